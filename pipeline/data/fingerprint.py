@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,9 @@ Part = Literal["pretrain", "sft"]
 
 # Raise this when prepare would make other rows from the same content.
 FORMAT = 1
+# A run shares its data only with runs that have the same value of this variable. `pion prove` sets
+# it, so that each of its runs prepares.
+APART = "PION_DATA_APART"
 # Files in a folder of data that don't decide rows: they follow from the rest.
 NOT_CONTENT = ("dataset.json", "choices.jsonl", "commit.json")
 # They say where a source is, and its content says the rest.
@@ -46,6 +50,8 @@ def fingerprint_of(
         "sources": [_of_source(found, say) for found in inputs],
         "tokenizer": _of_tokenizer(job, folder, trains),
     }
+    if apart := os.environ.get(APART):
+        content["apart"] = apart
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

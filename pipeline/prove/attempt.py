@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.data.fingerprint import APART
 from pipeline.kill_points import HALT_AT
 from pipeline.machine.private import private_cache_folder
 from pipeline.workers.reaper import children_of, session_processes
@@ -106,7 +107,7 @@ class Place:
         """A file that a run creates when it halts at its mark."""
         return self.folder / "halted"
 
-    def environment(self, instant: Instant | None) -> dict[str, str]:
+    def environment(self, run: str, instant: Instant | None) -> dict[str, str]:
         """Return the environment of a run that will be killed at `instant`."""
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         variables = {
@@ -115,6 +116,7 @@ class Place:
             "XDG_CACHE_HOME": str(self.folder / "cache"),
             "TMPDIR": str(self.temporary),
             "PYTHONUNBUFFERED": "1",
+            APART: run,
         }
         if instant is not None and instant.point is not None:
             variables[HALT_AT] = f"{instant.point}:{instant.arrival}:{self.halted}"
@@ -145,8 +147,8 @@ class Place:
         self.temporary.mkdir(exist_ok=True)
 
 
-def attempt(command: Sequence[str], place: Place, instant: Instant | None) -> Attempt:
-    """Run `command`, a `pion run`, and kill it at `instant`, unless it ends earlier."""
+def attempt(command: Sequence[str], place: Place, run: str, instant: Instant | None) -> Attempt:
+    """Run `command`, a `pion run` of `run`, and kill it at `instant`, unless it ends earlier."""
     place.halted.unlink(missing_ok=True)
     started = time.monotonic()
     with place.log.open("wb") as log:
@@ -155,7 +157,7 @@ def attempt(command: Sequence[str], place: Place, instant: Instant | None) -> At
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=place.environment(instant),
+            env=place.environment(run, instant),
             start_new_session=True,  # so that a Ctrl-C reaches only the proof
         )
     try:

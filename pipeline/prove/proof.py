@@ -196,7 +196,7 @@ class _Proof:
     def _attempt(self, run: RunState, instant: Instant | None) -> Attempt:
         cut = cut_overrides(self.job, run.name, self.store.url)
         command = [sys.executable, "-m", "pipeline.cli", "run", *self.arguments, *cut]
-        return attempt(command, self.place, instant)
+        return attempt(command, self.place, run.name, instant)
 
     def _record(self, run: RunState, instant: Instant, done: Attempt) -> Kill:
         head = run.read()
@@ -251,8 +251,11 @@ class _Proof:
             return
         for name in [f"{self.name}-unbroken", *(this.run for this in self.rounds)]:
             try:
-                for entry in self.store.list(f"{name}/"):
-                    self.store.delete(entry.key)
+                head = RunState(self.store, name).read()
+                data = () if head is None else set(head.data.values())
+                for key in (*(f"{key.rpartition('/')[0]}/" for key in data), f"{name}/"):
+                    for entry in self.store.list(key):
+                        self.store.delete(entry.key)
                 self.store.flush()
                 folder = self.store.local_path(name)
                 if folder is not None:

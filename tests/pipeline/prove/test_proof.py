@@ -154,7 +154,7 @@ def test_a_kill_at_the_save_mark_lands_inside_a_save_and_leaves_no_process(here:
     command += ["checkpoint.every_steps=3", "log.every=1"]
     with Place() as place:
         # The third of the five files of the first checkpoint is not written yet.
-        done = attempt(command, place, Instant("save", arrival=3, machine=True))
+        done = attempt(command, place, "tiny", Instant("save", arrival=3, machine=True))
         assert (done.killed, done.at, done.during) == (True, "save", "pretrain"), done.last_lines
         (folder,) = (here / "runs/tiny/checkpoints/pretrain").iterdir()
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
@@ -168,7 +168,7 @@ def test_a_kill_at_the_save_mark_lands_inside_a_save_and_leaves_no_process(here:
 def test_a_mark_that_can_not_be_come_to_any_more_is_no_reason_to_miss_a_kill(here: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "run", write_job(here)]
     with Place() as place:
-        done = attempt(command, place, Instant("shard", arrival=1000))
+        done = attempt(command, place, "tiny", Instant("shard", arrival=1000))
     assert (done.killed, done.at, done.during) == (True, None, "start-up"), done.last_lines
 
 
