@@ -16,7 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,16 +252,23 @@ class _Proof:
         for name in [f"{self.name}-unbroken", *(this.run for this in self.rounds)]:
             try:
                 head = RunState(self.store, name).read()
-                data = () if head is None else set(head.data.values())
-                for key in (*(f"{key.rpartition('/')[0]}/" for key in data), f"{name}/"):
-                    for entry in self.store.list(key):
-                        self.store.delete(entry.key)
-                self.store.flush()
-                folder = self.store.local_path(name)
-                if folder is not None:
-                    shutil.rmtree(folder, ignore_errors=True)
+                # Of a proof's run, nobody shares the data.
+                data = () if head is None else {k.rpartition("/")[0] for k in head.data.values()}
+                for key in (*data, name):
+                    self._remove(key)
             except StoreError as error:
                 self.say(f"left in the store: {name} ({error})")
+
+    def _remove(self, key: str) -> None:
+        """Delete everything below `key`, and the folders that it leaves empty."""
+        for entry in self.store.list(f"{key}/"):
+            self.store.delete(entry.key)
+        self.store.flush()
+        folder = self.store.local_path(key)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # other runs share data
+                folder.parent.rmdir()
 
     def result(self) -> dict[str, Any]:
         """Return all findings, as plain JSON."""
