@@ -72,9 +72,10 @@ def _settings(job: Job, part: Part) -> dict[str, Any]:
         fields = covered_fields(text, "data")
     else:
         assert job.sft is not None
-        fields = conversation_inputs(job, job.sft)
-    sources = ("data.sources.", "sft.sources.")
-    return {path: value for path, value in fields.items() if not path.startswith(sources)}
+        fields = conversation_inputs(job, job.sft) | {"data.shard_rows": job.data.shard_rows}
+    # The window only decides in which order training reads the rows.
+    elsewhere = ("data.sources.", "sft.sources.", "data.window")
+    return {path: value for path, value in fields.items() if not path.startswith(elsewhere)}
 
 
 def _of_source(found: Input, say: Say) -> dict[str, Any]:

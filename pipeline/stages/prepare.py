@@ -139,7 +139,11 @@ def _found_or_made(job: Job, part: _Part, folder: Path, say: Say, find: Find) ->
         if not (folder / DATASET).exists():
             make = _prepare_pretrain if part.name == "pretrain" else _prepare_sft
             make(job, inputs, folder, by_job, say)
-            check_unchanged(job, inputs)
+            try:
+                check_unchanged(job, inputs)
+            except BadInput:
+                (folder / FINGERPRINT).unlink()  # so the next start forgets what was made here
+                raise
     data = open_data(ready)
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     report = data.report

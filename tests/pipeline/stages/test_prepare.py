@@ -129,6 +129,28 @@ def test_a_folder_that_was_finished_from_other_bytes_is_prepared_again(tmp_path:
     assert (first.report["documents"], second.report["documents"]) == (300, 200)
 
 
+def test_files_that_change_while_they_are_prepared_are_refused_and_nothing_made_of_them_is_kept(
+    tmp_path: Path,
+) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    before = (tmp_path / "corpus.jsonl").read_bytes()
+    job = make_job(tmp_path)
+    changes = iter([b'{"text": "one more document, while the others are read"}\n'])
+
+    def say(message: Shown) -> None:
+        if isinstance(message, Note):  # the tokenizer is about to be trained
+            with (tmp_path / "corpus.jsonl").open("ab") as file:
+                file.write(next(changes, b""))
+
+    with pytest.raises(BadInput, match=r"data\.sources\.0: the files have changed while"):
+        prepare_pretrain(job, tmp_path / "data", say)
+    (tmp_path / "corpus.jsonl").write_bytes(before)
+    again = prepare_pretrain(job, tmp_path / "data", lambda message: None)
+    assert again.report["documents"] == 300
+    prepare_pretrain(job, tmp_path / "unbroken", lambda message: None)
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
+
+
 def test_it_says_what_it_does_and_how_fast(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     said: list[Shown] = []

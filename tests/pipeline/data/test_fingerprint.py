@@ -1,0 +1,118 @@
+"""A fingerprint changes with everything that decides rows, and with nothing else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.data import fingerprint as module
+from pipeline.stages.prepare import prepare_pretrain
+from tests.support.corpora import make_job, model_of, save_tokenizer, write_corpus
+
+BY_FILE: dict[str, Any] = {"tokenizer": {"file": "tokenizer.json"}, "model": model_of(400)}
+
+
+class Found(Exception):
+    """Ends prepare before it works."""
+
+
+def fingerprint(folder: Path, **changes: Any) -> str:
+    """Return the fingerprint of the pretraining data of a job in `folder`."""
+    asked: list[str] = []
+
+    def find(name: str) -> Path:
+        asked.append(name)
+        raise Found
+
+    job = make_job(folder, **changes)
+    with pytest.raises(Found):
+        prepare_pretrain(job, folder / "prepared", lambda message: None, None, find)
+    return asked[0]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_corpus(tmp_path / "corpus.jsonl")
+    save_tokenizer(tmp_path / "tokenizer.json")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"store": "elsewhere"},
+        {"pretrain": {"steps": 99, "global_batch": 8, "lr": 0.5, "warmup_steps": 0}},
+        {"data": {"window": 7}},
+    ],
+    ids=str,
+)
+def test_what_only_training_uses_does_not_change_it(corpus: Path, changes: dict[str, Any]) -> None:
+    assert fingerprint(corpus, **changes) == fingerprint(corpus)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 5},
+        {"tokenizer": {"train": {"vocab_size": 399}}},
+        BY_FILE,
+        {"data": {"seq_len": 33}},
+        {"data": {"held_out": 0.2}},
+        {"data": {"shard_rows": 99}},
+        {"data": {"sources": [{"kind": "jsonl", "path": "corpus.jsonl", "weight": 2}]}},
+        {"data": {"sources": [{"kind": "jsonl", "path": "corpus.jsonl"}] * 2}},
+        {"data": {"sources": [{"kind": "text", "path": "corpus.jsonl"}]}},
+        {"data": {"sources": [{"kind": "python-docs"}]}},
+    ],
+    ids=str,
+)
+def test_what_decides_rows_changes_it(corpus: Path, changes: dict[str, Any]) -> None:
+    assert fingerprint(corpus, **changes) != fingerprint(corpus)
+
+
+def test_another_place_and_another_time_of_the_same_bytes_do_not_change_it(corpus: Path) -> None:
+    before = fingerprint(corpus)
+    (corpus / "corpus.jsonl").rename(corpus / "moved.jsonl")
+    os.utime(corpus / "moved.jsonl", (1, 1))
+    assert (
+        fingerprint(corpus, data={"sources": [{"kind": "jsonl", "path": "moved.jsonl"}]}) == before
+    )
+
+
+def test_one_more_byte_in_the_same_place_changes_it(corpus: Path) -> None:
+    before = fingerprint(corpus)
+    status = (corpus / "corpus.jsonl").stat()
+    content = (corpus / "corpus.jsonl").read_text().replace("river", "rider", 1)
+    (corpus / "corpus.jsonl").write_text(content)
+    os.utime(corpus / "corpus.jsonl", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (corpus / "corpus.jsonl").stat().st_size == status.st_size
+    assert fingerprint(corpus) != before
+
+
+def test_a_tokenizer_counts_by_its_bytes_and_not_by_its_place(corpus: Path) -> None:
+    before = fingerprint(corpus, **BY_FILE)
+    (corpus / "tokenizer.json").rename(corpus / "moved.json")
+    moved = BY_FILE | {"tokenizer": {"file": "moved.json"}}
+    assert fingerprint(corpus, **moved) == before
+    save_tokenizer(corpus / "moved.json", "other words")
+    assert fingerprint(corpus, **moved) != before
+
+
+@pytest.mark.parametrize("what", ["python", "format"])
+def test_another_python_and_another_prepare_make_other_data(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    standard = {"sources": [{"kind": "python-docs"}]}
+    before = fingerprint(corpus, data=standard)
+    change: Callable[[], None] = {
+        "python": lambda: monkeypatch.setattr(sys, "version", "3.99"),
+        "format": lambda: monkeypatch.setattr(module, "FORMAT", 99),
+    }[what]
+    change()
+    assert fingerprint(corpus, data=standard) != before
