@@ -106,6 +106,7 @@ if [ "${PION_EXPECT_GPUS:-${SKYPILOT_NUM_GPUS_PER_NODE:-0}}" != 0 ]; then
     timeout -k 10 180 .venv/bin/python -m pipeline.rent.on_machine.gpu_check || leave_with $?
 fi
 
+arguments=("$JOB" "${overrides[@]}" ${PION_UNTIL:+--until "$PION_UNTIL"})
 # `exec` replaces this shell, so that SIGTERM reaches pion, and pion's exit code is the job's.
-[ "${SKYPILOT_NUM_NODES:-1}" = 1 ] || exec bash sky/ray_nodes.sh "$JOB" "${overrides[@]}"
-exec .venv/bin/pion run "$JOB" "${overrides[@]}"
+[ "${SKYPILOT_NUM_NODES:-1}" = 1 ] || exec bash sky/ray_nodes.sh "${arguments[@]}"
+exec .venv/bin/pion run "${arguments[@]}"

@@ -26,6 +26,7 @@ class Add(Protocol):
 RUN_HELP = "STORE/NAME, or a name in runs/"
 ON_HELP = "the SkyPilot file that lists the machines to rent, such as sky/runpod-spot.yaml"
 DEAR_SPOT_HELP = "accept a spot price above the on-demand price"
+UNTIL_HELP = "end the rental after this stage; default: as the SkyPilot file says, or the last one"
 FORCE_HELP = f"{DEAR_SPOT_HELP}, and rent even if a machine for this run is already starting"
 
 
@@ -64,6 +65,7 @@ def _add_managed(add: Add) -> None:
     )
     _job(launch)
     launch.add_argument("--on", metavar="SKY", required=True, help=ON_HELP)
+    launch.add_argument("--until", metavar="STAGE", help=UNTIL_HELP)
     launch.add_argument("--dry-run", action="store_true", help="print SkyPilot's task and stop")
     launch.add_argument("--force", action="store_true", help=FORCE_HELP)
 
@@ -137,7 +139,14 @@ def _plan(args: argparse.Namespace) -> int:
 def _launch(args: argparse.Namespace) -> int:
     from pipeline.rent.managed.launch import launch
 
-    return launch(args.job, args.overrides, on=args.on, dry_run=args.dry_run, force=args.force)
+    return launch(
+        args.job,
+        args.overrides,
+        on=args.on,
+        dry_run=args.dry_run,
+        force=args.force,
+        until=args.until,
+    )
 
 
 def _watch(args: argparse.Namespace) -> int:

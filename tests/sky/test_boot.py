@@ -165,6 +165,12 @@ def test_it_ends_in_pion_run_with_the_job_and_the_overrides(machine: Machine) ->
     assert machine.pion() == arguments
 
 
+def test_a_stage_to_stop_after_reaches_pion_run(machine: Machine) -> None:
+    code, output = machine.boot(OVERRIDES="pretrain.lr=1e-3", PION_UNTIL="prepare")
+    assert code == 0, output
+    assert machine.pion() == ["run", "job.yaml", "pretrain.lr=1e-3", "--until", "prepare"]
+
+
 def test_overrides_that_are_not_shell_words_start_nothing(machine: Machine) -> None:
     code, output = machine.boot(OVERRIDES="store=s3://bucket/runs evaluate.prompts='[half")
     assert code == 2
@@ -227,12 +233,16 @@ def test_several_nodes_get_the_job_and_each_override_as_a_separate_word(
     script.write_text('printf "%s\\n" "$@" >"$CALLS.nodes"\nexit 7\n')
     overrides = "pretrain.lr=1e-3 evaluate.prompts='[\"two words\"]'"
     token = "0123456789abcdef" * 4
-    code, output = machine.boot(SKYPILOT_NUM_NODES="2", PION_RAY_TOKEN=token, OVERRIDES=overrides)
+    code, output = machine.boot(
+        SKYPILOT_NUM_NODES="2", PION_RAY_TOKEN=token, OVERRIDES=overrides, PION_UNTIL="sft"
+    )
     assert code == 7, output
     assert machine.pion("nodes") == [
         "job.yaml",
         "pretrain.lr=1e-3",
         'evaluate.prompts=["two words"]',
+        "--until",
+        "sft",
     ]
     assert not machine.ran(), "ray_nodes.sh starts pion"
 

@@ -23,6 +23,7 @@ YAMLS_WITH_A_LIST = (
     "runpod-deadline.yaml",
     "cloud-spot.yaml",
     "multi-node.yaml",
+    "cpu-prepare.yaml",
 )
 # tests/sky/test_bench_yaml.py has the rest about this one.
 BENCH = "bench.yaml"
@@ -38,10 +39,11 @@ def dryrun(tmp_path_factory: pytest.TempPathFactory) -> DryRun:
         paths: list[Path],
         prices: Mapping[str, Price] = PRICES,
         clouds: tuple[str, ...] = ("RunPod",),
+        cpu_prices: Mapping[str, float] | None = None,
     ) -> dict[str, dict[str, Any]]:
         home = tmp_path_factory.mktemp("home")
         for cloud in clouds:
-            write_catalog(home, prices, cloud=cloud)
+            write_catalog(home, prices, cloud=cloud, cpu_prices=cpu_prices)
         done = run_to_end(
             [
                 sys.executable,
@@ -64,7 +66,8 @@ def rented(dryrun: DryRun) -> dict[str, dict[str, Any]]:
     """Return what each YAML would rent at the usual prices."""
     single = [SKY / name for name in (*YAMLS, BENCH) if name != "multi-node.yaml"]
     several = dryrun([SKY / "multi-node.yaml"], {"A10": Price(None, 0.75)}, ("Lambda",))
-    return dryrun(single) | several
+    # For these prices, SkyPilot would take any machine with a GPU before one without.
+    return dryrun(single, cpu_prices={"cpu3c-4-8": 0.1, "cpu3c-8-16": 5.0}) | several
 
 
 @pytest.mark.parametrize(
@@ -86,6 +89,15 @@ def test_a_dry_run_picks_the_expected_machine(
     assert rented[name]["use_spot"] is use_spot
     assert rented[name]["price"] == price, "dollars an hour, of one node"
     assert rented[name]["nodes"] == (2 if name == "multi-node.yaml" else 1)
+
+
+def test_a_machine_that_prepares_has_no_gpu_even_if_a_gpu_is_cheaper(
+    rented: dict[str, dict[str, Any]],
+) -> None:
+    machine = rented["cpu-prepare.yaml"]
+    assert machine["gpus"] is None
+    assert (machine["use_spot"], machine["price"], machine["nodes"]) == (False, 5.0, 1)
+    assert _read("cpu-prepare.yaml")["envs"]["PION_UNTIL"] == "prepare"
 
 
 def test_on_demand_is_rented_instead_of_spot_only_by_choice(dryrun: DryRun, tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ PRICES = {
     "RTXA6000": Price(0.30, 0.49),
 }
 
+# Machines without a GPU: vCPUs and GiB of memory, by name.
+CPU_MACHINES = {"cpu3c-4-8": (4, 8), "cpu3c-8-16": (8, 16), "cpu3g-8-32": (8, 32)}
+
 _COLUMNS = (
     "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Region,SpotPrice,Price,"
     "AvailabilityZone"
@@ -59,10 +62,12 @@ def write_catalog(
     prices: Mapping[str, Price] = PRICES,
     regions: Mapping[str, str] | None = None,
     cloud: str = "RunPod",
+    cpu_prices: Mapping[str, float] | None = None,
 ) -> None:
     """Write the price list of `cloud` where SkyPilot with the home folder `home` reads it.
 
     `regions` maps each region to its zone. Every GPU is offered in all regions, one per machine.
+    `cpu_prices` are those of machines without a GPU, on demand.
     A running API server keeps its list.
     """
     folder = home / ".sky" / "catalogs" / "v8"
@@ -81,6 +86,11 @@ def write_catalog(
                 on_demand = "" if price.on_demand is None else price.on_demand
                 kind = f"1x_{gpu}_SECURE"
                 table.writerow([kind, gpu, 1.0, 8.0, 48.0, info, region, spot, on_demand, zone])
+        for kind, dollars in (cpu_prices or {}).items():
+            cpus, gib = CPU_MACHINES[kind]
+            for region, zone in (regions or {"CA": "CA-MTL-1"}).items():
+                row = [kind, "", "", cpus, gib, "", region, "", dollars, zone]
+                table.writerow(row)
     with (folder / "common" / "accelerators.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["AcceleratorName", "Clouds"])

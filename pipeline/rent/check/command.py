@@ -29,6 +29,7 @@ from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline.of_run import refuse_past
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.rent.time_limit import begin, within
+from pipeline.rent.until import with_until
 from pipeline.state.stores import open_store
 
 # Seconds after the command's start when a check without an answer counts as not found out.
@@ -72,6 +73,12 @@ def show_check(
                 "rented. Check the network, then run the same command again"
             )
             rows.append(CheckRow("rental", False, words))
+    if loaded is not None and sky_yaml is not None:
+        try:
+            sky_yaml = with_until(sky_yaml, loaded, None)
+        except BadInput as error:
+            rows.append(CheckRow("rental", False, str(error)))
+            sky_yaml = None
     if loaded is not None:
         rows += run_checks(loaded, sky_yaml, path=job, force=force, end=end)
     if as_json:

@@ -19,6 +19,7 @@ from pipeline.rent.plan.past_speeds import Speed, past_speeds
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.time_limit import within
+from pipeline.rent.until import trains
 from pipeline.state.deadline import Asked, RunDeadline, new_deadline
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
@@ -59,8 +60,11 @@ def check_deadline(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
     """Check that there is an on-demand machine with which the run can meet its deadline, and that
     waiting for spot saves money. Raises BadInput if not: nothing should be rented then.
 
-    `force` accepts a spot price above the on-demand price. Returns nothing without a deadline.
+    `force` accepts a spot price above the on-demand price. Returns nothing without a deadline, and
+    for a rental that does not train: how long it takes is not known.
     """
+    if not trains(sky_yaml, job):
+        return []
     run = RunState(open_store(job.store), job.name)
     before = run.clock.now()
     deadline, head = _read(run, job)

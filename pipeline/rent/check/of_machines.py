@@ -21,6 +21,7 @@ from pipeline.rent.plan.ways import ways_on
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
 from pipeline.rent.time_limit import within
+from pipeline.rent.until import trains
 from pipeline.run.stage_plan import plan_stages
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
@@ -92,6 +93,8 @@ def _candidate_row(job: Job, sky_yaml: SkyYaml, verdict: Verdict, *, others: boo
     if verdict.problem is not None:
         return CheckRow(title, False, _why_not(verdict))
     nodes = sky_yaml.num_nodes
+    if found.gpu is None and not trains(sky_yaml, job):
+        return CheckRow(title, True, f"no GPU, and the rental does not train{_cost(guess, nodes)}")
     if found.gpu is None:
         return CheckRow(title, None, f"no GPU: memory and speed are unknown{_cost(guess, nodes)}")
     if found.gpu_memory is None:

@@ -67,7 +67,9 @@ class RunView:
     """What the run's store says. Times are Unix seconds, by the clock of their writer.
 
     Attributes:
-        finished: whether every stage of the run's job is done.
+        finished: whether the rental has no more to do: every stage of the run's job is done, or
+            those up to `until`.
+        until: the stage after which the rental ends; None: the last.
         stop: the reason of a request to stop this job; None without a request.
         claimed_at: when the owner claimed the run; None if nobody owns it.
         beat_at: when the owner's last heartbeat was written.
@@ -78,6 +80,7 @@ class RunView:
     """
 
     finished: bool = False
+    until: str | None = None
     stop: str | None = None
     claimed_at: float | None = None
     beat_at: float | None = None
@@ -141,7 +144,8 @@ _NEVER_ENDS = ("boot not finished", "silent")
 
 def _end_instead(finding: Finding, run: RunView) -> Finding:
     """Return the finding for a run that needs no other machine."""
-    reason = "The run is finished" if run.finished else f"The run was asked to stop ({run.stop})"
+    done = "The run is finished" if run.until is None else f"The run has done {run.until}"
+    reason = done if run.finished else f"The run was asked to stop ({run.stop})"
     why = f"{finding.why}. {reason}, so Pion will not rent a new machine"
     return replace(finding, why=why, action="cancel", avoid=None)
 

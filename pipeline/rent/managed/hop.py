@@ -17,7 +17,8 @@ from pipeline.rent.managed.progress import how_to_come_back
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.say import say_now
 from pipeline.rent.managed.submission import announced, note_of, submitting_alone
-from pipeline.rent.sky_yaml import read_sky_yaml
+from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
+from pipeline.rent.until import UNTIL, until_of, with_until
 from pipeline.run.handover import FROM_EPOCH
 from pipeline.state.find_run import read_run
 from pipeline.state.recorded_job import find_job_file
@@ -55,10 +56,11 @@ def hop(
         if is_finished(state, head):
             say_now(f"{state.name} is finished: there is nothing to move.")
             return 0
-        sky_yaml = read_sky_yaml(on)
         path, recorded = (job, []) if job is not None else find_job_file(state, head)
         job_file = JobFile.load(path, [*recorded, *overrides])
         _require_same_run(job_file, state)
+        sky_yaml = with_until(read_sky_yaml(on), job_file.job, None)
+        _require_work_left(sky_yaml, state, head)
         variables = {FROM_EPOCH: str(head.epoch)}
         refuse_past(path, job_file.overrides, job_file.job)
         order = make_order(
@@ -82,6 +84,16 @@ def _require_same_run(job_file: JobFile, state: RunState) -> None:
     store, name = open_store(job_file.job.store).url, job_file.job.name
     if (store, name) != (state.store.url, state.name):
         raise BadInput(f"that job is the run {store}/{name}, not {state.url}. Nothing was rented.")
+
+
+def _require_work_left(sky_yaml: SkyYaml, state: RunState, head: Head) -> None:
+    """Raise BadInput if the new machine would end at once: its stages are done."""
+    until = until_of(sky_yaml)
+    if until is not None and until in head.stages:
+        raise BadInput(
+            f"machines of {sky_yaml.path} end after {until} ({UNTIL}), and {state.name} has done "
+            f"{until}. Nothing was rented. Name another file: pion hop {state.url} --on SKY"
+        )
 
 
 def _rent(order: Order, head: Head, provider: Provider, *, force: bool) -> Move:

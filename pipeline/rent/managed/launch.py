@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 from pion.errors import BadInput
 from pipeline.console.formats import duration, show
-from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.rent.deadline.of_run import deadline_of, keeping_deadline, refuse_past
 from pipeline.rent.managed.at_work import owner_age
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.order import JobFile, Order, make_order, require_checks, submit_order
-from pipeline.rent.managed.progress import how_to_come_back
+from pipeline.rent.managed.progress import how_to_come_back, what_comes_next
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.say import say_now
 from pipeline.rent.managed.submission import announced, note_of, submitting_alone
 from pipeline.rent.managed.task import task_yaml
 from pipeline.rent.managed.watch import follow_or_leave
 from pipeline.rent.sky_yaml import read_sky_yaml
+from pipeline.rent.until import until_of, with_until
+from pipeline.run.stage_plan import stages_until
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
@@ -34,20 +35,21 @@ def launch(
     on: str,
     dry_run: bool,
     force: bool,
-    provider: Provider | None = None,
+    until: str | None = None,
 ) -> int:
     """Rent a machine with the SkyPilot YAML `on`, run `job` there until it is done, and show it.
 
     Return the run's exit code, or 0 after Ctrl-C, because the rental continues. `dry_run` prints
     the task that SkyPilot would get, without reading the store: of a deadline, it knows what the
-    job says. `force` rents in spite of warnings.
+    job says. `force` rents in spite of warnings. The rental ends after the stage `until`; None: as
+    the YAML says, or after the last.
 
     Raises:
         BadInput: something would fail, or the run is already running; nothing was rented.
     """
-    provider = provider or Provider()
-    sky_yaml = read_sky_yaml(on)
+    provider = Provider()
     job_file = JobFile.load(job, overrides)
+    sky_yaml = with_until(read_sky_yaml(on), job_file.job, until)
     state = RunState(open_store(job_file.job.store), job_file.job.name)
     refuse_past(job, overrides, job_file.job)
     if dry_run:
@@ -61,8 +63,8 @@ def launch(
     require_checks(order, force=force)
     with before_work("Nothing was rented."):
         head = state.read()
-        if head is not None and _is_done(state, head, job_file.job):
-            say_now(f"{state.name} is finished: nothing was rented. See: pion status {state.url}")
+        if head is not None and (done := _done(state, head, order)):
+            say_now(done)
             return 0
         job_id = _rent(order, provider, force=force)
     _say_rented(order, job_id, provider)
@@ -121,9 +123,19 @@ def _say_rented(order: Order, job_id: int, provider: Provider) -> None:
         )
 
 
-def _is_done(state: RunState, head: Head, job: Job) -> bool:
-    """Return whether the run has done every stage of `job`, which may differ from its recorded
-    job."""
+def _done(state: RunState, head: Head, order: Order) -> str:
+    """Return the message that the rental has nothing to do; empty if it has.
+
+    The job may differ from the run's recorded job.
+    """
+    job, until = order.job_file.job, until_of(order.sky_yaml)
     digests = digest_job(job).stages
-    done = all(s in head.stages and head.stages[s].digest == digests[s] for s in job.stages)
-    return done and is_finished(state, head)
+    todo = [s for s in job.stages if s not in head.stages or head.stages[s].digest != digests[s]]
+    if not todo and is_finished(state, head):
+        return f"{state.name} is finished: nothing was rented. See: pion status {state.url}"
+    asked = stages_until(job.stages, until)
+    if not todo or until is None or not set(asked).isdisjoint(todo):
+        return ""
+    return (
+        f"{state.name} has done {', '.join(asked)}: nothing was rented. {what_comes_next(todo[0])}"
+    )

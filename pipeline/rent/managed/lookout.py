@@ -15,7 +15,7 @@ from pipeline.rent.managed.place import Place, place_of
 from pipeline.rent.managed.pods import Pod
 from pipeline.rent.managed.progress import Progress
 from pipeline.rent.managed.provider import Provider
-from pipeline.rent.managed.recorded_task import launch_id_of
+from pipeline.rent.managed.recorded_task import launch_id_of, until_of_job
 from pipeline.rent.managed.unclaimed_costs import LostPods
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
@@ -111,13 +111,27 @@ class Lookout:
         """Leave out what concerns another launch: its request to stop, or that it has finished.
 
         A hop asks every launch to stop except the one that takes over the run. A finished run may
-        be launched again with more to do.
+        be launched again with more to do. A rental that ends after a stage is finished before the
+        run is.
         """
         last = head.claims[0].owner.launch_id if head.claims else None
         launch = launch_id_of(job) or last
         stop = pending_stop(self.state, launch_id=launch) if run.stop is not None else None
+        until = until_of_job(job)
+        finished = run.finished or _has_done(head, until, launch)
         return replace(
             run,
-            finished=run.finished and launch == last,
+            finished=finished and launch == last,
+            until=None if run.finished else until,
             stop=stop.reason if stop is not None else None,
         )
+
+
+def _has_done(head: Head, until: str | None, launch: str | None) -> bool:
+    """Return whether the stage `until` was done by a machine of the launch.
+
+    What is older may have been done for other settings, and be done again now.
+    """
+    since = [claim.at for claim in head.claims if claim.owner.launch_id == launch]
+    record = head.stages.get(until) if until is not None else None
+    return record is not None and bool(since) and record.at >= min(since)

@@ -83,6 +83,11 @@ def job_line(job: ManagedJob | None) -> str:
     return words
 
 
+def what_comes_next(stage: str) -> str:
+    """Return which stage of a run is next, and the command that rents for it."""
+    return f"next: {stage}. Rent a machine for it: pion launch JOB --on SKY"
+
+
 def how_to_come_back(state: RunState, job_id: int) -> str:
     """Return the three commands that a user needs after closing the window."""
     run = state.url

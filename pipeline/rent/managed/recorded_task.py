@@ -13,6 +13,7 @@ from pipeline.rent.credentials import secrets_for
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.place import Place
 from pipeline.rent.managed.task import make_task
+from pipeline.rent.until import UNTIL
 
 
 def task_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
@@ -33,11 +34,20 @@ def task_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
 
 def launch_id_of(job: ManagedJob) -> str | None:
     """Return the launch that submitted a managed job; None if SkyPilot's record does not say."""
+    return _variable(job, "PION_LAUNCH_ID")
+
+
+def until_of_job(job: ManagedJob) -> str | None:
+    """Return the stage after which a managed job ends; None: the last, or nobody knows."""
+    return _variable(job, UNTIL) or None
+
+
+def _variable(job: ManagedJob, name: str) -> str | None:
     try:
         config = _recorded(job)
     except BadInput:
         return None
-    return (config.get("envs") or {}).get("PION_LAUNCH_ID")
+    return (config.get("envs") or {}).get(name)
 
 
 def _recorded(job: ManagedJob) -> dict[str, Any]:

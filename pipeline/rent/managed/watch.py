@@ -15,7 +15,13 @@ from pipeline.rent.managed.lock import rental_lock
 from pipeline.rent.managed.lookout import Look, Lookout
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.names import rental_name
-from pipeline.rent.managed.progress import Progress, changes, how_it_ended, how_to_come_back
+from pipeline.rent.managed.progress import (
+    Progress,
+    changes,
+    how_it_ended,
+    how_to_come_back,
+    what_comes_next,
+)
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.recorded_task import launch_id_of
 from pipeline.rent.managed.restart import CANCEL_SECONDS, Restarter
@@ -214,7 +220,9 @@ class Watcher:
                 withdraw_rental_note(self.state, launch_id_of(job))
         code, words = how_it_ended(job, look.progress.dollars)
         self.say(words)
-        if job.status not in ("CANCELLED", "FAILED_CONTROLLER"):
-            return code
-        # These two say nothing about the run.
-        return 0 if look.run.finished else Stopped.exit_code if look.run.stop else code
+        if job.status in ("CANCELLED", "FAILED_CONTROLLER"):  # they say nothing about the run
+            code = 0 if look.run.finished else Stopped.exit_code if look.run.stop else code
+        status = look.progress.status or {}
+        if code == 0 and look.run.until is not None and status["next"] and not status["owner"]:
+            self.say(what_comes_next(status["next"]))
+        return code

@@ -1,0 +1,149 @@
+"""`pion launch --until`: what the machine is told, and what is not rented for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pion.errors import BadInput
+from pipeline.cli import main
+from pipeline.job.digest import digest_job
+from pipeline.job.file import load_job
+from pipeline.rent.check.of_deadline import check_deadline
+from pipeline.rent.managed import launch as launching
+from pipeline.rent.sky_yaml import read_sky_yaml
+from pipeline.rent.until import with_until
+from pipeline.state.claim import claim_run
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from tests.pipeline.rent.conftest import YAML, SkyHome
+from tests.support.fake_provider import FakeProvider
+from tests.support.jobs import tiny_dict
+from tests.support.states import someone
+
+BOOTED = "workdir: .\n" + YAML.replace('pion run "$JOB"', "exec bash sky/boot.sh")
+PREPARES = BOOTED.replace("envs: {{", "envs: {{PION_UNTIL: prepare, ")
+JOB = "jobs/tiny.yaml"
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let every check pass, and collect the tasks. The window is closed at once."""
+    tasks: list[Any] = []
+
+    def submit(task: Any, name: str) -> int:
+        tasks.append(task)
+        raise KeyboardInterrupt
+
+    provider = FakeProvider()
+    provider.submit = submit
+    monkeypatch.setattr(launching, "Provider", lambda: provider)
+    monkeypatch.setattr(launching, "require_checks", lambda order, **more: None)
+    return tasks
+
+
+@pytest.fixture
+def run(sky_home: SkyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunState:
+    """The run of a job file in the present folder, a checkout."""
+    folder = tmp_path / "project"
+    (folder / "jobs").mkdir(parents=True)
+    store = FileStore(tmp_path / "runs")
+    (folder / JOB).write_text(yaml.safe_dump(tiny_dict(store=str(store.folder))))
+    monkeypatch.chdir(folder)
+    return RunState(store, "tiny")
+
+
+def prepared(run: RunState, *overrides: str) -> None:
+    """Let the run have prepared the data of its job with these overrides."""
+    claim = claim_run(run, someone())
+    claim.finish_stage("prepare", digest_job(load_job(JOB, overrides)).stages["prepare"], {})
+    claim.release()
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "told"),
+    [
+        (BOOTED, ["--until", "prepare"], "prepare"),
+        (BOOTED, [], None),
+        (PREPARES, [], "prepare"),
+        (PREPARES, ["--until", "pretrain"], "pretrain"),
+    ],
+)
+def test_the_machine_is_told_after_which_stage_to_stop(
+    run: RunState,
+    sky_home: SkyHome,
+    submitted: list[Any],
+    text: str,
+    options: list[str],
+    told: str | None,
+) -> None:
+    on = str(sky_home.yaml(text=text))
+    assert main(["launch", JOB, "--on", on, *options]) == 130
+    assert submitted[0].envs.get("PION_UNTIL") == told
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        (BOOTED, ["--until", "tokenise"]),
+        (BOOTED.replace("envs: {{", "envs: {{PION_UNTIL: tokenise, "), []),
+    ],
+)
+def test_a_stage_that_the_job_does_not_have_is_refused(
+    run: RunState,
+    sky_home: SkyHome,
+    submitted: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    options: list[str],
+) -> None:
+    assert main(["launch", JOB, "--on", str(sky_home.yaml(text=text)), *options]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--until tokenise: this job has no such stage" in said
+    assert "prepare, pretrain" in said
+    assert submitted == []
+
+
+def test_a_file_whose_machine_would_not_stop_is_refused(
+    run: RunState, sky_home: SkyHome, submitted: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    on = str(sky_home.yaml(text="workdir: .\n" + YAML))
+    assert main(["launch", JOB, "--on", on, "--until", "prepare"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "would do all stages" in said
+    assert '--until "$PION_UNTIL"' in said
+    assert submitted == []
+
+
+def test_nothing_is_rented_for_stages_that_are_done(
+    run: RunState, sky_home: SkyHome, submitted: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(run)
+    on = str(sky_home.yaml(text=PREPARES))
+    assert main(["launch", JOB, "--on", on]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "tiny has done prepare: nothing was rented. next: pretrain." in out
+    assert "pion launch JOB --on SKY" in out
+    assert submitted == []
+    assert main(["launch", JOB, "--on", on, "--until", "pretrain"]) == 130, "this is not done"
+
+
+def test_other_data_than_what_is_prepared_is_rented_for(
+    run: RunState, sky_home: SkyHome, submitted: list[Any]
+) -> None:
+    prepared(run, "data.held_out=0.3")
+    assert main(["launch", JOB, "--on", str(sky_home.yaml(text=PREPARES))]) == 130
+    assert len(submitted) == 1
+
+
+def test_a_machine_that_only_prepares_is_not_measured_against_the_deadline(
+    run: RunState, sky_home: SkyHome
+) -> None:
+    job = load_job(JOB, ["deadline.hours=0.001"])
+    sky_yaml = with_until(read_sky_yaml(sky_home.yaml("cpus: 8", PREPARES)), job, None)
+    assert check_deadline(job, sky_yaml, force=False) == []
+    with pytest.raises(BadInput):
+        check_deadline(job, with_until(sky_yaml, job, "pretrain"), force=False)
