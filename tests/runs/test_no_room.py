@@ -74,9 +74,9 @@ def pages(used: dict[str, int], *folders: str) -> int:
 REPORT = "runs/tiny/report.html"
 FULL_AT: dict[str, tuple[Callable[[Any], int], int]] = {
     "the claim": (lambda used: 3 * PAGE, 2),
-    "the data": (lambda used: pages(used, "runs/tiny/data") // 2, 2),
+    "the data": (lambda used: pages(used, "runs/_data") // 2, 2),
     "a checkpoint": (
-        lambda used: pages(used, "runs/tiny/data") + pages(used, "runs/tiny/checkpoints") // 2,
+        lambda used: pages(used, "runs/_data") + pages(used, "runs/tiny/checkpoints") // 2,
         74,
     ),
     "the model": (lambda used: pages(used, "") - pages(used, "model", REPORT) + 16 * PAGE, 2),

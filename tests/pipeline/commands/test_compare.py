@@ -55,7 +55,10 @@ def test_the_comparison_as_json_has_the_same_numbers(two: Path, pion: Pion) -> N
     assert found["runs"][0]["dollars"] < found["runs"][1]["dollars"]
 
 
-def test_runs_of_the_same_name_are_told_apart_by_their_stores(here: Path, pion: Pion) -> None:
+def test_runs_of_the_same_name_are_told_apart_by_their_stores(
+    here: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # no name is broken into lines
     for store in ("one", "two"):
         train(here / store, "demo", lr=1e-4)
     _, out, _ = pion("status", str(here / "one/demo"), str(here / "two/demo"), "--compare")

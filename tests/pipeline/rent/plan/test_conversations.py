@@ -42,7 +42,7 @@ def test_the_rows_are_those_that_the_run_will_have(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     counted = count_conversations(job)
     assert counted is not None
-    report = prepare_sft(job, tmp_path / "sft", None, lambda message: None)
+    report = prepare_sft(job, tmp_path / "sft", None, lambda message: None).report
     assert counted.rows == report["train_rows"]
     assert counted.whole
     assert expect_rows(job) is None
