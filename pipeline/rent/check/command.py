@@ -25,6 +25,7 @@ from pipeline.rent.check.of_deadline import check_deadline
 from pipeline.rent.check.of_files import check_files
 from pipeline.rent.check.of_machines import check_machines
 from pipeline.rent.check.of_memory import check_memory
+from pipeline.rent.check.of_prepare import check_prepare
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline.of_run import refuse_past
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
@@ -151,6 +152,7 @@ def _checks(
             ("controller", check_controller),
             ("machines", partial(check_machines, job, sky_yaml, force=force)),
             ("deadline", partial(check_deadline, job, sky_yaml, force=force)),
+            ("prepare", partial(check_prepare, job, sky_yaml, path, force=force)),
         ]
     return checks
 

@@ -27,6 +27,7 @@ from pipeline.state.recorded_job import find_job_file
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import ask_stop, pending_stop
+from tests.pipeline.rent.conftest import YAML
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import ANOTHER, ME, FakeProvider
 from tests.support.light_run import JOB
@@ -364,3 +365,12 @@ def test_a_finished_run_is_not_moved(
     assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
     assert "demo is finished: there is nothing to move" in capsys.readouterr().out
     assert len(sky.jobs) == 1
+
+
+def test_a_machine_that_would_end_at_once_is_not_rented(
+    sky: Sky, run: RunState, sky_home: Any
+) -> None:
+    text = YAML.replace("envs: {{", "envs: {{PION_UNTIL: pretrain, ")
+    with pytest.raises(BadInput, match=r"end after pretrain \(PION_UNTIL\).*Nothing was rented"):
+        hop("demo", on=str(sky_home.yaml(text=text)), overrides=[])
+    assert sky.launch_id == ""
