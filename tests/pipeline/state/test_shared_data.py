@@ -10,7 +10,9 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -22,9 +24,9 @@ from pipeline.state.shared.begin import begin, confirm
 from pipeline.state.shared.complete import Overtaken, complete
 from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.shared.records import Writer, keys_in_use, read_state
-from pipeline.state.stores import FileStore, Store
-from pipeline.state.workspace import FILES, Workspace
-from tests.faults.faulty_store import Crash, FaultyStore, When, can_be_torn
+from pipeline.state.stores import FileStore, Store, StoreError
+from pipeline.state.workspace import FILES
+from tests.faults.faulty_store import Crash, FaultyStore, When, can_be_torn, crash, fail
 from tests.support.clock import FakeClock
 from tests.support.hub_server import USER, hub_server
 from tests.support.s3_server import S3Server
@@ -33,6 +35,7 @@ from tests.support.states import someone
 FINGERPRINT = "f" * 64
 CONTENT = {"0/train/shard_00000.npy": b"rows", "tokenizer.json": b"ids", "dataset.json": b"{}"}
 Process = Callable[["World", Store], object]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -119,27 +122,41 @@ def using(name: str, *, again: bool = False) -> Process:
 
     def process(world: World, store: Store) -> str:
         clock, owner = world.time.clock(), someone()
-        claim = claim_run(RunState(store, name, clock), owner, take_over=True)
+        claim = retried(lambda: claim_run(RunState(store, name, clock), owner, take_over=True))
         me = Writer(name, claim.epoch, owner.session, owner.host, "", clock.now())
 
         def waiting(writer: Writer, seconds: float) -> None:
             assert seconds < TRASH_SECONDS, "this process waits for nobody"
 
         while True:
-            begun = begin(store, FINGERPRINT, me, owner, clock, waiting, again=again)
-            folder = begun
+            folder = begun = retried(
+                lambda: begin(store, FINGERPRINT, me, owner, clock, waiting, again=again)
+            )
             if isinstance(begun, Writer):
                 try:
-                    folder = complete(store, FINGERPRINT, begun, world.files, ("text",), clock)
+                    folder = retried(lambda writer=begun: finish(world, store, writer))
                 except Overtaken:
                     continue
             assert isinstance(folder, str)
-            claim.use_data({"pretrain": data_key(FINGERPRINT, folder)})
-            if confirm(store, FINGERPRINT, folder):
-                claim.release()
+            retried(partial(claim.use_data, {"pretrain": data_key(FINGERPRINT, folder)}))
+            if retried(partial(confirm, store, FINGERPRINT, folder)):
+                retried(claim.release)
                 return folder
 
     return process
+
+
+def finish(world: World, store: Store, writer: Writer) -> str:
+    """Share the finished files as this writer."""
+    return complete(store, FINGERPRINT, writer, world.files, ("text",), world.time.clock())
+
+
+def retried(work: Callable[[], Result]) -> Result:
+    """Call `work` again if the store has failed once, as `Patience` does."""
+    try:
+        return work()
+    except StoreError:
+        return work()
 
 
 def prune(world: World, store: Store) -> None:
@@ -215,6 +232,7 @@ def dies_everywhere(
     when: When,
     check: Callable[[World], None],
     counts: Callable[[str], bool] = lambda operation: True,
+    happen: Callable[[str], None] = crash,
 ) -> list[str]:
     """Let a process die at each of its operations that counts; return these operations."""
     world = next(worlds)
@@ -230,7 +248,7 @@ def dies_everywhere(
         world = next(worlds)
         before(world)
         with contextlib.suppress(Crash):
-            process(world, FaultyStore(world.open(), number, when))
+            process(world, FaultyStore(world.open(), number, when, happen))
         check_safe(world)
         check(world)
     return [operation.split()[0] for _, operation in operations]
@@ -238,6 +256,16 @@ def dies_everywhere(
 
 def changes(operation: str) -> bool:
     return operation.startswith(("write", "swap"))
+
+
+def begins(world: World, store: Store, name: str, *, again: bool = False) -> Writer:
+    """Return the record of a process of the run `name` that has begun to prepare the data."""
+    clock, owner = world.time.clock(), someone()
+    claim_run(RunState(store, name, clock), owner, take_over=True)
+    me = Writer(name, 1, owner.session, owner.host, "", clock.now())
+    begun = begin(store, FINGERPRINT, me, owner, clock, lambda writer, seconds: None, again=again)
+    assert isinstance(begun, Writer)
+    return begun
 
 
 def used_by_first(world: World) -> None:
@@ -248,11 +276,8 @@ def used_by_first(world: World) -> None:
 def left_behind(world: World) -> None:
     """Begin with unused data, and with a folder that a dead process has not finished."""
     prepared_and_forgotten(world)
-    clock, owner = world.time.clock(), someone()
-    me = Writer("gone", 1, owner.session, owner.host, "", clock.now())
     store = world.open()
-    begun = begin(store, FINGERPRINT, me, owner, clock, lambda writer, seconds: None, again=True)
-    assert isinstance(begun, Writer)
+    begun = begins(world, store, "gone", again=True)
     store.write(f"{data_key(FINGERPRINT, begun.folder)}/tokenizer.json", b"ids")
     store.flush()
 
@@ -290,3 +315,103 @@ def test_a_process_may_die_at_every_operation_far_away(
     far_away: Worlds, before: Callable[[World], object], process: Process, when: When
 ) -> None:
     assert dies_everywhere(far_away, before, process, when, check_ends_well)
+
+
+# ---------------------------------------------------------------- slow, but alive
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("before", "process"), [NEW, THERE, AGAIN])
+def test_what_a_failing_store_may_have_done_is_done_once(
+    in_folders: Worlds, before: Callable[[World], object], process: Process, when: When
+) -> None:
+    def one_folder(world: World) -> None:
+        state, _ = read_state(world.open(), FINGERPRINT)
+        (users,) = (runs for key, runs in keys_in_use(runs_in(world.open())).items())
+        assert data_key(FINGERPRINT, str(state.folder)) in stored_folders(world.open())
+        assert users == ["first"]
+        assert state.writer is None
+
+    dies_everywhere(in_folders, before, process, when, one_folder, happen=fail)
+
+
+def test_the_first_who_finishes_wins_whoever_is_the_writer_by_then(in_folders: Worlds) -> None:
+    world = next(in_folders)
+    store = world.open()
+    slow = begins(world, store, "slow")
+    quick = begins(world, store, "quick")  # it waits for a sign of life, and takes over
+    assert quick.folder != slow.folder
+    assert finish(world, store, slow) == slow.folder
+    assert finish(world, store, quick) == slow.folder
+
+
+def test_data_prepared_again_by_a_silent_process_is_not_what_it_replaces(
+    in_folders: Worlds,
+) -> None:
+    world = next(in_folders)
+    store = world.open()
+    old = using("first")(world, store)
+    slow = begins(world, store, "slow", again=True)
+    begins(world, store, "other", again=True)
+    assert finish(world, store, slow) == slow.folder != old
+
+
+def test_a_folder_that_was_ever_to_be_deleted_is_never_shared(in_folders: Worlds) -> None:
+    world = next(in_folders)
+    store = world.open()
+    asleep = begins(world, store, "asleep")
+    store.write(f"{data_key(FINGERPRINT, asleep.folder)}/tokenizer.json", b"ids")
+    world.time.sleep(TRASH_SECONDS + 1)
+    mark(store, [FINGERPRINT], world.time.clock())
+    for _ in range(2):
+        with pytest.raises(Overtaken, match="showed no sign of life"):
+            finish(world, store, asleep)
+        world.time.sleep(TRASH_SECONDS + 1)
+        delete_due(store, world.time.clock())
+    assert using("asleep")(world, store) != asleep.folder
+    check_safe(world)
+
+
+def test_ctrl_c_while_waiting_leaves_the_data_to_who_prepares_it(in_folders: Worlds) -> None:
+    world = next(in_folders)
+    store = world.open()
+    writer = begins(world, store, "writer")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    world.time.during_sleep = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        begins(world, store, "waiting")
+    world.time.during_sleep = lambda: None
+    assert read_state(store, FINGERPRINT)[0].writer == writer
+    assert finish(world, store, writer) == writer.folder
+    assert using("waiting")(world, store) == writer.folder
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_the_data_of_a_run_whose_folder_is_a_link_is_not_deleted(
+    in_folders: Worlds, tmp_path: Path
+) -> None:
+    world = next(in_folders)
+    store = world.open()
+    assert isinstance(store, FileStore)
+    used_by_first(world)
+    (store.folder / "first").rename(tmp_path / "another-disk")
+    (store.folder / "first").symlink_to(tmp_path / "another-disk")
+    prune(world, store)
+    assert RunState(store, "first").read() is not None
+    check_safe(world)
+
+
+def test_hidden_files_of_an_interrupted_process_are_deleted_too(in_folders: Worlds) -> None:
+    world = next(in_folders)
+    store = world.open()
+    assert isinstance(store, FileStore)
+    prepared_and_forgotten(world)
+    (folder,) = stored_folders(store)
+    (store.folder / folder / ".tokenizer.json.part").write_bytes(b"ids")
+    prune(world, store)
+    assert not (store.folder / folder).exists()
