@@ -29,11 +29,11 @@ def show_data(store: str | None, *, as_json: bool) -> int:
     else:
         for one in found:
             show(_in_words(one))
-        unused = [one for one in found if _may_go(one) and not _is_marked(one)]
+        unused = sum(one.unused for one in found if _may_go(one) and not _is_marked(one))
         if unused:
             show(
-                f"{_count(unused)} used by no run: {size(sum(one.bytes for one in unused))}. To "
-                f"delete: pion data {'' if store is None else f'{store} '}--prune"
+                f"used by no run: {size(unused)}. To delete: pion data "
+                f"{'' if store is None else f'{store} '}--prune"
             )
     return 0
 
@@ -49,10 +49,9 @@ def prune_data(store: str | None, only: Sequence[str], *, yes: bool, as_json: bo
     with before_work("Nothing was deleted."):
         found = list_shared(where, clock)
         chosen = [_chosen(found, where, text) for text in only] or [o for o in found if _may_go(o)]
-        new = [one for one in chosen if one.state.delete_after is None]
         if chosen and not yes:
             _ask(chosen)
-    marked = mark(where, [one.fingerprint for one in new], clock)
+    marked = mark(where, [one.fingerprint for one in chosen], clock)
     deleted, freed = delete_due(where, clock)
     where.flush()
     left = [one for one in list_shared(where, clock) if _is_marked(one)]
@@ -89,7 +88,7 @@ def _chosen(found: Sequence[Listed], store: Store, text: str) -> Listed:
             f"--only {text}: this data {problem}. Nothing was deleted. In {store.url}: {known}."
         )
     one = matching[0]
-    if not _may_go(one):
+    if one.runs or one.prepared_by is not None:
         by = ", ".join(one.runs) or one.prepared_by
         raise BadInput(
             f"--only {text}: this data is used by {by}. Nothing was deleted. If you no longer need "
@@ -107,13 +106,18 @@ def _ask(chosen: Sequence[Listed]) -> None:
             "--prune would delete this in an hour, and there is no terminal to ask. Nothing was "
             "deleted. Add --yes to agree."
         )
-    question = f"Delete this, {size(sum(one.bytes for one in chosen))}, in an hour? [y/N] "
-    if input(question).strip().lower() not in ("y", "yes"):
+    unused = size(sum(one.unused for one in chosen))
+    try:
+        answer = input(f"Delete what no run uses of this, {unused}, in an hour? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise BadInput("Nothing was deleted.")
 
 
 def _may_go(one: Listed) -> bool:
-    return not one.runs and one.prepared_by is None
+    """Return whether there is something to delete: also a folder that was replaced by another."""
+    return one.unused > 0 and one.prepared_by is None
 
 
 def _is_marked(one: Listed) -> bool:
@@ -130,6 +134,8 @@ def _in_words(one: Listed) -> str:
         use = f"being prepared by {one.prepared_by}"
     elif one.runs:
         use = f"used by {', '.join(one.runs)}"
+        if one.unused:
+            use += f"; {size(one.unused)} of it by no run"
     elif _is_marked(one):
         use = f"used by no run; to be deleted after {moment(_due(one))}"
     else:
@@ -139,14 +145,11 @@ def _in_words(one: Listed) -> str:
     return f"{one.fingerprint[:SHOWN]}  {size(one.bytes):>8}  {when}  {sources}: {use}"
 
 
-def _count(found: Sequence[Listed]) -> str:
-    return "1 data set is" if len(found) == 1 else f"{len(found)} data sets are"
-
-
 def _to_json(one: Listed) -> dict[str, Any]:
     return {
         "fingerprint": one.fingerprint,
         "bytes": one.bytes,
+        "bytes_unused": one.unused,
         "at": one.state.at if one.state.folder else None,
         "sources": list(one.state.sources),
         "runs": list(one.runs),

@@ -85,6 +85,8 @@ class _Copy:
             if not isinstance(begun, Writer):
                 return data_key(fingerprint, begun)
             files = Workspace(self.source.store, SHARED).bring(f"{fingerprint}/{folder}")
+            if not (files / "dataset.json").is_file():
+                raise _incomplete(files, self.source)
             self.say(f"copying prepared data {fingerprint[:12]}")
             with contextlib.suppress(Overtaken):
                 done = complete(self.target, fingerprint, begun, files, made_by)
@@ -97,10 +99,7 @@ class _Copy:
         # dataset.json goes last: it marks the folder as complete.
         paths = sorted(_files_below(folder), key=lambda path: path.name == "dataset.json")
         if not paths or paths[-1].name != "dataset.json":
-            raise PionError(
-                f"The prepared data in {folder} is not complete. Nothing was forked. Prepare it "
-                f"again first: pion run JOB name={self.source.name}."
-            )
+            raise _incomplete(folder, self.source)
         self.say(
             f"copying prepared data {digest}: {size(sum(path.stat().st_size for path in paths))}"
         )
@@ -112,6 +111,13 @@ class _Copy:
             else:
                 self.target.store.write(self.target.key(f"{key}/{name}"), path)
         target.keep(key)
+
+
+def _incomplete(folder: Path, run: RunState) -> PionError:
+    return PionError(
+        f"The prepared data in {folder} is not complete. Nothing was forked. Prepare it again "
+        f"first: pion run JOB name={run.name} --redo prepare."
+    )
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

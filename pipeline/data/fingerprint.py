@@ -101,5 +101,7 @@ def _content(found: Input, say: Say) -> Any:
 def _of_tokenizer(job: Job, folder: Path, trains: bool) -> dict[str, Any]:
     if trains and job.tokenizer is not None:
         return covered_fields(job.tokenizer, "tokenizer")
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
+    # A killed process may have left a temporary file.
+    names = (p for p in folder.iterdir() if p.name[0] != "." and p.suffix != ".tmp")
+    files = sorted(p for p in names if p.is_file())
     return {path.name: sha256_file(path) for path in files if path.name not in NOT_CONTENT}

@@ -63,6 +63,7 @@ def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> d
             say(Note("the prepared data was deleted just now, so it is prepared again"))
     for folder in own.values():
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(_aside(folder), ignore_errors=True)  # of an interrupted `--redo prepare`
     return {part: one.report for part, one in ready.items()}
 
 
@@ -160,7 +161,7 @@ class _Preparing:
 @contextlib.contextmanager
 def _made_again(folders: list[Path]) -> Iterator[None]:
     """Move the run's own data in `folders` aside; restore it if preparing it again fails."""
-    aside = {folder: folder.with_name(f"{folder.name}.old") for folder in folders}
+    aside = {folder: _aside(folder) for folder in folders}
     for folder, old in aside.items():
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -175,3 +176,7 @@ def _made_again(folders: list[Path]) -> Iterator[None]:
         raise
     for old in aside.values():
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old")

@@ -139,11 +139,6 @@ def _found_or_made(job: Job, part: _Part, folder: Path, say: Say, find: Find) ->
         if not (folder / DATASET).exists():
             make = _prepare_pretrain if part.name == "pretrain" else _prepare_sft
             make(job, inputs, folder, by_job, say)
-            try:
-                check_unchanged(job, inputs)
-            except BadInput:
-                (folder / FINGERPRINT).unlink()  # so the next start forgets what was made here
-                raise
     data = open_data(ready)
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     report = data.report
@@ -193,7 +188,7 @@ def _prepare_pretrain(job: Job, inputs: list[Input], folder: Path, by_job: bool,
     report = _totals(reports, tokenizer_report, started)
     data = _described(folder, "pretrain", job.data.sources, report)
     _write_choices(data, tokenizer, job.seed)
-    _finish(data, say)
+    _finish(job, inputs, data, say)
 
 
 def _prepare_sft(job: Job, inputs: list[Input], folder: Path, by_job: bool, say: Say) -> None:
@@ -216,7 +211,7 @@ def _prepare_sft(job: Job, inputs: list[Input], folder: Path, by_job: bool, say:
         _check_splits(report, found, job.sft_seq_len, job.sft.held_out)
         reports.append({"name": _name(found.source)} | report)
     report = _totals(reports, tokenizer_report, started)
-    _finish(_described(folder, "sft", job.sft.sources, report), say)
+    _finish(job, inputs, _described(folder, "sft", job.sft.sources, report), say)
 
 
 # ---------------------------------------------------------------- inputs and tokenizer
@@ -301,7 +296,7 @@ def _where(job: Job) -> str:
 
 
 def _save(tokenizer: Tokenizer, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     tokenizer.save(temporary)
     write_atomically(path, temporary.read_bytes())
     temporary.unlink()
@@ -406,7 +401,13 @@ def _path(folder: Path, shard: Shard) -> Path:
     return folder / "held_out" / shard.name
 
 
-def _finish(data: PreparedData, say: Say) -> None:
+def _finish(job: Job, inputs: list[Input], data: PreparedData, say: Say) -> None:
+    try:
+        check_unchanged(job, inputs)
+    except BadInput:
+        # The rows are of no content that has this fingerprint, also if it is restored.
+        (data.folder / FINGERPRINT).unlink(missing_ok=True)
+        raise
     described = {
         "part": data.part,
         "sources": [vars(source) for source in data.sources],

@@ -7,6 +7,7 @@ from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import last_change
 from pipeline.state.stores import Store, open_store, split_run
+from pipeline.state.stores.base import is_run_name
 
 
 def read_run(run: str) -> tuple[RunState, Head]:
@@ -30,7 +31,10 @@ def open_run(run: str) -> RunState:
 
 def runs_in(store: Store) -> dict[str, Head]:
     """Return the HEAD of every run in a store, by name, the most recently saved last."""
-    heads = {name: RunState(store, name).read() for name in _run_names(store)}
+    # A store in a folder lists a link to a folder as one key: a run may be on another disk.
+    links = (entry.key for entry in store.list() if is_run_name(entry.key))
+    names = (*_run_names(store), *links)
+    heads = {name: RunState(store, name).read() for name in names}
     present = {name: head for name, head in heads.items() if head is not None}
     return dict(sorted(present.items(), key=lambda item: (last_change(item[1]), item[0])))
 

@@ -184,6 +184,33 @@ def test_a_changed_setting_is_shown_before_anything_is_done(older: Older) -> Non
     assert "--redo sft" in output
 
 
+# ---------------------------------------------------------------- their data
+
+
+def data_in(older: Older, name: str) -> dict[str, bytes]:
+    store = older.store
+    return {entry.key: store.read(entry.key) for entry in store.list(f"{name}/data/")}
+
+
+@everywhere
+def test_its_own_data_is_trained_on_and_stays_as_it_was(older: Older) -> None:
+    older.bring("half", "tuned")
+    before = {name: data_in(older, name) for name in ("half", "tuned")}
+    assert all(before.values())
+    output = older.run("half", "--take-over") + older.run("tuned")
+    assert "training a BPE" not in output
+    assert "tokenise" not in output
+    older.pion("data", older.store.url, "--prune", "--yes")
+    older.pion("fork", older.url("tuned"), "tuned-2")
+    older.run("tuned", "name=tuned-2")
+    assert {name: data_in(older, name) for name in ("half", "tuned")} == before
+    copied = {key.replace("tuned-2", "tuned", 1): d for key, d in data_in(older, "tuned-2").items()}
+    assert copied == before["tuned"]
+    assert list(older.store.list("_data/")) == []
+    for name in ("half", "tuned", "tuned-2"):
+        assert (older.head(name).data, older.head(name).format) == ({}, 1)
+
+
 # ---------------------------------------------------------------- half done
 
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.cli import main
 from pipeline.kill_points import HALT_AT
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -108,6 +109,24 @@ def test_until_an_unknown_or_an_earlier_stage_than_redo_is_refused(tmp_path: Pat
     refused = ends_with(2, start(job, "--until", "prepare", "--redo", "pretrain"))
     assert "--redo pretrain is a later stage" in refused
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_end_of_another_run_deletes_what_was_marked_an_hour_ago(
+    tmp_path: Path, whole: Whole
+) -> None:
+    job = copy_run(whole(), tmp_path)
+    folder = tmp_path / "runs" / data_of(tmp_path, "tiny")["pretrain"]
+    shutil.rmtree(tmp_path / "runs" / "tiny")
+    assert main(["data", str(tmp_path / "runs"), "--prune", "--yes"]) == 0
+    assert (folder / "dataset.json").exists()
+    state = json.loads((folder.parent / "state.json").read_text())
+    state["delete_after"] -= 3601
+    (folder.parent / "state.json").write_text(json.dumps(state))
+    text = next((tmp_path / "text").iterdir())
+    text.write_text(text.read_text() + "\n\nOne more paragraph.\n")
+    finish(job, "--until", "prepare")
+    assert not folder.exists()
+    assert (tmp_path / "runs" / data_of(tmp_path, "tiny")["pretrain"]).exists()
 
 
 def test_redo_prepare_makes_a_new_folder_and_leaves_the_old_one_to_its_users(

@@ -20,7 +20,7 @@ from pipeline.state.workspace import Progress, Workspace
 
 
 class Overtaken(PionError):
-    """Another run became the writer, because this process showed no sign of life. Begin again."""
+    """The folder was to be deleted, because this process showed no sign of life. Begin again."""
 
 
 def complete(
@@ -33,8 +33,9 @@ def complete(
 ) -> str:
     """Share the data in the folder `files`, finished for `run`; return the id of the folder to use.
 
-    It is another writer's if that one was faster. Raises Overtaken if another run has become the
-    writer, and StoreError; after that, this may be called again with the same arguments.
+    It is another writer's if that one was faster. Who is recorded as the writer by now does not
+    matter: the first who finishes has won. Raises Overtaken if pruning has marked the folder, and
+    StoreError; after that, this may be called again with the same arguments.
     """
     store = run.store
     workspace = Workspace(store, SHARED)
@@ -48,12 +49,13 @@ def complete(
         if not writer.is_claim_of(state.writer):
             # Our folder stays: an earlier call may have shared it, and a run may use it by now.
             # Pruning finds out.
-            if state.folder is not None:
+            if state.folder not in (None, writer.replaces):
                 return state.folder
-            raise Overtaken(
-                f"another run began to prepare the data {fingerprint[:12]}, since this process "
-                "showed no sign of life"
-            )
+            if state.was_unneeded(writer.folder):
+                raise Overtaken(
+                    f"the prepared data {fingerprint[:12]} was to be deleted, since this process "
+                    "showed no sign of life"
+                )
         finished = dataclasses.replace(
             state,
             folder=writer.folder,
@@ -74,12 +76,12 @@ def delete_folder(store: Store, fingerprint: str, folder: str) -> None:
 
     On a store that collects writes into commits, the next commit deletes them.
     """
-    key = data_key(fingerprint, folder)
-    for entry in store.list(f"{key}/"):
+    for entry in store.list(f"{data_key(fingerprint, folder)}/"):
         store.delete(entry.key)
-    if store.local_path(key) is None:
-        here = Workspace(store, SHARED).folder(f"{fingerprint}/{folder}")
-        shutil.rmtree(here, ignore_errors=True)
+    # The copy on this machine; and hidden files, which an interrupted process left in a store that
+    # is a folder.
+    here = Workspace(store, SHARED).folder(f"{fingerprint}/{folder}")
+    shutil.rmtree(here, ignore_errors=True)
 
 
 def _link_files(source: Path, target: Path) -> int:

@@ -14,13 +14,16 @@ from dataclasses import dataclass
 
 from pipeline.state.find_run import runs_in
 from pipeline.state.owner import Owner
+from pipeline.state.record_json import is_sha256
 from pipeline.state.records import SHARED, TRASH_SECONDS, data_key, is_data_key
 from pipeline.state.run_state import Clock
 from pipeline.state.shared.begin import preparing
 from pipeline.state.shared.complete import delete_folder
 from pipeline.state.shared.records import (
+    DELETED_KEPT,
     DataState,
     Unneeded,
+    is_folder,
     keys_in_use,
     read_state,
     swap_state,
@@ -35,6 +38,7 @@ class Listed:
     Attributes:
         runs: the runs whose HEAD lists a folder of it.
         bytes: the size of all its files in the store.
+        unused: the size of those in folders that no run uses.
         prepared_by: the run that is preparing it now; None: no run is.
     """
 
@@ -42,6 +46,7 @@ class Listed:
     state: DataState
     runs: tuple[str, ...]
     bytes: int
+    unused: int
     prepared_by: str | None = None
 
 
@@ -52,13 +57,14 @@ def list_shared(store: Store, clock: Clock) -> list[Listed]:
     me, found = Owner.me(), []
     for fingerprint, sizes in stored.items():
         state, _ = read_state(store, fingerprint)
-        keys = {data_key(fingerprint, folder) for folder in sizes}
-        runs = sorted({run for key in keys for run in users.get(key, ())})
+        by_folder = {folder: users.get(data_key(fingerprint, folder), ()) for folder in sizes}
+        runs = sorted({run for using in by_folder.values() for run in using})
         writer = preparing(store, state, me, clock)
         if sizes or writer is not None:
             size = sum(sizes.values())
+            unused = sum(sizes[folder] for folder, using in by_folder.items() if not using)
             by = None if writer is None else writer.run
-            found.append(Listed(fingerprint, state, tuple(runs), size, by))
+            found.append(Listed(fingerprint, state, tuple(runs), size, unused, by))
     return sorted(found, key=lambda item: (item.state.at, item.fingerprint))
 
 
@@ -97,7 +103,7 @@ def _stored_folders(store: Store) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for entry in store.list(f"{SHARED}/"):
         parts = entry.key.split("/")
-        if len(parts) == 3 and parts[2] == "state.json":
+        if len(parts) == 3 and parts[2] == "state.json" and is_sha256(parts[1]):
             found.setdefault(parts[1], {})
         if len(parts) > 3 and is_data_key("/".join(parts[:3])):
             sizes = found.setdefault(parts[1], {})
@@ -165,14 +171,16 @@ def _delete_unneeded(store: Store, fingerprint: str, now: float) -> Sequence[str
     while True:
         state, version = read_state(store, fingerprint)
         left = tuple(item for item in state.unneeded if item.folder not in due)
-        if swap_state(store, fingerprint, dataclasses.replace(state, unneeded=left), version):
+        deleted = tuple(dict.fromkeys((*due, *state.deleted)))[:DELETED_KEPT]
+        changed = dataclasses.replace(state, unneeded=left, deleted=deleted)
+        if swap_state(store, fingerprint, changed, version):
             return gone
 
 
 def _stored_folders_of(store: Store, fingerprint: str) -> list[str]:
     prefix = f"{SHARED}/{fingerprint}/"
     keys = (entry.key.removeprefix(prefix).split("/") for entry in store.list(prefix))
-    return sorted({parts[0] for parts in keys if len(parts) > 1})
+    return sorted({parts[0] for parts in keys if len(parts) > 1 and is_folder(parts[0])})
 
 
 def _used(users: dict[str, list[str]], fingerprint: str, folder: str) -> bool:

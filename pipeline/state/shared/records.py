@@ -8,25 +8,48 @@ being deleted is never needed again.
 from __future__ import annotations
 
 import dataclasses
+import re
 import uuid
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Predicate
 
 from pipeline.state.record_json import FORMAT, Count, Epoch, Time, build, closed_record, parse
 from pipeline.state.record_json import to_json as record_to_json
 from pipeline.state.records import SHARED, Head
 from pipeline.state.stores import Conflict, Missing, Store
+from pipeline.state.stores.base import is_run_name
+
+# So many deleted folders are remembered.
+DELETED_KEPT = 64
+_FOLDER = re.compile(r"[0-9a-f]{32}")
+
+
+def is_folder(text: str) -> bool:
+    """Return whether `text` could be a result of `new_folder`."""
+    return _FOLDER.fullmatch(text) is not None
+
+
+# What is read from a store names folders to delete: never `..`, nor anything else of the disk.
+Folder = Annotated[str, Predicate(is_folder)]
+RunName = Annotated[str, Predicate(is_run_name)]
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A claim of a run that prepares the data, in the folder `folder`, since `at` (Unix time)."""
+    """A claim of a run that prepares the data, in the folder `folder`, since `at` (Unix time).
 
-    run: str
+    `replaces` is the folder with finished data that was there before; None: there was none.
+    """
+
+    run: RunName
     epoch: Epoch
     session: str
     host: str
-    folder: str
+    folder: Folder
     at: Time
+    replaces: Folder | None = None
 
     def is_claim_of(self, other: Writer | None) -> bool:
         """Return whether both are the same claim of the same run."""
@@ -38,7 +61,7 @@ class Writer:
 class Unneeded:
     """A folder that no run may use. Its files may be deleted from `not_before` (Unix time) on."""
 
-    folder: str
+    folder: Folder
     not_before: Time
 
 
@@ -55,20 +78,26 @@ class DataState:
         writer: who is preparing it, or was when that process died.
         delete_after: if the data is marked for deletion, from when on, in Unix time.
         unneeded: the folders to delete.
+        deleted: the folders that were in `unneeded`, newest first.
     """
 
-    folder: str | None = None
+    folder: Folder | None = None
     bytes: Count = 0
     at: Time = 0.0
     sources: tuple[str, ...] = ()
     writer: Writer | None = None
     delete_after: Time | None = None
     unneeded: tuple[Unneeded, ...] = ()
+    deleted: tuple[Folder, ...] = ()
     format: int = FORMAT
 
     def unmarked(self) -> DataState:
         """Return the state of data that is not to be deleted."""
         return dataclasses.replace(self, delete_after=None)
+
+    def was_unneeded(self, folder: str) -> bool:
+        """Return whether the files of a folder may be deleted, or are."""
+        return folder in self.deleted or any(item.folder == folder for item in self.unneeded)
 
     def without_writer(self) -> DataState:
         """Return the state of data that nobody prepares."""

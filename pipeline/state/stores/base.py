@@ -176,9 +176,14 @@ def too_large(where: str, limit: int) -> Damaged:
     return damaged(where, f"it has more than {limit:,} bytes")
 
 
+def is_run_name(name: str) -> bool:
+    """Return whether every store can hold a run of that name; see `check_run_name`."""
+    return _PART.fullmatch(name) is not None and len(name) <= 100
+
+
 def check_run_name(name: str) -> str:
     """Return the run name if it is legal in every store. Raises `BadInput`."""
-    if not _PART.fullmatch(name) or len(name) > 100:
+    if not is_run_name(name):
         raise BadInput(
             f"{name!r} can't be the name of a run: use at most 100 letters, digits and "
             "_ . + = @ - and start with a letter, digit or _."

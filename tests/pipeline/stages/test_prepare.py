@@ -229,6 +229,42 @@ def test_a_source_edited_after_an_interruption_is_not_mixed_with_its_old_shards(
 # ---------------------------------------------------------------- continuation questions
 
 
+def test_of_files_that_change_meanwhile_nothing_counts_even_once_they_are_restored(
+    tmp_path: Path,
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl")
+    before, times = corpus.read_bytes(), corpus.stat()
+    job = make_job(tmp_path)
+    prepared(job, tmp_path / "unbroken")
+
+    def edit(shown: Shown) -> None:
+        if isinstance(shown, Note) and "training a BPE" in shown.text:
+            corpus.write_bytes(before.replace(b'"text": "', b'"text": "x '))
+
+    with pytest.raises(BadInput, match="the files have changed while they were prepared"):
+        prepare_pretrain(job, tmp_path / "data", edit)
+    corpus.write_bytes(before)
+    os.utime(corpus, ns=(times.st_atime_ns, times.st_mtime_ns))
+    prepared(job, tmp_path / "data")
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
+
+
+def test_what_a_killed_process_left_of_a_file_is_no_content(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    save_tokenizer(tmp_path / "tokenizer.json")
+    job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=model_of(400))
+    names: list[str] = []
+
+    def find(fingerprint: str) -> None:
+        names.append(fingerprint)
+
+    prepare_pretrain(job, tmp_path / "data", lambda shown: None, find=find)
+    for left in ("dataset.json.tmp", "choices.jsonl.tmp", ".tokenizer.json.tmp"):
+        (tmp_path / "data" / left).write_bytes(b"half of it")
+    prepare_pretrain(job, tmp_path / "data", lambda shown: None, find=find)
+    assert names[0] == names[1]
+
+
 def test_the_questions_continue_with_held_out_text(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     data = prepared(make_job(tmp_path), tmp_path / "data")

@@ -1,0 +1,178 @@
+"""A record of shared data that can't be read is named, and never leads to what is not data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.state.records import SHARED, data_key
+from pipeline.state.run_state import Clock
+from pipeline.state.shared.begin import confirm
+from pipeline.state.shared.prune import delete_due, list_shared, mark
+from pipeline.state.shared.records import (
+    DataState,
+    Unneeded,
+    Writer,
+    read_state,
+    state_key,
+    swap_state,
+)
+from pipeline.state.stores import FileStore
+from tests.hostile.hostile_run import NOW, as_json, make_hostile_run, pion, replace
+from tests.hostile.record_attacks import DEPTH, ESCAPE, Attack, at_every_place, nested
+
+FINGERPRINT = "f" * 64
+OLD, NEW, LEFT = "a" * 32, "b" * 32, "c" * 32
+STATE = DataState(
+    folder=OLD,
+    bytes=4,
+    at=NOW,
+    sources=("text",),
+    writer=Writer("demo", 1, "s" * 32, "host", NEW, NOW, OLD),
+    delete_after=NOW,
+    unneeded=(Unneeded(LEFT, NOW),),
+    deleted=("d" * 32,),
+)
+GOOD = as_json(STATE)
+NOTHING = [b"", b"\xff\xfe", b"[]", b"{", nested(DEPTH).encode()]
+# A field that is not there has its default, and that may be null.
+NOT_NEEDED = ("folder", "bytes", "at", "sources", "writer", "delete_after", "unneeded", "deleted")
+MAY_BE_NULL = (("folder",), ("writer",), ("delete_after",), ("writer", "replaces"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    store = FileStore(tmp_path / "runs")
+    for folder in (OLD, LEFT):
+        store.write(f"{data_key(FINGERPRINT, folder)}/dataset.json", b"{}")
+    return store
+
+
+def put(store: FileStore, data: bytes) -> None:
+    store.write(state_key(FINGERPRINT), data)
+
+
+def test_a_good_record_is_read(store: FileStore) -> None:
+    swap_state(store, FINGERPRINT, STATE, None)
+    assert read_state(store, FINGERPRINT)[0] == STATE
+
+
+@at_every_place(GOOD)
+def test_a_damaged_record_is_named_and_nothing_is_deleted(
+    store: FileStore, case: Attack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(store, case.on(GOOD))
+    harmless = case.what == "missing" and (
+        (case.place[0] in NOT_NEEDED and len(case.place) == 1)
+        or case.place in (("writer", "replaces"), ("unneeded", 0), ("deleted", 0), ("sources", 0))
+    )
+    harmless |= case.what in ("null", "NaN") and case.place in MAY_BE_NULL
+    harmless |= case.what == "escape" and case.place in (
+        ("sources", 0),
+        ("writer", "session"),
+        ("writer", "host"),
+    )
+    if harmless:
+        read_state(store, FINGERPRINT)
+        return
+    with pytest.raises(BadInput, match=f"{FINGERPRINT}/state.json") as error:
+        read_state(store, FINGERPRINT)
+    assert len(str(error.value)) < 500
+    if case.what in ("escape", "-1"):
+        for more in ((), ("--prune", "--yes")):
+            code, output = pion(capsys, "data", store.url, *more)
+            assert code == 2
+            assert output.count("error:") == 1
+            assert "\x1b" not in output
+            assert "Nothing was changed" in output
+        assert store.read(f"{data_key(FINGERPRINT, LEFT)}/dataset.json")
+
+
+@pytest.mark.parametrize("data", NOTHING, ids=lambda data: repr(data[:9]))
+def test_what_is_no_record_is_named(
+    store: FileStore, data: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(store, data)
+    code, output = pion(capsys, "data", store.url, "--prune", "--yes")
+    assert code == 2
+    assert "state.json is damaged" in output
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"shared_since": NOW}])
+def test_a_record_of_a_newer_pion_is_left_alone(
+    store: FileStore, change: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.dumps({**GOOD, **change}).encode()
+    put(store, data)
+    for more in ((), ("--json",), ("--prune", "--yes")):
+        code, output = pion(capsys, "data", store.url, *more)
+        assert code == 2
+        assert f"{FINGERPRINT}/state.json has" in output
+        assert "pdate" in output
+    with pytest.raises(BadInput, match=r"Update pion|update this pion"):
+        confirm(store, FINGERPRINT, OLD)
+    assert store.read(state_key(FINGERPRINT)) == data
+
+
+@pytest.mark.parametrize("folder", ["..", "../../../other", "/etc", "", ".", OLD + "/..", "A" * 32])
+@pytest.mark.parametrize("place", ["folder", "unneeded", "writer"])
+def test_a_record_can_name_nothing_but_a_folder_of_data(
+    store: FileStore, tmp_path: Path, place: str, folder: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    state = dataclasses.replace(STATE, writer=None)
+    if place == "folder":
+        state = dataclasses.replace(state, folder=folder)
+    elif place == "unneeded":
+        state = dataclasses.replace(state, unneeded=(Unneeded(folder, NOW),))
+    else:
+        assert STATE.writer is not None
+        state = dataclasses.replace(state, writer=dataclasses.replace(STATE.writer, folder=folder))
+    put(store, json.dumps(as_json(state)).encode())
+    for prune in (
+        lambda: mark(store, [FINGERPRINT], Clock()),
+        lambda: delete_due(store, Clock()),
+        lambda: list_shared(store, Clock()),
+    ):
+        with pytest.raises(BadInput, match=r"state\.json is damaged"):
+            prune()
+    assert (tmp_path / "other" / "file").read_text() == "mine"
+
+
+def test_names_that_are_no_fingerprints_are_no_data(store: FileStore) -> None:
+    for name in ("x", "F" * 64, "f" * 63):
+        store.write(f"{SHARED}/{name}/state.json", b"no record")
+        store.write(f"{SHARED}/{name}/{OLD}/dataset.json", b"{}")
+    assert [one.fingerprint for one in list_shared(store, Clock())] == [FINGERPRINT]
+
+
+def test_texts_of_others_reach_the_terminal_without_control_characters(
+    store: FileStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(store, json.dumps({**GOOD, "sources": [ESCAPE], "writer": None}).encode())
+    code, output = pion(capsys, "data", store.url)
+    assert code == 0, output
+    assert "\x1b" not in output
+    assert "\x9b" not in output
+
+
+@pytest.mark.parametrize("data", [*NOTHING, b'{"format": 9}'], ids=lambda data: repr(data[:13]))
+def test_nothing_is_deleted_while_a_head_cant_be_read(
+    store: FileStore, tmp_path: Path, data: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(store, json.dumps({**GOOD, "writer": None}).encode())
+    run = make_hostile_run(tmp_path / "runs")
+    replace(run, "HEAD.json", data)
+    for more in ((), ("--prune", "--yes")):
+        code, output = pion(capsys, "data", store.url, *more)
+        assert code == 2
+        assert "demo/HEAD.json" in output
+    with pytest.raises(BadInput, match=r"demo/HEAD\.json"):
+        delete_due(store, Clock())
+    for folder in (OLD, LEFT):
+        assert store.read(f"{data_key(FINGERPRINT, folder)}/dataset.json")

@@ -1,0 +1,420 @@
+"""Shared data in real stores: whoever dies at whatever operation, the next process has its data.
+
+What a HEAD lists is never deleted, and what is left over is deleted by later prunes.
+tests/faults/test_shared_data.py puts the operations of several processes into every order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from pipeline.state.claim import claim_run
+from pipeline.state.find_run import runs_in
+from pipeline.state.records import SHARED, TRASH_SECONDS, data_key
+from pipeline.state.run_state import RunState
+from pipeline.state.shared.begin import begin, confirm
+from pipeline.state.shared.complete import Overtaken, complete
+from pipeline.state.shared.prune import delete_due, mark
+from pipeline.state.shared.records import Writer, keys_in_use, read_state
+from pipeline.state.stores import FileStore, Store, StoreError
+from pipeline.state.workspace import FILES
+from tests.faults.faulty_store import Crash, FaultyStore, When, can_be_torn, crash, fail
+from tests.support.clock import FakeClock
+from tests.support.hub_server import USER, hub_server
+from tests.support.s3_server import S3Server
+from tests.support.states import someone
+
+FINGERPRINT = "f" * 64
+CONTENT = {"0/train/shard_00000.npy": b"rows", "tokenizer.json": b"ids", "dataset.json": b"{}"}
+Process = Callable[["World", Store], object]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class World:
+    """What outlives a process: a store, of which each `open` is another process's view; finished
+    `files`; and the time."""
+
+    open: Callable[[], Store]
+    files: Path
+    time: FakeClock
+
+
+Worlds = Iterator[World]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a silent owner count as dead after one look."""
+    for name in ("SILENCE_SECONDS", "COMMIT_SILENCE_SECONDS"):
+        monkeypatch.setattr(f"pipeline.state.run_state.{name}", 1.0)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    for name, content in CONTENT.items():
+        path = tmp_path / "prepared" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return tmp_path / "prepared"
+
+
+@pytest.fixture
+def in_folders(
+    tmp_path: Path, files: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> Worlds:
+    """Any number of empty stores in folders, without the time that fsync takes."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+    def world(number: int) -> World:
+        return World(lambda: FileStore(tmp_path / str(number) / "runs"), files, time)
+
+    return map(world, itertools.count())
+
+
+@pytest.fixture(params=["s3", "hub"])
+def far_away(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    files: Path,
+    time: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Worlds]:
+    """Any number of empty stores in a bucket or on the Hub."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if request.param == "s3":
+        from pipeline.state.stores.s3.store import S3Store
+
+        s3: S3Server = request.getfixturevalue("s3")
+        s3.use(monkeypatch)
+        bucket = s3.bucket()
+
+        def in_bucket(number: int) -> World:
+            return World(lambda: S3Store(bucket, f"runs-{number}"), files, time)
+
+        yield map(in_bucket, itertools.count())
+        return
+    with hub_server() as hub:
+        from pipeline.state.stores.hub.store import HubStore
+
+        hub.use(monkeypatch, tmp_path / "hf")
+
+        def on_hub(number: int) -> World:
+            hub.add_repo(f"{USER}/runs-{number}")
+            return World(lambda: HubStore(f"{USER}/runs-{number}"), files, time)
+
+        yield map(on_hub, itertools.count())
+
+
+# ---------------------------------------------------------------- processes
+
+
+def using(name: str, *, again: bool = False) -> Process:
+    """Return a process of the run `name` that ends once the run may use the data."""
+
+    def process(world: World, store: Store) -> str:
+        clock, owner = world.time.clock(), someone()
+        run = RunState(store, name, clock)
+        claim = retried(lambda: claim_run(run, owner, take_over=True))
+        me = Writer(name, claim.epoch, owner.session, owner.host, "", clock.now())
+
+        def waiting(writer: Writer, seconds: float) -> None:
+            assert seconds < TRASH_SECONDS, "this process waits for nobody"
+
+        while True:
+            folder = begun = retried(
+                lambda: begin(run, FINGERPRINT, me, owner, waiting, again=again)
+            )
+            if isinstance(begun, Writer):
+                try:
+                    folder = retried(lambda writer=begun: finish(world, store, writer))
+                except Overtaken:
+                    continue
+            assert isinstance(folder, str)
+            retried(partial(claim.use_data, {"pretrain": data_key(FINGERPRINT, folder)}))
+            if retried(partial(confirm, store, FINGERPRINT, folder)):
+                retried(claim.release)
+                return folder
+
+    return process
+
+
+def finish(world: World, store: Store, writer: Writer) -> str:
+    """Share the finished files as this writer."""
+    run = RunState(store, writer.run, world.time.clock())
+    return complete(run, FINGERPRINT, writer, world.files, ("text",))
+
+
+def retried(work: Callable[[], Result]) -> Result:
+    """Call `work` again if the store has failed once, as `Patience` does."""
+    try:
+        return work()
+    except StoreError:
+        return work()
+
+
+def prune(world: World, store: Store) -> None:
+    """Mark what no run uses, and delete what is due an hour later."""
+    mark(store, [FINGERPRINT], world.time.clock())
+    world.time.sleep(TRASH_SECONDS + 1)
+    delete_due(store, world.time.clock())
+    store.flush()
+
+
+def forgotten(world: World, name: str) -> None:
+    """Delete a run's HEAD, as somebody does who deletes the run's folder."""
+    store = world.open()
+    store.delete(f"{name}/HEAD.json")
+    store.flush()
+
+
+def prepared_and_forgotten(world: World) -> None:
+    """Begin with data that only a deleted run has used."""
+    using("gone")(world, world.open())
+    forgotten(world, "gone")
+
+
+# ---------------------------------------------------------------- what must be true
+
+
+def stored_folders(store: Store) -> set[str]:
+    keys = (entry.key.split("/") for entry in store.list(f"{SHARED}/"))
+    return {"/".join(parts[:3]) for parts in keys if len(parts) > 3}
+
+
+def check_safe(world: World) -> None:
+    """Check that every folder that a HEAD lists is complete."""
+    store = world.open()
+    for key in keys_in_use(runs_in(store)):
+        if store.local_path(key) is None:
+            assert store.read(f"{key}/{FILES}")
+        for name, content in CONTENT.items():
+            assert store.read(f"{key}/{name}") == content
+
+
+def check_shared(world: World) -> None:
+    """Check that another run has the data, and that a prune leaves it to this run."""
+    folder = using("second")(world, world.open())
+    prune(world, world.open())
+    check_safe(world)
+    assert data_key(FINGERPRINT, str(folder)) in stored_folders(world.open())
+
+
+def check_ends_well(world: World) -> None:
+    """Check that another run and this run have the data, and that prunes delete all the rest."""
+    folders = {str(using(name)(world, world.open())) for name in ("second", "first")}
+    check_safe(world)
+    for _ in range(2):
+        prune(world, world.open())
+    check_safe(world)
+    store = world.open()
+    state, _ = read_state(store, FINGERPRINT)
+    assert state.folder in folders
+    assert (state.writer, state.unneeded) == (None, ())
+    assert stored_folders(store) == {data_key(FINGERPRINT, folder) for folder in folders}
+    for name in ("first", "second"):
+        forgotten(world, name)
+        prune(world, world.open())
+        check_safe(world)
+    assert stored_folders(world.open()) == set()
+
+
+def dies_everywhere(
+    worlds: Worlds,
+    before: Callable[[World], object],
+    process: Process,
+    when: When,
+    check: Callable[[World], None],
+    counts: Callable[[str], bool] = lambda operation: True,
+    happen: Callable[[str], None] = crash,
+) -> list[str]:
+    """Let a process die at each of its operations that counts; return these operations."""
+    world = next(worlds)
+    before(world)
+    unbroken = FaultyStore(world.open())
+    process(world, unbroken)
+    operations = [
+        (number, operation)
+        for number, operation in enumerate(unbroken.operations, 1)
+        if counts(operation) and (when != "halfway" or can_be_torn(operation))
+    ]
+    for number, _ in operations:
+        world = next(worlds)
+        before(world)
+        with contextlib.suppress(Crash):
+            process(world, FaultyStore(world.open(), number, when, happen))
+        check_safe(world)
+        check(world)
+    return [operation.split()[0] for _, operation in operations]
+
+
+def changes(operation: str) -> bool:
+    return operation.startswith(("write", "swap"))
+
+
+def begins(world: World, store: Store, name: str, *, again: bool = False) -> Writer:
+    """Return the record of a process of the run `name` that has begun to prepare the data."""
+    clock, owner = world.time.clock(), someone()
+    run = RunState(store, name, clock)
+    claim_run(run, owner, take_over=True)
+    me = Writer(name, 1, owner.session, owner.host, "", clock.now())
+    begun = begin(run, FINGERPRINT, me, owner, lambda writer, seconds: None, again=again)
+    assert isinstance(begun, Writer)
+    return begun
+
+
+def used_by_first(world: World) -> None:
+    """Begin with data that the run "first" uses."""
+    using("first")(world, world.open())
+
+
+def left_behind(world: World) -> None:
+    """Begin with unused data, and with a folder that a dead process has not finished."""
+    prepared_and_forgotten(world)
+    store = world.open()
+    begun = begins(world, store, "gone", again=True)
+    store.write(f"{data_key(FINGERPRINT, begun.folder)}/tokenizer.json", b"ids")
+    store.flush()
+
+
+NEW = pytest.param(lambda world: None, using("first"), id="new data")
+THERE = pytest.param(prepared_and_forgotten, using("first"), id="data that is there")
+AGAIN = pytest.param(used_by_first, using("first", again=True), id="data prepared again")
+PRUNED = pytest.param(left_behind, prune, id="pruned data")
+
+
+@pytest.mark.parametrize("when", ["before", "halfway", "after"])
+@pytest.mark.parametrize(("before", "process"), [NEW, THERE, AGAIN, PRUNED])
+def test_a_process_may_die_at_every_operation_on_a_folder(
+    in_folders: Worlds, before: Callable[[World], object], process: Process, when: When
+) -> None:
+    died_at = dies_everywhere(in_folders, before, process, when, check_ends_well)
+    assert "swap" in died_at
+    assert ("delete" in died_at) == (process is prune and when != "halfway")
+
+
+# Dying after a change leaves the same store as dying before the next change.
+
+
+@pytest.mark.parametrize(("before", "process"), [NEW, PRUNED])
+def test_a_process_may_die_after_every_write_and_swap_far_away(
+    far_away: Worlds, before: Callable[[World], object], process: Process
+) -> None:
+    assert len(dies_everywhere(far_away, before, process, "after", check_shared, changes)) > 2
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("before", "process"), [NEW, THERE, AGAIN, PRUNED])
+def test_a_process_may_die_at_every_operation_far_away(
+    far_away: Worlds, before: Callable[[World], object], process: Process, when: When
+) -> None:
+    assert dies_everywhere(far_away, before, process, when, check_ends_well)
+
+
+# ---------------------------------------------------------------- slow, but alive
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("before", "process"), [NEW, THERE, AGAIN])
+def test_what_a_failing_store_may_have_done_is_done_once(
+    in_folders: Worlds, before: Callable[[World], object], process: Process, when: When
+) -> None:
+    def one_folder(world: World) -> None:
+        state, _ = read_state(world.open(), FINGERPRINT)
+        (users,) = (runs for key, runs in keys_in_use(runs_in(world.open())).items())
+        assert data_key(FINGERPRINT, str(state.folder)) in stored_folders(world.open())
+        assert users == ["first"]
+        assert state.writer is None
+
+    dies_everywhere(in_folders, before, process, when, one_folder, happen=fail)
+
+
+def test_the_first_who_finishes_wins_whoever_is_the_writer_by_then(in_folders: Worlds) -> None:
+    world = next(in_folders)
+    store = world.open()
+    slow = begins(world, store, "slow")
+    quick = begins(world, store, "quick")  # it waits for a sign of life, and takes over
+    assert quick.folder != slow.folder
+    assert finish(world, store, slow) == slow.folder
+    assert finish(world, store, quick) == slow.folder
+
+
+def test_data_prepared_again_by_a_silent_process_is_not_what_it_replaces(
+    in_folders: Worlds,
+) -> None:
+    world = next(in_folders)
+    store = world.open()
+    old = using("first")(world, store)
+    slow = begins(world, store, "slow", again=True)
+    begins(world, store, "other", again=True)
+    assert finish(world, store, slow) == slow.folder != old
+
+
+def test_a_folder_that_was_ever_to_be_deleted_is_never_shared(in_folders: Worlds) -> None:
+    world = next(in_folders)
+    store = world.open()
+    asleep = begins(world, store, "asleep")
+    store.write(f"{data_key(FINGERPRINT, asleep.folder)}/tokenizer.json", b"ids")
+    world.time.sleep(TRASH_SECONDS + 1)
+    mark(store, [FINGERPRINT], world.time.clock())
+    for _ in range(2):
+        with pytest.raises(Overtaken, match="showed no sign of life"):
+            finish(world, store, asleep)
+        world.time.sleep(TRASH_SECONDS + 1)
+        delete_due(store, world.time.clock())
+    assert using("asleep")(world, store) != asleep.folder
+    check_safe(world)
+
+
+def test_ctrl_c_while_waiting_leaves_the_data_to_who_prepares_it(in_folders: Worlds) -> None:
+    world = next(in_folders)
+    store = world.open()
+    writer = begins(world, store, "writer")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    world.time.during_sleep = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        begins(world, store, "waiting")
+    world.time.during_sleep = lambda: None
+    assert read_state(store, FINGERPRINT)[0].writer == writer
+    assert finish(world, store, writer) == writer.folder
+    assert using("waiting")(world, store) == writer.folder
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_the_data_of_a_run_whose_folder_is_a_link_is_not_deleted(
+    in_folders: Worlds, tmp_path: Path
+) -> None:
+    world = next(in_folders)
+    store = world.open()
+    assert isinstance(store, FileStore)
+    used_by_first(world)
+    (store.folder / "first").rename(tmp_path / "another-disk")
+    (store.folder / "first").symlink_to(tmp_path / "another-disk")
+    prune(world, store)
+    assert RunState(store, "first").read() is not None
+    check_safe(world)
+
+
+def test_hidden_files_of_an_interrupted_process_are_deleted_too(in_folders: Worlds) -> None:
+    world = next(in_folders)
+    store = world.open()
+    assert isinstance(store, FileStore)
+    prepared_and_forgotten(world)
+    (folder,) = stored_folders(store)
+    (store.folder / folder / ".tokenizer.json.part").write_bytes(b"ids")
+    prune(world, store)
+    assert not (store.folder / folder).exists()
