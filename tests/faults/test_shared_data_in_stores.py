@@ -1,7 +1,7 @@
 """Shared data in real stores: whoever dies at whatever operation, the next process has its data.
 
 What a HEAD lists is never deleted, and what is left over is deleted by later prunes.
-tests/faults/test_shared_data.py puts the operations of several processes into every order.
+test_shared_data.py puts the operations of several processes into every order.
 """
 
 from __future__ import annotations
