@@ -121,7 +121,8 @@ def open_data(folder: Path) -> PreparedData:
         data = PreparedData(folder, described["part"], sources, described["report"])
     except FileNotFoundError:
         raise BadInput(
-            f"{folder}: there is no prepared data here. To prepare data, use `pion run`"
+            f"{folder}: there is no prepared data here. To prepare data, use `pion run`; for a run "
+            "that has lost its data, with --redo prepare"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder / DATASET}: can't be read ({error!r})") from None
