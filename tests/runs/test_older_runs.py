@@ -192,7 +192,11 @@ def data_in(older: Older, name: str) -> dict[str, bytes]:
     return {entry.key: store.read(entry.key) for entry in store.list(f"{name}/data/")}
 
 
-@everywhere
+@pytest.mark.parametrize(
+    "older",
+    ["file", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("s3", "hub"))],
+    indirect=True,
+)
 def test_its_own_data_is_trained_on_and_stays_as_it_was(older: Older) -> None:
     older.bring("half", "tuned")
     before = {name: data_in(older, name) for name in ("half", "tuned")}

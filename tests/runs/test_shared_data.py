@@ -58,39 +58,24 @@ def test_the_same_path_with_new_bytes_is_new_data_and_another_path_is_not(tmp_pa
     assert data_of(tmp_path, "edited") != data_of(tmp_path, "tiny")
 
 
-def test_without_its_inputs_a_run_finds_its_data_through_its_own_head(
-    tmp_path: Path, whole: Whole
-) -> None:
-    unbroken = whole()
-    job = write_job(tmp_path)
-    finish(job, "--until", "prepare")
-    shutil.rmtree(tmp_path / "text")
-    (tmp_path / "talks.jsonl").unlink()
-    finish(job)
-    assert final_weights(tmp_path) == final_weights(unbroken)
-
-
 def test_of_two_runs_that_start_at_once_one_prepares_and_after_a_sigkill_the_other_does(
-    tmp_path: Path, whole: Whole
+    tmp_path: Path,
 ) -> None:
-    unbroken = whole()
     job = write_job(tmp_path)
     halted = tmp_path / "halted"
-    writer = start(job, env=os.environ | {HALT_AT: f"shard:2:{halted}"})
+    writer = start(job, "--until", "prepare", env=os.environ | {HALT_AT: f"shard:2:{halted}"})
     wait_for(writer, "training a BPE")
-    waiting = start(job, "name=second")
+    waiting = start(job, "name=second", "--until", "prepare")
     wait_for(waiting, "wait for run tiny")
     kill(writer)
-    output = ends_with(0, waiting)
-    assert "training a BPE" in output
-    resumed = finish(job, "--until", "prepare")
-    assert PREPARED in resumed
+    assert "training a BPE" in ends_with(0, waiting)
+    assert PREPARED in finish(job, "--until", "prepare")
     assert data_of(tmp_path, "second") == data_of(tmp_path, "tiny")
-    finish(job)
-    assert final_weights(tmp_path) == final_weights(unbroken)
 
 
-def test_until_stops_after_a_stage_and_says_what_comes_next(tmp_path: Path, whole: Whole) -> None:
+def test_until_stops_after_a_stage_and_a_prepared_run_finds_its_data_without_its_inputs(
+    tmp_path: Path, whole: Whole
+) -> None:
     unbroken = whole()
     job = write_job(tmp_path)
     for stage, following in (("prepare", "pretrain"), ("pretrain", "sft")):
@@ -98,7 +83,9 @@ def test_until_stops_after_a_stage_and_says_what_comes_next(tmp_path: Path, whol
         assert f"next: {following}. To continue: pion run {job}" in output
         head = head_of(tmp_path)
         assert (list(head.stages)[-1], head.owner) == (stage, None)
-        assert f"{stage}: done (finished" in finish(job, "--until", stage)
+        shutil.rmtree(tmp_path / "text", ignore_errors=True)
+        (tmp_path / "talks.jsonl").unlink(missing_ok=True)
+    assert "pretrain: done (finished" in finish(job, "--until", "pretrain")
     finish(job)
     assert final_weights(tmp_path) == final_weights(unbroken)
 
