@@ -1,4 +1,4 @@
-"""The runs of a store prepare the same data once, and new data anew."""
+"""The runs of a store prepare the same data once. Other data is prepared again."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from pipeline.state.stores import open_store
 
 NAME = "prepare"
 CPU_YAML = "sky/cpu-prepare.yaml"
-# Less text than this is not worth a machine of its own.
+# For less text than this, another machine would not save money.
 LITTLE_BYTES = 10 * 10**6
 # More text than this is not read to find out whether the store has it prepared.
 HASHED_BYTES = 10**9

@@ -17,7 +17,7 @@ The assumptions:
 - At the end of a stage, training waits until the last step is committed. Preparing data,
   evaluating and publishing take no time here.
 - Like a run, a replay gives up (exit code 1) after five machines in a row that began to train but
-  committed nothing. Like a run, it learns from the lives of its own processes how often machines
+  committed nothing. As a run does, it learns from how long its processes lived how often machines
   are lost.
 """
 

@@ -37,7 +37,7 @@ def elsewhere(
 
 @pytest.fixture
 def source(tmp_path: Path) -> RunState:
-    """A run whose data is shared: it has none of its own."""
+    """A run whose data is shared: the folder of the run has no data."""
     store = FileStore(tmp_path / "runs")
     run = light_run(store)
     shutil.rmtree(store.folder / run.name / "data")

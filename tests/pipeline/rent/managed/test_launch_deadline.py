@@ -26,22 +26,6 @@ MIXED = """any_of:
 
 
 @pytest.fixture
-def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Let every check pass, and collect the tasks. The window is closed at once."""
-    tasks: list[Any] = []
-
-    def submit(task: Any, name: str) -> int:
-        tasks.append(task)
-        raise KeyboardInterrupt
-
-    provider = FakeProvider()
-    provider.submit = submit
-    monkeypatch.setattr(launching, "Provider", lambda: provider)
-    monkeypatch.setattr(launching, "require_checks", lambda order, **more: None)
-    return tasks
-
-
-@pytest.fixture
 def command(sky_home: SkyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A launch in a checkout with a job file, on spot and on-demand machines."""
     folder = tmp_path / "project"

@@ -13,36 +13,18 @@ from pipeline.cli import main
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.rent.check.of_deadline import check_deadline
-from pipeline.rent.managed import launch as launching
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.rent.until import with_until
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.conftest import YAML, SkyHome
-from tests.support.fake_provider import FakeProvider
 from tests.support.jobs import tiny_dict
 from tests.support.states import someone
 
 BOOTED = "workdir: .\n" + YAML.replace('pion run "$JOB"', "exec bash sky/boot.sh")
 PREPARES = BOOTED.replace("envs: {{", "envs: {{PION_UNTIL: prepare, ")
 JOB = "jobs/tiny.yaml"
-
-
-@pytest.fixture
-def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Let every check pass, and collect the tasks. The window is closed at once."""
-    tasks: list[Any] = []
-
-    def submit(task: Any, name: str) -> int:
-        tasks.append(task)
-        raise KeyboardInterrupt
-
-    provider = FakeProvider()
-    provider.submit = submit
-    monkeypatch.setattr(launching, "Provider", lambda: provider)
-    monkeypatch.setattr(launching, "require_checks", lambda order, **more: None)
-    return tasks
 
 
 @pytest.fixture
