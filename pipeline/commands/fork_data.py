@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pion.errors import PionError
 from pipeline.console.formats import size
+from pipeline.state.files import files_below, link_or_copy
 from pipeline.state.owner import Owner
 from pipeline.state.records import SHARED, Head, data_key
 from pipeline.state.run_data import own_key
@@ -97,7 +96,7 @@ class _Copy:
         target = Workspace(self.target.store, self.target.name)
         folder = source.bring(own_key(digest))
         # dataset.json goes last: it marks the folder as complete.
-        paths = sorted(_files_below(folder), key=lambda path: path.name == "dataset.json")
+        paths = sorted(files_below(folder), key=lambda path: path.name == "dataset.json")
         if not paths or paths[-1].name != "dataset.json":
             raise _incomplete(folder, self.source)
         self.say(
@@ -107,7 +106,9 @@ class _Copy:
         for path in paths:
             name = path.relative_to(folder).as_posix()
             if target.remote:
-                _link(path, target.folder(key) / name)
+                to = target.folder(key) / name
+                to.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(path, to)
             else:
                 self.target.store.write(self.target.key(f"{key}/{name}"), path)
         target.keep(key)
@@ -118,17 +119,3 @@ def _incomplete(folder: Path, run: RunState) -> PionError:
         f"The prepared data in {folder} is not complete. Nothing was forked. Prepare it again "
         f"first: pion run JOB name={run.name} --redo prepare."
     )
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    return (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-
-
-def _link(path: Path, to: Path) -> None:
-    """Link the file `path` as `to`, or copy it if the disk can't link."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.unlink(missing_ok=True)
-    try:
-        os.link(path, to)
-    except OSError:
-        shutil.copyfile(path, to)

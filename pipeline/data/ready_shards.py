@@ -6,8 +6,6 @@ they are on another disk. Files on the Hub stay there and are fetched during tra
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from pipeline.data.sources import Input
 from pipeline.data.text_rows import RowFormat
 from pipeline.job import HubNpyShards
 from pipeline.kill_points import mark
+from pipeline.state.files import link_or_copy
 
 HELD_OUT = 0.01
 # Held-out rows of a Hub data set that are downloaded for evaluation.
@@ -124,19 +123,9 @@ def _write(
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f"{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
     try:
-        try:
-            os.link(source.resolve(), temporary)
-        except OSError:  # another disk, or a disk without hard links
-            shutil.copyfile(source, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, target)
-        temporary.unlink(missing_ok=True)  # os.replace leaves both links to one file
+        link_or_copy(source, target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise unwritable(target, error) from None
 
 

@@ -24,6 +24,7 @@ from typing_extensions import TypedDict
 from pion.errors import BadInput, PionError
 from pion.untrusted import open_file
 from pipeline.machine.private import cache_folder, open_private, private_cache_folder
+from pipeline.state.files import files_below
 from pipeline.state.record_json import (
     FORMAT,
     Count,
@@ -134,7 +135,7 @@ class Workspace:
         if not self.remote:
             return
         folder = self.folder(key)
-        paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+        paths = files_below(folder)
         names = [check_key(path.relative_to(folder).as_posix()) for path in paths]
         with ThreadPoolExecutor() as pool:
             shas = list(pool.map(_sha256, paths))

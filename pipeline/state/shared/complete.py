@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from pion.data.arrays import unwritable
 from pion.errors import PionError
 from pipeline.kill_points import mark
+from pipeline.state.files import files_below, link_or_copy
 from pipeline.state.records import SHARED, data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.records import Writer, read_state, swap_state
@@ -91,30 +90,13 @@ def _link_files(source: Path, target: Path) -> int:
     """
     size = 0
     try:
-        for path in _files_below(source):
+        for path in files_below(source):
             to = target / path.relative_to(source)
             size += path.stat().st_size
             to.parent.mkdir(parents=True, exist_ok=True)
-            _link(path, to)
+            link_or_copy(path, to)
         for folder in [target, *(path for path in target.rglob("*") if path.is_dir())]:
             sync_folder(folder)
     except OSError as error:
         raise unwritable(target, error) from None
     return size
-
-
-def _link(path: Path, to: Path) -> None:
-    part = to.with_name(f".{to.name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        os.link(path, part)
-    except OSError:  # another disk, or a disk without hard links
-        shutil.copyfile(path, part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-    part.replace(to)
-    part.unlink(missing_ok=True)  # replacing a link by a link to the same file leaves both
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != ".")
