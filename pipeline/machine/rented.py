@@ -43,6 +43,8 @@ BOOT_PHASES = (
     ("checks", "PION_BOOT_CHECKED"),
     ("install", "PION_BOOT_SYNCED"),
 )
+# The phase of a start from when the machine was rented to the first step.
+PAID_TO_FIRST_STEP = "paid to first step"
 # The kinds of the event that a process appends after it has claimed a run; see `claim_event`.
 RENTED, AT_HOME = "machine", "process"
 # Seconds. If a machine was up for longer before the run script began, it was rented for something

@@ -76,6 +76,14 @@ def read_sky_yaml(path: str | Path) -> SkyYaml:
     path = Path(path)
     config = _parse(path)
     refuse_recorded_secrets(config, str(path))
+    return sky_yaml_of(config, path)
+
+
+def sky_yaml_of(config: Mapping[str, Any], path: Path) -> SkyYaml:
+    """Return the rental that the content of a task YAML describes; errors call it `path`.
+
+    Raises as `read_sky_yaml` does.
+    """
     envs = _variables(path, config, "envs")
     if JOB_VARIABLE not in envs:
         raise BadInput(

@@ -9,7 +9,7 @@ import threading
 from pipeline.console.display import Display
 from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, Step
 from pipeline.cost.timeline import WAITED
-from pipeline.machine.rented import claim_event, this_machine
+from pipeline.machine.rented import PAID_TO_FIRST_STEP, claim_event, this_machine
 from pipeline.run.start import Start
 from pipeline.state.claim import Claim
 from pipeline.state.metrics import EventLog
@@ -100,7 +100,7 @@ class Journal:
         if self._machine is None:
             return
         parts = {**self._machine.phases, "pion run": seconds}
-        paid = Phase("paid to first step", sum(parts.values()), parts=parts)
+        paid = Phase(PAID_TO_FIRST_STEP, sum(parts.values()), parts=parts)
         self._display.say(paid)
         self._keep_phase(paid)
 

@@ -6,12 +6,13 @@ publish is not known before a run has done it: the margin is for that, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pion.bench.results import Results
 from pipeline.job import Job
-from pipeline.job.digest import digest_job
+from pipeline.job.digest import Digests, digest_job
 from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
 from pipeline.rent.plan.past_speeds import Speed
 from pipeline.rent.plan.prices import NotOffered, look_up
@@ -32,7 +33,9 @@ class OnDemand:
 
     Attributes:
         candidate: the entry of the SkyPilot YAML.
-        work: seconds of training that are left on it; None if that is unknown.
+        seconds: for each training stage, the seconds that the whole stage takes on it; None if
+            that is unknown.
+        left: for each training stage, the share of its steps that is left.
         boot: seconds from the request for the machine to its first step, assumed.
         price: dollars per hour of all nodes together; None if unknown.
         measured: whether the speed was measured, and not estimated.
@@ -41,12 +44,20 @@ class OnDemand:
     """
 
     candidate: Candidate
-    work: float | None
+    seconds: Mapping[str, float] | None
+    left: Mapping[str, float]
     boot: float
     price: float | None
     measured: bool
     words: str
     will_do: bool = True
+
+    @property
+    def work(self) -> float | None:
+        """The seconds of training that are left on it; None if that is unknown."""
+        if self.seconds is None:
+            return None
+        return sum(share * self.seconds.get(stage, 0.0) for stage, share in self.left.items())
 
     @property
     def gpu(self) -> str:
@@ -68,6 +79,13 @@ class OnDemand:
         return deadline.at - now - self.boot - self.work
 
 
+class Reached(NamedTuple):
+    """The step that a living owner has reported. It may not be committed yet."""
+
+    stage: str
+    step: int
+
+
 def on_demand_machines(
     job: Job,
     sky_yaml: SkyYaml,
@@ -78,25 +96,32 @@ def on_demand_machines(
 ) -> list[OnDemand]:
     """Return the on-demand entries of a YAML, in their order, with the job's work that is left
     after `head`."""
-    left = share_left(job, head)
+    left = share_left(job, digest_job(job), head)
     entries = [candidate for candidate in sky_yaml.candidates if not candidate.use_spot]
     return [_machine(job, entry, sky_yaml.num_nodes, left, speeds, bench) for entry in entries]
 
 
-def share_left(job: Job, head: Head | None) -> dict[str, float]:
-    """Return, for each training stage, the share of its steps that is not committed yet."""
-    digests = digest_job(job)
+def share_left(
+    job: Job, digests: Digests, head: Head | None, reached: Reached | None = None
+) -> dict[str, float]:
+    """Return, for each training stage, the share of its steps that is not committed yet, nor
+    `reached` by an owner that lives."""
     states = {plan.stage: plan.state for plan in plan_stages(job, digests, head)}
     left = {}
     for stage in job.train_stages:
         left[stage] = 0.0 if states[stage] == "done" else 1.0
+        done = 0
         if states[stage] == "resume" and head is not None:
             done = max(
                 entry.step
                 for entry in head.checkpoints
                 if (entry.stage, entry.digest) == (stage, digests.stages[stage])
             )
-            left[stage] = max(0.0, 1.0 - done / job.section(stage).total_steps)
+        if reached is not None and reached.stage == stage:
+            done = max(done, reached.step)
+        section = job.section(stage)
+        if left[stage] and done and section.steps_are_known:
+            left[stage] = max(0.0, 1.0 - done / section.total_steps)
     return left
 
 
@@ -104,36 +129,37 @@ def _machine(
     job: Job,
     candidate: Candidate,
     num_nodes: int,
-    left: dict[str, float],
+    left: Mapping[str, float],
     speeds: list[Speed],
     bench: Sequence[Results],
 ) -> OnDemand:
+    boot = RESTART_SECONDS
     found = look_up(candidate, num_nodes, job.prices)
     if isinstance(found, NotOffered):
-        return OnDemand(candidate, None, RESTART_SECONDS, None, False, found.why, will_do=False)
+        return OnDemand(candidate, None, left, boot, None, False, found.why, will_do=False)
     guess = estimate(job, found, speeds, num_nodes=num_nodes, bench=bench)
     price = None if found.price is None else found.price * num_nodes
     if guess.problem is not None:
-        why = guess.problem
-        return OnDemand(candidate, None, RESTART_SECONDS, price, False, why, will_do=False)
+        return OnDemand(candidate, None, left, boot, price, False, guess.problem, will_do=False)
     if not guess.stages:
         why = "the speed of a machine without a GPU is unknown"
-        return OnDemand(candidate, None, RESTART_SECONDS, price, False, why)
-    work, measured, words = _work(guess, left)
-    return OnDemand(candidate, work, RESTART_SECONDS, price, measured, words)
+        return OnDemand(candidate, None, left, boot, price, False, why)
+    seconds, measured, words = _seconds(guess, left)
+    return OnDemand(candidate, seconds, left, boot, price, measured, words)
 
 
-def _work(guess: Estimate, left: dict[str, float]) -> tuple[float | None, bool, str]:
-    """Return the seconds of training that are left, whether all speeds were measured, and where
-    they come from."""
+def _seconds(
+    guess: Estimate, left: Mapping[str, float]
+) -> tuple[dict[str, float] | None, bool, str]:
+    """Return the seconds of each stage of which something is left, whether all speeds were
+    measured, and where they come from."""
     stages = [stage for stage in guess.stages if left[stage.stage] > 0]
-    work = 0.0
+    seconds = {}
     for stage in stages:
         if stage.seconds is None:
             why = stage.speed_from if stage.tokens_per_second is None else "its steps are unknown"
             return None, False, f"{stage.stage}: {why}"
-        certain = 1.0 if stage.measured else SHARE_OF_ESTIMATE
-        work += left[stage.stage] * stage.seconds / certain
+        seconds[stage.stage] = stage.seconds / (1.0 if stage.measured else SHARE_OF_ESTIMATE)
     measured = all(stage.measured for stage in stages)
     words = "; ".join(dict.fromkeys(stage.speed_from for stage in stages)) or "nothing to train"
-    return work, measured, words
+    return seconds, measured, words

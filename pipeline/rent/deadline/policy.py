@@ -18,11 +18,12 @@ import math
 from dataclasses import dataclass, replace
 from enum import Enum
 
-# How long to wait until a machine on demand has claimed the run before trying the next entry.
-NEXT_ENTRY_SECONDS = 1200.0
 # How long to wait for a cancelled rental to end before requesting the next one anyway. The run's
 # fence keeps two machines from doing the same work.
 CANCEL_SECONDS = 60.0
+# How long no machine trains when one takes over from another that works. Assumed: handovers in the
+# rental tests are shorter, but their machines are near.
+HANDOVER_SECONDS = 30.0
 
 
 class Market(Enum):
@@ -87,13 +88,11 @@ class Rental:
     Attributes:
         since: Unix seconds of the request, or of its present machine if it has one.
         machine: whether it has a machine now, which may still be booting.
-        entry: which of the on-demand entries was requested, from 0; always 0 for spot.
         relieved: whether its machine owned the run until another one took over.
     """
 
     since: float
     machine: bool = False
-    entry: int = 0
     relieved: bool = False
 
 
@@ -111,7 +110,6 @@ class Seen:
             machine is known to be gone.
         spot: the rental on spot; None if there is none.
         on_demand: the rental on demand; None if there is none.
-        entries: how many on-demand entries there are to try.
         stale: whether the store can't be read, so that `work_left` and `owner` are older than
             `now`.
     """
@@ -121,7 +119,6 @@ class Seen:
     owner: Market | None = None
     spot: Rental | None = None
     on_demand: Rental | None = None
-    entries: int = 1
     stale: bool = False
 
 
@@ -149,11 +146,9 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Request:
-    """A rental to submit. If somebody owns the run, its machine relieves the owner. `entry` is the
-    on-demand entry, from 0."""
+    """A rental to submit. If somebody owns the run, its machine relieves the owner."""
 
     market: Market
-    entry: int = 0
 
 
 @dataclass(frozen=True)
@@ -312,13 +307,14 @@ def _while_on_spot(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
     thought, or it came without being asked for, right after a loss. It keeps working until a
     machine on demand relieves it.
 
-    That request stands until there is `lag` more slack, so that it does not come and go.
+    That request stands until there is `lag` more slack, so that it does not come and go. Once it
+    has a machine, that machine may already have asked the spot machine to hand over: it takes over.
     """
     needed = stay(terms) + (terms.lag if seen.on_demand is not None else 0.0)
     if numbers.slack < needed:
         return _arm(seen, numbers, cancel=())
-    not_needed = (Market.ON_DEMAND,) if seen.on_demand is not None else ()
-    return Action(State.SPOT, numbers, not_needed)
+    waiting = seen.on_demand is not None and not seen.on_demand.machine
+    return Action(State.SPOT, numbers, (Market.ON_DEMAND,) if waiting else ())
 
 
 def _without_owner(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
@@ -337,12 +333,7 @@ def _without_owner(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
 
 
 def _arm(seen: Seen, numbers: Numbers, cancel: tuple[Market, ...]) -> Action:
-    """Get a machine on demand: request one, or the next entry if one was requested long ago."""
+    """Get a machine on demand. A request that stands is enough: it tries every on-demand entry."""
     state = State.LATE if numbers.late > 0 else State.ARMING
-    now = seen.on_demand
-    if now is None:
-        return Action(state, numbers, cancel, Request(Market.ON_DEMAND))
-    if seen.entries > 1 and seen.now - now.since >= NEXT_ENTRY_SECONDS:
-        following = Request(Market.ON_DEMAND, (now.entry + 1) % seen.entries)
-        return Action(state, numbers, (*cancel, Market.ON_DEMAND), following)
-    return Action(state, numbers, cancel)
+    request = Request(Market.ON_DEMAND) if seen.on_demand is None else None
+    return Action(state, numbers, cancel, request)

@@ -15,14 +15,12 @@ import math
 from dataclasses import dataclass, field
 
 from pipeline.rent.deadline import policy
-from pipeline.rent.deadline.policy import Action, Rental, Seen, Terms, decide
+from pipeline.rent.deadline.policy import HANDOVER_SECONDS, Action, Rental, Seen, Terms, decide
 from pipeline.rent.replay.costs import Paid
 from pipeline.rent.replay.market import Market
 from pipeline.rent.replay.progress import Progress, Reached, Stint
 
 SPOT, ON_DEMAND = policy.Market.SPOT, policy.Market.ON_DEMAND
-# Assumed. Measured hand-overs in the rental tests are shorter, but their machines are near.
-HANDOVER_SECONDS = 30.0
 # Losses to see before their mean says more than `checkpoint.preemption_hours`.
 LOSSES_TO_TRUST = 3
 # A decision that falls due is asked for a moment later, so that rounding can't put it off.

@@ -20,8 +20,8 @@ from pipeline.state.recorded_job import recorded_job
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 
-# Phases measured from the start of `pion run`, and from the start of a rental.
-FIRST_STEP, PAID = "first step", "paid to first step"
+# The phase measured from the start of `pion run`.
+FIRST_STEP = "first step"
 UNUSUAL = {"prepare", WAITED}
 
 

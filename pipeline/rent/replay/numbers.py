@@ -10,7 +10,8 @@ from pion.config import closest
 from pion.errors import BadInput
 from pipeline.console.formats import size
 from pipeline.job import Job
-from pipeline.rent.replay.measured_run import FIRST_STEP, PAID, MeasuredRun, measured_run
+from pipeline.machine.rented import PAID_TO_FIRST_STEP
+from pipeline.rent.replay.measured_run import FIRST_STEP, MeasuredRun, measured_run
 from pipeline.rent.replay.options import Given, Number, option
 
 # Together one minute from the start of payment to the first step.
@@ -117,7 +118,7 @@ def _steps_on(job: Job, given: Given, tokens: Mapping[str, int]) -> dict[str, Nu
 def _restart(measured: MeasuredRun, step_seconds: float) -> tuple[Number, Number]:
     """Return the seconds of boot and of restore. A measured start ends with the first step, so the
     step is subtracted."""
-    rented = [start for start in measured.starts if PAID in start]
+    rented = [start for start in measured.starts if PAID_TO_FIRST_STEP in start]
     starts = rented or measured.starts
     restores = [
         sum(seconds for name, seconds in start.items() if name.endswith(" restored"))
@@ -131,7 +132,7 @@ def _restart(measured: MeasuredRun, step_seconds: float) -> tuple[Number, Number
     )
     if not starts:
         return Number(BOOT_SECONDS, "assumed"), restore
-    totals = [start[PAID if rented else FIRST_STEP] for start in starts]
+    totals = [start[PAID_TO_FIRST_STEP if rented else FIRST_STEP] for start in starts]
     boot = statistics.median(
         max(total - back - step_seconds, 0.0) for total, back in zip(totals, restores)
     )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pipeline.job import Checkpoint
 from pipeline.rent.replay.timed_training import Overheads, StageWork, TimedTraining
 from pipeline.state.workspace import Workspace
-from pipeline.training.cadence import SaveCadence
+from pipeline.training.cadence import lag_seconds
 
 
 class Reached(NamedTuple):
@@ -85,20 +85,15 @@ class Progress:
     def lag(self, life: float) -> float:
         """Return the most seconds of work that a loss undoes: from one save to the next, and until
         that is committed."""
-        cadence = SaveCadence(
-            every_steps=self.policy.every_steps,
-            every_seconds=self.policy.every_seconds,
-            preemption_seconds=life,
-            last_save=0.0,
-            floor_seconds=self._workspace.store.save_seconds,
+        return lag_seconds(
+            self.policy.every_steps,
+            self.policy.every_seconds,
+            life=life,
             stall=self.costs.stall,
-            write_seconds=self.costs.write,
+            write=self.costs.write,
+            floor_seconds=self._workspace.store.save_seconds,
+            step_seconds=self.step_seconds,
         )
-        interval = cadence.interval
-        if self.policy.every_steps is not None:
-            steps = self.policy.every_steps * self.step_seconds
-            interval = steps if cadence.by_steps_alone else min(interval, steps)
-        return interval + self.costs.stall + self.costs.write
 
     @cached_property
     def _pace(self) -> float:

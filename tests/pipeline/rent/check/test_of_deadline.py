@@ -152,7 +152,7 @@ def test_an_on_demand_machine_whose_speed_nobody_knows_is_refused(
 ) -> None:
     deadline = new_deadline(RunState(open_store("runs"), "x"), Asked(100.0, None, 60), "x")
     known = machine(case, mixed)
-    unknown = replace(known, work=None, words="pretrain: the speed of a A40 is unknown")
+    unknown = replace(known, seconds=None, words="pretrain: the speed of a A40 is unknown")
     alone = Situation(deadline, deadline.set_at, "change it", mixed, [unknown])
     with pytest.raises(BadInput, match=r"not known how long .* speed of a A40.*`pion bench`"):
         require_in_time(alone)

@@ -46,7 +46,6 @@ class Machine:
     """A rental: when it was requested, and from when to when it has a machine."""
 
     since: float
-    entry: int
     begins: float
     ends: float
     relieved: bool = False
@@ -68,7 +67,6 @@ class World:
     lost_at: float = math.inf
     silent_at: float = math.inf
     jump: tuple[float, float] = (math.inf, 0.0)
-    entries: int = 1
     now: float = 0.0
     done: float = 0.0  # committed, or handed over, when the owner began
     owner: Market | None = None
@@ -78,7 +76,7 @@ class World:
     slack_at_entries: list[float] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
-    requests: list[tuple[float, Market, int]] = field(default_factory=list)
+    requests: list[tuple[float, Market]] = field(default_factory=list)
     _unnoticed: tuple[Market, float, float] | None = None
 
     @property
@@ -123,7 +121,7 @@ class World:
             if self.now < until:
                 owner, done = market, reported
         rentals = {market: self._rental(market) for market in Market}
-        return Seen(clock, self.work - done, owner, rentals[SPOT], rentals[ON_DEMAND], self.entries)
+        return Seen(clock, self.work - done, owner, rentals[SPOT], rentals[ON_DEMAND])
 
     def _rental(self, market: Market) -> Rental | None:
         machine = self.machines.get(market)
@@ -131,7 +129,7 @@ class World:
             return None
         up = machine.begins <= self.now
         since = machine.begins if up else machine.since
-        return Rental(since, up, machine.entry, machine.relieved)
+        return Rental(since, up, machine.relieved)
 
     def _act(self) -> None:
         action = decide(self.terms, self.seen())
@@ -142,12 +140,12 @@ class World:
             del self.machines[market]
             assert market is not self.owner, "it ends a machine that works"
         if action.request is not None:
-            self._rent(action.request.market, self.now, action.request.entry)
-            self.requests.append((self.now, action.request.market, action.request.entry))
+            self._rent(action.request.market, self.now)
+            self.requests.append((self.now, action.request.market))
 
-    def _rent(self, market: Market, at: float, entry: int = 0) -> None:
+    def _rent(self, market: Market, at: float) -> None:
         begins, ends = self.spells.next(at) if market is SPOT else self._on_demand(at)
-        self.machines[market] = Machine(self.now, entry, begins, ends)
+        self.machines[market] = Machine(self.now, begins, ends)
 
     def _on_demand(self, at: float) -> tuple[float, float]:
         refused, until = self.refused

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import pytest
 
 from pipeline.rent.deadline.policy import (
-    NEXT_ENTRY_SECONDS,
     Action,
     Market,
     Rental,
@@ -116,12 +115,10 @@ class Case:
     state: State
     cancel: tuple[Market, ...] = ()
     request: Request | None = None
-    entries: int = 1
 
 
 RENT_SPOT, RENT_ON_DEMAND = Request(SPOT), Request(ON_DEMAND)
-LONG_AGO = Rental(NOW - NEXT_ENTRY_SECONDS, entry=1)
-OLD_BOOT = Rental(NOW - NEXT_ENTRY_SECONDS, machine=True)
+LONG_AGO = Rental(NOW - 5000.0)
 
 CASES = [
     Case("at the start, there is time: spot", 9000, None, None, None, State.WAITING, (), RENT_SPOT),
@@ -135,6 +132,7 @@ CASES = [
     Case("spot is a bit faster again, and relief is under way", STAY + 79, SPOT, WORKS, BOOTS,
          State.ARMING),
     Case("spot was only paused", STAY + 80, SPOT, WORKS, STANDS, State.SPOT, (ON_DEMAND,)),
+    Case("spot was only paused, and its relief boots", STAY + 80, SPOT, WORKS, BOOTS, State.SPOT),
     Case("spot is lost, there is time", RESERVE + 1, None, STANDS, None, State.WAITING),
     Case("spot is lost with its job, there is time", RESERVE + 1, None, None, None,
          State.WAITING, (), RENT_SPOT),
@@ -161,14 +159,7 @@ CASES = [
          (SPOT,), RENT_SPOT),
     Case("on demand claims, and spot was never cancelled", 2000, ON_DEMAND, STANDS, WORKS,
          State.DEMAND),
-    Case("twenty minutes have passed", 2000, None, None, LONG_AGO, State.ARMING, (ON_DEMAND,),
-         Request(ON_DEMAND, 2), entries=3),
-    Case("twenty minutes have passed at the last entry", 2000, None, None, LONG_AGO, State.ARMING,
-         (ON_DEMAND,), Request(ON_DEMAND, 0), entries=2),
-    Case("twenty minutes have passed, there is one entry", 2000, None, None, OLD_BOOT,
-         State.ARMING),
-    Case("on demand boots for twenty minutes", 2000, None, None, OLD_BOOT, State.ARMING,
-         (ON_DEMAND,), Request(ON_DEMAND, 1), entries=2),
+    Case("on demand is asked for since long ago", 2000, None, None, LONG_AGO, State.ARMING),
     Case("the deadline was moved, nothing came yet", 9000, None, None, STANDS, State.WAITING,
          (ON_DEMAND,), RENT_SPOT),
     Case("the deadline was moved, a machine boots", 9000, None, None, BOOTS, State.ARMING),
@@ -204,7 +195,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_event_in_every_state(case: Case) -> None:
-    facts = seen(case.slack, case.owner, entries=case.entries)
+    facts = seen(case.slack, case.owner)
     spot = None if case.spot is None else moved(case.spot, facts)
     on_demand = None if case.on_demand is None else moved(case.on_demand, facts)
     facts = replace(facts, spot=spot, on_demand=on_demand)
@@ -222,7 +213,7 @@ def carried_out(facts: Seen, action: Action) -> Seen:
     for market in action.cancel:
         rentals[market] = None
     if action.request is not None:
-        rentals[action.request.market] = Rental(facts.now, entry=action.request.entry)
+        rentals[action.request.market] = Rental(facts.now)
     return replace(facts, spot=rentals[SPOT], on_demand=rentals[ON_DEMAND])
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline.rent.deadline.policy import Market, State, Terms, enter
+from pipeline.rent.deadline.policy import State, Terms, enter
 from tests.pipeline.rent.deadline.made_up_market import LOOK, Spells, World
 
 HOURS = 3600.0
@@ -108,12 +108,3 @@ def test_on_demand_that_is_sold_out_when_it_is_needed_uses_up_the_slack_and_the_
     assert world.lateness == pytest.approx(expected)
     said = (world.states[-1], *world.late[-1:])
     assert said == ((State.LATE, pytest.approx(expected)) if expected else (State.DEMAND,))
-
-
-def test_the_next_on_demand_entry_is_tried_after_twenty_minutes() -> None:
-    world = without_spot(entries=3)
-    armed = without_spot().run().requests[1][0]
-    world.refused = (0.0, armed + 3000.0)
-    requests = world.run().requests
-    tried = [(at - armed, entry) for at, market, entry in requests if market is Market.ON_DEMAND]
-    assert tried == [(0.0, 0), (1200.0, 1), (2400.0, 2)]

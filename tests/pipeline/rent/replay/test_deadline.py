@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.job import Checkpoint
+from pipeline.rent.deadline.policy import HANDOVER_SECONDS, enter, reserve
 from pipeline.rent.deadline.policy import Seen as PolicySeen
-from pipeline.rent.deadline.policy import enter, reserve
 from pipeline.rent.replay.bound import BoundTerms, least_cost
 from pipeline.rent.replay.costs import Paid
 from pipeline.rent.replay.deadline import (
-    HANDOVER_SECONDS,
     Course,
     Rule,
     first_terms,
