@@ -124,10 +124,27 @@ def clear_stops(run: RunState) -> int:
 def withdraw_handover(run: RunState, launch_id: str) -> int:
     """Remove the requests to hand the run over to that launch, and return how many there were.
     Raises `StoreError`."""
+    return _remove(run, lambda request: request.except_launch == launch_id)
+
+
+def clear_handovers(run: RunState) -> int:
+    """Remove every request to hand the run over, and return how many there were. A person's request
+    to stop stays. Raises `StoreError`."""
+    return _remove(run, lambda request: request.except_launch is not None)
+
+
+def is_asked_to_stop(run: RunState) -> bool:
+    """Return whether a person asked the run to stop, whatever machine it is on. Raises
+    `StoreError`."""
+    found = (_read(run, key, lambda text: None) for key in _keys(run))
+    return any(request is not None and request.except_launch is None for request in found)
+
+
+def _remove(run: RunState, which: Callable[[StopRequest], bool]) -> int:
     keys = []
     for key in _keys(run):
         request = _read(run, key, lambda text: None)
-        if request is not None and request.except_launch == launch_id:
+        if request is not None and which(request):
             keys.append(key)
     for key in keys:
         run.store.delete(key)

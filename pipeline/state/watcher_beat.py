@@ -40,6 +40,17 @@ KNOWN_DEADLINES = FORMAT
 
 
 @open_record
+class Saw(TypedDict):
+    """What a watcher has seen of a deadline, in seconds: what may still be lost, the slack at which
+    waiting for spot ends, and the work that is left on demand. `state` says what the run does."""
+
+    state: str
+    slack: float
+    reserve: float
+    work_left: float
+
+
+@open_record
 class _Record(TypedDict):
     """A sign of life in the store. A newer watcher may write more."""
 
@@ -48,6 +59,7 @@ class _Record(TypedDict):
     pion: str
     knows_deadlines: NotRequired[Count]
     risk_at: NotRequired[Time | None]
+    saw: NotRequired[Saw]
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class WatcherBeat:
         knows_deadlines: the newest format of deadline.json that the watcher obeys; 0: none.
         risk_at: the last moment at which somebody must watch, in Unix seconds. If nobody does from
             then on, the deadline is at risk. None: there is no such moment.
+        saw: what the watcher has seen; None: nothing yet.
     """
 
     at: float
@@ -68,6 +81,7 @@ class WatcherBeat:
     pion: str
     knows_deadlines: int = 0
     risk_at: float | None = None
+    saw: Saw | None = None
 
     def too_old(self) -> bool:
         """Return whether this watcher does not obey a deadline of this version."""
@@ -92,11 +106,12 @@ def read_beat(run: RunState) -> WatcherBeat | None:
         record["pion"],
         record.get("knows_deadlines", 0),
         record.get("risk_at"),
+        record.get("saw"),
     )
 
 
-def write_beat(run: RunState, risk_at: float | None) -> None:
-    """Say that this process watches the run. Raises StoreError."""
+def write_beat(run: RunState, risk_at: float | None, saw: Saw | None = None) -> None:
+    """Say that this process watches the run, and what it saw. Raises StoreError."""
     beat = {
         "format": FORMAT,
         "at": run.clock.now(),
@@ -104,6 +119,7 @@ def write_beat(run: RunState, risk_at: float | None) -> None:
         "pion": _version(),
         "knows_deadlines": KNOWN_DEADLINES,
         "risk_at": risk_at,
+        **({} if saw is None else {"saw": saw}),
     }
     run.store.write(run.key(BEAT), (finite_json(beat, indent=1) + "\n").encode())
     run.store.flush()
@@ -115,21 +131,25 @@ class WatcherBeats:
     def __init__(self, run: RunState) -> None:
         self._run = run
         self._written: float | None = None  # of the monotonic clock
+        self._state: str | None = None
 
-    def beat(self, risk_at: float | None) -> bool:
+    def beat(self, risk_at: float | None, saw: Saw | None = None) -> bool:
         """Write a sign of life if the last one is old enough; return whether it was written.
 
-        A store that fails must not end the watcher: the next call tries again.
+        If the run does something else than at the last one, write at once where the store allows
+        it. A store that fails must not end the watcher: the next call tries again.
         """
         now = self._run.clock.monotonic()
         every = COMMIT_BEAT_SECONDS if self._run.store.commits else BEAT_SECONDS
-        if self._written is not None and now - self._written < every:
+        recent = self._written is not None and now - self._written < every
+        state = None if saw is None else saw["state"]
+        if recent and (state == self._state or self._run.store.commits):
             return False
         try:
-            write_beat(self._run, risk_at)
+            write_beat(self._run, risk_at, saw)
         except StoreError:
             return False
-        self._written = now
+        self._written, self._state = now, state
         return True
 
 

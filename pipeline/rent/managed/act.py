@@ -6,19 +6,29 @@ import contextlib
 import json
 import uuid
 from collections.abc import Sequence
+from typing import Protocol
 
 from pipeline.rent.managed.diagnose import Finding
 from pipeline.rent.managed.lookout import Look
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.provider import Provider
-from pipeline.rent.managed.restart import Restarter
 from pipeline.rent.managed.terminate_pods import terminate_each
+from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
 
 
+class Restarts(Protocol):
+    """What ends a job that makes no progress, and gets another machine for the run."""
+
+    def restart(
+        self, provider: Provider, finding: Finding, job: ManagedJob, head: Head | None
+    ) -> list[str]:
+        """Return what was done, in words. Raises PionError if SkyPilot fails."""
+
+
 def act(
-    finding: Finding, job: ManagedJob, look: Look, provider: Provider, restarter: Restarter
+    finding: Finding, job: ManagedJob, look: Look, provider: Provider, restarter: Restarts
 ) -> list[str]:
     """End pods, or cancel or restart the job, as the finding says; return what was done, in words.
 

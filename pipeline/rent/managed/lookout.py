@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.rent.managed.attempts import AttemptMemory
 from pipeline.rent.managed.diagnose import RunView, SkyView
@@ -21,64 +21,157 @@ from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished, run_status
 from pipeline.state.stop_requests import pending_stop
+from pipeline.state.stores import StoreError
+
+
+@dataclass(frozen=True)
+class JobLook:
+    """What is known about one managed job, and about the run as far as it concerns that job."""
+
+    sky: SkyView
+    run: RunView
 
 
 @dataclass(frozen=True)
 class Look:
-    """What SkyPilot, the provider and the store said at one moment."""
+    """What SkyPilot, the provider and the store said at one moment.
+
+    Attributes:
+        head: the run's HEAD; None before its first claim.
+        sky: about the managed job that is followed.
+        run: about the run, as far as it concerns that job.
+        progress: what a user sees.
+        others: the other live jobs of the rental, the newest first, and the owner's job if it has
+            lost its controller.
+        jobs: every job of the rental that SkyPilot knows, ended or not, the newest first.
+        stale: whether the store could not be read. What it says is then from the last look.
+    """
 
     head: Head | None
     sky: SkyView
     run: RunView
     progress: Progress
+    others: tuple[JobLook, ...] = ()
+    jobs: tuple[ManagedJob, ...] = ()
+    stale: bool = False
+
+    @property
+    def of_jobs(self) -> tuple[JobLook, ...]:
+        """What is known about each job that is followed or lives."""
+        return (JobLook(self.sky, self.run), *self.others)
+
+
+class _StoreSays(NamedTuple):
+    """HEAD, and the status that follows from it, at the moment `at`."""
+
+    head: Head | None
+    status: dict[str, Any] | None
+    at: float
+
+
+class _Memory:
+    """What is remembered about one managed job."""
+
+    def __init__(self, state: RunState) -> None:
+        self.pods, self.attempts = PodMemory(), AttemptMemory(state)
 
 
 class Lookout:
     """Looks at the rental called `name` of a run.
 
-    `job_id` is the managed job that is followed: the newest live job of that name.
+    `job_id` is the managed job that is followed: the newest live job of that name. If `patient`, a
+    store that is down does not end a look, once the store has been read.
     """
 
     def __init__(self, state: RunState, name: str, job_id: int, provider: Provider) -> None:
         self.state, self.name, self.job_id = state, name, job_id
-        self.attempts = AttemptMemory(state)
+        self.patient = False
         self._provider = provider
-        self._pods = PodMemory()
+        self._memories: dict[int, _Memory] = {}
         self._lost = LostPods(state, name)
         self._steps = StepMemory()
         self._costs = CostMemory(state)
+        self._store: _StoreSays | None = None
+
+    @property
+    def attempts(self) -> AttemptMemory:
+        """The machines of the followed job."""
+        return self._memory(self.job_id).attempts
 
     def look(self) -> Look:
         """Ask SkyPilot, RunPod and the store. Raises PionError if one of them can't be asked."""
         # Pods before jobs: SkyPilot then knows the job of every listed pod.
         pods = self._provider.list_pods()
-        job = self._newest_job()
+        jobs = self._provider.managed_jobs(self.name, with_task=True)
+        self.job_id = next((job.id for job in jobs if job.live), self.job_id)
+        job = next((job for job in jobs if job.id == self.job_id), None)
         now = self.state.clock.now()
         if pods is not None:
             self._lost.note(job, pods, now)
-        head = self.state.read()
-        status = run_status(self.state, head, now) if head is not None else None
+        store, stale = self._read_store(now)
+        run = RunView() if store.status is None else self._run_view(store)
+        shown: list[ManagedJob | None] = [
+            each for each in jobs if each.live or each is job or _lost_owner(each, store.head)
+        ]
+        looks = [
+            self._look_at(each, pods, store.head, run, now, stale=stale) for each in shown or [None]
+        ]
+        followed = next(look for look in looks if look.sky.job is job)
+        others = tuple(look for look in looks if look is not followed)
+        dollars = self._costs.dollars(None if stale else store.head, job, self._lost.booting, now)
+        jobs_of_others = tuple(look.sky.job for look in others if look.sky.job is not None)
+        progress = Progress(now, job, store.status, dollars, jobs_of_others)
+        return Look(
+            store.head,
+            followed.sky,
+            followed.run,
+            progress,
+            others,
+            tuple(jobs),
+            stale=stale,
+        )
+
+    def _read_store(self, now: float) -> tuple[_StoreSays, bool]:
+        """Return what the store says, and whether that is from an earlier look."""
+        try:
+            head = self.state.read()
+            status = run_status(self.state, head, now) if head is not None else None
+        except StoreError:
+            if self._store is None or not self.patient:
+                raise
+            return self._store, True
+        self._store = _StoreSays(head, status, now)
+        return self._store, False
+
+    def _memory(self, job_id: int) -> _Memory:
+        return self._memories.setdefault(job_id, _Memory(self.state))
+
+    def _look_at(
+        self,
+        job: ManagedJob | None,
+        pods: Sequence[Pod] | None,
+        head: Head | None,
+        run: RunView,
+        now: float,
+        *,
+        stale: bool,
+    ) -> JobLook:
+        memory = self._memory(self.job_id if job is None else job.id)
         pods_of_job = self._of_job(pods, job)
-        self._pods.note(job, pods_of_job, now)
-        self.attempts.note(job, head, now)
+        memory.pods.note(job, pods_of_job, now)
+        if not stale:
+            memory.attempts.note(job, head, now)
         sky = SkyView(
             job,
             pods_of_job,
-            gone_since=self._pods.gone_since,
-            pod_since=self._pods.newest_since(pods_of_job),
-            attempts=tuple(self.attempts.found),
-            place=self._place(job),
+            gone_since=memory.pods.gone_since,
+            pod_since=memory.pods.newest_since(pods_of_job),
+            attempts=tuple(memory.attempts.found),
+            place=_place(job, memory.attempts),
         )
-        run = RunView() if head is None or status is None else self._run_view(head, status, now)
         if head is not None and job is not None:
-            run = self._of_this_launch(run, head, job)
-        dollars = self._costs.dollars(head, job, self._lost.booting, now)
-        return Look(head, sky, run, Progress(now, job, status, dollars))
-
-    def _newest_job(self) -> ManagedJob | None:
-        jobs = self._provider.managed_jobs(self.name, with_task=True)
-        self.job_id = next((job.id for job in jobs if job.live), self.job_id)
-        return next((job for job in jobs if job.id == self.job_id), None)
+            run = self._of_this_launch(run, head, job, stale=stale)
+        return JobLook(sky, run)
 
     def _of_job(self, pods: Sequence[Pod] | None, job: ManagedJob | None) -> tuple[Pod, ...] | None:
         """Return the job's pods; None if RunPod was not asked, or the job is on another cloud."""
@@ -87,12 +180,10 @@ class Lookout:
         cluster = cluster_name(self.name, job.id)
         return tuple(pod for pod in pods if pod.belongs_to(cluster))
 
-    def _place(self, job: ManagedJob | None) -> Place | None:
-        if job is not None and job.place:
-            return place_of(job)
-        return self.attempts.found[-1].place if self.attempts.found else None
-
-    def _run_view(self, head: Head, status: dict[str, Any], now: float) -> RunView:
+    def _run_view(self, store: _StoreSays) -> RunView:
+        head, status, now = store
+        assert head is not None
+        assert status is not None
         age = status["heartbeat_age"]
         beat_at = None if age is None else now - age
         progress = status["progress"] or {}
@@ -107,8 +198,9 @@ class Lookout:
             heartbeats=status["heartbeats"],
         )
 
-    def _of_this_launch(self, run: RunView, head: Head, job: ManagedJob) -> RunView:
-        """Leave out what concerns another launch: its request to stop, or that it has finished.
+    def _of_this_launch(self, run: RunView, head: Head, job: ManagedJob, *, stale: bool) -> RunView:
+        """Leave out what concerns another launch: its request to stop, that it has finished, and
+        its signs of life.
 
         A hop asks every launch to stop except the one that takes over the run. A finished run may
         be launched again with more to do. A rental that ends after a stage is finished before the
@@ -116,7 +208,11 @@ class Lookout:
         """
         last = head.claims[0].owner.launch_id if head.claims else None
         launch = launch_id_of(job) or last
-        stop = pending_stop(self.state, launch_id=launch) if run.stop is not None else None
+        stop = None
+        if run.stop is not None and not stale:
+            stop = pending_stop(self.state, launch_id=launch)
+        if launch != last:
+            run = replace(run, claimed_at=None, beat_at=None, stalled_since=None, last_sign=None)
         until = until_of_job(job)
         finished = run.finished or _has_done(head, until, launch)
         return replace(
@@ -125,6 +221,19 @@ class Lookout:
             until=None if run.finished else until,
             stop=stop.reason if stop is not None else None,
         )
+
+
+def _lost_owner(job: ManagedJob, head: Head | None) -> bool:
+    """Return whether the owner's job has lost its controller. The owner may still be at work."""
+    if job.status != "FAILED_CONTROLLER" or head is None or head.owner is None:
+        return False
+    return launch_id_of(job) == head.owner.launch_id
+
+
+def _place(job: ManagedJob | None, attempts: AttemptMemory) -> Place | None:
+    if job is not None and job.place:
+        return place_of(job)
+    return attempts.found[-1].place if attempts.found else None
 
 
 def _has_done(head: Head, until: str | None, launch: str | None) -> bool:

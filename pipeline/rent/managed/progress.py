@@ -20,13 +20,20 @@ class Progress:
     """What SkyPilot and the store say at the moment `at` (Unix seconds).
 
     `status` comes from `pipeline.state.run_status.run_status`; it is None before the run's first
-    claim. `dollars` is the cost of all its machines, None if no price is known.
+    claim. `dollars` is the cost of all its machines, None if no price is known. `others` are the
+    other live jobs of the rental.
     """
 
     at: float
     job: ManagedJob | None
     status: Mapping[str, Any] | None = None
     dollars: float | None = None
+    others: tuple[ManagedJob, ...] = ()
+
+    @property
+    def job_lines(self) -> dict[int, str]:
+        """The line of each job, by its number."""
+        return {job.id: job_line(job) for job in (*self.others, self.job) if job is not None}
 
 
 def changes(before: Progress | None, now: Progress) -> list[str]:
@@ -34,9 +41,8 @@ def changes(before: Progress | None, now: Progress) -> list[str]:
 
     `before` is the progress for which the caller last printed a line.
     """
-    lines = []
-    if now.job is not None and job_line(before.job if before else None) != job_line(now.job):
-        lines.append(job_line(now.job))
+    told = before.job_lines if before else {}
+    lines = [line for job_id, line in now.job_lines.items() if told.get(job_id) != line]
     old, new = (before.status if before else None) or {}, now.status or {}
     if new.get("owner") and _host(new) != _host(old):
         lines.append(f"{_host(new)} owns the run (epoch {new['epoch']})")

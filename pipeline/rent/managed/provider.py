@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from pipeline.rent.managed import clusters, managed_jobs, names, pods, recorded_task, terminate_pods
+from pipeline.rent.managed import (
+    clusters,
+    managed_jobs,
+    markets,
+    names,
+    pods,
+    recorded_task,
+    terminate_pods,
+)
 from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.markets import NextRental
 from pipeline.rent.managed.place import Place
 from pipeline.rent.managed.pods import Pod
 from pipeline.rent.managed.say import Say
@@ -32,6 +41,10 @@ class Provider:
     def task_again(self, job: ManagedJob, avoid: Collection[Place]) -> Any:
         """Return a managed job's task again, for any place that is not in `avoid`."""
         return recorded_task.task_again(job, avoid)
+
+    def task_of(self, wanted: NextRental) -> Any:
+        """Return the task of a rental on other machines of the same launch file."""
+        return markets.task_of(wanted)
 
     def cancel(self, job_ids: Sequence[int]) -> None:
         """Ask SkyPilot to end these managed jobs and their machines."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import yaml
@@ -22,7 +23,12 @@ def task_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
     The new task belongs to the same launch, so it may take over the run at once. Raises BadInput if
     no machine is left to rent, or if a secret of the job is no longer set here.
     """
-    config = _recorded(job)
+    return task_from(recorded_task(job), avoid)
+
+
+def task_from(config: dict[str, Any], avoid: Collection[Place]) -> Any:
+    """Return the sky.Task of a recorded task, without the places in `avoid`. Raises as `task_again`
+    does."""
     config["secrets"] = dict.fromkeys(config.get("secrets") or {}, "")  # values are redacted
     given = str((config.get("envs") or {}).get("PION_SECRETS") or "").split(",")
     needed = {name: None if name in given else "" for name in config["secrets"]}
@@ -34,23 +40,28 @@ def task_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
 
 def launch_id_of(job: ManagedJob) -> str | None:
     """Return the launch that submitted a managed job; None if SkyPilot's record does not say."""
-    return _variable(job, "PION_LAUNCH_ID")
+    return variable_of(job, "PION_LAUNCH_ID")
 
 
 def until_of_job(job: ManagedJob) -> str | None:
     """Return the stage after which a managed job ends; None: the last, or nobody knows."""
-    return _variable(job, UNTIL) or None
+    return variable_of(job, UNTIL) or None
 
 
-def _variable(job: ManagedJob, name: str) -> str | None:
+def variable_of(job: ManagedJob, name: str) -> str | None:
+    """Return a variable of a managed job's task; None if it has none, or nobody knows."""
+    return _envs(job).get(name)
+
+
+@functools.lru_cache(maxsize=64)
+def _envs(job: ManagedJob) -> Mapping[str, str]:
     try:
-        config = _recorded(job)
+        return recorded_task(job).get("envs") or {}
     except BadInput:
-        return None
-    return (config.get("envs") or {}).get(name)
+        return {}
 
 
-def _recorded(job: ManagedJob) -> dict[str, Any]:
+def recorded_task(job: ManagedJob) -> dict[str, Any]:
     """Return the YAML that a managed job was submitted with. Raises BadInput if there is none.
 
     SkyPilot's record is two documents: a header and this YAML.

@@ -34,22 +34,33 @@ def task_variables(
 ) -> dict[str, str]:
     """Return the environment of the task, without its secrets."""
     code = code_version()
-    spot = {candidate.use_spot for candidate in sky_yaml.candidates}
     found = {
+        **machine_variables(sky_yaml, job.prices),
         "JOB": _travelling_path(job_path, sky_yaml),
         "OVERRIDES": shlex.join(overrides),
         "PION_LAUNCH_ID": uuid.uuid4().hex,
         "PION_SECRETS": ",".join(names_given(sky_yaml.secrets, wanted_secrets(job))),
-        "PION_PRICES": json.dumps(_prices(offers_for(sky_yaml, job.prices))),
         "PION_COMMIT": code.commit or "",
         "PION_DIRTY": code.dirty or "",
+    }
+    if region := _region(job):
+        found["AWS_DEFAULT_REGION"] = region
+    return {**found, **{k: os.environ[k] for k in PASSED_ON if os.environ.get(k)}}
+
+
+def machine_variables(sky_yaml: SkyYaml, prices: Prices | None) -> dict[str, str]:
+    """Return the variables that say what the machines of a YAML cost and have.
+
+    `prices` are the job's own.
+    """
+    spot = {candidate.use_spot for candidate in sky_yaml.candidates}
+    found = {
+        "PION_PRICES": json.dumps(_prices(offers_for(sky_yaml, prices))),
         "PION_DISK_GB": str(min(candidate.disk_gb for candidate in sky_yaml.candidates)),
     }
     if len(spot) == 1:
         found["PION_SPOT"] = "1" if spot.pop() else "0"
-    if region := _region(job):
-        found["AWS_DEFAULT_REGION"] = region
-    return {**found, **{k: os.environ[k] for k in PASSED_ON if os.environ.get(k)}}
+    return found
 
 
 def _region(job: Job) -> str | None:

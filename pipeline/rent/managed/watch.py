@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pion.errors import BadInput, PionError, Stopped
 from pipeline.console.formats import printable
 from pipeline.live.server import page_of
-from pipeline.rent.managed.act import act, log_finding
+from pipeline.rent.managed.act import Restarts, act, log_finding
 from pipeline.rent.managed.diagnose import Finding, diagnose
+from pipeline.rent.managed.keep_deadline import DeadlineKeeper
 from pipeline.rent.managed.lock import rental_lock
 from pipeline.rent.managed.lookout import Look, Lookout
 from pipeline.rent.managed.managed_jobs import ManagedJob
@@ -86,6 +87,8 @@ def follow_or_leave(
             return 130
         job_id = watcher.lookout.job_id  # another job, if the run was restarted
         say_now(f"\nmanaged job {job_id} continues\n{how_to_come_back(state, job_id)}")
+        if again := watcher.keeper.when_to_watch_again():
+            say_now(again)
         return 0
 
 
@@ -111,6 +114,7 @@ class Watcher:
         self.lookout = Lookout(state, name, job_id, provider)
         self._restarter = Restarter(name, self.lookout, self.clock)
         self._say = say
+        self.keeper = DeadlineKeeper(state, name, provider, self.say)
         self._told: Progress | None = None
         # For each problem, by its key: what was last said to be done about it.
         self._found: dict[str, str] = {}
@@ -180,17 +184,49 @@ class Watcher:
         job = look.sky.job
         if job is None:
             raise PionError(f"SkyPilot no longer lists managed job {self.lookout.job_id}.")
+        self.lookout.patient = self.keeper.holds(look)
+        if self.lookout.patient:
+            return self._keep_deadline(look)
         findings = diagnose(look.sky, look.run, self.clock.now())
         for finding in findings:
-            self._handle(finding, job, look)
+            self._handle(finding, job, look, self._restarter)
             if self.lookout.job_id != job.id:
                 break  # the other findings are about the replaced job
-        keys = {finding.key for finding in findings}
-        self._found = {key: done for key, done in self._found.items() if key in keys}
+        self._forget_all_but(findings)
         at_work = any((f.what, f.action) == ("controller lost", "note") for f in findings)
         if job.live or self.lookout.job_id != job.id or at_work:
             return None
         return self._end(job, look)
+
+    def _keep_deadline(self, look: Look) -> int | None:
+        """Act on what is wrong with any job, and do what the deadline needs."""
+        keeper, found = self.keeper, []
+        over = keeper.final_job(look)
+        if over is None and not look.stale:
+            for each in look.of_jobs:
+                findings = diagnose(each.sky, each.run, self.clock.now())
+                # The policy decides how long to wait for a machine.
+                findings = [f for f in findings if f.what != "no machine available"]
+                for finding in findings:
+                    assert each.sky.job is not None
+                    self._handle(finding, each.sky.job, look, keeper.rentals)
+                    if finding.what == "it never starts" or keeper.rentals.gave_up:
+                        over = each.sky.job
+                found += findings
+            self._forget_all_but(found)
+        if over is not None:
+            if self.acting:
+                keeper.rentals.end_all(look)
+            return self._end(over, look)
+        # After an action, SkyPilot and the store are asked again before anything is decided.
+        acted = self.acting and any(finding.action != "note" for finding in found)
+        if not acted and not keeper.is_stopped(look):
+            keeper.keep(look, acting=self.acting)
+        return None
+
+    def _forget_all_but(self, findings: Sequence[Finding]) -> None:
+        keys = {finding.key for finding in findings}
+        self._found = {key: done for key, done in self._found.items() if key in keys}
 
     def _tell(self, progress: Progress) -> None:
         lines = changes(self._told, progress)
@@ -199,7 +235,7 @@ class Watcher:
         if lines:
             self._told = progress
 
-    def _handle(self, finding: Finding, job: ManagedJob, look: Look) -> None:
+    def _handle(self, finding: Finding, job: ManagedJob, look: Look, restarter: Restarts) -> None:
         """Report a finding once, and act on it."""
         key = finding.key
         if key not in self._found:
@@ -207,7 +243,7 @@ class Watcher:
         said = self._found.setdefault(key, "")
         if finding.action == "note" or not self.acting:
             return
-        done = act(finding, job, look, self.provider, self._restarter)
+        done = act(finding, job, look, self.provider, restarter)
         self._found[key] = "; ".join(done)
         if self._found[key] != said:  # an action may repeat at each look, but is reported once
             self.say(self._found[key])

@@ -1,0 +1,48 @@
+"""Whether a rental with a deadline is over, and which of its jobs says how it ended."""
+
+from __future__ import annotations
+
+from pion.errors import Stopped
+from pipeline.rent.managed.lookout import Look
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.recorded_task import launch_id_of
+
+# How a job ends by itself. SkyPilot says CANCELLED of a job that was ended from outside.
+_BY_ITSELF = ("SUCCEEDED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE")
+
+
+def final_job(look: Look, *, stopped: bool, next_announced: bool) -> ManagedJob | None:
+    """Return the job with which the rental has ended; None while it goes on.
+
+    `stopped` is whether a person asked the run to stop, or its budget is spent: then exit code 4 is
+    the end, and otherwise a handover. `next_announced` is whether a launch was announced that has
+    no job yet: then the watcher itself has cancelled the last job.
+    """
+    owners = _last_owners_job(look)
+    if owners is not None and _is_final(owners, stopped=stopped):
+        # A job that was submitted later belongs to a new launch.
+        ended = owners.ended_at or look.progress.at
+        later = [job for job in look.jobs if job.live and (job.submitted_at or 0.0) > ended]
+        return None if later else owners
+    if any(job.live for job in look.jobs) or not look.jobs:
+        return None
+    newest = look.jobs[0]
+    if newest.status == "CANCELLED":
+        return None if next_announced else newest
+    if newest.status == "FAILED_CONTROLLER":
+        return newest if look.run.finished or look.run.stop is not None else None
+    return None if newest is owners else newest
+
+
+def _last_owners_job(look: Look) -> ManagedJob | None:
+    """Return the job whose machine was the last to claim the run."""
+    if look.head is None or not look.head.claims:
+        return None
+    launch = look.head.claims[0].owner.launch_id
+    return next((job for job in look.jobs if launch and launch_id_of(job) == launch), None)
+
+
+def _is_final(job: ManagedJob, *, stopped: bool) -> bool:
+    if job.status not in _BY_ITSELF:
+        return False
+    return stopped or job.exit_code != Stopped.exit_code
