@@ -26,9 +26,10 @@ import sys
 import threading
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -192,6 +193,8 @@ class FaultProxy(_Endpoint):
         """Dropped from every request: {"if-match", "if-none-match"}, as some servers do."""
         self.page_size = 1000
         """How many objects a page of a list has."""
+        self.date: Callable[[], str] = lambda: formatdate(usegmt=True)
+        """The Date header of every response."""
         self._faults: list[Fault] = []
         self._storm: _Storm | None = None
         self._lock = threading.Lock()
@@ -292,6 +295,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         pass
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return self.proxy.date()
 
     def _handle(self) -> None:
         request = f"{self.command} {self.path} {self.headers.get('Range') or ''}".rstrip()

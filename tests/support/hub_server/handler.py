@@ -36,6 +36,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: Any) -> None:
         pass
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return self.hub.date()
+
     # ------------------------------------------------------------ reading and answering
 
     def _handle(self) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ class Failure(Exception):
 
 
 class HubServer:
-    """`now` is the server's clock. `commit_limit`: commits an hour that a repository takes, then
-    429. `cdn`: large files are downloaded from another host, as from the real Hub.
+    """`now` is the server's clock, and `date` the Date header of every answer.
+    `commit_limit`: commits an hour that a repository takes, then 429.
+    `cdn`: large files are downloaded from another host, as from the real Hub.
     `granted`: the tokens that may read gated repositories.
     `ignores_parents`: a commit's parent may be anything, as on no real Hub. `scoped`: what the
     fine-grained token may do, as (type, name, permissions) of users, organisations and
@@ -62,6 +64,7 @@ class HubServer:
         self.faults: list[Fault] = []
         self.url = ""
         self.now: Callable[[], float] = time.time
+        self.date: Callable[[], str] = lambda: formatdate(self.now(), usegmt=True)
         self.commit_limit: int | None = None
         self.cdn = False
         self.ignores_parents = False

@@ -16,6 +16,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from pion.errors import PionError
 from pipeline.state.stores.base import Missing, StoreError, too_large
+from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.hub import errors
 from pipeline.state.stores.hub.client import set_up_client
 from pipeline.state.stores.retry import Retry, retrying
@@ -96,6 +97,13 @@ class HubRepo:
         if commit is None:
             raise StoreError("use", self.url, "there is no branch main; use a new repository")
         return commit
+
+    def service_time(self) -> float | None:
+        """Return Unix seconds by the Hub's clock; None if its answer has no readable date."""
+        url = f"{self.api.endpoint}/api/{self.repo_type}s/{self.repo_id}/refs"
+        response = get_session().get(url, headers=build_hf_headers())
+        hf_raise_for_status(response)
+        return parse_date(response.headers.get("Date"))
 
     def files(self, commit: str, folder: str = "") -> list[RepoFile]:
         """Return every file below `folder` at that commit."""

@@ -190,6 +190,9 @@ class HubStore:
                 sizes[change.key] = change.size
         return [Entry(k, sizes[k]) for k in sorted(sizes) if k.startswith(prefix) and is_key(k)]
 
+    def service_time(self) -> float | None:
+        return self._repo.request("read the time of", "", self._repo.service_time)
+
     # ------------------------------------------------------------ tidying up
 
     def sweep_unfinished(self, prefix: str, before: float) -> int:
@@ -230,8 +233,6 @@ class HubStore:
             if error.outage:
                 raise
             raise BadInput(f"{error} Nothing was started.") from error
-
-    # ------------------------------------------------------------
 
     def _changes(self) -> tuple[Change, ...]:
         with self._guard:

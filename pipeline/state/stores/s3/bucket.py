@@ -17,6 +17,7 @@ from pion.errors import BadInput, PionError
 from pion.untrusted import LARGEST_RECORD
 from pipeline.console.userinfo import refuse_endpoint
 from pipeline.state.stores.base import Conflict, Missing, StoreError, check_key, too_large
+from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.retry import retrying
 from pipeline.state.stores.s3 import errors
 
@@ -74,6 +75,25 @@ class Bucket:
             return bytes(content), answer["ETag"]
 
         return self.request("read", key, get)
+
+    def service_time(self) -> float | None:
+        """Return Unix seconds by the service's clock; None if its answer has no readable date.
+
+        An answer that refuses the request because this machine's clock is wrong has a date too.
+        Raises `StoreError`.
+        """
+
+        def ask(client: "S3Client") -> float | None:
+            try:  # a HEAD request would be cheaper, but its errors give no reason
+                page = client.list_objects_v2(Bucket=self.name, Prefix=self.root, MaxKeys=1)
+                answer = page["ResponseMetadata"]
+            except client.exceptions.ClientError as error:
+                if errors.code_of(error) not in errors.CLOCK:
+                    raise
+                answer = error.response["ResponseMetadata"]
+            return parse_date(answer["HTTPHeaders"].get("date"))
+
+        return self.request("read the time of", "", ask)
 
     def retry(self, call: Callable[[], T]) -> T:
         """Return what `call` returns, with retries while its errors are transient. Raises the last

@@ -30,7 +30,7 @@ _CREDENTIALS_DOWN = (CredentialRetrievalError, MetadataRetrievalError)
 _WRONG_CONFIGURATION = (ConfigNotFound, ConfigParseError, ProfileNotFound)
 
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
-_CLOCK = {"RequestTimeTooSkewed"}
+CLOCK = {"RequestTimeTooSkewed"}
 _PASSING = {
     "BadDigest",
     "ConditionalRequestConflict",
@@ -86,7 +86,7 @@ def is_transient(error: Exception) -> bool:
     if code or status:
         if _is_unreadable(code, status) or status in (408, 429):
             return True
-        return (status >= 500 and status != 501) or code in _PASSING | EXPIRED | _CLOCK
+        return (status >= 500 and status != 501) or code in _PASSING | EXPIRED | CLOCK
     return isinstance(error, (*_NETWORK, *_DAMAGED_ON_THE_WAY, *_CREDENTIALS_DOWN))
 
 
@@ -147,7 +147,7 @@ def _explain_answer(error: ClientError, bucket: str) -> str:
             "the credentials have expired; put new ones into ~/.aws/credentials (a running job "
             "reads this file again), or set them and run the same command again"
         )
-    if code in _CLOCK:
+    if code in CLOCK:
         return "this machine's clock is wrong; set it (timedatectl set-ntp true)"
     if code in _ANOTHER_REGION:
         return f"bucket {bucket} is in a different region; set AWS_REGION to that region"

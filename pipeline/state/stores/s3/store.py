@@ -156,6 +156,9 @@ class S3Store(WritesAtOnce):
                 return sorted(entries, key=lambda entry: entry.key)
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
+    def service_time(self) -> float | None:
+        return self._bucket.service_time()
+
     def probe(self, prefix: str) -> None:
         """See `Store`. Makes ten requests. Raises `StoreError`, not `BadInput`, if the store is
         down."""

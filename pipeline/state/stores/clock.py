@@ -1,0 +1,122 @@
+"""The time by the clock of a store's service, for a machine whose own clock may be wrong."""
+
+import math
+from collections.abc import Callable
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Protocol, runtime_checkable
+
+from pipeline.state.stores.base import Store, StoreError
+
+EVERY_SECONDS = 300.0
+JUMP_SECONDS = 5.0
+# After a jump, or when the store has never said its time: ask again this soon, because a laptop
+# often wakes up some seconds before its network.
+AGAIN_SECONDS = 30.0
+_TRIES = 3
+
+
+class LocalClock(Protocol):
+    """The part of `pipeline.state.run_state.Clock` that `StoreClock` reads."""
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """Return Unix seconds, which jump when somebody sets the clock."""
+
+    @property
+    def monotonic(self) -> Callable[[], float]:
+        """Return seconds that never jump, and may stand still while the machine sleeps."""
+
+
+@runtime_checkable
+class _HasServiceTime(Protocol):
+    """A store whose service has its own clock."""
+
+    def service_time(self) -> float | None:
+        """Return Unix seconds from the date of a cheap answer; None if its date is unreadable.
+
+        Raises `StoreError`.
+        """
+
+
+def store_time(store: Store) -> float | None:
+    """Return Unix seconds by the clock of the store's service, exact to half a second.
+
+    Returns None for a folder, which has no other clock, and if the service says no readable date.
+    Makes one request, with retries. Raises `StoreError`.
+    """
+    return store.service_time() if isinstance(store, _HasServiceTime) else None
+
+
+def parse_date(value: str | None) -> float | None:
+    """Return the Unix seconds of an answer's `Date` header; None if it is missing or unreadable.
+
+    The header says whole seconds, so the middle of that second is returned.
+    """
+    try:
+        date = parsedate_to_datetime(value or "")
+        # A header without a zone means UTC. Python would take the zone of this machine.
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() + 0.5
+    except (ValueError, OverflowError):
+        return None
+
+
+class StoreClock:
+    """The time by the clock of a store's service, measured now and then. For one thread only.
+
+    Between two measurements, the monotonic clock counts. After a sleep that neither of the
+    machine's clocks has counted, the time is therefore late until the next measurement.
+    """
+
+    def __init__(self, clock: LocalClock, store: Store) -> None:
+        self._clock, self._store = clock, store
+        self._ahead = self._wall_ahead()
+        # Unix seconds by the service's clock at monotonic time 0; None: not known.
+        self._offset: float | None = None
+        self._due = -math.inf
+
+    def now(self) -> float:
+        """Return Unix seconds by the service's clock, or by this machine's if that is not known.
+
+        Asks the store at the first call, every 300 s, and after a jump of this machine's clock:
+        the machine slept, or somebody set its clock. If the store can't be asked, the last
+        measurement holds, unless the clock has jumped since. So the time may also move backwards.
+        Never raises `StoreError`; a store that is down makes the call take as long as its retries.
+        """
+        if self._has_jumped():
+            self._forget()
+        if self._clock.monotonic() >= self._due:
+            self._measure()
+        if self._offset is None:
+            return self._clock.now()
+        return self._clock.monotonic() + self._offset
+
+    def _measure(self) -> None:
+        for _ in range(_TRIES):
+            time = self._ask()
+            arrived = self._clock.monotonic()
+            if not self._has_jumped():
+                if time is not None:
+                    self._offset = time - arrived
+                break
+            self._forget()  # the machine slept, perhaps after the service said its time
+        wait = AGAIN_SECONDS if self._offset is None else EVERY_SECONDS
+        self._due = self._clock.monotonic() + wait
+
+    def _ask(self) -> float | None:
+        try:
+            return store_time(self._store)
+        except StoreError:
+            return None
+
+    def _forget(self) -> None:
+        self._offset, self._due = None, -math.inf
+
+    def _has_jumped(self) -> bool:
+        """Return whether one of this machine's clocks has moved against the other since the last
+        call."""
+        before, self._ahead = self._ahead, self._wall_ahead()
+        return abs(self._ahead - before) > JUMP_SECONDS
+
+    def _wall_ahead(self) -> float:
+        return self._clock.now() - self._clock.monotonic()
