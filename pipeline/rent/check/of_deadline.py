@@ -26,11 +26,6 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
 
 NAME = "deadline"
-# Without a watcher that obeys it, a deadline would only hold machines back.
-NOT_KEPT = (
-    "deadline: this version can plan a deadline, but not keep it. Nothing rents a machine on "
-    "demand when time runs out, so `pion launch` and `pion hop` refuse it"
-)
 # A store that needs more seconds to answer is too slow to use.
 STORE_SECONDS = 8.0
 
@@ -79,8 +74,7 @@ def check_deadline(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
     seen = Situation(deadline, run.clock.now(), change, sky_yaml, machines, spot)
     in_time = require_in_time(seen)
     refuse_dear_spot(seen, in_time)
-    unkept = CheckRow(NAME, None, NOT_KEPT.removeprefix("deadline: "))
-    return [*_rows(seen, in_time), *_budget(job, head, seen, in_time), unkept]
+    return [*_rows(seen, in_time), *_budget(job, head, seen, in_time)]
 
 
 def _read(run: RunState, job: Job) -> tuple[RunDeadline | None, Head | None]:

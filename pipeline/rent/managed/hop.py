@@ -12,6 +12,8 @@ from pion.errors import BadInput, PionError
 from pipeline.rent.deadline.of_run import deadline_of, keeping_deadline, refuse_past
 from pipeline.rent.managed.arrival import Move, call_off, read_receipt, wait_for_arrival
 from pipeline.rent.managed.end_old import end_old, others_left
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.markets import market_of
 from pipeline.rent.managed.order import JobFile, Order, make_order, require_checks, submit_order
 from pipeline.rent.managed.progress import how_to_come_back
 from pipeline.rent.managed.provider import Provider
@@ -102,8 +104,8 @@ def _rent(order: Order, head: Head, provider: Provider, *, force: bool) -> Move:
     require_checks(order, force=force)
     provider.start(say_now)
     with submitting_alone(order.name):
-        old = [job for job in provider.managed_jobs(order.name) if job.live]
-        if len(old) > 1:
+        old = [job for job in provider.managed_jobs(order.name, with_task=True) if job.live]
+        if _is_moved_already(old):
             raise BadInput(
                 f"{state.name} is already being moved: managed jobs {old[1].id} and {old[0].id}. "
                 f"To follow the move: `pion watch {state.url}`. To cancel the move: `sky jobs "
@@ -118,6 +120,12 @@ def _rent(order: Order, head: Head, provider: Provider, *, force: bool) -> Move:
             clear_stops(state)
             new = submit_order(order, secrets, provider)
     return Move(state, order.name, order.launch_id, new, old, before, provider)
+
+
+def _is_moved_already(live: Sequence[ManagedJob]) -> bool:
+    """Return whether two jobs ask one market. With a deadline, each market may have a job."""
+    markets = [market_of(job) for job in live]
+    return len(live) > 1 and (None in markets or len(set(markets)) < len(live))
 
 
 def _old_owner(head: Head, move: Move) -> str:

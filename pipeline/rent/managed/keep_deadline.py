@@ -30,6 +30,7 @@ from pipeline.state.deadline import RunDeadline, read_deadline
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import is_asked_to_stop
 from pipeline.state.stores import StoreError
+from pipeline.state.stores.clock import StoreClock
 from pipeline.state.watcher_beat import WatcherBeats, is_silent, read_beat
 
 # A rental that was refused is requested again after so many seconds.
@@ -44,7 +45,7 @@ class DeadlineKeeper:
         self._state = state
         self._teller = DeadlineTeller(say)
         self._work = DeadlineWork(state)
-        self._clock = state.clock
+        self._clock = StoreClock(state.clock, state.store)
         self._beats = WatcherBeats(state)
         self._deadline: RunDeadline | None = None
         self._plan: Plan | None = None

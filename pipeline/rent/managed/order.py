@@ -11,17 +11,17 @@ from pion.errors import BadInput, PionError
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
 from pipeline.rent.check.candidates import fitting
-from pipeline.rent.check.of_deadline import NAME as DEADLINE
-from pipeline.rent.check.of_deadline import NOT_KEPT
 from pipeline.rent.credentials import secrets_for, wanted_secrets
 from pipeline.rent.deadline.of_run import held_back
 from pipeline.rent.managed.cheapest_first import with_candidates
+from pipeline.rent.managed.markets import MACHINES, machines_in_words
 from pipeline.rent.managed.names import rental_name
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.say import say_now
 from pipeline.rent.managed.task import make_task, task_config, task_variables
 from pipeline.rent.recorded_secrets import refuse_recorded_secrets
 from pipeline.rent.sky_yaml import SkyYaml
+from pipeline.rent.until import trains
 from pipeline.state.run_state import RunState
 
 
@@ -72,15 +72,20 @@ def make_order(
     """Return the order to run a job on the machines of `sky_yaml`.
 
     `force` accepts spot prices above the on-demand price. With a `deadline`, machines on demand are
-    held back. `variables` are added to the task's. Raises BadInput if the job file would not be
-    copied to the machine, or if SkyPilot's record of the task would show a secret.
+    held back: the task only names them, for the watcher. `variables` are added to the task's.
+    Raises BadInput if the job file would not be copied to the machine, or if SkyPilot's record of
+    the task would show a secret.
     """
     job = job_file.job
     accepted = with_candidates(sky_yaml, fitting(job, sky_yaml, force=force))
-    if deadline:
-        accepted = with_candidates(accepted, held_back(accepted)[0])
+    more = dict(variables or {})
+    if deadline and trains(sky_yaml, job):
+        wanted, kept = held_back(accepted)
+        if kept:
+            more[MACHINES] = machines_in_words(accepted.candidates)
+        accepted = with_candidates(accepted, wanted)
     envs = task_variables(accepted, job, job_file.path, job_file.overrides)
-    envs.update(variables or {})
+    envs.update(more)
     name = rental_name(state.store.url, state.name)
     config = task_config(accepted, name, envs, job.prices)
     refuse_recorded_secrets(config, "the task")
@@ -97,11 +102,6 @@ def require_checks(order: Order, *, force: bool) -> None:
     failed = [row.name for row in rows if row.ok is False]
     if failed:
         raise BadInput(f"{', '.join(failed)}: see above. Nothing was rented.")
-    if any(row.name == DEADLINE for row in rows):
-        raise BadInput(
-            f"{NOT_KEPT}. Nothing was rented. Launch without `deadline`; if the run has one: pion "
-            f"deadline {order.state.url} --off"
-        )
 
 
 def submit_order(order: Order, secrets: Mapping[str, str], provider: Provider) -> int:
