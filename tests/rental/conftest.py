@@ -13,6 +13,7 @@ cloud, with nothing rented before or after the test):
                                       `early` returns True: the notice is over
     loopback.runpod.cut_off(pod)      gone for the API and ssh, but its processes continue
     loopback.runpod.sold_out          GPUs that can't be rented, {"NVIDIA A40"}
+    loopback.runpod.no_spot = True    no GPU can be rented as spot
     loopback.runpod.small_disks = 1   the next pod has a disk that the boot check refuses
     pod.gpu, .use_spot, .bid          what was rented; pod.job_log(): what its job has written
     pod.alive, .processes(), .home    .home: its files, seen from here, while it is alive

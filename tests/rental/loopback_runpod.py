@@ -26,6 +26,8 @@ class RunPod(RunPodApi):
         self.url = ""
         # GPUs that can't be rented, by RunPod's names ("NVIDIA A40").
         self.sold_out: set[str] = set()
+        # Whether no GPU can be rented as spot.
+        self.no_spot = False
         # How many of the next pods get a tenth of the requested disk.
         self.small_disks = 0
         # Every pod ever rented, including pods that are gone.
@@ -73,6 +75,7 @@ class RunPod(RunPodApi):
         for pod in self.all_pods:
             pod.end()
         self.all_pods, self.requests, self.sold_out, self.small_disks = [], [], set(), 0
+        self.no_spot = False
 
     def list_pods(self) -> list[dict[str, Any]]:
         return [_listed(pod) for pod in self.pods(None)]
@@ -102,7 +105,7 @@ class RunPod(RunPodApi):
 
     def rent_pod(self, query: str, *, use_spot: bool) -> Pod:
         gpu = argument(query, "gpuTypeId")
-        if gpu in self.sold_out:
+        if gpu in self.sold_out or (use_spot and self.no_spot):
             raise ValueError(SOLD_OUT)
         bid = argument(query, "bidPerGpu")
         disk_gb = int(argument(query, "containerDiskInGb") or 10)

@@ -42,7 +42,7 @@ class DeadlineKeeper:
 
     def __init__(self, state: RunState, name: str, provider: Provider, say: Say) -> None:
         self.rentals = TwoMarkets(state, name, provider)
-        self._state = state
+        self._state, self._say = state, say
         self._teller = DeadlineTeller(say)
         self._work = DeadlineWork(state)
         self._clock = StoreClock(state.clock, state.store)
@@ -165,7 +165,8 @@ class DeadlineKeeper:
         return None
 
     def _log(self, decision: Decision, done: str) -> None:
-        """Record in the run's events what was done and why."""
+        """Print what was done, and record it in the run's events with the reason."""
+        self._say(done)
         n, deadline = decision.action.numbers, decision.terms.deadline
         why = words.outlook(deadline, decision.seen.now, n.work_left, n.slack, n.reserve)
         finding = Finding("deadline", f"{decision.action.state.value}: {why}", "note")
