@@ -15,6 +15,7 @@ from pipeline.state.deadline import RunDeadline, change_deadline, read_deadline
 from pipeline.state.deadline_status import deadline_lines
 from pipeline.state.find_run import no_such_run, open_run
 from pipeline.state.rental_note import read_rental_note
+from pipeline.state.stores.clock import StoreClock
 
 COMMAND = "pion deadline"
 NONE = "none. Set one: pion deadline {run} --hours N, or --at 2026-12-01T18:00Z"
@@ -30,7 +31,7 @@ def show_deadline(
     damaged and replaced.
     """
     state = open_run(run)
-    head, now = state.read(), state.clock.now()
+    head, now = state.read(), StoreClock(state.clock, state.store).now()
     change = hours is not None or at is not None or off
     if head is None and read_rental_note(state)[1] is None:
         # A launch writes both notes before a machine claims the run.

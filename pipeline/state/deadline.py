@@ -99,9 +99,8 @@ def read_deadline(run: RunState) -> RunDeadline | None:
     return _read(run)[0]
 
 
-def new_deadline(run: RunState, asked: Asked, how: str) -> RunDeadline:
-    """Return the deadline that a job asks for, counted from now, without writing it."""
-    now = run.clock.now()
+def new_deadline(asked: Asked, how: str, now: float) -> RunDeadline:
+    """Return the deadline that a job asks for, counted from `now` (Unix seconds)."""
     at = asked.at if asked.at is not None else now + 3600 * (asked.hours or 0.0)
     return RunDeadline(at, asked.margin, now, Author.me(), how, asked)
 

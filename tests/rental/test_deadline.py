@@ -39,8 +39,8 @@ def test_on_demand_claims_without_spot_and_spot_relieves_it_though_the_watcher_w
         assert not on_demand.use_spot
         assert on_demand.gpu == "NVIDIA A40", "the cheapest on demand"
         launch.wait_for("requested a machine on spot")
+        assert f"cancelled managed job {first}" in launch.text
         launch.process.kill()  # nobody watches any more
-    assert f"cancelled managed job {first}" in launch.text
     head = rented.head()
     assert head is not None
     committed = head.checkpoints[0].step

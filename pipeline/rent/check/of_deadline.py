@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from pion.errors import BadInput
 from pipeline.console.formats import duration, moment
@@ -20,10 +19,11 @@ from pipeline.rent.plan.prices import Offer
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.time_limit import within
 from pipeline.rent.until import trains
-from pipeline.state.deadline import Asked, RunDeadline, new_deadline
+from pipeline.state.deadline import Asked, RunDeadline, new_deadline, read_deadline
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
+from pipeline.state.stores.clock import StoreClock
 
 NAME = "deadline"
 # A store that needs more seconds to answer is too slow to use.
@@ -61,30 +61,48 @@ def check_deadline(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
     if not trains(sky_yaml, job):
         return []
     run = RunState(open_store(job.store), job.name)
-    before = run.clock.now()
-    deadline, head = _read(run, job)
+    found = _read(run, job)
+    deadline, head = found.deadline, found.head
     if deadline is None:
         return []
     speeds, bench = past_speeds(job), bench_results(())
     machines = on_demand_machines(job, sky_yaml, head, speeds=speeds, bench=bench)
     spot = None if force else _cheapest_spot(job, sky_yaml, speeds)
     change = f"pion deadline {run.url} --hours N, --at T or --off"
-    if deadline.set_at >= before:  # it is not in the store yet
+    if not found.stored:
         change = "deadline.hours, deadline.at or deadline.margin in the job"
-    seen = Situation(deadline, run.clock.now(), change, sky_yaml, machines, spot)
+    seen = Situation(deadline, found.now, change, sky_yaml, machines, spot)
     in_time = require_in_time(seen)
     refuse_dear_spot(seen, in_time)
     return [*_rows(seen, in_time), *_budget(job, head, seen, in_time)]
 
 
-def _read(run: RunState, job: Job) -> tuple[RunDeadline | None, Head | None]:
-    """Return the deadline that holds, and HEAD; of a store that is down, what the job says."""
+@dataclass(frozen=True)
+class _StoreSays:
+    """The deadline that holds, whether the store has it already, HEAD, and the time (Unix seconds)
+    by the clock of the store."""
+
+    deadline: RunDeadline | None
+    stored: bool
+    head: Head | None
+    now: float
+
+
+def _read(run: RunState, job: Job) -> _StoreSays:
+    """Ask the store. Of a store that is down, the deadline is what the job says."""
+
+    def ask() -> _StoreSays:
+        stored = read_deadline(run) is not None
+        now = StoreClock(run.clock, run.store).now()
+        return _StoreSays(deadline_of(run, job), stored, run.read(), now)
+
     try:
-        deadline = within(STORE_SECONDS, partial(deadline_of, run, job))
-        return deadline, None if deadline is None else within(STORE_SECONDS, run.read)
+        return within(STORE_SECONDS, ask)
     except (StoreError, TimeoutError):  # the store's own check reports it
+        now = run.clock.now()
         asked = None if job.deadline is None else Asked.of(job.deadline)
-        return None if asked is None else new_deadline(run, asked, "pion launch"), None
+        deadline = None if asked is None else new_deadline(asked, "pion launch", now)
+        return _StoreSays(deadline, False, None, now)
 
 
 def _cheapest_spot(job: Job, sky_yaml: SkyYaml, speeds: list[Speed]) -> float | None:

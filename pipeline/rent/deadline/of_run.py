@@ -20,6 +20,7 @@ from pipeline.state.deadline import (
 )
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
+from pipeline.state.stores.clock import StoreClock
 
 Say = Callable[[str], None]
 
@@ -27,12 +28,14 @@ Say = Callable[[str], None]
 def deadline_of(run: RunState, job: Job, how: str = "pion launch") -> RunDeadline | None:
     """Return the deadline that holds; None if there is none, or it is switched off.
 
-    The store's record holds. Without a record, it is what the job asks for, counted from now.
+    The store's record holds. Without a record, it is what the job asks for, counted from now by the
+    clock of the store.
     Raises as `read_deadline` does.
     """
     record = read_deadline(run)
     if record is None and job.deadline is not None:
-        record = new_deadline(run, Asked.of(job.deadline), how)
+        now = StoreClock(run.clock, run.store).now()
+        record = new_deadline(Asked.of(job.deadline), how, now)
     return None if record is None or record.at is None else record
 
 
@@ -44,13 +47,14 @@ def refuse_past(path: str, overrides: Sequence[str], job: Job) -> None:
     if job.deadline is None or job.deadline.moment is None:
         return
     run = RunState(open_store(job.store), job.name)
-    late = run.clock.now() - job.deadline.moment
+    now = StoreClock(run.clock, run.store).now()
+    late = now - job.deadline.moment
     if late < 0:
         return
     with contextlib.suppress(StoreError):  # its own check says that the store is down
         if read_deadline(run) is not None:
             return
-    words = f"{job.deadline.at} was {duration(late)} ago (it is {moment(run.clock.now())})"
+    words = f"{job.deadline.at} was {duration(late)} ago (it is {moment(now)})"
     raise mistake_in(path, overrides, "deadline.at", words)
 
 
@@ -62,11 +66,12 @@ def keeping_deadline(run: RunState, job: Job, how: str, say: Say) -> Iterator[No
     is removed again. Raises as `read_deadline` does.
     """
     asked = None if job.deadline is None else Asked.of(job.deadline)
-    own = None if asked is None else new_deadline(run, asked, how)
+    now = StoreClock(run.clock, run.store).now()
+    own = None if asked is None else new_deadline(asked, how, now)
     before = read_deadline(run)
     record = before if own is None else write_first_deadline(run, own)
     if record is not None:
-        say(f"deadline: {record.describe(run.clock.now())}; {record.describe_author()}")
+        say(f"deadline: {record.describe(now)}; {record.describe_author()}")
         if (words := differs(record, asked, run.url)) is not None:
             say(words)
     try:

@@ -41,27 +41,34 @@ def watch_by(moment: float, now: float) -> str:
 
 
 def renting_on_demand(
-    machine: str, price: float | None, work: float, *, now: float, waited_since: float | None
+    machines: str,
+    price: float | None,
+    most: float | None,
+    *,
+    now: float,
+    waited_since: float | None,
 ) -> str:
-    """Return why a machine on demand is rented, and the most that it will cost.
+    """Return why a machine on demand is rented, and what that costs.
 
-    `price` is dollars per hour of all nodes; None if unknown. `waited_since` is when the run began
-    to wait for spot; None if a spot machine owns it, but is silent or too slow.
+    `machines` are those that are requested. `price` is the lowest price, in dollars per hour of all
+    nodes, and `most` the dollars for all work that is left, on the machine where they are the most;
+    None if unknown. `waited_since` is when the run began to wait for spot; None if a spot machine
+    owns it, but is silent or too slow.
     """
     if waited_since is None:
         why = "the spot machine is silent or slower than thought, and the margin is reached"
     else:
         why = f"no spot machine since {clock(waited_since, now)} and the reserve is reached"
-    words = f"{why}: renting {machine} on demand"
-    if price is None:
+    words = f"{why}: renting {machines} on demand"
+    if price is None or most is None:
         return f"{words}, at an unknown price"
-    return f"{words}, ${price:.2f}/h; at most ${price * work / 3600:.2f} more"
+    return f"{words}, from ${price:.2f}/h; at most ${most:.2f} more"
 
 
-def next_on_demand(machine: str, following: str, waited: float, slack: float) -> str:
-    """Return that a machine on demand did not come, and for how long the slack still lasts."""
+def none_on_demand(machines: str, waited: float, slack: float) -> str:
+    """Return that no machine on demand has come, and for how long the slack still lasts."""
     lasts = f"slack lasts {about(slack)} more" if slack > 0 else "the slack is used up"
-    return f"no {machine} on demand in {about(waited)}: trying {following}; {lasts}"
+    return f"no {machines} on demand in {about(waited)}; SkyPilot keeps asking; {lasts}"
 
 
 def back_on_spot(machine: str) -> str:

@@ -12,6 +12,8 @@ from pipeline.rent.managed.say import Say
 from pipeline.rent.managed.seen import gpu_of, rental_of
 
 OUTLOOK_SECONDS = 3600.0
+# That no machine on demand has come is said again after so many seconds.
+REFUSED_SECONDS = 1200.0
 
 
 class DeadlineTeller:
@@ -24,6 +26,7 @@ class DeadlineTeller:
         self._told_at = -math.inf
         self._told: set[str] = set()
         self._unowned_since: float | None = None
+        self._refused_at = -math.inf
 
     def tell(self, decision: Decision) -> None:
         """Print what is new since the last look."""
@@ -40,6 +43,7 @@ class DeadlineTeller:
         if changed:
             for line in self._of_change(decision, before):
                 self._say(line)
+        self._tell_refused(decision)
 
     def once(self, text: str) -> None:
         """Print a line, unless it was printed before."""
@@ -50,12 +54,13 @@ class DeadlineTeller:
     def _of_change(self, decision: Decision, before: State | None) -> Iterator[str]:
         """Yield what a new state means."""
         action, seen = decision.action, decision.seen
-        numbers, first = action.numbers, decision.options[0]
+        numbers = action.numbers
         if action.state is State.ARMING and action.request is not None:
+            costs = _costs(decision)
             yield words.renting_on_demand(
-                " or ".join(dict.fromkeys(option.gpu for option in decision.options)),
-                first.price,
-                numbers.work_left,
+                _on_demand(decision),
+                min((price for price, _ in costs), default=None),
+                max((dollars for _, dollars in costs), default=None),
                 now=seen.now,
                 waited_since=self._unowned_since,
             )
@@ -73,8 +78,29 @@ class DeadlineTeller:
         elif before is None and (at := risk_at(decision)) is not None:
             yield words.watch_by(at, seen.now)
 
+    def _tell_refused(self, decision: Decision) -> None:
+        """Print, now and then, that no machine on demand has come."""
+        asked, now = decision.seen.on_demand, decision.seen.now
+        if decision.seen.owner is not None or asked is None or asked.machine:
+            self._refused_at = now
+        elif now - max(self._refused_at, asked.since) >= REFUSED_SECONDS:
+            self._refused_at = now
+            slack = decision.action.numbers.slack
+            self._say(words.none_on_demand(_on_demand(decision), now - asked.since, slack))
+
     def _note_owner(self, seen: Seen) -> None:
         if seen.owner is not None:
             self._unowned_since = None
         elif self._unowned_since is None:
             self._unowned_since = seen.now
+
+
+def _on_demand(decision: Decision) -> str:
+    """Return the machines that are requested on demand, in words."""
+    return " or ".join(dict.fromkeys(option.gpu for option in decision.options))
+
+
+def _costs(decision: Decision) -> list[tuple[float, float]]:
+    """Return each machine's price, and the dollars for all the work that is left on it."""
+    priced = [(option.price, option.work or 0.0) for option in decision.options]
+    return [(price, price * work / 3600) for price, work in priced if price is not None]

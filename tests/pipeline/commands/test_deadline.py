@@ -50,7 +50,7 @@ def watched(tmp_path: Path, time: FakeClock) -> RunState:
 
 def launched(run: RunState, **asked: object) -> RunDeadline:
     deadline = Asked.of(Deadline.model_validate(asked))
-    return write_first_deadline(run, new_deadline(run, deadline, "pion launch"))
+    return write_first_deadline(run, new_deadline(deadline, "pion launch", run.clock.now()))
 
 
 def finished_run(folder: Path) -> RunState:

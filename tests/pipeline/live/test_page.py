@@ -73,7 +73,7 @@ def test_the_page_follows_a_run_through_a_store_that_goes_away(
     events.append("note", why="<img src=x onerror=alert(1)>")
     events.flush()
     asked = Asked(hours=1.0, at=None, margin=60)
-    write_first_deadline(run.state, new_deadline(run.state, asked, "pion launch"))
+    write_first_deadline(run.state, new_deadline(asked, "pion launch", run.state.clock.now()))
     with showing(run) as url:
         tab = Tab(browser, url)
         tab.wait_for("#tiles", "60")

@@ -92,7 +92,9 @@ def test_the_deadline_is_told_and_whether_nobody_watches_and_whether_it_was_met(
 ) -> None:
     assert looked(run).since(None)["parts"]["summary"]["deadline"] is None
     asked = Asked(hours=1.0, at=None, margin=60)
-    at = write_first_deadline(run.state, new_deadline(run.state, asked, "pion launch")).at
+    at = write_first_deadline(
+        run.state, new_deadline(asked, "pion launch", run.state.clock.now())
+    ).at
     write_beat(run.state, at)
     watched = looked(run)
     summary = watched.since(None)["parts"]["summary"]

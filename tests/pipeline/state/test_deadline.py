@@ -30,7 +30,7 @@ IN_42_HOURS = Asked.of(Deadline(hours=42))
 
 
 def first(run: RunState, asked: Asked = IN_42_HOURS) -> RunDeadline:
-    return write_first_deadline(run, new_deadline(run, asked, "pion launch"))
+    return write_first_deadline(run, new_deadline(asked, "pion launch", run.clock.now()))
 
 
 def moved(present: RunDeadline | None) -> RunDeadline:

@@ -59,7 +59,7 @@ def hours_for(case: Case, on: SkyYaml, gpu: str, spare: float = 0.0) -> float:
     """Return a deadline in hours that leaves just the margin, and `spare` seconds, on this GPU."""
     found = machine(case, on, gpu)
     assert found.work is not None
-    deadline = new_deadline(RunState(open_store("runs"), "x"), Asked(1.0, None, 1800), "x")
+    deadline = new_deadline(Asked(1.0, None, 1800), "x", time.time())
     return (found.work + found.boot + found.margin(deadline) + spare) / 3600
 
 
@@ -80,7 +80,7 @@ def test_an_estimated_speed_is_taken_as_slower_and_asks_for_a_tenth_of_the_work_
     guess = found.work
     assert guess is not None
     assert not found.measured
-    deadline = new_deadline(RunState(open_store("runs"), "x"), Asked(1.0, None, 60), "x")
+    deadline = new_deadline(Asked(1.0, None, 60), "x", time.time())
     assert found.margin(deadline) == pytest.approx(max(1800, guess / 10))
     speed = Speed("earlier", "NVIDIA A40", 32, 1e6)
     talks = Speed("earlier", "NVIDIA A40", 96, 1e6)
@@ -150,7 +150,7 @@ def test_a_machine_that_is_too_slow_is_named_if_another_one_is_in_time(
 def test_an_on_demand_machine_whose_speed_nobody_knows_is_refused(
     case: Case, mixed: SkyYaml
 ) -> None:
-    deadline = new_deadline(RunState(open_store("runs"), "x"), Asked(100.0, None, 60), "x")
+    deadline = new_deadline(Asked(100.0, None, 60), "x", time.time())
     known = machine(case, mixed)
     unknown = replace(known, seconds=None, words="pretrain: the speed of a A40 is unknown")
     alone = Situation(deadline, deadline.set_at, "change it", mixed, [unknown])
@@ -195,7 +195,9 @@ def test_a_budget_below_the_worst_case_is_said_and_not_refused(case: Case, mixed
 def test_the_deadline_in_the_store_counts_and_not_the_jobs(case: Case, mixed: SkyYaml) -> None:
     job = case.job(**LONG)
     run = RunState(open_store(job.store), job.name)
-    write_first_deadline(run, new_deadline(run, Asked.of(Deadline(hours=1000)), "pion launch"))
+    write_first_deadline(
+        run, new_deadline(Asked.of(Deadline(hours=1000)), "pion launch", run.clock.now())
+    )
     assert rows(case, mixed)["deadline 0"].ok  # the job says nothing
     assert rows(case, mixed, deadline={"hours": 0.1})["deadline 0"].ok
 
@@ -206,7 +208,7 @@ def test_a_late_run_is_refused_with_the_command_that_changes_its_deadline(
     job = case.job(**LONG)
     run = RunState(open_store(job.store), job.name)
     asked = Asked(None, time.time() - 7200, 1800.0)
-    write_first_deadline(run, new_deadline(run, asked, "pion launch"))
+    write_first_deadline(run, new_deadline(asked, "pion launch", run.clock.now()))
     words = refused(case, mixed)
     assert "late by 2.0 h" in words
     assert f"pion deadline {run.url} --hours N, --at T or --off" in words
@@ -231,7 +233,9 @@ def test_a_run_that_is_late_may_keep_the_past_moment_in_its_job(case: Case) -> N
     path = case.path(deadline={"at": "2020-01-01T00:00Z"})
     job = tiny_job()
     run = RunState(open_store(str(case.folder / "runs")), job.name)
-    write_first_deadline(run, new_deadline(run, Asked(None, 1e9, 1800.0), "pion launch"))
+    write_first_deadline(
+        run, new_deadline(Asked(None, 1e9, 1800.0), "pion launch", run.clock.now())
+    )
     assert show_check(str(path), [], on=None, force=False, as_json=False) == 0
 
 

@@ -39,12 +39,12 @@ def test_the_last_moment_to_watch_is_named() -> None:
 
 
 def test_renting_on_demand_says_since_when_nothing_came_and_what_it_costs_at_most() -> None:
-    said = words.renting_on_demand("A40", 0.4, 24.5 * HOUR, now=NOW, waited_since=NOW - 9 * HOUR)
+    said = words.renting_on_demand("A40 or L40S", 0.4, 9.8, now=NOW, waited_since=NOW - 9 * HOUR)
     assert said == (
-        "no spot machine since 02:00 UTC and the reserve is reached: renting A40 on demand, "
-        "$0.40/h; at most $9.80 more"
+        "no spot machine since 02:00 UTC and the reserve is reached: renting A40 or L40S on "
+        "demand, from $0.40/h; at most $9.80 more"
     )
-    silent = words.renting_on_demand("2 × A40", None, HOUR, now=NOW, waited_since=None)
+    silent = words.renting_on_demand("2 × A40", None, None, now=NOW, waited_since=None)
     assert silent == (
         "the spot machine is silent or slower than thought, and the margin is reached: renting "
         "2 × A40 on demand, at an unknown price"
@@ -54,9 +54,9 @@ def test_renting_on_demand_says_since_when_nothing_came_and_what_it_costs_at_mos
 @pytest.mark.parametrize(
     ("slack", "lasts"), [(40 * MINUTE, "slack lasts 40 min more"), (-1, "the slack is used up")]
 )
-def test_a_sold_out_machine_on_demand_is_named_with_the_next_one(slack: float, lasts: str) -> None:
-    said = words.next_on_demand("A40", "L40S", 20 * MINUTE, slack)
-    assert said == f"no A40 on demand in 20 min: trying L40S; {lasts}"
+def test_machines_on_demand_that_do_not_come_are_named(slack: float, lasts: str) -> None:
+    said = words.none_on_demand("A40 or L40S", 20 * MINUTE, slack)
+    assert said == f"no A40 or L40S on demand in 20 min; SkyPilot keeps asking; {lasts}"
 
 
 def test_the_way_back_and_the_end_are_told() -> None:
