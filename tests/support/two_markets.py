@@ -1,0 +1,161 @@
+"""A SkyPilot with a spot market and an on-demand market, for a watcher with a simulated clock.
+
+At each tick, jobs without a machine get one if their market offers machines, and machines that have
+booted claim the run. A machine that was asked to relieve another one takes over from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from pipeline.rent.deadline.policy import Market
+from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.markets import NextRental, machines_in_words, market_of, task_of
+from pipeline.rent.managed.recorded_task import launch_id_of, variable_of
+from pipeline.rent.sky_yaml import SkyYaml
+from pipeline.run.handover import FROM_EPOCH
+from pipeline.state.claim import Claim, claim_run
+from pipeline.state.run_state import RunState
+from tests.support.clock import FakeClock
+from tests.support.fake_provider import JOB, FakeProvider
+from tests.support.states import someone
+
+SPOT, ON_DEMAND = Market.SPOT, Market.ON_DEMAND
+BOOT = 60.0
+
+
+class Enough(BaseException):
+    """The watcher has watched for long enough."""
+
+
+class Killed(BaseException):
+    """The watcher was killed."""
+
+
+class TwoMarkets(FakeProvider):
+    """`offered` says which markets have machines. `kill_at` kills whoever makes that call (from 1).
+
+    `submitted_to` are the markets of all submissions, in their order.
+    """
+
+    def __init__(self, run: RunState, time: FakeClock, launched: ManagedJob) -> None:
+        super().__init__(launched)
+        self.run, self.time = run, time
+        self.offered = {SPOT: False, ON_DEMAND: True}
+        self.submitted_to: list[Market | None] = []
+        self.calls, self.kill_at = 0, 0
+        self.claim: Claim | None = None
+        self.listed = []
+
+    # What the watcher calls.
+
+    def managed_jobs(
+        self, name: str | None = None, *, with_task: bool = False
+    ) -> Sequence[ManagedJob]:
+        self._call()
+        return super().managed_jobs(name, with_task=with_task)
+
+    def task_of(self, wanted: NextRental) -> Any:
+        return task_of(wanted)
+
+    def submit(self, task: Any, name: str) -> int:
+        self._call()
+        job_id = max(job.id for job in self.jobs) + 1
+        text = yaml.safe_dump(task.to_yaml_config())
+        job = _pending(job_id, name, text, self.time.time)
+        assert market_of(job) not in [market_of(other) for other in self.living]
+        self.jobs.append(job)
+        self.submitted_to.append(market_of(job))
+        self._call()  # killed before SkyPilot's answer
+        return job_id
+
+    def cancel(self, job_ids: Sequence[int]) -> None:
+        self._call()
+        for job_id in job_ids:
+            self.end(job_id, "CANCELLED")
+        self.cancelled += job_ids
+        self._call()
+
+    def _call(self) -> None:
+        self.calls += 1
+        if self.calls == self.kill_at:
+            raise Killed
+
+    # What happens by itself, or to the jobs.
+
+    @property
+    def living(self) -> list[ManagedJob]:
+        return [job for job in self.jobs if job.live]
+
+    def job_on(self, market: Market) -> ManagedJob | None:
+        """Return the live job of that market."""
+        return next((job for job in self.living if market_of(job) is market), None)
+
+    def end(self, job_id: int, status: str, **more: Any) -> None:
+        """End a job and its machine."""
+        self.change(job_id, status=status, ended_at=self.time.time, **more)
+        self._forget_pods(job_id)
+
+    def preempt(self, job_id: int) -> None:
+        """Take a job's machine away. It saves and releases the run first."""
+        self.change(job_id, status="RECOVERING")
+        self._forget_pods(job_id)
+        if self.claim is not None:
+            self.claim.release()
+        self.claim = None
+
+    def tick(self) -> None:
+        """Let machines come, boot and claim the run."""
+        for job in self.living:
+            market = market_of(job)
+            assert market is not None
+            if job.status in ("PENDING", "RECOVERING") and self.offered[market]:
+                gpus = "1x[spot](A40:1)" if market is SPOT else "1x(A40:1)"
+                place = {"cloud": "RunPod", "region": "CA", "resources": gpus}
+                self.change(job.id, status="RUNNING", recovered_at=self.time.time, **place)
+                self.listed = [*(self.listed or ()), self.pod(f"pod{job.id}", "RUNNING", job.id)]
+            elif job.status == "RUNNING" and self.time.time - (job.recovered_at or 0) >= BOOT:
+                self._claim(job)
+        if self.claim is not None:
+            self.claim.heartbeat.report(stage="sft", step=6, steps=10)
+            self.claim.heartbeat.beat()
+
+    def _claim(self, job: ManagedJob) -> None:
+        launch, owner = launch_id_of(job), self.claim
+        if owner is not None:
+            old = owner.head.claims[0].owner.launch_id
+            if old == launch or variable_of(job, FROM_EPOCH) != str(owner.epoch):
+                return
+            owner.release()  # it was asked to hand over, saves, and ends with exit code 4
+            relieved = next(other for other in self.living if launch_id_of(other) == old)
+            self.end(relieved.id, "FAILED", failure="Job exited with exit code 4.")
+        self.claim = claim_run(self.run, someone(host=f"pod{job.id}", launch_id=launch))
+
+    def _forget_pods(self, job_id: int) -> None:
+        self.listed = [pod for pod in self.listed or () if pod.job_id != job_id]
+
+
+def launched_on_spot(machines: SkyYaml, time: FakeClock) -> ManagedJob:
+    """Return the job that `pion launch` has submitted with a deadline: the spot machines of
+    `machines`. The others are held back."""
+    envs = {
+        "JOB": "jobs/tiny.yaml",
+        "PION_LAUNCH_ID": "first",
+        "PION_SPOT": "1",
+        "PION_PRICES": json.dumps({"A40": 0.2}),
+        "PION_MACHINES": machines_in_words(machines.candidates),
+    }
+    config = {**machines.config, "envs": {"OVERRIDES": "", **envs}, "secrets": {}}
+    return _pending(JOB.id, JOB.name, yaml.safe_dump(config), time.time)
+
+
+def _pending(job_id: int, name: str, task: str, at: float) -> ManagedJob:
+    blank = dataclasses.replace(
+        JOB, started_at=None, cloud=None, region=None, resources=None, status="PENDING"
+    )
+    return dataclasses.replace(blank, id=job_id, name=name, submitted_at=at, task=task)
