@@ -145,6 +145,13 @@ class RunHistory:
         """Return (when, lines) of each start of the run with changed code."""
         return [(moment(event["at"]), event["changes"]) for event in self.of_kind("changed")]
 
+    def watched(self) -> list[tuple[str, list[str]]]:
+        """Return (when, lines) of what a watcher did to the rental, and why."""
+        return [
+            (moment(event["at"]), [f"{event['what']}: {event['why']}", *event["done"]])
+            for event in self.of_kind("watch")
+        ]
+
     def latest_phases(self) -> list[Row]:
         """Return the phases of the latest `pion run`, in order: `name`, `seconds`, `total`."""
         phases = self.of_kind("phase")

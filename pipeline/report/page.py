@@ -59,6 +59,7 @@ def write_report(path: str | Path, history: RunHistory) -> Path:
         _attempts(history.attempts()),
         _dated("Rows left out", [(at, [words]) for at, words in history.left_out()]),
         _dated("Hops", history.hops()),
+        _dated("What the watcher did", history.watched()),
         _dated("Changes of code", history.code_changes()),
         _paths(history),
     ]

@@ -213,6 +213,13 @@ class _Changed(_Event):
     changes: list[str]
 
 
+@open_record
+class _Watch(_Event):
+    what: str
+    why: str
+    done: list[str]
+
+
 # `from` is a word of Python, so this can't be a class.
 _Forked = TypedDict(
     "_Forked",
@@ -229,5 +236,6 @@ _EVENTS: Mapping[str, type[Any]] = {
     "saved": _Saved,
     "hop": _Hop,
     "changed": _Changed,
+    "watch": _Watch,
     "forked": open_record(_Forked),
 }

@@ -20,7 +20,7 @@ from pipeline.rent.managed.lookout import Look
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.markets import market_of
 from pipeline.rent.managed.provider import Provider
-from pipeline.rent.managed.rental_end import final_job
+from pipeline.rent.managed.rental_end import FORGET_SECONDS, fails_to_start, final_job
 from pipeline.rent.managed.say import Say
 from pipeline.rent.managed.seen import owner_outside, rental_of, rentals_of
 from pipeline.rent.managed.tell_deadline import DeadlineTeller
@@ -51,6 +51,7 @@ class DeadlineKeeper:
         self._plan: Plan | None = None
         self._last: Decision | None = None
         self._not_before = -math.inf
+        self._left_alone: dict[Market, float] = {}
 
     def holds(self, look: Look) -> bool:
         """Return whether the run has a deadline that is kept by renting on two markets.
@@ -123,6 +124,8 @@ class DeadlineKeeper:
             return
         request = action.request
         now = self._state.clock.monotonic()
+        if request is not None and self._is_left_alone(look, request.market, decision.seen.now):
+            request = None
         if request is not None and now < self._not_before:
             return
         jobs = [
@@ -147,6 +150,21 @@ class DeadlineKeeper:
             self._teller.once(f"no {request.market.value} machine can be requested: {error}")
             return
         self._log(decision, f"requested a machine {_ON[request.market]} as managed job {job}")
+
+    def leave_alone(self, job: ManagedJob) -> None:
+        """Request no machine on the market of that job for a while, because none starts the run."""
+        if (market := market_of(job)) is not None:
+            self._left_alone[market] = self._clock.now() + FORGET_SECONDS
+
+    def _is_left_alone(self, look: Look, market: Market, now: float) -> bool:
+        alone = now < self._left_alone.get(market, -math.inf)
+        if not alone and not fails_to_start(look, market, now):
+            return False
+        self._teller.once(
+            f"machines {_ON[market]} end before they own the run, so none is requested for a "
+            f"while. To see why: sky jobs logs {look.jobs[0].id}"
+        )
+        return True
 
     def _why_not(self, look: Look) -> str | None:
         """Return why nothing may be changed now; None if it may."""

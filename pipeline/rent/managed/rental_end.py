@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pion.errors import Stopped
+from pipeline.rent.deadline.policy import Market
 from pipeline.rent.managed.lookout import Look
 from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.markets import market_of
 from pipeline.rent.managed.recorded_task import launch_id_of
 
+# After so many failures within so many seconds, a market is left alone for a while.
+FAILURES, FORGET_SECONDS = 3, 3600.0
 # How a job ends by itself. SkyPilot says CANCELLED of a job that was ended from outside.
 _BY_ITSELF = ("SUCCEEDED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE")
 
@@ -32,6 +36,22 @@ def final_job(look: Look, *, stopped: bool, next_announced: bool) -> ManagedJob 
     if newest.status == "FAILED_CONTROLLER":
         return newest if look.run.finished or look.run.stop is not None else None
     return None if newest is owners else newest
+
+
+def fails_to_start(look: Look, market: Market, now: float) -> bool:
+    """Return whether the machines of a market can't start the run: FAILURES jobs have ended by
+    themselves within the last hour, and never owned it."""
+    claims = look.head.claims if look.head is not None else ()
+    owners = {claim.owner.launch_id for claim in claims}
+    failed = [
+        job
+        for job in look.jobs
+        if job.status in _BY_ITSELF
+        and market_of(job) is market
+        and launch_id_of(job) not in owners
+        and now - (job.ended_at or 0.0) < FORGET_SECONDS
+    ]
+    return len(failed) >= FAILURES
 
 
 def _last_owners_job(look: Look) -> ManagedJob | None:

@@ -27,6 +27,7 @@ from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.recorded_task import launch_id_of
 from pipeline.rent.managed.restart import CANCEL_SECONDS, Restarter
 from pipeline.rent.managed.say import Say, say_now
+from pipeline.rent.managed.seen import owner_of
 from pipeline.state.find_run import read_run
 from pipeline.state.rental_note import withdraw_rental_note
 from pipeline.state.run_state import RunState
@@ -210,7 +211,11 @@ class Watcher:
                 for finding in findings:
                     assert each.sky.job is not None
                     self._handle(finding, each.sky.job, look, keeper.rentals)
-                    if finding.what == "it never starts" or keeper.rentals.gave_up:
+                    if keeper.rentals.gave_up:
+                        over = each.sky.job
+                    elif finding.what == "it never starts" and owner_of(look) is not None:
+                        keeper.leave_alone(each.sky.job)  # the owner works on
+                    elif finding.what == "it never starts":
                         over = each.sky.job
                 found += findings
             self._forget_all_but(found)

@@ -184,6 +184,30 @@ def test_a_watcher_that_is_killed_anywhere_while_it_rents_on_demand_leaves_one_m
     assert kills >= 8
 
 
+def test_spot_machines_that_fail_at_once_are_left_alone_while_on_demand_works(
+    sky: TwoMarkets, run: RunState, said: list[str], watch: Callable[[float], None]
+) -> None:
+    due_in(run, RESERVE - 100)
+    watch(150)
+    due_in(run, RESERVE + 3000)
+    for _ in range(5):
+        watch(20)
+        if (standing := sky.job_on(SPOT)) is not None:
+            sky.end(standing.id, "FAILED", failure="Job exited with exit code 2.")
+    assert sky.submitted_to == [ON_DEMAND, SPOT, SPOT, SPOT]
+    assert sky.job_on(ON_DEMAND) is not None
+    assert len([line for line in said if "on spot end before they own the run" in line]) >= 1
+
+
+def test_a_first_machine_that_fails_ends_the_rental_with_its_exit_code(
+    sky: TwoMarkets, run: RunState, said: list[str]
+) -> None:
+    due_in(run, RESERVE + 3000)
+    sky.end(JOB.id, "FAILED", failure="Job exited with exit code 2.")
+    assert Watcher(run, JOB.name, JOB.id, said.append, sky).follow() == 2
+    assert sky.submitted_to == []
+
+
 def test_a_rental_that_a_person_cancels_is_over(
     sky: TwoMarkets, run: RunState, time: FakeClock, said: list[str]
 ) -> None:
