@@ -9,11 +9,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.console.formats import duration, moment, printable
+from pipeline.console.formats import duration, printable
 from pipeline.console.masking import masked
 from pipeline.cost.by_cause import RunLog
 from pipeline.cost.costs import USEFUL, Costs
 from pipeline.live.curves import Row, attempts
+from pipeline.live.deadline_part import deadline_notes, deadline_part
 from pipeline.live.settings import Settings
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
@@ -85,39 +86,14 @@ def _summary(look: Look) -> dict[str, Any]:
         "held_out_loss": _last_value(look.kept.get(stage or "", ()), "held_out_loss"),
         "tokens_per_second": newest.get("tokens_per_second"),
         "stop": StopRequest(**status["stop"]).describe() if status["stop"] else None,
-        "deadline": _deadline(look),
+        "deadline": deadline_part(look.deadline, look.status),
         "notes": [
             *status["notes"],
-            *_deadline_notes(look),
+            *deadline_notes(look.deadline, look.status),
             *([missing] if missing else []),
             *_left_out(head),
         ],
     }
-
-
-def _deadline(look: Look) -> dict[str, Any] | None:
-    """Return when the run should be done, and when it was; None if no deadline holds."""
-    if look.deadline is None or look.deadline.get("at") is None:
-        return None
-    return {"at": look.deadline["at"], "finished_at": _finished_at(look)}
-
-
-def _finished_at(look: Look) -> float | None:
-    """Return when the last stage was done; None before that."""
-    done = [about["at"] for about in look.status["stages"].values() if about["state"] == "done"]
-    return max(done) if len(done) == len(look.status["stages"]) else None
-
-
-def _deadline_notes(look: Look) -> list[str]:
-    known = look.deadline or {}
-    if "error" in known:
-        return [f"the deadline can't be read: {known['error']}"]
-    if known.get("at_risk_from") is None or _finished_at(look) is not None:
-        return []
-    return [
-        f"nobody watches: the deadline is at risk from {moment(known['at_risk_from'])}, unless "
-        "somebody runs `pion watch`"
-    ]
 
 
 def _state(look: Look, age: float) -> str:

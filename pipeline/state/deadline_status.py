@@ -13,6 +13,17 @@ from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
 from pipeline.state.watcher_beat import WatcherBeat, is_silent, read_beat
 
+# What a run does, by the state that its watcher saw.
+_STATES = {
+    "spot": "on a spot machine",
+    "waiting": "waiting for a spot machine",
+    "arming": "requesting a machine on demand",
+    "on demand": "on a machine on demand",
+    "late": "too late for the deadline, so on demand to the end",
+    "done": "nothing is left to do",
+}
+_LONGEST_STATE = 40
+
 
 def deadline_lines(state: RunState, head: Head | None, now: float) -> list[str]:
     """Return what there is to say about a run's deadline; nothing if it never had one.
@@ -32,7 +43,8 @@ def deadline_lines(state: RunState, head: Head | None, now: float) -> list[str]:
     if finished_at is not None:
         return [f"deadline: {moment(record.at)}, {record.describe_end(finished_at)}"]
     words += f", margin {duration(record.margin)}; {record.describe_author()}"
-    return [words, *_watcher_lines(state, read_beat(state), now)]
+    beat = read_beat(state)
+    return [words, *_saw_lines(beat, now), *_watcher_lines(state, beat, now)]
 
 
 def deadline_json(state: RunState, head: Head, now: float) -> dict[str, Any] | None:
@@ -62,6 +74,25 @@ def finish_time(state: RunState, head: Head | None) -> float | None:
     if head is None or not is_finished(state, head):
         return None
     return max((stage.at for stage in head.stages.values()), default=None)
+
+
+def state_in_words(state: str) -> str:
+    """Return what a run does, in words. A state of a newer pion is its own word."""
+    return _STATES.get(state, printable(state[:_LONGEST_STATE]))
+
+
+def _saw_lines(beat: WatcherBeat | None, now: float) -> list[str]:
+    """Say what the watcher saw, and how long ago; nothing if it has not said."""
+    if beat is None or beat.saw is None:
+        return []
+    saw, words = beat.saw, state_in_words(beat.saw["state"])
+    if saw["work_left"] > 0:
+        slack = f"{duration(saw['slack'])} of slack" if saw["slack"] > 0 else "no slack"
+        words += (
+            f"; {duration(saw['work_left'])} of work left, {slack}, "
+            f"{duration(saw['reserve'])} kept in reserve"
+        )
+    return [f"{words} ({duration(now - beat.at)} ago)"]
 
 
 def _watcher_lines(state: RunState, beat: WatcherBeat | None, now: float) -> list[str]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import NotRequired
+from typing import Annotated, NotRequired
 
+from annotated_types import Gt, Lt
 from typing_extensions import TypedDict
 
 from pion.errors import BadInput
@@ -18,6 +19,7 @@ from pipeline.state.author import Author
 from pipeline.state.owner import code_version
 from pipeline.state.record_json import (
     FORMAT,
+    Amount,
     Count,
     Time,
     build,
@@ -39,15 +41,20 @@ COMMIT_SILENT_SECONDS = 1200.0
 KNOWN_DEADLINES = FORMAT
 
 
+# Seconds; below 0, the deadline will be missed.
+Slack = Annotated[float, Gt(-1e12), Lt(1e12)]
+
+
 @open_record
 class Saw(TypedDict):
     """What a watcher has seen of a deadline, in seconds: what may still be lost, the slack at which
-    waiting for spot ends, and the work that is left on demand. `state` says what the run does."""
+    waiting for spot ends, and the work that is left on demand. `state` says what the run does: it
+    is a value of `pipeline.rent.deadline.policy.State`."""
 
     state: str
-    slack: float
-    reserve: float
-    work_left: float
+    slack: Slack
+    reserve: Amount
+    work_left: Amount
 
 
 @open_record

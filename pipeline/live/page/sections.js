@@ -25,7 +25,7 @@ function showTiles(run) {
     );
   }
   if (summary.seconds_left !== null) tiles.push(tile("Stage is done in", duration(summary.seconds_left)));
-  if (summary.deadline) tiles.push(tile("Deadline", moment(summary.deadline.at), untilDeadline(summary.deadline)));
+  if (summary.deadline) tiles.push(tile("Deadline", moment(summary.deadline.at), untilDeadline(summary.deadline), lastSeen(summary.deadline.saw)));
   if (summary.loss !== null && summary.loss !== undefined)
     tiles.push(tile("Loss", fixed(summary.loss, 3), summary.held_out_loss === null ? "" : `held-out ${fixed(summary.held_out_loss, 3)}`));
   if (summary.tokens_per_second) tiles.push(tile("Tokens per second", whole(summary.tokens_per_second)));
@@ -47,6 +47,14 @@ function untilDeadline({ at, finished_at: end }) {
   const left = at - (end ?? Date.now() / 1000);
   if (end === null) return left < 0 ? `${duration(-left)} ago` : `in ${duration(left)}`;
   return left < 0 ? `missed by ${duration(-left)}` : `met, ${duration(left)} early`;
+}
+
+// Say what the watcher of a rental saw last, and how long ago.
+function lastSeen(saw) {
+  if (!saw) return null;
+  const slack = saw.slack > 0 ? `${duration(saw.slack)} of slack` : "no slack";
+  const left = `; ${duration(saw.work_left)} of work left, ${slack}, ${duration(saw.reserve)} kept in reserve`;
+  return make("small", {}, `${saw.words}${saw.work_left > 0 ? left : ""} (${duration(Date.now() / 1000 - saw.at)} ago)`);
 }
 
 function showCost(run) {

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pipeline.job import Deadline
+from pipeline.rent.deadline.policy import State
 from pipeline.state.claim import claim_run
 from pipeline.state.deadline import (
     DEADLINE,
@@ -21,12 +22,12 @@ from pipeline.state.deadline import (
     read_deadline,
     write_first_deadline,
 )
-from pipeline.state.deadline_status import deadline_lines
+from pipeline.state.deadline_status import deadline_lines, state_in_words
 from pipeline.state.owner import Owner
 from pipeline.state.rental_note import RentalNote, write_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from pipeline.state.watcher_beat import BEAT, write_beat
+from pipeline.state.watcher_beat import BEAT, Saw, write_beat
 from tests.pipeline.conftest import Pion
 from tests.support.clock import FakeClock
 from tests.support.finished_run import make_run
@@ -202,6 +203,57 @@ def test_without_a_watcher_that_named_such_a_moment_nothing_is_said_to_be_at_ris
     assert "at risk" not in said(watched)
 
 
+# ---------------------------------------------------------------- what the watcher saw
+
+
+def saw(state: str, **numbers: float) -> Saw:
+    known = {"slack": 28_800.0, "reserve": 2700.0, "work_left": 80_640.0, **numbers}
+    return Saw(state=state, **known)  # type: ignore[typeddict-item]
+
+
+def test_it_says_what_the_watcher_saw_and_how_long_ago(watched: RunState, time: FakeClock) -> None:
+    write_beat(watched, None, saw("on demand"))
+    time.sleep(180)
+    assert said(watched).splitlines()[1] == (
+        "on a machine on demand; 22 h 24 min of work left, 8 h 00 min of slack, 45 min 00 s kept "
+        "in reserve (3 min 00 s ago)"
+    )
+
+
+@pytest.mark.parametrize("state", State)
+def test_each_state_has_words_for_somebody_who_has_not_read_the_code(state: State) -> None:
+    words = state_in_words(state.value)
+    assert len(words.split()) >= 4
+    assert "arming" not in words
+
+
+def test_slack_that_is_used_up_is_none_and_a_run_that_is_done_has_no_numbers(
+    watched: RunState,
+) -> None:
+    write_beat(watched, None, saw("late", slack=-600.0))
+    assert "too late for the deadline, so on demand to the end; 22 h 24 min" in said(watched)
+    assert "of work left, no slack, 45 min 00 s kept in reserve" in said(watched)
+    write_beat(watched, None, saw("done", work_left=0.0))
+    assert "\nnothing is left to do (0.0 s ago)\n" in said(watched)
+
+
+def test_a_watcher_of_an_older_pion_has_said_nothing_of_what_it_saw(watched: RunState) -> None:
+    write_beat(watched, None)
+    deadline, watcher = said(watched).splitlines()
+    assert deadline.startswith("deadline: ")
+    assert watcher.startswith("watched by ")
+
+
+def test_a_state_of_a_newer_pion_is_its_own_word_but_short_and_printable(
+    watched: RunState,
+) -> None:
+    write_beat(watched, None, saw("resting"))
+    assert "\nresting; 22 h 24 min of work left" in said(watched)
+    write_beat(watched, None, saw("\x1b[2J" + 1000 * "x"))
+    assert "\x1b" not in said(watched)
+    assert len(said(watched).splitlines()[1]) < 200
+
+
 # ---------------------------------------------------------------- in `pion status`
 
 
@@ -217,8 +269,10 @@ def test_status_shows_the_deadline_and_as_json_all_of_it(run: RunState, pion: Pi
         None,
         None,
     )
-    write_beat(RunState(run.store, run.name), 2e9)
-    assert json.loads(pion("status", "demo", "--json")[1])["deadline"]["watcher"]["risk_at"] == 2e9
+    write_beat(RunState(run.store, run.name), 2e9, saw("arming"))
+    watcher = json.loads(pion("status", "demo", "--json")[1])["deadline"]["watcher"]
+    assert (watcher["risk_at"], watcher["saw"]) == (2e9, saw("arming"))
+    assert "requesting a machine on demand; 22 h 24 min" in pion("status", "demo")[1]
 
 
 @pytest.mark.parametrize(

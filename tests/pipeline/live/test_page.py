@@ -10,6 +10,7 @@ import pytest
 from pipeline.live import watched_run
 from pipeline.state.deadline import Asked, new_deadline, write_first_deadline
 from pipeline.state.stores import FileStore
+from pipeline.state.watcher_beat import Saw, write_beat
 from pipeline.web.address import API_KEY
 from tests.support.browser import needs_chromium
 from tests.support.contrast import CONTRAST
@@ -74,10 +75,13 @@ def test_the_page_follows_a_run_through_a_store_that_goes_away(
     events.flush()
     asked = Asked(hours=1.0, at=None, margin=60)
     write_first_deadline(run.state, new_deadline(asked, "pion launch", run.state.clock.now()))
+    saw = Saw(state="arming", slack=-60.0, reserve=2700.0, work_left=3000.0)
+    write_beat(run.state, None, saw)
     with showing(run) as url:
         tab = Tab(browser, url)
         tab.wait_for("#tiles", "60")
         tab.wait_for("#tiles", "Deadline")
+        tab.wait_for("#tiles", "requesting a machine on demand; 50 min 00 s of work left, no slack")
         tab.wait_for("#machines", "RTX 4090 on RunPod/CA, spot")
         tab.wait_for("#events", "<img src=x onerror=alert(1)>")
         assert tab.page.locator("#loss path").count() == 3

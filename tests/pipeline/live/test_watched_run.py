@@ -14,7 +14,7 @@ from pipeline.state import metrics
 from pipeline.state.deadline import DEADLINE, Asked, new_deadline, write_first_deadline
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store, open_store
-from pipeline.state.watcher_beat import write_beat
+from pipeline.state.watcher_beat import Saw, write_beat
 from tests.support.hub_server import hub_server
 from tests.support.light_run import light_run
 from tests.support.rented_run import RentedRun
@@ -96,9 +96,14 @@ def test_the_deadline_is_told_and_whether_nobody_watches_and_whether_it_was_met(
         run.state, new_deadline(asked, "pion launch", run.state.clock.now())
     ).at
     write_beat(run.state, at)
+    summary = looked(run).since(None)["parts"]["summary"]
+    assert summary["deadline"] == {"at": at, "finished_at": None, "saw": None}
+    numbers = {"slack": 60.0, "reserve": 2700.0, "work_left": 3000.0}
+    write_beat(run.state, at, Saw(state="on demand", **numbers))  # type: ignore[typeddict-item]
     watched = looked(run)
     summary = watched.since(None)["parts"]["summary"]
-    assert summary["deadline"] == {"at": at, "finished_at": None}
+    saw = {"at": run.time.time, "words": "on a machine on demand", **numbers}
+    assert summary["deadline"] == {"at": at, "finished_at": None, "saw": saw}
     assert summary["notes"] == []
     run.time.time += 601
     (note,) = looked(run).since(None)["parts"]["summary"]["notes"]
@@ -107,7 +112,7 @@ def test_the_deadline_is_told_and_whether_nobody_watches_and_whether_it_was_met(
     run.finish()
     watched.look()
     summary = watched.since(None)["parts"]["summary"]
-    assert summary["deadline"]["at"] == at
+    assert (summary["deadline"]["at"], summary["deadline"]["saw"]) == (at, None)
     assert at - 3600 < summary["deadline"]["finished_at"] < at
     assert summary["notes"] == []
 

@@ -13,6 +13,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from pipeline.state.watcher_beat import (
     BEAT,
+    Saw,
     WatcherBeats,
     is_silent,
     read_beat,
@@ -75,6 +76,33 @@ def test_beats_are_written_at_most_every_five_minutes_or_fifteen(
             written.append(time.time)
         time.sleep(10)
     assert {later - sooner for sooner, later in itertools.pairwise(written)} == {every}
+
+
+def test_what_the_watcher_saw_is_written_with_the_beat(run: RunState) -> None:
+    saw = Saw(state="late", slack=-60.0, reserve=2700.0, work_left=3600.0)
+    write_beat(run, None, saw)
+    beat = read_beat(run)
+    assert beat is not None
+    assert beat.saw == saw
+    write_beat(run, None)
+    beat = read_beat(run)
+    assert beat is not None
+    assert beat.saw is None
+
+
+@pytest.mark.parametrize(("kind", "written"), [(FileStore, True), (Limited, False)])
+def test_a_new_state_is_written_at_once_but_not_where_commits_are_limited(
+    tmp_path: Path, time: FakeClock, kind: type[FileStore], written: bool
+) -> None:
+    beats = WatcherBeats(RunState(kind(tmp_path), "demo", time.clock()))
+    saw = Saw(state="waiting", slack=9000.0, reserve=2700.0, work_left=3600.0)
+    assert beats.beat(None, saw)
+    time.sleep(10)
+    assert not beats.beat(None, Saw({**saw, "slack": 8990.0})), "only its numbers have changed"
+    assert beats.beat(None, Saw({**saw, "state": "arming"})) == written
+    assert not beats.beat(None, Saw({**saw, "state": "arming"}))
+    time.sleep(900)
+    assert beats.beat(None, Saw({**saw, "state": "arming"}))
 
 
 def test_a_store_that_fails_ends_no_watcher_and_the_next_look_tries_again(
