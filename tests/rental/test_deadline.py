@@ -49,7 +49,7 @@ def test_on_demand_claims_without_spot_and_spot_relieves_it_though_the_watcher_w
     assert spot.use_spot
     with window(rented, "watch", rented.run) as watch:
         wait_until(lambda: not on_demand.alive, "the end of the machine on demand")
-        watch.wait_for("spot may be waited for until")
+        watch.wait_for("of work on demand; ")
         with window(rented, "status", rented.run) as status:
             status.ends_with(0)
             assert "deadline: " in status.text
