@@ -55,6 +55,15 @@ class SaveCadence:
         """Whether the job sets the steps between saves and no seconds."""
         return self.every_steps is not None and self.every_seconds is None
 
+    def lag(self, step_seconds: float) -> float:
+        """Return the most seconds of work that a loss undoes: from one save to the next, and until
+        that is committed. `step_seconds` is the longest step."""
+        interval = self.interval
+        if self.every_steps is not None:
+            steps = self.every_steps * step_seconds
+            interval = steps if self.by_steps_alone else min(interval, steps)
+        return interval + self.stall + self.write_seconds
+
     def due(self, step: int, now: float) -> bool:
         """Return whether the state after `step` should be saved."""
         if self.too_soon(now):
@@ -73,40 +82,6 @@ class SaveCadence:
         # On a CPU, writing takes cores from training: half of its time, as measured.
         slowed = write_seconds / 2 if self.on_cpu else 0.0
         self.last_save, self.stall, self.write_seconds = now, stall + slowed, write_seconds
-
-
-def lag_seconds(
-    every_steps: int | None,
-    every_seconds: float | None,
-    *,
-    life: float,
-    stall: float | None,
-    write: float,
-    floor_seconds: float,
-    step_seconds: float,
-) -> float:
-    """Return the most seconds of work that a loss undoes: from one save to the next, and until that
-    is committed.
-
-    `every_steps` and `every_seconds` are the job's. `life` is the mean seconds between losses.
-    `stall` and `write` are the seconds of a save; a stall of None is what a run assumes.
-    `step_seconds` is the longest step.
-    """
-    cadence = SaveCadence(
-        every_steps=every_steps,
-        every_seconds=every_seconds,
-        preemption_seconds=life,
-        last_save=0.0,
-        floor_seconds=floor_seconds,
-        write_seconds=write,
-    )
-    if stall is not None:
-        cadence.stall = stall
-    interval = cadence.interval
-    if every_steps is not None:
-        steps = every_steps * step_seconds
-        interval = steps if cadence.by_steps_alone else min(interval, steps)
-    return interval + cadence.stall + write
 
 
 def seconds_between_interruptions(head: Head, assumed: float) -> float:

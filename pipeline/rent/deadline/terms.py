@@ -13,7 +13,7 @@ from pipeline.rent.plan.estimate import RESTART_SECONDS
 from pipeline.state.deadline import RunDeadline
 from pipeline.state.metrics import Row
 from pipeline.state.records import Head
-from pipeline.training.cadence import lag_seconds, seconds_between_interruptions
+from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
 
 # SkyPilot notices within 60 to 70 s that a machine is gone, and the watcher looks every 10 s.
 NOTICE_SECONDS = 80.0
@@ -61,20 +61,22 @@ def terms_of(
     """
     assumed = 3600 * job.checkpoint.preemption_hours
     life = assumed if head is None else seconds_between_interruptions(head, assumed)
+    cadence = SaveCadence(
+        every_steps=job.checkpoint.every_steps,
+        every_seconds=job.checkpoint.every_seconds,
+        preemption_seconds=life,
+        last_save=0.0,
+        floor_seconds=floor_seconds,
+        write_seconds=measured.write or 0.0,
+    )
+    if measured.stall is not None:
+        cadence.stall = measured.stall
     return Terms(
         deadline=deadline.at or 0.0,
         margin=machine.margin(deadline),
         boot=RESTART_SECONDS if measured.boot is None else measured.boot,
         handover=HANDOVER_SECONDS,
-        lag=lag_seconds(
-            job.checkpoint.every_steps,
-            job.checkpoint.every_seconds,
-            life=life,
-            stall=measured.stall,
-            write=measured.write or 0.0,
-            floor_seconds=floor_seconds,
-            step_seconds=_step_seconds(machine, job),
-        ),
+        lag=cadence.lag(_step_seconds(machine, job)),
         notice=NOTICE_SECONDS,
         life=life,
     )

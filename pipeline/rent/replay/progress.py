@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pipeline.job import Checkpoint
 from pipeline.rent.replay.timed_training import Overheads, StageWork, TimedTraining
 from pipeline.state.workspace import Workspace
-from pipeline.training.cadence import lag_seconds
+from pipeline.training.cadence import SaveCadence
 
 
 class Reached(NamedTuple):
@@ -85,15 +85,16 @@ class Progress:
     def lag(self, life: float) -> float:
         """Return the most seconds of work that a loss undoes: from one save to the next, and until
         that is committed."""
-        return lag_seconds(
-            self.policy.every_steps,
-            self.policy.every_seconds,
-            life=life,
-            stall=self.costs.stall,
-            write=self.costs.write,
+        cadence = SaveCadence(
+            every_steps=self.policy.every_steps,
+            every_seconds=self.policy.every_seconds,
+            preemption_seconds=life,
+            last_save=0.0,
             floor_seconds=self._workspace.store.save_seconds,
-            step_seconds=self.step_seconds,
+            stall=self.costs.stall,
+            write_seconds=self.costs.write,
         )
+        return cadence.lag(self.step_seconds)
 
     @cached_property
     def _pace(self) -> float:
