@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import uuid
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from pipeline.rent.managed.terminate_pods import terminate_each
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
+
+_number = itertools.count()
 
 
 class Restarts(Protocol):
@@ -49,16 +52,18 @@ def log_finding(state: RunState, look: Look, finding: Finding, done: Sequence[st
     """Record in the run's events what was done and why. If the store is down, record nothing."""
     if look.head is None:
         return
+    at = state.clock.now()
     event = {
         "event": "watch",
         "epoch": look.head.epoch,
-        "at": look.progress.at,
+        "at": at,
         "what": finding.what,
         "why": finding.why,
         "done": list(done),
     }
-    # The owner of that epoch numbers its own events, so this one needs another name.
-    key = state.key(f"events/{look.head.epoch}/watch-{uuid.uuid4().hex}.jsonl")
+    # The owner of that epoch numbers its own events, so these need other names. Names order events.
+    name = f"watch-{int(1000 * at):014d}-{next(_number):06d}-{uuid.uuid4().hex}"
+    key = state.key(f"events/{look.head.epoch}/{name}.jsonl")
     with contextlib.suppress(StoreError):
         state.store.write(key, (json.dumps(event) + "\n").encode())
         state.store.flush()

@@ -62,11 +62,11 @@ class Look:
 
 
 class _StoreSays(NamedTuple):
-    """HEAD, and the status that follows from it, at the moment `at`."""
+    """HEAD, and what follows from it."""
 
     head: Head | None
     status: dict[str, Any] | None
-    at: float
+    run: RunView
 
 
 class _Memory:
@@ -109,13 +109,10 @@ class Lookout:
         if pods is not None:
             self._lost.note(job, pods, now)
         store, stale = self._read_store(now)
-        run = RunView() if store.status is None else self._run_view(store)
         shown: list[ManagedJob | None] = [
             each for each in jobs if each.live or each is job or _lost_owner(each, store.head)
         ]
-        looks = [
-            self._look_at(each, pods, store.head, run, now, stale=stale) for each in shown or [None]
-        ]
+        looks = [self._look_at(each, pods, store, now, stale=stale) for each in shown or [None]]
         followed = next(look for look in looks if look.sky.job is job)
         others = tuple(look for look in looks if look is not followed)
         dollars = self._costs.dollars(None if stale else store.head, job, self._lost.booting, now)
@@ -136,11 +133,14 @@ class Lookout:
         try:
             head = self.state.read()
             status = run_status(self.state, head, now) if head is not None else None
+            run = RunView()
+            if head is not None and status is not None:
+                run = self._run_view(head, status, now)
         except StoreError:
             if self._store is None or not self.patient:
                 raise
             return self._store, True
-        self._store = _StoreSays(head, status, now)
+        self._store = _StoreSays(head, status, run)
         return self._store, False
 
     def _memory(self, job_id: int) -> _Memory:
@@ -150,12 +150,12 @@ class Lookout:
         self,
         job: ManagedJob | None,
         pods: Sequence[Pod] | None,
-        head: Head | None,
-        run: RunView,
+        store: _StoreSays,
         now: float,
         *,
         stale: bool,
     ) -> JobLook:
+        head, run = store.head, store.run
         memory = self._memory(self.job_id if job is None else job.id)
         pods_of_job = self._of_job(pods, job)
         memory.pods.note(job, pods_of_job, now)
@@ -180,10 +180,7 @@ class Lookout:
         cluster = cluster_name(self.name, job.id)
         return tuple(pod for pod in pods if pod.belongs_to(cluster))
 
-    def _run_view(self, store: _StoreSays) -> RunView:
-        head, status, now = store
-        assert head is not None
-        assert status is not None
+    def _run_view(self, head: Head, status: dict[str, Any], now: float) -> RunView:
         age = status["heartbeat_age"]
         beat_at = None if age is None else now - age
         progress = status["progress"] or {}

@@ -121,7 +121,8 @@ def owner_outside(look: Look) -> bool:
     if not status["heartbeats"]:
         return bool(status["last_commit_age"] < COMMIT_SILENCE_SECONDS)
     age = status["heartbeat_age"]
-    return age is not None and age < SILENCE_SECONDS
+    since = status["last_commit_age"] if age is None else age  # it may not have beaten yet
+    return bool(since < SILENCE_SECONDS)
 
 
 def gpu_of(each: JobLook) -> str | None:

@@ -131,7 +131,7 @@ def test_a_fork_begins_a_history_of_its_own_and_says_where_it_comes_from(source:
 
 def test_a_fork_inherits_no_deadline_and_no_watcher(source: RunState) -> None:
     asked = Asked(hours=42, at=None, margin=1800)
-    write_first_deadline(source, new_deadline(source, asked, "pion launch"))
+    write_first_deadline(source, new_deadline(asked, "pion launch", now=0))
     write_beat(source, None)
     target = RunState(source.store, "fork")
     fork_run(source, head_of(source), target)
