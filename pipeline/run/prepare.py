@@ -1,7 +1,9 @@
 """The stage `prepare` of a run: find the data in the store, or prepare it there for all its runs.
 
 Data is prepared in the run's own folder, so an interrupted start resumes there, and shared once it
-is finished. It counts once HEAD lists it, so the next machine trains on the same bytes.
+is finished. HEAD lists each part as soon as the part is in the store, before its bytes are brought:
+from then on nobody deletes it, however long the download and the other parts take. The data counts
+once `prepare` is finished, so the next machine trains on the same bytes.
 """
 
 from __future__ import annotations
@@ -33,11 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A part of the data that is in the store: by what content, in which folder, with what report,
-    and where it is on this machine."""
+    """A part of the data that HEAD lists, with its report, and where it is on this machine."""
 
-    fingerprint: str
-    shared: str
+    key: str
     report: dict[str, Any]
     folder: Path
 
@@ -51,16 +51,10 @@ def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> d
     own = {part: start.workspace.folder(own_key(digest)) for part, digest in data.items()}
     again = start.options.redo == "prepare"
     with _made_again(list(own.values())) if again else contextlib.nullcontext():
-        while True:
-            ready = _Preparing(start, claim, say, patiently, again).all_parts(own)
-            keys = {part: data_key(r.fingerprint, r.shared) for part, r in ready.items()}
+        ready = _Preparing(start, claim, say, patiently, again).all_parts(own)
+        keys = {part: one.key for part, one in ready.items()}
+        if claim.head.data != keys:  # it still lists parts that the job no longer has
             patiently(partial(claim.use_data, keys))
-            if all(
-                patiently(partial(confirm, start.run.store, r.fingerprint, r.shared))
-                for r in ready.values()
-            ):
-                break
-            say(Note("the prepared data was deleted just now, so it is prepared again"))
     for folder in own.values():
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(_aside(folder), ignore_errors=True)  # of an interrupted `--redo prepare`
@@ -105,7 +99,7 @@ class _Preparing:
             begun: list[str | Writer] = []
 
             def find(fingerprint: str, begun: list[str | Writer] = begun) -> Path | None:
-                begun.append(self.patiently(lambda: self._begin(fingerprint)))
+                begun.append(self._begin_or_use(part, fingerprint))
                 return None if isinstance(begun[0], Writer) else self._bring(fingerprint, begun[0])
 
             prepared = prepare(find)
@@ -116,10 +110,31 @@ class _Preparing:
                 except Overtaken as overtaken:
                     self.say(Note(f"{overtaken}; this run uses what that run prepares"))
                     continue
+                if not self._use(part, prepared.fingerprint, folder):
+                    continue
             else:
                 self._say_found(prepared, part)
             here = self._bring(prepared.fingerprint, folder)
-            return _Ready(prepared.fingerprint, folder, prepared.report, here)
+            return _Ready(data_key(prepared.fingerprint, folder), prepared.report, here)
+
+    def _begin_or_use(self, part: Part, fingerprint: str) -> str | Writer:
+        """Return the id of a folder that this run uses from now on, or this process as writer."""
+        while True:
+            begun = self.patiently(lambda: self._begin(fingerprint))
+            if isinstance(begun, Writer) or self._use(part, fingerprint, begun):
+                return begun
+
+    def _use(self, part: Part, fingerprint: str, folder: str) -> bool:
+        """Let HEAD list a folder as a part of the data; return whether this run may use it.
+
+        Call this before the folder is read: until HEAD lists it, anybody may delete it.
+        """
+        store, key = self.start.run.store, data_key(fingerprint, folder)
+        self.patiently(partial(self.claim.use_data_too, part, key))
+        if self.patiently(partial(confirm, store, fingerprint, folder)):
+            return True
+        self.say(Note(f"the {part} data was deleted or replaced just now: looking again"))
+        return False
 
     def _say_found(self, prepared: Prepared, part: Part) -> None:
         where = f"{self.start.run.store.url}/{SHARED}/{prepared.fingerprint[:12]}…"

@@ -107,6 +107,10 @@ class Claim:
         ones."""
         return self.commit(lambda head: head.with_data(data))
 
+    def use_data_too(self, part: str, key: str) -> Head:
+        """Record the key of the shared data that this run uses as `part`; keep the other parts."""
+        return self.commit(lambda head: head.with_data({**head.data, part: key}))
+
     def drop_stages(self, stages: Collection[str]) -> Head:
         """Record `stages` as not begun. Their files are deleted an hour later."""
         now = self.state.clock.now()

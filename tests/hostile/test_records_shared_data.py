@@ -100,6 +100,11 @@ def test_what_is_no_record_is_named(
     code, output = pion(capsys, "data", store.url, "--prune", "--yes")
     assert code == 2
     assert "state.json is damaged" in output
+    assert "Delete this file. The runs that use this data keep it" in output
+    store.delete(state_key(FINGERPRINT))
+    code, output = pion(capsys, "data", store.url)
+    assert code == 0
+    assert FINGERPRINT[:12] in output
 
 
 @pytest.mark.parametrize("change", [{"format": 2}, {"shared_since": NOW}])

@@ -15,7 +15,16 @@ from typing import Annotated
 
 from annotated_types import Predicate
 
-from pipeline.state.record_json import FORMAT, Count, Epoch, Time, build, closed_record, parse
+from pipeline.state.record_json import (
+    FORMAT,
+    Count,
+    Damaged,
+    Epoch,
+    Time,
+    build,
+    closed_record,
+    parse,
+)
 from pipeline.state.record_json import to_json as record_to_json
 from pipeline.state.records import SHARED, Head
 from pipeline.state.stores import Conflict, Missing, Store
@@ -125,7 +134,13 @@ def read_state(store: Store, fingerprint: str) -> tuple[DataState, str | None]:
         data, version = store.read_versioned(key)
     except Missing:
         return DataState(), None
-    return build(DataState, parse(data, where), where), version
+    try:
+        return build(DataState, parse(data, where), where), version
+    except Damaged as error:
+        raise Damaged(
+            f"{error} Delete this file. The runs that use this data keep it, and the next run that "
+            "needs it prepares it again."
+        ) from error
 
 
 def swap_state(store: Store, fingerprint: str, state: DataState, version: str | None) -> bool:

@@ -1,0 +1,145 @@
+"""`pion data --prune` next to a run that prepares: what the run has found or shared, it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pion.untrusted import LARGEST_RECORD
+from pipeline.console.messages import PrepareProgress, Shown
+from pipeline.job.digest import digest_job
+from pipeline.job.file import load_job
+from pipeline.run.leaving import Leaving
+from pipeline.run.prepare import prepare_data
+from pipeline.run.signals import StoppingOnSignals
+from pipeline.run.start import Options, Start
+from pipeline.state.claim import claim_run
+from pipeline.state.patience import Patience
+from pipeline.state.records import SHARED, TRASH_SECONDS
+from pipeline.state.run_state import RunState
+from pipeline.state.shared.prune import delete_due, mark
+from pipeline.state.stores import FileStore
+from pipeline.state.workspace import FILES
+from tests.support.clock import FakeClock
+from tests.support.jobs import SilentDisplay
+from tests.support.states import read, someone
+from tests.support.whole_runs import write_job
+
+Say = Callable[[Shown], None]
+
+
+class FarAway(FileStore):
+    """A store without local files on this machine.
+
+    `downloading` runs once a download begins, and `listing` before a HEAD lists data.
+    """
+
+    downloading: Callable[[], None] = staticmethod(lambda: None)
+    listing: Callable[[], None] = staticmethod(lambda: None)
+
+    def local_path(self, key: str) -> Path | None:
+        return None
+
+    def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
+        data = super().read(key, limit)
+        if key.endswith(FILES):
+            self.downloading()
+        return data
+
+    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+        if key.endswith("HEAD.json") and f"{SHARED}/".encode() in data:
+            self.listing()
+        return super().compare_and_swap(key, data, expected)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FarAway:
+    """A store without data, next to the job `tiny.yaml` with two parts of data."""
+    write_job(tmp_path)
+    on_machine(tmp_path, "first", monkeypatch)
+    return FarAway(tmp_path / "runs")
+
+
+def on_machine(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go on on a machine of that name, which has copies of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / name))
+
+
+def prepare(
+    store: FileStore,
+    name: str,
+    time: FakeClock,
+    *overrides: str,
+    say: Say = lambda message: None,
+) -> dict[str, str]:
+    """Do the stage `prepare` of the job as the run `name`; return the keys that its HEAD lists."""
+    job = load_job(store.folder.parent / "tiny.yaml", [f"name={name}", *overrides])
+    run, owner, display = RunState(store, name, time.clock()), someone(), SilentDisplay()
+    stopping = StoppingOnSignals(display)
+    leaving = Leaving(stopping, lambda text: None)
+    start = Start(job, Options(), digest_job(job), run, owner, stopping, 0.0, None, leaving)
+    claim = claim_run(run, owner, take_over=True)
+    prepare_data(start, claim, say, Patience(0.0, lambda text: None, time.sleep))
+    claim.release()
+    return dict(read(run).data)
+
+
+def prune(folder: Path, time: FakeClock) -> list[str]:
+    """Mark what no run uses, on another machine, and delete it an hour later; return what that
+    was."""
+    elsewhere = FarAway(folder)
+    fingerprints = {entry.key.split("/")[1] for entry in elsewhere.list(f"{SHARED}/")}
+    mark(elsewhere, sorted(fingerprints), time.clock())
+    time.sleep(TRASH_SECONDS + 1)
+    return delete_due(elsewhere, time.clock())[0]
+
+
+def test_data_that_a_run_has_found_is_not_deleted_while_the_run_downloads_it(
+    store: FarAway, tmp_path: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = prepare(store, "gone", time, "sft=null")
+    store.delete("gone/HEAD.json")
+    on_machine(tmp_path, "second", monkeypatch)
+    deleted: list[list[str]] = []
+    store.downloading = lambda: deleted.append(prune(store.folder, time))
+    assert prepare(store, "second", time, "sft=null") == shared
+    assert deleted
+    assert not any(deleted)
+
+
+def test_data_that_is_deleted_before_head_lists_it_is_prepared_again(
+    store: FarAway, time: FakeClock
+) -> None:
+    shared = prepare(store, "gone", time, "sft=null")
+    store.delete("gone/HEAD.json")
+    deleted: list[list[str]] = []
+    store.listing = lambda: None if deleted else deleted.append(prune(store.folder, time))
+    again = prepare(store, "second", time, "sft=null")
+    assert len(deleted[0]) == 1
+    assert again != shared
+    assert store.read(f"{again['pretrain']}/{FILES}")
+
+
+def test_a_part_that_a_run_has_shared_is_not_deleted_while_the_run_prepares_the_next(
+    store: FarAway, time: FakeClock
+) -> None:
+    deleted: list[list[str]] = []
+
+    def say(message: Shown) -> None:
+        begins_next = isinstance(message, PrepareProgress) and message.what == "read sft.sources.0"
+        if begins_next and not deleted:
+            deleted.append(prune(store.folder, time))
+
+    data = prepare(store, "slow", time, say=say)
+    assert deleted == [[]]
+    assert all(store.read(f"{key}/{FILES}") for key in data.values())
+
+
+def test_a_part_that_the_job_no_longer_has_is_no_longer_listed(
+    store: FarAway, time: FakeClock
+) -> None:
+    both = prepare(store, "demo", time)
+    assert both.keys() == {"pretrain", "sft"}
+    assert prepare(store, "demo", time, "sft=null") == {"pretrain": both["pretrain"]}
