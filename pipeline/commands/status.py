@@ -18,6 +18,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.run_status import run_status
 from pipeline.state.stop_requests import StopRequest
 from pipeline.state.stores import DEFAULT_STORE, open_store
+from pipeline.state.stores.clock import StoreClock
 
 
 def show_statuses(runs: Sequence[str], *, as_json: bool) -> int:
@@ -42,7 +43,7 @@ def _status_json(run: str) -> dict[str, Any]:
         **run_status(state, head, now),
         "cost": costs_of(state, head, now, log).to_dict(),
         "rental": rental and dataclasses.asdict(rental),
-        "deadline": deadline_json(state, head, now),
+        "deadline": deadline_json(state, head, _now_there(state)),
         "unreadable_rows": log.unreadable.count,
     }
 
@@ -63,11 +64,16 @@ def _show_status(run: str) -> None:
     show(f"owner: {_owner_in_words(status)}")
     if rental is not None:
         show(f"machines: rented from {rental.host} since {moment(rental.at)}")
-    about_deadline = deadline_lines(state, head, now)
+    about_deadline = deadline_lines(state, head, _now_there(state))
     for line in [*about_deadline, *_cost_lines(costs), *_remarks(status)]:
         show(line)
     if missing := log.unreadable.describe():
         show(missing)
+
+
+def _now_there(state: RunState) -> float:
+    """Return the time by the store's clock, with which deadlines and watchers are compared."""
+    return StoreClock(state.clock, state.store).now()
 
 
 def show_runs(*, as_json: bool) -> int:

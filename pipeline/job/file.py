@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,7 +75,8 @@ def parse_job(text: str, where: str, find_base: FindBase | None = None) -> Job:
 
     Numbers may exceed their bounds, which are for new work: older versions had none.
     """
-    return _validated(_parse_text(text, Path(where)), Path(where), find_base)
+    document = copy.deepcopy(_parse_record(text, Path(where)))
+    return _validated(document, Path(where), find_base)
 
 
 def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
@@ -150,6 +153,11 @@ def _read(path: Path) -> str:
 def _newlines(text: str) -> str:
     """Return the text with the line breaks that Python gives to text files."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+@functools.lru_cache(maxsize=4)  # a watcher reads the same record every few seconds
+def _parse_record(text: str, path: Path) -> Document:
+    return _parse_text(text, path)
 
 
 def _parse_text(text: str, path: Path) -> Document:

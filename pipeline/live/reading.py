@@ -16,6 +16,7 @@ from pipeline.state.records import Head
 from pipeline.state.rows import Row, Unreadable
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import run_status
+from pipeline.state.stores.clock import StoreClock
 
 # Rows that arrive late are in no order. They are found when all files are listed.
 LOOKS_BETWEEN_LISTS = 12
@@ -40,6 +41,7 @@ class Reading:
         self._looks = 0
         self._job: tuple[object, Settings] = (None, Settings())
         self._deadline: Mapping[str, Any] | None = None
+        self._clock = StoreClock(state.clock, state.store)
 
     def read(self) -> Look | None:
         """Read what is new, and return everything; None if the run is not there.
@@ -65,7 +67,7 @@ class Reading:
         self._epoch = head.epoch if self._epoch in (None, head.epoch) else None
         now = self._state.clock.now()
         if epoch is None:  # as often as all files are listed
-            self._deadline = deadline_json(self._state, head, now)
+            self._deadline = deadline_json(self._state, head, self._clock.now())
         status = run_status(self._state, head, now)
         spent = costs(
             self._log.events,

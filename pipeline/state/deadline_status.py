@@ -82,9 +82,14 @@ def state_in_words(state: str) -> str:
 
 
 def _saw_lines(beat: WatcherBeat | None, now: float) -> list[str]:
-    """Say what the watcher saw, and how long ago; nothing if it has not said."""
-    if beat is None or beat.saw is None:
+    """Say what the watcher saw, and how long ago; nothing if there is none that knows deadlines."""
+    if beat is None or beat.too_old():
         return []
+    if beat.saw is None:
+        return [
+            "the watcher requests nothing for the deadline: its window says why "
+            f"({duration(now - beat.at)} ago)"
+        ]
     saw, words = beat.saw, state_in_words(beat.saw["state"])
     if saw["work_left"] > 0:
         slack = f"{duration(saw['slack'])} of slack" if saw["slack"] > 0 else "no slack"

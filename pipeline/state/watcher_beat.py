@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, NotRequired
 
@@ -117,11 +118,16 @@ def read_beat(run: RunState) -> WatcherBeat | None:
     )
 
 
-def write_beat(run: RunState, risk_at: float | None, saw: Saw | None = None) -> None:
-    """Say that this process watches the run, and what it saw. Raises StoreError."""
+def write_beat(
+    run: RunState, risk_at: float | None, saw: Saw | None = None, *, now: float | None = None
+) -> None:
+    """Say that this process watches the run, and what it saw. Raises StoreError.
+
+    `now` is the time by the store's clock, in Unix seconds; None: by this machine's.
+    """
     beat = {
         "format": FORMAT,
-        "at": run.clock.now(),
+        "at": run.clock.now() if now is None else now,
         "by": dataclasses.asdict(Author.me()),
         "pion": _version(),
         "knows_deadlines": KNOWN_DEADLINES,
@@ -133,10 +139,13 @@ def write_beat(run: RunState, risk_at: float | None, saw: Saw | None = None) -> 
 
 
 class WatcherBeats:
-    """Writes the sign of life of this process's watcher, as often as the store allows."""
+    """Writes the sign of life of this process's watcher, as often as the store allows.
 
-    def __init__(self, run: RunState) -> None:
-        self._run = run
+    `now` is the store's clock.
+    """
+
+    def __init__(self, run: RunState, now: Callable[[], float]) -> None:
+        self._run, self._now = run, now
         self._written: float | None = None  # of the monotonic clock
         self._state: str | None = None
 
@@ -153,7 +162,7 @@ class WatcherBeats:
         if recent and (state == self._state or self._run.store.commits):
             return False
         try:
-            write_beat(self._run, risk_at, saw)
+            write_beat(self._run, risk_at, saw, now=self._now())
         except StoreError:
             return False
         self._written, self._state = now, state

@@ -58,11 +58,18 @@ class SaveCadence:
     def lag(self, step_seconds: float) -> float:
         """Return the most seconds of work that a loss undoes: from one save to the next, and until
         that is committed. `step_seconds` is the longest step."""
-        interval = self.interval
-        if self.every_steps is not None:
-            steps = self.every_steps * step_seconds
-            interval = steps if self.by_steps_alone else min(interval, steps)
-        return interval + self.stall + self.write_seconds
+        return self._between_saves(step_seconds) + self.stall + self.write_seconds
+
+    def pace(self, step_seconds: float) -> float:
+        """Return the seconds that a second of steps takes, because saves stop training."""
+        between = self._between_saves(step_seconds)
+        return 1.0 + self.stall / between if between > 0 else 1.0
+
+    def _between_saves(self, step_seconds: float) -> float:
+        if self.every_steps is None:
+            return self.interval
+        steps = self.every_steps * step_seconds
+        return steps if self.by_steps_alone else min(self.interval, steps)
 
     def due(self, step: int, now: float) -> bool:
         """Return whether the state after `step` should be saved."""

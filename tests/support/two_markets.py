@@ -134,7 +134,8 @@ class TwoMarkets(FakeProvider):
             owner.release()  # it was asked to hand over, saves, and ends with exit code 4
             relieved = next(other for other in self.living if launch_id_of(other) == old)
             self.end(relieved.id, "FAILED", failure="Job exited with exit code 4.")
-        self.claim = claim_run(self.run, someone(host=f"pod{job.id}", launch_id=launch))
+        me = someone(host=f"pod{job.id}", launch_id=launch)
+        self.claim = claim_run(self.run, me, take_over=True)
 
     def _forget_pods(self, job_id: int) -> None:
         self.listed = [pod for pod in self.listed or () if pod.job_id != job_id]

@@ -141,8 +141,7 @@ def require_in_time(seen: Situation) -> list[OnDemand]:
     if not in_time:
         why = "; ".join(_too_slow(machine, seen) for machine in known)
         raise BadInput(
-            f"{why}. Give more time or a smaller margin, or use faster machines on demand: "
-            f"{seen.how_to_change}"
+            f"{why}. Give more time, or use faster machines on demand: {seen.how_to_change}"
         )
     return in_time
 

@@ -89,11 +89,14 @@ class Rental:
         since: Unix seconds of the request, or of its present machine if it has one.
         machine: whether it has a machine now, which may still be booting.
         relieved: whether its machine owned the run until another one took over.
+        takes_over: whether its machine has asked the owner to hand the run over to it. The owner
+            may have left already.
     """
 
     since: float
     machine: bool = False
     relieved: bool = False
+    takes_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -291,11 +294,12 @@ def _while_on_demand(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
     """Keep a request for spot standing as long as there is slack for the way back and a loss.
 
     A new request needs `lag` more. Slack moves by as much between two reports of the owner, and
-    the request should not come and go with them.
+    the request should not come and go with them. A machine that takes over is kept: without it,
+    nobody would own the run.
     """
     state = State.LATE if numbers.late > 0 else State.DEMAND
     if seen.spot is not None:
-        enough = numbers.slack >= numbers.come_back
+        enough = numbers.slack >= numbers.come_back or seen.spot.takes_over
         return Action(state, numbers, () if enough else (Market.SPOT,))
     if numbers.slack >= numbers.come_back + terms.lag:
         return Action(state, numbers, request=Request(Market.SPOT))
@@ -326,7 +330,10 @@ def _without_owner(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
     else:
         waits = numbers.slack > numbers.reserve
     if not waits:
-        return _arm(seen, numbers, cancel=(Market.SPOT,) if seen.spot is not None else ())
+        # With a machine on both markets, the run may be between them: one has left it to the other.
+        between = seen.spot and seen.spot.machine and seen.on_demand and seen.on_demand.machine
+        keep = seen.spot is None or between
+        return _arm(seen, numbers, cancel=() if keep else (Market.SPOT,))
     not_needed = (Market.ON_DEMAND,) if seen.on_demand is not None else ()
     request = Request(Market.SPOT) if seen.spot is None else None
     return Action(State.WAITING, numbers, not_needed, request)

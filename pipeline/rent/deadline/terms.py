@@ -59,30 +59,39 @@ def terms_of(
 
     `floor_seconds` is the shortest time between saves that its store allows.
     """
+    cadence = cadence_of(job, head, measured, floor_seconds)
+    return Terms(
+        deadline=deadline.at or 0.0,
+        margin=machine.margin(deadline),
+        boot=RESTART_SECONDS if measured.boot is None else measured.boot,
+        handover=HANDOVER_SECONDS,
+        lag=cadence.lag(step_seconds(machine, job)),
+        notice=NOTICE_SECONDS,
+        life=cadence.preemption_seconds,
+    )
+
+
+def cadence_of(
+    job: Job, head: Head | None, measured: Measured, floor_seconds: float
+) -> SaveCadence:
+    """Return when the run saves, by what it has measured."""
     assumed = 3600 * job.checkpoint.preemption_hours
-    life = assumed if head is None else seconds_between_interruptions(head, assumed)
     cadence = SaveCadence(
         every_steps=job.checkpoint.every_steps,
         every_seconds=job.checkpoint.every_seconds,
-        preemption_seconds=life,
+        preemption_seconds=(
+            assumed if head is None else seconds_between_interruptions(head, assumed)
+        ),
         last_save=0.0,
         floor_seconds=floor_seconds,
         write_seconds=measured.write or 0.0,
     )
     if measured.stall is not None:
         cadence.stall = measured.stall
-    return Terms(
-        deadline=deadline.at or 0.0,
-        margin=machine.margin(deadline),
-        boot=RESTART_SECONDS if measured.boot is None else measured.boot,
-        handover=HANDOVER_SECONDS,
-        lag=cadence.lag(_step_seconds(machine, job)),
-        notice=NOTICE_SECONDS,
-        life=life,
-    )
+    return cadence
 
 
-def _step_seconds(machine: OnDemand, job: Job) -> float:
+def step_seconds(machine: OnDemand, job: Job) -> float:
     """Return the seconds of the longest step that is left; 0 if nothing is left to train."""
     seconds = machine.seconds or {}
     steps = {stage: job.section(stage).total_steps for stage in seconds}

@@ -14,7 +14,6 @@ from pipeline.rent.managed.lookout import Look
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.terminate_pods import terminate_each
-from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
 
@@ -25,7 +24,7 @@ class Restarts(Protocol):
     """What ends a job that makes no progress, and gets another machine for the run."""
 
     def restart(
-        self, provider: Provider, finding: Finding, job: ManagedJob, head: Head | None
+        self, provider: Provider, finding: Finding, job: ManagedJob, look: Look
     ) -> list[str]:
         """Return what was done, in words. Raises PionError if SkyPilot fails."""
 
@@ -40,7 +39,7 @@ def act(
     if finding.action == "note":
         return []
     if finding.action == "relaunch":
-        return restarter.restart(provider, finding, job, look.head)
+        return restarter.restart(provider, finding, job, look)
     done = terminate_each(finding.pods, provider.terminate_pod)
     if finding.action == "cancel":
         provider.cancel([job.id])

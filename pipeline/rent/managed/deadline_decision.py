@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.rent.deadline.on_demand import OnDemand
 from pipeline.rent.deadline.policy import Action, Market, Seen, State, Terms, decide
-from pipeline.rent.deadline.terms import terms_of
+from pipeline.rent.deadline.terms import cadence_of, step_seconds, terms_of
 from pipeline.rent.managed.deadline_work import Plan
 from pipeline.rent.managed.lookout import JobLook, Look
 from pipeline.rent.managed.recorded_task import variable_of
@@ -61,7 +61,9 @@ def decide_now(
     left = with_work_left(work, look, terms(options[0]).lag)
     options = _options(look, left.machines, deadline, now)
     first = options[0]
-    seen = see(look, first.work or 0.0, now)
+    cadence = cadence_of(work.job, look.head, work.measured, floor_seconds)
+    pace = cadence.pace(step_seconds(first, work.job))
+    seen = see(look, pace * (first.work or 0.0), now)
     return Decision(look, plan, terms(first), seen, options, decide(terms(first), seen))
 
 

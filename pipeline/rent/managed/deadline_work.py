@@ -47,12 +47,12 @@ class DeadlineWork:
         self._plan: Plan | None = None
 
     def read(self, look: Look) -> Plan | None:
-        """Return the plan; None if no job of the rental was launched with a deadline.
+        """Return the plan; None if the newest job was not launched with a deadline.
 
         Raises BadInput if the run's job can't be read here.
         """
-        like = next((job for job in look.jobs if variable_of(job, MACHINES)), None)
-        if like is None:
+        like = look.sky.job  # an older one may be of other machines, before a hop
+        if like is None or not variable_of(like, MACHINES):
             return None
         now, of_job = self._state.clock.monotonic(), look.head.job if look.head else None
         plan = self._plan
@@ -76,8 +76,8 @@ class DeadlineWork:
             return read_job(path, shlex.split(variable_of(like, "OVERRIDES") or ""))
         except BadInput as error:
             raise BadInput(
-                f"the job of this run can't be read here before a machine has claimed the run "
-                f"({error})"
+                f"the deadline is not kept until a machine has claimed the run, because the job "
+                f"can't be read here ({error}). Run `pion watch` in the folder of `pion launch`"
             ) from error
 
     def _work(self, look: Look, job: Job, machines: SkyYaml) -> Work:

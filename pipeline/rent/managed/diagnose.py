@@ -280,7 +280,7 @@ def _lost_controller(
         return [Finding("left behind", why, "terminate" if alive else "note", alive)]
     reason = job.failure or "no reason given"
     why = f"SkyPilot's controller failed ({reason}), so nothing recovers the run"
-    if _at_work(run, alive, now):
+    if may_be_at_work(run, alive, now):
         return [Finding("controller lost", f"{why}. The run is still running", "note")]
     if not ending:
         return [Finding("controller lost", why, "relaunch", alive)]
@@ -289,7 +289,7 @@ def _lost_controller(
     return [Finding("left behind", f"{why} or terminates its machine", "terminate", alive)]
 
 
-def _at_work(run: RunView, alive: tuple[str, ...], now: float) -> bool:
+def may_be_at_work(run: RunView, alive: tuple[str, ...], now: float) -> bool:
     """Return whether the run's owner may have unsaved work."""
     if not run.heartbeats:
         recent = run.last_sign is not None and now - run.last_sign < COMMIT_SILENCE_SECONDS

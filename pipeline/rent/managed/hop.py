@@ -13,7 +13,7 @@ from pipeline.rent.deadline.of_run import deadline_of, keeping_deadline, refuse_
 from pipeline.rent.managed.arrival import Move, call_off, read_receipt, wait_for_arrival
 from pipeline.rent.managed.end_old import end_old, others_left
 from pipeline.rent.managed.managed_jobs import ManagedJob
-from pipeline.rent.managed.markets import market_of
+from pipeline.rent.managed.markets import BY_HOP, market_of
 from pipeline.rent.managed.order import JobFile, Order, make_order, require_checks, submit_order
 from pipeline.rent.managed.progress import how_to_come_back
 from pipeline.rent.managed.provider import Provider
@@ -63,7 +63,7 @@ def hop(
         _require_same_run(job_file, state)
         sky_yaml = with_until(read_sky_yaml(on), job_file.job, None)
         _require_work_left(sky_yaml, state, head)
-        variables = {FROM_EPOCH: str(head.epoch)}
+        variables = {FROM_EPOCH: str(head.epoch), BY_HOP: "1"}
         refuse_past(path, job_file.overrides, job_file.job)
         order = make_order(
             state,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pipeline.cost.budget import over_budget
 from pipeline.rent.deadline import words
 from pipeline.rent.deadline.on_demand import OnDemand
@@ -18,13 +17,22 @@ from pipeline.rent.managed.deadline_work import DeadlineWork, Plan
 from pipeline.rent.managed.diagnose import Finding
 from pipeline.rent.managed.lookout import Look
 from pipeline.rent.managed.managed_jobs import ManagedJob
-from pipeline.rent.managed.markets import market_of
+from pipeline.rent.managed.markets import MACHINES, market_of
+from pipeline.rent.managed.moving import moving
 from pipeline.rent.managed.provider import Provider
-from pipeline.rent.managed.rental_end import FORGET_SECONDS, fails_to_start, final_job
+from pipeline.rent.managed.recorded_task import variable_of
+from pipeline.rent.managed.rental_end import final_job
 from pipeline.rent.managed.say import Say
-from pipeline.rent.managed.seen import owner_outside, rental_of, rentals_of
+from pipeline.rent.managed.seen import (
+    has_machine,
+    owned_by_another,
+    owner_of,
+    owner_outside,
+    rental_of,
+    rentals_of,
+)
 from pipeline.rent.managed.tell_deadline import DeadlineTeller
-from pipeline.rent.managed.two_markets import TwoMarkets
+from pipeline.rent.managed.two_markets import Next, TwoMarkets
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.state.deadline import RunDeadline, read_deadline
 from pipeline.state.run_state import RunState
@@ -46,33 +54,44 @@ class DeadlineKeeper:
         self._teller = DeadlineTeller(say)
         self._work = DeadlineWork(state)
         self._clock = StoreClock(state.clock, state.store)
-        self._beats = WatcherBeats(state)
+        self._beats = WatcherBeats(state, self._clock.now)
         self._deadline: RunDeadline | None = None
         self._plan: Plan | None = None
         self._last: Decision | None = None
         self._not_before = -math.inf
-        self._left_alone: dict[Market, float] = {}
 
-    def holds(self, look: Look) -> bool:
+    def holds(self, look: Look, *, acting: bool) -> bool:
         """Return whether the run has a deadline that is kept by renting on two markets.
 
-        Raises PionError if that can't be found out.
+        If `acting`, say in the store that somebody watches although there is nothing to keep, and
+        cancel what was requested for a deadline that is off. Raises PionError if that can't be
+        found out.
         """
         try:
             self._deadline = read_deadline(self._state)
         except StoreError:
             if not look.stale:
                 raise
-        if self._deadline is None or self._deadline.at is None:
+        if self._deadline is None:
+            return False
+        if self._deadline.at is None:
+            if acting:
+                self._let_go(look)
             return False
         self._plan = self._work.read(look)
         if self._plan is not None:
             return True
-        if look.sky.job is not None and market_of(look.sky.job) is not Market.ON_DEMAND:
+        if look.sky.job is not None and market_of(look.sky.job) is Market.ON_DEMAND:
+            self._teller.once(
+                "this rental is on demand only, so nothing more is requested for the deadline"
+            )
+        else:
             self._teller.once(
                 "this rental can't keep the run's deadline, because it was launched without one. "
                 f"Move the run to machines that can: pion hop {self._state.url} --on SKY"
             )
+        if acting:
+            self._beats.beat(None)
         return False
 
     def final_job(self, look: Look) -> ManagedJob | None:
@@ -91,6 +110,15 @@ class DeadlineKeeper:
         """Return whether nothing more should be rented, because a person or the budget says so."""
         return not look.stale and self._is_stopped(look)
 
+    def can_do_without(self, job: ManagedJob, look: Look) -> bool:
+        """Return whether the rental goes on although no machine like that of a job starts the run;
+        then none is requested for a while."""
+        market = market_of(job)
+        if market is not Market.SPOT and not owned_by_another(look, market):
+            return False
+        self.rentals.leave_alone(market)
+        return True
+
     def keep(self, look: Look, *, acting: bool) -> None:
         """Say what the deadline needs now; if `acting`, do it.
 
@@ -102,83 +130,115 @@ class DeadlineKeeper:
         decision = decide_now(look, self._plan, self._deadline, now, floor_seconds=floor)
         if decision is None:
             why = "; ".join(f"{m.gpu}: {m.words}" for m in self._plan.work.machines)
-            self._teller.once(f"no machine on demand will do for the deadline: {why}")
+            self._teller.once(
+                f"no machine on demand will do for the deadline: {why}. So spot is waited for as "
+                f"without a deadline. Name others: pion hop {self._state.url} --on SKY"
+            )
+            if acting:
+                self._beats.beat(now)
             return
         if self._last is None:
             self._note_unwatched(now)
         self._last = decision
         self._teller.tell(decision)
-        if acting:
-            self._act(decision)
-            self._beats.beat(risk_at(decision), saw(decision))
+        if not acting:
+            return
+        try:
+            done = self._act(decision)
+        except PionError:
+            self._beats.beat(decision.seen.now, saw(decision))
+            raise
+        self._beats.beat(risk_at(decision) if done else decision.seen.now, saw(decision))
 
     def when_to_watch_again(self) -> str:
         """Return until when nobody needs to watch; empty if that does not matter."""
         at = risk_at(self._last) if self._last is not None else None
         return words.watch_by(at, self._clock.now()) if at is not None else ""
 
-    def _act(self, decision: Decision) -> None:
+    def _act(self, decision: Decision) -> bool:
+        """Cancel and request what was decided; return whether that was possible."""
         look, action = decision.look, decision.action
-        if (why := self._why_not(look)) is not None:
+        if (why := self._why_not(look, self._state.clock.now())) is not None:
             self._teller.once(why)
-            return
-        request = action.request
-        now = self._state.clock.monotonic()
-        if request is not None and self._is_left_alone(look, request.market, decision.seen.now):
-            request = None
-        if request is not None and now < self._not_before:
-            return
-        jobs = [
-            each.sky.job
-            for market in action.cancel
-            if (each := rental_of(look, market)) is not None and each.sky.job is not None
-        ]
-        if jobs:
-            if request is not None:
-                self.rentals.announce_next(look.head)
-            self.rentals.cancel(jobs, wait=request is not None)
-            self._log(decision, f"cancelled managed job {' and '.join(str(j.id) for j in jobs)}")
-        if request is None:
-            return
-        plan = decision.plan
-        machines = _of_market(plan.machines, request.market, decision.options)
-        prices = plan.work.job.prices
-        try:
-            job = self.rentals.request(look, request.market, plan.like, machines, prices)
-        except BadInput as error:
-            self._not_before = now + AGAIN_SECONDS
-            self._teller.once(f"no {request.market.value} machine can be requested: {error}")
-            return
-        self._log(decision, f"requested a machine {_ON[request.market]} as managed job {job}")
-
-    def leave_alone(self, job: ManagedJob) -> None:
-        """Request no machine on the market of that job for a while, because none starts the run."""
-        if (market := market_of(job)) is not None:
-            self._left_alone[market] = self._clock.now() + FORGET_SECONDS
-
-    def _is_left_alone(self, look: Look, market: Market, now: float) -> bool:
-        alone = now < self._left_alone.get(market, -math.inf)
-        if not alone and not fails_to_start(look, market, now):
             return False
-        self._teller.once(
-            f"machines {_ON[market]} end before they own the run, so none is requested for a "
-            f"while. To see why: sky jobs logs {look.jobs[0].id}"
-        )
+        if action.request is None:
+            self._cancel(decision)
+            return True
+        market = action.request.market
+        if self.rentals.is_left_alone(look, market):
+            self._teller.once(
+                f"machines {_ON[market]} end before they own the run, so none is requested for up "
+                f"to an hour. To see why: sky jobs logs {look.jobs[0].id}"
+            )
+            self._cancel(decision)
+            return False
+        if self._must_wait():
+            return False
+        plan = decision.plan
+        machines = _of_market(plan.machines, market, decision.options)
+        try:
+            # Before anything is cancelled: what can't be requested must not cost what stands.
+            following = self.rentals.prepare(look, plan.like, machines, plan.work.job.prices)
+            self._cancel(decision, following)
+            job = self.rentals.submit(look, market, following)
+        except PionError as error:
+            self._not_before = self._state.clock.monotonic() + AGAIN_SECONDS
+            if not isinstance(error, BadInput):
+                raise
+            self._teller.once(
+                f"no machine {_ON[market]} can be requested, which is tried again each minute: "
+                f"{error}"
+            )
+            return False
+        self._log(decision, f"requested a machine {_ON[market]} as managed job {job}")
         return True
 
-    def _why_not(self, look: Look) -> str | None:
+    def _cancel(self, decision: Decision, following: Next | None = None) -> None:
+        """Cancel what was decided. If a rental follows, announce it first, and wait for the end of
+        what is cancelled."""
+        rentals = (rental_of(decision.look, market) for market in decision.action.cancel)
+        jobs = [each.sky.job for each in rentals if each is not None and each.sky.job is not None]
+        if not jobs:
+            return
+        if following is not None:
+            self.rentals.announce(decision.look.head, following.launch_id)
+        self.rentals.cancel(jobs, wait=following is not None)
+        self._log(decision, f"cancelled managed job {' and '.join(str(j.id) for j in jobs)}")
+
+    def _must_wait(self) -> bool:
+        """Return whether a request was refused, or announced, just now. SkyPilot may list a job
+        some seconds after it was submitted, so it might be submitted twice."""
+        clock, announced = self._state.clock, self.rentals.announced_at
+        just_now = announced is not None and 0 <= clock.now() - announced < AGAIN_SECONDS
+        return just_now or clock.monotonic() < self._not_before
+
+    def _let_go(self, look: Look) -> None:
+        """Cancel the request that stands next to the owner's machine and has no machine."""
+        owner = owner_of(look)
+        jobs = [
+            each.sky.job
+            for each in rentals_of(look)
+            if each.sky.job is not None
+            and variable_of(each.sky.job, MACHINES)
+            and owner not in (None, market_of(each.sky.job))
+            and not has_machine(each)
+        ]
+        if jobs:
+            self.rentals.cancel(jobs, wait=False)
+            ids = " and ".join(str(job.id) for job in jobs)
+            self._say(f"cancelled managed job {ids}, because the deadline is off")
+
+    def _why_not(self, look: Look, now: float) -> str | None:
         """Return why nothing may be changed now; None if it may."""
         if owner_outside(look):
             return (
                 "another process owns the run, so nothing is requested or cancelled for the "
                 f"deadline. To see that process: pion status {self._state.url}"
             )
-        jobs = [each.sky.job for each in rentals_of(look) if each.sky.job is not None]
-        markets = Counter(market_of(job) for job in jobs)
-        if None in markets or any(number > 1 for number in markets.values()):
+        if (job := moving(look, now, self._state.store)) is not None:
             return (
-                "the run is being moved to other machines, so nothing is requested or cancelled "
-                "for the deadline until then"
+                f"the run is being moved to managed job {job.id}, so nothing is requested or "
+                f"cancelled for the deadline until then. To call that off: sky jobs cancel {job.id}"
             )
         return None
 

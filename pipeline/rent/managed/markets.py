@@ -24,6 +24,8 @@ from pipeline.rent.sky_yaml import Candidate, SkyYaml, sky_yaml_of
 from pipeline.run.handover import FROM_EPOCH
 
 MACHINES = "PION_MACHINES"
+# In the task of a job of `pion hop`: "1".
+BY_HOP = "PION_BY_HOP"
 _MARKETS = {"1": Market.SPOT, "0": Market.ON_DEMAND}
 
 
@@ -33,7 +35,7 @@ class NextRental:
 
     Attributes:
         like: a managed job of the same run, whose task is submitted again.
-        sky_yaml: that task, with the machines to wanted.
+        sky_yaml: that task, with the machines to request.
         launch_id: the id of the new launch.
         epoch: the epoch whose owner the new machine relieves; None if nobody ever owned the run.
         prices: the job's own prices.
@@ -79,7 +81,7 @@ def new_launch_id() -> str:
 
 
 def task_of(wanted: NextRental) -> Any:
-    """Return the sky.Task of a wanted.
+    """Return the sky.Task of a wanted rental.
 
     Raises BadInput if no machine is left to rent, or if a secret of the job is no longer set here.
     """
@@ -95,4 +97,5 @@ def _variables(wanted: NextRental) -> Mapping[str, str]:
         **machine_variables(wanted.sky_yaml, wanted.prices),
         "PION_LAUNCH_ID": wanted.launch_id,
         FROM_EPOCH: epoch,
+        BY_HOP: "",
     }

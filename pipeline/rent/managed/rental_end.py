@@ -8,6 +8,7 @@ from pipeline.rent.managed.lookout import Look
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.markets import market_of
 from pipeline.rent.managed.recorded_task import launch_id_of
+from pipeline.rent.managed.seen import is_done, owner_of
 
 # After so many failures within so many seconds, a market is left alone for a while.
 FAILURES, FORGET_SECONDS = 3, 3600.0
@@ -30,12 +31,14 @@ def final_job(look: Look, *, stopped: bool, next_announced: bool) -> ManagedJob 
         return None if later else owners
     if any(job.live for job in look.jobs) or not look.jobs:
         return None
-    newest = look.jobs[0]
-    if newest.status == "CANCELLED":
-        return None if next_announced else newest
-    if newest.status == "FAILED_CONTROLLER":
-        return newest if look.run.finished or look.run.stop is not None else None
-    return None if newest is owners else newest
+    last = look.jobs[0]
+    if owners is not None and _served_with(owners, last, look):
+        last = owners
+    if last.status == "CANCELLED":
+        return None if next_announced and not stopped else last
+    if last.status == "FAILED_CONTROLLER":
+        return last if (stopped or is_done(look)) and not _leaves_machine(last, look) else None
+    return None if last is owners else last
 
 
 def fails_to_start(look: Look, market: Market, now: float) -> bool:
@@ -60,6 +63,21 @@ def _last_owners_job(look: Look) -> ManagedJob | None:
         return None
     launch = look.head.claims[0].owner.launch_id
     return next((job for job in look.jobs if launch and launch_id_of(job) == launch), None)
+
+
+def _served_with(owners: ManagedJob, newest: ManagedJob, look: Look) -> bool:
+    """Return whether the newest job stood next to that of the last owner, for the same launch of a
+    person. The owner's job then says how the rental ended: the watcher may have cancelled the
+    newest one."""
+    if owners.status == "FAILED_CONTROLLER":
+        return look.head is not None and look.head.owner is not None
+    return (owners.ended_at or 0.0) >= (newest.submitted_at or 0.0)
+
+
+def _leaves_machine(job: ManagedJob, look: Look) -> bool:
+    """Return whether a job's machine may still be at work, or is still up."""
+    pods = [pod for each in look.of_jobs if each.sky.job is job for pod in each.sky.pods or ()]
+    return owner_of(look) is not None or any(pod.alive for pod in pods)
 
 
 def _is_final(job: ManagedJob, *, stopped: bool) -> bool:

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 from pion.errors import BadInput, PionError
 from pipeline.rent.managed.diagnose import Finding
-from pipeline.rent.managed.lookout import Lookout
+from pipeline.rent.managed.lookout import Look, Lookout
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.place import Place
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.submission import submitting_alone
 from pipeline.rent.managed.terminate_pods import terminate_each
-from pipeline.state.records import Head
 from pipeline.state.run_state import Clock
 
 # How many seconds SkyPilot may take to cancel a job and end its machine.
@@ -56,14 +55,14 @@ class Restarter:
         self._futile = _Futile(0, 0)
 
     def restart(
-        self, provider: Provider, finding: Finding, job: ManagedJob, head: Head | None
+        self, provider: Provider, finding: Finding, job: ManagedJob, look: Look
     ) -> list[str]:
         """End the job and its pods, and submit it again; return what was done, in words.
 
         If the job can't be submitted again, leave it alone. If restarts don't help, end it for
         good. Raises PionError if SkyPilot fails.
         """
-        epoch = head.epoch if head is not None else 0
+        epoch = look.head.epoch if look.head is not None else 0
         before = self._futile.restarts if self._futile.epoch == epoch else 0
         if before >= FUTILE_RESTARTS:
             done = terminate_each(finding.pods, provider.terminate_pod)

@@ -14,6 +14,7 @@ from pipeline.job.digest import Digests
 from pipeline.rent.deadline.on_demand import OnDemand, Reached, share_left
 from pipeline.rent.deadline.policy import Market, Rental, Seen
 from pipeline.rent.deadline.terms import Measured
+from pipeline.rent.managed.diagnose import may_be_at_work
 from pipeline.rent.managed.lookout import JobLook, Look
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.markets import market_of
@@ -107,8 +108,17 @@ def owner_of(look: Look) -> Market | None:
     owner = _owners_job(look)
     if owner is None or owner.sky.job is None or owner.sky.gone_since is not None:
         return None
-    at_work = owner.sky.job.status in ("RUNNING", "FAILED_CONTROLLER")
+    if owner.sky.job.status == "FAILED_CONTROLLER":
+        alive = tuple(pod.id for pod in owner.sky.pods or () if pod.alive)
+        at_work = look.stale or may_be_at_work(owner.run, alive, look.progress.at)
+    else:
+        at_work = owner.sky.job.status == "RUNNING"
     return _market(owner) if at_work else None
+
+
+def owned_by_another(look: Look, market: Market | None) -> bool:
+    """Return whether a machine of another market than this one owns the run."""
+    return owner_of(look) not in (None, market)
 
 
 def owner_outside(look: Look) -> bool:
@@ -156,7 +166,14 @@ def _rental(look: Look, market: Market) -> Rental | None:
     job, machine = each.sky.job, has_machine(each)
     running = job.recovered_at or job.started_at if job.status == "RUNNING" else None
     since = running or (each.sky.pod_since if machine else None) or job.submitted_at or 0.0
-    return Rental(since, machine, relieved=is_over_for(look, job))
+    takes_over = machine and _is_handed_over_to(look, each)
+    return Rental(since, machine, is_over_for(look, job), takes_over)
+
+
+def _is_handed_over_to(look: Look, each: JobLook) -> bool:
+    """Return whether others were asked to stop, and this job was not."""
+    others = [other for other in look.of_jobs if other is not each]
+    return each.run.stop is None and any(other.run.stop is not None for other in others)
 
 
 def is_over_for(look: Look, job: ManagedJob) -> bool:

@@ -27,6 +27,7 @@ class DeadlineTeller:
         self._told: set[str] = set()
         self._unowned_since: float | None = None
         self._refused_at = -math.inf
+        self._to_the_end = False
 
     def tell(self, decision: Decision) -> None:
         """Print what is new since the last look."""
@@ -43,6 +44,10 @@ class DeadlineTeller:
         if changed:
             for line in self._of_change(decision, before):
                 self._say(line)
+        to_the_end = action.state is State.DEMAND and risk_at(decision) is None
+        if to_the_end and not self._to_the_end:
+            self._say(words.to_the_end(action.numbers.slack, decision.terms.loss))
+        self._to_the_end = to_the_end
         self._tell_refused(decision)
 
     def once(self, text: str) -> None:
@@ -67,8 +72,6 @@ class DeadlineTeller:
         elif action.state is State.SPOT and before is State.DEMAND:
             spot = rental_of(decision.look, Market.SPOT)
             yield words.back_on_spot((gpu_of(spot) if spot is not None else None) or "machine")
-        elif action.state is State.DEMAND and risk_at(decision) is None:
-            yield words.to_the_end(numbers.slack, decision.terms.loss)
         elif action.state is State.LATE:
             asked = seen.on_demand
             refused = seen.now - asked.since if asked is not None and not asked.machine else 0.0

@@ -7,7 +7,9 @@ watcher ends in between, the next watcher finds no job of that launch, and reque
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from pion.errors import BadInput, PionError
 from pipeline.rent.deadline.policy import CANCEL_SECONDS, Market
@@ -18,7 +20,8 @@ from pipeline.rent.managed.markets import NextRental, market_of, new_launch_id
 from pipeline.rent.managed.place import Place
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.recorded_task import launch_id_of
-from pipeline.rent.managed.seen import is_over_for, rentals_of
+from pipeline.rent.managed.rental_end import FORGET_SECONDS, fails_to_start
+from pipeline.rent.managed.seen import is_over_for, owned_by_another, rentals_of
 from pipeline.rent.managed.submission import note_of, submitting_alone
 from pipeline.rent.managed.terminate_pods import terminate_each
 from pipeline.rent.plan.prices import Prices
@@ -30,22 +33,35 @@ from pipeline.state.stop_requests import clear_handovers
 from pipeline.state.stores import Conflict, StoreError
 
 POLL_SECONDS = 5.0
-# How often a machine is given up under one epoch, without any machine owning the run since.
+# How often a machine of one market is given up under one epoch, without owning the run.
 FUTILE_RESTARTS = 3
+
+
+class Next(NamedTuple):
+    """A launch that is ready to be submitted: its id, and its task for SkyPilot."""
+
+    launch_id: str
+    task: Any
 
 
 class TwoMarkets:
     """The rentals of a run on spot and on demand.
 
-    `gave_up` says why nothing more should be rented; empty while there is hope.
+    Attributes:
+        gave_up: why nothing more should be rented; empty while there is hope.
+        announced_at: when the launch was announced that was not submitted yet, in Unix seconds.
     """
 
     def __init__(self, state: RunState, name: str, provider: Provider) -> None:
         self.gave_up = ""
+        self.announced_at: float | None = None
         self._state, self._name, self._provider = state, name, provider
         self._next_launch: str | None = None
         self._avoid: set[Place] = set()
-        self._futile = (0, 0)  # an epoch, and how many machines were given up under it
+        # By market: an epoch, and how many machines were given up under it.
+        self._futile: dict[Market | None, tuple[int, int]] = {}
+        self._ended: set[int] = set()
+        self._left_alone: dict[Market | None, float] = {}
 
     def is_next_announced(self, look: Look) -> bool:
         """Return whether the note names a launch of this computer that was not submitted yet.
@@ -53,6 +69,7 @@ class TwoMarkets:
         Raises BadInput if another computer now rents for the run, and StoreError.
         """
         note, _ = read_rental_note(self._state)
+        self.announced_at = None
         if note is None:
             return self._next_launch is not None
         if note.rented_from != self._provider.my_hash():
@@ -64,12 +81,34 @@ class TwoMarkets:
             if self._next_launch == note.launch_id:
                 self._next_launch = None
             return False
-        self._next_launch = note.launch_id
+        self._next_launch, self.announced_at = note.launch_id, note.at
         return True
 
-    def announce_next(self, head: Head | None) -> str:
-        """Return the id of the next launch, once the store has it. Without a store, return it."""
+    def prepare(
+        self,
+        look: Look,
+        like: ManagedJob,
+        machines: SkyYaml,
+        prices: Prices | None,
+    ) -> Next:
+        """Return the next launch: a rental like the job `like` on these `machines`.
+
+        Nothing is announced yet. Raises BadInput if it can't be submitted from here.
+        """
         launch = self._next_launch or new_launch_id()
+        epoch = None if look.head is None else look.head.epoch
+        wanted = NextRental(like, machines, launch, epoch, prices, self._avoid)
+        try:
+            return Next(launch, self._provider.task_of(wanted))
+        except BadInput:
+            if not self._avoid:
+                raise
+        self._avoid.clear()  # a bad place is better than none
+        wanted = NextRental(like, machines, launch, epoch, prices)
+        return Next(launch, self._provider.task_of(wanted))
+
+    def announce(self, head: Head | None, launch: str) -> None:
+        """Say in the store that this launch comes next. If the store is down, say nothing."""
         self._next_launch = launch
         with contextlib.suppress(StoreError):
             note, version = read_rental_note(self._state)
@@ -81,7 +120,6 @@ class TwoMarkets:
                 except Conflict as error:
                     raise PionError(f"another process rents for {self._state.name}") from error
                 self._state.store.flush()
-        return launch
 
     def cancel(self, jobs: Sequence[ManagedJob], *, wait: bool) -> None:
         """Cancel these jobs; `wait` up to CANCEL_SECONDS until they have ended."""
@@ -97,21 +135,14 @@ class TwoMarkets:
                 return
             clock.sleep(POLL_SECONDS)
 
-    def request(
-        self,
-        look: Look,
-        market: Market,
-        like: ManagedJob,
-        machines: SkyYaml,
-        prices: Prices | None,
-    ) -> int:
-        """Submit a rental like the job `like` on these `machines`; return its managed job.
+    def submit(self, look: Look, market: Market, following: Next) -> int:
+        """Announce and submit a rental on that market; return its managed job.
 
         A rental that was submitted already is not submitted again. Raises BadInput if SkyPilot
         refuses it, and PionError if SkyPilot may have accepted it.
         """
-        launch = self.announce_next(look.head)
-        epoch = None if look.head is None else look.head.epoch
+        launch = following.launch_id
+        self.announce(look.head, launch)
         with submitting_alone(self._name):
             jobs = self._provider.managed_jobs(self._name, with_task=True)
             for job in jobs:
@@ -120,40 +151,52 @@ class TwoMarkets:
                     return job.id
             with contextlib.suppress(StoreError):
                 clear_handovers(self._state)
-            wanted = NextRental(like, machines, launch, epoch, prices, self._avoid)
-            try:
-                task = self._provider.task_of(wanted)
-            except BadInput:
-                if not self._avoid:
-                    raise
-                self._avoid.clear()  # a bad place is better than none
-                task = self._provider.task_of(NextRental(like, machines, launch, epoch, prices))
-            job_id = self._provider.submit(task, self._name)
+            job_id = self._provider.submit(following.task, self._name)
         self._next_launch = None
         return job_id
 
     def restart(
-        self, provider: Provider, finding: Finding, job: ManagedJob, head: Head | None
+        self, provider: Provider, finding: Finding, job: ManagedJob, look: Look
     ) -> list[str]:
         """End a job that makes no progress, and its pods; return what was done, in words.
 
-        What is requested instead is decided at the next look. If that does not help, say in
-        `gave_up` that it is over. Raises PionError if SkyPilot fails.
+        What is requested instead is decided at the next look. A market on which that does not help
+        is left alone. If nothing is left to try, say in `gave_up` that it is over. Raises PionError
+        if SkyPilot fails.
         """
-        epoch = head.epoch if head is not None else 0
-        futile = self._futile[1] if self._futile[0] == epoch else 0
         done = terminate_each(finding.pods, provider.terminate_pod)
-        if futile >= FUTILE_RESTARTS:
-            self.gave_up = f"no machine has owned the run after {futile} restarts"
+        if job.id in self._ended:
+            return done
+        market, epoch = market_of(job), look.head.epoch if look.head is not None else 0
+        owned = owned_by_another(look, market)
+        at, futile = self._futile.get(market, (epoch, 0))
+        futile = futile + 1 if at == epoch else 1
+        if futile > FUTILE_RESTARTS and market is not Market.SPOT and not owned:
+            self.gave_up = f"no machine on demand has owned the run after {futile - 1} restarts"
             return [*done, self.gave_up]
-        self._futile = (epoch, futile + 1)
+        if futile > FUTILE_RESTARTS:
+            self.leave_alone(market)
         if finding.avoid is not None:
             self._avoid.add(finding.avoid)
-        self.announce_next(head)
+        if not owned:  # otherwise the owner's job says whether the rental is over
+            self.announce(look.head, self._next_launch or new_launch_id())
         if job.live:
             provider.cancel([job.id])
             done.append(f"cancelled managed job {job.id}, to request another machine")
+        self._ended.add(job.id)
+        self._futile[market] = (epoch, futile)
         return done
+
+    def leave_alone(self, market: Market | None) -> None:
+        """Request no machine on that market for a while, because none starts the run."""
+        self._left_alone[market] = self._state.clock.now() + FORGET_SECONDS
+        self._futile.pop(market, None)
+
+    def is_left_alone(self, look: Look, market: Market) -> bool:
+        """Return whether no machine is to be requested on that market for a while."""
+        now = self._state.clock.now()
+        until = self._left_alone.get(market, -math.inf)
+        return now < until or fails_to_start(look, market, now)
 
     def end_all(self, look: Look) -> None:
         """Cancel every rental that is left, and end the note."""

@@ -27,7 +27,6 @@ from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.recorded_task import launch_id_of
 from pipeline.rent.managed.restart import CANCEL_SECONDS, Restarter
 from pipeline.rent.managed.say import Say, say_now
-from pipeline.rent.managed.seen import owner_of
 from pipeline.state.find_run import read_run
 from pipeline.state.rental_note import withdraw_rental_note
 from pipeline.state.run_state import RunState
@@ -185,7 +184,7 @@ class Watcher:
         job = look.sky.job
         if job is None:
             raise PionError(f"SkyPilot no longer lists managed job {self.lookout.job_id}.")
-        self.lookout.patient = self.keeper.holds(look)
+        self.lookout.patient = self.keeper.holds(look, acting=self.acting)
         if self.lookout.patient:
             return self._keep_deadline(look)
         findings = diagnose(look.sky, look.run, self.clock.now())
@@ -201,22 +200,21 @@ class Watcher:
 
     def _keep_deadline(self, look: Look) -> int | None:
         """Act on what is wrong with any job, and do what the deadline needs."""
-        keeper, found = self.keeper, []
+        keeper, found, acted = self.keeper, [], False
         over = keeper.final_job(look)
         if over is None and not look.stale:
             for each in look.of_jobs:
                 findings = diagnose(each.sky, each.run, self.clock.now())
                 # The policy decides how long to wait for a machine.
                 findings = [f for f in findings if f.what != "no machine available"]
+                job = each.sky.job
                 for finding in findings:
-                    assert each.sky.job is not None
-                    self._handle(finding, each.sky.job, look, keeper.rentals)
-                    if keeper.rentals.gave_up:
-                        over = each.sky.job
-                    elif finding.what == "it never starts" and owner_of(look) is not None:
-                        keeper.leave_alone(each.sky.job)  # the owner works on
-                    elif finding.what == "it never starts":
-                        over = each.sky.job
+                    assert job is not None
+                    acted |= bool(self._handle(finding, job, look, keeper.rentals))
+                    if keeper.rentals.gave_up or (
+                        finding.what == "it never starts" and not keeper.can_do_without(job, look)
+                    ):
+                        over = job
                 found += findings
             self._forget_all_but(found)
         if over is not None:
@@ -224,7 +222,6 @@ class Watcher:
                 keeper.rentals.end_all(look)
             return self._end(over, look)
         # After an action, SkyPilot and the store are asked again before anything is decided.
-        acted = self.acting and any(finding.action != "note" for finding in found)
         if not acted and not keeper.is_stopped(look):
             keeper.keep(look, acting=self.acting)
         return None
@@ -240,19 +237,24 @@ class Watcher:
         if lines:
             self._told = progress
 
-    def _handle(self, finding: Finding, job: ManagedJob, look: Look, restarter: Restarts) -> None:
-        """Report a finding once, and act on it."""
+    def _handle(
+        self, finding: Finding, job: ManagedJob, look: Look, restarter: Restarts
+    ) -> list[str]:
+        """Report a finding once, and act on it; return what was done, in words."""
         key = finding.key
         if key not in self._found:
             self.say(f"{finding.what}: {finding.why}")
         said = self._found.setdefault(key, "")
         if finding.action == "note" or not self.acting:
-            return
+            return []
         done = act(finding, job, look, self.provider, restarter)
+        if not done:
+            return []
         self._found[key] = "; ".join(done)
         if self._found[key] != said:  # an action may repeat at each look, but is reported once
             self.say(self._found[key])
             log_finding(self.state, look, finding, done)
+        return done
 
     def _end(self, job: ManagedJob, look: Look) -> int:
         """Print how the job has ended; return the exit code."""

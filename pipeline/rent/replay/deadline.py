@@ -121,9 +121,9 @@ class _Walk:
     def _work_left(self, at: float) -> float:
         trained = at - self.trains_from
         if self.owner is None or trained <= 0:
-            return self.progress.seconds_left(self.place)
+            return self.progress.seconds_left(self.place, self.life)
         # A spot machine may save more often, and so train more slowly, than one on demand.
-        return self.progress.seconds_left(self._stint(trained).reached)
+        return self.progress.seconds_left(self._stint(trained).reached, self.life)
 
     def _rental(self, market: policy.Market) -> Rental | None:
         rented = self.rented.get(market)

@@ -109,7 +109,11 @@ def deadline_of(given: str, progress: Progress, prices: Sequence[Number | None])
     training = sum(work.steps * work.step_seconds for work in progress.work)
     spot, on_demand = prices
     seconds = _seconds(given, training)
-    least = progress.boot + progress.seconds_left(Reached(0, 0)) + MARGIN_SECONDS
+    least = (
+        progress.boot
+        + progress.seconds_left(Reached(0, 0), 3600 * progress.policy.preemption_hours)
+        + MARGIN_SECONDS
+    )
     if seconds < least:
         # Rounded up, so that what is advised is accepted.
         hours, times = math.ceil(least / 360) / 10, math.ceil(100 * least / training) / 100

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import NamedTuple
 
 from pipeline.job import Checkpoint
@@ -41,6 +40,7 @@ class Progress:
     ) -> None:
         self.work, self.costs, self.policy, self._workspace = work, costs, policy, workspace
         self._trainings: dict[tuple[int, int, float, float], TimedTraining] = {}
+        self._paces: dict[float, float] = {}
 
     @property
     def boot(self) -> float:
@@ -73,14 +73,14 @@ class Progress:
             place = Reached(place.stage + 1, 0)
         return Stint(used, place, place)
 
-    def seconds_left(self, place: Reached) -> float:
-        """Return the seconds that one machine needs for the rest, with saves and the last
-        commits."""
+    def seconds_left(self, place: Reached, life: float) -> float:
+        """Return the seconds that one machine needs for the rest, with saves and the last commits.
+        It saves as often as the mean `life` of machines, in seconds, asks for."""
         steps = sum(work.steps * work.step_seconds for work in self.work[place.stage :])
         if place.stage < len(self.work):
             steps -= place.step * self.work[place.stage].step_seconds
         commits = (len(self.work) - place.stage) * (self.costs.stall + self.costs.write)
-        return steps * self._pace + commits
+        return steps * self._pace(life) + commits
 
     def lag(self, life: float) -> float:
         """Return the most seconds of work that a loss undoes: from one save to the next, and until
@@ -96,10 +96,15 @@ class Progress:
         )
         return cadence.lag(self.step_seconds)
 
-    @cached_property
-    def _pace(self) -> float:
-        """The seconds that a second of steps takes on a machine that lasts, because of saves."""
-        life = self.policy.preemption_hours * 3600
+    def _pace(self, life: float) -> float:
+        """Return the seconds that a second of steps takes on a machine that lasts, because of
+        saves."""
+        life = _two_digits(life)
+        if life not in self._paces:
+            self._paces[life] = self._measure_pace(life)
+        return self._paces[life]
+
+    def _measure_pace(self, life: float) -> float:
         seconds = steps = 0.0
         for stage, work in enumerate(self.work):
             training = self._training(Reached(stage, 0), life, 0.0)
@@ -111,8 +116,7 @@ class Progress:
     def _training(self, place: Reached, life: float, warning: float) -> TimedTraining:
         """Return the training from `place`. Machines that save at the same times share one."""
         every = self.policy.every_steps
-        # Two digits, so that machines whose saves would hardly differ share one training.
-        rounded = float(f"{life:.2g}")
+        rounded = _two_digits(life)
         key = (place.stage, place.step % every if every else 0, rounded, warning)
         if key not in self._trainings:
             self._trainings[key] = TimedTraining(
@@ -124,3 +128,8 @@ class Progress:
                 first_step=key[1],
             )
         return self._trainings[key]
+
+
+def _two_digits(life: float) -> float:
+    """Round, so that machines whose saves would hardly differ share one training."""
+    return float(f"{life:.2g}")

@@ -69,7 +69,7 @@ def test_a_watcher_is_silent_after_ten_minutes_or_twenty_where_commits_are_limit
 def test_beats_are_written_at_most_every_five_minutes_or_fifteen(
     tmp_path: Path, time: FakeClock, kind: type[FileStore], every: float
 ) -> None:
-    beats = WatcherBeats(RunState(kind(tmp_path), "demo", time.clock()))
+    beats = WatcherBeats(RunState(kind(tmp_path), "demo", time.clock()), time.clock().now)
     written = []
     for _ in range(200):
         if beats.beat(None):
@@ -94,7 +94,7 @@ def test_what_the_watcher_saw_is_written_with_the_beat(run: RunState) -> None:
 def test_a_new_state_is_written_at_once_but_not_where_commits_are_limited(
     tmp_path: Path, time: FakeClock, kind: type[FileStore], written: bool
 ) -> None:
-    beats = WatcherBeats(RunState(kind(tmp_path), "demo", time.clock()))
+    beats = WatcherBeats(RunState(kind(tmp_path), "demo", time.clock()), time.clock().now)
     saw = Saw(state="waiting", slack=9000.0, reserve=2700.0, work_left=3600.0)
     assert beats.beat(None, saw)
     time.sleep(10)
@@ -109,7 +109,7 @@ def test_a_store_that_fails_ends_no_watcher_and_the_next_look_tries_again(
     tmp_path: Path, time: FakeClock
 ) -> None:
     failing = Failing(tmp_path)
-    beats = WatcherBeats(RunState(failing, "demo", time.clock()))
+    beats = WatcherBeats(RunState(failing, "demo", time.clock()), time.clock().now)
     assert not beats.beat(None)
     failing.works = True
     assert beats.beat(None)

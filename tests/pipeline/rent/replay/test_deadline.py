@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.job import Checkpoint
@@ -32,6 +32,7 @@ WORK = [StageWork("pretrain", 2000, 5.0), StageWork("sft", 500, 2.0)]
 COSTS = Overheads(boot=50.0, restore=10.0, stall=0.5, write=15.0)
 POLICY = Checkpoint()
 HOUR, MARGIN = 3600.0, 600.0
+LIFE = HOUR * POLICY.preemption_hours
 
 
 @cache
@@ -65,7 +66,7 @@ def test_without_spot_it_waits_until_the_reserve_and_is_done_with_the_reserve_le
     found = course(market(100 * HOUR, 10), 0.0, deadline)
     assert found.paid == Paid(0.0, pytest.approx(alone()))
     terms = first_terms(progress(), Rule(deadline, MARGIN))
-    kept = reserve(terms, PolicySeen(0.0, progress().seconds_left(Reached(0, 0))))
+    kept = reserve(terms, PolicySeen(0.0, progress().seconds_left(Reached(0, 0), LIFE)))
     assert deadline - found.elapsed == pytest.approx(kept, abs=20.0)
 
 
@@ -99,6 +100,7 @@ spells = st.lists(st.integers(1, 400).map(lambda ticks: 30.0 * ticks), min_size=
 
 @settings(deadline=None, max_examples=60)
 @given(spells, st.floats(0, 1), st.floats(1.0, 3.0))
+@example([30.0, 120.0], 0.0, 2.0)  # machines that live for half a minute: saves take a part of it
 def test_it_is_never_late_and_never_cheaper_than_the_bound(
     lengths: list[float], start: float, times: float
 ) -> None:
@@ -117,8 +119,8 @@ def test_it_is_never_late_and_never_cheaper_than_the_bound(
 
 def test_the_last_seconds_left_are_those_that_training_takes() -> None:
     everything = progress().stint(Reached(0, 0), 1e9, 7200.0)
-    assert everything.finish == pytest.approx(progress().seconds_left(Reached(0, 0)))
-    assert progress().seconds_left(Reached(2, 0)) == 0.0
+    assert everything.finish == pytest.approx(progress().seconds_left(Reached(0, 0), LIFE))
+    assert progress().seconds_left(Reached(2, 0), LIFE) == 0.0
 
 
 def test_a_machine_that_is_relieved_keeps_more_than_one_that_is_lost() -> None:
