@@ -237,10 +237,11 @@ def test_slack_that_is_used_up_is_none_and_a_run_that_is_done_has_no_numbers(
     assert "\nnothing is left to do (0.0 s ago)\n" in said(watched)
 
 
-def test_a_watcher_of_an_older_pion_has_said_nothing_of_what_it_saw(watched: RunState) -> None:
+def test_a_watcher_that_requests_nothing_for_the_deadline_says_so(watched: RunState) -> None:
     write_beat(watched, None)
-    deadline, watcher = said(watched).splitlines()
+    deadline, requests, watcher = said(watched).splitlines()
     assert deadline.startswith("deadline: ")
+    assert requests.startswith("the watcher requests nothing for the deadline")
     assert watcher.startswith("watched by ")
 
 
