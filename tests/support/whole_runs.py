@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 from tests.support.jobs import tiny_dict, write_tiny_data
 from tests.support.waiting import kill_tree, read_until, rest_of
-from tests.support.warm_start import start_warm
 
 # Seconds that a run may take on a busy machine, including Ray's start.
 RUN_SECONDS = 300.0
@@ -47,32 +46,15 @@ def start(
     *overrides: str,
     env: Mapping[str, str] | None = None,
     umask: int = -1,
-    python: str | None = None,
+    python: str = sys.executable,
     program: str | None = None,
 ) -> Process:
-    """Start `pion run job overrides…` in the job's folder. `program` replaces the main module.
-
-    The run is forked from a process that has imported torch. With `python` (such as
-    `sys.executable`) or `program`, it is a new Python.
-    """
-    arguments = ["run", str(job), *overrides]
-    process = None
-    if program is None and python is None:
-        process = start_warm(arguments, job.parent, env, umask)
-    if process is None:
-        main = ["-m", "pipeline.cli"] if program is None else ["-c", program]
-        command = [python or sys.executable, *main, *arguments]
-        process = _start_new(command, job.parent, env, umask)
-    _started.append(process)
-    return process
-
-
-def _start_new(
-    command: Sequence[str], folder: Path, env: Mapping[str, str] | None, umask: int
-) -> Process:
-    return subprocess.Popen(
+    """Start `pion run job overrides…` in the job's folder. `program` replaces the main module."""
+    main = ["-m", "pipeline.cli"] if program is None else ["-c", program]
+    command = [python, *main, "run", str(job), *overrides]
+    process = subprocess.Popen(
         command,
-        cwd=folder,
+        cwd=job.parent,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -80,6 +62,8 @@ def _start_new(
         env=env,
         umask=umask,
     )
+    _started.append(process)
+    return process
 
 
 def kill_what_still_runs() -> None:
