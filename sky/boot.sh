@@ -24,6 +24,8 @@ for name in ${!HF_*} ${!AWS_*} ${!PION_*} ${!WANDB_*} ${!TRACKIO_*}; do
     [ -n "${!name:-}" ] || unset "$name"
 done
 export AWS_DEFAULT_REGION=${AWS_DEFAULT_REGION:-us-east-1}
+# Some images set this. Each process would then compile torch again, which takes seconds.
+unset PYTHONDONTWRITEBYTECODE
 
 # A mistake in the launch is the same on every machine.
 [ -n "${JOB:-}" ] || { echo "boot: JOB is empty; launch with --env JOB=jobs/….yaml" >&2; exit 2; }

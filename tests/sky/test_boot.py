@@ -413,6 +413,12 @@ def test_what_the_yaml_leaves_empty_is_not_set(machine: Machine) -> None:
     assert environment["AWS_ACCESS_KEY_ID"] == "key"
 
 
+def test_python_keeps_what_it_compiles_whatever_the_image_says(machine: Machine) -> None:
+    assert machine.boot(PYTHONDONTWRITEBYTECODE="1")[0] == 0
+    environment = dict(line.partition("=")[::2] for line in machine.pion("environment"))
+    assert "PYTHONDONTWRITEBYTECODE" not in environment
+
+
 def test_the_seconds_of_each_part_are_left_for_the_runs_events(machine: Machine) -> None:
     before = time.time()
     machine.boot()

@@ -170,8 +170,7 @@ class DeadlineKeeper:
                 f"machines {_ON[market]} end before they own the run, so none is requested for up "
                 f"to an hour. To see why: sky jobs logs {look.jobs[0].id}"
             )
-            self._cancel(decision)
-            return False
+            return False  # and what stands is kept
         if self._must_wait():
             return False
         plan = decision.plan
@@ -206,10 +205,10 @@ class DeadlineKeeper:
         self._log(decision, f"cancelled managed job {' and '.join(str(j.id) for j in jobs)}")
 
     def _must_wait(self) -> bool:
-        """Return whether a request was refused, or announced, just now. SkyPilot may list a job
-        some seconds after it was submitted, so it might be submitted twice."""
-        clock, announced = self._state.clock, self.rentals.announced_at
-        just_now = announced is not None and 0 <= clock.now() - announced < AGAIN_SECONDS
+        """Return whether a request was refused just now, or may have been submitted: SkyPilot lists
+        a job some seconds later, so it might be submitted twice."""
+        clock, asked = self._state.clock, self.rentals.asked_at
+        just_now = asked is not None and 0 <= clock.now() - asked < AGAIN_SECONDS
         return just_now or clock.monotonic() < self._not_before
 
     def _let_go(self, look: Look) -> None:

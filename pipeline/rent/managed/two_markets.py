@@ -49,12 +49,14 @@ class TwoMarkets:
 
     Attributes:
         gave_up: why nothing more should be rented; empty while there is hope.
-        announced_at: when the launch was announced that was not submitted yet, in Unix seconds.
+        asked_at: when a launch was announced, in Unix seconds, that may be submitted by now,
+            although SkyPilot lists no job of it; None if there is none.
     """
 
     def __init__(self, state: RunState, name: str, provider: Provider) -> None:
         self.gave_up = ""
-        self.announced_at: float | None = None
+        self.asked_at: float | None = None
+        self._unasked: str | None = None  # announced here, and certainly not submitted
         self._state, self._name, self._provider = state, name, provider
         self._next_launch: str | None = None
         self._avoid: set[Place] = set()
@@ -69,7 +71,7 @@ class TwoMarkets:
         Raises BadInput if another computer now rents for the run, and StoreError.
         """
         note, _ = read_rental_note(self._state)
-        self.announced_at = None
+        self.asked_at = None
         if note is None:
             return self._next_launch is not None
         if note.rented_from != self._provider.my_hash():
@@ -81,7 +83,8 @@ class TwoMarkets:
             if self._next_launch == note.launch_id:
                 self._next_launch = None
             return False
-        self._next_launch, self.announced_at = note.launch_id, note.at
+        self._next_launch = note.launch_id
+        self.asked_at = None if note.launch_id == self._unasked else note.at
         return True
 
     def prepare(
@@ -109,7 +112,8 @@ class TwoMarkets:
 
     def announce(self, head: Head | None, launch: str) -> None:
         """Say in the store that this launch comes next. If the store is down, say nothing."""
-        self._next_launch = launch
+        if self._next_launch != launch:
+            self._next_launch = self._unasked = launch
         with contextlib.suppress(StoreError):
             note, version = read_rental_note(self._state)
             if note is None or note.launch_id != launch:
@@ -151,6 +155,7 @@ class TwoMarkets:
                     return job.id
             with contextlib.suppress(StoreError):
                 clear_handovers(self._state)
+            self._unasked = None
             job_id = self._provider.submit(following.task, self._name)
         self._next_launch = None
         return job_id

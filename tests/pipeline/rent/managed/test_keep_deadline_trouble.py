@@ -291,3 +291,37 @@ def test_a_request_whose_answer_was_lost_is_not_submitted_again_within_a_minute(
     sky.submit = submit  # type: ignore[method-assign]
     watcher.look_once()
     assert sky.submitted_to == [ON_DEMAND]
+
+
+def test_while_machines_on_demand_are_left_alone_the_request_for_spot_stands(
+    sky: TwoMarkets, run: RunState, said: list[str], watch: Watch
+) -> None:
+    failed = [
+        dataclasses.replace(
+            of_hop(sky, sky.jobs[0], **{BY_HOP: "", "PION_SPOT": "0", "PION_LAUNCH_ID": name}),
+            id=number,
+            status="FAILED",
+            failure="Job exited with exit code 2.",
+            ended_at=sky.time.time,
+        )
+        for number, name in enumerate("abc", start=1)
+    ]
+    sky.jobs = [*failed, sky.jobs[0]]
+    due_in(run, RESERVE - 100)
+    watch(60)
+    assert (sky.cancelled, sky.submitted_to) == ([], [])
+    assert any("on demand end before they own the run" in line for line in said)
+
+
+def test_a_spot_machine_that_is_given_up_is_replaced_at_once(
+    sky: TwoMarkets, run: RunState, time: FakeClock, watch: Watch
+) -> None:
+    due_in(run, 4 * BOOT_SECONDS)
+    sky.offered[SPOT] = False
+    sky.listed = [sky.pod("stuck", "RUNNING", JOB.id)]
+    sky.change(JOB.id, status="STARTING")
+    watch(BOOT_SECONDS + 40)
+    assert sky.cancelled == [JOB.id]
+    (job,) = sky.living
+    assert (job.submitted_at or 0.0) <= 1_000_000.0 + BOOT_SECONDS + 30
+    assert sky.submitted_to == [SPOT]
