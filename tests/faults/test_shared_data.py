@@ -144,7 +144,7 @@ def ends_well(files: Path, world: World) -> None:
     assert not used or world.done["late"] in used
 
 
-@pytest.mark.parametrize("harm", [pytest.param(((), DECIDING, 800), id="nobody"), ONE_DIES, ALL])
+@pytest.mark.parametrize("harm", [pytest.param(((), DECIDING, 500), id="nobody"), ONE_DIES, ALL])
 @pytest.mark.parametrize(
     ("prepare", "deletes"),
     [(unused, pruner_for_an_hour), (due, deleter)],

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pion.errors import BadInput, PionError
+from pipeline.rent.managed import diagnose
 from pipeline.rent.managed.arrival import ARRIVE_SECONDS
 from pipeline.rent.managed.diagnose import BOOT_SECONDS
 from pipeline.rent.managed.managed_jobs import ManagedJob
@@ -122,8 +123,16 @@ def test_a_run_that_was_handed_to_a_cancelled_machine_gets_another(
 
 
 def test_spot_machines_that_never_boot_leave_the_one_on_demand_alone(
-    sky: TwoMarkets, time: FakeClock, said: list[str], on_demand: ManagedJob, watch: Watch
+    sky: TwoMarkets,
+    time: FakeClock,
+    said: list[str],
+    on_demand: ManagedJob,
+    watch: Watch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    boot = 200.0
+    monkeypatch.setattr(diagnose, "BOOT_SECONDS", boot)
+
     def stick() -> None:
         """Give each spot request a pod that never becomes reachable."""
         job = sky.job_on(SPOT)
@@ -137,13 +146,13 @@ def test_spot_machines_that_never_boot_leave_the_one_on_demand_alone(
 
     tick = sky.tick
     sky.tick = stick  # type: ignore[method-assign]
-    due_in(sky.run, 12 * BOOT_SECONDS)
-    watch(6 * BOOT_SECONDS)
+    due_in(sky.run, RESERVE + 12 * boot)
+    watch(6 * boot)
     assert on_demand.live
     assert on_demand.id not in sky.cancelled
     assert sky.claim is not None
     spots = [market for market in sky.submitted_to if market is SPOT]
-    assert 3 <= len(spots) <= 8, "each stands for a while, and then none for an hour"
+    assert len(spots) == 4, "each stands until it is given up, and then none for an hour"
     assert any("on spot end before they own the run" in line for line in said)
 
 
