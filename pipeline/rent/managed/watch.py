@@ -137,7 +137,8 @@ class Watcher:
     def look_once(self) -> int:
         """Look once, show and act; return 1 if anything is wrong, or if the job has failed.
 
-        A restart gets CANCEL_SECONDS to complete, because this is the only look. Raises PionError.
+        A restart gets CANCEL_SECONDS to complete, because this is the only look. With a deadline,
+        the next look requests the machine that replaces another. Raises PionError.
         """
         end, wrong = self.clock.monotonic() + CANCEL_SECONDS, False
         while True:
