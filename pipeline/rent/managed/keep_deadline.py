@@ -25,7 +25,6 @@ from pipeline.rent.managed.rental_end import final_job
 from pipeline.rent.managed.say import Say
 from pipeline.rent.managed.seen import (
     has_machine,
-    owned_by_another,
     owner_of,
     owner_outside,
     rental_of,
@@ -109,15 +108,6 @@ class DeadlineKeeper:
     def is_stopped(self, look: Look) -> bool:
         """Return whether nothing more should be rented, because a person or the budget says so."""
         return not look.stale and self._is_stopped(look)
-
-    def can_do_without(self, job: ManagedJob, look: Look) -> bool:
-        """Return whether the rental goes on although no machine like that of a job starts the run;
-        then none is requested for a while."""
-        market = market_of(job)
-        if market is not Market.SPOT and not owned_by_another(look, market):
-            return False
-        self.rentals.leave_alone(market)
-        return True
 
     def keep(self, look: Look, *, acting: bool) -> None:
         """Say what the deadline needs now; if `acting`, do it.

@@ -174,13 +174,15 @@ class TwoMarkets:
             return done
         market, epoch = market_of(job), look.head.epoch if look.head is not None else 0
         owned = owned_by_another(look, market)
-        at, futile = self._futile.get(market, (epoch, 0))
-        futile = futile + 1 if at == epoch else 1
-        if futile > FUTILE_RESTARTS and market is not Market.SPOT and not owned:
-            self.gave_up = f"no machine on demand has owned the run after {futile - 1} restarts"
+        at, before = self._futile.get(market, (epoch, 0))
+        futile = before + 1 if at == epoch else 1
+        no_use = futile > FUTILE_RESTARTS or finding.what == "it never starts"
+        if no_use and market is not Market.SPOT and not owned:
+            self.gave_up = "no machine on demand starts the run, so nothing more is requested"
             return [*done, self.gave_up]
-        if futile > FUTILE_RESTARTS:
-            self.leave_alone(market)
+        if no_use:
+            self._left_alone[market] = self._state.clock.now() + FORGET_SECONDS
+            futile = 0
         if finding.avoid is not None:
             self._avoid.add(finding.avoid)
         if not owned:  # otherwise the owner's job says whether the rental is over
@@ -191,11 +193,6 @@ class TwoMarkets:
         self._ended.add(job.id)
         self._futile[market] = (epoch, futile)
         return done
-
-    def leave_alone(self, market: Market | None) -> None:
-        """Request no machine on that market for a while, because none starts the run."""
-        self._left_alone[market] = self._state.clock.now() + FORGET_SECONDS
-        self._futile.pop(market, None)
 
     def is_left_alone(self, look: Look, market: Market) -> bool:
         """Return whether no machine is to be requested on that market for a while."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pion.errors import BadInput, PionError, Stopped
 from pipeline.console.formats import printable
@@ -211,10 +212,11 @@ class Watcher:
                 job = each.sky.job
                 for finding in findings:
                     assert job is not None
+                    if finding.what == "it never starts":
+                        # The other market may start the run, so this is no reason to end it.
+                        finding = replace(finding, action="relaunch")
                     acted |= bool(self._handle(finding, job, look, keeper.rentals))
-                    if keeper.rentals.gave_up or (
-                        finding.what == "it never starts" and not keeper.can_do_without(job, look)
-                    ):
+                    if keeper.rentals.gave_up:
                         over = job
                 found += findings
             self._forget_all_but(found)

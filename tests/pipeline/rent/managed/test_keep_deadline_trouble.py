@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pion.errors import BadInput, PionError
+from pipeline.rent.deadline.policy import Market
 from pipeline.rent.managed import diagnose
 from pipeline.rent.managed.arrival import ARRIVE_SECONDS
 from pipeline.rent.managed.diagnose import BOOT_SECONDS
@@ -334,3 +335,42 @@ def test_a_spot_machine_that_is_given_up_is_replaced_at_once(
     (job,) = sky.living
     assert (job.submitted_at or 0.0) <= 1_000_000.0 + BOOT_SECONDS + 30
     assert sky.submitted_to == [SPOT]
+
+
+@pytest.mark.parametrize("market", [SPOT, ON_DEMAND])
+def test_machines_that_never_start_the_run_end_it_only_if_they_are_on_demand(
+    sky: TwoMarkets, run: RunState, said: list[str], watch: Watch, market: Market
+) -> None:
+    if market is ON_DEMAND:
+        sky.jobs = [of_hop(sky, sky.jobs[0], **{BY_HOP: "", "PION_SPOT": "0"})]
+    due_in(run, RESERVE + 3000 if market is SPOT else RESERVE - 100)
+    (job,) = sky.jobs
+    tick, machines = sky.tick, 0
+
+    def die() -> None:
+        """Replace the job's machine, in a new place each time, before it owns the run."""
+        nonlocal machines
+        now = next(each for each in sky.jobs if each.id == job.id)
+        if not now.live:
+            tick()
+        elif now.status == "RUNNING":
+            sky.change(job.id, status="RECOVERING")
+        else:
+            machines += 1
+            place = {"cloud": "RunPod", "region": f"R{machines}", "resources": "1x(A40:1)"}
+            sky.change(job.id, status="RUNNING", recoveries=machines, **place)
+
+    sky.tick = die  # type: ignore[method-assign]
+    if market is ON_DEMAND:
+        watcher = Watcher(run, JOB.name, job.id, said.append, sky)
+        sky.time.during_sleep = die
+        assert watcher.follow() == 1
+        assert sky.submitted_to == []
+        return
+    watch(200)
+    assert sky.cancelled == [job.id]
+    assert sky.submitted_to == [], "spot is left alone, and there is time"
+    due_in(run, RESERVE - 100)
+    watch(150)
+    assert sky.submitted_to[0] is ON_DEMAND
+    assert sky.claim is not None
