@@ -101,6 +101,7 @@ def _reload(out: Path, architecture: Architecture) -> tuple[Any, Any]:
 
 def _same_ids(out: Path, tokenizer: Tokenizer, hf_tokenizer: Any, text: str) -> list[int]:
     """Return the ids of `text`. Raises PionError where the two tokenizers differ."""
+    text = tokenizer.spelled(text)
     ours = tokenizer.encode(text)
     # In training, text that spells out a special token is plain text. A verbose tokenizer would
     # warn about a text longer than the model's context, but the models only read its beginning.

@@ -12,6 +12,7 @@ import numpy as np
 import tokenizers
 
 from pion.data.arrays import write_atomically
+from pion.data.missing_bytes import REPLACEMENT, ReplacedCharacters, missing_bytes, unspelled
 from pion.data.safe_cuts import may_cut, pieces
 from pion.data.token_bytes import bytes_of
 from pion.data.token_names import token_names
@@ -89,6 +90,7 @@ class Tokenizer:
         steps = [str(step.get("type")) for step in steps_of(settings.get("normalizer"))]
         self.normalization: str | None = ", ".join(steps) or None
         self._may_cut = may_cut(settings)
+        self._unspelled = unspelled(missing_bytes(settings["model"]["vocab"]))
         self._added = self._plain.get_added_tokens_decoder()
 
     @classmethod
@@ -115,7 +117,10 @@ class Tokenizer:
         write_atomically(Path(path), self._source.encode())
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of ``text``. None of them is a special id."""
+        """Return the ids of ``text``. None of them is a special id.
+
+        A character that the vocabulary can't spell (``spelled``) becomes U+FFFD.
+        """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -128,6 +133,18 @@ class Tokenizer:
         flat = [piece for document in cut for piece in document]
         encoded = iter(self._encode(self._plain.encode_batch_fast, flat))
         return [[i for _ in document for i in next(encoded).ids] for document in cut]
+
+    def spelled(self, text: str) -> str:
+        """Return ``text`` with U+FFFD for characters that the vocabulary can't spell.
+
+        These are control characters, and places of Unicode without a character, of which SmolLM2's
+        vocabulary lacks a byte. Most vocabularies lack none.
+        """
+        return text if self._unspelled is None else self._unspelled.sub(REPLACEMENT, text)
+
+    def replaced(self) -> ReplacedCharacters:
+        """Return a new count of the characters that become U+FFFD (``spelled``)."""
+        return ReplacedCharacters(self._unspelled)
 
     def start_document(self, ids: Sequence[int]) -> list[int]:
         """Return the ids of a document's text as training sees them: after ``first``, if any."""
@@ -233,11 +250,12 @@ class Tokenizer:
     def _encode(
         self, encode_batch: Callable[..., list[tokenizers.Encoding]], texts: list[str]
     ) -> list[tokenizers.Encoding]:
+        texts = [self.spelled(text) for text in texts]
         with library(self._where):
             try:
                 return encode_batch(texts, add_special_tokens=False)
             except TypeError:  # the library raises this for a lone surrogate
-                valid = [SURROGATE.sub("\ufffd", text) for text in texts]
+                valid = [SURROGATE.sub(REPLACEMENT, text) for text in texts]
                 return encode_batch(valid, add_special_tokens=False)
 
 
@@ -264,7 +282,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         nonlocal seen
         for text in texts:
             seen = seen or bool(text)
-            yield SURROGATE.sub("\ufffd", text)
+            yield SURROGATE.sub(REPLACEMENT, text)
 
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

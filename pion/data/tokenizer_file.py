@@ -9,6 +9,7 @@ from typing import Any
 
 import tokenizers
 
+from pion.data.missing_bytes import missing_bytes, needed_bytes
 from pion.data.tokenizer_steps import check_steps, steps_of
 from pion.errors import BadInput
 from pion.later_fields import shown
@@ -56,12 +57,17 @@ def parse(source: str, where: str) -> dict[str, Any]:
             "text, so its ids would not give the text back exactly. Choose a model with a "
             "byte-level tokenizer, such as SmolLM2, Qwen or Llama 3."
         )
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    if model != "BPE" or not isinstance(vocab, dict) or not set(alphabet) <= set(vocab):
+    if model != "BPE" or not isinstance(vocab, dict) or not _is_byte_level(settings):
         raise BadInput(
             f"{where}: not a byte-level BPE tokenizer: key model.type must be BPE (it is "
-            f"{shown(model)}) and key model.vocab must contain all 256 bytes, so that any text "
-            "encodes exactly."
+            f"{shown(model)}), and a text must pass a ByteLevel step before BPE and after it"
+        )
+    if needed := needed_bytes(missing_bytes(vocab)):
+        some = ", ".join(f"{byte:02x}" for byte in sorted(needed)[:8])
+        raise BadInput(
+            f"{where}: key model.vocab lacks {len(needed)} of the 256 bytes ({some}"
+            f"{', …' if len(needed) > 8 else ''}), so some texts have no ids. It may lack bytes of "
+            "control characters and of no character"
         )
     return {**settings, "added_tokens": added}
 
@@ -94,6 +100,13 @@ def first_token(built: tokenizers.Tokenizer, special_ids: dict[str, int], where:
             "document with one special token, or with none"
         )
     return int(ids[0])
+
+
+def _is_byte_level(settings: Mapping[str, Any]) -> bool:
+    """Return whether the steps before BPE write bytes as letters, and those after it read them."""
+    before = [*steps_of(settings.get("normalizer")), *steps_of(settings.get("pre_tokenizer"))]
+    after = steps_of(settings.get("decoder"))
+    return all(any(step.get("type") == "ByteLevel" for step in steps) for steps in (before, after))
 
 
 def _sentencepiece(settings: Mapping[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ import difflib
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pion.errors import BadInput
@@ -16,6 +17,7 @@ from pipeline.console.formats import printable
 if TYPE_CHECKING:
     from pion.data.chat_format import ChatFormat
     from pion.data.messages import Message
+    from pion.data.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
     from pipeline.models.find import FoundModel
 
@@ -105,6 +107,16 @@ def prompt_ids(
     return conversation.ask(prompt, settings.max_tokens)[0]
 
 
+def tell_replaced(
+    tokenizer: Tokenizer, text: str, where: str, say: Callable[[str], None] | None = None
+) -> None:
+    """Say, on stderr unless `say` is given, if the vocabulary lacks characters of a text."""
+    replaced = tokenizer.replaced()
+    replaced.look(text, where)
+    if replaced.count:
+        (say or partial(print, file=sys.stderr))(printable(replaced.in_words()))
+
+
 def answer_once(
     model: Decoder,
     chat_format: ChatFormat,
@@ -117,6 +129,7 @@ def answer_once(
     """Print `prompt` and its continuation, or with `as_chat` only the answer to it."""
     out = out or sys.stdout
     ids = prompt_ids(model, chat_format, prompt, settings, as_chat=as_chat)
+    tell_replaced(chat_format.tokenizer, prompt, "the prompt")
     if not as_chat:
         print(printable(prompt), end="", file=out, flush=True)
     last = ""
@@ -186,6 +199,7 @@ class _Session:
 
     def _answer(self, text: str) -> None:
         ids, dropped = self.conversation.ask(text, self.settings.max_tokens)
+        tell_replaced(self.chat_format.tokenizer, text, "this message", self.say)
         if dropped:
             self.say(f"(the context is full: the oldest {dropped} messages are forgotten)")
         answer = ""

@@ -15,6 +15,7 @@ from pion.evaluate import HeldOut, Scorer, held_out
 from pion.model.decoder import Decoder
 from pion.multiple_choice import multiple_choice, read_questions
 from pion.untrusted import read_file
+from pipeline.commands.chat import tell_replaced
 from pipeline.console.formats import show
 
 TOKENS_AT_ONCE = 8192
@@ -57,6 +58,7 @@ def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, An
         raise BadInput(f"{path}: can't read this file as text ({error})") from None
     if not text.strip():
         raise BadInput(f"{path}: the file has no text")
+    tell_replaced(tokenizer, text, str(path))
     return dataclasses.asdict(text_loss(model, tokenizer, text, rows_at_once))
 
 

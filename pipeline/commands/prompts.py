@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from pion.errors import BadInput
-from pipeline.commands.chat import library_settings, prompt_ids
+from pipeline.commands.chat import library_settings, prompt_ids, tell_replaced
 from pipeline.commands.sampling import GenerationSettings
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def answer_all(
             ids.append(prompt_ids(model, chat_format, prompt.text, settings, as_chat=as_chat))
         except BadInput as error:
             raise BadInput(f"{prompt.where}: {error}") from None
+        tell_replaced(chat_format.tokenizer, prompt.text, prompt.where)
     new: list[list[int]] = [[] for _ in prompts]
     complete: set[int] = set()
     printed = 0

@@ -30,6 +30,7 @@ from pion.data.corpus import (
     whole_characters,
 )
 from pion.data.messages import Conversation, parse_messages
+from pion.data.missing_bytes import ReplacedCharacters
 from pion.errors import BadInput
 from pipeline.job import (
     BinShards,
@@ -106,8 +107,10 @@ def find_input(job: Job, source: Source, key: str, commit: str | None = None) ->
     return Input(source, key, sys.version)
 
 
-def texts(job: Job, found: Input) -> Iterator[tuple[bool, str]]:
-    """Yield (held out?, text) of every document of a text source.
+def texts(
+    job: Job, found: Input, replaced: ReplacedCharacters | None = None
+) -> Iterator[tuple[bool, str]]:
+    """Yield (held out?, text) of every document of a text source, and count in `replaced`.
 
     If a document is longer than 64K characters, only its end is held out, so a corpus of one long
     file has both parts. Raises BadInput for a file that can't be read and for an empty corpus.
@@ -119,6 +122,8 @@ def texts(job: Job, found: Input) -> Iterator[tuple[bool, str]]:
         return
     for document in _documents(job, found):
         text = whole_characters(document.text)
+        if replaced is not None:
+            replaced.look(text, document.origin)
         if len(text) <= LONG_CHARS:
             yield _drawn(text, share), text
             continue
@@ -128,8 +133,10 @@ def texts(job: Job, found: Input) -> Iterator[tuple[bool, str]]:
             yield True, text[cut:]
 
 
-def conversations(job: Job, found: Input) -> Iterator[tuple[bool, list[Turn]]]:
-    """Yield (held out?, turns) of every conversation of a source.
+def conversations(
+    job: Job, found: Input, replaced: ReplacedCharacters | None = None
+) -> Iterator[tuple[bool, list[Turn]]]:
+    """Yield (held out?, turns) of every conversation of a source, and count in `replaced`.
 
     Questions about the standard library are held out with the files that pretraining holds out.
     Raises BadInput for a record that is not a conversation or has no assistant turn.
@@ -144,13 +151,17 @@ def conversations(job: Job, found: Input) -> Iterator[tuple[bool, list[Turn]]]:
         turns = parse_conversation(record.value, record.origin)
         turns = [Turn(turn.role, whole_characters(turn.text)) for turn in turns]
         text = "\n".join(turn.text for turn in turns)
+        if replaced is not None:
+            replaced.look([turn.text for turn in turns], record.origin)
         yield _drawn(text, job.sft.held_out), turns
 
 
-def talks(job: Job, found: Input) -> Iterator[tuple[bool, Talk]]:
+def talks(
+    job: Job, found: Input, replaced: ReplacedCharacters | None = None
+) -> Iterator[tuple[bool, Talk]]:
     """Yield (held out?, conversation) of every conversation of a source, with calls and tools.
 
-    They are held out as `conversations` holds them out. Of a data set on the Hub, conversations
+    They are held out and counted as in `conversations`. Of a data set on the Hub, conversations
     after the first SAMPLED may be unusable.
     """
     assert job.sft is not None
@@ -170,6 +181,8 @@ def talks(job: Job, found: Input) -> Iterator[tuple[bool, Talk]]:
                 raise
             yield False, Talk(str(error), required)
             continue
+        if replaced is not None:
+            replaced.look([talk.messages, talk.tools], record.origin)
         text = "\n".join(message["content"] or "" for message in talk.messages)
         yield _drawn(text, job.sft.held_out), Talk(talk, required)
 

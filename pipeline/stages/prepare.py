@@ -19,6 +19,7 @@ from typing import Any
 
 from pion.data.arrays import sha256_file, unwritable, write_atomically
 from pion.data.chat_format import ChatFormat
+from pion.data.missing_bytes import ReplacedCharacters
 from pion.data.shard import Shard
 from pion.data.shards import Rows
 from pion.data.template_source import DATE_FILE, TEMPLATE_FILE
@@ -182,7 +183,9 @@ def _prepare_pretrain(job: Job, inputs: list[Input], folder: Path, by_job: bool,
             report = take_hub_shards(found, tokenizer, place, rows, say)
         else:
             what = f"tokenise {_name(found.source)}"
-            report = write_text_rows(texts(job, found), tokenizer, place, rows, what, say)
+            replaced = tokenizer.replaced()
+            read = texts(job, found, replaced)
+            report = write_text_rows(read, tokenizer, place, rows, what, say) | _counted(replaced)
         _check_splits(report, found, job.data.seq_len, job.data.held_out)
         reports.append({"name": _name(found.source)} | report)
     report = _totals(reports, tokenizer_report, started)
@@ -199,19 +202,25 @@ def _prepare_sft(job: Job, inputs: list[Input], folder: Path, by_job: bool, say:
     for number, found in enumerate(inputs):
         rows = _row_format(found, folder, job.sft_seq_len, job.data.shard_rows)
         place, what = folder / str(number), f"pack {_name(found.source)}"
+        replaced = tokenizer.replaced()
         with closing(ChatFormat(folder / "tokenizer.json", tokenizer)) as written:
             if written.own:
-                own = in_own_format(tokenizer)
-                report = write_conversation_rows(
-                    conversations(job, found), own, place, rows, what, say
-                )
+                own, turns = in_own_format(tokenizer), conversations(job, found, replaced)
+                report = write_conversation_rows(turns, own, place, rows, what, say)
             else:
                 theirs = in_template(written.template, tokenizer)
-                report = write_conversation_rows(talks(job, found), theirs, place, rows, what, say)
+                read = talks(job, found, replaced)
+                report = write_conversation_rows(read, theirs, place, rows, what, say)
+        report |= _counted(replaced)
         _check_splits(report, found, job.sft_seq_len, job.sft.held_out)
         reports.append({"name": _name(found.source)} | report)
     report = _totals(reports, tokenizer_report, started)
     _finish(job, inputs, _described(folder, "sft", job.sft.sources, report), say)
+
+
+def _counted(replaced: ReplacedCharacters) -> dict[str, Any]:
+    """Return the part of a source's report about characters that the vocabulary lacks, if any."""
+    return {"replaced": replaced.in_words()} if replaced.count else {}
 
 
 # ---------------------------------------------------------------- inputs and tokenizer
@@ -432,6 +441,8 @@ def _finish(job: Job, inputs: list[Input], data: PreparedData, say: Say) -> None
                     f"follow, so each answer of {split:,} conversations is a separate example"
                 )
             )
+        if source.get("replaced"):
+            say(Note(f"{source['name']}: {source['replaced']}"))
         if source.get("refusals"):
             refused = source["train_refused"] + source["held_out_refused"]
             first = "; ".join(source["refusals"])

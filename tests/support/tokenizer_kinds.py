@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from pion.data.safe_cuts import SPLITS
+from pion.data.token_bytes import byte_of_letter
 from pion.data.tokenizer import Tokenizer
 
 TEXT = [
@@ -22,6 +23,9 @@ TEXT = [
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 ALL_BYTES = {**BYTES, "use_regex": False}
 DIGITS = {"type": "Digits", "individual_digits": True}
+
+# The bytes that SmolLM2's vocabulary lacks.
+SMOLLM2_LACKS = bytes([*b"\x04\x06\x13\x14\x16\x1d\xc0\xc1\xf1\xf2", *range(0xF5, 0x100)])
 
 Settings = dict[str, Any]
 
@@ -112,6 +116,21 @@ def settings_of(kind: str, **changes: Any) -> Settings:
         ]
         settings["post_processor"] = BYTES
     return settings | changes
+
+
+def without_bytes(
+    kind: str = "smollm2", missing: bytes = SMOLLM2_LACKS, **changes: Any
+) -> Settings:
+    """Return the tokenizer.json of a kind whose vocabulary lacks bytes, as SmolLM2's does.
+
+    What can't be spelled is then the first special token, as in SmolLM2's file.
+    """
+    settings = settings_of(kind)
+    letters = {letter for letter, byte in byte_of_letter().items() if byte in missing}
+    vocab = settings["model"]["vocab"]
+    kept = {token: number for token, number in vocab.items() if token not in letters}
+    model = {**settings["model"], "vocab": kept, "unk_token": SPECIALS[kind][0]}
+    return settings | {"model": model} | changes
 
 
 def starting(*ids: int, token: str = "<|begin_of_text|>") -> Settings:

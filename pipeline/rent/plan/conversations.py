@@ -48,7 +48,10 @@ class First:
 
 @dataclass(frozen=True)
 class Counted:
-    """What was counted. `whole` is False if only the first conversations of a source were read."""
+    """What was counted. `whole` is False if only the first conversations of a source were read.
+
+    `notes` say what else happened to texts: characters that the vocabulary lacks, for example.
+    """
 
     rows: int
     tokens: int
@@ -58,6 +61,7 @@ class Counted:
     split: int
     whole: bool
     first: First
+    notes: tuple[str, ...] = ()
 
 
 def count_conversations(job: Job) -> Counted | None:
@@ -88,7 +92,8 @@ def count_conversations(job: Job) -> Counted | None:
     sources = report["sources"]
     names = ("conversations", "cut", "dropped", "tokens", "split")
     sums = {name: sum(source[f"train_{name}"] for source in sources) for name in names}
-    found = Counted(rows=report["train_rows"], whole=whole, first=first, **sums)
+    notes = tuple(source["replaced"] for source in sources if "replaced" in source)
+    found = Counted(rows=report["train_rows"], whole=whole, first=first, notes=notes, **sums)
     _require_a_batch(job, found)
     return found
 
@@ -175,7 +180,7 @@ def in_words(job: Job, counted: Counted) -> str:
             "answer differently once others follow"
         )
     lost += [f"{counted.dropped:,} are dropped: nothing to learn fits"] * bool(counted.dropped)
-    return "; ".join([words, *lost])
+    return "; ".join([words, *lost, *counted.notes])
 
 
 def too_few_steps(job: Job, counted: Counted) -> str | None:

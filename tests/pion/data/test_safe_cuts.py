@@ -116,7 +116,6 @@ UNKNOWN: dict[str, dict[str, Any]] = {
     "two expressions": {"pre_tokenizer": sequence(split(SPLITS["Qwen"]), BYTES)},
     "a space before the text": {"pre_tokenizer": {**BYTES, "add_prefix_space": True}},
     "digits after the expression": {"pre_tokenizer": sequence(BYTES, DIGITS)},
-    "none": {"pre_tokenizer": None},
     "NFKC": {"normalizer": {"type": "NFKC"}},
     "NFC and lower case": {
         "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}

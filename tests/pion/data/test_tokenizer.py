@@ -174,14 +174,6 @@ def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path: Path) -> 
         Tokenizer.from_file(path)
 
 
-def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path: Path) -> None:
-    model = json.loads(edited(tmp_path).read_text())["model"]
-    without_z = {token: i for token, i in model["vocab"].items() if token != "z"}
-    path = edited(tmp_path, model={**model, "vocab": without_z})
-    with pytest.raises(BadInput, match=r"key model\.vocab must contain all 256 bytes"):
-        Tokenizer.from_file(path)
-
-
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused_with_both_numbers() -> None:
     size = tokenizer().vocab_size
     tokenizer().fits(size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.support.tokenizer_kinds import (
     settings_of,
     starting,
     tokenizer_of,
+    without_bytes,
     write_files,
 )
 
@@ -37,6 +39,51 @@ def test_text_has_the_ids_of_the_library_and_comes_back(kind: str, text: str) ->
     assert ids == library.encode(text, add_special_tokens=False).ids
     assert TOKENIZERS[kind].decode(ids) == normal
     assert TOKENIZERS[kind].token_bytes()[ids].sum() == len(normal.encode())
+
+
+# A text with characters that have one of the bytes that SmolLM2's vocabulary lacks.
+LACKED = st.text(st.sampled_from("a é☕\n\x00\x04\x13\x1d\U0003ffff\U00040000\U000bffff\U000c0000"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=LACKED | TEXT, start=st.integers(0, 40))
+def test_a_character_that_the_vocabulary_lacks_becomes_a_replacement_character(
+    text: str, start: int
+) -> None:
+    tokenizer = Tokenizer(json.dumps(without_bytes()), "x")
+    ids = tokenizer.encode(text)
+    assert not set(ids) & set(tokenizer.special_ids.values())  # the library's unknown token is one
+    expected = re.sub("[\x04\x06\x13\x14\x16\x1d\U00040000-\U000bffff]", "\ufffd", text)
+    assert tokenizer.decode(ids) == tokenizer.spelled(text) == expected
+    assert tokenizer.token_bytes()[ids].sum() == len(expected.encode())
+    assert tokenizer.encode_with_offsets(text)[0] == ids
+    assert tokenizer.encode_batch_from([text], [start])[0][0] == ids
+    assert tokenizer.encode_with_specials([text])[0].ids == ids
+
+
+def test_replaced_characters_are_counted_with_the_first_places() -> None:
+    replaced = Tokenizer(json.dumps(without_bytes()), "x").replaced()
+    replaced.look("a\x01b", "a.txt")
+    assert (replaced.count, replaced.in_words()) == (0, "")
+    for line in range(4):
+        replaced.look({"tools": ["a\n\x04\x06"], "content": None}, f"a.jsonl:{line}")
+    assert replaced.in_words() == (
+        "8 characters are not in the model's vocabulary and became U+FFFD: the first: "
+        "a.jsonl:0, line 2 of this text (U+0004); a.jsonl:1, line 2 of this text (U+0004); "
+        "a.jsonl:2, line 2 of this text (U+0004)"
+    )
+
+
+@pytest.mark.parametrize("missing", [b"z", b"\n\x04", b"\xef", b"\xf3", b"\x80"])
+def test_a_vocabulary_that_lacks_bytes_of_real_text_is_refused(missing: bytes) -> None:
+    with pytest.raises(BadInput, match=rf"x: key model.vocab lacks 1 of .*\({missing[0]:02x}\)"):
+        Tokenizer(json.dumps(without_bytes(missing=missing)), "x")
+
+
+@pytest.mark.parametrize("step", ["pre_tokenizer", "decoder"])
+def test_a_tokenizer_that_does_not_write_bytes_as_letters_is_refused(step: str) -> None:
+    with pytest.raises(BadInput, match=r"x: not a byte-level BPE.*a ByteLevel step"):
+        Tokenizer(json.dumps(settings_of("gpt2", **{step: None})), "x")
 
 
 def test_nfc_is_said_and_bits_per_byte_count_the_normal_text() -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pion.data.tokenizer import Tokenizer
+from pipeline.commands.chat import tell_replaced
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
+from tests.support.tokenizer_kinds import without_bytes
 
 
 def test_eval_measures_text_and_multiple_choice(here: Path, pion: Pion) -> None:
@@ -25,6 +28,15 @@ def test_eval_measures_text_and_multiple_choice(here: Path, pion: Pion) -> None:
     _, out, _ = pion("eval", "demo", "text.txt", "pack.jsonl")
     assert out.startswith("text.txt: bits per byte ")
     assert "pack.jsonl: accuracy " in out
+
+
+def test_characters_that_the_vocabulary_lacks_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = Tokenizer(json.dumps(without_bytes()), "x")
+    tell_replaced(tokenizer, "as usual", "a.txt")
+    tell_replaced(tokenizer, "odd \x04", "b.txt")
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "1 character is not in the model's vocabulary and became U+FFFD: b.txt (U+0004)" in err
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from tests.support.corpora import (
     texts_of,
     write_corpus,
 )
-from tests.support.tokenizer_kinds import write_files
+from tests.support.tokenizer_kinds import without_bytes, write_files
 from tests.support.waiting import wait_until
 
 # ---------------------------------------------------------------- text
@@ -71,6 +71,18 @@ def test_a_corpus_of_one_long_file_gives_its_end_to_the_held_out_split(tmp_path:
     book, text = (tmp_path / "book.txt").read_text(), texts_of(data, "held_out")[0]
     assert 0.89 < book.index(text) / len(book) < 0.91
     assert 0.08 < data.report["held_out_tokens"] / data.report["train_tokens"] < 0.13
+
+
+def test_characters_that_the_vocabulary_lacks_are_counted_and_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(sentences(i, 6) for i in range(600)) + "\x04\x06")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(without_bytes()))
+    sources = {"sources": [{"kind": "text", "path": "a.txt"}]}
+    job = make_job(
+        tmp_path, data=sources, tokenizer={"file": "tokenizer.json"}, model=model_of(400)
+    )
+    (source,) = prepared(job, tmp_path / "data").report["sources"]
+    assert source["replaced"].startswith("2 characters are not in the model's vocabulary")
+    assert "a.txt#" in source["replaced"]
 
 
 def test_a_trained_tokenizer_has_not_seen_the_held_out_documents(tmp_path: Path) -> None:
