@@ -26,6 +26,7 @@ from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import finite_json, parse, to_json
 from pipeline.state.records import CheckpointEntry, Head
+from pipeline.state.remains import refuse_remains
 from pipeline.state.run_state import RunState
 from pipeline.state.scratch import scratch_workspace
 from pipeline.state.stores import Missing, StoreError, open_store, split_run
@@ -72,13 +73,7 @@ def fork_run(
     even if `at` was its last step. Raises BadInput if there is no such checkpoint, if it is
     damaged, or if `target` exists.
     """
-    with before_work("Nothing was forked."):
-        there = target.read()
-    if there is not None:
-        raise BadInput(
-            f"{target.store.url}/{target.name} exists already. Nothing was changed. Give the fork "
-            "a different name."
-        )
+    _refuse_to_overwrite(target)
     chosen = choose(source, head, at, stage)
     if target.store.url != source.store.url:
         with before_work("Nothing was forked."):
@@ -104,6 +99,19 @@ def fork_run(
         f"{target.store.url}/{target.name} has just been started by someone else. Give the fork "
         "a different name."
     )
+
+
+def _refuse_to_overwrite(target: RunState) -> None:
+    """Raise BadInput if the run exists, or is left without HEAD by more than a cut fork."""
+    with before_work("Nothing was forked."):
+        there = target.read()
+        if there is None:
+            refuse_remains(target, but_of_epoch=EPOCH)
+    if there is not None:
+        raise BadInput(
+            f"{target.store.url}/{target.name} exists already. Nothing was changed. Give the fork "
+            "a different name."
+        )
 
 
 def choose(source: RunState, head: Head, at: int | None, stage: str | None) -> CheckpointEntry:

@@ -17,6 +17,7 @@ from pipeline.job.settings import settings_of
 from pipeline.run.keep_defaults import keep_warmup
 from pipeline.state.known_rows import know_rows
 from pipeline.state.records import CheckpointEntry, Head
+from pipeline.state.remains import refuse_remains
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE
 
@@ -71,9 +72,12 @@ def work_left(
     """Return what is left to do of `job` in `run`.
 
     Raises StoreError, and BadInput if continuing would invalidate committed work that `redo` does
-    not name. `job_path` is the job file as the user typed it.
+    not name, or overwrite that of a run without HEAD.json. `job_path` is the job file as the user
+    typed it.
     """
     head = run.read()
+    if head is None:
+        refuse_remains(run)
 
     def read_inputs(stage: str, digest: str) -> Inputs | None:
         kept = run.read_stage(stage, digest)

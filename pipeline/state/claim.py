@@ -17,6 +17,7 @@ from pipeline.console.formats import moment
 from pipeline.state.heartbeat import Heartbeat
 from pipeline.state.owner import Owner, is_running, may_take_over
 from pipeline.state.records import Head, SkippedRows, Spent, StageRecord
+from pipeline.state.remains import refuse_remains
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store
 
@@ -187,7 +188,8 @@ def claim_run(
     This succeeds at once when `may_take_over` finds a reason or a person gave `take_over`.
     Otherwise an `unattended` start waits until the owner has shown no sign of life for
     `state.silence` seconds, by this machine's clock. A start by a person raises `BadInput` instead,
-    with the owner of the run. `price` is what this machine costs, in dollars per hour.
+    with the owner of the run; so does `refuse_remains`. `price` is what this machine costs, in
+    dollars per hour.
     """
     write_id = uuid.uuid4().hex
     silent_version: str | None = None
@@ -232,7 +234,10 @@ def claim_again(state: RunState, me: Owner, *, price: float | None = None) -> Cl
 
 
 def _read(state: RunState) -> tuple[Head, str | None]:
+    """Return HEAD and its version. Raises BadInput if only HEAD of a run is gone."""
     present, version = state.read_versioned()
+    if present is None:
+        refuse_remains(state)
     return present or Head(), version
 
 

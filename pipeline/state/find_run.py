@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pion.errors import BadInput
 from pipeline.state.records import Head
+from pipeline.state.remains import describe_remains, remains
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import last_change
 from pipeline.state.stores import Store, open_store, split_run
@@ -40,7 +41,9 @@ def runs_in(store: Store) -> dict[str, Head]:
 
 
 def no_such_run(state: RunState) -> str:
-    """Return the message that there is no such run; it names the existing runs."""
+    """Return the message that there is no such run: what is left of one, or the existing runs."""
+    if found := remains(state):
+        return describe_remains(state, found)
     return f"no run {state.name!r} in the store {state.store.url}. {known_runs(state.store)}"
 
 

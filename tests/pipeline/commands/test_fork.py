@@ -318,7 +318,7 @@ def test_a_fork_cut_short_at_any_write_leaves_no_run_and_is_completed_by_asking_
 def test_of_two_forks_to_one_name_one_is_told_that_it_lost(source: RunState) -> None:
     class Raced(FileStore):
         def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
-            claim_run(RunState(FileStore(self.folder), "new"), Owner.me())
+            RunState(FileStore(self.folder), "new").swap(Head(), None, "of the other")
             return super().compare_and_swap(key, data, expected)
 
     raced = Raced(source.store.folder)  # type: ignore[attr-defined]
