@@ -48,9 +48,11 @@ def sample(
     2. All logits are divided by `temperature`. A temperature of 0 or less takes the likeliest id.
     3. Ids less likely than the `top_k`-th are left out (Fan et al. 2018, "Hierarchical neural
        story generation"); 0 leaves out none.
-    4. With the likeliest id first, all ids are left out from the first one whose cumulative
-       probability exceeds `top_p` (after Holtzman et al. 2020, "The curious case of neural text
-       degeneration", who still keep that first one). The likeliest id always remains.
+    4. With the likeliest id first, ids remain until their probabilities add up to `top_p`: the id
+       that crosses it remains (Holtzman et al. 2020, "The curious case of neural text
+       degeneration").
+    5. One uniform number is taken from `randomness`, and the id is where the cumulative probability
+       reaches it. A text so takes as many numbers as it has drawn ids, alone or in a batch.
     """
     if sampling.repetition_penalty != 1:
         seen = torch.tensor(list({token for token in present if token < len(logits)})).long()
@@ -61,12 +63,17 @@ def sample(
     if sampling.temperature <= 0:
         return int(logits.argmax())
     # With a maximum of 0, logits stay finite at any small temperature.
-    logits = (logits - logits.max()) / sampling.temperature
+    logits = (logits - logits.max()).double() / sampling.temperature
     count = sampling.top_k if 0 < sampling.top_k < len(logits) else len(logits)
     kept = (logits >= logits.topk(count).values[-1]).nonzero().squeeze(1)
-    ordered, order = logits[kept].sort(descending=True, stable=True)
-    candidates, probabilities = kept[order], ordered.softmax(dim=0)
+    probabilities = logits[kept].softmax(dim=0)
     if sampling.top_p < 1:
-        within = int((probabilities.cumsum(dim=0) <= sampling.top_p).sum())
-        probabilities = probabilities[: max(1, within)]
-    return int(candidates[torch.multinomial(probabilities, 1, generator=randomness)])
+        ordered, order = probabilities.sort(descending=True, stable=True)
+        before = ordered.cumsum(dim=0) - ordered
+        # In the order of the ids: rounding exchanges the places of ids that are as likely.
+        within = order[before < sampling.top_p].sort().values
+        kept, probabilities = kept[within], probabilities[within]
+    cumulative = probabilities.cumsum(dim=0)
+    number = torch.rand((), dtype=torch.float64, generator=randomness) * cumulative[-1]
+    place = torch.searchsorted(cumulative, number, right=True)
+    return int(kept[place.clamp(max=len(kept) - 1)])

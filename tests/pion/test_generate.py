@@ -1,6 +1,7 @@
 """Generation: which tokens are drawn, when it ends, what it does not change, what it refuses."""
 
 import itertools
+import math
 from importlib import import_module
 
 import pytest
@@ -181,14 +182,39 @@ def test_only_top_k_then_top_p_tokens_are_drawn(logits, top_k, top_p, temperatur
     kth = sorted(logits, reverse=True)[top_k - 1] if 0 < top_k < len(logits) else min(logits)
     order = sorted((i for i, logit in enumerate(logits) if logit >= kth), key=lambda i: -logits[i])
     weights = torch.tensor([logits[i] / 10 / temperature for i in order]).double().softmax(0)
-    total = weights.cumsum(0)
-    allowed = {i for place, i in enumerate(order) if place == 0 or total[place] <= top_p + 1e-5}
+    before = weights.cumsum(0) - weights
+    allowed = {i for place, i in enumerate(order) if before[place] < top_p + 1e-5}
     assert drawn_ids(logits, Sampling(temperature, top_k, top_p), draws=40) <= allowed
 
 
 def test_every_allowed_token_is_drawn_sooner_or_later():
     assert drawn_ids([20, 20, 15, 15, -30], Sampling(1.0, 4, 1.0)) == {0, 1, 2, 3}
-    assert drawn_ids([20, 20, 15, 15, -30], Sampling(1.0, 0, 0.65)) == {0, 1}
+    assert drawn_ids([20, 20, 15, 15, -30], Sampling(1.0, 0, 0.60)) == {0, 1}
+
+
+def test_top_p_keeps_the_id_that_crosses_it():
+    tenths = [6, 3, 1]
+    for top_p, kept in ((0.5, {0}), (0.8, {0, 1}), (0.95, {0, 1, 2})):
+        logits = [10 * math.log(n / 10) for n in tenths]
+        assert drawn_ids(logits, Sampling(1.0, 0, top_p)) == kept
+
+
+def test_a_draw_takes_one_number_however_many_ids_remain():
+    numbers, ours = (torch.Generator().manual_seed(3) for _ in range(2))
+    for drawn in itertools.product((0.5, 1.0), (0, 1, 3), (0.3, 0.9, 1.0)):
+        sample(torch.tensor([1.0, 0.5, 1.0, -3.0]), Sampling(*drawn), (), ours)
+        torch.rand((), dtype=torch.float64, generator=numbers)
+        assert torch.equal(numbers.get_state(), ours.get_state())
+
+
+def test_rounding_does_not_exchange_ids_that_are_as_likely():
+    """The logits of a text differ by rounding in a batch; its draws must not."""
+    alone, batched = (torch.Generator().manual_seed(3) for _ in range(2))
+    logits = torch.tensor([1.0, 0.5, 1.0, 0.5, 1.0])
+    noise = torch.tensor([-1.0, 1.0, 1.0, -1.0, 0.0]) * 1e-6
+    for _ in range(50):
+        token = sample(logits, Sampling(1.0, 0, 1.0), (), alone)
+        assert sample(logits + noise, Sampling(1.0, 0, 1.0), (), batched) == token
 
 
 def test_draws_follow_the_softmax():
