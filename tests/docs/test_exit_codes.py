@@ -1,4 +1,4 @@
-"""The README's table of exit codes, `pion --help` and the error classes agree."""
+"""The table of exit codes in docs/commands.md, `pion --help` and the error classes agree."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pion.errors
 from pipeline.cli import EXIT_CODES
 from tests.paths import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+TEXT = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
 
 
 def first_clause(meaning: str) -> str:
@@ -16,8 +16,8 @@ def first_clause(meaning: str) -> str:
     return re.split(r"[.,;:(]", meaning)[0].strip().lower()
 
 
-def in_the_readme() -> dict[int, str]:
-    table = README.partition("| exit code | meaning |")[2].partition("\n\n")[0]
+def in_the_document() -> dict[int, str]:
+    table = TEXT.partition("| exit code | meaning |")[2].partition("\n\n")[0]
     return {
         int(code): first_clause(meaning)
         for code, meaning in re.findall(r"(?m)^\| (\d+) \| (.+) \|$", table)
@@ -29,8 +29,8 @@ def in_the_help() -> dict[int, str]:
     return {int(code): first_clause(meaning) for code, meaning in lines}
 
 
-def test_the_readme_and_the_help_say_the_same() -> None:
-    assert in_the_readme() == in_the_help()
+def test_the_document_and_the_help_say_the_same() -> None:
+    assert in_the_document() == in_the_help()
 
 
 def test_every_error_ends_in_a_code_that_is_explained() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from tests.docs.test_exit_codes import in_the_readme
+from tests.docs.test_exit_codes import in_the_document
 from tests.paths import REPOSITORY
 
 TEXT = (REPOSITORY / "docs" / "faults.md").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def test_every_row_has_codes_and_a_test() -> None:
         assert TEST.fullmatch(test), row
         codes = {int(code) for code in re.findall(r"\b\d+\b", f"{expected} {seen}")}
         assert codes, row
-        assert codes <= in_the_readme().keys(), row
+        assert codes <= in_the_document().keys(), row
 
 
 def test_what_was_seen_is_what_was_expected() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from pion.data.conversation import parse_conversation
@@ -45,3 +47,17 @@ def test_its_conversations_have_the_layouts_that_are_read() -> None:
     ]
     assert found.tools is not None
     assert found.messages[1]["tool_calls"]
+
+
+def test_its_program_writes_a_table_as_conversations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (program,) = (block for block in blocks("python") if "csv" in block)
+    monkeypatch.chdir(tmp_path)
+    with Path("questions.csv").open("w", newline="") as table:
+        rows = [("instruction", "input", "output"), ("Add.", "1, 2", "3"), ("Hi", "", 'Say "hi"')]
+        csv.writer(table).writerows(rows)
+    exec(program, {})
+    lines = [json.loads(line) for line in Path("chat.jsonl").read_text().splitlines()]
+    read = [[turn.text for turn in parse_conversation(line, "here")] for line in lines]
+    assert read == [["Add.\n\n1, 2", "3"], ["Hi", 'Say "hi"']]

@@ -1,4 +1,4 @@
-"""The README's commands of other packages start, as installed here."""
+"""The commands of other packages that the documents name start, as installed here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_it_starts(command: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_hub_repositories_are_made_as_the_readme_says() -> None:
+def test_hub_repositories_are_made_as_the_documents_say() -> None:
     options = [Path(sys.prefix, "bin", "hf"), "repos", "create", "--help"]
     done = run_to_end(options)
     assert done.returncode == 0, done.stderr
