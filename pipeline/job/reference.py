@@ -21,6 +21,14 @@ where the run's state is stored. `pion run JOB` keeps running until everything i
 Most other fields have a default. The tables below mark a field without a default as `required`.
 `jobs/` has more examples, and `pion run --help-job` prints this reference in a terminal.
 
+## The fields that you will set
+
+{first}
+
+[sizing.md](sizing.md) says how much text, which model and which vocabulary.
+
+## How a job is read
+
 * On the command line, `key=value` replaces any field: `pion run job.yaml pretrain.lr=1e-3`.
   The sources in a list are numbered from 0: `data.sources.0.weight=2`. The tables below write `N`
   for this number. The value `null` unsets a field.
@@ -47,6 +55,24 @@ data:
 pretrain:
   steps: 5000
 """
+
+# What most jobs set. tests/pipeline/job/test_reference.py compares the names with the fields.
+FIRST = {
+    "name": "a name for the run; its state is in `runs/NAME`",
+    "model": "a preset ([models.md](models.md)), or `{from: user/name}` for a model of others "
+    "([fine-tune.md](fine-tune.md))",
+    "tokenizer": "`{train: {vocab_size: 8192}}` for a vocabulary of your own text; a model of "
+    "others brings its own",
+    "data.sources": "where the text is",
+    "data.seq_len": "how many tokens a row has, and so how far the model sees",
+    "pretrain.steps": "how long to train",
+    "pretrain.global_batch": "rows per step, on any hardware",
+    "pretrain.lr": "the learning rate",
+    "sft.sources": "where the conversations are",
+    "publish.to": "a folder, or `hf://user/name`",
+    "store": "where the state is kept: `s3://bucket/prefix` or `hf://user/repo` if machines vanish",
+    "budget.dollars": "what the run may cost on rented machines",
+}
 
 # By the section's path, or the path of the list of sources and the kind.
 EXAMPLES = {
@@ -140,7 +166,13 @@ def reference() -> str:
     sections = [c.path for c in chapters() if c.path and c.kind is None]
     links = ", ".join(f"[`{path}`](#{path})" for path in sections)
     parts = "\n".join(["| | when you change the field |", "|---|---|", *_parts()])
-    head = HEAD.replace("{whole}", WHOLE).replace("{sections}", links).replace("{parts}", parts)
+    first = "\n".join(f"* `{field}`: {what}." for field, what in FIRST.items())
+    head = (
+        HEAD.replace("{whole}", WHOLE)
+        .replace("{first}", first)
+        .replace("{sections}", links)
+        .replace("{parts}", parts)
+    )
     return "\n".join([head, *(_chapter(chapter) for chapter in chapters())])
 
 

@@ -10,7 +10,7 @@ import yaml
 from pipeline.job import Job
 from pipeline.job.every_field import chapters
 from pipeline.job.file import JobLoader
-from pipeline.job.reference import EXAMPLES, WHOLE, reference
+from pipeline.job.reference import EXAMPLES, FIRST, WHOLE, reference
 from tests.paths import REPOSITORY
 
 COMMAND = "uv run python -m pipeline.job.reference > docs/jobs.md"
@@ -24,6 +24,12 @@ def test_the_committed_reference_is_what_the_code_generates() -> None:
 def test_there_is_an_example_for_every_section_and_kind_of_source() -> None:
     wanted = [c.path if c.kind is None else f"{c.path}/{c.kind}" for c in chapters()]
     assert sorted(EXAMPLES) == sorted(wanted)
+
+
+def test_the_fields_that_people_set_first_exist() -> None:
+    fields = {field.path for c in chapters() for field in c.fields}
+    sections = {c.path for c in chapters()}
+    assert FIRST.keys() <= fields | sections
 
 
 def test_the_first_example_is_a_whole_job() -> None:
