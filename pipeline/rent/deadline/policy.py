@@ -330,13 +330,27 @@ def _without_owner(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
     else:
         waits = numbers.slack > numbers.reserve
     if not waits:
-        # With a machine on both markets, the run may be between them: one has left it to the other.
-        between = seen.spot and seen.spot.machine and seen.on_demand and seen.on_demand.machine
-        keep = seen.spot is None or between
+        keep = seen.spot is None or _may_take_over(terms, seen, numbers)
         return _arm(seen, numbers, cancel=() if keep else (Market.SPOT,))
     not_needed = (Market.ON_DEMAND,) if seen.on_demand is not None else ()
     request = Request(Market.SPOT) if seen.spot is None else None
     return Action(State.WAITING, numbers, not_needed, request)
+
+
+def _may_take_over(terms: Terms, seen: Seen, numbers: Numbers) -> bool:
+    """Return whether the spot machine of an idle run may stay next to one on demand.
+
+    The run may be between two machines: one has left it to the other, and only the other can
+    continue. If both just boot, the spot machine would take over from the one on demand, so there
+    must be slack for that boot and the way back. SkyPilot may have replaced a lost spot machine
+    after the one on demand was requested for lack of slack.
+    """
+    spot, on_demand = seen.spot, seen.on_demand
+    if spot is None or on_demand is None or not (spot.machine and on_demand.machine):
+        return False
+    if spot.takes_over or on_demand.takes_over:
+        return True
+    return numbers.slack >= numbers.come_back + _boot_left(terms, seen, on_demand)
 
 
 def _arm(seen: Seen, numbers: Numbers, cancel: tuple[Market, ...]) -> Action:

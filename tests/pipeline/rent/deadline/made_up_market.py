@@ -29,9 +29,13 @@ class Spells:
 
     def __init__(self, life: float, gap: float, seed: int) -> None:
         self._random, self._life, self._gap = random.Random(seed), life, gap
+        self._made_from = (life, gap, seed)
         self._spells = [(0.0, self._random.expovariate(1 / life))]
         if self._random.random() < gap / (life + gap):
             self._spells = [(-1.0, 0.0)]
+
+    def __repr__(self) -> str:
+        return f"Spells{self._made_from}"
 
     def next(self, at: float) -> tuple[float, float]:
         while self._spells[-1][1] <= at:

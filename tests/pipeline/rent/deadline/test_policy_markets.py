@@ -47,16 +47,50 @@ def without_spot(**fixed: Any) -> World:
     return World(terms, 4 * HOURS, never, 60.0, 20.0, **fixed)
 
 
-@settings(deadline=None, max_examples=120, phases=[Phase.generate])
-@given(worlds())
-def test_spot_is_entered_only_with_the_margin_and_the_margin_is_left_at_the_end(
-    world: World,
-) -> None:
+def is_in_time_with_the_margin(world: World) -> None:
+    """Assert that spot is entered only with the margin, and that the margin is left at the end."""
     world.run()
     assert all(s >= world.terms.margin - ROUNDING for s in world.slack_at_entries)
     assert world.finished is not None
     assert world.finished <= world.terms.deadline - world.terms.margin + ROUNDING
     assert not world.late
+
+
+@settings(deadline=None, max_examples=120, phases=[Phase.generate])
+@given(worlds())
+def test_spot_is_entered_only_with_the_margin_and_the_margin_is_left_at_the_end(
+    world: World,
+) -> None:
+    is_in_time_with_the_margin(world)
+
+
+@pytest.mark.soak
+@settings(deadline=None, max_examples=5_000, phases=[Phase.generate], derandomize=False)
+@given(worlds())
+def test_no_market_of_many_makes_it_enter_spot_without_the_margin(world: World) -> None:
+    is_in_time_with_the_margin(world)
+
+
+# SkyPilot replaces a lost spot machine right after one on demand was requested for lack of slack.
+# Both boot at once. The spot machine took over, although there was no slack for the way back.
+@pytest.mark.parametrize(
+    "spells",
+    [(908.6163788740713, 36.72965096665955, 384), (209.15979981296948, 79.46685706728498, 1)],
+)
+def test_a_spot_machine_that_boots_next_to_one_on_demand_takes_over_only_with_slack(
+    spells: tuple[float, float, int],
+) -> None:
+    terms = Terms(
+        deadline=27936.72303221264,
+        margin=120.0,
+        boot=125.0,
+        handover=105.54393706875473,
+        lag=51.06981554713602,
+        notice=78.38061322200002,
+        life=1110.3817483075609,
+    )
+    market, interval, write = Spells(*spells), 30.13728680955718, 20.93252873757884
+    is_in_time_with_the_margin(World(terms, 22379.765175994024, market, interval, write))
 
 
 @settings(deadline=None, max_examples=60, phases=[Phase.generate])
