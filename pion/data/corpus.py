@@ -74,7 +74,7 @@ def text_documents(
 ) -> Iterator[Document]:
     """Yield a document for each UTF-8 file, or with split="paragraph" for each paragraph.
 
-    A file is read in parts of about 4 MB, cut at line breaks, and each part is a document.
+    A file of more than 4 MB is read in parts, cut at line breaks, and each part is a document.
     Paragraphs are separated by blank lines. Raises BadInput for a missing path, text that is not
     UTF-8, a line of more than `longest` bytes, and a corpus without any text.
     """
@@ -195,21 +195,29 @@ def _line(stream: BinaryIO, file: Path, longest: int) -> bytes:
 
 
 def _parts(file: Path, longest: int) -> Iterator[str]:
-    """Yield the text of a file in parts of PART_BYTES, cut between paragraphs or, if a part has
-    none, lines."""
-    rest, start, lines = b"", 0, 0
+    """Yield the text of a file: whole, or in parts of about PART_BYTES if there is more."""
+    start = lines = 0
     with open_file(file) as stream:
+        held = stream.read(PART_BYTES)
         while block := stream.read(PART_BYTES):
-            block = rest + block
-            cut = block.rfind(b"\n\n") + 2 if b"\n\n" in block else block.rfind(b"\n") + 1
-            rest = block[cut:]
-            lines += block.count(b"\n", 0, cut)
-            if len(rest) > longest and b"\n" not in rest:
-                where = f"{file}:{lines + 1}"
+            cut = _cut(held)
+            yield _decode(held[:cut], str(file), start)
+            start, lines = start + cut, lines + held.count(b"\n", 0, cut)
+            held = held[cut:] + block
+            if len(held) - held.rfind(b"\n") - 1 > longest:
+                line = lines + held.count(b"\n") + 1
+                where = f"{file}:{line}"
                 raise BadInput(f"{where}: the line has more than {longest:,} bytes{RAISE_IT}")
-            yield _decode(block[:cut], str(file), start)
-            start += cut
-    yield _decode(rest, str(file), start)
+    yield _decode(held, str(file), start)
+
+
+def _cut(held: bytes) -> int:
+    """Return where the next part begins: after a blank line, or else after a line break.
+
+    Only the second half is searched for a blank line: the first may have a title and no other.
+    """
+    blank = held.rfind(b"\n\n", len(held) // 2)
+    return blank + 2 if blank >= 0 else held.rfind(b"\n") + 1
 
 
 def _decode(content: bytes, where: str, start: int = 0) -> str:

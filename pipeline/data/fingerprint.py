@@ -18,7 +18,7 @@ from pion.data.arrays import sha256_file
 from pion.errors import BadInput
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.sources import Input, find_input
-from pipeline.job import Job
+from pipeline.job import Job, TextFiles
 from pipeline.job.digest import conversation_inputs, covered_fields
 
 Part = Literal["pretrain", "sft"]
@@ -32,6 +32,8 @@ APART = "PION_DATA_APART"
 NOT_CONTENT = ("dataset.json", "choices.jsonl", "commit.json")
 # They say where a source is, and its content says the rest.
 _WHERE = ("path", "revision")
+# Raise this when only text files would make other rows. Before 2, a last paragraph was a document.
+TEXT_FORMAT = 2
 
 
 def fingerprint_of(
@@ -80,6 +82,8 @@ def _settings(job: Job, part: Part) -> dict[str, Any]:
 
 def _of_source(found: Input, say: Say) -> dict[str, Any]:
     fields = {p: v for p, v in covered_fields(found.source).items() if p not in _WHERE}
+    if isinstance(found.source, TextFiles):
+        fields["format"] = TEXT_FORMAT
     return fields | {"content": _content(found, say)}
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pion.data import corpus
 from pion.data.corpus import (
     PART_BYTES,
     jsonl_records,
@@ -61,6 +62,27 @@ def test_a_file_larger_than_a_part_is_cut_at_line_breaks_and_nothing_is_lost(
     assert len(parts) > 1
     assert all(part.endswith("\n") for part in parts)
     assert "".join(parts) == content
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+@pytest.mark.parametrize("between", ["\n\n", "\n", "\r\n\r\n"])
+def test_the_end_of_a_file_is_no_document_of_its_own(
+    tmp_path: Path, between: str, end: str
+) -> None:
+    text = between.join(("First.", "Second.", "Last.")) + end
+    (tmp_path / "a.md").write_bytes(text.encode())
+    assert texts(tmp_path) == [text]
+
+
+def test_a_large_file_is_not_cut_behind_its_title(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "PART_BYTES", 40)
+    content = "Title\n\n" + "a line of text\n" * 5 + "\nnext\n\n" + "more\n" * 4
+    (tmp_path / "a.txt").write_text(content)
+    parts = texts(tmp_path)
+    assert "".join(parts) == content
+    assert parts[0] == "Title\n\n" + "a line of text\n" * 2
 
 
 def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:

@@ -104,6 +104,16 @@ def test_a_tokenizer_counts_by_its_bytes_and_not_by_its_place(corpus: Path) -> N
     assert fingerprint(corpus, **moved) != before
 
 
+def test_another_way_to_read_text_files_makes_other_data_of_text_files_only(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = {"sources": [{"kind": "text", "path": "corpus.jsonl"}]}
+    before = fingerprint(corpus, data=text), fingerprint(corpus)
+    monkeypatch.setattr(module, "TEXT_FORMAT", 1)
+    assert fingerprint(corpus, data=text) != before[0]
+    assert fingerprint(corpus) == before[1]
+
+
 @pytest.mark.parametrize("what", ["python", "format"])
 def test_another_python_and_another_prepare_make_other_data(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, what: str
