@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pion.bounds import check
 from pion.config import ModelConfig
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
@@ -33,6 +34,11 @@ class Settings(Sampling):
     vocab_size: int | None = None
     seed: int | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("max_tokens", self.max_tokens)
+        check("seed", self.seed or 0)
+
 
 class Text:
     """A text that is being continued.
@@ -48,8 +54,6 @@ class Text:
 
     def __init__(self, model: Decoder, ids: Sequence[int], settings: Settings) -> None:
         self.ids = checked_prompt(ids, model.config)
-        if settings.max_tokens < 0:
-            raise BadInput(f"max_tokens is {settings.max_tokens}; it can't be negative")
         rows = model.config.vocab_size
         self.vocab_size = rows if settings.vocab_size is None else settings.vocab_size
         if not 0 < self.vocab_size <= rows:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pion.errors import BadInput
+from pion.bounds import check
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn from its logits; see `sample`.
 
-    Raises BadInput for values that make no sense.
+    Raises BadInput for values outside `pion.bounds.BOUNDS`.
     """
 
     temperature: float = 0.8
@@ -25,17 +24,10 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.temperature):
-            raise BadInput(f"temperature is {self.temperature}; use a number, 0 for greedy")
-        if self.top_k < 0:
-            raise BadInput(f"top_k is {self.top_k}; use 0 for no limit, or a number of tokens")
-        if not 0 < self.top_p <= 1:
-            raise BadInput(f"top_p is {self.top_p}; it must be above 0 and at most 1 (no limit)")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise BadInput(
-                f"repetition_penalty is {self.repetition_penalty}; "
-                "it must be above 0 (1 has no effect)"
-            )
+        check("temperature", max(self.temperature, 0))
+        check("top_k", self.top_k)
+        check("top_p", self.top_p)
+        check("repetition_penalty", self.repetition_penalty)
 
 
 def sample(

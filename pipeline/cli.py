@@ -426,7 +426,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
             help=f"{HELP[name]} (default: {default})",
         )
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="the same seed generates the same text"
+        "--seed",
+        type=partial(_converted, convert, "seed"),
+        metavar="N",
+        help="the same seed generates the same text",
     )
     add_dtype(parser)
 

@@ -11,10 +11,10 @@ import re
 from contextlib import closing
 from pathlib import Path
 
+from pion.bounds import published_sampling
 from pion.data.chat_format import ChatFormat
 from pion.data.special_tokens import GENERATION_CONFIG
 from pion.data.template_source import find_template
-from pion.data.token_names import read_optional
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
 
@@ -46,7 +46,7 @@ def modelfile(folder: Path, file: str, seq_len: int) -> str:
     for stop in stops:
         if not _PLAIN.fullmatch(stop):
             raise BadInput(f"a Modelfile can't write the token {stop!r:.80}, which ends an answer")
-    generation = read_optional(folder / GENERATION_CONFIG)
+    generation = published_sampling(folder / GENERATION_CONFIG)
     template = _OTHERS
     if find_template(folder) is None:
         template = f"TEMPLATE {_quoted('{{ .Prompt }}')}"

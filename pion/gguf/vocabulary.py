@@ -7,6 +7,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from pion.bounds import published_sampling
 from pion.data.special_tokens import GENERATION_CONFIG
 from pion.data.template_source import find_template
 from pion.data.token_names import read_optional, token_names
@@ -65,13 +66,9 @@ def sampling(folder: Path) -> dict[str, Any]:
     `min_p` and the penalty of repetitions are there even where the folder has none: llama.cpp's
     own defaults would change the model's answers.
     """
-    given = {"min_p": 0.0, "repetition_penalty": 1.0, **read_optional(folder / GENERATION_CONFIG)}
-    kinds = {"top_k": int}
-    return {
-        f"general.sampling.{name}": kinds.get(ours, float)(given[ours])
-        for ours, name in _SAMPLING.items()
-        if isinstance(given.get(ours), int | float)
-    }
+    given = published_sampling(folder / GENERATION_CONFIG)
+    given = {"min_p": 0.0, "repetition_penalty": 1.0, **given}
+    return {f"general.sampling.{_SAMPLING[ours]}": value for ours, value in given.items()}
 
 
 def _tokens(settings: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:

@@ -100,6 +100,7 @@ class Engine:
         self._slots, self._queue, self._seq_len = slots, queue, seq_len
         self._waiting: deque[Answer] = deque()
         self._reading: _Reading | None = None
+        self._arriving: list[Answer] = []  # their prompts are being read, or have just been
         self._in_slots: list[Answer] = []
         self._cache = self._new_cache()
         self._events: list[tuple[Answer, Event]] = []
@@ -201,11 +202,13 @@ class Engine:
                 else:
                     group.append(answer)
         if group:
+            self._arriving = group
             prompts = [list(answer.text.ids) for answer in group]
             cache = KVCache(self._model.config, max_tokens=max(len(ids) for ids in prompts))
             logits = read_prompts(self._model, prompts, cache)
             for row, answer in enumerate(group):
                 self._take_slot(answer, logits[row], cache, row)
+            self._arriving = []
 
     def _read_piece(self, reading: _Reading) -> None:
         ids = reading.answer.text.ids[reading.cache.length :]
@@ -213,8 +216,8 @@ class Engine:
             cache_tokens(self._model, [ids[:PIECE]], reading.cache)
             return
         logits = next_logits(self._model, [ids], reading.cache)
-        self._reading = None
         self._take_slot(reading.answer, logits[0], reading.cache, 0)
+        self._reading = None
 
     def _take_slot(self, answer: Answer, logits: Tensor, cache: KVCache, row: int) -> None:
         """Draw an answer's first token, and give the answer a slot if more may follow."""
@@ -226,17 +229,17 @@ class Engine:
 
     def _draw(self, answer: Answer, logits: Tensor) -> None:
         """Draw an answer's next token."""
-        text = answer.text
+        text, found = answer.text, None
         try:
             token = text.draw(logits)
-        except BadInput as error:
-            self._events.append((answer, Failed(str(error))))
-            answer.failed = True
+            if token is not None and answer.top_logprobs is not None:
+                found = logprobs_of(logits[: text.vocab_size], token, answer.top_logprobs)
+        except Exception as error:  # the other answers are sound
+            known = isinstance(error, BadInput)
+            words = str(error) if known else f"{type(error).__name__}: {error}"
+            self._fail(answer, words if known else f"no token could be drawn: {words}")
             return
         if token is not None:
-            found = None
-            if answer.top_logprobs is not None:
-                found = logprobs_of(logits[: text.vocab_size], token, answer.top_logprobs)
             self._events.append((answer, Drawn(token, found)))
         if text.ended:
             self._events.append((answer, Ended(text.stopped)))
@@ -257,14 +260,20 @@ class Engine:
                 self._in_slots[row] = self._in_slots[-1]
                 self._in_slots.pop()
 
+    def _fail(self, answer: Answer, why: str) -> None:
+        self._events.append((answer, Failed(why)))
+        answer.failed = True
+
     def _fail_all(self, why: str) -> None:
         with self._changed:
-            answers = [*self._in_slots, *self._waiting]
+            answers = [*self._in_slots, *self._arriving, *self._waiting]
             self._waiting.clear()
         if self._reading is not None:
             answers.append(self._reading.answer)
-        self._reading, self._in_slots = None, []
-        self._events += [(answer, Failed(why)) for answer in answers]
+        self._reading, self._in_slots, self._arriving = None, [], []
+        for answer in answers:  # of those that arrive, some may have a slot or be over
+            if not answer.over:
+                self._fail(answer, why)
         self._cache = self._new_cache()
 
     def _new_cache(self) -> BatchCache:

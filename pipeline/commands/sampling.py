@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pion.bounds import BOUNDS
 from pion.errors import BadInput
 
 
@@ -33,22 +34,16 @@ HELP = {
 }
 DEFAULTS: dict[str, Any] = {name: getattr(GenerationSettings, name) for name in HELP}
 
-_RULES = {
-    "max_tokens": (int, lambda x: x >= 1, "a whole number of at least 1"),
-    "temperature": (float, lambda x: 0 <= x < math.inf, "a number of at least 0"),
-    "top_k": (int, lambda x: x >= 0, "a whole number of at least 0"),
-    "top_p": (float, lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
-    "repetition_penalty": (float, lambda x: 0 < x < math.inf, "a number above 0"),
-}
-
 
 def convert(name: str, text: str) -> float:
     """Return the value that a user typed for a setting. Raises BadInput for an invalid value."""
-    kind, valid, expected = _RULES[name]
+    bounds = replace(BOUNDS[name], least=1) if name == "max_tokens" else BOUNDS[name]
+    kind = int if name == "seed" else type(DEFAULTS[name])
     try:
-        value = kind(text)
+        value: float = kind(text)
     except ValueError:
-        value = None
-    if value is None or not valid(value):
-        raise BadInput(f"{name.replace('_', ' ')} must be {expected}, not {text!r}")
+        value = math.nan
+    if not bounds.has(value):
+        whole = "a whole number, " if kind is int else ""
+        raise BadInput(f"{name.replace('_', ' ')} must be {whole}{bounds}, not {text[:40]!r}")
     return value

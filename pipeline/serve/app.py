@@ -7,10 +7,8 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
 
 from pion.errors import BadInput
 from pion.generate import Text
@@ -18,15 +16,14 @@ from pion.untrusted import parse_json
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.serve.answers import Answers
-from pipeline.serve.errors import ApiError, refuse, wrong_fields
+from pipeline.serve.errors import ApiError, refuse
+from pipeline.serve.fields import Body, checked
 from pipeline.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest
 from pipeline.serve.served_model import ServedModel
 from pipeline.serve.shapes import ChatShape, CompletionShape, Json, Whole, usage
 from pipeline.web.address import Rules
 from pipeline.web.guard import Handler, add_headers, guard
 from pipeline.web.page import read_page
-
-Body = TypeVar("Body", bound=BaseModel)
 
 # The most bytes of a request. A token has four characters of English; JSON may double them.
 LARGEST_BODY = 4 << 20
@@ -212,10 +209,7 @@ async def _body(request: web.Request, kind: type[Body]) -> Body:
         fields = parse_json(data, "the body")
     except BadInput as error:
         raise ApiError(400, str(error), code="invalid_json") from None
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        raise wrong_fields(error) from None
+    return checked(kind, fields)
 
 
 async def _whole(

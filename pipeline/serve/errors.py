@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from aiohttp import web
-from pydantic import ValidationError
 
 from pion.errors import BadInput
 from pipeline.console.formats import printable
@@ -51,14 +50,6 @@ class ApiError(Exception):
 def refuse(status: int, code: str, message: str) -> web.Response:
     """Return the answer to a request that `pipeline.web.guard` refuses."""
     return ApiError(status, message, code=code).response()
-
-
-def wrong_fields(error: ValidationError) -> ApiError:
-    """Return the error for a request whose fields are wrong. It names the first field."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return ApiError(400, f"{field}: {message}" if field else message, param=field or None)
 
 
 def bad_request(error: BadInput, param: str | None = None) -> ApiError:

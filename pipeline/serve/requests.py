@@ -6,97 +6,106 @@ it would be a surprise.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pion.generate import Settings
+from pipeline.serve.fields import Fields, refused, within
 
 # The most answers to one request, stop strings, and alternatives of a token.
 MOST_CHOICES, MOST_STOPS, MOST_ALTERNATIVES = 16, 16, 20
+# Of an echoed prompt, whose tokens may fill the context.
+MOST_ECHO_ALTERNATIVES = 5
+# More messages fill any context, and take long to check and to render.
+MOST_MESSAGES = 10_000
 
-# These fields don't change what a model answers.
-_WITHOUT_EFFECT = frozenset(
-    {
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "parallel_tool_calls",
-    }
-)
-# Of these fields, only the values that ask for nothing are accepted.
-_ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "modalities": (["text"],),
-    "suffix": ("",),
-    "best_of": (1,),
-    "add_generation_prompt": (True,),
-}
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+# vLLM: -1 is no limit
+TopK = Annotated[int, Field(ge=-1), AfterValidator(partial(max, 0)), within("top_k")]
+Tokens = Annotated[int, within("max_tokens")]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
-Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS)]
+Stops = Annotated[
+    list[Stop], Field(fail_fast=True, max_length=MOST_STOPS), BeforeValidator(_listed)
+]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Fields):
     """How an answer is streamed."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    without_effect = frozenset({"include_obfuscation", "continuous_usage_stats"})
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
-class _Request(BaseModel):
+class _Request(Fields):
     """The fields that both kinds of requests have. None: the model's default."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    without_effect = frozenset(
+        {
+            "user",
+            "metadata",
+            "store",
+            "service_tier",
+            "safety_identifier",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+            "parallel_tool_calls",
+        }
+    )
+    asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "logit_bias": ({},),
+        "frequency_penalty": (0,),
+        "presence_penalty": (0,),
+        "min_p": (0,),
+        "stop_token_ids": ([],),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "reasoning_effort": ("none",),
+        "verbosity": (),
+        "web_search_options": (),
+        "suffix": ("",),
+        "best_of": (1,),
+        "add_generation_prompt": (True,),
+    }
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None  # vLLM: -1 is no limit
-    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Stop | Stops | None = None
+    max_tokens: Tokens | None = None
+    temperature: Annotated[float, within("temperature")] | None = None
+    top_p: Annotated[float, within("top_p")] | None = None
+    # vLLM: -1 is no limit
+    top_k: Annotated[int, Field(ge=-1), AfterValidator(partial(max, 0)), within("top_k")] | None = (
+        None
+    )
+    repetition_penalty: Annotated[float, within("repetition_penalty")] | None = None
+    seed: Annotated[int, within("seed")] | None = None
+    stop: Stops | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     ignore_eos: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_what_asks_nothing(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            raise ValueError("the body must be a JSON object")
-        kept = {}
-        for name, value in fields.items():
-            if name in _ASKS_NOTHING and value is not None and value not in _ASKS_NOTHING[name]:
-                raise ValueError(f"{name} is not supported by this server; leave it out")
-            if name not in _WITHOUT_EFFECT and name not in _ASKS_NOTHING:
-                kept[name] = value
-        return kept
 
     @property
     def stops(self) -> list[str]:
         """The texts before which the answer ends."""
-        if self.stop is None:
-            return []
-        return [self.stop] if isinstance(self.stop, str) else self.stop
+        return self.stop or []
 
     @property
     def with_usage(self) -> bool:
         """Whether a stream ends with the counts of tokens."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def settings(
         self,
@@ -114,7 +123,7 @@ class _Request(BaseModel):
         given: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
-            "top_k": None if self.top_k is None else max(self.top_k, 0),
+            "top_k": self.top_k,
             "repetition_penalty": self.repetition_penalty,
         }
         return Settings(
@@ -122,48 +131,73 @@ class _Request(BaseModel):
             stop_ids=() if self.ignore_eos else stop_ids,
             max_tokens=max_tokens,
             vocab_size=vocab_size,
-            seed=None if self.seed is None else (self.seed + choice) % 2**63,
+            seed=None if self.seed is None else (self.seed + choice) % 2**64,
         )
 
 
-class TextPart(BaseModel):
+class TextPart(Fields):
     """A part of a message. Only texts are supported."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {"annotations": ([],)}
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(BaseModel):
-    """A message of a conversation. `developer` is a newer name of `system`."""
+def _parts(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+
+class ChatMessage(Fields):
+    """A message of a conversation. `developer` is a newer name of `system`.
+
+    Clients send a server's messages back with all their fields, so null and empty ones are fine.
+    """
+
+    asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "refusal": ("",),
+        "annotations": ([],),
+        "audio": (),
+        "tool_calls": ([],),
+        "function_call": ({},),
+        "reasoning_content": ("",),
+        "reasoning": ("",),
+    }
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[
+        list[TextPart] | None,
+        Field(fail_fast=True, max_length=MOST_MESSAGES),
+        BeforeValidator(_parts),
+    ] = None
     name: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ChatMessage:
+        if self.content is None and self.role != "assistant":
+            raise refused("content", f"content is missing in a message of role {self.role}")
+        return self
 
     @property
     def text(self) -> str:
         """The text of the message."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content or ())
 
     def to_template(self) -> dict[str, str]:
         """Return the message as templates expect it."""
         return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1)]
+Messages = Annotated[
+    list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES)
+]
 
 
 class ChatRequest(_Request):
     """The body of POST /v1/chat/completions."""
 
     messages: Messages
-    max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     continue_final_message: bool | None = None
@@ -171,41 +205,55 @@ class ChatRequest(_Request):
     @model_validator(mode="after")
     def _check(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
+            raise refused("top_logprobs", "top_logprobs needs logprobs: true")
         if self.continue_final_message and self.messages[-1].role != "assistant":
-            raise ValueError("continue_final_message needs an assistant's message at the end")
+            words = "continue_final_message needs an assistant's message at the end"
+            raise refused("continue_final_message", words)
         return self
+
+
+def _prompts(value: Any) -> Any:
+    """Return the prompts in one of OpenAI's four forms. Raises ValueError for anything else."""
+    prompts = value if isinstance(value, list) and not _are_ids(value) else [value]
+    if not 1 <= len(prompts) <= MOST_CHOICES:
+        raise ValueError(
+            f"prompt has {len(prompts):,} prompts; 1 to {MOST_CHOICES} can be sent together"
+        )
+    if not all(isinstance(prompt, str) or _are_ids(prompt) for prompt in prompts):
+        raise ValueError(
+            "prompt must be a text, a list of ids, or a list of texts or of such lists"
+        )
+    return prompts
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
 class CompletionRequest(_Request):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[Any, BeforeValidator(_prompts)]
     logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     echo: bool | None = None
 
     @model_validator(mode="after")
     def _check(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo with logprobs is not supported: prompts have no logprobs here")
-        if not 1 <= len(self.prompts) <= MOST_CHOICES:
-            raise ValueError(f"prompt: 1 to {MOST_CHOICES} prompts can be sent together")
+        if self.echo and (self.logprobs or 0) > MOST_ECHO_ALTERNATIVES:
+            raise refused(
+                "logprobs", f"with echo, logprobs must be from 0 to {MOST_ECHO_ALTERNATIVES}"
+            )
         return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts: texts or ids."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(self.prompt)  # type: ignore[arg-type]
+        prompts: list[str | list[int]] = self.prompt
+        return prompts
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(Fields):
     """The body of POST /v1/tokenize: a text, or a conversation that an answer would follow."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = None
     prompt: str | None = None

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pion.bounds import published_sampling
 from pion.data.special_tokens import GENERATION_CONFIG
-from pion.data.token_names import read_optional
 from pion.errors import BadInput
 from pion.generate import Settings, Text
 from pion.sampling import Sampling
@@ -138,20 +138,6 @@ def default_sampling(found: FoundModel) -> dict[str, Any]:
 
     Raises BadInput for a damaged generation_config.json.
     """
-    path = found.folder / GENERATION_CONFIG
-    given = read_optional(path) if found.kind == "export" else {}
     defaults: dict[str, Any] = {name: getattr(Sampling, name) for name in SAMPLING}
-    for name, default in defaults.items():
-        value = given.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise BadInput(f"{path}: key {name} must be a number, not {value!r}")
-        defaults[name] = type(default)(value)
-    if given.get("do_sample") is False:
-        defaults["temperature"] = 0.0
-    try:
-        Sampling(**defaults)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
-    return defaults
+    given = published_sampling(found.folder / GENERATION_CONFIG) if found.kind == "export" else {}
+    return {name: given.get(name, default) for name, default in defaults.items()}

@@ -86,14 +86,17 @@ def test_what_a_command_does_is_one_sentence(pion: Pion, command: str) -> None:
         (["generate", "--temprature", "1"], "unrecognized arguments: --temprature"),
         (
             ["generate", "--temperature", "-1"],
-            "temperature must be a number of at least 0, not '-1'",
+            "temperature must be 0 (the likeliest token) or from 1e-30 to 1,000,000, not '-1'",
         ),
-        (["generate", "--top-p", "0"], "top p must be a number above 0 and at most 1, not '0'"),
+        (["generate", "--top-p", "0"], "top p must be from 1e-30 to 1, not '0'"),
         (
             ["generate", "--max-tokens", "many"],
-            "max tokens must be a whole number of at least 1, not 'many'",
+            "max tokens must be a whole number, from 1 to 2,147,483,647, not 'many'",
         ),
-        (["chat", "--temperature", "nan"], "temperature must be a number of at least 0, not 'nan'"),
+        (
+            ["chat", "--temperature", "nan"],
+            "temperature must be 0 (the likeliest token) or from 1e-30",
+        ),
         (["checkpoints"], "RUN"),
         (["run"], "name a job file"),
     ],

@@ -213,6 +213,47 @@ def test_a_step_that_fails_ends_its_requests_and_the_next_ones_succeed(
     assert second.tokens == list(pion.generate(model, [5, 5], seed=1, **SAMPLED))
 
 
+def test_an_answer_that_can_t_be_drawn_ends_alone(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FAMILIES["pion"].decoder()
+    broken, sound = Client(model, [5, 5]), Client(model, [6, 6], seed=1)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such probability")
+
+    monkeypatch.setattr(broken.answer.text, "draw", fail)
+    start(engines, model).submit([broken.answer, sound.answer])
+    assert broken.wait() == Failed("no token could be drawn: RuntimeError: no such probability")
+    assert isinstance(sound.wait(), Ended)
+    assert sound.tokens == list(pion.generate(model, [6, 6], seed=1, **SAMPLED))
+
+
+@pytest.mark.parametrize("step", ["read_prompts", "join"])
+@pytest.mark.parametrize("length", [2, 30])
+def test_a_prompt_that_can_t_be_read_ends_its_requests(
+    length: int, step: str, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prompts that are being read wait no longer, and have no slot yet."""
+    monkeypatch.setattr(engine_module, "PIECE", 16)
+    model = FAMILIES["pion"].decoder()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    if step == "join":
+        monkeypatch.setattr(engine_module.BatchCache, "join", fail)
+    else:
+        monkeypatch.setattr(engine_module, "read_prompts", fail)
+        monkeypatch.setattr(engine_module, "next_logits", fail)
+    clients = [Client(model, [n] * length, stop_ids=()) for n in (5, 6)]
+    engine = start(engines, model)
+    engine.submit([client.answer for client in clients])
+    for client in clients:
+        assert client.wait() == Failed("the model failed: RuntimeError: out of memory")
+    wait_until(lambda: engine.load() == (0, 0), "no slot is taken")
+
+
 def test_closing_ends_every_answer(engines: list[Engine]) -> None:
     model = FAMILIES["pion"].decoder()
     engine = start(engines, model, slots=1)

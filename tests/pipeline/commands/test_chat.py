@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pion.bounds import BOUNDS
 from pion.data.chat_format import ChatFormat
 from pion.data.conversation import Turn, tokenize
 from pion.errors import BadInput
@@ -142,11 +143,11 @@ def test_the_greeting_names_the_model_and_its_context():
         ("/topp 0.5", "top p is 0.5"),
         ("/tokens 9", "max tokens is 9"),
         ("/penalty 1.2", "repetition penalty is 1.2"),
-        ("/temp hot", "temperature must be a number of at least 0, not 'hot'"),
-        ("/temp -1", "temperature must be a number of at least 0, not '-1'"),
-        ("/topk 2.5", "top k must be a whole number of at least 0, not '2.5'"),
-        ("/topp 2", "top p must be a number above 0 and at most 1, not '2'"),
-        ("/tokens 0", "max tokens must be a whole number of at least 1, not '0'"),
+        ("/temp hot", f"temperature must be {BOUNDS['temperature']}, not 'hot'"),
+        ("/temp -1", f"temperature must be {BOUNDS['temperature']}, not '-1'"),
+        ("/topk 2.5", f"top k must be a whole number, {BOUNDS['top_k']}, not '2.5'"),
+        ("/topp 2", "top p must be from 1e-30 to 1, not '2'"),
+        ("/tokens 0", "max tokens must be a whole number, from 1 to 2,147,483,647, not '0'"),
         ("/tpok 3", "there is no command /tpok; did you mean /topk?"),
         ("/", "there is no command /; /help lists the commands"),
         ("/system Be brief.", "system: Be brief."),

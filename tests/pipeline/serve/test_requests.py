@@ -1,0 +1,96 @@
+"""What a request may hold, how a wrong field is named, and that one mistake is enough."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from pipeline.serve.errors import ApiError
+from pipeline.serve.fields import checked
+from pipeline.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest
+
+MANY = 5_000
+USER = {"role": "user", "content": "x"}
+ODD = {f"field {number}": 1 for number in range(MANY)}
+
+HOSTILE: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
+    "prompts": (CompletionRequest, {"prompt": [None] * MANY}),
+    "ids": (CompletionRequest, {"prompt": [[1] * MANY + [None] * MANY]}),
+    "lists of ids": (CompletionRequest, {"prompt": [[None]] * 16}),
+    "stops": (CompletionRequest, {"prompt": "x", "stop": [""] * MANY}),
+    "names": (CompletionRequest, {"prompt": "x", **ODD}),
+    "messages": (ChatRequest, {"messages": [{}] * MANY}),
+    "valid messages": (ChatRequest, {"messages": [USER] * 3 * MANY}),
+    "names in a message": (ChatRequest, {"messages": [USER | ODD]}),
+    "parts": (ChatRequest, {"messages": [{"role": "user", "content": [{}] * MANY}]}),
+    "names in a part": (ChatRequest, {"messages": [{"role": "user", "content": [ODD]}]}),
+    "names of how to stream": (ChatRequest, {"messages": [USER], "stream_options": ODD}),
+    "messages to count": (TokenizeRequest, {"messages": [None] * MANY}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_thousands_of_mistakes_are_one_error(name: str) -> None:
+    kind, body = HOSTILE[name]
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    assert caught.value.error_count() <= 3  # an object's own fields
+    with pytest.raises(ApiError) as refused:
+        checked(kind, body)
+    assert len(str(refused.value)) < 300
+
+
+WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
+    "temperature": ({"temperature": -1}, "temperature", "temperature is -1.0; it must be 0 (the "),
+    "a type": ({"n": "2"}, "n", "n should be a valid integer, not '2'"),
+    "too many": ({"n": 17}, "n", "n should be less than or equal to 16, not 17"),
+    "tools": ({"tools": [{}]}, "tools", "this server has no tools; leave the field out"),
+    "penalty": ({"presence_penalty": 1}, "presence_penalty", "this server has no presence_"),
+    "typo": ({"temprature": 1}, "temprature", "no field 'temprature'; did you mean 'temperature'?"),
+    "role": (
+        {"messages": [USER, {"role": "tool", "content": "x"}]},
+        "messages.1.role",
+        "messages.1.role should be 'system', 'developer', 'user' or 'assistant', not 'tool'",
+    ),
+    "a call": (
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+        "messages.0.tool_calls",
+        "messages.0: this server has no tool_calls; leave the field out",
+    ),
+    "nothing said": (
+        {"messages": [{"role": "user", "content": None}]},
+        "messages.0.content",
+        "messages.0: content is missing in a message of role user",
+    ),
+    "no object": ({"messages": ["x"]}, "messages.0", "messages.0: a JSON object is needed"),
+    "no messages": ({"messages": None}, "messages", "messages should be a valid list, not None"),
+    "top_logprobs": ({"top_logprobs": 2}, "top_logprobs", "top_logprobs needs logprobs: true"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_field_is_named_in_words_and_as_param(name: str) -> None:
+    changes, param, words = WRONG[name]
+    with pytest.raises(ApiError) as caught:
+        checked(ChatRequest, {"messages": [USER], **changes})
+    assert words in str(caught.value)
+    assert caught.value.param == param
+
+
+ANSWERS: list[dict[str, Any]] = [
+    {"content": "A fox.", "refusal": None},
+    {"content": "A fox.", "refusal": "", "annotations": [], "audio": None, "tool_calls": []},
+    {"content": None, "refusal": None, "function_call": None, "tool_calls": None},
+    {"content": [{"type": "text", "text": "A fox.", "annotations": []}], "name": None},
+    {},
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_answer_is_accepted_with_its_null_and_empty_fields(answer: dict[str, Any]) -> None:
+    body = {"messages": [USER, {"role": "assistant", **answer}, USER]}
+    for kind in (ChatRequest, TokenizeRequest):
+        asked = checked(kind, body)
+        assert asked.messages[1].text == ("A fox." if answer.get("content") else "")
