@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from pion.errors import BadInput
+from pion.errors import BadInput, Stopped
+from pipeline.machine.pod_price import pod_price
 from pipeline.machine.rented import PRICE_VARIABLE, rental_price
 from pipeline.state.records import Spent
 
 if TYPE_CHECKING:
     from pipeline.job import Budget
+
+# A machine that costs more than this multiple of the planned price is reported.
+SAID_ABOVE = 1.05
 
 _FIX = (
     f"Set {PRICE_VARIABLE} (0 for your own machine) or budget.dollars_per_hour, or limit "
@@ -26,6 +31,46 @@ def price_per_hour(budget: Budget, environment: Mapping[str, str] = os.environ) 
     """
     rented = rental_price(environment)
     return budget.dollars_per_hour if rented is None else rented
+
+
+def true_price(
+    budget: Budget, say: Callable[[str], None], environment: Mapping[str, str] = os.environ
+) -> float | None:
+    """Return what this machine really costs in dollars per hour, as far as that can be found out.
+
+    Say so if it costs more than planned. Raises Stopped if it costs more than the job allows, and
+    BadInput if the planned price can't be read.
+    """
+    planned = price_per_hour(budget, environment)
+    if environment.get(PRICE_VARIABLE) is not None:
+        return planned  # a person has set it
+    told = pod_price(environment)
+    if told is None or not planned:
+        return planned if told is None else told
+    if told <= SAID_ABOVE * planned:
+        return told
+    words = overprice(told, planned)
+    if told <= budget.price_tolerance * planned:
+        say(f"{words}. The costs of this run are counted with the higher price.")
+        return told
+    raise Stopped(
+        f"{words}, and budget.price_tolerance is {budget.price_tolerance:g}. Nothing was started, "
+        "and what is committed is safe. To rent at that price, launch again with "
+        f"budget.price_tolerance={_rounded_up(told / planned):g}. To rent another machine, name "
+        "another SkyPilot file."
+    )
+
+
+def overprice(told: float, planned: float) -> str:
+    """Return how much more a machine costs than planned, in words."""
+    return (
+        f"this machine costs ${told:.2f} per hour, {told / planned:.2f} times the planned "
+        f"${planned:.2f}"
+    )
+
+
+def _rounded_up(ratio: float) -> float:
+    return math.ceil(10 * ratio) / 10
 
 
 def check_budget(budget: Budget, price: float | None) -> None:

@@ -90,6 +90,12 @@ class Budget(Section):
         "budget.dollars",
         ge=0,
     )
+    price_tolerance: float = runtime(
+        1.2,
+        "how many times the planned price a rented machine may cost. RunPod is asked when the "
+        "machine is up. If it costs more, the run stops before it starts there",
+        ge=1,
+    )
 
 
 @dataclass(frozen=True)

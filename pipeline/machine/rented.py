@@ -152,7 +152,7 @@ def rental_price(environment: Mapping[str, str] = os.environ, proc: Path = PROC)
                 "0.44. Nothing was started."
             )
         return price
-    prices = _prices(environment)
+    prices = planned_prices(environment)
     if not prices:
         return None
     environment = with_providers(environment, proc)
@@ -190,7 +190,7 @@ def _gpu(environment: Mapping[str, str]) -> str | None:
     name = told or next(iter(_nvidia_smi()), None)
     if name is None:
         return None
-    names, prices = sky_names(name), _prices(environment)
+    names, prices = sky_names(name), planned_prices(environment)
     on_runpod = "RUNPOD_POD_ID" in environment
     return next((n for n in names if n in prices), names[0] if on_runpod else names[-1])
 
@@ -218,7 +218,7 @@ def _nvidia_smi() -> tuple[str, ...]:
     return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
 
 
-def _prices(environment: Mapping[str, str]) -> dict[str, float]:
+def planned_prices(environment: Mapping[str, str]) -> dict[str, float]:
     """Return dollars per hour of one machine, by GPU, or by GPU and place."""
     text = environment.get(PRICES_VARIABLE)
     if not text:

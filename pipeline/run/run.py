@@ -11,7 +11,7 @@ from pion.errors import Stopped
 from pipeline.base.keep import say_if_moved
 from pipeline.console.display import Display
 from pipeline.console.messages import Note, StageState, Summary
-from pipeline.cost.budget import check_budget, over_budget, price_per_hour
+from pipeline.cost.budget import check_budget, over_budget, true_price
 from pipeline.job import Job
 from pipeline.machine.preemption import watch_for_notices
 from pipeline.run.advance import Advance
@@ -83,7 +83,7 @@ def _check_before_claiming(
 ) -> float | None:
     """Find now what would fail later; return the dollars that this machine costs an hour.
 
-    Raises BadInput, and Stopped if the budget is spent.
+    Raises BadInput, and Stopped if the budget is spent or the machine costs too much.
     """
     for note in preflight(job):
         display.say(Note(note))
@@ -92,7 +92,7 @@ def _check_before_claiming(
     run.store.probe(run.key(""))
     if head is not None:
         refuse_other_formats(run, head)
-    price = price_per_hour(job.budget)
+    price = true_price(job.budget, lambda text: display.say(Note(text)))
     check_budget(job.budget, price)
     if head is not None and (over := over_budget(job.budget, head.spent)):
         raise Stopped(over)

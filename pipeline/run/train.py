@@ -59,6 +59,7 @@ def start_workers(
         gpus=min(count, gpu_count()),
         by_ray=True,
         started=start.at,
+        price=start.price,
         at_most=at_most,
     )
     return RayWorkers(request, count)
@@ -76,7 +77,13 @@ def train_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -> s
     from pipeline.training.train_request import TrainRequest
 
     request = TrainRequest.of(
-        start.job, start.digests, start.owner, list(stages), gpus=gpu_count(), started=start.at
+        start.job,
+        start.digests,
+        start.owner,
+        list(stages),
+        gpus=gpu_count(),
+        started=start.at,
+        price=start.price,
     )
     while ahead.is_alive() and not start.stopping.asked:
         ahead.join(0.1)

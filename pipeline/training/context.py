@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pion.errors import Interrupted, PionError, PlanFailed, Stopped, Trouble
 from pipeline.console.messages import Note, Phase, Say
-from pipeline.cost.budget import over_budget, price_per_hour
+from pipeline.cost.budget import over_budget
 from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.metrics import EventLog
@@ -116,7 +116,7 @@ class TrainingContext:
 
     def claim(self) -> Claim:
         """Claim the run under a new epoch; give up if attempts keep failing without a commit."""
-        price = price_per_hour(self.job.budget)
+        price = self.request.price
         owner = Owner(**self.request.owner)
         claim = self.patiently(lambda: claim_again(self.run, owner, price=price))
         self.patiently(lambda: sweep_abandoned(claim))

@@ -30,6 +30,7 @@ class TrainRequest:
         gpus: the number of GPUs to train on; 0 for CPUs.
         by_ray: whether Ray restarts dead workers.
         started: when `pion run` began (Unix time), for the seconds until the first step.
+        price: of this machine, in dollars per hour; None if it is not known.
         at_most: the record of the plan to train by at most, after a larger one has failed; or None.
     """
 
@@ -44,6 +45,7 @@ class TrainRequest:
     gpus: int = 0
     by_ray: bool = False
     started: float = 0.0
+    price: float | None = None
     at_most: dict[str, Any] | None = None
 
     @classmethod

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from tests.rental.pods import Pod
 from tests.support.runpod_api import RunPodApi, argument, serve_runpod
+from tests.support.sky_catalog import PRICES, Price
 
 SOLD_OUT = "There are no longer any instances available with the requested specifications."
 
@@ -28,6 +29,10 @@ class RunPod(RunPodApi):
         self.sold_out: set[str] = set()
         # Whether no GPU can be rented as spot.
         self.no_spot = False
+        # The price list, by SkyPilot's names of the GPUs.
+        self.prices: Mapping[str, Price] = PRICES
+        # How many times its catalog price a pod costs.
+        self.times_dearer = 1.0
         # How many of the next pods get a tenth of the requested disk.
         self.small_disks = 0
         # Every pod ever rented, including pods that are gone.
@@ -75,10 +80,16 @@ class RunPod(RunPodApi):
         for pod in self.all_pods:
             pod.end()
         self.all_pods, self.requests, self.sold_out, self.small_disks = [], [], set(), 0
-        self.no_spot = False
+        self.no_spot, self.times_dearer = False, 1.0
 
     def list_pods(self) -> list[dict[str, Any]]:
-        return [_listed(pod) for pod in self.pods(None)]
+        return [_listed(pod, self.cost(pod)) for pod in self.pods(None)]
+
+    def cost(self, pod: Pod) -> float:
+        """Return the dollars per hour that a pod is billed."""
+        price = self.prices.get(pod.gpu.removeprefix("NVIDIA ").replace(" ", ""))
+        on_demand = price.on_demand if price is not None else None
+        return self.times_dearer * (pod.bid or on_demand or 0.0)
 
     def terminate(self, pod_id: str) -> None:
         with self._notice:
@@ -138,6 +149,9 @@ def loopback_runpod(
     runpod = RunPod(folder, image, environment, ports)
     with serve_runpod(runpod) as url:
         runpod.url = url
+        # Its pods may ask what they cost.
+        environment["RUNPOD_API_BASE_URL"] = url
+        ports.append(int(url.rpartition(":")[2]))
         try:
             yield runpod
         finally:
@@ -154,7 +168,7 @@ def rent(init: str, name: str = "test-head") -> str:
     return _RENT.format(name=name, init=base64.b64encode(init.encode()).decode())
 
 
-def _listed(pod: Pod) -> dict[str, Any]:
+def _listed(pod: Pod, cost: float) -> dict[str, Any]:
     ports = None
     if pod.status == "RUNNING" and (ssh := pod.ssh_port) is not None:
         public = {"ip": "127.0.0.1", "isIpPublic": True, "privatePort": 22, "publicPort": ssh}
@@ -168,7 +182,7 @@ def _listed(pod: Pod) -> dict[str, Any]:
         "gpuCount": 1,
         "vcpuCount": 2,
         "memoryInGb": 8,
-        "costPerHr": pod.bid or 0.0,
+        "costPerHr": cost,
         "containerRegistryAuthId": "",
         "machine": {"gpuDisplayName": pod.gpu},
         "runtime": {"ports": ports} if ports else None,

@@ -88,6 +88,7 @@ class Loopback:
     ) -> None:
         """Change the price list. The API server only reads it when it starts: stop and start it."""
         write_catalog(self.home, prices, regions)
+        self.runpod.prices = prices
 
 
 @contextmanager

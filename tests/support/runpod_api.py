@@ -68,6 +68,9 @@ class RunPodApi:
         query = " ".join(query.split())
         if self.error is not None:
             raise ValueError(self.error)
+        if "costPerHr" in query and "pod(input" in query:  # a pod asks what it costs itself
+            asked = argument(query, "podId")
+            return {"pod": next((pod for pod in self.list_pods() if pod["id"] == asked), None)}
         if "myPods" in query:
             return {"myself": {"pods": self.list_pods()}}
         self.requests.append((time.time(), query))

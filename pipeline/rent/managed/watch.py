@@ -11,6 +11,7 @@ from pion.errors import BadInput, PionError, Stopped
 from pipeline.console.formats import printable
 from pipeline.live.server import page_of
 from pipeline.rent.managed.act import Restarts, act, log_finding
+from pipeline.rent.managed.dear_pods import dear_pods
 from pipeline.rent.managed.diagnose import Finding, diagnose
 from pipeline.rent.managed.keep_deadline import DeadlineKeeper
 from pipeline.rent.managed.lock import rental_lock
@@ -189,7 +190,7 @@ class Watcher:
         self.lookout.patient = self.keeper.holds(look, acting=self.acting)
         if self.lookout.patient:
             return self._keep_deadline(look)
-        findings = diagnose(look.sky, look.run, self.clock.now())
+        findings = [*diagnose(look.sky, look.run, self.clock.now()), *dear_pods(look.sky)]
         for finding in findings:
             self._handle(finding, job, look, self._restarter)
             if self.lookout.job_id != job.id:
@@ -206,7 +207,7 @@ class Watcher:
         over = keeper.final_job(look)
         if over is None and not look.stale:
             for each in look.of_jobs:
-                findings = diagnose(each.sky, each.run, self.clock.now())
+                findings = [*diagnose(each.sky, each.run, self.clock.now()), *dear_pods(each.sky)]
                 # The policy decides how long to wait for a machine.
                 findings = [f for f in findings if f.what != "no machine available"]
                 job = each.sky.job

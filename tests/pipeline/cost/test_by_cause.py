@@ -508,6 +508,7 @@ def be_rented(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
     rented = {
         "SKYPILOT_TASK_ID": "sky-1",
         "RUNPOD_POD_ID": "pod1",
+        "RUNPOD_API_BASE_URL": "http://127.0.0.1:1",  # no test asks the real one
         "RUNPOD_GPU_NAME": "NVIDIA+A40",
         "PION_BOOT_STARTED": str(begun),
         "PION_BOOT_CHECKED": str(begun + 2),

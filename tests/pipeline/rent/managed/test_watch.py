@@ -443,3 +443,16 @@ def test_ctrl_c_names_the_job_that_continues(
     assert "managed job 8 continues" in out
     assert "sky jobs logs 8" in out
     assert f"pion stop {run.store.url}/demo" in out
+
+
+def test_a_pod_that_costs_more_than_planned_is_said_once_and_left_to_itself(
+    watcher: Watcher, provider: FakeProvider, time: FakeClock, said: list[str]
+) -> None:
+    task = "name: pion-demo\n---\nenvs:\n  PION_PRICES: '{\"A40\": 0.09}'\nrun: pion run\n"
+    provider.change(JOB.id, task=task)
+    during(time, lambda: None, succeed(provider))
+    watcher.follow()
+    (line,) = [line for line in said if "higher price" in line]
+    assert "pod a costs $0.36 per hour, 4.00 times the planned $0.09" in line
+    assert not provider.terminated
+    assert not provider.cancelled
