@@ -57,7 +57,7 @@ def parse_messages(record: Any, where: str) -> Conversation:
         _message(turn, role_key, text_key, f"{where}: turn {number}")
         for number, turn in enumerate(turns, 1)
     ]
-    messages = [message for message in messages if _says_something(message)]
+    messages = [message for message in messages if says_something(message)]
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if not messages:
@@ -99,10 +99,12 @@ def _message(turn: Any, role_key: str, text_key: str, where: str) -> Message:
     return {"role": role, "content": content, **rest}
 
 
-def _says_something(message: Message) -> bool:
+def says_something(message: Message) -> bool:
     """Return whether a message has a text or calls. An empty result of a tool says something."""
     return bool(
-        (message["content"] or "").strip() or message.get("tool_calls") or message["role"] == "tool"
+        (message.get("content") or "").strip()
+        or message.get("tool_calls")
+        or message["role"] == "tool"
     )
 
 

@@ -15,6 +15,7 @@ answer, of which only this answer is learned.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from pion.data.conversation import Tokenized
-from pion.data.messages import Conversation, Message, harmless
+from pion.data.messages import Conversation, Message, harmless, says_something
 from pion.data.renderer import Refused, Rendered, RenderedTurn, Renderer
+from pion.data.template_calls import answers_in, forms_of, lost_call
 from pion.data.template_mask import AnswerFinder, EncodedText
 from pion.data.template_source import find_template, template_date
 from pion.data.token_names import token_names
@@ -33,6 +35,8 @@ from pion.later_fields import shown
 
 # A text that is in no template, to find what a template writes after an answer.
 _ANSWER = "PionAsksWhatFollowsThisAnswer"
+# A tag, such as `<think>` or `</tool_call>`.
+_TAG = re.compile(r"</?\w+>")
 # The most answers of a conversation. All turns before an answer are rendered twice for it, so the
 # time grows with the square of the answers.
 MOST_ANSWERS = 256
@@ -74,13 +78,14 @@ class ChatTemplate:
         self.source: str = source
         self._where = str(folder)
         self._tokenizer = tokenizer
+        self._marks = marks_of(source, tokenizer)
         self._renderer = Renderer(source, token_names(folder), template_date(folder), str(folder))
         try:
             self.end_of_turn: int | None = self._end_of_turn()
         except BaseException:
             self.close()
             raise
-        self._finder = AnswerFinder(tokenizer, self.end_of_turn)
+        self._finder = AnswerFinder(tokenizer, self._marks, self.end_of_turn)
 
     def close(self) -> None:
         """End the process that renders the template."""
@@ -94,11 +99,9 @@ class ChatTemplate:
         Raises:
             BadInput: the template refuses the messages, or can't be used.
         """
-        conversation = self._harmless(Conversation(messages, tools, "this conversation"))
-        try:
-            text = self._renderer.text(conversation, prompt=True)
-        except Refused as error:
-            raise BadInput(_refusal(conversation, error)) from None
+        said = [message for message in messages if says_something(message)] or messages
+        conversation = self._harmless(Conversation(said, tools, "this conversation"))
+        text = self._prompt(conversation)
         (encoding,) = self._tokenizer.encode_with_specials([text])
         ids, _ = self._started(encoding.ids)
         return ids
@@ -133,14 +136,35 @@ class ChatTemplate:
 
     def _rendered(self, conversation: Conversation) -> tuple[Conversation, Rendered | str]:
         conversation = self._harmless(conversation)
-        answers = _answers(conversation)
+        answers = answers_in(conversation)
         if len(answers) > MOST_ANSWERS:
             why = f"{len(answers):,} answers; a chat template is used for at most {MOST_ANSWERS}"
             return conversation, f"{conversation.where}: the conversation has {why}"
-        try:
-            return conversation, self._renderer.conversation(conversation, answers)
-        except Refused as error:
-            return conversation, _refusal(conversation, error)
+        refusals: list[str] = []
+        for form in forms_of(conversation):
+            try:
+                rendered = self._renderer.conversation(form, answers)
+            except Refused as error:
+                refusals.append(_refusal(conversation, error))
+                continue
+            texts = [_joined(rendered.text, t.turn)[t.prompt[0] :] for t in rendered.turns]
+            if (lost := lost_call(form, texts)) is None:
+                return form, rendered
+            refusals.insert(0, lost)  # it says more than a template's own error
+        return conversation, refusals[0]
+
+    def _prompt(self, conversation: Conversation) -> str:
+        refusals: list[str] = []
+        for form in forms_of(conversation):
+            try:
+                text = self._renderer.text(form, prompt=True)
+            except Refused as error:
+                refusals.append(_refusal(conversation, error))
+                continue
+            if (lost := lost_call(form, [text] * len(conversation.messages))) is None:
+                return text
+            refusals.insert(0, lost)
+        raise BadInput(refusals[0])
 
     def _examples(
         self, conversation: Conversation, rendered: Rendered, whole: EncodedText
@@ -188,17 +212,26 @@ class ChatTemplate:
         _, answer, after = text.rpartition(_ANSWER)
         if not answer:
             raise BadInput(f"{self._where}: this chat template does not write the assistant's text")
-        special = self._tokenizer.special_ids.values()
+        special = self._marks.values()
         (encoding,) = self._tokenizer.encode_with_specials([after])
         return next((token for token in encoding.ids if token in special), None)
 
     def _harmless(self, conversation: Conversation) -> Conversation:
-        return harmless(conversation, self._tokenizer.specials)
+        return harmless(conversation, self._marks)
 
 
-def _answers(conversation: Conversation) -> list[int]:
-    """Return the numbers of the assistant's messages, counted from 0."""
-    return [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+def marks_of(source: str, tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the tokens that a text may not write, by their texts: those that make turns.
+
+    They are all special tokens, and of the other added tokens those that the template names:
+    DeepSeek's `<｜User｜>` is not special. Tags stay, because answers may have them (`<think>`).
+    """
+    named = {
+        text: number
+        for text, number in tokenizer.plain_added.items()
+        if text in source and not _TAG.fullmatch(text)
+    }
+    return tokenizer.special_ids | named
 
 
 def _joined(whole: str, compared: tuple[int, str]) -> str:

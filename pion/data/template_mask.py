@@ -9,7 +9,8 @@ only the few characters after the last special token are encoded again to compar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,8 +41,14 @@ class AnswerFinder:
     token; without any, where the turn ends.
     """
 
-    def __init__(self, tokenizer: Tokenizer, end_of_turn: int | None) -> None:
-        self._special = frozenset(tokenizer.special_ids.values())
+    def __init__(
+        self, tokenizer: Tokenizer, marks: Mapping[str, int], end_of_turn: int | None
+    ) -> None:
+        """`marks` are the ids of the tokens that texts can't write, by their texts."""
+        self._special = frozenset(marks.values())
+        longest_first = sorted(marks, key=len, reverse=True)
+        self._marks = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._most = len(longest_first[0]) if marks else 0
         self._tokenizer = tokenizer
         self._end_of_turn = end_of_turn
         self._ids_of: Callable[[str], list[int]] = lru_cache(_KEPT_TEXTS)(
@@ -59,16 +66,38 @@ class AnswerFinder:
         None if the prompt or the turn, up to its end, does not begin these ids, or if the turn
         adds no ids to the prompt.
         """
-        (prompt, prompt_differs), (shared, rest) = turn.prompt, turn.turn
+        prompt, prompt_differs = turn.prompt
+        shared, rest = self._before_special(whole.text, turn.turn)
         start = None if prompt_differs else self._ids_before(whole, prompt)
         if start is None:
             return None
         inside = [i for i, end in whole.special if i >= start and end <= shared]
-        ends = [i for i in inside if whole.ids[i] == self._end_of_turn] or inside
+        ends = [i for i in inside if whole.ids[i] == self._end_of_turn]
+        if not ends and not self._text_follows(whole, inside, shared):
+            ends = inside
         if ends and not self._ends_later(rest):
             return start, ends[-1] + 1
         end = None if rest else self._ids_before(whole, shared)
         return None if end is None or end <= start else (start, end)
+
+    def _before_special(self, whole: str, turn: tuple[int, str]) -> tuple[int, str]:
+        """Return the turn with its common beginning cut before a special token that begins in it.
+
+        `<|end|>` and `<|return|>` have their first characters in common, and no id.
+        """
+        shared, rest = turn
+        begin = max(0, shared - self._most)
+        around = whole[begin:shared] + rest[: self._most]
+        for mark in self._marks.finditer(around) if rest else ():
+            if mark.start() < shared - begin < mark.end():
+                cut = begin + mark.start()
+                return cut, whole[cut:shared] + rest
+        return turn
+
+    def _text_follows(self, whole: EncodedText, inside: Sequence[int], shared: int) -> bool:
+        """Return whether the turn has text after its last special token, which is no end then."""
+        last = max((end for i, end in whole.special if i in inside), default=0)
+        return bool(whole.text[last:shared].strip())
 
     def _ends_later(self, rest: str) -> bool:
         """Return whether the turn ends in `rest`, which the whole text does not have."""

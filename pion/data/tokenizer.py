@@ -49,6 +49,7 @@ class Tokenizer:
         pad: id that fills unused tails; ``end_of_text`` if the tokenizer has no pad token.
         specials: the literal texts of all special tokens.
         special_ids: the id of each special token, by its text.
+        plain_added: the id of each other added token, by its text (Qwen's ``<think>``).
         normalization: how a text is changed before it is encoded ("NFC", say), or None. Bits per
             byte then divide by the bytes of the changed text: see ``token_bytes``.
     """
@@ -92,6 +93,9 @@ class Tokenizer:
         self._may_cut = may_cut(settings)
         self._unspelled = unspelled(missing_bytes(settings["model"]["vocab"]))
         self._added = self._plain.get_added_tokens_decoder()
+        self.plain_added: dict[str, int] = {
+            token.content: index for index, token in self._added.items() if not token.special
+        }
 
     @classmethod
     def from_file(cls, path: str | Path, where: str | None = None) -> "Tokenizer":

@@ -69,7 +69,9 @@ def steps_of(step: Any) -> list[Mapping[str, Any]]:
     if not isinstance(step, Mapping):
         return []
     inside = [key for key in _INSIDE if isinstance(step.get(key), list)]
-    return [found for key in inside for part in step[key] for found in steps_of(part)] or [step]
+    if not inside:
+        return [step]
+    return [found for key in inside for part in step[key] for found in steps_of(part)]
 
 
 def _growth(step: Mapping[str, Any]) -> float:

@@ -117,6 +117,34 @@ PHI3 = (
     "{{- '<|im_start|>assistant\n' if add_generation_prompt else '<|endoftext|>' -}}"
 )
 
+# gpt-oss: an answer ends with another token once a turn follows, and names its channel.
+HARMONY = """
+{%- for m in messages -%}
+{{- '<|start|>' ~ m.role -}}
+{%- if m.role == 'assistant' -%}{{- '<|channel|>final' -}}{%- endif -%}
+{%- set returns = loop.last and m.role == 'assistant' -%}
+{{- '<|message|>' ~ m.content ~ ('<|return|>' if returns else '<|end|>') -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|start|>assistant' -}}{%- endif -%}
+"""
+
+# DeepSeek: the marks of turns are added tokens, but not special. Calls need null and JSON.
+DEEPSEEK = """
+{{- bos_token -}}
+{%- for m in messages -%}
+{%- if m.role == 'user' -%}{{- '<｜User｜>' ~ m.content -}}{%- endif -%}
+{%- if m.role == 'tool' -%}{{- '<｜output｜>' ~ m.content -}}{%- endif -%}
+{%- if m.role == 'assistant' -%}
+{{- '<｜Assistant｜>' -}}
+{%- if m.content is none -%}
+{{- '<｜call｜>' + m.tool_calls[0].function.name + '\n' + m.tool_calls[0].function.arguments -}}
+{%- else -%}{{- m.content -}}{%- endif -%}
+{{- eos_token -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<｜Assistant｜>' -}}{%- endif -%}
+"""
+
 # By name, the kind of tokenizer that the model has, and its template.
 TEMPLATES = {
     "SmolLM2": ("smollm2", CHATML),
@@ -125,4 +153,6 @@ TEMPLATES = {
     "Llama 3.2": ("llama3", LLAMA3),
     "Mistral": ("llama3", MISTRAL),
     "Phi 3": ("qwen", PHI3),
+    "gpt-oss": ("harmony", HARMONY),
+    "DeepSeek": ("deepseek", DEEPSEEK),
 }

@@ -50,8 +50,10 @@ PRE_TOKENIZERS = {
     "smollm2": sequence(DIGITS, BYTES),
     "llama3": sequence(split(SPLITS["Llama 3"]), ALL_BYTES),
     "qwen": sequence(split(SPLITS["Qwen"]), ALL_BYTES),
+    "harmony": sequence(split(SPLITS["Llama 3"]), ALL_BYTES),
+    "deepseek": sequence(split(SPLITS["Llama 3"]), ALL_BYTES),
 }
-KINDS = tuple(PRE_TOKENIZERS)
+KINDS = ("gpt2", "smollm2", "llama3", "qwen")
 # By kind, the special tokens.
 SPECIALS = {
     "gpt2": ("<|endoftext|>",),
@@ -65,21 +67,34 @@ SPECIALS = {
         "<|reserved_special_token_0|>",
     ),
     "qwen": ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    "harmony": (
+        *("<|endoftext|>", "<|start|>", "<|end|>"),
+        *("<|message|>", "<|channel|>", "<|return|>"),
+    ),
+    "deepseek": ("<｜begin｜>", "<｜end｜>"),
 }
-# Qwen's tokens that are added, but not special.
+# Tokens that are added, but not special: Qwen's and DeepSeek's.
 PLAIN = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+PLAIN_BY_KIND = {
+    "qwen": PLAIN,
+    "deepseek": ("<｜User｜>", "<｜Assistant｜>", "<｜call｜>", "<｜output｜>"),
+}
 # By kind, tokenizer_config.json and generation_config.json; ids are written as texts.
 CONFIGS: dict[str, Settings] = {
     "gpt2": {"eos_token": "<|endoftext|>"},
     "smollm2": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"},
     "llama3": {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
     "qwen": {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+    "harmony": {"eos_token": "<|return|>", "pad_token": "<|endoftext|>"},
+    "deepseek": {"bos_token": "<｜begin｜>", "eos_token": "<｜end｜>"},
 }
 STOPS = {
     "gpt2": ("<|endoftext|>",),
     "smollm2": ("<|im_end|>",),
     "llama3": ("<|end_of_text|>", "<|eot_id|>"),
     "qwen": ("<|im_end|>", "<|endoftext|>"),
+    "harmony": ("<|return|>",),
+    "deepseek": ("<｜end｜>",),
 }
 
 
@@ -107,12 +122,17 @@ def settings_of(kind: str, **changes: Any) -> Settings:
         settings["model"]["ignore_merges"] = True
         settings["added_tokens"] = [added(t, after + n) for n, t in enumerate(SPECIALS[kind])]
         settings["post_processor"] = {"type": "Sequence", "processors": [BYTES, starting(after)]}
-    if kind == "qwen":
-        settings["normalizer"] = {"type": "NFC"}
+    if kind in ("qwen", "harmony", "deepseek"):
+        # DeepSeek has a list of no normalizers.
+        none = {"type": "Sequence", "normalizers": []}
+        settings["normalizer"] = {"type": "NFC"} if kind == "qwen" else none
         plain = after + len(SPECIALS[kind])
         settings["added_tokens"] = [
             *(added(t, after + n) for n, t in enumerate(SPECIALS[kind])),
-            *(added(t, plain + n, special=False) for n, t in enumerate(PLAIN)),
+            *(
+                added(t, plain + n, special=False)
+                for n, t in enumerate(PLAIN_BY_KIND.get(kind, ()))
+            ),
         ]
         settings["post_processor"] = BYTES
     return settings | changes

@@ -41,6 +41,10 @@ def test_text_has_the_ids_of_the_library_and_comes_back(kind: str, text: str) ->
     assert TOKENIZERS[kind].token_bytes()[ids].sum() == len(normal.encode())
 
 
+def test_an_empty_list_of_normalizers_is_none() -> None:
+    assert tokenizer_of("harmony").normalization is None
+
+
 # A text with characters that have one of the bytes that SmolLM2's vocabulary lacks.
 LACKED = st.text(st.sampled_from("a é☕\n\x00\x04\x13\x1d\U0003ffff\U00040000\U000bffff\U000c0000"))
 
