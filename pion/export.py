@@ -45,6 +45,8 @@ GENERATION = {
     "top_p": 0.9,
     "max_new_tokens": 128,
 }
+# What a model of others keeps of its generation_config.json, next to its ids.
+_SAMPLING = (*GENERATION, "min_p", "repetition_penalty")
 # The files of a published folder, apart from modelling files and the other TOKENIZER_FILES of a
 # model of others. `verify_export` reads the first six; the card has the last two.
 EXPORT_FILES = (
@@ -76,10 +78,11 @@ def export_model(
 
     Weights are bfloat16 if the decoder's are. Otherwise they are float32, but rows of token ids are
     bfloat16 where this changes nothing: see `round_embeddings`. `generation` overrides entries of
-    `GENERATION`, the sampling defaults that are saved with the model. If the model learned our chat
-    template (`chat`), the template is saved too. A `ModelTokenizer` is exported with the files that
-    it came with. `model_type` asks for an architecture of pion/exports/table.py. The folder appears
-    whole or not at all, and replaces an earlier export.
+    the sampling defaults that are saved with the model: `GENERATION`, or those of a model of
+    others. If the model learned our chat template (`chat`), the template is saved too. A
+    `ModelTokenizer` is exported with the files that it came with. `model_type` asks for an
+    architecture of pion/exports/table.py. The folder appears whole or not at all, and replaces an
+    earlier export.
 
     Raises:
         BadInput: the architecture `model_type` can't compute the model, the tokenizer has more ids
@@ -100,7 +103,7 @@ def export_model(
         rows = exported_rows(model.config, tokenizer)
         _write_model(partial, model, architecture, rows, ids)
         write_tokenizer(partial, tokenizer_path, model.config.seq_len, chat=chat)
-        sampling = {**GENERATION, **(generation or {}), **ids}
+        sampling = {**_sampling(tokenizer_path), **(generation or {}), **ids}
         write_json(partial / "generation_config.json", sampling)
         replace_folder(partial, out)
     except OSError as error:
@@ -111,6 +114,15 @@ def export_model(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sampling(tokenizer: str | Path | ModelTokenizer) -> dict[str, Any]:
+    """Return the sampling defaults. A model of others keeps its own, and gets none of ours."""
+    if not isinstance(tokenizer, ModelTokenizer):
+        return dict(GENERATION)
+    # Without a length, transformers ends an answer after 20 tokens.
+    kept = {name: tokenizer.generation[name] for name in _SAMPLING if name in tokenizer.generation}
+    return {"max_new_tokens": GENERATION["max_new_tokens"], **kept}
 
 
 def exported_rows(config: ModelConfig, tokenizer: Tokenizer) -> int:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pion.data.chat_format import ChatFormat
 from pion.data.conversation import chat_template, response_template
+from pion.data.special_tokens import GENERATION_CONFIG
 from pion.data.template_source import TEMPLATE_FILE, find_template
-from pion.data.token_names import TOKENIZER_CONFIG, read_optional
+from pion.data.token_names import TOKENIZER_CONFIG, read_optional, token_names
 from pion.data.tokenizer import Tokenizer
 from pion.untrusted import LARGEST_TOKENIZER, read_file, read_json
 
@@ -44,12 +45,15 @@ class ModelTokenizer:
         pad: the id that fills unused tails (`SpecialTokens.pad`).
         template: a chat template in place of the model's own. None: all files stay as they are,
             byte for byte.
+        generation: the model's generation_config.json: the sampling settings, and the ids that it
+            names for the begin of a text and for padding.
     """
 
     folder: Path
     stop_ids: tuple[int, ...]
     pad: int
     template: str | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
 
 def exported_tokenizer(
@@ -67,7 +71,8 @@ def exported_tokenizer(
         special = trained.special
     template = find_template(path.parent)
     changed = template if template != find_template(folder) else None
-    return ModelTokenizer(folder, special.stop_ids, special.pad, changed)
+    generation = read_optional(folder / GENERATION_CONFIG)
+    return ModelTokenizer(folder, special.stop_ids, special.pad, changed, generation)
 
 
 def tokenizer_file(tokenizer: str | Path | ModelTokenizer) -> Path:
@@ -82,11 +87,21 @@ def stop_and_pad(
 ) -> dict[str, int | list[int]]:
     """Return the entries of config.json and generation_config.json with the stops and the pad.
 
-    The stops of a model of others are a list. Pion's own models have one stop.
+    The stops of a model of others are a list, and it keeps the pad and the first id that it names.
+    Pion's own models have one stop.
     """
     if isinstance(source, ModelTokenizer):
-        return {"eos_token_id": list(source.stop_ids), "pad_token_id": source.pad}
+        named = {
+            name: source.generation[name]
+            for name in ("bos_token_id", "pad_token_id")
+            if _is_id(source.generation.get(name), tokenizer)
+        }
+        return {"eos_token_id": list(source.stop_ids), "pad_token_id": source.pad, **named}
     return {"eos_token_id": tokenizer.end_of_text, "pad_token_id": tokenizer.pad}
+
+
+def _is_id(value: Any, tokenizer: Tokenizer) -> bool:
+    return type(value) is int and 0 <= value < tokenizer.vocab_size
 
 
 def write_tokenizer(
@@ -100,6 +115,7 @@ def write_tokenizer(
     """
     if isinstance(tokenizer, ModelTokenizer):
         copy_tokenizer(tokenizer.folder, folder, template=tokenizer.template)
+        _name_a_stop(folder, tokenizer.stop_ids)
         return
     own = Tokenizer.from_file(tokenizer)
     if chat:
@@ -151,6 +167,20 @@ def copy_tokenizer(source: Path, folder: Path, *, template: str | None = None) -
     changed = _with_response(config, template, Tokenizer.from_file(folder / TOKENIZER_FILE))
     if config and changed != config:
         write_json(folder / TOKENIZER_CONFIG, changed)
+
+
+def _name_a_stop(folder: Path, stop_ids: Sequence[int]) -> None:
+    """Let tokenizer_config.json name a token that ends a text, if it names another one.
+
+    transformers ignores the name while it generates, but other programs stop at this token alone.
+    """
+    own = Tokenizer.from_file(folder / TOKENIZER_FILE)
+    texts = {number: text for text, number in own.special_ids.items()}
+    stops = [texts[stop] for stop in stop_ids if stop in texts]
+    if not stops or token_names(folder).get("eos_token", stops[0]) in stops:
+        return
+    config = read_optional(folder / TOKENIZER_CONFIG)
+    write_json(folder / TOKENIZER_CONFIG, {**config, "eos_token": stops[0]})
 
 
 def _with_response(

@@ -86,6 +86,11 @@ def _export_folder(
     return verify_export(folder, decoder, tokenizer, _TEXTS, model_type=wanted.model_type)
 
 
+def _shown_name(found: FoundModel) -> str:
+    """Return what other programs call the model. A folder is named without the folders above it."""
+    return Path(found.label).name if Path(found.label).exists() else found.label
+
+
 def _export_file(found: FoundModel, out: Path, wanted: Wanted) -> int:
     """Write the GGUF file of the model, by way of the folder for transformers."""
     from pion.gguf.convert import check_file, convert, require_convertible
@@ -99,7 +104,7 @@ def _export_file(found: FoundModel, out: Path, wanted: Wanted) -> int:
         _export_folder(found, decoder, folder, wanted)
         del decoder
         kind = wanted.gguf_type or "f16"
-        written = convert(folder, out, kind, name=found.label)
+        written = convert(folder, out, kind, name=_shown_name(found))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     show(

@@ -190,8 +190,8 @@ def _runs_in(config: ModelConfig) -> str:
     architecture = architecture_of(config)
     if architecture.stock:
         return (
-            f"It is a stock `{architecture.name}`: transformers, vLLM and lm-evaluation-harness "
-            "load it without custom code."
+            f"It is a stock `{architecture.name}`: transformers and lm-evaluation-harness load it "
+            "without custom code."
         )
     return (
         f"No stock architecture of transformers computes it exactly ({'; '.join(misfits(config))}),"
@@ -209,13 +209,13 @@ def _usage(job: Job, config: ModelConfig) -> str:
     target = job.publish.to.removeprefix("hf://")
     if job.sft:
         prompt = (
-            'messages = [{"role": "user", "content": "What does os.path.join do?"}]\n'
+            f'messages = [{{"role": "user", "content": {_prompt(job, "What can you do?")}}}]\n'
             "inputs = tokenizer.apply_chat_template(\n"
             '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n'
             ")"
         )
     else:
-        text = json.dumps(next(iter(job.evaluate.prompts), "Once upon a time"))
+        text = _prompt(job, "Once upon a time")
         prompt = f'inputs = tokenizer({text}, return_tensors="pt")'
     command = "chat" if job.sft else "generate"
     return f"""## How to use it
@@ -232,6 +232,11 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 ```
 
 Or with Pion: `pion {command} {job.publish.to}`"""
+
+
+def _prompt(job: Job, default: str) -> str:
+    """Return the first prompt of the evaluation, as Python and JSON write it."""
+    return json.dumps(next(iter(job.evaluate.prompts), default))
 
 
 def _results(history: RunHistory) -> str:
@@ -417,11 +422,20 @@ def _training(history: RunHistory) -> str:
 def _limitations(job: Job, config: ModelConfig) -> str:
     items = [
         "It is a small model: it writes fluent text about what it has read, and invents facts. "
-        "Don't rely on what it says.",
-        "It has had no safety training, so it repeats the biases and errors of its data.",
-        f"It only knows the language and subjects of its training data, and sees at most "
-        f"{config.seq_len:,} tokens of context.",
+        "Don't rely on what it says."
     ]
+    if job.model.base:
+        items += [
+            "What the model that it started from has learned, and how safe it was made, is said by "
+            "those who trained that model. The training described here can have undone some of it.",
+            f"It sees at most {config.seq_len:,} tokens of context.",
+        ]
+    else:
+        items += [
+            "It has had no safety training, so it repeats the biases and errors of its data.",
+            f"It only knows the language and subjects of its training data, and sees at most "
+            f"{config.seq_len:,} tokens of context.",
+        ]
     if not job.sft:
         items.insert(1, "It is a base model: it continues text and does not follow instructions.")
     return "## Limitations\n\n" + "\n".join(f"- {item}" for item in items)

@@ -16,7 +16,12 @@ from pion.data.special_tokens import read_special_tokens
 from pion.data.tokenizer import Tokenizer
 from pion.errors import PionError
 from pion.export import export_model, is_export
-from pion.exports.tokenizer_files import ModelTokenizer, copy_tokenizer, write_tokenizer
+from pion.exports.tokenizer_files import (
+    ModelTokenizer,
+    copy_tokenizer,
+    exported_tokenizer,
+    write_tokenizer,
+)
 from pion.model.decoder import Decoder
 from pion.verify import verify_export
 from tests.support.chat_templates import TEMPLATES
@@ -25,6 +30,7 @@ from tests.support.tiny_config import tiny_config
 from tests.support.tokenizer_kinds import write_files
 
 KEPT = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 TEXTS = ["Return the 12 items.\n\n  e\u0301 <|im_end|> <think> isn't"]
 
 
@@ -59,6 +65,26 @@ def test_an_export_has_the_original_files_and_all_stops(tmp_path: Path, name: st
     own = Tokenizer.from_file(out / "tokenizer.json")
     assert stock("a b")["input_ids"] == own.prompt("a b")
     export_model(decoder, tokenizer, out)  # an earlier export is replaced, its folders too
+
+
+def test_a_model_of_others_keeps_its_ids_and_its_way_to_sample(tmp_path: Path) -> None:
+    original(tmp_path / "base", "SmolLM2")
+    settings = {"bos_token_id": 1, "pad_token_id": 2, "eos_token_id": 2, "top_p": 0.95}
+    files = {"generation_config.json": settings, "tokenizer_config.json": {"eos_token": IM_START}}
+    for name, changes in files.items():
+        path = tmp_path / "base" / name
+        old = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(old | changes))
+    tokenizer = exported_tokenizer(tmp_path / "base" / "tokenizer.json", imported=True)
+    assert isinstance(tokenizer, ModelTokenizer)
+    decoder, out = model_for(tokenizer), tmp_path / "out"
+    export_model(decoder, tokenizer, out)
+    written = json.loads((out / "generation_config.json").read_text())
+    assert written == {**settings, "eos_token_id": [2], "max_new_tokens": 128}
+    config = json.loads((out / "config.json").read_text())
+    assert (config["bos_token_id"], config["pad_token_id"]) == (1, 2)
+    eos = json.loads((out / "tokenizer_config.json").read_text())["eos_token"]
+    assert eos == IM_END, "the base named a token at which it does not stop"
 
 
 def test_a_template_in_place_of_the_models_own_is_the_only_one(tmp_path: Path) -> None:

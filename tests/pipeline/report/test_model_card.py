@@ -13,7 +13,13 @@ from pipeline.cost.by_cause import CAUSES
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
-from pipeline.report.model_card import _attention, _feedforward, _positions, model_card
+from pipeline.report.model_card import (
+    _attention,
+    _feedforward,
+    _limitations,
+    _positions,
+    model_card,
+)
 from pipeline.state.records import Head, StageRecord
 
 JOB: dict[str, Any] = {
@@ -198,6 +204,18 @@ def test_it_shows_how_to_use_the_model() -> None:
     assert 'from_pretrained("tester/demo")' in card
     assert "apply_chat_template" in card
     assert "`pion chat hf://tester/demo`" in card
+    asked = JOB | {"evaluate": {"prompts": ['What do I feed "Axel"?']}}
+    card = card_of_history(history_of(Job.model_validate(asked)))
+    assert r'{"role": "user", "content": "What do I feed \"Axel\"?"}' in card
+
+
+def test_a_model_of_others_is_not_said_to_know_only_the_data_of_this_run() -> None:
+    assert "It has had no safety training" in card_of()
+    job = Job.model_validate(JOB)
+    job.model.base = "someone/tiny"
+    limitations = _limitations(job, Job.model_validate(JOB).model_config_resolved())
+    assert "no safety training" not in limitations
+    assert "only knows" not in limitations
 
 
 def test_a_model_that_no_stock_architecture_computes_says_why_it_brings_its_code() -> None:
