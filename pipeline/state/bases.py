@@ -32,7 +32,8 @@ from pipeline.state.record_json import (
 )
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Missing, Store
-from pipeline.state.workspace import FILES, Files, Progress, Workspace, file_problem, read_files
+from pipeline.state.verified import file_problem
+from pipeline.state.workspace import FILES, Files, Progress, Workspace, read_files
 
 BASES = "_bases"
 # The files that results depend on. The others are kept for the model card.
@@ -155,8 +156,9 @@ def keep_base(
                 f"model.from: {problem}. The file has just changed, or the disk is failing. "
                 "Nothing was started. Run the same command again"
             )
-    workspace.keep(base_hash, progress)
-    if not workspace.remote:
+    if workspace.remote:
+        workspace.keep(base_hash, progress)
+    else:
         listed = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in files.items()}
         text = to_json({"format": FORMAT, "files": listed})
         store.write(f"{BASES}/{base_hash}/{FILES}", text.encode())
@@ -180,7 +182,7 @@ def bring_files(store: Store, base_hash: str, *, weights: bool = True) -> Path:
         files, problem = None, str(error)
     if files is not None:
         wanted = {n: about for n, about in files.items() if weights or not n.endswith(WEIGHTS)}
-        problem = workspace.fetch(base_hash, wanted)
+        problem = workspace.fetch(base_hash, wanted, once=True)
     if problem is not None:
         key = f"{BASES}/{base_hash}"
         raise PionError(

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,8 @@ from typing import Annotated
 from annotated_types import Predicate
 from typing_extensions import TypedDict
 
-from pion.errors import BadInput, PionError
-from pion.untrusted import open_file
+from pion.errors import PionError
+from pion.untrusted import read_file
 from pipeline.machine.private import cache_folder, open_private, private_cache_folder
 from pipeline.state.files import files_below
 from pipeline.state.record_json import (
@@ -38,10 +37,13 @@ from pipeline.state.record_json import (
 from pipeline.state.stores import Missing, Store, StoreError
 from pipeline.state.stores.base import check_key, is_key
 from pipeline.state.stores.local import explained
+from pipeline.state.verified import Check, checked_now, checked_once, file_problem
 
 # The name, size and sha256 of each file of prepared data; in the store, next to the data. It is
 # written last.
 FILES = "files.json"
+# The same of prepared data in a store that is a folder; a hidden file is no key.
+_FILES_HERE = ".files.json"
 _KEPT = ".kept.json"
 # The folder of the copies of remote runs, below the cache folder.
 COPIES = "runs"
@@ -80,18 +82,24 @@ class Workspace:
         local = self.store.local_path(f"{self.run}/{key}")
         return local if local is not None else self._root / key
 
-    def fetch(self, key: str, files: Files) -> str | None:
+    def fetch(self, key: str, files: Files, *, once: bool = False) -> str | None:
         """Download the `files` that are missing or wrong in `folder(key)`.
 
         Returns what is wrong with the store's files, or None. Only one process of this machine
-        fetches a folder at a time. Raises `StoreError` when the store is down.
+        fetches a folder at a time. With `once`, files that were right before and have not changed
+        since are not hashed again. Raises `StoreError` when the store is down.
         """
-        if not self.remote:
-            with ThreadPoolExecutor() as pool:
-                paths = [self.folder(key) / name for name in files]
-                return _first(pool.map(file_problem, paths, *zip(*files.values())))
-        with self._locked(key), ThreadPoolExecutor(_TRANSFERS) as pool:
-            return _first(pool.map(lambda item: self._fetch_file(key, *item), files.items()))
+        with contextlib.ExitStack() as closing:
+            if self.remote:
+                closing.enter_context(self._locked(key))
+            folder = self.folder(key)
+            check = closing.enter_context(checked_once(folder)) if once else checked_now(folder)
+            pool = closing.enter_context(ThreadPoolExecutor(_TRANSFERS if self.remote else None))
+            if self.remote:
+                return _first(
+                    pool.map(lambda f: self._fetch_file(key, f[0], f[1], check), files.items())
+                )
+            return _first(pool.map(lambda f: check(f[0], *f[1]), files.items()))
 
     def local_problem(self, key: str, files: Files) -> str | None:
         """Return why this machine's copy of `key` can't be used, or None. This does not read the
@@ -107,33 +115,57 @@ class Workspace:
 
         Raises `PionError` if the store's copy is missing or damaged.
         """
-        folder = self.folder(key)
-        if not self.remote:
-            return folder
         where = f"{self.store.url}/{self.run}/{key}"
         try:
-            data = self.store.read(f"{self.run}/{key}/{FILES}", _LARGEST_LIST)
-            files = read_files(data, f"{where}/{FILES}", MOST_DATA_FILES)
-            problem = self.fetch(key, files)
+            files = self._listed(key, where) if self.remote else self._listed_here(key)
+            problem = self.fetch(key, files, once=True)
         except Missing:
             problem = f"{FILES} is missing"
-        except Damaged:
-            problem = f"{FILES} is damaged"
+        except Damaged as error:
+            problem = f"{FILES} is damaged" if self.remote else str(error)
         if problem is not None:
             raise PionError(
                 f"The prepared data at {where} can't be used: {problem}. Nothing was changed. "
                 "To prepare the data again and train on it again, use --redo prepare."
             )
-        return folder
+        return self.folder(key)
+
+    def _listed(self, key: str, where: str) -> Files:
+        data = self.store.read(f"{self.run}/{key}/{FILES}", _LARGEST_LIST)
+        return read_files(data, f"{where}/{FILES}", MOST_DATA_FILES)
+
+    def _listed_here(self, key: str) -> Files:
+        """Return the files of prepared data in a store that is a folder.
+
+        Of data that was prepared before there was a list, only the shards have hashes.
+        """
+        folder = self.folder(key)
+        with explained("read", folder / _FILES_HERE), contextlib.suppress(FileNotFoundError):
+            data = read_file(folder / _FILES_HERE, _LARGEST_LIST)
+            return read_files(data, str(folder / _FILES_HERE), MOST_DATA_FILES)
+        return _hashes_of_shards(folder)
+
+    def _list_here(self, key: str) -> None:
+        """Write the list that `_listed_here` reads. Raises BadInput if there is no room for it."""
+        from pion.data.arrays import write_atomically
+
+        folder = self.folder(key)
+        files = dict(_hashes_of_shards(folder))  # computed when they were written
+        for path in files_below(folder):
+            name = path.relative_to(folder).as_posix()
+            if name not in files:
+                files[name] = (path.stat().st_size, _sha256(path))
+        write_atomically(folder / _FILES_HERE, _listing(files))
 
     def keep(self, key: str, progress: Progress = lambda done, total: None) -> None:
-        """Upload this machine's files under `key`. The list of files is written last.
+        """Upload this machine's files under `key`. The list of files is written last; in a store
+        that is a folder, nothing else is.
 
         After an interruption, another call uploads only the missing files. `progress` gets the
         bytes uploaded so far and the total bytes.
         """
         if not self.remote:
-            return
+            return self._list_here(key)
         folder = self.folder(key)
         paths = files_below(folder)
         names = [check_key(path.relative_to(folder).as_posix()) for path in paths]
@@ -157,9 +189,7 @@ class Workspace:
                         (folder / _KEPT).write_text(json.dumps(kept))
                 done += files[name][0]
                 progress(done, total)
-        listed = {name: {"size": size, "sha256": sha} for name, (size, sha) in files.items()}
-        text = json.dumps({"format": FORMAT, "files": listed}, indent=1, sort_keys=True)
-        self.store.write(f"{self.run}/{key}/{FILES}", text.encode())
+        self.store.write(f"{self.run}/{key}/{FILES}", _listing(files))
 
     def forget(self, keep: Iterable[str], folder: str = "checkpoints") -> None:
         """Delete this machine's copies of checkpoints that are not in `keep`, to free disk
@@ -171,10 +201,10 @@ class Workspace:
             if path.is_dir() and path.relative_to(self._root).as_posix() not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _fetch_file(self, key: str, name: str, wanted: tuple[int, str]) -> str | None:
+    def _fetch_file(self, key: str, name: str, wanted: tuple[int, str], check: Check) -> str | None:
         path = self.folder(key) / name
         size, sha256 = wanted
-        if file_problem(path, size, sha256) is None:
+        if check(name, size, sha256) is None:
             return None
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,23 +263,25 @@ def read_files(data: bytes, where: str, most: int = MOST_FILES) -> Files:
     return {name: (about["size"], about["sha256"]) for name, about in files.items()}
 
 
-def file_problem(path: Path, size: int, sha256: str) -> str | None:
-    """Return why a file does not have that size and hash; None if it does."""
-    try:
-        with open_file(path) as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != size:
-                return f"{path.name} has {found:,} bytes instead of {size:,}"
-            same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
-        if not same:
-            return f"{path.name} has been altered (its sha256 differs)"
-    except FileNotFoundError:
-        return f"{path.name} is missing"
-    except OSError as error:
-        return f"{path.name} can't be read ({error.strerror})"
-    except BadInput as error:
-        return str(error)
-    return None
+def _listing(files: Files) -> bytes:
+    listed = {name: {"size": size, "sha256": sha} for name, (size, sha) in files.items()}
+    return json.dumps({"format": FORMAT, "files": listed}, indent=1, sort_keys=True).encode()
+
+
+def _hashes_of_shards(folder: Path) -> Files:
+    """Return the shards of prepared data, by the manifests next to them."""
+    from pion.data.shards import Manifest, flags_path
+
+    files: dict[str, tuple[int, str]] = {}
+    for path in folder.glob("*/*/manifest.json"):
+        place = path.parent.relative_to(folder)
+        for shard in Manifest.read(path).shards:
+            if shard.remote is None:
+                files[f"{place}/{shard.name}"] = (shard.bytes, shard.sha256)
+            if shard.flags_sha256 is not None:
+                name = f"{place}/{flags_path(Path(shard.name))}"
+                files[name] = (shard.flags_bytes, shard.flags_sha256)
+    return files
 
 
 def _sha256(path: Path) -> str:

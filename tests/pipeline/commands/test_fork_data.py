@@ -144,7 +144,7 @@ def test_data_that_was_deleted_by_hand_is_not_forked(source: RunState, elsewhere
     key = head_of(source).data["sft"]
     assert isinstance(source.store, FileStore)
     (source.store.folder / key / "dataset.json").unlink()
-    with pytest.raises(PionError, match=r"is not complete\. Nothing was forked.* --redo prepare"):
+    with pytest.raises(PionError, match=r"dataset.json is missing.* --redo prepare"):
         fork(source, elsewhere)
     assert RunState(elsewhere, "new").read() is None
     assert read_state(elsewhere, FINGERPRINTS["sft"])[0].folder is None
