@@ -652,7 +652,7 @@ def _terminal_width() -> int | None:
 
 def run_and_exit() -> NoReturn:
     """Call `main` and exit with its code. The entry point of the `pion` command."""
-    from pipeline.rent.time_limit import left_behind
+    from pipeline.machine.time_limit import left_behind
 
     code = main()
     if left_behind():

@@ -17,6 +17,7 @@ from pion.errors import BadInput, PionError
 from pipeline.base.read_job import read_job
 from pipeline.console.formats import printable
 from pipeline.job import Job
+from pipeline.machine.time_limit import begin, within
 from pipeline.rent.check import of_job, of_rental
 from pipeline.rent.check.of_base import check_base
 from pipeline.rent.check.of_controller import check_controller
@@ -29,7 +30,6 @@ from pipeline.rent.check.of_prepare import check_prepare
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline.of_run import refuse_past
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
-from pipeline.rent.time_limit import begin, within
 from pipeline.rent.until import with_until
 from pipeline.state.stores import open_store
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pion.errors import BadInput
 from pipeline.console.formats import duration, moment
 from pipeline.job import Job
+from pipeline.machine.time_limit import within
 from pipeline.rent.check.candidates import judge
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline.of_run import deadline_of, held_back
@@ -17,7 +18,6 @@ from pipeline.rent.plan.bench_speeds import bench_results
 from pipeline.rent.plan.past_speeds import Speed, past_speeds
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.sky_yaml import SkyYaml
-from pipeline.rent.time_limit import within
 from pipeline.rent.until import trains
 from pipeline.state.deadline import Asked, RunDeadline, new_deadline, read_deadline
 from pipeline.state.records import Head

@@ -21,9 +21,9 @@ from pipeline.job import (
     Source,
 )
 from pipeline.job.digest import digest_job
+from pipeline.machine.time_limit import within
 from pipeline.models.find import CONFIG, Listed, find_model, locate_model
 from pipeline.rent.check.row import CheckRow
-from pipeline.rent.time_limit import within
 from pipeline.run.stage_plan import plan_stages, work_left
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing, Store, open_store

@@ -11,6 +11,7 @@ from pipeline.cost.budget import over_budget
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.machine.rented import CPU, PRICE_VARIABLE
+from pipeline.machine.time_limit import within
 from pipeline.rent.check.candidates import Verdict, dear_spot, judge, staying
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.plan.estimate import Estimate
@@ -20,7 +21,6 @@ from pipeline.rent.plan.spot_spread import narrow_spot
 from pipeline.rent.plan.ways import ways_on
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
-from pipeline.rent.time_limit import within
 from pipeline.rent.until import trains
 from pipeline.run.stage_plan import plan_stages
 from pipeline.state.run_state import RunState

@@ -12,7 +12,7 @@ from pion.errors import PionError
 from pipeline.job import Job
 from pipeline.job.digest import model_inputs
 from pipeline.machine.gpu_names import sky_names
-from pipeline.rent.time_limit import within
+from pipeline.machine.time_limit import within
 from pipeline.state.find_run import runs_in
 from pipeline.state.metrics import lines_of, read_events
 from pipeline.state.records import Head

@@ -9,8 +9,8 @@ from typing import Any
 
 from pion.errors import PionError
 from pipeline.job import Job
+from pipeline.machine.time_limit import within
 from pipeline.rent.plan.past_speeds import RUNS, SECONDS
-from pipeline.rent.time_limit import within
 from pipeline.state.find_run import runs_in
 from pipeline.state.stores import open_store
 

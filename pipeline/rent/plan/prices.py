@@ -16,10 +16,10 @@ from typing import Any
 from pion.errors import BadInput
 from pipeline.job import Price
 from pipeline.machine.rented import CPU
+from pipeline.machine.time_limit import within
 from pipeline.rent.plan.gpus import GPU_TYPES, gpu_memory
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 from pipeline.rent.skypilot import close_names, enabled_clouds, quiet, sky_module
-from pipeline.rent.time_limit import within
 
 # These are clusters that the user owns, so they have no prices.
 NO_CATALOG = ("kubernetes", "ssh", "slurm")

@@ -13,9 +13,9 @@ from pion.errors import BadInput
 from pipeline.job import Job, Price
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
+from pipeline.machine.time_limit import begin, within
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, market, offers_for
 from pipeline.rent.sky_yaml import read_sky_yaml
-from pipeline.rent.time_limit import begin, within
 from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.support import sky_catalog
