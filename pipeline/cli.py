@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -54,11 +55,14 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see EXIT_CODES)."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # an ASCII log must not end the command
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
+        if argv is None and signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # pipeline/entry.py set it
         if argv is None and arguments[:1] == ["run"]:
             early_sigterm()
         refuse_secret_arguments(arguments)
@@ -88,6 +92,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return refused.exit_code
         print(report_bug(error, arguments), file=sys.stderr)
         return 1
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null for each standard stream that the caller has closed (`pion status >&-`).
+
+    Otherwise the next file that is opened would be the standard output of every child.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _print_error(message: str) -> None:
@@ -651,7 +668,7 @@ def _terminal_width() -> int | None:
 
 
 def run_and_exit() -> NoReturn:
-    """Call `main` and exit with its code. The entry point of the `pion` command."""
+    """Call `main` and exit with its code."""
     from pipeline.machine.time_limit import left_behind
 
     code = main()
@@ -660,6 +677,8 @@ def run_and_exit() -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the shutdown
     sys.exit(code)
 
 

@@ -114,17 +114,25 @@ def json_lines(
     """Yield `file:line` and the JSON value of each line that is not blank; the file may be .gz.
 
     Numbers may be NaN and texts may have half characters, as in many data sets. Raises BadInput for
-    a line that is not JSON or has more than `longest` bytes (`advice` ends this message), and for a
-    damaged file, and OSError where the file can't be opened or read.
+    a line that is not JSON or has more than `longest` bytes (`advice` ends this message), for as
+    many bytes of blank lines (a small .gz can have gigabytes), and for a damaged file, and OSError
+    where the file can't be opened or read.
     """
     with _opened(file) as stream:
-        number = 0
+        number = blank = 0
         while line := _line(stream, file, longest):
             number += 1
             where = f"{file}:{number}"
             if len(line) - line.endswith(b"\n") > longest:
                 raise BadInput(f"{where}: the line has more than {longest:,} bytes{advice}")
-            if line.strip():
+            if not line.strip():
+                blank += len(line)
+                if blank > longest:
+                    raise BadInput(
+                        f"{where}: more than {longest:,} bytes of blank lines. Remove them"
+                    )
+            else:
+                blank = 0
                 yield where, parse_json(_decode(line, where), where, strict=False)
 
 

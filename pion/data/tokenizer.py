@@ -29,6 +29,9 @@ PAD_NAMES = (PAD, "<pad>", "[PAD]")
 
 # Ids are exact in fp32 below this number.
 MOST_IDS = 2**24
+# A longer word is cut into words of this many bytes before a vocabulary is learned from it.
+# Learning from a word takes time with the square of its length.
+LONGEST_WORD = 1024
 # Truncation and padding would change the ids.
 _UNCHANGED = {"truncation": None, "padding": None}
 # JSON can contain half a character (a lone surrogate), which has no UTF-8 bytes.
@@ -267,8 +270,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE whose ids 0 and 1 are end-of-text and pad.
 
     Byte-level BPE is from Radford et al. 2019, "Language models are unsupervised multitask
-    learners". The result has fewer than ``vocab_size`` entries if the texts have too few distinct
-    pairs.
+    learners". A word of more than ``LONGEST_WORD`` bytes (DNA, a run of one letter) is learned
+    from in parts. The result has fewer than ``vocab_size`` entries if the texts have too few
+    distinct pairs.
 
     Raises:
         BadInput: there is no text, or the vocabulary is too small for 256 bytes and two specials.
@@ -289,7 +293,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             yield SURROGATE.sub(REPLACEMENT, text)
 
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    parts = tokenizers.pre_tokenizers.FixedLength(LONGEST_WORD)
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([words, parts])
     bpe.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -298,6 +304,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     bpe.train_from_iterator(watched(), trainer)
+    bpe.pre_tokenizer = words
     if not seen:
         raise BadInput("tokenizer: the corpus is empty: there is no text to train a tokenizer on.")
     return Tokenizer(bpe.to_str(), where="the tokenizer just trained")

@@ -25,6 +25,7 @@ from pipeline.base.read_config import read_config
 from pipeline.data.hub import OnHub, explained, pin
 from pipeline.data.tokenizer_folder import needed_files
 from pipeline.job.base import Base
+from pipeline.machine.home import expand
 from pipeline.machine.private import private_cache_folder
 from pipeline.models.bring import bring_model
 from pipeline.models.find import CONFIG, FoundModel, Listed, find_model, locate_model
@@ -72,7 +73,7 @@ def find_base(source: str, folder: Path) -> FoundBase:
     if not source.strip():
         raise BadInput("it is empty: name a Hub repository, a folder or a run")
     try:
-        path = (folder / Path(source).expanduser()).resolve()
+        path = (folder / expand(source)).resolve()
         found = locate_model(str(path) if path.exists() else source)
     except (OSError, ValueError):  # no file can have this name
         found = locate_model(source)

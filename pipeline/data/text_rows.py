@@ -15,6 +15,7 @@ from pion.data.tokenizer import Tokenizer
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.prepared import SPLITS
 from pipeline.kill_points import mark
+from pipeline.machine.time_limit import attended_items
 
 BATCH_BYTES = 4 << 20
 
@@ -43,11 +44,16 @@ def write_text_rows(
     """
     splits = _Splits(tokenizer, folder, rows)
     encoded_bytes, seconds = 0, 0.0
-    for batch, ids, size, took in _encoded(_batches(splits.not_yet_written(texts)), tokenizer):
+
+    def look() -> None:
+        say(PrepareProgress(what, splits.bytes / 1e6, "MB"))
+
+    batches = attended_items(_batches(splits.not_yet_written(texts)), look)
+    for batch, ids, size, took in _encoded(batches, tokenizer):
         encoded_bytes, seconds = encoded_bytes + size, seconds + took
         for (split, _), document in zip(batch, ids, strict=True):
             splits.append(split, document)
-        say(PrepareProgress(what, splits.bytes / 1e6, "MB"))
+        look()
     report = splits.finish()
     if seconds:
         report["mb_per_second"] = round(encoded_bytes / 1e6 / seconds, 2)

@@ -34,6 +34,7 @@ from pipeline.job.runtime_sections import (
 from pipeline.job.section import Section, identity, refuse, runtime
 from pipeline.job.sources import DataSource, Source
 from pipeline.job.train_sections import Pretrain, Sft, Train
+from pipeline.machine.home import expand
 
 STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 # Defaults of `sft` where the run starts from a trained model.
@@ -368,7 +369,7 @@ class Job(Section):
         Raises BadInput for a path that no file can have, and for links that lead to themselves.
         """
         try:
-            return (self._folder / Path(path).expanduser()).resolve()
+            return (self._folder / expand(path)).resolve()
         except (OSError, RuntimeError, ValueError) as error:
             raise BadInput(f"{path!r:.200} is no path of a file ({error})") from None
 

@@ -129,7 +129,11 @@ class TrainTokenizer(Section):
     vocab_size: int = identity(
         8192, "tokens in the vocabulary, including 256 bytes and 2 special tokens", ge=258
     )
-    max_mb: float = identity(64.0, "how much text to learn from, in MB", gt=0)
+    max_mb: float = identity(
+        64.0,
+        "how much text to learn from, in MB; words of more than 1,024 bytes are cut",
+        gt=0,
+    )
 
 
 class TokenizerSection(Section):

@@ -8,13 +8,14 @@ import stat
 from pathlib import Path
 
 from pion.errors import BadInput
+from pipeline.machine.home import expand
 
 _FOLDER, _FILE = 0o700, 0o600
 
 
 def cache_folder() -> Path:
     """Return the folder for what this machine keeps outside stores. It may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pion"
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pion"
 
 
 def private_cache_folder(name: str = "") -> Path:

@@ -17,6 +17,7 @@ from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.model_files import INDEX, WEIGHTS
 from pion.untrusted import read_file
+from pipeline.machine.home import expand
 from pipeline.models.bring import bring_model
 from pipeline.state.bases import BASES
 from pipeline.state.find_run import known_runs, no_such_run, open_run, runs_in
@@ -108,7 +109,7 @@ def locate_model(text: str) -> Path | Listed | str:
         if found is None:
             raise BadInput(no_such_run(open_run(text)))
         return found
-    path = Path(text).expanduser()
+    path = expand(text)
     if path.is_file() or (path / CONFIG).is_file() or _has_model(path):
         return path
     found = _in_run(text)

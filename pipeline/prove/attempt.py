@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from pipeline.data.fingerprint import APART
 from pipeline.kill_points import HALT_AT
+from pipeline.machine.home import expand
 from pipeline.machine.private import private_cache_folder
 from pipeline.workers.reaper import children_of, session_processes
 
@@ -109,7 +110,7 @@ class Place:
 
     def environment(self, run: str, instant: Instant | None) -> dict[str, str]:
         """Return the environment of a run that will be killed at `instant`."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        cache = expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
         variables = {
             # Use models and data sets that were downloaded before.
             "HF_HOME": os.environ.get("HF_HOME") or str(cache / "huggingface"),

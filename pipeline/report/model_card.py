@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from pion.config import ModelConfig
 from pion.primitives import Primitives
 from pipeline.console.formats import duration
 from pipeline.job import Job, Publish, Train
+from pipeline.machine.home import expand
 from pipeline.models.find import HUB_REPO
 from pipeline.report.adapter_card import adapter_sections
 from pipeline.report.base_card import (
@@ -177,7 +178,7 @@ def _introduction(job: Job, config: ModelConfig, parameters: int, extra: CardExt
 def _origin(job: Job, init_from: str) -> str:
     """Return the model that training began with: a Hub repository, or else its last name alone."""
     repo = init_from.removeprefix("hf://")
-    here = (job.input_path(init_from), Path(init_from).expanduser())
+    here = (job.input_path(init_from), expand(init_from))
     if HUB_REPO.fullmatch(repo) and not any(path.exists() for path in here):
         return f"[{repo}](https://huggingface.co/{repo.partition('@')[0]})"
     return f"`{PurePath(init_from).name}`"

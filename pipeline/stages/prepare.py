@@ -40,6 +40,7 @@ from pipeline.data.text_rows import RowFormat, write_text_rows
 from pipeline.data.tokenizer_folder import bring_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.digest import covered_fields
+from pipeline.machine.time_limit import attended
 
 __all__ = ["PreparedData", "open_data", "prepare_pretrain", "prepare_sft"]
 
@@ -288,7 +289,7 @@ def _tokenizer(
     assert section is not None
     if section.train is not None and not path.exists():
         say(Note(f"training a BPE of {section.train.vocab_size:,} entries"))
-        _save(train_bpe(_training_texts(job, inputs, say), section.train.vocab_size), path)
+        _save(_trained(job, inputs, section.train.vocab_size, say), path)
     tokenizer = Tokenizer.from_file(path)
     tokenizer.fits(job.model_config_resolved().vocab_size, f"tokenizer: {_where(job)}")
     _check_gguf(job, path)
@@ -311,7 +312,29 @@ def _save(tokenizer: Tokenizer, path: Path) -> None:
     temporary.unlink()
 
 
-def _training_texts(job: Job, inputs: list[Input], say: Say) -> Iterator[str]:
+def _trained(job: Job, inputs: list[Input], vocab_size: int, say: Say) -> Tokenizer:
+    """Return a tokenizer trained on the inputs. A stop is heard meanwhile: `say` raises it."""
+    read, started = _Read(), time.monotonic()
+
+    def look() -> None:
+        if read.complete:
+            say(PrepareProgress("learn the vocabulary", time.monotonic() - started, "s"))
+        else:
+            say(PrepareProgress("read text for the tokenizer", read.bytes / 1e6, "MB"))
+
+    work = partial(train_bpe, _training_texts(job, inputs, read), vocab_size)
+    return attended(work, look)
+
+
+@dataclass
+class _Read:
+    """How much text the tokenizer's training has read, and whether that is all."""
+
+    bytes: int = 0
+    complete: bool = False
+
+
+def _training_texts(job: Job, inputs: list[Input], progress: _Read) -> Iterator[str]:
     """Yield training documents to learn merges from, the same amount from every source."""
     assert job.tokenizer is not None
     assert job.tokenizer.train is not None
@@ -328,10 +351,12 @@ def _training_texts(job: Job, inputs: list[Input], say: Say) -> Iterator[str]:
             if held_out:
                 continue
             yield text
-            read += len(text.encode())
+            size = len(text.encode())
+            read += size
+            progress.bytes += size
             if read >= share:
                 break
-        say(PrepareProgress("train tokenizer", read / 1e6, "MB"))
+    progress.complete = True
 
 
 def _row_format(found: Input, folder: Path, seq_len: int, shard_rows: int) -> RowFormat:

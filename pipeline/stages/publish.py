@@ -18,6 +18,7 @@ from pion.errors import BadInput
 from pipeline.base.terms import Terms
 from pipeline.console.messages import Note, Say
 from pipeline.job import REQUIREMENT, Job
+from pipeline.machine.home import expand
 from pipeline.report.base_card import unknown_licence
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import front_matter
@@ -120,7 +121,7 @@ def publish_run(
     from pipeline.models.load import load_model_in
 
     job, to = history.job, _target(history.job)
-    target, repo = Path(to).expanduser(), repo_of(to)
+    target, repo = expand(to), repo_of(to)
     safe = f"The trained model is safe in {model}."
     check_requirements(job, history.results, safe)
     if repo is None:
@@ -253,7 +254,7 @@ def _check_names(job: Job) -> None:
 def _check_folder(to: str) -> None:
     from pion.export import check_replaceable
 
-    target = Path(to).expanduser().absolute()
+    target = expand(to).absolute()
     check_replaceable(target)
     existing = next(parent for parent in target.parents if parent.exists())
     try:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -28,6 +29,38 @@ def test_starting_the_command_imports_nothing_heavy() -> None:
     loaded = run_to_end([sys.executable, "-c", code]).stdout
     heavy = {"torch", "ray", "transformers", "pydantic", "numpy", "rich", "huggingface_hub"}
     assert not heavy & set(loaded.split())
+
+
+def test_ctrl_c_while_the_command_is_imported_leaves_no_traceback() -> None:
+    code = """if True:
+    import os, signal, sys
+    class Interrupting:
+        def find_spec(self, name, *_):
+            if name == "pion.errors":
+                os.kill(os.getpid(), signal.SIGINT)
+    sys.meta_path.insert(0, Interrupting())
+    from pipeline.entry import run_and_exit
+    run_and_exit()
+    """
+    ended = run_to_end([sys.executable, "-c", code])
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize("command", ["status", "--help", "status nobody"])
+def test_a_closed_standard_output_is_no_bug(command: str, here: Path) -> None:
+    ended = run_to_end(["sh", "-c", f"{sys.executable} -m pipeline.cli {command} >&- <&-"])
+    assert ended.returncode == (2 if command == "status nobody" else 0)
+    assert "bug" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["status ~nobody/x", "export ~nobody/x y", "data ~nobody/x", "import-seed ~nobody/x.pt y"],
+)
+def test_the_home_of_nobody_is_refused_by_name(command: str, here: Path, pion: Pion) -> None:
+    code, _, err = pion(*command.replace("~nobody", "~no-such-user").split())
+    assert code == 2
+    assert "home folder for ~no-such-user" in err
 
 
 def test_the_module_runs_like_the_command_and_exits_with_its_code(here: Path) -> None:

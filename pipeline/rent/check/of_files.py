@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pion.errors import BadInput
 from pipeline.data.sources import find_input
 from pipeline.job import Job
+from pipeline.machine.home import expand
 from pipeline.rent.check.of_base import is_pinned
 from pipeline.rent.check.of_job import is_prepared
 from pipeline.rent.check.row import CheckRow
@@ -41,12 +42,12 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> list[CheckRow]
     workdir = sky_yaml.config.get("workdir")
     local = local_inputs(job, prepared=is_prepared(job))
     if path is not None:
-        local.append(LocalInput("the job file", "", Path(path).expanduser().resolve()))
+        local.append(LocalInput("the job file", "", expand(path).resolve()))
     if not isinstance(workdir, str):
         keys = ", ".join(dict.fromkeys(each.key for each in local))
         words = f"{sky_yaml.path} has no local workdir. Copy these to the machine yourself: {keys}"
         return [*rows, CheckRow("files", None, words)] if local else rows
-    root = Path(workdir).expanduser().resolve()
+    root = expand(workdir).resolve()
     if not root.is_dir():
         raise BadInput(f"{sky_yaml.path}: workdir {root} is not a folder")
     left_out = _left_out(root) if local else set()
@@ -72,7 +73,7 @@ def _require_copied(local: LocalInput, folder: Path, root: Path, left_out: set[P
                 f"{key}: .skyignore or .gitignore excludes {part}, so it is not copied to the "
                 "machine. Move it, or change that file."
             )
-    if Path(named).expanduser().is_absolute():
+    if expand(named).is_absolute():
         raise BadInput(
             f"{key}: {named} is copied to the machine, but into another folder. Name it by its "
             f"path relative to the job file: {os.path.relpath(file, folder)}"

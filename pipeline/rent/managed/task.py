@@ -8,13 +8,13 @@ import shlex
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pion.errors import BadInput
 from pipeline.job import Job
+from pipeline.machine.home import expand
 from pipeline.machine.rented import CPU, priced_at
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.managed.cheapest_first import resources_by_price
@@ -105,7 +105,7 @@ def task_config(
     config["name"] = name
     config["envs"] = {**sky_yaml.envs, **envs}
     if isinstance(config.get("workdir"), str):
-        config["workdir"] = str(Path(config["workdir"]).expanduser().resolve())
+        config["workdir"] = str(expand(config["workdir"]).resolve())
     return config
 
 
@@ -153,7 +153,7 @@ def _travelling_path(job_path: str, sky_yaml: SkyYaml) -> str:
     workdir = sky_yaml.config.get("workdir")
     if not isinstance(workdir, str):
         return job_path
-    root, path = Path(workdir).expanduser().resolve(), Path(job_path).expanduser().resolve()
+    root, path = expand(workdir).resolve(), expand(job_path).resolve()
     if not path.is_relative_to(root):
         raise BadInput(
             f"{job_path} is not inside {root}, the `workdir` of {sky_yaml.path} that is copied to "

@@ -1,9 +1,8 @@
 """Stores: where runs live, and how the command line names a store."""
 
-from pathlib import Path
-
 from pion.errors import BadInput
 from pipeline.console.userinfo import is_url_with_userinfo, userinfo_refused
+from pipeline.machine.home import expand
 from pipeline.state.stores.base import (
     Conflict,
     Entry,
@@ -67,7 +66,7 @@ def open_store(url: str) -> Store:
         )
     if not path.strip():
         raise BadInput("store: the path is empty. Use file:///abs/folder or a plain path.")
-    folder = Path(path).expanduser()
+    folder = expand(path)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"store {url!r}: {folder} is a file, not a folder.")
     return FileStore(folder)

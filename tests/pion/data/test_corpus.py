@@ -117,6 +117,14 @@ def test_text_that_is_not_utf8_is_named_with_its_byte(tmp_path: Path) -> None:
         texts(tmp_path)
 
 
+def test_endless_blank_lines_of_a_small_file_are_refused(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write('{"text": "one"}' + "\n" * 2_000 + '{"text": "two"}\n')
+    with pytest.raises(BadInput, match=r"gz:1002: more than 1,000 bytes of blank lines"):
+        list(jsonl_records(tmp_path, "data.sources.0", 1_000))
+    assert len(list(jsonl_records(tmp_path, "data.sources.0", 3_000))) == 2
+
+
 def test_jsonl_is_read_line_by_line_and_gzip_too(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}')
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:

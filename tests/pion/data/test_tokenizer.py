@@ -30,6 +30,11 @@ def edited(tmp_path: Path, **changes: object) -> Path:
     return path
 
 
+def test_a_long_word_is_learned_from_in_parts() -> None:
+    vocabulary = json.loads(train_bpe(["a" * 5000 + " b"], 300)._source)["model"]["vocab"]
+    assert max(map(len, vocabulary)) == 1024
+
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
 

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pion.errors import BadInput
+from pion.errors import BadInput, Interrupted
 from pipeline.console.messages import Note, PrepareProgress, Shown
 from pipeline.stages.prepare import open_data, prepare_pretrain
 from tests.support.corpora import (
@@ -181,6 +183,35 @@ def test_half_a_surrogate_pair_in_json_is_no_crash(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- interruptions
+
+
+@pytest.mark.parametrize("endless", ["train_bpe", "texts"])
+def test_a_stop_is_heard_while_a_vocabulary_is_learned_or_text_is_read(
+    endless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    over = threading.Event()
+
+    def never(*_: object) -> Iterator[tuple[bool, str]]:
+        over.wait()
+        yield from ()
+
+    def say(message: Shown) -> None:
+        if isinstance(message, PrepareProgress) and not message.what.startswith("read data"):
+            raise Interrupted("Ctrl-C")
+
+    job = make_job(tmp_path)
+    if endless == "texts":
+        save_tokenizer(tmp_path / "tokenizer.json")
+        job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"})
+    stand_in = never if endless == "texts" else lambda *_: next(never(), None)
+    monkeypatch.setattr(f"pipeline.stages.prepare.{endless}", stand_in)
+    try:
+        with pytest.raises(Interrupted):
+            prepare_pretrain(job, tmp_path / "data", say)
+    finally:
+        over.set()
+
 
 SCRIPT = """
 import sys
