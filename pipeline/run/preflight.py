@@ -35,13 +35,7 @@ def preflight(job: Job) -> list[str]:
         )
     if job.hardware.compile is True and gpus == 0:
         _check_compiler_folders()
-    for stage in job.train_stages:
-        batch = job.section(stage).global_batch
-        if batch < workers:
-            raise BadInput(
-                f"{stage}.global_batch {batch} is less than one row for each of the {workers} "
-                f"workers. Nothing was started. Set hardware.workers={batch}."
-            )
+    require_a_row_each(job, workers)
     file = None if job.tokenizer is None else job.tokenizer.file
     if file is not None and not (path := job.input_path(file)).is_file():
         raise BadInput(f"tokenizer.file: {path} does not exist. Nothing was started.")
@@ -65,6 +59,17 @@ def preflight(job: Job) -> list[str]:
 
         notes += check_target(job)
     return notes
+
+
+def require_a_row_each(job: Job, workers: int) -> None:
+    """Raise BadInput if a stage's batch has fewer rows than there are workers."""
+    for stage in job.train_stages:
+        batch = job.section(stage).global_batch
+        if batch < workers:
+            raise BadInput(
+                f"{stage}.global_batch {batch} is less than one row for each of the {workers} "
+                f"workers. Nothing was started. Set hardware.workers={batch}."
+            )
 
 
 def _check_compiler_folders() -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.past_speeds import Speed, past_speeds
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
 from pipeline.rent.plan.what_fits import what_to_change, what_would_fit
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
+from pipeline.run.preflight import require_a_row_each
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
     workers = gpus if job.hardware.workers is None else job.hardware.workers
     if gpus and workers > gpus:
         return f"hardware.workers is {workers}, with {gpus} GPU(s); each worker needs one"
-    for stage in job.train_stages:
-        batch = job.section(stage).global_batch
-        if batch < workers:
-            return f"{stage}.global_batch {batch} is smaller than its {workers} workers"
+    try:
+        require_a_row_each(job, workers)
+    except BadInput as error:
+        return str(error).partition(". Nothing was started")[0]
     return None

@@ -19,6 +19,7 @@ from pipeline.console.formats import printable
 from pipeline.job import Job
 from pipeline.machine.time_limit import begin, within
 from pipeline.rent.check import of_job, of_rental
+from pipeline.rent.check.of_amounts import check_corpus, check_room, check_workers
 from pipeline.rent.check.of_base import check_base
 from pipeline.rent.check.of_controller import check_controller
 from pipeline.rent.check.of_conversations import check_conversations
@@ -136,12 +137,15 @@ def _checks(
         ("model.from", partial(check_base, job, sky_yaml)),
         ("tokenizer", partial(of_job.check_tokenizer, job)),
         ("data", partial(of_job.check_data, job)),
+        ("corpus", partial(check_corpus, job)),
         ("store", partial(of_job.check_store, job)),
+        ("room", partial(check_room, job)),
         ("evaluate", partial(of_job.check_evaluate, job, rented=sky_yaml is not None)),
         ("publish", partial(of_job.check_publish, job)),
     ]
     if sky_yaml is None:
         checks.append(("GPU memory", partial(check_memory, job)))
+        checks.append(("workers", partial(check_workers, job)))
     else:
         checks += [
             ("store from there", partial(of_rental.check_reach, job)),

@@ -8,6 +8,7 @@ import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,25 @@ def test_shards_whose_rows_have_another_length(case: Case) -> None:
     np.save(case.folder / "shard_0.npy", np.zeros((4, 48), np.uint16))
     rows = case.rows(data__sources=[{"kind": "npy", "path": "shard_0.npy"}])
     wrong(rows["data.sources.0"], "shard_0.npy", "48")
+
+
+@pytest.mark.parametrize(
+    ("changes", "row", "words"),
+    [
+        ({"pretrain__global_batch": 5000}, "corpus", "pretrain: the corpus is smaller than one"),
+        ({"data__held_out": 0.0001}, "corpus", "the held_out split does not fill a row"),
+        ({"hardware__workers": 64}, "workers", "less than one row for each of the 64 workers"),
+    ],
+)
+def test_what_run_refuses_is_refused(
+    case: Case, changes: dict[str, Any], row: str, words: str
+) -> None:
+    wrong(case.rows(**changes)[row], words)
+
+
+def test_a_store_without_room_for_a_checkpoint(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100_000))
+    wrong(case.rows()["room"], "100 kB free", "a checkpoint needs")
 
 
 def test_every_source_is_looked_at(case: Case) -> None:
