@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pion.errors import BadInput
 from pipeline.console.formats import amount, duration, printable
 from pipeline.console.masking import masked
+from pipeline.console.out import show_table
 from pipeline.live.parts import Look
 from pipeline.live.reading import Reading
 from pipeline.live.settings import differing
@@ -41,7 +41,7 @@ def show_comparison(runs: Sequence[str], *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(_as_json(looks, settings), indent=1))
         return 0
-    Console(highlight=False).print(_table(looks, settings))
+    show_table(_table(looks, settings))
     return 0
 
 

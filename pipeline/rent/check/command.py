@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pion.errors import BadInput, PionError
 from pipeline.base.read_job import read_job
 from pipeline.console.formats import printable
+from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import Job
 from pipeline.machine.time_limit import begin, within
 from pipeline.rent.check import of_job, of_rental
@@ -65,7 +65,8 @@ def show_check(
     if on is not None:
         try:
             # SkyPilot may fetch its list of GPUs to read the file, without a time limit.
-            sky_yaml = within(end - JOB_SECONDS - time.monotonic(), partial(read_sky_yaml, on))
+            with saying_if_slow(f"SkyPilot reads {on} and its list of GPUs"):
+                sky_yaml = within(end - JOB_SECONDS - time.monotonic(), partial(read_sky_yaml, on))
         except BadInput as error:
             rows.append(CheckRow("rental", False, str(error)))
         except TimeoutError:
@@ -82,7 +83,8 @@ def show_check(
             rows.append(CheckRow("rental", False, str(error)))
             sky_yaml = None
     if loaded is not None:
-        rows += run_checks(loaded, sky_yaml, path=job, force=force, end=end)
+        with saying_if_slow("still checking: a first start or a slow network takes longer"):
+            rows += run_checks(loaded, sky_yaml, path=job, force=force, end=end)
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:
@@ -169,7 +171,7 @@ def print_rows(rows: Sequence[CheckRow]) -> None:
     table.add_column(overflow="fold")
     for row in rows:
         table.add_row(MARKS[row.ok], Text(printable(row.name)), Text(printable(row.words)))
-    Console(highlight=False).print(table)
+    show_table(table)
 
 
 def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:

@@ -50,9 +50,7 @@ def _is_small(job: Job) -> bool:
         if not isinstance(source, TextFiles | JsonlFiles | ParquetFiles):
             return False
         files = find_input(job, source, f"data.sources.{number}").files
-        if any(
-            file.suffix in (".gz", ".parquet") for file in files
-        )::
+        if any(file.suffix in (".gz", ".parquet") for file in files):
             return False
         total += sum(file.stat().st_size for file in files)
     return total <= COUNTED_BYTES

@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
 from pipeline.console.formats import amount, printable
+from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import Job
 from pipeline.rent.plan.bench_speeds import bench_results
 from pipeline.rent.plan.compared import of_rental, on_the_market
@@ -21,6 +22,9 @@ from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
 from pipeline.rent.plan.past_speeds import past_speeds
 from pipeline.rent.plan.ways import GIB, Way, Ways, ways_on
 from pipeline.rent.plan.what_fits import what_to_change, what_would_fit
+
+# With less than so many seconds of training, the boot decides how long a job takes.
+BRIEF = 60.0
 
 
 def show_plan(
@@ -42,7 +46,8 @@ def show_plan(
     plan = read_job(job, overrides)
     results = bench_results(bench)
     uncertain = expect_rows(plan)
-    compared = on_the_market(plan, gpus) if on is None else of_rental(plan, on)
+    with saying_if_slow("asking SkyPilot for the prices of machines"):
+        compared = on_the_market(plan, gpus) if on is None else of_rental(plan, on)
     speeds, nodes = past_speeds(plan), compared.num_nodes
     guesses = [estimate(plan, o, speeds, num_nodes=nodes, bench=results) for o in compared.offers]
     estimates = ranked(guesses)
@@ -56,23 +61,26 @@ def show_plan(
     if as_json:
         print(json.dumps(_as_json(plan, estimates, notes), indent=1))
         return 0
-    console = Console(highlight=False)
-    console.print(_table(plan, estimates))
+    show_table(_table(plan, estimates))
     ways = {e.offer.gpu: ways_on(plan, e.offer) for e in estimates}
     if any(ways.values()):
-        console.print(_ways_table(plan, ways))
+        show_table(_ways_table(plan, ways))
     for note in notes:
         style = "yellow" if note.startswith("warning: ") else "dim"
-        console.print(f"· {printable(note)}", markup=False, style=style)
+        show_table(Text(f"· {printable(note)}"), style)
     return 0
 
 
 def ranked(estimates: Sequence[Estimate]) -> list[Estimate]:
-    """Return the estimates by dollars, then those without a price by hours, then those that don't
-    fit."""
+    """Return the estimates by dollars (by $/h if all train briefly), then those without a price by
+    hours, then those that don't fit."""
+
+    brief = all_brief(estimates)
 
     def rank(e: Estimate) -> tuple[bool, bool, float, float, str]:
         memory = e.offer.gpu_memory or 0
+        if brief and e.fits:
+            return False, e.offer.price is None, e.offer.price or 0.0, 0.0, str(e.offer)
         hours = float("inf") if e.hours is None else e.hours
         return (
             not e.fits,
@@ -83,6 +91,12 @@ def ranked(estimates: Sequence[Estimate]) -> list[Estimate]:
         )
 
     return sorted(estimates, key=rank)
+
+
+def all_brief(estimates: Sequence[Estimate]) -> bool:
+    """Return whether training takes less than a minute on each GPU that it fits on."""
+    fit = [e for e in estimates if e.fits and e.stages]
+    return bool(fit) and all((e.training_seconds or BRIEF) < BRIEF for e in fit)
 
 
 def batch_in_words(estimate: Estimate) -> str:
@@ -99,6 +113,12 @@ def _assumptions(job: Job, estimates: Sequence[Estimate], changes: Sequence[str]
     if count > 1:
         notes.append(f"$/h and tokens/s are for a machine's {count} GPUs, one for each worker")
     notes += [f"tokens/s {s}" for s in sorted({s.speed_from for e in estimates for s in e.stages})]
+    if all_brief(estimates):
+        notes.append(
+            f"training takes less than a minute on each GPU, so a boot of {RESTART_SECONDS:.0f} s "
+            "is nearly all of the time, and the list is sorted by $/h. So small a model also "
+            "trains slower than its tokens/s: the GPU mostly waits for its next kernel"
+        )
     notes.append("$/10⁹: dollars for a billion tokens")
     if any(e.offer.use_spot for e in estimates):
         notes.append(

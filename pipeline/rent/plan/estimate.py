@@ -101,6 +101,12 @@ class Estimate:
         return self.tokens / sum(known) if known and len(known) == len(seconds) else None
 
     @property
+    def training_seconds(self) -> float | None:
+        """The seconds of all stages, without boots and preemptions."""
+        seconds = [stage.seconds for stage in self.stages]
+        return None if None in seconds else sum(s for s in seconds if s is not None)
+
+    @property
     def peak_bytes(self) -> int:
         """The most memory that a stage needs on one GPU."""
         return max((stage.peak_bytes for stage in self.stages), default=0)

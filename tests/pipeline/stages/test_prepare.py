@@ -203,7 +203,8 @@ def test_a_stop_is_heard_while_a_vocabulary_is_learned_or_text_is_read(
     job = make_job(tmp_path)
     if endless == "texts":
         save_tokenizer(tmp_path / "tokenizer.json")
-        job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"})
+        shape = model_of(400)
+        job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=shape)
     stand_in = never if endless == "texts" else lambda *_: next(never(), None)
     monkeypatch.setattr(f"pipeline.stages.prepare.{endless}", stand_in)
     try:

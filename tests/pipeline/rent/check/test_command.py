@@ -100,6 +100,15 @@ def test_a_store_without_room_for_a_checkpoint(case: Case, monkeypatch: pytest.M
     wrong(case.rows()["room"], "100 kB free", "a checkpoint needs")
 
 
+def test_a_pipe_gets_whole_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    command.print_rows([CheckRow("a", True, "b"), CheckRow("data", False, "word " * 50 + "end")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["✓  a     b", "✗  data  " + "word " * 50 + "end"]
+
+
 def test_every_source_is_looked_at(case: Case) -> None:
     nowhere = {"kind": "text", "path": "nowhere"}
     rows = case.rows(data__sources=[nowhere, {"kind": "text", "path": "text"}, nowhere])

@@ -52,6 +52,13 @@ def test_a_row_has_everything_there_is_to_compare(plan: Any) -> None:
     assert [stage["stage"] for stage in row["stages"]] == ["pretrain", "sft"]
 
 
+def test_below_a_minute_of_training_the_price_of_an_hour_decides(plan: Any) -> None:
+    shown = plan(SMALL, "pretrain.steps=20", "sft.steps=5", "pretrain.warmup_steps=1")
+    prices = [row["price"] for row in shown["estimates"] if row["price"] is not None]
+    assert prices == sorted(prices)
+    assert "training takes less than a minute on each GPU" in "\n".join(shown["notes"])
+
+
 def test_what_is_assumed_is_said(plan: Any) -> None:
     notes = "\n".join(plan()["notes"])
     assert "tokens/s estimated: 15% MFU assumed" in notes
