@@ -51,9 +51,17 @@ def fork(run: str, new: str, *, at: int | None, stage: str | None) -> int:
         f"created {store.url}/{name} from {state.name} at {entry.stage} step {entry.step:,}. "
         f"To train it: pion run JOB name={name}"
         + ("" if store.url == state.store.url else f" store={store.url}")
+        + _published_elsewhere(head)
         + " [key=value …]"
     )
     return 0
+
+
+def _published_elsewhere(head: Head) -> str:
+    """Return the override with which a fork leaves the model alone that its source published."""
+    record = head.stages.get("publish")
+    to = None if record is None else record.result.get("target")
+    return f" publish.to={to.rstrip('/')}-2" if isinstance(to, str) else ""
 
 
 def fork_run(

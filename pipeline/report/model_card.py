@@ -24,6 +24,7 @@ from pipeline.report.base_card import (
 from pipeline.report.before_after import HEADER, before_after_rows, what_it_forgot
 from pipeline.report.gguf_card import gguf_section
 from pipeline.report.history import Row, RunHistory
+from pipeline.report.published_by import run_id
 from pipeline.report.result_tables import (
     choice_rows,
     chosen_checkpoint,
@@ -149,6 +150,7 @@ def front_matter(job: Job, terms: Terms | None = None) -> str:
         tags=["pion", *(["conversational"] if job.sft else [])],
         datasets=datasets or None,
         model_name=job.name,
+        pion_run=run_id(job),
     )
     return f"---\n{data.to_yaml()}\n---"
 

@@ -42,6 +42,9 @@ class Measured(TypedDict):
     response_loss_sem: NotRequired[Number]
     stop_accuracy: NotRequired[Number]
     stop_accuracy_sem: NotRequired[Number]
+    false_stop_rate: NotRequired[Number]
+    ends: NotRequired[Count]
+    others: NotRequired[Count]
     continuations: NotRequired[Choices | None]
     packs: NotRequired[Mapping[str, Choices | None]]
     text: NotRequired[OfText]
@@ -93,6 +96,8 @@ class Published(TypedDict):
     url: NotRequired[str | None]
     path: NotRequired[str | None]
     card: NotRequired[str | None]
+    commit: NotRequired[str]  # of the repository
+    sha256: NotRequired[Sha256]  # of the weights in the folder; older versions kept none
 
 
 def evaluated(head: Head, run: str) -> Evaluated:

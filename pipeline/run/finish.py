@@ -15,7 +15,8 @@ from pipeline.job.digest import Digests
 from pipeline.models.bring import bring_model
 from pipeline.report.history import read_history
 from pipeline.report.of_run import REPORT
-from pipeline.report.results import evaluated, published
+from pipeline.report.published_by import is_still_there
+from pipeline.report.results import Published, evaluated, published
 from pipeline.run.stored_parts import StoredParts
 from pipeline.state.bases import bring_base
 from pipeline.state.checkpoints.selected import final_checkpoint, selected
@@ -90,11 +91,20 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
     result = published(head, run.url)
     if result:
-        rows.append(["model", result.get("url") or _shown(Path(result.get("path") or "?"))])
-        rows.append(["card", str(result.get("card"))])
+        rows += _model_rows(job, result)
     default = job.store == DEFAULT_STORE
     rows.append(["try it", f"pion chat {'' if default else run.store.url + '/'}{job.name}"])
     return rows
+
+
+def _model_rows(job: Job, result: Published) -> list[list[str]]:
+    """Return the published model and its card. A folder that has changed since is no longer it."""
+    if url := result.get("url"):
+        return [["model", url], ["card", str(result.get("card"))]]
+    folder = Path(result.get("path") or "?")
+    if is_still_there(job, result, folder):
+        return [["model", _shown(folder)], ["card", str(result.get("card"))]]
+    return [["model", f"{_shown(folder)} no longer has this run's model; the run still has it"]]
 
 
 def _last_checkpoint(head: Head, stage: str) -> str:

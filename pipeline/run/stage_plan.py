@@ -191,7 +191,7 @@ class Refusal:
                 f"  pion run {self.job_path} --redo {stage}    redo {', '.join(follows)}"
                 + (f" (keeps {', '.join(kept)});" if kept else ";"),
                 *self._fork(stale, plans),
-                f"  pion run {self.job_path} name={self.job.name}-2    a separate new run.",
+                f"  pion run {self.job_path} {self._other}    a separate new run.",
             ]
         )
 
@@ -216,8 +216,15 @@ class Refusal:
         else:
             return []
         run = job.name if job.store == DEFAULT_STORE else f"{job.store}/{job.name}"
-        fork = f"pion fork {run} {job.name}-2 {where} && pion run {self.job_path} name={job.name}-2"
+        fork = f"pion fork {run} {job.name}-2 {where} && pion run {self.job_path} {self._other}"
         return [f"  {fork}    {what}"]
+
+    @property
+    def _other(self) -> str:
+        """The overrides that make another run, which publishes somewhere else."""
+        publish = self.job.publish
+        to = "" if publish is None else f" publish.to={publish.to.rstrip('/')}-2"
+        return f"name={self.job.name}-2{to}"
 
     def _fixed_steps(self, stale: StaleStage) -> list[str]:
         """Return why `steps` can't be raised, if it never could."""

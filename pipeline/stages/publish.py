@@ -22,9 +22,10 @@ from pipeline.machine.home import expand
 from pipeline.report.base_card import unknown_licence
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import front_matter
+from pipeline.report.published_by import card_in, other_run, weights_sha256
 from pipeline.stages.publish_adapter import check_adapter
 from pipeline.stages.publish_folder import Finished, write_published
-from pipeline.stages.publish_hub import Unreachable, check_repo, push, repo_of
+from pipeline.stages.publish_hub import Unreachable, card_of, check_repo, push, repo_of
 
 if TYPE_CHECKING:
     pass
@@ -46,14 +47,14 @@ MEASURES = (
     "continuations",
     "packs",
 )
-SFT_MEASURES = ("response_loss", "stop_accuracy")
+SFT_MEASURES = ("response_loss", "stop_accuracy", "false_stop_rate")
 
 
 def check_target(job: Job) -> list[str]:
     """Check before training that publishing can work after it; return notes for the user.
 
     Raises BadInput for an unknown name in publish.require, a folder that can't be written or holds
-    something else, and a Hub repository that this token can't publish to.
+    something else, a Hub repository that this token can't publish to, and the model of another run.
     """
     if job.publish is None:
         return []
@@ -61,10 +62,11 @@ def check_target(job: Job) -> list[str]:
     repo = repo_of(job.publish.to)
     _check_form(job, to_hub=repo is not None)
     if repo is None:
-        _check_folder(job.publish.to)
+        _check_ours(job, "Nothing was started.")
         return []
     try:
         check_repo(repo, private=job.publish.private, card=front_matter(job))
+        _check_ours(job, "Nothing was started.")
     except Unreachable as error:
         return [f"publish.to: {job.publish.to} could not be checked: {error}"]
     return []
@@ -109,11 +111,13 @@ def publish_run(
         base: the folder with the small files of the model that the run started from, if any.
 
     Returns:
-        `target` as the job names it, `path` or `url`, `commit` (Hub), `card`, `parameters` and
-        `max_logit_difference`; of publish.gguf, `gguf` (the file) or `gguf_failed` (why not).
+        `target` as the job names it, `path` and the `sha256` of its weights, or `url` and `commit`
+        (Hub), `card`, `parameters` and `max_logit_difference`; of publish.gguf, `gguf` (the file)
+        or `gguf_failed` (why not).
 
     Raises:
-        BadInput: a condition of publish.require is not met, or the target refuses.
+        BadInput: a condition of publish.require is not met, or the target refuses or belongs to
+            another run.
         PionError: the exported folder does not load as the same model; nothing was published.
         Interrupted: the Hub stayed unreachable.
     """
@@ -124,8 +128,7 @@ def publish_run(
     target, repo = expand(to), repo_of(to)
     safe = f"The trained model is safe in {model}."
     check_requirements(job, history.results, safe)
-    if repo is None:
-        _check_folder(to)
+    _check_ours(job, f"Nothing was published. {safe}")
     finished = Finished(history, model, load_model_in(model), texts, base)
     if repo is not None and _needs_licence(job, finished.terms):
         say(Note(f"warning: {unknown_licence(job)}"))
@@ -137,7 +140,7 @@ def publish_run(
                 where = _upload(job, repo, staging, say, safe)
             else:
                 replace_folder(staging, target)
-                where = {"path": str(target), "card": str(target / "README.md")}
+                where = _where(target)
         except OSError as error:
             raise BadInput(
                 f"publish.to: {to}: can't write ({error.strerror or error}). {safe} Free some "
@@ -145,6 +148,11 @@ def publish_run(
                 "repeat the publish stage."
             ) from error
     return {"target": to, **where, **exported}
+
+
+def _where(target: Path) -> dict[str, Any]:
+    card = str(target / "README.md")
+    return {"path": str(target), "card": card, "sha256": weights_sha256(target)}
 
 
 def _tell(exported: Mapping[str, Any], loaded_by: str, model: Path, say: Say) -> None:
@@ -265,6 +273,24 @@ def _check_folder(to: str) -> None:
             f"publish.to: {to}: nothing can be written in {existing} ({error.strerror}). "
             "Name a folder that can be written."
         ) from None
+
+
+def _check_ours(job: Job, safe: str) -> None:
+    """Raise BadInput if another run published what is at the target: it would be replaced."""
+    to = _target(job)
+    repo = repo_of(to)
+    if repo is None:
+        _check_folder(to)
+    other = other_run(job, card_in(Path(to).expanduser()) if repo is None else card_of(repo))
+    if other is None:
+        return
+    where = "the same name in another store" if other == job.name else f"the name {other}"
+    raise BadInput(
+        f"publish.to: {to} is the model of another run, with {where}. {safe} To keep both, publish "
+        f"somewhere else: publish.to={to.rstrip('/')}-2. To replace that model, or if this is the "
+        f"same run in a store that was moved, remove the lines model_name and pion_run from the "
+        "README.md there."
+    )
 
 
 @contextmanager

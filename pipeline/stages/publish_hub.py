@@ -87,6 +87,26 @@ def check_repo(repo: str, *, private: bool, card: str) -> None:
     _call(repo, lambda: _check_card(api, card))
 
 
+def card_of(repo: str) -> str:
+    """Return the card in a repository; "" if there is none.
+
+    Raises Unreachable, and BadInput if the Hub refuses.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    api = _api(repo)
+
+    def read() -> str:
+        try:
+            return Path(api.hf_hub_download(repo, "README.md")).read_text(errors="replace")
+        except EntryNotFoundError:
+            return ""
+
+    with suppress(RepositoryNotFoundError):
+        return _call(repo, read)
+    return ""
+
+
 def _may_write(rights: dict[str, Any], repo: str) -> bool:
     """Return whether a fine-grained token's `rights` let it write to the model repository."""
     places = [("user", repo.split("/")[0]), ("org", repo.split("/")[0]), ("model", repo)]

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import pion.export
+from pion.data.arrays import sha256_file
 from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput, Interrupted, PionError
 from pion.model.decoder import Decoder
@@ -18,6 +19,7 @@ from pipeline.console.messages import Note
 from pipeline.cost.costs import Costs
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
+from pipeline.report.published_by import card_in, is_still_there, other_run
 from pipeline.stages.publish import check_target, publish_run
 from pipeline.state.records import Head, StageRecord
 from tests.support.hub_server import FINE_GRAINED_TOKEN, READ_TOKEN, HubServer, hub_server
@@ -131,6 +133,7 @@ def test_a_folder_gets_the_model_its_card_and_its_loss_plot(
     assert published == {
         "target": str(out),
         "path": str(out),
+        "sha256": sha256_file(out / "model.safetensors"),
         "card": str(out / "README.md"),
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         "max_logit_difference": pytest.approx(0, abs=1e-4),
@@ -267,7 +270,46 @@ def test_a_limit_that_is_no_number_is_bad_input(trained: Trained, tmp_path: Path
         check_target(trained.job(tmp_path / "demo", require=["loss < 1e"]))
 
 
+def test_a_folder_belongs_to_the_run_that_published_it(trained: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    published = trained.publish(out)
+    assert check_target(trained.job(out)) == []
+    before = contents(out)
+    for other in ({"name": "other"}, {"store": str(tmp_path / "elsewhere")}):
+        job = trained.job(out).model_copy(update=other)
+        with pytest.raises(BadInput, match=f"another run.*publish.to={out}-2"):
+            check_target(job)
+        assert is_still_there(job, published, out)
+    history = RunHistory(job, "", Head(), [TRAINING], METRICS, Costs((), {}))
+    with pytest.raises(BadInput, match=r"Nothing was published\. The trained model is safe"):
+        publish_run(history, trained.model, TEXTS, print)
+    assert contents(out) == before
+    save_file({"w": torch.zeros(1)}, out / "model.safetensors")
+    assert not is_still_there(trained.job(out), published, out)
+
+
+def test_a_card_of_an_older_version_tells_the_run_by_its_name(
+    trained: Trained, tmp_path: Path
+) -> None:
+    card = tmp_path / "README.md"
+    card.write_text("---\nmodel_name: demo\ntags: [pion]\n---\n# demo\n")
+    job = trained.job(tmp_path)
+    assert other_run(job, card_in(tmp_path)) is None
+    assert other_run(job.model_copy(update={"name": "demo-2"}), card_in(tmp_path)) == "demo"
+    assert other_run(job, "---\n- [\n---") is None
+
+
 # ---------------------------------------------------------------- the Hub
+
+
+def test_a_repository_belongs_to_the_run_that_published_it(
+    hub: HubServer, trained: Trained
+) -> None:
+    trained.publish("hf://tester/demo")
+    assert check_target(trained.job("hf://tester/demo")) == []
+    job = trained.job("hf://tester/demo").model_copy(update={"name": "other"})
+    with pytest.raises(BadInput, match=r"another run.*publish.to=hf://tester/demo-2"):
+        check_target(job)
 
 
 def test_a_hub_repository_gets_everything_in_one_commit_and_is_private(

@@ -1,0 +1,76 @@
+"""The mark in a published model's card that says which run published it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pion.data.arrays import sha256_file
+from pion.untrusted import read_file
+from pipeline.job import Job
+from pipeline.job.bounded_yaml import BoundedLoader
+from pipeline.report.results import Published
+from pipeline.state.stores import open_store
+
+CARD = "README.md"
+LARGEST_CARD = 1 << 20
+# Of a model, and of an adapter.
+WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+
+
+def run_id(job: Job) -> str:
+    """Return the mark of the job's run: a hash, because the address of a store is nobody's."""
+    return hashlib.sha256(f"{open_store(job.store).url}/{job.name}".encode()).hexdigest()[:16]
+
+
+def other_run(job: Job, card: str) -> str | None:
+    """Return the name of the other run that published a card; None if this run or nobody did.
+
+    Cards of older versions have the name alone.
+    """
+    fields = _front_matter(card)
+    name, mark = fields.get("model_name"), fields.get("pion_run")
+    if not isinstance(name, str) or mark == run_id(job) or (mark is None and name == job.name):
+        return None
+    return name
+
+
+def card_in(folder: Path) -> str:
+    """Return the card of a published folder; "" if there is none that can be read."""
+    try:
+        return read_file(folder / CARD, LARGEST_CARD).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def weights_sha256(folder: Path) -> str | None:
+    """Return the hash of a published folder's weights; None if there are none to read."""
+    for name in WEIGHTS:
+        try:
+            return sha256_file(folder / name)
+        except OSError:
+            continue
+    return None
+
+
+def is_still_there(job: Job, result: Published, folder: Path) -> bool:
+    """Return whether the folder has what a run published: the same weights, or, of a result
+    without their hash, a card that is not of another run."""
+    expected, found = result.get("sha256"), weights_sha256(folder)
+    if found is None or expected is None:
+        return found is not None and other_run(job, card_in(folder)) is None
+    return found == expected
+
+
+def _front_matter(card: str) -> dict[str, Any]:
+    start, _, rest = card.partition("---\n")
+    if start.strip():
+        return {}
+    try:
+        fields = yaml.load(rest.partition("\n---")[0], BoundedLoader)  # noqa: S506
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
