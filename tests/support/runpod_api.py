@@ -33,6 +33,7 @@ class RunPodApi:
         # If set, the API answers every request with this.
         self.status = 200
         self.error: str | None = None
+        self.body: str | None = None
 
     def rent(self, pod: str, name: str, status: str = "RUNNING", change: str = "") -> None:
         """Add a pod; `change` is its last change of status, in RunPod's words."""
@@ -111,7 +112,7 @@ def serve_runpod(api: RunPodApi) -> Iterator[str]:
             self._send(200, {})
 
         def _send(self, status: int, answer: dict[str, Any]) -> None:
-            body = json.dumps(answer).encode()
+            body = (json.dumps(answer) if api.body is None else api.body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -69,18 +69,7 @@ def list_pods(rented_from: str | None = None) -> list[Pod]:
     Without `rented_from`, pods of two computers may share a job number and a cluster name. Raises
     PionError if RunPod can't be asked.
     """
-    found = [
-        Pod(
-            id=str(pod["id"]),
-            name=str(pod.get("name") or ""),
-            status=str(pod.get("desiredStatus") or ""),
-            gpu=(pod.get("machine") or {}).get("gpuDisplayName"),
-            price=pod.get("costPerHr"),
-            count=int(pod.get("gpuCount") or 0),
-            created=_created(str(pod.get("lastStatusChange") or "")),
-        )
-        for pod in ask_runpod("list the pods", lambda runpod: runpod.get_pods())
-    ]
+    found = ask_runpod("list the pods", lambda runpod: [_pod(pod) for pod in runpod.get_pods()])
     return [pod for pod in found if rented_from is None or pod.rented_from == rented_from]
 
 
@@ -97,15 +86,30 @@ def ask_runpod(what: str, question: Callable[[Any], Any]) -> Any:
             f"RunPod does not accept this machine's key, so it can't {what}. Put a valid key into "
             f"{_config_file()}: `runpod config`."
         ) from None
-    except (
-        QueryError,
-        RequestException,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except QueryError as error:  # in RunPod's own words, such as a balance that is too low
+        raise PionError(f"RunPod could not {what}: {error}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise PionError(
+            f"RunPod could not {what}: its answer can't be read. RunPod may be down, it may refuse "
+            "this address, or a proxy may answer in its place. Run the same command again in some "
+            f"minutes. ({type(error).__name__}: {error})"
+        ) from error
+    except RequestException as error:
         raise PionError(f"RunPod could not {what}: {type(error).__name__}: {error}") from error
+
+
+def _pod(pod: Mapping[str, Any]) -> Pod:
+    """Return a pod of RunPod's list. Raises ValueError, LookupError or TypeError if it is none."""
+    price = pod.get("costPerHr")
+    return Pod(
+        id=str(pod["id"]),
+        name=str(pod.get("name") or ""),
+        status=str(pod.get("desiredStatus") or ""),
+        gpu=(pod.get("machine") or {}).get("gpuDisplayName"),
+        price=None if price is None else float(price),
+        count=int(pod.get("gpuCount") or 0),
+        created=_created(str(pod.get("lastStatusChange") or "")),
+    )
 
 
 def _created(change: str) -> float | None:

@@ -58,6 +58,27 @@ def test_what_runpod_says_is_passed_on(runpod_api: RunPodApi) -> None:
         list_pods()
 
 
+@pytest.mark.parametrize("status", [200, 402, 403, 500, 502])
+@pytest.mark.parametrize(
+    "body", ["", "<html>busy</html>", "null", "{}", '{"data": {"myself": null}}', "[1]"]
+)
+def test_an_answer_that_is_not_the_apis_is_an_outage_and_no_bug(
+    runpod_api: RunPodApi, status: int, body: str
+) -> None:
+    runpod_api.status, runpod_api.body = status, body
+    with pytest.raises(PionError, match=r"list the pods: its answer can't be read.*again in some"):
+        list_pods()
+
+
+@pytest.mark.parametrize(
+    "pods", ["null", '[{"name": "no id"}]', "[null]", '[{"id": "a", "costPerHr": "much"}]']
+)
+def test_a_list_that_is_damaged_is_an_outage_and_no_bug(runpod_api: RunPodApi, pods: str) -> None:
+    runpod_api.body = f'{{"data": {{"myself": {{"pods": {pods}}}}}}}'
+    with pytest.raises(PionError, match="its answer can't be read"):
+        list_pods()
+
+
 def test_pods_of_the_same_job_number_on_another_computer_can_be_told_apart(
     runpod_api: RunPodApi,
 ) -> None:
