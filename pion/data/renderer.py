@@ -50,7 +50,8 @@ class Rendered:
 class Renderer:
     """Renders one template. Each call blocks; a renderer is for one thread.
 
-    The process ends with `close`, at the latest with this object or this process.
+    The process ends with `close`, at the latest with this object or this process. A text that takes
+    too long ends the process, and the next text starts another one.
     """
 
     def __init__(self, template: str, names: Mapping[str, str], day: date, where: str) -> None:
@@ -60,20 +61,10 @@ class Renderer:
         Raises BadInput if the process can't start.
         """
         self._where = where
-        self._connection, theirs = Pipe()
-        command = [sys.executable, "-P", "-m", "pion.data.template_worker", str(theirs.fileno())]
-        with theirs:
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # what it has to say is in its answers
-            )
+        self._first = first_request(template, names, day)
+        self._process, self._connection = _start()
         self._end = weakref.finalize(self, _end, self._process, self._connection)
-        start = first_request(template, names, day)
-        self._exchange(start, START_SECONDS, "starting the process that renders it")
+        self._introduce()
 
     def close(self) -> None:
         """End the process."""
@@ -106,7 +97,14 @@ class Renderer:
             raise Refused(answer["refused"])
         return answer
 
+    def _introduce(self) -> None:
+        self._exchange(self._first, START_SECONDS, "starting the process that renders it")
+
     def _exchange(self, request: dict[str, Any], seconds: float, doing: str) -> dict[str, Any]:
+        if self._connection.closed:  # an earlier text took too long, and its process was ended
+            self._process, self._connection = _start()
+            self._end = weakref.finalize(self, _end, self._process, self._connection)
+            self._introduce()
         try:
             self._connection.send_bytes(json.dumps(request, default=str).encode())
             if not self._connection.poll(seconds):
@@ -135,6 +133,22 @@ def first_request(template: str, names: Mapping[str, str], day: date) -> dict[st
         "variables": dict(names),
         "most_seconds": ceil(SECONDS) + 5,
     }
+
+
+def _start() -> tuple[subprocess.Popen[bytes], Connection]:
+    """Return the process, and the connection to it."""
+    ours, theirs = Pipe()
+    command = [sys.executable, "-P", "-m", "pion.data.template_worker", str(theirs.fileno())]
+    with theirs:
+        process = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # what it has to say is in its answers
+        )
+    return process, ours
 
 
 def _environment() -> dict[str, str]:

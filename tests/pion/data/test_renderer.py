@@ -113,12 +113,17 @@ def test_a_template_that_can_not_be_compiled_is_refused(attack: str) -> None:
 
 def test_an_endless_template_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renderer_module, "SECONDS", 0.5)
-    renderer = made(LOOP * 4 + "{% endfor %}" * 4)
+    slow = LOOP * 4 + "{% endfor %}" * 4
+    renderer = made("{% if messages[0].content != 'quick' %}" + slow + "{% endif %}rendered")
     started = time.monotonic()
     with pytest.raises(BadInput, match=r"took more than 0.5 s \(data.jsonl:3\)"):
         renderer.text(TALK, prompt=True)
     assert time.monotonic() - started < 10
     assert renderer._process.poll() is not None
+    monkeypatch.undo()
+    quick = Conversation([{"role": "user", "content": "quick"}], None, "data.jsonl:4")
+    assert renderer.text(quick, prompt=True) == "rendered"  # in another process
+    renderer.close()
 
 
 def test_an_endless_template_ends_when_the_process_that_asked_is_gone() -> None:
