@@ -15,6 +15,9 @@ from pipeline.console.masking import masked
 TRACEBACK_LIMIT = 100
 # The longest message that is repeated on the terminal.
 _LONGEST = 2000
+# How many files a process leaves, so that those who ask a server can't fill the disk.
+MOST_FILES = 20
+_written: list[str] = []
 
 
 def report_bug(error: BaseException, arguments: Sequence[str]) -> str:
@@ -31,6 +34,8 @@ def report_bug(error: BaseException, arguments: Sequence[str]) -> str:
 
 
 def _where(error: BaseException, arguments: Sequence[str]) -> str:
+    if len(_written) >= MOST_FILES:
+        return f"No more tracebacks are written after {MOST_FILES}; the last is in {_written[-1]}."
     try:
         path = _write(error, arguments)
     except OSError as problem:
@@ -52,4 +57,5 @@ def _write(error: BaseException, arguments: Sequence[str]) -> str:
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise
+    _written.append(path)
     return path

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError
 
 from pion.errors import BadInput
 from pion.generate import Text
@@ -55,8 +56,8 @@ class Api:
             [
                 web.get("/", self._page),
                 web.get("/health", self._health),
-                web.get("/v1/models", self._list_models),
-                web.get("/v1/models/{name:.+}", self._show_model),
+                web.get("/v1/models{slash:/?}", self._list_models),
+                web.get("/v1/models/{name:.+?}{slash:/?}", self._show_model),
                 web.post("/v1/chat/completions", self._chat),
                 web.post("/v1/completions", self._complete),
                 web.post("/v1/tokenize", self._tokenize),
@@ -205,6 +206,10 @@ async def _body(request: web.Request, kind: type[Body]) -> Body:
             data = await request.read()
     except TimeoutError:
         raise ApiError(408, "the request did not arrive in time", code="timeout") from None
+    except (web.RequestPayloadError, ContentEncodingError) as error:
+        coding = request.headers.get("Content-Encoding", "none")
+        words = f"the body can't be read (Content-Encoding: {coding[:40]}): {error}"
+        raise ApiError(400, words, code="damaged_body") from None
     try:
         fields = parse_json(data, "the body")
     except BadInput as error:

@@ -10,6 +10,7 @@ requests but those for a page need the key.
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+_HOST = re.compile(r"[^/\\@#?\s]+")
 # For answers that are no pages: nothing in them is ever run or shown as a page.
 NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 
@@ -78,7 +80,9 @@ def _refusal(request: web.Request, rules: Rules) -> tuple[int, str, str] | None:
         return 415, "not_json", "send the request as Content-Type: application/json"
     if rules.key is not None and request.path not in rules.open_paths:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode(), rules.key.encode())
+        same = hmac.compare_digest(
+            given.strip().encode(errors="surrogateescape"), rules.key.encode()
+        )
         if scheme.lower() != "bearer" or not same:
             return 401, "invalid_api_key", "send the key: Authorization: Bearer PION_API_KEY"
     return None
@@ -86,6 +90,8 @@ def _refusal(request: web.Request, rules: Rules) -> tuple[int, str, str] | None:
 
 def _name(host: str) -> str:
     """Return the name in a `Host` header, in lower case and without the port; "" if it is wrong."""
+    if not _HOST.fullmatch(host):  # urlsplit would leave out what is before an @ or after a /
+        return ""
     try:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:

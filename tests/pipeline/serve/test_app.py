@@ -326,3 +326,18 @@ def test_a_malformed_body_is_refused(body: bytes, status: int, served: Served) -
         return
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
+def test_a_damaged_compressed_body_is_refused(coding: str, served: Served) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    for body in (b"not compressed", b"\x1f\x8b\x08\x00" * 9):
+        answer = httpx.post(f"{served.url}/v1/completions", content=body, headers=headers)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_path_may_end_with_a_slash(served: Served) -> None:
+    for path in ("", "/", "/chat", "/chat/"):
+        assert httpx.get(f"{served.url}/v1/models{path}").status_code == 200
+    assert httpx.get(f"{served.url}/v1/models/nobody/").status_code == 404
