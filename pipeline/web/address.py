@@ -14,6 +14,8 @@ from pion.errors import BadInput
 API_KEY = "PION_API_KEY"
 # A shorter key could be guessed, and is not recognized as a secret in messages.
 SHORTEST_KEY = 12
+# How long a client may leave an answer unread.
+UNREAD_SECONDS = 60.0
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -80,6 +82,9 @@ class Address:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The kernel ends connections whose reader takes nothing for so long.
+        milliseconds = int(UNREAD_SECONDS * 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         try:
             listener.bind((self.host, self.port))
         except (OSError, OverflowError) as error:
