@@ -41,6 +41,10 @@ class Number:
     origin: str
 
 
+# No amount is larger: a step of this many seconds takes 11 days.
+MOST = 1e6
+
+
 @dataclass(frozen=True)
 class Given:
     """The options that were given (see HELP); None if an option was not given.
@@ -76,6 +80,8 @@ class Given:
         for name, value in dataclasses.asdict(self).items():
             if name in WORDS or name == "bench" or value is None:
                 continue
+            if value > MOST:
+                raise BadInput(f"{option(name)} is {value:g}; it must be at most {MOST:g}.")
             above = name in ("step_seconds", "upload_mb_per_second")
             if not math.isfinite(value) or value < 0 or (above and value == 0):
                 needed = "above 0" if above else "0 or more"

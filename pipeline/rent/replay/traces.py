@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput
+from pion.untrusted import LARGEST_LISTING, read_file
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read_trace(path: str | Path) -> Trace:
     trace."""
     path = Path(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_file(path, LARGEST_LISTING))
     except OSError as error:
         raise BadInput(f"can't read the trace {path}: {error.strerror or error}.") from None
     except (ValueError, RecursionError) as error:

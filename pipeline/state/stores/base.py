@@ -15,6 +15,8 @@ from pipeline.state.record_json import Damaged, damaged
 
 Data = bytes | memoryview | Path
 
+# Of what the runs of a store share: prepared data, and the models that runs start from.
+RESERVED = ("_data", "_bases")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*")
 
 
@@ -178,7 +180,7 @@ def too_large(where: str, limit: int) -> Damaged:
 
 def is_run_name(name: str) -> bool:
     """Return whether every store can hold a run of that name; see `check_run_name`."""
-    return _PART.fullmatch(name) is not None and len(name) <= 100
+    return _PART.fullmatch(name) is not None and len(name) <= 100 and name not in RESERVED
 
 
 def check_run_name(name: str) -> str:
@@ -186,7 +188,7 @@ def check_run_name(name: str) -> str:
     if not is_run_name(name):
         raise BadInput(
             f"{name!r} can't be the name of a run: use at most 100 letters, digits and "
-            "_ . + = @ - and start with a letter, digit or _."
+            f"_ . + = @ - and start with a letter, digit or _. {' and '.join(RESERVED)} are taken."
         )
     return name
 

@@ -157,3 +157,8 @@ def test_a_plot_that_can_t_be_written_costs_no_number(
     with pytest.raises(BadInput, match="can't be written: File name too long"):
         show_replay(write_job(tmp_path), [], traces=[SPOT], given=GIVEN, png=png)
     assert "of all paid time" in capsys.readouterr().out
+
+
+def test_an_absurd_amount_is_refused() -> None:
+    with pytest.raises(BadInput, match="--step-seconds is 1e\\+308; it must be at most"):
+        Given(step_seconds=1e308).check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,17 @@ def test_a_file_that_is_no_trace_is_refused_with_its_name_and_what_is_wrong(
 
 
 def test_a_file_that_can_t_be_read_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "nowhere.json", tmp_path):
-        with pytest.raises(BadInput, match="can't read the trace"):
-            read_trace(path)
+    with pytest.raises(BadInput, match="can't read the trace"):
+        read_trace(tmp_path / "nowhere.json")
+    with pytest.raises(BadInput, match="not a regular file"):
+        read_trace(tmp_path)
     path = tmp_path / "latin.json"
     path.write_bytes(b'{"data": "\xff"}')
     with pytest.raises(BadInput, match="is not JSON"):
         read_trace(path)
+
+
+def test_a_pipe_is_no_trace(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadInput, match="not a regular file"):
+        read_trace(tmp_path / "pipe")

@@ -202,3 +202,14 @@ def test_a_run_is_a_store_and_a_name(run: str, parts: tuple[str, str]) -> None:
 def test_a_run_name_must_be_legal_in_every_store(run: str) -> None:
     with pytest.raises(BadInput, match="can't be the name of a run"):
         split_run(run)
+
+
+@pytest.mark.parametrize("name", ["_data", "_bases"])
+def test_no_run_has_the_name_of_what_runs_share(name: str) -> None:
+    with pytest.raises(BadInput, match="_data and _bases are taken"):
+        split_run(f"runs/{name}")
+
+
+def test_a_store_that_looks_like_an_option_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"written \./-x"):
+        open_store("-x")
