@@ -66,13 +66,9 @@ def open_store(url: str) -> Store:
         )
     if not path.strip():
         raise BadInput("store: the path is empty. Use file:///abs/folder or a plain path.")
-<<<<<<< HEAD
-    folder = expand(path)
-=======
     if path.startswith("-"):
         raise BadInput(f"store {url!r}: a folder whose name begins with - is written ./{path}.")
-    folder = Path(path).expanduser()
->>>>>>> 8fa7bcc (Refuse reserved run names, odd stores, and traces without an end)
+    folder = expand(path)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"store {url!r}: {folder} is a file, not a folder.")
     return FileStore(folder)
