@@ -73,7 +73,9 @@ def prune_data(store: str | None, only: Sequence[str], *, yes: bool, as_json: bo
             f"{moment(last)} deletes it, and so does this command. A run that needs it before "
             "removes the mark."
         )
-    if not deleted and not left:
+    if not found:
+        show(f"no run in {where.url} shares prepared data")
+    elif not deleted and not left:
         show(f"nothing to delete in {where.url}: its runs use all prepared data")
     return 0
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pion.errors import PionError
@@ -64,9 +65,12 @@ class Saving:
         return self.settings.keep.best or not too_soon
 
     def begin(self, state: TrainState) -> None:
-        """Save `state` in the background."""
+        """Save `state` in the background. Raises `NotDurable` if the store has refused the save
+        before for good, and names the copy on this machine."""
         started = self._clock.monotonic()
-        if self.checkpointer.save(state.model, state.optimizer, state.meta):
+        with self._naming_the_copy():
+            begun = self.checkpointer.save(state.model, state.optimizer, state.meta)
+        if begun:
             stats = self.checkpointer.stats
             self.cadence.saved(started, stats.stall_seconds, stats.write_seconds)
 
@@ -84,17 +88,19 @@ class Saving:
         patience = linger_seconds(self.settings) if patience is None else patience
         end, delay = self._clock.monotonic() + patience, FIRST_RETRY_SECONDS
         while True:
-            self.checkpointer.wait()
-            self.begin(state)
-            self.checkpointer.wait()
-            self.follow()
+            with self._naming_the_copy():
+                self.checkpointer.wait()
+                self.begin(state)
+                self.checkpointer.wait()
             stats = self.checkpointer.stats
             if stats.outage is None:
+                self.follow()
                 return
             if stats.deaths == 1:
                 continue  # the uploading process was killed, and the next one may live
             if self._clock.monotonic() + delay > end:
                 raise self._verdict(stats.outage, patience) from stats.outage
+            self.follow(training=False)
             self._wait(delay)
             if give_up():
                 return
@@ -106,8 +112,9 @@ class Saving:
         self._report(Note(text))
         self._clock.sleep(seconds)
 
-    def follow(self) -> None:
-        """Report what has become durable, or that nothing does. Called after each step."""
+    def follow(self, *, training: bool = True) -> None:
+        """Report what has become durable, or that nothing does. Called after each step, and while
+        nothing is left to train or training waits (not `training`)."""
         stats = self.checkpointer.stats
         if stats.durable_step is not None and stats.durable_step != self._durable_step:
             self._durable_step = stats.durable_step
@@ -124,7 +131,9 @@ class Saving:
             )
         if stats.outage != self._outage:
             self._outage = outage = stats.outage
-            text = f"nothing can be saved now: {outage} Training continues, and Pion tries again."
+            text = f"nothing can be saved now: {outage}"
+            if training:
+                text += " Training continues, and Pion tries again."
             self._report(Note("saving works again" if outage is None else text))
 
     def too_long_undurable(self) -> bool:
@@ -143,6 +152,14 @@ class Saving:
         self._report(Note(text))
         self.complete(state, patience=math.inf, give_up=asked)
 
+    @contextlib.contextmanager
+    def _naming_the_copy(self) -> Iterator[None]:
+        """Raise the verdict on a StoreError in the block, which is not an outage."""
+        try:
+            yield
+        except StoreError as error:
+            raise self._verdict(error, patience=0.0) from error
+
     def _verdict(self, outage: StoreError, patience: float) -> PionError:
         safe = f"Everything committed before is safe in {self.checkpointer.store_url}."
         if patience:
@@ -151,7 +168,7 @@ class Saving:
         if copy is None:
             return verdict(outage, Moment.WORK_DONE, safe)
         safe += (
-            f" The last finished step is saved on this machine, in {copy}, and a run on this "
+            f" The newest save is on this machine, in {copy}, and a run on this "
             "machine resumes from there."
         )
         return verdict(outage, Moment.WORK_DONE, safe, command="the same command on this machine")

@@ -10,6 +10,9 @@
 
 Moto accepts any credentials and any checksum. The proxy refuses content that does not match its
 checksum, as S3 does, and has `deny` for credentials.
+
+With PION_REAL_S3, the endpoint of a real service, that service takes moto's place, with the
+credentials of the AWS variables. The proxy then signs what it passes on with these credentials.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import math
 import os
 import re
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -39,6 +43,9 @@ from tests.support.waiting import join
 
 ACCESS_KEY = "AKIATESTTESTTESTTEST"
 SECRET_KEY = "secret-that-no-output-may-contain"
+REAL_SERVICE = os.environ.get("PION_REAL_S3", "")
+# A real service takes no smaller parts.
+SMALLEST_PART = 5 << 20 if REAL_SERVICE else 1
 
 # Ends with its standard input, so that it never outlives the tests. It serves one request at a
 # time: moto's compare-and-swap is not atomic, so two threads could compare before either swaps.
@@ -59,21 +66,56 @@ print(server.server_port, flush=True)
 sys.stdin.read()
 """
 
-Kind = Literal["status", "drop_before", "drop_after", "truncate", "reset", "flip", "delay"]
+Kind = Literal[
+    "status",
+    "drop_before",
+    "drop_after",
+    "truncate",
+    "reset",
+    "flip",
+    "delay",
+    "page",
+    "nothing",
+    "half",
+]
+# What a proxy on the way may answer in S3's place.
+PAGE = b"<!DOCTYPE html><html><body><p>Sign in to this network<br></body></html>"
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """What an S3 client signs its requests with."""
+
+    access_key: str = ACCESS_KEY
+    secret_key: str = SECRET_KEY
+    region: str = "us-east-1"
+
+
+def _real_keys() -> _Keys:
+    """Return the keys of the real service. Read before tests change the environment."""
+    return _Keys(
+        os.environ["AWS_ACCESS_KEY_ID"],
+        os.environ["AWS_SECRET_ACCESS_KEY"],
+        os.environ.get("AWS_REGION", "us-east-1"),
+    )
+
+
+_KEYS = _real_keys() if REAL_SERVICE else _Keys()
 
 
 class _Endpoint:
     """An address that S3 clients can be made to use."""
 
     url: str
+    keys = _Keys()
 
     def environment(self) -> dict[str, str]:
         """Return variables that make another process's clients use it."""
         return {
             "AWS_ENDPOINT_URL": self.url,
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": self.keys.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.keys.secret_key,
+            "AWS_REGION": self.keys.region,
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -90,6 +132,9 @@ class _Endpoint:
 @dataclass
 class S3Server(_Endpoint):
     url: str
+    keys = _KEYS
+    made: list[str] = field(default_factory=list)
+    """The buckets that tests made."""
 
     def client(self) -> Any:
         """Return a separate client, to look at what a store wrote."""
@@ -98,24 +143,51 @@ class S3Server(_Endpoint):
         return boto3.client(
             "s3",
             endpoint_url=self.url,
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            region_name="us-east-1",
+            aws_access_key_id=self.keys.access_key,
+            aws_secret_access_key=self.keys.secret_key,
+            region_name=self.keys.region,
         )
 
     def bucket(self, name: str | None = None) -> str:
         """Make an empty bucket and return its name."""
         name = name or f"bucket-{uuid.uuid4().hex[:12]}"
-        connection = http.client.HTTPConnection(urlsplit(self.url).netloc)
-        connection.request("PUT", f"/{name}", headers={"Content-Length": "0"})
-        assert connection.getresponse().status == 200, name
-        connection.close()
+        answer = _send(self.url, "PUT", f"/{name}", {}, _location(self.keys.region))
+        assert answer.status == 200, (name, answer.body)
+        self.made.append(name)
         return name
+
+    def delete_buckets(self) -> None:
+        """Delete the buckets that tests made, with all that is in them."""
+        client = self.client()
+        for name in self.made:
+            uploads = client.list_multipart_uploads(Bucket=name).get("Uploads", [])
+            for upload in uploads:
+                client.abort_multipart_upload(
+                    Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
+            while found := client.list_objects_v2(Bucket=name).get("Contents"):
+                for item in found:
+                    client.delete_object(Bucket=name, Key=item["Key"])
+            client.delete_bucket(Bucket=name)
+
+
+def _location(region: str) -> bytes:
+    """Return the body that makes a bucket in `region`; S3 wants none for its first region."""
+    inside = f"<LocationConstraint>{region}</LocationConstraint>"
+    whole = f"<CreateBucketConfiguration>{inside}</CreateBucketConfiguration>"
+    return b"" if region == "us-east-1" else whole.encode()
 
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """Serve S3 in a separate process, on a free port. Parts may be of any size."""
+    """Serve S3 in a separate process, on a free port; or use the real service, if there is one."""
+    if REAL_SERVICE:
+        server = S3Server(REAL_SERVICE)
+        try:
+            yield server
+        finally:
+            server.delete_buckets()
+        return
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVE],
         stdin=subprocess.PIPE,
@@ -142,7 +214,9 @@ class Fault:
     was done · `drop_after`: it was done, and the connection closes without an answer ·
     `truncate`: the answer's body ends halfway · `reset`: the same by a reset of the connection ·
     `flip`: one bit of what is sent, or else of what is answered, differs ·
-    `delay`: all goes well, `seconds` later.
+    `delay`: all goes well, `seconds` later ·
+    `page`, `nothing`: not forwarded, and answered 200 with a page of HTML, or without anything ·
+    `half`: half of the answer's body, as if that were all, without S3's own headers.
     """
 
     match: str
@@ -186,11 +260,13 @@ class FaultProxy(_Endpoint):
     """Passes requests on to `upstream` and responses back, unless told to `fail`."""
 
     def __init__(self, upstream: str) -> None:
-        self.upstream = urlsplit(upstream).netloc
+        self.upstream = upstream
         self.requests: list[str] = []
         """Every request that came, "METHOD /path?query [bytes=first-last]"."""
         self.ignored_headers: set[str] = set()
         """Dropped from every request: {"if-match", "if-none-match"}, as some servers do."""
+        self.etag_form: Callable[[str], bool] = lambda etag: True
+        """Whether a write's If-Match may be compared: Ceph's gateway finds no quoted ETag equal."""
         self.page_size = 1000
         """How many objects a page of a list has."""
         self.date: Callable[[], str] = lambda: formatdate(usegmt=True)
@@ -255,6 +331,7 @@ class FaultProxy(_Endpoint):
             self._faults.clear()
             self._storm = None
             self.ignored_headers = set()
+            self.etag_form = lambda etag: True
             self.page_size = 1000
 
     def count(self, match: str) -> int:
@@ -314,13 +391,20 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if fault and kind == "status":
                 self._send(_error(fault.status, fault.code, fault.headers), None)
+            elif kind in ("page", "nothing"):
+                page = PAGE if kind == "page" else b""
+                self._send(_Answer(200, [("Content-Type", "text/html")], page), None)
             elif not self._checksum_fits(body):
                 self._send(_error(400, "BadDigest", {}), None)
+            elif not self._etag_fits():
+                self._send(_error(412, "PreconditionFailed", {}), None)
             else:
                 answer = self._forward(body)
                 if kind == "drop_after":
                     self.close_connection = True
                     return
+                if kind == "half":
+                    answer = _Answer(200, [], answer.body[: len(answer.body) // 2])
                 self._send(answer, kind)
         except ConnectionError:
             self.close_connection = True
@@ -332,20 +416,16 @@ class _Handler(BaseHTTPRequestHandler):
         found = base64.b64encode(zlib.crc32(body).to_bytes(4, "big")).decode()
         return wanted is None or self.command == "POST" or wanted == found
 
+    def _etag_fits(self) -> bool:
+        etag = self.headers.get("If-Match")
+        return etag is None or self.command != "PUT" or self.proxy.etag_form(etag)
+
     def _forward(self, body: bytes) -> _Answer:
         dropped = {"connection", "expect", "host", "transfer-encoding", "content-length"}
         dropped |= self.proxy.ignored_headers
         headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
         page = f"&max-keys={self.proxy.page_size}" if "list-type=2" in self.path else ""
-        upstream = http.client.HTTPConnection(self.proxy.upstream)
-        try:
-            upstream.request(
-                self.command, self.path + page, body, headers | {"Content-Length": str(len(body))}
-            )
-            answer = upstream.getresponse()
-            return _Answer(answer.status, answer.getheaders(), answer.read())
-        finally:
-            upstream.close()
+        return _send(self.proxy.upstream, self.command, self.path + page, headers, body)
 
     def _send(self, answer: _Answer, kind: Kind | None) -> None:
         hop_by_hop = ("connection", "transfer-encoding", "server", "date")
@@ -385,6 +465,43 @@ class _Server(ThreadingHTTPServer):
         """Ignore clients that hang up."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
+
+
+def _send(
+    endpoint: str, method: str, path: str, headers: Mapping[str, str], body: bytes
+) -> _Answer:
+    """Send one request to `endpoint` and return the answer."""
+    url = urlsplit(endpoint)
+    sent = {**headers, "Content-Length": str(len(body))}
+    if REAL_SERVICE:
+        sent = _signed(method, endpoint.rstrip("/") + path, sent, body)
+    if url.scheme == "https":
+        context = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE"))
+        upstream: http.client.HTTPConnection = http.client.HTTPSConnection(
+            url.netloc, context=context
+        )
+    else:
+        upstream = http.client.HTTPConnection(url.netloc)
+    try:
+        upstream.request(method, path, body, sent)
+        answer = upstream.getresponse()
+        return _Answer(answer.status, answer.getheaders(), answer.read())
+    finally:
+        upstream.close()
+
+
+def _signed(method: str, url: str, headers: Mapping[str, str], body: bytes) -> dict[str, str]:
+    """Return the headers with a signature of the real service's keys instead of the client's."""
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    old = ("authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token")
+    kept = {name: value for name, value in headers.items() if name.lower() not in old}
+    request = AWSRequest(method, url, kept, body)
+    keys = Credentials(_KEYS.access_key, _KEYS.secret_key)
+    S3SigV4Auth(keys, "s3", _KEYS.region).add_auth(request)
+    return dict(request.headers)
 
 
 def _error(status: int, code: str, headers: Mapping[str, str]) -> _Answer:

@@ -118,7 +118,7 @@ def test_data_as_json(store: FileStore, pion: Pion) -> None:
 def test_a_store_without_shared_data_is_shown_as_such(here: Path, pion: Pion) -> None:
     assert "shares prepared data" in pion("data")[1]
     assert json.loads(pion("data", "--json")[1]) == []
-    assert "nothing to delete" in pion("data", "--prune", "--yes")[1]
+    assert "no run in " in pion("data", "--prune", "--yes")[1]
     assert not (here / "runs").exists()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pion.errors import NotDurable
 from pion.train.trainer import TrainState
 from pipeline.console.messages import CheckpointSaved
 from pipeline.job import Checkpoint
@@ -17,7 +18,7 @@ from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import Clock, RunState
-from pipeline.state.stores import FileStore
+from pipeline.state.stores import FileStore, StoreError
 from pipeline.training.cadence import SaveCadence
 from pipeline.training.saving import Saving
 
@@ -41,6 +42,9 @@ class Stage:
             report=lambda message: self.said.append(getattr(message, "text", "")),
             clock=Clock(monotonic=lambda: self.now, sleep=lambda seconds: None),
         )
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
 
     def state(self) -> TrainState:
         return TrainState({"weight": torch.ones(8)}, {}, {"step": self.step})
@@ -72,6 +76,30 @@ def test_a_save_that_hangs_is_an_outage_and_the_next_has_a_new_uploader(stage: S
     assert stage.checkpointer.stats.durable_step == 20
     assert stage.said[-1] == "saving works again"
     assert not stage.saving.too_long_undurable()
+
+
+def test_a_save_that_is_refused_for_good_names_the_copy_on_this_machine(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage.checkpointer, "local_copy", lambda: Path("/the/copy"))
+    for save in (stage.saving.begin, stage.saving.complete):
+        stage.checkpointer._failure = StoreError("write", "s3://b/x", "access was denied")
+        with pytest.raises(NotDurable, match=r"access was denied.* on this machine, in /the/copy"):
+            save(stage.state())
+
+
+def test_a_run_that_ends_since_its_last_save_failed_does_not_say_that_it_trains_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage.checkpointer, "save", lambda *state: True)
+    stage.checkpointer.stats.outage = StoreError("write", "s3://b/x", "no answer", outage=True)
+    for patience in (0.0, 3.0):
+        stage.now = 0.0
+        stage.saving._clock = Clock(lambda: 0.0, lambda: stage.now, stage.pass_time)
+        with pytest.raises(NotDurable, match="no answer"):
+            stage.saving.complete(stage.state(), patience)
+    assert stage.said[0] == "nothing can be saved now: Cannot write s3://b/x: no answer."
+    assert not any("Training continues" in said for said in stage.said)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,8 @@ class Handler(BaseHTTPRequestHandler):
                 raise Failure(
                     self.fault.status, "Injected", "injected by the test", self.fault.retry_after
                 )
+            if self.fault and self.fault.kind == "page":
+                return self.answer(self.fault.page)
             self._authenticate()
             self._find_route()
         except Failure as failure:

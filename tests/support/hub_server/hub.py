@@ -25,7 +25,7 @@ class Fault:
 
     Kinds: "status", "truncate", "corrupt", "drop" (the connection breaks before the request is
     performed), "drop_after" (it is performed, but its answer is lost), "before" (`call` runs
-    first, then the request succeeds).
+    first, then the request succeeds), "page" (200 with `page`, from a proxy on the way).
     """
 
     match: str
@@ -34,6 +34,7 @@ class Fault:
     status: int = 200
     retry_after: str | None = None
     call: Callable[[], Any] = lambda: None
+    page: bytes = b""
 
 
 class Failure(Exception):
@@ -116,6 +117,10 @@ class HubServer:
     ) -> None:
         """Answer the next `times` matching requests with an error."""
         self.faults.append(Fault(match, "status", times, status, retry_after))
+
+    def answer_page(self, match: str, page: bytes, *, times: int = 1) -> None:
+        """Answer the next matching requests 200 with this, like a proxy on the way."""
+        self.faults.append(Fault(match, "page", times, page=page))
 
     def truncate(self, match: str, *, times: int = 1) -> None:
         """Break the connection halfway through the body of the next matching downloads."""

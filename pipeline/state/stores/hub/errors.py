@@ -1,6 +1,10 @@
 """Errors of the Hub: which are transient, and what to tell a person about each."""
 
+import contextlib
 import os
+import re
+from collections.abc import Iterator
+from json import JSONDecodeError
 
 import httpx
 from huggingface_hub.errors import (
@@ -12,7 +16,27 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+# The Hub gives these reasons in words only, all with status 403.
+_FULL = re.compile(r"(?i)storage.*(limit|quota|exceed)|(limit|quota|exceed).*storage")
+_SUSPENDED = re.compile(r"(?i)suspended|banned|account.*(disabled|blocked)")
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+
+
+class NotFromTheHub(ConnectionError):
+    """An answer that lacks what the Hub always sends: a proxy's page, or half of an answer."""
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Raise `NotFromTheHub` if the client can't read an answer in the block. The client trusts
+    that the answer has every field."""
+    try:
+        yield
+    except (JSONDecodeError, AssertionError, AttributeError, LookupError, TypeError) as error:
+        if isinstance(error, HfHubHTTPError):
+            raise
+        raise NotFromTheHub(type(error).__name__) from None
+
 
 # Everything that a request can raise. An `HfHubHTTPError` is an `OSError`. A `RuntimeError` (LFS,
 # Xet) says why an upload stopped. A `ValueError` has the LFS service's message.
@@ -35,12 +59,17 @@ def status_of(error: BaseException) -> int:
     return found.response.status_code if isinstance(found, HfHubHTTPError) else 0
 
 
+def _is_untrusted(error: BaseException) -> bool:
+    """Return whether the Hub's certificate was refused."""
+    return isinstance(error, httpx.ConnectError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+
+
 def is_transient(error: Exception) -> bool:
     """Return whether the same request may succeed later."""
     if status := status_of(error):
         return status in (408, 409, 429) or status >= 500
     found = cause_of(error)
-    if isinstance(found, OfflineModeIsEnabled):
+    if isinstance(found, OfflineModeIsEnabled) or _is_untrusted(found):
         return False
     return isinstance(found, httpx.TransportError | ConnectionError | TimeoutError)
 
@@ -85,6 +114,16 @@ def explain(error: Exception, url: str, create: str) -> str:
             )
         case HfHubHTTPError():
             return _explain_answer(found)
+        case NotFromTheHub():
+            return (
+                "several responses did not come from the Hub, or not whole; check HF_ENDPOINT, and "
+                "any proxy on the way"
+            )
+        case httpx.ConnectError() if _is_untrusted(found):
+            return (
+                "this machine does not trust the Hub's certificate; set SSL_CERT_FILE to the file "
+                "with the certificate of the authority that signed it"
+            )
         case httpx.TimeoutException():
             return f"the Hub does not answer ({type(found).__name__}); check the network"
         case httpx.TransportError() | ConnectionError():
@@ -98,22 +137,27 @@ def explain(error: Exception, url: str, create: str) -> str:
 
 def _explain_answer(error: HfHubHTTPError) -> str:
     status = error.response.status_code
-    message = (error.server_message or "no reason given").strip().partition("\n")[0].rstrip(". ")
+    message = (error.server_message or "").strip().partition("\n")[0].rstrip(". ")
+    said = f" ({message})" if message else ""
     if status == 401:
         return (
             f"the Hub does not accept {_token()}; run `hf auth login` (a running job picks up the "
             f"new login unless HF_TOKEN is set), or set HF_TOKEN to a new token ({TOKENS_PAGE})"
         )
+    if status == 403 and _FULL.search(message):
+        return f"there is no room left{said}; delete what nobody needs, or get more storage"
+    if status == 403 and _SUSPENDED.search(message):
+        return f"the Hub has suspended this account{said}; ask the Hub why"
     if status == 403:
         return (
-            f"the Hub denied access ({message}); set HF_TOKEN to a token with write access "
+            f"the Hub denied access{said}; set HF_TOKEN to a token with write access "
             f"({TOKENS_PAGE})"
         )
     if status == 429:
-        return f"the Hub's rate limit is reached ({message}); the limit resets within the hour"
+        return f"the Hub's rate limit is reached{said}; the limit resets within the hour"
     if status >= 500 or status == 408:
-        return f"the Hub answered {status} ({message})"
-    return f"the Hub refused the request ({status}: {message})"
+        return f"the Hub answered {status}{said}"
+    return f"the Hub refused the request with {status}{said}"
 
 
 def _token() -> str:

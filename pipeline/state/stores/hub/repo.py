@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+import httpx
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import LFSFileInfo, RepoFile
@@ -70,7 +71,7 @@ class HubRepo:
         Raises `Missing` for a file that does not exist, else `StoreError`.
         """
         try:
-            return self.retry(call)
+            return self.retry(lambda: _read_answer(call))
         except PionError:
             raise
         except errors.ERRORS as error:
@@ -138,6 +139,7 @@ class HubRepo:
             "GET", self.file_url(path, BRANCH), headers=_headers()
         ) as response:
             hf_raise_for_status(response)
+            _refuse_page(response)
             for piece in response.iter_bytes(_PIECE_BYTES):
                 content += piece
                 if len(content) > limit:
@@ -156,9 +158,8 @@ class HubRepo:
     def locate(self, path: str, revision: str) -> Located:
         """Return where a file's bytes can be fetched. Later commits don't change these bytes."""
         found = self.api.get_hf_file_metadata(url=self.file_url(path, revision))
-        assert found.commit_hash is not None
-        assert found.etag is not None
-        assert found.size is not None
+        if found.commit_hash is None or found.etag is None or found.size is None:
+            raise errors.NotFromTheHub("no X-Repo-Commit, ETag or size")
         location = found.location
         if self._is_at_the_hub(location):
             location = self.file_url(path, found.commit_hash)
@@ -212,13 +213,19 @@ class HubRepo:
 
     def commit(self, operations: Iterable[Operation], parent: str, message: str) -> None:
         """Make one commit on main. If main is not at `parent`, the Hub answers 412."""
-        self.api.create_commit(
-            self.repo_id,
-            list(operations),
-            commit_message=message,
-            repo_type=self.repo_type,
-            parent_commit=parent,
-        )
+        made = list(operations)
+        for operation in made:
+            if isinstance(operation, CommitOperationAdd):
+                # The client sets this before it reads the answer, and then refuses another try.
+                operation._is_committed = False
+        with errors.readable():
+            self.api.create_commit(
+                self.repo_id,
+                made,
+                commit_message=message,
+                repo_type=self.repo_type,
+                parent_commit=parent,
+            )
 
     def takes_any_parent(self, path: str) -> bool:
         """Return whether the Hub commits on a parent that does not exist. `path` is not kept."""
@@ -251,6 +258,17 @@ class HubRepo:
         self.api.permanently_delete_lfs_files(
             self.repo_id, objects, rewrite_history=False, repo_type=self.repo_type
         )
+
+
+def _refuse_page(response: httpx.Response) -> None:
+    """Raise `NotFromTheHub` unless the answer has what the Hub sends with a file's bytes."""
+    if "ETag" not in response.headers:
+        raise errors.NotFromTheHub("no ETag")
+
+
+def _read_answer(call: Callable[[], T]) -> T:
+    with errors.readable():
+        return call()
 
 
 def at_main(repo: HubRepo, look: Callable[[str], T]) -> T:

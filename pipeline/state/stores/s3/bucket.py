@@ -42,6 +42,8 @@ class Bucket:
         self._sleep = sleep
         self._lock = threading.Lock()
         self._client: S3Client | None = None
+        self.bare_etags: bool | None = None
+        """Whether the service knows a version without quotes only; None: not known yet."""
 
     def object_name(self, key: str) -> str:
         """Return the object name of `key` in the bucket. Raises `BadInput` for an illegal key."""
@@ -66,13 +68,14 @@ class Bucket:
 
         def get(client: "S3Client") -> tuple[bytes, str]:
             answer = client.get_object(Bucket=self.name, Key=name)
+            version = errors.field(answer, "ETag")
             content = bytearray()
             with contextlib.closing(answer["Body"]) as body:
                 for piece in body.iter_chunks(_PIECE_BYTES):
                     content += piece
                     if len(content) > limit:
                         raise too_large(f"{self.url}/{key}", limit)
-            return bytes(content), answer["ETag"]
+            return bytes(content), version
 
         return self.request("read", key, get)
 

@@ -2,15 +2,17 @@
 
 With `If-None-Match: *`, S3 refuses the write if the object exists. With `If-Match: <version>`, S3
 refuses the write if the object has another version. So if two machines claim one run, only one of
-them succeeds. Some services accept these headers and ignore them.
+them succeeds. Some services accept these headers and ignore them. Others (Ceph's gateway) know a
+version only without the quotes in which they name it.
 """
 
-import contextlib
-
 from pion.errors import BadInput
-from pipeline.state.stores.base import Conflict, Missing
+from pipeline.state.stores.base import Conflict, Missing, StoreError
 from pipeline.state.stores.s3 import upload
 from pipeline.state.stores.s3.bucket import Bucket
+
+# With each form of a version. One is not enough: what refused the write may be deleted since.
+_TRIES = 2
 
 
 def compare_and_swap(bucket: Bucket, key: str, data: bytes, expected: str | None) -> str:
@@ -19,16 +21,41 @@ def compare_and_swap(bucket: Bucket, key: str, data: bytes, expected: str | None
     If the object already has exactly `data`, this is success: an earlier try wrote it, and its
     acknowledgement was lost. So `data` must be unique. Raises `Conflict` when another version is
     there. HEAD's history of `write_id`s tells whether that version came after such a write.
+
+    A conflict therefore means that another writer has made progress, so whoever tries again after
+    each conflict does not try for ever. A service that refuses the very version that it names is a
+    `StoreError`.
     """
-    condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
+    forms = [bucket.bare_etags] if bucket.bare_etags is not None else [False, True]
+    for bare in forms * _TRIES:
+        try:
+            version = upload.put(bucket, key, data, **_condition(expected, bare=bare))
+        except (Conflict, Missing):
+            present, found = _read(bucket, key)
+            if present == data and found is not None:
+                return found
+            if found != expected:
+                raise Conflict(key, bucket.url) from None
+        else:
+            if expected is not None:
+                bucket.bare_etags = bare
+            return version
+    name = "If-None-Match" if expected is None else "If-Match"
+    reason = f"{bucket.endpoint} refuses a write with {name} although its condition holds"
+    raise StoreError("write", f"{bucket.url}/{key}", reason)
+
+
+def _condition(expected: str | None, *, bare: bool) -> dict[str, str]:
+    if expected is None:
+        return {"IfNoneMatch": "*"}
+    return {"IfMatch": expected.strip('"') if bare else expected}
+
+
+def _read(bucket: Bucket, key: str) -> tuple[bytes | None, str | None]:
     try:
-        return upload.put(bucket, key, data, **condition)
-    except (Conflict, Missing):
-        with contextlib.suppress(Missing):
-            present, version = bucket.read_versioned(key)
-            if present == data:
-                return version
-    raise Conflict(key, bucket.url)
+        return bucket.read_versioned(key)
+    except Missing:
+        return None, None
 
 
 def require_compare_and_swap(bucket: Bucket, key: str, version: str, data: bytes) -> None:

@@ -1,5 +1,8 @@
 """Errors of S3: which are transient, and what to tell a person about each."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -13,12 +16,18 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
+    SSLError,
     SSOError,
     TokenRetrievalError,
 )
 from botocore.exceptions import ConnectionError as NoConnection
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
+
+
+class NotFromS3(ConnectionError):
+    """An answer without a field that S3 always sends: a proxy's page, or half of an answer."""
+
 
 # Everything that a request can raise.
 ERRORS = (BotoCoreError, ClientError, ResponseParserError, HTTPError, ConnectionError)
@@ -29,6 +38,8 @@ _LOGIN_EXPIRED = (SSOError, TokenRetrievalError)
 _CREDENTIALS_DOWN = (CredentialRetrievalError, MetadataRetrievalError)
 _WRONG_CONFIGURATION = (ConfigNotFound, ConfigParseError, ProfileNotFound)
 
+# The last two are of an AWS_CA_BUNDLE that is missing or has no certificate.
+_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "[Errno 2]", "[X509")
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 CLOCK = {"RequestTimeTooSkewed"}
 _PASSING = {
@@ -53,11 +64,27 @@ _ANOTHER_REGION = {
     "PermanentRedirect",
     "TemporaryRedirect",
 }
+# MinIO has its own names for a full bucket and a full disk.
+_NO_ROOM = {"QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull"}
+_SUSPENDED = {"AccountProblem", "AllAccessDisabled", "NotSignedUp", "UserSuspended"}
 _KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"
 _RIGHTS = (
     "s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket, s3:ListBucketMultipartUploads "
     "and s3:AbortMultipartUpload"
 )
+
+
+def field(answer: Mapping[str, Any], name: str) -> Any:
+    """Return a field that every answer of S3 has. Raises `NotFromS3`."""
+    try:
+        return answer[name]
+    except KeyError:
+        raise NotFromS3(name) from None
+
+
+def _is_untrusted(error: Exception) -> bool:
+    """Return whether the service's certificate was refused. Other TLS errors may pass."""
+    return isinstance(error, SSLError) and any(sign in str(error) for sign in _UNTRUSTED)
 
 
 def code_of(error: Exception) -> str:
@@ -87,6 +114,8 @@ def is_transient(error: Exception) -> bool:
         if _is_unreadable(code, status) or status in (408, 429):
             return True
         return (status >= 500 and status != 501) or code in _PASSING | EXPIRED | CLOCK
+    if _is_untrusted(error):
+        return False
     return isinstance(error, (*_NETWORK, *_DAMAGED_ON_THE_WAY, *_CREDENTIALS_DOWN))
 
 
@@ -121,6 +150,16 @@ def explain(error: Exception, bucket: str, endpoint: str) -> str:
         return f"the credentials could not be fetched ({name}); {_KEYS}"
     if isinstance(error, _WRONG_CONFIGURATION):
         return f"{error}; check AWS_PROFILE and ~/.aws/config, or run `aws configure`"
+    if _is_untrusted(error):
+        return (
+            f"this machine does not trust the certificate of {endpoint}; set AWS_CA_BUNDLE to the "
+            "file with the certificate of the authority that signed it"
+        )
+    if isinstance(error, NotFromS3):
+        return (
+            f"several responses from {endpoint} did not come from S3, or not whole (no {error}); "
+            "check AWS_ENDPOINT_URL, and any proxy on the way"
+        )
     if isinstance(error, _DAMAGED_ON_THE_WAY):
         return f"several responses from {endpoint} were corrupted ({name}); check the network"
     if isinstance(error, _NETWORK):
@@ -130,7 +169,8 @@ def explain(error: Exception, bucket: str, endpoint: str) -> str:
 
 def _explain_answer(error: ClientError, bucket: str) -> str:
     code, status = code_of(error), status_of(error)
-    message = str(error.response.get("Error", {}).get("Message") or "no reason given").rstrip(". ")
+    message = str(error.response.get("Error", {}).get("Message") or "").rstrip(". ")
+    said = f": {message}" if message else ""
     match code:
         case "NoSuchBucket":
             return f"bucket {bucket} does not exist; create it with `aws s3 mb s3://{bucket}`"
@@ -141,7 +181,7 @@ def _explain_answer(error: ClientError, bucket: str) -> str:
         case "InvalidToken":
             return f"the session token is not valid (AWS_SESSION_TOKEN); {_KEYS}"
         case "NotImplemented":
-            return f"the store can't do that ({message})"
+            return f"the store can't do that ({code}{said})"
     if code in EXPIRED:
         return (
             "the credentials have expired; put new ones into ~/.aws/credentials (a running job "
@@ -151,11 +191,17 @@ def _explain_answer(error: ClientError, bucket: str) -> str:
         return "this machine's clock is wrong; set it (timedatectl set-ntp true)"
     if code in _ANOTHER_REGION:
         return f"bucket {bucket} is in a different region; set AWS_REGION to that region"
+    if code in _NO_ROOM:
+        return (
+            f"there is no room left in bucket {bucket} or its account ({code}{said}); delete what "
+            "nobody needs, or have the quota raised"
+        )
+    if code in _SUSPENDED:
+        return f"the service has suspended this account ({code}{said}); ask the service why"
     if status == 403:
         return (
-            f"access was denied ({code}: {message}); the credentials need {_RIGHTS} "
-            f"on bucket {bucket}"
+            f"access was denied ({code}{said}); the credentials need {_RIGHTS} on bucket {bucket}"
         )
     if _is_unreadable(code, status):
         return f"the store repeatedly answered {status} without a reason; check AWS_ENDPOINT_URL"
-    return f"the store answered {status} {code} ({message})"
+    return f"the store answered {status} {code}{said}"

@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,15 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 1 << 20
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A range of an object that is being read, and what its answer says of the whole object."""
+
+    size: int
+    version: str
+    body: Any
 
 
 class S3Store(WritesAtOnce):
@@ -97,20 +107,24 @@ class S3Store(WritesAtOnce):
             )
 
     def download(self, key: str, path: Path, limit: int | None = None) -> str:
-        bucket, name = self._bucket.name, self._bucket.object_name(key)
-        size, version = self._bucket.request("read", key, lambda client: self._look(client, name))
-        if limit is not None and size > limit:
-            raise too_large(f"{self.url}/{key}", limit)
+        name = self._bucket.object_name(key)
+        first = self._bucket.request("read", key, lambda client: self._open(client, name))
+        unread = [first.body] if first.body is not None else []
 
         def fetch(start: int, stop: int) -> Iterable[bytes]:
-            wanted = f"bytes={start}-{stop - 1}"
-            answer = self._bucket.client.get_object(
-                Bucket=bucket, Key=name, Range=wanted, IfMatch=version
-            )
-            with contextlib.closing(answer["Body"]) as body:
+            if start == 0 and unread:
+                body = unread.pop()
+            else:
+                body = self._open_range(
+                    self._bucket.client, name, start, stop, IfMatch=first.version
+                ).body
+            with contextlib.closing(body):
                 yield from body.iter_chunks(_PIECE_BYTES)
 
+        size = first.size
         try:
+            if limit is not None and size > limit:
+                raise too_large(f"{self.url}/{key}", limit)
             return download_parallel(fetch, size, path, self._bucket.retry, self._download_bytes)
         except errors.ERRORS as error:
             explained = self._bucket.explained(error, "read", key)
@@ -118,6 +132,9 @@ class S3Store(WritesAtOnce):
                 reason = "the file was replaced during the download; run the same command again"
                 explained = StoreError("read", f"{self.url}/{key}", reason, outage=True)
             raise explained from error
+        finally:
+            for body in unread:
+                body.close()
 
     def local_path(self, key: str) -> Path | None:
         return None
@@ -128,10 +145,11 @@ class S3Store(WritesAtOnce):
         def unfinished(client: "S3Client") -> list[tuple[str, str]]:
             pages = client.get_paginator("list_multipart_uploads")
             return [
-                (upload["Key"], upload["UploadId"])
+                (errors.field(upload, "Key"), errors.field(upload, "UploadId"))
                 for page in pages.paginate(Bucket=bucket.name, Prefix=root + prefix)
+                if errors.field(page, "IsTruncated") is not None
                 for upload in page.get("Uploads", [])
-                if upload["Initiated"].timestamp() < before
+                if errors.field(upload, "Initiated").timestamp() < before
             ]
 
         uploads = bucket.request("list", prefix, unfinished)
@@ -147,14 +165,11 @@ class S3Store(WritesAtOnce):
         entries: list[Entry] = []
         more: dict[str, Any] = {}
         while True:
-            page = self._bucket.request("list", prefix, self._list_page(prefix, more))
-            for item in page.get("Contents", []):
-                key = item["Key"].removeprefix(self._bucket.root)
-                if key and not key.endswith("/"):  # consoles mark folders with empty objects
-                    entries.append(Entry(key, item["Size"]))
-            if not page["IsTruncated"]:
+            some, token = self._bucket.request("list", prefix, self._list_page(prefix, more))
+            entries += some
+            if token is None:
                 return sorted(entries, key=lambda entry: entry.key)
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+            more = {"ContinuationToken": token}
 
     def service_time(self) -> float | None:
         return self._bucket.service_time()
@@ -184,18 +199,46 @@ class S3Store(WritesAtOnce):
                 raise
             raise BadInput(f"{error} Nothing was started.") from error
 
-    def _look(self, client: "S3Client", name: str) -> tuple[int, str]:
-        """Return an object's size and version, from a GET of one byte: errors of a HEAD request
-        give no reason."""
+    def _open(self, client: "S3Client", name: str) -> "_Opened":
+        """Return the first range of an object. It says the object's size and version, too. A HEAD
+        request would not, and its errors give no reason."""
         try:
-            answer = client.get_object(Bucket=self._bucket.name, Key=name, Range="bytes=0-0")
+            return self._open_range(client, name, 0, self._download_bytes)
         except client.exceptions.ClientError as error:
             if errors.status_of(error) == 416:  # an empty object has no first byte
-                return 0, ""
+                return _Opened(0, "", None)
             raise
-        with contextlib.closing(answer["Body"]):
-            return int(answer["ContentRange"].rpartition("/")[2]), answer["ETag"]
 
-    def _list_page(self, prefix: str, more: dict[str, Any]) -> "Callable[[S3Client], Any]":
+    def _open_range(
+        self, client: "S3Client", name: str, start: int, stop: int, **condition: str
+    ) -> "_Opened":
+        answer = client.get_object(
+            Bucket=self._bucket.name, Key=name, Range=f"bytes={start}-{stop - 1}", **condition
+        )
+        try:
+            range_, _, size = errors.field(answer, "ContentRange").rpartition("/")
+            if not range_.startswith(f"bytes {start}-") or not size.isdecimal():
+                raise errors.NotFromS3("matching ContentRange")
+            return _Opened(int(size), errors.field(answer, "ETag"), answer["Body"])
+        except errors.NotFromS3:
+            answer["Body"].close()
+            raise
+
+    def _list_page(
+        self, prefix: str, more: dict[str, Any]
+    ) -> "Callable[[S3Client], tuple[Entries, str | None]]":
+        """Return the request for one page of a list: its objects, and where the next one begins."""
         root, bucket = self._bucket.root, self._bucket.name
-        return lambda client: client.list_objects_v2(Bucket=bucket, Prefix=root + prefix, **more)
+
+        def list_page(client: "S3Client") -> tuple[Entries, str | None]:
+            page = client.list_objects_v2(Bucket=bucket, Prefix=root + prefix, **more)
+            entries = []
+            for item in page.get("Contents", []):
+                key = errors.field(item, "Key").removeprefix(root)
+                if key and not key.endswith("/"):  # consoles mark folders with empty objects
+                    entries.append(Entry(key, errors.field(item, "Size")))
+            if not errors.field(page, "IsTruncated"):
+                return entries, None
+            return entries, errors.field(page, "NextContinuationToken")
+
+        return list_page

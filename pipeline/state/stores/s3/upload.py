@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.state.stores.base import Data, StoreError
 from pipeline.state.stores.local import explained
 from pipeline.state.stores.s3.bucket import Bucket
-from pipeline.state.stores.s3.errors import ERRORS
+from pipeline.state.stores.s3.errors import ERRORS, field
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -44,7 +44,7 @@ def put(bucket: Bucket, key: str, data: bytes, **condition: Any) -> str:
             ChecksumCRC32=checksum,
             **condition,
         )
-        return answer["ETag"]
+        return str(field(answer, "ETag"))
 
     return bucket.request("write", key, send)
 
@@ -100,7 +100,7 @@ class _PartsUpload:
             ChecksumAlgorithm="CRC32",
             Metadata={"upload": self._mark},
         )
-        return answer["UploadId"]
+        return str(field(answer, "UploadId"))
 
     def _send_part(self, start: int) -> Any:
         """Upload the part that begins at `start`; return the part's entry for `_complete`."""
@@ -117,18 +117,20 @@ class _PartsUpload:
                 ChecksumAlgorithm="CRC32",
                 ChecksumCRC32=checksum,
             )
-            return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": checksum}
+            etag = field(answer, "ETag")
+            return {"PartNumber": number, "ETag": etag, "ChecksumCRC32": checksum}
 
         return self._bucket.request("write", self._key, send)
 
     def _complete(self, client: "S3Client", parts: list[Any]) -> None:
         try:
-            client.complete_multipart_upload(
+            answer = client.complete_multipart_upload(
                 Bucket=self._bucket.name,
                 Key=self._name,
                 UploadId=self._upload_id,
                 MultipartUpload={"Parts": parts},
             )
+            field(answer, "ETag")
         except client.exceptions.NoSuchUpload:
             # An earlier try may have completed the upload, and its acknowledgement was lost.
             if not _is_marked(client, self._bucket.name, self._name, self._mark):
@@ -141,6 +143,7 @@ def _is_marked(client: "S3Client", bucket: str, name: str, mark: str) -> bool:
     except client.exceptions.NoSuchKey:
         return False
     answer["Body"].close()
+    field(answer, "ETag")
     return answer["Metadata"].get("upload") == mark
 
 

@@ -17,8 +17,12 @@ from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Entry, FileStore, Missing, Store, StoreError, write_once
 from tests.support.clock import FakeClock
+from tests.support.s3_server import SMALLEST_PART, S3Server
 from tests.support.states import someone
 from tests.support.waiting import PATIENCE_SECONDS
+
+# Parts of a large object.
+PART = max(SMALLEST_PART, 300_000)
 
 PLACES = ["file", "s3", "s3 in bad weather", "hf"]
 
@@ -48,15 +52,17 @@ def place(
     else:
         from pipeline.state.stores.s3.store import S3Store
 
-        proxy = request.getfixturevalue("proxy")
-        bucket = request.getfixturevalue("s3").bucket()
+        s3: S3Server = request.getfixturevalue("s3")
+        bucket = s3.bucket()
         if request.param == "s3 in bad weather":
-            proxy.storm(every=3)
+            request.getfixturevalue("proxy").storm(every=3)
+        else:
+            s3.use(monkeypatch)
         yield Place(
             lambda: S3Store(
                 bucket,
                 "some/prefix",
-                upload_bytes=300_000,
+                upload_bytes=PART,
                 download_bytes=200_000,
                 sleep=lambda seconds: None,
             )
@@ -135,7 +141,7 @@ def test_an_empty_value_is_a_value(store: Store, tmp_path: Path) -> None:
 def test_a_large_object_goes_up_and_comes_down_whole(
     place: Place, tmp_path: Path, form: str
 ) -> None:
-    data = content(1_500_001)
+    data = content(5 * PART + 1)
     (tmp_path / "source").write_bytes(data)
     store = place.open()
     store.write("demo/model", memoryview(data) if form == "a view" else tmp_path / "source")
@@ -144,7 +150,7 @@ def test_a_large_object_goes_up_and_comes_down_whole(
     target = tmp_path / "target"
     assert place.open().download("demo/model", target) == sha256(data)
     assert target.read_bytes() == data
-    assert store.read("demo/model") == data
+    assert store.read("demo/model", len(data)) == data
 
 
 def test_several_threads_may_use_one_store(store: Store, tmp_path: Path) -> None:
@@ -220,10 +226,10 @@ def test_deleting_twice_is_fine_and_touches_nothing_else(store: Store) -> None:
 
 
 def test_sweeping_keeps_complete_objects(store: Store, tmp_path: Path) -> None:
-    store.write("demo/model", content(1_100_000))
+    store.write("demo/model", content(3 * PART + 200_000))
     store.flush()
     store.sweep_unfinished("demo/", before=4e9)
-    assert store.download("demo/model", tmp_path / "model") == sha256(content(1_100_000))
+    assert store.download("demo/model", tmp_path / "model") == sha256(content(3 * PART + 200_000))
 
 
 # Keys

@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from pion.errors import BadInput
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Entry, Missing, StoreError
-from pipeline.state.stores.hub import client
+from pipeline.state.stores.hub import client, errors
 from pipeline.state.stores.hub.store import COMMITS_KEPT, HubStore
 from tests.support.clock import FakeClock
 from tests.support.hub_server import (
@@ -674,3 +676,57 @@ def test_a_data_set_repository_holds_runs_too(hub: HubServer, time: FakeClock) -
     store.compare_and_swap("demo/HEAD.json", b"1", None)
     assert store.list() == [Entry("demo/HEAD.json", 1), Entry("demo/model", MIB)]
     assert store.sweep_unfinished("demo/", time.time + HOUR) == 0
+
+
+# ---------------------------------------------------------------- answers of others
+
+
+@pytest.mark.parametrize("page", [b"<html>Sign in</html>", b"", b"null", b'[{"type": "fi'])
+def test_what_is_not_an_answer_of_the_hub_is_asked_again_and_then_an_outage(
+    hub: HubServer, store: HubStore, another: Open, tmp_path: Path, page: bytes
+) -> None:
+    store.write("demo/large", large("a"))
+    version = store.compare_and_swap("demo/HEAD.json", b"0", None)
+
+    def swap() -> None:
+        nonlocal version
+        version = store.compare_and_swap("demo/HEAD.json", b"1" + version.encode(), version)
+
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("GET .*/refs", swap),
+        ("POST .*/commit/", swap),
+        ("GET .*/resolve/", lambda: store.read("demo/HEAD.json")),
+        ("HEAD .*/resolve/", lambda: store.download("demo/large", tmp_path / "large")),
+        ("GET .*/tree/", lambda: another().list("demo/")),
+    ]
+    for match, call in calls:
+        hub.answer_page(match, page)
+        call()
+        assert hub.faults[-1].times == 0, match
+        hub.answer_page(match, page, times=100)
+        with pytest.raises(StoreError, match=r"check HF_ENDPOINT, and any proxy") as caught:
+            call()
+        assert caught.value.outage
+        hub.faults.clear()
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ("Private repository storage limit reached, please upgrade", "there is no room left"),
+        ("Your account has been suspended", "has suspended this account"),
+        ("", "denied access; set HF_TOKEN"),
+    ],
+)
+def test_not_every_refusal_is_a_missing_permission(message: str, says: str) -> None:
+    request = httpx.Request("POST", "https://huggingface.co/api")
+    response = httpx.Response(403, request=request)
+    refused = HfHubHTTPError(message, response=response, server_message=message)
+    assert says in errors.explain(refused, "hf://user/repo", "")
+
+
+def test_a_certificate_that_is_not_trusted_does_not_pass_by_itself() -> None:
+    error = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")
+    assert not errors.is_transient(error)
+    assert not errors.is_outage(error)
+    assert "SSL_CERT_FILE" in errors.explain(error, "hf://user/repo", "")

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.state.stores.s3.store import S3Store
-from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.s3_server import SMALLEST_PART, FaultProxy, S3Server
 
-PART = 100_000
+PART = max(SMALLEST_PART, 100_000)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from pion.errors import BadInput
-from pipeline.state.stores import Conflict
+from pipeline.state.stores import Conflict, StoreError
 from pipeline.state.stores.s3.store import S3Store
 from tests.pipeline.state.stores.s3.conftest import Patience
 from tests.support.s3_server import FaultProxy, S3Server
@@ -34,6 +34,35 @@ def test_a_swap_that_met_another_one_in_flight_is_tried_again(
     proxy.fail("PUT", status=409, code="ConditionalRequestConflict", times=2)
     store.compare_and_swap("HEAD.json", b"1", None)
     assert proxy.count("PUT") == 3
+
+
+def test_a_service_that_knows_versions_only_without_their_quotes_is_used(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    """Ceph's gateway. The form is found once, also by a process that does not probe."""
+    proxy.etag_form = lambda etag: '"' not in etag
+    store.probe("demo/")
+    first = store.compare_and_swap("HEAD.json", b"1", None)
+    other = S3Store(store._bucket.name, "runs")
+    second = other.compare_and_swap("HEAD.json", b"2", first)
+    with pytest.raises(Conflict):
+        other.compare_and_swap("HEAD.json", b"3", first)
+    proxy.requests.clear()
+    third = other.compare_and_swap("HEAD.json", b"4", second)
+    assert len(proxy.requests) == 1
+    assert store.read_versioned("HEAD.json") == (b"4", third)
+
+
+def test_a_service_that_refuses_the_version_it_names_is_refused_and_nobody_tries_for_ever(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.etag_form = lambda etag: False
+    reason = "refuses a write with If-Match although its condition holds"
+    with pytest.raises(BadInput, match=f"{reason}.*Nothing was started"):
+        store.probe("demo/")
+    version = store.compare_and_swap("HEAD.json", b"1", None)
+    with pytest.raises(StoreError, match=reason):
+        store.compare_and_swap("HEAD.json", b"2", version)
 
 
 def test_swapping_a_version_of_what_was_deleted_is_a_conflict(store: S3Store) -> None:

@@ -134,8 +134,9 @@ def test_a_connection_that_breaks_on_the_way_down_repeats_at_most_one_range(
     assert store.download("demo/model", tmp_path / "model") == sha256(data)
     assert (tmp_path / "model").read_bytes() == data
     last_bytes = [request.rpartition("-")[2] for request in proxy.requests if "bytes=" in request]
-    # One look, then every range once, and the broken one (or what was left of it) again.
-    ends = [0, PART - 1, 2 * PART - 1, 2 * PART - 1, 3 * PART - 1, 4 * PART - 1]
+    # Every range once, and the broken one (or what was left of it) again. The first range says the
+    # object's size.
+    ends = [PART - 1, 2 * PART - 1, 2 * PART - 1, 3 * PART - 1, 4 * PART - 1]
     assert sorted(map(int, last_bytes)) == ends
 
 
@@ -254,6 +255,8 @@ def test_new_credentials_are_found_during_the_run(
         ("SlowDown", 503, True, "503 SlowDown"),
         ("RequestTimeTooSkewed", 403, True, r"clock is wrong; set it \(timedatectl"),
         ("AccessDenied", 403, False, r"s3:PutObject.* on bucket bucket-"),
+        ("QuotaExceeded", 403, False, "no room left in bucket.*quota"),
+        ("UserSuspended", 403, False, "has suspended this account"),
         ("InvalidAccessKeyId", 403, False, "AWS_ACCESS_KEY_ID.*`aws configure`"),
         ("SignatureDoesNotMatch", 403, False, "AWS_SECRET_ACCESS_KEY.*`aws configure`"),
         ("NoSuchBucket", 404, False, r"`aws s3 mb s3://bucket-"),
@@ -358,7 +361,8 @@ def test_uploads_of_dead_writers_are_swept_when_old_enough(
 
 def test_a_probe_takes_ten_requests_and_leaves_nothing(store: S3Store, proxy: FaultProxy) -> None:
     store.probe("demo/")
-    assert len(proxy.requests) == 10
+    # Two more if the service knows versions only without their quotes.
+    assert len(proxy.requests) == (12 if store._bucket.bare_etags else 10)
     assert store.list() == []
 
 
