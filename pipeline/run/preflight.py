@@ -21,6 +21,19 @@ from pipeline.workers.ray_workers import RAY_ADDRESS
 MANAGED = "SKYPILOT_MANAGED_JOB_ID"
 
 
+def refuse_one_expert(job: Job) -> None:
+    """Raise BadInput for a new run whose routers would learn nothing from the loss.
+
+    The weights of a token's experts add up to 1, so a single one weighs 1 whatever the router says.
+    """
+    experts = None if job.base is not None else job.model_config_resolved().experts
+    if experts is not None and experts.top_k == 1 < experts.n:
+        raise BadInput(
+            "model.experts.top_k: 1: a token's only expert always has the weight 1, so the loss "
+            "teaches the router nothing. Nothing was started. Use at least 2."
+        )
+
+
 def preflight(job: Job) -> list[str]:
     """Raise BadInput for what would fail later; return warnings and what could not be checked."""
     from pipeline.training.trackers import check_trackers

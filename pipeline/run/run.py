@@ -19,7 +19,7 @@ from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
 from pipeline.run.journal import Journal
 from pipeline.run.leaving import Leaving
-from pipeline.run.preflight import preflight
+from pipeline.run.preflight import preflight, refuse_one_expert
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import WorkLeft, check_until, work_left
 from pipeline.run.start import Options, Start
@@ -85,6 +85,8 @@ def _check_before_claiming(
 
     Raises BadInput, and Stopped if the budget is spent or the machine costs too much.
     """
+    if head is None:  # a run that an older version started continues
+        refuse_one_expert(job)
     for note in preflight(job):
         display.say(Note(note))
     if job.base is not None:

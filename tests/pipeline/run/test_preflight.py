@@ -9,8 +9,8 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.run.preflight import preflight, store_that_goes_with_the_machine
-from tests.support.jobs import tiny_dict, write_tiny_data
+from pipeline.run.preflight import preflight, refuse_one_expert, store_that_goes_with_the_machine
+from tests.support.jobs import tiny_dict, tiny_job, write_tiny_data
 
 RENTED = {"RUNPOD_POD_ID": "pod1"}
 MANAGED = {**RENTED, "SKYPILOT_MANAGED_JOB_ID": "7"}
@@ -76,3 +76,15 @@ def test_a_compiler_that_would_fail_at_a_space_is_found_before_the_start(
     monkeypatch.setattr(tempfile, "tempdir", None)
     with pytest.raises(BadInput, match=r"a folder.*Nothing was started\. Set [A-Z_]+ to"):
         preflight(job)
+
+
+def test_a_router_that_would_learn_nothing_is_refused() -> None:
+    job = tiny_job()
+
+    def with_top_k(top_k: int) -> Job:
+        experts = {"n": 4, "top_k": top_k, "shared": 0}
+        return tiny_job(model={**job.model.model_dump(exclude_unset=True), "experts": experts})
+
+    with pytest.raises(BadInput, match=r"model\.experts\.top_k: 1"):
+        refuse_one_expert(with_top_k(1))
+    refuse_one_expert(with_top_k(2))
