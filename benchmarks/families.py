@@ -157,7 +157,7 @@ def score(model: Decoder, rows: RowStream, count: int, tokenizer_file: Path) -> 
     tokenizer = Tokenizer.from_file(tokenizer_file)
     scorer = Scorer(model.eval(), tokenizer.vocab_size, SCORED_AT_ONCE)
     with torch.inference_mode():
-        return held_out(scorer, rows, range(count), tokenizer.token_bytes())
+        return held_out(scorer, rows, range(count), tokenizer.token_bytes(), tokenizer.end_of_text)
 
 
 # ---------------------------------------------------------------- all models

@@ -1,8 +1,9 @@
 """Measure a decoder on rows of token ids: held-out loss, bits per byte, and responses.
 
 Every measure uses the softmax over the ids that the tokenizer can produce. Embedding rows beyond
-these ids get no probability, as in the exported model and in generation. Standard errors treat rows
-as the independent units, because the tokens of one row are not independent.
+these ids get no probability, as in the exported model and in generation. Standard errors treat
+documents as the independent units: neither the tokens nor the rows of one document are independent.
+Where there is only one document, its rows are the units.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ class Batches(Protocol):
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the rows with these numbers, in this order."""
+
+    def document_numbers(self, indices: Sequence[int], end_of_text: int) -> np.ndarray:
+        """Return the number of the document of each target of these rows, (R, T)."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,21 @@ class Responses:
     stop_accuracy: float  # the share of ends of turns where end-of-text is the likeliest token
     stop_accuracy_sem: float
     false_stop_rate: float  # the share of other learned tokens where end-of-text is the likeliest
+    ends: int  # of turns
+    others: int  # learned tokens that are no ends
 
 
 def held_out(
-    scorer: Scorer, stream: Batches, rows: Sequence[int], token_bytes: np.ndarray
+    scorer: Scorer,
+    stream: Batches,
+    rows: Sequence[int],
+    token_bytes: np.ndarray,
+    end_of_text: int,
 ) -> HeldOut:
     """Return how well the scorer's model predicts the given rows of `stream`.
 
-    `token_bytes` (vocab_size,) is the number of bytes of each id; see `summarize`. After running
+    `token_bytes` (vocab_size,) is the number of bytes of each id; see `summarize`. `end_of_text`
+    is the id that ends a document. After running
     out of CUDA memory, fewer than `micro_batch` rows are computed at once.
 
     Raises:
@@ -98,21 +109,24 @@ def held_out(
         PionError: not even one row fits in the GPU's memory.
     """
     scores = score(scorer, stream, rows)
-    return summarize(scores.nll, scores.targets, token_bytes)
+    documents = stream.document_numbers(rows, end_of_text)
+    return summarize(scores.nll, scores.targets, token_bytes, documents)
 
 
-def summarize(nll: np.ndarray, targets: np.ndarray, token_bytes: np.ndarray) -> HeldOut:
+def summarize(
+    nll: np.ndarray, targets: np.ndarray, token_bytes: np.ndarray, documents: np.ndarray
+) -> HeldOut:
     """Return the averages over the targets that are not ignored.
 
-    `nll` (R, T) is the negative log-likelihood in nats of `targets` (R, T). `token_bytes`
+    `nll` (R, T) is the negative log-likelihood in nats of `targets` (R, T), and `documents` (R, T)
+    the number of the document of each. `token_bytes`
     (vocab_size,) is the number of bytes of each id, 0 for special ids: predicting an end-of-text
     costs bits and adds no bytes. If the tokenizer normalizes a text (`Tokenizer.normalization`,
     Qwen's NFC), the bytes are those of the normalized text: the model never sees another.
     """
     counted = targets != IGNORED
-    nats = np.where(counted, nll, 0.0).sum(axis=1)
-    tokens = counted.sum(axis=1)
-    sizes = row_bytes(targets, token_bytes)
+    bytes_of = target_bytes(targets, token_bytes)
+    nats, tokens, sizes = by_document(documents, counted, nll, counted, bytes_of)
     loss, loss_sem = ratio(nats, tokens)
     bits_per_byte, bits_per_byte_sem = ratio(nats / math.log(2), sizes)
     return HeldOut(
@@ -123,30 +137,43 @@ def summarize(nll: np.ndarray, targets: np.ndarray, token_bytes: np.ndarray) -> 
         bits_per_byte_sem=bits_per_byte_sem,
         tokens=int(tokens.sum()),
         bytes=int(sizes.sum()),
-        rows=len(nats),
+        rows=len(targets),
     )
 
 
-def row_bytes(targets: np.ndarray, token_bytes: np.ndarray) -> np.ndarray:
-    """Return the bytes (R,) of each row's targets (R, T); `token_bytes` as in `summarize`."""
+def target_bytes(targets: np.ndarray, token_bytes: np.ndarray) -> np.ndarray:
+    """Return the bytes of each of `targets` (R, T); `token_bytes` as in `summarize`."""
     counted = targets != IGNORED
-    return np.where(counted, token_bytes[np.where(counted, targets, 0)], 0).sum(axis=1)
+    return np.where(counted, token_bytes[np.where(counted, targets, 0)], 0)
+
+
+def by_document(
+    documents: np.ndarray, counted: np.ndarray, *amounts: np.ndarray
+) -> list[np.ndarray]:
+    """Return the sums of each of `amounts` (R, T) over each document's `counted` targets.
+
+    Where all targets are of one document, the sums are those of the rows.
+    """
+    found, places = np.unique(documents[counted], return_inverse=True)
+    if len(found) < 2:
+        return [np.where(counted, amount, 0).sum(axis=1) for amount in amounts]
+    return [np.bincount(places.ravel(), amount[counted]) for amount in amounts]
 
 
 def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """Return Σ amounts / Σ sizes over rows, and its standard error (NaN for a single row).
+    """Return Σ amounts / Σ sizes over documents, and its standard error (NaN for a single one).
 
-    The rows are a sample of clusters of unequal size, so this is the ratio estimator and its
+    The documents are a sample of clusters of unequal size, so this is the ratio estimator and its
     linearised variance (Cochran, Sampling Techniques, 3rd ed., eq. 2.45 and 6.13).
     """
-    total, rows = float(sizes.sum()), len(sizes)
+    total, units = float(sizes.sum()), len(sizes)
     if total == 0:
         return math.nan, math.nan
     value = float(amounts.sum()) / total
-    if rows < 2:
+    if units < 2:
         return value, math.nan
     residuals = amounts - value * sizes
-    return value, math.sqrt(rows / (rows - 1) * float((residuals**2).sum())) / total
+    return value, math.sqrt(units / (units - 1) * float((residuals**2).sum())) / total
 
 
 def responses(scorer: Scorer, stream: Batches, rows: Sequence[int], end_of_turn: int) -> Responses:
@@ -156,18 +183,24 @@ def responses(scorer: Scorer, stream: Batches, rows: Sequence[int], end_of_turn:
 
     Raises what `held_out` raises.
     """
-    return summarize_responses(score(scorer, stream, rows), end_of_turn)
+    documents = stream.document_numbers(rows, end_of_turn)
+    return summarize_responses(score(scorer, stream, rows), end_of_turn, documents)
 
 
-def summarize_responses(scores: Scores, end_of_turn: int) -> Responses:
-    """Return the averages over learned tokens; `end_of_turn` as in `responses`."""
+def summarize_responses(scores: Scores, end_of_turn: int, documents: np.ndarray) -> Responses:
+    """Return the averages over learned tokens; `end_of_turn` as in `responses`, and `documents`
+    as in `summarize`: of packed conversations, the number of each."""
     learned, ends = scores.targets != IGNORED, scores.targets == end_of_turn
     stops = scores.likeliest == end_of_turn
-    loss, loss_sem = ratio(scores.nll.sum(axis=1), learned.sum(axis=1))
-    accuracy, accuracy_sem = ratio((stops & ends).sum(axis=1), ends.sum(axis=1))
     inside = learned & ~ends
-    false_stops, _ = ratio((stops & inside).sum(axis=1), inside.sum(axis=1))
-    return Responses(loss, loss_sem, accuracy, accuracy_sem, false_stops)
+    nats, tokens, right, turns, early, others = by_document(
+        documents, learned, scores.nll, learned, stops & ends, ends, stops & inside, inside
+    )
+    loss, loss_sem = ratio(nats, tokens)
+    accuracy, accuracy_sem = ratio(right, turns)
+    false_stops, _ = ratio(early, others)
+    counts = int(turns.sum()), int(others.sum())
+    return Responses(loss, loss_sem, accuracy, accuracy_sem, false_stops, *counts)
 
 
 def token_nll(

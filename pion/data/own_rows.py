@@ -20,10 +20,12 @@ class OwnRows:
     Attributes:
         tokens: the inputs.
         targets: the next tokens; -100 for padding.
+        texts: the number of each row's text, (R,).
     """
 
     tokens: np.ndarray
     targets: np.ndarray
+    texts: np.ndarray
 
     @property
     def total_rows(self) -> int:
@@ -34,6 +36,11 @@ class OwnRows:
         rows = list(indices)
         tokens, targets = torch.from_numpy(self.tokens[rows]), torch.from_numpy(self.targets[rows])
         return Batch(tokens, targets, None, None)
+
+    def document_numbers(self, indices: Sequence[int], end_of_text: int) -> np.ndarray:
+        """Return the number of the text that each target of these rows belongs to, (R, T)."""
+        del end_of_text  # as in `RowStream`; here a row has a single text
+        return np.broadcast_to(self.texts[list(indices), None], self.targets[list(indices)].shape)
 
 
 def own_rows(
@@ -46,11 +53,13 @@ def own_rows(
     predicted once. No further text is read once there are enough rows.
     """
     cut: list[tuple[list[int], list[int]]] = []
-    for text in texts:
+    numbers: list[int] = []
+    for number, text in enumerate(texts):
         ids = [tokenizer.before_document, *tokenizer.encode(text)]
         for first in range(0, len(ids) - 1, seq_len):
             inputs = ids[first : min(first + seq_len, len(ids) - 1)]
             cut.append((inputs, ids[first + 1 : first + 1 + len(inputs)]))
+            numbers.append(number)
         if most is not None and len(cut) >= most:
             break
     cut = cut[:most]
@@ -59,4 +68,4 @@ def own_rows(
     targets = np.full((len(cut), longest), IGNORED, np.int64)
     for row, (inputs, nexts) in enumerate(cut):
         tokens[row, : len(inputs)], targets[row, : len(inputs)] = inputs, nexts
-    return OwnRows(tokens, targets)
+    return OwnRows(tokens, targets, np.array(numbers[:most], np.int64))

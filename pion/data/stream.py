@@ -130,6 +130,39 @@ class RowStream:
             documents = torch.from_numpy(np.stack([self._documents(row) for row in rows]))
         return Batch(tokens, targets, positions, documents)
 
+    def document_numbers(self, indices: Sequence[int], end_of_text: int) -> np.ndarray:
+        """Return which document each target of these rows belongs to, int64 ``(R, T)``.
+
+        Two targets have the same number if they are of the same document or conversation. The
+        document at the beginning of a row of text may have begun in rows before, which are read.
+        """
+        first: dict[tuple[int, int, int, int], int] = {}
+        numbers = []
+        for source, shard, place in map(self._locate, indices):
+            row = self._rows[source].row(shard, place)
+            if row.documents is not None:
+                keys = [(source, shard, place, int(n)) for n in row.documents]
+            else:
+                inside = np.cumsum(row.tokens == end_of_text)
+                begun = self._begun(source, shard, place, end_of_text)
+                keys = [(source, shard, place, int(n)) if n else begun for n in inside]
+            numbers.append([first.setdefault(key, len(first)) for key in keys])
+        return np.array(numbers, dtype=np.int64)
+
+    def _begun(
+        self, source: int, shard: int, place: int, end_of_text: int
+    ) -> tuple[int, int, int, int]:
+        """Return where the document at the beginning of a row of text began: the row, and how many
+        ends of text this row has before it."""
+        rows = self._rows[source]
+        while (shard, place) != (0, 0):
+            if place == 0:
+                shard, place = shard - 1, rows.manifest.shards[shard - 1].rows
+            place -= 1
+            if ends := int((rows.row(shard, place).tokens == end_of_text).sum()):
+                return source, shard, place, ends
+        return source, 0, 0, 0
+
     def upcoming_shards(self, i: int, n: int) -> list[tuple[int, int]]:
         """Return the first ``n`` distinct (source, shard) needed from row ``i`` on, in order."""
         if isinstance(self._order, MixtureOrder):

@@ -66,4 +66,6 @@ def text_loss(model: Decoder, tokenizer: Tokenizer, text: str, rows_at_once: int
     """Return the loss on one document, cut into rows as long as the model's context."""
     rows = own_rows(tokenizer, [text], model.config.seq_len)
     scorer = Scorer(model, tokenizer.vocab_size, rows_at_once)
-    return held_out(scorer, rows, range(rows.total_rows), tokenizer.token_bytes())
+    return held_out(
+        scorer, rows, range(rows.total_rows), tokenizer.token_bytes(), tokenizer.end_of_text
+    )

@@ -31,7 +31,7 @@ from pipeline.report.result_tables import (
     human_count,
     language_rows,
     lm_eval_rows,
-    percent_with_error,
+    share_with_interval,
     value_with_error,
     whose_bytes,
 )
@@ -265,10 +265,12 @@ def _results(history: RunHistory) -> str:
     response = results.get("sft") or {}
     if "response_loss" in response:
         loss = value_with_error(response, "response_loss")
-        stops = percent_with_error(response, "stop_accuracy")
+        stops = share_with_interval(response, "stop_accuracy", "ends")
+        early = share_with_interval(response, "false_stop_rate", "others")
         parts.append(
             f"On held-out conversations the loss of the responses is {loss} nats per token, and "
-            f"the model predicts the end of a response where it belongs in {stops} of the cases."
+            f"the model predicts the end of a response where it belongs in {stops} of the cases, "
+            f"and in {early} of the other places."
         )
     if choices := choice_rows(results):
         header = ("task", "model", "accuracy", "chance", "questions")

@@ -29,7 +29,7 @@ from pipeline.report.result_tables import (
     human_count,
     language_rows,
     lm_eval_rows,
-    percent_with_error,
+    share_with_interval,
     value_with_error,
     whose_bytes,
 )
@@ -162,9 +162,11 @@ def _evaluation(history: RunHistory) -> str:
     response = results.get("sft") or {}
     if "response_loss" in response:
         loss = value_with_error(response, "response_loss")
-        stops = percent_with_error(response, "stop_accuracy")
-        header = ("on held-out conversations", "response loss", "ends where it should")
-        parts.append(table(header, [("fine-tuned", loss, stops)]))
+        stops = share_with_interval(response, "stop_accuracy", "ends")
+        early = share_with_interval(response, "false_stop_rate", "others")
+        measures = ("response loss", "ends where it should", "ends where it should not")
+        header = ("on held-out conversations", *measures)
+        parts.append(table(header, [("fine-tuned", loss, stops, early)]))
     if choices := choice_rows(results):
         names = ("multiple choice", "model", "accuracy", "chance", "questions")
         parts.append(table(names, choices, numbers_from=2))

@@ -38,6 +38,26 @@ def percent_with_error(result: Mapping[str, Any], name: str) -> str:
     return f"{text} ± {100 * error:.1f}" if error is not None and math.isfinite(error) else text
 
 
+def share_with_interval(result: Mapping[str, Any], name: str, count: str) -> str:
+    """Return `100.0 % (95 %: 96.3 to 100.0)` of as many cases as `count` says.
+
+    The interval is Wilson's, which is not empty where all or no cases agree. Older results have no
+    count, and keep their standard error.
+    """
+    share, n = result.get(name), result.get(count)
+    if not n or share is None or not math.isfinite(share):
+        return percent_with_error(result, name)
+    low, high = wilson(share, n)
+    return f"{100 * share:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's interval of a share of `n` cases (Wilson 1927, JASA 22)."""
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def chosen_checkpoint(results: Mapping[str, Any]) -> str:
     """Return in a sentence which checkpoint was chosen for its held-out loss; empty if none."""
     chosen = results.get("checkpoint")

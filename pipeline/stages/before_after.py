@@ -2,8 +2,8 @@
 the same rows.
 
 Both are measured on held-out conversations and text of the run, and on a text that has nothing to
-do with the run: what the model predicts worse there, it has forgotten. The same rows are paired, so
-the standard error of a difference is much smaller than the errors of its two sides.
+do with the run: what the model predicts worse there, it has forgotten. The same documents are
+paired, so the standard error of a difference is much smaller than the errors of its two sides.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pion.errors import BadInput
-from pipeline.stages.measures import Kind, Measures, Result, without_rows
+from pipeline.stages.measures import SUMS, Kind, Measures, Result, without_rows
 from pipeline.stages.parts import KeptParts
 
 LABELS: Mapping[Kind, str] = {
@@ -64,7 +64,7 @@ def compare(start: Start, after: Mapping[Kind, Result]) -> Result:
     `compared_text` (which text that was).
 
     `change` has the names of the models' results, each with the standard error `…_sem` of paired
-    rows.
+    documents.
     """
     change: Result = {}
     for kind, before in start.measured.items():
@@ -87,14 +87,16 @@ def _change(name: str, before: Result, after: Result, nats: float) -> Result:
 
     from pion.evaluate import ratio
 
-    if before["by_row"]["sizes"] != after["by_row"]["sizes"]:
+    # What an older version measured before training has only the sums of rows.
+    by = next(name for name in SUMS if name in before and name in after)
+    if before[by]["sizes"] != after[by]["sizes"]:
         raise BadInput(
             f"evaluate: the models before and after training were measured on different rows, so "
             f"{name} can't be compared. The trained model is safe. Delete the parts in the run's "
             "folder stages/evaluate, and run the same command again: both are measured again."
         )
     # A sum that is not finite is kept as null.
-    sums = [np.array(side["by_row"]["nats"], dtype=np.float64) for side in (before, after)]
-    sizes = np.array(before["by_row"]["sizes"])
+    sums = [np.array(side[by]["nats"], dtype=np.float64) for side in (before, after)]
+    sizes = np.array(before[by]["sizes"])
     value, error = ratio((sums[1] - sums[0]) / nats, sizes)
     return {name: value, f"{name}_sem": error}

@@ -14,12 +14,13 @@ from pipeline.data.compared_text import find_text
 from pipeline.job import Job
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from pion.data.own_rows import OwnRows
     from pion.data.stream import RowStream
     from pion.data.tokenizer import Tokenizer
-    from pion.evaluate import Scorer
+    from pion.evaluate import HeldOut, Responses, Scorer
     from pion.model.decoder import Decoder
     from pion.multiple_choice import Question
     from pipeline.data.prepared import PreparedData
@@ -31,6 +32,8 @@ Result = dict[str, Any]
 Kind = Literal["conversations", "held_out", "text"]
 
 CHOICES = "choices.jsonl"
+# The results that compare two models. Older versions kept no sums by document.
+SUMS = ("by_document", "by_row")
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32_768}  # of a batch; halved when memory runs out
 NGRAM_WINDOW = 1  # shards shuffled together: few remote shards are fetched for the baseline
 
@@ -82,26 +85,36 @@ class Measures:
         return without_rows(self.by_row("sft", "conversations"))
 
     def by_row(self, stage: str, kind: Kind) -> Result:
-        """Measure the model of `stage`, and keep the sums of each row in `by_row`.
+        """Measure the model of `stage`, and keep the sums of each row and document.
 
-        So two models can be compared. `by_row` has the `nats` of each row, and in `sizes`
-        the number of its learned tokens (of conversations) or bytes (of text).
+        So two models can be compared. `by_row` and `by_document` have the `nats`, and in `sizes`
+        the number of learned tokens (of conversations) or bytes (of text).
         """
+        import numpy as np
+
         from pion.data.shards import IGNORED
-        from pion.evaluate import row_bytes, score, summarize, summarize_responses
+        from pion.evaluate import by_document, score, summarize, summarize_responses, target_bytes
 
         rows, seq_len = self._compared_rows(kind)
         scorer = self._scorer(self._decoder(stage), seq_len)
-        scores = score(scorer, rows, self._rows(rows))
+        measured = self._rows(rows)
+        scores = score(scorer, rows, measured)
+        documents = rows.document_numbers(measured, self.tokenizer.end_of_text)
+        counted = scores.targets != IGNORED
         token_bytes = self.tokenizer.token_bytes()
         if kind == "conversations":
-            sizes = (scores.targets != IGNORED).sum(axis=1)
-            result = dataclasses.asdict(summarize_responses(scores, self._end_of_turn()))
+            sizes = counted.astype(np.int64)
+            of: HeldOut | Responses = summarize_responses(scores, self._end_of_turn(), documents)
         else:
-            sizes = row_bytes(scores.targets, token_bytes)
-            result = dataclasses.asdict(summarize(scores.nll, scores.targets, token_bytes))
-        nats = scores.nll.sum(axis=1)
-        return {**result, "by_row": {"nats": nats.tolist(), "sizes": sizes.tolist()}}
+            sizes = target_bytes(scores.targets, token_bytes)
+            of = summarize(scores.nll, scores.targets, token_bytes, documents)
+        rows_of = np.where(counted, scores.nll, 0).sum(axis=1), sizes.sum(axis=1)
+        documents_of = by_document(documents, counted, scores.nll, sizes)
+        return {
+            **dataclasses.asdict(of),
+            "by_row": _sums(*rows_of),
+            "by_document": _sums(*documents_of),
+        }
 
     def _end_of_turn(self) -> int:
         """Return the id that ends an answer in the chat format of the conversations."""
@@ -145,7 +158,8 @@ class Measures:
         stream = self._stream(self.text, "held_out")
         scorer = self._scorer(model, self.job.data.seq_len)
         token_bytes = self.tokenizer.token_bytes()
-        return dataclasses.asdict(held_out(scorer, stream, self._rows(stream), token_bytes))
+        end, rows = self.tokenizer.end_of_text, self._rows(stream)
+        return dataclasses.asdict(held_out(scorer, stream, rows, token_bytes, end))
 
     def _scorer(self, model: Decoder, seq_len: int) -> Scorer:
         """Return how `model` is measured on rows of `seq_len` tokens."""
@@ -193,7 +207,9 @@ class Measures:
         targets = np.stack([row.targets for row in measured])
         nll = np.zeros(targets.shape)  # the last target of a row is never counted
         nll[:, :-1] = model.nll(np.stack([row.tokens for row in measured]))
-        result = dataclasses.asdict(summarize(nll, targets, self.tokenizer.token_bytes()))
+        numbers = held_out.document_numbers(self._rows(held_out), self.tokenizer.end_of_text)
+        token_bytes = self.tokenizer.token_bytes()
+        result = dataclasses.asdict(summarize(nll, targets, token_bytes, numbers))
         return {"order": model.order, **result, "train_tokens": model.train_tokens}
 
     # ------------------------------------------------------------ data and machine
@@ -257,8 +273,12 @@ class Measures:
 
 
 def without_rows(result: Result) -> Result:
-    """Return what `by_row` has measured, without the sums of each row."""
-    return {name: value for name, value in result.items() if name != "by_row"}
+    """Return what `by_row` has measured, without the sums of each row and document."""
+    return {name: value for name, value in result.items() if name not in SUMS}
+
+
+def _sums(nats: np.ndarray, sizes: np.ndarray) -> Result:
+    return {"nats": nats.tolist(), "sizes": sizes.tolist()}
 
 
 def _open(folder: Path | None) -> PreparedData | None:

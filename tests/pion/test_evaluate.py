@@ -20,7 +20,7 @@ def measure(
 ) -> HeldOut:
     """Return the loss on the first rows of `data`; every id is one byte."""
     scorer = Scorer(model, vocab_size, micro_batch)
-    return held_out(scorer, data, range(rows), np.ones(vocab_size))
+    return held_out(scorer, data, range(rows), np.ones(vocab_size), VOCAB)
 
 
 def stream(
@@ -58,7 +58,7 @@ def test_bits_per_byte_of_a_uniform_model_is_log2_of_the_vocabulary_per_byte(
     rows = random_rows()
     token_bytes = np.arange(VOCAB)  # id 0 is special: 0 bytes
     scorer = Scorer(constant([1.0] * VOCAB), VOCAB, 4)
-    measured = held_out(scorer, stream(rows, tmp_path), range(10), token_bytes)
+    measured = held_out(scorer, stream(rows, tmp_path), range(10), token_bytes, VOCAB)
     size = token_bytes[rows[:, 1:]].sum()
     assert measured.bytes == size
     assert measured.bits_per_byte == pytest.approx(math.log2(VOCAB) * measured.tokens / size)
@@ -89,7 +89,7 @@ def test_logits_of_weights_in_bf16_are_not_rounded(tmp_path: Path) -> None:
     model = Decoder.from_state(exact.config, exact.state_dict(), torch.bfloat16)
     data = stream(rows, tmp_path)
     scorer = Scorer(model, VOCAB, 4, dtype=torch.bfloat16)
-    measured = held_out(scorer, data, range(10), np.ones(VOCAB))
+    measured = held_out(scorer, data, range(10), np.ones(VOCAB), VOCAB)
     assert measured.loss == pytest.approx(measure(exact, data, 10, 4).loss, rel=1e-2)
     states = torch.randn(9, exact.config.d_model)
     logits = model.logits_in_fp32(states, VOCAB)
@@ -185,16 +185,46 @@ def test_tokens_that_go_together_in_a_row_give_a_larger_error_than_independent_o
     targets = np.ones((100, 64), dtype=np.int64)
     together = np.repeat(rng.exponential(1, (100, 1)), 64, axis=1)
     apart = rng.exponential(1, (100, 64))
-    of_rows = summarize(together, targets, np.ones(2)).loss_sem
-    of_tokens = summarize(apart, targets, np.ones(2)).loss_sem
+    rows = np.arange(100)[:, None].repeat(64, axis=1)
+    of_rows = summarize(together, targets, np.ones(2), rows).loss_sem
+    of_tokens = summarize(apart, targets, np.ones(2), rows).loss_sem
     assert of_rows == pytest.approx(8 * of_tokens, rel=0.3)  # √64
 
 
 def test_a_single_row_has_no_standard_error_and_ignored_targets_do_not_count() -> None:
     nll, targets = np.array([[1.0, 9.0, 3.0]]), np.array([[1, IGNORED, 1]])
-    measured = summarize(nll, targets, np.array([0, 4]))
+    measured = summarize(nll, targets, np.array([0, 4]), np.zeros((1, 3)))
     assert (measured.loss, measured.tokens, measured.bytes) == (2.0, 2, 8)
     assert math.isnan(measured.loss_sem)
+
+
+def test_a_document_of_many_rows_is_one_unit_and_one_document_falls_back_to_its_rows() -> None:
+    rng = np.random.default_rng(0)
+    nll = np.repeat(rng.exponential(1, (50, 1)), 8, axis=0).repeat(4, axis=1)  # 50 of 8 rows
+    targets, rows = np.ones((400, 4), dtype=np.int64), np.arange(400)[:, None].repeat(4, axis=1)
+    by_rows, by_documents, one = (
+        summarize(nll, targets, np.ones(2), numbers) for numbers in (rows, rows // 8, rows * 0)
+    )
+    assert by_rows.loss == pytest.approx(by_documents.loss)
+    assert by_documents.loss_sem == pytest.approx(nll[::8, 0].std(ddof=1) / math.sqrt(50))
+    assert by_documents.loss_sem == pytest.approx(math.sqrt(8) * by_rows.loss_sem, rel=0.02)
+    assert one.loss_sem == by_rows.loss_sem
+
+
+def test_the_documents_of_a_stream_continue_over_rows_in_whatever_order_they_are_read(
+    tmp_path: Path,
+) -> None:
+    rows = np.array([[1, 2, 0, 3], [4, 5, 6, 7], [8, 0, 9, 0], [1, 1, 0, 2]])
+    data = stream(rows, tmp_path)
+    order = [int(np.flatnonzero((rows == data.row(i).tokens).all(axis=1))[0]) for i in range(4)]
+    numbers = data.document_numbers(range(4), end_of_text=0)
+    found = dict(zip(order, numbers.tolist(), strict=True))
+    a, b, c, d, e = found[0][0], found[1][0], found[2][1], found[3][0], found[3][2]
+    assert found[0] == [a, a, b, b]
+    assert found[1] == [b] * 4
+    assert found[2][:3] == [b, c, c]
+    assert found[3] == [d, d, e, e]
+    assert len({a, b, c, d, e}) == 5
 
 
 # ---------------------------------------------------------------- conversations
@@ -205,6 +235,9 @@ class Conversations:
 
     def __init__(self, tokens: list[list[int]], learned: list[list[int]]) -> None:
         self.tokens, self.learned = torch.tensor(tokens), torch.tensor(learned, dtype=torch.bool)
+
+    def document_numbers(self, indices: range, end_of_text: int) -> np.ndarray:
+        return np.arange(2)[:, None].repeat(self.tokens.shape[1], axis=1)[list(indices)]
 
     def batch(self, indices: list[int]) -> object:
         from pion.data.stream import Batch

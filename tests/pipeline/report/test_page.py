@@ -17,6 +17,7 @@ from pipeline.job import Job
 from pipeline.report.history import RunHistory
 from pipeline.report.page import write_report
 from pipeline.report.plots import loss_plot, running_mean, throughput_plot
+from pipeline.report.result_tables import share_with_interval
 from pipeline.state.author import Author
 from pipeline.state.deadline import RunDeadline
 from pipeline.state.records import CheckpointEntry, Head, SkippedRows, Spent, StageRecord
@@ -313,3 +314,10 @@ def test_each_stage_shows_how_long_it_took_where_the_run_has_recorded_that(tmp_p
     assert stages["evaluate"] == (f"{finished}1:30 UTC", ["", "33 s", "ee"])
     assert stages["publish"] == (f"{finished}1:39 UTC", ["", "", "ff"])
     assert stages["sft"] == ("not finished", ["", "", ""])
+
+
+def test_a_share_of_all_cases_has_an_interval_and_an_old_result_keeps_its_error() -> None:
+    of_all = {"stop_accuracy": 1.0, "stop_accuracy_sem": 0.0}
+    counted = share_with_interval({**of_all, "ends": 40}, "stop_accuracy", "ends")
+    assert counted == "100.0 % (95 %: 91.2 to 100.0)"
+    assert share_with_interval(of_all, "stop_accuracy", "ends") == "100.0 % ± 0.0"

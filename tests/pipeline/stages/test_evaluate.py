@@ -177,7 +177,12 @@ def test_results_hold_every_model_and_baseline_under_the_names_the_card_uses(
     chat = {"response_loss", "response_loss_sem", "stop_accuracy", "stop_accuracy_sem"}
     assert set(results) == {"pretrain", "sft", "untrained", "ngram"}
     assert set(results["pretrain"]) == text | {"continuations"}
-    assert set(results["sft"]) == text | chat | {"false_stop_rate", "continuations"}
+    assert set(results["sft"]) == text | chat | {
+        "false_stop_rate",
+        "ends",
+        "others",
+        "continuations",
+    }
     assert set(results["untrained"]) == text
     assert set(results["ngram"]) == text | {"order", "train_tokens"}
     assert results["pretrain"]["continuations"]["questions"] == 6
