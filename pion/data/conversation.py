@@ -3,8 +3,8 @@
 Training, chatting and the published model use one template. Each turn is ``<|system|>``,
 ``<|user|>`` or ``<|assistant|>``, a newline, the stripped text and a newline; an assistant's turn
 ends with the end-of-text token. If the tokenizer puts a first token before a text (Llama's), the
-conversation starts with it. Empty turns are dropped, and so are turns of any other role (tool
-calls, for example). The role markers are ordinary text, but the end of a turn is the special id.
+conversation starts with it. Empty turns are dropped, and so are the results of tools. The role
+markers are ordinary text, but the end of a turn is the special id.
 
 If a text spells out a special token, because a user quotes "<|endoftext|>" for example, we insert a
 space ("< |endoftext|>"). Our own tokenizer would encode the quote as text anyway. But other
@@ -22,6 +22,7 @@ import numpy as np
 
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.later_fields import closest, shown
 
 Role = Literal["system", "user", "assistant"]
 
@@ -36,6 +37,46 @@ ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
+# Other names, which Pion reads and says. They are not in `chat_template`: its text must not change.
+ALIASES: dict[str, Role] = {
+    "developer": "system",
+    "prompter": "user",
+    "instruction": "user",
+    "question": "user",
+    "ai": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "chatbot": "assistant",
+    "answer": "assistant",
+    "response": "assistant",
+}
+# Turns of these roles are left out: Pion's own template has no tools.
+TOOLS = ("tool", "function")
+
+
+def role_of(name: str) -> Role | None:
+    """Return the role that a name means, in any letter case; None for an unknown name."""
+    known = name.strip().lower()
+    return ROLES.get(known) or ALIASES.get(known)
+
+
+def unknown_role(name: str, roles: Iterable[str], where: str) -> BadInput:
+    """Return the refusal of a turn, at `where`, whose role is none of `roles`."""
+    roles = tuple(roles)
+    near = closest(name.strip().lower(), (*roles, *ROLES, *ALIASES))
+    return BadInput(
+        f"{where} has the unknown role {shown(name)}{near}. The roles are {', '.join(roles)}"
+    )
+
+
+def nothing_to_learn(answers: int, where: str) -> BadInput:
+    """Return the refusal of a conversation whose `answers` all have no text."""
+    if not answers:
+        why = "with no assistant turn"
+    else:
+        why = "whose answer is empty" if answers == 1 else f"whose {answers} answers are empty"
+    return BadInput(f"{where}: a conversation {why}: there is nothing to learn from it.")
 
 
 @dataclass(frozen=True)
@@ -63,7 +104,7 @@ def parse_conversation(record: Any, where: str) -> list[Turn]:
         where: the record's file and line, for errors.
 
     Raises:
-        BadInput: the record has another layout, or no assistant turn with text.
+        BadInput: the record has another layout, an unknown role, or no assistant turn with text.
     """
     if isinstance(record, dict) and "conversations" in record:
         turns, role_key, text_key = record["conversations"], "from", "value"
@@ -89,14 +130,17 @@ def parse_conversation(record: Any, where: str) -> list[Turn]:
                 f"{where}: turn {number} must be {{{role_key!r}: text, {text_key!r}: text}}, "
                 f"found {json.dumps(turn, default=str)[:80]}."
             )
-        role = ROLES.get(turn[role_key])
-        if role is not None and turn[text_key] is not None:
-            parsed.append(Turn(role, turn[text_key]))
-    if not any(turn.role == "assistant" and turn.text.strip() for turn in parsed):
-        raise BadInput(
-            f"{where}: a conversation with no assistant turn: there is nothing to learn from it."
-        )
-    return parsed
+        role = role_of(turn[role_key])
+        if role is None and turn[role_key].strip().lower() not in TOOLS:
+            raise unknown_role(
+                turn[role_key], (*dict.fromkeys(ROLES.values()), *TOOLS), f"{where}: turn {number}"
+            )
+        if role is not None:
+            parsed.append(Turn(role, turn[text_key] or ""))
+    answers = [turn for turn in parsed if turn.role == "assistant"]
+    if not any(turn.text.strip() for turn in answers):
+        raise nothing_to_learn(len(answers), where)
+    return [turn for turn in parsed if turn.text]
 
 
 def render(

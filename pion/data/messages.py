@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pion.data.conversation import ROLES, defused
+from pion.data.conversation import defused, nothing_to_learn, role_of, unknown_role
 from pion.errors import BadInput
-from pion.later_fields import closest, shown
+from pion.later_fields import shown
 
 # The roles that templates know. `developer` is a newer name of `system`.
 KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -35,8 +35,9 @@ def parse_messages(record: Any, where: str) -> Conversation:
     """Return the conversation of a record in one of the layouts of `parse_conversation`.
 
     A message keeps all of its keys (`tool_calls`, `name`, …), and its content may be null. Only
-    keys that are null are left out, because tables have every key in every row. `human` and `gpt`
-    become `user` and `assistant`. Messages after the last answer teach nothing and are left out.
+    keys that are null are left out, because tables have every key in every row. Other names
+    of roles (`role_of`) become these. Messages after the last answer teach nothing and are left
+    out.
 
     Args:
         where: the record's file and line, for errors.
@@ -57,13 +58,12 @@ def parse_messages(record: Any, where: str) -> Conversation:
         _message(turn, role_key, text_key, f"{where}: turn {number}")
         for number, turn in enumerate(turns, 1)
     ]
+    answers = sum(message["role"] == "assistant" for message in messages)
     messages = [message for message in messages if says_something(message)]
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if not messages:
-        raise BadInput(
-            f"{where}: a conversation with no assistant turn: there is nothing to learn from it."
-        )
+        raise nothing_to_learn(answers, where)
     return Conversation(messages, _tools(record.get("tools"), where), where)
 
 
@@ -85,12 +85,10 @@ def harmless(conversation: Conversation, specials: Iterable[str]) -> Conversatio
 def _message(turn: Any, role_key: str, text_key: str, where: str) -> Message:
     if not isinstance(turn, dict) or not isinstance(turn.get(role_key), str):
         raise BadInput(f"{where} must be an object with text under {role_key!r}: {shown(turn)}")
-    role = ROLES.get(turn[role_key], turn[role_key])
-    if role not in KNOWN_ROLES:
-        raise BadInput(
-            f"{where} has the unknown role {shown(role)}{closest(role, KNOWN_ROLES)}. The roles "
-            f"are {', '.join(KNOWN_ROLES)}"
-        )
+    named = turn[role_key].strip().lower()
+    role = named if named in KNOWN_ROLES else role_of(named)
+    if role is None:
+        raise unknown_role(turn[role_key], KNOWN_ROLES, where)
     content = turn.get(text_key)
     if not isinstance(content, str | None):
         raise BadInput(f"{where}: {text_key!r} must be text or null, not {shown(content)}")

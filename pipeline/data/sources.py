@@ -10,12 +10,12 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pion.data import python_docs, python_qa
-from pion.data.conversation import CONVERSATION_KEYS, Turn, parse_conversation
+from pion.data.conversation import CONVERSATION_KEYS, ROLES, Turn, parse_conversation, role_of
 from pion.data.corpus import (
     JSONL_SUFFIXES,
     PARQUET_SUFFIXES,
@@ -29,9 +29,10 @@ from pion.data.corpus import (
     text_documents,
     whole_characters,
 )
-from pion.data.messages import Conversation, parse_messages
+from pion.data.messages import KNOWN_ROLES, Conversation, parse_messages
 from pion.data.missing_bytes import ReplacedCharacters
 from pion.errors import BadInput
+from pion.later_fields import shown
 from pipeline.job import (
     BinShards,
     HubDataset,
@@ -59,6 +60,36 @@ SUFFIXES = {
     "npy": (".npy",),
     "bin": (".bin",),
 }
+
+
+@dataclass
+class Remarks:
+    """What is worth saying about the texts of a source.
+
+    Attributes:
+        replaced: the characters that the vocabulary lacks.
+        roles: the other names of roles, and the role that each was read as.
+    """
+
+    replaced: ReplacedCharacters
+    roles: dict[str, str] = field(default_factory=dict)
+
+    def note_roles(self, record: dict[str, Any]) -> None:
+        """Note the other names of roles in a conversation that could be parsed."""
+        shared = "conversations" in record
+        for turn in record["conversations" if shared else "messages"]:
+            name = turn["from" if shared else "role"]
+            if name not in ROLES and name not in KNOWN_ROLES and (role := role_of(name)):
+                self.roles[name] = role
+
+    def in_words(self) -> list[str]:
+        """Return a sentence for each remark."""
+        read = ", ".join(f"{shown(name)} as {role}" for name, role in sorted(self.roles.items()))
+        return [
+            words
+            for words in (self.replaced.in_words(), read and f"roles with other names: {read}")
+            if words
+        ]
 
 
 @dataclass(frozen=True)
@@ -107,10 +138,8 @@ def find_input(job: Job, source: Source, key: str, commit: str | None = None) ->
     return Input(source, key, sys.version)
 
 
-def texts(
-    job: Job, found: Input, replaced: ReplacedCharacters | None = None
-) -> Iterator[tuple[bool, str]]:
-    """Yield (held out?, text) of every document of a text source, and count in `replaced`.
+def texts(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tuple[bool, str]]:
+    """Yield (held out?, text) of every document of a text source, and note it in `remarks`.
 
     If a document is longer than 64K characters, only its end is held out, so a corpus of one long
     file has both parts. Raises BadInput for a file that can't be read and for an empty corpus.
@@ -122,8 +151,8 @@ def texts(
         return
     for document in _documents(job, found):
         text = whole_characters(document.text)
-        if replaced is not None:
-            replaced.look(text, document.origin)
+        if remarks is not None:
+            remarks.replaced.look(text, document.origin)
         if len(text) <= LONG_CHARS:
             yield _drawn(text, share), text
             continue
@@ -134,9 +163,9 @@ def texts(
 
 
 def conversations(
-    job: Job, found: Input, replaced: ReplacedCharacters | None = None
+    job: Job, found: Input, remarks: Remarks | None = None
 ) -> Iterator[tuple[bool, list[Turn]]]:
-    """Yield (held out?, turns) of every conversation of a source, and count in `replaced`.
+    """Yield (held out?, turns) of every conversation of a source, and note it in `remarks`.
 
     Questions about the standard library are held out with the files that pretraining holds out.
     Raises BadInput for a record that is not a conversation or has no assistant turn.
@@ -151,14 +180,13 @@ def conversations(
         turns = parse_conversation(record.value, record.origin)
         turns = [Turn(turn.role, whole_characters(turn.text)) for turn in turns]
         text = "\n".join(turn.text for turn in turns)
-        if replaced is not None:
-            replaced.look([turn.text for turn in turns], record.origin)
+        if remarks is not None:
+            remarks.replaced.look([turn.text for turn in turns], record.origin)
+            remarks.note_roles(record.value)
         yield _drawn(text, job.sft.held_out), turns
 
 
-def talks(
-    job: Job, found: Input, replaced: ReplacedCharacters | None = None
-) -> Iterator[tuple[bool, Talk]]:
+def talks(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tuple[bool, Talk]]:
     """Yield (held out?, conversation) of every conversation of a source, with calls and tools.
 
     They are held out and counted as in `conversations`. Of a data set on the Hub, conversations
@@ -181,8 +209,9 @@ def talks(
                 raise
             yield False, Talk(str(error), required)
             continue
-        if replaced is not None:
-            replaced.look([talk.messages, talk.tools], record.origin)
+        if remarks is not None:
+            remarks.replaced.look([talk.messages, talk.tools], record.origin)
+            remarks.note_roles(record.value)
         text = "\n".join(message["content"] or "" for message in talk.messages)
         yield _drawn(text, job.sft.held_out), Talk(talk, required)
 

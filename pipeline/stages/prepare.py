@@ -19,7 +19,6 @@ from typing import Any
 
 from pion.data.arrays import sha256_file, unwritable, write_atomically
 from pion.data.chat_format import ChatFormat
-from pion.data.missing_bytes import ReplacedCharacters
 from pion.data.shard import Shard
 from pion.data.shards import Rows
 from pion.data.template_source import DATE_FILE, TEMPLATE_FILE
@@ -35,7 +34,7 @@ from pipeline.data.fingerprint import Part, check_unchanged, fingerprint_of
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
 from pipeline.data.ready_shards import take_hub_shards, take_local_shards
 from pipeline.data.sft_rows import in_own_format, in_template, write_conversation_rows
-from pipeline.data.sources import Input, conversations, find_input, talks, texts
+from pipeline.data.sources import Input, Remarks, conversations, find_input, talks, texts
 from pipeline.data.text_rows import RowFormat, write_text_rows
 from pipeline.data.tokenizer_folder import bring_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
@@ -184,9 +183,9 @@ def _prepare_pretrain(job: Job, inputs: list[Input], folder: Path, by_job: bool,
             report = take_hub_shards(found, tokenizer, place, rows, say)
         else:
             what = f"tokenise {_name(found.source)}"
-            replaced = tokenizer.replaced()
-            read = texts(job, found, replaced)
-            report = write_text_rows(read, tokenizer, place, rows, what, say) | _counted(replaced)
+            remarks = Remarks(tokenizer.replaced())
+            read = texts(job, found, remarks)
+            report = write_text_rows(read, tokenizer, place, rows, what, say) | _noted(remarks)
         _check_splits(report, found, job.data.seq_len, job.data.held_out)
         reports.append({"name": _name(found.source)} | report)
     report = _totals(reports, tokenizer_report, started)
@@ -203,25 +202,26 @@ def _prepare_sft(job: Job, inputs: list[Input], folder: Path, by_job: bool, say:
     for number, found in enumerate(inputs):
         rows = _row_format(found, folder, job.sft_seq_len, job.data.shard_rows)
         place, what = folder / str(number), f"pack {_name(found.source)}"
-        replaced = tokenizer.replaced()
+        remarks = Remarks(tokenizer.replaced())
         with closing(ChatFormat(folder / "tokenizer.json", tokenizer)) as written:
             if written.own:
-                own, turns = in_own_format(tokenizer), conversations(job, found, replaced)
+                own, turns = in_own_format(tokenizer), conversations(job, found, remarks)
                 report = write_conversation_rows(turns, own, place, rows, what, say)
             else:
                 theirs = in_template(written.template, tokenizer)
-                read = talks(job, found, replaced)
+                read = talks(job, found, remarks)
                 report = write_conversation_rows(read, theirs, place, rows, what, say)
-        report |= _counted(replaced)
+        report |= _noted(remarks)
         _check_splits(report, found, job.sft_seq_len, job.sft.held_out)
         reports.append({"name": _name(found.source)} | report)
     report = _totals(reports, tokenizer_report, started)
     _finish(job, inputs, _described(folder, "sft", job.sft.sources, report), say)
 
 
-def _counted(replaced: ReplacedCharacters) -> dict[str, Any]:
-    """Return the part of a source's report about characters that the vocabulary lacks, if any."""
-    return {"replaced": replaced.in_words()} if replaced.count else {}
+def _noted(remarks: Remarks) -> dict[str, Any]:
+    """Return the part of a source's report with remarks about its texts, if there are any."""
+    words = remarks.in_words()
+    return {"remarks": words} if words else {}
 
 
 # ---------------------------------------------------------------- inputs and tokenizer
@@ -466,8 +466,8 @@ def _finish(job: Job, inputs: list[Input], data: PreparedData, say: Say) -> None
                     f"follow, so each answer of {split:,} conversations is a separate example"
                 )
             )
-        if source.get("replaced"):
-            say(Note(f"{source['name']}: {source['replaced']}"))
+        for remark in source.get("remarks", ()):
+            say(Note(f"{source['name']}: {remark}"))
         if source.get("refusals"):
             refused = source["train_refused"] + source["held_out_refused"]
             first = "; ".join(source["refusals"])

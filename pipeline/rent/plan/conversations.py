@@ -92,7 +92,7 @@ def count_conversations(job: Job) -> Counted | None:
     sources = report["sources"]
     names = ("conversations", "cut", "dropped", "tokens", "split")
     sums = {name: sum(source[f"train_{name}"] for source in sources) for name in names}
-    notes = tuple(source["replaced"] for source in sources if "replaced" in source)
+    notes = tuple(remark for source in sources for remark in source.get("remarks", ()))
     found = Counted(rows=report["train_rows"], whole=whole, first=first, notes=notes, **sums)
     _require_a_batch(job, found)
     return found

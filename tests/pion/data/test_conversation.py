@@ -18,6 +18,7 @@ from pion.data.conversation import (
     tokenize,
     tokenize_batch,
 )
+from pion.data.messages import parse_messages
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from tests.support.tokenizer_kinds import settings_of, tokenizer_of
@@ -211,6 +212,18 @@ def test_both_layouts_and_all_aliases_are_understood() -> None:
 
 
 @pytest.mark.parametrize(
+    ("asks", "answers"), [("prompter", "bot"), ("Human", "GPT"), ("instruction", "model")]
+)
+def test_other_names_of_roles_are_read_in_any_case(asks: str, answers: str) -> None:
+    turns = [{"from": "developer", "value": "s"}, {"from": asks, "value": "u"}]
+    record = {"conversations": [*turns, {"from": answers, "value": "a"}]}
+    expected = [Turn("system", "s"), Turn("user", "u"), Turn("assistant", "a")]
+    assert parse_conversation(record, "a:1") == expected
+    roles = [message["role"] for message in parse_messages(record, "a:1").messages]
+    assert roles == ["developer", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
     ("record", "message"),
     [
         ({}, "expected a key 'conversations'.*found no key"),
@@ -226,8 +239,12 @@ def test_both_layouts_and_all_aliases_are_understood() -> None:
         ({"conversations": [{"from": "gpt", "value": "x"}, {"from": 1, "value": "x"}]}, "turn 2"),
         ({"messages": []}, "no assistant turn"),
         ({"messages": [{"role": "user", "content": "x"}]}, "no assistant turn"),
-        ({"messages": [{"role": "assistant", "content": " \n"}]}, "no assistant turn"),
-        ({"messages": [{"role": "assistant", "content": None}]}, "no assistant turn"),
+        ({"messages": [{"role": "assistant", "content": " \n"}]}, "whose answer is empty"),
+        ({"messages": [{"role": "gpt", "content": None}] * 2}, "whose 2 answers are empty"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "asistant", "content": "y"}]},
+            "turn 2 has the unknown role 'asistant'; did you mean 'assistant'",
+        ),
     ],
 )
 def test_a_record_that_is_no_conversation_is_refused_with_file_and_line(

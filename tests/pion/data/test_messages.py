@@ -58,7 +58,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a long role": ({"messages": [{"role": "a" * 9999}]}, "unknown role"),
     "parts": ({"messages": [HI, {**YES, "content": [{"text": "a"}]}]}, "must be text or null"),
     "no answer": ({"messages": [HI]}, "no assistant turn"),
-    "an empty answer": ({"messages": [HI, {**YES, "content": " "}]}, "no assistant turn"),
+    "an empty answer": ({"messages": [HI, {**YES, "content": " "}]}, "whose answer is empty"),
     "tools that are text": ({"messages": [HI, YES], "tools": "[]"}, "'tools' must be a list"),
     "tools of text": ({"messages": [HI, YES], "tools": ["f"]}, "'tools' must be a list"),
 }

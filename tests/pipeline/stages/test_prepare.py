@@ -83,8 +83,8 @@ def test_characters_that_the_vocabulary_lacks_are_counted_and_named(tmp_path: Pa
         tmp_path, data=sources, tokenizer={"file": "tokenizer.json"}, model=model_of(400)
     )
     (source,) = prepared(job, tmp_path / "data").report["sources"]
-    assert source["replaced"].startswith("2 characters are not in the model's vocabulary")
-    assert "a.txt#" in source["replaced"]
+    assert source["remarks"][0].startswith("2 characters are not in the model's vocabulary")
+    assert "a.txt#" in source["remarks"][0]
 
 
 def test_a_trained_tokenizer_has_not_seen_the_held_out_documents(tmp_path: Path) -> None:

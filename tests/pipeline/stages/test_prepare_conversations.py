@@ -167,14 +167,18 @@ def test_the_standard_library_is_held_out_by_file_in_both_parts(tmp_path: Path) 
     assert asked
 
 
-def test_characters_that_the_vocabulary_lacks_are_counted_and_named(tmp_path: Path) -> None:
+def test_missing_characters_and_other_names_of_roles_are_said(
+    tmp_path: Path,
+) -> None:
     write_chats(tmp_path / "chat.jsonl")
     with (tmp_path / "chat.jsonl").open("a") as file:
-        file.write("\n" + json.dumps(openhermes("Why\x04?", "\x06 so.")))
+        odd = json.dumps(openhermes("Why\x04?", "\x06 so.")).replace("human", "Prompter")
+        file.write("\n" + odd)
     job = sft_job(tmp_path)
     job = job.model_copy(update={"sft": job.sft.model_copy(update={"seq_len": 256})})  # type: ignore[union-attr]
     (tmp_path / "tokenizer.json").write_text(json.dumps(without_bytes()))
     notes: list[str] = []
     prepare_sft(job, tmp_path / "data", None, lambda m: notes.append(getattr(m, "text", "")))
-    assert "chat.jsonl: 2 characters are not in the model's vocabulary" in notes[-1]
-    assert "chat.jsonl:401 (U+0004)" in notes[-1]
+    assert "chat.jsonl: 2 characters are not in the model's vocabulary" in notes[-2]
+    assert "chat.jsonl:401 (U+0004)" in notes[-2]
+    assert notes[-1] == "chat.jsonl: roles with other names: 'Prompter' as user"
