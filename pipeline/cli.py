@@ -43,7 +43,7 @@ exit codes:
   1   failed, or a bug in Pion; what was committed is safe
   2   the request is invalid, would invalidate committed work, or fails publish.require;
       or the store fails before any work
-  3   another process took the run over
+  3   another process took the run over, or the run was moved or deleted
   4   stopped on request or by the budget; state is saved
   74  work was done that could not be stored; the message says where it is
   75  interrupted; state is saved, so run the same command again

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from pipeline.workers.private_ray import private_environment
@@ -68,6 +69,13 @@ import ray
 print("address", ray.get_runtime_context().gcs_address, flush=True)
 time.sleep(100_000)
 """
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try the same examples each time, however busy the machine is; soak tests try new ones."""
+    searching = "soak" in config.option.markexpr.replace("not soak", "")
+    hypothesis.settings.register_profile("suite", derandomize=not searching, deadline=None)
+    hypothesis.settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -137,6 +137,12 @@ def _type_in_words(annotation: Any) -> str:
         return " | ".join(_value_in_words(choice) for choice in inside)
     if origin in (Union, types.UnionType):
         return " or ".join(_type_in_words(a) for a in inside if a is not type(None))
+    if origin is tuple:
+        one = inside[0]
+        return {
+            int: "list of whole numbers",
+            tuple[int, int]: "list of pairs of whole numbers",
+        }.get(one, "list of lists of whole numbers")
     if origin is list:
         whole = "list of whole numbers" if inside == (int,) else "list of texts"
         return "list of sources" if sections_of(annotation) else whole
@@ -144,6 +150,7 @@ def _type_in_words(annotation: Any) -> str:
         return "a number for each name"
     if annotation == dict[str, bool | int | float | str]:
         return "a value for each name"
+    assert origin is dict, annotation
     return "a price for each GPU"  # Job.prices, the only other mapping with free keys
 
 

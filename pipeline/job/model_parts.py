@@ -22,8 +22,11 @@ def section_of(part: type) -> Any:
     for field in dataclasses.fields(part):
         if MEANING not in field.metadata:
             continue
-        default = "" if field.default is dataclasses.MISSING else f", or else {field.default}"
-        meaning = f"{field.metadata[MEANING]}; unset: the preset's value{default}"
+        # Some meanings say themselves what the part does without the field.
+        what, _, unset = field.metadata[MEANING].partition("; unset: ")
+        if not unset and field.default is not dataclasses.MISSING:
+            unset = "none" if field.default == () else str(field.default)
+        meaning = f"{what}; unset: the preset's value" + (f", or else {unset}" if unset else "")
         fields[field.name] = (hints[field.name] | None, identity(None, meaning))
     doc = (inspect.getdoc(part) or "").partition("\n")[0]
     return create_model(part.__name__, __base__=Section, __doc__=doc, **fields)

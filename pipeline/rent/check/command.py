@@ -16,7 +16,7 @@ from pion.errors import BadInput, PionError
 from pipeline.base.read_job import read_job
 from pipeline.console.formats import printable
 from pipeline.console.out import saying_if_slow, show_table
-from pipeline.job import Job
+from pipeline.job import HubDataset, Job
 from pipeline.machine.time_limit import begin, within
 from pipeline.rent.check import of_job, of_rental
 from pipeline.rent.check.of_amounts import check_corpus, check_room, check_workers
@@ -42,6 +42,10 @@ MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text(
 
 # The part of these seconds that conversations may take if the steps depend on them.
 CONVERSATION_SECONDS = 8.0
+
+# More seconds for conversations in local files: no network can hang, but the first start of
+# transformers takes long.
+LOCAL_SECONDS = 60.0
 
 Check = Callable[[], list[CheckRow]]
 
@@ -120,14 +124,22 @@ def run_checks(
     talks = ("conversations", begin(partial(check_conversations, job)))
     if not all(job.section(stage).steps_are_known for stage in job.train_stages):
         # What a machine costs follows from the steps, and these from the conversations.
-        rows += _outcome(*talks, min(end, time.monotonic() + CONVERSATION_SECONDS))
+        soon = time.monotonic() + CONVERSATION_SECONDS
+        rows += _outcome(*talks, soon + LOCAL_SECONDS if _is_local(job) else min(end, soon))
         waiting = []
     else:
         waiting = [talks]
     waiting += [(name, begin(check)) for name, check in checks]
     for name, wait in waiting:
-        rows += _outcome(name, wait, end)
+        more = LOCAL_SECONDS if name == "conversations" and _is_local(job) else 0.0
+        rows += _outcome(name, wait, end + more)
     return rows
+
+
+def _is_local(job: Job) -> bool:
+    """Return whether conversations are counted without a network."""
+    on_hub = any(isinstance(source, HubDataset) for _, source in job.sources())
+    return not on_hub and (job.base is None or job.base.commit is None)
 
 
 def _checks(

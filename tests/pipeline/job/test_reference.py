@@ -48,6 +48,13 @@ def test_each_example_is_valid(name: str) -> None:
     Job.model_validate(read(WHOLE) | example)
 
 
+def test_lists_of_layers_are_called_lists_and_unset_is_said_once() -> None:
+    lines = [line for line in reference().splitlines() if line.startswith("| `")]
+    (prices,) = (line for line in lines if "a price for each GPU" in line)
+    assert prices.startswith("| `prices`")
+    assert not [line for line in lines if line.count("unset: ") > 1]
+
+
 def test_a_reader_can_tell_what_each_field_holds() -> None:
     for line in reference().splitlines():
         if line.startswith("| `"):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from pion.exports.table import to_transformers
+from pipeline.job import Job
 from pipeline.rent.check import command
 from pipeline.rent.check.command import CheckRow, show_check
 from pipeline.state.stores import FileStore
@@ -249,6 +251,23 @@ def test_what_does_not_answer_in_time_is_not_found_out(
     rows = case.rows(data__sources=[{"kind": "hub", "repo": "user/data"}])
     checked.set()
     unknown(rows["data"], "no answer within")
+
+
+def test_conversations_in_files_have_the_time_that_a_first_start_takes(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "SECONDS", 0.0)
+    counted = threading.Event()
+
+    def count(job: Job) -> list[CheckRow]:
+        counted.set()
+        return [CheckRow("conversations", True, "counted")]
+
+    monkeypatch.setattr(command, "check_conversations", count)
+    end = time.monotonic() + 1e-3
+    monkeypatch.setattr(command, "within", lambda seconds, work: work())
+    rows = command.run_checks(case.job(), None, end=end)
+    assert CheckRow("conversations", True, "counted") in rows
 
 
 def test_a_store_that_can_not_even_be_opened_in_time_is_not_waited_for(
