@@ -47,7 +47,7 @@ class Text:
         ids: the ids of the prompt, and the new ids.
         room: how many ids there may be in all.
         vocab_size: ids below it can be drawn.
-        stopped: whether a stop id was drawn.
+        stop_id: the stop id that was drawn, or None.
 
     Raises BadInput for settings that make no sense, and for a prompt that doesn't fit.
     """
@@ -64,7 +64,12 @@ class Text:
         self._stop_ids = frozenset(settings.stop_ids)
         self._randomness = _randomness(settings.seed)
         self.room = min(len(self.ids) + settings.max_tokens, model.config.seq_len)
-        self.stopped = False
+        self.stop_id: int | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop id was drawn."""
+        return self.stop_id is not None
 
     @property
     def ended(self) -> bool:
@@ -82,7 +87,7 @@ class Text:
             )
         token = sample(logits[: self.vocab_size], self._sampling, self.ids, self._randomness)
         if token in self._stop_ids:
-            self.stopped = True
+            self.stop_id = token
             return None
         self.ids.append(token)
         return token
@@ -176,7 +181,15 @@ def next_logits(
 
     With `lengths`, only so many tokens of each row count.
     """
-    hidden = cache_tokens(model, rows, cache)
+    return last_logits(model, cache_tokens(model, rows, cache), lengths)
+
+
+@torch.inference_mode()
+def last_logits(model: Decoder, hidden: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    """Return the fp32 logits after hidden states (B, T, d_model), (B, vocab) on the CPU.
+
+    With `lengths`, only so many tokens of each row count.
+    """
     if lengths is None:
         return model.logits(hidden[:, -1]).float().cpu()
     last = torch.tensor([length - 1 for length in lengths]).to(hidden.device, non_blocking=True)

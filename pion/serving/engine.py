@@ -10,77 +10,31 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from pion.errors import BadInput, PionError
-from pion.generate import Text, cache_tokens, next_logits, read_prompts
+from pion.errors import BadInput
+from pion.generate import cache_tokens, last_logits, next_logits, read_prompts
 from pion.model.batch_cache import BatchCache
 from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
-from pion.serving.logprobs import Logprobs, logprobs_of
+from pion.serving.answer import (
+    Answer,
+    Busy,
+    Closed,
+    Deliver,
+    Drawn,
+    Ended,
+    Event,
+    Failed,
+    Scored,
+)
+from pion.serving.logprobs import Logprobs, logprobs_of, logprobs_of_prompt
 
 # The most tokens of prompts that are read between two steps.
 PIECE = 512
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The next token of an answer, and its probability if the request asked."""
-
-    token: int
-    logprobs: Logprobs | None
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The answer has ended: by a stop id, or because it has as many tokens as it may."""
-
-    stopped: bool
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The answer can't be continued."""
-
-    why: str
-
-
-Event = Drawn | Ended | Failed
-Listener = Callable[[Event], None]
-Deliver = Callable[[Sequence[tuple[Listener, Event]]], None]
-
-
-class Busy(PionError):
-    """All slots are taken, and as many requests wait as may."""
-
-
-class Closed(PionError):
-    """The engine has been closed."""
-
-    WHY = "the server is stopping"
-
-
-class Answer:
-    """One answer that the engine decodes, from `Engine.submit`."""
-
-    def __init__(self, text: Text, top_logprobs: int | None, listener: Listener) -> None:
-        self.text = text
-        self.top_logprobs = top_logprobs
-        self.listener = listener
-        self.cancelled = False
-        self.failed = False
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more is drawn: the answer has ended or failed, or nobody waits for it."""
-        return self.cancelled or self.failed or self.text.ended
-
-    def cancel(self) -> None:
-        """Let the engine forget the answer at its next step. No more events are delivered."""
-        self.cancelled = True
 
 
 class Engine:
@@ -190,14 +144,15 @@ class Engine:
             while self._waiting and len(group) < self._free():
                 answer = self._waiting[0]
                 longest = max(longest, len(answer.text.ids))
-                if group and longest * (len(group) + 1) > PIECE:
+                alone = answer.scores_prompt or longest > PIECE
+                if group and (alone or longest * (len(group) + 1) > PIECE):
                     break
                 self._waiting.popleft()
-                if answer.text.ended:  # it asks for no tokens
+                if answer.text.ended and not answer.scores_prompt:  # it asks for no tokens
                     self._events.append((answer, Ended(stopped=False)))
-                elif longest > PIECE:
+                elif alone:
                     cache = KVCache(self._model.config, max_tokens=len(answer.text.ids))
-                    self._reading = _Reading(answer, cache)
+                    self._reading = _Reading(answer, cache, [])
                     return
                 else:
                     group.append(answer)
@@ -212,16 +167,24 @@ class Engine:
 
     def _read_piece(self, reading: _Reading) -> None:
         ids = reading.answer.text.ids[reading.cache.length :]
+        hidden = cache_tokens(self._model, [ids[:PIECE]], reading.cache)
+        answer = reading.answer
+        if answer.scores_prompt:
+            following, count = ids[1 : PIECE + 1], answer.top_logprobs or 0
+            reading.scored.extend(logprobs_of_prompt(self._model, hidden[0], following, count))
         if len(ids) > PIECE:
-            cache_tokens(self._model, [ids[:PIECE]], reading.cache)
             return
-        logits = next_logits(self._model, [ids], reading.cache)
-        self._take_slot(reading.answer, logits[0], reading.cache, 0)
+        if answer.scores_prompt:
+            self._events.append((answer, Scored(reading.scored)))
+        self._take_slot(answer, last_logits(self._model, hidden)[0], reading.cache, 0)
         self._reading = None
 
     def _take_slot(self, answer: Answer, logits: Tensor, cache: KVCache, row: int) -> None:
         """Draw an answer's first token, and give the answer a slot if more may follow."""
         length = len(answer.text.ids)
+        if answer.text.ended:  # only its prompt was to be scored
+            self._events.append((answer, Ended(stopped=False)))
+            return
         self._draw(answer, logits)
         if not answer.over:
             self._cache.join(cache, row, length)
@@ -232,8 +195,9 @@ class Engine:
         text, found = answer.text, None
         try:
             token = text.draw(logits)
-            if token is not None and answer.top_logprobs is not None:
-                found = logprobs_of(logits[: text.vocab_size], token, answer.top_logprobs)
+            drawn = text.stop_id if token is None and answer.scores_prompt else token
+            if drawn is not None and answer.top_logprobs is not None:
+                found = logprobs_of(logits[: text.vocab_size], drawn, answer.top_logprobs)
         except Exception as error:  # the other answers are sound
             known = isinstance(error, BadInput)
             words = str(error) if known else f"{type(error).__name__}: {error}"
@@ -242,7 +206,8 @@ class Engine:
         if token is not None:
             self._events.append((answer, Drawn(token, found)))
         if text.ended:
-            self._events.append((answer, Ended(text.stopped)))
+            stop = None if token is not None or drawn is None else Drawn(drawn, found)
+            self._events.append((answer, Ended(text.stopped, stop)))
 
     def _forget_cancelled(self) -> None:
         with self._changed:
@@ -286,6 +251,7 @@ class _Reading:
 
     answer: Answer
     cache: KVCache
+    scored: list[Logprobs]
 
 
 def bytes_per_token(model: Decoder) -> int:

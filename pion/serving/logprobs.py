@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from pion.model.decoder import Decoder
+
+# The logits of so many positions of a prompt are in memory at once.
+ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,25 @@ class Logprobs:
 
 def logprobs_of(logits: Tensor, token: int, count: int) -> Logprobs:
     """Return the log-probability of `token` and of the `count` likeliest ids, from (vocab,)."""
-    every = logits.log_softmax(dim=0)
-    values, ids = every.topk(min(count, len(every)))
-    return Logprobs(float(every[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    return _of_rows(logits[None], [token], count)[0]
+
+
+@torch.inference_mode()
+def logprobs_of_prompt(
+    model: Decoder, hidden: Tensor, following: Sequence[int], count: int
+) -> list[Logprobs]:
+    """Return the log-probability of each id that follows hidden states (T, d_model)."""
+    found: list[Logprobs] = []
+    for begin in range(0, len(following), ROWS):
+        ids = following[begin : begin + ROWS]
+        logits = model.logits(hidden[begin : begin + len(ids)]).float().cpu()
+        found += _of_rows(logits, ids, count)
+    return found
+
+
+def _of_rows(logits: Tensor, ids: Sequence[int], count: int) -> list[Logprobs]:
+    every = logits.log_softmax(dim=-1)
+    drawn = every.gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
+    values, top = every.topk(min(count, every.shape[1]))
+    rows = zip(drawn, top.tolist(), values.tolist(), strict=True)
+    return [Logprobs(one, tuple(zip(*likeliest, strict=True))) for one, *likeliest in rows]

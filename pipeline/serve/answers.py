@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from pion.generate import Text
-from pion.serving.engine import Answer, Busy, Closed, Drawn, Ended, Event, Failed
+from pion.serving.answer import Answer, Busy, Closed, Drawn, Ended, Event, Failed, Scored
 from pion.serving.logprobs import Logprobs
 from pion.serving.text_stream import Piece, TextStream
 from pipeline.serve.errors import ApiError
@@ -57,12 +57,16 @@ class Answers:
         prompt_tokens: int,
         stops: Sequence[str],
         top_logprobs: int | None,
+        echoes: Sequence[str] = (),
     ) -> None:
+        """Begin with `echoes`, the texts of the prompts; their tokens have probabilities, too."""
         self.prompt_tokens = prompt_tokens
         self._served = served
+        self._echoes = echoes
+        self._scores = bool(echoes) and top_logprobs is not None
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._answers = [
-            Answer(text, top_logprobs, partial(self._put, number))
+            Answer(text, top_logprobs, partial(self._put, number), scores_prompt=self._scores)
             for number, text in enumerate(texts)
         ]
         self._streams = [TextStream(served.tokenizer, stops) for _ in texts]
@@ -92,13 +96,16 @@ class Answers:
         Raises ApiError if an answer can't be continued.
         """
         open_choices = set(range(len(self._answers)))
+        if not self._scores:
+            for number, text in enumerate(self._echoes):
+                yield Part(number, text, [], None)
         while open_choices:
             number, event = await self._events.get()
             if number in open_choices:
                 part = self._part(number, event)
                 if part.finish_reason is not None:
                     open_choices.remove(number)
-                if part.text or part.finish_reason is not None:
+                if part.text or part.tokens or part.finish_reason is not None:
                     yield part
 
     def close(self) -> None:
@@ -117,8 +124,16 @@ class Answers:
                 503 if stopping else 500, event.why, code="shutting_down" if stopping else None
             )
         if isinstance(event, Ended):
-            piece = stream.end()
-            return self._with_tokens(number, piece, "stop" if event.stopped else "length")
+            part = self._with_tokens(number, stream.end(), "stop" if event.stopped else "length")
+            if event.stop is None:
+                return part
+            return replace(
+                part, tokens=[*part.tokens, Token(event.stop.token, event.stop.logprobs)]
+            )
+        if isinstance(event, Scored):
+            ids = self._answers[number].text.ids
+            found = [None, *event.logprobs]
+            return Part(number, self._echoes[number], list(map(Token, ids, found)), None)
         assert isinstance(event, Drawn)
         tokens.append(Token(event.token, event.logprobs))
         piece = stream.push(event.token)

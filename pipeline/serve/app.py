@@ -145,7 +145,7 @@ class Api:
         if asked.stream:
             first = shape.first_chunks(len(texts))
             return await _stream(request, answers, shape, first, asked.with_usage, headers)
-        return await _whole(request, answers, shape, [""] * len(texts), headers)
+        return await _whole(request, answers, shape, len(texts), headers)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         asked = await _body(request, CompletionRequest)
@@ -154,16 +154,15 @@ class Api:
         most = COMPLETION_TOKENS if asked.max_tokens is None else asked.max_tokens
         texts = _texts(served, asked, prompts, most)
         prompt_tokens = sum(len(ids) for ids in prompts)
-        answers = Answers(served, texts, prompt_tokens, asked.stops, asked.logprobs)
-        shape = CompletionShape(served.name, served.tokenizer, logprobs=asked.logprobs is not None)
-        begun = [""] * len(texts)
+        echoes: list[str] = []
         if asked.echo:
             each = [p if isinstance(p, str) else served.tokenizer.decode(p) for p in asked.prompts]
-            begun = [prompt for prompt in each for _ in range(asked.n or 1)]
+            echoes = [prompt for prompt in each for _ in range(asked.n or 1)]
+        answers = Answers(served, texts, prompt_tokens, asked.stops, asked.logprobs, echoes)
+        shape = CompletionShape(served.name, served.tokenizer, logprobs=asked.logprobs is not None)
         if asked.stream:
-            first = [shape.echo(number, text) for number, text in enumerate(begun) if text]
-            return await _stream(request, answers, shape, first, asked.with_usage, {})
-        return await _whole(request, answers, shape, begun, {})
+            return await _stream(request, answers, shape, [], asked.with_usage, {})
+        return await _whole(request, answers, shape, len(texts), {})
 
     def _model(self, name: str | None) -> ServedModel:
         """Return the model of a name. Raises ApiError if there is none."""
@@ -221,11 +220,11 @@ async def _whole(
     request: web.Request,
     answers: Answers,
     shape: ChatShape | CompletionShape,
-    begun: Sequence[str],
+    choices: int,
     headers: Mapping[str, str],
 ) -> web.Response:
-    """Answer when all answers have ended; each follows the text that is `begun`."""
-    whole = [Whole(text) for text in begun]
+    """Answer when all answers have ended."""
+    whole = [Whole() for _ in range(choices)]
     start = time.monotonic()
     answers.begin()
     try:

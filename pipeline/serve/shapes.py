@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pion.data.tokenizer import Tokenizer
+from pion.serving.logprobs import Logprobs
 from pipeline.serve.answers import FinishReason, Part, Token
 
 Json = dict[str, Any]
@@ -106,11 +108,6 @@ class CompletionShape:
         """Return what a stream begins with: nothing."""
         return []
 
-    def echo(self, number: int, prompt: str) -> Json:
-        """Return the chunk with a prompt, before its answer."""
-        self._sent[number] = len(prompt)
-        return self._head | {"choices": [self._choice(number, prompt, [], None, 0)]}
-
     def chunk(self, part: Part) -> Json:
         """Return a part of an answer."""
         sent = self._sent.get(part.choice, 0)
@@ -143,20 +140,20 @@ class CompletionShape:
 
     def _logprobs_of(self, tokens: Sequence[Token], offset: int) -> Json:
         texts = [token_text(self._tokenizer, token.id) for token in tokens]
-        offsets = []
-        for text in texts:
+        offsets, decoder = [], codecs.getincrementaldecoder("utf-8")("replace")
+        for token in tokens:
             offsets.append(offset)
-            offset += len(text)
+            offset += len(decoder.decode(self._tokenizer.bytes_of(token.id)))
+        found = [token.logprobs for token in tokens]  # of a prompt's first token: none
         return {
             "tokens": texts,
-            "token_logprobs": [token.logprobs.drawn for token in tokens if token.logprobs],
-            "top_logprobs": [
-                {token_text(self._tokenizer, other): value for other, value in token.logprobs.top}
-                for token in tokens
-                if token.logprobs
-            ],
+            "token_logprobs": [None if one is None else one.drawn for one in found],
+            "top_logprobs": [None if one is None else self._top(one) for one in found],
             "text_offset": offsets,
         }
+
+    def _top(self, found: Logprobs) -> Json:
+        return {token_text(self._tokenizer, other): value for other, value in found.top}
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

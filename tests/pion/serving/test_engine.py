@@ -14,18 +14,17 @@ import pion
 from pion.generate import Settings, Text
 from pion.model.decoder import Decoder
 from pion.serving import engine as engine_module
-from pion.serving.engine import (
+from pion.serving.answer import (
     Answer,
     Busy,
     Closed,
     Drawn,
     Ended,
-    Engine,
     Event,
     Failed,
     Listener,
-    bytes_per_token,
 )
+from pion.serving.engine import Engine, bytes_per_token
 from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, each_family
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
@@ -245,7 +244,7 @@ def test_a_prompt_that_can_t_be_read_ends_its_requests(
         monkeypatch.setattr(engine_module.BatchCache, "join", fail)
     else:
         monkeypatch.setattr(engine_module, "read_prompts", fail)
-        monkeypatch.setattr(engine_module, "next_logits", fail)
+        monkeypatch.setattr(engine_module, "cache_tokens", fail)
     clients = [Client(model, [n] * length, stop_ids=()) for n in (5, 6)]
     engine = start(engines, model)
     engine.submit([client.answer for client in clients])

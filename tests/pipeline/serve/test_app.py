@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 from openai import OpenAI
 
 import pion
@@ -209,6 +210,38 @@ def test_several_prompts_ids_and_echo(client: OpenAI, served: Served) -> None:
         assert {choice.text for choice in found.choices} == {"The quick" + text}
     nothing = client.completions.create(model="base", prompt="The quick", max_tokens=0, echo=True)
     assert nothing.choices[0].text == "The quick"
+
+
+def test_an_echoed_prompt_has_the_probabilities_of_its_tokens(
+    client: OpenAI, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As lm-eval's `local-completions` asks: the lists end with the drawn token, a stop id too."""
+    monkeypatch.setattr("pion.serving.engine.PIECE", 8)
+    base = served.models[1]
+    prompts = [base.tokenizer.prompt("The quick brown fox jumps over it " * n) for n in (1, 4)]
+    asked: dict[str, Any] = {"model": "base", "prompt": prompts, "echo": True, "temperature": 0}
+    monkeypatch.setattr(base, "stop_ids", tuple(range(base.tokenizer.vocab_size)))  # any id ends
+    for most, stream in ((1, False), (1, True), (0, False)):
+        found: list[Any] = [[], []]
+        if stream:
+            for chunk in client.completions.create(
+                **asked, max_tokens=most, logprobs=2, stream=True
+            ):
+                found[chunk.choices[0].index].append(chunk.choices[0].logprobs)
+        else:
+            whole = client.completions.create(**asked, max_tokens=most, logprobs=2)
+            found = [[choice.logprobs] for choice in whole.choices]
+        for ids, parts in zip(prompts, found, strict=True):
+            every = base.model(torch.tensor([ids]))[0].detach().log_softmax(-1)
+            values = [one for part in parts if part for one in part.token_logprobs]
+            tops = [one for part in parts if part for one in part.top_logprobs]
+            assert len(values) == len(tops) == len(ids) + most
+            assert values[0] is tops[0] is None
+            wanted = [float(every[place, token]) for place, token in enumerate(ids[1:])]
+            wanted += [float(every[-1].max())] * most
+            assert values[1:] == pytest.approx(wanted, abs=1e-4)
+            for place, top in enumerate(tops[1:]):
+                assert max(top.values()) == pytest.approx(float(every[place].max()), abs=1e-4)
 
 
 def test_an_answer_is_continued(client: OpenAI, chat_model: ServedModel) -> None:
