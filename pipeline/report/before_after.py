@@ -1,7 +1,7 @@
 """What training changed, as rows and sentences, for the model card and the report.
 
 The results hold the model that the run started from (`base`), the trained model, and the `change`
-from the one to the other, with the standard error of paired rows.
+from the one to the other, with the standard error of paired documents.
 """
 
 from __future__ import annotations
