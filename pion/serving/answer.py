@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pion.errors import PionError
 from pion.generate import Text
@@ -12,10 +13,11 @@ from pion.serving.logprobs import Logprobs
 
 @dataclass(frozen=True)
 class Drawn:
-    """The next token of an answer, and its probability if the request asked."""
+    """The next token of an answer, its probability if the request asked, and when it was drawn."""
 
     token: int
     logprobs: Logprobs | None
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)

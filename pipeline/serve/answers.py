@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pion.generate import Text
 from pion.serving.answer import Answer, Busy, Closed, Drawn, Ended, Event, Failed, Scored
@@ -43,6 +44,24 @@ class Part:
     finish_reason: FinishReason | None
 
 
+class Timings(TypedDict):
+    """What the answers to a request took, measured where tokens are drawn, as llama.cpp names it.
+
+    Attributes:
+        prompt_n: the tokens of the prompts.
+        prompt_ms: from the request until the first token, with the wait for a slot.
+        predicted_n: the tokens that were drawn.
+        predicted_ms: from the first to the last token.
+        predicted_per_second: tokens in that time, without each answer's first; None: only firsts.
+    """
+
+    prompt_n: int
+    prompt_ms: float
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_second: float | None
+
+
 class Answers:
     """The answers to one request, from `begin` until `close`.
 
@@ -71,11 +90,28 @@ class Answers:
         ]
         self._streams = [TextStream(served.tokenizer, stops) for _ in texts]
         self._tokens: list[list[Token]] = [[] for _ in texts]
+        # When the answers were asked for, and when their first and last tokens were drawn.
+        self._begun = self._first = self._last = time.monotonic()
 
     @property
     def completion_tokens(self) -> int:
         """The number of tokens that were drawn."""
         return sum(len(tokens) for tokens in self._tokens)
+
+    @property
+    def timings(self) -> Timings:
+        """What the answers took until now."""
+        drawn = [len(tokens) for tokens in self._tokens if tokens]
+        seconds = self._last - self._first
+        # Each answer's first token comes from reading its prompt.
+        after_first = sum(drawn) - len(drawn)
+        return {
+            "prompt_n": self.prompt_tokens,
+            "prompt_ms": 1000 * (self._first - self._begun),
+            "predicted_n": sum(drawn),
+            "predicted_ms": 1000 * seconds,
+            "predicted_per_second": after_first / seconds if seconds and after_first else None,
+        }
 
     def begin(self) -> None:
         """Ask the engine for the answers. Raises ApiError if it can't take them, or not now."""
@@ -83,6 +119,7 @@ class Answers:
         if len(self._answers) > most:
             message = f"{len(self._answers)} answers were asked for, and this server takes {most}"
             raise ApiError(400, message, param="n")
+        self._begun = self._first = self._last = time.monotonic()
         try:
             self._served.engine.submit(self._answers)
         except Busy as error:
@@ -135,6 +172,9 @@ class Answers:
             found = [None, *event.logprobs]
             return Part(number, self._echoes[number], list(map(Token, ids, found)), None)
         assert isinstance(event, Drawn)
+        if self.completion_tokens == 0:
+            self._first = event.at
+        self._last = event.at
         tokens.append(Token(event.token, event.logprobs))
         piece = stream.push(event.token)
         if stream.stopped:

@@ -144,7 +144,7 @@ class Api:
         headers = {} if served.chat else {WARNING: NO_TEMPLATE}
         if asked.stream:
             first = shape.first_chunks(len(texts))
-            return await _stream(request, answers, shape, first, asked.with_usage, headers)
+            return await _stream(request, answers, shape, first, asked, headers)
         return await _whole(request, answers, shape, len(texts), headers)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
@@ -161,7 +161,7 @@ class Api:
         answers = Answers(served, texts, prompt_tokens, asked.stops, asked.logprobs, echoes)
         shape = CompletionShape(served.name, served.tokenizer, logprobs=asked.logprobs is not None)
         if asked.stream:
-            return await _stream(request, answers, shape, [], asked.with_usage, {})
+            return await _stream(request, answers, shape, [], asked, {})
         return await _whole(request, answers, shape, len(texts), {})
 
     def _model(self, name: str | None) -> ServedModel:
@@ -234,7 +234,8 @@ async def _whole(
         answers.close()
         _log(request, answers, start)
     counts = usage(answers.prompt_tokens, answers.completion_tokens)
-    return web.json_response(shape.whole(whole, counts), headers=headers)
+    body = shape.whole(whole, counts) | {"timings": answers.timings}
+    return web.json_response(body, headers=headers)
 
 
 async def _stream(
@@ -242,7 +243,7 @@ async def _stream(
     answers: Answers,
     shape: ChatShape | CompletionShape,
     first: Sequence[Json],
-    with_usage: bool,
+    asked: ChatRequest | CompletionRequest,
     headers: Mapping[str, str],
 ) -> web.StreamResponse:
     """Send the answers as they are written, as server-sent events."""
@@ -252,7 +253,7 @@ async def _stream(
     add_headers(response)
     try:
         await response.prepare(request)
-        async for chunk in _chunks(answers, shape, first, with_usage):
+        async for chunk in _chunks(answers, shape, first, asked):
             await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
@@ -266,18 +267,20 @@ async def _chunks(
     answers: Answers,
     shape: ChatShape | CompletionShape,
     first: Sequence[Json],
-    with_usage: bool,
+    asked: ChatRequest | CompletionRequest,
 ) -> AsyncIterator[Json]:
     for chunk in first:
         yield chunk
     try:
         async for part in answers.parts():
-            yield shape.chunk(part)
+            timings = {"timings": answers.timings} if asked.timings_per_token else {}
+            yield shape.chunk(part) | timings
     except ApiError as error:  # the status has been sent
         yield error.body()
         return
-    if with_usage:
-        yield shape.last_chunk(usage(answers.prompt_tokens, answers.completion_tokens))
+    if asked.with_usage:
+        counts = usage(answers.prompt_tokens, answers.completion_tokens)
+        yield shape.last_chunk(counts) | {"timings": answers.timings}
 
 
 def _log(request: web.Request, answers: Answers, start: float) -> None:

@@ -96,6 +96,7 @@ class _Request(Fields):
     stop: Stops | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     ignore_eos: bool | None = None
+    timings_per_token: bool | None = None  # llama.cpp: each chunk of a stream has `timings`
 
     @property
     def stops(self) -> list[str]:

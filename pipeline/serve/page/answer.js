@@ -13,7 +13,7 @@ function requestFor(turn, side) {
     model: answer.model,
     ...state.settings,
     seed: answer.seed,
-    stream_options: { include_usage: true },
+    timings_per_token: true,
   };
   if (turn.mode === "text") return { ...body, prompt: turn.question + answer.text, logprobs: ALTERNATIVES };
   const messages = messagesBefore(turn, side);
@@ -38,14 +38,17 @@ function partOf(turn, choice) {
   return [choice.text, tokens];
 }
 
+/** Return in words what the server measured: a network may deliver many tokens at once. */
+function factsOf({ predicted_n: count, predicted_per_second: speed, prompt_ms: first }) {
+  const tokens = count === 1 ? "1 token" : `${count} tokens`;
+  return tokens + (speed ? `, ${Number(speed.toPrecision(3))} tokens/s` : "") + `, first after ${(first / 1000).toFixed(2)} s`;
+}
+
 /** Write the answer until it ends, is stopped or fails. The text so far is kept in any case. */
 async function writeAnswer(turn, side, signal) {
   const answer = turn.answers[side];
   const path = turn.mode === "text" ? "/v1/completions" : "/v1/chat/completions";
   const view = turn.views[side];
-  const start = performance.now();
-  let first = null;
-  let count = 0;
   Object.assign(answer, { finish: null, error: null });
   view.root.classList.add("writing");
   try {
@@ -54,14 +57,9 @@ async function writeAnswer(turn, side, signal) {
       if (choice) {
         const [text, logprobs] = partOf(turn, choice);
         answer.finish = choice.finish_reason ?? answer.finish;
-        count += logprobs?.length ?? 0;
-        if (text) first ??= performance.now();
         addTokens(turn, side, tokensOf(text, logprobs));
       }
-      count = event.usage?.completion_tokens ?? count;
-      const seconds = (performance.now() - (first ?? start)) / 1000;
-      const speed = count > 1 && seconds > 0 ? `, ${Math.round((count - 1) / seconds)} tokens/s` : "";
-      answer.facts = `${count} tokens${speed}` + (first ? `, first after ${((first - start) / 1000).toFixed(2)} s` : "");
+      if (event.timings) answer.facts = factsOf(event.timings);
       view.facts.textContent = answer.facts;
     }
   } catch (error) {

@@ -22,11 +22,8 @@ function say(words) {
   $("said").textContent = words;
 }
 
-/** The part of the page that scrolls. On a phone, it also has the settings. */
-function scroller() {
-  const main = document.querySelector("main");
-  return getComputedStyle(main).overflowY === "auto" ? main : main.parentElement;
-}
+/** The part of the page that scrolls. */
+const scroller = () => document.querySelector("main");
 
 /** Do what makes the page longer, and stay at its end only if the reader is there. */
 function keepPlace(act) {

@@ -22,13 +22,21 @@ async function start() {
 }
 
 function pickModel(id) {
-  state.a = id;
+  state.a = $("model-a").value = id;
   const { pion } = modelOf(id);
   const size = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
   const parameters = size.format(pion.parameters);
   $("about").textContent = `${pion.label}: ${parameters} parameters, a context of ${pion.seq_len.toLocaleString("en")} tokens`;
   document.title = `${id} – Pion`;
   useDefaults();
+  showNotice();
+}
+
+/** Let a second model answer, too; null: none. */
+function pickOther(id) {
+  state.b = id;
+  $("model-b").value = id ?? "";
+  document.body.classList.toggle("wide", Boolean(id));
   showNotice();
 }
 
@@ -90,13 +98,32 @@ async function loadConversation() {
   $("file").value = "";
   if (!file) return;
   try {
-    fromJson(JSON.parse(await file.text()));
-    showBanner("");
+    const json = JSON.parse(await file.text());
+    const names = fromJson(json);
+    state.busy?.abort();
+    takeModels(names, json.settings, file.name);
   } catch (error) {
     return showBanner(`${file.name} was not imported: ${error.message}.`);
   }
-  showSettings();
   showTurns();
+}
+
+/** Choose the models of an imported conversation, and set its settings. Say which models are not here. */
+function takeModels(names, settings, file) {
+  const [a, b] = names.map((name) => modelOf(name)?.id);
+  if (a) pickModel(a);
+  if (names.length) pickOther(b ?? null);
+  useSettings(settings);
+  if (state.turns.length) setMode(state.turns.at(-1).mode);
+  const missing = names.filter((name) => !modelOf(name)).join(" and ");
+  showBanner(missing && `${file} was written with ${missing}, not served here. ${asked().join(" and ")} will answer now.`);
+}
+
+function toggleSettings() {
+  const open = $("settings").hidden;
+  $("settings").hidden = !open;
+  $("open-settings").ariaExpanded = String(open);
+  if (!open) $("open-settings").focus();
 }
 
 function toggle(name, on) {
@@ -110,11 +137,7 @@ $("key-form").addEventListener("submit", () => {
 });
 $("ask-key").addEventListener("cancel", (event) => event.preventDefault());
 $("model-a").addEventListener("change", () => pickModel($("model-a").value));
-$("model-b").addEventListener("change", () => {
-  state.b = $("model-b").value || null;
-  document.body.classList.toggle("wide", Boolean(state.b));
-  showNotice();
-});
+$("model-b").addEventListener("change", () => pickOther($("model-b").value || null));
 $("mode-chat").addEventListener("click", () => setMode("chat"));
 $("mode-text").addEventListener("click", () => setMode("text"));
 $("to-text").addEventListener("click", () => setMode("text"));
@@ -131,10 +154,8 @@ $("new").addEventListener("click", () => {
 $("save").addEventListener("click", saveConversation);
 $("load").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", loadConversation);
-$("open-settings").addEventListener("click", () => {
-  $("settings").hidden = !$("settings").hidden;
-  $("open-settings").ariaExpanded = String(!$("settings").hidden);
-});
+$("open-settings").addEventListener("click", toggleSettings);
+$("close-settings").addEventListener("click", toggleSettings);
 
 makeSliders();
 start();

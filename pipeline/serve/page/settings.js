@@ -44,6 +44,13 @@ function useDefaults() {
   measureContext();
 }
 
+/** Take over the settings of a file. A setting that is no number stays as it is. */
+function useSettings(found) {
+  for (const name of Object.keys(SLIDERS))
+    if (Number.isFinite(found?.[name])) state.settings[name] = found[name];
+  showSettings();
+}
+
 /** Show the settings in their controls. */
 function showSettings() {
   for (const name of Object.keys(SLIDERS)) {

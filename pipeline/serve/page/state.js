@@ -20,16 +20,12 @@ const asked = () => (state.b ? [state.a, state.b] : [state.a]);
 
 /** Return the conversation as JSON that `fromJson` reads. */
 function toJson() {
-  const turns = state.turns.map(({ mode, question, answers }) => ({
-    mode,
-    question,
-    answers: answers.map(({ model, text, seed, finish, tokens }) => ({ model, text, seed, finish, tokens })),
-  }));
+  const turns = state.turns.map(({ mode, question, answers }) => ({ mode, question, answers }));
   const { system, settings, seed, a, b } = state;
   return { format: FORMAT, models: b ? [a, b] : [a], system, settings, seed, turns };
 }
 
-/** Take over a conversation. Throws an Error that says what is wrong with the JSON. */
+/** Take over a conversation; return the names of its models. Throws an Error that says what is wrong. */
 function fromJson(json) {
   if (json?.format !== FORMAT || !Array.isArray(json.turns)) {
     throw new Error("this is no conversation that this page exported");
@@ -43,10 +39,14 @@ function fromJson(json) {
       text: text(answer.text),
       seed: answer.seed ?? null,
       finish: text(answer.finish) || "stop",
+      error: text(answer.error) || null,
+      facts: text(answer.facts),
       tokens: readTokens(answer.tokens, text(answer.text)),
     })),
   }));
   state.system = text(json.system);
+  state.seed = Number.isSafeInteger(json.seed) && json.seed >= 0 ? json.seed : null;
+  return (Array.isArray(json.models) ? json.models : []).map(text).filter(Boolean).slice(0, 2);
 }
 
 /** Return the tokens of an imported answer if they spell its text, and else none. */

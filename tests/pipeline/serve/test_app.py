@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -130,6 +132,24 @@ def test_usage_comes_in_a_chunk_without_choices_if_asked(client: OpenAI) -> None
     assert chunks[-1].choices == []
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 4
+
+
+def test_the_timings_are_those_of_the_server(served: Served) -> None:
+    asked = {"model": "base", "prompt": "The", "max_tokens": 6, "ignore_eos": True}
+    url = f"{served.url}/v1/completions"
+    start = time.monotonic()
+    whole = httpx.post(url, json=asked).json()["timings"]
+    took = 1000 * (time.monotonic() - start)
+    assert whole["predicted_n"] == 6
+    assert 0 < whole["prompt_ms"] + whole["predicted_ms"] <= took
+    speed = 1000 * 5 / whole["predicted_ms"]
+    assert whole["predicted_per_second"] == pytest.approx(speed)
+    for asks, chunks in (({"timings_per_token": True}, None), ({}, 0)):
+        text = httpx.post(url, json={**asked, "stream": True, **asks}).text
+        events = [json.loads(line[6:]) for line in text.split("\n\n") if "{" in line]
+        found = [event["timings"]["predicted_n"] for event in events if "timings" in event]
+        assert len(found) == (len(events) if chunks is None else chunks)
+        assert found == sorted(found)
 
 
 def test_a_stop_string_over_token_borders_is_never_sent_in_part(
@@ -325,8 +345,6 @@ def test_a_wrong_request_gets_an_error_that_says_what_is_wrong(
 
 
 def openai_json(body: dict[str, Any]) -> str:
-    import json
-
     return json.dumps(body).replace("Infinity", "1e999")
 
 

@@ -224,20 +224,39 @@ def test_the_system_prompt_is_sent_and_an_answer_is_copied(page: Page) -> None:
 
 
 def test_a_conversation_is_exported_and_imported(page: Page, tmp_path: Path) -> None:
-    page.set(max_tokens=5)
+    page.set(max_tokens=5, temperature=0.35, top_k=7)
+    page.tab.click("#open-settings")
+    page.tab.fill("#seed", "7")
+    page.tab.select_option("#model-a", "base")
+    page.set(max_tokens=5, temperature=0.35, top_k=7)
+    page.tab.select_option("#model-b", "chat")
     page.send("What is a fox?")
     before = page.answers()
+    facts = page.tab.locator(".facts").all_inner_texts()
     with page.tab.expect_download() as download:
         page.tab.click("#save")
     file = tmp_path / "conversation.json"
     download.value.save_as(file)
     saved = json.loads(file.read_text())
     assert saved["turns"][0]["question"] == "What is a fox?"
-    page.tab.click("#new")
+    page.tab.reload()
+    page.ready()
     assert page.answers() == []
     page.tab.set_input_files("#file", file)
     page.tab.wait_for_selector(".answer")
     assert page.answers() == before
+    assert page.tab.locator(".facts").all_inner_texts() == facts
+    with page.tab.expect_download() as download:
+        page.tab.click("#save")
+    download.value.save_as(tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == saved
+    controls = {"model-a": "base", "model-b": "chat", "temperature": "0.35", "seed": "7"}
+    for name, value in controls.items():
+        assert page.tab.input_value(f"#{name}") == value
+    file.write_text(json.dumps(saved | {"models": ["gone"], "settings": {"top_k": "x"}}))
+    page.tab.set_input_files("#file", file)
+    page.tab.wait_for_selector("#banner:has-text('was written with gone, not served here')")
+    assert page.tab.evaluate("state.settings.top_k") == 7
     (tmp_path / "wrong.json").write_text('{"x": 1}')
     page.tab.set_input_files("#file", tmp_path / "wrong.json")
     page.tab.wait_for_selector("#banner:not([hidden])")
@@ -253,14 +272,33 @@ def test_every_text_can_be_read_and_nothing_is_wider_than_the_screen(
     page.set(max_tokens=20)
     page.tab.select_option("#model-b", "base")
     page.tab.click("#colors")
-    page.tab.click("#open-settings")
     page.send("What is a fox? " + "x" * 200)
     page.send("fox " * 300)  # refused: the error is a text too
+    page.tab.click("#open-settings")
     contrast, text, count = page.tab.evaluate(CONTRAST)
     assert count > 30
     assert contrast >= 4.5, text
     width = page.tab.evaluate("document.documentElement.scrollWidth")
     assert width <= page.tab.viewport_size["width"]
+    page.close()
+
+
+def test_the_settings_of_a_conversation_fit_on_a_phone(browser: Any, served: Served) -> None:
+    page = Page(browser, served.url, **PHONE).ready()
+    page.set(max_tokens=40)
+    for number in range(3):
+        page.send(f"What is a fox? {number}")
+    page.tab.keyboard.press("Escape")
+    button = page.tab.locator("#open-settings").bounding_box()
+    assert 0 <= button["x"] <= 390 - button["width"]
+    page.tab.tap("#open-settings")
+    sheet = page.tab.locator("#settings").bounding_box()
+    assert sheet["height"] > 400
+    assert 0 <= sheet["y"] <= 844 - sheet["height"]
+    page.tab.fill("#seed", "7")
+    page.tab.tap("#close-settings")
+    assert page.tab.locator("#settings").is_hidden()
+    assert page.tab.evaluate("[state.seed, state.turns.length]") == [7, 3]
     page.close()
 
 
