@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -31,8 +32,7 @@ def make_app(followers: Sequence[Follower], rules: Rules) -> web.Application:
         cursors = request.query.get("since", "").split(",")
         if cursors == [""] or len(cursors) != len(followers):
             cursors = [""] * len(followers)
-        for follower in followers:
-            follower.ask()
+        await asyncio.gather(*(follower.ask() for follower in followers))
         answer = {
             "now": time.time(),
             "runs": [one.run.since(cursor) for one, cursor in zip(followers, cursors)],

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import threading
+import time
 
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import show
 from pipeline.live.watched_run import WatchedRun
+
+# After a pause of this many seconds more than between two looks, a page waits for a new look.
+OLD = 15.0
+# A store may hang: then a page is told after this many seconds how old the last look is.
+PATIENCE = 10.0
 
 
 class Follower:
@@ -20,6 +28,7 @@ class Follower:
         self.run = run
         self._asked = threading.Event()
         self._stopped = threading.Event()
+        self._looked = -math.inf  # by time.monotonic(), when the last look began
         self._thread = threading.Thread(target=self._follow, daemon=True, name="look at a run")
 
     def start(self) -> None:
@@ -27,9 +36,12 @@ class Follower:
         self._asked.set()
         self._thread.start()
 
-    def ask(self) -> None:
-        """Say that a page wants to know what is new."""
+    async def ask(self) -> None:
+        """Say that a page wants to know what is new. After a pause, wait for the next look."""
+        began = time.monotonic()
         self._asked.set()
+        while self._looked < began - OLD - self.run.pause and time.monotonic() < began + PATIENCE:
+            await asyncio.sleep(0.02)
 
     def stop(self) -> None:
         """End the thread after its present look. Does not wait for it."""
@@ -42,9 +54,11 @@ class Follower:
             self._asked.clear()
             if self._stopped.is_set():
                 return
+            began = time.monotonic()
             try:
                 self.run.look()
             except Exception as error:
                 show(report_bug(error, ["status", "--web"]))
                 self.run.fail("a bug in Pion; the command's window has the details", back_off=True)
+            self._looked = began
             self._stopped.wait(self.run.pause)

@@ -71,9 +71,10 @@ def _summary(look: Look) -> dict[str, Any]:
     age = status["last_commit_age"] if beat is None else beat
     newest = _newest(look)
     stage, step = newest.get("stage"), newest.get("step")
+    state = _state(look, age)
     missing = look.log.unreadable.describe()
     return {
-        "state": _state(look, age),
+        "state": state,
         "owner": f"pid {head.owner.pid} on {head.owner.host}" if head.owner else None,
         "epoch": head.epoch,
         # To the second: a difference of clocks must not look like news.
@@ -81,9 +82,12 @@ def _summary(look: Look) -> dict[str, Any]:
         "stage": stage,
         "step": step,
         "steps": newest.get("steps"),
-        "seconds_left": _seconds_left(look, newest),
+        "seconds_left": None if state in ("dead", "silent") else _seconds_left(look, newest),
         "loss": newest.get("loss"),
-        "held_out_loss": _last_value(look.kept.get(stage or "", ()), "held_out_loss"),
+        "held_out_loss": _last_value(
+            [row for row in look.kept.get(stage or "", ()) if row["step"] <= (step or 0)],
+            "held_out_loss",
+        ),
         "tokens_per_second": newest.get("tokens_per_second"),
         "stop": StopRequest(**status["stop"]).describe() if status["stop"] else None,
         "deadline": deadline_part(look.deadline, look.status),
@@ -117,6 +121,8 @@ def _newest(look: Look) -> Row:
     stage = next((stage for stage, rows in reversed([*look.kept.items()]) if rows), None)
     rows = look.kept.get(stage or "", ())
     found = {**next((row for row in reversed(rows) if "loss" in row), {}), "stage": stage}
+    if look.head.owner is not None and rows and stage not in look.head.stages:
+        found = _at_resume(look.head, rows, found)
     beat = look.status["progress"] or {}
     if look.head.owner is not None and beat.get("stage") in look.kept and "step" in beat:
         begun = stage == beat["stage"] and found.get("step", 0) >= beat["step"]
@@ -124,13 +130,27 @@ def _newest(look: Look) -> Row:
     return {**found, "steps": found.get("steps") or look.settings.steps.get(found["stage"] or "")}
 
 
+def _at_resume(head: Head, rows: Sequence[Row], newest: dict[str, Any]) -> dict[str, Any]:
+    """Return the newest step as the owner found it, until the owner reports a step itself.
+
+    Before HEAD says from which step it resumed, that is the newest checkpoint.
+    """
+    stage = newest["stage"]
+    if newest.get("epoch") == head.epoch:
+        return newest
+    reached = max((entry.step for entry in head.checkpoints if entry.stage == stage), default=0)
+    found = next((r for r in reversed(rows) if "loss" in r and r["step"] <= reached), {})
+    return {**found, "stage": stage, "step": reached, "tokens_per_second": None}
+
+
 def _seconds_left(look: Look, newest: Row) -> float | None:
     """Return how long the rest of the stage takes at the speed of the last rows; None: unknown."""
     steps, step = newest.get("steps"), newest.get("step")
     if look.head.owner is None or not steps or step is None or step >= steps:
         return None
-    rows = [row for row in look.kept[newest["stage"]] if "loss" in row][-RECENT_ROWS:]
-    rows = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
+    epoch = look.head.epoch
+    rows = [r for r in look.kept[newest["stage"]] if "loss" in r and r["epoch"] == epoch]
+    rows = rows[-RECENT_ROWS:]
     if len(rows) < 2 or rows[-1]["at"] <= rows[0]["at"]:
         return None
     seconds = (rows[-1]["at"] - rows[0]["at"]) / max(1, rows[-1]["step"] - rows[0]["step"])

@@ -13,7 +13,7 @@ from pipeline.live.settings import Settings, settings_of
 from pipeline.state.deadline_status import deadline_json
 from pipeline.state.metrics import Replaced, events_reader, metrics_reader
 from pipeline.state.records import Head
-from pipeline.state.rows import Row, Unreadable
+from pipeline.state.rows import Unreadable
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import run_status
 from pipeline.state.stores.clock import StoreClock
@@ -48,23 +48,16 @@ class Reading:
 
         Raises Replaced if another run has the name now, and PionError if it can't be read.
         """
-        # Rows before HEAD: HEAD then says which of the rows count.
         self._looks += 1
         epoch = self._epoch if self._looks % LOOKS_BETWEEN_LISTS else None
-        try:
-            events = self._events.read_new()
-            metrics = {stage: reader.read_new(epoch) for stage, reader in self._metrics.items()}
-        except Replaced:
-            if self._state.read() is None:  # all of it is away, perhaps for a moment
-                return None
-            raise
-        self._add(events, metrics)
-        head = self._state.read()
+        head = self._read_rows(epoch)
+        if head is not None and epoch not in (None, head.epoch):
+            # A new owner: its rows, and all that the last one wrote.
+            head = self._read_rows(None)
         if head is None:
             return None
         self._check_same(head)
-        # A new owner: the next look finds all that the last one wrote.
-        self._epoch = head.epoch if self._epoch in (None, head.epoch) else None
+        self._epoch = head.epoch
         now = self._state.clock.now()
         if epoch is None:  # as often as all files are listed
             self._deadline = deadline_json(self._state, head, self._clock.now())
@@ -75,17 +68,27 @@ class Reading:
             head,
             now,
             heartbeats=self._heartbeats(head, status, now),
-            silence=self._state.silence,
+            # An owner that is known to be dead has stopped at its last sign of life.
+            silence=0.0 if status["owner_running"] is False else self._state.silence,
         )
         kept = keep(self._log.metrics, head)
         settings, due = self._settings(head), self._deadline
         return Look(self._state, head, now, status, self._log, kept, spent, settings, due)
 
-    def _add(self, events: list[Row], metrics: dict[str, list[Row]]) -> None:
+    def _read_rows(self, epoch: int | None) -> Head | None:
+        """Read the new rows, of `epoch` or of all, and then HEAD, which says which rows count."""
+        try:
+            events = self._events.read_new()
+            metrics = {stage: reader.read_new(epoch) for stage, reader in self._metrics.items()}
+        except Replaced:
+            if self._state.read() is None:  # all of it is away, perhaps for a moment
+                return None
+            raise
         self._log.events.extend(events)
         self._log.events.sort(key=lambda event: int(event["epoch"]))
         for stage, rows in metrics.items():
             self._log.metrics[stage].extend(rows)
+        return self._state.read()
 
     def _check_same(self, head: Head) -> None:
         """Raise Replaced if an epoch has another owner than before: the run is another one."""

@@ -40,15 +40,15 @@ function smooth(points, amount) {
   });
 }
 
-// Return the point at the last step that is at most `step`.
-function pointAt(points, step) {
-  let low = 0, high = points.length;
+// Return the number of the step that is nearest to `step`. `stepOf(i)` is the step number `i`, in order.
+function nearest(count, stepOf, step) {
+  let low = 0, high = count - 1;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (points[middle][0] <= step) low = middle + 1;
+    if (stepOf(middle) < step) low = middle + 1;
     else high = middle;
   }
-  return points[low - 1];
+  return low > 0 && step - stepOf(low - 1) <= stepOf(low) - step ? low - 1 : low;
 }
 
 class Chart {
@@ -58,7 +58,8 @@ class Chart {
     this.series = [];
     this.attempts = [];
     this.log = false;
-    this.step = null; // where the read-out is
+    this.steps = []; // all steps at which a curve has a point
+    this.step = null; // where the read-out is: one of `steps`
     this.title = title;
     this.legend = make("div", { class: "legend" });
     this.plot = make("div", { class: "plot", tabindex: "0", role: "img", "aria-label": title });
@@ -66,13 +67,15 @@ class Chart {
     place.append(make("h3", {}, title), this.plot, this.legend, this.readout);
     this.plot.addEventListener("pointermove", (event) => this.point(event));
     this.plot.addEventListener("pointerdown", (event) => this.point(event));
-    this.plot.addEventListener("pointerleave", () => this.read(null));
+    // A finger leaves at the end of a tap: the read-out stays until the next one.
+    this.plot.addEventListener("pointerleave", (event) => event.pointerType === "touch" || this.read(null));
     this.plot.addEventListener("blur", () => this.read(null));
     this.plot.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.render()).observe(this.plot);
   }
 
-  // Show series of {label, points, color, kind}, where kind is "line", "raw" or "held".
+  // Show series of {label, points, raw, color, kind}, where kind is "line", "raw" or "held", and
+  // `raw` are the values before they were smoothed, if they were.
   show(series, attempts, log) {
     this.series = series.filter((one) => one.points.length);
     this.attempts = attempts;
@@ -81,7 +84,8 @@ class Chart {
     this.legend.replaceChildren(
       ...(named.length < 2 ? [] : named).map((one) => make("span", {}, make("i", { class: `swatch b${one.color}` }), one.label)),
     );
-    const last = named.map((one) => `${one.label} ${this.format(one.points.at(-1)[1])} at step ${one.points.at(-1)[0]}`);
+    this.steps = [...new Set(this.series.flatMap((one) => one.points.map((point) => point[0])))].sort((a, b) => a - b);
+    const last = named.map((one) => `${one.label} ${this.format((one.raw ?? one.points).at(-1)[1])} at step ${one.points.at(-1)[0]}`);
     this.plot.setAttribute("aria-label", `${this.title}: ${last.join(", ") || "nothing yet"}`);
     this.render();
   }
@@ -140,31 +144,38 @@ class Chart {
   }
 
   key(event) {
-    const width = (this.last - this.first) / 50;
-    const now = this.step ?? this.last;
-    const to = { ArrowLeft: now - width, ArrowRight: now + width, Home: this.first, End: this.last }[event.key];
-    if (to === undefined || !this.series.length) return;
+    const end = this.steps.length - 1;
+    const now = this.step === null ? end : this.steps.indexOf(this.step);
+    const far = Math.ceil(end / 20);
+    const to = { ArrowLeft: now - 1, ArrowRight: now + 1, PageUp: now - far, PageDown: now + far, Home: 0, End: end }[event.key];
+    if (to === undefined || end < 0) return;
     event.preventDefault();
-    this.read(Math.min(this.last, Math.max(this.first, to)));
+    this.read(this.steps[Math.min(end, Math.max(0, to))]);
   }
 
-  // Show the values at `step`; null: show none.
+  // Show the points nearest to `step`, each with its own step; null: show none.
   read(step) {
-    this.step = step;
-    this.readout.hidden = step === null || !this.series.length;
+    const at = step === null ? undefined : this.steps[nearest(this.steps.length, (i) => this.steps[i], step)];
+    this.step = at ?? null;
+    this.readout.hidden = this.step === null;
     if (!this.marks) return;
     this.marks.replaceChildren();
     if (this.readout.hidden) return;
-    const found = this.series.map((one) => [one, pointAt(one.points, step)]).filter(([, point]) => point);
-    const x = this.x(step), height = this.plot.clientHeight;
+    const x = this.x(at), height = this.plot.clientHeight;
     this.marks.append(draw("line", { class: "cursor", x1: x, x2: x, y1: TOP, y2: height - BOTTOM }));
     const rows = [];
-    for (const [one, point] of found) {
-      if (one.kind === "raw") continue;
-      this.marks.append(draw("circle", { class: `point s${one.color}`, cx: this.x(point[0]), cy: this.y(point[1]), r: 3.5 }));
-      rows.push(make("div", {}, make("i", { class: `swatch b${one.color}` }), one.label, make("b", {}, this.format(point[1]))));
+    for (const one of this.series) {
+      // A curve has no value before its first and after its last point.
+      if (one.kind === "raw" || at < one.points[0][0] || at > one.points.at(-1)[0]) continue;
+      const i = nearest(one.points.length, (number) => one.points[number][0], at);
+      const [own, drawn] = one.points[i];
+      this.marks.append(draw("circle", { class: `point s${one.color}`, cx: this.x(own), cy: this.y(drawn), r: 3.5 }));
+      const label = own === at ? one.label : `${one.label}, step ${whole(own)}`;
+      const raw = this.format((one.raw ?? one.points)[i][1]);
+      const smoothed = raw === this.format(drawn) ? "" : ` (smoothed ${this.format(drawn)})`;
+      rows.push(make("div", {}, make("i", { class: `swatch b${one.color}` }), label, make("b", {}, raw), smoothed));
     }
-    this.readout.replaceChildren(make("div", { class: "faint" }, `step ${whole(step)}`), ...rows);
+    this.readout.replaceChildren(make("div", { class: "faint" }, `step ${whole(at)}`), ...rows);
     const right = x > this.plot.clientWidth / 2;
     this.readout.style.left = right ? "auto" : `${x + 24}px`;
     this.readout.style.right = right ? `${this.plot.clientWidth - x + 24}px` : "auto";

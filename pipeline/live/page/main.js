@@ -30,14 +30,14 @@ function showCurves() {
   for (const { run, i } of runs) {
     const points = curve(run, "loss");
     if (amount) loss.push({ label: "", points, color: i, kind: "raw" });
-    loss.push({ label: named(run, "training"), points: smooth(points, amount), color: i, kind: "line" });
+    loss.push({ label: named(run, "training"), points: smooth(points, amount), raw: points, color: i, kind: "line" });
     loss.push({ label: named(run, "held-out"), points: curve(run, "held_out_loss"), color: several ? i : 1, kind: "held" });
   }
   const attempts = ((known.runs[selected]?.parts.attempts || {})[stage] || []).map((attempt) => attempt.step);
   charts.loss.show(loss, attempts, log);
   for (const name of ["tokens_per_second", "lr"]) {
     const part = name === "lr" ? 0 : amount;
-    const lines = runs.map(({ run, i }) => ({ label: named(run, name === "lr" ? "learning rate" : "tokens/s"), points: smooth(curve(run, name), part), color: i, kind: "line" }));
+    const lines = runs.map(({ run, i }) => ({ label: named(run, name === "lr" ? "learning rate" : "tokens/s"), points: smooth(curve(run, name), part), raw: curve(run, name), color: i, kind: "line" }));
     charts[name].show(lines, attempts, log);
   }
 }
@@ -165,6 +165,7 @@ place("key-form").addEventListener("submit", (event) => {
   poll();
 });
 document.addEventListener("visibilitychange", () => {
+  showFreshness();
   if (document.visibilityState === "visible") poll();
 });
 setInterval(showFreshness, 1000);

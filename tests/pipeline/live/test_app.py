@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
-from pipeline.live import watched_run
+from pipeline.live import follower, watched_run
 from pipeline.live.watched_run import WatchedRun
 from pipeline.state.stores import FileStore
 from pipeline.web.address import API_KEY
@@ -62,6 +63,20 @@ def test_the_page_follows_a_run_by_its_cursor(
         assert [step for step, _ in loss["points"]] == [21, 22]
 
 
+def test_a_page_that_asks_after_a_pause_is_told_the_present_state(
+    run: RentedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_run, "PAUSE", 0.01)
+    now = [1000.0]
+    monkeypatch.setattr(follower, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with showing(run) as url:
+        for step in (20, 22):
+            (news,) = httpx.get(f"{url}/data").json()["runs"]
+            assert news["parts"]["summary"]["step"] == step
+            run.train(2)
+            now[0] += 3600.0
+
+
 def test_several_runs_come_with_the_settings_in_which_they_differ(tmp_path: Path) -> None:
     runs = [a_run(tmp_path, "slow", 1e-4), a_run(tmp_path, "fast", 2e-4)]
     with showing(*runs) as url:
@@ -85,6 +100,8 @@ def test_one_thread_looks_at_a_run_however_many_pages_ask(
         look(watched)
 
     monkeypatch.setattr(WatchedRun, "look", counted)
+    monkeypatch.setattr(watched_run, "PAUSE", 1000.0)
+    monkeypatch.setattr(watched_run, "LONGEST_PAUSE", 1000.0)
     with showing(run) as url:
         for _ in range(30):
             data(url)

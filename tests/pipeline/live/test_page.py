@@ -120,11 +120,40 @@ def test_the_read_out_and_all_controls_work_with_the_keyboard(browser: Any, tmp_
         assert "step 1\n" in page.inner_text("#loss .readout")
         for _ in range(3):
             page.keyboard.press("ArrowRight")
-        assert "step 5\n" in page.inner_text("#loss .readout")
+        assert "step 4\n" in page.inner_text("#loss .readout")
         page.keyboard.press("Tab")
         assert page.is_hidden("#loss .readout")
         assert not tab.wrong
         page.close()
+
+
+def test_the_read_out_shows_each_point_as_it_was_measured(browser: Any, tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    run.train(3)
+    with showing(run) as url:
+        tab = Tab(browser, url)
+        tab.page.wait_for_selector("#loss path")
+        curves = tab.page.evaluate("known.runs[0].curves")
+        loss, held = (dict(curves[f"pretrain/{name}"]) for name in ("loss", "held_out_loss"))
+        # By the arrow keys, and by positions of the pointer next to each point.
+        read = "charts.loss.read(n + side); return charts.loss.readout.innerText;"
+        arrow = (
+            "charts.loss.key({key: n > 1 ? 'ArrowRight' : 'Home', preventDefault() {}}); "
+            "return charts.loss.readout.innerText;"
+        )
+        for side, act in ((0, arrow), (-0.4, read), (0.4, read)):
+            script = f"(side) => [...Array(63)].map((_, i) => {{ const n = i + 1; {act} }})"
+            texts = tab.page.evaluate(script, side)
+            for step, text in enumerate(texts, 1):
+                assert text.startswith(f"step {step}\n")
+                assert f"training\n{loss[step]:.4f}" in text
+                nearest = min(held, key=lambda at, step=step: abs(at - step))
+                label = "held-out" if nearest == step else f"held-out, step {nearest}"
+                shown = f"{label}\n{held[nearest]:.4f}" in text
+                assert shown == (min(held) <= step <= max(held)), text
+        assert "(smoothed " in texts[30]
+        assert not tab.wrong
+        tab.page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

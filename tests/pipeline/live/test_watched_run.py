@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.live import reading
 from pipeline.live.watched_run import HUB_PAUSE, LONGEST_PAUSE, PAUSE, WatchedRun
-from pipeline.state import metrics
+from pipeline.state import metrics, run_status
 from pipeline.state.deadline import DEADLINE, Asked, new_deadline, write_first_deadline
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store, open_store
@@ -184,6 +184,38 @@ def test_a_rewind_is_named_and_its_points_are_dropped(run: RentedRun) -> None:
     run.train(2)
     watched.look()
     assert [step for step, _ in points(watched.since(news["cursor"]), "loss")] == [51, 52]
+
+
+def test_after_a_resume_no_number_is_that_of_the_last_owner(run: RentedRun) -> None:
+    watched = looked(run)
+    run.rent()
+    watched.look()
+    summary = watched.since(None)["parts"]["summary"]
+    assert (summary["epoch"], summary["step"]) == (3, 50)
+    assert summary["seconds_left"] is summary["tokens_per_second"] is None
+    run.train(4)
+    run.save()
+    run.rent()
+    run.train(2)
+    watched.look()
+    news = watched.since(None)
+    assert (news["parts"]["summary"]["epoch"], news["parts"]["summary"]["step"]) == (4, 56)
+    assert points(news, "loss")[-1][0] == 56
+
+
+def test_a_dead_run_has_no_time_left_and_takes_no_more_time(
+    run: RentedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = looked(run)
+    monkeypatch.setattr(run_status, "is_running", lambda owner, me: False)
+    times = []
+    for _ in range(3):
+        run.time.time += 25
+        watched.look()
+        parts = watched.since(None)["parts"]
+        assert (parts["summary"]["state"], parts["summary"]["seconds_left"]) == ("dead", None)
+        times.append(sum(parts["cost"]["seconds"].values()))
+    assert times == [times[0]] * 3
 
 
 def test_rows_that_arrive_late_are_found(run: RentedRun, monkeypatch: pytest.MonkeyPatch) -> None:
