@@ -176,8 +176,8 @@ class Chart {
       rows.push(make("div", {}, make("i", { class: `swatch b${one.color}` }), label, make("b", {}, raw), smoothed));
     }
     this.readout.replaceChildren(make("div", { class: "faint" }, `step ${whole(at)}`), ...rows);
-    const right = x > this.plot.clientWidth / 2;
-    this.readout.style.left = right ? "auto" : `${x + 24}px`;
-    this.readout.style.right = right ? `${this.plot.clientWidth - x + 24}px` : "auto";
+    const width = this.plot.clientWidth, own = this.readout.offsetWidth;
+    const left = x > width / 2 ? x - own : x + 24;
+    this.readout.style.left = `${Math.max(0, Math.min(left, width - own))}px`;
   }
 }
