@@ -12,12 +12,14 @@ from pion.errors import BadInput, Trouble
 from pipeline.console.messages import Evaluation, Note, Sample, StageState, Step
 from pipeline.data.tokenizer_folder import needed_files
 from pipeline.kill_points import mark
+from pipeline.models.bring import run_reference
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS, Keep
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.claim import Claim
 from pipeline.state.record_json import to_json
+from pipeline.training.advice import Advice
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
 from pipeline.training.context import TrainingContext
 from pipeline.training.machine_note import record_step_down
@@ -89,6 +91,8 @@ class RankZero(Rank):
         self._checkpointer = _open_checkpointer(context, claim, stage, setup, self._metrics)
         state = setup.trainer.state()
         self._checkpointer.reserve(state.model, state.optimizer)
+        run = run_reference(claim.store, claim.state.name)
+        self._advice = Advice(context.job, stage, setup.trainer.step, run, context.report)
         self._saving = Saving(
             self._checkpointer,
             context.job.checkpoint,
@@ -101,7 +105,8 @@ class RankZero(Rank):
 
     def before_step(self) -> None:
         self._claim.check()
-        self._saving.follow()
+        if self._saving.follow() and (saved := self._checkpointer.last) is not None:
+            self._advice.saved(saved, self._claim.head, self._context.workspace)
         if self._saving.too_long_undurable() and self._sound:
             with self._context.watchdog.paused():
                 self._saving.hold(self._state(), self._context.should_stop)
@@ -147,6 +152,7 @@ class RankZero(Rank):
             [{"step": step, "held_out_loss": result.loss, "held_out_loss_sem": result.sem}]
         )
         self._context.report(Evaluation(self._stage, step, result.loss, result.sem))
+        self._advice.evaluated(step, result.loss)
         self._sample(step)
 
     def finish(self) -> None:

@@ -112,11 +112,15 @@ class Saving:
         self._report(Note(text))
         self._clock.sleep(seconds)
 
-    def follow(self, *, training: bool = True) -> None:
-        """Report what has become durable, or that nothing does. Called after each step, and while
-        nothing is left to train or training waits (not `training`)."""
+    def follow(self, *, training: bool = True) -> bool:
+        """Report what has become durable, or that nothing does; return whether something has.
+
+        Called after each step, and while nothing is left to train or training waits (not
+        `training`).
+        """
         stats = self.checkpointer.stats
-        if stats.durable_step is not None and stats.durable_step != self._durable_step:
+        news = stats.durable_step is not None and stats.durable_step != self._durable_step
+        if stats.durable_step is not None and news:
             self._durable_step = stats.durable_step
             self._durable_since = self._clock.monotonic()
             self._report(
@@ -135,6 +139,7 @@ class Saving:
             if training:
                 text += " Training continues, and Pion tries again."
             self._report(Note("saving works again" if outage is None else text))
+        return news
 
     def too_long_undurable(self) -> bool:
         """Return whether nothing has become durable for `checkpoint.max_undurable` seconds: work
