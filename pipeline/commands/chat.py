@@ -130,11 +130,11 @@ def answer_once(
     out = out or sys.stdout
     ids = prompt_ids(model, chat_format, prompt, settings, as_chat=as_chat)
     tell_replaced(chat_format.tokenizer, prompt, "the prompt")
-    if not as_chat:
-        print(printable(prompt), end="", file=out, flush=True)
-    last = ""
+    given, last = "" if as_chat else prompt, ""
     for last in _pieces(model, chat_format, ids, settings):
-        print(printable(last), end="", file=out, flush=True)
+        print(printable(given + last), end="", file=out, flush=True)
+        given = ""  # printed with the first token: nothing may be printed before an error
+    print(printable(given), end="", file=out)
     if not last.endswith("\n"):
         print(file=out)
     return 0

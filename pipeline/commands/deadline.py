@@ -15,6 +15,7 @@ from pipeline.state.deadline import RunDeadline, change_deadline, read_deadline
 from pipeline.state.deadline_status import deadline_lines
 from pipeline.state.find_run import no_such_run, open_run
 from pipeline.state.rental_note import read_rental_note
+from pipeline.state.run_status import is_finished
 from pipeline.state.stores.clock import StoreClock
 
 COMMAND = "pion deadline"
@@ -33,6 +34,10 @@ def show_deadline(
     state = open_run(run)
     head, now = state.read(), StoreClock(state.clock, state.store).now()
     change = hours is not None or at is not None or off
+    if change and not off and head is not None and is_finished(state, head):
+        raise BadInput(
+            f"run {state.name} is finished, so it needs no deadline. Nothing was changed."
+        )
     if head is None and read_rental_note(state)[1] is None:
         # A launch writes both notes before a machine claims the run.
         raise BadInput(no_such_run(state))

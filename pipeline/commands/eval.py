@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pion.data.corpus import json_lines, jsonl_records, record_documents
 from pion.data.own_rows import own_rows
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
@@ -26,28 +27,49 @@ LARGEST_TEXT = 1 << 30
 def eval_files(
     model: Decoder, tokenizer: Tokenizer, files: Sequence[Path], *, as_json: bool
 ) -> int:
-    """Print each file's results: the accuracy on a `.jsonl`, the loss on any other text."""
-    results = {str(path): _eval_file(model, tokenizer, path) for path in files}
-    if as_json:
-        print(json.dumps(results, indent=1))
-        return 0
-    for name, r in results.items():
-        if "accuracy" in r:
-            show(
-                f"{name}: accuracy {r['accuracy']:.1%} ± {r['accuracy_sem']:.1%} "
-                f"(chance {r['chance']:.1%}, {r['questions']:,} questions)"
-            )
-        else:
-            show(
-                f"{name}: bits per byte {r['bits_per_byte']:.4f} ± {r['bits_per_byte_sem']:.4f}, "
-                f"loss {r['loss']:.4f} ± {r['loss_sem']:.4f}, perplexity {r['perplexity']:.2f} "
-                f"({r['tokens']:,} tokens, {r['bytes']:,} bytes)"
-            )
+    """Print each file's results: the accuracy on questions, the loss on text.
+
+    What was measured is printed also if a later file can't be.
+    """
+    results = {}
+    try:
+        for path in files:
+            found = results[str(path)] = _eval_file(model, tokenizer, path)
+            if not as_json:
+                show(f"{path}: {_in_words(found)}")
+    finally:
+        if as_json and results:
+            print(json.dumps(results, indent=1))
     return 0
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    if "accuracy" in found:
+        return (
+            f"accuracy {found['accuracy']:.1%} ± {found['accuracy_sem']:.1%} "
+            f"(chance {found['chance']:.1%}, {found['questions']:,} questions)"
+        )
+    return (
+        f"bits per byte {found['bits_per_byte']:.4f} ± {found['bits_per_byte_sem']:.4f}, "
+        f"loss {found['loss']:.4f} ± {found['loss_sem']:.4f}, perplexity "
+        f"{found['perplexity']:.2f} ({found['tokens']:,} tokens, {found['bytes']:,} bytes)"
+    )
+
+
+def _has_texts(path: Path) -> bool:
+    """Return whether the lines of a JSON Lines file are texts, by its first line."""
+    _, first = next(json_lines(path), ("", None))
+    return isinstance(first, dict) and "text" in first and "choices" not in first
 
 
 def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
     rows_at_once = max(1, TOKENS_AT_ONCE // model.config.seq_len)
+    if path.suffix == ".jsonl" and path.is_file() and _has_texts(path):
+        records = record_documents(jsonl_records(path, "eval"), "text", "eval")
+        texts = [document.text for document in records]
+        for text in texts:
+            tell_replaced(tokenizer, text, str(path))
+        return dataclasses.asdict(text_loss(model, tokenizer, texts, rows_at_once))
     if path.suffix == ".jsonl":
         scorer = Scorer(model, tokenizer.vocab_size, rows_at_once)
         return dataclasses.asdict(multiple_choice(scorer, tokenizer, read_questions(path)))
@@ -59,12 +81,14 @@ def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, An
     if not text.strip():
         raise BadInput(f"{path}: the file has no text")
     tell_replaced(tokenizer, text, str(path))
-    return dataclasses.asdict(text_loss(model, tokenizer, text, rows_at_once))
+    return dataclasses.asdict(text_loss(model, tokenizer, [text], rows_at_once))
 
 
-def text_loss(model: Decoder, tokenizer: Tokenizer, text: str, rows_at_once: int = 1) -> HeldOut:
-    """Return the loss on one document, cut into rows as long as the model's context."""
-    rows = own_rows(tokenizer, [text], model.config.seq_len)
+def text_loss(
+    model: Decoder, tokenizer: Tokenizer, texts: Sequence[str], rows_at_once: int = 1
+) -> HeldOut:
+    """Return the loss on some documents, each cut into rows as long as the model's context."""
+    rows = own_rows(tokenizer, texts, model.config.seq_len)
     scorer = Scorer(model, tokenizer.vocab_size, rows_at_once)
     return held_out(
         scorer, rows, range(rows.total_rows), tokenizer.token_bytes(), tokenizer.end_of_text

@@ -163,7 +163,11 @@ def taken_over(state: RunState, head: Head | None, epoch: int | None = None) -> 
     """Return the error for a process whose run another process took over, as `head` shows."""
     where = f"Run {state.name}"
     if head is None or not head.claims:
-        return Fenced(f"{where} was deleted from {state.store.url}. This process has stopped.")
+        return Fenced(
+            f"{where} is no longer in {state.store.url}: it was deleted, moved or renamed. This "
+            "process has stopped. To continue a run that was moved, move it back and run the same "
+            "command again. It resumes from its last commit."
+        )
     newest = head.claims[0]
     mine = f"; this process had epoch {epoch}" if epoch is not None else ""
     return Fenced(

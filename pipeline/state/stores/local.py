@@ -33,8 +33,8 @@ _LOCK = ".lock-"
 _LARGE_BYTES = 32 << 20
 
 _REASONS = {
-    errno.ENOSPC: "the disk is full; free some space and run the same command again",
-    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EFBIG: "the file would be larger than this process may write (ulimit -f)",
     errno.EACCES: "no permission; check who owns the folder",
     errno.EPERM: "no permission; check who owns the folder",

@@ -81,6 +81,15 @@ def test_a_run_without_a_deadline_says_so_and_how_to_set_one(run: RunState, pion
     assert f"deadline: none. Set one: pion deadline {run.url} --hours N" in out
 
 
+def test_a_finished_run_gets_no_deadline(here: Path, pion: Pion) -> None:
+    run = finished_run(here / "runs")
+    code, _, err = pion("deadline", "demo", "--hours", "1.5")
+    assert code == 2
+    assert "run demo is finished" in err
+    assert read_deadline(run) is None
+    assert pion("deadline", "demo", "--off")[0] == 0
+
+
 def test_hours_count_from_now(run: RunState, pion: Pion) -> None:
     before = time.time()
     code, out, _ = pion("deadline", "demo", "--hours", "1.5")

@@ -39,6 +39,21 @@ def test_characters_that_the_vocabulary_lacks_are_said(capsys: pytest.CaptureFix
     assert "1 character is not in the model's vocabulary and became U+FFFD: b.txt (U+0004)" in err
 
 
+def test_eval_measures_the_texts_of_json_lines_and_keeps_what_it_measured(
+    here: Path, pion: Pion
+) -> None:
+    make_run(here / "runs")
+    texts = ["Return a new header. " * 5, "It has strings. " * 9]
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    Path("wrong.jsonl").write_text('{"story": 1}\n')
+    code, out, err = pion("eval", "demo", "texts.jsonl", "wrong.jsonl")
+    assert code == 2
+    assert "wrong.jsonl:1: not a question" in err
+    assert out.startswith("texts.jsonl: bits per byte ")
+    assert f"{sum(map(len, texts)):,} bytes" in out
+    assert '"bits_per_byte"' in pion("eval", "demo", "texts.jsonl", "wrong.jsonl", "--json")[1]
+
+
 @pytest.mark.parametrize(
     ("content", "expected"), [(b"", "has no text"), (b"\xff", "can't read this")]
 )
@@ -62,10 +77,10 @@ def test_text_is_scored_token_by_token_like_a_full_forward(here: Path) -> None:
     text = "Return a new header."
     ids = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(text)]])
     expected = model.loss(ids[:, :-1], ids[:, 1:]).item()
-    result = text_loss(model, tokenizer, text)
+    result = text_loss(model, tokenizer, [text])
     assert result.loss == pytest.approx(expected, rel=1e-5)
     assert result.tokens == ids.shape[1] - 1
-    long = text_loss(model, tokenizer, text * 20, rows_at_once=2)
+    long = text_loss(model, tokenizer, [text * 20], rows_at_once=2)
     assert long.rows == -(-long.tokens // model.config.seq_len)
 
 

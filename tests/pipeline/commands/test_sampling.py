@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train import hardware
 from pipeline.commands import chat
@@ -43,6 +45,18 @@ def test_a_prompt_longer_than_the_context_is_refused(here: Path, pion: Pion) -> 
     code, _, err = pion("generate", "demo", "--prompt", "header " * 100)
     assert code == 2
     assert "the model's context is 64" in err
+
+
+def test_nothing_is_printed_before_an_error(
+    here: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Iterator[str]:
+        raise BadInput("the model failed")
+        yield ""
+
+    make_run(here / "runs")
+    monkeypatch.setattr(chat, "_pieces", fail)
+    assert pion("generate", "demo", "--prompt", "Return")[:2] == (2, "")
 
 
 def test_several_prompts_give_a_line_of_json_each_in_their_order(here: Path, pion: Pion) -> None:
