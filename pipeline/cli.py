@@ -140,7 +140,12 @@ class _Parser(argparse.ArgumentParser):
             close = difflib.get_close_matches(first, self.commands, 1, 0.4)
             hint = f"; did you mean {close[0]}?" if close else ""
             self.error(f"there is no command {first!r}{hint} (pion --help lists them)")
-        return super().parse_args(args, namespace)
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            if self.commands and first is not None:
+                self.prog += f" {first}"
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found
 
     def error(self, message: str) -> NoReturn:
         words = printable(masked(message))

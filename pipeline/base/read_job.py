@@ -21,23 +21,23 @@ def read_job(path: str | Path, overrides: Sequence[str] = (), redo: str | None =
 
     A model to start from is the one that the run has recorded, or else what its name means now.
     With `redo`, its name is looked up again if the run begins with that stage. Raises BadInput,
-    and StoreError if the run's store does not answer.
+    also if a store does not answer.
     """
 
     def find(values: dict[str, Any]) -> Base:
         source = str(values["model"]["from"])
         again = redo in ("prepare", "pretrain" if "pretrain" in values else "sft")
-        with before_work("Nothing was started."):
-            pinned = _pinned(values, source)
-            if pinned is not None and not again:
-                return pinned
-            from pipeline.base.find import find_base
+        pinned = _pinned(values, source)
+        if pinned is not None and not again:
+            return pinned
+        from pipeline.base.find import find_base
 
-            found = find_base(source, Path(path).resolve().parent).base
+        found = find_base(source, Path(path).resolve().parent).base
         # What the run has recorded holds for the same content, also the day of its chat template.
         return pinned if pinned is not None and pinned.hash == found.hash else found
 
-    return load_job(path, overrides, find)
+    with before_work("Nothing was started."):
+        return load_job(path, overrides, find)
 
 
 def _pinned(values: dict[str, Any], source: str) -> Base | None:

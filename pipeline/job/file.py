@@ -20,7 +20,15 @@ from pipeline.job import Job
 from pipeline.job.base import Base
 from pipeline.job.bounded_yaml import BoundedLoader, unreadable
 from pipeline.job.bounds import beyond_bounds
-from pipeline.job.mistakes import Document, Mistake, join, listing, mistakes_in, shown
+from pipeline.job.mistakes import (
+    Document,
+    Mistake,
+    in_misspelled_sections,
+    join,
+    listing,
+    mistakes_in,
+    shown,
+)
 
 # From a job's values, which have `model.from`, to the model that it starts from.
 FindBase = Callable[[dict[str, Any]], Base]
@@ -112,8 +120,9 @@ def _validated(document: Document, path: Path, find_base: FindBase | None) -> Jo
         mistakes = mistakes_in(document, None)
     except ValidationError as error:
         mistakes = mistakes_in(document, error)
+        mistakes += in_misspelled_sections(document, error, base)
     if mistakes:
-        raise BadInput(listing(path, mistakes))
+        raise BadInput(listing(path, sorted(mistakes, key=lambda mistake: mistake.order)))
     return job
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.job import Job
+from pipeline.job.base import Base
 from pipeline.job.every_field import fields_at, find_field, homes_of, is_number
 
 # The most mistakes that are explained and listed.
@@ -65,6 +67,41 @@ def mistakes_in(document: Document, error: ValidationError | None) -> list[Mista
             path = ".".join(_without_tags(details["loc"]))
             mistakes.append(Mistake(document.where(path), path, details["msg"]))
     return sorted(mistakes, key=lambda mistake: mistake.order)
+
+
+def in_misspelled_sections(
+    document: Document, error: ValidationError, base: Base | None
+) -> list[Mistake]:
+    """Return the mistakes inside sections whose names are misspelled, read as what was meant.
+
+    `error` is what validation raised, and `base` the model that the job starts from.
+    """
+    read = copy.deepcopy(document)
+    meant = []
+    for details in error.errors():
+        path = ".".join(_without_tags(details["loc"]))
+        parent, _, key = path.rpartition(".")
+        name = _near(key, fields_at(parent, document.values))
+        here: Any = read.values
+        for part in filter(None, parent.split(".")):
+            here = here.get(part) if isinstance(here, dict) else None
+        is_section = details["type"] == "extra_forbidden" and isinstance(details["input"], dict)
+        if is_section and name and isinstance(here, dict) and name not in here:
+            here[name] = here.pop(key)
+            meant.append(join(parent, name))
+            inner = re.compile(re.escape(path) + r"(\.|$)")
+            for line in [*filter(inner.match, read.lines)]:
+                read.lines[meant[-1] + line.removeprefix(path)] = read.lines[line]
+            for given in [*filter(inner.match, read.overridden)]:
+                read.overridden.add(meant[-1] + given.removeprefix(path))
+    if not meant:
+        return []
+    try:
+        Job.model_validate(read.values, context={"base": base})
+        return []
+    except ValidationError as found:
+        inside = tuple(f"{path}." for path in meant)
+        return [m for m in mistakes_in(read, found) if m.path.startswith(inside)]
 
 
 def listing(path: Path, mistakes: list[Mistake]) -> str:
@@ -179,13 +216,18 @@ def _closest_key(path: str, values: dict[str, Any]) -> str:
     section, _, key = path.rpartition(".")
     key = key[:100]
     valid = fields_at(section, values)
-    close = difflib.get_close_matches(key, valid, 1, 0.6)
-    if close:
-        return f"did you mean `{join(section, close[0])}`?"
+    if close := _near(key, valid):
+        return f"did you mean `{join(section, close)}`?"
     homes = homes_of(key)
     if homes:
         return f"`{key}` belongs in " + " or ".join(f"`{home}`" for home in homes)
     return f"the closest key in this section is `{_best(key, valid)}` ({', '.join(valid)})"
+
+
+def _near(key: str, valid: list[str]) -> str | None:
+    """Return the valid key that a misspelled one is likely to mean."""
+    close = difflib.get_close_matches(key[:100], valid, 1, 0.6)
+    return close[0] if close else None
 
 
 def _not_one_of(what: str, given: Any, valid: list[str]) -> str:

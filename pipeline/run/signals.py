@@ -215,7 +215,7 @@ class _Watcher:
             text = f"{name}: saving finished work, then stopping"
         _aside(
             self._display.say,
-            Note(f"{text}. Ctrl-C (SIGINT) now stops the process at once, without saving"),
+            Note(f"{text}. Press Ctrl-C again to stop at once, without saving"),
         )
 
     def _time_is_up(self) -> None:

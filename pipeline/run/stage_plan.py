@@ -181,6 +181,7 @@ class Refusal:
         changed = [f"    {difference}" for difference in self.changes(stale)]
         follows = self.job.stages[self.job.stages.index(stage) :]
         kept = [p.stage for p in plans if p.state == "done" and p.stage not in follows]
+        again = ["prepare"] if "prepare" not in (*follows, *kept) else []
         return "\n".join(
             [
                 f"{stage} was {stale.why}, and this job changes what {stage} depends on:",
@@ -188,7 +189,7 @@ class Refusal:
                 *self._fixed_steps(stale),
                 "Nothing was changed. Your options:",
                 "  put the old values back;",
-                f"  pion run {self.job_path} --redo {stage}    redo {', '.join(follows)}"
+                f"  pion run {self.job_path} --redo {stage}    redo {', '.join([*again, *follows])}"
                 + (f" (keeps {', '.join(kept)});" if kept else ";"),
                 *self._fork(stale, plans),
                 f"  pion run {self.job_path} {self._other}    a separate new run.",

@@ -147,6 +147,8 @@ def code_version() -> CodeVersion:
     return CodeVersion(commit, dirty, versions)
 
 
+# What of a checkout is code: job files, logs and data next to it change no result by themselves.
+CODE = ("pion", "pipeline")
 GIT_SECONDS = 10.0
 # Of an untracked file with more bytes, only the size counts.
 LARGEST_CODE = 1 << 20
@@ -161,9 +163,9 @@ def checkout(root: Path) -> tuple[str | None, str | None]:
     if top is None or Path(top.decode().strip()) != root.resolve():
         return None, None  # an installed package, perhaps inside another project's checkout
     commit = _git(root, "rev-parse", "HEAD")
-    changes = _git(root, "diff", "HEAD") or b""
+    changes = _git(root, "diff", "HEAD", "--", *CODE) or b""
     digest, room = hashlib.sha256(changes), LARGEST_CHANGES - len(changes)
-    others = _git(root, "ls-files", "-z", "--others", "--exclude-standard") or b""
+    others = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE) or b""
     for name in filter(None, others.split(b"\0")):
         content = _content(root / os.fsdecode(name), min(LARGEST_CODE, max(0, room)))
         digest.update(name + b"\0" + content)

@@ -116,7 +116,10 @@ def test_what_a_command_does_is_one_sentence(pion: Pion, command: str) -> None:
     ("arguments", "expected"),
     [
         (["rnu"], "there is no command 'rnu'; did you mean run?"),
-        (["generate", "--temprature", "1"], "unrecognized arguments: --temprature"),
+        (
+            ["generate", "--temprature", "1"],
+            "unrecognized arguments: --temprature\n(see pion generate --help)",
+        ),
         (
             ["generate", "--temperature", "-1"],
             "temperature must be 0 (the likeliest token) or from 1e-30 to 1,000,000, not '-1'",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
 import yaml
 
+from pion.errors import BadInput
+from pipeline.base import find
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.state.bases import write_pin
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import open_store
+from pipeline.state.stores import StoreError, open_store
 from tests.support.chat_templates import CHATML, LLAMA3
 from tests.support.instruct_model import write_instruct_model
 
@@ -48,6 +51,18 @@ def test_the_day_of_a_template_stays_that_of_the_first_start(tmp_path: Path) -> 
         assert later.base is not None
         assert later.base.date == LONG_AGO
         assert sft_data(later) != sft_data(today)
+
+
+def test_a_store_without_keys_is_not_called_a_mistake_in_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreError("read", "s3://bucket/x/HEAD.json", "no credentials were found")
+
+    monkeypatch.setattr(find, "find_base", refuse)
+    with pytest.raises(BadInput, match="no credentials were found") as caught:
+        read_job(job_in(tmp_path))
+    assert "mistake" not in str(caught.value)
 
 
 def test_the_data_depends_on_the_template_and_its_settings_and_on_no_day_that_it_ignores(

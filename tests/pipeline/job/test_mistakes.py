@@ -20,10 +20,24 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file(job_file):
         ("line 9", "data.sources.0.pth"),
         ("line 11", "pretrain.steps"),
         ("line 13", "pretrain.lrr"),
+        ("line 14", "publish.to"),
         ("line 14", "publsh"),
         ("command line", "checkpoint.kep"),
     ]
-    assert "has 7 mistakes; nothing was started" in message
+    assert "has 8 mistakes; nothing was started" in message
+
+
+def test_the_mistakes_in_a_misspelled_section_are_reported_too(job_file):
+    text = GOOD.replace("pretrain:", "pretrian:").replace("steps: 20", "stepz: 20\n  lr: fast")
+    message = complaint(job_file(text.replace("tokenizer:", "tokenzer:")), "chekpoint.kep=3")
+    for words in (
+        "line 3        tokenzer: unknown key",
+        "line 10       pretrian: unknown key",
+        "line 11       pretrain.stepz: unknown key (value 20); did you mean `pretrain.steps`?",
+        "line 12       pretrain.lr: 'fast' should be a number",
+        "command line  checkpoint.kep: unknown key (value 3); did you mean `checkpoint.keep`?",
+    ):
+        assert words in message
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,15 @@ def test_a_change_to_a_finished_stage_is_refused_with_the_exact_difference() -> 
     assert "keeps prepare, pretrain" in str(error.value)
 
 
+def test_a_redo_that_prepares_the_data_again_says_so() -> None:
+    old, new = tiny_job(), tiny_job(data__seq_len=48)
+    plans = plan_stages(new, digest_job(new), finished(old, "prepare", "pretrain", "sft"))
+    refusal = Refusal(new, "j", digest_job(new), inputs_of(old))
+    with pytest.raises(BadInput) as error:
+        check_redo(new, plans, None, refusal)
+    assert "--redo pretrain    redo prepare, pretrain, sft, evaluate;" in str(error.value)
+
+
 @pytest.mark.parametrize(("old", "new"), [(None, True), (True, None), (True, False)])
 def test_documents_may_not_change_within_a_stage(old: bool | None, new: bool | None) -> None:
     before, now = tiny_job(data__documents=old), tiny_job(data__documents=new)

@@ -115,7 +115,9 @@ def test_the_commit_and_uncommitted_changes_of_a_checkout_are_reported(tmp_path:
 
     assert checkout(tmp_path) == (None, None)
     git("init", "-q")
-    (tmp_path / "train.py").write_text("lr = 1\n")
+    code = tmp_path / "pion"
+    code.mkdir()
+    (code / "train.py").write_text("lr = 1\n")
     git("add", ".")
     git("commit", "-q", "-m", "first")
     commit, dirty = checkout(tmp_path)
@@ -123,20 +125,24 @@ def test_the_commit_and_uncommitted_changes_of_a_checkout_are_reported(tmp_path:
     assert len(commit) == 40
     assert dirty is None
 
-    (tmp_path / "train.py").write_text("lr = 2\n")
+    (code / "train.py").write_text("lr = 2\n")
     _, changed = checkout(tmp_path)
-    (tmp_path / "train.py").write_text("lr = 3\n")
+    (code / "train.py").write_text("lr = 3\n")
     same_commit, changed_again = checkout(tmp_path)
     assert same_commit == commit
     assert None not in (changed, changed_again)
     assert changed != changed_again
 
     # A file that git does not know yet is code too, with any name.
-    (tmp_path / "mine é.py").write_text("lr = 4\n")
+    (code / "mine é.py").write_text("lr = 4\n")
     _, added = checkout(tmp_path)
-    (tmp_path / "mine é.py").write_text("lr = 5\n")
+    (code / "mine é.py").write_text("lr = 5\n")
     _, edited = checkout(tmp_path)
     assert len({changed_again, added, edited}) == 3
+
+    # Job files, logs and data are no code.
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    assert checkout(tmp_path) == (commit, edited)
 
     (tmp_path / "site-packages").mkdir()
     assert checkout(tmp_path / "site-packages") == (None, None)
@@ -144,13 +150,14 @@ def test_the_commit_and_uncommitted_changes_of_a_checkout_are_reported(tmp_path:
 
 @pytest.fixture
 def new_checkout(tmp_path: Path) -> Path:
-    """A checkout without a commit, in which nothing is tracked."""
+    """The code of a checkout without a commit, in which nothing is tracked."""
     run_to_end(["git", "-C", tmp_path, "init", "-q"], check=True)
-    return tmp_path
+    (tmp_path / "pion").mkdir()
+    return tmp_path / "pion"
 
 
 def dirty(folder: Path) -> str | None:
-    return checkout(folder)[1]
+    return checkout(folder.parent)[1]
 
 
 def test_of_a_link_only_its_target_is_read_and_of_a_device_nothing(new_checkout: Path) -> None:
