@@ -142,9 +142,8 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"there is no command {first!r}{hint} (pion --help lists them)")
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            if self.commands and first is not None:
-                self.prog += f" {first}"
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            of_command = _Parser(prog=f"{self.prog} {first}") if first in self.commands else self
+            of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found
 
     def error(self, message: str) -> NoReturn:
