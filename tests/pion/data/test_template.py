@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pion.data.conversation import Tokenized
 from pion.data.messages import Conversation, parse_messages
 from pion.data.packing import pack
-from pion.data.template import ChatTemplate
+from pion.data.template import ChatTemplate, marks_of
 from pion.data.template_source import with_settings, write_template_date
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
@@ -115,13 +115,17 @@ def learned_by_prefixes(model: Model, messages: list[Any], tools: Any) -> list[T
 
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     end = model.template.end_of_turn
+    marks = marks_of(model.template.source, model.tokenizer).values()
     pairs = []
     for answer in answers:
         prompt, turn = ids(answer, prompt=True), ids(answer + 1)
         if turn[: len(prompt)] != prompt:
             return None
         assert end is not None
-        pairs.append((len(prompt), turn[: len(turn) - turn[::-1].index(end)]))
+        after = range(len(prompt), len(turn))
+        # A template may write no end after a call.
+        ends = [i for i in after if turn[i] == end] or [i for i in after if turn[i] in marks]
+        pairs.append((len(prompt), turn[: ends[-1] + 1]))
     whole = ids(answers[-1] + 1)
     if all(whole[: len(turn)] == turn for _, turn in pairs):
         wanted = [(whole, [(start, len(turn)) for start, turn in pairs])]
