@@ -359,6 +359,7 @@ def _add_store_commands(add: Add) -> None:
     stop.add_argument("run", metavar="RUN", help=RUN_HELP)
     stop.add_argument("--wait", action="store_true", help="wait until the run has stopped")
 
+    _add_rm(add)
     _add_data(add)
     _add_deadline(add)
 
@@ -375,6 +376,17 @@ def _add_store_commands(add: Add) -> None:
         "--stage",
         choices=("pretrain", "sft"),
         help="the stage of the checkpoint; default: the current stage",
+    )
+
+
+def _add_rm(add: Add) -> None:
+    remove = add("rm", _rm, "remove runs from their store; published models stay")
+    remove.add_argument("runs", metavar="RUN", nargs="+", help=RUN_HELP)
+    remove.add_argument("--yes", action="store_true", help="don't ask")
+    remove.add_argument(
+        "--take-over",
+        action="store_true",
+        help="also remove a run whose owner or rented machine is known to you to be gone",
     )
 
 
@@ -593,6 +605,12 @@ def _stop(args: argparse.Namespace) -> int:
     from pipeline.commands.stop import stop
 
     return stop(args.run, wait=args.wait)
+
+
+def _rm(args: argparse.Namespace) -> int:
+    from pipeline.commands.rm import remove_runs
+
+    return remove_runs(args.runs, yes=args.yes, take_over=args.take_over)
 
 
 def _data(args: argparse.Namespace) -> int:

@@ -29,13 +29,18 @@ def show_data(store: str | None, *, as_json: bool) -> int:
     else:
         for one in found:
             show(_in_words(one))
-        unused = sum(one.unused for one in found if _may_go(one) and not _is_marked(one))
-        if unused:
-            show(
-                f"used by no run: {size(unused)}. To delete: pion data "
-                f"{'' if store is None else f'{store} '}--prune"
-            )
+        say_unused(found, store)
     return 0
+
+
+def say_unused(found: Sequence[Listed], store: str | None) -> None:
+    """Say how much of the prepared data no run uses, and how to delete it. None: runs/."""
+    unused = sum(one.unused for one in found if _may_go(one) and not _is_marked(one))
+    if unused:
+        show(
+            f"prepared data used by no run: {size(unused)}. To delete: pion data "
+            f"{'' if store is None else f'{store} '}--prune"
+        )
 
 
 def prune_data(store: str | None, only: Sequence[str], *, yes: bool, as_json: bool) -> int:
@@ -94,7 +99,7 @@ def _chosen(found: Sequence[Listed], store: Store, text: str) -> Listed:
         by = ", ".join(one.runs) or one.prepared_by
         raise BadInput(
             f"--only {text}: this data is used by {by}. Nothing was deleted. If you no longer need "
-            "that run, delete its folder first, with its weights, reports and checkpoints."
+            "that run, remove it first, with its weights, reports and checkpoints (pion rm)."
         )
     return one
 

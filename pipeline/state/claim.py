@@ -75,7 +75,7 @@ class Claim:
             self.check()
             write_id = uuid.uuid4().hex
             while True:
-                present, version = self.state.read_versioned()
+                present, version = self.state.read_for_owner()
                 if present is not None and write_id in present.write_ids:
                     return present  # a write that looked failed has landed
                 if present is None or present.epoch != self.epoch:

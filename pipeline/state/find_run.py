@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from pion.errors import BadInput
-from pipeline.state.records import Head
+from pipeline.state.records import BeingRemoved, Head
 from pipeline.state.remains import describe_remains, remains
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import last_change
@@ -31,12 +33,18 @@ def open_run(run: str) -> RunState:
 
 
 def runs_in(store: Store) -> dict[str, Head]:
-    """Return the HEAD of every run in a store, by name, the most recently saved last."""
+    """Return the HEAD of every run in a store, by name, the most recently saved last.
+
+    A run that is being removed is not among them: it uses nothing any more.
+    """
     # A store in a folder lists a link to a folder as one key: a run may be on another disk.
     links = (entry.key for entry in store.list() if is_run_name(entry.key))
     names = (*_run_names(store), *links)
-    heads = {name: RunState(store, name).read() for name in names}
-    present = {name: head for name, head in heads.items() if head is not None}
+    present = {}
+    for name in names:
+        with contextlib.suppress(BeingRemoved):
+            if (head := RunState(store, name).read()) is not None:
+                present[name] = head
     return dict(sorted(present.items(), key=lambda item: (last_change(item[1]), item[0])))
 
 

@@ -81,7 +81,7 @@ class Heartbeat:
     def beat(self) -> None:
         """Look at HEAD and the requests, and write the sign of life. Raises `StoreError`."""
         state = self._state
-        present = state.read()
+        present, _ = state.read_for_owner()
         newest = present.claims[0] if present is not None and present.claims else None
         if present is None or newest is None or newest.owner.session != self._owner.session:
             self._on_taken_over(present)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from annotated_types import Predicate
 
+from pion.errors import BadInput
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import (
     FORMAT,
@@ -36,6 +37,8 @@ UNCOUNTED_SECONDS = 3600.0
 # The format of a HEAD that lists shared data. A pion that does not know this data must not claim
 # the run: it would prepare the data again.
 SHARED_DATA_FORMAT = 2
+# The format of HEAD.json while the run is being removed (removal.py). No pion continues such a run.
+REMOVING_FORMAT = 3
 SHARED = "_data"
 _DATA_KEY = re.compile(rf"{SHARED}/[0-9a-f]{{64}}/[0-9a-f]{{32}}")
 
@@ -53,6 +56,10 @@ def is_data_key(key: str) -> bool:
 
 
 DataKey = Annotated[str, Predicate(is_data_key)]
+
+
+class BeingRemoved(BadInput):
+    """A `pion rm` has begun to remove the run."""
 
 
 @dataclass(frozen=True)
@@ -308,8 +315,14 @@ class Head:
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Head":
-        """Read HEAD.json. Raises `BadInput` if it is damaged or of another format version."""
-        raw = parse(data, where, (FORMAT, SHARED_DATA_FORMAT))
+        """Read HEAD.json. Raises `BadInput` if it is damaged or of another format version, and
+        `BeingRemoved`."""
+        raw = parse(data, where, (FORMAT, SHARED_DATA_FORMAT, REMOVING_FORMAT))
+        if raw["format"] == REMOVING_FORMAT:
+            run = where.removesuffix("/HEAD.json")
+            raise BeingRemoved(
+                f"{run} is being removed. Nothing was started. To finish: pion rm {run}"
+            )
         head = build(cls, raw, where)
         if head.data and raw["format"] == FORMAT:
             raise damaged(where, "a HEAD of format version 1 can't list shared data")

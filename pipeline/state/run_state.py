@@ -24,7 +24,7 @@ from pipeline.state.record_json import (
     parse_record,
     to_json,
 )
-from pipeline.state.records import Head
+from pipeline.state.records import BeingRemoved, Head
 from pipeline.state.stores import Conflict, Missing, Store, StoreError, write_once
 from pipeline.state.stores.base import check_run_name
 
@@ -165,6 +165,13 @@ class RunState:
         path = f"stages/{stage}/{digest}.json"
         data, where = self._read(path), self._where(path)
         return None if data is None else build(StageInputs, parse_record(data, where), where)
+
+    def read_for_owner(self) -> tuple[Head | None, str | None]:
+        """Return HEAD and its version; (None, None) also if the run is being removed."""
+        try:
+            return self.read_versioned()
+        except BeingRemoved:
+            return None, None
 
     @property
     def silence(self) -> float:

@@ -201,6 +201,11 @@ class Workspace:
             if path.is_dir() and path.relative_to(self._root).as_posix() not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
+    def remove_copies(self) -> None:
+        """Delete this machine's copies of a remote run."""
+        if self.remote:
+            shutil.rmtree(self._root, ignore_errors=True)
+
     def _fetch_file(self, key: str, name: str, wanted: tuple[int, str], check: Check) -> str | None:
         path = self.folder(key) / name
         size, sha256 = wanted

@@ -18,7 +18,7 @@ from tests.support.finished_run import make_run
 from tests.support.waiting import run_to_end
 
 COMMANDS = ("run", "chat", "generate", "eval", "export", "import-seed", "status", "checkpoints")
-COMMANDS += ("report", "stop", "deadline", "fork", "prove", "bench")
+COMMANDS += ("report", "stop", "deadline", "fork", "prove", "bench", "rm")
 
 
 # ---------------------------------------------------------------- starting
@@ -101,7 +101,9 @@ def test_help_of_redo_names_every_stage(pion: Pion) -> None:
     assert f"all later stages: {', '.join(STAGES[:-1])} or {STAGES[-1]}" in words
 
 
-@pytest.mark.parametrize("command", ["status", "checkpoints", "stop", "deadline", "fork", "report"])
+@pytest.mark.parametrize(
+    "command", ["status", "checkpoints", "stop", "deadline", "fork", "report", "rm"]
+)
 def test_help_says_what_a_run_may_be_named_by(pion: Pion, command: str) -> None:
     assert "a name in runs/, or STORE/NAME" in " ".join(pion(command, "--help")[1].split())
 

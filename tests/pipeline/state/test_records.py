@@ -57,9 +57,9 @@ def test_head_survives_a_round_trip_through_json(run: RunState) -> None:
 def test_a_head_of_a_newer_format_is_refused_with_its_version(run: RunState) -> None:
     claim_run(run, someone()).release()
     raw = json.loads(run.store.read("demo/HEAD.json"))
-    run.store.write("demo/HEAD.json", json.dumps({**raw, "format": 3}).encode())
+    run.store.write("demo/HEAD.json", json.dumps({**raw, "format": 4}).encode())
     with pytest.raises(
-        BadInput, match=r"HEAD.json has format version 3, but this pion reads version 1 and 2"
+        BadInput, match=r"HEAD.json has format version 4, but this pion reads version 1 and 2 and 3"
     ):
         claim_run(run, someone())
 

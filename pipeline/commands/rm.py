@@ -1,0 +1,80 @@
+"""`pion rm`: remove runs from their store. Published models, and what runs share, stay."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pion.errors import BadInput
+from pipeline.commands.data import say_unused
+from pipeline.console.formats import show, size
+from pipeline.state.find_run import open_run
+from pipeline.state.removal import Removable, find_removable, remove
+from pipeline.state.run_state import Clock
+from pipeline.state.shared.prune import list_shared
+from pipeline.state.stores import DEFAULT_STORE, Store, StoreError, open_store
+from pipeline.state.stores.verdict import Moment, before_work, verdict
+
+
+def remove_runs(runs: Sequence[str], *, yes: bool, take_over: bool) -> int:
+    """Remove the runs and return 0.
+
+    Raises BadInput, with nothing deleted, if one of them is not there or may be in use, and if
+    neither a person nor `yes` agrees.
+    """
+    states = {run.url: run for run in map(open_run, runs)}
+    with before_work("Nothing was deleted."):
+        try:
+            found = [find_removable(run, take_over=take_over) for run in states.values()]
+        except BadInput as error:
+            raise BadInput(f"{error} Nothing was deleted.") from error
+    for one in found:
+        show(f"{one.run.url}: {size(one.bytes)}")
+    if not yes:
+        _ask(len(found))
+    for one in found:
+        _remove(one)
+    if any(one.has_base for one in found):
+        show(
+            "The models that runs start from stay in _bases: docs/fine-tune.md says when one may "
+            "be deleted."
+        )
+    for store in {one.run.store.url: one.run.store for one in found}.values():
+        _say_unused(store)
+    return 0
+
+
+def _remove(one: Removable) -> None:
+    try:
+        left = remove(one)
+    except StoreError as error:
+        safe = f"A part of {one.run.url} may be left."
+        raise verdict(error, Moment.NO_WORK, safe) from error
+    show(f"removed {one.run.url}: {size(one.bytes)} freed. Published models stay.")
+    if left:
+        show(f"{left} files stay there, because Pion does not write files with such names.")
+
+
+def _say_unused(store: Store) -> None:
+    """Say how much prepared data no run uses now. The removal is done, so no error ends it."""
+    default = store.url == open_store(DEFAULT_STORE).url
+    try:
+        say_unused(list_shared(store, Clock()), None if default else store.url)
+    except (BadInput, StoreError) as error:
+        show(f"which prepared data no run uses is not known: {error}")
+
+
+def _ask(count: int) -> None:
+    """Ask the person at the terminal. Raises BadInput without one, and for another answer."""
+    what = "this run" if count == 1 else f"these {count} runs"
+    if not sys.stdin.isatty():
+        raise BadInput(
+            f"This would delete {what}, and there is no terminal to ask. Nothing was deleted. Add "
+            "--yes to agree."
+        )
+    try:
+        answer = input(f"Delete {what} for good? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise BadInput("Nothing was deleted.")

@@ -1,0 +1,145 @@
+"""Remove a run: first HEAD.json says so, then all other files go, then HEAD.json.
+
+One swap of HEAD decides between a removal and a start of the run. From then on every other command
+refuses the run, and if the removal is interrupted, another one finishes it. What the runs of a
+store share (prepared data, the models they start from) stays.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+
+from pion.errors import BadInput
+from pipeline.state.find_run import no_such_run
+from pipeline.state.owner import Owner, is_running
+from pipeline.state.record_json import to_json
+from pipeline.state.records import REMOVING_FORMAT, BeingRemoved, Head
+from pipeline.state.rental_note import read_rental_note
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import Conflict, Missing
+from pipeline.state.stores.base import is_key
+from pipeline.state.stores.local import explained
+from pipeline.state.workspace import Workspace
+
+# After so many deleted files, look again whether this process is still the one that removes the
+# run. If another one finishes first, a new run of this name may begin.
+LOOK_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A run that may be removed, its size, and whether it recorded a model that it started from.
+
+    `version` is that of its HEAD.json; None: it has none.
+    """
+
+    run: RunState
+    version: str | None
+    bytes: int
+    has_base: bool
+
+
+def find_removable(run: RunState, *, take_over: bool = False) -> Removable:
+    """Return the run, or what is left of one, if it may be removed.
+
+    Raises BadInput if there is nothing, and if a process may own the run or a machine is rented for
+    it, unless a person who knows better gives `take_over`; and StoreError.
+    """
+    entries = run.store.list(run.key(""))
+    if not entries:
+        raise BadInput(no_such_run(run))
+    where, version = run.key("HEAD.json"), None
+    try:
+        data, version = run.store.read_versioned(where)
+        head = Head.from_json(data, f"{run.store.url}/{where}")
+        if not take_over:
+            _refuse_if_owned(run, head.owner)
+            _refuse_if_rented(run)
+    except Missing:
+        if not take_over:
+            _refuse_if_rented(run)
+    except BeingRemoved:
+        pass
+    has_base = any(entry.key.startswith(run.key("bases/")) for entry in entries)
+    return Removable(run, version, sum(entry.size for entry in entries), has_base)
+
+
+def remove(found: Removable) -> int:
+    """Remove the run; return how many files stay because their names are no keys of a store.
+
+    Raises BadInput if the run has changed since `find_removable`, and StoreError: then another call
+    finishes what this one began.
+    """
+    run, store, head = found.run, found.run.store, found.run.key("HEAD.json")
+    mine = to_json({"format": REMOVING_FORMAT, "removing": uuid.uuid4().hex}).encode()
+    try:
+        store.compare_and_swap(head, mine, found.version)
+    except Conflict:
+        if _present(run) != mine:  # else the answer to an earlier try was lost
+            raise BadInput(
+                f"{run.url} was changed by another process in the meantime. This command deleted "
+                "nothing of it."
+            ) from None
+    keys = [entry.key for entry in store.list(run.key("")) if entry.key != head]
+    for number, key in enumerate(filter(is_key, keys)):
+        if number % LOOK_EVERY == 0:
+            _check(run, mine)
+        store.delete(key)
+    store.flush()
+    _check(run, mine)
+    _remove_hidden(run)
+    Workspace(store, run.name).remove_copies()
+    store.sweep_unfinished(run.key(""), time.time())
+    left = len(store.list(run.key(""))) - 1
+    _check(run, mine)
+    store.delete(head)
+    store.flush()
+    return left
+
+
+def _refuse_if_owned(run: RunState, owner: Owner | None) -> None:
+    if owner is not None and is_running(owner, Owner.me()) is not False:
+        raise BadInput(
+            f"{owner.describe()} owns run {run.name}. Stop it first: pion stop {run.url} --wait. "
+            "If you know that its machine is gone, add --take-over."
+        )
+
+
+def _refuse_if_rented(run: RunState) -> None:
+    note, _ = read_rental_note(run)
+    if note is not None:
+        raise BadInput(
+            f"A machine is rented for run {run.name}, from {note.host}. To see it: pion rentals "
+            f"{run.url}. To end it: pion stop {run.url}. If you know that it is gone, add "
+            "--take-over."
+        )
+
+
+def _remove_hidden(run: RunState) -> None:
+    """Delete what is no key in the run's folder, if it is one: lists of files, torn writes, folders
+    that were never finished. The lock of HEAD stays, because a start may be waiting for it."""
+    here = run.store.local_path(run.name)
+    for path in [] if here is None else sorted(here.iterdir()):
+        if path.name in ("HEAD.json", ".lock-HEAD.json"):
+            continue
+        with explained("delete", path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _check(run: RunState, mine: bytes) -> None:
+    """Raise BadInput if another process removes the run, or has removed it."""
+    if _present(run) != mine:
+        raise BadInput(f"Another `pion rm` removes {run.url}. This one has stopped.")
+
+
+def _present(run: RunState) -> bytes | None:
+    try:
+        return run.store.read(run.key("HEAD.json"))
+    except Missing:
+        return None

@@ -1,0 +1,206 @@
+"""`pion rm` removes all of a run, and nothing that others use. Nothing can continue half a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pion.errors import BadInput, Fenced
+from pipeline.state.claim import claim_run
+from pipeline.state.find_run import open_run
+from pipeline.state.owner import Owner
+from pipeline.state.records import BeingRemoved
+from pipeline.state.removal import find_removable, remove
+from pipeline.state.rental_note import RentalNote, write_rental_note
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, StoreError
+from tests.faults.faulty_store import FaultyStore, fail
+from tests.pipeline.commands.test_data import USED, fingerprints, use_data
+from tests.pipeline.conftest import Pion
+from tests.support.hub_server import USER, hub_server
+from tests.support.jobs import tiny_dict, write_tiny_data
+from tests.support.light_run import light_run
+from tests.support.states import someone
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where copies of remote runs are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def store(here: Path) -> FileStore:
+    """A store with the runs `demo` and `other`."""
+    store = FileStore(here / "runs")
+    light_run(store)
+    light_run(store, "other")
+    return store
+
+
+def contents(store: FileStore) -> dict[str, bytes]:
+    return {entry.key: store.read(entry.key) for entry in store.list()}
+
+
+def half_removed(run: RunState) -> None:
+    """Let a removal of the run end at its third deletion."""
+    deletions = 0
+
+    def dies(operation: str) -> None:
+        nonlocal deletions
+        deletions += operation.startswith("delete")
+        if deletions == 3:
+            fail(operation)
+
+    faulty = FaultyStore(run.store)
+    delete = faulty.delete
+    faulty.delete = lambda key: (dies(f"delete {key}"), delete(key))[1]  # type: ignore[method-assign]
+    with pytest.raises(StoreError):
+        remove(find_removable(RunState(faulty, run.name)))
+
+
+def test_all_of_a_run_goes_and_all_else_stays(store: FileStore, pion: Pion) -> None:
+    use_data(store, "third", USED)
+    before = contents(store)
+    (store.folder / "demo" / "my notes.txt").write_text("no key")
+    (store.folder / "elsewhere").mkdir()
+    (store.folder / "elsewhere" / "precious").write_text("!")
+    (store.folder / "demo" / "link").symlink_to(store.folder / "elsewhere")
+    code, output, error = pion("rm", "demo", "third", "runs/demo", "--yes")
+    assert (code, error) == (0, "")
+    assert output.count("freed") == 2
+    assert "prepared data used by no run: 40 B. To delete: pion data --prune" in output
+    gone = {key: data for key, data in before.items() if not key.startswith(("demo/", "third/"))}
+    assert contents(store) == gone | {"elsewhere/precious": b"!"}
+    assert [path.name for path in (store.folder / "demo").iterdir()] == [".lock-HEAD.json"]
+    assert fingerprints(store) == {USED}
+    code, _, error = pion("rm", "demo", "--yes")
+    assert code == 2
+    assert "no run 'demo'" in error
+    assert light_run(store).read() is not None  # the name is free
+
+
+def test_without_a_terminal_and_yes_nothing_goes(store: FileStore, pion: Pion) -> None:
+    before = contents(store)
+    code, output, error = pion("rm", "demo")
+    assert (code, "demo: " in output) == (2, True)
+    assert "there is no terminal to ask. Nothing was deleted. Add --yes" in error
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize("answer", ["", "n", "Y"])
+def test_at_a_terminal_only_a_yes_agrees(
+    store: FileStore, pion: Pion, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    assert pion("rm", "demo", "other")[0] == (0 if answer == "Y" else 2)
+    assert (contents(store) == {}) == (answer == "Y")
+
+
+@pytest.mark.parametrize("owner", [Owner.me(), someone()])
+def test_a_run_that_may_be_owned_stays_unless_a_person_knows_better(
+    store: FileStore, pion: Pion, owner: Owner
+) -> None:
+    claim = claim_run(RunState(store, "demo"), owner)
+    before = contents(store)
+    code, _, error = pion("rm", "other", "demo", "--yes")
+    assert code == 2
+    assert f"{owner.describe()} owns run demo. Stop it first: pion stop" in error
+    assert contents(store) == before
+    assert pion("rm", "demo", "--yes", "--take-over")[0] == 0
+    with pytest.raises(Fenced, match="was deleted"):
+        claim.set_job("later")
+    assert not store.list("demo/")
+
+
+def test_an_owner_stops_when_its_run_is_being_removed(store: FileStore) -> None:
+    claim = claim_run(RunState(store, "demo"), someone())
+    found = find_removable(RunState(store, "demo"), take_over=True)
+    claim.set_job("later")
+    with pytest.raises(BadInput, match="changed by another process"):
+        remove(found)
+    store.write("demo/HEAD.json", b'{"format": 3}')
+    claim.heartbeat.beat()
+    with pytest.raises(Fenced, match="was deleted"):
+        claim.check()
+
+
+def test_a_run_with_a_rented_machine_stays(store: FileStore, pion: Pion) -> None:
+    run = RunState(store, "demo")
+    write_rental_note(run, RentalNote(1.0, "laptop", "hash", "launch", 2), None)
+    before = contents(store)
+    code, _, error = pion("rm", "demo", "--yes")
+    assert code == 2
+    assert "from laptop" in error
+    assert f"pion rentals {run.url}" in error
+    assert contents(store) == before
+    assert pion("rm", "demo", "--yes", "--take-over")[0] == 0
+
+
+def test_what_is_left_of_a_run_without_head_goes(store: FileStore, pion: Pion) -> None:
+    store.delete("demo/HEAD.json")
+    assert pion("rm", "demo", "--yes")[0] == 0
+    assert not store.list("demo/")
+
+
+def test_commands_refuse_a_run_that_is_being_removed(
+    store: FileStore, here: Path, pion: Pion
+) -> None:
+    use_data(store, "third", USED)
+    run = RunState(store, "demo")
+    half_removed(run)
+    write_tiny_data(here)
+    (here / "job.yaml").write_text(yaml.safe_dump(tiny_dict(name="demo")))
+    for command in (
+        ("run", "job.yaml"),
+        ("status", "demo"),
+        ("fork", "demo", "new"),
+        ("fork", "other", "demo"),
+        ("check", "job.yaml"),
+        ("stop", "demo"),
+    ):
+        code, output, error = pion(*command)
+        assert code != 0, command
+        assert f"{run.url} is being removed" in output + error
+        assert f"To finish: pion rm {run.url}" in output + error
+    assert "used by third" in pion("data")[1]
+    assert "demo" not in pion("status")[1]
+    assert pion("rm", "demo", "--yes")[0] == 0
+    assert not store.list("demo/")
+
+
+@pytest.fixture(params=["s3", "hub"])
+def remote(
+    request: pytest.FixtureRequest, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The URL of an empty store that is no folder."""
+    if request.param == "s3":
+        yield request.getfixturevalue("s3_store")
+        return
+    with hub_server() as hub:
+        hub.use(monkeypatch, here / "hf")
+        hub.add_repo(f"{USER}/runs")
+        yield f"hf://{USER}/runs"
+
+
+def test_a_run_elsewhere_goes_with_its_copy_here(remote: str, cache: Path, pion: Pion) -> None:
+    run = light_run(open_run(f"{remote}/demo").store)
+    light_run(run.store, "other")
+    run.store.flush()
+    assert list(cache.glob("**/demo"))
+    half_removed(run)
+    run.store.flush()
+    with pytest.raises(BeingRemoved):
+        open_run(f"{remote}/demo").read()
+    code, output, error = pion("rm", f"{remote}/demo", "--yes")
+    assert (code, error) == (0, ""), output
+    assert not list(cache.glob("**/demo"))
+    kept = open_run(f"{remote}/other")
+    assert not kept.store.list("demo/")
+    assert kept.read() is not None
