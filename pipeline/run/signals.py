@@ -209,14 +209,13 @@ class _Watcher:
         name = signal.Signals(number).name
         if number == signal.SIGTERM:
             self._stopping.ask(name, self._grace)
-            text = f"{name}: saving finished work, then stopping, within {self._grace:g} s"
+            within, press = f", within {self._grace:g} s", "Ctrl-C"
         else:
             self._stopping.ask(name)
-            text = f"{name}: saving finished work, then stopping"
-        _aside(
-            self._display.say,
-            Note(f"{text}. Press Ctrl-C again to stop at once, without saving"),
-        )
+            within, press = "", "Ctrl-C again"
+        text = f"{name}: saving finished work, then stopping{within}"
+        note = Note(f"{text}. Press {press} to stop at once, without saving")
+        _aside(self._display.say, note)
 
     def _time_is_up(self) -> None:
         deadline = self._stopping.deadline

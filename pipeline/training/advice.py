@@ -56,9 +56,9 @@ class Advice:
             passes = section.epochs * best / section.total_steps
             fewer = f"{stage}.epochs={passes:.2g}"
         text = (
-            f"warning: {stage}: the held-out loss has risen {RISES} times in a row: {shown}. The "
-            "model now learns its training data by heart. Use more data, or train less: "
-            f"{fewer}. The lowest was {lowest:.4f} at step {best:,}. {self._best(best)}"
+            f"warning: {stage}: the held-out loss has risen {RISES} times in a row: {shown}. If "
+            "that goes on, the model learns its training data by heart: use more data, or train "
+            f"less ({fewer}). The lowest was {lowest:.4f} at step {best:,}. {self._best(best)}"
         )
         self._say(Note(text))
 

@@ -61,7 +61,7 @@ def test_a_held_out_loss_that_rises_three_times_in_a_row_is_said_once(
     (note,) = said.notes
     rise = "2.2000 (step 50) → 2.3000 (step 60) → 2.4000 (step 70) → 2.6667 (step 80)"
     assert f"has risen 3 times in a row: {rise}" in note
-    assert f"pretrain.steps=20. The lowest was 2.0000 at step 20. {best}" in note
+    assert f"train less (pretrain.steps=20). The lowest was 2.0000 at step 20. {best}" in note
 
 
 def test_a_disk_that_will_not_hold_the_next_saves_is_said_once_before_it_is_full(
