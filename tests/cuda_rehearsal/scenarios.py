@@ -82,6 +82,9 @@ class Zeros:
         targets[:, ::2] = IGNORED  # in conversations, only the responses are learned
         return Batch(zeros, targets, zeros.clone(), zeros.clone())
 
+    def document_numbers(self, indices: Sequence[int], end_of_text: int) -> np.ndarray:
+        return np.zeros((len(indices), self.seq_len), dtype=np.int64)
+
 
 def _trainer(
     config: ModelConfig,
@@ -142,7 +145,7 @@ def evaluate_text(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int,
     scorer, bytes_of_ids = _scorer(config, dtype), np.ones(TOKENIZER_IDS, dtype=np.int64)
     watch.start()
     rows = range(ROWS_AT_ONCE * MICRO_BATCHES)
-    held_out(scorer, Zeros(config.seq_len), rows, bytes_of_ids)
+    held_out(scorer, Zeros(config.seq_len), rows, bytes_of_ids, end_of_text=0)
     return MICRO_BATCHES, scorer
 
 

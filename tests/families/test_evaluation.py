@@ -29,7 +29,8 @@ def test_held_out_loss_is_minus_the_log_of_the_softmax_worked_out_by_hand(
     manifest = Manifest("tokens", SEQ_LEN, IDS, writer.finish())
     order = RowOrder(manifest.shard_rows, manifest.fingerprint, seed=0, window=1)
     stream = RowStream([(Rows(manifest, lambda shard: tmp_path / shard.name), order)])
-    measured = held_out(Scorer(model, IDS, micro_batch=4), stream, range(6), np.ones(IDS))
+    scorer = Scorer(model, IDS, micro_batch=4)
+    measured = held_out(scorer, stream, range(6), np.ones(IDS), end_of_text=0)
 
     tokens = torch.from_numpy(ids)
     with torch.inference_mode():
