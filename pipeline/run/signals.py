@@ -222,7 +222,8 @@ class _Watcher:
         assert deadline is not None
         text = self._stopping.asked_stop.last_words(deadline.reason)
         saying = _aside(self._say_last_words, text)
-        saying.join(max(0.0, deadline.at - time.monotonic()))
+        # On a busy machine this thread may wake late, and the reason still has to be said.
+        saying.join(max(LAST_WORDS, deadline.at - time.monotonic()))
         os._exit(self._stopping.asked_stop.error.exit_code)
 
     def _say_last_words(self, text: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.rental.rented import JOB, OVERRIDES, Rented, unbroken_run, wait_until
 from tests.rental.window import Window, window
 from tests.support.s3_server import SECRET_KEY
-from tests.support.waiting import PATIENCE_SECONDS, run_to_end
+from tests.support.waiting import run_to_end
 
 pytestmark = pytest.mark.rental
 
@@ -47,7 +47,7 @@ def test_a_preempted_machine_is_replaced_and_the_weights_are_those_of_an_unbroke
 
     # RunPod gives five seconds. How many a run needs depends on the machine, and is printed.
     signalled = time.monotonic()
-    rented.loopback.runpod.preempt(first, notice=PATIENCE_SECONDS, early=run_has_ended)
+    rented.loopback.runpod.preempt(first, notice=60.0, early=run_has_ended)
     print(f"the run ended {time.monotonic() - signalled:.1f} s after its signal")
     head = rented.head()
     assert head is not None
