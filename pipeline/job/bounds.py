@@ -139,6 +139,7 @@ BOUNDS: dict[str, float] = {
     "budget.hours": 10**7,
     "budget.dollars": DOLLARS,
     "budget.dollars_per_hour": FACTOR,
+    "budget.price_tolerance": FACTOR,
     "deadline.hours": HOURS,
     "deadline.margin": SECONDS,
     "log.every": STEPS,

@@ -13,8 +13,9 @@ from pipeline.console.formats import size
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, Entry, open_store
 
-# The folders that only an owner of the run, or a fork, writes.
-WORK = ("checkpoints", "events", "metrics", "owner")
+# The folders that only an owner of the run, or a fork, writes. A watcher writes events, too, of
+# machines that were lost before any of them owned the run.
+WORK = ("checkpoints", "metrics", "owner")
 # Of so many checkpoints, the names are shown.
 SHOWN = 4
 

@@ -405,7 +405,7 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "pipeline.state.checkpoints.retention.kept", lambda head, keep: set()
     ),
     "a restore that verifies nothing": lambda: patch(
-        "pipeline.state.workspace.file_problem", lambda path, size, sha256: None
+        "pipeline.state.verified.file_problem", lambda path, size, sha256, name=None: None
     ),
 }
 

@@ -267,7 +267,7 @@ checkpoint:
    max_undurable: 5e7, linger: 5e7, max_rewinds: 500_000, keep: {last: 5000, every: 500_000_000}}
 hardware:
   {workers: 2048, micro_batch: 500_000, threads: 2048, hang_seconds: 5e7, shard_cache_gb: 5e5}
-budget: {hours: 5e6, dollars: 5e8, dollars_per_hour: 5e5}
+budget: {hours: 5e6, dollars: 5e8, dollars_per_hour: 5e5, price_tolerance: 5e5}
 deadline: {hours: 15_000, margin: 5e7}
 log: {every: 500_000_000}
 """

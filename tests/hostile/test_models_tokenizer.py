@@ -78,11 +78,11 @@ MULTIPLYING: dict[str, dict[str, Any]] = {
     "many beginnings": normal(*[{"type": "Prepend", "prepend": "a" * 20}] * 20),
     "bytes of bytes": before(*[BYTES] * 16),
     "bytes of bytes, as normalizer": normal(*[{"type": "ByteLevel"}] * 16),
-    "a space before each piece": before(*[METASPACE] * 12),
+    "a space before each piece": before(*[METASPACE] * 12, BYTES),
     "a table": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAAA"}},
     "too many steps": before(*[{"type": "Digits", "individual_digits": True}] * 65, BYTES),
-    "when decoding": after(*[DOUBLED] * 25),
-    "when decoding, anywhere": {"decoder": replace({"Regex": "x?"}, "a" * 5000)},
+    "when decoding": after(BYTES, *[DOUBLED] * 25),
+    "when decoding, anywhere": after(BYTES, replace({"Regex": "x?"}, "a" * 5000)),
 }
 
 
@@ -112,15 +112,6 @@ HONEST: dict[str, dict[str, Any]] = {
     "GPT-2": {"pre_tokenizer": BYTES, "decoder": BYTES, "post_processor": BYTES},
     "Llama 3": before(split({"Regex": LLAMA}), WHOLE),
     "Qwen 3": {"normalizer": {"type": "NFC"}} | before(split({"Regex": LLAMA}), WHOLE),
-    "Llama 2": normal({"type": "Prepend", "prepend": "▁"}, replace({"String": " "}, "▁"))
-    | {"pre_tokenizer": None}
-    | after(
-        replace({"String": "▁"}, " "),
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-    ),
-    "Mistral": {"pre_tokenizer": METASPACE, "decoder": METASPACE},
     "StarCoder": before({"type": "Digits", "individual_digits": True}, BYTES),
     "Falcon": before(
         {"type": "Punctuation", "behavior": "Contiguous"},
@@ -158,11 +149,11 @@ def test_an_honest_tokenizer_is_used(honest: Settings, name: str) -> None:
 
 PANICS: dict[str, dict[str, Any]] = {
     "a regular expression without end": before(split({"Regex": ENDLESS}), WHOLE),
-    "pieces of no length": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "pieces of no length": before({"type": "FixedLength", "length": 0}, BYTES),
     "a table that is none": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
-    "a decoder that removes more than there is": {
-        "decoder": {"type": "Strip", "content": "a", "start": 10**9, "stop": 10**9}
-    },
+    "a decoder that removes more than there is": after(
+        BYTES, {"type": "Strip", "content": "a", "start": 10**9, "stop": 10**9}
+    ),
 }
 
 

@@ -201,6 +201,7 @@ PRINTS_ITSELF = {
     "pipeline/commands/chat.py": "answers, through printable()",
     "pipeline/console/display.py": "lines, through printable()",
     "pipeline/console/formats.py": "show() itself",
+    "pipeline/console/out.py": "tables, whose cells went through printable()",
     "pipeline/job/reference.py": "docs/jobs.md",
     "pipeline/rent/on_machine/boot_check.py": "starts without packages, and prints its own words",
     "pipeline/rent/on_machine/gpu_check.py": "prints its own words",

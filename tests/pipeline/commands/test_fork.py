@@ -256,7 +256,7 @@ def test_a_damaged_checkpoint_is_not_forked(source: RunState) -> None:
 def test_data_that_is_not_complete_is_not_forked(source: RunState) -> None:
     digest = digest_job(Job.model_validate(JOB)).data["pretrain"]
     source.store.delete(source.key(f"data/{digest}/dataset.json"))
-    with pytest.raises(PionError, match=r"is not complete\. Nothing was forked"):
+    with pytest.raises(PionError, match=r"dataset\.json is missing.*--redo prepare"):
         fork(source)
     assert RunState(source.store, "new").read() is None
 
