@@ -124,12 +124,15 @@ def _same_ids(out: Path, tokenizer: Tokenizer, hf_tokenizer: Any, text: str) -> 
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, hub_hidden = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
             logging.enable_progress_bar()
+        if hub_hidden:
+            disable_progress_bars()  # transformers' switch turns the Hub's bars on as well

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
@@ -315,7 +316,9 @@ def test_a_replacement_interrupted_between_its_renames_loses_nothing(tmp_path: P
 def test_a_faithful_export_is_verified(
     exported: Path, decoder: Decoder, tokenizer_path: Path
 ) -> None:
+    disable_progress_bars()  # as the Hub's store does
     assert 0 <= verify_export(exported, decoder, tokenizer_path, TEXTS) < 1e-4
+    assert are_progress_bars_disabled()
 
 
 def damage_weight(folder: Path) -> None:

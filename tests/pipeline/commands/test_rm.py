@@ -162,7 +162,7 @@ def test_commands_refuse_a_run_that_is_being_removed(
         ("status", "demo"),
         ("fork", "demo", "new"),
         ("fork", "other", "demo"),
-        ("check", "job.yaml"),
+        ("check", "job.yaml", "--json"),
         ("stop", "demo"),
     ):
         code, output, error = pion(*command)

@@ -15,6 +15,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import FORMAT
 from pipeline.state.records import (
+    REMOVING_FORMAT,
     SHARED_DATA_FORMAT,
     CheckpointEntry,
     SkippedRows,
@@ -148,7 +149,7 @@ def test_these_are_the_keys_that_0afbd30_wrote(name: str) -> None:
         assert set(json.loads(path.read_text())) == OWNER_FILE
 
 
-@pytest.mark.parametrize("change", [{"format": FORMAT + 2}, {"colour": "red"}])
+@pytest.mark.parametrize("change", [{"format": REMOVING_FORMAT + 1}, {"colour": "red"}])
 def test_an_owner_commits_nothing_on_a_head_from_a_newer_version(
     run: RunState, change: dict[str, Any]
 ) -> None:
