@@ -155,8 +155,11 @@ class ChatMessage(Fields):
     Clients send a server's messages back with all their fields, so null and empty ones are fine.
     """
 
+    # litellm puts an answer's fields that it does not know into this one.
+    without_effect = frozenset({"provider_specific_fields"})
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "refusal": ("",),
+        "parsed": (),
         "annotations": ([],),
         "audio": (),
         "tool_calls": ([],),

@@ -85,6 +85,10 @@ ANSWERS: list[dict[str, Any]] = [
     {"content": None, "refusal": None, "function_call": None, "tool_calls": None},
     {"content": [{"type": "text", "text": "A fox.", "annotations": []}], "name": None},
     {},
+    # As OpenAI's stream helpers (Python 2.54, Node 6.49) and litellm 1.106 sent it back. LangChain
+    # 1.7 sends only the text.
+    {"content": "A fox.", "refusal": None, "parsed": None, "annotations": None, "audio": None},
+    {"content": "A fox.", "provider_specific_fields": {"refusal": None}},
 ]
 
 
