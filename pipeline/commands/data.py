@@ -9,6 +9,7 @@ from typing import Any
 
 from pion.errors import BadInput
 from pipeline.console.formats import moment, show, size
+from pipeline.state.find_run import known_runs
 from pipeline.state.run_state import Clock
 from pipeline.state.shared.prune import Listed, delete_due, list_shared, mark
 from pipeline.state.stores import DEFAULT_STORE, Store, open_store
@@ -25,7 +26,7 @@ def show_data(store: str | None, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps([_to_json(one) for one in found], indent=1))
     elif not found:
-        show(f"no run in {where.url} shares prepared data")
+        show(_nothing_there(where))
     else:
         for one in found:
             show(_in_words(one))
@@ -79,10 +80,14 @@ def prune_data(store: str | None, only: Sequence[str], *, yes: bool, as_json: bo
             "removes the mark."
         )
     if not found:
-        show(f"no run in {where.url} shares prepared data")
+        show(_nothing_there(where))
     elif not deleted and not left:
         show(f"nothing to delete in {where.url}: its runs use all prepared data")
     return 0
+
+
+def _nothing_there(store: Store) -> str:
+    return f"no run in {store.url} shares prepared data. {known_runs(store)}"
 
 
 def _chosen(found: Sequence[Listed], store: Store, text: str) -> Listed:

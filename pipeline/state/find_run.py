@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 from pion.errors import BadInput
 from pipeline.state.records import BeingRemoved, Head
@@ -11,6 +12,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.run_status import last_change
 from pipeline.state.stores import Store, open_store, split_run
 from pipeline.state.stores.base import is_run_name
+from pipeline.state.stores.local import explained
 
 
 def read_run(run: str) -> tuple[RunState, Head]:
@@ -37,11 +39,8 @@ def runs_in(store: Store) -> dict[str, Head]:
 
     A run that is being removed is not among them: it uses nothing any more.
     """
-    # A store in a folder lists a link to a folder as one key: a run may be on another disk.
-    links = (entry.key for entry in store.list() if is_run_name(entry.key))
-    names = (*_run_names(store), *links)
     present = {}
-    for name in names:
+    for name in _run_names(store):
         with contextlib.suppress(BeingRemoved):
             if (head := RunState(store, name).read()) is not None:
                 present[name] = head
@@ -62,5 +61,22 @@ def known_runs(store: Store) -> str:
 
 
 def _run_names(store: Store) -> list[str]:
+    if (folder := store.local_path("")) is not None:
+        return _run_folders(folder)
     keys = (entry.key.split("/") for entry in store.list())
     return sorted(name for name, *rest in keys if rest == ["HEAD.json"])
+
+
+def _run_folders(store: Path) -> list[str]:
+    """Return the runs of a store in a folder; a run may be a link to another disk. Only the folder
+    itself is read: any folder can be named as a store, also one with all files of a disk."""
+    with explained("list", store):
+        names = sorted(path.name for path in store.iterdir()) if store.is_dir() else []
+    return [name for name in names if is_run_name(name) and _may_be_run(store / name)]
+
+
+def _may_be_run(folder: Path) -> bool:
+    try:
+        return (folder / "HEAD.json").is_file()
+    except PermissionError:  # whoever needs its HEAD says so
+        return True

@@ -18,6 +18,13 @@ from pipeline.state.stores import DEFAULT_STORE, Entry, open_store
 WORK = ("checkpoints", "metrics", "owner")
 # Of so many checkpoints, the names are shown.
 SHOWN = 4
+# The names of all files that a run keeps in its folder, apart from HEAD.json.
+_OURS = re.compile(
+    r"checkpoints/[a-z]+/\d+-\d+/.+|metrics/[a-z]+/\d+/.+|owner/\d+\.json|events/\d+/.+"
+    r"|requests/[0-9a-f]+\.json|jobs/[0-9a-f]+\.yaml|stages/[a-z]+/[0-9a-f]+(-parts/.+|\.json)"
+    r"|data/[0-9a-f]{4,}/.+|bases/[0-9a-f]+\.json|(rental|deadline|watcher)\.json|report\.html"
+    r"|probe-[0-9a-f]+|\.(lock|tmp)-.+"
+)
 
 
 def remains(run: RunState, *, but_of_epoch: int | None = None) -> list[Entry]:
@@ -25,12 +32,27 @@ def remains(run: RunState, *, but_of_epoch: int | None = None) -> list[Entry]:
 
     Work of the epoch `but_of_epoch` does not count, except for an owner's heartbeat.
     """
+    # Any folder can be named as a run, so a list of all could be a walk through the disk.
     return [
         entry
-        for entry in run.store.list(run.key(""))
-        if (path := entry.key.removeprefix(run.key(""))).partition("/")[0] in WORK
-        and (path.startswith("owner/") or _epoch(path) != str(but_of_epoch))
+        for folder in WORK
+        for entry in run.store.list(run.key(f"{folder}/"))
+        if _OURS.fullmatch(path := entry.key.removeprefix(run.key("")))
+        and (folder == "owner" or _epoch(path) != str(but_of_epoch))
     ]
+
+
+def refuse_other_files(run: RunState) -> None:
+    """Raise BadInput if a file in the folder of a run without HEAD.json has no name of Pion's."""
+    names = [entry.key.removeprefix(run.key("")) for entry in run.store.list(run.key(""))]
+    here = run.store.local_path(run.name)
+    hidden = [] if here is None else [p.name for p in here.iterdir() if p.name.startswith(".")]
+    for name in (*names, *sorted(hidden)):
+        if not _OURS.fullmatch(name):
+            raise BadInput(
+                f"{run.url} has no HEAD.json, and {name} there was not written by Pion. Move it "
+                "elsewhere, or delete the folder yourself."
+            )
 
 
 def refuse_remains(run: RunState, *, but_of_epoch: int | None = None) -> None:

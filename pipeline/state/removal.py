@@ -17,6 +17,7 @@ from pipeline.state.find_run import no_such_run
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.record_json import to_json
 from pipeline.state.records import REMOVING_FORMAT, BeingRemoved, Head
+from pipeline.state.remains import refuse_other_files, remains
 from pipeline.state.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Missing
@@ -45,12 +46,9 @@ class Removable:
 def find_removable(run: RunState, *, take_over: bool = False) -> Removable:
     """Return the run, or what is left of one, if it may be removed.
 
-    Raises BadInput if there is nothing, and if a process may own the run or a machine is rented for
+    Raises BadInput if there is no run, and if a process may own the run or a machine is rented for
     it, unless a person who knows better gives `take_over`; and StoreError.
     """
-    entries = run.store.list(run.key(""))
-    if not entries:
-        raise BadInput(no_such_run(run))
     where, version = run.key("HEAD.json"), None
     try:
         data, version = run.store.read_versioned(where)
@@ -58,11 +56,15 @@ def find_removable(run: RunState, *, take_over: bool = False) -> Removable:
         if not take_over:
             _refuse_if_owned(run, head.owner)
             _refuse_if_rented(run)
-    except Missing:
+    except Missing:  # any folder of this disk can be named as a run
+        if not remains(run):
+            raise BadInput(no_such_run(run)) from None
+        refuse_other_files(run)
         if not take_over:
             _refuse_if_rented(run)
     except BeingRemoved:
         pass
+    entries = run.store.list(run.key(""))
     has_base = any(entry.key.startswith(run.key("bases/")) for entry in entries)
     return Removable(run, version, sum(entry.size for entry in entries), has_base)
 

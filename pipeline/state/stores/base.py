@@ -120,7 +120,8 @@ class Store(Protocol):
         more than `limit` bytes."""
 
     def local_path(self, key: str) -> Path | None:
-        """Return where `key` can be memory-mapped here, or None if it must be downloaded."""
+        """Return where `key` (empty: the whole store) can be memory-mapped here, or None if it must
+        be downloaded."""
 
     def sweep_unfinished(self, prefix: str, before: float) -> int:
         """Remove what writers that died before `before` (Unix time) left unfinished, and what no

@@ -129,7 +129,7 @@ class FileStore(WritesAtOnce):
                 return hashlib.file_digest(file, "sha256").hexdigest()
 
     def local_path(self, key: str) -> Path | None:
-        return self._path(key)
+        return self._path(key) if key else self.folder
 
     def sweep_unfinished(self, prefix: str, before: float) -> int:
         removed = 0

@@ -204,3 +204,19 @@ def test_a_run_elsewhere_goes_with_its_copy_here(remote: str, cache: Path, pion:
     kept = open_run(f"{remote}/other")
     assert not kept.store.list("demo/")
     assert kept.read() is not None
+
+
+def test_only_a_run_is_removed(store: FileStore, pion: Pion) -> None:
+    for key in (
+        "mine/notes/x",
+        "mine/checkpoints/model.bin",
+        "half/checkpoints/sft/5-2/state.json",
+    ):
+        store.write(key, b"precious")
+    (store.folder / "half" / ".bashrc").write_text("precious")
+    before = contents(store)
+    assert "no run 'mine'" in pion("rm", "mine", "--yes")[2]
+    code, _, error = pion("rm", "half", "--yes", "--take-over")
+    assert code == 2
+    assert "no HEAD.json, and .bashrc there was not written by Pion" in error
+    assert contents(store) == before

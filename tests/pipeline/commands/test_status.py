@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 import yaml
 
 from pipeline.state.claim import claim_run
@@ -102,3 +103,19 @@ def test_status_shows_requests_to_stop_money_and_rows_left_out(here: Path, pion:
     status = json.loads(pion("status", "demo", "--json")[1])
     assert status["stop"]["reason"] == "pion stop"
     assert 0 < status["spent"]["dollars"] < status["spent"]["hours"]
+
+
+@pytest.mark.parametrize(
+    "command", [("data", "."), ("data", ".", "--prune"), ("status", "./x"), ("rm", "./x", "--yes")]
+)
+def test_a_folder_that_is_no_store_is_not_walked_through(
+    here: Path, pion: Pion, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "x" / "usr" / "lib").mkdir(parents=True)
+    read, scandir = [], os.scandir
+    monkeypatch.setattr(
+        os, "scandir", lambda path: (read.append(Path(path).name), scandir(path))[1]
+    )
+    _, output, error = pion(*command)
+    assert "No runs in" in output + error
+    assert "usr" not in read
