@@ -106,6 +106,12 @@ def says_something(message: Message) -> bool:
     )
 
 
+def system_texts(conversation: Conversation) -> list[str]:
+    """Return the texts of the system messages."""
+    roles = ("system", "developer")
+    return [m["content"] or "" for m in conversation.messages if m["role"] in roles]
+
+
 def _tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
     if not tools:
         return None

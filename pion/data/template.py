@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from pion.data.conversation import Tokenized
-from pion.data.messages import Conversation, Message, harmless, says_something
+from pion.data.messages import Conversation, Message, harmless, says_something, system_texts
 from pion.data.renderer import Refused, Rendered, RenderedTurn, Renderer
 from pion.data.template_calls import answers_in, forms_of, lost_call
 from pion.data.template_mask import AnswerFinder, EncodedText
@@ -50,11 +50,15 @@ class Examples:
         tokenized: one example, or one of each answer; none if the conversation is refused.
         split: whether each answer became a separate example.
         refused: why the conversation can't be learned, with its file and line; None if it can.
+        systems: how many system messages a learned conversation has.
+        lost_systems: how many of these the template leaves out of the text.
     """
 
     tokenized: tuple[Tokenized, ...] = ()
     split: bool = False
     refused: str | None = None
+    systems: int = 0
+    lost_systems: int = 0
 
 
 class ChatTemplate:
@@ -171,8 +175,12 @@ class ChatTemplate:
     ) -> Examples:
         spans = [self._finder.span(whole, turn) for turn in rendered.turns]
         found = [span for span in spans if span is not None]
+        systems = system_texts(conversation)
+        written = _words(rendered.text) if systems else ""
+        lost = sum(_words(text) not in written for text in systems)
         if len(found) == len(spans):
-            return Examples((self._masked(whole, found),))
+            row = self._masked(whole, found)
+            return Examples((row,), systems=len(systems), lost_systems=lost)
         texts = [_joined(rendered.text, turn.turn) for turn in rendered.turns]
         examples = []
         encoded = self._finder.encode(texts)
@@ -185,7 +193,7 @@ class ChatTemplate:
             if span is None:
                 return Examples(refused=_no_prefix(conversation, number))
             examples.append(self._masked(text, [span]))
-        return Examples(tuple(examples), split=True)
+        return Examples(tuple(examples), split=True, systems=len(systems), lost_systems=lost)
 
     def _masked(self, text: EncodedText, spans: Sequence[tuple[int, int]]) -> Tokenized:
         started, added = self._started(text.ids)
@@ -232,6 +240,11 @@ def marks_of(source: str, tokenizer: Tokenizer) -> dict[str, int]:
         if text in source and not _TAG.fullmatch(text)
     }
     return tokenizer.special_ids | named
+
+
+def _words(text: str) -> str:
+    """Return a text with one space for each run of spaces and newlines."""
+    return " ".join(text.split())
 
 
 def _joined(whole: str, compared: tuple[int, str]) -> str:

@@ -27,13 +27,22 @@ from pion.errors import BadInput
 from pion.untrusted import LARGEST_LISTING, read_json
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.prepared import SPLITS
-from pipeline.data.sources import Talk
+from pipeline.data.sources import SYSTEMS, Talk
 from pipeline.data.text_rows import RowFormat
 from pipeline.kill_points import mark
 
 BUFFER = 16_384
 PROGRESS = "packed.json"
-COUNTED = ("conversations", "cut", "dropped", "tokens", "learned_tokens", "split", "refused")
+COUNTED = (
+    "conversations",
+    "cut",
+    "dropped",
+    "tokens",
+    "learned_tokens",
+    "split",
+    "refused",
+    *SYSTEMS,
+)
 # The largest share of conversations that may be skipped because they can't be used.
 MOST_REFUSED = 0.01
 # How many of them are named.
@@ -185,6 +194,7 @@ class _Packer(Generic[T]):
         # After an interruption, a buffer may be packed again.
         self.refusals = list(dict.fromkeys([*self.refusals, *refused]))[:NAMED]
         counts |= {"split": sum(e.split for e in examples), "refused": len(refused)}
+        counts |= {name: sum(getattr(e, name) for e in examples) for name in SYSTEMS}
         self._done.append(counts)
         progress = {"key": self._rows.key, "buffers": self._done, "refusals": self.refusals}
         write_atomically(self._progress, json.dumps(progress).encode())

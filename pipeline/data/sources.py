@@ -50,6 +50,8 @@ from pipeline.job import (
     TextFiles,
 )
 
+# What is counted of system messages; `Remarks` has attributes of these names.
+SYSTEMS = ("systems", "lost_systems")
 LONG_CHARS = 1 << 16
 # Of a data set on the Hub, so many conversations are looked at before anything is rented.
 SAMPLED = 1000
@@ -69,10 +71,14 @@ class Remarks:
     Attributes:
         replaced: the characters that the vocabulary lacks.
         roles: the other names of roles, and the role that each was read as.
+        systems: how many system messages there are.
+        lost_systems: how many of them the model's chat template leaves out.
     """
 
     replaced: ReplacedCharacters
     roles: dict[str, str] = field(default_factory=dict)
+    systems: int = 0
+    lost_systems: int = 0
 
     def note_roles(self, record: dict[str, Any]) -> None:
         """Note the other names of roles in a conversation that could be parsed."""
@@ -82,14 +88,25 @@ class Remarks:
             if name not in ROLES and name not in KNOWN_ROLES and (role := role_of(name)):
                 self.roles[name] = role
 
+    def note_systems(self, report: dict[str, Any]) -> None:
+        """Note the system messages that were counted while the rows were written."""
+        self.systems, self.lost_systems = (
+            report[f"train_{name}"] + report[f"held_out_{name}"] for name in SYSTEMS
+        )
+
     def in_words(self) -> list[str]:
         """Return a sentence for each remark."""
         read = ", ".join(f"{shown(name)} as {role}" for name, role in sorted(self.roles.items()))
-        return [
-            words
-            for words in (self.replaced.in_words(), read and f"roles with other names: {read}")
-            if words
-        ]
+        lost = (
+            f"{self.lost_systems:,} of {self.systems:,} system messages are not in the text, "
+            "because the model's chat template leaves them out"
+        )
+        remarks = (
+            self.replaced.in_words(),
+            read and f"roles with other names: {read}",
+            lost if self.lost_systems else "",
+        )
+        return [words for words in remarks if words]
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,7 @@ def _prepare_sft(job: Job, inputs: list[Input], folder: Path, by_job: bool, say:
                 theirs = in_template(written.template, tokenizer)
                 read = talks(job, found, remarks)
                 report = write_conversation_rows(read, theirs, place, rows, what, say)
+        remarks.note_systems(report)
         report |= _noted(remarks)
         _check_splits(report, found, job.sft_seq_len, job.sft.held_out)
         reports.append({"name": _name(found.source)} | report)
@@ -293,8 +294,19 @@ def _tokenizer(
     tokenizer = Tokenizer.from_file(path)
     tokenizer.fits(job.model_config_resolved().vocab_size, f"tokenizer: {_where(job)}")
     _check_gguf(job, path)
+    if section.train is not None:
+        rows = job.model_config_resolved().vocab_size
+        say(Note(_entries(section.train.vocab_size, tokenizer.vocab_size, rows)))
     report = {"tokenizer": _where(job), "vocab_size": tokenizer.vocab_size}
     return tokenizer, report | {"tokenizer_seconds": round(time.monotonic() - started, 1)}
+
+
+def _entries(asked: int, got: int, rows: int) -> str:
+    """Return how many entries were asked for and found, and how many rows have none."""
+    words = f"vocabulary: {asked:,} entries asked for, {got:,} found in the text"
+    if got < rows:
+        words += f"; {rows - got:,} of the model's {rows:,} embedding rows are unused"
+    return words
 
 
 def _where(job: Job) -> str:

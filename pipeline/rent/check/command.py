@@ -19,7 +19,7 @@ from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import HubDataset, Job
 from pipeline.machine.time_limit import begin, within
 from pipeline.rent.check import of_job, of_rental
-from pipeline.rent.check.of_amounts import check_corpus, check_room, check_workers
+from pipeline.rent.check.of_amounts import check_corpus, check_room, check_vocabulary, check_workers
 from pipeline.rent.check.of_base import check_base
 from pipeline.rent.check.of_controller import check_controller
 from pipeline.rent.check.of_conversations import check_conversations
@@ -152,6 +152,7 @@ def _checks(
         ("tokenizer", partial(of_job.check_tokenizer, job)),
         ("data", partial(of_job.check_data, job)),
         ("corpus", partial(check_corpus, job)),
+        ("vocabulary", partial(check_vocabulary, job)),
         ("store", partial(of_job.check_store, job)),
         ("room", partial(check_room, job)),
         ("evaluate", partial(of_job.check_evaluate, job, rented=sky_yaml is not None)),

@@ -1,4 +1,5 @@
-"""Check amounts that `pion run` refuses only after a while: too few rows, too little room."""
+"""Check amounts: too few rows and too little room, which `pion run` refuses only after a while, and
+too little text for a vocabulary."""
 
 from __future__ import annotations
 
@@ -21,6 +22,10 @@ from pipeline.state.stores import FileStore, open_store
 
 # Texts of more bytes are not counted: that would take long, and they fill a batch.
 COUNTED_BYTES = 4_000_000
+# Entries that occur a few times are never learned well: see docs/sizing.md.
+BYTES_PER_ENTRY = 1000
+# So many entries do no harm, however little text there is.
+FEW_ENTRIES = 4096
 # A checkpoint has at least a float32 weight and one moment for each number that it learns.
 LEAST_BYTES = 8
 
@@ -44,16 +49,45 @@ def check_corpus(job: Job) -> list[CheckRow]:
     return []
 
 
+def check_vocabulary(job: Job) -> list[CheckRow]:
+    """Warn of a vocabulary that is to be trained on too little text."""
+    train = None if job.tokenizer is None else job.tokenizer.train
+    if train is None or is_prepared(job):
+        return []
+    try:
+        total = _text_bytes(job)
+    except BadInput:  # the check of the data says it
+        return []
+    if total is None:
+        return []
+    read = min(total, int(train.max_mb * 1e6))
+    most = max(FEW_ENTRIES, read // BYTES_PER_ENTRY)
+    if train.vocab_size <= most:
+        return []
+    words = (
+        f"{train.vocab_size:,} entries are more than one for each kilobyte of text: they are "
+        f"trained on {size(read)}. Entries that occur a few times are never learned well, and each "
+        f"has a row of the model. Add text, or set tokenizer.train.vocab_size={most}"
+    )
+    return [CheckRow("vocabulary", None, words)]
+
+
 def _is_small(job: Job) -> bool:
+    total = _text_bytes(job)
+    return total is not None and total <= COUNTED_BYTES
+
+
+def _text_bytes(job: Job) -> int | None:
+    """Return the size of the texts; None if they are not all in uncompressed files."""
     total = 0
     for number, source in enumerate(job.data.sources):
         if not isinstance(source, TextFiles | JsonlFiles | ParquetFiles):
-            return False
+            return None
         files = find_input(job, source, f"data.sources.{number}").files
         if any(file.suffix in (".gz", ".parquet") for file in files):
-            return False
+            return None
         total += sum(file.stat().st_size for file in files)
-    return total <= COUNTED_BYTES
+    return total
 
 
 def check_room(job: Job) -> list[CheckRow]:

@@ -281,6 +281,26 @@ def test_special_tokens_in_calls_and_tools_are_defused(models: dict[str, Model])
     assert text.count("x< |im_end|>") == 4
 
 
+def test_system_messages_that_a_template_leaves_out_are_counted(
+    models: dict[str, Model], tmp_path: Path
+) -> None:
+    told = {"role": "system", "content": "Be\nbrief."}
+    drops = QWEN3.replace(
+        "in messages -%}\n{%- set text",
+        "in messages | rejectattr('role', 'eq', 'system') -%}\n{%- set text",
+    )
+    assert drops != QWEN3
+    records = [as_record([told, QUESTION, ANSWER]), as_record([QUESTION, ANSWER] * 2)]
+    talks = [parse_messages(record, "f:1") for record in records]
+    for template, lost in (
+        (models["Qwen 3"].template, 0),
+        (Model(tmp_path, "qwen", drops).template, 1),
+    ):
+        with_one, without = template.tokenize_batch(talks)
+        assert (with_one.systems, with_one.lost_systems) == (1, lost)
+        assert (without.systems, without.lost_systems) == (0, 0)
+
+
 def test_answers_that_are_written_differently_later_become_examples_of_their_own(
     models: dict[str, Model],
 ) -> None:

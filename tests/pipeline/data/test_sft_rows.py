@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from pion.data.messages import Conversation
+from pion.data.missing_bytes import ReplacedCharacters
 from pion.data.template import ChatTemplate
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.data import sft_rows
 from pipeline.data.sft_rows import in_template, write_conversation_rows
-from pipeline.data.sources import Talk
+from pipeline.data.sources import Remarks, Talk
 from pipeline.data.text_rows import RowFormat
 from tests.support.chat_templates import MISTRAL
 from tests.support.in_process_renderer import InProcessRenderer
@@ -42,14 +43,18 @@ def talks(unusable: set[int], required: int = 0) -> Iterator[tuple[bool, Talk]]:
 
 def written(folder: Path, *args: Any) -> dict[str, Any]:
     """Write the rows of `talks(*args)` below `folder`; return what was counted."""
-    model = write_files("llama3", folder / "model", MISTRAL)
+    return rows_of(talks(*args), folder, MISTRAL)
+
+
+def rows_of(read: Iterator[tuple[bool, Talk]], folder: Path, template: str) -> dict[str, Any]:
+    model = write_files("llama3", folder / "model", template)
     tokenizer = Tokenizer.from_file(model / "tokenizer.json")
     writing = in_template(ChatTemplate(model, tokenizer), tokenizer)
     for split in ("train", "held_out"):
         (folder / "rows" / split).mkdir(parents=True, exist_ok=True)
     rows = RowFormat(64, 8, "key")
     return write_conversation_rows(
-        talks(*args), writing, folder / "rows", rows, "pack", lambda message: None
+        read, writing, folder / "rows", rows, "pack", lambda message: None
     )
 
 
@@ -76,6 +81,19 @@ def test_one_of_those_that_were_looked_at_before_renting_ends_the_preparation(
 ) -> None:
     with pytest.raises(BadInput, match=r"row 40: the chat template refuses.*Nothing was trained"):
         written(tmp_path, {40}, 41)
+
+
+def test_system_messages_that_the_template_leaves_out_are_said(tmp_path: Path) -> None:
+    told = {"role": "system", "content": "Be brief."}
+    drops = MISTRAL.replace("messages -%}", "messages | rejectattr('role', 'eq', 'system') -%}")
+    read = (
+        (number % 4 == 0, Talk(Conversation([*first, ASKED, ANSWERED], None, "f"), required=True))
+        for number, first in enumerate([[told], [], [told], []] * 6)
+    )
+    remarks = Remarks(ReplacedCharacters(None))
+    remarks.note_systems(rows_of(read, tmp_path, drops))
+    (words,) = remarks.in_words()
+    assert words.startswith("12 of 12 system messages are not in the text")
 
 
 def test_after_an_interruption_the_counts_and_rows_are_the_same(

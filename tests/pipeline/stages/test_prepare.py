@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput, Interrupted
 from pipeline.console.messages import Note, PrepareProgress, Shown
 from pipeline.stages.prepare import open_data, prepare_pretrain
@@ -85,6 +86,21 @@ def test_characters_that_the_vocabulary_lacks_are_counted_and_named(tmp_path: Pa
     (source,) = prepared(job, tmp_path / "data").report["sources"]
     assert source["remarks"][0].startswith("2 characters are not in the model's vocabulary")
     assert "a.txt#" in source["remarks"][0]
+
+
+def test_entries_of_a_vocabulary_that_the_text_does_not_have_are_said(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    changes = {"tokenizer": {"train": {"vocab_size": 50_000}}, "model": model_of(50_000)}
+    notes: list[str] = []
+    data = tmp_path / "data"
+    prepare_pretrain(
+        make_job(tmp_path, **changes), data, lambda m: notes.append(getattr(m, "text", ""))
+    )
+    got = Tokenizer.from_file(data / "tokenizer.json").vocab_size
+    assert any(f"50,000 entries asked for, {got:,} found in the text" in note for note in notes), (
+        notes
+    )
+    assert any(f"{50_000 - got:,} of the model's 50,000 embedding rows" in note for note in notes)
 
 
 def test_a_trained_tokenizer_has_not_seen_the_held_out_documents(tmp_path: Path) -> None:

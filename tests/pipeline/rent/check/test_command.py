@@ -83,6 +83,15 @@ def test_shards_whose_rows_have_another_length(case: Case) -> None:
     wrong(rows["data.sources.0"], "shard_0.npy", "48")
 
 
+def test_a_vocabulary_that_the_text_can_not_fill_is_a_warning(case: Case) -> None:
+    few, many = (
+        case.rows(tokenizer={"train": {"vocab_size": size}}, model__vocab_size=size)
+        for size in (320, 500_000)
+    )
+    assert "vocabulary" not in few
+    unknown(many["vocabulary"], "500,000 entries are more than one for each kilobyte", "=4096")
+
+
 @pytest.mark.parametrize(
     ("changes", "row", "words"),
     [
