@@ -43,8 +43,8 @@ def hop_receipt(run: RunState, epoch: int, now: Row) -> list[str]:
     before = _attempt_before(run, epoch)
     if before is None or not plan_changed(before, now):
         return []
-    same_stage = before["stage"] == now["stage"]
-    last = _metrics_of_step(run, now["stage"], now["from_step"]) if same_stage else None
+    continues = before["stage"] == now["stage"] and now["from_step"] > 0
+    last = _metrics_of_step(run, now["stage"], now["from_step"]) if continues else None
     return receipt(before, now, last)
 
 
@@ -71,7 +71,9 @@ def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
         return []
     lines = [_machines(before, now)]
     same_stage = before["stage"] == now["stage"]
-    lines += _batch(before, now, same_stage)
+    # A stage that starts over (--redo) may have another batch: only a kept step binds it.
+    continues = same_stage and now["from_step"] > 0
+    lines += _batch(before, now, continues)
     lines += [
         f"{name} {before.get(field)} → {now.get(field)}"
         for field, name in (("dtype", "dtype"), ("python", "Python"))
@@ -84,7 +86,7 @@ def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
     ]
     if _differs(before, now, "torch"):
         lines.append(f"torch {before['torch']} → {now['torch']}: equal up to rounding")
-    if same_stage and _differs(before, now, "compile"):
+    if continues and _differs(before, now, "compile"):
         lines.append(NOT_IDENTICAL)
     if same_stage:
         lines += [_learning_rate(before, now, last), _first_row(now, last)]
@@ -100,20 +102,21 @@ def _machines(before: Row, now: Row) -> str:
     return f"same machine: {new}" if old == new else f"hop: {old} → {new}"
 
 
-def _batch(before: Row, now: Row, same_stage: bool) -> list[str]:
-    """Return how the workers share a step, and whether the step is as large as before."""
+def _batch(before: Row, now: Row, continues: bool) -> list[str]:
+    """Return how the workers share a step, and, if the stage `continues`, whether the step is as
+    large as before."""
     old, new = (_shape(row) for row in (before, now))
     shape = f"{new} as before" if old == new else f"{old} → {new}"
     line = f"micro_batch × grad_accum × workers: {shape}"
     old_tokens, tokens = (row["global_batch"] * row["seq_len"] for row in (before, now))
     computed = now["micro_batch"] * now["grad_accum"] * now["workers"]
     lines = [f"{line}, {tokens:,} tokens per step"]
-    if same_stage and tokens != old_tokens:
+    if continues and tokens != old_tokens:
         lines.append(
             f"{ALARM}{tokens:,} tokens per step instead of {old_tokens:,}: this is the batch of "
             f"another run. {_STOP}"
         )
-    elif same_stage:
+    elif continues:
         lines[0] += " as before"
     if computed < now["global_batch"]:
         lines.append(

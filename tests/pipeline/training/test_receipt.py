@@ -131,6 +131,16 @@ def test_a_hop_before_anything_was_kept_starts_at_row_0() -> None:
     assert not alarms(lines)
 
 
+@pytest.mark.parametrize("change", [{"seq_len": 1024}, {"global_batch": 32}])
+def test_a_stage_that_starts_over_may_have_another_batch(change: dict[str, Any]) -> None:
+    """As with `--redo pretrain` and a changed setting."""
+    now = A4000 | {"from_step": 0, "next_row": 0, "lr": None, "compile": False} | change
+    lines = receipt(A40 | {"compile": True}, now, None)
+    assert not alarms(lines)
+    assert lines[1].endswith("65,536 tokens per step")
+    assert not any(line.startswith("not bit-identical") for line in lines)
+
+
 def test_a_hop_at_a_stage_boundary_compares_the_machines_only() -> None:
     now = A4000 | {"stage": "sft", "seq_len": 512, "global_batch": 8, "from_step": 0, "next_row": 0}
     lines = receipt(A40, now, None)
