@@ -21,7 +21,7 @@ from pipeline.workers.reaper import children_of, session_processes
 from tests.runs.test_ray import session_of
 from tests.support.changing_folder import files_below
 from tests.support.doors import Socket, listening, open_to_others
-from tests.support.waiting import run_to_end
+from tests.support.waiting import PATIENCE_SECONDS, run_to_end
 from tests.support.whole_runs import kill, start, wait_for, write_job
 
 # Ask Ray's GCS, which holds the code of the workers, for the names of what it holds.
@@ -29,7 +29,8 @@ ASK_RAY = """
 import sys
 from ray._raylet import GcsClient
 try:
-    print("allowed", GcsClient(sys.argv[1]).internal_kv_keys(b"", None, timeout=30))
+    keys = GcsClient(sys.argv[1]).internal_kv_keys(b"", None, timeout=float(sys.argv[2]))
+    print("allowed", keys)
 except Exception as error:
     print("refused", error)
 """
@@ -98,7 +99,7 @@ def look_at(driver: int, temporary: Path) -> Seen:
 
 def ask_ray(port: int, token: str) -> str:
     access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    command = [sys.executable, "-c", ASK_RAY, f"127.0.0.1:{port}"]
+    command = [sys.executable, "-c", ASK_RAY, f"127.0.0.1:{port}", str(PATIENCE_SECONDS)]
     return run_to_end(command, check=True, env=os.environ | access).stdout
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.support.s3_server import FaultProxy, S3Server
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 from tests.support.whole_runs import (
     Process,
     finish,
@@ -82,7 +82,7 @@ def test_sigterm_while_ray_starts_ends_within_the_grace_and_leaves_no_process(
     children = psutil.Process(process.pid).children(recursive=True)
     assert any("ray_fit" in " ".join(child.cmdline()) for child in children)
     ended_by_sigterm(process, GRACE)
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE_SECONDS)
     assert not alive
 
 
@@ -133,7 +133,7 @@ def test_sigterm_while_the_model_is_compiled_ends_within_the_grace(
         wait_until(lambda: list(Path(compiled).rglob("*.cpp")), "torch to compile something")
         children = psutil.Process(process.pid).children(recursive=True)
         assert "pretrain step 1/" not in ended_by_sigterm(process, GRACE)
-        _, alive = psutil.wait_procs(children, timeout=20)
+        _, alive = psutil.wait_procs(children, timeout=PATIENCE_SECONDS)
         assert not alive
 
 

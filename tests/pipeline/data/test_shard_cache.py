@@ -18,7 +18,7 @@ from pipeline.data.hub import hub_shards, pin
 from pipeline.data.shard_cache import CachedStream, ShardCache
 from pipeline.job import HubNpyShards
 from tests.support.hub_server import HubServer, hub_server
-from tests.support.waiting import join
+from tests.support.waiting import PATIENCE_SECONDS, join
 
 SEQ_LEN = 64
 ROWS = 50
@@ -127,7 +127,7 @@ def test_the_shards_needed_next_are_fetched_before_they_are_asked_for(tmp_path: 
     stream = stream_of([a_shard(i) for i in range(SHARDS)], cache)
     stream.batch([0])
     for _ in range(5):
-        assert fetched.acquire(timeout=20)
+        assert fetched.acquire(timeout=PATIENCE_SECONDS)
     ahead = [f"shard_{s:02d}.npy" for _, s in stream.upcoming_shards(0, 5)]
     cache.close()
     assert set(downloads.names) == set(ahead)
@@ -263,7 +263,7 @@ def test_a_failure_while_fetching_ahead_is_reported_only_when_the_shard_is_neede
     order = [shard for _, shard in stream.upcoming_shards(0, 3)]
     last = f"shard_{order[-1]:02d}.npy"
     stream.batch([0])
-    assert broken.wait(20)
+    assert broken.wait(PATIENCE_SECONDS)
     stream.batch([ROWS])
     with pytest.raises(PionError, match="the Hub is down"):
         stream.batch([2 * ROWS])

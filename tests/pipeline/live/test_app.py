@@ -17,7 +17,7 @@ from pipeline.state.stores import FileStore
 from pipeline.web.address import API_KEY
 from tests.support.live_page import showing
 from tests.support.rented_run import RentedRun
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 KEY = "0123456789abcdef"
 
@@ -39,7 +39,9 @@ def data(url: str, since: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def read() -> bool:
-        found.update(httpx.get(f"{url}/data", params={"since": since}).json())
+        found.update(
+            httpx.get(f"{url}/data", params={"since": since}, timeout=PATIENCE_SECONDS).json()
+        )
         return all(run["looked_at"] for run in found["runs"])
 
     wait_until(read, "every run is read")
@@ -51,7 +53,7 @@ def test_the_page_follows_a_run_by_its_cursor(
 ) -> None:
     monkeypatch.setattr(watched_run, "PAUSE", 0.01)
     with showing(run) as url:
-        page = httpx.get(url)
+        page = httpx.get(url, timeout=PATIENCE_SECONDS)
         assert "<title>Pion</title>" in page.text
         assert "sha256-" in page.headers["Content-Security-Policy"]
         (first,) = data(url)["runs"]
@@ -71,7 +73,7 @@ def test_a_page_that_asks_after_a_pause_is_told_the_present_state(
     monkeypatch.setattr(follower, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with showing(run) as url:
         for step in (20, 22):
-            (news,) = httpx.get(f"{url}/data").json()["runs"]
+            (news,) = httpx.get(f"{url}/data", timeout=PATIENCE_SECONDS).json()["runs"]
             assert news["parts"]["summary"]["step"] == step
             run.train(2)
             now[0] += 3600.0
@@ -133,7 +135,7 @@ def test_foreign_names_and_pages_are_refused(path: str, run: RentedRun) -> None:
             ({"Origin": "http://attacker.example"}, 403),
             ({"Host": "localhost:1"}, 200),
         ):
-            answer = httpx.get(url + path, headers=headers)
+            answer = httpx.get(url + path, headers=headers, timeout=PATIENCE_SECONDS)
             assert answer.status_code == status
             assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
             assert answer.headers["Cache-Control"] == "no-store"
@@ -142,9 +144,9 @@ def test_foreign_names_and_pages_are_refused(path: str, run: RentedRun) -> None:
 
 def test_nothing_else_is_answered(run: RentedRun) -> None:
     with showing(run) as url:
-        assert httpx.get(f"{url}/HEAD.json").status_code == 404
+        assert httpx.get(f"{url}/HEAD.json", timeout=PATIENCE_SECONDS).status_code == 404
         assert httpx.delete(f"{url}/data").status_code == 405
-        posted = httpx.post(f"{url}/data", json={})
+        posted = httpx.post(f"{url}/data", json={}, timeout=PATIENCE_SECONDS)
         assert posted.status_code == 405
         assert json.loads(posted.text)["error"]["message"]
 
@@ -154,8 +156,10 @@ def test_a_key_is_needed_for_the_data_and_not_for_the_page(
 ) -> None:
     monkeypatch.setenv(API_KEY, KEY)
     with showing(run) as url:
-        assert KEY not in httpx.get(url).text
-        assert httpx.get(f"{url}/data").status_code == 401
-        assert httpx.get(f"{url}/data?key={KEY}").status_code == 401
+        assert KEY not in httpx.get(url, timeout=PATIENCE_SECONDS).text
+        assert httpx.get(f"{url}/data", timeout=PATIENCE_SECONDS).status_code == 401
+        assert httpx.get(f"{url}/data?key={KEY}", timeout=PATIENCE_SECONDS).status_code == 401
         allowed = {"Authorization": f"Bearer {KEY}"}
-        assert httpx.get(f"{url}/data", headers=allowed).status_code == 200
+        assert (
+            httpx.get(f"{url}/data", headers=allowed, timeout=PATIENCE_SECONDS).status_code == 200
+        )

@@ -29,7 +29,7 @@ def test_the_page_is_there_until_sigterm_and_needs_no_skypilot(here: Path) -> No
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         url = read_until(process, "the page").split()[0]
-        assert "<title>Pion</title>" in httpx.get(url).text
+        assert "<title>Pion</title>" in httpx.get(url, timeout=PATIENCE_SECONDS).text
         process.send_signal(signal.SIGTERM)
         assert "Traceback" not in rest_of(process)
         assert process.wait(PATIENCE_SECONDS) == 0
@@ -71,8 +71,10 @@ def test_the_page_next_to_a_command_shows_a_run_that_has_not_begun(tmp_path: Pat
     with page_of(RunState(FileStore(tmp_path / "runs"), "demo"), Address(port=0)) as url:
 
         def trouble() -> str:
-            return str(httpx.get(f"{url}/data").json()["runs"][0]["trouble"])
+            return str(
+                httpx.get(f"{url}/data", timeout=PATIENCE_SECONDS).json()["runs"][0]["trouble"]
+            )
 
         wait_until(lambda: "has not begun" in trouble(), trouble)
     with pytest.raises(httpx.ConnectError):
-        httpx.get(url)
+        httpx.get(url, timeout=PATIENCE_SECONDS)

@@ -16,7 +16,7 @@ from openai import OpenAI
 import pion
 from pipeline.serve.served_model import ServedModel
 from tests.support.served import Served
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is a fox?"}]
 
@@ -138,14 +138,16 @@ def test_the_timings_are_those_of_the_server(served: Served) -> None:
     asked = {"model": "base", "prompt": "The", "max_tokens": 6, "ignore_eos": True}
     url = f"{served.url}/v1/completions"
     start = time.monotonic()
-    whole = httpx.post(url, json=asked).json()["timings"]
+    whole = httpx.post(url, json=asked, timeout=PATIENCE_SECONDS).json()["timings"]
     took = 1000 * (time.monotonic() - start)
     assert whole["predicted_n"] == 6
     assert 0 < whole["prompt_ms"] + whole["predicted_ms"] <= took
     speed = 1000 * 5 / whole["predicted_ms"]
     assert whole["predicted_per_second"] == pytest.approx(speed)
     for asks, chunks in (({"timings_per_token": True}, None), ({}, 0)):
-        text = httpx.post(url, json={**asked, "stream": True, **asks}).text
+        text = httpx.post(
+            url, json={**asked, "stream": True, **asks}, timeout=PATIENCE_SECONDS
+        ).text
         events = [json.loads(line[6:]) for line in text.split("\n\n") if "{" in line]
         found = [event["timings"]["predicted_n"] for event in events if "timings" in event]
         assert len(found) == (len(events) if chunks is None else chunks)
@@ -279,7 +281,7 @@ def test_an_answer_is_continued(client: OpenAI, chat_model: ServedModel) -> None
 
 def test_the_count_of_a_prompt_is_that_of_its_answer(served: Served, client: OpenAI) -> None:
     body = {"model": "chat", "messages": QUESTION}
-    counted = httpx.post(f"{served.url}/v1/tokenize", json=body).json()
+    counted = httpx.post(f"{served.url}/v1/tokenize", json=body, timeout=PATIENCE_SECONDS).json()
     answer = client.chat.completions.create(model="chat", messages=QUESTION, max_tokens=1)
     assert answer.usage is not None
     assert counted["count"] == answer.usage.prompt_tokens == len(counted["tokens"])
@@ -337,7 +339,9 @@ def test_a_wrong_request_gets_an_error_that_says_what_is_wrong(
     body = {"model": "chat", "messages": QUESTION, "max_tokens": 1, **changes}
     text = openai_json(body)
     headers = {"Content-Type": "application/json"}
-    answer = httpx.post(f"{served.url}/v1/chat/completions", content=text, headers=headers)
+    answer = httpx.post(
+        f"{served.url}/v1/chat/completions", content=text, headers=headers, timeout=PATIENCE_SECONDS
+    )
     assert answer.status_code == status
     error = answer.json()["error"]
     assert words in error["message"]
@@ -371,7 +375,9 @@ def test_the_client_raises_its_own_errors(client: OpenAI) -> None:
 def test_a_malformed_body_is_refused(body: bytes, status: int, served: Served) -> None:
     headers = {"Content-Type": "application/json"}
     try:
-        answer = httpx.post(f"{served.url}/v1/completions", content=body, headers=headers)
+        answer = httpx.post(
+            f"{served.url}/v1/completions", content=body, headers=headers, timeout=PATIENCE_SECONDS
+        )
     except httpx.WriteError:  # the server closed the connection before it had read everything
         assert status == 413
         return
@@ -383,12 +389,16 @@ def test_a_malformed_body_is_refused(body: bytes, status: int, served: Served) -
 def test_a_damaged_compressed_body_is_refused(coding: str, served: Served) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": coding}
     for body in (b"not compressed", b"\x1f\x8b\x08\x00" * 9):
-        answer = httpx.post(f"{served.url}/v1/completions", content=body, headers=headers)
+        answer = httpx.post(
+            f"{served.url}/v1/completions", content=body, headers=headers, timeout=PATIENCE_SECONDS
+        )
         assert answer.status_code == 400
         assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_a_path_may_end_with_a_slash(served: Served) -> None:
     for path in ("", "/", "/chat", "/chat/"):
-        assert httpx.get(f"{served.url}/v1/models{path}").status_code == 200
-    assert httpx.get(f"{served.url}/v1/models/nobody/").status_code == 404
+        assert (
+            httpx.get(f"{served.url}/v1/models{path}", timeout=PATIENCE_SECONDS).status_code == 200
+        )
+    assert httpx.get(f"{served.url}/v1/models/nobody/", timeout=PATIENCE_SECONDS).status_code == 404

@@ -17,7 +17,7 @@ from pipeline.web.address import API_KEY, Address
 from tests.support.browser import needs_chromium
 from tests.support.contrast import CONTRAST
 from tests.support.served import Served, serving
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 pytestmark = needs_chromium
 
@@ -32,7 +32,7 @@ class Page:
         self.url, self.wrong = url, []
         self.context = browser.new_context(**settings)
         self.tab = self.context.new_page()
-        self.tab.set_default_timeout(30_000)
+        self.tab.set_default_timeout(1000 * PATIENCE_SECONDS)
         self.tab.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.tab.on("console", self._said)
         self.tab.on("request", self._requested)

@@ -17,7 +17,7 @@ from pion.export import export_model
 from pion.model.decoder import Decoder
 from pipeline.stages.lm_eval import TaskOptions, hub_is_reachable, run_task
 from tests.support.tiny_config import tiny_config
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 LOCAL_TASK = """
 task: local_sums
@@ -163,7 +163,7 @@ def test_a_stop_ends_every_process_of_a_task_that_is_going_on(
     with pytest.raises(Interrupted, match="SIGTERM"):
         run_task("arc_easy", tmp_path, sleep=stop_once_it_runs)
     assert len(started) >= 3  # the task, its child, and the reaper
-    _, alive = psutil.wait_procs(started, timeout=20)
+    _, alive = psutil.wait_procs(started, timeout=PATIENCE_SECONDS)
     assert not alive
     assert not list(Path(tempfile.gettempdir()).glob("pion-lm-eval-*"))
 
@@ -186,7 +186,7 @@ def test_a_task_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> Non
     started = psutil.Process(runs.pid).children(recursive=True)
     runs.kill()  # as when a deadline passes
     runs.wait(60)
-    _, alive = psutil.wait_procs(started, timeout=20)
+    _, alive = psutil.wait_procs(started, timeout=PATIENCE_SECONDS)
     assert not alive
 
 

@@ -12,13 +12,19 @@ import pytest
 from pipeline.models.find import find_model
 from pipeline.web.address import API_KEY, Address
 from tests.support.served import Served, serving
+from tests.support.waiting import PATIENCE_SECONDS
 
 KEY = "0123456789abcdef"
 BODY = {"model": "base", "prompt": "The", "max_tokens": 1}
 
 
 def post(served: Served, headers: dict[Any, Any] | None = None, **body: Any) -> httpx.Response:
-    return httpx.post(f"{served.url}/v1/completions", json={**BODY, **body}, headers=headers or {})
+    return httpx.post(
+        f"{served.url}/v1/completions",
+        json={**BODY, **body},
+        headers=headers or {},
+        timeout=PATIENCE_SECONDS,
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,6 +53,7 @@ def test_only_this_server_s_names_and_pages_are_answered(
         f"{served.url}/v1/completions",
         content=json.dumps(BODY),
         headers={"Content-Type": "application/json", **headers},
+        timeout=PATIENCE_SECONDS,
     )
     assert answer.status_code == status
     assert "Access-Control-Allow-Origin" not in answer.headers
@@ -61,7 +68,7 @@ def test_its_own_page_is_answered(served: Served) -> None:
 def test_a_foreign_page_can_t_ask_what_is_allowed(served: Served) -> None:
     """A browser asks first (OPTIONS) before a foreign page may send JSON."""
     asked = {"Origin": "http://attacker.example", "Access-Control-Request-Method": "POST"}
-    answer = httpx.options(f"{served.url}/v1/completions", headers=asked)
+    answer = httpx.options(f"{served.url}/v1/completions", headers=asked, timeout=PATIENCE_SECONDS)
     assert answer.status_code == 403
 
 
@@ -72,8 +79,11 @@ def test_a_key_is_needed_where_it_is_set(run_folder: Path, monkeypatch: pytest.M
             answer = post(served, {b"Authorization": wrong})
             assert answer.status_code == 401
             assert KEY not in answer.text
-        assert httpx.get(f"{served.url}/v1/models").status_code == 401
-        assert httpx.get(f"{served.url}/v1/models?key={KEY}").status_code == 401
+        assert httpx.get(f"{served.url}/v1/models", timeout=PATIENCE_SECONDS).status_code == 401
+        assert (
+            httpx.get(f"{served.url}/v1/models?key={KEY}", timeout=PATIENCE_SECONDS).status_code
+            == 401
+        )
         assert post(served, {"Authorization": f"Bearer {KEY}"}).status_code == 200
         assert served.client(KEY).models.list().data[0].id == "base"
 

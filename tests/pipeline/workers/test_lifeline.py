@@ -17,7 +17,7 @@ import pytest
 from pipeline.console.messages import FromWorker, Hello, Note, Trained, to_json
 from pipeline.workers import lifeline
 from pipeline.workers.lifeline import LOST_DRIVER_EXIT, Lifeline, LifelineServer
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 WORKER = """
 import json, sys, time
@@ -49,23 +49,23 @@ def start_worker(server: Any) -> subprocess.Popen[bytes]:
 
 def test_a_worker_reports_and_stops_when_asked(server: Any) -> None:
     worker = start_worker(server)
-    assert server.messages.get(timeout=30) == (0, Note("ready"))
+    assert server.messages.get(timeout=PATIENCE_SECONDS) == (0, Note("ready"))
     server.ask_to_stop()
-    assert server.messages.get(timeout=30) == (0, Note("stopped"))
-    assert worker.wait(30) == 0
+    assert server.messages.get(timeout=PATIENCE_SECONDS) == (0, Note("stopped"))
+    assert worker.wait(PATIENCE_SECONDS) == 0
 
 
 def test_a_worker_that_comes_after_the_request_hears_it_too(server: Any) -> None:
     server.ask_to_stop()
     worker = start_worker(server)
-    assert worker.wait(30) == 0
+    assert worker.wait(PATIENCE_SECONDS) == 0
 
 
 def test_a_worker_whose_driver_is_gone_exits_at_once(server: Any) -> None:
     worker = start_worker(server)
-    server.messages.get(timeout=30)
+    server.messages.get(timeout=PATIENCE_SECONDS)
     server.close()
-    assert worker.wait(30) == LOST_DRIVER_EXIT
+    assert worker.wait(PATIENCE_SECONDS) == LOST_DRIVER_EXIT
 
 
 def test_a_stranger_without_the_token_is_not_heard(server: Any) -> None:
@@ -103,7 +103,7 @@ def test_a_stranger_who_sends_junk_is_hung_up_on(
     raised: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", raised.append)
     host, port = server.address.host, server.address.port
-    with socket.create_connection((host, port), timeout=30) as stranger:
+    with socket.create_connection((host, port), timeout=PATIENCE_SECONDS) as stranger:
         # The server hangs up before it has read a million bytes.
         with contextlib.suppress(ConnectionError):
             stranger.sendall(words.replace(b"TOKEN", server.address.token.encode()))
@@ -113,7 +113,7 @@ def test_a_stranger_who_sends_junk_is_hung_up_on(
     assert server.messages.empty()
     line = Lifeline(server.address, rank=0)
     line.send(Note("ready"))
-    assert server.messages.get(timeout=30) == (0, Note("ready"))
+    assert server.messages.get(timeout=PATIENCE_SECONDS) == (0, Note("ready"))
     assert raised == [], "a traceback was printed"
     line.close()
 
@@ -122,7 +122,7 @@ def test_a_stranger_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(lifeline, "HELLO_SECONDS", 0.05)
     server = LifelineServer("127.0.0.1", lambda rank, message: None)
     where = (server.address.host, server.address.port)
-    with socket.create_connection(where, timeout=30) as stranger:
+    with socket.create_connection(where, timeout=PATIENCE_SECONDS) as stranger:
         assert stranger.recv(1) == b""
     server.close()
 
@@ -133,12 +133,12 @@ def test_strangers_who_wait_do_not_keep_a_worker_out(
     monkeypatch.setattr(lifeline, "STRANGERS", 3)
     where = (server.address.host, server.address.port)
     before = threading.active_count()
-    strangers = [socket.create_connection(where, timeout=30) for _ in range(20)]
+    strangers = [socket.create_connection(where, timeout=PATIENCE_SECONDS) for _ in range(20)]
     for stranger in strangers[:17]:
         assert stranger.recv(1) == b""
     line = Lifeline(server.address, rank=0)
     line.send(Note("ready"))
-    assert server.messages.get(timeout=30) == (0, Note("ready"))
+    assert server.messages.get(timeout=PATIENCE_SECONDS) == (0, Note("ready"))
     # Three threads for strangers, and two for the worker: one at each end.
     wait_until(lambda: threading.active_count() <= before + 5, "the threads of the others to end")
     line.close()
@@ -149,13 +149,15 @@ def test_strangers_who_wait_do_not_keep_a_worker_out(
 def test_a_server_that_was_closed_listens_no_longer(server: Any) -> None:
     server.close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((server.address.host, server.address.port), timeout=30)
+        socket.create_connection(
+            (server.address.host, server.address.port), timeout=PATIENCE_SECONDS
+        )
 
 
 def test_the_server_counts_who_is_on_the_line(server: Any) -> None:
     line = Lifeline(server.address, rank=3)
     line.send(Note("ready"))
-    assert server.messages.get(timeout=30)[0] == 3
+    assert server.messages.get(timeout=PATIENCE_SECONDS)[0] == 3
     assert server.connected == 1
     line.close()
     wait_until(lambda: server.connected == 0, "the server to notice that the line is closed")

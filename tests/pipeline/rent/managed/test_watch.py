@@ -29,6 +29,7 @@ from tests.pipeline.rent.managed.test_diagnose import A40, job
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import JOB, FakeProvider, beat, during, succeed, succeed_after
 from tests.support.states import someone
+from tests.support.waiting import PATIENCE_SECONDS
 
 TASK = "name: pion-demo\n---\nenvs:\n  PION_LAUNCH_ID: 0123abcd\nrun: pion run\n"
 
@@ -418,7 +419,7 @@ def test_the_page_is_there_while_the_watch_acts(
 
     def look_at_the_page() -> list[Pod]:
         url = capsys.readouterr().out.partition("  the page of this run")[0]
-        shown.append(httpx.get(f"{url}/data").json()["runs"][0]["url"])
+        shown.append(httpx.get(f"{url}/data", timeout=PATIENCE_SECONDS).json()["runs"][0]["url"])
         return []
 
     monkeypatch.setattr(provider, "list_pods", look_at_the_page)

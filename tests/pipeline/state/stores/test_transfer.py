@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.retry import retrying
 from pipeline.state.stores.transfer import THREADS, download_parallel
-from tests.support.waiting import rest_of
+from tests.support.waiting import PATIENCE_SECONDS, rest_of
 
 T = TypeVar("T")
 Start = Callable[..., subprocess.Popen[str]]
@@ -207,7 +207,7 @@ def test_parts_are_hashed_in_order_in_whatever_order_they_arrive(tmp_path: Path)
     def fetch(start: int, stop: int) -> Iterator[bytes]:
         number = start // 100
         if number + 1 < THREADS:
-            assert arrived[number + 1].wait(30)  # the last part comes first
+            assert arrived[number + 1].wait(PATIENCE_SECONDS)  # the last part comes first
         yield data[start:stop]
         arrived[number].set()
 
@@ -227,7 +227,7 @@ def test_a_slow_first_part_does_not_let_memory_grow(tmp_path: Path) -> None:
         if len(begun) == at_most:
             all_busy.set()
         if start == 0:
-            assert all_busy.wait(30)
+            assert all_busy.wait(PATIENCE_SECONDS)
             time.sleep(0.2)  # a chance for more to begin
             assert len(begun) == at_most
         yield data[start:stop]
