@@ -15,7 +15,8 @@ from pion.model.loss import IGNORED
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A mean over target tokens. Tokens of one row are not independent, so rows are the sample."""
+    """A mean over target tokens. Tokens and rows of one document are not independent, so documents
+    are the sample, or the rows of a single document."""
 
     loss: float  # nats per target token
     sem: float  # standard error of `loss`; NaN for a single row
@@ -25,18 +26,26 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    scorer: Scorer, stream: RowStream, rows: range, *, rank: int = 0, world_size: int = 1
+    scorer: Scorer,
+    stream: RowStream,
+    rows: range,
+    end_of_text: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Evaluation:
     """Return the loss of the scorer's model on the given rows of `stream`.
 
-    With several ranks, each rank computes its share, and all ranks get the whole result. The
-    model's train or evaluation mode is restored. Raises BadInput if the rows have no target.
+    `end_of_text` is the id that ends a document. With several ranks, each rank computes its share,
+    and all ranks get the whole result. The model's train or evaluation mode is restored. Raises
+    BadInput if the rows have no target.
     """
     model = scorer.model
     device = next(model.parameters()).device
     # On the host: consumer GPUs and the A40 compute fp64 at 1/64 of their fp32 speed.
-    nll = torch.zeros(len(rows), dtype=torch.float64)
-    tokens = torch.zeros_like(nll)
+    by_row = torch.zeros(2, len(rows), dtype=torch.float64)  # nats, and target tokens
+    documents = torch.from_numpy(stream.document_numbers(rows, end_of_text))
+    by_document = by_row.new_zeros(2, int(documents.max()) + 1 if len(rows) else 0)
     training = model.training
     model.eval()
     try:
@@ -45,16 +54,20 @@ def evaluate(
             part = list(mine[start : start + scorer.micro_batch])
             batch = stream.batch([rows[i] for i in part])
             scores, _ = token_nll(model, batch, scorer.vocab_size, scorer.dtype)
-            nll[part] = scores.cpu().double().sum(dim=1)
-            tokens[part] = (batch.targets != IGNORED).sum(dim=1).double()
+            found = torch.stack((scores.cpu(), batch.targets != IGNORED)).double()
+            by_row[:, part] = found.sum(dim=2)
+            by_document.index_add_(1, documents[part].flatten(), found.flatten(1))
             scorer.on_batch()
     finally:
         model.train(training)
     if world_size > 1:
-        sums = torch.stack((nll, tokens)).to(device)
+        sums = torch.cat((by_row, by_document), dim=1).to(device)
         dist.all_reduce(sums)
-        nll, tokens = sums.cpu()
-    if not tokens.any():
+        by_row, by_document = sums.cpu().split((len(rows), by_document.shape[1]), dim=1)
+    if not by_row[1].any():
         raise BadInput(f"none of the {len(rows)} held-out rows has a token to predict")
-    loss, sem = ratio(nll.numpy(), tokens.numpy())
-    return Evaluation(loss=loss, sem=sem, tokens=int(tokens.sum()), rows=len(rows))
+    loss, sem = ratio(*by_row.numpy())
+    learned = by_document[:, by_document[1] > 0]
+    if learned.shape[1] > 1:
+        _, sem = ratio(*learned.numpy())
+    return Evaluation(loss=loss, sem=sem, tokens=int(by_row[1].sum()), rows=len(rows))

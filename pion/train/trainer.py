@@ -258,19 +258,20 @@ class Trainer:
         stream: RowStream,
         rows: range,
         micro_batch: int,
+        end_of_text: int,
         vocab_size: int | None = None,
         on_batch: Callable[[], None] = lambda: None,
     ) -> Evaluation:
         """Return the held-out loss over `rows` of `stream`, split over ranks.
 
-        The softmax is over the first `vocab_size` ids, the ids that the tokenizer produces; by
-        default over all ids. `on_batch` is called after each micro-batch. Raises BadInput if the
-        rows have no target.
+        `end_of_text` is the id that ends a document. The softmax is over the first `vocab_size`
+        ids, the ids that the tokenizer produces; by default over all ids. `on_batch` is called
+        after each micro-batch. Raises BadInput if the rows have no target.
         """
         ids = vocab_size or self.model.config.vocab_size
         scorer = Scorer(self.model, ids, micro_batch, self.dtype, on_batch)
         world_size = self.plan.world_size
-        return evaluate(scorer, stream, rows, rank=self.rank, world_size=world_size)
+        return evaluate(scorer, stream, rows, end_of_text, rank=self.rank, world_size=world_size)
 
     # ------------------------------------------------------------ state
 

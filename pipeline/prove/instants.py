@@ -54,7 +54,9 @@ class Instants:
                 self._after_training = 0
                 return None
         self._drawn += 1
-        if head is not None and not trained and _failures(head) >= FAILURES_BEFORE_COMMIT:
+        failing = head is not None and _failures(head) >= FAILURES_BEFORE_COMMIT
+        # The first kill at a mark lands in a save, and the first at random after one.
+        if not trained and (failing or self._drawn == 2):
             instant = Instant(lines=self._draw.randint(0, 3), after_commit=True)
         elif self._drawn % 2:
             instant = self._at_mark(head, trained, saves_left)

@@ -14,8 +14,10 @@ def verdict_lines(result: Mapping[str, Any]) -> list[str]:
     kills = result["kills"]
     lines = ["", *_kills_table(kills), ""]
     runs = len(result["rounds"])
+    hits = sum(kill["during"] in result["unbroken"]["stages"] for kill in kills)
     lines.append(
         f"{_times(len(kills), 'kill')} in {_times(runs, 'run')}, "
+        f"{hits or 'none'} of them in training, "
         f"{duration(result['seconds'])} ({result['seconds_per_kill']:.1f} s per kill)"
     )
     for stage, about in result["unbroken"]["stages"].items():

@@ -120,9 +120,9 @@ class StageTraining:
     def _evaluate(self) -> None:
         trainer, held_out = self.trainer, self.data.held_out
         rows = range(min(self.context.job.evaluate.rows, held_out.total_rows))
-        vocab_size = self.data.tokenizer.vocab_size
+        end, vocab_size = self.data.tokenizer.end_of_text, self.data.tokenizer.vocab_size
         result = trainer.evaluate(
-            held_out, rows, trainer.plan.micro_batch, vocab_size, self._progress
+            held_out, rows, trainer.plan.micro_batch, end, vocab_size, self._progress
         )
         self.rank.evaluated(result)
 

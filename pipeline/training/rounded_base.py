@@ -37,7 +37,12 @@ def cost_of_rounding(
         if rounds:
             round_weights(base)
         found = evaluate(
-            scorer, held_out, rows, rank=context.group.rank, world_size=plan.world_size
+            scorer,
+            held_out,
+            rows,
+            tokenizer.end_of_text,
+            rank=context.group.rank,
+            world_size=plan.world_size,
         )
         losses.append(found.loss)
         context.watchdog.restart()

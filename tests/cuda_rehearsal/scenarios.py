@@ -136,7 +136,7 @@ def evaluate_in_training(watch: Watch, config: ModelConfig, dtype: Dtype) -> tup
     """Measure the held-out loss as the trainer does; count the micro-batches."""
     scorer = _scorer(config, dtype)
     watch.start()
-    evaluate(scorer, Zeros(config.seq_len), range(ROWS_AT_ONCE * MICRO_BATCHES))
+    evaluate(scorer, Zeros(config.seq_len), range(ROWS_AT_ONCE * MICRO_BATCHES), end_of_text=0)
     return MICRO_BATCHES, scorer
 
 

@@ -214,33 +214,45 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_step_and_rows_and_never_
 # ---------------------------------------------------------------- evaluation
 
 
-def row_losses(model: Decoder, batch: Batch) -> torch.Tensor:
+def token_losses(model: Decoder, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
         logits = model(batch.tokens, positions=batch.positions, documents=batch.documents)
-    return cross_entropy(logits.transpose(1, 2), batch.targets, reduction="none").sum(dim=1)
+    return cross_entropy(logits.transpose(1, 2), batch.targets, reduction="none")
 
 
 def test_evaluation_is_the_mean_per_token_whatever_the_micro_batch(tmp_path: Path) -> None:
     stream = open_stream(tmp_path, conversations=True)
     batch = stream.batch(range(10, 30))
     model = trainer(stream)
-    nll = row_losses(model.model, batch)
+    nll = token_losses(model.model, batch)
     tokens = (batch.targets != -100).sum()
     for micro_batch in (1, 7, 20):
-        result = model.evaluate(stream, range(10, 30), micro_batch)
+        result = model.evaluate(stream, range(10, 30), micro_batch, end_of_text=0)
         assert result.loss == pytest.approx((nll.sum() / tokens).item(), rel=1e-5)
         assert (result.tokens, result.rows) == (int(tokens), 20)
 
 
-def test_the_standard_error_is_that_of_losses_over_samples_of_rows(tmp_path: Path) -> None:
-    """Compare it with the spread of the loss over bootstrap samples of the same rows."""
-    stream = open_stream(tmp_path, rows=200, conversations=True)
-    model = trainer(stream)
-    batch = stream.batch(range(200))
-    nll, tokens = row_losses(model.model, batch), (batch.targets != -100).sum(dim=1)
-    draws = torch.randint(200, (2000, 200), generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("conversations", [True, False])
+def test_the_standard_error_is_that_of_losses_over_samples_of_documents(
+    tmp_path: Path, conversations: bool
+) -> None:
+    """Compare it with the spread of the loss over bootstrap samples of the same documents."""
+    stream = open_stream(tmp_path, rows=200, conversations=conversations)
+    model, batch = trainer(stream), stream.batch(range(200))
+    documents = torch.from_numpy(stream.document_numbers(range(200), end_of_text=20)).flatten()
+    losses = token_losses(model.model, batch).double().flatten()
+    learned = (batch.targets != -100).double().flatten()
+    nll, tokens = (torch.bincount(documents, each) for each in (losses, learned))
+    nll, tokens = nll[tokens > 0], tokens[tokens > 0]
+    seeded = torch.Generator().manual_seed(0)
+    draws = torch.randint(len(nll), (2000, len(nll)), generator=seeded)
     spread = (nll[draws].sum(dim=1) / tokens[draws].sum(dim=1)).std().item()
-    assert model.evaluate(stream, range(200), 50).sem == pytest.approx(spread, rel=0.1)
+    found = model.evaluate(stream, range(200), 50, end_of_text=20)
+    assert found.sem == pytest.approx(spread, rel=0.1)
+    if not conversations:  # a single document is measured by its rows
+        rows = losses.view(200, -1).sum(dim=1) / learned.view(200, -1).sum(dim=1)
+        one = model.evaluate(stream, range(200), 50, end_of_text=10**6)
+        assert one.sem == pytest.approx(rows.std().item() / 200**0.5, rel=1e-3)
 
 
 def test_evaluating_moves_neither_mode_nor_random_numbers_nor_training(text: RowStream) -> None:
@@ -248,7 +260,7 @@ def test_evaluating_moves_neither_mode_nor_random_numbers_nor_training(text: Row
     run(quiet, 4)
     run(evaluating, 2)
     random = torch.get_rng_state()
-    evaluating.evaluate(text, range(4), 2)
+    evaluating.evaluate(text, range(4), 2, end_of_text=0)
     assert torch.equal(torch.get_rng_state(), random)
     assert evaluating.model.training
     run(evaluating, 2)
@@ -257,4 +269,4 @@ def test_evaluating_moves_neither_mode_nor_random_numbers_nor_training(text: Row
 
 def test_evaluating_rows_without_a_target_is_refused(text: RowStream) -> None:
     with pytest.raises(BadInput, match="held-out"):
-        trainer(text).evaluate(text, range(0), 2)
+        trainer(text).evaluate(text, range(0), 2, end_of_text=0)

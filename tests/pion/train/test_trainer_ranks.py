@@ -50,7 +50,7 @@ def train_both_kinds(streams: dict[str, RowStream], world_size: int, rank: int) 
     text = make(streams["text"], world_size, rank, optimizer="muon")
     conversations = make(streams["conversations"], world_size, rank)
     results: dict[str, Any] = {"text": curve(text), "conversations": curve(conversations)}
-    evaluation = conversations.evaluate(streams["conversations"], range(5, 20), 4)
+    evaluation = conversations.evaluate(streams["conversations"], range(5, 20), 4, end_of_text=0)
     results["evaluation"] = vars(evaluation)
     results["digest"] = digest(text)
     return results

@@ -21,6 +21,7 @@ from pipeline.prove.attempt import Attempt, Instant, Place, attempt
 from pipeline.prove.cut import MAX_STEPS, cut_overrides, cut_steps
 from pipeline.prove.instants import FAILURES_BEFORE_COMMIT, Instants
 from pipeline.prove.proof import ProofOptions, prove
+from pipeline.prove.table import verdict_lines
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head, StageRecord
 from pipeline.state.run_state import RunState
@@ -199,13 +200,38 @@ def test_half_of_the_kills_are_at_marks_and_every_mark_comes_up_equally_often() 
     assert {points.count(point) for point in POINTS} == {10}
 
 
+def test_the_first_kills_of_a_proof_land_in_training() -> None:
+    at_mark, at_random = draws(None, 2)
+    assert at_mark is not None
+    assert at_random is not None
+    assert at_mark.point == "save"
+    assert at_random.after_commit
+
+
+@pytest.mark.parametrize(("during", "words"), [("pretrain", "1 of"), ("prepare", "none of")])
+def test_the_verdict_says_how_many_kills_hit_training(during: str, words: str) -> None:
+    kill = {"at": None, "during": during, "died": "driver", "lost": 0, "first_step_seconds": None}
+    trained = {"steps": 9, "model_sha256": "0" * 64, "rows_sha256": "0" * 64}
+    lines = verdict_lines(
+        {
+            "kills": [kill, kill | {"during": "start-up"}],
+            "rounds": [{}],
+            "seconds": 9.0,
+            "seconds_per_kill": 4.5,
+            "unbroken": {"stages": {"pretrain": trained}},
+            "equal": True,
+        }
+    )
+    assert f"2 kills in 1 run, {words} them in training" in "\n".join(lines)
+
+
 def test_no_kill_waits_for_a_mark_that_will_not_come() -> None:
     points = {i.point for i in draws(head_after(0, "prepare"), 100, remote=False) if i is not None}
     assert points == {None, "save", "commit", "boundary"}
 
 
 def test_after_kills_without_a_commit_the_next_one_waits_for_a_commit() -> None:
-    before = draws(head_after(FAILURES_BEFORE_COMMIT - 1, "prepare"), 50)
+    before = draws(head_after(FAILURES_BEFORE_COMMIT - 1, "prepare"), 50)[2:]
     assert not any(instant is not None and instant.after_commit for instant in before)
     waiting = draws(head_after(FAILURES_BEFORE_COMMIT, "prepare"), 50)
     assert all(instant is not None and instant.after_commit for instant in waiting)
