@@ -63,7 +63,8 @@ def read_json(path: str | Path, limit: int = LARGEST_RECORD) -> Any:
 def parse_json(
     data: bytes | str, where: str, *, strict: bool = True, nan_as_none: bool = False
 ) -> Any:
-    """Return the JSON value in `data`: UTF-8, finite numbers, at most 64 levels, whole characters.
+    """Return the JSON value in `data`: UTF-8, finite numbers, at most 64 levels, whole characters,
+    and one value for each key of an object.
 
     With `nan_as_none`, for old records, NaN and Infinity are read as None. With `strict=False`, for
     data sets, numbers may be NaN or infinite, and texts may have half characters. Raises BadInput
@@ -73,7 +74,10 @@ def parse_json(
     try:
         text = data if isinstance(data, str) else data.decode()
         numbers: Any = {"parse_float": _finite, "parse_int": _whole, "parse_constant": constant}
-        value = json.loads(text, **(numbers if strict else {}))
+        if strict:
+            value = json.loads(text, object_pairs_hook=_unique, **numbers)
+        else:
+            value = _LINES.decode(text)
         surrogates = strict and ("\\ud" in text or "\\uD" in text)
         # With so few brackets, nothing can be too deep.
         if surrogates or text.count("[") + text.count("{") > DEEPEST:
@@ -105,6 +109,20 @@ def _reason(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError) and error.lineno == 1:  # perhaps a line of a file
         return f"{error.msg} at column {error.colno}"
     return str(error).partition(";")[0]  # the rest is advice for programmers
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object. Raises ValueError for two values of a key; the same value twice is read."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if value != found[name]:
+                raise ValueError(f"the key {name[:80]!r} is given twice, with different values")
+    return found
+
+
+# One decoder for the millions of lines of a data set: to make one takes as long as a short line.
+_LINES = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _refuse_constant(name: str) -> float:

@@ -28,6 +28,11 @@ def nested(levels: int) -> str:
         pytest.param('{"a":' * 100_000, "nested deeper than 64 levels", id="bottomless"),
         pytest.param(r'{"a": ["\ud800"]}', "surrogates not allowed", id="half a character"),
         pytest.param(r'{"\uDFFF": 1}', "surrogates not allowed", id="half a character as key"),
+        pytest.param(
+            '{"a": 1, "b": {"c": 1, "a": 2, "c": 2}}',
+            "the key 'c' is given twice, with",
+            id="twice",
+        ),
         pytest.param(b"\xff\xfe", "can't decode byte 0xff", id="not utf-8"),
     ],
 )
@@ -41,13 +46,14 @@ def test_json_that_is_no_plain_value_is_refused_with_the_file_and_the_reason(
 
 def test_json_up_to_the_bounds_is_read() -> None:
     assert parse_json(nested(DEEPEST), "x")
+    assert parse_json('{"a": [1], "b": 2, "a": [1]}', "x") == {"a": [1], "b": 2}
     assert parse_json(r'["\ud83d\ude00", "\u00e9", 1e300, -0.0]', "x") == ["😀", "é", 1e300, 0.0]
 
 
 def test_the_line_of_a_data_set_may_have_what_many_data_sets_have() -> None:
     value = parse_json(r'{"a": NaN, "b": -Infinity, "c": 1e999, "d": "\ud800"}', "x", strict=False)
     assert str(value) == r"{'a': nan, 'b': -inf, 'c': inf, 'd': '\ud800'}"
-    for text in (nested(DEEPEST + 1), "9" * 5000):
+    for text in (nested(DEEPEST + 1), "9" * 5000, '{"text": "a", "text": null}'):
         with pytest.raises(BadInput, match="x is not valid JSON"):
             parse_json(text, "x", strict=False)
 

@@ -12,7 +12,6 @@ the recording.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput
-from pion.untrusted import LARGEST_LISTING, read_file
+from pion.untrusted import LARGEST_LISTING, parse_json, read_file
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,10 @@ def read_trace(path: str | Path) -> Trace:
     trace."""
     path = Path(path)
     try:
-        raw = json.loads(read_file(path, LARGEST_LISTING))
+        # What is not finite is refused below, with its place.
+        raw = parse_json(read_file(path, LARGEST_LISTING), f"the trace {path}", strict=False)
     except OSError as error:
         raise BadInput(f"can't read the trace {path}: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"the trace {path} is not JSON: {error}.") from None
     metadata = raw.get("metadata") if isinstance(raw, dict) else None
     gap = metadata.get("gap_seconds") if isinstance(metadata, dict) else None
     if not isinstance(gap, int | float) or not _is_amount(gap) or gap == 0:

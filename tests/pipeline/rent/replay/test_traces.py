@@ -78,8 +78,9 @@ def good(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("spot prices", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
+        ("spot prices", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ('{"data": [1], "data": [0]}', "the key 'data' is given twice"),
         ([0, 1], "metadata.gap_seconds is missing"),
         ({"data": [0, 1]}, "metadata.gap_seconds is missing"),
         (good(metadata=32), "metadata.gap_seconds is missing"),
@@ -113,7 +114,7 @@ def test_a_file_that_can_t_be_read_is_refused(tmp_path: Path) -> None:
         read_trace(tmp_path)
     path = tmp_path / "latin.json"
     path.write_bytes(b'{"data": "\xff"}')
-    with pytest.raises(BadInput, match="is not JSON"):
+    with pytest.raises(BadInput, match="is not valid JSON"):
         read_trace(path)
 
 
