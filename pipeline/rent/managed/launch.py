@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pion.errors import BadInput
 from pipeline.console.formats import duration, show
 from pipeline.job.digest import digest_job
+from pipeline.rent.credentials import wanted_secrets
 from pipeline.rent.deadline.of_run import deadline_of, keeping_deadline, refuse_past
 from pipeline.rent.managed.at_work import owner_age
 from pipeline.rent.managed.managed_jobs import ManagedJob
@@ -55,7 +56,7 @@ def launch(
     if dry_run:
         has_deadline = job_file.job.deadline is not None
         order = make_order(state, job_file, sky_yaml, force=force, deadline=has_deadline)
-        show(task_yaml(order.config))
+        show(task_yaml(order.config, wanted_secrets(job_file.job)))
         return 0
     with before_work("Nothing was rented."):
         has_deadline = deadline_of(state, job_file.job) is not None

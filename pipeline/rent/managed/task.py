@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -122,14 +122,17 @@ def make_task(config: Mapping[str, Any], secrets: Mapping[str, str]) -> Any:
         )
 
 
-def task_yaml(config: Mapping[str, Any]) -> str:
-    """Return the task as text. Of its secrets, the text says only where they come from."""
+def task_yaml(config: Mapping[str, Any], wanted: Collection[str]) -> str:
+    """Return the task as text. Of its secrets, the text says only where they come from, and it
+    leaves out optional ones that are not among the `wanted`: they are not sent."""
     shown = deepcopy(dict(config))
+    declared = config.get("secrets") or {}
     shown["secrets"] = {
         name: "<from the environment>"
-        if os.environ.get(name)
+        if os.environ.get(name) and (value is None or name in wanted)
         else (value and "<given in the YAML>")
-        for name, value in (config.get("secrets") or {}).items()
+        for name, value in declared.items()
+        if value or value is None or name in wanted
     }
     if not shown["secrets"]:
         del shown["secrets"]

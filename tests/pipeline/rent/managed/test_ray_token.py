@@ -56,8 +56,8 @@ def test_the_token_is_in_no_record_variable_or_dry_run(config: dict[str, Any]) -
     task = make_task(config, {})
     record = recorded(task).task or ""
     assert "num_nodes: 2" in record
-    assert token_of(task) not in record + str(task.envs) + repr(task) + task_yaml(config)
-    assert HERE not in record + task_yaml(config)
+    assert token_of(task) not in record + str(task.envs) + repr(task) + task_yaml(config, [])
+    assert HERE not in record + task_yaml(config, [])
 
 
 def test_one_node_gets_no_token() -> None:
