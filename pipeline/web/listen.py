@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 # How long answers that are being sent may take to end once the server stops, in seconds.
 GRACE = 5.0
+# So many connections are accepted before one more is closed.
+AT_ONCE = 16
+
+
+class _Room:
+    """Makes room for new connections: closes the oldest idle one while `most` are idle.
+
+    Otherwise clients that send nothing use up the files that this process may open.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._busy: set[web.RequestHandler] = set()
+
+    @web.middleware
+    async def counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer a request, during which its connection is not idle."""
+        self._busy.add(request.protocol)
+        try:
+            return await handler(request)
+        finally:
+            self._busy.discard(request.protocol)
+
+    def accept(self, server: web.Server) -> web.RequestHandler:
+        """Return what handles a new connection."""
+        idle = [
+            one
+            for one in server.connections
+            if one.transport is not None and one not in self._busy and not one.writing_paused
+        ]
+        if len(idle) >= self._most:
+            idle[0].force_close()
+        return server()
 
 
 def url_of(listener: socket.socket) -> str:
@@ -28,6 +64,8 @@ async def answering(app: web.Application, listener: socket.socket) -> AsyncItera
 
     A request whose client has gone is cancelled.
     """
+    room = _Room(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+    app.middlewares.append(room.counted)
     runner = web.AppRunner(
         app,
         handler_cancellation=True,
@@ -36,10 +74,15 @@ async def answering(app: web.Application, listener: socket.socket) -> AsyncItera
         keepalive_timeout=30,
     )
     await runner.setup()
+    assert runner.server is not None
+    loop = asyncio.get_running_loop()
+    accept = partial(room.accept, runner.server)
+    acceptor = await loop.create_server(accept, sock=listener, backlog=AT_ONCE)
+    listener.listen()  # the queue itself may be longer
     try:
-        await web.SockSite(runner, listener).start()
         yield
     finally:
+        acceptor.close()
         await runner.cleanup()
 
 

@@ -1,9 +1,12 @@
-"""A client that stops reading is given up."""
+"""Clients that stop reading, or send nothing, do not keep others out."""
 
 from __future__ import annotations
 
+import asyncio
+import resource
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from aiohttp import web
@@ -22,6 +25,7 @@ def ended() -> list[str]:
 @pytest.fixture
 def server(ended: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     monkeypatch.setattr(address, "UNREAD_SECONDS", 0.2)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (12, 12))
 
     async def much(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -32,8 +36,15 @@ def server(ended: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[socket
         finally:
             ended.append("much")
 
+    async def held(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"x")
+        await asyncio.Event().wait()
+        return response
+
     app = web.Application()
-    app.add_routes([web.get("/much", much)])
+    app.add_routes([web.get("/much", much), web.get("/held", held)])
     listener = Address(port=0).listen()
     with serve_in_thread(app, listener):
         yield listener
@@ -45,3 +56,27 @@ def test_a_reader_that_stops_is_given_up(server: socket.socket, ended: list[str]
         client.sendall(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
         client.recv(1)
         wait_until(lambda: ended == ["much"], "the end of the answer")
+
+
+def ask(client: socket.socket, path: str, end: bytes) -> bytes:
+    """Send a request; return its answer, which ends with `end`, or what came before the close."""
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    answer = b""
+    while not answer.endswith(end) and (more := client.recv(4096)):
+        answer += more
+    return answer
+
+
+def test_the_oldest_idle_connection_makes_room_for_a_new_one(server: socket.socket) -> None:
+    with ExitStack() as stack:
+        clients = []
+        for number in range(6):
+            clients.append(stack.enter_context(socket.create_connection(server.getsockname())))
+            path, end = ("/", b"Not Found") if number else ("/held", b"x\r\n")
+            assert ask(clients[-1], path, end).endswith(end)
+        busy, *clients = clients
+        assert [client.recv(1) for client in clients[:2]] == [b"", b""]
+        assert all(ask(client, "/", b"Not Found") for client in clients[2:])
+        busy.setblocking(False)
+        with pytest.raises(BlockingIOError):  # still answered
+            busy.recv(1)
