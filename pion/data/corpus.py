@@ -46,27 +46,47 @@ class Record:
 
 
 def list_files(path: Path, suffixes: tuple[str, ...], key: str) -> list[Path]:
-    """Return the files that `path` names, sorted.
+    """Return the files that `path` names, sorted; see `find_files`."""
+    return find_files(path, suffixes, key)[0]
 
-    `path` is a file, a folder whose files have one of `suffixes`, or a glob. `key` is the job's key
-    with the path, for the message. Raises BadInput if no file matches.
+
+def find_files(path: Path, suffixes: tuple[str, ...], key: str) -> tuple[list[Path], list[str]]:
+    """Return the files that `path` names, sorted, and a sentence for each reason to leave some out.
+
+    `path` is a file, a folder whose files have one of `suffixes`, or a glob. A file that several
+    links lead to counts once. `key` is the job's key with the path, for the message. Raises
+    BadInput if no file matches.
     """
     if path.is_file():
-        return [path]
+        return [path], []
     if path.exists() and not path.is_dir():
         raise BadInput(f"{key}: {path} is not a regular file, so it was not read")
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes)]
+        named = [p for p in path.rglob("*") if p.name.endswith(suffixes)]
         wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
         problem = f"no {wanted} file in the folder {path}"
     elif glob.has_magic(str(path)):
-        found = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
+        named = [Path(p) for p in glob.glob(str(path), recursive=True)]
         problem = f"no file matches {path}"
     else:
-        found, problem = [], f"no such file or folder: {path}"
-    if not found:
+        named, problem = [], f"no such file or folder: {path}"
+    files: dict[Path, Path] = {}
+    again, odd = [], []
+    for each in sorted(named, key=lambda p: p.as_posix()):
+        if each.is_dir():
+            continue
+        if not each.is_file():
+            odd.append(each)
+        elif files.setdefault(each.resolve(), each) != each:
+            again.append(each)
+    if not files:
         raise BadInput(f"{key}: {problem}")
-    return sorted(found, key=lambda p: p.as_posix())
+    left_out = (
+        (again, "read already by another name"),
+        (odd, "neither a file nor a folder"),
+    )
+    words = [f"left out, {why}: {len(them)}, such as {them[0]}" for them, why in left_out if them]
+    return list(files.values()), words
 
 
 def text_documents(

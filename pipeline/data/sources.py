@@ -22,8 +22,8 @@ from pion.data.corpus import (
     TEXT_SUFFIXES,
     Document,
     Record,
+    find_files,
     jsonl_records,
-    list_files,
     parquet_records,
     record_documents,
     text_documents,
@@ -70,12 +70,14 @@ class Remarks:
 
     Attributes:
         replaced: the characters that the vocabulary lacks.
+        left_out: why files of the source are not read.
         roles: the other names of roles, and the role that each was read as.
         systems: how many system messages there are.
         lost_systems: how many of them the model's chat template leaves out.
     """
 
     replaced: ReplacedCharacters
+    left_out: tuple[str, ...] = ()
     roles: dict[str, str] = field(default_factory=dict)
     systems: int = 0
     lost_systems: int = 0
@@ -102,6 +104,7 @@ class Remarks:
             "because the model's chat template leaves them out"
         )
         remarks = (
+            *self.left_out,
             self.replaced.in_words(),
             read and f"roles with other names: {read}",
             lost if self.lost_systems else "",
@@ -127,7 +130,8 @@ class Input:
     """A source of the job, found and pinned.
 
     `key` is its key in the job. `state` changes when the input changes: it covers the files with
-    their sizes and times, a Hub commit, or a Python version.
+    their sizes and times, a Hub commit, or a Python version. `left_out` says why files are not
+    read.
     """
 
     source: Source
@@ -135,6 +139,7 @@ class Input:
     state: str
     files: tuple[Path, ...] = ()
     commit: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def find_input(job: Job, source: Source, key: str, commit: str | None = None) -> Input:
@@ -143,10 +148,11 @@ def find_input(job: Job, source: Source, key: str, commit: str | None = None) ->
     Raises BadInput if there is nothing to read.
     """
     if isinstance(source, TextFiles | JsonlFiles | ParquetFiles | NpyShards | BinShards):
-        files = list_files(job.input_path(source.path), SUFFIXES[source.kind], f"{key}.path")
+        path = job.input_path(source.path)
+        files, left_out = find_files(path, SUFFIXES[source.kind], f"{key}.path")
         sizes = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         state = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
-        return Input(source, key, state, tuple(files))
+        return Input(source, key, state, tuple(files), left_out=tuple(left_out))
     if isinstance(source, HubDataset | HubNpyShards):
         from pipeline.data.hub import pin
 

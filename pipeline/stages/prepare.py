@@ -183,7 +183,7 @@ def _prepare_pretrain(job: Job, inputs: list[Input], folder: Path, by_job: bool,
             report = take_hub_shards(found, tokenizer, place, rows, say)
         else:
             what = f"tokenise {_name(found.source)}"
-            remarks = Remarks(tokenizer.replaced())
+            remarks = Remarks(tokenizer.replaced(), found.left_out)
             read = texts(job, found, remarks)
             report = write_text_rows(read, tokenizer, place, rows, what, say) | _noted(remarks)
         _check_splits(report, found, job.data.seq_len, job.data.held_out)
@@ -202,7 +202,7 @@ def _prepare_sft(job: Job, inputs: list[Input], folder: Path, by_job: bool, say:
     for number, found in enumerate(inputs):
         rows = _row_format(found, folder, job.sft_seq_len, job.data.shard_rows)
         place, what = folder / str(number), f"pack {_name(found.source)}"
-        remarks = Remarks(tokenizer.replaced())
+        remarks = Remarks(tokenizer.replaced(), found.left_out)
         with closing(ChatFormat(folder / "tokenizer.json", tokenizer)) as written:
             if written.own:
                 own, turns = in_own_format(tokenizer), conversations(job, found, remarks)

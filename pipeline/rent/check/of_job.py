@@ -24,7 +24,8 @@ from pipeline.job.digest import digest_job
 from pipeline.machine.time_limit import within
 from pipeline.models.find import CONFIG, Listed, find_model, locate_model
 from pipeline.rent.check.row import CheckRow
-from pipeline.run.stage_plan import plan_stages, work_left
+from pipeline.run.preflight import refuse_one_expert
+from pipeline.run.stage_plan import WorkLeft, plan_stages, work_left
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing, Store, open_store
 from pipeline.state.stores.verdict import before_work
@@ -216,7 +217,7 @@ def _first_record(job: Job, source: Source, key: str) -> str:
         return f"{source.repo} at {found.commit[:12]}: the first record can be read"
     total = sum(path.stat().st_size for path in found.files)
     files = "1 file" if len(found.files) == 1 else f"{len(found.files)} files"
-    return f"{files}, {size(total)}"
+    return ". ".join((f"{files}, {size(total)}", *found.left_out))
 
 
 def _is_tokenised(source: Source) -> bool:
@@ -238,17 +239,16 @@ def check_store(job: Job) -> list[CheckRow]:
     opened = open_store(job.store)
     run = RunState(opened, job.name)
 
-    def ask() -> str:
+    def ask() -> list[CheckRow]:
         opened.probe(run.key(""))
-        return _left(job, run)
+        return _check_run(job, run)
 
     try:
         with before_work("The run could not start."):  # the store is down or does not exist
             left = within(STORE_SECONDS, ask)
     except TimeoutError as error:
         raise BadInput(f"{opened.url}: {error}; the store is down or can't be reached") from None
-    rows = [CheckRow("store", True, f"{opened.url}: {_probed(opened)}")]
-    return [*rows, CheckRow("run", True, left)]
+    return [CheckRow("store", True, f"{opened.url}: {_probed(opened)}"), *left]
 
 
 def _probed(opened: Store) -> str:
@@ -257,10 +257,19 @@ def _probed(opened: Store) -> str:
     return "reading, writing, compare-and-swap and deleting work"
 
 
-def _left(job: Job, run: RunState) -> str:
+def _check_run(job: Job, run: RunState) -> list[CheckRow]:
     """Describe what the run still has to do. Raises BadInput if the job would invalidate committed
     work."""
     left = work_left(job, run)
+    if left.head is None:
+        try:
+            refuse_one_expert(job)
+        except BadInput as error:
+            return [CheckRow("model.experts", False, str(error))]
+    return [CheckRow("run", True, _left(job, left))]
+
+
+def _left(job: Job, left: WorkLeft) -> str:
     if left.head is None:
         return f"{job.name} is new"
     if left.finished():

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from pion.data import corpus
 from pion.data.corpus import (
     PART_BYTES,
+    find_files,
     jsonl_records,
     list_files,
     parquet_records,
@@ -43,6 +45,22 @@ def test_a_glob_names_files_of_any_ending(tmp_path: Path) -> None:
     for name in ("2.log", "1.log", "3.txt"):
         (tmp_path / name).write_text(name)
     assert texts(tmp_path / "*.log") == ["1.log", "2.log"]
+
+
+def test_a_file_that_links_lead_to_again_is_read_once_and_what_is_no_file_is_said(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path, tmp_path / "**" / "*.txt"):
+        files, left_out = find_files(path, (".txt",), KEY)
+        assert files == [tmp_path / "a.txt"]
+        links, odd = left_out
+        assert links.startswith("left out, read already by another name: ")
+        assert links.endswith(f"such as {tmp_path}/b.txt")
+        assert odd.startswith("left out, neither a file nor a folder: ")
 
 
 def test_paragraphs_are_documents_when_asked(tmp_path: Path) -> None:

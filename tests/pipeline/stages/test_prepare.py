@@ -79,11 +79,14 @@ def test_a_corpus_of_one_long_file_gives_its_end_to_the_held_out_split(tmp_path:
 def test_characters_that_the_vocabulary_lacks_are_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n".join(sentences(i, 6) for i in range(600)) + "\x04\x06")
     (tmp_path / "tokenizer.json").write_text(json.dumps(without_bytes()))
-    sources = {"sources": [{"kind": "text", "path": "a.txt"}]}
+    sources = {"sources": [{"kind": "text", "path": "*.txt"}]}
     job = make_job(
         tmp_path, data=sources, tokenizer={"file": "tokenizer.json"}, model=model_of(400)
     )
+    (tmp_path / "b.txt").symlink_to("a.txt")
     (source,) = prepared(job, tmp_path / "data").report["sources"]
+    again = source["remarks"].pop(0)
+    assert again == f"left out, read already by another name: 1, such as {tmp_path}/b.txt"
     assert source["remarks"][0].startswith("2 characters are not in the model's vocabulary")
     assert "a.txt#" in source["remarks"][0]
 
