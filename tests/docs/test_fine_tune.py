@@ -23,13 +23,16 @@ def blocks(kind: str) -> list[str]:
 
 
 def test_its_job_is_valid_and_may_have_each_of_its_sources(tmp_path: Path) -> None:
-    job, sources = blocks("yaml")
+    job, sources, measured = blocks("yaml")
     path = tmp_path / "job.yaml"
     for source in yaml.safe_load(sources)["sources"]:
         content = yaml.safe_load(job)
         content["sft"]["sources"] = [source]
         path.write_text(yaml.safe_dump(content))
         assert load_shipped(path).stages == ["prepare", "sft", "evaluate", "publish"]
+    # Its folder is not here; a model of the same settings stands for it.
+    path.write_text(yaml.safe_dump(yaml.safe_load(measured) | {"model": content["model"]}))
+    assert load_shipped(path).stages == ["prepare", "sft", "evaluate", "publish"]
 
 
 def test_its_conversations_have_the_layouts_that_are_read() -> None:
