@@ -34,6 +34,7 @@ def test_starting_the_command_imports_nothing_heavy() -> None:
 def test_ctrl_c_while_the_command_is_imported_leaves_no_traceback() -> None:
     code = """if True:
     import os, signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run with `&`
     class Interrupting:
         def find_spec(self, name, *_):
             if name == "pion.errors":
