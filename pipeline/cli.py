@@ -498,7 +498,9 @@ def _run(args: argparse.Namespace) -> int:
         raise BadInput("name a job file" + (f": {files}" if files else ", such as jobs/demo.yaml"))
     from pipeline.base.read_job import read_job
     from pipeline.job.file import job_text
+    from pipeline.machine.core_waits import yield_cores
 
+    yield_cores()
     job = read_job(args.job, args.overrides, args.redo)
     from pipeline.console.display import Display
     from pipeline.run.run import run_job

@@ -142,10 +142,10 @@ class StepMetrics:
         tokens = sum(rows * seq_len for rows, seq_len in self._interval_steps)
         seq_len = self._interval_steps[-1][1]
         flops = tokens * token_flops(self._config, seq_len, self._additions).total
-        peak = hardware.peak_flops(self._device, self._plan.dtype) * self._plan.world_size
+        reached = flops / seconds / self._plan.world_size
         return {
             "tokens_per_second": tokens / seconds,
-            "mfu": flops / seconds / peak,
+            "mfu": reached / hardware.peak_flops(self._device, self._plan.dtype, reached),
             "memory": hardware.memory_in_use(self._device),
         }
 

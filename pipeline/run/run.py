@@ -20,13 +20,13 @@ from pipeline.run.handover import ask_for_handover
 from pipeline.run.journal import Journal
 from pipeline.run.leaving import Leaving
 from pipeline.run.preflight import preflight, refuse_one_expert
+from pipeline.run.room import require_room
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import WorkLeft, check_until, work_left
 from pipeline.run.start import Options, Start
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.owner import RELEASED, Owner, launch_id
-from pipeline.state.records import Head
 from pipeline.state.rental_note import over_unless_interrupted
 from pipeline.state.run_data import bring_data
 from pipeline.state.run_state import Clock, RunState
@@ -50,7 +50,7 @@ def run_job(job: Job, options: Options, display: Display) -> int:
             if left.finished(options.until):
                 _show_finished(job, run, left, display)
                 return 0
-            price = _check_before_claiming(job, run, left.head, display)
+            price = _check_before_claiming(job, run, left, options.until, display)
         with stopping, _watching_for_notices(stopping, display) as leaving:
             owner = Owner.me()
             start = Start(job, options, left.digests, run, owner, stopping, started, price, leaving)
@@ -79,12 +79,13 @@ def _show_finished(job: Job, run: RunState, left: WorkLeft, display: Display) ->
 
 
 def _check_before_claiming(
-    job: Job, run: RunState, head: Head | None, display: Display
+    job: Job, run: RunState, left: WorkLeft, until: str | None, display: Display
 ) -> float | None:
     """Find now what would fail later; return the dollars that this machine costs an hour.
 
     Raises BadInput, and Stopped if the budget is spent or the machine costs too much.
     """
+    head = left.head
     if head is None:  # a run that an older version started continues
         refuse_one_expert(job)
     for note in preflight(job):
@@ -92,6 +93,7 @@ def _check_before_claiming(
     if job.base is not None:
         say_if_moved(run, job.base, job.folder, display.say)
     run.store.probe(run.key(""))
+    require_room(job, run, left, until)
     if head is not None:
         refuse_other_formats(run, head)
     price = true_price(job.budget, lambda text: display.say(Note(text)))

@@ -186,7 +186,7 @@ def _prepare_pretrain(job: Job, inputs: list[Input], folder: Path, by_job: bool,
             remarks = Remarks(tokenizer.replaced(), found.left_out)
             read = texts(job, found, remarks)
             report = write_text_rows(read, tokenizer, place, rows, what, say) | _noted(remarks)
-        _check_splits(report, found, job.data.seq_len, job.data.held_out)
+        check_splits(report, found, job.data.seq_len, job.data.held_out)
         reports.append({"name": _name(found.source)} | report)
     report = _totals(reports, tokenizer_report, started)
     data = _described(folder, "pretrain", job.data.sources, report)
@@ -213,7 +213,7 @@ def _prepare_sft(job: Job, inputs: list[Input], folder: Path, by_job: bool, say:
                 report = write_conversation_rows(read, theirs, place, rows, what, say)
         remarks.note_systems(report)
         report |= _noted(remarks)
-        _check_splits(report, found, job.sft_seq_len, job.sft.held_out)
+        check_splits(report, found, job.sft_seq_len, job.sft.held_out)
         reports.append({"name": _name(found.source)} | report)
     report = _totals(reports, tokenizer_report, started)
     _finish(job, inputs, _described(folder, "sft", job.sft.sources, report), say)
@@ -388,7 +388,7 @@ def _name(source: Source) -> str:
 # ---------------------------------------------------------------- checks and the end
 
 
-def _check_splits(report: dict[str, Any], found: Input, seq_len: int, share: float) -> None:
+def check_splits(report: dict[str, Any], found: Input, seq_len: int, share: float) -> None:
     """Raise BadInput if there is nothing to train or to evaluate on."""
     for split, wish in (("train", "lower held_out"), ("held_out", "raise held_out")):
         if not report[f"{split}_rows"]:
@@ -405,6 +405,11 @@ def _check_rows(data: Prepared, global_batch: int, stage: str, seq_len: int) -> 
             f"{data.folder / DATASET}: report.train_rows is {rows!r:.200}; it must be a whole "
             "number. Prepare the data again: --redo prepare"
         )
+    require_a_batch(rows, global_batch, stage, seq_len)
+
+
+def require_a_batch(rows: int, global_batch: int, stage: str, seq_len: int) -> None:
+    """Raise BadInput if a stage's rows do not fill a batch."""
     if rows < global_batch:
         raise BadInput(
             f"{stage}: the corpus is smaller than one batch: it has {rows:,} rows of {seq_len:,} "

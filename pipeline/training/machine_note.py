@@ -47,6 +47,8 @@ def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Tr
         "lr": settings.lr * lr_at(settings, trainer.step - 1) if trainer.step else None,
         "next_row": trainer.next_row,
     }
+    if trainer.device.type == "cpu":  # there, the number of threads decides how sums are rounded
+        now["threads"] = plan.threads
     receipt = context.patiently(lambda: hop_receipt(run, epoch, now))
     events = EventLog(run.store, run.name, epoch)
     events.append("training", **now)

@@ -20,6 +20,7 @@ from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.claim import Claim
 from pipeline.state.record_json import to_json
 from pipeline.training.advice import Advice
+from pipeline.training.busy_cores import BusyCores, Work
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
 from pipeline.training.context import TrainingContext
 from pipeline.training.machine_note import record_step_down
@@ -93,6 +94,7 @@ class RankZero(Rank):
         self._checkpointer.reserve(state.model, state.optimizer)
         run = run_reference(claim.store, claim.state.name)
         self._advice = Advice(context.job, stage, setup.trainer.step, run, context.report)
+        self._cores = _busy_cores(context, stage, setup)
         self._saving = Saving(
             self._checkpointer,
             context.job.checkpoint,
@@ -121,6 +123,8 @@ class RankZero(Rank):
         if rows:
             self._metrics.append(rows)
             self._report_step(rows[-1])
+            if self._cores is not None:
+                self._cores.look()
             self._metrics.flush_if_due()
 
     def stepped_down(self, change: StepDown) -> None:
@@ -274,6 +278,16 @@ def _open_checkpointer(
         uploader=Uploader(Snapshot(), patience=settings.max_undurable),
         workspace=context.workspace,
     )
+
+
+def _busy_cores(context: TrainingContext, stage: str, setup: Setup) -> BusyCores | None:
+    """Return what looks at the cores while a stage trains on them; None on a GPU."""
+    plan = setup.trainer.plan
+    if plan.threads is None or setup.trainer.device.type != "cpu":
+        return None
+    rows = plan.micro_batch * context.job.seq_len(stage)
+    work = Work(rows, setup.trainer.model.config.d_model)
+    return BusyCores(work, plan.threads, context.report)
 
 
 def _cadence(context: TrainingContext, claim: Claim, *, on_cpu: bool) -> SaveCadence:

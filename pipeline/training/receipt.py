@@ -2,8 +2,9 @@
 
 It compares two "training" events; an attempt records one when it begins (machine_note.py). Of
 their fields it uses: stage, from_step, host, device, workers, micro_batch, grad_accum, dtype,
-recompute, compile, torch, python, seq_len, global_batch, lr (the schedule's rate for step
-`from_step`, the last finished step) and next_row (the first row that this attempt trains on).
+recompute, compile, torch, threads (only on a CPU), python, seq_len, global_batch, lr (the
+schedule's rate for step `from_step`, the last finished step) and next_row (the first row that this
+attempt trains on).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def plan_changed(before: Row, now: Row) -> bool:
     """Return whether the machine changed, or how it computes."""
     if any(before.get(name) != now.get(name) for name in PLAN):
         return True
-    return any(_differs(before, now, name) for name in (*LATER_IN_PLAN, "torch"))
+    return any(_differs(before, now, name) for name in (*LATER_IN_PLAN, "torch", "threads"))
 
 
 def _differs(before: Row, now: Row, name: str) -> bool:
@@ -86,6 +87,8 @@ def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
     ]
     if _differs(before, now, "torch"):
         lines.append(f"torch {before['torch']} → {now['torch']}: equal up to rounding")
+    if _differs(before, now, "threads"):
+        lines.append(f"threads {before['threads']} → {now['threads']}: equal up to rounding")
     if continues and _differs(before, now, "compile"):
         lines.append(NOT_IDENTICAL)
     if same_stage:

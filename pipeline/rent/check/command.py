@@ -19,10 +19,11 @@ from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import HubDataset, Job
 from pipeline.machine.time_limit import begin, within
 from pipeline.rent.check import of_job, of_rental
-from pipeline.rent.check.of_amounts import check_corpus, check_room, check_vocabulary, check_workers
+from pipeline.rent.check.of_amounts import check_room, check_vocabulary, check_workers
 from pipeline.rent.check.of_base import check_base
 from pipeline.rent.check.of_controller import check_controller
 from pipeline.rent.check.of_conversations import check_conversations
+from pipeline.rent.check.of_corpus import check_corpus
 from pipeline.rent.check.of_deadline import check_deadline
 from pipeline.rent.check.of_files import check_files
 from pipeline.rent.check.of_machines import check_machines

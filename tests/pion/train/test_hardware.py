@@ -36,6 +36,19 @@ def test_gpus_without_bf16_or_not_in_the_table_have_no_figure_for_it() -> None:
     assert hardware.gpu_flops("NVIDIA T400", "float32") is None
 
 
+def test_a_peak_that_was_measured_while_the_cpu_was_busy_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = [1e9, 3e9, 2e9]
+    monkeypatch.setattr(hardware, "_peaks", {})
+    monkeypatch.setattr(hardware, "_measured_flops", lambda device, dtype: measured.pop(0))
+    assert hardware.peak_flops(CPU, "float32", reached=0.8e9) == 1e9
+    assert hardware.peak_flops(CPU, "float32", reached=1.6e9) == 3e9
+    assert hardware.peak_flops(CPU, "float32", reached=2.9e9) == 3e9
+    assert hardware.peak_flops(CPU, "float32", reached=3.5e9) == 3.5e9  # never above 100 % MFU
+    assert hardware.peak_flops(CPU, "float32") == 3.5e9
+
+
 def test_a_cpus_peak_is_measured_once() -> None:
     first = hardware.peak_flops(CPU, "float32")
     assert first > 1e9

@@ -174,7 +174,7 @@ def test_metrics_say_which_step_trained_on_which_rows_at_which_rate(text: RowStr
     assert [m["lr"] for m in metrics[:3]] == [5e-3, 1e-2, 1e-2]
     assert metrics[-1]["lr"] == pytest.approx(1e-3)
     assert all(m["tokens"] == 6 * 23 for m in metrics)
-    assert all(0 < m["mfu"] < 1 and m["memory"] > 0 for m in metrics)
+    assert all(0 < m["mfu"] <= 1 and m["memory"] > 0 for m in metrics)
 
 
 def test_throughput_counts_the_time_of_the_steps_and_not_what_the_caller_does_between(

@@ -69,6 +69,12 @@ def test_another_torch_is_shown_as_equal_up_to_rounding() -> None:
     assert not alarms(lines)
 
 
+def test_another_number_of_threads_on_a_cpu_is_shown_as_equal_up_to_rounding() -> None:
+    now = A40 | {"from_step": 10, "next_row": 640, "threads": 1}
+    assert "threads 2 → 1: equal up to rounding" in receipt(A40 | {"threads": 2}, now, None)
+    assert receipt(A40, now, None) == []
+
+
 def test_attempts_of_before_the_plan_was_recorded_whole_are_compared_without_it() -> None:
     now = A40 | {"from_step": 10, "next_row": 640, "compile": True, "torch": "2.15.0+cu132"}
     assert receipt(A40, now, None) == []

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -112,8 +111,8 @@ def test_what_run_refuses_is_refused(
 
 
 def test_a_store_without_room_for_a_checkpoint(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100_000))
-    wrong(case.rows()["room"], "100 kB free", "a checkpoint needs")
+    monkeypatch.setattr("pipeline.run.room.free_bytes", lambda folder: 100_000)
+    wrong(case.rows()["room"], "100 kB free", "one checkpoint of pretrain takes")
 
 
 def test_a_pipe_gets_whole_lines(

@@ -1,0 +1,47 @@
+"""Yield cores that other programs use too, and count how long this process waits for cores."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+# Nanoseconds that each thread has run, and has waited for a core, by the thread's id.
+Times = dict[int, tuple[int, int]]
+
+# Threads that wanted to compute for fewer nanoseconds say little about the machine.
+LEAST_NS = 20_000_000
+
+
+def yield_cores() -> None:
+    """Let the threads of torch sleep while they wait for each other, unless the user has said how.
+
+    Call this before torch is imported, here and in the processes that this one starts. By default,
+    a thread spins while it waits, so it takes the core from the thread that it waits for if other
+    programs use the cores too. Next to 20 other programs on two cores, products of 128 tokens of a
+    model of width 32 then took 170 ms instead of 1. The results are the same.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def core_times(tasks: Path = Path("/proc/self/task")) -> Times:
+    """Return the times of all threads of this process; empty where the kernel does not count."""
+    times: Times = {}
+    with contextlib.suppress(OSError, ValueError):
+        for task in tasks.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the thread has just ended
+                run, waited, _ = (task / "schedstat").read_text().split()
+                times[int(task.name)] = int(run), int(waited)
+    return times
+
+
+def waited_share(before: Times, now: Times) -> float | None:
+    """Return which part of the time in which threads wanted to compute they waited for a core.
+
+    None if they hardly wanted to compute.
+    """
+    run = waited = 0
+    for thread, (ran, stood) in now.items():
+        ran_before, stood_before = before.get(thread, (0, 0))
+        run, waited = run + ran - ran_before, waited + stood - stood_before
+    return waited / (run + waited) if run + waited >= LEAST_NS else None

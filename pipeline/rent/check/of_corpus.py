@@ -1,0 +1,236 @@
+"""Check that the corpus fills a batch, and a row of each split, which `prepare` needs.
+
+A small corpus is prepared in a temporary folder. Of a larger one, only so much is read until it is
+enough: a batch of training rows, and a row of each split of each source. Where the vocabulary is
+still to be trained, the rows are not known: a word gives at least one token, and a byte at most
+one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pion.data.arrays import open_shard
+from pion.data.shard import Shard
+from pion.data.shards import split_tail
+from pion.data.tokenizer import Tokenizer, count_words
+from pion.errors import BadInput
+from pipeline.base.keep import tokenizer_of_base
+from pipeline.console.formats import size
+from pipeline.console.messages import Shown
+from pipeline.data.ready_shards import HELD_OUT
+from pipeline.data.sources import Input, find_input, texts
+from pipeline.job import (
+    BinShards,
+    HubDataset,
+    HubNpyShards,
+    Job,
+    JsonlFiles,
+    NpyShards,
+    ParquetFiles,
+    TextFiles,
+)
+from pipeline.rent.check.of_job import is_prepared
+from pipeline.rent.check.row import CheckRow
+from pipeline.stages.prepare import check_splits, prepare_pretrain, prepare_sft, require_a_batch
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import open_store
+
+# Texts of more bytes are not prepared here: that would take long.
+PREPARED_BYTES = 4_000_000
+# How long a larger corpus is read.
+SECONDS = 8.0
+# Documents are encoded in batches of about so many characters.
+BATCH_CHARS = 1 << 18
+
+# Returns the least and the most tokens of each text.
+Bounds = Callable[[list[str]], list[tuple[int, int]]]
+
+
+def check_corpus(job: Job) -> list[CheckRow]:
+    """Check that the corpus on this machine is enough; warn if that can't be found out soon."""
+    if job.pretrain is None or is_prepared(job):
+        return []
+    try:
+        total = text_bytes(job, "data")
+    except BadInput:  # the check of the data says it
+        return []
+    with tempfile.TemporaryDirectory(prefix="pion-count-") as place:
+        folder, tokenizer = Path(place), None
+        if job.base is not None:
+            run = RunState(open_store(job.store), job.name)
+            tokenizer = tokenizer_of_base(run, job.base, job.folder, folder / "base")
+        if total is not None and total <= PREPARED_BYTES:
+            _prepare(job, folder, tokenizer)
+            return []
+        return _read_until_enough(job, tokenizer)
+
+
+def text_bytes(job: Job, section: str) -> int | None:
+    """Return the size of the texts of `data` or `sft`; None if they are not all in uncompressed
+    files."""
+    total = 0
+    for key, source in job.sources():
+        if not key.startswith(f"{section}."):
+            continue
+        if not isinstance(source, TextFiles | JsonlFiles | ParquetFiles):
+            return None
+        files = find_input(job, source, key).files
+        if any(file.suffix in (".gz", ".parquet") for file in files):
+            return None
+        total += sum(file.stat().st_size for file in files)
+    return total
+
+
+def _prepare(job: Job, folder: Path, tokenizer: Path | None) -> None:
+    """Prepare the corpus, and a few conversations whose vocabulary is trained on it."""
+    prepare_pretrain(job, folder / "pretrain", _say_nothing, tokenizer)
+    if job.sft is None or job.tokenizer is None or job.tokenizer.train is None:
+        return  # of_conversations.py counts them
+    talks = text_bytes(job, "sft")
+    if talks is not None and talks <= PREPARED_BYTES:
+        prepare_sft(job, folder / "sft", folder / "pretrain" / "tokenizer.json", _say_nothing)
+
+
+def _say_nothing(message: Shown) -> None:
+    """Do nothing: nothing of this is kept."""
+
+
+# ---------------------------------------------------------------- a larger corpus
+
+
+@dataclass
+class _Rows:
+    """The rows of both splits of a source: at least, and at most. `whole`: all of it was read."""
+
+    train: tuple[int, int] = (0, 0)
+    held_out: tuple[int, int] = (0, 0)
+    whole: bool = False
+    bytes: int = 0
+
+    def report(self) -> dict[str, int]:
+        """Return the most rows, as `prepare` reports rows."""
+        return {"train_rows": self.train[1], "held_out_rows": self.held_out[1]}
+
+    def enough(self, train_rows: int) -> bool:
+        return self.train[0] >= train_rows and self.held_out[0] >= 1
+
+
+def _read_until_enough(job: Job, tokenizer: Path | None) -> list[CheckRow]:
+    """Count rows until there are enough of them.
+
+    Raises BadInput if there are too few in all.
+    """
+    assert job.pretrain is not None
+    seq_len, batch = job.data.seq_len, job.pretrain.global_batch
+    bounds, end = _bounds(job, tokenizer), time.monotonic() + SECONDS
+    least = most = 0
+    rows, known = [], True
+    for number, source in enumerate(job.data.sources):
+        if isinstance(source, HubDataset | HubNpyShards):
+            known = False
+            continue
+        found = find_input(job, source, f"data.sources.{number}")
+        counted = _count(job, found, bounds, max(1, batch - least), end)
+        if counted.whole:
+            check_splits(counted.report(), found, seq_len, job.data.held_out)
+        if not counted.enough(1):
+            rows.append(_unsure(found, counted, seq_len))
+        known = known and counted.whole
+        least, most = least + counted.train[0], most + counted.train[1]
+    if known:
+        require_a_batch(most, batch, "pretrain", seq_len)
+    if least < batch and not rows and not _elsewhere(job):
+        words = (
+            f"it was not found out whether the corpus fills a batch of {batch:,} rows of "
+            f"{seq_len:,} ids: the part that was read has at least {least:,} rows. {_EXACT}"
+        )
+        rows.append(CheckRow("corpus", None, words))
+    return rows
+
+
+_EXACT = "`pion run JOB --until prepare` counts exactly, and trains nothing"
+
+
+def _unsure(found: Input, counted: _Rows, seq_len: int) -> CheckRow:
+    part = "all of it was" if counted.whole else f"the first {size(counted.bytes)} were"
+    words = (
+        f"{found.key}: it was not found out whether both splits fill a row of {seq_len:,} ids: "
+        f"{part} read, with at least {counted.train[0]:,} rows to train on and "
+        f"{counted.held_out[0]:,} held out. {_EXACT}"
+    )
+    return CheckRow("corpus", None, words)
+
+
+def _elsewhere(job: Job) -> bool:
+    return any(isinstance(source, HubDataset | HubNpyShards) for source in job.data.sources)
+
+
+def _bounds(job: Job, tokenizer: Path | None) -> Bounds:
+    """Return what bounds the tokens of texts: exactly, unless the vocabulary is to be trained."""
+    section = job.tokenizer
+    if tokenizer is None:
+        assert section is not None
+        if section.train is not None:
+            return _of_words
+        if section.file is not None:
+            tokenizer = job.input_path(section.file)
+        else:
+            from pipeline.data.hub import hub_tokenizer
+
+            assert section.hub is not None
+            tokenizer = hub_tokenizer(section.hub, section.revision, section.hub_file)
+    loaded = Tokenizer.from_file(tokenizer)
+
+    def exact(batch: list[str]) -> list[tuple[int, int]]:
+        encoded = loaded.encode_batch(batch)
+        counts = [len(loaded.start_document(ids)) if ids else 0 for ids in encoded]
+        return [(count, count) for count in counts]
+
+    return exact
+
+
+def _of_words(batch: list[str]) -> list[tuple[int, int]]:
+    return list(zip(count_words(batch), (len(text.encode()) for text in batch), strict=True))
+
+
+def _count(job: Job, found: Input, bounds: Bounds, train_rows: int, end: float) -> _Rows:
+    """Count the rows of a source until there are `train_rows` and a held-out row, or until `end`,
+    a time of the monotonic clock."""
+    seq_len = job.data.seq_len
+    if isinstance(found.source, NpyShards | BinShards):
+        # Only their rows count here, so nothing is hashed.
+        rows_of = [len(open_shard(file, seq_len)) for file in found.files]
+        shards = [Shard("shard", n, sha256="0" * 64, bytes=0, dtype="int64") for n in rows_of]
+        train, held_out = (sum(s.rows for s in part) for part in split_tail(shards, HELD_OUT))
+        return _Rows((train, train), (held_out, held_out), whole=True)
+    rows = _Rows()
+    ids = {False: [0, 0], True: [0, 0]}
+    for batch in _batches(texts(job, found)):
+        for (held_out, text), (least, most) in zip(batch, bounds([text for _, text in batch])):
+            rows.bytes += len(text.encode())
+            if most:  # an end-of-text follows
+                ids[held_out][0] += least + 1
+                ids[held_out][1] += most + 1
+        rows.train, rows.held_out = ((a // seq_len, b // seq_len) for a, b in ids.values())
+        if rows.enough(train_rows) or time.monotonic() > end:
+            return rows
+    rows.whole = True
+    return rows
+
+
+def _batches(documents: Iterator[tuple[bool, str]]) -> Iterator[list[tuple[bool, str]]]:
+    """Group documents into batches of about BATCH_CHARS characters."""
+    batch, chars = [], 0
+    for document in documents:
+        batch.append(document)
+        chars += len(document[1])
+        if chars >= BATCH_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,103 @@
+"""Refuse to train on a disk that has no room for one checkpoint, before anything is started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from pion.errors import BadInput
+from pion.model.cost import cost_of
+from pion.model.lora_cost import lora_cost
+from pipeline.console.formats import size
+from pipeline.job import Job
+from pipeline.machine.private import cache_folder
+from pipeline.run.stage_plan import WorkLeft, stages_until
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from pipeline.state.workspace import Workspace
+from pipeline.workers.ray_workers import RAY_ADDRESS
+
+FLOAT32 = 4
+
+
+def require_room(job: Job, run: RunState, left: WorkLeft, until: str | None = None) -> None:
+    """Raise BadInput if this machine's disk can't hold one checkpoint of what is left to train.
+
+    A store on this disk has the checkpoints. Of any other store, the newest ones are copied here.
+    """
+    local = isinstance(run.store, FileStore)
+    stages = _to_save(job, left, until)
+    if not stages or (not local and RAY_ADDRESS in os.environ):  # saved on another machine
+        return
+    stage = max(stages, key=lambda stage: sum(checkpoint_bytes(job, stage)))
+    weights, moments = checkpoint_bytes(job, stage)
+    folder = Workspace(run.store, run.name).folder("checkpoints")
+    free = free_bytes(folder)
+    if free is None or free + _deletable(folder, left, local=local) >= weights + moments:
+        return
+    place = "set store to a place with room"
+    if not local:
+        place = f"set XDG_CACHE_HOME to a folder with room (now {cache_folder().parent})"
+    raise BadInput(
+        f"The disk of {folder} has {size(free)} free, and one checkpoint of {stage} takes "
+        f"{size(weights + moments)}: {size(weights)} of weights and {size(moments)} of the "
+        f"optimizer's state. Nothing was started. Free some space there, or {place}."
+    )
+
+
+def checkpoint_bytes(job: Job, stage: str) -> tuple[int, int]:
+    """Return the bytes of the weights and of the optimizer's state in a checkpoint of `stage`."""
+    config, lora = job.model_config_resolved(), job.lora(stage)
+    if lora is not None:
+        learned = FLOAT32 * lora_cost(config, lora).params
+        return learned, 2 * learned
+    cost = cost_of(config)
+    moments = 2 * cost.all_params
+    if job.section(stage).optimizer == "muon":  # it has one moment, AdamW two
+        moments -= cost.params["matrix"]
+    return FLOAT32 * cost.all_params, FLOAT32 * moments
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Return how many bytes this user may write to the disk of `folder`, which may not exist yet.
+
+    None if the file system does not say.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    found = os.statvfs(folder)
+    if found.f_blocks == 0:
+        return None
+    blocks = found.f_bfree if os.geteuid() == 0 else found.f_bavail  # root may use the reserve
+    return blocks * found.f_frsize
+
+
+def _to_save(job: Job, left: WorkLeft, until: str | None) -> list[str]:
+    """Return the training stages that will still write a checkpoint."""
+    wanted = stages_until([plan.stage for plan in left.plans], until)
+    stages = []
+    for plan in left.plans:
+        if plan.stage not in job.train_stages or plan.stage not in wanted or plan.state == "done":
+            continue
+        section = job.section(plan.stage)
+        if plan.state == "resume" and left.redo is None and section.steps_are_known:
+            assert left.head is not None
+            saved = {e.step for e in left.head.checkpoints if e.stage == plan.stage}
+            if section.total_steps in saved:  # it was interrupted after its last save
+                continue
+        stages.append(plan.stage)
+    return stages
+
+
+def _deletable(folder: Path, left: WorkLeft, *, local: bool) -> int:
+    """Return the bytes in `folder` that the run may delete before it saves: of checkpoints that
+    HEAD does not list, and of copies of older ones."""
+    entries = left.head.checkpoints if left.head else ()
+    kept = {folder.parent / entry.key for entry in (entries if local else entries[:2])}
+    deletable = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # its owner deletes it now
+            if path.parent not in kept and path.is_file():
+                deletable += path.stat().st_size
+    return deletable
