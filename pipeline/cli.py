@@ -496,11 +496,12 @@ def _run(args: argparse.Namespace) -> int:
     if args.job is None:
         files = ", ".join(str(p) for p in sorted(Path("jobs").glob("*.yaml")))
         raise BadInput("name a job file" + (f": {files}" if files else ", such as jobs/demo.yaml"))
-    from pipeline.base.read_job import read_job
-    from pipeline.job.file import job_text
     from pipeline.machine.core_waits import yield_cores
 
     yield_cores()
+    from pipeline.base.read_job import read_job
+    from pipeline.job.file import job_text
+
     job = read_job(args.job, args.overrides, args.redo)
     from pipeline.console.display import Display
     from pipeline.run.run import run_job

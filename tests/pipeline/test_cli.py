@@ -216,6 +216,17 @@ def test_help_job_prints_every_field(pion: Pion) -> None:
     assert "pretrain.lr  (number; 0.0003; schedule)  peak learning rate of AdamW" in out
 
 
+def test_threads_that_wait_for_each_other_leave_the_core_to_other_programs(
+    pion: Pion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    pion("run", "no-such-job.yaml")
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    pion("run", "no-such-job.yaml")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 def test_a_job_with_mistakes_starts_nothing(here: Path, pion: Pion) -> None:
     Path("job.yaml").write_text("name: x\nmodle: pion-nano\n")
     code, out, err = pion("run", "job.yaml")

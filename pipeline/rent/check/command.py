@@ -19,7 +19,12 @@ from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import HubDataset, Job
 from pipeline.machine.time_limit import begin, within
 from pipeline.rent.check import of_job, of_rental
-from pipeline.rent.check.of_amounts import check_room, check_vocabulary, check_workers
+from pipeline.rent.check.of_amounts import (
+    check_room,
+    check_spent,
+    check_vocabulary,
+    check_workers,
+)
 from pipeline.rent.check.of_base import check_base
 from pipeline.rent.check.of_controller import check_controller
 from pipeline.rent.check.of_conversations import check_conversations
@@ -162,6 +167,7 @@ def _checks(
     if sky_yaml is None:
         checks.append(("GPU memory", partial(check_memory, job)))
         checks.append(("workers", partial(check_workers, job)))
+        checks.append(("budget", partial(check_spent, job)))
     else:
         checks += [
             ("store from there", partial(of_rental.check_reach, job)),

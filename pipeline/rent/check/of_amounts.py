@@ -1,13 +1,15 @@
-"""Check amounts that `pion run` refuses: too few rows for the workers, and too little room. Warn of
-too little text for a vocabulary."""
+"""Check amounts that `pion run` refuses: too few rows for the workers, too little room, and a spent
+budget. Warn of too little text for a vocabulary."""
 
 from __future__ import annotations
 
 from pion.errors import BadInput
 from pipeline.console.formats import size
+from pipeline.cost.budget import check_budget, price_per_hour
 from pipeline.job import Job
 from pipeline.rent.check.of_corpus import text_bytes
 from pipeline.rent.check.of_job import is_prepared
+from pipeline.rent.check.of_machines import already_spent
 from pipeline.rent.check.row import CheckRow
 from pipeline.run.preflight import require_a_row_each
 from pipeline.run.room import require_room
@@ -24,6 +26,18 @@ FEW_ENTRIES = 4096
 def check_workers(job: Job) -> list[CheckRow]:
     """Check that each worker that the job asks for has a row of each batch."""
     require_a_row_each(job, job.hardware.workers or 1)
+    return []
+
+
+def check_spent(job: Job) -> list[CheckRow]:
+    """Check that the budget is not spent; warn if its dollars can't be counted on this machine."""
+    over = already_spent(job)
+    if over is not None:
+        raise BadInput(over)
+    try:
+        check_budget(job.budget, price_per_hour(job.budget))
+    except BadInput as error:
+        return [CheckRow("budget", None, f"`pion run` on this machine would say: {error}")]
     return []
 
 

@@ -22,6 +22,7 @@ from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import size
 from pipeline.console.messages import Shown
+from pipeline.data.documents import check_documents
 from pipeline.data.ready_shards import HELD_OUT
 from pipeline.data.sources import Input, find_input, texts
 from pipeline.job import (
@@ -127,7 +128,8 @@ def _read_until_enough(job: Job, tokenizer: Path | None) -> list[CheckRow]:
     """
     assert job.pretrain is not None
     seq_len, batch = job.data.seq_len, job.pretrain.global_batch
-    bounds, end = _bounds(job, tokenizer), time.monotonic() + SECONDS
+    loaded = _load_tokenizer(job, tokenizer)
+    bounds, end = _bounds(loaded), time.monotonic() + SECONDS
     least = most = 0
     rows, known = [], True
     for number, source in enumerate(job.data.sources):
@@ -135,6 +137,8 @@ def _read_until_enough(job: Job, tokenizer: Path | None) -> list[CheckRow]:
             known = False
             continue
         found = find_input(job, source, f"data.sources.{number}")
+        if loaded is not None and job.within_documents:
+            check_documents([found], loaded, seq_len)
         counted = _count(job, found, bounds, max(1, batch - least), end)
         if counted.whole:
             check_splits(counted.report(), found, seq_len, job.data.held_out)
@@ -170,25 +174,29 @@ def _elsewhere(job: Job) -> bool:
     return any(isinstance(source, HubDataset | HubNpyShards) for source in job.data.sources)
 
 
-def _bounds(job: Job, tokenizer: Path | None) -> Bounds:
-    """Return what bounds the tokens of texts: exactly, unless the vocabulary is to be trained."""
+def _load_tokenizer(job: Job, given: Path | None) -> Tokenizer | None:
+    """Return the tokenizer of the base or of the job; None if it is to be trained."""
+    if given is not None:
+        return Tokenizer.from_file(given)
     section = job.tokenizer
-    if tokenizer is None:
-        assert section is not None
-        if section.train is not None:
-            return _of_words
-        if section.file is not None:
-            tokenizer = job.input_path(section.file)
-        else:
-            from pipeline.data.hub import hub_tokenizer
+    assert section is not None
+    if section.file is not None:
+        return Tokenizer.from_file(job.input_path(section.file))
+    if section.hub is None:
+        return None
+    from pipeline.data.hub import hub_tokenizer
 
-            assert section.hub is not None
-            tokenizer = hub_tokenizer(section.hub, section.revision, section.hub_file)
-    loaded = Tokenizer.from_file(tokenizer)
+    return Tokenizer.from_file(hub_tokenizer(section.hub, section.revision, section.hub_file))
+
+
+def _bounds(tokenizer: Tokenizer | None) -> Bounds:
+    """Return what bounds the tokens of texts: exactly, unless the vocabulary is to be trained."""
+    if tokenizer is None:
+        return _of_words
+    start = tokenizer.start_document
 
     def exact(batch: list[str]) -> list[tuple[int, int]]:
-        encoded = loaded.encode_batch(batch)
-        counts = [len(loaded.start_document(ids)) if ids else 0 for ids in encoded]
+        counts = [len(start(ids)) if ids else 0 for ids in tokenizer.encode_batch(batch)]
         return [(count, count) for count in counts]
 
     return exact

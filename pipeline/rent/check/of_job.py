@@ -26,6 +26,7 @@ from pipeline.models.find import CONFIG, Listed, find_model, locate_model
 from pipeline.rent.check.row import CheckRow
 from pipeline.run.preflight import refuse_one_expert
 from pipeline.run.stage_plan import WorkLeft, plan_stages, work_left
+from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing, Store, open_store
 from pipeline.state.stores.verdict import before_work
@@ -259,13 +260,15 @@ def _probed(opened: Store) -> str:
 
 def _check_run(job: Job, run: RunState) -> list[CheckRow]:
     """Describe what the run still has to do. Raises BadInput if the job would invalidate committed
-    work."""
+    work, and for checkpoints of another version's format."""
     left = work_left(job, run)
     if left.head is None:
         try:
             refuse_one_expert(job)
         except BadInput as error:
             return [CheckRow("model.experts", False, str(error))]
+    elif not left.finished():
+        refuse_other_formats(run, left.head)
     return [CheckRow("run", True, _left(job, left))]
 
 

@@ -131,7 +131,7 @@ def _budget(job: Job, sky_yaml: SkyYaml, estimates: Sequence[Estimate]) -> list[
     """Check that the budget lets the run begin there, and compare the lowest estimates of dollars
     and hours with it."""
     dollars, hours = job.budget.dollars, job.budget.hours
-    stops = _already_spent(job) or _price_missing(job, sky_yaml, estimates)
+    stops = already_spent(job) or _price_missing(job, sky_yaml, estimates)
     if stops is not None:
         return [CheckRow("budget", False, stops)]
     fitting = [e for e in estimates if e.fits]
@@ -153,7 +153,7 @@ def _budget(job: Job, sky_yaml: SkyYaml, estimates: Sequence[Estimate]) -> list[
     return [CheckRow("budget", True, "; ".join(within_it))] if within_it else []
 
 
-def _already_spent(job: Job) -> str | None:
+def already_spent(job: Job) -> str | None:
     """Return why the run would stop at once, if its cost so far has reached its budget."""
     if job.budget.dollars is None and job.budget.hours is None:
         return None

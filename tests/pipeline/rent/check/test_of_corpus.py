@@ -124,17 +124,14 @@ def test_shards_are_counted_too(case: Case) -> None:
     source = {"kind": "npy", "path": "shard.npy"}
     with_a_tokenizer(case)
 
-    def of_batch(rows: int) -> str:
-        job = case.job(
-            **PRETRAIN_ONLY,
-            tokenizer={"file": "tokenizer.json"},
-            data__sources=[source],
-            pretrain__global_batch=rows,
-        )
-        return said(job)
+    def of(**changes: Any) -> str:
+        file = {"file": "tokenizer.json"}
+        return said(case.job(**PRETRAIN_ONLY, tokenizer=file, data__sources=[source], **changes))
 
-    assert of_batch(49) == ""
-    assert "it has 49 rows" in of_batch(50)
+    assert of(pretrain__global_batch=49) == ""
+    assert "it has 49 rows" in of(pretrain__global_batch=50)
+    np.save(case.folder / "shard.npy", np.full((50, 32), 5, dtype=np.uint16))
+    assert "can't tell where a document begins" in of(data__documents=True)
 
 
 def test_few_conversations_are_found_although_their_vocabulary_is_not_trained_yet(
