@@ -8,7 +8,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 # Not from pydantic: importing pydantic takes 0.1 s, and most processes that import records read
@@ -19,8 +19,7 @@ from pion.errors import BadInput
 from pion.untrusted import parse_object
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-    from pydantic_core import ErrorDetails
+    from pydantic_core import ErrorDetails, SchemaValidator
 
 FORMAT = 1
 # The most epochs of a run. A claim takes seconds, so these are years of nothing but claims.
@@ -33,6 +32,12 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def is_sha256(text: str) -> bool:
     """Return whether `text` is 64 hexadecimal digits."""
     return _SHA256.fullmatch(text) is not None
+
+
+# The most values of a record; commas and brackets in its texts count too. A run that was restarted
+# ten thousand times has fewer. Of each wrong value, a message is made before the first is shown:
+# millions would take a minute and gigabytes.
+MOST_VALUES = 50_000
 
 
 # The types of values in records. NaN and infinite numbers never reach them.
@@ -82,21 +87,25 @@ def finite_json(value: Any, **options: Any) -> str:
         return json.dumps(_without_nan(value), allow_nan=False, **options)
 
 
-def parse_record(data: bytes, where: str) -> dict[str, Any]:
-    """Return the JSON object in `data`. Raises `Damaged`.
+def parse_record(data: bytes, where: str, most: int = MOST_VALUES) -> dict[str, Any]:
+    """Return the JSON object in `data`, of at most `most` values. Raises `Damaged`.
 
     Older pions wrote NaN and Infinity. They are read as None.
     """
+    if sum(map(data.count, (b",", b"[", b"{"))) > most:
+        raise damaged(where, f"it has more than {most:,} values")
     try:
         return parse_object(data, "it", nan_as_none=True)
     except BadInput as error:
         raise damaged(where, str(error)) from None
 
 
-def parse(data: bytes, where: str, formats: tuple[int, ...] = (FORMAT,)) -> dict[str, Any]:
-    """Return a record's JSON object. Raises `Damaged`, or `BadInput` if its format version is not
-    one of `formats`."""
-    raw = parse_record(data, where)
+def parse(
+    data: bytes, where: str, formats: tuple[int, ...] = (FORMAT,), *, most: int = MOST_VALUES
+) -> dict[str, Any]:
+    """Return a record's JSON object, of at most `most` values. Raises `Damaged`, or `BadInput` if
+    its format version is not one of `formats`."""
+    raw = parse_record(data, where, most)
     version = raw.get("format")
     if not isinstance(version, int) or isinstance(version, bool):
         raise damaged(where, "it has no format version")
@@ -119,7 +128,7 @@ def build(kind: type[Record], raw: Mapping[str, Any], where: str, under: str = "
 
     try:
         # From JSON, and only from JSON, strict types accept objects and lists.
-        record: Record = _adapter(kind).validate_json(finite_json(raw))  # type: ignore[arg-type]
+        record: Record = _validator(kind).validate_json(finite_json(raw))  # type: ignore[arg-type]
         return record
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
@@ -135,10 +144,24 @@ def build(kind: type[Record], raw: Mapping[str, Any], where: str, under: str = "
 
 
 @functools.cache
-def _adapter(kind: Any) -> "TypeAdapter[Any]":
+def _validator(kind: Any) -> "SchemaValidator":
     from pydantic import TypeAdapter
+    from pydantic_core import SchemaValidator
 
-    return TypeAdapter(kind)
+    schema = TypeAdapter(kind).core_schema
+    _end_lists_early(schema)
+    return SchemaValidator(schema)
+
+
+def _end_lists_early(schema: Any) -> None:
+    """Let the first wrong item end the check of a list: each item may have many mistakes."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("list", "tuple"):
+            schema["fail_fast"] = True
+        schema = schema.values()
+    if not isinstance(schema, str):
+        for part in schema if isinstance(schema, Iterable) else ():
+            _end_lists_early(part)
 
 
 def _in_words(error: "ErrorDetails", under: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pion.errors import BadInput, Fenced, Interrupted, PionError
 from pipeline.state.record_json import FORMAT, Epoch, Time, build, closed_record, finite_json, parse
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Conflict, Missing
+from pipeline.state.stores import Conflict, Missing, StoreError
 
 NOTE = "rental.json"
 
@@ -57,6 +57,15 @@ def read_rental_note(state: RunState) -> tuple[RentalNote | None, str | None]:
     except (Missing, BadInput):
         return None, version
     return (None if note.over else note), version
+
+
+def never_rented(state: RunState) -> bool:
+    """Return whether the store says that no machine was ever rented for the run. A store that does
+    not answer says nothing."""
+    try:
+        return read_rental_note(state)[1] is None
+    except StoreError:
+        return False
 
 
 def write_rental_note(state: RunState, note: RentalNote, version: str | None) -> None:

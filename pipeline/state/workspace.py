@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Predicate
 from typing_extensions import TypedDict
@@ -26,6 +27,7 @@ from pipeline.machine.private import cache_folder, open_private, private_cache_f
 from pipeline.state.files import files_below
 from pipeline.state.record_json import (
     FORMAT,
+    MOST_VALUES,
     Count,
     Damaged,
     Sha256,
@@ -52,6 +54,10 @@ _TRANSFERS = 4
 MOST_FILES = 1024
 MOST_DATA_FILES = 1_000_000
 _LARGEST_LIST = 256 << 20
+# Commas and brackets of a file's entry in a list.
+_VALUES_OF_FILE = 3
+# So many entries of a list are checked together.
+_AT_ONCE = 10_000
 
 # The files that a folder must have: name below the folder → (bytes, sha256).
 Files = Mapping[str, tuple[int, str]]
@@ -260,12 +266,25 @@ class _Listing(TypedDict):
 def read_files(data: bytes, where: str, most: int = MOST_FILES) -> Files:
     """Return the `files` of a manifest, at most `most`. Raises `Damaged`, or `BadInput` for another
     format version."""
-    raw = parse(data, where)
+    raw = parse(data, where, most=MOST_VALUES + _VALUES_OF_FILE * most)
     listed = raw.get("files")
     if isinstance(listed, dict) and len(listed) > most:
         raise damaged(where, f"it lists {len(listed):,} files, and {most:,} are possible")
-    files = build(_Listing, raw, where)["files"]
-    return {name: (about["size"], about["sha256"]) for name, about in files.items()}
+    files: dict[str, tuple[int, str]] = {}
+    for some in _by_turns(listed):  # the first mistake ends the check
+        found = build(_Listing, {"files": some} if "files" in raw else {}, where)["files"]
+        files |= {name: (about["size"], about["sha256"]) for name, about in found.items()}
+    return files
+
+
+def _by_turns(listed: Any) -> Iterator[Any]:
+    """Yield a mapping in parts of _AT_ONCE entries, and any other value, or no entries, whole."""
+    if not isinstance(listed, dict) or len(listed) <= _AT_ONCE:
+        yield listed
+        return
+    entries = iter(listed.items())
+    while some := dict(itertools.islice(entries, _AT_ONCE)):
+        yield some
 
 
 def _listing(files: Files) -> bytes:

@@ -24,8 +24,9 @@ from pipeline.rent.managed.pods import Pod
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.rentals_table import ListedMachine, print_json, print_table
 from pipeline.rent.managed.say import say_now
-from pipeline.state.find_run import read_run
+from pipeline.state.find_run import open_run, read_run
 from pipeline.state.records import Head
+from pipeline.state.rental_note import never_rented
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store, split_run
 
@@ -63,6 +64,8 @@ def show_rentals(
     Return 1 if an orphan could not be ended, else 0.
     """
     provider = provider or Provider()
+    if run is not None:
+        _refuse_unknown(run)
     provider.start(say_now if not as_json else lambda text: None)
     facts = fetch(run, provider)
     machines = judge(facts)
@@ -77,6 +80,14 @@ def show_rentals(
         for words in failed:
             say_now(words)
     return int(bool(failed))
+
+
+def _refuse_unknown(run: str) -> None:
+    """Raise BadInput if `run` is a folder of this machine, which no rental can reach, without a run
+    in it. SkyPilot's server is not started for such a name."""
+    state = open_run(run)
+    if state.store.local_path("") is not None and never_rented(state):
+        read_run(run)
 
 
 def fetch(run: str | None, provider: Provider) -> Facts:

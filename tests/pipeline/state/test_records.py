@@ -1,6 +1,7 @@
 """HEAD: its changes, its JSON, and the content that is refused."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -83,6 +84,27 @@ def test_a_damaged_head_is_named_and_not_touched(run: RunState, damage: bytes) -
     with pytest.raises(BadInput, match=r"demo/HEAD.json is damaged"):
         claim_run(run, someone())
     assert run.store.read("demo/HEAD.json") == damage
+
+
+@pytest.mark.parametrize(
+    ("field", "item", "count", "words"),
+    [
+        ("write_ids", "0", 200_000, "has more than 50,000 values"),
+        ("checkpoints", "{}", 20_000, "checkpoints.0.stage is missing"),
+    ],
+)
+def test_a_head_full_of_mistakes_is_refused_with_the_first_in_little_memory(
+    field: str, item: str, count: int, words: str
+) -> None:
+    data = f'{{"format": 1, "{field}": [{",".join([item] * count)}]}}'.encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadInput, match=words):
+            Head.from_json(data, "HEAD.json")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 30e6  # bytes: a message for each mistake takes 80 MB and more
 
 
 def test_a_rented_machine_is_paid_for_from_its_start_and_once_for_all_its_processes() -> None:

@@ -20,12 +20,16 @@ from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.rentals import show_rentals
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog
+from pipeline.state.rental_note import RentalNote, write_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.fake_provider import ANOTHER, ME, FakeProvider
 from tests.support.light_run import light_run
 from tests.support.runpod_api import RunPodApi
 from tests.support.states import someone
+
+
+NOTE = RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 0)
 
 
 class SkyAndRunPod(FakeProvider):
@@ -186,6 +190,7 @@ def test_a_run_of_which_every_machine_was_lost_has_a_list_too(
     tmp_path: Path, api: RunPodApi, provider: SkyAndRunPod, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new = RunState(FileStore(tmp_path / "new"), "demo")
+    write_rental_note(new, NOTE, None)
     keep_lost(new, lost("two", new))
     assert show_rentals(new.url, reap=False, as_json=False, provider=provider) == 0
     out = capsys.readouterr().out
@@ -247,6 +252,7 @@ def test_a_pod_of_a_run_that_no_machine_has_claimed_and_skypilot_has_forgotten_i
     tmp_path: Path, provider: SkyAndRunPod, api: RunPodApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = FileStore(tmp_path / "empty")
+    write_rental_note(RunState(store, "new"), NOTE, None)
     api.rent("lost", pod_of(rental_name(store.url, "new"), 1))
     assert show_rentals(f"{store.url}/new", reap=True, as_json=True, provider=provider) == 0
     (rental,) = json.loads(capsys.readouterr().out)["rentals"]
@@ -319,6 +325,13 @@ def test_without_a_key_for_runpod_nothing_is_called_gone(
 def test_an_unknown_run_is_bad_input(run: RunState, api: RunPodApi, provider: SkyAndRunPod) -> None:
     with pytest.raises(BadInput, match="no run 'nothing'"):
         show_rentals(f"{run.store.url}/nothing", reap=False, as_json=False, provider=provider)
+
+
+def test_skypilot_is_not_started_for_a_folder_without_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = SkyAndRunPod()
+    monkeypatch.setattr(provider, "start", lambda say: pytest.fail("it was started"))
+    with pytest.raises(BadInput, match="no run 'null' in the store /dev"):
+        show_rentals("/dev/null", reap=False, as_json=False, provider=provider)
 
 
 # ---------------------------------------------------------------- other clouds

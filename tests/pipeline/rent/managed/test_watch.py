@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from pion.errors import BadInput
 from pipeline.rent.managed.diagnose import (
     BOOT_SECONDS,
     HANG_SECONDS,
@@ -409,10 +410,23 @@ def test_one_look_returns_1_if_anything_is_wrong_and_fixes_it(
     assert provider.terminated == ["x"]
 
 
+@pytest.mark.parametrize("name", ["demo", "nothing", "/dev/null"])
+def test_skypilot_is_not_started_for_a_run_that_was_never_rented(
+    run: RunState, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    claim_run(run, someone())
+    monkeypatch.setattr(provider, "start", lambda say: pytest.fail("it was started"))
+    words = "rented nothing for" if name == "demo" else f"no run '{name.removeprefix('/dev/')}'"
+    where = name if name.startswith("/") else f"{run.store.url}/{name}"
+    with pytest.raises(BadInput, match=words):
+        watch(where, once=False, provider=provider)
+
+
 def test_the_page_is_there_while_the_watch_acts(
     run: RunState, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     claim_run(run, someone())
+    write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 1), None)
     name = rental_name(run.store.url, run.name)
     provider = FakeProvider(dataclasses.replace(JOB, name=name, status="SUCCEEDED"))
     shown: list[str] = []
