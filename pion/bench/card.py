@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from pion.errors import BadInput
+from pion.secret_names import without_secret_names
 from pion.train.hardware import device_name, total_memory
 
 # The oldest torch that Pion runs on, as in pyproject.toml.
@@ -99,7 +100,14 @@ def _driver() -> str | None:
     """Return the version of NVIDIA's driver; None if nobody says."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+            env=without_secret_names(),
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     found = re.match(r"[\d.]+", done.stdout)

@@ -1,4 +1,4 @@
-"""Which variables hold secrets, and how their values are kept out of text that people see."""
+"""Keep the values of variables that hold secrets out of text that people see."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from pion.errors import BadInput
+from pion.secret_names import names_secret
 from pipeline.console.userinfo import holds_userinfo, userinfo_refused, without_userinfo
 
 # A shorter value is not looked for in text: it may be a common word.
@@ -15,18 +16,8 @@ LEAST_CHARACTERS = 12
 
 # Tokens of the Hub, of GitHub and of RunPod.
 _TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|rpa_[A-Z0-9]{30,})\b")
-_SECRET_WORDS = {"SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "APIKEY"}
-_SECRET_ENDINGS = {"TOKEN", "KEY", "PAT"}
 # The text after this option is for a model, and is not printed as anything else.
 _PROMPT = "--prompt"
-
-
-def names_secret(name: str) -> bool:
-    """Return whether a variable of this name holds a secret: HF_TOKEN, but not HF_TOKEN_PATH."""
-    words = name.upper().split("_")
-    return words[-1] in _SECRET_ENDINGS or (
-        not _SECRET_WORDS.isdisjoint(words) and words[-1] not in ("FILE", "PATH", "ID", "NAME")
-    )
 
 
 def known_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

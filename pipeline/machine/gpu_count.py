@@ -6,6 +6,8 @@ import ctypes
 import os
 import subprocess
 
+from pipeline.machine.child_environment import without_secrets
+
 
 def gpu_count() -> int:
     """Return how many NVIDIA GPUs this process may use."""
@@ -16,7 +18,12 @@ def gpu_count() -> int:
         return len(named) if named and has_driver() else 0
     try:
         listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True
+            ["nvidia-smi", "-L"],
+            env=without_secrets(),
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return 0

@@ -28,6 +28,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from pion.errors import BadInput
+from pipeline.machine.child_environment import without_secrets
 from pipeline.machine.gpu_names import sky_names
 
 PROC = Path("/proc")
@@ -212,7 +213,9 @@ def _nvidia_smi() -> tuple[str, ...]:
     """Return the driver's name of each GPU."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=10, check=True, text=True)
+        done = subprocess.run(
+            command, env=without_secrets(), capture_output=True, timeout=10, check=True, text=True
+        )
     except (OSError, subprocess.SubprocessError):
         return ()
     return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())

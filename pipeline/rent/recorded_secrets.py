@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pion.errors import BadInput
-from pipeline.console.masking import LEAST_CHARACTERS, known_secrets, names_secret, secret_in
+from pion.secret_names import names_secret
+from pipeline.console.masking import LEAST_CHARACTERS, known_secrets, secret_in
 from pipeline.console.userinfo import (
     holds_userinfo,
     refuse_endpoints,

@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.report.fonts import list_fonts
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -95,6 +97,7 @@ def _mark_restarts(axes: Axes, rows: Rows) -> None:
 
 
 def _panels(stages: list[str], draw: Any, y_label: str, dark: bool) -> bytes:
+    list_fonts()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import Interrupted
+from pipeline.machine.child_environment import HUB, without_secrets
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
 HUB_TIMEOUT = 5.0  # seconds
@@ -148,7 +149,7 @@ def _environment() -> dict[str, str]:
     Offline, cached data still works, and a task without cached data fails at once instead of
     waiting for timeouts.
     """
-    environment = dict(os.environ, TOKENIZERS_PARALLELISM="false")
+    environment = without_secrets(*HUB) | {"TOKENIZERS_PARALLELISM": "false"}
     if "HF_HUB_OFFLINE" not in environment and not hub_is_reachable():
         environment["HF_HUB_OFFLINE"] = "1"
     if environment.get("HF_HUB_OFFLINE", "0") != "0":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pion.errors import BadInput
 from pion.untrusted import read_file
+from pipeline.machine.child_environment import without_secrets
 from pipeline.machine.rented import is_rented, rented_since
 from pipeline.state.record_json import Count, Time
 
@@ -196,6 +197,7 @@ def _git(root: Path, *arguments: str) -> bytes | None:
     try:
         with subprocess.Popen(
             ["git", "-C", str(root), *arguments],
+            env=without_secrets(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

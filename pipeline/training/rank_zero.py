@@ -275,7 +275,7 @@ def _open_checkpointer(
         CheckpointSeries(stage, context.request.digests[stage], files, keep),
         resumed=setup.restored.found,
         metrics=metrics.log,
-        uploader=Uploader(Snapshot(), patience=settings.max_undurable),
+        uploader=Uploader(Snapshot(), claim.store.url, patience=settings.max_undurable),
         workspace=context.workspace,
     )
 

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.console.messages import FitEnded, FromWorker
+from pipeline.machine.child_environment import TRAINING, without_secrets
 from pipeline.training.train_request import TrainRequest
 from pipeline.workers.lifeline import LifelineServer
 from pipeline.workers.private_ray import LOOPBACK, private_environment, session_folder
@@ -55,7 +56,9 @@ class RayWorkers:
 
     def _start_ray_fit(self) -> subprocess.Popen[bytes]:
         # The token of a Ray that already runs is in this environment.
-        environment = dict(os.environ) if self._address else private_environment()
+        environment = without_secrets(*TRAINING)
+        if not self._address:
+            environment = private_environment(environment)
         with self.log.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.workers.ray_fit"],

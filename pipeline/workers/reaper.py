@@ -21,8 +21,11 @@ SESSION_VARIABLE = "PION_RAY_SESSION"
 
 def start_reaper(session_folder: Path) -> subprocess.Popen[bytes]:
     """Start the reaper; to kill the session, close the returned process's stdin."""
+    from pion.secret_names import without_secret_names  # not where this file is run
+
     return subprocess.Popen(
         [sys.executable, "-S", "-I", __file__, str(session_folder)],
+        env=without_secret_names(),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

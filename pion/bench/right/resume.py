@@ -22,6 +22,7 @@ from torch import Tensor
 from pion.bench.card import PACKAGE
 from pion.bench.models import Bench, Rows, check_model, refuse, scrambled, twin
 from pion.bench.results import Outcome, judged
+from pion.secret_names import without_secret_names
 from pion.train.hardware import pick_compile, pick_dtype
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer, TrainState
@@ -37,7 +38,12 @@ def check_resume(bench: Bench, family: str) -> Outcome:
     command = [sys.executable, "-m", __name__, str(bench.device), family]
     command += ["tiny"] if bench.tiny else []
     done = subprocess.run(
-        command, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=SECONDS
+        command,
+        cwd=PACKAGE.parent,
+        env=without_secret_names(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

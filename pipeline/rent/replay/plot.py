@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.rent.replay.simulate import CAUSES, Outcome
+from pipeline.report.fonts import list_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,7 @@ COLOURS = dict(zip(CAUSES, ("#e8853a", "#d9b23c", "#b65d9b", "#6d7fd1")))
 def replay_plot(summaries: Sequence[Summary], on_demand: Outcome) -> bytes:
     """Draw one row for each trace. Left: hours until done by start, shaded where the trace has no
     machine. Right: badput by cause, in percent of the paid time, next to the badput on demand."""
+    list_fonts()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -91,7 +91,7 @@ class Checkpointer:
         self._claim = claim
         self.series = series
         self._metrics = metrics
-        self._uploader = uploader or Uploader(Snapshot())
+        self._uploader = uploader or Uploader(Snapshot(), claim.store.url)
         self._workspace = workspace or Workspace(claim.store, claim.state.name)
         self._pending = PendingCommit(resumed)
         self._reserving: threading.Thread | None = None

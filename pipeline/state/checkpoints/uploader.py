@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 from pipeline.console.formats import duration
+from pipeline.machine.child_environment import of_store
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest
 from pipeline.state.error_codec import error_from_json
@@ -27,14 +28,16 @@ class UploaderDied(StoreError):
 
 
 class Uploader:
-    """Uploads `snapshot` in a separate process, and replaces a process that died or hangs.
+    """Uploads `snapshot` to `store` in a separate process, and replaces a process that died or
+    hangs. Of the environment's secrets, the process gets only those of this kind of store.
 
-    `patience` is the number of seconds that a save may take.
+    `store` is a URL. `patience` is the number of seconds that a save may take.
     """
 
-    def __init__(self, snapshot: Snapshot, patience: float = math.inf) -> None:
+    def __init__(self, snapshot: Snapshot, store: str, patience: float = math.inf) -> None:
         self.snapshot = snapshot
         self.patience = patience
+        self._store = store
         self._closed = False
         self._hangs = False
         self._process = self._start()
@@ -104,6 +107,7 @@ class Uploader:
         with explained("start", Path("the process that saves checkpoints")):
             return subprocess.Popen(
                 [sys.executable, "-m", "pipeline.state.checkpoints.upload_worker", str(fd)],
+                env=of_store(self._store),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

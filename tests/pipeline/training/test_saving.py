@@ -30,7 +30,7 @@ class Stage:
         store = FileStore(folder)
         claim = claim_run(RunState(store, "demo"), Owner.me())
         self.step, self.now, self.said = 10, 0.0, list[str]()
-        self.uploader = Uploader(Snapshot(), patience=60.0)
+        self.uploader = Uploader(Snapshot(), store.url, patience=60.0)
         self.checkpointer = Checkpointer(
             claim, CheckpointSeries("pretrain", "d1", files={}), uploader=self.uploader
         )

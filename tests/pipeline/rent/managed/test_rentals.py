@@ -28,7 +28,6 @@ from tests.support.light_run import light_run
 from tests.support.runpod_api import RunPodApi
 from tests.support.states import someone
 
-
 NOTE = RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 0)
 
 
@@ -327,10 +326,12 @@ def test_an_unknown_run_is_bad_input(run: RunState, api: RunPodApi, provider: Sk
         show_rentals(f"{run.store.url}/nothing", reap=False, as_json=False, provider=provider)
 
 
-def test_skypilot_is_not_started_for_a_folder_without_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skypilot_is_not_started_for_a_folder_without_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     provider = SkyAndRunPod()
     monkeypatch.setattr(provider, "start", lambda say: pytest.fail("it was started"))
-    with pytest.raises(BadInput, match="no run 'null' in the store /dev"):
+    with pytest.raises(BadInput, match="no run 'null' in the store file:///dev"):
         show_rentals("/dev/null", reap=False, as_json=False, provider=provider)
 
 

@@ -1,0 +1,104 @@
+"""Which keys of the environment reach the processes that Pion starts. The processes are real."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from pipeline.machine.child_environment import TRAINING, of_store, without_secrets
+from pipeline.machine.gpu_count import gpu_count
+from pipeline.state.checkpoints.snapshot import Snapshot
+from pipeline.state.checkpoints.uploader import Uploader
+from pipeline.state.owner import checkout
+from tests.support.waiting import wait_until
+
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "AKIA-of-a-test",
+    "AWS_SECRET_ACCESS_KEY": "secret-of-s3",
+    "AWS_SESSION_TOKEN": "session-of-s3",
+    "HF_TOKEN": "hf_of-a-test",
+    "WANDB_API_KEY": "of-wandb",
+    "RUNPOD_API_KEY": "of-runpod",
+    "MY_DATABASE": "postgres://me:my-password@db.example.org/x",
+}
+ORDINARY = {
+    "AWS_CA_BUNDLE": "/etc/ca.pem",
+    "AWS_ENDPOINT_URL": "https://s3.example.org",
+    "HTTPS_PROXY": "http://proxy.example.org:3128",
+    "SSL_CERT_FILE": "/etc/ca.pem",
+    "LD_PRELOAD": "",
+    "LD_LIBRARY_PATH": "/usr/lib/none",
+    "CUDA_VISIBLE_DEVICES": "",
+    "NCCL_DEBUG": "WARN",
+    "OMP_NUM_THREADS": "1",
+    "PION_LAUNCH_ID": "launch",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**SECRETS, **ORDINARY}.items():
+        monkeypatch.setenv(name, value)
+
+
+def of_process(pid: int) -> dict[str, str]:
+    """Return the environment that a running process was started with."""
+    file = Path(f"/proc/{pid}/environ")
+    wait_until(file.read_bytes, "the process has an environment")  # the kernel sets it last
+    entries = file.read_bytes().decode().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
+def known(environment: Mapping[str, str]) -> set[str]:
+    return SECRETS.keys() & environment.keys()
+
+
+S3 = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+
+
+@pytest.mark.parametrize(
+    ("store", "needed"), [("file:///runs", set()), ("s3://a/b", S3), ("hf://a/b", {"HF_TOKEN"})]
+)
+def test_an_uploader_gets_only_the_keys_of_its_kind_of_store(store: str, needed: set[str]) -> None:
+    uploader = Uploader(Snapshot(), store)
+    try:
+        found = of_process(uploader._process.pid)
+    finally:
+        uploader.close()
+    assert known(found) == needed
+    assert ORDINARY.items() <= found.items()
+
+
+@pytest.mark.parametrize("program", ["git", "nvidia-smi"])
+def test_a_program_that_answers_a_question_gets_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    said, fake = tmp_path / "environment", tmp_path / program
+    fake.write_text(f"#!/bin/sh\nenv >> {said}\n")
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if program == "git":
+        checkout(tmp_path)
+    else:
+        gpu_count()
+    printed = said.read_text()
+    assert "PATH=" in printed
+    assert not [name for name, value in SECRETS.items() if value in printed]
+
+
+def test_workers_that_train_get_the_keys_of_stores_and_trackers() -> None:
+    kept = without_secrets(*TRAINING)
+    assert known(kept) == {*S3, "HF_TOKEN", "WANDB_API_KEY"}
+    assert ORDINARY.items() <= kept.items()
+
+
+def test_a_proxy_with_a_password_is_only_for_processes_that_use_a_network() -> None:
+    proxy = {"https_proxy": "http://me:my-password@proxy.example.org:3128"}
+    assert of_store("s3://a/b", proxy) == proxy
+    assert of_store("runs", proxy) == {}
