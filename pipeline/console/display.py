@@ -66,7 +66,7 @@ class Display:
         self._prepare_shown: dict[str, float] = {}
         self._console: Console | None = None
         self._live: Live | None = None
-        if live or (live is None and _is_terminal(self._file)):
+        if live or (live is None and is_terminal(self._file)):
             from rich.console import Console
 
             self._console = Console(file=self._file, force_terminal=True, highlight=False)
@@ -260,5 +260,6 @@ def _amount(progress: PrepareProgress) -> str:
     return f"{'/'.join(shown)} {progress.unit}"
 
 
-def _is_terminal(file: TextIO) -> bool:
+def is_terminal(file: TextIO) -> bool:
+    """Return whether `file` is a terminal that can show a line and remove it again."""
     return file.isatty() and os.environ.get("TERM", "") not in ("", "dumb")

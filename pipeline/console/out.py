@@ -10,11 +10,13 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pipeline.console.display import is_terminal
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 # After so many seconds, a command says what it waits for.
-SLOW = 3.0
+SLOW = 1.0
 # No line of a table is longer, so no line is cut where nothing is known about a terminal.
 _WIDEST = 100_000
 
@@ -32,12 +34,42 @@ def show_table(table: RenderableType, style: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def saying_if_slow(words: str, seconds: float = SLOW) -> Iterator[None]:
-    """Print `words` on standard error if the block takes longer than `seconds`."""
-    timer = threading.Timer(seconds, lambda: print(words, file=sys.stderr, flush=True))
+def saying_if_slow(words: str, seconds: float = SLOW, *, quiet: bool = False) -> Iterator[None]:
+    """Say `words` on standard error if the block takes longer than `seconds`, unless `quiet`.
+
+    In a log, this is a line. At a terminal, the line is gone when the block has ended.
+    """
+    ended, lock = threading.Event(), threading.Lock()
+    shown = contextlib.ExitStack()
+
+    def say() -> None:
+        with lock:
+            if not ended.is_set():
+                shown.enter_context(_shown(words))
+
+    timer = threading.Timer(seconds, say)
     timer.daemon = True
-    timer.start()
+    if not quiet:
+        timer.start()
     try:
         yield
     finally:
         timer.cancel()
+        ended.set()
+        with lock:
+            shown.close()
+
+
+@contextlib.contextmanager
+def _shown(words: str) -> Iterator[None]:
+    """Show a line on standard error: until the block ends if it is a terminal, else for good."""
+    if not is_terminal(sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # its reader is gone
+            print(words, file=sys.stderr, flush=True)
+        yield
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True, highlight=False).status(Text(words)):
+        yield

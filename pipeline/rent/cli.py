@@ -6,8 +6,11 @@ import argparse
 from collections.abc import Callable
 from typing import Protocol
 
+from pipeline.console.out import saying_if_slow
 from pipeline.live.options import add_page, page_address
 from pipeline.rent.replay.options import BENCH_HELP
+
+_LOADING = "loading the code that knows machines: a first start takes longer"
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -118,13 +121,15 @@ def _job(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from pipeline.rent.check.command import show_check
+    with saying_if_slow(_LOADING, quiet=args.json):
+        from pipeline.rent.check.command import show_check
 
     return show_check(args.job, args.overrides, on=args.on, force=args.force, as_json=args.json)
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from pipeline.rent.plan.command import show_plan
+    with saying_if_slow(_LOADING, quiet=args.json):
+        from pipeline.rent.plan.command import show_plan
 
     return show_plan(
         args.job,
@@ -137,7 +142,8 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _launch(args: argparse.Namespace) -> int:
-    from pipeline.rent.managed.launch import launch
+    with saying_if_slow(_LOADING):
+        from pipeline.rent.managed.launch import launch
 
     return launch(
         args.job,
@@ -150,19 +156,22 @@ def _launch(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from pipeline.rent.managed.watch import watch
+    with saying_if_slow(_LOADING):
+        from pipeline.rent.managed.watch import watch
 
     return watch(args.run, once=args.once, page=page_address(args))
 
 
 def _hop(args: argparse.Namespace) -> int:
-    from pipeline.rent.managed.hop import hop
+    with saying_if_slow(_LOADING):
+        from pipeline.rent.managed.hop import hop
 
     return hop(args.run, on=args.on, overrides=args.overrides, job=args.job, force=args.force)
 
 
 def _rentals(args: argparse.Namespace) -> int:
-    from pipeline.rent.managed.rentals import show_rentals
+    with saying_if_slow(_LOADING, quiet=args.json):
+        from pipeline.rent.managed.rentals import show_rentals
 
     return show_rentals(args.run, reap=args.reap, as_json=args.json)
 

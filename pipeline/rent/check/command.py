@@ -35,6 +35,7 @@ from pipeline.rent.check.of_machines import check_machines
 from pipeline.rent.check.of_memory import check_memory
 from pipeline.rent.check.of_prepare import check_prepare
 from pipeline.rent.check.row import CheckRow
+from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.of_run import refuse_past
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.rent.until import with_until
@@ -68,14 +69,15 @@ def show_check(
     rows: list[CheckRow] = []
     loaded, sky_yaml = None, None
     try:
-        loaded = read_job(job, overrides)
+        with saying_if_slow(f"reading {job}", quiet=as_json):
+            loaded = read_job(job, overrides)
         refuse_past(job, overrides, loaded)
     except BadInput as error:
         rows.append(CheckRow("job", False, str(error)))
     if on is not None:
         try:
             # SkyPilot may fetch its list of GPUs to read the file, without a time limit.
-            with saying_if_slow(f"SkyPilot reads {on} and its list of GPUs"):
+            with saying_if_slow(f"SkyPilot reads {on} and its list of GPUs", quiet=as_json):
                 sky_yaml = within(end - JOB_SECONDS - time.monotonic(), partial(read_sky_yaml, on))
         except BadInput as error:
             rows.append(CheckRow("rental", False, str(error)))
@@ -93,13 +95,25 @@ def show_check(
             rows.append(CheckRow("rental", False, str(error)))
             sky_yaml = None
     if loaded is not None:
-        with saying_if_slow("still checking: a first start or a slow network takes longer"):
+        with saying_if_slow(asked_by_checks(loaded, sky_yaml), quiet=as_json):
             rows += run_checks(loaded, sky_yaml, path=job, force=force, end=end)
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:
         print_rows(rows)
     return 2 if any(row.ok is False for row in rows) else 0
+
+
+def asked_by_checks(job: Job, sky_yaml: SkyYaml | None) -> str:
+    """Return, in words, who is asked by the checks, and for how long."""
+    on_hub = hub_inputs(job) or (job.publish is not None and job.publish.to.startswith("hf://"))
+    asked = [
+        *([job.store] if "://" in job.store else []),
+        *(["the Hub"] if on_hub else []),
+        *(["SkyPilot"] if sky_yaml is not None else []),
+    ]
+    who = f"asking {' and '.join(asked)}" if asked else "checking files and this machine"
+    return f"{who}, for at most {SECONDS:.0f} s"
 
 
 def run_checks(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pion.errors import BadInput
 from pipeline.console.formats import duration, show
+from pipeline.console.out import saying_if_slow
 from pipeline.job.digest import digest_job
 from pipeline.rent.credentials import wanted_secrets
 from pipeline.rent.deadline.of_run import deadline_of, keeping_deadline, refuse_past
@@ -49,8 +50,9 @@ def launch(
         BadInput: something would fail, or the run is already running; nothing was rented.
     """
     provider = Provider()
-    job_file = JobFile.load(job, overrides)
-    sky_yaml = with_until(read_sky_yaml(on), job_file.job, until)
+    with saying_if_slow(f"reading {job}; SkyPilot reads {on} and its list of GPUs"):
+        job_file = JobFile.load(job, overrides)
+        sky_yaml = with_until(read_sky_yaml(on), job_file.job, until)
     state = RunState(open_store(job_file.job.store), job_file.job.name)
     refuse_past(job, overrides, job_file.job)
     if dry_run:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pion.errors import BadInput, PionError
 from pipeline.base.read_job import read_job
+from pipeline.console.out import saying_if_slow
 from pipeline.job import Job
 from pipeline.rent.check.candidates import fitting
 from pipeline.rent.credentials import secrets_for, wanted_secrets
@@ -77,7 +78,8 @@ def make_order(
     the task would show a secret.
     """
     job = job_file.job
-    accepted = with_candidates(sky_yaml, fitting(job, sky_yaml, force=force))
+    with saying_if_slow("asking SkyPilot which of these machines fit, and what they cost"):
+        accepted = with_candidates(sky_yaml, fitting(job, sky_yaml, force=force))
     more = dict(variables or {})
     if deadline and trains(sky_yaml, job):
         wanted, kept = held_back(accepted)
@@ -94,10 +96,11 @@ def make_order(
 
 def require_checks(order: Order, *, force: bool) -> None:
     """Print what `pion check` finds. Raises BadInput if the run would fail on those machines."""
-    from pipeline.rent.check.command import print_rows, run_checks
+    from pipeline.rent.check.command import asked_by_checks, print_rows, run_checks
 
     job_file = order.job_file
-    rows = run_checks(job_file.job, order.sky_yaml, path=job_file.path, force=force)
+    with saying_if_slow(asked_by_checks(job_file.job, order.sky_yaml)):
+        rows = run_checks(job_file.job, order.sky_yaml, path=job_file.path, force=force)
     print_rows(rows)
     failed = [row.name for row in rows if row.ok is False]
     if failed:

@@ -43,10 +43,12 @@ def show_plan(
     this user's. Raises BadInput for a job with mistakes, for an unknown GPU, for a file that is no
     result or no rental, and if the job fits on none of the GPUs.
     """
-    plan = read_job(job, overrides)
-    results = bench_results(bench)
-    uncertain = expect_rows(plan)
-    with saying_if_slow("asking SkyPilot for the prices of machines"):
+    with saying_if_slow(f"reading {job} and what it trains on", quiet=as_json):
+        plan = read_job(job, overrides)
+        results = bench_results(bench)
+        uncertain = expect_rows(plan)
+    asked = "asking SkyPilot for the prices of machines, which it fetches every few hours"
+    with saying_if_slow(asked, quiet=as_json):
         compared = on_the_market(plan, gpus) if on is None else of_rental(plan, on)
     speeds, nodes = past_speeds(plan), compared.num_nodes
     guesses = [estimate(plan, o, speeds, num_nodes=nodes, bench=results) for o in compared.offers]
