@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from aiohttp import web
-from aiohttp.http_exceptions import ContentEncodingError
 
-from pion.errors import BadInput
 from pion.generate import Text
-from pion.untrusted import parse_json
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.serve.answers import Answers
+from pipeline.serve.body import LARGEST_BODY, read_body
 from pipeline.serve.errors import ApiError, refuse
-from pipeline.serve.fields import Body, checked
 from pipeline.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest
 from pipeline.serve.served_model import ServedModel
 from pipeline.serve.shapes import ChatShape, CompletionShape, Json, Whole, usage
@@ -26,10 +22,6 @@ from pipeline.web.address import Rules
 from pipeline.web.guard import Handler, add_headers, guard
 from pipeline.web.page import read_page
 
-# The most bytes of a request. A token has four characters of English; JSON may double them.
-LARGEST_BODY = 4 << 20
-# How long a client may take to send its request, in seconds.
-BODY_SECONDS = 30.0
 # OpenAI's default for /v1/completions.
 COMPLETION_TOKENS = 16
 PAGE = read_page(Path(__file__).with_name("page"))
@@ -118,7 +110,7 @@ class Api:
         return web.json_response(self._model(request.match_info["name"]).record(self._created))
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        asked = await _body(request, TokenizeRequest)
+        asked = await read_body(request, TokenizeRequest)
         served = self._model(asked.model)
         if asked.messages is not None:
             continues = bool(asked.continue_final_message)
@@ -130,7 +122,7 @@ class Api:
         )
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        asked = await _body(request, ChatRequest)
+        asked = await read_body(request, ChatRequest)
         served = self._model(asked.model)
         continues = bool(asked.continue_final_message)
         ids = await served.chat_ids(asked.messages, continue_last=continues)
@@ -148,8 +140,10 @@ class Api:
         return await _whole(request, answers, shape, len(texts), headers)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
-        asked = await _body(request, CompletionRequest)
+        asked = await read_body(request, CompletionRequest)
         served = self._model(asked.model)
+        if asked.echo and asked.logprobs is not None:
+            served.check_scored(asked.prompts)
         prompts = [await served.prompt_ids(prompt) for prompt in asked.prompts]
         most = COMPLETION_TOKENS if asked.max_tokens is None else asked.max_tokens
         texts = _texts(served, asked, prompts, most)
@@ -196,24 +190,6 @@ def _texts(
             )
             texts.append(served.text(ids, settings))
     return texts
-
-
-async def _body(request: web.Request, kind: type[Body]) -> Body:
-    """Return the request's fields. Raises ApiError if they are wrong."""
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            data = await request.read()
-    except TimeoutError:
-        raise ApiError(408, "the request did not arrive in time", code="timeout") from None
-    except (web.RequestPayloadError, ContentEncodingError) as error:
-        coding = request.headers.get("Content-Encoding", "none")
-        words = f"the body can't be read (Content-Encoding: {coding[:40]}): {error}"
-        raise ApiError(400, words, code="damaged_body") from None
-    try:
-        fields = parse_json(data, "the body")
-    except BadInput as error:
-        raise ApiError(400, str(error), code="invalid_json") from None
-    return checked(kind, fields)
 
 
 async def _whole(

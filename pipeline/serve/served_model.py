@@ -82,6 +82,23 @@ class ServedModel:
             return prompt
         return await self._encoded(lambda: self.tokenizer.prompt(prompt), "prompt")
 
+    def check_scored(self, prompts: Sequence[str | list[int]]) -> None:
+        """Raise ApiError if a text whose tokens are to be scored spells a special token.
+
+        Clients that score texts (lm-eval) take it for one id. Here a text is always plain text, so
+        the client would read the probabilities of other tokens.
+        """
+        for prompt in prompts:
+            for special in self.tokenizer.specials if isinstance(prompt, str) else ():
+                if special in prompt:
+                    raise ApiError(
+                        400,
+                        f"the prompt spells {special}, which is plain text here and no special "
+                        "token. To score the special token, send the prompt as a list of ids "
+                        "(lm-eval: leave out tokenized_requests)",
+                        param="prompt",
+                    )
+
     def text(self, ids: list[int], settings: Settings) -> Text:
         """Return the text that continues `ids`. Raises ApiError if it can't be continued."""
         wanted = 1 if settings.max_tokens else 0

@@ -153,7 +153,10 @@ class CompletionShape:
         }
 
     def _top(self, found: Logprobs) -> Json:
-        return {token_text(self._tokenizer, other): value for other, value in found.top}
+        values: Json = {}
+        for other, value in found.top:  # the likeliest of several ids with the same text
+            values.setdefault(token_text(self._tokenizer, other), value)
+        return values
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

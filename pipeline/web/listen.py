@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import signal
 import socket
@@ -12,12 +13,26 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 # How long answers that are being sent may take to end once the server stops, in seconds.
 GRACE = 5.0
 # So many connections are accepted before one more is closed.
 AT_ONCE = 16
+LOGGER = logging.getLogger(__name__)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Return whether a message is about this server, and not about what a client sent.
+
+    Bytes that are no HTTP get status 400. A traceback for each would let anybody fill the log.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
+
+
+LOGGER.addFilter(_is_ours)
 
 
 class _Room:
@@ -70,6 +85,7 @@ async def answering(app: web.Application, listener: socket.socket) -> AsyncItera
         app,
         handler_cancellation=True,
         access_log=None,
+        logger=LOGGER,
         shutdown_timeout=GRACE,
         keepalive_timeout=30,
     )

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from pion.untrusted import parse_json
 from pipeline.models.find import find_model
 from tests.support.served import Served, serving
 from tests.support.waiting import PATIENCE_SECONDS, join, wait_until
@@ -69,7 +70,7 @@ def test_a_thousand_clients_that_vanish_take_no_memory(
 def test_a_body_that_never_ends_is_given_up(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.serve.app.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("pipeline.serve.body.BODY_SECONDS", 0.2)
     where = urlsplit(served.url)
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: {where.netloc}\r\n"
@@ -134,3 +135,25 @@ def vanish(served: Served, requests: int) -> None:
         worker.start()
     for worker in workers:
         join(worker)
+
+
+def test_others_are_answered_while_a_large_body_is_read(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, others_were_answered = threading.Event(), threading.Event()
+
+    def slowly(data: bytes, where: str) -> Any:
+        begun.set()
+        others_were_answered.wait(PATIENCE_SECONDS)
+        return parse_json(data, where)
+
+    monkeypatch.setattr("pipeline.serve.body.parse_json", slowly)
+    body = {"model": "base", "prompt": "fox " * 50_000}
+    with ThreadPoolExecutor(1) as client:
+        asked = client.submit(ask, served, body)
+        try:
+            assert begun.wait(PATIENCE_SECONDS)
+            assert httpx.get(f"{served.url}/health", timeout=PATIENCE_SECONDS / 5).is_success
+        finally:
+            others_were_answered.set()
+        assert "tokens, and base has a context" in asked.result().json()["error"]["message"]

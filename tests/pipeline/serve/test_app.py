@@ -266,6 +266,19 @@ def test_an_echoed_prompt_has_the_probabilities_of_its_tokens(
                 assert max(top.values()) == pytest.approx(float(every[place].max()), abs=1e-4)
 
 
+def test_a_text_that_spells_a_special_token_is_not_scored(client: OpenAI, served: Served) -> None:
+    """lm-eval counts the tokens of its contexts with a tokenizer that reads it as one id."""
+    end = served.models[1].tokenizer.end_of_text
+    asked: dict[str, Any] = {"model": "base", "max_tokens": 1, "echo": True}
+    for prompt in ("<|endoftext|>The", ["The", "The<|endoftext|>"]):
+        with pytest.raises(openai.BadRequestError, match=r"spells <\|endoftext\|>.* list of ids"):
+            client.completions.create(prompt=prompt, logprobs=1, **asked)
+        assert client.completions.create(prompt=prompt, **asked).choices[0].text
+    scored = client.completions.create(prompt=[end, 70], logprobs=1, **asked).choices[0].logprobs
+    assert scored is not None
+    assert len(scored.token_logprobs or []) == 3
+
+
 def test_an_answer_is_continued(client: OpenAI, chat_model: ServedModel) -> None:
     begun: list[Any] = [*QUESTION, {"role": "assistant", "content": "A fox is"}]
     found = client.chat.completions.create(

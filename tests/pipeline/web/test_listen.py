@@ -80,3 +80,21 @@ def test_the_oldest_idle_connection_makes_room_for_a_new_one(server: socket.sock
         busy.setblocking(False)
         with pytest.raises(BlockingIOError):  # still answered
             busy.recv(1)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+    ],
+    ids=["length", "chunk", "long header"],
+)
+def test_what_is_no_http_is_refused_and_not_logged(
+    sent: bytes, server: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_connection(server.getsockname()) as client:
+        client.sendall(sent)
+        assert b" 400 " in client.recv(64)
+    assert not caplog.records
