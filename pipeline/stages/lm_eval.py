@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pion.data.special_tokens import GENERATION_CONFIG
+from pion.data.token_names import read_optional
 from pion.errors import Interrupted
 from pipeline.machine.child_environment import HUB, without_secrets
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
@@ -93,7 +95,7 @@ def run_task(
 
 def _command(task: str, model: Path, options: TaskOptions, out: Path) -> list[str]:
     command = [PYTHON, "-m", "lm_eval", "run", "--model", "hf"]
-    command += ["--model_args", _model_args(model), "--tasks", task]
+    command += ["--model_args", _model_args(model, out), "--tasks", task]
     command += ["--device", options.device, "--batch_size", str(BATCH_SIZE)]
     command += ["--output_path", str(out)]
     if options.include_path is not None:
@@ -103,15 +105,33 @@ def _command(task: str, model: Path, options: TaskOptions, out: Path) -> list[st
     return command
 
 
-def _model_args(model: Path) -> str:
+def _model_args(model: Path, out: Path) -> str:
     """Return the model's arguments as JSON: in a list `key=value,…`, a comma in the path would add
     arguments."""
     from pion.exports.modelling_files import runs_only_our_code
 
-    arguments: dict[str, Any] = {"pretrained": str(model.resolve())}
+    arguments: dict[str, Any] = {"pretrained": str(_without_length(model.resolve(), out))}
     if runs_only_our_code(model):
         arguments["trust_remote_code"] = True
     return json.dumps(arguments)
+
+
+def _without_length(model: Path, out: Path) -> Path:
+    """Return the model's folder, or one in `out` with links to its files.
+
+    transformers prefers the `max_new_tokens` that was published with a model to the length that
+    lm-eval asks for, so the answers would not be as long as the task says.
+    """
+    generation = read_optional(model / GENERATION_CONFIG)
+    if generation.pop("max_new_tokens", None) is None:
+        return model
+    folder = out / "model"
+    folder.mkdir()
+    for path in model.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / GENERATION_CONFIG).unlink()
+    (folder / GENERATION_CONFIG).write_text(json.dumps(generation))
+    return folder
 
 
 @contextmanager
