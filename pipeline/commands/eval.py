@@ -17,7 +17,7 @@ from pion.model.decoder import Decoder
 from pion.multiple_choice import multiple_choice, read_questions
 from pion.untrusted import read_file
 from pipeline.commands.chat import tell_replaced
-from pipeline.console.formats import show
+from pipeline.console.formats import measured, show
 
 TOKENS_AT_ONCE = 8192
 # Of a text, which is tokenized as a whole.
@@ -50,8 +50,8 @@ def _in_words(found: dict[str, Any]) -> str:
             f"(chance {found['chance']:.1%}, {found['questions']:,} questions)"
         )
     return (
-        f"bits per byte {found['bits_per_byte']:.4f} ± {found['bits_per_byte_sem']:.4f}, "
-        f"loss {found['loss']:.4f} ± {found['loss_sem']:.4f}, perplexity "
+        f"bits per byte {measured(found['bits_per_byte'], found['bits_per_byte_sem'], 4)}, "
+        f"loss {measured(found['loss'], found['loss_sem'], 4)}, perplexity "
         f"{found['perplexity']:.2f} ({found['tokens']:,} tokens, {found['bytes']:,} bytes)"
     )
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TextIO, assert_never
 
-from pipeline.console.formats import duration, printable, size
+from pipeline.console.formats import duration, measured, printable, size
 from pipeline.console.messages import (
     CheckpointSaved,
     Evaluation,
@@ -153,7 +153,7 @@ class Display:
             self._line(f"{step.stage} step {step.step:,}/{step.steps:,}  {facts}")
 
     def _show_evaluation(self, found: Evaluation) -> None:
-        loss = f"held-out loss {found.loss:.4f} ± {found.loss_sem:.4f}"
+        loss = f"held-out loss {measured(found.loss, found.loss_sem, 4)}"
         self._line(f"{found.stage} step {found.step:,}: {loss}", style="green")
 
     def _show_sample(self, sample: Sample) -> None:

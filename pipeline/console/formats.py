@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 
 # Everything that moves the cursor, rings or recolors, except newline and tab.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+# Numbers with more decimals are written as 1e-09.
+MOST_DECIMALS = 6
 
 
 def printable(text: str) -> str:
@@ -47,6 +51,20 @@ def amount(count: float) -> str:
         if count >= scale:
             return f"{count / scale:.3g} {name}"
     return f"{count:,.0f}"
+
+
+def measured(value: float, error: float | None = None, digits: int = 3) -> str:
+    """Return a value with its standard error as `2.081 ± 0.012`; without an error `2.081`.
+
+    Both have `digits` decimals, and more where the error (or a value without an error) would else
+    lose its first digit: `0.0004 ± 0.0001`.
+    """
+    known = error is not None and math.isfinite(error)
+    small = abs(error) if known and error else abs(value)
+    if small and (known or small < 0.5 * 10**-digits):
+        digits = max(digits, -math.floor(math.log10(small)))
+    kind = f",.{digits}f" if digits <= MOST_DECIMALS else ".2g"
+    return f"{value:{kind}} ± {error:{kind}}" if known else f"{value:{kind}}"
 
 
 def moment(at: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.base.terms import Terms, conditions
 from pipeline.job import Job
-from pipeline.report.adapter_card import hub_name
+from pipeline.report.adapter_card import base_in_words, hub_name
 
 
 def base_on_hub(job: Job) -> str | None:
@@ -39,8 +39,7 @@ def base_section(job: Job, terms: Terms | None) -> str:
     """Return the section on the model that the run started from; empty if there is none."""
     if job.base is None or terms is None:
         return ""
-    repo = base_on_hub(job)
-    name = f"[{repo}](https://huggingface.co/{repo})" if repo else f"`{job.base.source}`"
+    name = base_in_words(job.base.source, job.base.commit)
     at = f" at commit `{job.base.commit}`" if job.base.commit else ""
     lines = [f"Trained from {name}{at}; its files have the content hash `{job.base.hash}`."]
     lines.append(_licence(terms))

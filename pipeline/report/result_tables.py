@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.console.formats import measured
+
 MODELS = (("sft", "fine-tuned"), ("pretrain", "base"), ("untrained", "untrained"))
 
 
@@ -25,8 +27,7 @@ def value_with_error(result: Mapping[str, Any], name: str, digits: int = 3) -> s
     value, error = result.get(name), result.get(f"{name}_sem")
     if value is None or not math.isfinite(value):
         return "–"
-    text = f"{value:,.{digits}f}"
-    return f"{text} ± {error:.{digits}f}" if error is not None and math.isfinite(error) else text
+    return measured(value, error, digits)
 
 
 def percent_with_error(result: Mapping[str, Any], name: str) -> str:
@@ -125,10 +126,8 @@ def lm_eval_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for name, value in metrics.items():
             error = metrics.get(_error_name(name))
             if isinstance(value, int | float) and "_stderr" not in name:
-                shown = f"{value:.3f}"
-                if isinstance(error, int | float):
-                    shown += f" ± {error:.3f}"
-                rows.append((task, name.removesuffix(",none"), shown))
+                known = error if isinstance(error, int | float) else None
+                rows.append((task, name.removesuffix(",none"), measured(value, known)))
     return rows
 
 

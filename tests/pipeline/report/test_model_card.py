@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from pion.adapter import Adapter, BaseModel
 from pion.config import ModelConfig
+from pion.lora import Lora
+from pipeline.base.terms import Terms
 from pipeline.cost.by_cause import CAUSES
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import Job
+from pipeline.job.base import Base
+from pipeline.report.adapter_card import adapter_sections
+from pipeline.report.base_card import base_section
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import (
     _attention,
@@ -199,6 +205,31 @@ def test_the_model_it_began_with_is_named_without_its_folders(
     assert "secret-project" not in card
 
 
+@pytest.mark.parametrize(
+    ("source", "commit", "shown"),
+    [
+        ("/home/someone/secret-project/base", None, "`base`"),
+        ("../../secret-project/base/", None, "`base`"),
+        ("..", None, "a local folder"),
+        ("file:///secret-project/demo@pretrain", None, "`demo@pretrain`"),
+        ("someone/base", "c" * 40, "[someone/base](https://huggingface.co/someone/base)"),
+    ],
+)
+def test_the_base_and_its_adapter_are_named_without_a_path_of_this_machine(
+    source: str, commit: str | None, shown: str
+) -> None:
+    job = Job.model_validate(JOB)
+    assert job.publish is not None
+    job._base = Base(source, "d" * 64, "e" * 64, {}, commit)
+    assert f"Trained from {shown}" in base_section(job, Terms())
+    adapter = Adapter(Lora(rank=4), BaseModel(source, "f" * 64, commit))
+    sections = adapter_sections(job, adapter)
+    assert "secret-project" not in sections
+    assert f"It needs its base, {shown}" in sections
+    code = sections.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+
+
 def test_it_shows_how_to_use_the_model() -> None:
     card = card_of()
     assert 'from_pretrained("tester/demo")' in card
@@ -262,6 +293,11 @@ def test_a_model_measured_on_conversations_alone_has_no_row_for_text() -> None:
 def test_a_value_that_is_not_finite_is_shown_as_missing() -> None:
     broken = {"pretrain": {"loss": float("nan"), "perplexity": float("inf"), "bits_per_byte": 2.0}}
     assert "| base | – | – | 2.000 |" in card_of(results=broken)
+
+
+def test_a_small_number_has_the_digits_that_its_error_needs() -> None:
+    small = {"loss": 0.0004, "loss_sem": 0.00012, "perplexity": 1.0004, "bits_per_byte": 1e-9}
+    assert "| base | 0.0004 ± 0.0001 | 1.0 | 1e-09 |" in card_of(results={"pretrain": small})
 
 
 def test_the_same_model_has_the_same_card() -> None:
