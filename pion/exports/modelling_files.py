@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.exports.flat_copy import flat_copy
 from pion.untrusted import parse_object, read_file
 
-State = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State: TypeAlias = "dict[str, Tensor]"
 
 ARCHITECTURE, MODEL_TYPE = "PionForCausalLM", "pion"
 # The field of config.json that has our settings, and the prefix of our names of tensors.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
+from pion.exports.target_folder import refuse_current_folder
 from pion.model_files import WEIGHTS
 from pipeline.models.find import CONFIG, find_model
 from pipeline.models.load import load_model
@@ -35,8 +36,6 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
             f"{file} is not a .pt checkpoint of an original Pion, Tachyon 2, Daisy-Wee or PILON. "
             "Pion can load it without an import"
         )
-    from pion.export import refuse_current_folder  # imports torch
-
     refuse_current_folder(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} exists and is not empty. Choose a different folder")

@@ -25,7 +25,7 @@ from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import WorkLeft, check_until, work_left
 from pipeline.run.start import Options, Start
 from pipeline.state.checkpoints.restore import refuse_other_formats
-from pipeline.state.claim import Claim, claim_run
+from pipeline.state.claim import Claim, claim_run, refuse_owned
 from pipeline.state.owner import RELEASED, Owner, launch_id
 from pipeline.state.rental_note import over_unless_interrupted
 from pipeline.state.run_data import bring_data
@@ -50,6 +50,7 @@ def run_job(job: Job, options: Options, display: Display) -> int:
             if left.finished(options.until):
                 _show_finished(job, run, left, display)
                 return 0
+            _refuse_owned(run, left, options)
             price = _check_before_claiming(job, run, left, options.until, display)
         with stopping, _watching_for_notices(stopping, display) as leaving:
             owner = Owner.me()
@@ -76,6 +77,13 @@ def _show_finished(job: Job, run: RunState, left: WorkLeft, display: Display) ->
         display.say(StageState(plan.stage, plan.state, plan.why))
     if left.finished():
         display.say(Summary(summary_rows(job, run)))
+
+
+def _refuse_owned(run: RunState, left: WorkLeft, options: Options) -> None:
+    """Raise BadInput if the claim of this start would be refused: before checks that import torch
+    or ask others, so that many starts at once need little memory."""
+    if left.head is not None and not (options.unattended or options.take_over):
+        refuse_owned(run, left.head, Owner.me())
 
 
 def _check_before_claiming(

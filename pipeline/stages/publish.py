@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pion.config import closest
 from pion.errors import BadInput
+from pion.exports.target_folder import check_replaceable, replace_folder
 from pipeline.base.terms import Terms
 from pipeline.console.messages import Note, Say
 from pipeline.job import REQUIREMENT, Job
@@ -121,7 +122,6 @@ def publish_run(
         PionError: the exported folder does not load as the same model; nothing was published.
         Interrupted: the Hub stayed unreachable.
     """
-    from pion.export import replace_folder
     from pipeline.models.load import load_model_in
 
     job, to = history.job, _target(history.job)
@@ -260,8 +260,6 @@ def _check_names(job: Job) -> None:
 
 
 def _check_folder(to: str) -> None:
-    from pion.export import check_replaceable
-
     target = expand(to).absolute()
     check_replaceable(target)
     existing = next(parent for parent in target.parents if parent.exists())

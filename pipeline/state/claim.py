@@ -219,6 +219,13 @@ def claim_run(
             return Claim(state, head, before, reason, price)
 
 
+def refuse_owned(state: RunState, head: Head, me: Owner) -> None:
+    """Raise BadInput, as `claim_run` does for a start by a person, if only a person may take the
+    run over. `head` is a HEAD of the run; this makes no request."""
+    if may_take_over(head.owner, me) is None:
+        raise BadInput(_refusal(state, head, me))
+
+
 def claim_again(state: RunState, me: Owner, *, price: float | None = None) -> Claim:
     """Claim the run under the next epoch, because a process of this session owned it last.
 

@@ -17,13 +17,8 @@ from pion.config import ModelConfig
 from pion.data.conversation import Turn, tokenize
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput, PionError
-from pion.export import (
-    EXPORT_FILES,
-    GENERATION,
-    export_model,
-    is_export,
-    replace_folder,
-)
+from pion.export import GENERATION, export_model
+from pion.exports.target_folder import EXPORT_FILES, is_export, replace_folder
 from pion.load import load
 from pion.model.decoder import Decoder
 from pion.verify import MAX_LOGIT_DIFFERENCE, verify_export

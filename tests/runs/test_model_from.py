@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pion.export import is_export
+from pion.exports.target_folder import is_export
 from pion.load import load_decoder
 from pipeline.cli import main
 from pipeline.models.find import find_model

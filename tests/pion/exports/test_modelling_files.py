@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 import pion
 from pion.data.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput, PionError
-from pion.export import check_replaceable, export_model, is_export
+from pion.export import export_model
 from pion.exports.modelling_files import modelling_files, runs_only_our_code
+from pion.exports.target_folder import check_replaceable, is_export
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
 from pion.verify import verify_export

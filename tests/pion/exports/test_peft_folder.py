@@ -19,8 +19,9 @@ from pion.config import ModelConfig
 from pion.data.stream import RowStream
 from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput
-from pion.export import export_model, is_export
+from pion.export import export_model
 from pion.exports.peft_folder import write_adapter_folder
+from pion.exports.target_folder import is_export
 from pion.load import identify, load_adapter, load_decoder
 from pion.lora import Lora
 from pion.model.decoder import Decoder

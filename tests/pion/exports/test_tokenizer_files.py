@@ -15,7 +15,8 @@ from pion.data.conversation import chat_template, response_template
 from pion.data.special_tokens import read_special_tokens
 from pion.data.tokenizer import Tokenizer
 from pion.errors import PionError
-from pion.export import export_model, is_export
+from pion.export import export_model
+from pion.exports.target_folder import is_export
 from pion.exports.tokenizer_files import (
     ModelTokenizer,
     copy_tokenizer,

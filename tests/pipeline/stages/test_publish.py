@@ -14,6 +14,7 @@ import pion.export
 from pion.data.arrays import sha256_file
 from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput, Interrupted, PionError
+from pion.exports.target_folder import EXPORT_FILES
 from pion.model.decoder import Decoder
 from pipeline.console.messages import Note
 from pipeline.cost.costs import Costs
@@ -126,7 +127,7 @@ def test_a_folder_gets_the_model_its_card_and_its_loss_plot(
     out = tmp_path / "new" / "demo"
     says: list[Note] = []
     published = trained.publish(out, says=says)
-    assert set(contents(out)) == set(pion.export.EXPORT_FILES) - {"chat_template.jinja"}
+    assert set(contents(out)) == set(EXPORT_FILES) - {"chat_template.jinja"}
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert ModelCard.load(out / "README.md").data.license == "apache-2.0"
     weights = load_file(out / "model.safetensors")
@@ -493,7 +494,7 @@ def test_a_failed_conversion_leaves_the_published_weights_and_says_so(tmp_path: 
     published = too_large.publish(out, gguf=True, says=says)
     assert "With --type f32 nothing is rounded" in published["gguf_failed"]
     assert any("published without a GGUF file" in message.text for message in says)
-    assert set(contents(out)) == set(pion.export.EXPORT_FILES) - {"chat_template.jinja"}
+    assert set(contents(out)) == set(EXPORT_FILES) - {"chat_template.jinja"}
     assert "Ollama" not in (out / "README.md").read_text()
 
 
