@@ -4,7 +4,6 @@ Files are written whole or not at all.
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pion.errors import BadInput
+from pion.no_room import no_room
 from pion.untrusted import open_file
 
 # Of an .npy file: more than the longest header that numpy reads.
@@ -180,9 +180,10 @@ def write_atomically(path: Path, *chunks: bytes | memoryview) -> None:
 
 def unwritable(path: Path, error: OSError) -> BadInput:
     """Return the error for a file that can't be written: what is safe, and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    full = no_room(error, path)
+    if full is not None:
         return BadInput(
-            f"{path}: the disk is full. Everything finished before it is safe and will be used: "
+            f"{path}: {full}. Everything finished before it is safe and will be used: "
             f"free some space and run the same command again."
         )
     return BadInput(

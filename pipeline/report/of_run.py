@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pion.errors import BadInput
+from pion.no_room import no_room
 from pipeline.job import Job
 from pipeline.report.history import read_history
 from pipeline.report.page import write_report
@@ -24,8 +25,9 @@ def write_run_report(job: Job, run: RunState) -> Path:
     try:
         path = write_report(workspace.folder(REPORT), history)
     except OSError as error:
+        reason = no_room(error, workspace.folder(REPORT)) or error.strerror or error
         raise BadInput(
-            f"{workspace.folder(REPORT)}: can't write the report ({error.strerror or error}). The "
+            f"{workspace.folder(REPORT)}: can't write the report ({reason}). The "
             f"run is safe in {run.url}. Free some space, or check who owns the folder."
         ) from error
     if workspace.remote:

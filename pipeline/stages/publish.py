@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pion.config import closest
 from pion.errors import BadInput
 from pion.exports.target_folder import check_replaceable, replace_folder
+from pion.no_room import no_room
 from pipeline.base.terms import Terms
 from pipeline.console.messages import Note, Say
 from pipeline.job import REQUIREMENT, Job
@@ -142,8 +143,9 @@ def publish_run(
                 replace_folder(staging, target)
                 where = _where(target)
         except OSError as error:
+            reason = no_room(error, staging) or error.strerror or error
             raise BadInput(
-                f"publish.to: {to}: can't write ({error.strerror or error}). {safe} Free some "
+                f"publish.to: {to}: can't write ({reason}). {safe} Free some "
                 "disk space, or change publish.to. Then run the same command again. Pion will only "
                 "repeat the publish stage."
             ) from error

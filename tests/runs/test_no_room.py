@@ -28,6 +28,7 @@ from tests.support.hard_places import (
     run_limited,
     run_on_small_disk,
     why_no_small_disk,
+    write_on_full_disks,
 )
 from tests.support.light_run import light_run
 from tests.support.whole_runs import ends_with, head_of, start, write_job
@@ -103,6 +104,20 @@ def test_a_run_ends_with_a_message_where_its_disk_is_full(
     assert ended.first.code == code, ended.first.output
     assert SAYS[where] in ended.first.output
     check(ended, unbroken)
+
+
+def test_a_full_disk_says_how_much_is_missing_and_whether_bytes_or_inodes_are(
+    tmp_path: Path,
+) -> None:
+    reason = in_fork(why_no_small_disk)
+    if reason is not None:
+        pytest.skip(reason)
+    full, no_inodes = in_fork(write_on_full_disks, tmp_path)
+    assert full == ("the disk is full (this file needs 12.3 kB, 8.2 kB are free); free some space")
+    assert no_inodes == (
+        "the disk is full: it can hold no more files, though it has free bytes (see `df -i`); "
+        "free some space"
+    )
 
 
 @pytest.mark.soak

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.state.stores import FileStore, StoreError
 from tests.support.forked import Ended, pion
 from tests.support.whole_runs import final_weights
 
@@ -116,6 +117,25 @@ def _own_mounts() -> None:
         Path("/proc/self/uid_map").write_text(f"0 {me} 1")
         Path("/proc/self/gid_map").write_text(f"0 {group} 1")
     _call("mount", None, b"/", None, _PRIVATE_BELOW, None)
+
+
+def write_on_full_disks(folder: Path) -> tuple[str, str]:
+    """Return why a file of three pages can't be written to a store on a disk with two free pages,
+    and to a store on a disk with room for bytes, but not for another file."""
+    _own_mounts()
+    reasons = []
+    for options in (f"size={2 * PAGE}", f"size={ROOMY},nr_inodes=2"):
+        disk = folder / str(len(reasons))
+        disk.mkdir()
+        _call("mount", b"tmpfs", bytes(disk), b"tmpfs", 0, options.encode())
+        store = FileStore(disk)
+        try:
+            for name in ("a", "b"):
+                store.write(name, bytes(3 * PAGE))
+        except StoreError as error:
+            reasons.append(error.reason)
+    full, no_inodes = reasons
+    return full, no_inodes
 
 
 def _mount(place: Path, size: int, flags: int = 0) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from pion.errors import BadInput
+from pion.no_room import no_room
 from pion.untrusted import LARGEST_RECORD, read_file
 from pipeline.state.record_json import damaged
 from pipeline.state.stores.base import (
@@ -33,8 +34,6 @@ _LOCK = ".lock-"
 _LARGE_BYTES = 32 << 20
 
 _REASONS = {
-    errno.ENOSPC: "the disk is full; free some space",
-    errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EFBIG: "the file would be larger than this process may write (ulimit -f)",
     errno.EACCES: "no permission; check who owns the folder",
     errno.EPERM: "no permission; check who owns the folder",
@@ -48,11 +47,15 @@ _NOTHING_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @contextlib.contextmanager
-def explained(action: str, path: Path) -> Iterator[None]:
-    """Turn an `OSError` into a `StoreError` with a reason that a person understands."""
+def explained(action: str, path: Path, needs: int = 0) -> Iterator[None]:
+    """Turn an `OSError` into a `StoreError` with a reason that a person understands. `needs` is the
+    size in bytes of the file to write, 0: not known."""
     try:
         yield
     except OSError as error:
+        full = no_room(error, path, needs)
+        if full is not None:
+            raise StoreError(action, str(path), f"{full}; free some space") from error
         reason = _REASONS.get(error.errno or 0) or os.strerror(error.errno or errno.EIO)
         raise StoreError(action, str(path), reason) from error
 
@@ -86,12 +89,12 @@ class FileStore(WritesAtOnce):
 
     def write(self, key: str, data: Data) -> None:
         path = self._path(key)
-        with explained("write", path):
+        with explained("write", path, _size(data)):
             _write_atomically(path, data)
 
     def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
         path = self._path(key)
-        with explained("write", path), _locked(path):
+        with explained("write", path, len(data)), _locked(path):
             try:
                 present = _version(self.read(key))
             except Missing:
@@ -123,7 +126,7 @@ class FileStore(WritesAtOnce):
             raise Missing(key, self.url)
         if limit is not None and source.stat().st_size > limit:
             raise too_large(str(source), limit)
-        with explained("write", path):
+        with explained("write", path, _size(source)):
             _write_atomically(path, source)
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -183,6 +186,13 @@ class FileStore(WritesAtOnce):
                     pending.append(Path(child.path))
                 else:
                     yield Path(child.path)
+
+
+def _size(data: Data) -> int:
+    """Return the bytes to write; 0 for a file that can't be read."""
+    if isinstance(data, Path):
+        return data.stat().st_size if data.is_file() else 0
+    return memoryview(data).nbytes
 
 
 def _version(data: bytes) -> str:
