@@ -18,16 +18,12 @@ from pion.exports.table import to_transformers
 from pipeline.job import Job
 from pipeline.rent.check import command
 from pipeline.rent.check.command import CheckRow, show_check
-from pipeline.state.claim import claim_run
-from pipeline.state.records import Spent
-from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, open_store
+from pipeline.state.stores import FileStore
 from tests.pipeline.rent.check.checked_job import Case, unknown, wrong
 from tests.support.finished_run import make_run
 from tests.support.hub_server import READ_TOKEN, HubServer, hub_server
 from tests.support.light_run import JOB, light_run
 from tests.support.s3_server import FaultProxy, S3Server
-from tests.support.states import someone
 
 
 @pytest.fixture
@@ -125,11 +121,8 @@ def test_a_budget_that_run_would_not_start_with(
     monkeypatch.delenv("PION_DOLLARS_PER_HOUR", raising=False)
     unknown(case.rows(budget__dollars=5.0)["budget"], "the price of this machine is not known")
     assert "budget" not in case.rows(budget__dollars=5.0, budget__dollars_per_hour=1.0)
-    run = RunState(open_store(case.job().store), "tiny")
-    claim = claim_run(run, someone())
-    claim.commit(lambda head: dataclasses.replace(head, spent=Spent(hours=2.0)))
-    claim.release()
-    wrong(case.rows(budget__hours=1.0)["budget"], "The budget is spent: 2.00 of 1 hours")
+    light_run(FileStore(case.folder / "runs"), "tiny")
+    wrong(case.rows(budget__hours=1e-9)["budget"], "The budget is spent", "raise budget.hours")
 
 
 def test_a_pipe_gets_whole_lines(
