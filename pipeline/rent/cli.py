@@ -156,6 +156,9 @@ def _launch(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
+    from pipeline.rent.managed.unrented import refuse_unrented
+
+    refuse_unrented(args.run)
     with saying_if_slow(_LOADING):
         from pipeline.rent.managed.watch import watch
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pion.errors import BadInput, PionError, Stopped
+from pion.errors import PionError, Stopped
 from pipeline.console.formats import printable
 from pipeline.live.server import page_of
 from pipeline.rent.managed.act import Restarts, act, log_finding
@@ -29,8 +29,8 @@ from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.recorded_task import launch_id_of
 from pipeline.rent.managed.restart import CANCEL_SECONDS, Restarter
 from pipeline.rent.managed.say import Say, say_now
-from pipeline.state.find_run import read_run
-from pipeline.state.rental_note import never_rented, withdraw_rental_note
+from pipeline.rent.managed.unrented import nothing_to_watch
+from pipeline.state.rental_note import withdraw_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store, split_run
 from pipeline.web.address import Address
@@ -50,27 +50,15 @@ def watch(
     url, run_name = split_run(run)
     state = RunState(open_store(url), run_name)
     name = rental_name(state.store.url, state.name)
-    if never_rented(state):  # before SkyPilot's server starts, which takes long and stays
-        raise _nothing_to_watch(run)
     provider.start(say_now)
     jobs = provider.managed_jobs(name)
     if not jobs:
-        raise _nothing_to_watch(run)
+        raise nothing_to_watch(run)
     if page is None:
         return follow_or_leave(state, name, jobs[0].id, provider, once=once)
     with page_of(RunState(open_store(url), run_name), page) as address:
         say_now(f"{address}  the page of this run. It closes when this command ends")
         return follow_or_leave(state, name, jobs[0].id, provider)
-
-
-def _nothing_to_watch(run: str) -> BadInput:
-    """Return the error for a run without a rental. Raises BadInput if there is no such run."""
-    read_run(run)
-    return BadInput(
-        f"`pion launch` has rented nothing for {run} from this machine, and `pion watch` only "
-        "follows such rentals. To see a run on another machine, or one that was started with "
-        f"`sky jobs launch`: `pion status {run}`."
-    )
 
 
 def follow_or_leave(

@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from pion.train.hardware import gpu_flops
-
 # The smallest share of the catalog's memory that CUDA can use. GPUs with ECC reserve the most.
 CATALOG_SHARE = 0.92
 
@@ -31,6 +29,8 @@ class GpuType:
     def dtype(self, asked: str) -> Literal["bfloat16", "float32"]:
         """Return the precision that a job's `hardware.dtype` means on this GPU."""
         if asked == "auto":
+            from pion.train.hardware import gpu_flops  # torch takes seconds to import
+
             return "float32" if gpu_flops(self.cuda, "bfloat16") is None else "bfloat16"
         return "bfloat16" if asked == "bfloat16" else "float32"
 

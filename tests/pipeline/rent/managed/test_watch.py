@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from typing import Any
 
 import httpx
 import pytest
 
-from pion.errors import BadInput
+from pipeline.cli import main
 from pipeline.rent.managed.diagnose import (
     BOOT_SECONDS,
     HANG_SECONDS,
@@ -410,23 +411,32 @@ def test_one_look_returns_1_if_anything_is_wrong_and_fixes_it(
     assert provider.terminated == ["x"]
 
 
-@pytest.mark.parametrize("name", ["demo", "nothing", "/dev/null"])
-def test_skypilot_is_not_started_for_a_run_that_was_never_rented(
-    run: RunState, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("demo", "has rented nothing for"),
+        ("nothing", "no run 'nothing'"),
+        ("/dev/null", "no run 'null' in the store file:///dev"),
+    ],
+)
+def test_a_run_that_was_never_rented_is_refused_before_skypilot_is_loaded(
+    run: RunState,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    words: str,
 ) -> None:
     claim_run(run, someone())
-    monkeypatch.setattr(provider, "start", lambda say: pytest.fail("it was started"))
-    words = "rented nothing for" if name == "demo" else f"no run '{name.removeprefix('/dev/')}'"
+    monkeypatch.setitem(sys.modules, "pipeline.rent.managed.watch", None)  # an import fails
     where = name if name.startswith("/") else f"{run.store.url}/{name}"
-    with pytest.raises(BadInput, match=words):
-        watch(where, once=False, provider=provider)
+    assert main(["watch", where]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_the_page_is_there_while_the_watch_acts(
     run: RunState, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     claim_run(run, someone())
-    write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 1), None)
     name = rental_name(run.store.url, run.name)
     provider = FakeProvider(dataclasses.replace(JOB, name=name, status="SUCCEEDED"))
     shown: list[str] = []
