@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 
 from pion.errors import BadInput
-from pion.model.cost import cost_of
-from pion.model.lora_cost import lora_cost
 from pipeline.console.formats import size
 from pipeline.job import Job
 from pipeline.machine.private import cache_folder
@@ -48,6 +46,9 @@ def require_room(job: Job, run: RunState, left: WorkLeft, until: str | None = No
 
 def checkpoint_bytes(job: Job, stage: str) -> tuple[int, int]:
     """Return the bytes of the weights and of the optimizer's state in a checkpoint of `stage`."""
+    from pion.model.cost import cost_of  # imports torch
+    from pion.model.lora_cost import lora_cost
+
     config, lora = job.model_config_resolved(), job.lora(stage)
     if lora is not None:
         learned = FLOAT32 * lora_cost(config, lora).params
