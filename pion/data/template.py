@@ -25,7 +25,8 @@ import numpy as np
 from pion.data.conversation import Tokenized
 from pion.data.messages import Conversation, Message, harmless, says_something, system_texts
 from pion.data.renderer import Refused, Rendered, RenderedTurn, Renderer
-from pion.data.template_calls import answers_in, forms_of, lost_call
+from pion.data.special_tokens import read_special_tokens
+from pion.data.template_calls import answers_in, endless_call, forms_of, lost_call
 from pion.data.template_mask import AnswerFinder, EncodedText
 from pion.data.template_source import find_template, template_date
 from pion.data.token_names import token_names
@@ -86,6 +87,7 @@ class ChatTemplate:
         self._renderer = Renderer(source, token_names(folder), template_date(folder), str(folder))
         try:
             self.end_of_turn: int | None = self._end_of_turn()
+            self._stops = read_special_tokens(folder, tokenizer, self.end_of_turn).stop_ids
         except BaseException:
             self.close()
             raise
@@ -179,10 +181,12 @@ class ChatTemplate:
         written = _words(rendered.text) if systems else ""
         lost = sum(_words(text) not in written for text in systems)
         if len(found) == len(spans):
+            if endless := self._endless(conversation, [whole.ids[end - 1] for _, end in found]):
+                return Examples(refused=endless)
             row = self._masked(whole, found)
             return Examples((row,), systems=len(systems), lost_systems=lost)
         texts = [_joined(rendered.text, turn.turn) for turn in rendered.turns]
-        examples = []
+        examples, ends = [], []
         encoded = self._finder.encode(texts)
         for number, (turn, text) in enumerate(zip(rendered.turns, encoded, strict=True), 1):
             prompt = _joined(rendered.text, turn.prompt)
@@ -192,8 +196,19 @@ class ChatTemplate:
             span = self._finder.span(text, alone)
             if span is None:
                 return Examples(refused=_no_prefix(conversation, number))
+            ends.append(text.ids[span[1] - 1])
+            if endless := self._endless(conversation, ends):
+                return Examples(refused=endless)
             examples.append(self._masked(text, [span]))
         return Examples(tuple(examples), split=True, systems=len(systems), lost_systems=lost)
+
+    def _endless(self, conversation: Conversation, ends: Sequence[int]) -> str | None:
+        """Return why a conversation is refused whose answers end with these ids, if it is."""
+        calls = any(message.get("tool_calls") for message in conversation.messages)
+        if self.end_of_turn is None or not calls:  # without an end, no answer has one
+            return None
+        texts = [self._tokenizer.decode([end], specials=True) for end in (*ends, *self._stops)]
+        return endless_call(conversation, texts[: len(ends)], texts[len(ends) :])
 
     def _masked(self, text: EncodedText, spans: Sequence[tuple[int, int]]) -> Tokenized:
         started, added = self._started(text.ids)

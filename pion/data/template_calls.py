@@ -1,9 +1,10 @@
-"""Calls of tools in a conversation: the forms that templates take, and calls that are lost."""
+"""Calls of tools in a conversation: the forms that templates take, and calls that are lost or have
+no end."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -54,9 +55,7 @@ def lost_call(conversation: Conversation, texts: Iterable[str]) -> str | None:
     """Return why a conversation is refused: `texts`, one of each answer, lack a call of its."""
     for number, (answer, text) in enumerate(zip(answers_in(conversation), texts), 1):
         message = conversation.messages[answer]
-        for call in message.get("tool_calls") or ():
-            function = call.get("function", call) if isinstance(call, dict) else {}
-            name = str(function.get("name") if isinstance(function, dict) else None)
+        for name in _names_of(message):
             null = message.get("content") is None and text.lstrip().startswith("None")
             if name not in text or null:
                 return (
@@ -65,3 +64,34 @@ def lost_call(conversation: Conversation, texts: Iterable[str]) -> str | None:
                     "whose template writes them, or leave out conversations with calls"
                 )
     return None
+
+
+def endless_call(
+    conversation: Conversation, ends: Iterable[str], stops: Collection[str]
+) -> str | None:
+    """Return why a conversation is refused: a model that learned its calls would not stop there.
+
+    `ends` has the last token that is learned of each answer, `stops` the tokens at which the model
+    stops. DeepSeek V3's template writes no end after the first call of a conversation.
+    """
+    for number, (answer, end) in enumerate(zip(answers_in(conversation), ends), 1):
+        if conversation.messages[answer].get("tool_calls") and end not in stops:
+            name = next(iter(_names_of(conversation.messages[answer])), None)
+            return (
+                f"{conversation.where}: answer {number} calls {shown(name)}, and the chat template "
+                f"ends this call with {shown(end)}, at which the model does not stop: it would "
+                f"never learn to end the call. It stops at {shown(', '.join(stops))}. Use a newer "
+                "template of the model, leave out conversations with such calls, or, if the model "
+                "ends calls with this token, add the token's id to eos_token_id in its "
+                "generation_config.json"
+            )
+    return None
+
+
+def _names_of(message: Message) -> list[str]:
+    """Return the names of the functions that a message calls."""
+    names = []
+    for call in message.get("tool_calls") or ():
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        names.append(str(function.get("name") if isinstance(function, dict) else None))
+    return names

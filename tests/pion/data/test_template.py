@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pion.data.template import ChatTemplate, marks_of
 from pion.data.template_source import with_settings, write_template_date
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
-from tests.support.chat_templates import CHATML, QWEN3, TEMPLATES
+from tests.support.chat_templates import CHATML, DEEPSEEK, QWEN3, TEMPLATES
 from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.tokenizer_kinds import write_files
 
@@ -123,7 +124,7 @@ def learned_by_prefixes(model: Model, messages: list[Any], tools: Any) -> list[T
             return None
         assert end is not None
         after = range(len(prompt), len(turn))
-        # A template may write no end after a call.
+        # A template may end an earlier answer with another token.
         ends = [i for i in after if turn[i] == end] or [i for i in after if turn[i] in marks]
         pairs.append((len(prompt), turn[: ends[-1] + 1]))
     whole = ids(answers[-1] + 1)
@@ -247,6 +248,26 @@ def test_a_template_that_loses_calls_is_said_and_nothing_else_is_learned(
     (found,) = models[name].template.tokenize_batch([parse_messages(record, "f:4")])
     assert found.tokenized == ()
     assert "f:4: answer 1 calls 'now', and the chat template does not write" in str(found.refused)
+
+
+def test_a_call_after_which_the_model_would_not_stop_is_refused(tmp_path: Path) -> None:
+    source = DEEPSEEK.replace(
+        "{{- eos_token -}}", "{{- '<｜call｜>' if m.content is none else eos_token -}}"
+    )
+    assert source != DEEPSEEK
+    talk = parse_messages(as_record([QUESTION, CALL, RESULT, ANSWER], TOOLS), "f:4")
+    (found,) = Model(tmp_path / "a", "deepseek", source).template.tokenize_batch([talk])
+    assert found.tokenized == ()
+    assert "f:4: answer 1 calls 'now'" in str(found.refused)
+    assert "'<｜call｜>'" in str(found.refused)
+    assert "generation_config.json" in str(found.refused)
+    # gpt-oss ends a call with another token than an answer, and names both as ends.
+    model = Model(tmp_path / "b", "deepseek", source)
+    stops = [model.template.end_of_turn, model.tokenizer.plain_added["<｜call｜>"]]
+    (tmp_path / "b" / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    (example,) = ChatTemplate(tmp_path / "b", model.tokenizer).tokenize(talk)
+    learned = model.text(example.ids[example.learned])
+    assert learned == '<｜call｜>now\n{"zone": "é"}<｜call｜>Hello<｜end｜>'
 
 
 def test_a_text_can_not_write_the_mark_of_a_turn_that_is_no_special_token(

@@ -72,10 +72,15 @@ TALKS: dict[str, tuple[list[Any], Any]] = {
     "call": ([LAST, CALL, RESULT, CLOUDY], TOOLS),
     "call with a text": ([SYSTEM, LAST, {**CALL, "content": "I look."}, RESULT, CLOUDY], TOOLS),
     "two calls": ([ASKED, FOUR, LAST, CALL, RESULT, CLOUDY, LAST, CALL, RESULT, CLOUDY], TOOLS),
+    "calls at once": (
+        [LAST, {**CALL, "tool_calls": CALL["tool_calls"] * 2}, RESULT, CLOUDY],
+        TOOLS,
+    ),
     "call last": ([ASKED, FOUR, LAST, CALL], TOOLS),
 }
-CALLS = ("call", "call with a text", "two calls", "call last")
+CALLS = ("call", "call with a text", "two calls", "calls at once", "call last")
 LOST = "does not write calls of tools"
+ENDLESS = "ends this call with '<｜tool▁call▁end｜>', at which the model does not stop"
 NO_PREFIX = "generation prompt does not begin what the template writes"
 
 # The models, by a name; the folder's name and the options of its template.
@@ -99,13 +104,12 @@ REFUSED: dict[str, dict[str, str]] = {
     "Llama 3.1": dict.fromkeys(CALLS, LOST),
     # The option puts an empty thought into the prompt, so that no answer can have its own.
     "Qwen 3 without thoughts": dict.fromkeys(("thought", "thought last"), NO_PREFIX),
-    # Calls are written for null content only, and the second call of a conversation is written
-    # without the "<｜Assistant｜>" that its prompt ends with.
-    "DeepSeek V3": {"call with a text": LOST, "two calls": NO_PREFIX},
+    # Calls are written for null content only, and after the first call of a conversation no end.
+    "DeepSeek V3": {
+        "call with a text": LOST,
+        **dict.fromkeys(("call", "two calls", "call last"), ENDLESS),
+    },
 }
-# DeepSeek's template writes no end of a turn after the first call of a conversation. Its fault too:
-# what it does write is learned, but not to stop there.
-WITHOUT_END = {("DeepSeek V3", "call"): 1, ("DeepSeek V3", "call last"): 1}
 # Folders of which nothing can be used.
 UNUSABLE = {
     "gemma3": "a SentencePiece-style tokenizer",  # Pion reads byte-level BPE only
@@ -153,8 +157,7 @@ def test_ids_and_masks_are_those_of_transformers(name: str, tmp_path: Path) -> N
         learned = np.concatenate([example.ids[example.learned] for example in found.tokenized])
         _require_answers_only(model.text(learned), messages, talk)
         answers = sum(message["role"] == "assistant" for message in messages)
-        ends = answers - WITHOUT_END.get((name, talk), 0)
-        assert learned.tolist().count(model.template.end_of_turn) == ends, talk
+        assert learned.tolist().count(model.template.end_of_turn) == answers, talk
         question = [*form.messages][:-1]
         stock = model.stock_ids(question, prompt=True, tools=form.tools)
         assert model.template.prompt_ids(question, form.tools) == stock, talk
