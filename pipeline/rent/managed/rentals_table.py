@@ -55,11 +55,11 @@ def print_table(
     runpod_asked: bool,
 ) -> None:
     """Print a line for each machine, their cost, the live jobs, and how to end orphans."""
-    if machines or jobs:
+    if machines or any(job.live for job in jobs):
         _print_machines(machines)
         _print_jobs(jobs)
     else:
-        show(f"nothing was ever rented for {run}" if run else "nothing is rented")
+        show(f"nothing is rented for {run}" if run else "nothing is rented")
     if not runpod_asked:
         say_now("RunPod was not asked: this machine has no key for it (runpod config)")
     orphans = [machine for machine in machines if machine.state == "orphan"]

@@ -312,6 +312,18 @@ def test_the_table_says_how_to_end_orphans(
     assert "$0.20" in out
 
 
+def test_when_every_rental_has_ended_it_says_that_nothing_is_rented(
+    run: RunState, api: RunPodApi, provider: SkyAndRunPod, capsys: pytest.CaptureFixture[str]
+) -> None:
+    another = rental_name(run.store.url, "another")  # whose machines never claimed it
+    provider.jobs.append(ManagedJob(1, another, "CANCELLED"))
+    show_rentals(None, reap=False, as_json=False, provider=provider)
+    assert capsys.readouterr().out == "nothing is rented\n"
+    where = f"{run.store.url}/another"
+    show_rentals(where, reap=False, as_json=False, provider=provider)
+    assert capsys.readouterr().out == f"nothing is rented for {where}\n"
+
+
 def test_without_a_key_for_runpod_nothing_is_called_gone(
     listing: Listing, api: RunPodApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
