@@ -1,4 +1,4 @@
-"""A `pion` command in its own window: what it prints while it runs, and how it ends."""
+"""A command in its own window: what it prints while it runs, and how it ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,13 +57,23 @@ class Window:
 @contextmanager
 def window(rented: Rented, *arguments: str, **environment: str) -> Iterator[Window]:
     """Run `pion arguments…` with more `environment`, and end it with the block."""
+    with running(rented, [f"{sys.prefix}/bin/pion", *arguments], **environment) as pion:
+        yield pion
+
+
+@contextmanager
+def running(
+    rented: Rented, command: Sequence[str], typed: str = "", **environment: str
+) -> Iterator[Window]:
+    """Run any command, which reads what is `typed`, and end it with the block."""
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder, "output")
-        with output.open("wb") as file:
+        output, keyboard = Path(folder, "output"), Path(folder, "keyboard")
+        keyboard.write_text(typed)
+        with output.open("wb") as file, keyboard.open("rb") as keys:
             process = subprocess.Popen(
                 # As in a terminal, even if the tests run in the background (`… &`), which ignores
                 # Ctrl-C.
-                ["env", "--default-signal=INT", f"{sys.prefix}/bin/pion", *arguments],
+                ["env", "--default-signal=INT", *command],
                 cwd=REPOSITORY,
                 env={
                     **rented.environment,
@@ -71,7 +81,7 @@ def window(rented: Rented, *arguments: str, **environment: str) -> Iterator[Wind
                     "COLUMNS": "200",
                     **environment,
                 },
-                stdin=subprocess.DEVNULL,
+                stdin=keys,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )

@@ -72,6 +72,10 @@ class RunPodApi:
         if "costPerHr" in query and "pod(input" in query:  # a pod asks what it costs itself
             asked = argument(query, "podId")
             return {"pod": next((pod for pod in self.list_pods() if pod["id"] == asked), None)}
+        if "currentSpendPerHr" in query:
+            running = [pod for pod in self.list_pods() if pod["desiredStatus"] == "RUNNING"]
+            spend = sum(pod["costPerHr"] for pod in running)
+            return {"myself": {"currentSpendPerHr": spend, "pods": self.list_pods()}}
         if "myPods" in query:
             return {"myself": {"pods": self.list_pods()}}
         self.requests.append((time.time(), query))
