@@ -81,7 +81,7 @@ def _show_finished(job: Job, run: RunState, left: WorkLeft, display: Display) ->
 
 def _refuse_owned(run: RunState, left: WorkLeft, options: Options) -> None:
     """Raise BadInput if the claim of this start would be refused: before checks that import torch
-    or ask others, so that many starts at once need little memory."""
+    or ask others. Starts in the same second all get past this, and the claim decides."""
     if left.head is not None and not (options.unattended or options.take_over):
         refuse_owned(run, left.head, Owner.me())
 

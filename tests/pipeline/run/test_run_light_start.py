@@ -1,4 +1,4 @@
-"""A start that loses, or only waits, needs little memory: it imports neither torch nor Ray."""
+"""A start of a run that has an owner needs little memory: it imports neither torch nor Ray."""
 
 from __future__ import annotations
 
