@@ -92,7 +92,8 @@ def replace_folder(new: Path, target: Path) -> None:
     """Rename `new` to `target`, and delete an existing `target` last.
 
     Between the two renames only `.{name}.previous` exists. If a call ends there, the next call
-    restores it first.
+    restores it first. If `new` can't be renamed, such as because another process removed it, the
+    old `target` stays. Raises OSError.
     """
     previous = target.with_name(f".{target.name}.previous")
     if previous.exists() and not target.exists():
@@ -101,5 +102,10 @@ def replace_folder(new: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         target.rename(previous)
-    new.rename(target)
+    try:
+        new.rename(target)
+    except OSError:
+        if previous.exists() and not target.exists():
+            previous.rename(target)
+        raise
     shutil.rmtree(previous, ignore_errors=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from pion.errors import BadInput, Fenced, PionError, PlanFailed, Stopped
@@ -73,6 +74,11 @@ class Advance:
             self._end(plans)
         except StoreError as error:
             raise self._verdict(error) from error
+        except (BadInput, OSError):
+            # Did another owner change what this process was reading or writing?
+            with contextlib.suppress(StoreError):
+                self.claim.confirm()
+            raise
         finally:
             self._release()
 
@@ -201,7 +207,9 @@ class Advance:
         start.stopping.check()
         self.journal.say(StageState(stage, "started"))
         started = time.monotonic()
-        work = finish_evaluate if stage == "evaluate" else finish_publish
+        work: Callable[..., dict[str, Any]] = finish_evaluate
+        if stage == "publish":
+            work = partial(finish_publish, confirm=self.claim.confirm)
         result = work(start.job, start.run, start.digests, self._say_or_stop, self._patiently)
         digest = start.digests.stages[stage]
         chosen = selected(start.job, self.claim.head) if stage == "evaluate" else None

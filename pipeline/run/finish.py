@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ Row = dict[str, Any]
 COMPARED_TEXTS = 4
 
 
-# After an outage, only requests to the store are repeated: nothing is measured twice. Publishing
-# does not use the store.
+# After an outage, only requests to the store are repeated: nothing is measured twice. While it
+# writes, publishing asks the store only whether the run is still ours.
 
 
 def finish_evaluate(
@@ -60,8 +60,16 @@ def finish_evaluate(
     return results | ({} if chosen is None else {"checkpoint": chosen.result()})
 
 
-def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience) -> Row:
-    """Publish the model of the last training stage."""
+def finish_publish(
+    job: Job,
+    run: RunState,
+    digests: Digests,
+    say: Say,
+    patiently: Patience,
+    confirm: Callable[[], None],
+) -> Row:
+    """Publish the model of the last training stage. `confirm` raises Fenced if the run is no longer
+    this process's."""
     from pipeline.stages.publish import publish_run
 
     history = patiently(lambda: read_history(job, run))
@@ -70,7 +78,7 @@ def finish_publish(job: Job, run: RunState, digests: Digests, say: Say, patientl
     base = None
     if job.base is not None:
         base = patiently(partial(bring_base, run.store, job.base, weights=False))
-    return publish_run(history, model, texts, say, base)
+    return publish_run(history, model, texts, say, base, lambda: patiently(confirm))
 
 
 def summary_rows(job: Job, run: RunState) -> list[list[str]]:

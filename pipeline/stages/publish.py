@@ -6,8 +6,10 @@ Nothing reaches the target before the exported folder has been verified.
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,7 +103,12 @@ def _check_form(job: Job, *, to_hub: bool) -> None:
 
 
 def publish_run(
-    history: RunHistory, model: Path, texts: Sequence[str], say: Say, base: Path | None = None
+    history: RunHistory,
+    model: Path,
+    texts: Sequence[str],
+    say: Say,
+    base: Path | None = None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Publish the model of a run to the job's `publish.to`.
 
@@ -111,6 +118,8 @@ def publish_run(
         texts: held-out texts to compare the exported model on.
         say: called with progress messages.
         base: the folder with the small files of the model that the run started from, if any.
+        confirm: raises Fenced if another process owns the run by now. Called before the target is
+            changed, because this process may have been stopped for hours.
 
     Returns:
         `target` as the job names it, `path` and the `sha256` of its weights, or `url` and `commit`
@@ -137,12 +146,14 @@ def publish_run(
         try:
             exported = write_published(finished, staging)
             _tell(exported, exported.pop("loaded_by"), model, say)
+            confirm()
             if repo is not None:
                 where = _upload(job, repo, staging, say, safe)
             else:
                 replace_folder(staging, target)
                 where = _where(target)
         except OSError as error:
+            confirm()  # another owner removes this process's unfinished folder
             reason = no_room(error, staging) or error.strerror or error
             raise BadInput(
                 f"publish.to: {to}: can't write ({reason}). {safe} Free some "
@@ -295,13 +306,20 @@ def _check_ours(job: Job, safe: str) -> None:
 
 @contextmanager
 def _staging(target: Path, repo: str | None) -> Iterator[Path]:
-    """Yield the path at which to build the folder: next to `target`, or temporary for a `repo`."""
+    """Yield the path at which to build the folder: next to `target`, or temporary for a `repo`.
+
+    Unfinished folders of other processes are removed: if one of these was only stopped, it can
+    then no longer replace the target.
+    """
     if repo is not None:
         with tempfile.TemporaryDirectory(prefix="pion-publish-") as folder:
             yield Path(folder) / "model"
         return
-    staging = target.with_name(f".{target.name}.new")
-    shutil.rmtree(staging, ignore_errors=True)
+    unfinished = re.compile(re.escape(f".{target.name}.new") + "(-[0-9a-f]{8})?")
+    for other in list(target.parent.glob(".*")):
+        if unfinished.fullmatch(other.name):
+            shutil.rmtree(other, ignore_errors=True)
+    staging = target.with_name(f".{target.name}.new-{uuid.uuid4().hex[:8]}")
     try:
         yield staging
     finally:

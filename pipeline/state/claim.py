@@ -43,6 +43,7 @@ class Claim:
         self.before = before
         self.reason = reason
         self.heartbeat = Heartbeat(state, head.epoch, head.claims[0].owner, self._lose)
+        self._session = head.claims[0].owner.session
         self._price, self._spent = price, head.spent
         self._started = state.clock.monotonic()
         self._head = head
@@ -63,6 +64,19 @@ class Claim:
         request."""
         if self._fenced is not None:
             raise self._fenced
+
+    def confirm(self) -> None:
+        """Raise `Fenced` if HEAD has another owner by now. Raises `StoreError`.
+
+        A process that was stopped for a while calls this before it changes something outside the
+        store, and after an error that another owner may have caused.
+        """
+        present, _ = self.state.read_for_owner()
+        newest = present.claims[0] if present is not None and present.claims else None
+        # A worker of this session may own the run under a later epoch.
+        if newest is None or newest.owner.session != self._session:
+            self._lose(present)
+            raise taken_over(self.state, present, self.epoch)
 
     def commit(self, change: Callable[[Head], Head]) -> Head:
         """Apply `change` to HEAD under this epoch and return the new HEAD.

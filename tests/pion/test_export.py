@@ -305,6 +305,14 @@ def test_a_replacement_interrupted_between_its_renames_loses_nothing(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+def test_a_new_folder_that_another_process_removed_replaces_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "m"
+    target.mkdir()
+    with pytest.raises(FileNotFoundError):
+        replace_folder(tmp_path / "removed", target)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 # ---------------------------------------------------------------- verification
 
 

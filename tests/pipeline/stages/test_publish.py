@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import pion.export
 from pion.data.arrays import sha256_file
 from pion.data.tokenizer import train_bpe
-from pion.errors import BadInput, Interrupted, PionError
+from pion.errors import BadInput, Fenced, Interrupted, PionError
 from pion.exports.target_folder import EXPORT_FILES
 from pion.model.decoder import Decoder
 from pipeline.console.messages import Note
@@ -71,8 +71,10 @@ class Trained:
         )
 
     def publish(self, to: str | Path, **changes: Any) -> dict[str, Any]:
-        """Publish to `to`. `changes` are for the publish section, except `results` and `says`."""
+        """Publish to `to`. `changes` are for the publish section, except `results`, `says` and
+        `confirm`."""
         results, says = changes.pop("results", RESULTS), changes.pop("says", [])
+        confirm = changes.pop("confirm", lambda: None)
         history = RunHistory(
             self.job(to, **changes),
             "file:///runs/demo",
@@ -81,7 +83,7 @@ class Trained:
             METRICS,
             Costs((), {}),
         )
-        return publish_run(history, self.model, TEXTS, says.append)
+        return publish_run(history, self.model, TEXTS, says.append, confirm=confirm)
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +289,29 @@ def test_a_folder_belongs_to_the_run_that_published_it(trained: Trained, tmp_pat
     assert contents(out) == before
     save_file({"w": torch.zeros(1)}, out / "model.safetensors")
     assert not is_still_there(trained.job(out), published, out)
+
+
+def test_a_process_whose_run_was_taken_over_does_not_replace_the_model(
+    trained: Trained, tmp_path: Path
+) -> None:
+    out, asked = tmp_path / "demo", []
+
+    def confirm() -> None:
+        """Let another owner publish just after this process was told that the run is its own."""
+        asked.append("")
+        if len(asked) > 1:
+            raise Fenced("taken over")
+        trained.publish(out, license="mit")
+
+    with pytest.raises(Fenced, match="taken over"):
+        trained.publish(out, license="apache-2.0", confirm=confirm)
+    assert "license: mit" in (out / "README.md").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"], "nothing is left beside it"
+    asked.append("")
+    before = contents(out)
+    with pytest.raises(Fenced, match="taken over"):
+        trained.publish(out, license="apache-2.0", confirm=confirm)
+    assert contents(out) == before
 
 
 def test_a_card_of_an_older_version_tells_the_run_by_its_name(

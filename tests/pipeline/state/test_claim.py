@@ -227,6 +227,18 @@ def test_a_fenced_claim_stays_fenced_and_leaves_the_store_alone(run: RunState) -
     assert run.store.read("demo/HEAD.json") == before
 
 
+def test_a_claim_is_confirmed_until_another_session_owns_the_run(run: RunState) -> None:
+    claim = claim_run(run, someone(session="mine"))
+    claim.confirm()
+    claim_run(run, someone(session="mine"))  # a worker of the same session
+    claim.confirm()
+    claim_run(run, someone(session="other", host="b"), take_over=True)
+    with pytest.raises(Fenced, match="taken over by pid .* on b"):
+        claim.confirm()
+    with pytest.raises(Fenced):
+        claim.check()
+
+
 def test_nothing_can_be_committed_after_a_release(run: RunState) -> None:
     claim = claim_run(run, someone())
     claim.release()
