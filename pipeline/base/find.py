@@ -133,7 +133,7 @@ def _template(source: str, files: Files, bring: Callable[[str], Path]) -> str | 
 
 def _brought(found: Listed) -> FoundModel:
     """Return the model of a run, downloaded from a remote store: it is needed in any case."""
-    folder = bring_model(found.state, found.entry.key)
+    folder = bring_model(found.state, found.head, found.entry.key)
     return find_model(str(folder))
 
 

@@ -12,19 +12,21 @@ from pion.errors import BadInput
 from pipeline.state.bases import BASES, bring_files
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER
 from pipeline.state.record_json import Damaged
+from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, Missing, Store, open_store
 from pipeline.state.workspace import Files, Workspace, read_files
 
 
-def bring_model(run: RunState, key: str) -> Path:
-    """Return the verified folder of the listed checkpoint `key`; download it unless it is here.
+def bring_model(run: RunState, head: Head, key: str) -> Path:
+    """Return the verified folder of the checkpoint `key`, which `head` lists; download it unless it
+    is here.
 
-    The base of an adapter is brought too if the run's store has it. Raises BadInput if
-    files are missing or damaged.
+    The base of an adapter is brought too if the run's store has it. Raises BadInput if files are
+    missing or damaged, or belong to another checkpoint than the one that `head` lists.
     """
     workspace = Workspace(run.store, run.name)
-    problem = _fetch(workspace, key)
+    problem = _fetch(workspace, head, key)
     record = read_record(workspace.folder(key)) if problem is None else None
     if record is not None and record.base.name.startswith("checkpoints/"):
         _bring_base(run, record.base.name)
@@ -46,7 +48,7 @@ def _bring_base(run: RunState, key: str) -> None:
             f"Run {run.name} has an adapter of its checkpoint {key}, but does not list it. Bring "
             "back that checkpoint, or redo the stage: pion run JOB --redo sft"
         )
-    folder = bring_model(run, key)
+    folder = bring_model(run, head, key)
     if is_adapter(folder):
         raise BadInput(f"{folder} is an adapter, but should be the base of one")
 
@@ -73,7 +75,7 @@ def run_reference(store: Store, name: str) -> str:
     return name if store.url == open_store(DEFAULT_STORE).url else f"{store.url}/{name}"
 
 
-def _fetch(workspace: Workspace, key: str) -> str | None:
+def _fetch(workspace: Workspace, head: Head, key: str) -> str | None:
     manifest = f"{workspace.run}/{key}/{MANIFEST}"
     try:
         data = workspace.store.read(manifest)
@@ -84,5 +86,7 @@ def _fetch(workspace: Workspace, key: str) -> str | None:
         return f"{MANIFEST} is damaged"
     if MODEL not in files:
         return f"{MANIFEST} lists no {MODEL}"
+    if not any((e.key, e.model_sha256) == (key, files[MODEL][1]) for e in head.checkpoints):
+        return f"{MODEL} differs from the file that HEAD lists"
     files.pop(OPTIMIZER, None)
     return workspace.fetch(key, files)

@@ -157,7 +157,7 @@ def _in_run(text: str) -> Listed | None:
 
 def _of_run(found: Listed, *, whole: bool = False) -> FoundModel:
     state, head, entry = found.state, found.head, found.entry
-    folder = bring_model(state, entry.key)
+    folder = bring_model(state, head, entry.key)
     done = entry.key in {record.checkpoint for record in head.stages.values()}
     step = f"step {entry.step:,}" + ("" if done else ", unfinished")
     return found_in(folder, f"{state.name} ({entry.stage}, {step})", whole=whole)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import getpass
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from types import ModuleType
@@ -14,7 +16,17 @@ from pion.errors import BadInput
 
 
 def sky_module() -> ModuleType:
-    """Import SkyPilot. Raises BadInput if it is not installed, as on rented machines."""
+    """Import SkyPilot.
+
+    Raises BadInput if it is not installed, as on rented machines, or if this user has no name.
+    """
+    try:
+        getpass.getuser()  # SkyPilot asks for it, too
+    except (KeyError, OSError):  # in a container, a user may be a number
+        raise BadInput(
+            f"SkyPilot needs the name of its user, and this machine has none for user "
+            f"{os.getuid()}. Set USER=NAME and run the same command again."
+        ) from None
     try:
         import sky
     except ImportError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from pion.errors import BadInput, Fenced, PionError, PlanFailed, Stopped
+from pion.errors import BadInput, Fenced, Interrupted, PionError, PlanFailed, Stopped
 from pipeline.base.keep import keep_as_base
 from pipeline.console.messages import Note, Phase, Shown, StageState, Summary
 from pipeline.cost.budget import over_budget
@@ -74,7 +74,9 @@ class Advance:
             self._end(plans)
         except StoreError as error:
             raise self._verdict(error) from error
-        except (BadInput, OSError):
+        except (Fenced, Interrupted, Stopped):
+            raise
+        except (PionError, OSError):
             # Did another owner change what this process was reading or writing?
             with contextlib.suppress(StoreError):
                 self.claim.confirm()

@@ -50,7 +50,7 @@ def finish_evaluate(
     if chosen is not None:
         keys[job.train_stages[-1]] = chosen.best.key
     trained = TrainedRun(
-        patiently(lambda: {stage: bring_model(run, key) for stage, key in keys.items()}),
+        patiently(lambda: {stage: bring_model(run, head, key) for stage, key in keys.items()}),
         patiently(lambda: _data_folder(run, digests, "pretrain")),
         patiently(lambda: _data_folder(run, digests, "sft")),
     )
@@ -73,7 +73,8 @@ def finish_publish(
     from pipeline.stages.publish import publish_run
 
     history = patiently(lambda: read_history(job, run))
-    model = patiently(lambda: bring_model(run, final_checkpoint(job, history.head)))
+    head = history.head
+    model = patiently(lambda: bring_model(run, head, final_checkpoint(job, head)))
     texts = patiently(lambda: _held_out_texts(job, run, digests))
     base = None
     if job.base is not None:

@@ -198,8 +198,10 @@ class Head:
         since = self.spent.until if mine else me.started_at
         if self.claims and me.same_machine(self.claims[0].owner):
             since = max(since, self.spent.until)  # this machine's previous process is counted
-        # A jump of the clock must not count as cost.
-        spent = self.spent.plus(min(at - since, UNCOUNTED_SECONDS), price, at)
+        seconds = min(at - since, UNCOUNTED_SECONDS)
+        if mine and seconds == UNCOUNTED_SECONDS:
+            seconds = 0.0  # a session claims again within seconds, so the clock has jumped
+        spent = self.spent.plus(seconds, price, at)
         claims = (ClaimRecord(epoch, at, me), *self.claims)[:CLAIMS_KEPT]
         return dataclasses.replace(self, epoch=epoch, owner=me, claims=claims, spent=spent)
 

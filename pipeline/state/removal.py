@@ -7,10 +7,12 @@ store share (prepared data, the models they start from) stays.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import uuid
 from dataclasses import dataclass
+from shlex import quote
 
 from pion.errors import BadInput
 from pipeline.state.find_run import no_such_run
@@ -46,9 +48,11 @@ class Removable:
 def find_removable(run: RunState, *, take_over: bool = False) -> Removable:
     """Return the run, or what is left of one, if it may be removed.
 
-    Raises BadInput if there is no run, and if a process may own the run or a machine is rented for
-    it, unless a person who knows better gives `take_over`; and StoreError.
+    Raises BadInput if there is no run or the run's folder is a link, and if a process may own the
+    run or a machine is rented for it, unless a person who knows better gives `take_over`; and
+    StoreError.
     """
+    _refuse_link(run)
     where, version = run.key("HEAD.json"), None
     try:
         data, version = run.store.read_versioned(where)
@@ -100,6 +104,18 @@ def remove(found: Removable) -> int:
     store.delete(head)
     store.flush()
     return left
+
+
+def _refuse_link(run: RunState) -> None:
+    """Raise BadInput if the run's folder is a link: what it leads to may be another run, or files
+    of others outside the store."""
+    here = run.store.local_path(run.name)
+    if here is not None and here.is_symlink():
+        target = os.path.realpath(here)
+        raise BadInput(
+            f"{run.url} is a link to {target}. To remove a run that is there: pion rm "
+            f"{quote(target)}. To remove only the link: rm {quote(str(here))}."
+        )
 
 
 def _refuse_if_owned(run: RunState, owner: Owner | None) -> None:

@@ -97,4 +97,4 @@ def _bring_pretrained(run: RunState) -> tuple[str, Path]:
     assert head is not None
     key = head.stages["pretrain"].checkpoint
     assert key is not None
-    return key, bring_model(run, key)
+    return key, bring_model(run, head, key)

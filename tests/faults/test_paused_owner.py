@@ -117,3 +117,47 @@ def test_a_whole_run_is_stopped_for_three_minutes_while_another_takes_over(tmp_p
     ends_with(0, start_run(write_job(unbroken, **changes)))
     assert final_weights(tmp_path) == final_weights(unbroken)
     assert head_of(tmp_path).owner is None
+
+
+# `pion run` that stops itself in one stage.
+STOPS_IN = """
+import os, signal, sys
+from pipeline.cli import main
+import {module} as module
+original = module.{function}
+def stopped(*arguments, **named):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return original(*arguments, **named)
+module.{function} = stopped
+sys.exit(main())
+"""
+STAGES = {
+    "prepare": ("pipeline.stages.prepare", "_finish"),
+    "evaluate": ("pipeline.stages.evaluate", "evaluate_run"),
+    "publish, while it checks": ("pion.verify", "verify_export"),
+    "publish, while it writes": ("pion.export", "replace_folder"),
+}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_whole_run_is_stopped_in_any_stage_while_another_takes_over(
+    stage: str, tmp_path: Path, whole: Callable[..., Path]
+) -> None:
+    module, function = STAGES[stage]
+    job = write_job(tmp_path, publish={"to": str(tmp_path / "model")})
+    old = start_run(job, program=STOPS_IN.format(module=module, function=function))
+    wait_until(lambda: _is_stopped(old.pid), f"the stop in {stage}", seconds=RUN_SECONDS)
+    ends_with(0, start_run(job, "--take-over"))
+    published = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    head = head_of(tmp_path)
+    old.send_signal(signal.SIGCONT)
+    assert "was taken over by" in ends_with(3, old)
+    assert head_of(tmp_path) == head
+    assert final_weights(tmp_path) == final_weights(whole())
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == published
+    assert not list(tmp_path.glob(".model*"))
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

@@ -42,6 +42,8 @@ _REASONS = {
     errno.EAGAIN: "this user may start no more processes (ulimit -u)",
     errno.ENOMEM: "this machine has too little memory",
     errno.ENOTDIR: "part of the path is a file, not a folder",
+    errno.ENOENT: "part of the path is gone, or is a link that leads nowhere",
+    errno.ELOOP: "part of the path is a link that leads to itself",
 }
 _NOTHING_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 

@@ -47,6 +47,12 @@ def contents(store: FileStore) -> dict[str, bytes]:
     return {entry.key: store.read(entry.key) for entry in store.list()}
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    """Return the content of all files below `folder`, not through links."""
+    found = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
 def half_removed(run: RunState) -> None:
     """Let a removal of the run end at its third deletion."""
     deletions = 0
@@ -220,3 +226,30 @@ def test_only_a_run_is_removed(store: FileStore, pion: Pion) -> None:
     assert code == 2
     assert "no HEAD.json, and .bashrc there was not written by Pion" in error
     assert contents(store) == before
+
+
+def test_what_a_link_leads_to_stays(store: FileStore, pion: Pion, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "disk"
+    (store.folder / "demo").rename(elsewhere)
+    links = {
+        "demo": elsewhere,
+        "alias": Path("other"),
+        "gone": Path("nowhere"),
+        "loop": Path("loop"),
+    }
+    for name, target in links.items():
+        (store.folder / name).symlink_to(target)
+    before = files(tmp_path)
+    for name in links:
+        code, _, error = pion("rm", name, "--yes", "--take-over")
+        assert code == 2
+        assert f"runs/{name} is a link to" in error
+    assert files(tmp_path) == before
+    # A link inside a run goes, and what it leads to stays.
+    checkpoint = next((elsewhere / "checkpoints/pretrain").iterdir())
+    checkpoint.rename(tmp_path / "kept")
+    checkpoint.symlink_to(tmp_path / "kept")
+    kept = files(tmp_path / "kept")
+    assert pion("rm", str(elsewhere), "--yes")[0] == 0
+    assert [path.name for path in elsewhere.iterdir()] == [".lock-HEAD.json"]
+    assert files(tmp_path / "kept") == kept != {}

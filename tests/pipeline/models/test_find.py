@@ -102,6 +102,17 @@ def test_a_listed_checkpoint_whose_weights_are_gone_is_named(here):
     assert "pion checkpoints demo --verify" in message
 
 
+def test_a_checkpoint_of_another_copy_of_the_run_is_refused(here):
+    make_run(here / "runs", saves=[("pretrain", 10)])
+    make_run(here / "other", saves=[("pretrain", 20), ("pretrain", 10)])
+    where = "demo/checkpoints/pretrain/10-1"
+    shutil.rmtree(here / "runs" / where)
+    # Whole, and consistent in itself.
+    shutil.copytree(here / "other" / where, here / "runs" / where)
+    with pytest.raises(BadInput, match=r"10-1 of run demo .* differs from the file that HEAD"):
+        find_model("demo")
+
+
 def test_an_unknown_name_is_answered_with_the_runs_there_are(here):
     assert "No runs in" in complaint("nothing")
     make_run(here / "runs")

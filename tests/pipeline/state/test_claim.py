@@ -233,7 +233,7 @@ def test_a_claim_is_confirmed_until_another_session_owns_the_run(run: RunState) 
     claim_run(run, someone(session="mine"))  # a worker of the same session
     claim.confirm()
     claim_run(run, someone(session="other", host="b"), take_over=True)
-    with pytest.raises(Fenced, match="taken over by pid .* on b"):
+    with pytest.raises(Fenced, match=r"taken over by pid .* on b"):
         claim.confirm()
     with pytest.raises(Fenced):
         claim.check()

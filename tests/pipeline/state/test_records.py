@@ -114,3 +114,9 @@ def test_a_rented_machine_is_paid_for_from_its_start_and_once_for_all_its_proces
     assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((100.0, 1.0))
     head = head.claimed(someone(started_at=150.0, boot_id="third"), at=210.0, price=72.0)
     assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((160.0, 2.2))
+
+
+def test_a_clock_that_jumps_between_two_claims_of_a_session_costs_nothing() -> None:
+    me = someone(started_at=100.0)
+    head = Head().claimed(me, at=110.0, price=36.0).claimed(me, at=110.0 + 3 * 3600, price=36.0)
+    assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((10.0, 0.1))

@@ -152,6 +152,16 @@ def test_a_store_below_a_file_is_refused(tmp_path: Path) -> None:
         FileStore(tmp_path / "notes.txt" / "runs").write("HEAD", b"x")
 
 
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [("nowhere", "a link that leads nowhere"), ("runs", "a link that leads to itself")],
+)
+def test_a_store_that_is_a_broken_link_is_refused(tmp_path: Path, target: str, why: str) -> None:
+    (tmp_path / "runs").symlink_to(target)
+    with pytest.raises(StoreError, match=why):
+        FileStore(tmp_path / "runs").write("demo/HEAD.json", b"")
+
+
 @pytest.mark.parametrize("key", ["/etc/passwd", "../x", "demo/../../x", "demo/.tmp-1"])
 def test_keys_cannot_leave_the_folder_or_touch_the_stores_own_files(
     store: FileStore, key: str
