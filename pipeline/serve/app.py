@@ -125,6 +125,9 @@ class Api:
         asked = await read_body(request, ChatRequest)
         served = self._model(asked.model)
         continues = bool(asked.continue_final_message)
+        for message in asked.messages:
+            if message.role == "user":  # templates may leave out parts of others
+                served.check_length(message.text)
         ids = await served.chat_ids(asked.messages, continue_last=continues)
         given = asked.max_completion_tokens
         most = asked.max_tokens if given is None else given
@@ -144,6 +147,9 @@ class Api:
         served = self._model(asked.model)
         if asked.echo and asked.logprobs is not None:
             served.check_scored(asked.prompts)
+        for prompt in asked.prompts:
+            if isinstance(prompt, str):
+                served.check_length(prompt)
         prompts = [await served.prompt_ids(prompt) for prompt in asked.prompts]
         most = COMPLETION_TOKENS if asked.max_tokens is None else asked.max_tokens
         texts = _texts(served, asked, prompts, most)

@@ -26,6 +26,10 @@ Result = TypeVar("Result")
 
 # How long an answer of the page is unless the user says otherwise.
 ANSWER_TOKENS = 128
+# A normalizer may make a text so many times shorter. NFC makes three bytes of nine.
+MOST_COMPOSED = 4
+# So many bytes are encoded at once, in a twentieth of a second.
+ALWAYS_ENCODED = 64 << 10
 SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 
 
@@ -57,6 +61,10 @@ class ServedModel:
         self.stop_ids = chat_format.stop_ids
         self.model = model
         self._format = chat_format
+        # No text of more bytes fits. Shorter ones are encoded, so that an error has their tokens.
+        normalized = 1 if self.tokenizer.normalization is None else MOST_COMPOSED
+        longest = int(self.tokenizer.token_bytes().max())
+        self._most_bytes = max(ALWAYS_ENCODED, seq_len * longest * normalized)
         # A chat format is for one thread. Long texts would stop all other requests meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
@@ -81,6 +89,20 @@ class ServedModel:
         if isinstance(prompt, list):
             return prompt
         return await self._encoded(lambda: self.tokenizer.prompt(prompt), "prompt")
+
+    def check_length(self, text: str) -> None:
+        """Raise ApiError if a text can't fit, however long its tokens are.
+
+        To encode millions of characters takes seconds, in which other texts wait.
+        """
+        count = len(text.encode())
+        if count > self._most_bytes:
+            raise ApiError(
+                400,
+                f"the prompt has {count:,} bytes, and {self.name} has a context of "
+                f"{self.seq_len:,} tokens for prompt and answer, which is less. Shorten the prompt",
+                code="context_length_exceeded",
+            )
 
     def check_scored(self, prompts: Sequence[str | list[int]]) -> None:
         """Raise ApiError if a text whose tokens are to be scored spells a special token.

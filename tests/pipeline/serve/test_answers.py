@@ -156,4 +156,4 @@ def test_others_are_answered_while_a_large_body_is_read(
             assert httpx.get(f"{served.url}/health", timeout=PATIENCE_SECONDS / 5).is_success
         finally:
             others_were_answered.set()
-        assert "tokens, and base has a context" in asked.result().json()["error"]["message"]
+        assert "bytes, and base has a context" in asked.result().json()["error"]["message"]

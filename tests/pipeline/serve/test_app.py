@@ -279,6 +279,19 @@ def test_a_text_that_spells_a_special_token_is_not_scored(client: OpenAI, served
     assert len(scored.token_logprobs or []) == 3
 
 
+def test_a_text_that_can_t_fit_is_refused_before_it_is_encoded(
+    client: OpenAI, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for model in served.models:
+        monkeypatch.setattr(model, "_encoded", lambda *_: pytest.fail("it was encoded"))
+    long: Any = "a" * 1_000_000
+    with pytest.raises(openai.BadRequestError, match="1,000,000 bytes, and base has a context of"):
+        client.completions.create(model="base", prompt=["The", long])
+    with pytest.raises(openai.BadRequestError, match="1,000,000 bytes, and chat") as caught:
+        client.chat.completions.create(model="chat", messages=[{"role": "user", "content": long}])
+    assert caught.value.code == "context_length_exceeded"
+
+
 def test_an_answer_is_continued(client: OpenAI, chat_model: ServedModel) -> None:
     begun: list[Any] = [*QUESTION, {"role": "assistant", "content": "A fox is"}]
     found = client.chat.completions.create(
