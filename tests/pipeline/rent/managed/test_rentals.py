@@ -320,6 +320,7 @@ def test_when_every_rental_has_ended_it_says_that_nothing_is_rented(
     show_rentals(None, reap=False, as_json=False, provider=provider)
     assert capsys.readouterr().out == "nothing is rented\n"
     where = f"{run.store.url}/another"
+    write_rental_note(RunState(run.store, "another"), NOTE, None)
     show_rentals(where, reap=False, as_json=False, provider=provider)
     assert capsys.readouterr().out == f"nothing is rented for {where}\n"
 
