@@ -41,7 +41,6 @@ def rehearse(rented: Rented, step: Step) -> None:
     def is_right() -> bool:
         nonlocal code, said
         code, said = paste(rented, step)
-        print(said, flush=True)
         return code == step.code and first_unseen(step.lines, said) is None and "✗" not in said
 
     def what() -> str:
