@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired
@@ -279,7 +280,10 @@ def _from_hub(text: str, *, whole: bool = False) -> FoundModel:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
     from huggingface_hub.errors import RepositoryNotFoundError as NotThere
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()  # in a log, a bar may stand on the line of an error
     try:
         folder = Path(
             snapshot_download(

@@ -154,13 +154,17 @@ def publish_run(
                 where = _where(target)
         except OSError as error:
             confirm()  # another owner removes this process's unfinished folder
-            reason = no_room(error, staging) or error.strerror or error
-            raise BadInput(
-                f"publish.to: {to}: can't write ({reason}). {safe} Free some "
-                "disk space, or change publish.to. Then run the same command again. Pion will only "
-                "repeat the publish stage."
-            ) from error
+            raise _unwritable(to, error, staging, safe) from error
     return {"target": to, **where, **exported}
+
+
+def _unwritable(to: str, error: OSError, staging: Path, safe: str) -> BadInput:
+    reason = no_room(error, staging) or error.strerror or error
+    return BadInput(
+        f"publish.to: {to}: can't write ({reason}). {safe} Free some "
+        "disk space, or change publish.to. Then run the same command again. Pion will only "
+        "repeat the publish stage."
+    )
 
 
 def _where(target: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class BusyCores:
         self._rate = work.rate if rate is None else rate
         self._first, self._pause = True, LOOK_SECONDS
         self._said: set[str] = set()
-        self._begin()
+        self._at, self._before = clock(), times()
 
     def look(self) -> None:
         """Say if training has had to wait for cores since the last look, a while ago."""
@@ -89,9 +89,6 @@ class BusyCores:
         share = waited_share(self._before, self._times())
         if share is not None and share >= SOME and "threads" not in self._said:
             self._judge(share)
-        self._begin()
-
-    def _begin(self) -> None:
         self._at, self._before = self._clock(), self._times()
 
     def _judge(self, share: float) -> None:

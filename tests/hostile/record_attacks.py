@@ -19,7 +19,7 @@ import pytest
 Place = tuple[str | int, ...]
 
 ESCAPE = "\x1b]52;c;Zm9v\x07\x9b2J\u202e"
-DEPTH = 100_000
+DEPTH = 20_000
 # Stands for DEPTH nested lists, which `json.dumps` can't write.
 _DEEP = "@deep@"
 

@@ -113,6 +113,6 @@ def test_documents_and_cached_tokens_have_scaled_positions() -> None:
         alone = model(tokens[:, 9:])
         cached = torch.cat([model(part, cache=cache) for part in tokens[:, 9:].split(3, 1)], 1)
         other = unscaled(tokens[:, 9:])
-    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
-    torch.testing.assert_close(cached, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(packed, alone, rtol=0, atol=3e-5)
+    torch.testing.assert_close(cached, alone, rtol=0, atol=3e-5)
     assert (other - alone).abs().max() > 1e-2
