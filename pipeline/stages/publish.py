@@ -118,8 +118,7 @@ def publish_run(
         texts: held-out texts to compare the exported model on.
         say: called with progress messages.
         base: the folder with the small files of the model that the run started from, if any.
-        confirm: raises Fenced if another process owns the run by now. Called before the target is
-            changed, because this process may have been stopped for hours.
+        confirm: raises Fenced if another process owns the run by now, after hours of a stop.
 
     Returns:
         `target` as the job names it, `path` and the `sha256` of its weights, or `url` and `commit`
@@ -140,8 +139,7 @@ def publish_run(
     check_requirements(job, history.results, safe)
     _check_ours(job, f"Nothing was published. {safe}")
     finished = Finished(history, model, load_model_in(model), texts, base)
-    if repo is not None and _needs_licence(job, finished.terms):
-        say(Note(f"warning: {unknown_licence(job)}"))
+    _tell_licence(job, repo, finished, say)
     with _staging(target, repo) as staging:
         try:
             exported = write_published(finished, staging)
@@ -156,6 +154,11 @@ def publish_run(
             confirm()  # another owner removes this process's unfinished folder
             raise _unwritable(to, error, staging, safe) from error
     return {"target": to, **where, **exported}
+
+
+def _tell_licence(job: Job, repo: str | None, finished: Finished, say: Say) -> None:
+    if repo is not None and _needs_licence(job, finished.terms):
+        say(Note(f"warning: {unknown_licence(job)}"))
 
 
 def _unwritable(to: str, error: OSError, staging: Path, safe: str) -> BadInput:
