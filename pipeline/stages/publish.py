@@ -126,8 +126,7 @@ def publish_run(
         or `gguf_failed` (why not).
 
     Raises:
-        BadInput: a condition of publish.require is not met, or the target refuses or belongs to
-            another run.
+        BadInput: publish.require is not met, or the target refuses or belongs to another run.
         PionError: the exported folder does not load as the same model; nothing was published.
         Interrupted: the Hub stayed unreachable.
     """
@@ -148,8 +147,7 @@ def publish_run(
             if repo is not None:
                 where = _upload(job, repo, staging, say, safe)
             else:
-                replace_folder(staging, target)
-                where = _where(target)
+                where = _move(staging, target)
         except OSError as error:
             confirm()  # another owner removes this process's unfinished folder
             raise _unwritable(to, error, staging, safe) from error
@@ -170,7 +168,9 @@ def _unwritable(to: str, error: OSError, staging: Path, safe: str) -> BadInput:
     )
 
 
-def _where(target: Path) -> dict[str, Any]:
+def _move(staging: Path, target: Path) -> dict[str, Any]:
+    """Put the finished folder in its place, and return where it is."""
+    replace_folder(staging, target)
     card = str(target / "README.md")
     return {"path": str(target), "card": card, "sha256": weights_sha256(target)}
 
