@@ -219,12 +219,18 @@ def test_help_job_prints_every_field(pion: Pion) -> None:
 def test_threads_that_wait_for_each_other_leave_the_core_to_other_programs(
     pion: Pion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    pion("run", "no-such-job.yaml")
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    # Both are put back after the test.
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    del os.environ["GOMP_SPINCOUNT"]
     pion("run", "no-such-job.yaml")
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert "GOMP_SPINCOUNT" not in os.environ
+    del os.environ["OMP_WAIT_POLICY"]
+    pion("run", "no-such-job.yaml")
+    assert os.environ["GOMP_SPINCOUNT"] == "2000"
+    os.environ["GOMP_SPINCOUNT"] = "7"
+    pion("run", "no-such-job.yaml")
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
 
 
 def test_a_job_with_mistakes_starts_nothing(here: Path, pion: Pion) -> None:
