@@ -15,7 +15,12 @@ from pipeline.console.formats import printable, show
 from pipeline.serve.answers import Answers
 from pipeline.serve.body import LARGEST_BODY, read_body
 from pipeline.serve.errors import ApiError, refuse
-from pipeline.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest
+from pipeline.serve.requests import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    TokenizeRequest,
+)
 from pipeline.serve.served_model import ServedModel
 from pipeline.serve.shapes import ChatShape, CompletionShape, Json, Whole, usage
 from pipeline.web.address import Rules
@@ -114,9 +119,10 @@ class Api:
         served = self._model(asked.model)
         if asked.messages is not None:
             continues = bool(asked.continue_final_message)
+            _check_lengths(served, asked.messages, continues=continues)
             ids = await served.chat_ids(asked.messages, continue_last=continues)
         else:
-            ids = await served.prompt_ids(asked.prompt or "")
+            ids = await served.counted_ids(asked.prompt or "")
         return web.json_response(
             {"count": len(ids), "max_model_len": served.seq_len, "tokens": ids}
         )
@@ -125,9 +131,7 @@ class Api:
         asked = await read_body(request, ChatRequest)
         served = self._model(asked.model)
         continues = bool(asked.continue_final_message)
-        for message in asked.messages:
-            if message.role == "user":  # templates may leave out parts of others
-                served.check_length(message.text)
+        _check_lengths(served, asked.messages, continues=continues)
         ids = await served.chat_ids(asked.messages, continue_last=continues)
         given = asked.max_completion_tokens
         most = asked.max_tokens if given is None else given
@@ -175,6 +179,16 @@ class Api:
             message = f"there is no model {printable(name)[:100]!r} here; there are: {names}"
             raise ApiError(404, message, code="model_not_found", param="model")
         return self._models[name]
+
+
+def _check_lengths(
+    served: ServedModel, messages: Sequence[ChatMessage], *, continues: bool
+) -> None:
+    """Raise ApiError if a message can't fit. Templates may leave out parts of messages that are
+    neither a user's nor the one to continue."""
+    for message in messages:
+        if message.role == "user" or (continues and message is messages[-1]):
+            served.check_length(message.text)
 
 
 def _texts(

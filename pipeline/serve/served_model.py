@@ -67,6 +67,8 @@ class ServedModel:
         self._most_bytes = max(ALWAYS_ENCODED, seq_len * longest * normalized)
         # A chat format is for one thread. Long texts would stop all other requests meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        # Texts that only are to be counted may be longer than any prompt.
+        self._counter = ThreadPoolExecutor(1, thread_name_prefix="count")
 
     async def chat_ids(
         self, messages: Sequence[ChatMessage], *, continue_last: bool = False
@@ -89,6 +91,10 @@ class ServedModel:
         if isinstance(prompt, list):
             return prompt
         return await self._encoded(lambda: self.tokenizer.prompt(prompt), "prompt")
+
+    async def counted_ids(self, text: str) -> list[int]:
+        """Return the ids of a text of any length, while other requests are encoded."""
+        return await self._encoded(lambda: self.tokenizer.prompt(text), "prompt", self._counter)
 
     def check_length(self, text: str) -> None:
         """Raise ApiError if a text can't fit, however long its tokens are.
@@ -163,11 +169,15 @@ class ServedModel:
         """End all answers and the threads."""
         self.engine.close()
         self._thread.shutdown(cancel_futures=True)
+        self._counter.shutdown(cancel_futures=True)
         self._format.close()
 
-    async def _encoded(self, encode: Callable[[], Result], param: str) -> Result:
+    async def _encoded(
+        self, encode: Callable[[], Result], param: str, thread: ThreadPoolExecutor | None = None
+    ) -> Result:
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, encode)
+            return await loop.run_in_executor(thread or self._thread, encode)
         except BadInput as error:
             raise bad_request(error, param) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -290,6 +291,34 @@ def test_a_text_that_can_t_fit_is_refused_before_it_is_encoded(
     with pytest.raises(openai.BadRequestError, match="1,000,000 bytes, and chat") as caught:
         client.chat.completions.create(model="chat", messages=[{"role": "user", "content": long}])
     assert caught.value.code == "context_length_exceeded"
+    begun = [{"role": "user", "content": "a"}, {"role": "assistant", "content": long}]
+    body = {"model": "chat", "messages": begun, "continue_final_message": True}
+    for path in ("/tokenize", "/chat/completions"):
+        with pytest.raises(openai.BadRequestError, match="1,000,000 bytes, and chat"):
+            client.post(path, body=body, cast_to=object)
+
+
+def test_a_long_text_is_counted_while_other_texts_are_encoded(
+    client: OpenAI, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, answered = threading.Event(), threading.Event()
+    tokenizer = served.models[0].tokenizer
+    encode = type(tokenizer).prompt
+
+    def slowly(self: Any, text: str) -> list[int]:
+        if text == "long":
+            begun.set()
+            assert answered.wait(PATIENCE_SECONDS), "no other text was encoded meanwhile"
+        return encode(self, text)
+
+    monkeypatch.setattr(type(tokenizer), "prompt", slowly)
+    body = {"model": "base", "prompt": "long"}
+    with ThreadPoolExecutor(1) as pool:
+        counted = pool.submit(client.post, "/tokenize", body=body, cast_to=object)
+        assert begun.wait(PATIENCE_SECONDS)
+        client.completions.create(model="base", prompt="The", max_tokens=1)
+        answered.set()
+        assert counted.result()
 
 
 def test_an_answer_is_continued(client: OpenAI, chat_model: ServedModel) -> None:
