@@ -24,9 +24,9 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from pion.config import ModelConfig
 from pion.model.batch_cache import BatchLayerCache
 from pion.model.cache import LayerCache
-from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.masks import Mask, Spans, attends_by_document, flexible
 from pion.model.norm import RMSNorm, compute_dtype
+from pion.model.pass_kind import PassKind, gradient_bytes
 from pion.model.projection import Projection, join, project
 from pion.model.rope import Rotation, rotate
 
@@ -68,7 +68,7 @@ def attend(
     )
 
 
-def kept_by_attend(at: ForwardPass, config: ModelConfig) -> int:
+def kept_by_attend(at: PassKind, config: ModelConfig) -> int:
     """Return the bytes per token that `attend` keeps for the backward pass.
 
     All kernels keep queries, keys, values and the result. The fused kernels also keep the logsumexp
@@ -101,7 +101,7 @@ def kept_by_attend(at: ForwardPass, config: ModelConfig) -> int:
     return fused + at.width * at.tokens
 
 
-def inside_kernels(at: ForwardPass, config: ModelConfig) -> int:
+def inside_kernels(at: PassKind, config: ModelConfig) -> int:
     """Return the bytes per token that a fused kernel on CUDA allocates inside its backward pass.
 
     Read in the source of flash attention, which allocates the most, and not measured: the gradient
@@ -338,7 +338,7 @@ class Attention(nn.Module):
         """Return the multiply-accumulates for one token and one key: its score and its value."""
         return 2 * self.q_proj.out_features
 
-    def kept_bytes_per_token(self, at: ForwardPass) -> int:
+    def kept_bytes_per_token(self, at: PassKind) -> int:
         """Return the bytes kept for the backward pass: by the norms, and by `attend`."""
         config = self.config
         norms = 0
@@ -349,7 +349,7 @@ class Attention(nn.Module):
             norms += config.n_kv_heads * self.v_norm.kept_bytes(at, of_product=True)
         return norms + kept_by_attend(at, config)
 
-    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+    def backward_bytes(self, at: PassKind, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.
 
         These are the gradients of queries, keys and values in the dtype of products, and in fp32

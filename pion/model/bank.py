@@ -20,8 +20,8 @@ from torch.nn.functional import linear
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.model.forward_pass import ForwardPass
 from pion.model.norm import RMSNorm, compute_dtype, kept_by_norm
+from pion.model.pass_kind import PassKind
 from pion.model.ternary import activation_scales, rounded, ternary_scales
 from pion.model.trits import packed_bytes, unpack_trits
 from pion.parameter_role import Role
@@ -190,7 +190,7 @@ class Bank(nn.Module):
         outs.copy_(torch.randn(outs.shape) / math.sqrt(rank))
 
 
-def kept_by_mixture(settings: Primitives, d_in: int, at: ForwardPass) -> int:
+def kept_by_mixture(settings: Primitives, d_in: int, at: PassKind) -> int:
     """Return the bytes of a token that a mixture keeps for the backward pass.
 
     These are the inputs of the two products, and the hidden states before their gain and bias;

@@ -14,10 +14,10 @@ from pion.model.cache import LayerCache
 from pion.model.composed import Composed
 from pion.model.experts import Experts
 from pion.model.feedforward import SwiGLU, TwoMatrices
-from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.gates import GATE, SEEN_BY_GATE, Gate, apply_to_others
 from pion.model.masks import Mask, Reach, reach_of
 from pion.model.norm import RMSNorm
+from pion.model.pass_kind import PassKind, gradient_bytes
 from pion.model.rope import Rotation
 from pion.model.routed import RoutedRecipes
 from pion.model.router import Stats
@@ -112,7 +112,7 @@ class Block(nn.Module):
         """Return the multiply-accumulates for one token and one key that it sees."""
         return 0 if self.attention is None else self.attention.macs_per_key()
 
-    def kept_bytes_per_token(self, at: ForwardPass) -> int:
+    def kept_bytes_per_token(self, at: PassKind) -> int:
         """Return the bytes kept for the backward pass: by its parts, and the inputs of products.
 
         Compiled code adds the result of attention to the block's input again, unless the input
@@ -132,7 +132,7 @@ class Block(nn.Module):
             kept += 4 * self.feedforward_norm.width if at.compiled else 0
         return kept
 
-    def copied_bytes(self, at: ForwardPass) -> int:
+    def copied_bytes(self, at: PassKind) -> int:
         """Return the bytes of the weights' copies that products read: in bf16, or mixed."""
         mixed = 0
         if isinstance(self.feedforward, Composed | RoutedRecipes):
@@ -145,7 +145,7 @@ class Block(nn.Module):
             weights += self.feedforward.stacked_params()
         return at.width * weights + mixed
 
-    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+    def backward_bytes(self, at: PassKind, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.
 
         The gradient of the result is there all the time. What the feed-forward layer keeps is free

@@ -11,8 +11,8 @@ from pion.config import ModelConfig
 from pion.model.bands import Mixing
 from pion.model.bank import Mixture, kept_by_mixture, recipe_of
 from pion.model.feedforward import activation, squares_in_fp32
-from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import RMSNorm
+from pion.model.pass_kind import PassKind, gradient_bytes
 from pion.parameter_role import Role
 
 
@@ -58,7 +58,7 @@ class Composed(nn.Module):
             band.down.mixture(recipe_of(self.down_recipe.float(), top_k), rank),
         )
 
-    def kept_bytes_per_token(self, at: ForwardPass) -> int:
+    def kept_bytes_per_token(self, at: PassKind) -> int:
         """Return the bytes kept for the backward pass: by both mixtures, but the block counts the
         first one's input; by the activation, and by the sub-norm.
 
@@ -72,11 +72,11 @@ class Composed(nn.Module):
             kept += self.sub_norm.kept_bytes(at, of_product=True)
         return kept
 
-    def copied_bytes(self, at: ForwardPass) -> int:
+    def copied_bytes(self, at: PassKind) -> int:
         """Return the bytes of the chosen primitives, which are copied next to each other."""
         return at.width * self.macs_per_token()
 
-    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+    def backward_bytes(self, at: PassKind, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.
 
         The gradients of both banks wait until all layers of the band have theirs. In addition,

@@ -5,7 +5,7 @@ Each part states its costs next to its maths:
   * `macs_per_token()`: multiply-accumulates with the part's weights, for one token;
   * `macs_per_key()`: multiply-accumulates for one token and one key that the token sees;
   * `kept_bytes_per_token(at)`: what a forward pass keeps of a token for the backward pass. This
-    depends on the kernels, so it depends on how the pass is computed (forward_pass.py);
+    depends on the kernels, so it depends on how the pass is computed (pass_kind.py);
   * `backward_bytes(at, tokens)`: the most that the part's backward pass adds to what is kept.
 
 Nothing else in Pion derives these numbers from a shape.
@@ -23,8 +23,8 @@ import torch
 from pion.config import ModelConfig
 from pion.model.block import Block
 from pion.model.decoder import Decoder
-from pion.model.forward_pass import ForwardPass
 from pion.model.masks import Reach, mean_keys
+from pion.model.pass_kind import PassKind
 from pion.model.roles import parameter_roles
 from pion.parameter_role import Role
 
@@ -77,7 +77,7 @@ def cost_of(config: ModelConfig) -> ModelCost:
 
 
 @lru_cache(maxsize=64)
-def kept_bytes_per_token(config: ModelConfig, at: ForwardPass) -> tuple[int, ...]:
+def kept_bytes_per_token(config: ModelConfig, at: PassKind) -> tuple[int, ...]:
     """Return the bytes of a token that each block keeps, with what the block reads."""
     model = _without_weights(config)
     kept = []
@@ -91,7 +91,7 @@ def kept_bytes_per_token(config: ModelConfig, at: ForwardPass) -> tuple[int, ...
 
 
 @lru_cache(maxsize=64)
-def kept_if_recomputed(config: ModelConfig, at: ForwardPass) -> tuple[int, ...]:
+def kept_if_recomputed(config: ModelConfig, at: PassKind) -> tuple[int, ...]:
     """Return the bytes of a token that each block keeps if all blocks are recomputed.
 
     A block then keeps only what it reads: the result of the block before, which later blocks read
@@ -106,7 +106,7 @@ def kept_if_recomputed(config: ModelConfig, at: ForwardPass) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=64)
-def kept_around_blocks(config: ModelConfig, at: ForwardPass) -> int:
+def kept_around_blocks(config: ModelConfig, at: PassKind) -> int:
     """Return the bytes of a token that are kept outside the blocks: its ids and the norms."""
     model, at = _without_weights(config), at.outside_blocks
     norms = model.norm.kept_bytes(at)
@@ -117,13 +117,13 @@ def kept_around_blocks(config: ModelConfig, at: ForwardPass) -> int:
 
 
 @lru_cache(maxsize=64)
-def copied_bytes(config: ModelConfig, at: ForwardPass) -> tuple[int, ...]:
+def copied_bytes(config: ModelConfig, at: PassKind) -> tuple[int, ...]:
     """Return the bytes of the copies of each block's weights that bf16 products read."""
     return tuple(block.copied_bytes(at) for block in _blocks(_without_weights(config)))
 
 
 @lru_cache(maxsize=64)
-def backward_bytes(config: ModelConfig, at: ForwardPass, tokens: int) -> tuple[int, ...]:
+def backward_bytes(config: ModelConfig, at: PassKind, tokens: int) -> tuple[int, ...]:
     """Return the most bytes that each block's backward pass adds to what is kept."""
     model = _without_weights(config)
     return tuple(block.backward_bytes(at, tokens) for block in _blocks(model))

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from pion.config import ModelConfig
 from pion.model.expert_products import mix_experts
 from pion.model.feedforward import SwiGLU
-from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import compute_dtype
+from pion.model.pass_kind import PassKind, gradient_bytes
 from pion.model.router import Stats, kept_by_router, route, routing_report
 from pion.parameter_role import Role
 
@@ -74,7 +74,7 @@ class Experts(nn.Module):
         """Return the number of parameters of the routed experts."""
         return sum(weight.numel() for weight in (self.gate_proj, self.up_proj, self.down_proj))
 
-    def kept_bytes_per_token(self, at: ForwardPass) -> int:
+    def kept_bytes_per_token(self, at: PassKind) -> int:
         """Return the bytes kept for the backward pass.
 
         For each chosen expert: the products with gate and up, and its weight. Grouped products also
@@ -89,7 +89,7 @@ class Experts(nn.Module):
         routed = self.settings.top_k * at.width * chosen
         return routed + shared + kept_by_router(self.settings, d_model, at)
 
-    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+    def backward_bytes(self, at: PassKind, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.
 
         Grouped products: for each chosen expert, three gradients of its result, or those of

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
 from pion.config import ModelConfig
-from pion.model.forward_pass import ForwardPass, gradient_bytes
 from pion.model.norm import compute_dtype
+from pion.model.pass_kind import PassKind, gradient_bytes
 from pion.model.projection import Projection, join, project
 
 
@@ -41,14 +41,14 @@ class SwiGLU(nn.Module):
         projections = (self.gate_proj, self.up_proj, self.down_proj)
         return sum(projection.weight.numel() for projection in projections)
 
-    def kept_bytes_per_token(self, at: ForwardPass) -> int:
+    def kept_bytes_per_token(self, at: PassKind) -> int:
         """Return the bytes kept for the backward pass: gate, up, silu(gate) and their product.
 
         Compiled code computes silu(gate) again.
         """
         return (3 if at.compiled else 4) * at.width * self.down_proj.in_features
 
-    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+    def backward_bytes(self, at: PassKind, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.
 
         These are the gradient of the product, which takes the place of the product, and the
@@ -96,7 +96,7 @@ class TwoMatrices(nn.Module):
         """Return the multiply-accumulates with weights for one token."""
         return self.up_proj.weight.numel() + self.down_proj.weight.numel()
 
-    def kept_bytes_per_token(self, at: ForwardPass) -> int:
+    def kept_bytes_per_token(self, at: PassKind) -> int:
         """Return the bytes kept for the backward pass: relu(up) and its square, or up and its GELU.
 
         Where the square is in fp32, so is its input.
@@ -104,7 +104,7 @@ class TwoMatrices(nn.Module):
         in_fp32 = self.squares and squares_in_fp32(at)
         return (2 * at.width + 4 * in_fp32) * self.down_proj.in_features
 
-    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+    def backward_bytes(self, at: PassKind, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.
 
         The gradient of the square takes the place of the square. Then come relu(up), twice relu(up)
@@ -118,6 +118,6 @@ class TwoMatrices(nn.Module):
         return new * self.down_proj.in_features * tokens + weight
 
 
-def squares_in_fp32(at: ForwardPass) -> bool:
+def squares_in_fp32(at: PassKind) -> bool:
     """Return whether autocast squares bf16 in fp32, as on CUDA, and the result is kept."""
     return at.device == "cuda" and at.width == 2 and not at.compiled

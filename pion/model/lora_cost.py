@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from pion.config import ModelConfig
 from pion.lora import ATTENTION, Lora, target_shapes
-from pion.model.forward_pass import ForwardPass
+from pion.model.pass_kind import PassKind
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,23 @@ def lora_cost(config: ModelConfig, lora: Lora) -> LoraCost:
     )
 
 
-def kept_by_additions(cost: LoraCost, lora: Lora, at: ForwardPass, layers: int) -> int:
+def kept_by_additions(cost: LoraCost, lora: Lora, at: PassKind, layers: int) -> int:
     """Return the bytes of a token that the first `layers` layers keep: A x of each projection."""
     return sum(at.width * lora.rank * projections for _, projections in cost.layer[:layers])
 
 
-def copies_of_additions(cost: LoraCost, at: ForwardPass) -> tuple[int, ...]:
+def copies_of_additions(cost: LoraCost, at: PassKind) -> tuple[int, ...]:
     """Return the bytes of the copies of each layer's A and B that bf16 products read."""
     return tuple(0 if at.width == 4 else at.width * params for params, _ in cost.layer)
 
 
-def passing_forward(cost: LoraCost, at: ForwardPass, tokens: int) -> int:
+def passing_forward(cost: LoraCost, at: PassKind, tokens: int) -> int:
     """Return the most bytes that a projection has at once: its result, B A x, scaled, and the sum
     (which is kept)."""
     return 3 * at.width * cost.result * tokens
 
 
-def passing_backward(cost: LoraCost, at: ForwardPass, tokens: int) -> int:
+def passing_backward(cost: LoraCost, at: PassKind, tokens: int) -> int:
     """Return the most bytes that an addition adds to the backward pass of a projection: the scaled
     gradient of its result, and a gradient of its input next to the base's."""
     return at.width * cost.widest * tokens

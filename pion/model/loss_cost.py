@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pion.model.forward_pass import ForwardPass
 from pion.model.loss import (
     COLUMN_MULTIPLE,
     COMPILED_CHUNK_BYTES,
@@ -13,6 +12,7 @@ from pion.model.loss import (
     divisor_near,
     rows_per_chunk,
 )
+from pion.model.pass_kind import PassKind
 
 # What CUDA's allocator takes for a scalar.
 SCALAR_BYTES = 512
@@ -30,7 +30,7 @@ class LossShape:
     stored: int = 4  # bytes of an element of the head
 
 
-def loss_bytes(shape: LossShape, at: ForwardPass) -> int:
+def loss_bytes(shape: LossShape, at: PassKind) -> int:
     """Return the most bytes at once in `linear_cross_entropy`, in addition to its arguments.
 
     All the time: the gradient of the hidden states in fp32, and their copy in the dtype of
@@ -54,7 +54,7 @@ def loss_bytes(shape: LossShape, at: ForwardPass) -> int:
     return always + (max(indexed, chunk) if at.width == 2 else indexed + chunk)
 
 
-def _plain_chunk_bytes(shape: LossShape, at: ForwardPass) -> int:
+def _plain_chunk_bytes(shape: LossShape, at: PassKind) -> int:
     """Return the most bytes at once that belong to one chunk of logits in `_plain`, on CUDA.
 
     First come the logits, and the product before its copy to fp32. Then the gradient, which in fp32
@@ -74,7 +74,7 @@ def _plain_chunk_bytes(shape: LossShape, at: ForwardPass) -> int:
     return numbers + max(logits + making + before, logits + slope + gradient + products)
 
 
-def _compiled_bytes(shape: LossShape, at: ForwardPass) -> int:
+def _compiled_bytes(shape: LossShape, at: PassKind) -> int:
     """Return the most bytes at once of the head and of one chunk of logits in `_compiled`.
 
     There are the head with its padding, its gradient, and of each chunk the logits in fp32 and

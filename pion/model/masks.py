@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pion.config import ModelConfig
-from pion.model.forward_pass import ForwardPass
+from pion.model.pass_kind import PassKind
 
 Reach = Literal["full", "long", "short"]
 Masks = dict[Reach, "Mask"]
@@ -311,7 +311,7 @@ def mean_keys(config: ModelConfig, reach: Reach, seq_len: int) -> float:
     return seq_len / 2 - hidden * block / seq_len
 
 
-def mask_bytes(config: ModelConfig, at: ForwardPass, rows: int) -> int:
+def mask_bytes(config: ModelConfig, at: PassKind, rows: int) -> int:
     """Return the bytes of the masks of a pass over `rows` rows.
 
     Without documents, all rows share the masks, and so they share the numbers that PyTorch makes of

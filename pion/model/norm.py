@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pion.model.forward_pass import ForwardPass
+from pion.model.pass_kind import PassKind
 
 
 class RMSNorm(nn.Module):
@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
         weight = None if self.weight is None else self.weight.float()
         return nn.functional.rms_norm(x.float(), (self.width,), weight, self.eps)
 
-    def kept_bytes(self, at: ForwardPass, *, of_product: bool = False) -> int:
+    def kept_bytes(self, at: PassKind, *, of_product: bool = False) -> int:
         """Return the bytes kept for the backward pass of one vector.
 
         In fp32, these are the input and 1 / sqrt(…). A CPU, which has no fused kernel, also keeps
@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):
         return kept_by_norm(self.width, at, gain=self.weight is not None, of_product=of_product)
 
 
-def kept_by_norm(width: int, at: ForwardPass, *, gain: bool, of_product: bool = False) -> int:
+def kept_by_norm(width: int, at: PassKind, *, gain: bool, of_product: bool = False) -> int:
     """Return what `RMSNorm.kept_bytes` does, without a norm."""
     vectors = 2 if at.device == "cpu" and gain else 1
     each = at.width if at.compiled and of_product else 4 * vectors

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pion.config import ModelConfig
-from pion.model.forward_pass import ForwardPass
+from pion.model.pass_kind import PassKind
 from pion.rope_scaling import RopeScaling
 
 # Cosines and sines of the tokens' positions, fp32, each (B or 1, T, 1, head_dim / 2).
@@ -89,7 +89,7 @@ def rotation_at(positions: Tensor, frequencies: Frequencies) -> Rotation:
     return angles.cos(), angles.sin()
 
 
-def rotation_bytes(config: ModelConfig, at: ForwardPass, rows: int) -> int:
+def rotation_bytes(config: ModelConfig, at: PassKind, rows: int) -> int:
     """Return the bytes of the rotations of a pass over `rows` rows, with the table if there is one.
 
     Rows of documents have their own positions. Learned positions have no rotations.

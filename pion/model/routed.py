@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pion.config import ModelConfig
 from pion.model.bands import Mixing
 from pion.model.composed import Composed
-from pion.model.forward_pass import ForwardPass
+from pion.model.pass_kind import PassKind
 from pion.model.router import Stats, kept_by_router, route, routing_report
 from pion.parameter_role import Role
 
@@ -49,17 +49,17 @@ class RoutedRecipes(nn.Module):
         """Return the multiply-accumulates with weights for one token."""
         return self.router.numel() + sum(recipe.macs_per_token() for recipe in self._each())
 
-    def kept_bytes_per_token(self, at: ForwardPass) -> int:
+    def kept_bytes_per_token(self, at: PassKind) -> int:
         """Return the bytes kept for the backward pass: by recipes, their results and the router."""
         recipes = sum(recipe.kept_bytes_per_token(at) for recipe in self._each())
         results = len(self.recipes) * 4 * (self.d_model + 1)
         return recipes + results + kept_by_router(self.settings, self.d_model, at)
 
-    def copied_bytes(self, at: ForwardPass) -> int:
+    def copied_bytes(self, at: PassKind) -> int:
         """Return the bytes of the chosen primitives, which are copied next to each other."""
         return sum(recipe.copied_bytes(at) for recipe in self._each())
 
-    def backward_bytes(self, at: ForwardPass, tokens: int) -> int:
+    def backward_bytes(self, at: PassKind, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept: of one recipe."""
         return max(recipe.backward_bytes(at, tokens) for recipe in self._each())
 

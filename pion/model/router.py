@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pion.model.forward_pass import ForwardPass
+from pion.model.pass_kind import PassKind
 from pion.parts import Experts
 
 # Names of what a layer with a router reports: see `routing_report`.
@@ -89,7 +89,7 @@ def stack_reports(reports: Sequence[Stats], without: Collection[str]) -> Stats:
     }
 
 
-def kept_by_router(settings: Experts, d_model: int, at: ForwardPass) -> int:
+def kept_by_router(settings: Experts, d_model: int, at: PassKind) -> int:
     """Return the bytes of a token kept for the backward pass of routing and auxiliary losses.
 
     In fp32: the input, if the block keeps it only in bf16; logits and probabilities; the top-k

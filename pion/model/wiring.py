@@ -13,8 +13,8 @@ from torch.nn.functional import embedding
 
 from pion.config import ModelConfig
 from pion.model.attention import ValueMix
-from pion.model.forward_pass import ForwardPass
 from pion.model.norm import RMSNorm
+from pion.model.pass_kind import PassKind
 from pion.parameter_role import Role
 
 
@@ -61,7 +61,7 @@ class Wiring(nn.Module):
         if config.wiring.input_mix:
             self.mix = nn.Parameter(torch.tensor([1.0, 0.0]).repeat(config.n_layers, 1))
 
-    def kept_bytes_per_token(self, layer: int, at: ForwardPass) -> int:
+    def kept_bytes_per_token(self, layer: int, at: PassKind) -> int:
         """Return the bytes of a token that the sums of a layer's input keep, in fp32.
 
         The mix keeps the layer's input. A skip keeps what it reads, unless the mix of the next
@@ -108,7 +108,7 @@ class ValueTables(nn.Module):
         if config.values.normed:
             self.norm = RMSNorm(width, config.norm_eps, config.norm_gain)
 
-    def kept_bytes_per_token(self, layer: int, at: ForwardPass) -> int:
+    def kept_bytes_per_token(self, layer: int, at: PassKind) -> int:
         """Return the bytes of a token that a layer's sum of values keeps, in fp32.
 
         These are the values of attention, and the vectors of the table, with what their norm keeps.
@@ -117,7 +117,7 @@ class ValueTables(nn.Module):
         own = at.width if at.compiled else 4
         return own * self.width + self.kept_if_recomputed(layer, at)
 
-    def kept_if_recomputed(self, layer: int, at: ForwardPass) -> int:
+    def kept_if_recomputed(self, layer: int, at: PassKind) -> int:
         """Return the bytes of a token that are kept even if the layer is recomputed, in fp32."""
         if layer not in self.table_of:
             return 0

@@ -21,7 +21,6 @@ from pion.model.cost import (
     token_flops,
 )
 from pion.model.expert_products import product_path
-from pion.model.forward_pass import ForwardPass
 from pion.model.lora_cost import (
     LoraCost,
     copies_of_additions,
@@ -32,6 +31,7 @@ from pion.model.lora_cost import (
 )
 from pion.model.loss_cost import LossShape, loss_bytes
 from pion.model.masks import mask_bytes
+from pion.model.pass_kind import PassKind
 from pion.model.rope import rotation_bytes
 from pion.train.hardware import torch_dtype
 from pion.train.muon import step_bytes
@@ -78,11 +78,11 @@ class Workload:
         additions = None if self.lora is None else lora_cost(self.config, self.lora).params
         return token_flops(self.config, self.seq_len, additions)
 
-    def forward_pass(self) -> ForwardPass:
+    def forward_pass(self) -> PassKind:
         """Return how the workload passes forward through the model."""
         capability = (9, 0) if self.capability is None else self.capability
         path = product_path(self.device, capability, torch_dtype(self.dtype))
-        return ForwardPass(
+        return PassKind(
             self.width,
             self.seq_len,
             self.device,
@@ -175,7 +175,7 @@ class _MicroBatch:
     recompute: bool
 
     @property
-    def _at(self) -> ForwardPass:
+    def _at(self) -> PassKind:
         return self.work.forward_pass()
 
     @property

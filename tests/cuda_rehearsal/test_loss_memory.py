@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pion.model.forward_pass import ForwardPass
 from pion.model.loss_cost import LossShape, loss_bytes
+from pion.model.pass_kind import PassKind
 from tests.cuda_rehearsal.loss_peaks import Loss, read_loss_peaks
 
 MOST = 1.02  # the statement is never under, and never over by more than this
@@ -14,7 +14,7 @@ MOST = 1.02  # the statement is never under, and never over by more than this
 def stated(how: Loss) -> int:
     shape = LossShape(how.rows, how.d_model, how.vocab, how.cap is not None)
     width = 2 if how.bf16 else 4
-    return loss_bytes(shape, ForwardPass(width, 2048, "cuda", compiled=how.compiled))
+    return loss_bytes(shape, PassKind(width, 2048, "cuda", compiled=how.compiled))
 
 
 def test_a_loss_takes_what_it_states_plain_and_compiled(

@@ -13,11 +13,11 @@ import pion.model.decoder
 from pion.model.attention import CPU_BF16_TOKENS
 from pion.model.cost import kept_bytes_per_token, kept_if_recomputed
 from pion.model.decoder import Decoder
-from pion.model.forward_pass import ForwardPass
+from pion.model.pass_kind import PassKind
 from tests.families.families import SEQ_LEN, Family, each_family
 
 
-def kept_by_blocks(model: Decoder, rows: int, at: ForwardPass) -> list[int]:
+def kept_by_blocks(model: Decoder, rows: int, at: PassKind) -> list[int]:
     """Return the bytes that autograd saves in each block, without the parameters."""
     tokens = torch.zeros(rows, at.tokens, dtype=torch.int64)
     documents = torch.arange(at.tokens).expand(rows, -1) * 3 // at.tokens
@@ -60,7 +60,7 @@ def test_each_block_keeps_what_it_says_and_never_more(
 ) -> None:
     """Of what one row more keeps, so that copies of the weights drop out."""
     model = family.decoder(seq_len=seq_len)
-    at = ForwardPass(width, seq_len, "cpu", documents)
+    at = PassKind(width, seq_len, "cpu", documents)
     few, many = (kept_by_blocks(model, rows, at) for rows in (1, 2))
     measured = [(more - less) / seq_len for less, more in zip(few, many, strict=True)]
     said = kept_bytes_per_token(model.config, at)
@@ -101,5 +101,5 @@ def test_recomputed_blocks_keep_what_they_read(
     one_row_more = (measured(2) - measured(1)) / SEQ_LEN
     # The norms before the first block and after the last one are not the blocks'.
     rest = 4 * model.config.d_model * 3
-    said = sum(kept_if_recomputed(model.config, ForwardPass(4, SEQ_LEN)))
+    said = sum(kept_if_recomputed(model.config, PassKind(4, SEQ_LEN)))
     assert one_row_more - rest <= said <= one_row_more

@@ -12,9 +12,9 @@ from pion.config import ModelConfig
 from pion.lora import Lora
 from pion.model.cost import copied_bytes, cost_of, flops_per_token, token_flops
 from pion.model.decoder import Decoder
-from pion.model.forward_pass import ForwardPass
 from pion.model.lora import add_lora
 from pion.model.lora_cost import lora_cost
+from pion.model.pass_kind import PassKind
 from pion.parts import Experts
 from pion.presets import PRESETS
 
@@ -51,7 +51,7 @@ def test_biases_are_counted_as_vectors_and_multiply_nothing() -> None:
     assert biased.params["vector"] == plain.params["vector"] + biases
     assert biased.active_params == plain.active_params + biases
     assert biased.macs_per_token == plain.macs_per_token
-    at = ForwardPass(2, 64)
+    at = PassKind(2, 64)
     copies = [sum(copied_bytes(config, at)) for config in (plain_config, biased_config)]
     assert copies[1] - copies[0] == 2 * biases
 

@@ -1,4 +1,4 @@
-"""How a forward pass is computed, as far as this decides what memory a training step needs."""
+"""The kind of a forward pass: what of it decides the memory that a training step needs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
-class ForwardPass:
-    """One forward pass of training over rows of `tokens` tokens.
+class PassKind:
+    """How a forward pass of training over rows of `tokens` tokens is computed.
 
     Attributes:
         width: the bytes of an element in matrix products: 2 in bf16, 4 in fp32.
@@ -27,12 +27,12 @@ class ForwardPass:
     compiled: bool = False
 
     @property
-    def outside_blocks(self) -> ForwardPass:
+    def outside_blocks(self) -> PassKind:
         """The same pass for what is not in a block, and so never compiled."""
         return replace(self, compiled=False)
 
 
-def gradient_bytes(at: ForwardPass, weights: int) -> int:
+def gradient_bytes(at: PassKind, weights: int) -> int:
     """Return the bytes of a new gradient of that many weights, before it is added to the sum.
 
     It has the dtype of the product, and is then cast to fp32.
