@@ -28,8 +28,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.random_rows import RandomRows
 from pion.config import ModelConfig
-from pion.model.cost import cost_of
 from pion.model.decoder import Decoder
+from pion.model.params_and_flops import cost_of
 from pion.train.hardware import device_name
 from pion.train.schedule import plan_at
 from pion.train.settings import ComputePlan

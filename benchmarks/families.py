@@ -39,8 +39,8 @@ from pion.config import ModelConfig
 from pion.data.stream import RowStream
 from pion.data.tokenizer import Tokenizer
 from pion.evaluate import HeldOut, Scorer, held_out
-from pion.model.cost import cost_of
 from pion.model.decoder import Decoder
+from pion.model.params_and_flops import cost_of
 from pion.train.hardware import device_name
 from pion.train.settings import ComputePlan
 from pion.train.trainer import Trainer

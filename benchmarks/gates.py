@@ -36,9 +36,9 @@ import pion
 from pion.data.python_docs import documents, is_held_out
 from pion.data.tokenizer import Tokenizer
 from pion.model.block import Block
-from pion.model.cost import cost_of
 from pion.model.decoder import Decoder
-from pion.model.gates import Gate
+from pion.model.feedforward.gates import Gate
+from pion.model.params_and_flops import cost_of
 
 RESULT = Path(__file__).parent / "results" / "gates.json"
 HELD_OUT = 0.05  # as in jobs/demo.yaml

@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.memory import resident
 from benchmarks.random_rows import RandomRows
-from pion.model.cost import cost_of
 from pion.model.decoder import Decoder
+from pion.model.params_and_flops import cost_of
 from pion.train.hardware import device_name
 from pion.train.settings import ComputePlan
 from pion.train.trainer import Trainer

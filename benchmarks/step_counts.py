@@ -30,10 +30,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from pion.config import ModelConfig
-from pion.model.cost import cost_of
+from pion.model.attention.masks import mean_keys
+from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
-from pion.model.masks import mean_keys
-from pion.model.rope import rotary_table
+from pion.model.params_and_flops import cost_of
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from tests.cuda_rehearsal.compiled import refuse

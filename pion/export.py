@@ -31,7 +31,7 @@ from pion.exports.tokenizer_files import (
 )
 from pion.load import load_decoder
 from pion.model.decoder import Decoder
-from pion.model.roles import vocabulary_rows
+from pion.model.parameters import vocabulary_rows
 from pion.safetensors_file import write_safetensors
 
 # The sampling defaults that are saved with a model.

@@ -23,7 +23,7 @@ from pion.errors import BadInput
 from pion.exports.peft_folder import base_in, our_names, read_adapter_folder
 from pion.exports.table import from_transformers
 from pion.model.decoder import Decoder
-from pion.model.lora import with_tensors
+from pion.model.lora_projections import with_tensors
 from pion.model.possible import require_possible
 from pion.model.tensor_hash import tensors_sha256
 from pion.model_files import WEIGHTS

@@ -2,7 +2,7 @@
 
 LoRA (Hu et al. 2022, "LoRA: Low-rank adaptation of large language models") freezes a base model and
 trains two small matrices next to some of its projections. Without torch, so that a job is read
-fast; the maths is in pion/model/lora.py.
+fast; the maths is in pion/model/lora_projections.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The part of a model whose feed-forward layers are mixed from shared low-rank primitives.
 
-This is the idea of PILON. Its maths is in pion/model/bank.py and pion/model/composed.py.
+This is the idea of PILON. Its maths is in pion/model/pilon/.
 """
 
 from __future__ import annotations

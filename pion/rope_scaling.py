@@ -1,6 +1,6 @@
 """The part of a model that stretches its rotary positions to a longer context.
 
-This is Llama 3.1's scaling, "llama3" in transformers. Its maths is in pion/model/rope.py.
+This is Llama 3.1's scaling, "llama3" in transformers. Its maths is in pion/model/attention/rope.py.
 """
 
 from __future__ import annotations

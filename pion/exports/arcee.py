@@ -19,8 +19,8 @@ from pion.errors import BadInput
 from pion.exports import core
 from pion.exports.core import State
 from pion.later_fields import shown
-from pion.model.composed import Composed
 from pion.model.decoder import Decoder
+from pion.model.pilon.layers import Composed
 from pion.parts import Heads
 from pion.primitives import WAYS
 

@@ -1,7 +1,7 @@
 """Copy a module and all modules that it imports into one folder, with their imports made relative.
 
 transformers copies the Python files of a model to its cache before it runs them. It finds the files
-by their relative imports, so `from pion.model.norm import RMSNorm` must become
+by their relative imports, so `from pion.model.norm_and_projection import RMSNorm` must become
 `from .norm import RMSNorm`.
 """
 

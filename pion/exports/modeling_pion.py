@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from pion.config import ModelConfig
-from pion.model.cache import KVCache
+from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 
 # The names by which other libraries ask for our settings.

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.model.bank import recipe_of
-from pion.model.ternary import rounded, ternary_scales
+from pion.model.pilon.banks import recipe_of
+from pion.model.pilon.ternary import rounded, ternary_scales
 from pion.model.trits import pack_trits, unpack_trits
 from pion.primitives import WAYS, Primitives
 

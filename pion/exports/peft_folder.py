@@ -31,7 +31,7 @@ from pion.exports.table import architecture_of
 from pion.later_fields import shown
 from pion.lora import Lora
 from pion.model.decoder import Decoder
-from pion.model.lora import A, B
+from pion.model.lora_projections import A, B
 from pion.part_fields import is_number, is_whole
 from pion.safetensors_file import write_safetensors
 from pion.untrusted import parse_object, read_file

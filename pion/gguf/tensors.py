@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from pion.config import ModelConfig
 from pion.gguf.architecture import INTERLEAVED
-from pion.model.rope import Frequencies, frequencies_of
+from pion.model.attention.rope import Frequencies, frequencies_of
 
 # The names in transformers and in GGUF, without ".weight" or ".bias". Those of a block have the
 # prefixes "model.layers.{i}." and "blk.{i}.".

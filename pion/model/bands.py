@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pion.config import ModelConfig
-from pion.model.bank import Band, recipe_of
+from pion.model.pilon.banks import Band, recipe_of
 from pion.model.varying import OF_THE_MODEL, Varying
 from pion.primitives import WAYS, Primitives
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pion.config import ModelConfig
-from pion.model.cache import KVCache, LayerCache
+from pion.model.attention.cache import KVCache, LayerCache
 
 
 class BatchCache:

@@ -13,18 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.model.attention import Attention
-from pion.model.bands import Bands
-from pion.model.batch_cache import BatchCache
-from pion.model.block import Block, BlockInputs, Gating
-from pion.model.cache import KVCache
-from pion.model.composed import Composed
-from pion.model.experts import Experts
-from pion.model.feedforward import SwiGLU
-from pion.model.gates import GATE, SEEN_BY_GATE, gate_loss
-from pion.model.initial import draw_weights
-from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy, product_in_fp32
-from pion.model.masks import (
+from pion.model.attention.attention import Attention
+from pion.model.attention.cache import KVCache
+from pion.model.attention.masks import (
     Kernel,
     Masks,
     attends_by_document,
@@ -32,11 +23,26 @@ from pion.model.masks import (
     build_masks,
     flexible,
 )
-from pion.model.norm import RMSNorm, compute_dtype
+from pion.model.attention.rope import (
+    LARGEST_TABLE,
+    Rotation,
+    frequencies_of,
+    rotary_table,
+    rotation_at,
+)
+from pion.model.bands import Bands
+from pion.model.batch_cache import BatchCache
+from pion.model.block import Block, BlockInputs, Gating
+from pion.model.feedforward.dense import SwiGLU
+from pion.model.feedforward.experts import Experts
+from pion.model.feedforward.gates import GATE, SEEN_BY_GATE, gate_loss
+from pion.model.initial import draw_weights
+from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy, product_in_fp32
+from pion.model.norm_and_projection import RMSNorm, compute_dtype
+from pion.model.parameters import parameter_roles
+from pion.model.pilon.layers import Composed
 from pion.model.projection import Projection, project
 from pion.model.recipes import diversity_loss, recipe_report
-from pion.model.roles import parameter_roles
-from pion.model.rope import LARGEST_TABLE, Rotation, frequencies_of, rotary_table, rotation_at
 from pion.model.routed import RoutedRecipes
 from pion.model.router import AUX, Stats, stack_reports
 from pion.model.varying import OF_THE_MODEL, Varying

@@ -22,10 +22,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pion.model.bank import Bank
-from pion.model.composed import Composed
-from pion.model.experts import Experts
-from pion.model.gates import Gate
+from pion.model.feedforward.experts import Experts
+from pion.model.feedforward.gates import Gate
+from pion.model.pilon.banks import Bank
+from pion.model.pilon.layers import Composed
 from pion.model.routed import RoutedRecipes
 
 RECIPE_STD = 0.01

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from pion.model.norm import compute_dtype
+from pion.model.norm_and_projection import compute_dtype
 
 # The gradients that a loss computes: none, of the hidden states, or of the head too.
 Gradients = Literal["none", "of states", "both"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pion.model.bank import recipe_of
+from pion.model.pilon.banks import recipe_of
 
 # Names of what a model with primitives reports: see `recipe_report`.
 RECIPE_ENTROPY, PRIMITIVES_USED = "recipe_entropy", "primitives_used"

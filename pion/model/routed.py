@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pion.config import ModelConfig
 from pion.model.bands import Mixing
-from pion.model.composed import Composed
 from pion.model.pass_kind import PassKind
+from pion.model.pilon.layers import Composed
 from pion.model.router import Stats, kept_by_router, route, routing_report
 from pion.parameter_role import Role
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from pion.config import ModelConfig
-from pion.model.attention import ValueMix
-from pion.model.norm import RMSNorm
+from pion.model.attention.attention import ValueMix
+from pion.model.norm_and_projection import RMSNorm
 from pion.model.pass_kind import PassKind
 from pion.parameter_role import Role
 

@@ -7,8 +7,20 @@ from typing import Literal
 
 from pion.config import ModelConfig
 from pion.lora import Lora
-from pion.model.attention import inside_kernels
-from pion.model.cost import (
+from pion.model.attention.attention import inside_kernels
+from pion.model.attention.masks import mask_bytes
+from pion.model.attention.rope import rotation_bytes
+from pion.model.feedforward.expert_products import product_path
+from pion.model.lora_cost import (
+    LoraCost,
+    copies_of_additions,
+    kept_by_additions,
+    lora_cost,
+    passing_backward,
+    passing_forward,
+)
+from pion.model.loss_cost import LossShape, loss_bytes
+from pion.model.params_and_flops import (
     TokenFlops,
     backward_bytes,
     copied_bytes,
@@ -20,19 +32,7 @@ from pion.model.cost import (
     shared_table_bytes,
     token_flops,
 )
-from pion.model.expert_products import product_path
-from pion.model.lora_cost import (
-    LoraCost,
-    copies_of_additions,
-    kept_by_additions,
-    lora_cost,
-    passing_backward,
-    passing_forward,
-)
-from pion.model.loss_cost import LossShape, loss_bytes
-from pion.model.masks import mask_bytes
 from pion.model.pass_kind import PassKind
-from pion.model.rope import rotation_bytes
 from pion.train.hardware import torch_dtype
 from pion.train.muon import step_bytes
 

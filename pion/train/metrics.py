@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.errors import Trouble
-from pion.model.cost import token_flops
-from pion.model.gates import GATE_LOSS
+from pion.model.feedforward.gates import GATE_LOSS
+from pion.model.params_and_flops import token_flops
 from pion.model.recipes import PRIMITIVES_USED, RECIPE_ENTROPY
 from pion.model.router import ENTROPY, LOAD
 from pion.train import hardware

@@ -1,6 +1,6 @@
 """The optimizer of a decoder: how each parameter is updated, and the state by parameter name.
 
-The role of a parameter (pion/model/roles.py) decides: matrices, the embedding and the head are
+The role of a parameter (pion/model/parameters.py) decides: matrices, the embedding and the head are
 decayed, vectors are not. Each role has its own learning rate. With `optimizer: muon`, Muon updates
 the matrices. AdamW (Loshchilov and Hutter 2019, "Decoupled weight decay regularization") updates
 everything else, and the primitives of a bank each for itself.
@@ -20,7 +20,7 @@ from torch.optim.adamw import adamw
 
 from pion.errors import BadInput
 from pion.model.bands import band_of_parameter
-from pion.model.roles import parameter_roles
+from pion.model.parameters import parameter_roles
 from pion.parameter_role import Role
 from pion.train.muon import Muon
 from pion.train.primitive_wise import PrimitiveWise

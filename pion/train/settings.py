@@ -39,7 +39,7 @@ class TrainSettings:
     beta2: float = 0.95
     eps: float = 1e-8
     clip: float = 1.0  # limit of the gradient's global norm; 0 = none
-    # Peak rates of AdamW for some roles of parameters (pion/model/roles.py); None: `lr`.
+    # Peak rates of AdamW for some roles of parameters (pion/model/parameters.py); None: `lr`.
     embedding_lr: float | None = later_field(None, before=None)
     head_lr: float | None = later_field(None, before=None)
     vector_lr: float | None = later_field(None, before=None)

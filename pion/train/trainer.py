@@ -20,7 +20,7 @@ from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed, Trouble
 from pion.evaluate import Scorer
 from pion.model.decoder import Decoder
-from pion.model.lora import count_additions
+from pion.model.lora_projections import count_additions
 from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients

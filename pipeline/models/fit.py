@@ -81,7 +81,7 @@ def _with_head_rows(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, 
 
 def _with_gates(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights with the gates that the model has: its own if it learned them, or new."""
-    from pion.model.gates import Gate
+    from pion.model.feedforward.gates import Gate
 
     names = [f"blocks.{layer}.gate." for layer in range(config.n_layers)]
     if not config.gates:

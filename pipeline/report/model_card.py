@@ -361,7 +361,7 @@ def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
         if experts is not None:
             rows.append(("recipes in a layer", f"{experts.n}, {experts.top_k} per token"))
         return rows
-    from pion.model.cost import cost_of
+    from pion.model.params_and_flops import cost_of
 
     cost = cost_of(config)
     used = parameters - (cost.all_params - cost.active_params)

@@ -80,7 +80,7 @@ def write_published(model: Finished, folder: Path) -> dict[str, Any]:
 def _export(model: Finished, folder: Path) -> dict[str, Any]:
     from pion.data.tokenizer import Tokenizer
     from pion.export import export_model, exported_rows, round_embeddings
-    from pion.model.roles import vocabulary_rows
+    from pion.model.parameters import vocabulary_rows
     from pion.verify import verify_export
 
     tokenizer, decoder = Tokenizer.from_file(model.tokenizer_path), model.decoder

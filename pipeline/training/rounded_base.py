@@ -26,7 +26,7 @@ def cost_of_rounding(
     import torch
 
     from pion.evaluate import Scorer
-    from pion.model.lora import round_weights
+    from pion.model.lora_projections import round_weights
     from pion.train.heldout import evaluate
 
     base.to(torch.device(plan.device))

@@ -219,7 +219,7 @@ def _with_additions(
     Raises BadInput on every rank if it is not the base of the checkpoint `saved`.
     """
     from pion.adapter import Adapter, BaseModel, read_record, require_base
-    from pion.model.lora import adapted
+    from pion.model.lora_projections import adapted
     from pion.train.hardware import torch_dtype
 
     lora = context.job.lora(stage)

@@ -14,8 +14,8 @@ from unittest import mock
 import torch
 
 from pion.config import ModelConfig
+from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder, _run_block
-from pion.model.rope import rotary_table
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.step_down import StepDown
 from pion.train.trainer import Trainer

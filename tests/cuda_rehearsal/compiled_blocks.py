@@ -21,8 +21,8 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.model import decoder
+from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
-from pion.model.rope import rotary_table
 from tests.cuda_rehearsal.live_bytes import LiveBytes
 from tests.cuda_rehearsal.lowering import lowering
 from tests.cuda_rehearsal.memory_traces import all_tokens_choose_the_first_experts

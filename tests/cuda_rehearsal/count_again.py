@@ -10,7 +10,7 @@ from unittest import mock
 from torch import Tensor
 
 from benchmarks.roofline import EAGER, checked_steps, count_checked
-from pion.model.feedforward import SwiGLU
+from pion.model.feedforward.dense import SwiGLU
 from tests.cuda_rehearsal.pretended_card import pretended_card
 from tests.cuda_rehearsal.report import hand_back
 

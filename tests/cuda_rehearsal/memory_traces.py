@@ -19,10 +19,10 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.lora import Lora
-from pion.model import expert_products
+from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
-from pion.model.lora import add_lora
-from pion.model.rope import rotary_table
+from pion.model.feedforward import expert_products
+from pion.model.lora_projections import add_lora
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from tests.cuda_rehearsal.live_bytes import LiveBytes
@@ -180,7 +180,7 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
 
 
 def with_additions(model: Decoder, lora: Lora, dtype: str) -> Decoder:
-    """Return the model with LoRA's additions, stored as `pion.model.lora.adapted` stores it."""
+    """Return the model with LoRA's additions, stored as `lora_projections.adapted` stores it."""
     if lora.base_dtype == dtype == "bfloat16":
         model = Decoder.from_state(model.config, model.state_dict(), torch.bfloat16)
     add_lora(model, lora, seed=0)

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from pion.data.stream import Batch, map_batch
-from pion.model import attention, expert_products, experts, masks
-from pion.model.cache import LayerCache
+from pion.model.attention import attention, masks
+from pion.model.attention.cache import LayerCache
 from pion.model.decoder import Decoder
-from pion.model.feedforward import SwiGLU
+from pion.model.feedforward import expert_products, experts
+from pion.model.feedforward.dense import SwiGLU
 from pion.model.loss import IGNORED
-from pion.model.norm import RMSNorm
+from pion.model.norm_and_projection import RMSNorm
 from pion.train import feed, gradients, heldout, optimizer
 from pion.train.muon import Muon
 from tests.cuda_rehearsal.pretended_card import pretended_card

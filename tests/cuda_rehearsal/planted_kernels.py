@@ -15,8 +15,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from pion.model.feedforward import SwiGLU
-from pion.model.norm import RMSNorm
+from pion.model.feedforward.dense import SwiGLU
+from pion.model.norm_and_projection import RMSNorm
 from tests.cuda_rehearsal.compiled import SUITE, Case, Outcome, compile_case
 from tests.cuda_rehearsal.kernels import Assembler, triton_sources
 from tests.cuda_rehearsal.lowering import Graph

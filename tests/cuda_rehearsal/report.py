@@ -19,7 +19,7 @@ class Finding:
 
     kind: Kind
     operation: str  # as torch calls it, such as `aten._local_scalar_dense.default`
-    where: str  # the innermost line of our code: `pion/model/norm.py:20 in forward`
+    where: str  # the innermost line of our code: `pion/model/norm_and_projection.py:20 in forward`
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.operation} at {self.where}"

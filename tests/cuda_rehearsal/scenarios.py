@@ -19,12 +19,12 @@ from torch.nn.attention import flex_attention
 from pion.config import ModelConfig
 from pion.data.stream import Batch
 from pion.evaluate import Scorer, held_out, responses
-from pion.model import attention
+from pion.model.attention import attention
+from pion.model.attention.cache import KVCache
+from pion.model.attention.rope import rotary_table
 from pion.model.batch_cache import BatchCache
-from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.loss import IGNORED
-from pion.model.rope import rotary_table
 from pion.train.heldout import evaluate
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer

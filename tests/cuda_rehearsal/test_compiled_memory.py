@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pion.model.cost import kept_bytes_per_token, kept_if_recomputed
+from pion.model.params_and_flops import kept_bytes_per_token, kept_if_recomputed
 from pion.train.memory import Workload
 from tests.cuda_rehearsal.compiled_blocks import Compiled, read_kept
 from tests.cuda_rehearsal.pretended_card import CARDS

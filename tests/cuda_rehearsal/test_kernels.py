@@ -56,7 +56,7 @@ REFUSED = {
     "a block multiplies matrices of wrong shapes": "size=(2, 2048, 511)",
 }
 # Where sliced products of experts copy to the host where the slices end.
-SLICES = "pion/model/expert_products.py"
+SLICES = "pion/model/feedforward/expert_products.py"
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from unittest import mock
 
 import pytest
 
-from pion.model import cost
-from pion.model.attention import Attention
-from pion.model.experts import Experts
-from pion.model.feedforward import SwiGLU
-from pion.model.norm import RMSNorm
+from pion.model import params_and_flops as cost
+from pion.model.attention.attention import Attention
+from pion.model.feedforward.dense import SwiGLU
+from pion.model.feedforward.experts import Experts
+from pion.model.norm_and_projection import RMSNorm
 from pion.model.wiring import ValueTables, Wiring
 from pion.presets import PRESETS
 from pion.train import memory

@@ -14,10 +14,10 @@ Reports = dict[str, Report]
 # By the mistake's name: the kind of finding, and what its operation and its line contain.
 FOUND_AS: dict[str, tuple[Kind, str, str]] = {
     "a norm reads a value": ("host_sync", "_local_scalar_dense", "norm_that_reads"),
-    "the rotary table is on the host": ("wrong_device", "aten.mul", "pion/model/rope.py"),
+    "the rotary table is on the host": ("wrong_device", "aten.mul", "pion/model/attention/rope.py"),
     "positions look up a table on the host": ("wrong_device", "aten.index", "decoder.py"),
-    "the mask is on the host": ("wrong_device", "attention", "pion/model/attention.py"),
-    "rope computes in fp64": ("fp64", "aten.mul", "pion/model/rope.py"),
+    "the mask is on the host": ("wrong_device", "attention", "pion/model/attention/attention.py"),
+    "rope computes in fp64": ("fp64", "aten.mul", "pion/model/attention/rope.py"),
     "a norm has an fp64 constant": ("fp64", "aten.mul", "norm_with_fp64_scale"),
     "AdamW counts its steps on the host": ("wrong_device", "_fused_adamw_", "optimizer.py"),
     "AdamW has a moment on the host": ("wrong_device", "_fused_adamw_", "optimizer.py"),
@@ -40,7 +40,7 @@ FOUND_AS: dict[str, tuple[Kind, str, str]] = {
     "evaluation indexes by a mask": ("host_sync", "index_put_", "token_nll_by_mask"),
     "evaluation indexes by a list": ("host_sync", "_to_copy", "token_nll_by_list"),
     "generation copies a token with torch.tensor": ("host_sync", "_to_copy", "by_tensor"),
-    "the cache is on the host": ("host_sync", "copy_", "pion/model/cache.py"),
+    "the cache is on the host": ("host_sync", "copy_", "pion/model/attention/cache.py"),
 }
 # By the mistake's name: a tensor that is not on the card afterwards.
 ON_THE_HOST = {

@@ -17,7 +17,7 @@ MOST_HOST_SYNCS = {"train": 0, "drain": 1, "evaluate": 1, "generate": 1}
 # How often each of these passes through the layers; recomputing activations is one more pass.
 PASSES = {"train": MICRO_BATCHES, "drain": 0, "evaluate": 1, "generate": 1}
 # Where sliced products of experts copy to the host where the slices end.
-SLICES = "pion/model/expert_products.py"
+SLICES = "pion/model/feedforward/expert_products.py"
 BY_NAME = {str(rehearsal): rehearsal for rehearsal in REHEARSALS}
 
 

@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import pion
+from pion.model.attention.cache import KVCache
 from pion.model.batch_cache import BatchCache
-from pion.model.cache import KVCache
 from pion.model.decoder import Decoder
-from pion.model.roles import parameter_roles
+from pion.model.parameters import parameter_roles
 from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, each_family
 
 SAMPLED: dict[str, Any] = {"stop_ids": (1, 2, 3), "max_tokens": 20, "vocab_size": VOCAB}

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import pion.model.decoder
-from pion.model.attention import CPU_BF16_TOKENS
-from pion.model.cost import kept_bytes_per_token, kept_if_recomputed
+from pion.model.attention.attention import CPU_BF16_TOKENS
 from pion.model.decoder import Decoder
+from pion.model.params_and_flops import kept_bytes_per_token, kept_if_recomputed
 from pion.model.pass_kind import PassKind
 from tests.families.families import SEQ_LEN, Family, each_family
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pion
-import pion.model.attention as attention_module
+import pion.model.attention.attention as attention_module
 import pion.model.decoder as decoder_module
 from pion.data.tokenizer import train_bpe
 from pion.errors import BadInput

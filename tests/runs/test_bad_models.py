@@ -16,7 +16,7 @@ from pion.export import export_model
 from pion.exports.peft_folder import write_adapter_folder
 from pion.load import identify, load_decoder
 from pion.lora import Lora
-from pion.model.lora import add_lora, additions
+from pion.model.lora_projections import add_lora, additions
 from pipeline.cli import main
 from tests.pipeline.base.conftest import export_base
 from tests.support.finished_run import tiny_model, tiny_tokenizer

@@ -10,7 +10,7 @@ from torch import Tensor
 from pion.bench.models import Bench
 from pion.bench.results import Outcome
 from pion.config import ModelConfig
-from pion.model.cache import KVCache
+from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.train.hardware import pick_dtype, torch_dtype
 

@@ -14,8 +14,8 @@ from pion.bench.fast.speeds import TrainSpeed
 from pion.bench.models import STEP_TOKENS, Bench, Rows, refuse, row_tokens
 from pion.bench.results import Measures, Outcome
 from pion.config import ModelConfig
-from pion.model.cost import cost_of, flops_per_token
 from pion.model.decoder import Decoder
+from pion.model.params_and_flops import cost_of, flops_per_token
 from pion.train.hardware import cuda_capability, memory_in_use, pick_dtype, total_memory
 from pion.train.memory import RUNTIME_BYTES, Workload, predict_memory
 from pion.train.micro_batch import DoesNotFit, choose_micro_batch

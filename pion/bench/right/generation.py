@@ -17,7 +17,7 @@ from pion.bench.models import (
 )
 from pion.bench.results import Outcome, judged
 from pion.config import ModelConfig
-from pion.model.cache import KVCache
+from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 
 LIMIT = 1e-4

@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy, silu
 
 from pion.bench.models import Bench, exact_float32, largest_difference
 from pion.bench.results import Outcome, judged
-from pion.model.attention import attend
-from pion.model.expert_products import mix_experts
+from pion.model.attention.attention import attend
+from pion.model.attention.masks import Mask, block_mask
+from pion.model.feedforward.expert_products import mix_experts
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
-from pion.model.masks import Mask, block_mask
 
 # The most that a result or a gradient may differ, in fp32 and in bf16.
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}

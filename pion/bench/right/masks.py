@@ -10,7 +10,7 @@ from torch import Tensor
 from pion.bench.models import Bench
 from pion.bench.results import Outcome, judged
 from pion.config import ModelConfig
-from pion.model.masks import block_mask, build_masks, visited_blocks, window_block_mask
+from pion.model.attention.masks import block_mask, build_masks, visited_blocks, window_block_mask
 
 BLOCK = 128
 WINDOW = 2 * BLOCK

@@ -12,7 +12,7 @@ from pion.bench.card import shipped_results
 from pion.bench.fast.speeds import TrainSpeed, save_speeds, train_speeds
 from pion.bench.results import Results, read_results
 from pion.config import ModelConfig
-from pion.model.cost import flops_per_token
+from pion.model.params_and_flops import flops_per_token
 from pion.presets import PRESETS
 from pion.train.hardware import gpu_flops
 from pion.train.memory import Workload

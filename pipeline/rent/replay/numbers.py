@@ -190,7 +190,7 @@ def _stall(given: Given, count: int, state: str) -> Number:
 
 
 def _state_bytes(job: Job) -> int:
-    from pion.model.cost import cost_of  # imports torch, which takes a second
+    from pion.model.params_and_flops import cost_of  # imports torch, which takes a second
 
     return STATE_BYTES * cost_of(job.model_config_resolved()).all_params
 

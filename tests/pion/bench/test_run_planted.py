@@ -16,7 +16,7 @@ from pion.bench.models import twin as true_twin
 from pion.bench.results import Outcome
 from pion.bench.right import generation, kernels, logits, losses, masks, resume, step_down
 from pion.model import loss
-from pion.model.cache import LayerCache
+from pion.model.attention.cache import LayerCache
 from pion.model.decoder import Decoder
 from pion.train import trainer
 from pion.train.optimizer import Optimizer

@@ -190,7 +190,7 @@ def test_modelling_files_that_were_changed_are_not_run_to_verify_them(
 
 
 def remove_a_file(export: Path) -> None:
-    (export / "norm.py").unlink()
+    (export / "norm_and_projection.py").unlink()
 
 
 def bring_a_way_to_generate(export: Path) -> None:

@@ -25,7 +25,7 @@ from pion.exports.target_folder import is_export
 from pion.load import identify, load_adapter, load_decoder
 from pion.lora import Lora
 from pion.model.decoder import Decoder
-from pion.model.lora import add_lora, additions, merge
+from pion.model.lora_projections import add_lora, additions, merge
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream
 from tests.support.tiny_config import tiny_config

@@ -11,11 +11,11 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from pion.model import composed
-from pion.model.bank import Bank, Recipe, recipe_of
 from pion.model.decoder import Decoder
-from pion.model.roles import parameter_roles
-from pion.model.ternary import ScaleOf
+from pion.model.parameters import parameter_roles
+from pion.model.pilon import layers as composed
+from pion.model.pilon.banks import Bank, Recipe, recipe_of
+from pion.model.pilon.ternary import ScaleOf
 from pion.model.varying import Varying
 from pion.parameter_role import Role
 from pion.train.optimizer import Optimizer

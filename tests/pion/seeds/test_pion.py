@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pion.errors import BadInput
-from pion.model.cache import KVCache
+from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.seeds import import_seed
 from tests.paths import SEEDS

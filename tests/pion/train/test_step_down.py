@@ -14,7 +14,7 @@ from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed
 from pion.lora import Lora
 from pion.model.decoder import Decoder, Losses
-from pion.model.lora import add_lora
+from pion.model.lora_projections import add_lora
 from pion.train.step_down import StepDown, StepTooLarge, step_down
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import CONFIG

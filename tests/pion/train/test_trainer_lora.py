@@ -17,9 +17,9 @@ from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.lora import Lora
 from pion.model import loss as loss_module
-from pion.model.cost import flops_per_token, token_flops
-from pion.model.lora import adapted, additions
 from pion.model.lora_cost import lora_cost
+from pion.model.lora_projections import adapted, additions
+from pion.model.params_and_flops import flops_per_token, token_flops
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import open_stream, tiny_decoder
 

@@ -11,7 +11,7 @@ import pytest
 from pion.bench.results import Results
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.model.cost import flops_per_token
+from pion.model.params_and_flops import flops_per_token
 from pion.train.hardware import gpu_flops
 from pipeline.job.file import load_job
 from pipeline.rent.plan import bench_speeds

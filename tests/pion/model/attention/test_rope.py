@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pion.model import decoder as decoder_module
-from pion.model.cache import KVCache
+from pion.model.attention.cache import KVCache
+from pion.model.attention.rope import Frequencies, rotary_table, rotation_at, scaled
 from pion.model.decoder import Decoder
-from pion.model.rope import Frequencies, rotary_table, rotation_at, scaled
 from pion.rope_scaling import RopeScaling
 from tests.support.tiny_config import tiny_config
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pion.errors import BadInput
 from pion.generate import generate
-from pion.model.cache import KVCache
+from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
-from pion.model.feedforward import SwiGLU
-from pion.model.gates import FIRST_BIAS, Gate, apply_to_others
+from pion.model.feedforward.dense import SwiGLU
+from pion.model.feedforward.gates import FIRST_BIAS, Gate, apply_to_others
 from tests.families.families import FAMILIES, PILON
 
 TOKENS = torch.randint(0, 320, (3, 24), generator=torch.Generator().manual_seed(0))

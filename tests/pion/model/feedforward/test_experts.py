@@ -13,8 +13,8 @@ from torch.nn.functional import silu
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
-from pion.model.expert_products import mix_experts, product_path
-from pion.model.experts import Experts
+from pion.model.feedforward.expert_products import mix_experts, product_path
+from pion.model.feedforward.experts import Experts
 from pion.model.initial import draw_weights
 from pion.parts import Experts as Settings
 from tests.support.tiny_config import tiny_config
@@ -123,7 +123,7 @@ def test_reports_are_in_the_same_order_in_each_process(monkeypatch: pytest.Monke
     """Ranks add their reports up one by one, and Python orders sets of text by chance."""
     names = [f"report {n}" for n in range(8)]
     report = {name: torch.zeros(()) for name in ("aux", *names)}
-    monkeypatch.setattr("pion.model.experts.routing_report", lambda *_: report)
+    monkeypatch.setattr("pion.model.feedforward.experts.routing_report", lambda *_: report)
     tokens = torch.arange(24).view(1, 24)
     assert list(Decoder(CONFIG).losses(tokens, tokens).stats) == names
 
@@ -155,7 +155,7 @@ def test_each_device_takes_its_path(device: str, capability: Any, dtype: Any, pa
 
 
 def test_a_torch_without_grouped_products_computes_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pion.model.expert_products._grouped_mm", None)
+    monkeypatch.setattr("pion.model.feedforward.expert_products._grouped_mm", None)
     assert product_path("cuda", (9, 0), torch.bfloat16) == "sliced"
 
 
@@ -163,7 +163,7 @@ def test_a_torch_without_grouped_products_computes_slices(monkeypatch: pytest.Mo
 def test_grouped_products_compute_what_sliced_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Grouped products need a GPU to be fast. Their operations run on a CPU too."""
     sliced = mixture_gradients(torch.bfloat16)
-    monkeypatch.setattr("pion.model.expert_products.product_path", lambda *_: "grouped")
+    monkeypatch.setattr("pion.model.feedforward.expert_products.product_path", lambda *_: "grouped")
     grouped, precise = mixture_gradients(torch.bfloat16), mixture_gradients(torch.float32)
     assert len(sliced) == len(grouped) == 6
     for expected, found, exact in zip(sliced, grouped, precise, strict=True):
@@ -173,7 +173,7 @@ def test_grouped_products_compute_what_sliced_ones_do(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("path", ["sliced", pytest.param("grouped", marks=NEEDS_GROUPED_PRODUCTS)])
 def test_a_block_compiles_to_one_graph(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    monkeypatch.setattr("pion.model.expert_products.product_path", lambda *_: path)
+    monkeypatch.setattr("pion.model.feedforward.expert_products.product_path", lambda *_: path)
     torch.manual_seed(0)
     model = Decoder(CONFIG)
     tokens = torch.arange(24).view(1, 24)

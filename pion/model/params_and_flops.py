@@ -21,11 +21,11 @@ from typing import get_args
 import torch
 
 from pion.config import ModelConfig
+from pion.model.attention.masks import Reach, mean_keys
 from pion.model.block import Block
 from pion.model.decoder import Decoder
-from pion.model.masks import Reach, mean_keys
+from pion.model.parameters import parameter_roles
 from pion.model.pass_kind import PassKind
-from pion.model.roles import parameter_roles
 from pion.parameter_role import Role
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from pion.config import ModelConfig
 from pion.model.bands import Mixing
-from pion.model.bank import Mixture, kept_by_mixture, recipe_of
-from pion.model.feedforward import activation, squares_in_fp32
-from pion.model.norm import RMSNorm
+from pion.model.feedforward.dense import activation, squares_in_fp32
+from pion.model.norm_and_projection import RMSNorm
 from pion.model.pass_kind import PassKind, gradient_bytes
+from pion.model.pilon.banks import Mixture, kept_by_mixture, recipe_of
 from pion.parameter_role import Role
 
 

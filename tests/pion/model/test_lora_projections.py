@@ -9,7 +9,14 @@ from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.lora import Lora
 from pion.model.decoder import Decoder
-from pion.model.lora import LoraProjection, adapted, add_lora, additions, is_bfloat16, merge
+from pion.model.lora_projections import (
+    LoraProjection,
+    adapted,
+    add_lora,
+    additions,
+    is_bfloat16,
+    merge,
+)
 from tests.pion.test_lora import EXPERTS, PRIMITIVES
 from tests.support.tiny_config import tiny_config
 

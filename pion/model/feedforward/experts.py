@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pion.config import ModelConfig
-from pion.model.expert_products import mix_experts
-from pion.model.feedforward import SwiGLU
-from pion.model.norm import compute_dtype
+from pion.model.feedforward.dense import SwiGLU
+from pion.model.feedforward.expert_products import mix_experts
+from pion.model.norm_and_projection import compute_dtype
 from pion.model.pass_kind import PassKind, gradient_bytes
 from pion.model.router import Stats, kept_by_router, route, routing_report
 from pion.parameter_role import Role

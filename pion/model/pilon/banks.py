@@ -20,9 +20,9 @@ from torch.nn.functional import linear
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.model.norm import RMSNorm, compute_dtype, kept_by_norm
+from pion.model.norm_and_projection import RMSNorm, compute_dtype, kept_by_norm
 from pion.model.pass_kind import PassKind
-from pion.model.ternary import activation_scales, rounded, ternary_scales
+from pion.model.pilon.ternary import activation_scales, rounded, ternary_scales
 from pion.model.trits import packed_bytes, unpack_trits
 from pion.parameter_role import Role
 from pion.primitives import Primitives

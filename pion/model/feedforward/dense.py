@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
 from pion.config import ModelConfig
-from pion.model.norm import compute_dtype
+from pion.model.norm_and_projection import compute_dtype
 from pion.model.pass_kind import PassKind, gradient_bytes
 from pion.model.projection import Projection, join, project
 

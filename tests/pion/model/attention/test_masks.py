@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from pion.config import ModelConfig
-from pion.model.masks import (
+from pion.model.attention.masks import (
     build_masks,
     expand,
     mean_keys,

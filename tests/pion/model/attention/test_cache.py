@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pion.errors import BadInput
-from pion.model.cache import KVCache
+from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from tests.support.tiny_config import tiny_config
 
@@ -46,7 +46,7 @@ def test_a_cache_for_many_tokens_has_room_for_those_that_came(monkeypatch):
     decoder = model()
     whole, cache = KVCache(decoder.config), KVCache(decoder.config)
     decoder(IDS, cache=whole)
-    monkeypatch.setattr("pion.model.cache.SMALLEST_ROOM", 5)
+    monkeypatch.setattr("pion.model.attention.cache.SMALLEST_ROOM", 5)
     rooms = []
     for position in range(TOKENS):
         decoder(IDS[:, position : position + 1], cache=cache)

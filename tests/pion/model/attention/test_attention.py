@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from pion.config import ModelConfig
-from pion.model import masks
-from pion.model.attention import attend, attend_flex, attend_short, attend_softcapped
+from pion.model.attention import masks
+from pion.model.attention.attention import attend, attend_flex, attend_short, attend_softcapped
+from pion.model.attention.masks import Mask, block_mask, build_mask, document_spans
 from pion.model.decoder import Decoder
-from pion.model.masks import Mask, block_mask, build_mask, document_spans
-from pion.model.roles import parameter_roles
+from pion.model.parameters import parameter_roles
 from pion.train.optimizer import Optimizer
 from pion.train.schedule import plan_at
 from pion.train.settings import TrainSettings
