@@ -36,7 +36,7 @@ class BaseModel:
 
     Attributes:
         name: what `pion chat` would call it: a Hub repository, a folder, or a checkpoint of a run.
-        sha256: the hash of its tensors (pion/model/tensor_hash.py); None: not recorded, as in
+        sha256: the hash of its tensors (pion/model/parameters.py); None: not recorded, as in
             folders that peft wrote.
         commit: the commit of a Hub repository.
     """

@@ -82,7 +82,7 @@ class ModelConfig:
     head_multiple: int = later_field(1, before=1)
     """The rows of an untied head are rounded up to a multiple of this."""
     init: Literal["normal", "zero_outputs", "uniform"] = later_field("normal", before="normal")
-    """How the initial weights are drawn; see pion/model/initial.py."""
+    """How the initial weights are drawn; see pion/model/parameters.py."""
 
     def __post_init__(self) -> None:
         for name, kind in PARTS.items():

@@ -12,8 +12,7 @@ from pion.bounds import check
 from pion.config import ModelConfig
 from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.model.attention.cache import KVCache
-from pion.model.batch_cache import BatchCache
+from pion.model.attention.cache import BatchCache, KVCache
 from pion.model.decoder import Decoder
 from pion.sampling import Sampling, sample
 

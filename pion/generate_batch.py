@@ -10,8 +10,7 @@ from torch import Tensor
 
 from pion.errors import BadInput
 from pion.generate import PROMPT_PIECE, Settings, Text, next_logits, read_prompts
-from pion.model.attention.cache import KVCache
-from pion.model.batch_cache import BatchCache
+from pion.model.attention.cache import BatchCache, KVCache
 from pion.model.decoder import Decoder
 
 ROWS = 16

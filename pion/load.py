@@ -24,8 +24,7 @@ from pion.exports.peft_folder import base_in, our_names, read_adapter_folder
 from pion.exports.table import from_transformers
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import with_tensors
-from pion.model.possible import require_possible
-from pion.model.tensor_hash import tensors_sha256
+from pion.model.parameters import require_possible, tensors_sha256
 from pion.model_files import WEIGHTS
 from pion.seeds import import_seed
 from pion.untrusted import parse_object, read_file

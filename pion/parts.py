@@ -276,3 +276,13 @@ PARTS = {
     "primitives": Primitives,
     "rope_scaling": RopeScaling,
 }
+
+
+# ---------------------------------------------------------------- roles
+
+
+# A matrix maps hidden states to hidden states. The embedding and the head have a row for each token
+# id. A router has a row for each expert. Primitives are shared by layers, and a recipe says which
+# primitives a layer uses. A gate says which tokens need no feed-forward layer. All else is a
+# vector: gains, scalars and the vectors of positions.
+Role = Literal["matrix", "router", "embedding", "head", "primitive", "recipe", "gate", "vector"]

@@ -1,6 +1,6 @@
 """Pack the ternary banks of a model for shipping, and unpack them to train from them.
 
-A packed bank has five trits in a byte and two scales for each primitive (bank.py). Primitives that
+A packed bank has five trits in a byte and two scales for each primitive (model/pilon/banks.py). Primitives that
 no recipe uses are left out, which changes no result.
 """
 
@@ -15,8 +15,7 @@ from torch import Tensor
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.pilon.banks import recipe_of
-from pion.model.pilon.ternary import rounded, ternary_scales
-from pion.model.trits import pack_trits, unpack_trits
+from pion.model.pilon.ternary import pack_trits, rounded, ternary_scales, unpack_trits
 from pion.primitives import WAYS, Primitives
 
 State = dict[str, Tensor]

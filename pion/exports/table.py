@@ -17,8 +17,7 @@ from pion.errors import BadInput
 from pion.exports import arcee, llama, modelling_files, qwen2, qwen3, qwen3_moe
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
-from pion.model.parameters import vocabulary_rows
-from pion.model.possible import require_possible
+from pion.model.parameters import require_possible, vocabulary_rows
 
 State = dict[str, Tensor]
 

@@ -8,19 +8,16 @@ from torch import Tensor, nn
 
 from pion.config import ModelConfig
 from pion.model.attention.attention import Attention, ValueMix
-from pion.model.attention.cache import LayerCache
+from pion.model.attention.cache import BatchLayerCache, LayerCache
 from pion.model.attention.masks import Mask, Reach, reach_of
 from pion.model.attention.rope import Rotation
-from pion.model.bands import Mixing
-from pion.model.batch_cache import BatchLayerCache
 from pion.model.feedforward.dense import SwiGLU, TwoMatrices
-from pion.model.feedforward.experts import Experts
+from pion.model.feedforward.experts import Experts, Stats
 from pion.model.feedforward.gates import GATE, SEEN_BY_GATE, Gate, apply_to_others
 from pion.model.norm_and_projection import RMSNorm
 from pion.model.pass_kind import PassKind, gradient_bytes
-from pion.model.pilon.layers import Composed
-from pion.model.routed import RoutedRecipes
-from pion.model.router import Stats
+from pion.model.pilon.banks import Mixing
+from pion.model.pilon.layers import Composed, RoutedRecipes
 from pion.model.wiring import LayerInput
 
 

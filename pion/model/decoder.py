@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.attention.attention import Attention
-from pion.model.attention.cache import KVCache
+from pion.model.attention.cache import BatchCache, KVCache
 from pion.model.attention.masks import (
     Kernel,
     Masks,
@@ -30,24 +30,18 @@ from pion.model.attention.rope import (
     rotary_table,
     rotation_at,
 )
-from pion.model.bands import Bands
-from pion.model.batch_cache import BatchCache
 from pion.model.block import Block, BlockInputs, Gating
 from pion.model.feedforward.dense import SwiGLU
-from pion.model.feedforward.experts import Experts
+from pion.model.feedforward.experts import AUX, Experts, Stats, stack_reports
 from pion.model.feedforward.gates import GATE, SEEN_BY_GATE, gate_loss
-from pion.model.initial import draw_weights
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy, product_in_fp32
-from pion.model.norm_and_projection import RMSNorm, compute_dtype
-from pion.model.parameters import parameter_roles
-from pion.model.pilon.layers import Composed
-from pion.model.projection import Projection, project
-from pion.model.recipes import diversity_loss, recipe_report
-from pion.model.routed import RoutedRecipes
-from pion.model.router import AUX, Stats, stack_reports
+from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, project
+from pion.model.parameters import draw_weights, parameter_roles
+from pion.model.pilon.banks import Bands
+from pion.model.pilon.layers import Composed, RoutedRecipes, diversity_loss, recipe_report
 from pion.model.varying import OF_THE_MODEL, Varying
 from pion.model.wiring import ValueTables, Wiring
-from pion.parameter_role import Role
+from pion.parts import Role
 
 # Weights of these roles keep fp32 in a model of another dtype.
 ROLES_IN_FP32 = ("vector", "router", "primitive", "recipe", "gate")
@@ -72,7 +66,7 @@ class Losses(NamedTuple):
 
     `ce` is the cross-entropy in nats, summed over targets, and `aux` the auxiliary losses of all
     layers, summed over rows; both are scalars in fp32. `stats` has what routers, recipes and
-    gates report, without gradient, by name: see router.py, recipes.py and gates.py.
+    gates report, without gradient, by name: see `routing_report`, `recipe_report` and `gate_loss`.
     """
 
     ce: Tensor

@@ -17,8 +17,8 @@ from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.lora import ATTENTION, Lora
 from pion.model.decoder import ROLES_IN_FP32, Decoder
+from pion.model.norm_and_projection import Projection, project
 from pion.model.parameters import parameter_roles
-from pion.model.projection import Projection, project
 
 A, B = "lora_a", "lora_b"
 

@@ -1,15 +1,19 @@
-"""Normalize by the root mean square (Zhang and Sennrich 2019)."""
+"""The norm and the linear projection that all parts are made of."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from pion.model.pass_kind import PassKind
 
 
 class RMSNorm(nn.Module):
-    """Computes x / sqrt(mean(x²) + eps) · weight over the last dimension, in fp32.
+    """Computes x / sqrt(mean(x²) + eps) · weight over the last dimension, in fp32 (Zhang and
+    Sennrich 2019).
 
     Without a gain there is no weight.
     """
@@ -48,3 +52,52 @@ def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+# ---------------------------------------------------------------- projections
+
+# In bf16 on a CPU, products with up to this many tokens are computed as weight · xᵀ. With a weight
+# of (3584, 640) and 16 tokens this takes 0.60 ms instead of 0.82, and with one token no longer.
+FEW_TOKENS = 32
+
+
+class Projection(nn.Linear):
+    """Computes x · weightᵀ, plus a bias if it has one: (…, in) -> (…, out)."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, in) to (…, out)."""
+        return project(x, self.weight, self.bias)
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x · weightᵀ + bias for `weight` (out, in), `bias` (out): (…, in) -> (…, out).
+
+    The product has the dtype of `weight`, or autocast's. A bias has fp32 in a model of another
+    dtype, and is rounded to that of the product.
+    """
+    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
+        width = x.shape[-1]
+        if width < x.numel() <= FEW_TOKENS * width:
+            result = (weight @ x.reshape(-1, width).T).T.view(*x.shape[:-1], -1)
+            return result if bias is None else result + bias.to(result.dtype)
+    return linear(x, weight, None if bias is None else bias.to(weight.dtype))
+
+
+def join(projections: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Return projections of one input as one weight (sum of outs, in), and one bias or None.
+
+    The projections then share the memory of the weight, so this is for models that are not trained.
+    All of them have a bias, or none. Raises ValueError for a projection that computes more than
+    x · weightᵀ + bias.
+    """
+    if any(type(projection).forward is not Projection.forward for projection in projections):
+        raise ValueError("projections with additions can't be joined: merge them first")
+    joined = torch.cat([projection.weight.detach() for projection in projections])
+    biases = [projection.bias.detach() for projection in projections if projection.bias is not None]
+    parts = joined.split([projection.out_features for projection in projections])
+    for projection, part in zip(projections, parts, strict=True):
+        projection.weight = nn.Parameter(part, requires_grad=False)
+    return joined, torch.cat(biases) if biases else None

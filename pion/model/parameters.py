@@ -1,6 +1,7 @@
-"""What each parameter is for. Its role decides which optimizer updates it, and its weight decay.
+"""The parameters of a model: what each is for, how it is first drawn, and what can be read as one.
 
-A part of the model states the roles of its parameters where the shape does not tell:
+The role of a parameter decides which optimizer updates it, and its weight decay. A part of the
+model states the roles of its parameters where the shape does not tell:
 
     roles = {"router": "vector"}
 
@@ -9,9 +10,21 @@ The names are relative to the part, so a part may also state a role for a parame
 
 from __future__ import annotations
 
-from torch import nn
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
 
-from pion.parameter_role import Role
+import torch
+from torch import Tensor, nn
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.model.feedforward.experts import Experts
+from pion.model.feedforward.gates import Gate
+from pion.model.pilon.banks import Bank
+from pion.model.pilon.layers import Composed, RoutedRecipes
+from pion.parts import Role
 
 
 def parameter_roles(model: nn.Module) -> dict[str, Role]:
@@ -34,3 +47,160 @@ def vocabulary_rows(model: nn.Module) -> list[str]:
     """Return the names of the parameters that have a row for each token id."""
     roles = parameter_roles(model)
     return [name for name, role in roles.items() if role in ("embedding", "head")]
+
+
+# ---------------------------------------------------------------- initial weights
+
+RECIPE_STD = 0.01
+# The matrices that write into the residual stream, and the head.
+OUTPUTS = ("o_proj", "down_proj", "lm_head")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def draw_weights(model: nn.Module, init: str, std: float, tied: bool) -> None:
+    """Draw the weights of all layers, in the order of the modules. Norms and scalars stay.
+
+    `normal`: every matrix and embedding from N(0, init_std²).
+
+    `zero_outputs`, as in Daisy-Wee: matrices that write into the residual stream, and an untied
+    head, are 0, so that a new model predicts every id with the same probability. Other matrices are
+    uniform with the standard deviation ½ / √(input width), and embeddings from N(0, 1). A tied
+    embedding and routers are from N(0, init_std²).
+
+    `uniform`, as in PILON: attention's matrices are uniform with Xavier's variance (Glorot and
+    Bengio 2010), and those of feed-forward layers within ±1 / √(input width). Embeddings are from
+    N(0, init_std²).
+
+    Banks of primitives are drawn by themselves, and their recipes from N(0, 0.01²). Gates are not
+    random, and biases are 0.
+    """
+    for path, module in model.named_modules():
+        name = path.rpartition(".")[2]
+        if isinstance(module, Experts | RoutedRecipes):
+            nn.init.normal_(module.router, std=std)
+        if isinstance(module, Experts):
+            for matrix in ("gate_proj", "up_proj", "down_proj"):
+                _draw_matrix(getattr(module, matrix), matrix, init, std)
+        elif isinstance(module, Bank | Gate):
+            module.draw_weights()
+        elif isinstance(module, Composed):
+            nn.init.normal_(module.up_recipe, std=RECIPE_STD)
+            nn.init.normal_(module.down_recipe, std=RECIPE_STD)
+        elif isinstance(module, nn.Linear):
+            _draw_matrix(module.weight, name, init, std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            wide = init == "zero_outputs" and not (tied and path == "embed")
+            nn.init.normal_(module.weight, std=1.0 if wide else std)
+
+
+def _draw_matrix(weight: Tensor, name: str, init: str, std: float) -> None:
+    """Draw matrices (…, outputs, inputs)."""
+    if init == "normal":
+        nn.init.normal_(weight, std=std)
+    elif init == "uniform" and name in ATTENTION:
+        nn.init.xavier_uniform_(weight)
+    elif init == "uniform":
+        bound = 1 / math.sqrt(weight.shape[-1])
+        nn.init.uniform_(weight, -bound, bound)
+    elif name in OUTPUTS:
+        nn.init.zeros_(weight)
+    else:
+        bound = math.sqrt(3) * 0.5 / math.sqrt(weight.shape[-1])
+        with torch.no_grad():
+            weight.uniform_(-bound, bound)
+
+
+# ---------------------------------------------------------------- tensors from elsewhere
+
+# The most layers, and the most layers, shared experts and recipes of experts together. A module
+# takes about a millisecond to build.
+MOST_LAYERS, MOST_MODULES = 1024, 4096
+
+REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+# Tensors of whole numbers, by the last part of their name: those of packed banks (pilon/banks.py).
+WHOLE_NUMBERS = {"packed": torch.uint8, "numbers": torch.int64}
+
+# The number of a layer, in our names and in those of transformers and the seeds.
+_LAYER = re.compile(r"(?:^|\.)(?:blocks|layers)\.(\d+)\.")
+
+
+def require_possible(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raise BadInput unless tensors with these names and sizes can be the model's weights.
+
+    The settings of a model from elsewhere can claim any size. A model that its own tensors can't
+    fill is refused here, at the cost of reading the tensors' names and shapes.
+
+    Afterwards, the cost of building the model is that of its tensors. Whether each tensor is there
+    and has the right shape is for `Decoder.from_state`.
+    """
+    for name, tensor in tensors.items():
+        whole = WHOLE_NUMBERS.get(name.rpartition(".")[2])
+        if whole is not None and tensor.dtype != whole:
+            raise BadInput(f"{name} is not an array of {whole}, but {tensor.dtype}")
+        if whole is None and tensor.dtype not in REAL:
+            raise BadInput(f"{name} is not an array of real numbers, but {tensor.dtype}")
+    layers = {match[1] for name in tensors if (match := _LAYER.search(name))}
+    if config.n_layers > len(layers):
+        raise BadInput(
+            f"n_layers is {config.n_layers:,}, but the weights have tensors of {len(layers):,} "
+            "layers"
+        )
+    parts = 0
+    if config.experts is not None:
+        # Other experts of a layer are stacked in its tensors.
+        parts = config.experts.shared if config.primitives is None else config.experts.n
+    if config.n_layers > MOST_LAYERS or config.n_layers * (1 + parts) > MOST_MODULES:
+        raise BadInput(
+            f"n_layers is {config.n_layers:,}, with {parts:,} shared experts or recipes each: at "
+            f"most {MOST_LAYERS:,} layers, and {MOST_MODULES:,} layers and such parts, are read"
+        )
+    elements = sum(tensor.numel() for tensor in tensors.values())
+    for what, needed in _least_elements(config):
+        if needed > elements:
+            raise BadInput(
+                f"the settings need {needed:,} numbers for {what}, but the weights have only "
+                f"{elements:,} in total"
+            )
+
+
+def _least_elements(config: ModelConfig) -> Iterator[tuple[str, int]]:
+    """Yield the sizes of the largest tensors of the model, by what they are."""
+    key_width = config.n_kv_heads * config.head_dim
+    yield "vocab_size × d_model", config.vocab_size * config.d_model
+    yield "the rows of the head × d_model", config.head_rows * config.d_model
+    yield "n_heads × head_dim × d_model", config.n_heads * config.head_dim * config.d_model
+    yield "n_kv_heads × head_dim × d_model", key_width * config.d_model
+    if config.positions == "learned":
+        yield "seq_len × d_model", config.seq_len * config.d_model
+    primitives = config.primitives
+    if primitives is None:
+        experts = 1 if config.experts is None else config.experts.n
+        yield "experts × d_ff × d_model", experts * config.d_ff * config.d_model
+    else:
+        yield "primitives.n × n_layers", primitives.n * config.n_layers
+        if primitives.stored is None:
+            ranks = primitives.n * primitives.rank
+            yield "primitives.n × rank × (d_model + d_ff)", ranks * (config.d_model + config.d_ff)
+    if config.experts is not None and config.experts.shared:
+        yield "experts.d_shared × d_model", config.experts.d_shared * config.d_model
+    if config.values is not None:
+        yield "vocab_size × n_kv_heads × head_dim", config.vocab_size * key_width
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256, 64 hex digits, of tensors with their names, shapes and values.
+
+    Real numbers count as fp32. So a model has the same hash whether a file stores its weights in
+    bfloat16 or, with the same values, in fp32.
+    """
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.float()
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -26,7 +26,7 @@ from pion.model.block import Block
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
 from pion.model.pass_kind import PassKind
-from pion.parameter_role import Role
+from pion.parts import Role
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pion.config import ModelConfig
 from pion.model.attention.attention import ValueMix
 from pion.model.norm_and_projection import RMSNorm
 from pion.model.pass_kind import PassKind
-from pion.parameter_role import Role
+from pion.parts import Role
 
 
 class LayerInput(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
-from pion.model.possible import require_possible
+from pion.model.parameters import require_possible
 from pion.seeds.daisy import from_daisy
 from pion.seeds.pilon import from_pilon
 from pion.seeds.pion import from_pion

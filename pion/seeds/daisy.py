@@ -17,10 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from pion.config import ModelConfig
-from pion.daisy_layers import OLD_TABLES, old_skips, old_value_layers, skips
 from pion.errors import BadInput
 from pion.parts import Values, Windows, Wiring
-from pion.presets import PRESETS
+from pion.presets import OLD_TABLES, PRESETS, old_skips, old_value_layers, skips
 from pion.seeds.names import State, sizes
 from pion.seeds.read import SeedCheckpoint
 

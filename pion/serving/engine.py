@@ -17,8 +17,7 @@ from torch import Tensor
 
 from pion.errors import BadInput
 from pion.generate import cache_tokens, last_logits, next_logits, read_prompts
-from pion.model.attention.cache import KVCache
-from pion.model.batch_cache import BatchCache
+from pion.model.attention.cache import BatchCache, KVCache
 from pion.model.decoder import Decoder
 from pion.serving.answer import (
     Answer,

@@ -19,7 +19,7 @@ from pion.model.lora_cost import (
     passing_backward,
     passing_forward,
 )
-from pion.model.loss_cost import LossShape, loss_bytes
+from pion.model.loss import LossShape, loss_bytes
 from pion.model.params_and_flops import (
     TokenFlops,
     backward_bytes,

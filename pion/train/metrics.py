@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.errors import Trouble
+from pion.model.feedforward.experts import ENTROPY, LOAD
 from pion.model.feedforward.gates import GATE_LOSS
 from pion.model.params_and_flops import token_flops
-from pion.model.recipes import PRIMITIVES_USED, RECIPE_ENTROPY
-from pion.model.router import ENTROPY, LOAD
+from pion.model.pilon.layers import PRIMITIVES_USED, RECIPE_ENTROPY
 from pion.train import hardware
 from pion.train.feed import RowRange
 from pion.train.settings import ComputePlan
@@ -40,8 +40,7 @@ ENOUGH_STEPS = 16
 class StepRecord:
     """One finished step; the tensors are still on the device.
 
-    `stats` has what routers, recipes and gates report; see router.py, recipes.py and gates.py in
-    pion/model/. It is empty for other models.
+    `stats` has what routers, recipes and gates report; see the parts in pion/model/. It is empty for other models.
     """
 
     step: int

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from pion.errors import BadInput
-from pion.model.bands import band_of_parameter
 from pion.model.parameters import parameter_roles
-from pion.parameter_role import Role
+from pion.model.pilon.banks import band_of_parameter
+from pion.parts import Role
 from pion.train.muon import Muon
 from pion.train.primitive_wise import PrimitiveWise
 from pion.train.schedule import StepPlan

@@ -12,7 +12,7 @@ from typing import get_args
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
-from pion.parameter_role import Role
+from pion.parts import Role
 
 OTHERS = "others"
 

@@ -24,7 +24,7 @@ from pion.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from pion.config import ModelConfig
-    from pion.parameter_role import Role
+    from pion.parts import Role
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def _converted(found: FoundModel) -> Path:
 
     So nothing pickled goes into a store, and a start never depends on another model.
     """
-    from pion.model.tensor_hash import tensors_sha256
+    from pion.model.parameters import tensors_sha256
     from pion.safetensors_file import write_safetensors
     from pipeline.models.load import load_model
 

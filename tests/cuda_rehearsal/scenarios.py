@@ -20,9 +20,8 @@ from pion.config import ModelConfig
 from pion.data.stream import Batch
 from pion.evaluate import Scorer, held_out, responses
 from pion.model.attention import attention
-from pion.model.attention.cache import KVCache
+from pion.model.attention.cache import BatchCache, KVCache
 from pion.model.attention.rope import rotary_table
-from pion.model.batch_cache import BatchCache
 from pion.model.decoder import Decoder
 from pion.model.loss import IGNORED
 from pion.train.heldout import evaluate

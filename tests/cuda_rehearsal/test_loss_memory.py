@@ -1,10 +1,10 @@
-"""The memory of a loss, as pion/model/loss_cost.py states it, compared with a pretended card."""
+"""The memory of a loss, as pion/model/loss.py states it, compared with a pretended card."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from pion.model.loss_cost import LossShape, loss_bytes
+from pion.model.loss import LossShape, loss_bytes
 from pion.model.pass_kind import PassKind
 from tests.cuda_rehearsal.loss_peaks import Loss, read_loss_peaks
 

@@ -11,8 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import pion
-from pion.model.attention.cache import KVCache
-from pion.model.batch_cache import BatchCache
+from pion.model.attention.cache import BatchCache, KVCache
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
 from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, each_family

@@ -15,7 +15,7 @@ from pion.errors import BadInput
 from pion.evaluate import Scorer
 from pion.generate import generate
 from pion.load import load, load_decoder
-from pion.model.possible import MOST_LAYERS, require_possible
+from pion.model.parameters import MOST_LAYERS, require_possible
 from pion.multiple_choice import Question, multiple_choice
 from tests.hostile.limited import pion, refused
 from tests.hostile.model_folders import (

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pion.model.tensor_hash import tensors_sha256
+from pion.model.parameters import tensors_sha256
 from pipeline.base.find import find_base
 from pipeline.cli import main
 from pipeline.models.find import find_model

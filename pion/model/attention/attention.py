@@ -22,13 +22,11 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from pion.config import ModelConfig
-from pion.model.attention.cache import LayerCache
+from pion.model.attention.cache import BatchLayerCache, LayerCache
 from pion.model.attention.masks import Mask, Spans, attends_by_document, flexible
 from pion.model.attention.rope import Rotation, rotate
-from pion.model.batch_cache import BatchLayerCache
-from pion.model.norm_and_projection import RMSNorm, compute_dtype
+from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, join, project
 from pion.model.pass_kind import PassKind, gradient_bytes
-from pion.model.projection import Projection, join, project
 
 # In bf16 on a CPU, plain matrix products attend to sequences of up to this many tokens. At 256
 # tokens they take 7 ms forward and backward; PyTorch's fused kernel takes 17.

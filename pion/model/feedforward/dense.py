@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
 from pion.config import ModelConfig
-from pion.model.norm_and_projection import compute_dtype
+from pion.model.norm_and_projection import Projection, compute_dtype, join, project
 from pion.model.pass_kind import PassKind, gradient_bytes
-from pion.model.projection import Projection, join, project
 
 
 class SwiGLU(nn.Module):

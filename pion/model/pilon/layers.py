@@ -1,4 +1,4 @@
-"""Feed-forward layers whose two matrices are mixtures of a band's primitives (PILON)."""
+"""Feed-forward layers that are mixtures of a band's primitives, and their reports (PILON)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from pion.config import ModelConfig
-from pion.model.bands import Mixing
 from pion.model.feedforward.dense import activation, squares_in_fp32
+from pion.model.feedforward.experts import Stats, kept_by_router, route, routing_report
 from pion.model.norm_and_projection import RMSNorm
 from pion.model.pass_kind import PassKind, gradient_bytes
-from pion.model.pilon.banks import Mixture, kept_by_mixture, recipe_of
-from pion.parameter_role import Role
+from pion.model.pilon.banks import Mixing, Mixture, kept_by_mixture, recipe_of
+from pion.parts import Role
 
 
 class Composed(nn.Module):
@@ -100,3 +100,99 @@ class Composed(nn.Module):
         """Return the multiply-accumulates with weights for one token."""
         ranks = self.settings.top_k * self.settings.rank
         return 2 * ranks * (self.d_model + self.d_ff)
+
+
+class RoutedRecipes(nn.Module):
+    """Computes Σ_{e in top-k} w_e · composed_e(x).
+
+    Every recipe is computed for every token, and those that the router did not choose count 0. So
+    nothing waits for the GPU, at n / top_k of the arithmetic that would be enough.
+    """
+
+    roles: ClassVar[dict[str, Role]] = {"router": "router"}
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.experts is not None
+        self.settings, self.d_model = config.experts, config.d_model
+        self.router = nn.Parameter(torch.empty(config.experts.n, config.d_model))
+        self.recipes = nn.ModuleList(Composed(config) for _ in range(config.experts.n))
+
+    def join_projections(self, mixing: Mixing, dtype: torch.dtype) -> None:
+        """Mix the primitives once, for all tokens from now on; see Decoder."""
+        for recipe in self._each():
+            recipe.join_projections(mixing, dtype)
+
+    def forward(self, x: Tensor, mixing: Mixing, real: Tensor | None) -> tuple[Tensor, Stats]:
+        """Map (B, T, d_model) to (B, T, d_model), and report on the router: see routing_report."""
+        routed = route(x, self.router, self.settings.top_k)
+        shares = torch.zeros_like(routed.probabilities).scatter(2, routed.chosen, routed.weights)
+        mixed = torch.zeros_like(x)
+        for recipe, share in zip(self._each(), shares.split(1, dim=-1), strict=True):
+            mixed = mixed + share * recipe(x, mixing)
+        return mixed, routing_report(routed, self.settings, real)
+
+    def macs_per_token(self) -> int:
+        """Return the multiply-accumulates with weights for one token."""
+        return self.router.numel() + sum(recipe.macs_per_token() for recipe in self._each())
+
+    def kept_bytes_per_token(self, at: PassKind) -> int:
+        """Return the bytes kept for the backward pass: by recipes, their results and the router."""
+        recipes = sum(recipe.kept_bytes_per_token(at) for recipe in self._each())
+        results = len(self.recipes) * 4 * (self.d_model + 1)
+        return recipes + results + kept_by_router(self.settings, self.d_model, at)
+
+    def copied_bytes(self, at: PassKind) -> int:
+        """Return the bytes of the chosen primitives, which are copied next to each other."""
+        return sum(recipe.copied_bytes(at) for recipe in self._each())
+
+    def backward_bytes(self, at: PassKind, tokens: int) -> int:
+        """Return the most bytes that the backward pass adds to what is kept: of one recipe."""
+        return max(recipe.backward_bytes(at, tokens) for recipe in self._each())
+
+    def _each(self) -> list[Composed]:
+        return [recipe for recipe in self.recipes if isinstance(recipe, Composed)]
+
+
+# ---------------------------------------------------------------- reports
+
+# Names of what a model with primitives reports: see `recipe_report`.
+RECIPE_ENTROPY, PRIMITIVES_USED = "recipe_entropy", "primitives_used"
+
+
+def diversity_loss(recipes: Tensor, bands: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Return the mean cosine of two recipes of a band, over all pairs (PILON).
+
+    `recipes` (2, rows, n) has the logits of the recipes up and down, and `bands` the rows of each
+    band: a row is a layer, or an expert of a layer. The mean is 0 if no band has two rows.
+    """
+    units = torch.nn.functional.normalize(recipes.softmax(dim=-1), dim=-1)
+    total, pairs = recipes.new_zeros(()), 0
+    for band in bands:
+        # An index that is a list would wait for the GPU.
+        of_band = torch.stack([units[:, row] for row in band])
+        # (Σu)² has each pair twice, and the squares.
+        total = total + (of_band.sum(dim=0).square().sum() - of_band.square().sum()) / 2
+        pairs += len(units) * len(band) * (len(band) - 1) // 2
+    return total / max(pairs, 1)
+
+
+@torch.no_grad()
+def recipe_report(
+    recipes: Tensor, bands: tuple[tuple[int, ...], ...], top_k: int
+) -> dict[str, Tensor]:
+    """Report on recipes (2, rows, n) of the rows of each band; see `diversity_loss`.
+
+    "recipe_entropy" (rows,) is the mean entropy of a row's two recipes in nats. "primitives_used"
+    (2 · bands,) counts for each bank the primitives that some row chooses: of each band, the bank
+    that maps up and then the one that maps down.
+    """
+    entropy = torch.special.entr(recipes.softmax(dim=-1)).sum(dim=-1).mean(dim=0)
+    used = []
+    for band in bands:
+        for matrix in recipes:
+            chosen = torch.zeros(matrix.shape[-1], device=matrix.device)
+            for row in band:
+                chosen[recipe_of(matrix[row], top_k).chosen] = 1
+            used.append(chosen.sum())
+    return {RECIPE_ENTROPY: entropy, PRIMITIVES_USED: torch.stack(used)}

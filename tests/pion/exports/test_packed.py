@@ -18,7 +18,7 @@ from pion.errors import BadInput
 from pion.export import export_model
 from pion.exports.packed import packed, unpacked
 from pion.model.decoder import Decoder
-from pion.model.trits import pack_trits, unpack_trits
+from pion.model.pilon.ternary import pack_trits, unpack_trits
 from pion.safetensors_file import write_safetensors
 from pion.seeds import import_seed
 from tests.families.families import FAMILIES

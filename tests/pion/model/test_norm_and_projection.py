@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pion.model.projection import FEW_TOKENS, Projection, join, project
+from pion.model.norm_and_projection import FEW_TOKENS, Projection, join, project
 
 
 def drawn(outputs: int, *, bias: bool = True) -> Projection:

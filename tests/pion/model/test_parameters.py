@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pion.model.tensor_hash import tensors_sha256
+from pion.model.parameters import tensors_sha256
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(2.5), "c": torch.tensor([1, 2])}
 KNOWN = "5197864d9c6063c91329fb7b2d0b0d0b2e59013fdeaaa18d77841b62dc484b11"

@@ -17,7 +17,7 @@ from pion.model.pilon import layers as composed
 from pion.model.pilon.banks import Bank, Recipe, recipe_of
 from pion.model.pilon.ternary import ScaleOf
 from pion.model.varying import Varying
-from pion.parameter_role import Role
+from pion.parts import Role
 from pion.train.optimizer import Optimizer
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings

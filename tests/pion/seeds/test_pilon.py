@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.feedforward.gates import Gate
-from pion.model.routed import RoutedRecipes
+from pion.model.pilon.layers import RoutedRecipes
 from pion.seeds import import_seed
 from tests.paths import SEEDS
 from tests.pion.seeds.digest import digest

@@ -15,7 +15,7 @@ from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.feedforward.expert_products import mix_experts, product_path
 from pion.model.feedforward.experts import Experts
-from pion.model.initial import draw_weights
+from pion.model.parameters import draw_weights
 from pion.parts import Experts as Settings
 from tests.support.tiny_config import tiny_config
 
