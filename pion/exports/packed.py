@@ -1,7 +1,7 @@
 """Pack the ternary banks of a model for shipping, and unpack them to train from them.
 
-A packed bank has five trits in a byte and two scales for each primitive (model/pilon/banks.py). Primitives that
-no recipe uses are left out, which changes no result.
+A packed bank has five trits in a byte and two scales for each primitive (model/pilon/banks.py).
+Primitives that no recipe uses are left out, which changes no result.
 """
 
 from __future__ import annotations

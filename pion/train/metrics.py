@@ -40,7 +40,8 @@ ENOUGH_STEPS = 16
 class StepRecord:
     """One finished step; the tensors are still on the device.
 
-    `stats` has what routers, recipes and gates report; see the parts in pion/model/. It is empty for other models.
+    `stats` has what routers, recipes and gates report; see the parts in pion/model/. It is empty
+    for other models.
     """
 
     step: int
