@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import field_validator, model_validator
 
-from pipeline.job.section import Section, refuse, runtime
+from pipeline.job.section import HOURS, SECONDS, Section, refuse, runtime
 
 EXAMPLE = "2026-12-01T18:00Z"
 _MOMENT = re.compile(
@@ -21,7 +21,10 @@ _END = 253_402_300_800.0
 
 class Deadline(Section):
     hours: float | None = runtime(
-        None, "hours until the run should be done, counted from its first `pion launch`", gt=0
+        None,
+        "hours until the run should be done, counted from its first `pion launch`",
+        gt=0,
+        most=HOURS,
     )
     at: str | None = runtime(
         None,
@@ -32,6 +35,7 @@ class Deadline(Section):
         1800.0,
         "seconds to spare: `pion launch` plans to be done this long before the deadline",
         ge=0,
+        most=SECONDS,
     )
 
     @field_validator("at", mode="before")

@@ -31,7 +31,7 @@ from pipeline.job.runtime_sections import (
     Price,
     price_of,
 )
-from pipeline.job.section import Section, identity, refuse, runtime
+from pipeline.job.section import FACTOR, ROWS, SEQ_LEN, STEPS, Section, identity, refuse, runtime
 from pipeline.job.sources import DataSource, Source
 from pipeline.job.train_sections import Pretrain, Sft, Train
 from pipeline.machine.home import expand
@@ -45,7 +45,7 @@ EPOCHS_FROM_BASE, BATCH_FROM_BASE = 3.0, 16
 
 
 class Data(Section):
-    seq_len: int = identity(2048, "tokens in a training row", ge=8)
+    seq_len: int = identity(2048, "tokens in a training row", ge=8, most=SEQ_LEN)
     sources: list[DataSource] = identity([], "where the pretraining text comes from")
     held_out: float = identity(
         0.02,
@@ -54,13 +54,16 @@ class Data(Section):
         gt=0,
         lt=0.5,
     )
-    shard_rows: int = identity(10_000, "rows in one file of prepared data (a shard)", gt=0)
-    window: int = identity(8, "number of shards whose rows are shuffled together", gt=0)
+    shard_rows: int = identity(
+        10_000, "rows in one file of prepared data (a shard)", gt=0, most=ROWS
+    )
+    window: int = identity(8, "number of shards whose rows are shuffled together", gt=0, most=10**6)
     max_line_mb: float = runtime(
         16.0,
         "longest line of a text, JSON Lines or conversation file, and longest row of a table, in "
         "MB. A longer line is refused before it fills the memory",
         gt=0,
+        most=2000,
     )
     documents: bool | None = identity(
         None,
@@ -78,25 +81,33 @@ class LmEval(Section):
         [], "names of the tasks; a task whose data cannot be loaded is reported as skipped"
     )
     include_path: str | None = identity(None, "folder with your own task definitions")
-    limit: int | None = identity(None, "maximum number of documents per task; unset: all", gt=0)
+    limit: int | None = identity(
+        None, "maximum number of documents per task; unset: all", gt=0, most=10**9
+    )
 
 
 class Evaluate(Section):
     every: int | None = runtime(
-        None, "steps between two evaluations during training; unset: a tenth of the stage", gt=0
+        None,
+        "steps between two evaluations during training; unset: a tenth of the stage",
+        gt=0,
+        most=STEPS,
     )
-    rows: int = runtime(64, "held-out rows in each evaluation during training", gt=0)
+    rows: int = runtime(64, "held-out rows in each evaluation during training", gt=0, most=ROWS)
     prompts: list[str] = runtime(
         ["The meaning of life is"], "texts that the model continues at each evaluation"
     )
-    final_rows: int = identity(1024, "held-out rows in the final evaluation", gt=0)
+    final_rows: int = identity(1024, "held-out rows in the final evaluation", gt=0, most=ROWS)
     ngram_order: int = identity(4, "order of the n-gram model to compare with; 0: none", ge=0, le=6)
-    ngram_tokens: int = identity(2_000_000, "training tokens that the n-gram model counts", gt=0)
+    ngram_tokens: int = identity(
+        2_000_000, "training tokens that the n-gram model counts", gt=0, most=10**9
+    )
     continuations: int = identity(
         200,
         "number of multiple-choice questions made from held-out text, in which the model chooses "
         "the real continuation",
         ge=0,
+        most=10**6,
     )
     packs: list[str] = identity(
         [], "JSONL files of multiple-choice questions {context, choices, answer}"
@@ -180,7 +191,7 @@ class Job(Section):
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]*$",
         max_length=100,
     )
-    seed: int = identity(42, "seed of the initial weights and of the row order")
+    seed: int = identity(42, "seed of the initial weights and of the row order", most=2**63 - 1)
     store: str = runtime(
         "runs", "where state is kept: a folder, file://, s3://bucket/prefix or hf://user/repo"
     )
@@ -217,6 +228,7 @@ class Job(Section):
         None,
         "dollars per hour of one rented GPU: {A40: 0.4, L40S: {spot: 0.5, on_demand: 0.9}}; "
         "unset: the prices of SkyPilot's catalog",
+        most=FACTOR,
     )
     log: Log = runtime(Log(), "where metrics go, and how often")
 

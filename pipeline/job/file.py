@@ -19,10 +19,10 @@ from pipeline.console.userinfo import refuse_in_values
 from pipeline.job import Job
 from pipeline.job.base import Base
 from pipeline.job.bounded_yaml import BoundedLoader, unreadable
-from pipeline.job.bounds import beyond_bounds
 from pipeline.job.mistakes import (
     Document,
     Mistake,
+    beyond_limits,
     in_misspelled_sections,
     join,
     listing,
@@ -65,13 +65,13 @@ def load_job(
 
     Raises:
         BadInput: the file can't be read or parsed, a URL in it has a user or a password, any field
-            is wrong, or a number exceeds its bound; the message lists every mistake with its line,
+            is wrong, or a number exceeds its limit; the message lists every mistake with its line,
             dotted path, value and what was expected.
     """
     document = _parse(Path(path), overrides)
     refuse_in_values(document.values, str(path))
     job = _validated(document, Path(path), find_base)
-    mistakes = beyond_bounds(job, document)
+    mistakes = beyond_limits(job, document)
     if mistakes:
         raise BadInput(listing(Path(path), mistakes))
     job._folder = Path(path).resolve().parent
@@ -81,7 +81,7 @@ def load_job(
 def parse_job(text: str, where: str, find_base: FindBase | None = None) -> Job:
     """Return the job that `job_text` recorded; `where` names it in errors. Raises BadInput.
 
-    Numbers may exceed their bounds, which are for new work: older versions had none.
+    Numbers may exceed their `most`, which is for new work: older versions had none.
     """
     document = copy.deepcopy(_parse_record(text, Path(where)))
     return _validated(document, Path(where), find_base)

@@ -10,7 +10,7 @@ from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.lora import ALL_LINEAR
 from pion.lora import Lora as LoraSettings
-from pipeline.job.section import Section, identity
+from pipeline.job.section import FACTOR, WIDTH, Section, identity
 
 # What fine-tuning uses with LoRA where the job says nothing. Few weights are trained, from 0, so
 # the rates are ten times those of full fine-tuning.
@@ -25,8 +25,8 @@ HOW_TO_USE = (
 class Lora(Section):
     """Fine-tuning of low-rank additions to a frozen base."""
 
-    rank: int = identity(16, "rank of the additions", gt=0)
-    alpha: float = identity(32.0, "the additions are scaled by alpha / rank", gt=0)
+    rank: int = identity(16, "rank of the additions", gt=0, most=WIDTH)
+    alpha: float = identity(32.0, "the additions are scaled by alpha / rank", gt=0, most=FACTOR)
     targets: Literal["all-linear"] | list[str] = identity(
         "all-linear",
         "all-linear: every projection of attention and of feed-forward layers, without the head; "
@@ -42,6 +42,7 @@ class Lora(Section):
         "dropout before the additions; only 0, because a resumed run could not draw the same for "
         "any number of workers",
         before=0.0,
+        most=1,
     )
 
     @field_validator("targets", mode="before")

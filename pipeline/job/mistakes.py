@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.job import Job
+from pipeline.job import Job, Price, Section
 from pipeline.job.base import Base
 from pipeline.job.every_field import fields_at, find_field, homes_of, is_number
+from pipeline.job.section import most_of
 
 # The most mistakes that are explained and listed.
 MOST_MISTAKES = 50
@@ -104,6 +105,28 @@ def in_misspelled_sections(
         return [m for m in mistakes_in(read, found) if m.path.startswith(inside)]
 
 
+def beyond_limits(job: Job, document: Document) -> list[Mistake]:
+    """Return a mistake for each number of the job that exceeds its field's `most`."""
+    mistakes = []
+    for path, number, most in _limited(job, ""):
+        if abs(number) > most:
+            limit = f"at most {most:,}" if number > 0 else f"at least {-most:,}"
+            text = f"{shown(number)} should be {limit}"
+            mistakes.append(Mistake(document.where(path), path, text))
+    return sorted(mistakes, key=lambda mistake: mistake.order)
+
+
+def _limited(section: Section, path: str) -> Iterator[tuple[str, float, float]]:
+    """Yield each number in a section that has a largest one, with its path and the largest one."""
+    for name, about in type(section).model_fields.items():
+        most = most_of(about)
+        for place, value in _leaves(getattr(section, name), join(path, name)):
+            if isinstance(value, Section):
+                yield from _limited(value, place)
+            elif most is not None and isinstance(value, int | float):
+                yield place, value, most
+
+
 def listing(path: Path, mistakes: list[Mistake]) -> str:
     """Return the message for a job file with mistakes."""
     count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
@@ -185,7 +208,10 @@ def _truths_for_numbers(document: Document) -> list[Mistake]:
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict | list):
+    """Yield what is inside mappings, lists and records, each with its path. Sections stay whole."""
+    if isinstance(value, Price):
+        value = vars(value)
+    if isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in items:
             yield from _leaves(inner, join(path, str(key)))

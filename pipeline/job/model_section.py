@@ -13,7 +13,32 @@ from pion.presets import PRESETS
 from pion.primitives import Primitives
 from pion.rope_scaling import RopeScaling
 from pipeline.job.model_parts import section_of
-from pipeline.job.section import Section, identity
+from pipeline.job.section import FACTOR, LAYERS, SEQ_LEN, VOCABULARY, WIDTH, Section, identity
+
+# The parts of a model, with the largest numbers that a job may give.
+_EXPERTS = section_of(
+    Experts, n=4096, top_k=4096, shared=4096, d_shared=WIDTH, balance_weight=FACTOR, z_weight=FACTOR
+)
+_WINDOWS = section_of(Windows, tokens=SEQ_LEN, block=SEQ_LEN, long_every=LAYERS)
+_HEADS = section_of(Heads, scale=FACTOR)
+_WIRING = section_of(Wiring, attention_layers=LAYERS, skips=LAYERS)
+_VALUES = section_of(Values, layers=LAYERS, tables=LAYERS)
+_PRIMITIVES = section_of(
+    Primitives,
+    n=4096,
+    rank=WIDTH,
+    top_k=4096,
+    bands=LAYERS,
+    activation_bits=16,
+    diversity_weight=FACTOR,
+)
+_ROPE_SCALING = section_of(
+    RopeScaling,
+    factor=FACTOR,
+    original_max_position_embeddings=SEQ_LEN,
+    low_freq_factor=FACTOR,
+    high_freq_factor=FACTOR,
+)
 
 
 class Model(Section):
@@ -28,59 +53,63 @@ class Model(Section):
         alias="from",
     )
     preset: str | None = identity(None, f"a named model: {', '.join(PRESETS)}")
-    d_model: int | None = identity(None, "width of the residual stream", gt=0)
-    n_layers: int | None = identity(None, "number of decoder blocks", gt=0)
-    n_heads: int | None = identity(None, "attention heads (queries)", gt=0)
+    d_model: int | None = identity(None, "width of the residual stream", gt=0, most=WIDTH)
+    n_layers: int | None = identity(None, "number of decoder blocks", gt=0, most=LAYERS)
+    n_heads: int | None = identity(None, "attention heads (queries)", gt=0, most=WIDTH)
     n_kv_heads: int | None = identity(
-        None, "key/value heads; each serves n_heads / n_kv_heads query heads", gt=0
+        None, "key/value heads; each serves n_heads / n_kv_heads query heads", gt=0, most=WIDTH
     )
-    d_ff: int | None = identity(None, "width of the feed-forward layer", gt=0)
+    d_ff: int | None = identity(None, "width of the feed-forward layer", gt=0, most=WIDTH)
     head_dim: int | None = identity(
-        None, "width of one attention head; unset: d_model / n_heads", gt=0
+        None, "width of one attention head; unset: d_model / n_heads", gt=0, most=WIDTH
     )
     vocab_size: int | None = identity(
         None,
         "rows of the embedding; unset: the preset's value, or without a preset "
         "tokenizer.train.vocab_size",
         gt=0,
+        most=VOCABULARY,
     )
     seq_len: int | None = identity(
         None,
         "longest context in tokens; unset: the preset's value, or without a preset the length of "
         "the longest training row",
         gt=0,
+        most=SEQ_LEN,
     )
     rope_theta: float | None = identity(
         None,
         "base of the rotary frequencies; unset: the preset's value, or without a preset 10000",
         gt=0,
+        most=10**12,
     )
     softcap: float | None = identity(
         None,
         "limit attention scores to ±softcap; a model with a softcap is published with its code, as "
         "modelling files",
         gt=0,
+        most=FACTOR,
     )
 
-    experts: section_of(Experts) | None = identity(  # type: ignore[valid-type]
+    experts: _EXPERTS | None = identity(  # type: ignore[valid-type]
         None, "a mixture of experts in place of each feed-forward layer; d_ff is one expert's width"
     )
-    windows: section_of(Windows) | None = identity(  # type: ignore[valid-type]
+    windows: _WINDOWS | None = identity(  # type: ignore[valid-type]
         None, "attention that sees only recent tokens"
     )
-    heads: section_of(Heads) | None = identity(  # type: ignore[valid-type]
+    heads: _HEADS | None = identity(  # type: ignore[valid-type]
         None, "attention heads with another scale, other norms, biases or fewer rotary frequencies"
     )
-    wiring: section_of(Wiring) | None = identity(  # type: ignore[valid-type]
+    wiring: _WIRING | None = identity(  # type: ignore[valid-type]
         None, "which layers have attention, and what layers read besides the layer before"
     )
-    values: section_of(Values) | None = identity(  # type: ignore[valid-type]
+    values: _VALUES | None = identity(  # type: ignore[valid-type]
         None, "tables with a vector for each token id, which joins attention's values"
     )
-    primitives: section_of(Primitives) | None = identity(  # type: ignore[valid-type]
+    primitives: _PRIMITIVES | None = identity(  # type: ignore[valid-type]
         None, "feed-forward layers whose matrices are mixed from shared low-rank primitives"
     )
-    rope_scaling: section_of(RopeScaling) | None = identity(  # type: ignore[valid-type]
+    rope_scaling: _ROPE_SCALING | None = identity(  # type: ignore[valid-type]
         None, "rotary positions for a longer context than the original one, as in Llama 3.1"
     )
     activation: Literal["swiglu", "relu2", "gelu"] | None = identity(
@@ -98,9 +127,12 @@ class Model(Section):
         "only with --skip-above; unset: false",
     )
     norm_gain: bool | None = identity(None, "give norms a learned gain; unset: true")
-    norm_eps: float | None = identity(None, "epsilon of all norms; unset: 1e-6", gt=0)
+    norm_eps: float | None = identity(None, "epsilon of all norms; unset: 1e-6", gt=0, most=FACTOR)
     logit_cap: float | None = identity(
-        None, "limit the head's results z to ±logit_cap, as z / sqrt(1 + (z / logit_cap)²)", gt=0
+        None,
+        "limit the head's results z to ±logit_cap, as z / sqrt(1 + (z / logit_cap)²)",
+        gt=0,
+        most=FACTOR,
     )
     tie_embeddings: bool | None = identity(
         None, "use the embedding as the head too; unset: the preset's value, or else true"
@@ -127,12 +159,16 @@ class TrainTokenizer(Section):
     """A byte-level BPE, trained on the training documents."""
 
     vocab_size: int = identity(
-        8192, "tokens in the vocabulary, including 256 bytes and 2 special tokens", ge=258
+        8192,
+        "tokens in the vocabulary, including 256 bytes and 2 special tokens",
+        ge=258,
+        most=VOCABULARY,
     )
     max_mb: float = identity(
         64.0,
         "how much text to learn from, in MB; words of more than 1,024 bytes are cut",
         gt=0,
+        most=FACTOR,
     )
 
 

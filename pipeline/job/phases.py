@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pion.train.phases import Phase as TrainPhase
-from pipeline.job.section import Section, scheduled
+from pipeline.job.section import FACTOR, LAYERS, STEPS, WIDTH, Section, scheduled
 
 
 class Phase(Section):
@@ -15,16 +15,24 @@ class Phase(Section):
         None,
         "where the phase ends: a share of the steps, such as 0.2, or a number of steps, such as "
         "3000; the last phase has none",
+        most=STEPS,
     )
     rates: dict[str, float] = scheduled(
         {},
         "factors of the learning rates by role (matrix, router, embedding, head, primitive, "
         "recipe, gate, vector), and by `others` for all other roles; 0 freezes a role",
+        most=FACTOR,
     )
-    top_k: int | None = scheduled(None, "primitives in a recipe; unset: the model's", gt=0)
-    rank: int | None = scheduled(None, "ranks of each primitive in use; unset: all", gt=0)
+    top_k: int | None = scheduled(
+        None, "primitives in a recipe; unset: the model's", gt=0, most=4096
+    )
+    rank: int | None = scheduled(
+        None, "ranks of each primitive in use; unset: all", gt=0, most=WIDTH
+    )
     unfreeze: list[int] | None = scheduled(
-        None, "the only bands whose layers and banks are trained, counted from 0; unset: all"
+        None,
+        "the only bands whose layers and banks are trained, counted from 0; unset: all",
+        most=LAYERS,
     )
 
 

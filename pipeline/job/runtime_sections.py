@@ -7,38 +7,57 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from pipeline.job.section import Section, refuse, runtime
+from pipeline.job.section import (
+    BATCH,
+    DOLLARS,
+    FACTOR,
+    HOURS,
+    SECONDS,
+    STEPS,
+    Section,
+    refuse,
+    runtime,
+)
 
 
 class Keep(Section):
-    last: int = runtime(2, "number of newest checkpoints to keep", ge=2)
+    last: int = runtime(2, "number of newest checkpoints to keep", ge=2, most=10_000)
     every: int | None = runtime(
-        None, "also keep each checkpoint whose step is a multiple of this number", gt=0
+        None, "also keep each checkpoint whose step is a multiple of this number", gt=0, most=STEPS
     )
     best: bool = runtime(False, "also keep the checkpoint with the lowest held-out loss")
 
 
 class Checkpoint(Section):
-    every_steps: int | None = runtime(None, "steps between two checkpoints; unset: by time", gt=0)
+    every_steps: int | None = runtime(
+        None, "steps between two checkpoints; unset: by time", gt=0, most=STEPS
+    )
     every_seconds: float | None = runtime(
         None,
         "seconds between two checkpoints; unset: computed from preemption_hours and the time that "
         "a save takes",
         gt=0,
+        most=SECONDS,
     )
-    preemption_hours: float = runtime(2.0, "expected hours between two preemptions", gt=0)
+    preemption_hours: float = runtime(
+        2.0, "expected hours between two preemptions", gt=0, most=HOURS
+    )
     keep: Keep = runtime(Keep(), "which checkpoints are kept")
-    grace: float = runtime(4.0, "seconds to save the last step after SIGTERM", gt=0)
+    grace: float = runtime(4.0, "seconds to save the last step after SIGTERM", gt=0, most=SECONDS)
     max_undurable: float = runtime(
-        1800.0, "pause training when the store has been down for this many seconds", gt=0
+        1800.0,
+        "pause training when the store has been down for this many seconds",
+        gt=0,
+        most=SECONDS,
     )
     linger: float | None = runtime(
         None,
         "seconds to retry when the store is down at the end of a stage; unset: 1800 on a rented "
         "machine, else 0",
         ge=0,
+        most=SECONDS,
     )
-    max_rewinds: int = runtime(3, "maximum number of rollbacks in a row", ge=0)
+    max_rewinds: int = runtime(3, "maximum number of rollbacks in a row", ge=0, most=10**6)
 
 
 class Hardware(Section):
@@ -47,17 +66,19 @@ class Hardware(Section):
         "number of Ray Train workers; unset: one per GPU, or 1 without a GPU; 0: train in this "
         "process, without Ray",
         ge=0,
+        most=4096,
     )
     micro_batch: int | None = runtime(
         None,
         "sequences that a worker computes at once; unset: as many as fit into its memory",
         gt=0,
+        most=BATCH,
     )
     dtype: Literal["auto", "bfloat16", "float32"] = runtime(
         "auto", "precision of the computation; auto: bfloat16 on hardware that computes it fast"
     )
     threads: int | None = runtime(
-        None, "CPU threads of a worker; unset: the cores divided by the workers", gt=0
+        None, "CPU threads of a worker; unset: the cores divided by the workers", gt=0, most=4096
     )
     recompute: bool | None = runtime(
         None,
@@ -72,29 +93,34 @@ class Hardware(Section):
         "seconds without a step that count as a hang; unset: 20 times the usual time of a step, "
         "and at least 120",
         gt=0,
+        most=SECONDS,
     )
     deterministic: bool = runtime(False, "give bit-identical results on CUDA too, but more slowly")
     shard_cache_gb: float = runtime(
-        20.0, "disk space for shards streamed from the Hub, in GB", gt=0
+        20.0, "disk space for shards streamed from the Hub, in GB", gt=0, most=FACTOR
     )
 
 
 class Budget(Section):
     hours: float | None = runtime(
-        None, "total machine hours of all attempts; unset: no limit", gt=0
+        None, "total machine hours of all attempts; unset: no limit", gt=0, most=10**7
     )
-    dollars: float | None = runtime(None, "total dollars of all attempts; unset: no limit", gt=0)
+    dollars: float | None = runtime(
+        None, "total dollars of all attempts; unset: no limit", gt=0, most=DOLLARS
+    )
     dollars_per_hour: float | None = runtime(
         None,
         "price, in dollars per hour, of a machine that `pion launch` did not rent; used for "
         "budget.dollars",
         ge=0,
+        most=FACTOR,
     )
     price_tolerance: float = runtime(
         1.2,
         "how many times the planned price a rented machine may cost. RunPod is asked when the "
         "machine is up. If it costs more, the run stops before it starts there",
         ge=1,
+        most=FACTOR,
     )
 
 
@@ -107,7 +133,7 @@ class Price:
 
 
 class Log(Section):
-    every: int = runtime(10, "steps between two lines of metrics", gt=0)
+    every: int = runtime(10, "steps between two lines of metrics", gt=0, most=STEPS)
     tensorboard: str | None = runtime(
         None,
         "folder for TensorBoard's event files; needs `uv sync --extra tensorboard`; unset: no "

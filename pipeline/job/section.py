@@ -10,6 +10,9 @@ A field that is added to an existing section must not make finished stages stale
     z_loss: float = scheduled(0.0, "weight of the loss on the logits' scale", before=0.0)
 
 While the field has that value, no digest covers it. A later change of its default moves digests.
+
+`most` is the largest number of a field. A larger number is a mistake, or meant to do harm. It is
+refused when work is about to be claimed, and read in a job that a run recorded (mistakes.py).
 """
 
 from __future__ import annotations
@@ -23,24 +26,42 @@ from pydantic.fields import FieldInfo
 ALWAYS_THERE: Any = object()
 
 
-def identity(default: Any, description: str, *, before: Any = ALWAYS_THERE, **limits: Any) -> Any:
-    """Declare a field that changes what is trained: model shape, data, tokenizer, seed, batch."""
-    return _field("identity", default, description, before, limits)
+# The largest numbers that several fields share. A factor is a learning rate, a limit or a weight,
+# and the longest time is three years.
+STEPS = 10**9
+BATCH = 10**6
+SEQ_LEN = 2**20
+WIDTH = 65_536
+LAYERS = 1024
+VOCABULARY = 2**20
+ROWS = 10**8
+FACTOR = 10**6
+SECONDS = 10**8
+HOURS = 30_000
+DOLLARS = 10**9
 
 
-def scheduled(default: Any, description: str, *, before: Any = ALWAYS_THERE, **limits: Any) -> Any:
+def identity(default: Any, description: str, **about: Any) -> Any:
+    """Declare a field that changes what is trained: model shape, data, tokenizer, seed, batch.
+
+    `about` has `before`, `most` and pydantic's limits.
+    """
+    return _field("identity", default, description, **about)
+
+
+def scheduled(default: Any, description: str, **about: Any) -> Any:
     """Declare a field that changes how it is trained: steps, learning rates, decay."""
-    return _field("schedule", default, description, before, limits)
+    return _field("schedule", default, description, **about)
 
 
-def runtime(default: Any, description: str, **limits: Any) -> Any:
+def runtime(default: Any, description: str, **about: Any) -> Any:
     """Declare a field that is in no digest: changing it never makes a finished stage stale."""
-    return _field("runtime", default, description, ALWAYS_THERE, limits)
+    return _field("runtime", default, description, **about)
 
 
-def _field(part: str, default: Any, description: str, before: Any, limits: dict[str, Any]) -> Any:
-    about = {"part": part} | ({} if before is ALWAYS_THERE else {"before": before})
-    return Field(default, description=description, json_schema_extra=about, **limits)
+def _field(part: str, default: Any, description: str, **given: Any) -> Any:
+    about = {"part": part} | {key: given.pop(key) for key in ("before", "most") if key in given}
+    return Field(default, description=description, json_schema_extra=about, **given)
 
 
 def keys_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -56,6 +77,12 @@ def part_of(field: FieldInfo) -> str:
 def value_before(field: FieldInfo) -> Any:
     """Return the value of this field in records without it, or ALWAYS_THERE."""
     return _about(field).get("before", ALWAYS_THERE)
+
+
+def most_of(field: FieldInfo) -> float | None:
+    """Return the largest number of this field; None if it holds none, or pydantic has the limit."""
+    most: Any = _about(field).get("most")
+    return most
 
 
 def _about(field: FieldInfo) -> dict[str, Any]:

@@ -15,6 +15,7 @@ class Source(Section):
         "how many rows come from this source, relative to the other sources: weight 2 gives twice "
         "as many rows as weight 1",
         gt=0,
+        most=10**9,
     )
 
 
@@ -83,7 +84,9 @@ class HubDataset(Source):
     subset: str | None = identity(None, "configuration of the data set; unset: its default")
     split: str = identity("train", "split of the data set")
     revision: str | None = identity(None, "commit, branch or tag; unset: the main branch")
-    max_documents: int | None = identity(None, "maximum number of rows to read; unset: all", gt=0)
+    max_documents: int | None = identity(
+        None, "maximum number of rows to read; unset: all", gt=0, most=10**12
+    )
 
 
 class HubTexts(HubDataset):
@@ -102,7 +105,10 @@ class HubNpyShards(Source):
     )
     pattern: str = identity("shard_*.npy", "glob of the files to use")
     max_shards: int | None = identity(
-        None, "maximum number of files to use, in the order of their names; unset: all", gt=0
+        None,
+        "maximum number of files to use, in the order of their names; unset: all",
+        gt=0,
+        most=10**6,
     )
 
 

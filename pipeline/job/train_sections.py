@@ -12,7 +12,17 @@ from pion.errors import BadInput
 from pion.train.phases import check_phases
 from pipeline.job.lora import Lora, with_defaults
 from pipeline.job.phases import Phase, phases_of
-from pipeline.job.section import Section, identity, refuse, runtime, scheduled
+from pipeline.job.section import (
+    BATCH,
+    FACTOR,
+    SEQ_LEN,
+    STEPS,
+    Section,
+    identity,
+    refuse,
+    runtime,
+    scheduled,
+)
 from pipeline.job.sources import ConversationSource
 
 _WARMUP = (
@@ -23,13 +33,13 @@ _WARMUP = (
 class Train(Section):
     """The fields that both training stages have."""
 
-    steps: int | None = scheduled(..., "optimizer steps", gt=0)
+    steps: int | None = scheduled(..., "optimizer steps", gt=0, most=STEPS)
     global_batch: int = identity(
-        64, "sequences in one optimizer step, for any number of GPUs", gt=0
+        64, "sequences in one optimizer step, for any number of GPUs", gt=0, most=BATCH
     )
-    lr: float = scheduled(3e-4, "peak learning rate of AdamW", gt=0)
-    min_lr: float = scheduled(3e-5, "learning rate at the end of the schedule", ge=0)
-    warmup_steps: int = scheduled(1000, _WARMUP, ge=0)
+    lr: float = scheduled(3e-4, "peak learning rate of AdamW", gt=0, most=FACTOR)
+    min_lr: float = scheduled(3e-5, "learning rate at the end of the schedule", ge=0, most=FACTOR)
+    warmup_steps: int = scheduled(1000, _WARMUP, ge=0, most=STEPS)
     schedule: Literal["wsd", "cosine", "constant"] = scheduled(
         "wsd", "after the warm-up: wsd (stable, then decay), cosine, or constant"
     )
@@ -44,7 +54,7 @@ class Train(Section):
         "adamw",
         "adamw: AdamW for everything; muon: Muon for the blocks' matrices, AdamW for the rest",
     )
-    muon_lr: float = scheduled(0.02, "peak learning rate of Muon", gt=0)
+    muon_lr: float = scheduled(0.02, "peak learning rate of Muon", gt=0, most=FACTOR)
     muon_momentum: float = scheduled(0.95, "momentum of Muon", ge=0, lt=1)
     muon_momentum_start: float | None = scheduled(
         None,
@@ -57,34 +67,45 @@ class Train(Section):
         True, "let muon_lr follow the schedule; false: it is constant", before=True
     )
     embedding_lr: float | None = scheduled(
-        None, "peak learning rate of embeddings and value tables; unset: lr", before=None, gt=0
+        None,
+        "peak learning rate of embeddings and value tables; unset: lr",
+        before=None,
+        gt=0,
+        most=FACTOR,
     )
     head_lr: float | None = scheduled(
-        None, "peak learning rate of an untied head; unset: lr", before=None, gt=0
+        None, "peak learning rate of an untied head; unset: lr", before=None, gt=0, most=FACTOR
     )
     vector_lr: float | None = scheduled(
-        None, "peak learning rate of gains and scalars; unset: lr", before=None, gt=0
+        None, "peak learning rate of gains and scalars; unset: lr", before=None, gt=0, most=FACTOR
     )
     window_schedule: Literal["constant", "cubic"] = scheduled(
         "constant",
         "cubic: a model's windows grow from one block to their full size over the run",
         before="constant",
     )
-    weight_decay: float = scheduled(0.1, "decoupled weight decay of matrices and embeddings", ge=0)
+    weight_decay: float = scheduled(
+        0.1, "decoupled weight decay of matrices and embeddings", ge=0, most=FACTOR
+    )
     primitive_weight_decay: float = scheduled(
-        0.0, "decoupled weight decay of primitives, while a recipe uses them", before=0.0, ge=0
+        0.0,
+        "decoupled weight decay of primitives, while a recipe uses them",
+        before=0.0,
+        ge=0,
+        most=FACTOR,
     )
     phases: list[Phase] = scheduled(
         [], "phases with their own rates, recipe sizes and trained bands, in order", before=[]
     )
     beta1: float = scheduled(0.9, "decay rate of AdamW's first moment", ge=0, lt=1)
     beta2: float = scheduled(0.95, "decay rate of AdamW's second moment", ge=0, lt=1)
-    eps: float = scheduled(1e-8, "AdamW's epsilon", gt=0)
-    clip: float = scheduled(1.0, "limit of the gradient's norm; 0: no limit", ge=0)
+    eps: float = scheduled(1e-8, "AdamW's epsilon", gt=0, most=FACTOR)
+    clip: float = scheduled(1.0, "limit of the gradient's norm; 0: no limit", ge=0, most=10**9)
     max_spike: float | None = runtime(
         None,
         "roll back a step whose loss exceeds this multiple of the recent median; unset: no limit",
         gt=1,
+        most=10**9,
     )
     init_from: str | None = identity(
         None,
@@ -167,29 +188,34 @@ class Train(Section):
 
 
 class Pretrain(Train):
-    steps: int = scheduled(..., "optimizer steps", gt=0)
+    steps: int = scheduled(..., "optimizer steps", gt=0, most=STEPS)
 
 
 class Sft(Train):
-    steps: int | None = scheduled(None, "optimizer steps; unset: epochs decides", gt=0)
+    steps: int | None = scheduled(None, "optimizer steps; unset: epochs decides", gt=0, most=STEPS)
     epochs: float | None = scheduled(
         None,
         "passes over the conversations, in place of steps; with model.from and without steps: 3",
         before=None,
         gt=0,
+        most=10_000,
     )
-    lr: float = scheduled(2e-5, "peak learning rate of AdamW", gt=0)
-    min_lr: float = scheduled(2e-6, "learning rate at the end of the schedule", ge=0)
-    warmup_steps: int = scheduled(100, _WARMUP, ge=0)
+    lr: float = scheduled(2e-5, "peak learning rate of AdamW", gt=0, most=FACTOR)
+    min_lr: float = scheduled(2e-6, "learning rate at the end of the schedule", ge=0, most=FACTOR)
+    warmup_steps: int = scheduled(100, _WARMUP, ge=0, most=STEPS)
     schedule: Literal["wsd", "cosine", "constant"] = scheduled(
         "cosine", "after the warm-up: wsd (stable, then decay), cosine, or constant"
     )
-    weight_decay: float = scheduled(0.01, "decoupled weight decay of matrices and embeddings", ge=0)
+    weight_decay: float = scheduled(
+        0.01, "decoupled weight decay of matrices and embeddings", ge=0, most=FACTOR
+    )
     sources: list[ConversationSource] = identity(..., "where the conversations come from")
     held_out: float = identity(
         0.01, "share of the conversations reserved for evaluation", gt=0, lt=0.5
     )
-    seq_len: int | None = identity(None, "tokens in a packed row; unset: data.seq_len", ge=8)
+    seq_len: int | None = identity(
+        None, "tokens in a packed row; unset: data.seq_len", ge=8, most=SEQ_LEN
+    )
     lora: Lora | None = identity(
         None,
         "train low-rank additions to the frozen model; then lr is 2e-4, min_lr 2e-5 and "

@@ -10,16 +10,17 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from annotated_types import Le, Lt
 from pydantic.fields import FieldInfo
 
 from pion.errors import BadInput
 from pipeline.job import Job, Price
 from pipeline.job.bounded_yaml import MOST_NODES, check_yaml
-from pipeline.job.bounds import BOUNDS, beyond_bounds
 from pipeline.job.digest import digest_job
 from pipeline.job.every_field import sections_of
 from pipeline.job.file import JobLoader, load_job, parse_job
-from pipeline.job.mistakes import Document
+from pipeline.job.mistakes import Document, beyond_limits
+from pipeline.job.section import most_of
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.hostile.in_process import ended, refusal
@@ -224,9 +225,9 @@ def test_aliases_may_share_a_section(job_file: Path) -> None:
     assert job.sft.steps == 20
 
 
-# ---------------------------------------------------------------- bounds of numbers
+# ---------------------------------------------------------------- limits of numbers
 
-# Every number of a job at half of its bound, as far as fields depend on each other.
+# Every number of a job at half of its limit, as far as fields depend on each other.
 HALF = """\
 name: half
 seed: 4611686018427387903
@@ -277,19 +278,27 @@ def holds_numbers(annotation: Any) -> bool:
     return annotation in (int, float) or any(map(holds_numbers, get_args(annotation)))
 
 
-def number_fields(section: type, path: str) -> Iterator[str]:
+def number_fields(section: type, path: str = "") -> Iterator[tuple[str, FieldInfo]]:
     fields: dict[str, FieldInfo] = section.model_fields  # type: ignore[attr-defined]
     for name, field in fields.items():
         below = sections_of(field.annotation)
         for inner in below:
             yield from number_fields(inner, f"{path}{name}.")
         if not below and (holds_numbers(field.annotation) or name == "prices"):
-            yield f"{path}{name}"
+            yield f"{path}{name}", field
 
 
-def test_every_number_of_a_job_has_a_bound_and_every_bound_a_number() -> None:
+def refused_by_pydantic(field: FieldInfo) -> bool:
+    return any(isinstance(limit, Le | Lt) for limit in field.metadata)
+
+
+LIMITS = {path: most for path, field in number_fields(Job) if (most := most_of(field)) is not None}
+
+
+def test_every_number_of_a_job_has_a_limit() -> None:
     values_of_templates = {"sft.template_options"}  # Pion passes them on, and counts nothing
-    assert set(number_fields(Job, "")) == set(BOUNDS) | values_of_templates
+    without = {path for path, field in number_fields(Job) if not refused_by_pydantic(field)}
+    assert without == set(LIMITS) | values_of_templates
 
 
 def with_primitives(half: str) -> str:
@@ -346,17 +355,17 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     return jobs
 
 
-def test_jobs_with_every_number_at_half_of_its_bound_are_accepted(halves: dict[str, Job]) -> None:
+def test_jobs_with_every_number_at_half_of_its_limit_are_accepted(halves: dict[str, Job]) -> None:
     given = yaml.safe_dump(
         [half.model_dump(mode="json", exclude_unset=True) for half in halves.values()]
     )
-    names = {path.rpartition(".")[2] for path in BOUNDS}
+    names = {path.rpartition(".")[2] for path, _ in number_fields(Job)} - {"template_options"}
     assert not [name for name in names if not re.search(rf"\b{name}:", given)]
     assert all(digest_job(half).stages for half in halves.values())
 
 
-@pytest.mark.parametrize("field", BOUNDS)
-def test_a_number_beyond_its_bound_is_a_mistake(halves: dict[str, Job], field: str) -> None:
+@pytest.mark.parametrize("field", LIMITS)
+def test_a_number_beyond_its_limit_is_a_mistake(halves: dict[str, Job], field: str) -> None:
     shape = "primitives" if "primitive" in field or "phases" in field else "experts"
     if any(name in field for name in ("lora", "rope_scaling", "epochs")):
         shape = "additions"
@@ -367,7 +376,7 @@ def test_a_number_beyond_its_bound_is_a_mistake(halves: dict[str, Job], field: s
         section = getattr(section, parent)
         if isinstance(section, list):
             section = next(source for source in section if hasattr(source, name))
-    most, before = BOUNDS[field], getattr(section, name)
+    most, before = LIMITS[field], getattr(section, name)
     beyond = most + 1
     if field == "prices":
         beyond = {"A40": Price(spot=1, on_demand=beyond)}
@@ -376,13 +385,13 @@ def test_a_number_beyond_its_bound_is_a_mistake(halves: dict[str, Job], field: s
     elif isinstance(before, dict):
         beyond = {"matrix": beyond}
     setattr(section, name, beyond)
-    (mistake,) = beyond_bounds(job, Document({}, {field: 7}))
+    (mistake,) = beyond_limits(job, Document({}, {field: 7}))
     assert mistake.path.startswith(".".join(parents))
     assert name in mistake.path
     assert mistake.text == f"{most + 1} should be at most {most:,}"
 
 
-def test_the_bounds_are_not_applied_to_what_a_run_recorded(job_file: Path) -> None:
+def test_the_limits_are_not_applied_to_what_a_run_recorded(job_file: Path) -> None:
     beyond = GOOD.replace("steps: 20,", "steps: 2000000000,")
     assert parse_job(beyond, "the record").section("pretrain").steps == 2_000_000_000
     job_file.write_text(beyond)
