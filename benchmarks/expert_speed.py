@@ -36,7 +36,7 @@ from pion.train.settings import ComputePlan
 from pion.train.trainer import Trainer
 from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.job.settings import settings_of
+from pipeline.job.train_sections import settings_of
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "expert_speed.json"

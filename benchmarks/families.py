@@ -47,7 +47,7 @@ from pion.train.trainer import Trainer
 from pipeline.data.prepared import open_data
 from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.job.settings import settings_of
+from pipeline.job.train_sections import settings_of
 from pipeline.stages.prepare import prepare_pretrain
 
 RESULTS = Path(__file__).parent / "results"

@@ -29,7 +29,7 @@ from pion.train.hardware import device_name
 from pion.train.settings import ComputePlan
 from pion.train.trainer import Trainer
 from pipeline.job.file import load_job
-from pipeline.job.settings import settings_of
+from pipeline.job.train_sections import settings_of
 
 RESULT = Path(__file__).parent / "results" / "recipe_steps.json"
 JOBS = Path(__file__).parent.parent / "jobs"

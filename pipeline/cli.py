@@ -489,7 +489,7 @@ def _converted(convert: Callable[[str, str], float], name: str, text: str) -> fl
 
 def _run(args: argparse.Namespace) -> int:
     if args.help_job:
-        from pipeline.job.help import help_job
+        from pipeline.job.reference import help_job
 
         print(help_job(_terminal_width()))
         return 0

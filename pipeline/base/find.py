@@ -24,7 +24,7 @@ from pion.untrusted import LARGEST_TOKENIZER, read_file
 from pipeline.base.read_config import read_config
 from pipeline.data.hub import OnHub, explained, pin
 from pipeline.data.tokenizer_folder import needed_files
-from pipeline.job.base import Base
+from pipeline.job.model_section import Base
 from pipeline.machine.home import expand
 from pipeline.machine.private import private_cache_folder
 from pipeline.models.bring import bring_model

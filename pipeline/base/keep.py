@@ -9,7 +9,7 @@ from pathlib import Path
 from pion.errors import BadInput, PionError
 from pipeline.base.find import TOKENIZER, find_base
 from pipeline.console.messages import Note, PrepareProgress, Say
-from pipeline.job.base import Base
+from pipeline.job.model_section import Base
 from pipeline.state.bases import WEIGHTS, bring_base, keep_base, read_pin, write_pin
 from pipeline.state.patience import Patience
 from pipeline.state.run_state import RunState

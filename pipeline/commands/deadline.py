@@ -8,7 +8,7 @@ import math
 from pion.errors import BadInput
 from pipeline.console.formats import duration, moment, show
 from pipeline.job import Deadline
-from pipeline.job.deadline import parse_moment
+from pipeline.job.runtime_sections import parse_moment
 from pipeline.job.section import HOURS
 from pipeline.state.author import Author
 from pipeline.state.deadline import RunDeadline, change_deadline, read_deadline

@@ -1,8 +1,8 @@
 """The job file: its fields, how it is read, its mistakes, its digests."""
 
-from pipeline.job.deadline import Deadline
-from pipeline.job.fields import REQUIREMENT, STAGES, Job, Publish
-from pipeline.job.runtime_sections import Budget, Checkpoint, Price
+from pipeline.job.job import STAGES, Job
+from pipeline.job.result_sections import REQUIREMENT, Publish
+from pipeline.job.runtime_sections import Budget, Checkpoint, Deadline, Price
 from pipeline.job.section import Section
 from pipeline.job.sources import (
     BinShards,

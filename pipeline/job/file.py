@@ -17,7 +17,6 @@ from pion.errors import BadInput
 from pion.untrusted import DEEPEST, LARGEST_JOB, read_file, too_large
 from pipeline.console.userinfo import refuse_in_values
 from pipeline.job import Job
-from pipeline.job.base import Base
 from pipeline.job.bounded_yaml import BoundedLoader, unreadable
 from pipeline.job.mistakes import (
     Document,
@@ -29,6 +28,7 @@ from pipeline.job.mistakes import (
     mistakes_in,
     shown,
 )
+from pipeline.job.model_section import Base
 
 # From a job's values, which have `model.from`, to the model that it starts from.
 FindBase = Callable[[dict[str, Any]], Base]

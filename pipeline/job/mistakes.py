@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.job import Job, Price, Section
-from pipeline.job.base import Base
 from pipeline.job.every_field import fields_at, find_field, homes_of, is_number
+from pipeline.job.model_section import Base
 from pipeline.job.section import most_of
 
 # The most mistakes that are explained and listed.

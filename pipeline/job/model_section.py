@@ -1,19 +1,87 @@
-"""The job file: the fields of the model and of its tokenizer."""
+"""The job file: the model and its tokenizer, and the model that a run starts from."""
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
 
-from pydantic import field_validator, model_validator
+from pydantic import create_model, field_validator, model_validator
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
+from pion.part_fields import MEANING
 from pion.parts import Experts, Heads, Values, Windows, Wiring
 from pion.presets import PRESETS
 from pion.primitives import Primitives
 from pion.rope_scaling import RopeScaling
-from pipeline.job.model_parts import section_of
 from pipeline.job.section import FACTOR, LAYERS, SEQ_LEN, VOCABULARY, WIDTH, Section, identity
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model that somebody else, or another run, has trained.
+
+    What it is follows from the content of its files, never from a name, a branch or a path.
+
+    Attributes:
+        source: what the job calls it.
+        hash: sha256 of the names and contents of all files that results depend on.
+        tokenizer: the same of the files that decide token ids. Prepared data depends on it.
+        config: the settings of its decoder, as `ModelConfig.to_dict`.
+        commit: the commit of a Hub repository; None for any other source.
+        template: sha256 of its chat template; None if it has none.
+        date: the day that its chat template writes as today's, where the template asks for one. It
+            is the day on which the run found the model, and stays the same for the run.
+    """
+
+    source: str
+    hash: str
+    tokenizer: str
+    config: Mapping[str, Any]
+    commit: str | None = None
+    template: str | None = None
+    date: str | None = None
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The settings of its decoder. Raises BadInput if this version does not have them."""
+        return ModelConfig.from_dict(dict(self.config))
+
+    def __str__(self) -> str:
+        at = f" at commit {self.commit[:12]}" if self.commit else ""
+        return f"{self.source}{at} (content {self.hash[:12]})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record of the base, as plain JSON."""
+        return dataclasses.asdict(self)
+
+
+def section_of(part: type, **most: float) -> Any:
+    """Return a section with the fields of a part (pion/parts.py) that a job can set.
+
+    A field that is not given has the preset's value, or else the part's default. `most` has the
+    largest number of each field.
+    """
+    hints = get_type_hints(part)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        if MEANING not in field.metadata:
+            continue
+        # Some meanings say themselves what the part does without the field.
+        what, _, unset = field.metadata[MEANING].partition("; unset: ")
+        if not unset and field.default is not dataclasses.MISSING:
+            unset = "none" if field.default == () else str(field.default)
+        meaning = f"{what}; unset: the preset's value" + (f", or else {unset}" if unset else "")
+        fields[field.name] = (
+            hints[field.name] | None,
+            identity(None, meaning, most=most.get(field.name)),
+        )
+    doc = (inspect.getdoc(part) or "").partition("\n")[0]
+    return create_model(part.__name__, __base__=Section, __doc__=doc, **fields)
+
 
 # The parts of a model, with the largest numbers that a job may give.
 _EXPERTS = section_of(

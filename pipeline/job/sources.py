@@ -1,4 +1,4 @@
-"""Where a job's data comes from: the kinds of sources, and the fields of each."""
+"""The job file: the data, the kinds of sources that it comes from, and the fields of each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.job.section import Section, identity
+from pipeline.job.section import ROWS, SEQ_LEN, Section, identity, runtime
 
 
 class Source(Section):
@@ -132,3 +132,33 @@ DataSource = Annotated[
 ConversationSource = Annotated[
     PythonDocsQA | JsonlFiles | ParquetFiles | HubDataset, Field(discriminator="kind")
 ]
+
+
+class Data(Section):
+    seq_len: int = identity(2048, "tokens in a training row", ge=8, most=SEQ_LEN)
+    sources: list[DataSource] = identity([], "where the pretraining text comes from")
+    held_out: float = identity(
+        0.02,
+        "share of the documents (for python-docs: of the files) reserved for evaluation. From a "
+        "tokenized source (npy, bin, hub-npy), Pion always reserves the last 1 % of the rows",
+        gt=0,
+        lt=0.5,
+    )
+    shard_rows: int = identity(
+        10_000, "rows in one file of prepared data (a shard)", gt=0, most=ROWS
+    )
+    window: int = identity(8, "number of shards whose rows are shuffled together", gt=0, most=10**6)
+    max_line_mb: float = runtime(
+        16.0,
+        "longest line of a text, JSON Lines or conversation file, and longest row of a table, in "
+        "MB. A longer line is refused before it fills the memory",
+        gt=0,
+        most=2000,
+    )
+    documents: bool | None = identity(
+        None,
+        "let tokens of text attend only within their own document, in pretraining and in "
+        "evaluation. An end-of-text begins a new document. Conversations never see each other; "
+        "unset: true if the model has windows, else false",
+        before=False,
+    )

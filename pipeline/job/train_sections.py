@@ -1,22 +1,28 @@
-"""The job file: the fields of the two training stages, and the steps that follow from them."""
+"""The job file: the two training stages, and the settings of the trainer that follow."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PrivateAttr, field_validator, model_validator
 
 from pion.data.template_source import with_settings
 from pion.errors import BadInput
+from pion.later_fields import shown
+from pion.lora import ALL_LINEAR
+from pion.lora import Lora as LoraSettings
+from pion.train.phases import Phase as TrainPhase
 from pion.train.phases import check_phases
-from pipeline.job.lora import Lora, with_defaults
-from pipeline.job.phases import Phase, phases_of
 from pipeline.job.section import (
     BATCH,
     FACTOR,
+    LAYERS,
     SEQ_LEN,
     STEPS,
+    WIDTH,
     Section,
     identity,
     refuse,
@@ -24,6 +30,122 @@ from pipeline.job.section import (
     scheduled,
 )
 from pipeline.job.sources import ConversationSource
+
+if TYPE_CHECKING:
+    from pion.train.settings import TrainSettings
+
+
+# What fine-tuning uses with LoRA where the job says nothing. Few weights are trained, from 0, so
+# the rates are ten times those of full fine-tuning.
+DEFAULTS = {"lr": 2e-4, "min_lr": 2e-5, "weight_decay": 0.0}
+# What to write in a job to use LoRA.
+HOW_TO_USE = (
+    "write `sft: {lora: {rank: 16}}` next to the other fields of sft, or add sft.lora.rank=16 to "
+    "the command"
+)
+
+
+class Lora(Section):
+    """Fine-tuning of low-rank additions to a frozen base."""
+
+    rank: int = identity(16, "rank of the additions", gt=0, most=WIDTH)
+    alpha: float = identity(32.0, "the additions are scaled by alpha / rank", gt=0, most=FACTOR)
+    targets: Literal["all-linear"] | list[str] = identity(
+        "all-linear",
+        "all-linear: every projection of attention and of feed-forward layers, without the head; "
+        "or a list of projections, such as [q_proj, v_proj]",
+    )
+    base_dtype: Literal["bfloat16"] | None = identity(
+        None,
+        "bfloat16: round the frozen base, which then takes half the memory; unset: its own values, "
+        "stored in bfloat16 where that changes none",
+    )
+    dropout: float = identity(
+        0.0,
+        "dropout before the additions; only 0, because a resumed run could not draw the same for "
+        "any number of workers",
+        before=0.0,
+        most=1,
+    )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _names(cls, targets: Any) -> Any:
+        if targets == ALL_LINEAR:
+            return targets
+        if isinstance(targets, list) and targets and all(isinstance(n, str) for n in targets):
+            return targets
+        raise ValueError(f"{shown(targets)} should be all-linear or a list of projections")
+
+    @field_validator("dropout")
+    @classmethod
+    def _no_dropout(cls, dropout: float) -> float:
+        if dropout != 0:
+            raise ValueError("LoRA trains without dropout here; remove `dropout`")
+        return dropout
+
+    @model_validator(mode="after")
+    def _fits(self) -> Lora:
+        try:
+            self.settings()
+        except BadInput as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def settings(self) -> LoraSettings:
+        """Return the library's settings. Raises BadInput for values that make no sense."""
+        targets = self.targets if self.targets == ALL_LINEAR else tuple(self.targets)
+        return LoraSettings(self.rank, self.alpha, targets, self.base_dtype)
+
+
+def with_defaults(section: Any) -> Any:
+    """Return the values of a job's `sft` with LoRA's rates where they are not given."""
+    if not isinstance(section, dict) or section.get("lora") is None:
+        return section
+    return DEFAULTS | section
+
+
+class Phase(Section):
+    """A part of the stage with its own rates, recipe sizes and trained bands."""
+
+    until: float | int | None = scheduled(
+        None,
+        "where the phase ends: a share of the steps, such as 0.2, or a number of steps, such as "
+        "3000; the last phase has none",
+        most=STEPS,
+    )
+    rates: dict[str, float] = scheduled(
+        {},
+        "factors of the learning rates by role (matrix, router, embedding, head, primitive, "
+        "recipe, gate, vector), and by `others` for all other roles; 0 freezes a role",
+        most=FACTOR,
+    )
+    top_k: int | None = scheduled(
+        None, "primitives in a recipe; unset: the model's", gt=0, most=4096
+    )
+    rank: int | None = scheduled(
+        None, "ranks of each primitive in use; unset: all", gt=0, most=WIDTH
+    )
+    unfreeze: list[int] | None = scheduled(
+        None,
+        "the only bands whose layers and banks are trained, counted from 0; unset: all",
+        most=LAYERS,
+    )
+
+
+def phases_of(phases: Sequence[Phase]) -> tuple[TrainPhase, ...]:
+    """Return the trainer's phases."""
+    return tuple(
+        TrainPhase(
+            until=phase.until,
+            rates=phase.rates,
+            top_k=phase.top_k,
+            rank=phase.rank,
+            unfreeze=None if phase.unfreeze is None else tuple(phase.unfreeze),
+        )
+        for phase in phases
+    )
+
 
 _WARMUP = (
     "steps of linear warm-up; unset: the default, or a tenth of the steps where these are fewer"
@@ -280,3 +402,18 @@ class Sft(Train):
         if self.epochs is not None and self.phases:
             return refuse(self, ["epochs: phases need steps; give steps in place of epochs"])
         return self
+
+
+def settings_of(section: Train) -> TrainSettings:
+    """Return the trainer's settings in a section of the job, whose steps are known."""
+    from pion.train.settings import TrainSettings
+
+    given = section.model_dump(include={f.name for f in dataclasses.fields(TrainSettings)})
+    return TrainSettings(
+        **given
+        | {
+            "steps": section.total_steps,
+            "warmup_steps": section.total_warmup_steps,
+            "phases": phases_of(section.phases),
+        }
+    )

@@ -11,8 +11,8 @@ from functools import partial
 from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
 from pipeline.job import Job
-from pipeline.job.base import Base
 from pipeline.job.digest import Digests, Inputs, digest_of
+from pipeline.job.model_section import Base
 from pipeline.report.before_after import start_in_words
 from pipeline.run.stored_parts import StoredParts
 from pipeline.stages.before_after import Start, as_results, measure_each

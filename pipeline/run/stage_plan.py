@@ -13,7 +13,7 @@ from pipeline.console.formats import moment
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import Difference, Digests, Inputs, differences, digest_job
 from pipeline.job.section import part_of
-from pipeline.job.settings import settings_of
+from pipeline.job.train_sections import settings_of
 from pipeline.run.keep_defaults import keep_warmup
 from pipeline.state.known_rows import know_rows
 from pipeline.state.records import CheckpointEntry, Head

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pion.errors import BadInput, PionError
 from pipeline.job import Job
-from pipeline.job.base import Base
+from pipeline.job.model_section import Base
 from pipeline.models.find import HUB_REPO, found_in, locate_model
 from pipeline.models.load import load_model
 from pipeline.report.history import RunHistory

@@ -20,7 +20,7 @@ from annotated_types import MaxLen
 from typing_extensions import TypedDict
 
 from pion.errors import BadInput, PionError
-from pipeline.job.base import Base
+from pipeline.job.model_section import Base
 from pipeline.state.record_json import (
     FORMAT,
     Damaged,

@@ -15,7 +15,7 @@ from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:
     from pipeline.job import Job
-    from pipeline.job.base import Base
+    from pipeline.job.model_section import Base
 
 _HEADER = re.compile(r"# (?P<name>.+) with these overrides merged in:")
 

@@ -11,8 +11,7 @@ from pion.data.order import rows_per_rank
 from pion.errors import BadInput
 from pion.lora import Lora
 from pipeline.job import Job
-from pipeline.job.lora import HOW_TO_USE
-from pipeline.job.phases import phases_of
+from pipeline.job.train_sections import HOW_TO_USE, phases_of
 from pipeline.training.group import Group
 
 if TYPE_CHECKING:

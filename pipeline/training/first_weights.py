@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.job.base import Base
+from pipeline.job.model_section import Base
 from pipeline.models.bring import bring_model
 from pipeline.models.find import FoundModel, find_model
 from pipeline.models.fit import fitted

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.job import Job
-from pipeline.job.base import Base
 from pipeline.job.digest import Digests
+from pipeline.job.model_section import Base
 from pipeline.state.owner import Owner
 from pipeline.state.stores import open_store
 

@@ -15,10 +15,10 @@ from pion.config import ModelConfig
 from pion.later_fields import later_field
 from pion.train.settings import ComputePlan
 from pipeline.job import Job, Section
-from pipeline.job.fields import Data, Evaluate, Publish
 from pipeline.job.model_section import Model
+from pipeline.job.result_sections import Evaluate, Publish
 from pipeline.job.section import identity, scheduled
-from pipeline.job.sources import TextFiles
+from pipeline.job.sources import Data, TextFiles
 from pipeline.job.train_sections import Pretrain, Sft
 
 
@@ -87,7 +87,7 @@ def install(
     """Make this process that later version."""
     exports = ("pion.exports.core", "pion.exports.modelling_files")
     for module in (
-        "pipeline.job.fields",
+        "pipeline.job.job",
         "pipeline.job.model_section",
         "pion.load",
         *exports,

@@ -12,8 +12,8 @@ from typing import Any
 
 from pion.exports.table import config_from_transformers
 from pipeline.job import Job
-from pipeline.job.base import Base
 from pipeline.job.file import load_job
+from pipeline.job.model_section import Base
 from tests.support.chat_templates import CHATML, QWEN3
 from tests.support.hub_server import HubServer
 from tests.support.tokenizer_kinds import write_files

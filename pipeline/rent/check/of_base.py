@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pion.errors import BadInput
 from pipeline.data.hub import OnHub, explained
 from pipeline.job import Job
-from pipeline.job.base import Base
+from pipeline.job.model_section import Base
 from pipeline.models.find import Listed, locate_model
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.credentials import names_given, wanted_secrets

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pipeline.job import Job
-from pipeline.job.lora import HOW_TO_USE, Lora
+from pipeline.job.train_sections import HOW_TO_USE, Lora
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import Offer

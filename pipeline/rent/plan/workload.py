@@ -7,7 +7,7 @@ from dataclasses import replace
 from pion.train.memory import Workload
 from pion.train.phases import config_of_largest_phase
 from pipeline.job import Job
-from pipeline.job.phases import phases_of
+from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import Offer
 

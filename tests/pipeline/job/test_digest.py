@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline.job import Job
-from pipeline.job.base import Base
 from pipeline.job.digest import differences, digest_job
+from pipeline.job.model_section import Base
 from pipeline.run.stage_plan import stage_inputs
 from tests.support.jobs import tiny_dict, tiny_job
 from tests.support.tiny_config import tiny_config

@@ -15,7 +15,7 @@ from pipeline.base.terms import Terms
 from pipeline.cost.by_cause import CAUSES
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import Job
-from pipeline.job.base import Base
+from pipeline.job.model_section import Base
 from pipeline.report.adapter_card import adapter_sections
 from pipeline.report.base_card import base_section
 from pipeline.report.history import RunHistory

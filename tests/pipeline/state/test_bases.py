@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput, PionError
-from pipeline.job.base import Base
+from pipeline.job.model_section import Base
 from pipeline.state.bases import (
     BASES,
     bring_base,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.job.deadline import parse_moment
+from pipeline.job.runtime_sections import parse_moment
 from pipeline.rent.deadline import words
 
 HOUR, MINUTE = 3600.0, 60.0

@@ -1,17 +1,17 @@
 """The job file: every field of a run, its default and its meaning.
 
 How a field is declared, and what it means for finished stages: section.py. The fields of the model
-and its tokenizer: model_section.py; of the training stages: train_sections.py; of saving, machines
-and money: runtime_sections.py; of data sources: sources.py.
+and its tokenizer: model_section.py; of the data: sources.py; of the training stages:
+train_sections.py; of evaluation and publication: result_sections.py; of saving, machines, money and
+time: runtime_sections.py.
 Paths of inputs are relative to the job file, paths of outputs to the working directory.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validator
 
@@ -19,167 +19,25 @@ from pion.config import OPTIONAL, ModelConfig
 from pion.errors import BadInput
 from pion.lora import Lora as LoraSettings
 from pion.train.phases import check_phases_of_model
-from pipeline.job.base import Base
-from pipeline.job.deadline import Deadline
-from pipeline.job.model_section import Model, TokenizerSection
-from pipeline.job.phases import phases_of
+from pipeline.job.model_section import Base, Model, TokenizerSection
+from pipeline.job.result_sections import Evaluate, Publish
 from pipeline.job.runtime_sections import (
     Budget,
     Checkpoint,
+    Deadline,
     Hardware,
     Log,
     Price,
     price_of,
 )
-from pipeline.job.section import FACTOR, ROWS, SEQ_LEN, STEPS, Section, identity, refuse, runtime
-from pipeline.job.sources import DataSource, Source
-from pipeline.job.train_sections import Pretrain, Sft, Train
+from pipeline.job.section import FACTOR, Section, identity, refuse, runtime
+from pipeline.job.sources import Data, Source
+from pipeline.job.train_sections import Pretrain, Sft, Train, phases_of
 from pipeline.machine.home import expand
 
 STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 # Defaults of `sft` where the run starts from a trained model.
 EPOCHS_FROM_BASE, BATCH_FROM_BASE = 3.0, 16
-
-
-# ---------------------------------------------------------------- data, evaluate, publish
-
-
-class Data(Section):
-    seq_len: int = identity(2048, "tokens in a training row", ge=8, most=SEQ_LEN)
-    sources: list[DataSource] = identity([], "where the pretraining text comes from")
-    held_out: float = identity(
-        0.02,
-        "share of the documents (for python-docs: of the files) reserved for evaluation. From a "
-        "tokenized source (npy, bin, hub-npy), Pion always reserves the last 1 % of the rows",
-        gt=0,
-        lt=0.5,
-    )
-    shard_rows: int = identity(
-        10_000, "rows in one file of prepared data (a shard)", gt=0, most=ROWS
-    )
-    window: int = identity(8, "number of shards whose rows are shuffled together", gt=0, most=10**6)
-    max_line_mb: float = runtime(
-        16.0,
-        "longest line of a text, JSON Lines or conversation file, and longest row of a table, in "
-        "MB. A longer line is refused before it fills the memory",
-        gt=0,
-        most=2000,
-    )
-    documents: bool | None = identity(
-        None,
-        "let tokens of text attend only within their own document, in pretraining and in "
-        "evaluation. An end-of-text begins a new document. Conversations never see each other; "
-        "unset: true if the model has windows, else false",
-        before=False,
-    )
-
-
-class LmEval(Section):
-    """Tasks of lm-evaluation-harness, run on the exported model."""
-
-    tasks: list[str] = identity(
-        [], "names of the tasks; a task whose data cannot be loaded is reported as skipped"
-    )
-    include_path: str | None = identity(None, "folder with your own task definitions")
-    limit: int | None = identity(
-        None, "maximum number of documents per task; unset: all", gt=0, most=10**9
-    )
-
-
-class Evaluate(Section):
-    every: int | None = runtime(
-        None,
-        "steps between two evaluations during training; unset: a tenth of the stage",
-        gt=0,
-        most=STEPS,
-    )
-    rows: int = runtime(64, "held-out rows in each evaluation during training", gt=0, most=ROWS)
-    prompts: list[str] = runtime(
-        ["The meaning of life is"], "texts that the model continues at each evaluation"
-    )
-    final_rows: int = identity(1024, "held-out rows in the final evaluation", gt=0, most=ROWS)
-    ngram_order: int = identity(4, "order of the n-gram model to compare with; 0: none", ge=0, le=6)
-    ngram_tokens: int = identity(
-        2_000_000, "training tokens that the n-gram model counts", gt=0, most=10**9
-    )
-    continuations: int = identity(
-        200,
-        "number of multiple-choice questions made from held-out text, in which the model chooses "
-        "the real continuation",
-        ge=0,
-        most=10**6,
-    )
-    packs: list[str] = identity(
-        [], "JSONL files of multiple-choice questions {context, choices, answer}"
-    )
-    lm_eval: LmEval = identity(LmEval(), "tasks of lm-evaluation-harness")
-    text: str | None = identity(
-        None,
-        "with model.from: what the model is measured on before and after training, to see what it "
-        "has forgotten. A text file, a JSON Lines file with `text` in each line, or a folder of "
-        "either; its first final_rows rows count. Unset: a sample that comes with Pion",
-        before=None,
-    )
-    checkpoint: Literal["last", "best"] = identity(
-        "last",
-        "which checkpoint of the last training stage is evaluated and published. best: the one "
-        "with the lowest held-out loss among the evaluations during training; it is kept, and "
-        "training waits at each evaluation until its checkpoint is stored",
-        before="last",
-    )
-
-
-REQUIREMENT = re.compile(r"^\s*([a-z_]\w*(?:\.\w+)*)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*$")
-
-
-class Publish(Section):
-    to: str = identity(..., "a folder, or hf://user/name")
-    private: bool = identity(True, "make the Hub repository private")
-    license: str | None = identity(
-        None, "license named on the model card, such as apache-2.0 or mit"
-    )
-    description: str | None = identity(None, "a sentence for the model card")
-    embeddings: Literal["float32", "bfloat16"] = identity(
-        "float32",
-        "of all published rows of token ids, the head's too; bfloat16: half the size, rounded "
-        "after evaluation",
-        before="float32",
-    )
-    dtype: Literal["float32", "bfloat16"] = identity(
-        "float32",
-        "of all published weights; bfloat16: half the size, rounded after evaluation. The card "
-        "says what the rounding costs",
-        before="float32",
-    )
-    adapter: bool = identity(
-        False,
-        "publish LoRA's additions alone, as a folder that peft loads with its base; false: merged "
-        "into the base",
-        before=False,
-    )
-    gguf: bool = identity(
-        False,
-        "put a GGUF file (f16) and a Modelfile next to the weights, for llama.cpp, LM Studio and "
-        "Ollama",
-        before=False,
-    )
-    cost: bool = runtime(False, "write the run's time and cost on the model card")
-    require: list[str] = identity(
-        [],
-        "publish only if all these conditions hold, such as bits_per_byte < 2.2 or "
-        "pretrain.bits_per_byte < 2.2; without a stage, the published model's result counts",
-    )
-
-    @field_validator("require")
-    @classmethod
-    def _readable(cls, require: list[str]) -> list[str]:
-        for text in require:
-            if not REQUIREMENT.match(text):
-                raise ValueError(f"{text!r} is not `result < number` (or <=, >, >=)")
-        return require
-
-
-# ---------------------------------------------------------------- the whole job
 
 
 class Job(Section):

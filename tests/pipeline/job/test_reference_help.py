@@ -4,7 +4,7 @@ import re
 
 from pipeline.job import Job
 from pipeline.job.every_field import sections_of
-from pipeline.job.help import help_job
+from pipeline.job.reference import help_job
 from pipeline.job.section import keys_of
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.job.deadline import parse_moment
 from pipeline.job.file import job_text, load_job, parse_job
+from pipeline.job.runtime_sections import parse_moment
 from tests.pipeline.job.conftest import GOOD, complaint
 
 # 2026-12-01 18:00 UTC.

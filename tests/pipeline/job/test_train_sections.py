@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
-from pipeline.job.settings import settings_of
+from pipeline.job.train_sections import settings_of
 from tests.support.jobs import tiny_dict, tiny_job
 
 
