@@ -25,8 +25,7 @@ from pipeline.base.read_config import read_config
 from pipeline.data.hub import OnHub, explained, pin
 from pipeline.data.tokenizer_folder import needed_files
 from pipeline.job.model_section import Base
-from pipeline.machine.home import expand
-from pipeline.machine.private import private_cache_folder
+from pipeline.machine.folders import expand, private_cache_folder
 from pipeline.models.bring import bring_model
 from pipeline.models.find import CONFIG, FoundModel, Listed, find_model, locate_model
 from pipeline.state.bases import DECIDE_IDS, decides_results, hash_of

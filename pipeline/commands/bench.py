@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pion.bench.options import Options
 from pipeline.console.formats import show
-from pipeline.machine.bench_folder import own_bench_folder
+from pipeline.machine.folders import own_bench_folder
 
 
 def run_bench(options: Options) -> int:

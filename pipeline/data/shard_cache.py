@@ -24,7 +24,7 @@ from pion.data.shards import Manifest, Rows
 from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import download_shard
-from pipeline.machine.private import cache_folder, open_private, private_folder
+from pipeline.machine.folders import cache_folder, open_private, private_folder
 
 ATTEMPTS = 3
 # Seconds. A file that another process has opened within this time is not deleted.

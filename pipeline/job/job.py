@@ -33,7 +33,7 @@ from pipeline.job.runtime_sections import (
 from pipeline.job.section import FACTOR, Section, identity, refuse, runtime
 from pipeline.job.sources import Data, Source
 from pipeline.job.train_sections import Pretrain, Sft, Train, phases_of
-from pipeline.machine.home import expand
+from pipeline.machine.folders import expand
 
 STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 # Defaults of `sft` where the run starts from a trained model.

@@ -29,7 +29,7 @@ from urllib.parse import unquote_plus
 
 from pion.errors import BadInput
 from pipeline.machine.child_environment import without_secrets
-from pipeline.machine.gpu_names import sky_names
+from pipeline.machine.gpus import sky_names
 
 PROC = Path("/proc")
 SIGNS = ("SKYPILOT_TASK_ID", "SKYPILOT_MANAGED_JOB_ID", "SKYPILOT_CLUSTER_INFO", "RUNPOD_POD_ID")

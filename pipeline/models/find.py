@@ -18,7 +18,7 @@ from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.model_files import INDEX, WEIGHTS
 from pion.untrusted import read_file
-from pipeline.machine.home import expand
+from pipeline.machine.folders import expand
 from pipeline.models.bring import bring_model
 from pipeline.state.bases import BASES
 from pipeline.state.find_run import known_runs, no_such_run, open_run, runs_in

@@ -17,8 +17,7 @@ from typing import BinaryIO
 
 from pipeline.data.fingerprint import APART
 from pipeline.kill_points import HALT_AT
-from pipeline.machine.home import expand
-from pipeline.machine.private import private_cache_folder
+from pipeline.machine.folders import expand, private_cache_folder
 from pipeline.workers.reaper import children_of, session_processes
 
 POLL_SECONDS = 0.01

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.job import HubDataset, Job, Source
-from pipeline.machine.gpu_count import gpu_count
+from pipeline.machine.gpus import gpu_count
 
 MAX_STEPS, MIN_STAGE_STEPS = 60, 6
 SAVE_EVERY, EVALUATE_EVERY = 3, 10

@@ -12,7 +12,7 @@ from pion.config import ModelConfig
 from pion.primitives import Primitives
 from pipeline.console.formats import duration
 from pipeline.job import Job, Publish, Train
-from pipeline.machine.home import expand
+from pipeline.machine.folders import expand
 from pipeline.models.find import HUB_REPO
 from pipeline.report.adapter_card import adapter_sections
 from pipeline.report.base_card import (

@@ -10,9 +10,8 @@ from pathlib import Path
 from pion.errors import BadInput
 from pipeline.data.compared_text import check_text
 from pipeline.job import Job
-from pipeline.machine.compile_cache import VARIABLE as COMPILE_CACHE
-from pipeline.machine.compile_cache import compile_cache_folder
-from pipeline.machine.gpu_count import gpu_count
+from pipeline.machine.folders import COMPILE_CACHE, compile_cache_folder
+from pipeline.machine.gpus import gpu_count
 from pipeline.machine.rented import is_rented
 from pipeline.state.stores import FileStore, open_store
 from pipeline.workers.ray_workers import RAY_ADDRESS

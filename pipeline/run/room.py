@@ -9,7 +9,7 @@ from pathlib import Path
 from pion.errors import BadInput
 from pipeline.console.formats import size
 from pipeline.job import Job
-from pipeline.machine.private import cache_folder
+from pipeline.machine.folders import cache_folder
 from pipeline.run.stage_plan import WorkLeft, stages_until
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore

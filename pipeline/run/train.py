@@ -21,7 +21,7 @@ from pipeline.console.messages import (
     WorkerFailed,
     WorkerStarted,
 )
-from pipeline.machine.gpu_count import gpu_count
+from pipeline.machine.gpus import gpu_count
 from pipeline.run.preflight import worker_count
 from pipeline.run.start import Start
 from pipeline.state.claim import Claim

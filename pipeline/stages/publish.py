@@ -22,7 +22,7 @@ from pion.no_room import no_room
 from pipeline.base.terms import Terms
 from pipeline.console.messages import Note, Say
 from pipeline.job import REQUIREMENT, Job
-from pipeline.machine.home import expand
+from pipeline.machine.folders import expand
 from pipeline.report.base_card import unknown_licence
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import front_matter

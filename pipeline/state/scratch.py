@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.machine.private import private_cache_folder
+from pipeline.machine.folders import private_cache_folder
 from pipeline.state.workspace import COPIES, Workspace
 
 

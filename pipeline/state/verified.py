@@ -17,7 +17,7 @@ from typing import Any
 
 from pion.errors import BadInput
 from pion.untrusted import open_file, read_json
-from pipeline.machine.private import open_private, private_cache_folder
+from pipeline.machine.folders import open_private, private_cache_folder
 
 # The folder of the records, below the cache folder.
 RECORDS = "verified"

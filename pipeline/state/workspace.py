@@ -23,7 +23,7 @@ from typing_extensions import TypedDict
 
 from pion.errors import PionError
 from pion.untrusted import read_file
-from pipeline.machine.private import cache_folder, open_private, private_cache_folder
+from pipeline.machine.folders import cache_folder, open_private, private_cache_folder
 from pipeline.state.files import files_below
 from pipeline.state.record_json import (
     FORMAT,

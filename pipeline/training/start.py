@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.job import Job
 from pipeline.job.train_sections import settings_of
-from pipeline.machine.compile_cache import use_private_compile_cache
+from pipeline.machine.folders import use_private_compile_cache
 from pipeline.state.checkpoints.layout import METRICS, STATE
 from pipeline.state.checkpoints.restore import Found, Loaded, load_folder, newest_good
 from pipeline.state.records import Head

@@ -11,8 +11,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.data.shard_cache import ShardCache, default_folder
-from pipeline.machine.compile_cache import use_private_compile_cache
-from pipeline.machine.private import cache_folder
+from pipeline.machine.folders import cache_folder, use_private_compile_cache
 from pipeline.prove.attempt import Place
 from pipeline.rent.managed.lock import rental_lock
 from pipeline.state.scratch import scratch_workspace

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pion.errors import BadInput
 from pipeline.data.sources import find_input
 from pipeline.job import Job
-from pipeline.machine.home import expand
+from pipeline.machine.folders import expand
 from pipeline.rent.check.of_base import is_pinned
 from pipeline.rent.check.of_job import is_prepared
 from pipeline.rent.check.row import CheckRow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.cost.budget import SAID_ABOVE
-from pipeline.machine.gpu_names import sky_names
+from pipeline.machine.gpus import sky_names
 from pipeline.machine.rented import CPU, PRICES_VARIABLE, planned_prices
 from pipeline.rent.managed.diagnose import Finding, SkyView
 from pipeline.rent.managed.pods import Pod

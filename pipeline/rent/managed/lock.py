@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 from collections.abc import Callable, Iterator
 
-from pipeline.machine.private import open_private, private_cache_folder
+from pipeline.machine.folders import open_private, private_cache_folder
 
 
 @contextlib.contextmanager

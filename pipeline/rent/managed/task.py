@@ -14,7 +14,7 @@ import yaml
 
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.machine.home import expand
+from pipeline.machine.folders import expand
 from pipeline.machine.rented import CPU, priced_at
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.managed.cheapest_first import resources_by_price

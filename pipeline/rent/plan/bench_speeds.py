@@ -16,8 +16,8 @@ from pion.model.params_and_flops import flops_per_token
 from pion.presets import PRESETS
 from pion.train.hardware import gpu_flops
 from pion.train.memory import Workload
-from pipeline.machine.bench_folder import own_bench_files
-from pipeline.machine.gpu_names import sky_names
+from pipeline.machine.folders import own_bench_files
+from pipeline.machine.gpus import sky_names
 from pipeline.rent.plan.past_speeds import NOT_ABOUT_SPEED
 
 # Two numbers of FLOPs per token that differ by less are of the same model.

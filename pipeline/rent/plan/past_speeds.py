@@ -11,7 +11,7 @@ from typing import Any
 from pion.errors import PionError
 from pipeline.job import Job
 from pipeline.job.digest import model_inputs
-from pipeline.machine.gpu_names import sky_names
+from pipeline.machine.gpus import sky_names
 from pipeline.machine.time_limit import within
 from pipeline.state.find_run import runs_in
 from pipeline.state.metrics import lines_of, read_events

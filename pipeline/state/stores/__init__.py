@@ -2,7 +2,7 @@
 
 from pion.errors import BadInput
 from pipeline.console.userinfo import is_url_with_userinfo, userinfo_refused
-from pipeline.machine.home import expand
+from pipeline.machine.folders import expand
 from pipeline.state.stores.base import (
     Conflict,
     Entry,

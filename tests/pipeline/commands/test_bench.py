@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pion.bench.results import read_results
-from pipeline.machine.bench_folder import own_bench_files
+from pipeline.machine.folders import own_bench_files
 from tests.pipeline.conftest import Pion
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.machine.child_environment import TRAINING, of_store, without_secrets
-from pipeline.machine.gpu_count import gpu_count
+from pipeline.machine.gpus import gpu_count
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.owner import checkout

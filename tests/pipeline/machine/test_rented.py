@@ -18,7 +18,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.machine import rented as machines
-from pipeline.machine.gpu_names import sky_names
+from pipeline.machine.gpus import sky_names
 from pipeline.machine.rented import (
     LONGEST_BOOT,
     claim_event,

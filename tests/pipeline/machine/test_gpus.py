@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.machine import gpu_count as counting
-from pipeline.machine.gpu_count import gpu_count, has_driver
+from pipeline.machine import gpus as counting
+from pipeline.machine.gpus import gpu_count, has_driver
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
-from pipeline.machine.private import open_private, private_cache_folder, private_folder
+from pipeline.machine.folders import open_private, private_cache_folder, private_folder
 
 
 def mode(path: Path) -> int:

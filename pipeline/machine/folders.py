@@ -1,4 +1,4 @@
-"""Folders and files that only this user may read, whatever the umask."""
+"""Folders of this user on this machine: the home folder, private folders, and what lies there."""
 
 from __future__ import annotations
 
@@ -8,9 +8,26 @@ import stat
 from pathlib import Path
 
 from pion.errors import BadInput
-from pipeline.machine.home import expand
 
 _FOLDER, _FILE = 0o700, 0o600
+_BENCH, _COMPILED = "bench", "torch-compile"
+# Environment variable of torch. Triton's kernels lie in the same folder.
+COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def expand(path: str | Path) -> Path:
+    """Return the path with the home folder in place of a leading `~`.
+
+    Raises BadInput if there is no such user, or if this user has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise BadInput(
+            f"{path}: this machine knows no home folder for {user}. Write the whole path"
+            + (", or set HOME." if user == "~" else ".")
+        ) from None
 
 
 def cache_folder() -> Path:
@@ -62,3 +79,28 @@ def _user(number: int) -> str:
         return f"the user {pwd.getpwuid(number).pw_name}"
     except KeyError:
         return f"user {number}"
+
+
+def own_bench_folder() -> Path:
+    """Return the folder for results of `pion bench`, made for this user alone. Raises BadInput."""
+    return private_cache_folder(_BENCH)
+
+
+def own_bench_files() -> list[Path]:
+    """Return the files with this user's results of `pion bench`."""
+    return sorted((cache_folder() / _BENCH).glob("*.json"))
+
+
+def compile_cache_folder() -> Path:
+    """Return torch.compile's folder, which may not exist yet: the user's choice, or ours."""
+    chosen = os.environ.get(COMPILE_CACHE)
+    return Path(chosen) if chosen else cache_folder() / _COMPILED
+
+
+def use_private_compile_cache() -> None:
+    """Let torch.compile use a private folder in this process, unless the user has chosen one.
+
+    Raises BadInput if the folder can't be made private.
+    """
+    if not os.environ.get(COMPILE_CACHE):
+        os.environ[COMPILE_CACHE] = str(private_cache_folder(_COMPILED))
