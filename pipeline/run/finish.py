@@ -17,7 +17,6 @@ from pipeline.report.history import read_history
 from pipeline.report.of_run import REPORT
 from pipeline.report.published_by import is_still_there
 from pipeline.report.results import Published, evaluated, published
-from pipeline.run.stored_parts import StoredParts
 from pipeline.state.bases import bring_base
 from pipeline.state.checkpoints.selected import final_checkpoint, selected
 from pipeline.state.owner import Owner
@@ -40,7 +39,7 @@ def finish_evaluate(
     job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience
 ) -> Row:
     """Measure the models of the finished training stages."""
-    from pipeline.run.measured_start import measure_start
+    from pipeline.run.measured_start import StoredParts, measure_start
     from pipeline.stages.evaluate import evaluate_run
     from pipeline.stages.measures import TrainedRun
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from pipeline.job import STAGES, Job
 from pipeline.job.digest import Difference, Digests, Inputs, differences, digest_job
 from pipeline.job.section import part_of
 from pipeline.job.train_sections import settings_of
-from pipeline.run.keep_defaults import keep_warmup
 from pipeline.state.known_rows import know_rows
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.remains import refuse_remains
@@ -316,3 +315,33 @@ def _only_schedule_differs(job: Job, stage: str, old: Inputs, digests: Digests) 
     inputs = {p for p in old.keys() | new.keys() if p.startswith("input.")}
     changed = {difference.path for difference in differences(old, new, digests.before)}
     return changed <= may and all(old.get(path) == new.get(path) for path in inputs)
+
+
+def keep_warmup(
+    job: Job,
+    head: Head,
+    redo: str | None,
+    read_inputs: Callable[[str, str], Mapping[str, Any] | None],
+) -> None:
+    """Give stages that have begun the warm-up that they began with, unless the job names another.
+
+    The default depends on the steps. Without this, raising the steps would change the warm-up too.
+    """
+    for stage in job.train_stages:
+        section = job.section(stage)
+        redone = redo is not None and STAGES.index(redo) <= STAGES.index(stage)
+        digest = _digest(head, stage)
+        if section.warmup_given or redone or digest is None:
+            continue
+        begun = (read_inputs(stage, digest) or {}).get(f"{stage}.warmup_steps")
+        if begun == section.warmup_steps:
+            continue  # a value that is set would count as named, and would not be shortened
+        if type(begun) is int and (section.steps is None or begun < section.steps):
+            section.warmup_steps = begun
+
+
+def _digest(head: Head, stage: str) -> str | None:
+    """Return the digest under which a stage was finished or begun; None if it was not."""
+    if stage in head.stages:
+        return head.stages[stage].digest
+    return next((entry.digest for entry in head.checkpoints if entry.stage == stage), None)
