@@ -504,7 +504,7 @@ def _run(args: argparse.Namespace) -> int:
 
     job = read_job(args.job, args.overrides, args.redo)
     from pipeline.console.display import Display
-    from pipeline.run.run import run_job
+    from pipeline.run.command import run_job
     from pipeline.run.start import Options
 
     options = Options(

@@ -17,6 +17,7 @@ from pipeline.job import STAGES
 from pipeline.job.digest import digest_of
 from pipeline.models.bring import run_reference
 from pipeline.report.of_run import write_run_report
+from pipeline.run.drive_training import WorkersTraining, fetch_ahead, start_workers, train_here
 from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
 from pipeline.run.journal import Journal
 from pipeline.run.preflight import worker_count
@@ -29,7 +30,6 @@ from pipeline.run.stage_plan import (
     stages_until,
 )
 from pipeline.run.start import Start
-from pipeline.run.train import WorkersTraining, fetch_ahead, start_workers, train_here
 from pipeline.state.checkpoints.retention import sweep
 from pipeline.state.checkpoints.selected import selected
 from pipeline.state.claim import Claim, claim_again

@@ -13,7 +13,7 @@ import pion.verify
 from pion.errors import NotDurable, Trouble
 from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, StageState
 from pipeline.job.file import load_job
-from pipeline.run.run import run_job
+from pipeline.run.command import run_job
 from pipeline.run.start import Options
 from pipeline.state import patience
 from pipeline.state.claim import claim_run

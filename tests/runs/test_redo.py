@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.job.file import load_job
-from pipeline.run.run import run_job
+from pipeline.run.command import run_job
 from pipeline.run.start import Options
 from tests.support.jobs import SilentDisplay
 from tests.support.whole_runs import (

@@ -35,7 +35,7 @@ IMPORTED = (
     "pipeline.commands.report",
     "pipeline.commands.status",
     "pipeline.commands.stop",
-    "pipeline.run.run",
+    "pipeline.run.command",
     "pipeline.stages.evaluate",
     "pipeline.stages.prepare",
     "pipeline.stages.publish",

@@ -14,7 +14,7 @@ from pion.errors import BadInput, PionError
 from pipeline.commands.fork import fork_run
 from pipeline.job import Job
 from pipeline.job.digest import Inputs, digest_job
-from pipeline.run.run import run_job
+from pipeline.run.command import run_job
 from pipeline.run.stage_plan import (
     check_redo,
     first_stale,

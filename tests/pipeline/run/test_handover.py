@@ -12,8 +12,8 @@ import pytest
 from pion.errors import BadInput, PionError
 from pipeline.console.messages import Note
 from pipeline.job.file import load_job
+from pipeline.run.command import run_job
 from pipeline.run.handover import FROM_EPOCH, ask_for_handover
-from pipeline.run.run import run_job
 from pipeline.run.start import Options
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import RELEASED, Owner

@@ -11,8 +11,8 @@ from pion.model.decoder import Decoder
 from pion.train.optimizer import Optimizer
 from pipeline.job import Job
 from pipeline.job.train_sections import settings_of
+from pipeline.run.command import run_job
 from pipeline.run.room import checkpoint_bytes, free_bytes, require_room
-from pipeline.run.run import run_job
 from pipeline.run.stage_plan import work_left
 from pipeline.run.start import Options
 from pipeline.state.claim import claim_run
