@@ -72,9 +72,8 @@ def train_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -> s
         ahead.start()  # while torch is imported
     import torch  # noqa: F401
 
-    from pipeline.training.group import Group
     from pipeline.training.train import train_stages
-    from pipeline.training.train_request import TrainRequest
+    from pipeline.training.train_request import Group, TrainRequest
 
     request = TrainRequest.of(
         start.job,

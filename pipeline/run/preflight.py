@@ -35,7 +35,7 @@ def refuse_one_expert(job: Job) -> None:
 
 def preflight(job: Job) -> list[str]:
     """Raise BadInput for what would fail later; return warnings and what could not be checked."""
-    from pipeline.training.trackers import check_trackers
+    from pipeline.training.stage_metrics import check_trackers
 
     check_trackers(job)
     workers = worker_count(job)

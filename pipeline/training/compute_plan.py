@@ -12,7 +12,7 @@ from pion.errors import BadInput
 from pion.lora import Lora
 from pipeline.job import Job
 from pipeline.job.train_sections import HOW_TO_USE, phases_of
-from pipeline.training.group import Group
+from pipeline.training.train_request import Group
 
 if TYPE_CHECKING:
     import torch

@@ -21,10 +21,9 @@ from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.workspace import Workspace
-from pipeline.training.group import Group
 from pipeline.training.rewind import plan_rewind
 from pipeline.training.saving import linger_seconds
-from pipeline.training.train_request import TrainRequest
+from pipeline.training.train_request import Group, TrainRequest
 from pipeline.training.watchdog import Watchdog
 
 MAX_ATTEMPTS = 5

@@ -13,7 +13,7 @@ from pipeline.state.checkpoints.restore import Found
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
 from pipeline.training.context import TrainingContext, phase
-from pipeline.training.machine_note import record_machine
+from pipeline.training.hop_receipt import record_machine
 from pipeline.training.rank_zero import Rank, RankZero
 from pipeline.training.start import Setup, start_stage
 

@@ -1,18 +1,188 @@
-"""The metrics of one stage: kept in memory, written to the store in the background, and tracked."""
+"""The metrics of one stage: kept in memory, written to the store in the background, and shown by
+TensorBoard, Weights & Biases and Trackio, if the job asks for them.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from pion.errors import Fenced
+from pion.errors import BadInput, Fenced
+from pipeline.job import Job
 from pipeline.state.claim import Claim
 from pipeline.state.metrics import MetricsLog
 from pipeline.state.stores import StoreError
-from pipeline.training.trackers import Trackers
+
+_NOT_A_METRIC = {"step", "epoch", "stage", "rows"}
+
+
+class Tracker(Protocol):
+    """One program that shows a run's metrics. All attempts continue one run there."""
+
+    def log(self, stage: str, numbers: Mapping[str, float], step: int) -> None:
+        """Pass on the numbers of a step, whose names begin with the stage."""
+
+    def note(self, text: str, step: int) -> None:
+        """Show a text at a step."""
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+
+
+class TensorBoard:
+    """Event files in the folder `log.tensorboard`."""
+
+    def __init__(self, job: Job) -> None:
+        _load("tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._board = SummaryWriter(f"{job.log.tensorboard}/{job.name}")
+
+    def log(self, stage: str, numbers: Mapping[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+
+    def note(self, text: str, step: int) -> None:
+        self._board.add_text("notes", text, step)
+
+    def close(self) -> None:
+        self._board.close()
+
+
+class WeightsAndBiases:
+    """A run of the project `log.wandb`, whose id is the run's name."""
+
+    def __init__(self, job: Job) -> None:
+        self._run = _load("wandb").init(
+            project=job.log.wandb,
+            id=job.name,
+            name=job.name,
+            resume="allow",
+            config=job.model_dump(mode="json"),
+        )
+
+    def log(self, stage: str, numbers: Mapping[str, float], step: int) -> None:
+        self._run.log({**numbers, f"{stage}/step": step})
+
+    def note(self, text: str, step: int) -> None:
+        self._run.notes = "\n".join(filter(None, [self._run.notes, text]))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio:
+    """A run of the project `log.trackio`: a file on this machine, or a private Space on the Hub."""
+
+    def __init__(self, job: Job) -> None:
+        self._trackio = _load("trackio")
+        self._trackio.init(
+            project=job.log.trackio,
+            name=job.name,
+            space_id=job.log.trackio_space,
+            private=True,
+            resume="allow",
+            config=job.model_dump(mode="json"),
+            embed=False,
+            # The run's own metrics have these numbers.
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def log(self, stage: str, numbers: Mapping[str, float], step: int) -> None:
+        self._trackio.log(dict(numbers), step=step)
+
+    def note(self, text: str, step: int) -> None:
+        level = self._trackio.AlertLevel.INFO
+        self._trackio.alert(title=f"step {step:,}", text=text, level=level)
+
+    def close(self) -> None:
+        self._trackio.finish()
+
+
+# By its field in `log`.
+_TRACKERS: dict[str, Callable[[Job], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "trackio": Trackio,
+}
+
+
+def check_trackers(job: Job, *, rented: bool = False) -> None:
+    """Raise BadInput, before any work, if a tracker that the job asks for is not installed, or if
+    what it writes would be lost with a `rented` machine."""
+    for name in _asked_for(job):
+        _load(name)
+    if rented and job.log.trackio and not job.log.trackio_space:
+        raise BadInput(
+            "log.trackio: Trackio writes to a file of the machine, which is lost with a rented "
+            "machine. Nothing was started. Name a Space on the Hub to write to, such as "
+            "log.trackio_space=user/trackio, or remove log.trackio. The run's own metrics are in "
+            "its store in any case."
+        )
+
+
+class Trackers:
+    """Writes metrics rows of one stage to the trackers in `job.log` (default: none)."""
+
+    def __init__(self, job: Job, stage: str) -> None:
+        self._stage = stage
+        self._trackers: list[Tracker] = [_TRACKERS[name](job) for name in _asked_for(job)]
+
+    def log(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Pass on the numbers of `rows`, each with its `step`."""
+        for row in rows if self._trackers else ():
+            numbers = {f"{self._stage}/{name}": value for name, value in _numbers(row).items()}
+            for tracker in self._trackers:
+                tracker.log(self._stage, numbers, row["step"])
+
+    def rewound(self, step: int, why: str) -> None:
+        """Say that a bad step ends this attempt: the next one repeats the steps since a checkpoint.
+
+        The metric `rewound_from` and a note stay with the tracked run.
+        """
+        text = f"{self._stage} step {step:,} gave {why}: back to the last checkpoint"
+        for tracker in self._trackers:
+            tracker.log(self._stage, {f"{self._stage}/rewound_from": step}, step)
+            tracker.note(text, step)
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def _asked_for(job: Job) -> list[str]:
+    return [name for name in _TRACKERS if getattr(job.log, name)]
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, int | float]:
+    """Return the metrics of a row. Those of each layer get the number of the layer."""
+    numbers: dict[str, int | float] = {}
+    for name, value in row.items():
+        if name in _NOT_A_METRIC:
+            continue
+        if isinstance(value, int | float):
+            numbers[name] = value
+        elif isinstance(value, list):
+            numbers |= {f"{name}/{layer}": number for layer, number in enumerate(value)}
+    return numbers
+
+
+def _load(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise BadInput(
+            f"log.{name}: the package {name} is not installed. Nothing was started. "
+            f"Install it with `uv sync --extra {name}`, or remove log.{name}."
+        ) from None
+
 
 _log = logging.getLogger(__name__)
 

@@ -5,25 +5,27 @@ Rank 0 chooses the checkpoint; the other ranks get what they need of it from ran
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
+
+from annotated_types import Len
+from typing_extensions import TypedDict
 
 from pipeline.job import Job
 from pipeline.job.train_sections import settings_of
 from pipeline.machine.folders import use_private_compile_cache
 from pipeline.state.checkpoints.layout import METRICS, STATE
 from pipeline.state.checkpoints.restore import Found, Loaded, load_folder, newest_good
+from pipeline.state.record_json import Count, build, open_record
 from pipeline.state.records import Head
 from pipeline.state.run_data import bring_data
 from pipeline.training.compute_plan import choose_plan
-from pipeline.training.first_weights import first_model, frozen_base
+from pipeline.training.first_weights import cost_of_rounding, first_model, frozen_base
 from pipeline.training.rewind import rows_to_skip
-from pipeline.training.rounded_base import cost_of_rounding
-from pipeline.training.saved_state import check_saved_state
 
 if TYPE_CHECKING:
     from pion.adapter import Adapter
@@ -256,3 +258,35 @@ def _state(saved: Loaded | None) -> TrainState | None:
     from pion.train.trainer import TrainState
 
     return TrainState(saved.model, saved.optimizer, saved.state) if saved else None
+
+
+class _Optimizer(TypedDict):
+    steps: Count
+    groups: NotRequired[dict[str, Count]]
+
+
+class _Plan(TypedDict):
+    device: NotRequired[str]
+    dtype: NotRequired[str]
+    micro_batch: NotRequired[Count]
+    world_size: NotRequired[Count]
+    recompute: NotRequired[bool]
+    compile: NotRequired[bool]
+    threads: NotRequired[Count | None]
+    deterministic: NotRequired[bool]
+
+
+@open_record
+class _State(TypedDict):
+    step: Count
+    next_row: Count
+    skipped: list[Annotated[list[Count], Len(2, 2)]]
+    recent_losses: NotRequired[list[float]]
+    optimizer: _Optimizer
+    rng: Mapping[str, str]
+    plan: _Plan
+
+
+def check_saved_state(state: Mapping[str, Any], where: str) -> None:
+    """Raise `Damaged` if a trainer can't continue from `state`, the content of the file `where`."""
+    build(_State, state, where)

@@ -16,9 +16,8 @@ from pion.errors import PionError, PlanFailed, Trouble
 from pipeline.console.messages import Say, Shown
 from pipeline.job import Job
 from pipeline.training.context import TrainingContext, phase
-from pipeline.training.group import Group
 from pipeline.training.loop import train_stage
-from pipeline.training.train_request import TrainRequest
+from pipeline.training.train_request import Group, TrainRequest
 
 
 def train_stages(

@@ -1,4 +1,4 @@
-"""What the driver tells the workers to train."""
+"""What the driver tells the workers to train, and the group of processes that train together."""
 
 from __future__ import annotations
 
@@ -78,3 +78,29 @@ class TrainRequest:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> TrainRequest:
         return cls(**raw)
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among the processes that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+    distributed: bool = False
+
+    def from_rank_0(self, value: Any) -> Any:
+        """Return rank 0's value, on every rank."""
+        if not self.distributed:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait_for_all(self) -> None:
+        """Block until every rank is here."""
+        if self.distributed:
+            import torch.distributed as dist
+
+            dist.all_gather_object([None] * self.world_size, None)

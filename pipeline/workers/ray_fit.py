@@ -102,9 +102,8 @@ def worker_loop(config: dict[str, Any]) -> None:
     from pion.errors import PionError
     from pipeline.console.messages import Note, Trained, WorkerFailed, WorkerStarted
     from pipeline.state.error_codec import error_to_json
-    from pipeline.training.group import Group
     from pipeline.training.train import train_stages
-    from pipeline.training.train_request import TrainRequest
+    from pipeline.training.train_request import Group, TrainRequest
     from pipeline.workers.lifeline import Lifeline, LifelineAddress
 
     context = ray.train.get_context()

@@ -23,8 +23,7 @@ from pipeline.state.patience import Patience
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store, retry
 from pipeline.training.context import TrainingContext
-from pipeline.training.group import Group
-from pipeline.training.train_request import TrainRequest
+from pipeline.training.train_request import Group, TrainRequest
 from tests.faults.test_bad_days import CutOff
 from tests.pipeline.state.checkpoints.test_checkpointer import NoMapping
 from tests.support.hub_server import READ_TOKEN, USER, hub_server

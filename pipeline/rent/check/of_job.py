@@ -289,7 +289,7 @@ def check_evaluate(job: Job, *, rented: bool = False) -> list[CheckRow]:
     """Check that packs of questions and the text to compare on can be read, and that the job's
     metric trackers are installed and keep what they write."""
     from pipeline.stages.evaluate import read_packs
-    from pipeline.training.trackers import check_trackers
+    from pipeline.training.stage_metrics import check_trackers
 
     check_trackers(job, rented=rented)
     rows = []

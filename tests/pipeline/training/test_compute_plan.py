@@ -10,7 +10,7 @@ from pion.errors import BadInput
 from pion.train import hardware
 from pion.train.hardware import pick_compile
 from pipeline.training.compute_plan import choose_plan
-from pipeline.training.group import Group
+from pipeline.training.train_request import Group
 from tests.support.jobs import tiny_job
 
 

@@ -11,8 +11,7 @@ from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from pipeline.training.context import TrainingContext
-from pipeline.training.group import Group
-from pipeline.training.train_request import TrainRequest
+from pipeline.training.train_request import Group, TrainRequest
 from tests.support.jobs import tiny_job
 
 

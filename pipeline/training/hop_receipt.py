@@ -1,7 +1,7 @@
 """The receipt of a hop: what changed with the machine, and proof that the run did not change.
 
-It compares two "training" events; an attempt records one when it begins (machine_note.py). Of
-their fields it uses: stage, from_step, host, device, workers, micro_batch, grad_accum, dtype,
+An attempt records its machine and its plan as a "training" event when it begins. The receipt
+compares two such events. Of their fields it uses: stage, from_step, host, device, workers, micro_batch, grad_accum, dtype,
 recompute, compile, torch, threads (only on a CPU), python, seq_len, global_batch, lr (the
 schedule's rate for step `from_step`, the last finished step) and next_row (the first row that this
 attempt trains on).
@@ -10,13 +10,21 @@ attempt trains on).
 from __future__ import annotations
 
 import math
+import platform
+import socket
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.console.formats import printable
-from pipeline.state.metrics import lines_of, segments
+from pipeline.state.metrics import EventLog, lines_of, segments
 from pipeline.state.rows import Unreadable, event_row, metrics_row
 from pipeline.state.run_state import RunState
+
+if TYPE_CHECKING:
+    from pion.train.step_down import StepDown
+    from pion.train.trainer import Trainer
+    from pipeline.training.context import TrainingContext
+
 
 Row = Mapping[str, Any]
 
@@ -216,3 +224,70 @@ def _rows_backwards(run: RunState, key: str, parse: Callable[[bytes], Row | None
     """Yield the rows of a segment, newest first. Leave out rows that can't be read."""
     parsed = map(parse, reversed(lines_of(run.store, key) or []))
     return (row for row in parsed if row is not None)
+
+
+def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Trainer) -> list[str]:
+    """Append the "training" event of the attempt that begins under `epoch`, and return its receipt.
+
+    The receipt is empty if machine and plan are the same as in the previous attempt. It is also
+    kept as an event.
+    """
+    import torch
+
+    from pion.train.hardware import device_name
+    from pion.train.schedule import lr_at
+
+    run, job, plan, settings = context.run, context.job, trainer.plan, trainer.settings
+    now: dict[str, Any] = {
+        "stage": stage,
+        "from_step": trainer.step,
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "device": device_name(trainer.device),
+        "workers": plan.world_size,
+        "micro_batch": plan.micro_batch,
+        "grad_accum": trainer.grad_accum,
+        "dtype": plan.dtype,
+        "recompute": plan.recompute,
+        "compile": plan.compile,
+        "torch": str(torch.__version__),
+        "seq_len": job.seq_len(stage),
+        "global_batch": settings.global_batch,
+        # The schedule's rate for the last finished step, to compare with the rate that was used.
+        "lr": settings.lr * lr_at(settings, trainer.step - 1) if trainer.step else None,
+        "next_row": trainer.next_row,
+    }
+    if trainer.device.type == "cpu":  # there, the number of threads decides how sums are rounded
+        now["threads"] = plan.threads
+    receipt = context.patiently(lambda: hop_receipt(run, epoch, now))
+    events = EventLog(run.store, run.name, epoch)
+    events.append("training", **now)
+    if receipt:
+        events.append("hop", stage=stage, receipt=receipt)
+    context.patiently(events.flush)
+    return receipt
+
+
+def record_step_down(
+    context: TrainingContext, epoch: int, stage: str, trainer: Trainer, change: StepDown
+) -> list[str]:
+    """Append the receipt of a smaller plan as a "hop" event, and return the receipt.
+
+    The event has the new plan. So the receipt of the next attempt compares with that plan.
+    """
+    plan = trainer.plan
+    receipt = [
+        f"{stage} after step {trainer.step:,}: {printable(change.why)}. This step begins again, "
+        f"with {change.changes}",
+        NOT_IDENTICAL,
+    ]
+    now = {
+        "micro_batch": plan.micro_batch,
+        "grad_accum": trainer.grad_accum,
+        "recompute": plan.recompute,
+        "compile": plan.compile,
+    }
+    events = EventLog(context.run.store, context.run.name, epoch)
+    events.append("hop", stage=stage, receipt=receipt, plan=now)
+    context.patiently(events.flush)
+    return receipt

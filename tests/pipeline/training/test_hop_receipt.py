@@ -11,7 +11,7 @@ from pion.untrusted import LARGEST_RECORD
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from pipeline.training.receipt import hop_receipt, receipt
+from pipeline.training.hop_receipt import hop_receipt, receipt
 
 A40: dict[str, Any] = {
     "stage": "pretrain",

@@ -11,7 +11,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.rent.credentials import needed_secrets
-from pipeline.training.trackers import Trackers, check_trackers
+from pipeline.training.stage_metrics import Trackers, check_trackers
 from tests.support.jobs import tiny_job
 
 
