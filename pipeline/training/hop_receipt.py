@@ -1,10 +1,10 @@
 """The receipt of a hop: what changed with the machine, and proof that the run did not change.
 
 An attempt records its machine and its plan as a "training" event when it begins. The receipt
-compares two such events. Of their fields it uses: stage, from_step, host, device, workers, micro_batch, grad_accum, dtype,
-recompute, compile, torch, threads (only on a CPU), python, seq_len, global_batch, lr (the
-schedule's rate for step `from_step`, the last finished step) and next_row (the first row that this
-attempt trains on).
+compares two such events. Of their fields it uses: stage, from_step, host, device, workers,
+micro_batch, grad_accum, dtype, recompute, compile, torch, threads (only on a CPU), python, seq_len,
+global_batch, lr (the schedule's rate for step `from_step`, the last finished step) and next_row
+(the first row that this attempt trains on).
 """
 
 from __future__ import annotations
