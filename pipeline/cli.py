@@ -17,8 +17,7 @@ from pion.errors import BadInput, PionError
 from pion.rust_panic import is_panic
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
-from pipeline.console.masking import masked, refuse_secret_arguments
-from pipeline.console.userinfo import refuse_endpoints
+from pipeline.console.masking import masked, refuse_endpoints, refuse_secret_arguments
 from pipeline.machine.refusals import refusal
 from pipeline.rent.cli import Add, Command, add_rent_commands
 from pipeline.run.signals import early_sigterm
@@ -26,7 +25,7 @@ from pipeline.run.signals import early_sigterm
 if TYPE_CHECKING:
     from pion.data.chat_format import ChatFormat
     from pion.model.decoder import Decoder
-    from pipeline.commands.sampling import GenerationSettings
+    from pipeline.commands.chat import GenerationSettings
     from pipeline.models.find import FoundModel
 
 MODEL_HELP = (
@@ -447,7 +446,7 @@ def _is_override(argument: str) -> bool:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    from pipeline.commands.sampling import DEFAULTS, HELP, convert
+    from pipeline.commands.chat import DEFAULTS, SAMPLING_HELP, convert
     from pipeline.serve.options import add_dtype
 
     for name, default in DEFAULTS.items():
@@ -456,7 +455,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
             type=partial(_converted, convert, name),
             default=default,
             metavar="N",
-            help=f"{HELP[name]} (default: {default})",
+            help=f"{SAMPLING_HELP[name]} (default: {default})",
         )
     parser.add_argument(
         "--seed",
@@ -681,7 +680,7 @@ def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, Ch
 
 
 def _settings(args: argparse.Namespace) -> GenerationSettings:
-    from pipeline.commands.sampling import DEFAULTS, GenerationSettings
+    from pipeline.commands.chat import DEFAULTS, GenerationSettings
 
     return GenerationSettings(**{name: getattr(args, name) for name in DEFAULTS}, seed=args.seed)
 

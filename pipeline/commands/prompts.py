@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from pion.errors import BadInput
-from pipeline.commands.chat import library_settings, prompt_ids, tell_replaced
-from pipeline.commands.sampling import GenerationSettings
+from pipeline.commands.chat import GenerationSettings, library_settings, prompt_ids, tell_replaced
 
 if TYPE_CHECKING:
     from pion.data.chat_format import ChatFormat

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.console.formats import duration, moment, show, size
-from pipeline.cost.by_cause import costs_of, read_log
-from pipeline.cost.costs import Costs, MachineCost
+from pipeline.cost.costs import Costs, MachineCost, costs_of, read_log
 from pipeline.state.deadline_status import deadline_json, deadline_lines
 from pipeline.state.find_run import read_run, runs_in
 from pipeline.state.rental_note import read_rental_note

@@ -1,14 +1,104 @@
-"""What a run has cost: each machine's part and the total, as numbers and in words."""
+"""What a run has cost: the time paid for on each machine, by what it was spent on.
+
+Everything is read from the run's store. A process that owned the run is paid for from the moment
+its machine was rented (at home: from its own start) until its last sign of life, and at most until
+the next owner's claim. Signs of life are rows of metrics, events, heartbeats, checkpoints, finished
+stages, and the last change of HEAD. If the current owner gave a recent sign, it is paid for until
+now. A machine that never claimed the run counts as boot, from the first to the last time that
+`pion launch` or `pion watch` saw it. The store does not know what a machine cost while nobody
+watched it, or after its last sign.
+
+Each second counts once, as one of CAUSES:
+
+    steps      optimizer steps that were kept
+    stages     other work of the job: prepare, evaluations, publishing
+    boot       from the start of the rental until the first step begins: the machine, installing,
+               imports, workers; and the extra time of the first step (compiling)
+    restore    reading a checkpoint back, and everything else between two attempts of one process
+    recompute  steps repeated because a later attempt resumed from an earlier checkpoint, and other
+               work that was lost because its process died
+    stall      training waited between two steps, or for the last save
+    idle       a rented machine did nothing: between two processes, or waiting for the run
+
+Steps and stages are useful; the other five are badput.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.console.formats import duration
-from pipeline.cost.timeline import CAUSES, STAGES, STEPS
+from pipeline.cost.timeline import (
+    BOOT,
+    CAUSES,
+    STAGES,
+    STEPS,
+    Process,
+    Row,
+    Span,
+    attempts_of,
+    processes_of,
+)
+from pipeline.machine.rented import RENTED
+from pipeline.state.metrics import read_all_metrics, read_events
+from pipeline.state.records import Head
+from pipeline.state.rows import Unreadable
+from pipeline.state.run_state import SILENCE_SECONDS, RunState
+from pipeline.state.stores import Conflict
+
+# The kind of the event.
+LOST = "lost"
+# The epoch of these events: they have no owner, so it is before the first epoch.
+_EPOCH = 0
+
+
+@dataclass(frozen=True)
+class LostMachine:
+    """A machine that ended, or whose job ended, before it owned the run.
+
+    The watching command saw it billing from `begin` to `end` (Unix seconds). `price` is in dollars
+    per hour.
+    """
+
+    id: str
+    cloud: str
+    gpu: str | None
+    count: int
+    price: float | None
+    managed_job: str | None
+    begin: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return max(0.0, self.end - self.begin)
+
+
+def keep_lost(run: RunState, machine: LostMachine) -> None:
+    """Write `machine` into the events of `run`, unless it is there already. Raises StoreError."""
+    event = {"event": LOST, "epoch": _EPOCH, "at": machine.end, **dataclasses.asdict(machine)}
+    key = run.key(f"events/{_EPOCH}/{LOST}-{machine.id}.jsonl")
+    with contextlib.suppress(Conflict):
+        run.store.compare_and_swap(key, (json.dumps(event) + "\n").encode(), None)
+
+
+def owners_of(events: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the ids of all rented machines that have owned the run."""
+    return {str(event["id"]) for event in events if event["event"] == RENTED}
+
+
+def lost_machines(events: Sequence[Mapping[str, Any]]) -> list[LostMachine]:
+    """Return the machines that never owned the run, from its events."""
+    owners = owners_of(events)
+    found = {str(e["id"]): e for e in events if e["event"] == LOST and str(e["id"]) not in owners}
+    names = [field.name for field in dataclasses.fields(LostMachine)]
+    return [LostMachine(**{name: event[name] for name in names}) for event in found.values()]
+
 
 USEFUL = (STEPS, STAGES)
 
@@ -138,3 +228,162 @@ class Costs:
             "dollars_by_cause": dict(self.dollars_by_cause),
             "machines": [dataclasses.asdict(m) | {"hours": m.hours} for m in self.machines],
         }
+
+
+TRAINED = ("pretrain", "sft")
+
+
+def costs_of(run: RunState, head: Head, now: float, log: RunLog | None = None) -> Costs:
+    """Return what `run` has cost until `now`; without a `log`, read it from the store.
+
+    Raises StoreError.
+    """
+    log = log or read_log(run)
+    events, metrics = log.events, log.metrics
+    # The owner under a process's last claim sent its last heartbeat.
+    beats = {p.epochs[-1]: run.heartbeat(p.epochs[-1]) for p in processes_of(events, head)}
+    return costs(
+        events,
+        metrics,
+        head,
+        now,
+        heartbeats={epoch: beat["at"] for epoch, beat in beats.items() if beat},
+        silence=run.silence,
+    )
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """A run's events, all rows of each training stage, and what of both could not be read."""
+
+    events: list[dict[str, Any]]
+    metrics: dict[str, list[dict[str, Any]]]
+    unreadable: Unreadable = field(default_factory=Unreadable)
+
+
+def read_log(run: RunState) -> RunLog:
+    """Read everything that `run` has reported. Raises StoreError."""
+    unreadable = Unreadable()
+    return RunLog(
+        read_events(run.store, run.name, unreadable),
+        {stage: read_all_metrics(run.store, run.name, stage, unreadable) for stage in TRAINED},
+        unreadable,
+    )
+
+
+def costs(
+    events: Sequence[Row],
+    metrics: Mapping[str, Sequence[Row]],
+    head: Head,
+    now: float,
+    *,
+    heartbeats: Mapping[int, float] | None = None,
+    silence: float = SILENCE_SECONDS,
+) -> Costs:
+    """Return what a run has cost until `now`. All times are Unix seconds.
+
+    Args:
+        metrics: stage → all rows, including those of steps that were repeated.
+        heartbeats: epoch → the time of its owner's last heartbeat.
+        silence: an owner without a sign of life for this many seconds is dead.
+    """
+    attempts = attempts_of(events, metrics, head)
+    processes = processes_of(events, head)
+    claims = [process.claimed_at for process in processes[1:]]
+    machines: dict[str, list[tuple[Process, list[Span]]]] = {}
+    worked_until: dict[str, float] = {}
+    for process, until in zip(processes, [*claims, now]):
+        end = process.last_sign(until, events, attempts, heartbeats or {}, head)
+        alive = process is processes[-1] and head.owner is not None and now - end <= silence
+        end = now if alive else end
+        since = worked_until.get(process.machine)
+        spans = process.spans(since, end, events, attempts, head, alive=alive)
+        machines.setdefault(process.machine, []).append((process, list(spans)))
+        worked_until[process.machine] = end
+    by_cause = dict.fromkeys(CAUSES, 0.0)
+    for work in machines.values():
+        for process, spent in work:
+            for cause, seconds in _by_cause(spent).items():
+                by_cause[cause] += (process.price or 0.0) * seconds / 3600
+    starts = {attempt.epoch: attempt.groups[0].at for attempt in reversed(attempts)}
+    parts = [_machine_cost(work, starts, events) for work in machines.values()]
+    for lost in map(_cost_of_lost, lost_machines(events)):
+        by_cause[BOOT] += lost.dollars or 0.0
+        parts.append(lost)
+    return Costs(tuple(sorted(parts, key=lambda part: part.begin)), by_cause)
+
+
+def _machine_cost(
+    work: Sequence[tuple[Process, Sequence[Span]]],
+    first_steps: Mapping[int, float],
+    events: Sequence[Row],
+) -> MachineCost:
+    (first, _), (last, _) = work[0], work[-1]
+    spans = [span for _, spent in work for span in spent]
+    epochs = tuple(epoch for process, _ in work for epoch in process.epochs)
+    trained = [first_steps[epoch] for epoch in epochs if epoch in first_steps]
+    prices = [(p.price, sum(_by_cause(spent).values()) / 3600) for p, spent in work]
+    priced = [price * hours for price, hours in prices if price is not None]
+    about = last.about
+    return MachineCost(
+        id=last.machine,
+        rented=last.rented,
+        host=about.get("host") or last.machine,
+        cloud=about.get("cloud"),
+        region=about.get("region"),
+        gpu=about.get("gpu"),
+        count=about.get("count") or 0,
+        spot=about.get("spot"),
+        price=last.price,
+        begin=first.paid_from,
+        end=max((span.end for span in spans), default=first.paid_from),
+        seconds=_by_cause(spans),
+        dollars=sum(priced) if priced else None,
+        unpriced_hours=sum(hours for price, hours in prices if price is None),
+        to_first_step=trained[0] - first.paid_from if trained else None,
+        phases={**(first.about.get("phases") or {}), **_until_first_step(events, first.epochs)},
+        epochs=epochs,
+    )
+
+
+def _until_first_step(events: Sequence[Row], epochs: Sequence[int]) -> dict[str, float]:
+    """Return the seconds of everything that `pion run` did before its first step, by name."""
+    found: dict[str, float] = {}
+    for event in events:
+        if event["event"] == "phase" and event["epoch"] in epochs:
+            if event.get("total"):
+                break  # the first step
+            if "parts" not in event:  # with parts, it is a sum of other phases
+                found.setdefault(event["name"], event["seconds"])
+    return found
+
+
+def _cost_of_lost(machine: LostMachine) -> MachineCost:
+    """Return the cost of a machine that never owned the run: all of it was boot."""
+    hours, price = machine.seconds / 3600, machine.price
+    return MachineCost(
+        id=machine.id,
+        rented=True,
+        host="",
+        cloud=machine.cloud,
+        region=None,
+        gpu=machine.gpu,
+        count=machine.count,
+        spot=None,
+        price=price,
+        begin=machine.begin,
+        end=machine.begin + machine.seconds,
+        seconds={**dict.fromkeys(CAUSES, 0.0), BOOT: machine.seconds},
+        dollars=None if price is None else price * hours,
+        unpriced_hours=hours if price is None else 0.0,
+        to_first_step=None,
+        phases={},
+        epochs=(),
+    )
+
+
+def _by_cause(spans: Sequence[Span]) -> dict[str, float]:
+    seconds = dict.fromkeys(CAUSES, 0.0)
+    for span in spans:
+        seconds[span.cause] += span.end - span.begin
+    return seconds

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pion.errors import BadInput
 from pion.untrusted import DEEPEST, LARGEST_JOB, read_file, too_large
-from pipeline.console.userinfo import refuse_in_values
+from pipeline.console.masking import refuse_in_values
 from pipeline.job import Job
 from pipeline.job.bounded_yaml import BoundedLoader, unreadable
 from pipeline.job.mistakes import (

@@ -11,8 +11,7 @@ from typing import Any
 
 from pipeline.console.formats import duration, printable
 from pipeline.console.masking import masked
-from pipeline.cost.by_cause import RunLog
-from pipeline.cost.costs import USEFUL, Costs
+from pipeline.cost.costs import USEFUL, Costs, RunLog
 from pipeline.live.curves import Row, attempts
 from pipeline.live.deadline_part import deadline_notes, deadline_part
 from pipeline.live.settings import Settings

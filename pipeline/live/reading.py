@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.cost.by_cause import TRAINED, RunLog, costs
+from pipeline.cost.costs import TRAINED, RunLog, costs
 from pipeline.cost.timeline import processes_of
 from pipeline.live.curves import keep
 from pipeline.live.parts import Look

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from pion.secret_names import names_secret
-from pipeline.console.userinfo import holds_userinfo
+from pipeline.console.masking import holds_userinfo
 
 # What begins the names of the variables that talk to S3 and to the Hub.
 S3 = ("AWS_",)

@@ -1,4 +1,4 @@
-"""Loads a found model and its tokenizer into memory."""
+"""Load a found model and its tokenizer into memory; fit them to the job that starts from them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,118 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
+from pipeline.job.digest import model_inputs
 from pipeline.models.find import FoundModel, found_in
-from pipeline.models.fit import fitted
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
+    from pion.config import ModelConfig
     from pion.data.chat_format import ChatFormat
     from pion.data.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
+
+
+# Settings of a model that decide neither its weights' shapes nor its results: those of a context's
+# length, of random weights and of training, of rows that no token has, and gates.
+FREE = {
+    f"model.{name}"
+    for name in (
+        "seq_len",
+        "family",
+        "init",
+        "init_std",
+        "head_multiple",
+        "gates",
+        "imported",
+        "experts.balance",
+        "experts.balance_weight",
+        "experts.z_weight",
+        "primitives.diversity_weight",
+    )
+}
+
+
+def fitted(config: ModelConfig, found: Decoder, source: str) -> Decoder:
+    """Return the decoder of `config` with the weights of `found`, which `source` names, copied.
+
+    Raises BadInput if the two models differ in more than `FREE`.
+    """
+    from pion.exports.packed import unpacked
+    from pion.model.decoder import Decoder
+
+    try:
+        given, state = unpacked(found.config, found.state_dict())
+    except BadInput as error:
+        raise BadInput(f"init_from {source}: {error}") from None
+    require_same_model(config, given, source)
+    state = _with_positions(config, _with_head_rows(config, state), source)
+    return Decoder.from_state(config, _with_gates(config, state))
+
+
+def _with_positions(
+    config: ModelConfig, state: dict[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """Return the weights with as many learned positions as the model's context has tokens."""
+    table = state.get("positions.weight")
+    if table is None:
+        return state
+    if len(table) < config.seq_len:
+        raise BadInput(
+            f"init_from {source}: that model learned {len(table):,} positions, but the job's "
+            f"context has {config.seq_len:,} tokens. Nothing was lost. Set model.seq_len, "
+            f"data.seq_len and sft.seq_len to at most {len(table):,}"
+        )
+    return state | {"positions.weight": table[: config.seq_len]}
+
+
+def _with_head_rows(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights with as many rows of the head as the model has.
+
+    Rows beyond the vocabulary are no token's, and an export leaves them out.
+    """
+    head = state.get("lm_head.weight")
+    if head is None or len(head) == config.head_rows:
+        return state
+    padded = head.new_zeros(config.head_rows, head.shape[1])
+    padded[: config.vocab_size] = head[: config.vocab_size]
+    return state | {"lm_head.weight": padded}
+
+
+def _with_gates(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights with the gates that the model has: its own if it learned them, or new."""
+    from pion.model.feedforward.gates import Gate
+
+    names = [f"blocks.{layer}.gate." for layer in range(config.n_layers)]
+    if not config.gates:
+        return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(names))}
+    new = Gate(config.d_model)
+    new.draw_weights()
+    fresh = {prefix + name: t for prefix in names for name, t in new.state_dict().items()}
+    return fresh | state
+
+
+def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:
+    """Raise BadInput if the job's model and the model of `init_from: source` differ."""
+    wanted, given = model_inputs(job), model_inputs(model)
+    wrong = [
+        f"{path.removeprefix('model.')}: job {wanted.get(path, '(not set)')}, "
+        f"model {given.get(path, '(not set)')}"
+        for path in sorted((wanted.keys() | given.keys()) - FREE)
+        if wanted.get(path) != given.get(path)
+    ]
+    if model.feedforward_bias and job.primitives is not None:
+        raise BadInput(
+            f"init_from {source}: this published model has its primitives multiplied out to dense "
+            "matrices. Nothing was lost. Start from a checkpoint of the run that trained it, such "
+            "as runs/NAME@pretrain"
+        )
+    if wrong:
+        raise BadInput(
+            f"init_from {source}: that model differs from the job's model ({'; '.join(wrong)}). "
+            "Nothing was lost. Change the job's `model` section to match."
+        )
 
 
 def load_model(found: FoundModel, dtype: torch.dtype | None = None) -> Decoder:

@@ -12,10 +12,11 @@ import json
 import random
 import shutil
 import signal
+import statistics
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,9 +28,7 @@ from pipeline.console.formats import duration
 from pipeline.job import Job
 from pipeline.prove.attempt import Attempt, Instant, Place, attempt
 from pipeline.prove.compare import Trained, first_difference, read_trained
-from pipeline.prove.cut import SAVE_EVERY, cut_overrides
-from pipeline.prove.instants import Instants
-from pipeline.prove.table import verdict_lines
+from pipeline.prove.instants import SAVE_EVERY, Instants, cut_overrides
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
@@ -316,3 +315,60 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def verdict_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return a table of where the kills landed, and the verdict."""
+    kills = result["kills"]
+    lines = ["", *_kills_table(kills), ""]
+    runs = len(result["rounds"])
+    hits = sum(kill["during"] in result["unbroken"]["stages"] for kill in kills)
+    lines.append(
+        f"{_times(len(kills), 'kill')} in {_times(runs, 'run')}, "
+        f"{hits or 'none'} of them in training, "
+        f"{duration(result['seconds'])} ({result['seconds_per_kill']:.1f} s per kill)"
+    )
+    for stage, about in result["unbroken"]["stages"].items():
+        lines.append(
+            f"{stage:<8}  {about['steps']} steps  weights {about['model_sha256'][:16]}  "
+            f"rows {about['rows_sha256'][:16]}"
+        )
+    if result["equal"]:
+        lines.append("EQUAL: every run ended with these weights, trained on these rows.")
+    else:
+        lines.append(f"DIFFERENT: {result['difference']}")
+    return lines
+
+
+def _kills_table(kills: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return how many kills landed where, how many steps were lost, and when training resumed."""
+    places: dict[str, list[Mapping[str, Any]]] = {}
+    for kill in kills:
+        where = f"at {kill['at']}" if kill["at"] else f"random, in {kill['during']}"
+        places.setdefault(where, []).append(kill)
+    rows = [("landed", "kills", "machine gone", "steps lost", "at most", "next first step")]
+    for where, landed in [*sorted(places.items()), ("all", list(kills))]:
+        lost = [kill["lost"] for kill in landed]
+        back = [s for kill in landed if (s := kill["first_step_seconds"]) is not None]
+        rows.append(
+            (
+                where,
+                str(len(landed)),
+                str(sum(kill["died"] != "driver" for kill in landed)),
+                f"{statistics.mean(lost):.1f}" if lost else "–",
+                str(max(lost, default=0)),
+                duration(statistics.median(back)) if back else "–",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")

@@ -13,10 +13,12 @@ from typing import Any
 
 from pion.errors import BadInput
 from pion.secret_names import names_secret
-from pipeline.console.masking import LEAST_CHARACTERS, known_secrets, secret_in
-from pipeline.console.userinfo import (
+from pipeline.console.masking import (
+    LEAST_CHARACTERS,
     holds_userinfo,
+    known_secrets,
     refuse_endpoints,
+    secret_in,
     texts_in,
     userinfo_refused,
 )

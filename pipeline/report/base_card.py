@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.base.terms import Terms, conditions
+from pipeline.base.licence import Terms, conditions
 from pipeline.job import Job
 from pipeline.report.adapter_card import base_in_words, hub_name
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from pion.errors import BadInput
 from pipeline.console.formats import moment, printable
-from pipeline.cost.by_cause import costs_of, read_log
-from pipeline.cost.costs import Costs, MachineCost
+from pipeline.cost.costs import Costs, MachineCost, costs_of, read_log
 from pipeline.job import Job
 from pipeline.report.results import evaluated, published
 from pipeline.state.deadline import RunDeadline, read_deadline

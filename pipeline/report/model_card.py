@@ -39,7 +39,7 @@ from pipeline.report.result_tables import (
 if TYPE_CHECKING:
     from pion.adapter import Adapter
     from pion.rounding import RoundingCost
-    from pipeline.base.terms import Terms
+    from pipeline.base.licence import Terms
 
 STAGE_NAMES = {"pretrain": "pretraining", "sft": "fine-tuning"}
 

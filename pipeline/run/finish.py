@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console.messages import Say
-from pipeline.cost.by_cause import costs_of
+from pipeline.cost.costs import costs_of
 from pipeline.job import Job
 from pipeline.job.digest import Digests
 from pipeline.models.bring import bring_model

@@ -17,8 +17,7 @@ from pipeline.job.digest import Digests, Inputs, digest_of
 from pipeline.job.model_section import Base
 from pipeline.report.before_after import start_in_words
 from pipeline.stages.before_after import Start, as_results, measure_each
-from pipeline.stages.measures import Kind, Measures, TrainedRun
-from pipeline.stages.parts import KeptParts
+from pipeline.stages.measures import KeptParts, Kind, Measures, TrainedRun
 from pipeline.state.bases import bring_base
 from pipeline.state.claim import taken_over
 from pipeline.state.owner import Owner

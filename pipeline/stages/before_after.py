@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pion.errors import BadInput
-from pipeline.stages.measures import SUMS, Kind, Measures, Result, without_rows
-from pipeline.stages.parts import KeptParts
+from pipeline.stages.measures import SUMS, KeptParts, Kind, Measures, Result, without_rows
 
 LABELS: Mapping[Kind, str] = {
     "conversations": "held-out conversations",

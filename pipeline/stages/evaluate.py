@@ -19,8 +19,7 @@ from pion.errors import BadInput
 from pipeline.console.messages import Say
 from pipeline.job import Job
 from pipeline.stages.before_after import Start, as_results, compare, measure_each
-from pipeline.stages.measures import Measures, Result, TrainedRun
-from pipeline.stages.parts import KeptParts, Parts
+from pipeline.stages.measures import KeptParts, Measures, Parts, Result, TrainedRun
 
 if TYPE_CHECKING:
     from pion.multiple_choice import Question

@@ -8,8 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
 from pipeline.job import Job
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pion.multiple_choice import Question
     from pipeline.data.prepared import PreparedData
     from pipeline.data.shard_cache import ShardCache
+
 
 Result = dict[str, Any]
 # What is measured before and after training: held-out conversations and text of the run, and a text
@@ -285,3 +287,29 @@ def _open(folder: Path | None) -> PreparedData | None:
     from pipeline.data.prepared import open_data
 
     return None if folder is None else open_data(folder)
+
+
+class Parts(Protocol):
+    """Where finished parts are kept."""
+
+    def load(self, name: str) -> Result | None:
+        """Return the part as it was saved, or None."""
+
+    def save(self, name: str, result: Result) -> Result:
+        """Keep a part durably; return the kept result, which another owner may have saved first."""
+
+
+@dataclass(frozen=True)
+class KeptParts:
+    """Computes parts that are not kept yet. `say` gets a note as each of them starts."""
+
+    parts: Parts
+    say: Say
+
+    def __call__(self, name: str, label: str, compute: Callable[[], Result]) -> Result:
+        """Return the part of this name, computed unless it is kept; `label` says what it is."""
+        result = self.parts.load(name)
+        if result is None:
+            self.say(Note(f"evaluate: {label}"))
+            result = self.parts.save(name, compute())
+        return result

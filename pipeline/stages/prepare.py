@@ -31,8 +31,8 @@ from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.continuations import continuation_questions
 from pipeline.data.documents import check_documents
 from pipeline.data.fingerprint import Part, check_unchanged, fingerprint_of
+from pipeline.data.foreign_shards import take_hub_shards, take_local_shards
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
-from pipeline.data.ready_shards import take_hub_shards, take_local_shards
 from pipeline.data.sft_rows import in_own_format, in_template, write_conversation_rows
 from pipeline.data.sources import Input, Remarks, conversations, find_input, talks, texts
 from pipeline.data.text_rows import RowFormat, write_text_rows

@@ -19,7 +19,7 @@ from pion.config import closest
 from pion.errors import BadInput
 from pion.exports.target_folder import check_replaceable, replace_folder
 from pion.no_room import no_room
-from pipeline.base.terms import Terms
+from pipeline.base.licence import Terms
 from pipeline.console.messages import Note, Say
 from pipeline.job import REQUIREMENT, Job
 from pipeline.machine.folders import expand
@@ -27,8 +27,7 @@ from pipeline.report.base_card import unknown_licence
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import front_matter
 from pipeline.report.published_by import card_in, other_run, weights_sha256
-from pipeline.stages.publish_adapter import check_adapter
-from pipeline.stages.publish_folder import Finished, write_published
+from pipeline.stages.publish_folder import Finished, check_adapter, write_published
 from pipeline.stages.publish_hub import Unreachable, card_of, check_repo, push, repo_of
 
 if TYPE_CHECKING:

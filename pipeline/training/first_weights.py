@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.job.model_section import Base
 from pipeline.models.bring import bring_model
 from pipeline.models.find import FoundModel, find_model
-from pipeline.models.fit import fitted
+from pipeline.models.load import fitted
 from pipeline.state.bases import BASES, bring_base
 from pipeline.state.run_state import RunState
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cost.by_cause import read_log
-from pipeline.cost.lost import LOST, LostMachine
+from pipeline.cost.costs import LOST, LostMachine, read_log
 from pipeline.machine.rented import RentedMachine, claim_event
 from pipeline.state.record_json import finite_json
 from pipeline.state.rows import LARGEST_LINE, Unreadable, event_row, metrics_row

@@ -211,7 +211,7 @@ def test_userinfo_in_the_endpoint_of_a_profile_is_refused(desk: Desk, tmp_path: 
 
 
 def test_honest_urls_are_accepted() -> None:
-    from pipeline.console.userinfo import holds_userinfo, is_url_with_userinfo
+    from pipeline.console.masking import holds_userinfo, is_url_with_userinfo
 
     for url in (
         "s3://bucket/prefix",

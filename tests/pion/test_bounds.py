@@ -14,7 +14,7 @@ from pion.errors import BadInput
 from pion.generate import Settings
 from pion.gguf.vocabulary import sampling as gguf_sampling
 from pion.sampling import sample
-from pipeline.commands.sampling import convert
+from pipeline.commands.chat import convert
 from pipeline.serve.requests import CompletionRequest
 
 WRONG = [

@@ -71,7 +71,7 @@ def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
     Raises BadInput if the model does not exist, a rented machine can't read it, or its settings
     differ from the job's.
     """
-    from pipeline.models.fit import require_same_model
+    from pipeline.models.load import require_same_model
 
     path = job.input_path(source)
     with before_work("Nothing was started."):

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pion.errors import BadInput
 from pion.model.lora_cost import lora_cost
-from pipeline.console.userinfo import refuse_endpoint
+from pipeline.console.masking import refuse_endpoint
 from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.rent.check.of_files import local_inputs
 from pipeline.rent.check.of_job import count_parameters, is_prepared

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from pipeline.cost.by_cause import RunLog, costs_of
-from pipeline.cost.lost import LostMachine
+from pipeline.cost.costs import LostMachine, RunLog, costs_of
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.pods import Pod
 from pipeline.state.metrics import read_events

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pion.errors import PionError
-from pipeline.cost.by_cause import costs_of, read_log
-from pipeline.cost.costs import MachineCost
-from pipeline.cost.lost import LOST
+from pipeline.cost.costs import LOST, MachineCost, costs_of, read_log
 from pipeline.machine.rented import RENTED
 from pipeline.rent.managed.at_work import is_at_work
 from pipeline.rent.managed.names import cluster_name, rental_name

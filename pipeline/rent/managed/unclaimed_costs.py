@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Collection, Sequence
 
 from pion.errors import PionError
-from pipeline.cost.lost import LostMachine, keep_lost, owners_of
+from pipeline.cost.costs import LostMachine, keep_lost, owners_of
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.pods import Pod

@@ -18,8 +18,7 @@ from pion.bounds import BOUNDS
 from pion.data.chat_format import ChatFormat
 from pion.data.conversation import Turn, tokenize
 from pion.errors import BadInput
-from pipeline.commands.chat import Conversation, chat
-from pipeline.commands.sampling import GenerationSettings
+from pipeline.commands.chat import Conversation, GenerationSettings, chat
 from pipeline.models.find import FoundModel
 from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
 from tests.support.waiting import PATIENCE_SECONDS, wait_until

@@ -18,10 +18,14 @@ from hypothesis import strategies as st
 from pipeline.cli import main
 from pipeline.kill_points import POINTS
 from pipeline.prove.attempt import Attempt, Instant, Place, attempt
-from pipeline.prove.cut import MAX_STEPS, cut_overrides, cut_steps
-from pipeline.prove.instants import FAILURES_BEFORE_COMMIT, Instants
-from pipeline.prove.proof import ProofOptions, prove
-from pipeline.prove.table import verdict_lines
+from pipeline.prove.instants import (
+    FAILURES_BEFORE_COMMIT,
+    MAX_STEPS,
+    Instants,
+    cut_overrides,
+    cut_steps,
+)
+from pipeline.prove.proof import ProofOptions, prove, verdict_lines
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head, StageRecord
 from pipeline.state.run_state import RunState

@@ -11,9 +11,8 @@ from huggingface_hub import ModelCard
 from pion.adapter import Adapter, BaseModel
 from pion.config import ModelConfig
 from pion.lora import Lora
-from pipeline.base.terms import Terms
-from pipeline.cost.by_cause import CAUSES
-from pipeline.cost.costs import Costs, MachineCost
+from pipeline.base.licence import Terms
+from pipeline.cost.costs import CAUSES, Costs, MachineCost
 from pipeline.job import Job
 from pipeline.job.model_section import Base
 from pipeline.report.adapter_card import adapter_sections

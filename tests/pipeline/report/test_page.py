@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cost.by_cause import costs
-from pipeline.cost.costs import Costs
+from pipeline.cost.costs import Costs, costs
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
 from pipeline.report.page import write_report

@@ -11,8 +11,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.stages.before_after import LABELS, Start, compare, measure_each
-from pipeline.stages.measures import Kind, Measures, TrainedRun
-from pipeline.stages.parts import KeptParts
+from pipeline.stages.measures import KeptParts, Kind, Measures, TrainedRun
 from tests.pipeline.stages.test_evaluate import Folder, World
 
 SHA = "a" * 64

@@ -15,7 +15,7 @@ from botocore.loaders import Loader
 
 from pion.errors import BadInput, PionError
 from pion.untrusted import LARGEST_RECORD
-from pipeline.console.userinfo import refuse_endpoint
+from pipeline.console.masking import refuse_endpoint
 from pipeline.state.stores.base import Conflict, Missing, StoreError, check_key, too_large
 from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.retry import retrying

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput, PionError
-from pipeline.cost.lost import LostMachine, keep_lost
+from pipeline.cost.costs import LostMachine, keep_lost
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.names import cluster_name, rental_name
 from pipeline.rent.managed.pods import runpod_configured

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cost.by_cause import costs_of
+from pipeline.cost.costs import costs_of
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog, read_events

@@ -19,9 +19,7 @@ from hypothesis import strategies as st
 
 from pipeline.commands.report import rewrite_report
 from pipeline.commands.status import show_statuses
-from pipeline.cost.by_cause import CAUSES, costs, costs_of
-from pipeline.cost.costs import Costs
-from pipeline.cost.lost import LostMachine, keep_lost
+from pipeline.cost.costs import CAUSES, Costs, LostMachine, costs, costs_of, keep_lost
 from pipeline.job import Job
 from pipeline.report.of_run import write_run_report
 from pipeline.state.claim import claim_run

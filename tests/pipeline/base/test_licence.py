@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.terms import Terms, conditions, terms_of
+from pipeline.base.licence import Terms, conditions, terms_of
 
 
 def page(folder: Path, text: str) -> Path:

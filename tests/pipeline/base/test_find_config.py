@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput
-from pipeline.base.read_config import read_config
+from pipeline.base.find import read_config
 from tests.support.published_models import PUBLISHED, REPOSITORIES, config_of
 
 
