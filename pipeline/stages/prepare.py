@@ -29,9 +29,8 @@ from pion.gguf.pre_tokenizer import require_known
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.continuations import continuation_questions
-from pipeline.data.documents import check_documents
 from pipeline.data.fingerprint import Part, check_unchanged, fingerprint_of
-from pipeline.data.foreign_shards import take_hub_shards, take_local_shards
+from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
 from pipeline.data.sft_rows import in_own_format, in_template, write_conversation_rows
 from pipeline.data.sources import Input, Remarks, conversations, find_input, talks, texts

@@ -22,8 +22,7 @@ from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import size
 from pipeline.console.messages import Shown
-from pipeline.data.documents import check_documents
-from pipeline.data.foreign_shards import HELD_OUT
+from pipeline.data.foreign_shards import HELD_OUT, check_documents
 from pipeline.data.sources import Input, find_input, texts
 from pipeline.job import (
     BinShards,

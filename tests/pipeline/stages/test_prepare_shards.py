@@ -231,7 +231,7 @@ def test_hub_shards_without_an_end_of_text_are_refused(
     cache.close()
     assert batch.documents is not None
     assert batch.documents.sum() == SEQ_LEN  # in one row, everything follows the end-of-text
-    monkeypatch.setattr("pipeline.data.documents.REMOTE_IDS", 100 * SEQ_LEN)
+    monkeypatch.setattr("pipeline.data.foreign_shards.REMOTE_IDS", 100 * SEQ_LEN)
     with pytest.raises(BadInput, match=r"no end-of-text .* the first 3,200 ids of user/more"):
         prepared(more, tmp_path / "less")
 
