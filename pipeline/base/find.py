@@ -25,7 +25,7 @@ from pion.later_fields import shown
 from pion.model_files import INDEX, WEIGHTS, is_legal, shards_of
 from pion.untrusted import LARGEST_TOKENIZER, parse_object, read_file
 from pipeline.data.hub import OnHub, explained, pin
-from pipeline.data.tokenizer_folder import needed_files
+from pipeline.data.tokenizer import needed_files
 from pipeline.job.model_section import Base
 from pipeline.machine.folders import expand, private_cache_folder
 from pipeline.models.bring import bring_model

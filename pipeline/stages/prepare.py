@@ -23,11 +23,10 @@ from pion.data.shard import Shard
 from pion.data.shards import Rows
 from pion.data.template_source import DATE_FILE, TEMPLATE_FILE
 from pion.data.token_names import TOKENIZER_CONFIG
-from pion.data.tokenizer import Tokenizer, train_bpe
+from pion.data.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.gguf.pre_tokenizer import require_known
 from pion.untrusted import parse_object, read_file
-from pipeline.console.messages import Note, PrepareProgress, Say
+from pipeline.console.messages import Note, Say
 from pipeline.data.continuations import continuation_questions
 from pipeline.data.fingerprint import Part, check_unchanged, fingerprint_of
 from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
@@ -35,10 +34,9 @@ from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_d
 from pipeline.data.sft_rows import in_own_format, in_template, write_conversation_rows
 from pipeline.data.sources import Input, Remarks, conversations, find_input, talks, texts
 from pipeline.data.text_rows import RowFormat, write_text_rows
-from pipeline.data.tokenizer_folder import bring_tokenizer
+from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.digest import covered_fields
-from pipeline.machine.time_limit import attended
 
 __all__ = ["PreparedData", "open_data", "prepare_pretrain", "prepare_sft"]
 
@@ -85,7 +83,7 @@ def prepare_pretrain(
     """
     with _writing(folder):
         inputs = _find_inputs(job, job.data.sources, "data", folder)
-        _put_tokenizer(job, folder, tokenizer, conversations=False)
+        put_tokenizer(job, folder, tokenizer, conversations=False)
         part = _Part("pretrain", inputs, by_job=tokenizer is None)
         prepared = _found_or_made(job, part, folder, say, find)
     if job.pretrain is not None:
@@ -110,7 +108,7 @@ def prepare_sft(
     assert job.sft is not None
     with _writing(folder):
         inputs = _find_inputs(job, job.sft.sources, "sft", folder)
-        _put_tokenizer(job, folder, tokenizer, conversations=True)
+        put_tokenizer(job, folder, tokenizer, conversations=True)
         part = _Part("sft", inputs, by_job=tokenizer is None)
         prepared = _found_or_made(job, part, folder, say, find)
     _check_rows(prepared, job.sft.global_batch, "sft", job.sft_seq_len)
@@ -143,10 +141,8 @@ def _found_or_made(job: Job, part: _Part, folder: Path, say: Say, find: Find) ->
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     report = data.report
     if by_job:
-        where = _where(job)
-        tokenizer.fits(job.model_config_resolved().vocab_size, f"tokenizer: {where}")
-        report = report | {"tokenizer": where}
-    _check_gguf(job, data.tokenizer_path)
+        report = report | {"tokenizer": origin(job)}
+    check_fits(job, tokenizer, data.tokenizer_path, by_job)
     names = tuple(_name(found.source) for found in inputs)
     # Whoever prepared the data may have other names for the same sources.
     sources = [{**one, "name": name} for one, name in zip(report["sources"], names, strict=False)]
@@ -169,7 +165,7 @@ def _forget_other_content(folder: Path, fingerprint: str, *, trains: bool) -> No
 
 def _prepare_pretrain(job: Job, inputs: list[Input], folder: Path, by_job: bool, say: Say) -> None:
     started = time.monotonic()
-    tokenizer, tokenizer_report = _tokenizer(job, inputs, folder, by_job, say)
+    tokenizer, tokenizer_report = ready_tokenizer(job, inputs, folder, by_job, say)
     if job.within_documents:
         check_documents(inputs, tokenizer, job.data.seq_len)
     reports = []
@@ -196,7 +192,7 @@ def _prepare_pretrain(job: Job, inputs: list[Input], folder: Path, by_job: bool,
 def _prepare_sft(job: Job, inputs: list[Input], folder: Path, by_job: bool, say: Say) -> None:
     assert job.sft is not None
     started = time.monotonic()
-    tokenizer, tokenizer_report = _tokenizer(job, inputs, folder, by_job, say)
+    tokenizer, tokenizer_report = ready_tokenizer(job, inputs, folder, by_job, say)
     reports = []
     for number, found in enumerate(inputs):
         rows = _row_format(found, folder, job.sft_seq_len, job.data.shard_rows)
@@ -224,7 +220,7 @@ def _noted(remarks: Remarks) -> dict[str, Any]:
     return {"remarks": words} if words else {}
 
 
-# ---------------------------------------------------------------- inputs and tokenizer
+# ---------------------------------------------------------------- inputs
 
 
 def _find_inputs(job: Job, sources: Sequence[Source], section: str, folder: Path) -> list[Input]:
@@ -239,135 +235,6 @@ def _find_inputs(job: Job, sources: Sequence[Source], section: str, folder: Path
     if commits and commits != pinned:
         write_atomically(path, json.dumps(commits).encode())
     return inputs
-
-
-def _put_tokenizer(job: Job, folder: Path, given: Path | None, *, conversations: bool) -> None:
-    """Put the given tokenizer, or else the job's, into the folder, unless it is to be trained.
-
-    That of a model to start from comes with its files, and for `conversations` with their template.
-    """
-    path, section = folder / "tokenizer.json", job.tokenizer
-    if given is not None and job.base is not None:
-        bring_tokenizer(job, given.parent, folder, conversations=conversations)
-    elif given is not None:
-        _save(Tokenizer.from_file(given), path)
-    elif section is not None and section.file is not None:
-        _save(Tokenizer.from_file(job.input_path(section.file)), path)
-    elif section is not None and section.hub is not None and not path.exists():
-        from pipeline.data.hub import hub_tokenizer
-
-        file = hub_tokenizer(section.hub, section.revision, section.hub_file)
-        _save(Tokenizer.from_file(file), path)
-
-
-def _check_gguf(job: Job, tokenizer_json: Path) -> None:
-    """Raise BadInput before training if publish.gguf can't have this tokenizer."""
-    if job.publish is None or not job.publish.gguf:
-        return
-    try:
-        require_known(tokenizer_json)
-    except BadInput as error:
-        raise BadInput(
-            f"publish.gguf: {error}. Nothing was trained. Remove publish.gguf, or name another "
-            "tokenizer."
-        ) from None
-
-
-def _tokenizer(
-    job: Job, inputs: list[Input], folder: Path, by_job: bool, say: Say
-) -> tuple[Tokenizer, dict[str, Any]]:
-    """Return the tokenizer in the folder; train it if the job says so.
-
-    Raises BadInput if one that the job names doesn't fit the model.
-    """
-    path, section = folder / "tokenizer.json", job.tokenizer
-    if not by_job:
-        tokenizer = Tokenizer.from_file(path)
-        _check_gguf(job, path)
-        return tokenizer, {"vocab_size": tokenizer.vocab_size}
-    started = time.monotonic()
-    assert section is not None
-    if section.train is not None and not path.exists():
-        say(Note(f"training a BPE of {section.train.vocab_size:,} entries"))
-        _save(_trained(job, inputs, section.train.vocab_size, say), path)
-    tokenizer = Tokenizer.from_file(path)
-    tokenizer.fits(job.model_config_resolved().vocab_size, f"tokenizer: {_where(job)}")
-    _check_gguf(job, path)
-    if section.train is not None:
-        rows = job.model_config_resolved().vocab_size
-        say(Note(_entries(section.train.vocab_size, tokenizer.vocab_size, rows)))
-    report = {"tokenizer": _where(job), "vocab_size": tokenizer.vocab_size}
-    return tokenizer, report | {"tokenizer_seconds": round(time.monotonic() - started, 1)}
-
-
-def _entries(asked: int, got: int, rows: int) -> str:
-    """Return how many entries were asked for and found, and how many rows have none."""
-    words = f"vocabulary: {asked:,} entries asked for, {got:,} found in the text"
-    if got < rows:
-        words += f"; {rows - got:,} of the model's {rows:,} embedding rows are unused"
-    return words
-
-
-def _where(job: Job) -> str:
-    """Return where the job takes its tokenizer from."""
-    assert job.tokenizer is not None
-    if job.tokenizer.train is not None:
-        return "trained on data.sources"
-    return job.tokenizer.file or f"{job.tokenizer.hub}/{job.tokenizer.hub_file}"
-
-
-def _save(tokenizer: Tokenizer, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    tokenizer.save(temporary)
-    write_atomically(path, temporary.read_bytes())
-    temporary.unlink()
-
-
-def _trained(job: Job, inputs: list[Input], vocab_size: int, say: Say) -> Tokenizer:
-    """Return a tokenizer trained on the inputs. A stop is heard meanwhile: `say` raises it."""
-    read, started = _Read(), time.monotonic()
-
-    def look() -> None:
-        if read.complete:
-            say(PrepareProgress("learn the vocabulary", time.monotonic() - started, "s"))
-        else:
-            say(PrepareProgress("read text for the tokenizer", read.bytes / 1e6, "MB"))
-
-    work = partial(train_bpe, _training_texts(job, inputs, read), vocab_size)
-    return attended(work, look)
-
-
-@dataclass
-class _Read:
-    """How much text the tokenizer's training has read, and whether that is all."""
-
-    bytes: int = 0
-    complete: bool = False
-
-
-def _training_texts(job: Job, inputs: list[Input], progress: _Read) -> Iterator[str]:
-    """Yield training documents to learn merges from, the same amount from every source."""
-    assert job.tokenizer is not None
-    assert job.tokenizer.train is not None
-    readable = [i for i in inputs if not isinstance(i.source, NpyShards | BinShards | HubNpyShards)]
-    if not readable:
-        raise BadInput(
-            "tokenizer.train: every data source is already tokenized, so there is no text to train "
-            "on. Set tokenizer.file or tokenizer.hub to the tokenizer of these sources"
-        )
-    share = job.tokenizer.train.max_mb * 1e6 / len(readable)
-    for found in readable:
-        read = 0
-        for held_out, text in texts(job, found):
-            if held_out:
-                continue
-            yield text
-            size = len(text.encode())
-            read += size
-            progress.bytes += size
-            if read >= share:
-                break
-    progress.complete = True
 
 
 def _row_format(found: Input, folder: Path, seq_len: int, shard_rows: int) -> RowFormat:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pion.adapter import RECORD
 from pion.errors import BadInput, Trouble
 from pipeline.console.messages import Evaluation, Note, Sample, StageState, Step
-from pipeline.data.tokenizer_folder import needed_files
+from pipeline.data.tokenizer import needed_files
 from pipeline.kill_points import mark
 from pipeline.models.bring import run_reference
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries

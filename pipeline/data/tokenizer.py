@@ -1,0 +1,209 @@
+"""The tokenizer of a run: one that the job names, one trained on its text, or that of `model.from`.
+
+It lies next to prepared data, with its chat format. Training, evaluation, samples and checkpoints
+read both there: see `pion.data.chat_format`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pion.data.arrays import write_atomically
+from pion.data.conversation import chat_template
+from pion.data.special_tokens import GENERATION_CONFIG
+from pion.data.template_source import (
+    DATE_FILE,
+    TEMPLATE_FILE,
+    find_template,
+    with_settings,
+    write_template_date,
+)
+from pion.data.token_names import FILES as NAMES_FILES
+from pion.data.tokenizer import Tokenizer, train_bpe
+from pion.errors import BadInput
+from pion.exports.tokenizer_files import copy_tokenizer
+from pion.gguf.pre_tokenizer import require_known
+from pion.untrusted import LARGEST_TOKENIZER, read_file
+from pipeline.console.messages import Note, PrepareProgress, Say
+from pipeline.data.hub import hub_tokenizer
+from pipeline.data.sources import Input, texts
+from pipeline.job import BinShards, HubNpyShards, Job, NpyShards
+from pipeline.machine.time_limit import attended
+
+# What a checkpoint needs of the folder. Other files of a tokenizer repeat what tokenizer.json has.
+NEEDED = ("tokenizer.json", *NAMES_FILES, GENERATION_CONFIG, TEMPLATE_FILE, DATE_FILE)
+
+
+def bring_tokenizer(job: Job, source: Path, folder: Path, *, conversations: bool) -> Tokenizer:
+    """Copy the tokenizer of `job.base` from the folder `source`; return it.
+
+    For `conversations`, the folder gets the chat template that they are written in. Raises
+    BadInput for files that can't be used, and OSError if the folder can't be written.
+    """
+    tokenizer = Tokenizer.from_file(source / "tokenizer.json")
+    copy_tokenizer(
+        source, folder, template=_template(job, source, tokenizer) if conversations else None
+    )
+    if (source / GENERATION_CONFIG).is_file():
+        shutil.copyfile(source / GENERATION_CONFIG, folder / GENERATION_CONFIG)
+    if conversations and job.uses_model_template and job.base and job.base.date:
+        write_template_date(folder, job.base.date)
+    return tokenizer
+
+
+def _template(job: Job, source: Path, tokenizer: Tokenizer) -> str | None:
+    """Return the template of conversations; None if it is the model's own as it is."""
+    assert job.sft is not None
+    if not job.uses_model_template:
+        return chat_template(tokenizer)
+    template = find_template(source)
+    assert template is not None  # the base has one
+    system, options = job.sft.system, job.sft.template_options
+    whole = with_settings(template, system, options, tokenizer.specials)
+    return None if whole == template else whole
+
+
+def needed_files(folder: Path) -> dict[str, bytes]:
+    """Return the content of the files that a checkpoint needs to be talked to, by name.
+
+    Raises BadInput for a file that is too large, and OSError if one can't be read.
+    """
+    paths = {name: folder / name for name in NEEDED}
+    return {
+        name: read_file(path, LARGEST_TOKENIZER) for name, path in paths.items() if path.is_file()
+    }
+
+
+def put_tokenizer(job: Job, folder: Path, given: Path | None, *, conversations: bool) -> None:
+    """Put the given tokenizer, or else the job's, into the folder, unless it is to be trained.
+
+    That of a model to start from comes with its files, and for `conversations` with their template.
+    """
+    path, section = folder / "tokenizer.json", job.tokenizer
+    if given is not None and job.base is not None:
+        bring_tokenizer(job, given.parent, folder, conversations=conversations)
+    elif given is not None:
+        _save(Tokenizer.from_file(given), path)
+    elif section is not None and section.file is not None:
+        _save(Tokenizer.from_file(job.input_path(section.file)), path)
+    elif section is not None and section.hub is not None and not path.exists():
+        file = hub_tokenizer(section.hub, section.revision, section.hub_file)
+        _save(Tokenizer.from_file(file), path)
+
+
+def check_fits(job: Job, tokenizer: Tokenizer, path: Path, by_job: bool) -> None:
+    """Raise BadInput before training if a tokenizer that the job names (`by_job`) doesn't fit the
+    model, or if publish.gguf can't have the tokenizer at `path`."""
+    if by_job:
+        tokenizer.fits(job.model_config_resolved().vocab_size, f"tokenizer: {origin(job)}")
+    if job.publish is None or not job.publish.gguf:
+        return
+    try:
+        require_known(path)
+    except BadInput as error:
+        raise BadInput(
+            f"publish.gguf: {error}. Nothing was trained. Remove publish.gguf, or name another "
+            "tokenizer."
+        ) from None
+
+
+def ready_tokenizer(
+    job: Job, inputs: list[Input], folder: Path, by_job: bool, say: Say
+) -> tuple[Tokenizer, dict[str, Any]]:
+    """Return the tokenizer in the folder; train it if the job says so.
+
+    Raises BadInput if one that the job names doesn't fit the model.
+    """
+    path, section = folder / "tokenizer.json", job.tokenizer
+    if not by_job:
+        tokenizer = Tokenizer.from_file(path)
+        check_fits(job, tokenizer, path, by_job)
+        return tokenizer, {"vocab_size": tokenizer.vocab_size}
+    started = time.monotonic()
+    assert section is not None
+    if section.train is not None and not path.exists():
+        say(Note(f"training a BPE of {section.train.vocab_size:,} entries"))
+        _save(_trained(job, inputs, section.train.vocab_size, say), path)
+    tokenizer = Tokenizer.from_file(path)
+    check_fits(job, tokenizer, path, by_job)
+    if section.train is not None:
+        rows = job.model_config_resolved().vocab_size
+        say(Note(_entries(section.train.vocab_size, tokenizer.vocab_size, rows)))
+    report = {"tokenizer": origin(job), "vocab_size": tokenizer.vocab_size}
+    return tokenizer, report | {"tokenizer_seconds": round(time.monotonic() - started, 1)}
+
+
+def _entries(asked: int, got: int, rows: int) -> str:
+    """Return how many entries were asked for and found, and how many rows have none."""
+    words = f"vocabulary: {asked:,} entries asked for, {got:,} found in the text"
+    if got < rows:
+        words += f"; {rows - got:,} of the model's {rows:,} embedding rows are unused"
+    return words
+
+
+def origin(job: Job) -> str:
+    """Return where the job takes its tokenizer from."""
+    assert job.tokenizer is not None
+    if job.tokenizer.train is not None:
+        return "trained on data.sources"
+    return job.tokenizer.file or f"{job.tokenizer.hub}/{job.tokenizer.hub_file}"
+
+
+def _save(tokenizer: Tokenizer, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    tokenizer.save(temporary)
+    write_atomically(path, temporary.read_bytes())
+    temporary.unlink()
+
+
+def _trained(job: Job, inputs: list[Input], vocab_size: int, say: Say) -> Tokenizer:
+    """Return a tokenizer trained on the inputs. A stop is heard meanwhile: `say` raises it."""
+    read, started = _Read(), time.monotonic()
+
+    def look() -> None:
+        if read.complete:
+            say(PrepareProgress("learn the vocabulary", time.monotonic() - started, "s"))
+        else:
+            say(PrepareProgress("read text for the tokenizer", read.bytes / 1e6, "MB"))
+
+    work = partial(train_bpe, _training_texts(job, inputs, read), vocab_size)
+    return attended(work, look)
+
+
+@dataclass
+class _Read:
+    """How much text the tokenizer's training has read, and whether that is all."""
+
+    bytes: int = 0
+    complete: bool = False
+
+
+def _training_texts(job: Job, inputs: list[Input], progress: _Read) -> Iterator[str]:
+    """Yield training documents to learn merges from, the same amount from every source."""
+    assert job.tokenizer is not None
+    assert job.tokenizer.train is not None
+    readable = [i for i in inputs if not isinstance(i.source, NpyShards | BinShards | HubNpyShards)]
+    if not readable:
+        raise BadInput(
+            "tokenizer.train: every data source is already tokenized, so there is no text to train "
+            "on. Set tokenizer.file or tokenizer.hub to the tokenizer of these sources"
+        )
+    share = job.tokenizer.train.max_mb * 1e6 / len(readable)
+    for found in readable:
+        read = 0
+        for held_out, text in texts(job, found):
+            if held_out:
+                continue
+            yield text
+            size = len(text.encode())
+            read += size
+            progress.bytes += size
+            if read >= share:
+                break
+    progress.complete = True
