@@ -1,4 +1,4 @@
-"""Files on the Hugging Face Hub: `.npy` shards and tokenizers, and what its errors mean.
+"""Files on the Hugging Face Hub: `.npy` shards and tokenizers, and rows of data sets.
 
 Everything is read at a commit that is pinned first, so a run that resumes next week reads the same
 bytes. If a person can fix what the Hub refuses, a BadInput says how.
@@ -9,23 +9,27 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pion.data.arrays import NPY_HEADER_BYTES, parse_npy_header
+from pion.data.corpus import Record
 from pion.data.shard import Shard
 from pion.errors import BadInput, PionError
 
 if TYPE_CHECKING:
-    from pipeline.job import HubNpyShards
+    from pipeline.job import HubDataset, HubNpyShards
+
 
 BROKEN_TRANSFERS = 5
+# Of `datasets`: the modules that read plain tables and text.
+FORMATS = ("arrow", "csv", "json", "parquet", "text")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,14 @@ def explained(what: OnHub) -> Iterator[None]:
         if explanation is None:
             raise
         raise explanation from None
+
+
+def explain(error: BaseException, what: OnHub) -> PionError | None:
+    """Return the message for an error of a Hub client, or None if it is not about the Hub."""
+    from pipeline.state.stores.hub.errors import explain_reading
+
+    whole = OnHub(what.repo, what.revision, what.repo_type)
+    return explain_reading(error, str(whole), what.file, what.page)
 
 
 def pin(repo: str, revision: str | None, repo_type: str = "dataset") -> str:
@@ -204,88 +216,47 @@ def _header(content: bytes, where: str, seq_len: int) -> tuple[int, int, np.dtyp
     return found.offset, row_ids, found.dtype
 
 
-# ---------------------------------------------------------------- what went wrong
+def hub_records(source: HubDataset, commit: str, columns: tuple[str, ...]) -> Iterator[Record]:
+    """Stream the rows at `commit`, at most `max_documents`, with those of `columns` that are there.
+
+    A data set can be of any format, and hold pictures by their URL. Here it has a format without
+    code, and nothing that a row names is opened.
+    Without any of `columns`, a record has the names of the others. Raises BadInput for a data set
+    that can't be read, or not safely, and PionError for a Hub that can't be reached.
+    """
+    what = OnHub(source.repo, source.revision)
+    try:
+        for number, row in enumerate(islice(_rows(source, commit, columns), source.max_documents)):
+            yield Record(row, f"{source.repo} row {number + 1:,}")
+    except PionError:
+        raise
+    except Exception as error:  # whatever a data set can make `datasets` raise
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise explain(error, what) or BadInput(f"{what}: can't be read ({reason})") from None
 
 
-def explain(error: BaseException, what: OnHub) -> PionError | None:
-    """Return the message for an error of a Hub client, or None if it is not about the Hub."""
-    import huggingface_hub.errors as hub
+def _rows(source: HubDataset, commit: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    import datasets
+    from datasets.features.features import require_decoding
 
-    chain = list(_causes(error))
-    for cause in chain:
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        if isinstance(cause, hub.RevisionNotFoundError):
-            return BadInput(f"{what}: there is no such revision")
-        if isinstance(cause, hub.RemoteEntryNotFoundError):
-            return BadInput(f"{what}: there is no such file")
-        if isinstance(cause, hub.GatedRepoError):
-            repository = OnHub(what.repo, what.revision, what.repo_type)
-            return BadInput(f"{repository}: it is gated. {_terms_advice(what.page)}")
-        if isinstance(cause, hub.HFValidationError):
-            return BadInput(f"{what}: not the name of a Hub repository (user/name): {cause}")
-        if isinstance(cause, hub.RepositoryNotFoundError):
-            private = (
-                ""
-                if _has_token() and status != 401
-                else f" If the repository is private: {_token_advice()}"
-            )
-            return BadInput(f"{what}: there is no such repository; check its name.{private}")
-        if status in (401, 403):
-            return BadInput(f"{what}: the Hub denied access ({status}). {_token_advice()}")
-    if any("scripts are no longer supported" in str(cause) for cause in chain):
-        return BadInput(f"{what}: it is a program that writes data, and Pion does not run it")
-    if any(type(cause).__name__ == "DatasetNotFoundError" for cause in chain):
-        return BadInput(f"{what}: there is no such data set, or it is private. {_token_advice()}")
-    for cause in chain:
-        if isinstance(cause, hub.HTTPError | hub.LocalEntryNotFoundError | ConnectionError):
-            return PionError(
-                f"{what}: the Hub can't be reached or does not answer ({_first_line(cause)}). The "
-                "work done so far is kept. Run the same command again once the Hub answers."
-            )
-        if isinstance(cause, ValueError | FileNotFoundError):
-            # datasets' own complaints: unknown split or subset, no readable files
-            return BadInput(f"{what}: {_first_line(cause)}")
-    return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().partition("\n")[0]
-
-
-def _has_token() -> bool:
-    from huggingface_hub import get_token
-
-    return get_token() is not None
-
-
-def _token_advice() -> str:
-    if not _has_token():
-        return (
-            "No Hub token was found. Create a token at https://huggingface.co/settings/tokens. "
-            "Then run `export HF_TOKEN=hf_…` or `hf auth login`"
+    # Raises if the data set names files outside of its repository, and never runs its code.
+    builder = datasets.load_dataset_builder(source.repo, source.subset, revision=commit)
+    kind = type(builder).__module__.rpartition(".")[2]
+    if kind not in FORMATS:
+        raise BadInput(
+            f"{OnHub(source.repo, source.revision)}: its files are of the kind {kind!r}, which "
+            f"Pion does not read. The kinds are {', '.join(FORMATS)}"
         )
-    return (
-        f"The token from {_token_source()} has no access. Ask for access on the repository's page, "
-        "or use a different token"
-    )
-
-
-def _terms_advice(page: str) -> str:
-    """Return how to get access to a gated repository."""
-    if not _has_token():
-        return f"Accept its terms on {page}. {_token_advice()}"
-    return (
-        f"The token from {_token_source()} has no access. Accept the terms on {page} with the "
-        "account of that token, or use a different token. A fine-grained token must allow reading "
-        "gated repositories"
-    )
-
-
-def _token_source() -> str:
-    return "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the login of `hf auth login`"
+    rows: Any = builder.as_streaming_dataset(split=source.split)
+    if rows.features is None:  # such files have no types that `datasets` decodes
+        for row in rows:
+            yield {name: row[name] for name in columns if name in row} or dict.fromkeys(row)
+        return
+    wanted = [name for name in rows.features if name in columns]
+    if not wanted:
+        yield dict.fromkeys(rows.features)
+        return
+    rows = rows.select_columns(wanted)
+    if any(require_decoding(feature) for feature in rows.features.values()):
+        rows = rows.decode(False)
+    yield from rows

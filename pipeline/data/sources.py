@@ -265,7 +265,7 @@ def _records(job: Job, found: Input, columns: tuple[str, ...]) -> Iterator[Recor
     if isinstance(source, ParquetFiles):
         return parquet_records(job.input_path(source.path), found.key, columns, longest)
     if isinstance(source, HubDataset):
-        from pipeline.data.hub_rows import hub_records
+        from pipeline.data.hub import hub_records
 
         return hub_records(source, found.commit, columns)
     raise BadInput(f"{found.key}: this kind of source has no records")

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pion.errors import BadInput, Interrupted
+from pipeline.state.stores.hub import TOKENS_PAGE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 PREFIX = "hf://"
 ATTEMPTS = 6
-TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
 Result = TypeVar("Result")
 
@@ -200,52 +200,18 @@ def _call(repo: str, ask: Callable[[], Result]) -> Result:
 
     RepositoryNotFoundError passes: before training it only means "not yet".
     """
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
-    where = f"publish.to: hf://{repo}"
+    from pipeline.state.stores.hub.errors import explain_publishing, status_of
+
     try:
         return ask()
-    except OfflineModeIsEnabled:
-        raise BadInput(
-            f"{where}: HF_HUB_OFFLINE is set. Unset HF_HUB_OFFLINE, or publish to a folder."
-        ) from None
     except RepositoryNotFoundError:
         raise
-    except HfHubHTTPError as error:
-        status = _status(error)
-        if status == 401:
-            raise BadInput(
-                f"{where}: the Hub does not accept this token (401). Create a token with write "
-                f"access at {TOKENS_PAGE}. Then set HF_TOKEN to this token, or run `hf auth login`."
-            ) from None
-        if status == 403:
-            raise BadInput(
-                f"{where}: the Hub denied access (403): {_reason(error)}. Use a token with write "
-                f"access ({TOKENS_PAGE}), or publish somewhere else."
-            ) from None
-        if status in (408, 429) or status >= 500:
+    except (HTTPError, ConnectionError, TimeoutError, ValueError) as error:
+        refusal = explain_publishing(error)
+        if refusal is not None:
+            raise BadInput(f"publish.to: hf://{repo}: {refusal}") from None
+        if status := status_of(error):
             raise Unreachable(f"the Hub answered {status}") from None
-        raise BadInput(
-            f"{where}: the Hub rejected the request ({status}): {_reason(error)}"
-        ) from None
-    except ValueError as error:  # about the card's YAML, from here and from the client's commit
-        raise BadInput(
-            f"{where}: the Hub rejected the model card's metadata (does the Hub know the license "
-            f"in publish.license?): {error}"
-        ) from None
-    except (HTTPError, ConnectionError, TimeoutError) as error:
         raise Unreachable(f"the Hub can't be reached ({type(error).__name__})") from None
-
-
-def _status(error: Any) -> int:
-    return int(getattr(error.response, "status_code", 0) or 0)
-
-
-def _reason(error: Any) -> str:
-    """Return the Hub's words without URLs and request ids."""
-    return str(getattr(error, "server_message", None) or "no reason given").splitlines()[0]

@@ -12,12 +12,12 @@ from pion.data.shard import Shard
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import (
     download_shard,
+    hub_records,
     hub_shards,
     hub_tokenizer,
     pin,
     read_hub_rows,
 )
-from pipeline.data.hub_rows import hub_records
 from pipeline.job import HubDataset, HubNpyShards
 from tests.support.hub_server import READ_TOKEN, HubServer, hub_server
 

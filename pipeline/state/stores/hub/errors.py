@@ -1,4 +1,8 @@
-"""Errors of the Hub: which are transient, and what to tell a person about each."""
+"""Errors of the Hub: which are transient, and what to tell a person about each.
+
+A run's store, a source that is read and a model that is published need different advice: `explain`,
+`explain_reading` and `explain_publishing`.
+"""
 
 import contextlib
 import os
@@ -7,19 +11,26 @@ from collections.abc import Iterator
 from json import JSONDecodeError
 
 import httpx
+from huggingface_hub import get_token
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
+from pion.errors import BadInput, PionError
+from pipeline.state.stores.hub import TOKENS_PAGE
+
 # The Hub gives these reasons in words only, all with status 403.
 _FULL = re.compile(r"(?i)storage.*(limit|quota|exceed)|(limit|quota|exceed).*storage")
 _SUSPENDED = re.compile(r"(?i)suspended|banned|account.*(disabled|blocked)")
-TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
 
 class NotFromTheHub(ConnectionError):
@@ -161,8 +172,122 @@ def _explain_answer(error: HfHubHTTPError) -> str:
 
 
 def _token() -> str:
-    from huggingface_hub import get_token
-
     if get_token() is None:
         return "a request without a token"
     return "the token in HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token of `hf auth login`"
+
+
+# ---------------------------------------------------------------- sources that are read
+
+
+def explain_reading(
+    error: BaseException, repository: str, file: str | None, page: str
+) -> PionError | None:
+    """Return the message for an error of a Hub client, or None if it is not about the Hub.
+
+    `page` is the address of the repository's page, where its terms are accepted.
+    """
+    what = f"{repository}, file {file}" if file else repository
+    chain = list(_causes(error))
+    for cause in chain:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        match cause:
+            case RevisionNotFoundError():
+                return BadInput(f"{what}: there is no such revision")
+            case RemoteEntryNotFoundError():
+                return BadInput(f"{what}: there is no such file")
+            case GatedRepoError():
+                return BadInput(f"{repository}: it is gated. {_terms_advice(page)}")
+            case HFValidationError():
+                return BadInput(f"{what}: not the name of a Hub repository (user/name): {cause}")
+            case RepositoryNotFoundError():
+                hidden = get_token() is None or status == 401
+                private = f" If the repository is private: {_token_advice()}" if hidden else ""
+                return BadInput(f"{what}: there is no such repository; check its name.{private}")
+        if status in (401, 403):
+            return BadInput(f"{what}: the Hub denied access ({status}). {_token_advice()}")
+    if any("scripts are no longer supported" in str(cause) for cause in chain):
+        return BadInput(f"{what}: it is a program that writes data, and Pion does not run it")
+    if any(type(cause).__name__ == "DatasetNotFoundError" for cause in chain):
+        return BadInput(f"{what}: there is no such data set, or it is private. {_token_advice()}")
+    for cause in chain:
+        if isinstance(cause, HTTPError | LocalEntryNotFoundError | ConnectionError):
+            return PionError(
+                f"{what}: the Hub can't be reached or does not answer ({_first_line(cause)}). The "
+                "work done so far is kept. Run the same command again once the Hub answers."
+            )
+        if isinstance(cause, ValueError | FileNotFoundError):
+            # datasets' own complaints: unknown split or subset, no readable files
+            return BadInput(f"{what}: {_first_line(cause)}")
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().partition("\n")[0]
+
+
+def _token_advice() -> str:
+    if get_token() is None:
+        return (
+            f"No Hub token was found. Create a token at {TOKENS_PAGE}. "
+            "Then run `export HF_TOKEN=hf_…` or `hf auth login`"
+        )
+    return (
+        f"The token from {_token_source()} has no access. Ask for access on the repository's page, "
+        "or use a different token"
+    )
+
+
+def _terms_advice(page: str) -> str:
+    """Return how to get access to a gated repository."""
+    if get_token() is None:
+        return f"Accept its terms on {page}. {_token_advice()}"
+    return (
+        f"The token from {_token_source()} has no access. Accept the terms on {page} with the "
+        "account of that token, or use a different token. A fine-grained token must allow reading "
+        "gated repositories"
+    )
+
+
+def _token_source() -> str:
+    return "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the login of `hf auth login`"
+
+
+# ---------------------------------------------------------------- a model that is published
+
+
+def explain_publishing(error: Exception) -> str | None:
+    """Return why the Hub refuses a model; None for an outage, so trying again later may help."""
+    status = status_of(error)
+    match error:
+        case OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set. Unset HF_HUB_OFFLINE, or publish to a folder."
+        case HfHubHTTPError() if status == 401:
+            return (
+                "the Hub does not accept this token (401). Create a token with write access at "
+                f"{TOKENS_PAGE}. Then set HF_TOKEN to this token, or run `hf auth login`."
+            )
+        case HfHubHTTPError() if status == 403:
+            return (
+                f"the Hub denied access (403): {_said(error)}. Use a token with write access "
+                f"({TOKENS_PAGE}), or publish somewhere else."
+            )
+        case HfHubHTTPError() if status not in (408, 429) and status < 500:
+            return f"the Hub rejected the request ({status}): {_said(error)}"
+        case ValueError():  # about the card's YAML, from our check and from the client's commit
+            return (
+                "the Hub rejected the model card's metadata (does the Hub know the license in "
+                f"publish.license?): {error}"
+            )
+    return None
+
+
+def _said(error: HfHubHTTPError) -> str:
+    """Return the Hub's words without URLs and request ids."""
+    return str(error.server_message or "no reason given").splitlines()[0]
