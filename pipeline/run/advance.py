@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, Fenced, Interrupted, PionError, PlanFailed, Stopped
 from pipeline.base.keep import keep_as_base
@@ -17,7 +17,7 @@ from pipeline.job import STAGES
 from pipeline.job.digest import digest_of
 from pipeline.models.bring import run_reference
 from pipeline.report.of_run import write_run_report
-from pipeline.run.drive_training import WorkersTraining, fetch_ahead, start_workers, train_here
+from pipeline.run.drive_training import WorkersTraining, fetch_ahead, start_workers, training_here
 from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
 from pipeline.run.journal import Journal
 from pipeline.run.preflight import worker_count
@@ -41,6 +41,9 @@ from pipeline.state.stores import StoreError
 from pipeline.state.stores.verdict import Moment, verdict
 from pipeline.training.context import smaller_plan_note
 from pipeline.training.saving import linger_seconds
+
+if TYPE_CHECKING:
+    from pipeline.workers.ray_workers import RayWorkers
 
 Plans = dict[str, StagePlan]
 
@@ -131,48 +134,59 @@ class Advance:
         return plans
 
     def _prepare_and_train(self, plans: Plans) -> None:
-        trained = [s for s in self.start.job.train_stages if s in self._wanted]
-        training = [s for s in trained if plans[s].state != "done"]
+        wanted = [s for s in self.start.job.train_stages if s in self._wanted]
+        training = [s for s in wanted if plans[s].state != "done"]
+        prepared = plans["prepare"].state == "done"
+        if prepared and training:
+            self._measure_start()  # before workers own the run
         at_most: dict[str, Any] | None = None
         while True:
             try:
-                return self._prepare_and_train_once(plans, training, at_most)
+                with contextlib.ExitStack() as ending:
+                    workers = self._start_workers(training, at_most, prepared, ending)
+                    self.work_done = True
+                    if not prepared:
+                        self._prepare()
+                    if not training:
+                        return
+                    if workers is not None:
+                        outcome = WorkersTraining(
+                            self.start, self.claim, workers, self.journal.say
+                        ).follow()
+                    else:
+                        from pipeline.training.loop import train_stages
+
+                        outcome = train_stages(
+                            training_here(self.start, self.claim, training, self.journal.say)
+                        )
+                    if outcome == "stopped":
+                        raise self.start.stopping.error("every finished step is saved")
+                    return self._claim_after_training()
             except PlanFailed as failed:
                 # One of several workers could not compute a step as planned. All start again.
-                at_most = failed.plan
+                prepared, at_most = True, failed.plan
                 self._claim_after_training()
                 self._patiently(self.claim.forget_attempts)
                 self.journal.note(smaller_plan_note(failed))
 
-    def _prepare_and_train_once(
-        self, plans: Plans, training: list[str], at_most: dict[str, Any] | None
-    ) -> None:
-        start, say = self.start, self.journal.say
-        prepared = plans["prepare"].state == "done" or at_most is not None
-        if prepared and training:
-            self._measure_start()  # before workers own the run
-        with contextlib.ExitStack() as ending:
-            workers = None
-            if training and worker_count(start.job) > 0:
-                workers = start_workers(start, training, at_most)
-                ending.callback(workers.close)
-            if not prepared:
-                self.work_done = True
-                self._prepare()
-            elif workers is not None and start.workspace.remote:
-                # Ray takes half a minute to start. Download what it will need meanwhile.
-                ahead = (start, self.claim, training[0], say)
-                threading.Thread(target=fetch_ahead, args=ahead, daemon=True).start()
-            self.work_done = True
-            if not training:
-                return
-            if workers is None:
-                outcome = train_here(start, self.claim, training, say)
-            else:
-                outcome = WorkersTraining(start, self.claim, workers, say).follow()
-            if outcome == "stopped":
-                raise start.stopping.error("every finished step is saved")
-            self._claim_after_training()
+    def _start_workers(
+        self,
+        training: Sequence[str],
+        at_most: dict[str, Any] | None,
+        prepared: bool,
+        ending: contextlib.ExitStack,
+    ) -> RayWorkers | None:
+        """Start the workers that train, closed by `ending`; None if this process will train."""
+        start = self.start
+        if not training or worker_count(start.job) == 0:
+            return None
+        workers = start_workers(start, training, at_most)
+        ending.callback(workers.close)
+        if prepared and start.workspace.remote:
+            # Ray takes half a minute to start. Download what it will need meanwhile.
+            ahead = (start, self.claim, training[0], self.journal.say)
+            threading.Thread(target=fetch_ahead, args=ahead, daemon=True).start()
+        return workers
 
     def _prepare(self) -> None:
         started = time.monotonic()

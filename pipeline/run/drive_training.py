@@ -28,8 +28,10 @@ from pipeline.state.claim import Claim
 from pipeline.state.error_codec import error_from_json
 from pipeline.state.run_data import bring_data
 from pipeline.training.saving import linger_seconds
+from pipeline.training.train_request import Group, TrainRequest
 
 if TYPE_CHECKING:
+    from pipeline.training.context import TrainingContext
     from pipeline.workers.ray_workers import RayWorkers
 
 # How long workers may take to save after they are asked to stop, if the store can be reached.
@@ -47,47 +49,42 @@ def start_workers(
 
     `at_most` is the record of the plan to try after a larger one has failed.
     """
-    from pipeline.training.train_request import TrainRequest
     from pipeline.workers.ray_workers import RayWorkers
 
     count = worker_count(start.job)
-    request = TrainRequest.of(
-        start.job,
-        start.digests,
-        start.owner,
-        list(stages),
-        gpus=min(count, gpu_count()),
-        by_ray=True,
-        started=start.at,
-        price=start.price,
-        at_most=at_most,
-    )
+    gpus = min(count, gpu_count())
+    request = _request(start, stages, gpus=gpus, by_ray=True, at_most=at_most)
     return RayWorkers(request, count)
 
 
-def train_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -> str:
-    """Train `stages` in this process; return "done" or "stopped"."""
+def training_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -> TrainingContext:
+    """Return what `train_stages` needs to train `stages` in this process. The heartbeat of `claim`
+    has ended then."""
     ahead = threading.Thread(target=fetch_ahead, args=(start, claim, stages[0], say), daemon=True)
     if start.workspace.remote:
         ahead.start()  # while torch is imported
-    import torch  # noqa: F401
+    from pipeline.training.context import TrainingContext
 
-    from pipeline.training.train import train_stages
-    from pipeline.training.train_request import Group, TrainRequest
+    request = _request(start, stages, gpus=gpu_count())
+    context = TrainingContext(request, Group(), say, lambda: start.stopping.asked)
+    context.import_torch()
+    with context.watchdog.paused():  # a download may take hours
+        while ahead.is_alive() and not start.stopping.asked:
+            ahead.join(0.1)
+    claim.heartbeat.stop()
+    return context
 
-    request = TrainRequest.of(
+
+def _request(start: Start, stages: Sequence[str], **rest: Any) -> TrainRequest:
+    return TrainRequest.of(
         start.job,
         start.digests,
         start.owner,
         list(stages),
-        gpus=gpu_count(),
         started=start.at,
         price=start.price,
+        **rest,
     )
-    while ahead.is_alive() and not start.stopping.asked:
-        ahead.join(0.1)
-    claim.heartbeat.stop()
-    return train_stages(request, Group(), say, lambda: start.stopping.asked)
 
 
 def fetch_ahead(start: Start, claim: Claim, stage: str, say: Say) -> None:

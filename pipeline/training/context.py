@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from pion.errors import Interrupted, PionError, PlanFailed, Stopped, Trouble
-from pipeline.console.messages import Note, Phase, Say
+from pipeline.console.messages import Note, Phase, Say, Shown
 from pipeline.cost.budget import over_budget
 from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
 from pipeline.state.claim import Claim, claim_again
@@ -41,7 +41,7 @@ class TrainingContext:
     ) -> None:
         self.request = request
         self.group = group
-        self.report = report
+        self.report = report if group.rank == 0 else _say_nothing
         self.job = request.load_job()
         self.run = RunState(open_store(request.store), self.job.name)
         self.workspace = Workspace(self.run.store, self.run.name)
@@ -62,6 +62,15 @@ class TrainingContext:
             lambda text: self.report(Note(text)),
             self._sleep,
         )
+
+    def import_torch(self) -> None:
+        """Import torch, which takes seconds, and let it use this process's share of the cores."""
+        started = time.monotonic()
+        import torch
+
+        self.report(phase("torch imported", started))
+        cores = max(1, (os.cpu_count() or 1) // self.group.world_size)
+        torch.set_num_threads(self.job.hardware.threads or cores)
 
     def should_stop(self) -> bool:
         """Return whether the driver, a request or the budget asks this rank to stop."""
@@ -199,6 +208,10 @@ class TrainingContext:
         saying.start()
         saying.join(1.0)  # the connection to the driver may hang too
         os._exit(HANG_EXIT if self.request.by_ray else 75)
+
+
+def _say_nothing(message: Shown) -> None:
+    """Do nothing: rank 0 reports for all."""
 
 
 def smaller_plan_note(failed: PlanFailed) -> str:

@@ -1,13 +1,20 @@
-"""One attempt at one training stage: step, evaluate, save, finish."""
+"""Train the stages of a run: claim it, train, go back after trouble, until done or stopped.
+
+Ray workers and a process without Ray call the same function. Rank 0 owns the run's state, decides
+what to restore, and tells the other ranks.
+"""
 
 from __future__ import annotations
 
+import gc
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pion.errors import Stopped
+from pion.errors import PionError, PlanFailed, Stopped, Trouble
 from pipeline.console.messages import Note, Phase, StageState
 from pipeline.state.checkpoints.restore import Found
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
@@ -19,6 +26,74 @@ from pipeline.training.start import Setup, start_stage
 
 if TYPE_CHECKING:
     from pion.train.step_down import StepDown
+
+
+def train_stages(context: TrainingContext) -> str:
+    """Advance the training stages; return "done", or "stopped" if somebody asked for a stop.
+
+    Raises `Stopped` if a request in the store or the budget asks for the stop, and PionError if a
+    person must decide. Nothing committed is lost then.
+    """
+    group, started = context.group, time.monotonic()
+    try:
+        if not group.from_rank_0(context.wait_for_prepare() if group.rank == 0 else None):
+            return "stopped"
+        context.report(phase("waited for data", started))
+        while True:
+            with _attempt(context) as attempt:
+                for stage in attempt.todo:
+                    attempt.stage = stage
+                    if not train_stage(context, attempt.claim, stage):
+                        return "stopped"
+                    gc.collect()  # frees the trainer's memory for the next stage
+                attempt.continues = True
+                return "done"
+            gc.collect()  # after trouble: frees the old trainer's memory for the next trainer
+    finally:
+        context.watchdog.close()
+
+
+@dataclass
+class _Attempt:
+    """One attempt at the stages `todo`. `claim` is rank 0's, and None on other ranks.
+
+    `continues` says whether the run goes on: the next claim is the driver's or this process's.
+    """
+
+    claim: Claim | None
+    todo: list[str]
+    stage: str = ""
+    continues: bool = False
+
+
+@contextmanager
+def _attempt(context: TrainingContext) -> Iterator[_Attempt]:
+    """Own the run while the block trains. Trouble that another attempt can avoid ends the block."""
+    group = context.group
+    claim = context.claim() if group.rank == 0 else None
+    context.own(claim)
+    attempt = _Attempt(claim, [])
+    try:
+        attempt.todo = group.from_rank_0(context.unfinished(claim.head) if claim else None)
+        yield attempt
+    except PlanFailed as failed:
+        if claim is None or group.world_size > 1:
+            raise  # other ranks wait for this one: the driver starts all of them again
+        context.use_smaller_plan(failed, claim)
+        attempt.continues = True
+    except Trouble as trouble:  # on all ranks, at the same step
+        refusal = group.from_rank_0(
+            context.leave_out(attempt.stage, trouble, claim) if claim else None
+        )
+        if refusal is not None:
+            raise PionError(refusal) from None
+        attempt.continues = True
+    finally:
+        if claim is not None and attempt.continues:
+            claim.heartbeat.stop()
+        elif claim is not None:
+            with suppress(PionError):
+                claim.release()
 
 
 def train_stage(context: TrainingContext, claim: Claim | None, stage: str) -> bool:

@@ -102,7 +102,8 @@ def worker_loop(config: dict[str, Any]) -> None:
     from pion.errors import PionError
     from pipeline.console.messages import Note, Trained, WorkerFailed, WorkerStarted
     from pipeline.state.error_codec import error_to_json
-    from pipeline.training.train import train_stages
+    from pipeline.training.context import TrainingContext
+    from pipeline.training.loop import train_stages
     from pipeline.training.train_request import Group, TrainRequest
     from pipeline.workers.lifeline import Lifeline, LifelineAddress
 
@@ -120,8 +121,9 @@ def worker_loop(config: dict[str, Any]) -> None:
     end_watch = watch_machine(rank, line) if watches else None
     try:
         line.send(WorkerStarted(os.getpid()))
-        outcome = train_stages(request, group, line.send, lambda: line.stop_requested)
-        line.send(Trained(outcome))
+        training = TrainingContext(request, group, line.send, lambda: line.stop_requested)
+        training.import_torch()
+        line.send(Trained(train_stages(training)))
     except PionError as error:
         # Not raised: Ray would restart the workers, and they would fail again.
         line.send(WorkerFailed(error_to_json(error)))

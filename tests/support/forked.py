@@ -39,7 +39,7 @@ IMPORTED = (
     "pipeline.stages.evaluate",
     "pipeline.stages.prepare",
     "pipeline.stages.publish",
-    "pipeline.training.train",
+    "pipeline.training.loop",
     "tests.support.hard_places",
 )
 
