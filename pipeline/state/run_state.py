@@ -6,7 +6,7 @@ HEAD.json decides everything, and it changes only by compare-and-swap.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NotRequired
+from typing import Any, NotRequired, TypeVar
 
 from typing_extensions import TypedDict
 
@@ -59,6 +59,9 @@ class StageInputs(TypedDict):
     inputs: Mapping[str, Any]
 
 
+Answer = TypeVar("Answer")
+
+
 @dataclass(frozen=True)
 class Clock:
     """Time, so that tests can replace it. `monotonic` never jumps; `now` is Unix time."""
@@ -66,6 +69,14 @@ class Clock:
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+
+    def until(self, check: Callable[[], Answer], seconds: float, every: float) -> Answer:
+        """Call `check` until its answer is true, or so many seconds have passed; return its last
+        answer. It is called at least once, with a pause of `every` seconds in between."""
+        end = self.monotonic() + seconds
+        while not (answer := check()) and self.monotonic() < end:
+            self.sleep(every)
+        return answer
 
 
 class RunState:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pion.errors import BadInput, PionError
 from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.markets import NextRental
 from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.place import Place
 from pipeline.rent.managed.pods import Pod
@@ -68,10 +69,10 @@ class FakeProvider(Provider):
         self.listed = [self.pod("b", "RUNNING", new)]
         return new
 
-    def task_again(self, job: ManagedJob, avoid: Collection[Place]) -> Any:
-        if self.only is not None and self.only in avoid:
+    def task_of(self, wanted: NextRental) -> Any:
+        if self.only is not None and self.only in wanted.avoid:
             raise BadInput("the YAML allows nothing but that")
-        return job.id, set(avoid)
+        return wanted.like.id, set(wanted.avoid)
 
     def cancel(self, job_ids: Sequence[int]) -> None:
         self.cancelled += job_ids
@@ -138,10 +139,10 @@ def fail_to_submit(provider: FakeProvider, times: int) -> None:
 def lose_secrets(provider: FakeProvider) -> None:
     """Unset a job's secrets, so the job can't be submitted again."""
 
-    def task_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
+    def task_of(wanted: NextRental) -> Any:
         raise BadInput("HF_TOKEN must be set in the environment")
 
-    provider.task_again = task_again
+    provider.task_of = task_of
 
 
 def beat(claim: Claim, **status: Any) -> None:

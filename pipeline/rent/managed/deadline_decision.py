@@ -4,12 +4,14 @@ anything, or reads a clock."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.rent.deadline.on_demand import OnDemand
 from pipeline.rent.deadline.policy import Action, Market, Seen, State, Terms, decide
 from pipeline.rent.deadline.terms import cadence_of, step_seconds, terms_of
+from pipeline.rent.managed.cheapest_first import with_candidates
 from pipeline.rent.managed.deadline_work import Plan
 from pipeline.rent.managed.lookout import JobLook, Look
 from pipeline.rent.managed.recorded_task import variable_of
@@ -19,8 +21,10 @@ from pipeline.rent.managed.seen import (
     has_machine,
     rental_of,
     see,
+    see_any,
     with_work_left,
 )
+from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.state.deadline import RunDeadline
 from pipeline.state.watcher_beat import Saw
 
@@ -29,15 +33,25 @@ from pipeline.state.watcher_beat import Saw
 class Decision:
     """What was known at one look, and what follows.
 
-    `options` are the machines to request on demand, the one that the work is timed on first.
+    `plan` is None without a deadline. `options` are the machines to request on demand, the one that
+    the work is timed on first.
     """
 
     look: Look
-    plan: Plan
+    plan: Plan | None
     terms: Terms
     seen: Seen
     options: Sequence[OnDemand]
     action: Action
+
+    def machines(self, market: Market) -> SkyYaml:
+        """Return the launch's task with all its spot machines, or with those of `options`."""
+        assert self.plan is not None
+        entries = self.plan.machines.candidates
+        wanted = [candidate for candidate in entries if candidate.use_spot]
+        if market is Market.ON_DEMAND:
+            wanted = [option.candidate for option in self.options]
+        return with_candidates(self.plan.machines, wanted)
 
 
 def decide_now(
@@ -65,6 +79,14 @@ def decide_now(
     pace = cadence.pace(step_seconds(first, work.job))
     seen = see(look, pace * (first.work or 0.0), now)
     return Decision(look, plan, terms(first), seen, options, decide(terms(first), seen))
+
+
+def decide_without_deadline(look: Look, now: float) -> Decision:
+    """Return what follows from a look at `now` (Unix seconds) if there is no hurry: infinite slack.
+    So one rental is wanted, and the policy never rents on demand for lack of time."""
+    terms = Terms(math.inf, margin=0.0, boot=0.0, handover=0.0, lag=0.0, notice=0.0, life=1.0)
+    seen = see_any(look, now)
+    return Decision(look, None, terms, seen, (), decide(terms, seen))
 
 
 def risk_at(decision: Decision) -> float | None:

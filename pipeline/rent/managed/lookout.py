@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pipeline.rent.managed.attempts import AttemptMemory
-from pipeline.rent.managed.diagnose import RunView, SkyView
+from pipeline.rent.managed.diagnose import Finding, RunView, SkyView
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.memory import CostMemory, PodMemory, StepKey, StepMemory
 from pipeline.rent.managed.names import cluster_name
@@ -45,6 +49,7 @@ class Look:
             lost its controller.
         jobs: every job of the rental that SkyPilot knows, ended or not, the newest first.
         stale: whether the store could not be read. What it says is then from the last look.
+        given_up: the numbers of jobs that are, or will be, cancelled because they make no progress.
     """
 
     head: Head | None
@@ -54,6 +59,7 @@ class Look:
     others: tuple[JobLook, ...] = ()
     jobs: tuple[ManagedJob, ...] = ()
     stale: bool = False
+    given_up: frozenset[int] = frozenset()
 
     @property
     def of_jobs(self) -> tuple[JobLook, ...]:
@@ -93,10 +99,9 @@ class Lookout:
         self._costs = CostMemory(state)
         self._store: _StoreSays | None = None
 
-    @property
-    def attempts(self) -> AttemptMemory:
-        """The machines of the followed job."""
-        return self._memory(self.job_id).attempts
+    def forget_attempts(self, job_id: int) -> None:
+        """Ignore the machines that a job has had until now, because their problem was acted on."""
+        self._memory(job_id).attempts.forget()
 
     def look(self) -> Look:
         """Ask SkyPilot, RunPod and the store. Raises PionError if one of them can't be asked."""
@@ -241,3 +246,27 @@ def _has_done(head: Head, until: str | None, launch: str | None) -> bool:
     since = [claim.at for claim in head.claims if claim.owner.launch_id == launch]
     record = head.stages.get(until) if until is not None else None
     return record is not None and bool(since) and record.at >= min(since)
+
+
+_number = itertools.count()
+
+
+def log_finding(state: RunState, look: Look, finding: Finding, done: Sequence[str]) -> None:
+    """Record in the run's events what was done and why. If the store is down, record nothing."""
+    if look.head is None:
+        return
+    at = state.clock.now()
+    event = {
+        "event": "watch",
+        "epoch": look.head.epoch,
+        "at": at,
+        "what": finding.what,
+        "why": finding.why,
+        "done": list(done),
+    }
+    # The owner of that epoch numbers its own events, so these need other names. Names order events.
+    name = f"watch-{int(1000 * at):014d}-{next(_number):06d}-{uuid.uuid4().hex}"
+    key = state.key(f"events/{look.head.epoch}/{name}.jsonl")
+    with contextlib.suppress(StoreError):
+        state.store.write(key, (json.dumps(event) + "\n").encode())
+        state.store.flush()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,12 @@ _MARKETS = {"1": Market.SPOT, "0": Market.ON_DEMAND}
 
 @dataclass(frozen=True)
 class NextRental:
-    """A rental to submit: like the job `like`, on other machines.
+    """A rental to submit: like the job `like`.
 
     Attributes:
         like: a managed job of the same run, whose task is submitted again.
-        sky_yaml: that task, with the machines to request.
+        machines: that task, with other machines to request; None: it belongs to the same launch,
+            and requests the same machines.
         launch_id: the id of the new launch.
         epoch: the epoch whose owner the new machine relieves; None if nobody ever owned the run.
         prices: the job's own prices.
@@ -43,9 +44,9 @@ class NextRental:
     """
 
     like: ManagedJob
-    sky_yaml: SkyYaml
-    launch_id: str
-    epoch: int | None
+    machines: SkyYaml | None = None
+    launch_id: str | None = None
+    epoch: int | None = None
     prices: Prices | None = None
     avoid: Collection[Place] = ()
 
@@ -81,21 +82,19 @@ def new_launch_id() -> str:
 
 
 def task_of(wanted: NextRental) -> Any:
-    """Return the sky.Task of a wanted rental.
+    """Return the sky.Task of a wanted rental, for any place that it does not avoid.
 
-    Raises BadInput if no machine is left to rent, or if a secret of the job is no longer set here.
+    A task of the same launch may take over the run at once. Raises BadInput if no machine is left
+    to rent, or if a secret of the job is no longer set here.
     """
     config = recorded_task(wanted.like)
-    config["resources"] = resources_by_price(wanted.sky_yaml, wanted.prices)
-    config["envs"] = {**config["envs"], **_variables(wanted)}
+    if wanted.machines is not None:
+        config["resources"] = resources_by_price(wanted.machines, wanted.prices)
+        config["envs"] = {
+            **config["envs"],
+            **machine_variables(wanted.machines, wanted.prices),
+            "PION_LAUNCH_ID": wanted.launch_id,
+            FROM_EPOCH: "" if wanted.epoch is None else str(wanted.epoch),
+            BY_HOP: "",
+        }
     return task_from(config, wanted.avoid)
-
-
-def _variables(wanted: NextRental) -> Mapping[str, str]:
-    epoch = "" if wanted.epoch is None else str(wanted.epoch)
-    return {
-        **machine_variables(wanted.sky_yaml, wanted.prices),
-        "PION_LAUNCH_ID": wanted.launch_id,
-        FROM_EPOCH: epoch,
-        BY_HOP: "",
-    }

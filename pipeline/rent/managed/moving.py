@@ -1,4 +1,4 @@
-"""Whether `pion hop` moves a run to another machine now."""
+"""Whether a run is in other hands: a process outside of the rental, or `pion hop` that moves it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,24 @@ from pipeline.rent.managed.lookout import Look
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.markets import BY_HOP, market_of
 from pipeline.rent.managed.recorded_task import launch_id_of, variable_of
-from pipeline.rent.managed.seen import rentals_of
-from pipeline.state.run_state import COMMIT_SILENCE_SECONDS
+from pipeline.rent.managed.seen import owner_outside, rentals_of
+from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, RunState
 from pipeline.state.stores import Store
+
+
+def why_not(look: Look, state: RunState) -> str | None:
+    """Return why nothing may be requested or cancelled for the deadline now; None if it may."""
+    if owner_outside(look):
+        return (
+            "another process owns the run, so nothing is requested or cancelled for the "
+            f"deadline. To see that process: pion status {state.url}"
+        )
+    if (job := moving(look, state.clock.now(), state.store)) is not None:
+        return (
+            f"the run is being moved to managed job {job.id}, so nothing is requested or "
+            f"cancelled for the deadline until then. To call that off: sky jobs cancel {job.id}"
+        )
+    return None
 
 
 def moving(look: Look, now: float, store: Store) -> ManagedJob | None:

@@ -11,12 +11,10 @@ from pipeline.rent.managed import (
     markets,
     names,
     pods,
-    recorded_task,
     terminate_pods,
 )
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.markets import NextRental
-from pipeline.rent.managed.place import Place
 from pipeline.rent.managed.pods import Pod
 from pipeline.rent.managed.say import Say
 
@@ -38,12 +36,8 @@ class Provider:
         """Submit a sky.Task as a managed job; return its number."""
         return managed_jobs.submit(task, name)
 
-    def task_again(self, job: ManagedJob, avoid: Collection[Place]) -> Any:
-        """Return a managed job's task again, for any place that is not in `avoid`."""
-        return recorded_task.task_again(job, avoid)
-
     def task_of(self, wanted: NextRental) -> Any:
-        """Return the task of a rental on other machines of the same launch file."""
+        """Return the task of a managed job again, perhaps on other machines of its launch file."""
         return markets.task_of(wanted)
 
     def cancel(self, job_ids: Sequence[int]) -> None:

@@ -17,18 +17,9 @@ from pipeline.rent.managed.task import make_task
 from pipeline.rent.until import UNTIL
 
 
-def task_again(job: ManagedJob, avoid: Collection[Place]) -> Any:
-    """Return the sky.Task of a managed job again, without the places in `avoid`.
-
-    The new task belongs to the same launch, so it may take over the run at once. Raises BadInput if
-    no machine is left to rent, or if a secret of the job is no longer set here.
-    """
-    return task_from(recorded_task(job), avoid)
-
-
 def task_from(config: dict[str, Any], avoid: Collection[Place]) -> Any:
-    """Return the sky.Task of a recorded task, without the places in `avoid`. Raises as `task_again`
-    does."""
+    """Return the sky.Task of a recorded task, without the places in `avoid`. Raises BadInput if no
+    machine is left to rent, or if a secret of the job is no longer set here."""
     config["secrets"] = dict.fromkeys(config.get("secrets") or {}, "")  # values are redacted
     given = str((config.get("envs") or {}).get("PION_SECRETS") or "").split(",")
     needed = {name: None if name in given else "" for name in config["secrets"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pion.errors import Stopped
 from pipeline.rent.deadline.policy import Market
+from pipeline.rent.managed.diagnose import diagnose
 from pipeline.rent.managed.lookout import Look
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.markets import market_of
@@ -12,8 +13,26 @@ from pipeline.rent.managed.seen import is_done, owner_of
 
 # After so many failures within so many seconds, a market is left alone for a while.
 FAILURES, FORGET_SECONDS = 3, 3600.0
+# How a job ends that the watcher has cancelled. With another final status, it ended by itself.
+CANCELLED = ("CANCELLED", "FAILED_CONTROLLER")
 # How a job ends by itself. SkyPilot says CANCELLED of a job that was ended from outside.
 _BY_ITSELF = ("SUCCEEDED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE")
+
+
+def only_job_has_ended(look: Look, now: float, replacing: ManagedJob | None) -> ManagedJob | None:
+    """Return the job that is followed if it has ended, and with it a rental without a deadline.
+
+    It has not while its machine may still be at work or must be ended, nor while the watcher
+    replaces it: the job `replacing` was cancelled for that.
+    """
+    job = look.sky.job
+    if job is None or job.live:
+        return None
+    if replacing is not None and job.id == replacing.id and job.status in CANCELLED:
+        return None
+    findings = diagnose(look.sky, look.run, now)  # of a job without a controller, or none
+    goes_on = any(f.action != "note" or f.what == "controller lost" for f in findings)
+    return None if goes_on else job
 
 
 def final_job(look: Look, *, stopped: bool, next_announced: bool) -> ManagedJob | None:

@@ -73,6 +73,13 @@ def _less(machine: OnDemand, seconds: float) -> OnDemand:
     return replace(machine, left={stage: part * share for stage, part in machine.left.items()})
 
 
+def see_any(look: Look, now: float) -> Seen:
+    """Return what the policy sees without a deadline: one rental, whatever its market is."""
+    stands = next(iter(rentals_of(look)), None)
+    owner = Market.SPOT if _owner_at_work(look) is not None else None
+    return Seen(now, LAST_SECONDS, owner, None if stands is None else Rental(now))
+
+
 def see(look: Look, work_left: float, now: float) -> Seen:
     """Return what the policy sees. `work_left` is in seconds of training on demand."""
     rentals = {market: _rental(look, market) for market in Market}
@@ -97,23 +104,36 @@ def rental_of(look: Look, market: Market) -> JobLook | None:
 
 
 def rentals_of(look: Look) -> list[JobLook]:
-    """Return the live jobs that are not being cancelled, the newest first."""
-    live = [each for each in look.of_jobs if (job := each.sky.job) is not None and job.live]
-    return [each for each in live if each.sky.job and each.sky.job.status != "CANCELLING"]
+    """Return the live jobs that are not given up, nor being cancelled, the newest first."""
+    return [
+        each
+        for each in look.of_jobs
+        if (job := each.sky.job) is not None
+        and job.live
+        and job.status != "CANCELLING"
+        and job.id not in look.given_up
+    ]
 
 
 def owner_of(look: Look) -> Market | None:
     """Return the market of the machine that owns the run; None without owner, or if its machine is
-    known to be gone."""
+    given up or known to be gone."""
+    owner = _owner_at_work(look)
+    return None if owner is None else _market(owner)
+
+
+def _owner_at_work(look: Look) -> JobLook | None:
     owner = _owners_job(look)
     if owner is None or owner.sky.job is None or owner.sky.gone_since is not None:
+        return None
+    if owner.sky.job.id in look.given_up:
         return None
     if owner.sky.job.status == "FAILED_CONTROLLER":
         alive = tuple(pod.id for pod in owner.sky.pods or () if pod.alive)
         at_work = look.stale or may_be_at_work(owner.run, alive, look.progress.at)
     else:
         at_work = owner.sky.job.status == "RUNNING"
-    return _market(owner) if at_work else None
+    return owner if at_work else None
 
 
 def owned_by_another(look: Look, market: Market | None) -> bool:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from pion.errors import PionError, Stopped
 from pipeline.console.formats import printable
 from pipeline.live.server import page_of
-from pipeline.rent.managed.act import Restarts, act, log_finding
-from pipeline.rent.managed.dear_pods import dear_pods
-from pipeline.rent.managed.diagnose import Finding, diagnose
-from pipeline.rent.managed.keep_deadline import DeadlineKeeper
+from pipeline.rent.managed.diagnose import Finding
+from pipeline.rent.managed.keeper import PATIENT_CANCEL_SECONDS, RentalKeeper
 from pipeline.rent.managed.lock import rental_lock
-from pipeline.rent.managed.lookout import Look, Lookout
+from pipeline.rent.managed.lookout import Look, Lookout, log_finding
 from pipeline.rent.managed.managed_jobs import ManagedJob
 from pipeline.rent.managed.names import rental_name
 from pipeline.rent.managed.progress import (
@@ -27,7 +24,6 @@ from pipeline.rent.managed.progress import (
 )
 from pipeline.rent.managed.provider import Provider
 from pipeline.rent.managed.recorded_task import launch_id_of
-from pipeline.rent.managed.restart import CANCEL_SECONDS, Restarter
 from pipeline.rent.managed.say import Say, say_now
 from pipeline.rent.managed.unrented import nothing_to_watch
 from pipeline.state.rental_note import withdraw_rental_note
@@ -109,9 +105,8 @@ class Watcher:
         self.provider, self.acting = provider, acting
         self.try_lock: Callable[[], bool] = lambda: False
         self.lookout = Lookout(state, name, job_id, provider)
-        self._restarter = Restarter(name, self.lookout, self.clock)
         self._say = say
-        self.keeper = DeadlineKeeper(state, name, provider, self.say)
+        self.keeper = RentalKeeper(self.lookout, provider, self.say)
         self._told: Progress | None = None
         # For each problem, by its key: what was last said to be done about it.
         self._found: dict[str, str] = {}
@@ -134,10 +129,10 @@ class Watcher:
     def look_once(self) -> int:
         """Look once, show and act; return 1 if anything is wrong, or if the job has failed.
 
-        A restart gets CANCEL_SECONDS to complete, because this is the only look. With a deadline,
-        the next look requests the machine that replaces another. Raises PionError.
+        A restart gets PATIENT_CANCEL_SECONDS to complete, because this is the only look. With a
+        deadline, the next look completes it. Raises PionError.
         """
-        end, wrong = self.clock.monotonic() + CANCEL_SECONDS, False
+        end, wrong = self.clock.monotonic() + PATIENT_CANCEL_SECONDS, False
         while True:
             try:
                 code = self._look_and_act()
@@ -154,12 +149,13 @@ class Watcher:
 
     def half_done(self) -> str:
         """Return a message about a restart that is half done; empty if there is none."""
-        if self._restarter.pending is None:
+        old = self.keeper.replacing
+        if old is None:
             return ""
-        run, old = self.state.url, self._restarter.pending.old.id
+        run = self.state.url
         return (
-            f"Pion was cancelling managed job {old} to restart the run. It is unknown whether both "
-            f"succeeded. Committed work is safe. Run `pion rentals {run}`. If a newer job is "
+            f"Pion was cancelling managed job {old.id} to restart the run. It is unknown whether "
+            f"both succeeded. Committed work is safe. Run `pion rentals {run}`. If a newer job is "
             f"listed, run `pion watch {run}`. If not, run `pion launch JOB --on SKY`."
         )
 
@@ -175,58 +171,29 @@ class Watcher:
             self.say(
                 "the other window has closed. From now on, this window restarts the run if it fails"
             )
-        if self._restarter.pending is not None:
-            self.say(self._restarter.complete(self.provider, self._restarter.pending))
         look = self.lookout.look()
         self._tell(look.progress)
-        job = look.sky.job
-        if job is None:
+        if look.sky.job is None:
             raise PionError(f"SkyPilot no longer lists managed job {self.lookout.job_id}.")
-        self.lookout.patient = self.keeper.holds(look, acting=self.acting)
-        if self.lookout.patient:
-            return self._keep_deadline(look)
-        findings = [*diagnose(look.sky, look.run, self.clock.now()), *dear_pods(look.sky)]
-        for finding in findings:
-            self._handle(finding, job, look, self._restarter)
-            if self.lookout.job_id != job.id:
-                break  # the other findings are about the replaced job
+        # While a deadline is kept, a store that is down is no reason not to look.
+        self.lookout.patient = self.keeper.has_deadline(look, acting=self.acting)
+        over = self.keeper.final_job(look)
+        findings = self.keeper.findings(look, over)
+        acted, given_up = False, frozenset(self.keeper.given_up)
+        for finding, job in findings:
+            if job.id in self.keeper.given_up - given_up:
+                continue  # it was given up just now
+            done = self._handle(finding, job, look)
+            acted |= bool(done) and job.id not in given_up
         self._forget_all_but(findings)
-        at_work = any((f.what, f.action) == ("controller lost", "note") for f in findings)
-        if job.live or self.lookout.job_id != job.id or at_work:
-            return None
-        return self._end(job, look)
-
-    def _keep_deadline(self, look: Look) -> int | None:
-        """Act on what is wrong with any job, and do what the deadline needs."""
-        keeper, found, acted = self.keeper, [], False
-        over = keeper.final_job(look)
-        if over is None and not look.stale:
-            for each in look.of_jobs:
-                findings = [*diagnose(each.sky, each.run, self.clock.now()), *dear_pods(each.sky)]
-                # The policy decides how long to wait for a machine.
-                findings = [f for f in findings if f.what != "no machine available"]
-                job = each.sky.job
-                for finding in findings:
-                    assert job is not None
-                    if finding.what == "it never starts":
-                        # The other market may start the run, so this is no reason to end it.
-                        finding = replace(finding, action="relaunch")
-                    acted |= bool(self._handle(finding, job, look, keeper.rentals))
-                    if keeper.rentals.gave_up:
-                        over = job
-                found += findings
-            self._forget_all_but(found)
         if over is not None:
-            if self.acting:
-                keeper.rentals.end_all(look)
             return self._end(over, look)
-        # After an action, SkyPilot and the store are asked again before anything is decided.
-        if not acted and not keeper.is_stopped(look):
-            keeper.keep(look, acting=self.acting)
+        if not acted:  # otherwise SkyPilot and the store are asked again first
+            self.keeper.keep(look, acting=self.acting)
         return None
 
-    def _forget_all_but(self, findings: Sequence[Finding]) -> None:
-        keys = {finding.key for finding in findings}
+    def _forget_all_but(self, findings: Sequence[tuple[Finding, ManagedJob]]) -> None:
+        keys = {finding.key for finding, _ in findings}
         self._found = {key: done for key, done in self._found.items() if key in keys}
 
     def _tell(self, progress: Progress) -> None:
@@ -236,9 +203,7 @@ class Watcher:
         if lines:
             self._told = progress
 
-    def _handle(
-        self, finding: Finding, job: ManagedJob, look: Look, restarter: Restarts
-    ) -> list[str]:
+    def _handle(self, finding: Finding, job: ManagedJob, look: Look) -> list[str]:
         """Report a finding once, and act on it; return what was done, in words."""
         key = finding.key
         if key not in self._found:
@@ -246,7 +211,7 @@ class Watcher:
         said = self._found.setdefault(key, "")
         if finding.action == "note" or not self.acting:
             return []
-        done = act(finding, job, look, self.provider, restarter)
+        done = self.keeper.fix(finding, job, look)
         if not done:
             return []
         self._found[key] = "; ".join(done)
@@ -258,6 +223,7 @@ class Watcher:
     def _end(self, job: ManagedJob, look: Look) -> int:
         """Print how the job has ended; return the exit code."""
         if self.acting:  # otherwise another window may be restarting the run at this moment
+            self.keeper.end(look)
             with contextlib.suppress(PionError):  # if the note stays, the next launch needs --force
                 withdraw_rental_note(self.state, launch_id_of(job))
         code, words = how_it_ended(job, look.progress.dollars)

@@ -19,8 +19,8 @@ from pipeline.rent.managed import launch as launching
 from pipeline.rent.managed import managed_jobs
 from pipeline.rent.managed.launch import launch, refuse_second
 from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
+from pipeline.rent.managed.markets import NextRental, task_of
 from pipeline.rent.managed.place import Place
-from pipeline.rent.managed.recorded_task import task_again
 from pipeline.rent.managed.task import make_task, task_config, task_variables
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
@@ -389,7 +389,7 @@ def made_again(sky_yaml: Path, *avoid: Place) -> tuple[Any, ManagedJob]:
     record = yaml.safe_dump(first.to_yaml_config(use_user_specified_yaml=True))
     record = f"name: pion-demo\n---\n{record}"  # as SkyPilot keeps it
     submitted = dataclasses.replace(JOB, task=record)
-    return task_again(submitted, avoid), submitted
+    return task_of(NextRental(submitted, avoid=avoid)), submitted
 
 
 def candidates(made: Any) -> set[tuple[str, str | None, bool]]:
@@ -416,7 +416,7 @@ def test_a_secret_that_was_given_then_must_be_given_again_and_no_other(
     assert not made.secrets["AWS_SECRET_ACCESS_KEY"].get_secret_value()
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(BadInput, match="HF_TOKEN must be set in the environment"):
-        task_again(job, [])
+        task_of(NextRental(job))
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_a_secret_that_was_given_then_must_be_given_again_and_no_other(
 )
 def test_a_job_without_a_record_of_its_task_can_not_be_submitted_again(record: str | None) -> None:
     with pytest.raises(BadInput, match="no record of the task of managed job 7"):
-        task_again(dataclasses.replace(JOB, task=record), [])
+        task_of(NextRental(dataclasses.replace(JOB, task=record)))
 
 
 def test_a_bad_place_is_left_out_and_other_regions_of_the_same_gpu_stay(

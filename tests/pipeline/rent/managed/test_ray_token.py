@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from pipeline.rent.managed.managed_jobs import ManagedJob
+from pipeline.rent.managed.markets import NextRental, task_of
 from pipeline.rent.managed.ray_token import RAY_TOKEN, with_ray_token
-from pipeline.rent.managed.recorded_task import task_again
 from pipeline.rent.managed.task import make_task, task_config, task_yaml
 from pipeline.rent.sky_yaml import read_sky_yaml
 from tests.paths import RENTALS
@@ -46,7 +46,7 @@ def recorded(task: Any) -> ManagedJob:
 
 def test_each_submission_has_a_new_random_token(config: dict[str, Any]) -> None:
     launched = make_task(config, {"HF_TOKEN": "hf"})
-    restarted = task_again(recorded(launched), [])
+    restarted = task_of(NextRental(recorded(launched)))
     tokens = {token_of(launched), token_of(make_task(config, {})), token_of(restarted)}
     assert len(tokens) == 3
     assert {len(bytes.fromhex(token)) for token in tokens} == {32}

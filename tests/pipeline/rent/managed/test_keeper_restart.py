@@ -14,8 +14,9 @@ from pipeline.rent.managed.diagnose import (
     BOOT_SECONDS,
     UNNOTICED_SECONDS,
 )
+from pipeline.rent.managed.keeper import PATIENT_CANCEL_SECONDS
 from pipeline.rent.managed.managed_jobs import ManagedJob
-from pipeline.rent.managed.restart import CANCEL_SECONDS, FUTILE_RESTARTS
+from pipeline.rent.managed.renter import FUTILE_RESTARTS
 from pipeline.rent.managed.submission import submitting_alone
 from pipeline.rent.managed.watch import Watcher, follow_or_leave
 from pipeline.state.claim import claim_run
@@ -313,7 +314,7 @@ def test_one_look_that_can_not_submit_what_it_has_ended_says_so(
     with pytest.raises(PionError, match=r"timed out Pion was cancelling .*pion launch") as e:
         watcher.look_once()
     assert f"`pion rentals {run.store.url}/demo`" in str(e.value)
-    assert time.time - start < CANCEL_SECONDS + 60
+    assert time.time - start < PATIENT_CANCEL_SECONDS + 60
 
 
 def test_a_lost_controller_without_the_secrets_for_a_restart_ends_the_watch(

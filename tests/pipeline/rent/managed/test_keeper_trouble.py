@@ -22,7 +22,7 @@ from pipeline.state.deadline import RunDeadline, change_deadline
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import ask_stop
 from pipeline.state.watcher_beat import read_beat
-from tests.pipeline.rent.managed.test_keep_deadline import RESERVE, due_in, sky, watch
+from tests.pipeline.rent.managed.test_keeper_deadline import RESERVE, due_in, sky, watch
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import JOB
 from tests.support.states import read

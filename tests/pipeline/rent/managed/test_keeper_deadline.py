@@ -26,7 +26,6 @@ from tests.support.two_markets import (
     ON_DEMAND,
     SPOT,
     Enough,
-    Killed,
     TwoMarkets,
     launched_on_spot,
 )
@@ -155,34 +154,6 @@ def test_a_standing_request_ends_when_slack_is_too_small_for_a_loss(
     assert sky.job_on(SPOT) is None
     assert sky.job_on(ON_DEMAND) is not None
     assert any("on demand to the end: slack" in line for line in said)
-
-
-def test_a_watcher_that_is_killed_anywhere_while_it_rents_on_demand_leaves_one_machine(
-    sky: TwoMarkets, run: RunState, time: FakeClock, said: list[str]
-) -> None:
-    due_in(run, RESERVE - 100)
-    first, at, kills = sky.jobs[0], time.time, 0
-    note, _ = read_rental_note(run)
-    for kill_at in range(1, 30):
-        sky.jobs, sky.submitted_to, sky.calls, sky.kill_at = [first], [], 0, kill_at
-        assert note is not None
-        write_rental_note(run, note, read_rental_note(run)[1])
-        for _ in range(2):
-            # It is started again a minute later, and looks twice.
-            time.during_sleep = lambda: None
-            watcher = Watcher(run, JOB.name, JOB.id, said.append, sky)
-            try:
-                watcher.look_once()
-                watcher.look_once()
-            except Killed:
-                kills += 1
-            time.time += 61
-        assert sky.submitted_to == [ON_DEMAND], f"killed at call {kill_at}"
-        assert [job.live for job in sky.jobs] == [False, True]
-        time.time = at
-        if sky.calls < kill_at:
-            break
-    assert kills >= 8
 
 
 def test_spot_machines_that_fail_at_once_are_left_alone_while_on_demand_works(
