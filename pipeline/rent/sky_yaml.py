@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import yaml
 
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_JOB, read_file
+from pipeline.job import Job
 from pipeline.job.bounded_yaml import check_yaml
-from pipeline.rent.recorded_secrets import refuse_recorded_secrets, secrets_written
+from pipeline.rent.credentials import refuse_recorded_secrets, secrets_written
 from pipeline.rent.skypilot import close_names, known_clouds, quiet, sky_module
+from pipeline.run.stage_plan import check_until, stages_until
 
 JOB_VARIABLE = "JOB"
 
@@ -203,3 +205,38 @@ def _candidate(resources: Any) -> Candidate:
         disk_gb=resources.disk_size,
         resources=resources,
     )
+
+
+# The machine's boot script passes it to `pion run --until`.
+UNTIL = "PION_UNTIL"
+BOOT = "sky/boot.sh"
+
+
+def with_until(sky_yaml: SkyYaml, job: Job, until: str | None) -> SkyYaml:
+    """Return a YAML whose rental of `job` ends after the stage `until`; None: as the YAML says.
+
+    Raises BadInput if the job has no such stage, or if the YAML's `run:` would ignore it.
+    """
+    check_until(job, until or until_of(sky_yaml), None)
+    if until is None:
+        return sky_yaml
+    run = str(sky_yaml.config.get("run") or "")
+    if BOOT not in run and UNTIL not in run:
+        raise BadInput(
+            f"--until {until}: {sky_yaml.path} would do all stages, because its `run:` neither "
+            f"starts {BOOT} nor passes ${UNTIL} on. Nothing was rented. Write `run: exec bash "
+            f'{BOOT}`, or add `--until "${UNTIL}"` to its `pion run`.'
+        )
+    return replace(sky_yaml, envs={**sky_yaml.envs, UNTIL: until})
+
+
+def until_of(sky_yaml: SkyYaml) -> str | None:
+    """Return the stage after which a rental with this YAML ends; None: after the last."""
+    return sky_yaml.envs.get(UNTIL) or None
+
+
+def trains(sky_yaml: SkyYaml, job: Job) -> bool:
+    """Return whether a rental with this YAML trains the job's model. Raises as `with_until`."""
+    until = until_of(sky_yaml)
+    check_until(job, until, None)
+    return any(stage in job.train_stages for stage in stages_until(job.stages, until))

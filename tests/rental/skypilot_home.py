@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.rent.managed.managed_jobs import ENDED
+from pipeline.rent.managed.provider.jobs import ENDED
 from pipeline.workers.reaper import start_reaper
 from tests.paths import REPOSITORY
 from tests.rental.loopback_runpod import RunPod, loopback_runpod

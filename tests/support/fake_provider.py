@@ -7,13 +7,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pion.errors import BadInput, PionError
-from pipeline.rent.managed.managed_jobs import ManagedJob
-from pipeline.rent.managed.markets import NextRental
-from pipeline.rent.managed.names import cluster_name
-from pipeline.rent.managed.place import Place
-from pipeline.rent.managed.pods import Pod
-from pipeline.rent.managed.provider import Provider
-from pipeline.rent.managed.say import Say
+from pipeline.rent.managed.provider.jobs import ManagedJob, Place
+from pipeline.rent.managed.provider.pods import Pod
+from pipeline.rent.managed.provider.provider import Provider
+from pipeline.rent.managed.provider.recorded_task import NextRental
+from pipeline.rent.managed.rental import cluster_name
 from pipeline.state.claim import Claim
 from tests.support.clock import FakeClock
 
@@ -50,7 +48,7 @@ class FakeProvider(Provider):
         self.clusters: dict[str, str] | None = {}
         self.recorded: dict[str, str | None] = {}
 
-    def start(self, say: Say) -> None:
+    def start(self, say: Callable[[str], None]) -> None:
         """Nothing to start."""
 
     def managed_jobs(

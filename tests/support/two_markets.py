@@ -14,9 +14,15 @@ from typing import Any
 import yaml
 
 from pipeline.rent.deadline.policy import Market
-from pipeline.rent.managed.managed_jobs import ManagedJob
-from pipeline.rent.managed.markets import NextRental, machines_in_words, market_of, task_of
-from pipeline.rent.managed.recorded_task import launch_id_of, variable_of
+from pipeline.rent.managed.provider.jobs import ManagedJob
+from pipeline.rent.managed.provider.recorded_task import (
+    NextRental,
+    launch_id_of,
+    machines_in_words,
+    market_of,
+    task_of,
+    variable_of,
+)
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.run.handover import FROM_EPOCH
 from pipeline.state.claim import Claim, claim_run

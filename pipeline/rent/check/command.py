@@ -37,8 +37,7 @@ from pipeline.rent.check.of_prepare import check_prepare
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.of_run import refuse_past
-from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
-from pipeline.rent.until import with_until
+from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until
 from pipeline.state.stores import open_store
 
 # Seconds after the command's start when a check without an answer counts as not found out.

@@ -13,12 +13,11 @@ from pipeline.machine.time_limit import within
 from pipeline.rent.check.candidates import judge
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline.of_run import deadline_of, held_back
-from pipeline.rent.deadline.on_demand import OnDemand, on_demand_machines
+from pipeline.rent.deadline.times import OnDemand, on_demand_machines
 from pipeline.rent.plan.bench_speeds import bench_results
 from pipeline.rent.plan.past_speeds import Speed, past_speeds
 from pipeline.rent.plan.prices import Offer
-from pipeline.rent.sky_yaml import SkyYaml
-from pipeline.rent.until import trains
+from pipeline.rent.sky_yaml import SkyYaml, trains
 from pipeline.state.deadline import Asked, RunDeadline, new_deadline, read_deadline
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState

@@ -19,9 +19,8 @@ from pipeline.rent.plan.past_speeds import SECONDS, past_speeds
 from pipeline.rent.plan.prices import NotOffered, Offer
 from pipeline.rent.plan.spot_spread import narrow_spot
 from pipeline.rent.plan.ways import ways_on
-from pipeline.rent.sky_yaml import SkyYaml
+from pipeline.rent.sky_yaml import SkyYaml, trains
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
-from pipeline.rent.until import trains
 from pipeline.run.stage_plan import plan_stages
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store

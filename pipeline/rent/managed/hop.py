@@ -6,29 +6,37 @@ module rents the new machine, waits until it has taken over the run, and then en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from pion.errors import BadInput, PionError
+from pipeline.console.formats import duration, show
 from pipeline.rent.deadline.of_run import deadline_of, keeping_deadline, refuse_past
-from pipeline.rent.managed.arrival import Move, call_off, read_receipt, wait_for_arrival
-from pipeline.rent.managed.end_old import end_old, others_left
-from pipeline.rent.managed.managed_jobs import ManagedJob
-from pipeline.rent.managed.markets import BY_HOP, market_of
-from pipeline.rent.managed.order import JobFile, Order, make_order, require_checks, submit_order
-from pipeline.rent.managed.progress import how_to_come_back
-from pipeline.rent.managed.provider import Provider
-from pipeline.rent.managed.say import say_now
-from pipeline.rent.managed.submission import announced, note_of, submitting_alone
-from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
-from pipeline.rent.until import UNTIL, until_of, with_until
+from pipeline.rent.managed.look.progress import how_to_come_back
+from pipeline.rent.managed.provider.jobs import ManagedJob
+from pipeline.rent.managed.provider.provider import Provider
+from pipeline.rent.managed.provider.recorded_task import BY_HOP, market_of
+from pipeline.rent.managed.rental import cluster_name
+from pipeline.rent.managed.request import (
+    JobFile,
+    Order,
+    announced,
+    make_order,
+    note_of,
+    require_checks,
+    submit_order,
+    submitting_alone,
+)
+from pipeline.rent.sky_yaml import UNTIL, SkyYaml, read_sky_yaml, until_of, with_until
 from pipeline.run.handover import FROM_EPOCH
 from pipeline.state.find_run import read_run
+from pipeline.state.metrics import read_events
 from pipeline.state.recorded_job import find_job_file
 from pipeline.state.records import Head
-from pipeline.state.rental_note import withdraw_rental_note
-from pipeline.state.run_state import RunState
+from pipeline.state.rental_note import RentalNote, withdraw_rental_note
+from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, RunState
 from pipeline.state.run_status import is_finished
-from pipeline.state.stop_requests import clear_stops
+from pipeline.state.stop_requests import clear_stops, withdraw_handover
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.stores.verdict import before_work
 
@@ -56,7 +64,7 @@ def hop(
     with before_work("Nothing was rented."):
         state, head = read_run(run)
         if is_finished(state, head):
-            say_now(f"{state.name} is finished: there is nothing to move.")
+            show(f"{state.name} is finished: there is nothing to move.")
             return 0
         path, recorded = (job, []) if job is not None else find_job_file(state, head)
         job_file = JobFile.load(path, [*recorded, *overrides])
@@ -75,9 +83,9 @@ def hop(
         )
         move = _rent(order, head, provider, force=force)
     old = _old_owner(head, move)
-    say_now(f"managed job {move.new} is submitted; {old} until the new machine is up")
+    show(f"managed job {move.new} is submitted; {old} until the new machine is up")
     if _see_it_through(move):
-        say_now(how_to_come_back(state, move.new))
+        show(how_to_come_back(state, move.new))
     return 0
 
 
@@ -102,7 +110,7 @@ def _rent(order: Order, head: Head, provider: Provider, *, force: bool) -> Move:
     """Check the order and submit it, unless the run is already being moved."""
     state, secrets = order.state, order.secrets()
     require_checks(order, force=force)
-    provider.start(say_now)
+    provider.start(show)
     with submitting_alone(order.name):
         old = [job for job in provider.managed_jobs(order.name, with_task=True) if job.live]
         if _is_moved_already(old):
@@ -115,7 +123,7 @@ def _rent(order: Order, head: Head, provider: Provider, *, force: bool) -> Move:
         note = note_of(state, head, launch_id=order.launch_id, rented_from=me)
         with (
             announced(state, note, moving=True, force=force) as before,
-            keeping_deadline(state, order.job_file.job, "pion hop", say_now),
+            keeping_deadline(state, order.job_file.job, "pion hop", show),
         ):
             clear_stops(state)
             new = submit_order(order, secrets, provider)
@@ -148,15 +156,217 @@ def _see_it_through(move: Move) -> bool:
         except PionError as error:
             raise PionError(f"{error} {call_off(move)}") from error
         for line in (*end_old(move), *others_left(move)):
-            say_now(line)
+            show(line)
         for line in read_receipt(move):
-            say_now(line)
+            show(line)
     except KeyboardInterrupt:
-        say_now(
+        show(
             "\nthe hop continues without this window; to cancel it before its machine is up: "
             f"sky jobs cancel {move.new}\n"
             f"to list the machines: pion rentals {move.state.url}"
         )
     except StoreError as error:
-        say_now(f"the run has moved, but its receipt can't be read at the moment: {error}")
+        show(f"the run has moved, but its receipt can't be read at the moment: {error}")
     return True
+
+
+POLL_SECONDS = 5.0
+# Seconds that the new machine gets, from the request until it owns the run. On a store where only
+# commits are a sign of life, it may wait COMMIT_SILENCE_SECONDS more for a silent owner.
+ARRIVE_SECONDS = 1800.0
+RECEIPT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Move:
+    """A hop whose new machine was requested.
+
+    Attributes:
+        name: the name of both rentals.
+        launch_id: the id of the new launch.
+        new: the managed job of the new launch.
+        old: the managed jobs that were live when `new` was submitted.
+        before: the note of the rental that is replaced.
+    """
+
+    state: RunState
+    name: str
+    launch_id: str
+    new: int
+    old: Sequence[ManagedJob]
+    before: RentalNote | None
+    provider: Provider
+
+    def has_arrived(self, head: Head) -> bool:
+        """Return whether a process of the new launch owns the run."""
+        return head.owner is not None and head.owner.launch_id == self.launch_id
+
+
+def wait_for_arrival(move: Move) -> bool:
+    """Block until the new launch owns the run; return False if the run was finished before that.
+
+    Raises PionError if the new launch ends or takes too long.
+    """
+    clock, state = move.state.clock, move.state
+    patience = ARRIVE_SECONDS + (COMMIT_SILENCE_SECONDS if state.store.commits else 0.0)
+    end = clock.monotonic() + patience
+    told = ""
+    while True:
+        try:
+            head = state.read()
+            jobs = move.provider.managed_jobs(move.name)
+        except PionError as error:  # ask again later
+            words = f"Pion can't tell the state at the moment: {error}"
+        else:
+            arrived = _arrived(move, head)
+            if arrived is not None:
+                return arrived
+            words = _job_in_words(move, jobs)
+        if words != told:
+            show(words)
+        told = words
+        if clock.monotonic() >= end:
+            move.provider.cancel([move.new])
+            raise PionError(
+                f"managed job {move.new} did not take over the run within {duration(patience)} "
+                f"({words}), so Pion cancelled it."
+            )
+        clock.sleep(POLL_SECONDS)
+
+
+def _arrived(move: Move, head: Head | None) -> bool | None:
+    """Return True if the run has moved, False if it was finished before, None if neither yet."""
+    if head is None:
+        return None
+    if head.owner is not None and move.has_arrived(head):
+        show(f"{head.owner.describe()} has taken over the run (epoch {head.epoch})")
+        return True
+    if head.owner is None and is_finished(move.state, head):
+        move.provider.cancel([move.new])
+        show(f"{move.state.name} had already finished. Pion cancelled managed job {move.new}")
+        return False
+    return None
+
+
+def _job_in_words(move: Move, jobs: Sequence[ManagedJob]) -> str:
+    """Describe the new managed job. Raises PionError if it has ended."""
+    job = next((known for known in jobs if known.id == move.new), None)
+    if job is None or not job.live:
+        status = f"{job.status}: {job.failure}" if job else "unknown to SkyPilot"
+        raise PionError(
+            f"managed job {move.new} stopped before it took over the run ({status}). Its output: "
+            f"sky jobs logs {move.new}."
+        )
+    return f"managed job {job.id}: {job.status}{f' on {job.place}' if job.place else ''}"
+
+
+def call_off(move: Move) -> str:
+    """Withdraw the request to hand over; return what the old owner does now, in words."""
+    state = move.state
+    again = (
+        f"Committed work is safe. To see who owns the run, run `pion status {state.url}`. Then run "
+        "`pion launch` again. If `pion launch` refuses, add --force."
+    )
+    try:
+        asked = withdraw_handover(state, move.launch_id)
+        withdraw_rental_note(state, move.launch_id, move.before)
+        head = state.read()
+    except StoreError as error:
+        return f"It is unknown whether the old machine continues ({error}). {again}"
+    if head is None or head.owner is None:
+        return f"No process owns {state.name} now. {again}"
+    if asked:
+        return (
+            f"{head.owner.describe()} had been asked to hand over {state.name}. Pion withdrew the "
+            "request. If the owner has already read the request, the owner will stop within a "
+            f"minute. {again}"
+        )
+    return f"{head.owner.describe()} still owns {state.name}, and continues."
+
+
+def read_receipt(move: Move) -> list[str]:
+    """Return the receipt that the new machine wrote when it began to train; empty if it takes too
+    long.
+
+    Raises StoreError.
+    """
+    clock, state = move.state.clock, move.state
+    end = clock.monotonic() + RECEIPT_SECONDS
+    while clock.monotonic() < end:
+        head = state.read()
+        if head is None or not move.has_arrived(head):
+            return []  # done, or taken over again
+        mine = {claim.epoch for claim in head.claims if claim.owner.launch_id == move.launch_id}
+        for event in read_events(state.store, state.name):
+            if event["event"] == "hop" and event["epoch"] in mine:
+                return [str(line) for line in event["receipt"]]
+        clock.sleep(POLL_SECONDS)
+    return []
+
+
+# SkyPilot notices within this time that the old job has ended, and ends its machine.
+SAVE_SECONDS = 120.0
+
+
+def end_old(move: Move) -> Iterator[str]:
+    """Wait for the old rentals to end, or cancel them; yield what was done, in words."""
+    still = _wait_until_ended(move, [job.id for job in move.old])
+    if still:
+        move.provider.cancel(still)
+        jobs = ", ".join(map(str, still))
+        yield f"cancelled managed job {jobs}, because it had not stopped by itself"
+        still = _wait_until_ended(move, still)
+    for job in move.old:
+        if job.id in still:
+            yield (
+                f"managed job {job.id} has not stopped yet. To terminate its machine, run: "
+                "pion rentals --reap"
+            )
+        else:
+            yield f"managed job {job.id} has stopped{_end_pods(move, job)}"
+
+
+def others_left(move: Move) -> Iterator[str]:
+    """Yield a line for each machine that another computer rented for the run and must end."""
+    try:
+        listed = move.provider.list_pods(of_everybody=True)
+    except PionError:
+        return
+    me = move.provider.my_hash() if listed else ""
+    for pod in listed or ():
+        if pod.job_id is None or pod.rented_from == me:
+            continue
+        if pod.alive and pod.belongs_to(cluster_name(move.name, pod.job_id)):
+            yield (
+                f"pod {pod.id} was rented from another computer. The SkyPilot there will end it, "
+                "because its work was handed over. If that computer is asleep or lost, end the pod "
+                "yourself in RunPod's console: https://console.runpod.io/pods"
+            )
+
+
+def _wait_until_ended(move: Move, job_ids: Sequence[int]) -> list[int]:
+    """Wait up to SAVE_SECONDS for these jobs to end; return the jobs that have not."""
+    clock = move.state.clock
+    end = clock.monotonic() + SAVE_SECONDS
+    while True:
+        jobs = move.provider.managed_jobs(move.name)
+        left = [job.id for job in jobs if job.live and job.id in job_ids]
+        if not left or clock.monotonic() >= end:
+            return left
+        clock.sleep(POLL_SECONDS)
+
+
+def _end_pods(move: Move, job: ManagedJob) -> str:
+    """End the pods that a job has left behind; return the end of a sentence about them."""
+    if (job.cloud or "RunPod").lower() != "runpod":
+        return ""
+    try:
+        ours = move.provider.list_pods()
+        if ours is None:
+            return ""
+        left = [pod.id for pod in ours if pod.belongs_to(cluster_name(move.name, job.id))]
+    except PionError as error:
+        return f", but Pion can't tell whether its pod is gone ({error})"
+    for pod in left:
+        move.provider.terminate_pod(pod)
+    return f", and its pod {', '.join(left)} was terminated" if left else ", and its pod is gone"

@@ -10,17 +10,23 @@ from pipeline.console.out import saying_if_slow
 from pipeline.job.digest import digest_job
 from pipeline.rent.credentials import wanted_secrets
 from pipeline.rent.deadline.of_run import deadline_of, keeping_deadline, refuse_past
-from pipeline.rent.managed.at_work import owner_age
-from pipeline.rent.managed.managed_jobs import ManagedJob
-from pipeline.rent.managed.order import JobFile, Order, make_order, require_checks, submit_order
-from pipeline.rent.managed.progress import how_to_come_back, what_comes_next
-from pipeline.rent.managed.provider import Provider
-from pipeline.rent.managed.say import say_now
-from pipeline.rent.managed.submission import announced, note_of, submitting_alone
-from pipeline.rent.managed.task import task_yaml
+from pipeline.rent.managed.look.progress import how_to_come_back, what_comes_next
+from pipeline.rent.managed.provider.jobs import ManagedJob
+from pipeline.rent.managed.provider.provider import Provider
+from pipeline.rent.managed.provider.task import task_yaml
+from pipeline.rent.managed.rental import owner_age
+from pipeline.rent.managed.request import (
+    JobFile,
+    Order,
+    announced,
+    make_order,
+    note_of,
+    require_checks,
+    submit_order,
+    submitting_alone,
+)
 from pipeline.rent.managed.watch import follow_or_leave
-from pipeline.rent.sky_yaml import read_sky_yaml
-from pipeline.rent.until import until_of, with_until
+from pipeline.rent.sky_yaml import read_sky_yaml, until_of, with_until
 from pipeline.run.stage_plan import stages_until
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
@@ -67,7 +73,7 @@ def launch(
     with before_work("Nothing was rented."):
         head = state.read()
         if head is not None and (done := _done(state, head, order)):
-            say_now(done)
+            show(done)
             return 0
         job_id = _rent(order, provider, force=force)
     _say_rented(order, job_id, provider)
@@ -77,7 +83,7 @@ def launch(
 def _rent(order: Order, provider: Provider, *, force: bool) -> int:
     """Submit the order and return its managed job, unless the run is already rented or running."""
     state, secrets = order.state, order.secrets()
-    provider.start(say_now)
+    provider.start(show)
     with submitting_alone(order.name):
         head = state.read()  # again, since starting the server may have taken a while
         refuse_second(state, head, provider.managed_jobs(order.name))
@@ -86,10 +92,10 @@ def _rent(order: Order, provider: Provider, *, force: bool) -> int:
         job = order.job_file.job
         with (
             announced(state, note, force=force),
-            keeping_deadline(state, job, "pion launch", say_now),
+            keeping_deadline(state, job, "pion launch", show),
         ):
             if clear_stops(state):
-                say_now("cleared an earlier request to stop this run")
+                show("cleared an earlier request to stop this run")
             return submit_order(order, secrets, provider)
 
 
@@ -115,12 +121,10 @@ def refuse_second(state: RunState, head: Head | None, jobs: Sequence[ManagedJob]
 
 def _say_rented(order: Order, job_id: int, provider: Provider) -> None:
     """Print what was rented, how to follow and stop it, and which machine must stay awake."""
-    say_now(
-        f"managed job {job_id} ({order.name}) is submitted; it continues if you close this window"
-    )
-    say_now(how_to_come_back(order.state, job_id))
+    show(f"managed job {job_id} ({order.name}) is submitted; it continues if you close this window")
+    show(how_to_come_back(order.state, job_id))
     if provider.controller_is_here():
-        say_now(
+        show(
             "this machine must stay awake and online: SkyPilot's controller runs here, recovers "
             "the run after a preemption, and ends its machines"
         )

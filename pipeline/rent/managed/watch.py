@@ -7,25 +7,22 @@ import time
 from collections.abc import Callable, Sequence
 
 from pion.errors import PionError, Stopped
-from pipeline.console.formats import printable
+from pipeline.console.formats import printable, show
 from pipeline.live.server import page_of
-from pipeline.rent.managed.diagnose import Finding
-from pipeline.rent.managed.keeper import PATIENT_CANCEL_SECONDS, RentalKeeper
-from pipeline.rent.managed.lock import rental_lock
-from pipeline.rent.managed.lookout import Look, Lookout, log_finding
-from pipeline.rent.managed.managed_jobs import ManagedJob
-from pipeline.rent.managed.names import rental_name
-from pipeline.rent.managed.progress import (
+from pipeline.rent.managed.keep.keeper import PATIENT_CANCEL_SECONDS, RentalKeeper
+from pipeline.rent.managed.look.diagnose import Finding
+from pipeline.rent.managed.look.look import Look, Lookout, log_finding
+from pipeline.rent.managed.look.progress import (
     Progress,
     changes,
     how_it_ended,
     how_to_come_back,
     what_comes_next,
 )
-from pipeline.rent.managed.provider import Provider
-from pipeline.rent.managed.recorded_task import launch_id_of
-from pipeline.rent.managed.say import Say, say_now
-from pipeline.rent.managed.unrented import nothing_to_watch
+from pipeline.rent.managed.provider.jobs import ManagedJob
+from pipeline.rent.managed.provider.provider import Provider
+from pipeline.rent.managed.provider.recorded_task import launch_id_of
+from pipeline.rent.managed.rental import nothing_to_watch, rental_lock, rental_name
 from pipeline.state.rental_note import withdraw_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store, split_run
@@ -46,14 +43,14 @@ def watch(
     url, run_name = split_run(run)
     state = RunState(open_store(url), run_name)
     name = rental_name(state.store.url, state.name)
-    provider.start(say_now)
+    provider.start(show)
     jobs = provider.managed_jobs(name)
     if not jobs:
         raise nothing_to_watch(run)
     if page is None:
         return follow_or_leave(state, name, jobs[0].id, provider, once=once)
     with page_of(RunState(open_store(url), run_name), page) as address:
-        say_now(f"{address}  the page of this run. It closes when this command ends")
+        show(f"{address}  the page of this run. It closes when this command ends")
         return follow_or_leave(state, name, jobs[0].id, provider)
 
 
@@ -64,24 +61,22 @@ def follow_or_leave(
 
     Return the run's exit code; after Ctrl-C, return 0, or 130 if the run was being restarted.
     """
-    watcher = Watcher(state, name, job_id, say_now, provider)
+    watcher = Watcher(state, name, job_id, show, provider)
     try:
         with rental_lock(name) as watcher.try_lock:
             watcher.acting = watcher.try_lock()
             if not watcher.acting:
-                say_now(
-                    "another window restarts this run if it fails. This window only shows the run"
-                )
+                show("another window restarts this run if it fails. This window only shows the run")
             return watcher.look_once() if once else watcher.follow()
     except KeyboardInterrupt:
         half_done = watcher.half_done()
         if half_done:
-            say_now(f"\n{half_done}")
+            show(f"\n{half_done}")
             return 130
         job_id = watcher.lookout.job_id  # another job, if the run was restarted
-        say_now(f"\nmanaged job {job_id} continues\n{how_to_come_back(state, job_id)}")
+        show(f"\nmanaged job {job_id} continues\n{how_to_come_back(state, job_id)}")
         if again := watcher.keeper.when_to_watch_again():
-            say_now(again)
+            show(again)
         return 0
 
 
@@ -96,7 +91,7 @@ class Watcher:
         state: RunState,
         name: str,
         job_id: int,
-        say: Say,
+        say: Callable[[str], None],
         provider: Provider,
         *,
         acting: bool = True,

@@ -13,7 +13,7 @@ from pipeline.job import Deadline
 from pipeline.rent.check.command import show_check
 from pipeline.rent.check.of_deadline import Situation, check_deadline, require_in_time
 from pipeline.rent.check.row import CheckRow
-from pipeline.rent.deadline.on_demand import OnDemand, on_demand_machines
+from pipeline.rent.deadline.times import OnDemand, on_demand_machines
 from pipeline.rent.plan.past_speeds import Speed
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.state.claim import claim_run

@@ -16,12 +16,16 @@ from pipeline.cli import main
 from pipeline.job.file import load_job
 from pipeline.rent.credentials import names_given, secrets_for
 from pipeline.rent.managed import launch as launching
-from pipeline.rent.managed import managed_jobs
 from pipeline.rent.managed.launch import launch, refuse_second
-from pipeline.rent.managed.managed_jobs import ManagedJob, asking_skypilot
-from pipeline.rent.managed.markets import NextRental, task_of
-from pipeline.rent.managed.place import Place
-from pipeline.rent.managed.task import make_task, task_config, task_variables
+from pipeline.rent.managed.provider.jobs import (
+    ENDED,
+    ManagedJob,
+    Place,
+    asking_skypilot,
+    managed_jobs,
+)
+from pipeline.rent.managed.provider.recorded_task import NextRental, task_of
+from pipeline.rent.managed.provider.task import make_task, task_config, task_variables
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
@@ -271,7 +275,7 @@ def test_a_run_that_works_elsewhere_is_not_rented_for(run: RunState, time: FakeC
 def test_a_run_whose_owner_is_silent_or_gone_may_be_launched(
     run: RunState, time: FakeClock
 ) -> None:
-    ended = [dataclasses.replace(JOB, status=status) for status in managed_jobs.ENDED]
+    ended = [dataclasses.replace(JOB, status=status) for status in ENDED]
     refuse_second(run, None, ended)
     refuse_second(run, head_of(run), ended)
     claim_run(run, someone()).heartbeat.beat()
@@ -346,7 +350,7 @@ def test_a_controller_that_can_not_be_reached_is_not_one_without_jobs(
 ) -> None:
     controller_is(monkeypatch, status)
     with pytest.raises(PionError, match=rf"is {status}. Pion can't reach it.*Nothing was changed"):
-        managed_jobs.managed_jobs("pion-demo")
+        managed_jobs("pion-demo")
 
 
 @pytest.mark.parametrize("status", [None, "STOPPED"])
@@ -354,7 +358,7 @@ def test_a_controller_that_is_not_there_has_no_jobs(
     sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch, status: str | None
 ) -> None:
     controller_is(monkeypatch, status)
-    assert managed_jobs.managed_jobs("pion-demo") == []
+    assert managed_jobs("pion-demo") == []
 
 
 def controller_is(monkeypatch: pytest.MonkeyPatch, status: str | None) -> None:

@@ -13,8 +13,7 @@ from pipeline.cli import main
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.rent.check.of_deadline import check_deadline
-from pipeline.rent.sky_yaml import read_sky_yaml
-from pipeline.rent.until import with_until
+from pipeline.rent.sky_yaml import read_sky_yaml, with_until
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore

@@ -11,14 +11,13 @@ import httpx
 import pytest
 
 from pipeline.cli import main
-from pipeline.rent.managed.diagnose import (
+from pipeline.rent.managed.look.diagnose import (
     BOOT_SECONDS,
     HANG_SECONDS,
     LOST_BOOT_SECONDS,
 )
-from pipeline.rent.managed.lock import rental_lock
-from pipeline.rent.managed.names import rental_name
-from pipeline.rent.managed.pods import Pod
+from pipeline.rent.managed.provider.pods import Pod
+from pipeline.rent.managed.rental import rental_lock, rental_name
 from pipeline.rent.managed.watch import Watcher, follow_or_leave, watch
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import read_events
@@ -27,7 +26,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import ask_stop
 from pipeline.state.stores import StoreError
 from pipeline.web.address import Address
-from tests.pipeline.rent.managed.test_diagnose import A40, job
+from tests.pipeline.rent.managed.look.test_diagnose import A40, job
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import JOB, FakeProvider, beat, during, succeed, succeed_after
 from tests.support.states import someone

@@ -1,0 +1,253 @@
+"""The times behind a deadline's decisions: assumed at first, then measured on the run itself."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pion.bench.results import Results
+from pipeline.job import Job
+from pipeline.job.digest import Digests, digest_job
+from pipeline.machine.rented import PAID_TO_FIRST_STEP
+from pipeline.rent.deadline.policy import HANDOVER_SECONDS, Terms
+from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
+from pipeline.rent.plan.past_speeds import Speed
+from pipeline.rent.plan.prices import NotOffered, look_up
+from pipeline.rent.sky_yaml import Candidate, SkyYaml
+from pipeline.run.stage_plan import plan_stages
+from pipeline.state.deadline import RunDeadline
+from pipeline.state.metrics import Row
+from pipeline.state.records import Head
+from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
+
+# SkyPilot notices within 60 to 70 s that a machine is gone, and the watcher looks every 10 s.
+NOTICE_SECONDS = 80.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the run has measured, as medians in seconds. None: nothing yet.
+
+    Attributes:
+        boot: from the start of payment for a machine until its first step.
+        stall: how long a save stops training.
+        write: from then until the save is committed.
+    """
+
+    boot: float | None = None
+    stall: float | None = None
+    write: float | None = None
+
+
+def measured_in(events: list[Row]) -> Measured:
+    """Return what a run's events say."""
+    phases = [event for event in events if event["event"] == "phase"]
+    boots = [event["seconds"] for event in phases if event["name"] == PAID_TO_FIRST_STEP]
+    saves = [event for event in events if event["event"] == "saved"]
+    return Measured(
+        boot=_median(boots),
+        stall=_median([e["stall"] for e in saves if e["stall"] is not None]),
+        write=_median([e["write"] for e in saves if e["write"] is not None]),
+    )
+
+
+def terms_of(
+    deadline: RunDeadline,
+    machine: OnDemand,
+    job: Job,
+    head: Head | None,
+    measured: Measured,
+    *,
+    floor_seconds: float,
+) -> Terms:
+    """Return the terms of a run whose work is timed on `machine`.
+
+    `floor_seconds` is the shortest time between saves that its store allows.
+    """
+    cadence = cadence_of(job, head, measured, floor_seconds)
+    return Terms(
+        deadline=deadline.at or 0.0,
+        margin=machine.margin(deadline),
+        boot=RESTART_SECONDS if measured.boot is None else measured.boot,
+        handover=HANDOVER_SECONDS,
+        lag=cadence.lag(step_seconds(machine, job)),
+        notice=NOTICE_SECONDS,
+        life=cadence.preemption_seconds,
+    )
+
+
+def cadence_of(
+    job: Job, head: Head | None, measured: Measured, floor_seconds: float
+) -> SaveCadence:
+    """Return when the run saves, by what it has measured."""
+    assumed = 3600 * job.checkpoint.preemption_hours
+    cadence = SaveCadence(
+        every_steps=job.checkpoint.every_steps,
+        every_seconds=job.checkpoint.every_seconds,
+        preemption_seconds=(
+            assumed if head is None else seconds_between_interruptions(head, assumed)
+        ),
+        last_save=0.0,
+        floor_seconds=floor_seconds,
+        write_seconds=measured.write or 0.0,
+    )
+    if measured.stall is not None:
+        cadence.stall = measured.stall
+    return cadence
+
+
+def step_seconds(machine: OnDemand, job: Job) -> float:
+    """Return the seconds of the longest step that is left; 0 if nothing is left to train."""
+    seconds = machine.seconds or {}
+    steps = {stage: job.section(stage).total_steps for stage in seconds}
+    return max((seconds[stage] / steps[stage] for stage in seconds), default=0.0)
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+# A speed that was not measured may be this much too high.
+SHARE_OF_ESTIMATE = 0.9
+# The least margin while the speed is not measured, in seconds and as a share of the work left.
+UNMEASURED_MARGIN, UNMEASURED_SHARE = 1800.0, 0.1
+
+
+@dataclass(frozen=True)
+class OnDemand:
+    """An on-demand machine, and the work that is left on it.
+
+    Attributes:
+        candidate: the entry of the SkyPilot YAML.
+        seconds: for each training stage, the seconds that the whole stage takes on it; None if
+            that is unknown.
+        left: for each training stage, the share of its steps that is left.
+        boot: seconds from the request for the machine to its first step, assumed.
+        price: dollars per hour of all nodes together; None if unknown.
+        measured: whether the speed was measured, and not estimated.
+        words: where the speed comes from, or why the machine will not do.
+        will_do: whether somebody offers the machine and the job fits on it.
+    """
+
+    candidate: Candidate
+    seconds: Mapping[str, float] | None
+    left: Mapping[str, float]
+    boot: float
+    price: float | None
+    measured: bool
+    words: str
+    will_do: bool = True
+
+    @property
+    def work(self) -> float | None:
+        """The seconds of training that are left on it; None if that is unknown."""
+        if self.seconds is None:
+            return None
+        return sum(share * self.seconds.get(stage, 0.0) for stage, share in self.left.items())
+
+    @property
+    def gpu(self) -> str:
+        """Return `A40` or `2 × A40`."""
+        name = self.candidate.gpu or "a CPU"
+        return f"{self.candidate.count} × {name}" if self.candidate.count > 1 else name
+
+    def margin(self, deadline: RunDeadline) -> float:
+        """Return the seconds to spare: the run's margin, and more while the speed is estimated."""
+        if self.measured or self.work is None:
+            return deadline.margin
+        return max(deadline.margin, UNMEASURED_MARGIN, UNMEASURED_SHARE * self.work)
+
+    def slack(self, deadline: RunDeadline, now: float) -> float | None:
+        """Return the seconds that may still be lost before this machine must be requested, the
+        margin not taken off; None if the work is unknown."""
+        if self.work is None or deadline.at is None:
+            return None
+        return deadline.at - now - self.boot - self.work
+
+
+class Reached(NamedTuple):
+    """The step that a living owner has reported. It may not be committed yet."""
+
+    stage: str
+    step: int
+
+
+def on_demand_machines(
+    job: Job,
+    sky_yaml: SkyYaml,
+    head: Head | None,
+    *,
+    speeds: list[Speed],
+    bench: Sequence[Results] = (),
+) -> list[OnDemand]:
+    """Return the on-demand entries of a YAML, in their order, with the job's work that is left
+    after `head`."""
+    left = share_left(job, digest_job(job), head)
+    entries = [candidate for candidate in sky_yaml.candidates if not candidate.use_spot]
+    return [_machine(job, entry, sky_yaml.num_nodes, left, speeds, bench) for entry in entries]
+
+
+def share_left(
+    job: Job, digests: Digests, head: Head | None, reached: Reached | None = None
+) -> dict[str, float]:
+    """Return, for each training stage, the share of its steps that is not committed yet, nor
+    `reached` by an owner that lives."""
+    states = {plan.stage: plan.state for plan in plan_stages(job, digests, head)}
+    left = {}
+    for stage in job.train_stages:
+        left[stage] = 0.0 if states[stage] == "done" else 1.0
+        done = 0
+        if states[stage] == "resume" and head is not None:
+            done = max(
+                entry.step
+                for entry in head.checkpoints
+                if (entry.stage, entry.digest) == (stage, digests.stages[stage])
+            )
+        if reached is not None and reached.stage == stage:
+            done = max(done, reached.step)
+        section = job.section(stage)
+        if left[stage] and done and section.steps_are_known:
+            left[stage] = max(0.0, 1.0 - done / section.total_steps)
+    return left
+
+
+def _machine(
+    job: Job,
+    candidate: Candidate,
+    num_nodes: int,
+    left: Mapping[str, float],
+    speeds: list[Speed],
+    bench: Sequence[Results],
+) -> OnDemand:
+    boot = RESTART_SECONDS
+    found = look_up(candidate, num_nodes, job.prices)
+    if isinstance(found, NotOffered):
+        return OnDemand(candidate, None, left, boot, None, False, found.why, will_do=False)
+    guess = estimate(job, found, speeds, num_nodes=num_nodes, bench=bench)
+    price = None if found.price is None else found.price * num_nodes
+    if guess.problem is not None:
+        return OnDemand(candidate, None, left, boot, price, False, guess.problem, will_do=False)
+    if not guess.stages:
+        why = "the speed of a machine without a GPU is unknown"
+        return OnDemand(candidate, None, left, boot, price, False, why)
+    seconds, measured, words = _seconds(guess, left)
+    return OnDemand(candidate, seconds, left, boot, price, measured, words)
+
+
+def _seconds(
+    guess: Estimate, left: Mapping[str, float]
+) -> tuple[dict[str, float] | None, bool, str]:
+    """Return the seconds of each stage of which something is left, whether all speeds were
+    measured, and where they come from."""
+    stages = [stage for stage in guess.stages if left[stage.stage] > 0]
+    seconds = {}
+    for stage in stages:
+        if stage.seconds is None:
+            why = stage.speed_from if stage.tokens_per_second is None else "its steps are unknown"
+            return None, False, f"{stage.stage}: {why}"
+        seconds[stage.stage] = stage.seconds / (1.0 if stage.measured else SHARE_OF_ESTIMATE)
+    measured = all(stage.measured for stage in stages)
+    words = "; ".join(dict.fromkeys(stage.speed_from for stage in stages)) or "nothing to train"
+    return seconds, measured, words

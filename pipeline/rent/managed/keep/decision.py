@@ -1,0 +1,228 @@
+"""Decide what a rental with a deadline needs, from one look at it. Nothing here asks or changes
+anything, or reads a clock."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pion.errors import BadInput
+from pipeline.base.read_job import read_job
+from pipeline.job import Job
+from pipeline.job.digest import digest_job
+from pipeline.rent.deadline.policy import Action, Market, Seen, State, Terms, decide
+from pipeline.rent.deadline.times import (
+    OnDemand,
+    cadence_of,
+    measured_in,
+    on_demand_machines,
+    step_seconds,
+    terms_of,
+)
+from pipeline.rent.managed.keep.standing import (
+    Work,
+    choices,
+    gpu_of,
+    has_machine,
+    rental_of,
+    see,
+    see_any,
+    with_work_left,
+)
+from pipeline.rent.managed.look.look import JobLook, Look
+from pipeline.rent.managed.provider.jobs import ManagedJob
+from pipeline.rent.managed.provider.recorded_task import (
+    MACHINES,
+    machines_of,
+    recorded_task,
+    variable_of,
+)
+from pipeline.rent.managed.provider.task import with_candidates
+from pipeline.rent.plan.bench_speeds import bench_results
+from pipeline.rent.plan.past_speeds import past_speeds
+from pipeline.rent.sky_yaml import SkyYaml
+from pipeline.state.deadline import RunDeadline
+from pipeline.state.metrics import read_events
+from pipeline.state.recorded_job import recorded_job
+from pipeline.state.run_state import RunState
+from pipeline.state.watcher_beat import Saw
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was known at one look, and what follows.
+
+    `plan` is None without a deadline. `options` are the machines to request on demand, the one that
+    the work is timed on first.
+    """
+
+    look: Look
+    plan: Plan | None
+    terms: Terms
+    seen: Seen
+    options: Sequence[OnDemand]
+    action: Action
+
+    def machines(self, market: Market) -> SkyYaml:
+        """Return the launch's task with all its spot machines, or with those of `options`."""
+        assert self.plan is not None
+        entries = self.plan.machines.candidates
+        wanted = [candidate for candidate in entries if candidate.use_spot]
+        if market is Market.ON_DEMAND:
+            wanted = [option.candidate for option in self.options]
+        return with_candidates(self.plan.machines, wanted)
+
+
+def decide_now(
+    look: Look, plan: Plan, deadline: RunDeadline, now: float, *, floor_seconds: float
+) -> Decision | None:
+    """Return what follows from a look at `now` (Unix seconds); None if no machine on demand will
+    do.
+
+    `floor_seconds` is the shortest time between saves that the run's store allows.
+    """
+    work = plan.work
+
+    def terms(machine: OnDemand) -> Terms:
+        return terms_of(
+            deadline, machine, work.job, look.head, work.measured, floor_seconds=floor_seconds
+        )
+
+    options = _options(look, work.machines, deadline, now)
+    if not options:
+        return None
+    left = with_work_left(work, look, terms(options[0]).lag)
+    options = _options(look, left.machines, deadline, now)
+    first = options[0]
+    cadence = cadence_of(work.job, look.head, work.measured, floor_seconds)
+    pace = cadence.pace(step_seconds(first, work.job))
+    seen = see(look, pace * (first.work or 0.0), now)
+    return Decision(look, plan, terms(first), seen, options, decide(terms(first), seen))
+
+
+def decide_without_deadline(look: Look, now: float) -> Decision:
+    """Return what follows from a look at `now` (Unix seconds) if there is no hurry: infinite slack.
+    So one rental is wanted, and the policy never rents on demand for lack of time."""
+    terms = Terms(math.inf, margin=0.0, boot=0.0, handover=0.0, lag=0.0, notice=0.0, life=1.0)
+    seen = see_any(look, now)
+    return Decision(look, None, terms, seen, (), decide(terms, seen))
+
+
+def risk_at(decision: Decision) -> float | None:
+    """Return the last moment at which somebody must watch, in Unix seconds; None: nobody must.
+
+    A machine on demand is replaced by SkyPilot. Only the end of waiting for spot needs a watcher.
+    """
+    action, seen = decision.action, decision.seen
+    if action.state in (State.DONE, State.LATE, State.ARMING):
+        return None
+    spot = seen.spot is not None or action.request is not None
+    if action.state is State.DEMAND and not spot:
+        return None
+    return max(action.numbers.spot_until, seen.now)
+
+
+def saw(decision: Decision) -> Saw:
+    """Return what the run's status shows of a decision."""
+    numbers = decision.action.numbers
+    return Saw(
+        state=decision.action.state.value,
+        slack=numbers.slack,
+        reserve=numbers.reserve,
+        work_left=numbers.work_left,
+    )
+
+
+def _options(
+    look: Look, machines: Sequence[OnDemand], deadline: RunDeadline, now: float
+) -> list[OnDemand]:
+    """Return the machines to request on demand, the one that the work is timed on first.
+
+    That is the machine that the run has, or else the cheapest of those that are requested. So the
+    decision does not change because a request has waited for long.
+    """
+    options = choices(machines, deadline, now)
+    stands = rental_of(look, Market.ON_DEMAND)
+    if stands is None:
+        return options
+    gpus = _gpus(stands)
+    mine = [m for m in machines if m.candidate.gpu in gpus and m.will_do and m.work is not None]
+    mine.sort(key=lambda machine: (machine.price is None, machine.price or 0.0))
+    return [*mine[:1], *(option for option in options if option not in mine[:1])]
+
+
+def _gpus(rental: JobLook) -> set[str | None]:
+    """Return the GPU that a rental has, or those that it requests."""
+    gpu = gpu_of(rental)
+    if has_machine(rental) and gpu is not None:
+        return {gpu}
+    asked = variable_of(rental.sky.job, "PION_PRICES") if rental.sky.job is not None else None
+    return set(json.loads(asked or "{}"))
+
+
+# Speeds, boots and saves are measured again after so many seconds.
+MEASURE_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What can be requested: machines of both markets, for tasks like that of the job `like`."""
+
+    like: ManagedJob
+    machines: SkyYaml
+    work: Work
+    of_job: str | None  # the digest of the run's job file; None before the first claim
+    at: float  # by the monotonic clock
+
+
+class DeadlineWork:
+    """Reads the plan of a rental, and reads it again when it may have changed."""
+
+    def __init__(self, state: RunState) -> None:
+        self._state = state
+        self._plan: Plan | None = None
+
+    def read(self, look: Look) -> Plan | None:
+        """Return the plan; None if the newest job was not launched with a deadline.
+
+        Raises BadInput if the run's job can't be read here.
+        """
+        like = look.sky.job  # an older one may be of other machines, before a hop
+        if like is None or not variable_of(like, MACHINES):
+            return None
+        now, of_job = self._state.clock.monotonic(), look.head.job if look.head else None
+        plan = self._plan
+        known = plan is not None and (plan.like.id, plan.of_job) == (like.id, of_job)
+        if plan is not None and (look.stale or (known and now - plan.at < MEASURE_SECONDS)):
+            return plan
+        machines = machines_of(like)
+        assert machines is not None
+        job = self._job(look, like)
+        self._plan = Plan(like, machines, self._work(look, job, machines), of_job, now)
+        return self._plan
+
+    def _job(self, look: Look, like: ManagedJob) -> Job:
+        job = recorded_job(self._state, look.head) if look.head is not None else None
+        if job is not None:
+            return job
+        path = variable_of(like, "JOB") or ""
+        if isinstance(folder := recorded_task(like).get("workdir"), str):
+            path = str(Path(folder, path))
+        try:
+            return read_job(path, shlex.split(variable_of(like, "OVERRIDES") or ""))
+        except BadInput as error:
+            raise BadInput(
+                f"the deadline is not kept until a machine has claimed the run, because the job "
+                f"can't be read here ({error}). Run `pion watch` in the folder of `pion launch`"
+            ) from error
+
+    def _work(self, look: Look, job: Job, machines: SkyYaml) -> Work:
+        found = on_demand_machines(
+            job, machines, look.head, speeds=past_speeds(job), bench=bench_results(())
+        )
+        events = read_events(self._state.store, self._state.name) if look.head is not None else []
+        return Work(job, digest_job(job), tuple(found), measured_in(events))

@@ -1,0 +1,452 @@
+"""Keep a run on a rented machine: at each look, let the policy decide, and carry that out.
+
+A run without a deadline follows the same policy, with infinite slack: one rental is wanted, and it
+is replaced once it makes no progress.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Set
+from dataclasses import replace
+
+from pion.errors import BadInput, PionError
+from pipeline.cost.budget import over_budget
+from pipeline.rent.deadline.policy import CANCEL_SECONDS, Market
+from pipeline.rent.managed.keep.decision import (
+    DeadlineWork,
+    Decision,
+    Plan,
+    decide_now,
+    decide_without_deadline,
+    risk_at,
+    saw,
+)
+from pipeline.rent.managed.keep.renter import FUTILE_RESTARTS, Next, Renter
+from pipeline.rent.managed.keep.standing import (
+    CANCELLED,
+    final_job,
+    has_machine,
+    only_job_has_ended,
+    owned_by_another,
+    owner_of,
+    rental_of,
+    rentals_of,
+    why_not,
+)
+from pipeline.rent.managed.keep.tell import DeadlineTeller, outlook, watch_by
+from pipeline.rent.managed.look.diagnose import Finding, dear_pods, diagnose
+from pipeline.rent.managed.look.look import Look, Lookout, log_finding
+from pipeline.rent.managed.provider.jobs import ManagedJob
+from pipeline.rent.managed.provider.pods import terminate_each
+from pipeline.rent.managed.provider.provider import Provider
+from pipeline.rent.managed.provider.recorded_task import (
+    MACHINES,
+    NextRental,
+    market_of,
+    variable_of,
+)
+from pipeline.rent.managed.request import submitting_alone
+from pipeline.state.deadline import RunDeadline, read_deadline
+from pipeline.state.stop_requests import is_asked_to_stop
+from pipeline.state.stores import StoreError
+from pipeline.state.stores.clock import StoreClock
+from pipeline.state.watcher_beat import WatcherBeats, is_silent, read_beat
+
+# How many seconds SkyPilot may take to cancel a job and end its machine, if there is no hurry.
+PATIENT_CANCEL_SECONDS = 300.0
+# A rental that was refused is requested again after so many seconds.
+AGAIN_SECONDS = 60.0
+
+
+class RentalKeeper:
+    """Keeps the run of the rental that `lookout` looks at on a machine. `say` prints a line."""
+
+    def __init__(self, lookout: Lookout, provider: Provider, say: Callable[[str], None]) -> None:
+        self._lookout, self._provider, self._say = lookout, provider, say
+        self._state = lookout.state
+        self._renter = Renter(self._state, lookout.name, provider)
+        self._teller = DeadlineTeller(say)
+        self._work = DeadlineWork(self._state)
+        self._clock = StoreClock(self._state.clock, self._state.store)
+        self._beats = WatcherBeats(self._state, self._clock.now)
+        self._deadline: RunDeadline | None = None
+        # None if there is no deadline, or if this rental can't keep it.
+        self._plan: Plan | None = None
+        self._last: Decision | None = None
+        self._not_before = -math.inf
+
+    @property
+    def replacing(self) -> ManagedJob | None:
+        """The job that is being cancelled, and whose task was not submitted again yet."""
+        return self._renter.replacing
+
+    @property
+    def given_up(self) -> Set[int]:
+        """The numbers of the jobs that made no progress, and are cancelled for that."""
+        return self._renter.given_up
+
+    # ------------------------------------------------------------ what is known at a look
+
+    def has_deadline(self, look: Look, *, acting: bool) -> bool:
+        """Return whether the run has a deadline that is kept by renting on two markets.
+
+        If `acting`, say in the store that somebody watches although there is nothing to keep, and
+        cancel what was requested for a deadline that is off. Raises PionError if that can't be
+        found out.
+        """
+        try:
+            self._deadline = read_deadline(self._state)
+        except StoreError:
+            if not look.stale:
+                raise
+        self._plan = None
+        if self._deadline is None:
+            return False
+        if self._deadline.at is None:
+            if acting:
+                self._let_go(look)
+            return False
+        self._plan = self._work.read(look)
+        if self._plan is not None:
+            return True
+        if look.sky.job is not None and market_of(look.sky.job) is Market.ON_DEMAND:
+            self._teller.once(
+                "this rental is on demand only, so nothing more is requested for the deadline"
+            )
+        else:
+            self._teller.once(
+                "this rental can't keep the run's deadline, because it was launched without one. "
+                f"Move the run to machines that can: pion hop {self._state.url} --on SKY"
+            )
+        if acting:
+            self._beats.beat(None)
+        return False
+
+    def final_job(self, look: Look) -> ManagedJob | None:
+        """Return the job with which the rental has ended; None while it goes on.
+
+        Raises PionError if that can't be found out.
+        """
+        if look.stale:
+            return None
+        if self._renter.gave_up:
+            return look.sky.job
+        if self._plan is None:
+            return only_job_has_ended(look, self._state.clock.now(), self._renter.replacing)
+        announced = self._renter.is_next_announced(look) or self._renter.replacing is not None
+        return final_job(look, stopped=self._is_stopped(look), next_announced=announced)
+
+    def findings(self, look: Look, over: ManagedJob | None) -> list[tuple[Finding, ManagedJob]]:
+        """Return what is wrong, and with which job. Of the job `over` that ends the rental, that is
+        only what to know."""
+        found: list[tuple[Finding, ManagedJob]] = []
+        for each in () if look.stale else look.of_jobs if self._plan else look.of_jobs[:1]:
+            job = each.sky.job
+            if job is not None and over in (None, job):
+                here = diagnose(each.sky, each.run, self._state.clock.now())
+                found += [(finding, job) for finding in [*here, *dear_pods(each.sky)]]
+        if over is not None:
+            return [(finding, job) for finding, job in found if finding.action == "note"]
+        if self._plan is None:
+            return found
+        # The policy decides how long to wait for a machine. And the other market may start the
+        # run, so this is no reason to end it.
+        never = "it never starts"
+        return [
+            (replace(finding, action="relaunch") if finding.what == never else finding, job)
+            for finding, job in found
+            if finding.what != "no machine available"
+        ]
+
+    # ------------------------------------------------------------ what is done
+
+    def fix(self, finding: Finding, job: ManagedJob, look: Look) -> list[str]:
+        """End pods, or cancel or restart the job, as the finding says; return what was done, in
+        words.
+
+        Raises PionError if SkyPilot or RunPod fails.
+        """
+        if finding.action == "relaunch":
+            return self._restart(finding, job, look)
+        done = terminate_each(finding.pods, self._provider.terminate_pod)
+        if finding.action == "cancel":
+            done += self._cancel_only(job)
+        return done
+
+    def keep(self, look: Look, *, acting: bool) -> None:
+        """Say what the deadline needs now; if `acting`, do it, and complete what was begun.
+
+        Raises PionError if SkyPilot or the store fails. The next look tries again.
+        """
+        if self._plan is None and self._renter.replacing is None:
+            return  # without a deadline, a rental that ends is over
+        if self._plan is not None and not look.stale and self._is_stopped(look):
+            return
+        decision = self._decide(look)
+        if decision.plan is not None:
+            self._keep_deadline(decision, acting=acting)
+            return
+        if self._plan is not None:
+            why = "; ".join(f"{m.gpu}: {m.words}" for m in self._plan.work.machines)
+            self._teller.once(
+                f"no machine on demand will do for the deadline: {why}. So spot is waited for as "
+                f"without a deadline. Name others: pion hop {self._state.url} --on SKY"
+            )
+            if acting:
+                self._beats.beat(decision.seen.now)
+        if acting and self._renter.replacing is not None:
+            if (following := self._following(decision)) is not None:
+                self._say(self._submit(decision, following))
+            self._renter.replacing = None
+
+    def end(self, look: Look) -> None:
+        """End what is left of a rental that is over."""
+        if self._plan is not None:
+            self._renter.end_all(look)
+
+    def when_to_watch_again(self) -> str:
+        """Return until when nobody needs to watch; empty if that does not matter."""
+        at = risk_at(self._last) if self._last is not None else None
+        return watch_by(at, self._clock.now()) if at is not None else ""
+
+    # ------------------------------------------------------------ a job that makes no progress
+
+    def _restart(self, finding: Finding, job: ManagedJob, look: Look) -> list[str]:
+        """End a job that makes no progress, and its pods, and request what the policy wants then;
+        return what was done, in words.
+
+        If what is wanted can't be requested, leave the job alone. A market on which restarts don't
+        help is left alone. If nothing is left to try, end the job for good. Raises PionError if
+        SkyPilot fails.
+        """
+        renter, market = self._renter, market_of(job)
+        if job.id in renter.given_up:
+            return terminate_each(finding.pods, self._provider.terminate_pod)
+        if self._must_wait():
+            return []
+        decision = self._decide(look, giving_up=job)
+        owned = owned_by_another(look, market)
+        no_use = renter.restarts(job, look) >= FUTILE_RESTARTS or finding.what == "it never starts"
+        if no_use and (decision.plan is None or not (market is Market.SPOT or owned)):
+            return self._give_up(finding, job, look, decision)
+        can_request = not no_use and (decision.plan is None or why_not(look, self._state) is None)
+        try:
+            following = self._following(decision, finding) if can_request else None
+        except BadInput as error:
+            self._lookout.forget_attempts(job.id)  # try again after as many more machines
+            why = f"left the job alone, because it can't be submitted again: {error}"
+            if decision.plan is None and not job.live:
+                renter.gave_up = why
+            return [why]
+        done = terminate_each(finding.pods, self._provider.terminate_pod)
+        renter.give_up(job, look)
+        if no_use:
+            renter.leave_alone(market)
+        if following is not None and following.launch_id is None:
+            renter.replacing = job
+        elif job.live:
+            done.append(f"cancelled managed job {job.id}, to request another machine")
+        if following is not None:
+            return [*done, self._submit(decision, following)]
+        if self._plan is not None and not owned:  # else the owner's job says whether it is over
+            renter.announce(look.head, renter.next_launch)
+        renter.cancel([job])
+        return done
+
+    def _give_up(
+        self, finding: Finding, job: ManagedJob, look: Look, decision: Decision
+    ) -> list[str]:
+        """End a job for good. With it, the rental ends, unless another job of the run lives."""
+        done = terminate_each(finding.pods, self._provider.terminate_pod)
+        why = "no machine on demand starts the run, so nothing more is requested"
+        if decision.plan is None:
+            restarts = self._renter.restarts(job, look)
+            why = f"no machine has owned the run after {restarts} restarts"
+        if decision.plan is not None or not job.live:
+            self._renter.gave_up = why
+        return [*done, *self._cancel_only(job), why]
+
+    def _cancel_only(self, job: ManagedJob) -> list[str]:
+        if not job.live:
+            return []
+        self._provider.cancel([job.id])
+        return [f"cancelled managed job {job.id}"]
+
+    # ------------------------------------------------------------ what the policy decides
+
+    def _decide(self, look: Look, giving_up: ManagedJob | None = None) -> Decision:
+        """Return what follows from a look, without the jobs that are given up."""
+        given_up = self._renter.given_up | (set() if giving_up is None else {giving_up.id})
+        look = replace(look, given_up=frozenset(given_up))
+        if self._plan is None or self._deadline is None:
+            return decide_without_deadline(look, self._state.clock.now())
+        floor, now = self._state.store.save_seconds, self._clock.now()
+        decision = decide_now(look, self._plan, self._deadline, now, floor_seconds=floor)
+        return decision or decide_without_deadline(look, now)
+
+    def _keep_deadline(self, decision: Decision, *, acting: bool) -> None:
+        if self._last is None:
+            self._note_unwatched(decision.seen.now)
+        self._last = decision
+        self._teller.tell(decision)
+        if not acting:
+            return
+        try:
+            done = self._act(decision)
+        except PionError:
+            self._beats.beat(decision.seen.now, saw(decision))
+            raise
+        self._beats.beat(risk_at(decision) if done else decision.seen.now, saw(decision))
+
+    def _act(self, decision: Decision) -> bool:
+        """Cancel and request what was decided; return whether that was possible."""
+        if (why := why_not(decision.look, self._state)) is not None:
+            self._teller.once(why)
+            return False
+        if decision.action.request is None:
+            self._cancel(decision)
+            return True
+        if self._must_wait():
+            return False
+        try:
+            # Before anything is cancelled: what can't be requested must not cost what stands.
+            following = self._following(decision)
+            if following is None:
+                return False
+            self._log(decision, self._submit(decision, following))
+        except PionError as error:
+            self._not_before = self._state.clock.monotonic() + AGAIN_SECONDS
+            if not isinstance(error, BadInput):
+                raise
+            self._teller.once(
+                f"no machine {_ON[decision.action.request.market]} can be requested, which is "
+                f"tried again each minute: {error}"
+            )
+            return False
+        return True
+
+    def _following(self, decision: Decision, finding: Finding | None = None) -> Next | None:
+        """Return what to submit; None if nothing is to be requested, or not now.
+
+        Raises BadInput if it can't be submitted from here.
+        """
+        look, plan, request = decision.look, decision.plan, decision.action.request
+        if request is None:
+            return None
+        if plan is None:
+            assert look.sky.job is not None
+            return self._renter.prepare(NextRental(look.sky.job), None, finding)
+        market = request.market
+        if self._renter.is_left_alone(look, market):
+            self._teller.once(
+                f"machines {_ON[market]} end before they own the run, so none is requested for up "
+                f"to an hour. To see why: sky jobs logs {look.jobs[0].id}"
+            )
+            return None  # and what stands is kept
+        wanted = NextRental(
+            plan.like,
+            decision.machines(market),
+            self._renter.next_launch,
+            None if look.head is None else look.head.epoch,
+            plan.work.job.prices,
+        )
+        return self._renter.prepare(wanted, market, finding)
+
+    def _submit(self, decision: Decision, following: Next) -> str:
+        """Cancel what was decided and given up, and submit what follows; return what was done, in
+        words. Raises as `Renter.submit` does."""
+        with submitting_alone(self._lookout.name):
+            over = self._cancel(decision, following)
+            if over is not None:
+                self._renter.replacing = None
+                return (
+                    f"managed job {over.id} was already over ({over.status}), so it was not "
+                    "restarted"
+                )
+            self._lookout.job_id = self._renter.submit(decision.look, following)
+        if following.market is not None:
+            return (
+                f"requested a machine {_ON[following.market]} as managed job {self._lookout.job_id}"
+            )
+        avoid = sorted(map(str, following.avoid))
+        elsewhere = f" and excluded {' and '.join(avoid)}" if avoid else ""
+        return f"restarted the run as managed job {self._lookout.job_id}{elsewhere}"
+
+    def _cancel(self, decision: Decision, following: Next | None = None) -> ManagedJob | None:
+        """Cancel what was decided, and what was given up. If a rental follows, announce it first,
+        and wait for the end of what is cancelled.
+
+        Return a given-up job that ended by itself before it could be cancelled.
+        """
+        look, patient = decision.look, following is not None and following.launch_id is None
+        rentals = (rental_of(look, market) for market in decision.action.cancel)
+        decided = [
+            each.sky.job for each in rentals if each is not None and each.sky.job is not None
+        ]
+        given_up = [job for job in look.jobs if job.id in look.given_up and job.live]
+        if not patient:
+            given_up = [job for job in given_up if job.status != "CANCELLING"]
+        if not (given_up or decided):
+            return None
+        wait = 0.0
+        if following is not None:
+            self._renter.announce(look.head, following.launch_id)
+            wait = PATIENT_CANCEL_SECONDS if patient else CANCEL_SECONDS
+        jobs = self._renter.cancel([*given_up, *decided], wait=wait, must_end=patient)
+        if decided:
+            ids = " and ".join(str(job.id) for job in decided)
+            self._log(decision, f"cancelled managed job {ids}")
+        by_itself = (job for job in jobs if not job.live and job.status not in CANCELLED)
+        return next((job for job in by_itself if job.id in look.given_up), None)
+
+    def _must_wait(self) -> bool:
+        """Return whether a request was refused just now, or may have been submitted: SkyPilot lists
+        a job some seconds later, so it might be submitted twice."""
+        clock, asked = self._state.clock, self._renter.asked_at
+        just_now = asked is not None and 0 <= clock.now() - asked < AGAIN_SECONDS
+        return self._plan is not None and (just_now or clock.monotonic() < self._not_before)
+
+    def _let_go(self, look: Look) -> None:
+        """Cancel the request that stands next to the owner's machine and has no machine."""
+        owner = owner_of(look)
+        jobs = [
+            each.sky.job
+            for each in rentals_of(look)
+            if each.sky.job is not None
+            and variable_of(each.sky.job, MACHINES)
+            and owner not in (None, market_of(each.sky.job))
+            and not has_machine(each)
+        ]
+        if jobs:
+            self._renter.cancel(jobs)
+            ids = " and ".join(str(job.id) for job in jobs)
+            self._say(f"cancelled managed job {ids}, because the deadline is off")
+
+    def _log(self, decision: Decision, done: str) -> None:
+        """Print what was done, and record it in the run's events with the reason."""
+        self._say(done)
+        n, deadline = decision.action.numbers, decision.terms.deadline
+        why = outlook(deadline, decision.seen.now, n.work_left, n.slack, n.reserve)
+        finding = Finding("deadline", f"{decision.action.state.value}: {why}", "note")
+        log_finding(self._state, decision.look, finding, [done])
+
+    def _is_stopped(self, look: Look) -> bool:
+        """Return whether a person asked the run to stop, or its budget is spent."""
+        assert self._plan is not None
+        budget = self._plan.work.job.budget
+        if look.head is not None and over_budget(budget, look.head.spent) is not None:
+            return True
+        return is_asked_to_stop(self._state)
+
+    def _note_unwatched(self, now: float) -> None:
+        """Remember for how long nobody watched before this watcher began."""
+        try:
+            beat = read_beat(self._state)
+        except StoreError:
+            return
+        if beat is not None and is_silent(self._state, beat, now):
+            self._teller.unwatched = (beat.at, now)
+
+
+_ON = {Market.SPOT: "on spot", Market.ON_DEMAND: "on demand"}

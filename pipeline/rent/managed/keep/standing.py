@@ -1,0 +1,362 @@
+"""What a look at a rental says: which jobs stand, who owns the run, and whether the rental is over.
+
+Nothing here asks or changes anything, or reads a clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pion.errors import Stopped
+from pipeline.job import Job
+from pipeline.job.digest import Digests
+from pipeline.rent.deadline.policy import Market, Rental, Seen
+from pipeline.rent.deadline.times import Measured, OnDemand, Reached, share_left
+from pipeline.rent.managed.hop import ARRIVE_SECONDS
+from pipeline.rent.managed.look.diagnose import diagnose, may_be_at_work
+from pipeline.rent.managed.look.look import JobLook, Look
+from pipeline.rent.managed.provider.jobs import ManagedJob, place_of
+from pipeline.rent.managed.provider.recorded_task import (
+    BY_HOP,
+    launch_id_of,
+    market_of,
+    variable_of,
+)
+from pipeline.run.handover import FROM_EPOCH
+from pipeline.state.deadline import RunDeadline
+from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS, RunState
+from pipeline.state.stores import Store
+
+# From the end of training to the end of the run: evaluation and publishing. Assumed; the margin is
+# for the rest.
+LAST_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job, and the on-demand machines that could do the rest of it, in the order of the YAML."""
+
+    job: Job
+    digests: Digests
+    machines: tuple[OnDemand, ...]
+    measured: Measured
+
+
+def choices(machines: Sequence[OnDemand], deadline: RunDeadline, now: float) -> list[OnDemand]:
+    """Return the machines to request on demand, the one to prefer first.
+
+    These are all that would be in time, the cheapest first. If none would be, it is all whose speed
+    is known, the fastest first.
+    """
+    known = [machine for machine in machines if machine.will_do and machine.work is not None]
+    in_time = [m for m in known if (m.slack(deadline, now) or 0.0) >= m.margin(deadline)]
+    if in_time:
+        return sorted(in_time, key=lambda m: math.inf if m.price is None else m.price)
+    return sorted(known, key=lambda m: m.work or 0.0)
+
+
+def with_work_left(work: Work, look: Look, lag: float) -> Work:
+    """Return the machines with the work that is left now.
+
+    Steps that a living owner has reported count as done. It is taken to have worked since its last
+    report, for `lag` seconds at most.
+    """
+    alive = owner_of(look) is not None
+    left = share_left(work.job, work.digests, look.head, _reached(look) if alive else None)
+    since = min(_report_age(look), lag) if alive else 0.0
+    return replace(work, machines=tuple(_less(replace(m, left=left), since) for m in work.machines))
+
+
+def _less(machine: OnDemand, seconds: float) -> OnDemand:
+    """Return the machine with so many seconds of work less, from the first stage that is left."""
+    total = machine.work
+    if not total or machine.seconds is None:
+        return machine
+    share = max(0.0, 1.0 - seconds / total)
+    return replace(machine, left={stage: part * share for stage, part in machine.left.items()})
+
+
+def see_any(look: Look, now: float) -> Seen:
+    """Return what the policy sees without a deadline: one rental, whatever its market is."""
+    stands = next(iter(rentals_of(look)), None)
+    owner = Market.SPOT if _owner_at_work(look) is not None else None
+    return Seen(now, LAST_SECONDS, owner, None if stands is None else Rental(now))
+
+
+def see(look: Look, work_left: float, now: float) -> Seen:
+    """Return what the policy sees. `work_left` is in seconds of training on demand."""
+    rentals = {market: _rental(look, market) for market in Market}
+    return Seen(
+        now=now,
+        work_left=0.0 if is_done(look) else max(work_left, 0.0) + LAST_SECONDS,
+        owner=owner_of(look),
+        spot=rentals[Market.SPOT],
+        on_demand=rentals[Market.ON_DEMAND],
+        stale=look.stale,
+    )
+
+
+def is_done(look: Look) -> bool:
+    """Return whether the rental has no more to do."""
+    return any(each.run.finished for each in look.of_jobs)
+
+
+def rental_of(look: Look, market: Market) -> JobLook | None:
+    """Return the newest live job of that market which is not being cancelled."""
+    return next((each for each in rentals_of(look) if _market(each) is market), None)
+
+
+def rentals_of(look: Look) -> list[JobLook]:
+    """Return the live jobs that are not given up, nor being cancelled, the newest first."""
+    return [
+        each
+        for each in look.of_jobs
+        if (job := each.sky.job) is not None
+        and job.live
+        and job.status != "CANCELLING"
+        and job.id not in look.given_up
+    ]
+
+
+def owner_of(look: Look) -> Market | None:
+    """Return the market of the machine that owns the run; None without owner, or if its machine is
+    given up or known to be gone."""
+    owner = _owner_at_work(look)
+    return None if owner is None else _market(owner)
+
+
+def _owner_at_work(look: Look) -> JobLook | None:
+    owner = _owners_job(look)
+    if owner is None or owner.sky.job is None or owner.sky.gone_since is not None:
+        return None
+    if owner.sky.job.id in look.given_up:
+        return None
+    if owner.sky.job.status == "FAILED_CONTROLLER":
+        alive = tuple(pod.id for pod in owner.sky.pods or () if pod.alive)
+        at_work = look.stale or may_be_at_work(owner.run, alive, look.progress.at)
+    else:
+        at_work = owner.sky.job.status == "RUNNING"
+    return owner if at_work else None
+
+
+def owned_by_another(look: Look, market: Market | None) -> bool:
+    """Return whether a machine of another market than this one owns the run."""
+    return owner_of(look) not in (None, market)
+
+
+def owner_outside(look: Look) -> bool:
+    """Return whether a process that no job of this rental has started owns the run, and lives."""
+    head, status = look.head, look.progress.status
+    if head is None or head.owner is None or status is None:
+        return False
+    if any(launch_id_of(job) == head.owner.launch_id for job in look.jobs):
+        return False
+    if not status["heartbeats"]:
+        return bool(status["last_commit_age"] < COMMIT_SILENCE_SECONDS)
+    age = status["heartbeat_age"]
+    since = status["last_commit_age"] if age is None else age  # it may not have beaten yet
+    return bool(since < SILENCE_SECONDS)
+
+
+def gpu_of(each: JobLook) -> str | None:
+    """Return the GPU of a job's machine; None if SkyPilot has not said."""
+    job = each.sky.job
+    return place_of(job).gpu if job is not None and job.place else None
+
+
+def has_machine(each: JobLook) -> bool:
+    """Return whether a job has a machine now, which may still be booting."""
+    job = each.sky.job
+    alive = any(pod.alive for pod in each.sky.pods or ())
+    return alive or (job is not None and job.status == "RUNNING" and each.sky.gone_since is None)
+
+
+def _owners_job(look: Look) -> JobLook | None:
+    if look.head is None or look.head.owner is None:
+        return None
+    launch = look.head.owner.launch_id
+    return next((e for e in look.of_jobs if e.sky.job and launch_id_of(e.sky.job) == launch), None)
+
+
+def _market(each: JobLook) -> Market | None:
+    return None if each.sky.job is None else market_of(each.sky.job)
+
+
+def _rental(look: Look, market: Market) -> Rental | None:
+    each = rental_of(look, market)
+    if each is None or each.sky.job is None:
+        return None
+    job, machine = each.sky.job, has_machine(each)
+    running = job.recovered_at or job.started_at if job.status == "RUNNING" else None
+    since = running or (each.sky.pod_since if machine else None) or job.submitted_at or 0.0
+    takes_over = machine and _is_handed_over_to(look, each)
+    return Rental(since, machine, is_over_for(look, job), takes_over)
+
+
+def _is_handed_over_to(look: Look, each: JobLook) -> bool:
+    """Return whether others were asked to stop, and this job was not."""
+    others = [other for other in look.of_jobs if other is not each]
+    return each.run.stop is None and any(other.run.stop is not None for other in others)
+
+
+def is_over_for(look: Look, job: ManagedJob) -> bool:
+    """Return whether a job can no longer serve the run.
+
+    Its machine owned the run until another one took over. Or its machine would relieve an owner
+    that another one has relieved, and so would wait for ever.
+    """
+    claims = look.head.claims if look.head is not None else ()
+    launch = launch_id_of(job)
+    if not claims or claims[0].owner.launch_id == launch:
+        return False
+    if any(claim.owner.launch_id == launch for claim in claims):
+        return True
+    epoch = variable_of(job, FROM_EPOCH)
+    if not epoch or look.head is None or look.head.owner is None:
+        return False
+    relieves = {claim.owner.launch_id for claim in claims if str(claim.epoch) == epoch}
+    return claims[0].owner.launch_id not in relieves
+
+
+def _reached(look: Look) -> Reached | None:
+    progress = (look.progress.status or {}).get("progress") or {}
+    stage, step = progress.get("stage"), progress.get("step")
+    return None if stage is None or step is None else Reached(stage, step)
+
+
+def _report_age(look: Look) -> float:
+    age = (look.progress.status or {}).get("heartbeat_age")
+    return max(age or 0.0, 0.0)
+
+
+# After so many failures within so many seconds, a market is left alone for a while.
+FAILURES, FORGET_SECONDS = 3, 3600.0
+# How a job ends that the watcher has cancelled. With another final status, it ended by itself.
+CANCELLED = ("CANCELLED", "FAILED_CONTROLLER")
+# How a job ends by itself. SkyPilot says CANCELLED of a job that was ended from outside.
+_BY_ITSELF = ("SUCCEEDED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE")
+
+
+def only_job_has_ended(look: Look, now: float, replacing: ManagedJob | None) -> ManagedJob | None:
+    """Return the job that is followed if it has ended, and with it a rental without a deadline.
+
+    It has not while its machine may still be at work or must be ended, nor while the watcher
+    replaces it: the job `replacing` was cancelled for that.
+    """
+    job = look.sky.job
+    if job is None or job.live:
+        return None
+    if replacing is not None and job.id == replacing.id and job.status in CANCELLED:
+        return None
+    findings = diagnose(look.sky, look.run, now)  # of a job without a controller, or none
+    goes_on = any(f.action != "note" or f.what == "controller lost" for f in findings)
+    return None if goes_on else job
+
+
+def final_job(look: Look, *, stopped: bool, next_announced: bool) -> ManagedJob | None:
+    """Return the job with which the rental has ended; None while it goes on.
+
+    `stopped` is whether a person asked the run to stop, or its budget is spent: then exit code 4 is
+    the end, and otherwise a handover. `next_announced` is whether a launch was announced that has
+    no job yet: then the watcher itself has cancelled the last job.
+    """
+    owners = _last_owners_job(look)
+    if owners is not None and _is_final(owners, stopped=stopped):
+        # A job that was submitted later belongs to a new launch.
+        ended = owners.ended_at or look.progress.at
+        later = [job for job in look.jobs if job.live and (job.submitted_at or 0.0) > ended]
+        return None if later else owners
+    if any(job.live for job in look.jobs) or not look.jobs:
+        return None
+    last = look.jobs[0]
+    if owners is not None and _served_with(owners, last, look):
+        last = owners
+    if last.status == "CANCELLED":
+        return None if next_announced and not stopped else last
+    if last.status == "FAILED_CONTROLLER":
+        return last if (stopped or is_done(look)) and not _leaves_machine(last, look) else None
+    return None if last is owners else last
+
+
+def fails_to_start(look: Look, market: Market, now: float) -> bool:
+    """Return whether the machines of a market can't start the run: FAILURES jobs have ended by
+    themselves within the last hour, and never owned it."""
+    claims = look.head.claims if look.head is not None else ()
+    owners = {claim.owner.launch_id for claim in claims}
+    failed = [
+        job
+        for job in look.jobs
+        if job.status in _BY_ITSELF
+        and market_of(job) is market
+        and launch_id_of(job) not in owners
+        and now - (job.ended_at or 0.0) < FORGET_SECONDS
+    ]
+    return len(failed) >= FAILURES
+
+
+def _last_owners_job(look: Look) -> ManagedJob | None:
+    """Return the job whose machine was the last to claim the run."""
+    if look.head is None or not look.head.claims:
+        return None
+    launch = look.head.claims[0].owner.launch_id
+    return next((job for job in look.jobs if launch and launch_id_of(job) == launch), None)
+
+
+def _served_with(owners: ManagedJob, newest: ManagedJob, look: Look) -> bool:
+    """Return whether the newest job stood next to that of the last owner, for the same launch of a
+    person. The owner's job then says how the rental ended: the watcher may have cancelled the
+    newest one."""
+    if owners.status == "FAILED_CONTROLLER":
+        return look.head is not None and look.head.owner is not None
+    return (owners.ended_at or 0.0) >= (newest.submitted_at or 0.0)
+
+
+def _leaves_machine(job: ManagedJob, look: Look) -> bool:
+    """Return whether a job's machine may still be at work, or is still up."""
+    pods = [pod for each in look.of_jobs if each.sky.job is job for pod in each.sky.pods or ()]
+    return owner_of(look) is not None or any(pod.alive for pod in pods)
+
+
+def _is_final(job: ManagedJob, *, stopped: bool) -> bool:
+    if job.status not in _BY_ITSELF:
+        return False
+    return stopped or job.exit_code != Stopped.exit_code
+
+
+def why_not(look: Look, state: RunState) -> str | None:
+    """Return why nothing may be requested or cancelled for the deadline now; None if it may."""
+    if owner_outside(look):
+        return (
+            "another process owns the run, so nothing is requested or cancelled for the "
+            f"deadline. To see that process: pion status {state.url}"
+        )
+    if (job := moving(look, state.clock.now(), state.store)) is not None:
+        return (
+            f"the run is being moved to managed job {job.id}, so nothing is requested or "
+            f"cancelled for the deadline until then. To call that off: sky jobs cancel {job.id}"
+        )
+    return None
+
+
+def moving(look: Look, now: float, store: Store) -> ManagedJob | None:
+    """Return the job to whose machine a run is being moved at `now` (Unix seconds); None if it is
+    not.
+
+    That is a job of `pion hop` that has not owned the run yet, or the newer one of two that ask the
+    same market. A hop that nobody has seen through ends here, too, once its time is over; but two
+    rentals of which one asks both markets can't be told apart.
+    """
+    jobs = [each.sky.job for each in rentals_of(look) if each.sky.job is not None]
+    if not jobs:
+        return None
+    newest, markets = jobs[0], [market_of(job) for job in jobs]
+    if len(jobs) > 1 and None in markets:
+        return newest
+    claims = look.head.claims if look.head is not None else ()
+    has_arrived = any(claim.owner.launch_id == launch_id_of(newest) for claim in claims)
+    by_hop = bool(variable_of(newest, BY_HOP)) and not has_arrived
+    patience = ARRIVE_SECONDS + (COMMIT_SILENCE_SECONDS if store.commits else 0.0)
+    recent = now - (newest.submitted_at or now) < patience
+    return newest if recent and (by_hop or len(set(markets)) < len(jobs)) else None

@@ -1,0 +1,332 @@
+"""Find what is wrong with a rented run, from SkyPilot's status, RunPod's list and the heartbeat.
+
+Nothing here asks or changes anything, or reads a clock: the same views always give the same
+findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pipeline.console.formats import duration
+from pipeline.cost.budget import SAID_ABOVE
+from pipeline.machine.gpus import sky_names
+from pipeline.machine.rented import CPU, PRICES_VARIABLE, planned_prices
+from pipeline.rent.managed.look.remembered import Attempt
+from pipeline.rent.managed.provider.jobs import ManagedJob, Place
+from pipeline.rent.managed.provider.pods import Pod
+from pipeline.rent.managed.provider.recorded_task import variable_of
+from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS
+
+# From the request for a machine until it has claimed the run. Pulling a 10 GB image and installing
+# packages take minutes; a host that needs longer only wastes money. On a store where only commits
+# are a sign of life, a machine that is up may wait COMMIT_SILENCE_SECONDS more to take over.
+BOOT_SECONDS = 1200.0
+# Without a step although the heartbeat continues. The run's own watchdog acts earlier.
+HANG_SECONDS = 900.0
+# Without a heartbeat although the machine is up. A run that can't reach its store gives up earlier.
+# Until then, ending the machine would lose work that is not stored yet.
+SILENT_SECONDS = 2700.0
+# SkyPilot normally notices within 60 to 70 s that a machine is gone.
+UNNOTICED_SECONDS = 300.0
+# If a pod is lost while it boots, SkyPilot waits for it forever.
+LOST_BOOT_SECONDS = 600.0
+# If SHORT_LIVES machines in a row in one place live shorter than this, the place is to blame.
+SHORT_LIFE_SECONDS = 900.0
+SHORT_LIVES = 3
+# If this many machines in a row, in any place, never claim the run, the job is to blame.
+FUTILE_LIVES = 5
+
+Action = Literal["note", "terminate", "relaunch", "cancel"]
+
+
+@dataclass(frozen=True)
+class SkyView:
+    """What SkyPilot and the provider say.
+
+    Attributes:
+        job: the newest managed job of the run; None if SkyPilot knows none.
+        pods: the job's pods at RunPod; None if the job is on another cloud, or RunPod can't be
+            asked.
+        gone_since: since when the job lacks a pod, although it is RUNNING or had a pod before in
+            its present status.
+        pod_since: when the watcher first saw the newest live pod.
+        attempts: the machines that this job has had so far, oldest first.
+        place: the place of the job's present or last machine; None if SkyPilot has not said yet.
+    """
+
+    job: ManagedJob | None
+    pods: tuple[Pod, ...] | None = None
+    gone_since: float | None = None
+    pod_since: float | None = None
+    attempts: tuple[Attempt, ...] = ()
+    place: Place | None = None
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What the run's store says. Times are Unix seconds, by the clock of their writer.
+
+    Attributes:
+        finished: whether the rental has no more to do: every stage of the run's job is done, or
+            those up to `until`.
+        until: the stage after which the rental ends; None: the last.
+        stop: the reason of a request to stop this job; None without a request.
+        claimed_at: when the owner claimed the run; None if nobody owns it.
+        beat_at: when the owner's last heartbeat was written.
+        stalled_since: since when, by the watcher's clock, there were heartbeats without a new
+            step; None while steps continue, before the first step, and without heartbeats.
+        last_sign: when any owner last showed life.
+        heartbeats: False on a store where only commits are a sign of life.
+    """
+
+    finished: bool = False
+    until: str | None = None
+    stop: str | None = None
+    claimed_at: float | None = None
+    beat_at: float | None = None
+    stalled_since: float | None = None
+    last_sign: float | None = None
+    heartbeats: bool = True
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A problem: what is wrong, the evidence, and what to do about it.
+
+    `pods` are terminated first. `avoid` is a place not to rent from again.
+    """
+
+    what: str
+    why: str
+    action: Action
+    pods: tuple[str, ...] = ()
+    avoid: Place | None = None
+
+    @property
+    def key(self) -> str:
+        """A key that stays the same while the problem lasts; the minutes in `why` change."""
+        return " ".join((self.what, *self.pods))
+
+
+def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
+    """Return what is wrong at Unix time `now`, the most certain finding first.
+
+    A run that is finished, or was asked to stop, ends by itself. A machine that can't end by itself
+    is terminated with its job and not replaced.
+    """
+    job, ending = sky.job, run.finished or run.stop is not None
+    if job is None or job.status == "CANCELLING":
+        return []
+    alive = tuple(pod.id for pod in sky.pods or () if pod.alive)
+    if not job.live:
+        lost = job.status == "FAILED_CONTROLLER"
+        return _lost_controller(job, run, alive, now, ending=ending) if lost else []
+    if ending and job.status in _WAITING and sky.pods == ():
+        waits = Finding("not needed", f"SkyPilot says {job.status}", "cancel")
+        return [_end_instead(waits, run)]
+    booting = _is_booting(run, job)
+    here = _slow_boot(sky, run, job, alive, now) if booting else _stuck(run, alive, now)
+    if ending:
+        return [_end_instead(here, run)] if here is not None and here.what in _NEVER_ENDS else []
+    found = [
+        _dead_pods(sky, job),
+        _unnoticed_loss(sky, job, now),
+        _never_starts(sky, run, job) or _bad_place(sky, job, now),
+        here,
+    ]
+    return [finding for finding in found if finding is not None]
+
+
+_WAITING = ("PENDING", "STARTING", "RECOVERING")
+# Findings whose machine will never notice that it should end.
+_NEVER_ENDS = ("boot not finished", "silent")
+
+
+def _end_instead(finding: Finding, run: RunView) -> Finding:
+    """Return the finding for a run that needs no other machine."""
+    done = "The run is finished" if run.until is None else f"The run has done {run.until}"
+    reason = done if run.finished else f"The run was asked to stop ({run.stop})"
+    why = f"{finding.why}. {reason}, so Pion will not rent a new machine"
+    return replace(finding, why=why, action="cancel", avoid=None)
+
+
+def _dead_pods(sky: SkyView, job: ManagedJob) -> Finding | None:
+    """Find stopped pods in the list. SkyPilot can't read their status, and retries for minutes."""
+    dead = tuple(pod for pod in sky.pods or () if not pod.alive)
+    if not dead:
+        return None
+    words = " and ".join(f"pod {pod.id} is {pod.status}" for pod in dead)
+    why = f"{words} in RunPod's list while SkyPilot says {job.status}"
+    return Finding("dead pod", why, "terminate", tuple(pod.id for pod in dead))
+
+
+def _unnoticed_loss(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
+    """Find a pod that is gone while SkyPilot still counts on it."""
+    if sky.gone_since is None or sky.pods:
+        return None
+    gone = now - sky.gone_since
+    if gone < (UNNOTICED_SECONDS if job.status == "RUNNING" else LOST_BOOT_SECONDS):
+        return None
+    why = f"its pod has been gone for {duration(gone)}, but SkyPilot still says {job.status}"
+    return Finding("loss not noticed", why, "relaunch")
+
+
+def _never_starts(sky: SkyView, run: RunView, job: ManagedJob) -> Finding | None:
+    """Find machines, in any place, that all end before they own the run."""
+    if job.status not in ("RECOVERING", "STARTING"):
+        return None
+    claimed = run.last_sign or 0.0
+    futile = [attempt for attempt in sky.attempts if attempt.began > claimed]
+    if len(futile) < FUTILE_LIVES:
+        return None
+    places = ", ".join(sorted({str(attempt.place) for attempt in futile}))
+    why = (
+        f"the last {len(futile)} machines ({places}) stopped before they owned the run, and "
+        f"each machine cost money. To see why, run: sky jobs logs {job.id}"
+    )
+    return Finding("it never starts", why, "cancel")
+
+
+def _bad_place(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
+    """Find machines that died early in one place, one after the other, including the newest."""
+    if job.status not in ("RECOVERING", "STARTING"):
+        return None
+    attempts = sky.attempts
+    ends = [*(attempt.began for attempt in attempts[1:]), now]
+    lives = [
+        (attempt.place, end - attempt.began) for attempt, end in zip(attempts, ends, strict=False)
+    ]
+    last = lives[-SHORT_LIVES:]
+    place = attempts[-1].place if attempts else None
+    if len(last) < SHORT_LIVES or any(
+        where != place or life >= SHORT_LIFE_SECONDS for where, life in last
+    ):
+        return None
+    why = (
+        f"the last {SHORT_LIVES} machines were {place} and lived "
+        f"{', '.join(duration(life) for _, life in last)}"
+    )
+    return Finding("bad place", why, "relaunch", avoid=place)
+
+
+def _is_booting(run: RunView, job: ManagedJob) -> bool:
+    """Return whether the machine that the job has or waits for has not claimed the run yet."""
+    if job.status != "RUNNING":
+        return True
+    running_since = job.recovered_at or job.started_at or job.submitted_at or 0.0
+    return run.claimed_at is None or max(run.claimed_at, run.beat_at or 0.0) < running_since
+
+
+def _slow_boot(
+    sky: SkyView, run: RunView, job: ManagedJob, alive: tuple[str, ...], now: float
+) -> Finding | None:
+    """Find a machine that takes too long to start the run, or a search that finds no machine."""
+    running = job.status == "RUNNING"
+    # A pod may come long after the request. Once it runs, SkyPilot says since when.
+    pod_since = None if running else sky.pod_since
+    times = (
+        *(job.submitted_at, job.started_at, job.recovered_at),
+        *(pod_since, run.last_sign, run.beat_at),
+    )
+    waited = now - max((at for at in times if at is not None), default=now)
+    waits_for_owner = running and not run.heartbeats
+    if waited < BOOT_SECONDS + (COMMIT_SILENCE_SECONDS if waits_for_owner else 0.0):
+        return None
+    since = f"no sign of the run for {duration(waited)}"
+    if running:
+        why = f"SkyPilot says RUNNING, but there has been {since}. The run has not started there"
+        return _give_up_machine("boot not finished", why, alive)
+    if alive:
+        # SkyPilot waits for this pod, and would keep waiting even if the pod were terminated.
+        why = f"{since}, and pod {alive[0]} is up but can't be reached. The boot has not finished"
+        return Finding("boot not finished", why, "relaunch", alive, avoid=sky.place)
+    why = (
+        f"{since}: SkyPilot says {job.status} and has found no machine. Waiting costs nothing. "
+        "Allow more kinds of GPU, or on-demand machines, to find one sooner (`pion hop RUN --on "
+        "SKY`)"
+    )
+    return Finding("no machine available", why, "note")
+
+
+def _stuck(run: RunView, alive: tuple[str, ...], now: float) -> Finding | None:
+    """Find a run that does not advance although its machine runs."""
+    if run.beat_at is None or not run.heartbeats:
+        return None  # only commits are visible, and they may be an hour apart
+    silent = now - run.beat_at
+    if silent >= SILENT_SECONDS:
+        why = f"the machine is up, but there has been no heartbeat for {duration(silent)}"
+        return _give_up_machine("silent", why, alive)
+    if run.stalled_since is not None and now - run.stalled_since >= HANG_SECONDS:
+        stalled = duration(now - run.stalled_since)
+        why = f"the heartbeat continues, but there has been no step for {stalled}"
+        return _give_up_machine("hang", why, alive)
+    return None
+
+
+def _give_up_machine(what: str, why: str, alive: Sequence[str]) -> Finding:
+    """Return a finding that ends the machine, or restarts the job if there is no pod to end."""
+    # SkyPilot recovers a job by itself once its pod is gone.
+    action: Action = "terminate" if alive else "relaunch"
+    return Finding(what, why, action, tuple(alive))
+
+
+def _lost_controller(
+    job: ManagedJob, run: RunView, alive: tuple[str, ...], now: float, *, ending: bool
+) -> list[Finding]:
+    """Find what to do if the job's controller failed. The run may still be at work."""
+    if "Failed to clean up" in (job.failure or ""):
+        # SkyPilot says this of any job whose machine it could not end, even a cancelled job.
+        why = f"the job is over, but SkyPilot could not terminate its machine ({job.failure})"
+        return [Finding("left behind", why, "terminate" if alive else "note", alive)]
+    reason = job.failure or "no reason given"
+    why = f"SkyPilot's controller failed ({reason}), so nothing recovers the run"
+    if may_be_at_work(run, alive, now):
+        return [Finding("controller lost", f"{why}. The run is still running", "note")]
+    if not ending:
+        return [Finding("controller lost", why, "relaunch", alive)]
+    if not alive:
+        return []
+    return [Finding("left behind", f"{why} or terminates its machine", "terminate", alive)]
+
+
+def may_be_at_work(run: RunView, alive: tuple[str, ...], now: float) -> bool:
+    """Return whether the run's owner may have unsaved work."""
+    if not run.heartbeats:
+        recent = run.last_sign is not None and now - run.last_sign < COMMIT_SILENCE_SECONDS
+        return run.claimed_at is not None and recent
+    silence = SILENT_SECONDS if alive else SILENCE_SECONDS
+    return run.beat_at is not None and now - run.beat_at < silence
+
+
+def dear_pods(sky: SkyView) -> list[Finding]:
+    """Return a finding for each pod that costs more than planned.
+
+    Nothing is to be done: a machine asks RunPod itself, also while nobody watches, and refuses to
+    start a run for which it is too expensive.
+    """
+    if sky.job is None or not sky.job.live:
+        return []
+    prices = planned_prices({PRICES_VARIABLE: variable_of(sky.job, PRICES_VARIABLE) or ""})
+    return [
+        Finding(
+            "higher price",
+            f"pod {pod.id} costs ${pod.price:.2f} per hour, {pod.price / planned:.2f} times the "
+            f"planned ${planned:.2f}. Costs are counted with the higher price. Above "
+            "budget.price_tolerance, the run does not start there",
+            "note",
+            (pod.id,),
+        )
+        for pod in sky.pods or ()
+        if pod.alive
+        and pod.price is not None
+        and (planned := _planned(pod, prices))
+        and pod.price > SAID_ABOVE * planned
+    ]
+
+
+def _planned(pod: Pod, prices: dict[str, float]) -> float | None:
+    names = [CPU] if pod.gpu is None else [pod.gpu, *sky_names(pod.gpu)]
+    return next((prices[name] for name in names if name in prices), None)

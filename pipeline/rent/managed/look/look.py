@@ -1,0 +1,276 @@
+"""Look at a rented run repeatedly: ask SkyPilot, RunPod and the run's store, and remember."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from pipeline.rent.managed.look.diagnose import Finding, RunView, SkyView
+from pipeline.rent.managed.look.progress import Progress
+from pipeline.rent.managed.look.remembered import (
+    AttemptMemory,
+    CostMemory,
+    LostPods,
+    PodMemory,
+    StepKey,
+    StepMemory,
+)
+from pipeline.rent.managed.provider.jobs import ManagedJob, Place, place_of
+from pipeline.rent.managed.provider.pods import Pod
+from pipeline.rent.managed.provider.provider import Provider
+from pipeline.rent.managed.provider.recorded_task import launch_id_of, until_of_job
+from pipeline.rent.managed.rental import cluster_name
+from pipeline.state.records import Head
+from pipeline.state.run_state import RunState
+from pipeline.state.run_status import is_finished, run_status
+from pipeline.state.stop_requests import pending_stop
+from pipeline.state.stores import StoreError
+
+
+@dataclass(frozen=True)
+class JobLook:
+    """What is known about one managed job, and about the run as far as it concerns that job."""
+
+    sky: SkyView
+    run: RunView
+
+
+@dataclass(frozen=True)
+class Look:
+    """What SkyPilot, the provider and the store said at one moment.
+
+    Attributes:
+        head: the run's HEAD; None before its first claim.
+        sky: about the managed job that is followed.
+        run: about the run, as far as it concerns that job.
+        progress: what a user sees.
+        others: the other live jobs of the rental, the newest first, and the owner's job if it has
+            lost its controller.
+        jobs: every job of the rental that SkyPilot knows, ended or not, the newest first.
+        stale: whether the store could not be read. What it says is then from the last look.
+        given_up: the numbers of jobs that are, or will be, cancelled because they make no progress.
+    """
+
+    head: Head | None
+    sky: SkyView
+    run: RunView
+    progress: Progress
+    others: tuple[JobLook, ...] = ()
+    jobs: tuple[ManagedJob, ...] = ()
+    stale: bool = False
+    given_up: frozenset[int] = frozenset()
+
+    @property
+    def of_jobs(self) -> tuple[JobLook, ...]:
+        """What is known about each job that is followed or lives."""
+        return (JobLook(self.sky, self.run), *self.others)
+
+
+class _StoreSays(NamedTuple):
+    """HEAD, and what follows from it."""
+
+    head: Head | None
+    status: dict[str, Any] | None
+    run: RunView
+
+
+class _Memory:
+    """What is remembered about one managed job."""
+
+    def __init__(self, state: RunState) -> None:
+        self.pods, self.attempts = PodMemory(), AttemptMemory(state)
+
+
+class Lookout:
+    """Looks at the rental called `name` of a run.
+
+    `job_id` is the managed job that is followed: the newest live job of that name. If `patient`, a
+    store that is down does not end a look, once the store has been read.
+    """
+
+    def __init__(self, state: RunState, name: str, job_id: int, provider: Provider) -> None:
+        self.state, self.name, self.job_id = state, name, job_id
+        self.patient = False
+        self._provider = provider
+        self._memories: dict[int, _Memory] = {}
+        self._lost = LostPods(state, name)
+        self._steps = StepMemory()
+        self._costs = CostMemory(state)
+        self._store: _StoreSays | None = None
+
+    def forget_attempts(self, job_id: int) -> None:
+        """Ignore the machines that a job has had until now, because their problem was acted on."""
+        self._memory(job_id).attempts.forget()
+
+    def look(self) -> Look:
+        """Ask SkyPilot, RunPod and the store. Raises PionError if one of them can't be asked."""
+        # Pods before jobs: SkyPilot then knows the job of every listed pod.
+        pods = self._provider.list_pods()
+        jobs = self._provider.managed_jobs(self.name, with_task=True)
+        self.job_id = next((job.id for job in jobs if job.live), self.job_id)
+        job = next((job for job in jobs if job.id == self.job_id), None)
+        now = self.state.clock.now()
+        if pods is not None:
+            self._lost.note(job, pods, now)
+        store, stale = self._read_store(now)
+        shown: list[ManagedJob | None] = [
+            each for each in jobs if each.live or each is job or _lost_owner(each, store.head)
+        ]
+        looks = [self._look_at(each, pods, store, now, stale=stale) for each in shown or [None]]
+        followed = next(look for look in looks if look.sky.job is job)
+        others = tuple(look for look in looks if look is not followed)
+        dollars = self._costs.dollars(None if stale else store.head, job, self._lost.booting, now)
+        jobs_of_others = tuple(look.sky.job for look in others if look.sky.job is not None)
+        progress = Progress(now, job, store.status, dollars, jobs_of_others)
+        return Look(
+            store.head,
+            followed.sky,
+            followed.run,
+            progress,
+            others,
+            tuple(jobs),
+            stale=stale,
+        )
+
+    def _read_store(self, now: float) -> tuple[_StoreSays, bool]:
+        """Return what the store says, and whether that is from an earlier look."""
+        try:
+            head = self.state.read()
+            status = run_status(self.state, head, now) if head is not None else None
+            run = RunView()
+            if head is not None and status is not None:
+                run = self._run_view(head, status, now)
+        except StoreError:
+            if self._store is None or not self.patient:
+                raise
+            return self._store, True
+        self._store = _StoreSays(head, status, run)
+        return self._store, False
+
+    def _memory(self, job_id: int) -> _Memory:
+        return self._memories.setdefault(job_id, _Memory(self.state))
+
+    def _look_at(
+        self,
+        job: ManagedJob | None,
+        pods: Sequence[Pod] | None,
+        store: _StoreSays,
+        now: float,
+        *,
+        stale: bool,
+    ) -> JobLook:
+        head, run = store.head, store.run
+        memory = self._memory(self.job_id if job is None else job.id)
+        pods_of_job = self._of_job(pods, job)
+        memory.pods.note(job, pods_of_job, now)
+        if not stale:
+            memory.attempts.note(job, head, now)
+        sky = SkyView(
+            job,
+            pods_of_job,
+            gone_since=memory.pods.gone_since,
+            pod_since=memory.pods.newest_since(pods_of_job),
+            attempts=tuple(memory.attempts.found),
+            place=_place(job, memory.attempts),
+        )
+        if head is not None and job is not None:
+            run = self._of_this_launch(run, head, job, stale=stale)
+        return JobLook(sky, run)
+
+    def _of_job(self, pods: Sequence[Pod] | None, job: ManagedJob | None) -> tuple[Pod, ...] | None:
+        """Return the job's pods; None if RunPod was not asked, or the job is on another cloud."""
+        if pods is None or job is None or (job.cloud or "RunPod").lower() != "runpod":
+            return None
+        cluster = cluster_name(self.name, job.id)
+        return tuple(pod for pod in pods if pod.belongs_to(cluster))
+
+    def _run_view(self, head: Head, status: dict[str, Any], now: float) -> RunView:
+        age = status["heartbeat_age"]
+        beat_at = None if age is None else now - age
+        progress = status["progress"] or {}
+        step = StepKey(head.epoch, progress.get("stage"), progress.get("step"))
+        return RunView(
+            finished=is_finished(self.state, head),
+            stop=status["stop"]["reason"] if status["stop"] else None,
+            claimed_at=head.claims[0].at if head.owner is not None else None,
+            beat_at=beat_at,
+            stalled_since=self._steps.stalled_since(beat_at, step, now),
+            last_sign=now - status["last_commit_age"],
+            heartbeats=status["heartbeats"],
+        )
+
+    def _of_this_launch(self, run: RunView, head: Head, job: ManagedJob, *, stale: bool) -> RunView:
+        """Leave out what concerns another launch: its request to stop, that it has finished, and
+        its signs of life.
+
+        A hop asks every launch to stop except the one that takes over the run. A finished run may
+        be launched again with more to do. A rental that ends after a stage is finished before the
+        run is.
+        """
+        last = head.claims[0].owner.launch_id if head.claims else None
+        launch = launch_id_of(job) or last
+        stop = None
+        if run.stop is not None and not stale:
+            stop = pending_stop(self.state, launch_id=launch)
+        if launch != last:
+            run = replace(run, claimed_at=None, beat_at=None, stalled_since=None, last_sign=None)
+        until = until_of_job(job)
+        finished = run.finished or _has_done(head, until, launch)
+        return replace(
+            run,
+            finished=finished and launch == last,
+            until=None if run.finished else until,
+            stop=stop.reason if stop is not None else None,
+        )
+
+
+def _lost_owner(job: ManagedJob, head: Head | None) -> bool:
+    """Return whether the owner's job has lost its controller. The owner may still be at work."""
+    if job.status != "FAILED_CONTROLLER" or head is None or head.owner is None:
+        return False
+    return launch_id_of(job) == head.owner.launch_id
+
+
+def _place(job: ManagedJob | None, attempts: AttemptMemory) -> Place | None:
+    if job is not None and job.place:
+        return place_of(job)
+    return attempts.found[-1].place if attempts.found else None
+
+
+def _has_done(head: Head, until: str | None, launch: str | None) -> bool:
+    """Return whether the stage `until` was done by a machine of the launch.
+
+    What is older may have been done for other settings, and be done again now.
+    """
+    since = [claim.at for claim in head.claims if claim.owner.launch_id == launch]
+    record = head.stages.get(until) if until is not None else None
+    return record is not None and bool(since) and record.at >= min(since)
+
+
+_number = itertools.count()
+
+
+def log_finding(state: RunState, look: Look, finding: Finding, done: Sequence[str]) -> None:
+    """Record in the run's events what was done and why. If the store is down, record nothing."""
+    if look.head is None:
+        return
+    at = state.clock.now()
+    event = {
+        "event": "watch",
+        "epoch": look.head.epoch,
+        "at": at,
+        "what": finding.what,
+        "why": finding.why,
+        "done": list(done),
+    }
+    # The owner of that epoch numbers its own events, so these need other names. Names order events.
+    name = f"watch-{int(1000 * at):014d}-{next(_number):06d}-{uuid.uuid4().hex}"
+    key = state.key(f"events/{look.head.epoch}/{name}.jsonl")
+    with contextlib.suppress(StoreError):
+        state.store.write(key, (json.dumps(event) + "\n").encode())
+        state.store.flush()

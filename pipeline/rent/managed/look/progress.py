@@ -1,0 +1,141 @@
+"""The lines that a user sees of a rented run: what changes, how it ended, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pion.errors import Stopped
+from pipeline.console.formats import duration, printable
+from pipeline.rent.managed.provider.jobs import ManagedJob
+from pipeline.state.run_state import RunState
+
+# Seconds between two lines that only differ in the step.
+STEP_LINE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What SkyPilot and the store say at the moment `at` (Unix seconds).
+
+    `status` comes from `pipeline.state.run_status.run_status`; it is None before the run's first
+    claim. `dollars` is the cost of all its machines, None if no price is known. `others` are the
+    other live jobs of the rental.
+    """
+
+    at: float
+    job: ManagedJob | None
+    status: Mapping[str, Any] | None = None
+    dollars: float | None = None
+    others: tuple[ManagedJob, ...] = ()
+
+    @property
+    def job_lines(self) -> dict[int, str]:
+        """The line of each job, by its number."""
+        return {job.id: job_line(job) for job in (*self.others, self.job) if job is not None}
+
+
+def changes(before: Progress | None, now: Progress) -> list[str]:
+    """Return a line for each difference from `before`: job, owner, stages, steps, requests.
+
+    `before` is the progress for which the caller last printed a line.
+    """
+    told = before.job_lines if before else {}
+    lines = [line for job_id, line in now.job_lines.items() if told.get(job_id) != line]
+    old, new = (before.status if before else None) or {}, now.status or {}
+    if new.get("owner") and _host(new) != _host(old):
+        lines.append(f"{_host(new)} owns the run (epoch {new['epoch']})")
+    lines += [
+        f"{stage}: done"
+        for stage, about in new.get("stages", {}).items()
+        if about["state"] == "done" and _stage_state(old, stage) != "done"
+    ]
+    if new.get("stop") and not old.get("stop"):
+        lines.append(f"asked to stop: {new['stop']['reason']} by {new['stop']['user']}")
+    step = _step_line(new)
+    if step and step != _step_line(old):
+        step += _cost(now.dollars)
+        recent = before is not None and now.at - before.at < STEP_LINE_SECONDS
+        if lines or not recent or _stage(new) != _stage(old):
+            lines.append(step)
+    return [printable(line) for line in lines]
+
+
+def how_it_ended(job: ManagedJob, dollars: float | None) -> tuple[int, str]:
+    """Return the exit code for a managed job that has ended, and a message for the user."""
+    cost = _cost(dollars)
+    logs = f"Its output: sky jobs logs {job.id}"
+    if job.status == "SUCCEEDED":
+        return 0, f"managed job {job.id} is done{cost}"
+    code = job.exit_code
+    if code == Stopped.exit_code:
+        return code, f"stopped, with its state saved{cost}. {logs}"
+    if code is not None and code != 0:
+        return code, f"managed job {job.id} failed with exit code {code}{cost}. {logs}"
+    why = f": {job.failure}" if job.failure else ""
+    return 1, printable(f"managed job {job.id} stopped with status {job.status}{cost}{why}. {logs}")
+
+
+def job_line(job: ManagedJob | None) -> str:
+    """Return `managed job 7: RUNNING on RunPod CA, 1x(A40:1, …), recovered 2 times`."""
+    if job is None:
+        return ""
+    words = f"managed job {job.id}: {job.status}"
+    if job.place and job.live:
+        words += f", last on {job.place}" if job.status == "RECOVERING" else f" on {job.place}"
+    if job.recoveries:
+        words += f", recovered {job.recoveries} time{'s' if job.recoveries > 1 else ''}"
+    return words
+
+
+def what_comes_next(stage: str) -> str:
+    """Return which stage of a run is next, and the command that rents for it."""
+    return f"next: {stage}. Rent a machine for it: pion launch JOB --on SKY"
+
+
+def how_to_come_back(state: RunState, job_id: int) -> str:
+    """Return the three commands that a user needs after closing the window."""
+    run = state.url
+    return (
+        f"  follow it:  pion watch {run}\n"
+        f"  its output: sky jobs logs {job_id}\n"
+        f"  stop it:    pion stop {run}   (if no machine owns the run yet: sky jobs cancel "
+        f"{job_id})"
+    )
+
+
+def _step_line(status: Mapping[str, Any]) -> str:
+    progress = status.get("progress")
+    if not status.get("owner") or not progress or "step" not in progress:
+        return ""
+    steps = f"/{progress['steps']:,}" if progress.get("steps") else ""
+    words = [f"{progress.get('stage')} step {progress['step']:,}{steps}"]
+    if progress.get("loss") is not None:
+        words.append(f"loss {progress['loss']:.4f}")
+    if progress.get("tokens_per_second"):
+        words.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
+    if progress.get("eta"):
+        words.append(f"{duration(progress['eta'])} left")
+    checkpoint = status.get("checkpoint")
+    if checkpoint:
+        words.append(f"saved: {checkpoint['stage']} step {checkpoint['step']:,}")
+    return ", ".join(words)
+
+
+def _cost(dollars: float | None) -> str:
+    """Return ` ($0.12 so far)`; nothing if no price is known."""
+    return f" (${dollars:.2f} so far)" if dollars else ""
+
+
+def _host(status: Mapping[str, Any]) -> str | None:
+    owner = status.get("owner")
+    return f"pid {owner['pid']} on {owner['host']}" if owner else None
+
+
+def _stage_state(status: Mapping[str, Any], stage: str) -> str | None:
+    return status.get("stages", {}).get(stage, {}).get("state")
+
+
+def _stage(status: Mapping[str, Any]) -> str | None:
+    return (status.get("progress") or {}).get("stage")

@@ -1,0 +1,183 @@
+"""Read the task that SkyPilot has recorded for a managed job, and build it again.
+
+With a deadline, a managed job asks one market only, so that the price of its machine is known. The
+task still names all machines of the launch: whoever watches the rental can request the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pion.errors import BadInput
+from pipeline.job.bounded_yaml import check_yaml
+from pipeline.rent.credentials import secrets_for
+from pipeline.rent.deadline.policy import Market
+from pipeline.rent.managed.provider.jobs import ManagedJob, Place
+from pipeline.rent.managed.provider.task import machine_variables, make_task, resources_by_price
+from pipeline.rent.plan.prices import Prices
+from pipeline.rent.sky_yaml import UNTIL, Candidate, SkyYaml, sky_yaml_of
+from pipeline.run.handover import FROM_EPOCH
+
+
+def task_from(config: dict[str, Any], avoid: Collection[Place]) -> Any:
+    """Return the sky.Task of a recorded task, without the places in `avoid`. Raises BadInput if no
+    machine is left to rent, or if a secret of the job is no longer set here."""
+    config["secrets"] = dict.fromkeys(config.get("secrets") or {}, "")  # values are redacted
+    given = str((config.get("envs") or {}).get("PION_SECRETS") or "").split(",")
+    needed = {name: None if name in given else "" for name in config["secrets"]}
+    task = make_task(config, secrets_for(needed, wanted=given))
+    if avoid:
+        task.set_resources(_elsewhere(task.resources, avoid))
+    return task
+
+
+def launch_id_of(job: ManagedJob) -> str | None:
+    """Return the launch that submitted a managed job; None if SkyPilot's record does not say."""
+    return variable_of(job, "PION_LAUNCH_ID")
+
+
+def until_of_job(job: ManagedJob) -> str | None:
+    """Return the stage after which a managed job ends; None: the last, or nobody knows."""
+    return variable_of(job, UNTIL) or None
+
+
+def variable_of(job: ManagedJob, name: str) -> str | None:
+    """Return a variable of a managed job's task; None if it has none, or nobody knows."""
+    return _envs(job).get(name)
+
+
+@functools.lru_cache(maxsize=64)
+def _envs(job: ManagedJob) -> Mapping[str, str]:
+    try:
+        return recorded_task(job).get("envs") or {}
+    except BadInput:
+        return {}
+
+
+def recorded_task(job: ManagedJob) -> dict[str, Any]:
+    """Return the YAML that a managed job was submitted with. Raises BadInput if there is none.
+
+    SkyPilot's record is two documents: a header and this YAML.
+    """
+    try:
+        check_yaml(job.task or "", f"SkyPilot's record of managed job {job.id}")
+        documents = [d for d in yaml.safe_load_all(job.task or "") if isinstance(d, dict)]
+    except (BadInput, yaml.YAMLError, ValueError):
+        documents = []
+    if not documents or "run" not in documents[-1]:
+        raise BadInput(f"SkyPilot has no record of the task of managed job {job.id}.")
+    return documents[-1]
+
+
+def _elsewhere(resources: Any, avoid: Collection[Place]) -> Any:
+    """Return the task's candidates without those places, as the same kind of collection."""
+    left: list[Any] = []
+    for candidate in resources:
+        gpu = next(iter(candidate.accelerators or {}), None)
+        bad = [p for p in avoid if (p.gpu, p.spot) == (gpu, candidate.use_spot)]
+        if candidate.cloud is not None:
+            bad = [p for p in bad if p.cloud == str(candidate.cloud)]
+        if not bad:
+            left.append(candidate)
+        elif candidate.cloud is not None and candidate.region is None:
+            feasible = candidate.cloud.get_feasible_launchable_resources(candidate, 1)
+            regions = {
+                region.name
+                for launchable in feasible.resources_list[:1]
+                for region in launchable.get_valid_regions_for_launchable()
+            }
+            others = sorted(regions - {place.region for place in bad})
+            left += [candidate.copy(region=region) for region in others]
+        elif candidate.cloud is not None and candidate.region not in {p.region for p in bad}:
+            left.append(candidate)
+    if not left:
+        raise BadInput(
+            f"the YAML only allows {' and '.join(map(str, avoid))}; add other GPUs, regions or "
+            "on-demand machines"
+        )
+    return type(resources)(left)
+
+
+MACHINES = "PION_MACHINES"
+# In the task of a job of `pion hop`: "1".
+BY_HOP = "PION_BY_HOP"
+_MARKETS = {"1": Market.SPOT, "0": Market.ON_DEMAND}
+
+
+@dataclass(frozen=True)
+class NextRental:
+    """A rental to submit: like the job `like`.
+
+    Attributes:
+        like: a managed job of the same run, whose task is submitted again.
+        machines: that task, with other machines to request; None: it belongs to the same launch,
+            and requests the same machines.
+        launch_id: the id of the new launch.
+        epoch: the epoch whose owner the new machine relieves; None if nobody ever owned the run.
+        prices: the job's own prices.
+        avoid: places not to rent from.
+    """
+
+    like: ManagedJob
+    machines: SkyYaml | None = None
+    launch_id: str | None = None
+    epoch: int | None = None
+    prices: Prices | None = None
+    avoid: Collection[Place] = ()
+
+
+def machines_in_words(candidates: Sequence[Candidate]) -> str:
+    """Return these machines as the value of the variable MACHINES."""
+    return json.dumps([candidate.resources.to_yaml_config() for candidate in candidates])
+
+
+def market_of(job: ManagedJob) -> Market | None:
+    """Return the market that a managed job asks; None if it asks both, or nobody knows."""
+    return _MARKETS.get(variable_of(job, "PION_SPOT") or "")
+
+
+def machines_of(job: ManagedJob) -> SkyYaml | None:
+    """Return a job's task with the machines of both markets; None if it was not launched with a
+    deadline.
+
+    Raises BadInput if SkyPilot can't read its own record any more.
+    """
+    text = variable_of(job, MACHINES)
+    if not text:
+        return None
+    config = recorded_task(job)
+    listed = json.loads(text)
+    config["resources"] = listed[0] if len(listed) == 1 else {"ordered": listed}
+    return sky_yaml_of(config, Path(f"managed job {job.id}"))
+
+
+def new_launch_id() -> str:
+    """Return an id for a new launch."""
+    return uuid.uuid4().hex
+
+
+def task_of(wanted: NextRental) -> Any:
+    """Return the sky.Task of a wanted rental, for any place that it does not avoid.
+
+    A task of the same launch may take over the run at once. Raises BadInput if no machine is left
+    to rent, or if a secret of the job is no longer set here.
+    """
+    config = recorded_task(wanted.like)
+    if wanted.machines is not None:
+        config["resources"] = resources_by_price(wanted.machines, wanted.prices)
+        config["envs"] = {
+            **config["envs"],
+            **machine_variables(wanted.machines, wanted.prices),
+            "PION_LAUNCH_ID": wanted.launch_id,
+            FROM_EPOCH: "" if wanted.epoch is None else str(wanted.epoch),
+            BY_HOP: "",
+        }
+    return task_from(config, wanted.avoid)

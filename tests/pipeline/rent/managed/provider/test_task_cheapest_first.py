@@ -1,0 +1,158 @@
+"""Which machines of a YAML SkyPilot may rent, and in which order it tries them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.rent.managed.launch import launch
+from pipeline.rent.managed.provider.task import WANTED, make_task, task_config
+from pipeline.rent.sky_yaml import read_sky_yaml
+from tests.paths import REPOSITORY
+from tests.pipeline.rent.conftest import YAML, SkyHome
+from tests.support.jobs import tiny_dict
+from tests.support.sky_catalog import Price
+
+LISTED = """ordered:
+  - {accelerators: A40, use_spot: true}
+  - {accelerators: RTXA4000}
+  - {accelerators: RTXA5000, use_spot: true}"""
+BY_PRICE = YAML.replace("JOB: null", 'JOB: null, PION_CHEAPEST_FIRST: "1"')
+# Fits on the A40, but not on the others.
+LARGE = {"d_model": 8192, "n_layers": 3, "n_heads": 64, "n_kv_heads": 8, "d_ff": 22016}
+TODAY = {"A40": Price(0.5, 0.9), "RTXA4000": Price(0.3, 0.1), "RTXA5000": Price(0.2, 0.4)}
+
+
+def order(path: Path) -> list[tuple[str, bool]]:
+    """Return each GPU and whether it is spot, as SkyPilot's own loader reads the task."""
+    sky_yaml = read_sky_yaml(path)
+    envs = {"JOB": "jobs/tiny.yaml"}
+    task = make_task(task_config(sky_yaml, "pion-tiny", envs), {})
+    assert isinstance(task.resources, list), "SkyPilot keeps no order of a set"
+    return [(next(iter(found.accelerators)), found.use_spot) for found in task.resources]
+
+
+def test_alternatives_are_tried_spot_first_and_by_todays_price(sky_home: SkyHome) -> None:
+    sky_home.sell(TODAY)
+    any_of = sky_home.yaml(LISTED.replace("ordered", "any_of"))
+    assert order(any_of) == [("RTXA5000", True), ("A40", True), ("RTXA4000", False)]
+
+
+def test_the_users_own_order_is_kept(sky_home: SkyHome) -> None:
+    sky_home.sell(TODAY)
+    assert order(sky_home.yaml(LISTED)) == [("A40", True), ("RTXA4000", False), ("RTXA5000", True)]
+
+
+def test_what_nobody_prices_or_offers_comes_last(sky_home: SkyHome) -> None:
+    sky_home.sell({"A40": Price(None, 0.9), "RTXA5000": Price(0.2, 0.4)})
+    any_of = sky_home.yaml("any_of:\n  - {accelerators: A40}\n  - {accelerators: RTXA5000}")
+    assert order(any_of) == [("RTXA5000", False), ("A40", False)]
+    spot = "any_of:\n  - {accelerators: A40, use_spot: true}\n  - {accelerators: RTXA5000}"
+    assert order(sky_home.yaml(spot))[-1] == ("RTXA5000", False)
+
+
+@pytest.mark.parametrize("name", ["runpod-spot.yaml", "cloud-spot.yaml"])
+def test_our_lists_of_usual_prices_follow_todays(sky_home: SkyHome, name: str) -> None:
+    prices = {"A40": Price(0.5, 0.9), "RTXA5000": Price(0.1, 0.4), "L40S": Price(0.3, 0.8)}
+    sky_home.sell(prices)
+    sky_yaml = read_sky_yaml(REPOSITORY / "sky" / name)
+    assert sky_yaml.envs[WANTED] == "1"
+    priced = [gpu for gpu, _ in order(REPOSITORY / "sky" / name) if gpu in prices]
+    if name == "runpod-spot.yaml":
+        assert priced == ["RTXA5000", "L40S", "A40"]
+
+
+def test_everything_else_of_the_yaml_stays(sky_home: SkyHome) -> None:
+    sky_home.sell(TODAY)
+    sky_yaml = read_sky_yaml(REPOSITORY / "sky" / "runpod-spot.yaml")
+    task = make_task(task_config(sky_yaml, "pion-tiny", {"JOB": "jobs/tiny.yaml"}), {})
+    assert len(task.resources) == len(sky_yaml.candidates)
+    for found in task.resources:
+        assert str(found.cloud) == "RunPod"
+        assert found.disk_size == 60
+        assert found.job_recovery["recover_on_exit_codes"] == [75]
+
+
+# ---------------------------------------------------------------- what will not do
+
+
+@pytest.fixture
+def sent(sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """`pion launch --dry-run` of a tiny job: the task, as SkyPilot's own loader reads it."""
+
+    def find(resources: str, text: str = YAML, *, force: bool = False, **changes: Any) -> Any:
+        import sky
+
+        job = tmp_path / "job.yaml"
+        job.write_text(yaml.safe_dump(tiny_dict(store="s3://bucket/runs", **changes)))
+        on = str(sky_home.yaml(resources, text))
+        assert launch(str(job), [], on=on, dry_run=True, force=force) == 0
+        return sky.Task.from_yaml_config(yaml.safe_load(capsys.readouterr().out))
+
+    return find
+
+
+def gpus(task: Any) -> list[str]:
+    return [next(iter(found.accelerators)) for found in task.resources]
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [(YAML, ["A40", "L40S", "A100-80GB"]), (BY_PRICE, ["L40S", "A40", "A100-80GB"])],
+    ids=["in the list's order", "by price"],
+)
+def test_what_is_too_small_for_the_job_is_left_out(
+    sent: Any, sky_home: SkyHome, text: str, left: list[str]
+) -> None:
+    sky_home.sell(TODAY | {"L40S": Price(0.4, 0.9)})  # nobody prices the A100-80GB
+    more = "\n  - {accelerators: L40S, use_spot: true}\n  - {accelerators: A100-80GB}"
+    task = sent(LISTED + more, text, model=LARGE)
+    assert gpus(task) == left
+    for found in task.resources:
+        assert found.disk_size == 60
+        assert found.job_recovery["recover_on_exit_codes"] == [75]
+
+
+@pytest.mark.parametrize("kind", ["ordered", "any_of"])
+def test_the_only_machine_left_is_the_one_that_will_do(
+    sent: Any, sky_home: SkyHome, kind: str
+) -> None:
+    sky_home.sell(TODAY)
+    task = sent(LISTED.replace("ordered", kind), model=LARGE)
+    assert gpus(task) == ["A40"]
+    assert task.envs["PION_SPOT"] == "1", "the on-demand machine is gone"
+    assert json.loads(task.envs["PION_PRICES"]) == {"A40": 0.5}
+
+
+def test_spot_above_the_on_demand_price_is_left_out_unless_forced(
+    sent: Any, sky_home: SkyHome
+) -> None:
+    sky_home.sell(TODAY | {"A40": Price(0.95, 0.9)})
+    assert gpus(sent(LISTED)) == ["RTXA4000", "RTXA5000"]
+    assert gpus(sent(LISTED, force=True)) == ["A40", "RTXA4000", "RTXA5000"]
+
+
+def test_what_nobody_offers_today_is_left_out_if_it_would_be_too_small(
+    sent: Any, sky_home: SkyHome
+) -> None:
+    sky_home.sell({"A40": Price(0.5, 0.9)})
+    assert gpus(sent(LISTED, model=LARGE)) == ["A40"]
+    assert gpus(sent(LISTED)) == ["A40", "RTXA4000", "RTXA5000"], "it may be offered tomorrow"
+
+
+def test_without_a_catalog_only_what_is_known_to_be_too_small_is_left_out(
+    sent: Any, sky_home: SkyHome
+) -> None:
+    sky_home.lose_catalog()
+    assert gpus(sent(LISTED)) == ["A40", "RTXA4000", "RTXA5000"]
+    assert gpus(sent(LISTED, model=LARGE)) == ["A40"]
+
+
+def test_where_nothing_will_do_the_yaml_stays_as_it_is(sent: Any, sky_home: SkyHome) -> None:
+    sky_home.sell(TODAY)
+    huge = LARGE | {"n_layers": 40}
+    assert gpus(sent(LISTED, model=huge)) == ["A40", "RTXA4000", "RTXA5000"]

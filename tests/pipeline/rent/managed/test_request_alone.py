@@ -1,0 +1,228 @@
+"""Of two launches from two machines only one rents, although neither SkyPilot knows the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
+from pipeline.commands.status import show_statuses
+from pipeline.rent.managed.look.diagnose import BOOT_SECONDS
+from pipeline.rent.managed.request import announce_rental, announced, note_of
+from pipeline.state.claim import claim_run
+from pipeline.state.error_codec import error_from_json, error_to_json
+from pipeline.state.rental_note import (
+    NOTE,
+    RentalNote,
+    over_unless_interrupted,
+    read_rental_note,
+    withdraw_rental_note,
+)
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, Missing
+from tests.support.clock import FakeClock
+from tests.support.states import someone
+
+
+def from_host(host: str, run: RunState, launch_id: str) -> RentalNote:
+    """Return the note of a rental that the computer `host` submits now."""
+    note = note_of(run, run.read(), launch_id=launch_id, rented_from=f"hash of {host}")
+    return dataclasses.replace(note, host=host)
+
+
+def announced_by(run: RunState) -> str:
+    return str(json.loads(run.store.read(run.key(NOTE)))["host"])
+
+
+def of_a_worker(error: PionError) -> PionError:
+    """Return the error as it comes back from a Ray worker."""
+    return error_from_json(error_to_json(error))
+
+
+@pytest.fixture
+def rented_from_desk(run: RunState) -> RunState:
+    """The run, rented from the desk as `desk-1`."""
+    announce_rental(run, from_host("desk", run, "desk-1"))
+    return run
+
+
+@pytest.mark.parametrize("moving", [False, True], ids=["launch", "hop"])
+def test_while_a_machine_boots_no_other_computer_rents_one(
+    rented_from_desk: RunState, time: FakeClock, moving: bool
+) -> None:
+    run = rented_from_desk
+    time.time += 120
+    with pytest.raises(BadInput) as refused:
+        announce_rental(run, from_host("laptop", run, "laptop-1"), moving=moving)
+    message = str(refused.value)
+    assert "was rented from desk 2 min" in message
+    assert "has not claimed the run yet" in message
+    assert f"pion status {run.store.url}/{run.name}" in message
+    assert "--force" in message
+    assert announced_by(run) == "desk"
+
+
+def test_while_a_lost_machine_is_replaced_no_other_computer_rents_one(
+    rented_from_desk: RunState, time: FakeClock
+) -> None:
+    run = rented_from_desk
+    claim_run(run, someone()).release()  # as a machine does before it is taken away
+    time.time += 3 * 24 * 3600.0  # there may be no machine for days
+    with pytest.raises(BadInput) as refused:
+        announce_rental(run, from_host("laptop", run, "laptop-1"))
+    message = str(refused.value)
+    assert "was rented from desk 3 d 0 h ago, and that rental is not over" in message
+    assert f"pion hop {run.store.url}/{run.name} --on SKY" in message
+    assert "--force" in message
+    assert announced_by(run) == "desk"
+
+
+@pytest.mark.parametrize("error", [BadInput("the task is refused"), PionError("timed out")])
+def test_the_note_of_a_rental_is_withdrawn_only_if_nothing_was_rented_for_sure(
+    rented_from_desk: RunState, error: PionError
+) -> None:
+    run = rented_from_desk
+    with pytest.raises(type(error)), announced(run, from_host("desk", run, "desk-2")):
+        raise error
+    note, _ = read_rental_note(run)
+    assert note is not None
+    assert note.launch_id == ("desk-1" if isinstance(error, BadInput) else "desk-2")
+
+
+def test_status_says_who_rents_until_that_is_over(
+    rented_from_desk: RunState, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = rented_from_desk
+    assert show_statuses([f"{run.store.url}/{run.name}"], as_json=False) == 0
+    assert "\nmachines: rented from desk since " in capsys.readouterr().out
+    withdraw_rental_note(run, "desk-1")
+    assert show_statuses([f"{run.store.url}/{run.name}"], as_json=False) == 0
+    assert "machines: rented from" not in capsys.readouterr().out
+
+
+def test_a_hop_from_another_computer_takes_a_run_from_a_rental_that_was_up(
+    rented_from_desk: RunState,
+) -> None:
+    run = rented_from_desk
+    claim_run(run, someone()).release()
+    announce_rental(run, from_host("laptop", run, "laptop-1"), moving=True)
+    assert announced_by(run) == "laptop"
+    withdraw_rental_note(run, "desk-1")  # the machine that handed over ends, and its rental with it
+    assert announced_by(run) == "laptop"
+    assert not json.loads(run.store.read(run.key(NOTE)))["over"]
+
+
+def test_the_note_of_a_run_that_does_not_exist_yet_makes_no_run(tmp_path: Path) -> None:
+    new = RunState(FileStore(tmp_path / "runs"), "new")
+    announce_rental(new, from_host("desk", new, "desk-1"))
+    assert new.read() is None
+    with pytest.raises(BadInput, match="was rented from desk"):
+        announce_rental(new, from_host("laptop", new, "laptop-1"))
+
+
+def test_the_computer_that_rented_may_rent_again(rented_from_desk: RunState) -> None:
+    run = rented_from_desk
+    announce_rental(run, from_host("desk", run, "desk-2"))  # its SkyPilot knows the first one
+    note, _ = read_rental_note(run)
+    assert note is not None
+    assert note.launch_id == "desk-2"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [None, Stopped("asked to"), BadInput("no"), ValueError("a bug"), of_a_worker(NotDurable("no"))],
+)
+def test_once_a_rental_is_over_anybody_may_rent(
+    rented_from_desk: RunState, ending: Exception | None
+) -> None:
+    run = rented_from_desk
+    try:
+        with over_unless_interrupted(run, "desk-1"):
+            if ending is not None:
+                raise ending
+    except type(ending or ValueError):
+        pass
+    announce_rental(run, from_host("laptop", run, "laptop-1"))
+    assert announced_by(run) == "laptop"
+
+
+@pytest.mark.parametrize("launch_id", ["desk-1", "another", None])
+@pytest.mark.parametrize(
+    "ending", [Interrupted("preempted"), of_a_worker(Interrupted("preempted")), KeyboardInterrupt()]
+)
+def test_an_interrupted_run_is_not_over(
+    rented_from_desk: RunState, launch_id: str | None, ending: BaseException
+) -> None:
+    run = rented_from_desk
+    with pytest.raises(type(ending)), over_unless_interrupted(run, launch_id):
+        raise ending
+    with pytest.raises(BadInput, match="was rented from desk"):
+        announce_rental(run, from_host("laptop", run, "laptop-1"))
+
+
+@pytest.mark.parametrize("by", ["desk-1", "a stranger's"])
+def test_a_rental_that_is_fenced_is_over_unless_by_the_machine_that_it_rented_next(
+    rented_from_desk: RunState, by: str
+) -> None:
+    run = rented_from_desk
+    claim_run(run, someone(launch_id=by))
+    with pytest.raises(Fenced), over_unless_interrupted(run, "desk-1"):
+        raise Fenced("taken over")
+    note, _ = read_rental_note(run)
+    assert (note is not None) == (by == "desk-1")
+
+
+@pytest.mark.parametrize("launch_id", ["another", None])
+def test_what_else_runs_does_not_end_a_rental(
+    rented_from_desk: RunState, launch_id: str | None
+) -> None:
+    run = rented_from_desk
+    with over_unless_interrupted(run, launch_id):
+        pass
+    with pytest.raises(BadInput, match="was rented from desk"):
+        announce_rental(run, from_host("laptop", run, "laptop-1"))
+
+
+def test_a_hop_does_not_wait_forever_for_a_machine_that_never_came(
+    rented_from_desk: RunState, time: FakeClock
+) -> None:
+    run = rented_from_desk
+    time.time += BOOT_SECONDS
+    announce_rental(run, from_host("laptop", run, "laptop-1"), moving=True)
+
+
+@pytest.mark.parametrize("moving", [False, True], ids=["launch", "hop"])
+def test_a_user_who_cancelled_the_other_rental_can_force_this_one(
+    rented_from_desk: RunState, moving: bool
+) -> None:
+    run = rented_from_desk
+    announce_rental(run, from_host("laptop", run, "laptop-1"), moving=moving, force=True)
+    assert announced_by(run) == "laptop"
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b'{"format": 1, "at": "soon", "host": 3}', b'{"format": 1, "at": 3.5}']
+)
+def test_a_note_that_can_not_be_read_prevents_no_rental(run: RunState, text: bytes) -> None:
+    run.store.write(run.key(NOTE), text)
+    withdraw_rental_note(run, "desk-1")
+    announce_rental(run, from_host("laptop", run, "laptop-1"))
+    assert announced_by(run) == "laptop"
+
+
+def test_of_two_at_the_same_instant_one_rents(
+    rented_from_desk: RunState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = rented_from_desk
+
+    def as_before(store: FileStore, key: str) -> tuple[bytes, str]:
+        raise Missing(key, store.url)
+
+    note = from_host("laptop", run, "laptop-1")
+    monkeypatch.setattr(FileStore, "read_versioned", as_before)
+    with pytest.raises(BadInput, match="another process is renting a machine for demo at this"):
+        announce_rental(run, note)
+    assert announced_by(run) == "desk"
