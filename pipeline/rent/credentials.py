@@ -19,7 +19,6 @@ from pipeline.console.masking import (
     userinfo_refused,
 )
 from pipeline.job import HubDataset, HubNpyShards, Job
-from pipeline.models.find import HUB_REPO
 
 # Only temporary keys have this token.
 SESSION_TOKEN = "AWS_SESSION_TOKEN"
@@ -55,6 +54,8 @@ def wanted_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> set
 
 def hub_inputs(job: Job) -> list[str]:
     """Return the repositories that the job reads from the Hub."""
+    from pipeline.models.find import HUB_REPO
+
     found = [s.repo for _, s in job.sources() if isinstance(s, HubDataset | HubNpyShards)]
     if job.tokenizer is not None and job.tokenizer.hub is not None:
         found.append(job.tokenizer.hub)

@@ -25,7 +25,6 @@ from pipeline.rent.managed.request import (
     submit_order,
     submitting_alone,
 )
-from pipeline.rent.managed.watch import follow_or_leave
 from pipeline.rent.sky_yaml import read_sky_yaml, until_of, with_until
 from pipeline.run.stage_plan import stages_until
 from pipeline.state.records import Head
@@ -77,6 +76,8 @@ def launch(
             return 0
         job_id = _rent(order, provider, force=force)
     _say_rented(order, job_id, provider)
+    from pipeline.rent.managed.watch import follow_or_leave
+
     return follow_or_leave(state, order.name, job_id, provider)
 
 

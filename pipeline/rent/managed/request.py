@@ -16,7 +16,6 @@ from pipeline.base.read_job import read_job
 from pipeline.console.formats import duration, moment, show
 from pipeline.console.out import saying_if_slow
 from pipeline.job import Job
-from pipeline.rent.check.candidates import fitting
 from pipeline.rent.credentials import refuse_recorded_secrets, secrets_for, wanted_secrets
 from pipeline.rent.deadline.of_run import held_back
 from pipeline.rent.managed.look.diagnose import BOOT_SECONDS
@@ -95,6 +94,8 @@ def make_order(
     """
     job = job_file.job
     with saying_if_slow("asking SkyPilot which of these machines fit, and what they cost"):
+        from pipeline.rent.check.candidates import fitting
+
         accepted = with_candidates(sky_yaml, fitting(job, sky_yaml, force=force))
     more = dict(variables or {})
     if deadline and trains(sky_yaml, job):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 from pion.errors import PionError, Stopped
 from pipeline.console.formats import printable, show
-from pipeline.live.server import page_of
 from pipeline.rent.managed.keep.keeper import PATIENT_CANCEL_SECONDS, RentalKeeper
 from pipeline.rent.managed.look.diagnose import Finding
 from pipeline.rent.managed.look.look import Look, Lookout, log_finding
@@ -49,6 +48,8 @@ def watch(
         raise nothing_to_watch(run)
     if page is None:
         return follow_or_leave(state, name, jobs[0].id, provider, once=once)
+    from pipeline.live.server import page_of
+
     with page_of(RunState(open_store(url), run_name), page) as address:
         show(f"{address}  the page of this run. It closes when this command ends")
         return follow_or_leave(state, name, jobs[0].id, provider)

@@ -14,7 +14,6 @@ from pipeline.console.formats import duration
 from pipeline.cost.budget import SAID_ABOVE
 from pipeline.machine.gpus import sky_names
 from pipeline.machine.rented import CPU, PRICES_VARIABLE, planned_prices
-from pipeline.rent.managed.look.remembered import Attempt
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.recorded_task import variable_of
@@ -40,6 +39,14 @@ SHORT_LIVES = 3
 FUTILE_LIVES = 5
 
 Action = Literal["note", "terminate", "relaunch", "cancel"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A machine that was rented at `began` (Unix seconds)."""
+
+    place: Place
+    began: float
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from pion.errors import PionError
 from pipeline.cost.costs import LostMachine, RunLog, costs_of, keep_lost, owners_of
 from pipeline.machine.rented import RENTED
+from pipeline.rent.managed.look.diagnose import Attempt
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place, place_of
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.rental import cluster_name
@@ -154,14 +154,6 @@ class CostMemory:
             if pod.id not in known and pod.price is not None:
                 dollars = (dollars or 0.0) + pod.price * pod.seconds / 3600
         return dollars
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A machine that was rented at `began` (Unix seconds)."""
-
-    place: Place
-    began: float
 
 
 class _Running(NamedTuple):

@@ -13,11 +13,11 @@ from pipeline.rent.managed.look.diagnose import (
     LOST_BOOT_SECONDS,
     SILENT_SECONDS,
     UNNOTICED_SECONDS,
+    Attempt,
     RunView,
     SkyView,
     diagnose,
 )
-from pipeline.rent.managed.look.remembered import Attempt
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS
