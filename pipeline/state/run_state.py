@@ -71,12 +71,15 @@ class Clock:
     sleep: Callable[[float], None] = time.sleep
 
     def until(self, check: Callable[[], Answer], seconds: float, every: float) -> Answer:
-        """Call `check` until its answer is true, or so many seconds have passed; return its last
-        answer. It is called at least once, with a pause of `every` seconds in between."""
+        """Call `check` until it answers something other than None or False, or so many seconds have
+        passed; return its last answer. It is called at least once, and again each `every` seconds.
+        """
         end = self.monotonic() + seconds
-        while not (answer := check()) and self.monotonic() < end:
+        while True:
+            answer = check()
+            if not (answer is None or answer is False) or self.monotonic() >= end:
+                return answer
             self.sleep(every)
-        return answer
 
 
 class RunState:

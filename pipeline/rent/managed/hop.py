@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import duration, show
 from pipeline.rent.deadline.of_run import deadline_of, keeping_deadline, refuse_past
+from pipeline.rent.managed.look.diagnose import ARRIVE_SECONDS
 from pipeline.rent.managed.look.progress import how_to_come_back
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.provider import Provider
@@ -39,6 +40,36 @@ from pipeline.state.run_status import is_finished
 from pipeline.state.stop_requests import clear_stops, withdraw_handover
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.stores.verdict import before_work
+
+POLL_SECONDS = 5.0
+RECEIPT_SECONDS = 600.0
+# SkyPilot notices within this time that the old job has ended, and ends its machine.
+SAVE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Move:
+    """A hop whose new machine was requested.
+
+    Attributes:
+        name: the name of both rentals.
+        launch_id: the id of the new launch.
+        new: the managed job of the new launch.
+        old: the managed jobs that were live when `new` was submitted.
+        before: the note of the rental that is replaced.
+    """
+
+    state: RunState
+    name: str
+    launch_id: str
+    new: int
+    old: Sequence[ManagedJob]
+    before: RentalNote | None
+    provider: Provider
+
+    def has_arrived(self, head: Head) -> bool:
+        """Return whether a process of the new launch owns the run."""
+        return head.owner is not None and head.owner.launch_id == self.launch_id
 
 
 def hop(
@@ -170,68 +201,38 @@ def _see_it_through(move: Move) -> bool:
     return True
 
 
-POLL_SECONDS = 5.0
-# Seconds that the new machine gets, from the request until it owns the run. On a store where only
-# commits are a sign of life, it may wait COMMIT_SILENCE_SECONDS more for a silent owner.
-ARRIVE_SECONDS = 1800.0
-RECEIPT_SECONDS = 600.0
-
-
-@dataclass(frozen=True)
-class Move:
-    """A hop whose new machine was requested.
-
-    Attributes:
-        name: the name of both rentals.
-        launch_id: the id of the new launch.
-        new: the managed job of the new launch.
-        old: the managed jobs that were live when `new` was submitted.
-        before: the note of the rental that is replaced.
-    """
-
-    state: RunState
-    name: str
-    launch_id: str
-    new: int
-    old: Sequence[ManagedJob]
-    before: RentalNote | None
-    provider: Provider
-
-    def has_arrived(self, head: Head) -> bool:
-        """Return whether a process of the new launch owns the run."""
-        return head.owner is not None and head.owner.launch_id == self.launch_id
-
-
 def wait_for_arrival(move: Move) -> bool:
     """Block until the new launch owns the run; return False if the run was finished before that.
 
     Raises PionError if the new launch ends or takes too long.
     """
-    clock, state = move.state.clock, move.state
+    state, words, arrived = move.state, "", False
     patience = ARRIVE_SECONDS + (COMMIT_SILENCE_SECONDS if state.store.commits else 0.0)
-    end = clock.monotonic() + patience
-    told = ""
-    while True:
+
+    def look() -> bool:
+        nonlocal words, arrived
+        told = words
         try:
             head = state.read()
             jobs = move.provider.managed_jobs(move.name)
         except PionError as error:  # ask again later
             words = f"Pion can't tell the state at the moment: {error}"
         else:
-            arrived = _arrived(move, head)
-            if arrived is not None:
-                return arrived
+            if (answer := _arrived(move, head)) is not None:
+                arrived = answer
+                return True
             words = _job_in_words(move, jobs)
         if words != told:
             show(words)
-        told = words
-        if clock.monotonic() >= end:
-            move.provider.cancel([move.new])
-            raise PionError(
-                f"managed job {move.new} did not take over the run within {duration(patience)} "
-                f"({words}), so Pion cancelled it."
-            )
-        clock.sleep(POLL_SECONDS)
+        return False
+
+    if not state.clock.until(look, patience, POLL_SECONDS):
+        move.provider.cancel([move.new])
+        raise PionError(
+            f"managed job {move.new} did not take over the run within {duration(patience)} "
+            f"({words}), so Pion cancelled it."
+        )
+    return arrived
 
 
 def _arrived(move: Move, head: Head | None) -> bool | None:
@@ -290,9 +291,9 @@ def read_receipt(move: Move) -> list[str]:
 
     Raises StoreError.
     """
-    clock, state = move.state.clock, move.state
-    end = clock.monotonic() + RECEIPT_SECONDS
-    while clock.monotonic() < end:
+    state = move.state
+
+    def look() -> list[str] | None:
         head = state.read()
         if head is None or not move.has_arrived(head):
             return []  # done, or taken over again
@@ -300,12 +301,9 @@ def read_receipt(move: Move) -> list[str]:
         for event in read_events(state.store, state.name):
             if event["event"] == "hop" and event["epoch"] in mine:
                 return [str(line) for line in event["receipt"]]
-        clock.sleep(POLL_SECONDS)
-    return []
+        return None
 
-
-# SkyPilot notices within this time that the old job has ended, and ends its machine.
-SAVE_SECONDS = 120.0
+    return state.clock.until(look, RECEIPT_SECONDS, POLL_SECONDS) or []
 
 
 def end_old(move: Move) -> Iterator[str]:
@@ -346,14 +344,15 @@ def others_left(move: Move) -> Iterator[str]:
 
 def _wait_until_ended(move: Move, job_ids: Sequence[int]) -> list[int]:
     """Wait up to SAVE_SECONDS for these jobs to end; return the jobs that have not."""
-    clock = move.state.clock
-    end = clock.monotonic() + SAVE_SECONDS
-    while True:
+    left: list[int] = []
+
+    def have_ended() -> bool:
         jobs = move.provider.managed_jobs(move.name)
-        left = [job.id for job in jobs if job.live and job.id in job_ids]
-        if not left or clock.monotonic() >= end:
-            return left
-        clock.sleep(POLL_SECONDS)
+        left[:] = [job.id for job in jobs if job.live and job.id in job_ids]
+        return not left
+
+    move.state.clock.until(have_ended, SAVE_SECONDS, POLL_SECONDS)
+    return left
 
 
 def _end_pods(move: Move, job: ManagedJob) -> str:

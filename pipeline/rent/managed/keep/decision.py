@@ -1,5 +1,7 @@
-"""Decide what a rental with a deadline needs, from one look at it. Nothing here asks or changes
-anything, or reads a clock."""
+"""Decide what a rental needs, from one look at it and the work that is left.
+
+Only `DeadlineWork` reads anything. The rest asks and changes nothing, and reads no clock.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +9,32 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
-from pipeline.job.digest import digest_job
+from pipeline.job.digest import Digests, digest_job
 from pipeline.rent.deadline.policy import Action, Market, Seen, State, Terms, decide
 from pipeline.rent.deadline.times import (
+    Measured,
     OnDemand,
+    Reached,
     cadence_of,
     measured_in,
     on_demand_machines,
+    share_left,
     step_seconds,
     terms_of,
 )
 from pipeline.rent.managed.keep.standing import (
-    Work,
-    choices,
     gpu_of,
     has_machine,
+    owner_of,
     rental_of,
     see,
     see_any,
-    with_work_left,
 )
 from pipeline.rent.managed.look.look import JobLook, Look
 from pipeline.rent.managed.provider.jobs import ManagedJob
@@ -169,6 +172,16 @@ MEASURE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
+class Work:
+    """A job, and the on-demand machines that could do the rest of it, in the order of the YAML."""
+
+    job: Job
+    digests: Digests
+    machines: tuple[OnDemand, ...]
+    measured: Measured
+
+
+@dataclass(frozen=True)
 class Plan:
     """What can be requested: machines of both markets, for tasks like that of the job `like`."""
 
@@ -226,3 +239,48 @@ class DeadlineWork:
         )
         events = read_events(self._state.store, self._state.name) if look.head is not None else []
         return Work(job, digest_job(job), tuple(found), measured_in(events))
+
+
+def choices(machines: Sequence[OnDemand], deadline: RunDeadline, now: float) -> list[OnDemand]:
+    """Return the machines to request on demand, the one to prefer first.
+
+    These are all that would be in time, the cheapest first. If none would be, it is all whose speed
+    is known, the fastest first.
+    """
+    known = [machine for machine in machines if machine.will_do and machine.work is not None]
+    in_time = [m for m in known if (m.slack(deadline, now) or 0.0) >= m.margin(deadline)]
+    if in_time:
+        return sorted(in_time, key=lambda m: math.inf if m.price is None else m.price)
+    return sorted(known, key=lambda m: m.work or 0.0)
+
+
+def with_work_left(work: Work, look: Look, lag: float) -> Work:
+    """Return the machines with the work that is left now.
+
+    Steps that a living owner has reported count as done. It is taken to have worked since its last
+    report, for `lag` seconds at most.
+    """
+    alive = owner_of(look) is not None
+    left = share_left(work.job, work.digests, look.head, _reached(look) if alive else None)
+    since = min(_report_age(look), lag) if alive else 0.0
+    return replace(work, machines=tuple(_less(replace(m, left=left), since) for m in work.machines))
+
+
+def _less(machine: OnDemand, seconds: float) -> OnDemand:
+    """Return the machine with so many seconds of work less, from the first stage that is left."""
+    total = machine.work
+    if not total or machine.seconds is None:
+        return machine
+    share = max(0.0, 1.0 - seconds / total)
+    return replace(machine, left={stage: part * share for stage, part in machine.left.items()})
+
+
+def _reached(look: Look) -> Reached | None:
+    progress = (look.progress.status or {}).get("progress") or {}
+    stage, step = progress.get("stage"), progress.get("step")
+    return None if stage is None or step is None else Reached(stage, step)
+
+
+def _report_age(look: Look) -> float:
+    age = (look.progress.status or {}).get("heartbeat_age")
+    return max(age or 0.0, 0.0)

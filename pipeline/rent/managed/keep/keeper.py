@@ -230,9 +230,9 @@ class RentalKeeper:
         no_use = renter.restarts(job, look) >= FUTILE_RESTARTS or finding.what == "it never starts"
         if no_use and (decision.plan is None or not (market is Market.SPOT or owned)):
             return self._give_up(finding, job, look, decision)
-        can_request = not no_use and (decision.plan is None or why_not(look, self._state) is None)
+        held = decision.plan is not None and self._why_not(look) is not None
         try:
-            following = self._following(decision, finding) if can_request else None
+            following = None if no_use or held else self._following(decision, finding)
         except BadInput as error:
             self._lookout.forget_attempts(job.id)  # try again after as many more machines
             why = f"left the job alone, because it can't be submitted again: {error}"
@@ -301,7 +301,7 @@ class RentalKeeper:
 
     def _act(self, decision: Decision) -> bool:
         """Cancel and request what was decided; return whether that was possible."""
-        if (why := why_not(decision.look, self._state)) is not None:
+        if (why := self._why_not(decision.look)) is not None:
             self._teller.once(why)
             return False
         if decision.action.request is None:
@@ -399,6 +399,9 @@ class RentalKeeper:
             self._log(decision, f"cancelled managed job {ids}")
         by_itself = (job for job in jobs if not job.live and job.status not in CANCELLED)
         return next((job for job in by_itself if job.id in look.given_up), None)
+
+    def _why_not(self, look: Look) -> str | None:
+        return why_not(look, self._state, self._state.clock.now())
 
     def _must_wait(self) -> bool:
         """Return whether a request was refused just now, or may have been submitted: SkyPilot lists

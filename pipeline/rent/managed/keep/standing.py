@@ -5,17 +5,9 @@ Nothing here asks or changes anything, or reads a clock.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
 from pion.errors import Stopped
-from pipeline.job import Job
-from pipeline.job.digest import Digests
 from pipeline.rent.deadline.policy import Market, Rental, Seen
-from pipeline.rent.deadline.times import Measured, OnDemand, Reached, share_left
-from pipeline.rent.managed.hop import ARRIVE_SECONDS
-from pipeline.rent.managed.look.diagnose import diagnose, may_be_at_work
+from pipeline.rent.managed.look.diagnose import ARRIVE_SECONDS, diagnose, may_be_at_work
 from pipeline.rent.managed.look.look import JobLook, Look
 from pipeline.rent.managed.provider.jobs import ManagedJob, place_of
 from pipeline.rent.managed.provider.recorded_task import (
@@ -25,57 +17,12 @@ from pipeline.rent.managed.provider.recorded_task import (
     variable_of,
 )
 from pipeline.run.handover import FROM_EPOCH
-from pipeline.state.deadline import RunDeadline
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS, RunState
 from pipeline.state.stores import Store
 
 # From the end of training to the end of the run: evaluation and publishing. Assumed; the margin is
 # for the rest.
 LAST_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Work:
-    """A job, and the on-demand machines that could do the rest of it, in the order of the YAML."""
-
-    job: Job
-    digests: Digests
-    machines: tuple[OnDemand, ...]
-    measured: Measured
-
-
-def choices(machines: Sequence[OnDemand], deadline: RunDeadline, now: float) -> list[OnDemand]:
-    """Return the machines to request on demand, the one to prefer first.
-
-    These are all that would be in time, the cheapest first. If none would be, it is all whose speed
-    is known, the fastest first.
-    """
-    known = [machine for machine in machines if machine.will_do and machine.work is not None]
-    in_time = [m for m in known if (m.slack(deadline, now) or 0.0) >= m.margin(deadline)]
-    if in_time:
-        return sorted(in_time, key=lambda m: math.inf if m.price is None else m.price)
-    return sorted(known, key=lambda m: m.work or 0.0)
-
-
-def with_work_left(work: Work, look: Look, lag: float) -> Work:
-    """Return the machines with the work that is left now.
-
-    Steps that a living owner has reported count as done. It is taken to have worked since its last
-    report, for `lag` seconds at most.
-    """
-    alive = owner_of(look) is not None
-    left = share_left(work.job, work.digests, look.head, _reached(look) if alive else None)
-    since = min(_report_age(look), lag) if alive else 0.0
-    return replace(work, machines=tuple(_less(replace(m, left=left), since) for m in work.machines))
-
-
-def _less(machine: OnDemand, seconds: float) -> OnDemand:
-    """Return the machine with so many seconds of work less, from the first stage that is left."""
-    total = machine.work
-    if not total or machine.seconds is None:
-        return machine
-    share = max(0.0, 1.0 - seconds / total)
-    return replace(machine, left={stage: part * share for stage, part in machine.left.items()})
 
 
 def see_any(look: Look, now: float) -> Seen:
@@ -220,17 +167,6 @@ def is_over_for(look: Look, job: ManagedJob) -> bool:
     return claims[0].owner.launch_id not in relieves
 
 
-def _reached(look: Look) -> Reached | None:
-    progress = (look.progress.status or {}).get("progress") or {}
-    stage, step = progress.get("stage"), progress.get("step")
-    return None if stage is None or step is None else Reached(stage, step)
-
-
-def _report_age(look: Look) -> float:
-    age = (look.progress.status or {}).get("heartbeat_age")
-    return max(age or 0.0, 0.0)
-
-
 # After so many failures within so many seconds, a market is left alone for a while.
 FAILURES, FORGET_SECONDS = 3, 3600.0
 # How a job ends that the watcher has cancelled. With another final status, it ended by itself.
@@ -325,14 +261,15 @@ def _is_final(job: ManagedJob, *, stopped: bool) -> bool:
     return stopped or job.exit_code != Stopped.exit_code
 
 
-def why_not(look: Look, state: RunState) -> str | None:
-    """Return why nothing may be requested or cancelled for the deadline now; None if it may."""
+def why_not(look: Look, run: RunState, now: float) -> str | None:
+    """Return why nothing may be requested or cancelled for the deadline at `now` (Unix seconds);
+    None if it may."""
     if owner_outside(look):
         return (
             "another process owns the run, so nothing is requested or cancelled for the "
-            f"deadline. To see that process: pion status {state.url}"
+            f"deadline. To see that process: pion status {run.url}"
         )
-    if (job := moving(look, state.clock.now(), state.store)) is not None:
+    if (job := moving(look, now, run.store)) is not None:
         return (
             f"the run is being moved to managed job {job.id}, so nothing is requested or "
             f"cancelled for the deadline until then. To call that off: sky jobs cancel {job.id}"

@@ -10,9 +10,8 @@ import yaml
 
 from pion.errors import BadInput, PionError
 from pipeline.rent.deadline.policy import Market
-from pipeline.rent.managed.hop import ARRIVE_SECONDS
 from pipeline.rent.managed.look import diagnose
-from pipeline.rent.managed.look.diagnose import BOOT_SECONDS
+from pipeline.rent.managed.look.diagnose import ARRIVE_SECONDS, BOOT_SECONDS
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.recorded_task import BY_HOP, MACHINES, NextRental, launch_id_of
 from pipeline.rent.managed.watch import Watcher
