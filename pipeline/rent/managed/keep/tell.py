@@ -43,10 +43,10 @@ class DeadlineTeller:
         if changed:
             for line in self._of_change(decision, before):
                 self._say(line)
-        to_the_end = action.state is State.DEMAND and risk_at(decision) is None
-        if to_the_end and not self._to_the_end:
+        last = action.state is State.DEMAND and risk_at(decision) is None
+        if last and not self._to_the_end:
             self._say(to_the_end(action.numbers.slack, decision.terms.loss))
-        self._to_the_end = to_the_end
+        self._to_the_end = last
         self._tell_refused(decision)
 
     def once(self, text: str) -> None:
