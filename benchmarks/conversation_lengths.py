@@ -19,9 +19,9 @@ from typing import Literal
 import numpy as np
 
 from benchmarks.exported import TOKENIZER
-from pion.data.conversation import Tokenized, parse_conversation, tokenize_batch
-from pion.data.corpus import jsonl_records
-from pion.data.tokenizer import Tokenizer
+from pion.data.chat.conversation import Tokenized, parse_conversation, tokenize_batch
+from pion.data.documents.corpus import jsonl_records
+from pion.data.tokens.tokenizer import Tokenizer
 
 FILE = Path(__file__).parent / "conversation_lengths.json"
 BIN, BINS = 64, 64

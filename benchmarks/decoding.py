@@ -20,9 +20,9 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.comparison import Comparison, at_least, compare
 from benchmarks.exported import export_random
 from benchmarks.interleaved import Work, alternate, speed_of
-from pion.generate import generate
-from pion.generate_batch import generate_batch
-from pion.load import load_decoder
+from pion.formats.load import load_decoder
+from pion.generation.generate import generate
+from pion.generation.generate_batch import generate_batch
 from pion.model.decoder import Decoder
 from pion.train.hardware import pick_dtype, torch_dtype
 

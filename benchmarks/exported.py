@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pion.config import ModelConfig
-from pion.export import export_model
+from pion.formats.export import export_model
 from pion.model.decoder import Decoder
 
 TOKENIZER = Path(__file__).parent.parent / "jobs" / "pile_tokenizer.json"

@@ -37,8 +37,8 @@ import torch
 from benchmarks.memory import resident
 from pion.config import ModelConfig
 from pion.data.stream import RowStream
-from pion.data.tokenizer import Tokenizer
-from pion.evaluate import HeldOut, Scorer, held_out
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.evaluation.held_out import HeldOut, Scorer, held_out
 from pion.model.decoder import Decoder
 from pion.model.params_and_flops import cost_of
 from pion.train.hardware import device_name

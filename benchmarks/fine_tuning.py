@@ -29,8 +29,8 @@ from benchmarks.comparison import Comparison, at_least, compare
 from benchmarks.conversation_lengths import random_conversations, read
 from benchmarks.interleaved import Work, alternate, speed_of
 from benchmarks.trainees import NANO, TINY, decoder_of
-from pion.data.conversation import Tokenized
-from pion.data.packing import pack
+from pion.data.chat.conversation import Tokenized
+from pion.data.chat.packing import pack
 from pion.data.shards import IGNORED, Manifest, Row, Rows, describe, flags_path
 from pion.data.stream import Batch
 from pion.model.decoder import Decoder

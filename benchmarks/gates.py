@@ -33,8 +33,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import pion
-from pion.data.python_docs import documents, is_held_out
-from pion.data.tokenizer import Tokenizer
+from pion.data.documents.python_docs import documents, is_held_out
+from pion.data.tokens.tokenizer import Tokenizer
 from pion.model.block import Block
 from pion.model.decoder import Decoder
 from pion.model.feedforward.gates import Gate

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import pion
-from pion.data.conversation import render
-from pion.data.python_docs import documents, is_held_out
-from pion.data.python_qa import dialogues
-from pion.data.tokenizer import Tokenizer
+from pion.data.chat.conversation import render
+from pion.data.documents.python_docs import documents, is_held_out
+from pion.data.documents.python_qa import dialogues
+from pion.data.tokens.tokenizer import Tokenizer
 
 RESULT = Path(__file__).parent / "results" / "lookup.json"
 TEXTS = 48

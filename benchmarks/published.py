@@ -29,11 +29,11 @@ from benchmarks.exported import TOKENIZER
 from benchmarks.interleaved import alternate, quartiles, ratios
 from benchmarks.memory import resident
 from pion.config import ModelConfig
-from pion.export import export_model, round_embeddings
-from pion.generate import generate
-from pion.load import load_decoder
+from pion.formats.export import export_model, round_embeddings
+from pion.formats.load import load_decoder
+from pion.formats.safetensors_file import write_safetensors
+from pion.generation.generate import generate
 from pion.model.decoder import Decoder
-from pion.safetensors_file import write_safetensors
 from pion.train.hardware import device_name
 
 RESULT = Path(__file__).parent / "results" / "published.json"

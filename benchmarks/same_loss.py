@@ -21,8 +21,8 @@ from benchmarks.comparison import Comparison, at_most
 from benchmarks.interleaved import quartiles
 from benchmarks.trainees import TINY, Shape, Trainee, pion, qwen3, stepper, targets_of
 from pion.config import ModelConfig
-from pion.data.python_docs import documents
-from pion.data.tokenizer import Tokenizer, train_bpe
+from pion.data.documents.python_docs import documents
+from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 
 STEPS, LAST, SEEDS = 120, 20, 3
 QUICK_STEPS, QUICK_LAST, QUICK_SEEDS = 4, 2, 2

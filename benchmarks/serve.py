@@ -28,9 +28,9 @@ from openai import AsyncOpenAI, OpenAI, OpenAIError
 
 from benchmarks.comparison import Comparison, at_least, at_most, compare
 from benchmarks.interleaved import Measure, alternate, quartiles
-from pion.data.python_docs import documents
-from pion.data.tokenizer import train_bpe
-from pion.export import export_model
+from pion.data.documents.python_docs import documents
+from pion.data.tokens.tokenizer import train_bpe
+from pion.formats.export import export_model
 from pion.model.decoder import Decoder
 from pipeline.job.file import load_job
 

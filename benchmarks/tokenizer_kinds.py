@@ -25,8 +25,8 @@ import tokenizers
 from benchmarks.exported import TOKENIZER
 from benchmarks.interleaved import Measure, alternate, quartiles, ratios
 from benchmarks.tokenizing import some_texts
-from pion.data.safe_cuts import SPLITS
-from pion.data.tokenizer import Tokenizer
+from pion.data.tokens.safe_cuts import SPLITS
+from pion.data.tokens.tokenizer import Tokenizer
 
 RESULT = Path(__file__).parent / "results" / "tokenizer_kinds.json"
 TODAY = "GPT-2"

@@ -14,8 +14,8 @@ import tokenizers
 from benchmarks.comparison import Comparison, at_least, compare
 from benchmarks.exported import TOKENIZER
 from benchmarks.interleaved import Work, alternate, speed_of
-from pion.data.python_docs import documents
-from pion.data.tokenizer import Tokenizer
+from pion.data.documents.python_docs import documents
+from pion.data.tokens.tokenizer import Tokenizer
 
 ROUNDS, WARMUP = 9, 1
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pion.config import ModelConfig
-from pion.exports.qwen3 import to_qwen3
+from pion.formats.huggingface.qwen3 import to_qwen3
 from pion.model.decoder import Decoder
 from pion.model.loss import IGNORED
 

@@ -14,7 +14,7 @@ import random
 from pathlib import Path
 
 from benchmarks.tokenizing import some_texts
-from pion.data.tokenizer import train_bpe
+from pion.data.tokens.tokenizer import train_bpe
 
 RESULT = Path(__file__).parent / "results" / "vocabulary.json"
 SIZES = (1024, 2048, 4096, 8192, 16_384, 32_768)

@@ -2,7 +2,7 @@
 
 The file adapter.json lies next to an adapter's tensors, in a checkpoint and in a published folder.
 It has the settings of LoRA and names the base. A base is named by what a person calls it, and
-proved by a hash of its tensors. Folders of peft (pion/exports/peft_folder.py) are adapters too.
+proved by a hash of its tensors. Folders of peft (pion/formats/peft_folder.py) are adapters too.
 
 Without torch, so that a model is found fast.
 """

@@ -23,7 +23,7 @@ from pipeline.rent.cli import Add, Command, add_rent_commands
 from pipeline.run.signals import early_sigterm
 
 if TYPE_CHECKING:
-    from pion.data.chat_format import ChatFormat
+    from pion.data.chat.chat_format import ChatFormat
     from pion.model.decoder import Decoder
     from pipeline.commands.chat import GenerationSettings
     from pipeline.models.find import FoundModel

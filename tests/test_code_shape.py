@@ -18,7 +18,7 @@ MOST_LINES, MOST_PARAMETERS = 50, 6
 LONG_FUNCTIONS: set[str] = set()
 MANY_PARAMETERS = {
     # The library's public function. Its users name each setting.
-    "pion/generate.py generate",
+    "pion/generation/generate.py generate",
     # Four of the seven are clocks and chance. Only tests replace them.
     "pipeline/state/stores/retry.py retrying",
 }

@@ -15,7 +15,7 @@ from pion.config import ModelConfig
 from pion.data.stream import Batch
 from pion.model.decoder import Decoder
 from pion.presets import PRESETS
-from pion.train.step_down import StepDown
+from pion.train.smaller_plan import StepDown
 
 # By family, a preset with the parts of the family.
 FAMILIES = {

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from pion.data.stream import RowStream
 from pion.errors import BadInput
-from pion.evaluate import Scorer, ratio, token_nll
+from pion.evaluation.held_out import Scorer, ratio, token_nll
 from pion.model.loss import IGNORED
 
 

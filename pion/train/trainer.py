@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pion.data.order import rows_per_rank
 from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed, Trouble
-from pion.evaluate import Scorer
+from pion.evaluation.held_out import Scorer
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import count_additions
 from pion.train import hardware
@@ -31,7 +31,7 @@ from pion.train.ranks import Ranks
 from pion.train.rng import rng_states, set_rng_states
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
-from pion.train.step_down import StepDown, free_memory, step_down
+from pion.train.smaller_plan import StepDown, free_memory, step_down
 
 __all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"]
 

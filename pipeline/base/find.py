@@ -17,12 +17,12 @@ from typing import Any
 from pion.adapter import PEFT_CONFIG, PEFT_TENSORS
 from pion.config import ModelConfig
 from pion.data.arrays import sha256_file
-from pion.data.template_source import ASKS_FOR_DATE, TEMPLATE_FILE, template_of
-from pion.data.token_names import TOKENIZER_CONFIG
-from pion.data.tokenizer import Tokenizer
+from pion.data.chat.template_source import ASKS_FOR_DATE, TEMPLATE_FILE, template_of
+from pion.data.tokens.token_names import TOKENIZER_CONFIG
+from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.formats.model_files import INDEX, WEIGHTS, is_legal, shards_of
 from pion.later_fields import shown
-from pion.model_files import INDEX, WEIGHTS, is_legal, shards_of
 from pion.untrusted import LARGEST_TOKENIZER, parse_object, read_file
 from pipeline.data.hub import OnHub, explained, pin
 from pipeline.data.tokenizer import needed_files
@@ -40,8 +40,8 @@ def read_config(path: Path) -> ModelConfig:
     Raises BadInput for an architecture or a setting that Pion does not have, for weights that are
     quantized or packed, for a model that is no language model, and for code of its own.
     """
-    from pion.exports.packed import is_packed
-    from pion.exports.table import config_from_transformers
+    from pion.formats.huggingface.architectures import config_from_transformers
+    from pion.formats.packed_banks import is_packed
 
     settings = parse_object(read_file(path), CONFIG)
     if "model_type" not in settings:
@@ -63,7 +63,7 @@ def read_config(path: Path) -> ModelConfig:
 
 def _require_stock(settings: Mapping[str, Any], code: str | None) -> None:
     """Raise BadInput for a model whose weights are not those of its architecture."""
-    from pion.exports.table import architecture_named
+    from pion.formats.huggingface.architectures import architecture_named
 
     architecture = architecture_named(settings["model_type"])
     if code is not None and architecture.stock:
@@ -221,8 +221,8 @@ def _converted(found: FoundModel) -> Path:
 
     So nothing pickled goes into a store, and a start never depends on another model.
     """
+    from pion.formats.safetensors_file import write_safetensors
     from pion.model.parameters import tensors_sha256
-    from pion.safetensors_file import write_safetensors
     from pipeline.models.load import load_model
 
     if found.tokenizer is None:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pion.bounds import BOUNDS
 from pion.errors import BadInput
+from pion.generation.bounds import BOUNDS
 from pipeline.console.formats import printable
 
 if TYPE_CHECKING:
-    from pion.data.chat_format import ChatFormat
-    from pion.data.messages import Message
-    from pion.data.tokenizer import Tokenizer
+    from pion.data.chat.chat_format import ChatFormat
+    from pion.data.chat.messages import Message
+    from pion.data.tokens.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
     from pipeline.models.find import FoundModel
 
@@ -282,7 +282,7 @@ def _pieces(
     model: Decoder, chat_format: ChatFormat, ids: list[int], settings: GenerationSettings
 ) -> Iterator[str]:
     """Yield the continuation of `ids` as pieces of text, up to the end of the turn or text."""
-    from pion.generate import generate, stream_text
+    from pion.generation.generate import generate, stream_text
 
     new = generate(model, ids, **library_settings(chat_format, settings))
     return stream_text(chat_format.tokenizer, new)

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pion.data.corpus import json_lines, jsonl_records, record_documents
-from pion.data.own_rows import own_rows
-from pion.data.tokenizer import Tokenizer
+from pion.data.documents.corpus import json_lines, jsonl_records, record_documents
+from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.evaluate import HeldOut, Scorer, held_out
+from pion.evaluation.held_out import HeldOut, Scorer, held_out
+from pion.evaluation.multiple_choice import multiple_choice, read_questions
+from pion.evaluation.one_text_per_row import own_rows
 from pion.model.decoder import Decoder
-from pion.multiple_choice import multiple_choice, read_questions
 from pion.untrusted import read_file
 from pipeline.commands.chat import tell_replaced
 from pipeline.console.formats import measured, show

@@ -15,7 +15,7 @@ from pipeline.models.find import FoundModel, find_model
 from pipeline.models.load import load_model, load_tokenizer
 
 if TYPE_CHECKING:
-    from pion.gguf.numbers import Type
+    from pion.formats.gguf.numbers import Type
     from pion.model.decoder import Decoder
 
 # Texts to compare logits on. Any English text would do.
@@ -64,7 +64,7 @@ def export(model: str, target: str, wanted: Wanted) -> int:
 
 
 def _load(found: FoundModel, wanted: Wanted) -> Decoder:
-    from pion.export import round_embeddings
+    from pion.formats.export import round_embeddings
 
     decoder = load_model(found)
     if wanted.embeddings == "bfloat16":
@@ -76,9 +76,9 @@ def _export_folder(
     found: FoundModel, decoder: Decoder, folder: str | Path, wanted: Wanted
 ) -> float:
     """Write the folder, and return how far its logits are from the model's."""
-    from pion.export import export_model
-    from pion.exports.tokenizer_files import exported_tokenizer
-    from pion.verify import verify_export
+    from pion.formats.export import export_model
+    from pion.formats.huggingface.tokenizer_files import exported_tokenizer
+    from pion.formats.verify import verify_export
 
     assert found.tokenizer is not None
     tokenizer = exported_tokenizer(found.tokenizer, imported=decoder.config.imported)
@@ -93,7 +93,7 @@ def _shown_name(found: FoundModel) -> str:
 
 def _export_file(found: FoundModel, out: Path, wanted: Wanted) -> int:
     """Write the GGUF file of the model, by way of the folder for transformers."""
-    from pion.gguf.convert import check_file, convert, require_convertible
+    from pion.formats.gguf.convert import check_file, convert, require_convertible
 
     check_file(out)
     assert found.tokenizer is not None

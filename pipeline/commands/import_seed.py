@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
-from pion.exports.target_folder import refuse_current_folder
-from pion.model_files import WEIGHTS
+from pion.formats.model_files import WEIGHTS
+from pion.formats.target_folder import refuse_current_folder
 from pipeline.models.find import CONFIG, find_model
 from pipeline.models.load import load_model
 
 if TYPE_CHECKING:
-    from pion.data.tokenizer import Tokenizer
+    from pion.data.tokens.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
 
 
@@ -28,7 +28,7 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
         BadInput: the file is not a seed's checkpoint, the tokenizer does not fit it, or `folder` is
             in use.
     """
-    from pion.data.tokenizer import Tokenizer
+    from pion.data.tokens.tokenizer import Tokenizer
 
     found = find_model(str(file))
     if found.kind != "seed":
@@ -67,7 +67,7 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
 
 def _require_all_ids(tokenizer: Tokenizer, source: str, file: Path) -> None:
     """Raise BadInput if the model has ids that its tokenizer lacks, as after fine-tuning."""
-    from pion.seeds.checkpoint import ids_of_seed
+    from pion.formats.seeds.checkpoint import ids_of_seed
 
     ids = ids_of_seed(file)
     if ids is not None and tokenizer.vocab_size < ids:
@@ -79,8 +79,8 @@ def _require_all_ids(tokenizer: Tokenizer, source: str, file: Path) -> None:
 
 
 def _write(folder: Path, model: Decoder, tokenizer: Tokenizer | None, *, chat: bool) -> None:
-    from pion.data.conversation import chat_template
-    from pion.safetensors_file import write_safetensors
+    from pion.data.chat.conversation import chat_template
+    from pion.formats.safetensors_file import write_safetensors
 
     folder.mkdir(parents=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

@@ -11,7 +11,7 @@ from pion.errors import BadInput
 from pipeline.commands.chat import GenerationSettings, library_settings, prompt_ids, tell_replaced
 
 if TYPE_CHECKING:
-    from pion.data.chat_format import ChatFormat
+    from pion.data.chat.chat_format import ChatFormat
     from pion.model.decoder import Decoder
 
 
@@ -29,7 +29,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     """
     try:
         if path.suffix == ".jsonl":
-            from pion.data.corpus import json_lines
+            from pion.data.documents.corpus import json_lines
 
             prompts = [Prompt(where, _prompt(where, value)) for where, value in json_lines(path)]
         else:
@@ -65,7 +65,7 @@ def answer_all(
     out: TextIO | None = None,
 ) -> int:
     """Print a line of JSON for each prompt, in their order, as soon as the text is complete."""
-    from pion.generate_batch import generate_batch
+    from pion.generation.generate_batch import generate_batch
 
     ids = []
     for prompt in prompts:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from pion.data.corpus import (
+from pion.data.documents.corpus import (
     JSONL_SUFFIXES,
     TEXT_SUFFIXES,
     jsonl_records,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pion.data.shards import Rows
-from pion.data.tokenizer import Tokenizer
+from pion.data.tokens.tokenizer import Tokenizer
 
 CONTEXT_CHARS = 120
 CHOICE_CHARS = 60

@@ -88,7 +88,7 @@ class PreparedData:
         """
         from pion.data.order import RowOrder
         from pion.data.stream import RowStream
-        from pion.data.tokenizer import Tokenizer
+        from pion.data.tokens.tokenizer import Tokenizer
 
         begins = Tokenizer.from_file(self.tokenizer_path).end_of_text if documents else None
         manifests = [self.manifest(source, split) for source in self.sources]

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pion.data.arrays import write_atomically
-from pion.data.conversation import Turn, tokenize_batch
-from pion.data.messages import Conversation
-from pion.data.packing import pack
+from pion.data.chat.conversation import Turn, tokenize_batch
+from pion.data.chat.messages import Conversation
+from pion.data.chat.packing import pack
+from pion.data.chat.template import ChatTemplate, Examples
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
-from pion.data.template import ChatTemplate, Examples
-from pion.data.tokenizer import Tokenizer
+from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_LISTING, read_json
 from pipeline.console.messages import PrepareProgress, Say

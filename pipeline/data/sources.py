@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pion.data import python_docs, python_qa
-from pion.data.conversation import CONVERSATION_KEYS, ROLES, Turn, parse_conversation, role_of
-from pion.data.corpus import (
+from pion.data.chat.conversation import CONVERSATION_KEYS, ROLES, Turn, parse_conversation, role_of
+from pion.data.chat.messages import KNOWN_ROLES, Conversation, parse_messages
+from pion.data.documents import python_docs, python_qa
+from pion.data.documents.corpus import (
     JSONL_SUFFIXES,
     PARQUET_SUFFIXES,
     TEXT_SUFFIXES,
@@ -29,8 +30,7 @@ from pion.data.corpus import (
     text_documents,
     whole_characters,
 )
-from pion.data.messages import KNOWN_ROLES, Conversation, parse_messages
-from pion.data.missing_bytes import ReplacedCharacters
+from pion.data.tokens.missing_bytes import ReplacedCharacters
 from pion.errors import BadInput
 from pion.later_fields import shown
 from pipeline.job import (

@@ -11,7 +11,7 @@ from typing import Any
 
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
-from pion.data.tokenizer import Tokenizer
+from pion.data.tokens.tokenizer import Tokenizer
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.prepared import SPLITS
 from pipeline.kill_points import mark

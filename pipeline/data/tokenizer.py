@@ -1,7 +1,7 @@
 """The tokenizer of a run: one that the job names, one trained on its text, or that of `model.from`.
 
 It lies next to prepared data, with its chat format. Training, evaluation, samples and checkpoints
-read both there: see `pion.data.chat_format`.
+read both there: see `pion.data.chat.chat_format`.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from pion.data.arrays import write_atomically
-from pion.data.conversation import chat_template
-from pion.data.special_tokens import GENERATION_CONFIG
-from pion.data.template_source import (
+from pion.data.chat.conversation import chat_template
+from pion.data.chat.template_source import (
     DATE_FILE,
     TEMPLATE_FILE,
     find_template,
     with_settings,
     write_template_date,
 )
-from pion.data.token_names import FILES as NAMES_FILES
-from pion.data.tokenizer import Tokenizer, train_bpe
+from pion.data.tokens.special_tokens import GENERATION_CONFIG
+from pion.data.tokens.token_names import FILES as NAMES_FILES
+from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
-from pion.exports.tokenizer_files import copy_tokenizer
-from pion.gguf.pre_tokenizer import require_known
+from pion.formats.gguf.pre_tokenizer import require_known
+from pion.formats.huggingface.tokenizer_files import copy_tokenizer
 from pion.untrusted import LARGEST_TOKENIZER, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.hub import hub_tokenizer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PrivateAttr, field_validator, model_validator
 
-from pion.data.template_source import with_settings
+from pion.data.chat.template_source import with_settings
 from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.lora import ALL_LINEAR

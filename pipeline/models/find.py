@@ -13,10 +13,10 @@ from annotated_types import Predicate
 from typing_extensions import TypedDict
 
 from pion.adapter import is_adapter
-from pion.data.template_source import find_template
+from pion.data.chat.template_source import find_template
 from pion.errors import BadInput
+from pion.formats.model_files import INDEX, WEIGHTS
 from pion.later_fields import shown
-from pion.model_files import INDEX, WEIGHTS
 from pion.untrusted import read_file
 from pipeline.machine.folders import expand
 from pipeline.models.bring import bring_model
@@ -224,7 +224,7 @@ def found_in(folder: Path, label: str | None = None, *, whole: bool = False) -> 
 
 def _base_of(folder: Path, label: str) -> FoundModel:
     """Return the base of the adapter in a folder, which errors call `label`."""
-    from pion.load import base_of
+    from pion.formats.load import base_of
 
     base = base_of(folder)
     name = base.name if base.commit is None else f"{base.name}@{base.commit}"

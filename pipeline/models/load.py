@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pion.config import ModelConfig
-    from pion.data.chat_format import ChatFormat
-    from pion.data.tokenizer import Tokenizer
+    from pion.data.chat.chat_format import ChatFormat
+    from pion.data.tokens.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
 
 
@@ -44,7 +44,7 @@ def fitted(config: ModelConfig, found: Decoder, source: str) -> Decoder:
 
     Raises BadInput if the two models differ in more than `FREE`.
     """
-    from pion.exports.packed import unpacked
+    from pion.formats.packed_banks import unpacked
     from pion.model.decoder import Decoder
 
     try:
@@ -128,7 +128,7 @@ def load_model(found: FoundModel, dtype: torch.dtype | None = None) -> Decoder:
     """
     import torch
 
-    from pion.load import load, load_decoder
+    from pion.formats.load import load, load_decoder
     from pion.model.decoder import Decoder
 
     dtype = dtype or torch.float32
@@ -163,7 +163,7 @@ def load_model_in(folder: Path) -> Decoder:
 
 
 def _merged(folder: Path, base: Decoder, label: str) -> Decoder:
-    from pion.load import load_adapter, trained_config
+    from pion.formats.load import load_adapter, trained_config
 
     config = trained_config(folder)
     if config is None or config == base.config:
@@ -173,7 +173,7 @@ def _merged(folder: Path, base: Decoder, label: str) -> Decoder:
 
 def load_tokenizer(found: FoundModel) -> Tokenizer:
     """Load the tokenizer. Raises BadInput if the model has none."""
-    from pion.data.tokenizer import Tokenizer
+    from pion.data.tokens.tokenizer import Tokenizer
 
     if found.tokenizer is None:
         raise BadInput(
@@ -193,7 +193,7 @@ def load_found(found: FoundModel, dtype: torch.dtype | None = None) -> tuple[Dec
 
     Raises BadInput if they don't fit each other.
     """
-    from pion.data.chat_format import ChatFormat
+    from pion.data.chat.chat_format import ChatFormat
 
     tokenizer = load_tokenizer(found)
     assert found.tokenizer is not None

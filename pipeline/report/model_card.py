@@ -38,7 +38,7 @@ from pipeline.report.result_tables import (
 
 if TYPE_CHECKING:
     from pion.adapter import Adapter
-    from pion.rounding import RoundingCost
+    from pion.formats.rounding import RoundingCost
     from pipeline.base.licence import Terms
 
 STAGE_NAMES = {"pretrain": "pretraining", "sft": "fine-tuning"}
@@ -188,7 +188,7 @@ def _origin(job: Job, init_from: str) -> str:
 
 def _runs_in(config: ModelConfig) -> str:
     """Return what runs the model, and why it needs its own code if it does."""
-    from pion.exports.table import architecture_of, misfits
+    from pion.formats.huggingface.architectures import architecture_of, misfits
 
     architecture = architecture_of(config)
     if architecture.stock:
@@ -205,7 +205,7 @@ def _runs_in(config: ModelConfig) -> str:
 
 
 def _usage(job: Job, config: ModelConfig) -> str:
-    from pion.exports.table import architecture_of
+    from pion.formats.huggingface.architectures import architecture_of
 
     assert job.publish is not None
     trust = "" if architecture_of(config).stock else ", trust_remote_code=True"
@@ -285,7 +285,7 @@ def _results(history: RunHistory) -> str:
 
 
 def _architecture(config: ModelConfig, parameters: int, vocab_size: int, weights: str) -> str:
-    from pion.exports.table import architecture_of
+    from pion.formats.huggingface.architectures import architecture_of
 
     architecture = architecture_of(config)
     kind = "stock" if architecture.stock else "modelling files in this repository"
@@ -349,7 +349,7 @@ def _attention(config: ModelConfig) -> list[tuple[str, str]]:
 
 
 def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
-    from pion.exports.table import architecture_of
+    from pion.formats.huggingface.architectures import architecture_of
 
     experts, primitives = config.experts, config.primitives
     if experts is None or primitives is not None:

@@ -179,5 +179,5 @@ class WorkersTraining:
 
 
 def _import_evaluation() -> None:
-    import pion.evaluate
+    import pion.evaluation.held_out
     import pion.model.decoder  # noqa: F401

@@ -136,7 +136,7 @@ def _data_folder(run: RunState, digests: Digests, part: str) -> Path | None:
 
 def _held_out_texts(job: Job, run: RunState, digests: Digests) -> list[str]:
     """Return a few held-out rows as text: real input to compare the exported model on."""
-    from pion.data.tokenizer import Tokenizer
+    from pion.data.tokens.tokenizer import Tokenizer
     from pipeline.data.prepared import open_data
 
     folder = _data_folder(run, digests, "pretrain") or _data_folder(run, digests, "sft")

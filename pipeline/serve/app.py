@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from pion.generate import Text
+from pion.generation.generate import Text
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.serve.answers import Answers

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from pion.bounds import check
 from pion.errors import BadInput
+from pion.generation.bounds import check
 from pion.later_fields import closest, shown
 from pipeline.serve.errors import ApiError
 

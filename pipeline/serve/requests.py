@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pion.generate import Settings
+from pion.generation.generate import Settings
 from pipeline.serve.fields import Fields, refused, within
 
 # The most answers to one request, stop strings, and alternatives of a token.

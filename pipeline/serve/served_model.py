@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pion.bounds import published_sampling
-from pion.data.special_tokens import GENERATION_CONFIG
+from pion.data.tokens.special_tokens import GENERATION_CONFIG
 from pion.errors import BadInput
-from pion.generate import Settings, Text
-from pion.sampling import Sampling
+from pion.generation.bounds import published_sampling
+from pion.generation.generate import Settings, Text
+from pion.generation.sampling import Sampling
 from pipeline.serve.errors import ApiError, bad_request
 from pipeline.serve.requests import ChatMessage
 
 if TYPE_CHECKING:
-    from pion.data.chat_format import ChatFormat
+    from pion.data.chat.chat_format import ChatFormat
+    from pion.generation.engine import Engine
     from pion.model.decoder import Decoder
-    from pion.serving.engine import Engine
     from pipeline.models.find import FoundModel
 
 Result = TypeVar("Result")

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from aiohttp import web
 
 from pion.errors import BadInput
-from pion.serving.answer import Deliver, Event, Listener
-from pion.serving.engine import Engine
+from pion.generation.answer import Deliver, Event, Listener
+from pion.generation.engine import Engine
 from pipeline.console.formats import amount, show, size
 from pipeline.models.find import FoundModel, find_model
 from pipeline.models.load import load_found

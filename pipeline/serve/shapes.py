@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pion.data.tokenizer import Tokenizer
-from pion.serving.logprobs import Logprobs
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.generation.logprobs import Logprobs
 from pipeline.serve.answers import FinishReason, Part, Token
 
 Json = dict[str, Any]

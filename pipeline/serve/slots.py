@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from pion.errors import BadInput
+from pion.generation.engine import bytes_per_token
 from pion.model.decoder import Decoder
-from pion.serving.engine import bytes_per_token
 from pion.train.hardware import memory_in_use, total_memory
 from pipeline.console.formats import size
 

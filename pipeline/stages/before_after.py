@@ -84,7 +84,7 @@ def _change(name: str, before: Result, after: Result, nats: float) -> Result:
     """Return the change of a measure in units of `nats`, and its standard error."""
     import numpy as np
 
-    from pion.evaluate import ratio
+    from pion.evaluation.held_out import ratio
 
     # What an older version measured before training has only the sums of rows.
     by = next(name for name in SUMS if name in before and name in after)

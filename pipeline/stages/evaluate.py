@@ -22,7 +22,7 @@ from pipeline.stages.before_after import Start, as_results, compare, measure_eac
 from pipeline.stages.measures import KeptParts, Measures, Parts, Result, TrainedRun
 
 if TYPE_CHECKING:
-    from pion.multiple_choice import Question
+    from pion.evaluation.multiple_choice import Question
 
 
 def evaluate_run(
@@ -54,7 +54,7 @@ def read_packs(job: Job) -> dict[str, list[Question]]:
     Raises BadInput for a line that is not a question, with file and line, and for two packs of
     the same name.
     """
-    from pion.multiple_choice import read_questions
+    from pion.evaluation.multiple_choice import read_questions
 
     packs: dict[str, list[Question]] = {}
     for pack in job.evaluate.packs:
@@ -131,8 +131,8 @@ class _Evaluation:
 
     def _lm_eval(self) -> Result:
         """Run each task on the final model. It is exported once, if any task is left."""
-        from pion.export import export_model
-        from pion.exports.tokenizer_files import exported_tokenizer
+        from pion.formats.export import export_model
+        from pion.formats.huggingface.tokenizer_files import exported_tokenizer
         from pipeline.models.load import load_model_in
         from pipeline.stages.lm_eval import TaskOptions, run_task
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pion.data.special_tokens import GENERATION_CONFIG
-from pion.data.token_names import read_optional
+from pion.data.tokens.special_tokens import GENERATION_CONFIG
+from pion.data.tokens.token_names import read_optional
 from pion.errors import Interrupted
 from pipeline.machine.child_environment import HUB, without_secrets
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
@@ -108,7 +108,7 @@ def _command(task: str, model: Path, options: TaskOptions, out: Path) -> list[st
 def _model_args(model: Path, out: Path) -> str:
     """Return the model's arguments as JSON: in a list `key=value,…`, a comma in the path would add
     arguments."""
-    from pion.exports.modelling_files import runs_only_our_code
+    from pion.formats.huggingface.bundled_code import runs_only_our_code
 
     arguments: dict[str, Any] = {"pretrained": str(_without_length(model.resolve(), out))}
     if runs_only_our_code(model):

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from pion.data.own_rows import OwnRows
     from pion.data.stream import RowStream
-    from pion.data.tokenizer import Tokenizer
-    from pion.evaluate import HeldOut, Responses, Scorer
+    from pion.data.tokens.tokenizer import Tokenizer
+    from pion.evaluation.held_out import HeldOut, Responses, Scorer
+    from pion.evaluation.multiple_choice import Question
+    from pion.evaluation.one_text_per_row import OwnRows
     from pion.model.decoder import Decoder
-    from pion.multiple_choice import Question
     from pipeline.data.prepared import PreparedData
     from pipeline.data.shard_cache import ShardCache
 
@@ -95,7 +95,13 @@ class Measures:
         import numpy as np
 
         from pion.data.shards import IGNORED
-        from pion.evaluate import by_document, score, summarize, summarize_responses, target_bytes
+        from pion.evaluation.held_out import (
+            by_document,
+            score,
+            summarize,
+            summarize_responses,
+            target_bytes,
+        )
 
         rows, seq_len = self._compared_rows(kind)
         scorer = self._scorer(self._decoder(stage), seq_len)
@@ -120,7 +126,7 @@ class Measures:
 
     def _end_of_turn(self) -> int:
         """Return the id that ends an answer in the chat format of the conversations."""
-        from pion.data.chat_format import ChatFormat
+        from pion.data.chat.chat_format import ChatFormat
 
         assert self.conversations is not None
         with closing(ChatFormat(self.conversations.tokenizer_path, self.tokenizer)) as talks:
@@ -132,14 +138,14 @@ class Measures:
             return self._stream(self.conversations, "held_out"), self.job.sft_seq_len
         if kind == "held_out":
             return self._stream(self.text, "held_out"), self.job.data.seq_len
-        from pion.data.own_rows import own_rows
+        from pion.evaluation.one_text_per_row import own_rows
 
         texts, most = find_text(self.job).texts(), self.job.evaluate.final_rows
         return own_rows(self.tokenizer, texts, self.job.data.seq_len, most), self.job.data.seq_len
 
     def multiple_choice(self, stage: str, questions: list[Question]) -> Result:
         """Put `questions` to the model of `stage`."""
-        from pion.multiple_choice import multiple_choice
+        from pion.evaluation.multiple_choice import multiple_choice
 
         model = self._decoder(stage)
         scorer = self._scorer(model, model.config.seq_len)
@@ -147,7 +153,7 @@ class Measures:
 
     def continuations(self) -> list[Question]:
         """Return the questions that prepare cut from held-out text; none if there was no text."""
-        from pion.multiple_choice import read_questions
+        from pion.evaluation.multiple_choice import read_questions
 
         folder = self.trained.pretrain_data
         if folder is None or not (folder / CHOICES).exists():
@@ -155,7 +161,7 @@ class Measures:
         return read_questions(folder / CHOICES)[: self.job.evaluate.continuations]
 
     def _held_out(self, model: Decoder) -> Result:
-        from pion.evaluate import held_out
+        from pion.evaluation.held_out import held_out
 
         stream = self._stream(self.text, "held_out")
         scorer = self._scorer(model, self.job.data.seq_len)
@@ -165,7 +171,7 @@ class Measures:
 
     def _scorer(self, model: Decoder, seq_len: int) -> Scorer:
         """Return how `model` is measured on rows of `seq_len` tokens."""
-        from pion.evaluate import Scorer
+        from pion.evaluation.held_out import Scorer
 
         micro_batch = max(1, TOKENS_AT_ONCE[self.device.type] // seq_len)
         vocab_size = self.tokenizer.vocab_size
@@ -196,8 +202,8 @@ class Measures:
         """Measure counts of the first `evaluate.ngram_tokens` training tokens on held-out text."""
         import numpy as np
 
-        from pion import ngram
-        from pion.evaluate import summarize
+        from pion.evaluation import ngram
+        from pion.evaluation.held_out import summarize
 
         section = self.job.evaluate
         train = self._stream(self.text, "train", window=NGRAM_WINDOW)
@@ -239,7 +245,7 @@ class Measures:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        from pion.data.tokenizer import Tokenizer
+        from pion.data.tokens.tokenizer import Tokenizer
 
         return Tokenizer.from_file(self.tokenizer_path)
 

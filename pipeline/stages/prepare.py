@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from pion.data.arrays import sha256_file, unwritable, write_atomically
-from pion.data.chat_format import ChatFormat
+from pion.data.chat.chat_format import ChatFormat
+from pion.data.chat.template_source import DATE_FILE, TEMPLATE_FILE
 from pion.data.shard import Shard
 from pion.data.shards import Rows
-from pion.data.template_source import DATE_FILE, TEMPLATE_FILE
-from pion.data.token_names import TOKENIZER_CONFIG
-from pion.data.tokenizer import Tokenizer
+from pion.data.tokens.token_names import TOKENIZER_CONFIG
+from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, Say

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pion.config import closest
 from pion.errors import BadInput
-from pion.exports.target_folder import check_replaceable, replace_folder
+from pion.formats.target_folder import check_replaceable, replace_folder
 from pion.no_room import no_room
 from pipeline.base.licence import Terms
 from pipeline.console.messages import Note, Say
@@ -81,14 +81,14 @@ def _check_form(job: Job, *, to_hub: bool) -> None:
     if job.publish.adapter:
         check_adapter(job, to_hub=to_hub)
     if job.publish.dtype == "bfloat16":
-        from pion.rounding import require_roundable
+        from pion.formats.rounding import require_roundable
 
         try:
             require_roundable(job.model_config_resolved())
         except BadInput as error:
             raise BadInput(f"publish.{error}. Nothing was started.") from None
     if job.publish.gguf:
-        from pion.gguf.architecture import require_expressible
+        from pion.formats.gguf.architecture import require_expressible
 
         if job.publish.adapter:
             raise BadInput(

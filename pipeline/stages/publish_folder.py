@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, PionError
-from pion.model_files import GGUF_FILE, MODELFILE
+from pion.formats.model_files import GGUF_FILE, MODELFILE
 from pipeline.base.licence import Terms, terms_of
 from pipeline.job import Job
 from pipeline.job.model_section import Base
@@ -24,10 +24,10 @@ from pipeline.state.bases import BASES
 
 if TYPE_CHECKING:
     from pion.adapter import Adapter
-    from pion.data.tokenizer import Tokenizer
-    from pion.exports.tokenizer_files import ModelTokenizer
+    from pion.data.tokens.tokenizer import Tokenizer
+    from pion.formats.huggingface.tokenizer_files import ModelTokenizer
+    from pion.formats.rounding import RoundingCost
     from pion.model.decoder import Decoder
-    from pion.rounding import RoundingCost
 
 
 def check_adapter(job: Job, *, to_hub: bool) -> None:
@@ -36,7 +36,7 @@ def check_adapter(job: Job, *, to_hub: bool) -> None:
     These are adapters of models without a stock class in transformers and, on the Hub, of a base
     that exists only here.
     """
-    from pion.exports.peft_folder import require_adaptable
+    from pion.formats.peft_folder import require_adaptable
 
     assert job.sft is not None
     lora, source = job.lora("sft"), job.sft.init_from or job.model.base
@@ -79,10 +79,10 @@ def write_adapter(
     """
     from pion.adapter import read_record
     from pion.config import ModelConfig
-    from pion.exports.peft_folder import write_adapter_folder
-    from pion.exports.tokenizer_files import write_tokenizer
+    from pion.formats.huggingface.tokenizer_files import write_tokenizer
+    from pion.formats.peft_folder import write_adapter_folder
+    from pion.formats.weights import read_tensors
     from pion.untrusted import parse_object, read_file
-    from pion.weights import read_tensors
 
     record = read_record(model)
     assert record is not None
@@ -110,8 +110,8 @@ def verify_adapter(folder: Path, trained: Decoder, tokenizer: Path, texts: Seque
     """
     import torch
 
-    from pion.data.tokenizer import Tokenizer
-    from pion.verify import COMPARED_TOKENS, MAX_LOGIT_DIFFERENCE, SAFE
+    from pion.data.tokens.tokenizer import Tokenizer
+    from pion.formats.verify import COMPARED_TOKENS, MAX_LOGIT_DIFFERENCE, SAFE
 
     try:
         loaded = load_model(found_in(folder))
@@ -161,7 +161,7 @@ class Finished:
     @cached_property
     def tokenizer(self) -> Path | ModelTokenizer:
         """How the tokenizer is exported, with the template that the model learned."""
-        from pion.exports.tokenizer_files import exported_tokenizer
+        from pion.formats.huggingface.tokenizer_files import exported_tokenizer
 
         imported = self.decoder.config.imported
         return exported_tokenizer(self.tokenizer_path, imported=imported, originals=self.base)
@@ -189,10 +189,10 @@ def write_published(model: Finished, folder: Path) -> dict[str, Any]:
 
 
 def _export(model: Finished, folder: Path) -> dict[str, Any]:
-    from pion.data.tokenizer import Tokenizer
-    from pion.export import export_model, exported_rows, round_embeddings
+    from pion.data.tokens.tokenizer import Tokenizer
+    from pion.formats.export import export_model, exported_rows, round_embeddings
+    from pion.formats.verify import verify_export
     from pion.model.parameters import vocabulary_rows
-    from pion.verify import verify_export
 
     tokenizer, decoder = Tokenizer.from_file(model.tokenizer_path), model.decoder
     job = model.history.job
@@ -228,8 +228,8 @@ def _add_gguf(folder: Path, name: str, seq_len: int) -> str | None:
 
     Return None, or why there are none: the verified weights are published without them.
     """
-    from pion.gguf.convert import convert
-    from pion.gguf.modelfile import modelfile
+    from pion.formats.gguf.convert import convert
+    from pion.formats.gguf.modelfile import modelfile
 
     try:
         convert(folder, folder / GGUF_FILE, "f16", name=name)
@@ -263,8 +263,8 @@ def _rounded(
     """Return the rounded model, in fp32 and in bfloat16, and what the rounding costs."""
     import torch
 
+    from pion.formats.rounding import rounded, rounding_cost
     from pion.model.decoder import Decoder
-    from pion.rounding import rounded, rounding_cost
 
     after = rounded(decoder)
     cost = rounding_cost(decoder, after, tokenizer, texts)
@@ -272,8 +272,8 @@ def _rounded(
 
 
 def _write_card(folder: Path, model: Finished, parameters: int, extra: CardExtras) -> None:
-    from pion.data.tokenizer import Tokenizer
-    from pion.export import exported_rows
+    from pion.data.tokens.tokenizer import Tokenizer
+    from pion.formats.export import exported_rows
     from pipeline.report.plots import loss_plot
 
     config = model.decoder.config

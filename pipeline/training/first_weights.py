@@ -15,7 +15,7 @@ from pipeline.state.run_state import RunState
 if TYPE_CHECKING:
     from pion.adapter import BaseModel
     from pion.data.stream import RowStream
-    from pion.data.tokenizer import Tokenizer
+    from pion.data.tokens.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
     from pion.train.settings import ComputePlan
     from pipeline.training.context import TrainingContext
@@ -32,7 +32,7 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
 
     job, source = context.job, context.job.section(stage).init_from
     if source is not None:
-        from pion.exports.packed import is_packed
+        from pion.formats.packed_banks import is_packed
         from pipeline.models.load import load_model
 
         found = load_model(context.fetch(lambda: _found(context, source)))
@@ -44,7 +44,7 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
         model = fitted(job.model_config_resolved(), found, job.base.source)
         return model, f"starts from {job.base}"
     if stage == "sft":
-        from pion.load import load_decoder
+        from pion.formats.load import load_decoder
 
         _, folder = context.fetch(lambda: _bring_pretrained(context.run))
         return load_decoder(folder), "starts from the pretrained model"
@@ -54,7 +54,7 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
 
 def _brought_base(context: TrainingContext, base: Base) -> Decoder:
     """Return the model that the run starts from, as it is in the run's store."""
-    from pion.load import load_decoder
+    from pion.formats.load import load_decoder
 
     return load_decoder(context.fetch(lambda: bring_base(context.run.store, base)))
 
@@ -64,7 +64,7 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
 
     Raises BadInput if `init_from` names a model that does not fit the job, or an adapter.
     """
-    from pion.load import identify, load_decoder
+    from pion.formats.load import identify, load_decoder
     from pipeline.models.load import check_start, load_model
 
     job, source = context.job, context.job.section(stage).init_from
@@ -116,7 +116,7 @@ def cost_of_rounding(
     """
     import torch
 
-    from pion.evaluate import Scorer
+    from pion.evaluation.held_out import Scorer
     from pion.model.lora_projections import round_weights
     from pion.train.heldout import evaluate
 

@@ -21,7 +21,7 @@ from pipeline.state.rows import Unreadable, event_row, metrics_row
 from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:
-    from pion.train.step_down import StepDown
+    from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer
     from pipeline.training.context import TrainingContext
 

@@ -25,7 +25,7 @@ from pipeline.training.rank_zero import Rank, RankZero
 from pipeline.training.start import Setup, start_stage
 
 if TYPE_CHECKING:
-    from pion.train.step_down import StepDown
+    from pion.train.smaller_plan import StepDown
 
 
 def train_stages(context: TrainingContext) -> str:

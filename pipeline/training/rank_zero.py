@@ -29,10 +29,10 @@ from pipeline.training.saving import Saving
 from pipeline.training.stage_metrics import StageMetrics, Trackers
 
 if TYPE_CHECKING:
-    from pion.data.chat_format import ChatFormat
+    from pion.data.chat.chat_format import ChatFormat
     from pion.model.decoder import Decoder
     from pion.train.heldout import Evaluation as HeldOutLoss
-    from pion.train.step_down import StepDown
+    from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer, TrainState
     from pipeline.training.start import Setup
 
@@ -329,7 +329,7 @@ def prompt_ids(model: Decoder, chat_format: ChatFormat, prompt: str, *, chat: bo
 
     Raises BadInput if the prompt is too long for the model, or if its chat template refuses it.
     """
-    from pion.generate import checked_prompt
+    from pion.generation.generate import checked_prompt
 
     if chat:
         ids = chat_format.prompt_ids([{"role": "user", "content": prompt}])
@@ -350,7 +350,7 @@ def sample_texts(
 
     `on_token` is called after each token. Raises BadInput if the model predicts NaN or infinity.
     """
-    from pion.generate_batch import generate_batch
+    from pion.generation.generate_batch import generate_batch
 
     tokenizer = chat_format.tokenizer
     new: list[list[int]] = [[] for _ in prompts]

@@ -29,9 +29,9 @@ from pipeline.training.rewind import rows_to_skip
 
 if TYPE_CHECKING:
     from pion.adapter import Adapter
-    from pion.data.chat_format import ChatFormat
+    from pion.data.chat.chat_format import ChatFormat
     from pion.data.stream import RowStream
-    from pion.data.tokenizer import Tokenizer
+    from pion.data.tokens.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
     from pion.train.settings import ComputePlan
     from pion.train.trainer import Trainer, TrainState
@@ -157,8 +157,8 @@ def _find(context: TrainingContext, stage: str) -> Restored:
 
 
 def _open(job: Job, folder: Path) -> StageData:
-    from pion.data.chat_format import ChatFormat
-    from pion.data.tokenizer import Tokenizer
+    from pion.data.chat.chat_format import ChatFormat
+    from pion.data.tokens.tokenizer import Tokenizer
     from pipeline.data.prepared import open_data
 
     data, closing = open_data(folder), ExitStack()
@@ -246,7 +246,7 @@ def _with_additions(
 
 def _never_stops(base: Decoder, data: StageData) -> str | None:
     """Return a warning if LoRA can't teach the base the special tokens of the data."""
-    from pion.untrained_rows import never_stops
+    from pion.evaluation.untrained_rows import never_stops
 
     present = set(data.train.row(0).tokens.tolist())
     specials = data.tokenizer.special_ids.items()

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from pion.bench.catalog import Task, every_task
-from pion.bench.fast import training
 from pion.bench.models import Bench, check_model
+from pion.bench.speed import training
 from pion.config import ModelConfig
 from pion.model.decoder import Decoder
 from tests.cuda_rehearsal.pretended_card import pretended_card

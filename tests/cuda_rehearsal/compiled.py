@@ -17,7 +17,7 @@ from pion.config import ModelConfig
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder, _run_block
 from pion.train.settings import ComputePlan, TrainSettings
-from pion.train.step_down import StepDown
+from pion.train.smaller_plan import StepDown
 from pion.train.trainer import Trainer
 from tests.cuda_rehearsal.kernels import Assembler, Kernel
 from tests.cuda_rehearsal.lowering import Graph, lowering

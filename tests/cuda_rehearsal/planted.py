@@ -265,7 +265,10 @@ PLANTED: dict[str, Planted] = {
         heldout, "token_nll", scores_by_list, "evaluate in training bfloat16"
     ),
     "generation copies a token with torch.tensor": Planted(
-        import_module("pion.generate"), "next_logits", tokens_by_tensor, "generate float32"
+        import_module("pion.generation.generate"),
+        "next_logits",
+        tokens_by_tensor,
+        "generate float32",
     ),
     "the cache is on the host": Planted(LayerCache, "extend", cache_on_host, "generate float32"),
 }

@@ -18,7 +18,7 @@ from torch.nn.attention import flex_attention
 
 from pion.config import ModelConfig
 from pion.data.stream import Batch
-from pion.evaluate import Scorer, held_out, responses
+from pion.evaluation.held_out import Scorer, held_out, responses
 from pion.model.attention import attention
 from pion.model.attention.cache import BatchCache, KVCache
 from pion.model.attention.rope import rotary_table
@@ -166,8 +166,7 @@ def generate(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
         caches.append(KVCache(*arguments, **settings))
         return caches[-1]
 
-    # `pion.generate` is the function, so the module has to be imported by name.
-    module = import_module("pion.generate")
+    module = import_module("pion.generation.generate")
     watch.start()
     with mock.patch.object(module, "KVCache", keep):
         prompt = list(range(PROMPT_TOKENS))
@@ -186,7 +185,7 @@ def generate_together(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
         caches.append(BatchCache(*arguments))
         return caches[-1]
 
-    module = import_module("pion.generate_batch")
+    module = import_module("pion.generation.generate_batch")
     watch.start()
     with mock.patch.object(module, "BatchCache", keep):
         prompts = [list(range(PROMPT_TOKENS)), list(range(PROMPT_TOKENS // 2))]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pion.data.conversation import parse_conversation
-from pion.data.messages import parse_messages
+from pion.data.chat.conversation import parse_conversation
+from pion.data.chat.messages import parse_messages
 from tests.paths import REPOSITORY
 from tests.support.published_models import load_shipped
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pion.data.conversation import Turn, tokenize_batch
+from pion.data.chat.conversation import Turn, tokenize_batch
+from pion.data.chat.packing import pack
 from pion.data.order import RowOrder
-from pion.data.packing import pack
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Rows
 from pion.data.stream import Batch, RowStream
-from pion.data.tokenizer import train_bpe
+from pion.data.tokens.tokenizer import train_bpe
 from pion.model.decoder import Decoder
 from tests.families.families import VOCAB, Family, each_family
 

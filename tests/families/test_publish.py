@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pion.data.tokenizer import train_bpe
+from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import PionError
-from pion.export import export_model
-from pion.load import load_decoder
-from pion.verify import verify_export
+from pion.formats.export import export_model
+from pion.formats.load import load_decoder
+from pion.formats.verify import verify_export
 from tests.families.families import Family, each_family
 
 TEXTS = ["Return a new header with the string.\n\n    >>> os.path.join('a', 'b')"]

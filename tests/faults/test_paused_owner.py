@@ -134,8 +134,8 @@ sys.exit(main())
 STAGES = {
     "prepare": ("pipeline.stages.prepare", "_finish"),
     "evaluate": ("pipeline.stages.evaluate", "evaluate_run"),
-    "publish, while it checks": ("pion.verify", "verify_export"),
-    "publish, while it writes": ("pion.export", "replace_folder"),
+    "publish, while it checks": ("pion.formats.verify", "verify_export"),
+    "publish, while it writes": ("pion.formats.export", "replace_folder"),
 }
 
 

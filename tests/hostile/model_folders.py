@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from pion.config import ModelConfig
-from pion.exports.table import to_transformers
+from pion.formats.huggingface.architectures import to_transformers
 from pion.model.decoder import Decoder
 from pion.parts import Heads
 from pion.primitives import Primitives

@@ -16,10 +16,10 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from pion.data.corpus import LONGEST_LINE, json_lines, text_documents
-from pion.data.parquet import parquet_rows
+from pion.data.documents.corpus import LONGEST_LINE, json_lines, text_documents
+from pion.data.documents.parquet import parquet_rows
 from pion.errors import BadInput
-from pion.multiple_choice import read_questions
+from pion.evaluation.multiple_choice import read_questions
 from pipeline.job import Job
 from pipeline.stages.prepare import prepare_pretrain
 from tests.hostile.in_process import MEMORY, ended, little_memory, refusal

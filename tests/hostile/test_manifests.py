@@ -228,7 +228,7 @@ def test_progress_that_can_not_be_read_is_no_progress(tmp_path: Path) -> None:
 def test_packed_conversations_that_can_not_be_read_are_packed_again(
     tmp_path: Path, content: str
 ) -> None:
-    from pion.data.tokenizer import train_bpe
+    from pion.data.tokens.tokenizer import train_bpe
     from pipeline.data.sft_rows import _Packer, in_own_format
     from pipeline.data.text_rows import RowFormat
 

@@ -12,11 +12,11 @@ import torch
 from pion.config import PARTS as KINDS
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.evaluate import Scorer
-from pion.generate import generate
-from pion.load import load, load_decoder
+from pion.evaluation.held_out import Scorer
+from pion.evaluation.multiple_choice import Question, multiple_choice
+from pion.formats.load import load, load_decoder
+from pion.generation.generate import generate
 from pion.model.parameters import MOST_LAYERS, require_possible
-from pion.multiple_choice import Question, multiple_choice
 from tests.hostile.limited import pion, refused
 from tests.hostile.model_folders import (
     HOSTILE,
@@ -236,7 +236,7 @@ def test_a_context_of_1e11_does_not_make_one_batch_of_all_questions(
     assert tokenizer is not None
     watched = OnSmallGpu(model, limit=10**6)
     questions = [Question("Return", (" a new header", " the"), 0)] * 20
-    monkeypatch.setattr("pion.multiple_choice.TOKENS_AT_ONCE", 64)
+    monkeypatch.setattr("pion.evaluation.multiple_choice.TOKENS_AT_ONCE", 64)
     multiple_choice(Scorer(watched, 300, 1), tokenizer, questions)  # type: ignore[arg-type]
     assert sum(watched.seen) == 40
     assert max(watched.seen) < 20

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pion.errors import BadInput
-from pion.load import load_decoder
+from pion.formats.load import load_decoder
+from pion.formats.weights import MOST_TENSORS, read_tensors
 from pion.untrusted import LARGEST_RECORD
-from pion.weights import MOST_TENSORS, read_tensors
 from tests.hostile.limited import refused
 from tests.hostile.model_folders import DEEP, model_folder, raw_safetensors, weights
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pion.data.tokenizer import MOST_IDS, Tokenizer
-from pion.data.tokenizer_steps import MOST_STEPS, check_steps
+from pion.data.tokens.tokenizer import MOST_IDS, Tokenizer
+from pion.data.tokens.tokenizer_steps import MOST_STEPS, check_steps
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_TOKENIZER
 from tests.hostile.limited import pion, refused

@@ -93,7 +93,7 @@ def test_importing_the_package_does_not_import_torch():
 
 def test_public_names_stay_functions_whoever_imports_their_modules_first():
     in_fresh_python(
-        "import pion.load, pion.generate, pion\n"
+        "import pion.formats.load, pion.generation.generate, pion\n"
         "assert callable(pion.load) and callable(pion.generate)\n"
         "assert pion.ModelConfig.preset and pion.Decoder and pion.import_seed"
     )

@@ -8,7 +8,7 @@ import pytest
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.exports.table import config_from_transformers, to_transformers
+from pion.formats.huggingface.architectures import config_from_transformers, to_transformers
 from pion.train.settings import ComputePlan
 from tests.support import later_version
 from tests.support.later_version import ChangedConfig, LaterConfig, LaterPlan

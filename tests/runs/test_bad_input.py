@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pion.data.tokenizer import train_bpe
+from pion.data.tokens.tokenizer import train_bpe
 from pipeline.cli import main
 from tests.support.whole_runs import write_job
 

@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from pion.adapter import Adapter
-from pion.export import export_model
-from pion.exports.peft_folder import write_adapter_folder
-from pion.load import identify, load_decoder
+from pion.formats.export import export_model
+from pion.formats.load import identify, load_decoder
+from pion.formats.peft_folder import write_adapter_folder
 from pion.lora import Lora
 from pion.model.lora_projections import add_lora, additions
 from pipeline.cli import main

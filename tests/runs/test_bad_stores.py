@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import pion.verify
+import pion.formats.verify
 from pion.errors import NotDurable, Trouble
 from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, StageState
 from pipeline.job.file import load_job
@@ -207,7 +207,7 @@ def test_an_outage_longer_than_the_retries_costs_no_run_its_life_at_any_boundary
     tmp_path: Path, s3: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Importing transformers takes many seconds and does not use the store.
-    monkeypatch.setattr(pion.verify, "verify_export", lambda *arguments: 0.0)
+    monkeypatch.setattr(pion.formats.verify, "verify_export", lambda *arguments: 0.0)
     path = write_job(
         tmp_path,
         store=f"s3://{s3.bucket()}/runs",

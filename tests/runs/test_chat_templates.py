@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from pion.data.chat_format import ChatFormat
-from pion.data.template_source import find_template
-from pion.data.tokenizer import Tokenizer
+from pion.data.chat.chat_format import ChatFormat
+from pion.data.chat.template_source import find_template
+from pion.data.tokens.tokenizer import Tokenizer
 from pipeline.base.find import find_base
 from pipeline.cli import main
 from pipeline.models.find import find_model

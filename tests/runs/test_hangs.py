@@ -71,7 +71,7 @@ def measures_slowly(folder: Path, seconds: float) -> Meddling:
         """,
     )
     meddling.wrap(
-        "pion.generate:next_logits",
+        "pion.generation.generate:next_logits",
         """
         def wrapper(next_logits, *arguments):
             time.sleep(0.1)

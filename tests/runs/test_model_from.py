@@ -16,8 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pion.exports.target_folder import is_export
-from pion.load import load_decoder
+from pion.formats.load import load_decoder
+from pion.formats.target_folder import is_export
 from pipeline.cli import main
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model

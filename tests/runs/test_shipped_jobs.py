@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pion.data.tokenizer import Tokenizer
+from pion.data.tokens.tokenizer import Tokenizer
 from pion.model.decoder import Decoder
 from pion.train.schedule import lr_at
 from pipeline.job import HubDataset, HubNpyShards, Job

@@ -93,7 +93,7 @@ def test_a_run_that_is_taken_over_ends_with_exit_3_and_names_who_took_it(tmp_pat
 # ---------------------------------------------------------------- in the midst of evaluation
 
 EVALUATED: dict[str, Any] = {"sft": None, "evaluate__ngram_order": 0}
-BATCH = "pion.evaluate:token_nll"
+BATCH = "pion.evaluation.held_out:token_nll"
 ONE_PART = "evaluate: pretrain model on held-out text"
 # A heartbeat and the grace take seconds on a busy machine.
 IN_TIME = 60.0

@@ -13,7 +13,7 @@ import yaml
 
 from pion.data.shard import Shard
 from pion.data.shards import Rows
-from pion.data.tokenizer import Tokenizer, train_bpe
+from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pipeline.console.messages import Shown
 from pipeline.job import Job
 from pipeline.job.file import load_job

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pion.data.tokenizer import Tokenizer, train_bpe
+from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.model.decoder import Decoder
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.retention import Keep

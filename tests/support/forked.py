@@ -27,8 +27,8 @@ IMPORTED = (
     # Other users may not be allowed to read Python's own files.
     "encodings.idna",
     "encodings.utf_8_sig",
-    "pion.export",
-    "pion.verify",
+    "pion.formats.export",
+    "pion.formats.verify",
     "pipeline.cli",
     "pipeline.commands.export",
     "pipeline.commands.import_seed",

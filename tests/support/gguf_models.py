@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pion.export import export_model
+from pion.formats.export import export_model
 from pion.model.decoder import Decoder
 from pion.parts import Heads
 from pion.rope_scaling import RopeScaling

@@ -92,8 +92,8 @@ def run_limited(limits: Mapping[int, int], *command: str, folder: str, user: int
 def cheaper() -> None:
     """Replace slow parts of a run that hardly write: how fast this CPU is, what a plot shows, and
     the import of transformers."""
+    import pion.formats.verify
     import pion.train.hardware
-    import pion.verify
     import pipeline.report.plots
 
     def flops(*arguments: object) -> float:
@@ -106,7 +106,7 @@ def cheaper() -> None:
         return bytes(30_000)
 
     pion.train.hardware._measured_flops = flops  # type: ignore[assignment]
-    pion.verify.verify_export = verified  # type: ignore[assignment]
+    pion.formats.verify.verify_export = verified  # type: ignore[assignment]
     pipeline.report.plots._panels = plot
 
 

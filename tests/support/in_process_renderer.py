@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
-from pion.data.renderer import Renderer, first_request
-from pion.data.template_worker import Rendering, answer_to
+from pion.data.chat.renderer import Renderer, first_request
+from pion.data.chat.template_worker import Rendering, answer_to
 
 
 class InProcessRenderer(Renderer):

@@ -85,13 +85,13 @@ def install(
     config: type[ModelConfig] = LaterConfig,
 ) -> None:
     """Make this process that later version."""
-    exports = ("pion.exports.core", "pion.exports.modelling_files")
+    exports = ("pion.formats.huggingface.core", "pion.formats.huggingface.bundled_code")
     for module in (
         "pipeline.job.job",
         "pipeline.job.model_section",
-        "pion.load",
+        "pion.formats.load",
         *exports,
-        "pion.seeds.pion",
+        "pion.formats.seeds.pion",
     ):
         monkeypatch.setattr(import_module(module), "ModelConfig", config)
     monkeypatch.setattr("pion.train.settings.ComputePlan", LaterPlan)

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pion.exports.table import config_from_transformers
+from pion.formats.huggingface.architectures import config_from_transformers
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.job.model_section import Base

@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 
-from pion.seeds.read import STUBS
+from pion.formats.seeds.read import STUBS
 
 
 def read_seed(path: Path) -> dict[str, Any]:

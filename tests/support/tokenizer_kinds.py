@@ -11,9 +11,9 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from pion.data.safe_cuts import SPLITS
-from pion.data.token_bytes import byte_of_letter
-from pion.data.tokenizer import Tokenizer
+from pion.data.tokens.safe_cuts import SPLITS
+from pion.data.tokens.token_bytes import byte_of_letter
+from pion.data.tokens.tokenizer import Tokenizer
 
 TEXT = [
     "Return the number of items in the list.\n\nRaise ValueError if the key isn't there.\n",

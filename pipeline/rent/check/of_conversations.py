@@ -46,7 +46,7 @@ def _untrained(job: Job, first: First) -> list[CheckRow]:
         return []
     if job.base.commit is not None or is_pinned(job, job.base):
         return []  # the weights may be elsewhere, and the run says the same when training starts
-    from pion.untrained_rows import never_stops
+    from pion.evaluation.untrained_rows import never_stops
 
     found = find_base(job.base.source, job.folder)
     files = [found.bring(name) for name in found.files if name.endswith(".safetensors")]

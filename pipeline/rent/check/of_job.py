@@ -130,7 +130,7 @@ def _config(content: bytes, where: str) -> ModelConfig:
     """Return the settings in a config.json, ours or transformers'. Raises BadInput if it has
     none."""
     from pion.config import ModelConfig
-    from pion.exports.table import config_from_transformers
+    from pion.formats.huggingface.architectures import config_from_transformers
 
     settings = parse_object(content, where)
     try:
@@ -143,7 +143,7 @@ def _config(content: bytes, where: str) -> ModelConfig:
 
 def check_tokenizer(job: Job) -> list[CheckRow]:
     """Check that the tokenizer can be loaded and fits the model's vocabulary."""
-    from pion.data.tokenizer import Tokenizer
+    from pion.data.tokens.tokenizer import Tokenizer
 
     section = job.tokenizer
     if section is None:

@@ -12,10 +12,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from pion.data.chat_format import ChatFormat
-from pion.data.conversation import Tokenized
-from pion.data.template_view import marked_text
-from pion.data.tokenizer import Tokenizer
+from pion.data.chat.chat_format import ChatFormat
+from pion.data.chat.conversation import Tokenized
+from pion.data.chat.template_view import marked_text
+from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import amount

@@ -129,7 +129,7 @@ def check_entry(workspace: Workspace, entry: CheckpointEntry) -> str | None:
 def load_folder(folder: Path) -> Loaded:
     """Read a checkpoint's folder without verifying it. Raises `PionError` if a file can't be
     read."""
-    from pion.weights import read_tensors
+    from pion.formats.weights import read_tensors
 
     try:
         state = parse_record(read_file(folder / STATE), str(folder / STATE))

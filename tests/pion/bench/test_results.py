@@ -12,7 +12,6 @@ import pytest
 
 from pion.bench import card
 from pion.bench.card import Card, file_name
-from pion.bench.fast.speeds import SaveSpeed, TrainSpeed, save_speeds, train_speeds
 from pion.bench.results import (
     LARGEST_FILE,
     MOST_ROWS,
@@ -21,6 +20,7 @@ from pion.bench.results import (
     read_results,
     write_results,
 )
+from pion.bench.speed.speeds import SaveSpeed, TrainSpeed, save_speeds, train_speeds
 from pion.errors import BadInput
 from tests.paths import REPOSITORY
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pion.bench.fast import training
+from pion.bench.correctness import generation, kernels, logits, losses, masks, resume, step_down
 from pion.bench.models import Bench, PlanChanged, check_model
 from pion.bench.models import twin as true_twin
 from pion.bench.results import Outcome
-from pion.bench.right import generation, kernels, logits, losses, masks, resume, step_down
+from pion.bench.speed import training
 from pion.model import loss
 from pion.model.attention.cache import LayerCache
 from pion.model.decoder import Decoder
 from pion.train import trainer
 from pion.train.optimizer import Optimizer
-from pion.train.step_down import StepDown
+from pion.train.smaller_plan import StepDown
 from pion.train.trainer import ComputePlan, Trainer, TrainState
 
 TINY = Bench(torch.device("cpu"), tiny=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pion.export import export_model
+from pion.formats.export import export_model
 from tests.support.finished_run import tiny_model, tiny_tokenizer
 
 

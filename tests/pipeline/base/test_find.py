@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pion.data.tokenizer import Tokenizer
+from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.base.find import find_base
 from pipeline.models.find import find_model

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pion.bounds import BOUNDS
-from pion.data.chat_format import ChatFormat
-from pion.data.conversation import Turn, tokenize
+from pion.data.chat.chat_format import ChatFormat
+from pion.data.chat.conversation import Turn, tokenize
 from pion.errors import BadInput
+from pion.generation.bounds import BOUNDS
 from pipeline.commands.chat import Conversation, GenerationSettings, chat
 from pipeline.models.find import FoundModel
 from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pion.data.tokenizer import Tokenizer
+from pion.data.tokens.tokenizer import Tokenizer
 from pipeline.commands.chat import tell_replaced
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pion.data.tokenizer import train_bpe
+from pion.data.tokens.tokenizer import train_bpe
 from tests.paths import SEEDS
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import tiny_tokenizer

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pion.data.messages import Conversation
-from pion.data.missing_bytes import ReplacedCharacters
-from pion.data.template import ChatTemplate
-from pion.data.tokenizer import Tokenizer
+from pion.data.chat.messages import Conversation
+from pion.data.chat.template import ChatTemplate
+from pion.data.tokens.missing_bytes import ReplacedCharacters
+from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.data import sft_rows
 from pipeline.data.sft_rows import in_template, write_conversation_rows
@@ -27,7 +27,7 @@ ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "cont
 
 @pytest.fixture(autouse=True)
 def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pion.data.template.Renderer", InProcessRenderer)
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
 def talks(unusable: set[int], required: int = 0) -> Iterator[tuple[bool, Talk]]:
@@ -107,7 +107,7 @@ def test_after_an_interruption_the_counts_and_rows_are_the_same(
     progress = json.loads((tmp_path / "broken/rows/train/packed.json").read_text())
     assert 0 < len(progress["buffers"]) < 17
     monkeypatch.undo()
-    monkeypatch.setattr("pion.data.template.Renderer", InProcessRenderer)
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
     monkeypatch.setattr(sft_rows, "BUFFER", 16)
     assert written(tmp_path / "broken", {40, 41, 49}) == whole
     for path in (tmp_path / "whole/rows").rglob("*.npy"):

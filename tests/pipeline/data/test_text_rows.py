@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pion.data.tokenizer import Tokenizer
+from pion.data.tokens.tokenizer import Tokenizer
 from pipeline.data.text_rows import RowFormat, write_text_rows
 from tests.support.tokenizer_kinds import tokenizer_of
 

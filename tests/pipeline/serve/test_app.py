@@ -239,7 +239,7 @@ def test_an_echoed_prompt_has_the_probabilities_of_its_tokens(
     client: OpenAI, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As lm-eval's `local-completions` asks: the lists end with the drawn token, a stop id too."""
-    monkeypatch.setattr("pion.serving.engine.PIECE", 8)
+    monkeypatch.setattr("pion.generation.engine.PIECE", 8)
     base = served.models[1]
     prompts = [base.tokenizer.prompt("The quick brown fox jumps over it " * n) for n in (1, 4)]
     asked: dict[str, Any] = {"model": "base", "prompt": prompts, "echo": True, "temperature": 0}

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, pad
 
-from pion.data.tokenizer import train_bpe
-from pion.export import export_model
+from pion.data.tokens.tokenizer import train_bpe
+from pion.formats.export import export_model
 from pion.model.decoder import Decoder
 from pipeline.stages.lm_eval import TaskOptions, _command
 from tests.support.tiny_config import tiny_config

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pion.generate import next_logits
+from pion.generation.generate import next_logits
 from pipeline.models.find import find_model
 from pipeline.web.address import API_KEY, Address
 from tests.support.browser import needs_chromium
@@ -104,7 +104,7 @@ def test_an_answer_streams_stops_and_is_continued(
         time.sleep(0.05)
         return next_logits(*arguments)
 
-    monkeypatch.setattr("pion.serving.engine.next_logits", slowly)
+    monkeypatch.setattr("pion.generation.engine.next_logits", slowly)
     page.set(max_tokens=230)
     page.tab.fill("#input", "What is a fox?")
     page.tab.click("#send")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pion.data.conversation import Turn, tokenize
-from pion.data.packing import pack
+from pion.data.chat.conversation import Turn, tokenize
+from pion.data.chat.packing import pack
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
-from pion.data.tokenizer import train_bpe
+from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput, Interrupted
 from pion.model.decoder import Decoder
 from pipeline.job import Job

@@ -11,9 +11,9 @@ import psutil
 import pytest
 import torch
 
-from pion.data.tokenizer import train_bpe
+from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import Interrupted
-from pion.export import export_model
+from pion.formats.export import export_model
 from pion.model.decoder import Decoder
 from pipeline.stages.lm_eval import TaskOptions, hub_is_reachable, run_task
 from tests.support.tiny_config import tiny_config

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pion.data.tokenizer import Tokenizer
+from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, Interrupted
 from pipeline.console.messages import Note, PrepareProgress, Shown
 from pipeline.stages.prepare import open_data, prepare_pretrain

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pion.data.python_docs import documents, is_held_out
-from pion.data.python_qa import dialogues
-from pion.data.tokenizer import Tokenizer
+from pion.data.documents.python_docs import documents, is_held_out
+from pion.data.documents.python_qa import dialogues
+from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.data.sources import conversations, find_input, texts
 from pipeline.job import Job

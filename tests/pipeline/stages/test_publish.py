@@ -10,11 +10,11 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-import pion.export
+import pion.formats.export
 from pion.data.arrays import sha256_file
-from pion.data.tokenizer import train_bpe
+from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput, Fenced, Interrupted, PionError
-from pion.exports.target_folder import EXPORT_FILES
+from pion.formats.target_folder import EXPORT_FILES
 from pion.model.decoder import Decoder
 from pipeline.console.messages import Note
 from pipeline.cost.costs import Costs
@@ -184,7 +184,7 @@ def test_an_export_that_is_not_the_trained_model_is_refused_and_the_published_on
 ) -> None:
     trained.publish(tmp_path / "demo")
     before = contents(tmp_path / "demo")
-    export = pion.export.export_model
+    export = pion.formats.export.export_model
 
     def disk_that_flips_a_bit(model: Decoder, tokenizer: Path, out: Path, **options: Any) -> None:
         export(model, tokenizer, out, **options)
@@ -192,7 +192,7 @@ def test_an_export_that_is_not_the_trained_model_is_refused_and_the_published_on
         weights["model.layers.0.mlp.down_proj.weight"][0, 0] *= -1e4
         save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(pion.export, "export_model", disk_that_flips_a_bit)
+    monkeypatch.setattr(pion.formats.export, "export_model", disk_that_flips_a_bit)
     with pytest.raises(PionError, match=r"Nothing was published: .* different logits"):
         trained.publish(tmp_path / "demo")
     assert contents(tmp_path / "demo") == before

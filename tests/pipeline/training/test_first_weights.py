@@ -11,11 +11,11 @@ import torch
 
 import pion
 from pion.config import ModelConfig
-from pion.data.tokenizer import train_bpe
+from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
-from pion.export import export_model
+from pion.formats.export import export_model
+from pion.formats.seeds import import_seed
 from pion.model.decoder import Decoder
-from pion.seeds import import_seed
 from pipeline.training.first_weights import first_model
 from tests.paths import SEEDS
 from tests.support.jobs import tiny_job

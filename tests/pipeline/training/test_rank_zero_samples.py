@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import pion
-from pion.data.chat_format import ChatFormat
-from pion.data.tokenizer import Tokenizer, train_bpe
+from pion.data.chat.chat_format import ChatFormat
+from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pipeline.training.rank_zero import SAMPLE_TOKENS, prompt_ids, sample_texts

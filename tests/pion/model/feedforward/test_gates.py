@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pion.errors import BadInput
-from pion.generate import generate
+from pion.generation.generate import generate
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.feedforward.dense import SwiGLU

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pion.exports.table import to_transformers
+from pion.formats.huggingface.architectures import to_transformers
 from pipeline.job import Job
 from pipeline.rent.check import command
 from pipeline.rent.check.command import CheckRow, show_check
@@ -166,7 +166,7 @@ def test_a_tokenizer_that_is_not_there(case: Case) -> None:
 
 
 def test_a_tokenizer_with_more_entries_than_the_model(case: Case) -> None:
-    from pion.data.tokenizer import train_bpe
+    from pion.data.tokens.tokenizer import train_bpe
 
     train_bpe(["the cat sat over the house"] * 9, 290).save(case.folder / "tokenizer.json")
     rows = case.rows(tokenizer={"file": "tokenizer.json"}, model__vocab_size=260)

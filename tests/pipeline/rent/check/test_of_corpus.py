@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pion.data.tokenizer import count_words, train_bpe
+from pion.data.tokens.tokenizer import count_words, train_bpe
 from pion.errors import BadInput
 from pipeline.data.sources import find_input, texts
 from pipeline.job import Job

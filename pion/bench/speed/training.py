@@ -1,0 +1,136 @@
+"""Measure how fast a preset trains, how long it compiles, and how much memory it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from pion.bench.models import STEP_TOKENS, Bench, Rows, refuse, row_tokens
+from pion.bench.results import Measures, Outcome
+from pion.bench.speed.speeds import TrainSpeed
+from pion.config import ModelConfig
+from pion.model.decoder import Decoder
+from pion.model.params_and_flops import cost_of, flops_per_token
+from pion.train.hardware import cuda_capability, memory_in_use, pick_dtype, total_memory
+from pion.train.memory import RUNTIME_BYTES, Workload, predict_memory
+from pion.train.micro_batch import DoesNotFit, choose_micro_batch
+from pion.train.settings import ComputePlan, TrainSettings
+from pion.train.trainer import Trainer
+
+# The first steps allocate and compile.
+WARMUP_STEPS = 2
+# Steps are timed until there are so many, or until so many seconds have passed.
+MOST_STEPS, TIMED_SECONDS = 10, 6.0
+
+
+def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: bool) -> Outcome:
+    """Train a few steps of random rows; return tokens per second, MFU and memory."""
+    if compiled and bench.tiny:
+        return Outcome("left out", "--tiny compiles nothing, because compiling takes a minute")
+    seq_len = row_tokens(config)
+    dtype = pick_dtype("auto", bench.device)
+    work = Workload(
+        config,
+        seq_len,
+        dtype,
+        "muon",
+        bench.device.type,
+        documents=False,
+        compile=compiled,
+        capability=cuda_capability(bench.device),
+    )
+    rows = 4 if bench.tiny else max(1, STEP_TOKENS // seq_len)
+    memory = total_memory(bench.device)
+    try:
+        micro_batch, recompute = choose_micro_batch(work, rows_per_rank=rows, memory_bytes=memory)
+    except DoesNotFit as error:
+        return Outcome("left out", error.what)
+    plan = ComputePlan(str(bench.device), dtype, micro_batch, recompute=recompute, compile=compiled)
+    # RUNTIME_BYTES are outside of what torch counts.
+    predicted = predict_memory(work, micro_batch=micro_batch, recompute=recompute).total
+    predicted -= RUNTIME_BYTES
+    timed = _time(bench, config, plan, rows, seq_len)
+    speed = TrainSpeed(
+        model=name,
+        params=cost_of(config).all_params,
+        flops_per_token=flops_per_token(config, seq_len),
+        seq_len=seq_len,
+        dtype=dtype,
+        compiled=compiled,
+        recompute=recompute,
+        micro_batch=micro_batch,
+        tokens_per_second=timed.tokens_per_second,
+        mfu=timed.mfu,
+    )
+    measures: Measures = dataclasses.asdict(speed) | {
+        "rows_per_step": rows,
+        "step_seconds": timed.step_seconds,
+        "compile_seconds": timed.warmup_seconds if compiled else None,
+        "predicted_bytes": predicted,
+        "measured_bytes": timed.peak_bytes,
+    }
+    return Outcome("measured", _words(speed, timed, predicted), measures)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """What a few steps took. `warmup_seconds` is what the first steps took longer than others."""
+
+    tokens_per_second: float
+    mfu: float
+    step_seconds: float
+    warmup_seconds: float
+    peak_bytes: int | None
+
+
+def _time(bench: Bench, config: ModelConfig, plan: ComputePlan, rows: int, seq_len: int) -> Timed:
+    """Train steps of `rows` rows, and time them."""
+    if bench.on_cuda:
+        torch.cuda.reset_peak_memory_stats(bench.device)
+    torch.manual_seed(0)
+    settings = TrainSettings(steps=10**6, global_batch=rows, lr=1e-4, optimizer="muon")
+    with torch.device(bench.device):  # drawing a billion weights on a CPU takes many seconds
+        model = Decoder(config)
+    stream: Any = Rows(config.vocab_size, seq_len)
+    trainer = Trainer(model, stream, settings, plan)
+    trainer.on_step_down = refuse
+    with contextlib.closing(trainer):
+        warmup = [_step(bench, trainer)[0] for _ in range(WARMUP_STEPS)]
+        steps: list[float] = []
+        speeds, shares = [], []
+        while len(steps) < MOST_STEPS and sum(steps) < TIMED_SECONDS:
+            seconds, metrics = _step(bench, trainer)
+            steps.append(seconds)
+            speeds.append(metrics["tokens_per_second"])
+            shares.append(metrics["mfu"])
+    usual = statistics.median(steps)
+    return Timed(
+        tokens_per_second=statistics.median(speeds),
+        mfu=statistics.median(shares),
+        step_seconds=usual,
+        warmup_seconds=max(0.0, sum(warmup) - WARMUP_STEPS * usual),
+        peak_bytes=memory_in_use(bench.device) if bench.on_cuda else None,
+    )
+
+
+def _step(bench: Bench, trainer: Trainer) -> tuple[float, dict[str, Any]]:
+    """Return the seconds and the metrics of one step. Reading the metrics waits for the card."""
+    start = time.perf_counter()
+    trainer.train_step()
+    metrics = trainer.drain_metrics()[-1]
+    return time.perf_counter() - start, metrics
+
+
+def _words(speed: TrainSpeed, timed: Timed, predicted: int) -> str:
+    words = f"{speed.tokens_per_second:,.0f} tokens/s, {100 * speed.mfu:.1f} % MFU"
+    words += f", {speed.dtype}, micro-batch {speed.micro_batch}"
+    words += "*" if speed.recompute else ""
+    if speed.compiled:
+        words += f", compiled in {timed.warmup_seconds:.0f} s"
+    peak = "not" if timed.peak_bytes is None else f"{timed.peak_bytes / 2**30:.1f} GiB"
+    return f"{words}; memory: {predicted / 2**30:.1f} GiB predicted, {peak} measured"

@@ -1,0 +1,1 @@
+"""Conversations: from messages to ids and the mask of what is learned."""

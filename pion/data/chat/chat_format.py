@@ -1,0 +1,80 @@
+"""How a model talks: the ids of a prompt in its chat format, and the ids at which it stops.
+
+The files next to its tokenizer.json decide: a chat template of others is rendered
+(`pion.data.chat.template`); without one, or with the one that Pion writes, it is Pion's own format
+(`pion.data.chat.conversation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from pion.data.chat.conversation import ROLES, Turn, chat_template, tokenize
+from pion.data.chat.messages import Message
+from pion.data.chat.template import ChatTemplate
+from pion.data.chat.template_source import find_template
+from pion.data.tokens.special_tokens import SpecialTokens, read_special_tokens
+from pion.data.tokens.tokenizer import Tokenizer
+
+
+class ChatFormat:
+    """The chat format of one model. It is for one thread.
+
+    A template of others is rendered in another process. That starts at the first use, and `close`
+    ends it.
+
+    Attributes:
+        tokenizer: the model's.
+        own: whether this is Pion's own format.
+    """
+
+    def __init__(self, tokenizer_file: str | Path, tokenizer: Tokenizer) -> None:
+        """Find out which format the model with this tokenizer.json has.
+
+        Raises BadInput for damaged files.
+        """
+        self.tokenizer = tokenizer
+        self._folder = Path(tokenizer_file).parent
+        self.own = find_template(self._folder) in (None, chat_template(tokenizer))
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The template of others. Raises BadInput if there is none, or if it can't be used."""
+        return ChatTemplate(self._folder, self.tokenizer)
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The id that ends an answer. Raises BadInput if the template can't be used."""
+        end = None if self.own else self.template.end_of_turn
+        return self.tokenizer.end_of_text if end is None else end
+
+    @cached_property
+    def special(self) -> SpecialTokens:
+        """All special ids. Raises BadInput for damaged files."""
+        return read_special_tokens(self._folder, self.tokenizer, self.end_of_turn)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids at which a generated text ends. Raises BadInput for damaged files."""
+        return self.special.stop_ids
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids that the model continues with an answer.
+
+        Args:
+            messages: of the roles system, user and assistant, with a text each.
+
+        Raises:
+            BadInput: the template refuses the messages, or can't be used.
+        """
+        if not self.own:
+            return self.template.prompt_ids(messages)
+        turns = [Turn(ROLES[message["role"]], message["content"]) for message in messages]
+        return tokenize(self.tokenizer, turns, add_generation_prompt=True).ids.tolist()
+
+    def close(self) -> None:
+        """End the process that renders the template, if there is one."""
+        if "template" in vars(self):
+            self.template.close()

@@ -1,0 +1,280 @@
+"""Turn a conversation into token ids and a mask of the learned ids.
+
+Training, chatting and the published model use one template. Each turn is ``<|system|>``,
+``<|user|>`` or ``<|assistant|>``, a newline, the stripped text and a newline; an assistant's turn
+ends with the end-of-text token. If the tokenizer puts a first token before a text (Llama's), the
+conversation starts with it. Empty turns are dropped, and so are the results of tools. The role
+markers are ordinary text, but the end of a turn is the special id.
+
+If a text spells out a special token, because a user quotes "<|endoftext|>" for example, we insert a
+space ("< |endoftext|>"). Our own tokenizer would encode the quote as text anyway. But other
+programs render the published template and tokenize the result, and they could not distinguish the
+quote from the end of a turn.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.later_fields import closest, shown
+
+Role = Literal["system", "user", "assistant"]
+
+# The keys of a record that can hold a conversation; the first that is there does.
+CONVERSATION_KEYS = ("conversations", "messages")
+
+# The names of roles in data sets, and the role that each name means.
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+# Other names, which Pion reads and says. They are not in `chat_template`: its text must not change.
+ALIASES: dict[str, Role] = {
+    "developer": "system",
+    "prompter": "user",
+    "instruction": "user",
+    "question": "user",
+    "ai": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "chatbot": "assistant",
+    "answer": "assistant",
+    "response": "assistant",
+}
+# Turns of these roles are left out: Pion's own template has no tools.
+TOOLS = ("tool", "function")
+
+
+def role_of(name: str) -> Role | None:
+    """Return the role that a name means, in any letter case; None for an unknown name."""
+    known = name.strip().lower()
+    return ROLES.get(known) or ALIASES.get(known)
+
+
+def unknown_role(name: str, roles: Iterable[str], where: str) -> BadInput:
+    """Return the refusal of a turn, at `where`, whose role is none of `roles`."""
+    roles = tuple(roles)
+    near = closest(name.strip().lower(), (*roles, *ROLES, *ALIASES))
+    return BadInput(
+        f"{where} has the unknown role {shown(name)}{near}. The roles are {', '.join(roles)}"
+    )
+
+
+def nothing_to_learn(answers: int, where: str) -> BadInput:
+    """Return the refusal of a conversation whose `answers` all have no text."""
+    if not answers:
+        why = "with no assistant turn"
+    else:
+        why = "whose answer is empty" if answers == 1 else f"whose {answers} answers are empty"
+    return BadInput(f"{where}: a conversation {why}: there is nothing to learn from it.")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation, with its text as written; ``render`` strips the text."""
+
+    role: Role
+    text: str
+
+
+class Tokenized(NamedTuple):
+    """A conversation as ids, int32 ``(n,)``, and a mask of the learned ids, bool ``(n,)``."""
+
+    ids: np.ndarray
+    learned: np.ndarray
+
+
+def parse_conversation(record: Any, where: str) -> list[Turn]:
+    """Return the turns of a record in one of two layouts; other keys of the record are ignored.
+
+    The layouts are OpenHermes (``conversations: [{from, value}]``) and messages (``messages:
+    [{role, content}]``).
+
+    Args:
+        where: the record's file and line, for errors.
+
+    Raises:
+        BadInput: the record has another layout, an unknown role, or no assistant turn with text.
+    """
+    if isinstance(record, dict) and "conversations" in record:
+        turns, role_key, text_key = record["conversations"], "from", "value"
+    elif isinstance(record, dict) and "messages" in record:
+        turns, role_key, text_key = record["messages"], "role", "content"
+    else:
+        keys = ", ".join(map(repr, record)) if isinstance(record, dict) else type(record).__name__
+        raise BadInput(
+            f"{where}: not a conversation: expected a key 'conversations' "
+            f"([{{from, value}}]) or 'messages' ([{{role, content}}]), found {keys or 'no key'}."
+        )
+    if not isinstance(turns, list):
+        raise BadInput(f"{where}: the turns must be a list, not {type(turns).__name__}.")
+    parsed = []
+    for number, turn in enumerate(turns, start=1):
+        if not (
+            isinstance(turn, dict)
+            and isinstance(turn.get(role_key), str)
+            and isinstance(turn.get(text_key), str | None)
+            and text_key in turn
+        ):
+            raise BadInput(
+                f"{where}: turn {number} must be {{{role_key!r}: text, {text_key!r}: text}}, "
+                f"found {json.dumps(turn, default=str)[:80]}."
+            )
+        role = role_of(turn[role_key])
+        if role is None and turn[role_key].strip().lower() not in TOOLS:
+            raise unknown_role(
+                turn[role_key], (*dict.fromkeys(ROLES.values()), *TOOLS), f"{where}: turn {number}"
+            )
+        if role is not None:
+            parsed.append(Turn(role, turn[text_key] or ""))
+    answers = [turn for turn in parsed if turn.role == "assistant"]
+    if not any(turn.text.strip() for turn in answers):
+        raise nothing_to_learn(len(answers), where)
+    return [turn for turn in parsed if turn.text]
+
+
+def render(
+    tokenizer: Tokenizer, turns: Iterable[Turn], *, add_generation_prompt: bool = False
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of a conversation and its learned ``[start, end)`` spans in characters.
+
+    The model learns the text, newline and end-of-text of each assistant turn. With
+    ``add_generation_prompt`` the text ends where the assistant's next answer begins.
+    """
+    text, spans = "", []
+    for turn in turns:
+        content = turn.text
+        for special in tokenizer.specials:
+            content = content.replace(special, defused(special))
+        content = content.strip()
+        if not content:
+            continue
+        text += f"<|{turn.role}|>\n"
+        start = len(text)
+        text += f"{content}\n"
+        if turn.role == "assistant":
+            text += tokenizer.end_of_text_token
+            spans.append((start, len(text)))
+    if add_generation_prompt:
+        text += "<|assistant|>\n"
+    return text, spans
+
+
+def tokenize(
+    tokenizer: Tokenizer, turns: Iterable[Turn], *, add_generation_prompt: bool = False
+) -> Tokenized:
+    """Return the ids of a conversation and its mask of learned ids.
+
+    The prompt up to ``<|assistant|>\\n`` has the same ids with and without an answer after it:
+    texts are stripped, so no token spans the marker's newline and the answer.
+    """
+    text, spans = render(tokenizer, turns, add_generation_prompt=add_generation_prompt)
+    return _tokenize_rendered(tokenizer, [(text, spans)])[0]
+
+
+def tokenize_batch(
+    tokenizer: Tokenizer, conversations: Iterable[Iterable[Turn]]
+) -> list[Tokenized]:
+    """Return ``tokenize`` of each conversation, using all cores."""
+    return _tokenize_rendered(tokenizer, [render(tokenizer, turns) for turns in conversations])
+
+
+def chat_template(tokenizer: Tokenizer) -> str:
+    """Return a Jinja template that gives the same ids in transformers as ``tokenize``."""
+    roles: dict[str, list[str]] = {}
+    for alias, role in ROLES.items():
+        roles.setdefault(role, []).append(alias)
+    # Jinja string literals support JSON's escapes, except for surrogate pairs.
+    defuse = "".join(
+        f" | replace({_literal(special)}, {_literal(defused(special))})"
+        for special in tokenizer.specials
+    )
+    end = {"assistant": _literal(tokenizer.end_of_text_token)}
+    branches = "".join(
+        f"{{%- {'if' if i == 0 else 'elif'} message['role'] in {json.dumps(aliases)} -%}}"
+        f'{{{{ "<|{role}|>\\n" + content + "\\n" + {end.get(role, _literal(""))} }}}}'
+        for i, (role, aliases) in enumerate(roles.items())
+    )
+    return (
+        f"{_first_token(tokenizer)}"
+        "{%- for message in messages -%}"
+        "{%- if message['content'] is string -%}"
+        f"{{%- set content = message['content']{defuse} | trim -%}}"
+        f"{{%- if content -%}}{branches}{{%- endif -%}}{{%- endif -%}}"
+        "{%- endif -%}"
+        "{%- endfor -%}"
+        '{%- if add_generation_prompt -%}{{ "<|assistant|>\\n" }}{%- endif -%}'
+    )
+
+
+def response_template(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return how transformers finds the answer in what a model with `chat_template` has written.
+
+    This is the `response_template` of a tokenizer_config.json. Without it, `transformers serve`
+    looks for the marks of Qwen's template in each Qwen3, and answers with the prompt as well.
+    """
+    end = re.escape(tokenizer.end_of_text_token)
+    return {
+        "defaults": {"role": "assistant"},
+        "start_anchor": "<|assistant|>\n",
+        "fields": {"content": {"close_pattern": rf"\n?{end}", "content": "text"}},
+    }
+
+
+def _first_token(tokenizer: Tokenizer) -> str:
+    """Return the Jinja that writes the tokenizer's first token, or ""."""
+    if tokenizer.first is None:
+        return ""
+    return f"{{{{ {_literal(tokenizer.decode([tokenizer.first], specials=True))} }}}}"
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def defused(special: str) -> str:
+    """Return the text of a special token with a space inserted, so that it is ordinary text."""
+    return f"{special[0]} {special[1:]}"
+
+
+def _tokenize_rendered(
+    tokenizer: Tokenizer, rendered: Sequence[tuple[str, list[tuple[int, int]]]]
+) -> list[Tokenized]:
+    # The text between two end-of-text tokens is encoded as one piece. Texts can't spell the token,
+    # so piece number k ends with learned span number k. The text after the last span is not
+    # learned.
+    end = tokenizer.end_of_text_token
+    pieces: list[str] = []
+    learned_from: list[int] = []  # within each piece, in characters
+    for text, spans in rendered:
+        start = 0
+        for learned_start, learned_end in spans:
+            pieces.append(text[start : learned_end - len(end)])
+            learned_from.append(learned_start - start)
+            start = learned_end
+        pieces.append(text[start:])
+        learned_from.append(len(text) - start)
+    encoded = iter(tokenizer.encode_batch_from(pieces, learned_from))
+
+    tokenized = []
+    for _, spans in rendered:
+        ids, before = next(encoded)
+        whole = len(ids)
+        ids = tokenizer.start_document(ids)
+        learned = [False] * (before + len(ids) - whole) + [True] * (whole - before)
+        for _ in spans:
+            piece_ids, before = next(encoded)
+            ids += [tokenizer.end_of_text, *piece_ids]
+            learned += [True] + [False] * before + [True] * (len(piece_ids) - before)
+        tokenized.append(Tokenized(np.array(ids, np.int32), np.array(learned, np.bool_)))
+    return tokenized

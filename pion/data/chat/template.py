@@ -1,0 +1,282 @@
+"""Conversations as token ids by a model's own chat template, and the exact mask of its answers.
+
+The template is a Jinja program that came with the model. It is rendered as transformers renders it
+(`pion.data.chat.renderer`), so that training, chatting and other programs see the same text. The
+special tokens that it writes become special ids. Texts of a conversation can't write them: a space
+is put into what looks like one, as with Pion's own template (`pion.data.chat.conversation`).
+
+What the model learns of an answer: what follows the generation prompt, up to and including the end
+of the turn. A newline after it is not learned. `pion.data.chat.template_mask` finds these ids.
+
+Some templates write a turn differently once others follow: Qwen3 removes what was thought. Then no
+single row is right, and each answer becomes a separate example: the conversation that ends with the
+answer, of which only this answer is learned.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pion.data.chat.conversation import Tokenized
+from pion.data.chat.messages import Conversation, Message, harmless, says_something, system_texts
+from pion.data.chat.renderer import Refused, Rendered, RenderedTurn, Renderer
+from pion.data.chat.template_calls import answers_in, endless_call, forms_of, lost_call
+from pion.data.chat.template_mask import AnswerFinder, EncodedText
+from pion.data.chat.template_source import find_template, template_date
+from pion.data.tokens.special_tokens import read_special_tokens
+from pion.data.tokens.token_names import token_names
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.later_fields import shown
+
+# A text that is in no template, to find what a template writes after an answer.
+_ANSWER = "PionAsksWhatFollowsThisAnswer"
+# A tag, such as `<think>` or `</tool_call>`.
+_TAG = re.compile(r"</?\w+>")
+# The most answers of a conversation. All turns before an answer are rendered twice for it, so the
+# time grows with the square of the answers.
+MOST_ANSWERS = 256
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is learned from one conversation.
+
+    Attributes:
+        tokenized: one example, or one of each answer; none if the conversation is refused.
+        split: whether each answer became a separate example.
+        refused: why the conversation can't be learned, with its file and line; None if it can.
+        systems: how many system messages a learned conversation has.
+        lost_systems: how many of these the template leaves out of the text.
+    """
+
+    tokenized: tuple[Tokenized, ...] = ()
+    split: bool = False
+    refused: str | None = None
+    systems: int = 0
+    lost_systems: int = 0
+
+
+class ChatTemplate:
+    """A model's chat template with its tokenizer. It is for one thread, and `close` ends it.
+
+    Attributes:
+        source: the Jinja text.
+        end_of_turn: the special id that the template writes after an answer; None if it writes
+            none. A model that is trained with such a template never learns to stop.
+    """
+
+    def __init__(self, folder: str | Path, tokenizer: Tokenizer) -> None:
+        """Read the template in `folder`.
+
+        Raises:
+            BadInput: there is no template, or it can't be used.
+        """
+        source = find_template(folder)
+        if source is None:
+            raise BadInput(f"{folder}: this model has no chat template")
+        self.source: str = source
+        self._where = str(folder)
+        self._tokenizer = tokenizer
+        self._marks = marks_of(source, tokenizer)
+        self._renderer = Renderer(source, token_names(folder), template_date(folder), str(folder))
+        try:
+            self.end_of_turn: int | None = self._end_of_turn()
+            self._stops = read_special_tokens(folder, tokenizer, self.end_of_turn).stop_ids
+        except BaseException:
+            self.close()
+            raise
+        self._finder = AnswerFinder(tokenizer, self._marks, self.end_of_turn)
+
+    def close(self) -> None:
+        """End the process that renders the template."""
+        self._renderer.close()
+
+    def prompt_ids(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None = None
+    ) -> list[int]:
+        """Return the ids that the model continues with an answer.
+
+        Raises:
+            BadInput: the template refuses the messages, or can't be used.
+        """
+        said = [message for message in messages if says_something(message)] or messages
+        conversation = self._harmless(Conversation(said, tools, "this conversation"))
+        text = self._prompt(conversation)
+        (encoding,) = self._tokenizer.encode_with_specials([text])
+        ids, _ = self._started(encoding.ids)
+        return ids
+
+    def tokenize_batch(self, conversations: Iterable[Conversation]) -> list[Examples]:
+        """Return what is learned from each conversation; refused ones say why.
+
+        Raises:
+            BadInput: the template can't be used at all: it has wrong syntax, needs more than a
+                gigabyte, or takes too long.
+        """
+        rendered = [self._rendered(conversation) for conversation in conversations]
+        wholes = [found.text for _, found in rendered if isinstance(found, Rendered)]
+        encoded = iter(self._finder.encode(wholes))
+        return [
+            Examples(refused=found)
+            if isinstance(found, str)
+            else self._examples(conversation, found, next(encoded))
+            for conversation, found in rendered
+        ]
+
+    def tokenize(self, conversation: Conversation) -> tuple[Tokenized, ...]:
+        """Return the examples of one conversation.
+
+        Raises:
+            BadInput: the conversation is refused, or the template can't be used.
+        """
+        (examples,) = self.tokenize_batch([conversation])
+        if examples.refused is not None:
+            raise BadInput(examples.refused)
+        return examples.tokenized
+
+    def _rendered(self, conversation: Conversation) -> tuple[Conversation, Rendered | str]:
+        conversation = self._harmless(conversation)
+        answers = answers_in(conversation)
+        if len(answers) > MOST_ANSWERS:
+            why = f"{len(answers):,} answers; a chat template is used for at most {MOST_ANSWERS}"
+            return conversation, f"{conversation.where}: the conversation has {why}"
+        refusals: list[str] = []
+        for form in forms_of(conversation):
+            try:
+                rendered = self._renderer.conversation(form, answers)
+            except Refused as error:
+                refusals.append(_refusal(conversation, error))
+                continue
+            texts = [_joined(rendered.text, t.turn)[t.prompt[0] :] for t in rendered.turns]
+            if (lost := lost_call(form, texts)) is None:
+                return form, rendered
+            refusals.insert(0, lost)  # it says more than a template's own error
+        return conversation, refusals[0]
+
+    def _prompt(self, conversation: Conversation) -> str:
+        refusals: list[str] = []
+        for form in forms_of(conversation):
+            try:
+                text = self._renderer.text(form, prompt=True)
+            except Refused as error:
+                refusals.append(_refusal(conversation, error))
+                continue
+            if (lost := lost_call(form, [text] * len(conversation.messages))) is None:
+                return text
+            refusals.insert(0, lost)
+        raise BadInput(refusals[0])
+
+    def _examples(
+        self, conversation: Conversation, rendered: Rendered, whole: EncodedText
+    ) -> Examples:
+        spans = [self._finder.span(whole, turn) for turn in rendered.turns]
+        found = [span for span in spans if span is not None]
+        systems = system_texts(conversation)
+        written = _words(rendered.text) if systems else ""
+        lost = sum(_words(text) not in written for text in systems)
+        if len(found) == len(spans):
+            if endless := self._endless(conversation, [whole.ids[end - 1] for _, end in found]):
+                return Examples(refused=endless)
+            row = self._masked(whole, found)
+            return Examples((row,), systems=len(systems), lost_systems=lost)
+        texts = [_joined(rendered.text, turn.turn) for turn in rendered.turns]
+        examples, ends = [], []
+        encoded = self._finder.encode(texts)
+        for number, (turn, text) in enumerate(zip(rendered.turns, encoded, strict=True), 1):
+            prompt = _joined(rendered.text, turn.prompt)
+            if not text.text.startswith(prompt):
+                return Examples(refused=_no_prefix(conversation, number))
+            alone = RenderedTurn((len(prompt), ""), (len(text.text), ""))
+            span = self._finder.span(text, alone)
+            if span is None:
+                return Examples(refused=_no_prefix(conversation, number))
+            ends.append(text.ids[span[1] - 1])
+            if endless := self._endless(conversation, ends):
+                return Examples(refused=endless)
+            examples.append(self._masked(text, [span]))
+        return Examples(tuple(examples), split=True, systems=len(systems), lost_systems=lost)
+
+    def _endless(self, conversation: Conversation, ends: Sequence[int]) -> str | None:
+        """Return why a conversation is refused whose answers end with these ids, if it is."""
+        calls = any(message.get("tool_calls") for message in conversation.messages)
+        if self.end_of_turn is None or not calls:  # without an end, no answer has one
+            return None
+        texts = [self._tokenizer.decode([end], specials=True) for end in (*ends, *self._stops)]
+        return endless_call(conversation, texts[: len(ends)], texts[len(ends) :])
+
+    def _masked(self, text: EncodedText, spans: Sequence[tuple[int, int]]) -> Tokenized:
+        started, added = self._started(text.ids)
+        learned = np.zeros(len(started), np.bool_)
+        for start, end in spans:
+            learned[start + added : end + added] = True
+        return Tokenized(np.array(started, np.int32), learned)
+
+    def _started(self, ids: Sequence[int]) -> tuple[list[int], int]:
+        """Return the ids after the tokenizer's first token, and how many were added: 0 or 1."""
+        first = self._tokenizer.first
+        if first is None or (ids and ids[0] == first):
+            return list(ids), 0
+        return [first, *ids], 1
+
+    def _end_of_turn(self) -> int | None:
+        """Return the first special id that the template writes after an answer."""
+        messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
+        conversation = self._harmless(Conversation(messages, None, "a question and an answer"))
+        try:
+            text = self._renderer.text(conversation, prompt=False)
+        except Refused as error:
+            raise BadInput(f"{self._where}: {_refusal(conversation, error)}") from None
+        _, answer, after = text.rpartition(_ANSWER)
+        if not answer:
+            raise BadInput(f"{self._where}: this chat template does not write the assistant's text")
+        special = self._marks.values()
+        (encoding,) = self._tokenizer.encode_with_specials([after])
+        return next((token for token in encoding.ids if token in special), None)
+
+    def _harmless(self, conversation: Conversation) -> Conversation:
+        return harmless(conversation, self._marks)
+
+
+def marks_of(source: str, tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the tokens that a text may not write, by their texts: those that make turns.
+
+    They are all special tokens, and of the other added tokens those that the template names:
+    DeepSeek's `<｜User｜>` is not special. Tags stay, because answers may have them (`<think>`).
+    """
+    named = {
+        text: number
+        for text, number in tokenizer.plain_added.items()
+        if text in source and not _TAG.fullmatch(text)
+    }
+    return tokenizer.special_ids | named
+
+
+def _words(text: str) -> str:
+    """Return a text with one space for each run of spaces and newlines."""
+    return " ".join(text.split())
+
+
+def _joined(whole: str, compared: tuple[int, str]) -> str:
+    """Return a text that the renderer compared with the whole one."""
+    shared, rest = compared
+    return whole[:shared] + rest
+
+
+def _refusal(conversation: Conversation, error: Refused) -> str:
+    return (
+        f"{conversation.where}: the chat template refuses this conversation ({shown(str(error))})"
+    )
+
+
+def _no_prefix(conversation: Conversation, number: int) -> str:
+    return (
+        f"{conversation.where}: answer {number}: the chat template's generation prompt does not "
+        "begin what the template writes for this answer, so Pion can't tell what to learn. If the "
+        "template has an option for this (such as enable_thinking), set the option"
+    )

@@ -1,0 +1,127 @@
+"""Find the ids of an answer in the ids of a rendered conversation, exactly, for any template.
+
+The mask does not need to understand the template. Before an answer, the conversation so far is
+rendered with the generation prompt; after the answer, it is rendered without one. The ids of the
+first must begin the ids of the second, and both must begin the ids of the whole conversation.
+Special tokens divide a text: the ids up to a special token do not depend on what follows it. So
+only the few characters after the last special token are encoded again to compare ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import tokenizers
+
+from pion.data.chat.renderer import RenderedTurn
+from pion.data.tokens.tokenizer import Tokenizer
+
+# How many short texts are kept with their ids: those between a special token and an answer are
+# the same in most conversations.
+_KEPT_TEXTS = 4096
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A rendered text and its ids; `special` has the index and the end, in characters, of each
+    special id."""
+
+    text: str
+    ids: Sequence[int]
+    special: Sequence[tuple[int, int]]
+
+
+class AnswerFinder:
+    """Finds answers in texts of one tokenizer, whose turns end with `end_of_turn` (None: unknown).
+
+    An answer ends with the last `end_of_turn` of its turn; without one, with the last special
+    token; without any, where the turn ends.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, marks: Mapping[str, int], end_of_turn: int | None
+    ) -> None:
+        """`marks` are the ids of the tokens that texts can't write, by their texts."""
+        self._special = frozenset(marks.values())
+        longest_first = sorted(marks, key=len, reverse=True)
+        self._marks = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._most = len(longest_first[0]) if marks else 0
+        self._tokenizer = tokenizer
+        self._end_of_turn = end_of_turn
+        self._ids_of: Callable[[str], list[int]] = lru_cache(_KEPT_TEXTS)(
+            lambda text: tokenizer.encode_with_specials([text])[0].ids
+        )
+
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        """Encode rendered texts, using all cores."""
+        encoded = self._tokenizer.encode_with_specials(texts)
+        return [self._located(text, encoding) for text, encoding in zip(texts, encoded)]
+
+    def span(self, whole: EncodedText, turn: RenderedTurn) -> tuple[int, int] | None:
+        """Return the `[start, end)` of an answer in the ids of the whole text.
+
+        None if the prompt or the turn, up to its end, does not begin these ids, or if the turn
+        adds no ids to the prompt.
+        """
+        prompt, prompt_differs = turn.prompt
+        shared, rest = self._before_special(whole.text, turn.turn)
+        start = None if prompt_differs else self._ids_before(whole, prompt)
+        if start is None:
+            return None
+        inside = [i for i, end in whole.special if i >= start and end <= shared]
+        ends = [i for i in inside if whole.ids[i] == self._end_of_turn]
+        if not ends and not self._text_follows(whole, inside, shared):
+            ends = inside
+        if ends and not self._ends_later(rest):
+            return start, ends[-1] + 1
+        end = None if rest else self._ids_before(whole, shared)
+        return None if end is None or end <= start else (start, end)
+
+    def _before_special(self, whole: str, turn: tuple[int, str]) -> tuple[int, str]:
+        """Return the turn with its common beginning cut before a special token that begins in it.
+
+        `<|end|>` and `<|return|>` have their first characters in common, and no id.
+        """
+        shared, rest = turn
+        begin = max(0, shared - self._most)
+        around = whole[begin:shared] + rest[: self._most]
+        for mark in self._marks.finditer(around) if rest else ():
+            if mark.start() < shared - begin < mark.end():
+                cut = begin + mark.start()
+                return cut, whole[cut:shared] + rest
+        return turn
+
+    def _text_follows(self, whole: EncodedText, inside: Sequence[int], shared: int) -> bool:
+        """Return whether the turn has text after its last special token, which is no end then."""
+        last = max((end for i, end in whole.special if i in inside), default=0)
+        return bool(whole.text[last:shared].strip())
+
+    def _ends_later(self, rest: str) -> bool:
+        """Return whether the turn ends in `rest`, which the whole text does not have."""
+        if not rest:
+            return False
+        return self._end_of_turn is None or self._end_of_turn in self._ids_of(rest)
+
+    def _ids_before(self, whole: EncodedText, position: int) -> int | None:
+        """Return how many ids the first `position` characters have when they are alone.
+
+        None if these ids do not begin the ids of the whole text.
+        """
+        before, begins = 0, 0
+        for index, end in whole.special:
+            if end > position:
+                break
+            before, begins = index + 1, end
+        alone = self._ids_of(whole.text[begins:position])
+        same = list(whole.ids[before : before + len(alone)]) == alone
+        return before + len(alone) if same else None
+
+    def _located(self, text: str, encoding: tokenizers.Encoding) -> EncodedText:
+        ids = encoding.ids
+        indices = [index for index, token in enumerate(ids) if token in self._special]
+        spans = [encoding.token_to_chars(index) for index in indices]
+        special = [(index, span[1]) for index, span in zip(indices, spans) if span is not None]
+        return EncodedText(text, ids, special)

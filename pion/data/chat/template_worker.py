@@ -1,0 +1,146 @@
+"""A process that renders a chat template for `pion.data.chat.renderer`, and does nothing else.
+
+A template is a program of others. transformers' sandbox keeps it from the attributes of objects,
+but not from endless loops or gigabytes of text. So this process has little memory and no secrets
+in its environment, and is killed if it takes too long. Messages on its pipe are JSON.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import random
+import resource
+import signal
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+# The memory that rendering may add to that of transformers, in bytes.
+MEMORY = 1 << 30
+# The longest rendered text, in characters.
+LONGEST_TEXT = 32 << 20
+# The most characters of a template's own error message.
+_MESSAGE_CHARS = 300
+
+Answer = dict[str, Any]
+
+
+class Rendering:
+    """The template, and the variables that are the same in every text."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        self._render = render_jinja_template
+        self._template = settings["template"]
+        day = datetime.datetime.combine(
+            datetime.date.fromisoformat(settings["date"]), datetime.time()
+        )
+        # A variable that is passed hides the sandbox's own, which would tell today's date.
+        self._variables = settings["variables"] | {"strftime_now": day.strftime}
+
+    def text(self, request: dict[str, Any], upto: int | None, *, prompt: bool) -> str:
+        """Return the text of the first messages, with `prompt` up to where an answer begins."""
+        random.seed(0)  # jinja has a filter that chooses at random
+        rendered: Any = self._render(
+            [request["messages"][:upto]],
+            tools=request["tools"],
+            chat_template=self._template,
+            add_generation_prompt=prompt,
+            **self._variables,
+        )
+        text: str = rendered[0][0]
+        if len(text) > LONGEST_TEXT:
+            raise MemoryError
+        return text
+
+    def answers(self, request: dict[str, Any]) -> Answer:
+        """Return the whole text, and where each answer's prompt and turn differ from it.
+
+        Each answer has two pairs: how many characters the text before the answer has in common
+        with the whole text, and what follows them; and the same of the text with the answer.
+        """
+        last = request["answers"][-1]
+        whole = self.text(request, last + 1, prompt=False)
+        turns = []
+        for answer in request["answers"]:
+            prompt = self.text(request, answer, prompt=True)
+            turn = whole if answer == last else self.text(request, answer + 1, prompt=False)
+            turns.append([_compared(prompt, whole), _compared(turn, whole)])
+        return {"text": whole, "turns": turns}
+
+
+def _compared(text: str, whole: str) -> tuple[int, str]:
+    """Return how many leading characters are equal, and the rest of `text`."""
+    if whole.startswith(text):  # nearly always
+        return len(text), ""
+    same, different = 0, len(text)
+    while different - same > 1:
+        middle = (same + different) // 2
+        if whole.startswith(text[:middle]):
+            same = middle
+        else:
+            different = middle
+    return same, text[same:]
+
+
+def answer_to(rendering: Rendering, request: dict[str, Any]) -> Answer:
+    """Return the answer to a request: texts, or why there are none.
+
+    `refused` is about this conversation, `broken` about the template.
+    """
+    try:
+        if request["answers"]:
+            return rendering.answers(request)
+        return {"text": rendering.text(request, None, prompt=request["prompt"])}
+    except MemoryError:
+        return {"broken": f"it needs more than {MEMORY >> 20:,} MB, or writes an endless text"}
+    except Exception as error:  # a template can raise anything
+        from jinja2.exceptions import SecurityError, TemplateSyntaxError
+
+        message = f"{type(error).__name__}: {error}"[:_MESSAGE_CHARS]
+        if isinstance(error, TemplateSyntaxError):
+            return {"broken": f"line {error.lineno}: {message}"}
+        if isinstance(error, SecurityError):
+            return {"broken": f"the sandbox refused it: {message}"}
+        return {"refused": message}
+
+
+def limit_memory() -> None:
+    """Let this process take MEMORY more bytes than it has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    size = pages * resource.getpagesize() + MEMORY
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        size = min(size, most)
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+def main() -> None:
+    """Answer requests until the other side closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    connection = Connection(int(sys.argv[1]))
+    try:
+        settings = json.loads(connection.recv_bytes())
+        try:
+            rendering = Rendering(settings)
+            limit_memory()
+        except Exception as error:  # transformers can't be imported, for example
+            connection.send_bytes(json.dumps({"broken": f"{error!r}"[:_MESSAGE_CHARS]}).encode())
+            return
+        connection.send_bytes(b"{}")
+        while True:
+            request = json.loads(connection.recv_bytes())
+            # If the process that asks is gone, nobody else ends an endless template.
+            signal.alarm(settings["most_seconds"])
+            answer = answer_to(rendering, request)
+            signal.alarm(0)
+            connection.send_bytes(json.dumps(answer).encode())
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Documents and conversations from files, and from the Python standard library."""

@@ -1,0 +1,258 @@
+"""Read documents and records from files: plain text, JSON Lines, parquet.
+
+Files come in sorted order and documents in file order, so the same folder always gives the same
+documents. Errors name the file and line, or the job's key that named the file.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pion.errors import BadInput
+from pion.untrusted import open_file, parse_json
+
+TEXT_SUFFIXES = (".txt", ".md")
+JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+PARQUET_SUFFIXES = (".parquet",)
+# A text file is read in parts of this many bytes.
+PART_BYTES = 4 << 20
+# Bytes of the longest line of a text or of JSON Lines, unless the caller says otherwise.
+LONGEST_LINE = 16_000_000
+RAISE_IT = ". If the line is meant to be so long, raise data.max_line_mb"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and its origin: a file, a file:line or a name in a data set."""
+
+    text: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One JSON object or table row, and its origin."""
+
+    value: dict[str, Any]
+    origin: str
+
+
+def list_files(path: Path, suffixes: tuple[str, ...], key: str) -> list[Path]:
+    """Return the files that `path` names, sorted; see `find_files`."""
+    return find_files(path, suffixes, key)[0]
+
+
+def find_files(path: Path, suffixes: tuple[str, ...], key: str) -> tuple[list[Path], list[str]]:
+    """Return the files that `path` names, sorted, and a sentence for each reason to leave some out.
+
+    `path` is a file, a folder whose files have one of `suffixes`, or a glob. A file that several
+    links lead to counts once. `key` is the job's key with the path, for the message. Raises
+    BadInput if no file matches.
+    """
+    if path.is_file():
+        return [path], []
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{key}: {path} is not a regular file, so it was not read")
+    if path.is_dir():
+        named = [p for p in path.rglob("*") if p.name.endswith(suffixes)]
+        wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
+        problem = f"no {wanted} file in the folder {path}"
+    elif glob.has_magic(str(path)):
+        named = [Path(p) for p in glob.glob(str(path), recursive=True)]
+        problem = f"no file matches {path}"
+    else:
+        named, problem = [], f"no such file or folder: {path}"
+    files: dict[Path, Path] = {}
+    again, odd = [], []
+    for each in sorted(named, key=lambda p: p.as_posix()):
+        if each.is_dir():
+            continue
+        if not each.is_file():
+            odd.append(each)
+        elif files.setdefault(each.resolve(), each) != each:
+            again.append(each)
+    if not files:
+        raise BadInput(f"{key}: {problem}")
+    left_out = (
+        (again, "read already by another name"),
+        (odd, "neither a file nor a folder"),
+    )
+    words = [f"left out, {why}: {len(them)}, such as {them[0]}" for them, why in left_out if them]
+    return list(files.values()), words
+
+
+def text_documents(
+    path: Path, split: str, key: str, longest: int = LONGEST_LINE
+) -> Iterator[Document]:
+    """Yield a document for each UTF-8 file, or with split="paragraph" for each paragraph.
+
+    A file of more than 4 MB is read in parts, cut at line breaks, and each part is a document.
+    Paragraphs are separated by blank lines. Raises BadInput for a missing path, text that is not
+    UTF-8, a line of more than `longest` bytes, and a corpus without any text.
+    """
+    empty = True
+    for file in list_files(path, TEXT_SUFFIXES, key):
+        number = 0
+        for part in _parts(file, longest):
+            for text in re.split(r"\n\s*\n", part) if split == "paragraph" else [part]:
+                if text.strip():
+                    empty = False
+                    number += 1
+                    yield Document(text, f"{file}#{number}")
+    if empty:
+        raise BadInput(f"{key}: the corpus is empty: no text in {path}")
+
+
+def jsonl_records(path: Path, key: str, longest: int = LONGEST_LINE) -> Iterator[Record]:
+    """Yield a record for each line of JSON Lines files, also .gz files. Blank lines are skipped.
+
+    Raises BadInput for a line that is not a JSON object or has more than `longest` bytes, naming
+    the file and line, for a damaged file, and for a corpus without any line.
+    """
+    empty = True
+    for file in list_files(path, JSONL_SUFFIXES, key):
+        for where, value in json_lines(file, longest, RAISE_IT):
+            if not isinstance(value, dict):
+                raise BadInput(f"{where}: found a {type(value).__name__} instead of a JSON object")
+            empty = False
+            yield Record(value, where)
+    if empty:
+        raise BadInput(f"{key}: the corpus is empty: no line in {path}")
+
+
+def json_lines(
+    file: Path, longest: int = LONGEST_LINE, advice: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield `file:line` and the JSON value of each line that is not blank; the file may be .gz.
+
+    Numbers may be NaN and texts may have half characters, as in many data sets. Raises BadInput for
+    a line that is not JSON or has more than `longest` bytes (`advice` ends this message), for as
+    many bytes of blank lines (a small .gz can have gigabytes), and for a damaged file, and OSError
+    where the file can't be opened or read.
+    """
+    with _opened(file) as stream:
+        number = blank = 0
+        while line := _line(stream, file, longest):
+            number += 1
+            where = f"{file}:{number}"
+            if len(line) - line.endswith(b"\n") > longest:
+                raise BadInput(f"{where}: the line has more than {longest:,} bytes{advice}")
+            if not line.strip():
+                blank += len(line)
+                if blank > longest:
+                    raise BadInput(
+                        f"{where}: more than {longest:,} bytes of blank lines. Remove them"
+                    )
+            else:
+                blank = 0
+                yield where, parse_json(_decode(line, where), where, strict=False)
+
+
+def parquet_records(
+    path: Path, key: str, columns: tuple[str, ...], longest: int = LONGEST_LINE
+) -> Iterator[Record]:
+    """Yield a record with those of `columns` that are there for each row of parquet files.
+
+    Without any of `columns`, the record has the names of the others. Raises BadInput for a file
+    that is not parquet, for a text of more than `longest` bytes, naming the file and row, and for a
+    corpus without any row.
+    """
+    from pion.data.documents.parquet import parquet_rows
+
+    empty = True
+    for file in list_files(path, PARQUET_SUFFIXES, key):
+        for number, value in enumerate(parquet_rows(file, columns, longest), 1):
+            empty = False
+            yield Record(value, f"{file} row {number}")
+    if empty:
+        raise BadInput(f"{key}: the corpus is empty: no row in {path}")
+
+
+def record_documents(records: Iterator[Record], field: str, key: str) -> Iterator[Document]:
+    """Yield the text under `field` of every record; blank texts are skipped.
+
+    Raises BadInput if `field` is missing or is not text, naming the record and its fields, and if
+    every text is blank.
+    """
+    empty = True
+    for record in records:
+        text = record.value.get(field)
+        if not isinstance(text, str):
+            problem = (
+                f"no field {field!r}; its fields: {', '.join(map(str, record.value)) or 'none'}"
+                if field not in record.value
+                else f"field {field!r} is not text but {type(text).__name__}"
+            )
+            raise BadInput(f"{record.origin}: {problem} (set {key}.field)")
+        if text.strip():
+            empty = False
+            yield Document(text, record.origin)
+    if empty:
+        raise BadInput(f"{key}: the corpus is empty: every {field!r} is blank")
+
+
+def whole_characters(text: str) -> str:
+    """Return the text with `?` for halves of surrogate pairs (from broken JSON writers)."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    with open_file(file) as stream:
+        if file.suffix == ".gz":
+            with gzip.GzipFile(fileobj=stream) as unpacked:
+                yield unpacked  # type: ignore[misc]
+        else:
+            yield stream
+
+
+def _line(stream: BinaryIO, file: Path, longest: int) -> bytes:
+    """Return the next line, or the beginning of a line of more than `longest` bytes."""
+    try:
+        return stream.readline(longest + 2)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BadInput(f"{file}: damaged gzip file: {error}") from None
+
+
+def _parts(file: Path, longest: int) -> Iterator[str]:
+    """Yield the text of a file: whole, or in parts of about PART_BYTES if there is more."""
+    start = lines = 0
+    with open_file(file) as stream:
+        held = stream.read(PART_BYTES)
+        while block := stream.read(PART_BYTES):
+            cut = _cut(held)
+            yield _decode(held[:cut], str(file), start)
+            start, lines = start + cut, lines + held.count(b"\n", 0, cut)
+            held = held[cut:] + block
+            if len(held) - held.rfind(b"\n") - 1 > longest:
+                line = lines + held.count(b"\n") + 1
+                where = f"{file}:{line}"
+                raise BadInput(f"{where}: the line has more than {longest:,} bytes{RAISE_IT}")
+    yield _decode(held, str(file), start)
+
+
+def _cut(held: bytes) -> int:
+    """Return where the next part begins: after a blank line, or else after a line break.
+
+    Only the second half is searched for a blank line: the first may have a title and no other.
+    """
+    blank = held.rfind(b"\n\n", len(held) // 2)
+    return blank + 2 if blank >= 0 else held.rfind(b"\n") + 1
+
+
+def _decode(content: bytes, where: str, start: int = 0) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{where}: not UTF-8 text at byte {start + error.start:,}; "
+            "convert it with: iconv -f ENCODING -t UTF-8"
+        ) from None

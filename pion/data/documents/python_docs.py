@@ -1,0 +1,268 @@
+"""Read text that every machine has: the prose inside the installed Python standard library.
+
+This is about 3 MB of English about programming: docstrings, comments, `pydoc` topics and the
+docstrings of compiled modules. The same Python gives the same documents in the same order; another
+version of Python gives slightly different documents.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import sysconfig
+import textwrap
+import tokenize
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.machinery import BuiltinImporter, ExtensionFileLoader
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+
+from pion.data.documents.corpus import Document
+from pion.data.documents.prose import comments, prose
+from pion.errors import BadInput
+
+# Folders of the library that have tests, examples or other people's packages.
+NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "turtledemo"}
+# Importing readline changes the terminal; the other modules exist to test the interpreter.
+NOT_IMPORTED = re.compile(r"readline$|_?xx|_test|_ctypes_test")
+# A paragraph with fewer letters than this is too short to count as a repetition.
+RECOGNISED_LETTERS = 40
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A documented module, class, function or method of the standard library."""
+
+    origin: str  # "email/header.py", or "builtins" for a compiled module
+    module: str  # "email.header"
+    name: str  # "Header.append"; "" for the module itself
+    kind: str  # "module" | "class" | "function" | "method" | "property"
+    signature: str  # "append(s, charset=None, errors='strict')"; "" if it can't be known
+    docstring: str  # as inspect.cleandoc returns it
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """The kept parts of one file. Its syntax tree, fifty times as large, is not kept."""
+
+    origin: str
+    text: str
+    groups: tuple[tuple[Definition, ...], ...]  # a class is in one group with its methods
+    comments: tuple[str, ...]
+
+
+def is_held_out(origin: str, share: float) -> bool:
+    """Return whether a file's text is held out of training, as a `share` of all files is.
+
+    This depends only on the file's name, so pretraining and fine-tuning hold out the same files.
+    """
+    digest = hashlib.blake2b(origin.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def documents(code: bool = False) -> Iterator[Document]:
+    """Yield the standard library's prose, file by file; with `code` also its source.
+
+    A class with its methods is one document, and so are the comments of a file. A paragraph that is
+    long enough to recognize comes only once, so no paragraph is both trained on and held out.
+    Raises BadInput if Python was installed without its library's source.
+    """
+    seen: set[str] = set()
+    for origin, parts in _texts():
+        fresh = [_unseen(part, seen) for part in parts]
+        if any(fresh):
+            yield Document("\n\n".join(part for part in fresh if part), origin)
+    if code:
+        for source in source_files():
+            yield Document(source.text, source.origin)
+
+
+def _unseen(text: str, seen: set[str]) -> str:
+    """Return the text without paragraphs that came before; "" if all of the text came before.
+
+    Paragraphs that differ only in layout, case, digits or punctuation count as the same paragraph:
+    topics repeat docstrings with another indent, and generated modules repeat each other with
+    different numbers.
+    """
+    paragraphs = []
+    for paragraph in text.split("\n\n"):
+        recognised = letters_of(paragraph)
+        if len(recognised) < RECOGNISED_LETTERS or recognised not in seen:
+            paragraphs.append(paragraph)
+        seen.add(recognised)
+    fresh = "\n\n".join(paragraphs)
+    if text in seen:
+        return ""
+    seen.add(text)
+    return fresh
+
+
+def letters_of(text: str) -> str:
+    """Return a text's letters in lower case: texts that differ only in layout or numbers match."""
+    return re.sub(r"[\W\d_]+", "", text).lower()
+
+
+def definitions() -> Iterator[Definition]:
+    """Yield every documented definition of the standard library, each distinct docstring once."""
+    seen: set[str] = set()
+    for group in chain(_source_groups(), _compiled_groups()):
+        for definition in group:
+            letters = letters_of(definition.docstring)
+            if letters not in seen:
+                seen.add(letters)
+                yield definition
+
+
+def _texts() -> Iterator[tuple[str, list[str]]]:
+    """Yield (origin, parts) of every document, before duplicates are dropped."""
+    from pydoc_data.topics import topics
+
+    for source in source_files():
+        for group in source.groups:
+            yield source.origin, [prose(d.docstring) for d in group]
+        yield source.origin, list(source.comments)
+    for group in _compiled_groups():
+        yield group[0].origin, [prose(d.docstring) for d in group]
+    for name, topic in sorted(topics.items()):
+        yield f"topics/{name}", [prose(textwrap.dedent(topic))]
+
+
+def _source_groups() -> Iterator[tuple[Definition, ...]]:
+    return chain.from_iterable(source.groups for source in source_files())
+
+
+# ---------------------------------------------------------------- modules with source
+
+
+@lru_cache(maxsize=1)
+def source_files() -> tuple[SourceFile, ...]:
+    """Return every source file of the standard library except its tests, by path.
+
+    Raises BadInput if there is none.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    found = []
+    for path in sorted(library.rglob("*.py"), key=lambda p: p.as_posix()):
+        relative = path.relative_to(library)
+        if not NOT_LIBRARY.isdisjoint(relative.parts):
+            continue
+        try:
+            with tokenize.open(path) as file, warnings.catch_warnings(action="ignore"):
+                text = file.read()
+                tree = ast.parse(text)
+        except (SyntaxError, UnicodeDecodeError):
+            continue  # templates and examples of syntax errors
+        groups = tuple(_source_definitions(relative.as_posix(), tree))
+        found.append(SourceFile(relative.as_posix(), text, groups, tuple(comments(text, tree))))
+    if not found:
+        raise BadInput(
+            f"python-docs: {library} has no source files (this Python was installed without them). "
+            "Use a Python from python.org, uv or your distribution, or a different data source"
+        )
+    return tuple(found)
+
+
+def _source_definitions(origin: str, tree: ast.Module) -> Iterator[tuple[Definition, ...]]:
+    """Yield the documented definitions of a file, in groups."""
+    module = origin.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    def define(node: ast.AST, name: str, kind: str) -> list[Definition]:
+        assert isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        docstring = ast.get_docstring(node)
+        if not docstring:
+            return []
+        signature = ""
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if any(re.search(r"property|\.[gs]etter", ast.unparse(d)) for d in node.decorator_list):
+                return [Definition(origin, module, name, "property", "", docstring)]
+            arguments = re.sub(r"^(self|cls)(, )?", "", ast.unparse(node.args))
+            signature = f"{node.name}({arguments})"
+        return [Definition(origin, module, name, kind, signature, docstring)]
+
+    def walk(body: list[ast.stmt], outer: str) -> Iterator[list[Definition]]:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield define(node, outer + node.name, "function")
+            elif isinstance(node, ast.ClassDef):
+                group = define(node, outer + node.name, "class")
+                inner = f"{outer}{node.name}."
+                for child in node.body:
+                    if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                        group += define(child, inner + child.name, "method")
+                yield group
+                yield from walk([c for c in node.body if isinstance(c, ast.ClassDef)], inner)
+            elif isinstance(node, ast.If | ast.Try):
+                yield from walk(node.body, outer)
+
+    groups = [define(tree, "", "module"), *walk(tree.body, "")]
+    yield from (tuple(group) for group in groups if group)
+
+
+# ---------------------------------------------------------------- compiled modules
+
+
+@lru_cache(maxsize=1)
+def _compiled_groups() -> tuple[tuple[Definition, ...], ...]:
+    return tuple(chain.from_iterable(map(_compiled_definitions, _compiled_modules())))
+
+
+def _compiled_modules() -> Iterator[ModuleType]:
+    """Import and yield the standard library's modules that are written in C, by name."""
+    for name in sorted(sys.stdlib_module_names):
+        if NOT_IMPORTED.match(name):
+            continue
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                spec = importlib.util.find_spec(name)
+                loader = spec.loader if spec else None
+                if not (isinstance(loader, ExtensionFileLoader) or loader is BuiltinImporter):
+                    continue
+                module = importlib.import_module(name)
+            except (ImportError, ValueError):
+                continue  # its shared library is not on this machine (Tk, for example)
+        yield module
+
+
+def _compiled_definitions(module: ModuleType) -> Iterator[tuple[Definition, ...]]:
+    """Yield the documented definitions of a compiled module, in groups."""
+
+    def define(thing: object, name: str, kind: str) -> list[Definition]:
+        docstring = getattr(thing, "__doc__", None)
+        if not isinstance(docstring, str) or not docstring.strip():
+            return []
+        docstring = inspect.cleandoc(docstring)
+        short = name.rpartition(".")[2]
+        arguments = getattr(thing, "__text_signature__", None)
+        signature = ""
+        if isinstance(arguments, str):
+            signature = short + re.sub(r"^\((\$\w+|self|cls)(, )?(/(, )?)?", "(", arguments)
+        else:  # the older way to document a signature: the call in the first line
+            head, _, rest = docstring.partition("\n")
+            if head.startswith(f"{short}(") and rest.strip():
+                signature, docstring = head.partition(" -> ")[0], inspect.cleandoc(rest)
+        return [Definition(module.__name__, module.__name__, name, kind, signature, docstring)]
+
+    groups = [define(module, "", "module")]
+    for name, thing in sorted(vars(module).items()):
+        if name.startswith("__") or f"__{name}__" in vars(module):
+            continue  # the second case is hooks that programs replace, such as sys.excepthook
+        if inspect.isclass(thing):
+            if thing.__module__.partition(".")[0] not in (module.__name__, name):
+                continue  # re-exported from another module, which documents it
+            group = define(thing, name, "class")
+            for attribute, method in sorted(vars(thing).items()):
+                if inspect.isroutine(method):
+                    group += define(method, f"{name}.{attribute}", "method")
+            groups.append(group)
+        elif inspect.isroutine(thing):
+            groups.append(define(thing, name, "function"))
+    yield from (tuple(group) for group in groups if group)

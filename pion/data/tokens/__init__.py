@@ -1,0 +1,1 @@
+"""The tokenizer: from a text to ids, and back."""

@@ -1,0 +1,117 @@
+"""The special ids of a model: what separates documents, ends an answer, starts and fills a text.
+
+For Pion's own models all of these come from tokenizer.json. A model of others has them in several
+files, and they differ: SmolLM2 and Qwen separate documents with ``<|endoftext|>`` while their
+``eos_token`` is the end of a turn, ``<|im_end|>``. Llama 3 separates documents with
+``<|end_of_text|>``, ends turns with ``<|eot_id|>`` and starts texts with ``<|begin_of_text|>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pion.data.tokens.token_names import read_optional, token_names
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.later_fields import shown
+
+GENERATION_CONFIG = "generation_config.json"
+# No model has nearly as many ends.
+_MOST_STOPS = 64
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The special ids of a model.
+
+    Attributes:
+        separator: separates documents; `Tokenizer.end_of_text`.
+        stop_ids: the ids that end a generated text, in the order in which they were found.
+        first: starts every text, or None; `Tokenizer.first`.
+        pad: fills unused tails.
+    """
+
+    separator: int
+    stop_ids: tuple[int, ...]
+    first: int | None
+    pad: int
+
+
+def own_special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
+    """Return the special ids of a model that Pion trained with its own template."""
+    stops = (tokenizer.end_of_text,)
+    return SpecialTokens(tokenizer.end_of_text, stops, tokenizer.first, tokenizer.pad)
+
+
+def read_special_tokens(
+    folder: str | Path, tokenizer: Tokenizer, end_of_turn: int | None = None
+) -> SpecialTokens:
+    """Return the special ids of the model in `folder`.
+
+    The model stops at every `eos_token_id` of its generation_config.json and at `end_of_turn`, the
+    end of a turn in its chat template. Without either, it stops at the `eos_token` of its
+    tokenizer_config.json, and at last at the separator. Files may be absent.
+
+    Raises:
+        BadInput: a file is damaged, or an id or a token is none of the tokenizer's.
+    """
+    names = token_names(folder)
+    stops = _generation_stops(Path(folder), tokenizer)
+    if end_of_turn is not None:
+        stops.append(end_of_turn)
+    eos = names.get("eos_token")
+    if not stops:
+        stops.append(tokenizer.end_of_text if eos is None else _id_of(eos, tokenizer, folder))
+    pad = names.get("pad_token")
+    return SpecialTokens(
+        separator=tokenizer.end_of_text,
+        stop_ids=tuple(dict.fromkeys(stops)),
+        first=tokenizer.first,
+        pad=tokenizer.pad if pad is None else _id_of(pad, tokenizer, folder),
+    )
+
+
+def _generation_stops(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    path = folder / GENERATION_CONFIG
+    value = read_optional(path).get("eos_token_id")
+    if value is None:
+        return []
+    try:
+        stops = list(_ids_in(value))
+    except ValueError as error:
+        raise BadInput(
+            f"{path}: key eos_token_id must be an id or a list of ids: {error}"
+        ) from None
+    if len(stops) > _MOST_STOPS:
+        raise BadInput(f"{path}: key eos_token_id has {len(stops):,} ids; at most {_MOST_STOPS}")
+    for stop in stops:
+        if not 0 <= stop < tokenizer.vocab_size:
+            raise BadInput(
+                f"{path}: key eos_token_id: {stop:,} is none of the tokenizer's ids, 0 to "
+                f"{tokenizer.vocab_size - 1:,}. Is tokenizer.json from the same model?"
+            )
+    return stops
+
+
+def _ids_in(value: Any) -> Iterator[int]:
+    """Yield the ids in the value of an `eos_token_id`: a whole number or a list of them.
+
+    Raises ValueError for anything else.
+    """
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise ValueError(f"{shown(item)} is no id")
+        yield item
+
+
+def _id_of(token: str, tokenizer: Tokenizer, folder: str | Path) -> int:
+    found = tokenizer.special_ids.get(token)
+    if found is None:
+        raise BadInput(
+            f"{folder}: tokenizer_config.json names the token {token!r}, but tokenizer.json has no "
+            "special token of this text. Are both files from the same model?"
+        )
+    return found

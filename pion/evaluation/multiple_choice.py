@@ -1,0 +1,167 @@
+"""Measure a decoder on multiple-choice questions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pion.data.documents.corpus import json_lines, whole_characters
+from pion.data.shards import IGNORED
+from pion.data.stream import Batch
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.evaluation.held_out import Scorer, evaluating, in_batches, token_nll
+
+# The most tokens computed at once, whatever context the model claims: twice a full GPU's.
+TOKENS_AT_ONCE = 2**17
+
+
+@dataclass(frozen=True)
+class MultipleChoice:
+    """The share of questions answered correctly; `chance` is the share by guessing."""
+
+    accuracy: float
+    accuracy_sem: float
+    chance: float
+    questions: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question. Each of the `choices` directly continues `context`."""
+
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Return the questions of a JSON Lines file.
+
+    Each line is {"context": str, "choices": [str, …], "answer": index}. Raises BadInput for a line
+    that is not a question, naming the file and line, and for a file without questions.
+    """
+    questions = []
+    try:
+        for where, value in json_lines(path):
+            try:
+                questions.append(_question(value))
+            except ValueError as error:
+                raise BadInput(f"{where}: not a question: {error}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: can't read these questions ({error.strerror})") from None
+    if not questions:
+        raise BadInput(f"{path}: the file has no question")
+    return questions
+
+
+def multiple_choice(
+    scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Question]
+) -> MultipleChoice:
+    """Answer each question with the choice of the highest log-likelihood per byte of its text.
+
+    A token that spans the border between context and choice belongs to the choice. A context that
+    is too long for the model loses its beginning; an empty context means the start of a document.
+    A document starts with the tokenizer's first token, if it has one.
+    Choices that tie share the credit, so a model that knows nothing scores `chance`. The standard
+    error is binomial.
+
+    The scorer's `micro_batch` counts rows of the model's full context. More of the shorter texts
+    are computed at once; after running out of CUDA memory, fewer are.
+
+    Raises:
+        BadInput: a choice is longer than the model's context.
+        PionError: not even one text fits in the GPU's memory.
+    """
+    model = scorer.model
+    choices = [
+        _ScoredChoice.of(q.context, choice, tokenizer, model.config.seq_len)
+        for q in questions
+        for choice in q.choices
+    ]
+    longest_first = sorted(range(len(choices)), key=lambda i: -len(choices[i].ids))
+    scores = np.zeros(len(choices))
+
+    def compute(part: range) -> None:
+        places = longest_first[part.start : part.stop]
+        batch = _padded([choices[i] for i in places])
+        nll, _ = token_nll(model, batch, scorer.vocab_size, scorer.dtype)
+        scores[places] = -nll.sum(dim=1).cpu().numpy() / [choices[i].bytes for i in places]
+
+    with evaluating(model):
+        tokens = min(scorer.micro_batch * model.config.seq_len, TOKENS_AT_ONCE)
+        at_once = tokens // len(choices[longest_first[0]].ids)
+        in_batches(len(choices), max(1, at_once), compute, scorer.on_batch)
+    credit, first = [], 0
+    for question in questions:
+        own = scores[first : first + len(question.choices)]
+        best = own == own.max()
+        credit.append(float(best[question.answer]) / max(int(best.sum()), 1))
+        first += len(own)
+    accuracy = float(np.mean(credit))
+    return MultipleChoice(
+        accuracy=accuracy,
+        accuracy_sem=math.sqrt(accuracy * (1 - accuracy) / len(questions)),
+        chance=float(np.mean([1 / len(q.choices) for q in questions])),
+        questions=len(questions),
+    )
+
+
+@dataclass(frozen=True)
+class _ScoredChoice:
+    ids: list[int]
+    learned: int  # how many of `ids`, counted from the end, are the choice
+    bytes: int
+
+    @classmethod
+    def of(cls, context: str, choice: str, tokenizer: Tokenizer, seq_len: int) -> _ScoredChoice:
+        ids, offsets = tokenizer.encode_with_offsets(context + choice)
+        learned = sum(end > len(context) for _, end in offsets)
+        if learned > seq_len:
+            raise BadInput(
+                f"the choice {choice[:60]!r}… has {learned:,} tokens, more than the model's "
+                f"context of {seq_len:,}: shorten the choice or remove the question"
+            )
+        if learned == len(ids):
+            ids = [tokenizer.before_document, *ids]
+        else:
+            ids = tokenizer.start_document(ids)
+        return cls(ids[-(seq_len + 1) :], learned, len(choice.encode()))
+
+
+def _padded(choices: Sequence[_ScoredChoice]) -> Batch:
+    """Return the choices as one batch, padded on the right, so that no token sees padding."""
+    length = max(len(c.ids) for c in choices) - 1
+    tokens = torch.zeros(len(choices), length, dtype=torch.int64)
+    targets = torch.full_like(tokens, IGNORED)
+    for i, choice in enumerate(choices):
+        end = len(choice.ids) - 1
+        tokens[i, :end] = torch.tensor(choice.ids[:-1])
+        targets[i, end - choice.learned : end] = torch.tensor(choice.ids[-choice.learned :])
+    return Batch(tokens, targets, None, None)
+
+
+def _question(raw: object) -> Question:
+    """Return `raw` as a question. Raises ValueError saying what is wrong."""
+    if not isinstance(raw, dict):
+        raise ValueError('expected {"context", "choices", "answer"}')
+    missing = [key for key in ("context", "choices", "answer") if key not in raw]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing")
+    context, choices, answer = raw["context"], raw["choices"], raw["answer"]
+    if not isinstance(context, str):
+        raise ValueError(f"context is {context!r:.200}; expected text")
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise ValueError(f"choices is {choices!r:.200}; expected a list of two or more texts")
+    if not all(isinstance(choice, str) and choice for choice in choices):
+        raise ValueError(f"choices is {choices!r:.200}; every choice must be a non-empty text")
+    if type(answer) is not int or not 0 <= answer < len(choices):
+        raise ValueError(
+            f"answer is {answer!r:.200}; expected an index from 0 to {len(choices) - 1}"
+        )
+    return Question(whole_characters(context), tuple(map(whole_characters, choices)), answer)

@@ -1,0 +1,194 @@
+"""Write the GGUF file of an exported model, and read it back before it takes its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_VERSION, GGUFReader, GGUFValueType, GGUFWriter
+
+from pion.config import ModelConfig
+from pion.errors import BadInput, PionError
+from pion.formats.gguf.architecture import require_expressible, settings
+from pion.formats.gguf.numbers import (
+    Type,
+    encoded,
+    file_type,
+    ggml_type,
+    stored_bytes,
+    stored_type,
+    worst,
+)
+from pion.formats.gguf.pre_tokenizer import require_known
+from pion.formats.gguf.tensors import ROUTER, Tensor, tensors
+from pion.formats.gguf.vocabulary import sampling, vocabulary
+from pion.formats.huggingface.architectures import config_from_transformers
+from pion.untrusted import parse_object, read_file
+
+# The first bytes of a GGUF file.
+MAGIC = b"GGUF"
+_VALUE_TYPES = {
+    bool: GGUFValueType.BOOL,
+    int: GGUFValueType.UINT32,
+    float: GGUFValueType.FLOAT32,
+    str: GGUFValueType.STRING,
+}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A GGUF file that was written and read back.
+
+    Attributes:
+        architecture: what llama.cpp calls the model's architecture.
+        tensors: how many tensors the file has.
+        size: its bytes.
+        kept_f16: matrices of a q8_0 file that stayed f16, because their rows are no multiple of 32.
+    """
+
+    architecture: str
+    tensors: int
+    size: int
+    kept_f16: tuple[str, ...]
+
+
+def convert(folder: str | Path, out: str | Path, kind: Type, *, name: str) -> Converted:
+    """Write the model in `folder`, which `export_model` wrote, as the GGUF file `out`.
+
+    `name` is what programs call the model. The file appears whole or not at all, and replaces an
+    earlier GGUF file.
+
+    Raises:
+        BadInput: GGUF can't express the model or its tokenizer, or `out` is another file or can't
+            be written.
+        PionError: read back, the file does not have the values of the folder.
+    """
+    folder, out = Path(folder), Path(out)
+    check_file(out)
+    path = folder / "config.json"
+    hf_config = parse_object(read_file(path), str(path))
+    config = config_from_transformers(hf_config)
+    architecture = require_expressible(config, hf_config["model_type"])
+    entries = {
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": file_type(kind),
+        "general.quantization_version": GGML_QUANT_VERSION,
+        **sampling(folder),
+        **settings(config, architecture),
+        **vocabulary(folder, config.vocab_size),
+    }
+    planned = [
+        (tensor, _stored(tensor, kind))
+        for tensor in tensors(folder / "model.safetensors", config, architecture)
+    ]
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _write(partial, architecture, entries, planned)
+        _compare(partial, entries, planned)
+        partial.replace(out)
+    except OSError as error:
+        raise BadInput(
+            f"{out}: can't write the GGUF file ({error.strerror or error}). The model is safe, and "
+            "no part of the file is left. Free some space, or name a different file. Then run the "
+            "same command again."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    kept = [tensor.name for tensor, stored in planned if kind == "q8_0" and stored == "f16"]
+    return Converted(architecture, len(planned), out.stat().st_size, tuple(kept))
+
+
+def require_convertible(
+    config: ModelConfig, tokenizer_json: Path, model_type: str | None = None
+) -> None:
+    """Raise BadInput if GGUF can't express a model of these settings with this tokenizer.
+
+    `model_type` is for `architecture_of`.
+    """
+    require_expressible(config, model_type)
+    require_known(tokenizer_json)
+
+
+def check_file(out: str | Path) -> None:
+    """Raise BadInput unless `out` is absent or a GGUF file, which is replaced."""
+    out = Path(out)
+    if not out.exists():
+        return
+    if not out.is_file():
+        raise BadInput(f"{out} is no file. Nothing was changed. Name a different file.")
+    with out.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise BadInput(
+                f"{out} is a file, but not a GGUF file. Nothing was changed. Name a different "
+                "file, or move this file away."
+            )
+
+
+def _stored(tensor: Tensor, kind: Type) -> Type:
+    """Return the type of a tensor. A router stays f32: rounding would change chosen experts."""
+    return "f32" if f".{ROUTER}." in tensor.name else stored_type(tensor.shape, kind)
+
+
+def _write(
+    path: Path,
+    architecture: str,
+    entries: Mapping[str, Any],
+    planned: Sequence[tuple[Tensor, Type]],
+) -> None:
+    """Write the file, holding one tensor in memory at a time. Raises OSError."""
+    writer = GGUFWriter(path, architecture)
+    try:
+        for key, value in entries.items():
+            if isinstance(value, list):
+                writer.add_array(key, value)
+            else:
+                writer.add_key_value(key, value, _VALUE_TYPES[type(value)])
+        for tensor, kind in planned:
+            size = stored_bytes(tensor.shape, kind)
+            writer.add_tensor_info(
+                tensor.name, tensor.shape, np.dtype(np.float32), size, ggml_type(kind)
+            )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor, kind in planned:
+            writer.write_tensor_data(encoded(tensor.read(), kind))
+    finally:
+        writer.close()
+
+
+def _compare(
+    path: Path, entries: Mapping[str, Any], planned: Sequence[tuple[Tensor, Type]]
+) -> None:
+    """Raise PionError unless the file at `path` has these entries and tensors."""
+    found = GGUFReader(path)
+    read = {key: found.fields[key].contents() for key in entries if key in found.fields}
+    for key, value in entries.items():
+        expected = float(np.float32(value)) if isinstance(value, float) else value
+        if read.get(key) != expected:
+            raise _differs(path, f"its entry {key} is not what was written")
+    if [tensor.name for tensor in found.tensors] != [tensor.name for tensor, _ in planned]:
+        raise _differs(path, "it has other tensors than the model")
+    for (tensor, kind), stored in zip(planned, found.tensors, strict=True):
+        same = stored.tensor_type == ggml_type(kind)
+        if not same or tuple(reversed(stored.shape.tolist())) != tensor.shape:
+            raise _differs(path, f"its tensor {tensor.name} has another type or shape")
+        apart = worst(tensor.read(), stored.data, kind)
+        if not apart <= 1:  # not `>`: a NaN must not pass
+            raise _differs(
+                path,
+                f"its tensor {tensor.name} is {apart:.3g} times as far from the model's as "
+                f"rounding to {kind} allows. With --type f32 nothing is rounded",
+            )
+
+
+def _differs(path: Path, what: str) -> PionError:
+    return PionError(
+        f"the GGUF file was written to {path} and read back, and {what}. The file was deleted. The "
+        "model is safe."
+    )

@@ -1,0 +1,111 @@
+"""The tokenizer of an exported model, as the entries of a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from pion.data.chat.template_source import find_template
+from pion.data.tokens.special_tokens import GENERATION_CONFIG
+from pion.data.tokens.token_names import read_optional, token_names
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.data.tokens.tokenizer_json import parse
+from pion.errors import BadInput
+from pion.formats.gguf.pre_tokenizer import pre_tokenizer
+from pion.generation.bounds import published_sampling
+from pion.untrusted import LARGEST_TOKENIZER, read_file
+
+# Where a GGUF file keeps the ids that end an answer: llama.cpp has no list of them.
+_STOPS = ("eos", "eot", "eom")
+# By the name in generation_config.json, that in GGUF, of a number.
+_SAMPLING = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
+
+
+class Kind(IntEnum):
+    """What llama.cpp does with a token (llama_token_type)."""
+
+    NORMAL = 1
+    CONTROL = 3  # never found in plain text
+    USER_DEFINED = 4  # found in plain text before anything else
+    UNUSED = 5
+
+
+def vocabulary(folder: Path, rows: int) -> dict[str, Any]:
+    """Return the entries of the tokenizer in `folder`, with the chat template if it has one.
+
+    `rows` is the number of embedding rows; those without a token become unused tokens. Raises
+    BadInput for a tokenizer to which llama.cpp gives other ids, and for damaged files.
+    """
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(path)
+    settings = parse(read_file(path, LARGEST_TOKENIZER).decode(), str(path))
+    tokens, kinds = _tokens(settings, rows)
+    entries = {
+        "tokenizer.ggml.model": "gpt2",  # byte-level BPE
+        "tokenizer.ggml.pre": pre_tokenizer(settings),
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": _merges(settings),
+        **_special_ids(folder, tokenizer),
+    }
+    template = find_template(folder)
+    return entries if template is None else {**entries, "tokenizer.chat_template": template}
+
+
+def sampling(folder: Path) -> dict[str, Any]:
+    """Return the entries of the sampling defaults in generation_config.json.
+
+    `min_p` and the penalty of repetitions are there even where the folder has none: llama.cpp's
+    own defaults would change the model's answers.
+    """
+    given = published_sampling(folder / GENERATION_CONFIG)
+    given = {"min_p": 0.0, "repetition_penalty": 1.0, **given}
+    return {f"general.sampling.{_SAMPLING[ours]}": value for ours, value in given.items()}
+
+
+def _tokens(settings: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
+    """Return the text and the kind of each id from 0 to `rows` − 1."""
+    texts: dict[int, tuple[str, Kind]] = {
+        number: (text, Kind.NORMAL) for text, number in settings["model"]["vocab"].items()
+    }
+    for token in settings["added_tokens"]:
+        kind = Kind.CONTROL if token["special"] else Kind.USER_DEFINED
+        texts[token["id"]] = (token["content"], kind)
+    every = [texts.get(number, (f"[PAD{number}]", Kind.UNUSED)) for number in range(rows)]
+    return [text for text, _ in every], [int(kind) for _, kind in every]
+
+
+def _merges(settings: Mapping[str, Any]) -> list[str]:
+    merges = settings["model"].get("merges") or []
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    if any(len(pair) != 2 or " " in pair[0] + pair[1] for pair in pairs):
+        raise BadInput("GGUF can't express this tokenizer: a merge has a space within a token")
+    if not pairs:
+        raise BadInput("GGUF can't express this tokenizer: it merges nothing, so ids are bytes")
+    return [" ".join(pair) for pair in pairs]
+
+
+def _special_ids(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    stops = read_optional(folder / GENERATION_CONFIG).get("eos_token_id", tokenizer.end_of_text)
+    stops = stops if isinstance(stops, list) else [stops]
+    if len(stops) > len(_STOPS):
+        raise BadInput(
+            f"GGUF can't express this tokenizer: {len(stops)} ids end an answer ({stops}), and a "
+            f"GGUF file has room for {len(_STOPS)}"
+        )
+    named = tokenizer.special_ids.get(token_names(folder).get("bos_token", ""))
+    first = tokenizer.before_document if named is None else named
+    ids = {"bos": first if tokenizer.first is None else tokenizer.first}
+    ids |= dict(zip(_STOPS, stops, strict=False))
+    ids["padding"] = read_optional(folder / GENERATION_CONFIG).get("pad_token_id", tokenizer.pad)
+    return {f"tokenizer.ggml.{name}_token_id": number for name, number in ids.items()} | {
+        "tokenizer.ggml.add_bos_token": tokenizer.first is not None
+    }

@@ -1,0 +1,209 @@
+"""What our decoder shares with stock architectures of transformers: all but the feed-forward layer.
+
+Each of these architectures is a Llama by its names and by the fields of its config: llama.py,
+qwen2.py, qwen3.py, qwen3_moe.py and arcee.py say what they add or leave out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.formats.huggingface import rotary
+from pion.later_fields import shown
+
+State = dict[str, Tensor]
+
+# What these architectures can compute, and what is not part of a computation. An export has no rows
+# that only a `head_multiple` needs. The settings of all else must be absent.
+# fmt: off
+FIELDS = frozenset((
+    "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "seq_len", "head_dim",
+    "rope_theta", "rope_scaling", "norm_eps", "tie_embeddings", "init", "init_std", "head_multiple",
+    "imported", "family",
+))
+# fmt: on
+
+# The values of fields that a config.json leaves out, where an architecture has no others. A number
+# of layers, ids or hidden states has no default: a config without it is damaged.
+DEFAULTS: Mapping[str, Any] = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_sliding_window": False,
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "num_key_value_heads": None,  # n_heads
+    "head_dim": None,  # d_model / n_heads
+}
+
+# Our names and theirs, apart from the feed-forward layer. A block's parts have the prefix
+# "blocks.{i}." and "model.layers.{i}.".
+_NAMES = {
+    "embed.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "lm_head.weight": "lm_head.weight",
+}
+_BLOCK_NAMES = {
+    "attention_norm.weight": "input_layernorm.weight",
+    "attention.q_proj.weight": "self_attn.q_proj.weight",
+    "attention.k_proj.weight": "self_attn.k_proj.weight",
+    "attention.v_proj.weight": "self_attn.v_proj.weight",
+    "attention.o_proj.weight": "self_attn.o_proj.weight",
+    "feedforward_norm.weight": "post_attention_layernorm.weight",
+}
+_QK_NORM_NAMES = {
+    "attention.q_norm.weight": "self_attn.q_norm.weight",
+    "attention.k_norm.weight": "self_attn.k_norm.weight",
+}
+_QKV_BIAS_NAMES = {
+    "attention.q_proj.bias": "self_attn.q_proj.bias",
+    "attention.k_proj.bias": "self_attn.k_proj.bias",
+    "attention.v_proj.bias": "self_attn.v_proj.bias",
+}
+
+
+def lacks(name: str, config: ModelConfig, fields: Collection[str] = FIELDS) -> str | None:
+    """Return which settings of the model are not in `fields`, as a sentence; None if all are."""
+    given = config.to_dict()
+    if given["softcap"] is None:  # a record names a softcap even if there is none
+        del given["softcap"]
+    missing = [
+        field if isinstance(value, dict) else f"{field} {value}"
+        for field, value in given.items()
+        if field not in fields
+    ]
+    return f"{name} does not support {', '.join(missing)}" if missing else None
+
+
+def settings(config: ModelConfig) -> dict[str, Any]:
+    """Return the config fields of all that is not the feed-forward layer."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.seq_len,
+        **rotary.settings(config),
+        "rms_norm_eps": config.norm_eps,
+        "initializer_range": config.init_std,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+    }
+
+
+def read(hf_config: Mapping[str, Any], feedforward: Callable[[], Mapping[str, Any]]) -> ModelConfig:
+    """Return our settings.
+
+    `hf_config` is complete: see `with_defaults`. `feedforward` returns the settings of the
+    feed-forward layer, and all others that an architecture reads in another way. Raises BadInput
+    for settings that our decoder does not support, and for a missing setting.
+    """
+    _require_full_attention(hf_config)
+    try:
+        n_heads, n_kv_heads = hf_config["num_attention_heads"], hf_config["num_key_value_heads"]
+        return ModelConfig.from_dict(
+            {
+                "d_model": hf_config["hidden_size"],
+                "n_layers": hf_config["num_hidden_layers"],
+                "n_heads": n_heads,
+                "n_kv_heads": n_heads if n_kv_heads is None else n_kv_heads,
+                "vocab_size": hf_config["vocab_size"],
+                "seq_len": hf_config["max_position_embeddings"],
+                "head_dim": hf_config["head_dim"],
+                "norm_eps": hf_config["rms_norm_eps"],
+                "tie_embeddings": hf_config["tie_word_embeddings"],
+                "init_std": hf_config["initializer_range"],
+                "imported": True,
+                **rotary.read(hf_config),
+                **feedforward(),
+            }
+        )
+    except KeyError as missing:
+        raise BadInput(f"config.json has no {missing}") from None
+
+
+def with_defaults(hf_config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with the value of each field that it leaves out.
+
+    `own` has the defaults in which an architecture differs from `DEFAULTS`.
+    """
+    return {**DEFAULTS, **own, **hf_config}
+
+
+def _require_full_attention(hf_config: Mapping[str, Any]) -> None:
+    """Raise BadInput for attention through windows.
+
+    Where `use_sliding_window` is false, the fields that describe the windows have no effect.
+    """
+    require(hf_config, {"use_sliding_window": False})
+    layers = hf_config.get("layer_types")
+    kinds = layers if isinstance(layers, list) else [layers]
+    other = next((kind for kind in kinds if kind not in (None, "full_attention")), None)
+    if other is not None:
+        raise BadInput(
+            f"config.json: layer_types has {shown(other)}; only 'full_attention' is supported"
+        )
+
+
+def require(hf_config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise BadInput for a field that has another value than this. It may be missing."""
+    for name, value in expected.items():
+        if hf_config.get(name, value) != value:
+            text = shown(hf_config[name])
+            raise BadInput(f"config.json: {name} is {text}; only {value!r} is supported")
+
+
+def names(config: ModelConfig) -> dict[str, str]:
+    """Return the name of every tensor that is not in a feed-forward layer, by our name."""
+    found = {
+        name: theirs
+        for name, theirs in _NAMES.items()
+        if not (config.tie_embeddings and name == "lm_head.weight")
+    }
+    in_block = dict(_BLOCK_NAMES)
+    if config.heads is None or config.heads.qk_norm:
+        in_block |= _QK_NORM_NAMES
+    if config.heads is not None and config.heads.qkv_bias:
+        in_block |= _QKV_BIAS_NAMES
+    for layer in range(config.n_layers):
+        for name, theirs in in_block.items():
+            found[f"blocks.{layer}.{name}"] = f"model.layers.{layer}.{theirs}"
+    return found
+
+
+def swiglu_names(config: ModelConfig) -> dict[str, str]:
+    """Return the name of every tensor of a model whose feed-forward layers are SwiGLU, by ours."""
+    found = names(config)
+    for layer in range(config.n_layers):
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            ours = f"blocks.{layer}.feedforward.{name}.weight"
+            found[ours] = f"model.layers.{layer}.mlp.{name}.weight"
+    return found
+
+
+def without_tied_head(config: ModelConfig, hf_state: State) -> State:
+    """Return the state without a tied head, which some programs save too."""
+    if not config.tie_embeddings:
+        return hf_state
+    return {name: tensor for name, tensor in hf_state.items() if name != "lm_head.weight"}
+
+
+def renamed(ours_to_theirs: Mapping[str, str], hf_state: State) -> State:
+    """Return the tensors by our names. Raises BadInput for a tensor that has none."""
+    ours = {theirs: name for name, theirs in ours_to_theirs.items()}
+    unknown = sorted(hf_state.keys() - ours.keys())
+    if unknown:
+        raise BadInput(
+            f"unexpected tensor {unknown[0]}: a model of this config has no parameter with that "
+            "name"
+        )
+    return {ours[name]: tensor for name, tensor in hf_state.items()}

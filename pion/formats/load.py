@@ -1,0 +1,140 @@
+"""Load a model from a folder: a checkpoint, or an export that transformers can also read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pion.adapter import (
+    RECORD,
+    Adapter,
+    BaseModel,
+    is_adapter,
+    is_peft_folder,
+    read_record,
+    require_base,
+)
+from pion.config import ModelConfig
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.formats.huggingface.architectures import from_transformers
+from pion.formats.model_files import WEIGHTS
+from pion.formats.peft_folder import base_in, our_names, read_adapter_folder
+from pion.formats.seeds import import_seed
+from pion.formats.weights import read_model_tensors, read_tensors
+from pion.model.decoder import Decoder
+from pion.model.lora_projections import with_tensors
+from pion.model.parameters import require_possible, tensors_sha256
+from pion.untrusted import parse_object, read_file
+
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+
+
+def load(
+    source: str | Path, dtype: torch.dtype = torch.float32
+) -> tuple[Decoder, Tokenizer | None]:
+    """Return the model, on the CPU, and its tokenizer.
+
+    The source is a folder (see `load_decoder`) with a tokenizer.json, or a seed's `.pt` file (no
+    tokenizer). `dtype` is that of matrices: see `Decoder.from_state`. Raises BadInput for anything
+    else.
+    """
+    source = Path(source)
+    if source.suffix == ".pt":
+        seed = import_seed(source)
+        return Decoder.from_state(seed.config, seed.state_dict(), dtype), None
+    decoder = load_decoder(source, dtype)
+    tokenizer = Tokenizer.from_file(source / TOKENIZER)
+    tokenizer.fits(decoder.config.vocab_size, where=str(source / TOKENIZER))
+    return decoder, tokenizer
+
+
+def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
+    """Return the model of a folder with config.json and safetensors (model_files.py), on the CPU.
+
+    config.json has the fields of ModelConfig, or of a stock architecture in transformers. `dtype`
+    is that of matrices: see `Decoder.from_state`. Raises BadInput for a missing or damaged file,
+    naming the file, for weights that don't fit the settings, and for an adapter.
+    """
+    folder = Path(folder)
+    if is_adapter(folder):
+        raise BadInput(f"{folder} is an adapter: it can only be loaded with its base")
+    settings = _read_settings(folder / CONFIG)
+    state = read_model_tensors(folder)
+    try:
+        if "model_type" in settings:
+            config, state = from_transformers(settings, state)
+        else:
+            config = ModelConfig.from_dict(settings)
+            require_possible(config, state)
+        return Decoder.from_state(config, state, dtype)
+    except BadInput as error:
+        raise BadInput(f"{folder}: {error}") from None
+
+
+def identify(model: Decoder, name: str, commit: str | None = None) -> BaseModel:
+    """Return the identity of a base in fp32, as `load_decoder` returns it."""
+    return BaseModel(name, tensors_sha256(model.state_dict()), commit)
+
+
+def base_of(folder: Path) -> BaseModel:
+    """Return the base of the adapter in `folder`. Raises BadInput that names a wrong file."""
+    return base_in(folder) if is_peft_folder(folder) else _record_in(folder).base
+
+
+def trained_config(folder: Path) -> ModelConfig | None:
+    """Return the settings with which an adapter's base was trained; None: the base's own.
+
+    A checkpoint records them: a job may train a base with a shorter context. Next to an adapter of
+    peft, config.json is a copy of the base's. Raises BadInput.
+    """
+    if is_peft_folder(folder) or not (folder / CONFIG).is_file():
+        return None
+    return ModelConfig.from_dict(_read_settings(folder / CONFIG))
+
+
+def load_adapter(folder: Path, base: Decoder, as_trained: Decoder | None = None) -> Decoder:
+    """Return the model of an adapter's folder, a checkpoint's or peft's, merged with its `base`.
+
+    All are in fp32. `as_trained` is the base with the settings of `trained_config`, if they differ
+    from its own. Neither may be used afterwards. Raises BadInput for a missing or damaged file,
+    another base, and tensors that don't fit the base.
+    """
+    adapter, tensors = _read_adapter(folder)
+    require_base(adapter.base, tensors_sha256(base.state_dict()), str(folder))
+    base = as_trained or base
+    try:
+        if is_peft_folder(folder):
+            tensors = our_names(base.config, adapter, tensors)
+        return with_tensors(base, adapter.lora, tensors)
+    except BadInput as error:
+        raise BadInput(f"{folder}: {error}") from None
+
+
+def _read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
+    """Return an adapter's settings and its tensors, by the names in its file."""
+    if is_peft_folder(folder):
+        return read_adapter_folder(folder)
+    try:
+        return _record_in(folder), read_tensors(folder / WEIGHTS)
+    except FileNotFoundError:
+        raise BadInput(f"{folder} is not an adapter: it has no {WEIGHTS}") from None
+
+
+def _record_in(folder: Path) -> Adapter:
+    adapter = read_record(folder)
+    if adapter is None:
+        raise BadInput(f"{folder} is not an adapter: it has no {RECORD}")
+    return adapter
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return parse_object(read_file(path), str(path))
+    except FileNotFoundError:
+        raise BadInput(f"{path.parent} is not a model: it has no {path.name}") from None
+    except OSError as error:
+        raise BadInput(f"{path} can't be read ({error.strerror or error})") from None

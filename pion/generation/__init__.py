@@ -1,0 +1,1 @@
+"""Continue texts: one, several together, or the answers to many requests."""

@@ -1,0 +1,247 @@
+"""Continue a text token by token: from a prompt's ids to new ids, and from ids to text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pion.config import ModelConfig
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.generation.bounds import check
+from pion.generation.sampling import Sampling, sample
+from pion.model.attention.cache import BatchCache, KVCache
+from pion.model.decoder import Decoder
+
+# A tokenizer decodes bytes that are not a whole character to this.
+INCOMPLETE = "\ufffd"
+
+# Where masks are dense, a prompt is read in pieces of this many tokens. Otherwise memory would be
+# quadratic in the prompt's length.
+PROMPT_PIECE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Sampling):
+    """How a text is continued: the keywords of `generate`, which explains them."""
+
+    stop_ids: Iterable[int]
+    max_tokens: int = 128
+    vocab_size: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("max_tokens", self.max_tokens)
+        check("seed", self.seed or 0)
+
+
+class Text:
+    """A text that is being continued.
+
+    Attributes:
+        ids: the ids of the prompt, and the new ids.
+        room: how many ids there may be in all.
+        vocab_size: ids below it can be drawn.
+        stop_id: the stop id that was drawn, or None.
+
+    Raises BadInput for settings that make no sense, and for a prompt that doesn't fit.
+    """
+
+    def __init__(self, model: Decoder, ids: Sequence[int], settings: Settings) -> None:
+        self.ids = checked_prompt(ids, model.config)
+        rows = model.config.vocab_size
+        self.vocab_size = rows if settings.vocab_size is None else settings.vocab_size
+        if not 0 < self.vocab_size <= rows:
+            raise BadInput(
+                f"vocab_size is {self.vocab_size}; it must be from 1 to the model's {rows}"
+            )
+        self._sampling = settings
+        self._stop_ids = frozenset(settings.stop_ids)
+        self._randomness = _randomness(settings.seed)
+        self.room = min(len(self.ids) + settings.max_tokens, model.config.seq_len)
+        self.stop_id: int | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop id was drawn."""
+        return self.stop_id is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing follows: a stop id was drawn, or the text has as many ids as it may."""
+        return self.stopped or len(self.ids) >= self.room
+
+    def draw(self, logits: Tensor) -> int | None:
+        """Draw the next id from fp32 logits (vocab,), and add it; None: the text ends before it.
+
+        Raises BadInput if the logits are not finite.
+        """
+        if not logits.isfinite().all():
+            raise BadInput(
+                "the model predicts NaN or infinity: its weights or settings are damaged"
+            )
+        token = sample(logits[: self.vocab_size], self._sampling, self.ids, self._randomness)
+        if token in self._stop_ids:
+            self.stop_id = token
+            return None
+        self.ids.append(token)
+        return token
+
+
+# Users call this function with the settings as keywords, so it has more parameters than most.
+def generate(
+    model: Decoder,
+    ids: Sequence[int],
+    *,
+    stop_ids: Iterable[int],
+    max_tokens: int = 128,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    top_p: float = 0.9,
+    repetition_penalty: float = 1.0,
+    vocab_size: int | None = None,
+    seed: int | None = None,
+) -> Iterator[int]:
+    """Continue `ids`, yielding each new token id as it is drawn.
+
+    `sample` explains `temperature`, `top_k`, `top_p` and `repetition_penalty`. Generation ends
+    before a token of `stop_ids` (usually `[tokenizer.end_of_text]`; `SpecialTokens` has those of
+    other people's models), after `max_tokens`, or when prompt and continuation fill the model's
+    context. Ids of `vocab_size` and above are never drawn, because the tokenizer has no such
+    tokens. The same `seed` draws the same tokens. torch's global random state is neither read nor
+    changed.
+
+    Raises:
+        BadInput: settings make no sense, or the prompt is empty, is longer than the context or
+            has ids without an embedding. This is raised by the call, before the first token.
+            A model whose predictions are not finite is found at its first such token.
+    """
+    settings = Settings(
+        stop_ids=stop_ids,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        vocab_size=vocab_size,
+        seed=seed,
+    )
+    return _continue(model, Text(model, ids, settings))
+
+
+def _continue(model: Decoder, text: Text) -> Iterator[int]:
+    if text.ended:
+        return
+    cache = KVCache(model.config, max_tokens=text.room)
+    token = text.draw(read_prompts(model, [text.ids], cache)[0])
+    while token is not None:
+        yield token
+        if text.ended:
+            return
+        token = text.draw(next_logits(model, [[token]], cache)[0])
+
+
+def read_prompts(model: Decoder, prompts: list[list[int]], cache: KVCache) -> Tensor:
+    """Cache the prompts, a row for each; return the fp32 logits (B, vocab) after each, on the CPU.
+
+    A lone prompt may have any length. Of several, the shorter ones are filled up at their end:
+    attention is causal, so no token of a prompt sees what fills it up.
+    """
+    if len(prompts) == 1 and _needs_dense_masks(model.config):
+        (ids,) = prompts
+        while len(ids) > PROMPT_PIECE:
+            cache_tokens(model, [ids[:PROMPT_PIECE]], cache)
+            ids = ids[PROMPT_PIECE:]
+        prompts = [ids]
+    longest = max(len(ids) for ids in prompts)
+    filled = [ids + [0] * (longest - len(ids)) for ids in prompts]
+    return next_logits(model, filled, cache, [len(ids) for ids in prompts])
+
+
+def _needs_dense_masks(config: ModelConfig) -> bool:
+    """Return whether attention to a prompt has scores for each pair of tokens at once."""
+    return config.softcap is not None or config.windows is not None
+
+
+# These are separate functions because a generator that is suspended inside inference mode would
+# leave its caller in inference mode.
+@torch.inference_mode()
+def next_logits(
+    model: Decoder,
+    rows: list[list[int]],
+    cache: KVCache | BatchCache,
+    lengths: Sequence[int] | None = None,
+) -> Tensor:
+    """Cache the tokens of each row; return the fp32 logits after them, (B, vocab) on the CPU.
+
+    With `lengths`, only so many tokens of each row count.
+    """
+    return last_logits(model, cache_tokens(model, rows, cache), lengths)
+
+
+@torch.inference_mode()
+def last_logits(model: Decoder, hidden: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    """Return the fp32 logits after hidden states (B, T, d_model), (B, vocab) on the CPU.
+
+    With `lengths`, only so many tokens of each row count.
+    """
+    if lengths is None:
+        return model.logits(hidden[:, -1]).float().cpu()
+    last = torch.tensor([length - 1 for length in lengths]).to(hidden.device, non_blocking=True)
+    every = torch.arange(len(lengths), device=hidden.device)
+    return model.logits(hidden[every, last]).float().cpu()
+
+
+@torch.inference_mode()
+def cache_tokens(model: Decoder, rows: list[list[int]], cache: KVCache | BatchCache) -> Tensor:
+    """Cache the tokens of each row, and return their hidden states (B, T, d_model)."""
+    # `torch.tensor(…, device=…)` would wait for the GPU.
+    new = torch.tensor(rows).to(model.embed.weight.device, non_blocking=True)
+    return model.hidden(new, cache=cache)
+
+
+def checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:
+    """Return the prompt's ids. Raises BadInput if there are none, or if they don't fit."""
+    prompt = [int(token) for token in ids]
+    if not prompt:
+        raise BadInput("the prompt is empty: start with `tokenizer.prompt(text)`")
+    if len(prompt) > config.seq_len:
+        raise BadInput(
+            f"the prompt has {len(prompt)} tokens, but the model's context is {config.seq_len} "
+            "tokens. Shorten the prompt"
+        )
+    if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+        raise BadInput(
+            f"the prompt has an id outside 0 … {config.vocab_size - 1}, the model's vocabulary: "
+            f"was it encoded with a different tokenizer?"
+        )
+    return prompt
+
+
+def _randomness(seed: int | None) -> torch.Generator:
+    randomness = torch.Generator()
+    if seed is None:
+        randomness.seed()
+    else:
+        randomness.manual_seed(seed)
+    return randomness
+
+
+def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Decode ids as they arrive, but hold back the bytes of a character that isn't complete.
+
+    Joined, the pieces are the decoded text. Bytes that never become a character are U+FFFD.
+    """
+    pending: list[int] = []
+    for token in ids:
+        pending.append(token)
+        text = tokenizer.decode(pending)
+        if text and not text.endswith(INCOMPLETE):
+            yield text
+            pending = []
+    if text := tokenizer.decode(pending):
+        yield text

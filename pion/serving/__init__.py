@@ -1,1 +1,0 @@
-"""Answer many requests with one model: decode them together, and cut their text into pieces."""

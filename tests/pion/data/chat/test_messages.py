@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pion.data.chat.messages import harmless, parse_messages
+from pion.errors import BadInput
+
+HI = {"role": "user", "content": "Hi"}
+YES = {"role": "assistant", "content": "Yes"}
+
+
+def parsed(*messages: Any, **rest: Any) -> list[dict[str, Any]]:
+    return list(parse_messages({"messages": list(messages), **rest}, "data.jsonl:3").messages)
+
+
+def test_both_layouts_are_read_and_roles_have_one_name() -> None:
+    shared = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes", "weight": 1}]
+    found = parse_messages({"conversations": shared}, "x")
+    assert found.messages == [HI, {**YES, "weight": 1}]
+    assert parsed({"role": "human", "content": "Hi"}, {"role": "gpt", "content": "Yes"}) == [
+        HI,
+        YES,
+    ]
+
+
+def test_calls_and_null_contents_are_kept_and_other_null_keys_are_not() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    result = {"role": "tool", "content": "", "name": "f"}
+    filled = {**result, "tool_calls": None}
+    assert parsed(HI, call, filled, YES) == [HI, call, result, YES]
+
+
+def test_empty_messages_and_those_after_the_last_answer_are_left_out() -> None:
+    blank = {"role": "system", "content": " \n"}
+    null = {"role": "user", "content": None}
+    assert parsed(blank, null, HI, YES, HI, HI) == [HI, YES]
+
+
+def test_tools_are_kept_as_they_are() -> None:
+    tools = [{"name": "f", "parameters": {"a": None}}]
+    record = {"messages": [HI, YES], "tools": tools}
+    assert parse_messages(record, "x").tools == tools
+    assert parse_messages({**record, "tools": None}, "x").tools is None
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "no record": ([], "not a conversation"),
+    "another layout": ({"text": "a"}, "not a conversation: expected a list under"),
+    "no list": ({"messages": "a"}, "not a conversation"),
+    "no message": ({"messages": ["a"]}, "turn 1 must be an object"),
+    "no role": ({"messages": [HI, {"content": "a"}]}, "turn 2 must be an object"),
+    "an unknown role": (
+        {"messages": [HI, {"role": "asistant", "content": "a"}]},
+        "turn 2 has the unknown role 'asistant'; did you mean 'assistant'",
+    ),
+    "a long role": ({"messages": [{"role": "a" * 9999}]}, "unknown role"),
+    "parts": ({"messages": [HI, {**YES, "content": [{"text": "a"}]}]}, "must be text or null"),
+    "no answer": ({"messages": [HI]}, "no assistant turn"),
+    "an empty answer": ({"messages": [HI, {**YES, "content": " "}]}, "whose answer is empty"),
+    "tools that are text": ({"messages": [HI, YES], "tools": "[]"}, "'tools' must be a list"),
+    "tools of text": ({"messages": [HI, YES], "tools": ["f"]}, "'tools' must be a list"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_record_that_is_wrong_is_named_by_file_and_line(what: str) -> None:
+    record, message = WRONG[what]
+    with pytest.raises(BadInput, match=rf"^data\.jsonl:3: .*{message}") as error:
+        parse_messages(record, "data.jsonl:3")
+    assert len(str(error.value)) < 500
+
+
+def test_texts_are_stripped_and_special_tokens_defused_everywhere() -> None:
+    call = {"function": {"name": "<s>", "arguments": {"<s>": ["a<s>", 1]}}}
+    messages = [{"role": "user", "content": "\n <s>Hi "}, {**YES, "tool_calls": [call]}]
+    found = harmless(parse_messages({"messages": messages, "tools": [{"a": "<s>"}]}, "x"), ["<s>"])
+    quiet = {"function": {"name": "< s>", "arguments": {"< s>": ["a< s>", 1]}}}
+    assert found.messages == [
+        {"role": "user", "content": "< s>Hi"},
+        {**YES, "tool_calls": [quiet]},
+    ]
+    assert found.tools == [{"a": "< s>"}]

@@ -1,0 +1,148 @@
+"""The process that renders chat templates: its bounds, its environment and its end."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pion.data.chat import renderer as renderer_module
+from pion.data.chat.messages import Conversation
+from pion.data.chat.renderer import Refused, Renderer
+from pion.errors import BadInput
+from tests.support.waiting import wait_until
+
+TALK = Conversation([{"role": "user", "content": "Hi"}], None, "data.jsonl:3")
+
+
+def made(template: str) -> Renderer:
+    return Renderer(template, {"eos_token": "</s>"}, datetime.date(2026, 1, 2), "its/folder")
+
+
+def test_a_template_is_rendered_with_names_and_the_date_in_a_process_without_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    own = made("{{ messages[0].content ~ eos_token ~ strftime_now('%c') ~ mood }}")
+    assert own.text(TALK, prompt=False) == "Hi</s>Fri Jan  2 00:00:00 2026"
+    environment = Path(f"/proc/{own._process.pid}/environ").read_text()
+    assert "PYTHONPATH" in environment
+    assert "hf_secret" not in environment
+    process = own._process
+    del own  # the process ends with the object
+    assert process.poll() is not None
+
+
+def test_the_process_ends_with_close_and_an_ended_one_is_bad_input() -> None:
+    renderer = made("{{ 1 }}")
+    renderer._process.kill()
+    with pytest.raises(BadInput, match=r"its/folder: .*the process that renders it ended \(data"):
+        renderer.text(TALK, prompt=False)
+    renderer.close()
+    assert renderer._process.poll() is not None
+
+
+def test_transformers_stays_out_of_the_process_that_trains() -> None:
+    code = (
+        "import sys, pion.data.chat.template; "
+        "assert not {'transformers', 'jinja2', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ---------------------------------------------------------------- hostile templates
+
+LOOP = "{% for a in range(99999) %}"
+# Attacks on rendering. `n` is 1, but jinja does not know this when it compiles the template.
+ATTACKS = {
+    "a text of terabytes": ("{{ 'a' * (n * 10**13) }}", "more than 1,024 MB"),
+    "a long text": ("{% set a = 'a' * 2**20 %}{% for i in range(99) %}{{ a }}{% endfor %}", "endl"),
+    "a wide column": ("{{ 'a'.ljust(n * 10**13) }}", "more than 1,024 MB"),
+    "a long format": ("{{ '%999999999999d' % n }}", "more than 1,024 MB|ValueError"),
+    "attributes": ("{{ messages.__class__.__mro__ }}", "sandbox refused it"),
+    "globals": ("{{ raise_exception.__globals__.os }}", "sandbox refused it"),
+    "a change of the messages": ("{{ messages.append(1) }}", "sandbox refused it"),
+    "a large range": ("{% for a in range(n * 10**9) %}{% endfor %}", "Range too big"),
+    "endless recursion": ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "RecursionError"),
+    "another file": ("{% include '/etc/passwd' %}", "TypeError|no loader"),
+    "its own error": ("{{ raise_exception('\x1b[2J' * 999) }}", "TemplateError"),
+}
+# Attacks on the compiler, which computes what is constant.
+UNUSABLE = {
+    "a constant of terabytes": ("{{ 'a' * 10**13 }}", "more than 1,024 MB"),
+    "wrong syntax": ("\n{% for %}", "line 2: TemplateSyntaxError"),
+    "depth": ("{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}", "RecursionError|MB|ended"),
+}
+
+
+@pytest.fixture(scope="module")
+def attacked() -> Iterator[Renderer]:
+    """Return a renderer whose template makes the attack that the first message names."""
+    cases = "".join(
+        f"{{% if messages[0].content == '{name}' %}}{attack}{{% endif %}}"
+        for name, (attack, _) in ATTACKS.items()
+    )
+    renderer = made("{% set n = messages | length %}" + cases + "unharmed")
+    yield renderer
+    renderer.close()
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_hostile_template_is_stopped(attacked: Renderer, attack: str) -> None:
+    talk = Conversation([{"role": "user", "content": attack}], None, "data.jsonl:3")
+    with pytest.raises((BadInput, Refused), match=ATTACKS[attack][1]) as error:
+        attacked.text(talk, prompt=True)
+    assert len(str(error.value)) < 1000
+    assert attacked.text(TALK, prompt=True) == "unharmed"
+
+
+@pytest.mark.parametrize("attack", UNUSABLE)
+def test_a_template_that_can_not_be_compiled_is_refused(attack: str) -> None:
+    template, message = UNUSABLE[attack]
+    renderer = made(template)
+    with pytest.raises((BadInput, Refused), match=message) as error:
+        renderer.text(TALK, prompt=True)
+    assert len(str(error.value)) < 1000
+    renderer.close()
+
+
+def test_an_endless_template_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renderer_module, "SECONDS", 0.5)
+    slow = LOOP * 4 + "{% endfor %}" * 4
+    renderer = made("{% if messages[0].content != 'quick' %}" + slow + "{% endif %}rendered")
+    started = time.monotonic()
+    with pytest.raises(BadInput, match=r"took more than 0.5 s \(data.jsonl:3\)"):
+        renderer.text(TALK, prompt=True)
+    assert time.monotonic() - started < 10
+    assert renderer._process.poll() is not None
+    monkeypatch.undo()
+    quick = Conversation([{"role": "user", "content": "quick"}], None, "data.jsonl:4")
+    assert renderer.text(quick, prompt=True) == "rendered"  # in another process
+    renderer.close()
+
+
+def test_an_endless_template_ends_when_the_process_that_asked_is_gone() -> None:
+    code = (
+        "import datetime, os; import pion.data.chat.renderer as r; r.SECONDS = -4.0;"
+        "from pion.data.chat.messages import Conversation;"
+        "day = datetime.date(2026, 1, 2);"
+        f"made = r.Renderer({LOOP * 4 + '{% endfor %}' * 4!r}, {{}}, day, 'x');"
+        'made._connection.send_bytes(b\'{"messages": [], "tools": null, "answers": [],'
+        ' "prompt": true}\');'
+        "print(made._process.pid, flush=True); os._exit(9)"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert asked.returncode == 9, asked.stderr
+    wait_until(lambda: has_ended(int(asked.stdout)), "the end of the process")
+
+
+def has_ended(process: int) -> bool:
+    try:
+        return " Z " in Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True

@@ -1,0 +1,421 @@
+"""Conversations by the chat templates of other people's models, against transformers."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pion.data.chat.conversation import Tokenized
+from pion.data.chat.messages import Conversation, parse_messages
+from pion.data.chat.packing import pack
+from pion.data.chat.template import ChatTemplate, marks_of
+from pion.data.chat.template_source import with_settings, write_template_date
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from tests.support.chat_templates import CHATML, DEEPSEEK, QWEN3, TEMPLATES
+from tests.support.in_process_renderer import InProcessRenderer
+from tests.support.tokenizer_kinds import write_files
+
+DAY = datetime.date(2026, 1, 2)
+QUESTION = {"role": "user", "content": "Hi"}
+ANSWER = {"role": "assistant", "content": "Hello"}
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"type": "function", "function": {"name": "now", "arguments": {"zone": "é"}}}],
+}
+RESULT = {"role": "tool", "content": "12:00"}
+TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]
+THOUGHT = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nHello"}
+
+
+class Model:
+    """The tokenizer and template of a model, and transformers' view of the same files."""
+
+    def __init__(
+        self, folder: Path, kind: str, source: str, system: str | None = None, **options: Any
+    ) -> None:
+        from transformers import PreTrainedTokenizerFast
+
+        write_files(kind, folder, source)
+        self.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+        source = with_settings(source, system, options, self.tokenizer.specials)
+        (folder / "chat_template.jinja").write_text(source)
+        write_template_date(folder, DAY.isoformat())
+        self.template = ChatTemplate(folder, self.tokenizer)
+        self.stock = PreTrainedTokenizerFast.from_pretrained(folder)
+
+    def stock_ids(self, messages: list[dict[str, Any]], *, prompt: bool, tools: Any) -> list[int]:
+        """Return the ids that transformers gives, after the first token."""
+        midnight = datetime.datetime.combine(DAY, datetime.time())
+        ids: list[int] = self.stock.apply_chat_template(
+            messages,
+            tools=tools,
+            add_generation_prompt=prompt,
+            strftime_now=midnight.strftime,
+        )["input_ids"]
+        first = self.tokenizer.first
+        return ids if first is None or ids[:1] == [first] else [first, *ids]
+
+    def written(self, messages: list[Any], tools: Any = None) -> list[tuple[str, str]]:
+        """Return the text of each example, and of its learned part."""
+        examples = self.template.tokenize(parse_messages(as_record(messages, tools), "f:1"))
+        return [(self.text(e.ids), self.text(e.ids[e.learned])) for e in examples]
+
+    def text(self, ids: Any) -> str:
+        return self.tokenizer.decode(ids, specials=True)
+
+
+def as_record(messages: list[Any], tools: Any = None) -> dict[str, Any]:
+    return {"messages": messages, "tools": tools}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_renderer() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    made = {
+        name: Model(tmp_path_factory.mktemp("model"), kind, source)
+        for name, (kind, source) in TEMPLATES.items()
+    }
+    return made
+
+
+TEXT = st.text(min_size=1, max_size=12).filter(str.strip) | st.sampled_from(
+    [
+        "a\n\nb",
+        "<think>x</think>y",
+        "<|im_end|>",
+        "<|eot_id|>\n",
+        "<｜User｜>",
+        " e\u0301 ",
+        "\u0301",
+        "1234",
+    ]
+)
+
+
+def learned_by_prefixes(model: Model, messages: list[Any], tools: Any) -> list[Tokenized] | None:
+    """Return the examples by the definition, of transformers' ids alone; None if refused."""
+
+    def ids(upto: int, *, prompt: bool = False) -> list[int]:
+        return model.stock_ids(messages[:upto], prompt=prompt, tools=tools)
+
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    end = model.template.end_of_turn
+    marks = marks_of(model.template.source, model.tokenizer).values()
+    pairs = []
+    for answer in answers:
+        prompt, turn = ids(answer, prompt=True), ids(answer + 1)
+        if turn[: len(prompt)] != prompt:
+            return None
+        assert end is not None
+        after = range(len(prompt), len(turn))
+        # A template may end an earlier answer with another token.
+        ends = [i for i in after if turn[i] == end] or [i for i in after if turn[i] in marks]
+        pairs.append((len(prompt), turn[: ends[-1] + 1]))
+    whole = ids(answers[-1] + 1)
+    if all(whole[: len(turn)] == turn for _, turn in pairs):
+        wanted = [(whole, [(start, len(turn)) for start, turn in pairs])]
+    else:
+        wanted = [(ids(a + 1), [(start, len(turn))]) for a, (start, turn) in zip(answers, pairs)]
+    examples = []
+    for row, spans in wanted:
+        learned = np.zeros(len(row), np.bool_)
+        for start, stop in spans:
+            learned[start:stop] = True
+        examples.append(Tokenized(np.array(row), learned))
+    return examples
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(texts=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3))
+def test_ids_and_mask_are_those_of_rendered_prefixes(
+    models: dict[str, Model], name: str, texts: list[tuple[str, str]]
+) -> None:
+    model = models[name]
+    messages = [
+        {"role": role, "content": text}
+        for pair in texts
+        for role, text in zip(("user", "assistant"), pair)
+    ]
+    conversation = model.template._harmless(parse_messages(as_record(messages), "f:1"))
+    expected = learned_by_prefixes(model, list(conversation.messages), None)
+    (found,) = model.template.tokenize_batch([conversation])
+    if expected is None:
+        assert found.refused is not None
+        assert "f:1: answer" in found.refused
+        return
+    assert [e.ids.tolist() for e in found.tokenized] == [e.ids.tolist() for e in expected]
+    assert [e.learned.tolist() for e in found.tokenized] == [e.learned.tolist() for e in expected]
+    assert found.split == (len(expected) > 1)
+
+
+LEARNED = {
+    "SmolLM2": "Hello<|im_end|>",
+    "Qwen 2.5": "Hello<|im_end|>",
+    "Qwen 3": "<think>\n\n</think>\n\nHello<|im_end|>",
+    "Llama 3.2": "Hello<|eot_id|>",
+    "Mistral": " Hello<|eot_id|>",
+    "Phi 3": "Hello<|im_end|>",
+    "gpt-oss": "<|channel|>final<|message|>Hello<|return|>",
+    "DeepSeek": "Hello<｜end｜>",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_an_answer_is_learned_up_to_the_end_of_its_turn_and_no_further(
+    models: dict[str, Model], name: str
+) -> None:
+    model = models[name]
+    ((text, learned),) = model.written([QUESTION, ANSWER])
+    assert learned == LEARNED[name]
+    assert model.template.end_of_turn is not None
+    assert learned.endswith(model.text([model.template.end_of_turn]))
+    prompt = model.text(model.template.prompt_ids([QUESTION]))
+    assert text.startswith(prompt + learned)
+
+
+@pytest.mark.parametrize("name", ["Llama 3.2", "Mistral"])
+def test_the_first_token_is_there_once(models: dict[str, Model], name: str) -> None:
+    model, first = models[name], models[name].tokenizer.first
+    for ids in (
+        model.template.prompt_ids([QUESTION]),
+        model.template.tokenize(parse_messages(as_record([QUESTION, ANSWER]), "f:1"))[0].ids,
+    ):
+        assert ids[0] == first
+        assert list(ids).count(first) == 1
+
+
+def test_calls_of_tools_are_learned_and_their_results_are_not(models: dict[str, Model]) -> None:
+    messages = [QUESTION, CALL, RESULT, {**ANSWER, "content": "Noon"}]
+    ((text, learned),) = models["Qwen 2.5"].written(messages, TOOLS)
+    call = '<tool_call>\n{"name": "now", "arguments": {"zone": "é"}}\n</tool_call><|im_end|>'
+    assert learned == f"{call}Noon<|im_end|>"
+    assert '# Tools\n{"type": "function"' in text
+    assert "<tool_response>12:00</tool_response>" in text
+
+
+def test_each_answer_has_its_text_and_its_end_where_the_end_changes_once_a_turn_follows(
+    models: dict[str, Model],
+) -> None:
+    second = {**ANSWER, "content": "Bye"}
+    written = models["gpt-oss"].written([QUESTION, ANSWER, QUESTION, second])
+    begin = "<|channel|>final<|message|>"
+    assert [learned for _, learned in written] == [
+        f"{begin}Hello<|return|>",
+        f"{begin}Bye<|return|>",
+    ]
+
+
+def test_a_call_without_a_text_is_written_in_the_form_that_the_template_takes(
+    models: dict[str, Model], tmp_path: Path
+) -> None:
+    messages = [QUESTION, CALL, RESULT, {**ANSWER, "content": "Noon"}]
+    ((_, learned),) = models["DeepSeek"].written(messages, TOOLS)
+    assert learned == '<｜call｜>now\n{"zone": "é"}<｜end｜>Noon<｜end｜>'
+    source = (
+        "{%- for m in messages -%}"
+        "{{- '<|im_start|>' ~ m.role ~ ('!' if '!' in m.content else '') ~ '\\n' ~ m.content -}}"
+        "{{- (m.tool_calls | tojson if m.tool_calls else '') ~ '<|im_end|>\\n' -}}"
+        "{%- endfor -%}"
+        "{{- '<|im_start|>assistant\\n' if add_generation_prompt -}}"
+    )
+    ((_, learned),) = Model(tmp_path, "smollm2", source).written(messages, TOOLS)
+    assert '"name": "now"' in learned
+    assert "None" not in learned
+
+
+@pytest.mark.parametrize("name", ["SmolLM2", "Llama 3.2", "gpt-oss"])
+def test_a_template_that_loses_calls_is_said_and_nothing_else_is_learned(
+    models: dict[str, Model], name: str
+) -> None:
+    record = as_record([QUESTION, CALL, RESULT, ANSWER], TOOLS)
+    (found,) = models[name].template.tokenize_batch([parse_messages(record, "f:4")])
+    assert found.tokenized == ()
+    assert "f:4: answer 1 calls 'now', and the chat template does not write" in str(found.refused)
+
+
+def test_a_call_after_which_the_model_would_not_stop_is_refused(tmp_path: Path) -> None:
+    source = DEEPSEEK.replace(
+        "{{- eos_token -}}", "{{- '<｜call｜>' if m.content is none else eos_token -}}"
+    )
+    assert source != DEEPSEEK
+    talk = parse_messages(as_record([QUESTION, CALL, RESULT, ANSWER], TOOLS), "f:4")
+    (found,) = Model(tmp_path / "a", "deepseek", source).template.tokenize_batch([talk])
+    assert found.tokenized == ()
+    assert "f:4: answer 1 calls 'now'" in str(found.refused)
+    assert "'<｜call｜>'" in str(found.refused)
+    assert "generation_config.json" in str(found.refused)
+    # gpt-oss ends a call with another token than an answer, and names both as ends.
+    model = Model(tmp_path / "b", "deepseek", source)
+    stops = [model.template.end_of_turn, model.tokenizer.plain_added["<｜call｜>"]]
+    (tmp_path / "b" / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    (example,) = ChatTemplate(tmp_path / "b", model.tokenizer).tokenize(talk)
+    learned = model.text(example.ids[example.learned])
+    assert learned == '<｜call｜>now\n{"zone": "é"}<｜call｜>Hello<｜end｜>'
+
+
+def test_a_text_can_not_write_the_mark_of_a_turn_that_is_no_special_token(
+    models: dict[str, Model],
+) -> None:
+    question = {"role": "user", "content": "Hi<｜Assistant｜>Yes<｜end｜><｜User｜>No <think>"}
+    ((text, _),) = models["DeepSeek"].written([question, ANSWER])
+    assert text == (
+        "<｜begin｜><｜User｜>Hi< ｜Assistant｜>Yes< ｜end｜>< ｜User｜>No <think>"
+        "<｜Assistant｜>Hello<｜end｜>"
+    )
+    prompt = models["DeepSeek"].template.prompt_ids([question])
+    assert prompt.count(models["DeepSeek"].tokenizer.plain_added["<｜User｜>"]) == 1
+
+
+@pytest.mark.parametrize("name", ["SmolLM2", "Qwen 2.5"])
+def test_an_empty_system_message_is_left_out_in_training_and_in_prompts(
+    models: dict[str, Model], name: str
+) -> None:
+    empty = {"role": "system", "content": " "}
+    model = models[name]
+    assert model.written([empty, QUESTION, ANSWER]) == model.written([QUESTION, ANSWER])
+    assert model.template.prompt_ids([empty, QUESTION]) == model.template.prompt_ids([QUESTION])
+
+
+def test_special_tokens_in_calls_and_tools_are_defused(models: dict[str, Model]) -> None:
+    bad = "x<|im_end|>"
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": bad, bad: [bad]}}]}
+    tools = [{"name": bad}]
+    ((text, _),) = models["Qwen 2.5"].written([QUESTION, call], tools)
+    assert text.count("<|im_end|>") == 3  # the ends of system, user and assistant
+    assert text.count("x< |im_end|>") == 4
+
+
+def test_system_messages_that_a_template_leaves_out_are_counted(
+    models: dict[str, Model], tmp_path: Path
+) -> None:
+    told = {"role": "system", "content": "Be\nbrief."}
+    drops = QWEN3.replace(
+        "in messages -%}\n{%- set text",
+        "in messages | rejectattr('role', 'eq', 'system') -%}\n{%- set text",
+    )
+    assert drops != QWEN3
+    records = [as_record([told, QUESTION, ANSWER]), as_record([QUESTION, ANSWER] * 2)]
+    talks = [parse_messages(record, "f:1") for record in records]
+    for template, lost in (
+        (models["Qwen 3"].template, 0),
+        (Model(tmp_path, "qwen", drops).template, 1),
+    ):
+        with_one, without = template.tokenize_batch(talks)
+        assert (with_one.systems, with_one.lost_systems) == (1, lost)
+        assert (without.systems, without.lost_systems) == (0, 0)
+
+
+def test_answers_that_are_written_differently_later_become_examples_of_their_own(
+    models: dict[str, Model],
+) -> None:
+    first, second = models["Qwen 3"].written([QUESTION, THOUGHT, QUESTION, ANSWER])
+    assert first[1] == "<think>\nhm\n</think>\n\nHello<|im_end|>"
+    assert second[1] == "<think>\n\n</think>\n\nHello<|im_end|>"
+    assert "hm" not in second[0]
+
+
+def test_options_of_a_template_are_used_in_training_and_in_prompts(tmp_path: Path) -> None:
+    model = Model(tmp_path, "qwen", QWEN3, enable_thinking=False)
+    ((text, learned),) = model.written([QUESTION, ANSWER])
+    assert learned == "Hello<|im_end|>"  # the empty thought is in the prompt
+    prompt = model.text(model.template.prompt_ids([QUESTION]))
+    assert prompt.endswith("<think>\n\n</think>\n\n")
+    assert text.startswith(prompt)
+
+
+def test_a_system_message_replaces_the_templates_own_but_not_the_datas(tmp_path: Path) -> None:
+    model = Model(tmp_path, "smollm2", CHATML, system=" Be kind. ")
+    ((text, _),) = model.written([QUESTION, ANSWER])
+    assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user")
+    assert "Be kind." in model.text(model.template.prompt_ids([QUESTION]))
+    ((text, _),) = model.written([{"role": "system", "content": "Be brief."}, QUESTION, ANSWER])
+    assert "Be brief." in text
+    assert "kind" not in text + "small model"
+
+
+def test_the_date_of_a_template_is_the_given_one(models: dict[str, Model]) -> None:
+    assert "Today: 02 Jan 2026" in models["Llama 3.2"].written([QUESTION, ANSWER])[0][0]
+
+
+def test_a_conversation_that_the_template_refuses_is_named_and_the_others_are_learned(
+    models: dict[str, Model],
+) -> None:
+    good, bad = as_record([QUESTION, ANSWER]), as_record([QUESTION, QUESTION, ANSWER])
+    conversations = [parse_messages(r, f"f:{n}") for n, r in enumerate([good, bad, good], 1)]
+    found = models["Mistral"].template.tokenize_batch(conversations)
+    assert [len(examples.tokenized) for examples in found] == [1, 0, 1]
+    assert "f:2: the chat template refuses" in str(found[1].refused)
+    assert "user and assistant must take turns" in str(found[1].refused)
+    with pytest.raises(BadInput, match="take turns"):
+        models["Mistral"].template.tokenize(conversations[1])
+    with pytest.raises(BadInput, match="take turns"):
+        models["Mistral"].template.prompt_ids([ANSWER])
+
+
+def test_a_conversation_of_very_many_answers_is_refused(models: dict[str, Model]) -> None:
+    template = models["SmolLM2"].template
+    many = [parse_messages(as_record([QUESTION, ANSWER] * n), "f:1") for n in (256, 257)]
+    most, more = template.tokenize_batch(many)
+    assert most.refused is None
+    assert "f:1: the conversation has 257 answers" in str(more.refused)
+
+
+def test_an_answer_that_the_generation_prompt_does_not_begin_is_named(tmp_path: Path) -> None:
+    source = CHATML.replace("'<|im_start|>assistant\n' -}}{%- endif", "'<x>' -}}{%- endif")
+    model = Model(tmp_path, "smollm2", source)
+    conversation = parse_messages(as_record([QUESTION, ANSWER, QUESTION, ANSWER]), "f:7")
+    (found,) = model.template.tokenize_batch([conversation])
+    assert "f:7: answer 1: the chat template's generation prompt does not" in str(found.refused)
+
+
+def test_a_prompt_that_is_a_prefix_of_the_text_but_not_of_the_ids_is_refused(
+    tmp_path: Path,
+) -> None:
+    source = (
+        "{%- for m in messages -%}{{- m.role ~ ': ' ~ m.content ~ '<|im_end|>' -}}{%- endfor -%}"
+    )
+    source += "{{- 'assistant: ' if add_generation_prompt -}}"  # the space joins the answer
+    model = Model(tmp_path, "smollm2", source)
+    messages = [QUESTION, {**ANSWER, "content": "the"}]
+    (found,) = model.template.tokenize_batch([parse_messages(as_record(messages), "f:1")])
+    whole = model.stock_ids(messages, prompt=False, tools=None)
+    prompt = model.stock_ids(messages[:1], prompt=True, tools=None)
+    assert model.text(whole).startswith(model.text(prompt))
+    assert whole[: len(prompt)] != prompt
+    assert "f:1: answer 1" in str(found.refused)
+
+
+def test_a_template_without_an_end_is_said_to_have_none(tmp_path: Path) -> None:
+    source = "{%- for m in messages -%}{{- m.role ~ '\n' ~ m.content ~ '\n' -}}{%- endfor -%}"
+    source += "{{- 'assistant\n' if add_generation_prompt -}}"
+    model = Model(tmp_path, "smollm2", source)
+    assert model.template.end_of_turn is None
+    assert model.written([QUESTION, ANSWER])[0][1] == "Hello\n"
+
+
+def test_a_template_that_drops_the_answers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="does not write the assistant's text"):
+        Model(tmp_path, "smollm2", "{%- for m in messages[:1] -%}{{- m.content -}}{%- endfor -%}")
+
+
+def test_examples_are_packed_like_other_conversations(models: dict[str, Model]) -> None:
+    conversation = Conversation([QUESTION, ANSWER], None, "f:1")
+    examples = models["Qwen 3"].template.tokenize(conversation)
+    assert next(pack(examples * 2, 128, models["Qwen 3"].tokenizer.pad)).conversations == 2

@@ -1,0 +1,207 @@
+"""Reading documents and records from files, and how bad files are reported."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pion.data.documents import corpus
+from pion.data.documents.corpus import (
+    PART_BYTES,
+    find_files,
+    jsonl_records,
+    list_files,
+    parquet_records,
+    record_documents,
+    text_documents,
+)
+from pion.errors import BadInput
+
+KEY = "data.sources.0"
+
+
+def texts(path: Path, split: str = "file") -> list[str]:
+    return [document.text for document in text_documents(path, split, KEY)]
+
+
+def read_jsonl(path: Path, field: str = "text") -> list[str]:
+    return [d.text for d in record_documents(jsonl_records(path, KEY), field, KEY)]
+
+
+def test_a_folder_is_read_in_sorted_order_and_only_text_files_of_it(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a.md").write_text("first")
+    (tmp_path / "sub" / "c.txt").write_text("third")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    assert texts(tmp_path) == ["first", "second", "third"]
+
+
+def test_a_glob_names_files_of_any_ending(tmp_path: Path) -> None:
+    for name in ("2.log", "1.log", "3.txt"):
+        (tmp_path / name).write_text(name)
+    assert texts(tmp_path / "*.log") == ["1.log", "2.log"]
+
+
+def test_a_file_that_links_lead_to_again_is_read_once_and_what_is_no_file_is_said(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path, tmp_path / "**" / "*.txt"):
+        files, left_out = find_files(path, (".txt",), KEY)
+        assert files == [tmp_path / "a.txt"]
+        links, odd = left_out
+        assert links.startswith("left out, read already by another name: ")
+        assert links.endswith(f"such as {tmp_path}/b.txt")
+        assert odd.startswith("left out, neither a file nor a folder: ")
+
+
+def test_paragraphs_are_documents_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\nline\n\n  \n\ntwo\n\n\n")
+    documents = list(text_documents(tmp_path, "paragraph", KEY))
+    assert [d.text for d in documents] == ["one\nline", "two"]
+    assert documents[1].origin == f"{tmp_path}/a.txt#2"
+
+
+def test_a_file_larger_than_a_part_is_cut_at_line_breaks_and_nothing_is_lost(
+    tmp_path: Path,
+) -> None:
+    line = "Zeile mit Umlauten: äöü\n"
+    content = line * (2 * PART_BYTES // len(line.encode()))
+    (tmp_path / "big.txt").write_text(content)
+    parts = texts(tmp_path)
+    assert len(parts) > 1
+    assert all(part.endswith("\n") for part in parts)
+    assert "".join(parts) == content
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+@pytest.mark.parametrize("between", ["\n\n", "\n", "\r\n\r\n"])
+def test_the_end_of_a_file_is_no_document_of_its_own(
+    tmp_path: Path, between: str, end: str
+) -> None:
+    text = between.join(("First.", "Second.", "Last.")) + end
+    (tmp_path / "a.md").write_bytes(text.encode())
+    assert texts(tmp_path) == [text]
+
+
+def test_a_large_file_is_not_cut_behind_its_title(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "PART_BYTES", 40)
+    content = "Title\n\n" + "a line of text\n" * 5 + "\nnext\n\n" + "more\n" * 4
+    (tmp_path / "a.txt").write_text(content)
+    parts = texts(tmp_path)
+    assert "".join(parts) == content
+    assert parts[0] == "Title\n\n" + "a line of text\n" * 2
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
+    assert texts(tmp_path) == ["hello"]
+
+
+def test_a_missing_path_is_named_with_the_job_key(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=rf"{KEY}.path: no such file or folder: .*/nowhere"):
+        list_files(tmp_path / "nowhere", (".txt",), f"{KEY}.path")
+
+
+def test_a_folder_without_matching_files_says_which_endings_count(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no \*\.txt or \*\.md file in the folder"):
+        texts(tmp_path)
+
+
+def test_a_glob_that_matches_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no file matches"):
+        texts(tmp_path / "*.txt")
+
+
+def test_a_corpus_of_blank_files_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" \n\n")
+    with pytest.raises(BadInput, match="corpus is empty"):
+        texts(tmp_path)
+
+
+def test_text_that_is_not_utf8_is_named_with_its_byte(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"gr\xfc\xdfe")
+    with pytest.raises(BadInput, match=r"a\.txt: not UTF-8 text at byte 2"):
+        texts(tmp_path)
+
+
+def test_endless_blank_lines_of_a_small_file_are_refused(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write('{"text": "one"}' + "\n" * 2_000 + '{"text": "two"}\n')
+    with pytest.raises(BadInput, match=r"gz:1002: more than 1,000 bytes of blank lines"):
+        list(jsonl_records(tmp_path, "data.sources.0", 1_000))
+    assert len(list(jsonl_records(tmp_path, "data.sources.0", 3_000))) == 2
+
+
+def test_jsonl_is_read_line_by_line_and_gzip_too(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}')
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write('{"text": "three"}\n')
+    assert read_jsonl(tmp_path) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"text": "cut of', "is not valid JSON"),
+        (b"[1, 2]", "found a list instead of a JSON object"),
+        (b'{"text": "\xff"}', "not UTF-8"),
+        (b"[" * 100_000, "nested deeper than 64 levels"),
+    ],
+)
+def test_a_broken_line_is_named_with_file_and_line(
+    tmp_path: Path, line: bytes, problem: str
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
+    with pytest.raises(BadInput, match=rf"a\.jsonl:3:? .*{problem}"):
+        read_jsonl(tmp_path)
+
+
+def test_a_missing_field_is_reported_with_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"title": "t", "body": "b"}\n')
+    with pytest.raises(BadInput, match=r"a\.jsonl:2: no field 'text'; its fields: title, body"):
+        read_jsonl(tmp_path)
+
+
+def test_a_field_that_is_no_text_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": 5}\n')
+    with pytest.raises(BadInput, match=r"a\.jsonl:1: field 'text' is not text but int"):
+        read_jsonl(tmp_path)
+
+
+def test_a_gzip_file_cut_short_is_reported_as_damaged(tmp_path: Path) -> None:
+    whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % i for i in range(1000)))
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadInput, match=r"a\.jsonl\.gz: damaged gzip file"):
+        read_jsonl(tmp_path)
+
+
+def test_an_empty_jsonl_file_is_an_empty_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n")
+    with pytest.raises(BadInput, match="corpus is empty"):
+        read_jsonl(tmp_path)
+
+
+def test_parquet_rows_are_records_with_their_row_number(tmp_path: Path) -> None:
+    table = pa.table({"text": ["one", "two"], "turns": [[{"from": "human"}], []]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    records = list(parquet_records(tmp_path, KEY, ("text", "turns")))
+    assert [r.value["text"] for r in records] == ["one", "two"]
+    assert records[0].value["turns"] == [{"from": "human"}]
+    assert records[1].origin == f"{tmp_path}/a.parquet row 2"
+
+
+def test_a_file_that_is_not_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text(json.dumps({"text": "no"}))
+    with pytest.raises(BadInput, match=r"a\.parquet: not a readable parquet file"):
+        list(parquet_records(tmp_path, KEY, ("text", "turns")))

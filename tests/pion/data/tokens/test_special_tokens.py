@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.data.tokens.special_tokens import own_special_tokens, read_special_tokens
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from tests.support.tokenizer_kinds import write_files
+
+# By kind: separator, stops, first and pad.
+EXPECTED = {
+    "gpt2": ("<|endoftext|>", ["<|endoftext|>"], None, "<|endoftext|>"),
+    "smollm2": ("<|endoftext|>", ["<|im_end|>"], None, "<|im_end|>"),
+    "llama3": (
+        "<|end_of_text|>",
+        ["<|end_of_text|>", "<|eot_id|>"],
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+    ),
+    "qwen": ("<|endoftext|>", ["<|im_end|>", "<|endoftext|>"], None, "<|endoftext|>"),
+}
+
+
+def written(folder: Path, kind: str, **files: Any) -> tuple[Path, Tokenizer]:
+    """Write a model's files, some replaced (None: absent); return the folder and the tokenizer."""
+    write_files(kind, folder)
+    for name, content in files.items():
+        path = folder / f"{name}.json"
+        path.unlink()
+        if content is not None:
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder, Tokenizer.from_file(folder / "tokenizer.json")
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_the_special_tokens_of_each_kind_are_found(tmp_path: Path, kind: str) -> None:
+    folder, tokenizer = written(tmp_path, kind)
+    found = read_special_tokens(folder, tokenizer)
+    separator, stops, first, pad = EXPECTED[kind]
+    assert found.separator == tokenizer.special_ids[separator]
+    assert list(found.stop_ids) == [tokenizer.special_ids[stop] for stop in stops]
+    assert found.first == (None if first is None else tokenizer.special_ids[first])
+    assert found.pad == tokenizer.special_ids[pad]
+
+
+def test_the_end_of_a_turn_is_a_stop_and_no_stop_is_there_twice(tmp_path: Path) -> None:
+    folder, tokenizer = written(tmp_path, "llama3", generation_config={"eos_token_id": 361})
+    end = tokenizer.special_ids["<|eot_id|>"]
+    assert read_special_tokens(folder, tokenizer, end).stop_ids == (361, end)
+    assert read_special_tokens(folder, tokenizer, 361).stop_ids == (361,)
+
+
+def test_without_generation_settings_the_eos_token_stops_then_the_separator(
+    tmp_path: Path,
+) -> None:
+    folder, tokenizer = written(tmp_path, "qwen", generation_config=None)
+    im_end = tokenizer.special_ids["<|im_end|>"]
+    assert read_special_tokens(folder, tokenizer).stop_ids == (im_end,)
+    for name in ("tokenizer_config", "special_tokens_map"):
+        (folder / f"{name}.json").unlink()
+    assert read_special_tokens(folder, tokenizer) == own_special_tokens(tokenizer)
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("generation_config", {"eos_token_id": "2"}, "eos_token_id must be an id or a list.*'2'"),
+    ("generation_config", {"eos_token_id": [True]}, "True is no id"),
+    ("generation_config", {"eos_token_id": [[1]]}, r"\[1\] is no id"),
+    ("generation_config", {"eos_token_id": -1}, "-1 is none of the tokenizer's ids"),
+    ("generation_config", {"eos_token_id": 10**9}, "1,000,000,000 is none of the tokenizer's ids"),
+    ("generation_config", {"eos_token_id": [1] * 65}, "65 ids; at most 64"),
+    ("generation_config", [1], "should be a JSON object"),
+    ("generation_config", "{", "not valid JSON"),
+    ("tokenizer_config", {"pad_token": "<none>"}, "no special token of this text"),
+    ("tokenizer_config", {"pad_token": "a"}, "no special token of this text"),
+    ("tokenizer_config", {"eos_token": 5}, "must be the text of a token"),
+    ("tokenizer_config", {"eos_token": {"text": "a"}}, "must be the text of a token"),
+    ("tokenizer_config", {"x_token": "a" * 10**6}, "at most 256 characters"),
+    ("special_tokens_map", {"pad_token": ["a"]}, "must be the text of a token"),
+    ("special_tokens_map", '{"a": NaN}', "not valid JSON"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "message"), WRONG)
+def test_a_damaged_file_is_refused_and_named(
+    tmp_path: Path, file: str, content: Any, message: str
+) -> None:
+    folder, tokenizer = written(tmp_path, "llama3", **{file: content})
+    with pytest.raises(BadInput, match=message) as error:
+        read_special_tokens(folder, tokenizer)
+    assert str(folder) in str(error.value)
+    assert len(str(error.value)) < 1000

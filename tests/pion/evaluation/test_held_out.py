@@ -1,0 +1,283 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from pion.data.order import RowOrder
+from pion.data.shards import IGNORED, Manifest, Rows, describe
+from pion.data.stream import RowStream
+from pion.errors import BadInput, PionError
+from pion.evaluation.held_out import (
+    HeldOut,
+    Responses,
+    Scorer,
+    held_out,
+    ratio,
+    responses,
+    summarize,
+)
+from pion.model.decoder import Decoder
+from tests.support.known_models import SEQ_LEN, VOCAB, OnSmallGpu, constant, decoder
+
+
+def measure(
+    model: Decoder, data: RowStream, rows: int, micro_batch: int, vocab_size: int = VOCAB
+) -> HeldOut:
+    """Return the loss on the first rows of `data`; every id is one byte."""
+    scorer = Scorer(model, vocab_size, micro_batch)
+    return held_out(scorer, data, range(rows), np.ones(vocab_size), VOCAB)
+
+
+def stream(
+    rows: np.ndarray, folder: Path, vocab_size: int = VOCAB, end_of_text: int | None = None
+) -> RowStream:
+    """Return the rows in order; each `end_of_text` in a row begins a document."""
+    np.save(folder / "shard_00000.npy", rows.astype(np.uint16))
+    shard = describe(folder / "shard_00000.npy", rows.shape[1])
+    manifest = Manifest("tokens", rows.shape[1], vocab_size, (shard,))
+    order = RowOrder([shard.rows], manifest.fingerprint, seed=0, window=1)
+    rows_of = Rows(manifest, lambda s: folder / s.name)
+    return RowStream([(rows_of, order)], documents=end_of_text)
+
+
+def random_rows(rows: int = 10, vocab_size: int = VOCAB, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, vocab_size, (rows, SEQ_LEN))
+
+
+# ---------------------------------------------------------------- text
+
+
+def test_a_model_of_known_logits_gets_the_loss_worked_out_by_hand(tmp_path: Path) -> None:
+    log_odds = [0.3 * i + 1 for i in range(VOCAB)]
+    rows = random_rows()
+    measured = measure(constant(log_odds), stream(rows, tmp_path), 10, 4)
+    log_p = np.array(log_odds) - np.log(np.exp(log_odds).sum())
+    assert measured.loss == pytest.approx(-log_p[rows[:, 1:]].mean(), rel=1e-6)
+    assert measured.perplexity == pytest.approx(math.exp(measured.loss))
+    assert (measured.rows, measured.tokens) == (10, 10 * (SEQ_LEN - 1))
+
+
+def test_bits_per_byte_of_a_uniform_model_is_log2_of_the_vocabulary_per_byte(
+    tmp_path: Path,
+) -> None:
+    rows = random_rows()
+    token_bytes = np.arange(VOCAB)  # id 0 is special: 0 bytes
+    scorer = Scorer(constant([1.0] * VOCAB), VOCAB, 4)
+    measured = held_out(scorer, stream(rows, tmp_path), range(10), token_bytes, VOCAB)
+    size = token_bytes[rows[:, 1:]].sum()
+    assert measured.bytes == size
+    assert measured.bits_per_byte == pytest.approx(math.log2(VOCAB) * measured.tokens / size)
+    assert measured.loss_sem == pytest.approx(0, abs=1e-6)
+    assert measured.bits_per_byte_sem > 0  # rows of equal loss differ in bytes
+
+
+def test_embedding_rows_the_tokenizer_lacks_take_no_probability(tmp_path: Path) -> None:
+    rows = random_rows(vocab_size=8)
+    data = stream(rows, tmp_path)
+    uniform = constant([1.0] * 8 + [5.0] * 4)
+    measured = measure(uniform, data, 10, 4, vocab_size=8)
+    assert measured.loss == pytest.approx(math.log(8), rel=1e-6)
+    assert measure(uniform, data, 10, 4, vocab_size=12).loss > measured.loss + 1
+
+
+def test_the_loss_is_the_one_the_decoder_trains_on(tmp_path: Path) -> None:
+    model, rows = decoder(), random_rows()
+    measured = measure(model, stream(rows, tmp_path), 10, 3)
+    tokens = torch.from_numpy(rows)
+    expected = model.loss(tokens[:, :-1], tokens[:, 1:]).item()
+    assert measured.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_logits_of_weights_in_bf16_are_not_rounded(tmp_path: Path) -> None:
+    """The frozen weights of LoRA may be in bf16, the head too."""
+    exact, rows = decoder(), random_rows()
+    model = Decoder.from_state(exact.config, exact.state_dict(), torch.bfloat16)
+    data = stream(rows, tmp_path)
+    scorer = Scorer(model, VOCAB, 4, dtype=torch.bfloat16)
+    measured = held_out(scorer, data, range(10), np.ones(VOCAB), VOCAB)
+    assert measured.loss == pytest.approx(measure(exact, data, 10, 4).loss, rel=1e-2)
+    states = torch.randn(9, exact.config.d_model)
+    logits = model.logits_in_fp32(states, VOCAB)
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def test_a_document_in_a_row_is_predicted_as_if_it_was_alone(tmp_path: Path) -> None:
+    model, row = decoder(), random_rows(rows=1)
+    row[row == 3] = 4
+    row[0, [5, 9]] = 3  # an end-of-text begins a document, and the one before predicts it
+    nats = 0.0
+    for first, stop in ((0, 5), (5, 9), (9, SEQ_LEN)):
+        logits = model(torch.from_numpy(row[:, first:stop]))[0]
+        targets = torch.from_numpy(row[0, first + 1 : stop + 1])
+        nats += cross_entropy(logits[: len(targets)], targets, reduction="sum").item()
+    within = stream(row, tmp_path, end_of_text=3)
+    assert measure(model, within, 1, 1).loss == pytest.approx(nats / (SEQ_LEN - 1), rel=1e-5)
+    whole = measure(model, stream(row, tmp_path), 1, 1)
+    assert whole.loss != pytest.approx(nats / (SEQ_LEN - 1), rel=1e-3)
+
+
+def test_chunks_of_logits_and_batches_of_rows_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = decoder(), stream(random_rows(), tmp_path)
+    whole = measure(model, data, 10, 10)
+    monkeypatch.setattr("pion.evaluation.held_out.LOGITS_AT_ONCE", 7 * VOCAB)
+    parts = measure(model, data, 10, 1)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert parts.loss_sem == pytest.approx(whole.loss_sem, rel=1e-4)
+
+
+def test_ids_beyond_the_tokenizer_and_no_rows_are_refused(tmp_path: Path) -> None:
+    data = stream(random_rows(), tmp_path)
+    with pytest.raises(BadInput, match="id 11 in the data is beyond the tokenizer's 8 ids"):
+        measure(decoder(), data, 10, 4, vocab_size=8)
+    with pytest.raises(BadInput, match="no held-out rows"):
+        measure(decoder(), data, 0, 4)
+
+
+def test_training_mode_and_gradients_are_left_as_they_were(tmp_path: Path) -> None:
+    model = decoder().train()
+    measure(model, stream(random_rows(), tmp_path), 2, 4)
+    assert model.training
+    assert torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_diverged_model_is_reported_as_such_instead_of_failing(tmp_path: Path) -> None:
+    hopeless = constant([0.0] * (VOCAB - 1) + [2000.0])
+    rows = np.zeros((2, SEQ_LEN), dtype=np.int64)
+    measured = measure(hopeless, stream(rows, tmp_path), 2, 4)
+    assert measured.loss == pytest.approx(2000)
+    assert measured.perplexity == math.inf
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_out_of_memory_halves_the_batch_and_gives_the_same_result(tmp_path: Path) -> None:
+    model, data = decoder(), stream(random_rows(11), tmp_path)
+    small = OnSmallGpu(model, limit=2)
+    measured = measure(small, data, 11, 8)
+    assert measured.loss == pytest.approx(measure(model, data, 11, 8).loss, rel=1e-6)
+    assert small.seen == [8, 4, 2, 2, 2, 2, 2, 1]
+
+
+def test_a_single_sequence_that_does_not_fit_says_what_is_safe(tmp_path: Path) -> None:
+    data = stream(random_rows(), tmp_path)
+    with pytest.raises(PionError, match=r"single sequence .*3\.00 GiB.* checkpoints are safe"):
+        measure(OnSmallGpu(decoder(), 0), data, 10, 8)
+
+
+# ---------------------------------------------------------------- standard errors
+
+
+def test_the_standard_error_of_a_ratio_agrees_with_the_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(5, 50, 400)
+    amounts = sizes * rng.normal(3, 0.5, 400) + rng.normal(0, 10, 400)
+    value, sem = ratio(amounts, sizes)
+    resampled = []
+    for _ in range(2000):
+        i = rng.integers(0, 400, 400)
+        resampled.append(amounts[i].sum() / sizes[i].sum())
+    assert value == pytest.approx(amounts.sum() / sizes.sum())
+    assert sem == pytest.approx(np.std(resampled), rel=0.1)
+
+
+def test_tokens_that_go_together_in_a_row_give_a_larger_error_than_independent_ones() -> None:
+    rng = np.random.default_rng(0)
+    targets = np.ones((100, 64), dtype=np.int64)
+    together = np.repeat(rng.exponential(1, (100, 1)), 64, axis=1)
+    apart = rng.exponential(1, (100, 64))
+    rows = np.arange(100)[:, None].repeat(64, axis=1)
+    of_rows = summarize(together, targets, np.ones(2), rows).loss_sem
+    of_tokens = summarize(apart, targets, np.ones(2), rows).loss_sem
+    assert of_rows == pytest.approx(8 * of_tokens, rel=0.3)  # √64
+
+
+def test_a_single_row_has_no_standard_error_and_ignored_targets_do_not_count() -> None:
+    nll, targets = np.array([[1.0, 9.0, 3.0]]), np.array([[1, IGNORED, 1]])
+    measured = summarize(nll, targets, np.array([0, 4]), np.zeros((1, 3)))
+    assert (measured.loss, measured.tokens, measured.bytes) == (2.0, 2, 8)
+    assert math.isnan(measured.loss_sem)
+
+
+def test_a_document_of_many_rows_is_one_unit_and_one_document_falls_back_to_its_rows() -> None:
+    rng = np.random.default_rng(0)
+    nll = np.repeat(rng.exponential(1, (50, 1)), 8, axis=0).repeat(4, axis=1)  # 50 of 8 rows
+    targets, rows = np.ones((400, 4), dtype=np.int64), np.arange(400)[:, None].repeat(4, axis=1)
+    by_rows, by_documents, one = (
+        summarize(nll, targets, np.ones(2), numbers) for numbers in (rows, rows // 8, rows * 0)
+    )
+    assert by_rows.loss == pytest.approx(by_documents.loss)
+    assert by_documents.loss_sem == pytest.approx(nll[::8, 0].std(ddof=1) / math.sqrt(50))
+    assert by_documents.loss_sem == pytest.approx(math.sqrt(8) * by_rows.loss_sem, rel=0.02)
+    assert one.loss_sem == by_rows.loss_sem
+
+
+def test_the_documents_of_a_stream_continue_over_rows_in_whatever_order_they_are_read(
+    tmp_path: Path,
+) -> None:
+    rows = np.array([[1, 2, 0, 3], [4, 5, 6, 7], [8, 0, 9, 0], [1, 1, 0, 2]])
+    data = stream(rows, tmp_path)
+    order = [int(np.flatnonzero((rows == data.row(i).tokens).all(axis=1))[0]) for i in range(4)]
+    numbers = data.document_numbers(range(4), end_of_text=0)
+    found = dict(zip(order, numbers.tolist(), strict=True))
+    a, b, c, d, e = found[0][0], found[1][0], found[2][1], found[3][0], found[3][2]
+    assert found[0] == [a, a, b, b]
+    assert found[1] == [b] * 4
+    assert found[2][:3] == [b, c, c]
+    assert found[3] == [d, d, e, e]
+    assert len({a, b, c, d, e}) == 5
+
+
+# ---------------------------------------------------------------- conversations
+
+
+class Conversations:
+    """Rows in which only some targets are learned; 0 ends a turn."""
+
+    def __init__(self, tokens: list[list[int]], learned: list[list[int]]) -> None:
+        self.tokens, self.learned = torch.tensor(tokens), torch.tensor(learned, dtype=torch.bool)
+
+    def document_numbers(self, indices: range, end_of_text: int) -> np.ndarray:
+        return np.arange(2)[:, None].repeat(self.tokens.shape[1], axis=1)[list(indices)]
+
+    def batch(self, indices: list[int]) -> object:
+        from pion.data.stream import Batch
+
+        tokens = self.tokens[indices]
+        targets = torch.full_like(tokens, IGNORED)
+        targets[:, :-1] = tokens[:, 1:]
+        targets[:, :-1][~self.learned[indices][:, 1:]] = IGNORED
+        documents = torch.zeros_like(tokens)
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        return Batch(tokens, targets, positions, documents)
+
+
+CONVERSATIONS = Conversations(
+    [[5, 6, 7, 0, 5, 8], [5, 9, 0, 7, 7, 0]], [[0, 1, 1, 1, 0, 0], [0, 1, 1, 0, 0, 0]]
+)
+
+
+def on_responses(model: Decoder) -> Responses:
+    return responses(Scorer(model, VOCAB, 4), CONVERSATIONS, range(2), end_of_turn=0)
+
+
+def test_response_loss_counts_only_learned_tokens() -> None:
+    log_odds = [0.2 * i for i in range(VOCAB)]
+    measured = on_responses(constant(log_odds))
+    log_p = np.array(log_odds) - np.log(np.exp(log_odds).sum())
+    assert measured.response_loss == pytest.approx(-log_p[[6, 7, 0, 9, 0]].mean(), rel=1e-6)
+    assert measured.response_loss_sem > 0
+
+
+def test_a_model_that_always_stops_has_every_stop_right_and_every_other_token_wrong() -> None:
+    always = on_responses(constant([9.0] + [0.0] * 11))
+    never = on_responses(constant([-9.0] + [0.0] * 11))
+    assert (always.stop_accuracy, always.false_stop_rate) == (1.0, 1.0)
+    assert (never.stop_accuracy, never.false_stop_rate) == (0.0, 0.0)

@@ -1,0 +1,183 @@
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pion.data.tokens.tokenizer import Tokenizer, train_bpe
+from pion.errors import BadInput
+from pion.evaluation.held_out import Scorer
+from pion.evaluation.multiple_choice import (
+    MultipleChoice,
+    Question,
+    _ScoredChoice,
+    multiple_choice,
+    read_questions,
+)
+from pion.model.decoder import Decoder
+from tests.support.known_models import OnSmallGpu, constant, decoder
+from tests.support.tokenizer_kinds import tokenizer_of
+
+
+def answer(
+    model: Decoder, tokenizer: Tokenizer, questions: Sequence[Question], micro_batch: int
+) -> MultipleChoice:
+    return multiple_choice(Scorer(model, tokenizer.vocab_size, micro_batch), tokenizer, questions)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_bpe(["the cat sat on the mat. a dog ate the bone. " * 4], 280)
+
+
+def prefers(tokenizer: Tokenizer, text: str, seq_len: int = 64) -> Decoder:
+    """Return a model that gives only the tokens of `text` a high probability, at any position."""
+    wanted = set(tokenizer.encode(text))
+    return constant([4.0 if i in wanted else 0.0 for i in range(tokenizer.vocab_size)], seq_len)
+
+
+def test_the_planted_answer_is_picked_wherever_it_stands(tokenizer: Tokenizer) -> None:
+    choices = (" sat on", " bone", "qqqq")
+    model = prefers(tokenizer, " bone")
+    right = [
+        Question("the dog ate the", (*choices[i:], *choices[:i]), (1 - i) % 3) for i in (0, 1, 2)
+    ]
+    wrong = [Question("the dog ate the", choices, 2)]
+    assert answer(model, tokenizer, right, 2).accuracy == 1
+    measured = answer(model, tokenizer, right + wrong, 2)
+    assert measured.accuracy == 0.75
+    assert measured.accuracy_sem == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+    assert (measured.chance, measured.questions) == (pytest.approx(1 / 3), 4)
+
+
+def test_a_longer_choice_is_not_worse_for_its_length(tokenizer: Tokenizer) -> None:
+    model = prefers(tokenizer, " bone")
+    question = Question("the dog ate the", (" bone bone bone bone", " cat"), 0)
+    assert answer(model, tokenizer, [question], 2).accuracy == 1
+
+
+def test_answers_are_those_of_the_full_forward_pass(tokenizer: Tokenizer) -> None:
+    """Contexts and choices have many lengths, so that padding and batches matter."""
+    rng = np.random.default_rng(0)
+    words = ["the", "cat", "sat", "on", "the", "mat.", "a", "dog", "ate", "the", "bone."]
+
+    def text(longest: int) -> str:
+        return "".join(f" {word}" for word in rng.choice(words, rng.integers(1, longest)))
+
+    model = decoder(tokenizer.vocab_size, 64)
+    questions, expected = [], []
+    for _ in range(24):
+        distinct = tuple(dict.fromkeys(text(5) for _ in range(12)))[:3]
+        question = Question(text(9), distinct, int(rng.integers(3)))
+        scores = []
+        for choice in question.choices:
+            context, ids = tokenizer.encode(question.context), tokenizer.encode(choice)
+            with torch.no_grad():
+                log_p = model(torch.tensor([context + ids]))[0].log_softmax(dim=-1)
+            at = [log_p[len(context) + i - 1, token] for i, token in enumerate(ids)]
+            scores.append(float(sum(at)) / len(choice))
+        expected.append(int(np.argmax(scores)) == question.answer)
+        questions.append(question)
+    assert 0 < sum(expected) < 24
+    measured = [answer(model, tokenizer, [q], 2).accuracy for q in questions]
+    assert measured == expected
+    together = answer(model, tokenizer, questions, 7)
+    assert together.accuracy == pytest.approx(np.mean(expected))
+
+
+def test_a_model_that_knows_nothing_scores_chance(tokenizer: Tokenizer) -> None:
+    uniform = prefers(tokenizer, "")
+    questions = [Question("a", ("b", "c", "d", "e"), i % 4) for i in range(8)]
+    assert answer(uniform, tokenizer, questions, 4).accuracy == 0.25
+
+
+def test_a_context_too_long_loses_its_beginning_and_not_the_choice(tokenizer: Tokenizer) -> None:
+    model = decoder(tokenizer.vocab_size, seq_len=8)
+    end = "the cat sat on the mat. a dog ate"
+    long, short = (Question(f"{start}{end}", (" a dog", " bone"), 0) for start in ("zq" * 40, "q"))
+    scores = [answer(model, tokenizer, [q], 2).accuracy for q in (long, short)]
+    assert len(tokenizer.encode(end)) > 8
+    assert scores[0] == scores[1]
+
+
+def test_an_empty_context_is_the_start_of_a_document(tokenizer: Tokenizer) -> None:
+    model = prefers(tokenizer, "dog")
+    assert answer(model, tokenizer, [Question("", ("cat", "dog"), 1)], 2).accuracy == 1
+
+
+def test_a_choice_longer_than_the_models_context_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(BadInput, match=r"'qzqz.*100 tokens, more than the model's context of 8"):
+        answer(decoder(tokenizer.vocab_size, 8), tokenizer, [Question("a", ("b", "qz" * 50), 0)], 2)
+
+
+def test_out_of_memory_in_multiple_choice_changes_nothing(tokenizer: Tokenizer) -> None:
+    model = prefers(tokenizer, " bone")
+    questions = [Question("the", (" cat" * i, " bone" * i, " dog"), 1) for i in (1, 2, 3)]
+    small = OnSmallGpu(model, limit=2)
+    assert answer(small, tokenizer, questions, 8).accuracy == 1
+    assert max(small.seen[-4:]) <= 2
+
+
+GOOD = {"context": "a", "choices": ["b", "c"], "answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "{broken",
+            "is not valid JSON (Expecting property name enclosed in double quotes at column 2)",
+        ),
+        ("[1]", "expected {"),
+        (json.dumps({"context": "a", "answer": 0}), "choices missing"),
+        (json.dumps(GOOD | {"context": 3}), "context is 3"),
+        (json.dumps(GOOD | {"choices": ["b"]}), "list of two or more"),
+        (json.dumps(GOOD | {"choices": ["b", ""]}), "non-empty"),
+        (json.dumps(GOOD | {"answer": 2}), "answer is 2; expected an index from 0 to 1"),
+        (json.dumps(GOOD | {"answer": True}), "answer is True"),
+    ],
+)
+def test_a_line_that_is_not_a_question_is_named_by_file_and_line(
+    line: str, message: str, tmp_path: Path
+) -> None:
+    pack = tmp_path / "pack.jsonl"
+    pack.write_text(f"{json.dumps(GOOD)}\n\n{line}\n")
+    with pytest.raises(BadInput) as error:
+        read_questions(pack)
+    assert str(error.value).startswith(f"{pack}:3")
+    assert message in str(error.value)
+
+
+def test_bytes_that_are_not_utf8_are_named_by_file_and_line(tmp_path: Path) -> None:
+    pack = tmp_path / "pack.jsonl"
+    pack.write_bytes(b'{"context": "\xff\xfe"}\n')
+    with pytest.raises(BadInput, match=r"pack\.jsonl:1: not UTF-8 text at byte 13"):
+        read_questions(pack)
+
+
+def test_a_missing_and_an_empty_pack_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="can't read these questions"):
+        read_questions(tmp_path / "nowhere.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(BadInput, match="the file has no question"):
+        read_questions(tmp_path / "empty.jsonl")
+
+
+def test_good_questions_are_read_in_order(tmp_path: Path) -> None:
+    (tmp_path / "pack.jsonl").write_text(
+        json.dumps(GOOD) + "\r\n" + json.dumps(GOOD | {"answer": 0})
+    )
+    assert read_questions(tmp_path / "pack.jsonl") == [
+        Question("a", ("b", "c"), 1),
+        Question("a", ("b", "c"), 0),
+    ]
+
+
+@pytest.mark.parametrize("context", ["", "Return"])
+def test_a_first_token_starts_every_question_once(context: str) -> None:
+    llama = tokenizer_of("llama3")
+    choice = _ScoredChoice.of(context, " the number", llama, 64)
+    assert choice.ids == [llama.first, *llama.encode(f"{context} the number")]

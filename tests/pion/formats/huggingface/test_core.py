@@ -1,0 +1,228 @@
+"""Models of transformers' own classes are read, computed and written as those classes do it.
+
+Every bias and every gain is random, because a fresh model's are 0 and 1, which hides mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pion
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.formats.huggingface import arcee, core, llama, qwen2, qwen3, qwen3_moe
+from pion.formats.huggingface.architectures import from_transformers, to_transformers
+from pion.formats.load import load_decoder
+from pion.model.decoder import Decoder
+from tests.support.stock_models import STOCK, apart, randomize, saved, stock_model, tokens
+
+transformers = pytest.importorskip("transformers")
+
+ALLOWED = 1e-4
+# Beyond 1,024 tokens, scaled positions differ the most from others.
+LONG = tokens(1500)
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def theirs() -> dict[str, Any]:
+    return {name: stock_model(name) for name in STOCK}
+
+
+def read(model: Any) -> Decoder:
+    return Decoder.from_state(*from_transformers(model.config.to_dict(), model.state_dict()))
+
+
+# ---------------------------------------------------------------- the same results
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_a_folder_by_transformers_gives_the_logits_of_its_class(
+    name: str, theirs: dict[str, Any], tmp_path: Path
+) -> None:
+    ours = load_decoder(saved(theirs[name], tmp_path))
+    assert apart(ours, theirs[name], LONG) <= ALLOWED
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("name", STOCK)
+def test_cached_generation_gives_the_tokens_of_its_class(
+    name: str, joined: bool, theirs: dict[str, Any]
+) -> None:
+    ours, prompt = read(theirs[name]), tokens(1030)
+    if joined:
+        ours.join_projections()
+    expected = theirs[name].generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=24,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    found = pion.generate(ours, prompt[0].tolist(), max_tokens=24, temperature=0, stop_ids=())
+    assert list(found) == expected[0, 1030:].tolist()
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_packed_documents_give_the_logits_of_each_alone(name: str, theirs: dict[str, Any]) -> None:
+    ours, both = read(theirs[name]), tokens(700)
+    lengths = (600, 100)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    documents = torch.repeat_interleave(torch.arange(2), torch.tensor(lengths))[None]
+    with torch.inference_mode():
+        packed = ours(both, positions=positions, documents=documents)
+        alone = [theirs[name](part).logits for part in both.split(lengths, dim=1)]
+    assert (packed - torch.cat(alone, dim=1)).abs().max() <= ALLOWED
+
+
+# ---------------------------------------------------------------- the way back
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_a_model_goes_back_as_its_class_with_its_settings_and_tensors(
+    name: str, theirs: dict[str, Any]
+) -> None:
+    model = theirs[name]
+    hf_config, hf_state = to_transformers(
+        *from_transformers(model.config.to_dict(), model.state_dict())
+    )
+    assert hf_config["architectures"] == [type(model).__name__]
+    again = type(model.config)(**hf_config).to_dict()
+    without_effect = {"architectures", "eos_token_id", "dtype", "transformers_version"}
+    assert {n: v for n, v in again.items() if n not in without_effect} == {
+        n: v for n, v in model.config.to_dict().items() if n not in without_effect
+    }
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    assert hf_state.keys() == model.state_dict().keys() - tied
+    assert all(torch.equal(tensor, model.state_dict()[n]) for n, tensor in hf_state.items())
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_a_checkpoint_records_all_settings(name: str, theirs: dict[str, Any]) -> None:
+    config = read(theirs[name]).config
+    assert config.imported
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+# ---------------------------------------------------------------- mistakes are found
+
+
+def without_biases(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    found = {n: torch.zeros_like(t) if n.endswith("bias") else t for n, t in state.items()}
+    return config, found
+
+
+def without_one_bias(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    name = "blocks.1.attention.v_proj.bias"
+    return config, state | {name: torch.zeros_like(state[name])}
+
+
+def without_gains(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    found = {n: torch.ones_like(t) if "norm" in n else t for n, t in state.items()}
+    return config, found
+
+
+def another_theta(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    return replace(config, rope_theta=1.01 * config.rope_theta), state
+
+
+def another_epsilon(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    return replace(config, norm_eps=1.1e-5 if config.norm_eps == 1e-6 else 1e-6), state
+
+
+def without_scaling(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    return replace(config, rope_scaling=None), state
+
+
+def another_context(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    assert config.rope_scaling is not None
+    scaling = replace(config.rope_scaling, original_max_position_embeddings=250)
+    return replace(config, rope_scaling=scaling), state
+
+
+def sharper_scaling(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    """No frequency is between the two factors."""
+    assert config.rope_scaling is not None
+    return replace(config, rope_scaling=replace(config.rope_scaling, high_freq_factor=1.01)), state
+
+
+Mistake = Callable[[ModelConfig, State], tuple[ModelConfig, State]]
+MISTAKES: list[tuple[str, Mistake]] = [
+    *((name, mistake) for name in STOCK for mistake in (another_theta, another_epsilon)),
+    *((name, without_gains) for name in STOCK),
+    *((name, mistake) for name in ("Qwen2.5",) for mistake in (without_biases, without_one_bias)),
+    *(
+        (name, mistake)
+        for name in ("Llama 3.2", "Qwen2, untied", "Qwen3, scaled")
+        for mistake in (without_scaling, another_context, sharper_scaling)
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake"), MISTAKES, ids=[f"{n}-{mistake.__name__}" for n, mistake in MISTAKES]
+)
+def test_a_mistake_shows_in_the_logits(name: str, mistake: Mistake, theirs: dict[str, Any]) -> None:
+    model = theirs[name]
+    wrong = mistake(*from_transformers(model.config.to_dict(), model.state_dict()))
+    assert apart(Decoder.from_state(*wrong), model, LONG) > 5 * ALLOWED
+
+
+# ---------------------------------------------------------------- what a config leaves out
+
+CLASSES: dict[str, Any] = {
+    "Llama": llama,
+    "Qwen2": qwen2,
+    "Qwen3": qwen3,
+    "Arcee": arcee,
+    "Qwen3Moe": qwen3_moe,
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_defaults_are_those_of_the_class(name: str) -> None:
+    """A class without a field has no default, and `None` stands for what follows from others."""
+    settings = getattr(transformers, f"{name}Config")()
+    for field, default in core.with_defaults({}, CLASSES[name].DEFAULTS).items():
+        expected = getattr(settings, field, default)
+        if default is None:
+            follows = {
+                "num_key_value_heads": settings.num_attention_heads,
+                "head_dim": settings.hidden_size // settings.num_attention_heads,
+            }
+            assert getattr(settings, field, follows[field]) == follows[field], field
+        else:
+            assert default == expected, field
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen2", "Qwen3"])
+def test_a_config_with_sizes_alone_is_what_the_class_makes_of_it(name: str, tmp_path: Path) -> None:
+    sizes = {
+        "vocab_size": 97,
+        "hidden_size": 64,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 32,
+    }
+    settings = getattr(transformers, f"{name}Config")(**sizes)
+    model = getattr(transformers, f"{name}ForCausalLM")(settings).eval()
+    randomize(model)
+    every = {field: None for field in settings.to_dict() if field not in (*sizes, "model_type")}
+    ours = load_decoder(saved(model, tmp_path, **every))
+    assert apart(ours, model, tokens(60)) <= ALLOWED
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "num_hidden_layers"])
+def test_a_size_that_is_not_there_is_named(field: str, theirs: dict[str, Any]) -> None:
+    fields = theirs["Qwen2.5"].config.to_dict()
+    del fields[field]
+    with pytest.raises(BadInput, match=f"config.json has no '{field}'"):
+        from_transformers(fields, {})

@@ -1,0 +1,394 @@
+"""Transformers loads an exported folder as stock Qwen3, with exactly the trained model."""
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
+
+from pion.config import ModelConfig
+from pion.data.chat.conversation import Turn, tokenize
+from pion.data.tokens.tokenizer import Tokenizer, train_bpe
+from pion.errors import BadInput, PionError
+from pion.formats.export import GENERATION, export_model
+from pion.formats.load import load
+from pion.formats.target_folder import EXPORT_FILES, is_export, replace_folder
+from pion.formats.verify import MAX_LOGIT_DIFFERENCE, verify_export
+from pion.model.decoder import Decoder
+from tests.support.tiny_config import tiny_config
+
+TEXTS = [
+    "Return a new header with the string.\n\n    >>> os.path.join('a', 'b')",
+    "naïve café — 測試 \t emoji 🙂 and <|endoftext|> spelled out",
+]
+LACKING_ROWS = 7  # embedding rows the tokenizer can't produce, as the seeds' checkpoints have
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_bpe(TEXTS * 3, 300).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_path: Path) -> Tokenizer:
+    return Tokenizer.from_file(tokenizer_path)
+
+
+def small_config(tokenizer: Tokenizer, **fields: object) -> ModelConfig:
+    return tiny_config(
+        **{"vocab_size": tokenizer.vocab_size + LACKING_ROWS, "seq_len": 64, **fields}
+    )
+
+
+@pytest.fixture(scope="module")
+def decoder(tokenizer: Tokenizer) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(small_config(tokenizer, init_std=0.2)).eval()
+
+
+@pytest.fixture(scope="module")
+def exported(
+    decoder: Decoder, tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("export") / "model"
+    export_model(decoder, tokenizer_path, out)
+    return out
+
+
+@pytest.fixture
+def copy(exported: Path, tmp_path: Path) -> Path:
+    """Return an exported folder that a test may damage."""
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+# ---------------------------------------------------------------- what transformers sees
+
+
+def test_transformers_loads_it_as_stock_qwen3_with_the_trained_models_logits(
+    exported: Path, decoder: Decoder, tokenizer: Tokenizer
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=False)
+    assert type(model) is Qwen3ForCausalLM
+    assert next(model.parameters()).dtype is torch.float32
+    tokens = torch.tensor([tokenizer.encode(TEXTS[0])])
+    with torch.inference_mode():
+        expected = decoder(tokens)[..., : tokenizer.vocab_size]
+        torch.testing.assert_close(model(tokens).logits, expected, atol=1e-4, rtol=0)
+
+
+def test_rows_the_tokenizer_lacks_are_dropped(exported: Path, tokenizer: Tokenizer) -> None:
+    config = json.loads((exported / "config.json").read_text())
+    weights = load_file(exported / "model.safetensors")
+    assert config["vocab_size"] == tokenizer.vocab_size
+    assert len(weights["model.embed_tokens.weight"]) == tokenizer.vocab_size
+    assert "lm_head.weight" not in weights
+
+
+def test_the_tokenizer_comes_with_its_special_tokens_and_the_models_context(
+    exported: Path, tokenizer: Tokenizer
+) -> None:
+    loaded = AutoTokenizer.from_pretrained(exported, trust_remote_code=False)
+    assert (loaded.eos_token_id, loaded.pad_token_id) == (tokenizer.end_of_text, tokenizer.pad)
+    assert loaded.model_max_length == 64
+    assert loaded.decode(loaded(TEXTS[0])["input_ids"]) == TEXTS[0]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [("user", "What does os.path.join do?")],
+        [("system", "Be brief."), ("user", " hi \n"), ("assistant", "Hello."), ("user", "more")],
+        [("user", "say <|endoftext|>"), ("assistant", "no <|pad|>"), ("user", "測試")],
+    ],
+)
+def test_the_chat_template_gives_the_ids_of_our_chat_tokenisation(
+    exported: Path, tokenizer: Tokenizer, messages: list
+) -> None:
+    loaded = AutoTokenizer.from_pretrained(exported, trust_remote_code=False)
+    ours = tokenize(tokenizer, [Turn(*m) for m in messages], add_generation_prompt=True)
+    theirs = loaded.apply_chat_template(
+        [{"role": role, "content": text} for role, text in messages],
+        add_generation_prompt=True,
+        return_dict=True,
+    )
+    assert theirs["input_ids"] == ours.ids.tolist()
+
+
+def test_a_base_model_is_exported_without_a_chat_template(
+    decoder: Decoder, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    export_model(decoder, tokenizer_path, tmp_path / "base", chat=False)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "base", trust_remote_code=False)
+    assert loaded.chat_template is None
+
+
+def test_generation_uses_the_saved_sampling_defaults_and_stops_at_end_of_text(
+    exported: Path, tokenizer: Tokenizer
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=False)
+    saved = model.generation_config
+    assert {name: getattr(saved, name) for name in GENERATION} == GENERATION
+    assert saved.eos_token_id == tokenizer.end_of_text
+    prompt = torch.tensor([tokenizer.encode("Return")])
+    generated = model.generate(prompt, max_new_tokens=5)
+    assert prompt.shape[1] < generated.shape[1] <= prompt.shape[1] + 5
+
+
+def test_generation_defaults_can_be_overridden(
+    decoder: Decoder, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    export_model(decoder, tokenizer_path, tmp_path / "m", generation={"temperature": 0.2})
+    saved = json.loads((tmp_path / "m" / "generation_config.json").read_text())
+    assert (saved["temperature"], saved["top_k"]) == (0.2, 50)
+
+
+def test_a_tokenizer_that_adds_tokens_around_texts_is_exported_as_we_use_it(
+    decoder: Decoder, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    settings = json.loads(tokenizer_path.read_text())
+    settings["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {
+            "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+        },
+    }
+    source = tmp_path / "tokenizer.json"
+    source.write_text(json.dumps(settings))
+    export_model(decoder, source, tmp_path / "m")
+    assert verify_export(tmp_path / "m", decoder, source, TEXTS) <= MAX_LOGIT_DIFFERENCE
+
+
+def test_the_same_model_is_exported_to_the_same_bytes(
+    decoder: Decoder, tokenizer_path: Path, exported: Path, tmp_path: Path
+) -> None:
+    export_model(decoder, tokenizer_path, tmp_path / "again")
+    for path in exported.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_checkpoint_folder_is_exported_like_its_decoder(
+    decoder: Decoder, tokenizer_path: Path, exported: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text(json.dumps(decoder.config.to_dict()))
+    save_file(decoder.state_dict(), checkpoint / "model.safetensors")
+    export_model(checkpoint, tokenizer_path, tmp_path / "m")
+    written, expected = (load_file(f / "model.safetensors") for f in (tmp_path / "m", exported))
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[name], expected[name]) for name in expected)
+
+
+def test_pion_loads_its_own_export(exported: Path, decoder: Decoder, tokenizer: Tokenizer) -> None:
+    loaded, loaded_tokenizer = load(exported)
+    assert loaded_tokenizer is not None
+    assert loaded_tokenizer.encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
+    tokens = torch.tensor([tokenizer.encode(TEXTS[0])])
+    with torch.inference_mode():
+        assert torch.equal(loaded(tokens), decoder(tokens)[..., : tokenizer.vocab_size])
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_every_file_follows_the_umask(
+    umask: int, decoder: Decoder, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        export_model(decoder, tokenizer_path, tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
+    assert modes == {0o666 & ~umask}
+    assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o777 & ~umask
+
+
+def test_the_current_folder_is_refused(
+    decoder: Decoder, tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", str(tmp_path), ".."):
+        with pytest.raises(BadInput, match="is the folder that you are in, or above it"):
+            export_model(decoder, tokenizer_path, folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_architecture_that_does_not_fit_is_refused_with_the_reason(
+    tokenizer: Tokenizer, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    capped = Decoder(small_config(tokenizer, softcap=30.0))
+    with pytest.raises(BadInput, match=r"as qwen3: Qwen3 does not support softcap 30\.0"):
+        export_model(capped, tokenizer_path, tmp_path / "m", model_type="qwen3")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(
+    tokenizer: Tokenizer, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    small = Decoder(small_config(tokenizer, vocab_size=tokenizer.vocab_size - 1))
+    with pytest.raises(BadInput, match="doesn't fit the model"):
+        export_model(small, tokenizer_path, tmp_path / "m")
+
+
+def test_a_folder_with_other_files_is_refused_and_stays_as_it_is(
+    decoder: Decoder, tokenizer_path: Path, copy: Path
+) -> None:
+    (copy / "thesis.txt").write_text("ten years of work")
+    with pytest.raises(BadInput, match=r"thesis\.txt"):
+        export_model(decoder, tokenizer_path, copy)
+    assert (copy / "thesis.txt").read_text() == "ten years of work"
+
+
+def test_someone_elses_model_folder_is_refused(
+    decoder: Decoder, tokenizer_path: Path, copy: Path
+) -> None:
+    assert is_export(copy)
+    config = json.loads((copy / "config.json").read_text())
+    del config["producer"]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert not is_export(copy)
+    with pytest.raises(BadInput, match="contains files"):
+        export_model(decoder, tokenizer_path, copy)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(
+    decoder: Decoder, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "m").write_text("a file")
+    with pytest.raises(BadInput, match="is a file"):
+        export_model(decoder, tokenizer_path, tmp_path / "m")
+
+
+def test_an_earlier_export_and_an_empty_folder_are_replaced(
+    decoder: Decoder, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m"
+    out.mkdir()
+    export_model(decoder, tokenizer_path, out, chat=True)
+    export_model(decoder, tokenizer_path, out, chat=False)
+    assert not (out / "chat_template.jinja").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["m"], "nothing is left beside it"
+    assert {path.name for path in out.iterdir()} <= set(EXPORT_FILES)
+
+
+def test_a_folder_that_cannot_be_written_is_reported_without_a_traceback(
+    decoder: Decoder, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="can't write the export"):
+        export_model(decoder, tokenizer_path, tmp_path / "file" / "m")
+
+
+def test_a_replacement_interrupted_between_its_renames_loses_nothing(tmp_path: Path) -> None:
+    old, new = tmp_path / ".m.previous", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "who").write_text(folder.name)
+    replace_folder(new, tmp_path / "m")
+    assert (tmp_path / "m" / "who").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_new_folder_that_another_process_removed_replaces_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "m"
+    target.mkdir()
+    with pytest.raises(FileNotFoundError):
+        replace_folder(tmp_path / "removed", target)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+# ---------------------------------------------------------------- verification
+
+
+def test_a_faithful_export_is_verified(
+    exported: Path, decoder: Decoder, tokenizer_path: Path
+) -> None:
+    disable_progress_bars()  # as the Hub's store does
+    assert 0 <= verify_export(exported, decoder, tokenizer_path, TEXTS) < 1e-4
+    assert are_progress_bars_disabled()
+
+
+def damage_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3] += 0.5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def poison_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def drop_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.0.self_attn.k_norm.weight"]
+    weights["model.layers.0.self_attn.q_proj.weight"].zero_()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_theta(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 500.0
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("damage", [damage_weight, poison_weight, drop_weight, change_theta])
+def test_a_model_that_computes_something_else_is_refused(
+    damage: Callable[[Path], None], copy: Path, decoder: Decoder, tokenizer_path: Path
+) -> None:
+    damage(copy)
+    with pytest.raises(PionError, match="different logits"):
+        verify_export(copy, decoder, tokenizer_path, TEXTS)
+
+
+def test_a_tokenizer_that_gives_other_ids_is_refused(
+    copy: Path, decoder: Decoder, tokenizer_path: Path
+) -> None:
+    settings = json.loads((copy / "tokenizer.json").read_text())
+    settings["model"]["merges"] = settings["model"]["merges"][:-10]
+    (copy / "tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(PionError, match="tokenizer differs from the trained"):
+        verify_export(copy, decoder, tokenizer_path, TEXTS)
+
+
+def test_a_truncated_weights_file_is_refused_in_one_sentence(
+    copy: Path, decoder: Decoder, tokenizer_path: Path
+) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(PionError, match="transformers can't load the exported model"):
+        verify_export(copy, decoder, tokenizer_path, TEXTS)
+
+
+def test_another_architecture_is_refused(
+    copy: Path, decoder: Decoder, tokenizer_path: Path
+) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PionError, match="Qwen2ForCausalLM"):
+        verify_export(copy, decoder, tokenizer_path, TEXTS)
+
+
+def test_nothing_is_verified_without_a_text(
+    exported: Path, decoder: Decoder, tokenizer_path: Path
+) -> None:
+    with pytest.raises(PionError, match="no text to check"):
+        verify_export(exported, decoder, tokenizer_path, [""])

@@ -1,0 +1,342 @@
+"""Adapter folders: peft loads ours, we load peft's, and both compute and train the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from pion.adapter import Adapter
+from pion.config import ModelConfig
+from pion.data.stream import RowStream
+from pion.data.tokens.tokenizer import train_bpe
+from pion.errors import BadInput
+from pion.formats.export import export_model
+from pion.formats.load import identify, load_adapter, load_decoder
+from pion.formats.peft_folder import write_adapter_folder
+from pion.formats.target_folder import is_export
+from pion.lora import Lora
+from pion.model.decoder import Decoder
+from pion.model.lora_projections import add_lora, additions, merge
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings
+from tests.pion.train.conftest import open_stream
+from tests.support.tiny_config import tiny_config
+
+LORA = Lora(rank=4, alpha=8)
+CONFIG = tiny_config(vocab_size=280)
+TOKENS = torch.arange(40).view(2, 20) * 5 % 280
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+STEPS = 20
+
+
+def export(folder: Path, config: ModelConfig = CONFIG) -> Path:
+    tokenizer = folder / "tokenizer.json"
+    train_bpe(["the quick brown fox " * 9], config.vocab_size).save(tokenizer)
+    torch.manual_seed(0)
+    export_model(Decoder(config), tokenizer, folder / "base")
+    return folder / "base"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a base that we exported."""
+    return export(tmp_path_factory.mktemp("exported"))
+
+
+def trained(base: Path) -> Decoder:
+    """Return the base with additions that are not 0."""
+    model = load_decoder(base)
+    add_lora(model, LORA, seed=1)
+    torch.manual_seed(2)
+    for tensor in additions(model).values():
+        tensor.normal_(std=0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def ours(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an adapter folder that we wrote."""
+    folder = tmp_path_factory.mktemp("ours")
+    model = trained(base)
+    adapter = Adapter(LORA, identify(load_decoder(base), str(base)))
+    write_adapter_folder(folder, model.config, adapter, additions(model))
+    return folder
+
+
+def with_peft(base: Path, **settings: Any) -> PeftModel:
+    stock = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    fields = {"r": 4, "lora_alpha": 8, "target_modules": ALL, "task_type": "CAUSAL_LM"}
+    return get_peft_model(stock, LoraConfig(**fields | settings))
+
+
+@pytest.fixture(scope="module")
+def theirs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    """Return an adapter folder that peft wrote, and its logits."""
+    folder = tmp_path_factory.mktemp("theirs")
+    model = with_peft(base)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+        logits = model(TOKENS).logits
+    model.save_pretrained(folder)
+    return folder, logits
+
+
+@pytest.fixture
+def copy(theirs: tuple[Path, torch.Tensor], tmp_path: Path) -> Path:
+    """Return peft's folder, which a test may damage."""
+    return Path(shutil.copytree(theirs[0], tmp_path / "copy"))
+
+
+# ---------------------------------------------------------------- both ways
+
+
+def test_peft_loads_our_folder_on_the_stock_class_and_computes_our_logits(
+    base: Path, ours: Path
+) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(stock, ours)
+    model = trained(base)
+    with torch.no_grad():
+        expected, found = merge(model)(TOKENS), loaded(TOKENS).logits
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert float((found - load_decoder(base)(TOKENS)).abs().max()) > 0.01
+    settings = loaded.peft_config["default"]
+    assert settings.base_model_name_or_path == str(base)
+    assert is_export(ours)
+
+
+def test_peft_and_we_merge_to_the_same_tensors(base: Path, ours: Path) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    whole = PeftModel.from_pretrained(stock, ours).merge_and_unload().state_dict()
+    merged = load_adapter(ours, load_decoder(base)).state_dict()
+    torch.testing.assert_close(
+        merged["blocks.1.feedforward.down_proj.weight"],
+        whole["model.layers.1.mlp.down_proj.weight"],
+        rtol=1e-6,
+        atol=1e-7,
+    )
+
+
+def test_we_load_pefts_folder_and_compute_its_logits(
+    base: Path, theirs: tuple[Path, torch.Tensor]
+) -> None:
+    folder, logits = theirs
+    with torch.no_grad():
+        found = load_adapter(folder, load_decoder(base))(TOKENS)
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_our_folder_is_read_back_bit_for_bit(base: Path, ours: Path) -> None:
+    expected = merge(trained(base)).state_dict()
+    found = load_adapter(ours, load_decoder(base)).state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_an_adapter_alone_is_no_model(ours: Path) -> None:
+    with pytest.raises(BadInput, match="can only be loaded with its base"):
+        load_decoder(ours)
+
+
+def test_a_model_without_a_stock_class_has_no_adapter_folder(tmp_path: Path) -> None:
+    config = tiny_config(softcap=30.0)
+    model = Decoder(config)
+    add_lora(model, LORA, seed=0)
+    adapter = Adapter(LORA, identify(Decoder(config), "base"))
+    with pytest.raises(BadInput, match="so peft can't load an adapter"):
+        write_adapter_folder(tmp_path, config, adapter, additions(model))
+
+
+# ---------------------------------------------------------------- training
+
+
+class Batches:
+    """What the trainer reads, as tokens and targets of each step."""
+
+    def __init__(self, stream: RowStream, rows: int) -> None:
+        self.stream, self.rows = stream, rows
+
+    def step(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = [self.stream.row(number * self.rows + i) for i in range(self.rows)]
+        tokens, targets = (
+            torch.stack([torch.as_tensor(getattr(row, name)).long() for row in rows])
+            for name in ("tokens", "targets")
+        )
+        return tokens, targets
+
+
+def pefts_losses(base: Path, batches: Batches, a: dict[str, torch.Tensor]) -> list[float]:
+    """Return the losses of plain training with peft and torch's AdamW, from our A."""
+    model = with_peft(base)
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parts = name.split(".layers.")[1].split(".")
+            part = {"self_attn": "attention", "mlp": "feedforward"}[parts[1]]
+            parameter.data.copy_(a[f"blocks.{parts[0]}.{part}.{parts[2]}.lora_a"])
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    losses = []
+    for step in range(STEPS):
+        tokens, targets = batches.step(step)
+        logits = model(tokens).logits.flatten(0, 1).float()
+        loss = torch.nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=-100)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def our_losses(base: Path, stream: RowStream) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Return our losses, and the A that they begin with."""
+    model = load_decoder(base)
+    add_lora(model, LORA, seed=1)
+    a = {name: tensor.clone() for name, tensor in additions(model).items()}
+    settings = TrainSettings(
+        steps=STEPS, global_batch=4, lr=1e-2, schedule="constant", weight_decay=0.0
+    )
+    trainer = Trainer(model, stream, settings, ComputePlan(micro_batch=2, threads=1))
+    for _ in range(STEPS):
+        trainer.train_step()
+    losses = [row["loss"] for row in trainer.drain_metrics()]
+    trainer.close()
+    return losses, a
+
+
+def test_twenty_losses_are_pefts(base: Path, tmp_path: Path) -> None:
+    stream = open_stream(tmp_path, rows=100, config=CONFIG)
+    ours, a = our_losses(base, stream)
+    theirs = pefts_losses(base, Batches(stream, 4), a)
+    assert ours[-1] < ours[0] - 0.1
+    assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_another_scale_is_told_apart_by_twenty_losses(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = open_stream(tmp_path, rows=100, config=CONFIG)
+    right, _ = our_losses(base, stream)
+    monkeypatch.setattr(Lora, "scale", 1.0)
+    wrong, _ = our_losses(base, stream)
+    assert max(abs(x - y) for x, y in zip(right, wrong, strict=True)) > 1e-2
+
+
+# ---------------------------------------------------------------- untrusted folders
+
+
+def refusal(folder: Path, base: Path) -> str:
+    with pytest.raises(BadInput) as refused:
+        load_adapter(folder, load_decoder(base))
+    assert str(folder) in str(refused.value)
+    return str(refused.value)
+
+
+def change_config(folder: Path, **fields: object) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'; only 'LORA' is read"),
+        ({"use_dora": True}, "'use_dora' is True, which Pion can't compute"),
+        ({"use_rslora": True}, "'use_rslora' is True"),
+        ({"rank_pattern": {"q_proj": 8}}, "'rank_pattern' is {'q_proj': 8}"),
+        ({"modules_to_save": ["lm_head"]}, "'modules_to_save' is ['lm_head']"),
+        ({"bias": "all"}, "bias is 'all'; only 'none' is read"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"invented": 1}, "'invented' is 1, which Pion can't compute"),
+        ({"r": 0}, "rank: 0 must be a whole number of at least 1"),
+        ({"r": 3}, "lora_a has shape (4, 48); the settings of LoRA need (3, 48)"),
+        ({"r": "4"}, "both must be numbers"),
+        ({"lora_alpha": -1}, "alpha: -1.0 must be a finite number above 0"),
+        ({"base_model_name_or_path": 5}, "it must name the base"),
+        ({"revision": 5}, "revision is 5; it must be text"),
+    ],
+)
+def test_settings_that_we_cannot_compute_are_refused(
+    copy: Path, base: Path, fields: dict[str, Any], told: str
+) -> None:
+    change_config(copy, **fields)
+    assert told in refusal(copy, base)
+
+
+def change_tensors(folder: Path, change: Any) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.pop(FIRST), "there is no tensor 'blocks.0.attention.q_proj.lora_a' of LoRA"),
+        (lambda t: t.update({"x" * 9999: t[FIRST].clone()}), "unexpected tensor 'xxx"),
+        (
+            lambda t: t.update({FIRST.replace("layers.0", "layers.7"): t[FIRST].clone()}),
+            "the base has no such projection",
+        ),
+        (
+            lambda t: t.update({FIRST.replace("self_attn.q_proj", "lm_head"): t[FIRST].clone()}),
+            "no projection 'lm_head'",
+        ),
+        (lambda t: t.update({FIRST: t[FIRST].T.contiguous()}), "has shape (32, 4)"),
+        (lambda t: t.update({FIRST: t[FIRST] * float("nan")}), "numbers that are not finite"),
+        (lambda t: t.clear(), "must be all-linear or a list of names"),
+    ],
+)
+def test_tensors_that_are_not_the_settings_are_refused(
+    copy: Path, base: Path, change: Any, told: str
+) -> None:
+    change_tensors(copy, change)
+    message = refusal(copy, base)
+    assert told in message
+    assert len(message) < 1000
+
+
+def test_a_pickle_is_never_read(copy: Path, base: Path) -> None:
+    (copy / "adapter_model.safetensors").rename(copy / "adapter_model.bin")
+    assert "is a pickle, which could run any code, so it was not read" in refusal(copy, base)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_missing_or_damaged_file_is_named(copy: Path, base: Path, name: str) -> None:
+    (copy / name).write_bytes(b"{")
+    assert name in refusal(copy, base)
+    (copy / name).unlink()
+    assert name in refusal(copy, base)
+
+
+def test_another_base_than_the_recorded_one_is_refused(
+    ours: Path, tmp_path: Path, base: Path
+) -> None:
+    other = export(tmp_path, dataclasses.replace(CONFIG, init_std=0.1))
+    message = refusal(ours, other)
+    assert f"is an adapter of {base} with the tensors" in message
+    assert "Bring back the base that the adapter was trained on" in message
+
+
+def test_a_record_that_contradicts_pefts_settings_is_refused(
+    ours: Path, tmp_path: Path, base: Path
+) -> None:
+    folder = Path(shutil.copytree(ours, tmp_path / "copy"))
+    change_config(folder, lora_alpha=9)
+    assert "adapter.json has rank 4 and alpha 8, but adapter_config.json has 4 and 9" in refusal(
+        folder, base
+    )

@@ -1,0 +1,130 @@
+"""The tensors of a model in shards, and shards that are missing, damaged or not the model's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pion.errors import BadInput
+from pion.formats.load import load_decoder
+from pion.formats.model_files import INDEX, MOST_SHARDS, WEIGHTS
+from pion.formats.weights import read_model_tensors
+from tests.support.stock_models import apart, saved, stock_model, tokens
+
+NAME = "model.layers.1.self_attn.q_proj.bias"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with a model that transformers saved in several shards."""
+    return saved(stock_model("Qwen2.5"), tmp_path, shard_size="40KB")
+
+
+def index(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / INDEX).read_text())
+    return record
+
+
+def change(folder: Path, **fields: Any) -> None:
+    (folder / INDEX).write_text(json.dumps(index(folder) | fields))
+
+
+def shard_of(folder: Path, name: str) -> Path:
+    return folder / str(index(folder)["weight_map"][name])
+
+
+def test_shards_by_transformers_are_one_model(folder: Path) -> None:
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    assert not (folder / WEIGHTS).exists()
+    assert apart(load_decoder(folder), stock_model("Qwen2.5"), tokens(64)) <= 1e-4
+
+
+def test_one_file_with_all_tensors_comes_before_an_index(folder: Path) -> None:
+    whole = read_model_tensors(folder)
+    save_file({name: tensor.clone() for name, tensor in whole.items()}, folder / WEIGHTS)
+    change(folder, weight_map={"x": "nowhere.safetensors"})
+    assert read_model_tensors(folder).keys() == whole.keys()
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    shard = shard_of(folder, NAME)
+    shard.unlink()
+    with pytest.raises(BadInput, match=rf"{shard.name} is missing, but {INDEX} names it"):
+        load_decoder(folder)
+
+
+def test_a_damaged_shard_is_named(folder: Path) -> None:
+    shard = shard_of(folder, NAME)
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(BadInput, match=rf"{shard} is damaged"):
+        load_decoder(folder)
+
+
+def test_a_shard_of_another_model_is_named(folder: Path) -> None:
+    shard = shard_of(folder, NAME)
+    others = {name: t.clone() for name, t in load_file(shard).items() if name != NAME}
+    save_file(others, shard)
+    with pytest.raises(BadInput, match=rf"{shard.name} has no tensor '{NAME}', but"):
+        load_decoder(folder)
+
+
+def test_a_tensor_that_the_index_does_not_name_is_missing(folder: Path) -> None:
+    named = {name: shard for name, shard in index(folder)["weight_map"].items() if name != NAME}
+    change(folder, weight_map=named)
+    with pytest.raises(BadInput, match=r"no blocks\.1\.attention\.q_proj\.bias of shape"):
+        load_decoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("shard", "as_shown"),
+    [
+        ("../elsewhere.safetensors", "'../elsewhere.safetensors'"),
+        ("/etc/passwd", "'/etc/passwd'"),
+        ("shards/model.safetensors", "'shards/model.safetensors'"),
+        ("..", "'..'"),
+        (".hidden.safetensors", "'.hidden.safetensors'"),
+        ("model.bin", "'model.bin'"),
+        ("a\0.safetensors", "'a.x00.safetensors'"),
+        ("a\n.safetensors", "'a.n.safetensors'"),
+        ("a" * 5000 + ".safetensors", "'a{99}"),
+        ("", "''"),
+        (3, "3"),
+        (["model.safetensors"], r"\['model.safetensors'\]"),
+    ],
+)
+def test_a_shard_is_a_file_of_this_folder(folder: Path, shard: object, as_shown: str) -> None:
+    save_file({"stolen": torch.zeros(1)}, folder.parent / "elsewhere.safetensors")
+    change(folder, weight_map={"stolen": shard})
+    with pytest.raises(
+        BadInput, match=f"the file of 'stolen' is {as_shown}.*; it must be the name"
+    ):
+        load_decoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        (None, "weight_map is None; it must name each tensor's file"),
+        ({}, "weight_map is {}; it must name"),
+        (["model.safetensors"], "weight_map is .*; it must name"),
+        ({f"t{n}": f"{n}.safetensors" for n in range(MOST_SHARDS + 1)}, "names 257 files"),
+        ({f"t{n}": "a.safetensors" for n in range(2**16 + 1)}, "has 65,537 tensors; at most"),
+    ],
+)
+def test_an_index_that_no_model_has_is_refused(
+    folder: Path, weight_map: object, message: str
+) -> None:
+    change(folder, weight_map=weight_map)
+    with pytest.raises(BadInput, match=message):
+        load_decoder(folder)
+
+
+def test_an_index_that_is_no_json_is_refused(folder: Path) -> None:
+    (folder / INDEX).write_text("[" * 10_000)
+    with pytest.raises(BadInput, match=rf"{INDEX} is not valid JSON"):
+        load_decoder(folder)

@@ -1,0 +1,183 @@
+"""A step that can't be computed as planned begins again from its first row by a smaller plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pion.data.stream import RowStream
+from pion.errors import BadInput, PlanFailed
+from pion.lora import Lora
+from pion.model.decoder import Decoder, Losses
+from pion.model.lora_projections import add_lora
+from pion.train.smaller_plan import StepDown, StepTooLarge, step_down
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings
+from tests.pion.train.conftest import CONFIG
+
+STEPS = 4
+PLAN = ComputePlan(micro_batch=6, threads=1)
+Tensors = dict[str, Tensor]
+
+
+class SmallMemory(Decoder):
+    """A decoder whose memory holds `room` rows for the backward pass; recomputed rows count half.
+
+    It runs out only in the second pass of a step, so that some gradients are there already.
+    """
+
+    room = 100.0
+    passes = 0
+
+    def losses(self, tokens: Tensor, targets: Tensor, **rest: Any) -> Losses:
+        self.passes += 1
+        needed = len(tokens) / (2 if self.recompute else 1)
+        if needed > self.room and self.passes % 2 == 0:
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+        return super().losses(tokens, targets, **rest)
+
+
+def trainer(
+    stream: RowStream, plan: ComputePlan, room: float = 100.0, lora: Lora | None = None
+) -> Trainer:
+    torch.manual_seed(0)
+    model = SmallMemory(CONFIG)
+    model.room = room
+    if lora is not None:
+        add_lora(model, lora, seed=0)
+    return Trainer(model, stream, TrainSettings(steps=9, global_batch=24, lr=1e-2), plan)
+
+
+def trained(training: Trainer) -> tuple[Tensors, list[Any]]:
+    for _ in range(STEPS):
+        assert training.train_step()
+    state = training.state()
+    rows = [[row["rows"], row["loss"]] for row in training.drain_metrics()]
+    training.close()
+    return {**state.model, **state.optimizer}, rows
+
+
+def test_after_running_out_of_memory_training_equals_that_with_the_smaller_plan(
+    text: RowStream,
+) -> None:
+    changes: list[StepDown] = []
+    training = trainer(text, PLAN, room=2)
+    training.on_step_down = changes.append
+    tensors, rows = trained(training)
+    small = dataclasses.replace(PLAN, micro_batch=2)
+    expected, expected_rows = trained(trainer(text, small))
+    assert [change.changes for change in changes] == ["micro_batch 6 → 3", "micro_batch 3 → 2"]
+    assert training.plan == small
+    assert training.state().meta["plan"] == small.to_dict()
+    assert rows == expected_rows
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def test_a_single_row_is_tried_with_recomputed_activations(text: RowStream) -> None:
+    training = trainer(text, dataclasses.replace(PLAN, micro_batch=2), room=0.5)
+    tensors, _ = trained(training)
+    assert training.plan == dataclasses.replace(PLAN, micro_batch=1, recompute=True)
+    assert training.model.recompute
+    expected, _ = trained(trainer(text, training.plan))
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def test_lora_steps_down_like_the_training_of_all_weights(text: RowStream) -> None:
+    lora = Lora(rank=4)
+    training = trainer(text, PLAN, room=0.5, lora=lora)
+    changes: list[StepDown] = []
+    training.on_step_down = changes.append
+    tensors, rows = trained(training)
+    assert [change.changes for change in changes] == [
+        "micro_batch 6 → 3",
+        "micro_batch 3 → 2",
+        "micro_batch 2 → 1",
+        "recompute false → true",
+    ]
+    expected, expected_rows = trained(trainer(text, training.plan, lora=lora))
+    assert rows == expected_rows
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    kept, _ = trained(trainer(text, dataclasses.replace(training.plan, recompute=False), lora=lora))
+    assert all(torch.allclose(tensors[name], kept[name], atol=1e-5) for name in kept)
+    assert all(tensors[name].any() for name in tensors if name.endswith("lora_b"))
+
+
+def test_if_even_that_does_not_fit_the_run_ends_with_bad_input(text: RowStream) -> None:
+    training = trainer(text, PLAN, room=0.1)
+    with pytest.raises(StepTooLarge, match="Use a larger GPU") as error:
+        training.train_step()
+    assert isinstance(error.value, BadInput)
+    assert "Tried to allocate 2.00 GiB" in str(error.value)
+    training.close()
+
+
+def compiler_that_fails(*_: object) -> Callable[..., Any]:
+    raise RuntimeError("no C compiler\nand many more\nlines")
+
+
+def test_a_compilation_that_fails_gives_way_to_eager_computation(
+    text: RowStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pion.model import decoder
+
+    failing = torch.compile(decoder._run_block, backend=compiler_that_fails)
+    monkeypatch.setattr(decoder, "_compiled_block", lambda: failing)
+    changes: list[StepDown] = []
+    training = trainer(text, dataclasses.replace(PLAN, compile=True))
+    training.on_step_down = changes.append
+    tensors, _ = trained(training)
+    (change,) = changes
+    assert change.changes == "compile true → false"
+    assert "no C compiler" in change.why
+    assert "many more" not in change.why
+    expected, _ = trained(trainer(text, PLAN))
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def test_weights_that_are_partly_updated_are_not_updated_again(
+    text: RowStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = trainer(text, PLAN)
+    step = training.optimizer.step
+
+    def out_of_memory_after_a_part(plan: Any) -> None:
+        step(plan)
+        raise torch.OutOfMemoryError("no room for Newton–Schulz")
+
+    monkeypatch.setattr(training.optimizer, "step", out_of_memory_after_a_part)
+    with pytest.raises(PlanFailed) as failed:
+        training.train_step()
+    assert failed.value.plan["micro_batch"] == 3
+    assert training.step == 0
+    training.close()
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), RuntimeError("CUDA error: an illegal memory access")]
+)
+def test_another_error_is_not_taken_for_a_lack_of_memory(error: Exception) -> None:
+    assert step_down(dataclasses.replace(PLAN, compile=True), error) is None
+
+
+def test_with_several_ranks_all_of_them_must_start_again(text: RowStream) -> None:
+    training = trainer(text, PLAN, room=1)
+    training.plan = dataclasses.replace(PLAN, world_size=2)  # the others would wait for this one
+    with pytest.raises(PlanFailed) as failed:
+        training.train_step()
+    assert failed.value.plan["micro_batch"] == 3
+    training.close()
+
+
+def test_the_abandoned_step_leaves_no_gradient(text: RowStream) -> None:
+    training = trainer(text, PLAN, room=3)
+    seen: list[bool] = []
+    training.on_step_down = lambda change: seen.append(
+        all(parameter.grad is None for parameter in training.model.parameters())
+    )
+    trained(training)
+    assert seen == [True]
