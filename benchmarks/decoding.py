@@ -21,8 +21,7 @@ from benchmarks.comparison import Comparison, at_least, compare
 from benchmarks.exported import export_random
 from benchmarks.interleaved import Work, alternate, speed_of
 from pion.formats.load import load_decoder
-from pion.generation.generate import generate
-from pion.generation.generate_batch import generate_batch
+from pion.generation.generate import generate, generate_batch
 from pion.model.decoder import Decoder
 from pion.train.hardware import pick_dtype, torch_dtype
 

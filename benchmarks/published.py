@@ -31,7 +31,7 @@ from benchmarks.memory import resident
 from pion.config import ModelConfig
 from pion.formats.export import export_model, round_embeddings
 from pion.formats.load import load_decoder
-from pion.formats.safetensors_file import write_safetensors
+from pion.formats.weights import write_safetensors
 from pion.generation.generate import generate
 from pion.model.decoder import Decoder
 from pion.train.hardware import device_name

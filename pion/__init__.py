@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from pion.config import ModelConfig
     from pion.formats.load import load
     from pion.formats.seeds import import_seed
-    from pion.generation.generate import generate
-    from pion.generation.generate_batch import generate_batch
+    from pion.generation.generate import generate, generate_batch
     from pion.model.decoder import Decoder
 
 __all__ = ["Decoder", "ModelConfig", "generate", "generate_batch", "import_seed", "load"]
@@ -22,7 +21,7 @@ _HOMES = {
     "Decoder": "pion.model.decoder",
     "ModelConfig": "pion.config",
     "generate": "pion.generation.generate",
-    "generate_batch": "pion.generation.generate_batch",
+    "generate_batch": "pion.generation.generate",
     "import_seed": "pion.formats.seeds",
     "load": "pion.formats.load",
 }

@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from pion.errors import BadInput, PionError
-from pion.rust_panic import is_panic
+from pion.errors import BadInput, PionError, is_panic
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked, refuse_endpoints, refuse_secret_arguments

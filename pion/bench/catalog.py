@@ -6,24 +6,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pion.bench.correctness.generation import KINDS, check_generation
 from pion.bench.correctness.kernels import (
     check_compiled_loss,
     check_experts,
     check_flex,
     check_loss,
+    check_masks,
 )
-from pion.bench.correctness.logits import check_logits
-from pion.bench.correctness.losses import LIMITS, check_losses
-from pion.bench.correctness.masks import check_masks
-from pion.bench.correctness.resume import check_resume
-from pion.bench.correctness.step_down import check_step_down
+from pion.bench.correctness.outputs import (
+    KINDS,
+    LIMITS,
+    check_generation,
+    check_logits,
+    check_losses,
+)
+from pion.bench.correctness.recovery import check_resume, check_step_down
 from pion.bench.models import FAMILIES, Bench, measured_presets
-from pion.bench.results import Outcome
-from pion.bench.speed.decoding import measure_decoding
-from pion.bench.speed.saving import measure_saving
-from pion.bench.speed.speeds import SAVE, TRAIN
-from pion.bench.speed.training import measure_training
+from pion.bench.results import SAVE, TRAIN, Outcome
+from pion.bench.speed import measure_decoding, measure_saving, measure_training
 from pion.errors import BadInput
 from pion.later_fields import closest
 

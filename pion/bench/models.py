@@ -15,7 +15,9 @@ from pion.config import ModelConfig
 from pion.data.stream import Batch
 from pion.model.decoder import Decoder
 from pion.presets import PRESETS
+from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.smaller_plan import StepDown
+from pion.train.trainer import Trainer
 
 # By family, a preset with the parts of the family.
 FAMILIES = {
@@ -126,6 +128,14 @@ class PlanChanged(Exception):
 def refuse(change: StepDown) -> None:
     """Raise PlanChanged. As a trainer's `on_step_down`, this keeps a row from measuring less."""
     raise PlanChanged(f"{change.why}, and the trainer would continue with {change.changes}")
+
+
+def counting_trainer(model: Decoder, settings: TrainSettings, plan: ComputePlan) -> Trainer:
+    """Return a trainer of `Rows`, whose steps are computed as `plan` says or not at all."""
+    rows: Any = Rows(model.config.vocab_size, row_tokens(model.config))
+    trainer = Trainer(model, rows, settings, plan)
+    trainer.on_step_down = refuse
+    return trainer
 
 
 @contextlib.contextmanager

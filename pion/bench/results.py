@@ -1,17 +1,20 @@
-"""The result of a bench: its rows, and the JSON file that keeps them.
+"""The result of a bench: its rows, the JSON file that keeps them, and the numbers that are read.
 
-The file may come from another machine, so reading it checks its size, fields and types.
+The file may come from another machine, so reading it checks its size, fields and types. `pion plan`
+and `pion replay` read the measured speeds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from pion.bench.card import Card
 from pion.data.arrays import write_atomically
@@ -26,6 +29,9 @@ Verdict = Literal["right", "wrong", "measured", "left out"]
 # A measure that is None was not measured.
 Measure = float | int | str | bool | None
 Measures = dict[str, Measure]
+
+TRAIN, SAVE = "train/", "save/"
+Numbers = TypeVar("Numbers")
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,10 @@ def read_results(path: Path) -> Results:
     card: Card = _record(Card, raw.pop("card", None), where, "card")
     raw |= {"card": card, "rows": ()}
     results: Results = _record(Results, raw, where, "")
-    _check_date(results.date, where)
+    try:
+        datetime.fromisoformat(results.date)
+    except ValueError:
+        raise _bad(where, "date", "a date") from None
     found = [_row(row, where, f"rows.{i}.") for i, row in enumerate(rows)]
     return dataclasses.replace(results, rows=tuple(found))
 
@@ -154,12 +163,68 @@ def _check(value: Any, kind: Any, where: str, name: str) -> None:
         raise _bad(where, name, "a smaller number")
 
 
-def _check_date(date: str, where: str) -> None:
-    try:
-        datetime.fromisoformat(date)
-    except ValueError:
-        raise _bad(where, "date", "a date") from None
-
-
 def _bad(where: str, name: str, expected: str) -> BadInput:
     return BadInput(f"{where} is no result of `pion bench`: {name} must be {expected}")
+
+
+@dataclass(frozen=True)
+class TrainSpeed:
+    """The speed of training a preset on one card.
+
+    Attributes:
+        flops_per_token: the arithmetic of a token, to tell whether the preset has changed since.
+        mfu: the share of the peak FLOP/s that training reached.
+    """
+
+    model: str
+    params: int
+    flops_per_token: float
+    seq_len: int
+    dtype: str
+    compiled: bool
+    recompute: bool
+    micro_batch: int
+    tokens_per_second: float
+    mfu: float
+
+
+@dataclass(frozen=True)
+class SaveSpeed:
+    """The copy of a training state to page-locked memory, for which training stops."""
+
+    bytes: int
+    stall_seconds: float
+    bytes_per_second: float
+
+
+def train_speeds(results: Results) -> Iterator[TrainSpeed]:
+    """Yield the measured speeds of training."""
+    yield from _of(results, TRAIN, TrainSpeed)
+
+
+def save_speeds(results: Results) -> Iterator[SaveSpeed]:
+    """Yield the measured copies of a training state."""
+    yield from _of(results, SAVE, SaveSpeed)
+
+
+def _of(results: Results, begin: str, kind: type[Numbers]) -> Iterator[Numbers]:
+    for row in results.rows:
+        if row.name.startswith(begin) and row.verdict == "measured":
+            found = _numbers(kind, row.measures)
+            if found is not None:
+                yield found
+
+
+def _numbers(kind: Any, measures: Measures) -> Any:
+    """Return the record of these measures; None if one is missing or makes no sense."""
+    types = {"str": str, "bool": bool, "int": int, "float": (int, float)}
+    found = {}
+    for entry in dataclasses.fields(kind):
+        value = measures.get(entry.name)
+        if not isinstance(value, types[str(entry.type)]):  # type: ignore[arg-type]
+            return None
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not (0 < value < math.inf):  # type: ignore[operator]
+            return None
+        found[entry.name] = value
+    return kind(**found)

@@ -1,4 +1,7 @@
-"""Run the rows one by one. The file has every finished row, so that a bench can be resumed."""
+"""Run the rows one by one, and print each as a line of a table.
+
+The file has every finished row, so that a bench can be resumed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +22,6 @@ from pion.bench.catalog import Task, chosen_tasks
 from pion.bench.models import Bench
 from pion.bench.options import Options
 from pion.bench.results import Outcome, Results, Row, now, read_results, write_results
-from pion.bench.table import Table, heading, summary
 from pion.errors import BadInput, PionError
 from pion.train.hardware import pick_device
 
@@ -29,6 +31,7 @@ _PATH = re.compile(r"(?<![\w.])~?(?:/[^\s/:'\"]+)+/?")
 _LONGEST_WORDS = 300
 # Where torch's compiler keeps what it has compiled, for later processes.
 _COMPILED_FILES = "TORCHINDUCTOR_CACHE_DIR"
+_SIGNS = {"right": "✓", "wrong": "✗", "measured": "·", "left out": "-"}
 
 
 def bench(options: Options, folder: Path, say: Say) -> int:
@@ -176,7 +179,11 @@ def _row_of(task: Task) -> Row:
     except Exception as error:  # whatever torch, a driver or a compiler raises
         outcome = Outcome("wrong", _in_words(error))
     finally:
-        _tidy()
+        # The next row measures the card's memory, and what is compiled.
+        if torch.cuda.is_initialized():
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.compiler.reset()
     return Row(
         task.name,
         outcome.verdict,
@@ -192,14 +199,6 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {_PATH.sub('…', line)}"
 
 
-def _tidy() -> None:
-    """Free a card's memory, and forget what was compiled, before the next row measures them."""
-    if torch.cuda.is_initialized():
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.compiler.reset()
-
-
 def _unusable(place: Bench) -> str | None:
     """Return why the card can't be used any more; None if it can.
 
@@ -210,3 +209,33 @@ def _unusable(place: Bench) -> str | None:
     except Exception as error:  # the kind depends on what broke
         return _in_words(error)
     return None
+
+
+class Table:
+    """A table whose first column fits these names."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._width = max((len(name) for name in names), default=0)
+
+    def line(self, row: Row, *, kept: bool = False) -> str:
+        """Return a row as a line. `kept` marks a row that an earlier run has measured."""
+        took = "  kept" if kept else f"{row.seconds:5.1f}s"
+        said = f"{row.verdict}: {row.words}" if row.verdict in ("wrong", "left out") else row.words
+        return f"{_SIGNS[row.verdict]} {row.name:<{self._width}} {took}  {said}"
+
+
+def heading(card: Card) -> str:
+    """Return what the table is about."""
+    capability = f", capability {card.capability}" if card.capability else ""
+    driver = f", driver {card.driver}" if card.driver else ""
+    cuda = f", CUDA {card.cuda}" if card.cuda else ""
+    return (
+        f"{card.card}{capability}, {card.memory / 2**30:.1f} GiB{driver}\n"
+        f"torch {card.torch}{cuda}, pion {card.pion} (code {card.code})"
+    )
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return how many rows have each verdict."""
+    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in _SIGNS}
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)

@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pion.errors import BadInput
-from pion.no_room import no_room
+from pion.errors import BadInput, no_room
 from pion.untrusted import open_file
 
 # Of an .npy file: more than the longest header that numpy reads.

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pion.data.arrays import unwritable, write_atomically
-from pion.data.shard import Shard
-from pion.data.shards import flags_path
+from pion.data.shards import Shard, flags_path
 from pion.errors import BadInput
 from pion.untrusted import read_json
 

@@ -29,8 +29,8 @@ from pion.formats.huggingface.tokenizer_files import (
 )
 from pion.formats.load import load_decoder
 from pion.formats.packed_banks import packed
-from pion.formats.safetensors_file import write_safetensors
 from pion.formats.target_folder import PRODUCER, check_replaceable, replace_folder
+from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder
 from pion.model.parameters import vocabulary_rows
 

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pion.adapter import (
+from pion.config import ModelConfig
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.formats.huggingface.architectures import from_transformers
+from pion.formats.peft_folder import base_in, our_names, read_adapter_folder
+from pion.formats.seeds import import_seed
+from pion.formats.weights import WEIGHTS, read_model_tensors, read_tensors
+from pion.lora import (
     RECORD,
     Adapter,
     BaseModel,
@@ -17,14 +24,6 @@ from pion.adapter import (
     read_record,
     require_base,
 )
-from pion.config import ModelConfig
-from pion.data.tokens.tokenizer import Tokenizer
-from pion.errors import BadInput
-from pion.formats.huggingface.architectures import from_transformers
-from pion.formats.model_files import WEIGHTS
-from pion.formats.peft_folder import base_in, our_names, read_adapter_folder
-from pion.formats.seeds import import_seed
-from pion.formats.weights import read_model_tensors, read_tensors
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import with_tensors
 from pion.model.parameters import require_possible, tensors_sha256
@@ -53,7 +52,7 @@ def load(
 
 
 def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Return the model of a folder with config.json and safetensors (model_files.py), on the CPU.
+    """Return the model of a folder with config.json and safetensors (weights.py), on the CPU.
 
     config.json has the fields of ModelConfig, or of a stock architecture in transformers. `dtype`
     is that of matrices: see `Decoder.from_state`. Raises BadInput for a missing or damaged file,

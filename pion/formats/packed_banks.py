@@ -43,8 +43,9 @@ def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
             return config, state
         alone, state_alone = _a_band_for_each_layer(config, state)
         smaller = _packed_bands(alone, state_alone)
+        bytes_packed = sum(t.nbytes for name, t in smaller[1].items() if name.startswith("bands."))
         banks = [tensor for name, tensor in state.items() if name.endswith(".factors")]
-        if _bank_bytes(smaller[1]) < sum(FP32_BYTES * bank.numel() for bank in banks):
+        if bytes_packed < sum(FP32_BYTES * bank.numel() for bank in banks):
             return smaller
         return config, state
     return _packed_bands(config, state)
@@ -156,11 +157,3 @@ def _a_band_for_each_layer(config: ModelConfig, state: State) -> tuple[ModelConf
                     alone[f"bands.{layer}.{way}.{name.removeprefix(prefix)}"] = tensor
     bands = tuple((layer,) for layer in range(config.n_layers))
     return replace(config, primitives=replace(primitives, bands=bands)), alone
-
-
-def _bank_bytes(state: State) -> int:
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for name, tensor in state.items()
-        if name.startswith("bands.")
-    )

@@ -1,17 +1,25 @@
-"""Read the tensors of a model that others may have written, from safetensors files."""
+"""Read the weights of a model that others may have written, and write safetensors files.
+
+transformers splits large models into shards. `model.safetensors.index.json` says which tensor is in
+which shard. Files of pickles (`.bin`) are never read: they can run code. torch is imported only
+where tensors are read or written, so that a model is found fast.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput
-from pion.formats.model_files import INDEX, MOST_TENSORS, WEIGHTS, no_weights, shards_of
 from pion.later_fields import shown
-from pion.untrusted import LARGEST_RECORD, open_file, parse_object
+from pion.untrusted import LARGEST_RECORD, open_file, parse_object, read_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # A file begins with the length of its header, in this many bytes.
 _LENGTH_BYTES = 8
@@ -19,6 +27,18 @@ _LENGTH_BYTES = 8
 DTYPES = frozenset(
     ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL", "U16", "U32", "U64")
 )
+# How the names of a model's legal files begin: its licence, and what this asks to pass on.
+LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What `publish.gguf` puts next to the weights of an export, for programs other than Pion.
+GGUF_FILE, MODELFILE = "model-f16.gguf", "Modelfile"
+# The most tensors of a file or a model. Qwen3's largest mixture of experts has 36,000.
+MOST_TENSORS = 1 << 16
+# The most shards of a model. Models of 2B parameters have one or two.
+MOST_SHARDS = 256
+# A file in the same folder: no path, no hidden file.
+_SHARD = re.compile(r"[A-Za-z0-9_][\w.-]{0,200}\.safetensors", re.ASCII)
+_PICKLES = ("pytorch_model*.bin", "*.bin.index.json")
 
 
 def read_model_tensors(folder: Path) -> dict[str, Tensor]:
@@ -96,3 +116,70 @@ def _check_header(path: Path) -> None:
         dtype = entry.get("dtype") if isinstance(entry, dict) else None
         if name != "__metadata__" and str(dtype) not in DTYPES:
             raise BadInput(f"{path}: {shown(name)} has the type {shown(dtype)}, not real numbers")
+
+
+def is_legal(name: str) -> bool:
+    """Return whether a file of this name says under which terms a model may be used."""
+    return name.upper().startswith(LEGAL)
+
+
+def shards_of(index: Path) -> Mapping[str, str]:
+    """Return the shard of each tensor by the tensor's name. Raises BadInput for a bad index."""
+    try:
+        record = parse_object(read_file(index), str(index))
+    except OSError as error:
+        raise BadInput(f"{index} can't be read ({error.strerror or error})") from None
+    shard_of: Any = record.get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise BadInput(f"{index}: weight_map is {shown(shard_of)}; it must name each tensor's file")
+    if len(shard_of) > MOST_TENSORS:
+        raise BadInput(f"{index} has {len(shard_of):,} tensors; at most {MOST_TENSORS:,} are read")
+    for name, shard in shard_of.items():
+        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
+            raise BadInput(
+                f"{index}: the file of {shown(name)} is {shown(shard)}; it must be the name of a "
+                ".safetensors file in this folder"
+            )
+    shards = len(set(shard_of.values()))
+    if shards > MOST_SHARDS:
+        raise BadInput(f"{index} names {shards:,} files; at most {MOST_SHARDS} are read")
+    return shard_of
+
+
+def no_weights(folder: Path) -> BadInput:
+    """Return the error for a folder without safetensors."""
+    if any(path.is_file() for pattern in _PICKLES for path in folder.glob(pattern)):
+        return BadInput(
+            f"{folder} has its weights in pickles (.bin), which can run code, so they were not "
+            f"read. If you trust the folder, convert them: {_conversion(folder)}"
+        )
+    return BadInput(f"{folder} is not a model: it has no {WEIGHTS} and no {INDEX}")
+
+
+def _conversion(folder: Path) -> str:
+    """Return the command by which transformers writes safetensors next to the pickles."""
+    code = (
+        "from transformers import AutoModelForCausalLM as M; "
+        f"M.from_pretrained({str(folder)!r}, dtype='auto').save_pretrained({str(folder)!r})"
+    )
+    return f"python -c {shlex.quote(code)}"
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write contiguous `tensors` to `path`. Raises OSError if the file can't be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+        path.chmod(mode)  # safetensors makes files for this user alone, whatever the umask
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error

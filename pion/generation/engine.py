@@ -25,10 +25,12 @@ from pion.generation.answer import (
     Ended,
     Event,
     Failed,
+    Logprobs,
     Scored,
+    logprobs_of,
+    logprobs_of_prompt,
 )
 from pion.generation.generate import cache_tokens, last_logits, next_logits, read_prompts
-from pion.generation.logprobs import Logprobs, logprobs_of, logprobs_of_prompt
 from pion.model.attention.cache import BatchCache, KVCache
 from pion.model.decoder import Decoder
 

@@ -1,9 +1,14 @@
-"""Continue a text token by token: from a prompt's ids to new ids, and from ids to text."""
+"""Continue texts token by token: from a prompt's ids to new ids, and from ids to text.
+
+Several texts are continued together: the weights, whose reading takes the time, are read once.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +27,7 @@ INCOMPLETE = "\ufffd"
 # Where masks are dense, a prompt is read in pieces of this many tokens. Otherwise memory would be
 # quadratic in the prompt's length.
 PROMPT_PIECE = 1024
+ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +136,10 @@ def generate(
         vocab_size=vocab_size,
         seed=seed,
     )
-    return _continue(model, Text(model, ids, settings))
+    return _continued(model, Text(model, ids, settings))
 
 
-def _continue(model: Decoder, text: Text) -> Iterator[int]:
+def _continued(model: Decoder, text: Text) -> Iterator[int]:
     if text.ended:
         return
     cache = KVCache(model.config, max_tokens=text.room)
@@ -151,7 +157,9 @@ def read_prompts(model: Decoder, prompts: list[list[int]], cache: KVCache) -> Te
     A lone prompt may have any length. Of several, the shorter ones are filled up at their end:
     attention is causal, so no token of a prompt sees what fills it up.
     """
-    if len(prompts) == 1 and _needs_dense_masks(model.config):
+    # Such a model's attention has scores for each pair of tokens of a prompt at once.
+    dense = model.config.softcap is not None or model.config.windows is not None
+    if len(prompts) == 1 and dense:
         (ids,) = prompts
         while len(ids) > PROMPT_PIECE:
             cache_tokens(model, [ids[:PROMPT_PIECE]], cache)
@@ -160,11 +168,6 @@ def read_prompts(model: Decoder, prompts: list[list[int]], cache: KVCache) -> Te
     longest = max(len(ids) for ids in prompts)
     filled = [ids + [0] * (longest - len(ids)) for ids in prompts]
     return next_logits(model, filled, cache, [len(ids) for ids in prompts])
-
-
-def _needs_dense_masks(config: ModelConfig) -> bool:
-    """Return whether attention to a prompt has scores for each pair of tokens at once."""
-    return config.softcap is not None or config.windows is not None
 
 
 # These are separate functions because a generator that is suspended inside inference mode would
@@ -245,3 +248,70 @@ def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
             pending = []
     if text := tokenizer.decode(pending):
         yield text
+
+
+def generate_batch(
+    model: Decoder, prompts: Sequence[Sequence[int]], *, rows: int = ROWS, **settings: Any
+) -> Iterator[tuple[int, int | None]]:
+    """Continue each of `prompts`: yield (the prompt's number from 0, its next new id).
+
+    When a text has ended, None is its next id. At most `rows` texts are continued at once; when one
+    ends, the next prompt takes its row. `settings` are the keywords of `pion.generate`; with a
+    `seed`, each text is drawn as if it were alone. In fp32, a text is what `pion.generate` yields,
+    except where two ids are equally likely up to rounding.
+
+    Raises what `pion.generate` raises, before the first id.
+    """
+    if rows < 1:
+        raise BadInput(f"rows is {rows}; it must be at least 1")
+    texts = [Text(model, ids, Settings(**settings)) for ids in prompts]
+    return _continued_batch(model, texts, min(rows, len(texts)))
+
+
+def _continued_batch(
+    model: Decoder, texts: list[Text], rows: int
+) -> Iterator[tuple[int, int | None]]:
+    cache = BatchCache(model.config, rows, max((text.room for text in texts), default=0))
+    waiting = deque(enumerate(texts))
+    in_rows: list[tuple[int, Text]] = []
+    while waiting or in_rows:
+        while waiting and len(in_rows) < rows:
+            group = _next_group(waiting, rows - len(in_rows))
+            prompts = [list(text.ids) for _, text in group]
+            read = KVCache(model.config, max_tokens=max(len(ids) for ids in prompts))
+            logits = read_prompts(model, prompts, read)
+            for row, (number, text) in enumerate(group):
+                yield from _drawn(number, text, logits[row])
+                if not text.ended:
+                    cache.join(read, row, len(prompts[row]))
+                    in_rows.append((number, text))
+        if in_rows:
+            logits = next_logits(model, [[text.ids[-1]] for _, text in in_rows], cache)
+            for row, (number, text) in enumerate(in_rows):
+                yield from _drawn(number, text, logits[row])
+            # The last text takes the row of a text that has ended, so later rows leave first.
+            for row in reversed(range(len(in_rows))):
+                if in_rows[row][1].ended:
+                    cache.leave(row)
+                    in_rows[row] = in_rows[-1]
+                    in_rows.pop()
+
+
+def _next_group(waiting: deque[tuple[int, Text]], most: int) -> list[tuple[int, Text]]:
+    """Take the texts from `waiting` that are read together: at least one, and at most `most`."""
+    group = [waiting.popleft()]
+    longest = len(group[0][1].ids)
+    while waiting and len(group) < most:
+        longest = max(longest, len(waiting[0][1].ids))
+        if longest * (len(group) + 1) > PROMPT_PIECE:
+            break
+        group.append(waiting.popleft())
+    return group
+
+
+def _drawn(number: int, text: Text, logits: Tensor) -> Iterator[tuple[int, int | None]]:
+    token = None if text.ended else text.draw(logits)
+    if token is not None:
+        yield number, token
+    if text.ended:
+        yield number, None

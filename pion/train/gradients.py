@@ -1,10 +1,13 @@
-"""Forward and backward passes over micro-batches, with gradients summed over ranks."""
+"""Forward and backward passes over micro-batches, and communication between the ranks of a run."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -89,3 +92,43 @@ class Gradients:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
             result: tuple[Tensor, Losses] = self._loss(batch, scale, self._aux_scale, varying)
         return result
+
+
+class Ranks:
+    """The group of all ranks. Every rank calls the same methods in the same order."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._control: Any = None  # process group
+        if world_size > 1:
+            # Ranks agree to stop over gloo, because gloo never waits for the GPU.
+            gloo = dist.get_backend() == "gloo"
+            self._control = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the tensor summed over ranks, on its device and in place."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank."""
+        if self.world_size == 1:
+            return flag
+        asked = torch.tensor(int(flag))
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._control)
+        return bool(asked)
+
+    def from_rank_0(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._control)
+        return values[0]
+
+    def copy_from_rank_0(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors with rank 0's."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)

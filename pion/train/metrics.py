@@ -193,15 +193,10 @@ class StepMetrics:
 def _numbers(record: StepRecord) -> Tensor:
     """Return all numbers of a step in one tensor, the reports at its end."""
     parts = [torch.stack((record.loss, record.grad_norm, record.targets))]
-    return torch.cat([*parts, *(_shown(name, value) for name, value in record.stats.items())])
-
-
-def _shown(name: str, value: Tensor) -> Tensor:
-    """Return the numbers of a report that metrics have.
-
-    Of each layer's experts, this is the load of the busiest one as a multiple of the mean load.
-    """
-    return value.amax(dim=1) * value.shape[1] if name == LOAD else value
+    for name, value in record.stats.items():
+        # Of each layer's experts, the load of the busiest one as a multiple of the mean load.
+        parts.append(value.amax(dim=1) * value.shape[1] if name == LOAD else value)
+    return torch.cat(parts)
 
 
 def _reported(record: StepRecord, numbers: list[float]) -> dict[str, list[float]]:

@@ -23,9 +23,11 @@ from pion.model.parameters import parameter_roles
 from pion.model.pilon.banks import band_of_parameter
 from pion.parts import Role
 from pion.train.muon import Muon
-from pion.train.primitive_wise import PrimitiveWise
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
+
+# After so many updates, the corrections are 1 in fp32, for every β up to 0.99998.
+MOST_COUNTED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -210,3 +212,52 @@ def copy_tensors(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
     """Copy tensors by name into existing ones."""
     for name, tensor in source.items():
         target[name].copy_(tensor)
+
+
+class PrimitiveWise:
+    """AdamW for one parameter `factors` (n, rank, width), with a count of updates per primitive.
+
+    `state` has exp_avg and exp_avg_sq like the parameter, and counts (n,) int64.
+    """
+
+    def __init__(self, factors: Tensor, settings: TrainSettings) -> None:
+        self._factors, self._settings = factors, settings
+        device = factors.device
+        self.exp_avg = torch.zeros_like(factors)
+        self.exp_avg_sq = torch.zeros_like(factors)
+        self.counts = torch.zeros(len(factors), dtype=torch.int64, device=device)
+        # By count: 1 / (1 − β1^count) and 1 / √(1 − β2^count). A count never exceeds the steps.
+        self._last = min(settings.steps, MOST_COUNTED)
+        count = torch.arange(self._last + 1, dtype=torch.float64).clamp(min=1)
+        first, second = (1 - beta**count for beta in (settings.beta1, settings.beta2))
+        self._corrections = torch.stack((1 / first, second.rsqrt())).float().to(device)
+        shares = torch.tensor([[1 - settings.beta1], [1 - settings.beta2]])
+        self._shares = shares.to(device)
+        self._eps = torch.tensor(settings.eps, device=device)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Live references to the state, by name."""
+        return {
+            "exp_avg": self.exp_avg,
+            "exp_avg_sq": self.exp_avg_sq,
+            "counts": self.counts,
+        }
+
+    def step(self, gradient: Tensor, lr: float) -> None:
+        """Update the primitives that have a gradient. The gradient is overwritten."""
+        chosen = gradient.flatten(1).any(dim=1)  # (n,)
+        self.counts.add_(chosen)
+        first, second = (self._shares * chosen)[..., None, None]
+        self.exp_avg.lerp_(gradient, first)
+        self.exp_avg_sq.lerp_(gradient.square_(), second)
+        counts = self.counts
+        if self._last < self._settings.steps:
+            counts = counts.clamp(max=self._last)
+        scale, root = (self._corrections[:, counts] * chosen)[..., None, None]
+        decay = self._settings.primitive_weight_decay
+        if decay:
+            self._factors.mul_(1 - lr * decay * chosen[:, None, None])
+        # For an unchosen primitive, 0 is divided by eps.
+        size = torch.addcmul(self._eps, self.exp_avg_sq.sqrt(), root)
+        self._factors.addcdiv_(self.exp_avg * scale, size, value=-lr)

@@ -6,6 +6,7 @@ save and stop. Each rank is a process. With several ranks, initialize torch.dist
 
 from __future__ import annotations
 
+import base64
 import math
 import time
 from collections.abc import Callable
@@ -18,17 +19,14 @@ from torch import Tensor, nn
 from pion.data.order import rows_per_rank
 from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed, Trouble
-from pion.evaluation.held_out import Scorer
+from pion.evaluation.held_out import Evaluation, Scorer, evaluate
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import count_additions
 from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
-from pion.train.gradients import Gradients
-from pion.train.heldout import Evaluation, evaluate
+from pion.train.gradients import Gradients, Ranks
 from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.optimizer import Optimizer, check_tensors, copy_tensors
-from pion.train.ranks import Ranks
-from pion.train.rng import rng_states, set_rng_states
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.smaller_plan import StepDown, free_memory, step_down
@@ -48,14 +46,6 @@ class TrainState:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     meta: dict[str, Any]
-
-
-def _never() -> bool:
-    return False
-
-
-def _nothing(change: StepDown) -> None:
-    pass
 
 
 class Trainer:
@@ -92,7 +82,7 @@ class Trainer:
         self.step = 0
         self.next_row = 0
         self.skipped: list[RowRange] = []
-        self.on_step_down: Callable[[StepDown], None] = _nothing
+        self.on_step_down: Callable[[StepDown], None] = lambda change: None
         self._updating = False
         self._feed = BatchFeed(
             stream,
@@ -118,7 +108,7 @@ class Trainer:
 
     # ------------------------------------------------------------ one step
 
-    def train_step(self, should_stop: Callable[[], bool] = _never) -> bool:
+    def train_step(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Train on the next `global_batch` rows; return False if the step was abandoned.
 
         `should_stop` is called before each micro-batch. As soon as it returns True on one rank, all
@@ -126,7 +116,7 @@ class Trainer:
         and gradient norm stay there until `drain_metrics`.
 
         If the memory runs out or the compilation fails, the step begins again from its first row,
-        and this and all later steps use a smaller plan (step_down.py).
+        and this and all later steps use a smaller plan (smaller_plan.py).
 
         Raises BadInput if the global batch is smaller than the world size, or if not even one row
         fits into memory; PlanFailed if the plan has to change but not in place: other ranks wait
@@ -334,3 +324,29 @@ class Trainer:
     def close(self) -> None:
         """End the background thread."""
         self._feed.close()
+
+
+def rng_states(device: torch.device) -> dict[str, str]:
+    """Return the states of the CPU's generator and of a CUDA `device`'s, as base64."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {
+        name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in states.items()
+    }
+
+
+def set_rng_states(states: dict[str, str], device: torch.device) -> None:
+    """Restore the states from `rng_states`, for the generators that this machine has.
+
+    Raises BadInput if a state is not one.
+    """
+    for name, text in states.items():
+        try:
+            state = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+            if name == "cpu":
+                torch.set_rng_state(state)
+            elif name == "cuda" and device.type == "cuda":
+                torch.cuda.set_rng_state(state, device)
+        except (ValueError, RuntimeError) as error:
+            raise BadInput(f"the checkpoint's random state of {name} is damaged: {error}") from None

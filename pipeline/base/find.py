@@ -14,15 +14,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pion.adapter import PEFT_CONFIG, PEFT_TENSORS
 from pion.config import ModelConfig
 from pion.data.arrays import sha256_file
 from pion.data.chat.template_source import ASKS_FOR_DATE, TEMPLATE_FILE, template_of
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.formats.model_files import INDEX, WEIGHTS, is_legal, shards_of
+from pion.formats.weights import INDEX, WEIGHTS, is_legal, shards_of
 from pion.later_fields import shown
+from pion.lora import PEFT_CONFIG, PEFT_TENSORS
 from pion.untrusted import LARGEST_TOKENIZER, parse_object, read_file
 from pipeline.data.hub import OnHub, explained, pin
 from pipeline.data.tokenizer import needed_files
@@ -221,7 +221,7 @@ def _converted(found: FoundModel) -> Path:
 
     So nothing pickled goes into a store, and a start never depends on another model.
     """
-    from pion.formats.safetensors_file import write_safetensors
+    from pion.formats.weights import write_safetensors
     from pion.model.parameters import tensors_sha256
     from pipeline.models.load import load_model
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from pion.errors import BadInput
-from pion.formats.model_files import is_legal
+from pion.formats.weights import is_legal
 from pion.untrusted import read_file
 from pipeline.job.bounded_yaml import BoundedLoader
 

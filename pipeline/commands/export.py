@@ -15,7 +15,7 @@ from pipeline.models.find import FoundModel, find_model
 from pipeline.models.load import load_model, load_tokenizer
 
 if TYPE_CHECKING:
-    from pion.formats.gguf.numbers import Type
+    from pion.formats.gguf.convert import Type
     from pion.model.decoder import Decoder
 
 # Texts to compare logits on. Any English text would do.

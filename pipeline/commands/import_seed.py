@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
-from pion.formats.model_files import WEIGHTS
 from pion.formats.target_folder import refuse_current_folder
+from pion.formats.weights import WEIGHTS
 from pipeline.models.find import CONFIG, find_model
 from pipeline.models.load import load_model
 
@@ -80,7 +80,7 @@ def _require_all_ids(tokenizer: Tokenizer, source: str, file: Path) -> None:
 
 def _write(folder: Path, model: Decoder, tokenizer: Tokenizer | None, *, chat: bool) -> None:
     from pion.data.chat.conversation import chat_template
-    from pion.formats.safetensors_file import write_safetensors
+    from pion.formats.weights import write_safetensors
 
     folder.mkdir(parents=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

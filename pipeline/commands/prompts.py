@@ -65,7 +65,7 @@ def answer_all(
     out: TextIO | None = None,
 ) -> int:
     """Print a line of JSON for each prompt, in their order, as soon as the text is complete."""
-    from pion.generation.generate_batch import generate_batch
+    from pion.generation.generate import generate_batch
 
     ids = []
     for prompt in prompts:

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from pion.data.arrays import check_ids, open_shard, unwritable
-from pion.data.shard import Shard
 from pion.data.shard_writer import ShardWriter
-from pion.data.shards import Manifest, describe, split_tail
+from pion.data.shards import Manifest, Shard, describe, split_tail
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.console.messages import PrepareProgress, Say

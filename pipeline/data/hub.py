@@ -20,7 +20,7 @@ import numpy as np
 
 from pion.data.arrays import NPY_HEADER_BYTES, parse_npy_header
 from pion.data.documents.corpus import Record
-from pion.data.shard import Shard
+from pion.data.shards import Shard
 from pion.errors import BadInput, PionError
 
 if TYPE_CHECKING:

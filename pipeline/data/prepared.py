@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pion.data.shard import Shard
-from pion.data.shards import Manifest, Rows
+from pion.data.shards import Manifest, Rows, Shard
 from pion.errors import BadInput
 from pion.untrusted import parse_object, read_file
 from pipeline.state.stores.base import check_key

@@ -19,8 +19,7 @@ from pathlib import Path
 
 from pion.data.arrays import sha256_file, unwritable
 from pion.data.order import RowOrder
-from pion.data.shard import Shard
-from pion.data.shards import Manifest, Rows
+from pion.data.shards import Manifest, Rows, Shard
 from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import download_shard

@@ -30,7 +30,7 @@ from pion.data.documents.corpus import (
     text_documents,
     whole_characters,
 )
-from pion.data.tokens.missing_bytes import ReplacedCharacters
+from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.errors import BadInput
 from pion.later_fields import shown
 from pipeline.job import (

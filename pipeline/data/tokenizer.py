@@ -27,7 +27,7 @@ from pion.data.tokens.special_tokens import GENERATION_CONFIG
 from pion.data.tokens.token_names import FILES as NAMES_FILES
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
-from pion.formats.gguf.pre_tokenizer import require_known
+from pion.formats.gguf.vocabulary import require_known
 from pion.formats.huggingface.tokenizer_files import copy_tokenizer
 from pion.untrusted import LARGEST_TOKENIZER, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say

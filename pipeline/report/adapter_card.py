@@ -10,7 +10,7 @@ from pipeline.job import Job
 from pipeline.models.find import HUB_REPO
 
 if TYPE_CHECKING:
-    from pion.adapter import Adapter
+    from pion.lora import Adapter
 
 
 def hub_name(name: str | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pion.formats.model_files import GGUF_FILE
+from pion.formats.weights import GGUF_FILE
 from pipeline.job import Job
 
 

@@ -37,8 +37,8 @@ from pipeline.report.result_tables import (
 )
 
 if TYPE_CHECKING:
-    from pion.adapter import Adapter
     from pion.formats.rounding import RoundingCost
+    from pion.lora import Adapter
     from pipeline.base.licence import Terms
 
 STAGE_NAMES = {"pretrain": "pretraining", "sft": "fine-tuning"}

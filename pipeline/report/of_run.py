@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pion.errors import BadInput
-from pion.no_room import no_room
+from pion.errors import BadInput, no_room
 from pipeline.job import Job
 from pipeline.report.history import read_history
 from pipeline.report.page import write_report

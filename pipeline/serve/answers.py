@@ -9,9 +9,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypedDict
 
-from pion.generation.answer import Answer, Busy, Closed, Drawn, Ended, Event, Failed, Scored
+from pion.generation.answer import (
+    Answer,
+    Busy,
+    Closed,
+    Drawn,
+    Ended,
+    Event,
+    Failed,
+    Logprobs,
+    Scored,
+)
 from pion.generation.generate import Text
-from pion.generation.logprobs import Logprobs
 from pion.generation.text_stream import Piece, TextStream
 from pipeline.serve.errors import ApiError
 from pipeline.serve.served_model import ServedModel

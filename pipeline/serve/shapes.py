@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.generation.logprobs import Logprobs
+from pion.generation.answer import Logprobs
 from pipeline.serve.answers import FinishReason, Part, Token
 
 Json = dict[str, Any]

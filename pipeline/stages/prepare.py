@@ -20,8 +20,7 @@ from typing import Any
 from pion.data.arrays import sha256_file, unwritable, write_atomically
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.template_source import DATE_FILE, TEMPLATE_FILE
-from pion.data.shard import Shard
-from pion.data.shards import Rows
+from pion.data.shards import Rows, Shard
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput

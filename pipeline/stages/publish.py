@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.config import closest
-from pion.errors import BadInput
+from pion.errors import BadInput, no_room
 from pion.formats.target_folder import check_replaceable, replace_folder
-from pion.no_room import no_room
 from pipeline.base.licence import Terms
 from pipeline.console.messages import Note, Say
 from pipeline.job import REQUIREMENT, Job
@@ -88,7 +87,7 @@ def _check_form(job: Job, *, to_hub: bool) -> None:
         except BadInput as error:
             raise BadInput(f"publish.{error}. Nothing was started.") from None
     if job.publish.gguf:
-        from pion.formats.gguf.architecture import require_expressible
+        from pion.formats.gguf.tensors import require_expressible
 
         if job.publish.adapter:
             raise BadInput(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, PionError
-from pion.formats.model_files import GGUF_FILE, MODELFILE
+from pion.formats.weights import GGUF_FILE, MODELFILE
 from pipeline.base.licence import Terms, terms_of
 from pipeline.job import Job
 from pipeline.job.model_section import Base
@@ -23,10 +23,10 @@ from pipeline.report.model_card import CardExtras, model_card
 from pipeline.state.bases import BASES
 
 if TYPE_CHECKING:
-    from pion.adapter import Adapter
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.formats.huggingface.tokenizer_files import ModelTokenizer
     from pion.formats.rounding import RoundingCost
+    from pion.lora import Adapter
     from pion.model.decoder import Decoder
 
 
@@ -77,11 +77,11 @@ def write_adapter(
     Return its record, in which the base has a name that is known outside the run, and the number of
     its parameters.
     """
-    from pion.adapter import read_record
     from pion.config import ModelConfig
     from pion.formats.huggingface.tokenizer_files import write_tokenizer
     from pion.formats.peft_folder import write_adapter_folder
     from pion.formats.weights import read_tensors
+    from pion.lora import read_record
     from pion.untrusted import parse_object, read_file
 
     record = read_record(model)

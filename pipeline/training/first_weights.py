@@ -13,9 +13,9 @@ from pipeline.state.bases import BASES, bring_base
 from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:
-    from pion.adapter import BaseModel
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
+    from pion.lora import BaseModel
     from pion.model.decoder import Decoder
     from pion.train.settings import ComputePlan
     from pipeline.training.context import TrainingContext
@@ -116,9 +116,8 @@ def cost_of_rounding(
     """
     import torch
 
-    from pion.evaluation.held_out import Scorer
+    from pion.evaluation.held_out import Scorer, evaluate
     from pion.model.lora_projections import round_weights
-    from pion.train.heldout import evaluate
 
     base.to(torch.device(plan.device))
     scorer = Scorer(base, tokenizer.vocab_size, plan.micro_batch)

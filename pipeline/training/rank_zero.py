@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pion.adapter import RECORD
 from pion.errors import BadInput, Trouble
+from pion.lora import RECORD
 from pipeline.console.messages import Evaluation, Note, Sample, StageState, Step
 from pipeline.data.tokenizer import needed_files
 from pipeline.kill_points import mark
@@ -30,8 +30,8 @@ from pipeline.training.stage_metrics import StageMetrics, Trackers
 
 if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
+    from pion.evaluation.held_out import Evaluation as HeldOutLoss
     from pion.model.decoder import Decoder
-    from pion.train.heldout import Evaluation as HeldOutLoss
     from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer, TrainState
     from pipeline.training.start import Setup
@@ -350,7 +350,7 @@ def sample_texts(
 
     `on_token` is called after each token. Raises BadInput if the model predicts NaN or infinity.
     """
-    from pion.generation.generate_batch import generate_batch
+    from pion.generation.generate import generate_batch
 
     tokenizer = chat_format.tokenizer
     new: list[list[int]] = [[] for _ in prompts]

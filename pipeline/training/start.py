@@ -28,10 +28,10 @@ from pipeline.training.first_weights import cost_of_rounding, first_model, froze
 from pipeline.training.rewind import rows_to_skip
 
 if TYPE_CHECKING:
-    from pion.adapter import Adapter
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
+    from pion.lora import Adapter
     from pion.model.decoder import Decoder
     from pion.train.settings import ComputePlan
     from pion.train.trainer import Trainer, TrainState
@@ -220,7 +220,7 @@ def _with_additions(
 
     Raises BadInput on every rank if it is not the base of the checkpoint `saved`.
     """
-    from pion.adapter import Adapter, BaseModel, read_record, require_base
+    from pion.lora import Adapter, BaseModel, read_record, require_base
     from pion.model.lora_projections import adapted
     from pion.train.hardware import torch_dtype
 

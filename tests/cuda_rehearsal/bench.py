@@ -15,9 +15,9 @@ from unittest import mock
 import torch
 from torch import nn
 
+from pion.bench import speed
 from pion.bench.catalog import Task, every_task
 from pion.bench.models import Bench, check_model
-from pion.bench.speed import training
 from pion.config import ModelConfig
 from pion.model.decoder import Decoder
 from tests.cuda_rehearsal.pretended_card import pretended_card
@@ -47,8 +47,8 @@ def main() -> None:
         pretended_card() as watch,
         mock.patch.object(torch.cuda, "reset_peak_memory_stats"),
         mock.patch.object(Decoder, "to", move),
-        mock.patch.object(training, "WARMUP_STEPS", 1),
-        mock.patch.object(training, "MOST_STEPS", 1),
+        mock.patch.object(speed, "WARMUP_STEPS", 1),
+        mock.patch.object(speed, "MOST_STEPS", 1),
     ):
         for task in every_task(Bench(torch.device("cuda", 0), tiny=True)):
             if task.name.startswith(SLOW):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pion.data.stream import Batch, map_batch
+from pion.evaluation import held_out
 from pion.model.attention import attention, masks
 from pion.model.attention.cache import LayerCache
 from pion.model.decoder import Decoder
@@ -25,7 +26,7 @@ from pion.model.feedforward import expert_products, experts
 from pion.model.feedforward.dense import SwiGLU
 from pion.model.loss import IGNORED
 from pion.model.norm_and_projection import RMSNorm
-from pion.train import feed, gradients, heldout, optimizer
+from pion.train import feed, gradients, optimizer
 from pion.train.muon import Muon
 from tests.cuda_rehearsal.pretended_card import pretended_card
 from tests.cuda_rehearsal.report import print_reports
@@ -259,10 +260,10 @@ PLANTED: dict[str, Planted] = {
         experts, "mix_experts", count_tokens, model="experts"
     ),
     "evaluation indexes by a mask": Planted(
-        heldout, "token_nll", scores_by_mask, "evaluate in training bfloat16"
+        held_out, "token_nll", scores_by_mask, "evaluate in training bfloat16"
     ),
     "evaluation indexes by a list": Planted(
-        heldout, "token_nll", scores_by_list, "evaluate in training bfloat16"
+        held_out, "token_nll", scores_by_list, "evaluate in training bfloat16"
     ),
     "generation copies a token with torch.tensor": Planted(
         import_module("pion.generation.generate"),

@@ -18,13 +18,12 @@ from torch.nn.attention import flex_attention
 
 from pion.config import ModelConfig
 from pion.data.stream import Batch
-from pion.evaluation.held_out import Scorer, held_out, responses
+from pion.evaluation.held_out import Scorer, evaluate, held_out, responses
 from pion.model.attention import attention
 from pion.model.attention.cache import BatchCache, KVCache
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
 from pion.model.loss import IGNORED
-from pion.train.heldout import evaluate
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from tests.cuda_rehearsal.report import Report
@@ -185,7 +184,7 @@ def generate_together(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
         caches.append(BatchCache(*arguments))
         return caches[-1]
 
-    module = import_module("pion.generation.generate_batch")
+    module = import_module("pion.generation.generate")
     watch.start()
     with mock.patch.object(module, "BatchCache", keep):
         prompts = [list(range(PROMPT_TOKENS)), list(range(PROMPT_TOKENS // 2))]

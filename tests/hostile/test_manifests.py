@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 import pion.data.shards
-from pion.data.shard import Shard
 from pion.data.shard_writer import ShardWriter
-from pion.data.shards import Manifest
+from pion.data.shards import Manifest, Shard
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_LISTING, LARGEST_RECORD
 from pipeline.data.prepared import DATASET, open_data

@@ -13,7 +13,7 @@ import torch
 
 from pion.errors import BadInput
 from pion.formats.seeds import import_seed
-from pion.formats.seeds.archive import LARGEST_PICKLE, MOST_FILES, check_archive
+from pion.formats.seeds.read import LARGEST_PICKLE, MOST_FILES, check_archive
 from tests.hostile.limited import refused
 from tests.hostile.model_folders import ESCAPE
 from tests.paths import SEEDS
@@ -267,6 +267,6 @@ def test_half_as_many_files_and_half_as_large_a_pickle_are_read(
     note = pickle.dumps("x" * (LARGEST_PICKLE // 2), protocol=2)
     path = repacked(tmp_path / "half.pt", half | {"data.pkl": note})
     assert check_archive(path, frozenset()) == path.stat().st_size
-    monkeypatch.setattr("pion.formats.seeds.archive.MOST_FILES", MOST_FILES // 2 - 1)
+    monkeypatch.setattr("pion.formats.seeds.read.MOST_FILES", MOST_FILES // 2 - 1)
     with pytest.raises(BadInput, match="has 16,384 files; at most 16,383 are read"):
         check_archive(path, frozenset())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pion.data.tokens.tokenizer import MOST_IDS, Tokenizer
-from pion.data.tokens.tokenizer_steps import MOST_STEPS, check_steps
+from pion.data.tokens.tokenizer_json import MOST_STEPS, check_steps
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_TOKENIZER
 from tests.hostile.limited import pion, refused

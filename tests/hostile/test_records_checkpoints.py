@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput
-from pion.train.rng import rng_states
+from pion.train.trainer import rng_states
 from pipeline.models.find import find_model
 from pipeline.state.checkpoints.layout import MANIFEST, STATE, Provenance
 from pipeline.state.record_json import Damaged, parse, parse_record
@@ -194,7 +194,7 @@ def test_a_trainer_never_gets_a_state_with_a_bad_value(case: Attack) -> None:
 def test_a_random_state_that_is_none_is_bad_input() -> None:
     import torch
 
-    from pion.train.rng import set_rng_states
+    from pion.train.trainer import set_rng_states
 
     device = torch.device("cpu")
     before = rng_states(device)

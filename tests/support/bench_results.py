@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.bench.card import Card, file_name
-from pion.bench.results import Results, Row, write_results
-from pion.bench.speed.speeds import SaveSpeed, TrainSpeed
+from pion.bench.results import Results, Row, SaveSpeed, TrainSpeed, write_results
 from pion.config import ModelConfig
 from pion.model.params_and_flops import cost_of, flops_per_token
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pion.data.shard import Shard
-from pion.data.shards import Rows
+from pion.data.shards import Rows, Shard
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pipeline.console.messages import Shown
 from pipeline.job import Job

@@ -91,7 +91,7 @@ def install(
         "pipeline.job.model_section",
         "pion.formats.load",
         *exports,
-        "pion.formats.seeds.pion",
+        "pion.formats.seeds.pion_and_tachyon",
     ):
         monkeypatch.setattr(import_module(module), "ModelConfig", config)
     monkeypatch.setattr("pion.train.settings.ComputePlan", LaterPlan)

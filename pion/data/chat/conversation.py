@@ -12,10 +12,13 @@ programs render the published template and tokenize the result, and they could n
 quote from the end of a turn.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -53,6 +56,12 @@ ALIASES: dict[str, Role] = {
 }
 # Turns of these roles are left out: Pion's own template has no tools.
 TOOLS = ("tool", "function")
+# What is before and after learned text.
+LEARNED_MARKS = ("⟦", "⟧")
+# The most tokens that are shown.
+MOST_SHOWN = 1000
+# What could control a terminal, or change the direction of its text. Newlines and tabs may stay.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def role_of(name: str) -> Role | None:
@@ -278,3 +287,22 @@ def _tokenize_rendered(
             learned += [True] + [False] * before + [True] * (len(piece_ids) - before)
         tokenized.append(Tokenized(np.array(ids, np.int32), np.array(learned, np.bool_)))
     return tokenized
+
+
+def marked_text(tokenizer: Tokenizer, conversation: Tokenized, most: int = MOST_SHOWN) -> str:
+    """Return the text of a conversation as the model sees it, special tokens included.
+
+    Learned tokens are between ⟦ and ⟧. At most `most` tokens are shown, and how many follow.
+    Control characters become U+FFFD.
+    """
+    ids, learned = conversation.ids[:most], conversation.learned[:most]
+    borders = np.flatnonzero(np.diff(learned)) + 1
+    parts = []
+    for start, end in pairwise([0, *borders.tolist(), len(ids)]):
+        text = _CONTROL.sub(
+            "\N{REPLACEMENT CHARACTER}", tokenizer.decode(ids[start:end].tolist(), specials=True)
+        )
+        marked = start < end and bool(learned[start])
+        parts.append(text.join(LEARNED_MARKS) if marked else text)
+    more = len(conversation.ids) - len(ids)
+    return "".join(parts) + (f"\n… ({more:,} more tokens)" if more else "")

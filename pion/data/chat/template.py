@@ -23,9 +23,18 @@ from pathlib import Path
 import numpy as np
 
 from pion.data.chat.conversation import Tokenized
-from pion.data.chat.messages import Conversation, Message, harmless, says_something, system_texts
+from pion.data.chat.messages import (
+    Conversation,
+    Message,
+    answers_in,
+    endless_call,
+    forms_of,
+    harmless,
+    lost_call,
+    says_something,
+    system_texts,
+)
 from pion.data.chat.renderer import Refused, Rendered, RenderedTurn, Renderer
-from pion.data.chat.template_calls import answers_in, endless_call, forms_of, lost_call
 from pion.data.chat.template_mask import AnswerFinder, EncodedText
 from pion.data.chat.template_source import find_template, template_date
 from pion.data.tokens.special_tokens import read_special_tokens

@@ -73,7 +73,9 @@ class AnswerFinder:
             return None
         inside = [i for i, end in whole.special if i >= start and end <= shared]
         ends = [i for i in inside if whole.ids[i] == self._end_of_turn]
-        if not ends and not self._text_follows(whole, inside, shared):
+        # A turn with text after its last special token does not end with this token.
+        last = max((end for i, end in whole.special if i in inside), default=0)
+        if not ends and not whole.text[last:shared].strip():
             ends = inside
         if ends and not self._ends_later(rest):
             return start, ends[-1] + 1
@@ -93,11 +95,6 @@ class AnswerFinder:
                 cut = begin + mark.start()
                 return cut, whole[cut:shared] + rest
         return turn
-
-    def _text_follows(self, whole: EncodedText, inside: Sequence[int], shared: int) -> bool:
-        """Return whether the turn has text after its last special token, which is no end then."""
-        last = max((end for i, end in whole.special if i in inside), default=0)
-        return bool(whole.text[last:shared].strip())
 
     def _ends_later(self, rest: str) -> bool:
         """Return whether the turn ends in `rest`, which the whole text does not have."""

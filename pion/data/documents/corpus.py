@@ -1,7 +1,8 @@
 """Read documents and records from files: plain text, JSON Lines, parquet.
 
 Files come in sorted order and documents in file order, so the same folder always gives the same
-documents. Errors name the file and line, or the job's key that named the file.
+documents. Errors name the file and line, or the job's key that named the file. Of parquet files,
+only the columns asked for are read, and one row is in Python at a time.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pion.errors import BadInput
 from pion.untrusted import open_file, parse_json
+
+if TYPE_CHECKING:
+    import pyarrow
 
 TEXT_SUFFIXES = (".txt", ".md")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -27,6 +31,8 @@ PART_BYTES = 4 << 20
 # Bytes of the longest line of a text or of JSON Lines, unless the caller says otherwise.
 LONGEST_LINE = 16_000_000
 RAISE_IT = ". If the line is meant to be so long, raise data.max_line_mb"
+# Few, because a small file can say that all of its rows have the same long text.
+ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -165,8 +171,6 @@ def parquet_records(
     that is not parquet, for a text of more than `longest` bytes, naming the file and row, and for a
     corpus without any row.
     """
-    from pion.data.documents.parquet import parquet_rows
-
     empty = True
     for file in list_files(path, PARQUET_SUFFIXES, key):
         for number, value in enumerate(parquet_rows(file, columns, longest), 1):
@@ -256,3 +260,43 @@ def _decode(content: bytes, where: str, start: int = 0) -> str:
             f"{where}: not UTF-8 text at byte {start + error.start:,}; "
             "convert it with: iconv -f ENCODING -t UTF-8"
         ) from None
+
+
+def parquet_rows(file: Path, columns: tuple[str, ...], longest: int) -> Iterator[dict[str, Any]]:
+    """Yield each row with those of `columns` that are there, or else one row of all names.
+
+    Raises BadInput for a file that is not parquet, and for a row of more than `longest` bytes.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    row = 0
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            there = table.schema_arrow.names
+            wanted = [name for name in there if name in columns]
+            if not wanted:
+                yield dict.fromkeys(there)
+                return
+            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=wanted):
+                arrays = {name: batch.column(name) for name in wanted}
+                for name, array in arrays.items():
+                    if isinstance(array, pyarrow.DictionaryArray):
+                        arrays[name] = array.dictionary_decode()
+                large = _size(arrays) > longest
+                for n in range(batch.num_rows):
+                    row += 1
+                    if large and _size(arrays, n) > longest:
+                        raise BadInput(
+                            f"{file} row {row}: {', '.join(wanted)} has more than {longest:,} "
+                            "bytes. If the row is meant to be so long, raise data.max_line_mb"
+                        )
+                    yield {name: array[n].as_py() for name, array in arrays.items()}
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
+        raise BadInput(f"{file}: not a readable parquet file: {error}") from None
+
+
+def _size(arrays: dict[str, pyarrow.Array], row: int | None = None) -> int:
+    """Return the bytes of one row, or of all rows."""
+    parts = arrays.values() if row is None else (a.slice(row, 1) for a in arrays.values())
+    return sum(array.nbytes for array in parts)

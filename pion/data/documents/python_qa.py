@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 from pion.data.chat.conversation import Turn
 from pion.data.documents import python_qa_wording as wording
-from pion.data.documents.prose import prose
-from pion.data.documents.python_docs import definitions
-from pion.data.documents.python_topics import Topic, goal_of, topic_of
+from pion.data.documents.python_docs import definitions, prose
+from pion.data.documents.python_qa_wording import Topic, goal_of, topic_of
 
 # The longest docstring of a dialogue, in characters.
 DOCSTRING_CHARS = 480

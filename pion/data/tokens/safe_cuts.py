@@ -25,7 +25,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pion.data.tokens.tokenizer_steps import steps_of
+from pion.data.tokens.tokenizer_json import steps_of
 
 # Long documents are encoded in pieces of about this many characters.
 PIECE_CHARS = 8192

@@ -8,10 +8,8 @@ files, and they differ: SmolLM2 and Qwen separate documents with ``<|endoftext|>
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pion.data.tokens.token_names import read_optional, token_names
 from pion.data.tokens.tokenizer import Tokenizer
@@ -79,12 +77,12 @@ def _generation_stops(folder: Path, tokenizer: Tokenizer) -> list[int]:
     value = read_optional(path).get("eos_token_id")
     if value is None:
         return []
-    try:
-        stops = list(_ids_in(value))
-    except ValueError as error:
-        raise BadInput(
-            f"{path}: key eos_token_id must be an id or a list of ids: {error}"
-        ) from None
+    stops = list(value) if isinstance(value, list) else [value]
+    for stop in stops:
+        if isinstance(stop, bool) or not isinstance(stop, int):
+            raise BadInput(
+                f"{path}: key eos_token_id must be an id or a list of ids: {shown(stop)} is no id"
+            )
     if len(stops) > _MOST_STOPS:
         raise BadInput(f"{path}: key eos_token_id has {len(stops):,} ids; at most {_MOST_STOPS}")
     for stop in stops:
@@ -94,17 +92,6 @@ def _generation_stops(folder: Path, tokenizer: Tokenizer) -> list[int]:
                 f"{tokenizer.vocab_size - 1:,}. Is tokenizer.json from the same model?"
             )
     return stops
-
-
-def _ids_in(value: Any) -> Iterator[int]:
-    """Yield the ids in the value of an `eos_token_id`: a whole number or a list of them.
-
-    Raises ValueError for anything else.
-    """
-    for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, bool) or not isinstance(item, int):
-            raise ValueError(f"{shown(item)} is no id")
-        yield item
 
 
 def _id_of(token: str, tokenizer: Tokenizer, folder: str | Path) -> int:

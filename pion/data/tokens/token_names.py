@@ -28,7 +28,14 @@ def token_names(folder: str | Path) -> dict[str, str]:
     for file in FILES:
         for key, value in read_optional(Path(folder) / file).items():
             if key.endswith("_token") and not key.startswith("add_") and value is not None:
-                names.setdefault(key, _text(value, key, Path(folder) / file))
+                text = value.get("content") if isinstance(value, dict) else value
+                if not isinstance(text, str) or len(text) > _LONGEST_NAME:
+                    raise BadInput(
+                        f"{Path(folder) / file}: key {shown(key)} must be the text of a token, at "
+                        f"most {_LONGEST_NAME} characters, or an object with it under content; it "
+                        f"is {shown(value)}"
+                    )
+                names.setdefault(key, text)
     return names
 
 
@@ -40,13 +47,3 @@ def read_optional(path: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise BadInput(f"{path}: can't read this file ({error.strerror or error})") from None
-
-
-def _text(value: Any, key: str, path: Path) -> str:
-    text = value.get("content") if isinstance(value, dict) else value
-    if not isinstance(text, str) or len(text) > _LONGEST_NAME:
-        raise BadInput(
-            f"{path}: key {shown(key)} must be the text of a token, at most {_LONGEST_NAME} "
-            f"characters, or an object with it under content; it is {shown(value)}"
-        )
-    return text

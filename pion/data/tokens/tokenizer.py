@@ -12,12 +12,16 @@ import numpy as np
 import tokenizers
 
 from pion.data.arrays import write_atomically
-from pion.data.tokens.missing_bytes import REPLACEMENT, ReplacedCharacters, missing_bytes, unspelled
 from pion.data.tokens.safe_cuts import may_cut, pieces
-from pion.data.tokens.token_bytes import bytes_of
+from pion.data.tokens.token_bytes import (
+    REPLACEMENT,
+    ReplacedCharacters,
+    bytes_of,
+    missing_bytes,
+    unspelled,
+)
 from pion.data.tokens.token_names import token_names
-from pion.data.tokens.tokenizer_json import build, first_token, library, parse
-from pion.data.tokens.tokenizer_steps import steps_of
+from pion.data.tokens.tokenizer_json import build, first_token, library, parse, steps_of
 from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.untrusted import LARGEST_TOKENIZER, read_file

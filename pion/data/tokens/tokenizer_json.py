@@ -1,4 +1,9 @@
-"""Read a tokenizer.json: check that it is byte-level BPE, and build the library's tokenizer."""
+"""Read a tokenizer.json: check that it is byte-level BPE, and build the library's tokenizer.
+
+A tokenizer changes a text in steps before it encodes the text, and in further steps when it decodes
+ids. An honest step keeps the text's length, or nearly so. A hostile file can have steps that
+multiply: twenty times "replace a with aa" make a million letters of one. Such a file is refused.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +14,35 @@ from typing import Any
 
 import tokenizers
 
-from pion.data.tokens.missing_bytes import missing_bytes, needed_bytes
-from pion.data.tokens.tokenizer_steps import check_steps, steps_of
-from pion.errors import BadInput
+from pion.data.tokens.token_bytes import missing_bytes, needed_bytes
+from pion.errors import BadInput, is_panic
 from pion.later_fields import shown
-from pion.rust_panic import is_panic
 from pion.untrusted import parse_json
 
 # Steps with which SentencePiece writes spaces as "▁".
 _SPACES = ("Metaspace", "Prepend", "Replace")
+# The most that all steps together may multiply a text by, and the most characters that they may
+# put before it. A usual tokenizer needs 18 · 4 for Unicode's NFKC and bytes written as characters.
+MOST_GROWTH, MOST_PREFIX = 1000.0, 256
+# The most steps. Tokenizers of large models have up to ten.
+MOST_STEPS = 64
+
+# By type of step, the most characters that it makes of one. Steps that are not here keep the
+# length, or remove characters.
+_GROWTH = {
+    "BertNormalizer": 3.0,
+    "ByteLevel": 4.0,
+    "CTC": 2.0,
+    "Lowercase": 3.0,
+    "Metaspace": 2.0,
+    "NFC": 3.0,
+    "NFD": 4.0,
+    "NFKC": 18.0,
+    "NFKD": 18.0,
+    "Nmt": 2.0,
+}
+# The keys of steps that have others inside.
+_INSIDE = ("normalizers", "pretokenizers", "decoders")
 
 
 @contextmanager
@@ -119,3 +144,54 @@ def _sentencepiece(settings: Mapping[str, Any]) -> str | None:
     steps = [*steps_of(settings.get("normalizer")), *steps_of(settings.get("pre_tokenizer"))]
     found = [kind for step in steps if (kind := step.get("type")) in _SPACES]
     return f"key model.byte_fallback is true, with a {found[0]} step" if found else None
+
+
+def check_steps(settings: Mapping[str, Any], where: str) -> None:
+    """Raise BadInput, naming `where`, for steps that can make a short text very long.
+
+    `settings` is a tokenizer.json that the tokenizers library could read.
+    """
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        added = settings["model"].get(key)
+        if isinstance(added, str) and len(added) > MOST_PREFIX:
+            raise BadInput(
+                f"{where}: key model.{key} has {len(added):,} characters; a tokenizer adds at most "
+                f"{MOST_PREFIX} to a letter"
+            )
+    before = [*steps_of(settings.get("normalizer")), *steps_of(settings.get("pre_tokenizer"))]
+    for steps in (before, steps_of(settings.get("decoder"))):
+        growth, prefix = 1.0, 0
+        for step in steps[: MOST_STEPS + 1]:
+            growth *= _growth(step)
+            prefix += len(str(step.get("prepend") or ""))
+        if len(steps) > MOST_STEPS or growth > MOST_GROWTH or prefix > MOST_PREFIX:
+            kinds = ", ".join(str(step.get("type")) for step in steps[:5])
+            raise BadInput(
+                f"{where}: this tokenizer could make a short text very long, so it is not used. "
+                f"Its {len(steps):,} steps ({kinds}{', …' if len(steps) > 5 else ''}) may "
+                f"multiply a text by {growth:.3g}, and put {prefix:,} characters before it; the "
+                f"limits are {MOST_STEPS} steps, {MOST_GROWTH:g} and {MOST_PREFIX}"
+            )
+
+
+def steps_of(step: Any) -> list[Mapping[str, Any]]:
+    """Return the steps of a normalizer, pre-tokenizer or decoder in order, nested ones flat."""
+    if not isinstance(step, Mapping):
+        return []
+    inside = [key for key in _INSIDE if isinstance(step.get(key), list)]
+    if not inside:
+        return [step]
+    return [found for key in inside for part in step[key] for found in steps_of(part)]
+
+
+def _growth(step: Mapping[str, Any]) -> float:
+    kind = step.get("type")
+    if kind == "Precompiled":
+        return float("inf")  # its table is not readable, and can hold texts of any length
+    if kind != "Replace":
+        return _GROWTH.get(str(kind), 1.0)
+    pattern, content = step.get("pattern"), len(str(step.get("content")))
+    text = pattern.get("String") if isinstance(pattern, Mapping) else None
+    if isinstance(text, str) and text:
+        return max(1.0, content / len(text))
+    return 1.0 + content  # a regular expression may match nothing, before each character

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
-from gguf import GGML_QUANT_VERSION, GGUFReader, GGUFValueType, GGUFWriter
+from gguf import (
+    GGML_QUANT_SIZES,
+    GGML_QUANT_VERSION,
+    GGMLQuantizationType,
+    GGUFReader,
+    GGUFValueType,
+    GGUFWriter,
+    LlamaFileType,
+)
+from gguf.quants import dequantize, quantize
 
 from pion.config import ModelConfig
 from pion.errors import BadInput, PionError
-from pion.formats.gguf.architecture import require_expressible, settings
-from pion.formats.gguf.numbers import (
-    Type,
-    encoded,
-    file_type,
-    ggml_type,
-    stored_bytes,
-    stored_type,
-    worst,
-)
-from pion.formats.gguf.pre_tokenizer import require_known
-from pion.formats.gguf.tensors import ROUTER, Tensor, tensors
-from pion.formats.gguf.vocabulary import sampling, vocabulary
+from pion.formats.gguf.tensors import ROUTER, Tensor, require_expressible, settings, tensors
+from pion.formats.gguf.vocabulary import require_known, sampling, vocabulary
 from pion.formats.huggingface.architectures import config_from_transformers
 from pion.untrusted import parse_object, read_file
 
@@ -36,6 +35,23 @@ _VALUE_TYPES = {
     float: GGUFValueType.FLOAT32,
     str: GGUFValueType.STRING,
 }
+Type = Literal["f32", "f16", "q8_0"]
+TYPES: tuple[Type, ...] = get_args(Type)
+# The weights of a block, which share a scale.
+BLOCK = 32
+
+_STORED = {
+    "f32": GGMLQuantizationType.F32,
+    "f16": GGMLQuantizationType.F16,
+    "q8_0": GGMLQuantizationType.Q8_0,
+}
+_FILE_TYPES = {
+    "f32": LlamaFileType.ALL_F32,
+    "f16": LlamaFileType.MOSTLY_F16,
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+}
+# The smallest step of f16: half of it is what a number near 0 can be off.
+_F16_STEP = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -81,8 +97,9 @@ def convert(folder: str | Path, out: str | Path, kind: Type, *, name: str) -> Co
         **settings(config, architecture),
         **vocabulary(folder, config.vocab_size),
     }
-    planned = [
-        (tensor, _stored(tensor, kind))
+    planned: list[tuple[Tensor, Type]] = [
+        # A router stays f32: rounding would change the chosen experts.
+        (tensor, "f32" if f".{ROUTER}." in tensor.name else stored_type(tensor.shape, kind))
         for tensor in tensors(folder / "model.safetensors", config, architecture)
     ]
     partial = out.with_name(f".{out.name}.partial")
@@ -127,11 +144,6 @@ def check_file(out: str | Path) -> None:
                 f"{out} is a file, but not a GGUF file. Nothing was changed. Name a different "
                 "file, or move this file away."
             )
-
-
-def _stored(tensor: Tensor, kind: Type) -> Type:
-    """Return the type of a tensor. A router stays f32: rounding would change chosen experts."""
-    return "f32" if f".{ROUTER}." in tensor.name else stored_type(tensor.shape, kind)
 
 
 def _write(
@@ -192,3 +204,57 @@ def _differs(path: Path, what: str) -> PionError:
         f"the GGUF file was written to {path} and read back, and {what}. The file was deleted. The "
         "model is safe."
     )
+
+
+def file_type(kind: Type) -> int:
+    """Return the `general.file_type` of a file with matrices of this type."""
+    return int(_FILE_TYPES[kind])
+
+
+def stored_type(shape: tuple[int, ...], kind: Type) -> Type:
+    """Return as what a tensor of this shape is stored in a file of this type.
+
+    Vectors stay f32, as llama.cpp expects. Rows that are no multiple of 32 can't be q8_0.
+    """
+    if len(shape) < 2:
+        return "f32"
+    return "f16" if kind == "q8_0" and shape[-1] % BLOCK else kind
+
+
+def ggml_type(kind: Type) -> GGMLQuantizationType:
+    """Return what the gguf package calls a type."""
+    return _STORED[kind]
+
+
+def stored_bytes(shape: tuple[int, ...], kind: Type) -> int:
+    """Return how many bytes a tensor of this shape takes."""
+    weights, size = GGML_QUANT_SIZES[_STORED[kind]]
+    return math.prod(shape) // weights * size
+
+
+def encoded(values: np.ndarray, kind: Type) -> np.ndarray:
+    """Return fp32 values as they are stored."""
+    with np.errstate(over="ignore", invalid="ignore"):  # `worst` finds what this makes infinite
+        return quantize(values, _STORED[kind])
+
+
+def decoded(stored: np.ndarray, kind: Type) -> np.ndarray:
+    """Return stored values in fp32."""
+    return dequantize(stored, _STORED[kind])
+
+
+def worst(values: np.ndarray, stored: np.ndarray, kind: Type) -> float:
+    """Return how far stored values are from fp32 values, relative to what rounding allows.
+
+    At most 1 is right; NaN is not. f32 must be exact.
+    """
+    found = decoded(stored, kind).reshape(values.shape)
+    difference = np.abs(found - values)
+    if kind == "f32":
+        return 0.0 if np.array_equal(found, values) else float("inf")
+    if kind == "f16":
+        return float((difference / (np.abs(values) * 2.0**-11 + _F16_STEP / 2)).max(initial=0))
+    largest = np.abs(values).reshape(-1, BLOCK).max(axis=1, keepdims=True)
+    # Half a step of the scale, whose own rounding to f16 counts for 127 steps.
+    allowed = largest / 127 * (0.5 + 127 * 2.0**-11) * 1.001 + 127 * _F16_STEP / 2
+    return float((difference.reshape(-1, BLOCK) / allowed).max(initial=0))

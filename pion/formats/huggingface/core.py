@@ -2,6 +2,11 @@
 
 Each of these architectures is a Llama by its names and by the fields of its config: llama.py,
 qwen2.py, qwen3.py, qwen3_moe.py and arcee.py say what they add or leave out.
+
+Rotary settings have two spellings. transformers 5 writes one object, `rope_parameters`.
+transformers 4 wrote `rope_theta` and, for scaled positions, the object `rope_scaling`. If a config
+has both objects, transformers reads `rope_scaling`. A value in an object comes before one outside
+it.
 """
 
 from __future__ import annotations
@@ -13,8 +18,8 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.formats.huggingface import rotary
 from pion.later_fields import shown
+from pion.rope_scaling import RopeScaling
 
 State = dict[str, Tensor]
 
@@ -66,6 +71,11 @@ _QKV_BIAS_NAMES = {
     "attention.k_proj.bias": "self_attn.k_proj.bias",
     "attention.v_proj.bias": "self_attn.v_proj.bias",
 }
+# Of all architectures here: RotaryEmbeddingConfigMixin.default_theta.
+DEFAULT_THETA = 10_000.0
+ROPE_TYPES = ("default", "llama3")
+_FACTORS = ("factor", "low_freq_factor", "high_freq_factor")
+_ORIGINAL = "original_max_position_embeddings"
 
 
 def lacks(name: str, config: ModelConfig, fields: Collection[str] = FIELDS) -> str | None:
@@ -91,7 +101,7 @@ def settings(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "max_position_embeddings": config.seq_len,
-        **rotary.settings(config),
+        **rotary_settings(config),
         "rms_norm_eps": config.norm_eps,
         "initializer_range": config.init_std,
         "tie_word_embeddings": config.tie_embeddings,
@@ -123,7 +133,7 @@ def read(hf_config: Mapping[str, Any], feedforward: Callable[[], Mapping[str, An
                 "tie_embeddings": hf_config["tie_word_embeddings"],
                 "init_std": hf_config["initializer_range"],
                 "imported": True,
-                **rotary.read(hf_config),
+                **read_rotary(hf_config),
                 **feedforward(),
             }
         )
@@ -207,3 +217,71 @@ def renamed(ours_to_theirs: Mapping[str, str], hf_state: State) -> State:
             "name"
         )
     return {ours[name]: tensor for name, tensor in hf_state.items()}
+
+
+def rotary_settings(config: ModelConfig) -> dict[str, Any]:
+    """Return the rotary fields of a config.
+
+    Settings that are not the defaults are written in both spellings: transformers 4 and other
+    programs that only know the older one would compute something else without a word.
+    """
+    theta, scaling = config.rope_theta, config.rope_scaling
+    if scaling is None:
+        old = {} if theta == DEFAULT_THETA else {"rope_theta": theta}
+        return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}, **old}
+    rope = {"rope_type": "llama3"}
+    rope |= {name: getattr(scaling, name) for name in (*_FACTORS, _ORIGINAL)}
+    return {
+        "rope_parameters": {"rope_theta": theta, **rope},
+        "rope_theta": theta,
+        "rope_scaling": rope,
+    }
+
+
+def read_rotary(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `rope_theta` and `rope_scaling` of our settings.
+
+    Raises BadInput for another kind of rotary positions than `ROPE_TYPES`, and for missing factors.
+    """
+    rope = _rotary_object(hf_config)
+    for where in (rope, hf_config):
+        if where.get("partial_rotary_factor") not in (None, 1):
+            text = shown(where["partial_rotary_factor"])
+            raise BadInput(f"config.json: partial_rotary_factor is {text}; only 1 is supported")
+    theta = rope.get("rope_theta")
+    if theta is None:
+        theta = hf_config.get("rope_theta", DEFAULT_THETA)
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ROPE_TYPES:
+        known = " and ".join(map(repr, ROPE_TYPES))
+        raise BadInput(f"config.json: rope_type is {shown(rope_type)}; only {known} are supported")
+    if rope_type == "default":
+        return {"rope_theta": theta}
+    missing = [name for name in _FACTORS if name not in rope]
+    if missing:
+        raise BadInput(f"config.json: rotary positions of type llama3 need {', '.join(missing)}")
+    candidates = (hf_config.get(_ORIGINAL), rope.get(_ORIGINAL))
+    original = next((tokens for tokens in candidates if tokens is not None), None)
+    if original is None:
+        original = hf_config["max_position_embeddings"]
+    factors = {name: rope[name] for name in _FACTORS}
+    scaling = RopeScaling(**factors, original_max_position_embeddings=original)
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _rotary_object(hf_config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the object with rotary settings, {} if there is none. Raises BadInput for others."""
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = hf_config.get(name)
+        if rope in (None, {}):
+            continue
+        if not isinstance(rope, Mapping):
+            raise BadInput(f"config.json: {name} is {shown(rope)}; it must be an object")
+        for inner, value in rope.items():
+            if isinstance(value, Mapping):
+                raise BadInput(
+                    f"config.json: {name} has settings for {shown(inner)} alone; only settings "
+                    "for all layers are supported"
+                )
+        return rope
+    return {}

@@ -94,14 +94,11 @@ def stop_and_pad(
         named = {
             name: source.generation[name]
             for name in ("bos_token_id", "pad_token_id")
-            if _is_id(source.generation.get(name), tokenizer)
+            if type(found := source.generation.get(name)) is int
+            and 0 <= found < tokenizer.vocab_size
         }
         return {"eos_token_id": list(source.stop_ids), "pad_token_id": source.pad, **named}
     return {"eos_token_id": tokenizer.end_of_text, "pad_token_id": tokenizer.pad}
-
-
-def _is_id(value: Any, tokenizer: Tokenizer) -> bool:
-    return type(value) is int and 0 <= value < tokenizer.vocab_size
 
 
 def write_tokenizer(

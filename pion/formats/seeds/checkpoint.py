@@ -11,9 +11,8 @@ from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.formats.seeds.daisy import from_daisy
 from pion.formats.seeds.pilon import from_pilon
-from pion.formats.seeds.pion import from_pion
+from pion.formats.seeds.pion_and_tachyon import from_pion, from_tachyon
 from pion.formats.seeds.read import SeedCheckpoint, read_checkpoint
-from pion.formats.seeds.tachyon import from_tachyon
 from pion.model.decoder import Decoder
 from pion.model.parameters import require_possible
 

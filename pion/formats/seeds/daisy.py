@@ -18,8 +18,7 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.formats.seeds.names import State, sizes
-from pion.formats.seeds.read import SeedCheckpoint
+from pion.formats.seeds.read import SeedCheckpoint, State, our_name, sizes
 from pion.parts import Values, Windows, Wiring
 from pion.presets import OLD_TABLES, PRESETS, old_skips, old_value_layers, skips
 
@@ -174,8 +173,7 @@ def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> State:
     state: State = {}
     number = {layer: i for i, layer in enumerate(_layers(tensors, r"value_embeds\.(\d+)\.weight"))}
     for key, tensor in tensors.items():
-        names = (re.fullmatch(theirs, key) for theirs in _NAMES)
-        plain = next((m.expand(ours) for m, ours in zip(names, _NAMES.values()) if m), None)
+        plain = our_name(key, _NAMES)
         table = re.fullmatch(r"value_embeds\.(\d+)\.weight", key)
         qkvo = re.fullmatch(r"blocks\.(\d+)\.attn\.qkvo_w", key)
         if plain is not None:

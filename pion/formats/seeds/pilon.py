@@ -15,8 +15,7 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.formats.seeds.names import State, sizes, untied
-from pion.formats.seeds.read import SeedCheckpoint
+from pion.formats.seeds.read import SeedCheckpoint, State, our_name, sizes, untied
 from pion.parts import Experts, Heads
 from pion.primitives import Primitives
 
@@ -40,6 +39,7 @@ _NAMES = {
     r"layers\.(\d+)\.exit_gate\.linear\.(weight|bias)": r"blocks.\1.gate.\2",
     r"layers\.(\d+)\.ffn\.subln\.weight": r"blocks.\1.feedforward.sub_norm.weight",
 }
+_LAYER = re.compile(r"layers\.(\d+)\.")
 # A router with one matrix. A seed's router with two has other names.
 _ROUTER = ".ffn.router.router.weight"
 _RECIPES = re.compile(r"layers\.(\d+)\.ffn\.expert_compositions\.fc([12])_logits")
@@ -74,7 +74,7 @@ def from_pilon(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, State]:
         {
             "family": "pilon",
             "d_model": d_model,
-            "n_layers": len({match[1] for name in tensors if (match := _layer(name))}),
+            "n_layers": len({found[1] for name in tensors if (found := _LAYER.match(name))}),
             "n_heads": recorded.get("n_heads"),
             "n_kv_heads": recorded.get("n_heads"),
             "d_ff": _d_ff(tensors),
@@ -92,10 +92,6 @@ def from_pilon(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, State]:
     state, bands = _translated(tensors, config)
     _choose_only(hot, bands, state, config)
     return config, untied(state)
-
-
-def _layer(name: str) -> re.Match[str] | None:
-    return re.match(r"layers\.(\d+)\.", name)
 
 
 def _d_ff(tensors: Mapping[str, Tensor]) -> int:
@@ -179,12 +175,10 @@ def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[Sta
             for number, logits in enumerate(tensor):
                 state[f"{where}.{number}.{_MATRIX[recipes[2]]}_recipe"] = logits
             continue
-        for theirs, ours in _NAMES.items():
-            if match := re.fullmatch(theirs, name):
-                state[match.expand(ours)] = tensor
-                break
-        else:
+        ours = our_name(name, _NAMES)
+        if ours is None:
             raise BadInput(f"unexpected tensor {name}: no PILON has a tensor of that name")
+        state[ours] = tensor
     return state, bands
 
 

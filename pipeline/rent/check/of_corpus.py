@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pion.data.arrays import open_shard
-from pion.data.shard import Shard
-from pion.data.shards import split_tail
+from pion.data.shards import Shard, split_tail
 from pion.data.tokens.tokenizer import Tokenizer, count_words
 from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base

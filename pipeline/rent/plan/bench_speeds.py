@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pion.bench.card import shipped_results
-from pion.bench.results import Results, read_results
-from pion.bench.speed.speeds import TrainSpeed, save_speeds, train_speeds
+from pion.bench.results import Results, TrainSpeed, read_results, save_speeds, train_speeds
 from pion.config import ModelConfig
 from pion.model.params_and_flops import flops_per_token
 from pion.presets import PRESETS

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pion.data.chat.chat_format import ChatFormat
-from pion.data.chat.conversation import Tokenized
-from pion.data.chat.template_view import marked_text
+from pion.data.chat.conversation import Tokenized, marked_text
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base

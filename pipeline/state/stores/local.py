@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from pion.errors import BadInput
-from pion.no_room import no_room
+from pion.errors import BadInput, no_room
 from pion.untrusted import LARGEST_RECORD, read_file
 from pipeline.state.record_json import damaged
 from pipeline.state.stores.base import (

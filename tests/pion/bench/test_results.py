@@ -17,10 +17,13 @@ from pion.bench.results import (
     MOST_ROWS,
     Results,
     Row,
+    SaveSpeed,
+    TrainSpeed,
     read_results,
+    save_speeds,
+    train_speeds,
     write_results,
 )
-from pion.bench.speed.speeds import SaveSpeed, TrainSpeed, save_speeds, train_speeds
 from pion.errors import BadInput
 from tests.paths import REPOSITORY
 

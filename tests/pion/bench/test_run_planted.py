@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pion.bench.correctness import generation, kernels, logits, losses, masks, resume, step_down
+from pion.bench import speed
+from pion.bench.correctness import kernels, outputs, recovery
 from pion.bench.models import Bench, PlanChanged, check_model
 from pion.bench.models import twin as true_twin
 from pion.bench.results import Outcome
-from pion.bench.speed import training
 from pion.model import loss
 from pion.model.attention.cache import LayerCache
 from pion.model.decoder import Decoder
@@ -63,8 +63,8 @@ def is_wrong(outcome: Outcome) -> bool:
 
 @pytest.mark.parametrize("change", [wrong_weight, wrong_scale, nan_after])
 def test_logits(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
-    plant(monkeypatch, logits, change)
-    assert is_wrong(logits.check_logits(TINY, "pion"))
+    plant(monkeypatch, outputs, change)
+    assert is_wrong(outputs.check_logits(TINY, "pion"))
 
 
 def test_logits_of_documents_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +72,8 @@ def test_logits_of_documents_that_see_each_other(monkeypatch: pytest.MonkeyPatch
         run = model.forward
         model.forward = lambda tokens, documents: run(tokens)  # type: ignore[method-assign]
 
-    plant(monkeypatch, logits, one_document)
-    found = logits.check_logits(TINY, "pion")
+    plant(monkeypatch, outputs, one_document)
+    found = outputs.check_logits(TINY, "pion")
     assert is_wrong(found)
     assert found.measures["text"] == 0.0
 
@@ -84,8 +84,8 @@ def wrong_gradient(model: Decoder) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_losses_of_a_wrong_backward_pass(monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
-    plant(monkeypatch, losses, wrong_gradient)
-    assert is_wrong(losses.check_losses(TINY, "pion", dtype))
+    plant(monkeypatch, outputs, wrong_gradient)
+    assert is_wrong(outputs.check_losses(TINY, "pion", dtype))
 
 
 # ---------------------------------------------------------------- masks and generation
@@ -95,24 +95,24 @@ def test_a_mask_that_shows_one_block_too_many(monkeypatch: pytest.MonkeyPatch) -
     def generous(numbers: Tensor, count: int, block: int) -> tuple[Tensor, Tensor]:
         return true_blocks(numbers, count + 1, block)
 
-    true_blocks = masks.visited_blocks
-    monkeypatch.setattr(masks, "visited_blocks", generous)
-    found = masks.check_masks(TINY)
+    true_blocks = kernels.visited_blocks
+    monkeypatch.setattr(kernels, "visited_blocks", generous)
+    found = kernels.check_masks(TINY)
     assert is_wrong(found)
     assert "windows (long)" in found.words
     assert "documents (full)" not in found.words
 
 
 def test_a_mask_that_forgets_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    true_mask = masks.block_mask
+    true_mask = kernels.block_mask
     monkeypatch.setattr(
-        masks, "block_mask", lambda tokens, _, device: true_mask(tokens, None, device)
+        kernels, "block_mask", lambda tokens, _, device: true_mask(tokens, None, device)
     )
-    found = masks.check_masks(TINY)
+    found = kernels.check_masks(TINY)
     assert "documents (full)" in found.words
 
 
-@pytest.mark.parametrize("kind", generation.KINDS)
+@pytest.mark.parametrize("kind", outputs.KINDS)
 def test_generation_with_a_cache_that_loses_a_key(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -123,7 +123,7 @@ def test_generation_with_a_cache_that_loses_a_key(
         return all_keys.index_fill(2, torch.tensor(self.length - 2), 0.0), all_values
 
     monkeypatch.setattr(LayerCache, "extend", forgetful)
-    assert is_wrong(generation.check_generation(TINY, kind))
+    assert is_wrong(outputs.check_generation(TINY, kind))
 
 
 # ---------------------------------------------------------------- resume
@@ -138,7 +138,7 @@ def test_a_resume_that_loses_an_optimizer_state(monkeypatch: pytest.MonkeyPatch)
         load(self, TrainState(state.model, zeros, state.meta))
 
     monkeypatch.setattr(Trainer, "load", forgetful)
-    found = resume.compare_resume(TINY, "pion")
+    found = recovery.compare_resume(TINY, "pion")
     assert is_wrong(found)
     assert "tensors differ" in found.words
 
@@ -153,7 +153,7 @@ def test_a_resume_one_bit_off(monkeypatch: pytest.MonkeyPatch) -> None:
         weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(1.0))
 
     monkeypatch.setattr(Trainer, "load", careless)
-    assert is_wrong(resume.compare_resume(TINY, "pion"))
+    assert is_wrong(recovery.compare_resume(TINY, "pion"))
 
 
 # ---------------------------------------------------------------- step-down
@@ -163,7 +163,7 @@ def test_a_step_down_that_keeps_the_gradients_of_the_failed_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Optimizer, "zero_grad", lambda self: None)
-    assert is_wrong(step_down.check_step_down(TINY))
+    assert is_wrong(recovery.check_step_down(TINY))
 
 
 def test_a_step_down_that_skips_a_rung(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_a_step_down_that_skips_a_rung(monkeypatch: pytest.MonkeyPatch) -> None:
         return true_step_down(dataclasses.replace(plan, micro_batch=1), error)
 
     monkeypatch.setattr(trainer, "step_down", hasty)
-    found = step_down.check_step_down(TINY)
+    found = recovery.check_step_down(TINY)
     assert is_wrong(found)
     assert found.words.startswith("recompute false → true;")
 
@@ -187,7 +187,7 @@ def test_a_row_does_not_measure_a_smaller_plan_than_it_says(
     monkeypatch.setattr(Decoder, "losses", too_large)
     config = check_model("pion", tiny=True)
     with pytest.raises(PlanChanged, match=r"memory ran out.* micro_batch 4 → 2"):
-        training.measure_training(TINY, "tiny-pion", config, compiled=False)
+        speed.measure_training(TINY, "tiny-pion", config, compiled=False)
 
 
 # ---------------------------------------------------------------- kernels
@@ -229,5 +229,5 @@ def test_experts_that_swap_two_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_mistake_the_same_checks_are_right() -> None:
-    assert logits.check_logits(TINY, "pion").verdict == "right"
+    assert outputs.check_logits(TINY, "pion").verdict == "right"
     assert kernels.check_loss(TINY).verdict == "right"

@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pion.data.arrays import check_ids, open_npy
-from pion.data.shard import Shard
 from pion.data.shard_writer import ShardWriter
-from pion.data.shards import flags_path, sha256_file
+from pion.data.shards import Shard, flags_path, sha256_file
 from pion.errors import BadInput
 
 END = 0

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pion.data.shard import Shard
 from pion.data.shards import (
     LEARNED,
     PADDING,
     STARTS,
     Manifest,
     Rows,
+    Shard,
     describe,
     flags_path,
     sha256_file,

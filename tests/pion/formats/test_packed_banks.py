@@ -17,8 +17,8 @@ from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.formats.export import export_model
 from pion.formats.packed_banks import packed, unpacked
-from pion.formats.safetensors_file import write_safetensors
 from pion.formats.seeds import import_seed
+from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder
 from pion.model.pilon.ternary import pack_trits, unpack_trits
 from tests.families.families import FAMILIES

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pion.errors import BadInput
 from pion.formats.load import load_decoder
-from pion.formats.model_files import INDEX, MOST_SHARDS, WEIGHTS
-from pion.formats.weights import read_model_tensors
+from pion.formats.weights import INDEX, MOST_SHARDS, WEIGHTS, read_model_tensors
 from tests.support.stock_models import apart, saved, stock_model, tokens
 
 NAME = "model.layers.1.self_attn.q_proj.bias"

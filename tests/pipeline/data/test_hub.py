@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pion.data.shard import Shard
+from pion.data.shards import Shard
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import (
     download_shard,

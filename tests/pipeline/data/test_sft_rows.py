@@ -11,7 +11,7 @@ import pytest
 
 from pion.data.chat.messages import Conversation
 from pion.data.chat.template import ChatTemplate
-from pion.data.tokens.missing_bytes import ReplacedCharacters
+from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.data import sft_rows

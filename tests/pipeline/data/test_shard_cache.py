@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from pion.data.order import RowOrder
-from pion.data.shard import Shard
-from pion.data.shards import Manifest, Rows
+from pion.data.shards import Manifest, Rows, Shard
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import hub_shards, pin
 from pipeline.data.shard_cache import CachedStream, ShardCache

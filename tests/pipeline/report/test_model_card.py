@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from pion.adapter import Adapter, BaseModel
 from pion.config import ModelConfig
-from pion.lora import Lora
+from pion.lora import Adapter, BaseModel, Lora
 from pipeline.base.licence import Terms
 from pipeline.cost.costs import CAUSES, Costs, MachineCost
 from pipeline.job import Job

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pion.generation.logprobs import Logprobs
+from pion.generation.answer import Logprobs
 from pipeline.serve.answers import Token
 from pipeline.serve.shapes import CompletionShape, Whole, usage
 from tests.support.finished_run import tiny_tokenizer

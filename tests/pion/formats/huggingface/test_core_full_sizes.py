@@ -13,7 +13,7 @@ import transformers
 
 from pion.formats.huggingface.architectures import to_transformers
 from pion.formats.load import load_decoder
-from pion.formats.model_files import INDEX
+from pion.formats.weights import INDEX
 from tests.support.published_models import PUBLISHED
 from tests.support.stock_models import apart, randomize, saved, tokens
 

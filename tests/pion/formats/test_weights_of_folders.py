@@ -10,7 +10,7 @@ import torch
 
 from pion.errors import BadInput
 from pion.formats.load import load_decoder
-from pion.formats.model_files import WEIGHTS
+from pion.formats.weights import WEIGHTS
 from pipeline.models.find import find_model
 from tests.support.stock_models import apart, saved, stock_model, tokens
 

@@ -1,6 +1,6 @@
 """Only the unwrapped prose of a docstring is kept."""
 
-from pion.data.documents.prose import prose
+from pion.data.documents.python_docs import prose
 
 
 def test_prose_unwraps_paragraphs_and_keeps_lists() -> None:

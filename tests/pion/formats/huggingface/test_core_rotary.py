@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput
-from pion.formats.huggingface import rotary
+from pion.formats.huggingface.core import read_rotary, rotary_settings
 from pion.formats.load import load_decoder
 from pion.rope_scaling import RopeScaling
 from tests.support.stock_models import LLAMA3, apart, saved, stock_model, tokens
@@ -42,14 +42,14 @@ OLDER_LLAMA3 = OLD_LLAMA3 | {
 def test_both_spellings_are_read(
     fields: dict[str, Any], theta: float, scaling: RopeScaling | None
 ) -> None:
-    read = rotary.read(CONTEXT | fields)
+    read = read_rotary(CONTEXT | fields)
     assert (read["rope_theta"], read.get("rope_scaling")) == (theta, scaling)
 
 
 def test_the_original_context_is_the_whole_one_where_none_is_given() -> None:
     without = {n: v for n, v in LLAMA3.items() if n != "original_max_position_embeddings"}
     for fields, original in (({}, 512), ({"original_max_position_embeddings": 128}, 128)):
-        read = rotary.read(CONTEXT | {"rope_parameters": without} | fields)
+        read = read_rotary(CONTEXT | {"rope_parameters": without} | fields)
         assert read["rope_scaling"].original_max_position_embeddings == original
 
 
@@ -92,17 +92,17 @@ def test_each_spelling_is_what_transformers_makes_of_it(
 )
 def test_positions_that_we_do_not_compute_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        rotary.read(CONTEXT | fields)
+        read_rotary(CONTEXT | fields)
 
 
 def test_what_is_not_the_default_is_written_in_both_spellings() -> None:
-    assert rotary.settings(tiny_config()) == {
+    assert rotary_settings(tiny_config()) == {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}
     }
-    theta = rotary.settings(tiny_config(rope_theta=1e6))
+    theta = rotary_settings(tiny_config(rope_theta=1e6))
     assert theta["rope_theta"] == theta["rope_parameters"]["rope_theta"] == 1e6
-    written = rotary.settings(tiny_config(rope_theta=5e5, rope_scaling=SCALING))
+    written = rotary_settings(tiny_config(rope_theta=5e5, rope_scaling=SCALING))
     assert written == NEW_LLAMA3 | OLD_LLAMA3
     for spelling in ("rope_parameters", "rope_scaling"):
         one = {name: value for name, value in written.items() if name != spelling}
-        assert rotary.read(CONTEXT | one) == {"rope_theta": 5e5, "rope_scaling": SCALING}
+        assert read_rotary(CONTEXT | one) == {"rope_theta": 5e5, "rope_scaling": SCALING}

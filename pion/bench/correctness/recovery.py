@@ -1,9 +1,9 @@
-"""Check that a resumed run ends with the weights of an unbroken run, bit by bit.
+"""Check that training continues exactly: after a resume, and after a step that ran out of memory.
 
-    python -m pion.bench.correctness.resume cuda:0 pion      prints the outcome as JSON
+    python -m pion.bench.correctness.recovery cuda:0 pion      prints the outcome as JSON
 
-On CUDA this needs deterministic kernels, and cuBLAS reads whether to be deterministic only once in
-a process. So on CUDA the check runs in a separate process.
+On CUDA a resume needs deterministic kernels, and cuBLAS reads whether to be deterministic only once
+in a process. So on CUDA the check of a resume runs in a separate process.
 """
 
 from __future__ import annotations
@@ -20,15 +20,28 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pion.bench.card import PACKAGE
-from pion.bench.models import Bench, Rows, check_model, refuse, scrambled, twin
+from pion.bench.models import (
+    Bench,
+    check_model,
+    counting_trainer,
+    exact_float32,
+    scrambled,
+    twin,
+)
 from pion.bench.results import Outcome, judged
+from pion.model.decoder import Decoder, Losses
 from pion.secret_names import without_secret_names
 from pion.train.hardware import pick_compile, pick_dtype
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer, TrainState
 
-STEPS, SAVED_AT, BATCH = 6, 3, 4
+RESUMED_STEPS, SAVED_AT, BATCH = 6, 3, 4
 SECONDS = 300.0
+SHRUNK_STEPS = 3
+# The most that a loss or a gradient's norm may differ, as a share. Both runs are on one device.
+LIMIT = 1e-4
+# From whole batches to single rows, and then with recomputed activations.
+LADDER = ["micro_batch 4 → 2", "micro_batch 2 → 1", "recompute false → true"]
 
 
 def check_resume(bench: Bench, family: str) -> Outcome:
@@ -53,18 +66,18 @@ def check_resume(bench: Bench, family: str) -> Outcome:
 
 def compare_resume(bench: Bench, family: str) -> Outcome:
     """Make the comparison in this process."""
-    whole = _trainer(bench, family)
+    whole = _resumable(bench, family)
     with contextlib.closing(whole):
-        _train(whole, STEPS)
+        _train(whole, RESUMED_STEPS)
         expected = _bytes_of(whole)
-    first, second = _trainer(bench, family), _trainer(bench, family)
+    first, second = _resumable(bench, family), _resumable(bench, family)
     with contextlib.closing(first), contextlib.closing(second):
         _train(first, SAVED_AT)
         state = first.state()
         stored = save(_all(state)), json.dumps(state.meta)
         _train(first, 1)  # what was saved must not change with the trainer
         second.load(_restored(*stored))
-        _train(second, STEPS - SAVED_AT)
+        _train(second, RESUMED_STEPS - SAVED_AT)
         found = _bytes_of(second)
     different = [name for name in expected if not torch.equal(expected[name], found[name])]
     names = ", ".join(sorted(different)[:3])
@@ -76,10 +89,10 @@ def compare_resume(bench: Bench, family: str) -> Outcome:
     return judged(not different, words, tensors=len(expected), different=len(different))
 
 
-def _trainer(bench: Bench, family: str) -> Trainer:
+def _resumable(bench: Bench, family: str) -> Trainer:
     config = check_model(family, bench.tiny)
     optimizer: Any = "muon" if family == "daisy" else "adamw"
-    settings = TrainSettings(steps=STEPS, global_batch=BATCH, lr=1e-3, optimizer=optimizer)
+    settings = TrainSettings(steps=RESUMED_STEPS, global_batch=BATCH, lr=1e-3, optimizer=optimizer)
     deterministic = bench.on_cuda  # a CPU always is
     plan = ComputePlan(
         str(bench.device),
@@ -88,10 +101,7 @@ def _trainer(bench: Bench, family: str) -> Trainer:
         compile=not bench.tiny and pick_compile("auto", bench.device, deterministic=deterministic),
         deterministic=deterministic,
     )
-    rows: Any = Rows(config.vocab_size, config.seq_len)
-    trainer = Trainer(twin(scrambled(config), bench.device), rows, settings, plan)
-    trainer.on_step_down = refuse
-    return trainer
+    return counting_trainer(twin(scrambled(config), bench.device), settings, plan)
 
 
 def _train(trainer: Trainer, steps: int) -> None:
@@ -122,6 +132,70 @@ def _restored(tensors: bytes, meta: str) -> TrainState:
         part, _, rest = name.partition("/")
         parts[part][rest] = tensor
     return TrainState(**parts, meta=json.loads(meta))
+
+
+def check_step_down(bench: Bench) -> Outcome:
+    """Let steps run out of memory; compare with steps by the plan that remains.
+
+    On CUDA, the card's own allocator runs out: the model asks for more than the card has, after
+    the first micro-batch where there are several.
+    """
+    changes: list[str] = []
+    trainer = _shrinking(bench, ComputePlan(str(bench.device), micro_batch=BATCH))
+    trainer.on_step_down = lambda change: changes.append(change.changes)
+    _need_too_much(trainer.model)
+    found = _measures(trainer)
+    # A run without the memory's errors, by the last plan of the ladder.
+    plan = ComputePlan(str(bench.device), micro_batch=1, recompute=True)
+    expected = _measures(_shrinking(bench, plan))
+    apart = max(abs(a - b) / b for a, b in zip(found, expected, strict=True))
+    return judged(
+        changes == LADDER and trainer.plan == plan and apart <= LIMIT,
+        f"{'; '.join(changes) or 'no change'}; largest difference {apart:.1e} of losses and "
+        f"gradients, at most {LIMIT:.0e}",
+        changes=len(changes),
+        largest=apart,
+        limit=LIMIT,
+    )
+
+
+def _shrinking(bench: Bench, plan: ComputePlan) -> Trainer:
+    config = check_model("pion", bench.tiny)
+    settings = TrainSettings(steps=SHRUNK_STEPS, global_batch=BATCH, lr=1e-3)
+    return counting_trainer(twin(scrambled(config), bench.device), settings, plan)
+
+
+def _measures(trainer: Trainer) -> list[float]:
+    """Train; return the loss and the norm of the gradient of each step."""
+    with exact_float32(), contextlib.closing(trainer):
+        for _ in range(SHRUNK_STEPS):
+            trainer.train_step()
+        steps = trainer.drain_metrics()
+    return [step[name] for step in steps for name in ("loss", "grad_norm")]
+
+
+def _need_too_much(model: Decoder) -> None:
+    """Let the model run out of memory in the last pass of a step, unless it recomputes."""
+    true_losses, rows = model.losses, 0
+
+    def losses(tokens: Tensor, targets: Tensor, **rest: Any) -> Losses:
+        nonlocal rows
+        rows += len(tokens)
+        if rows >= BATCH:
+            rows = 0
+            if not model.recompute:
+                _run_out(tokens.device)
+        return true_losses(tokens, targets, **rest)
+
+    model.losses = losses  # type: ignore[method-assign]
+
+
+def _run_out(device: torch.device) -> None:
+    """Raise torch's error for too little memory; on CUDA, the allocator raises it."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.empty(2 * total, dtype=torch.uint8, device=device)
+    raise torch.OutOfMemoryError("Tried to allocate more than there is")
 
 
 def main() -> None:

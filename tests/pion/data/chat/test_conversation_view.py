@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pion.data.chat.conversation import Tokenized, Turn, tokenize
-from pion.data.chat.template_view import marked_text
+from pion.data.chat.conversation import Tokenized, Turn, marked_text, tokenize
 from tests.support.tokenizer_kinds import tokenizer_of
 
 GPT2 = tokenizer_of("gpt2")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput
-from pion.formats.gguf.pre_tokenizer import pre_tokenizer
+from pion.formats.gguf.vocabulary import pre_tokenizer
 from tests.support.tokenizer_kinds import ALL_BYTES, BYTES, added, sequence, settings_of, split
 
 

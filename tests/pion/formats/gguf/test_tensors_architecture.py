@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput
-from pion.formats.gguf.architecture import require_expressible
+from pion.formats.gguf.tensors import require_expressible
 from tests.families.families import FAMILIES
 from tests.support.gguf_models import EXPRESSIBLE
 from tests.support.tiny_config import tiny_config

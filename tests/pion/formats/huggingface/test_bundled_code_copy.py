@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pion.formats.huggingface.flat_copy import flat_copy
+from pion.formats.huggingface.bundled_code import flat_copy
 
 FILES = {
     "start.py": '''"""The first."""

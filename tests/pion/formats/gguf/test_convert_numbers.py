@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pion.formats.gguf.numbers import TYPES, Type, encoded, stored_bytes, stored_type, worst
+from pion.formats.gguf.convert import TYPES, Type, encoded, stored_bytes, stored_type, worst
 
 VALUES = np.random.default_rng(0).normal(0, 0.02, (64, 96)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Measure how fast a preset trains, how long it compiles, and how much memory it takes."""
+"""The measurements: speed of training and generation, cost of a save, memory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from pion.bench.models import STEP_TOKENS, Bench, Rows, refuse, row_tokens
-from pion.bench.results import Measures, Outcome
-from pion.bench.speed.speeds import TrainSpeed
+from pion.bench.models import STEP_TOKENS, Bench, Rows, counting_trainer, row_tokens
+from pion.bench.results import Measures, Outcome, SaveSpeed, TrainSpeed
 from pion.config import ModelConfig
+from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.params_and_flops import cost_of, flops_per_token
-from pion.train.hardware import cuda_capability, memory_in_use, pick_dtype, total_memory
+from pion.train.hardware import (
+    cuda_capability,
+    memory_in_use,
+    pick_dtype,
+    torch_dtype,
+    total_memory,
+)
 from pion.train.memory import RUNTIME_BYTES, Workload, predict_memory
 from pion.train.micro_batch import DoesNotFit, choose_micro_batch
 from pion.train.settings import ComputePlan, TrainSettings
@@ -26,6 +33,9 @@ from pion.train.trainer import Trainer
 WARMUP_STEPS = 2
 # Steps are timed until there are so many, or until so many seconds have passed.
 MOST_STEPS, TIMED_SECONDS = 10, 6.0
+COPIES = 5
+PROMPT_TOKENS, NEW_TOKENS = 128, 64
+WARMUP_TOKENS = 4
 
 
 def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: bool) -> Outcome:
@@ -54,7 +64,7 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: boo
     # RUNTIME_BYTES are outside of what torch counts.
     predicted = predict_memory(work, micro_batch=micro_batch, recompute=recompute).total
     predicted -= RUNTIME_BYTES
-    timed = _time(bench, config, plan, rows, seq_len)
+    timed = _time(bench, config, plan, rows)
     speed = TrainSpeed(
         model=name,
         params=cost_of(config).all_params,
@@ -88,7 +98,7 @@ class Timed:
     peak_bytes: int | None
 
 
-def _time(bench: Bench, config: ModelConfig, plan: ComputePlan, rows: int, seq_len: int) -> Timed:
+def _time(bench: Bench, config: ModelConfig, plan: ComputePlan, rows: int) -> Timed:
     """Train steps of `rows` rows, and time them."""
     if bench.on_cuda:
         torch.cuda.reset_peak_memory_stats(bench.device)
@@ -96,9 +106,7 @@ def _time(bench: Bench, config: ModelConfig, plan: ComputePlan, rows: int, seq_l
     settings = TrainSettings(steps=10**6, global_batch=rows, lr=1e-4, optimizer="muon")
     with torch.device(bench.device):  # drawing a billion weights on a CPU takes many seconds
         model = Decoder(config)
-    stream: Any = Rows(config.vocab_size, seq_len)
-    trainer = Trainer(model, stream, settings, plan)
-    trainer.on_step_down = refuse
+    trainer = counting_trainer(model, settings, plan)
     with contextlib.closing(trainer):
         warmup = [_step(bench, trainer)[0] for _ in range(WARMUP_STEPS)]
         steps: list[float] = []
@@ -134,3 +142,88 @@ def _words(speed: TrainSpeed, timed: Timed, predicted: int) -> str:
         words += f", compiled in {timed.warmup_seconds:.0f} s"
     peak = "not" if timed.peak_bytes is None else f"{timed.peak_bytes / 2**30:.1f} GiB"
     return f"{words}; memory: {predicted / 2**30:.1f} GiB predicted, {peak} measured"
+
+
+def measure_saving(bench: Bench, config: ModelConfig) -> Outcome:
+    """Train a step, then copy weights and optimizer state several times."""
+    seq_len = row_tokens(config)
+    dtype = pick_dtype("auto", bench.device)
+    settings = TrainSettings(steps=2, global_batch=1, lr=1e-4, optimizer="muon")
+    with torch.device(bench.device):
+        model = Decoder(config)
+    stream: Any = Rows(config.vocab_size, seq_len)
+    trainer = Trainer(model, stream, settings, ComputePlan(str(bench.device), dtype))
+    with contextlib.closing(trainer):
+        trainer.train_step()
+        state = trainer.state()
+    tensors = [
+        tensor.detach() for part in (state.model, state.optimizer) for tensor in part.values()
+    ]
+    room = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
+    if bench.on_cuda:
+        room = [tensor.pin_memory() for tensor in room]
+    seconds = [_copy(bench, tensors, room) for _ in range(COPIES + 1)][1:]
+    stall, count = statistics.median(seconds), sum(t.nbytes for t in tensors)
+    speed = SaveSpeed(bytes=count, stall_seconds=stall, bytes_per_second=count / stall)
+    return Outcome(
+        "measured",
+        f"training stops for {stall:.3f} s; {count / 1e9:.3g} GB, copied at "
+        f"{speed.bytes_per_second / 1e9:.3g} GB/s",
+        dataclasses.asdict(speed),
+    )
+
+
+def _copy(bench: Bench, tensors: list[Tensor], room: list[Tensor]) -> float:
+    """Return the seconds of one copy, as a checkpoint makes it."""
+    started = time.perf_counter()
+    for place, tensor in zip(room, tensors, strict=True):
+        place.copy_(tensor, non_blocking=True)
+    if bench.on_cuda:
+        torch.cuda.synchronize(bench.device)
+    return time.perf_counter() - started
+
+
+def measure_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
+    """Decode `texts` texts in step, as `pion generate` does, with the likeliest ids."""
+    prompt, new = (16, 8) if bench.tiny else (PROMPT_TOKENS, NEW_TOKENS)
+    torch.manual_seed(0)
+    dtype = pick_dtype("auto", bench.device, generating=True)
+    weights = Decoder(config).state_dict()
+    model = Decoder.from_state(config, weights, torch_dtype(dtype)).to(bench.device).eval()
+    model.join_projections()
+    ids = torch.randint(config.vocab_size, (texts, prompt)).to(bench.device)
+    cache = KVCache(config, max_tokens=prompt + WARMUP_TOKENS + new)
+    with torch.inference_mode():
+        started = time.perf_counter()
+        ids = _next(model, ids, cache)
+        _wait(bench)
+        first = time.perf_counter() - started
+        for _ in range(WARMUP_TOKENS):
+            ids = _next(model, ids, cache)
+        _wait(bench)
+        started = time.perf_counter()
+        for _ in range(new - 1):
+            ids = _next(model, ids, cache)
+        _wait(bench)
+    seconds = time.perf_counter() - started
+    speed = texts * (new - 1) / seconds
+    return Outcome(
+        "measured",
+        f"{speed:,.0f} tokens/s, {1000 * seconds / (new - 1):.1f} ms a token, {dtype}",
+        {
+            "texts": texts,
+            "tokens_per_second": speed,
+            "first_token_seconds": first,
+            "dtype": dtype,
+        },
+    )
+
+
+def _next(model: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
+    hidden = model.hidden(ids, cache=cache)
+    return model.logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)
+
+
+def _wait(bench: Bench) -> None:
+    if bench.on_cuda:
+        torch.cuda.synchronize(bench.device)

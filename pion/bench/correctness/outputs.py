@@ -1,0 +1,148 @@
+"""Compare what models compute on the card with the CPU: logits, generated ids, training losses."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pion.bench.models import (
+    Bench,
+    check_model,
+    counting_trainer,
+    exact_float32,
+    largest_difference,
+    scrambled,
+    twin,
+)
+from pion.bench.results import Outcome, judged
+from pion.generation.generate import generate
+from pion.model.attention.cache import KVCache
+from pion.model.decoder import Decoder
+from pion.train.settings import ComputePlan, TrainSettings
+
+# The most that a logit may differ.
+LIMIT = 1e-4
+ROWS = 2
+NEW_TOKENS = 16
+# By name: a model whose scores and logits are capped, and a model with windows.
+KINDS = ("capped", "windowed")
+Dtype = Literal["float32", "bfloat16"]
+STEPS = 20
+# The most that a loss may differ, as a share of the CPU's.
+LIMITS: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 2e-2}
+BATCH = 4  # rows of a step, in two micro-batches
+
+
+def check_logits(bench: Bench, family: str) -> Outcome:
+    """Compare the logits of rows of text and of rows of several documents."""
+    config = check_model(family, bench.tiny)
+    model = scrambled(config)
+    copy = twin(model, bench.device)
+    tokens = torch.randint(config.vocab_size, (ROWS, config.seq_len))  # seeded by `scrambled`
+    places = torch.arange(config.seq_len)
+    # Documents of different lengths, whose ends are inside the blocks of a window.
+    documents = places * torch.tensor([[5], [3]]) // config.seq_len
+    worst = {}
+    with exact_float32(), torch.no_grad():
+        for rows, numbers in (("text", None), ("documents", documents)):
+            expected = model(tokens, documents=numbers)
+            there = None if numbers is None else numbers.to(bench.device)
+            found = copy(tokens.to(bench.device), documents=there)
+            worst[rows] = largest_difference(found, expected)
+    largest = max(worst.values(), key=lambda value: (value != value, value))
+    return judged(
+        all(value <= LIMIT for value in worst.values()),
+        f"largest difference {largest:.1e}, at most {LIMIT:.0e}",
+        **worst,
+        limit=LIMIT,
+    )
+
+
+def check_generation(bench: Bench, kind: str) -> Outcome:
+    """Generate greedily on the card; compare the logits of each step and the chosen ids.
+
+    The prompt is longer than the window, and the continuation begins inside a block.
+    """
+    caps = {"softcap": 20.0, "logit_cap": 15.0} if kind == "capped" else {}
+    config = check_model("pion" if kind == "capped" else "daisy", bench.tiny, **caps)
+    model = scrambled(config)
+    copy = twin(model, bench.device)
+    prompt = torch.randint(config.vocab_size, (config.seq_len * 5 // 8,)).tolist()
+    with exact_float32(), torch.no_grad():
+        new = list(generate(copy, prompt, stop_ids=(), max_tokens=NEW_TOKENS, temperature=0))
+        ids = torch.tensor([prompt + new])
+        expected = model(ids)[0, len(prompt) - 1 : -1]
+        difference = largest_difference(_cached_logits(copy, ids, len(prompt)), expected)
+    chosen = expected.gather(1, ids[0, len(prompt) :, None])[:, 0]
+    # The chosen ids are the CPU's too, or as likely except for rounding.
+    short = float((expected.amax(dim=1) - chosen).max())
+    return judged(
+        difference <= LIMIT and short <= LIMIT,
+        f"largest difference {difference:.1e}, at most {LIMIT:.0e}; {len(new)} ids",
+        difference=difference,
+        short_of_likeliest=short,
+        limit=LIMIT,
+    )
+
+
+def _cached_logits(model: Decoder, ids: Tensor, prompt: int) -> Tensor:
+    """Return the logits after the prompt and after each new id but the last, from a cache."""
+    cache = KVCache(model.config, max_tokens=ids.shape[1])
+    there = ids.to(model.embed.weight.device)
+    found = [model(there[:, :prompt], cache=cache)[0, -1]]
+    for place in range(prompt, ids.shape[1] - 1):
+        found.append(model(there[:, place : place + 1], cache=cache)[0, -1])
+    return torch.stack(found)
+
+
+def check_losses(bench: Bench, family: str, dtype: Dtype) -> Outcome:
+    """Train twenty steps, and compare each loss with that of the same step on the CPU.
+
+    On CUDA, the bf16 steps are compiled, as those of a run are. The fp32 steps are not compiled.
+    """
+    expected = _on_cpu(family, bench.tiny)
+    found = _losses(_model(family, bench.tiny, bench.device), family, bench, dtype)
+    limit = LIMITS[dtype]
+    apart = [abs(a - b) / b for a, b in zip(found, expected, strict=True)]
+    return judged(
+        all(share <= limit for share in apart),
+        f"largest difference {max(apart):.1e} of the loss, at most {limit:.0e}; "
+        f"loss {expected[0]:.2f} → {expected[-1]:.2f}",
+        largest=max(apart),
+        limit=limit,
+        first_loss=found[0],
+        last_loss=found[-1],
+    )
+
+
+@lru_cache(maxsize=8)
+def _on_cpu(family: str, tiny: bool) -> tuple[float, ...]:
+    cpu = Bench(torch.device("cpu"), tiny)
+    model = _model(family, tiny, cpu.device, reference=True)
+    return tuple(_losses(model, family, cpu, "float32"))
+
+
+def _model(family: str, tiny: bool, device: torch.device, reference: bool = False) -> Decoder:
+    model = scrambled(check_model(family, tiny))
+    return model if reference else twin(model, device)
+
+
+def _losses(model: Decoder, family: str, bench: Bench, dtype: Dtype) -> list[float]:
+    """Return the losses of STEPS steps. Daisy-Wees train with Muon, as in their recipes."""
+    settings = TrainSettings(
+        steps=STEPS,
+        global_batch=BATCH,
+        lr=3e-3 if bench.tiny else 1e-3,
+        optimizer="muon" if family == "daisy" else "adamw",
+    )
+    compiled = bench.on_cuda and dtype == "bfloat16" and not bench.tiny
+    plan = ComputePlan(str(bench.device), dtype, micro_batch=BATCH // 2, compile=compiled)
+    trainer = counting_trainer(model, settings, plan)
+    with exact_float32(), contextlib.closing(trainer):
+        for _ in range(STEPS):
+            trainer.train_step()
+        return [step["loss"] for step in trainer.drain_metrics()]

@@ -1,1 +1,0 @@
-"""The measurements: speed of training and generation, cost of a save, memory."""
