@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -21,11 +22,13 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 from tests.support.jobs import tiny_dict, write_tiny_data
 from tests.support.waiting import kill_tree, read_until, rest_of
+from tests.support.warm_pion import WarmProcess, may_be_forked
 
 # Seconds that a run may take on a busy machine, including Ray's start.
 RUN_SECONDS = 300.0
 
-Process = subprocess.Popen[str]
+# A process of a test, by any way of starting it.
+Process = subprocess.Popen[str] | WarmProcess
 _started: list[Process] = []
 
 
@@ -51,7 +54,21 @@ def start(
 ) -> Process:
     """Start `pion run job overrides…` in the job's folder. `program` replaces the main module."""
     main = ["-m", "pipeline.cli"] if program is None else ["-c", program]
-    command = [python, *main, "run", str(job), *overrides]
+    arguments = ["run", str(job), *overrides]
+    command = [python, *main, *arguments]
+    environment = dict(os.environ if env is None else env)
+    if command[:3] == [sys.executable, "-m", "pipeline.cli"] and may_be_forked(environment):
+        warm = WarmProcess(
+            command,
+            {
+                "arguments": ["pion", *arguments],
+                "folder": str(job.parent),
+                "environment": environment,
+                "umask": umask,
+            },
+        )
+        _started.append(warm)
+        return warm
     process = subprocess.Popen(
         command,
         cwd=job.parent,
