@@ -2,7 +2,8 @@
 
 test_kernels.py starts this program with one of these arguments:
 
-  * `suite`: one block of each family, and the mistakes of planted_kernels.py;
+  * `suite`: one block of a dense model;
+  * `families`: one block of each family, and the mistakes of planted_kernels.py;
   * `soak FAMILY CARD DTYPE`: all kinds of steps of a family on a card;
   * `layers PRESET …`: all layers of full presets, traced and not lowered.
 """
@@ -33,7 +34,12 @@ from tests.cuda_rehearsal.watch import Watch
 
 
 def lower_suite(watch: Watch) -> dict[str, Outcome]:
-    """Return the outcomes of the suite's cases, and of the planted mistakes."""
+    """Return the outcome of a dense model."""
+    return {"dense": run(watch, suite()["dense"], Assembler(CARDS["A40"]))}
+
+
+def lower_families(watch: Watch) -> dict[str, Outcome]:
+    """Return the outcomes of all families, and of the planted mistakes."""
     assembler = Assembler(CARDS["A40"])
     outcomes: dict[str, Outcome] = {}
     kept: list[Graph] = []
@@ -71,6 +77,7 @@ LONG_ROW = 4096
 
 TASKS: dict[str, Callable[..., dict[str, Outcome]]] = {
     "suite": lower_suite,
+    "families": lower_families,
     "soak": lower_soak,
     "layers": trace_layers,
 }

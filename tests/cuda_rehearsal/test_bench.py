@@ -11,6 +11,9 @@ from tests.cuda_rehearsal.report import Report
 Reports = dict[str, Report]
 
 
+pytestmark = pytest.mark.soak
+
+
 @pytest.fixture(scope="module")
 def reports(on_pretended_card: Callable[[str], Reports]) -> Reports:
     return on_pretended_card("tests.cuda_rehearsal.bench")

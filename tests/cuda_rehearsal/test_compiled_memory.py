@@ -40,6 +40,7 @@ def check(output: str, preset: str) -> None:
         assert all(1 <= ratio <= MOST for ratio in ratios), (how, ratios)
 
 
+@pytest.mark.soak
 def test_a_compiled_block_keeps_what_its_parts_state(
     run_on_pretended_card: Callable[..., str],
 ) -> None:

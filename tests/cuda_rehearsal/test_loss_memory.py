@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from pion.model.loss import LossShape, loss_bytes
 from pion.model.pass_kind import PassKind
 from tests.cuda_rehearsal.loss_peaks import Loss, read_loss_peaks
@@ -17,6 +19,7 @@ def stated(how: Loss) -> int:
     return loss_bytes(shape, PassKind(width, 2048, "cuda", compiled=how.compiled))
 
 
+@pytest.mark.soak
 def test_a_loss_takes_what_it_states_plain_and_compiled(
     run_on_pretended_card: Callable[..., str],
 ) -> None:

@@ -51,6 +51,9 @@ ON_THE_HOST = {
 IN_FP32 = {"a layer multiplies in fp32"}
 
 
+pytestmark = pytest.mark.soak
+
+
 @pytest.fixture(scope="module")
 def reports(on_pretended_card: Callable[[str], Reports]) -> Reports:
     return on_pretended_card("tests.cuda_rehearsal.planted")

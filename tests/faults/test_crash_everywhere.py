@@ -163,17 +163,15 @@ def folder_world(
     return make
 
 
-@pytest.mark.parametrize("when", ["before", "halfway", "after"])
-def test_a_process_may_die_at_every_operation_on_a_folder(
-    folder_world: Callable[[object], World], when: When
-) -> None:
-    operations = operations_of_an_unbroken_run(folder_world("unbroken"), TRAINING)
-    for kind in ("write", "swap", "delete", "publish", "list"):  # the test tries them all
+def die_on_a_folder(make: Callable[[object], World], when: When, every: int, first: int) -> None:
+    operations = operations_of_an_unbroken_run(make("unbroken"), TRAINING)
+    for kind in ("write", "swap", "delete", "publish", "list"):  # the soak test tries them all
         assert any(operation.startswith(kind) for operation in operations)
-    for k, operation in enumerate(operations, 1):
+    for k in sample(len(operations), every, first):
+        operation = operations[k - 1]
         if when == "halfway" and not can_be_torn(operation):
             continue
-        world = folder_world(k)
+        world = make(k)
         assert break_at(world, k, when, crash, TRAINING).split()[0] == operation.split()[0]
         world.check_swept()
         torn = list((world.cache.parent / str(k)).rglob(".tmp-*"))
@@ -181,15 +179,42 @@ def test_a_process_may_die_at_every_operation_on_a_folder(
         assert len(torn) == (when == "halfway")
 
 
+@pytest.mark.parametrize(("when", "first"), [("before", 1), ("halfway", 2), ("after", 3)])
+def test_a_process_may_die_at_every_fourth_operation_on_a_folder(
+    folder_world: Callable[[object], World], when: When, first: int
+) -> None:
+    die_on_a_folder(folder_world, when, 4, first)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("when", ["before", "halfway", "after"])
+def test_a_process_may_die_at_every_operation_on_a_folder(
+    folder_world: Callable[[object], World], when: When
+) -> None:
+    die_on_a_folder(folder_world, when, 1, 1)
+
+
+def fail_on_a_folder(make: Callable[[object], World], when: When, every: int, first: int) -> None:
+    operations = operations_of_an_unbroken_run(make("unbroken"), TRAINING)
+    for k in sample(len(operations), every, first):
+        world = make(k)
+        break_at(world, k, when, fail, TRAINING)
+        world.check_nothing_forgotten()
+
+
+@pytest.mark.parametrize(("when", "first"), [("before", 4), ("after", 2)])
+def test_a_folder_may_fail_at_every_sixth_operation(
+    folder_world: Callable[[object], World], when: When, first: int
+) -> None:
+    fail_on_a_folder(folder_world, when, 6, first)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_folder_may_fail_at_every_operation(
     folder_world: Callable[[object], World], when: When
 ) -> None:
-    operations = operations_of_an_unbroken_run(folder_world("unbroken"), TRAINING)
-    for k in sample(len(operations), 1):
-        world = folder_world(k)
-        break_at(world, k, when, fail, TRAINING)
-        world.check_nothing_forgotten()
+    fail_on_a_folder(folder_world, when, 1, 1)
 
 
 def test_a_process_may_die_again_while_it_recovers(
@@ -234,14 +259,14 @@ def bucket_world(
 ONE_STAGE = ("pretrain",)
 
 
-@pytest.mark.parametrize(("when", "first"), [("before", 1), ("halfway", 3), ("after", 5)])
-def test_a_process_may_die_at_every_sixth_operation_on_a_bucket(
+@pytest.mark.parametrize(("when", "first"), [("before", 1), ("halfway", 4), ("after", 8)])
+def test_a_process_may_die_at_every_twelfth_operation_on_a_bucket(
     bucket_world: Callable[[object], World], when: When, first: int
 ) -> None:
-    """The three cases together try every second operation; `soak` tries every operation in each
+    """The three cases together try every fourth operation; `soak` tries every operation in each
     way."""
     operations = operations_of_an_unbroken_run(bucket_world("unbroken"), ONE_STAGE)
-    for k in sample(len(operations), 6, first):
+    for k in sample(len(operations), 12, first):
         break_at(bucket_world(k), k, when, crash, ONE_STAGE)
 
 

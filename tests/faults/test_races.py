@@ -369,7 +369,7 @@ def quick(examples: int, **options: Any) -> settings:
 
 
 def test_two_owners_never_undo_each_other_nor_lose_what_was_committed() -> None:
-    run_state_machine_as_test(Race, settings=quick(60, stateful_step_count=50, derandomize=True))
+    run_state_machine_as_test(Race, settings=quick(15, stateful_step_count=50, derandomize=True))
 
 
 @pytest.mark.soak
@@ -410,6 +410,7 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_protocol_that_breaks_one_of_its_rules_is_detected(mutation: str) -> None:
     class Mutant(Race):

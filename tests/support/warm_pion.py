@@ -17,7 +17,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -196,6 +198,8 @@ def _tell_who_ended(client: socket.socket) -> None:
 
 def become(request: dict[str, Any]) -> NoReturn:
     """Run the command of a request, as `python -m pipeline.cli` does."""
+    from pipeline.state import owner
+
     sys.stdin = os.fdopen(0, encoding="utf-8")
     sys.stdout = os.fdopen(1, "w", encoding="utf-8")
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
@@ -204,6 +208,8 @@ def become(request: dict[str, Any]) -> NoReturn:
     os.environ.update(request["environment"])
     if request["umask"] >= 0:
         os.umask(request["umask"])
+    tempfile.tempdir = None  # TMPDIR is read again
+    owner._SESSION, owner._STARTED_AT = uuid.uuid4().hex, round(time.time(), 3)
     sys.argv = request["arguments"]
     sys.orig_argv[:] = [sys.executable, "-m", "pipeline.cli", *sys.argv[1:]]
     for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep):

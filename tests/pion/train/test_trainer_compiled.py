@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.families.training import read_state
@@ -26,6 +27,7 @@ def train_in_a_process(folder: Path, part: str, compiled: str) -> int:
     ).returncode
 
 
+@pytest.mark.soak
 def test_a_compiled_run_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="pion-compiled-", dir="/tmp") as compiled:
         assert train_in_a_process(tmp_path, "killed", compiled) == -signal.SIGKILL
