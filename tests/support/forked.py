@@ -20,26 +20,17 @@ from typing import Any, TypeVar
 
 import pipeline.cli
 from tests.paths import REPOSITORY
+from tests.support import warm_pion
 
 T = TypeVar("T")
 
 IMPORTED = (
-    # Other users may not be allowed to read Python's own files.
-    "encodings.idna",
-    "encodings.utf_8_sig",
-    "pion.formats.export",
-    "pion.formats.verify",
-    "pipeline.cli",
+    *warm_pion.IMPORTED,
     "pipeline.commands.export",
     "pipeline.commands.import_seed",
     "pipeline.commands.report",
     "pipeline.commands.status",
     "pipeline.commands.stop",
-    "pipeline.run.command",
-    "pipeline.stages.evaluate",
-    "pipeline.stages.prepare",
-    "pipeline.stages.publish",
-    "pipeline.training.loop",
     "tests.support.hard_places",
 )
 

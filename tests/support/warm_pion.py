@@ -26,17 +26,20 @@ from typing import Any, NoReturn
 
 from tests.paths import REPOSITORY
 
+# What a run imports.
 IMPORTED = (
+    # Other users may not be allowed to read Python's own files.
     "encodings.idna",
     "encodings.utf_8_sig",
+    "boto3",
+    "pion.formats.export",
+    "pion.formats.verify",
     "pipeline.cli",
-    "pipeline.run.run",
+    "pipeline.run.command",
     "pipeline.stages.evaluate",
     "pipeline.stages.prepare",
     "pipeline.stages.publish",
-    "pipeline.training.train",
-    "pion.verify",
-    "boto3",
+    "pipeline.training.loop",
     "transformers",
 )
 # Variables that a library or Python itself reads when it is imported.
