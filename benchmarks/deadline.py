@@ -23,16 +23,13 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.job.file import load_job
-from pipeline.rent.replay.command import replay_of
+from pipeline.rent.replay.command import timed_run
 from pipeline.rent.replay.numbers import job_numbers
 from pipeline.rent.replay.on_time import MARGIN_SECONDS, Comparison, compare, deadline_of
 from pipeline.rent.replay.options import Given
-from pipeline.rent.replay.progress import Progress
-from pipeline.rent.replay.simulate import Outcome
+from pipeline.rent.replay.simulate import Outcome, replay_on_demand, sweep
 from pipeline.rent.replay.summary import Summary, summarise
 from pipeline.rent.replay.traces import read_trace
-from pipeline.state.stores import open_store
-from pipeline.state.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "deadline.json"
@@ -52,16 +49,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as empty:  # a store without past speeds
         job = load_job(ROOT / "jobs" / "pion-small.yaml", [f"store={empty}"])
         numbers = job_numbers(job, GIVEN)
-        replay = replay_of(job, numbers)
         traces = [read_trace(path) for path in paths]
-        summaries = [summarise(trace, replay.sweep(trace), numbers.spot) for trace in traces]
-        alone = replay.on_demand()
-        workspace = Workspace(open_store(job.store), job.name)
+        run = timed_run(job, numbers)
+        summaries = [summarise(trace, sweep(run, trace), numbers.spot) for trace in traces]
+        alone = replay_on_demand(run)
         found: dict[str, list[dict[str, Any]]] = {}
         for given in TARGETS:
             # Starts share what they trained, as long as they have the same deadline.
-            progress = Progress(replay.work, replay.costs, replay.policy, workspace)
-            on_time = deadline_of(given, progress, (numbers.spot, numbers.on_demand))
+            run = timed_run(job, numbers)
+            on_time = deadline_of(given, run, (numbers.spot, numbers.on_demand))
             found[given] = [
                 row(compare(on_time, summary, alone, len(summary.trace.available)))
                 for summary in summaries

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.job.file import load_job
-from pipeline.rent.replay.command import replay_of
+from pipeline.rent.replay.command import timed_run
 from pipeline.rent.replay.numbers import job_numbers
 from pipeline.rent.replay.options import Given
+from pipeline.rent.replay.simulate import sweep
 from pipeline.rent.replay.summary import summarise
 from pipeline.rent.replay.traces import read_trace
 
@@ -42,7 +43,7 @@ def main() -> None:
         for path in paths:
             started = time.perf_counter()
             trace = read_trace(path)
-            summary = summarise(trace, replay_of(job, numbers).sweep(trace), numbers.spot)
+            summary = summarise(trace, sweep(timed_run(job, numbers), trace), numbers.spot)
             seconds = time.perf_counter() - started
             traces.append({**summary.to_dict(), "replay_seconds": round(seconds, 2)})
             print(json.dumps(traces[-1], indent=1), flush=True)

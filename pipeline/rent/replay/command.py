@@ -23,10 +23,9 @@ from pipeline.rent.replay.on_time import (
     heading,
 )
 from pipeline.rent.replay.options import Given, Number
-from pipeline.rent.replay.progress import Progress
-from pipeline.rent.replay.simulate import Outcome, Replay
+from pipeline.rent.replay.simulate import Outcome, replay_on_demand, sweep
 from pipeline.rent.replay.summary import NAMES, Summary, summarise
-from pipeline.rent.replay.timed_training import Overheads, StageWork
+from pipeline.rent.replay.timed_training import Overheads, StageWork, TimedRun
 from pipeline.rent.replay.traces import read_trace
 from pipeline.state.stores import open_store
 from pipeline.state.workspace import Workspace
@@ -54,28 +53,21 @@ def show_replay(
         _check_png(png)
     given = given or Given()
     numbers = job_numbers(plan, given)
-    replay = replay_of(plan, numbers)
-    on_time = _on_time(plan, numbers, replay, given)
-    on_demand = replay.on_demand()
-    summaries = [summarise(trace, replay.sweep(trace), numbers.spot) for trace in recorded]
+    run = timed_run(plan, numbers)
+    prices = (numbers.spot, numbers.on_demand)
+    on_time = deadline_of(given.deadline, run, prices) if given.deadline is not None else None
+    on_demand = replay_on_demand(run)
+    summaries = [summarise(trace, sweep(run, trace), numbers.spot) for trace in recorded]
     compared = [compare(on_time, each, on_demand) for each in summaries] if on_time else []
     if as_json:
         said = _as_json(plan, numbers, on_demand, summaries)
         print(json.dumps({**said, **_deadline_as_json(on_time, compared)}, indent=1))
     else:
-        lines = _lines(plan, numbers, replay, on_demand, summaries)
+        lines = _lines(plan, numbers, run, on_demand, summaries)
         show("\n".join([*lines, *_deadline_lines(on_time, compared)]))
     if png is not None:
         _write_png(png, summaries, on_demand)
     return 0
-
-
-def _on_time(job: Job, numbers: Numbers, replay: Replay, given: Given) -> OnTime | None:
-    if given.deadline is None:
-        return None
-    workspace = Workspace(open_store(job.store), job.name)
-    progress = Progress(replay.work, replay.costs, replay.policy, workspace)
-    return deadline_of(given.deadline, progress, (numbers.spot, numbers.on_demand))
 
 
 def _check_png(png: str) -> None:
@@ -102,9 +94,9 @@ def _write_png(png: str, summaries: Sequence[Summary], on_demand: Outcome) -> No
         ) from None
 
 
-def replay_of(job: Job, numbers: Numbers) -> Replay:
-    """Return the replay of `job`'s training with these numbers."""
-    return Replay(
+def timed_run(job: Job, numbers: Numbers) -> TimedRun:
+    """Return `job`'s training with these numbers, to be replayed."""
+    return TimedRun(
         [
             StageWork(s, job.section(s).total_steps, numbers.steps[s].value)
             for s in job.train_stages
@@ -129,11 +121,11 @@ def _dollars(outcome: Outcome, price: Number) -> float:
 
 
 def _lines(
-    job: Job, numbers: Numbers, replay: Replay, on_demand: Outcome, summaries: Sequence[Summary]
+    job: Job, numbers: Numbers, run: TimedRun, on_demand: Outcome, summaries: Sequence[Summary]
 ) -> list[str]:
-    steps = sum(work.steps for work in replay.work)
+    steps = sum(work.steps for work in run.work)
     lines = [
-        f"{job.name}: {steps:,} steps, {_hours(replay.work_seconds)} of training; preparing "
+        f"{job.name}: {steps:,} steps, {_hours(run.work_seconds)} of training; preparing "
         "data, evaluating and publishing are extra",
         *(f"  {name:<17} {value:>9}  {origin}" for name, value, origin in _numbers(numbers)),
         f"  {'saves':<17} {_policy(job)}",

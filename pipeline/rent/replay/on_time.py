@@ -12,14 +12,10 @@ from typing import Any
 import numpy as np
 
 from pion.errors import BadInput
-from pipeline.rent.replay.bound import BoundTerms, least_cost
-from pipeline.rent.replay.costs import Paid
-from pipeline.rent.replay.deadline import Course, Rule, replay_deadline
-from pipeline.rent.replay.market import Market
 from pipeline.rent.replay.options import Number
-from pipeline.rent.replay.progress import Progress, Reached
-from pipeline.rent.replay.simulate import Outcome
+from pipeline.rent.replay.simulate import Course, Outcome, Paid, Rule, replay_deadline
 from pipeline.rent.replay.summary import Summary
+from pipeline.rent.replay.timed_training import START, TimedRun
 from pipeline.rent.replay.traces import Trace
 
 # Slack that is kept in hand for what nothing foresaw.
@@ -34,7 +30,7 @@ class OnTime:
     """A deadline to replay: the run, `seconds` from the start until the deadline, and the dollars
     per hour on spot and on demand (None: unknown). `given` is the deadline as the user wrote it."""
 
-    progress: Progress
+    run: TimedRun
     given: str
     seconds: float
     spot: Number | None
@@ -99,21 +95,17 @@ class Comparison:
         }
 
 
-def deadline_of(given: str, progress: Progress, prices: Sequence[Number | None]) -> OnTime:
+def deadline_of(given: str, run: TimedRun, prices: Sequence[Number | None]) -> OnTime:
     """Return the deadline that `given` means: `1.5x`, times the training, or `42h`. `prices` are
     those of an hour on spot and on demand.
 
     Raises BadInput if `given` is neither, if on demand can't meet it with the margin, and if spot
     is not cheaper than on demand.
     """
-    training = sum(work.steps * work.step_seconds for work in progress.work)
+    training = run.work_seconds
     spot, on_demand = prices
     seconds = _seconds(given, training)
-    least = (
-        progress.boot
-        + progress.seconds_left(Reached(0, 0), 3600 * progress.policy.preemption_hours)
-        + MARGIN_SECONDS
-    )
+    least = run.boot + run.seconds_left(START, run.assumed_life) + MARGIN_SECONDS
     if seconds < least:
         # Rounded up, so that what is advised is accepted.
         hours, times = math.ceil(least / 360) / 10, math.ceil(100 * least / training) / 100
@@ -128,7 +120,7 @@ def deadline_of(given: str, progress: Progress, prices: Sequence[Number | None])
             f"${on_demand.value:.2f}/h ({on_demand.origin}). Spot is not cheaper, so there is "
             "nothing to wait for: rent on demand. Nothing was replayed."
         )
-    return OnTime(progress, given, seconds, spot, on_demand)
+    return OnTime(run, given, seconds, spot, on_demand)
 
 
 def _seconds(given: str, training: float) -> float:
@@ -151,10 +143,9 @@ def compare(on_time: OnTime, summary: Summary, alone: Outcome, starts: int = STA
     trace, rule = summary.trace, on_time.rule
     every = math.ceil(len(trace.available) / starts)
     begins = [tick * trace.gap_seconds for tick in range(0, len(trace.available), every)]
-    market = Market(trace)
 
     def courses(rule: Rule) -> list[Course]:
-        return [replay_deadline(on_time.progress, market, begin, rule) for begin in begins]
+        return [replay_deadline(on_time.run, trace, begin, rule) for begin in begins]
 
     greedy = Rule(rule.deadline, rule.margin, greedy=True)
     ways = {
@@ -163,7 +154,7 @@ def compare(on_time: OnTime, summary: Summary, alone: Outcome, starts: int = STA
         "spot alone": _way(on_time, list(_on_spot(summary))),
         "on demand alone": _way(on_time, [Course(alone.elapsed, Paid(0.0, alone.paid), 0, 0)]),
     }
-    return Comparison(trace, ways, _bound(on_time, market, begins), len(begins))
+    return Comparison(trace, ways, _bound(on_time, trace, begins), len(begins))
 
 
 def _on_spot(summary: Summary) -> Iterator[Course]:
@@ -186,14 +177,48 @@ def _way(on_time: OnTime, courses: Sequence[Course]) -> Way:
     )
 
 
-def _bound(on_time: OnTime, market: Market, begins: Sequence[float]) -> float | None:
+def _bound(on_time: OnTime, trace: Trace, begins: Sequence[float]) -> float | None:
     if on_time.prices is None:
         return None
-    progress = on_time.progress
-    training = sum(work.steps * work.step_seconds for work in progress.work)
-    terms = BoundTerms(training, progress.boot, *on_time.prices)
-    spells = (market.spells(begin, begin + on_time.seconds) for begin in begins)
+    terms = BoundTerms(on_time.run.work_seconds, on_time.run.boot, *on_time.prices)
+    spells = (trace.spells(begin, begin + on_time.seconds) for begin in begins)
     return fmean(least_cost(terms, each).dollars(*on_time.prices) for each in spells)
+
+
+# ---------------------------------------------------------------- the least that is possible
+
+
+@dataclass(frozen=True)
+class BoundTerms:
+    """What the bound needs: the `work` in seconds, the `boot` of a machine in seconds, and the
+    prices of an hour."""
+
+    work: float
+    boot: float
+    spot: float
+    on_demand: float
+
+
+def least_cost(terms: BoundTerms, spells: Sequence[float]) -> Paid:
+    """Return what the cheapest choice pays for, given the seconds of every spell of spot.
+
+    Nothing is lost, no save takes time, and whatever spot does not do fits on one machine on
+    demand. The longest spells are used first, as each costs one boot. No run can be cheaper, and
+    some of these choices can't be made in time, so this is a lower bound.
+    """
+    best = Paid(0.0, terms.work + terms.boot)
+    done = used = 0.0
+    for spell in sorted(spells, reverse=True):
+        gained = min(spell - terms.boot, terms.work - done)
+        if gained <= 0:
+            break
+        done += gained
+        used += gained + terms.boot
+        left = terms.work - done
+        choice = Paid(used, left + terms.boot if left > 0 else 0.0)
+        if choice.dollars(terms.spot, terms.on_demand) < best.dollars(terms.spot, terms.on_demand):
+            best = choice
+    return best
 
 
 # ---------------------------------------------------------------- what is printed

@@ -1,4 +1,4 @@
-"""Replay a run on recorded spot availability, with the run's own checkpoint policy.
+"""Replay a run on a recorded spot market, with the run's own checkpoint policy.
 
 The assumptions:
 
@@ -19,28 +19,41 @@ The assumptions:
 - Like a run, a replay gives up (exit code 1) after five machines in a row that began to train but
   committed nothing. As a run does, it learns from how long its processes lived how often machines
   are lost.
+
+With a deadline, `decide`, the function that the watcher of a rented run uses, says what to rent;
+here its clock is simulated. What changes with a deadline:
+
+- A machine on demand is there at once, and is never lost. So a replay never gives up.
+- A spot machine that is there is noticed at once.
+- When a machine takes over from another that still works, nobody trains for the handover, all
+  finished steps are kept, and the old machine is paid for until its end.
+- A spot machine is paid for until it is lost, also after a warning. How often machines are lost is
+  learned from what was paid for, as the watcher learns it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
-from pipeline.job import Checkpoint
-from pipeline.rent.replay.timed_training import Overheads, StageWork, TimedTraining
+from pipeline.rent.deadline import policy
+from pipeline.rent.deadline.policy import HANDOVER_SECONDS, Action, Rental, Seen, Terms, decide
+from pipeline.rent.replay.timed_training import START, Stint, TimedRun
 from pipeline.rent.replay.traces import Trace
-from pipeline.state.workspace import Workspace
 from pipeline.training.cadence import mean_life
 from pipeline.training.context import MAX_ATTEMPTS
 
+SPOT, ON_DEMAND = policy.Market.SPOT, policy.Market.ON_DEMAND
 CAUSES = ("boot", "restore", "recompute", "stall")
+# A decision that falls due is asked for a moment later, so that rounding can't put it off.
+MOMENT = 1e-3
+# The largest number of machines that a sweep simulates. So many take a few seconds.
+MACHINES = 500_000
 
 
 @dataclass
 class Outcome:
-    """How one replay went, in seconds. The paid time is `kept` plus `lost` of every cause.
+    """How one replay on spot went, in seconds. The paid time is `kept` plus `lost` of every cause.
 
     `stopped` says why the run did not finish; None if it did.
     """
@@ -66,123 +79,346 @@ class Outcome:
         return self.kept / self.paid if self.paid else 0.0
 
 
-# The largest number of machines that a sweep simulates. So many take a few seconds.
-MACHINES = 500_000
+@dataclass(frozen=True)
+class Paid:
+    """Seconds of machines that were paid for, on `spot` and `on_demand`."""
+
+    spot: float
+    on_demand: float
+
+    def dollars(self, spot: float, on_demand: float) -> float:
+        """Return the dollars at these prices of an hour."""
+        return (self.spot * spot + self.on_demand * on_demand) / 3600
 
 
-class Replay:
-    """Replays of one run. `policy` and the store of `workspace` decide how often it saves."""
+@dataclass(frozen=True)
+class Course:
+    """How one replay with a deadline went: seconds from the start to the end, what was paid for,
+    the spot machines that were lost, and how often the run went from on demand back to spot."""
 
-    def __init__(
-        self, work: Sequence[StageWork], costs: Overheads, policy: Checkpoint, workspace: Workspace
-    ) -> None:
-        self.work, self.costs, self.policy = work, costs, policy
-        self._workspace = workspace
-        self._trainings: dict[tuple[int, int, float], TimedTraining] = {}
+    elapsed: float
+    paid: Paid
+    losses: int
+    returns: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A deadline in seconds from the start, the margin in seconds, and whether the run is `greedy`:
+    it waits for spot as long as it can, and then stays on demand."""
+
+    deadline: float
+    margin: float
+    greedy: bool = False
+
+
+# Its slack is infinite, so the policy waits for spot for ever.
+NO_DEADLINE = Rule(math.inf, 0.0)
+
+
+def sweep(run: TimedRun, trace: Trace) -> dict[int, Outcome]:
+    """Replay the run on spot from every tick, and return the outcomes by tick. If the run is so
+    long that this would take many seconds, use evenly spaced ticks."""
+    available = trace.share * trace.seconds
+    machines = 1 + run.work_seconds * trace.preemptions / available
+    every = math.ceil(len(trace.available) * machines / MACHINES)
+    outcomes: dict[int, Outcome] = {}
+    begun: dict[float, Outcome] = {}
+    for tick in range(0, len(trace.available), every):
+        begin = tick * trace.gap_seconds
+        # A start while there is no machine only waits longer.
+        there, _ = trace.next_machine(begin)
+        first = there % trace.seconds
+        if first not in begun:
+            begun[first] = replay_on_spot(run, trace, first)
+        outcomes[tick] = replace(begun[first], waiting=begun[first].waiting + (there - begin))
+    return outcomes
+
+
+def replay_on_demand(run: TimedRun) -> Outcome:
+    """Replay the run on a machine that is never lost."""
+    return replay_on_spot(run, Trace("on demand", 1.0, (True,)), 0.0)
+
+
+def replay_on_spot(run: TimedRun, trace: Trace, start: float) -> Outcome:
+    """Replay the run without a deadline from `start`, in seconds from the beginning of the
+    trace."""
+    return _Walk(run, trace, start, NO_DEADLINE).to_the_end().outcome
+
+
+def replay_deadline(run: TimedRun, trace: Trace, start: float, rule: Rule) -> Course:
+    """Replay the run with a deadline from `start`, in seconds from the beginning of the trace."""
+    walk = _Walk(run, trace, start, rule).to_the_end()
+    return Course(walk.now, Paid(walk.paid[SPOT], walk.paid[ON_DEMAND]), walk.losses, walk.returns)
+
+
+def first_terms(run: TimedRun, rule: Rule) -> Terms:
+    """Return the terms of a run that has lost no machine yet."""
+    return _terms(run, rule, run.assumed_life)
+
+
+def _terms(run: TimedRun, rule: Rule, life: float) -> Terms:
+    return Terms(
+        deadline=rule.deadline,
+        margin=rule.margin,
+        boot=run.boot,
+        handover=HANDOVER_SECONDS,
+        lag=run.lag(life),
+        notice=0.0,
+        life=math.inf if rule.greedy else life,
+    )
+
+
+@dataclass
+class _Rented:
+    """A rental: when its machine came (None: it has none yet), and when that will be lost."""
+
+    since: float
+    machine: bool = False
+    ends: float = math.inf
 
     @property
-    def work_seconds(self) -> float:
-        """The seconds of all steps if none is repeated."""
-        return sum(work.steps * work.step_seconds for work in self.work)
-
-    def on_demand(self) -> Outcome:
-        """Replay the run on a machine that is never lost."""
-        return self.from_tick(Trace("on demand", 1.0, (True,)), 0)
-
-    def sweep(self, trace: Trace) -> dict[int, Outcome]:
-        """Replay the run from every tick, and return the outcomes by tick. If the run is so long
-        that this would take many seconds, use evenly spaced ticks."""
-        available = trace.share * trace.seconds
-        machines = 1 + self.work_seconds * trace.preemptions / available
-        every = math.ceil(len(trace.available) * machines / MACHINES)
-        outcomes: dict[int, Outcome] = {}
-        begun: dict[int, Outcome] = {}
-        for tick in range(0, len(trace.available), every):
-            first, _ = trace.next_machine(tick)
-            # A start while there is no machine only waits longer.
-            at = tick if first is None else first % len(trace.available)
-            if at not in begun:
-                begun[at] = self.from_tick(trace, at)
-            wait = 0 if first is None else (first - tick) * trace.gap_seconds
-            outcomes[tick] = replace(begun[at], waiting=begun[at].waiting + wait)
-        return outcomes
-
-    def from_tick(self, trace: Trace, tick: int) -> Outcome:
-        """Replay the run with the first machine requested at the start of `tick`."""
-        outcome, place = Outcome(), _Reached(0, 0)
-        lived, ended = 0.0, 0  # of the processes that were lost
-        assumed = self.policy.preemption_hours * 3600
-        fruitless = too_short = 0  # machines in a row
-        while True:
-            first, stay = trace.next_machine(tick)
-            if first is None or too_short > trace.preemptions:
-                outcome.stopped = "no machine lasts long enough"
-                return outcome
-            outcome.waiting += (first - tick) * trace.gap_seconds
-            trains = stay > self.costs.boot
-            if trains and fruitless >= MAX_ATTEMPTS:
-                outcome.lost["boot"] += self.costs.boot
-                outcome.stopped = f"{MAX_ATTEMPTS} attempts in a row committed nothing"
-                return outcome
-            between = _rounded(mean_life(lived, ended, assumed))
-            before = place
-            place, unpaid = self._machine(outcome, place, stay, between)
-            if place.stage == len(self.work):
-                return outcome
-            outcome.waiting += unpaid
-            outcome.preemptions += 1
-            too_short = 0 if trains else too_short + 1
-            if trains:
-                lived, ended = lived + stay - unpaid - self.costs.boot, ended + 1
-                fruitless = fruitless + 1 if place == before else 0
-            tick = first + round(stay / trace.gap_seconds)
-
-    def _machine(
-        self, outcome: Outcome, place: _Reached, stay: float, between: float
-    ) -> tuple[_Reached, float]:
-        """Continue from `place` on a machine that is lost after `stay` seconds. Return the place
-        that is committed then, and how many seconds before its loss the machine was given back."""
-        costs, lost = self.costs, outcome.lost
-        lost["boot"] += min(stay, costs.boot)
-        lost["restore"] += min(max(stay - costs.boot, 0.0), costs.restore)
-        left = stay - costs.boot - costs.restore
-        while left > 0 and place.stage < len(self.work):
-            work = self.work[place.stage]
-            training = self._training(place, between)
-            steps = work.steps - place.step
-            seconds = training.seconds_to_finish(steps, left)
-            if seconds > left:
-                loss = training.when_lost(left, steps)
-                kept = loss.steps * work.step_seconds
-                outcome.kept += kept
-                lost["recompute"] += loss.trained - kept
-                lost["stall"] += loss.paid - loss.trained
-                return _Reached(place.stage, place.step + loss.steps), left - loss.paid
-            outcome.kept += steps * work.step_seconds
-            lost["stall"] += seconds - steps * work.step_seconds
-            left -= seconds
-            place = _Reached(place.stage + 1, 0)
-        return place, 0.0
-
-    def _training(self, place: _Reached, between: float) -> TimedTraining:
-        """Return the training from `place`. Machines that save at the same times share one."""
-        every = self.policy.every_steps
-        key = (place.stage, place.step % every if every else 0, between)
-        if key not in self._trainings:
-            work = self.work[place.stage]
-            self._trainings[key] = TimedTraining(
-                work, self.costs, self.policy, self._workspace, between, first_step=key[1]
-            )
-        return self._trainings[key]
+    def stay(self) -> float:
+        """Seconds for which there is a machine."""
+        return self.ends - self.since
 
 
-class _Reached(NamedTuple):
-    """How far a run has come: `step` steps of stage number `stage` are committed."""
+class _Walk:
+    """A run on its way, from machine to machine. Times are seconds from its start."""
 
-    stage: int
-    step: int
+    def __init__(self, run: TimedRun, trace: Trace, start: float, rule: Rule) -> None:
+        self.run, self.trace, self.start, self.rule = run, trace, start, rule
+        self.hurries = rule.deadline < math.inf
+        self.life = run.assumed_life
+        self.terms = first_terms(run, rule)
+        self.now, self.place = 0.0, START
+        self.finished = False
+        self.rented: dict[policy.Market, _Rented] = {}
+        self.owner: policy.Market | None = None
+        self.trains_from, self.trains_for = 0.0, 0.0  # trains_for: unless something ends it
+        self._wakes = math.inf
+        # With a deadline:
+        self.paid = {SPOT: 0.0, ON_DEMAND: 0.0}
+        self.losses = self.returns = 0
+        # Without one:
+        self.outcome = Outcome()
+        self._lived, self._ended = 0.0, 0  # of the processes that were lost
+        self._fruitless = self._too_short = 0  # machines in a row
 
+    def to_the_end(self) -> _Walk:
+        """Walk until the run is finished or gives up."""
+        if not self.hurries:
+            # Where slack is infinite, the policy never wants anything else.
+            self.rented[SPOT] = _Rented(0.0)
+        while not self.finished:
+            if self.hurries:
+                self._follow(decide(self.terms, self._seen()))
+            self._advance()
+        return self
 
-def _rounded(seconds: float) -> float:
-    """Round to two digits, so that machines whose saves would hardly differ share one training."""
-    return float(f"{seconds:.2g}")
+    def _seen(self) -> Seen:
+        """Return what a watcher would observe now."""
+        return Seen(
+            now=self.now,
+            work_left=self._work_left(self.now),
+            owner=self.owner,
+            spot=self._rental(SPOT),
+            on_demand=self._rental(ON_DEMAND),
+        )
+
+    def _work_left(self, at: float) -> float:
+        trained = at - self.trains_from
+        if self.owner is None or trained <= 0:
+            return self.run.seconds_left(self.place, self.life)
+        # A spot machine may save more often, and so train more slowly, than one on demand.
+        return self.run.seconds_left(self._stint(trained).reached, self.life)
+
+    def _rental(self, market: policy.Market) -> Rental | None:
+        rented = self.rented.get(market)
+        return None if rented is None else Rental(rented.since, rented.machine)
+
+    def _follow(self, action: Action) -> None:
+        """Cancel and request what the policy says."""
+        for market in action.cancel:
+            self._end(market)
+        wanted = action.request.market if action.request else None
+        if wanted is ON_DEMAND:
+            self.rented[ON_DEMAND] = _Rented(self.now, machine=True)
+        elif wanted is SPOT and not (self.rule.greedy and self.owner is ON_DEMAND):
+            self.rented[SPOT] = _Rented(self.now)
+        waits = self.owner is None and ON_DEMAND not in self.rented
+        self._wakes = action.numbers.spot_until + MOMENT if waits else math.inf
+
+    def _end(self, market: policy.Market) -> None:
+        """Stop paying for a machine, if there is one."""
+        rented = self.rented.pop(market)
+        if rented.machine:
+            self.paid[market] += self.now - rented.since
+
+    # ------------------------------------------------------------ what happens next
+
+    def _advance(self) -> None:
+        """Move to the next event: a machine comes, is ready or is lost, the run ends, or waiting
+        does."""
+        spot = self.rented.get(SPOT)
+        if self.owner is SPOT:
+            self._on_spot(self.rented[SPOT])
+        elif spot is not None and spot.machine:
+            self._while_spot_boots(spot)
+        elif self.owner is ON_DEMAND:
+            self._on_demand(spot)
+        elif ON_DEMAND in self.rented:
+            self._claim(ON_DEMAND, self.rented[ON_DEMAND])
+        else:
+            assert spot is not None  # the policy never rents nothing
+            self._wait(spot)
+
+    def _wait(self, spot: _Rented) -> None:
+        there, gone = self._next_machine()
+        if there > self._wakes:
+            self.now = max(self._wakes, self.now + MOMENT)
+        else:
+            waited = there - self.now
+            self._came(spot, there, gone)
+            if not self.hurries:
+                self._arrived(waited, spot.stay)
+
+    def _next_machine(self) -> tuple[float, float]:
+        there, gone = self.trace.next_machine(self.start + self.now)
+        return there - self.start, gone - self.start
+
+    def _came(self, spot: _Rented, there: float, gone: float) -> None:
+        self.now = spot.since = max(there, self.now)
+        spot.machine, spot.ends = True, gone
+
+    def _claim(self, market: policy.Market, rented: _Rented) -> None:
+        self.now = self.trains_from = rented.since + self.run.boot
+        self.trains_for = rented.stay - self.run.costs.boot - self.run.costs.restore
+        self.owner = market
+
+    def _while_spot_boots(self, spot: _Rented) -> None:
+        ready = spot.since + self.run.boot
+        done = self._ends_on_demand()
+        if self.owner is ON_DEMAND and done <= min(ready, spot.ends):
+            self._finish(done)
+        elif spot.ends <= ready:
+            self.now = spot.ends
+            self._lose(spot)
+        elif self.owner is ON_DEMAND:
+            self._hand_over(ON_DEMAND, SPOT, ready)
+        else:
+            self._claim(SPOT, spot)
+
+    def _lose(self, spot: _Rented, stint: Stint | None = None) -> None:
+        """Note the loss. SkyPilot asks for the next machine by itself."""
+        self._end(SPOT)
+        self.rented[SPOT] = _Rented(self.now)
+        self.losses += 1
+        if self.hurries:
+            self.life = mean_life(self.paid[SPOT], self.losses, self.run.assumed_life)
+            self.terms = _terms(self.run, self.rule, self.life)
+        else:
+            self._count(spot.stay, stint)
+
+    def _hand_over(self, old: policy.Market, new: policy.Market, at: float) -> None:
+        self.place = self._stint(at - self.trains_from).reached
+        self.now = at + HANDOVER_SECONDS
+        self._end(old)
+        self.owner, self.trains_from = new, self.now
+        self.trains_for = self.rented[new].ends - self.now
+        self.returns += new is SPOT
+
+    def _on_spot(self, spot: _Rented) -> None:
+        """Train until the machine is lost, relieved, or so slow that it is to be relieved."""
+        relief = self.rented.get(ON_DEMAND)
+        relieved = relief.since + self.run.boot if relief is not None else math.inf
+        stint = self._stint(max(self.trains_for, 0.0), self.run.costs.warning)
+        done = math.inf if stint.finish is None else self.trains_from + stint.finish
+        if relieved < min(done, spot.ends):
+            self._hand_over(SPOT, ON_DEMAND, relieved)
+        elif done < math.inf:
+            self._account(spot.stay, stint)
+            self._finish(done)
+        elif relief is None and (short := self._short_of_slack(spot.ends)) < spot.ends:
+            self.now = short
+        else:
+            self.now, self.owner = max(spot.ends, self.now), None
+            self._lose(spot, stint)
+            self.place = stint.committed
+
+    def _short_of_slack(self, ends: float) -> float:
+        """Return when the slack becomes too small for the spot machine that is lost at `ends`;
+        infinite if it does not."""
+        if not self.hurries:
+            return math.inf
+        needed = self.run.boot + policy.stay(self.terms)
+        slack = [self.rule.deadline - at - self._work_left(at) - needed for at in (self.now, ends)]
+        if slack[0] < 0 or slack[1] >= 0:
+            return math.inf
+        # Saves come so often that the slack falls evenly.
+        share = slack[0] / (slack[0] - slack[1])
+        return self.now + share * (ends - self.now) + self.run.step_seconds
+
+    def _on_demand(self, spot: _Rented | None) -> None:
+        done = self._ends_on_demand()
+        there, gone = self._next_machine() if spot is not None else (math.inf, math.inf)
+        if spot is None or there >= done:
+            self._finish(done)
+        else:
+            self._came(spot, there, gone)
+
+    def _ends_on_demand(self) -> float:
+        if self.owner is not ON_DEMAND:
+            return math.inf
+        finish = self._stint(math.inf).finish
+        assert finish is not None
+        return self.trains_from + finish
+
+    def _stint(self, seconds: float, warning: float = 0.0) -> Stint:
+        return self.run.stint(self.place, seconds, self.life, warning)
+
+    def _finish(self, at: float) -> None:
+        self.now, self.finished = at, True
+        for market in tuple(self.rented):
+            self._end(market)
+
+    # ------------------------------------------------------------ without a deadline
+
+    def _arrived(self, waited: float, stay: float) -> None:
+        """Give up if no machine lasts long enough, or as a run does."""
+        outcome, boot = self.outcome, self.run.costs.boot
+        if waited == math.inf or self._too_short > self.trace.preemptions:
+            outcome.stopped = "no machine lasts long enough"
+            self.finished = True
+            return
+        outcome.waiting += waited
+        if stay > boot and self._fruitless >= MAX_ATTEMPTS:
+            outcome.lost["boot"] += boot
+            outcome.stopped = f"{MAX_ATTEMPTS} attempts in a row committed nothing"
+            self.finished = True
+
+    def _account(self, stay: float, stint: Stint | None) -> None:
+        """Add up the seconds of a spot machine that stayed for `stay`, by cause."""
+        costs, outcome = self.run.costs, self.outcome
+        outcome.lost["boot"] += min(stay, costs.boot)
+        outcome.lost["restore"] += min(max(stay - costs.boot, 0.0), costs.restore)
+        for spent in stint.spent if stint is not None else ():
+            outcome.kept += spent.kept
+            outcome.lost["recompute"] += spent.recompute
+            outcome.lost["stall"] += spent.stall
+
+    def _count(self, stay: float, stint: Stint | None) -> None:
+        """Count a loss, and learn from the lives of processes, as the next process does."""
+        self._account(stay, stint)
+        unpaid = stint.unpaid if stint is not None else 0.0
+        self.outcome.waiting += unpaid
+        self.outcome.preemptions += 1
+        boot = self.run.costs.boot
+        if stay <= boot:
+            self._too_short += 1
+            return
+        self._too_short = 0
+        fruitless = stint is None or stint.committed == self.place
+        self._fruitless = self._fruitless + 1 if fruitless else 0
+        self._lived, self._ended = self._lived + stay - unpaid - boot, self._ended + 1
+        self.life = mean_life(self._lived, self._ended, self.run.assumed_life)

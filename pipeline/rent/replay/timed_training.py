@@ -1,14 +1,15 @@
 """Simulate training on one machine, second by second.
 
 A run's `SaveCadence` decides about every save. The simulated clock moves by the time of a step.
-Saves take time, but write nothing.
+Saves take time, but write nothing. `TimedRun` puts the stages of a run together.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pipeline.job import Checkpoint
@@ -198,3 +199,161 @@ class TimedTraining:
         self._saver.step = step
         self._saver.now = resumed + (step - before) * self._step_seconds
         return self._cadence.due(self._first_step + step, self._saver.now)
+
+
+class Place(NamedTuple):
+    """How far a run has come: `step` steps of stage number `stage` are done."""
+
+    stage: int
+    step: int
+
+
+START = Place(0, 0)
+
+
+class Spent(NamedTuple):
+    """The seconds that a machine trained in one stage: `kept`, `recompute` for steps that are lost,
+    and `stall` for saves."""
+
+    kept: float
+    recompute: float
+    stall: float
+
+
+class Stint(NamedTuple):
+    """What a machine achieved in the seconds that it could train.
+
+    Attributes:
+        finish: the seconds until the run was done; None if it was not.
+        committed: what is left after the loss of the machine.
+        reached: what is left after a handover.
+        spent: the seconds of each stage until the loss.
+        unpaid: how many seconds before its loss the machine was given back after a warning.
+    """
+
+    finish: float | None
+    committed: Place
+    reached: Place
+    spent: tuple[Spent, ...]
+    unpaid: float = 0.0
+
+
+class TimedRun:
+    """The training of one run, on machines that save as `policy` and the store of `workspace`
+    say."""
+
+    def __init__(
+        self, work: Sequence[StageWork], costs: Overheads, policy: Checkpoint, workspace: Workspace
+    ) -> None:
+        self.work, self.costs, self.policy, self._workspace = work, costs, policy, workspace
+        self._trainings: dict[tuple[int, int, float, float], TimedTraining] = {}
+        self._paces: dict[float, float] = {}
+
+    @property
+    def boot(self) -> float:
+        """Seconds from the start of payment until the first step."""
+        return self.costs.boot + self.costs.restore
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds of the longest step."""
+        return max(work.step_seconds for work in self.work)
+
+    @property
+    def work_seconds(self) -> float:
+        """Seconds of all steps if none is repeated."""
+        return sum(work.steps * work.step_seconds for work in self.work)
+
+    @property
+    def assumed_life(self) -> float:
+        """Seconds that a machine is taken to live until some were lost."""
+        return self.policy.preemption_hours * 3600
+
+    def stint(self, place: Place, seconds: float, life: float, warning: float = 0.0) -> Stint:
+        """Return what a machine achieves that trains for `seconds` from `place`, and is told of its
+        end `warning` seconds before. `life` is the mean life of machines, in seconds."""
+        left, used = seconds, 0.0
+        spent: list[Spent] = []
+        while place.stage < len(self.work):
+            training = self._training(place, life, warning)
+            work = self.work[place.stage]
+            steps = work.steps - place.step
+            needed = training.seconds_to_finish(steps, left)
+            if needed > left:
+                loss = training.when_lost(left, steps)
+                kept = loss.steps * work.step_seconds
+                spent.append(Spent(kept, loss.trained - kept, loss.paid - loss.trained))
+                reached = max(loss.steps, int(loss.trained / work.step_seconds))
+                return Stint(
+                    None,
+                    Place(place.stage, place.step + loss.steps),
+                    Place(place.stage, place.step + reached),
+                    tuple(spent),
+                    left - loss.paid,
+                )
+            trained = steps * work.step_seconds
+            spent.append(Spent(trained, 0.0, needed - trained))
+            left, used = left - needed, used + needed
+            place = Place(place.stage + 1, 0)
+        return Stint(used, place, place, tuple(spent))
+
+    def seconds_left(self, place: Place, life: float) -> float:
+        """Return the seconds that one machine needs for the rest, with saves and the last commits.
+        It saves as often as the mean `life` of machines, in seconds, asks for."""
+        steps = sum(work.steps * work.step_seconds for work in self.work[place.stage :])
+        if place.stage < len(self.work):
+            steps -= place.step * self.work[place.stage].step_seconds
+        commits = (len(self.work) - place.stage) * (self.costs.stall + self.costs.write)
+        return steps * self._pace(life) + commits
+
+    def lag(self, life: float) -> float:
+        """Return the most seconds of work that a loss undoes: from one save to the next, and until
+        that is committed."""
+        cadence = SaveCadence(
+            every_steps=self.policy.every_steps,
+            every_seconds=self.policy.every_seconds,
+            preemption_seconds=life,
+            last_save=0.0,
+            floor_seconds=self._workspace.store.save_seconds,
+            stall=self.costs.stall,
+            write_seconds=self.costs.write,
+        )
+        return cadence.lag(self.step_seconds)
+
+    def _pace(self, life: float) -> float:
+        """Return the seconds that a second of steps takes on a machine that lasts, because of
+        saves."""
+        life = _two_digits(life)
+        if life not in self._paces:
+            self._paces[life] = self._measure_pace(life)
+        return self._paces[life]
+
+    def _measure_pace(self, life: float) -> float:
+        seconds = steps = 0.0
+        for stage, work in enumerate(self.work):
+            training = self._training(Place(stage, 0), life, 0.0)
+            seconds += training.seconds_to_finish(work.steps, math.inf)
+            steps += work.steps * work.step_seconds
+        commits = len(self.work) * (self.costs.stall + self.costs.write)
+        return (seconds - commits) / steps
+
+    def _training(self, place: Place, life: float, warning: float) -> TimedTraining:
+        """Return the training from `place`. Machines that save at the same times share one."""
+        every = self.policy.every_steps
+        rounded = _two_digits(life)
+        key = (place.stage, place.step % every if every else 0, rounded, warning)
+        if key not in self._trainings:
+            self._trainings[key] = TimedTraining(
+                self.work[place.stage],
+                replace(self.costs, warning=warning),
+                self.policy,
+                self._workspace,
+                rounded,
+                first_step=key[1],
+            )
+        return self._trainings[key]
+
+
+def _two_digits(life: float) -> float:
+    """Round, so that machines whose saves would hardly differ share one training."""
+    return float(f"{life:.2g}")

@@ -13,9 +13,10 @@ the recording.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -47,22 +48,47 @@ class Trace:
         following = (*self.available[1:], self.available[0])
         return sum(now and not then for now, then in zip(self.available, following))
 
-    def next_machine(self, tick: int) -> tuple[int | None, float]:
-        """Return the first tick, from `tick` on, that has a machine (None: never), and the seconds
-        from then until the machine is lost (infinite: never)."""
-        wait = self._until_there[tick % len(self.available)]
-        if wait is None:
-            return None, 0.0
-        stay = self._until_gone[(tick + wait) % len(self.available)]
-        return tick + wait, math.inf if stay is None else stay * self.gap_seconds
+    def next_machine(self, at: float) -> tuple[float, float]:
+        """Return when the first machine is there, not before `at`, and when it is lost, in seconds
+        from the beginning of the trace. Infinite: never."""
+        if self.share == 1:
+            return at, math.inf
+        begins, ends = self._spells
+        round_, place = divmod(at, self.seconds)
+        # The millionth of a tick keeps rounding from finding the machine that was just lost.
+        found = bisect_right(ends, place + 1e-6 * self.gap_seconds)
+        if found == len(ends):
+            round_, found = round_ + 1, 0
+        shift = round_ * self.seconds
+        return max(begins[found] + shift, at), ends[found] + shift
+
+    def spells(self, begin: float, end: float) -> list[float]:
+        """Return the seconds of every spell with a machine between two times, cut off at both."""
+        found: list[float] = []
+        at = begin
+        while at < end:
+            there, gone = self.next_machine(at)
+            if there < end:
+                found.append(min(gone, end) - there)
+            at = gone
+        return found
 
     @cached_property
-    def _until_there(self) -> list[int | None]:
-        return _ticks_until(self.available)
-
-    @cached_property
-    def _until_gone(self) -> list[int | None]:
-        return _ticks_until([not there for there in self.available])
+    def _spells(self) -> tuple[list[float], list[float]]:
+        """When each machine is there, and when it is lost, in the order of the trace."""
+        spells: list[tuple[float, float]] = []
+        tick = 0
+        for there, ticks in groupby(self.available):
+            begun, tick = tick, tick + sum(1 for _ in ticks)
+            if there:
+                spells.append((begun * self.gap_seconds, tick * self.gap_seconds))
+        if self.available[0] and self.available[-1] and len(spells) > 1:
+            # The last spell continues at the beginning of the trace.
+            first, last = spells[0], spells.pop()
+            spells[0] = (last[0] - self.seconds, first[1])
+            spells.append((last[0], first[1] + self.seconds))
+        spells = spells or [(math.inf, math.inf)]
+        return [begin for begin, _ in spells], [end for _, end in spells]
 
 
 def read_trace(path: str | Path) -> Trace:
@@ -106,17 +132,3 @@ def read_trace(path: str | Path) -> Trace:
 def _is_amount(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and 0 <= value < math.inf
-
-
-def _ticks_until(flags: Sequence[bool]) -> list[int | None]:
-    """Return for each tick how many ticks later a flag is set, wrapping around at the end; None if
-    no flag is set."""
-    found: list[int | None] = [None] * len(flags)
-    distance: int | None = None
-    for tick in reversed(range(2 * len(flags))):
-        if flags[tick % len(flags)]:
-            distance = 0
-        elif distance is not None:
-            distance += 1
-        found[tick % len(flags)] = distance
-    return found

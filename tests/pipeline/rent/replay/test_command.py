@@ -12,10 +12,10 @@ import yaml
 
 from pion.errors import BadInput
 from pipeline.job.file import load_job
-from pipeline.rent.replay.command import replay_of, show_replay
+from pipeline.rent.replay.command import show_replay, timed_run
 from pipeline.rent.replay.numbers import job_numbers
 from pipeline.rent.replay.options import Given, Number
-from pipeline.rent.replay.simulate import Outcome
+from pipeline.rent.replay.simulate import Outcome, sweep
 from pipeline.rent.replay.summary import summarise
 from pipeline.rent.replay.traces import Trace
 from tests.paths import REPOSITORY
@@ -115,7 +115,7 @@ def test_where_machines_live_for_hours_nearly_all_time_paid_for_is_kept_work() -
     with tempfile.TemporaryDirectory() as empty:  # without runs, nothing was measured
         job = load_job(REPOSITORY / "jobs/pion-small.yaml", [f"store={empty}"])
         numbers = job_numbers(job, Given(step_seconds=4.3, price=0.2, on_demand_price=0.4))
-    summary = summarise(market, replay_of(job, numbers).sweep(market), numbers.spot)
+    summary = summarise(market, sweep(timed_run(job, numbers), market), numbers.spot)
     assert not summary.stopped
     assert summary.goodput >= 0.97
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pipeline.job import Checkpoint
 from pipeline.rent.replay import simulate
-from pipeline.rent.replay.simulate import Outcome, Replay
-from pipeline.rent.replay.timed_training import Overheads, StageWork, TimedTraining
+from pipeline.rent.replay.simulate import Outcome, replay_on_demand, replay_on_spot, sweep
+from pipeline.rent.replay.timed_training import Overheads, StageWork, TimedRun, TimedTraining
 from pipeline.rent.replay.traces import Trace
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
@@ -29,8 +29,8 @@ TEN = Checkpoint(every_steps=10)
 PRETRAIN = StageWork("pretrain", 100, 2.0)
 
 
-def replay(*work: StageWork, policy: Checkpoint = TEN, **costs: float) -> Replay:
-    return Replay(work or (PRETRAIN,), Overheads(**{**COSTS, **costs}), policy, NOWHERE)
+def run(*work: StageWork, policy: Checkpoint = TEN, **costs: float) -> TimedRun:
+    return TimedRun(work or (PRETRAIN,), Overheads(**{**COSTS, **costs}), policy, NOWHERE)
 
 
 def seconds(*spells: int) -> Trace:
@@ -44,14 +44,14 @@ def lost(**causes: float) -> dict[str, float]:
 
 
 def test_on_demand_a_run_pays_for_its_start_its_steps_and_its_saves() -> None:
-    outcome = replay().on_demand()
+    outcome = replay_on_demand(run())
     # Nine saves on the way, and the last save, which must also be written.
     assert outcome == Outcome(kept=200.0, lost=lost(boot=30, restore=10, stall=9 + 1 + 3))
     assert outcome.elapsed == outcome.paid == 253
 
 
 def test_steps_after_the_last_committed_save_are_done_again_on_the_next_machine() -> None:
-    outcome = replay().from_tick(seconds(100, 10, 1000), 0)
+    outcome = replay_on_spot(run(), seconds(100, 10, 1000), 0)
     # After its start the first machine has 60 s: 10 steps, a save, 10 steps, a save, 9 steps.
     assert outcome.kept == 200
     assert outcome.preemptions == 1
@@ -61,30 +61,30 @@ def test_steps_after_the_last_committed_save_are_done_again_on_the_next_machine(
 
 def test_what_is_not_committed_yet_is_lost_with_the_machine() -> None:
     # The first save begins after 60 s of the machine and is committed after 76.
-    late = replay(write=15.0).from_tick(seconds(75, 10, 1000), 0)
+    late = replay_on_spot(run(write=15.0), seconds(75, 10, 1000), 0)
     assert late.lost["recompute"] == 34
-    in_time = replay(write=15.0).from_tick(seconds(76, 10, 1000), 0)
+    in_time = replay_on_spot(run(write=15.0), seconds(76, 10, 1000), 0)
     assert in_time.lost["recompute"] == 15
 
 
 def test_a_machine_lost_while_it_starts_costs_its_start() -> None:
-    outcome = replay().from_tick(seconds(35, 5, 1000), 0)
+    outcome = replay_on_spot(run(), seconds(35, 5, 1000), 0)
     assert outcome.lost["boot"] == 60
     assert outcome.lost["restore"] == 15
     assert outcome.lost["recompute"] == 0
 
 
 def test_a_step_in_flight_is_lost_too() -> None:
-    outcome = replay().from_tick(seconds(40 + 19, 10, 1000), 0)
+    outcome = replay_on_spot(run(), seconds(40 + 19, 10, 1000), 0)
     assert outcome.lost["recompute"] == 19
 
 
 def test_a_warning_saves_the_last_finished_step_if_there_is_time() -> None:
-    told = replay(warning=9.0).from_tick(seconds(100, 10, 1000), 0)
+    told = replay_on_spot(run(warning=9.0), seconds(100, 10, 1000), 0)
     # The warning comes after 51 s of training: 24 steps are finished, and one is half done.
     assert told.lost["recompute"] == 1
     assert told.kept == 200
-    too_late = replay(warning=3.0).from_tick(seconds(100, 10, 1000), 0)
+    too_late = replay_on_spot(run(warning=3.0), seconds(100, 10, 1000), 0)
     assert too_late.lost["recompute"] == 57 - 2 - 40
 
 
@@ -92,12 +92,12 @@ def test_a_warning_waits_for_the_upload_under_way() -> None:
     # The warning comes at 25 s: 5 s and 2 steps after a save began, 20 s before the loss at 45 s.
     # That save is committed at 32 or 33 s. The next save waits for it, and takes 12 or 13 s more.
     trace = seconds(40 + 45, 10, 1000)
-    assert replay(write=11.0, warning=20.0).from_tick(trace, 0).lost["recompute"] == 0
-    assert replay(write=12.0, warning=20.0).from_tick(trace, 0).lost["recompute"] == 4
+    assert replay_on_spot(run(write=11.0, warning=20.0), trace, 0).lost["recompute"] == 0
+    assert replay_on_spot(run(write=12.0, warning=20.0), trace, 0).lost["recompute"] == 4
 
 
 def test_after_a_warning_the_machine_is_given_back_when_the_last_step_is_committed() -> None:
-    outcome = replay(warning=9.0).from_tick(seconds(100, 10, 1000), 0)
+    outcome = replay_on_spot(run(warning=9.0), seconds(100, 10, 1000), 0)
     # The warning comes 9 s before the loss. Stall and write take 4 s.
     assert outcome.waiting == 10 + 5
     assert outcome.lost == lost(boot=60, restore=20, recompute=1, stall=2 + 4 + 7 + 4)
@@ -106,7 +106,7 @@ def test_after_a_warning_the_machine_is_given_back_when_the_last_step_is_committ
 def test_a_long_warning_is_used_until_the_save_needs_the_rest() -> None:
     # The warning comes 120 s before the loss. The save needs 4 s, so 18 s before the loss training
     # ends: 142 s after it began, with 6 saves of 1 s and 68 steps.
-    outcome = replay(warning=120.0).from_tick(seconds(40 + 160, 10, 1000), 0)
+    outcome = replay_on_spot(run(warning=120.0), seconds(40 + 160, 10, 1000), 0)
     assert outcome.waiting == 10 + 18 - 4
     assert outcome.lost == lost(boot=60, restore=20, recompute=0, stall=6 + 4 + 3 + 4)
 
@@ -114,7 +114,7 @@ def test_a_long_warning_is_used_until_the_save_needs_the_rest() -> None:
 def test_a_long_warning_before_a_save_was_measured_ends_training_as_a_run_does() -> None:
     # The first save is committed after 24 s of training, the warning comes after 23 or 24 s.
     early, measured = (
-        replay(warning=120.0).from_tick(seconds(40 + 120 + after, 10, 1000), 0)
+        replay_on_spot(run(warning=120.0), seconds(40 + 120 + after, 10, 1000), 0)
         for after in (23, 24)
     )
     assert early.waiting == 10 + 120 - 4 - 1  # the first save is committed before the last
@@ -123,7 +123,7 @@ def test_a_long_warning_before_a_save_was_measured_ends_training_as_a_run_does()
 
 
 def test_a_machine_that_is_warned_before_its_first_step_is_given_back_then() -> None:
-    outcome = replay(warning=120.0).from_tick(seconds(40 + 60, 10, 1000), 0)
+    outcome = replay_on_spot(run(warning=120.0), seconds(40 + 60, 10, 1000), 0)
     assert outcome.waiting == 10 + 60
     assert outcome.lost == lost(boot=60, restore=20, recompute=0, stall=9 + 4)
 
@@ -132,7 +132,7 @@ def test_a_machine_that_is_warned_before_its_first_step_is_given_back_then() -> 
 def test_a_long_warning_keeps_at_least_what_is_kept_without(write: float) -> None:
     work, trace = StageWork("pretrain", 10_000, 2.0), read_trace(SPOT)
     without, warned = (
-        replay(work, policy=Checkpoint(), write=write, warning=warning).sweep(trace).values()
+        sweep(run(work, policy=Checkpoint(), write=write, warning=warning), trace).values()
         for warning in (0.0, 120.0)
     )
     for before, after in zip(without, warned, strict=True):
@@ -183,29 +183,31 @@ def test_saves_are_those_that_the_cadence_decides_on_step_by_step(
 def test_a_job_that_fixes_its_saves_gets_those() -> None:
     often, seldom = Checkpoint(every_seconds=20), Checkpoint(every_steps=50)
     trace = seconds(140, 10, 1000)
-    assert replay(policy=seldom).from_tick(trace, 0).lost["recompute"] == 100
-    assert replay(policy=often).from_tick(trace, 0).lost["recompute"] < 22
+    assert replay_on_spot(run(policy=seldom), trace, 0).lost["recompute"] == 100
+    assert replay_on_spot(run(policy=often), trace, 0).lost["recompute"] < 22
 
 
 def test_saves_every_so_many_steps_count_from_the_first_step_of_the_stage() -> None:
     # A warning lets the first machine keep 24 steps and lose 1 s, as above. The second machine
     # saves after step 30, is warned 18 s after its first step, keeps step 32 and loses 1 s.
     trace = seconds(100, 10, 40 + 27, 10, 1000)
-    assert replay(warning=9.0).from_tick(trace, 0).lost["recompute"] == 2
+    assert replay_on_spot(run(warning=9.0), trace, 0).lost["recompute"] == 2
 
 
 def test_saves_are_no_more_frequent_than_the_store_allows() -> None:
     class Slow(FileStore):
         save_seconds = 90.0
 
-    replayed = Replay((PRETRAIN,), Overheads(**COSTS), TEN, Workspace(Slow("/nowhere"), "run"))
-    assert replayed.on_demand().lost["stall"] == 1 + 1 + 3  # one after 100 s, and the last
+    slow = TimedRun((PRETRAIN,), Overheads(**COSTS), TEN, Workspace(Slow("/nowhere"), "run"))
+    assert replay_on_demand(slow).lost["stall"] == 1 + 1 + 3  # one after 100 s, and the last
 
 
 def test_it_learns_from_the_lives_of_its_processes_how_often_machines_are_lost() -> None:
     # With losses as rare as assumed, saves are half an hour apart, and no machine lasts that long.
     rare = Checkpoint(preemption_hours=1000)
-    outcome = replay(StageWork("pretrain", 1000, 2.0), policy=rare).from_tick(seconds(600, 60), 0)
+    outcome = replay_on_spot(
+        run(StageWork("pretrain", 1000, 2.0), policy=rare), seconds(600, 60), 0
+    )
     assert outcome.stopped is None
     assert outcome.preemptions > 3
     assert outcome.lost["recompute"] < 4 * 560
@@ -213,31 +215,33 @@ def test_it_learns_from_the_lives_of_its_processes_how_often_machines_are_lost()
 
 def test_waiting_longer_for_machines_changes_nothing_but_the_wait() -> None:
     rare, work = Checkpoint(preemption_hours=1000), StageWork("pretrain", 1000, 2.0)
-    soon, late = (replay(work, policy=rare).from_tick(seconds(600, wait), 0) for wait in (60, 6000))
+    soon, late = (
+        replay_on_spot(run(work, policy=rare), seconds(600, wait), 0) for wait in (60, 6000)
+    )
     assert late.waiting > soon.waiting
     assert (late.kept, late.lost) == (soon.kept, soon.lost)
 
 
 def test_a_stage_begins_where_the_one_before_it_was_committed() -> None:
     work = (StageWork("pretrain", 20, 2.0), StageWork("sft", 20, 1.0))
-    assert replay(*work).on_demand().kept == 60
+    assert replay_on_demand(run(*work)).kept == 60
     # 46 s of training finish and commit pretrain, 5 s go into sft.
-    outcome = replay(*work).from_tick(seconds(40 + 46 + 4, 10, 1000), 0)
+    outcome = replay_on_spot(run(*work), seconds(40 + 46 + 4, 10, 1000), 0)
     assert outcome.kept == 60
     assert outcome.lost["recompute"] == 5
 
 
 def test_it_gives_up_after_five_attempts_that_committed_nothing_as_a_run_does() -> None:
-    outcome = replay().from_tick(seconds(50, 10), 0)
+    outcome = replay_on_spot(run(), seconds(50, 10), 0)
     assert outcome.stopped == "5 attempts in a row committed nothing"
     assert outcome.preemptions == 5
     assert outcome.kept == 0
     some = seconds(50, 10, 50, 10, 50, 10, 50, 10, 90, 10)  # one in five gets further
-    assert replay().from_tick(some, 0).stopped is None
+    assert replay_on_spot(run(), some, 0).stopped is None
 
 
 def test_it_ends_where_no_machine_ever_lasts_long_enough_to_train() -> None:
-    assert replay().from_tick(seconds(20, 10), 0).stopped == "no machine lasts long enough"
+    assert replay_on_spot(run(), seconds(20, 10), 0).stopped == "no machine lasts long enough"
 
 
 @settings(deadline=None, max_examples=60)
@@ -253,8 +257,8 @@ def test_every_second_paid_for_is_accounted_for(
     spells: list[int], start: int, stall: float, write: float, warning: float, policy: Checkpoint
 ) -> None:
     trace = seconds(*spells)
-    replayed = replay(stall=stall, write=write, warning=warning, policy=policy)
-    outcome = replayed.from_tick(trace, start)
+    accounted = run(stall=stall, write=write, warning=warning, policy=policy)
+    outcome = replay_on_spot(accounted, trace, start)
     assert min(outcome.lost.values()) > -1e-6
     assert outcome.kept == pytest.approx(200) or outcome.stopped
     # The time of the end must be a time at which the trace has a machine.
@@ -266,18 +270,18 @@ def test_every_second_paid_for_is_accounted_for(
 
 
 def test_a_sweep_replays_every_start() -> None:
-    spot, run = read_trace(SPOT), replay(StageWork("pretrain", 400, 2.0))
-    outcomes = run.sweep(spot)
+    spot, short = read_trace(SPOT), run(StageWork("pretrain", 400, 2.0))
+    outcomes = sweep(short, spot)
     assert list(outcomes) == list(range(60))
     for tick, outcome in outcomes.items():
-        assert outcome == run.from_tick(spot, tick)
+        assert outcome == replay_on_spot(short, spot, 60.0 * tick)
 
 
 def test_a_sweep_of_a_very_long_run_takes_evenly_spaced_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(simulate, "MACHINES", 50)
-    outcomes = replay(StageWork("pretrain", 400, 2.0)).sweep(read_trace(SPOT))
+    outcomes = sweep(run(StageWork("pretrain", 400, 2.0)), read_trace(SPOT))
     ticks = list(outcomes)
     assert len(ticks) < 30
     assert {b - a for a, b in itertools.pairwise(ticks)} == {ticks[1]}

@@ -24,27 +24,55 @@ def trace(ticks: str, gap: float = 10.0) -> Trace:
 
 
 def test_a_machine_that_is_there_stays_until_the_first_tick_without_one() -> None:
-    assert trace("011100").next_machine(1) == (1, 30.0)
-    assert trace("011100").next_machine(3) == (3, 10.0)
+    assert trace("011100").next_machine(10.0) == (10.0, 40.0)
+    assert trace("011100").next_machine(30.0) == (30.0, 40.0)
+
+
+def test_in_the_middle_of_a_tick_the_machine_of_that_tick_is_there() -> None:
+    assert trace("0110").next_machine(3.0) == (10.0, 30.0)
+    assert trace("0110").next_machine(15.0) == (15.0, 30.0)
 
 
 def test_where_there_is_none_the_next_one_is_waited_for() -> None:
-    assert trace("001101").next_machine(0) == (2, 20.0)
+    assert trace("001101").next_machine(0.0) == (20.0, 40.0)
+    assert trace("0110").next_machine(30.0) == (50.0, 70.0)
 
 
 def test_the_end_of_a_trace_is_followed_by_its_beginning() -> None:
-    assert trace("011100").next_machine(4) == (7, 30.0)
-    assert trace("110011").next_machine(4) == (4, 40.0)
-    assert trace("110011").next_machine(10) == (10, 40.0)
+    assert trace("011100").next_machine(40.0) == (70.0, 100.0)
+    assert trace("110011").next_machine(40.0) == (40.0, 80.0)
+    assert trace("110011").next_machine(100.0) == (100.0, 140.0)
+
+
+def test_a_spell_over_the_end_of_the_trace_is_one_spell() -> None:
+    found = trace("1011")
+    assert found.next_machine(0.0) == (0.0, 10.0)
+    assert found.next_machine(25.0) == (25.0, 50.0)
+    assert found.next_machine(45.0) == (45.0, 50.0)
+    assert found.next_machine(50.0) == (60.0, 90.0)
 
 
 def test_a_machine_that_is_always_there_is_never_lost() -> None:
-    assert trace("111").next_machine(2) == (2, math.inf)
+    assert trace("111").next_machine(7.0) == (7.0, math.inf)
+    assert trace("111").spells(7.0, 99.0) == [92.0]
     assert trace("111").preemptions == 0
 
 
 def test_a_trace_without_machines_has_no_next_machine() -> None:
-    assert trace("000").next_machine(0)[0] is None
+    assert trace("000").next_machine(0.0)[0] == math.inf
+
+
+@pytest.mark.parametrize("gap", [0.1, 1 / 3, 33.3])
+def test_a_machine_that_was_just_lost_is_not_found_again(gap: float) -> None:
+    found, at = trace("110100111", gap), 0.0
+    for _ in range(1000):
+        there, at = found.next_machine(at)
+        assert at - there > 0.9 * gap
+
+
+def test_spells_are_cut_off_at_both_ends() -> None:
+    assert trace("0110").spells(15.0, 95.0) == [15.0, 20.0, 5.0]
+    assert trace("0110").spells(30.0, 50.0) == []
 
 
 def test_losses_are_counted_once_round() -> None:
@@ -55,20 +83,20 @@ def test_losses_are_counted_once_round() -> None:
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(0, 30))
 def test_it_is_what_walking_through_the_ticks_finds(ticks: list[bool], start: int) -> None:
     there = ticks * 60
-    found, stay = Trace("any", 1.0, tuple(ticks)).next_machine(start)
+    found, lost = Trace("any", 32.0, tuple(ticks)).next_machine(32.0 * start)
     if not any(ticks):
-        assert found is None
+        assert found == math.inf
         return
     first = there.index(True, start)
-    assert found == first
-    assert stay == (math.inf if all(ticks) else there.index(False, first) - first)
+    assert found == 32.0 * first
+    assert lost == (math.inf if all(ticks) else 32.0 * there.index(False, first))
 
 
 def test_a_file_is_read_and_named_for_it() -> None:
     spot = read_trace(SPOT)
     assert (spot.name, spot.gap_seconds, spot.seconds) == ("spot", 60.0, 3600.0)
     assert spot.preemptions == 4
-    assert spot.next_machine(0) == (2, 19 * 60.0)  # a count of 2 is a machine too
+    assert spot.next_machine(0.0) == (120.0, 120.0 + 19 * 60.0)  # a count of 2 is a machine too
 
 
 def good(**changes: Any) -> dict[str, Any]:
