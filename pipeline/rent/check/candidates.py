@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.rent.plan.estimate import Estimate, estimate
-from pipeline.rent.plan.past_speeds import Speed, past_speeds
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
+from pipeline.rent.plan.speeds import Speed, past_speeds
 from pipeline.rent.plan.what_fits import what_to_change, what_would_fit
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 from pipeline.run.preflight import require_a_row_each

@@ -15,8 +15,8 @@ from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline.of_run import deadline_of, held_back
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
 from pipeline.rent.plan.bench_speeds import bench_results
-from pipeline.rent.plan.past_speeds import Speed, past_speeds
 from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.speeds import Speed, past_speeds
 from pipeline.rent.sky_yaml import SkyYaml, trains
 from pipeline.state.deadline import Asked, RunDeadline, new_deadline, read_deadline
 from pipeline.state.records import Head

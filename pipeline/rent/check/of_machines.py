@@ -15,8 +15,8 @@ from pipeline.machine.time_limit import within
 from pipeline.rent.check.candidates import Verdict, dear_spot, judge, staying
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.plan.estimate import Estimate
-from pipeline.rent.plan.past_speeds import SECONDS, past_speeds
 from pipeline.rent.plan.prices import NotOffered, Offer
+from pipeline.rent.plan.speeds import SECONDS, past_speeds
 from pipeline.rent.plan.spot_spread import narrow_spot
 from pipeline.rent.plan.ways import ways_on
 from pipeline.rent.sky_yaml import SkyYaml, trains

@@ -13,8 +13,8 @@ from pipeline.job.digest import Digests, digest_job
 from pipeline.machine.rented import PAID_TO_FIRST_STEP
 from pipeline.rent.deadline.policy import HANDOVER_SECONDS, Terms
 from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
-from pipeline.rent.plan.past_speeds import Speed
 from pipeline.rent.plan.prices import NotOffered, look_up
+from pipeline.rent.plan.speeds import Speed
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 from pipeline.run.stage_plan import plan_stages
 from pipeline.state.deadline import RunDeadline

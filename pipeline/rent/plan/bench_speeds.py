@@ -17,7 +17,7 @@ from pion.train.hardware import gpu_flops
 from pion.train.memory import Workload
 from pipeline.machine.folders import own_bench_files
 from pipeline.machine.gpus import sky_names
-from pipeline.rent.plan.past_speeds import NOT_ABOUT_SPEED
+from pipeline.rent.plan.speeds import NOT_ABOUT_SPEED
 
 # Two numbers of FLOPs per token that differ by less are of the same model.
 SAME = 1e-6

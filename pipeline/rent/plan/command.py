@@ -19,7 +19,7 @@ from pipeline.rent.plan.bench_speeds import bench_results
 from pipeline.rent.plan.compared import of_rental, on_the_market
 from pipeline.rent.plan.conversations import expect_rows
 from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
-from pipeline.rent.plan.past_speeds import past_speeds
+from pipeline.rent.plan.speeds import past_speeds
 from pipeline.rent.plan.ways import GIB, Way, Ways, ways_on
 from pipeline.rent.plan.what_fits import what_to_change, what_would_fit
 

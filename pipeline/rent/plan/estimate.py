@@ -23,8 +23,8 @@ from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
 from pipeline.job import Job
 from pipeline.rent.plan.bench_speeds import Training, bench_speed
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
-from pipeline.rent.plan.past_speeds import Speed, speed_on
 from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.speeds import Speed, speed_on
 from pipeline.rent.plan.workload import largest_phase, workers_on, workload_on
 from pipeline.training.cadence import SaveCadence
 

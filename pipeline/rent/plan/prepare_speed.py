@@ -10,7 +10,7 @@ from typing import Any
 from pion.errors import PionError
 from pipeline.job import Job
 from pipeline.machine.time_limit import within
-from pipeline.rent.plan.past_speeds import RUNS, SECONDS
+from pipeline.rent.plan.speeds import RUNS, SECONDS
 from pipeline.state.find_run import runs_in
 from pipeline.state.stores import open_store
 

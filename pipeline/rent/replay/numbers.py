@@ -93,8 +93,8 @@ def _steps_on(job: Job, given: Given, tokens: Mapping[str, int]) -> dict[str, Nu
     from pipeline.rent.plan.bench_speeds import bench_results
     from pipeline.rent.plan.estimate import estimate
     from pipeline.rent.plan.gpus import GPU_TYPES
-    from pipeline.rent.plan.past_speeds import past_speeds
     from pipeline.rent.plan.prices import Offer
+    from pipeline.rent.plan.speeds import past_speeds
 
     gpu = given.gpu or ""
     if gpu not in GPU_TYPES:

@@ -46,7 +46,7 @@ from pipeline.rent.managed.provider.recorded_task import (
 )
 from pipeline.rent.managed.provider.task import with_candidates
 from pipeline.rent.plan.bench_speeds import bench_results
-from pipeline.rent.plan.past_speeds import past_speeds
+from pipeline.rent.plan.speeds import past_speeds
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.state.deadline import RunDeadline
 from pipeline.state.metrics import read_events

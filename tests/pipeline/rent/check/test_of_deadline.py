@@ -14,7 +14,7 @@ from pipeline.rent.check.command import show_check
 from pipeline.rent.check.of_deadline import Situation, check_deadline, require_in_time
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
-from pipeline.rent.plan.past_speeds import Speed
+from pipeline.rent.plan.speeds import Speed
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.deadline import Asked, new_deadline, write_first_deadline

@@ -20,8 +20,8 @@ from pipeline.rent.plan.estimate import (
     estimate,
 )
 from pipeline.rent.plan.gpus import GPU_TYPES
-from pipeline.rent.plan.past_speeds import Speed, past_speeds, speed_on
 from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.speeds import Speed, past_speeds, speed_on
 from pipeline.rent.plan.what_fits import gpus_that_fit
 from pipeline.run.stage_plan import stage_inputs
 from pipeline.state.claim import claim_run

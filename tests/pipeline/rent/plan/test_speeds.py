@@ -18,7 +18,7 @@ from pipeline.rent.plan import bench_speeds
 from pipeline.rent.plan.bench_speeds import bench_results, copy_speed
 from pipeline.rent.plan.command import show_plan
 from pipeline.rent.plan.estimate import estimate
-from pipeline.rent.plan.past_speeds import Speed
+from pipeline.rent.plan.speeds import Speed
 from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_estimate import offer
