@@ -47,8 +47,8 @@ from pion.train.hardware import gpu_flops
 from pion.train.memory import Memory, Workload, predict_memory
 from pion.train.micro_batch import choose_micro_batch
 from pipeline.job import Checkpoint
-from pipeline.rent.plan.estimate import ASSUMED_MFU
 from pipeline.rent.plan.gpus import GPU_TYPES
+from pipeline.rent.plan.speeds import ASSUMED_MFU
 from pipeline.rent.replay.numbers import COPY_BYTES, STATE_BYTES, UPLOAD_BYTES, WRITE_BYTES
 from pipeline.training.cadence import SaveCadence
 from tests.cuda_rehearsal.pretended_card import pretended_card

@@ -12,7 +12,7 @@ from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
-from pipeline.rent.plan.speeds import Speed, past_speeds
+from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, past_speeds
 from pipeline.rent.plan.what_fits import what_to_change, what_would_fit
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 from pipeline.run.preflight import require_a_row_each
@@ -38,7 +38,7 @@ class Verdict:
         return isinstance(self.found, Offer) and self.problem is None
 
 
-def judge(job: Job, sky_yaml: SkyYaml, speeds: list[Speed], *, force: bool) -> list[Verdict]:
+def judge(job: Job, sky_yaml: SkyYaml, known: Known, *, force: bool) -> list[Verdict]:
     """Return the verdict on each candidate. `force` accepts a spot price above the on-demand
     price."""
     verdicts = []
@@ -46,7 +46,7 @@ def judge(job: Job, sky_yaml: SkyYaml, speeds: list[Speed], *, force: bool) -> l
         found = look_up(candidate, sky_yaml.num_nodes, job.prices)
         # A GPU that is sold out today may be free tomorrow, when the run needs another machine.
         offer = found if isinstance(found, Offer) else unpriced(candidate)
-        guess = estimate(job, offer, speeds, num_nodes=sky_yaml.num_nodes)
+        guess = estimate(job, offer, known, num_nodes=sky_yaml.num_nodes)
         problem, advice = None, ""
         # Only a person can fix an unknown name, so the check must refuse it, not leave it out.
         if not (isinstance(found, NotOffered) and found.misnamed):
@@ -70,8 +70,9 @@ def fitting(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[Candidate]:
     if len(sky_yaml.candidates) == 1:
         return list(sky_yaml.candidates)
     # Speed matters only if saves are counted in steps: a preemption may then cost too much time.
-    speeds = past_speeds(job) if job.checkpoint.every_steps is not None else []
-    return [verdict.candidate for verdict in staying(judge(job, sky_yaml, speeds, force=force))]
+    in_steps = job.checkpoint.every_steps is not None
+    known = Known(past_speeds(job)) if in_steps else NOTHING_KNOWN
+    return [verdict.candidate for verdict in staying(judge(job, sky_yaml, known, force=force))]
 
 
 def dear_spot(offer: Offer, num_nodes: int) -> str | None:

@@ -14,9 +14,8 @@ from pipeline.rent.check.candidates import judge
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline.of_run import deadline_of, held_back
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
-from pipeline.rent.plan.bench_speeds import bench_results
 from pipeline.rent.plan.prices import Offer
-from pipeline.rent.plan.speeds import Speed, past_speeds
+from pipeline.rent.plan.speeds import Known, known_speeds
 from pipeline.rent.sky_yaml import SkyYaml, trains
 from pipeline.state.deadline import Asked, RunDeadline, new_deadline, read_deadline
 from pipeline.state.records import Head
@@ -64,9 +63,9 @@ def check_deadline(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
     deadline, head = found.deadline, found.head
     if deadline is None:
         return []
-    speeds, bench = past_speeds(job), bench_results(())
-    machines = on_demand_machines(job, sky_yaml, head, speeds=speeds, bench=bench)
-    spot = None if force else _cheapest_spot(job, sky_yaml, speeds)
+    known = known_speeds(job)
+    machines = on_demand_machines(job, sky_yaml, head, known)
+    spot = None if force else _cheapest_spot(job, sky_yaml, Known(known.runs))
     change = f"pion deadline {run.url} --hours N, --at T or --off"
     if not found.stored:
         change = "deadline.hours, deadline.at or deadline.margin in the job"
@@ -104,10 +103,10 @@ def _read(run: RunState, job: Job) -> _StoreSays:
         return _StoreSays(deadline, False, None, now)
 
 
-def _cheapest_spot(job: Job, sky_yaml: SkyYaml, speeds: list[Speed]) -> float | None:
+def _cheapest_spot(job: Job, sky_yaml: SkyYaml, known: Known) -> float | None:
     """Return the lowest price of the spot machines that the job fits on, in dollars per hour of all
     nodes."""
-    verdicts = judge(job, sky_yaml, speeds, force=True)
+    verdicts = judge(job, sky_yaml, known, force=True)
     spot = [v.found for v in verdicts if v.candidate.use_spot and v.will_do]
     prices = [o.price for o in spot if isinstance(o, Offer) and o.price is not None]
     return min(prices) * sky_yaml.num_nodes if prices else None

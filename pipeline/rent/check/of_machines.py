@@ -16,7 +16,7 @@ from pipeline.rent.check.candidates import Verdict, dear_spot, judge, staying
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.plan.estimate import Estimate
 from pipeline.rent.plan.prices import NotOffered, Offer
-from pipeline.rent.plan.speeds import SECONDS, past_speeds
+from pipeline.rent.plan.speeds import SECONDS, Known, past_speeds
 from pipeline.rent.plan.spot_spread import narrow_spot
 from pipeline.rent.plan.ways import ways_on
 from pipeline.rent.sky_yaml import SkyYaml, trains
@@ -30,7 +30,7 @@ def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
     """Check each candidate (is it offered, at what price, does the model fit), the credentials and
     the budget. A candidate that will not do is only a warning if another one will, and so is spot
     in one region or on one type of GPU."""
-    verdicts = judge(job, sky_yaml, past_speeds(job), force=force)
+    verdicts = judge(job, sky_yaml, Known(past_speeds(job)), force=force)
     others = any(verdict.will_do for verdict in verdicts)
     stay = staying(verdicts)
     rows = [_credentials_of(cloud) for cloud in dict.fromkeys(v.candidate.cloud for v in stay)]

@@ -14,8 +14,8 @@ from pipeline.job.digest import digest_job
 from pipeline.rent.check.candidates import judge
 from pipeline.rent.check.of_job import is_prepared
 from pipeline.rent.check.row import CheckRow
-from pipeline.rent.plan.prepare_speed import prepare_speed
 from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.speeds import NOTHING_KNOWN, prepare_speed
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.state.shared.records import read_state
 from pipeline.state.stores import open_store
@@ -91,7 +91,7 @@ def _cost(job: Job, sky_yaml: SkyYaml, text: _Text, force: bool) -> str:
     if not text.known:
         return f", at {measured}"
     seconds = text.known / 1e6 / speed.mb_per_second
-    verdicts = judge(job, sky_yaml, [], force=force)
+    verdicts = judge(job, sky_yaml, NOTHING_KNOWN, force=force)
     offers = [v.found for v in verdicts if v.will_do and isinstance(v.found, Offer)]
     prices = [offer.price for offer in offers if offer.gpu and offer.price is not None]
     least = "at least " if text.unknown or text.compressed else ""

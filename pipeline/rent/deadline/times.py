@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pion.bench.results import Results
 from pipeline.job import Job
 from pipeline.job.digest import Digests, digest_job
 from pipeline.machine.rented import PAID_TO_FIRST_STEP
 from pipeline.rent.deadline.policy import HANDOVER_SECONDS, Terms
 from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
 from pipeline.rent.plan.prices import NotOffered, look_up
-from pipeline.rent.plan.speeds import Speed
+from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 from pipeline.run.stage_plan import plan_stages
 from pipeline.state.deadline import RunDeadline
@@ -175,18 +174,13 @@ class Reached(NamedTuple):
 
 
 def on_demand_machines(
-    job: Job,
-    sky_yaml: SkyYaml,
-    head: Head | None,
-    *,
-    speeds: list[Speed],
-    bench: Sequence[Results] = (),
+    job: Job, sky_yaml: SkyYaml, head: Head | None, known: Known = NOTHING_KNOWN
 ) -> list[OnDemand]:
     """Return the on-demand entries of a YAML, in their order, with the job's work that is left
     after `head`."""
     left = share_left(job, digest_job(job), head)
     entries = [candidate for candidate in sky_yaml.candidates if not candidate.use_spot]
-    return [_machine(job, entry, sky_yaml.num_nodes, left, speeds, bench) for entry in entries]
+    return [_machine(job, entry, sky_yaml.num_nodes, left, known) for entry in entries]
 
 
 def share_left(
@@ -214,18 +208,13 @@ def share_left(
 
 
 def _machine(
-    job: Job,
-    candidate: Candidate,
-    num_nodes: int,
-    left: Mapping[str, float],
-    speeds: list[Speed],
-    bench: Sequence[Results],
+    job: Job, candidate: Candidate, num_nodes: int, left: Mapping[str, float], known: Known
 ) -> OnDemand:
     boot = RESTART_SECONDS
     found = look_up(candidate, num_nodes, job.prices)
     if isinstance(found, NotOffered):
         return OnDemand(candidate, None, left, boot, None, False, found.why, will_do=False)
-    guess = estimate(job, found, speeds, num_nodes=num_nodes, bench=bench)
+    guess = estimate(job, found, known, num_nodes=num_nodes)
     price = None if found.price is None else found.price * num_nodes
     if guess.problem is not None:
         return OnDemand(candidate, None, left, boot, price, False, guess.problem, will_do=False)

@@ -15,11 +15,10 @@ from pipeline.base.read_job import read_job
 from pipeline.console.formats import amount, printable
 from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import Job
-from pipeline.rent.plan.bench_speeds import bench_results
 from pipeline.rent.plan.compared import of_rental, on_the_market
 from pipeline.rent.plan.conversations import expect_rows
 from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
-from pipeline.rent.plan.speeds import past_speeds
+from pipeline.rent.plan.speeds import known_speeds
 from pipeline.rent.plan.ways import GIB, Way, Ways, ways_on
 from pipeline.rent.plan.what_fits import what_to_change, what_would_fit
 
@@ -45,13 +44,13 @@ def show_plan(
     """
     with saying_if_slow(f"reading {job} and what it trains on", quiet=as_json):
         plan = read_job(job, overrides)
-        results = bench_results(bench)
+        known = known_speeds(plan, bench)
         uncertain = expect_rows(plan)
     asked = "asking SkyPilot for the prices of machines, which it fetches every few hours"
     with saying_if_slow(asked, quiet=as_json):
         compared = on_the_market(plan, gpus) if on is None else of_rental(plan, on)
-    speeds, nodes = past_speeds(plan), compared.num_nodes
-    guesses = [estimate(plan, o, speeds, num_nodes=nodes, bench=results) for o in compared.offers]
+    nodes = compared.num_nodes
+    guesses = [estimate(plan, offer, known, num_nodes=nodes) for offer in compared.offers]
     estimates = ranked(guesses)
     changes = what_to_change(plan, estimates, nodes)
     if estimates and not any(e.fits for e in estimates):

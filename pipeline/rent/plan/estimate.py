@@ -11,37 +11,23 @@ publishing are extra.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pion.bench.results import Results
 from pion.data.order import rows_per_rank
 from pion.errors import BadInput
-from pion.train.hardware import gpu_flops
-from pion.train.memory import predict_memory
+from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
+from pion.train.phases import config_of_largest_phase
 from pipeline.job import Job
-from pipeline.rent.plan.bench_speeds import Training, bench_speed
+from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
 from pipeline.rent.plan.prices import Offer
-from pipeline.rent.plan.speeds import Speed, speed_on
-from pipeline.rent.plan.workload import largest_phase, workers_on, workload_on
+from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, speed_on
 from pipeline.training.cadence import SaveCadence
 
-# The share of a GPU's peak that a model is assumed to reach if nobody has measured it. The
-# published recipe of Pion-small reached this share on an A40 (64 × 2,048 tokens in 4.3 s).
-ASSUMED_MFU = 0.15
 # The assumed time from when a machine is paid for to its first step: boot, install, restore. `pion
 # replay` uses the measured time if the run has one.
 RESTART_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Known:
-    """What was measured: by runs of the job's model, and by `pion bench` on cards."""
-
-    runs: list[Speed]
-    bench: Sequence[Results]
 
 
 @dataclass(frozen=True)
@@ -117,17 +103,10 @@ class Estimate:
 
 
 def estimate(
-    job: Job,
-    offer: Offer,
-    speeds: list[Speed],
-    *,
-    num_nodes: int = 1,
-    bench: Sequence[Results] = (),
+    job: Job, offer: Offer, known: Known = NOTHING_KNOWN, *, num_nodes: int = 1
 ) -> Estimate:
-    """Return what `job` takes on `num_nodes` machines of `offer`.
-
-    Speeds are those of earlier runs, or else of the results of `pion bench`.
-    """
+    """Return what `job` takes on `num_nodes` machines of `offer`, with the speeds that are known
+    of this model and of cards."""
     if offer.gpu is None:
         return Estimate(offer, (), None)
     if (why := too_old(offer.gpu)) is not None:
@@ -136,9 +115,7 @@ def estimate(
         return Estimate(offer, (), f"the memory of a {offer.gpu} is unknown")
     workers = workers_on(job, offer, num_nodes)
     try:
-        stages = tuple(
-            _stage(job, stage, offer, workers, Known(speeds, bench)) for stage in job.train_stages
-        )
+        stages = tuple(_stage(job, stage, offer, workers, known) for stage in job.train_stages)
     except DoesNotFit as error:
         return Estimate(offer, (), str(error), lacks=error)
     except BadInput as error:
@@ -188,8 +165,7 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
             f"hardware.micro_batch {micro_batch}: {stage} would need {peak / 2**30:.1f} GiB of "
             f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
         )
-    training = Training(work, work.compile, recompute)
-    speed = _speed(offer.gpu, training, known)
+    speed = speed_on(offer.gpu, work, known, recompute=recompute)
     return StageEstimate(
         stage=stage,
         micro_batch=micro_batch,
@@ -199,37 +175,40 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
         tokens=section.total_steps * section.global_batch * work.seq_len
         if section.steps_are_known
         else None,
-        tokens_per_second=None if speed.one_gpu is None else speed.one_gpu * workers,
+        tokens_per_second=None
+        if speed.tokens_per_second is None
+        else speed.tokens_per_second * workers,
         speed_from=speed.words,
         measured=speed.measured,
     )
 
 
-@dataclass(frozen=True)
-class _Speed:
-    """The tokens per second of one GPU (None: unknown), and where that number comes from."""
+def workload_on(gpu: str, job: Job, stage: str) -> Workload:
+    """Return what one GPU of this type computes in a stage."""
+    kind, hardware = GPU_TYPES.get(gpu), job.hardware
+    return Workload(
+        job.model_config_resolved(),
+        job.seq_len(stage),
+        kind.dtype(hardware.dtype) if kind else "bfloat16",
+        job.section(stage).optimizer,
+        "cuda",
+        documents=stage == "sft" or job.within_documents,
+        compile=hardware.compile is not False,
+        lora=job.lora(stage),
+        capability=kind.capability if kind else None,
+    )
 
-    one_gpu: float | None
-    words: str
-    measured: bool = False
+
+def largest_phase(work: Workload, job: Job, stage: str) -> Workload:
+    """Return the work of the stage's phase that needs the most memory."""
+    phases = phases_of(job.section(stage).phases)
+    return replace(work, config=config_of_largest_phase(phases, work.config))
 
 
-def _speed(gpu: str, how: Training, known: Known) -> _Speed:
-    work = how.work
-    measured = speed_on(known.runs, gpu, work.seq_len, lora=work.lora is not None)
-    if measured is not None:
-        return _Speed(measured.tokens_per_second, f"measured in run {measured.run}", True)
-    arithmetic = work.flops()
-    found = bench_speed(known.bench, gpu, how)
-    if found is not None:
-        slower = 1.0 if found.as_is else arithmetic.share_if_recomputed
-        return _Speed(found.tokens_per_second * slower, found.words, found.measured)
-    flops = gpu_flops(GPU_TYPES[gpu].cuda, work.dtype) if gpu in GPU_TYPES else None
-    if flops is None:
-        return _Speed(None, f"the speed of a {gpu} is unknown")
-    speed = flops * ASSUMED_MFU / arithmetic.total
-    slower = arithmetic.share_if_recomputed if how.recompute else 1.0
-    return _Speed(speed * slower, f"estimated: {ASSUMED_MFU:.0%} MFU assumed")
+def workers_on(job: Job, offer: Offer, num_nodes: int = 1) -> int:
+    """Return how many workers train on `num_nodes` machines of an offer."""
+    asked = job.hardware.workers
+    return offer.count * num_nodes if asked is None else max(1, asked)
 
 
 def _save_interval(job: Job, stages: tuple[StageEstimate, ...]) -> float:

@@ -1,24 +1,47 @@
-"""How fast this model trained in earlier runs, read from the runs of a store."""
+"""How fast a card is, from the best source that says it:
+
+1. past runs of the job's model, in the job's store;
+2. results of `pion bench`: this model measured, or the share of the peak that another reached;
+3. the peak of the card, of which a model is assumed to reach `ASSUMED_MFU`.
+
+Also how fast text was prepared, and how fast a save copies.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from pion.bench.card import shipped_results
+from pion.bench.results import Results, TrainSpeed, read_results, save_speeds, train_speeds
+from pion.config import ModelConfig
 from pion.errors import PionError
+from pion.model.params_and_flops import flops_per_token
+from pion.presets import PRESETS
+from pion.train.hardware import gpu_flops
+from pion.train.memory import Workload
 from pipeline.job import Job
 from pipeline.job.digest import model_inputs
+from pipeline.machine.folders import own_bench_files
 from pipeline.machine.gpus import sky_names
 from pipeline.machine.time_limit import within
+from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.state.find_run import runs_in
 from pipeline.state.metrics import lines_of, read_events
 from pipeline.state.records import Head
 from pipeline.state.rows import metrics_row
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
+
+# The share of a GPU's peak that a model is assumed to reach if nobody has measured it. The
+# published recipe of Pion-small reached this share on an A40 (64 × 2,048 tokens in 4.3 s).
+ASSUMED_MFU = 0.15
 
 # The model's fields that its speed does not depend on. Rows have their own length.
 NOT_ABOUT_SPEED = frozenset(
@@ -31,10 +54,24 @@ SEGMENTS = 3
 SECONDS = 4.0
 # How many of the store's runs are read, the most recent first.
 RUNS = 10
+# Two numbers of FLOPs per token that differ by less are of the same model.
+SAME = 1e-6
 
 
 @dataclass(frozen=True)
 class Speed:
+    """The tokens per second of one GPU (None: unknown), and in words where that number comes from.
+
+    `measured` is whether this model's speed was measured on such a GPU, and not estimated.
+    """
+
+    tokens_per_second: float | None
+    words: str
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class PastSpeed:
     """Tokens per second of one worker in one attempt of `run`. `device` is CUDA's name.
 
     `lora`: whether the model was frozen and had additions.
@@ -47,38 +84,80 @@ class Speed:
     lora: bool = False
 
 
-def past_speeds(job: Job) -> list[Speed]:
+@dataclass(frozen=True)
+class Known:
+    """What was measured: by past runs of the job's model, and by `pion bench` on cards."""
+
+    runs: Sequence[PastSpeed] = ()
+    bench: Sequence[Results] = ()
+
+
+NOTHING_KNOWN = Known()
+
+
+def known_speeds(job: Job, bench: Sequence[str] = ()) -> Known:
+    """Return what was measured of a job's model, and of cards. `bench` names results of `pion
+    bench`, which come before this user's. Raises BadInput for a file that is no result."""
+    results = bench_results(bench)
+    return Known(past_speeds(job), results)
+
+
+def speed_on(gpu: str, work: Workload, known: Known, *, recompute: bool) -> Speed:
+    """Return how fast one GPU does the work, from the best source that says it. `recompute` is
+    whether activations are recomputed."""
+    return (
+        _of_past_run(known.runs, gpu, work)
+        or _of_bench(known.bench, gpu, work, recompute)
+        or _of_peak(gpu, work, recompute)
+    )
+
+
+# ---------------------------------------------------------------- 1. past runs of the model
+
+
+def _of_past_run(runs: Sequence[PastSpeed], gpu: str, work: Workload) -> Speed | None:
+    past = past_speed_on(runs, gpu, work.seq_len, lora=work.lora is not None)
+    if past is None:
+        return None
+    return Speed(past.tokens_per_second, f"measured in run {past.run}", True)
+
+
+def past_speed_on(
+    runs: Sequence[PastSpeed], gpu: str, seq_len: int, *, lora: bool
+) -> PastSpeed | None:
+    """Return the median attempt of the newest run that trained rows of `seq_len` on this GPU.
+
+    `lora` is whether a frozen model with additions was trained, or all weights.
+    """
+    fit = [s for s in runs if (s.seq_len, s.lora) == (seq_len, lora) and gpu in sky_names(s.device)]
+    newest = sorted((s for s in fit if s.run == fit[0].run), key=lambda s: s.tokens_per_second)
+    return newest[len(newest) // 2] if newest else None
+
+
+def past_speeds(job: Job) -> list[PastSpeed]:
     """Return the speeds that this job's model reached in its store, the most recent run first.
 
     Return nothing if the store can't be read in time: callers then assume a speed.
     """
     try:
-        return within(SECONDS, partial(_speeds, job))
+        return within(SECONDS, partial(_past_speeds, job))
     except (PionError, TimeoutError):
         return []
 
 
-def _speeds(job: Job) -> list[Speed]:
+def _past_speeds(job: Job) -> list[PastSpeed]:
     model = model_inputs(job.model_config_resolved())
     shape = {path: value for path, value in model.items() if path not in NOT_ABOUT_SPEED}
     store = open_store(job.store)
-    heads = list(runs_in(store).items())[-RUNS:]
-    return [s for name, head in reversed(heads) for s in _of_run(store, name, head, shape)]
+    return [s for name, head in _newest_runs(store) for s in _of_run(store, name, head, shape)]
 
 
-def speed_on(speeds: list[Speed], gpu: str, seq_len: int, *, lora: bool) -> Speed | None:
-    """Return the median attempt of the newest run that trained rows of `seq_len` on this GPU.
-
-    `lora` is whether a frozen model with additions was trained, or all weights.
-    """
-    fit = [
-        s for s in speeds if (s.seq_len, s.lora) == (seq_len, lora) and gpu in sky_names(s.device)
-    ]
-    newest = sorted((s for s in fit if s.run == fit[0].run), key=lambda s: s.tokens_per_second)
-    return newest[len(newest) // 2] if newest else None
+def _newest_runs(store: Store) -> Iterator[tuple[str, Head]]:
+    """Yield the most recent runs of a store, the newest first."""
+    return reversed(list(runs_in(store).items())[-RUNS:])
 
 
-def _of_run(store: Store, name: str, head: Head, shape: Mapping[str, Any]) -> Iterator[Speed]:
+def _of_run(store: Store, name: str, head: Head, shape: Mapping[str, Any]) -> Iterator[PastSpeed]:
     run = RunState(store, name)
     inputs = {stage: _inputs(run, head, stage) for stage in ("pretrain", "sft")}
     fitting = {stage for stage, of_stage in inputs.items() if shape.items() <= of_stage.items()}
@@ -92,7 +171,7 @@ def _of_run(store: Store, name: str, head: Head, shape: Mapping[str, Any]) -> It
             per_worker = reached / max(1, event.get("workers", 1))
             device = event.get("device", "")
             lora = "sft.lora.rank" in inputs[event["stage"]]
-            yield Speed(name, device, event["seq_len"], per_worker, lora)
+            yield PastSpeed(name, device, event["seq_len"], per_worker, lora)
 
 
 def _inputs(run: RunState, head: Head, stage: str) -> Mapping[str, Any]:
@@ -110,3 +189,143 @@ def _tokens_per_second(store: Store, folder: str) -> float | None:
     rows = [metrics_row(line) for key in keys for line in lines_of(store, key) or ()]
     speeds = [row["tokens_per_second"] for row in rows if row and row.get("tokens_per_second")]
     return statistics.median(speeds) if speeds else None
+
+
+# ---------------------------------------------------------------- 2. results of `pion bench`
+
+
+def bench_results(files: Sequence[str]) -> list[Results]:
+    """Return the results of cards: the given files first, then this user's, then Pion's own.
+
+    Results of tiny models, and of CPUs, say nothing about a GPU and are left out. Raises BadInput
+    that names the file for a file that can't be read or is no result.
+    """
+    paths = [*(Path(file) for file in files), *own_bench_files(), *shipped_results()]
+    found = [read_results(path) for path in paths]
+    return [r for r in found if not r.tiny and r.card.capability is not None]
+
+
+def _of_bench(
+    results: Sequence[Results], gpu: str, work: Workload, recompute: bool
+) -> Speed | None:
+    """Return what results of the GPU say about the work; None if they say nothing.
+
+    A speed of this model and row length is measured. From the speed of another model, the share of
+    the peak that this model reached is known, and the speed is an estimate.
+    """
+    rows = [
+        (r, speed)
+        for r in _of_gpu(results, gpu)
+        for speed in train_speeds(r)
+        if (speed.dtype, speed.compiled) == (work.dtype, work.compile)
+    ]
+    for r, speed in rows:
+        if _is_that_of(speed, work, recompute):
+            return Speed(speed.tokens_per_second, f"measured by {_source(r)}", True)
+    arithmetic = work.flops()
+    for r, speed in sorted(rows, key=lambda row: _distance(row[1], arithmetic.total)):
+        peak = gpu_flops(r.card.card, speed.dtype)
+        if peak is not None:
+            words = f"estimated: {speed.mfu:.0%} MFU, as {speed.model} reached in {_source(r)}"
+            slower = recompute and not speed.recompute
+            return Speed(
+                speed.mfu
+                * peak
+                / arithmetic.total
+                * (arithmetic.share_if_recomputed if slower else 1.0),
+                words,
+            )
+    return None
+
+
+def copy_speed(results: Sequence[Results], gpu: str) -> tuple[float, str] | None:
+    """Return at how many bytes per second a save copies a training state, and who measured it."""
+    for r in _of_gpu(results, gpu):
+        for speed in save_speeds(r):
+            return speed.bytes_per_second, _source(r)
+    return None
+
+
+def _of_gpu(results: Sequence[Results], gpu: str) -> Iterator[Results]:
+    """Yield the results of the GPU that SkyPilot calls `gpu`."""
+    return (r for r in results if gpu in sky_names(r.card.card))
+
+
+def _source(results: Results) -> str:
+    """Return the card, the date and the torch of a result, in words."""
+    card = results.card
+    return f"`pion bench` ({card.card}, {results.date[:10]}, torch {card.torch})"
+
+
+def _is_that_of(speed: TrainSpeed, work: Workload, recompute: bool) -> bool:
+    """Return whether the work is what was measured: all weights, no rows of documents."""
+    if (speed.seq_len, speed.recompute) != (work.seq_len, recompute):
+        return False
+    if work.documents or work.lora is not None or speed.model not in PRESETS:
+        return False
+    preset = ModelConfig.preset(speed.model)
+    same = {
+        name: getattr(preset, name)
+        for name in (path.removeprefix("model.") for path in NOT_ABOUT_SPEED)
+    }
+    if dataclasses.replace(work.config, **same) != preset:
+        return False
+    return math.isclose(speed.flops_per_token, flops_per_token(preset, speed.seq_len), rel_tol=SAME)
+
+
+def _distance(speed: TrainSpeed, per_token: float) -> float:
+    """Return how much larger or smaller the measured model is, as a logarithm."""
+    return abs(math.log(speed.flops_per_token / per_token))
+
+
+# ---------------------------------------------------------------- 3. the peak of the card
+
+
+def _of_peak(gpu: str, work: Workload, recompute: bool) -> Speed:
+    flops = gpu_flops(GPU_TYPES[gpu].cuda, work.dtype) if gpu in GPU_TYPES else None
+    if flops is None:
+        return Speed(None, f"the speed of a {gpu} is unknown")
+    arithmetic = work.flops()
+    slower = arithmetic.share_if_recomputed if recompute else 1.0
+    reached = flops * ASSUMED_MFU / arithmetic.total
+    return Speed(reached * slower, f"estimated: {ASSUMED_MFU:.0%} MFU assumed")
+
+
+# ---------------------------------------------------------------- preparing text
+
+
+@dataclass(frozen=True)
+class PrepareSpeed:
+    """Megabytes of text (10^6 bytes) that were tokenized per second in `run`."""
+
+    run: str
+    mb_per_second: float
+
+
+def prepare_speed(job: Job) -> PrepareSpeed | None:
+    """Return the speed of the newest run in the job's store that says it; None if none does.
+
+    Of several sources, the slowest counts. The time to download text and to train a tokenizer is
+    not in it. Return None, too, if the store can't be read in time.
+    """
+    try:
+        return within(SECONDS, partial(_newest_prepare_speed, job))
+    except (PionError, TimeoutError):
+        return None
+
+
+def _newest_prepare_speed(job: Job) -> PrepareSpeed | None:
+    for name, head in _newest_runs(open_store(job.store)):
+        record = head.stages.get("prepare")
+        speeds = _prepare_speeds(record.result) if record is not None else []
+        if speeds:
+            return PrepareSpeed(name, min(speeds))
+    return None
+
+
+def _prepare_speeds(result: Mapping[str, Any]) -> list[float]:
+    """Return the speeds in the result of a prepare stage: a report of sources for each part."""
+    parts = [part for part in result.values() if isinstance(part, Mapping)]
+    sources = [s for part in parts for s in part.get("sources") or () if isinstance(s, Mapping)]
+    found = [source.get("mb_per_second") for source in sources]
+    return [float(speed) for speed in found if isinstance(speed, int | float) and speed > 0]

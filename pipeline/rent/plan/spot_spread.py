@@ -99,7 +99,7 @@ def _of_other_gpus(job: Job, sky_yaml: SkyYaml, first: Candidate) -> Iterator[Ca
             continue
         resources = first.resources.copy(accelerators={gpu: first.count})
         other = replace(first, gpu=gpu, resources=resources)
-        if estimate(job, unpriced(other), [], num_nodes=sky_yaml.num_nodes).problem is not None:
+        if estimate(job, unpriced(other), num_nodes=sky_yaml.num_nodes).problem is not None:
             continue
         found = look_up(other, sky_yaml.num_nodes, job.prices)
         if not isinstance(found, NotOffered) and found.price is not None:

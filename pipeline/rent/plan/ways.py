@@ -10,8 +10,8 @@ from pion.lora import Lora
 from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
 from pipeline.job import Job
+from pipeline.rent.plan.estimate import largest_phase, workers_on, workload_on
 from pipeline.rent.plan.prices import Offer
-from pipeline.rent.plan.workload import largest_phase, workers_on, workload_on
 
 GIB = 2**30
 

@@ -19,7 +19,7 @@ def on_each_gpu(job: Job) -> dict[str, Estimate]:
     """Return what the job takes on one GPU of each type, the smallest memory first."""
     by_memory = sorted(GPU_TYPES.items(), key=lambda item: item[1].memory)
     return {
-        name: estimate(job, Offer(name, 1, None, None, False, None, None, kind.memory, 0), [])
+        name: estimate(job, Offer(name, 1, None, None, False, None, None, kind.memory, 0))
         for name, kind in by_memory
     }
 
@@ -45,7 +45,7 @@ def what_to_change(job: Job, guesses: Sequence[Estimate], num_nodes: int = 1) ->
     offers = sorted(lacking, key=lambda offer: offer.gpu_memory or 0)
     sentences = []
     for how, changed, lines in _changes(job):
-        tried = [estimate(changed, offer, [], num_nodes=num_nodes) for offer in offers]
+        tried = [estimate(changed, offer, num_nodes=num_nodes) for offer in offers]
         names = [f"{e.offer.gpu} ({e.peak_bytes / GIB:.1f} GiB)" for e in tried if e.fits]
         if names:
             sentences.append(f"{how}, it fits on {_listed(list(dict.fromkeys(names)))}: {lines}.")

@@ -90,11 +90,10 @@ def _tokens_per_step(job: Job, stage: str) -> int:
 def _steps_on(job: Job, given: Given, tokens: Mapping[str, int]) -> dict[str, Number]:
     """Return the seconds that `pion plan` expects on one GPU of the given type, or on
     `hardware.workers` of them."""
-    from pipeline.rent.plan.bench_speeds import bench_results
     from pipeline.rent.plan.estimate import estimate
     from pipeline.rent.plan.gpus import GPU_TYPES
     from pipeline.rent.plan.prices import Offer
-    from pipeline.rent.plan.speeds import past_speeds
+    from pipeline.rent.plan.speeds import known_speeds
 
     gpu = given.gpu or ""
     if gpu not in GPU_TYPES:
@@ -103,7 +102,7 @@ def _steps_on(job: Job, given: Given, tokens: Mapping[str, int]) -> dict[str, Nu
             f"{closest(gpu, GPU_TYPES)}"
         )
     offer = Offer(gpu, 1, None, None, True, None, None, GPU_TYPES[gpu].memory, 0)
-    expected = estimate(job, offer, past_speeds(job), bench=bench_results(given.bench))
+    expected = estimate(job, offer, known_speeds(job, given.bench))
     if expected.problem is not None:
         raise BadInput(f"--gpu {gpu}: {expected.problem}.")
     steps = {}
@@ -179,7 +178,7 @@ def _stall(given: Given, count: int, state: str) -> Number:
     """Return the seconds of copying `count` bytes, at the speed of the given GPU if it is known."""
     copy = None
     if given.gpu is not None:
-        from pipeline.rent.plan.bench_speeds import bench_results, copy_speed
+        from pipeline.rent.plan.speeds import bench_results, copy_speed
 
         copy = copy_speed(bench_results(given.bench), given.gpu)
     if copy is None:

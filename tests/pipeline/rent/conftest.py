@@ -89,7 +89,7 @@ def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the test its own cache folder, where processes of one machine see each other."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # A result of a card that is committed later must not change what these tests expect.
-    monkeypatch.setattr("pipeline.rent.plan.bench_speeds.shipped_results", list)
+    monkeypatch.setattr("pipeline.rent.plan.speeds.shipped_results", list)
 
 
 @pytest.fixture

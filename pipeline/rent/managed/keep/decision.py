@@ -45,8 +45,7 @@ from pipeline.rent.managed.provider.recorded_task import (
     variable_of,
 )
 from pipeline.rent.managed.provider.task import with_candidates
-from pipeline.rent.plan.bench_speeds import bench_results
-from pipeline.rent.plan.speeds import past_speeds
+from pipeline.rent.plan.speeds import known_speeds
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.state.deadline import RunDeadline
 from pipeline.state.metrics import read_events
@@ -234,9 +233,7 @@ class DeadlineWork:
             ) from error
 
     def _work(self, look: Look, job: Job, machines: SkyYaml) -> Work:
-        found = on_demand_machines(
-            job, machines, look.head, speeds=past_speeds(job), bench=bench_results(())
-        )
+        found = on_demand_machines(job, machines, look.head, known_speeds(job))
         events = read_events(self._state.store, self._state.name) if look.head is not None else []
         return Work(job, digest_job(job), tuple(found), measured_in(events))
 

@@ -14,7 +14,7 @@ from pipeline.rent.check.command import show_check
 from pipeline.rent.check.of_deadline import Situation, check_deadline, require_in_time
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
-from pipeline.rent.plan.speeds import Speed
+from pipeline.rent.plan.speeds import Known, PastSpeed
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.deadline import Asked, new_deadline, write_first_deadline
@@ -51,7 +51,7 @@ def rows(case: Case, on: SkyYaml, *, force: bool = False, **changes: Any) -> dic
 
 
 def machine(case: Case, on: SkyYaml, gpu: str = "A40", **more: Any) -> OnDemand:
-    machines = on_demand_machines(case.job(**LONG), on, None, speeds=[], **more)
+    machines = on_demand_machines(case.job(**LONG), on, None, **more)
     return next(machine for machine in machines if machine.gpu == gpu)
 
 
@@ -82,10 +82,10 @@ def test_an_estimated_speed_is_taken_as_slower_and_asks_for_a_tenth_of_the_work_
     assert not found.measured
     deadline = new_deadline(Asked(1.0, None, 60), "x", time.time())
     assert found.margin(deadline) == pytest.approx(max(1800, guess / 10))
-    speed = Speed("earlier", "NVIDIA A40", 32, 1e6)
-    talks = Speed("earlier", "NVIDIA A40", 96, 1e6)
+    speed = PastSpeed("earlier", "NVIDIA A40", 32, 1e6)
+    talks = PastSpeed("earlier", "NVIDIA A40", 96, 1e6)
     job = case.job(**LONG)
-    (known, *_) = on_demand_machines(job, mixed, None, speeds=[speed, talks])
+    (known, *_) = on_demand_machines(job, mixed, None, Known([speed, talks]))
     assert known.gpu == "A40"
     assert known.measured
     assert known.margin(deadline) == 60
@@ -102,7 +102,7 @@ def test_committed_steps_are_no_longer_work(case: Case, mixed: SkyYaml) -> None:
     head = claim.state.read()
 
     def work(head: Head | None) -> float:
-        found = on_demand_machines(job, mixed, head, speeds=[])[0].work
+        found = on_demand_machines(job, mixed, head)[0].work
         assert found is not None
         return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 
 from pion.train.micro_batch import HEADROOM
 from pipeline.job import Job
-from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.rent.plan.estimate import (
     RESTART_SECONDS,
@@ -21,17 +19,8 @@ from pipeline.rent.plan.estimate import (
 )
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import Offer
-from pipeline.rent.plan.speeds import Speed, past_speeds, speed_on
 from pipeline.rent.plan.what_fits import gpus_that_fit
-from pipeline.run.stage_plan import stage_inputs
-from pipeline.state.claim import claim_run
-from pipeline.state.metrics import EventLog, MetricsLog
-from pipeline.state.owner import Owner
-from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore
 from tests.paths import JOBS
-from tests.support.jobs import tiny_job
-from tests.support.light_run import save_checkpoint
 
 HOUR = 3600.0
 
@@ -46,7 +35,7 @@ def small(*overrides: str) -> Job:
 
 
 def on(gpu: str, /, *overrides: str, **changes: Any) -> Estimate:
-    return estimate(small(*overrides), dataclasses.replace(offer(gpu), **changes), [])
+    return estimate(small(*overrides), dataclasses.replace(offer(gpu), **changes))
 
 
 @pytest.mark.parametrize("gpu", GPU_TYPES)
@@ -69,7 +58,7 @@ def test_both_training_stages_count() -> None:
 
 
 def test_a_model_too_big_says_what_is_needed_and_what_there_is() -> None:
-    found = estimate(load_job(JOBS / "pion-xl.yaml"), offer("T4"), [])
+    found = estimate(load_job(JOBS / "pion-xl.yaml"), offer("T4"))
     assert not found.fits
     assert "does not fit: training on one row of 2048 tokens needs 13.5 GiB" in (
         found.problem or ""
@@ -151,7 +140,7 @@ def test_more_gpus_share_the_step_and_more_machines_cost_more() -> None:
     one, two = on("A40"), on("A40", count=2)
     assert two.stages[0].micro_batch * two.stages[0].grad_accum == 32
     assert two.tokens_per_second == pytest.approx(2 * (one.tokens_per_second or 0))
-    nodes = estimate(small(), offer("A40"), [], num_nodes=2)
+    nodes = estimate(small(), offer("A40"), num_nodes=2)
     assert nodes.hours == two.hours
     assert nodes.dollars == pytest.approx(2 * (two.dollars or 0))
 
@@ -168,79 +157,3 @@ def test_what_cannot_be_told_is_not_made_up() -> None:
     assert found.hours is None
     assert found.stages[0].speed_from == "the speed of a MI300X is unknown"
     assert not on("A40", gpu="MI300X", gpu_memory=None).fits
-
-
-# ---------------------------------------------------------------- measured speeds
-
-
-def train_somewhere(
-    job: Job,
-    speed: float,
-    device: str = "NVIDIA A40",
-    seq_len: int = 32,
-    workers: int = 1,
-    stage: str = "pretrain",
-) -> None:
-    """Write to the job's store a run that trained a stage with that speed and device."""
-    run = RunState(FileStore(Path(job.store)), job.name)
-    claim = claim_run(run, Owner.me())
-    digests = digest_job(job)
-    inputs = stage_inputs(stage, digests)
-    run.write_stage(stage, digests.stages[stage], {"format": 1, "inputs": inputs})
-    metrics = MetricsLog(run.store, run.name, stage, claim.epoch)
-    for step, reached in enumerate((speed / 10, speed, speed), 1):
-        metrics.append({"step": step, "loss": 5.0, "tokens_per_second": reached})
-    metrics.flush()
-    events = EventLog(run.store, run.name, claim.epoch)
-    events.append("training", stage=stage, device=device, seq_len=seq_len, workers=workers)
-    events.flush()
-    save_checkpoint(claim, stage, 3, digests.stages[stage])
-    claim.release()
-
-
-def test_a_measured_speed_of_the_same_model_comes_before_the_assumption(tmp_path: Path) -> None:
-    job = tiny_job(store=str(tmp_path))
-    train_somewhere(job, 5000.0)
-    again = tiny_job(store=str(tmp_path), name="again", pretrain__lr=5e-3)
-    found = estimate(again, offer("A40"), past_speeds(again))
-    assert found.stages[0].tokens_per_second == 5000.0
-    assert found.stages[0].speed_from == "measured in run tiny"
-
-
-def test_only_the_same_shape_row_length_and_gpu_count_as_measured(tmp_path: Path) -> None:
-    job = tiny_job(store=str(tmp_path))
-    train_somewhere(job, 5000.0)
-    speeds = past_speeds(job)
-    assert speed_on(speeds, "A40", 32, lora=False) is not None
-    assert speed_on(speeds, "A40", 64, lora=False) is None
-    assert speed_on(speeds, "RTXA4000", 32, lora=False) is None
-    assert past_speeds(tiny_job(store=str(tmp_path), model__d_ff=64)) == []
-
-
-def test_a_measured_speed_is_that_of_one_gpu(tmp_path: Path) -> None:
-    job = tiny_job(store=str(tmp_path))
-    train_somewhere(job, 5000.0, workers=2)
-    found = estimate(job, offer("A40", count=4), past_speeds(job))
-    assert found.stages[0].tokens_per_second == 10_000.0
-
-
-def test_the_newest_run_counts_and_of_its_attempts_the_median() -> None:
-    speeds = [Speed("new", "NVIDIA A40", 32, s) for s in (1.0, 30.0, 20.0)]
-    speeds.append(Speed("old", "NVIDIA A40", 32, 99.0))
-    assert speed_on(speeds, "A40", 32, lora=False) == Speed("new", "NVIDIA A40", 32, 20.0)
-
-
-def test_a_speed_of_lora_says_nothing_about_training_all_weights(tmp_path: Path) -> None:
-    job = tiny_job(store=str(tmp_path), sft__lora={"rank": 4})
-    train_somewhere(job, 5000.0, seq_len=96)
-    train_somewhere(job.model_copy(update={"name": "again"}), 9000.0, stage="sft", seq_len=96)
-    speeds = past_speeds(job)
-    for lora, reached in ((False, 5000.0), (True, 9000.0)):
-        found = speed_on(speeds, "A40", 96, lora=lora)
-        assert found is not None
-        assert found.tokens_per_second == reached
-
-
-def test_a_store_that_cannot_be_read_measures_nothing(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert past_speeds(tiny_job(store=str(tmp_path / "file"))) == []

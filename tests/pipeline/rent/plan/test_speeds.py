@@ -1,4 +1,4 @@
-"""What `pion plan` takes from results of `pion bench`, and how it says so."""
+"""How fast a card is: past runs of the model, results of `pion bench`, or a share of its peak."""
 
 from __future__ import annotations
 
@@ -13,16 +13,32 @@ from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.params_and_flops import flops_per_token
 from pion.train.hardware import gpu_flops
+from pipeline.job import Job
+from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
-from pipeline.rent.plan import bench_speeds
-from pipeline.rent.plan.bench_speeds import bench_results, copy_speed
+from pipeline.rent.plan import speeds
 from pipeline.rent.plan.command import show_plan
 from pipeline.rent.plan.estimate import estimate
-from pipeline.rent.plan.speeds import Speed
+from pipeline.rent.plan.speeds import (
+    Known,
+    PastSpeed,
+    bench_results,
+    copy_speed,
+    past_speed_on,
+    past_speeds,
+)
+from pipeline.run.stage_plan import stage_inputs
+from pipeline.state.claim import claim_run
+from pipeline.state.metrics import EventLog, MetricsLog
+from pipeline.state.owner import Owner
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
 from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_estimate import offer
 from tests.support.bench_results import A40, SOURCE, keep, results, save_row, train_row
+from tests.support.jobs import tiny_job
+from tests.support.light_run import save_checkpoint
 
 MEASURED = f"measured by {SOURCE}"
 
@@ -32,7 +48,7 @@ def pretraining(
 ) -> Any:
     """Return the estimate of pretraining on a GPU, with this result known."""
     loaded = load_job(JOBS / f"{job}.yaml", overrides)
-    return estimate(loaded, offer(gpu), more.pop("speeds", []), bench=[found], **more).stages[0]
+    return estimate(loaded, offer(gpu), Known(more.pop("runs", ()), [found]), **more).stages[0]
 
 
 # ---------------------------------------------------------------- which speed
@@ -63,7 +79,7 @@ def test_what_was_not_measured_like_this_is_an_estimate(override: str) -> None:
 
 def test_conversations_were_not_measured() -> None:
     loaded = load_job(JOBS / "pion-small.yaml", [])
-    _, sft = estimate(loaded, offer("A40"), [], bench=[results(train_row())]).stages
+    _, sft = estimate(loaded, offer("A40"), Known((), [results(train_row())])).stages
     assert sft.stage == "sft"
     assert sft.speed_from.startswith("estimated: 25% MFU")
 
@@ -80,8 +96,7 @@ def test_lora_is_estimated_from_what_was_measured_with_all_weights() -> None:
         estimate(
             load_job(JOBS / "pion-small.yaml", overrides),
             offer("A40"),
-            [],
-            bench=[results(train_row())],
+            Known((), [results(train_row())]),
         ).stages[1]
         for overrides in ([], ["sft.lora.rank=16"])
     )
@@ -116,8 +131,8 @@ def test_another_card_says_nothing() -> None:
 
 
 def test_a_run_of_the_model_comes_before_the_bench() -> None:
-    speeds = [Speed("mine", "NVIDIA A40", 2048, 40_000.0)]
-    stage = pretraining(results(train_row()), speeds=speeds)
+    runs = [PastSpeed("mine", "NVIDIA A40", 2048, 40_000.0)]
+    stage = pretraining(results(train_row()), runs=runs)
     assert (stage.tokens_per_second, stage.speed_from) == (40_000.0, "measured in run mine")
 
 
@@ -132,14 +147,14 @@ def test_the_speed_of_a_copy_is_that_of_the_card() -> None:
     assert copy_speed(found, "L40S") is None
 
 
-# ---------------------------------------------------------------- which files
+# ---------------------------------------------------------------- which files of `pion bench`
 
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of this user's results; no result ships with Pion."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(bench_speeds, "shipped_results", list)
+    monkeypatch.setattr(speeds, "shipped_results", list)
     return tmp_path / "cache" / "pion" / "bench"
 
 
@@ -155,7 +170,7 @@ def test_a_given_file_comes_before_the_users_and_the_users_before_pions(
         name: keep(own if name == "own" else tmp_path / name, results(date=date))
         for name, date in dates.items()
     }
-    monkeypatch.setattr(bench_speeds, "shipped_results", lambda: [files["pion"]])
+    monkeypatch.setattr(speeds, "shipped_results", lambda: [files["pion"]])
     assert [r.date for r in bench_results([str(files["given"])])] == list(dates.values())
 
 
@@ -187,3 +202,79 @@ def test_the_plan_says_which_result_its_speed_is_from(
     assert show_plan(job, [store], gpus=["A40"], as_json=False, bench=[str(path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert f"tokens/s {MEASURED}" in printed
+
+
+# ---------------------------------------------------------------- past runs of the model
+
+
+def train_somewhere(
+    job: Job,
+    speed: float,
+    device: str = "NVIDIA A40",
+    seq_len: int = 32,
+    workers: int = 1,
+    stage: str = "pretrain",
+) -> None:
+    """Write to the job's store a run that trained a stage with that speed and device."""
+    run = RunState(FileStore(Path(job.store)), job.name)
+    claim = claim_run(run, Owner.me())
+    digests = digest_job(job)
+    inputs = stage_inputs(stage, digests)
+    run.write_stage(stage, digests.stages[stage], {"format": 1, "inputs": inputs})
+    metrics = MetricsLog(run.store, run.name, stage, claim.epoch)
+    for step, reached in enumerate((speed / 10, speed, speed), 1):
+        metrics.append({"step": step, "loss": 5.0, "tokens_per_second": reached})
+    metrics.flush()
+    events = EventLog(run.store, run.name, claim.epoch)
+    events.append("training", stage=stage, device=device, seq_len=seq_len, workers=workers)
+    events.flush()
+    save_checkpoint(claim, stage, 3, digests.stages[stage])
+    claim.release()
+
+
+def test_a_measured_speed_of_the_same_model_comes_before_the_assumption(tmp_path: Path) -> None:
+    job = tiny_job(store=str(tmp_path))
+    train_somewhere(job, 5000.0)
+    again = tiny_job(store=str(tmp_path), name="again", pretrain__lr=5e-3)
+    found = estimate(again, offer("A40"), Known(past_speeds(again)))
+    assert found.stages[0].tokens_per_second == 5000.0
+    assert found.stages[0].speed_from == "measured in run tiny"
+
+
+def test_only_the_same_shape_row_length_and_gpu_count_as_measured(tmp_path: Path) -> None:
+    job = tiny_job(store=str(tmp_path))
+    train_somewhere(job, 5000.0)
+    runs = past_speeds(job)
+    assert past_speed_on(runs, "A40", 32, lora=False) is not None
+    assert past_speed_on(runs, "A40", 64, lora=False) is None
+    assert past_speed_on(runs, "RTXA4000", 32, lora=False) is None
+    assert past_speeds(tiny_job(store=str(tmp_path), model__d_ff=64)) == []
+
+
+def test_a_measured_speed_is_that_of_one_gpu(tmp_path: Path) -> None:
+    job = tiny_job(store=str(tmp_path))
+    train_somewhere(job, 5000.0, workers=2)
+    found = estimate(job, offer("A40", count=4), Known(past_speeds(job)))
+    assert found.stages[0].tokens_per_second == 10_000.0
+
+
+def test_the_newest_run_counts_and_of_its_attempts_the_median() -> None:
+    runs = [PastSpeed("new", "NVIDIA A40", 32, s) for s in (1.0, 30.0, 20.0)]
+    runs.append(PastSpeed("old", "NVIDIA A40", 32, 99.0))
+    assert past_speed_on(runs, "A40", 32, lora=False) == PastSpeed("new", "NVIDIA A40", 32, 20.0)
+
+
+def test_a_speed_of_lora_says_nothing_about_training_all_weights(tmp_path: Path) -> None:
+    job = tiny_job(store=str(tmp_path), sft__lora={"rank": 4})
+    train_somewhere(job, 5000.0, seq_len=96)
+    train_somewhere(job.model_copy(update={"name": "again"}), 9000.0, stage="sft", seq_len=96)
+    runs = past_speeds(job)
+    for lora, reached in ((False, 5000.0), (True, 9000.0)):
+        found = past_speed_on(runs, "A40", 96, lora=lora)
+        assert found is not None
+        assert found.tokens_per_second == reached
+
+
+def test_a_store_that_cannot_be_read_measures_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert past_speeds(tiny_job(store=str(tmp_path / "file"))) == []

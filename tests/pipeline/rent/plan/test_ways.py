@@ -64,7 +64,7 @@ def test_each_way_is_what_the_job_takes_if_it_asks_for_it(
     tmp_path: Path, overrides: list[str], name: str
 ) -> None:
     job = read_fine_tuning(tmp_path, "SmolLM2-360M", *overrides)
-    (stage,) = estimate(job, A4000, []).stages
+    (stage,) = estimate(job, A4000).stages
     taken = Way(stage.micro_batch, stage.recompute, stage.peak_bytes, True)
     assert getattr(ways_on(job, A4000), name) == taken
 

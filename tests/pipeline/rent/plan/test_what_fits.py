@@ -18,7 +18,7 @@ A4000 = one("RTXA4000")
 
 
 def on_a4000(job: Job) -> Estimate:
-    return estimate(job, A4000, [])
+    return estimate(job, A4000)
 
 
 def test_the_gpus_a_model_fits_on_are_those_with_enough_memory() -> None:
@@ -74,6 +74,6 @@ def test_nothing_is_offered_that_would_not_help(
 
 def test_lora_does_not_help_where_pretraining_does_not_fit() -> None:
     job = load_job(JOBS / "pion-xl.yaml")
-    found = estimate(job, one("T4"), [])
+    found = estimate(job, one("T4"))
     assert found.lacks is not None
     assert what_to_change(job, [found]) == []
