@@ -18,7 +18,7 @@ from pipeline.rent.plan.estimate import Estimate
 from pipeline.rent.plan.prices import NotOffered, Offer
 from pipeline.rent.plan.speeds import SECONDS, Known, past_speeds
 from pipeline.rent.plan.spot_spread import narrow_spot
-from pipeline.rent.plan.ways import ways_on
+from pipeline.rent.plan.what_fits import ways_on
 from pipeline.rent.sky_yaml import SkyYaml, trains
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
 from pipeline.run.stage_plan import plan_stages

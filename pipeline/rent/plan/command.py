@@ -19,8 +19,7 @@ from pipeline.rent.plan.compared import of_rental, on_the_market
 from pipeline.rent.plan.conversations import expect_rows
 from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
 from pipeline.rent.plan.speeds import known_speeds
-from pipeline.rent.plan.ways import GIB, Way, Ways, ways_on
-from pipeline.rent.plan.what_fits import what_to_change, what_would_fit
+from pipeline.rent.plan.what_fits import GIB, Way, Ways, ways_on, what_to_change, what_would_fit
 
 # With less than so many seconds of training, the boot decides how long a job takes.
 BRIEF = 60.0

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.job.file import load_job
 from pipeline.rent.plan.estimate import estimate
-from pipeline.rent.plan.ways import GIB, Way, ways_on
+from pipeline.rent.plan.what_fits import GIB, Way, ways_on
 from tests.paths import JOBS
 from tests.pipeline.rent.fine_tuning import one, read_fine_tuning
 from tests.support.published_models import PUBLISHED
