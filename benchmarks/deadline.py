@@ -24,8 +24,8 @@ from typing import Any
 
 from pipeline.job.file import load_job
 from pipeline.rent.replay.command import timed_run
+from pipeline.rent.replay.deadline import MARGIN_SECONDS, Comparison, compare, deadline_of
 from pipeline.rent.replay.numbers import job_numbers
-from pipeline.rent.replay.on_time import MARGIN_SECONDS, Comparison, compare, deadline_of
 from pipeline.rent.replay.options import Given
 from pipeline.rent.replay.simulate import Outcome, replay_on_demand, sweep
 from pipeline.rent.replay.summary import Summary, summarise

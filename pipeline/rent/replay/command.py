@@ -13,8 +13,7 @@ from pion.errors import BadInput
 from pipeline.base.read_job import read_job
 from pipeline.console.formats import show
 from pipeline.job import Job
-from pipeline.rent.replay.numbers import Numbers, job_numbers
-from pipeline.rent.replay.on_time import (
+from pipeline.rent.replay.deadline import (
     Comparison,
     OnTime,
     compare,
@@ -22,6 +21,7 @@ from pipeline.rent.replay.on_time import (
     deadline_of,
     heading,
 )
+from pipeline.rent.replay.numbers import Numbers, job_numbers
 from pipeline.rent.replay.options import Given, Number
 from pipeline.rent.replay.simulate import Outcome, replay_on_demand, sweep
 from pipeline.rent.replay.summary import NAMES, Summary, summarise

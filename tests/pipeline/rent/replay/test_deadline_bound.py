@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from pipeline.rent.replay.on_time import BoundTerms, least_cost
+from pipeline.rent.replay.deadline import BoundTerms, least_cost
 from pipeline.rent.replay.simulate import Paid
 
 TERMS = BoundTerms(work=1000.0, boot=60.0, spot=0.2, on_demand=0.4)
