@@ -21,7 +21,8 @@ The assumptions:
   are lost.
 
 With a deadline, `decide`, the function that the watcher of a rented run uses, says what to rent;
-here its clock is simulated. What changes with a deadline:
+here its clock is simulated. Without one, its slack is infinite, so it would only ever want the next
+spot machine, and is not asked. What changes with a deadline:
 
 - A machine on demand is there at once, and is never lost. So a replay never gives up.
 - A spot machine that is there is noticed at once.
@@ -38,7 +39,7 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.rent.deadline import policy
 from pipeline.rent.deadline.policy import HANDOVER_SECONDS, Action, Rental, Seen, Terms, decide
-from pipeline.rent.replay.timed_training import START, Stint, TimedRun
+from pipeline.rent.replay.timed_training import START, Overheads, Stint, TimedRun
 from pipeline.rent.replay.traces import Trace
 from pipeline.training.cadence import mean_life
 from pipeline.training.context import MAX_ATTEMPTS
@@ -63,6 +64,15 @@ class Outcome:
     lost: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CAUSES, 0.0))
     preemptions: int = 0
     stopped: str | None = None
+
+    def add(self, stay: float, costs: Overheads, stint: Stint) -> None:
+        """Add the seconds of a machine that stayed for `stay`, by cause."""
+        self.lost["boot"] += min(stay, costs.boot)
+        self.lost["restore"] += min(max(stay - costs.boot, 0.0), costs.restore)
+        for kept, recompute, stall in stint.spent:
+            self.kept += kept
+            self.lost["recompute"] += recompute
+            self.lost["stall"] += stall
 
     @property
     def paid(self) -> float:
@@ -112,10 +122,6 @@ class Rule:
     greedy: bool = False
 
 
-# Its slack is infinite, so the policy waits for spot for ever.
-NO_DEADLINE = Rule(math.inf, 0.0)
-
-
 def sweep(run: TimedRun, trace: Trace) -> dict[int, Outcome]:
     """Replay the run on spot from every tick, and return the outcomes by tick. If the run is so
     long that this would take many seconds, use evenly spaced ticks."""
@@ -143,12 +149,41 @@ def replay_on_demand(run: TimedRun) -> Outcome:
 def replay_on_spot(run: TimedRun, trace: Trace, start: float) -> Outcome:
     """Replay the run without a deadline from `start`, in seconds from the beginning of the
     trace."""
-    return _Walk(run, trace, start, NO_DEADLINE).to_the_end().outcome
+    costs, outcome, place, now = run.costs, Outcome(), START, start
+    lived, ended = 0.0, 0  # of the processes that were lost
+    fruitless = too_short = 0  # machines in a row
+    while True:
+        there, gone = trace.next_machine(now)
+        if there == math.inf or too_short > trace.preemptions:
+            outcome.stopped = "no machine lasts long enough"
+            return outcome
+        outcome.waiting += there - now
+        stay = gone - there
+        trains = stay > costs.boot
+        if trains and fruitless >= MAX_ATTEMPTS:
+            outcome.lost["boot"] += costs.boot
+            outcome.stopped = f"{MAX_ATTEMPTS} attempts in a row committed nothing"
+            return outcome
+        life = mean_life(lived, ended, run.assumed_life)
+        stint = run.stint(place, stay - costs.boot - costs.restore, life, costs.warning)
+        outcome.add(stay, costs, stint)
+        if stint.finish is not None:
+            return outcome
+        outcome.waiting += stint.unpaid
+        outcome.preemptions += 1
+        too_short = 0 if trains else too_short + 1
+        if trains:
+            lived, ended = lived + stay - stint.unpaid - costs.boot, ended + 1
+            fruitless = fruitless + 1 if stint.committed == place else 0
+        place, now = stint.committed, gone
 
 
 def replay_deadline(run: TimedRun, trace: Trace, start: float, rule: Rule) -> Course:
     """Replay the run with a deadline from `start`, in seconds from the beginning of the trace."""
-    walk = _Walk(run, trace, start, rule).to_the_end()
+    walk = _Walk(run, trace, start, rule)
+    while not walk.finished:
+        walk.follow(decide(walk.terms, walk.seen()))
+        walk.advance()
     return Course(walk.now, Paid(walk.paid[SPOT], walk.paid[ON_DEMAND]), walk.losses, walk.returns)
 
 
@@ -177,46 +212,24 @@ class _Rented:
     machine: bool = False
     ends: float = math.inf
 
-    @property
-    def stay(self) -> float:
-        """Seconds for which there is a machine."""
-        return self.ends - self.since
-
 
 class _Walk:
-    """A run on its way, from machine to machine. Times are seconds from its start."""
+    """A run with a deadline on its way. Times are seconds from its start."""
 
     def __init__(self, run: TimedRun, trace: Trace, start: float, rule: Rule) -> None:
         self.run, self.trace, self.start, self.rule = run, trace, start, rule
-        self.hurries = rule.deadline < math.inf
         self.life = run.assumed_life
         self.terms = first_terms(run, rule)
         self.now, self.place = 0.0, START
         self.finished = False
         self.rented: dict[policy.Market, _Rented] = {}
         self.owner: policy.Market | None = None
-        self.trains_from, self.trains_for = 0.0, 0.0  # trains_for: unless something ends it
-        self._wakes = math.inf
-        # With a deadline:
+        self.trains_from = 0.0
         self.paid = {SPOT: 0.0, ON_DEMAND: 0.0}
         self.losses = self.returns = 0
-        # Without one:
-        self.outcome = Outcome()
-        self._lived, self._ended = 0.0, 0  # of the processes that were lost
-        self._fruitless = self._too_short = 0  # machines in a row
+        self._wakes = math.inf
 
-    def to_the_end(self) -> _Walk:
-        """Walk until the run is finished or gives up."""
-        if not self.hurries:
-            # Where slack is infinite, the policy never wants anything else.
-            self.rented[SPOT] = _Rented(0.0)
-        while not self.finished:
-            if self.hurries:
-                self._follow(decide(self.terms, self._seen()))
-            self._advance()
-        return self
-
-    def _seen(self) -> Seen:
+    def seen(self) -> Seen:
         """Return what a watcher would observe now."""
         return Seen(
             now=self.now,
@@ -237,7 +250,7 @@ class _Walk:
         rented = self.rented.get(market)
         return None if rented is None else Rental(rented.since, rented.machine)
 
-    def _follow(self, action: Action) -> None:
+    def follow(self, action: Action) -> None:
         """Cancel and request what the policy says."""
         for market in action.cancel:
             self._end(market)
@@ -257,7 +270,7 @@ class _Walk:
 
     # ------------------------------------------------------------ what happens next
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         """Move to the next event: a machine comes, is ready or is lost, the run ends, or waiting
         does."""
         spot = self.rented.get(SPOT)
@@ -268,7 +281,7 @@ class _Walk:
         elif self.owner is ON_DEMAND:
             self._on_demand(spot)
         elif ON_DEMAND in self.rented:
-            self._claim(ON_DEMAND, self.rented[ON_DEMAND])
+            self._claim(ON_DEMAND, self.rented[ON_DEMAND].since + self.run.boot)
         else:
             assert spot is not None  # the policy never rents nothing
             self._wait(spot)
@@ -278,10 +291,7 @@ class _Walk:
         if there > self._wakes:
             self.now = max(self._wakes, self.now + MOMENT)
         else:
-            waited = there - self.now
             self._came(spot, there, gone)
-            if not self.hurries:
-                self._arrived(waited, spot.stay)
 
     def _next_machine(self) -> tuple[float, float]:
         there, gone = self.trace.next_machine(self.start + self.now)
@@ -291,66 +301,56 @@ class _Walk:
         self.now = spot.since = max(there, self.now)
         spot.machine, spot.ends = True, gone
 
-    def _claim(self, market: policy.Market, rented: _Rented) -> None:
-        self.now = self.trains_from = rented.since + self.run.boot
-        self.trains_for = rented.stay - self.run.costs.boot - self.run.costs.restore
+    def _claim(self, market: policy.Market, at: float) -> None:
+        self.now = self.trains_from = at
         self.owner = market
 
     def _while_spot_boots(self, spot: _Rented) -> None:
         ready = spot.since + self.run.boot
-        done = self._ends_on_demand()
-        if self.owner is ON_DEMAND and done <= min(ready, spot.ends):
+        if self.owner is ON_DEMAND and (done := self._ends_on_demand()) <= min(ready, spot.ends):
             self._finish(done)
         elif spot.ends <= ready:
             self.now = spot.ends
-            self._lose(spot)
+            self._lose()
         elif self.owner is ON_DEMAND:
             self._hand_over(ON_DEMAND, SPOT, ready)
         else:
-            self._claim(SPOT, spot)
+            self._claim(SPOT, ready)
 
-    def _lose(self, spot: _Rented, stint: Stint | None = None) -> None:
+    def _lose(self) -> None:
         """Note the loss. SkyPilot asks for the next machine by itself."""
         self._end(SPOT)
         self.rented[SPOT] = _Rented(self.now)
         self.losses += 1
-        if self.hurries:
-            self.life = mean_life(self.paid[SPOT], self.losses, self.run.assumed_life)
-            self.terms = _terms(self.run, self.rule, self.life)
-        else:
-            self._count(spot.stay, stint)
+        self.life = mean_life(self.paid[SPOT], self.losses, self.run.assumed_life)
+        self.terms = _terms(self.run, self.rule, self.life)
 
     def _hand_over(self, old: policy.Market, new: policy.Market, at: float) -> None:
         self.place = self._stint(at - self.trains_from).reached
         self.now = at + HANDOVER_SECONDS
         self._end(old)
         self.owner, self.trains_from = new, self.now
-        self.trains_for = self.rented[new].ends - self.now
         self.returns += new is SPOT
 
     def _on_spot(self, spot: _Rented) -> None:
         """Train until the machine is lost, relieved, or so slow that it is to be relieved."""
         relief = self.rented.get(ON_DEMAND)
         relieved = relief.since + self.run.boot if relief is not None else math.inf
-        stint = self._stint(max(self.trains_for, 0.0), self.run.costs.warning)
+        stint = self._stint(max(spot.ends - self.trains_from, 0.0), self.run.costs.warning)
         done = math.inf if stint.finish is None else self.trains_from + stint.finish
         if relieved < min(done, spot.ends):
             self._hand_over(SPOT, ON_DEMAND, relieved)
         elif done < math.inf:
-            self._account(spot.stay, stint)
             self._finish(done)
         elif relief is None and (short := self._short_of_slack(spot.ends)) < spot.ends:
             self.now = short
         else:
-            self.now, self.owner = max(spot.ends, self.now), None
-            self._lose(spot, stint)
-            self.place = stint.committed
+            self.now, self.place, self.owner = max(spot.ends, self.now), stint.committed, None
+            self._lose()
 
     def _short_of_slack(self, ends: float) -> float:
         """Return when the slack becomes too small for the spot machine that is lost at `ends`;
         infinite if it does not."""
-        if not self.hurries:
-            return math.inf
         needed = self.run.boot + policy.stay(self.terms)
         slack = [self.rule.deadline - at - self._work_left(at) - needed for at in (self.now, ends)]
         if slack[0] < 0 or slack[1] >= 0:
@@ -368,8 +368,6 @@ class _Walk:
             self._came(spot, there, gone)
 
     def _ends_on_demand(self) -> float:
-        if self.owner is not ON_DEMAND:
-            return math.inf
         finish = self._stint(math.inf).finish
         assert finish is not None
         return self.trains_from + finish
@@ -381,44 +379,3 @@ class _Walk:
         self.now, self.finished = at, True
         for market in tuple(self.rented):
             self._end(market)
-
-    # ------------------------------------------------------------ without a deadline
-
-    def _arrived(self, waited: float, stay: float) -> None:
-        """Give up if no machine lasts long enough, or as a run does."""
-        outcome, boot = self.outcome, self.run.costs.boot
-        if waited == math.inf or self._too_short > self.trace.preemptions:
-            outcome.stopped = "no machine lasts long enough"
-            self.finished = True
-            return
-        outcome.waiting += waited
-        if stay > boot and self._fruitless >= MAX_ATTEMPTS:
-            outcome.lost["boot"] += boot
-            outcome.stopped = f"{MAX_ATTEMPTS} attempts in a row committed nothing"
-            self.finished = True
-
-    def _account(self, stay: float, stint: Stint | None) -> None:
-        """Add up the seconds of a spot machine that stayed for `stay`, by cause."""
-        costs, outcome = self.run.costs, self.outcome
-        outcome.lost["boot"] += min(stay, costs.boot)
-        outcome.lost["restore"] += min(max(stay - costs.boot, 0.0), costs.restore)
-        for spent in stint.spent if stint is not None else ():
-            outcome.kept += spent.kept
-            outcome.lost["recompute"] += spent.recompute
-            outcome.lost["stall"] += spent.stall
-
-    def _count(self, stay: float, stint: Stint | None) -> None:
-        """Count a loss, and learn from the lives of processes, as the next process does."""
-        self._account(stay, stint)
-        unpaid = stint.unpaid if stint is not None else 0.0
-        self.outcome.waiting += unpaid
-        self.outcome.preemptions += 1
-        boot = self.run.costs.boot
-        if stay <= boot:
-            self._too_short += 1
-            return
-        self._too_short = 0
-        fruitless = stint is None or stint.committed == self.place
-        self._fruitless = self._fruitless + 1 if fruitless else 0
-        self._lived, self._ended = self._lived + stay - unpaid - boot, self._ended + 1
-        self.life = mean_life(self._lived, self._ended, self.run.assumed_life)

@@ -211,31 +211,28 @@ class Place(NamedTuple):
 START = Place(0, 0)
 
 
-class Spent(NamedTuple):
-    """The seconds that a machine trained in one stage: `kept`, `recompute` for steps that are lost,
-    and `stall` for saves."""
-
-    kept: float
-    recompute: float
-    stall: float
-
-
 class Stint(NamedTuple):
     """What a machine achieved in the seconds that it could train.
 
     Attributes:
         finish: the seconds until the run was done; None if it was not.
         committed: what is left after the loss of the machine.
-        reached: what is left after a handover.
-        spent: the seconds of each stage until the loss.
+        undone: how many finished steps the loss undoes.
+        spent: for each stage, the seconds of steps that are kept, of steps that are undone, and for
+            which saves stalled training, until the loss.
         unpaid: how many seconds before its loss the machine was given back after a warning.
     """
 
     finish: float | None
     committed: Place
-    reached: Place
-    spent: tuple[Spent, ...]
-    unpaid: float = 0.0
+    undone: int
+    spent: Sequence[tuple[float, float, float]]
+    unpaid: float
+
+    @property
+    def reached(self) -> Place:
+        """What is left after a handover."""
+        return Place(self.committed.stage, self.committed.step + self.undone)
 
 
 class TimedRun:
@@ -273,8 +270,8 @@ class TimedRun:
         """Return what a machine achieves that trains for `seconds` from `place`, and is told of its
         end `warning` seconds before. `life` is the mean life of machines, in seconds."""
         left, used = seconds, 0.0
-        spent: list[Spent] = []
-        while place.stage < len(self.work):
+        spent: list[tuple[float, float, float]] = []
+        while left > 0 and place.stage < len(self.work):
             training = self._training(place, life, warning)
             work = self.work[place.stage]
             steps = work.steps - place.step
@@ -282,20 +279,16 @@ class TimedRun:
             if needed > left:
                 loss = training.when_lost(left, steps)
                 kept = loss.steps * work.step_seconds
-                spent.append(Spent(kept, loss.trained - kept, loss.paid - loss.trained))
-                reached = max(loss.steps, int(loss.trained / work.step_seconds))
-                return Stint(
-                    None,
-                    Place(place.stage, place.step + loss.steps),
-                    Place(place.stage, place.step + reached),
-                    tuple(spent),
-                    left - loss.paid,
-                )
+                spent.append((kept, loss.trained - kept, loss.paid - loss.trained))
+                undone = max(int(loss.trained / work.step_seconds) - loss.steps, 0)
+                place = Place(place.stage, place.step + loss.steps)
+                return Stint(None, place, undone, spent, left - loss.paid)
             trained = steps * work.step_seconds
-            spent.append(Spent(trained, 0.0, needed - trained))
+            spent.append((trained, 0.0, needed - trained))
             left, used = left - needed, used + needed
             place = Place(place.stage + 1, 0)
-        return Stint(used, place, place, tuple(spent))
+        finish = used if place.stage == len(self.work) else None
+        return Stint(finish, place, 0, spent, 0.0)
 
     def seconds_left(self, place: Place, life: float) -> float:
         """Return the seconds that one machine needs for the rest, with saves and the last commits.

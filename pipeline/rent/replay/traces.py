@@ -53,14 +53,14 @@ class Trace:
         from the beginning of the trace. Infinite: never."""
         if self.share == 1:
             return at, math.inf
-        begins, ends = self._spells
-        round_, place = divmod(at, self.seconds)
-        # The millionth of a tick keeps rounding from finding the machine that was just lost.
-        found = bisect_right(ends, place + 1e-6 * self.gap_seconds)
+        begins, ends, period, moment = self._spells
+        round_, place = divmod(at, period)
+        found = bisect_right(ends, place + moment)
         if found == len(ends):
             round_, found = round_ + 1, 0
-        shift = round_ * self.seconds
-        return max(begins[found] + shift, at), ends[found] + shift
+        shift = round_ * period
+        begin = begins[found] + shift
+        return (begin if begin > at else at), ends[found] + shift
 
     def spells(self, begin: float, end: float) -> list[float]:
         """Return the seconds of every spell with a machine between two times, cut off at both."""
@@ -74,7 +74,7 @@ class Trace:
         return found
 
     @cached_property
-    def _spells(self) -> tuple[list[float], list[float]]:
+    def _spells(self) -> tuple[list[float], list[float], float, float]:
         """When each machine is there, and when it is lost, in the order of the trace."""
         spells: list[tuple[float, float]] = []
         tick = 0
@@ -88,7 +88,12 @@ class Trace:
             spells[0] = (last[0] - self.seconds, first[1])
             spells.append((last[0], first[1] + self.seconds))
         spells = spells or [(math.inf, math.inf)]
-        return [begin for begin, _ in spells], [end for _, end in spells]
+        return (
+            [begin for begin, _ in spells],
+            [end for _, end in spells],
+            self.seconds,
+            1e-6 * self.gap_seconds,
+        )
 
 
 def read_trace(path: str | Path) -> Trace:

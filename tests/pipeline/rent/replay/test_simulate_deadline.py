@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import pytest
@@ -21,13 +22,13 @@ from pipeline.rent.deadline.policy import (
 )
 from pipeline.rent.replay.deadline import BoundTerms, least_cost
 from pipeline.rent.replay.simulate import (
-    NO_DEADLINE,
     Course,
     Paid,
     Rule,
     first_terms,
     replay_deadline,
     replay_on_demand,
+    replay_on_spot,
 )
 from pipeline.rent.replay.timed_training import START, Overheads, Place, StageWork, TimedRun
 from pipeline.rent.replay.traces import Trace
@@ -102,19 +103,33 @@ def test_a_loss_costs_what_was_not_committed_and_another_boot() -> None:
     assert 0 <= lost <= run().lag(POLICY.preemption_hours * HOUR) + 5.0
 
 
+spells = st.lists(st.integers(1, 400).map(lambda ticks: 30.0 * ticks), min_size=2, max_size=40)
+
+
 @given(st.floats(0, 1e9), st.floats(1, 1e7), st.sampled_from([None, False, True]), st.booleans())
 def test_without_a_deadline_the_policy_wants_spot_and_nothing_else(
     now: float, work_left: float, machine: bool | None, owns: bool
 ) -> None:
-    """So a replay without a deadline need not ask it."""
+    """So a replay without a deadline does not ask it."""
     rental = None if machine is None else Rental(now / 2, machine)
     owner = policy.Market.SPOT if machine and owns else None
-    action = decide(first_terms(run(), NO_DEADLINE), Seen(now, work_left, owner, rental))
+    action = decide(first_terms(run(), Rule(math.inf, MARGIN)), Seen(now, work_left, owner, rental))
     assert action.request == (Request(policy.Market.SPOT) if rental is None else None)
     assert action.cancel == ()
 
 
-spells = st.lists(st.integers(1, 400).map(lambda ticks: 30.0 * ticks), min_size=2, max_size=40)
+@settings(deadline=None, max_examples=60)
+@given(spells, st.floats(0, 1))
+def test_a_deadline_that_is_far_away_changes_nothing(lengths: list[float], start: float) -> None:
+    there = market(*lengths)
+    begin = start * there.seconds
+    often = TimedRun(WORK, COSTS, Checkpoint(every_steps=20), NOWHERE)
+    alone_on_spot = replay_on_spot(often, there, begin)
+    if alone_on_spot.stopped is None:
+        found = replay_deadline(often, there, begin, Rule(1e9, MARGIN))
+        assert found.elapsed == pytest.approx(alone_on_spot.elapsed)
+        assert found.paid == Paid(pytest.approx(alone_on_spot.paid), 0.0)
+        assert found.losses == alone_on_spot.preemptions
 
 
 @settings(deadline=None, max_examples=60)
