@@ -42,8 +42,7 @@ def run(quick: bool) -> Iterator[Comparison]:
         model = export_random(Path(folder) / "model", quick)
         # What `--dtype auto` chooses.
         name = pick_dtype("auto", torch.device("cpu"), generating=True)
-        ours = load_decoder(model, dtype=torch_dtype(name))
-        ours.join_projections()  # as `pion generate` does
+        ours = load_decoder(model, dtype=torch_dtype(name)).joined()  # as `pion generate` does
         theirs = {dtype: load_theirs(model, options) for dtype, options in LOADED.items()}
         check_tokens(load_decoder(model), theirs[DEFAULT], new)
     for count in SEQUENCES:

@@ -26,7 +26,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -97,7 +96,7 @@ def bits_per_byte(of_tokens: Tensor, size: int) -> float:
 
 def by_threshold(model: Decoder, rows: Tensor, size: int) -> list[dict[str, float]]:
     """Return what each of five thresholds skips, costs and saves."""
-    model.use_gates(1.0)
+    model = model.with_gates(1.0)
     with watched(model) as seen:
         base = bits_per_byte(losses(model, rows), size)
     every = torch.cat([torch.cat(of) for of in seen]).flatten()
@@ -108,7 +107,7 @@ def by_threshold(model: Decoder, rows: Tensor, size: int) -> list[dict[str, floa
     found = []
     for share in SHARES:
         threshold = every.quantile(1 - share).item()
-        model.use_gates(threshold)
+        model = model.with_gates(threshold)
         with watched(model) as seen:
             measured = bits_per_byte(losses(model, rows), size)
         confidences = torch.cat([torch.cat(of) for of in seen])
@@ -140,7 +139,7 @@ class Forced(torch.nn.Module):
 
 def reliability(model: Decoder, rows: Tensor) -> list[list[dict[str, float]]]:
     """Return of each layer, for tokens by confidence: what skipping this layer alone costs."""
-    model.use_gates(1.0)
+    model = model.with_gates(1.0)
     with watched(model) as seen:
         base = losses(model, rows)
     chance = torch.Generator().manual_seed(0)
@@ -149,19 +148,16 @@ def reliability(model: Decoder, rows: Tensor) -> list[list[dict[str, float]]]:
     for layer, block in enumerate(model.blocks):
         forced = [Forced() for _ in model.blocks]
         parts = []
-        with mock.patch.multiple(model, skip_above=0.5):
-            originals = gates_of(model)
-            for other, by in zip(model.blocks, forced, strict=True):
-                other.gate = by
-            with torch.no_grad():
-                pairs = zip(rows.split(ROWS_AT_ONCE), probed.split(ROWS_AT_ONCE), strict=True)
-                for some, here in pairs:
-                    for number, by in enumerate(forced):
-                        by.skipped = here if number == layer else torch.zeros_like(here)
-                    logits = model(some[:, :-1]).float()
-                    parts.append(cross_entropy(logits.mT, some[:, 1:], reduction="none"))
-            for other, gate in zip(model.blocks, originals, strict=True):
-                other.gate = gate
+        probe = model.with_gates(0.5)
+        for other, by in zip(probe.blocks, forced, strict=True):
+            other.gate = by
+        with torch.no_grad():
+            pairs = zip(rows.split(ROWS_AT_ONCE), probed.split(ROWS_AT_ONCE), strict=True)
+            for some, here in pairs:
+                for number, by in enumerate(forced):
+                    by.skipped = here if number == layer else torch.zeros_like(here)
+                logits = probe(some[:, :-1]).float()
+                parts.append(cross_entropy(logits.mT, some[:, 1:], reduction="none"))
         assert isinstance(block, Block)
         costs = (torch.cat(parts) - base)[probed]
         confidences = torch.cat(seen[layer])[probed]
@@ -196,8 +192,8 @@ def decoding(model: Decoder, rows: Tensor, thresholds: Sequence[float]) -> list[
         taken: dict[float | None, list[float]] = {}
         for _ in range(REPEATS):
             for threshold in (None, *thresholds):
-                model.skip_above = threshold
-                taken.setdefault(threshold, []).append(seconds_to_decode(model, prompts))
+                by = model if threshold is None else model.with_gates(threshold)
+                taken.setdefault(threshold, []).append(seconds_to_decode(by, prompts))
         base = statistics.median(taken[None])
         for threshold in thresholds:
             ratio = base / statistics.median(taken[threshold])

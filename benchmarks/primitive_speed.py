@@ -57,7 +57,7 @@ def compare_models(rounds: int, compiled: bool) -> dict[str, Any]:
     load = round(os.getloadavg()[0], 2)
     trainers = {name: make_trainer(config, job) for name, config in models.items()}
     for trainer in trainers.values():
-        trainer.model.compiled = compiled
+        trainer.plan = dataclasses.replace(trainer.plan, compile=compiled)
     return {"load_average_before": load, "rounds": rounds, "models": compare(trainers, rounds)}
 
 

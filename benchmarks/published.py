@@ -65,7 +65,7 @@ def own_measures(folder: Path) -> dict[str, float]:
     """Load the model in this process, decode a text, and return the speed and the peak."""
     before = resident("VmRSS")
     model = load_decoder(folder)
-    model.join_projections()  # as `pion generate` does
+    model = model.joined()  # as `pion generate` does
     settings: dict[str, Any] = {"stop_ids": (), "temperature": 0}
     prompt = list(range(PROMPT_TOKENS))
     list(generate(model, prompt, max_tokens=2, **settings))  # the first tokens are slower

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from pion.config import ModelConfig
 from pion.formats.huggingface.qwen3 import to_qwen3
 from pion.model.decoder import Decoder
+from pion.model.forward_pass import StepOptions
 from pion.model.loss import IGNORED
 
 # Returns the mean loss of rows of tokens and their targets, both (B, T).
@@ -60,8 +62,8 @@ def decoder_of(config: ModelConfig, seed: int = 0) -> Decoder:
 def pion(config: ModelConfig, *, compiled: bool = False, seed: int = 0) -> Trainee:
     """Return Pion's model."""
     decoder = decoder_of(config, seed)
-    decoder.compiled = compiled
-    return Trainee(decoder, decoder.loss)
+    options = StepOptions(compiled=compiled)
+    return Trainee(decoder, functools.partial(decoder.loss, options=options))
 
 
 def qwen3(config: ModelConfig, *, seed: int = 0) -> Trainee:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from pion.errors import BadInput
 from pion.later_fields import closest, from_fields, later_field, shown, to_record, values_before
-from pion.part_fields import is_number, is_whole
+from pion.part_fields import FeedForwardPart, is_number, is_whole, require_flag, require_one_of
 from pion.parts import (
+    FEEDFORWARD,
     NUMBERED_LAYERS,
     PARTS,
     Experts,
@@ -88,9 +89,8 @@ class ModelConfig:
         for name, kind in PARTS.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, build_part(kind, getattr(self, name), name))
-        for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"):
-            self._require_positive(name, int)
-        for name in ("vocab_size", "seq_len"):
+        whole = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "seq_len")
+        for name in whole:
             self._require_positive(name, int)
         if self.head_dim is None:
             if self.d_model % self.n_heads:
@@ -108,28 +108,24 @@ class ModelConfig:
             )
         for name in ("rope_theta", "norm_eps", "init_std"):
             self._require_positive(name, int | float)
-        if self.softcap is not None:
-            self._require_positive("softcap", int | float)
-        if self.logit_cap is not None:
-            self._require_positive("logit_cap", int | float)
+        for name in ("softcap", "logit_cap"):
+            if getattr(self, name) is not None:
+                self._require_positive(name, int | float)
         self._require_positive("head_multiple", int)
         for name in ("tie_embeddings", "feedforward_bias", "imported", "gates", "norm_gain"):
-            if not isinstance(getattr(self, name), bool):
-                raise BadInput(f"{name} is {shown(getattr(self, name))}; it must be true or false")
+            require_flag(name, getattr(self, name))
         for name, known in (
             ("activation", ("swiglu", "relu2", "gelu")),
             ("positions", ("rotary", "learned")),
             ("init", ("normal", "zero_outputs", "uniform")),
         ):
-            if getattr(self, name) not in known:
-                value = getattr(self, name)
-                raise BadInput(f"{name} is {shown(value)}; it must be {' or '.join(known)}")
+            require_one_of(name, getattr(self, name), known)
         for name in PARTS:
             part = getattr(self, name)
             if part is not None:
                 part.check(self)
-        two_matrices = self.activation != "swiglu" and self.experts is None
-        if self.feedforward_bias and (not two_matrices or self.primitives is not None):
+        two_matrices = self.activation != "swiglu" and self.feedforward == "dense"
+        if self.feedforward_bias and not two_matrices:
             raise BadInput("feedforward_bias: only feed-forward layers of two matrices have biases")
         if self.family not in FAMILIES:
             raise BadInput(f"unknown family {shown(self.family)}{closest(self.family, FAMILIES)}")
@@ -140,6 +136,22 @@ class ModelConfig:
         if not fits or value <= 0:
             number = "whole number" if kind is int else "number"
             raise BadInput(f"{name} is {shown(value)}; it must be a {number} above 0")
+
+    @property
+    def feedforward(self) -> str:
+        """The part that computes the feed-forward layers (FEEDFORWARD in parts.py), or "dense"."""
+        return next((name for name in FEEDFORWARD if getattr(self, name) is not None), "dense")
+
+    @property
+    def feedforward_part(self) -> FeedForwardPart | None:
+        """The settings of the part that computes the feed-forward layers; None: they are dense."""
+        return getattr(self, self.feedforward, None)
+
+    @property
+    def packed(self) -> bool:
+        """Whether some weights are packed, as in a published model. Then they can't be trained."""
+        part = self.feedforward_part
+        return part is not None and part.packed
 
     @property
     def head_rows(self) -> int:

@@ -1,4 +1,4 @@
-"""LoRA without torch: its settings, and the record of the base that an adapter belongs to.
+"""LoRA without torch: its settings and sizes, and the record of the base that an adapter is for.
 
 LoRA (Hu et al. 2022, "LoRA: Low-rank adaptation of large language models") freezes a base model and
 trains two small matrices next to some of its projections. An adapter has these additions without
@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,9 +128,47 @@ def target_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def _not_linear(config: ModelConfig) -> str | None:
     """Return what the feed-forward layers have in place of projections; None if projections."""
-    if config.primitives is not None:
-        return "primitives"
-    return None if config.experts is None else "experts"
+    return None if config.feedforward == "dense" else config.feedforward
+
+
+@dataclass(frozen=True)
+class LoraCost:
+    """The costs of the additions to a model.
+
+    Attributes:
+        params: the numbers in all A and B.
+        tensors: how many A and B there are.
+        layer: for each layer, the numbers in its A and B, and how many projections have additions.
+        widest: the greatest sum of the inputs and the results of a target.
+        result: the most results of a target.
+    """
+
+    params: int
+    tensors: int
+    layer: tuple[tuple[int, int], ...]
+    widest: int
+    result: int
+
+
+@lru_cache(maxsize=16)
+def lora_cost(config: ModelConfig, lora: Lora) -> LoraCost:
+    """Return the costs of the additions. Raises BadInput if they don't fit the model."""
+    shapes = target_shapes(config)
+    targets = lora.targets_of(config)
+    wiring = config.wiring
+    layers = []
+    for layer in range(config.n_layers):
+        attends = wiring is None or wiring.attention_layers is None
+        attends = attends or layer in wiring.attention_layers  # type: ignore[union-attr, operator]
+        names = [name for name in targets if attends or name not in ATTENTION]
+        layers.append((sum(lora.rank * sum(shapes[name]) for name in names), len(names)))
+    return LoraCost(
+        params=sum(params for params, _ in layers),
+        tensors=sum(2 * projections for _, projections in layers),
+        layer=tuple(layers),
+        widest=max(sum(shapes[name]) for name in targets),
+        result=max(shapes[name][0] for name in targets),
+    )
 
 
 @dataclass(frozen=True)

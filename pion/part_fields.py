@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 from pion.errors import BadInput
 from pion.later_fields import BEFORE, shown
@@ -54,6 +54,16 @@ def require_flag(name: str, value: object) -> None:
         raise BadInput(f"{name} is {shown(value)}; it must be true or false")
 
 
+def require_one_of(name: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise BadInput(f"{name} is {shown(value)}; it must be {' or '.join(known)}")
+
+
+def require_weight(name: str, value: object) -> None:
+    if not is_number(value) or value < 0:  # type: ignore[operator]
+        raise BadInput(f"{name} is {shown(value)}; it must be a number of at least 0")
+
+
 def require_list(name: str, value: object) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
         raise BadInput(f"{name} is {shown(value)}; it must be a list")
@@ -66,3 +76,44 @@ def layer_numbers(name: str, value: object) -> tuple[int, ...]:
     for layer in layers:
         require_whole(name, layer, least=0)
     return tuple(layers)
+
+
+class FeedForwardPart:
+    """What the core asks of the settings of a part that computes feed-forward layers.
+
+    `roles` are those that only parameters of this part have.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ()
+
+    def modules(self, model: Any) -> int:
+        """Return the number of modules inside a layer of the model."""
+        return 0
+
+    def least_elements(self, model: Any) -> Iterator[tuple[str, int]]:
+        """Yield the sizes of the largest tensors that the part needs, by what they are."""
+        raise NotImplementedError
+
+    @property
+    def packed(self) -> bool:
+        """Whether the weights are packed, as in a published model. Then they can't be trained."""
+        return False
+
+    @property
+    def unlike_dense(self) -> str | None:
+        """What dense layers can't compute; None: the part can be multiplied out to dense layers."""
+        return None
+
+    @property
+    def phase_sizes(self) -> dict[str, int]:
+        """The sizes that a phase of training may change, and the largest of each."""
+        return {}
+
+    def matrices(self, *, multiplied_out: bool) -> str:
+        """Say in a few words what the matrices of a layer are made of."""
+        raise NotImplementedError
+
+    @property
+    def groups(self) -> int:
+        """The number of groups of layers, of which a phase may train only some."""
+        return 0

@@ -6,20 +6,23 @@ family's name: a family is a preset that names parts, and any mixture of parts i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from pion.errors import BadInput
 from pion.later_fields import from_fields, shown, values_before
 from pion.part_fields import (
     ROW_BYTES,
+    FeedForwardPart,
     imported,
     is_number,
     later_setting,
     layer_numbers,
     require_flag,
     require_list,
+    require_one_of,
+    require_weight,
     require_whole,
     setting,
 )
@@ -45,17 +48,19 @@ class Core(Protocol):
     @property
     def wiring(self) -> Wiring | None: ...
     @property
-    def primitives(self) -> Primitives | None: ...
+    def feedforward(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experts:
+class Experts(FeedForwardPart):
     """A mixture of experts in place of each feed-forward layer.
 
     A router sends each token to `top_k` of `n` experts of width `d_ff`, and weighs their results by
     its probabilities, which are rescaled to add up to 1. No token is dropped. In addition, every
     token goes through `shared` experts of width `d_shared`.
     """
+
+    roles: ClassVar = ("router",)
 
     n: int = setting("routed experts in a layer")
     top_k: int = setting("routed experts that a token uses", 2)
@@ -76,23 +81,29 @@ class Experts:
         if self.top_k > self.n:
             raise BadInput(f"experts.top_k {self.top_k} is more than experts.n {self.n}")
         for name in ("balance_weight", "z_weight"):
-            value = getattr(self, name)
-            if not is_number(value) or value < 0:
-                text = shown(value)
-                raise BadInput(f"experts.{name} is {text}; it must be a number of at least 0")
-        if self.balance not in ("row", "batch"):
-            raise BadInput(f"experts.balance is {shown(self.balance)}; it must be row or batch")
+            require_weight(f"experts.{name}", getattr(self, name))
+        require_one_of("experts.balance", self.balance, ("row", "batch"))
 
     def check(self, model: Core) -> None:
         """Raise BadInput for widths that grouped products of bf16 elements can't have."""
-        if model.primitives is not None:
-            return  # experts are recipes, without grouped products
+        if model.feedforward != "experts":
+            return  # experts of another part have no grouped products
         if 2 * model.d_ff % ROW_BYTES or 2 * model.d_model % ROW_BYTES:
             raise BadInput(
                 f"d_ff {model.d_ff} and d_model {model.d_model} must be multiples of "
                 f"{ROW_BYTES // 2} in a model with experts: grouped products need rows of a "
                 f"multiple of {ROW_BYTES} bytes"
             )
+
+    def modules(self, model: Core) -> int:
+        """Return the number of shared experts. The others are stacked in a layer's tensors."""
+        return self.shared
+
+    def least_elements(self, model: Core) -> Iterator[tuple[str, int]]:
+        """Yield the sizes of the largest tensors that the experts need."""
+        yield "experts × d_ff × d_model", self.n * model.d_ff * model.d_model
+        if self.shared:
+            yield "experts.d_shared × d_model", self.d_shared * model.d_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +151,7 @@ class Heads:
         require_flag("heads.value_norm", self.value_norm)
         require_flag("heads.qk_norm", self.qk_norm)
         require_flag("heads.qkv_bias", self.qkv_bias)
-        if self.rotary not in ("full", "half"):
-            raise BadInput(f"heads.rotary is {shown(self.rotary)}; it must be full or half")
+        require_one_of("heads.rotary", self.rotary, ("full", "half"))
 
     def check(self, model: Core) -> None:
         """Raise BadInput for heads too narrow for half of their frequencies."""
@@ -265,6 +275,10 @@ NUMBERED_LAYERS = {
     "values": ("layers", "tables"),
     "primitives": ("bands",),
 }
+
+# The parts that compute feed-forward layers. The first that a model has computes its layers, and
+# may read the others.
+FEEDFORWARD = ("primitives", "experts")
 
 # By the name of the field in ModelConfig.
 PARTS = {

@@ -5,19 +5,21 @@ This is the idea of PILON. Its maths is in pion/model/pilon/.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.part_fields import (
     ROW_BYTES,
+    FeedForwardPart,
     imported,
-    is_number,
     layer_numbers,
     require_flag,
     require_list,
+    require_one_of,
+    require_weight,
     require_whole,
     setting,
 )
@@ -29,6 +31,8 @@ WAYS = ("up", "down")
 class SomeExperts(Protocol):
     """What primitives need to know of a model's experts."""
 
+    @property
+    def n(self) -> int: ...
     @property
     def shared(self) -> int: ...
 
@@ -49,13 +53,15 @@ class Layered(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Primitives:
+class Primitives(FeedForwardPart):
     """Feed-forward layers whose two matrices are mixed from banks of shared low-rank primitives.
 
     The layers of a band share two banks, one for each matrix. A layer has a recipe for each: logits
     over the primitives, of which the `top_k` largest count, weighted by their softmax. In a model
     with experts, each expert has its own recipes.
     """
+
+    roles: ClassVar = ("primitive", "recipe")
 
     n: int = setting("primitives in a bank")
     rank: int = setting("rank of a primitive")
@@ -98,19 +104,13 @@ class Primitives:
                 f"primitives.activation_bits is {self.activation_bits}; it must be 0, or from 2 "
                 "to 16"
             )
-        weight = self.diversity_weight
-        if not is_number(weight) or weight < 0:
-            raise BadInput(
-                f"primitives.diversity_weight is {shown(weight)}; it must be a number of at least 0"
-            )
+        require_weight("primitives.diversity_weight", self.diversity_weight)
         for name, known in (
             ("ternary_scale", ("primitive", "bank", "chosen")),
             ("activation_scale", ("token", "batch")),
             ("bias_weight", ("exact", "root")),
         ):
-            if getattr(self, name) not in known:
-                text = shown(getattr(self, name))
-                raise BadInput(f"primitives.{name} is {text}; it must be {' or '.join(known)}")
+            require_one_of(f"primitives.{name}", getattr(self, name), known)
         object.__setattr__(self, "bands", _bands(self.bands))
         if self.stored is not None:
             object.__setattr__(self, "stored", self._checked_stored(self.stored))
@@ -139,6 +139,47 @@ class Primitives:
     def band_of(self) -> dict[int, int]:
         """Return the number of the band of each layer."""
         return {layer: number for number, band in enumerate(self.bands) for layer in band}
+
+    @property
+    def packed(self) -> bool:
+        """Whether the banks are packed."""
+        return self.stored is not None
+
+    @property
+    def unlike_dense(self) -> str | None:
+        """What dense layers can't compute: the norms of ternary banks and of results."""
+        return "primitives with norms" if self.ternary or self.sub_norm else None
+
+    @property
+    def phase_sizes(self) -> dict[str, int]:
+        """The sizes that a phase of training may change, and the largest of each."""
+        return {"top_k": self.n, "rank": self.rank}
+
+    def matrices(self, *, multiplied_out: bool) -> str:
+        """Say what a layer mixes, and whether a file has the products instead."""
+        bits = self.activation_bits
+        rounded = f", ternary{f' with {bits}-bit activations' if bits else ''}"
+        return (
+            f"{self.top_k} of {self.n} shared primitives of rank {self.rank}"
+            f"{rounded if self.ternary else ''}; {len(self.bands)} bands share them"
+            f"{'; the file has their products' if multiplied_out else ''}"
+        )
+
+    @property
+    def groups(self) -> int:
+        """The number of bands."""
+        return len(self.bands)
+
+    def modules(self, model: Layered) -> int:
+        """Return the number of recipes of experts in a layer."""
+        return 0 if model.experts is None else model.experts.n
+
+    def least_elements(self, model: Layered) -> Iterator[tuple[str, int]]:
+        """Yield the sizes of the largest tensors that primitives need."""
+        yield "primitives.n × n_layers", self.n * model.n_layers
+        if self.stored is None:
+            ranks = self.n * self.rank
+            yield "primitives.n × rank × (d_model + d_ff)", ranks * (model.d_model + model.d_ff)
 
     def check(self, model: Layered) -> None:
         """Raise BadInput for a model that these primitives do not fit."""
@@ -184,3 +225,64 @@ def _bands(value: object) -> tuple[tuple[int, ...], ...]:
     if not found or not all(found):
         raise BadInput(f"primitives.bands is {shown(value)}; each band needs at least one layer")
     return tuple(found)
+
+
+# ---------------------------------------------------------------- presets
+
+
+def _pilon(
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    seq_len: int,
+    n: int = 0,
+    bands: tuple[int, ...] = (),
+) -> dict[str, Any]:
+    """Return a PILON with banks of `n` primitives, or a dense one for 0.
+
+    `bands` has the number of layers of each band. The recipe with banks is the one that its authors
+    found best: ternary weights, sub-norms and squared ReLU.
+    """
+    preset: dict[str, Any] = {
+        "family": "pilon",
+        "vocab_size": 50_257,
+        "seq_len": seq_len,
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_kv_heads": n_heads,
+        "d_ff": 4 * d_model,
+        "positions": "learned",
+        "heads": {"qk_norm": False},
+        "activation": "relu2" if n else "gelu",
+        "init": "uniform",
+    }
+    if n:
+        ends = [sum(bands[: number + 1]) for number in range(len(bands))]
+        preset["primitives"] = {
+            "n": n,
+            "rank": n,
+            "top_k": 8,
+            "bands": [list(range(end - size, end)) for end, size in zip(ends, bands)],
+            "ternary": True,
+            "activation_bits": 8,
+            "sub_norm": True,
+            "diversity_weight": 0.01,
+        }
+    return preset
+
+
+def _stock(pilon: dict[str, Any]) -> dict[str, Any]:
+    """Return a PILON that a stock architecture computes: rotary, with plain primitives."""
+    plain = {"ternary": False, "activation_bits": 0, "sub_norm": False}
+    return pilon | {"positions": "rotary", "primitives": pilon["primitives"] | plain}
+
+
+# By the name of the preset.
+PRESETS = {
+    "pilon-48m": _pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2)),
+    "pilon-48m-rope": _stock(_pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2))),
+    "pilon-48m-dense": _pilon(512, 8, 8, 512),
+    "pilon-360m": _pilon(1024, 24, 16, 2048, n=80, bands=(8, 8, 8)),
+    "pilon-500m": _pilon(1024, 36, 16, 1024, n=96, bands=(12, 12, 12)),
+}

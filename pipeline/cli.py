@@ -656,7 +656,7 @@ def _load(
 ) -> tuple[FoundModel, Decoder, ChatFormat]:
     """Return the model called `name`, on the accelerator if there is one, and its chat format.
 
-    `dtype` is the precision of products; `skip_above` as in `Decoder.use_gates`, None: no gates.
+    `dtype` is the precision of products; `skip_above` as in `Decoder.with_gates`, None: no gates.
     """
     from pipeline.models.find import find_model
     from pipeline.models.load import load_found
@@ -668,14 +668,13 @@ def _load(
     picked = pick_dtype(dtype, device, generating=True)
     model, chat_format = load_found(found, torch_dtype(picked))
     if skip_above is not None:
-        model.use_gates(skip_above)
+        model = model.with_gates(skip_above)
     return found, model.to(device), chat_format
 
 
 def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, ChatFormat]:
     found, model, chat_format = _load(args.model, args.skip_above, args.dtype)
-    model.join_projections()
-    return found, model, chat_format
+    return found, model.joined(), chat_format
 
 
 def _settings(args: argparse.Namespace) -> GenerationSettings:

@@ -190,7 +190,7 @@ def measure_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
     dtype = pick_dtype("auto", bench.device, generating=True)
     weights = Decoder(config).state_dict()
     model = Decoder.from_state(config, weights, torch_dtype(dtype)).to(bench.device).eval()
-    model.join_projections()
+    model = model.joined()
     ids = torch.randint(config.vocab_size, (texts, prompt)).to(bench.device)
     cache = KVCache(config, max_tokens=prompt + WARMUP_TOKENS + new)
     with torch.inference_mode():

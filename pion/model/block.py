@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from pion.config import ModelConfig
-from pion.model.attention.attention import Attention, ValueMix
-from pion.model.attention.cache import BatchLayerCache, LayerCache
-from pion.model.attention.masks import Mask, Reach, reach_of
-from pion.model.attention.rope import Rotation
-from pion.model.feedforward.dense import SwiGLU, TwoMatrices
-from pion.model.feedforward.experts import Experts, Stats
+from pion.model.attention.attention import Attention, AttentionInputs
+from pion.model.attention.masks import Reach, reach_of
+from pion.model.feedforward.dense import (
+    FeedForward,
+    FeedForwardInputs,
+    Stats,
+    copied_by_products,
+    dense_layer,
+)
+from pion.model.feedforward.experts import Experts
 from pion.model.feedforward.gates import GATE, SEEN_BY_GATE, Gate, apply_to_others
+from pion.model.forward_pass import BlockInputs, Pass
 from pion.model.norm_and_projection import RMSNorm
 from pion.model.pass_kind import PassKind, gradient_bytes
-from pion.model.pilon.banks import Mixing
-from pion.model.pilon.layers import Composed, RoutedRecipes
-from pion.model.wiring import LayerInput
+from pion.model.pilon.layers import layer_of_primitives
 
-
-class Gating(NamedTuple):
-    """What blocks do with their gates.
-
-    With `skip_above`, tokens of a higher confidence skip the feed-forward layer. None: gates learn.
-    """
-
-    skip_above: float | None
-
-
-class BlockInputs(NamedTuple):
-    """What a block gets besides the hidden states.
-
-    `real` (B, T) is false for padding; None: there is no padding. Without `gating`, a gate is not
-    computed.
-    """
-
-    rotation: Rotation | None
-    mask: Mask
-    cache: LayerCache | BatchLayerCache | None = None
-    real: Tensor | None = None
-    wiring: LayerInput | None = None
-    values: ValueMix | None = None
-    mixing: Mixing | None = None
-    gating: Gating | None = None
+# The part of a model that computes its feed-forward layers: see FEEDFORWARD in pion/parts.py.
+FEEDFORWARD: dict[str, Callable[[ModelConfig], FeedForward]] = {
+    "dense": dense_layer,
+    "experts": Experts,
+    "primitives": layer_of_primitives,
+}
 
 
 class Block(nn.Module):
@@ -61,43 +45,32 @@ class Block(nn.Module):
                 self.attention_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
             self.attention = Attention(config)
         self.feedforward_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
-        self.feedforward = build_feedforward(config)
+        self.feedforward = FEEDFORWARD[config.feedforward](config)
         self.gate: Gate | None = Gate(config.d_model) if config.gates else None
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
         """Return the new hidden states, and what the block's experts and its gate report."""
-        if inputs.wiring is not None:
-            x = inputs.wiring.into(x)
+        x = inputs.before.into(x)
         if self.attention is not None:
             seen = x if self.attention_norm is None else self.attention_norm(x)
-            x = x + self.attention(seen, inputs.rotation, inputs.mask, inputs.cache, inputs.values)
+            x = x + self.attention(seen, inputs.attention)
         normed = self.feedforward_norm(x)
         gating = inputs.gating
         if self.gate is not None and gating is not None and gating.skip_above is not None:
-            alone = inputs._replace(real=None)  # nobody reads the report
+            alone = inputs.feedforward._replace(real=None)  # nobody reads the report
             skipped = self.gate(x).sigmoid() > gating.skip_above
-            result = apply_to_others(
-                lambda some: self._feed_forward(some, alone)[0], normed, skipped
-            )
+            result = apply_to_others(lambda some: self.feedforward(some, alone)[0], normed, skipped)
             return x + result, {}
-        result, stats = self._feed_forward(normed, inputs)
+        result, stats = self.feedforward(normed, inputs.feedforward)
         if self.gate is not None and gating is not None:
             stats = stats | {GATE: self.gate(x), SEEN_BY_GATE: x.detach()}
         return x + result, stats
 
-    def _feed_forward(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
-        """Return the result of the feed-forward layer, and what its experts report."""
-        if isinstance(self.feedforward, Experts):
-            of_experts: tuple[Tensor, Stats] = self.feedforward(x, inputs.real)
-            return of_experts
-        if isinstance(self.feedforward, RoutedRecipes):
-            assert inputs.mixing is not None
-            of_recipes: tuple[Tensor, Stats] = self.feedforward(x, inputs.mixing, inputs.real)
-            return of_recipes
-        if isinstance(self.feedforward, Composed):
-            assert inputs.mixing is not None
-            return self.feedforward(x, inputs.mixing), {}
-        return self.feedforward(x), {}
+    def inputs(self, layer: int, now: Pass) -> BlockInputs:
+        """Return what this block, of this number, gets of a pass; shared parts give it the rest."""
+        cache = None if now.given.cache is None else now.given.cache.layers[layer]
+        attention = AttentionInputs(now.rotation, now.masks[self.reach], cache)
+        return BlockInputs(attention, FeedForwardInputs(now.given.real), gating=now.gating)
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""
@@ -131,16 +104,8 @@ class Block(nn.Module):
 
     def copied_bytes(self, at: PassKind) -> int:
         """Return the bytes of the weights' copies that products read: in bf16, or mixed."""
-        mixed = 0
-        if isinstance(self.feedforward, Composed | RoutedRecipes):
-            mixed = self.feedforward.copied_bytes(at)
-        if at.width == 4:
-            return mixed
-        products = [part for part in self.modules() if isinstance(part, nn.Linear)]
-        weights = sum(weight.numel() for product in products for weight in product.parameters())
-        if isinstance(self.feedforward, Experts) and at.grouped:
-            weights += self.feedforward.stacked_params()
-        return at.width * weights + mixed
+        attention = 0 if self.attention is None else copied_by_products(self.attention, at)
+        return attention + self.feedforward.copied_bytes(at)
 
     def backward_bytes(self, at: PassKind, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.
@@ -156,16 +121,3 @@ class Block(nn.Module):
         if at.compiled:
             most += gradient_bytes(at, sum(weight.numel() for weight in self.parameters()))
         return most + 4 * self.feedforward_norm.width * tokens
-
-
-def build_feedforward(
-    config: ModelConfig,
-) -> SwiGLU | TwoMatrices | Experts | Composed | RoutedRecipes:
-    """Return the feed-forward layer of a block."""
-    if config.primitives is not None:
-        return Composed(config) if config.experts is None else RoutedRecipes(config)
-    if config.experts is not None:
-        return Experts(config)
-    if config.activation == "swiglu":
-        return SwiGLU(config.d_model, config.d_ff)
-    return TwoMatrices(config)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,36 +16,36 @@ from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.attention.attention import Attention
 from pion.model.attention.cache import BatchCache, KVCache
-from pion.model.attention.masks import (
-    Kernel,
-    Masks,
-    attends_by_document,
-    build_batch_masks,
-    build_masks,
-    flexible,
-)
-from pion.model.attention.rope import (
-    LARGEST_TABLE,
-    Rotation,
-    frequencies_of,
-    rotary_table,
-    rotation_at,
-)
-from pion.model.block import Block, BlockInputs, Gating
-from pion.model.feedforward.dense import SwiGLU
-from pion.model.feedforward.experts import AUX, Experts, Stats, stack_reports
+from pion.model.block import Block
+from pion.model.feedforward.dense import Stats, SwiGLU
+from pion.model.feedforward.experts import AUX, stack_reports
 from pion.model.feedforward.gates import GATE, SEEN_BY_GATE, gate_loss
+from pion.model.forward_pass import (
+    AS_THE_MODEL,
+    EMBEDDED,
+    BlockInputs,
+    Gating,
+    Given,
+    Pass,
+    SharedPart,
+    StepOptions,
+)
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy, product_in_fp32
 from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, project
 from pion.model.parameters import draw_weights, parameter_roles
-from pion.model.pilon.banks import Bands
-from pion.model.pilon.layers import Composed, RoutedRecipes, diversity_loss, recipe_report
-from pion.model.varying import OF_THE_MODEL, Varying
+from pion.model.pilon.shared_banks import SharedBanks
 from pion.model.wiring import ValueTables, Wiring
 from pion.parts import Role
 
 # Weights of these roles keep fp32 in a model of another dtype.
 ROLES_IN_FP32 = ("vector", "router", "primitive", "recipe", "gate")
+
+# The parts whose weights several layers use, by their names in the state dict, in this order.
+SHARED_PARTS: dict[str, type[SharedPart]] = {
+    "wiring": Wiring,
+    "values": ValueTables,
+    "bands": SharedBanks,
+}
 
 BlockRun = Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Stats]]
 
@@ -65,8 +66,8 @@ class Losses(NamedTuple):
     """What a training step needs of one forward pass.
 
     `ce` is the cross-entropy in nats, summed over targets, and `aux` the auxiliary losses of all
-    layers, summed over rows; both are scalars in fp32. `stats` has what routers, recipes and
-    gates report, without gradient, by name: see `routing_report`, `recipe_report` and `gate_loss`.
+    layers, summed over rows: both are sums, and scalars in fp32. `stats` has what the layers and
+    the shared parts report, without gradient, by name.
     """
 
     ce: Tensor
@@ -91,12 +92,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        # Whether to keep only each block's input for the backward pass and recompute the rest.
-        self.recompute = False
-        # Whether torch.compile computes training: all blocks of one structure share a compilation.
-        # Evaluation and generation meet many shapes, so they are never compiled.
-        self.compiled = False
-        self.skip_above: float | None = None  # see `use_gates`
+        self._skip_above: float | None = None  # see `with_gates`
         # nn.Embedding(…) would draw random weights. On the meta device this makes torch import its
         # compiler, and the import takes 4 s.
         self.embed = nn.Embedding.from_pretrained(
@@ -110,11 +106,11 @@ class Decoder(nn.Module):
         self.embed_norm: RMSNorm | None = None
         if config.wiring is not None and config.wiring.embed_norm:
             self.embed_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
-        self.wiring = None if config.wiring is None else Wiring(config)
-        self.values = None if config.values is None else ValueTables(config)
-        self.bands: Bands | None = None
-        if config.primitives is not None:
-            self.bands = Bands(config, config.primitives)
+        for name, kind in SHARED_PARTS.items():
+            part = kind.of(config)
+            if part is not None:
+                assert isinstance(part, nn.Module)
+                self.add_module(name, part)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
         if not config.tie_embeddings:
@@ -160,29 +156,36 @@ class Decoder(nn.Module):
                 f"unexpected tensor {unknown}: this model has no parameter with that name"
             )
         decoder.load_state_dict(weights, assign=True)
-        if decoder.bands is not None:
-            decoder.bands.check_packed(decoder.recipes())
+        for part in decoder.shared_parts():
+            part.check_weights(decoder.blocks)
         return decoder
 
-    def join_projections(self) -> None:
-        """Compute projections of the same input as one product: few large products are faster.
+    def shared_parts(self) -> list[SharedPart]:
+        """Return the parts whose weights several layers use, in the order of SHARED_PARTS."""
+        return [part for part in self.children() if isinstance(part, SharedPart)]
 
-        This is for generation, after the model is on its device. The model can't be trained or
-        moved afterwards, and its results differ by rounding.
+    def joined(self) -> Decoder:
+        """Return this model for generation: products of the same input are one product, so faster.
+
+        Call this after the model is on its device. The new model can't be trained or moved, and its
+        results differ by rounding. Both models share the memory of their weights, which stay as
+        they are. Raises ValueError for projections with additions.
         """
-        for part in self.modules():
+        model = self._twin()
+        for own, part in zip(self.modules(), model.modules(), strict=True):
             if isinstance(part, Attention | SwiGLU):
                 part.join_projections()
-        if self.bands is None:
-            return
-        for layer, block in enumerate(self.blocks):
-            if isinstance(block.feedforward, Composed | RoutedRecipes):
-                mixing = self.bands.mixing(layer)
-                block.feedforward.join_projections(mixing, self.embed.weight.dtype)
+                # One by one, so that only one part is in memory twice.
+                for weight, shared in zip(own.parameters(), part.parameters(), strict=True):
+                    weight.data = shared.data
+        for shared_part in model.shared_parts():
+            shared_part.join_projections(model.blocks, model.embed.weight.dtype)
+        return model
 
-    def use_gates(self, skip_above: float) -> None:
-        """Skip the feed-forward layer of tokens whose gate is surer than this, without gradients.
+    def with_gates(self, skip_above: float) -> Decoder:
+        """Return this model for generation: tokens whose gate is surer than this skip a layer.
 
+        The layer is the feed-forward layer. The new model shares the weights, and can't be trained.
         Raises BadInput for a model without gates or one that rounds by the largest of a batch, and
         for a confidence that is not from 0 to 1.
         """
@@ -191,15 +194,28 @@ class Decoder(nn.Module):
                 "this model has no gates, so no layer can be skipped. Leave out --skip-above, or "
                 "train gates as in jobs/demo-gates.yaml"
             )
-        primitives = self.config.primitives
-        if primitives is not None and primitives.levels and primitives.activation_scale == "batch":
-            raise BadInput(
-                "this imported model rounds activations by the largest of a batch, so skipped "
-                "tokens would change others. Leave out --skip-above"
-            )
+        for part in self.shared_parts():
+            part.check_skipping()
         if not 0 <= skip_above <= 1:
             raise BadInput(f"{skip_above} is no confidence of a gate; give a number from 0 to 1")
-        self.skip_above = skip_above
+        model = self._twin()
+        model._skip_above = skip_above
+        return model
+
+    def _twin(self) -> Self:
+        """Return a model that shares this one's weights, and can't be trained."""
+        shared: dict[int, Any] = {id(self.config): self.config}
+        for module in self.modules():
+            tensors = (*module.buffers(recurse=False), *vars(module).values())
+            shared |= {id(kept): kept for kept in tensors if isinstance(kept, Tensor)}
+        for parameter in self.parameters():
+            shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+        return copy.deepcopy(self, shared)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, in their order."""
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     def forward(
         self,
@@ -219,9 +235,7 @@ class Decoder(nn.Module):
         `vocab_size` is the number of ids to predict, by default all that have an embedding.
         """
         head = self._head()[: vocab_size or self.config.vocab_size]
-        logits = project(hidden.to(compute_dtype(hidden, head)), head)
-        cap = self.config.logit_cap
-        return logits if cap is None else cap_logits(logits, cap)
+        return self._capped(project(hidden.to(compute_dtype(hidden, head)), head))
 
     def logits_in_fp32(self, hidden: Tensor, vocab_size: int) -> Tensor:
         """Apply the head to hidden states (N, d_model): fp32 (N, vocab_size), also of a bf16 head.
@@ -229,7 +243,9 @@ class Decoder(nn.Module):
         Rounded logits would tie.
         """
         head = self._head()[:vocab_size]
-        logits = product_in_fp32(hidden.to(head.dtype), head.T)
+        return self._capped(product_in_fp32(hidden.to(head.dtype), head.T))
+
+    def _capped(self, logits: Tensor) -> Tensor:
         cap = self.config.logit_cap
         return logits if cap is None else cap_logits(logits, cap)
 
@@ -241,13 +257,16 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         reduction: Literal["mean", "sum"] = "mean",
+        options: StepOptions = AS_THE_MODEL,
     ) -> Tensor:
         """Return the cross-entropy in nats over targets (B, T), a scalar in fp32.
 
         A target of −100 is ignored. The mean is over the other targets, and 0 if there are none.
         Raises BadInput for more tokens than the context.
         """
-        total = self.losses(tokens, targets, positions=positions, documents=documents).ce
+        total = self.losses(
+            tokens, targets, positions=positions, documents=documents, options=options
+        ).ce
         if reduction == "sum":
             return total
         return total / (targets != IGNORED).sum().clamp(min=1)
@@ -259,37 +278,33 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        varying: Varying = OF_THE_MODEL,
+        options: StepOptions = AS_THE_MODEL,
     ) -> Losses:
         """Return all losses of one forward pass, and the reports of the layers.
 
-        Padding has a document number below 0 and is left out of auxiliary losses and reports.
-        `varying` has what this step trains with other sizes than the model's. Gates learn, and
-        skip nothing.
+        Padding has a document number below 0 and is left out of auxiliary losses and reports. Gates
+        learn, and skip nothing.
         Raises BadInput for more tokens than the context.
         """
-        hidden, reports = self._run(tokens, positions, documents, None, varying)
+        given = Given(tokens, positions, documents)
+        hidden, reports = self._run(given, options)
         states, flat = hidden.flatten(0, 1), targets.reshape(-1)
         # On a CPU, the plain loss is as fast.
-        compiled = self.compiled and states.is_cuda
+        compiled = options.compiled and states.is_cuda
         ce = linear_cross_entropy(
             states, self._head(), flat, self.config.logit_cap, compiled=compiled
         )
         aux = [report[AUX] for report in reports if AUX in report]
         stats = stack_reports(reports, without=(AUX, GATE, SEEN_BY_GATE))
         if GATE in reports[0]:
-            real = None if documents is None else documents >= 0
             vocab = self.config.vocab_size
-            of_gates, report = gate_loss(reports, hidden, self.logits, self.norm, vocab, real)
+            of_gates, report = gate_loss(reports, hidden, self.logits, self.norm, vocab, given.real)
             aux.append(of_gates)
             stats |= report
-        if self.bands is not None:
-            recipes, rows, settings = self.recipes(), self.bands.rows(), self.bands.settings
-            if settings.diversity_weight:
-                # Auxiliary losses are summed over rows.
-                weight = settings.diversity_weight * len(tokens)
-                aux.append(weight * diversity_loss(recipes, rows))
-            stats |= recipe_report(recipes, rows, varying.top_k or settings.top_k)
+        for part in self.shared_parts():
+            of_part, report = part.losses(self.blocks, len(tokens), options)
+            aux += of_part
+            stats |= report
         return Losses(ce, torch.stack(aux).sum() if aux else torch.zeros_like(ce), stats)
 
     def hidden(
@@ -299,131 +314,63 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         cache: KVCache | BatchCache | None = None,
+        options: StepOptions = AS_THE_MODEL,
     ) -> Tensor:
         """Return the head's input: hidden states (B, T, d_model) in fp32, after the last norm.
 
         Raises BadInput for more tokens than the context, ValueError for a cache with documents.
         """
-        return self._run(tokens, positions, documents, cache)[0]
+        return self._run(Given(tokens, positions, documents, cache), options)[0]
 
-    def _run(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None,
-        documents: Tensor | None,
-        cache: KVCache | BatchCache | None,
-        varying: Varying = OF_THE_MODEL,
-    ) -> tuple[Tensor, list[Stats]]:
+    def _run(self, given: Given, options: StepOptions) -> tuple[Tensor, list[Stats]]:
         """Return what `hidden` returns, and the report of each layer."""
-        trained = cache is None and torch.is_grad_enabled()
-        compiled = self.compiled and trained
-        past, total = self._span(tokens, documents, cache)
-        if isinstance(cache, BatchCache):
-            positions = cache.next_positions(tokens.device)
-            masks = build_batch_masks(self.config, positions, total)
-        else:
-            masks = self._masks(tokens, total, documents, varying.window, cached=cache is not None)
-        rotation = self._rotation(past, tokens.shape[1], positions, tokens.device)
-        real = None if documents is None else documents >= 0
-        x = self._embedded(tokens, past, positions)
-        results: dict[int, Tensor] = {}
-        reports = []
-        gating = self._gating(trained)
-        kept = set() if self.wiring is None else set(self.wiring.source.values())
-        run = _compiled_block() if compiled else _run_block
-        if compiled and not x.requires_grad:
+        trained = given.cache is None and torch.is_grad_enabled()
+        if not trained:
+            options = StepOptions(options.parts)
+        now = Pass.of(self.config, given, options, self._gating(trained))
+        x = self._embedded(now)
+        if options.compiled and not x.requires_grad:
             # Behind a frozen embedding, the first block would be compiled separately.
             x.requires_grad_()
         # A block that gets one tensor as both inputs would be compiled separately.
-        x0 = x.view_as(x) if compiled else x
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            inputs = BlockInputs(
-                rotation,
-                masks[block.reach],
-                None if cache is None else cache.layers[layer],
-                real,
-                None if self.wiring is None else self.wiring.input_of(layer, x0, results),
-                None if self.values is None else self.values.of(layer, tokens),
-                None if self.bands is None else self.bands.mixing(layer, varying),
-                gating,
-            )
-            if self.recompute and trained:
+        now.results[EMBEDDED] = x.view_as(x) if options.compiled else x
+        run = _compiled_block() if options.compiled else _run_block
+        parts, reports = self.shared_parts(), []
+        kept = {layer for part in parts for layer in part.reads}
+        for layer, block in enumerate(self.layers):
+            inputs = block.inputs(layer, now)
+            for part in parts:
+                inputs = part.give(inputs, layer, now)
+            if options.recompute:
                 x, report = checkpoint(run, block, x, inputs, use_reentrant=False)
             else:
                 x, report = run(block, x, inputs)
             if layer in kept:
-                results[layer] = x
+                now.results[layer] = x
             reports.append(report)
         return self.norm(x), reports
 
     def _gating(self, trained: bool) -> Gating | None:
         """Return what gates are for: to learn, or to skip layers. None: nothing."""
-        if not self.config.gates or not (trained or self.skip_above is not None):
+        if not self.config.gates or not (trained or self._skip_above is not None):
             return None
-        return Gating(None if trained else self.skip_above)
-
-    def _masks(
-        self,
-        tokens: Tensor,
-        total: int,
-        documents: Tensor | None,
-        window: int | None,
-        *,
-        cached: bool,
-    ) -> Masks:
-        """Return what each reach of attention sees, if `tokens` are the last of `total`."""
-        config, device = self.config, tokens.device.type
-        kernel: Kernel = "dense"
-        compiled = self.compiled and torch.is_grad_enabled()
-        if attends_by_document(config, device, total, compiled=compiled):
-            kernel = "documents"
-        # Flex attention is compiled for each length, and prompts have any length.
-        if not cached and flexible(config, device):
-            kernel = "flex"
-        return build_masks(config, tokens, total, documents, window, kernel=kernel)
-
-    def _span(
-        self, tokens: Tensor, documents: Tensor | None, cache: KVCache | BatchCache | None
-    ) -> tuple[int, int]:
-        """Return the number of cached tokens, and of all; of several texts, those of the longest.
-
-        Raises BadInput or ValueError.
-        """
-        past = 0 if cache is None else cache.length
-        total = past + tokens.shape[1]
-        if total > self.config.seq_len:
-            raise BadInput(
-                f"{total} tokens are more than the model's context of {self.config.seq_len}"
-            )
-        if cache is not None and documents is not None:
-            raise ValueError("a cache has one document per row, so documents can't be given")
-        return past, total
+        return Gating(None if trained else self._skip_above)
 
     def num_params(self, active: bool = False) -> int:
         """Return the number of weights; with `active`, the number that one token uses.
 
         A token does not use the experts that its router does not choose.
         """
-        idle = sum(part.idle_params() for part in self.modules() if isinstance(part, Experts))
+        idle = sum(block.feedforward.idle_params() for block in self.layers)
         every = sum(parameter.numel() for parameter in self.parameters())
         return every - idle if active else every
-
-    def recipes(self) -> Tensor:
-        """Return the logits of all recipes in fp32: (2, rows, n), up and down.
-
-        A layer has a row, or with experts a row for each, in the order of the layers.
-        """
-        parts = [part for part in self.blocks.modules() if isinstance(part, Composed)]
-        up = torch.stack([part.up_recipe for part in parts])
-        down = torch.stack([part.down_recipe for part in parts])
-        return torch.stack((up, down)).float()
 
     def _head(self) -> Tensor:
         return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight
 
-    def _embedded(self, tokens: Tensor, past: int, positions: Tensor | None) -> Tensor:
+    def _embedded(self, now: Pass) -> Tensor:
         """Return what the first block gets: (B, T, d_model) in fp32."""
+        (tokens, positions, *_), past = now.given, now.given.past
         x = embedding(tokens, self.embed.weight).float()
         if self.positions is not None:
             here = self.positions.weight[past : past + tokens.shape[1]]
@@ -431,21 +378,3 @@ class Decoder(nn.Module):
                 here = embedding(positions, self.positions.weight)
             x = x + here.float()
         return x if self.embed_norm is None else self.embed_norm(x)
-
-    def _rotation(
-        self, past: int, length: int, positions: Tensor | None, device: torch.device
-    ) -> Rotation | None:
-        """Return the rotation of each token, by `positions` or else by the place in the row."""
-        config = self.config
-        if config.positions == "learned":
-            return None
-        frequencies = frequencies_of(config)
-        if config.seq_len * config.head_dim > LARGEST_TABLE:
-            if positions is None:
-                positions = torch.arange(past, past + length, device=device)[None]
-            return rotation_at(positions, frequencies)
-        cos, sin = rotary_table(config.seq_len, frequencies, device)
-        if positions is None:
-            here = slice(past, past + length)
-            return cos[None, here, None], sin[None, here, None]
-        return cos[positions][:, :, None], sin[positions][:, :, None]

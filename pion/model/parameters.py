@@ -20,10 +20,6 @@ from torch import Tensor, nn
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
-from pion.model.feedforward.experts import Experts
-from pion.model.feedforward.gates import Gate
-from pion.model.pilon.banks import Bank
-from pion.model.pilon.layers import Composed, RoutedRecipes
 from pion.parts import Role
 
 
@@ -51,7 +47,6 @@ def vocabulary_rows(model: nn.Module) -> list[str]:
 
 # ---------------------------------------------------------------- initial weights
 
-RECIPE_STD = 0.01
 # The matrices that write into the residual stream, and the head.
 OUTPUTS = ("o_proj", "down_proj", "lm_head")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -71,23 +66,15 @@ def draw_weights(model: nn.Module, init: str, std: float, tied: bool) -> None:
     Bengio 2010), and those of feed-forward layers within ±1 / √(input width). Embeddings are from
     N(0, init_std²).
 
-    Banks of primitives are drawn by themselves, and their recipes from N(0, 0.01²). Gates are not
-    random, and biases are 0.
+    A part with `draw_weights(init, std)` draws its own parameters, but not those of its children.
+    Gates are not random, and biases are 0.
     """
     for path, module in model.named_modules():
         name = path.rpartition(".")[2]
-        if isinstance(module, Experts | RoutedRecipes):
-            nn.init.normal_(module.router, std=std)
-        if isinstance(module, Experts):
-            for matrix in ("gate_proj", "up_proj", "down_proj"):
-                _draw_matrix(getattr(module, matrix), matrix, init, std)
-        elif isinstance(module, Bank | Gate):
-            module.draw_weights()
-        elif isinstance(module, Composed):
-            nn.init.normal_(module.up_recipe, std=RECIPE_STD)
-            nn.init.normal_(module.down_recipe, std=RECIPE_STD)
+        if hasattr(module, "draw_weights"):
+            module.draw_weights(init, std)
         elif isinstance(module, nn.Linear):
-            _draw_matrix(module.weight, name, init, std)
+            draw_matrix(module.weight, name, init, std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -95,7 +82,7 @@ def draw_weights(model: nn.Module, init: str, std: float, tied: bool) -> None:
             nn.init.normal_(module.weight, std=1.0 if wide else std)
 
 
-def _draw_matrix(weight: Tensor, name: str, init: str, std: float) -> None:
+def draw_matrix(weight: Tensor, name: str, init: str, std: float) -> None:
     """Draw matrices (…, outputs, inputs)."""
     if init == "normal":
         nn.init.normal_(weight, std=std)
@@ -148,10 +135,8 @@ def require_possible(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None
             f"n_layers is {config.n_layers:,}, but the weights have tensors of {len(layers):,} "
             "layers"
         )
-    parts = 0
-    if config.experts is not None:
-        # Other experts of a layer are stacked in its tensors.
-        parts = config.experts.shared if config.primitives is None else config.experts.n
+    part = config.feedforward_part
+    parts = 0 if part is None else part.modules(config)
     if config.n_layers > MOST_LAYERS or config.n_layers * (1 + parts) > MOST_MODULES:
         raise BadInput(
             f"n_layers is {config.n_layers:,}, with {parts:,} shared experts or recipes each: at "
@@ -175,17 +160,11 @@ def _least_elements(config: ModelConfig) -> Iterator[tuple[str, int]]:
     yield "n_kv_heads × head_dim × d_model", key_width * config.d_model
     if config.positions == "learned":
         yield "seq_len × d_model", config.seq_len * config.d_model
-    primitives = config.primitives
-    if primitives is None:
-        experts = 1 if config.experts is None else config.experts.n
-        yield "experts × d_ff × d_model", experts * config.d_ff * config.d_model
+    part = config.feedforward_part
+    if part is None:
+        yield "experts × d_ff × d_model", config.d_ff * config.d_model
     else:
-        yield "primitives.n × n_layers", primitives.n * config.n_layers
-        if primitives.stored is None:
-            ranks = primitives.n * primitives.rank
-            yield "primitives.n × rank × (d_model + d_ff)", ranks * (config.d_model + config.d_ff)
-    if config.experts is not None and config.experts.shared:
-        yield "experts.d_shared × d_model", config.experts.d_shared * config.d_model
+        yield from part.least_elements(config)
     if config.values is not None:
         yield "vocab_size × n_kv_heads × head_dim", config.vocab_size * key_width
 

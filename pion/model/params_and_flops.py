@@ -1,6 +1,6 @@
-"""What a model costs: parameters, arithmetic and memory, as its parts state them.
+"""The parameters of a model, its arithmetic and its memory, as its parts state them.
 
-Each part states its costs next to its maths:
+Each part states these numbers next to its maths:
 
   * `macs_per_token()`: multiply-accumulates with the part's weights, for one token;
   * `macs_per_key()`: multiply-accumulates for one token and one key that the token sees;
@@ -22,7 +22,6 @@ import torch
 
 from pion.config import ModelConfig
 from pion.model.attention.masks import Reach, mean_keys
-from pion.model.block import Block
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
 from pion.model.pass_kind import PassKind
@@ -63,7 +62,7 @@ def cost_of(config: ModelConfig) -> ModelCost:
     for name, role in parameter_roles(model).items():
         params[role] += parameters[name].numel()
     head = config.head_rows * config.d_model
-    blocks = _blocks(model)
+    blocks = model.layers
     macs_per_key: dict[Reach, int] = {}
     for block in blocks:
         macs_per_key[block.reach] = macs_per_key.get(block.reach, 0) + block.macs_per_key()
@@ -80,14 +79,11 @@ def cost_of(config: ModelConfig) -> ModelCost:
 def kept_bytes_per_token(config: ModelConfig, at: PassKind) -> tuple[int, ...]:
     """Return the bytes of a token that each block keeps, with what the block reads."""
     model = _without_weights(config)
-    kept = []
-    for layer, block in enumerate(_blocks(model)):
-        wiring = 0 if model.wiring is None else model.wiring.kept_bytes_per_token(layer, at)
-        values = 0
-        if model.values is not None and block.attention is not None:
-            values = model.values.kept_bytes_per_token(layer, at)
-        kept.append(block.kept_bytes_per_token(at) + wiring + values)
-    return tuple(kept)
+    parts = model.shared_parts()
+    return tuple(
+        block.kept_bytes_per_token(at) + sum(p.kept_bytes_per_token(layer, at) for p in parts)
+        for layer, block in enumerate(model.layers)
+    )
 
 
 @lru_cache(maxsize=64)
@@ -97,12 +93,12 @@ def kept_if_recomputed(config: ModelConfig, at: PassKind) -> tuple[int, ...]:
     A block then keeps only what it reads: the result of the block before, which later blocks read
     too, and the vectors of its value table. What its gate sees is kept for the loss.
     """
-    model = _without_weights(config)
-    tables = [0] * config.n_layers
-    if model.values is not None:
-        tables = [model.values.kept_if_recomputed(n, at) for n in range(config.n_layers)]
-    seen_by_gate = 4 * config.d_model if config.gates else 0
-    return tuple(4 * config.d_model + seen_by_gate + table for table in tables)
+    parts = _without_weights(config).shared_parts()
+    given = 4 * config.d_model * (2 if config.gates else 1)
+    return tuple(
+        given + sum(part.kept_if_recomputed(layer, at) for part in parts)
+        for layer in range(config.n_layers)
+    )
 
 
 @lru_cache(maxsize=64)
@@ -119,21 +115,20 @@ def kept_around_blocks(config: ModelConfig, at: PassKind) -> int:
 @lru_cache(maxsize=64)
 def copied_bytes(config: ModelConfig, at: PassKind) -> tuple[int, ...]:
     """Return the bytes of the copies of each block's weights that bf16 products read."""
-    return tuple(block.copied_bytes(at) for block in _blocks(_without_weights(config)))
+    return tuple(block.copied_bytes(at) for block in _without_weights(config).layers)
 
 
 @lru_cache(maxsize=64)
 def backward_bytes(config: ModelConfig, at: PassKind, tokens: int) -> tuple[int, ...]:
     """Return the most bytes that each block's backward pass adds to what is kept."""
-    model = _without_weights(config)
-    return tuple(block.backward_bytes(at, tokens) for block in _blocks(model))
+    return tuple(block.backward_bytes(at, tokens) for block in _without_weights(config).layers)
 
 
 @lru_cache(maxsize=16)
 def shared_table_bytes(config: ModelConfig) -> int:
-    """Return the bytes of gradients of value tables that wait for other layers."""
-    values = _without_weights(config).values
-    return 0 if values is None else values.backward_bytes()
+    """Return the bytes of gradients of shared tables that wait for other layers."""
+    parts = _without_weights(config).shared_parts()
+    return sum(part.shared_gradient_bytes() for part in parts)
 
 
 @lru_cache(maxsize=16)
@@ -148,10 +143,6 @@ def matrix_shapes(config: ModelConfig) -> tuple[torch.Size, ...]:
 def _without_weights(config: ModelConfig) -> Decoder:
     with torch.device("meta"):
         return Decoder(config)
-
-
-def _blocks(model: Decoder) -> list[Block]:
-    return [block for block in model.blocks if isinstance(block, Block)]
 
 
 @dataclass(frozen=True)
@@ -179,7 +170,7 @@ def token_flops(config: ModelConfig, seq_len: int, additions: int | None = None)
     sees half of the row on average (Chowdhery et al. 2022, "PaLM", appendix B), or less through a
     window.
 
-    `additions` is how many numbers LoRA's additions to a frozen model have (lora_cost.py); None:
+    `additions` is how many numbers LoRA's additions to a frozen model have (pion/lora.py); None:
     all weights are trained. A token multiplies each of these numbers once. A frozen weight has no
     gradient, so it takes 2 FLOPs backward. The first layer counts like the others, although only
     compiled code computes the gradient of its input.

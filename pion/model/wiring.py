@@ -5,7 +5,7 @@ From Daisy-Wee, which has them from modded-nanogpt. All weights of these sums ar
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,34 +13,13 @@ from torch.nn.functional import embedding
 
 from pion.config import ModelConfig
 from pion.model.attention.attention import ValueMix
+from pion.model.forward_pass import EMBEDDED, BlockInputs, LayerInput, Pass, SharedPart
 from pion.model.norm_and_projection import RMSNorm
 from pion.model.pass_kind import PassKind
 from pion.parts import Role
 
 
-class LayerInput(NamedTuple):
-    """What a layer reads besides the result of the layer before.
-
-    The layer's input is kept · (x + gate · skipped) + start · x0. Scalars and states that a layer
-    does not have are None.
-    """
-
-    gate: Tensor | None = None
-    skipped: Tensor | None = None
-    kept: Tensor | None = None
-    start: Tensor | None = None
-    x0: Tensor | None = None
-
-    def into(self, x: Tensor) -> Tensor:
-        """Return the layer's input, for the result x of the layer before: (B, T, d_model)."""
-        if self.gate is not None and self.skipped is not None:
-            x = x + self.gate * self.skipped
-        if self.kept is not None and self.start is not None and self.x0 is not None:
-            x = self.kept * x + self.start * self.x0
-        return x
-
-
-class Wiring(nn.Module):
+class Wiring(SharedPart, nn.Module):
     """The learned scalars of skips and of the mix of embeddings into each layer.
 
     A gate belongs to the layer that a skip reads. Layers that nothing reads have a gate too, as in
@@ -54,12 +33,17 @@ class Wiring(nn.Module):
         assert config.wiring is not None
         self.d_model = config.d_model
         self.source = dict(config.wiring.skips)
+        self.reads = frozenset(self.source.values())
         attention = config.wiring.attention_layers
         self.attention_layers = range(config.n_layers) if attention is None else attention
         self.gates = nn.Parameter(torch.ones(config.n_layers)) if self.source else None
-        self.mix: nn.Parameter | None = None
-        if config.wiring.input_mix:
-            self.mix = nn.Parameter(torch.tensor([1.0, 0.0]).repeat(config.n_layers, 1))
+        mix = torch.tensor([1.0, 0.0]).repeat(config.n_layers, 1)
+        self.mix = nn.Parameter(mix) if config.wiring.input_mix else None
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Self | None:
+        """Return the wiring of a model; None if its layers only read the layer before."""
+        return None if config.wiring is None else cls(config)
 
     def kept_bytes_per_token(self, layer: int, at: PassKind) -> int:
         """Return the bytes of a token that the sums of a layer's input keep, in fp32.
@@ -77,18 +61,19 @@ class Wiring(nn.Module):
             states += int(self.mix is None or after in self.source)
         return 4 * self.d_model * states
 
-    def input_of(self, layer: int, x0: Tensor, results: dict[int, Tensor]) -> LayerInput:
-        """Return what a layer reads. `results` has the results of the layers with a skip."""
-        given = LayerInput()
+    def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
+        """Return what a layer gets, with what it reads besides the layer before."""
+        before = LayerInput()
         if self.gates is not None and layer in self.source:
             source = self.source[layer]
-            given = given._replace(gate=self.gates[source], skipped=results[source])
+            before = before._replace(gate=self.gates[source], skipped=now.results[source])
         if self.mix is not None:
-            given = given._replace(kept=self.mix[layer, 0], start=self.mix[layer, 1], x0=x0)
-        return given
+            kept, start = self.mix[layer, 0], self.mix[layer, 1]
+            before = before._replace(kept=kept, start=start, x0=now.results[EMBEDDED])
+        return inputs._replace(before=before)
 
 
-class ValueTables(nn.Module):
+class ValueTables(SharedPart, nn.Module):
     """Embeddings that join the values of some layers, and the learned scalars of these sums."""
 
     roles: ClassVar[dict[str, Role]] = {"mix": "vector"}
@@ -97,6 +82,9 @@ class ValueTables(nn.Module):
         super().__init__()
         assert config.values is not None
         self.table_of = config.values.table_of()
+        wiring = config.wiring
+        attending = None if wiring is None else wiring.attention_layers
+        self.attention_layers = range(config.n_layers) if attending is None else attending
         self.width = width = config.n_kv_heads * config.head_dim
         # See Decoder for why the embeddings are not made by nn.Embedding(…).
         self.tables = nn.ModuleList(
@@ -104,9 +92,13 @@ class ValueTables(nn.Module):
             for _ in range(max(self.table_of.values()) + 1)
         )
         self.mix = nn.Parameter(torch.full((config.n_layers, 2), 0.5))
-        self.norm: RMSNorm | None = None
-        if config.values.normed:
-            self.norm = RMSNorm(width, config.norm_eps, config.norm_gain)
+        norm = RMSNorm(width, config.norm_eps, config.norm_gain)
+        self.norm = norm if config.values.normed else None
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Self | None:
+        """Return the value tables of a model; None if the model has none."""
+        return None if config.values is None else cls(config)
 
     def kept_bytes_per_token(self, layer: int, at: PassKind) -> int:
         """Return the bytes of a token that a layer's sum of values keeps, in fp32.
@@ -114,6 +106,8 @@ class ValueTables(nn.Module):
         These are the values of attention, and the vectors of the table, with what their norm keeps.
         Compiled code keeps the values in the dtype of the product that made them.
         """
+        if layer not in self.attention_layers:
+            return 0
         own = at.width if at.compiled else 4
         return own * self.width + self.kept_if_recomputed(layer, at)
 
@@ -125,7 +119,7 @@ class ValueTables(nn.Module):
             0 if self.norm is None else self.norm.kept_bytes(at.outside_blocks)
         )
 
-    def backward_bytes(self) -> int:
+    def shared_gradient_bytes(self) -> int:
         """Return the most bytes of the tables' gradients, before they are added to the sums.
 
         The gradient of a table that several layers share waits for the last of these layers.
@@ -133,7 +127,12 @@ class ValueTables(nn.Module):
         shared = len(self.table_of) - len(self.tables)
         return 4 * sum(weight.numel() for weight in self.tables.parameters()) if shared else 0
 
-    def of(self, layer: int, tokens: Tensor) -> ValueMix:
+    def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
+        """Return what a layer gets, with what joins the values of its attention."""
+        values = self._mix_of(layer, now.given.tokens)
+        return inputs._replace(attention=inputs.attention._replace(values=values))
+
+    def _mix_of(self, layer: int, tokens: Tensor) -> ValueMix:
         """Return what joins the values of a layer, for tokens (B, T)."""
         own, share = self.mix[layer, 0], self.mix[layer, 1]
         if layer not in self.table_of:

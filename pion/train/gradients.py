@@ -12,29 +12,30 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pion.data.stream import Batch, to_device
-from pion.model.decoder import Decoder, Losses
-from pion.model.varying import OF_THE_MODEL, Varying
+from pion.model.decoder import Decoder
+from pion.model.feedforward.dense import Stats
+from pion.model.forward_pass import StepOptions
 
 
 class _ScaledLoss(nn.Module):
-    """The decoder's losses times their factors, as a module because DDP wraps its forward."""
+    """The sum of the decoder's losses, each times its factor. DDP wraps the forward of a module."""
 
     def __init__(self, model: Decoder) -> None:
         super().__init__()
         self.model = model
 
     def forward(
-        self, batch: Batch, scale: Tensor, aux_scale: float, varying: Varying
-    ) -> tuple[Tensor, Losses]:
+        self, batch: Batch, scale: Tensor, aux_scale: float, options: StepOptions
+    ) -> tuple[Tensor, Tensor, Stats]:
         losses = self.model.losses(
             batch.tokens,
             batch.targets,
             positions=batch.positions,
             documents=batch.documents,
-            varying=varying,
+            options=options,
         )
-        scaled = losses._replace(ce=losses.ce * scale, aux=losses.aux * aux_scale)
-        return scaled.ce + scaled.aux, scaled
+        ce = losses.ce * scale
+        return ce + losses.aux * aux_scale, ce, losses.stats
 
 
 class Gradients:
@@ -55,20 +56,22 @@ class Gradients:
             self._ddp = DistributedDataParallel(self._loss, gradient_as_bucket_view=True)
             self._loss = self._ddp
 
-    def add(self, batch: Batch, scale: Tensor, varying: Varying, *, synchronise: bool) -> Losses:
+    def add(
+        self, batch: Batch, scale: Tensor, options: StepOptions, *, synchronise: bool
+    ) -> tuple[Tensor, Stats]:
         """Add the gradients of the cross-entropy times `scale` and of the auxiliary losses.
 
-        `varying` has this step's sizes. Return the scaled losses, without gradient.
+        Return the scaled cross-entropy, without gradient, and the reports.
 
         With `synchronise`, average the gradients added since the last synchronization over ranks.
         """
         alone = nullcontext() if self._ddp is None or synchronise else self._ddp.no_sync()
         with alone:
-            total, losses = self._forward(batch, scale, varying)
+            total, ce, stats = self._forward(batch, scale, options)
             total.backward()
-        return losses._replace(ce=losses.ce.detach(), aux=losses.aux.detach())
+        return ce.detach(), stats
 
-    def prime(self, batch: Batch) -> None:
+    def prime(self, batch: Batch, options: StepOptions) -> None:
         """Let DDP arrange its buckets. Call this before the first step, with any micro-batch.
 
         DDP arranges its buckets once: in the forward pass after the first synchronized backward.
@@ -80,17 +83,22 @@ class Gradients:
         if self._ddp is None or self._primed:
             return
         nothing = torch.zeros((), device=self._device)
-        self._forward(batch, nothing, OF_THE_MODEL)[0].backward()
+        options = options._replace(parts={})
+        self._forward(batch, nothing, options)[0].backward()
         with self._ddp.no_sync():
-            self._forward(batch, nothing, OF_THE_MODEL)
+            self._forward(batch, nothing, options)
         self._model.zero_grad()
         self._primed = True
 
-    def _forward(self, batch: Batch, scale: Tensor, varying: Varying) -> tuple[Tensor, Losses]:
+    def _forward(
+        self, batch: Batch, scale: Tensor, options: StepOptions
+    ) -> tuple[Tensor, Tensor, Stats]:
         batch = to_device(batch, self._device)
         bf16 = self._dtype == torch.bfloat16
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            result: tuple[Tensor, Losses] = self._loss(batch, scale, self._aux_scale, varying)
+            result: tuple[Tensor, Tensor, Stats] = self._loss(
+                batch, scale, self._aux_scale, options
+            )
         return result
 
 

@@ -6,19 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pion.config import ModelConfig
-from pion.lora import Lora
+from pion.lora import Lora, LoraCost, lora_cost
 from pion.model.attention.attention import inside_kernels
 from pion.model.attention.masks import mask_bytes
 from pion.model.attention.rope import rotation_bytes
 from pion.model.feedforward.expert_products import product_path
-from pion.model.lora_cost import (
-    LoraCost,
-    copies_of_additions,
-    kept_by_additions,
-    lora_cost,
-    passing_backward,
-    passing_forward,
-)
 from pion.model.loss import LossShape, loss_bytes
 from pion.model.params_and_flops import (
     TokenFlops,
@@ -279,3 +271,28 @@ class _MicroBatch:
         if lora is None or additions is None:
             return 0
         return self._tokens * kept_by_additions(additions, lora, self._at, layers)
+
+
+# ---------------------------------------------------------------- LoRA's additions
+
+
+def kept_by_additions(cost: LoraCost, lora: Lora, at: PassKind, layers: int) -> int:
+    """Return the bytes of a token that the first `layers` layers keep: A x of each projection."""
+    return sum(at.width * lora.rank * projections for _, projections in cost.layer[:layers])
+
+
+def copies_of_additions(cost: LoraCost, at: PassKind) -> tuple[int, ...]:
+    """Return the bytes of the copies of each layer's A and B that bf16 products read."""
+    return tuple(0 if at.width == 4 else at.width * params for params, _ in cost.layer)
+
+
+def passing_forward(cost: LoraCost, at: PassKind, tokens: int) -> int:
+    """Return the most bytes that a projection has at once: its result, B A x, scaled, and the sum
+    (which is kept)."""
+    return 3 * at.width * cost.result * tokens
+
+
+def passing_backward(cost: LoraCost, at: PassKind, tokens: int) -> int:
+    """Return the most bytes that an addition adds to the backward pass of a projection: the scaled
+    gradient of its result, and a gradient of its input next to the base's."""
+    return at.width * cost.widest * tokens

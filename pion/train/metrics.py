@@ -15,21 +15,13 @@ from torch import Tensor
 from pion.config import ModelConfig
 from pion.errors import Trouble
 from pion.model.feedforward.experts import ENTROPY, LOAD
-from pion.model.feedforward.gates import GATE_LOSS
 from pion.model.params_and_flops import token_flops
-from pion.model.pilon.layers import PRIMITIVES_USED, RECIPE_ENTROPY
 from pion.train import hardware
 from pion.train.feed import RowRange
 from pion.train.settings import ComputePlan
 
-# What metrics call a report, by its name in `stats`.
-COLUMNS = {
-    LOAD: "expert_load",
-    ENTROPY: "router_entropy",
-    RECIPE_ENTROPY: "recipe_entropy",
-    PRIMITIVES_USED: "primitives_used",
-    GATE_LOSS: "gate_loss",
-}
+# What metrics call a report, by its name in `stats`, if they call it by another name.
+COLUMNS = {LOAD: "expert_load", ENTROPY: "router_entropy"}
 # A loss is compared with the median of this many good steps before it.
 RECENT_STEPS = 64
 # After fewer good steps than this, no loss counts as a spike.
@@ -202,5 +194,5 @@ def _numbers(record: StepRecord) -> Tensor:
 def _reported(record: StepRecord, numbers: list[float]) -> dict[str, list[float]]:
     columns = {}
     for name, value in record.stats.items():
-        columns[COLUMNS[name]], numbers = numbers[: len(value)], numbers[len(value) :]
+        columns[COLUMNS.get(name, name)], numbers = numbers[: len(value)], numbers[len(value) :]
     return columns

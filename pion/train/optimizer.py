@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from pion.errors import BadInput
+from pion.model.forward_pass import group_of_parameter
 from pion.model.parameters import parameter_roles
-from pion.model.pilon.banks import band_of_parameter
 from pion.parts import Role
 from pion.train.muon import Muon
 from pion.train.schedule import StepPlan
@@ -66,20 +66,20 @@ class Optimizer:
         self.params = list(learned.values())
         self._groups: dict[Group, list[nn.Parameter]] = {}
         self._adamw: dict[Group, _AdamWGroup] = {}
-        self._primitives: dict[Group, list[tuple[nn.Parameter, PrimitiveWise]]] = {}
+        self._own_rules: dict[Group, list[tuple[nn.Parameter, PrimitiveWise]]] = {}
         self._muon: dict[Group, Muon] = {}
         self._moments: dict[str, Tensor] = {}
         matrices: dict[Group, dict[str, nn.Parameter]] = {}
         roles = parameter_roles(model)
         for name, param in learned.items():
-            group = roles[name], band_of_parameter(model, name)
+            group = roles[name], group_of_parameter(model, name)
             self._groups.setdefault(group, []).append(param)
             if settings.optimizer == "muon" and roles[name] == "matrix":
                 matrices.setdefault(group, {})[name] = param
-            elif roles[name] == "primitive" and param.ndim == 3:
-                primitives = PrimitiveWise(param, settings)
-                self._primitives.setdefault(group, []).append((param, primitives))
-                self._moments |= {f"{name}.{key}": t for key, t in primitives.state.items()}
+            elif roles[name] in OWN_RULES and param.ndim == 3:
+                rule = OWN_RULES[roles[name]](param, settings)
+                self._own_rules.setdefault(group, []).append((param, rule))
+                self._moments |= {f"{name}.{key}": t for key, t in rule.state.items()}
             else:
                 adamw = self._adamw.setdefault(group, _AdamWGroup(self._decay(roles[name])))
                 adamw.add(param)
@@ -115,9 +115,9 @@ class Optimizer:
         for group in trained:
             if group in self._adamw:
                 self._step_adamw(self._adamw[group], plan.rates[group[0]])
-            for param, primitives in self._primitives.get(group, ()):
+            for param, rule in self._own_rules.get(group, ()):
                 assert param.grad is not None
-                primitives.step(param.grad, plan.rates[group[0]])
+                rule.step(param.grad, plan.rates[group[0]])
         for group in trained:
             if group in self._muon:
                 self._muon[group].step(plan.rates["matrix"], plan.momentum)
@@ -261,3 +261,7 @@ class PrimitiveWise:
         # For an unchosen primitive, 0 is divided by eps.
         size = torch.addcmul(self._eps, self.exp_avg_sq.sqrt(), root)
         self._factors.addcdiv_(self.exp_avg * scale, size, value=-lr)
+
+
+# The roles whose stacks of matrices are updated by a rule of their own.
+OWN_RULES = {"primitive": PrimitiveWise}

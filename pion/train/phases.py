@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import get_args
+from typing import Any, get_args
 
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
-from pion.parts import Role
+from pion.parts import PARTS, Role
 
 OTHERS = "others"
 
@@ -45,6 +45,18 @@ class Phase:
         """Return the roles that this phase does not train."""
         return frozenset(role for role in get_args(Role) if self.factor(role) == 0)
 
+    def parts(self, config: ModelConfig) -> dict[str, Any]:
+        """Return the parts of a model whose sizes are others in this phase."""
+        part: Any = config.feedforward_part
+        known = {} if part is None else part.phase_sizes
+        sizes = {name: size for name, size in self.sizes().items() if name in known}
+        return {config.feedforward: replace(part, **sizes)} if sizes else {}
+
+    def sizes(self) -> dict[str, int]:
+        """Return the sizes that this phase sets."""
+        sizes = {"top_k": self.top_k, "rank": self.rank}
+        return {name: size for name, size in sizes.items() if size is not None}
+
     def end(self, steps: int) -> int:
         """Return the number of finished steps at which the phase ends, of a run of `steps`."""
         if self.until is None:
@@ -59,11 +71,11 @@ def phase_at(phases: Sequence[Phase], step: int, steps: int) -> Phase:
 
 def config_of_largest_phase(phases: Sequence[Phase], config: ModelConfig) -> ModelConfig:
     """Return the model with the longest recipes of any phase, which need the most memory."""
-    primitives = config.primitives
-    if primitives is None:
+    part: Any = config.feedforward_part
+    if part is None or "top_k" not in part.phase_sizes:
         return config
-    longest = max([primitives.top_k, *(phase.top_k or 0 for phase in phases)])
-    return replace(config, primitives=replace(primitives, top_k=longest))
+    longest = max([part.top_k, *(phase.top_k or 0 for phase in phases)])
+    return replace(config, **{config.feedforward: replace(part, top_k=longest)})
 
 
 def check_phases(phases: Sequence[Phase], steps: int) -> None:
@@ -102,40 +114,30 @@ def _check_trained(where: str, phase: Phase) -> None:
 def _roles_of(config: ModelConfig) -> set[Role]:
     """Return the roles that some parameter of the model has."""
     roles: set[Role] = {"matrix", "embedding", "vector"}
-    parts: dict[Role, bool] = {
-        "head": not config.tie_embeddings,
-        "router": config.experts is not None,
-        "primitive": config.primitives is not None,
-        "recipe": config.primitives is not None,
-        "gate": config.gates,
-    }
-    return roles | {role for role, there in parts.items() if there}
+    parts = (getattr(config, name) for name in PARTS)
+    roles |= {role for part in parts for role in getattr(part, "roles", ())}
+    others: dict[Role, bool] = {"head": not config.tie_embeddings, "gate": config.gates}
+    return roles | {role for role, there in others.items() if there}
 
 
 def check_phases_of_model(phases: Sequence[Phase], config: ModelConfig) -> None:
     """Raise BadInput for phases that do not fit a model, naming the first mistake."""
-    primitives = config.primitives
+    part = config.feedforward_part
+    known, bands = ({}, 0) if part is None else (part.phase_sizes, part.groups)
     for number, phase in enumerate(phases):
         where = f"phases.{number}"
         if _roles_of(config) <= phase.frozen_roles():
             trained = ", ".join(sorted(set(get_args(Role)) - phase.frozen_roles()))
             raise BadInput(f"{where}.rates: only {trained} would be trained: the model has none")
-        sizes = {"top_k": phase.top_k, "rank": phase.rank, "unfreeze": phase.unfreeze}
-        given = [name for name, value in sizes.items() if value is not None]
-        if primitives is None:
-            if given:
-                raise BadInput(f"{where}.{given[0]}: the model has no primitives")
-            continue
-        for name, value, most in (
-            ("top_k", phase.top_k, primitives.n),
-            ("rank", phase.rank, primitives.rank),
-        ):
-            if value is not None and not 1 <= value <= most:
-                raise BadInput(f"{where}.{name}: {shown(value)} must be from 1 to {most}")
-        bands = range(len(primitives.bands))
+        given = [*phase.sizes(), *(() if phase.unfreeze is None else ("unfreeze",))]
+        if given and not known:
+            raise BadInput(f"{where}.{given[0]}: the model has no primitives")
+        for name, value in phase.sizes().items():
+            if not 1 <= value <= known[name]:
+                raise BadInput(f"{where}.{name}: {shown(value)} must be from 1 to {known[name]}")
         for band in phase.unfreeze or ():
-            if band not in bands:
+            if band not in range(bands):
                 raise BadInput(
-                    f"{where}.unfreeze: there is no band {shown(band)}; the model has "
-                    f"{len(bands)}, counted from 0"
+                    f"{where}.unfreeze: there is no band {shown(band)}; the model has {bands}, "
+                    "counted from 0"
                 )

@@ -14,31 +14,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, get_args
 
-from pion.model.varying import OF_THE_MODEL, Varying
-from pion.parts import Windows
+from pion.parts import Role, Windows
 from pion.train.phases import Phase, phase_at
 from pion.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from pion.config import ModelConfig
-    from pion.parts import Role
 
 
 @dataclass(frozen=True)
 class StepPlan:
     """What one optimizer step uses: rates by role, Muon's momentum, and the model's sizes.
 
-    `lr` is the rate that metrics show: of AdamW, for roles without a separate rate. Parameters of
-    `frozen` roles are not trained, nor those of bands that are not in `bands` (None: all are).
+    `lr` is the rate that metrics show: of AdamW, for roles without a separate rate. `parts` has the
+    parts whose sizes in this step differ from the model's, by their field in ModelConfig.
+    Parameters of `frozen` roles are not trained, nor those of bands that are not in `bands` (None:
+    all are).
     """
 
     lr: float
     rates: Mapping[Role, float]
     momentum: float
-    varying: Varying = OF_THE_MODEL
+    parts: Mapping[str, Any] = field(default_factory=dict)
     frozen: frozenset[Role] = frozenset()
     bands: tuple[int, ...] | None = None
 
@@ -50,26 +50,32 @@ def plan_at(settings: TrainSettings, step: int, config: ModelConfig | None = Non
     matrices = lr
     if settings.optimizer == "muon":
         matrices = settings.muon_lr * (scale if settings.muon_decays else 1.0)
-    rates: dict[Role, float] = {
+    rates: dict[Role, float] = dict.fromkeys(get_args(Role), lr)
+    rates |= {
         "matrix": matrices,
-        "router": lr,
         "embedding": (settings.embedding_lr or settings.lr) * scale,
         "head": (settings.head_lr or settings.lr) * scale,
         "vector": (settings.vector_lr or settings.lr) * scale,
-        "primitive": lr,
-        "recipe": lr,
-        "gate": lr,
     }
-    windows = None if config is None else config.windows
     phase = phase_at(settings.phases, step, settings.steps) if settings.phases else Phase()
     return StepPlan(
         lr=lr,
         rates={role: rate * phase.factor(role) for role, rate in rates.items()},
         momentum=momentum_at(settings, step),
-        varying=Varying(window_at(settings, step, windows), phase.top_k, phase.rank),
+        parts={} if config is None else _parts_at(settings, step, phase, config),
         frozen=phase.frozen_roles(),
         bands=phase.unfreeze,
     )
+
+
+def _parts_at(
+    settings: TrainSettings, step: int, phase: Phase, config: ModelConfig
+) -> dict[str, Any]:
+    parts = phase.parts(config)
+    window = window_at(settings, step, config.windows)
+    if config.windows is not None and window is not None:
+        parts["windows"] = replace(config.windows, tokens=window)
+    return parts
 
 
 def momentum_at(settings: TrainSettings, step: int) -> float:

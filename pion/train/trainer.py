@@ -21,6 +21,7 @@ from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed, Trouble
 from pion.evaluation.held_out import Evaluation, Scorer, evaluate
 from pion.model.decoder import Decoder
+from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import count_additions
 from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
@@ -69,15 +70,13 @@ class Trainer:
         rank: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        primitives = model.config.primitives
-        if primitives is not None and primitives.stored is not None:
+        if model.config.packed:
             raise BadInput("a published model with packed banks can't be trained: unpack it first")
         hardware.configure(plan)
         self.settings, self.plan, self.rank = settings, plan, rank
         self.device = torch.device(plan.device)
         self.dtype = hardware.torch_dtype(plan.dtype)
         self.model = model.to(self.device)
-        self.model.recompute, self.model.compiled = plan.recompute, plan.compile
         self.optimizer = Optimizer(self.model, settings, self.dtype)
         self.step = 0
         self.next_row = 0
@@ -139,7 +138,6 @@ class Trainer:
         self.optimizer.zero_grad()
         free_memory(self.device)
         self.plan = change.plan
-        self.model.recompute, self.model.compiled = self.plan.recompute, self.plan.compile
         self._feed.micro_batch = self.plan.micro_batch
         self.on_step_down(change)
 
@@ -191,7 +189,8 @@ class Trainer:
         loss = torch.zeros((), device=self.device)
         stats: dict[str, Tensor] = {}
         self.model.train()
-        self._gradients.prime(batch.micro_batches[0])
+        options = StepOptions(plan.parts, self.plan.recompute, self.plan.compile)
+        self._gradients.prime(batch.micro_batches[0], options)
         # A rank with fewer micro-batches skips the first round, so that all ranks end together.
         for i in range(len(batch.micro_batches) - self.grad_accum, len(batch.micro_batches)):
             if self._ranks.any(should_stop()):
@@ -199,10 +198,10 @@ class Trainer:
             if i >= 0:
                 last = i == len(batch.micro_batches) - 1
                 micro_batch = batch.micro_batches[i]
-                losses = self._gradients.add(micro_batch, scale, plan.varying, synchronise=last)
-                loss = loss + losses.ce
+                ce, reports = self._gradients.add(micro_batch, scale, options, synchronise=last)
+                loss = loss + ce
                 share = len(micro_batch.tokens) / self.settings.global_batch
-                for name, value in losses.stats.items():
+                for name, value in reports.items():
                     stats[name] = stats.get(name, 0.0) + value * share
         of_all_ranks = {name: self._ranks.sum(value) for name, value in stats.items()}
         return self._ranks.sum(loss) / self.plan.world_size, of_all_ranks

@@ -41,7 +41,6 @@ def read_config(path: Path) -> ModelConfig:
     quantized or packed, for a model that is no language model, and for code of its own.
     """
     from pion.formats.huggingface.architectures import config_from_transformers
-    from pion.formats.packed_banks import is_packed
 
     settings = parse_object(read_file(path), CONFIG)
     if "model_type" not in settings:
@@ -52,7 +51,7 @@ def read_config(path: Path) -> ModelConfig:
     except BadInput as error:
         also = f". The model also needs code of its own ({code}), which Pion never runs"
         raise BadInput(f"{error}{also if code else ''}") from None
-    if is_packed(config):
+    if config.packed:
         raise BadInput(
             "its ternary weights are packed, so it is no model to start from. Start from a "
             "checkpoint of the run that trained it (runs/NAME@pretrain)"

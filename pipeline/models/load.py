@@ -44,7 +44,7 @@ def fitted(config: ModelConfig, found: Decoder, source: str) -> Decoder:
 
     Raises BadInput if the two models differ in more than `FREE`.
     """
-    from pion.formats.packed_banks import unpacked
+    from pion.formats.packed_parts import unpacked
     from pion.model.decoder import Decoder
 
     try:
@@ -93,7 +93,6 @@ def _with_gates(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tens
     if not config.gates:
         return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(names))}
     new = Gate(config.d_model)
-    new.draw_weights()
     fresh = {prefix + name: t for prefix in names for name, t in new.state_dict().items()}
     return fresh | state
 
@@ -107,7 +106,7 @@ def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> Non
         for path in sorted((wanted.keys() | given.keys()) - FREE)
         if wanted.get(path) != given.get(path)
     ]
-    if model.feedforward_bias and job.primitives is not None:
+    if model.feedforward_bias and job.feedforward != "dense":
         raise BadInput(
             f"init_from {source}: this published model has its primitives multiplied out to dense "
             "matrices. Nothing was lost. Start from a checkpoint of the run that trained it, such "

@@ -9,7 +9,6 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from pion.config import ModelConfig
-from pion.primitives import Primitives
 from pipeline.console.formats import duration
 from pipeline.job import Job, Publish, Train
 from pipeline.machine.folders import expand
@@ -351,13 +350,13 @@ def _attention(config: ModelConfig) -> list[tuple[str, str]]:
 def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
     from pion.formats.huggingface.architectures import architecture_of
 
-    experts, primitives = config.experts, config.primitives
-    if experts is None or primitives is not None:
+    experts, part = config.experts, config.feedforward_part
+    if experts is None or config.feedforward != "experts":
         kind = {"swiglu": "SwiGLU", "relu2": "squared ReLU", "gelu": "GELU"}[config.activation]
         rows = [("feed-forward width", f"{config.d_ff:,} ({kind})")]
-        if primitives is not None:
+        if part is not None:
             stock = architecture_of(config).stock
-            rows.append(("feed-forward matrices", _primitives(primitives, stock)))
+            rows.append(("feed-forward matrices", part.matrices(multiplied_out=stock)))
         if experts is not None:
             rows.append(("recipes in a layer", f"{experts.n}, {experts.top_k} per token"))
         return rows
@@ -374,16 +373,6 @@ def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
         note = "; the file has a copy in each routed expert" if stock else ""
         rows.append(("shared experts", f"{experts.shared} of width {experts.d_shared:,}{note}"))
     return rows
-
-
-def _primitives(primitives: Primitives, stock: bool) -> str:
-    bits = primitives.activation_bits
-    rounded = f", ternary{f' with {bits}-bit activations' if bits else ''}"
-    return (
-        f"{primitives.top_k} of {primitives.n} shared primitives of rank {primitives.rank}"
-        f"{rounded if primitives.ternary else ''}; {len(primitives.bands)} bands share them"
-        f"{'; the file has their products' if stock else ''}"
-    )
 
 
 def _training(history: RunHistory) -> str:

@@ -32,11 +32,10 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
 
     job, source = context.job, context.job.section(stage).init_from
     if source is not None:
-        from pion.formats.packed_banks import is_packed
         from pipeline.models.load import load_model
 
         found = load_model(context.fetch(lambda: _found(context, source)))
-        warning = ", whose ternary weights are already rounded" if is_packed(found.config) else ""
+        warning = ", whose ternary weights are already rounded" if found.config.packed else ""
         model = fitted(job.model_config_resolved(), found, source)
         return model, f"starts from {source}{warning}"
     if job.base is not None and stage == job.train_stages[0]:

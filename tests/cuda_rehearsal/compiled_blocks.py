@@ -23,6 +23,7 @@ from pion.config import ModelConfig
 from pion.model import decoder
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
+from pion.model.forward_pass import StepOptions
 from tests.cuda_rehearsal.live_bytes import LiveBytes
 from tests.cuda_rehearsal.lowering import lowering
 from tests.cuda_rehearsal.memory_traces import all_tokens_choose_the_first_experts
@@ -79,7 +80,6 @@ def _live_after_blocks(live: LiveBytes, how: Compiled, rows: int) -> list[int]:
     with torch.device("cuda"):
         model = Decoder(config)
         tokens = torch.zeros(rows, config.seq_len, dtype=torch.int64)
-    model.compiled = True
     run = decoder._compiled_block()
 
     def watched(*arguments: Any) -> tuple[Tensor, Any]:
@@ -93,7 +93,9 @@ def _live_after_blocks(live: LiveBytes, how: Compiled, rows: int) -> list[int]:
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=how.dtype == "bfloat16")
     compiled = mock.patch.object(decoder, "_compiled_block", return_value=watched)
     with compiled, lowering(), all_tokens_choose_the_first_experts(), autocast:
-        hidden = model.hidden(tokens, documents=tokens if how.documents else None)
+        hidden = model.hidden(
+            tokens, documents=tokens if how.documents else None, options=StepOptions(compiled=True)
+        )
     assert hidden.requires_grad  # as long as this is alive, so is what the blocks keep
     return found
 

@@ -5,6 +5,7 @@ test_roofline.py starts this program: `python -m tests.cuda_rehearsal.count_agai
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
 from torch import Tensor
@@ -18,8 +19,8 @@ from tests.cuda_rehearsal.report import hand_back
 def main() -> None:
     right = SwiGLU.forward
 
-    def forward_with_a_copy(self: SwiGLU, x: Tensor) -> Tensor:
-        return right(self, x.clone())
+    def forward_with_a_copy(self: SwiGLU, x: Tensor, inputs: Any) -> Any:
+        return right(self, x.clone(), inputs)
 
     with pretended_card() as watch:
         counts = count_checked(watch, checked_steps())

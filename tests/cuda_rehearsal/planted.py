@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pion.data.stream import Batch, map_batch
 from pion.evaluation import held_out
+from pion.model import forward_pass
 from pion.model.attention import attention, masks
 from pion.model.attention.cache import LayerCache
 from pion.model.decoder import Decoder
@@ -64,18 +65,16 @@ def read_a_value(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def rotate_by_host_table(right: Callable[..., Any]) -> Callable[..., Any]:
     def rotation_on_host(
-        self: Decoder, past: int, length: int, positions: Tensor | None, device: torch.device
+        config: Any, past: int, length: int, positions: Tensor | None, device: torch.device
     ) -> Any:
-        return right(self, past, length, positions, CPU)
+        return right(config, past, length, positions, CPU)
 
     return rotation_on_host
 
 
 def mask_on_host(right: Callable[..., Any]) -> Callable[..., Any]:
-    def build_mask(
-        config: Any, queries: int, keys: int, documents: Any, device: Any, *, flex: bool = False
-    ) -> Any:
-        return masks.Mask(allowed=torch.ones(queries, keys, dtype=torch.bool).tril())
+    def build_mask(config: Any, tokens: Tensor, keys: int, documents: Any, **rest: Any) -> Any:
+        return masks.Mask(allowed=torch.ones(tokens.shape[1], keys, dtype=torch.bool).tril())
 
     return build_mask
 
@@ -140,10 +139,10 @@ def do_not_pin(right: Callable[..., Batch]) -> Callable[..., Batch]:
     return leave_as_it_is
 
 
-def multiply_in_fp32(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def product_without_autocast(self: Any, x: Tensor) -> Tensor:
+def multiply_in_fp32(right: Callable[..., Any]) -> Callable[..., Any]:
+    def product_without_autocast(self: Any, x: Tensor, inputs: Any) -> Any:
         with torch.autocast("cuda", enabled=False):
-            return right(self, x.float())
+            return right(self, x.float(), inputs)
 
     return product_without_autocast
 
@@ -228,9 +227,9 @@ def read_documents(right: Callable[..., Any]) -> Callable[..., Any]:
 
 PLANTED: dict[str, Planted] = {
     "a norm reads a value": Planted(RMSNorm, "forward", read_a_value),
-    "the rotary table is on the host": Planted(Decoder, "_rotation", rotate_by_host_table),
+    "the rotary table is on the host": Planted(forward_pass, "rotations", rotate_by_host_table),
     "positions look up a table on the host": Planted(
-        Decoder, "_rotation", rotate_by_host_table, "train documents bfloat16"
+        forward_pass, "rotations", rotate_by_host_table, "train documents bfloat16"
     ),
     "the mask is on the host": Planted(masks, "build_mask", mask_on_host),
     "rope computes in fp64": Planted(attention, "rotate", rotate_in_fp64),

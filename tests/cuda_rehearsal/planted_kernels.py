@@ -28,9 +28,9 @@ def break_the_graph(watch: Watch) -> Outcome:
     """Let a part of a block stay uncompiled."""
     right = SwiGLU.forward
 
-    def forward_with_a_break(self: SwiGLU, x: Tensor) -> Tensor:
+    def forward_with_a_break(self: SwiGLU, x: Tensor, inputs: Any) -> Any:
         torch._dynamo.graph_break()
-        return right(self, x)
+        return right(self, x, inputs)
 
     with mock.patch.object(SwiGLU, "forward", forward_with_a_break):
         return compile_case(watch, Case(SUITE["dense"]), trace_only=True)[0]
@@ -59,8 +59,8 @@ def confuse_shapes(watch: Watch) -> Outcome:
     """Let a block multiply matrices that do not fit together."""
     right = SwiGLU.forward
 
-    def forward_with_wrong_width(self: SwiGLU, x: Tensor) -> Tensor:
-        return right(self, x[..., 1:])
+    def forward_with_wrong_width(self: SwiGLU, x: Tensor, inputs: Any) -> Any:
+        return right(self, x[..., 1:], inputs)
 
     with mock.patch.object(SwiGLU, "forward", forward_with_wrong_width):
         return compile_case(watch, Case(SUITE["dense"]), trace_only=True)[0]

@@ -177,7 +177,7 @@ def generate(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
 def generate_together(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     """Continue two prompts of different lengths together; count the forward passes."""
     model = Decoder(config).to("cuda")
-    model.join_projections()
+    model = model.joined()
     caches: list[BatchCache] = []
 
     def keep(*arguments: Any) -> BatchCache:

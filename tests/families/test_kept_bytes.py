@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 import pion.model.decoder
 from pion.model.attention.attention import CPU_BF16_TOKENS
 from pion.model.decoder import Decoder
+from pion.model.forward_pass import StepOptions
 from pion.model.params_and_flops import kept_bytes_per_token, kept_if_recomputed
 from pion.model.pass_kind import PassKind
 from tests.families.families import SEQ_LEN, Family, each_family
@@ -73,7 +74,6 @@ def test_recomputed_blocks_keep_what_they_read(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = family.decoder()
-    model.recompute = True
     given = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, Tensor] = {}
     checkpoint = pion.model.decoder.checkpoint
@@ -94,7 +94,9 @@ def test_recomputed_blocks_keep_what_they_read(
     def measured(rows: int) -> int:
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.hidden(torch.zeros(rows, SEQ_LEN, dtype=torch.int64))
+            model.hidden(
+                torch.zeros(rows, SEQ_LEN, dtype=torch.int64), options=StepOptions(recompute=True)
+            )
         found = {at: tensor for at, tensor in kept.items() if at not in given}
         return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pion.model import decoder
+from pion.model.forward_pass import StepOptions
 from pion.train.trainer import TrainState
 from pipeline.state.checkpoints.restore import load_folder, newest_good
 from pipeline.state.run_state import RunState
@@ -126,11 +127,12 @@ def test_layers_of_one_structure_share_one_compilation(
     monkeypatch.setattr(decoder, "_compiled_block", lambda: run)
     config = FAMILIES[name].config(n_layers=4)
     model = decoder.Decoder(config)
-    model.compiled = True
     for seed in range(2):
         torch.manual_seed(seed)
         tokens = torch.randint(0, config.vocab_size, (2, config.seq_len))
         documents = torch.randint(0, 2, tokens.shape).cumsum(dim=1)
-        losses = model.losses(tokens, tokens, documents=documents)
+        losses = model.losses(
+            tokens, tokens, documents=documents, options=StepOptions(compiled=True)
+        )
         (losses.ce + losses.aux).backward()
     assert len(compiled) == structures

@@ -183,7 +183,7 @@ def _need_too_much(model: Decoder) -> None:
         rows += len(tokens)
         if rows >= BATCH:
             rows = 0
-            if not model.recompute:
+            if not rest["options"].recompute:
                 _run_out(tokens.device)
         return true_losses(tokens, targets, **rest)
 

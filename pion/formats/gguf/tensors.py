@@ -67,7 +67,7 @@ def require_expressible(config: ModelConfig, model_type: str | None = None) -> s
         reason = f"{name} in llama.cpp has no scaled rotary positions (rope_scaling)"
     if name == "arcee" and config.activation != "relu2":
         reason = f"arcee in llama.cpp has the activation relu2, not {config.activation}"
-    if name == "arcee" and (config.feedforward_bias or config.primitives is not None):
+    if name == "arcee" and (config.feedforward_bias or config.feedforward != "dense"):
         reason = (
             "arcee in llama.cpp has no biases in feed-forward layers, and this model needs them"
         )

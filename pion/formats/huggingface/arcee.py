@@ -1,17 +1,13 @@
 """A decoder with two matrices in each feed-forward layer, as transformers' Arcee.
 
-Arcee has rotary positions, no norms of queries and keys, and any activation between up and down. A
-mixture of primitives that are not ternary is one matrix with a bias:
-
-    ((x · ins) · scale + shift) · outs = x · W + b, with W = ins · diag(scale) · outs
-
-So the folder has the sizes of a dense model. Read back, it is such a model, with biases.
+Arcee has rotary positions, no norms of queries and keys, and any activation between up and down.
+Layers that are mixtures of matrices are multiplied out. So the folder has the sizes of a dense
+model. Read back, it is such a model, with biases.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from pion.config import ModelConfig
@@ -20,9 +16,7 @@ from pion.formats.huggingface import core
 from pion.formats.huggingface.core import State
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
-from pion.model.pilon.layers import Composed
 from pion.parts import Heads
-from pion.primitives import WAYS
 
 ARCHITECTURE, MODEL_TYPE = "ArceeForCausalLM", "arcee"
 ACTIVATIONS = ("relu2", "gelu")  # by the same names in transformers
@@ -43,15 +37,15 @@ def misfit(config: ModelConfig) -> str | None:
         return "Arcee does not normalize queries and keys"
     if heads != Heads(qk_norm=False):
         return "Arcee does not support heads"
-    primitives = config.primitives
-    if primitives is not None and (primitives.ternary or primitives.sub_norm):
-        return "Arcee does not support primitives with norms"
+    part = config.feedforward_part
+    if part is not None and part.unlike_dense is not None:
+        return f"Arcee does not support {part.unlike_dense}"
     return core.lacks("Arcee", config, FIELDS)
 
 
 def to_arcee(config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
     """Return the config fields and the state dict of Arcee."""
-    if config.primitives is not None:
+    if config.feedforward != "dense":
         config, state = multiplied_out(config, state)
     hf_config = core.settings(config) | {
         "model_type": MODEL_TYPE,
@@ -66,19 +60,11 @@ def to_arcee(config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
 
 
 def multiplied_out(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
-    """Return a model of primitives as the dense model, with biases, that computes the same."""
+    """Return the model with dense feed-forward layers, with biases, that compute the same."""
     model = Decoder.from_state(config, state)
-    dense = {name: tensor for name, tensor in state.items() if not name.startswith("bands.")}
-    dense = {name: tensor for name, tensor in dense.items() if not name.endswith("_recipe")}
-    assert model.bands is not None
-    for layer, block in enumerate(model.blocks):
-        assert isinstance(block.feedforward, Composed)
-        mixtures = block.feedforward.mixtures(model.bands.mixing(layer))
-        for way, (ins, scale, shift, outs) in zip(WAYS, mixtures, strict=True):
-            prefix = f"blocks.{layer}.feedforward.{way}"
-            dense[f"{prefix}_proj.weight"] = (outs.T @ (scale[:, None] * ins)).detach()
-            dense[f"{prefix}_bias"] = (shift @ outs).detach()
-    return replace(config, primitives=None, feedforward_bias=True), dense
+    for part in model.shared_parts():
+        config, state = part.multiplied_out(config, state, model.blocks)
+    return config, state
 
 
 def read_config(hf_config: Mapping[str, Any]) -> ModelConfig:

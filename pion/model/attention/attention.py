@@ -14,7 +14,7 @@ al. 2023, "GQA"). `attend` picks the right kernel:
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -220,6 +220,15 @@ class ValueMix(NamedTuple):
     embedded: Tensor | None
 
 
+class AttentionInputs(NamedTuple):
+    """What attention gets besides the hidden states. A cache, if given, has the earlier tokens."""
+
+    rotation: Rotation | None
+    mask: Mask
+    cache: LayerCache | BatchLayerCache | None = None
+    values: ValueMix | None = None
+
+
 class Joined(NamedTuple):
     """The projections of queries, keys and values as one product, for generation.
 
@@ -253,14 +262,12 @@ class Attention(nn.Module):
         self.k_proj = Projection(config.d_model, kv_width, bias=bias)
         self.v_proj = Projection(config.d_model, kv_width, bias=bias)
         self.o_proj = Projection(query_width, config.d_model)
-        self.q_norm: RMSNorm | None = None
-        self.k_norm: RMSNorm | None = None
-        if config.heads is None or config.heads.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_gain)
-            self.k_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_gain)
-        self.v_norm: RMSNorm | None = None
-        if config.heads is not None and config.heads.value_norm:
-            self.v_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_gain)
+        norm = partial(RMSNorm, config.head_dim, config.norm_eps, config.norm_gain)
+        normed = config.heads is None or config.heads.qk_norm
+        self.q_norm = norm() if normed else None
+        self.k_norm = norm() if normed else None
+        normed = config.heads is not None and config.heads.value_norm
+        self.v_norm = norm() if normed else None
         self._joined: Joined | None = None
 
     def join_projections(self) -> None:
@@ -274,15 +281,9 @@ class Attention(nn.Module):
             gains = torch.stack([query] * heads + [key] * kv_heads)
         self._joined = Joined(weight, bias, gains)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None,
-        mask: Mask,
-        cache: LayerCache | BatchLayerCache | None,
-        values: ValueMix | None = None,
-    ) -> Tensor:
-        """Map (B, T, d_model) to (B, T, d_model). A cache, if given, has the earlier tokens."""
+    def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
+        """Map (B, T, d_model) to (B, T, d_model)."""
+        rotation, mask, cache, values = inputs
         batch, tokens, _ = x.shape
         dtype = compute_dtype(x, self.q_proj.weight)
         x = x.to(dtype)

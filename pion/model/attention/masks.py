@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pion.config import ModelConfig
 from pion.model.pass_kind import PassKind
+from pion.parts import Windows
 
 Reach = Literal["full", "long", "short"]
 Masks = dict[Reach, "Mask"]
@@ -35,19 +36,20 @@ LONGEST_MASKED_ROW = 512
 
 @dataclass(frozen=True)
 class Mask:
-    """Which keys each query sees.
+    """Which keys each query sees. With nothing set, every query sees every key.
 
-    With nothing set, every query sees every key. This is right for one new token after a cache.
+    Attributes:
+        causal: queries and keys are the same tokens; each token sees itself and the tokens before.
+        allowed: boolean, broadcastable to (B, 1, queries, keys): true where the query sees the key.
+        blocks: `allowed` as flex attention's BlockMask.
+        spans: where the documents are; each token sees itself and the tokens of its document before
+            it.
     """
 
     causal: bool = False
-    """Queries and keys are the same tokens; each token sees itself and the tokens before it."""
     allowed: Tensor | None = None
-    """Boolean, broadcastable to (B, 1, queries, keys): true where the query sees the key."""
     blocks: Any = None
-    """`allowed` as flex attention's BlockMask."""
     spans: Spans | None = None
-    """Where the documents are; each token sees itself and the tokens of its document before it."""
 
 
 def reach_of(config: ModelConfig, layer: int) -> Reach:
@@ -77,15 +79,12 @@ def build_masks(
     """
     windows = config.windows
     if windows is None:
-        queries, device = tokens.shape[1], tokens.device
         if kernel == "documents" and documents is not None:
             return {"full": Mask(spans=document_spans(documents))}
-        return {"full": build_mask(config, queries, keys, documents, device, flex=kernel == "flex")}
-    long = (windows.tokens if window is None else window) // windows.block
-    blocks: dict[Reach, int] = {"long": long, "short": long // 2}
+        return {"full": build_mask(config, tokens, keys, documents, flex=kernel == "flex")}
     return {
         reach: _window_mask(config, count, tokens, keys, documents, flex=kernel == "flex")
-        for reach, count in blocks.items()
+        for reach, count in _blocks(windows, window).items()
         if reach in _reaches(config)
     }
 
@@ -101,13 +100,18 @@ def build_batch_masks(config: ModelConfig, positions: Tensor, keys: int) -> Mask
     windows = config.windows
     if windows is None:
         return {"full": Mask(allowed=seen[:, None, None])}
-    block = windows.block
-    long = windows.tokens // block
-    blocks: dict[Reach, int] = {"long": long, "short": long // 2}
     return {
-        reach: Mask(allowed=(seen & _in_window(key, positions, count, block))[:, None, None])
-        for reach, count in blocks.items()
+        reach: Mask(
+            allowed=(seen & _in_window(key, positions, count, windows.block))[:, None, None]
+        )
+        for reach, count in _blocks(windows).items()
     }
+
+
+def _blocks(windows: Windows, tokens: int | None = None) -> dict[Reach, int]:
+    """Return the number of blocks in each window, if the long one has so many tokens."""
+    long = (tokens or windows.tokens) // windows.block
+    return {"long": long, "short": long // 2}
 
 
 def flexible(config: ModelConfig, device: str) -> bool:
@@ -139,19 +143,25 @@ def _reaches(config: ModelConfig) -> set[Reach]:
 
 def build_mask(
     config: ModelConfig,
-    queries: int,
+    tokens: Tensor,
     keys: int,
     documents: Tensor | None,
-    device: torch.device,
     *,
+    window: int | None = None,
     flex: bool = False,
 ) -> Mask:
-    """Return the mask for the last `queries` of `keys` tokens.
+    """Return the mask for `tokens` (B, T), the last of the `keys` tokens of each row.
 
     Each token sees itself and the tokens before it. With documents (B, T), it sees only the tokens
-    of the same document. `flex` as in `build_masks`.
+    of the same document. `flex` as in `build_masks`. Raises ValueError for a `window` that hides
+    some of the keys, and for documents of some of the keys.
     """
-    if queries == 1:
+    queries, device = tokens.shape[1], tokens.device
+    if window is not None and window < keys:
+        raise ValueError(f"a window of {window} tokens hides some of {keys}")
+    if documents is not None and queries < keys:
+        raise ValueError(f"the documents of {queries} tokens are not those of {keys}")
+    if queries == 1:  # all keys are earlier tokens of its own document, and in its window
         return Mask()
     if documents is None and config.softcap is None and queries == keys:
         return Mask(causal=True)
@@ -195,8 +205,9 @@ def _window_mask(
     """Return the mask of a window of `count` blocks."""
     assert config.windows is not None
     block, queries, device = config.windows.block, tokens.shape[1], tokens.device
-    if documents is None and max(count, 1) * block >= keys:
-        return build_mask(config, queries, keys, None, device, flex=flex)
+    window = max(count, 1) * block
+    if documents is None and window >= keys:
+        return build_mask(config, tokens, keys, None, window=window, flex=flex)
     if queries < keys:
         return Mask(allowed=_recent(count, queries, keys, block, device))
     one = torch.zeros(1, keys, dtype=torch.int64, device=device)
@@ -301,8 +312,7 @@ def mean_keys(config: ModelConfig, reach: Reach, seq_len: int) -> float:
     if reach == "full" or config.windows is None:
         return seq_len / 2
     block = config.windows.block
-    count = config.windows.tokens // block
-    visited = max(1, count if reach == "long" else count // 2) * block
+    visited = max(1, _blocks(config.windows)[reach]) * block
     if visited >= seq_len:
         return seq_len / 2
     # Without a window a token sees half of the row. A block of queries does not see the blocks

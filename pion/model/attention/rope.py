@@ -89,6 +89,27 @@ def rotation_at(positions: Tensor, frequencies: Frequencies) -> Rotation:
     return angles.cos(), angles.sin()
 
 
+def rotations(
+    config: ModelConfig, past: int, length: int, positions: Tensor | None, device: torch.device
+) -> Rotation | None:
+    """Return the rotation of each token, by `positions` (B, T) or else by the place in the row.
+
+    The row has `length` tokens after `past` others. None: positions are learned.
+    """
+    if config.positions == "learned":
+        return None
+    frequencies = frequencies_of(config)
+    if config.seq_len * config.head_dim > LARGEST_TABLE:
+        if positions is None:
+            positions = torch.arange(past, past + length, device=device)[None]
+        return rotation_at(positions, frequencies)
+    cos, sin = rotary_table(config.seq_len, frequencies, device)
+    if positions is None:
+        here = slice(past, past + length)
+        return cos[None, here, None], sin[None, here, None]
+    return cos[positions][:, :, None], sin[positions][:, :, None]
+
+
 def rotation_bytes(config: ModelConfig, at: PassKind, rows: int) -> int:
     """Return the bytes of the rotations of a pass over `rows` rows, with the table if there is one.
 

@@ -1,8 +1,9 @@
-"""Feed-forward layers: SwiGLU with a gate, and two matrices without one."""
+"""What all feed-forward layers have in common; SwiGLU with a gate, and two matrices without one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,65 @@ from pion.config import ModelConfig
 from pion.model.norm_and_projection import Projection, compute_dtype, join, project
 from pion.model.pass_kind import PassKind, gradient_bytes
 
+# What a layer reports, without gradient unless it is a loss, by name.
+Stats = dict[str, Tensor]
 
-class SwiGLU(nn.Module):
+
+class FeedForwardInputs(NamedTuple):
+    """What a feed-forward layer gets besides the hidden states.
+
+    `real` (B, T) is false for padding; None: there is no padding. `shared` is what the layer reads
+    of weights that it shares with other layers.
+    """
+
+    real: Tensor | None = None
+    shared: Any = None
+
+
+NOTHING_ELSE = FeedForwardInputs()
+
+
+class FeedForward(nn.Module):
+    """The protocol of feed-forward layers. A block knows no more of its layer."""
+
+    def forward(self, x: Tensor, inputs: FeedForwardInputs = NOTHING_ELSE) -> tuple[Tensor, Stats]:
+        """Map (B, T, d_model) to (B, T, d_model), and report."""
+        raise NotImplementedError
+
+    def macs_per_token(self) -> int:
+        """Return the multiply-accumulates with weights for one token."""
+        return params_of_products(self)
+
+    def idle_params(self) -> int:
+        """Return the number of parameters that a token does not use."""
+        return 0
+
+    def kept_bytes_per_token(self, at: PassKind) -> int:
+        """Return the bytes kept for the backward pass."""
+        raise NotImplementedError
+
+    def copied_bytes(self, at: PassKind) -> int:
+        """Return the bytes of the weights' copies that products read."""
+        return copied_by_products(self, at)
+
+    def backward_bytes(self, at: PassKind, tokens: int) -> int:
+        """Return the most bytes that the backward pass adds to what is kept."""
+        raise NotImplementedError
+
+
+def params_of_products(part: nn.Module, *, biases: bool = False) -> int:
+    """Return the number of weights of a part's projections; with `biases`, of these too."""
+    products = [module for module in part.modules() if isinstance(module, nn.Linear)]
+    of_each = (p.parameters() if biases else [p.weight] for p in products)
+    return sum(weight.numel() for weights in of_each for weight in weights)
+
+
+def copied_by_products(part: nn.Module, at: PassKind) -> int:
+    """Return the bytes of the copies of a part's projections that bf16 products read."""
+    return 0 if at.width == 4 else at.width * params_of_products(part, biases=True)
+
+
+class SwiGLU(FeedForward):
     """Computes down(silu(gate(x)) ⊙ up(x)) without biases (Shazeer 2020, "GLU variants")."""
 
     def __init__(self, d_model: int, d_ff: int) -> None:
@@ -27,18 +85,13 @@ class SwiGLU(nn.Module):
         """Compute gate and up as one product from now on; see Decoder."""
         self._joined, _ = join([self.gate_proj, self.up_proj])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, T, d_model) to (B, T, d_model)."""
+    def forward(self, x: Tensor, inputs: FeedForwardInputs = NOTHING_ELSE) -> tuple[Tensor, Stats]:
+        """Map (B, T, d_model) to (B, T, d_model), without a report."""
         x = x.to(compute_dtype(x, self.gate_proj.weight))
         if self._joined is not None:
             gate, up = project(x, self._joined).chunk(2, dim=-1)
-            return self.down_proj(silu(gate) * up)
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
-
-    def macs_per_token(self) -> int:
-        """Return the multiply-accumulates with weights for one token."""
-        projections = (self.gate_proj, self.up_proj, self.down_proj)
-        return sum(projection.weight.numel() for projection in projections)
+            return self.down_proj(silu(gate) * up), {}
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x)), {}
 
     def kept_bytes_per_token(self, at: PassKind) -> int:
         """Return the bytes kept for the backward pass: gate, up, silu(gate) and their product.
@@ -68,7 +121,7 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return relu_squared if name == "relu2" else gelu
 
 
-class TwoMatrices(nn.Module):
+class TwoMatrices(FeedForward):
     """Computes down(act(up(x))); act is squared ReLU or GELU. Only imports have biases."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -77,23 +130,19 @@ class TwoMatrices(nn.Module):
         self.squares = config.activation == "relu2"
         self.up_proj = Projection(config.d_model, config.d_ff)
         self.down_proj = Projection(config.d_ff, config.d_model)
-        self.up_bias: nn.Parameter | None = None
-        self.down_bias: nn.Parameter | None = None
-        if config.feedforward_bias:
-            self.up_bias = nn.Parameter(torch.zeros(config.d_ff))
-            self.down_bias = nn.Parameter(torch.zeros(config.d_model))
+        biases = config.feedforward_bias
+        self.up_bias = nn.Parameter(torch.zeros(config.d_ff)) if biases else None
+        self.down_bias = nn.Parameter(torch.zeros(config.d_model)) if biases else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, T, d_model) to (B, T, d_model)."""
+    def forward(self, x: Tensor, inputs: FeedForwardInputs = NOTHING_ELSE) -> tuple[Tensor, Stats]:
+        """Map (B, T, d_model) to (B, T, d_model), without a report."""
         hidden = self.up_proj(x.to(compute_dtype(x, self.up_proj.weight)))
         if self.up_bias is not None:
             hidden = hidden + self.up_bias.to(hidden.dtype)
         result = self.down_proj(self.activate(hidden))
-        return result if self.down_bias is None else result + self.down_bias.to(result.dtype)
-
-    def macs_per_token(self) -> int:
-        """Return the multiply-accumulates with weights for one token."""
-        return self.up_proj.weight.numel() + self.down_proj.weight.numel()
+        if self.down_bias is not None:
+            result = result + self.down_bias.to(result.dtype)
+        return result, {}
 
     def kept_bytes_per_token(self, at: PassKind) -> int:
         """Return the bytes kept for the backward pass: relu(up) and its square, or up and its GELU.
@@ -120,3 +169,10 @@ class TwoMatrices(nn.Module):
 def squares_in_fp32(at: PassKind) -> bool:
     """Return whether autocast squares bf16 in fp32, as on CUDA, and the result is kept."""
     return at.device == "cuda" and at.width == 2 and not at.compiled
+
+
+def dense_layer(config: ModelConfig) -> FeedForward:
+    """Return the feed-forward layer of a block without experts or primitives."""
+    if config.activation == "swiglu":
+        return SwiGLU(config.d_model, config.d_ff)
+    return TwoMatrices(config)

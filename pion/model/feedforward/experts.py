@@ -14,16 +14,23 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from pion.config import ModelConfig
-from pion.model.feedforward.dense import SwiGLU
+from pion.model.feedforward.dense import (
+    NOTHING_ELSE,
+    FeedForward,
+    FeedForwardInputs,
+    Stats,
+    SwiGLU,
+    params_of_products,
+)
 from pion.model.feedforward.expert_products import mix_experts
 from pion.model.norm_and_projection import compute_dtype
+from pion.model.parameters import draw_matrix
 from pion.model.pass_kind import PassKind, gradient_bytes
 from pion.parts import Experts as Settings
 from pion.parts import Role
 
 # Names of what a layer with a router reports: see `routing_report`.
 AUX, LOAD, ENTROPY = "aux", "load", "entropy"
-Stats = dict[str, Tensor]
 
 
 class Routed(NamedTuple):
@@ -112,7 +119,7 @@ def kept_by_router(settings: Settings, d_model: int, at: PassKind) -> int:
 # ---------------------------------------------------------------- the layer
 
 
-class Experts(nn.Module):
+class Experts(FeedForward):
     """Computes Σ shared_j(x) + Σ_{e in top-k} w_e · expert_e(x), each a SwiGLU."""
 
     roles: ClassVar[dict[str, Role]] = {"router": "router"}
@@ -130,10 +137,16 @@ class Experts(nn.Module):
             SwiGLU(d_model, config.experts.d_shared) for _ in range(config.experts.shared)
         )
 
-    def forward(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, Stats]:
+    def draw_weights(self, init: str, std: float) -> None:
+        """Draw the router, and the matrices of all experts as those of other layers."""
+        nn.init.normal_(self.router, std=std)
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            draw_matrix(getattr(self, name), name, init, std)
+
+    def forward(self, x: Tensor, inputs: FeedForwardInputs = NOTHING_ELSE) -> tuple[Tensor, Stats]:
         """Map (B, T, d_model) to (B, T, d_model), and report on the router.
 
-        `real` (B, T) is false for padding, which is left out of the report; None: no padding.
+        Padding is left out of the report.
         """
         batch, tokens, d_model = x.shape
         dtype = compute_dtype(x, self.gate_proj)
@@ -144,8 +157,8 @@ class Experts(nn.Module):
         )
         result = mixed.view(batch, tokens, d_model)
         for expert in self.shared:
-            result = result + expert(x)
-        return result, routing_report(routed, self.settings, real)
+            result = result + expert(x)[0]
+        return result, routing_report(routed, self.settings, inputs.real)
 
     def _mix(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted results of the chosen experts; all are (tokens, …)."""
@@ -159,8 +172,7 @@ class Experts(nn.Module):
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token: only its own experts."""
         expert = sum(weight[0].numel() for weight in (self.gate_proj, self.up_proj, self.down_proj))
-        shared = sum(part.macs_per_token() for part in self.shared if isinstance(part, SwiGLU))
-        return self.router.numel() + self.settings.top_k * expert + shared
+        return self.router.numel() + self.settings.top_k * expert + params_of_products(self)
 
     def idle_params(self) -> int:
         """Return the number of parameters that a token does not use."""
@@ -184,6 +196,14 @@ class Experts(nn.Module):
         shared = sum(p.kept_bytes_per_token(at) for p in self.shared if isinstance(p, SwiGLU))
         routed = self.settings.top_k * at.width * chosen
         return routed + shared + kept_by_router(self.settings, d_model, at)
+
+    def copied_bytes(self, at: PassKind) -> int:
+        """Return the bytes of the weights' copies that bf16 products read.
+
+        Sliced products copy one expert at a time.
+        """
+        stacked = at.width * self.stacked_params() if at.grouped and at.width != 4 else 0
+        return super().copied_bytes(at) + stacked
 
     def backward_bytes(self, at: PassKind, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept.

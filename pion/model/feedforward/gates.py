@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
-from pion.model.feedforward.experts import Stats
+from pion.model.feedforward.dense import Stats
 from pion.model.loss import CPU_CHUNK_BYTES, CUDA_CHUNK_BYTES, rows_per_chunk
 from pion.parts import Role
 
@@ -34,19 +34,14 @@ class Gate(nn.Module):
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, d_model))
-        self.bias = nn.Parameter(torch.empty(1))
+        # At first, all tokens have the same low confidence.
+        self.weight = nn.Parameter(torch.zeros(1, d_model))
+        self.bias = nn.Parameter(torch.full((1,), FIRST_BIAS))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, d_model) to the logits of confidences (B, T), in fp32."""
         with torch.autocast(x.device.type, enabled=False):
             return linear(x.detach().float(), self.weight.float(), self.bias.float())[..., 0]
-
-    @torch.no_grad()
-    def draw_weights(self) -> None:
-        """Give all tokens the same low confidence."""
-        self.weight.zero_()
-        self.bias.fill_(FIRST_BIAS)
 
 
 def apply_to_others(layer: Callable[[Tensor], Tensor], x: Tensor, skipped: Tensor) -> Tensor:

@@ -8,15 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from pion.config import ModelConfig
-from pion.model.feedforward.dense import activation, squares_in_fp32
-from pion.model.feedforward.experts import Stats, kept_by_router, route, routing_report
+from pion.model.feedforward.dense import (
+    NOTHING_ELSE,
+    FeedForward,
+    FeedForwardInputs,
+    Stats,
+    activation,
+    squares_in_fp32,
+)
+from pion.model.feedforward.experts import kept_by_router, route, routing_report
 from pion.model.norm_and_projection import RMSNorm
 from pion.model.pass_kind import PassKind, gradient_bytes
 from pion.model.pilon.banks import Mixing, Mixture, kept_by_mixture, recipe_of
 from pion.parts import Role
 
+RECIPE_STD = 0.01
 
-class Composed(nn.Module):
+
+class Composed(FeedForward):
     """Computes down(act(up(x))), both mixtures of primitives, and normalizes it with a sub-norm."""
 
     roles: ClassVar[dict[str, Role]] = {"up_recipe": "recipe", "down_recipe": "recipe"}
@@ -29,10 +38,14 @@ class Composed(nn.Module):
         self.squares = config.activation == "relu2"
         self.up_recipe = nn.Parameter(torch.empty(self.settings.n))
         self.down_recipe = nn.Parameter(torch.empty(self.settings.n))
-        self.sub_norm: RMSNorm | None = None
-        if self.settings.sub_norm:
-            self.sub_norm = RMSNorm(config.d_model, config.norm_eps)
+        norm = RMSNorm(config.d_model, config.norm_eps)
+        self.sub_norm = norm if self.settings.sub_norm else None
         self._joined: tuple[Mixture, Mixture] | None = None
+
+    def draw_weights(self, init: str, std: float) -> None:
+        """Draw both recipes from N(0, 0.01²)."""
+        nn.init.normal_(self.up_recipe, std=RECIPE_STD)
+        nn.init.normal_(self.down_recipe, std=RECIPE_STD)
 
     @torch.no_grad()
     def join_projections(self, mixing: Mixing, dtype: torch.dtype) -> None:
@@ -43,12 +56,13 @@ class Composed(nn.Module):
         )
         self._joined = up, down
 
-    def forward(self, x: Tensor, mixing: Mixing) -> Tensor:
-        """Map (B, T, d_model) to (B, T, d_model)."""
+    def forward(self, x: Tensor, inputs: FeedForwardInputs = NOTHING_ELSE) -> tuple[Tensor, Stats]:
+        """Map (B, T, d_model) to (B, T, d_model), without a report. `inputs` share a Mixing."""
+        mixing: Mixing = inputs.shared
         up, down = self._joined or self.mixtures(mixing)
         hidden = self.activate(mixing.band.up(x, up))
         result: Tensor = mixing.band.down(hidden, down)
-        return result if self.sub_norm is None else self.sub_norm(result)
+        return (result if self.sub_norm is None else self.sub_norm(result)), {}
 
     def mixtures(self, mixing: Mixing) -> tuple[Mixture, Mixture]:
         """Return the mixtures of the layer's two recipes."""
@@ -102,7 +116,7 @@ class Composed(nn.Module):
         return 2 * ranks * (self.d_model + self.d_ff)
 
 
-class RoutedRecipes(nn.Module):
+class RoutedRecipes(FeedForward):
     """Computes Σ_{e in top-k} w_e · composed_e(x).
 
     Every recipe is computed for every token, and those that the router did not choose count 0. So
@@ -118,19 +132,23 @@ class RoutedRecipes(nn.Module):
         self.router = nn.Parameter(torch.empty(config.experts.n, config.d_model))
         self.recipes = nn.ModuleList(Composed(config) for _ in range(config.experts.n))
 
+    def draw_weights(self, init: str, std: float) -> None:
+        """Draw the router."""
+        nn.init.normal_(self.router, std=std)
+
     def join_projections(self, mixing: Mixing, dtype: torch.dtype) -> None:
         """Mix the primitives once, for all tokens from now on; see Decoder."""
         for recipe in self._each():
             recipe.join_projections(mixing, dtype)
 
-    def forward(self, x: Tensor, mixing: Mixing, real: Tensor | None) -> tuple[Tensor, Stats]:
+    def forward(self, x: Tensor, inputs: FeedForwardInputs = NOTHING_ELSE) -> tuple[Tensor, Stats]:
         """Map (B, T, d_model) to (B, T, d_model), and report on the router: see routing_report."""
         routed = route(x, self.router, self.settings.top_k)
         shares = torch.zeros_like(routed.probabilities).scatter(2, routed.chosen, routed.weights)
         mixed = torch.zeros_like(x)
         for recipe, share in zip(self._each(), shares.split(1, dim=-1), strict=True):
-            mixed = mixed + share * recipe(x, mixing)
-        return mixed, routing_report(routed, self.settings, real)
+            mixed = mixed + share * recipe(x, inputs)[0]
+        return mixed, routing_report(routed, self.settings, inputs.real)
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""
@@ -154,45 +172,6 @@ class RoutedRecipes(nn.Module):
         return [recipe for recipe in self.recipes if isinstance(recipe, Composed)]
 
 
-# ---------------------------------------------------------------- reports
-
-# Names of what a model with primitives reports: see `recipe_report`.
-RECIPE_ENTROPY, PRIMITIVES_USED = "recipe_entropy", "primitives_used"
-
-
-def diversity_loss(recipes: Tensor, bands: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Return the mean cosine of two recipes of a band, over all pairs (PILON).
-
-    `recipes` (2, rows, n) has the logits of the recipes up and down, and `bands` the rows of each
-    band: a row is a layer, or an expert of a layer. The mean is 0 if no band has two rows.
-    """
-    units = torch.nn.functional.normalize(recipes.softmax(dim=-1), dim=-1)
-    total, pairs = recipes.new_zeros(()), 0
-    for band in bands:
-        # An index that is a list would wait for the GPU.
-        of_band = torch.stack([units[:, row] for row in band])
-        # (Σu)² has each pair twice, and the squares.
-        total = total + (of_band.sum(dim=0).square().sum() - of_band.square().sum()) / 2
-        pairs += len(units) * len(band) * (len(band) - 1) // 2
-    return total / max(pairs, 1)
-
-
-@torch.no_grad()
-def recipe_report(
-    recipes: Tensor, bands: tuple[tuple[int, ...], ...], top_k: int
-) -> dict[str, Tensor]:
-    """Report on recipes (2, rows, n) of the rows of each band; see `diversity_loss`.
-
-    "recipe_entropy" (rows,) is the mean entropy of a row's two recipes in nats. "primitives_used"
-    (2 · bands,) counts for each bank the primitives that some row chooses: of each band, the bank
-    that maps up and then the one that maps down.
-    """
-    entropy = torch.special.entr(recipes.softmax(dim=-1)).sum(dim=-1).mean(dim=0)
-    used = []
-    for band in bands:
-        for matrix in recipes:
-            chosen = torch.zeros(matrix.shape[-1], device=matrix.device)
-            for row in band:
-                chosen[recipe_of(matrix[row], top_k).chosen] = 1
-            used.append(chosen.sum())
-    return {RECIPE_ENTROPY: entropy, PRIMITIVES_USED: torch.stack(used)}
+def layer_of_primitives(config: ModelConfig) -> FeedForward:
+    """Return the feed-forward layer of a block: one mixture, or with experts a mixture for each."""
+    return Composed(config) if config.experts is None else RoutedRecipes(config)

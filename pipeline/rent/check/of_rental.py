@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pion.errors import BadInput
-from pion.model.lora_cost import lora_cost
+from pion.lora import lora_cost
 from pipeline.console.masking import refuse_endpoint
 from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.rent.check.of_files import local_inputs

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
+from pion.model.forward_pass import StepOptions
 from pion.presets import PRESETS
 from tests.support.tiny_config import tiny_config
 
@@ -158,7 +159,7 @@ def test_positions_are_relative(decoder, tokens):
 
 
 def test_recomputation_changes_memory_but_not_a_single_gradient(decoder, tokens, targets):
-    def saved_bytes():
+    def saved_bytes(recompute):
         sizes = []
 
         def note(tensor):
@@ -166,15 +167,14 @@ def test_recomputation_changes_memory_but_not_a_single_gradient(decoder, tokens,
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = decoder.loss(tokens, targets)
+            loss = decoder.loss(tokens, targets, options=StepOptions(recompute=recompute))
         loss.backward()
         gradients = [parameter.grad.clone() for parameter in decoder.parameters()]
         decoder.zero_grad()
         return sum(sizes), gradients
 
-    kept, expected = saved_bytes()
-    decoder.recompute = True
-    recomputed, gradients = saved_bytes()
+    kept, expected = saved_bytes(False)
+    recomputed, gradients = saved_bytes(True)
     assert recomputed < kept / 4
     assert all(map(torch.equal, gradients, expected))
 
@@ -234,3 +234,13 @@ def test_weights_that_do_not_fit_are_named(change, message):
     change(state)
     with pytest.raises(BadInput, match=message):
         Decoder.from_state(CONFIG, state)
+
+
+def test_a_joined_model_is_another_one_that_shares_the_weights(decoder, tokens, targets):
+    joined = decoder.joined()
+    pairs = list(zip(decoder.parameters(), joined.parameters(), strict=True))
+    assert all(own.data_ptr() == shared.data_ptr() for own, shared in pairs)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        joined.loss(tokens, targets).backward()
+    decoder.loss(tokens, targets).backward()
+    assert all(own.grad is not None for own, _ in pairs)

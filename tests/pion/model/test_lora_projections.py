@@ -9,6 +9,7 @@ from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.lora import Lora
 from pion.model.decoder import Decoder
+from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import (
     LoraProjection,
     adapted,
@@ -135,8 +136,7 @@ def test_recomputation_gives_the_same_gradients() -> None:
     for recompute in (False, True):
         model = with_additions()
         scramble(model)
-        model.recompute = recompute
-        model.loss(TOKENS, TOKENS).backward()
+        model.loss(TOKENS, TOKENS, options=StepOptions(recompute=recompute)).backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for one, other in zip(*gradients, strict=True):
         assert torch.equal(one, other)
@@ -144,8 +144,8 @@ def test_recomputation_gives_the_same_gradients() -> None:
 
 def test_projections_with_additions_are_not_joined_silently() -> None:
     with pytest.raises(ValueError, match="merge them first"):
-        with_additions().join_projections()
-    merge(with_additions()).join_projections()
+        with_additions().joined()
+    merge(with_additions()).joined()
 
 
 # ---------------------------------------------------------------- how the base is stored

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from pion.config import ModelConfig
-from pion.lora import Lora
+from pion.lora import Lora, lora_cost
 from pion.model.decoder import Decoder
-from pion.model.lora_cost import lora_cost
 from pion.model.lora_projections import add_lora
 from pion.model.params_and_flops import copied_bytes, cost_of, flops_per_token, token_flops
 from pion.model.pass_kind import PassKind

@@ -15,7 +15,7 @@ from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train.optimizer import Optimizer
 from pion.train.phases import Phase, check_phases_of_model, config_of_largest_phase
-from pion.train.schedule import fixed_until, plan_at
+from pion.train.schedule import StepPlan, fixed_until, plan_at
 from pion.train.settings import TrainSettings
 from pion.train.trainer import ComputePlan, Trainer
 from tests.support.tiny_config import tiny_config
@@ -38,6 +38,12 @@ def settings(phases: tuple[Phase, ...] = THREE, **fields: Any) -> TrainSettings:
     )
 
 
+def sizes(plan: StepPlan) -> tuple[int | None, int | None]:
+    """Return the recipes' sizes and the rank that a step has; None: those of the model."""
+    primitives = plan.parts.get("primitives")
+    return (None, None) if primitives is None else (primitives.top_k, primitives.rank)
+
+
 def decoder() -> Decoder:
     torch.manual_seed(0)
     return Decoder(CONFIG)
@@ -56,8 +62,8 @@ def trained(model: Decoder, optimizer: Optimizer, step: int) -> set[str]:
 
 def test_the_phase_of_a_step_depends_only_on_the_step() -> None:
     plans = [plan_at(settings(), step, CONFIG) for step in range(10)]
-    assert [plan.varying.top_k for plan in plans] == [8] * 2 + [None] * 8
-    assert [plan.varying.rank for plan in plans] == [None] * 2 + [2] * 3 + [None] * 5
+    assert [sizes(plan)[0] for plan in plans] == [8] * 2 + [3] * 3 + [None] * 5
+    assert [sizes(plan)[1] for plan in plans] == [4] * 2 + [2] * 3 + [None] * 5
     assert [plan.rates["matrix"] for plan in plans] == [0.01] * 2 + [0.0075] * 3 + [0.01] * 5
     assert [plan.rates["primitive"] for plan in plans] == [0.01] * 2 + [0.0] * 3 + [0.01] * 5
     assert [plan.rates["recipe"] for plan in plans] == [0.0] * 2 + [0.0075] * 3 + [0.01] * 5
@@ -66,7 +72,7 @@ def test_the_phase_of_a_step_depends_only_on_the_step() -> None:
 def test_a_phase_may_end_at_a_number_of_steps() -> None:
     at_seven = settings((Phase(until=7, top_k=1), Phase()))
     plans = [plan_at(at_seven, step, CONFIG) for step in range(10)]
-    assert [plan.varying.top_k for plan in plans] == [1] * 7 + [None] * 3
+    assert [sizes(plan)[0] for plan in plans] == [1] * 7 + [None] * 3
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -15,9 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pion.data.stream import RowStream
 from pion.errors import BadInput
-from pion.lora import Lora
+from pion.lora import Lora, lora_cost
 from pion.model import loss as loss_module
-from pion.model.lora_cost import lora_cost
 from pion.model.lora_projections import adapted, additions
 from pion.model.params_and_flops import flops_per_token, token_flops
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState

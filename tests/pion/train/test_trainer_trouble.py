@@ -19,7 +19,7 @@ from torch import Tensor
 from pion.data.stream import RowStream
 from pion.errors import BadInput, Trouble
 from pion.model.decoder import Decoder, Losses
-from pion.model.varying import OF_THE_MODEL, Varying
+from pion.model.forward_pass import AS_THE_MODEL, StepOptions
 from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import CONFIG, open_stream
@@ -41,10 +41,10 @@ class Faulty(Decoder):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        varying: Varying = OF_THE_MODEL,
+        options: StepOptions = AS_THE_MODEL,
     ) -> Losses:
         losses = super().losses(
-            tokens, targets, positions=positions, documents=documents, varying=varying
+            tokens, targets, positions=positions, documents=documents, options=options
         )
         if not any((tokens == row).all(dim=1).any() for row in self.bad_rows):
             return losses

@@ -58,7 +58,7 @@ def test_cached_generation_gives_the_tokens_of_its_class(
 ) -> None:
     ours, prompt = read(theirs[name]), tokens(1030)
     if joined:
-        ours.join_projections()
+        ours = ours.joined()
     expected = theirs[name].generate(
         prompt,
         attention_mask=torch.ones_like(prompt),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pion.formats.seeds.daisy import turned
 from pion.model.decoder import Decoder
-from pion.model.varying import Varying
+from pion.model.forward_pass import StepOptions
 from pion.train.optimizer import Optimizer
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
@@ -37,6 +37,12 @@ class Step:
 def documents_of(tokens: Tensor) -> Tensor:
     """Return the number of each token's document: an end-of-text begins the next one."""
     return (tokens == END_OF_TEXT).cumsum(dim=-1)
+
+
+def of_window(model: Decoder, tokens: int) -> StepOptions:
+    """Return the options of a step whose long window is so many tokens."""
+    assert model.config.windows is not None
+    return StepOptions({"windows": replace(model.config.windows, tokens=tokens)})
 
 
 def steps_of(
@@ -70,7 +76,7 @@ def steps_of(
             row = tokens[start : start + seq_len + 1][None]
             ids, targets = row[:, :-1], row[:, 1:]
             losses = model.losses(
-                ids, targets, documents=documents_of(ids), varying=Varying(window)
+                ids, targets, documents=documents_of(ids), options=of_window(model, window)
             )
             loss = losses.ce / (seq_len * grad_accum)
             loss.backward()

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pion.model.decoder import Decoder
+from pion.model.forward_pass import StepOptions
 from pion.model.parameters import parameter_roles
 from pion.model.pilon import layers as composed
 from pion.model.pilon.banks import Bank, Recipe, recipe_of
 from pion.model.pilon.ternary import ScaleOf
-from pion.model.varying import Varying
 from pion.parts import Role
 from pion.train.optimizer import Optimizer
 from pion.train.schedule import StepPlan
@@ -37,6 +37,11 @@ class Step:
     weights: dict[str, Tensor]
 
 
+def _of_top_k(model: Decoder, top_k: int) -> StepOptions:
+    assert model.config.primitives is not None
+    return StepOptions({"primitives": replace(model.config.primitives, top_k=top_k)})
+
+
 def steps_of(model: Decoder, trace: dict[str, Any], top_k: list[int]) -> Iterator[Step]:
     """Train as the trace says, one step at a time; `top_k` is that of each step."""
     settings = TrainSettings(len(top_k), GRAD_ACCUM * 2, lr=1.0, weight_decay=0.1)
@@ -53,7 +58,7 @@ def steps_of(model: Decoder, trace: dict[str, Any], top_k: list[int]) -> Iterato
             ids = trace["input_ids"][GRAD_ACCUM * step + micro_batch]
             tokens, targets = ids[:, :-1], ids[:, 1:]
             with _cached_choices(trace, step):
-                result = model.losses(tokens, targets, varying=Varying(top_k=top_k[step]))
+                result = model.losses(tokens, targets, options=_of_top_k(model, top_k[step]))
             loss = result.ce / targets.numel()
             losses.append(loss.item())
             if later:

@@ -20,10 +20,9 @@ from pion.formats.seeds.daisy import from_daisy
 from pion.formats.seeds.read import SeedCheckpoint
 from pion.model.decoder import Decoder
 from pion.model.loss import cap_logits
-from pion.model.varying import Varying
 from pion.parts import Windows
 from tests.paths import SEEDS
-from tests.pion.formats.seeds.daisy_traces import documents_of, seed_tensors, steps_of
+from tests.pion.formats.seeds.daisy_traces import documents_of, of_window, seed_tensors, steps_of
 from tests.pion.formats.seeds.digest import digest
 
 CHECKPOINTS = {
@@ -96,14 +95,18 @@ def test_losses_through_windows_and_within_documents_are_the_seeds_own(
 ) -> None:
     reference, model = reference_of("old_"), model_of("old")
     ids, targets = reference["input_ids"].long()[None], reference["targets"][None]
-    losses = model.losses(ids, targets, documents=documents_of(ids), varying=Varying(128 * blocks))
+    losses = model.losses(
+        ids, targets, documents=documents_of(ids), options=of_window(model, 128 * blocks)
+    )
     assert abs(losses.ce / ids.numel() - reference[f"loss_fp32_{key}"]) <= 1e-5
 
 
 def test_the_later_vintages_loss_through_a_window_is_the_seeds_own() -> None:
     reference, model = reference_of(""), model_of("daisy")
     ids, targets = reference["input_ids"].long()[None], reference["targets"][None]
-    losses = model.losses(ids, targets, documents=documents_of(ids), varying=Varying(128 * 3))
+    losses = model.losses(
+        ids, targets, documents=documents_of(ids), options=of_window(model, 128 * 3)
+    )
     assert abs(losses.ce / ids.numel() - reference["loss_fp32_windowed_w3"]) <= 1e-5
 
 

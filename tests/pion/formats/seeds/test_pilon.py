@@ -100,7 +100,7 @@ def test_a_scale_over_the_bank_gives_the_logits_of_the_seeds_trainer() -> None:
 @pytest.mark.parametrize("name", ["comp", "comp_bias", "ternary", "moe"])
 def test_primitives_mixed_once_for_generation_give_the_same_logits(name: str) -> None:
     reference, model = reference_of(name), model_of(name)
-    model.join_projections()
+    model = model.joined()
     with torch.no_grad():
         logits = model(reference["input_ids"])
     assert (logits - reference["logits"]).abs().max() <= 2e-5
@@ -147,10 +147,10 @@ def test_gates_skip_what_the_seeds_skip(name: str, above: str | None, logits: st
     def count(_: Any, seen: Any, gate: Tensor) -> None:
         skipped.append(int((gate.sigmoid() > threshold).sum()))
 
+    model = model.with_gates(threshold)
     for block in model.blocks:
         assert isinstance(block.gate, Gate)
         block.gate.register_forward_hook(count)
-    model.use_gates(threshold)
     with torch.no_grad():
         found = model(reference["input_ids"][:2])
     assert (found - reference[logits]).abs().max() <= 1e-5

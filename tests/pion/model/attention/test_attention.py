@@ -28,6 +28,10 @@ def config(**overrides):
     return ModelConfig(**settings, vocab_size=10, seq_len=64, **overrides)
 
 
+def row(tokens):
+    return torch.zeros(1, tokens, dtype=torch.int64)
+
+
 def written_out(query, key, value, softcap=None, documents=None):
     """One query at a time: query head j reads key/value head j // (H / K)."""
     out = torch.empty_like(query)
@@ -51,14 +55,14 @@ DOCUMENTS = torch.tensor([[0] * 5 + [1] * 9 + [-1] * 6, [0] * 20])
 
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one document", "packed"])
 def test_plain_matrix_products_compute_the_same(qkv, documents):
-    mask = build_mask(config(), T, T, documents, CPU)
+    mask = build_mask(config(), row(T), T, documents)
     expected = written_out(*qkv, documents=documents)
     torch.testing.assert_close(attend_short(*qkv, mask), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one document", "packed"])
 def test_attention_in_bf16_is_that_of_fp32_rounded(qkv, documents):
-    mask = build_mask(config(), T, T, documents, CPU)
+    mask = build_mask(config(), row(T), T, documents)
     rounded = attend(*(x.bfloat16() for x in qkv), mask, None).float()
     exact = written_out(*(x.bfloat16().float() for x in qkv), documents=documents)
     torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.02)
@@ -67,7 +71,7 @@ def test_attention_in_bf16_is_that_of_fp32_rounded(qkv, documents):
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["one document", "packed"])
 def test_attention_is_what_it_says(qkv, softcap, documents):
-    mask = build_mask(config(softcap=softcap), T, T, documents, CPU)
+    mask = build_mask(config(softcap=softcap), row(T), T, documents)
     torch.testing.assert_close(
         attend(*qkv, mask, softcap),
         written_out(*qkv, softcap, documents),
@@ -130,19 +134,27 @@ def test_gradients_pass_through_the_cap(qkv):
 
 
 def test_one_new_token_needs_no_mask_and_whole_sequences_none_in_memory():
-    assert build_mask(config(), 1, 50, None, CPU) == Mask()
-    assert build_mask(config(), 50, 50, None, CPU) == Mask(causal=True)
+    assert build_mask(config(), row(1), 50, None) == Mask()
+    assert build_mask(config(), row(50), 50, None) == Mask(causal=True)
+
+
+def test_a_token_is_not_said_to_see_keys_that_its_window_or_documents_hide():
+    assert build_mask(config(), row(1), 50, None, window=50) == Mask()
+    with pytest.raises(ValueError, match="a window of 49 tokens hides some of 50"):
+        build_mask(config(), row(1), 50, None, window=49)
+    with pytest.raises(ValueError, match="the documents of 1 tokens are not those of 50"):
+        build_mask(config(), row(1), 50, row(1))
 
 
 def test_several_new_tokens_see_the_past_and_no_future():
-    allowed = build_mask(config(), 2, 5, None, CPU).allowed
+    allowed = build_mask(config(), row(2), 5, None).allowed
     assert allowed.tolist() == [[True, True, True, True, False], [True] * 5]
 
 
 def test_grouped_queries_take_the_fused_kernel_on_a_cpu(qkv):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         attend(*qkv, Mask(causal=True), None)
-        attend(*qkv, build_mask(config(), T, T, DOCUMENTS, CPU), None)
+        attend(*qkv, build_mask(config(), row(T), T, DOCUMENTS), None)
     calls = {event.key: event.count for event in profile.key_averages()}
     assert calls["aten::_scaled_dot_product_flash_attention_for_cpu"] == 2
 
@@ -177,8 +189,7 @@ def test_each_bias_is_added_before_positions_and_learns(name):
         without = model(tokens)
         bias.normal_()
         assert (model(tokens) - without).abs().max() > 1e-3
-        model.join_projections()
-        joined = model(tokens)
+        joined = model.joined()(tokens)
     again = Decoder.from_state(model.config, model.state_dict())
     torch.testing.assert_close(again(tokens), joined, rtol=0, atol=1e-5)
     again.loss(tokens[:, :-1], tokens[:, 1:]).backward()

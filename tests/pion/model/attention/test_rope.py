@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pion.model import decoder as decoder_module
+from pion.model.attention import rope
 from pion.model.attention.cache import KVCache
 from pion.model.attention.rope import Frequencies, rotary_table, rotation_at, scaled
 from pion.model.decoder import Decoder
@@ -47,7 +47,7 @@ def test_a_model_of_a_long_context_computes_what_one_with_a_table_does(
             return [model(tokens, positions=positions), torch.cat(parts, dim=1)]
 
     expected = results()
-    monkeypatch.setattr(decoder_module, "LARGEST_TABLE", 0)
+    monkeypatch.setattr(rope, "LARGEST_TABLE", 0)
     for result, known in zip(results(), expected, strict=True):
         torch.testing.assert_close(result, known, rtol=0, atol=1e-5)
 

@@ -13,6 +13,7 @@ from torch.nn.functional import silu
 from pion.config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
+from pion.model.feedforward.dense import FeedForwardInputs
 from pion.model.feedforward.expert_products import mix_experts, product_path
 from pion.model.feedforward.experts import Experts
 from pion.model.parameters import draw_weights
@@ -39,7 +40,7 @@ def written_out(experts: Experts, x: Tensor) -> Tensor:
     for token in x:
         probabilities = (experts.router @ token).softmax(dim=0)
         chosen = probabilities.argsort(descending=True)[:2]
-        total = experts.shared[0](token)
+        total, _ = experts.shared[0](token)
         for e in chosen:
             hidden = silu(experts.gate_proj[e] @ token) * (experts.up_proj[e] @ token)
             weight = probabilities[e] / probabilities[chosen].sum()
@@ -50,14 +51,14 @@ def written_out(experts: Experts, x: Tensor) -> Tensor:
 
 def test_each_token_gets_its_experts_and_the_shared_one() -> None:
     experts, x = layer(), torch.randn(2, 7, 16)
-    result, _ = experts(x, None)
+    result, _ = experts(x)
     torch.testing.assert_close(result.view(14, 16), written_out(experts, x.view(14, 16)))
 
 
 def test_gradients_are_those_of_the_maths_written_out() -> None:
     experts, x = layer(), torch.randn(1, 9, 16)
     direction = torch.randn(9, 16)
-    (experts(x, None)[0][0] * direction).sum().backward()
+    (experts(x)[0][0] * direction).sum().backward()
     ours = {name: p.grad for name, p in experts.named_parameters()}
     experts.zero_grad()
     (written_out(experts, x[0]) * direction).sum().backward()
@@ -104,10 +105,10 @@ def test_padding_is_in_no_loss_and_no_report() -> None:
     experts, x = layer(), torch.randn(2, 6, 16)
     real = torch.ones(2, 6, dtype=torch.bool)
     real[1, 4:] = False
-    _, report = experts(x, real)
+    _, report = experts(x, FeedForwardInputs(real))
     moved = x.clone()
     moved[1, 4:] = 100.0
-    _, again = experts(moved, real)
+    _, again = experts(moved, FeedForwardInputs(real))
     for name, value in report.items():
         torch.testing.assert_close(value, again[name], msg=name)
     assert report["load"].sum() == pytest.approx(1.0)
@@ -115,8 +116,8 @@ def test_padding_is_in_no_loss_and_no_report() -> None:
 
 def test_a_batch_of_rows_has_the_sum_of_their_losses() -> None:
     experts, x = layer(), torch.randn(3, 6, 16)
-    alone = sum(experts(row[None], None)[1]["aux"] for row in x)
-    torch.testing.assert_close(experts(x, None)[1]["aux"], alone)
+    alone = sum(experts(row[None])[1]["aux"] for row in x)
+    torch.testing.assert_close(experts(x)[1]["aux"], alone)
 
 
 def test_reports_are_in_the_same_order_in_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +135,7 @@ def test_a_router_that_prefers_nobody_has_the_least_loss() -> None:
         experts.router.zero_()
     settings = replace(CONFIG.experts, z_weight=0.0, balance_weight=1.0)  # type: ignore[type-var]
     experts.settings = settings
-    _, report = experts(torch.randn(1, 40, 16), None)
+    _, report = experts(torch.randn(1, 40, 16))
     assert report["aux"].item() == pytest.approx(1.0)
     assert report["entropy"].item() == pytest.approx(torch.tensor(5.0).log().item())
 

@@ -15,6 +15,7 @@ from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.feedforward.dense import SwiGLU
 from pion.model.feedforward.gates import FIRST_BIAS, Gate, apply_to_others
+from pion.model.forward_pass import StepOptions
 from tests.families.families import FAMILIES, PILON
 
 TOKENS = torch.randint(0, 320, (3, 24), generator=torch.Generator().manual_seed(0))
@@ -30,13 +31,13 @@ def gated(**changes: Any) -> Decoder:
 def skipping(model: Decoder, above: float) -> tuple[Tensor, list[int]]:
     """Return the logits, and how many tokens each feed-forward layer computed."""
     computed: list[int] = []
+    model = model.with_gates(above)
     for block in model.blocks:
         layer = block.feedforward
         assert isinstance(layer, SwiGLU)
         layer.register_forward_hook(
             lambda _, given, result: computed.append(given[0][..., 0].numel())
         )
-    model.use_gates(above)
     return model(TOKENS), computed
 
 
@@ -64,9 +65,9 @@ def test_a_skipped_layer_adds_nothing() -> None:
 
     def masked(block: Any, given: Any, _: Any) -> Any:
         x, inputs = given
-        seen = x + block.attention(block.attention_norm(x), inputs.rotation, inputs.mask, None)
+        seen = x + block.attention(block.attention_norm(x), inputs.attention)
         skipped = block.gate(seen).sigmoid() > BETWEEN
-        added = block.feedforward(block.feedforward_norm(seen))
+        added, _ = block.feedforward(block.feedforward_norm(seen), inputs.feedforward)
         expected_of.append(skipped)
         return seen + torch.where(skipped[..., None], 0, added), {}
 
@@ -82,8 +83,7 @@ def test_a_skipped_layer_adds_nothing() -> None:
     "family", [{}, PILON | {"primitives": {"n": 8, "rank": 4, "top_k": 3, "bands": [[0, 1]]}}]
 )
 def test_a_cached_text_has_the_logits_of_the_whole_text(family: dict[str, Any]) -> None:
-    model = gated(**family)
-    model.use_gates(BETWEEN)
+    model = gated(**family).with_gates(BETWEEN)
     with torch.no_grad():
         whole = model(TOKENS)
         cache = KVCache(model.config)
@@ -92,8 +92,7 @@ def test_a_cached_text_has_the_logits_of_the_whole_text(family: dict[str, Any]) 
 
 
 def test_generation_skips_and_draws_what_whole_texts_predict() -> None:
-    model = gated()
-    model.use_gates(BETWEEN)
+    model = gated().with_gates(BETWEEN)
     ids = TOKENS[0, :8].tolist()
     drawn = list(generate(model, ids, stop_ids=[], max_tokens=6, temperature=0))
     with torch.no_grad():
@@ -143,8 +142,8 @@ def test_recomputed_blocks_teach_gates_the_same() -> None:
     gradients = []
     for recompute in (False, True):
         model = gated()
-        model.recompute = recompute
-        model.losses(TOKENS, TOKENS).aux.backward()
+        options = StepOptions(recompute=recompute)
+        model.losses(TOKENS, TOKENS, options=options).aux.backward()
         gradients.append(torch.cat([block.gate.weight.grad for block in model.blocks]))
     assert torch.equal(*gradients)
 
@@ -155,13 +154,13 @@ def test_recomputed_blocks_teach_gates_the_same() -> None:
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda: FAMILIES["pion"].decoder().use_gates(0.5), "has no gates"),
-        (lambda: gated().use_gates(1.5), "1.5 is no confidence"),
-        (lambda: gated().use_gates(float("nan")), "nan is no confidence"),
+        (lambda: FAMILIES["pion"].decoder().with_gates(0.5), "has no gates"),
+        (lambda: gated().with_gates(1.5), "1.5 is no confidence"),
+        (lambda: gated().with_gates(float("nan")), "nan is no confidence"),
     ],
 )
 def test_gates_that_are_not_there_or_no_number_are_refused(
-    use: Callable[[], None], message: str
+    use: Callable[[], Decoder], message: str
 ) -> None:
     with pytest.raises(BadInput, match=message):
         use()

@@ -23,11 +23,6 @@ State = dict[str, Tensor]
 FP32_BYTES = 4
 
 
-def is_packed(config: ModelConfig) -> bool:
-    """Return whether the banks of a model are packed."""
-    return config.primitives is not None and config.primitives.stored is not None
-
-
 def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
     """Return a model with its ternary banks packed; other models as they are.
 
@@ -36,7 +31,7 @@ def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
     packed.
     """
     primitives = config.primitives
-    if primitives is None or not primitives.ternary or is_packed(config):
+    if primitives is None or not primitives.ternary or primitives.packed:
         return config, state
     if primitives.ternary_scale == "chosen":
         if config.experts is not None:

@@ -16,10 +16,11 @@ from pion.config import ModelConfig
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.formats.export import export_model
-from pion.formats.packed_banks import packed, unpacked
+from pion.formats.packed_parts import packed, unpacked
 from pion.formats.seeds import import_seed
 from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder
+from pion.model.pilon.shared_banks import SharedBanks
 from pion.model.pilon.ternary import pack_trits, unpack_trits
 from tests.families.families import FAMILIES
 from tests.paths import SEEDS
@@ -86,7 +87,9 @@ def test_unused_primitives_are_left_out_and_keep_their_numbers() -> None:
     again = repacked(model)
     assert again.config.primitives is not None
     assert again.config.primitives.stored == ((2, 2), (2, 2))
-    used = model.recipes()[0, 0].topk(2).indices.sort().values
+    (banks,) = model.shared_parts()
+    assert isinstance(banks, SharedBanks)
+    used = banks.recipes(model.blocks)[0, 0].topk(2).indices.sort().values
     assert torch.equal(again.state_dict()["bands.0.up.numbers"], used)
     assert torch.equal(logits(again), logits(model))
 

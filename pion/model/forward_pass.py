@@ -1,0 +1,250 @@
+"""One forward pass: what it reads, what all its layers share, and what each layer gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.model.attention.attention import AttentionInputs
+from pion.model.attention.cache import BatchCache, KVCache
+from pion.model.attention.masks import (
+    Kernel,
+    Masks,
+    attends_by_document,
+    build_batch_masks,
+    build_masks,
+    flexible,
+)
+from pion.model.attention.rope import Rotation, rotations
+from pion.model.feedforward.dense import FeedForwardInputs, Stats
+from pion.model.pass_kind import PassKind
+
+State = dict[str, Tensor]
+
+# The number under which `Pass.results` has the embeddings, which come before layer 0.
+EMBEDDED = -1
+
+
+class StepOptions(NamedTuple):
+    """How a training step computes its forward passes.
+
+    Attributes:
+        parts: parts (pion/parts.py) whose sizes in this step differ from the model's, by the name
+            of their field: a shorter window, or primitives with shorter recipes.
+        recompute: keep only each block's input for the backward pass, and recompute the rest.
+        compiled: compute blocks and loss by torch.compile. All blocks of one structure share a
+            compilation.
+    """
+
+    parts: Mapping[str, Any] = MappingProxyType({})
+    recompute: bool = False
+    compiled: bool = False
+
+
+# What evaluation, generation and export use. They meet many shapes, so they are never compiled.
+AS_THE_MODEL = StepOptions()
+
+
+class Given(NamedTuple):
+    """The tokens of a forward pass, where they are, and what came before them; see Decoder."""
+
+    tokens: Tensor
+    positions: Tensor | None = None
+    documents: Tensor | None = None
+    cache: KVCache | BatchCache | None = None
+
+    @property
+    def real(self) -> Tensor | None:
+        """Whether each token is no padding, (B, T); None: there is no padding."""
+        return None if self.documents is None else self.documents >= 0
+
+    @property
+    def past(self) -> int:
+        """The number of cached tokens; of several texts, that of the longest."""
+        return 0 if self.cache is None else self.cache.length
+
+    def check(self, seq_len: int) -> None:
+        """Raise BadInput for more tokens than `seq_len`, ValueError for a cache with documents."""
+        total = self.past + self.tokens.shape[1]
+        if total > seq_len:
+            raise BadInput(f"{total} tokens are more than the model's context of {seq_len}")
+        if self.cache is not None and self.documents is not None:
+            raise ValueError("a cache has one document per row, so documents can't be given")
+
+
+class Gating(NamedTuple):
+    """What blocks do with their gates.
+
+    With `skip_above`, tokens of a higher confidence skip the feed-forward layer. None: gates learn.
+    """
+
+    skip_above: float | None
+
+
+class LayerInput(NamedTuple):
+    """What a layer reads besides the result of the layer before.
+
+    The layer's input is kept · (x + gate · skipped) + start · x0. Scalars and states that a layer
+    does not have are None.
+    """
+
+    gate: Tensor | None = None
+    skipped: Tensor | None = None
+    kept: Tensor | None = None
+    start: Tensor | None = None
+    x0: Tensor | None = None
+
+    def into(self, x: Tensor) -> Tensor:
+        """Return the layer's input, for the result x of the layer before: (B, T, d_model)."""
+        if self.gate is not None and self.skipped is not None:
+            x = x + self.gate * self.skipped
+        if self.kept is not None and self.start is not None and self.x0 is not None:
+            x = self.kept * x + self.start * self.x0
+        return x
+
+
+class BlockInputs(NamedTuple):
+    """What a block gets besides the hidden states. Without `gating`, a gate is not computed."""
+
+    attention: AttentionInputs
+    feedforward: FeedForwardInputs
+    before: LayerInput = LayerInput()
+    gating: Gating | None = None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What all layers of one forward pass share. Made once, before the first layer.
+
+    Attributes:
+        given: the tokens. `positions` are set for a BatchCache.
+        masks: what each reach of attention sees.
+        rotation: the rotation of each token; None: positions are learned.
+        gating: what gates are for; None: nothing.
+        options: how the pass is computed.
+        results: the results of the layers that later layers read, by their numbers.
+    """
+
+    given: Given
+    masks: Masks
+    rotation: Rotation | None
+    gating: Gating | None
+    options: StepOptions
+    results: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, config: ModelConfig, given: Given, options: StepOptions, gating: Gating | None
+    ) -> Pass:
+        """Return the pass of a model over `given`. A BatchCache makes room for its tokens.
+
+        Raises BadInput or ValueError as `Given.check` does, and ValueError for a full row.
+        """
+        given.check(config.seq_len)
+        past, length, device = given.past, given.tokens.shape[1], given.tokens.device
+        if isinstance(given.cache, BatchCache):
+            positions = given.cache.next_positions(device)
+            given = given._replace(positions=positions)
+            masks = build_batch_masks(config, positions, past + length)
+        else:
+            masks = _masks(config, given, options)
+        rotation = rotations(config, past, length, given.positions, device)
+        return cls(given, masks, rotation, gating, options)
+
+
+def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
+    """Return what each reach of attention sees, if the tokens are the last of all."""
+    device, total = given.tokens.device.type, given.past + given.tokens.shape[1]
+    by_document = attends_by_document(config, device, total, compiled=options.compiled)
+    kernel: Kernel = "documents" if by_document else "dense"
+    # Flex attention is compiled for each length, and prompts have any length.
+    if given.cache is None and flexible(config, device):
+        kernel = "flex"
+    windows = options.parts.get("windows")
+    window = None if windows is None else windows.tokens
+    return build_masks(config, given.tokens, total, given.documents, window, kernel=kernel)
+
+
+class SharedPart:
+    """A part of a decoder whose weights several layers use: what it does in a forward pass.
+
+    Decoder has a list of the parts, and asks each the same. By default, a part does nothing.
+    `reads` has the layers whose results `give` needs later.
+    """
+
+    reads: frozenset[int] = frozenset()
+
+    @staticmethod
+    def pack(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+        """Return a model as it is published."""
+        return config, state
+
+    @staticmethod
+    def unpack(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+        """Return a published model in the form that can be trained.
+
+        Raises BadInput for a model without some of the weights that were trained.
+        """
+        return config, state
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Self | None:
+        """Return the part of a model; None if the model has no such part."""
+        raise NotImplementedError
+
+    def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
+        """Return what a layer gets, with what it gets of this part."""
+        return inputs
+
+    def losses(
+        self, blocks: nn.ModuleList, rows: int, options: StepOptions
+    ) -> tuple[list[Tensor], Stats]:
+        """Return the auxiliary losses of a pass over `rows` rows, summed over rows, and a report.
+
+        The report has no gradient.
+        """
+        return [], {}
+
+    def check_weights(self, blocks: nn.ModuleList) -> None:
+        """Raise BadInput for weights from a file that do not fit each other."""
+
+    def check_skipping(self) -> None:
+        """Raise BadInput if a token that skips a layer would change other tokens."""
+
+    def join_projections(self, blocks: nn.ModuleList, dtype: torch.dtype) -> None:
+        """Compute once, for all tokens to come, what layers make of these weights; see Decoder."""
+
+    def group_of(self, parameter: str) -> int | None:
+        """Return the number of the group of layers that a parameter of the model belongs to."""
+        return None
+
+    def multiplied_out(
+        self, config: ModelConfig, state: State, blocks: nn.ModuleList
+    ) -> tuple[ModelConfig, State]:
+        """Return the model with dense feed-forward layers that compute the same."""
+        return config, state
+
+    def kept_bytes_per_token(self, layer: int, at: PassKind) -> int:
+        """Return the bytes of a token that a layer keeps for the backward pass because of this."""
+        return 0
+
+    def kept_if_recomputed(self, layer: int, at: PassKind) -> int:
+        """Return the bytes of a token that are kept even if the layer is recomputed."""
+        return 0
+
+    def shared_gradient_bytes(self) -> int:
+        """Return the most bytes of gradients that wait for other layers."""
+        return 0
+
+
+def group_of_parameter(model: nn.Module, name: str) -> int | None:
+    """Return the number of the group of layers that a parameter belongs to; None: no group."""
+    parts = (part for part in model.children() if isinstance(part, SharedPart))
+    return next((group for part in parts if (group := part.group_of(name)) is not None), None)
