@@ -34,7 +34,7 @@ from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy, product_i
 from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, project
 from pion.model.parameters import draw_weights, parameter_roles
 from pion.model.pilon.shared_banks import SharedBanks
-from pion.model.wiring import ValueTables, Wiring
+from pion.model.skips_and_value_tables import ValueTables, Wiring
 from pion.parts import Role
 
 # Weights of these roles keep fp32 in a model of another dtype.

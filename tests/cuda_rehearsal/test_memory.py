@@ -18,7 +18,7 @@ from pion.model.attention.attention import Attention
 from pion.model.feedforward.dense import SwiGLU
 from pion.model.feedforward.experts import Experts
 from pion.model.norm_and_projection import RMSNorm
-from pion.model.wiring import ValueTables, Wiring
+from pion.model.skips_and_value_tables import ValueTables, Wiring
 from pion.presets import PRESETS
 from pion.train import memory
 from pion.train.memory import Memory, Workload, predict_memory
