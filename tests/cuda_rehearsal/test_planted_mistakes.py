@@ -15,7 +15,11 @@ Reports = dict[str, Report]
 FOUND_AS: dict[str, tuple[Kind, str, str]] = {
     "a norm reads a value": ("host_sync", "_local_scalar_dense", "norm_that_reads"),
     "the rotary table is on the host": ("wrong_device", "aten.mul", "pion/model/attention/rope.py"),
-    "positions look up a table on the host": ("wrong_device", "aten.index", "decoder.py"),
+    "positions look up a table on the host": (
+        "wrong_device",
+        "aten.index",
+        "pion/model/attention/rope.py",
+    ),
     "the mask is on the host": ("wrong_device", "attention", "pion/model/attention/attention.py"),
     "rope computes in fp64": ("fp64", "aten.mul", "pion/model/attention/rope.py"),
     "a norm has an fp64 constant": ("fp64", "aten.mul", "norm_with_fp64_scale"),
