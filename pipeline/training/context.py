@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -12,13 +13,16 @@ from typing import TypeVar
 from pion.errors import Interrupted, PionError, PlanFailed, Stopped, Trouble
 from pipeline.console.messages import Note, Phase, Say, Shown
 from pipeline.cost.budget import over_budget
+from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
+from pipeline.state.checkpoints.snapshot import Snapshot
+from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
 from pipeline.state.patience import Patience
 from pipeline.state.records import Head
-from pipeline.state.run_state import RunState
+from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.workspace import Workspace
 from pipeline.training.rewind import plan_rewind
@@ -34,17 +38,29 @@ Result = TypeVar("Result")
 
 
 class TrainingContext:
-    """What all stages and attempts of one training process share."""
+    """What all stages and attempts of one training process share.
+
+    `workspace` and `clock` replace the request's store and this machine's clock.
+    """
+
+    # Saves the checkpoints of a stage.
+    checkpointer = Checkpointer
 
     def __init__(
-        self, request: TrainRequest, group: Group, report: Say, should_stop: Callable[[], bool]
+        self,
+        request: TrainRequest,
+        group: Group,
+        report: Say,
+        should_stop: Callable[[], bool],
+        workspace: Workspace | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.request = request
         self.group = group
         self.report = report if group.rank == 0 else _say_nothing
         self.job = request.load_job()
-        self.run = RunState(open_store(request.store), self.job.name)
-        self.workspace = Workspace(self.run.store, self.run.name)
+        self.workspace = workspace or Workspace(open_store(request.store), self.job.name)
+        self.run = RunState(self.workspace.store, self.job.name, clock)
         self.first_step_seen = False
         # The record of the plan to try after a larger one has failed on this machine.
         self.at_most = request.at_most
@@ -119,7 +135,7 @@ class TrainingContext:
                     done = head.stages.get("prepare") if head else None
                     if done is not None and done.digest == wanted:
                         return True
-                time.sleep(REMOTE_POLL_SECONDS if self.workspace.remote else POLL_SECONDS)
+                self.run.clock.sleep(REMOTE_POLL_SECONDS if self.workspace.remote else POLL_SECONDS)
         return False
 
     def claim(self) -> Claim:
@@ -136,8 +152,21 @@ class TrainingContext:
                 "Everything committed earlier is safe. Fix the cause (the last error is above, or "
                 "in the machine's log if memory ran out), then run the same command again."
             )
-        claim.heartbeat.start()
+        self.keep_alive(claim)
         return claim
+
+    def keep_alive(self, claim: Claim) -> None:
+        """Show from now on that the owner of the run is alive."""
+        claim.heartbeat.start()
+
+    def uploader(self) -> Uploader:
+        """Return the process that uploads the checkpoints of a stage."""
+        patience = self.job.checkpoint.max_undurable
+        return Uploader(Snapshot(), self.run.store.url, patience=patience)
+
+    def free_memory(self) -> None:
+        """Free what nobody refers to any more, such as a trainer with its weights."""
+        gc.collect()
 
     def use_smaller_plan(self, failed: PlanFailed, claim: Claim) -> None:
         """Train by the smaller plan from now on; the attempt does not count as a failed one."""
@@ -168,7 +197,7 @@ class TrainingContext:
         except PionError as error:
             return str(error)
         self.patiently(lambda: claim.skip_rows(stage, rows))
-        events = EventLog(self.run.store, self.run.name, claim.epoch)
+        events = EventLog(self.run.store, self.run.name, claim.epoch, self.run.clock.now)
         events.append(
             "rewound", stage=stage, step=rows.step, rows=[rows.first, rows.stop], why=rows.why
         )

@@ -6,9 +6,8 @@ what to restore, and tells the other ranks.
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,19 +19,20 @@ from pipeline.state.checkpoints.restore import Found
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
 from pipeline.training.context import TrainingContext, phase
-from pipeline.training.hop_receipt import record_machine
 from pipeline.training.rank_zero import Rank, RankZero
-from pipeline.training.start import Setup, start_stage
+from pipeline.training.start import Setup, Trains, start_stage
 
 if TYPE_CHECKING:
     from pion.train.smaller_plan import StepDown
 
+StartStage = Callable[[TrainingContext, str], Setup]
 
-def train_stages(context: TrainingContext) -> str:
+
+def train_stages(context: TrainingContext, start: StartStage = start_stage) -> str:
     """Advance the training stages; return "done", or "stopped" if somebody asked for a stop.
 
     Raises `Stopped` if a request in the store or the budget asks for the stop, and PionError if a
-    person must decide. Nothing committed is lost then.
+    person must decide. Nothing committed is lost then. `start` sets a stage up.
     """
     group, started = context.group, time.monotonic()
     try:
@@ -43,12 +43,12 @@ def train_stages(context: TrainingContext) -> str:
             with _attempt(context) as attempt:
                 for stage in attempt.todo:
                     attempt.stage = stage
-                    if not train_stage(context, attempt.claim, stage):
+                    if not train_stage(context, attempt.claim, stage, start):
                         return "stopped"
-                    gc.collect()  # frees the trainer's memory for the next stage
+                    context.free_memory()  # of the stage's trainer, for the next stage
                 attempt.continues = True
                 return "done"
-            gc.collect()  # after trouble: frees the old trainer's memory for the next trainer
+            context.free_memory()  # of the old trainer: another attempt begins
     finally:
         context.watchdog.close()
 
@@ -96,7 +96,9 @@ def _attempt(context: TrainingContext) -> Iterator[_Attempt]:
                 claim.release()
 
 
-def train_stage(context: TrainingContext, claim: Claim | None, stage: str) -> bool:
+def train_stage(
+    context: TrainingContext, claim: Claim | None, stage: str, start: StartStage
+) -> bool:
     """Train until the stage is finished (True) or somebody asks for a stop (False).
 
     `claim` is rank 0's, and None on other ranks. Raises `Stopped` if the stop comes from a request
@@ -104,7 +106,7 @@ def train_stage(context: TrainingContext, claim: Claim | None, stage: str) -> bo
     """
     started = time.monotonic()
     context.watchdog.restart()
-    setup = start_stage(context, stage)
+    setup = start(context, stage)
     with ExitStack() as closing:  # closes both, even if the first raises
         closing.callback(setup.close)
         for note in setup.restored.notes:
@@ -118,7 +120,7 @@ def train_stage(context: TrainingContext, claim: Claim | None, stage: str) -> bo
             context.patiently(partial(claim.set_restore, stage, setup.trainer.step))
             rank = RankZero(context, claim, stage, setup)
             closing.callback(rank.close)
-            for line in record_machine(context, claim.epoch, stage, setup.trainer):
+            for line in setup.record_machine(claim.epoch):
                 context.report(Note(line))
         if StageTraining(context, stage, setup, rank).run():
             rank.finish()
@@ -136,7 +138,8 @@ class StageTraining:
         self.context, self.rank = context, rank
         self._steps = context.job.section(stage).total_steps
         self._loss_is_due = context.job.selects_best(stage) and _lacks_loss(setup.restored.found)
-        self.trainer, self.data = setup.trainer, setup.data
+        self.setup = setup
+        self.trainer: Trains = setup.trainer
         self.trainer.on_step_down = self._stepped_down
 
     def run(self) -> bool:
@@ -193,12 +196,7 @@ class StageTraining:
         self.context.report(Phase("first step", since_start, total=True))
 
     def _evaluate(self) -> None:
-        trainer, held_out = self.trainer, self.data.held_out
-        rows = range(min(self.context.job.evaluate.rows, held_out.total_rows))
-        end, vocab_size = self.data.tokenizer.end_of_text, self.data.tokenizer.vocab_size
-        result = trainer.evaluate(
-            held_out, rows, trainer.plan.micro_batch, end, vocab_size, self._progress
-        )
+        result = self.setup.evaluate(self._progress)
         self.rank.evaluated(result)
 
     def _progress(self) -> None:

@@ -3,44 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pion.errors import BadInput, Trouble
-from pion.lora import RECORD
+from pion.errors import Trouble
 from pipeline.console.messages import Evaluation, Note, Sample, StageState, Step
-from pipeline.data.tokenizer import needed_files
 from pipeline.kill_points import mark
 from pipeline.models.bring import run_reference
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS, Keep
-from pipeline.state.checkpoints.snapshot import Snapshot
-from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.claim import Claim
-from pipeline.state.record_json import to_json
 from pipeline.training.advice import Advice
-from pipeline.training.busy_cores import BusyCores, Work
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
 from pipeline.training.context import TrainingContext
-from pipeline.training.hop_receipt import record_step_down
 from pipeline.training.saving import Saving
 from pipeline.training.stage_metrics import StageMetrics, Trackers
 
 if TYPE_CHECKING:
-    from pion.data.chat.chat_format import ChatFormat
     from pion.evaluation.held_out import Evaluation as HeldOutLoss
-    from pion.model.decoder import Decoder
     from pion.train.smaller_plan import StepDown
-    from pion.train.trainer import Trainer, TrainState
-    from pipeline.training.start import Setup
+    from pion.train.trainer import TrainState
+    from pipeline.training.start import Setup, Trains
 
 
 class Rank:
     """A rank that only computes: every rank but rank 0."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trains) -> None:
         self._trainer = trainer
 
     def check(self) -> None:
@@ -85,7 +75,7 @@ class RankZero(Rank):
         super().__init__(setup.trainer)
         self._context, self._claim, self._stage = context, claim, stage
         self._steps = context.job.section(stage).total_steps
-        self._chat_format = setup.data.chat_format
+        self._setup = setup
         self._held_out_loss: float | None = None
         self._selects_best = context.job.selects_best(stage)
         self._metrics = StageMetrics(claim, stage, Trackers(context.job, stage))
@@ -95,11 +85,11 @@ class RankZero(Rank):
         self._checkpointer.reserve(state.model, state.optimizer)
         run = run_reference(claim.store, claim.state.name)
         self._advice = Advice(context.job, stage, setup.trainer.step, run, context.report)
-        self._cores = _busy_cores(context, stage, setup)
+        self._cores = setup.busy_cores()
         self._saving = Saving(
             self._checkpointer,
             context.job.checkpoint,
-            _cadence(context, claim, on_cpu=setup.trainer.device.type == "cpu"),
+            _cadence(context, claim, on_cpu=setup.on_cpu),
             context.report,
         )
 
@@ -129,9 +119,7 @@ class RankZero(Rank):
             self._metrics.flush_if_due()
 
     def stepped_down(self, change: StepDown) -> None:
-        for line in record_step_down(
-            self._context, self._claim.epoch, self._stage, self._trainer, change
-        ):
+        for line in self._setup.record_machine(self._claim.epoch, change):
             self._context.report(Note(line))
 
     def save_if_due(self) -> None:
@@ -231,25 +219,10 @@ class RankZero(Rank):
         self._claim.heartbeat.report(**status)
 
     def _sample(self, step: int) -> None:
-        model, readable = self._trainer.model, []
-        chat = self._stage == "sft"
-        for prompt in self._context.job.evaluate.prompts:
-            try:
-                ids = prompt_ids(model, self._chat_format, prompt, chat=chat)
-                readable.append((prompt, ids))
-            except BadInput as error:  # for example, a prompt longer than the context
-                self._context.report(Note(f"no sample for {prompt[:40]!r}: {error}"))
-        prompts = [ids for _, ids in readable]
-        try:
-            texts = sample_texts(
-                model, self._chat_format, prompts, chat=chat, on_token=self._progress
-            )
-        except BadInput as error:
-            self._context.report(Note(f"no samples after step {step}: {error}"))
-            return
-        for (prompt, _), text in zip(readable, texts, strict=True):
-            self._metrics.append_sample(step, prompt, text)
-            self._context.report(Sample(self._stage, step, prompt, text))
+        for found in self._setup.samples(self._context.job.evaluate.prompts, self._progress):
+            if isinstance(found, Sample):
+                self._metrics.append_sample(step, found.prompt, found.text)
+            self._context.report(found)
 
     def _progress(self) -> None:
         self._context.watchdog.progress()
@@ -265,30 +238,14 @@ def _open_checkpointer(
         every=settings.keep.every,
         best=HELD_OUT_LOSS if settings.keep.best or context.job.selects_best(stage) else None,
     )
-    files = {
-        "config.json": to_json(setup.trainer.model.config.to_dict()).encode(),
-        **needed_files(setup.data.folder),
-    }
-    if setup.adapter is not None:
-        files[RECORD] = setup.adapter.to_json()
-    return Checkpointer(
+    return context.checkpointer(
         claim,
-        CheckpointSeries(stage, context.request.digests[stage], files, keep),
+        CheckpointSeries(stage, context.request.digests[stage], setup.files(), keep),
         resumed=setup.restored.found,
         metrics=metrics.log,
-        uploader=Uploader(Snapshot(), claim.store.url, patience=settings.max_undurable),
+        uploader=context.uploader(),
         workspace=context.workspace,
     )
-
-
-def _busy_cores(context: TrainingContext, stage: str, setup: Setup) -> BusyCores | None:
-    """Return what looks at the cores while a stage trains on them; None on a GPU."""
-    plan = setup.trainer.plan
-    if plan.threads is None or setup.trainer.device.type != "cpu":
-        return None
-    rows = plan.micro_batch * context.job.seq_len(stage)
-    work = Work(rows, setup.trainer.model.config.d_model)
-    return BusyCores(work, plan.threads, context.report)
 
 
 def _cadence(context: TrainingContext, claim: Claim, *, on_cpu: bool) -> SaveCadence:
@@ -319,50 +276,3 @@ def step_message(status: dict[str, Any], dollars: float | None) -> Step:
         eta=status["eta"],
         dollars=dollars,
     )
-
-
-SAMPLE_TOKENS = 48
-
-
-def prompt_ids(model: Decoder, chat_format: ChatFormat, prompt: str, *, chat: bool) -> list[int]:
-    """Return the ids that the model continues; with `chat`, the prompt is a user's message.
-
-    Raises BadInput if the prompt is too long for the model, or if its chat template refuses it.
-    """
-    from pion.generation.generate import checked_prompt
-
-    if chat:
-        ids = chat_format.prompt_ids([{"role": "user", "content": prompt}])
-    else:
-        ids = chat_format.tokenizer.prompt(prompt)
-    return checked_prompt(ids, model.config)
-
-
-def sample_texts(
-    model: Decoder,
-    chat_format: ChatFormat,
-    prompts: list[list[int]],
-    *,
-    chat: bool,
-    on_token: Callable[[], None],
-) -> list[str]:
-    """Return the model's continuation of each of the prompts: with `chat`, its answers.
-
-    `on_token` is called after each token. Raises BadInput if the model predicts NaN or infinity.
-    """
-    from pion.generation.generate import generate_batch
-
-    tokenizer = chat_format.tokenizer
-    new: list[list[int]] = [[] for _ in prompts]
-    for number, token in generate_batch(
-        model,
-        prompts,
-        stop_ids=chat_format.stop_ids if chat else (tokenizer.end_of_text,),
-        vocab_size=tokenizer.vocab_size,
-        max_tokens=SAMPLE_TOKENS,
-        seed=0,
-    ):
-        if token is not None:
-            new[number].append(token)
-            on_token()
-    return [tokenizer.decode(ids) for ids in new]

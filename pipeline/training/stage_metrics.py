@@ -194,7 +194,8 @@ class StageMetrics:
 
     def __init__(self, claim: Claim, stage: str, trackers: Trackers) -> None:
         self._claim = claim
-        self.log = MetricsLog(claim.store, claim.state.name, stage, claim.epoch)
+        now = claim.state.clock.now
+        self.log = MetricsLog(claim.store, claim.state.name, stage, claim.epoch, now)
         self._trackers = trackers
         self._flusher = threading.Thread(target=self.flush, daemon=True)
         self._last_flush = time.monotonic()

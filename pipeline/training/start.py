@@ -5,26 +5,32 @@ Rank 0 chooses the checkpoint; the other ranks get what they need of it from ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Protocol
 
 from annotated_types import Len
 from typing_extensions import TypedDict
 
+from pion.lora import RECORD
+from pion.errors import BadInput, Trouble
+from pipeline.console.messages import Note, Sample
+from pipeline.data.tokenizer import needed_files
 from pipeline.job import Job
 from pipeline.job.train_sections import settings_of
 from pipeline.machine.folders import use_private_compile_cache
 from pipeline.state.checkpoints.layout import METRICS, STATE
 from pipeline.state.checkpoints.restore import Found, Loaded, load_folder, newest_good
-from pipeline.state.record_json import Count, build, open_record
+from pipeline.state.record_json import Count, build, open_record, to_json
 from pipeline.state.records import Head
 from pipeline.state.run_data import bring_data
+from pipeline.training.busy_cores import BusyCores, Work
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.first_weights import cost_of_rounding, first_model, frozen_base
+from pipeline.training.hop_receipt import record_machine, record_step_down
 from pipeline.training.rewind import rows_to_skip
 
 if TYPE_CHECKING:
@@ -33,7 +39,9 @@ if TYPE_CHECKING:
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.lora import Adapter
     from pion.model.decoder import Decoder
+    from pion.evaluation.held_out import Evaluation
     from pion.train.settings import ComputePlan
+    from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer, TrainState
     from pipeline.data.shard_cache import ShardCache
     from pipeline.training.context import TrainingContext
@@ -90,18 +98,99 @@ class StageData:
     close: Callable[[], None]
 
 
+# Tokens of a sample, at most.
+SAMPLE_TOKENS = 48
+
+
+class Trains(Protocol):
+    """What the loop and rank 0 need of a trainer; pion/train/trainer.py has the real one."""
+
+    step: int
+    next_row: int
+    on_step_down: Callable[[StepDown], None]
+
+    def train_step(self, should_stop: Callable[[], bool]) -> bool:
+        """Train on the next rows; return False if the step was abandoned, with nothing changed."""
+
+    def drain_metrics(self) -> list[dict[str, Any]]:
+        """Return the metrics of each step since the last call. Raises Trouble."""
+
+    def trouble(self) -> Trouble | None:
+        """Return the error that `drain_metrics` would raise, or None."""
+
+    def state(self) -> TrainState:
+        """Return the state after the last finished step. Raises Trouble."""
+
+
 @dataclass(frozen=True)
 class Setup:
-    """A stage ready for its next step.
+    """A stage ready for its next step, and all that the loop and rank 0 ask of it.
 
     `why` says where it starts. `adapter` is what LoRA trains; None: the whole model is trained.
     """
 
+    context: TrainingContext
+    stage: str
     trainer: Trainer
     data: StageData
     restored: Restored
     why: str
     adapter: Adapter | None = None
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the stage trains on the cores that saving uses too."""
+        return self.trainer.device.type == "cpu"
+
+    def files(self) -> dict[str, bytes]:
+        """Return the small files that each checkpoint includes, by name."""
+        config = to_json(self.trainer.model.config.to_dict()).encode()
+        files = {"config.json": config, **needed_files(self.data.folder)}
+        return files if self.adapter is None else files | {RECORD: self.adapter.to_json()}
+
+    def evaluate(self, on_batch: Callable[[], None]) -> Evaluation:
+        """Return the loss on the job's first held-out rows. Every rank calls this."""
+        held_out, tokenizer = self.data.held_out, self.data.tokenizer
+        rows = range(min(self.context.job.evaluate.rows, held_out.total_rows))
+        micro_batch = self.trainer.plan.micro_batch
+        ids = (tokenizer.end_of_text, tokenizer.vocab_size)
+        return self.trainer.evaluate(held_out, rows, micro_batch, *ids, on_batch)
+
+    def samples(self, prompts: Sequence[str], on_token: Callable[[], None]) -> list[Sample | Note]:
+        """Return what the model writes after each prompt, or why it can't."""
+        model, chat_format = self.trainer.model, self.data.chat_format
+        step, chat = self.trainer.step, self.stage == "sft"
+        notes: list[Sample | Note] = []
+        readable: dict[str, list[int]] = {}
+        for prompt in prompts:
+            try:
+                readable[prompt] = prompt_ids(model, chat_format, prompt, chat=chat)
+            except BadInput as error:  # for example, a prompt longer than the context
+                notes.append(Note(f"no sample for {prompt[:40]!r}: {error}"))
+        try:
+            texts = sample_texts(
+                model, chat_format, [*readable.values()], chat=chat, on_token=on_token
+            )
+        except BadInput as error:
+            return [*notes, Note(f"no samples after step {step}: {error}")]
+        written = zip(readable, texts, strict=True)
+        return [*notes, *(Sample(self.stage, step, prompt, text) for prompt, text in written)]
+
+    def busy_cores(self) -> BusyCores | None:
+        """Return what looks at the cores while the stage trains on them; None on a GPU."""
+        plan = self.trainer.plan
+        if plan.threads is None or not self.on_cpu:
+            return None
+        rows = plan.micro_batch * self.context.job.seq_len(self.stage)
+        work = Work(rows, self.trainer.model.config.d_model)
+        return BusyCores(work, plan.threads, self.context.report)
+
+    def record_machine(self, epoch: int, change: StepDown | None = None) -> list[str]:
+        """Record the machine and the plan of an attempt, or a `change` of its plan; return the
+        receipt."""
+        if change is None:
+            return record_machine(self.context, epoch, self.stage, self.trainer)
+        return record_step_down(self.context, epoch, self.stage, self.trainer, change)
 
     def close(self) -> None:
         """End the trainer's and the data's threads."""
@@ -140,7 +229,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     digest = context.request.digests[stage]
     skipped = rows_to_skip(restored.head, stage, digest, trainer.next_row, trainer.skipped)
     trainer.skipped = context.group.from_rank_0(skipped)
-    return Setup(trainer, data, restored, why, adapter)
+    return Setup(context, stage, trainer, data, restored, why, adapter)
 
 
 def _find(context: TrainingContext, stage: str) -> Restored:
@@ -290,3 +379,47 @@ class _State(TypedDict):
 def check_saved_state(state: Mapping[str, Any], where: str) -> None:
     """Raise `Damaged` if a trainer can't continue from `state`, the content of the file `where`."""
     build(_State, state, where)
+
+
+def prompt_ids(model: Decoder, chat_format: ChatFormat, prompt: str, *, chat: bool) -> list[int]:
+    """Return the ids that the model continues; with `chat`, the prompt is a user's message.
+
+    Raises BadInput if the prompt is too long for the model, or if its chat template refuses it.
+    """
+    from pion.generation.generate import checked_prompt
+
+    if chat:
+        ids = chat_format.prompt_ids([{"role": "user", "content": prompt}])
+    else:
+        ids = chat_format.tokenizer.prompt(prompt)
+    return checked_prompt(ids, model.config)
+
+
+def sample_texts(
+    model: Decoder,
+    chat_format: ChatFormat,
+    prompts: list[list[int]],
+    *,
+    chat: bool,
+    on_token: Callable[[], None],
+) -> list[str]:
+    """Return the model's continuation of each of the prompts: with `chat`, its answers.
+
+    `on_token` is called after each token. Raises BadInput if the model predicts NaN or infinity.
+    """
+    from pion.generation.generate import generate_batch
+
+    tokenizer = chat_format.tokenizer
+    new: list[list[int]] = [[] for _ in prompts]
+    for number, token in generate_batch(
+        model,
+        prompts,
+        stop_ids=chat_format.stop_ids if chat else (tokenizer.end_of_text,),
+        vocab_size=tokenizer.vocab_size,
+        max_tokens=SAMPLE_TOKENS,
+        seed=0,
+    ):
+        if token is not None:
+            new[number].append(token)
+            on_token()
+    return [tokenizer.decode(ids) for ids in new]

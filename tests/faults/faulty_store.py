@@ -101,6 +101,11 @@ class FaultyStore:
     def probe(self, prefix: str) -> None:
         self.inner.probe(prefix)
 
+    def die(self) -> None:
+        """End the process between two operations."""
+        self._dead = True
+        raise Crash
+
     def do(self, action: str, key: str, call: Callable[[], T]) -> T:
         """Count the operation and do it, and call `happen` if it is due."""
         operation = f"{action} {key}"

@@ -1,38 +1,47 @@
-"""A whole run with the real state layer, and with a trainer that needs neither torch nor Ray.
+"""A whole run with the real state layer and training loop, and with a trainer without tensors.
 
-The stages are prepare, pretrain, sft, evaluate and publish, in the order of `pipeline.run.advance`
-and `pipeline.training.loop`. Weights are the list of rows trained, in order. So a checkpoint shows
-whether a row was trained twice or never, and two runs with the same weights trained the same rows.
+The stages are prepare, pretrain, sft, evaluate and publish, in the order of `pipeline.run.advance`.
+Weights are the list of rows trained, in order. So a checkpoint shows whether a row was trained
+twice or never, and two runs with the same weights trained the same rows.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pion.data.order import step_rows
 from pion.errors import PionError, Trouble
-from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
+from pipeline.console.messages import Note, Shown
+from pipeline.job import Job
+from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER, STATE
-from pipeline.state.checkpoints.restore import Found, check_entry, newest_good
-from pipeline.state.checkpoints.retention import Keep, sweep, sweep_abandoned
+from pipeline.state.checkpoints.restore import check_entry, newest_good
+from pipeline.state.checkpoints.retention import Keep, sweep
 from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
 from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest, save
 from pipeline.state.claim import Claim, claim_run
-from pipeline.state.metrics import EventLog, MetricsLog, read_metrics
+from pipeline.state.metrics import EventLog, read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.records import Head
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stop_requests import clear_stops, pending_stop
-from pipeline.state.stores import Store, StoreError
+from pipeline.state.stores import Store
 from pipeline.state.workspace import Workspace
-from pipeline.training.rewind import plan_rewind, rows_to_skip
+from pipeline.training.context import TrainingContext
+from pipeline.training.loop import train_stages
+from pipeline.training.rewind import rows_to_skip
+from pipeline.training.start import Restored, Setup
+from pipeline.training.train_request import Group, TrainRequest
+from tests.support.jobs import tiny_dict
 
 RUN = "light"
 TRAINING = ("pretrain", "sft")
@@ -40,7 +49,23 @@ STEPS, BATCH, SAVE_EVERY = 4, 3, 2
 DIGESTS = {name: f"{name}-digest" for name in ("prepare", *TRAINING, "evaluate", "publish")}
 DATA = "data-digest"
 DATA_ROWS = 60
-MAX_REWINDS = 3
+
+
+@functools.cache
+def light_job(steps: int, keep: int) -> Job:
+    """Return the job: it logs each step, saves every second one, and evaluates after the last."""
+    return Job.model_validate(
+        tiny_dict(
+            name=RUN,
+            pretrain__steps=steps,
+            sft__steps=steps,
+            evaluate__every=1000,
+            evaluate__prompts=[],
+            checkpoint={"every_steps": SAVE_EVERY, "keep": {"last": keep}, "linger": 0}
+            | {"max_undurable": 1e8},
+            log={"every": 1},
+        )
+    )
 
 
 def data_row(number: int) -> str:
@@ -84,6 +109,11 @@ class Process:
         self.run = RunState(self.store, RUN, self.clock)
         self.workspace = Workspace(self.store, RUN, self.cache)
 
+    def hear(self, message: Shown) -> None:
+        """Keep what the user must know about checkpoints."""
+        if isinstance(message, Note) and message.text.startswith(("Skipped", "nothing can be")):
+            self.said.append(message.text)
+
     def go(self) -> None:
         """Advance the run until it is done."""
         head = self.run.read()
@@ -101,8 +131,7 @@ class Process:
         if self._unfinished(claim.head, ["prepare"]):
             self._prepare(claim)
         if self._unfinished(claim.head, self.training):
-            while self._train() == "again":
-                continue
+            self._train()
             claim = self._claim()
         if self._unfinished(claim.head, ["evaluate"]):
             rows = [read_metrics(self.store, RUN, claim.head, stage) for stage in self.training]
@@ -144,21 +173,23 @@ class Process:
         self.workspace.keep(f"data/{DATA}")
         claim.finish_stage("prepare", DIGESTS["prepare"], {})
 
-    def _train(self) -> str:
-        """Make one attempt; return "done", or "again" after a loss spike."""
-        claim = self._claim()
-        sweep_abandoned(claim)
-        sweep(claim)
-        stage = ""
-        try:
-            for stage in self._unfinished(claim.head, self.training):
-                _Training(self, claim, stage).go()
-        except Trouble as trouble:
-            digest, now = DIGESTS[stage], self.clock.now()
-            rows = plan_rewind(claim.head, stage, digest, trouble, MAX_REWINDS, now)
-            claim.skip_rows(stage, rows)
-            return "again"
-        return "done"
+    def _train(self) -> None:
+        """Train as workers do, with a light trainer."""
+        request = _Request(
+            job={"steps": self.steps, "keep": self.keep.last},
+            job_folder="",
+            store=self.store.url,
+            owner=dataclasses.asdict(self.owner),
+            stages=list(self.training),
+            digests=DIGESTS,
+            data={},
+        )
+        train_stages(_Context(self, request), _start)
+
+
+class _Request(TrainRequest):
+    def load_job(self) -> Job:
+        return light_job(**self.job)
 
 
 class _Rows(Snapshot):
@@ -176,6 +207,9 @@ class _Rows(Snapshot):
             self.extents[name] = (offset, len(content))
             offset += len(content)
         self.state = json.loads(json.dumps(state))
+
+    def reserve(self, model: Any, optimizer: Any) -> list[Any]:
+        return []
 
     def close(self) -> None:
         os.close(self.fd)
@@ -195,90 +229,131 @@ class _Uploader:
         """Do nothing: there is no process to end."""
 
 
-class _Training:
-    """One attempt at one stage."""
+class _Checkpointer(Checkpointer):
+    """Ends each save before the next step, so that operations have an order."""
 
-    def __init__(self, process: Process, claim: Claim, stage: str) -> None:
-        self.process, self.claim, self.stage = process, claim, stage
-        self.digest = DIGESTS[stage]
+    def save(self, model: Any, optimizer: Any, state: Mapping[str, Any]) -> bool:
+        begun = super().save(model, optimizer, state)
+        if self._thread is not None:
+            self._thread.join()
+        return begun
+
+
+class _Context(TrainingContext):
+    """What the stages of a process share. There is no heartbeat: one thread uses the store."""
+
+    checkpointer = _Checkpointer
+
+    def __init__(self, process: Process, request: TrainRequest) -> None:
+        self.process = process
+        super().__init__(
+            request,
+            Group(),
+            process.hear,
+            lambda: False,
+            workspace=process.workspace,
+            clock=process.clock,
+        )
+
+    def keep_alive(self, claim: Claim) -> None:
+        self.process.epoch = claim.epoch
+
+    def uploader(self) -> Any:
+        return _Uploader(self.process.store)
+
+    def free_memory(self) -> None:
+        """Do nothing: rows take no memory."""
+
+
+class _Trainer:
+    """Trains by adding rows to the weights, as `pion.train.trainer.Trainer` would use them."""
+
+    def __init__(self, process: Process, stage: str, rows: list[str], epoch: int) -> None:
+        self._process, self._stage, self._rows, self._epoch = process, stage, rows, epoch
         self.weights: Weights = {}
         self.step = self.next_row = 0
         self.skipped: list[tuple[int, int]] = []
+        self.on_step_down: Any = None
+        self._metrics: list[dict[str, Any]] = []
+        self._trouble: Trouble | None = None
 
-    def go(self) -> None:
-        process, claim = self.process, self.claim
-        rows = json.loads((process.workspace.bring(f"data/{DATA}") / "rows.json").read_text())
-        found = self._restore()
-        claim.set_restore(self.stage, self.step)
-        self.metrics = MetricsLog(
-            process.store, RUN, self.stage, claim.epoch, now=process.clock.now
-        )
-        with contextlib.closing(self._open_checkpointer(found)) as self.checkpointer:
-            self._loop(rows)
-            self._finish()
+    def train_step(self, should_stop: Callable[[], bool]) -> bool:
+        numbers, next_row = step_rows(self.next_row, BATCH, self.skipped)
+        if self._process.goes_wrong(self._stage, numbers):
+            self._trouble = Trouble(self.step + 1, (self.next_row, next_row), "a loss spike")
+        self.weights.setdefault(self._stage, []).extend(self._rows[i] for i in numbers)
+        self.step, self.next_row = self.step + 1, next_row
+        numbered = {"step": self.step, "trained_on": numbers, "loss": 1.0, "tokens_per_second": 9.0}
+        self._metrics.append(numbered | dict.fromkeys(("lr", "grad_norm", "mfu", "memory"), 0.0))
+        self._process.between_steps()
+        return True
 
-    def _restore(self) -> Found:
-        process = self.process
-        head = process.run.read()
+    def drain_metrics(self) -> list[dict[str, Any]]:
+        if self._trouble is not None:
+            raise self._trouble
+        rows, self._metrics = self._metrics, []
+        return rows
+
+    def trouble(self) -> Trouble | None:
+        return self._trouble
+
+    def state(self) -> Any:
+        meta = {"step": self.step, "next_row": self.next_row, "skipped": self.skipped}
+        optimizer = {"step": self.step, "epoch": self._epoch}
+        return SimpleNamespace(model=self.weights, optimizer=optimizer, meta=meta)
+
+    def close(self) -> None:
+        """Do nothing: there is no thread."""
+
+
+class _Setup(Setup):
+    """A stage with a light trainer. It has no model to sample from, and no machine to compare."""
+
+    on_cpu = True
+
+    def files(self) -> dict[str, bytes]:
+        return {}
+
+    def evaluate(self, on_batch: Callable[[], None]) -> Any:
+        return SimpleNamespace(loss=1.0, sem=0.1)
+
+    def busy_cores(self) -> None:
+        return None
+
+    def record_machine(self, epoch: int, change: Any = None) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        self.trainer.close()
+
+
+def _start(context: TrainingContext, stage: str) -> Setup:
+    """Set a stage up, as `pipeline.training.start` does."""
+    assert isinstance(context, _Context)
+    process = context.process
+
+    def bring() -> tuple[list[str], Restored]:
+        head = context.run.read()
         assert head is not None
-        found = newest_good(process.workspace, head, self.stage, self.digest)
-        process.said += map(str, found.skipped)
-        skipped: list[tuple[int, int]] = []
-        if found.folder is not None:
-            self.weights = json.loads((found.folder / MODEL).read_bytes())
-            state = json.loads((found.folder / STATE).read_bytes())
-            self.step, self.next_row = state["step"], state["next_row"]
-            skipped = [(first, stop) for first, stop in state["skipped"]]
-        elif self.stage == "sft":
-            self.weights = json.loads(process.finished_weights(head, "pretrain"))
-        self.skipped = rows_to_skip(head, self.stage, self.digest, self.next_row, skipped)
-        process.restored[self.stage] = self.step
-        return found
+        rows = json.loads((process.workspace.bring(f"data/{DATA}") / "rows.json").read_text())
+        found = newest_good(context.workspace, head, stage, DIGESTS[stage])
+        return rows, Restored(head, found, saved=None)
 
-    def _open_checkpointer(self, found: Found) -> Checkpointer:
-        process = self.process
-        uploader: Any = _Uploader(process.store)
-        return Checkpointer(
-            self.claim,
-            CheckpointSeries(self.stage, self.digest, files={}, keep=process.keep),
-            resumed=found,
-            metrics=self.metrics,
-            uploader=uploader,
-            workspace=process.workspace,
-        )
-
-    def _loop(self, rows: list[str]) -> None:
-        process = self.process
-        while self.step < process.steps:
-            self.claim.check()
-            numbers, next_row = step_rows(self.next_row, BATCH, self.skipped)
-            if process.goes_wrong(self.stage, numbers):
-                raise Trouble(self.step + 1, (self.next_row, next_row), "a loss spike")
-            self.weights.setdefault(self.stage, []).extend(rows[i] for i in numbers)
-            self.step, self.next_row = self.step + 1, next_row
-            self.metrics.append({"step": self.step, "trained_on": numbers})
-            process.between_steps()
-            if self.step < process.steps and self.step % SAVE_EVERY == 0:
-                outage = self._save()
-                if outage is not None:
-                    process.said.append(f"nothing can be saved now: {outage}")
-
-    def _finish(self) -> None:
-        outage = self._save()
-        if outage is not None:
-            raise outage
-        last = self.checkpointer.last
-        assert last is not None
-        self.claim.finish_stage(self.stage, self.digest, {"steps": self.step}, last.key)
-
-    def _save(self) -> StoreError | None:
-        """Save the last finished step; return why the save is not durable, or None."""
-        optimizer: Any = {"step": self.step, "epoch": self.claim.epoch}
-        weights: Any = self.weights
-        state = {"step": self.step, "next_row": self.next_row, "skipped": self.skipped}
-        self.checkpointer.save(weights, optimizer, state)
-        self.checkpointer.wait()
-        return self.checkpointer.stats.outage
+    rows, restored = context.fetch(bring)
+    trainer = _Trainer(process, stage, rows, restored.head.epoch)
+    folder = restored.found.folder
+    skipped: list[tuple[int, int]] = []
+    if folder is not None:
+        trainer.weights = json.loads((folder / MODEL).read_bytes())
+        state = json.loads((folder / STATE).read_bytes())
+        trainer.step, trainer.next_row = state["step"], state["next_row"]
+        skipped = [(first, stop) for first, stop in state["skipped"]]
+    elif stage == "sft":
+        trainer.weights = json.loads(process.finished_weights(restored.head, "pretrain"))
+    trainer.skipped = rows_to_skip(restored.head, stage, DIGESTS[stage], trainer.next_row, skipped)
+    process.restored[stage] = trainer.step
+    real: Any = trainer
+    return _Setup(context, stage, real, SimpleNamespace(), restored, "")
 
 
 # ---------------------------------------------------------------- looking behind a run's back

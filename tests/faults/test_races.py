@@ -32,7 +32,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pion.errors import BadInput, Fenced
+from pion.errors import BadInput, Fenced, NotDurable, PionError
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL
 from pipeline.state.checkpoints.retention import Keep, sweep, sweep_abandoned
 from pipeline.state.claim import Claim, claim_run
@@ -319,8 +319,9 @@ class Race(RuleBasedStateMachine):
         machine.heard = len(process.said)
         error = machine.store.error
         refused = isinstance(error, BadInput) and "has owned run" in str(error)
-        untold = isinstance(error, StoreError) and UNTOLD in str(error)
-        if owns and error is not None and not refused and not untold:
+        untold = isinstance(error, StoreError | NotDurable) and UNTOLD in str(error)
+        gave_up = isinstance(error, PionError) and "attempts in a row failed" in str(error)
+        if owns and error is not None and not refused and not untold and not gave_up:
             if not isinstance(error, (Crash, Fenced)):
                 self.violations.append(f"a process ended with {error!r}")
             machine.store.error = None
