@@ -20,7 +20,7 @@ from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
 from pipeline.training.context import TrainingContext, phase
 from pipeline.training.rank_zero import Rank, RankZero
-from pipeline.training.start import Setup, Trains, start_stage
+from pipeline.training.setup import Setup, Trains, start_stage
 
 if TYPE_CHECKING:
     from pion.train.smaller_plan import StepDown

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pion.evaluation.held_out import Evaluation as HeldOutLoss
     from pion.train.smaller_plan import StepDown
     from pion.train.trainer import TrainState
-    from pipeline.training.start import Setup, Trains
+    from pipeline.training.setup import Setup, Trains
 
 
 class Rank:

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ from pipeline.state.workspace import Workspace
 from pipeline.training.context import TrainingContext
 from pipeline.training.loop import train_stages
 from pipeline.training.rewind import rows_to_skip
-from pipeline.training.start import Restored, Setup
+from pipeline.training.setup import Restored, Setup
 from pipeline.training.train_request import Group, TrainRequest
 from tests.support.jobs import tiny_dict
 
@@ -317,6 +317,9 @@ class _Setup(Setup):
     def evaluate(self, on_batch: Callable[[], None]) -> Any:
         return SimpleNamespace(loss=1.0, sem=0.1)
 
+    def samples(self, prompts: Sequence[str], on_token: Callable[[], None]) -> list[Any]:
+        return []
+
     def busy_cores(self) -> None:
         return None
 
@@ -328,7 +331,7 @@ class _Setup(Setup):
 
 
 def _start(context: TrainingContext, stage: str) -> Setup:
-    """Set a stage up, as `pipeline.training.start` does."""
+    """Set a stage up, as `pipeline.training.setup` does."""
     assert isinstance(context, _Context)
     process = context.process
 

@@ -17,7 +17,7 @@ from pipeline.state.checkpoints.layout import MANIFEST, STATE, Provenance
 from pipeline.state.record_json import Damaged, parse, parse_record
 from pipeline.state.run_state import RunState
 from pipeline.state.workspace import MOST_DATA_FILES, MOST_FILES, read_files
-from pipeline.training.start import check_saved_state
+from pipeline.training.setup import check_saved_state
 from tests.hostile.hostile_run import (
     NOW,
     make_hostile_run,

@@ -10,7 +10,7 @@ from pion.data.chat.chat_format import ChatFormat
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
-from pipeline.training.start import SAMPLE_TOKENS, prompt_ids, sample_texts
+from pipeline.training.setup import SAMPLE_TOKENS, prompt_ids, sample_texts
 from tests.support.tiny_config import tiny_config
 
 TEXTS = ("", "plain", "words only and more words")

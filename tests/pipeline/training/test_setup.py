@@ -11,7 +11,7 @@ import torch
 from pipeline.job.digest import digest_job
 from pipeline.stages.prepare import prepare_pretrain
 from pipeline.state.owner import Owner
-from pipeline.training.start import _open
+from pipeline.training.setup import _open
 from pipeline.training.train_request import TrainRequest
 from tests.support.corpora import make_job, write_corpus
 
