@@ -20,8 +20,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from pipeline.workers.private_ray import private_environment
-from pipeline.workers.ray_workers import RAY_ADDRESS
+from pipeline.workers.ray_workers import RAY_ADDRESS, private_environment
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 from tests.paths import REPOSITORY
 from tests.support.clock import FakeClock

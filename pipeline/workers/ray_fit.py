@@ -48,7 +48,7 @@ def start_ray(session: str, address: str | None, workers: int, gpus: int) -> Non
     """
     import ray
 
-    from pipeline.workers.private_ray import LOOPBACK, RAY_FOLDER
+    from pipeline.workers.ray_workers import LOOPBACK, RAY_FOLDER
 
     if address is not None:
         ray.init(address=address, logging_level=logging.ERROR)
@@ -69,7 +69,7 @@ def fit(task: dict[str, Any]) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from pipeline.workers.torch_workers import PrivateTorch
+    from pipeline.workers.rendezvous import PrivateTorch
 
     cuda = task["request"]["gpus"] > 0
     TorchTrainer(

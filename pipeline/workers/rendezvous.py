@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import os
 import socket
+import uuid
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import psutil
+import ray
 import torch.distributed as dist
+from ray.train._internal.base_worker_group import BaseWorkerGroup
+from ray.train.backend import BackendConfig
+from ray.train.torch.config import TorchConfig, _TorchBackend
 
 # How long a worker tries to reach the first worker's socket.
 CONNECT_SECONDS = 300.0
@@ -100,3 +106,39 @@ def _stay_on_interface(address: str, *, on_one_machine: bool) -> None:
     for name, value in (("GLOO_SOCKET_IFNAME", interface), ("NCCL_SOCKET_IFNAME", f"={interface}")):
         if on_one_machine or not os.environ.get(name):
             os.environ[name] = value
+
+
+@dataclass
+class PrivateTorch(TorchConfig):
+    """How the workers meet: in a new file in `folder`, or, if unset, at a socket between nodes."""
+
+    folder: str | None = None
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """The class that Ray Train calls when workers start and end."""
+        return _PrivateBackend
+
+
+class _PrivateBackend(_TorchBackend):
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
+        """Make the workers, which have just started, one process group."""
+        assert isinstance(backend_config, PrivateTorch)
+        assert backend_config.backend is not None
+        count = len(worker_group)
+        if count == 1:
+            return  # has nobody to talk to
+        addresses = worker_group.execute(ray.util.get_node_ip_address)
+        if backend_config.folder is not None:
+            file, at = f"{backend_config.folder}/meeting-{uuid.uuid4().hex}", None
+        else:
+            file = None
+            at = worker_group.execute_single(0, listen, addresses[0], count)
+        meeting = Meeting(count, backend_config.timeout_s, file, at)
+        joining: Any = [
+            worker_group.execute_single_async(
+                rank, join, meeting, rank, backend_config.backend, address
+            )
+            for rank, address in enumerate(addresses)
+        ]
+        ray.get(joining)

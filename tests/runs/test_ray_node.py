@@ -13,9 +13,8 @@ import pytest
 
 from pipeline.state.metrics import read_events
 from pipeline.state.stores import open_store
-from pipeline.workers.private_ray import private_environment
 from pipeline.workers.ray_fit import RAY_ENVIRONMENT
-from pipeline.workers.ray_workers import RAY_ADDRESS
+from pipeline.workers.ray_workers import RAY_ADDRESS, private_environment
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 from tests.support.waiting import PATIENCE_SECONDS, read_until
 from tests.support.whole_runs import ends_with, head_of, rows_trained, start, wait_for, write_job

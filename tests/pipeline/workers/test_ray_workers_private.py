@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
-from pipeline.workers.private_ray import (
+from pipeline.workers.ray_workers import (
     LONGEST_SOCKET,
     RAY_FOLDER,
     private_environment,
