@@ -37,6 +37,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
+def hours(seconds: float) -> str:
+    """Return `31.5 h`, or `never` for infinitely many seconds."""
+    return f"{seconds / 3600:,.1f} h" if math.isfinite(seconds) else "never"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return `1 row`, or `1,234 rows`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def size(count: float) -> str:
     """Return bytes as `812 B`, `3.1 MB`, `1.24 GB`."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -1,6 +1,6 @@
 """What each process that owned a run spent its time on, second by second, from the run's store.
 
-by_cause.py explains the causes.
+costs.py explains the causes.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.console.formats import counted
 from pipeline.job import Job, Price, Section
 from pipeline.job.every_field import fields_at, find_field, homes_of, is_number
 from pipeline.job.model_section import Base
@@ -129,7 +130,7 @@ def _limited(section: Section, path: str) -> Iterator[tuple[str, float, float]]:
 
 def listing(path: Path, mistakes: list[Mistake]) -> str:
     """Return the message for a job file with mistakes."""
-    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    count = counted(len(mistakes), "mistake")
     listed = mistakes[:MOST_MISTAKES]
     width = max(len(m.where) for m in listed)
     rows = [

@@ -24,7 +24,7 @@ from typing import Any
 
 from pion.errors import BadInput, PionError
 from pipeline.base.read_job import read_job
-from pipeline.console.formats import duration
+from pipeline.console.formats import counted, duration
 from pipeline.job import Job
 from pipeline.prove.attempt import Attempt, Instant, Place, attempt
 from pipeline.prove.compare import Trained, first_difference, read_trained
@@ -324,7 +324,7 @@ def verdict_lines(result: Mapping[str, Any]) -> list[str]:
     runs = len(result["rounds"])
     hits = sum(kill["during"] in result["unbroken"]["stages"] for kill in kills)
     lines.append(
-        f"{_times(len(kills), 'kill')} in {_times(runs, 'run')}, "
+        f"{counted(len(kills), 'kill')} in {counted(runs, 'run')}, "
         f"{hits or 'none'} of them in training, "
         f"{duration(result['seconds'])} ({result['seconds_per_kill']:.1f} s per kill)"
     )
@@ -368,7 +368,3 @@ def _kills_table(kills: Sequence[Mapping[str, Any]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def _times(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")

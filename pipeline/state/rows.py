@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from pion.errors import BadInput
 from pion.untrusted import parse_object
+from pipeline.console.formats import counted
 from pipeline.machine.rented import AT_HOME, RENTED
 from pipeline.state.record_json import Amount, Count, Epoch, Number, Time, open_record
 
@@ -52,7 +53,7 @@ class Unreadable:
         """Return a sentence about the skipped rows; None if there are none."""
         if self.count == 0:
             return None
-        rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
+        rows = counted(self.count, "row")
         return f"{rows} of metrics and events could not be read. The first is in {self.first}."
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pion.errors import BadInput
-from pipeline.console.formats import duration, moment
+from pipeline.console.formats import duration, hours, moment
 from pipeline.job import Job
 from pipeline.machine.time_limit import within
 from pipeline.rent.check.candidates import judge
@@ -171,9 +171,9 @@ def _dollars_per_hour(machine: OnDemand) -> float:
 def _too_slow(machine: OnDemand, seen: Situation) -> str:
     """Return `28.0 h of work on A40 on demand, 27.0 h left, …`."""
     assert machine.work is not None
-    left = f"{_hours(seen.left)} left" if seen.left >= 0 else f"late by {_hours(-seen.left)}"
+    left = f"{hours(seen.left)} left" if seen.left >= 0 else f"late by {hours(-seen.left)}"
     return (
-        f"{_hours(machine.work)} of work on {machine.gpu} on demand, {left}, and a margin of "
+        f"{hours(machine.work)} of work on {machine.gpu} on demand, {left}, and a margin of "
         f"{duration(machine.margin(seen.deadline))} ({_speed(machine)})"
     )
 
@@ -197,8 +197,8 @@ def _rows(seen: Situation, in_time: Sequence[OnDemand]) -> list[CheckRow]:
         if machine in in_time:
             slack = machine.slack(seen.deadline, seen.now) or 0.0
             words = (
-                f"{_hours(machine.work or 0.0)} of work ({_speed(machine)}), slack "
-                f"{_hours(slack)}, margin {duration(machine.margin(seen.deadline))}"
+                f"{hours(machine.work or 0.0)} of work ({_speed(machine)}), slack "
+                f"{hours(slack)}, margin {duration(machine.margin(seen.deadline))}"
             )
             rows.append(CheckRow(f"{machine.gpu} on demand", True, words))
         elif machine.work is not None:
@@ -217,17 +217,17 @@ def _budget(
     spent = head.spent if head is not None else None
     words = []
     first = min(in_time, key=_dollars_per_hour)
-    hours = (first.work or 0.0) / 3600
+    needed = (first.work or 0.0) / 3600
     limit = job.budget.dollars
     if limit is not None and first.price is not None:
-        worst = hours * first.price + (spent.dollars if spent else 0.0)
+        worst = needed * first.price + (spent.dollars if spent else 0.0)
         if worst > limit:
             words.append(f"budget.dollars {limit:g} is below ${worst:.2f}")
     limit = job.budget.hours
     if limit is not None:
-        hours += spent.hours if spent else 0.0
-        if hours > limit:
-            words.append(f"budget.hours {limit:g} is below {hours:.1f} h")
+        needed += spent.hours if spent else 0.0
+        if needed > limit:
+            words.append(f"budget.hours {limit:g} is below {needed:.1f} h")
     if not words:
         return []
     case = "the worst case, in which all work that is left is done on demand"
@@ -238,7 +238,3 @@ def _budget(
 def _speed(machine: OnDemand) -> str:
     """Return where the speed comes from; of an estimate, that its time was made longer."""
     return machine.words if machine.measured else f"{machine.words}; 1/0.9 of the estimated time"
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h"

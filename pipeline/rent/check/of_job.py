@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pion.errors import BadInput, PionError
 from pion.untrusted import parse_object, read_file
-from pipeline.console.formats import size
+from pipeline.console.formats import counted, size
 from pipeline.data.compared_text import check_text
 from pipeline.job import (
     BinShards,
@@ -217,7 +217,7 @@ def _first_record(job: Job, source: Source, key: str) -> str:
     if isinstance(source, HubDataset):
         return f"{source.repo} at {found.commit[:12]}: the first record can be read"
     total = sum(path.stat().st_size for path in found.files)
-    files = "1 file" if len(found.files) == 1 else f"{len(found.files)} files"
+    files = counted(len(found.files), "file")
     return ". ".join((f"{files}, {size(total)}", *found.left_out))
 
 
