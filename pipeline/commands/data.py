@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from pion.errors import BadInput
 from pipeline.console.formats import moment, show, size
+from pipeline.console.out import ask_to_delete
 from pipeline.state.find_run import known_runs
 from pipeline.state.run_state import Clock
 from pipeline.state.shared.prune import Listed, delete_due, list_shared, mark
@@ -56,7 +56,12 @@ def prune_data(store: str | None, only: Sequence[str], *, yes: bool, as_json: bo
         found = list_shared(where, clock)
         chosen = [_chosen(found, where, text) for text in only] or [o for o in found if _may_go(o)]
         if chosen and not yes:
-            _ask(chosen)
+            show("\n".join(map(_in_words, chosen)))
+            unused = size(sum(one.unused for one in chosen))
+            ask_to_delete(
+                f"Delete what no run uses of this, {unused}, in an hour?",
+                "--prune would delete this in an hour",
+            )
     marked = mark(where, [one.fingerprint for one in chosen], clock)
     deleted, freed = delete_due(where, clock)
     where.flush()
@@ -107,24 +112,6 @@ def _chosen(found: Sequence[Listed], store: Store, text: str) -> Listed:
             "that run, remove it first, with its weights, reports and checkpoints (pion rm)."
         )
     return one
-
-
-def _ask(chosen: Sequence[Listed]) -> None:
-    """Ask the person at the terminal. Raises BadInput without one, and for another answer."""
-    for one in chosen:
-        show(_in_words(one))
-    if not sys.stdin.isatty():
-        raise BadInput(
-            "--prune would delete this in an hour, and there is no terminal to ask. Nothing was "
-            "deleted. Add --yes to agree."
-        )
-    unused = size(sum(one.unused for one in chosen))
-    try:
-        answer = input(f"Delete what no run uses of this, {unused}, in an hour? [y/N] ")
-    except EOFError:
-        answer = ""
-    if answer.strip().lower() not in ("y", "yes"):
-        raise BadInput("Nothing was deleted.")
 
 
 def _may_go(one: Listed) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from pion.errors import BadInput
 from pipeline.commands.data import say_unused
 from pipeline.console.formats import show, size
+from pipeline.console.out import ask_to_delete
 from pipeline.state.find_run import open_run
 from pipeline.state.removal import Removable, find_removable, remove
 from pipeline.state.run_state import Clock
@@ -31,7 +31,8 @@ def remove_runs(runs: Sequence[str], *, yes: bool, take_over: bool) -> int:
     for one in found:
         show(f"{one.run.url}: {size(one.bytes)}")
     if not yes:
-        _ask(len(found))
+        what = "this run" if len(found) == 1 else f"these {len(found)} runs"
+        ask_to_delete(f"Delete {what} for good?", f"This would delete {what}")
     for one in found:
         _remove(one)
     if any(one.has_base for one in found):
@@ -62,19 +63,3 @@ def _say_unused(store: Store) -> None:
         say_unused(list_shared(store, Clock()), None if default else store.url)
     except (BadInput, StoreError) as error:
         show(f"which prepared data no run uses is not known: {error}")
-
-
-def _ask(count: int) -> None:
-    """Ask the person at the terminal. Raises BadInput without one, and for another answer."""
-    what = "this run" if count == 1 else f"these {count} runs"
-    if not sys.stdin.isatty():
-        raise BadInput(
-            f"This would delete {what}, and there is no terminal to ask. Nothing was deleted. Add "
-            "--yes to agree."
-        )
-    try:
-        answer = input(f"Delete {what} for good? [y/N] ")
-    except EOFError:
-        answer = ""
-    if answer.strip().lower() not in ("y", "yes"):
-        raise BadInput("Nothing was deleted.")

@@ -1,4 +1,4 @@
-"""Print tables to people and pipes, and say on standard error that a command needs a while."""
+"""Print tables to people and pipes, ask people, and say that a command needs a while."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pion.errors import BadInput
 from pipeline.console.display import is_terminal
 
 if TYPE_CHECKING:
@@ -31,6 +32,24 @@ def show_table(table: RenderableType, style: str | None = None) -> None:
     text = io.StringIO()
     Console(file=text, width=_WIDEST, highlight=False).print(table, markup=False, style=style)
     print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+
+
+def ask_to_delete(question: str, would: str) -> None:
+    """Ask the person at the terminal before anything is deleted.
+
+    Raises BadInput for another answer than yes, and without a terminal: it says what the command
+    `would` do.
+    """
+    if not sys.stdin.isatty():
+        raise BadInput(
+            f"{would}, and there is no terminal to ask. Nothing was deleted. Add --yes to agree."
+        )
+    try:
+        answer = input(f"{question} [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise BadInput("Nothing was deleted.")
 
 
 @contextlib.contextmanager
