@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Protocol
 
+from pipeline.commands.cli import Add
 from pipeline.console.out import saying_if_slow
 from pipeline.live.options import add_page, page_address
 from pipeline.rent.replay.options import BENCH_HELP
 
 _LOADING = "loading the code that knows machines: a first start takes longer"
-
-Command = Callable[[argparse.Namespace], int]
-
-
-class Add(Protocol):
-    """A function that makes the parser of a command.
-
-    A command with `overrides` takes key=value arguments, before and after its options.
-    """
-
-    def __call__(
-        self, name: str, command: Command, help: str, *, overrides: bool = False
-    ) -> argparse.ArgumentParser: ...
-
 
 RUN_HELP = "STORE/NAME, or a name in runs/"
 ON_HELP = "the SkyPilot file that lists the machines to rent, such as sky/runpod-spot.yaml"

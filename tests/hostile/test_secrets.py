@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 import yaml
 
-import pipeline.cli
+import pipeline.commands.cli
 from pipeline.cli import main
 from pipeline.console.masking import masked
 from pipeline.rent.managed import launch as launching
@@ -359,7 +359,7 @@ def buggy(desk: Desk) -> Callable[[], tuple[int, str]]:
     def broken(args: Any) -> int:
         raise RuntimeError(words)  # the traceback quotes this line
 
-    desk.patch.setattr(pipeline.cli, "_status", broken)
+    desk.patch.setattr(pipeline.commands.cli, "_status", broken)
 
     def run() -> tuple[int, str]:
         desk.set(HF_TOKEN=MARKER, AWS_SECRET_ACCESS_KEY=WITH_SLASH)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pipeline.cli
+import pipeline.commands.cli
 from pion.errors import Fenced, NotDurable, PionError
 from pipeline.cli import main
 from pipeline.job import STAGES
@@ -159,7 +160,7 @@ def test_an_error_for_a_person_is_printed_and_gives_its_exit_code(
     def fails(args):
         raise error
 
-    monkeypatch.setattr(pipeline.cli, "_status", fails)
+    monkeypatch.setattr(pipeline.commands.cli, "_status", fails)
     assert pion("status") == (code, "", f"error: {error}\n")
 
 
@@ -169,7 +170,7 @@ def test_a_bug_is_said_to_be_one_with_its_traceback_in_a_file(
     def fails(args):
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(pipeline.cli, "_status", fails)
+    monkeypatch.setattr(pipeline.commands.cli, "_status", fails)
     code, out, err = pion("status")
     assert (code, out) == (1, "")
     assert "this is a bug in Pion: ZeroDivisionError: division by zero" in err
@@ -187,7 +188,7 @@ def test_ctrl_c_ends_a_command_with_130(pion: Pion, monkeypatch: pytest.MonkeyPa
     def interrupted(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.cli, "_status", interrupted)
+    monkeypatch.setattr(pipeline.commands.cli, "_status", interrupted)
     assert pion("status") == (130, "", "")
 
 

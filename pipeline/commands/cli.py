@@ -1,0 +1,441 @@
+"""The `pion` commands that use a run or a model, and their arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pion.errors import BadInput
+from pipeline.console.formats import show
+
+if TYPE_CHECKING:
+    from pion.data.chat.chat_format import ChatFormat
+    from pion.model.decoder import Decoder
+    from pipeline.commands.chat import GenerationSettings
+    from pipeline.models.find import FoundModel
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class Add(Protocol):
+    """A function that makes the parser of a command.
+
+    A command with `overrides` takes key=value arguments, before and after its options.
+    """
+
+    def __call__(
+        self, name: str, command: Command, help: str, *, overrides: bool = False
+    ) -> argparse.ArgumentParser: ...
+
+
+MODEL_HELP = (
+    "a run (demo, STORE/demo, demo@pretrain, demo@sft or demo@250), the folder of a checkpoint, "
+    "the folder of an exported model, a .pt file that `pion import-seed` reads, or a Hub "
+    "repository (user/name); default: the latest run"
+)
+RUN_HELP = "a name in runs/, or STORE/NAME"
+
+
+def add_commands(add: Add) -> None:
+    """Add the commands that use a run or a model; `add` makes a command's parser."""
+    _add_bench(add)
+    _add_model_commands(add)
+    _add_serve(add)
+    _add_store_commands(add)
+
+
+def _add_bench(add: Add) -> None:
+    from pion.bench.options import add_options
+
+    bench = add("bench", _bench, "check that this card computes right, and measure its speed")
+    add_options(bench, "~/.cache/pion/bench, where `pion plan` finds it")
+
+
+def _add_model_commands(add: Add) -> None:
+    chat = add("chat", _chat, "talk to a model")
+    chat.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
+    _add_sampling(chat)
+    _add_gates(chat)
+
+    generate = add("generate", _generate, "continue a text, or several texts together")
+    generate.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
+    texts = generate.add_mutually_exclusive_group()
+    texts.add_argument("--prompt", help="the text to continue; default: standard input")
+    texts.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help='the texts to continue: one on each line, or in a .jsonl file one {"prompt": TEXT} '
+        'on each line. Prints {"prompt": …, "text": …} for each, in their order',
+    )
+    generate.add_argument(
+        "--chat",
+        action="store_true",
+        help="treat the prompt as a user's message, and print only the answer",
+    )
+    _add_sampling(generate)
+    _add_gates(generate)
+
+    evaluate = add("eval", _eval, "measure a model on your own files")
+    evaluate.add_argument("model", metavar="MODEL", help=MODEL_HELP.partition("; default")[0])
+    evaluate.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="a text file (prints loss and bits per byte), or a .jsonl file of multiple-choice "
+        "questions {context, choices, answer} (prints accuracy)",
+    )
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    _add_gates(evaluate)
+
+    _add_export(add)
+    seed = add(
+        "import-seed",
+        _import_seed,
+        "convert a checkpoint of the original Pion, Tachyon 2, Daisy-Wee or PILON",
+    )
+    seed.add_argument("file", metavar="FILE.pt", help="a .pt file; its pickled code is never run")
+    seed.add_argument("folder", metavar="DIR", help="the folder to write")
+    seed.add_argument(
+        "--tokenizer", metavar="FILE", help="the tokenizer.json to put next to the weights"
+    )
+
+
+def _add_serve(add: Add) -> None:
+    from pipeline.serve.options import add_options
+
+    serve = add("serve", _serve, "serve models to browsers and programs: a page, and OpenAI's API")
+    add_options(serve, MODEL_HELP)
+
+
+def _add_export(add: Add) -> None:
+    export = add(
+        "export", _export, "write a model to a folder for transformers, or a file for llama.cpp"
+    )
+    export.add_argument("run", metavar="MODEL", help=MODEL_HELP.partition("; default")[0])
+    export.add_argument(
+        "target",
+        metavar="TARGET",
+        help="the folder to write; a name that ends in .gguf is a file for llama.cpp, LM Studio "
+        "and Ollama",
+    )
+    export.add_argument(
+        "--type",
+        dest="gguf_type",
+        choices=("f32", "f16", "q8_0"),
+        help="of a .gguf file's matrices; default: f16. q8_0 has half as many bytes, and rounds "
+        "more",
+    )
+    export.add_argument(
+        "--stage",
+        choices=("pretrain", "sft"),
+        help="which stage's model to export from a run; default: the latest stage",
+    )
+    export.add_argument(
+        "--as",
+        dest="model_type",
+        metavar="ARCHITECTURE",
+        help="qwen3, qwen3_moe, arcee, or pion (modelling files); default: the first that computes "
+        "the model exactly",
+    )
+    export.add_argument(
+        "--embeddings",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="dtype of all rows of token ids, the head's too; bfloat16: half the size, rounded",
+    )
+
+
+def _add_store_commands(add: Add) -> None:
+    from pipeline.live.options import add_page
+
+    status = add("status", _status, "show what a run has done and who owns it, from its store")
+    status.add_argument(
+        "runs", metavar="RUN", nargs="*", help=f"{RUN_HELP}; default: all runs in runs/"
+    )
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument(
+        "--compare",
+        action="store_true",
+        help="show runs side by side: settings that differ, data, loss, dollars",
+    )
+    add_page(status)
+
+    points = add("checkpoints", _checkpoints, "list a run's checkpoints")
+    points.add_argument("run", metavar="RUN", help=RUN_HELP)
+    points.add_argument(
+        "--verify", action="store_true", help="check the size and hash of every file"
+    )
+    points.add_argument("--json", action="store_true", help="print JSON")
+
+    report = add("report", _report, "write a run's report.html again")
+    report.add_argument("run", metavar="RUN", help=RUN_HELP)
+    report.add_argument("--json", action="store_true", help="print its path as JSON")
+
+    stop = add("stop", _stop, "ask a run's owner, on any machine, to save and stop")
+    stop.add_argument("run", metavar="RUN", help=RUN_HELP)
+    stop.add_argument("--wait", action="store_true", help="wait until the run has stopped")
+
+    _add_rm(add)
+    _add_data(add)
+    _add_deadline(add)
+
+    fork = add("fork", _fork, "make a new run that continues from a checkpoint of another run")
+    fork.add_argument("run", metavar="RUN", help=RUN_HELP)
+    fork.add_argument("new", metavar="NEW", help="a name in RUN's store, or STORE/NAME")
+    fork.add_argument(
+        "--at",
+        metavar="STEP",
+        type=int,
+        help="the step of the checkpoint to continue from; default: the newest",
+    )
+    fork.add_argument(
+        "--stage",
+        choices=("pretrain", "sft"),
+        help="the stage of the checkpoint; default: the current stage",
+    )
+
+
+def _add_rm(add: Add) -> None:
+    remove = add("rm", _rm, "remove runs from their store; published models stay")
+    remove.add_argument("runs", metavar="RUN", nargs="+", help=RUN_HELP)
+    remove.add_argument("--yes", action="store_true", help="don't ask")
+    remove.add_argument(
+        "--take-over",
+        action="store_true",
+        help="also remove a run whose owner or rented machine is known to you to be gone",
+    )
+
+
+def _add_deadline(add: Add) -> None:
+    deadline = add("deadline", _deadline, "show when a rented run should be done, or change it")
+    deadline.add_argument("run", metavar="RUN", help=RUN_HELP)
+    change = deadline.add_mutually_exclusive_group()
+    change.add_argument("--hours", metavar="N", help="the deadline is N hours from now")
+    change.add_argument(
+        "--at", metavar="T", help="the deadline is this moment, such as 2026-12-01T18:00Z"
+    )
+    change.add_argument("--off", action="store_true", help="no deadline holds any more")
+
+
+def _add_data(add: Add) -> None:
+    data = add("data", _data, "list the prepared data that runs share, and delete what none uses")
+    data.add_argument(
+        "store", metavar="STORE", nargs="?", help="a store's URL or folder; default: runs/"
+    )
+    data.add_argument(
+        "--prune", action="store_true", help="delete what no run uses, an hour after this command"
+    )
+    data.add_argument(
+        "--only",
+        metavar="FINGERPRINT",
+        action="append",
+        default=[],
+        help="with --prune: delete only this data; may be repeated",
+    )
+    data.add_argument("--yes", action="store_true", help="with --prune: don't ask")
+    data.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    from pipeline.commands.chat import DEFAULTS, SAMPLING_HELP, convert
+    from pipeline.serve.options import add_dtype
+
+    for name, default in DEFAULTS.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=partial(_converted, convert, name),
+            default=default,
+            metavar="N",
+            help=f"{SAMPLING_HELP[name]} (default: {default})",
+        )
+    parser.add_argument(
+        "--seed",
+        type=partial(_converted, convert, "seed"),
+        metavar="N",
+        help="the same seed generates the same text",
+    )
+    add_dtype(parser)
+
+
+def _add_gates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--skip-above",
+        type=float,
+        metavar="P",
+        help="of a model with gates: skip a feed-forward layer where its gate is surer than P "
+        "(0 to 1); default: skip none",
+    )
+
+
+def _converted(convert: Callable[[str, str], float], name: str, text: str) -> float:
+    try:
+        return convert(name, text)
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from pion.bench.options import Options
+    from pipeline.commands.bench import run_bench
+
+    return run_bench(Options.of(args))
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from pipeline.commands.chat import chat
+
+    found, model, chat_format = _load_to_generate(args)
+    return chat(model, chat_format, found, _settings(args))
+
+
+def _generate(args: argparse.Namespace) -> int:
+    if args.prompts is not None:
+        from pipeline.commands.prompts import answer_all, read_prompts
+
+        prompts = read_prompts(Path(args.prompts))
+        _, model, chat_format = _load_to_generate(args)
+        return answer_all(model, chat_format, prompts, _settings(args), as_chat=args.chat)
+    from pipeline.commands.chat import answer_once
+
+    if args.prompt is None and sys.stdin.isatty():
+        raise BadInput("no text to continue was given. Use --prompt TEXT or standard input")
+    prompt = sys.stdin.read() if args.prompt is None else args.prompt
+    _, model, chat_format = _load_to_generate(args)
+    return answer_once(model, chat_format, prompt, _settings(args), as_chat=args.chat)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from pipeline.serve.options import options_of
+    from pipeline.serve.server import serve
+
+    return serve(options_of(args))
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from pipeline.commands.eval import eval_files
+
+    _, model, chat_format = _load(args.model, args.skip_above)
+    files = [Path(file) for file in args.files]
+    return eval_files(model, chat_format.tokenizer, files, as_json=args.json)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from pipeline.commands.export import Wanted, export
+
+    model = f"{args.run}@{args.stage}" if args.stage else args.run
+    return export(model, args.target, Wanted(args.model_type, args.embeddings, args.gguf_type))
+
+
+def _import_seed(args: argparse.Namespace) -> int:
+    from pipeline.commands.import_seed import import_seed_folder
+
+    tokenizer = Path(args.tokenizer) if args.tokenizer else None
+    show(import_seed_folder(Path(args.file), Path(args.folder), tokenizer))
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from pipeline.commands.status import show_runs, show_statuses
+    from pipeline.live.options import page_address
+
+    address = page_address(args)
+    if address is not None:
+        from pipeline.live.server import serve_page
+
+        if args.compare:
+            raise BadInput("the page of several runs compares them. Leave out --compare or --web.")
+        return serve_page(args.runs, address)
+    if args.compare:
+        from pipeline.commands.compare import show_comparison
+
+        return show_comparison(args.runs, as_json=args.json)
+    if not args.runs:
+        return show_runs(as_json=args.json)
+    return show_statuses(args.runs, as_json=args.json)
+
+
+def _checkpoints(args: argparse.Namespace) -> int:
+    from pipeline.commands.checkpoints import show_checkpoints
+
+    return show_checkpoints(args.run, verify=args.verify, as_json=args.json)
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from pipeline.commands.stop import stop
+
+    return stop(args.run, wait=args.wait)
+
+
+def _rm(args: argparse.Namespace) -> int:
+    from pipeline.commands.rm import remove_runs
+
+    return remove_runs(args.runs, yes=args.yes, take_over=args.take_over)
+
+
+def _data(args: argparse.Namespace) -> int:
+    from pipeline.commands.data import prune_data, show_data
+
+    if args.prune:
+        return prune_data(args.store, args.only, yes=args.yes, as_json=args.json)
+    if args.only or args.yes:
+        raise BadInput("--only and --yes go with --prune. Nothing was deleted.")
+    return show_data(args.store, as_json=args.json)
+
+
+def _deadline(args: argparse.Namespace) -> int:
+    from pipeline.commands.deadline import show_deadline
+
+    return show_deadline(args.run, hours=args.hours, at=args.at, off=args.off)
+
+
+def _fork(args: argparse.Namespace) -> int:
+    from pipeline.commands.fork import fork
+
+    return fork(args.run, args.new, at=args.at, stage=args.stage)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from pipeline.commands.report import rewrite_report
+
+    return rewrite_report(args.run, as_json=args.json)
+
+
+def _load(
+    name: str | None,
+    skip_above: float | None,
+    dtype: Literal["auto", "bfloat16", "float32"] = "float32",
+) -> tuple[FoundModel, Decoder, ChatFormat]:
+    """Return the model called `name`, on the accelerator if there is one, and its chat format.
+
+    `dtype` is the precision of products; `skip_above` as in `Decoder.with_gates`, None: no gates.
+    """
+    from pipeline.models.find import find_model
+    from pipeline.models.load import load_found
+
+    found = find_model(name)  # before torch is imported, so a wrong name fails at once
+    from pion.train.hardware import pick_device, pick_dtype, torch_dtype
+
+    device = pick_device()
+    picked = pick_dtype(dtype, device, generating=True)
+    model, chat_format = load_found(found, torch_dtype(picked))
+    if skip_above is not None:
+        model = model.with_gates(skip_above)
+    return found, model.to(device), chat_format
+
+
+def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, ChatFormat]:
+    found, model, chat_format = _load(args.model, args.skip_above, args.dtype)
+    return found, model.joined(), chat_format
+
+
+def _settings(args: argparse.Namespace) -> GenerationSettings:
+    from pipeline.commands.chat import DEFAULTS, GenerationSettings
+
+    return GenerationSettings(**{name: getattr(args, name) for name in DEFAULTS}, seed=args.seed)
