@@ -15,12 +15,12 @@ from pipeline.cost.budget import check_budget, over_budget, true_price
 from pipeline.job import Job
 from pipeline.machine.preemption import watch_for_notices
 from pipeline.run.advance import Advance
+from pipeline.run.disk_room import require_room
 from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
 from pipeline.run.journal import Journal
 from pipeline.run.leaving import Leaving
 from pipeline.run.preflight import preflight, refuse_one_expert
-from pipeline.run.room import require_room
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import WorkLeft, check_until, work_left
 from pipeline.run.start import Options, Start

@@ -11,8 +11,8 @@ from pipeline.rent.check.of_corpus import text_bytes
 from pipeline.rent.check.of_job import is_prepared
 from pipeline.rent.check.of_machines import already_spent
 from pipeline.rent.check.row import CheckRow
+from pipeline.run.disk_room import require_room
 from pipeline.run.preflight import require_a_row_each
-from pipeline.run.room import require_room
 from pipeline.run.stage_plan import work_left
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, open_store

@@ -12,7 +12,7 @@ from pion.train.optimizer import Optimizer
 from pipeline.job import Job
 from pipeline.job.train_sections import settings_of
 from pipeline.run.command import run_job
-from pipeline.run.room import checkpoint_bytes, free_bytes, require_room
+from pipeline.run.disk_room import checkpoint_bytes, free_bytes, require_room
 from pipeline.run.stage_plan import work_left
 from pipeline.run.start import Options
 from pipeline.state.claim import claim_run
@@ -38,7 +38,7 @@ class Disk:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_tiny_data(folder)
         monkeypatch.chdir(folder)
-        monkeypatch.setattr("pipeline.run.room.free_bytes", lambda folder: self.free)
+        monkeypatch.setattr("pipeline.run.disk_room.free_bytes", lambda folder: self.free)
         self.job = Job.model_validate(tiny_dict(store=f"{folder}/runs"))
         self.run = RunState(open_store(self.job.store), self.job.name)
         self.needed = sum(checkpoint_bytes(self.job, "pretrain"))
