@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.commands import data
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.records import TRASH_SECONDS, data_key
@@ -143,7 +143,7 @@ def test_at_a_terminal_only_a_yes_agrees(
             raise EOFError
         return answer
 
-    monkeypatch.setattr(data.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", ask)
     assert pion("data", "--prune")[0] == (0 if answer == "Y" else 2)
     assert (listed(pion)[UNUSED]["delete_after"] is not None) == (answer == "Y")
