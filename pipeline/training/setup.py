@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Protocol
 from annotated_types import Len
 from typing_extensions import TypedDict
 
-from pion.lora import RECORD
 from pion.errors import BadInput, Trouble
+from pion.lora import RECORD
 from pipeline.console.messages import Note, Sample
 from pipeline.data.tokenizer import needed_files
 from pipeline.job import Job
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
+    from pion.evaluation.held_out import Evaluation
     from pion.lora import Adapter
     from pion.model.decoder import Decoder
-    from pion.evaluation.held_out import Evaluation
     from pion.train.settings import ComputePlan
     from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer, TrainState

@@ -11,6 +11,7 @@ from pion.errors import BadInput
 from pion.lora import Lora
 from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
+from pipeline.console.formats import counted
 from pipeline.job import Job
 from pipeline.job.train_sections import HOW_TO_USE
 from pipeline.job.train_sections import Lora as LoraSection
@@ -39,7 +40,7 @@ class Way:
     fits: bool
 
     def __str__(self) -> str:
-        rows = "1 row" if self.micro_batch == 1 else f"{self.micro_batch} rows"
+        rows = counted(self.micro_batch, "row")
         return f"{'✓' if self.fits else '✗'} {self.peak_bytes / GIB:.1f} GiB ({rows})"
 
 
