@@ -22,8 +22,8 @@ from pipeline.rent.managed.provider.jobs import (
     ManagedJob,
     Place,
     asking_skypilot,
-    managed_jobs,
 )
+from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import NextRental, task_of
 from pipeline.rent.managed.provider.task import make_task, task_config, task_variables
 from pipeline.rent.sky_yaml import read_sky_yaml
@@ -350,7 +350,7 @@ def test_a_controller_that_can_not_be_reached_is_not_one_without_jobs(
 ) -> None:
     controller_is(monkeypatch, status)
     with pytest.raises(PionError, match=rf"is {status}. Pion can't reach it.*Nothing was changed"):
-        managed_jobs("pion-demo")
+        Provider().managed_jobs("pion-demo")
 
 
 @pytest.mark.parametrize("status", [None, "STOPPED"])
@@ -358,7 +358,7 @@ def test_a_controller_that_is_not_there_has_no_jobs(
     sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch, status: str | None
 ) -> None:
     controller_is(monkeypatch, status)
-    assert managed_jobs("pion-demo") == []
+    assert Provider().managed_jobs("pion-demo") == []
 
 
 def controller_is(monkeypatch: pytest.MonkeyPatch, status: str | None) -> None:

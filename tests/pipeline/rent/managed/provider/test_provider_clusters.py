@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.rent.managed.provider import jobs
-from pipeline.rent.managed.provider.jobs import clusters_recorded
+from pipeline.rent.managed.provider.provider import Provider
 
 
 def record(status: str | None, name: str = "pion-demo-1") -> dict[str, Any]:
@@ -27,7 +26,7 @@ def records(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def history(*, cluster_names: list[str]) -> list[dict[str, Any]]:
         return [record for record in records if record["name"] in cluster_names]
 
-    monkeypatch.setattr(jobs, "controller_is_here", lambda: True)
+    monkeypatch.setattr(Provider, "controller_is_here", lambda _: True)
     monkeypatch.setattr(global_user_state, "get_clusters_from_history", history)
     return records
 
@@ -41,17 +40,17 @@ def test_a_cluster_has_ended_when_every_machine_of_that_name_has(
     records: list[dict[str, Any]], statuses: list[str | None], status: str | None
 ) -> None:
     records += [*map(record, statuses), record("UP", "pion-other-1")]
-    assert clusters_recorded({"pion-demo-1"}) == {"pion-demo-1": status}
+    assert Provider().clusters_recorded({"pion-demo-1"}) == {"pion-demo-1": status}
 
 
 def test_a_cluster_without_a_record_is_left_out(records: list[dict[str, Any]]) -> None:
     records.append(record(None, "pion-other-1"))
-    assert clusters_recorded({"pion-demo-1"}) == {}
+    assert Provider().clusters_recorded({"pion-demo-1"}) == {}
 
 
 def test_the_records_are_those_of_a_controller_on_this_machine(
     records: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "controller_is_here", lambda: False)
+    monkeypatch.setattr(Provider, "controller_is_here", lambda _: False)
     records.append(record(None))
-    assert clusters_recorded({"pion-demo-1"}) == {}
+    assert Provider().clusters_recorded({"pion-demo-1"}) == {}
