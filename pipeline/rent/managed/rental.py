@@ -1,4 +1,4 @@
-"""What belongs to the rental of a run: its names, its lock, and whether there is one.
+"""What belongs to the rental of a run: its names, its lock, its times, and whether there is one.
 
 A run has one rental name on every machine. For each managed job, SkyPilot makes a cluster called
 `<rental name>-<job>-<who rented it>`. A pod of the cluster is called `<cluster>-head`.
@@ -22,6 +22,13 @@ from pipeline.state.rental_note import never_rented
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import last_change
 
+# From the request for a machine until it has claimed the run. Pulling a 10 GB image and installing
+# packages take minutes; a host that needs longer only wastes money. On a store where only commits
+# are a sign of life, a machine that is up may wait COMMIT_SILENCE_SECONDS more to take over.
+BOOT_SECONDS = 1200.0
+# Seconds that a new machine gets, from the request until it owns the run. On a store where only
+# commits are a sign of life, it may wait COMMIT_SILENCE_SECONDS more for a silent owner.
+ARRIVE_SECONDS = 1800.0
 # How many characters of a run's name are in its rental's name. SkyPilot shortens names of more than
 # 25 characters for its machines, and POD_NAME would not match those.
 NAME_LENGTH = 11

@@ -26,7 +26,6 @@ from pipeline.state.find_run import open_run, read_run
 from pipeline.state.records import Head
 from pipeline.state.rental_note import never_rented
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import open_store, split_run
 
 # Every rental's name begins with this.
 NAMED = "pion-"
@@ -94,7 +93,8 @@ def fetch(run: str | None, provider: Provider) -> Facts:
     Raises BadInput for a run that does not exist, and PionError if SkyPilot or RunPod can't be
     asked.
     """
-    state, head = _read(run)
+    state = None if run is None else open_run(run)
+    head = None if state is None else state.read()
     name = rental_name(state.store.url, state.name) if state is not None else None
     # Pods before jobs: SkyPilot then knows the job of every listed pod.
     pods = provider.list_pods(of_everybody=True)
@@ -115,15 +115,6 @@ def fetch(run: str | None, provider: Provider) -> Facts:
         recorded=provider.clusters_recorded(clusters) if elsewhere else {},
     )
     return Facts(store, pods, our_pods, evidence)
-
-
-def _read(run: str | None) -> tuple[RunState | None, Head | None]:
-    """Return the named run, and its HEAD if a machine has already claimed the run."""
-    if run is None:
-        return None, None
-    url, name = split_run(run)
-    state = RunState(open_store(url), name)
-    return state, state.read()
 
 
 def _read_machines(state: RunState, head: Head, now: float) -> StoreSays:
@@ -269,7 +260,10 @@ def print_table(
     """Print a line for each machine, their cost, the live jobs, and how to end orphans."""
     if machines or any(job.live for job in jobs):
         _print_machines(machines)
-        _print_jobs(jobs)
+        for job in jobs:
+            if job.live:
+                place = f" on {job.place}" if job.place else ""
+                show(f"managed job {job.id} ({job.name}): {job.status}{place}")
     else:
         show(f"nothing is rented for {run}" if run else "nothing is rented")
     if not runpod_asked:
@@ -301,13 +295,6 @@ def _print_machines(machines: Sequence[ListedMachine]) -> None:
     known = [machine.dollars for machine in machines if machine.dollars is not None]
     if known:
         show(f"${sum(known):.2f} in total; each machine counts until its last sign of life")
-
-
-def _print_jobs(jobs: Sequence[ManagedJob]) -> None:
-    for job in jobs:
-        if job.live:
-            place = f" on {job.place}" if job.place else ""
-            show(f"managed job {job.id} ({job.name}): {job.status}{place}")
 
 
 def _when(machine: ListedMachine) -> str:

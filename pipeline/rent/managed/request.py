@@ -18,7 +18,6 @@ from pipeline.console.out import saying_if_slow
 from pipeline.job import Job
 from pipeline.rent.credentials import refuse_recorded_secrets, secrets_for, wanted_secrets
 from pipeline.rent.deadline.of_run import held_back
-from pipeline.rent.managed.look.diagnose import BOOT_SECONDS
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import MACHINES, machines_in_words
 from pipeline.rent.managed.provider.task import (
@@ -27,7 +26,7 @@ from pipeline.rent.managed.provider.task import (
     task_variables,
     with_candidates,
 )
-from pipeline.rent.managed.rental import rental_lock, rental_name
+from pipeline.rent.managed.rental import BOOT_SECONDS, rental_lock, rental_name
 from pipeline.rent.sky_yaml import SkyYaml, trains
 from pipeline.state.records import Head
 from pipeline.state.rental_note import (

@@ -22,9 +22,9 @@ from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import launch_id_of
 from pipeline.rent.managed.rental import nothing_to_watch, rental_lock, rental_name
+from pipeline.state.find_run import open_run
 from pipeline.state.rental_note import withdraw_rental_note
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import open_store, split_run
 from pipeline.web.address import Address
 
 POLL_SECONDS = 10.0
@@ -39,8 +39,7 @@ def watch(
     exit code, or 0 after Ctrl-C. With `once`, return 0 if nothing is wrong, else 1.
     """
     provider = provider or Provider()
-    url, run_name = split_run(run)
-    state = RunState(open_store(url), run_name)
+    state = open_run(run)
     name = rental_name(state.store.url, state.name)
     provider.start(show)
     jobs = provider.managed_jobs(name)
@@ -50,7 +49,7 @@ def watch(
         return follow_or_leave(state, name, jobs[0].id, provider, once=once)
     from pipeline.live.server import page_of
 
-    with page_of(RunState(open_store(url), run_name), page) as address:
+    with page_of(open_run(run), page) as address:
         show(f"{address}  the page of this run. It closes when this command ends")
         return follow_or_leave(state, name, jobs[0].id, provider)
 

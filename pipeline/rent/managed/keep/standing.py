@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pion.errors import Stopped
 from pipeline.rent.deadline.policy import Market, Rental, Seen
-from pipeline.rent.managed.look.diagnose import ARRIVE_SECONDS, diagnose, may_be_at_work
+from pipeline.rent.managed.look.diagnose import diagnose, may_be_at_work
 from pipeline.rent.managed.look.look import JobLook, Look
 from pipeline.rent.managed.provider.jobs import ManagedJob, place_of
 from pipeline.rent.managed.provider.recorded_task import (
@@ -16,6 +16,7 @@ from pipeline.rent.managed.provider.recorded_task import (
     market_of,
     variable_of,
 )
+from pipeline.rent.managed.rental import ARRIVE_SECONDS
 from pipeline.run.handover import FROM_EPOCH
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS, RunState
 from pipeline.state.stores import Store

@@ -17,15 +17,9 @@ from pipeline.machine.rented import CPU, PRICES_VARIABLE, planned_prices
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.recorded_task import variable_of
+from pipeline.rent.managed.rental import BOOT_SECONDS
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS
 
-# From the request for a machine until it has claimed the run. Pulling a 10 GB image and installing
-# packages take minutes; a host that needs longer only wastes money. On a store where only commits
-# are a sign of life, a machine that is up may wait COMMIT_SILENCE_SECONDS more to take over.
-BOOT_SECONDS = 1200.0
-# Seconds that a new machine gets, from the request until it owns the run. On a store where only
-# commits are a sign of life, it may wait COMMIT_SILENCE_SECONDS more for a silent owner.
-ARRIVE_SECONDS = 1800.0
 # Without a step although the heartbeat continues. The run's own watchdog acts earlier.
 HANG_SECONDS = 900.0
 # Without a heartbeat although the machine is up. A run that can't reach its store gives up earlier.

@@ -56,9 +56,9 @@ class Provider:
                 if status in (None, "STOPPED"):
                     return []  # no controller was ever needed, or it has nothing left to do
                 raise PionError(
-                    f"SkyPilot's jobs controller is {status}. Pion can't reach it, so Pion can't list "
-                    f"the managed jobs ({first_line(error)}). Nothing was changed. To check the "
-                    "controller, run: sky status"
+                    f"SkyPilot's jobs controller is {status}. Pion can't reach it, so Pion can't "
+                    f"list the managed jobs ({first_line(error)}). Nothing was changed. To check "
+                    "the controller, run: sky status"
                 ) from error
         found = [managed_job(record) for record in records]
         return sorted(
@@ -96,7 +96,8 @@ class Provider:
                 ) from error
         if not ids:
             raise PionError(
-                f"SkyPilot accepted {name} but gave no job number. To find the job, run: sky jobs queue"
+                f"SkyPilot accepted {name} but gave no job number. To find the job, run: sky jobs "
+                "queue"
             )
         return int(ids[0] if isinstance(ids, Sequence) else ids)
 
@@ -114,10 +115,8 @@ class Provider:
         from sky import skypilot_config
         from sky.server import common
 
-        consolidated = skypilot_config.get_nested(
-            ("jobs", "controller", "consolidation_mode"), False
-        )
-        return bool(consolidated) and common.is_api_server_local()
+        key = ("jobs", "controller", "consolidation_mode")
+        return bool(skypilot_config.get_nested(key, False)) and common.is_api_server_local()
 
     def my_hash(self) -> str:
         """Return the hash with which SkyPilot marks machines that are rented from here."""
@@ -151,9 +150,10 @@ class Provider:
     def clusters_recorded(self, names: Collection[str]) -> Mapping[str, str | None]:
         """Return the status of these clusters in SkyPilot's records; None for an ended cluster.
 
-        Unlike SkyPilot's list, the records include the clusters of managed jobs, if their controller
-        runs on this machine. The records show the end of a cluster only after the cloud has confirmed
-        that none of its machines is up. A cluster that was never recorded here is left out.
+        Unlike SkyPilot's list, the records include the clusters of managed jobs, if their
+        controller runs on this machine. The records show the end of a cluster only after the cloud
+        has confirmed that none of its machines is up. A cluster that was never recorded here is
+        left out.
         """
         if not self.controller_is_here():
             return {}

@@ -11,13 +11,9 @@ import httpx
 import pytest
 
 from pipeline.cli import main
-from pipeline.rent.managed.look.diagnose import (
-    BOOT_SECONDS,
-    HANG_SECONDS,
-    LOST_BOOT_SECONDS,
-)
+from pipeline.rent.managed.look.diagnose import HANG_SECONDS, LOST_BOOT_SECONDS
 from pipeline.rent.managed.provider.pods import Pod
-from pipeline.rent.managed.rental import rental_lock, rental_name
+from pipeline.rent.managed.rental import BOOT_SECONDS, rental_lock, rental_name
 from pipeline.rent.managed.watch import Watcher, follow_or_leave, watch
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import read_events

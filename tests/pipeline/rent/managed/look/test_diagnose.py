@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from pipeline.rent.managed.look.diagnose import (
-    BOOT_SECONDS,
     HANG_SECONDS,
     LOST_BOOT_SECONDS,
     SILENT_SECONDS,
@@ -20,6 +19,7 @@ from pipeline.rent.managed.look.diagnose import (
 )
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place
 from pipeline.rent.managed.provider.pods import Pod
+from pipeline.rent.managed.rental import BOOT_SECONDS
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS
 from tests.support.fake_provider import JOB, NOW
 
