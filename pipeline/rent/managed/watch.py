@@ -144,7 +144,7 @@ class Watcher:
 
     def half_done(self) -> str:
         """Return a message about a restart that is half done; empty if there is none."""
-        old = self.keeper.replacing
+        old = self.keeper.renter.replacing
         if old is None:
             return ""
         run = self.state.url
@@ -168,15 +168,13 @@ class Watcher:
             )
         look = self.lookout.look()
         self._tell(look.progress)
-        if look.sky.job is None:
-            raise PionError(f"SkyPilot no longer lists managed job {self.lookout.job_id}.")
         # While a deadline is kept, a store that is down is no reason not to look.
         self.lookout.patient = self.keeper.has_deadline(look, acting=self.acting)
         over = self.keeper.final_job(look)
         findings = self.keeper.findings(look, over)
-        acted, given_up = False, frozenset(self.keeper.given_up)
+        acted, given_up = False, frozenset(self.keeper.renter.given_up)
         for finding, job in findings:
-            if job.id in self.keeper.given_up - given_up:
+            if job.id in self.keeper.renter.given_up - given_up:
                 continue  # it was given up just now
             done = self._handle(finding, job, look)
             acted |= bool(done) and job.id not in given_up

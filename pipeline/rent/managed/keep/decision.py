@@ -162,8 +162,7 @@ def _gpus(rental: JobLook) -> set[str | None]:
     gpu = gpu_of(rental)
     if has_machine(rental) and gpu is not None:
         return {gpu}
-    asked = variable_of(rental.sky.job, "PION_PRICES") if rental.sky.job is not None else None
-    return set(json.loads(asked or "{}"))
+    return set(json.loads(variable_of(rental.job, "PION_PRICES") or "{}"))
 
 
 # Speeds, boots and saves are measured again after so many seconds.
@@ -204,7 +203,7 @@ class DeadlineWork:
         Raises BadInput if the run's job can't be read here.
         """
         like = look.sky.job  # an older one may be of other machines, before a hop
-        if like is None or not variable_of(like, MACHINES):
+        if not variable_of(like, MACHINES):
             return None
         now, of_job = self._state.clock.monotonic(), look.head.job if look.head else None
         plan = self._plan

@@ -7,7 +7,7 @@ is replaced once it makes no progress.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import replace
 
 from pion.errors import BadInput, PionError
@@ -60,12 +60,15 @@ AGAIN_SECONDS = 60.0
 
 
 class RentalKeeper:
-    """Keeps the run of the rental that `lookout` looks at on a machine. `say` prints a line."""
+    """Keeps the run of the rental that `lookout` looks at on a machine. `say` prints a line.
+
+    `renter` cancels and requests.
+    """
 
     def __init__(self, lookout: Lookout, provider: Provider, say: Callable[[str], None]) -> None:
         self._lookout, self._provider, self._say = lookout, provider, say
         self._state = lookout.state
-        self._renter = Renter(self._state, lookout.name, provider)
+        self.renter = Renter(self._state, lookout.name, provider)
         self._teller = DeadlineTeller(say)
         self._work = DeadlineWork(self._state)
         self._clock = StoreClock(self._state.clock, self._state.store)
@@ -75,16 +78,6 @@ class RentalKeeper:
         self._plan: Plan | None = None
         self._last: Decision | None = None
         self._not_before = -math.inf
-
-    @property
-    def replacing(self) -> ManagedJob | None:
-        """The job that is being cancelled, and whose task was not submitted again yet."""
-        return self._renter.replacing
-
-    @property
-    def given_up(self) -> Set[int]:
-        """The numbers of the jobs that made no progress, and are cancelled for that."""
-        return self._renter.given_up
 
     # ------------------------------------------------------------ what is known at a look
 
@@ -110,7 +103,7 @@ class RentalKeeper:
         self._plan = self._work.read(look)
         if self._plan is not None:
             return True
-        if look.sky.job is not None and market_of(look.sky.job) is Market.ON_DEMAND:
+        if market_of(look.sky.job) is Market.ON_DEMAND:
             self._teller.once(
                 "this rental is on demand only, so nothing more is requested for the deadline"
             )
@@ -130,11 +123,11 @@ class RentalKeeper:
         """
         if look.stale:
             return None
-        if self._renter.gave_up:
+        if self.renter.gave_up:
             return look.sky.job
         if self._plan is None:
-            return only_job_has_ended(look, self._state.clock.now(), self._renter.replacing)
-        announced = self._renter.is_next_announced(look) or self._renter.replacing is not None
+            return only_job_has_ended(look, self._state.clock.now(), self.renter.replacing)
+        announced = self.renter.is_next_announced(look) or self.renter.replacing is not None
         return final_job(look, stopped=self._is_stopped(look), next_announced=announced)
 
     def findings(self, look: Look, over: ManagedJob | None) -> list[tuple[Finding, ManagedJob]]:
@@ -142,10 +135,9 @@ class RentalKeeper:
         only what to know."""
         found: list[tuple[Finding, ManagedJob]] = []
         for each in () if look.stale else look.of_jobs if self._plan else look.of_jobs[:1]:
-            job = each.sky.job
-            if job is not None and over in (None, job):
+            if over in (None, each.job):
                 here = diagnose(each.sky, each.run, self._state.clock.now())
-                found += [(finding, job) for finding in [*here, *dear_pods(each.sky)]]
+                found += [(finding, each.job) for finding in [*here, *dear_pods(each.sky)]]
         if over is not None:
             return [(finding, job) for finding, job in found if finding.action == "note"]
         if self._plan is None:
@@ -179,7 +171,7 @@ class RentalKeeper:
 
         Raises PionError if SkyPilot or the store fails. The next look tries again.
         """
-        if self._plan is None and self._renter.replacing is None:
+        if self._plan is None and self.renter.replacing is None:
             return  # without a deadline, a rental that ends is over
         if self._plan is not None and not look.stale and self._is_stopped(look):
             return
@@ -195,15 +187,15 @@ class RentalKeeper:
             )
             if acting:
                 self._beats.beat(decision.seen.now)
-        if acting and self._renter.replacing is not None:
+        if acting and self.renter.replacing is not None:
             if (following := self._following(decision)) is not None:
                 self._say(self._submit(decision, following))
-            self._renter.replacing = None
+            self.renter.replacing = None
 
     def end(self, look: Look) -> None:
         """End what is left of a rental that is over."""
         if self._plan is not None:
-            self._renter.end_all(look)
+            self.renter.end_all(look)
 
     def when_to_watch_again(self) -> str:
         """Return until when nobody needs to watch; empty if that does not matter."""
@@ -220,7 +212,7 @@ class RentalKeeper:
         help is left alone. If nothing is left to try, end the job for good. Raises PionError if
         SkyPilot fails.
         """
-        renter, market = self._renter, market_of(job)
+        renter, market = self.renter, market_of(job)
         if job.id in renter.given_up:
             return terminate_each(finding.pods, self._provider.terminate_pod)
         if self._must_wait():
@@ -261,10 +253,10 @@ class RentalKeeper:
         done = terminate_each(finding.pods, self._provider.terminate_pod)
         why = "no machine on demand starts the run, so nothing more is requested"
         if decision.plan is None:
-            restarts = self._renter.restarts(job, look)
+            restarts = self.renter.restarts(job, look)
             why = f"no machine has owned the run after {restarts} restarts"
         if decision.plan is not None or not job.live:
-            self._renter.gave_up = why
+            self.renter.gave_up = why
         return [*done, *self._cancel_only(job), why]
 
     def _cancel_only(self, job: ManagedJob) -> list[str]:
@@ -277,7 +269,7 @@ class RentalKeeper:
 
     def _decide(self, look: Look, giving_up: ManagedJob | None = None) -> Decision:
         """Return what follows from a look, without the jobs that are given up."""
-        given_up = self._renter.given_up | (set() if giving_up is None else {giving_up.id})
+        given_up = self.renter.given_up | (set() if giving_up is None else {giving_up.id})
         look = replace(look, given_up=frozenset(given_up))
         if self._plan is None or self._deadline is None:
             return decide_without_deadline(look, self._state.clock.now())
@@ -335,10 +327,9 @@ class RentalKeeper:
         if request is None:
             return None
         if plan is None:
-            assert look.sky.job is not None
-            return self._renter.prepare(NextRental(look.sky.job), None, finding)
+            return self.renter.prepare(NextRental(look.sky.job), None, finding)
         market = request.market
-        if self._renter.is_left_alone(look, market):
+        if self.renter.is_left_alone(look, market):
             self._teller.once(
                 f"machines {_ON[market]} end before they own the run, so none is requested for up "
                 f"to an hour. To see why: sky jobs logs {look.jobs[0].id}"
@@ -347,11 +338,11 @@ class RentalKeeper:
         wanted = NextRental(
             plan.like,
             decision.machines(market),
-            self._renter.next_launch,
+            self.renter.next_launch,
             None if look.head is None else look.head.epoch,
             plan.work.job.prices,
         )
-        return self._renter.prepare(wanted, market, finding)
+        return self.renter.prepare(wanted, market, finding)
 
     def _submit(self, decision: Decision, following: Next) -> str:
         """Cancel what was decided and given up, and submit what follows; return what was done, in
@@ -359,12 +350,12 @@ class RentalKeeper:
         with submitting_alone(self._lookout.name):
             over = self._cancel(decision, following)
             if over is not None:
-                self._renter.replacing = None
+                self.renter.replacing = None
                 return (
                     f"managed job {over.id} was already over ({over.status}), so it was not "
                     "restarted"
                 )
-            self._lookout.job_id = self._renter.submit(decision.look, following)
+            self._lookout.job_id = self.renter.submit(decision.look, following)
         if following.market is not None:
             return (
                 f"requested a machine {_ON[following.market]} as managed job {self._lookout.job_id}"
@@ -381,9 +372,7 @@ class RentalKeeper:
         """
         look, patient = decision.look, following is not None and following.launch_id is None
         rentals = (rental_of(look, market) for market in decision.action.cancel)
-        decided = [
-            each.sky.job for each in rentals if each is not None and each.sky.job is not None
-        ]
+        decided = [each.job for each in rentals if each is not None]
         given_up = [job for job in look.jobs if job.id in look.given_up and job.live]
         if not patient:
             given_up = [job for job in given_up if job.status != "CANCELLING"]
@@ -391,9 +380,9 @@ class RentalKeeper:
             return None
         wait = 0.0
         if following is not None:
-            self._renter.announce(look.head, following.launch_id)
+            self.renter.announce(look.head, following.launch_id)
             wait = PATIENT_CANCEL_SECONDS if patient else CANCEL_SECONDS
-        jobs = self._renter.cancel([*given_up, *decided], wait=wait, must_end=patient)
+        jobs = self.renter.cancel([*given_up, *decided], wait=wait, must_end=patient)
         if decided:
             ids = " and ".join(str(job.id) for job in decided)
             self._log(decision, f"cancelled managed job {ids}")
@@ -406,7 +395,7 @@ class RentalKeeper:
     def _must_wait(self) -> bool:
         """Return whether a request was refused just now, or may have been submitted: SkyPilot lists
         a job some seconds later, so it might be submitted twice."""
-        clock, asked = self._state.clock, self._renter.asked_at
+        clock, asked = self._state.clock, self.renter.asked_at
         just_now = asked is not None and 0 <= clock.now() - asked < AGAIN_SECONDS
         return self._plan is not None and (just_now or clock.monotonic() < self._not_before)
 
@@ -414,15 +403,14 @@ class RentalKeeper:
         """Cancel the request that stands next to the owner's machine and has no machine."""
         owner = owner_of(look)
         jobs = [
-            each.sky.job
+            each.job
             for each in rentals_of(look)
-            if each.sky.job is not None
-            and variable_of(each.sky.job, MACHINES)
-            and owner not in (None, market_of(each.sky.job))
+            if variable_of(each.job, MACHINES)
+            and owner not in (None, market_of(each.job))
             and not has_machine(each)
         ]
         if jobs:
-            self._renter.cancel(jobs)
+            self.renter.cancel(jobs)
             ids = " and ".join(str(job.id) for job in jobs)
             self._say(f"cancelled managed job {ids}, because the deadline is off")
 

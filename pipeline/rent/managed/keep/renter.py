@@ -224,7 +224,7 @@ class Renter:
 
     def end_all(self, look: Look) -> None:
         """Cancel every rental that is left, and end the note."""
-        self.cancel([each.sky.job for each in rentals_of(look) if each.sky.job])
+        self.cancel([each.job for each in rentals_of(look)])
         with contextlib.suppress(PionError):  # if the note stays, the next launch needs --force
             note, _ = read_rental_note(self._state)
             if note is not None and note.rented_from == self._provider.my_hash():

@@ -53,7 +53,7 @@ def is_done(look: Look) -> bool:
 
 def rental_of(look: Look, market: Market) -> JobLook | None:
     """Return the newest live job of that market which is not being cancelled."""
-    return next((each for each in rentals_of(look) if _market(each) is market), None)
+    return next((each for each in rentals_of(look) if market_of(each.job) is market), None)
 
 
 def rentals_of(look: Look) -> list[JobLook]:
@@ -61,10 +61,7 @@ def rentals_of(look: Look) -> list[JobLook]:
     return [
         each
         for each in look.of_jobs
-        if (job := each.sky.job) is not None
-        and job.live
-        and job.status != "CANCELLING"
-        and job.id not in look.given_up
+        if each.job.live and each.job.status != "CANCELLING" and each.job.id not in look.given_up
     ]
 
 
@@ -72,20 +69,18 @@ def owner_of(look: Look) -> Market | None:
     """Return the market of the machine that owns the run; None without owner, or if its machine is
     given up or known to be gone."""
     owner = _owner_at_work(look)
-    return None if owner is None else _market(owner)
+    return None if owner is None else market_of(owner.job)
 
 
 def _owner_at_work(look: Look) -> JobLook | None:
     owner = _owners_job(look)
-    if owner is None or owner.sky.job is None or owner.sky.gone_since is not None:
+    if owner is None or owner.sky.gone_since is not None or owner.job.id in look.given_up:
         return None
-    if owner.sky.job.id in look.given_up:
-        return None
-    if owner.sky.job.status == "FAILED_CONTROLLER":
+    if owner.job.status == "FAILED_CONTROLLER":
         alive = tuple(pod.id for pod in owner.sky.pods or () if pod.alive)
         at_work = look.stale or may_be_at_work(owner.run, alive, look.progress.at)
     else:
-        at_work = owner.sky.job.status == "RUNNING"
+        at_work = owner.job.status == "RUNNING"
     return owner if at_work else None
 
 
@@ -110,33 +105,27 @@ def owner_outside(look: Look) -> bool:
 
 def gpu_of(each: JobLook) -> str | None:
     """Return the GPU of a job's machine; None if SkyPilot has not said."""
-    job = each.sky.job
-    return place_of(job).gpu if job is not None and job.place else None
+    return place_of(each.job).gpu if each.job.place else None
 
 
 def has_machine(each: JobLook) -> bool:
     """Return whether a job has a machine now, which may still be booting."""
-    job = each.sky.job
     alive = any(pod.alive for pod in each.sky.pods or ())
-    return alive or (job is not None and job.status == "RUNNING" and each.sky.gone_since is None)
+    return alive or (each.job.status == "RUNNING" and each.sky.gone_since is None)
 
 
 def _owners_job(look: Look) -> JobLook | None:
     if look.head is None or look.head.owner is None:
         return None
     launch = look.head.owner.launch_id
-    return next((e for e in look.of_jobs if e.sky.job and launch_id_of(e.sky.job) == launch), None)
-
-
-def _market(each: JobLook) -> Market | None:
-    return None if each.sky.job is None else market_of(each.sky.job)
+    return next((each for each in look.of_jobs if launch_id_of(each.job) == launch), None)
 
 
 def _rental(look: Look, market: Market) -> Rental | None:
     each = rental_of(look, market)
-    if each is None or each.sky.job is None:
+    if each is None:
         return None
-    job, machine = each.sky.job, has_machine(each)
+    job, machine = each.job, has_machine(each)
     running = job.recovered_at or job.started_at if job.status == "RUNNING" else None
     since = running or (each.sky.pod_since if machine else None) or job.submitted_at or 0.0
     takes_over = machine and _is_handed_over_to(look, each)
@@ -183,7 +172,7 @@ def only_job_has_ended(look: Look, now: float, replacing: ManagedJob | None) -> 
     replaces it: the job `replacing` was cancelled for that.
     """
     job = look.sky.job
-    if job is None or job.live:
+    if job.live:
         return None
     if replacing is not None and job.id == replacing.id and job.status in CANCELLED:
         return None
@@ -252,7 +241,7 @@ def _served_with(owners: ManagedJob, newest: ManagedJob, look: Look) -> bool:
 
 def _leaves_machine(job: ManagedJob, look: Look) -> bool:
     """Return whether a job's machine may still be at work, or is still up."""
-    pods = [pod for each in look.of_jobs if each.sky.job is job for pod in each.sky.pods or ()]
+    pods = [pod for each in look.of_jobs if each.job is job for pod in each.sky.pods or ()]
     return owner_of(look) is not None or any(pod.alive for pod in pods)
 
 
@@ -286,7 +275,7 @@ def moving(look: Look, now: float, store: Store) -> ManagedJob | None:
     same market. A hop that nobody has seen through ends here, too, once its time is over; but two
     rentals of which one asks both markets can't be told apart.
     """
-    jobs = [each.sky.job for each in rentals_of(look) if each.sky.job is not None]
+    jobs = [each.job for each in rentals_of(look)]
     if not jobs:
         return None
     newest, markets = jobs[0], [market_of(job) for job in jobs]

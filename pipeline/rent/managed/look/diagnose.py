@@ -51,7 +51,7 @@ class SkyView:
     """What SkyPilot and the provider say.
 
     Attributes:
-        job: the newest managed job of the run; None if SkyPilot knows none.
+        job: a managed job of the run.
         pods: the job's pods at RunPod; None if the job is on another cloud, or RunPod can't be
             asked.
         gone_since: since when the job lacks a pod, although it is RUNNING or had a pod before in
@@ -61,7 +61,7 @@ class SkyView:
         place: the place of the job's present or last machine; None if SkyPilot has not said yet.
     """
 
-    job: ManagedJob | None
+    job: ManagedJob
     pods: tuple[Pod, ...] | None = None
     gone_since: float | None = None
     pod_since: float | None = None
@@ -122,7 +122,7 @@ def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
     is terminated with its job and not replaced.
     """
     job, ending = sky.job, run.finished or run.stop is not None
-    if job is None or job.status == "CANCELLING":
+    if job.status == "CANCELLING":
         return []
     alive = tuple(pod.id for pod in sky.pods or () if pod.alive)
     if not job.live:
@@ -311,7 +311,7 @@ def dear_pods(sky: SkyView) -> list[Finding]:
     Nothing is to be done: a machine asks RunPod itself, also while nobody watches, and refuses to
     start a run for which it is too expensive.
     """
-    if sky.job is None or not sky.job.live:
+    if not sky.job.live:
         return []
     prices = planned_prices({PRICES_VARIABLE: variable_of(sky.job, PRICES_VARIABLE) or ""})
     return [

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from pion.errors import PionError
 from pipeline.rent.managed.look.diagnose import Finding, RunView, SkyView
 from pipeline.rent.managed.look.progress import Progress
 from pipeline.rent.managed.look.remembered import (
@@ -20,7 +21,7 @@ from pipeline.rent.managed.look.remembered import (
     StepKey,
     StepMemory,
 )
-from pipeline.rent.managed.provider.jobs import ManagedJob, Place, place_of
+from pipeline.rent.managed.provider.jobs import ManagedJob, place_of
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import launch_id_of, until_of_job
@@ -38,6 +39,11 @@ class JobLook:
 
     sky: SkyView
     run: RunView
+
+    @property
+    def job(self) -> ManagedJob:
+        """The managed job."""
+        return self.sky.job
 
 
 @dataclass(frozen=True)
@@ -117,16 +123,18 @@ class Lookout:
         now = self.state.clock.now()
         if pods is not None:
             self._lost.note(job, pods, now)
+        if job is None:
+            raise PionError(f"SkyPilot no longer lists managed job {self.job_id}.")
         store, stale = self._read_store(now)
-        shown: list[ManagedJob | None] = [
-            each for each in jobs if each.live or each is job or _lost_owner(each, store.head)
+        looks = [
+            self._look_at(each, pods, store, now, stale=stale)
+            for each in jobs
+            if each.live or each is job or _lost_owner(each, store.head)
         ]
-        looks = [self._look_at(each, pods, store, now, stale=stale) for each in shown or [None]]
-        followed = next(look for look in looks if look.sky.job is job)
+        followed = next(look for look in looks if look.job is job)
         others = tuple(look for look in looks if look is not followed)
         dollars = self._costs.dollars(None if stale else store.head, job, self._lost.booting, now)
-        jobs_of_others = tuple(look.sky.job for look in others if look.sky.job is not None)
-        progress = Progress(now, job, store.status, dollars, jobs_of_others)
+        progress = Progress(now, job, store.status, dollars, tuple(look.job for look in others))
         return Look(
             store.head,
             followed.sky,
@@ -157,7 +165,7 @@ class Lookout:
 
     def _look_at(
         self,
-        job: ManagedJob | None,
+        job: ManagedJob,
         pods: Sequence[Pod] | None,
         store: _StoreSays,
         now: float,
@@ -165,26 +173,27 @@ class Lookout:
         stale: bool,
     ) -> JobLook:
         head, run = store.head, store.run
-        memory = self._memory(self.job_id if job is None else job.id)
+        memory = self._memory(job.id)
         pods_of_job = self._of_job(pods, job)
         memory.pods.note(job, pods_of_job, now)
         if not stale:
             memory.attempts.note(job, head, now)
+        found = tuple(memory.attempts.found)
         sky = SkyView(
             job,
             pods_of_job,
             gone_since=memory.pods.gone_since,
             pod_since=memory.pods.newest_since(pods_of_job),
-            attempts=tuple(memory.attempts.found),
-            place=_place(job, memory.attempts),
+            attempts=found,
+            place=place_of(job) if job.place else found[-1].place if found else None,
         )
-        if head is not None and job is not None:
+        if head is not None:
             run = self._of_this_launch(run, head, job, stale=stale)
         return JobLook(sky, run)
 
-    def _of_job(self, pods: Sequence[Pod] | None, job: ManagedJob | None) -> tuple[Pod, ...] | None:
+    def _of_job(self, pods: Sequence[Pod] | None, job: ManagedJob) -> tuple[Pod, ...] | None:
         """Return the job's pods; None if RunPod was not asked, or the job is on another cloud."""
-        if pods is None or job is None or (job.cloud or "RunPod").lower() != "runpod":
+        if pods is None or (job.cloud or "RunPod").lower() != "runpod":
             return None
         cluster = cluster_name(self.name, job.id)
         return tuple(pod for pod in pods if pod.belongs_to(cluster))
@@ -234,12 +243,6 @@ def _lost_owner(job: ManagedJob, head: Head | None) -> bool:
     if job.status != "FAILED_CONTROLLER" or head is None or head.owner is None:
         return False
     return launch_id_of(job) == head.owner.launch_id
-
-
-def _place(job: ManagedJob | None, attempts: AttemptMemory) -> Place | None:
-    if job is not None and job.place:
-        return place_of(job)
-    return attempts.found[-1].place if attempts.found else None
 
 
 def _has_done(head: Head, until: str | None, launch: str | None) -> bool:

@@ -25,7 +25,7 @@ class Progress:
     """
 
     at: float
-    job: ManagedJob | None
+    job: ManagedJob
     status: Mapping[str, Any] | None = None
     dollars: float | None = None
     others: tuple[ManagedJob, ...] = ()
@@ -33,7 +33,7 @@ class Progress:
     @property
     def job_lines(self) -> dict[int, str]:
         """The line of each job, by its number."""
-        return {job.id: job_line(job) for job in (*self.others, self.job) if job is not None}
+        return {job.id: job_line(job) for job in (*self.others, self.job)}
 
 
 def changes(before: Progress | None, now: Progress) -> list[str]:
@@ -77,10 +77,8 @@ def how_it_ended(job: ManagedJob, dollars: float | None) -> tuple[int, str]:
     return 1, printable(f"managed job {job.id} stopped with status {job.status}{cost}{why}. {logs}")
 
 
-def job_line(job: ManagedJob | None) -> str:
+def job_line(job: ManagedJob) -> str:
     """Return `managed job 7: RUNNING on RunPod CA, 1x(A40:1, …), recovered 2 times`."""
-    if job is None:
-        return ""
     words = f"managed job {job.id}: {job.status}"
     if job.place and job.live:
         words += f", last on {job.place}" if job.status == "RECOVERING" else f" on {job.place}"

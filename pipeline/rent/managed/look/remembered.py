@@ -28,33 +28,25 @@ COST_SECONDS = 60.0
 BEAT_PAUSE_SECONDS = 60.0
 
 
-class _Phase(NamedTuple):
-    """A managed job in one status."""
-
-    job_id: int
-    status: str
-
-
 class PodMemory:
-    """When each of a job's pods was first seen, and since when the job lacks a pod."""
+    """When each pod of one job was first seen, and since when the job lacks a pod."""
 
     def __init__(self) -> None:
         # None while no pod is missing.
         self.gone_since: float | None = None
         self._first_seen: dict[str, float] = {}
-        self._phase: _Phase | None = None
+        self._status: str | None = None
         self._had_pod = False
 
-    def note(self, job: ManagedJob | None, pods: Sequence[Pod] | None, now: float) -> None:
+    def note(self, job: ManagedJob, pods: Sequence[Pod] | None, now: float) -> None:
         """Compare the job's pods with earlier looks. `pods` is None if they are unknown."""
         for pod in pods or ():
             if pod.alive:
                 self._first_seen.setdefault(pod.id, now)
-        phase = _Phase(job.id, job.status) if job is not None else None
-        if phase != self._phase:
-            self._phase, self._had_pod, self.gone_since = phase, False, None
+        if job.status != self._status:
+            self._status, self._had_pod, self.gone_since = job.status, False, None
         self._had_pod = self._had_pod or bool(pods)
-        expected = self._had_pod or (job is not None and job.status == "RUNNING")
+        expected = self._had_pod or job.status == "RUNNING"
         is_gone = expected and pods is not None and not pods
         self.gone_since = (self.gone_since or now) if is_gone else None
 
@@ -132,12 +124,12 @@ class CostMemory:
     def dollars(
         self,
         head: Head | None,
-        job: ManagedJob | None,
+        job: ManagedJob,
         booting: Collection[LostMachine],
         now: float,
     ) -> float | None:
         """Return the dollars of all machines, including those that still boot."""
-        ended_job = job.id if job is not None and not job.live else None
+        ended_job = None if job.live else job.id
         has_just_ended = ended_job not in (None, self._ended_job)
         self._ended_job = ended_job
         counted = self._counted
@@ -156,21 +148,15 @@ class CostMemory:
         return dollars
 
 
-class _Running(NamedTuple):
-    """A machine that SkyPilot saw running. A job has another machine after each recovery."""
-
-    job_id: int
-    recoveries: int
-
-
 class AttemptMemory:
-    """The machines of the watched job, oldest first."""
+    """The machines of one job, oldest first."""
 
     def __init__(self, state: RunState) -> None:
         self.found: list[Attempt] = []
         self._state = state
-        self._job_id: int | None = None
-        self._running: _Running | None = None
+        # How often the job had recovered when SkyPilot last saw it running: it has another machine
+        # after each recovery.
+        self._recoveries: int | None = None
         self._seen_running: list[Attempt] = []
         # None until the store was read.
         self._claimed: list[Attempt] | None = None
@@ -180,18 +166,12 @@ class AttemptMemory:
         """Ignore all machines until now, because their problem was acted on."""
         self.found, self._forgotten_until = [], self._state.clock.now()
 
-    def note(self, job: ManagedJob | None, head: Head | None, now: float) -> None:
+    def note(self, job: ManagedJob, head: Head | None, now: float) -> None:
         """Add the job's present machine, and read the store if the machine is new."""
-        if job is None:
-            return
-        if job.id != self._job_id:
-            self._job_id, self.found, self._claimed, self._seen_running = job.id, [], None, []
-        running = None
-        if job.status == "RUNNING" and job.place:
-            running = _Running(job.id, job.recoveries)
-        is_new = running is not None and running != self._running
+        running = job.status == "RUNNING" and bool(job.place)
+        is_new = running and job.recoveries != self._recoveries
         if is_new:
-            self._running = running
+            self._recoveries = job.recoveries
             self._seen_running.append(Attempt(place_of(job), now))
         if head is not None and (is_new or self._claimed is None):
             self._claimed = claimed_machines(self._state, job.id)

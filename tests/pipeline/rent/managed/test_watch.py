@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from pion.errors import PionError
 from pipeline.cli import main
 from pipeline.rent.managed.look.diagnose import HANG_SECONDS, LOST_BOOT_SECONDS
 from pipeline.rent.managed.provider.pods import Pod
@@ -378,6 +379,14 @@ def test_a_failed_look_is_reported_once_and_repeated(
     during(time, lambda: None, lambda: None, back, succeed(provider))
     assert watcher.follow() == 0
     assert len([line for line in said if "can't tell the state at the moment" in line]) == 1
+
+
+def test_a_job_that_skypilot_does_not_list_can_not_be_judged(
+    watcher: Watcher, provider: FakeProvider
+) -> None:
+    provider.jobs = []
+    with pytest.raises(PionError, match="no longer lists managed job 7"):
+        watcher.look_once()
 
 
 def test_a_store_that_is_down_ends_no_watch(

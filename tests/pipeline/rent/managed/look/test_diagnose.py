@@ -243,7 +243,6 @@ def test_what_is_wrong_is_found_with_what_to_do(
         (SkyView(job("FAILED_CONTROLLER"), ()), dataclasses.replace(SILENT, stop="pion stop")),
         (SkyView(job("CANCELLING"), (EXITED,)), AT_WORK),
         (SkyView(job("FAILED"), ()), AT_WORK),
-        (SkyView(None, None), AT_WORK),
         # Two short lives, three short lives in two places, or one long life are no pattern.
         (SkyView(job("RECOVERING"), (), attempts=in_a_row(A40, 600, 300)), AT_WORK),
         (
