@@ -178,6 +178,7 @@ class Watcher:
                 continue  # it was given up just now
             done = self._handle(finding, job, look)
             acted |= bool(done) and job.id not in given_up
+            over = job if self.keeper.renter.gave_up else over
         self._forget_all_but(findings)
         if over is not None:
             return self._end(over, look)

@@ -257,11 +257,10 @@ class RentalKeeper:
             why = f"no machine has owned the run after {restarts} restarts"
         if decision.plan is not None or not job.live:
             self.renter.gave_up = why
+            return [*done, why]
         return [*done, *self._cancel_only(job), why]
 
     def _cancel_only(self, job: ManagedJob) -> list[str]:
-        if not job.live:
-            return []
         self._provider.cancel([job.id])
         return [f"cancelled managed job {job.id}"]
 
