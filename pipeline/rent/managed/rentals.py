@@ -128,9 +128,9 @@ def _read_machines(state: RunState, head: Head, now: float) -> StoreSays:
 
 def _is_ours(pod: Pod, name: str | None) -> bool:
     """Return whether `pion launch` rented the pod, for the rental `name` or for any rental."""
-    if pod.job_id is None:
-        return False
-    return name is None or pod.belongs_to(cluster_name(name, pod.job_id))
+    return pod.job_id is not None and (
+        name is None or pod.belongs_to(cluster_name(name, pod.job_id))
+    )
 
 
 def _is_on_runpod(machine: MachineCost) -> bool:

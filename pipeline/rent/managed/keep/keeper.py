@@ -6,6 +6,7 @@ is replaced once it makes no progress.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -277,8 +278,12 @@ class RentalKeeper:
         return decision or decide_without_deadline(look, now)
 
     def _keep_deadline(self, decision: Decision, *, acting: bool) -> None:
+        now = decision.seen.now
         if self._last is None:
-            self._note_unwatched(decision.seen.now)
+            with contextlib.suppress(StoreError):
+                beat = read_beat(self._state)
+                if beat is not None and is_silent(self._state, beat, now):
+                    self._teller.unwatched = (beat.at, now)  # nobody watched before
         self._last = decision
         self._teller.tell(decision)
         if not acting:
@@ -286,9 +291,9 @@ class RentalKeeper:
         try:
             done = self._act(decision)
         except PionError:
-            self._beats.beat(decision.seen.now, saw(decision))
+            self._beats.beat(now, saw(decision))
             raise
-        self._beats.beat(risk_at(decision) if done else decision.seen.now, saw(decision))
+        self._beats.beat(risk_at(decision) if done else now, saw(decision))
 
     def _act(self, decision: Decision) -> bool:
         """Cancel and request what was decided; return whether that was possible."""
@@ -428,15 +433,6 @@ class RentalKeeper:
         if look.head is not None and over_budget(budget, look.head.spent) is not None:
             return True
         return is_asked_to_stop(self._state)
-
-    def _note_unwatched(self, now: float) -> None:
-        """Remember for how long nobody watched before this watcher began."""
-        try:
-            beat = read_beat(self._state)
-        except StoreError:
-            return
-        if beat is not None and is_silent(self._state, beat, now):
-            self._teller.unwatched = (beat.at, now)
 
 
 _ON = {Market.SPOT: "on spot", Market.ON_DEMAND: "on demand"}

@@ -246,9 +246,8 @@ def _leaves_machine(job: ManagedJob, look: Look) -> bool:
 
 
 def _is_final(job: ManagedJob, *, stopped: bool) -> bool:
-    if job.status not in _BY_ITSELF:
-        return False
-    return stopped or job.exit_code != Stopped.exit_code
+    by_itself = job.status in _BY_ITSELF
+    return by_itself and (stopped or job.exit_code != Stopped.exit_code)
 
 
 def why_not(look: Look, run: RunState, now: float) -> str | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
-from pipeline.rent.deadline.policy import Market, Seen, State
+from pipeline.rent.deadline.policy import Market, State
 from pipeline.rent.managed.keep.decision import Decision, risk_at
 from pipeline.rent.managed.keep.standing import gpu_of, rental_of
 
@@ -31,7 +31,8 @@ class DeadlineTeller:
     def tell(self, decision: Decision) -> None:
         """Print what is new since the last look."""
         action, now = decision.action, decision.seen.now
-        self._note_owner(decision.seen)
+        unowned = now if self._unowned_since is None else self._unowned_since
+        self._unowned_since = unowned if decision.seen.owner is None else None
         before, self._state = self._state, action.state
         changed = before is not action.state
         if changed or now - self._told_at >= OUTLOOK_SECONDS:
@@ -87,12 +88,6 @@ class DeadlineTeller:
             self._refused_at = now
             slack = decision.action.numbers.slack
             self._say(none_on_demand(_on_demand(decision), now - asked.since, slack))
-
-    def _note_owner(self, seen: Seen) -> None:
-        if seen.owner is not None:
-            self._unowned_since = None
-        elif self._unowned_since is None:
-            self._unowned_since = seen.now
 
 
 def _on_demand(decision: Decision) -> str:
