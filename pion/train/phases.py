@@ -28,14 +28,14 @@ class Phase:
             with the factor 0 is frozen: its parameters, moments and counts stand still.
         top_k: primitives in a recipe.
         rank: ranks of each primitive in use.
-        unfreeze: the only bands that are trained, with their layers and banks.
+        only_bands: the only bands that are trained, with their layers and banks.
     """
 
     until: float | int | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
     top_k: int | None = None
     rank: int | None = None
-    unfreeze: tuple[int, ...] | None = None
+    only_bands: tuple[int, ...] | None = None
 
     def factor(self, role: Role) -> float:
         """Return the factor of a role's learning rate."""
@@ -129,13 +129,13 @@ def check_phases_of_model(phases: Sequence[Phase], config: ModelConfig) -> None:
         if _roles_of(config) <= phase.frozen_roles():
             trained = ", ".join(sorted(set(get_args(Role)) - phase.frozen_roles()))
             raise BadInput(f"{where}.rates: only {trained} would be trained: the model has none")
-        given = [*phase.sizes(), *(() if phase.unfreeze is None else ("unfreeze",))]
+        given = [*phase.sizes(), *(() if phase.only_bands is None else ("unfreeze",))]
         if given and not known:
             raise BadInput(f"{where}.{given[0]}: the model has no primitives")
         for name, value in phase.sizes().items():
             if not 1 <= value <= known[name]:
                 raise BadInput(f"{where}.{name}: {shown(value)} must be from 1 to {known[name]}")
-        for band in phase.unfreeze or ():
+        for band in phase.only_bands or ():
             if band not in range(bands):
                 raise BadInput(
                     f"{where}.unfreeze: there is no band {shown(band)}; the model has {bands}, "

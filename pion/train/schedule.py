@@ -64,7 +64,7 @@ def plan_at(settings: TrainSettings, step: int, config: ModelConfig | None = Non
         momentum=momentum_at(settings, step),
         parts={} if config is None else _parts_at(settings, step, phase, config),
         frozen=phase.frozen_roles(),
-        bands=phase.unfreeze,
+        bands=phase.only_bands,
     )
 
 

@@ -141,7 +141,7 @@ def phases_of(phases: Sequence[Phase]) -> tuple[TrainPhase, ...]:
             rates=phase.rates,
             top_k=phase.top_k,
             rank=phase.rank,
-            unfreeze=None if phase.unfreeze is None else tuple(phase.unfreeze),
+            only_bands=None if phase.unfreeze is None else tuple(phase.unfreeze),
         )
         for phase in phases
     )

@@ -11,8 +11,8 @@ import torch
 
 from pion.config import ModelConfig
 from pion.model.decoder import Decoder
-from pion.train.phases import Phase
 from pipeline.job.model_section import Model
+from pipeline.job.train_sections import Phase, phases_of
 from tests.support.tiny_config import tiny_config
 
 # More rows than the tokenizers of these tests have ids, as in most published models.
@@ -42,7 +42,7 @@ class Family:
 
     def settings(self) -> dict[str, Any]:
         """Return the fields of TrainSettings."""
-        phases = tuple(Phase(**fields) for fields in self.training.get("phases", ()))
+        phases = phases_of([Phase(**fields) for fields in self.training.get("phases", ())])
         return {**self.training, "phases": phases}
 
     def job(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ CONFIG = tiny_config(
 THREE = (
     Phase(until=0.2, rates={"recipe": 0}, top_k=8),
     Phase(until=0.5, rates={"primitive": 0, "others": 0.75}, rank=2),
-    Phase(unfreeze=(1,)),
+    Phase(only_bands=(1,)),
 )
 
 
@@ -167,7 +167,7 @@ def test_phases_that_no_run_can_have_are_refused(phases: tuple[Phase, ...], mess
         ({"top_k": 9}, "phases.0.top_k: 9 must be from 1 to 8"),
         ({"rank": 5}, "phases.0.rank: 5 must be from 1 to 4"),
         ({"rank": 0}, "phases.0.rank: 0 must be from 1 to 4"),
-        ({"unfreeze": (2,)}, "phases.0.unfreeze: there is no band 2; the model has 2"),
+        ({"only_bands": (2,)}, "phases.0.unfreeze: there is no band 2; the model has 2"),
     ],
 )
 def test_phases_that_the_model_can_not_have_are_refused(
