@@ -13,9 +13,9 @@ from pion.errors import BadInput
 from pipeline.console.formats import amount, duration, printable
 from pipeline.console.masking import masked
 from pipeline.console.out import show_table
-from pipeline.live.parts import Look
-from pipeline.live.reading import Reading
-from pipeline.live.settings import differing
+from pipeline.report.page_data import Look
+from pipeline.report.reading import Reading
+from pipeline.report.settings import differing
 from pipeline.state.find_run import no_such_run, read_run
 
 UNKNOWN = "–"

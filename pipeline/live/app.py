@@ -13,12 +13,12 @@ from aiohttp import web
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import show
 from pipeline.live.follower import Follower
-from pipeline.live.settings import differing
+from pipeline.report.settings import differing
 from pipeline.web.address import Rules
 from pipeline.web.guard import Handler, add_headers, guard
 from pipeline.web.page import read_page
 
-FOLDER = Path(__file__).with_name("page")
+FOLDER = Path(__file__).parents[1] / "report" / "page"
 
 
 def make_app(followers: Sequence[Follower], rules: Rules) -> web.Application:

@@ -9,12 +9,12 @@ from typing import Any
 from pion.errors import PionError
 from pipeline.console.formats import printable
 from pipeline.console.masking import masked
-from pipeline.live.curves import CurveKey, Row, curves_of, rewound
 from pipeline.live.feed import Feed
-from pipeline.live.parts import parts_of
-from pipeline.live.reading import Reading
-from pipeline.live.settings import Settings
-from pipeline.live.thin import Point
+from pipeline.report.curves import CurveKey, Row, curves_of, rewound
+from pipeline.report.page_data import parts_of
+from pipeline.report.reading import Reading
+from pipeline.report.settings import Settings
+from pipeline.report.thin import Point
 from pipeline.state.metrics import Replaced
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError

@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.live.curves import CurveKey, Rewound
 from pipeline.live.feed import MOST_CHANGES, Feed
-from pipeline.live.thin import Point
+from pipeline.report.curves import CurveKey, Rewound
+from pipeline.report.thin import Point
 
 LOSS = CurveKey("pretrain", "loss")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.live import reading
 from pipeline.live.watched_run import HUB_PAUSE, LONGEST_PAUSE, PAUSE, WatchedRun
+from pipeline.report import reading
 from pipeline.state import metrics, run_status
 from pipeline.state.deadline import DEADLINE, Asked, new_deadline, write_first_deadline
 from pipeline.state.run_state import RunState

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.live.thin import MOST_POINTS
 from pipeline.live.watched_run import WatchedRun
+from pipeline.report.thin import MOST_POINTS
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store, open_store
 from tests.support.rented_run import RentedRun

@@ -7,9 +7,9 @@ from typing import Any
 
 from pipeline.cost.costs import TRAINED, RunLog, costs
 from pipeline.cost.timeline import processes_of
-from pipeline.live.curves import keep
-from pipeline.live.parts import Look
-from pipeline.live.settings import Settings, settings_of
+from pipeline.report.curves import keep
+from pipeline.report.page_data import Look
+from pipeline.report.settings import Settings, settings_of
 from pipeline.state.deadline_status import deadline_json
 from pipeline.state.metrics import Replaced, events_reader, metrics_reader
 from pipeline.state.records import Head

@@ -12,9 +12,9 @@ from typing import Any
 from pipeline.console.formats import duration, printable
 from pipeline.console.masking import masked
 from pipeline.cost.costs import USEFUL, Costs, RunLog
-from pipeline.live.curves import Row, attempts
-from pipeline.live.deadline_part import deadline_notes, deadline_part
-from pipeline.live.settings import Settings
+from pipeline.report.curves import Row, attempts
+from pipeline.report.deadline_part import deadline_notes, deadline_part
+from pipeline.report.settings import Settings
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import StopRequest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.live.settings import Settings, differing, settings_of
+from pipeline.report.settings import Settings, differing, settings_of
 from pipeline.state.stores import FileStore
 from tests.support.rented_run import RentedRun
 from tests.support.states import read

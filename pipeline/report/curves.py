@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.live.thin import Point, thin
+from pipeline.report.thin import Point, thin
 from pipeline.state.metrics import kept_rows
 from pipeline.state.records import Head
 
