@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.report.curves import CurveKey, Rewound
-from pipeline.report.thin import Point
+from pipeline.report.curves import CurveKey, Point, Rewound
 
 CURSOR = re.compile(r"(?P<generation>[0-9a-f]{8})\.(?P<sequence>\d{1,12})", re.ASCII)
 # A page that missed more changes gets everything.

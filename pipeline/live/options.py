@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pion.errors import BadInput
-from pipeline.web.address import Address
-from pipeline.web.options import add_address, address_of
+from pipeline.web.address import Address, add_address, address_of
 
 # Next to the port of `pion serve`.
 PORT = 8008

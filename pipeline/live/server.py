@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from aiohttp import web
 
 from pion.errors import BadInput
+from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import show
-from pipeline.live.app import make_app
-from pipeline.live.follower import Follower
-from pipeline.live.watched_run import WatchedRun
+from pipeline.live.watched_run import Follower, WatchedRun
+from pipeline.report.settings import differing
 from pipeline.state.find_run import known_runs, read_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, open_store
-from pipeline.web.address import Address
+from pipeline.web.address import Address, Rules
+from pipeline.web.guard import Handler, add_headers, guard
 from pipeline.web.listen import serve_in_thread, serve_until_stopped, url_of
+from pipeline.web.page import read_page
 
 # The page has a color for each.
 MOST_RUNS = 8
@@ -58,3 +65,59 @@ def page_of(state: RunState, address: Address) -> Iterator[str]:
         app = make_app([Follower(WatchedRun(state))], rules)
         with serve_in_thread(app, listener):
             yield url_of(listener)
+
+
+FOLDER = Path(__file__).parents[1] / "report" / "page"
+
+
+def make_app(followers: Sequence[Follower], rules: Rules) -> web.Application:
+    """Return the application that shows the followed runs. It answers GET requests alone."""
+    page = read_page(FOLDER)
+
+    async def show_page(request: web.Request) -> web.Response:
+        return page.response()
+
+    async def show_data(request: web.Request) -> web.Response:
+        cursors = request.query.get("since", "").split(",")
+        if cursors == [""] or len(cursors) != len(followers):
+            cursors = [""] * len(followers)
+        await asyncio.gather(*(follower.ask() for follower in followers))
+        answer = {
+            "now": time.time(),
+            "runs": [one.run.since(cursor) for one, cursor in zip(followers, cursors)],
+            "settings": differing([one.run.settings for one in followers]),
+        }
+        response = web.json_response(answer)
+        response.enable_compression()
+        return response
+
+    app = web.Application(middlewares=[_errors, guard(rules, _refuse)])
+    app.add_routes([web.get("/", show_page), web.get("/data", show_data)])
+    app.cleanup_ctx.append(partial(_follow, followers))
+    return app
+
+
+async def _follow(followers: Sequence[Follower], app: web.Application) -> AsyncIterator[None]:
+    for follower in followers:
+        follower.start()
+    yield
+    for follower in followers:
+        follower.stop()
+
+
+def _refuse(status: int, code: str, message: str) -> web.Response:
+    return web.json_response({"error": {"message": message, "code": code}}, status=status)
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer with JSON, whatever has failed."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        response = _refuse(error.status, "not_found", "there is only / and /data?since=CURSOR")
+    except Exception as error:
+        show(report_bug(error, ["status", "--web"]))
+        response = _refuse(500, "bug", "a bug in Pion; the command's window has the details")
+    add_headers(response)
+    return response

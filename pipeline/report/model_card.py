@@ -13,18 +13,19 @@ from pipeline.console.formats import duration
 from pipeline.job import Job, Publish, Train
 from pipeline.machine.folders import expand
 from pipeline.models.find import HUB_REPO
-from pipeline.report.adapter_card import adapter_sections
-from pipeline.report.base_card import (
+from pipeline.report.card_sections import (
+    adapter_sections,
     base_conditions,
     base_on_hub,
     base_section,
+    gguf_section,
     license_fields,
 )
-from pipeline.report.before_after import HEADER, before_after_rows, what_it_forgot
-from pipeline.report.gguf_card import gguf_section
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.published_by import run_id
 from pipeline.report.result_tables import (
+    HEADER,
+    before_after_rows,
     choice_rows,
     chosen_checkpoint,
     human_count,
@@ -32,6 +33,7 @@ from pipeline.report.result_tables import (
     lm_eval_rows,
     share_with_interval,
     value_with_error,
+    what_it_forgot,
     whose_bytes,
 )
 

@@ -15,7 +15,6 @@ from string import Template
 from typing import Any
 
 from pipeline.console.formats import duration, moment
-from pipeline.report.before_after import HEADER, before_after_rows, what_it_forgot
 from pipeline.report.cost import cost_section
 from pipeline.report.experts import experts_section
 from pipeline.report.gates import gates_section
@@ -24,6 +23,8 @@ from pipeline.report.html import bars, items, section, table, text
 from pipeline.report.plots import TITLES, loss_plot, throughput_plot
 from pipeline.report.recipes import recipes_section
 from pipeline.report.result_tables import (
+    HEADER,
+    before_after_rows,
     choice_rows,
     chosen_checkpoint,
     human_count,
@@ -31,6 +32,7 @@ from pipeline.report.result_tables import (
     lm_eval_rows,
     share_with_interval,
     value_with_error,
+    what_it_forgot,
     whose_bytes,
 )
 

@@ -6,16 +6,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.report.fonts import list_fonts
+from pipeline.machine.child_environment import without_secrets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -139,3 +144,26 @@ def _dress(axes: Axes, colours: Mapping[str, str]) -> None:
     if legend is not None:
         for text in legend.get_texts():
             text.set_color(colours["ink"])
+
+
+SECONDS = 60.0
+
+
+def list_fonts() -> None:
+    """Fill matplotlib's list of fonts, unless there is one.
+
+    Call this before anything is drawn: otherwise matplotlib runs `fc-list` from this process, with
+    every key of the environment.
+    """
+    import matplotlib
+
+    if any(Path(matplotlib.get_cachedir()).glob("fontlist-*.json")):
+        return
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # then matplotlib lists them
+        subprocess.run(
+            [sys.executable, "-P", "-c", "import matplotlib.font_manager"],
+            env=without_secrets(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS,
+        )

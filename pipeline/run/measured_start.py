@@ -15,7 +15,7 @@ from pipeline.data.compared_text import find_text
 from pipeline.job import Job
 from pipeline.job.digest import Digests, Inputs, digest_of
 from pipeline.job.model_section import Base
-from pipeline.report.before_after import start_in_words
+from pipeline.report.result_tables import start_in_words
 from pipeline.stages.before_after import Start, as_results, measure_each
 from pipeline.stages.measures import KeptParts, Kind, Measures, TrainedRun
 from pipeline.state.bases import bring_base

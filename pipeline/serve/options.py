@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.web.address import Address
-from pipeline.web.options import add_address, address_of
+from pipeline.web.address import Address, add_address, address_of
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pipeline.base.licence import Terms
 from pipeline.console.messages import Note, Say
 from pipeline.job import REQUIREMENT, Job
 from pipeline.machine.folders import expand
-from pipeline.report.base_card import unknown_licence
+from pipeline.report.card_sections import unknown_licence
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import front_matter
 from pipeline.report.published_by import card_in, other_run, weights_sha256

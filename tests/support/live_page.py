@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from pipeline.live.app import make_app
-from pipeline.live.follower import Follower
-from pipeline.live.watched_run import WatchedRun
+from pipeline.live.server import make_app
+from pipeline.live.watched_run import Follower, WatchedRun
 from pipeline.web.address import Address
 from pipeline.web.listen import serve_in_thread, url_of
 from tests.support.rented_run import RentedRun

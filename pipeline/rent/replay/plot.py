@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.rent.replay.simulate import CAUSES, Outcome
-from pipeline.report.fonts import list_fonts
+from pipeline.report.plots import list_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

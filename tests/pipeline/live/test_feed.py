@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.live.feed import MOST_CHANGES, Feed
-from pipeline.report.curves import CurveKey, Rewound
-from pipeline.report.thin import Point
+from pipeline.report.curves import CurveKey, Point, Rewound
 
 LOSS = CurveKey("pretrain", "loss")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.live.watched_run import WatchedRun
-from pipeline.report.thin import MOST_POINTS
+from pipeline.report.curves import MOST_POINTS
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store, open_store
 from tests.support.rented_run import RentedRun

@@ -14,8 +14,7 @@ from pipeline.base.licence import Terms
 from pipeline.cost.costs import CAUSES, Costs, MachineCost
 from pipeline.job import Job
 from pipeline.job.model_section import Base
-from pipeline.report.adapter_card import adapter_sections
-from pipeline.report.base_card import base_section
+from pipeline.report.card_sections import adapter_sections, base_section
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import (
     _attention,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.report.gguf_card import gguf_section
+from pipeline.report.card_sections import gguf_section
 from tests.support.jobs import tiny_job
 
 

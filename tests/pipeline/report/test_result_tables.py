@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.job import Job
-from pipeline.report.before_after import before_after_rows, start_in_words, what_it_forgot
 from pipeline.report.history import RunHistory
 from pipeline.report.page import write_report
+from pipeline.report.result_tables import before_after_rows, start_in_words, what_it_forgot
 from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
 
 SHA = "0123456789abcdef" * 4

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.report.thin import MOST_POINTS, thin
+from pipeline.report.curves import MOST_POINTS, thin
 
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300)
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.live import follower, watched_run
+from pipeline.live import watched_run
 from pipeline.live.watched_run import WatchedRun
 from pipeline.state.stores import FileStore
 from pipeline.web.address import API_KEY
@@ -70,7 +70,7 @@ def test_a_page_that_asks_after_a_pause_is_told_the_present_state(
 ) -> None:
     monkeypatch.setattr(watched_run, "PAUSE", 0.01)
     now = [1000.0]
-    monkeypatch.setattr(follower, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(watched_run, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with showing(run) as url:
         for step in (20, 22):
             (news,) = httpx.get(f"{url}/data", timeout=PATIENCE_SECONDS).json()["runs"]

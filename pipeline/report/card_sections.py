@@ -1,0 +1,164 @@
+"""What the model card says of the run's start, of an adapter and of a GGUF file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from pion.formats.weights import GGUF_FILE
+from pipeline.base.licence import Terms, conditions
+from pipeline.job import Job
+from pipeline.models.find import HUB_REPO
+
+if TYPE_CHECKING:
+    from pion.lora import Adapter
+
+
+def base_on_hub(job: Job) -> str | None:
+    """Return the Hub repository of the model that the run started from; None for any other."""
+    if job.base is not None and job.base.commit is not None:
+        return hub_name(job.base.source)
+    if job.publish is not None and job.publish.adapter and job.sft is not None:
+        return hub_name(job.sft.init_from)
+    return None
+
+
+def license_fields(job: Job, terms: Terms | None) -> dict[str, Any]:
+    """Return the licence of the published model: the job's, or else that of its start."""
+    assert job.publish is not None
+    if job.publish.license is not None:
+        return {"license": job.publish.license}
+    return {} if terms is None else dict(terms.front_matter)
+
+
+def base_conditions(job: Job, terms: Terms | None) -> list[str]:
+    """Return the paragraph that the licence of the start asks for at the top of the card."""
+    if terms is None:
+        return []
+    asked = conditions(terms, job.name)
+    return [" ".join(asked)] if asked else []
+
+
+def base_section(job: Job, terms: Terms | None) -> str:
+    """Return the section on the model that the run started from; empty if there is none."""
+    if job.base is None or terms is None:
+        return ""
+    name = base_in_words(job.base.source, job.base.commit)
+    at = f" at commit `{job.base.commit}`" if job.base.commit else ""
+    lines = [f"Trained from {name}{at}; its files have the content hash `{job.base.hash}`."]
+    lines.append(_licence(terms))
+    lines += _template(job)
+    return "## Base model\n\n" + " ".join(lines)
+
+
+def unknown_licence(job: Job) -> str:
+    """Return the warning for a model that is published although nobody knows its licence."""
+    assert job.base is not None
+    return (
+        f"nothing says under which licence {job.base.source} is, and publish.private is false. Ask "
+        "its authors, and set publish.license"
+    )
+
+
+def _template(job: Job) -> list[str]:
+    """Return sentences on the chat template that the conversations of training were written in."""
+    if job.sft is None or job.base is None:
+        return []
+    if not job.uses_model_template:
+        return ["Conversations are written in Pion's own chat template."]
+    told = [] if job.sft.system is None else [f"the system message “{job.sft.system.strip()}”"]
+    told += [f"`{name}: {json.dumps(value)}`" for name, value in job.sft.template_options.items()]
+    settings = f", with {' and '.join(told)} unless a caller gives another" if told else ""
+    day = f" In training, its date was {job.base.date}." if job.base.date else ""
+    return [f"Its chat template is that of the base model{settings}.{day}"]
+
+
+def _licence(terms: Terms) -> str:
+    if not terms.known:
+        return "Its licence is unknown."
+    sentences = []
+    if terms.license is not None:
+        named = f" ({terms.name})" if terms.name else ""
+        sentences.append(f"Its licence is {terms.license}{named}.")
+    if terms.files:
+        files = ", ".join(f"`{path.name}`" for path in terms.files)
+        sentences.append(f"In this folder are its files {files}.")
+    return " ".join(sentences)
+
+
+def hub_name(name: str | None) -> str | None:
+    """Return the repository of a base on the Hub; None for any other base."""
+    repo = (name or "").removeprefix("hf://").partition("@")[0]
+    return repo if HUB_REPO.fullmatch(repo) else None
+
+
+def base_in_words(source: str, commit: str | None) -> str:
+    """Return what a card calls a base: its repository on the Hub, or else its last name alone.
+
+    The folders above it are those of the machine that trained.
+    """
+    repo = hub_name(source) if commit is not None else None
+    if repo is not None:
+        return f"[{repo}](https://huggingface.co/{repo})"
+    return f"`{name}`" if (name := _last_name(source)) else "a local folder"
+
+
+def _last_name(source: str) -> str:
+    name = PurePath(source).name
+    return "" if name == ".." else name
+
+
+def adapter_sections(job: Job, adapter: Adapter) -> str:
+    """Return the sections of the card that say what the adapter is and how to load it."""
+    assert job.publish is not None
+    target, base, lora = job.publish.to.removeprefix("hf://"), adapter.base, adapter.lora
+    commit = "" if base.commit is None else f" at commit `{base.commit}`"
+    targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
+    revision = "" if base.commit is None else f', revision="{base.commit}"'
+    named = base.name if base.commit else _last_name(base.name) or "the folder of the base"
+    return f"""## Adapter
+
+This folder has only what LoRA trained: additions of rank {lora.rank} (alpha {lora.alpha:g}) to \
+{targets}. It needs its base, {base_in_words(base.name, base.commit)}{commit}, whose tensors have \
+the SHA-256 `{base.sha256}` (adapter.json).
+
+## How to use it
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained({json.dumps(named)}{revision})
+model = PeftModel.from_pretrained(base, "{target}")
+tokenizer = AutoTokenizer.from_pretrained("{target}")
+```
+
+Or with Pion, which checks that the base is the right one: `pion chat {job.publish.to}`"""
+
+
+def gguf_section(job: Job) -> str:
+    """Return the section of the card for a model that is published with a GGUF file."""
+    assert job.publish is not None
+    target = job.publish.to
+    repo = target.removeprefix("hf://") if target.startswith("hf://") else None
+    ollama = re.sub(r"[^a-z0-9_.-]", "-", job.name.lower())
+    model = f"-hf {repo}" if repo else f"-m {GGUF_FILE}"
+    how = "-cnv --jinja" if job.sft else '-no-cnv -p "Once upon a time"'
+    fetch = f"hf download {repo} --local-dir {ollama} && cd {ollama}" if repo else f"cd {target}"
+    return f"""## In llama.cpp, LM Studio and Ollama
+
+`{GGUF_FILE}` has the same model for llama.cpp, in f16. It was read back, and its tensors compared \
+with those of `model.safetensors`. Pion's tests compare such files with llama.cpp, its logits and \
+its ids. The commands below were not run for this model, and nobody has tried LM Studio or Ollama.
+
+```bash
+{fetch}
+llama-cli {model} {how}     # llama.cpp
+lms import {GGUF_FILE}      # LM Studio; from the Hub, search for the repository's name
+ollama create {ollama} -f Modelfile && ollama run {ollama}
+```
+
+Ollama uses the template in `Modelfile`, which does not strip messages: write them without spaces \
+around them."""
