@@ -13,10 +13,9 @@ from pion.errors import BadInput
 from pipeline.console.formats import amount, duration, printable
 from pipeline.console.masking import masked
 from pipeline.console.out import show_table
-from pipeline.report.page_data import Look
-from pipeline.report.reading import Reading
-from pipeline.report.settings import differing
-from pipeline.state.find_run import no_such_run, read_run
+from pipeline.report.history import RunHistory, differing
+from pipeline.report.reading import read_history
+from pipeline.state.find_run import read_run
 
 UNKNOWN = "–"
 
@@ -31,41 +30,36 @@ def show_comparison(runs: Sequence[str], *, as_json: bool) -> int:
             "--compare needs two or more runs: pion status A B --compare. Nothing was read."
         )
     states = [read_run(run)[0] for run in runs]  # a missing run is found before long reads
-    looks = []
-    for state in states:
-        look = Reading(state).read()
-        if look is None:
-            raise BadInput(no_such_run(state))
-        looks.append(look)
-    settings = differing([look.settings for look in looks])
+    found = [read_history(state) for state in states]
+    settings = differing([history.known_job for history in found])
     if as_json:
-        print(json.dumps(_as_json(looks, settings), indent=1))
+        print(json.dumps(_as_json(found, settings), indent=1))
         return 0
-    show_table(_table(looks, settings))
+    show_table(_table(found, settings))
     return 0
 
 
-def _as_json(looks: Sequence[Look], settings: dict[str, list[Any]] | None) -> dict[str, Any]:
+def _as_json(runs: Sequence[RunHistory], settings: dict[str, list[Any]] | None) -> dict[str, Any]:
     return {
         "runs": [
             {
-                "run": look.state.name,
-                "store": look.state.store.url,
-                "data": _data(look),
-                "losses": _losses(look),
-                "hours": look.costs.hours,
-                "dollars": look.costs.dollars,
+                "run": run.name,
+                "store": run.url.rpartition("/")[0],
+                "data": _data(run),
+                "losses": _losses(run),
+                "hours": run.costs.hours,
+                "dollars": run.costs.dollars,
             }
-            for look in looks
+            for run in runs
         ],
         "settings": settings,
     }
 
 
-def _table(looks: Sequence[Look], settings: dict[str, list[Any]] | None) -> Table:
-    names = [look.state.name for look in looks]
+def _table(runs: Sequence[RunHistory], settings: dict[str, list[Any]] | None) -> Table:
+    names = [run.name for run in runs]
     if len(set(names)) < len(names):
-        names = [look.state.url for look in looks]
+        names = [run.url for run in runs]
     table = Table(box=None, pad_edge=False)
     for name in ("", *names):
         table.add_column(Text(printable(name)), overflow="fold")
@@ -84,15 +78,15 @@ def _table(looks: Sequence[Look], settings: dict[str, list[Any]] | None) -> Tabl
         add("none", [])
     else:
         for path, values in settings.items():
-            known = [bool(look.settings.by_path) for look in looks]
+            known = [run.known_job is not None for run in runs]
             add(path, [_value(v) if k else UNKNOWN for v, k in zip(values, known)])
-    for name, cells in (("data", _data_rows(looks)), ("loss", _loss_rows(looks))):
+    for name, cells in (("data", _data_rows(runs)), ("loss", _loss_rows(runs))):
         title(name)
         for row, values in cells.items():
             add(row, values)
     title("cost")
-    add("time", [duration(3600 * look.costs.hours) for look in looks])
-    add("dollars", [_dollars(look) for look in looks])
+    add("time", [duration(3600 * run.costs.hours) for run in runs])
+    add("dollars", [_dollars(run) for run in runs])
     return table
 
 
@@ -102,9 +96,9 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _data(look: Look) -> dict[str, Any]:
+def _data(run: RunHistory) -> dict[str, Any]:
     """Return the digest of `prepare`, and the tokens to train on by stage; {} if not prepared."""
-    record = look.head.stages.get("prepare")
+    record = run.head.stages.get("prepare")
     if record is None:
         return {}
     tokens = {
@@ -115,8 +109,8 @@ def _data(look: Look) -> dict[str, Any]:
     return {"digest": record.digest, "train_tokens": tokens}
 
 
-def _data_rows(looks: Sequence[Look]) -> dict[str, list[str]]:
-    data = [_data(look) for look in looks]
+def _data_rows(runs: Sequence[RunHistory]) -> dict[str, list[str]]:
+    data = [_data(run) for run in runs]
     rows = {"digest": [one.get("digest", "not prepared") for one in data]}
     parts = dict.fromkeys(part for one in data for part in one.get("train_tokens", {}))
     for part in parts:
@@ -125,10 +119,10 @@ def _data_rows(looks: Sequence[Look]) -> dict[str, list[str]]:
     return rows
 
 
-def _losses(look: Look) -> dict[str, dict[str, Any]]:
+def _losses(run: RunHistory) -> dict[str, dict[str, Any]]:
     """Return each stage's newest loss and held-out loss, each with its step."""
     found: dict[str, dict[str, Any]] = {}
-    for stage, rows in look.kept.items():
+    for stage, rows in run.metrics.items():
         for kind in ("loss", "held_out_loss"):
             row = next((row for row in reversed(rows) if row.get(kind) is not None), None)
             if row is not None:
@@ -136,8 +130,8 @@ def _losses(look: Look) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _loss_rows(looks: Sequence[Look]) -> dict[str, list[str]]:
-    losses = [_losses(look) for look in looks]
+def _loss_rows(runs: Sequence[RunHistory]) -> dict[str, list[str]]:
+    losses = [_losses(run) for run in runs]
     rows = {}
     for stage in dict.fromkeys(stage for one in losses for stage in one):
         for kind, words in (("loss", "training"), ("held_out_loss", "held out")):
@@ -150,8 +144,8 @@ def _loss_rows(looks: Sequence[Look]) -> dict[str, list[str]]:
     return rows or {"no step was trained": []}
 
 
-def _dollars(look: Look) -> str:
-    costs = look.costs
+def _dollars(run: RunHistory) -> str:
+    costs = run.costs
     if costs.dollars is None:
         return "no price is known"
     missing = duration(3600 * costs.unpriced_hours) if costs.unpriced_hours else None

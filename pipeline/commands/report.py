@@ -8,7 +8,7 @@ from pathlib import Path
 from pion.data.arrays import write_atomically
 from pion.errors import BadInput
 from pipeline.console.formats import show
-from pipeline.report.of_run import write_run_report
+from pipeline.report.report_file import write_run_report
 from pipeline.state.find_run import read_run
 from pipeline.state.recorded_job import recorded_job
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.console.formats import duration, moment, show, size
-from pipeline.cost.costs import Costs, MachineCost, costs_of, read_log
-from pipeline.state.deadline_status import deadline_json, deadline_lines
-from pipeline.state.find_run import read_run, runs_in
+from pipeline.cost.costs import Costs, MachineCost
+from pipeline.report.reading import read_history
+from pipeline.state.deadline_status import deadline_lines
+from pipeline.state.find_run import open_run, runs_in
 from pipeline.state.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import run_status
@@ -34,25 +35,23 @@ def show_statuses(runs: Sequence[str], *, as_json: bool) -> int:
 
 
 def _status_json(run: str) -> dict[str, Any]:
-    state, head = read_run(run)
-    now = time.time()
-    log = read_log(state)
+    state = open_run(run)
+    history = read_history(state)
     rental, _ = read_rental_note(state)
     return {
-        **run_status(state, head, now),
-        "cost": costs_of(state, head, now, log).to_dict(),
+        **history.status,
+        "cost": history.costs.to_dict(),
         "rental": rental and dataclasses.asdict(rental),
-        "deadline": deadline_json(state, head, _now_there(state)),
-        "unreadable_rows": log.unreadable.count,
+        "deadline": history.deadline,
+        "unreadable_rows": history.unreadable.count,
     }
 
 
 def _show_status(run: str) -> None:
     """Print a run's stages, newest checkpoint and owner, and what the owner last reported."""
-    state, head = read_run(run)
-    now = time.time()
-    log = read_log(state)
-    status, costs = run_status(state, head, now), costs_of(state, head, now, log)
+    state = open_run(run)
+    history = read_history(state)
+    status = history.status
     rental, _ = read_rental_note(state)
     show(f"{status['run']} in {status['store']}")
     for stage, about in status["stages"].items():
@@ -63,16 +62,13 @@ def _show_status(run: str) -> None:
     show(f"owner: {_owner_in_words(status)}")
     if rental is not None:
         show(f"machines: rented from {rental.host} since {moment(rental.at)}")
-    about_deadline = deadline_lines(state, head, _now_there(state))
-    for line in [*about_deadline, *_cost_lines(costs), *_remarks(status)]:
+    # Deadlines and watchers are compared with the time by the store's clock.
+    now_there = StoreClock(state.clock, state.store).now()
+    about_deadline = deadline_lines(state, history.head, now_there)
+    for line in [*about_deadline, *_cost_lines(history.costs), *_remarks(status)]:
         show(line)
-    if missing := log.unreadable.describe():
+    if missing := history.unreadable.describe():
         show(missing)
-
-
-def _now_there(state: RunState) -> float:
-    """Return the time by the store's clock, with which deadlines and watchers are compared."""
-    return StoreClock(state.clock, state.store).now()
 
 
 def show_runs(*, as_json: bool) -> int:

@@ -134,8 +134,8 @@ def known_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]
     """Return the secrets in the environment, by name."""
     return {
         name: value
-        for name, value in environment.items()
-        if names_secret(name) and len(value) >= LEAST_CHARACTERS
+        for name in environment  # another thread may change the environment meanwhile
+        if names_secret(name) and len(value := environment.get(name, "")) >= LEAST_CHARACTERS
     }
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
+import hashlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 from aiohttp import web
 
@@ -15,8 +14,10 @@ from pion.errors import BadInput
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import show
 from pipeline.live.watched_run import Follower, WatchedRun
-from pipeline.report.settings import differing
+from pipeline.report.history import differing
+from pipeline.report.report_file import PAGE
 from pipeline.state.find_run import known_runs, read_run
+from pipeline.state.record_json import finite_json
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, open_store
 from pipeline.web.address import Address, Rules
@@ -26,6 +27,8 @@ from pipeline.web.page import read_page
 
 # The page has a color for each.
 MOST_RUNS = 8
+# The header with the seconds since the last look at each run; empty for a run not read yet.
+AGES = "Look-Ages"
 
 
 def serve_page(runs: Sequence[str], address: Address) -> int:
@@ -67,27 +70,25 @@ def page_of(state: RunState, address: Address) -> Iterator[str]:
             yield url_of(listener)
 
 
-FOLDER = Path(__file__).parents[1] / "report" / "page"
-
-
 def make_app(followers: Sequence[Follower], rules: Rules) -> web.Application:
     """Return the application that shows the followed runs. It answers GET requests alone."""
-    page = read_page(FOLDER)
+    page = read_page(PAGE)
 
     async def show_page(request: web.Request) -> web.Response:
         return page.response()
 
     async def show_data(request: web.Request) -> web.Response:
-        cursors = request.query.get("since", "").split(",")
-        if cursors == [""] or len(cursors) != len(followers):
-            cursors = [""] * len(followers)
         await asyncio.gather(*(follower.ask() for follower in followers))
-        answer = {
-            "now": time.time(),
-            "runs": [one.run.since(cursor) for one, cursor in zip(followers, cursors)],
-            "settings": differing([one.run.settings for one in followers]),
-        }
-        response = web.json_response(answer)
+        runs = [follower.run for follower in followers]
+        settings = differing([run.job for run in runs]) if len(runs) > 1 else None
+        body = finite_json({"runs": [run.told() for run in runs], "settings": settings}).encode()
+        tag = hashlib.sha256(body).hexdigest()
+        # How old the data is changes with each answer, so the tag must not cover it.
+        ages = ["" if (age := run.age) is None else f"{age:.1f}" for run in runs]
+        headers = {"ETag": f'"{tag}"', AGES: ",".join(ages)}
+        if any(known.value == tag for known in request.if_none_match or ()):
+            return web.Response(status=304, headers=headers)
+        response = web.Response(body=body, content_type="application/json", headers=headers)
         response.enable_compression()
         return response
 
@@ -115,7 +116,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPException as error:
-        response = _refuse(error.status, "not_found", "there is only / and /data?since=CURSOR")
+        response = _refuse(error.status, "not_found", "there is only / and /data")
     except Exception as error:
         show(report_bug(error, ["status", "--web"]))
         response = _refuse(500, "bug", "a bug in Pion; the command's window has the details")

@@ -1,4 +1,4 @@
-"""Runs that pages show: look at their stores, and keep what pages need to be told."""
+"""Runs that pages show: look at their stores, and keep what pages are told."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pion.errors import PionError
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked
-from pipeline.live.feed import Feed
-from pipeline.report.curves import CurveKey, Point, Row, curves_of, rewound
-from pipeline.report.page_data import parts_of
-from pipeline.report.reading import Reading
-from pipeline.report.settings import Settings
+from pipeline.job import Job
+from pipeline.report.curves import Point, curves_of
+from pipeline.report.history import Row
+from pipeline.report.page_data import page_data
+from pipeline.report.reading import HistoryReader
 from pipeline.state.metrics import Replaced
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
@@ -32,12 +32,12 @@ class WatchedRun:
 
     def __init__(self, state: RunState) -> None:
         self.state = state
-        self._reading = Reading(state)
-        self._kept: Mapping[str, Sequence[Row]] = {}
-        self._curves: dict[str, dict[CurveKey, list[Point]]] = {}
+        self._reader = HistoryReader(state)
+        self._rows: Mapping[str, Sequence[Row]] = {}
+        self._curves: Mapping[str, Mapping[str, Sequence[Point]]] = {}
         self._lock = threading.Lock()  # of everything below
-        self._feed = Feed()
-        self._settings = Settings()
+        self._data: dict[str, Any] = {}
+        self._job: Job | None = None
         self._looked_at: float | None = None
         self._trouble: str | None = None
         self._failures = 0
@@ -50,35 +50,40 @@ class WatchedRun:
         return min(longest, pause * 2.0 ** min(self._failures, 10))
 
     @property
-    def settings(self) -> Settings:
-        """The settings of the run's job, as far as they are known."""
+    def job(self) -> Job | None:
+        """The run's job, if it is known."""
         with self._lock:
-            return self._settings
+            return self._job
+
+    @property
+    def age(self) -> float | None:
+        """The seconds since the last look that succeeded; None before that."""
+        with self._lock:
+            at = self._looked_at
+        return None if at is None else max(0.0, self.state.clock.now() - at)
 
     def look(self) -> None:
         """Read what is new. If that fails, keep what was read, and tell the pages why."""
         try:
-            seen = self._reading.read()
+            history = self._reader.read()
         except Replaced:
             self._begin_again()
             return
         except PionError as error:
             self.fail(str(error), back_off=isinstance(error, StoreError))
             return
-        if seen is None:
+        if history is None:
             self.fail(f"{self.state.url} is not there: the run has not begun, or is away.")
             return
-        parts = parts_of(seen)
-        rewinds = rewound(self._kept, seen.kept, seen.head)
-        for stage, rows in seen.kept.items():
-            if rows != self._kept.get(stage):
-                self._curves[stage] = curves_of(stage, rows)
-        self._kept = seen.kept
-        curves = {key: points for found in self._curves.values() for key, points in found.items()}
+        self._curves = {
+            stage: self._curves[stage] if rows == self._rows.get(stage) else curves_of(rows)
+            for stage, rows in history.metrics.items()
+        }
+        self._rows = history.metrics
+        data = page_data(history, self._curves)
         with self._lock:
-            self._feed.update(parts, curves, rewinds)
-            self._settings = seen.settings
-            self._looked_at, self._trouble, self._failures = seen.now, None, 0
+            self._data, self._job = data, history.known_job
+            self._looked_at, self._trouble, self._failures = history.now, None, 0
 
     def fail(self, why: str, *, back_off: bool = False) -> None:
         """Tell the pages why a look has failed. With `back_off`, wait longer until the next."""
@@ -86,23 +91,17 @@ class WatchedRun:
             self._trouble = masked(printable(why))
             self._failures += back_off
 
-    def since(self, cursor: str | None) -> dict[str, Any]:
-        """Return what a page with that cursor does not know yet."""
+    def told(self) -> dict[str, Any]:
+        """Return what pages show of the run; without a look, only its name and what is wrong."""
         with self._lock:
-            return {
-                "name": self.state.name,
-                "url": self.state.url,
-                "pause": self.pause,
-                "looked_at": self._looked_at,
-                "trouble": self._trouble,
-                **self._feed.since(cursor),
-            }
+            about = {"name": self.state.name, "url": self.state.url, "trouble": self._trouble}
+            return about | self._data
 
     def _begin_again(self) -> None:
         """Forget what was read: another run has this name now."""
-        self._reading, self._kept, self._curves = Reading(self.state), {}, {}
+        self._reader, self._rows, self._curves = HistoryReader(self.state), {}, {}
         with self._lock:
-            self._feed, self._settings, self._looked_at = Feed(), Settings(), None
+            self._data, self._job, self._looked_at = {}, None, None
 
 
 # After a pause of this many seconds more than between two looks, a page waits for a new look.

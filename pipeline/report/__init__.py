@@ -1,1 +1,1 @@
-"""What people read afterwards: report.html, the model card, plots and tables."""
+"""What people read of a run: its page, live and frozen as report.html, and the model card."""

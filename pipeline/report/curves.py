@@ -1,42 +1,22 @@
-"""The curves of a run: what each kept step measured, thinned for the page."""
+"""The curves of a run: what each kept step measured, thinned so that peaks and dips stay."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from pipeline.state.metrics import kept_rows
-from pipeline.state.records import Head
+from pipeline.report.history import Row
 
 NAMES = ("loss", "held_out_loss", "lr", "tokens_per_second")
 # Digits that a screen can show.
 DIGITS = 6
+MOST_POINTS = 2000
 
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class CurveKey:
-    """Which curve: a training stage, and one of NAMES."""
-
-    stage: str
-    name: str
+Point = tuple[int, float]
 
 
-@dataclass(frozen=True)
-class Rewound:
-    """Steps `first` to `last` of a stage no longer count: the attempt `epoch` repeats them."""
-
-    stage: str
-    first: int
-    last: int
-    epoch: int
-
-
-def curves_of(stage: str, rows: Sequence[Row]) -> dict[CurveKey, list[Point]]:
-    """Return the thinned curves of a stage that have points. `rows` are sorted by step."""
+def curves_of(rows: Sequence[Row]) -> dict[str, list[Point]]:
+    """Return those of the NAMES that have points, thinned. `rows` are a stage's, sorted by step."""
     found = {}
     for name in NAMES:
         points = [
@@ -45,43 +25,19 @@ def curves_of(stage: str, rows: Sequence[Row]) -> dict[CurveKey, list[Point]]:
             if (value := row.get(name)) is not None and math.isfinite(value)
         ]
         if points:
-            kept = thin(points)
-            found[CurveKey(stage, name)] = [(step, float(f"{v:.{DIGITS}g}")) for step, v in kept]
+            found[name] = [(step, float(f"{v:.{DIGITS}g}")) for step, v in thin(points)]
     return found
 
 
-def keep(metrics: Mapping[str, Iterable[Row]], head: Head) -> dict[str, list[Row]]:
-    """Return each stage's rows that lead to its present state, by step."""
-    return {stage: list(kept_rows(rows, head, stage)) for stage, rows in metrics.items()}  # type: ignore[arg-type]
-
-
-def rewound(
-    before: Mapping[str, Sequence[Row]], now: Mapping[str, Sequence[Row]], head: Head
-) -> list[Rewound]:
-    """Return which steps of each stage counted `before` and no longer do."""
-    found = []
-    for stage, rows in before.items():
-        present = {id(row) for row in now.get(stage, ())}
-        lost = [row["step"] for row in rows if id(row) not in present]
-        if lost:
-            found.append(Rewound(stage, min(lost), max(lost), head.epoch))
-    return found
-
-
-def attempts(rows: Sequence[Row]) -> list[dict[str, int]]:
-    """Return where each attempt's kept rows begin: its first step and its epoch."""
+def attempts(rows: Sequence[Row]) -> list[int]:
+    """Return the first kept step of each attempt."""
     starts = []
     epoch = None
     for row in rows:
         if row["epoch"] != epoch:
             epoch = row["epoch"]
-            starts.append({"step": row["step"], "epoch": epoch})
+            starts.append(row["step"])
     return starts
-
-
-MOST_POINTS = 2000
-
-Point = tuple[int, float]
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:

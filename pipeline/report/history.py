@@ -1,25 +1,24 @@
-"""What a run has done, read from its store: the facts that its report and its model card show."""
+"""What a run has done: the facts that its page, its comparisons and its model card show."""
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pion.errors import BadInput
 from pipeline.console.formats import moment, printable
-from pipeline.cost.costs import Costs, MachineCost, costs_of, read_log
-from pipeline.job import Job
-from pipeline.report.results import evaluated, published
-from pipeline.state.deadline import RunDeadline, read_deadline
-from pipeline.state.metrics import kept_rows
+from pipeline.cost.costs import Costs, MachineCost
+from pipeline.job import STAGES, Job
+from pipeline.report.results import Published, evaluated, published
 from pipeline.state.records import Head
 from pipeline.state.rows import Unreadable
-from pipeline.state.run_state import RunState
+from pipeline.state.run_state import SILENCE_SECONDS
 
 Row = Mapping[str, Any]
+
+STAGE_NAMES = {"pretrain": "pretraining", "sft": "fine-tuning"}
+# These settings always differ, and say nothing about the training.
+_NAMES = ("name", "store")
 
 # Fields of a "training" event that don't describe how the attempt trained.
 _NOT_ABOUT_TRAINING = ("event", "at")
@@ -40,24 +39,47 @@ class RunHistory:
     """A run, as recorded in its store.
 
     Attributes:
-        job: the job that the run was last started with.
+        known_job: the job that the run was last started with; None if this Pion can't read it.
         url: the run's address: its store and its name.
         head: the finished stages and the checkpoints.
         events: what the run's owners reported, oldest first.
         metrics: training stage → rows of the steps that lead to its present state, by step.
         costs: what all machines cost, by cause.
         unreadable: the rows of events and metrics that are missing because they can't be read.
-        deadline: when the run should be done; None if it has no deadline that can be read.
+        status: what `pipeline.state.run_status.run_status` returned.
+        deadline: what `pipeline.state.deadline_status.deadline_json` returned.
+        now: when everything was read, in Unix seconds.
+        silence: an owner without a sign of life for this many seconds is presumed dead.
     """
 
-    job: Job
+    known_job: Job | None
     url: str
     head: Head
     events: Sequence[Row]
     metrics: Mapping[str, Sequence[Row]]
     costs: Costs
     unreadable: Unreadable = field(default_factory=Unreadable)
-    deadline: RunDeadline | None = None
+    status: Mapping[str, Any] = field(default_factory=dict)
+    deadline: Mapping[str, Any] | None = None
+    now: float = 0.0
+    silence: float = SILENCE_SECONDS
+
+    @property
+    def job(self) -> Job:
+        """The job, for those who know that it can be read."""
+        assert self.known_job is not None
+        return self.known_job
+
+    @property
+    def name(self) -> str:
+        """The run's name in its store."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages in order: those of the job, as far as it is known, and the finished ones."""
+        ours = STAGES if self.known_job is None else self.known_job.stages
+        return [stage for stage in STAGES if stage in ours or stage in self.head.stages]
 
     @property
     def results(self) -> Mapping[str, Any]:
@@ -65,14 +87,14 @@ class RunHistory:
         return evaluated(self.head, self.url)
 
     @property
-    def published(self) -> Mapping[str, Any]:
+    def published(self) -> Published:
         """What the publish stage reported; empty before it is done. Raises Damaged."""
         return published(self.head, self.url)
 
     @property
     def finished_at(self) -> float | None:
-        """When the last stage of the job was finished, in Unix seconds; None before that."""
-        done = [self.head.stages.get(stage) for stage in self.job.stages]
+        """When the last stage was finished, in Unix seconds; None before that."""
+        done = [self.head.stages.get(stage) for stage in self.stages]
         return None if None in done else max(record.at for record in done if record is not None)
 
     def steps(self, stage: str) -> list[Row]:
@@ -92,8 +114,8 @@ class RunHistory:
             Sample(
                 stage, row["step"], row["sample"]["prompt"], _reply(stage, row["sample"]["text"])
             )
-            for stage in self.job.train_stages
-            for row in self.metrics.get(stage, ())
+            for stage, rows in self.metrics.items()
+            for row in rows
             if "sample" in row
         ]
 
@@ -176,28 +198,34 @@ class RunHistory:
         return [event for event in self.events if event["event"] == kind]
 
 
-def read_history(job: Job, run: RunState) -> RunHistory:
-    """Read what `run`, a run of `job`, has done until now. Raises StoreError."""
-    head = run.read()
-    assert head is not None
-    log = read_log(run)
-    return RunHistory(
-        job=job,
-        url=run.url,
-        head=head,
-        events=log.events,
-        metrics={stage: kept_rows(log.metrics[stage], head, stage) for stage in log.metrics},
-        costs=costs_of(run, head, time.time(), log),
-        unreadable=log.unreadable,
-        deadline=_deadline(run),
-    )
+def differing(jobs: Sequence[Job | None]) -> dict[str, list[Any]] | None:
+    """Return the settings in which jobs differ: dotted path → the value of each job, in order.
+
+    A job that is not known does not count, and has None everywhere. Returns None if fewer than two
+    are known.
+    """
+    dumped = [None if job is None else job.model_dump(mode="json", by_alias=True) for job in jobs]
+    runs = [dict(_paths(settings or {})) for settings in dumped]
+    known = [run for run in runs if run]
+    if len(known) < 2:
+        return None
+    found = {}
+    for path in dict.fromkeys(path for one in known for path in one):
+        values = [one.get(path) for one in known]
+        if path not in _NAMES and any(value != values[0] for value in values):
+            found[path] = [run.get(path) for run in runs]
+    return found
 
 
-def _deadline(run: RunState) -> RunDeadline | None:
-    """Return the deadline; None if there is none that can be read, which must not end a report."""
-    with contextlib.suppress(BadInput):
-        return read_deadline(run)
-    return None
+def _paths(values: Mapping[str, Any], under: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        path = f"{under}.{key}" if under else key
+        if isinstance(value, dict) and value:
+            found += _paths(value, path)
+        else:
+            found.append((path, value))
+    return found
 
 
 def _reply(stage: str, text: str) -> str:

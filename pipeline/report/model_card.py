@@ -21,7 +21,7 @@ from pipeline.report.card_sections import (
     gguf_section,
     license_fields,
 )
-from pipeline.report.history import Row, RunHistory
+from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.published_by import run_id
 from pipeline.report.result_tables import (
     HEADER,
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from pion.formats.rounding import RoundingCost
     from pion.lora import Adapter
     from pipeline.base.licence import Terms
-
-STAGE_NAMES = {"pretrain": "pretraining", "sft": "fine-tuning"}
 
 
 @dataclass(frozen=True)

@@ -1,140 +1,166 @@
-"""What the page shows of a run apart from its curves, as JSON. Times are Unix seconds.
+"""What the page shows of a run, as JSON. Times are Unix seconds.
 
 Texts come from a store, so control characters and secrets of this machine are replaced.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.console.formats import duration, printable
-from pipeline.console.masking import masked
-from pipeline.cost.costs import USEFUL, Costs, RunLog
-from pipeline.report.curves import Row, attempts
-from pipeline.report.deadline_part import deadline_notes, deadline_part
-from pipeline.report.settings import Settings
-from pipeline.state.records import Head
-from pipeline.state.run_state import RunState
+from pipeline.console.formats import duration, moment, printable
+from pipeline.console.masking import known_secrets, masked
+from pipeline.cost.costs import USEFUL, Costs
+from pipeline.report.curves import Point, attempts, curves_of
+from pipeline.report.history import Row, RunHistory, Sample
+from pipeline.report.page_sections import measured_sections, record_sections
+from pipeline.report.result_tables import human_count
+from pipeline.state.deadline_status import state_in_words
+from pipeline.state.record_json import Damaged
 from pipeline.state.stop_requests import StopRequest
 
 MOST_EVENTS = 200
 MOST_SAMPLES = 60
-MOST_CHARACTERS = 2000
+# Of each prompt, so many samples are shown at first, evenly spread from the first to the last.
+SAMPLES_AT_FIRST = 6
+MOST_CHARACTERS = 20_000  # of a text
+MOST_OF_AN_EVENT = 2000
 # Fields of an event that the page shows elsewhere, or that say nothing to a person.
 _NOT_IN_WORDS = ("event", "epoch", "at", "session", "started_at", "rented_at")
 # The speed is that of the last rows of this many.
 RECENT_ROWS = 200
+MEANS = {
+    "steps": "training steps that were kept",
+    "stages": "preparing, evaluating, publishing",
+    "boot": "until the first step",
+    "restore": "reading a checkpoint back",
+    "recompute": "repeated steps",
+    "stall": "waiting for saves",
+    "idle": "a rented machine did nothing",
+}
+
+Curves = Mapping[str, Mapping[str, Sequence[Point]]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """What was read of a run at the moment `now`.
+def page_data(history: RunHistory, curves: Curves | None = None) -> dict[str, Any]:
+    """Return everything that the page shows of a run, by name.
 
-    `status` is that of `pipeline.state.run_status.run_status`, `deadline` that of
-    `pipeline.state.deadline_status.deadline_json`. `kept` are each stage's rows that lead to its
-    present state.
+    `curves` has the points of each stage's curves by name; by default, they are made here. A
+    damaged result is a note.
     """
-
-    state: RunState
-    head: Head
-    now: float
-    status: Mapping[str, Any]
-    log: RunLog
-    kept: Mapping[str, Sequence[Row]]
-    costs: Costs
-    settings: Settings
-    deadline: Mapping[str, Any] | None = None
-
-
-def parts_of(look: Look) -> dict[str, Any]:
-    """Return the parts of the page by name."""
+    if curves is None:
+        curves = {stage: curves_of(rows) for stage, rows in history.metrics.items()}
+    results: Mapping[str, Any] = {}
+    published: Mapping[str, Any] = {}
+    notes: list[str] = []
+    try:
+        results, published = history.results, history.published
+    except Damaged as error:
+        notes.append(str(error))
     parts = {
-        "summary": _summary(look),
-        "stages": _stages(look),
-        "attempts": {stage: attempts(rows) for stage, rows in look.kept.items() if rows},
-        "cost": _cost(look.costs),
-        "machines": _machines(look.costs),
-        "samples": _samples(look.kept),
-        "checkpoints": _checkpoints(look.head, look.kept),
-        "events": _events(look.log.events),
+        "name": history.name,
+        "url": history.url,
+        "summary": _summary(history, notes),
+        "figures": _figures(history, results, published),
+        "attempts": {stage: attempts(rows) for stage, rows in history.metrics.items() if rows},
+        "measured": measured_sections(history, results),
+        "samples": _samples(history.samples()),
+        "cost": _cost(history.costs),
+        "machines": _machines(history.costs),
+        "checkpoints": _checkpoints(history),
+        "record": record_sections(history, published),
+        "events": _events(history.events),
     }
-    cleaned: dict[str, Any] = _clean(parts)
-    return cleaned
+    cleaned: dict[str, Any] = _clean(parts, known_secrets())
+    for event in cleaned["events"]:  # cut last: half a secret would not be recognized
+        event["text"] = _short(event["text"], MOST_OF_AN_EVENT)
+    return cleaned | {"curves": curves}
 
 
-def _summary(look: Look) -> dict[str, Any]:
-    status, head = look.status, look.head
-    beat = status["heartbeat_age"]
-    age = status["last_commit_age"] if beat is None else beat
-    newest = _newest(look)
+def _summary(history: RunHistory, notes: Sequence[str]) -> dict[str, Any]:
+    status, head = history.status, history.head
+    newest = _newest(history)
     stage, step = newest.get("stage"), newest.get("step")
-    state = _state(look, age)
-    missing = look.log.unreadable.describe()
+    state = _state(history)
+    missing = history.unreadable.describe()
+    measured = history.metrics.get(stage or "", ())
     return {
         "state": state,
         "owner": f"pid {head.owner.pid} on {head.owner.host}" if head.owner else None,
         "epoch": head.epoch,
-        # To the second: a difference of clocks must not look like news.
-        "sign_of_life": round(look.now - age),
         "stage": stage,
         "step": step,
         "steps": newest.get("steps"),
-        "seconds_left": None if state in ("dead", "silent") else _seconds_left(look, newest),
+        "seconds_left": None if state in ("dead", "silent") else _seconds_left(history, newest),
         "loss": newest.get("loss"),
-        "held_out_loss": _last_value(
-            [row for row in look.kept.get(stage or "", ()) if row["step"] <= (step or 0)],
-            "held_out_loss",
+        "held_out_loss": next(
+            (
+                row["held_out_loss"]
+                for row in reversed(measured)
+                if row.get("held_out_loss") is not None and row["step"] <= (step or 0)
+            ),
+            None,
         ),
         "tokens_per_second": newest.get("tokens_per_second"),
         "stop": StopRequest(**status["stop"]).describe() if status["stop"] else None,
-        "deadline": deadline_part(look.deadline, look.status),
+        "deadline": _deadline(history),
         "notes": [
+            *notes,
             *status["notes"],
-            *deadline_notes(look.deadline, look.status),
+            *_deadline_notes(history),
             *([missing] if missing else []),
-            *_left_out(head),
+            *(f"left out: {words}" for _, words in history.left_out()),
         ],
     }
 
 
-def _state(look: Look, age: float) -> str:
+def _state(history: RunHistory) -> str:
     """Return one of done, released, silent, dead, stopping and running."""
-    status = look.status
-    if look.head.owner is None:
-        done = all(about["state"] == "done" for about in status["stages"].values())
-        return "done" if done else "released"
+    status = history.status
+    if history.head.owner is None:
+        return "released" if history.finished_at is None else "done"
     if status["owner_running"] is False:
         return "dead"
-    if status["owner_running"] is None and age > look.state.silence:
+    beat = status["heartbeat_age"]
+    age = status["last_commit_age"] if beat is None else beat
+    if status["owner_running"] is None and age > history.silence:
         return "silent"
     return "stopping" if status["stop"] else "running"
 
 
-def _newest(look: Look) -> Row:
+def _newest(history: RunHistory) -> Row:
     """Return the newest step that is known, with its stage and the stage's steps.
 
     The owner's heartbeat or the last row of metrics may be newer. Empty before the first step.
     """
-    stage = next((stage for stage, rows in reversed([*look.kept.items()]) if rows), None)
-    rows = look.kept.get(stage or "", ())
+    kept, head = history.metrics, history.head
+    stage = next((stage for stage, rows in reversed([*kept.items()]) if rows), None)
+    rows = kept.get(stage or "", ())
     found = {**next((row for row in reversed(rows) if "loss" in row), {}), "stage": stage}
-    if look.head.owner is not None and rows and stage not in look.head.stages:
-        found = _at_resume(look.head, rows, found)
-    beat = look.status["progress"] or {}
-    if look.head.owner is not None and beat.get("stage") in look.kept and "step" in beat:
+    if head.owner is not None and rows and stage not in head.stages:
+        found = _at_resume(history, rows, found)
+    beat = history.status["progress"] or {}
+    if head.owner is not None and beat.get("stage") in kept and "step" in beat:
         begun = stage == beat["stage"] and found.get("step", 0) >= beat["step"]
         found = {**beat, **found} if begun else dict(beat)
-    return {**found, "steps": found.get("steps") or look.settings.steps.get(found["stage"] or "")}
+    return {**found, "steps": found.get("steps") or _steps_of(history, found["stage"])}
 
 
-def _at_resume(head: Head, rows: Sequence[Row], newest: dict[str, Any]) -> dict[str, Any]:
+def _steps_of(history: RunHistory, stage: str | None) -> int | None:
+    """Return the optimizer steps of a training stage; None if they are not known."""
+    job = history.known_job
+    if job is None or stage not in job.train_stages:
+        return None
+    section = job.section(stage)
+    return section.total_steps if section.steps_are_known else None
+
+
+def _at_resume(history: RunHistory, rows: Sequence[Row], newest: dict[str, Any]) -> dict[str, Any]:
     """Return the newest step as the owner found it, until the owner reports a step itself.
 
     Before HEAD says from which step it resumed, that is the newest checkpoint.
     """
-    stage = newest["stage"]
+    stage, head = newest["stage"], history.head
     if newest.get("epoch") == head.epoch:
         return newest
     reached = max((entry.step for entry in head.checkpoints if entry.stage == stage), default=0)
@@ -142,48 +168,91 @@ def _at_resume(head: Head, rows: Sequence[Row], newest: dict[str, Any]) -> dict[
     return {**found, "stage": stage, "step": reached, "tokens_per_second": None}
 
 
-def _seconds_left(look: Look, newest: Row) -> float | None:
+def _seconds_left(history: RunHistory, newest: Row) -> float | None:
     """Return how long the rest of the stage takes at the speed of the last rows; None: unknown."""
     steps, step = newest.get("steps"), newest.get("step")
-    if look.head.owner is None or not steps or step is None or step >= steps:
+    if history.head.owner is None or not steps or step is None or step >= steps:
         return None
-    epoch = look.head.epoch
-    rows = [r for r in look.kept[newest["stage"]] if "loss" in r and r["epoch"] == epoch]
-    rows = rows[-RECENT_ROWS:]
+    epoch = history.head.epoch
+    rows = [r for r in history.steps(newest["stage"]) if r["epoch"] == epoch][-RECENT_ROWS:]
     if len(rows) < 2 or rows[-1]["at"] <= rows[0]["at"]:
         return None
     seconds = (rows[-1]["at"] - rows[0]["at"]) / max(1, rows[-1]["step"] - rows[0]["step"])
     return round(seconds * (steps - step))
 
 
-def _last_value(rows: Sequence[Row], name: str) -> float | None:
-    return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
+def _deadline(history: RunHistory) -> dict[str, Any] | None:
+    """Return when the run should be done, how it ended, and what its watcher saw last.
+
+    Returns None if no deadline holds.
+    """
+    known, end = history.deadline or {}, history.finished_at
+    if known.get("at") is None:
+        return None
+    saw = (known.get("watcher") or {}).get("saw")
+    if end is not None:
+        left = known["at"] - end
+        ended = f"met, {duration(left)} early" if left >= 0 else f"missed by {duration(-left)}"
+        return {"at": known["at"], "ended": ended, "saw": None}
+    if saw is not None:
+        numbers = {name: saw[name] for name in ("slack", "reserve", "work_left")}
+        saw = {"at": known["watcher"]["at"], "words": state_in_words(saw["state"]), **numbers}
+    return {"at": known["at"], "ended": None, "saw": saw}
 
 
-def _left_out(head: Head) -> list[str]:
+def _deadline_notes(history: RunHistory) -> list[str]:
+    """Return what a person should know about the deadline; nothing if all is well."""
+    known = history.deadline or {}
+    if "error" in known:
+        return [f"the deadline can't be read: {known['error']}"]
+    if known.get("at_risk_from") is None or history.finished_at is not None:
+        return []
     return [
-        f"left out: {stage} rows {rows.first:,} to {rows.stop - 1:,} (step {rows.step:,}: "
-        f"{rows.why})"
-        for stage, skipped in head.skipped.items()
-        for rows in skipped
+        f"nobody watches: the deadline is at risk from {moment(known['at_risk_from'])}, unless "
+        "somebody runs `pion watch`"
     ]
 
 
-def _stages(look: Look) -> list[dict[str, Any]]:
-    return [
-        {"stage": stage, "state": about["state"], "step": about["step"], "at": about["at"]}
-        for stage, about in look.status["stages"].items()
-    ]
+def _figures(
+    history: RunHistory, results: Mapping[str, Any], published: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Return (name, value) of the numbers about the whole run at the top of the page."""
+    job, costs = history.known_job, history.costs
+    figures: list[tuple[str, str]] = []
+    if parameters := published.get("parameters"):
+        figures.append(("Parameters", human_count(parameters)))
+    if job is not None:
+        tokens = 0
+        for stage in job.train_stages:
+            for row in history.steps(stage)[-1:]:
+                tokens += row["step"] * job.section(stage).global_batch * job.seq_len(stage)
+        if tokens:
+            figures.append(("Tokens trained on", human_count(tokens)))
+        measured = results.get(job.train_stages[-1]) or {}
+        if measured.get("bits_per_byte") is not None:
+            figures.append(("Bits per byte", f"{measured['bits_per_byte']:.3f}"))
+    if costs.goodput is not None:
+        figures.append(("Time", duration(3600 * costs.hours)))
+        if costs.dollars is not None:
+            figures.append(("Cost", f"${costs.dollars:.2f}"))
+        figures.append(("Useful time", f"{100 * costs.goodput:.1f} %"))
+    return figures
 
 
 def _cost(costs: Costs) -> dict[str, Any]:
     return {
-        "seconds": {cause: round(seconds, 1) for cause, seconds in costs.seconds.items()},
-        "dollars_by_cause": {c: round(d, 4) for c, d in costs.dollars_by_cause.items()},
-        "useful": list(USEFUL),
-        "goodput": costs.goodput,
+        "words": costs.describe(),
         "dollars": costs.dollars,
-        "unpriced_hours": costs.unpriced_hours,
+        "causes": [
+            {
+                "cause": cause,
+                "means": MEANS[cause],
+                "seconds": round(seconds, 1),
+                "dollars": round(costs.dollars_by_cause[cause], 4),
+            }
+            for cause, seconds in costs.seconds.items()
+            if seconds > 0
+        ],
     }
 
 
@@ -191,39 +260,52 @@ def _machines(costs: Costs) -> list[dict[str, Any]]:
     return [
         {
             "what": machine.describe(),
-            "id": machine.id,
-            "epochs": list(machine.epochs),
             "begin": machine.begin,
             "end": machine.end,
             "hours": machine.hours,
+            "useful": sum(machine.seconds[cause] for cause in USEFUL) / (3600 * machine.hours or 1),
             "price": machine.price,
             "dollars": machine.dollars,
             "to_first_step": machine.to_first_step,
+            "phases": machine.phases_in_words(),
         }
         for machine in costs.machines
     ]
 
 
-def _samples(kept: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
-    """Return the newest texts that the model wrote, the newest first."""
-    found = [
-        {"stage": stage, "step": row["step"], **row["sample"]}
-        for stage, rows in kept.items()
-        for row in rows
-        if "sample" in row
+def _samples(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Return the newest texts that the model wrote, and the spread ones, each with its prompt.
+
+    Texts of a prompt stand together, the newest first.
+    """
+    prompts = dict.fromkeys(sample.prompt for sample in samples)
+    by_prompt = [[one for one in samples if one.prompt == prompt] for prompt in prompts]
+    first = {id(one) for same in by_prompt for one in _spread(same, SAMPLES_AT_FIRST)}
+    shown = first | {id(one) for one in samples[-MOST_SAMPLES:]}
+    return [
+        {**vars(one), "first": id(one) in first}
+        for same in by_prompt
+        for one in reversed(same)
+        if id(one) in shown
     ]
-    return found[: -MOST_SAMPLES - 1 : -1]
 
 
-def _checkpoints(head: Head, kept: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Return at most `count` samples, evenly spread, the first and the last included."""
+    if len(samples) <= count:
+        return list(samples)
+    return [samples[round(i * (len(samples) - 1) / (count - 1))] for i in range(count)]
+
+
+def _checkpoints(history: RunHistory) -> list[dict[str, Any]]:
     """Return the checkpoints, the newest first, with the held-out loss of their steps if known."""
     held_out = {
         (stage, row["step"]): row["held_out_loss"]
-        for stage, rows in kept.items()
+        for stage, rows in history.metrics.items()
         for row in rows
         if "held_out_loss" in row
     }
-    finished = {record.checkpoint for record in head.stages.values()}
+    finished = {record.checkpoint for record in history.head.stages.values()}
     return [
         {
             "stage": entry.stage,
@@ -236,7 +318,7 @@ def _checkpoints(head: Head, kept: Mapping[str, Sequence[Row]]) -> list[dict[str
             ),
             "final": entry.key in finished,
         }
-        for entry in head.checkpoints
+        for entry in history.head.checkpoints
     ]
 
 
@@ -244,13 +326,7 @@ def _events(events: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the last events in words, the newest first."""
     newest = sorted(events, key=lambda event: event["at"])[: -MOST_EVENTS - 1 : -1]
     return [
-        {
-            "at": event["at"],
-            "epoch": event["epoch"],
-            "event": event["event"],
-            "text": _in_words(event),
-        }
-        for event in newest
+        {"at": event["at"], "event": event["event"], "text": _in_words(event)} for event in newest
     ]
 
 
@@ -271,22 +347,24 @@ def _in_words(event: Row) -> str:
         elif isinstance(value, list):
             value = "; ".join(map(str, value))
         elif isinstance(value, Mapping):
-            value = ", ".join(f"{name} {_short(item)}" for name, item in value.items())
+            value = ", ".join(
+                f"{name} {f'{item:.4g}' if isinstance(item, float) else str(item)[:100]}"
+                for name, item in value.items()
+            )
         shown.append(f"{key.replace('_', ' ')} {value}")
     return ", ".join(shown)
 
 
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)[:100]
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
-def _clean(value: Any) -> Any:
+def _clean(value: Any, secrets: Mapping[str, str]) -> Any:
     """Return `value` with every text in it made safe to show, and not too long."""
     if isinstance(value, str):
-        text = masked(printable(value[: MOST_CHARACTERS + 1]))
-        return text if len(value) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
+        return _short(masked(printable(value), secrets), MOST_CHARACTERS)
     if isinstance(value, Mapping):
-        return {_clean(key): _clean(item) for key, item in value.items()}
+        return {_clean(key, secrets): _clean(item, secrets) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
+        return [_clean(item, secrets) for item in value]
     return value

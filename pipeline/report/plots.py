@@ -1,8 +1,4 @@
-"""Plots of a run as PNG bytes: loss and throughput, one panel per training stage.
-
-`metrics` maps a stage to its rows of metrics in step order: `step`, `epoch`, and any of `loss`,
-`held_out_loss` (nats per token) and `tokens_per_second`.
-"""
+"""The plot of a run's losses for its model card, and the fonts of plots."""
 
 from __future__ import annotations
 
@@ -16,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.machine.child_environment import without_secrets
+from pipeline.report.history import STAGE_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,50 +21,58 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 
-TITLES = {"pretrain": "Pretraining", "sft": "Fine-tuning"}
-LIGHT = {"ink": "#57606a", "title": "#1f2328", "grid": "#d8dee4", "paper": "#ffffff"}
-DARK = {"ink": "#9198a1", "title": "#e6edf3", "grid": "#2d333b", "paper": "#0d1117"}
+INK, TITLE, GRID, PAPER = "#57606a", "#1f2328", "#d8dee4", "#ffffff"
 TRAIN, HELD_OUT = "#3b82c4", "#e8853a"
-# Larger losses, speeds and steps have no room at an axis, and don't happen.
+# Larger losses and steps have no room at an axis, and don't happen.
 LARGEST_DRAWN = 1e15
 SMOOTHED_PARTS = 25  # the mean covers 1/25 of the curve: smooth, but spikes stay visible
 
 
-def loss_plot(metrics: Mapping[str, Rows], *, dark: bool = False) -> bytes:
-    """Plot training and held-out loss over optimizer steps, as PNG."""
-    stages = [stage for stage in TITLES if metrics.get(stage)]
+def loss_plot(metrics: Mapping[str, Rows]) -> bytes:
+    """Plot training and held-out loss over optimizer steps, as PNG, one panel per training stage.
 
-    def draw(axes: Axes, stage: str) -> None:
-        steps, losses = _series(metrics[stage], "loss")
-        smooth = running_mean(losses, max(1, len(losses) // SMOOTHED_PARTS))
-        axes.plot(steps, losses, color=TRAIN, linewidth=0.7, alpha=0.3)
-        axes.plot(steps, smooth, color=TRAIN, linewidth=1.6, label="training")
-        held_steps, held = _series(metrics[stage], "held_out_loss")
-        if held:
-            axes.plot(held_steps, held, color=HELD_OUT, marker="o", ms=4, lw=1.2, label="held out")
-        _mark_restarts(axes, metrics[stage])
-        # The first steps fall from ln(vocabulary). With them, all later steps would look flat.
-        values = [*smooth[len(smooth) // 50 :], *held]
-        if values:
-            low, high = min(values), max(values)
-            room = 0.08 * (high - low) or 0.1
-            axes.set_ylim(low - room, high + room)
-        axes.legend(frameon=False, loc="upper right")
+    `metrics` maps a stage to its rows in step order: `step`, `epoch`, and any of `loss` and
+    `held_out_loss` (nats per token).
+    """
+    list_fonts()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    return _panels(stages, draw, "loss (nats per token)", dark)
+    stages = [stage for stage in STAGE_NAMES if metrics.get(stage)]
+    figure: Figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.set_facecolor(PAPER)
+    if not stages:
+        figure.text(0.5, 0.5, "nothing measured yet", ha="center", color=INK)
+    for i, stage in enumerate(stages):
+        axes = figure.add_subplot(1, len(stages), i + 1)
+        _draw_losses(axes, metrics[stage])
+        axes.set_title(STAGE_NAMES[stage].capitalize(), loc="left", fontsize=11, color=TITLE)
+        axes.set_xlabel("optimizer step", color=INK)
+        if i == 0:
+            axes.set_ylabel("loss (nats per token)", color=INK)
+        _dress(axes)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
-def throughput_plot(metrics: Mapping[str, Rows], *, dark: bool = False) -> bytes:
-    """Plot tokens per second over optimizer steps, as PNG."""
-    stages = [stage for stage in TITLES if metrics.get(stage)]
-
-    def draw(axes: Axes, stage: str) -> None:
-        steps, speeds = _series(metrics[stage], "tokens_per_second")
-        axes.plot(steps, speeds, color=TRAIN, linewidth=1.2)
-        _mark_restarts(axes, metrics[stage])
-        axes.set_ylim(0, 1.12 * max(speeds, default=1.0))
-
-    return _panels(stages, draw, "tokens per second", dark)
+def _draw_losses(axes: Axes, rows: Rows) -> None:
+    steps, losses = _series(rows, "loss")
+    smooth = running_mean(losses, max(1, len(losses) // SMOOTHED_PARTS))
+    axes.plot(steps, losses, color=TRAIN, linewidth=0.7, alpha=0.3)
+    axes.plot(steps, smooth, color=TRAIN, linewidth=1.6, label="training")
+    held_steps, held = _series(rows, "held_out_loss")
+    if held:
+        axes.plot(held_steps, held, color=HELD_OUT, marker="o", ms=4, lw=1.2, label="held out")
+    _mark_restarts(axes, rows)
+    # The first steps fall from ln(vocabulary). With them, all later steps would look flat.
+    values = [*smooth[len(smooth) // 50 :], *held]
+    if values:
+        low, high = min(values), max(values)
+        room = 0.08 * (high - low) or 0.1
+        axes.set_ylim(low - room, high + room)
+    axes.legend(frameon=False, loc="upper right")
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -101,41 +106,17 @@ def _mark_restarts(axes: Axes, rows: Rows) -> None:
             axes.axvline(row["step"], color="#8b949e", linewidth=0.8, linestyle=(0, (2, 3)))
 
 
-def _panels(stages: list[str], draw: Any, y_label: str, dark: bool) -> bytes:
-    list_fonts()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    colours = DARK if dark else LIGHT
-    figure: Figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.set_facecolor(colours["paper"])
-    if not stages:
-        figure.text(0.5, 0.5, "nothing measured yet", ha="center", color=colours["ink"])
-    for i, stage in enumerate(stages):
-        axes = figure.add_subplot(1, len(stages), i + 1)
-        draw(axes, stage)
-        axes.set_title(TITLES[stage], loc="left", fontsize=11, color=colours["title"])
-        axes.set_xlabel("optimizer step", color=colours["ink"])
-        if i == 0:
-            axes.set_ylabel(y_label, color=colours["ink"])
-        _dress(axes, colours)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def _dress(axes: Axes, colours: Mapping[str, str]) -> None:
+def _dress(axes: Axes) -> None:
     """Style the axes: a light horizontal grid, no box, thousands separators."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axes.set_facecolor(colours["paper"])
-    axes.grid(axis="y", color=colours["grid"], linewidth=0.7)
+    axes.set_facecolor(PAPER)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(colours["grid"])
-    axes.tick_params(colors=colours["ink"], length=0, labelsize=9)
+    axes.spines["bottom"].set_color(GRID)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     if axes.get_ylim()[1] >= 1000:
@@ -143,7 +124,7 @@ def _dress(axes: Axes, colours: Mapping[str, str]) -> None:
     legend = axes.get_legend()
     if legend is not None:
         for text in legend.get_texts():
-            text.set_color(colours["ink"])
+            text.set_color(INK)
 
 
 SECONDS = 60.0

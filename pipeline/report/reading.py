@@ -1,17 +1,19 @@
-"""Read a run from its store again and again, each file of rows once."""
+"""Read a run from its store, once or again and again, each file of rows once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.cost.costs import TRAINED, RunLog, costs
+from pion.errors import BadInput
+from pipeline.cost.costs import TRAINED, costs
 from pipeline.cost.timeline import processes_of
-from pipeline.report.curves import keep
-from pipeline.report.page_data import Look
-from pipeline.report.settings import Settings, settings_of
+from pipeline.job import Job
+from pipeline.report.history import RunHistory
 from pipeline.state.deadline_status import deadline_json
-from pipeline.state.metrics import Replaced, events_reader, metrics_reader
+from pipeline.state.find_run import no_such_run
+from pipeline.state.metrics import Replaced, events_reader, kept_rows, metrics_reader
+from pipeline.state.recorded_job import recorded_job
 from pipeline.state.records import Head
 from pipeline.state.rows import Unreadable
 from pipeline.state.run_state import RunState
@@ -22,15 +24,27 @@ from pipeline.state.stores.clock import StoreClock
 LOOKS_BETWEEN_LISTS = 12
 
 
-class Reading:
-    """What was read of one run until now. It never writes to the store."""
+def read_history(run: RunState, job: Job | None = None) -> RunHistory:
+    """Read what `run` has done until now; without a `job`, the run's record has it.
 
-    def __init__(self, state: RunState) -> None:
+    Raises BadInput if there is no such run or it can't be read, and StoreError.
+    """
+    history = HistoryReader(run, job).read()
+    if history is None:
+        raise BadInput(no_such_run(run))
+    return history
+
+
+class HistoryReader:
+    """Reads one run, and never writes to its store. Without a `job`, the run's record has it."""
+
+    def __init__(self, state: RunState, job: Job | None = None) -> None:
         self._state = state
-        bad = Unreadable()
-        self._log = RunLog([], {stage: [] for stage in TRAINED}, bad)
-        self._events = events_reader(state.store, state.name, bad)
-        self._metrics = {
+        self._unreadable = bad = Unreadable()
+        self._events: list[dict[str, Any]] = []
+        self._rows: dict[str, list[dict[str, Any]]] = {stage: [] for stage in TRAINED}
+        self._new_events = events_reader(state.store, state.name, bad)
+        self._new_rows = {
             stage: metrics_reader(state.store, state.name, stage, bad) for stage in TRAINED
         }
         # The last heartbeat under each epoch that is over, and whose epoch it was.
@@ -39,11 +53,12 @@ class Reading:
         # HEAD's epoch at the last look, if all files of earlier epochs are known.
         self._epoch: int | None = None
         self._looks = 0
-        self._job: tuple[object, Settings] = (None, Settings())
+        self._given, self._job = job, job
+        self._job_version: object = None
         self._deadline: Mapping[str, Any] | None = None
         self._clock = StoreClock(state.clock, state.store)
 
-    def read(self) -> Look | None:
+    def read(self) -> RunHistory | None:
         """Read what is new, and return everything; None if the run is not there.
 
         Raises Replaced if another run has the name now, and PionError if it can't be read.
@@ -63,31 +78,41 @@ class Reading:
             self._deadline = deadline_json(self._state, head, self._clock.now())
         status = run_status(self._state, head, now)
         spent = costs(
-            self._log.events,
-            self._log.metrics,
+            self._events,
+            self._rows,
             head,
             now,
             heartbeats=self._heartbeats(head, status, now),
             # An owner that is known to be dead has stopped at its last sign of life.
             silence=0.0 if status["owner_running"] is False else self._state.silence,
         )
-        kept = keep(self._log.metrics, head)
-        settings, due = self._settings(head), self._deadline
-        return Look(self._state, head, now, status, self._log, kept, spent, settings, due)
+        return RunHistory(
+            known_job=self._known_job(head),
+            url=self._state.url,
+            head=head,
+            events=self._events,
+            metrics={stage: kept_rows(rows, head, stage) for stage, rows in self._rows.items()},
+            costs=spent,
+            unreadable=self._unreadable,
+            status=status,
+            deadline=self._deadline,
+            now=now,
+            silence=self._state.silence,
+        )
 
     def _read_rows(self, epoch: int | None) -> Head | None:
         """Read the new rows, of `epoch` or of all, and then HEAD, which says which rows count."""
         try:
-            events = self._events.read_new()
-            metrics = {stage: reader.read_new(epoch) for stage, reader in self._metrics.items()}
+            events = self._new_events.read_new()
+            rows = {stage: reader.read_new(epoch) for stage, reader in self._new_rows.items()}
         except Replaced:
             if self._state.read() is None:  # all of it is away, perhaps for a moment
                 return None
             raise
-        self._log.events.extend(events)
-        self._log.events.sort(key=lambda event: int(event["epoch"]))
-        for stage, rows in metrics.items():
-            self._log.metrics[stage].extend(rows)
+        self._events.extend(events)
+        self._events.sort(key=lambda event: int(event["epoch"]))
+        for stage, new in rows.items():
+            self._rows[stage].extend(new)
         return self._state.read()
 
     def _check_same(self, head: Head) -> None:
@@ -96,19 +121,23 @@ class Reading:
             if self._sessions.setdefault(claim.epoch, claim.owner.session) != claim.owner.session:
                 raise Replaced(f"{self._state.url} is another run now.")
 
-    def _settings(self, head: Head) -> Settings:
-        """Return the settings of the run's job, which is read again only if HEAD names another.
+    def _known_job(self, head: Head) -> Job | None:
+        """Return the run's job, which is read again only if HEAD names another.
 
         The number of steps may depend on the prepared data.
         """
         version = (head.job, "prepare" in head.stages)
-        if self._job[0] != version:
-            self._job = version, settings_of(self._state, head)
-        return self._job[1]
+        if self._given is None and self._job_version != version:
+            try:
+                self._job = recorded_job(self._state, head)
+            except BadInput:
+                self._job = None
+            self._job_version = version
+        return self._job
 
     def _heartbeats(self, head: Head, status: Mapping[str, Any], now: float) -> dict[int, float]:
         """Return the time of the last heartbeat of each process, by epoch."""
-        for process in processes_of(self._log.events, head):
+        for process in processes_of(self._events, head):
             epoch = process.epochs[-1]
             over = epoch < head.epoch or head.owner is None
             if over and epoch not in self._beats:

@@ -16,7 +16,7 @@ from pipeline.cost.budget import over_budget
 from pipeline.job import STAGES
 from pipeline.job.digest import digest_of
 from pipeline.models.bring import run_reference
-from pipeline.report.of_run import write_run_report
+from pipeline.report.report_file import write_run_report
 from pipeline.run.drive_training import WorkersTraining, fetch_ahead, start_workers, training_here
 from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
 from pipeline.run.journal import Journal

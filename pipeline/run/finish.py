@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.console.messages import Say
-from pipeline.cost.costs import costs_of
 from pipeline.job import Job
 from pipeline.job.digest import Digests
 from pipeline.models.bring import bring_model
-from pipeline.report.history import read_history
-from pipeline.report.of_run import REPORT
 from pipeline.report.published_by import is_still_there
-from pipeline.report.results import Published, evaluated, published
+from pipeline.report.reading import read_history
+from pipeline.report.report_file import REPORT
+from pipeline.report.results import Published
 from pipeline.state.bases import bring_base
 from pipeline.state.checkpoints.selected import final_checkpoint, selected
 from pipeline.state.owner import Owner
@@ -71,7 +69,7 @@ def finish_publish(
     this process's."""
     from pipeline.stages.publish import publish_run
 
-    history = patiently(lambda: read_history(job, run))
+    history = patiently(lambda: read_history(run, job))
     head = history.head
     model = patiently(lambda: bring_model(run, head, final_checkpoint(job, head)))
     texts = patiently(lambda: _held_out_texts(job, run, digests))
@@ -83,21 +81,20 @@ def finish_publish(
 
 def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     """Return the closing summary's [label, value] pairs: where everything is, how to use it."""
-    head = _head(run)
+    history = read_history(run, job)
+    results, result = history.results, history.published
     rows = [["run", run.url]]
     local = run.store.local_path(run.key(REPORT))
     if run.store.list(run.key(REPORT)):
         rows.append(["report", _shown(local) if local else f"{run.store.url}/{run.key(REPORT)}"])
-    results: Mapping[str, Any] = evaluated(head, run.url)
     for name in (*job.train_stages, "base", "ngram", "untrained"):
         result = results.get(name, {})
         if result.get("bits_per_byte") is not None:
             rows.append([f"{name} bits per byte", f"{result['bits_per_byte']:.3f}"])
         elif result.get("response_loss") is not None:  # of a run without text
             rows.append([f"{name} response loss", f"{result['response_loss']:.3f}"])
-    costs = costs_of(run, head, time.time())
+    costs = history.costs
     rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
-    result = published(head, run.url)
     if result:
         rows += _model_rows(job, result)
     default = job.store == DEFAULT_STORE

@@ -11,8 +11,10 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from aiohttp import web
+if TYPE_CHECKING:
+    from aiohttp import web
 
 PAGE = "page.html"
 _STYLE = re.compile(r'<link rel="stylesheet" href="([\w.-]+)">')
@@ -32,6 +34,8 @@ class Page:
 
     def response(self) -> web.Response:
         """Return the answer that is the page."""
+        from aiohttp import web
+
         headers = {"Content-Security-Policy": self.policy}
         return web.Response(
             body=self.html, content_type="text/html", charset="utf-8", headers=headers

@@ -107,7 +107,7 @@ def cheaper() -> None:
 
     pion.train.hardware._measured_flops = flops  # type: ignore[assignment]
     pion.formats.verify.verify_export = verified  # type: ignore[assignment]
-    pipeline.report.plots._panels = plot
+    pipeline.report.plots.loss_plot = plot
 
 
 def _fills_up_later() -> None:

@@ -126,7 +126,9 @@ class Chart {
     const steps = this.series.flatMap((one) => [one.points[0][0], one.points.at(-1)[0]]);
     const lowest = values.reduce((a, b) => Math.min(a, b)), highest = values.reduce((a, b) => Math.max(a, b));
     const of = this.log ? Math.log10 : (value) => value;
-    const margin = (of(highest) - of(lowest)) * 0.04 || Math.abs(of(highest)) * 0.05 || 1;
+    const spread = of(highest) - of(lowest), most = Math.abs(of(highest));
+    // Values that are equal but for rounding are one line, not a curve with a billionth's ticks.
+    const margin = spread > 1e-9 * most ? spread * 0.04 : most * 0.05 || 1;
     const back = this.log ? (value) => 10 ** value : (value) => value;
     this.low = back(of(lowest) - margin);
     this.high = back(of(highest) + margin);

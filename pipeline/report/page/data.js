@@ -1,36 +1,34 @@
-// What the page knows of the runs. Each answer of the server has only what is new.
+// What the page knows of the runs: frozen in this file, or told by the page's server.
 "use strict";
 
 const POLL = 5000; // milliseconds
-const known = { runs: [], settings: {}, ahead: 0 };
+// Of a file that is complete in itself: everything, and since when. Null on a page that has a server.
+const frozen = JSON.parse(document.getElementById("frozen")?.textContent ?? "null");
+const known = { runs: [], settings: null };
 
-// Return each run's parts that are new; null if the server needs a key. Throws if it can't be asked.
+// The time, in Unix seconds, at which the page tells what is: in a file, when it was written.
+const present = () => frozen?.frozen_at ?? Date.now() / 1000;
+
+// Ask for everything; false if it is as before, null if the server needs a key. Throws if it can't be asked.
 async function ask() {
-  const since = known.runs.map((run) => run.cursor).join(",");
   const key = sessionStorage.getItem("pion-key");
-  const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const answer = await fetch(`data?since=${encodeURIComponent(since)}`, { headers, cache: "no-store" });
+  const headers = { ...(key && { Authorization: `Bearer ${key}` }), ...(ask.tag && { "If-None-Match": ask.tag }) };
+  const answer = await fetch("data", { headers, cache: "no-store" });
   if (answer.status === 401) return null;
-  if (!answer.ok) throw new Error(`the server answers with status ${answer.status}`);
-  const found = await answer.json();
-  known.ahead = found.now - Date.now() / 1000;
-  known.settings = found.settings;
-  return found.runs.map((news, i) => learn(i, news));
+  if (!answer.ok && answer.status !== 304) throw new Error(`the server answers with status ${answer.status}`);
+  if (answer.ok) learn(await answer.json());
+  ask.tag = answer.headers.get("ETag");
+  // The server says how old each look is: its clock and this computer's may differ.
+  answer.headers.get("Look-Ages").split(",").forEach((age, i) => (known.runs[i].looked_at = age && present() - Number(age)));
+  return answer.ok;
 }
 
-// Take over what is new of run `i`, and return the names of the parts that changed.
-function learn(i, news) {
-  if (news.whole || !known.runs[i]) known.runs[i] = { parts: {}, curves: {}, shown: known.runs[i]?.shown ?? true };
-  const run = known.runs[i];
-  for (const curve of news.curves) {
-    const name = `${curve.stage}/${curve.name}`;
-    const points = (run.curves[name] || []).filter((point) => point[0] < curve.from);
-    run.curves[name] = points.concat(curve.points);
-  }
-  Object.assign(run.parts, news.parts);
-  for (const field of ["name", "url", "cursor", "looked_at", "trouble", "pause"]) run[field] = news[field];
-  return { parts: Object.keys(news.parts), curves: news.curves.length > 0 || news.whole };
+// Take over everything, and keep in each run which of its parts have changed.
+function learn({ runs, settings }) {
+  known.settings = settings;
+  known.runs = runs.map((run, i) => {
+    const before = known.runs[i] ?? { shown: true };
+    const changed = Object.keys(run).filter((part) => JSON.stringify(run[part]) !== JSON.stringify(before[part]));
+    return { ...run, changed, shown: before.shown, looked_at: before.looked_at };
+  });
 }
-
-// The server's time, in Unix seconds: the clock of this computer may differ.
-const serverTime = () => Date.now() / 1000 + known.ahead;

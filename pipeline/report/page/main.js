@@ -1,4 +1,4 @@
-// The page: ask for what is new every few seconds, and show what has changed.
+// The page: show what the file has, or ask every few seconds and show what has changed.
 "use strict";
 
 let selected = 0; // the run whose details are shown
@@ -11,11 +11,12 @@ const charts = {
   lr: new Chart(place("lr"), "Learning rate", (value) => value.toExponential(3)),
 };
 
-const loaded = () => known.runs.filter((run) => run.parts.summary);
-const curve = (run, name) => run.curves[`${stage}/${name}`] || [];
+const curve = (run, name) => run.curves?.[stage]?.[name] ?? [];
+
+const stagesWithCurves = () => Object.keys(STAGES).filter((one) => known.runs.some((run) => run.curves?.[one]?.loss));
 
 function showCurves() {
-  const stages = Object.keys(STAGES).filter((one) => known.runs.some((run) => run.curves[`${one}/loss`]));
+  const stages = stagesWithCurves();
   const shown = stages.includes(place("stages").dataset.chosen) ? place("stages").dataset.chosen : stages.at(-1) ?? null;
   if (shown !== stage || place("stages").childElementCount !== stages.length) {
     stage = shown;
@@ -23,7 +24,7 @@ function showCurves() {
     place("stages").replaceChildren(...(stages.length > 1 ? stages.map(button) : []));
   }
   const amount = Number(place("smoothing").value), log = place("log").checked;
-  const runs = known.runs.map((run, i) => ({ run, i })).filter(({ run }) => run.shown && run.parts.summary);
+  const runs = known.runs.map((run, i) => ({ run, i })).filter(({ run }) => run.shown && run.summary);
   const several = known.runs.length > 1;
   const named = (run, what) => (several ? `${run.name}${what === "held-out" ? ", held-out" : ""}` : what);
   const loss = [];
@@ -33,7 +34,7 @@ function showCurves() {
     loss.push({ label: named(run, "training"), points: smooth(points, amount), raw: points, color: i, kind: "line" });
     loss.push({ label: named(run, "held-out"), points: curve(run, "held_out_loss"), color: several ? i : 1, kind: "held" });
   }
-  const attempts = ((known.runs[selected]?.parts.attempts || {})[stage] || []).map((attempt) => attempt.step);
+  const attempts = known.runs[selected]?.attempts?.[stage] ?? [];
   charts.loss.show(loss, attempts, log);
   for (const name of ["tokens_per_second", "lr"]) {
     const part = name === "lr" ? 0 : amount;
@@ -58,7 +59,7 @@ function showRuns() {
     { name: "Curves" },
   ];
   const rows = known.runs.map((run, i) => {
-    const { summary, cost } = run.parts;
+    const { summary, cost } = run;
     const name = make("button", { type: "button", class: "run-name", id: `run-${i}`, "aria-pressed": String(i === selected), title: run.url }, run.name);
     name.addEventListener("click", () => choose(i));
     const box = make("input", { type: "checkbox", id: `curves-${i}`, "aria-label": `show the curves of ${run.name}` });
@@ -92,31 +93,33 @@ function choose(i) {
 
 const PARTS = {
   summary: showTiles,
+  figures: showTiles,
+  measured: (run) => showTexts("measured", run.measured),
+  samples: showSamples,
   cost: showCost,
   machines: showMachines,
-  samples: showSamples,
   checkpoints: showCheckpoints,
+  record: (run) => showTexts("record", run.record),
   events: showEvents,
 };
 
 function showDetails(names) {
   const run = known.runs[selected];
-  if (!run?.parts.summary) return;
-  for (const name of names) if (PARTS[name]) PARTS[name](run);
-  if (names.includes("cost") && !names.includes("summary")) showTiles(run); // they show the cost, too
+  if (run?.summary) for (const show of new Set(names.map((name) => PARTS[name]))) show?.(run);
 }
 
 // Say how new everything is, and what can't be read at the moment.
 function showFreshness() {
-  const run = known.runs[selected];
   const problems = known.runs.filter((one) => one.trouble).map((one) => one.trouble);
   const said = trouble ? [trouble] : [...new Set(problems)];
   place("trouble").hidden = !said.length;
   const again = place("key-form").hidden ? " The page tries again." : "";
   const words = said.map((problem) => problem + again).join(" ");
   if (place("trouble").textContent !== words) place("trouble").textContent = words;
-  const age = run?.looked_at ? serverTime() - run.looked_at : null;
-  const fresh = age === null ? "reading the store …" : `as of ${age < 2 ? "now" : `${duration(age)} ago`}`;
+  const at = known.runs[selected]?.looked_at;
+  const age = present() - at;
+  let fresh = at ? `as of ${age < 2 ? "now" : `${duration(age)} ago`}` : "reading the store …";
+  if (frozen) fresh = `as of ${moment(frozen.frozen_at)}`;
   if (place("fresh").textContent !== fresh) place("fresh").textContent = fresh;
 }
 
@@ -127,8 +130,8 @@ async function poll() {
     const news = await ask();
     trouble = "";
     place("key-form").hidden = news !== null;
-    if (news !== null) show(news);
-    else if (sessionStorage.getItem("pion-key")) trouble = "This is not the key of this server.";
+    if (news) show();
+    else if (news === null && sessionStorage.getItem("pion-key")) trouble = "This is not the key of this server.";
     if (!known.runs.some((run) => run.looked_at || run.trouble)) wait = 500;
   } catch {
     trouble = "The server of this page does not answer. Perhaps it was stopped.";
@@ -137,15 +140,15 @@ async function poll() {
   if (document.visibilityState === "visible") poll.timer = setTimeout(poll, wait);
 }
 
-function show(news) {
+function show() {
   const names = known.runs.map((run) => run.name).join(", ");
   document.title = `${names} · Pion`;
   place("title").textContent = names;
   place("url").textContent = known.runs.length === 1 ? known.runs[0].url : "";
-  document.querySelector("main").hidden = !loaded().length;
-  if (news.some((one) => one.parts.length)) showRuns();
-  showDetails(news[selected].parts);
-  if (news.some((one) => one.curves)) showCurves();
+  place("run").hidden = !known.runs.some((run) => run.summary);
+  if (known.runs.some((run) => run.changed.length)) showRuns();
+  showDetails(known.runs[selected].changed);
+  if (known.runs.some((run) => run.changed.includes("curves") || run.changed.includes("attempts"))) showCurves();
   const settings = JSON.stringify(known.settings);
   if (settings !== show.settings) showSettings(known.settings, known.runs);
   show.settings = settings;
@@ -164,9 +167,35 @@ place("key-form").addEventListener("submit", (event) => {
   sessionStorage.setItem("pion-key", place("key").value);
   poll();
 });
-document.addEventListener("visibilitychange", () => {
-  showFreshness();
-  if (document.visibilityState === "visible") poll();
+// On paper nobody can choose a stage: all are printed.
+addEventListener("beforeprint", () => {
+  const shown = stage;
+  const copies = stagesWithCurves().map((one) => {
+    place("stages").dataset.chosen = one;
+    showCurves();
+    const copy = place("charts").cloneNode(true);
+    for (const named of [copy, ...copy.querySelectorAll("[id]")]) named.removeAttribute("id");
+    return [make("h3", {}, STAGES[one]), copy];
+  });
+  place("stages").dataset.chosen = shown ?? "";
+  showCurves();
+  place("charts").hidden = copies.length > 1;
+  place("other-stages").replaceChildren(...(copies.length > 1 ? copies.flat() : []));
 });
-setInterval(showFreshness, 1000);
-poll();
+addEventListener("afterprint", () => {
+  place("charts").hidden = false;
+  place("other-stages").replaceChildren();
+});
+document.querySelector("main").hidden = false;
+if (frozen) {
+  learn(frozen);
+  show();
+  showFreshness();
+} else {
+  document.addEventListener("visibilitychange", () => {
+    showFreshness();
+    if (document.visibilityState === "visible") poll();
+  });
+  setInterval(showFreshness, 1000);
+  poll();
+}

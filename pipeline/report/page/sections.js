@@ -9,82 +9,92 @@ function fill(id, title, ...content) {
   section.replaceChildren(make("h2", {}, title), ...content);
 }
 
+// Show sections of text: what was measured, or the record of the run.
+function showTexts(id, sections) {
+  place(id).replaceChildren(...sections.map(({ title, blocks }) => make("section", {}, make("h2", {}, title), blocks.map(block))));
+}
+
+// Make an element of a block, which has one of text, rows, bars, facts and entries.
+function block({ text, faint, header, rows, numbers_from, bars, heading, facts, entries }) {
+  if (text) return make("p", { class: faint ? "faint small" : null, dir: "auto" }, text);
+  if (rows) return table(header.map((name, i) => ({ name, number: i >= numbers_from })), rows);
+  if (bars) {
+    const longest = Math.max(...bars.map(([, , length]) => length)) || 1;
+    return make("ul", { class: "bars" }, bars.map(([name, value, length]) => make("li", {}, make("span", { dir: "auto" }, name), make("span", {}, value), share(length / longest))));
+  }
+  if (facts) {
+    const list = make("dl", { class: "facts" }, facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", { dir: "auto" }, value))));
+    return heading ? make("div", { class: "card" }, make("h3", {}, heading), list) : list;
+  }
+  return make("ul", { class: "dated" }, entries.map(([when, lines]) => make("li", {}, make("span", { class: "faint" }, when), lines.map((line) => make("div", { dir: "auto" }, line)))));
+}
+
+// A bar that is filled by that share.
+function share(part) {
+  const done = make("div", {});
+  done.style.width = `${100 * part}%`;
+  return make("div", { class: "progress" }, done);
+}
+
 function showTiles(run) {
-  const { summary, cost } = run.parts;
+  const { summary } = run;
   const tile = (name, value, note, extra) =>
-    make("div", {}, make("dt", {}, name), make("dd", {}, value, note ? make("small", {}, note) : null, extra));
+    make("div", {}, make("dt", {}, name), make("dd", {}, value, note ? make("small", { dir: "auto" }, note) : null, extra));
   const tiles = [
     tile("State", [make("i", { class: `dot ${summary.state}` }), STATES[summary.state]], summary.owner || "nobody owns the run"),
   ];
-  if (summary.step !== null && summary.step !== undefined) {
-    const share = summary.steps ? Math.min(1, summary.step / summary.steps) : 0;
-    const done = make("div", {});
-    done.style.width = `${100 * share}%`;
-    tiles.push(
-      tile(`${STAGES[summary.stage]} step`, whole(summary.step), summary.steps ? `of ${whole(summary.steps)}` : "", make("div", { class: "progress" }, done)),
-    );
+  if (summary.step !== null) {
+    const part = summary.steps ? Math.min(1, summary.step / summary.steps) : 0;
+    tiles.push(tile(`${STAGES[summary.stage]} step`, whole(summary.step), summary.steps ? `of ${whole(summary.steps)}` : "", share(part)));
   }
   if (summary.seconds_left !== null) tiles.push(tile("Stage is done in", duration(summary.seconds_left)));
-  if (summary.deadline) tiles.push(tile("Deadline", moment(summary.deadline.at), untilDeadline(summary.deadline), lastSeen(summary.deadline.saw)));
-  if (summary.loss !== null && summary.loss !== undefined)
-    tiles.push(tile("Loss", fixed(summary.loss, 3), summary.held_out_loss === null ? "" : `held-out ${fixed(summary.held_out_loss, 3)}`));
+  if (summary.deadline) tiles.push(tile("Deadline", moment(summary.deadline.at), summary.deadline.ended ?? untilDeadline(summary.deadline.at), lastSeen(summary.deadline.saw)));
+  if (summary.loss !== null) tiles.push(tile("Loss", fixed(summary.loss, 3), summary.held_out_loss === null ? "" : `held-out ${fixed(summary.held_out_loss, 3)}`));
   if (summary.tokens_per_second) tiles.push(tile("Tokens per second", whole(summary.tokens_per_second)));
-  const seconds = Object.values(cost.seconds).reduce((a, b) => a + b, 0);
-  const useful = cost.goodput === null ? "" : `${Math.round(100 * cost.goodput)} % useful`;
-  if (cost.dollars !== null)
-    tiles.push(tile("Cost", dollars(cost.dollars), `${duration(seconds)}${cost.unpriced_hours ? `, ${duration(3600 * cost.unpriced_hours)} without a price` : ""}`));
-  else if (seconds) tiles.push(tile("Time", duration(seconds), useful));
-  place("tiles").replaceChildren(...tiles);
+  place("tiles").replaceChildren(...tiles, ...run.figures.map(([name, value]) => tile(name, value)));
   place("chosen").hidden = known.runs.length < 2;
   place("chosen").textContent = run.name;
   const notes = [...(summary.stop ? [`asked to stop: ${summary.stop}`] : []), ...summary.notes];
   place("notes").hidden = !notes.length;
-  place("notes").replaceChildren(...notes.map((note) => make("li", {}, note)));
+  place("notes").replaceChildren(...notes.map((note) => make("li", { dir: "auto" }, note)));
 }
 
-// Say whether a run was done in time, or how much time is left.
-function untilDeadline({ at, finished_at: end }) {
-  const left = at - (end ?? Date.now() / 1000);
-  if (end === null) return left < 0 ? `${duration(-left)} ago` : `in ${duration(left)}`;
-  return left < 0 ? `missed by ${duration(-left)}` : `met, ${duration(left)} early`;
-}
+const untilDeadline = (at) => (at < present() ? `${duration(present() - at)} ago` : `in ${duration(at - present())}`);
 
 // Say what the watcher of a rental saw last, and how long ago.
 function lastSeen(saw) {
   if (!saw) return null;
   const slack = saw.slack > 0 ? `${duration(saw.slack)} of slack` : "no slack";
   const left = `; ${duration(saw.work_left)} of work left, ${slack}, ${duration(saw.reserve)} kept in reserve`;
-  return make("small", {}, `${saw.words}${saw.work_left > 0 ? left : ""} (${duration(Date.now() / 1000 - saw.at)} ago)`);
+  return make("small", {}, `${saw.words}${saw.work_left > 0 ? left : ""} (${duration(present() - saw.at)} ago)`);
 }
 
 function showCost(run) {
-  const { seconds, dollars_by_cause: money, goodput, useful } = run.parts.cost;
-  const total = Object.values(seconds).reduce((a, b) => a + b, 0);
+  const { words, causes } = run.cost;
+  const total = causes.reduce((sum, { seconds }) => sum + seconds, 0);
   if (!total) return fill("cost", "");
-  const causes = Object.keys(CAUSES).filter((cause) => seconds[cause] > 0);
-  const share = (cause) => `${((100 * seconds[cause]) / total).toFixed(1)} %`;
-  const bar = make("div", { class: "time", role: "img", "aria-label": causes.map((cause) => `${cause} ${share(cause)}`).join(", ") });
-  for (const cause of causes) {
-    const piece = make("div", { class: cause, title: `${cause} ${share(cause)}` });
-    piece.style.flexGrow = seconds[cause] / total;
-    bar.append(piece);
-  }
-  const items = causes.map((cause) =>
+  const percent = (seconds) => `${((100 * seconds) / total).toFixed(1)} %`;
+  const said = causes.map(({ cause, seconds }) => `${cause} ${percent(seconds)}`);
+  const pieces = causes.map(({ cause, seconds }, i) => {
+    const piece = make("div", { class: cause, title: said[i] });
+    piece.style.flexGrow = seconds / total;
+    return piece;
+  });
+  const items = causes.map(({ cause, means, seconds, dollars: money }) =>
     make(
       "li",
       {},
       make("i", { class: `swatch ${cause}` }),
-      make("span", {}, cause, make("span", { class: "faint" }, ` – ${CAUSES[cause]}`)),
-      make("span", {}, `${duration(seconds[cause])} · ${share(cause)}${money[cause] ? ` · ${dollars(money[cause])}` : ""}`),
+      make("span", {}, cause, make("span", { class: "faint" }, ` – ${means}`)),
+      make("span", {}, `${duration(seconds)} · ${percent(seconds)}${money ? ` · ${dollars(money)}` : ""}`),
     ),
   );
-  const lost = causes.filter((cause) => !useful.includes(cause)).length;
-  const words = `${(100 * goodput).toFixed(1)} % of the time was useful${lost ? "" : ": nothing was lost"}.`;
+  const bar = make("div", { class: "time", role: "img", "aria-label": said.join(", ") }, pieces);
   fill("cost", "Where the time went", make("p", { class: "faint small" }, words), bar, make("ul", { class: "causes" }, items));
 }
 
 function showMachines(run) {
-  const machines = run.parts.machines;
+  const { machines } = run;
   if (!machines.length) return fill("machines", "");
   const first = Math.min(...machines.map((machine) => machine.begin));
   const last = Math.max(...machines.map((machine) => machine.end), first + 1);
@@ -97,9 +107,10 @@ function showMachines(run) {
   const columns = [
     { name: "Machine" },
     { name: "Life" },
-    { name: "From" },
+    { name: "From", number: true },
     { name: "Time", number: true },
-    { name: "First step after", number: true },
+    { name: "Useful", number: true },
+    { name: "First step after" },
     { name: "Per hour", number: true },
     { name: "Cost", number: true },
   ];
@@ -108,25 +119,26 @@ function showMachines(run) {
     life(machine),
     moment(machine.begin),
     duration(3600 * machine.hours),
-    machine.to_first_step === null ? "–" : duration(machine.to_first_step),
+    `${(100 * machine.useful).toFixed(1)} %`,
+    machine.to_first_step === null ? "–" : [duration(machine.to_first_step), make("small", { class: "faint" }, machine.phases)],
     dollars(machine.price),
     dollars(machine.dollars),
   ]);
   fill("machines", "Machines", table(columns, rows));
 }
 
-const FEW = 4; // samples and checkpoints before the button
+const FEW = 4; // checkpoints before the button
 
 function showSamples(run) {
-  const texts = run.parts.samples.map((sample) =>
+  const text = (sample) =>
     make(
       "div",
-      { class: "sample" },
-      make("div", { class: "faint small" }, `${STAGES[sample.stage]} step ${whole(sample.step)}`),
-      make("p", {}, make("b", {}, sample.prompt), sample.stage === "sft" ? "\n" : "", sample.text),
-    ),
-  );
-  fill("samples", "Samples", ...few(texts, (shown) => shown));
+      { class: "card" },
+      make("h3", {}, `${STAGES[sample.stage] ?? sample.stage} step ${whole(sample.step)}`),
+      make("p", { dir: "auto" }, make("b", {}, sample.prompt), sample.text),
+    );
+  const first = run.samples.filter((sample) => sample.first);
+  fill("samples", "Samples", ...few(first, run.samples, (shown) => shown.map(text)));
 }
 
 function showCheckpoints(run) {
@@ -137,32 +149,32 @@ function showCheckpoints(run) {
     { name: "Size", number: true },
     { name: "Saved", number: true },
   ];
-  const rows = run.parts.checkpoints.map((entry) => [
+  const rows = run.checkpoints.map((entry) => [
     `${STAGES[entry.stage] || entry.stage}${entry.final ? ", final" : ""}`,
     whole(entry.step),
     fixed(entry.held_out_loss, 4),
     size(entry.bytes),
     moment(entry.at),
   ]);
-  fill("checkpoints", "Checkpoints", ...few(rows, (shown) => [table(columns, shown)]));
+  fill("checkpoints", "Checkpoints", ...few(rows.slice(0, FEW), rows, (shown) => [table(columns, shown)]));
 }
 
 // Return the elements of the first items, with a button that shows all. `of` makes the elements.
-function few(items, of) {
-  if (!items.length) return [];
-  const content = make("div", {}, of(items.slice(0, FEW)));
-  if (items.length <= FEW) return [content];
-  const more = make("button", { class: "more", type: "button" }, `Show all ${items.length}`);
+function few(first, all, of) {
+  if (!all.length) return [];
+  const content = make("div", {}, of(first));
+  if (first.length === all.length) return [content];
+  const more = make("button", { class: "more", type: "button" }, `Show all ${all.length}`);
   more.addEventListener("click", () => {
-    content.replaceChildren(...of(items));
+    content.replaceChildren(...of(all));
     more.remove();
   });
   return [content, more];
 }
 
 function showEvents(run) {
-  const items = run.parts.events.map((event) =>
-    make("li", {}, make("span", { class: "faint" }, moment(event.at)), make("span", {}, event.event), make("span", { class: "faint" }, event.text)),
+  const items = run.events.map((event) =>
+    make("li", {}, make("span", { class: "faint" }, moment(event.at)), make("span", {}, event.event), make("span", { class: "faint", dir: "auto" }, event.text)),
   );
   const list = make("ol", { class: "log", tabindex: "0", "aria-label": "Events, the newest first" }, items);
   fill("events", "Events", ...(items.length ? [list] : []));

@@ -1,8 +1,10 @@
 // Numbers, times and texts for people, and elements that hold them as text only.
 "use strict";
 
+// As `duration` of pipeline/console/formats.py.
 function duration(seconds) {
-  const s = Math.max(0, Math.round(seconds));
+  if (seconds < 10) return `${Math.max(0, seconds).toFixed(1)} s`;
+  const s = Math.round(seconds);
   if (s < 60) return `${s} s`;
   if (s < 3600) return `${Math.floor(s / 60)} min ${String(s % 60).padStart(2, "0")} s`;
   if (s < 86400) return `${Math.floor(s / 3600)} h ${String(Math.floor((s % 3600) / 60)).padStart(2, "0")} min`;
@@ -30,13 +32,8 @@ function short(number) {
   return String(Number(number.toPrecision(4)));
 }
 
-// A local date and time.
-function moment(at) {
-  const date = new Date(at * 1000);
-  const two = (number) => String(number).padStart(2, "0");
-  const day = `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;
-  return `${day} ${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`;
-}
+// A date and time as everywhere in Pion, so that a file says the same to everybody.
+const moment = (at) => `${new Date(at * 1000).toISOString().slice(0, 19).replace("T", " ")} UTC`;
 
 const STATES = {
   running: "Running",
@@ -47,16 +44,6 @@ const STATES = {
   dead: "Its process is dead",
 };
 const STAGES = { pretrain: "Pretraining", sft: "Fine-tuning" };
-const CAUSES = {
-  steps: "steps that were kept",
-  stages: "prepare, evaluate, publish",
-  boot: "until the first step",
-  restore: "read a checkpoint back",
-  recompute: "repeated after an interruption",
-  stall: "training waited",
-  idle: "a rented machine did nothing",
-};
-
 // Make an element. Every child that is no element becomes text, never markup.
 function make(tag, attributes, ...children) {
   const element = document.createElement(tag);
@@ -68,12 +55,12 @@ function make(tag, attributes, ...children) {
 
 // Make a table of rows of [cell, …]. On a phone each cell shows its column's name.
 function table(columns, rows) {
-  const cells = (row) =>
-    row.map((cell, i) => make("td", { class: columns[i].number ? "number" : null, "data-label": columns[i].name }, cell));
+  const kind = (i) => (columns[i].number ? { class: "number" } : { dir: "auto" });
+  const cells = (row) => row.map((cell, i) => make("td", { ...kind(i), "data-label": columns[i].name }, cell));
   return make(
     "table",
     {},
-    make("thead", {}, make("tr", {}, columns.map((column) => make("th", { scope: "col", class: column.number ? "number" : null }, column.name)))),
+    make("thead", {}, make("tr", {}, columns.map((column, i) => make("th", { scope: "col", ...kind(i) }, column.name)))),
     make("tbody", {}, rows.map((row) => make("tr", {}, cells(row)))),
   );
 }

@@ -21,7 +21,7 @@ from pipeline.commands.report import rewrite_report
 from pipeline.commands.status import show_statuses
 from pipeline.cost.costs import CAUSES, Costs, LostMachine, costs, costs_of, keep_lost
 from pipeline.job import Job
-from pipeline.report.of_run import write_run_report
+from pipeline.report.report_file import write_run_report
 from pipeline.state.claim import claim_run
 from pipeline.state.find_run import read_run
 from pipeline.state.metrics import EventLog
@@ -559,6 +559,6 @@ def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
     assert as_json["machines"][0]["phases"]["install"] == 48.0
     assert rewrite_report(f"{tmp_path}/runs/tiny", as_json=False) == 0
     report = Path(capsys.readouterr().out.strip()).read_text()
-    assert "<h2>Cost</h2>" in report
+    assert '["Cost", "$' in report
     assert "A40 on RunPod, spot" in report
-    assert "<br>commit cccccccccc → " in report  # kept as an event
+    assert '["commit cccccccccc → ' in report  # kept as an event

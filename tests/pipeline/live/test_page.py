@@ -133,8 +133,8 @@ def test_the_read_out_shows_each_point_as_it_was_measured(browser: Any, tmp_path
     with showing(run) as url:
         tab = Tab(browser, url)
         tab.page.wait_for_selector("#loss path")
-        curves = tab.page.evaluate("known.runs[0].curves")
-        loss, held = (dict(curves[f"pretrain/{name}"]) for name in ("loss", "held_out_loss"))
+        curves = tab.page.evaluate("known.runs[0].curves.pretrain")
+        loss, held = (dict(curves[name]) for name in ("loss", "held_out_loss"))
         # By the arrow keys, and by positions of the pointer next to each point.
         read = "charts.loss.read(n + side); return charts.loss.readout.innerText;"
         arrow = (

@@ -34,35 +34,43 @@ def a_run(folder: Path, name: str, lr: float = 3e-4) -> RentedRun:
     return run
 
 
-def data(url: str, since: str = "") -> dict[str, Any]:
+def ask(url: str, **headers: str) -> httpx.Response:
+    return httpx.get(f"{url}/data", headers=headers, timeout=PATIENCE_SECONDS)
+
+
+def data(url: str) -> dict[str, Any]:
     """Return the answer once every run has been read."""
-    found: dict[str, Any] = {}
-
-    def read() -> bool:
-        found.update(
-            httpx.get(f"{url}/data", params={"since": since}, timeout=PATIENCE_SECONDS).json()
-        )
-        return all(run["looked_at"] for run in found["runs"])
-
-    wait_until(read, "every run is read")
+    wait_until(lambda: all(ask(url).headers["Look-Ages"].split(",")), "every run is read")
+    found: dict[str, Any] = ask(url).json()
     return found
 
 
-def test_the_page_follows_a_run_by_its_cursor(
-    run: RentedRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_that_knows_everything_gets_only_the_age_of_it(run: RentedRun) -> None:
+    with showing(run) as url:
+        assert data(url)["runs"][0]["summary"]["step"] == 20
+        first = ask(url)
+        again = ask(url, **{"If-None-Match": first.headers["ETag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["ETag"] == first.headers["ETag"]
+        assert float(again.headers["Look-Ages"]) >= 0
+        assert again.headers["Cache-Control"] == "no-store"
+        for other in ('"another"', "*nonsense", "W/" + first.headers["ETag"][:-2]):
+            assert ask(url, **{"If-None-Match": other}).json() == first.json(), other
+
+
+def test_the_page_follows_a_run(run: RentedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watched_run, "PAUSE", 0.01)
     with showing(run) as url:
         page = httpx.get(url, timeout=PATIENCE_SECONDS)
         assert "<title>Pion</title>" in page.text
         assert "sha256-" in page.headers["Content-Security-Policy"]
-        (first,) = data(url)["runs"]
-        assert first["whole"]
+        data(url)
+        tag = ask(url).headers["ETag"]
         run.train(2)
-        wait_until(lambda: data(url, first["cursor"])["runs"][0]["curves"], "the new rows")
-        (news,) = data(url, first["cursor"])["runs"]
-        loss = next(curve for curve in news["curves"] if curve["name"] == "loss")
-        assert [step for step, _ in loss["points"]] == [21, 22]
+        wait_until(lambda: ask(url, **{"If-None-Match": tag}).status_code == 200, "the new rows")
+        wait_until(lambda: data(url)["runs"][0]["summary"]["step"] == 22, "all new rows")
+        loss = data(url)["runs"][0]["curves"]["pretrain"]["loss"]
+        assert [step for step, _ in loss] == list(range(1, 23))
 
 
 def test_a_page_that_asks_after_a_pause_is_told_the_present_state(
@@ -73,8 +81,8 @@ def test_a_page_that_asks_after_a_pause_is_told_the_present_state(
     monkeypatch.setattr(watched_run, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with showing(run) as url:
         for step in (20, 22):
-            (news,) = httpx.get(f"{url}/data", timeout=PATIENCE_SECONDS).json()["runs"]
-            assert news["parts"]["summary"]["step"] == step
+            (told,) = ask(url).json()["runs"]
+            assert told["summary"]["step"] == step
             run.train(2)
             now[0] += 3600.0
 
@@ -85,10 +93,7 @@ def test_several_runs_come_with_the_settings_in_which_they_differ(tmp_path: Path
         found = data(url)
         assert [run["name"] for run in found["runs"]] == ["slow", "fast"]
         assert found["settings"]["pretrain.lr"] == [1e-4, 2e-4]
-        cursors = [run["cursor"] for run in found["runs"]]
-        assert not any(run["whole"] for run in data(url, ",".join(cursors))["runs"])
-        for wrong in (cursors[0], "x,y", "," * 500, f"{cursors[1]},{cursors[0]}"):
-            assert all(run["whole"] for run in data(url, wrong)["runs"]), wrong
+        assert len(ask(url).headers["Look-Ages"].split(",")) == 2
 
 
 def test_one_thread_looks_at_a_run_however_many_pages_ask(

@@ -40,29 +40,29 @@ def looked(run: RentedRun) -> WatchedRun:
     return watched
 
 
-def points(news: dict[str, Any], name: str) -> list[tuple[int, float]]:
-    found = [c["points"] for c in news["curves"] if (c["stage"], c["name"]) == ("pretrain", name)]
-    return found[0] if found else []
+def points(told: dict[str, Any], name: str) -> list[tuple[int, float]]:
+    found: list[tuple[int, float]] = told["curves"]["pretrain"].get(name, [])
+    return found
 
 
 def test_a_page_is_told_everything_that_the_store_knows(run: RentedRun) -> None:
-    news = looked(run).since(None)
-    assert news["trouble"] is None
-    parts = news["parts"]
+    parts = looked(run).told()
+    assert parts["trouble"] is None
     summary = parts["summary"]
     assert (summary["state"], summary["stage"]) == ("running", "pretrain")
     assert (summary["step"], summary["steps"]) == (60, 100)
     assert summary["seconds_left"] == 40
-    assert [step for step, _ in points(news, "loss")] == list(range(1, 61))
-    assert points(news, "held_out_loss")[-1][0] == 60
-    assert points(news, "lr")
-    assert points(news, "tokens_per_second")
-    assert parts["attempts"] == {"pretrain": [{"step": 1, "epoch": 1}, {"step": 51, "epoch": 2}]}
+    assert [step for step, _ in points(parts, "loss")] == list(range(1, 61))
+    assert points(parts, "held_out_loss")[-1][0] == 60
+    assert points(parts, "lr")
+    assert points(parts, "tokens_per_second")
+    assert parts["attempts"] == {"pretrain": [1, 51]}
     a40, rtx = parts["machines"]
     assert a40["what"] == "A40 on RunPod/CA, spot"
     assert a40["end"] <= rtx["begin"]
     assert a40["dollars"] == pytest.approx(0.4 * a40["hours"])
-    assert parts["cost"]["seconds"]["recompute"] == pytest.approx(20, abs=2)
+    (repeated,) = (one for one in parts["cost"]["causes"] if one["cause"] == "recompute")
+    assert repeated["seconds"] == pytest.approx(20, abs=2)
     assert [(entry["step"], entry["epoch"]) for entry in parts["checkpoints"]] == [(50, 1)]
     assert parts["checkpoints"][0]["held_out_loss"] is not None
     assert [sample["step"] for sample in parts["samples"]] == [50, 25]
@@ -73,65 +73,65 @@ def test_the_newest_step_is_that_of_the_heartbeat_or_of_the_last_row(run: Rented
     watched = looked(run)
     run.beat(step=63)
     watched.look()
-    assert watched.since(None)["parts"]["summary"]["step"] == 63
+    assert watched.told()["summary"]["step"] == 63
     run.train(5)
     run.beat(step=63)
     watched.look()
-    assert watched.since(None)["parts"]["summary"]["step"] == 65
+    assert watched.told()["summary"]["step"] == 65
 
 
 def test_the_end_of_a_run_is_told(run: RentedRun) -> None:
     run.train(40)
     run.finish()
-    summary = looked(run).since(None)["parts"]["summary"]
+    summary = looked(run).told()["summary"]
     assert (summary["state"], summary["seconds_left"]) == ("done", None)
 
 
 def test_the_deadline_is_told_and_whether_nobody_watches_and_whether_it_was_met(
     run: RentedRun,
 ) -> None:
-    assert looked(run).since(None)["parts"]["summary"]["deadline"] is None
+    assert looked(run).told()["summary"]["deadline"] is None
     asked = Asked(hours=1.0, at=None, margin=60)
     at = write_first_deadline(
         run.state, new_deadline(asked, "pion launch", run.state.clock.now())
     ).at
     write_beat(run.state, at)
-    summary = looked(run).since(None)["parts"]["summary"]
-    assert summary["deadline"] == {"at": at, "finished_at": None, "saw": None}
+    summary = looked(run).told()["summary"]
+    assert summary["deadline"] == {"at": at, "ended": None, "saw": None}
     numbers = {"slack": 60.0, "reserve": 2700.0, "work_left": 3000.0}
     write_beat(run.state, at, Saw(state="on demand", **numbers))  # type: ignore[typeddict-item]
     watched = looked(run)
-    summary = watched.since(None)["parts"]["summary"]
+    summary = watched.told()["summary"]
     saw = {"at": run.time.time, "words": "on a machine on demand", **numbers}
-    assert summary["deadline"] == {"at": at, "finished_at": None, "saw": saw}
+    assert summary["deadline"] == {"at": at, "ended": None, "saw": saw}
     assert summary["notes"] == []
     run.time.time += 601
-    (note,) = looked(run).since(None)["parts"]["summary"]["notes"]
+    (note,) = looked(run).told()["summary"]["notes"]
     assert note.startswith("nobody watches: the deadline is at risk from ")
     run.train(40)
     run.finish()
     watched.look()
-    summary = watched.since(None)["parts"]["summary"]
+    summary = watched.told()["summary"]
     assert (summary["deadline"]["at"], summary["deadline"]["saw"]) == (at, None)
-    assert at - 3600 < summary["deadline"]["finished_at"] < at
+    assert summary["deadline"]["ended"].startswith("met, ")
     assert summary["notes"] == []
 
 
 def test_a_deadline_that_can_not_be_read_is_a_note(run: RentedRun) -> None:
     run.state.store.write(run.state.key(DEADLINE), b"{")
-    summary = looked(run).since(None)["parts"]["summary"]
+    summary = looked(run).told()["summary"]
     assert summary["deadline"] is None
     assert "the deadline can't be read" in summary["notes"][0]
 
 
 def test_an_owner_that_gives_no_sign_of_life_is_told(run: RentedRun) -> None:
     run.time.time += 600
-    assert looked(run).since(None)["parts"]["summary"]["state"] == "silent"
+    assert looked(run).told()["summary"]["state"] == "silent"
 
 
 def test_later_looks_read_only_what_is_new(run: RentedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = looked(run)
-    before = watched.since(None)
+    before = watched.told()
     run.train(3)
     read: list[str] = []
     lines_of = metrics.lines_of
@@ -140,10 +140,11 @@ def test_later_looks_read_only_what_is_new(run: RentedRun, monkeypatch: pytest.M
     )
     watched.look()
     assert read == ["demo/metrics/pretrain/2/000001.jsonl"]
-    news = watched.since(before["cursor"])
-    assert [step for step, _ in points(news, "loss")] == [61, 62, 63]
-    assert "checkpoints" not in news["parts"]
-    assert "events" not in news["parts"]
+    now = watched.told()
+    assert points(now, "loss")[:60] == points(before, "loss")
+    assert [step for step, _ in points(now, "loss")[60:]] == [61, 62, 63]
+    assert now["checkpoints"] == before["checkpoints"]
+    assert now["events"] == before["events"]
 
 
 def test_a_later_look_makes_few_requests_however_long_the_run_is(
@@ -167,30 +168,28 @@ def test_a_later_look_makes_few_requests_however_long_the_run_is(
         run.train(1)
         asked.clear()
         watched.look()
-        assert points(watched.since(None), "loss")[-1][0] == steps + 1
+        assert points(watched.told(), "loss")[-1][0] == steps + 1
         counts.append(len(asked))
     assert counts[0] == counts[1] <= 12
 
 
-def test_a_rewind_is_named_and_its_points_are_dropped(run: RentedRun) -> None:
+def test_the_points_after_a_rewind_are_dropped_and_the_attempt_is_marked(run: RentedRun) -> None:
     watched = looked(run)
-    cursor = watched.since(None)["cursor"]
+    before = watched.told()
     run.rent()
     watched.look()
-    news = watched.since(cursor)
-    assert news["rewound"] == [{"stage": "pretrain", "first": 51, "last": 60, "epoch": 3}]
-    loss = next(curve for curve in news["curves"] if curve["name"] == "loss")
-    assert (loss["from"], loss["points"]) == (51, [])
+    assert points(watched.told(), "loss") == points(before, "loss")[:50]
     run.train(2)
     watched.look()
-    assert [step for step, _ in points(watched.since(news["cursor"]), "loss")] == [51, 52]
+    assert [step for step, _ in points(watched.told(), "loss")[50:]] == [51, 52]
+    assert watched.told()["attempts"] == {"pretrain": [1, 51]}
 
 
 def test_after_a_resume_no_number_is_that_of_the_last_owner(run: RentedRun) -> None:
     watched = looked(run)
     run.rent()
     watched.look()
-    summary = watched.since(None)["parts"]["summary"]
+    summary = watched.told()["summary"]
     assert (summary["epoch"], summary["step"]) == (3, 50)
     assert summary["seconds_left"] is summary["tokens_per_second"] is None
     run.train(4)
@@ -198,8 +197,8 @@ def test_after_a_resume_no_number_is_that_of_the_last_owner(run: RentedRun) -> N
     run.rent()
     run.train(2)
     watched.look()
-    news = watched.since(None)
-    assert (news["parts"]["summary"]["epoch"], news["parts"]["summary"]["step"]) == (4, 56)
+    news = watched.told()
+    assert (news["summary"]["epoch"], news["summary"]["step"]) == (4, 56)
     assert points(news, "loss")[-1][0] == 56
 
 
@@ -212,9 +211,9 @@ def test_a_dead_run_has_no_time_left_and_takes_no_more_time(
     for _ in range(3):
         run.time.time += 25
         watched.look()
-        parts = watched.since(None)["parts"]
+        parts = watched.told()
         assert (parts["summary"]["state"], parts["summary"]["seconds_left"]) == ("dead", None)
-        times.append(sum(parts["cost"]["seconds"].values()))
+        times.append(sum(one["seconds"] for one in parts["cost"]["causes"]))
     assert times == [times[0]] * 3
 
 
@@ -229,28 +228,27 @@ def test_rows_that_arrive_late_are_found(run: RentedRun, monkeypatch: pytest.Mon
     late.unlink()
     first.unlink()
     watched = looked(run)
-    assert points(watched.since(None), "loss")[0][0] == 11
+    assert points(watched.told(), "loss")[0][0] == 11
     first.write_bytes(kept)
     late.write_bytes(text)
     watched.look()
-    assert [step for step, _ in points(watched.since(None), "loss")] == list(range(1, 61))
+    assert [step for step, _ in points(watched.told(), "loss")] == list(range(1, 61))
 
 
 def test_a_store_that_goes_away_is_told_and_nothing_is_forgotten(run: RentedRun) -> None:
     watched = looked(run)
-    known = watched.since(None)
+    known = watched.told()
     folder = Path(run.state.store.local_path("demo"))  # type: ignore[arg-type]
     away = folder.rename(folder.with_name("away"))
     watched.look()
-    news = watched.since(known["cursor"])
-    assert "is not there" in news["trouble"]
-    assert (news["whole"], news["curves"]) == (False, [])
+    told = watched.told()
+    assert "is not there" in told.pop("trouble")
+    assert told == {name: value for name, value in known.items() if name != "trouble"}
     away.rename(folder)
     run.train(1)
     watched.look()
-    news = watched.since(known["cursor"])
-    assert news["trouble"] is None
-    assert [step for step, _ in points(news, "loss")] == [61]
+    assert watched.told()["trouble"] is None
+    assert [step for step, _ in points(watched.told(), "loss")[60:]] == [61]
 
 
 def test_a_store_that_fails_is_asked_less_often_until_it_answers(
@@ -266,25 +264,23 @@ def test_a_store_that_fails_is_asked_less_often_until_it_answers(
         watched.look()
         pauses.append(watched.pause)
     assert pauses == [10, 20, 40, LONGEST_PAUSE, LONGEST_PAUSE]
-    assert watched.since(None)["trouble"].startswith("Cannot list s3://")
+    assert watched.told()["trouble"].startswith("Cannot list s3://")
     proxy.clear()
     watched.look()
-    assert (watched.since(None)["trouble"], watched.pause) == (None, PAUSE)
+    assert (watched.told()["trouble"], watched.pause) == (None, PAUSE)
 
 
 def test_another_run_of_the_same_name_replaces_the_first(run: RentedRun) -> None:
     watched = looked(run)
-    cursor = watched.since(None)["cursor"]
     folder = Path(run.state.store.local_path("demo"))  # type: ignore[arg-type]
     folder.rename(folder.with_name("old"))
     other = RentedRun(run.state.store, steps=100)
     other.rent()
     other.train(5)
     watched.look()
+    assert (watched.age, set(watched.told())) == (None, {"name", "url", "trouble"})
     watched.look()
-    news = watched.since(cursor)
-    assert news["whole"]
-    assert [step for step, _ in points(news, "loss")] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in points(watched.told(), "loss")] == [1, 2, 3, 4, 5]
 
 
 def test_texts_of_a_store_reach_the_page_without_control_characters_and_secrets(
@@ -294,7 +290,7 @@ def test_texts_of_a_store_reach_the_page_without_control_characters_and_secrets(
     events = run.events()
     events.append("note", why="a-very-secret-token \x1b[31m<b>", many="x" * 9000)
     events.flush()
-    text = looked(run).since(None)["parts"]["events"]
+    text = looked(run).told()["events"]
     said = next(event["text"] for event in text if event["event"] == "note")
     assert said.startswith("why <HF_TOKEN> \N{REPLACEMENT CHARACTER}[31m<b>")
     assert len(said) <= 2001
@@ -327,9 +323,9 @@ def test_nothing_is_written_to_any_store(store: Store) -> None:
     watched = WatchedRun(RunState(reader, "demo"))
     for _ in range(2):
         watched.look()
-    news = watched.since(None)
+    news = watched.told()
     assert news["trouble"] is None
-    assert news["parts"]["summary"]["state"] == "released"
+    assert news["summary"]["state"] == "released"
     assert [step for step, _ in points(news, "loss")] == list(range(1, 21))
     assert watched.pause == (HUB_PAUSE if store.commits else PAUSE)
     assert reader.staged() == []

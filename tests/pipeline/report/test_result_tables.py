@@ -1,17 +1,22 @@
-"""The card and the report say what training changed, and what the model forgot."""
+"""The card and the page say what was measured, what training changed, and what was forgotten."""
 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+import json
 from typing import Any
 
 import pytest
 
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
-from pipeline.report.page import write_report
-from pipeline.report.result_tables import before_after_rows, start_in_words, what_it_forgot
+from pipeline.report.page_sections import measured_sections
+from pipeline.report.result_tables import (
+    before_after_rows,
+    share_with_interval,
+    start_in_words,
+    what_it_forgot,
+)
 from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
 
 SHA = "0123456789abcdef" * 4
@@ -94,27 +99,35 @@ def test_the_text_is_named_without_its_folder_and_with_its_hash() -> None:
     assert f"The other text is `notes.txt` (sha256 `{SHA}`)" in own
 
 
-def test_card_and_report_show_the_table_and_its_meaning(tmp_path: Path) -> None:
+def page_of(shown: RunHistory) -> str:
+    """Return the texts of the page's sections on what was measured."""
+    return json.dumps(measured_sections(shown, shown.results), ensure_ascii=False)
+
+
+def test_card_and_page_show_the_table_and_its_meaning() -> None:
     card = card_of_history(history())
     assert "| other text (bits per byte) | 1.000 ± 0.200 | 1.050 ± 0.200 | +0.050 ± 0.010 |" in card
-    page = write_report(tmp_path / "report.html", history()).read_text()
+    page = page_of(history())
+    assert '"other text (bits per byte)", "1.000 ± 0.200", "1.050 ± 0.200"' in page
     for shown in (card, page):
         assert "Training made the model forget" in shown
         assert SHA in shown
     assert "fine-tuned | –" not in card  # nothing was measured on text of the run's own
 
 
-def test_a_name_can_not_become_markup(tmp_path: Path) -> None:
-    page = write_report(tmp_path / "r.html", history(text="<img src=x>.txt")).read_text()
-    assert "<img src=x>" not in page
-
-
-def test_a_run_from_random_weights_has_nothing_of_it(tmp_path: Path) -> None:
+def test_a_run_from_random_weights_has_nothing_of_it() -> None:
     plain = history({"sft": RESULTS["sft"]})
     assert before_after_rows(plain.job, plain.results) == []
     assert what_it_forgot(plain.job, plain.results) == ""
     assert "efore and after training" not in card_of_history(plain)
-    assert "efore and after training" not in write_report(tmp_path / "r.html", plain).read_text()
+    assert "efore and after training" not in page_of(plain)
+
+
+def test_a_share_of_all_cases_has_an_interval_and_an_old_result_keeps_its_error() -> None:
+    of_all = {"stop_accuracy": 1.0, "stop_accuracy_sem": 0.0}
+    counted = share_with_interval({**of_all, "ends": 40}, "stop_accuracy", "ends")
+    assert counted == "100.0 % (95 %: 91.2 to 100.0)"
+    assert share_with_interval(of_all, "stop_accuracy", "ends") == "100.0 % ± 0.0"
 
 
 def test_the_start_is_said_in_a_line() -> None:

@@ -1,0 +1,256 @@
+"""Sections of the page that are text alone: what was measured, and the record of the run.
+
+A section has a title and blocks: sentences, tables, bars, and lists. The page's script draws them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pion.primitives import WAYS
+from pipeline.console.formats import duration, moment
+from pipeline.report.history import STAGE_NAMES, Row, RunHistory
+from pipeline.report.result_tables import (
+    HEADER,
+    before_after_rows,
+    choice_rows,
+    chosen_checkpoint,
+    language_rows,
+    lm_eval_rows,
+    share_with_interval,
+    value_with_error,
+    what_it_forgot,
+    whose_bytes,
+)
+
+# The numbers of a layer's experts are the mean of this many steps, the last ones of a stage.
+LAST_STEPS = 50
+
+Block = dict[str, Any]
+Section = dict[str, Any]
+
+
+def measured_sections(history: RunHistory, results: Mapping[str, Any]) -> list[Section]:
+    """Return what was measured of the models and their layers; nothing for an unknown job."""
+    if history.known_job is None:
+        return []
+    sections = {
+        "Evaluation": _evaluation(history, results),
+        "Experts": _experts(history),
+        "Recipes": _recipes(history),
+        "Gates": _gates(history),
+    }
+    return _with_content(sections)
+
+
+def record_sections(history: RunHistory, published: Mapping[str, Any]) -> list[Section]:
+    """Return what has happened to the run, and where its things are."""
+    sections = {
+        "Stages": [_stages(history)],
+        "Where this start's time went": _phases(history.latest_phases()),
+        "Attempts": _attempts(history.attempts()),
+        "Rows left out": _dated([(at, [words]) for at, words in history.left_out()]),
+        "Hops": _dated(history.hops()),
+        "What the watcher did": _dated(history.watched()),
+        "Changes of code": _dated(history.code_changes()),
+        "Where things are": [{"facts": _places(history, published)}],
+    }
+    return _with_content(sections)
+
+
+def _with_content(sections: Mapping[str, Sequence[Block]]) -> list[Section]:
+    return [{"title": title, "blocks": blocks} for title, blocks in sections.items() if blocks]
+
+
+def _text(words: str, *, faint: bool = False) -> Block:
+    return {"text": words, "faint": faint}
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> Block:
+    """Return a table of texts. Columns from `numbers_from` are aligned right."""
+    return {"header": header, "rows": rows, "numbers_from": numbers_from}
+
+
+def _dated(entries: Sequence[tuple[str, Sequence[str]]]) -> list[Block]:
+    """Return a list of (when, lines); nothing if there are none."""
+    return [{"entries": entries}] if entries else []
+
+
+def _evaluation(history: RunHistory, results: Mapping[str, Any]) -> list[Block]:
+    job = history.job
+    blocks: list[Block] = []
+    if chosen := chosen_checkpoint(results):
+        blocks.append(_text(chosen))
+    if compared := before_after_rows(job, results):
+        blocks.append(_table(("before and after training", *HEADER[1:]), compared))
+        blocks.append(_text(what_it_forgot(job, results)))
+    if language := language_rows(results):
+        measures = ("loss (nats per token)", "perplexity", "bits per byte")
+        blocks.append(_table(("on held-out text", *measures), language))
+    if changed := whose_bytes(results):
+        blocks.append(_text(changed))
+    response = results.get("sft") or {}
+    if "response_loss" in response:
+        loss = value_with_error(response, "response_loss")
+        stops = share_with_interval(response, "stop_accuracy", "ends")
+        early = share_with_interval(response, "false_stop_rate", "others")
+        measures = ("response loss", "ends where it should", "ends where it should not")
+        header = ("on held-out conversations", *measures)
+        blocks.append(_table(header, [("fine-tuned", loss, stops, early)]))
+    if choices := choice_rows(results):
+        names = ("multiple choice", "model", "accuracy", "chance", "questions")
+        blocks.append(_table(names, choices, numbers_from=2))
+    if lm_eval := lm_eval_rows(results):
+        header = ("lm-evaluation-harness", "metric", "value")
+        blocks.append(_table(header, lm_eval, numbers_from=2))
+    return [*blocks, _text("± is one standard error.", faint=True)] if blocks else []
+
+
+def _measured(history: RunHistory, key: str) -> dict[str, list[Row]]:
+    """Return the rows of steps that measured `key`, of each stage that has such rows."""
+    found = {
+        stage: [row for row in history.steps(stage) if row.get(key)]
+        for stage in history.job.train_stages
+    }
+    return {stage: rows for stage, rows in found.items() if rows}
+
+
+def _layers(header: Sequence[str], columns: Sequence[Sequence[str]]) -> Block:
+    rows = [[f"blocks.{layer}", *cells] for layer, cells in enumerate(zip(*columns))]
+    return _table(("layer", *header), rows)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _experts(history: RunHistory) -> list[Block]:
+    """Say how evenly each layer's router spreads the tokens."""
+    measured = _measured(history, "expert_load")
+    experts = history.job.model_config_resolved().experts if measured else None
+    if experts is None:
+        return []
+    header: list[str] = []
+    columns: list[list[str]] = []
+    for stage, rows in measured.items():
+        header += [f"{STAGE_NAMES[stage]}: load", "entropy"]
+        columns += [_means(rows, "expert_load", 2), _means(rows, "router_entropy", 3)]
+    note = (
+        f"Means of the last {LAST_STEPS} steps. Load: the tokens of the busiest expert, as a "
+        "multiple of an expert's mean. 1.0 is even, and "
+        f"{experts.n / experts.top_k:.2g} is the worst: some expert gets every token. Entropy of "
+        f"the router: {math.log(experts.n):.3f} nats if it prefers no expert, 0 if it is always "
+        "sure."
+    )
+    return [_layers(header, columns), _text(note, faint=True)]
+
+
+def _means(rows: Sequence[Row], key: str, digits: int) -> list[str]:
+    """Return each layer's mean over the last rows."""
+    means = []
+    for layer in zip(*(row.get(key, ()) for row in rows[-LAST_STEPS:])):
+        known = [value for value in layer if value is not None]
+        means.append(_number(sum(known) / len(known) if known else None, digits))
+    return means
+
+
+def _recipes(history: RunHistory) -> list[Block]:
+    """Say how sure each layer is, and what is used of each bank."""
+    measured, config = _measured(history, "primitives_used"), history.job.model_config_resolved()
+    primitives = config.primitives
+    if primitives is None or not measured:
+        return []
+    n, experts = primitives.n, 0 if config.experts is None else config.experts.n
+    last = [rows[-1] for rows in measured.values()]
+    names = [f"bands.{band}.{way}" for band in range(len(primitives.bands)) for way in WAYS]
+    banks = []
+    for name, values in zip(names, zip(*(row["primitives_used"] for row in last))):
+        dead = [None if used is None else n - used for used in values]
+        banks.append([name, *(_number(v, 0) for pair in zip(values, dead) for v in pair)])
+    layers = []
+    for i, values in enumerate(zip(*(row.get("recipe_entropy", ()) for row in last))):
+        # A row of `Decoder.recipes` belongs to a layer, or to one of its experts.
+        name = f"blocks.{i // experts}.recipes.{i % experts}" if experts else f"blocks.{i}"
+        layers.append([name, *map(_number, values)])
+    header = ["bank"]
+    for stage in measured:
+        header += [f"{STAGE_NAMES[stage]}: used", "dead"]
+    note = (
+        "After the last step. Used: the primitives of a bank that some layer of its band chooses; "
+        "dead: those that no layer chooses. Entropy of a layer's two recipes: "
+        f"{math.log(n):.3f} nats if all {n} primitives weigh the same, 0 if one has all the weight."
+    )
+    entropies = ["layer", *(f"{STAGE_NAMES[stage]}: entropy" for stage in measured)]
+    return [_table(header, banks), _table(entropies, layers), _text(note, faint=True)]
+
+
+def _gates(history: RunHistory) -> list[Block]:
+    """Say how well each layer's gate knows which tokens it can skip: its loss, first and last."""
+    header: list[str] = []
+    columns: list[list[str]] = []
+    for stage, rows in _measured(history, "gate_loss").items():
+        header += [f"{STAGE_NAMES[stage]}: first loss", "last"]
+        columns += [list(map(_number, row["gate_loss"])) for row in (rows[0], rows[-1])]
+    if not columns:
+        return []
+    note = "Mean binary cross-entropy in nats of a gate's confidence in one step."
+    return [_layers(header, columns), _text(note, faint=True)]
+
+
+def _stages(history: RunHistory) -> Block:
+    rows = []
+    for stage in history.stages:
+        record = history.head.stages.get(stage)
+        step = next((e.step for e in history.head.checkpoints if e.stage == stage), None)
+        seconds = history.seconds_of(stage)
+        rows.append(
+            (
+                stage,
+                f"finished {moment(record.at)}" if record else "not finished",
+                f"{step:,}" if step is not None else "",
+                duration(seconds) if seconds is not None else "",
+                record.digest[:12] if record else "",
+            )
+        )
+    return _table(("stage", "state", "steps", "time", "digest"), rows, numbers_from=2)
+
+
+def _phases(phases: Sequence[Row]) -> list[Block]:
+    """Show a bar for each phase. A total counts from the command's start. Phases may overlap."""
+    rows = []
+    for phase in phases:
+        name = f"from the start to the {phase['name']}" if phase.get("total") else phase["name"]
+        rows.append((name, duration(phase["seconds"]), float(phase["seconds"])))
+    return [{"bars": rows}] if rows else []
+
+
+def _attempts(rows: Sequence[Row]) -> list[Block]:
+    """Show all plain values of each attempt, as (heading, facts)."""
+    shown = []
+    for row in rows:
+        plain = {key: v for key, v in row.items() if isinstance(v, str | int | float) and v != ""}
+        heading = f"{plain.pop('at')}, {STAGE_NAMES.get(plain['stage'], plain['stage'])}"
+        facts = [(key.replace("_", " "), _cell(key, value)) for key, value in plain.items()]
+        shown.append((heading, facts))
+    return [{"heading": heading, "facts": facts} for heading, facts in shown]
+
+
+def _cell(key: str, value: Any) -> str:
+    if key == "seconds":
+        return duration(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
+
+
+def _places(history: RunHistory, published: Mapping[str, Any]) -> list[tuple[str, str]]:
+    places = [("run", history.url)]
+    for event in history.of_kind("forked"):
+        source = f"{event['from']} at {event['stage']} step {event['at_step']:,}"
+        places.append(("forked from", source))
+    if published:
+        places.append(("model", str(published.get("url") or published.get("path"))))
+        places.append(("card", str(published.get("card"))))
+    return places

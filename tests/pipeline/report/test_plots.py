@@ -1,0 +1,38 @@
+"""The card's plot takes whatever was measured, and smooths it without lag."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from pipeline.report.plots import loss_plot, running_mean
+from tests.pipeline.report.test_page_data import METRICS
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"step": 1, "epoch": 1, "loss": 3.0}],
+        [{"step": 1, "loss": 3.0}, {"step": 2, "loss": math.nan}, {"step": 3, "loss": math.inf}],
+        [{"step": 1, "held_out_loss": 3.0}, {"step": 1, "sample": {"prompt": "", "text": ""}}],
+    ],
+)
+def test_the_plot_takes_whatever_was_measured(rows: list[dict[str, Any]]) -> None:
+    assert loss_plot({"pretrain": rows}).startswith(PNG)
+
+
+def test_the_same_metrics_give_the_same_picture() -> None:
+    assert loss_plot(METRICS) == loss_plot(METRICS)
+
+
+def test_the_smoothed_curve_does_not_lag_behind_a_falling_one() -> None:
+    falling = [float(value) for value in range(100, 0, -1)]
+    smooth = running_mean(falling, 9)
+    assert smooth[4:-4] == pytest.approx(falling[4:-4])
+    assert len(smooth) == len(falling)
+    assert running_mean(falling, 1) == falling
