@@ -67,7 +67,7 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
 
 def _require_all_ids(tokenizer: Tokenizer, source: str, file: Path) -> None:
     """Raise BadInput if the model has ids that its tokenizer lacks, as after fine-tuning."""
-    from pion.formats.seeds.checkpoint import ids_of_seed
+    from pion.formats.seeds import ids_of_seed
 
     ids = ids_of_seed(file)
     if ids is not None and tokenizer.vocab_size < ids:

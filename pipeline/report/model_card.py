@@ -38,7 +38,7 @@ from pipeline.report.result_tables import (
 )
 
 if TYPE_CHECKING:
-    from pion.formats.rounding import RoundingCost
+    from pion.formats.export import RoundingCost
     from pion.lora import Adapter
     from pipeline.base.licence import Terms
 

@@ -80,7 +80,7 @@ def _check_form(job: Job, *, to_hub: bool) -> None:
     if job.publish.adapter:
         check_adapter(job, to_hub=to_hub)
     if job.publish.dtype == "bfloat16":
-        from pion.formats.rounding import require_roundable
+        from pion.formats.export import require_roundable
 
         try:
             require_roundable(job.model_config_resolved())

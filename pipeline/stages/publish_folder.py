@@ -24,8 +24,8 @@ from pipeline.state.bases import BASES
 
 if TYPE_CHECKING:
     from pion.data.tokens.tokenizer import Tokenizer
+    from pion.formats.export import RoundingCost
     from pion.formats.huggingface.tokenizer_files import ModelTokenizer
-    from pion.formats.rounding import RoundingCost
     from pion.lora import Adapter
     from pion.model.decoder import Decoder
 
@@ -263,7 +263,7 @@ def _rounded(
     """Return the rounded model, in fp32 and in bfloat16, and what the rounding costs."""
     import torch
 
-    from pion.formats.rounding import rounded, rounding_cost
+    from pion.formats.export import rounded, rounding_cost
     from pion.model.decoder import Decoder
 
     after = rounded(decoder)

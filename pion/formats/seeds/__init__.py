@@ -4,6 +4,88 @@ A seed is one of the public projects that Pion grew out of. The family of a chec
 by the names of its tensors, never by a class.
 """
 
-from pion.formats.seeds.checkpoint import import_seed
+from __future__ import annotations
 
-__all__ = ["import_seed"]
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+from pion.config import ModelConfig
+from pion.errors import BadInput
+from pion.formats.seeds.daisy import from_daisy
+from pion.formats.seeds.pilon import from_pilon
+from pion.formats.seeds.pion_and_tachyon import from_pion, from_tachyon
+from pion.formats.seeds.read import SeedCheckpoint, read_checkpoint
+from pion.model.decoder import Decoder
+from pion.model.parameters import require_possible
+
+# By a part of a tensor's name: a family that can't be imported, and why.
+REFUSED = {
+    "tok_emb.": "a Lepton. A Lepton's forward pass saw the tokens that it was trained to predict, "
+    "so its weights are of no use",
+    ".ffn.router.router.0.": "a PILON whose router has two matrices, which Pion can't import",
+}
+
+# By a part of a tensor's name: the family that has such tensors.
+MARKS = {
+    "token_embedding.": "PILON",
+    "primitive_banks.": "PILON",
+    ".ffn.w": "Pion",
+    ".moe.": "Tachyon",
+    "lm_head_w": "Daisy-Wee",
+    "scalars": "Daisy-Wee",
+    "qkvo_w": "Daisy-Wee",
+}
+IMPORTERS = {
+    "Pion": from_pion,
+    "Tachyon": from_tachyon,
+    "Daisy-Wee": from_daisy,
+    "PILON": from_pilon,
+}
+
+
+def import_seed(path: str | Path) -> Decoder:
+    """Return the model of a seed's checkpoint, in fp32 on the CPU.
+
+    The Pion seed applied its softcap only in training; an imported model with a softcap always
+    applies it. Raises BadInput for a file that is not such a checkpoint or has more than plain
+    data, and for a family that can't be imported.
+    """
+    checkpoint = read_checkpoint(Path(path))
+    try:
+        _refuse(checkpoint.tensors)
+        config, state = _translate(checkpoint)
+        require_possible(config, state)
+        return Decoder.from_state(config, state)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def ids_of_seed(path: str | Path) -> int | None:
+    """Return how many ids the tokenizer of a seed's checkpoint has; None: its tensors do not tell.
+
+    A PILON has a row for each id, also after fine-tuning added some. Raises BadInput like
+    `import_seed`.
+    """
+    table = read_checkpoint(Path(path)).tensors.get("token_embedding.weight")
+    return None if table is None else len(table)
+
+
+def _translate(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, dict[str, Tensor]]:
+    found: dict[str, str] = {}
+    for mark, family in MARKS.items():
+        for name in sorted(checkpoint.tensors):
+            if mark in name:
+                found.setdefault(family, name)
+    if len(found) > 1:
+        tensors = ", and ".join(f"{name} is a {family}'s" for family, name in found.items())
+        raise BadInput(f"the tensors are mixed: {tensors}")
+    return IMPORTERS[next(iter(found), "Pion")](checkpoint)
+
+
+def _refuse(names: Iterable[str]) -> None:
+    for name in names:
+        for mark, family in REFUSED.items():
+            if mark in name:
+                raise BadInput(f"the tensor {name} shows that this is {family}")

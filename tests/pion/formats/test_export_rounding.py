@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
-from pion.formats.export import export_model
+from pion.formats.export import export_model, require_roundable, rounded, rounding_cost
 from pion.formats.load import load_decoder
-from pion.formats.rounding import require_roundable, rounded, rounding_cost
 from pion.formats.verify import verify_export
 from pion.model.decoder import Decoder
 from tests.support.tiny_config import tiny_config
