@@ -217,14 +217,10 @@ def _of(results: Results, begin: str, kind: type[Numbers]) -> Iterator[Numbers]:
 
 def _numbers(kind: Any, measures: Measures) -> Any:
     """Return the record of these measures; None if one is missing or makes no sense."""
-    types = {"str": str, "bool": bool, "int": int, "float": (int, float)}
-    found = {}
-    for entry in dataclasses.fields(kind):
-        value = measures.get(entry.name)
-        if not isinstance(value, types[str(entry.type)]):  # type: ignore[arg-type]
-            return None
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and not (0 < value < math.inf):  # type: ignore[operator]
-            return None
-        found[entry.name] = value
-    return kind(**found)
+    names = [entry.name for entry in dataclasses.fields(kind)]
+    try:
+        found = _record(kind, {name: measures[name] for name in names}, "", "")
+    except (KeyError, BadInput):
+        return None
+    numbers = [value for value in vars(found).values() if not isinstance(value, bool | str)]
+    return found if all(0 < number < math.inf for number in numbers) else None

@@ -18,11 +18,9 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.generation.bounds import check
 from pion.generation.sampling import Sampling, sample
+from pion.generation.text_stream import TextStream
 from pion.model.attention.cache import BatchCache, KVCache
 from pion.model.decoder import Decoder
-
-# A tokenizer decodes bytes that are not a whole character to this.
-INCOMPLETE = "\ufffd"
 
 # Where masks are dense, a prompt is read in pieces of this many tokens. Otherwise memory would be
 # quadratic in the prompt's length.
@@ -239,14 +237,11 @@ def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
 
     Joined, the pieces are the decoded text. Bytes that never become a character are U+FFFD.
     """
-    pending: list[int] = []
+    stream = TextStream(tokenizer)
     for token in ids:
-        pending.append(token)
-        text = tokenizer.decode(pending)
-        if text and not text.endswith(INCOMPLETE):
+        if text := stream.push(token).text:
             yield text
-            pending = []
-    if text := tokenizer.decode(pending):
+    if text := stream.end().text:
         yield text
 
 

@@ -87,7 +87,8 @@ def _cached_choices(trace: dict[str, Any], step: int) -> Iterator[None]:
     choices = iter([choice for layer in cached for choice in layer])
 
     def recipe(logits: Tensor, top_k: int) -> Recipe:
-        choice = torch.tensor(next(choices))
+        # The report of the recipes asks again, after all layers.
+        choice = torch.tensor(next(choices, ()), dtype=torch.int64)
         if len(choice) != top_k:  # the seed then chooses again
             return recipe_of(logits, top_k)
         weights = logits.softmax(dim=0)[choice]
