@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import pion
 import pion.model.attention.attention as attention_module
-import pion.model.decoder as decoder_module
+import pion.model.forward_pass as forward_pass_module
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.generation.generate import Sampling, sample, stream_text
@@ -268,7 +268,7 @@ def test_a_prompt_is_never_compiled(masked, monkeypatch):
     def compile_flex_attention():
         raise AssertionError("flex attention was asked for")
 
-    monkeypatch.setattr(decoder_module, "flexible", lambda config, device: True)
+    monkeypatch.setattr(forward_pass_module, "flexible", lambda config, device: True)
     monkeypatch.setattr(attention_module, "_flex_attention", compile_flex_attention)
     assert len(greedy(masked, list(range(40)))) == 12
     tokens = torch.zeros(1, CONTEXT, dtype=torch.int64)
