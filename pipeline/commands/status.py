@@ -16,7 +16,7 @@ from pipeline.state.find_run import open_run, runs_in
 from pipeline.state.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import run_status
-from pipeline.state.stop_requests import StopRequest
+from pipeline.state.stop_requests import describe_stop
 from pipeline.state.stores import DEFAULT_STORE, open_store
 from pipeline.state.stores.clock import StoreClock
 
@@ -161,7 +161,7 @@ def _remarks(status: dict[str, Any]) -> list[str]:
     """Return lines about a request to stop and rows left out, if there are any."""
     lines = []
     if status["stop"]:
-        lines.append(f"asked to stop: {StopRequest(**status['stop']).describe()}")
+        lines.append(f"asked to stop: {describe_stop(status['stop'])}")
     for stage, skipped in status["skipped"].items():
         lines += [
             f"left out: {stage} rows {rows['first']:,} to {rows['stop'] - 1:,} "

@@ -17,7 +17,7 @@ from pipeline.report.page_sections import measured_sections, record_sections
 from pipeline.report.result_tables import human_count
 from pipeline.state.deadline_status import state_in_words
 from pipeline.state.record_json import Damaged
-from pipeline.state.stop_requests import StopRequest
+from pipeline.state.stop_requests import describe_stop
 
 MOST_EVENTS = 200
 MOST_SAMPLES = 60
@@ -102,7 +102,7 @@ def _summary(history: RunHistory, notes: Sequence[str]) -> dict[str, Any]:
             None,
         ),
         "tokens_per_second": newest.get("tokens_per_second"),
-        "stop": StopRequest(**status["stop"]).describe() if status["stop"] else None,
+        "stop": describe_stop(status["stop"]) if status["stop"] else None,
         "deadline": _deadline(history),
         "notes": [
             *notes,

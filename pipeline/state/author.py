@@ -9,10 +9,9 @@ import socket
 from dataclasses import dataclass
 
 from pipeline.console.formats import printable
-from pipeline.state.record_json import Count, closed_record
+from pipeline.state.record_json import Count
 
 
-@closed_record
 @dataclass(frozen=True)
 class Author:
     """A process of `user` on `host`."""

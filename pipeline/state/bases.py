@@ -9,6 +9,7 @@ run. So a branch that moves, or a folder that changes, does not change the run.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -21,6 +22,7 @@ from typing_extensions import TypedDict
 
 from pion.errors import BadInput, PionError
 from pipeline.job.model_section import Base
+from pipeline.state.record_file import RecordFile
 from pipeline.state.record_json import (
     FORMAT,
     Damaged,
@@ -31,7 +33,7 @@ from pipeline.state.record_json import (
     to_json,
 )
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Conflict, Missing, Store
+from pipeline.state.stores import Missing, Store
 from pipeline.state.verified import file_problem
 from pipeline.state.workspace import FILES, Files, Progress, Workspace, read_files
 
@@ -79,7 +81,7 @@ def read_pin(run: RunState, source: str) -> Base | None:
 
     Raises `Damaged`.
     """
-    return _read_pin(run, source)[0]
+    return _pin(run, source).read()[0]
 
 
 def write_pin(run: RunState, base: Base, *, replace: bool = False) -> None:
@@ -87,16 +89,13 @@ def write_pin(run: RunState, base: Base, *, replace: bool = False) -> None:
 
     Raises BadInput if another process has just recorded a different one.
     """
-    data = to_json({"format": FORMAT, **base.to_dict()}).encode()
+    file = _pin(run, base.source)
     while True:
-        present, version = _read_pin(run, base.source)
+        present, version = file.read()
         if present is not None and (present.hash == base.hash or not replace):
             break
-        try:
-            run.store.compare_and_swap(pin_key(run, base.source), data, version)
+        if file.swap(base, version):
             return
-        except Conflict:
-            continue
     if present.hash != base.hash:
         raise BadInput(
             f"model.from: another start of run {run.name} has just begun with {present}, and this "
@@ -104,26 +103,14 @@ def write_pin(run: RunState, base: Base, *, replace: bool = False) -> None:
         )
 
 
-def _read_pin(run: RunState, source: str) -> tuple[Base | None, str | None]:
-    key = pin_key(run, source)
-    try:
-        data, version = run.store.read_versioned(key)
-    except Missing:
-        return None, None
-    return _base(data, f"{run.store.url}/{key}"), version
+def _pin(run: RunState, source: str) -> RecordFile[Base]:
+    return RecordFile(run.store, pin_key(run, source), _base)
 
 
 def _base(data: bytes, where: str) -> Base:
     pin = build(_Pin, parse(data, where), where)
-    return Base(
-        source=pin["source"],
-        hash=pin["hash"],
-        tokenizer=pin["tokenizer"],
-        config=pin["config"],
-        commit=pin.get("commit"),
-        template=pin.get("template"),
-        date=pin.get("date"),
-    )
+    known = {field.name for field in dataclasses.fields(Base)}
+    return Base(**{name: value for name, value in pin.items() if name in known})  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- the files

@@ -6,25 +6,15 @@ then on, this record holds and the job's section does not. Whoever watches the r
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.console.formats import duration, moment
 from pipeline.job import Deadline
 from pipeline.state.author import Author
-from pipeline.state.record_json import (
-    FORMAT,
-    Amount,
-    Damaged,
-    Time,
-    build,
-    closed_record,
-    parse,
-    to_json,
-)
+from pipeline.state.record_file import RecordFile, strictly
+from pipeline.state.record_json import FORMAT, Amount, Damaged, Time, closed_record
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Conflict, Missing, StoreError
 
 DEADLINE = "deadline.json"
 
@@ -96,7 +86,7 @@ def read_deadline(run: RunState) -> RunDeadline | None:
 
     Raises `Damaged`, BadInput for another format version, and StoreError.
     """
-    return _read(run)[0]
+    return _file(run).read()[0]
 
 
 def new_deadline(asked: Asked, how: str, now: float) -> RunDeadline:
@@ -124,20 +114,12 @@ def change_deadline(
     If another process writes in between, `change` gets the other record. With `replace_damaged`, a
     damaged record counts as none. Raises as `read_deadline` does.
     """
+    file = _file(run)
     while True:
-        present, version = _read(run, damaged_is_none=replace_damaged)
+        present, version = file.read(as_none=Damaged if replace_damaged else ())
         wanted = change(present)
-        if wanted == present:  # or the acknowledgement of this write was lost
+        if wanted == present or file.swap(wanted, version):
             return wanted
-        data = to_json(dataclasses.asdict(wanted)).encode()
-        try:
-            run.store.compare_and_swap(run.key(DEADLINE), data, version)
-        except Conflict:
-            continue
-        except StoreError:
-            if _read(run)[0] != wanted:
-                raise
-        return wanted
 
 
 def withdraw_first_deadline(run: RunState, deadline: RunDeadline) -> None:
@@ -145,23 +127,11 @@ def withdraw_first_deadline(run: RunState, deadline: RunDeadline) -> None:
 
     Raises StoreError.
     """
-    if _read(run)[0] == deadline:
+    if read_deadline(run) == deadline:
         run.store.delete(run.key(DEADLINE))
         run.store.flush()
 
 
-def _read(run: RunState, *, damaged_is_none: bool = False) -> tuple[RunDeadline | None, str | None]:
-    key = run.key(DEADLINE)
-    try:
-        data, version = run.store.read_versioned(key)
-    except Missing:
-        return None, None
-    where = f"{run.store.url}/{key}"
-    try:
-        return build(RunDeadline, parse(data, where), where), version
-    except Damaged as error:
-        if damaged_is_none:
-            return None, version
-        raise Damaged(
-            f"{error} Set the deadline again: pion deadline {run.url} --hours N, --at T or --off."
-        ) from error
+def _file(run: RunState) -> RecordFile[RunDeadline]:
+    advice = f"Set the deadline again: pion deadline {run.url} --hours N, --at T or --off."
+    return RecordFile(run.store, run.key(DEADLINE), strictly(RunDeadline), advice=advice)

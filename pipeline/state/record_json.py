@@ -4,6 +4,7 @@ A store may hold what others wrote. So a record with a wrong type, a time out of
 count is damaged, and the message names the file and the place in it.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -59,8 +60,10 @@ def closed_record(kind: type[Record]) -> type[Record]:
 
 
 def open_record(kind: type[Record]) -> type[Record]:
-    """Let `build` keep keys that the TypedDict `kind` does not have."""
-    kind.__pydantic_config__ = {"strict": True, "extra": "allow"}  # type: ignore[attr-defined]
+    """Let `build` keep keys that the TypedDict `kind` does not have, or ignore them if it is a
+    dataclass."""
+    extra = "ignore" if dataclasses.is_dataclass(kind) else "allow"
+    kind.__pydantic_config__ = {"strict": True, "extra": extra}  # type: ignore[attr-defined]
     return kind
 
 

@@ -13,16 +13,18 @@ import time
 import uuid
 from dataclasses import dataclass
 from shlex import quote
+from typing import Any
 
 from pion.errors import BadInput
 from pipeline.state.find_run import no_such_run
 from pipeline.state.owner import Owner, is_running
-from pipeline.state.record_json import to_json
+from pipeline.state.record_file import RecordFile
+from pipeline.state.record_json import parse_record, to_json
 from pipeline.state.records import REMOVING_FORMAT, BeingRemoved, Head
 from pipeline.state.remains import refuse_other_files, remains
 from pipeline.state.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Conflict, Missing
+from pipeline.state.stores import Missing
 from pipeline.state.stores.base import is_key
 from pipeline.state.stores.local import explained
 from pipeline.state.workspace import Workspace
@@ -80,27 +82,32 @@ def remove(found: Removable) -> int:
     finishes what this one began.
     """
     run, store, head = found.run, found.run.store, found.run.key("HEAD.json")
-    mine = to_json({"format": REMOVING_FORMAT, "removing": uuid.uuid4().hex}).encode()
-    try:
-        store.compare_and_swap(head, mine, found.version)
-    except Conflict:
-        if _present(run) != mine:  # else the answer to an earlier try was lost
-            raise BadInput(
-                f"{run.url} was changed by another process in the meantime. This command deleted "
-                "nothing of it."
-            ) from None
+    file: RecordFile[dict[str, Any]] = RecordFile(
+        store, head, parse_record, lambda record: to_json(record).encode()
+    )
+    mine = {"format": REMOVING_FORMAT, "removing": uuid.uuid4().hex}
+    if not file.swap(mine, found.version):
+        raise BadInput(
+            f"{run.url} was changed by another process in the meantime. This command deleted "
+            "nothing of it."
+        )
+
+    def check() -> None:
+        if file.read_if_readable()[0] != mine:
+            raise BadInput(f"Another `pion rm` removes {run.url}. This one has stopped.")
+
     keys = [entry.key for entry in store.list(run.key("")) if entry.key != head]
     for number, key in enumerate(filter(is_key, keys)):
         if number % LOOK_EVERY == 0:
-            _check(run, mine)
+            check()
         store.delete(key)
     store.flush()
-    _check(run, mine)
+    check()
     _remove_hidden(run)
     Workspace(store, run.name).remove_copies()
     store.sweep_unfinished(run.key(""), time.time())
     left = len(store.list(run.key(""))) - 1
-    _check(run, mine)
+    check()
     store.delete(head)
     store.flush()
     return left
@@ -148,16 +155,3 @@ def _remove_hidden(run: RunState) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-
-
-def _check(run: RunState, mine: bytes) -> None:
-    """Raise BadInput if another process removes the run, or has removed it."""
-    if _present(run) != mine:
-        raise BadInput(f"Another `pion rm` removes {run.url}. This one has stopped.")
-
-
-def _present(run: RunState) -> bytes | None:
-    try:
-        return run.store.read(run.key("HEAD.json"))
-    except Missing:
-        return None

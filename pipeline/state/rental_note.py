@@ -12,10 +12,11 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pion.errors import BadInput, Fenced, Interrupted, PionError
-from pipeline.state.record_json import FORMAT, Epoch, Time, build, closed_record, finite_json, parse
+from pion.errors import Fenced, Interrupted, PionError
+from pipeline.state.record_file import RecordFile, strictly
+from pipeline.state.record_json import FORMAT, Epoch, Time, closed_record
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Conflict, Missing, StoreError
+from pipeline.state.stores import Conflict, StoreError
 
 NOTE = "rental.json"
 
@@ -48,15 +49,8 @@ def read_rental_note(state: RunState) -> tuple[RentalNote | None, str | None]:
 
     A note that can't be read is treated as absent, but its version is returned. Raises StoreError.
     """
-    key = state.key(NOTE)
-    version = None
-    try:
-        data, version = state.store.read_versioned(key)
-        where = f"{state.store.url}/{key}"
-        note = build(RentalNote, parse(data, where), where)
-    except (Missing, BadInput):
-        return None, version
-    return (None if note.over else note), version
+    note, version = _file(state).read_if_readable()
+    return (None if note is None or note.over else note), version
 
 
 def never_rented(state: RunState) -> bool:
@@ -71,8 +65,8 @@ def never_rented(state: RunState) -> bool:
 def write_rental_note(state: RunState, note: RentalNote, version: str | None) -> None:
     """Replace `version` of the note by `note`. Raises Conflict if the store has another version,
     and StoreError."""
-    text = finite_json(dataclasses.asdict(note), indent=1) + "\n"
-    state.store.compare_and_swap(state.key(NOTE), text.encode(), version)
+    if not _file(state).swap(note, version):
+        raise Conflict(state.key(NOTE), state.store.url)
 
 
 def withdraw_rental_note(
@@ -115,3 +109,7 @@ def _withdraw(state: RunState, launch_id: str | None, *, fenced: bool = False) -
         newest = head.claims[0].owner.launch_id if head is not None and head.claims else None
         if newest != launch_id:
             withdraw_rental_note(state, launch_id)
+
+
+def _file(state: RunState) -> RecordFile[RentalNote]:
+    return RecordFile(state.store, state.key(NOTE), strictly(RentalNote))

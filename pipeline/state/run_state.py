@@ -10,9 +10,9 @@ from typing import Any, NotRequired, TypeVar
 
 from typing_extensions import TypedDict
 
-from pion.errors import BadInput
-from pion.untrusted import LARGEST_JOB, LARGEST_RECORD
+from pion.untrusted import LARGEST_JOB
 from pipeline.kill_points import mark
+from pipeline.state.record_file import RecordFile
 from pipeline.state.record_json import (
     Count,
     Damaged,
@@ -25,8 +25,10 @@ from pipeline.state.record_json import (
     to_json,
 )
 from pipeline.state.records import BeingRemoved, Head
-from pipeline.state.stores import Conflict, Missing, Store, StoreError, write_once
+from pipeline.state.stores import Missing, Store, write_once
 from pipeline.state.stores.base import check_run_name
+
+T = TypeVar("T")
 
 SILENCE_SECONDS = 60.0
 # The same on a store without heartbeats, where only commits show that an owner is alive.
@@ -89,6 +91,7 @@ class RunState:
         self.store = store
         self.name = check_run_name(name)
         self.clock = clock or Clock()
+        self._head = RecordFile(store, self.key("HEAD.json"), Head.from_json, Head.to_json)
 
     @property
     def url(self) -> str:
@@ -108,12 +111,8 @@ class RunState:
 
     def read_versioned(self) -> tuple[Head | None, str | None]:
         """Return HEAD and its version in the store."""
-        key = self.key("HEAD.json")
         try:
-            data, version = self.store.read_versioned(key)
-            return Head.from_json(data, f"{self.store.url}/{key}"), version
-        except Missing:
-            return None, None
+            return self._head.read()
         except Damaged as error:
             raise Damaged(
                 f"{error} Restore this file from a backup. The run's checkpoints are not affected."
@@ -125,17 +124,10 @@ class RunState:
         `write_id`, in `head`'s history, distinguishes a lost acknowledgement from a lost race.
         """
         mark("commit")
-        try:
-            self.store.compare_and_swap(self.key("HEAD.json"), head.to_json(), version)
+        swapped = self._head.swap(head, version, lambda present: write_id in present.write_ids)
+        if swapped:
             mark("commit")
-        except (Conflict, StoreError) as error:
-            present = self.read()
-            if present is not None and write_id in present.write_ids:
-                return True
-            if isinstance(error, StoreError):
-                raise
-            return False
-        return True
+        return swapped
 
     def heartbeat(self, epoch: int) -> Beat | None:
         """Return the last heartbeat of that epoch's owner.
@@ -143,12 +135,7 @@ class RunState:
         Returns None if there is none that can be read: a heartbeat is a courtesy and must not end a
         command.
         """
-        path = heartbeat_path(epoch)
-        try:
-            data = self._read(path)
-            return None if data is None else build(Beat, parse_record(data, path), path)
-        except BadInput:
-            return None
+        return self._file(heartbeat_path(epoch), Beat).read_if_readable()[0]
 
     def write_job(self, digest: str, text: str) -> None:
         """Store the job file under its `digest`."""
@@ -159,12 +146,13 @@ class RunState:
 
         Raises `Damaged` if it is not a text of at most 1 MiB.
         """
-        path = f"jobs/{digest}.yaml"
-        data = self._read(path, LARGEST_JOB)
+        key = self.key(f"jobs/{digest}.yaml")
         try:
-            return None if data is None else data.decode()
+            return self.store.read(key, LARGEST_JOB).decode()
+        except Missing:
+            return None
         except UnicodeDecodeError as error:
-            raise damaged(self._where(path), f"it is not UTF-8 ({error})") from None
+            raise damaged(f"{self.store.url}/{key}", f"it is not UTF-8 ({error})") from None
 
     def write_stage(self, stage: str, digest: str, description: Mapping[str, Any]) -> None:
         """Store the data that a stage's digest was computed from, to show differences later."""
@@ -176,9 +164,7 @@ class RunState:
 
         Raises `Damaged`.
         """
-        path = f"stages/{stage}/{digest}.json"
-        data, where = self._read(path), self._where(path)
-        return None if data is None else build(StageInputs, parse_record(data, where), where)
+        return self._file(f"stages/{stage}/{digest}.json", StageInputs).read()[0]
 
     def read_for_owner(self) -> tuple[Head | None, str | None]:
         """Return HEAD and its version; (None, None) also if the run is being removed."""
@@ -192,14 +178,11 @@ class RunState:
         """The seconds without a sign of life after which an owner is presumed dead."""
         return COMMIT_SILENCE_SECONDS if self.store.commits else SILENCE_SECONDS
 
-    def _read(self, path: str, limit: int = LARGEST_RECORD) -> bytes | None:
-        try:
-            return self.store.read(self.key(path), limit)
-        except Missing:
-            return None
-
-    def _where(self, path: str) -> str:
-        return f"{self.store.url}/{self.key(path)}"
+    def _file(self, path: str, kind: type[T]) -> RecordFile[T]:
+        """Return a record without a format version."""
+        return RecordFile(
+            self.store, self.key(path), lambda data, at: build(kind, parse_record(data, at), at)
+        )
 
 
 def heartbeat_path(epoch: int) -> str:

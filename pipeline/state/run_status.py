@@ -35,7 +35,7 @@ def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
         "heartbeats": not state.store.commits,
         "last_commit_age": now - last_change(head),
         "progress": (beat.get("status") if beat else None) or None,
-        "stop": dataclasses.asdict(stop) if stop else None,
+        "stop": stop.status() if stop else None,
         "spent": {"hours": head.spent.hours, "dollars": head.spent.dollars},
         "skipped": {
             stage: [dataclasses.asdict(rows) for rows in skipped]

@@ -7,44 +7,26 @@ launch don't.
 
 from __future__ import annotations
 
-import json
-import os
-import socket
+import dataclasses
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NotRequired
-
-from typing_extensions import TypedDict
+from typing import Any
 
 from pion.errors import BadInput
 from pipeline.console.formats import moment, printable
-from pipeline.state.author import user_name
-from pipeline.state.record_json import FORMAT, Count, Time, build, open_record, parse
+from pipeline.state.author import Author
+from pipeline.state.record_file import RecordFile
+from pipeline.state.record_json import Time, build, open_record, parse
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Missing
 
 STOP = "stop"
+REQUESTS = "requests/"
 
 Note = Callable[[str], None]
 
 
-class _By(TypedDict):
-    host: str
-    pid: Count
-    user: str
-
-
 @open_record
-class _Record(TypedDict):
-    """A request in the store."""
-
-    at: Time
-    by: _By
-    reason: str
-    except_launch: NotRequired[str | None]
-
-
 @dataclass(frozen=True)
 class StopRequest:
     """A request by a person or program that the run save and stop. `at` is Unix time.
@@ -53,16 +35,27 @@ class StopRequest:
     does not apply to that launch.
     """
 
-    at: float
-    host: str
-    pid: int
-    user: str
+    at: Time
+    by: Author
     reason: str
     except_launch: str | None = None
+    kind: str = STOP
 
     def describe(self) -> str:
         """Return `pion stop by ann on host-a at 2026-11-20 07:33:12 UTC`."""
-        return printable(f"{self.reason} by {self.user} on {self.host} at {moment(self.at)}")
+        return describe_stop(self.status())
+
+    def status(self) -> dict[str, Any]:
+        """Return what `pion status --json` says of the request."""
+        by, launch = dataclasses.asdict(self.by), self.except_launch
+        return {"at": self.at, **by, "reason": self.reason, "except_launch": launch}
+
+
+def describe_stop(stop: Mapping[str, Any]) -> str:
+    """Return in words what `StopRequest.status` returned."""
+    return printable(
+        f"{stop['reason']} by {stop['user']} on {stop['host']} at {moment(stop['at'])}"
+    )
 
 
 def ask_stop(run: RunState, reason: str, *, except_launch: str | None = None) -> StopRequest:
@@ -70,25 +63,8 @@ def ask_stop(run: RunState, reason: str, *, except_launch: str | None = None) ->
 
     The request does not apply to `except_launch`: the run is handed over to that launch.
     """
-    request = StopRequest(
-        run.clock.now(),
-        socket.gethostname(),
-        os.getpid(),
-        user_name(),
-        printable(reason),
-        except_launch,
-    )
-    record = {
-        "format": FORMAT,
-        "kind": STOP,
-        "at": request.at,
-        "by": {"host": request.host, "pid": request.pid, "user": request.user},
-        "reason": request.reason,
-        "except_launch": except_launch,
-    }
-    text = json.dumps(record, indent=1) + "\n"
-    run.store.write(run.key(f"requests/{uuid.uuid4().hex}.json"), text.encode())
-    run.store.flush()
+    request = StopRequest(run.clock.now(), Author.me(), printable(reason), except_launch)
+    _file(run, run.key(f"{REQUESTS}{uuid.uuid4().hex}.json")).write(request)
     return request
 
 
@@ -100,52 +76,38 @@ def pending_stop(
     Files that can't be read as requests are reported to `note` and ignored, because they must not
     end a run. Raises `StoreError`.
     """
-    newest: StopRequest | None = None
-    for key in _keys(run):
-        request = _read(run, key, note)
-        if request is None or (launch_id is not None and request.except_launch == launch_id):
-            continue
-        if newest is None or request.at > newest.at:
-            newest = request
-    return newest
+    found = _requests(run, note)
+    obeyed = (r for r in found.values() if launch_id is None or r.except_launch != launch_id)
+    return max(obeyed, key=lambda request: request.at, default=None)
 
 
 def clear_stops(run: RunState) -> int:
     """Remove every request, readable or not, and return how many there were. Raises
     `StoreError`."""
-    keys = _keys(run)
-    for key in keys:
-        run.store.delete(key)
-    if keys:
-        run.store.flush()
-    return len(keys)
+    return _delete(run, [entry.key for entry in run.store.list(run.key(REQUESTS))])
 
 
 def withdraw_handover(run: RunState, launch_id: str) -> int:
     """Remove the requests to hand the run over to that launch, and return how many there were.
     Raises `StoreError`."""
-    return _remove(run, lambda request: request.except_launch == launch_id)
+    found = _requests(run)
+    return _delete(run, [key for key, r in found.items() if r.except_launch == launch_id])
 
 
 def clear_handovers(run: RunState) -> int:
     """Remove every request to hand the run over, and return how many there were. A person's request
     to stop stays. Raises `StoreError`."""
-    return _remove(run, lambda request: request.except_launch is not None)
+    found = _requests(run)
+    return _delete(run, [key for key, r in found.items() if r.except_launch is not None])
 
 
 def is_asked_to_stop(run: RunState) -> bool:
     """Return whether a person asked the run to stop, whatever machine it is on. Raises
     `StoreError`."""
-    found = (_read(run, key, lambda text: None) for key in _keys(run))
-    return any(request is not None and request.except_launch is None for request in found)
+    return any(request.except_launch is None for request in _requests(run).values())
 
 
-def _remove(run: RunState, which: Callable[[StopRequest], bool]) -> int:
-    keys = []
-    for key in _keys(run):
-        request = _read(run, key, lambda text: None)
-        if request is not None and which(request):
-            keys.append(key)
+def _delete(run: RunState, keys: list[str]) -> int:
     for key in keys:
         run.store.delete(key)
     if keys:
@@ -153,28 +115,28 @@ def _remove(run: RunState, which: Callable[[StopRequest], bool]) -> int:
     return len(keys)
 
 
-def _keys(run: RunState) -> list[str]:
-    return [entry.key for entry in run.store.list(run.key("requests/"))]
+def _requests(run: RunState, note: Note = lambda text: None) -> dict[str, StopRequest]:
+    """Return the requests that can be read, by key."""
+    found = {}
+    for entry in run.store.list(run.key(REQUESTS)):
+        try:
+            request, _ = _file(run, entry.key).read()
+        except BadInput as error:
+            note(f"a request was ignored: {error}")
+            continue
+        if request is not None:  # else it was cleared meanwhile
+            found[entry.key] = request
+    return found
 
 
-def _read(run: RunState, key: str, note: Note) -> StopRequest | None:
-    where = f"{run.store.url}/{key}"
-    try:
-        return _parse(run.store.read(key), where)
-    except Missing:  # cleared meanwhile
-        return None
-    except BadInput as error:
-        note(f"a request was ignored: {error}")
-        return None
+def _file(run: RunState, key: str) -> RecordFile[StopRequest]:
+    return RecordFile(run.store, key, _load)
 
 
-def _parse(data: bytes, where: str) -> StopRequest:
+def _load(data: bytes, where: str) -> StopRequest:
     raw = parse(data, where)
     if raw.get("kind") != STOP:
         raise BadInput(
             f"{where} has the kind {raw.get('kind')!r}; this pion only supports {STOP!r}."
         )
-    record = build(_Record, raw, where)
-    by = record["by"]
-    launch = record.get("except_launch")
-    return StopRequest(record["at"], by["host"], by["pid"], by["user"], record["reason"], launch)
+    return build(StopRequest, raw, where)

@@ -6,30 +6,20 @@ what it knows, and from when on nobody watching would put the deadline at risk.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, NotRequired
+from typing import Annotated
 
 from annotated_types import Gt, Lt
 from typing_extensions import TypedDict
 
-from pion.errors import BadInput
 from pipeline.state.author import Author
 from pipeline.state.owner import code_version
-from pipeline.state.record_json import (
-    FORMAT,
-    Amount,
-    Count,
-    Time,
-    build,
-    finite_json,
-    open_record,
-    parse,
-)
+from pipeline.state.record_file import RecordFile, strictly
+from pipeline.state.record_json import FORMAT, Amount, Count, Time, open_record
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Missing, StoreError
+from pipeline.state.stores import StoreError
 
 BEAT = "watcher.json"
 # Seconds between two signs of life: on a store whose commits are limited, more.
@@ -59,20 +49,9 @@ class Saw(TypedDict):
 
 
 @open_record
-class _Record(TypedDict):
-    """A sign of life in the store. A newer watcher may write more."""
-
-    at: Time
-    by: Author
-    pion: str
-    knows_deadlines: NotRequired[Count]
-    risk_at: NotRequired[Time | None]
-    saw: NotRequired[Saw]
-
-
 @dataclass(frozen=True)
 class WatcherBeat:
-    """A watcher's last sign of life.
+    """A watcher's last sign of life. A newer watcher may write more.
 
     Attributes:
         at: when it was written, in Unix seconds.
@@ -84,11 +63,11 @@ class WatcherBeat:
         saw: what the watcher has seen; None: nothing yet.
     """
 
-    at: float
+    at: Time
     by: Author
     pion: str
-    knows_deadlines: int = 0
-    risk_at: float | None = None
+    knows_deadlines: Count = 0
+    risk_at: Time | None = None
     saw: Saw | None = None
 
     def too_old(self) -> bool:
@@ -102,20 +81,7 @@ def read_beat(run: RunState) -> WatcherBeat | None:
     Returns None if there is none that can be read: a beat is a courtesy and must not end a command.
     Raises StoreError.
     """
-    key = run.key(BEAT)
-    where = f"{run.store.url}/{key}"
-    try:
-        record = build(_Record, parse(run.store.read(key), where), where)
-    except (Missing, BadInput):
-        return None
-    return WatcherBeat(
-        record["at"],
-        record["by"],
-        record["pion"],
-        record.get("knows_deadlines", 0),
-        record.get("risk_at"),
-        record.get("saw"),
-    )
+    return _file(run).read_if_readable()[0]
 
 
 def write_beat(
@@ -125,17 +91,8 @@ def write_beat(
 
     `now` is the time by the store's clock, in Unix seconds; None: by this machine's.
     """
-    beat = {
-        "format": FORMAT,
-        "at": run.clock.now() if now is None else now,
-        "by": dataclasses.asdict(Author.me()),
-        "pion": _version(),
-        "knows_deadlines": KNOWN_DEADLINES,
-        "risk_at": risk_at,
-        **({} if saw is None else {"saw": saw}),
-    }
-    run.store.write(run.key(BEAT), (finite_json(beat, indent=1) + "\n").encode())
-    run.store.flush()
+    at = run.clock.now() if now is None else now
+    _file(run).write(WatcherBeat(at, Author.me(), _version(), KNOWN_DEADLINES, risk_at, saw))
 
 
 class WatcherBeats:
@@ -174,6 +131,10 @@ def is_silent(run: RunState, beat: WatcherBeat | None, now: float) -> bool:
     if beat is None:
         return True
     return now - beat.at > (COMMIT_SILENT_SECONDS if run.store.commits else SILENT_SECONDS)
+
+
+def _file(run: RunState) -> RecordFile[WatcherBeat]:
+    return RecordFile(run.store, run.key(BEAT), strictly(WatcherBeat))
 
 
 @functools.cache

@@ -15,19 +15,10 @@ from typing import Annotated
 
 from annotated_types import Predicate
 
-from pipeline.state.record_json import (
-    FORMAT,
-    Count,
-    Damaged,
-    Epoch,
-    Time,
-    build,
-    closed_record,
-    parse,
-)
-from pipeline.state.record_json import to_json as record_to_json
+from pipeline.state.record_file import RecordFile, strictly
+from pipeline.state.record_json import FORMAT, Count, Epoch, Time, closed_record
 from pipeline.state.records import SHARED, Head
-from pipeline.state.stores import Conflict, Missing, Store
+from pipeline.state.stores import Store
 from pipeline.state.stores.base import is_run_name
 
 # So many deleted folders are remembered.
@@ -128,19 +119,8 @@ def read_state(store: Store, fingerprint: str) -> tuple[DataState, str | None]:
 
     Raises `Damaged`, or `BadInput` for another format version.
     """
-    key = state_key(fingerprint)
-    where = f"{store.url}/{key}"
-    try:
-        data, version = store.read_versioned(key)
-    except Missing:
-        return DataState(), None
-    try:
-        return build(DataState, parse(data, where), where), version
-    except Damaged as error:
-        raise Damaged(
-            f"{error} Delete this file. The runs that use this data keep it, and the next run that "
-            "needs it prepares it again."
-        ) from error
+    state, version = _file(store, fingerprint).read()
+    return state or DataState(), version
 
 
 def swap_state(store: Store, fingerprint: str, state: DataState, version: str | None) -> bool:
@@ -148,12 +128,7 @@ def swap_state(store: Store, fingerprint: str, state: DataState, version: str | 
 
     If this raises StoreError, the swap may still have happened: read the state again.
     """
-    data = record_to_json(dataclasses.asdict(state)).encode()
-    try:
-        store.compare_and_swap(state_key(fingerprint), data, version)
-    except Conflict:
-        return False
-    return True
+    return _file(store, fingerprint).swap(state, version)
 
 
 def keys_in_use(heads: dict[str, Head]) -> dict[str, list[str]]:
@@ -163,3 +138,11 @@ def keys_in_use(heads: dict[str, Head]) -> dict[str, list[str]]:
         for key in sorted(set(head.data.values())):
             users.setdefault(key, []).append(run)
     return users
+
+
+def _file(store: Store, fingerprint: str) -> RecordFile[DataState]:
+    advice = (
+        "Delete this file. The runs that use this data keep it, and the next run that needs it "
+        "prepares it again."
+    )
+    return RecordFile(store, state_key(fingerprint), strictly(DataState), advice=advice)

@@ -18,8 +18,8 @@ def test_a_request_says_who_asked_when_and_why(run: RunState, time: FakeClock) -
     asked = ask_stop(run, "pion stop")
     assert pending_stop(run) == asked
     assert asked.at == time.time
-    assert asked.user in asked.describe()
-    assert asked.host in asked.describe()
+    assert asked.by.user in asked.describe()
+    assert asked.by.host in asked.describe()
     assert "1970-01-12 13:46:40 UTC" in asked.describe()
 
 
