@@ -8,6 +8,7 @@ from pion.errors import BadInput, PionError, Stopped
 from pipeline.console.formats import duration, show
 from pipeline.state.find_run import read_run
 from pipeline.state.heartbeat import HEARTBEAT_SECONDS
+from pipeline.state.liveness import Unchanged
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
@@ -69,9 +70,7 @@ _STAYS = (
 def _wait(state: RunState, say: Say) -> None:
     """Block until nobody owns the run."""
     clock, store = state.clock, state.store
-    patience = state.silence
-    seen: object = None
-    since = clock.monotonic()
+    unchanged, patience = Unchanged(clock), state.silence
     while True:
         head = state.read()
         if head is None:
@@ -84,9 +83,7 @@ def _wait(state: RunState, say: Say) -> None:
                 f"{_owner(head)} died before it released {state.name}. {_saved(state, head)}"
             )
         sign = (head.epoch, head.write_ids[:1], state.heartbeat(head.epoch))
-        if sign != seen:
-            seen, since = sign, clock.monotonic()
-        elif clock.monotonic() - since >= patience:
+        if unchanged.seconds(sign) >= patience:
             raise PionError(
                 f"{_owner(head)} has shown no sign of life for {duration(patience)}. "
                 f"{_saved(state, head)} If its machine is gone, there is nothing left to stop. If "

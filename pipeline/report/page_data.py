@@ -16,6 +16,7 @@ from pipeline.report.history import Row, RunHistory, Sample
 from pipeline.report.page_sections import measured_sections, record_sections
 from pipeline.report.result_tables import human_count
 from pipeline.state.deadline_status import state_in_words
+from pipeline.state.liveness import Life, liveness
 from pipeline.state.record_json import Damaged
 from pipeline.state.stop_requests import describe_stop
 
@@ -116,15 +117,14 @@ def _summary(history: RunHistory, notes: Sequence[str]) -> dict[str, Any]:
 
 def _state(history: RunHistory) -> str:
     """Return one of done, released, silent, dead, stopping and running."""
-    status = history.status
-    if history.head.owner is None:
+    head, status, now = history.head, history.status, history.now
+    if head.owner is None:
         return "released" if history.finished_at is None else "done"
-    if status["owner_running"] is False:
-        return "dead"
-    beat = status["heartbeat_age"]
-    age = status["last_commit_age"] if beat is None else beat
-    if status["owner_running"] is None and age > history.silence:
-        return "silent"
+    age, running = status["heartbeat_age"], status["owner_running"]
+    beat_at = None if age is None else now - age
+    life = liveness(head, beat_at, now, history.silence, running=running).life
+    if life is not Life.ALIVE:
+        return life.value
     return "stopping" if status["stop"] else "running"
 
 

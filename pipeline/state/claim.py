@@ -15,6 +15,7 @@ from typing import Any
 from pion.errors import BadInput, Fenced
 from pipeline.console.formats import moment
 from pipeline.state.heartbeat import Heartbeat
+from pipeline.state.liveness import Unchanged
 from pipeline.state.owner import Owner, is_running, may_take_over
 from pipeline.state.records import Head, SkippedRows, Spent, StageRecord
 from pipeline.state.remains import refuse_remains
@@ -269,14 +270,11 @@ def _read(state: RunState) -> tuple[Head, str | None]:
 def _wait_for_silence(state: RunState, head: Head, version: str | None, me: Owner) -> None:
     """Block until the heartbeat has not changed for `state.silence` seconds, HEAD has changed, or
     the owner is known to be dead."""
-    seen, since = state.heartbeat(head.epoch), state.clock.monotonic()
-    while state.clock.monotonic() - since < state.silence:
+    beat = Unchanged(state.clock)
+    while beat.seconds(state.heartbeat(head.epoch)) < state.silence:
         state.clock.sleep(_POLL_SECONDS)
         if state.read_versioned()[1] != version or may_take_over(head.owner, me):
             return
-        beat = state.heartbeat(head.epoch)
-        if beat != seen:
-            seen, since = beat, state.clock.monotonic()
 
 
 def _owned_by(state: RunState, head: Head) -> str:

@@ -11,7 +11,7 @@ from pipeline.state.deadline import read_deadline
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
-from pipeline.state.watcher_beat import WatcherBeat, is_silent, read_beat
+from pipeline.state.watcher_beat import WatcherBeat, nobody_watches, read_beat
 
 # What a run does, by the state that its watcher saw.
 _STATES = {
@@ -56,7 +56,7 @@ def deadline_json(state: RunState, head: Head, now: float) -> dict[str, Any] | N
     if record is None:
         return None
     beat, finished_at = read_beat(state), finish_time(state, head)
-    silent = is_silent(state, beat, now)
+    silent = nobody_watches(state, beat, now)
     over = record.at is None or finished_at is not None
     known = record.at is not None and finished_at is not None
     return {
@@ -115,7 +115,7 @@ def _watcher_lines(state: RunState, beat: WatcherBeat | None, now: float) -> lis
             f"it again: {start}"
         ]
     age = duration(now - beat.at)
-    if not is_silent(state, beat, now):
+    if not nobody_watches(state, beat, now):
         return [f"watched by {who}, last sign of life {age} ago"]
     line = f"nobody has watched for {age}; the last was {who}. Start it again: {start}"
     if beat.risk_at is None:

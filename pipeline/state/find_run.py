@@ -6,10 +6,10 @@ import contextlib
 from pathlib import Path
 
 from pion.errors import BadInput
+from pipeline.state.liveness import last_change
 from pipeline.state.records import BeingRemoved, Head
 from pipeline.state.remains import describe_remains, remains
 from pipeline.state.run_state import RunState
-from pipeline.state.run_status import last_change
 from pipeline.state.stores import Store, open_store, split_run
 from pipeline.state.stores.base import is_run_name
 from pipeline.state.stores.local import explained

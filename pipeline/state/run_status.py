@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from pipeline.job import STAGES
+from pipeline.state.liveness import last_change
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.recorded_job import recorded_stages
 from pipeline.state.records import Head
@@ -49,12 +50,6 @@ def is_finished(state: RunState, head: Head) -> bool:
     """Return whether every stage of HEAD's job is done; False if the job can't be read."""
     stages = recorded_stages(state, head)
     return stages is not None and all(stage in head.stages for stage in stages)
-
-
-def last_change(head: Head) -> float:
-    """Return the time of the last dated commit, in Unix seconds."""
-    times = [entry.at for entry in head.checkpoints] + [claim.at for claim in head.claims]
-    return max(times + [record.at for record in head.stages.values()], default=0.0)
 
 
 def _stage_status(stage: str, head: Head) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from annotated_types import Gt, Lt
 from typing_extensions import TypedDict
 
 from pipeline.state.author import Author
+from pipeline.state.liveness import is_silent
 from pipeline.state.owner import code_version
 from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.record_json import FORMAT, Amount, Count, Time, open_record
@@ -126,11 +127,10 @@ class WatcherBeats:
         return True
 
 
-def is_silent(run: RunState, beat: WatcherBeat | None, now: float) -> bool:
+def nobody_watches(run: RunState, beat: WatcherBeat | None, now: float) -> bool:
     """Return whether nobody seems to watch the run at `now`, in Unix seconds."""
-    if beat is None:
-        return True
-    return now - beat.at > (COMMIT_SILENT_SECONDS if run.store.commits else SILENT_SECONDS)
+    seconds = COMMIT_SILENT_SECONDS if run.store.commits else SILENT_SECONDS
+    return is_silent(None if beat is None else beat.at, now, seconds)
 
 
 def _file(run: RunState) -> RecordFile[WatcherBeat]:

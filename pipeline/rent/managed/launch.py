@@ -14,7 +14,6 @@ from pipeline.rent.managed.look.progress import how_to_come_back, what_comes_nex
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.task import task_yaml
-from pipeline.rent.managed.rental import owner_age
 from pipeline.rent.managed.request import (
     JobFile,
     Order,
@@ -27,6 +26,7 @@ from pipeline.rent.managed.request import (
 )
 from pipeline.rent.sky_yaml import read_sky_yaml, until_of, with_until
 from pipeline.run.stage_plan import stages_until
+from pipeline.state.liveness import Life, owner_of
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
@@ -110,8 +110,9 @@ def refuse_second(state: RunState, head: Head | None, jobs: Sequence[ManagedJob]
             f"{f' on {living[0].place}' if living[0].place else ''}. Follow it: `pion watch {run}`."
             f" Move it to another machine: `pion hop {run} --on SKY`. Nothing was rented."
         )
-    age = owner_age(state, head)
-    if head is not None and head.owner is not None and age is not None and age < state.silence:
+    owner = owner_of(state, head)
+    if head is not None and head.owner is not None and owner.life is Life.ALIVE:
+        age = max(0.0, state.clock.now() - owner.at)
         raise BadInput(
             f"{state.name} is being run by {head.owner.describe()}, whose last sign of life was "
             f"{duration(age)} ago. A rental would cost money while it waits for that owner. Move "

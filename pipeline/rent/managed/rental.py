@@ -16,11 +16,7 @@ from pion.errors import BadInput
 from pipeline.machine.folders import open_private, private_cache_folder
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.find_run import open_run, read_run
-from pipeline.state.owner import Owner, is_running
-from pipeline.state.records import Head
 from pipeline.state.rental_note import never_rented
-from pipeline.state.run_state import RunState
-from pipeline.state.run_status import last_change
 
 # From the request for a machine until it has claimed the run. Pulling a 10 GB image and installing
 # packages take minutes; a host that needs longer only wastes money. On a store where only commits
@@ -99,18 +95,3 @@ def nothing_to_watch(run: str) -> BadInput:
         "follows such rentals. To see a run on another machine, or one that was started with "
         f"`sky jobs launch`: `pion status {run}`."
     )
-
-
-def owner_age(state: RunState, head: Head | None) -> float | None:
-    """Return the seconds since the owner's last sign of life; None without a living owner."""
-    if head is None or head.owner is None or is_running(head.owner, Owner.me()) is False:
-        return None
-    beat = state.heartbeat(head.epoch)
-    at = beat["at"] if beat else last_change(head)
-    return max(0.0, state.clock.now() - at)
-
-
-def is_at_work(state: RunState, head: Head | None) -> bool:
-    """Return whether the run's owner has shown life recently."""
-    age = owner_age(state, head)
-    return age is not None and age < state.silence

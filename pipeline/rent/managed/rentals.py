@@ -21,8 +21,9 @@ from pipeline.rent.managed.orphans import Evidence, Verdict, judge_cluster, judg
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.provider import Provider
-from pipeline.rent.managed.rental import cluster_name, is_at_work, rental_name
+from pipeline.rent.managed.rental import cluster_name, rental_name
 from pipeline.state.find_run import open_run, read_run
+from pipeline.state.liveness import Life, owner_of
 from pipeline.state.records import Head
 from pipeline.state.rental_note import never_rented
 from pipeline.state.run_state import RunState
@@ -110,7 +111,7 @@ def fetch(run: str | None, provider: Provider) -> Facts:
         now,
         jobs,
         provider.my_hash(),
-        at_work=is_at_work(state, head) if state is not None else None,
+        at_work=owner_of(state, head).life is Life.ALIVE if state is not None else None,
         clusters=provider.clusters_now() if elsewhere else None,
         recorded=provider.clusters_recorded(clusters) if elsewhere else {},
     )

@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Callable
 
 from pion.errors import BadInput
+from pipeline.state.liveness import Unchanged, is_silent, last_change
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.records import TRASH_SECONDS, data_key
 from pipeline.state.run_state import Clock, RunState
-from pipeline.state.run_status import last_change
 from pipeline.state.shared.records import (
     DataState,
     Writer,
@@ -49,7 +49,7 @@ def begin(
     Raises StoreError; then it may be called again with the same `claim`.
     """
     store, clock = run.store, run.clock
-    silence, since = Silence(store, me, clock), clock.monotonic()
+    unchanged, since = Unchanged(clock), clock.monotonic()
     while True:
         state, version = read_state(store, fingerprint)
         begun_again = state.writer is not None and state.writer.run == claim.run
@@ -62,7 +62,8 @@ def begin(
         if claim.is_claim_of(state.writer):
             assert state.writer is not None
             return state.writer
-        if state.writer is not None and not silence.is_gone(state.writer):
+        sign = state.writer and _sign_of_life(store, state.writer, me, clock)
+        if state.writer and sign and unchanged.seconds(sign) < run.silence:
             waiting(state.writer, clock.monotonic() - since)
             clock.sleep(COMMIT_POLL_SECONDS if store.commits else POLL_SECONDS)
             continue
@@ -111,35 +112,6 @@ def is_there(store: Store, fingerprint: str, folder: str) -> bool:
     return bool(store.list(f"{data_key(fingerprint, folder)}/"))
 
 
-class Silence:
-    """Finds out which writers are gone, by the rules that also decide who may take a run over."""
-
-    def __init__(self, store: Store, me: Owner, clock: Clock) -> None:
-        self._store, self._me, self._clock = store, me, clock
-        self._seen: object = None
-        self._since = 0.0
-
-    def is_gone(self, writer: Writer) -> bool:
-        """Return whether the writer's claim has ended, its process is dead, or it has been silent
-        for as long as a run's owner may be, since the first call for this writer."""
-        run = RunState(self._store, writer.run, self._clock)
-        try:
-            head = run.read()
-        except BadInput:  # of a newer pion, or damaged: only time can tell
-            return self._silent(run, (writer,))
-        if head is None or head.owner is None or head.epoch != writer.epoch:
-            return True
-        if is_running(head.owner, self._me) is False:
-            return True
-        return self._silent(run, (writer, run.heartbeat(head.epoch), head.write_ids[:1]))
-
-    def _silent(self, run: RunState, seen: object) -> bool:
-        now = self._clock.monotonic()
-        if seen != self._seen:
-            self._seen, self._since = seen, now
-        return now - self._since >= run.silence
-
-
 def preparing(store: Store, state: DataState, me: Owner, clock: Clock) -> Writer | None:
     """Return the writer if a living process may be preparing the data; else None. Does not wait.
 
@@ -147,7 +119,7 @@ def preparing(store: Store, state: DataState, me: Owner, clock: Clock) -> Writer
     count. If it is alive after all, it begins again with another folder.
     """
     writer = state.writer
-    if writer is None or Silence(store, me, clock).is_gone(writer):
+    if writer is None or _sign_of_life(store, writer, me, clock) is None:
         return None
     run = RunState(store, writer.run, clock)
     try:
@@ -156,4 +128,19 @@ def preparing(store: Store, state: DataState, me: Owner, clock: Clock) -> Writer
         head = None
     beat = run.heartbeat(writer.epoch)
     seen = max(writer.at, last_change(head) if head else 0.0, beat["at"] if beat else 0.0)
-    return writer if clock.now() - seen < TRASH_SECONDS else None
+    return None if is_silent(seen, clock.now(), TRASH_SECONDS) else writer
+
+
+def _sign_of_life(store: Store, writer: Writer, me: Owner, clock: Clock) -> object:
+    """Return what changes while the writer lives; None if its claim has ended, or its process is
+    dead. By these rules it is also decided who may take a run over."""
+    run = RunState(store, writer.run, clock)
+    try:
+        head = run.read()
+    except BadInput:  # of a newer pion, or damaged: only time can tell
+        return (writer,)
+    if head is None or head.owner is None or head.epoch != writer.epoch:
+        return None
+    if is_running(head.owner, me) is False:
+        return None
+    return (writer, run.heartbeat(head.epoch), head.write_ids[:1])

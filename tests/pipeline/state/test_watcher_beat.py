@@ -15,7 +15,7 @@ from pipeline.state.watcher_beat import (
     BEAT,
     Saw,
     WatcherBeats,
-    is_silent,
+    nobody_watches,
     read_beat,
     write_beat,
 )
@@ -41,7 +41,7 @@ class Failing(FileStore):
 
 def test_a_run_that_nobody_has_watched_has_no_beat_and_counts_as_silent(run: RunState) -> None:
     assert read_beat(run) is None
-    assert is_silent(run, None, run.clock.now())
+    assert nobody_watches(run, None, run.clock.now())
 
 
 def test_a_beat_says_who_watches_since_when_and_from_when_on_somebody_must(
@@ -55,14 +55,14 @@ def test_a_beat_says_who_watches_since_when_and_from_when_on_somebody_must(
 
 
 @pytest.mark.parametrize(("kind", "silent"), [(FileStore, 600), (Limited, 1200)])
-def test_a_watcher_is_silent_after_ten_minutes_or_twenty_where_commits_are_limited(
+def test_a_watcher_nobody_watches_after_ten_minutes_or_twenty_where_commits_are_limited(
     tmp_path: Path, time: FakeClock, kind: type[FileStore], silent: float
 ) -> None:
     run = RunState(kind(tmp_path), "demo", time.clock())
     write_beat(run, None)
     beat = read_beat(run)
-    assert not is_silent(run, beat, time.time + silent)
-    assert is_silent(run, beat, time.time + silent + 1)
+    assert not nobody_watches(run, beat, time.time + silent)
+    assert nobody_watches(run, beat, time.time + silent + 1)
 
 
 @pytest.mark.parametrize(("kind", "every"), [(FileStore, 300), (Limited, 900)])

@@ -52,7 +52,7 @@ from pipeline.state.deadline import RunDeadline, read_deadline
 from pipeline.state.stop_requests import is_asked_to_stop
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.clock import StoreClock
-from pipeline.state.watcher_beat import WatcherBeats, is_silent, read_beat
+from pipeline.state.watcher_beat import WatcherBeats, nobody_watches, read_beat
 
 # How many seconds SkyPilot may take to cancel a job and end its machine, if there is no hurry.
 PATIENT_CANCEL_SECONDS = 300.0
@@ -282,7 +282,7 @@ class RentalKeeper:
         if self._last is None:
             with contextlib.suppress(StoreError):
                 beat = read_beat(self._state)
-                if beat is not None and is_silent(self._state, beat, now):
+                if beat is not None and nobody_watches(self._state, beat, now):
                     self._teller.unwatched = (beat.at, now)  # nobody watched before
         self._last = decision
         self._teller.tell(decision)

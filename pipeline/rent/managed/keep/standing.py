@@ -18,6 +18,7 @@ from pipeline.rent.managed.provider.recorded_task import (
 )
 from pipeline.rent.managed.rental import ARRIVE_SECONDS
 from pipeline.run.handover import FROM_EPOCH
+from pipeline.state.liveness import Life, liveness
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS, RunState
 from pipeline.state.stores import Store
 
@@ -96,11 +97,9 @@ def owner_outside(look: Look) -> bool:
         return False
     if any(launch_id_of(job) == head.owner.launch_id for job in look.jobs):
         return False
-    if not status["heartbeats"]:
-        return bool(status["last_commit_age"] < COMMIT_SILENCE_SECONDS)
-    age = status["heartbeat_age"]
-    since = status["last_commit_age"] if age is None else age  # it may not have beaten yet
-    return bool(since < SILENCE_SECONDS)
+    age, now = status["heartbeat_age"], look.progress.at
+    silence = SILENCE_SECONDS if status["heartbeats"] else COMMIT_SILENCE_SECONDS
+    return liveness(head, None if age is None else now - age, now, silence).life is Life.ALIVE
 
 
 def gpu_of(each: JobLook) -> str | None:

@@ -18,6 +18,7 @@ from pipeline.rent.managed.provider.jobs import ManagedJob, Place
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.recorded_task import variable_of
 from pipeline.rent.managed.rental import BOOT_SECONDS
+from pipeline.state.liveness import is_silent
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS
 
 # Without a step although the heartbeat continues. The run's own watchdog acts earlier.
@@ -299,10 +300,9 @@ def _lost_controller(
 def may_be_at_work(run: RunView, alive: tuple[str, ...], now: float) -> bool:
     """Return whether the run's owner may have unsaved work."""
     if not run.heartbeats:
-        recent = run.last_sign is not None and now - run.last_sign < COMMIT_SILENCE_SECONDS
+        recent = not is_silent(run.last_sign, now, COMMIT_SILENCE_SECONDS)
         return run.claimed_at is not None and recent
-    silence = SILENT_SECONDS if alive else SILENCE_SECONDS
-    return run.beat_at is not None and now - run.beat_at < silence
+    return not is_silent(run.beat_at, now, SILENT_SECONDS if alive else SILENCE_SECONDS)
 
 
 def dear_pods(sky: SkyView) -> list[Finding]:
