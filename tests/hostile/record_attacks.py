@@ -7,14 +7,10 @@ document has it.
 from __future__ import annotations
 
 import copy
-import functools
-import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-
-import pytest
 
 Place = tuple[str | int, ...]
 
@@ -64,28 +60,6 @@ class Attack:
 def attacks_on(document: Any) -> list[Attack]:
     """Return every attack on every place in a JSON document. Of a list, the first item counts."""
     return [Attack(place, what, good) for place, good in places(document) for what in ATTACKS]
-
-
-def at_every_place(document: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run a test with every attack on the document as `case`; each place is a test.
-
-    A test for each attack would take pytest longer than the attack.
-    """
-    by_place = [
-        list(attacks)
-        for _, attacks in itertools.groupby(attacks_on(document), lambda attack: attack.place)
-    ]
-
-    def decorate(test: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(test)
-        def with_each(*, case: list[Attack], **fixtures: Any) -> None:
-            for attack in case:
-                test(case=attack, **fixtures)
-
-        names = [".".join(map(str, attacks[0].place)) for attacks in by_place]
-        return pytest.mark.parametrize("case", by_place, ids=names)(with_each)
-
-    return decorate
 
 
 def places(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:

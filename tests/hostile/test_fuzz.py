@@ -19,8 +19,8 @@ from pipeline.state.checkpoints.layout import MANIFEST, STATE
 from pipeline.state.run_state import RunState, heartbeat_path
 from tests.hostile.hostile_run import as_json, full_head, make_hostile_run, path_of, replace
 from tests.hostile.record_attacks import Place, places
-from tests.hostile.test_records_courtesies import BEAT, REQUEST
-from tests.hostile.test_records_rows import EVENTS, METRICS
+from tests.hostile.records import BEAT_OF_OWNER, REQUEST
+from tests.hostile.rows import EVENTS, METRICS
 
 SFT = "checkpoints/sft/5-1"
 GENERATE = ("generate", "{run}@sft", "--prompt", "a", "--max-tokens", "1")
@@ -67,7 +67,7 @@ def good(document: str, run: RunState) -> Any:
         return as_json(full_head())
     if document in ("events", "metrics"):
         return list(EVENTS.values()) if document == "events" else [METRICS]
-    known = {"heartbeat": BEAT, "request": REQUEST}
+    known = {"heartbeat": BEAT_OF_OWNER, "request": REQUEST}
     return known.get(document) or json.loads(path_of(run, DOCUMENTS[document][0]).read_text())
 
 

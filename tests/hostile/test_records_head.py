@@ -4,95 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import typing
-from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import pytest
+import yaml
 
 from pion.errors import BadInput
-from pion.untrusted import LARGEST_RECORD
-from pipeline.state.record_json import EPOCHS, Number
-from pipeline.state.records import CheckpointEntry, Head, Trash
+from pion.untrusted import LARGEST_JOB, LARGEST_RECORD
+from pipeline.state.heartbeat import Heartbeat
+from pipeline.state.record_json import EPOCHS, Damaged
+from pipeline.state.records import CheckpointEntry, Head, StageRecord, Trash
 from pipeline.state.run_state import RunState
-from tests.hostile.hostile_run import NAME, as_json, full_head, make_hostile_run, pion, replace
-from tests.hostile.record_attacks import Attack, Place, at_every_place, attacks_on, nested, places
-
-GOOD = as_json(full_head())
-CASES = attacks_on(GOOD)
-# HEAD has no meaning without them, although the field itself has a default.
-NEEDED = {("claims",), ("claims", 0), ("format",)}
+from pipeline.state.stop_requests import clear_stops
+from tests.hostile.hostile_run import (
+    JOB,
+    NAME,
+    NOW,
+    full_head,
+    make_hostile_run,
+    path_of,
+    pion,
+    replace,
+)
+from tests.hostile.record_attacks import DEPTH, Attack, attacks_on, nested
+from tests.hostile.records import HEAD, REQUEST, REQUESTED, head_may
+from tests.support.jobs import tiny_dict
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunState:
-    return make_hostile_run(tmp_path_factory.mktemp("head") / "runs")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunState, bytes]:
+    run = make_hostile_run(tmp_path_factory.mktemp("head") / "runs")
+    return run, path_of(run, "HEAD.json").read_bytes()
 
 
-def test_each_field_has_something_to_attack() -> None:
-    assert [place for place, value in places(GOOD) if value is None or value in ({}, [])] == []
-
-
-@at_every_place(GOOD)
-def test_a_field_of_head_is_what_its_type_says(case: Attack) -> None:
-    data = case.on(GOOD)
-    if may_be_read(case):
-        Head.from_json(data, "store/demo/HEAD.json").to_json()
-        return
-    with pytest.raises(BadInput, match=r"^store/demo/HEAD\.json (is damaged|has format)") as error:
-        Head.from_json(data, "store/demo/HEAD.json")
-    assert len(str(error.value)) < 500
-    if case.what not in ("deep", "missing") and case.place not in NEEDED:
-        assert ".".join(map(str, case.place)) in str(error.value)
-
-
-def may_be_read(case: Attack) -> bool:
-    """Return whether the types of HEAD's fields allow the attack's value."""
-    outer, kind = without_none(kind_of(case.place[:-1])), kind_of(case.place)
-    if (case.place in NEEDED and case.what == "missing") or case.what == "deep":
-        return False
-    if case.what == "missing":
-        if not dataclasses.is_dataclass(outer):
-            return True  # an item of a list, or a key of a free object
-        field = next(f for f in dataclasses.fields(outer) if f.name == case.place[-1])
-        required = (dataclasses.MISSING, dataclasses.MISSING)
-        return (field.default, field.default_factory) != required
-    if case.what in ("null", "NaN"):  # older pions wrote NaN, which is read as null
-        return kind is Any or NoneType in get_args(kind)
-    if case.what == "wrong type":
-        return kind is Any
-    if case.what in ("1e300", "-1"):
-        return kind is Any or kind == Number
-    return kind is Any or kind in (str, str | None)
-
-
-def kind_of(place: Place) -> Any:
-    """Return the type of the value at a place in HEAD."""
-    kind: Any = Head
-    for part in place:
-        kind = without_none(kind)
-        if dataclasses.is_dataclass(kind):
-            kind = typing.get_type_hints(kind, include_extras=True)[part]
-        elif kind is not Any:
-            arguments = get_args(kind)
-            kind = arguments[1] if issubclass(get_origin(kind), Mapping) else arguments[0]
-    return kind
-
-
-def without_none(kind: Any) -> Any:
-    if get_origin(kind) is UnionType:
-        return next(arg for arg in get_args(kind) if arg is not NoneType)
-    return kind
+@pytest.fixture
+def run(shared: tuple[RunState, bytes]) -> RunState:
+    """A run with its good HEAD."""
+    run, head = shared
+    replace(run, "HEAD.json", head)
+    return run
 
 
 # ---------------------------------------------------------------- through the commands
 
-# The attacks that also go through `pion status`, where a type allows them.
-SHOWN = ("escape", "missing")
-READ = [case for case in CASES if may_be_read(case)]
-REFUSED = [case for case in CASES if not may_be_read(case)]
+REFUSED = [case for case in attacks_on(HEAD) if not head_may(case)]
 COMMANDS = {
     "status": ("status", "{run}"),
     "status of all": ("status",),
@@ -104,17 +60,6 @@ COMMANDS = {
     "stop": ("stop", "{run}"),
     "run": ("run", "job.yaml", "store={store}"),
 }
-
-
-@pytest.mark.parametrize("case", [c for c in READ if c.what in SHOWN], ids=str)
-def test_what_a_field_may_be_is_shown_without_control_characters(
-    run: RunState, case: Attack, capsys: pytest.CaptureFixture[str]
-) -> None:
-    replace(run, "HEAD.json", case.on(GOOD))
-    code, output = pion(capsys, "status", run.url)
-    assert code == 0, output
-    assert "\x1b" not in output
-    assert "\x9b" not in output
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -134,7 +79,7 @@ def test_every_command_refuses_a_damaged_head(
     Path("text").mkdir(exist_ok=True)
     Path("text/a.txt").write_text("a text\n\n" * 200)
     Path("talks.jsonl").write_text('{"messages": []}\n')
-    data = case.on(GOOD)
+    data = case.on(HEAD)
     replace(run, "HEAD.json", data)
     arguments = [part.format(run=run.url, store=folder) for part in COMMANDS[command]]
     code, output = pion(capsys, *arguments)
@@ -190,7 +135,7 @@ def test_a_key_that_no_store_has_is_damaged(field: str, key: str) -> None:
 
 
 def test_an_unknown_key_is_of_a_newer_pion() -> None:
-    raw = {**GOOD, "claims": [{**GOOD["claims"][0], "colour": "red"}]}
+    raw = {**HEAD, "claims": [{**HEAD["claims"][0], "colour": "red"}]}
     message = r"HEAD\.json has colour in claims\.0, .*newer pion wrote.*Update pion"
     with pytest.raises(BadInput, match=message):
         Head.from_json(json.dumps(raw).encode(), "HEAD.json")
@@ -225,3 +170,80 @@ def test_a_head_of_half_the_limit_is_read() -> None:
     write_ids = ("w" * (LARGEST_RECORD // 2),)
     large = dataclasses.replace(head, checkpoints=many, epoch=EPOCHS // 2, write_ids=write_ids)
     assert Head.from_json(large.to_json(), "HEAD.json") == large
+
+
+# ---------------------------------------------------------------- recorded jobs, inputs and results
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [(b"\xff\xfe", "it is not UTF-8"), (b"#" * (LARGEST_JOB + 1), "it has more than 1,048,576")],
+)
+def test_a_recorded_job_is_a_text_of_limited_size(
+    run: RunState, data: bytes, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = path_of(run, f"jobs/{JOB}.yaml").read_bytes()
+    try:
+        replace(run, f"jobs/{JOB}.yaml", data)
+        code, output = pion(capsys, "report", run.url)
+        assert code == 2
+        assert f"jobs/{JOB}.yaml is damaged: {why}" in output
+        code, output = pion(capsys, "status", run.url)
+        assert code == 0
+        assert f"jobs/{JOB}.yaml is damaged: {why}" in output
+    finally:
+        replace(run, f"jobs/{JOB}.yaml", before)
+
+
+def test_a_recorded_job_of_half_the_limit_is_read(run: RunState) -> None:
+    text = yaml.safe_dump(tiny_dict(name=NAME)) + "# comment\n" * (LARGEST_JOB // 20)
+    replace(run, "jobs/large.yaml", text.encode())
+    assert run.read_job("large") == text
+
+
+@pytest.mark.parametrize(
+    "data", [b"{", b"[]", b"{}", b'{"inputs": 5}', b"\xff", nested(DEPTH).encode()]
+)
+def test_the_inputs_of_a_stage_are_an_object(run: RunState, data: bytes) -> None:
+    replace(run, "stages/sft/abc.json", data)
+    with pytest.raises(Damaged, match=r"stages/sft/abc\.json is damaged"):
+        run.read_stage("sft", "abc")
+
+
+@pytest.mark.parametrize(
+    ("stage", "result", "place"),
+    [
+        ("evaluate", {"sft": {"bits_per_byte": "x"}}, "sft.bits_per_byte"),
+        ("evaluate", {"ngram": {"order": 3, "loss": []}}, "ngram.loss"),
+        ("publish", {"parameters": "many"}, "parameters"),
+    ],
+)
+def test_a_report_names_a_result_that_is_no_number(
+    run: RunState, stage: str, result: Any, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = run.read()
+    assert head is not None
+    stages = {**head.stages, stage: StageRecord("d", NOW, None, result)}
+    replace(run, "HEAD.json", dataclasses.replace(head, stages=stages).to_json())
+    code, output = pion(capsys, "report", run.url)
+    assert code == 2
+    assert f"{NAME}/HEAD.json is damaged: stages.{stage}.result.{place} should be" in output
+    assert pion(capsys, "status", run.url)[0] == 0
+
+
+# ---------------------------------------------------------------- requests
+
+
+def test_an_owner_with_hostile_requests_beats_on_and_a_person_clears_them(run: RunState) -> None:
+    replace(run, "HEAD.json", full_head().to_json())
+    replace(run, REQUESTED, nested(DEPTH).encode())
+    replace(run, "requests/2.json", json.dumps({**REQUEST, "at": 1e300}).encode())
+    owner = full_head().owner
+    assert owner is not None
+    heartbeat = Heartbeat(run, 1, owner, on_taken_over=lambda head: pytest.fail("still the owner"))
+    heartbeat.beat()
+    assert heartbeat.stop_request is None
+    found = run.heartbeat(1)
+    assert found is not None
+    assert found["at"] > NOW
+    assert clear_stops(run) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import warnings
@@ -10,88 +9,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.cost.costs import LOST, LostMachine, read_log
-from pipeline.machine.rented import RentedMachine, claim_event
+from pipeline.cost.costs import read_log
 from pipeline.state.record_json import finite_json
 from pipeline.state.rows import LARGEST_LINE, Unreadable, event_row, metrics_row
 from pipeline.state.run_state import RunState
-from tests.hostile.hostile_run import NOW, make_hostile_run, path_of, pion, replace
-from tests.hostile.record_attacks import DEPTH, attacks_on, nested, places
+from tests.hostile.hostile_run import make_hostile_run, path_of, pion, replace
+from tests.hostile.record_attacks import DEPTH, attacks_on, nested
+from tests.hostile.rows import EVENTS, METRICS, ROWS
 from tests.paths import OLDER_RUNS
 
-METRICS: dict[str, Any] = {
-    "step": 2,
-    "epoch": 1,
-    "at": NOW,
-    "loss": 2.5,
-    "lr": 1e-3,
-    "held_out_loss": 2.5,
-    "tokens_per_second": 1000.0,
-    "rows": [4, 8],
-    "expert_load": [1.5],
-    "router_entropy": [0.9],
-    "sample": {"prompt": "a", "text": "b"},
-}
-MACHINE = RentedMachine(
-    "pod",
-    "RunPod",
-    "CA",
-    "CA-1",
-    "cluster",
-    "A40",
-    2,
-    1,
-    True,
-    "host",
-    NOW - 60,
-    "7",
-    {"machine up": 30.0},
-)
-LOST_MACHINE = LostMachine("gone", "RunPod", "A40", 1, 0.5, "7", NOW, NOW + 60)
-CLAIM = {"session": "s", "started": NOW - 60, "reason": "it was released"}
-
-
-def event(kind: str, **fields: Any) -> dict[str, Any]:
-    found = {"event": kind, "epoch": 1, "at": NOW, **fields}
-    return json.loads(json.dumps(found))  # type: ignore[no-any-return]
-
-
-EVENTS: dict[str, dict[str, Any]] = {
-    "machine": event(**{"kind": "", **claim_event(MACHINE, 0.5, **CLAIM)}),  # type: ignore[arg-type]
-    "process": event(**{"kind": "", **claim_event(None, 0.5, **CLAIM)}),  # type: ignore[arg-type]
-    "lost": event(LOST, **dataclasses.asdict(LOST_MACHINE)),
-    "phase": event("phase", name="first step", seconds=2.5, total=True, parts={"a": 1.0}),
-    "training": event(
-        "training",
-        stage="pretrain",
-        from_step=1,
-        host="host",
-        device="A40",
-        python="3.11",
-        dtype="float32",
-        workers=1,
-        micro_batch=4,
-        grad_accum=1,
-        seq_len=32,
-        global_batch=4,
-        lr=1e-3,
-        next_row=4,
-    ),
-    "saved": event("saved", stage="pretrain", step=2, stall=0.5, write=1.5),
-    "hop": event("hop", stage="pretrain", receipt=["hop: a → b"]),
-    "changed": event("changed", changes=["torch 1 → 2"]),
-    "forked": event("forked", **{"from": "x"}, stage="sft", at_step=5),
-}
-# The fields that no reader uses. They may be anything.
-FREE = {
-    "machine": {"zone", "session"},
-    "process": {"session"},
-    "training": {"python", "dtype"},
-    "saved": {"stage", "step"},
-    "hop": {"stage"},
-}
-# The fields without which nothing is read.
-NEEDED = {"epoch", "at"}
 BAD_LINES = [
     b"{",
     b"[]",
@@ -113,27 +39,6 @@ def parsed(kind: str, line: bytes) -> Any:
     return metrics_row(line) if kind == "metrics" else event_row(line)
 
 
-def good(kind: str) -> Any:
-    return METRICS if kind == "metrics" else EVENTS[kind]
-
-
-@pytest.mark.parametrize("kind", [*EVENTS, "metrics"])
-def test_a_good_row_is_read_as_it_was_written(kind: str) -> None:
-    assert parsed(kind, json.dumps(good(kind)).encode()) == good(kind)
-    assert [place for place, value in places(good(kind)) if value in (None, {}, [])] == []
-
-
-@pytest.mark.parametrize("kind", [*EVENTS, "metrics"])
-def test_a_row_with_a_value_of_another_type_is_unreadable(kind: str) -> None:
-    for case in attacks_on(good(kind)):
-        row = parsed(kind, case.on(good(kind)))
-        other_type = case.what == "wrong type" and case.place[0] not in FREE.get(kind, ())
-        needed = case.place[0] in NEEDED | ({"step"} if kind == "metrics" else {"event"})
-        if case.what == "deep" or other_type or (needed and case.what not in ("escape", "missing")):
-            assert row is None, case
-        assert row is None or json.dumps(row, allow_nan=False), case
-
-
 # ---------------------------------------------------------------- through the commands
 
 
@@ -151,11 +56,11 @@ def write_rows(run: RunState, rows: list[tuple[str, bytes]]) -> None:
 UNDRAWN = {key: METRICS[key] for key in ("step", "epoch", "at", "sample")}
 
 
-@pytest.mark.parametrize("kind", [*EVENTS, "metrics"])
+@pytest.mark.parametrize("kind", ROWS)
 def test_hostile_rows_are_counted_and_reports_leave_them_out(
     kind: str, run: RunState, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cases = [case.on(good(kind)) for case in attacks_on(good(kind))]
+    cases = [case.on(ROWS[kind]) for case in attacks_on(ROWS[kind])]
     around = [(name, json.dumps(event).encode()) for name, event in EVENTS.items()]
     around.append(("metrics", json.dumps(UNDRAWN).encode()))
     write_rows(run, [*around, *((kind, line) for line in cases)])

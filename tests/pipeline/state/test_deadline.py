@@ -111,7 +111,11 @@ def test_a_change_is_made_again_on_what_another_process_has_just_written(
 ) -> None:
     before = first(run).at
     slower, store = meddled
-    store.before = lambda: change_deadline(run, moved) and None
+
+    def by_another(record: RunDeadline | None) -> RunDeadline:  # no two processes write the same
+        return dataclasses.replace(moved(record), by=Author("host-b", 7, "ann"))
+
+    store.before = lambda: change_deadline(run, by_another) and None
     assert before is not None
     assert change_deadline(slower, moved).at == before + 2
 

@@ -1,0 +1,156 @@
+"""No record of a store is trusted: each attack on each place of each record is refused or harmless.
+
+records.py has the table of the records: a good document of each, its reader, and what it may have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pipeline.state.records import data_key
+from pipeline.state.run_state import RunState
+from pipeline.state.shared.records import state_key
+from tests.hostile.hostile_run import full_head, make_hostile_run, pion, replace
+from tests.hostile.record_attacks import DEPTH, Attack, attacks_on, nested, places
+from tests.hostile.records import (
+    FINGERPRINT,
+    HEAD,
+    IN_STATUS,
+    LEFT,
+    RECORDS,
+    head_may,
+    read_or_refused,
+)
+from tests.hostile.rows import ROWS
+
+# Attacks that also go through a command.
+SHOWN = ("escape", "-1")
+NOTHING = [b"", b"\xff\xfe", b"[]", b"{", nested(DEPTH).encode()]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> RunState:
+    return make_hostile_run(tmp_path_factory.mktemp("records") / "runs")
+
+
+@pytest.fixture
+def run(shared: RunState) -> Iterator[RunState]:
+    """A run that somebody on another machine owns, with good records."""
+    replace(shared, "HEAD.json", full_head().to_json())
+    for name, path in IN_STATUS.items():
+        replace(shared, path, json.dumps(RECORDS[name].good).encode())
+    yield shared
+    shared.store.delete(state_key(FINGERPRINT))
+
+
+def of_each_place(
+    names: list[str] | dict[str, str], only: Callable[[Attack], bool] = lambda case: True
+) -> pytest.MarkDecorator:
+    """Let a test get each place of these records, as its `name` and the `cases` of attacks there.
+
+    A test for each attack would take pytest longer than the attack.
+    """
+    found: dict[str, tuple[str, list[Attack]]] = {}
+    for name in names:
+        for case in filter(only, attacks_on(RECORDS[name].good)):
+            place = f"{name}: {'.'.join(map(str, case.place))}"
+            found.setdefault(place, (name, []))[1].append(case)
+    return pytest.mark.parametrize(("name", "cases"), [*found.values()], ids=[*found])
+
+
+def status(run: RunState, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what `pion status` says. It must say something, without control characters."""
+    code, output = pion(capsys, "status", run.url)
+    assert code == 0, output
+    assert "\x1b" not in output
+    assert "\x9b" not in output
+    return output
+
+
+@of_each_place([*RECORDS])
+def test_a_value_is_one_that_its_record_may_have_or_it_is_refused(
+    run: RunState, name: str, cases: list[Attack]
+) -> None:
+    record = RECORDS[name]
+    for case in cases:
+        may, found = record.may(case), read_or_refused(record, run, case)
+        assert may is None or may == (found is not None), case
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_good_record_is_read(run: RunState, name: str) -> None:
+    record = RECORDS[name]
+    found = record.read(run, json.dumps(record.good).encode())
+    assert found == record.good if name in (f"row of {n}" for n in ROWS) else found
+
+
+@pytest.mark.parametrize("name", ["HEAD", *(name for name in RECORDS if name.startswith("row"))])
+def test_each_field_has_something_to_attack(name: str) -> None:
+    good = RECORDS[name].good
+    assert [place for place, value in places(good) if value is None or value in ({}, [])] == []
+
+
+# ---------------------------------------------------------------- through the commands
+
+
+@of_each_place(IN_STATUS, lambda case: case.what in SHOWN)
+def test_a_status_shows_what_can_be_read_and_says_what_can_not(
+    run: RunState, name: str, cases: list[Attack], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = RECORDS[name]
+    for case in cases:
+        readable = read_or_refused(record, run, case) is not None
+        output = status(run, capsys)
+        if record.shown:
+            assert (record.shown in output) == readable, case
+        if record.hidden:
+            assert (record.hidden in output) != readable, case
+        if name == "deadline":
+            code, output = pion(capsys, "deadline", run.url)
+            assert (code == 0) == readable, output
+            assert "\x1b" not in output
+
+
+@of_each_place(["HEAD"], lambda case: case.what in ("escape", "missing") and head_may(case))
+def test_a_status_shows_a_head_without_control_characters(
+    run: RunState, name: str, cases: list[Attack], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for case in cases:
+        replace(run, "HEAD.json", case.on(HEAD))
+        status(run, capsys)
+
+
+@of_each_place(
+    ["shared data"], lambda case: case.what in SHOWN and not RECORDS["shared data"].may(case)
+)
+def test_a_damaged_record_of_shared_data_lets_nothing_be_deleted(
+    run: RunState, name: str, cases: list[Attack], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.store.write(f"{data_key(FINGERPRINT, LEFT)}/dataset.json", b"{}")
+    for case in cases:
+        run.store.write(state_key(FINGERPRINT), case.on(RECORDS[name].good))
+        before = run.store.list()
+        for more in ((), ("--prune", "--yes")):
+            code, output = pion(capsys, "data", run.store.url, *more)
+            assert code == 2
+            assert output.count("error:") == 1
+            assert "\x1b" not in output
+            assert "Nothing was changed" in output
+        assert run.store.list() == before
+
+
+@pytest.mark.parametrize("name", IN_STATUS)
+@pytest.mark.parametrize("data", NOTHING, ids=lambda data: repr(data[:9]))
+def test_a_file_that_is_no_record_ends_no_status(
+    run: RunState, name: str, data: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace(run, IN_STATUS[name], data)
+    output = status(run, capsys)
+    assert RECORDS[name].hidden in output
+    for other in IN_STATUS:
+        shown = RECORDS[other].shown
+        assert shown is None or (shown in output) == (other != name)
+    assert ("deadline can't be read" in output) == (name == "deadline")
