@@ -11,8 +11,8 @@ from pipeline.base.find import TOKENIZER, find_base
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.job.model_section import Base
 from pipeline.state.bases import WEIGHTS, bring_base, keep_base, read_pin, write_pin
-from pipeline.state.patience import Patience
 from pipeline.state.run_state import RunState
+from pipeline.state.stores.retry import Patience
 
 
 def keep_as_base(run: RunState, base: Base, folder: Path, say: Say, patiently: Patience) -> None:

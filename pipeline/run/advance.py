@@ -34,10 +34,10 @@ from pipeline.state.checkpoints.retention import sweep
 from pipeline.state.checkpoints.selected import selected
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.known_rows import know_rows_of
-from pipeline.state.patience import Patience
 from pipeline.state.shared.prune import delete_due
 from pipeline.state.stop_requests import clear_stops
 from pipeline.state.stores import StoreError
+from pipeline.state.stores.retry import Patience
 from pipeline.state.stores.verdict import Moment, verdict
 from pipeline.training.context import smaller_plan_note
 from pipeline.training.saving import linger_seconds

@@ -6,7 +6,6 @@ has changed, there is no commit.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pion.errors import BadInput, Interrupted
 from pipeline.state.stores.hub import TOKENS_PAGE
+from pipeline.state.stores.retry import retrying
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 PREFIX = "hf://"
-ATTEMPTS = 6
 
 Result = TypeVar("Result")
 
@@ -131,9 +130,11 @@ def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> di
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    api = _api(repo)
+    api, attempts = _api(repo), 0
 
     def commit() -> dict[str, str]:
+        nonlocal attempts
+        attempts += 1
         url = api.create_repo(repo, private=private, exist_ok=True)
         _check_visibility(repo, api.repo_info(repo).private, private)
         # The client leaves out unchanged files, and makes no empty commit.
@@ -143,23 +144,22 @@ def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> di
         info = api.create_commit(repo, files, commit_message=title)
         return {"url": str(url), "commit": str(info.oid)}
 
-    for attempt in range(ATTEMPTS):
-        try:
-            return _call(repo, commit)
-        except RepositoryNotFoundError:
-            raise BadInput(
-                f"publish.to: hf://{repo}: the Hub says that this token has no such repository "
-                f"(404). {safe} Use a token with write access ({TOKENS_PAGE}), or a different "
-                "repository."
-            ) from None
-        except Unreachable as error:
-            if attempt == ATTEMPTS - 1:
-                raise Interrupted(
-                    f"publish.to: hf://{repo}: {error} ({ATTEMPTS} attempts). {safe} Run the same "
-                    "command again. Pion will only repeat the publish stage."
-                ) from error
-            time.sleep(random.uniform(0, 2**attempt))
-    raise AssertionError("unreachable")
+    try:
+        return retrying(
+            lambda: _call(repo, commit),
+            lambda error: isinstance(error, Unreachable),
+            sleep=time.sleep,
+        )
+    except RepositoryNotFoundError:
+        raise BadInput(
+            f"publish.to: hf://{repo}: the Hub says that this token has no such repository (404). "
+            f"{safe} Use a token with write access ({TOKENS_PAGE}), or a different repository."
+        ) from None
+    except Unreachable as error:
+        raise Interrupted(
+            f"publish.to: hf://{repo}: {error} ({attempts} attempts). {safe} Run the same command "
+            "again. Pion will only repeat the publish stage."
+        ) from error
 
 
 def _api(repo: str) -> HfApi:

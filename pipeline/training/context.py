@@ -20,10 +20,10 @@ from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
-from pipeline.state.patience import Patience
 from pipeline.state.records import Head
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stores import StoreError, open_store
+from pipeline.state.stores.retry import Patience
 from pipeline.state.workspace import Workspace
 from pipeline.training.rewind import plan_rewind
 from pipeline.training.saving import linger_seconds

@@ -12,10 +12,11 @@ from pipeline.console.formats import duration
 from pipeline.console.messages import CheckpointSaved, Note, Say
 from pipeline.job import Checkpoint
 from pipeline.state.checkpoints.checkpointer import Checkpointer
+from pipeline.state.checkpoints.uploader import UploaderDied
 from pipeline.state.owner import launch_id
-from pipeline.state.patience import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from pipeline.state.run_state import Clock
 from pipeline.state.stores import StoreError
+from pipeline.state.stores.retry import Patience
 from pipeline.state.stores.verdict import Moment, verdict
 from pipeline.training.cadence import SaveCadence
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from pion.train.trainer import TrainState
 
 RENTAL_LINGER = 1800.0
+
+
+class _GivenUp(Exception):
+    """A stop was asked for while the store can't be reached."""
 
 
 class Saving:
@@ -86,31 +91,38 @@ class Saving:
         `NotDurable` and name the copy on this machine. Return early if `give_up` says so.
         """
         patience = linger_seconds(self.settings) if patience is None else patience
-        end, delay = self._clock.monotonic() + patience, FIRST_RETRY_SECONDS
+
+        def wait(seconds: float) -> None:
+            """Sleep, and say so: a log should show why nothing else happens."""
+            self.follow(training=False)
+            text = f"the store can't be reached. Trying again in {duration(seconds)}"
+            self._report(Note(text))
+            self._clock.sleep(seconds)
+            if give_up():
+                raise _GivenUp
+
+        patiently = Patience(patience, lambda text: None, wait, self._clock.monotonic)
+        try:
+            patiently(lambda: self._save(state))
+        except StoreError as outage:
+            raise self._verdict(outage, patience) from outage
+        except _GivenUp:
+            return
+        self.follow()
+
+    def _save(self, state: TrainState) -> None:
+        """Save `state` now. Raises the StoreError of an outage, and `NotDurable`."""
+        stats = self.checkpointer.stats
         while True:
             with self._naming_the_copy():
                 self.checkpointer.wait()
                 self.begin(state)
                 self.checkpointer.wait()
-            stats = self.checkpointer.stats
             if stats.outage is None:
-                self.follow()
                 return
-            if stats.deaths == 1:
-                continue  # the uploading process was killed, and the next one may live
-            if self._clock.monotonic() + delay > end:
-                raise self._verdict(stats.outage, patience) from stats.outage
-            self.follow(training=False)
-            self._wait(delay)
-            if give_up():
-                return
-            delay = min(delay * 2, LAST_RETRY_SECONDS)
-
-    def _wait(self, seconds: float) -> None:
-        """Sleep, and say so: a log should show why nothing else happens."""
-        text = f"the store can't be reached. Trying again in {duration(seconds)}"
-        self._report(Note(text))
-        self._clock.sleep(seconds)
+            if not isinstance(stats.outage, UploaderDied):
+                raise stats.outage
+            # The uploading process was killed, and the next one may live.
 
     def follow(self, *, training: bool = True) -> bool:
         """Report what has become durable, or that nothing does; return whether something has.

@@ -19,9 +19,9 @@ from pipeline.state import patience
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import read_events
 from pipeline.state.owner import Owner
-from pipeline.state.patience import Patience
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store, retry
+from pipeline.state.stores.retry import Patience
 from pipeline.training.context import TrainingContext
 from pipeline.training.train_request import Group, TrainRequest
 from tests.faults.test_bad_days import CutOff

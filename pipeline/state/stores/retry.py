@@ -1,8 +1,10 @@
-"""Retry a request to a remote store if its error may be temporary.
+"""Try again what may succeed later: a request for seconds, and work during an outage for minutes.
 
-Full-jitter exponential backoff: before the n-th retry, wait a random time of up to 0.25 s × 2ⁿ, so
-that many machines that failed at the same time don't retry at the same time.
+Of a request: full-jitter exponential backoff. Before the n-th retry, wait a random time of up to
+0.25 s × 2ⁿ, so that many machines that failed at the same time don't retry at the same time.
 """
+
+from __future__ import annotations
 
 import random
 import time
@@ -10,12 +12,18 @@ from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Protocol, TypeVar
 
+from pipeline.console.formats import moment
+from pipeline.state.stores.base import StoreError
+
+# A request.
 TRIES = 8
 BASE_SECONDS = 0.25
 CAP_SECONDS = 20.0
 TOTAL_SECONDS = 90.0
 # If the server asks for a longer wait than the limits above allow, wait up to this many seconds.
 LONGEST_RETRY_AFTER = 120.0
+# An outage.
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 2.0, 60.0
 
 T = TypeVar("T")
 
@@ -69,3 +77,53 @@ def parse_retry_after(value: str | None, now: float) -> float:
         except ValueError:
             return 0.0
     return max(0.0, seconds) if seconds == seconds else 0.0
+
+
+class Patience:
+    """Retries work that failed because the store was down, for up to `seconds` per outage.
+
+    `say` gets one message when an outage begins and one when it ends. `sleep` waits between two
+    tries and raises if the process is asked to stop.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        say: Callable[[str], None],
+        sleep: Callable[[float], None],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._seconds, self._say, self._sleep, self._now = seconds, say, sleep, now
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns.
+
+        `work` must be idempotent: it may run again although the first call succeeded and only its
+        response was lost. Raises the StoreError of an outage once `seconds` have passed, and any
+        other error of `work` at once.
+        """
+        try:
+            return work()
+        except StoreError as error:
+            if not error.outage or self._seconds <= 0:
+                raise
+            self._say(f"{error} Trying again {_until(self._seconds)}.")
+        end, delay = self._now() + self._seconds, FIRST_RETRY_SECONDS
+        while True:
+            self._sleep(max(0.0, min(delay, end - self._now())))
+            try:
+                result = work()
+            except StoreError as error:
+                if not error.outage or self._now() >= end:
+                    raise
+                delay = min(delay * 2, LAST_RETRY_SECONDS)
+            else:
+                self._say("the store can be reached again")
+                return result
+
+
+def _until(seconds: float) -> str:
+    try:
+        return f"until {moment(time.time() + seconds)}"
+    except (OverflowError, ValueError):  # a job may say .inf
+        return "for as long as it takes"

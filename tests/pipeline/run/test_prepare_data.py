@@ -16,11 +16,11 @@ from pipeline.run.prepare import prepare_data
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.start import Options, Start
 from pipeline.state.claim import claim_run
-from pipeline.state.patience import Patience
 from pipeline.state.records import SHARED, TRASH_SECONDS
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.stores import FileStore
+from pipeline.state.stores.retry import Patience
 from pipeline.state.workspace import FILES
 from tests.support.clock import FakeClock
 from tests.support.jobs import SilentDisplay

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from pipeline.state.patience import Patience
 from pipeline.state.stores import StoreError
+from pipeline.state.stores.retry import Patience
 
 
 class Down:
