@@ -9,8 +9,7 @@ from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.find_run import read_run
 from pipeline.state.records import CheckpointEntry
 from pipeline.state.run_state import RunState
-from pipeline.state.scratch import scratch_workspace
-from pipeline.state.workspace import Workspace
+from pipeline.state.workspace import Workspace, scratch_workspace
 
 
 def show_checkpoints(run: str, *, verify: bool, as_json: bool) -> int:

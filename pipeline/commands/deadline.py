@@ -10,10 +10,9 @@ from pipeline.console.formats import duration, moment, show
 from pipeline.job import Deadline
 from pipeline.job.runtime_sections import parse_moment
 from pipeline.job.section import HOURS
-from pipeline.state.author import Author
-from pipeline.state.deadline import RunDeadline, change_deadline, read_deadline
-from pipeline.state.deadline_status import deadline_lines
+from pipeline.state.deadline import RunDeadline, change_deadline, deadline_lines, read_deadline
 from pipeline.state.find_run import no_such_run, open_run
+from pipeline.state.owner import Author
 from pipeline.state.rental_note import read_rental_note
 from pipeline.state.run_status import is_finished
 from pipeline.state.stores.clock import StoreClock

@@ -22,22 +22,24 @@ from pipeline.models.bring import with_renamed_base
 from pipeline.state.bases import copy_bases
 from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key
 from pipeline.state.checkpoints.restore import check_entry
-from pipeline.state.files import files_below, link_or_copy
-from pipeline.state.find_run import read_run
+from pipeline.state.find_run import read_run, refuse_remains
 from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import finite_json, parse, to_json
 from pipeline.state.records import SHARED, CheckpointEntry, Head, data_key
-from pipeline.state.remains import refuse_remains
-from pipeline.state.run_data import own_key
 from pipeline.state.run_state import RunState
-from pipeline.state.scratch import scratch_workspace
 from pipeline.state.shared.begin import begin, is_there
-from pipeline.state.shared.complete import Overtaken, complete
+from pipeline.state.shared.folder import Overtaken, complete, own_key
 from pipeline.state.shared.records import Writer, read_state
 from pipeline.state.stores import Missing, StoreError, open_store, split_run
 from pipeline.state.stores.verdict import Moment, before_work, verdict
-from pipeline.state.workspace import Workspace, read_files
+from pipeline.state.workspace import (
+    Workspace,
+    files_below,
+    link_or_copy,
+    read_files,
+    scratch_workspace,
+)
 
 # The epoch under which the fork command owns the new run until it releases it.
 EPOCH = 1

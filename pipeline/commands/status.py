@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.console.formats import duration, moment, show, size
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.report.reading import read_history
-from pipeline.state.deadline_status import deadline_lines
+from pipeline.state.deadline import deadline_lines
 from pipeline.state.find_run import open_run, runs_in
 from pipeline.state.rental_note import read_rental_note
 from pipeline.state.run_state import RunState

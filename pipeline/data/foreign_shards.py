@@ -22,7 +22,7 @@ from pipeline.data.sources import Input
 from pipeline.data.text_rows import RowFormat
 from pipeline.job import BinShards, HubNpyShards, NpyShards
 from pipeline.kill_points import mark
-from pipeline.state.files import link_or_copy
+from pipeline.state.workspace import link_or_copy
 
 # Ids that are searched at once, and all ids that are searched in a source on the Hub.
 IDS_AT_ONCE = 2**22

@@ -47,7 +47,7 @@ class RunHistory:
         costs: what all machines cost, by cause.
         unreadable: the rows of events and metrics that are missing because they can't be read.
         status: what `pipeline.state.run_status.run_status` returned.
-        deadline: what `pipeline.state.deadline_status.deadline_json` returned.
+        deadline: what `pipeline.state.deadline.deadline_json` returned.
         now: when everything was read, in Unix seconds.
         silence: an owner without a sign of life for this many seconds is presumed dead.
     """

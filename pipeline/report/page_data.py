@@ -15,7 +15,7 @@ from pipeline.report.curves import Point, attempts, curves_of
 from pipeline.report.history import Row, RunHistory, Sample
 from pipeline.report.page_sections import measured_sections, record_sections
 from pipeline.report.result_tables import human_count
-from pipeline.state.deadline_status import state_in_words
+from pipeline.state.deadline import state_in_words
 from pipeline.state.liveness import Life, liveness
 from pipeline.state.record_json import Damaged
 from pipeline.state.stop_requests import describe_stop

@@ -10,7 +10,7 @@ from pipeline.cost.costs import TRAINED, costs
 from pipeline.cost.timeline import processes_of
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
-from pipeline.state.deadline_status import deadline_json
+from pipeline.state.deadline import deadline_json
 from pipeline.state.find_run import no_such_run
 from pipeline.state.metrics import Replaced, events_reader, kept_rows, metrics_reader
 from pipeline.state.recorded_job import recorded_job

@@ -30,10 +30,9 @@ from pipeline.run.stage_plan import (
     stages_until,
 )
 from pipeline.run.start import Start
-from pipeline.state.checkpoints.retention import sweep
-from pipeline.state.checkpoints.selected import selected
+from pipeline.state.checkpoints.retention import selected, sweep
 from pipeline.state.claim import Claim, claim_again
-from pipeline.state.known_rows import know_rows_of
+from pipeline.state.recorded_job import know_rows_of
 from pipeline.state.shared.prune import delete_due
 from pipeline.state.stop_requests import clear_stops
 from pipeline.state.stores import StoreError

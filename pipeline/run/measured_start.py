@@ -22,8 +22,8 @@ from pipeline.state.bases import bring_base
 from pipeline.state.claim import taken_over
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import finite_json, parse_record
-from pipeline.state.run_data import bring_data
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.folder import bring_data
 from pipeline.state.stores import Missing
 from pipeline.state.stores.retry import Patience
 

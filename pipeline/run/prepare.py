@@ -22,9 +22,8 @@ from pipeline.run.start import Start
 from pipeline.state.bases import bring_base
 from pipeline.state.claim import Claim
 from pipeline.state.records import SHARED, data_key
-from pipeline.state.run_data import own_key
 from pipeline.state.shared.begin import begin, confirm
-from pipeline.state.shared.complete import Overtaken, complete
+from pipeline.state.shared.folder import Overtaken, complete, own_key
 from pipeline.state.shared.records import Writer
 from pipeline.state.stores.retry import Patience
 from pipeline.state.workspace import Workspace

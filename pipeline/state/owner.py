@@ -1,6 +1,11 @@
-"""The owner of a run: one process on one machine, and its code; who may take over, and when."""
+"""The owner of a run: one process on one machine, and its code; who may take over, and when; and
+who wrote a record."""
 
+from __future__ import annotations
+
+import contextlib
 import functools
+import getpass
 import hashlib
 import importlib.metadata
 import os
@@ -17,6 +22,7 @@ from pathlib import Path
 
 from pion.errors import BadInput
 from pion.untrusted import read_file
+from pipeline.console.formats import printable
 from pipeline.machine.child_environment import without_secrets
 from pipeline.machine.rented import is_rented, rented_since
 from pipeline.state.record_json import Count, Time
@@ -48,7 +54,7 @@ class Owner:
     started_at: Time = 0.0
 
     @classmethod
-    def me(cls) -> "Owner":
+    def me(cls) -> Owner:
         """Return this process."""
         pid = os.getpid()
         code = code_version()
@@ -70,10 +76,35 @@ class Owner:
         """Return `pid 123 on host`."""
         return f"pid {self.pid} on {self.host}"
 
-    def same_machine(self, other: "Owner") -> bool:
+    def same_machine(self, other: Owner) -> bool:
         """Return whether both are processes of one container in one boot of one machine."""
         here = (self.boot_id, self.pid_namespace)
         return all(here) and here == (other.boot_id, other.pid_namespace)
+
+
+@dataclass(frozen=True)
+class Author:
+    """A process of `user` on `host`."""
+
+    host: str
+    pid: Count
+    user: str
+
+    @classmethod
+    def me(cls) -> Author:
+        """Return this process."""
+        return cls(socket.gethostname(), os.getpid(), user_name())
+
+    def describe(self) -> str:
+        """Return `ann on host-a`."""
+        return printable(f"{self.user} on {self.host}")
+
+
+def user_name() -> str:
+    """Return the name of this user. In a container, the user may be a number without a name."""
+    with contextlib.suppress(KeyError, OSError, ImportError):
+        return getpass.getuser()
+    return f"user {os.getuid()}"
 
 
 _STARTED_AT = round(time.time(), 3)

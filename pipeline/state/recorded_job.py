@@ -1,10 +1,10 @@
-"""Read the job that a run was last started with from the run's store."""
+"""Read the job that a run was last started with from the run's store, and tell it its data."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,6 @@ def recorded_job(state: RunState, head: Head) -> Job | None:
     if text is None:
         return None
     from pipeline.job.file import parse_job
-    from pipeline.state.known_rows import know_rows
 
     def find(values: dict[str, Any]) -> Base:
         from pipeline.state.bases import read_pin
@@ -64,6 +63,26 @@ def recorded_stages(
     except BadInput:
         return None
     return None if job is None else job.stages
+
+
+def know_rows(job: Job, head: Head) -> None:
+    """Tell the job how many rows its prepared data has, if the run has prepared this data.
+
+    Raises BadInput if a schedule does not fit into the steps that follow.
+    """
+    from pipeline.job.digest import digest_job
+
+    record = head.stages.get("prepare")
+    if record is not None and record.digest == digest_job(job).stages["prepare"]:
+        know_rows_of(job, record.result)
+
+
+def know_rows_of(job: Job, reports: Mapping[str, Any]) -> None:
+    """Tell the job how many rows of data `prepare` has counted for each stage."""
+    for stage in job.train_stages:
+        rows = reports.get(stage, {}).get("train_rows")
+        if type(rows) is int:
+            job.section(stage).know_rows(rows)
 
 
 def find_job_file(state: RunState, head: Head) -> tuple[str, list[str]]:

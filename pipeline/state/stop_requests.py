@@ -15,7 +15,7 @@ from typing import Any
 
 from pion.errors import BadInput
 from pipeline.console.formats import moment, printable
-from pipeline.state.author import Author
+from pipeline.state.owner import Author
 from pipeline.state.record_file import RecordFile
 from pipeline.state.record_json import Time, build, open_record, parse
 from pipeline.state.run_state import RunState

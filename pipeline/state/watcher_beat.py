@@ -14,9 +14,8 @@ from typing import Annotated
 from annotated_types import Gt, Lt
 from typing_extensions import TypedDict
 
-from pipeline.state.author import Author
 from pipeline.state.liveness import is_silent
-from pipeline.state.owner import code_version
+from pipeline.state.owner import Author, code_version
 from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.record_json import FORMAT, Amount, Count, Time, open_record
 from pipeline.state.run_state import RunState

@@ -12,7 +12,9 @@ import fcntl
 import hashlib
 import itertools
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +26,6 @@ from typing_extensions import TypedDict
 from pion.errors import PionError
 from pion.untrusted import read_file
 from pipeline.machine.folders import cache_folder, open_private, private_cache_folder
-from pipeline.state.files import files_below
 from pipeline.state.record_json import (
     FORMAT,
     MOST_VALUES,
@@ -249,6 +250,45 @@ class Workspace:
                 yield
         except OSError as error:
             raise StoreError("write", str(self._root), error.strerror or str(error)) from error
+
+
+@contextlib.contextmanager
+def scratch_workspace(run_workspace: Workspace) -> Iterator[Workspace]:
+    """Yield a temporary workspace of the same run. If the store is on this machine, yield its own.
+
+    The temporary workspace is on the disk with the copies of remote runs, because /tmp may be
+    memory.
+    """
+    if not run_workspace.remote:
+        yield run_workspace
+        return
+    root = private_cache_folder(COPIES)
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=root) as folder:
+        yield Workspace(run_workspace.store, run_workspace.run, Path(folder))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return the files below `folder`, sorted, without hidden ones: those are temporary."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def link_or_copy(path: Path, to: Path) -> None:
+    """Make `to` a link to the file `path`, all or nothing; a copy if the disk can't link.
+
+    The folder of `to` must exist. Raises OSError.
+    """
+    part = to.with_name(f".{to.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(path.resolve(), part)
+        except OSError:  # another disk, or a disk without hard links
+            shutil.copyfile(path, part)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        part.replace(to)
+    finally:
+        part.unlink(missing_ok=True)  # replacing a link by a link to the same file leaves both
 
 
 class _ListedFile(TypedDict):

@@ -26,7 +26,7 @@ from pipeline.state.checkpoints.layout import METRICS, STATE
 from pipeline.state.checkpoints.restore import Found, Loaded, load_folder, newest_good
 from pipeline.state.record_json import Count, build, open_record, to_json
 from pipeline.state.records import Head
-from pipeline.state.run_data import bring_data
+from pipeline.state.shared.folder import bring_data
 from pipeline.training.busy_cores import BusyCores, Work
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.first_weights import cost_of_rounding, first_model, frozen_base

@@ -18,7 +18,7 @@ from pipeline.state.records import SHARED, TRASH_SECONDS, Head, data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared import prune
 from pipeline.state.shared.begin import begin, confirm
-from pipeline.state.shared.complete import Overtaken, complete
+from pipeline.state.shared.folder import Overtaken, complete
 from pipeline.state.shared.records import Writer, read_state
 from pipeline.state.stores import Store
 from tests.faults.explore import Told, Work, World, explore

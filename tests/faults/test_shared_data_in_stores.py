@@ -21,7 +21,7 @@ from pipeline.state.find_run import runs_in
 from pipeline.state.records import SHARED, TRASH_SECONDS, data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.begin import begin, confirm
-from pipeline.state.shared.complete import Overtaken, complete
+from pipeline.state.shared.folder import Overtaken, complete
 from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.shared.records import Writer, keys_in_use, read_state
 from pipeline.state.stores import FileStore, Store, StoreError

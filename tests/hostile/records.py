@@ -23,9 +23,9 @@ from pipeline.report.result_tables import (
     whose_bytes,
 )
 from pipeline.report.results import evaluated, published
-from pipeline.state.author import Author
 from pipeline.state.checkpoints.layout import MANIFEST, STATE, Provenance
 from pipeline.state.deadline import DEADLINE, Asked, RunDeadline, read_deadline
+from pipeline.state.owner import Author
 from pipeline.state.record_json import Number, parse, parse_record
 from pipeline.state.records import Head, StageRecord
 from pipeline.state.rental_note import NOTE, RentalNote, read_rental_note

@@ -15,7 +15,6 @@ from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, Stage
 from pipeline.job.file import load_job
 from pipeline.run.command import run_job
 from pipeline.run.start import Options
-from pipeline.state import patience
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import read_events
 from pipeline.state.owner import Owner
@@ -197,7 +196,7 @@ def proxy(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """A proxy in front of a store. Requests and outages are retried without a pause."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(retry, "BASE_SECONDS", 0.0)
-    monkeypatch.setattr(patience, "FIRST_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "FIRST_RETRY_SECONDS", 0.0)
     with FaultProxy(s3.url) as proxy:
         proxy.use(monkeypatch)
         yield proxy

@@ -1,17 +1,25 @@
-"""Decide which checkpoints a run keeps, and delete the others without disturbing readers.
+"""Decide which checkpoints a run keeps, and which one is evaluated and published.
 
-A checkpoint is first removed from HEAD's list, and its folder is marked as trash. Its files are
-deleted an hour later. A checkpoint that HEAD lists is never deleted.
+The others are deleted without disturbing readers: a checkpoint is first removed from HEAD's list,
+and its folder is marked as trash. Its files are deleted an hour later. A checkpoint that HEAD lists
+is never deleted.
 """
+
+from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from pion.errors import BadInput
 from pipeline.state.claim import Claim
 from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, Head
 from pipeline.state.stores import StoreError
+
+if TYPE_CHECKING:
+    from pipeline.job import Job
 
 # The metric of a checkpoint by which the best one is chosen.
 HELD_OUT_LOSS = "held_out_loss"
@@ -124,6 +132,54 @@ def best_of(entries: Iterable[CheckpointEntry], metric: str) -> dict[str, Checkp
         if entry.stage not in best or value < best[entry.stage][0]:
             best[entry.stage] = value, entry
     return {stage: entry for stage, (_, entry) in best.items()}
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The best checkpoint of the last training stage, and its last one.
+
+    The best has the lowest held-out loss. Of equal ones, it is the newest.
+    """
+
+    best: CheckpointEntry
+    last: CheckpointEntry
+
+    def result(self) -> dict[str, float | None]:
+        """Return the steps of both and their held-out losses, as a result of the evaluation."""
+        return {
+            "step": self.best.step,
+            HELD_OUT_LOSS: self.best.metrics[HELD_OUT_LOSS],
+            "last_step": self.last.step,
+            f"last_{HELD_OUT_LOSS}": self.last.metrics[HELD_OUT_LOSS],
+        }
+
+
+def selected(job: Job, head: Head) -> Selected | None:
+    """Return the best checkpoint if the job asks for it; None: the last one is meant.
+
+    All training stages must be finished. Raises BadInput if HEAD does not tell which is the best,
+    because the job asked for it only after training.
+    """
+    stage = job.train_stages[-1]
+    if not job.selects_best(stage):
+        return None
+    record = head.stages[stage]
+    entries = [e for e in head.checkpoints if (e.stage, e.digest) == (stage, record.digest)]
+    last = next((entry for entry in entries if entry.key == record.checkpoint), None)
+    if last is None or last.metrics.get(HELD_OUT_LOSS) is None:
+        raise BadInput(
+            f"evaluate.checkpoint: best: {stage} was trained without it, so the run has not "
+            "recorded which checkpoint is the best. Nothing was lost. Evaluate and publish the "
+            f"last one (evaluate.checkpoint=last), or train {stage} again: --redo {stage}"
+        )
+    return Selected(best_of(entries, HELD_OUT_LOSS)[stage], last)
+
+
+def final_checkpoint(job: Job, head: Head) -> str:
+    """Return the key of the checkpoint that the evaluate stage has evaluated."""
+    stages = ("evaluate", job.train_stages[-1])
+    keys = [head.stages[stage].checkpoint for stage in stages if stage in head.stages]
+    return next(key for key in keys if key is not None)
 
 
 def _epoch_of(folder: str) -> float:

@@ -31,7 +31,7 @@ from pipeline.state.checkpoints.snapshot import Extent, map_extents
 from pipeline.state.error_codec import error_to_json
 from pipeline.state.stores import FileStore, Store, StoreError, open_store
 from pipeline.state.stores.base import Staged
-from pipeline.state.stores.direct_io import read_directly
+from pipeline.state.stores.local import read_directly
 from pipeline.state.workspace import Files
 
 COMPARED_AT_ONCE = 1 << 20

@@ -18,7 +18,7 @@ from pipeline.state.record_json import is_sha256
 from pipeline.state.records import SHARED, TRASH_SECONDS, data_key, is_data_key
 from pipeline.state.run_state import Clock
 from pipeline.state.shared.begin import preparing
-from pipeline.state.shared.complete import delete_folder
+from pipeline.state.shared.folder import delete_folder
 from pipeline.state.shared.records import (
     DELETED_KEPT,
     DataState,

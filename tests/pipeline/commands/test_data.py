@@ -15,7 +15,7 @@ from pipeline.state.owner import Owner
 from pipeline.state.records import TRASH_SECONDS, data_key
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.shared.begin import begin
-from pipeline.state.shared.complete import complete
+from pipeline.state.shared.folder import complete
 from pipeline.state.shared.prune import delete_due
 from pipeline.state.shared.records import Writer, read_state, swap_state
 from pipeline.state.stores import FileStore

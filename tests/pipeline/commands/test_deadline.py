@@ -18,11 +18,12 @@ from pipeline.state.deadline import (
     Asked,
     RunDeadline,
     change_deadline,
+    deadline_lines,
     new_deadline,
     read_deadline,
+    state_in_words,
     write_first_deadline,
 )
-from pipeline.state.deadline_status import deadline_lines, state_in_words
 from pipeline.state.owner import Owner
 from pipeline.state.rental_note import RentalNote, write_rental_note
 from pipeline.state.run_state import RunState

@@ -12,10 +12,9 @@ from pipeline.commands.fork import fork_run
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.records import SHARED, Head, data_key
-from pipeline.state.run_data import bring_data
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.begin import begin
-from pipeline.state.shared.complete import complete
+from pipeline.state.shared.folder import bring_data, complete
 from pipeline.state.shared.records import DataState, Writer, read_state, swap_state
 from pipeline.state.stores import FileStore, Store, open_store
 from tests.faults.faulty_store import Crash, FaultyStore

@@ -10,7 +10,6 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.job import Deadline
-from pipeline.state.author import Author
 from pipeline.state.deadline import (
     DEADLINE,
     Asked,
@@ -21,6 +20,7 @@ from pipeline.state.deadline import (
     withdraw_first_deadline,
     write_first_deadline,
 )
+from pipeline.state.owner import Author
 from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, FileStore, StoreError

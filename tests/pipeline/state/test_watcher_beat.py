@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.state.author import Author
+from pipeline.state.owner import Author
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from pipeline.state.watcher_beat import (

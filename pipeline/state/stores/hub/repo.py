@@ -10,16 +10,28 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    hf_hub_url,
+    set_client_factory,
+)
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import LFSFileInfo, RepoFile
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import (
+    build_hf_headers,
+    disable_progress_bars,
+    get_session,
+    hf_raise_for_status,
+)
+from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils._http import default_client_factory
 
 from pion.errors import PionError
 from pipeline.state.stores.base import Missing, StoreError, too_large
 from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.hub import errors
-from pipeline.state.stores.hub.client import set_up_client
 from pipeline.state.stores.retry import Retry, retrying
 
 BRANCH = "main"
@@ -39,6 +51,37 @@ class Located:
     commit: str
     etag: str
     size: int
+
+
+# Seconds without a byte, not seconds for the whole request: a commit of many files takes a while.
+TIMEOUT = httpx.Timeout(120.0, connect=10.0)
+
+
+@functools.cache
+def set_up_client() -> None:
+    """Let requests time out when no byte arrives, and log only errors. Works once per process.
+
+    By default the client waits forever, and its warning about a retried request shows the signed
+    address of an upload.
+    """
+    set_client_factory(_client)
+    disable_progress_bars()
+    hub_logging.set_verbosity_error()
+
+
+def _client() -> httpx.Client:
+    """Return the default client, with time limits for requests that have none."""
+
+    def limit(request: httpx.Request) -> None:
+        asked = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {
+            name: asked.get(name) or seconds for name, seconds in TIMEOUT.as_dict().items()
+        }
+
+    client = default_client_factory()
+    hooks = client.event_hooks
+    client.event_hooks = {**hooks, "request": [*hooks["request"], limit]}
+    return client
 
 
 class HubRepo:

@@ -11,9 +11,9 @@ from pipeline.rent.managed.provider.recorded_task import launch_id_of, variable_
 from pipeline.rent.managed.watch import Watcher
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.run.handover import FROM_EPOCH
-from pipeline.state.author import Author
 from pipeline.state.deadline import RunDeadline, change_deadline
 from pipeline.state.metrics import read_events
+from pipeline.state.owner import Author
 from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import ask_stop

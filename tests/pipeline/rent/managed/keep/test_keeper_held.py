@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.rent.managed.watch import Watcher
-from pipeline.state.author import Author
 from pipeline.state.claim import claim_run
 from pipeline.state.deadline import RunDeadline, change_deadline
+from pipeline.state.owner import Author
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
 from tests.pipeline.rent.managed.keep.test_keeper_deadline import RESERVE, due_in, sky, watch

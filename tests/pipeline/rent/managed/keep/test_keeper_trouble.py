@@ -15,8 +15,8 @@ from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.recorded_task import BY_HOP, MACHINES, NextRental, launch_id_of
 from pipeline.rent.managed.rental import ARRIVE_SECONDS, BOOT_SECONDS
 from pipeline.rent.managed.watch import Watcher
-from pipeline.state.author import Author
 from pipeline.state.deadline import RunDeadline, change_deadline
+from pipeline.state.owner import Author
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import ask_stop
 from pipeline.state.watcher_beat import read_beat

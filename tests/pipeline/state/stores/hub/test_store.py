@@ -22,7 +22,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Entry, Missing, StoreError
-from pipeline.state.stores.hub import client, errors
+from pipeline.state.stores.hub import errors
 from pipeline.state.stores.hub.store import COMMITS_KEPT, HubStore
 from tests.support.clock import FakeClock
 from tests.support.hub_server import (
@@ -339,7 +339,7 @@ def test_a_stalled_request_times_out_and_is_retried(
 ) -> None:
     store.write("demo/a", b"x")
     store.flush()
-    monkeypatch.setattr(client, "TIMEOUT", client.httpx.Timeout(0.3))
+    monkeypatch.setattr("pipeline.state.stores.hub.repo.TIMEOUT", httpx.Timeout(0.3))
     hub.before("GET .*/tree/", lambda: real_time.sleep(1.0))
     assert store.list("demo/") == [Entry("demo/a", 1)]
     assert hub.count("GET .*/tree/") == 2

@@ -1,4 +1,8 @@
-"""Make prepared data shared: put its files into their folder, then let `state.json` name it."""
+"""The folders of prepared data: share one, bring one to this machine, delete one.
+
+Shared data is in a folder of the store, and then `state.json` names it. Runs of before there was
+shared data have their own, below `data/<digest>`, for good.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,12 @@ from pathlib import Path
 from pion.data.arrays import unwritable
 from pion.errors import PionError
 from pipeline.kill_points import mark
-from pipeline.state.files import files_below, link_or_copy
-from pipeline.state.records import SHARED, data_key
+from pipeline.state.records import SHARED, Head, data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.records import Writer, read_state, swap_state
 from pipeline.state.stores import Store
 from pipeline.state.stores.local import sync_folder
-from pipeline.state.workspace import Progress, Workspace
+from pipeline.state.workspace import Progress, Workspace, files_below, link_or_copy
 
 
 class Overtaken(PionError):
@@ -81,6 +84,22 @@ def delete_folder(store: Store, fingerprint: str, folder: str) -> None:
     # is a folder.
     here = Workspace(store, SHARED).folder(f"{fingerprint}/{folder}")
     shutil.rmtree(here, ignore_errors=True)
+
+
+def own_key(digest: str) -> str:
+    """Return the key of a run's own data, and of the folder in which a run prepares data."""
+    return f"data/{digest}"
+
+
+def bring_data(run: RunState, head: Head, part: str, digest: str) -> Path:
+    """Return the folder of a part of the run's data, downloaded if it is not on this machine.
+
+    `head` is a HEAD of the run in which `prepare` is finished, and `digest` names its own data.
+    Raises `PionError` if the store's copy is missing or damaged.
+    """
+    if part in head.data:
+        return Workspace(run.store, SHARED).bring(head.data[part].removeprefix(f"{SHARED}/"))
+    return Workspace(run.store, run.name).bring(own_key(digest))
 
 
 def _link_files(source: Path, target: Path) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.state.files import files_below, link_or_copy
+from pipeline.state.workspace import files_below, link_or_copy
 
 
 def refuse(*_: object) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.state.stores import FileStore
-from pipeline.state.stores.direct_io import read_directly, write_directly
+from pipeline.state.stores.local import read_directly, write_directly
 
 SIZES = [0, 1, 4095, 4096, 4097, 3 * 4096 + 5, (16 << 20) + 4096 + 1]
 NO_DIRECT_ACCESS = Path("/proc/self/status")
