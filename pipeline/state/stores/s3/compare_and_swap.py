@@ -8,7 +8,6 @@ version only without the quotes in which they name it.
 
 from pion.errors import BadInput
 from pipeline.state.stores.base import Conflict, Missing, StoreError
-from pipeline.state.stores.s3 import upload
 from pipeline.state.stores.s3.bucket import Bucket
 
 # With each form of a version. One is not enough: what refused the write may be deleted since.
@@ -29,7 +28,7 @@ def compare_and_swap(bucket: Bucket, key: str, data: bytes, expected: str | None
     forms = [bucket.bare_etags] if bucket.bare_etags is not None else [False, True]
     for bare in forms * _TRIES:
         try:
-            version = upload.put(bucket, key, data, **_condition(expected, bare=bare))
+            version = bucket.put(key, data, **_condition(expected, bare=bare))
         except (Conflict, Missing):
             present, found = _read(bucket, key)
             if present == data and found is not None:

@@ -7,6 +7,7 @@ AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, …
 """
 
 import contextlib
+import functools
 import re
 import time
 import uuid
@@ -28,7 +29,8 @@ from pipeline.state.stores.base import (
     check_key,
     too_large,
 )
-from pipeline.state.stores.s3 import errors, upload
+from pipeline.state.stores.s3 import errors
+from pipeline.state.stores.s3.bucket import PART_BYTES as UPLOAD_BYTES
 from pipeline.state.stores.s3.bucket import Bucket
 from pipeline.state.stores.s3.compare_and_swap import compare_and_swap, require_compare_and_swap
 from pipeline.state.stores.transfer import PART_BYTES, download_parallel
@@ -61,7 +63,7 @@ class S3Store(WritesAtOnce):
         bucket: str,
         prefix: str = "",
         *,
-        upload_bytes: int = upload.PART_BYTES,
+        upload_bytes: int = UPLOAD_BYTES,
         download_bytes: int = PART_BYTES,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -94,7 +96,7 @@ class S3Store(WritesAtOnce):
         return self._bucket.read_versioned(key)
 
     def write(self, key: str, data: Data) -> None:
-        upload.write(self._bucket, key, data, self._upload_bytes)
+        self._bucket.upload(key, data, self._upload_bytes)
 
     def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
         return compare_and_swap(self._bucket, key, data, expected)
@@ -155,7 +157,8 @@ class S3Store(WritesAtOnce):
         uploads = bucket.request("list", prefix, unfinished)
         for name, upload_id in uploads:
             key = name.removeprefix(root)
-            bucket.request("delete", key, upload.abort(bucket, name, upload_id))
+            abort = functools.partial(bucket.abort, name=name, upload_id=upload_id)
+            bucket.request("delete", key, abort)
         return len(uploads)
 
     def list(self, prefix: str = "") -> Entries:
