@@ -25,7 +25,48 @@ _SEGMENT = re.compile(r"(?P<epoch>\d{1,9})/[\w.+=@-]+\.jsonl", re.ASCII)
 _NUMBER = re.compile(r"(\d{6})\.jsonl", re.ASCII)
 
 
-class MetricsLog:
+class _RowLog:
+    """Rows of one epoch, appended to numbered files in a folder. Appending never waits for a
+    write."""
+
+    def __init__(self, store: Store, folder: str, epoch: int, now: Callable[[], float]) -> None:
+        self._store, self._folder, self._epoch, self._now = store, f"{folder}/{epoch}", epoch, now
+        self._rows: list[Row] = []
+        self._next: int | None = None
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+
+    def flush(self) -> None:
+        """Write the rows that are not yet written; if that fails, they stay in memory."""
+        with self._flushing:
+            with self._lock:
+                rows = list(self._rows)
+            if not rows:
+                return
+            if self._next is None:
+                self._next = len(self._store.list(self._folder + "/"))
+            data = "".join(finite_json(row) + "\n" for row in rows).encode()
+            key = f"{self._folder}/{self._next:06d}.jsonl"
+            # Use a new number even if this write fails: the failed write may still land later.
+            self._next += 1
+            self._store.write(key, data)
+            with self._lock:
+                del self._rows[: len(rows)]
+
+    def unwritten(self) -> str:
+        """Return the rows that a flush would write, as JSON lines."""
+        with self._lock:
+            return "".join(finite_json(row) + "\n" for row in self._rows)
+
+    def _add(self, *rows: Row) -> None:
+        with self._lock:
+            self._rows.extend(rows)
+
+    def _stamped(self, row: Mapping[str, Any]) -> Row:
+        return {**row, "epoch": self._epoch, "at": self._now()}
+
+
+class MetricsLog(_RowLog):
     """The metrics of one stage under one epoch. A row has a `step`, and gets `epoch` and `at`."""
 
     def __init__(
@@ -36,47 +77,30 @@ class MetricsLog:
         epoch: int,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._segments = _Segments(store, f"{run}/metrics/{stage}/{epoch}")
-        self._epoch = epoch
-        self._now = now
+        super().__init__(store, f"{run}/metrics/{stage}", epoch, now)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Keep a row in memory until `flush`. Raises `ValueError` if the row has no step."""
         if "step" not in row:
             raise ValueError(f"a metrics row needs a step: {dict(row)}")
-        self._segments.append({**row, "epoch": self._epoch, "at": self._now()})
-
-    def flush(self) -> None:
-        """Write the rows that are not yet written; if that fails, they stay in memory."""
-        self._segments.flush()
-
-    def unwritten(self) -> str:
-        """Return the rows that a flush would write, as JSON lines."""
-        return self._segments.unwritten()
+        self._add(self._stamped(row))
 
     def adopt(self, lines: str) -> None:
         """Keep the rows of an earlier attempt unchanged, and write them with the next flush."""
-        for line in lines.splitlines():
-            self._segments.append(json.loads(line))
+        self._add(*map(json.loads, lines.splitlines()))
 
 
-class EventLog:
+class EventLog(_RowLog):
     """What happened to a run under one epoch: claims, restores, stages, warnings."""
 
     def __init__(
         self, store: Store, run: str, epoch: int, now: Callable[[], float] = time.time
     ) -> None:
-        self._segments = _Segments(store, f"{run}/events/{epoch}")
-        self._epoch = epoch
-        self._now = now
+        super().__init__(store, f"{run}/events", epoch, now)
 
     def append(self, kind: str, **fields: Any) -> None:
         """Keep an event in memory until `flush`."""
-        self._segments.append({**fields, "event": kind, "epoch": self._epoch, "at": self._now()})
-
-    def flush(self) -> None:
-        """Write the events that are not yet written; if that fails, they stay in memory."""
-        self._segments.flush()
+        self._add(self._stamped({**fields, "event": kind}))
 
 
 def read_metrics(
@@ -228,39 +252,3 @@ def metrics_reader(store: Store, run: str, stage: str, unreadable: Unreadable) -
 def events_reader(store: Store, run: str, unreadable: Unreadable) -> RowReader:
     """Return what reads the run's events."""
     return RowReader(store, f"{run}/events/", event_row, unreadable)
-
-
-class _Segments:
-    """Rows appended to numbered files in a folder. Appending never waits for a write."""
-
-    def __init__(self, store: Store, folder: str) -> None:
-        self._store = store
-        self._folder = folder
-        self._rows: list[Row] = []
-        self._next: int | None = None
-        self._lock = threading.Lock()
-        self._flushing = threading.Lock()
-
-    def append(self, row: Row) -> None:
-        with self._lock:
-            self._rows.append(row)
-
-    def unwritten(self) -> str:
-        with self._lock:
-            return "".join(finite_json(row) + "\n" for row in self._rows)
-
-    def flush(self) -> None:
-        with self._flushing:
-            with self._lock:
-                rows = list(self._rows)
-            if not rows:
-                return
-            if self._next is None:
-                self._next = len(self._store.list(self._folder + "/"))
-            data = "".join(finite_json(row) + "\n" for row in rows).encode()
-            key = f"{self._folder}/{self._next:06d}.jsonl"
-            # Use a new number even if this write fails: the failed write may still land later.
-            self._next += 1
-            self._store.write(key, data)
-            with self._lock:
-                del self._rows[: len(rows)]

@@ -17,6 +17,7 @@ from pipeline.state.run_state import Clock, RunState
 from pipeline.state.shared.records import (
     DataState,
     Writer,
+    change_state,
     new_folder,
     read_state,
     swap_state,
@@ -80,12 +81,11 @@ def confirm(store: Store, fingerprint: str, folder: str) -> bool:
     makes the data unusable, so it has either seen that HEAD, or this call sees the swap. A mark for
     deletion is removed. Raises StoreError.
     """
-    while True:
-        state, version = read_state(store, fingerprint)
-        if state.folder != folder:
-            return False
-        if state.delete_after is None or swap_state(store, fingerprint, state.unmarked(), version):
-            return True
+
+    def use(state: DataState) -> DataState:
+        return state.unmarked() if state.folder == folder else state
+
+    return change_state(store, fingerprint, use).folder == folder
 
 
 def _own_folder(store: Store, before: Writer | None, claim: Writer, me: Owner) -> str | None:

@@ -23,10 +23,10 @@ from pipeline.state.shared.records import (
     DELETED_KEPT,
     DataState,
     Unneeded,
+    change_state,
     is_folder,
     keys_in_use,
     read_state,
-    swap_state,
 )
 from pipeline.state.stores import Store
 
@@ -113,48 +113,45 @@ def _stored_folders(store: Store) -> dict[str, dict[str, int]]:
 
 def _marked(store: Store, fingerprint: str, clock: Clock) -> bool:
     """Mark what no run uses of one fingerprint; return whether there was anything new to mark."""
-    while True:
-        state, version = read_state(store, fingerprint)
+    new = False
+
+    def marked(state: DataState) -> DataState:
+        nonlocal new
         # In this order: a folder that is complete and listed after the state was read is newer.
         folders = _stored_folders_of(store, fingerprint)
         used = keys_in_use(runs_in(store))
-        after = clock.now() + TRASH_SECONDS
-        marked = state
-        if (
-            state.folder
-            and state.delete_after is None
-            and not _used(used, fingerprint, state.folder)
-        ):
-            marked = dataclasses.replace(marked, delete_after=after)
+        after, result = clock.now() + TRASH_SECONDS, state
+        unmarked = state.folder and state.delete_after is None
+        if unmarked and not _used(used, fingerprint, state.folder or ""):
+            result = dataclasses.replace(result, delete_after=after)
         known = {state.folder, *(item.folder for item in state.unneeded)}
         writer = preparing(store, state, Owner.me(), clock)
-        marked = dataclasses.replace(marked, writer=writer)
         if writer is not None:
             known.add(writer.folder)
         left = [f for f in folders if f not in known and not _used(used, fingerprint, f)]
         unneeded = (*state.unneeded, *(Unneeded(folder, after) for folder in left))
-        marked = dataclasses.replace(marked, unneeded=unneeded)
-        if marked == state:
-            return False
-        if swap_state(store, fingerprint, marked, version):
-            return marked.without_writer() != state.without_writer()
+        result = dataclasses.replace(result, writer=writer, unneeded=unneeded)
+        new = result.without_writer() != state.without_writer()
+        return result
+
+    change_state(store, fingerprint, marked)
+    return new
 
 
 def _let_go_if_unused(store: Store, fingerprint: str, now: float) -> None:
     """Make marked data unusable whose hour has passed; unmark it if a run uses it by now."""
-    while True:
-        state, version = read_state(store, fingerprint)
+
+    def let_go(state: DataState) -> DataState:
         if state.folder is None or state.delete_after is None or state.delete_after > now:
-            return
+            return state
         if _used(keys_in_use(runs_in(store)), fingerprint, state.folder):
-            changed = state.unmarked()
-        else:
-            unneeded = (*state.unneeded, Unneeded(state.folder, now))
-            changed = dataclasses.replace(
-                state, folder=None, bytes=0, delete_after=None, unneeded=unneeded
-            )
-        if swap_state(store, fingerprint, changed, version):
-            return
+            return state.unmarked()
+        unneeded = (*state.unneeded, Unneeded(state.folder, now))
+        return dataclasses.replace(
+            state, folder=None, bytes=0, delete_after=None, unneeded=unneeded
+        )
+
+    change_state(store, fingerprint, let_go)
 
 
 def _delete_unneeded(store: Store, fingerprint: str, now: float) -> Sequence[str]:
@@ -168,13 +165,14 @@ def _delete_unneeded(store: Store, fingerprint: str, now: float) -> Sequence[str
     gone = [folder for folder in due if not _used(used, fingerprint, folder)]
     for folder in gone:
         delete_folder(store, fingerprint, folder)
-    while True:
-        state, version = read_state(store, fingerprint)
+
+    def forget(state: DataState) -> DataState:
         left = tuple(item for item in state.unneeded if item.folder not in due)
         deleted = tuple(dict.fromkeys((*due, *state.deleted)))[:DELETED_KEPT]
-        changed = dataclasses.replace(state, unneeded=left, deleted=deleted)
-        if swap_state(store, fingerprint, changed, version):
-            return gone
+        return dataclasses.replace(state, unneeded=left, deleted=deleted)
+
+    change_state(store, fingerprint, forget)
+    return gone
 
 
 def _stored_folders_of(store: Store, fingerprint: str) -> list[str]:

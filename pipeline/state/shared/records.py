@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -129,6 +130,21 @@ def swap_state(store: Store, fingerprint: str, state: DataState, version: str | 
     If this raises StoreError, the swap may still have happened: read the state again.
     """
     return _file(store, fingerprint).swap(state, version)
+
+
+def change_state(
+    store: Store, fingerprint: str, change: Callable[[DataState], DataState]
+) -> DataState:
+    """Replace the state by what `change` makes of it, and return the result.
+
+    If another process writes in between, `change` gets the other state. If it changes nothing,
+    nothing is written. Raises as `read_state` does, and StoreError.
+    """
+    while True:
+        state, version = read_state(store, fingerprint)
+        wanted = change(state)
+        if wanted == state or swap_state(store, fingerprint, wanted, version):
+            return wanted
 
 
 def keys_in_use(heads: dict[str, Head]) -> dict[str, list[str]]:
