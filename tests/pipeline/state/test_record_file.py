@@ -1,0 +1,109 @@
+"""A record is read strictly, and a write whose acknowledgement was lost counts as made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.state.record_file import RecordFile, strictly
+from pipeline.state.record_json import Damaged, closed_record
+from pipeline.state.stores import Conflict, FileStore, StoreError
+
+
+@closed_record
+@dataclass(frozen=True)
+class Note:
+    """A record with one text."""
+
+    text: str
+    format: int = 1
+
+
+MINE, OTHER, LATER = Note("mine"), Note("of another"), Note("mine, and more")
+
+
+class Lossy(FileStore):
+    """A store in which something happens before and after each swap."""
+
+    before: Callable[[], object] = staticmethod(lambda: None)
+    after: Callable[[], object] = staticmethod(lambda: None)
+
+    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+        self.before()
+        version = super().compare_and_swap(key, data, expected)
+        self.after()
+        return version
+
+
+def file_in(store: FileStore) -> RecordFile[Note]:
+    return RecordFile(store, "run/note.json", strictly(Note), advice="Write it again.")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Lossy:
+    return Lossy(tmp_path)
+
+
+def lose(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+ERRORS = [StoreError("write", "it", "no answer", outage=True), Conflict("k", "u")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_write_whose_acknowledgement_is_lost_is_made(store: Lossy, error: Exception) -> None:
+    store.after = lose(error)
+    assert file_in(store).swap(MINE, None)
+    assert file_in(store).read()[0] == MINE
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_so_is_one_that_another_write_has_followed_if_it_can_be_told(
+    store: Lossy, error: Exception
+) -> None:
+    def follow() -> None:
+        file_in(FileStore(store.folder)).write(LATER)
+        raise error
+
+    store.after = follow
+    assert file_in(store).swap(MINE, None, lambda present: present.text.startswith("mine"))
+
+
+def test_a_write_that_was_not_made_is_an_error_or_a_lost_race(store: Lossy) -> None:
+    store.before = lose(ERRORS[0])
+    with pytest.raises(StoreError, match="no answer"):
+        file_in(store).swap(MINE, None)
+    file_in(FileStore(store.folder)).write(OTHER)
+    store.before = staticmethod(lambda: None)
+    assert not file_in(store).swap(MINE, None)
+    assert file_in(store).read()[0] == OTHER
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"{", "is damaged: .* Write it again"),
+        (b'{"format": 1, "text": 5}', "text should be a valid string.* Write it again"),
+        (b'{"format": 2, "text": "x"}', "has format version 2, but this pion reads version 1"),
+        (b'{"format": 1, "text": "x", "mood": "good"}', "has mood in Note"),
+    ],
+)
+def test_what_can_not_be_read_is_refused_or_counts_as_none(
+    store: Lossy, data: bytes, why: str
+) -> None:
+    assert file_in(store).read() == file_in(store).read_if_readable() == (None, None)
+    store.write("run/note.json", data)
+    with pytest.raises(BadInput, match=rf"run/note\.json.* {why}"):
+        file_in(store).read()
+    record, version = file_in(store).read_if_readable()
+    assert (record, version) == (None, store.read_versioned("run/note.json")[1])
+    if b'"format": 1, "text": 5' in data:
+        assert file_in(store).read(as_none=Damaged) == (None, version)
