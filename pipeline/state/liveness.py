@@ -59,8 +59,8 @@ def owner_of(run: RunState, head: Head | None) -> Liveness:
 
 
 def is_silent(at: float | None, now: float, seconds: float) -> bool:
-    """Return whether the last sign of life, at `at` (None: there was none), is older than that."""
-    return at is None or now - at > seconds
+    """Return whether the last sign of life, at `at` (None: there was none), is that old."""
+    return at is None or now - at >= seconds
 
 
 def last_change(head: Head) -> float:

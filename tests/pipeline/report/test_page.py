@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.page import write_report
 from pipeline.report.report_file import write_report
 from pipeline.state.records import SkippedRows
 from tests.pipeline.report.test_page_data import DONE, costs_of_two_machines, history, sample_row

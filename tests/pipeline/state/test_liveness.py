@@ -17,10 +17,10 @@ OWNED = full_head()  # its last commit was at NOW
 @pytest.mark.parametrize(
     ("beat_at", "running", "later", "life"),
     [
-        (NOW + 5, None, 65, Life.ALIVE),
-        (NOW + 5, None, 66, Life.SILENT),
-        (None, None, 60, Life.ALIVE),  # it may not have beaten yet
-        (None, None, 61, Life.SILENT),
+        (NOW + 5, None, 64, Life.ALIVE),
+        (NOW + 5, None, 65, Life.SILENT),
+        (None, None, 59, Life.ALIVE),  # it may not have beaten yet
+        (None, None, 60, Life.SILENT),
         (NOW + 5, False, 6, Life.DEAD),
         (NOW + 5, True, 9999, Life.ALIVE),  # its store may be down
     ],

@@ -61,8 +61,8 @@ def test_a_watcher_nobody_watches_after_ten_minutes_or_twenty_where_commits_are_
     run = RunState(kind(tmp_path), "demo", time.clock())
     write_beat(run, None)
     beat = read_beat(run)
-    assert not nobody_watches(run, beat, time.time + silent)
-    assert nobody_watches(run, beat, time.time + silent + 1)
+    assert not nobody_watches(run, beat, time.time + silent - 1)
+    assert nobody_watches(run, beat, time.time + silent)
 
 
 @pytest.mark.parametrize(("kind", "every"), [(FileStore, 300), (Limited, 900)])
