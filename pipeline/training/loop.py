@@ -118,11 +118,11 @@ def train_stage(
         rank = Rank(setup.trainer)
         if claim is not None:
             context.patiently(partial(claim.set_restore, stage, setup.trainer.step))
-            rank = RankZero(context, claim, stage, setup)
+            rank = RankZero(claim, setup)
             closing.callback(rank.close)
             for line in setup.record_machine(claim.epoch):
                 context.report(Note(line))
-        if StageTraining(context, stage, setup, rank).run():
+        if StageTraining(setup, rank).run():
             rank.finish()
             return True
         rank.stop()
@@ -134,11 +134,11 @@ def train_stage(
 class StageTraining:
     """The steps of one attempt, on one rank, and the evaluations between them."""
 
-    def __init__(self, context: TrainingContext, stage: str, setup: Setup, rank: Rank) -> None:
-        self.context, self.rank = context, rank
-        self._steps = context.job.section(stage).total_steps
-        self._loss_is_due = context.job.selects_best(stage) and _lacks_loss(setup.restored.found)
-        self.setup = setup
+    def __init__(self, setup: Setup, rank: Rank) -> None:
+        self.context, self.setup, self.rank = setup.context, setup, rank
+        job, stage = setup.context.job, setup.stage
+        self._steps = job.section(stage).total_steps
+        self._loss_is_due = job.selects_best(stage) and _lacks_loss(setup.restored.found)
         self.trainer: Trains = setup.trainer
         self.trainer.on_step_down = self._stepped_down
 

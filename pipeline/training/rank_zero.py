@@ -71,8 +71,9 @@ class Rank:
 class RankZero(Rank):
     """Rank 0, which owns the run under `claim`."""
 
-    def __init__(self, context: TrainingContext, claim: Claim, stage: str, setup: Setup) -> None:
+    def __init__(self, claim: Claim, setup: Setup) -> None:
         super().__init__(setup.trainer)
+        context, stage = setup.context, setup.stage
         self._context, self._claim, self._stage = context, claim, stage
         self._steps = context.job.section(stage).total_steps
         self._setup = setup
@@ -80,7 +81,7 @@ class RankZero(Rank):
         self._selects_best = context.job.selects_best(stage)
         self._metrics = StageMetrics(claim, stage, Trackers(context.job, stage))
         self._metrics.log.adopt(setup.restored.unwritten_metrics)
-        self._checkpointer = _open_checkpointer(context, claim, stage, setup, self._metrics)
+        self._checkpointer = _open_checkpointer(claim, setup, self._metrics)
         state = setup.trainer.state()
         self._checkpointer.reserve(state.model, state.optimizer)
         run = run_reference(claim.store, claim.state.name)
@@ -229,9 +230,8 @@ class RankZero(Rank):
         self._claim.check()
 
 
-def _open_checkpointer(
-    context: TrainingContext, claim: Claim, stage: str, setup: Setup, metrics: StageMetrics
-) -> Checkpointer:
+def _open_checkpointer(claim: Claim, setup: Setup, metrics: StageMetrics) -> Checkpointer:
+    context, stage = setup.context, setup.stage
     settings = context.job.checkpoint
     keep = Keep(
         last=settings.keep.last,
