@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pion.config import closest
 from pion.errors import BadInput, no_room
@@ -28,9 +28,6 @@ from pipeline.report.model_card import front_matter
 from pipeline.report.published_by import card_in, other_run, weights_sha256
 from pipeline.stages.publish_folder import Finished, check_adapter, write_published
 from pipeline.stages.publish_hub import Unreachable, card_of, check_repo, push, repo_of
-
-if TYPE_CHECKING:
-    pass
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": lambda measured, limit: measured < limit,
