@@ -56,8 +56,8 @@ def true_price(
     raise Stopped(
         f"{words}, and budget.price_tolerance is {budget.price_tolerance:g}. Nothing was started, "
         "and what is committed is safe. To rent at that price, launch again with "
-        f"budget.price_tolerance={_rounded_up(told / planned):g}. To rent another machine, name "
-        "another SkyPilot file."
+        f"budget.price_tolerance={math.ceil(10 * (told / planned)) / 10:g}. To rent another "
+        "machine, name another SkyPilot file."
     )
 
 
@@ -67,10 +67,6 @@ def overprice(told: float, planned: float) -> str:
         f"this machine costs ${told:.2f} per hour, {told / planned:.2f} times the planned "
         f"${planned:.2f}"
     )
-
-
-def _rounded_up(ratio: float) -> float:
-    return math.ceil(10 * ratio) / 10
 
 
 def check_budget(budget: Budget, price: float | None) -> None:

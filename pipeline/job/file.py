@@ -147,7 +147,8 @@ def _parse(path: Path, overrides: Sequence[str]) -> Document:
 
 def _read(path: Path) -> str:
     try:
-        return _newlines(read_file(path, LARGEST_JOB).decode())
+        text = read_file(path, LARGEST_JOB).decode()
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except BadInput as error:
         raise BadInput(f"can't read the job file: {error}") from None
     except FileNotFoundError:
@@ -157,11 +158,6 @@ def _read(path: Path) -> str:
         raise BadInput(f"no job file at {path}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"can't read the job file {path}: {error}") from None
-
-
-def _newlines(text: str) -> str:
-    """Return the text with the line breaks that Python gives to text files."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @functools.lru_cache(maxsize=4)  # a watcher reads the same record every few seconds

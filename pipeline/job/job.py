@@ -243,11 +243,14 @@ class Job(Section):
         except (OSError, RuntimeError, ValueError) as error:
             raise BadInput(f"{path!r:.200} is no path of a file ({error})") from None
 
-    def model_name(self, source: str) -> str:
+    def model_name(self, source: str, commit: str | None = None) -> str:
         """Return what any folder would call a model that this job names: a path, or the name.
 
-        Raises BadInput as `input_path` does.
+        Of a model with a `commit` on the Hub, it is the repository. Raises BadInput as `input_path`
+        does.
         """
+        if commit is not None:
+            return source.removeprefix("hf://").partition("@")[0]
         path = self.input_path(source)
         return str(path) if path.exists() else source
 

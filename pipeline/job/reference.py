@@ -167,7 +167,8 @@ def reference() -> str:
     """Return the text of docs/jobs.md."""
     sections = [c.path for c in chapters() if c.path and c.kind is None]
     links = ", ".join(f"[`{path}`](#{path})" for path in sections)
-    parts = "\n".join(["| | when you change the field |", "|---|---|", *_parts()])
+    rows = [f"| {part} | {meaning} |" for part, meaning in PARTS.items()]
+    parts = "\n".join(["| | when you change the field |", "|---|---|", *rows])
     first = "\n".join(f"* `{field}`: {what}." for field, what in FIRST.items())
     head = (
         HEAD.replace("{whole}", WHOLE)
@@ -176,10 +177,6 @@ def reference() -> str:
         .replace("{parts}", parts)
     )
     return "\n".join([head, *(_chapter(chapter) for chapter in chapters())])
-
-
-def _parts() -> list[str]:
-    return [f"| {part} | {meaning} |" for part, meaning in PARTS.items()]
 
 
 def _chapter(chapter: Chapter) -> str:

@@ -126,7 +126,8 @@ class Instants:
                 self._after_training = 0
                 return None
         self._drawn += 1
-        failing = head is not None and _failures(head) >= FAILURES_BEFORE_COMMIT
+        # The next `pion run` counts the current attempt too.
+        failing = head is not None and head.failed_attempts + 1 >= FAILURES_BEFORE_COMMIT
         # The first kill at a mark lands in a save, and the first at random after one.
         if not trained and (failing or self._drawn == 2):
             instant = Instant(lines=self._draw.randint(0, 3), after_commit=True)
@@ -163,8 +164,3 @@ class Instants:
             "boundary": 1,
         }[point]
         return Instant(point, self._draw.randint(1, most))
-
-
-def _failures(head: Head) -> int:
-    """Return how many failed attempts the next `pion run` will count, including the current one."""
-    return head.failed_attempts + 1

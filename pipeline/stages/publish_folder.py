@@ -15,7 +15,6 @@ from pion.errors import BadInput, PionError
 from pion.formats.weights import GGUF_FILE, MODELFILE
 from pipeline.base.licence import Terms, terms_of
 from pipeline.job import Job
-from pipeline.job.model_section import Base
 from pipeline.models.find import HUB_REPO, found_in, locate_model
 from pipeline.models.load import load_model
 from pipeline.report.history import RunHistory
@@ -62,13 +61,6 @@ def _is_on_hub(job: Job, source: str | None) -> bool:
     )
 
 
-def _outside(job: Job, base: Base) -> tuple[str, str | None]:
-    """Return what anybody calls the model that the run starts from, and its commit on the Hub."""
-    if base.commit is not None:
-        return base.source.removeprefix("hf://").partition("@")[0], base.commit
-    return job.model_name(base.source), None
-
-
 def write_adapter(
     history: RunHistory, model: Path, tokenizer: Path | ModelTokenizer, folder: Path
 ) -> tuple[Adapter, int]:
@@ -90,8 +82,9 @@ def write_adapter(
         base = dataclasses.replace(record.base, name=f"{history.url}@pretrain")
         record = dataclasses.replace(record, base=base)
     elif history.job.base is not None and record.base.name.startswith(f"{BASES}/"):
-        name, commit = _outside(history.job, history.job.base)
-        base = dataclasses.replace(record.base, name=name, commit=commit)
+        start = history.job.base
+        name = history.job.model_name(start.source, start.commit)
+        base = dataclasses.replace(record.base, name=name, commit=start.commit)
         record = dataclasses.replace(record, base=base)
     config_file = model / "config.json"
     config = ModelConfig.from_dict(parse_object(read_file(config_file), str(config_file)))

@@ -78,19 +78,12 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
     found = context.fetch(lambda: _found(context, source))
     check_start(found, source, lora=True)
     model = load_model(found)
-    base = identify(model, _name(context, source, found), found.commit)
+    base = identify(model, context.job.model_name(source, found.commit), found.commit)
     return fitted(context.job.model_config_resolved(), model, source), base
 
 
 def _found(context: TrainingContext, source: str) -> FoundModel:
     return find_model(context.job.model_name(source))
-
-
-def _name(context: TrainingContext, source: str, found: FoundModel) -> str:
-    """Return what any folder's `pion chat` would call the model that `init_from: source` names."""
-    if found.commit is not None:
-        return source.removeprefix("hf://").partition("@")[0]
-    return context.job.model_name(source)
 
 
 def _bring_pretrained(run: RunState) -> tuple[str, Path]:

@@ -163,7 +163,8 @@ class StageTraining:
         first = not self.context.first_step_seen
         if first:
             self.context.first_step_seen = True
-            self._report_first_step()
+            since_start = time.time() - self.context.request.started
+            self.context.report(Phase("first step", since_start, total=True))
         if first or last or step % job.log.every == 0:
             self.rank.log()
         if last or self._evaluates_at(step):
@@ -190,10 +191,6 @@ class StageTraining:
     def _stepped_down(self, change: StepDown) -> None:
         self.context.watchdog.restart()  # the smaller step may be compiled again
         self.rank.stepped_down(change)
-
-    def _report_first_step(self) -> None:
-        since_start = time.time() - self.context.request.started
-        self.context.report(Phase("first step", since_start, total=True))
 
     def _evaluate(self) -> None:
         result = self.setup.evaluate(self._progress)
