@@ -30,7 +30,7 @@ from pipeline.job.model_section import Base
 from pipeline.machine.folders import expand, private_cache_folder
 from pipeline.models.bring import bring_model
 from pipeline.models.find import CONFIG, FoundModel, Listed, find_model, locate_model
-from pipeline.state.bases import DECIDE_IDS, decides_results, hash_of
+from pipeline.state.shared.bases import DECIDE_IDS, decides_results, hash_of
 from pipeline.state.workspace import Files
 
 

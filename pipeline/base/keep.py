@@ -10,8 +10,8 @@ from pion.errors import BadInput, PionError
 from pipeline.base.find import TOKENIZER, find_base
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.job.model_section import Base
-from pipeline.state.bases import WEIGHTS, bring_base, keep_base, read_pin, write_pin
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.bases import WEIGHTS, bring_base, keep_base, read_pin, write_pin
 from pipeline.state.stores.retry import Patience
 
 

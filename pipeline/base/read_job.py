@@ -10,8 +10,8 @@ from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.job.model_section import Base
-from pipeline.state.bases import read_pin
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.bases import read_pin
 from pipeline.state.stores import DEFAULT_STORE, open_store
 from pipeline.state.stores.verdict import before_work
 

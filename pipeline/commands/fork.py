@@ -19,7 +19,6 @@ from pion.errors import BadInput, PionError
 from pipeline.console.formats import show, size
 from pipeline.job import STAGES
 from pipeline.models.bring import with_renamed_base
-from pipeline.state.bases import copy_bases
 from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.find_run import read_run, refuse_remains
@@ -28,6 +27,7 @@ from pipeline.state.owner import Owner
 from pipeline.state.record_json import finite_json, parse, to_json
 from pipeline.state.records import SHARED, CheckpointEntry, Head, data_key
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.bases import copy_bases
 from pipeline.state.shared.begin import begin, is_there
 from pipeline.state.shared.folder import Overtaken, complete, own_key
 from pipeline.state.shared.records import Writer, read_state

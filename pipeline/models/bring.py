@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pion.errors import BadInput
 from pion.lora import RECORD, is_adapter, read_record
-from pipeline.state.bases import BASES, bring_files
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER
 from pipeline.state.record_json import Damaged
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.bases import BASES, bring_files
 from pipeline.state.stores import DEFAULT_STORE, Missing, Store, open_store
 from pipeline.state.workspace import Files, Workspace, read_files
 

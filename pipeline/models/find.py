@@ -20,11 +20,11 @@ from pion.lora import is_adapter
 from pion.untrusted import read_file
 from pipeline.machine.folders import expand
 from pipeline.models.bring import bring_model
-from pipeline.state.bases import BASES
 from pipeline.state.find_run import known_runs, no_such_run, open_run, runs_in
 from pipeline.state.record_json import build, open_record, parse_record
 from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.bases import BASES
 from pipeline.state.stores import DEFAULT_STORE, open_store
 from pipeline.state.stores.base import is_key
 

@@ -11,7 +11,7 @@ from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import STAGES, Job
 from pipeline.report.results import Published, evaluated, published
 from pipeline.state.records import Head
-from pipeline.state.rows import Unreadable
+from pipeline.state.row_types import Unreadable
 from pipeline.state.run_state import SILENCE_SECONDS
 
 Row = Mapping[str, Any]

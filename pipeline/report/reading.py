@@ -15,7 +15,7 @@ from pipeline.state.find_run import no_such_run
 from pipeline.state.metrics import Replaced, events_reader, kept_rows, metrics_reader
 from pipeline.state.recorded_job import recorded_job
 from pipeline.state.records import Head
-from pipeline.state.rows import Unreadable
+from pipeline.state.row_types import Unreadable
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import run_status
 from pipeline.state.stores.clock import StoreClock

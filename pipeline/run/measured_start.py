@@ -18,11 +18,11 @@ from pipeline.job.model_section import Base
 from pipeline.report.result_tables import start_in_words
 from pipeline.stages.before_after import Start, as_results, measure_each
 from pipeline.stages.measures import KeptParts, Kind, Measures, TrainedRun
-from pipeline.state.bases import bring_base
 from pipeline.state.claim import taken_over
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import finite_json, parse_record
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.bases import bring_base
 from pipeline.state.shared.folder import bring_data
 from pipeline.state.stores import Missing
 from pipeline.state.stores.retry import Patience

@@ -19,7 +19,7 @@ from pipeline.models.find import HUB_REPO, found_in, locate_model
 from pipeline.models.load import load_model
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import CardExtras, model_card
-from pipeline.state.bases import BASES
+from pipeline.state.shared.bases import BASES
 
 if TYPE_CHECKING:
     from pion.data.tokens.tokenizer import Tokenizer

@@ -36,7 +36,7 @@ def recorded_job(state: RunState, head: Head) -> Job | None:
     from pipeline.job.file import parse_job
 
     def find(values: dict[str, Any]) -> Base:
-        from pipeline.state.bases import read_pin
+        from pipeline.state.shared.bases import read_pin
 
         base = read_pin(state, str(values["model"]["from"]))
         if base is None:

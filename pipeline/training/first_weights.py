@@ -9,8 +9,8 @@ from pipeline.job.model_section import Base
 from pipeline.models.bring import bring_model
 from pipeline.models.find import FoundModel, find_model
 from pipeline.models.load import fitted
-from pipeline.state.bases import BASES, bring_base
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.bases import BASES, bring_base
 
 if TYPE_CHECKING:
     from pion.data.stream import RowStream

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.console.formats import printable
 from pipeline.state.metrics import EventLog, lines_of, segments
-from pipeline.state.rows import Unreadable, event_row, metrics_row
+from pipeline.state.row_types import Unreadable, event_row, metrics_row
 from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:

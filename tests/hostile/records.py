@@ -29,7 +29,7 @@ from pipeline.state.owner import Author
 from pipeline.state.record_json import Number, parse, parse_record
 from pipeline.state.records import Head, StageRecord
 from pipeline.state.rental_note import NOTE, RentalNote, read_rental_note
-from pipeline.state.rows import event_row, metrics_row
+from pipeline.state.row_types import event_row, metrics_row
 from pipeline.state.run_state import RunState, heartbeat_path
 from pipeline.state.shared.records import DataState, Unneeded, Writer, read_state, state_key
 from pipeline.state.stop_requests import pending_stop

@@ -13,8 +13,8 @@ from pipeline.models.find import Listed, locate_model
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.sky_yaml import SkyYaml
-from pipeline.state.bases import read_pin
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.bases import read_pin
 from pipeline.state.stores import FileStore, open_store
 
 

@@ -35,7 +35,7 @@ from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.state.find_run import runs_in
 from pipeline.state.metrics import lines_of, read_events
 from pipeline.state.records import Head
-from pipeline.state.rows import metrics_row
+from pipeline.state.row_types import metrics_row
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 

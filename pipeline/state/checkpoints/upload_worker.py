@@ -28,9 +28,9 @@ from pion.errors import PionError
 from pipeline.kill_points import mark
 from pipeline.state.checkpoints.layout import MANIFEST, Provenance
 from pipeline.state.checkpoints.snapshot import Extent, map_extents
-from pipeline.state.error_codec import error_to_json
 from pipeline.state.stores import FileStore, Store, StoreError, open_store
 from pipeline.state.stores.base import Staged
+from pipeline.state.stores.error_codec import error_to_json
 from pipeline.state.stores.local import read_directly
 from pipeline.state.workspace import Files
 

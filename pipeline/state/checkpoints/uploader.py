@@ -16,8 +16,8 @@ from pipeline.console.formats import duration
 from pipeline.machine.child_environment import of_store
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest
-from pipeline.state.error_codec import error_from_json
 from pipeline.state.stores import StoreError
+from pipeline.state.stores.error_codec import error_from_json
 from pipeline.state.stores.local import explained
 
 KILL_SECONDS = 5.0

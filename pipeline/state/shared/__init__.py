@@ -1,1 +1,1 @@
-"""Prepared data that the runs of a store share: prepared once, found by its content, pruned."""
+"""What the runs of a store share: prepared data, and the models that they start from."""

@@ -13,8 +13,8 @@ from pipeline.base import find
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
-from pipeline.state.bases import write_pin
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.bases import write_pin
 from pipeline.state.stores import StoreError, open_store
 from tests.support.chat_templates import CHATML, LLAMA3
 from tests.support.instruct_model import write_instruct_model

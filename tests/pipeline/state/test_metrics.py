@@ -19,7 +19,7 @@ from pipeline.state.metrics import (
     read_metrics,
 )
 from pipeline.state.records import Head
-from pipeline.state.rows import Unreadable
+from pipeline.state.row_types import Unreadable
 from pipeline.state.stores import FileStore, StoreError
 from tests.support.waiting import join
 

@@ -10,7 +10,9 @@ import pytest
 
 from pion.errors import BadInput, PionError
 from pipeline.job.model_section import Base
-from pipeline.state.bases import (
+from pipeline.state.record_json import Damaged
+from pipeline.state.run_state import RunState
+from pipeline.state.shared.bases import (
     BASES,
     bring_base,
     copy_bases,
@@ -19,8 +21,6 @@ from pipeline.state.bases import (
     read_pin,
     write_pin,
 )
-from pipeline.state.record_json import Damaged
-from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing, Store, open_store
 from pipeline.state.workspace import FILES, Files
 from tests.support.s3_server import S3Server
@@ -114,7 +114,7 @@ def test_a_run_keeps_what_a_name_meant_until_it_is_replaced(run: RunState) -> No
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"format": 1, "source": 3}', b"[]"])
 def test_a_damaged_pin_is_named(run: RunState, content: bytes) -> None:
-    from pipeline.state.bases import pin_key
+    from pipeline.state.shared.bases import pin_key
 
     run.store.write(pin_key(run, "some/model"), content)
     with pytest.raises(Damaged, match=r"demo/bases/.*json is damaged"):
