@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import torch
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.data.stream import Batch, RowStream
 from pion.model.decoder import Decoder
 from pion.train.hardware import device_name, pick_device, pick_dtype

@@ -27,7 +27,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.random_rows import RandomRows
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
 from pion.model.params_and_flops import cost_of
 from pion.train.hardware import device_name

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.formats.export import export_model
 from pion.model.decoder import Decoder
 

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 from benchmarks.memory import resident
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.data.stream import RowStream
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.evaluation.held_out import HeldOut, Scorer, held_out

@@ -41,7 +41,7 @@ from benchmarks.pretended import counted_by
 from benchmarks.roofline import BANDWIDTH as MEMORY_BANDWIDTH
 from benchmarks.roofline import REACHED_BANDWIDTH, REACHED_FLOPS, seconds
 from benchmarks.step_counts import Step, count_step
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.params_and_flops import cost_of, flops_per_token
 from pion.train.hardware import gpu_flops
 from pion.train.memory import Memory, Workload, predict_memory

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.expert_speed import STEP_TOKENS, compare, make_trainer
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.train.hardware import device_name
 from pipeline.job.file import load_job
 

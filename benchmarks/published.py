@@ -28,7 +28,7 @@ import torch
 from benchmarks.exported import TOKENIZER
 from benchmarks.interleaved import alternate, quartiles, ratios
 from benchmarks.memory import resident
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.formats.export import export_model, round_embeddings
 from pion.formats.load import load_decoder
 from pion.formats.weights import write_safetensors

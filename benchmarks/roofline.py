@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.pretended import counted_by
 from benchmarks.step_counts import Counted, Step, count_step
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.params_and_flops import flops_per_token
 from pion.train.hardware import gpu_flops
 from tests.cuda_rehearsal.pretended_card import pretended_card

@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.comparison import Comparison, at_most
 from benchmarks.interleaved import quartiles
 from benchmarks.trainees import TINY, Shape, Trainee, pion, qwen3, stepper, targets_of
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.data.documents.python_docs import documents
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 

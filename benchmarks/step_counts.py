@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.attention.masks import mean_keys
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder

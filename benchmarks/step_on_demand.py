@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import pion
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.data.stream import Batch
 from pion.model.decoder import Decoder
 from pion.train import settings, trainer

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.formats.huggingface.qwen3 import to_qwen3
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions

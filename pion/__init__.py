@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pion.config import ModelConfig
+    from pion.config.model_config import ModelConfig
     from pion.formats.load import load
     from pion.formats.seeds import import_seed
     from pion.generation.generate import generate, generate_batch
@@ -19,7 +19,7 @@ __all__ = ["Decoder", "ModelConfig", "generate", "generate_batch", "import_seed"
 
 _HOMES = {
     "Decoder": "pion.model.decoder",
-    "ModelConfig": "pion.config",
+    "ModelConfig": "pion.config.model_config",
     "generate": "pion.generation.generate",
     "generate_batch": "pion.generation.generate",
     "import_seed": "pion.formats.seeds",

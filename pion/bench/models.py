@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.presets import PRESETS
 from pion.data.stream import Batch
 from pion.model.decoder import Decoder
-from pion.presets import PRESETS
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.smaller_plan import StepDown
 from pion.train.trainer import Trainer

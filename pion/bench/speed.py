@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pion.bench.models import STEP_TOKENS, Bench, Rows, counting_trainer, row_tokens
 from pion.bench.results import Measures, Outcome, SaveSpeed, TrainSpeed
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.params_and_flops import cost_of, flops_per_token

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import Architecture, architecture_of, to_transformers

@@ -8,14 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
-from pion.data.tokens.tokenizer import Tokenizer
-from pion.errors import BadInput
-from pion.formats.huggingface.architectures import from_transformers
-from pion.formats.peft_folder import base_in, our_names, read_adapter_folder
-from pion.formats.seeds import import_seed
-from pion.formats.weights import WEIGHTS, read_model_tensors, read_tensors
-from pion.lora import (
+from pion.config.lora import (
     RECORD,
     Adapter,
     BaseModel,
@@ -24,6 +17,13 @@ from pion.lora import (
     read_record,
     require_base,
 )
+from pion.config.model_config import ModelConfig
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.formats.huggingface.architectures import from_transformers
+from pion.formats.peft_folder import base_in, our_names, read_adapter_folder
+from pion.formats.seeds import import_seed
+from pion.formats.weights import WEIGHTS, read_model_tensors, read_tensors
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import with_tensors
 from pion.model.parameters import require_possible, tensors_sha256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.decoder import SHARED_PARTS
 
 State = dict[str, Tensor]

@@ -2,7 +2,7 @@
 
 We write them so that peft loads them on transformers' stock class of the base, and read those that
 we or peft wrote. A setting that changes what an adapter computes, and that we don't have, is
-refused. Next to them we write adapter.json, which has the hash of the base (pion/lora.py).
+refused. Next to them we write adapter.json, which has the hash of the base (pion/config/lora.py).
 """
 
 from __future__ import annotations
@@ -16,12 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
-from pion.errors import BadInput
-from pion.formats.huggingface.architectures import architecture_of
-from pion.formats.weights import read_tensors, write_safetensors
-from pion.later_fields import shown
-from pion.lora import (
+from pion.config.lora import (
     PEFT_CONFIG,
     PEFT_PICKLE,
     PEFT_TENSORS,
@@ -31,9 +26,14 @@ from pion.lora import (
     Lora,
     read_record,
 )
+from pion.config.model_config import ModelConfig
+from pion.config.part_fields import is_number, is_whole
+from pion.errors import BadInput
+from pion.formats.huggingface.architectures import architecture_of
+from pion.formats.weights import read_tensors, write_safetensors
+from pion.later_fields import shown
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import A, B
-from pion.part_fields import is_number, is_whole
 from pion.untrusted import parse_object, read_file
 
 _PREFIX = "base_model.model."

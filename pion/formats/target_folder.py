@@ -8,11 +8,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from pion.config.lora import PEFT_CONFIG, PEFT_TENSORS, RECORD, read_record
 from pion.errors import BadInput
 from pion.formats.huggingface.bundled_code import is_modelling_file
 from pion.formats.huggingface.tokenizer_files import TOKENIZER_FILES
 from pion.formats.weights import GGUF_FILE, MODELFILE, is_legal
-from pion.lora import PEFT_CONFIG, PEFT_TENSORS, RECORD, read_record
 from pion.untrusted import parse_object, read_file
 
 # The files of a published folder, apart from modelling files and the other TOKENIZER_FILES of a

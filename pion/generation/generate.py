@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.generation.bounds import check

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.attention.attention import Attention, AttentionInputs
 from pion.model.attention.masks import Reach, reach_of
 from pion.model.feedforward.dense import (
@@ -23,7 +23,7 @@ from pion.model.norm_and_projection import RMSNorm
 from pion.model.pass_kind import PassKind, gradient_bytes
 from pion.model.pilon.layers import layer_of_primitives
 
-# The part of a model that computes its feed-forward layers: see FEEDFORWARD in pion/parts.py.
+# What computes the feed-forward layers of a model: see FEEDFORWARD in pion/config/parts.py.
 FEEDFORWARD: dict[str, Callable[[ModelConfig], FeedForward]] = {
     "dense": dense_layer,
     "experts": Experts,

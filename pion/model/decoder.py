@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Role
 from pion.errors import BadInput
 from pion.model.attention.attention import Attention
 from pion.model.attention.cache import BatchCache, KVCache
@@ -35,7 +36,6 @@ from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, p
 from pion.model.parameters import draw_weights, parameter_roles
 from pion.model.pilon.shared_banks import SharedBanks
 from pion.model.skips_and_value_tables import ValueTables, Wiring
-from pion.parts import Role
 
 # Weights of these roles keep fp32 in a model of another dtype.
 ROLES_IN_FP32 = ("vector", "router", "primitive", "recipe", "gate")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.model.attention.attention import AttentionInputs
 from pion.model.attention.cache import BatchCache, KVCache
@@ -36,8 +36,8 @@ class StepOptions(NamedTuple):
     """How a training step computes its forward passes.
 
     Attributes:
-        parts: parts (pion/parts.py) whose sizes in this step differ from the model's, by the name
-            of their field: a shorter window, or primitives with shorter recipes.
+        parts: parts (pion/config/parts.py) whose sizes in this step differ from the model's, by the
+            name of their field: a shorter window, or primitives with shorter recipes.
         recompute: keep only each block's input for the backward pass, and recompute the rest.
         compiled: compute blocks and loss by torch.compile. All blocks of one structure share a
             compilation.

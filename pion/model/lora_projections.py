@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from pion.config.lora import ATTENTION, Lora
 from pion.errors import BadInput
 from pion.later_fields import shown
-from pion.lora import ATTENTION, Lora
 from pion.model.decoder import ROLES_IN_FP32, Decoder
 from pion.model.norm_and_projection import Projection, project
 from pion.model.parameters import parameter_roles

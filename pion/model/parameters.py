@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Role
 from pion.errors import BadInput
-from pion.parts import Role
 
 
 def parameter_roles(model: nn.Module) -> dict[str, Role]:

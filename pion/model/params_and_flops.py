@@ -20,12 +20,12 @@ from typing import get_args
 
 import torch
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Role
 from pion.model.attention.masks import Reach, mean_keys
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
 from pion.model.pass_kind import PassKind
-from pion.parts import Role
 
 
 @dataclass(frozen=True)
@@ -170,10 +170,10 @@ def token_flops(config: ModelConfig, seq_len: int, additions: int | None = None)
     sees half of the row on average (Chowdhery et al. 2022, "PaLM", appendix B), or less through a
     window.
 
-    `additions` is how many numbers LoRA's additions to a frozen model have (pion/lora.py); None:
-    all weights are trained. A token multiplies each of these numbers once. A frozen weight has no
-    gradient, so it takes 2 FLOPs backward. The first layer counts like the others, although only
-    compiled code computes the gradient of its input.
+    `additions` is how many numbers LoRA's additions to a frozen model have (pion/config/lora.py);
+    None: all weights are trained. A token multiplies each of these numbers once. A frozen weight
+    has no gradient, so it takes 2 FLOPs backward. The first layer counts like the others, although
+    only compiled code computes the gradient of its input.
     """
     cost = cost_of(config)
     attention = sum(

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Role
 from pion.model.attention.attention import ValueMix
 from pion.model.forward_pass import EMBEDDED, BlockInputs, LayerInput, Pass, SharedPart
 from pion.model.norm_and_projection import RMSNorm
 from pion.model.pass_kind import PassKind
-from pion.parts import Role
 
 
 class Wiring(SharedPart, nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pion.config import ModelConfig
-from pion.lora import Lora, LoraCost, lora_cost
+from pion.config.lora import Lora, LoraCost, lora_cost
+from pion.config.model_config import ModelConfig
 from pion.model.attention.attention import inside_kernels
 from pion.model.attention.masks import mask_bytes
 from pion.model.attention.rope import rotation_bytes

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.errors import Trouble
 from pion.model.feedforward.experts import ENTROPY, LOAD
 from pion.model.params_and_flops import token_flops

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from pion.config.parts import Role
 from pion.errors import BadInput
 from pion.model.forward_pass import group_of_parameter
 from pion.model.parameters import parameter_roles
-from pion.parts import Role
 from pion.train.muon import Muon
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import PARTS, Role
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
-from pion.parts import PARTS, Role
 
 OTHERS = "others"
 

@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from pion.parts import Role, Windows
+from pion.config.parts import Role, Windows
 from pion.train.phases import Phase, phase_at
 from pion.train.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from pion.config import ModelConfig
+    from pion.config.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

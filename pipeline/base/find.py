@@ -14,7 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pion.config import ModelConfig
+from pion.config.lora import PEFT_CONFIG, PEFT_TENSORS
+from pion.config.model_config import ModelConfig
 from pion.data.arrays import sha256_file
 from pion.data.chat.template_source import ASKS_FOR_DATE, TEMPLATE_FILE, template_of
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
@@ -22,7 +23,6 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.formats.weights import INDEX, WEIGHTS, is_legal, shards_of
 from pion.later_fields import shown
-from pion.lora import PEFT_CONFIG, PEFT_TENSORS
 from pion.untrusted import LARGEST_TOKENIZER, parse_object, read_file
 from pipeline.data.hub import OnHub, explained, pin
 from pipeline.data.tokenizer import needed_files

@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.later_fields import values_before
 from pipeline.job import Job, Section
 from pipeline.job.section import ALWAYS_THERE, part_of, value_before

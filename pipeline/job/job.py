@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from pion.config import OPTIONAL, ModelConfig
+from pion.config.lora import Lora as LoraSettings
+from pion.config.model_config import OPTIONAL, ModelConfig
 from pion.errors import BadInput
-from pion.lora import Lora as LoraSettings
 from pion.train.phases import check_phases_of_model
 from pipeline.job.model_section import Base, Model, TokenizerSection
 from pipeline.job.result_sections import Evaluate, Publish

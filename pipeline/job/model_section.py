@@ -10,13 +10,12 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import create_model, field_validator, model_validator
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.part_fields import MEANING
+from pion.config.parts import Experts, Heads, RopeScaling, Values, Windows, Wiring
+from pion.config.presets import PRESETS
+from pion.config.primitives import Primitives
 from pion.errors import BadInput
-from pion.part_fields import MEANING
-from pion.parts import Experts, Heads, Values, Windows, Wiring
-from pion.presets import PRESETS
-from pion.primitives import Primitives
-from pion.rope_scaling import RopeScaling
 from pipeline.job.section import FACTOR, LAYERS, SEQ_LEN, VOCABULARY, WIDTH, Section, identity
 
 
@@ -60,7 +59,7 @@ class Base:
 
 
 def section_of(part: type, **most: float) -> Any:
-    """Return a section with the fields of a part (pion/parts.py) that a job can set.
+    """Return a section with the fields of a part (pion/config/parts.py) that a job can set.
 
     A field that is not given has the preset's value, or else the part's default. `most` has the
     largest number of each field.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PrivateAttr, field_validator, model_validator
 
+from pion.config.lora import ALL_LINEAR
+from pion.config.lora import Lora as LoraSettings
 from pion.data.chat.template_source import with_settings
 from pion.errors import BadInput
 from pion.later_fields import shown
-from pion.lora import ALL_LINEAR
-from pion.lora import Lora as LoraSettings
 from pion.train.phases import Phase as TrainPhase
 from pion.train.phases import check_phases
 from pipeline.job.section import (

@@ -7,8 +7,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from pion.config.lora import RECORD, is_adapter, read_record
 from pion.errors import BadInput
-from pion.lora import RECORD, is_adapter, read_record
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER
 from pipeline.state.record_json import Damaged
 from pipeline.state.records import Head

@@ -12,11 +12,11 @@ from typing import Annotated, Literal, NotRequired
 from annotated_types import Predicate
 from typing_extensions import TypedDict
 
+from pion.config.lora import is_adapter
 from pion.data.chat.template_source import find_template
 from pion.errors import BadInput
 from pion.formats.weights import INDEX, WEIGHTS
 from pion.later_fields import shown
-from pion.lora import is_adapter
 from pion.untrusted import read_file
 from pipeline.machine.folders import expand
 from pipeline.models.bring import bring_model

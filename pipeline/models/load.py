@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pion.config import ModelConfig
+    from pion.config.model_config import ModelConfig
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.model.decoder import Decoder

@@ -13,7 +13,7 @@ from pipeline.job import Job
 from pipeline.models.find import HUB_REPO
 
 if TYPE_CHECKING:
-    from pion.lora import Adapter
+    from pion.config.lora import Adapter
 
 
 def base_on_hub(job: Job) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pipeline.console.formats import duration
 from pipeline.job import Job, Publish, Train
 from pipeline.machine.folders import expand
@@ -38,8 +38,8 @@ from pipeline.report.result_tables import (
 )
 
 if TYPE_CHECKING:
+    from pion.config.lora import Adapter
     from pion.formats.export import RoundingCost
-    from pion.lora import Adapter
     from pipeline.base.licence import Terms
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pion.primitives import WAYS
+from pion.config.primitives import WAYS
 from pipeline.console.formats import duration, moment
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.result_tables import (

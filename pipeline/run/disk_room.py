@@ -46,7 +46,7 @@ def require_room(job: Job, run: RunState, left: WorkLeft, until: str | None = No
 
 def checkpoint_bytes(job: Job, stage: str) -> tuple[int, int]:
     """Return the bytes of the weights and of the optimizer's state in a checkpoint of `stage`."""
-    from pion.lora import lora_cost
+    from pion.config.lora import lora_cost
     from pion.model.params_and_flops import cost_of  # imports torch
 
     config, lora = job.model_config_resolved(), job.lora(stage)

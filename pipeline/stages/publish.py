@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pion.config import closest
+from pion.config.model_config import closest
 from pion.errors import BadInput, no_room
 from pion.formats.target_folder import check_replaceable, replace_folder
 from pipeline.base.licence import Terms

@@ -22,10 +22,10 @@ from pipeline.report.model_card import CardExtras, model_card
 from pipeline.state.shared.bases import BASES
 
 if TYPE_CHECKING:
+    from pion.config.lora import Adapter
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.formats.export import RoundingCost
     from pion.formats.huggingface.tokenizer_files import ModelTokenizer
-    from pion.lora import Adapter
     from pion.model.decoder import Decoder
 
 
@@ -69,11 +69,11 @@ def write_adapter(
     Return its record, in which the base has a name that is known outside the run, and the number of
     its parameters.
     """
-    from pion.config import ModelConfig
+    from pion.config.lora import read_record
+    from pion.config.model_config import ModelConfig
     from pion.formats.huggingface.tokenizer_files import write_tokenizer
     from pion.formats.peft_folder import write_adapter_folder
     from pion.formats.weights import read_tensors
-    from pion.lora import read_record
     from pion.untrusted import parse_object, read_file
 
     record = read_record(model)

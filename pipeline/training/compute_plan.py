@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pion.config.lora import Lora
 from pion.data.order import rows_per_rank
 from pion.errors import BadInput
-from pion.lora import Lora
 from pipeline.job import Job
 from pipeline.job.train_sections import HOW_TO_USE, phases_of
 from pipeline.training.train_request import Group

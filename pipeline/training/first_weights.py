@@ -13,9 +13,9 @@ from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import BASES, bring_base
 
 if TYPE_CHECKING:
+    from pion.config.lora import BaseModel
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
-    from pion.lora import BaseModel
     from pion.model.decoder import Decoder
     from pion.train.settings import ComputePlan
     from pipeline.training.context import TrainingContext

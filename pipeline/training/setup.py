@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Protocol
 from annotated_types import Len
 from typing_extensions import TypedDict
 
+from pion.config.lora import RECORD
 from pion.errors import BadInput, Trouble
-from pion.lora import RECORD
 from pipeline.console.messages import Note, Sample
 from pipeline.data.tokenizer import needed_files
 from pipeline.job import Job
@@ -34,11 +34,11 @@ from pipeline.training.hop_receipt import record_machine, record_step_down
 from pipeline.training.rewind import rows_to_skip
 
 if TYPE_CHECKING:
+    from pion.config.lora import Adapter
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.evaluation.held_out import Evaluation
-    from pion.lora import Adapter
     from pion.model.decoder import Decoder
     from pion.train.settings import ComputePlan
     from pion.train.smaller_plan import StepDown
@@ -309,7 +309,7 @@ def _with_additions(
 
     Raises BadInput on every rank if it is not the base of the checkpoint `saved`.
     """
-    from pion.lora import Adapter, BaseModel, read_record, require_base
+    from pion.config.lora import Adapter, BaseModel, read_record, require_base
     from pion.model.lora_projections import adapted
     from pion.train.hardware import torch_dtype
 

@@ -18,7 +18,7 @@ from torch import nn
 from pion.bench import speed
 from pion.bench.catalog import Task, every_task
 from pion.bench.models import Bench, check_model
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
 from tests.cuda_rehearsal.pretended_card import pretended_card
 from tests.cuda_rehearsal.report import print_reports

@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder, _run_block
 from pion.train.settings import ComputePlan, TrainSettings

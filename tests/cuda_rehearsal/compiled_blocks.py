@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model import decoder
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder

@@ -14,7 +14,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from tests.cuda_rehearsal.compiled import (
     SEQ_LEN,
     Case,

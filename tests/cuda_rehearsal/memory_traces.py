@@ -17,8 +17,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
-from pion.lora import Lora
+from pion.config.lora import Lora
+from pion.config.model_config import ModelConfig
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
 from pion.model.feedforward import expert_products

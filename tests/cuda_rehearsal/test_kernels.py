@@ -26,8 +26,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pion.config import ModelConfig
-from pion.presets import PRESETS
+from pion.config.model_config import ModelConfig
+from pion.config.presets import PRESETS
 from tests.cuda_rehearsal.compiled import (
     DTYPES,
     SOAK,

@@ -13,13 +13,13 @@ from unittest import mock
 
 import pytest
 
+from pion.config.presets import PRESETS
 from pion.model import params_and_flops as cost
 from pion.model.attention.attention import Attention
 from pion.model.feedforward.dense import SwiGLU
 from pion.model.feedforward.experts import Experts
 from pion.model.norm_and_projection import RMSNorm
 from pion.model.skips_and_value_tables import ValueTables, Wiring
-from pion.presets import PRESETS
 from pion.train import memory
 from pion.train.memory import Memory, Workload, predict_memory
 from tests.cuda_rehearsal.memory_traces import MICRO_BATCHES, SUITE, Peak, Trace, read_peaks

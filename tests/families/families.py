@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
 from pipeline.job.model_section import Model
 from pipeline.job.train_sections import Phase, phases_of

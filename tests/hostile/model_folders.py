@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Heads, RopeScaling
+from pion.config.primitives import Primitives
 from pion.formats.huggingface.architectures import to_transformers
 from pion.model.decoder import Decoder
-from pion.parts import Heads
-from pion.primitives import Primitives
-from pion.rope_scaling import RopeScaling
 from tests.support.capped_models import MIXED
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.tiny_config import tiny_config

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from pion.config import PARTS as KINDS
-from pion.config import ModelConfig
+from pion.config.model_config import PARTS as KINDS
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.evaluation.held_out import Scorer
 from pion.evaluation.multiple_choice import Question, multiple_choice

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import config_from_transformers, to_transformers
 from pion.train.settings import ComputePlan

@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
+from pion.config.lora import Adapter, Lora
 from pion.formats.export import export_model
 from pion.formats.load import identify, load_decoder
 from pion.formats.peft_folder import write_adapter_folder
-from pion.lora import Adapter, Lora
 from pion.model.lora_projections import add_lora, additions
 from pipeline.cli import main
 from tests.pipeline.base.conftest import export_base

@@ -8,7 +8,7 @@ from typing import Any
 
 from pion.bench.card import Card, file_name
 from pion.bench.results import Results, Row, SaveSpeed, TrainSpeed, write_results
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.params_and_flops import cost_of, flops_per_token
 
 A40 = Card("NVIDIA A40", "8.6", 45 * 2**30, "570.1", "2.15.0", "13.2", "0.1.0", "0123456789ab")

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Experts, Heads, RopeScaling, Values, Windows, Wiring
 from pion.model.decoder import Decoder
-from pion.parts import Experts, Heads, Values, Windows, Wiring
-from pion.rope_scaling import RopeScaling
 from tests.support.tiny_config import tiny_config
 
 DENSE = tiny_config(vocab_size=287, seq_len=64, softcap=1.5, init_std=0.2)

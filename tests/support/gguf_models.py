@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
+from pion.config.parts import Heads, RopeScaling
 from pion.formats.export import export_model
 from pion.model.decoder import Decoder
-from pion.parts import Heads
-from pion.rope_scaling import RopeScaling
 from tests.support.finished_run import tiny_model, tiny_tokenizer
 
 _PLAIN = Heads(qk_norm=False)

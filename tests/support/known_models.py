@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
 
 VOCAB, SEQ_LEN = 12, 16

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.later_fields import later_field
 from pion.train.settings import ComputePlan
 from pipeline.job import Job, Section

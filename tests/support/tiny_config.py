@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 
 
 def tiny_config(**changes: Any) -> ModelConfig:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, silu
 
 from pion.bench.models import Bench, exact_float32, largest_difference
 from pion.bench.results import Outcome, judged
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.attention.attention import attend
 from pion.model.attention.masks import (
     Mask,

@@ -20,7 +20,7 @@ from gguf import (
 )
 from gguf.quants import dequantize, quantize
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput, PionError
 from pion.formats.gguf.tensors import ROUTER, Tensor, require_expressible, settings, tensors
 from pion.formats.gguf.vocabulary import require_known, sampling, vocabulary

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.formats.huggingface import arcee, llama, qwen2, qwen3, qwen3_moe
 from pion.formats.huggingface.architectures import architecture_of

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Heads
 from pion.errors import BadInput
 from pion.formats.huggingface import core
 from pion.formats.huggingface.core import State
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
-from pion.parts import Heads
 
 ARCHITECTURE, MODEL_TYPE = "ArceeForCausalLM", "arcee"
 ACTIVATIONS = ("relu2", "gelu")  # by the same names in transformers

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig, closest
+from pion.config.model_config import ModelConfig, closest
 from pion.errors import BadInput
 from pion.formats.huggingface import arcee, bundled_code, llama, qwen2, qwen3, qwen3_moe
 from pion.later_fields import shown

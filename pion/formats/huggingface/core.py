@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import RopeScaling
 from pion.errors import BadInput
 from pion.later_fields import shown
-from pion.rope_scaling import RopeScaling
 
 State = dict[str, Tensor]
 

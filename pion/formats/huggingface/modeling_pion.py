@@ -14,7 +14,7 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Heads
 from pion.formats.huggingface import core
 from pion.formats.huggingface.core import State
-from pion.parts import Heads
 
 ARCHITECTURE, MODEL_TYPE = "Qwen2ForCausalLM", "qwen2"
 HEADS = Heads(qk_norm=False, qkv_bias=True)

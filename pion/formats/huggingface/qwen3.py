@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.formats.huggingface import core
 from pion.formats.huggingface.core import State
 

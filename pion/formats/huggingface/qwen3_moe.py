@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Experts
 from pion.errors import BadInput
 from pion.formats.huggingface import core
 from pion.formats.huggingface.core import State
 from pion.formats.huggingface.qwen3 import COMMON, REQUIRED
 from pion.later_fields import shown
-from pion.parts import Experts
 
 ARCHITECTURE, MODEL_TYPE = "Qwen3MoeForCausalLM", "qwen3_moe"
 DEFAULTS = {"num_key_value_heads": 4, "max_position_embeddings": 32_768}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.formats.seeds.daisy import from_daisy
 from pion.formats.seeds.pilon import from_pilon

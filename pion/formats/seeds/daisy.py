@@ -16,11 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Values, Windows, Wiring
+from pion.config.presets import OLD_TABLES, PRESETS, old_skips, old_value_layers, skips
 from pion.errors import BadInput
 from pion.formats.seeds.read import SeedCheckpoint, State, our_name, sizes
-from pion.parts import Values, Windows, Wiring
-from pion.presets import OLD_TABLES, PRESETS, old_skips, old_value_layers, skips
 
 BLOCK = 128
 # The head of an untied model has a multiple of this many rows.

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Experts, Heads
+from pion.config.primitives import Primitives
 from pion.errors import BadInput
 from pion.formats.seeds.read import SeedCheckpoint, State, our_name, sizes, untied
-from pion.parts import Experts, Heads
-from pion.primitives import Primitives
 
 # A logit of a primitive that a layer can't choose: its softmax is 0.
 NEVER = -1e4

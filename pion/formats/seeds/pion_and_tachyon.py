@@ -13,10 +13,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Experts
 from pion.errors import BadInput
 from pion.formats.seeds.read import SeedCheckpoint, State, our_name, sizes, untied
-from pion.parts import Experts
 
 # Their names and ours. A block's parts have the prefix "layers.{i}." and "blocks.{i}.".
 _NAMES = {

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.attention.cache import BatchLayerCache, LayerCache
 from pion.model.attention.masks import Mask, Spans, attends_by_document, flexible
 from pion.model.attention.rope import Rotation, rotate

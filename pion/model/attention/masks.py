@@ -1,8 +1,9 @@
 """Which tokens see which: one mask for each reach of attention, built once per forward pass.
 
-A layer with a `full` reach sees every earlier token. With windows (pion/parts.py), a layer sees the
-blocks of its `long` or `short` window. What each block of queries visits is decided once, as a
-table: the boolean masks of a CPU and flex attention's block masks on CUDA come from the same table.
+A layer with a `full` reach sees every earlier token. With windows (pion/config/parts.py), a layer
+sees the blocks of its `long` or `short` window. What each block of queries visits is decided once,
+as a table: the boolean masks of a CPU and flex attention's block masks on CUDA come from the same
+table.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Windows
 from pion.model.pass_kind import PassKind
-from pion.parts import Windows
 
 Reach = Literal["full", "long", "short"]
 Masks = dict[Reach, "Mask"]

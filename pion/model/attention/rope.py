@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import RopeScaling
 from pion.model.pass_kind import PassKind
-from pion.rope_scaling import RopeScaling
 
 # Cosines and sines of the tokens' positions, fp32, each (B or 1, T, 1, head_dim / 2).
 Rotation = tuple[Tensor, Tensor]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.norm_and_projection import Projection, compute_dtype, join, project
 from pion.model.pass_kind import PassKind, gradient_bytes
 

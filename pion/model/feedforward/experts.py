@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Experts as Settings
+from pion.config.parts import Role
 from pion.model.feedforward.dense import (
     NOTHING_ELSE,
     FeedForward,
@@ -26,8 +28,6 @@ from pion.model.feedforward.expert_products import mix_experts
 from pion.model.norm_and_projection import compute_dtype
 from pion.model.parameters import draw_matrix
 from pion.model.pass_kind import PassKind, gradient_bytes
-from pion.parts import Experts as Settings
-from pion.parts import Role
 
 # Names of what a layer with a router reports: see `routing_report`.
 AUX, LOAD, ENTROPY = "aux", "load", "entropy"

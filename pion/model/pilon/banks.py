@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Role
+from pion.config.primitives import Primitives
 from pion.errors import BadInput
 from pion.model.norm_and_projection import RMSNorm, compute_dtype, kept_by_norm
 from pion.model.pass_kind import PassKind
@@ -29,8 +31,6 @@ from pion.model.pilon.ternary import (
     ternary_scales,
     unpack_trits,
 )
-from pion.parts import Role
-from pion.primitives import Primitives
 
 # The seed adds this under roots, so that they are never 0.
 TINY = 1e-8

@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Role
 from pion.model.feedforward.dense import (
     NOTHING_ELSE,
     FeedForward,
@@ -20,7 +21,6 @@ from pion.model.feedforward.experts import kept_by_router, route, routing_report
 from pion.model.norm_and_projection import RMSNorm
 from pion.model.pass_kind import PassKind, gradient_bytes
 from pion.model.pilon.banks import Mixing, Mixture, kept_by_mixture, recipe_of
-from pion.parts import Role
 
 RECIPE_STD = 0.01
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.primitives import WAYS, Primitives
 from pion.errors import BadInput
 from pion.model.pilon.banks import recipe_of
 from pion.model.pilon.ternary import pack_trits, rounded, ternary_scales, unpack_trits
-from pion.primitives import WAYS, Primitives
 
 State = dict[str, Tensor]
 

@@ -8,7 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.primitives import WAYS, Primitives
 from pion.errors import BadInput
 from pion.model.feedforward.dense import Stats
 from pion.model.forward_pass import (
@@ -22,7 +23,6 @@ from pion.model.forward_pass import (
 from pion.model.pilon.banks import Band, Mixing, recipe_of
 from pion.model.pilon.layers import Composed, RoutedRecipes
 from pion.model.pilon.packed import packed, unpacked
-from pion.primitives import WAYS, Primitives
 
 # Names of what a model with primitives reports: see `recipe_report`.
 RECIPE_ENTROPY, PRIMITIVES_USED = "recipe_entropy", "primitives_used"

@@ -32,7 +32,7 @@ from pipeline.state.stores import FileStore, Missing, Store, open_store
 from pipeline.state.stores.verdict import before_work
 
 if TYPE_CHECKING:
-    from pion.config import ModelConfig
+    from pion.config.model_config import ModelConfig
 
 # A store that needs more seconds to answer is too slow to use.
 STORE_SECONDS = 8.0
@@ -129,7 +129,7 @@ def _config_of(
 def _config(content: bytes, where: str) -> ModelConfig:
     """Return the settings in a config.json, ours or transformers'. Raises BadInput if it has
     none."""
-    from pion.config import ModelConfig
+    from pion.config.model_config import ModelConfig
     from pion.formats.huggingface.architectures import config_from_transformers
 
     settings = parse_object(content, where)

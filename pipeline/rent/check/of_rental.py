@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pion.config.lora import lora_cost
 from pion.errors import BadInput
-from pion.lora import lora_cost
 from pipeline.console.masking import refuse_endpoint
 from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.rent.check.of_files import local_inputs

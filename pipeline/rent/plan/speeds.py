@@ -20,10 +20,10 @@ from typing import Any
 
 from pion.bench.card import shipped_results
 from pion.bench.results import Results, TrainSpeed, read_results, save_speeds, train_speeds
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.presets import PRESETS
 from pion.errors import PionError
 from pion.model.params_and_flops import flops_per_token
-from pion.presets import PRESETS
 from pion.train.hardware import gpu_flops
 from pion.train.memory import Workload
 from pipeline.job import Job

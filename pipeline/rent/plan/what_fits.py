@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from pion.config.lora import Lora
 from pion.data.order import rows_per_rank
 from pion.errors import BadInput
-from pion.lora import Lora
 from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
 from pipeline.console.formats import counted

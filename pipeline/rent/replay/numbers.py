@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pion.config import closest
+from pion.config.model_config import closest
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import size
 from pipeline.cost.timeline import WAITED

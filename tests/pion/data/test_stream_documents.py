@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.data.order import RowOrder
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import LEARNED, PADDING, STARTS, Manifest, Rows

@@ -13,7 +13,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.data.chat.conversation import Turn, tokenize
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput, PionError

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import train_bpe
 from pion.formats.export import export_model, exported_rows
 from pion.formats.load import load, load_decoder

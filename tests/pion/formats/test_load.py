@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import pion
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import to_transformers

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import pion
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.formats.export import export_model

@@ -14,7 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from pion.config import ModelConfig
+from pion.config.lora import Adapter, Lora
+from pion.config.model_config import ModelConfig
 from pion.data.stream import RowStream
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
@@ -22,7 +23,6 @@ from pion.formats.export import export_model
 from pion.formats.load import identify, load_adapter, load_decoder
 from pion.formats.peft_folder import write_adapter_folder
 from pion.formats.target_folder import is_export
-from pion.lora import Adapter, Lora
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import add_lora, additions, merge
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.presets import PRESETS
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
-from pion.presets import PRESETS
 from tests.support.tiny_config import tiny_config
 
 VOCAB, CONTEXT = 61, 24

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
 
 TINY = ModelConfig(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pion.config import ModelConfig
+from pion.config.lora import Lora
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
-from pion.lora import Lora
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import (
@@ -18,7 +18,7 @@ from pion.model.lora_projections import (
     is_bfloat16,
     merge,
 )
-from tests.pion.test_lora import EXPERTS, PRIMITIVES
+from tests.pion.config.test_lora import EXPERTS, PRIMITIVES
 from tests.support.tiny_config import tiny_config
 
 TINY = tiny_config()

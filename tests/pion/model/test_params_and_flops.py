@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from pion.config import ModelConfig
-from pion.lora import Lora, lora_cost
+from pion.config.lora import Lora, lora_cost
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Experts
+from pion.config.presets import PRESETS
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import add_lora
 from pion.model.params_and_flops import copied_bytes, cost_of, flops_per_token, token_flops
 from pion.model.pass_kind import PassKind
-from pion.parts import Experts
-from pion.presets import PRESETS
 
 TINY = ModelConfig(
     d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=96, vocab_size=200, seq_len=64

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train.optimizer import Optimizer, check_tensors, copy_tensors

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from pion.config.parts import Windows
 from pion.errors import BadInput
-from pion.parts import Windows
 from pion.train.schedule import fixed_until, lr_at, momentum_at, plan_at, window_at
 from pion.train.settings import TrainSettings
 from tests.paths import SEEDS

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pion.config.lora import Lora
 from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed
-from pion.lora import Lora
 from pion.model.decoder import Decoder, Losses
 from pion.model.lora_projections import add_lora
 from pion.train.smaller_plan import StepDown, StepTooLarge, step_down

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pion.config.parts import Experts
 from pion.data.stream import RowStream
 from pion.model.decoder import Decoder
-from pion.parts import Experts
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import CONFIG, open_stream
 

@@ -13,9 +13,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from pion.config.lora import Lora, lora_cost
 from pion.data.stream import RowStream
 from pion.errors import BadInput
-from pion.lora import Lora, lora_cost
 from pion.model import loss as loss_module
 from pion.model.lora_projections import adapted, additions
 from pion.model.params_and_flops import flops_per_token, token_flops

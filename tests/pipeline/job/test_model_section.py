@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Experts
 from pion.errors import BadInput
-from pion.parts import Experts
 from pipeline.job.digest import differences, digest_job
 from pipeline.job.file import load_job
 from tests.support.jobs import tiny_dict, tiny_job

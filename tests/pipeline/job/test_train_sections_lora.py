@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pion.config.lora import Lora
 from pion.errors import BadInput
-from pion.lora import Lora
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job

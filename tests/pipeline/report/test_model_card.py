@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from pion.config import ModelConfig
-from pion.lora import Adapter, BaseModel, Lora
+from pion.config.lora import Adapter, BaseModel, Lora
+from pion.config.model_config import ModelConfig
 from pipeline.base.licence import Terms
 from pipeline.cost.costs import CAUSES, Costs, MachineCost
 from pipeline.job import Job

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pion
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.formats.export import export_model

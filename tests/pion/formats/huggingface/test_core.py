@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import pion
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.formats.huggingface import arcee, core, llama, qwen2, qwen3, qwen3_moe
 from pion.formats.huggingface.architectures import from_transformers, to_transformers

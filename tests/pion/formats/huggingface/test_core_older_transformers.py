@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from pion.config.parts import Experts
 from pion.data.tokens.tokenizer import train_bpe
 from pion.formats.export import export_model
 from pion.model.decoder import Decoder
-from pion.parts import Experts
 from tests.support.tiny_config import tiny_config
 from tests.support.waiting import run_to_end
 

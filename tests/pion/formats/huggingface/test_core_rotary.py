@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from pion.config.parts import RopeScaling
 from pion.errors import BadInput
 from pion.formats.huggingface.core import read_rotary, rotary_settings
 from pion.formats.load import load_decoder
-from pion.rope_scaling import RopeScaling
 from tests.support.stock_models import LLAMA3, apart, saved, stock_model, tokens
 from tests.support.tiny_config import tiny_config
 

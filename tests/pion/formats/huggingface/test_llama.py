@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Heads
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import (
     architecture_of,
     config_from_transformers,
     to_transformers,
 )
-from pion.parts import Heads
 from tests.support.tiny_config import tiny_config
 
 CONFIG = tiny_config(heads={"qk_norm": False})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import (
     architecture_of,

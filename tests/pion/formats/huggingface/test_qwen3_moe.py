@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Experts
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import (
     config_from_transformers,
@@ -16,7 +17,6 @@ from pion.formats.huggingface.architectures import (
     to_transformers,
 )
 from pion.model.decoder import Decoder
-from pion.parts import Experts
 from tests.support.tiny_config import tiny_config
 
 CONFIG = tiny_config(

@@ -11,13 +11,13 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from pion.config.parts import Role
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.parameters import parameter_roles
 from pion.model.pilon import layers as composed
 from pion.model.pilon.banks import Bank, Recipe, recipe_of
 from pion.model.pilon.ternary import ScaleOf
-from pion.parts import Role
 from pion.train.optimizer import Optimizer
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings

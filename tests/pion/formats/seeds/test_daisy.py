@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Windows
 from pion.errors import BadInput
 from pion.formats.seeds import import_seed
 from pion.formats.seeds.daisy import from_daisy
 from pion.formats.seeds.read import SeedCheckpoint
 from pion.model.decoder import Decoder
 from pion.model.loss import cap_logits
-from pion.parts import Windows
 from tests.paths import SEEDS
 from tests.pion.formats.seeds.daisy_traces import documents_of, of_window, seed_tensors, steps_of
 from tests.pion.formats.seeds.digest import digest

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pion.config.parts import Experts
 from pion.errors import BadInput
 from pion.formats.seeds import import_seed
 from pion.formats.seeds.pion_and_tachyon import TACHYON_FEEDFORWARD, renamed
 from pion.model.decoder import Decoder
-from pion.parts import Experts
 from tests.paths import SEEDS
 from tests.pion.formats.seeds.adamw_traces import four_steps, gradient_norms, losses_of
 from tests.pion.formats.seeds.digest import digest

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.model.attention import masks
 from pion.model.attention.attention import attend, attend_flex, attend_short, attend_softcapped
 from pion.model.attention.masks import Mask, block_mask, build_mask, document_spans

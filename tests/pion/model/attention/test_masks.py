@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Windows
 from pion.model.attention.masks import (
     build_masks,
     expand,
@@ -21,7 +22,6 @@ from pion.model.attention.masks import (
     visited_blocks,
     window_block_mask,
 )
-from pion.parts import Windows
 from tests.paths import SEEDS
 
 

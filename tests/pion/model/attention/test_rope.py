@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
+from pion.config.parts import RopeScaling
 from pion.model.attention import rope
 from pion.model.attention.cache import KVCache
 from pion.model.attention.rope import Frequencies, rotary_table, rotation_at, scaled
 from pion.model.decoder import Decoder
-from pion.rope_scaling import RopeScaling
 from tests.support.tiny_config import tiny_config
 
 CPU = torch.device("cpu")

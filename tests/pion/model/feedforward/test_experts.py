@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Experts as Settings
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.feedforward.dense import FeedForwardInputs
 from pion.model.feedforward.expert_products import mix_experts, product_path
 from pion.model.feedforward.experts import Experts
 from pion.model.parameters import draw_weights
-from pion.parts import Experts as Settings
 from tests.support.tiny_config import tiny_config
 
 NEEDS_GROUPED_PRODUCTS = pytest.mark.skipif(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pipeline.job.file import load_job
 from pipeline.rent.check.of_memory import check_memory
 from tests.paths import JOBS

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pion.bench.results import Results
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.model.params_and_flops import flops_per_token
 from pion.train.hardware import gpu_flops

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from tests.support.tiny_config import tiny_config
 

@@ -22,10 +22,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.part_fields import is_number, is_whole
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
-from pion.part_fields import is_number, is_whole
 from pion.untrusted import parse_object, read_file
 
 ALL_LINEAR: Literal["all-linear"] = "all-linear"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from pion.config.lora import RECORD, Adapter, BaseModel, Lora, read_record, require_base
 from pion.errors import BadInput
-from pion.lora import RECORD, Adapter, BaseModel, Lora, read_record, require_base
 
 ADAPTER = Adapter(Lora(8, 16.0, ("q_proj",)), BaseModel("user/model", "a" * 64, "b" * 40))
 

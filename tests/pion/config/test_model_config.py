@@ -6,9 +6,9 @@ import sys
 import pytest
 
 import pion
-from pion.config import ModelConfig
+from pion.config.model_config import ModelConfig
+from pion.config.presets import PRESETS
 from pion.errors import BadInput
-from pion.presets import PRESETS
 
 FIELDS = {
     "d_model": 64,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pion.primitives import PRESETS as PILON
+from pion.config.primitives import PRESETS as PILON
 
 Preset = dict[str, Any]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from pion.config.lora import Lora, target_shapes
 from pion.errors import BadInput
-from pion.lora import Lora, target_shapes
 from tests.support.tiny_config import tiny_config
 
 SWIGLU = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -9,9 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from pion.errors import BadInput
-from pion.later_fields import shown
-from pion.part_fields import (
+from pion.config.part_fields import (
     ROW_BYTES,
     FeedForwardPart,
     imported,
@@ -23,6 +21,8 @@ from pion.part_fields import (
     require_whole,
     setting,
 )
+from pion.errors import BadInput
+from pion.later_fields import shown
 
 # The matrices of a feed-forward layer, and the banks that they are mixed of, in this order.
 WAYS = ("up", "down")

@@ -7,23 +7,29 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal
 
-from pion.errors import BadInput
-from pion.later_fields import closest, from_fields, later_field, shown, to_record, values_before
-from pion.part_fields import FeedForwardPart, is_number, is_whole, require_flag, require_one_of
-from pion.parts import (
+from pion.config.part_fields import (
+    FeedForwardPart,
+    is_number,
+    is_whole,
+    require_flag,
+    require_one_of,
+)
+from pion.config.parts import (
     FEEDFORWARD,
     NUMBERED_LAYERS,
     PARTS,
     Experts,
     Heads,
+    RopeScaling,
     Values,
     Windows,
     Wiring,
     build_part,
 )
-from pion.presets import PRESETS
-from pion.primitives import Primitives
-from pion.rope_scaling import RopeScaling
+from pion.config.presets import PRESETS
+from pion.config.primitives import Primitives
+from pion.errors import BadInput
+from pion.later_fields import closest, from_fields, later_field, shown, to_record, values_before
 
 # The values of `family`. It is a label for presets, importers and cards; no computation reads it.
 FAMILIES = ("pion", "tachyon", "daisy", "pilon")
@@ -162,7 +168,7 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> ModelConfig:
-        """Return the named preset (pion/presets.py) with some fields replaced.
+        """Return the named preset (pion/config/presets.py) with some fields replaced.
 
         Raises BadInput for an unknown preset or field.
         """

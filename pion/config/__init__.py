@@ -1,0 +1,1 @@
+"""The settings of a model, without torch: fields, parts, presets and LoRA."""
