@@ -27,7 +27,7 @@ from pipeline.cli import main
 from tests.support.capped_models import MODELS, scrambled
 
 TEXT = "the quick brown fox jumps over the lazy dog " * 6
-LIBRARY_FILES = {"config.py", "decoder.py", "attention.py", "modeling_pion.py"}
+LIBRARY_FILES = {"model_config.py", "decoder.py", "attention.py", "modeling_pion.py"}
 
 
 @pytest.fixture(scope="module")
