@@ -141,7 +141,7 @@ def _launch(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from pipeline.rent.managed.rental import refuse_unrented
+    from pipeline.rent.managed.names import refuse_unrented
 
     refuse_unrented(args.run)
     with saying_if_slow(_LOADING):

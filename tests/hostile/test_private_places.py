@@ -13,7 +13,7 @@ from pion.errors import BadInput
 from pipeline.data.shard_cache import ShardCache, default_folder
 from pipeline.machine.folders import cache_folder, use_private_compile_cache
 from pipeline.prove.attempt import Place
-from pipeline.rent.managed.rental import rental_lock
+from pipeline.rent.managed.request import rental_lock
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace, scratch_workspace
 from tests.support.light_run import light_run

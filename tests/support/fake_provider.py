@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pion.errors import BadInput, PionError
+from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import NextRental
-from pipeline.rent.managed.rental import cluster_name
 from pipeline.state.claim import Claim
 from tests.support.clock import FakeClock
 

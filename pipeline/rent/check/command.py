@@ -36,7 +36,7 @@ from pipeline.rent.check.of_memory import check_memory
 from pipeline.rent.check.of_prepare import check_prepare
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.credentials import hub_inputs
-from pipeline.rent.deadline.of_run import refuse_past
+from pipeline.rent.deadline.at_launch import refuse_past
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until
 from pipeline.state.stores import open_store
 

@@ -12,7 +12,7 @@ from pipeline.job import Job
 from pipeline.machine.time_limit import within
 from pipeline.rent.check.candidates import judge
 from pipeline.rent.check.row import CheckRow
-from pipeline.rent.deadline.of_run import deadline_of, held_back
+from pipeline.rent.deadline.at_launch import deadline_of, held_back
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.plan.speeds import Known, known_speeds

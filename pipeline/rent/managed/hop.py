@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import duration, show
-from pipeline.rent.deadline.of_run import deadline_of, keeping_deadline, refuse_past
+from pipeline.rent.deadline.at_launch import deadline_of, keeping_deadline, refuse_past
 from pipeline.rent.managed.look.progress import how_to_come_back
-from pipeline.rent.managed.provider.jobs import ManagedJob
+from pipeline.rent.managed.names import cluster_name
+from pipeline.rent.managed.provider.jobs import ARRIVE_SECONDS, ManagedJob
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import BY_HOP, market_of
-from pipeline.rent.managed.rental import ARRIVE_SECONDS, cluster_name
 from pipeline.rent.managed.request import (
     JobFile,
     Order,

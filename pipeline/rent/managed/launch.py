@@ -9,7 +9,7 @@ from pipeline.console.formats import duration, show
 from pipeline.console.out import saying_if_slow
 from pipeline.job.digest import digest_job
 from pipeline.rent.credentials import wanted_secrets
-from pipeline.rent.deadline.of_run import deadline_of, keeping_deadline, refuse_past
+from pipeline.rent.deadline.at_launch import deadline_of, keeping_deadline, refuse_past
 from pipeline.rent.managed.look.progress import how_to_come_back, what_comes_next
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.provider import Provider

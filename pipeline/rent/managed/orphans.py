@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import Pod
-from pipeline.rent.managed.rental import cluster_name
 
 # SkyPilot ends the machine of an ended job within this time.
 CLEAN_UP_SECONDS = 300.0

@@ -17,11 +17,11 @@ from pion.errors import PionError
 from pipeline.console.formats import duration, moment, show
 from pipeline.cost.costs import LOST, MachineCost, costs_of, read_log
 from pipeline.machine.rented import RENTED
+from pipeline.rent.managed.names import cluster_name, rental_name
 from pipeline.rent.managed.orphans import Evidence, Verdict, judge_cluster, judge_pod
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.provider import Provider
-from pipeline.rent.managed.rental import cluster_name, rental_name
 from pipeline.state.find_run import open_run, read_run
 from pipeline.state.liveness import Life, owner_of
 from pipeline.state.records import Head

@@ -6,8 +6,9 @@ Two rentals of one run are prevented, from this machine or from another one.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,11 @@ from pipeline.base.read_job import read_job
 from pipeline.console.formats import duration, moment, show
 from pipeline.console.out import saying_if_slow
 from pipeline.job import Job
+from pipeline.machine.folders import open_private, private_cache_folder
 from pipeline.rent.credentials import refuse_recorded_secrets, secrets_for, wanted_secrets
-from pipeline.rent.deadline.of_run import held_back
+from pipeline.rent.deadline.at_launch import held_back
+from pipeline.rent.managed.names import rental_name
+from pipeline.rent.managed.provider.jobs import BOOT_SECONDS
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import MACHINES, machines_in_words
 from pipeline.rent.managed.provider.task import (
@@ -26,7 +30,6 @@ from pipeline.rent.managed.provider.task import (
     task_variables,
     with_candidates,
 )
-from pipeline.rent.managed.rental import BOOT_SECONDS, rental_lock, rental_name
 from pipeline.rent.sky_yaml import SkyYaml, trains
 from pipeline.state.records import Head
 from pipeline.state.rental_note import (
@@ -152,6 +155,26 @@ def _warning_who_leaves(order: Order) -> Iterator[None]:
             "  cancel it:    sky jobs queue, then sky jobs cancel NUMBER"
         )
         raise
+
+
+@contextlib.contextmanager
+def rental_lock(name: str, purpose: str = "watch") -> Iterator[Callable[[], bool]]:
+    """Yield a function that tries to lock the rental `name` for `purpose`, until the block ends.
+
+    The function returns False while another process of this machine holds the lock. Call it again
+    to try again. Raises BadInput if the lock's folder can't be made for this user alone.
+    """
+    path = private_cache_folder() / f"{purpose}-{name}.lock"
+    with open(path, "ab", opener=open_private) as file:
+
+        def try_lock() -> bool:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        yield try_lock
 
 
 @contextlib.contextmanager

@@ -18,10 +18,11 @@ from pipeline.rent.managed.look.progress import (
     how_to_come_back,
     what_comes_next,
 )
+from pipeline.rent.managed.names import nothing_to_watch, rental_name
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import launch_id_of
-from pipeline.rent.managed.rental import nothing_to_watch, rental_lock, rental_name
+from pipeline.rent.managed.request import rental_lock
 from pipeline.state.find_run import open_run
 from pipeline.state.rental_note import withdraw_rental_note
 from pipeline.state.run_state import RunState

@@ -9,14 +9,13 @@ from pion.errors import Stopped
 from pipeline.rent.deadline.policy import Market, Rental, Seen
 from pipeline.rent.managed.look.diagnose import diagnose, may_be_at_work
 from pipeline.rent.managed.look.look import JobLook, Look
-from pipeline.rent.managed.provider.jobs import ManagedJob, place_of
+from pipeline.rent.managed.provider.jobs import ARRIVE_SECONDS, ManagedJob, place_of
 from pipeline.rent.managed.provider.recorded_task import (
     BY_HOP,
     launch_id_of,
     market_of,
     variable_of,
 )
-from pipeline.rent.managed.rental import ARRIVE_SECONDS
 from pipeline.run.handover import FROM_EPOCH
 from pipeline.state.liveness import Life, liveness
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS, RunState

@@ -14,10 +14,9 @@ from pipeline.console.formats import duration
 from pipeline.cost.budget import SAID_ABOVE
 from pipeline.machine.gpus import sky_names
 from pipeline.machine.rented import CPU, PRICES_VARIABLE, planned_prices
-from pipeline.rent.managed.provider.jobs import ManagedJob, Place
+from pipeline.rent.managed.provider.jobs import BOOT_SECONDS, ManagedJob, Place
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.recorded_task import variable_of
-from pipeline.rent.managed.rental import BOOT_SECONDS
 from pipeline.state.liveness import is_silent
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS
 

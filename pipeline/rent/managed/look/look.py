@@ -21,11 +21,11 @@ from pipeline.rent.managed.look.remembered import (
     StepKey,
     StepMemory,
 )
+from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.provider.jobs import ManagedJob, place_of
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import launch_id_of, until_of_job
-from pipeline.rent.managed.rental import cluster_name
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished, run_status

@@ -15,9 +15,9 @@ from pion.errors import PionError
 from pipeline.cost.costs import LostMachine, RunLog, costs_of, keep_lost, owners_of
 from pipeline.machine.rented import RENTED
 from pipeline.rent.managed.look.diagnose import Attempt
+from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place, place_of
 from pipeline.rent.managed.provider.pods import Pod
-from pipeline.rent.managed.rental import cluster_name
 from pipeline.state.metrics import read_events
 from pipeline.state.records import Head
 from pipeline.state.run_state import RunState

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import PionError
-from pipeline.rent.managed.rental import POD_NAME
+from pipeline.rent.managed.names import POD_NAME
 
 # How RunPod describes a rental: Rented by User: Fri Jul 12 2024 15:14:40 GMT-0400 (…)
 _RENTED = re.compile(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pion.errors import BadInput, PionError
-from pipeline.rent.managed import rental
+from pipeline.rent.managed import names
 from pipeline.rent.managed.provider import pods, recorded_task
 from pipeline.rent.managed.provider.jobs import (
     FIELDS,
@@ -120,7 +120,7 @@ class Provider:
 
     def my_hash(self) -> str:
         """Return the hash with which SkyPilot marks machines that are rented from here."""
-        return rental.my_hash()
+        return names.my_hash()
 
     def list_pods(self, *, of_everybody: bool = False) -> Sequence[Pod] | None:
         """Return the pods that were rented from here, or all pods of the account.

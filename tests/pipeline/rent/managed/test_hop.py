@@ -14,9 +14,9 @@ from pipeline.cli import main
 from pipeline.job.file import job_text
 from pipeline.rent.managed import hop as hopping
 from pipeline.rent.managed.hop import Move, hop, others_left
+from pipeline.rent.managed.names import cluster_name, rental_name
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import Pod
-from pipeline.rent.managed.rental import cluster_name, rental_name
 from pipeline.run.handover import FROM_EPOCH, relieves
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.metrics import EventLog

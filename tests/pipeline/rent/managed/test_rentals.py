@@ -13,10 +13,10 @@ import pytest
 
 from pion.errors import BadInput, PionError
 from pipeline.cost.costs import LostMachine, keep_lost
+from pipeline.rent.managed.names import cluster_name, rental_name
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import runpod_configured
 from pipeline.rent.managed.provider.provider import Provider
-from pipeline.rent.managed.rental import cluster_name, rental_name
 from pipeline.rent.managed.rentals import show_rentals
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog

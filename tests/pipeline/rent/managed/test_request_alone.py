@@ -10,7 +10,7 @@ import pytest
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
 from pipeline.commands.status import show_statuses
-from pipeline.rent.managed.rental import BOOT_SECONDS
+from pipeline.rent.managed.provider.jobs import BOOT_SECONDS
 from pipeline.rent.managed.request import announce_rental, announced, note_of
 from pipeline.state.claim import claim_run
 from pipeline.state.rental_note import (

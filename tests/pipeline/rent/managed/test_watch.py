@@ -13,8 +13,10 @@ import pytest
 from pion.errors import PionError
 from pipeline.cli import main
 from pipeline.rent.managed.look.diagnose import HANG_SECONDS, LOST_BOOT_SECONDS
+from pipeline.rent.managed.names import rental_name
+from pipeline.rent.managed.provider.jobs import BOOT_SECONDS
 from pipeline.rent.managed.provider.pods import Pod
-from pipeline.rent.managed.rental import BOOT_SECONDS, rental_lock, rental_name
+from pipeline.rent.managed.request import rental_lock
 from pipeline.rent.managed.watch import Watcher, follow_or_leave, watch
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import read_events

@@ -12,9 +12,8 @@ import pytest
 import yaml
 
 from pipeline.rent.managed.look.diagnose import FUTILE_LIVES
-from pipeline.rent.managed.provider.jobs import ManagedJob
+from pipeline.rent.managed.provider.jobs import BOOT_SECONDS, ManagedJob
 from pipeline.rent.managed.provider.recorded_task import BY_HOP
-from pipeline.rent.managed.rental import BOOT_SECONDS
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.claim import claim_run
 from pipeline.state.metrics import EventLog

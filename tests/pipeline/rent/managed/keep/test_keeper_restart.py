@@ -13,8 +13,7 @@ from pion.errors import PionError
 from pipeline.rent.managed.keep.keeper import PATIENT_CANCEL_SECONDS
 from pipeline.rent.managed.keep.renter import FUTILE_RESTARTS
 from pipeline.rent.managed.look.diagnose import UNNOTICED_SECONDS
-from pipeline.rent.managed.provider.jobs import ManagedJob
-from pipeline.rent.managed.rental import BOOT_SECONDS
+from pipeline.rent.managed.provider.jobs import BOOT_SECONDS, ManagedJob
 from pipeline.rent.managed.request import submitting_alone
 from pipeline.rent.managed.watch import Watcher, follow_or_leave
 from pipeline.state.claim import claim_run

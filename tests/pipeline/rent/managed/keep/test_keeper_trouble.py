@@ -11,9 +11,8 @@ import yaml
 from pion.errors import BadInput, PionError
 from pipeline.rent.deadline.policy import Market
 from pipeline.rent.managed.look import diagnose
-from pipeline.rent.managed.provider.jobs import ManagedJob
+from pipeline.rent.managed.provider.jobs import ARRIVE_SECONDS, BOOT_SECONDS, ManagedJob
 from pipeline.rent.managed.provider.recorded_task import BY_HOP, MACHINES, NextRental, launch_id_of
-from pipeline.rent.managed.rental import ARRIVE_SECONDS, BOOT_SECONDS
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.deadline import RunDeadline, change_deadline
 from pipeline.state.owner import Author

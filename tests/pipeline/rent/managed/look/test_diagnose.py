@@ -17,9 +17,8 @@ from pipeline.rent.managed.look.diagnose import (
     SkyView,
     diagnose,
 )
-from pipeline.rent.managed.provider.jobs import ManagedJob, Place
+from pipeline.rent.managed.provider.jobs import BOOT_SECONDS, ManagedJob, Place
 from pipeline.rent.managed.provider.pods import Pod
-from pipeline.rent.managed.rental import BOOT_SECONDS
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS
 from tests.support.fake_provider import JOB, NOW
 

@@ -11,7 +11,7 @@ import yaml
 
 from pion.errors import BadInput, PionError
 from pipeline.job import Job
-from pipeline.rent.deadline.of_run import deadline_of, held_back, keeping_deadline, refuse_past
+from pipeline.rent.deadline.at_launch import deadline_of, held_back, keeping_deadline, refuse_past
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.deadline import RunDeadline, change_deadline, read_deadline
 from pipeline.state.run_state import RunState

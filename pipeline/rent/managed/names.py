@@ -1,4 +1,4 @@
-"""What belongs to the rental of a run: its names, its lock, its times, and whether there is one.
+"""The names of a run's rental, of SkyPilot's cluster for it, and of the cluster's pods.
 
 A run has one rental name on every machine. For each managed job, SkyPilot makes a cluster called
 `<rental name>-<job>-<who rented it>`. A pod of the cluster is called `<cluster>-head`.
@@ -6,25 +6,14 @@ A run has one rental name on every machine. For each managed job, SkyPilot makes
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import re
-from collections.abc import Callable, Iterator
 
 from pion.errors import BadInput
-from pipeline.machine.folders import open_private, private_cache_folder
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.find_run import open_run, read_run
 from pipeline.state.rental_note import never_rented
 
-# From the request for a machine until it has claimed the run. Pulling a 10 GB image and installing
-# packages take minutes; a host that needs longer only wastes money. On a store where only commits
-# are a sign of life, a machine that is up may wait COMMIT_SILENCE_SECONDS more to take over.
-BOOT_SECONDS = 1200.0
-# Seconds that a new machine gets, from the request until it owns the run. On a store where only
-# commits are a sign of life, it may wait COMMIT_SILENCE_SECONDS more for a silent owner.
-ARRIVE_SECONDS = 1800.0
 # How many characters of a run's name are in its rental's name. SkyPilot shortens names of more than
 # 25 characters for its machines, and POD_NAME would not match those.
 NAME_LENGTH = 11
@@ -56,26 +45,6 @@ def my_hash() -> str:
     from sky.utils import common_utils
 
     return common_utils.get_user_hash()
-
-
-@contextlib.contextmanager
-def rental_lock(name: str, purpose: str = "watch") -> Iterator[Callable[[], bool]]:
-    """Yield a function that tries to lock the rental `name` for `purpose`, until the block ends.
-
-    The function returns False while another process of this machine holds the lock. Call it again
-    to try again. Raises BadInput if the lock's folder can't be made for this user alone.
-    """
-    path = private_cache_folder() / f"{purpose}-{name}.lock"
-    with open(path, "ab", opener=open_private) as file:
-
-        def try_lock() -> bool:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            return True
-
-        yield try_lock
 
 
 def refuse_unrented(run: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.rent.managed.rental import rental_name
+from pipeline.rent.managed.names import rental_name
 
 
 def test_a_managed_job_is_named_for_its_run_alone() -> None:
