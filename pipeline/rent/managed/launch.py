@@ -69,6 +69,8 @@ def launch(
         has_deadline = deadline_of(state, job_file.job) is not None
     order = make_order(state, job_file, sky_yaml, force=force, deadline=has_deadline)
     require_checks(order, force=force)
+    from pipeline.rent.managed.watch import follow_or_leave  # before anything costs money
+
     with before_work("Nothing was rented."):
         head = state.read()
         if head is not None and (done := _done(state, head, order)):
@@ -76,8 +78,6 @@ def launch(
             return 0
         job_id = _rent(order, provider, force=force)
     _say_rented(order, job_id, provider)
-    from pipeline.rent.managed.watch import follow_or_leave
-
     return follow_or_leave(state, order.name, job_id, provider)
 
 
