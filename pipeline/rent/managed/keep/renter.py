@@ -115,9 +115,9 @@ class Renter:
 
         Nothing is announced yet. Raises BadInput if it can't be submitted from here.
         """
-        here = {finding.avoid} if finding is not None and finding.avoid else set()
-        choices = [self._avoid | here]
-        if finding is None or finding.pods:
+        bad = None if finding is None else finding.avoid
+        choices = [self._avoid | ({bad} if bad else set())]
+        if bad is None or (finding is not None and finding.pods):
             # A bad place is better than none. And without a restart, nothing would end the pod.
             choices += [self._avoid, set()]
         why_not = None
