@@ -216,7 +216,7 @@ class RentalKeeper:
         renter, market = self.renter, market_of(job)
         if job.id in renter.given_up:
             return terminate_each(finding.pods, self._provider.terminate_pod)
-        if self._must_wait():
+        if self._must_wait(look):
             return []
         decision = self._decide(look, giving_up=job)
         owned = owned_by_another(look, market)
@@ -303,7 +303,7 @@ class RentalKeeper:
         if decision.action.request is None:
             self._cancel(decision)
             return True
-        if self._must_wait():
+        if self._must_wait(decision.look):
             return False
         try:
             # Before anything is cancelled: what can't be requested must not cost what stands.
@@ -396,12 +396,17 @@ class RentalKeeper:
     def _why_not(self, look: Look) -> str | None:
         return why_not(look, self._state, self._state.clock.now())
 
-    def _must_wait(self) -> bool:
-        """Return whether a request was refused just now, or may have been submitted: SkyPilot lists
-        a job some seconds later, so it might be submitted twice."""
+    def _must_wait(self, look: Look) -> bool:
+        """Return whether nothing may be requested now. A request was refused just now. Or it may
+        have been submitted: SkyPilot lists a job some seconds later, so it might be submitted
+        twice. Or a person cancels the rental: it is over when that has ended."""
+        if self._plan is None:
+            return False
         clock, asked = self._state.clock, self.renter.asked_at
         just_now = asked is not None and 0 <= clock.now() - asked < AGAIN_SECONDS
-        return self._plan is not None and (just_now or clock.monotonic() < self._not_before)
+        stands = bool(rentals_of(look)) or self.renter.announced
+        cancelled = not stands and any(job.status == "CANCELLING" for job in look.jobs)
+        return cancelled or just_now or clock.monotonic() < self._not_before
 
     def _let_go(self, look: Look) -> None:
         """Cancel the request that stands next to the owner's machine and has no machine."""

@@ -77,11 +77,16 @@ class Renter:
         self.replacing: ManagedJob | None = None
         self._unasked: str | None = None  # announced here, and certainly not submitted
         self._state, self._name, self._provider = state, name, provider
-        self._next_launch: str | None = None
+        self._next_launch: str | None = None  # announced, by this watcher or an earlier one
         self._avoid: set[Place] = set()
         # By market: an epoch, and how many machines were given up under it.
         self._futile: dict[Market | None, tuple[int, int]] = {}
         self._left_alone: dict[Market | None, float] = {}
+
+    @property
+    def announced(self) -> bool:
+        """Whether a launch was announced that was not submitted yet."""
+        return self._next_launch is not None
 
     @property
     def next_launch(self) -> str:

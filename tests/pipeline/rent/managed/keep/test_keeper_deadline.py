@@ -189,6 +189,19 @@ def test_a_rental_that_a_person_cancels_is_over(
     assert (sky.submitted_to, read_rental_note(run)[0]) == ([], None)
 
 
+def test_while_a_person_cancels_the_rental_nothing_else_is_requested(
+    sky: TwoMarkets, run: RunState, said: list[str]
+) -> None:
+    due_in(run, RESERVE + 3000)
+    sky.change(JOB.id, status="CANCELLING")  # until its machine has ended
+    watcher = Watcher(run, JOB.name, JOB.id, said.append, sky)
+    watcher.look_once()
+    assert sky.submitted_to == []
+    sky.end(JOB.id, "CANCELLED")
+    assert watcher.follow() == 1
+    assert sky.submitted_to == []
+
+
 def test_a_run_that_a_person_stops_ends_with_4_and_gets_no_other_machine(
     sky: TwoMarkets, run: RunState, said: list[str], watch: Callable[[float], None]
 ) -> None:
