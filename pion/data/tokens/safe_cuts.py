@@ -43,7 +43,7 @@ SPLITS = {
     "Qwen": _SPLIT.replace("NUMBER", r"\p{N}"),
 }
 # An added token with one of these flags takes characters next to it, or looks at them.
-_FLAGS = ("lstrip", "rstrip", "single_word")
+LOOKING_FLAGS = ("lstrip", "rstrip", "single_word")
 
 
 def may_cut(settings: Mapping[str, Any]) -> bool:
@@ -53,11 +53,13 @@ def may_cut(settings: Mapping[str, Any]) -> bool:
     not cut if a cut could be within such a token, or within a special token that hides it.
     """
     plain_text = all(
-        not SAFE_CUT.search(token["content"]) and not any(token.get(flag) for flag in _FLAGS)
+        not SAFE_CUT.search(token["content"]) and not any(token.get(flag) for flag in LOOKING_FLAGS)
         for token in settings["added_tokens"]
     )
     only_special = all(token["special"] for token in settings["added_tokens"])
-    return (plain_text or only_special) and _is_known(settings)
+    normalizers = [step.get("type") for step in steps_of(settings.get("normalizer"))]
+    known = normalizers in ([], ["NFC"]) and known_pre_tokenizer(settings) is not None
+    return (plain_text or only_special) and known
 
 
 def pieces(text: str) -> list[str]:
@@ -72,27 +74,23 @@ def pieces(text: str) -> list[str]:
     return [*found, text[start:]]
 
 
-def _is_known(settings: Mapping[str, Any]) -> bool:
-    normalizers = [step.get("type") for step in steps_of(settings.get("normalizer"))]
-    if normalizers not in ([], ["NFC"]):
-        return False
+def known_pre_tokenizer(settings: Mapping[str, Any]) -> str | None:
+    """Return which pre-tokenizer a tokenizer.json has: "GPT-2", "digits", or a name in `SPLITS`.
+
+    None: another one.
+    """
     match steps_of(settings.get("pre_tokenizer")):
         case [{"type": "ByteLevel"} as level]:
-            return _is_byte_level(level, use_regex=True)
+            name, use_regex = "GPT-2", True
         case [{"type": "Digits"}, {"type": "ByteLevel"} as level]:
-            return _is_byte_level(level, use_regex=True)
-        case [{"type": "Split"} as split, {"type": "ByteLevel"} as level]:
-            return _is_known_split(split) and _is_byte_level(level, use_regex=False)
-    return False
-
-
-def _is_byte_level(step: Mapping[str, Any], *, use_regex: bool) -> bool:
-    return step.get("use_regex", True) == use_regex and not step.get("add_prefix_space", True)
-
-
-def _is_known_split(step: Mapping[str, Any]) -> bool:
-    return (
-        step.get("pattern") in [{"Regex": expression} for expression in SPLITS.values()]
-        and step.get("behavior") == "Isolated"
-        and not step.get("invert")
-    )
+            name, use_regex = "digits", True
+        case [
+            {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated"} as split,
+            {"type": "ByteLevel"} as level,
+        ] if not split.get("invert") and expression in SPLITS.values():
+            name = next(name for name, known in SPLITS.items() if known == expression)
+            use_regex = False
+        case _:
+            return None
+    plain = level.get("use_regex", True) == use_regex and not level.get("add_prefix_space", True)
+    return name if plain else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.data.chat.template_source import find_template
-from pion.data.tokens.safe_cuts import SPLITS
+from pion.data.tokens.safe_cuts import LOOKING_FLAGS, known_pre_tokenizer
 from pion.data.tokens.special_tokens import GENERATION_CONFIG
 from pion.data.tokens.token_names import read_optional, token_names
 from pion.data.tokens.tokenizer import Tokenizer
@@ -33,9 +33,13 @@ _SAMPLING = {
     "min_p": "min_p",
     "repetition_penalty": "penalty_repeat",
 }
-_SPLIT_NAMES = {SPLITS["Llama 3"]: "llama-bpe", SPLITS["Qwen"]: "qwen2"}
-# Added tokens with one of these take characters next to them, or look at them.
-_FLAGS = ("lstrip", "rstrip", "single_word")
+# What llama.cpp calls the known pre-tokenizers; "smollm" takes each digit for itself.
+_PRE_TOKENIZERS = {
+    "GPT-2": "gpt-2",
+    "digits": "smollm",
+    "Llama 3": "llama-bpe",
+    "Qwen": "qwen2",
+}
 
 
 class Kind(IntEnum):
@@ -126,9 +130,12 @@ def pre_tokenizer(settings: Mapping[str, Any]) -> str:
     Raises BadInput with the reason for a tokenizer to which llama.cpp gives other ids.
     """
     reason = _refused_step(settings)
-    name = _name(steps_of(settings.get("pre_tokenizer")))
+    name = _PRE_TOKENIZERS.get(known_pre_tokenizer(settings) or "")
+    steps = steps_of(settings.get("pre_tokenizer"))
+    if name == "smollm" and steps[0].get("individual_digits") is not True:
+        name = None
     if reason is None and name is None:
-        kinds = [str(step.get("type")) for step in steps_of(settings.get("pre_tokenizer"))]
+        kinds = [str(step.get("type")) for step in steps]
         reason = f"llama.cpp has no such pre-tokenizer: {', '.join(kinds) or 'none'}"
     # llama.cpp takes a whole piece that is in the vocabulary before it merges, but only with this
     # pre-tokenizer.
@@ -160,24 +167,6 @@ def _refused_step(settings: Mapping[str, Any]) -> str | None:
     if normalizers:
         return f"llama.cpp does not normalize a text, and this tokenizer does ({normalizers[0]})"
     for token in settings["added_tokens"]:
-        if flags := [flag for flag in _FLAGS if token.get(flag)]:
+        if flags := [flag for flag in LOOKING_FLAGS if token.get(flag)]:
             return f"the added token {token['content']!r:.80} has {flags[0]}"
     return None
-
-
-def _name(steps: list[Mapping[str, Any]]) -> str | None:
-    match steps:
-        case [{"type": "ByteLevel"} as level] if _is_plain(level, use_regex=True):
-            return "gpt-2"
-        case [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel"} as level]:
-            return "smollm" if _is_plain(level, use_regex=True) else None
-        case [{"type": "Split"} as split, {"type": "ByteLevel"} as level]:
-            if split.get("behavior") != "Isolated" or split.get("invert"):
-                return None
-            expression = str((split.get("pattern") or {}).get("Regex"))
-            return _SPLIT_NAMES.get(expression) if _is_plain(level, use_regex=False) else None
-    return None
-
-
-def _is_plain(level: Mapping[str, Any], *, use_regex: bool) -> bool:
-    return level.get("use_regex", True) == use_regex and not level.get("add_prefix_space", True)
