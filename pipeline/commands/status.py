@@ -16,7 +16,6 @@ from pipeline.state.find_run import open_run, runs_in
 from pipeline.state.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import run_status
-from pipeline.state.stop_requests import describe_stop
 from pipeline.state.stores import DEFAULT_STORE, open_store
 from pipeline.state.stores.clock import StoreClock
 
@@ -65,7 +64,7 @@ def _show_status(run: str) -> None:
     # Deadlines and watchers are compared with the time by the store's clock.
     now_there = StoreClock(state.clock, state.store).now()
     about_deadline = deadline_lines(state, history.head, now_there)
-    for line in [*about_deadline, *_cost_lines(history.costs), *_remarks(status)]:
+    for line in [*about_deadline, *_cost_lines(history.costs), *history.remarks()]:
         show(line)
     if missing := history.unreadable.describe():
         show(missing)
@@ -155,17 +154,3 @@ def _machine_in_words(machine: MachineCost) -> str:
         waited = f"first step {duration(machine.to_first_step)} after billing began"
         words.append(waited + machine.phases_in_words())
     return ", ".join(words)
-
-
-def _remarks(status: dict[str, Any]) -> list[str]:
-    """Return lines about a request to stop and rows left out, if there are any."""
-    lines = []
-    if status["stop"]:
-        lines.append(f"asked to stop: {describe_stop(status['stop'])}")
-    for stage, skipped in status["skipped"].items():
-        lines += [
-            f"left out: {stage} rows {rows['first']:,} to {rows['stop'] - 1:,} "
-            f"(step {rows['step']:,}: {rows['why']})"
-            for rows in skipped
-        ]
-    return lines + status["notes"]

@@ -13,6 +13,7 @@ from pipeline.report.results import Published, evaluated, published
 from pipeline.state.records import Head
 from pipeline.state.row_types import Unreadable
 from pipeline.state.run_state import SILENCE_SECONDS
+from pipeline.state.stop_requests import describe_stop
 
 Row = Mapping[str, Any]
 
@@ -22,16 +23,6 @@ _NAMES = ("name", "store")
 
 # Fields of a "training" event that don't describe how the attempt trained.
 _NOT_ABOUT_TRAINING = ("event", "at")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What the model wrote at one step of a training stage: `text` follows `prompt`."""
-
-    stage: str
-    step: int
-    prompt: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -108,12 +99,15 @@ class RunHistory:
             for stage in self.job.train_stages
         }
 
-    def samples(self) -> list[Sample]:
-        """Return the texts that the model wrote while it was trained, in order."""
+    def samples(self) -> list[Row]:
+        """Return the texts that the model wrote while it was trained, in order.
+
+        Each has its `stage`, `step`, `prompt` and `text`, which follows the prompt: after
+        fine-tuning, on a line of its own.
+        """
         return [
-            Sample(
-                stage, row["step"], row["sample"]["prompt"], _reply(stage, row["sample"]["text"])
-            )
+            {"stage": stage, "step": row["step"], "prompt": row["sample"]["prompt"]}
+            | {"text": "\n" * (stage == "sft") + row["sample"]["text"]}
             for stage, rows in self.metrics.items()
             for row in rows
             if "sample" in row
@@ -148,6 +142,15 @@ class RunHistory:
                 words = f"{which} (step {left.step:,}: {printable(left.why)})"
                 found.append((moment(left.at), words))
         return found
+
+    def remarks(self) -> list[str]:
+        """Return a request to stop, the rows left out, and what else a person should know."""
+        stop = self.status["stop"]
+        return [
+            *([f"asked to stop: {describe_stop(stop)}"] if stop else []),
+            *(f"left out: {words}" for _, words in self.left_out()),
+            *self.status["notes"],
+        ]
 
     def hops(self) -> list[tuple[str, list[str]]]:
         """Return (when, lines of the receipt) of each change of machine, with both prices."""
@@ -226,11 +229,6 @@ def _paths(values: Mapping[str, Any], under: str = "") -> list[tuple[str, Any]]:
         else:
             found.append((path, value))
     return found
-
-
-def _reply(stage: str, text: str) -> str:
-    """Return what follows a prompt: its continuation, or after fine-tuning a separate answer."""
-    return f"\n{text}" if stage == "sft" else text
 
 
 def _price(machine: MachineCost) -> str:

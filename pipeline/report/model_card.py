@@ -23,19 +23,7 @@ from pipeline.report.card_sections import (
 )
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.published_by import run_id
-from pipeline.report.result_tables import (
-    HEADER,
-    before_after_rows,
-    choice_rows,
-    chosen_checkpoint,
-    human_count,
-    language_rows,
-    lm_eval_rows,
-    share_with_interval,
-    value_with_error,
-    what_it_forgot,
-    whose_bytes,
-)
+from pipeline.report.result_tables import human_count, result_blocks
 
 if TYPE_CHECKING:
     from pion.config.lora import Adapter
@@ -117,7 +105,7 @@ def trained_tokens(job: Job, stage: str) -> int:
     return section.total_steps * section.global_batch * seq_len
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
     """Return a Markdown table. Columns from `numbers_from` are aligned right."""
     rule = ["---" if i < numbers_from else "---:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
@@ -242,45 +230,11 @@ def _prompt(job: Job, default: str) -> str:
 
 
 def _results(history: RunHistory) -> str:
-    results, parts = history.results, []
-    if chosen := chosen_checkpoint(results):
-        parts.append(chosen)
-    if compared := before_after_rows(history.job, results):
-        meaning = what_it_forgot(history.job, results, code="`{}`")
-        columns = table(HEADER, compared)
-        parts.append(f"Before and after training (lower is better):\n\n{columns}\n\n{meaning}")
-    if language := language_rows(results):
-        note = "On text held out of training (lower is better)"
-        baseline = results.get("ngram")
-        if baseline and baseline.get("train_tokens"):
-            note += (
-                f", next to {baseline['order']}-gram counts over "
-                f"{human_count(baseline['train_tokens'])} training tokens"
-            )
-        columns = table(("model", "loss (nats per token)", "perplexity", "bits per byte"), language)
-        parts.append(f"{note}:\n\n{columns}")
-    if changed := whose_bytes(results):
-        parts.append(changed)
-    response = results.get("sft") or {}
-    if "response_loss" in response:
-        loss = value_with_error(response, "response_loss")
-        stops = share_with_interval(response, "stop_accuracy", "ends")
-        early = share_with_interval(response, "false_stop_rate", "others")
-        parts.append(
-            f"On held-out conversations the loss of the responses is {loss} nats per token, and "
-            f"the model predicts the end of a response where it belongs in {stops} of the cases, "
-            f"and in {early} of the other places."
-        )
-    if choices := choice_rows(results):
-        header = ("task", "model", "accuracy", "chance", "questions")
-        columns = table(header, choices, numbers_from=2)
-        parts.append(f"Multiple choice by likelihood:\n\n{columns}")
-    if lm_eval := lm_eval_rows(results):
-        columns = table(("task", "metric", "value"), lm_eval, numbers_from=2)
-        parts.append(f"lm-evaluation-harness:\n\n{columns}")
-    if not parts:
-        return ""
-    return "\n\n".join(["## Results", *parts, "± is one standard error."])
+    shown = [
+        block if isinstance(block, str) else table(*block)
+        for block in result_blocks(history.job, history.results, code="`{}`")
+    ]
+    return "\n\n".join(["## Results", *shown]) if shown else ""
 
 
 def _architecture(config: ModelConfig, parameters: int, vocab_size: int, weights: str) -> str:

@@ -12,13 +12,12 @@ from pipeline.console.formats import duration, moment, printable
 from pipeline.console.masking import known_secrets, masked
 from pipeline.cost.costs import USEFUL, Costs
 from pipeline.report.curves import Point, attempts, curves_of
-from pipeline.report.history import Row, RunHistory, Sample
+from pipeline.report.history import Row, RunHistory
 from pipeline.report.page_sections import measured_sections, record_sections
 from pipeline.report.result_tables import human_count
 from pipeline.state.deadline import state_in_words
 from pipeline.state.liveness import Life, liveness
 from pipeline.state.record_json import Damaged
-from pipeline.state.stop_requests import describe_stop
 
 MOST_EVENTS = 200
 MOST_SAMPLES = 60
@@ -79,8 +78,7 @@ def page_data(history: RunHistory, curves: Curves | None = None) -> dict[str, An
 
 
 def _summary(history: RunHistory, notes: Sequence[str]) -> dict[str, Any]:
-    status, head = history.status, history.head
-    newest = _newest(history)
+    head, newest = history.head, _newest(history)
     stage, step = newest.get("stage"), newest.get("step")
     state = _state(history)
     missing = history.unreadable.describe()
@@ -103,14 +101,12 @@ def _summary(history: RunHistory, notes: Sequence[str]) -> dict[str, Any]:
             None,
         ),
         "tokens_per_second": newest.get("tokens_per_second"),
-        "stop": describe_stop(status["stop"]) if status["stop"] else None,
         "deadline": _deadline(history),
         "notes": [
             *notes,
-            *status["notes"],
+            *history.remarks(),
             *_deadline_notes(history),
             *([missing] if missing else []),
-            *(f"left out: {words}" for _, words in history.left_out()),
         ],
     }
 
@@ -273,24 +269,24 @@ def _machines(costs: Costs) -> list[dict[str, Any]]:
     ]
 
 
-def _samples(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+def _samples(samples: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the newest texts that the model wrote, and the spread ones, each with its prompt.
 
     Texts of a prompt stand together, the newest first.
     """
-    prompts = dict.fromkeys(sample.prompt for sample in samples)
-    by_prompt = [[one for one in samples if one.prompt == prompt] for prompt in prompts]
+    prompts = dict.fromkeys(sample["prompt"] for sample in samples)
+    by_prompt = [[one for one in samples if one["prompt"] == prompt] for prompt in prompts]
     first = {id(one) for same in by_prompt for one in _spread(same, SAMPLES_AT_FIRST)}
     shown = first | {id(one) for one in samples[-MOST_SAMPLES:]}
     return [
-        {**vars(one), "first": id(one) in first}
+        {**one, "first": id(one) in first}
         for same in by_prompt
         for one in reversed(same)
         if id(one) in shown
     ]
 
 
-def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+def _spread(samples: Sequence[Row], count: int) -> list[Row]:
     """Return at most `count` samples, evenly spread, the first and the last included."""
     if len(samples) <= count:
         return list(samples)

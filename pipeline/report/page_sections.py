@@ -12,18 +12,7 @@ from typing import Any
 from pion.config.primitives import WAYS
 from pipeline.console.formats import duration, moment
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
-from pipeline.report.result_tables import (
-    HEADER,
-    before_after_rows,
-    choice_rows,
-    chosen_checkpoint,
-    language_rows,
-    lm_eval_rows,
-    share_with_interval,
-    value_with_error,
-    what_it_forgot,
-    whose_bytes,
-)
+from pipeline.report.result_tables import result_blocks
 
 # The numbers of a layer's experts are the mean of this many steps, the last ones of a stage.
 LAST_STEPS = 50
@@ -37,7 +26,10 @@ def measured_sections(history: RunHistory, results: Mapping[str, Any]) -> list[S
     if history.known_job is None:
         return []
     sections = {
-        "Evaluation": _evaluation(history, results),
+        "Evaluation": [
+            _text(block) if isinstance(block, str) else _table(*block)
+            for block in result_blocks(history.job, results)
+        ],
         "Experts": _experts(history),
         "Recipes": _recipes(history),
         "Gates": _gates(history),
@@ -68,44 +60,15 @@ def _text(words: str, *, faint: bool = False) -> Block:
     return {"text": words, "faint": faint}
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> Block:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> Block:
     """Return a table of texts. Columns from `numbers_from` are aligned right."""
-    return {"header": header, "rows": rows, "numbers_from": numbers_from}
+    named = [name or "what" for name in header]
+    return {"header": named, "rows": rows, "numbers_from": numbers_from}
 
 
 def _dated(entries: Sequence[tuple[str, Sequence[str]]]) -> list[Block]:
     """Return a list of (when, lines); nothing if there are none."""
     return [{"entries": entries}] if entries else []
-
-
-def _evaluation(history: RunHistory, results: Mapping[str, Any]) -> list[Block]:
-    job = history.job
-    blocks: list[Block] = []
-    if chosen := chosen_checkpoint(results):
-        blocks.append(_text(chosen))
-    if compared := before_after_rows(job, results):
-        blocks.append(_table(("before and after training", *HEADER[1:]), compared))
-        blocks.append(_text(what_it_forgot(job, results)))
-    if language := language_rows(results):
-        measures = ("loss (nats per token)", "perplexity", "bits per byte")
-        blocks.append(_table(("on held-out text", *measures), language))
-    if changed := whose_bytes(results):
-        blocks.append(_text(changed))
-    response = results.get("sft") or {}
-    if "response_loss" in response:
-        loss = value_with_error(response, "response_loss")
-        stops = share_with_interval(response, "stop_accuracy", "ends")
-        early = share_with_interval(response, "false_stop_rate", "others")
-        measures = ("response loss", "ends where it should", "ends where it should not")
-        header = ("on held-out conversations", *measures)
-        blocks.append(_table(header, [("fine-tuned", loss, stops, early)]))
-    if choices := choice_rows(results):
-        names = ("multiple choice", "model", "accuracy", "chance", "questions")
-        blocks.append(_table(names, choices, numbers_from=2))
-    if lm_eval := lm_eval_rows(results):
-        header = ("lm-evaluation-harness", "metric", "value")
-        blocks.append(_table(header, lm_eval, numbers_from=2))
-    return [*blocks, _text("± is one standard error.", faint=True)] if blocks else []
 
 
 def _measured(history: RunHistory, key: str) -> dict[str, list[Row]]:

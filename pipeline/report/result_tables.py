@@ -8,14 +8,60 @@ the one to the other, with the standard error of paired documents.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.console.formats import measured
 from pipeline.job import Job
 
 MODELS = (("sft", "fine-tuned"), ("pretrain", "base"), ("untrained", "untrained"))
+
+
+class Table(NamedTuple):
+    """A table of texts. Columns from `numbers_from` are numbers."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers_from: int = 1
+
+
+def result_blocks(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> list[str | Table]:
+    """Return the sentences and tables that say what was measured; empty if nothing was.
+
+    `code` is the format of names and hashes.
+    """
+    blocks: list[str | Table] = [chosen_checkpoint(results)]
+    if compared := before_after_rows(job, results):
+        blocks.append("Before and after training (lower is better):")
+        blocks.append(Table(("", "before", "after", "difference"), compared))
+        blocks.append(what_it_forgot(job, results, code=code))
+    if language := language_rows(results):
+        note = "On text held out of training (lower is better)"
+        baseline = results.get("ngram")
+        if baseline and baseline.get("train_tokens"):
+            tokens = human_count(baseline["train_tokens"])
+            note += f", next to {baseline['order']}-gram counts over {tokens} training tokens"
+        columns = ("model", "loss (nats per token)", "perplexity", "bits per byte")
+        blocks += [f"{note}:", Table(columns, language)]
+    blocks.append(whose_bytes(results))
+    response = results.get("sft") or {}
+    if "response_loss" in response:
+        loss = value_with_error(response, "response_loss")
+        stops = share_with_interval(response, "stop_accuracy", "ends")
+        early = share_with_interval(response, "false_stop_rate", "others")
+        blocks.append(
+            f"On held-out conversations the loss of the responses is {loss} nats per token, and "
+            f"the model predicts the end of a response where it belongs in {stops} of the cases, "
+            f"and in {early} of the other places."
+        )
+    if choices := choice_rows(results):
+        columns = ("task", "model", "accuracy", "chance", "questions")
+        blocks += ["Multiple choice by likelihood:", Table(columns, choices, 2)]
+    if lm_eval := lm_eval_rows(results):
+        blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
+    shown = [block for block in blocks if block]
+    return [*shown, "± is one standard error."] if shown else []
 
 
 def human_count(count: float) -> str:
@@ -141,7 +187,6 @@ def _error_name(metric: str) -> str:
     return f"{name}_stderr{comma}{filter_name}"
 
 
-HEADER = ("", "before", "after", "difference")
 # Standard errors from which on a difference is not put down to chance.
 ERRORS_OF_A_DIFFERENCE = 2.0
 

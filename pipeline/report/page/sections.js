@@ -54,9 +54,8 @@ function showTiles(run) {
   place("tiles").replaceChildren(...tiles, ...run.figures.map(([name, value]) => tile(name, value)));
   place("chosen").hidden = known.runs.length < 2;
   place("chosen").textContent = run.name;
-  const notes = [...(summary.stop ? [`asked to stop: ${summary.stop}`] : []), ...summary.notes];
-  place("notes").hidden = !notes.length;
-  place("notes").replaceChildren(...notes.map((note) => make("li", { dir: "auto" }, note)));
+  place("notes").hidden = !summary.notes.length;
+  place("notes").replaceChildren(...summary.notes.map((note) => make("li", { dir: "auto" }, note)));
 }
 
 const untilDeadline = (at) => (at < present() ? `${duration(present() - at)} ago` : `in ${duration(at - present())}`);
