@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     from pipeline.training.context import TrainingContext
 
 
+# Tokens of a sample, at most.
+SAMPLE_TOKENS = 48
+
+
 @dataclass(frozen=True)
 class Restored:
     """What rank 0 has found of a stage, and the content of the checkpoint if there is one.
@@ -96,10 +100,6 @@ class StageData:
     chat_format: ChatFormat
     folder: Path
     close: Callable[[], None]
-
-
-# Tokens of a sample, at most.
-SAMPLE_TOKENS = 48
 
 
 class Trains(Protocol):
@@ -152,29 +152,28 @@ class Setup:
         """Return the loss on the job's first held-out rows. Every rank calls this."""
         held_out, tokenizer = self.data.held_out, self.data.tokenizer
         rows = range(min(self.context.job.evaluate.rows, held_out.total_rows))
+        end, vocab_size = tokenizer.end_of_text, tokenizer.vocab_size
         micro_batch = self.trainer.plan.micro_batch
-        ids = (tokenizer.end_of_text, tokenizer.vocab_size)
-        return self.trainer.evaluate(held_out, rows, micro_batch, *ids, on_batch)
+        return self.trainer.evaluate(held_out, rows, micro_batch, end, vocab_size, on_batch)
 
     def samples(self, prompts: Sequence[str], on_token: Callable[[], None]) -> list[Sample | Note]:
         """Return what the model writes after each prompt, or why it can't."""
         model, chat_format = self.trainer.model, self.data.chat_format
         step, chat = self.trainer.step, self.stage == "sft"
         notes: list[Sample | Note] = []
-        readable: dict[str, list[int]] = {}
+        readable: list[tuple[str, list[int]]] = []
         for prompt in prompts:
             try:
-                readable[prompt] = prompt_ids(model, chat_format, prompt, chat=chat)
+                readable.append((prompt, prompt_ids(model, chat_format, prompt, chat=chat)))
             except BadInput as error:  # for example, a prompt longer than the context
                 notes.append(Note(f"no sample for {prompt[:40]!r}: {error}"))
         try:
-            texts = sample_texts(
-                model, chat_format, [*readable.values()], chat=chat, on_token=on_token
-            )
+            ids = [ids for _, ids in readable]
+            texts = sample_texts(model, chat_format, ids, chat=chat, on_token=on_token)
         except BadInput as error:
             return [*notes, Note(f"no samples after step {step}: {error}")]
         written = zip(readable, texts, strict=True)
-        return [*notes, *(Sample(self.stage, step, prompt, text) for prompt, text in written)]
+        return [*notes, *(Sample(self.stage, step, prompt, text) for (prompt, _), text in written)]
 
     def busy_cores(self) -> BusyCores | None:
         """Return what looks at the cores while the stage trains on them; None on a GPU."""
