@@ -11,7 +11,7 @@ from typing import Any
 
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
-from pipeline.console.formats import show
+from pipeline.console.formats import hours, show
 from pipeline.job import Job
 from pipeline.rent.replay.deadline import (
     Comparison,
@@ -125,12 +125,12 @@ def _lines(
 ) -> list[str]:
     steps = sum(work.steps for work in run.work)
     lines = [
-        f"{job.name}: {steps:,} steps, {_hours(run.work_seconds)} of training; preparing "
+        f"{job.name}: {steps:,} steps, {hours(run.work_seconds)} of training; preparing "
         "data, evaluating and publishing are extra",
         *(f"  {name:<17} {value:>9}  {origin}" for name, value, origin in _numbers(numbers)),
         f"  {'saves':<17} {_policy(job)}",
         "",
-        f"on demand, never lost: done after {_hours(on_demand.elapsed)}"
+        f"on demand, never lost: done after {hours(on_demand.elapsed)}"
         + _in_dollars(on_demand, numbers.on_demand)
         + f"; {_percent(on_demand.goodput)} of the time was kept work",
     ]
@@ -196,9 +196,9 @@ def _policy(job: Job) -> str:
 def _trace_lines(summary: Summary) -> list[str]:
     trace, found = summary.trace, summary.percentiles
     shown = {
-        "done after": [_shown(value, _hours) for value in found["elapsed"]],
-        "paid for": [_shown(value, _hours) for value in found["paid"]],
-        "waited, unpaid": [_shown(value, _hours) for value in found["waiting"]],
+        "done after": [_shown(value, hours) for value in found["elapsed"]],
+        "paid for": [_shown(value, hours) for value in found["paid"]],
+        "waited, unpaid": [_shown(value, hours) for value in found["waiting"]],
         "machines lost": [_shown(value, "{:.0f}".format) for value in found["preemptions"]],
         "kept work": [_shown(value, _percent) for value in found["goodput"]],
     }
@@ -218,10 +218,6 @@ def _trace_lines(summary: Summary) -> list[str]:
 
 def _shown(value: float | None, words: Callable[[float], str]) -> str:
     return "never" if value is None else words(value)
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} h"
 
 
 def _percent(share: float) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pion.errors import BadInput
+from pipeline.console.formats import hours
 from pipeline.rent.replay.options import Number
 from pipeline.rent.replay.simulate import Course, Outcome, Paid, Rule, replay_deadline
 from pipeline.rent.replay.summary import Summary
@@ -66,9 +67,9 @@ class Way:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the way as plain JSON."""
-        hours = [value if math.isfinite(value) else None for value in self.done]
+        done = [value if math.isfinite(value) else None for value in self.done]
         return {
-            "done_hours": dict(zip(("p50", "p90"), hours)),
+            "done_hours": dict(zip(("p50", "p90"), done)),
             "dollars": self.dollars,
             "late": self.late,
             "returns": self.returns,
@@ -108,11 +109,11 @@ def deadline_of(given: str, run: TimedRun, prices: Sequence[Number | None]) -> O
     least = run.boot + run.seconds_left(START, run.assumed_life) + MARGIN_SECONDS
     if seconds < least:
         # Rounded up, so that what is advised is accepted.
-        hours, times = math.ceil(least / 360) / 10, math.ceil(100 * least / training) / 100
+        least_hours, times = math.ceil(least / 360) / 10, math.ceil(100 * least / training) / 100
         raise BadInput(
-            f"--deadline {given} is {_hours(seconds / 3600)}. On demand alone takes "
-            f"{_hours((least - MARGIN_SECONDS) / 3600)}, and {MINUTES} are kept as a margin. Pass "
-            f"--deadline {hours:g}h ({times:g}x) or later. Nothing was replayed."
+            f"--deadline {given} is {hours(seconds)}. On demand alone takes "
+            f"{hours(least - MARGIN_SECONDS)}, and {MINUTES} are kept as a margin. Pass "
+            f"--deadline {least_hours:g}h ({times:g}x) or later. Nothing was replayed."
         )
     if spot is not None and on_demand is not None and spot.value >= on_demand.value:
         raise BadInput(
@@ -243,7 +244,7 @@ def comparison_lines(comparison: Comparison) -> list[str]:
 
     rows = {
         name: (
-            *(_hours(value) for value in way.done),
+            *(hours(3600 * value) for value in way.done),
             "?" if way.dollars is None else f"{way.dollars:.2f}",
             of_alone(way.dollars),
             f"{100 * way.late:.1f} %",
@@ -265,7 +266,3 @@ def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[st
         f"  {name:<16}{''.join(f'{cell:>14}' for cell in row)}".rstrip()
         for name, row in every.items()
     ]
-
-
-def _hours(value: float) -> str:
-    return f"{value:,.1f} h" if math.isfinite(value) else "never"

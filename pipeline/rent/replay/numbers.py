@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from pion.config.model_config import closest
 from pion.errors import BadInput, PionError
-from pipeline.console.formats import size
+from pipeline.console.formats import counted, size
 from pipeline.cost.timeline import WAITED
 from pipeline.job import Job
 from pipeline.machine.rented import AT_HOME, PAID_TO_FIRST_STEP, RENTED
@@ -137,7 +137,7 @@ def _restart(measured: MeasuredRun, step_seconds: float) -> tuple[Number, Number
     ]
     resumed = [seconds for seconds in restores if seconds]
     restore = (
-        Number(statistics.median(resumed), f"measured: median of {_counted(resumed, 'start')}")
+        Number(statistics.median(resumed), f"measured: median of {counted(len(resumed), 'start')}")
         if resumed
         else Number(RESTORE_SECONDS, "assumed")
     )
@@ -147,15 +147,11 @@ def _restart(measured: MeasuredRun, step_seconds: float) -> tuple[Number, Number
     boot = statistics.median(
         max(total - back - step_seconds, 0.0) for total, back in zip(totals, restores)
     )
-    words = f"measured: median of {_counted(starts, 'start')}"
+    words = f"measured: median of {counted(len(starts), 'start')}"
     if not rented:
         words = f"{words} on your own machines, plus {MACHINE_SECONDS:.0f} s assumed for booting"
         boot += MACHINE_SECONDS
     return Number(boot, f"{words} ({_phases_in_words(starts)})"), restore
-
-
-def _counted(what: Sequence[object], noun: str) -> str:
-    return f"{len(what)} {noun}{'' if len(what) == 1 else 's'}"
 
 
 def _phases_in_words(starts: Sequence[Mapping[str, float]]) -> str:
@@ -170,7 +166,7 @@ def _save(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number, Number
     if measured.saves and given.upload_mb_per_second is None:
         stall = statistics.median(float(save["stall"]) for save in measured.saves)
         write = statistics.median(float(save["write"]) for save in measured.saves)
-        words = f"measured: median of {_counted(measured.saves, 'attempt')}"
+        words = f"measured: median of {counted(len(measured.saves), 'attempt')}"
         return Number(stall, words), Number(write, words)
     count = measured.checkpoint_bytes or _state_bytes(job)
     upload = 1e6 * given.upload_mb_per_second if given.upload_mb_per_second else UPLOAD_BYTES
