@@ -151,7 +151,8 @@ class ModelConfig:
     @property
     def feedforward_part(self) -> FeedForwardPart | None:
         """The settings of the part that computes the feed-forward layers; None: they are dense."""
-        return getattr(self, self.feedforward, None)
+        name = self.feedforward
+        return getattr(self, name, None)
 
     @property
     def packed(self) -> bool:
