@@ -121,7 +121,7 @@ def test_a_killed_worker_and_then_a_killed_driver_change_no_bit_of_the_weights(
         hardware__threads=os.cpu_count(),
     )
     process = start(job)
-    wait_for(process, "pretrain step", lines=40)
+    wait_for(process, "  saved step ")
     workers = workers_of(process.pid, tmp_path)
     for worker in workers:
         worker.suspend()  # its steps are fast, and it must not end before it is killed
