@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from pipeline.job.section import most_of
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.hostile.in_process import ended, refusal
+from tests.paths import TESTS
 from tests.support.light_run import light_run
 
 GOOD = """\
@@ -293,6 +295,11 @@ def refused_by_pydantic(field: FieldInfo) -> bool:
 
 
 LIMITS = {path: most for path, field in number_fields(Job) if (most := most_of(field)) is not None}
+
+
+def test_the_limits_are_those_of_the_last_version() -> None:
+    """If you mean to change a limit, change the file, too."""
+    assert json.loads((TESTS / "fixtures" / "largest_numbers.json").read_text()) == LIMITS
 
 
 def test_every_number_of_a_job_has_a_limit() -> None:

@@ -233,6 +233,7 @@ def test_what_is_being_prepared_is_not_marked(store: FileStore, pion: Pion) -> N
     claim, me = claimed(store, "busy")
     writer = begins(store, me, UNUSED, again=True)
     assert isinstance(writer, Writer)
+    store.write(f"{data_key(UNUSED, writer.folder)}/train/shard.npy", b"half of it")
     assert f"being prepared by {claim.state.name}" in pion("data")[1]
     before = contents(store)
     assert "nothing to delete" in pion("data", "--prune", "--yes")[1]

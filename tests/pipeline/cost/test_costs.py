@@ -440,21 +440,21 @@ def test_rows_that_a_fork_brought_along_were_paid_for_by_its_source() -> None:
 def test_the_report_says_what_the_machines_of_a_hop_cost(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     run = light_run(store)  # its second claim, of epoch 2, resumed from step 10 of the first
-    for epoch, gpu, price in ((1, "A40", 0.4), (2, "RTXA4000", 0.2)):
+    for epoch, gpu, price in ((1, "A40", 0.4), (2, "RTXA4000", 0.2), (3, "L40S", 0.8)):
         events = EventLog(store, run.name, epoch)
         about = rental(epoch, 0, time.time(), id=gpu, gpu=gpu, price=price)
         events.append("machine", **{k: v for k, v in about.items() if k not in ("event", "at")})
-        if epoch == 2:
+        if epoch > 1:
             events.append("hop", stage="pretrain", receipt=["first row 40 = last + 1"])
         events.flush()
     head = run.read()
     assert head is not None
-    assert [m.epochs for m in costs_of(run, head, time.time()).machines] == [(1,), (2,)]
+    assert [m.epochs for m in costs_of(run, head, time.time()).machines] == [(1,), (2,), (3,)]
     report = write_run_report(Job.model_validate(JOB), run).read_text()
     assert "first row 40 = last + 1" in report
-    assert (
-        "price: A40 on RunPod/CA, spot at $0.40/h → RTXA4000 on RunPod/CA, spot at $0.20/h"
-    ) in report
+    for before, after in (("A40", 0.4), ("RTXA4000", 0.2)), (("RTXA4000", 0.2), ("L40S", 0.8)):
+        old, new = (f"{gpu} on RunPod/CA, spot at ${price:.2f}/h" for gpu, price in (before, after))
+        assert f"price: {old} → {new}" in report
 
 
 # ---------------------------------------------------------------- any history

@@ -23,6 +23,12 @@ def test_a_thinned_curve_has_few_points_and_the_same_extremes_and_ends(
         assert extreme(value for _, value in thinned) == extreme(values)
 
 
+def test_one_spike_and_one_dip_in_a_long_curve_stay() -> None:
+    points = [(step, 1.0) for step in range(2 * MOST_POINTS)]
+    points[1234], points[2345] = (1234, 9.0), (2345, 0.1)
+    assert {points[1234], points[2345]} <= set(thin(points))
+
+
 def test_a_short_curve_stays_as_it_is() -> None:
     points = [(step, 1.0) for step in range(MOST_POINTS)]
     assert thin(points) == points

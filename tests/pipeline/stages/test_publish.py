@@ -462,12 +462,13 @@ def test_a_hub_that_is_down_before_training_is_a_note_not_an_error(
     assert "could not be checked" in note
 
 
+@pytest.mark.parametrize("status", [503, 429])
 def test_an_outage_while_publishing_is_waited_out(
-    hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     waited: list[float] = []
     monkeypatch.setattr("pipeline.stages.publish_hub.time.sleep", waited.append)
-    hub.fail("/commit/", status=503, times=2)
+    hub.fail("/commit/", status=status, times=2)
     trained.publish("hf://tester/demo")
     assert hub.commits("tester/demo")[1:] == ["Publish demo"]
     assert len(waited) == 2

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.state.run_state import RunState
-from pipeline.state.stop_requests import ask_stop, clear_stops, pending_stop
+from pipeline.state.stop_requests import ask_stop, clear_handovers, clear_stops, pending_stop
 from tests.support.clock import FakeClock
 
 
@@ -40,6 +40,13 @@ def test_the_newest_of_several_requests_counts_and_all_are_cleared(
     assert newest.reason == "third"
     assert clear_stops(run) == 3
     assert pending_stop(run) is None
+
+
+def test_a_request_of_a_person_stays_when_those_to_hand_over_are_cleared(run: RunState) -> None:
+    asked = ask_stop(run, "pion stop")
+    ask_stop(run, "pion hop", except_launch="new")
+    assert clear_handovers(run) == 1
+    assert pending_stop(run) == asked
 
 
 def test_a_request_to_one_run_leaves_its_neighbours_alone(run: RunState) -> None:

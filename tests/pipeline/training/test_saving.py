@@ -14,7 +14,8 @@ from pipeline.console.messages import CheckpointSaved
 from pipeline.job import Checkpoint
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.snapshot import Snapshot
-from pipeline.state.checkpoints.uploader import Uploader
+from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest
+from pipeline.state.checkpoints.uploader import Uploader, UploaderDied
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import Clock, RunState
@@ -76,6 +77,24 @@ def test_a_save_that_hangs_is_an_outage_and_the_next_has_a_new_uploader(stage: S
     assert stage.checkpointer.stats.durable_step == 20
     assert stage.said[-1] == "saving works again"
     assert not stage.saving.too_long_undurable()
+
+
+def test_a_last_save_whose_uploader_was_killed_is_made_again_each_time(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, killed = stage.uploader.save, set[int]()
+
+    def save_later(request: SaveRequest) -> Saved:
+        if stage.step not in killed:
+            killed.add(stage.step)
+            raise UploaderDied("save", request.key, "the process was killed", outage=True)
+        return save(request)
+
+    monkeypatch.setattr(stage.uploader, "save", save_later)
+    for stage.step in (10, 20, 30):  # three deaths in a row would end the run
+        stage.saving.complete(stage.state())
+        assert stage.checkpointer.stats.durable_step == stage.step
+    assert killed == {10, 20, 30}
 
 
 def test_a_save_that_is_refused_for_good_names_the_copy_on_this_machine(

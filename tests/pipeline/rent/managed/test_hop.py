@@ -304,6 +304,25 @@ def test_a_second_hop_of_a_run_on_its_way_is_refused(sky: Sky, sky_home: Any) ->
         hop("demo", on=str(sky_home.yaml()), overrides=[])
 
 
+def test_a_run_with_a_deadline_is_moved_from_the_jobs_of_both_markets(
+    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+) -> None:
+    """A request for spot stands next to the machine on demand that owns the run."""
+    spot, on_demand = (
+        yaml.safe_dump({"envs": {"PION_SPOT": flag}, "run": "true"}) for flag in "10"
+    )
+    standing = ManagedJob(0, sky.name, "PENDING", task=spot)
+    sky.jobs = [dataclasses.replace(sky.jobs[0], task=on_demand), standing]
+
+    def live() -> None:
+        if head_of(run).owner == OLD and sky.launch_id:
+            sky.takes_over()
+
+    time.during_sleep = live
+    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    assert set(sky.cancelled) == {0, 1}
+
+
 def test_skypilot_being_down_for_a_moment_ends_no_hop(
     sky: Sky, run: RunState, sky_home: Any, time: FakeClock
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.run_state import RunState
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import FakeProvider, beat, during, succeed, succeed_after
+from tests.support.light_run import JOB
 from tests.support.states import someone
 
 TASK = "name: pion-demo\n---\nenvs:\n  PION_LAUNCH_ID: l\n  PION_UNTIL: sft\nrun: pion run\n"
@@ -80,3 +82,19 @@ def test_the_stage_being_done_is_watched_as_any_other(
     succeed_after(provider, time, 30)
     watcher.follow()
     assert provider.terminated == ["x"]
+
+
+def test_a_finished_run_that_is_launched_again_is_not_over_for_the_new_job(
+    run: RunState, watcher: Watcher, provider: FakeProvider
+) -> None:
+    """The job may have more to do now. The store knows only once the new machine has claimed."""
+    run.write_job("0123", yaml.safe_dump(JOB))
+    claim = claim_run(run, someone(launch_id="before"))
+    claim.set_job("0123")
+    for stage in ("prepare", "pretrain", "sft", "evaluate", "publish"):
+        claim.finish_stage(stage, "d", {})
+    claim.release()
+    provider.now("STARTING", task=TASK.replace("  PION_UNTIL: sft\n", ""))
+    provider.listed = []
+    watcher.look_once()
+    assert provider.cancelled == []

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipeline.state.stores import StoreError
-from pipeline.state.stores.retry import Patience
+from pipeline.state.stores.retry import FIRST_RETRY_SECONDS, Patience
 
 
 class Down:
@@ -58,3 +58,16 @@ def test_an_error_that_retries_cannot_fix_is_raised_at_once() -> None:
     with pytest.raises(StoreError):
         down.patiently(refuse)
     assert (down.now, down.said) == (0.0, [])
+
+
+def test_a_refusal_during_an_outage_is_raised_at_once() -> None:
+    down = Down(seconds=math.inf, linger=600.0)
+
+    def read() -> str:
+        if down.now:
+            raise StoreError("read", "HEAD.json", "access was denied")
+        return down.read()
+
+    with pytest.raises(StoreError, match="access was denied"):
+        down.patiently(read)
+    assert down.now == FIRST_RETRY_SECONDS

@@ -17,7 +17,7 @@ from pipeline.rent.managed.watch import Watcher
 from pipeline.state.deadline import RunDeadline, change_deadline
 from pipeline.state.owner import Author
 from pipeline.state.run_state import RunState
-from pipeline.state.stop_requests import ask_stop
+from pipeline.state.stop_requests import ask_stop, pending_stop
 from pipeline.state.watcher_beat import read_beat
 from tests.pipeline.rent.managed.keep.test_keeper_deadline import RESERVE, due_in, sky, watch
 from tests.support.clock import FakeClock
@@ -116,8 +116,9 @@ def test_a_run_that_was_handed_to_a_cancelled_machine_gets_another(
     sky.offered[SPOT] = True
     time.sleep(61)
     watch(100)
-    assert len(sky.living) == 1
+    (job,) = sky.living
     assert sky.claim is not None
+    assert pending_stop(run, launch_id=launch_id_of(job)) is None
 
 
 def test_spot_machines_that_never_boot_leave_the_one_on_demand_alone(
@@ -371,3 +372,55 @@ def test_machines_that_never_start_the_run_end_it_only_if_they_are_on_demand(
     watch(150)
     assert sky.submitted_to[0] is ON_DEMAND
     assert sky.claim is not None
+
+
+def test_machines_that_were_given_up_before_another_owned_the_run_no_longer_count(
+    sky: TwoMarkets, run: RunState, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnose, "BOOT_SECONDS", 60.0)
+    work, lost = sky.tick, list[int]()
+
+    def tick() -> None:
+        """Let two machines hang while they boot, one own the run and be lost, and two more hang."""
+        if sky.submitted_to.count(ON_DEMAND) >= (5 if lost else 3):
+            work()
+            if sky.claim is not None and not lost:
+                lost.append(sky.living[0].id)
+                sky.preempt(lost[0])
+            return
+        for job in sky.living:
+            if job.status in ("PENDING", "RECOVERING"):
+                sky.change(job.id, status="STARTING")
+                sky.listed = [sky.pod(f"stuck{job.id}", "RUNNING", job.id)]
+
+    sky.tick = tick  # type: ignore[method-assign]
+    due_in(run, RESERVE - 100)
+    watch(600)
+    assert sky.submitted_to == [ON_DEMAND] * 5
+    assert sky.claim is not None
+
+
+def test_after_a_request_to_stop_no_machine_relieves_a_slow_one(
+    sky: TwoMarkets, run: RunState, watch: Watch
+) -> None:
+    due_in(run, RESERVE + 3000)
+    sky.offered[SPOT] = True
+    watch(150)
+    assert sky.claim is not None
+    ask_stop(run, "pion stop")
+    due_in(run, 600)
+    watch(30)
+    assert (sky.cancelled, sky.submitted_to) == ([], [])
+
+
+def test_a_machine_whose_pod_is_gone_no_longer_owns_the_run(
+    sky: TwoMarkets, run: RunState, watch: Watch
+) -> None:
+    due_in(run, RESERVE + 3000)
+    sky.offered[SPOT] = True
+    watch(150)
+    assert sky.claim is not None
+    sky.listed, sky.tick = [], lambda: None  # type: ignore[method-assign]
+    due_in(run, RESERVE - 100)
+    watch(30)
+    assert sky.submitted_to == [ON_DEMAND], "SkyPilot has not noticed the loss yet"

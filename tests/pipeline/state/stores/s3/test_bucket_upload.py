@@ -22,6 +22,16 @@ def test_a_connection_that_breaks_on_the_way_up_repeats_one_part(
     assert proxy.count("POST .*uploadId") == 1
 
 
+def test_an_object_has_no_more_parts_than_s3_takes(
+    store: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.state.stores.s3.bucket._MOST_PARTS", 3)
+    data = content(3 * PART + 1)
+    store.write("demo/model", data)
+    assert store.read("demo/model", len(data)) == data
+    assert proxy.count("PUT .*partNumber") == 3
+
+
 @pytest.mark.parametrize("size", [1000, 3 * PART])
 def test_what_is_damaged_on_the_way_up_is_refused_and_sent_again(
     store: S3Store, proxy: FaultProxy, size: int
