@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -22,9 +22,15 @@ from pipeline.rent.credentials import secrets_for
 from pipeline.rent.deadline.policy import Market
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place
 from pipeline.rent.managed.provider.task import machine_variables, make_task, resources_by_price
-from pipeline.rent.plan.prices import Prices
 from pipeline.rent.sky_yaml import UNTIL, Candidate, SkyYaml, sky_yaml_of
-from pipeline.run.handover import FROM_EPOCH
+
+if TYPE_CHECKING:
+    from pipeline.rent.plan.prices import Prices
+
+MACHINES = "PION_MACHINES"
+# In the task of a job of `pion hop`: "1".
+BY_HOP = "PION_BY_HOP"
+_MARKETS = {"1": Market.SPOT, "0": Market.ON_DEMAND}
 
 
 def task_from(config: dict[str, Any], avoid: Collection[Place]) -> Any:
@@ -106,12 +112,6 @@ def _elsewhere(resources: Any, avoid: Collection[Place]) -> Any:
     return type(resources)(left)
 
 
-MACHINES = "PION_MACHINES"
-# In the task of a job of `pion hop`: "1".
-BY_HOP = "PION_BY_HOP"
-_MARKETS = {"1": Market.SPOT, "0": Market.ON_DEMAND}
-
-
 @dataclass(frozen=True)
 class NextRental:
     """A rental to submit: like the job `like`.
@@ -172,6 +172,8 @@ def task_of(wanted: NextRental) -> Any:
     """
     config = recorded_task(wanted.like)
     if wanted.machines is not None:
+        from pipeline.run.handover import FROM_EPOCH
+
         config["resources"] = resources_by_price(wanted.machines, wanted.prices)
         config["envs"] = {
             **config["envs"],

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,10 +20,12 @@ from pipeline.machine.folders import expand
 from pipeline.machine.rented import CPU, priced_at
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.managed.provider.jobs import asking_skypilot
-from pipeline.rent.plan.prices import Offer, Prices, look_up, offers_for
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 from pipeline.rent.skypilot import sky_module
 from pipeline.state.owner import code_version
+
+if TYPE_CHECKING:
+    from pipeline.rent.plan.prices import Offer, Prices
 
 # Variables that say where a store or the Hub is. They are not secrets.
 PASSED_ON = ("AWS_ENDPOINT_URL", "HF_ENDPOINT")
@@ -53,6 +55,8 @@ def machine_variables(sky_yaml: SkyYaml, prices: Prices | None) -> dict[str, str
 
     `prices` are the job's own.
     """
+    from pipeline.rent.plan.prices import offers_for
+
     spot = {candidate.use_spot for candidate in sky_yaml.candidates}
     found = {
         "PION_PRICES": json.dumps(_prices(offers_for(sky_yaml, prices))),
@@ -199,6 +203,7 @@ def resources_by_price(sky_yaml: SkyYaml, prices: Prices | None) -> Any:
     listed = sky_yaml.in_order and sky_yaml.envs.get(WANTED) != "1"
     if listed or len(sky_yaml.candidates) == 1:
         return sky_yaml.config.get("resources")
+    from pipeline.rent.plan.prices import Offer, look_up
 
     def turn(candidate: Candidate) -> tuple[bool, bool, float]:
         found = look_up(candidate, sky_yaml.num_nodes, prices)
