@@ -18,7 +18,17 @@ from pipeline.console.formats import printable
 from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import HubDataset, Job
 from pipeline.machine.time_limit import begin, within
-from pipeline.rent.check import of_job, of_rental
+from pipeline.rent.check.deadline import check_deadline
+from pipeline.rent.check.inputs import check_files
+from pipeline.rent.check.job import (
+    check_data,
+    check_evaluate,
+    check_model,
+    check_publish,
+    check_store,
+    check_tokenizer,
+)
+from pipeline.rent.check.machines import check_machines
 from pipeline.rent.check.of_amounts import (
     check_room,
     check_spent,
@@ -28,13 +38,16 @@ from pipeline.rent.check.of_amounts import (
 from pipeline.rent.check.of_base import check_base
 from pipeline.rent.check.of_controller import check_controller
 from pipeline.rent.check.of_conversations import check_conversations
-from pipeline.rent.check.of_corpus import check_corpus
-from pipeline.rent.check.of_deadline import check_deadline
-from pipeline.rent.check.of_files import check_files
-from pipeline.rent.check.of_machines import check_machines
 from pipeline.rent.check.of_memory import check_memory
-from pipeline.rent.check.of_prepare import check_prepare
+from pipeline.rent.check.prepare import check_prepare
+from pipeline.rent.check.rental import (
+    check_credentials,
+    check_disk,
+    check_reach,
+    check_recovery,
+)
 from pipeline.rent.check.row import CheckRow
+from pipeline.rent.check.texts import check_corpus
 from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.at_launch import refuse_past
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until
@@ -166,16 +179,16 @@ def _checks(
 ) -> list[tuple[str, Check]]:
     """Return the checks that can run at the same time, by name."""
     checks: list[tuple[str, Check]] = [
-        ("model", partial(of_job.check_model, job, rented=sky_yaml is not None)),
+        ("model", partial(check_model, job, rented=sky_yaml is not None)),
         ("model.from", partial(check_base, job, sky_yaml)),
-        ("tokenizer", partial(of_job.check_tokenizer, job)),
-        ("data", partial(of_job.check_data, job)),
+        ("tokenizer", partial(check_tokenizer, job)),
+        ("data", partial(check_data, job)),
         ("corpus", partial(check_corpus, job)),
         ("vocabulary", partial(check_vocabulary, job)),
-        ("store", partial(of_job.check_store, job)),
+        ("store", partial(check_store, job)),
         ("room", partial(check_room, job)),
-        ("evaluate", partial(of_job.check_evaluate, job, rented=sky_yaml is not None)),
-        ("publish", partial(of_job.check_publish, job)),
+        ("evaluate", partial(check_evaluate, job, rented=sky_yaml is not None)),
+        ("publish", partial(check_publish, job)),
     ]
     if sky_yaml is None:
         checks.append(("GPU memory", partial(check_memory, job)))
@@ -183,11 +196,11 @@ def _checks(
         checks.append(("budget", partial(check_spent, job)))
     else:
         checks += [
-            ("store from there", partial(of_rental.check_reach, job)),
+            ("store from there", partial(check_reach, job)),
             ("files", partial(check_files, job, sky_yaml, path)),
-            ("credentials", partial(of_rental.check_credentials, job, sky_yaml)),
-            ("disk", partial(of_rental.check_disk, job, sky_yaml)),
-            ("recovery", partial(of_rental.check_recovery, sky_yaml)),
+            ("credentials", partial(check_credentials, job, sky_yaml)),
+            ("disk", partial(check_disk, job, sky_yaml)),
+            ("recovery", partial(check_recovery, sky_yaml)),
             ("controller", check_controller),
             ("machines", partial(check_machines, job, sky_yaml, force=force)),
             ("deadline", partial(check_deadline, job, sky_yaml, force=force)),

@@ -7,10 +7,10 @@ from pion.errors import BadInput
 from pipeline.console.formats import size
 from pipeline.cost.budget import check_budget, price_per_hour
 from pipeline.job import Job
-from pipeline.rent.check.of_corpus import text_bytes
-from pipeline.rent.check.of_job import is_prepared
-from pipeline.rent.check.of_machines import already_spent
+from pipeline.rent.check.job import is_prepared
+from pipeline.rent.check.machines import already_spent
 from pipeline.rent.check.row import CheckRow
+from pipeline.rent.check.texts import text_bytes
 from pipeline.run.disk_room import require_room
 from pipeline.run.preflight import require_a_row_each
 from pipeline.run.stage_plan import work_left

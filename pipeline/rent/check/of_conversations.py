@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.base.find import find_base
 from pipeline.job import Job
+from pipeline.rent.check.job import is_prepared
 from pipeline.rent.check.of_base import is_pinned
-from pipeline.rent.check.of_job import is_prepared
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.plan.conversations import (
     First,

@@ -259,7 +259,7 @@ def test_a_store_that_does_not_compare_before_it_swaps(
 def test_a_store_that_is_down_is_not_waited_for(
     case: Case, proxy: FaultProxy, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.rent.check.of_job.STORE_SECONDS", 0.3)
+    monkeypatch.setattr("pipeline.rent.check.job.STORE_SECONDS", 0.3)
     proxy.fail(".", times=math.inf, status=503)
     wrong(case.rows(store=f"s3://{s3.bucket()}")["store"], "can't be reached")
 

@@ -12,7 +12,7 @@ from pion.errors import BadInput
 from pipeline.cli import main
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
-from pipeline.rent.check.of_deadline import check_deadline
+from pipeline.rent.check.deadline import check_deadline
 from pipeline.rent.sky_yaml import read_sky_yaml, with_until
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState

@@ -45,7 +45,7 @@ def test_what_a_published_model_needs_on_a_card_of_16_gb(
 
 
 def test_the_parameters_of_published_models_are_those_of_their_settings(tmp_path: Path) -> None:
-    from pipeline.rent.check.of_job import count_parameters
+    from pipeline.rent.check.job import count_parameters
 
     job = read_fine_tuning(tmp_path, "Qwen3-1.7B")
     assert count_parameters(job) == PUBLISHED["Qwen3-1.7B"][2]

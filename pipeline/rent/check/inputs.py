@@ -12,8 +12,8 @@ from pion.errors import BadInput
 from pipeline.data.sources import find_input
 from pipeline.job import Job
 from pipeline.machine.folders import expand
+from pipeline.rent.check.job import is_prepared
 from pipeline.rent.check.of_base import is_pinned
-from pipeline.rent.check.of_job import is_prepared
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module

@@ -16,7 +16,7 @@ from pipeline.rent.check import candidates as check_candidates
 from pipeline.rent.check import command
 from pipeline.rent.check.command import CheckRow, run_checks, show_check
 from pipeline.rent.check.of_controller import SETTING
-from pipeline.rent.check.of_rental import LOOPBACK_VARIABLE
+from pipeline.rent.check.rental import LOOPBACK_VARIABLE
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run

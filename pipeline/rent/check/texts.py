@@ -33,7 +33,7 @@ from pipeline.job import (
     ParquetFiles,
     TextFiles,
 )
-from pipeline.rent.check.of_job import is_prepared
+from pipeline.rent.check.job import is_prepared
 from pipeline.rent.check.row import CheckRow
 from pipeline.stages.prepare import check_splits, prepare_pretrain, prepare_sft, require_a_batch
 from pipeline.state.run_state import RunState

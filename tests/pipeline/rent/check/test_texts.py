@@ -12,8 +12,7 @@ from pion.data.tokens.tokenizer import count_words, train_bpe
 from pion.errors import BadInput
 from pipeline.data.sources import find_input, texts
 from pipeline.job import Job
-from pipeline.rent.check import of_corpus
-from pipeline.rent.check.of_corpus import check_corpus
+from pipeline.rent.check.texts import check_corpus
 from pipeline.stages.prepare import prepare_pretrain
 from tests.pipeline.rent.check.checked_job import Case
 
@@ -22,8 +21,8 @@ PRETRAIN_ONLY: dict[str, Any] = {"sft": None, "model__vocab_size": 320}
 
 @pytest.fixture(autouse=True)
 def _every_corpus_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_corpus, "PREPARED_BYTES", 0)
-    monkeypatch.setattr(of_corpus, "BATCH_CHARS", 500)
+    monkeypatch.setattr("pipeline.rent.check.texts.PREPARED_BYTES", 0)
+    monkeypatch.setattr("pipeline.rent.check.texts.BATCH_CHARS", 500)
 
 
 def said(job: Job) -> str:
@@ -113,7 +112,7 @@ def test_reading_ends_when_there_is_enough(case: Case) -> None:
 def test_what_could_not_be_read_in_time_is_said(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(of_corpus, "SECONDS", -1.0)
+    monkeypatch.setattr("pipeline.rent.check.texts.SECONDS", -1.0)
     words = said(case.job(data__held_out=0.0001))
     assert "whether both splits fill a row of 32 ids: the first" in words
     assert "0 held out. `pion run JOB --until prepare` counts exactly" in words
@@ -137,6 +136,6 @@ def test_shards_are_counted_too(case: Case) -> None:
 def test_few_conversations_are_found_although_their_vocabulary_is_not_trained_yet(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(of_corpus, "PREPARED_BYTES", 10**6)
+    monkeypatch.setattr("pipeline.rent.check.texts.PREPARED_BYTES", 10**6)
     assert said(case.job()) == ""
     assert "sft: the corpus is smaller than one batch" in said(case.job(sft__global_batch=900))

@@ -12,8 +12,8 @@ from pion.config.lora import lora_cost
 from pion.errors import BadInput
 from pipeline.console.masking import refuse_endpoint
 from pipeline.job import HubDataset, HubNpyShards, Job
-from pipeline.rent.check.of_files import local_inputs
-from pipeline.rent.check.of_job import count_parameters, is_prepared
+from pipeline.rent.check.inputs import local_inputs
+from pipeline.rent.check.job import count_parameters, is_prepared
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.credentials import SESSION_TOKEN, hub_inputs, needed_secrets
 from pipeline.rent.sky_yaml import SkyYaml

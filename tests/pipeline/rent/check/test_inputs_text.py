@@ -12,8 +12,8 @@ import yaml
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
-from pipeline.rent.check.of_files import check_files
-from pipeline.rent.check.of_job import check_evaluate
+from pipeline.rent.check.inputs import check_files
+from pipeline.rent.check.job import check_evaluate
 from pipeline.rent.sky_yaml import SkyYaml
 from tests.pipeline.base.conftest import export_base
 

@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.job.digest import digest_job
-from pipeline.rent.check import of_prepare
-from pipeline.rent.check.of_machines import check_machines
-from pipeline.rent.check.of_prepare import check_prepare
+from pipeline.rent.check import prepare
+from pipeline.rent.check.machines import check_machines
+from pipeline.rent.check.prepare import check_prepare
 from pipeline.rent.check.row import CheckRow
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.state.claim import claim_run
@@ -30,7 +30,7 @@ HUB = [{"kind": "hub", "repo": "user/data"}]
 @pytest.fixture
 def a40(sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch) -> SkyYaml:
     """A rental with a GPU, for which no text is too little to be mentioned."""
-    monkeypatch.setattr(of_prepare, "LITTLE_BYTES", 0)
+    monkeypatch.setattr(prepare, "LITTLE_BYTES", 0)
     sky_home.sell({"A40": Price(spot=None, on_demand=3600.0)})
     return read_sky_yaml(sky_home.yaml("accelerators: A40"))
 
@@ -83,7 +83,7 @@ def test_compressed_files_have_more_text_than_bytes(case: Case, a40: SkyYaml) ->
 def test_little_text_is_no_warning(
     case: Case, a40: SkyYaml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(of_prepare, "LITTLE_BYTES", 10**6)
+    monkeypatch.setattr(prepare, "LITTLE_BYTES", 10**6)
     (row,) = rows(case, a40)
     assert row.ok
     assert "cpu-prepare" not in row.words
