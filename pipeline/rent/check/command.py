@@ -18,36 +18,29 @@ from pipeline.console.formats import printable
 from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import HubDataset, Job
 from pipeline.machine.time_limit import begin, within
+from pipeline.rent.check import CheckRow
 from pipeline.rent.check.deadline import check_deadline
-from pipeline.rent.check.inputs import check_files
+from pipeline.rent.check.inputs import check_base, check_files
 from pipeline.rent.check.job import (
     check_data,
     check_evaluate,
     check_model,
     check_publish,
+    check_room,
     check_store,
     check_tokenizer,
-)
-from pipeline.rent.check.machines import check_machines
-from pipeline.rent.check.of_amounts import (
-    check_room,
-    check_spent,
-    check_vocabulary,
     check_workers,
 )
-from pipeline.rent.check.of_base import check_base
-from pipeline.rent.check.of_controller import check_controller
-from pipeline.rent.check.of_conversations import check_conversations
-from pipeline.rent.check.of_memory import check_memory
+from pipeline.rent.check.machines import check_machines, check_memory, check_spent
 from pipeline.rent.check.prepare import check_prepare
 from pipeline.rent.check.rental import (
+    check_controller,
     check_credentials,
     check_disk,
     check_reach,
     check_recovery,
 )
-from pipeline.rent.check.row import CheckRow
-from pipeline.rent.check.texts import check_corpus
+from pipeline.rent.check.texts import check_conversations, check_corpus, check_vocabulary
 from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.at_launch import refuse_past
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until

@@ -10,8 +10,8 @@ from pion.errors import BadInput
 from pipeline.console.formats import duration, hours, moment
 from pipeline.job import Job
 from pipeline.machine.time_limit import within
-from pipeline.rent.check.candidates import judge
-from pipeline.rent.check.row import CheckRow
+from pipeline.rent.check import CheckRow
+from pipeline.rent.check.machines import judge
 from pipeline.rent.deadline.at_launch import deadline_of, held_back
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
 from pipeline.rent.plan.prices import Offer

@@ -1,4 +1,5 @@
-"""Checks that are the same on every machine: model, tokenizer, data, store, publishing."""
+"""Checks that are the same on every machine: model, tokenizer, data, store, publishing, and whether
+the workers and the disk suffice."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ from pipeline.job import (
 from pipeline.job.digest import digest_job
 from pipeline.machine.time_limit import within
 from pipeline.models.find import CONFIG, Listed, find_model, locate_model
-from pipeline.rent.check.row import CheckRow
-from pipeline.run.preflight import refuse_one_expert
+from pipeline.rent.check import CheckRow
+from pipeline.run.disk_room import require_room
+from pipeline.run.preflight import refuse_one_expert, require_a_row_each
 from pipeline.run.stage_plan import WorkLeft, plan_stages, work_left
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState
@@ -311,3 +313,21 @@ def check_publish(job: Job) -> list[CheckRow]:
     if notes:
         return [CheckRow("publish", None, "; ".join(notes))]
     return [CheckRow("publish", True, f"{job.publish.to} can be written")]
+
+
+def check_workers(job: Job) -> list[CheckRow]:
+    """Check that each worker that the job asks for has a row of each batch."""
+    require_a_row_each(job, job.hardware.workers or 1)
+    return []
+
+
+def check_room(job: Job) -> list[CheckRow]:
+    """Check that a store on this disk has room for a checkpoint, if training is left to do."""
+    run = RunState(open_store(job.store), job.name)
+    if isinstance(run.store, FileStore):
+        try:
+            left = work_left(job, run)
+        except BadInput:  # the check of the store says it
+            return []
+        require_room(job, run, left)
+    return []

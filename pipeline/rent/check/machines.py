@@ -1,29 +1,135 @@
-"""Check the machines of a SkyPilot YAML: are they offered, at what price, are they large enough?"""
+"""Check the machines of a SkyPilot YAML: are they offered, at what price, are they large enough?
+
+Which of them are good enough for a job is one rule for check and launch: `pion check` reports the
+others, and `pion launch` does not let SkyPilot rent them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from pion.errors import PionError
+from pion.errors import BadInput, PionError
 from pion.train.micro_batch import HEADROOM
 from pipeline.console.formats import duration
-from pipeline.cost.budget import over_budget
+from pipeline.cost.budget import check_budget, over_budget, price_per_hour
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.machine.rented import CPU, PRICE_VARIABLE
 from pipeline.machine.time_limit import within
-from pipeline.rent.check.candidates import Verdict, dear_spot, judge, staying
-from pipeline.rent.check.row import CheckRow
-from pipeline.rent.plan.estimate import Estimate
-from pipeline.rent.plan.prices import NotOffered, Offer
-from pipeline.rent.plan.speeds import SECONDS, Known, past_speeds
+from pipeline.rent.check import CheckRow
+from pipeline.rent.plan.estimate import Estimate, estimate
+from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
+from pipeline.rent.plan.speeds import NOTHING_KNOWN, SECONDS, Known, past_speeds
 from pipeline.rent.plan.spot_spread import narrow_spot
-from pipeline.rent.plan.what_fits import ways_on
-from pipeline.rent.sky_yaml import SkyYaml, trains
+from pipeline.rent.plan.what_fits import on_each_gpu, ways_on, what_to_change, what_would_fit
+from pipeline.rent.sky_yaml import Candidate, SkyYaml, trains
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
+from pipeline.run.preflight import require_a_row_each
 from pipeline.run.stage_plan import plan_stages
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A candidate: its price, what the job takes on it, and why it will not do.
+
+    `problem` is None if nothing is known against the candidate, even if nobody offers it. `advice`
+    says what to do about the problem; it may be empty.
+    """
+
+    candidate: Candidate
+    found: Offer | NotOffered
+    guess: Estimate
+    problem: str | None = None
+    advice: str = ""
+
+    @property
+    def will_do(self) -> bool:
+        """Whether somebody offers the candidate and nothing is known against it."""
+        return isinstance(self.found, Offer) and self.problem is None
+
+
+def judge(job: Job, sky_yaml: SkyYaml, known: Known, *, force: bool) -> list[Verdict]:
+    """Return the verdict on each candidate. `force` accepts a spot price above the on-demand
+    price."""
+    verdicts = []
+    for candidate in sky_yaml.candidates:
+        found = look_up(candidate, sky_yaml.num_nodes, job.prices)
+        # A GPU that is sold out today may be free tomorrow, when the run needs another machine.
+        offer = found if isinstance(found, Offer) else unpriced(candidate)
+        guess = estimate(job, offer, known, num_nodes=sky_yaml.num_nodes)
+        problem, advice = None, ""
+        # Only a person can fix an unknown name, so the check must refuse it, not leave it out.
+        if not (isinstance(found, NotOffered) and found.misnamed):
+            problem, advice = _problem(job, guess, sky_yaml.num_nodes, force)
+        verdicts.append(Verdict(candidate, found, guess, problem, advice))
+    return verdicts
+
+
+def staying(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return what `pion launch` lets SkyPilot rent: the candidates without a problem.
+
+    If no candidate will do, return all of them: the check then refuses the rental.
+    """
+    if not any(verdict.will_do for verdict in verdicts):
+        return list(verdicts)
+    return [verdict for verdict in verdicts if verdict.problem is None]
+
+
+def fitting(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[Candidate]:
+    """Return the rental's candidates that SkyPilot may rent, in their order."""
+    if len(sky_yaml.candidates) == 1:
+        return list(sky_yaml.candidates)
+    # Speed matters only if saves are counted in steps: a preemption may then cost too much time.
+    in_steps = job.checkpoint.every_steps is not None
+    known = Known(past_speeds(job)) if in_steps else NOTHING_KNOWN
+    return [verdict.candidate for verdict in staying(judge(job, sky_yaml, known, force=force))]
+
+
+def dear_spot(offer: Offer, num_nodes: int) -> str | None:
+    """Return a message if the spot price is above the on-demand price, else None."""
+    if not (offer.use_spot and offer.spot and offer.on_demand and offer.spot > offer.on_demand):
+        return None
+    return (
+        f"spot costs ${num_nodes * offer.spot:.2f}/h, more than on demand "
+        f"(${num_nodes * offer.on_demand:.2f}/h)"
+    )
+
+
+def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> tuple[str | None, str]:
+    """Return why the machine will not do, and what to do about it. An unknown memory or price is
+    no reason."""
+    offer = guess.offer
+    problem = _worker_problem(job, offer, num_nodes)
+    if problem is not None:
+        return problem, ""
+    if offer.gpu is None or offer.gpu_memory is None:
+        return None, ""
+    if guess.problem is not None:
+        if guess.stages:
+            return guess.problem, ""
+        changes = what_to_change(job, [guess], num_nodes)
+        return guess.problem, " ".join([what_would_fit(job), *changes])
+    dear = None if force else dear_spot(offer, num_nodes)
+    return dear, "Set use_spot: false, or pass --force" if dear else ""
+
+
+def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
+    """Return why the job's workers can't run on the machine's GPUs; None if they can."""
+    gpus = offer.count * num_nodes
+    workers = gpus if job.hardware.workers is None else job.hardware.workers
+    if gpus and workers > gpus:
+        return f"hardware.workers is {workers}, with {gpus} GPU(s); each worker needs one"
+    try:
+        require_a_row_each(job, workers)
+    except BadInput as error:
+        return str(error).partition(". Nothing was started")[0]
+    return None
+
+
+# ---------------------------------------------------------------- what is reported
 
 
 def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow]:
@@ -124,6 +230,33 @@ def _cost(guess: Estimate, num_nodes: int) -> str:
     if guess.hours is not None:
         words += f", about {duration(3600 * guess.hours)}"
     return words + ("" if guess.dollars is None else f", ${guess.dollars:.2f}")
+
+
+def check_memory(job: Job) -> list[CheckRow]:
+    """Check that some GPU known here can train the job, and name the GPUs that can."""
+    guesses = on_each_gpu(job)
+    too_small = {name: guess for name, guess in guesses.items() if not guess.fits}
+    words = what_would_fit(job)
+    if too_small:
+        largest, guess = list(too_small.items())[-1]
+        changes = what_to_change(job, list(too_small.values()))
+        words = " ".join([words, f"{largest}: {guess.problem}.", *changes])
+    return [CheckRow("GPU memory", len(too_small) < len(guesses), words)]
+
+
+# ---------------------------------------------------------------- the budget
+
+
+def check_spent(job: Job) -> list[CheckRow]:
+    """Check that the budget is not spent; warn if its dollars can't be counted on this machine."""
+    over = already_spent(job)
+    if over is not None:
+        raise BadInput(over)
+    try:
+        check_budget(job.budget, price_per_hour(job.budget))
+    except BadInput as error:
+        return [CheckRow("budget", None, f"`pion run` on this machine would say: {error}")]
+    return []
 
 
 def _budget(job: Job, sky_yaml: SkyYaml, estimates: Sequence[Estimate]) -> list[CheckRow]:

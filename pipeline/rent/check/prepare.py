@@ -11,9 +11,9 @@ from pipeline.console.formats import duration, size
 from pipeline.data.sources import find_input
 from pipeline.job import HubDataset, Job, JsonlFiles, ParquetFiles, TextFiles
 from pipeline.job.digest import digest_job
-from pipeline.rent.check.candidates import judge
+from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared
-from pipeline.rent.check.row import CheckRow
+from pipeline.rent.check.machines import judge
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, prepare_speed
 from pipeline.rent.sky_yaml import SkyYaml

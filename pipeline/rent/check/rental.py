@@ -1,4 +1,5 @@
-"""Checks of a job on a rented machine: store, credentials, disk, and recovery."""
+"""Checks of a job on a rented machine: store, credentials, disk, recovery, and where SkyPilot's
+controller runs."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ from pion.config.lora import lora_cost
 from pion.errors import BadInput
 from pipeline.console.masking import refuse_endpoint
 from pipeline.job import HubDataset, HubNpyShards, Job
+from pipeline.rent.check import CheckRow
 from pipeline.rent.check.inputs import local_inputs
 from pipeline.rent.check.job import count_parameters, is_prepared
-from pipeline.rent.check.row import CheckRow
 from pipeline.rent.credentials import SESSION_TOKEN, hub_inputs, needed_secrets
 from pipeline.rent.sky_yaml import SkyYaml
+from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.stores import FileStore, open_store
 
 # Tests set this to 1, because they "rent" this same machine.
@@ -30,6 +32,8 @@ BYTES_PER_PARAMETER = 12
 # A model to start from: in float32 at most, as it was downloaded and as the run's store has it.
 BYTES_OF_BASE = 2 * 4
 RECOVER_CODE = 75
+# What keeps the controller on this machine.
+CONTROLLER_SETTING = "jobs: {controller: {consolidation_mode: true}}"
 
 
 # ---------------------------------------------------------------- what the machine can reach
@@ -194,3 +198,45 @@ def check_recovery(sky_yaml: SkyYaml) -> list[CheckRow]:
             )
             return [CheckRow("recovery", None, words)]
     return [CheckRow("recovery", True, "an interrupted run continues on another machine")]
+
+
+# ---------------------------------------------------------------- who replaces lost machines
+
+
+def check_controller() -> list[CheckRow]:
+    """Check that the controller needs no extra machine, and that SkyPilot has read this setting."""
+    name = "controller"
+    sky_module()
+    from sky import skypilot_config
+    from sky.jobs import constants
+    from sky.server import common
+
+    if not common.is_api_server_local():
+        return [CheckRow(name, True, f"at the SkyPilot server {common.get_server_url()}")]
+    key = ("jobs", "controller", "consolidation_mode")
+    if not skypilot_config.get_nested(key, False):
+        words = (
+            "SkyPilot will rent an extra machine for its controller, and copy this git checkout to "
+            "that machine through a storage bucket. To keep the controller on this machine, put "
+            f"`{CONTROLLER_SETTING}` into ~/.sky/config.yaml. Then run: sky api stop"
+        )
+        return [CheckRow(name, None, words)]
+    read = Path(constants.JOBS_CONSOLIDATION_RELOADED_SIGNAL_FILE).expanduser().exists()
+    if not read and _server_runs():
+        words = (
+            "the SkyPilot server on this machine has not read consolidation_mode from "
+            "~/.sky/config.yaml yet. Run: sky api stop"
+        )
+        return [CheckRow(name, False, words)]
+    return [CheckRow(name, True, "on this machine, which must stay awake and online")]
+
+
+def _server_runs() -> bool:
+    from sky.server import common
+
+    try:
+        with quiet():
+            common.check_server_healthy()
+    except Exception:  # not running, or it does not answer
+        return False
+    return True

@@ -1,9 +1,9 @@
-"""Check that the corpus fills a batch, and a row of each split, which `prepare` needs.
+"""Check that the texts of a job give enough rows: its corpus, its vocabulary, its conversations.
 
-A small corpus is prepared in a temporary folder. Of a larger one, only so much is read until it is
-enough: a batch of training rows, and a row of each split of each source. Where the vocabulary is
-still to be trained, the rows are not known: a word gives at least one token, and a byte at most
-one.
+The corpus must fill a batch, and a row of each split, which `prepare` needs. A small corpus is
+prepared in a temporary folder. Of a larger one, only so much is read until it is enough: a batch of
+training rows, and a row of each split of each source. Where the vocabulary is still to be trained,
+the rows are not known: a word gives at least one token, and a byte at most one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pion.data.arrays import open_shard
 from pion.data.shards import Shard, split_tail
 from pion.data.tokens.tokenizer import Tokenizer, count_words
 from pion.errors import BadInput
+from pipeline.base.find import find_base
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import size
 from pipeline.console.messages import Shown
@@ -33,11 +35,22 @@ from pipeline.job import (
     ParquetFiles,
     TextFiles,
 )
+from pipeline.rent.check import CheckRow
+from pipeline.rent.check.inputs import is_pinned
 from pipeline.rent.check.job import is_prepared
-from pipeline.rent.check.row import CheckRow
+from pipeline.rent.plan.conversations import (
+    First,
+    count_conversations,
+    in_words,
+    too_few_steps,
+    too_many_passes,
+)
 from pipeline.stages.prepare import check_splits, prepare_pretrain, prepare_sft, require_a_batch
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Texts of more bytes are not prepared here: that would take long.
 PREPARED_BYTES = 4_000_000
@@ -45,6 +58,12 @@ PREPARED_BYTES = 4_000_000
 SECONDS = 8.0
 # Documents are encoded in batches of about so many characters.
 BATCH_CHARS = 1 << 18
+# Entries that occur a few times are never learned well: see docs/sizing.md.
+BYTES_PER_ENTRY = 1000
+# So many entries do no harm, however little text there is.
+FEW_ENTRIES = 4096
+# The names of the embedding in files of transformers and of Pion.
+EMBEDDINGS = ("model.embed_tokens.weight", "embed.weight")
 
 # Returns the least and the most tokens of each text.
 Bounds = Callable[[list[str]], list[tuple[int, int]]]
@@ -89,7 +108,7 @@ def _prepare(job: Job, folder: Path, tokenizer: Path | None) -> None:
     """Prepare the corpus, and a few conversations whose vocabulary is trained on it."""
     prepare_pretrain(job, folder / "pretrain", _say_nothing, tokenizer)
     if job.sft is None or job.tokenizer is None or job.tokenizer.train is None:
-        return  # of_conversations.py counts them
+        return  # the check of conversations counts them
     talks = text_bytes(job, "sft")
     if talks is not None and talks <= PREPARED_BYTES:
         prepare_sft(job, folder / "sft", folder / "pretrain" / "tokenizer.json", _say_nothing)
@@ -240,3 +259,74 @@ def _batches(documents: Iterator[tuple[bool, str]]) -> Iterator[list[tuple[bool,
             batch, chars = [], 0
     if batch:
         yield batch
+
+
+# ---------------------------------------------------------------- the vocabulary
+
+
+def check_vocabulary(job: Job) -> list[CheckRow]:
+    """Warn of a vocabulary that is to be trained on too little text."""
+    train = None if job.tokenizer is None else job.tokenizer.train
+    if train is None or is_prepared(job):
+        return []
+    try:
+        total = text_bytes(job, "data")
+    except BadInput:  # the check of the data says it
+        return []
+    if total is None:
+        return []
+    read = min(total, int(train.max_mb * 1e6))
+    most = max(FEW_ENTRIES, read // BYTES_PER_ENTRY)
+    if train.vocab_size <= most:
+        return []
+    words = (
+        f"{train.vocab_size:,} entries are more than one for each kilobyte of text: they are "
+        f"trained on {size(read)}. Entries that occur a few times are never learned well, and each "
+        f"has a row of the model. Add text, or set tokenizer.train.vocab_size={most}"
+    )
+    return [CheckRow("vocabulary", None, words)]
+
+
+# ---------------------------------------------------------------- conversations
+
+
+def check_conversations(job: Job) -> list[CheckRow]:
+    """Show what the conversations give. Raises BadInput for conversations that can't be used."""
+    if job.sft is None or is_prepared(job):
+        return []
+    counted = count_conversations(job)
+    if counted is None:
+        return []
+    job.section("sft").know_rows(counted.rows)
+    rows = [CheckRow("conversations", True, in_words(job, counted))]
+    warnings = {"steps": too_few_steps(job, counted), "passes": too_many_passes(job, counted)}
+    rows += [CheckRow(name, None, words) for name, words in warnings.items() if words]
+    words = f"what the model learns is between ⟦ and ⟧:\n{counted.first.text}"
+    return [*rows, CheckRow("the first", True, words), *_untrained(job, counted.first)]
+
+
+def _untrained(job: Job, first: First) -> list[CheckRow]:
+    """Return a warning if LoRA can't teach the model the special tokens of conversations."""
+    if job.base is None or job.lora(job.train_stages[0]) is None:
+        return []
+    if job.base.commit is not None or is_pinned(job, job.base):
+        return []  # the weights may be elsewhere, and the run says the same when training starts
+    from pion.evaluation.untrained_rows import never_stops
+
+    found = find_base(job.base.source, job.folder)
+    files = [found.bring(name) for name in found.files if name.endswith(".safetensors")]
+    embedding = _embedding(files)
+    words = None if embedding is None else never_stops(embedding, first.specials)
+    return [] if words is None else [CheckRow("end of turn", None, words)]
+
+
+def _embedding(files: list[Path]) -> Tensor | None:
+    """Return the embedding of a model, without reading the other tensors."""
+    from safetensors import safe_open
+
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in set(EMBEDDINGS).intersection(file.keys()):
+                tensor: Tensor = file.get_tensor(name)
+                return tensor
+    return None

@@ -96,7 +96,7 @@ def make_order(
     """
     job = job_file.job
     with saying_if_slow("asking SkyPilot which of these machines fit, and what they cost"):
-        from pipeline.rent.check.candidates import fitting
+        from pipeline.rent.check.machines import fitting
 
         accepted = with_candidates(sky_yaml, fitting(job, sky_yaml, force=force))
     more = dict(variables or {})

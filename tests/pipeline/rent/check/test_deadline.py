@@ -10,9 +10,9 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.job import Deadline
+from pipeline.rent.check import CheckRow
 from pipeline.rent.check.command import show_check
 from pipeline.rent.check.deadline import Situation, check_deadline, require_in_time
-from pipeline.rent.check.row import CheckRow
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
 from pipeline.rent.plan.speeds import Known, PastSpeed
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml

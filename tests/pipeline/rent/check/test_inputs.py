@@ -16,8 +16,7 @@ from pipeline.base.keep import keep_as_base
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
 from pipeline.rent.check.command import run_checks
-from pipeline.rent.check.inputs import check_files
-from pipeline.rent.check.of_base import check_base
+from pipeline.rent.check.inputs import check_base, check_files
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store

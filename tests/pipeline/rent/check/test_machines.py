@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
+from pipeline.rent.check import CheckRow
 from pipeline.rent.check.machines import check_machines
 from pipeline.rent.check.rental import check_disk
-from pipeline.rent.check.row import CheckRow
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from tests.pipeline.rent.check.checked_job import unknown, wrong
 from tests.pipeline.rent.conftest import SkyHome

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pion.config.model_config import ModelConfig
 from pipeline.job.file import load_job
-from pipeline.rent.check.of_memory import check_memory
+from pipeline.rent.check.machines import check_memory
 from tests.paths import JOBS
 
 

@@ -10,10 +10,9 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.job.digest import digest_job
-from pipeline.rent.check import prepare
+from pipeline.rent.check import CheckRow, prepare
 from pipeline.rent.check.machines import check_machines
 from pipeline.rent.check.prepare import check_prepare
-from pipeline.rent.check.row import CheckRow
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState

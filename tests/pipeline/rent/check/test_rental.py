@@ -12,11 +12,10 @@ import pytest
 import yaml
 
 from pipeline.job.digest import digest_job
-from pipeline.rent.check import candidates as check_candidates
 from pipeline.rent.check import command
+from pipeline.rent.check import machines as check_machines
 from pipeline.rent.check.command import CheckRow, run_checks, show_check
-from pipeline.rent.check.of_controller import SETTING
-from pipeline.rent.check.rental import LOOPBACK_VARIABLE
+from pipeline.rent.check.rental import CONTROLLER_SETTING, LOOPBACK_VARIABLE
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
@@ -73,7 +72,7 @@ def on_runpod(
 def with_controller_here(sky_home: SkyHome) -> None:
     from sky import skypilot_config
 
-    (sky_home.folder / ".sky/config.yaml").write_text(f"{SETTING}\n")
+    (sky_home.folder / ".sky/config.yaml").write_text(f"{CONTROLLER_SETTING}\n")
     skypilot_config.safe_reload_config()
 
 
@@ -211,7 +210,7 @@ def test_a_controller_on_this_machine_and_a_server_that_has_not_read_the_setting
     row = on_runpod()["controller"]
     assert row.ok
     assert "must stay awake" in row.words
-    monkeypatch.setattr("pipeline.rent.check.of_controller._server_runs", lambda: True)
+    monkeypatch.setattr("pipeline.rent.check.rental._server_runs", lambda: True)
     wrong(on_runpod()["controller"], "has not read", "sky api stop")
 
 
@@ -411,7 +410,7 @@ def test_a_budget_that_is_spent_would_stop_the_run_after_boot(
 
 def test_the_price_is_that_of_all_nodes(on_runpod: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
     offer = Offer("A40", 1, "RunPod", "CA", False, 0.2, 0.4, 40 * 2**30, 60)
-    monkeypatch.setattr(check_candidates, "look_up", lambda *_: offer)
+    monkeypatch.setattr(check_machines, "look_up", lambda *_: offer)
     row = on_runpod(text=WORKDIR + "num_nodes: 2\n")["1 × A40 on demand on RunPod"]
     assert "$0.80/h for 2 nodes" in row.words
 

@@ -11,7 +11,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.rent.check.of_conversations import check_conversations
+from pipeline.rent.check.texts import check_conversations
 from pipeline.rent.plan.conversations import FEWEST_STEPS, SAMPLED, count_conversations, expect_rows
 from pipeline.stages.prepare import prepare_sft
 from tests.support.finished_run import tiny_tokenizer
