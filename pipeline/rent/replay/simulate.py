@@ -165,7 +165,10 @@ def replay_on_spot(run: TimedRun, trace: Trace, start: float) -> Outcome:
             outcome.stopped = f"{MAX_ATTEMPTS} attempts in a row committed nothing"
             return outcome
         life = mean_life(lived, ended, run.assumed_life)
-        stint = run.stint(place, stay - costs.boot - costs.restore, life, costs.warning)
+        left = stay - costs.boot - costs.restore
+        stint = Stint(None, place, 0, (), 0.0)
+        if left > 0:
+            stint = run.stint(place, left, life, costs.warning)
         outcome.add(stay, costs, stint)
         if stint.finish is not None:
             return outcome

@@ -271,7 +271,7 @@ class TimedRun:
         end `warning` seconds before. `life` is the mean life of machines, in seconds."""
         left, used = seconds, 0.0
         spent: list[tuple[float, float, float]] = []
-        while left > 0 and place.stage < len(self.work):
+        while place.stage < len(self.work):
             training = self._training(place, life, warning)
             work = self.work[place.stage]
             steps = work.steps - place.step
@@ -287,8 +287,7 @@ class TimedRun:
             spent.append((trained, 0.0, needed - trained))
             left, used = left - needed, used + needed
             place = Place(place.stage + 1, 0)
-        finish = used if place.stage == len(self.work) else None
-        return Stint(finish, place, 0, spent, 0.0)
+        return Stint(used, place, 0, spent, 0.0)
 
     def seconds_left(self, place: Place, life: float) -> float:
         """Return the seconds that one machine needs for the rest, with saves and the last commits.
