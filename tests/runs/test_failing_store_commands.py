@@ -212,7 +212,7 @@ def cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A SkyPilot without jobs that accepts every submission."""
-    from pipeline.rent.check import candidates
+    from pipeline.rent.check import machines
     from pipeline.rent.managed import hop, launch, rentals, request, watch
     from pipeline.rent.plan import compared
 
@@ -222,7 +222,7 @@ def rent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "Provider", lambda: provider)
     for module in (launch, hop):
         monkeypatch.setattr(module, "require_checks", lambda *_, **__: None)
-    monkeypatch.setattr(candidates, "fitting", lambda *_, **__: [])
+    monkeypatch.setattr(machines, "fitting", lambda *_, **__: [])
     monkeypatch.setattr(request, "with_candidates", lambda sky_yaml, candidates: sky_yaml)
     monkeypatch.setattr(request, "make_task", lambda config, secrets: None)
     monkeypatch.setattr(watch, "follow_or_leave", lambda *_: 0)
