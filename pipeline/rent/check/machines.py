@@ -18,10 +18,10 @@ from pipeline.job.digest import digest_job
 from pipeline.machine.rented import CPU, PRICE_VARIABLE
 from pipeline.machine.time_limit import within
 from pipeline.rent.check import CheckRow
+from pipeline.rent.plan.compared import narrow_spot
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, SECONDS, Known, past_speeds
-from pipeline.rent.plan.spot_spread import narrow_spot
 from pipeline.rent.plan.what_fits import on_each_gpu, ways_on, what_to_change, what_would_fit
 from pipeline.rent.sky_yaml import Candidate, SkyYaml, trains
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
