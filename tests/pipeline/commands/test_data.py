@@ -16,7 +16,7 @@ from pipeline.state.records import TRASH_SECONDS, data_key
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.shared.begin import begin
 from pipeline.state.shared.folder import complete
-from pipeline.state.shared.prune import delete_due
+from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.shared.records import Writer, read_state, swap_state
 from pipeline.state.stores import FileStore
 from tests.pipeline.conftest import Pion
@@ -233,7 +233,6 @@ def test_what_is_being_prepared_is_not_marked(store: FileStore, pion: Pion) -> N
     claim, me = claimed(store, "busy")
     writer = begins(store, me, UNUSED, again=True)
     assert isinstance(writer, Writer)
-    store.write(f"{data_key(UNUSED, writer.folder)}/train/shard.npy", b"half of it")
     assert f"being prepared by {claim.state.name}" in pion("data")[1]
     before = contents(store)
     assert "nothing to delete" in pion("data", "--prune", "--yes")[1]
@@ -243,3 +242,15 @@ def test_what_is_being_prepared_is_not_marked(store: FileStore, pion: Pion) -> N
     assert contents(store) == before
     claim.release()
     assert "marked for deletion: 1." in pion("data", "--prune", "--yes")[1]
+
+
+def test_what_begins_to_be_prepared_while_data_is_marked_keeps_its_folder(store: FileStore) -> None:
+    """`pion data --prune` has listed the data before that."""
+    _, me = claimed(store, "busy")
+    writer = begins(store, me, UNUSED, again=True)
+    assert isinstance(writer, Writer)
+    store.write(f"{data_key(UNUSED, writer.folder)}/train/shard.npy", b"half of it")
+    assert mark(store, [UNUSED], Clock()) == [UNUSED]
+    state, _ = read_state(store, UNUSED)
+    assert state.delete_after is not None
+    assert state.unneeded == ()
