@@ -91,7 +91,7 @@ def test_a_layer_routes_and_mixes_as_the_seeds_does() -> None:
     model = import_seed(SEEDS / "tachyon_rows_ckpt.pt")
     experts = model.blocks[1].feedforward
     given = reference["moe_input_layer1"]
-    result, _ = experts(given, None)
+    result, _ = experts(given)
     logits = given.flatten(0, 1) @ experts.router.T
     assert (logits - reference["router_logits_layer1"]).abs().max() <= 1e-5
     chosen = logits.topk(2, dim=-1).indices
