@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.console.formats import duration, moment, show, size
@@ -108,7 +108,7 @@ def _checkpoint_in_words(entry: dict[str, Any] | None) -> str:
     return f"{entry['stage']} step {entry['step']:,}, {age} ago, {size(entry['bytes'])}"
 
 
-def _owner_in_words(status: dict[str, Any]) -> str:
+def _owner_in_words(status: Mapping[str, Any]) -> str:
     owner = status["owner"]
     if owner is None:
         return "nobody (released)"

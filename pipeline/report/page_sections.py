@@ -194,7 +194,8 @@ def _attempts(rows: Sequence[Row]) -> list[Block]:
     shown = []
     for row in rows:
         plain = {key: v for key, v in row.items() if isinstance(v, str | int | float) and v != ""}
-        heading = f"{plain.pop('at')}, {STAGE_NAMES.get(plain['stage'], plain['stage'])}"
+        stage = str(plain["stage"])
+        heading = f"{plain.pop('at')}, {STAGE_NAMES.get(stage, stage)}"
         facts = [(key.replace("_", " "), _cell(key, value)) for key, value in plain.items()]
         shown.append((heading, facts))
     return [{"heading": heading, "facts": facts} for heading, facts in shown]

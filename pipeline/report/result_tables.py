@@ -56,8 +56,8 @@ def result_blocks(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> 
             f"and in {early} of the other places."
         )
     if choices := choice_rows(results):
-        columns = ("task", "model", "accuracy", "chance", "questions")
-        blocks += ["Multiple choice by likelihood:", Table(columns, choices, 2)]
+        asked = ("task", "model", "accuracy", "chance", "questions")
+        blocks += ["Multiple choice by likelihood:", Table(asked, choices, 2)]
     if lm_eval := lm_eval_rows(results):
         blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
     shown = [block for block in blocks if block]
