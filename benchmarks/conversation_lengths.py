@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.exported import TOKENIZER
 from pion.data.chat.conversation import Tokenized, parse_conversation, tokenize_batch
-from pion.data.documents.corpus import jsonl_records
+from pion.data.documents.file_to_documents import jsonl_records
 from pion.data.tokens.tokenizer import Tokenizer
 
 FILE = Path(__file__).parent / "conversation_lengths.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pion.data.documents.corpus import json_lines, whole_characters
+from pion.data.documents.file_to_documents import json_lines, whole_characters
 from pion.data.shards import IGNORED
 from pion.data.stream import Batch
 from pion.data.tokens.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ import json
 from pipeline.console.formats import moment, show, size
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.find_run import read_run
-from pipeline.state.records import CheckpointEntry
+from pipeline.state.head import CheckpointEntry
 from pipeline.state.run_state import RunState
 from pipeline.state.workspace import Workspace, scratch_workspace
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pion.data.documents.corpus import json_lines, jsonl_records, record_documents
+from pion.data.documents.file_to_documents import json_lines, jsonl_records, record_documents
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.evaluation.held_out import HeldOut, Scorer, held_out

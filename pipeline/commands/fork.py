@@ -22,10 +22,10 @@ from pipeline.models.bring import with_renamed_base
 from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.find_run import read_run, refuse_remains
+from pipeline.state.head import SHARED, CheckpointEntry, Head, data_key
 from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import finite_json, parse, to_json
-from pipeline.state.records import SHARED, CheckpointEntry, Head, data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import copy_bases
 from pipeline.state.shared.begin import begin, is_there

@@ -29,7 +29,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     """
     try:
         if path.suffix == ".jsonl":
-            from pion.data.documents.corpus import json_lines
+            from pion.data.documents.file_to_documents import json_lines
 
             prompts = [Prompt(where, _prompt(where, value)) for where, value in json_lines(path)]
         else:

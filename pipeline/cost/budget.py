@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pion.errors import BadInput, Stopped
 from pipeline.machine.pod_price import pod_price
 from pipeline.machine.rented import PRICE_VARIABLE, rental_price
-from pipeline.state.records import Spent
+from pipeline.state.head import Spent
 
 if TYPE_CHECKING:
     from pipeline.job import Budget

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.machine.rented import AT_HOME, RENTED
+from pipeline.state.head import UNCOUNTED_SECONDS, Head
 from pipeline.state.metrics import kept_rows
 from pipeline.state.owner import RELEASED
-from pipeline.state.records import UNCOUNTED_SECONDS, Head
 
 STEPS, STAGES, BOOT, RESTORE, RECOMPUTE, STALL, IDLE = CAUSES = (
     "steps",

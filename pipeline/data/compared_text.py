@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from pion.data.documents.corpus import (
+from pion.data.documents.file_to_documents import (
     JSONL_SUFFIXES,
     TEXT_SUFFIXES,
     jsonl_records,

@@ -18,8 +18,8 @@ from pion.data.shards import Manifest, Shard, describe, split_tail
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.console.messages import PrepareProgress, Say
+from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.sources import Input
-from pipeline.data.text_rows import RowFormat
 from pipeline.job import BinShards, HubNpyShards, NpyShards
 from pipeline.kill_points import mark
 from pipeline.state.workspace import link_or_copy

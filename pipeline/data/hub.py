@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pion.data.arrays import NPY_HEADER_BYTES, parse_npy_header
-from pion.data.documents.corpus import Record
+from pion.data.documents.file_to_documents import Record
 from pion.data.shards import Shard
 from pion.errors import BadInput, PionError
 

@@ -17,7 +17,7 @@ from typing import Any
 from pion.data.chat.conversation import CONVERSATION_KEYS, ROLES, Turn, parse_conversation, role_of
 from pion.data.chat.messages import KNOWN_ROLES, Conversation, parse_messages
 from pion.data.documents import python_docs, python_qa
-from pion.data.documents.corpus import (
+from pion.data.documents.file_to_documents import (
     JSONL_SUFFIXES,
     PARQUET_SUFFIXES,
     TEXT_SUFFIXES,

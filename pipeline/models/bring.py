@@ -10,8 +10,8 @@ from pathlib import Path
 from pion.config.lora import RECORD, is_adapter, read_record
 from pion.errors import BadInput
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER
+from pipeline.state.head import Head
 from pipeline.state.record_json import Damaged
-from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import BASES, bring_files
 from pipeline.state.stores import DEFAULT_STORE, Missing, Store, open_store

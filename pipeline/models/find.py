@@ -21,8 +21,8 @@ from pion.untrusted import read_file
 from pipeline.machine.folders import expand
 from pipeline.models.bring import bring_model
 from pipeline.state.find_run import known_runs, no_such_run, open_run, runs_in
+from pipeline.state.head import CheckpointEntry, Head
 from pipeline.state.record_json import build, open_record, parse_record
-from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import BASES
 from pipeline.state.stores import DEFAULT_STORE, open_store

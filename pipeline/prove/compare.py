@@ -16,9 +16,9 @@ from pion.errors import PionError
 from pion.untrusted import parse_object
 from pipeline.job import Job
 from pipeline.state.checkpoints.layout import MODEL, STATE
+from pipeline.state.head import SkippedRows
 from pipeline.state.metrics import Row, read_metrics
 from pipeline.state.record_json import parse_record
-from pipeline.state.records import SkippedRows
 from pipeline.state.run_state import RunState
 
 # Differing tensors or settings that a message names; it counts the rest.

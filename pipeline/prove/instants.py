@@ -17,7 +17,7 @@ from pipeline.job import HubDataset, Job, Source
 from pipeline.kill_points import POINTS
 from pipeline.machine.gpus import gpu_count
 from pipeline.prove.attempt import Attempt, Instant
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 
 MAX_STEPS, MIN_STAGE_STEPS = 60, 6
 SAVE_EVERY, EVALUATE_EVERY = 3, 10

@@ -29,7 +29,7 @@ from pipeline.job import Job
 from pipeline.prove.attempt import Attempt, Instant, Place, attempt
 from pipeline.prove.compare import Trained, first_difference, read_trained
 from pipeline.prove.instants import SAVE_EVERY, Instants, cut_overrides
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
 

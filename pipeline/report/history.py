@@ -10,7 +10,7 @@ from pipeline.console.formats import moment, printable
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import STAGES, Job
 from pipeline.report.results import Published, evaluated, published
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 from pipeline.state.row_types import Unreadable
 from pipeline.state.run_state import SILENCE_SECONDS
 from pipeline.state.stop_requests import describe_stop

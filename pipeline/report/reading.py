@@ -12,9 +12,9 @@ from pipeline.job import Job
 from pipeline.report.history import RunHistory
 from pipeline.state.deadline import deadline_json
 from pipeline.state.find_run import no_such_run
+from pipeline.state.head import Head
 from pipeline.state.metrics import Replaced, events_reader, kept_rows, metrics_reader
 from pipeline.state.recorded_job import recorded_job
-from pipeline.state.records import Head
 from pipeline.state.row_types import Unreadable
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import run_status

@@ -10,8 +10,8 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
+from pipeline.state.head import Head
 from pipeline.state.record_json import Count, Number, Sha256, build, open_record
-from pipeline.state.records import Head
 
 
 class Choices(TypedDict):

@@ -16,8 +16,8 @@ from pipeline.report.reading import read_history
 from pipeline.report.report_file import REPORT
 from pipeline.report.results import Published
 from pipeline.state.checkpoints.retention import final_checkpoint, selected
+from pipeline.state.head import Head
 from pipeline.state.owner import Owner
-from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import bring_base
 from pipeline.state.shared.folder import bring_data

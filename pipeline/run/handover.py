@@ -13,8 +13,8 @@ import os
 from collections.abc import Callable, Mapping
 
 from pion.errors import BadInput, PionError
+from pipeline.state.head import Head
 from pipeline.state.owner import Owner
-from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import ask_stop, pending_stop
 

@@ -20,7 +20,7 @@ from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.fingerprint import Part
 from pipeline.run.start import Start
 from pipeline.state.claim import Claim
-from pipeline.state.records import SHARED, data_key
+from pipeline.state.head import SHARED, data_key
 from pipeline.state.shared.bases import bring_base
 from pipeline.state.shared.begin import begin, confirm
 from pipeline.state.shared.folder import Overtaken, complete, own_key

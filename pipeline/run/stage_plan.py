@@ -15,8 +15,8 @@ from pipeline.job.digest import Difference, Digests, Inputs, differences, digest
 from pipeline.job.section import part_of
 from pipeline.job.train_sections import settings_of
 from pipeline.state.find_run import refuse_remains
+from pipeline.state.head import CheckpointEntry, Head
 from pipeline.state.recorded_job import know_rows
-from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE
 

@@ -27,12 +27,12 @@ from pion.errors import BadInput
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, Say
 from pipeline.data.continuations import continuation_questions
+from pipeline.data.conversations_to_rows import in_own_format, in_template, write_conversation_rows
+from pipeline.data.documents_to_rows import RowFormat, write_text_rows
 from pipeline.data.fingerprint import Part, check_unchanged, fingerprint_of
 from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
-from pipeline.data.sft_rows import in_own_format, in_template, write_conversation_rows
 from pipeline.data.sources import Input, Remarks, conversations, find_input, talks, texts
-from pipeline.data.text_rows import RowFormat, write_text_rows
 from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.digest import covered_fields

@@ -15,10 +15,10 @@ from typing import Any
 from pion.errors import BadInput, Fenced
 from pipeline.console.formats import moment
 from pipeline.state.find_run import refuse_remains
+from pipeline.state.head import Head, SkippedRows, Spent, StageRecord
 from pipeline.state.heartbeat import Heartbeat
 from pipeline.state.liveness import Unchanged
 from pipeline.state.owner import Owner, is_running, may_take_over
-from pipeline.state.records import Head, SkippedRows, Spent, StageRecord
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store
 

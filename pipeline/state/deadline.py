@@ -14,10 +14,10 @@ from typing import Any
 from pion.errors import BadInput
 from pipeline.console.formats import duration, moment, printable
 from pipeline.job import Deadline
+from pipeline.state.head import Head
 from pipeline.state.owner import Author
 from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.record_json import FORMAT, Amount, Damaged, Time, closed_record
-from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
 from pipeline.state.watcher_beat import WatcherBeat, nobody_watches, read_beat

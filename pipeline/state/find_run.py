@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pion.errors import BadInput
 from pipeline.console.formats import size
+from pipeline.state.head import BeingRemoved, Head
 from pipeline.state.liveness import last_change
-from pipeline.state.records import BeingRemoved, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, Entry, Store, open_store, split_run
 from pipeline.state.stores.base import is_run_name

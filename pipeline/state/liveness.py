@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from pipeline.state.head import Head
 from pipeline.state.owner import Owner, is_running
-from pipeline.state.records import Head
 from pipeline.state.run_state import Clock, RunState
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput
+from pipeline.state.head import Head
 from pipeline.state.record_json import Damaged
-from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:

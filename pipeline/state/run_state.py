@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from pion.untrusted import LARGEST_JOB
 from pipeline.kill_points import mark
+from pipeline.state.head import BeingRemoved, Head
 from pipeline.state.record_file import RecordFile
 from pipeline.state.record_json import (
     Count,
@@ -24,7 +25,6 @@ from pipeline.state.record_json import (
     parse_record,
     to_json,
 )
-from pipeline.state.records import BeingRemoved, Head
 from pipeline.state.stores import Missing, Store, write_once
 from pipeline.state.stores.base import check_run_name
 

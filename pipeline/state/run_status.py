@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 from pipeline.job import STAGES
+from pipeline.state.head import Head
 from pipeline.state.liveness import last_change
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.recorded_job import recorded_stages
-from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import pending_stop
 

@@ -13,7 +13,7 @@ from pipeline.console.formats import duration, size
 from pipeline.console.messages import Note, Say
 from pipeline.job import Job
 from pipeline.job.train_sections import Sft
-from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, Head
+from pipeline.state.head import TRASH_SECONDS, CheckpointEntry, Head
 from pipeline.state.workspace import Workspace
 
 # A held-out loss that rises this many times in a row rises by more than chance.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 
 # Shorter intervals gain nothing: they would save less work than a restart takes.
 MIN_SECONDS = 10.0

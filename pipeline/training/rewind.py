@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from pion.data.order import step_rows
 from pion.errors import PionError, Trouble
-from pipeline.state.records import Head, SkippedRows
+from pipeline.state.head import Head, SkippedRows
 
 RowRange = tuple[int, int]  # [first, stop)
 

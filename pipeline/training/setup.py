@@ -24,8 +24,8 @@ from pipeline.job.train_sections import settings_of
 from pipeline.machine.folders import use_private_compile_cache
 from pipeline.state.checkpoints.layout import METRICS, STATE
 from pipeline.state.checkpoints.restore import Found, Loaded, load_folder, newest_good
+from pipeline.state.head import Head
 from pipeline.state.record_json import Count, build, open_record, to_json
-from pipeline.state.records import Head
 from pipeline.state.shared.folder import bring_data
 from pipeline.training.busy_cores import BusyCores, Work
 from pipeline.training.compute_plan import choose_plan

@@ -29,9 +29,9 @@ from pipeline.state.checkpoints.retention import Keep, sweep
 from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
 from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest, save
 from pipeline.state.claim import Claim, claim_run
+from pipeline.state.head import Head
 from pipeline.state.metrics import EventLog, read_metrics
 from pipeline.state.owner import Owner
-from pipeline.state.records import Head
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stop_requests import clear_stops, pending_stop
 from pipeline.state.stores import Store

@@ -22,9 +22,9 @@ from pipeline.state.checkpoints.restore import Found, check_entry
 from pipeline.state.checkpoints.retention import Keep
 from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest
 from pipeline.state.claim import claim_run
+from pipeline.state.head import TRASH_SECONDS
 from pipeline.state.metrics import MetricsLog
 from pipeline.state.owner import Owner
-from pipeline.state.records import TRASH_SECONDS
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stores import FileStore, Store
 from pipeline.state.stores.s3.store import S3Store

@@ -36,8 +36,8 @@ from pion.errors import BadInput, Fenced, NotDurable, PionError
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL
 from pipeline.state.checkpoints.retention import Keep, sweep, sweep_abandoned
 from pipeline.state.claim import Claim, claim_run
+from pipeline.state.head import TRASH_SECONDS, CheckpointEntry, ClaimRecord, Head
 from pipeline.state.owner import Owner
-from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, ClaimRecord, Head
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stores import StoreError
 from tests.faults.faulty_store import Crash
@@ -401,7 +401,7 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             self, owner=me, claims=(ClaimRecord(self.epoch, at, me), *self.claims)
         ),
     ),
-    "garbage that goes at once": lambda: patch("pipeline.state.records.TRASH_SECONDS", 0.0),
+    "garbage that goes at once": lambda: patch("pipeline.state.head.TRASH_SECONDS", 0.0),
     "retention that keeps nothing": lambda: patch(
         "pipeline.state.checkpoints.retention.kept", lambda head, keep: set()
     ),

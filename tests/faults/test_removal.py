@@ -9,7 +9,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.state.claim import claim_run
-from pipeline.state.records import BeingRemoved
+from pipeline.state.head import BeingRemoved
 from pipeline.state.removal import find_removable, remove
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import pytest
 
-from pipeline.state.records import SHARED, TRASH_SECONDS, Head, data_key
+from pipeline.state.head import SHARED, TRASH_SECONDS, Head, data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared import prune
 from pipeline.state.shared.begin import begin, confirm

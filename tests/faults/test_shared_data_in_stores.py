@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.state.claim import claim_run
 from pipeline.state.find_run import runs_in
-from pipeline.state.records import SHARED, TRASH_SECONDS, data_key
+from pipeline.state.head import SHARED, TRASH_SECONDS, data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.begin import begin, confirm
 from pipeline.state.shared.folder import Overtaken, complete

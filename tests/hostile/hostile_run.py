@@ -15,8 +15,7 @@ from safetensors.torch import save
 
 from pipeline.cli import main
 from pipeline.state.claim import claim_run
-from pipeline.state.owner import Owner
-from pipeline.state.records import (
+from pipeline.state.head import (
     SHARED_DATA_FORMAT,
     CheckpointEntry,
     ClaimRecord,
@@ -27,6 +26,7 @@ from pipeline.state.records import (
     Trash,
     data_key,
 )
+from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store
 from tests.support.finished_run import tiny_model, tiny_tokenizer

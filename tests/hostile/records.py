@@ -25,9 +25,9 @@ from pipeline.report.result_tables import (
 from pipeline.report.results import evaluated, published
 from pipeline.state.checkpoints.layout import MANIFEST, STATE, Provenance
 from pipeline.state.deadline import DEADLINE, Asked, RunDeadline, read_deadline
+from pipeline.state.head import Head, StageRecord
 from pipeline.state.owner import Author
 from pipeline.state.record_json import Number, parse, parse_record
-from pipeline.state.records import Head, StageRecord
 from pipeline.state.rental_note import NOTE, RentalNote, read_rental_note
 from pipeline.state.row_types import event_row, metrics_row
 from pipeline.state.run_state import RunState, heartbeat_path

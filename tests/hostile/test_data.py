@@ -16,7 +16,12 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from pion.data.documents.corpus import LONGEST_LINE, json_lines, parquet_rows, text_documents
+from pion.data.documents.file_to_documents import (
+    LONGEST_LINE,
+    json_lines,
+    parquet_rows,
+    text_documents,
+)
 from pion.errors import BadInput
 from pion.evaluation.multiple_choice import read_questions
 from pipeline.job import Job

@@ -16,8 +16,8 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Shard
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_LISTING, LARGEST_RECORD
+from pipeline.data.conversations_to_rows import COUNTED, PROGRESS
 from pipeline.data.prepared import DATASET, open_data
-from pipeline.data.sft_rows import COUNTED, PROGRESS
 from pipeline.data.shard_cache import ShardCache
 from pipeline.stages.prepare import PINNED
 from tests.hostile.in_process import little_memory
@@ -228,8 +228,8 @@ def test_packed_conversations_that_can_not_be_read_are_packed_again(
     tmp_path: Path, content: str
 ) -> None:
     from pion.data.tokens.tokenizer import train_bpe
-    from pipeline.data.sft_rows import _Packer, in_own_format
-    from pipeline.data.text_rows import RowFormat
+    from pipeline.data.conversations_to_rows import _Packer, in_own_format
+    from pipeline.data.documents_to_rows import RowFormat
 
     tokenizer = train_bpe(["a few words"], 260)
     counts = dict.fromkeys(("rows", *COUNTED), 0)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pipeline.state.records import data_key
+from pipeline.state.head import data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.records import state_key
 from tests.hostile.hostile_run import full_head, make_hostile_run, pion, replace

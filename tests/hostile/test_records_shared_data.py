@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
-from pipeline.state.records import SHARED, data_key
+from pipeline.state.head import SHARED, data_key
 from pipeline.state.run_state import Clock
 from pipeline.state.shared.begin import confirm
 from pipeline.state.shared.prune import delete_due, list_shared, mark

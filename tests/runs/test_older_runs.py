@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.cli import main
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 from tests.paths import OLDER_RUNS

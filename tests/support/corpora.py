@@ -110,7 +110,7 @@ def model_of(vocab_size: int) -> dict[str, int]:
 
 def interrupt_after_shards(job: Job, folder: Path, shards: int) -> None:
     """Stop, as Ctrl-C does between two batches, once there are so many shards."""
-    import pipeline.data.text_rows as text_rows
+    import pipeline.data.documents_to_rows as text_rows
 
     class Stop(Exception):
         pass

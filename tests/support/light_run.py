@@ -14,9 +14,9 @@ from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER, Provenance
 from pipeline.state.checkpoints.upload_worker import SaveRequest
 from pipeline.state.checkpoints.upload_worker import save as save_files
 from pipeline.state.claim import Claim, claim_run
+from pipeline.state.head import CheckpointEntry
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner
-from pipeline.state.records import CheckpointEntry
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.stores import Store
 from pipeline.state.workspace import Workspace

@@ -7,8 +7,8 @@ import uuid
 from typing import Any
 
 from pipeline.state.claim import Claim
+from pipeline.state.head import CheckpointEntry, Head
 from pipeline.state.owner import Owner
-from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
 
 

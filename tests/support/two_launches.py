@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
 from tests.support.states import someone
 

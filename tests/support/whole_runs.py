@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.state.head import CheckpointEntry, Head
 from pipeline.state.metrics import read_metrics
-from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 from tests.support.jobs import tiny_dict, write_tiny_data

@@ -26,7 +26,7 @@ from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
-from pion.data.documents.corpus import Document
+from pion.data.documents.file_to_documents import Document
 from pion.errors import BadInput
 
 # Folders of the library that have tests, examples or other people's packages.

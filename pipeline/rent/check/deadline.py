@@ -18,7 +18,7 @@ from pipeline.rent.plan.prices import Offer
 from pipeline.rent.plan.speeds import Known, known_speeds
 from pipeline.rent.sky_yaml import SkyYaml, trains
 from pipeline.state.deadline import Asked, RunDeadline, new_deadline, read_deadline
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.stores.clock import StoreClock

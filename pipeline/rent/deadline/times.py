@@ -17,8 +17,8 @@ from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 from pipeline.run.stage_plan import plan_stages
 from pipeline.state.deadline import RunDeadline
+from pipeline.state.head import Head
 from pipeline.state.metrics import Row
-from pipeline.state.records import Head
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
 
 # SkyPilot notices within 60 to 70 s that a machine is gone, and the watcher looks every 10 s.

@@ -30,9 +30,9 @@ from pipeline.rent.managed.request import (
 from pipeline.rent.sky_yaml import UNTIL, SkyYaml, read_sky_yaml, until_of, with_until
 from pipeline.run.handover import FROM_EPOCH
 from pipeline.state.find_run import read_run
+from pipeline.state.head import Head
 from pipeline.state.metrics import read_events
 from pipeline.state.recorded_job import find_job_file
-from pipeline.state.records import Head
 from pipeline.state.rental_note import RentalNote, withdraw_rental_note
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, RunState
 from pipeline.state.run_status import is_finished

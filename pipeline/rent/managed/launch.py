@@ -26,8 +26,8 @@ from pipeline.rent.managed.request import (
 )
 from pipeline.rent.sky_yaml import read_sky_yaml, until_of, with_until
 from pipeline.run.stage_plan import stages_until
+from pipeline.state.head import Head
 from pipeline.state.liveness import Life, owner_of
-from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
 from pipeline.state.stop_requests import clear_stops

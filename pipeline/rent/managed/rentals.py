@@ -23,8 +23,8 @@ from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.state.find_run import open_run, read_run
+from pipeline.state.head import Head
 from pipeline.state.liveness import Life, owner_of
-from pipeline.state.records import Head
 from pipeline.state.rental_note import never_rented
 from pipeline.state.run_state import RunState
 

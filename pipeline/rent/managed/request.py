@@ -31,7 +31,7 @@ from pipeline.rent.managed.provider.task import (
     with_candidates,
 )
 from pipeline.rent.sky_yaml import SkyYaml, trains
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 from pipeline.state.rental_note import (
     RentalNote,
     read_rental_note,

@@ -18,7 +18,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import amount
-from pipeline.data.sft_rows import in_own_format, in_template
+from pipeline.data.conversations_to_rows import in_own_format, in_template
 from pipeline.data.sources import SAMPLED, conversations, find_input, talks
 from pipeline.job import HubDataset, Job
 from pipeline.stages.prepare import prepare_sft

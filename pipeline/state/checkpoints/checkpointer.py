@@ -26,9 +26,9 @@ from pipeline.state.checkpoints.snapshot import Snapshot, Tensors
 from pipeline.state.checkpoints.upload_worker import SaveRequest
 from pipeline.state.checkpoints.uploader import Uploader, UploaderDied
 from pipeline.state.claim import Claim
+from pipeline.state.head import CheckpointEntry, Head
 from pipeline.state.metrics import MetricsLog
 from pipeline.state.record_json import to_json
-from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.stores import StoreError
 from pipeline.state.workspace import Workspace
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.state.head import CheckpointEntry
 from pipeline.state.record_json import FORMAT, Count, Epoch, Time, build, closed_record, to_json
-from pipeline.state.records import CheckpointEntry
 from pipeline.state.workspace import Files
 
 MODEL = "model.safetensors"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pion.errors import PionError
 from pion.untrusted import read_file
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER, STATE, Provenance
+from pipeline.state.head import CheckpointEntry, Head
 from pipeline.state.record_json import Damaged, parse, parse_record
-from pipeline.state.records import CheckpointEntry, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing
 from pipeline.state.workspace import Files, Workspace, read_files

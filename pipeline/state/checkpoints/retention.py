@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
 from pipeline.state.claim import Claim
-from pipeline.state.records import TRASH_SECONDS, CheckpointEntry, Head
+from pipeline.state.head import TRASH_SECONDS, CheckpointEntry, Head
 from pipeline.state.stores import StoreError
 
 if TYPE_CHECKING:

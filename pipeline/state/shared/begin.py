@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Callable
 
 from pion.errors import BadInput
+from pipeline.state.head import TRASH_SECONDS, data_key
 from pipeline.state.liveness import Unchanged, is_silent, last_change
 from pipeline.state.owner import Owner, is_running
-from pipeline.state.records import TRASH_SECONDS, data_key
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.shared.records import (
     DataState,

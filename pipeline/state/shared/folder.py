@@ -13,7 +13,7 @@ from pathlib import Path
 from pion.data.arrays import unwritable
 from pion.errors import PionError
 from pipeline.kill_points import mark
-from pipeline.state.records import SHARED, Head, data_key
+from pipeline.state.head import SHARED, Head, data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.records import Writer, read_state, swap_state
 from pipeline.state.stores import Store

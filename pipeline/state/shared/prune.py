@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.state.find_run import runs_in
+from pipeline.state.head import SHARED, TRASH_SECONDS, data_key, is_data_key
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import is_sha256
-from pipeline.state.records import SHARED, TRASH_SECONDS, data_key, is_data_key
 from pipeline.state.run_state import Clock
 from pipeline.state.shared.begin import preparing
 from pipeline.state.shared.folder import delete_folder

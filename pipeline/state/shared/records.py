@@ -16,9 +16,9 @@ from typing import Annotated
 
 from annotated_types import Predicate
 
+from pipeline.state.head import SHARED, Head
 from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.record_json import FORMAT, Count, Epoch, Time, closed_record
-from pipeline.state.records import SHARED, Head
 from pipeline.state.stores import Store
 from pipeline.state.stores.base import is_run_name
 

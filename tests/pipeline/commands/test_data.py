@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pipeline.state.claim import Claim, claim_run
+from pipeline.state.head import TRASH_SECONDS, data_key
 from pipeline.state.owner import Owner
-from pipeline.state.records import TRASH_SECONDS, data_key
 from pipeline.state.run_state import Clock, RunState
 from pipeline.state.shared.begin import begin
 from pipeline.state.shared.folder import complete

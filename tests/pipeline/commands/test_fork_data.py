@@ -10,8 +10,8 @@ import pytest
 from pion.errors import PionError
 from pipeline.commands.fork import fork_run
 from pipeline.state.claim import claim_run
+from pipeline.state.head import SHARED, Head, data_key
 from pipeline.state.owner import Owner
-from pipeline.state.records import SHARED, Head, data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.begin import begin
 from pipeline.state.shared.folder import bring_data, complete

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from pipeline.state.claim import claim_run
+from pipeline.state.head import SkippedRows
 from pipeline.state.owner import Owner
-from pipeline.state.records import SkippedRows
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
 from tests.support.jobs import tiny_dict

@@ -9,7 +9,7 @@ import pytest
 from pion.errors import BadInput
 from pipeline.cost.budget import check_budget, over_budget, price_per_hour
 from pipeline.job import Budget
-from pipeline.state.records import Spent
+from pipeline.state.head import Spent
 from tests.support.whole_runs import ends_with, start, write_job
 
 

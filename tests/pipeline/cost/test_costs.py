@@ -24,9 +24,9 @@ from pipeline.job import Job
 from pipeline.report.report_file import write_run_report
 from pipeline.state.claim import claim_run
 from pipeline.state.find_run import read_run
+from pipeline.state.head import CheckpointEntry, ClaimRecord, Head, Spent, StageRecord
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import RELEASED, Owner
-from pipeline.state.records import CheckpointEntry, ClaimRecord, Head, Spent, StageRecord
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.light_run import JOB, light_run

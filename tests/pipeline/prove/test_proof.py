@@ -26,8 +26,8 @@ from pipeline.prove.instants import (
     cut_steps,
 )
 from pipeline.prove.proof import ProofOptions, prove, verdict_lines
+from pipeline.state.head import Head, StageRecord
 from pipeline.state.owner import Owner
-from pipeline.state.records import Head, StageRecord
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, open_store
 from pipeline.workers.reaper import session_processes

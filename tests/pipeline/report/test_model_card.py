@@ -23,7 +23,7 @@ from pipeline.report.model_card import (
     _positions,
     model_card,
 )
-from pipeline.state.records import Head, StageRecord
+from pipeline.state.head import Head, StageRecord
 
 JOB: dict[str, Any] = {
     "name": "demo",

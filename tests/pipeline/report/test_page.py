@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.report.report_file import write_report
-from pipeline.state.records import SkippedRows
+from pipeline.state.head import SkippedRows
 from tests.pipeline.report.test_page_data import DONE, costs_of_two_machines, history, sample_row
 from tests.support.browser import needs_chromium
 from tests.support.contrast import CONTRAST

@@ -13,8 +13,8 @@ import pytest
 
 from pipeline.report.page_data import page_data
 from pipeline.report.report_file import report_html, write_report
+from pipeline.state.head import Head, StageRecord
 from pipeline.state.record_json import Damaged
-from pipeline.state.records import Head, StageRecord
 from tests.pipeline.report.test_page_data import DONE, history, sample_row, told
 
 ATTACK = (

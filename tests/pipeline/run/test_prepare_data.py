@@ -16,7 +16,7 @@ from pipeline.run.prepare import prepare_data
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.start import Options, Start
 from pipeline.state.claim import claim_run
-from pipeline.state.records import SHARED, TRASH_SECONDS
+from pipeline.state.head import SHARED, TRASH_SECONDS
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.stores import FileStore

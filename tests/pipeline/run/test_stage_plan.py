@@ -19,7 +19,7 @@ from pipeline.run.stage_plan import (
     stage_inputs,
     steps_may_be_raised,
 )
-from pipeline.state.records import CheckpointEntry, Head, StageRecord
+from pipeline.state.head import CheckpointEntry, Head, StageRecord
 from tests.support.jobs import tiny_job
 
 

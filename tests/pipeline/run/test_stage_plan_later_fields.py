@@ -15,7 +15,7 @@ from pipeline.run.stage_plan import (
     stage_inputs,
     steps_may_be_raised,
 )
-from pipeline.state.records import CheckpointEntry, Head
+from pipeline.state.head import CheckpointEntry, Head
 from tests.support import later_version
 from tests.support.jobs import tiny_dict, tiny_job
 from tests.support.later_version import LaterJob

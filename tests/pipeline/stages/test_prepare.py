@@ -239,8 +239,8 @@ import sys
 from pathlib import Path
 from pipeline.job.file import load_job
 from pipeline.stages.prepare import prepare_pretrain
-import pipeline.data.text_rows
-pipeline.data.text_rows.BATCH_BYTES = 20_000
+import pipeline.data.documents_to_rows
+pipeline.data.documents_to_rows.BATCH_BYTES = 20_000
 prepare_pretrain(load_job(sys.argv[1]), Path(sys.argv[2]), lambda message: None)
 """
 

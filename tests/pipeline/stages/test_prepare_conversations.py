@@ -97,7 +97,7 @@ def test_the_messages_layout_gives_the_same_rows(tmp_path: Path) -> None:
 def test_interrupted_packing_continues_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipeline.data.sft_rows as conversation_rows
+    import pipeline.data.conversations_to_rows as conversation_rows
 
     monkeypatch.setattr(conversation_rows, "BUFFER", 300)
     write_chats(tmp_path / "chat.jsonl", 3000)

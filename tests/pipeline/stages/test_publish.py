@@ -22,7 +22,7 @@ from pipeline.job import Job
 from pipeline.report.history import RunHistory
 from pipeline.report.published_by import card_in, is_still_there, other_run
 from pipeline.stages.publish import check_target, publish_run
-from pipeline.state.records import Head, StageRecord
+from pipeline.state.head import Head, StageRecord
 from tests.support.hub_server import FINE_GRAINED_TOKEN, READ_TOKEN, HubServer, hub_server
 from tests.support.jobs import tiny_job
 

@@ -10,8 +10,8 @@ import pytest
 
 from pion.errors import BadInput, Fenced
 from pipeline.state.claim import Claim, claim_run
+from pipeline.state.head import CLAIMS_KEPT, WRITE_IDS_KEPT, Head
 from pipeline.state.owner import Owner
-from pipeline.state.records import CLAIMS_KEPT, WRITE_IDS_KEPT, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, FileStore, StoreError
 from tests.support.clock import FakeClock

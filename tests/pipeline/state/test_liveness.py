@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
+from pipeline.state.head import Head
 from pipeline.state.liveness import Life, Unchanged, is_silent, liveness
-from pipeline.state.records import Head
 from tests.hostile.hostile_run import NOW, full_head
 from tests.support.clock import FakeClock
 

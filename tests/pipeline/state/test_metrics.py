@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.state.head import Head
 from pipeline.state.metrics import (
     EventLog,
     MetricsLog,
@@ -18,7 +19,6 @@ from pipeline.state.metrics import (
     read_events,
     read_metrics,
 )
-from pipeline.state.records import Head
 from pipeline.state.row_types import Unreadable
 from pipeline.state.stores import FileStore, StoreError
 from tests.support.waiting import join

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.console.messages import Note, Shown
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
 from pipeline.training.advice import Advice

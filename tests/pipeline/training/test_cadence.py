@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 from pipeline.training.cadence import MIN_SECONDS, SaveCadence, seconds_between_interruptions
 from tests.support.states import someone
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pion.data.order import rank_rows, step_rows
 from pion.errors import BadInput, Fenced, PionError, Trouble
 from pipeline.state.claim import claim_run
-from pipeline.state.records import CheckpointEntry, Head, SkippedRows
+from pipeline.state.head import CheckpointEntry, Head, SkippedRows
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from pipeline.training.rewind import plan_rewind, rows_to_skip

@@ -35,7 +35,7 @@ from pipeline.rent.managed.provider.recorded_task import (
     new_launch_id,
 )
 from pipeline.rent.managed.request import note_of
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 from pipeline.state.rental_note import read_rental_note, withdraw_rental_note, write_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import clear_handovers

@@ -26,7 +26,7 @@ from pipeline.rent.managed.provider.jobs import ManagedJob, place_of
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import launch_id_of, until_of_job
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished, run_status
 from pipeline.state.stop_requests import pending_stop

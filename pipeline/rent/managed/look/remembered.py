@@ -18,8 +18,8 @@ from pipeline.rent.managed.look.diagnose import Attempt
 from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place, place_of
 from pipeline.rent.managed.provider.pods import Pod
+from pipeline.state.head import Head
 from pipeline.state.metrics import read_events
-from pipeline.state.records import Head
 from pipeline.state.run_state import RunState
 
 # Costs are read from a run's events at most this often.

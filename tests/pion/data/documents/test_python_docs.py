@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pion.data.documents.corpus import Document
+from pion.data.documents.file_to_documents import Document
 from pion.data.documents.python_docs import (
     RECOGNISED_LETTERS,
     definitions,

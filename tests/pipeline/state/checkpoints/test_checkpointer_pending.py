@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.state.checkpoints.checkpointer import PendingCommit
 from pipeline.state.checkpoints.restore import Found
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 from tests.support.states import an_entry
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pion.errors import Fenced
 from pipeline.state.checkpoints.retention import Keep, forget, kept, sweep, sweep_abandoned
 from pipeline.state.claim import Claim, claim_run
-from pipeline.state.records import CheckpointEntry, Head, StageRecord
+from pipeline.state.head import CheckpointEntry, Head, StageRecord
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.clock import FakeClock

@@ -10,7 +10,7 @@ import pytest
 from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.state.checkpoints.retention import final_checkpoint, selected
-from pipeline.state.records import CheckpointEntry, Head, StageRecord
+from pipeline.state.head import CheckpointEntry, Head, StageRecord
 from tests.support.jobs import tiny_job
 
 

@@ -13,7 +13,7 @@ from pipeline.rent.managed.look.look import Look
 from pipeline.rent.managed.look.progress import Progress
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.sky_yaml import read_sky_yaml
-from pipeline.state.records import ClaimRecord, Head
+from pipeline.state.head import ClaimRecord, Head
 from tests.pipeline.rent.conftest import SkyHome
 from tests.support.light_run import JOB
 from tests.support.states import someone

@@ -12,15 +12,15 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.state.claim import claim_run
-from pipeline.state.owner import Owner
-from pipeline.state.record_json import FORMAT
-from pipeline.state.records import (
+from pipeline.state.head import (
     REMOVING_FORMAT,
     SHARED_DATA_FORMAT,
     CheckpointEntry,
     SkippedRows,
     data_key,
 )
+from pipeline.state.owner import Owner
+from pipeline.state.record_json import FORMAT
 from pipeline.state.rental_note import NOTE, RentalNote, write_rental_note
 from pipeline.state.run_state import RunState, heartbeat_path
 from tests.paths import OLDER_RUNS

@@ -26,9 +26,9 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_LISTING, read_json
 from pipeline.console.messages import PrepareProgress, Say
+from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.prepared import SPLITS
 from pipeline.data.sources import SYSTEMS, Talk
-from pipeline.data.text_rows import RowFormat
 from pipeline.kill_points import mark
 
 BUFFER = 16_384

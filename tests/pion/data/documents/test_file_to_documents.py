@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pion.data.documents import corpus
-from pion.data.documents.corpus import (
+from pion.data.documents import file_to_documents
+from pion.data.documents.file_to_documents import (
     PART_BYTES,
     find_files,
     jsonl_records,
@@ -95,7 +95,7 @@ def test_the_end_of_a_file_is_no_document_of_its_own(
 def test_a_large_file_is_not_cut_behind_its_title(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "PART_BYTES", 40)
+    monkeypatch.setattr(file_to_documents, "PART_BYTES", 40)
     content = "Title\n\n" + "a line of text\n" * 5 + "\nnext\n\n" + "more\n" * 4
     (tmp_path / "a.txt").write_text(content)
     parts = texts(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.state.claim import claim_run
-from pipeline.state.records import Head
+from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
 from tests.support.states import an_entry, list_checkpoint, read, someone
 

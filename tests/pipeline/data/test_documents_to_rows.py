@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pion.data.tokens.tokenizer import Tokenizer
-from pipeline.data.text_rows import RowFormat, write_text_rows
+from pipeline.data.documents_to_rows import RowFormat, write_text_rows
 from tests.support.tokenizer_kinds import tokenizer_of
 
 

@@ -14,10 +14,10 @@ from pion.data.chat.template import ChatTemplate
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pipeline.data import sft_rows
-from pipeline.data.sft_rows import in_template, write_conversation_rows
+from pipeline.data import conversations_to_rows
+from pipeline.data.conversations_to_rows import in_template, write_conversation_rows
+from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.sources import Remarks, Talk
-from pipeline.data.text_rows import RowFormat
 from tests.support.chat_templates import MISTRAL
 from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.tokenizer_kinds import write_files
@@ -99,16 +99,16 @@ def test_system_messages_that_the_template_leaves_out_are_said(tmp_path: Path) -
 def test_after_an_interruption_the_counts_and_rows_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sft_rows, "BUFFER", 16)
+    monkeypatch.setattr(conversations_to_rows, "BUFFER", 16)
     whole = written(tmp_path / "whole", {40, 41, 49})
-    monkeypatch.setattr(sft_rows, "mark", ends_at(20))
+    monkeypatch.setattr(conversations_to_rows, "mark", ends_at(20))
     with pytest.raises(KeyboardInterrupt):
         written(tmp_path / "broken", {40, 41, 49})
     progress = json.loads((tmp_path / "broken/rows/train/packed.json").read_text())
     assert 0 < len(progress["buffers"]) < 17
     monkeypatch.undo()
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
-    monkeypatch.setattr(sft_rows, "BUFFER", 16)
+    monkeypatch.setattr(conversations_to_rows, "BUFFER", 16)
     assert written(tmp_path / "broken", {40, 41, 49}) == whole
     for path in (tmp_path / "whole/rows").rglob("*.npy"):
         again = tmp_path / "broken/rows" / path.relative_to(tmp_path / "whole/rows")
