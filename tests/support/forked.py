@@ -1,38 +1,63 @@
 """Commands in forks of a process that has imported everything, so that each starts at once.
 
-A fork can do what its parent must not: mount a file system, become another user, lower its limits.
+Otherwise the start of a run imports torch, which takes a core for seconds. A fork is a real
+process: it has its own pid, environment, folder and output, and can be killed. It does not test how
+`pion` is imported. A fork can also do what its parent must not: mount a file system, become another
+user, lower its limits.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import multiprocessing
 import os
+import runpy
+import signal
+import subprocess
 import sys
+import tempfile
+import time
 import traceback
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pipeline.cli
+from pipeline.entry import run_and_exit
 from tests.paths import REPOSITORY
-from tests.support import warm_pion
 
 T = TypeVar("T")
 
 IMPORTED = (
-    *warm_pion.IMPORTED,
+    # Other users may not be allowed to read Python's own files.
+    "encodings.idna",
+    "encodings.utf_8_sig",
+    "boto3",
+    "pion.formats.export",
+    "pion.formats.verify",
+    "pipeline.cli",
     "pipeline.commands.export",
     "pipeline.commands.import_seed",
     "pipeline.commands.report",
     "pipeline.commands.status",
     "pipeline.commands.stop",
+    "pipeline.run.command",
+    "pipeline.stages.evaluate",
+    "pipeline.stages.prepare",
+    "pipeline.stages.publish",
+    "pipeline.training.loop",
     "tests.support.hard_places",
+    "transformers",
 )
+# Variables that a library, or Python itself, reads once: when it is imported.
+READ_AT_IMPORT = ("HF_", "OMP_", "MKL_", "GOMP_", "TORCH", "CUDA", "PYTHON", "LC_", "LANG", "LD_")
 
 
 @dataclass(frozen=True)
@@ -41,6 +66,95 @@ class Ended:
 
     code: int
     output: str
+
+
+def may_fork(environment: Mapping[str, str]) -> bool:
+    """Return whether a fork with this environment does what a new process does."""
+
+    def read_at_import(variables: Mapping[str, str]) -> dict[str, str]:
+        # `ForkedRun` reads PYTHONPATH again.
+        return {
+            name: value
+            for name, value in variables.items()
+            if name.startswith(READ_AT_IMPORT) and name != "PYTHONPATH"
+        }
+
+    return read_at_import(environment) == read_at_import(_environment())
+
+
+class ForkedRun:
+    """`python -m pipeline.cli arguments…` in a fork: what tests use of `subprocess.Popen`."""
+
+    stdin = stderr = None
+
+    def __init__(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], umask: int
+    ) -> None:
+        self.args = [sys.executable, "-m", "pipeline.cli", *arguments]
+        reading, writing = _context().Pipe(duplex=False)
+        self._process = _context().Process(
+            target=_run, args=(self.args, str(folder), dict(environment), umask, writing)
+        )
+        self._process.start()
+        writing.close()
+        self.stdout = os.fdopen(os.dup(reading.fileno()), encoding="utf-8", errors="replace")
+        reading.close()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """Return the exit code; None while the command runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until the command ends; return its exit code. Raises TimeoutExpired."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the command has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End the command without warning."""
+        self.send_signal(signal.SIGKILL)
+
+
+def _run(
+    command: list[str], folder: str, environment: dict[str, str], umask: int, output: Connection
+) -> None:
+    """Become a new process that runs a command."""
+    from pipeline.state import owner
+
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    output.close()
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    if umask >= 0:
+        os.umask(umask)
+    # What modules have kept of the process that imported them.
+    tempfile.tempdir = None
+    owner._SESSION, owner._STARTED_AT = uuid.uuid4().hex, round(time.time(), 3)
+    sys.orig_argv[:] = command
+    sys.argv = ["pion", *command[3:]]
+    for place in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        if place and (site := Path(place, "sitecustomize.py")).exists():
+            runpy.run_path(str(site))
+    try:
+        run_and_exit()
+    finally:
+        atexit._run_exitfuncs()  # a process of multiprocessing leaves them out
 
 
 def in_fork(work: Callable[..., T], *arguments: Any) -> T:
@@ -92,6 +206,13 @@ def _become_pion(arguments: tuple[str, ...], folder: str, env: dict[str, str], o
 
 def _send(sending: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     sending.send(work(*arguments))
+
+
+@functools.cache
+def _environment() -> dict[str, str]:
+    """Return the environment of the process that forks."""
+    _context()
+    return dict(os.environ)
 
 
 @functools.cache

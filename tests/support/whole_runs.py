@@ -20,15 +20,15 @@ from pipeline.state.head import CheckpointEntry, Head
 from pipeline.state.metrics import read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
+from tests.support.forked import ForkedRun, may_fork
 from tests.support.jobs import tiny_dict, write_tiny_data
 from tests.support.waiting import kill_tree, read_until, rest_of
-from tests.support.warm_pion import WarmProcess, may_be_forked
 
 # Seconds that a run may take on a busy machine, including Ray's start.
 RUN_SECONDS = 300.0
 
 # A process of a test, by any way of starting it.
-Process = subprocess.Popen[str] | WarmProcess
+Process = subprocess.Popen[str] | ForkedRun
 _started: list[Process] = []
 
 
@@ -57,18 +57,10 @@ def start(
     arguments = ["run", str(job), *overrides]
     command = [python, *main, *arguments]
     environment = dict(os.environ if env is None else env)
-    if command[:3] == [sys.executable, "-m", "pipeline.cli"] and may_be_forked(environment):
-        warm = WarmProcess(
-            command,
-            {
-                "arguments": ["pion", *arguments],
-                "folder": str(job.parent),
-                "environment": environment,
-                "umask": umask,
-            },
-        )
-        _started.append(warm)
-        return warm
+    if python == sys.executable and program is None and may_fork(environment):
+        forked = ForkedRun(arguments, job.parent, environment, umask)
+        _started.append(forked)
+        return forked
     process = subprocess.Popen(
         command,
         cwd=job.parent,
