@@ -82,21 +82,20 @@ def finish_publish(
 def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     """Return the closing summary's [label, value] pairs: where everything is, how to use it."""
     history = read_history(run, job)
-    results, result = history.results, history.published
     rows = [["run", run.url]]
     local = run.store.local_path(run.key(REPORT))
     if run.store.list(run.key(REPORT)):
         rows.append(["report", _shown(local) if local else f"{run.store.url}/{run.key(REPORT)}"])
     for name in (*job.train_stages, "base", "ngram", "untrained"):
-        result = results.get(name, {})
+        result = history.results.get(name, {})
         if result.get("bits_per_byte") is not None:
             rows.append([f"{name} bits per byte", f"{result['bits_per_byte']:.3f}"])
         elif result.get("response_loss") is not None:  # of a run without text
             rows.append([f"{name} response loss", f"{result['response_loss']:.3f}"])
     costs = history.costs
     rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
-    if result:
-        rows += _model_rows(job, result)
+    if history.published:
+        rows += _model_rows(job, history.published)
     default = job.store == DEFAULT_STORE
     rows.append(["try it", f"pion chat {'' if default else run.store.url + '/'}{job.name}"])
     return rows

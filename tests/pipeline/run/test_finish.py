@@ -1,0 +1,35 @@
+"""The closing summary of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pion.data.arrays import sha256_file
+from pipeline.job import Job
+from pipeline.run.finish import summary_rows
+from pipeline.state.claim import claim_run
+from pipeline.state.owner import Owner
+from tests.support.finished_run import make_run
+from tests.support.jobs import tiny_dict
+
+
+def test_the_summary_says_where_the_published_model_is_and_that_it_is_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    run = make_run(tmp_path / "runs")
+    claim = claim_run(run, Owner.me())
+    claim.finish_stage("evaluate", "d", {"sft": {"bits_per_byte": 1.5}, "untrained": {}})
+    published = {"path": str(weights.parent), "card": "model/README.md"}
+    claim.finish_stage("publish", "d", published | {"sha256": sha256_file(weights)})
+    job = Job.model_validate(tiny_dict(publish={"to": "model"}))
+    rows = dict(map(tuple, summary_rows(job, run)))
+    assert rows["sft bits per byte"] == "1.500"
+    assert (rows["model"], rows["card"]) == ("model", "model/README.md")
+    weights.write_bytes(b"other weights")
+    assert "no longer has this run's model" in dict(map(tuple, summary_rows(job, run)))["model"]
