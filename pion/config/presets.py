@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pion.config.primitives import PRESETS as PILON
-
 Preset = dict[str, Any]
 
 # The published checkpoints have this vocabulary size. It is 258 rows more than their tokenizer's.
@@ -125,6 +123,46 @@ def _daisy(
     }
 
 
+def _pilon(
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    seq_len: int,
+    n: int = 0,
+    bands: tuple[int, ...] = (),
+) -> Preset:
+    """Return a PILON with banks of `n` primitives, or a dense one for 0.
+
+    `bands` has the number of layers of each band. The recipe with banks is the one that its authors
+    found best: ternary weights, sub-norms and squared ReLU.
+    """
+    preset = _gpt2("pilon", d_model, n_layers, n_heads, seq_len) | {
+        "positions": "learned",
+        "heads": {"qk_norm": False},
+        "activation": "relu2" if n else "gelu",
+        "init": "uniform",
+    }
+    if n:
+        ends = [sum(bands[: number + 1]) for number in range(len(bands))]
+        preset["primitives"] = {
+            "n": n,
+            "rank": n,
+            "top_k": 8,
+            "bands": [list(range(end - size, end)) for end, size in zip(ends, bands)],
+            "ternary": True,
+            "activation_bits": 8,
+            "sub_norm": True,
+            "diversity_weight": 0.01,
+        }
+    return preset
+
+
+def _stock(pilon: Preset) -> Preset:
+    """Return a PILON that a stock architecture computes: rotary, with plain primitives."""
+    plain = {"ternary": False, "activation_bits": 0, "sub_norm": False}
+    return pilon | {"positions": "rotary", "primitives": pilon["primitives"] | plain}
+
+
 PRESETS: dict[str, Preset] = {
     "pion-nano": _pion(d_model=384, n_layers=6, n_heads=6, n_kv_heads=2, d_ff=1024),
     "pion-micro": _pion(d_model=512, n_layers=12, n_heads=8, n_kv_heads=2, d_ff=1408),
@@ -145,5 +183,9 @@ PRESETS: dict[str, Preset] = {
     "daisy-1.6b-sparse": _daisy(1600, 48, 25, window=3456, seq_len=16_384),
     "daisy-350m": _daisy(1024, 16, 8, window=3456, seq_len=65_536, old=True),
     "daisy-1.6b": _daisy(1600, 48, 25, window=3456, seq_len=16_384, old=True),
+    "pilon-48m": _pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2)),
+    "pilon-48m-rope": _stock(_pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2))),
+    "pilon-48m-dense": _pilon(512, 8, 8, 512),
+    "pilon-360m": _pilon(1024, 24, 16, 2048, n=80, bands=(8, 8, 8)),
+    "pilon-500m": _pilon(1024, 36, 16, 1024, n=96, bands=(12, 12, 12)),
 }
-PRESETS |= PILON

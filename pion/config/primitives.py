@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from pion.config.part_fields import (
     ROW_BYTES,
@@ -225,64 +225,3 @@ def _bands(value: object) -> tuple[tuple[int, ...], ...]:
     if not found or not all(found):
         raise BadInput(f"primitives.bands is {shown(value)}; each band needs at least one layer")
     return tuple(found)
-
-
-# ---------------------------------------------------------------- presets
-
-
-def _pilon(
-    d_model: int,
-    n_layers: int,
-    n_heads: int,
-    seq_len: int,
-    n: int = 0,
-    bands: tuple[int, ...] = (),
-) -> dict[str, Any]:
-    """Return a PILON with banks of `n` primitives, or a dense one for 0.
-
-    `bands` has the number of layers of each band. The recipe with banks is the one that its authors
-    found best: ternary weights, sub-norms and squared ReLU.
-    """
-    preset: dict[str, Any] = {
-        "family": "pilon",
-        "vocab_size": 50_257,
-        "seq_len": seq_len,
-        "d_model": d_model,
-        "n_layers": n_layers,
-        "n_heads": n_heads,
-        "n_kv_heads": n_heads,
-        "d_ff": 4 * d_model,
-        "positions": "learned",
-        "heads": {"qk_norm": False},
-        "activation": "relu2" if n else "gelu",
-        "init": "uniform",
-    }
-    if n:
-        ends = [sum(bands[: number + 1]) for number in range(len(bands))]
-        preset["primitives"] = {
-            "n": n,
-            "rank": n,
-            "top_k": 8,
-            "bands": [list(range(end - size, end)) for end, size in zip(ends, bands)],
-            "ternary": True,
-            "activation_bits": 8,
-            "sub_norm": True,
-            "diversity_weight": 0.01,
-        }
-    return preset
-
-
-def _stock(pilon: dict[str, Any]) -> dict[str, Any]:
-    """Return a PILON that a stock architecture computes: rotary, with plain primitives."""
-    plain = {"ternary": False, "activation_bits": 0, "sub_norm": False}
-    return pilon | {"positions": "rotary", "primitives": pilon["primitives"] | plain}
-
-
-# By the name of the preset.
-PRESETS = {
-    "pilon-48m": _pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2)),
-    "pilon-48m-rope": _stock(_pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2))),
-    "pilon-48m-dense": _pilon(512, 8, 8, 512),
-    "pilon-360m": _pilon(1024, 24, 16, 2048, n=80, bands=(8, 8, 8)),
-    "pilon-500m": _pilon(1024, 36, 16, 1024, n=96, bands=(12, 12, 12)),
-}
