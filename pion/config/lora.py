@@ -155,11 +155,9 @@ def lora_cost(config: ModelConfig, lora: Lora) -> LoraCost:
     """Return the costs of the additions. Raises BadInput if they don't fit the model."""
     shapes = target_shapes(config)
     targets = lora.targets_of(config)
-    wiring = config.wiring
     layers = []
     for layer in range(config.n_layers):
-        attends = wiring is None or wiring.attention_layers is None
-        attends = attends or layer in wiring.attention_layers  # type: ignore[union-attr, operator]
+        attends = layer in config.attention_layers
         names = [name for name in targets if attends or name not in ATTENTION]
         layers.append((sum(lora.rank * sum(shapes[name]) for name in names), len(names)))
     return LoraCost(

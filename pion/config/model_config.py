@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal
@@ -142,6 +143,12 @@ class ModelConfig:
         if not fits or value <= 0:
             number = "whole number" if kind is int else "number"
             raise BadInput(f"{name} is {shown(value)}; it must be a {number} above 0")
+
+    @property
+    def attention_layers(self) -> Sequence[int]:
+        """The layers that have attention."""
+        layers = None if self.wiring is None else self.wiring.attention_layers
+        return range(self.n_layers) if layers is None else layers
 
     @property
     def feedforward(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from pion.errors import BadInput
 from pion.later_fields import BEFORE, shown
@@ -78,6 +78,38 @@ def layer_numbers(name: str, value: object) -> tuple[int, ...]:
     return tuple(layers)
 
 
+class SomeExperts(Protocol):
+    """What other parts need to know of a model's experts."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def shared(self) -> int: ...
+
+
+class Core(Protocol):
+    """The fields of a model that its parts must fit: a ModelConfig has them."""
+
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def d_ff(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def positions(self) -> str: ...
+    @property
+    def activation(self) -> str: ...
+    @property
+    def attention_layers(self) -> Sequence[int]: ...
+    @property
+    def experts(self) -> SomeExperts | None: ...
+    @property
+    def feedforward(self) -> str: ...
+
+
 class FeedForwardPart:
     """What the core asks of the settings of a part that computes feed-forward layers.
 
@@ -86,11 +118,11 @@ class FeedForwardPart:
 
     roles: ClassVar[tuple[str, ...]] = ()
 
-    def modules(self, model: Any) -> int:
+    def modules(self, model: Core) -> int:
         """Return the number of modules inside a layer of the model."""
         return 0
 
-    def least_elements(self, model: Any) -> Iterator[tuple[str, int]]:
+    def least_elements(self, model: Core) -> Iterator[tuple[str, int]]:
         """Yield the sizes of the largest tensors that the part needs, by what they are."""
         raise NotImplementedError
 

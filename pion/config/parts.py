@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pion.config.part_fields import (
     ROW_BYTES,
+    Core,
     FeedForwardPart,
     imported,
     is_number,
@@ -29,25 +30,6 @@ from pion.errors import BadInput
 from pion.later_fields import from_fields, shown, values_before
 
 Part = TypeVar("Part")
-
-
-class Core(Protocol):
-    """The fields of a model that its parts must fit: a ModelConfig has them."""
-
-    @property
-    def d_model(self) -> int: ...
-    @property
-    def d_ff(self) -> int: ...
-    @property
-    def n_layers(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def positions(self) -> str: ...
-    @property
-    def wiring(self) -> Wiring | None: ...
-    @property
-    def feedforward(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,11 +222,9 @@ class Values:
     def check(self, model: Core) -> None:
         """Raise BadInput for layers that the model does not have, or that have no attention."""
         _require_layers("values", self.layers, model)
-        wiring = model.wiring
-        if wiring is not None and wiring.attention_layers is not None:
-            for layer in self.layers:
-                if layer not in wiring.attention_layers:
-                    raise BadInput(f"values.layers: layer {layer} has no attention")
+        for layer in self.layers:
+            if layer not in model.attention_layers:
+                raise BadInput(f"values.layers: layer {layer} has no attention")
 
 
 @dataclass(frozen=True, kw_only=True)

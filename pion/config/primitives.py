@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 from pion.config.part_fields import (
     ROW_BYTES,
+    Core,
     FeedForwardPart,
     imported,
     layer_numbers,
@@ -26,30 +27,6 @@ from pion.later_fields import shown
 
 # The matrices of a feed-forward layer, and the banks that they are mixed of, in this order.
 WAYS = ("up", "down")
-
-
-class SomeExperts(Protocol):
-    """What primitives need to know of a model's experts."""
-
-    @property
-    def n(self) -> int: ...
-    @property
-    def shared(self) -> int: ...
-
-
-class Layered(Protocol):
-    """The fields of a model that its primitives must fit: a ModelConfig has them."""
-
-    @property
-    def d_model(self) -> int: ...
-    @property
-    def d_ff(self) -> int: ...
-    @property
-    def n_layers(self) -> int: ...
-    @property
-    def activation(self) -> str: ...
-    @property
-    def experts(self) -> SomeExperts | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,18 +147,18 @@ class Primitives(FeedForwardPart):
         """The number of bands."""
         return len(self.bands)
 
-    def modules(self, model: Layered) -> int:
+    def modules(self, model: Core) -> int:
         """Return the number of recipes of experts in a layer."""
         return 0 if model.experts is None else model.experts.n
 
-    def least_elements(self, model: Layered) -> Iterator[tuple[str, int]]:
+    def least_elements(self, model: Core) -> Iterator[tuple[str, int]]:
         """Yield the sizes of the largest tensors that primitives need."""
         yield "primitives.n × n_layers", self.n * model.n_layers
         if self.stored is None:
             ranks = self.n * self.rank
             yield "primitives.n × rank × (d_model + d_ff)", ranks * (model.d_model + model.d_ff)
 
-    def check(self, model: Layered) -> None:
+    def check(self, model: Core) -> None:
         """Raise BadInput for a model that these primitives do not fit."""
         if model.experts is not None and model.experts.shared:
             raise BadInput(

@@ -40,7 +40,7 @@ class Block(nn.Module):
         self.reach: Reach = reach_of(config, layer)
         self.attention_norm: RMSNorm | None = None
         self.attention: Attention | None = None
-        if wiring is None or wiring.attention_layers is None or layer in wiring.attention_layers:
+        if layer in config.attention_layers:
             if wiring is None or wiring.attention_norm:
                 self.attention_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
             self.attention = Attention(config)

@@ -34,8 +34,7 @@ class Wiring(SharedPart, nn.Module):
         self.d_model = config.d_model
         self.source = dict(config.wiring.skips)
         self.reads = frozenset(self.source.values())
-        attention = config.wiring.attention_layers
-        self.attention_layers = range(config.n_layers) if attention is None else attention
+        self.attention_layers = config.attention_layers
         self.gates = nn.Parameter(torch.ones(config.n_layers)) if self.source else None
         mix = torch.tensor([1.0, 0.0]).repeat(config.n_layers, 1)
         self.mix = nn.Parameter(mix) if config.wiring.input_mix else None
@@ -82,9 +81,7 @@ class ValueTables(SharedPart, nn.Module):
         super().__init__()
         assert config.values is not None
         self.table_of = config.values.table_of()
-        wiring = config.wiring
-        attending = None if wiring is None else wiring.attention_layers
-        self.attention_layers = range(config.n_layers) if attending is None else attending
+        self.attention_layers = config.attention_layers
         self.width = width = config.n_kv_heads * config.head_dim
         # See Decoder for why the embeddings are not made by nn.Embedding(…).
         self.tables = nn.ModuleList(
