@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -110,7 +111,7 @@ class Core(Protocol):
     def feedforward(self) -> str: ...
 
 
-class FeedForwardPart:
+class FeedForwardPart(ABC):
     """What the core asks of the settings of a part that computes feed-forward layers.
 
     `roles` are those that only parameters of this part have.
@@ -122,9 +123,9 @@ class FeedForwardPart:
         """Return the number of modules inside a layer of the model."""
         return 0
 
+    @abstractmethod
     def least_elements(self, model: Core) -> Iterator[tuple[str, int]]:
         """Yield the sizes of the largest tensors that the part needs, by what they are."""
-        raise NotImplementedError
 
     @property
     def packed(self) -> bool:
@@ -141,9 +142,12 @@ class FeedForwardPart:
         """The sizes that a phase of training may change, and the largest of each."""
         return {}
 
-    def matrices(self, *, multiplied_out: bool) -> str:
-        """Say in a few words what the matrices of a layer are made of."""
-        raise NotImplementedError
+    def matrices(self, *, multiplied_out: bool) -> str | None:
+        """Say in a few words what the matrices of a layer are mixed of; None: they are not mixed.
+
+        With `multiplied_out`, a file has the products instead.
+        """
+        return None
 
     @property
     def groups(self) -> int:

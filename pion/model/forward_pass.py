@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -195,9 +196,9 @@ class SharedPart:
         return config, state
 
     @classmethod
+    @abstractmethod
     def of(cls, config: ModelConfig) -> Self | None:
         """Return the part of a model; None if the model has no such part."""
-        raise NotImplementedError
 
     def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
         """Return what a layer gets, with what it gets of this part."""

@@ -304,13 +304,13 @@ def _attention(config: ModelConfig) -> list[tuple[str, str]]:
 def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
     from pion.formats.huggingface.architectures import architecture_of
 
-    experts, part = config.experts, config.feedforward_part
+    experts, part, stock = config.experts, config.feedforward_part, architecture_of(config).stock
     if experts is None or config.feedforward != "experts":
         kind = {"swiglu": "SwiGLU", "relu2": "squared ReLU", "gelu": "GELU"}[config.activation]
         rows = [("feed-forward width", f"{config.d_ff:,} ({kind})")]
-        if part is not None:
-            stock = architecture_of(config).stock
-            rows.append(("feed-forward matrices", part.matrices(multiplied_out=stock)))
+        mixed = None if part is None else part.matrices(multiplied_out=stock)
+        if mixed is not None:
+            rows.append(("feed-forward matrices", mixed))
         if experts is not None:
             rows.append(("recipes in a layer", f"{experts.n}, {experts.top_k} per token"))
         return rows
@@ -323,7 +323,6 @@ def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
         ("experts", f"{experts.n} of width {config.d_ff:,} (SwiGLU), {experts.top_k} per token"),
     ]
     if experts.shared:
-        stock = architecture_of(config).stock
         note = "; the file has a copy in each routed expert" if stock else ""
         rows.append(("shared experts", f"{experts.shared} of width {experts.d_shared:,}{note}"))
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,11 +33,11 @@ NOTHING_ELSE = FeedForwardInputs()
 
 
 class FeedForward(nn.Module):
-    """The protocol of feed-forward layers. A block knows no more of its layer."""
+    """What all feed-forward layers have. A block knows no more of its layer."""
 
+    @abstractmethod
     def forward(self, x: Tensor, inputs: FeedForwardInputs = NOTHING_ELSE) -> tuple[Tensor, Stats]:
         """Map (B, T, d_model) to (B, T, d_model), and report."""
-        raise NotImplementedError
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""
@@ -46,17 +47,17 @@ class FeedForward(nn.Module):
         """Return the number of parameters that a token does not use."""
         return 0
 
+    @abstractmethod
     def kept_bytes_per_token(self, at: PassKind) -> int:
         """Return the bytes kept for the backward pass."""
-        raise NotImplementedError
 
     def copied_bytes(self, at: PassKind) -> int:
         """Return the bytes of the weights' copies that products read."""
         return copied_by_products(self, at)
 
+    @abstractmethod
     def backward_bytes(self, at: PassKind, tokens: int) -> int:
         """Return the most bytes that the backward pass adds to what is kept."""
-        raise NotImplementedError
 
 
 def params_of_products(part: nn.Module, *, biases: bool = False) -> int:
