@@ -70,8 +70,8 @@ class Workload:
         additions = None if self.lora is None else lora_cost(self.config, self.lora).params
         return token_flops(self.config, self.seq_len, additions)
 
-    def forward_pass(self) -> PassKind:
-        """Return how the workload passes forward through the model."""
+    def pass_kind(self) -> PassKind:
+        """Return the kind of the workload's forward passes."""
         capability = (9, 0) if self.capability is None else self.capability
         path = product_path(self.device, capability, torch_dtype(self.dtype))
         return PassKind(
@@ -154,7 +154,7 @@ def _reserve(work: Workload, micro_batch: int) -> int:
     Attention's backward pass in one layer allocates the most. Fragmentation is not in the reserve:
     HEADROOM (micro_batch.py) is left for it.
     """
-    inside = inside_kernels(work.forward_pass(), work.config)
+    inside = inside_kernels(work.pass_kind(), work.config)
     return RUNTIME_BYTES + micro_batch * work.seq_len * inside
 
 
@@ -168,7 +168,7 @@ class _MicroBatch:
 
     @property
     def _at(self) -> PassKind:
-        return self.work.forward_pass()
+        return self.work.pass_kind()
 
     @property
     def _tokens(self) -> int:

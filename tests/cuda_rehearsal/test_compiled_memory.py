@@ -28,7 +28,7 @@ def stated(how: Compiled) -> list[int]:
         how.documents,
         compile=True,
         capability=capability,
-    ).forward_pass()
+    ).pass_kind()
     before = [kept - 4 * config.d_model for kept in kept_if_recomputed(config, at)]
     kept = kept_bytes_per_token(config, at)
     return [block - tables for block, tables in zip(kept, before, strict=True)]
