@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from pion.config.model_config import ModelConfig
 from pion.model.decoder import SHARED_PARTS
-
-State = dict[str, Tensor]
+from pion.model.forward_pass import State
 
 
 def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:

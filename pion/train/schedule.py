@@ -15,14 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
+from pion.config.model_config import ModelConfig
 from pion.config.parts import Role, Windows
 from pion.train.phases import Phase, phase_at
 from pion.train.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from pion.config.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pion.config.model_config import ModelConfig, closest
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.formats.huggingface import arcee, bundled_code, llama, qwen2, qwen3, qwen3_moe
-from pion.later_fields import shown
+from pion.formats.huggingface.core import State
+from pion.later_fields import closest, shown
 from pion.model.decoder import Decoder
 from pion.model.parameters import require_possible, vocabulary_rows
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)

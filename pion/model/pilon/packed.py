@@ -1,6 +1,6 @@
 """Pack the ternary banks of a model for shipping, and unpack them to train from them.
 
-A packed bank has five trits in a byte and two scales for each primitive (model/pilon/banks.py).
+A packed bank has five trits in a byte and two scales for each primitive (banks.py).
 Primitives that no recipe uses are left out, which changes no result.
 """
 
@@ -15,10 +15,9 @@ from torch import Tensor
 from pion.config.model_config import ModelConfig
 from pion.config.primitives import WAYS, Primitives
 from pion.errors import BadInput
+from pion.model.forward_pass import State
 from pion.model.pilon.banks import recipe_of
 from pion.model.pilon.ternary import pack_trits, rounded, ternary_scales, unpack_trits
-
-State = dict[str, Tensor]
 
 FP32_BYTES = 4
 
