@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,3 +152,8 @@ def exact_float32() -> Iterator[None]:
 def largest_difference(found: Tensor, expected: Tensor) -> float:
     """Return the largest absolute difference, on the CPU in fp64; NaN if one is not a number."""
     return float((found.detach().cpu().double() - expected.detach().cpu().double()).abs().max())
+
+
+def largest(values: Iterable[float]) -> float:
+    """Return the largest value; NaN if one is not a number."""
+    return max(values, key=lambda value: (value != value, value))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, silu
 
-from pion.bench.models import Bench, exact_float32, largest_difference
+from pion.bench.models import Bench, exact_float32, largest, largest_difference
 from pion.bench.results import Outcome, judged
 from pion.config.model_config import ModelConfig
 from pion.model.attention.attention import attend
@@ -36,11 +36,11 @@ FLEX_LIMITS = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 NO_FURTHER = 1.05
 CAP = 15.0
 
-Passes = Callable[[Sequence[Tensor]], Tensor]
+# The tokens of a block and of the long window, where masks are compared.
 BLOCK = 128
 WINDOW = 2 * BLOCK
-ROWS = 2
-CPU = torch.device("cpu")
+
+Passes = Callable[[Sequence[Tensor]], Tensor]
 
 
 def check_loss(bench: Bench) -> Outcome:
@@ -184,11 +184,10 @@ def _worst(
 
 def _worst_share(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the largest difference as a share of the largest element; NaN if there is one."""
-    shares = [
+    return largest(
         largest_difference(a, b) / float(b.abs().max().clamp(min=1e-30))
         for a, b in zip(found, expected, strict=True)
-    ]
-    return max(shares, key=lambda share: (share != share, share))
+    )
 
 
 def _distances(found: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
