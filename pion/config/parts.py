@@ -1,7 +1,7 @@
 """The optional parts of a decoder. A model without any part is a Pion: dense, with full attention.
 
-A part is a small record of settings. Its maths has its own file in pion/model. No code asks for a
-family's name: a family is a preset that names parts, and any mixture of parts is a model.
+A part is a small record of settings. Its maths is in pion/model. No code asks for a family's name:
+a family is a preset that names parts, and any mixture of parts is a model.
 """
 
 from __future__ import annotations

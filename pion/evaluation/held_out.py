@@ -113,8 +113,8 @@ def held_out(
     """Return how well the scorer's model predicts the given rows of `stream`.
 
     `token_bytes` (vocab_size,) is the number of bytes of each id; see `summarize`. `end_of_text`
-    is the id that ends a document. After running
-    out of CUDA memory, fewer than `micro_batch` rows are computed at once.
+    is the id that ends a document. After running out of CUDA memory, fewer than `micro_batch` rows
+    are computed at once.
 
     Raises:
         BadInput: there are no rows, or a target is outside `vocab_size`.
@@ -131,10 +131,10 @@ def summarize(
     """Return the averages over the targets that are not ignored.
 
     `nll` (R, T) is the negative log-likelihood in nats of `targets` (R, T), and `documents` (R, T)
-    the number of the document of each. `token_bytes`
-    (vocab_size,) is the number of bytes of each id, 0 for special ids: predicting an end-of-text
-    costs bits and adds no bytes. If the tokenizer normalizes a text (`Tokenizer.normalization`,
-    Qwen's NFC), the bytes are those of the normalized text: the model never sees another.
+    the number of the document of each. `token_bytes` (vocab_size,) is the number of bytes of each
+    id, 0 for special ids: predicting an end-of-text costs bits and adds no bytes. If the tokenizer
+    normalizes a text (`Tokenizer.normalization`, Qwen's NFC), the bytes are those of the normalized
+    text: the model never sees another.
     """
     counted = targets != IGNORED
     bytes_of = target_bytes(targets, token_bytes)

@@ -1,4 +1,4 @@
-"""Texts as rows for measuring a model: each text has rows of its own, and none is left out."""
+"""Texts as rows for measuring a model: each text has separate rows, and none is left out."""
 
 from __future__ import annotations
 

@@ -263,5 +263,5 @@ class PrimitiveWise:
         self._factors.addcdiv_(self.exp_avg * scale, size, value=-lr)
 
 
-# The roles whose stacks of matrices are updated by a rule of their own.
+# The roles whose stacks of matrices have another rule than AdamW and Muon, and the rule.
 OWN_RULES = {"primitive": PrimitiveWise}

@@ -46,7 +46,7 @@ class Phase:
         return frozenset(role for role in get_args(Role) if self.factor(role) == 0)
 
     def parts(self, config: ModelConfig) -> dict[str, Any]:
-        """Return the parts of a model whose sizes are others in this phase."""
+        """Return the parts of a model whose sizes this phase sets, by the names of their fields."""
         part: Any = config.feedforward_part
         known = {} if part is None else part.phase_sizes
         sizes = {name: size for name, size in self.sizes().items() if name in known}
