@@ -70,7 +70,7 @@ class Block(nn.Module):
         """Return what this block, of this number, gets of a pass; shared parts give it the rest."""
         cache = None if now.given.cache is None else now.given.cache.layers[layer]
         attention = AttentionInputs(now.rotation, now.masks[self.reach], cache)
-        return BlockInputs(attention, FeedForwardInputs(now.given.real), gating=now.gating)
+        return BlockInputs(attention, FeedForwardInputs(now.real), gating=now.gating)
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""

@@ -126,6 +126,7 @@ class Pass:
 
     Attributes:
         given: the tokens. `positions` are set for a BatchCache.
+        real: as in `Given`.
         masks: what each reach of attention sees.
         rotation: the rotation of each token; None: positions are learned.
         gating: what gates are for; None: nothing.
@@ -134,6 +135,7 @@ class Pass:
     """
 
     given: Given
+    real: Tensor | None
     masks: Masks
     rotation: Rotation | None
     gating: Gating | None
@@ -157,7 +159,7 @@ class Pass:
         else:
             masks = _masks(config, given, options)
         rotation = rotations(config, past, length, given.positions, device)
-        return cls(given, masks, rotation, gating, options)
+        return cls(given, given.real, masks, rotation, gating, options)
 
 
 def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
