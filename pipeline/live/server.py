@@ -72,23 +72,20 @@ def page_of(state: RunState, address: Address) -> Iterator[str]:
 
 def make_app(followers: Sequence[Follower], rules: Rules) -> web.Application:
     """Return the application that shows the followed runs. It answers GET requests alone."""
-    page = read_page(PAGE)
+    page, told = read_page(PAGE), _Told([follower.run for follower in followers])
 
     async def show_page(request: web.Request) -> web.Response:
         return page.response()
 
     async def show_data(request: web.Request) -> web.Response:
         await asyncio.gather(*(follower.ask() for follower in followers))
-        runs = [follower.run for follower in followers]
-        settings = differing([run.job for run in runs]) if len(runs) > 1 else None
-        body = finite_json({"runs": [run.told() for run in runs], "settings": settings}).encode()
-        tag = hashlib.sha256(body).hexdigest()
+        told.renew()
         # How old the data is changes with each answer, so the tag must not cover it.
-        ages = ["" if (age := run.age) is None else f"{age:.1f}" for run in runs]
-        headers = {"ETag": f'"{tag}"', AGES: ",".join(ages)}
-        if any(known.value == tag for known in request.if_none_match or ()):
+        ages = ["" if (age := run.age) is None else f"{age:.1f}" for run in told.runs]
+        headers = {"ETag": f'"{told.tag}"', AGES: ",".join(ages)}
+        if any(known.value == told.tag for known in request.if_none_match or ()):
             return web.Response(status=304, headers=headers)
-        response = web.Response(body=body, content_type="application/json", headers=headers)
+        response = web.Response(body=told.body, content_type="application/json", headers=headers)
         response.enable_compression()
         return response
 
@@ -96,6 +93,26 @@ def make_app(followers: Sequence[Follower], rules: Rules) -> web.Application:
     app.add_routes([web.get("/", show_page), web.get("/data", show_data)])
     app.cleanup_ctx.append(partial(_follow, followers))
     return app
+
+
+class _Told:
+    """What pages are told of some runs, as JSON, and its tag. Any number of pages ask for it."""
+
+    def __init__(self, runs: Sequence[WatchedRun]) -> None:
+        self.runs = runs
+        self.body, self.tag = b"", ""
+        self._changes: list[int] = []
+
+    def renew(self) -> None:
+        """Make the JSON again if a run may have changed."""
+        changes = [run.changes for run in self.runs]  # first: a look may end meanwhile
+        if changes == self._changes:
+            return
+        settings = differing([run.job for run in self.runs]) if len(self.runs) > 1 else None
+        told = {"runs": [run.told() for run in self.runs], "settings": settings}
+        self.body = finite_json(told).encode()
+        self.tag = hashlib.sha256(self.body).hexdigest()
+        self._changes = changes
 
 
 async def _follow(followers: Sequence[Follower], app: web.Application) -> AsyncIterator[None]:

@@ -41,6 +41,7 @@ class WatchedRun:
         self._looked_at: float | None = None
         self._trouble: str | None = None
         self._failures = 0
+        self._changes = 0
 
     @property
     def pause(self) -> float:
@@ -54,6 +55,12 @@ class WatchedRun:
         """The run's job, if it is known."""
         with self._lock:
             return self._job
+
+    @property
+    def changes(self) -> int:
+        """How often what pages show of the run may have changed."""
+        with self._lock:
+            return self._changes
 
     @property
     def age(self) -> float | None:
@@ -84,12 +91,14 @@ class WatchedRun:
         with self._lock:
             self._data, self._job = data, history.known_job
             self._looked_at, self._trouble, self._failures = history.now, None, 0
+            self._changes += 1
 
     def fail(self, why: str, *, back_off: bool = False) -> None:
         """Tell the pages why a look has failed. With `back_off`, wait longer until the next."""
         with self._lock:
             self._trouble = masked(printable(why))
             self._failures += back_off
+            self._changes += 1
 
     def told(self) -> dict[str, Any]:
         """Return what pages show of the run; without a look, only its name and what is wrong."""
@@ -102,6 +111,7 @@ class WatchedRun:
         self._reader, self._rows, self._curves = HistoryReader(self.state), {}, {}
         with self._lock:
             self._data, self._job, self._looked_at = {}, None, None
+            self._changes += 1
 
 
 # After a pause of this many seconds more than between two looks, a page waits for a new look.

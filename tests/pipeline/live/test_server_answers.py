@@ -115,6 +115,26 @@ def test_one_thread_looks_at_a_run_however_many_pages_ask(
     assert looks == ["look at a run"]
 
 
+def test_what_pages_are_told_is_made_once_for_each_look(
+    run: RentedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+    told = WatchedRun.told
+
+    def noted(watched: WatchedRun) -> dict[str, Any]:
+        made.append(told(watched))
+        return made[-1]
+
+    monkeypatch.setattr(WatchedRun, "told", noted)
+    monkeypatch.setattr(watched_run, "PAUSE", 1000.0)
+    monkeypatch.setattr(watched_run, "LONGEST_PAUSE", 1000.0)
+    with showing(run) as url:
+        for _ in range(30):
+            data(url)
+    assert sum("summary" in one for one in made) == 1
+    assert len(made) <= 2  # once more if a page asked before the first look
+
+
 def test_a_bug_in_a_look_is_told_and_the_next_look_may_succeed(
     run: RentedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
