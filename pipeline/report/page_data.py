@@ -15,7 +15,7 @@ from pipeline.report.curves import Point, attempts, curves_of
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.page_sections import measured_sections, record_sections
 from pipeline.report.result_tables import human_count
-from pipeline.state.deadline import state_in_words
+from pipeline.state.deadline import end_in_words, state_in_words
 from pipeline.state.liveness import Life, liveness
 from pipeline.state.record_json import Damaged
 
@@ -187,9 +187,7 @@ def _deadline(history: RunHistory) -> dict[str, Any] | None:
         return None
     saw = (known.get("watcher") or {}).get("saw")
     if end is not None:
-        left = known["at"] - end
-        ended = f"met, {duration(left)} early" if left >= 0 else f"missed by {duration(-left)}"
-        return {"at": known["at"], "ended": ended, "saw": None}
+        return {"at": known["at"], "ended": end_in_words(known["at"], end), "saw": None}
     if saw is not None:
         numbers = {name: saw[name] for name in ("slack", "reserve", "work_left")}
         saw = {"at": known["watcher"]["at"], "words": state_in_words(saw["state"]), **numbers}

@@ -80,12 +80,6 @@ class RunDeadline:
         """Return `set by pion launch (ann on host-a) at 2026-11-29 20:00:00 UTC`."""
         return f"set by {self.how} ({self.by.describe()}) at {moment(self.set_at)}"
 
-    def describe_end(self, finished_at: float) -> str:
-        """Return `met, 3 h 02 min early` or `missed by 2 h 06 min`."""
-        assert self.at is not None
-        left = self.at - finished_at
-        return f"met, {duration(left)} early" if left >= 0 else f"missed by {duration(-left)}"
-
 
 def read_deadline(run: RunState) -> RunDeadline | None:
     """Return the deadline record of a run; None if it never had one.
@@ -171,7 +165,7 @@ def deadline_lines(state: RunState, head: Head | None, now: float) -> list[str]:
         return [f"{words}; {record.describe_author()}"]
     finished_at = finish_time(state, head)
     if finished_at is not None:
-        return [f"deadline: {moment(record.at)}, {record.describe_end(finished_at)}"]
+        return [f"deadline: {moment(record.at)}, {end_in_words(record.at, finished_at)}"]
     words += f", margin {duration(record.margin)}; {record.describe_author()}"
     beat = read_beat(state)
     return [words, *_saw_lines(beat, now), *_watcher_lines(state, beat, now)]
@@ -204,6 +198,12 @@ def finish_time(state: RunState, head: Head | None) -> float | None:
     if head is None or not is_finished(state, head):
         return None
     return max((stage.at for stage in head.stages.values()), default=None)
+
+
+def end_in_words(at: float, finished_at: float) -> str:
+    """Return `met, 3 h 02 min early` or `missed by 2 h 06 min` of a deadline at `at`."""
+    left = at - finished_at
+    return f"met, {duration(left)} early" if left >= 0 else f"missed by {duration(-left)}"
 
 
 def state_in_words(state: str) -> str:
