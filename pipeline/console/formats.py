@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 # Everything that moves the cursor, rings or recolors, except newline and tab.
@@ -49,18 +50,25 @@ def counted(count: int, noun: str) -> str:
 
 def size(count: float) -> str:
     """Return bytes as `812 B`, `3.1 MB`, `1.24 GB`."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count:.0f} B"
+    units = ((" TB", 1e12), (" GB", 1e9), (" MB", 1e6), (" kB", 1e3))
+    return _in_units(count, units) or f"{count:.0f} B"
 
 
 def amount(count: float) -> str:
     """Return a number as `812,345`, `3.1 million`, `1.24 billion`."""
-    for name, scale in (("billion", 1e9), ("million", 1e6)):
-        if count >= scale:
-            return f"{count / scale:.3g} {name}"
-    return f"{count:,.0f}"
+    return _in_units(count, ((" billion", 1e9), (" million", 1e6))) or f"{count:,.0f}"
+
+
+def short_amount(count: float) -> str:
+    """Return a number as `812`, `812K`, `3.1M`, `1.24B`, `1.2T`."""
+    units = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
+    return _in_units(count, units) or f"{count:,.0f}"
+
+
+def _in_units(count: float, units: Sequence[tuple[str, float]]) -> str:
+    """Return a number in the first unit that is not larger; "" if all are."""
+    fits = ((unit, scale) for unit, scale in units if count >= scale)
+    return next((f"{count / scale:.3g}{unit}" for unit, scale in fits), "")
 
 
 def measured(value: float, error: float | None = None, digits: int = 3) -> str:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from pion.config.model_config import ModelConfig
-from pipeline.console.formats import duration
+from pipeline.console.formats import duration, short_amount
 from pipeline.job import Job, Publish, Train
 from pipeline.machine.folders import expand
 from pipeline.models.find import HUB_REPO
@@ -23,7 +23,7 @@ from pipeline.report.card_sections import (
 )
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.published_by import run_id
-from pipeline.report.result_tables import human_count, result_blocks
+from pipeline.report.result_tables import result_blocks
 
 if TYPE_CHECKING:
     from pion.config.lora import Adapter
@@ -149,15 +149,15 @@ def _introduction(job: Job, config: ModelConfig, parameters: int, extra: CardExt
     start = f"from {_origin(job, origin)}" if origin else "from random weights"
     what = "A conversational" if job.sft else "A base"
     steps = " and ".join(f"{STAGE_NAMES[stage]}" for stage in job.train_stages)
-    tokens = human_count(sum(trained_tokens(job, stage) for stage in job.train_stages))
+    tokens = short_amount(sum(trained_tokens(job, stage) for stage in job.train_stages))
     sentence = (
-        f"{what} language model of **{human_count(parameters)} parameters**, trained {start} by "
+        f"{what} language model of **{short_amount(parameters)} parameters**, trained {start} by "
         f"{steps} on {tokens} tokens. {_runs_in(config)}"
     )
     if extra.adapter is not None:
         sentence = (
-            f"A LoRA adapter of **{human_count(parameters)} parameters** for a base model, trained "
-            f"{start} by {steps} on {tokens} tokens."
+            f"A LoRA adapter of **{short_amount(parameters)} parameters** for a base model, "
+            f"trained {start} by {steps} on {tokens} tokens."
         )
     return (
         f"{job.publish.description.strip()}\n\n{sentence}" if job.publish.description else sentence
@@ -346,7 +346,7 @@ def _training(history: RunHistory) -> str:
                 STAGE_NAMES[stage],
                 f"{section.total_steps:,}",
                 f"{section.global_batch} × {seq_len:,}",
-                human_count(trained_tokens(job, stage)),
+                short_amount(trained_tokens(job, stage)),
                 f"{optimizer} {section.lr:g} → {section.min_lr:g}, {schedule}",
             )
         )

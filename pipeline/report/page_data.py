@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.console.formats import duration, moment, printable
+from pipeline.console.formats import duration, moment, printable, short_amount
 from pipeline.console.masking import known_secrets, masked
 from pipeline.cost.costs import USEFUL, Costs
 from pipeline.report.curves import Point, attempts, curves_of
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.page_sections import measured_sections, record_sections
-from pipeline.report.result_tables import human_count
 from pipeline.state.deadline import end_in_words, state_in_words
 from pipeline.state.liveness import Life, liveness
 from pipeline.state.record_json import Damaged
@@ -214,14 +213,14 @@ def _figures(
     job, costs = history.known_job, history.costs
     figures: list[tuple[str, str]] = []
     if parameters := published.get("parameters"):
-        figures.append(("Parameters", human_count(parameters)))
+        figures.append(("Parameters", short_amount(parameters)))
     if job is not None:
         tokens = 0
         for stage in job.train_stages:
             for row in history.steps(stage)[-1:]:
                 tokens += row["step"] * job.section(stage).global_batch * job.seq_len(stage)
         if tokens:
-            figures.append(("Tokens trained on", human_count(tokens)))
+            figures.append(("Tokens trained on", short_amount(tokens)))
         measured = results.get(job.train_stages[-1]) or {}
         if measured.get("bits_per_byte") is not None:
             figures.append(("Bits per byte", f"{measured['bits_per_byte']:.3f}"))

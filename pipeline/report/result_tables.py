@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from pipeline.console.formats import measured
+from pipeline.console.formats import measured, short_amount
 from pipeline.job import Job
 
 MODELS = (("sft", "fine-tuned"), ("pretrain", "base"), ("untrained", "untrained"))
@@ -40,7 +40,7 @@ def result_blocks(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> 
         note = "On text held out of training (lower is better)"
         baseline = results.get("ngram")
         if baseline and baseline.get("train_tokens"):
-            tokens = human_count(baseline["train_tokens"])
+            tokens = short_amount(baseline["train_tokens"])
             note += f", next to {baseline['order']}-gram counts over {tokens} training tokens"
         columns = ("model", "loss (nats per token)", "perplexity", "bits per byte")
         blocks += [f"{note}:", Table(columns, language)]
@@ -62,14 +62,6 @@ def result_blocks(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> 
         blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
     shown = [block for block in blocks if block]
     return [*shown, "± is one standard error."] if shown else []
-
-
-def human_count(count: float) -> str:
-    """Return 1234567 as `1.23M`."""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= size:
-            return f"{count / size:.3g}{suffix}"
-    return f"{count:,.0f}"
 
 
 def value_with_error(result: Mapping[str, Any], name: str, digits: int = 3) -> str:
