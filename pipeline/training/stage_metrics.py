@@ -16,7 +16,9 @@ from pipeline.state.claim import Claim
 from pipeline.state.metrics import MetricsLog
 from pipeline.state.stores import StoreError
 
+FLUSH_SECONDS = 10.0
 _NOT_A_METRIC = {"step", "epoch", "stage", "rows"}
+_log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -182,11 +184,6 @@ def _load(name: str) -> Any:
             f"log.{name}: the package {name} is not installed. Nothing was started. "
             f"Install it with `uv sync --extra {name}`, or remove log.{name}."
         ) from None
-
-
-_log = logging.getLogger(__name__)
-
-FLUSH_SECONDS = 10.0
 
 
 class StageMetrics:

@@ -1,7 +1,7 @@
 """Find shared data, or become the one who prepares it while the others wait.
 
 That only one run prepares is a courtesy, and nothing depends on it: whoever finishes second uses
-what the first has finished (complete.py).
+what the first has finished (folder.py).
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ def _first_line(error: BaseException) -> str:
 def _token_advice() -> str:
     if get_token() is None:
         return (
-            "No Hub token was found. Create a token at https://huggingface.co/settings/tokens. "
+            f"No Hub token was found. Create a token at {TOKENS_PAGE}. "
             "Then run `export HF_TOKEN=hf_…` or `hf auth login`"
         )
     return (
