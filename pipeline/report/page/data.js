@@ -27,8 +27,9 @@ async function ask() {
 function learn({ runs, settings }) {
   known.settings = settings;
   known.runs = runs.map((run, i) => {
-    const before = known.runs[i] ?? { shown: true };
-    const changed = Object.keys(run).filter((part) => JSON.stringify(run[part]) !== JSON.stringify(before[part]));
-    return { ...run, changed, shown: before.shown, looked_at: before.looked_at };
+    const { changed: _, shown = true, looked_at, ...before } = known.runs[i] ?? {};
+    // Of a run that another replaced, parts are gone.
+    const changed = Object.keys({ ...before, ...run }).filter((part) => JSON.stringify(run[part]) !== JSON.stringify(before[part]));
+    return { ...run, changed, shown, looked_at };
   });
 }

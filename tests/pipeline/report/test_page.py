@@ -152,6 +152,19 @@ def test_all_stages_are_printed(browser: Any, report: str) -> None:
     tab.close()
 
 
+def test_the_curves_of_a_run_that_another_replaced_are_gone(browser: Any, report: str) -> None:
+    tab = Tab(browser, report)
+    two = "learn({ runs: [frozen.runs[0], frozen.runs[0]], settings: null }); show();"
+    tab.page.evaluate(two)
+    assert tab.page.locator("#loss path").count() == 4
+    # What the server tells before it has read the other run.
+    unread = "{ name: 'demo', url: 'runs/demo', trouble: null }"
+    tab.page.evaluate(two.replace("frozen.runs[0]", unread, 1))
+    assert tab.page.locator("#loss path").count() == 2
+    assert "reading …" in tab.page.inner_text("#runs")
+    tab.close()
+
+
 def test_without_scripts_it_says_the_numbers_and_what_to_do(browser: Any, report: str) -> None:
     tab = Tab(browser, report, java_script_enabled=False)
     text = tab.page.inner_text("body")
