@@ -16,7 +16,6 @@ from pipeline.state.head import BeingRemoved, Head
 from pipeline.state.record_file import RecordFile
 from pipeline.state.record_json import (
     Count,
-    Damaged,
     Number,
     Time,
     build,
@@ -61,9 +60,6 @@ class StageInputs(TypedDict):
     inputs: Mapping[str, Any]
 
 
-Answer = TypeVar("Answer")
-
-
 @dataclass(frozen=True)
 class Clock:
     """Time, so that tests can replace it. `monotonic` never jumps; `now` is Unix time."""
@@ -72,7 +68,7 @@ class Clock:
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
-    def until(self, check: Callable[[], Answer], seconds: float, every: float) -> Answer:
+    def until(self, check: Callable[[], T], seconds: float, every: float) -> T:
         """Call `check` until it answers something other than None or False, or so many seconds have
         passed; return its last answer. It is called at least once, and again each `every` seconds.
         """
@@ -91,7 +87,10 @@ class RunState:
         self.store = store
         self.name = check_run_name(name)
         self.clock = clock or Clock()
-        self._head = RecordFile(store, self.key("HEAD.json"), Head.from_json, Head.to_json)
+        advice = "Restore this file from a backup. The run's checkpoints are not affected."
+        self._head = RecordFile(
+            store, self.key("HEAD.json"), Head.from_json, Head.to_json, advice=advice
+        )
 
     @property
     def url(self) -> str:
@@ -111,12 +110,7 @@ class RunState:
 
     def read_versioned(self) -> tuple[Head | None, str | None]:
         """Return HEAD and its version in the store."""
-        try:
-            return self._head.read()
-        except Damaged as error:
-            raise Damaged(
-                f"{error} Restore this file from a backup. The run's checkpoints are not affected."
-            ) from error
+        return self._head.read()
 
     def swap(self, head: Head, version: str | None, write_id: str) -> bool:
         """Replace `version` of HEAD; return False if the store has another version.
