@@ -242,6 +242,8 @@ class RentalKeeper:
             done.append(f"cancelled managed job {job.id}, to request another machine")
         if following is not None:
             return [*done, self._submit(decision, following)]
+        if finding.avoid is not None:
+            renter.avoid(finding.avoid)
         if self._plan is not None and not owned:  # else the owner's job says whether it is over
             renter.announce(look.head, renter.next_launch)
         renter.cancel([job])
@@ -255,7 +257,8 @@ class RentalKeeper:
         why = "no machine on demand starts the run, so nothing more is requested"
         if decision.plan is None:
             restarts = self.renter.restarts(job, look)
-            why = f"no machine has owned the run after {restarts} restarts"
+            why = "no machine has owned the run"
+            why += f" after {restarts} restarts" if restarts else ""
         if decision.plan is not None or not job.live:
             self.renter.gave_up = why
             return [*done, why]

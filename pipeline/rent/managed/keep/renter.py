@@ -120,9 +120,10 @@ class Renter:
 
         Nothing is announced yet. Raises BadInput if it can't be submitted from here.
         """
-        bad = None if finding is None else finding.avoid
-        choices = [self._avoid | ({bad} if bad else set())]
-        if bad is None or (finding is not None and finding.pods):
+        choices: list[set[Place]] = []
+        if finding is not None and finding.avoid is not None:
+            choices = [self._avoid | {finding.avoid}]
+        if not choices or (finding is not None and finding.pods):
             # A bad place is better than none. And without a restart, nothing would end the pod.
             choices += [self._avoid, set()]
         why_not = None
@@ -215,6 +216,10 @@ class Renter:
         """Count a job that makes no progress, and take it out of what the run has."""
         self._futile[market_of(job)] = (_epoch(look), self.restarts(job, look) + 1)
         self.given_up.add(job.id)
+
+    def avoid(self, place: Place) -> None:
+        """Avoid a place in what is requested later."""
+        self._avoid = self._avoid | {place}
 
     def leave_alone(self, market: Market | None) -> None:
         """Request no machine on that market for a while. Its given-up jobs are forgotten."""

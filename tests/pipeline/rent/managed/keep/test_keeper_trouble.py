@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 import pytest
 import yaml
@@ -11,19 +12,25 @@ import yaml
 from pion.errors import BadInput, PionError
 from pipeline.rent.deadline.policy import Market
 from pipeline.rent.managed.look import diagnose
-from pipeline.rent.managed.provider.jobs import ARRIVE_SECONDS, BOOT_SECONDS, ManagedJob
+from pipeline.rent.managed.look.diagnose import FUTILE_LIVES
+from pipeline.rent.managed.provider.jobs import ARRIVE_SECONDS, BOOT_SECONDS, ManagedJob, Place
 from pipeline.rent.managed.provider.recorded_task import BY_HOP, MACHINES, NextRental, launch_id_of
 from pipeline.rent.managed.watch import Watcher
+from pipeline.rent.sky_yaml import read_sky_yaml
+from pipeline.state.claim import claim_run
 from pipeline.state.deadline import RunDeadline, change_deadline
+from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Author
 from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import ask_stop, pending_stop
 from pipeline.state.watcher_beat import read_beat
+from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.managed.keep.test_keeper_deadline import RESERVE, due_in, sky, watch
+from tests.pipeline.rent.managed.look.test_diagnose import A40
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import JOB
-from tests.support.states import read
-from tests.support.two_markets import ON_DEMAND, SPOT, TwoMarkets
+from tests.support.states import read, someone
+from tests.support.two_markets import ON_DEMAND, SPOT, Enough, TwoMarkets, launched_on_spot
 
 __all__ = ["sky", "watch"]
 
@@ -424,3 +431,53 @@ def test_a_machine_whose_pod_is_gone_no_longer_owns_the_run(
     due_in(run, RESERVE - 100)
     watch(30)
     assert sky.submitted_to == [ON_DEMAND], "SkyPilot has not noticed the loss yet"
+
+
+def test_a_place_where_machines_die_is_avoided_though_another_is_requested_only_later(
+    sky: TwoMarkets, run: RunState, time: FakeClock, said: list[str], monkeypatch: Any
+) -> None:
+    due_in(run, RESERVE + 3000)
+    outside = claim_run(run, someone())  # so nothing is requested
+    machines, avoided = 0, list[Collection[Place]]()
+
+    def die() -> None:
+        """Replace the machine in the same place; the process elsewhere ends after the job."""
+        nonlocal machines
+        (job,) = sky.jobs
+        if not job.live:
+            outside.release()
+        elif job.status == "RUNNING":
+            sky.change(job.id, status="RECOVERING")
+        else:
+            machines += 1
+            place = {"cloud": "RunPod", "region": "CA", "resources": "1x[spot](A40:1)"}
+            sky.change(job.id, status="RUNNING", recoveries=machines, **place)
+        if job.live:
+            outside.heartbeat.beat()
+
+    def task_of(wanted: NextRental) -> Any:
+        avoided.append(wanted.avoid)
+        raise Enough
+
+    time.during_sleep = die
+    monkeypatch.setattr(sky, "task_of", task_of)
+    with pytest.raises(Enough):
+        Watcher(run, JOB.name, JOB.id, said.append, sky).follow()
+    assert sky.cancelled == [JOB.id]
+    assert avoided == [{A40}]
+
+
+def test_machines_that_never_start_the_run_end_it_if_none_on_demand_will_do(
+    sky: TwoMarkets, sky_home: SkyHome, run: RunState, time: FakeClock, said: list[str]
+) -> None:
+    spot = read_sky_yaml(sky_home.yaml("any_of: [{accelerators: A40, use_spot: true}]"))
+    sky.jobs = [dataclasses.replace(launched_on_spot(spot, time), status="RECOVERING")]
+    events = EventLog(run.store, run.name, read(run).epoch)
+    for n in range(FUTILE_LIVES):
+        about = {"cloud": "RunPod", "region": f"R{n}", "gpu": "A40", "managed_job": str(JOB.id)}
+        events.append("machine", id=f"pod{n}", rented_at=time.time - 100 + n, spot=True, **about)
+    events.flush()
+    due_in(run, RESERVE + 3000)
+    assert Watcher(run, JOB.name, JOB.id, said.append, sky).follow() == 1
+    assert (sky.cancelled, sky.submitted_to) == ([JOB.id], [])
+    assert any(line.endswith("no machine has owned the run") for line in said), said
