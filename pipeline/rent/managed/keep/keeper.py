@@ -191,6 +191,8 @@ class RentalKeeper:
         if acting and self.renter.replacing is not None:
             if (following := self._following(decision)) is not None:
                 self._say(self._submit(decision, following))
+            else:
+                self._cancel(decision)
             self.renter.replacing = None
 
     def end(self, look: Look) -> None:
@@ -225,7 +227,7 @@ class RentalKeeper:
             return self._give_up(finding, job, look, decision)
         held = decision.plan is not None and self._why_not(look) is not None
         try:
-            following = None if no_use or held else self._following(decision, finding)
+            following = None if no_use or held else self._following(decision, job, finding)
         except BadInput as error:
             self._lookout.forget_attempts(job.id)  # try again after as many more machines
             why = f"left the job alone, because it can't be submitted again: {error}"
@@ -236,10 +238,11 @@ class RentalKeeper:
         renter.give_up(job, look)
         if no_use:
             renter.leave_alone(market)
-        if following is not None and following.launch_id is None:
-            renter.replacing = job
-        elif job.live:
-            done.append(f"cancelled managed job {job.id}, to request another machine")
+        if decision.plan is None:
+            renter.replacing = job  # set before it is cancelled, because that may half fail
+        if job.live and (following is None or decision.plan is not None):
+            another = "" if following is None else ", to request another machine"
+            done.append(f"cancelled managed job {job.id}{another}")
         if following is not None:
             return [*done, self._submit(decision, following)]
         if finding.avoid is not None:
@@ -247,6 +250,7 @@ class RentalKeeper:
         if self._plan is not None and not owned:  # else the owner's job says whether it is over
             renter.announce(look.head, renter.next_launch)
         renter.cancel([job])
+        renter.replacing = None
         return done
 
     def _give_up(
@@ -325,8 +329,14 @@ class RentalKeeper:
             return False
         return True
 
-    def _following(self, decision: Decision, finding: Finding | None = None) -> Next | None:
-        """Return what to submit; None if nothing is to be requested, or not now.
+    def _following(
+        self,
+        decision: Decision,
+        given_up: ManagedJob | None = None,
+        finding: Finding | None = None,
+    ) -> Next | None:
+        """Return what to submit, for the job that `finding` gives up; None if nothing is to be
+        requested, or not now.
 
         Raises BadInput if it can't be submitted from here.
         """
@@ -334,7 +344,9 @@ class RentalKeeper:
         if request is None:
             return None
         if plan is None:
-            return self.renter.prepare(NextRental(look.sky.job), None, finding)
+            like = given_up or self.renter.replacing
+            assert like is not None  # without a deadline, a request replaces a job
+            return self.renter.prepare(NextRental(like), None, finding)
         market = request.market
         if self.renter.is_left_alone(look, market):
             self._teller.once(

@@ -28,9 +28,9 @@ LAST_SECONDS = 60.0
 
 def see_any(look: Look, now: float) -> Seen:
     """Return what the policy sees without a deadline: one rental, whatever its market is."""
-    stands = next(iter(rentals_of(look)), None)
+    stands = any(not is_over_for(look, each.job) for each in rentals_of(look))
     owner = Market.SPOT if _owner_at_work(look) is not None else None
-    return Seen(now, LAST_SECONDS, owner, None if stands is None else Rental(now))
+    return Seen(now, LAST_SECONDS, owner, Rental(now) if stands else None)
 
 
 def see(look: Look, work_left: float, now: float) -> Seen:
