@@ -331,9 +331,7 @@ def others_left(move: Move) -> Iterator[str]:
         return
     me = move.provider.my_hash() if listed else ""
     for pod in listed or ():
-        if pod.job_id is None or pod.rented_from == me:
-            continue
-        if pod.alive and pod.belongs_to(cluster_name(move.name, pod.job_id)):
+        if pod.alive and pod.rented_from != me and pod.is_of(move.name):
             yield (
                 f"pod {pod.id} was rented from another computer. The SkyPilot there will end it, "
                 "because its work was handed over. If that computer is asleep or lost, end the pod "
@@ -356,7 +354,7 @@ def _wait_until_ended(move: Move, job_ids: Sequence[int]) -> list[int]:
 
 def _end_pods(move: Move, job: ManagedJob) -> str:
     """End the pods that a job has left behind; return the end of a sentence about them."""
-    if (job.cloud or "RunPod").lower() != "runpod":
+    if not job.may_be_on_runpod:
         return ""
     try:
         ours = move.provider.list_pods()

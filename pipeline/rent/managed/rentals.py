@@ -17,7 +17,7 @@ from pion.errors import PionError
 from pipeline.console.formats import duration, moment, show
 from pipeline.cost.costs import LOST, MachineCost, costs_of, read_log
 from pipeline.machine.rented import RENTED
-from pipeline.rent.managed.names import cluster_name, rental_name
+from pipeline.rent.managed.names import rental_name
 from pipeline.rent.managed.orphans import Evidence, Verdict, judge_cluster, judge_pod
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import Pod
@@ -129,9 +129,7 @@ def _read_machines(state: RunState, head: Head, now: float) -> StoreSays:
 
 def _is_ours(pod: Pod, name: str | None) -> bool:
     """Return whether `pion launch` rented the pod, for the rental `name` or for any rental."""
-    return pod.job_id is not None and (
-        name is None or pod.belongs_to(cluster_name(name, pod.job_id))
-    )
+    return pod.job_id is not None if name is None else pod.is_of(name)
 
 
 def _is_on_runpod(machine: MachineCost) -> bool:

@@ -193,7 +193,7 @@ class Lookout:
 
     def _of_job(self, pods: Sequence[Pod] | None, job: ManagedJob) -> tuple[Pod, ...] | None:
         """Return the job's pods; None if RunPod was not asked, or the job is on another cloud."""
-        if pods is None or (job.cloud or "RunPod").lower() != "runpod":
+        if pods is None or not job.may_be_on_runpod:
             return None
         cluster = cluster_name(self.name, job.id)
         return tuple(pod for pod in pods if pod.belongs_to(cluster))

@@ -15,7 +15,6 @@ from pion.errors import PionError
 from pipeline.cost.costs import LostMachine, RunLog, costs_of, keep_lost, owners_of
 from pipeline.machine.rented import RENTED
 from pipeline.rent.managed.look.diagnose import Attempt
-from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place, place_of
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.state.head import Head
@@ -237,7 +236,7 @@ class LostPods:
         """
         alive = set()
         for pod in pods:
-            if pod.id in self._noted or not self._is_ours(pod):
+            if pod.id in self._noted or not pod.is_of(self._rental):
                 continue
             if pod.alive:
                 alive.add(pod.id)
@@ -256,9 +255,6 @@ class LostPods:
                     keep_lost(self._state, machine)
                 del self._not_ended[machine.id]
                 self._noted.add(machine.id)
-
-    def _is_ours(self, pod: Pod) -> bool:
-        return pod.job_id is not None and pod.belongs_to(cluster_name(self._rental, pod.job_id))
 
 
 def _as_lost(pod: Pod, seen: LostMachine | None, now: float) -> LostMachine:

@@ -86,6 +86,11 @@ class ManagedJob:
         return int(found.group(1)) if found else None
 
     @property
+    def may_be_on_runpod(self) -> bool:
+        """Whether the job's machine is on RunPod; True, too, before the job has a machine."""
+        return (self.cloud or "RunPod").lower() == "runpod"
+
+    @property
     def place(self) -> str:
         """`RunPod CA, 1x(A40:1, …)`; empty before the job has a machine."""
         where = " ".join(filter(None, (self.cloud, self.region)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import PionError
-from pipeline.rent.managed.names import POD_NAME
+from pipeline.rent.managed.names import POD_NAME, cluster_name
 
 # How RunPod describes a rental: Rented by User: Fri Jul 12 2024 15:14:40 GMT-0400 (…)
 _RENTED = re.compile(
@@ -56,6 +56,10 @@ class Pod:
     def belongs_to(self, cluster: str) -> bool:
         """Return whether the pod is a machine of the SkyPilot cluster of that name."""
         return self.name.startswith(f"{cluster}-")
+
+    def is_of(self, rental: str) -> bool:
+        """Return whether the pod is a machine of any managed job called `rental`."""
+        return self.job_id is not None and self.belongs_to(cluster_name(rental, self.job_id))
 
 
 def runpod_configured() -> bool:
