@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from pipeline.console.formats import duration, hours, moment
 from pipeline.job import Job
 from pipeline.machine.time_limit import within
 from pipeline.rent.check import CheckRow
+from pipeline.rent.check.job import STORE_SECONDS
 from pipeline.rent.check.machines import judge
 from pipeline.rent.deadline.at_launch import deadline_of, held_back
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
@@ -24,8 +24,6 @@ from pipeline.state.stores import StoreError, open_store
 from pipeline.state.stores.clock import StoreClock
 
 NAME = "deadline"
-# A store that needs more seconds to answer is too slow to use.
-STORE_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
@@ -163,11 +161,6 @@ def _spare(machine: OnDemand, seen: Situation) -> float:
     return slack - machine.margin(seen.deadline)
 
 
-def _dollars_per_hour(machine: OnDemand) -> float:
-    """Return by what on-demand machines are ordered: the cheapest is rented first."""
-    return math.inf if machine.price is None else machine.price
-
-
 def _too_slow(machine: OnDemand, seen: Situation) -> str:
     """Return `28.0 h of work on A40 on demand, 27.0 h left, …`."""
     assert machine.work is not None
@@ -179,7 +172,7 @@ def _too_slow(machine: OnDemand, seen: Situation) -> str:
 
 
 def _rows(seen: Situation, in_time: Sequence[OnDemand]) -> list[CheckRow]:
-    first = min(in_time, key=_dollars_per_hour)
+    first = min(in_time, key=lambda machine: machine.by_price)
     waited, kept = held_back(seen.sky_yaml)
     rows = [
         CheckRow(
@@ -216,7 +209,7 @@ def _budget(
     """Say so if the budget is below the worst case, in which all work is done on demand."""
     spent = head.spent if head is not None else None
     words = []
-    first = min(in_time, key=_dollars_per_hour)
+    first = min(in_time, key=lambda machine: machine.by_price)
     needed = (first.work or 0.0) / 3600
     limit = job.budget.dollars
     if limit is not None and first.price is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -145,6 +146,11 @@ class OnDemand:
         if self.seconds is None:
             return None
         return sum(share * self.seconds.get(stage, 0.0) for stage, share in self.left.items())
+
+    @property
+    def by_price(self) -> float:
+        """By what machines are ordered: the price, and an unknown price last."""
+        return math.inf if self.price is None else self.price
 
     @property
     def gpu(self) -> str:

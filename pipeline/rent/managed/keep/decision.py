@@ -153,7 +153,7 @@ def _options(
         return options
     gpus = _gpus(stands)
     mine = [m for m in machines if m.candidate.gpu in gpus and m.will_do and m.work is not None]
-    mine.sort(key=lambda machine: (machine.price is None, machine.price or 0.0))
+    mine.sort(key=lambda machine: machine.by_price)
     return [*mine[:1], *(option for option in options if option not in mine[:1])]
 
 
@@ -246,7 +246,7 @@ def choices(machines: Sequence[OnDemand], deadline: RunDeadline, now: float) -> 
     known = [machine for machine in machines if machine.will_do and machine.work is not None]
     in_time = [m for m in known if (m.slack(deadline, now) or 0.0) >= m.margin(deadline)]
     if in_time:
-        return sorted(in_time, key=lambda m: math.inf if m.price is None else m.price)
+        return sorted(in_time, key=lambda machine: machine.by_price)
     return sorted(known, key=lambda m: m.work or 0.0)
 
 
