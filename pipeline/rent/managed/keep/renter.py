@@ -1,8 +1,8 @@
 """Cancel and request the rentals of a run: each request once, whoever is killed.
 
-With a deadline, each request is a launch of its own. The store's rental note names this launch
-before anything is cancelled for it. If the watcher ends in between, the next watcher finds no job
-of that launch, and requests it.
+With a deadline, each request gets a new launch id. The store's rental note names the launch before
+anything is cancelled for it. If the watcher ends in between, the next watcher finds no job of that
+launch, and requests it.
 
 Without a deadline, the task of the last job is submitted again. It belongs to the same launch, so
 it may take over the run at once. Only the watcher that has begun this can complete it.
