@@ -9,6 +9,7 @@ import argparse
 import difflib
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pion.errors import BadInput, PionError, is_panic
-from pipeline.commands.cli import Add, Command, add_commands
+from pipeline.commands.cli import Add, Argument, Command, add_commands, argument, flag
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked, refuse_endpoints, refuse_secret_arguments
@@ -136,8 +137,7 @@ class _Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        words = printable(masked(message))
-        self.exit(2, f"error: {words}\n(see {self.prog} --help)\n")
+        self.exit(2, f"error: {printable(masked(message))}\n(see {self.prog} --help)\n")
 
 
 class _Version(argparse.Action):
@@ -165,12 +165,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     take_overrides: dict[str, _Parser] = {}
 
-    def add(name: str, command: Command, help: str, *, overrides: bool = False) -> _Parser:
-        end = "" if help.endswith("?") else "."
+    def add(
+        name: str, command: Command, help: str, *arguments: Argument, overrides: bool = False
+    ) -> _Parser:
         sub: _Parser = commands.add_parser(
-            name, help=help, description=f"{help[0].upper()}{help[1:]}{end}", allow_abbrev=False
+            name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False
         )
         sub.set_defaults(command=command)
+        for one in arguments:
+            one(sub)
         if overrides:
             take_overrides[name] = sub
         return sub
@@ -194,45 +197,43 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _add_run(add: Add) -> None:
-    run = add("run", _run, "start or resume a job, and continue until it is done", overrides=True)
-    run.add_argument("job", metavar="JOB", nargs="?", help="a job file, such as jobs/demo.yaml")
-    run.add_argument(
-        "--redo",
-        metavar="STAGE",
-        help="redo this stage and all later stages: prepare, pretrain, sft, evaluate or publish",
+    add(
+        "run",
+        _run,
+        "start or resume a job, and continue until it is done",
+        argument("job", metavar="JOB", nargs="?", help="a job file, such as jobs/demo.yaml"),
+        argument(
+            "--redo",
+            metavar="STAGE",
+            help="redo this stage and all later stages: prepare, pretrain, sft, evaluate or "
+            "publish",
+        ),
+        argument(
+            "--until",
+            metavar="STAGE",
+            help="stop after this stage; the same command without --until continues",
+        ),
+        flag("--take-over", "take the run from its owner; if the owner is still running, it stops"),
+        flag("--help-job", "print every field of a job file"),
+        overrides=True,
     )
-    run.add_argument(
-        "--until",
-        metavar="STAGE",
-        help="stop after this stage; the same command without --until continues",
-    )
-    run.add_argument(
-        "--take-over",
-        action="store_true",
-        help="take the run from its owner; if the owner is still running, it stops",
-    )
-    run.add_argument("--help-job", action="store_true", help="print every field of a job file")
 
 
 def _add_prove(add: Add) -> None:
-    prove = add(
+    add(
         "prove",
         _prove,
         "kill copies of a job at random moments, and compare their final weights",
+        argument("job", metavar="JOB", help="a job file; a copy cut to 60 steps is run"),
+        argument("--kills", metavar="N", type=int, default=20, help="number of kills; default: 20"),
+        argument("--store", metavar="URL", help="where the runs go; default: the job's store"),
+        argument("--seed", metavar="N", type=int, help="the same seed kills at the same moments"),
+        argument(
+            "--json", metavar="FILE", help="where to write the result; default: NAME-prove.json"
+        ),
+        flag("--keep", "leave the runs in the store"),
         overrides=True,
     )
-    prove.add_argument("job", metavar="JOB", help="a job file; a copy cut to 60 steps is run")
-    prove.add_argument(
-        "--kills", metavar="N", type=int, default=20, help="number of kills; default: 20"
-    )
-    prove.add_argument("--store", metavar="URL", help="where the runs go; default: the job's store")
-    prove.add_argument(
-        "--seed", metavar="N", type=int, help="the same seed kills at the same moments"
-    )
-    prove.add_argument(
-        "--json", metavar="FILE", help="where to write the result; default: NAME-prove.json"
-    )
-    prove.add_argument("--keep", action="store_true", help="leave the runs in the store")
 
 
 def _is_override(argument: str) -> bool:
@@ -247,7 +248,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.help_job:
         from pipeline.job.reference import help_job
 
-        print(help_job(_terminal_width()))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(help_job(width))
         return 0
     if args.job is None:
         files = ", ".join(str(p) for p in sorted(Path("jobs").glob("*.yaml")))
@@ -279,12 +281,6 @@ def _prove(args: argparse.Namespace) -> int:
 
     options = ProofOptions(args.kills, args.store, args.seed, args.json, args.keep)
     return prove(args.job, args.overrides, options, say=show)
-
-
-def _terminal_width() -> int | None:
-    import shutil
-
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def run_and_exit() -> NoReturn:

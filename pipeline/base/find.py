@@ -139,25 +139,24 @@ def find_base(source: str, folder: Path) -> FoundBase:
         found = locate_model(str(path) if path.exists() else source)
     except (OSError, ValueError):  # no file can have this name
         found = locate_model(source)
+    commit = None
     if isinstance(found, str):
         files, bring, commit = _of_hub(found)
-    elif isinstance(found, Listed):
-        files, bring = _of_model(_brought(found))
-        commit = None
     else:
+        if isinstance(found, Listed):  # of a remote store: it is needed in any case
+            found = bring_model(found.state, found.head, found.entry.key)
         files, bring = _of_model(find_model(str(found)))
-        commit = None
     return FoundBase(_described(source, files, bring, commit), files, bring)
 
 
 def _described(source: str, files: Files, bring: Callable[[str], Path], commit: str | None) -> Base:
     """Return what a model is, once its settings and its tokenizer can be used."""
-    for name in (CONFIG, TOKENIZER):
-        if name not in files:
-            raise BadInput(
-                f"{source} has no {name}. A model to start from needs its settings "
-                "(config.json), its weights (safetensors) and its tokenizer (tokenizer.json)"
-            )
+    missing = [name for name in (CONFIG, TOKENIZER) if name not in files]
+    if missing:
+        raise BadInput(
+            f"{source} has no {missing[0]}. A model to start from needs its settings "
+            "(config.json), its weights (safetensors) and its tokenizer (tokenizer.json)"
+        )
     try:
         config = read_config(bring(CONFIG))
         tokenizer = Tokenizer.from_file(bring(TOKENIZER), where=TOKENIZER)
@@ -191,12 +190,6 @@ def _template(source: str, files: Files, bring: Callable[[str], Path]) -> str | 
 
 
 # ---------------------------------------------------------------- folders and runs
-
-
-def _brought(found: Listed) -> FoundModel:
-    """Return the model of a run, downloaded from a remote store: it is needed in any case."""
-    folder = bring_model(found.state, found.head, found.entry.key)
-    return find_model(str(folder))
 
 
 def _of_model(found: FoundModel) -> tuple[Files, Callable[[str], Path]]:
@@ -294,8 +287,7 @@ def _of_hub(text: str) -> tuple[Files, Callable[[str], Path], str]:
 
     def bring(name: str) -> Path:
         # A tokenizer is read together with the files next to it.
-        together = DECIDE_IDS if name in DECIDE_IDS else ()
-        for other in together:
+        for other in DECIDE_IDS if name in DECIDE_IDS else ():
             if other in entries:
                 fetch(other)
         return fetch(name)

@@ -19,7 +19,7 @@ from pion.formats.weights import is_legal
 from pion.untrusted import read_file
 from pipeline.job.bounded_yaml import BoundedLoader
 
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A\s*---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 _LLAMA = re.compile(r"llama-?\d", re.IGNORECASE)
 LONGEST = 200
 
@@ -54,10 +54,13 @@ class Terms:
 
 def terms_of(folder: Path) -> Terms:
     """Return the terms of the model in `folder`. A page that can't be read says nothing."""
-    page = _page(folder / "README.md")
+    try:
+        page = front_matter(read_file(folder / "README.md").decode())
+    except (OSError, ValueError, BadInput):
+        page = {}
     legal = [path for path in sorted(folder.iterdir()) if path.is_file() and is_legal(path.name)]
     said = [_text(page.get(name)) for name in ("license", "license_name", "license_link")]
-    return Terms(said[0], said[1], said[2], tuple(legal))
+    return Terms(*said, files=tuple(legal))
 
 
 def conditions(terms: Terms, model_name: str) -> list[str]:
@@ -75,11 +78,12 @@ def conditions(terms: Terms, model_name: str) -> list[str]:
     return sentences
 
 
-def _page(path: Path) -> Mapping[str, Any]:
+def front_matter(page: str) -> Mapping[str, Any]:
+    """Return the YAML block at the top of a page, as the Hub reads it; {} if it can't be read."""
+    match = _FRONT_MATTER.match(page)
     try:
-        match = _FRONT_MATTER.match(read_file(path).decode())
         fields = yaml.load(match[1], Loader=BoundedLoader) if match else None  # noqa: S506
-    except (OSError, ValueError, yaml.YAMLError, BadInput):
+    except (ValueError, yaml.YAMLError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -24,21 +23,15 @@ if TYPE_CHECKING:
     from pipeline.models.find import FoundModel
 
 
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How text is sampled.
-
-    `temperature` 0 takes the most likely token. `top_k` 0 and `top_p` 1 restrict nothing.
-    """
-
-    max_tokens: int = 128
-    temperature: float = 0.8
-    top_k: int = 50
-    top_p: float = 0.9
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-
-
+# How text is sampled: keywords of `pion.generate`.
+Settings = Mapping[str, Any]
+DEFAULTS: Settings = {
+    "max_tokens": 128,
+    "temperature": 0.8,
+    "top_k": 50,
+    "top_p": 0.9,
+    "repetition_penalty": 1.0,
+}
 SAMPLING_HELP = {
     "max_tokens": "maximum length of an answer, in tokens",
     "temperature": "0 takes the most likely token; higher is more random",
@@ -46,7 +39,6 @@ SAMPLING_HELP = {
     "top_p": "choose among the most likely tokens that add up to this probability",
     "repetition_penalty": "values above 1 make tokens that were already used less likely",
 }
-DEFAULTS: dict[str, Any] = {name: getattr(GenerationSettings, name) for name in SAMPLING_HELP}
 
 
 def convert(name: str, text: str) -> float:
@@ -135,7 +127,7 @@ def prompt_ids(
     model: Decoder,
     chat_format: ChatFormat,
     prompt: str,
-    settings: GenerationSettings,
+    settings: Settings,
     *,
     as_chat: bool,
 ) -> list[int]:
@@ -146,7 +138,7 @@ def prompt_ids(
     if not prompt.strip():
         raise BadInput("the prompt is empty. Give some text for the model to continue")
     conversation = Conversation(chat_format, model.config.seq_len, template=as_chat)
-    return conversation.ask(prompt, settings.max_tokens)[0]
+    return conversation.ask(prompt, settings["max_tokens"])[0]
 
 
 def tell_replaced(
@@ -163,7 +155,7 @@ def answer_once(
     model: Decoder,
     chat_format: ChatFormat,
     prompt: str,
-    settings: GenerationSettings,
+    settings: Settings,
     *,
     as_chat: bool,
     out: TextIO | None = None,
@@ -186,7 +178,7 @@ def chat(
     model: Decoder,
     chat_format: ChatFormat,
     found: FoundModel,
-    settings: GenerationSettings,
+    settings: Settings,
     *,
     lines: Iterator[str] | None = None,
     out: TextIO | None = None,
@@ -212,7 +204,7 @@ class _Session:
         self,
         model: Decoder,
         chat_format: ChatFormat,
-        settings: GenerationSettings,
+        settings: Settings,
         template: bool,
         out: TextIO,
     ) -> None:
@@ -240,7 +232,7 @@ class _Session:
         return True
 
     def _answer(self, text: str) -> None:
-        ids, dropped = self.conversation.ask(text, self.settings.max_tokens)
+        ids, dropped = self.conversation.ask(text, self.settings["max_tokens"])
         tell_replaced(self.chat_format.tokenizer, text, "this message", self.say)
         if dropped:
             self.say(f"(the context is full: the oldest {dropped} messages are forgotten)")
@@ -259,9 +251,8 @@ class _Session:
         if name in SETTINGS:
             setting = SETTINGS[name]
             if value:
-                change: dict[str, Any] = {setting: convert(setting, value)}
-                self.settings = dataclasses.replace(self.settings, **change)
-            self.say(f"{setting.replace('_', ' ')} is {getattr(self.settings, setting):g}")
+                self.settings = {**self.settings, setting: convert(setting, value)}
+            self.say(f"{setting.replace('_', ' ')} is {self.settings[setting]:g}")
         elif name == "/system":
             if not self.conversation.template:
                 raise BadInput("this model has no system message: it was not fine-tuned")
@@ -279,7 +270,7 @@ class _Session:
 
 
 def _pieces(
-    model: Decoder, chat_format: ChatFormat, ids: list[int], settings: GenerationSettings
+    model: Decoder, chat_format: ChatFormat, ids: list[int], settings: Settings
 ) -> Iterator[str]:
     """Yield the continuation of `ids` as pieces of text, up to the end of the turn or text."""
     from pion.generation.generate import generate, stream_text
@@ -288,10 +279,10 @@ def _pieces(
     return stream_text(chat_format.tokenizer, new)
 
 
-def library_settings(chat_format: ChatFormat, settings: GenerationSettings) -> dict[str, Any]:
+def library_settings(chat_format: ChatFormat, settings: Settings) -> dict[str, Any]:
     """Return the keywords of `pion.generate`, which stops at the end of the turn or text."""
     ends = {"stop_ids": chat_format.stop_ids, "vocab_size": chat_format.tokenizer.vocab_size}
-    return ends | dataclasses.asdict(settings)
+    return {**ends, **settings}
 
 
 def _typed_lines(say: Callable[[str], None]) -> Iterator[str]:

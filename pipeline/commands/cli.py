@@ -6,8 +6,9 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pion.errors import BadInput
 from pipeline.console.formats import show
@@ -15,229 +16,256 @@ from pipeline.console.formats import show
 if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
     from pion.model.decoder import Decoder
-    from pipeline.commands.chat import GenerationSettings
     from pipeline.models.find import FoundModel
 
 Command = Callable[[argparse.Namespace], int]
+# Adds an argument, or several, to the parser of a command.
+Argument = Callable[[Any], object]
 
 
 class Add(Protocol):
-    """A function that makes the parser of a command.
+    """A function that makes the parser of a command, with its arguments in this order.
 
     A command with `overrides` takes key=value arguments, before and after its options.
     """
 
     def __call__(
-        self, name: str, command: Command, help: str, *, overrides: bool = False
+        self,
+        name: str,
+        command: Command,
+        help: str,
+        *arguments: Argument,
+        overrides: bool = False,
     ) -> argparse.ArgumentParser: ...
 
 
+def argument(*names: str, **settings: Any) -> Argument:
+    """Return an argument, described as `ArgumentParser.add_argument` expects."""
+    return methodcaller("add_argument", *names, **settings)
+
+
+def flag(name: str, help: str) -> Argument:
+    """Return an option without a value."""
+    return argument(name, action="store_true", help=help)
+
+
+def one_of(*arguments: Argument) -> Argument:
+    """Return options of which a command line can have only one."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        group = parser.add_mutually_exclusive_group()
+        for one in arguments:
+            one(group)
+
+    return add
+
+
+RUN_HELP = "a name in runs/, or STORE/NAME"
 MODEL_HELP = (
     "a run (demo, STORE/demo, demo@pretrain, demo@sft or demo@250), the folder of a checkpoint, "
     "the folder of an exported model, a .pt file that `pion import-seed` reads, or a Hub "
-    "repository (user/name); default: the latest run"
+    "repository (user/name)"
 )
-RUN_HELP = "a name in runs/, or STORE/NAME"
+MODEL_OR_LATEST = f"{MODEL_HELP}; default: the latest run"
+RUN = argument("run", metavar="RUN", help=RUN_HELP)
+JSON = flag("--json", "print JSON")
+GATES = argument(
+    "--skip-above",
+    type=float,
+    metavar="P",
+    help="of a model with gates: skip a feed-forward layer where its gate is surer than P "
+    "(0 to 1); default: skip none",
+)
 
 
 def add_commands(add: Add) -> None:
     """Add the commands that use a run or a model; `add` makes a command's parser."""
-    _add_bench(add)
-    _add_model_commands(add)
-    _add_serve(add)
+    from pion.bench import options as bench
+    from pipeline.live.options import add_page
+    from pipeline.serve import options as serve
+
+    parser = add("bench", _bench, "check that this card computes right, and measure its speed")
+    bench.add_options(parser, "~/.cache/pion/bench, where `pion plan` finds it")
+    _add_generation(add)
+    _add_model_files(add)
+    parser = add("serve", _serve, "serve models to browsers and programs: a page, and OpenAI's API")
+    serve.add_options(parser, MODEL_OR_LATEST)
+    add(
+        "status",
+        _status,
+        "show what a run has done and who owns it, from its store",
+        argument("runs", metavar="RUN", nargs="*", help=f"{RUN_HELP}; default: all runs in runs/"),
+        JSON,
+        flag("--compare", "show runs side by side: settings that differ, data, loss, dollars"),
+        add_page,
+    )
+    _add_run_commands(add)
     _add_store_commands(add)
 
 
-def _add_bench(add: Add) -> None:
-    from pion.bench.options import add_options
-
-    bench = add("bench", _bench, "check that this card computes right, and measure its speed")
-    add_options(bench, "~/.cache/pion/bench, where `pion plan` finds it")
-
-
-def _add_model_commands(add: Add) -> None:
-    chat = add("chat", _chat, "talk to a model")
-    chat.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
-    _add_sampling(chat)
-    _add_gates(chat)
-
-    generate = add("generate", _generate, "continue a text, or several texts together")
-    generate.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
-    texts = generate.add_mutually_exclusive_group()
-    texts.add_argument("--prompt", help="the text to continue; default: standard input")
-    texts.add_argument(
-        "--prompts",
-        metavar="FILE",
-        help='the texts to continue: one on each line, or in a .jsonl file one {"prompt": TEXT} '
-        'on each line. Prints {"prompt": …, "text": …} for each, in their order',
+def _add_generation(add: Add) -> None:
+    model = argument("model", metavar="MODEL", nargs="?", help=MODEL_OR_LATEST)
+    add("chat", _chat, "talk to a model", model, _add_sampling, GATES)
+    add(
+        "generate",
+        _generate,
+        "continue a text, or several texts together",
+        model,
+        one_of(
+            argument("--prompt", help="the text to continue; default: standard input"),
+            argument(
+                "--prompts",
+                metavar="FILE",
+                help="the texts to continue: one on each line, or in a .jsonl file one "
+                '{"prompt": TEXT} on each line. Prints {"prompt": …, "text": …} for each, in their '
+                "order",
+            ),
+        ),
+        flag("--chat", "treat the prompt as a user's message, and print only the answer"),
+        _add_sampling,
+        GATES,
     )
-    generate.add_argument(
-        "--chat",
-        action="store_true",
-        help="treat the prompt as a user's message, and print only the answer",
-    )
-    _add_sampling(generate)
-    _add_gates(generate)
 
-    evaluate = add("eval", _eval, "measure a model on your own files")
-    evaluate.add_argument("model", metavar="MODEL", help=MODEL_HELP.partition("; default")[0])
-    evaluate.add_argument(
-        "files",
-        metavar="FILE",
-        nargs="+",
-        help="a text file (prints loss and bits per byte), or a .jsonl file of multiple-choice "
-        "questions {context, choices, answer} (prints accuracy)",
-    )
-    evaluate.add_argument("--json", action="store_true", help="print JSON")
-    _add_gates(evaluate)
 
+def _add_model_files(add: Add) -> None:
+    add(
+        "eval",
+        _eval,
+        "measure a model on your own files",
+        argument("model", metavar="MODEL", help=MODEL_HELP),
+        argument(
+            "files",
+            metavar="FILE",
+            nargs="+",
+            help="a text file (prints loss and bits per byte), or a .jsonl file of multiple-choice "
+            "questions {context, choices, answer} (prints accuracy)",
+        ),
+        JSON,
+        GATES,
+    )
     _add_export(add)
-    seed = add(
+    add(
         "import-seed",
         _import_seed,
         "convert a checkpoint of the original Pion, Tachyon 2, Daisy-Wee or PILON",
+        argument("file", metavar="FILE.pt", help="a .pt file; its pickled code is never run"),
+        argument("folder", metavar="DIR", help="the folder to write"),
+        argument(
+            "--tokenizer", metavar="FILE", help="the tokenizer.json to put next to the weights"
+        ),
     )
-    seed.add_argument("file", metavar="FILE.pt", help="a .pt file; its pickled code is never run")
-    seed.add_argument("folder", metavar="DIR", help="the folder to write")
-    seed.add_argument(
-        "--tokenizer", metavar="FILE", help="the tokenizer.json to put next to the weights"
-    )
-
-
-def _add_serve(add: Add) -> None:
-    from pipeline.serve.options import add_options
-
-    serve = add("serve", _serve, "serve models to browsers and programs: a page, and OpenAI's API")
-    add_options(serve, MODEL_HELP)
 
 
 def _add_export(add: Add) -> None:
-    export = add(
-        "export", _export, "write a model to a folder for transformers, or a file for llama.cpp"
+    add(
+        "export",
+        _export,
+        "write a model to a folder for transformers, or a file for llama.cpp",
+        argument("run", metavar="MODEL", help=MODEL_HELP),
+        argument(
+            "target",
+            metavar="TARGET",
+            help="the folder to write; a name that ends in .gguf is a file for llama.cpp, LM "
+            "Studio and Ollama",
+        ),
+        argument(
+            "--type",
+            dest="gguf_type",
+            choices=("f32", "f16", "q8_0"),
+            help="of a .gguf file's matrices; default: f16. q8_0 has half as many bytes, and "
+            "rounds more",
+        ),
+        argument(
+            "--stage",
+            choices=("pretrain", "sft"),
+            help="which stage's model to export from a run; default: the latest stage",
+        ),
+        argument(
+            "--as",
+            dest="model_type",
+            metavar="ARCHITECTURE",
+            help="qwen3, qwen3_moe, arcee, or pion (modelling files); default: the first that "
+            "computes the model exactly",
+        ),
+        argument(
+            "--embeddings",
+            choices=("float32", "bfloat16"),
+            default="float32",
+            help="dtype of all rows of token ids, the head's too; bfloat16: half the size, rounded",
+        ),
     )
-    export.add_argument("run", metavar="MODEL", help=MODEL_HELP.partition("; default")[0])
-    export.add_argument(
-        "target",
-        metavar="TARGET",
-        help="the folder to write; a name that ends in .gguf is a file for llama.cpp, LM Studio "
-        "and Ollama",
+
+
+def _add_run_commands(add: Add) -> None:
+    verify = flag("--verify", "check the size and hash of every file")
+    add("checkpoints", _checkpoints, "list a run's checkpoints", RUN, verify, JSON)
+    path = flag("--json", "print its path as JSON")
+    add("report", _report, "write a run's report.html again", RUN, path)
+    wait = flag("--wait", "wait until the run has stopped")
+    add("stop", _stop, "ask a run's owner, on any machine, to save and stop", RUN, wait)
+    add(
+        "deadline",
+        _deadline,
+        "show when a rented run should be done, or change it",
+        RUN,
+        one_of(
+            argument("--hours", metavar="N", help="the deadline is N hours from now"),
+            argument(
+                "--at", metavar="T", help="the deadline is this moment, such as 2026-12-01T18:00Z"
+            ),
+            flag("--off", "no deadline holds any more"),
+        ),
     )
-    export.add_argument(
-        "--type",
-        dest="gguf_type",
-        choices=("f32", "f16", "q8_0"),
-        help="of a .gguf file's matrices; default: f16. q8_0 has half as many bytes, and rounds "
-        "more",
-    )
-    export.add_argument(
-        "--stage",
-        choices=("pretrain", "sft"),
-        help="which stage's model to export from a run; default: the latest stage",
-    )
-    export.add_argument(
-        "--as",
-        dest="model_type",
-        metavar="ARCHITECTURE",
-        help="qwen3, qwen3_moe, arcee, or pion (modelling files); default: the first that computes "
-        "the model exactly",
-    )
-    export.add_argument(
-        "--embeddings",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="dtype of all rows of token ids, the head's too; bfloat16: half the size, rounded",
+    add(
+        "fork",
+        _fork,
+        "make a new run that continues from a checkpoint of another run",
+        RUN,
+        argument("new", metavar="NEW", help="a name in RUN's store, or STORE/NAME"),
+        argument(
+            "--at",
+            metavar="STEP",
+            type=int,
+            help="the step of the checkpoint to continue from; default: the newest",
+        ),
+        argument(
+            "--stage",
+            choices=("pretrain", "sft"),
+            help="the stage of the checkpoint; default: the current stage",
+        ),
     )
 
 
 def _add_store_commands(add: Add) -> None:
-    from pipeline.live.options import add_page
-
-    status = add("status", _status, "show what a run has done and who owns it, from its store")
-    status.add_argument(
-        "runs", metavar="RUN", nargs="*", help=f"{RUN_HELP}; default: all runs in runs/"
+    add(
+        "rm",
+        _rm,
+        "remove runs from their store; published models stay",
+        argument("runs", metavar="RUN", nargs="+", help=RUN_HELP),
+        flag("--yes", "don't ask"),
+        flag(
+            "--take-over",
+            "also remove a run whose owner or rented machine is known to you to be gone",
+        ),
     )
-    status.add_argument("--json", action="store_true", help="print JSON")
-    status.add_argument(
-        "--compare",
-        action="store_true",
-        help="show runs side by side: settings that differ, data, loss, dollars",
+    add(
+        "data",
+        _data,
+        "list the prepared data that runs share, and delete what none uses",
+        argument(
+            "store", metavar="STORE", nargs="?", help="a store's URL or folder; default: runs/"
+        ),
+        flag("--prune", "delete what no run uses, an hour after this command"),
+        argument(
+            "--only",
+            metavar="FINGERPRINT",
+            action="append",
+            default=[],
+            help="with --prune: delete only this data; may be repeated",
+        ),
+        flag("--yes", "with --prune: don't ask"),
+        JSON,
     )
-    add_page(status)
-
-    points = add("checkpoints", _checkpoints, "list a run's checkpoints")
-    points.add_argument("run", metavar="RUN", help=RUN_HELP)
-    points.add_argument(
-        "--verify", action="store_true", help="check the size and hash of every file"
-    )
-    points.add_argument("--json", action="store_true", help="print JSON")
-
-    report = add("report", _report, "write a run's report.html again")
-    report.add_argument("run", metavar="RUN", help=RUN_HELP)
-    report.add_argument("--json", action="store_true", help="print its path as JSON")
-
-    stop = add("stop", _stop, "ask a run's owner, on any machine, to save and stop")
-    stop.add_argument("run", metavar="RUN", help=RUN_HELP)
-    stop.add_argument("--wait", action="store_true", help="wait until the run has stopped")
-
-    _add_rm(add)
-    _add_data(add)
-    _add_deadline(add)
-
-    fork = add("fork", _fork, "make a new run that continues from a checkpoint of another run")
-    fork.add_argument("run", metavar="RUN", help=RUN_HELP)
-    fork.add_argument("new", metavar="NEW", help="a name in RUN's store, or STORE/NAME")
-    fork.add_argument(
-        "--at",
-        metavar="STEP",
-        type=int,
-        help="the step of the checkpoint to continue from; default: the newest",
-    )
-    fork.add_argument(
-        "--stage",
-        choices=("pretrain", "sft"),
-        help="the stage of the checkpoint; default: the current stage",
-    )
-
-
-def _add_rm(add: Add) -> None:
-    remove = add("rm", _rm, "remove runs from their store; published models stay")
-    remove.add_argument("runs", metavar="RUN", nargs="+", help=RUN_HELP)
-    remove.add_argument("--yes", action="store_true", help="don't ask")
-    remove.add_argument(
-        "--take-over",
-        action="store_true",
-        help="also remove a run whose owner or rented machine is known to you to be gone",
-    )
-
-
-def _add_deadline(add: Add) -> None:
-    deadline = add("deadline", _deadline, "show when a rented run should be done, or change it")
-    deadline.add_argument("run", metavar="RUN", help=RUN_HELP)
-    change = deadline.add_mutually_exclusive_group()
-    change.add_argument("--hours", metavar="N", help="the deadline is N hours from now")
-    change.add_argument(
-        "--at", metavar="T", help="the deadline is this moment, such as 2026-12-01T18:00Z"
-    )
-    change.add_argument("--off", action="store_true", help="no deadline holds any more")
-
-
-def _add_data(add: Add) -> None:
-    data = add("data", _data, "list the prepared data that runs share, and delete what none uses")
-    data.add_argument(
-        "store", metavar="STORE", nargs="?", help="a store's URL or folder; default: runs/"
-    )
-    data.add_argument(
-        "--prune", action="store_true", help="delete what no run uses, an hour after this command"
-    )
-    data.add_argument(
-        "--only",
-        metavar="FINGERPRINT",
-        action="append",
-        default=[],
-        help="with --prune: delete only this data; may be repeated",
-    )
-    data.add_argument("--yes", action="store_true", help="with --prune: don't ask")
-    data.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -259,16 +287,6 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="the same seed generates the same text",
     )
     add_dtype(parser)
-
-
-def _add_gates(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--skip-above",
-        type=float,
-        metavar="P",
-        help="of a model with gates: skip a feed-forward layer where its gate is surer than P "
-        "(0 to 1); default: skip none",
-    )
 
 
 def _converted(convert: Callable[[str, str], float], name: str, text: str) -> float:
@@ -435,7 +453,7 @@ def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, Ch
     return found, model.joined(), chat_format
 
 
-def _settings(args: argparse.Namespace) -> GenerationSettings:
-    from pipeline.commands.chat import DEFAULTS, GenerationSettings
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.commands.chat import DEFAULTS
 
-    return GenerationSettings(**{name: getattr(args, name) for name in DEFAULTS}, seed=args.seed)
+    return {name: getattr(args, name) for name in (*DEFAULTS, "seed")}

@@ -10,7 +10,7 @@ from pipeline.console.formats import duration, moment, show
 from pipeline.job import Deadline
 from pipeline.job.runtime_sections import parse_moment
 from pipeline.job.section import HOURS
-from pipeline.state.deadline import RunDeadline, change_deadline, deadline_lines, read_deadline
+from pipeline.state.deadline import RunDeadline, change_deadline, deadline_of, read_deadline
 from pipeline.state.find_run import no_such_run, open_run
 from pipeline.state.owner import Author
 from pipeline.state.rental_note import read_rental_note
@@ -18,7 +18,6 @@ from pipeline.state.run_status import is_finished
 from pipeline.state.stores.clock import StoreClock
 
 COMMAND = "pion deadline"
-NONE = "none. Set one: pion deadline {run} --hours N, or --at 2026-12-01T18:00Z"
 
 
 def show_deadline(
@@ -44,8 +43,9 @@ def show_deadline(
         wanted = None if off else _moment(hours, at, now)
         change_deadline(state, lambda old: _changed(old, wanted, now), replace_damaged=True)
     else:
-        read_deadline(state)  # raises an error, which `deadline_lines` only tells
-    for line in deadline_lines(state, head, now) or [f"deadline: {NONE.format(run=state.url)}"]:
+        read_deadline(state)  # raises an error, which `deadline_of` only tells
+    none = f"none. Set one: pion deadline {state.url} --hours N, or --at 2026-12-01T18:00Z"
+    for line in deadline_of(state, head, now)[1] or [f"deadline: {none}"]:
         show(line)
     return 0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pipeline.job import STAGES
 from pipeline.models.bring import with_renamed_base
 from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key
 from pipeline.state.checkpoints.restore import check_entry
-from pipeline.state.find_run import read_run, refuse_remains
+from pipeline.state.find_run import open_run, read_run, refuse_remains
 from pipeline.state.head import SHARED, CheckpointEntry, Head, data_key
 from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
@@ -31,7 +31,7 @@ from pipeline.state.shared.bases import copy_bases
 from pipeline.state.shared.begin import begin, is_there
 from pipeline.state.shared.folder import Overtaken, complete, own_key
 from pipeline.state.shared.records import Writer, read_state
-from pipeline.state.stores import Missing, StoreError, open_store, split_run
+from pipeline.state.stores import Missing, StoreError
 from pipeline.state.stores.verdict import Moment, before_work, verdict
 from pipeline.state.workspace import (
     Workspace,
@@ -43,16 +43,9 @@ from pipeline.state.workspace import (
 
 # The epoch under which the fork command owns the new run until it releases it.
 EPOCH = 1
+ROWS_PER_SEGMENT = 20_000
 
 Say = Callable[[str], None]
-
-
-def copy_data(source: RunState, target: RunState, head: Head, say: Say) -> dict[str, str]:
-    """Give `target` the data that the finished `prepare` of `source` made.
-
-    Returns the keys of the data that is shared, by part. Raises PionError if data is missing.
-    """
-    return _DataCopy(source, target, say).all(head)
 
 
 def check_data(target: RunState, forked: Head) -> None:
@@ -67,85 +60,6 @@ def check_data(target: RunState, forked: Head) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _DataCopy:
-    """Copies the data of one run to another."""
-
-    source: RunState
-    target: RunState
-    say: Say
-
-    def all(self, head: Head) -> dict[str, str]:
-        """Copy the data that the finished `prepare` made; return the keys of what is shared."""
-        record = head.stages.get("prepare")
-        kept = self.source.read_stage("prepare", record.digest) if record else None
-        own = {
-            path.removeprefix("input.data."): str(digest)
-            for path, digest in (kept["inputs"] if kept else {}).items()
-            if path.startswith("input.data.")
-        }
-        for part, digest in sorted(own.items()):
-            if part not in head.data:
-                self._copy_own_data(digest)
-        if self.target.store.url == self.source.store.url:
-            return dict(head.data)
-        return {part: self._share_data(key) for part, key in sorted(head.data.items())}
-
-    def _share_data(self, key: str) -> str:
-        """Share data of the source's store in the target's, unless it is there; return its key."""
-        _, fingerprint, folder = key.split("/")
-        there, now = Owner.me(), self.target.clock.now()
-        made_by = read_state(self.source.store, fingerprint)[0].sources
-        me = Writer(self.target.name, EPOCH, there.session, there.host, "", now)
-
-        def waiting(writer: Writer, seconds: float) -> None:
-            self.say(f"waiting for run {writer.run} on {writer.host}, which makes the same data")
-
-        while True:
-            begun = begin(self.target, fingerprint, me, there, waiting)
-            if not isinstance(begun, Writer):
-                return data_key(fingerprint, begun)
-            files = Workspace(self.source.store, SHARED).bring(f"{fingerprint}/{folder}")
-            if not (files / "dataset.json").is_file():
-                raise _incomplete(files, self.source)
-            self.say(f"copying prepared data {fingerprint[:12]}")
-            with contextlib.suppress(Overtaken):
-                done = complete(self.target, fingerprint, begun, files, made_by)
-                return data_key(fingerprint, done)
-
-    def _copy_own_data(self, digest: str) -> None:
-        source = Workspace(self.source.store, self.source.name)
-        target = Workspace(self.target.store, self.target.name)
-        folder = source.bring(own_key(digest))
-        # dataset.json goes last: it marks the folder as complete.
-        paths = sorted(files_below(folder), key=lambda path: path.name == "dataset.json")
-        if not paths or paths[-1].name != "dataset.json":
-            raise _incomplete(folder, self.source)
-        self.say(
-            f"copying prepared data {digest}: {size(sum(path.stat().st_size for path in paths))}"
-        )
-        key = own_key(digest)
-        for path in paths:
-            name = path.relative_to(folder).as_posix()
-            if target.remote:
-                to = target.folder(key) / name
-                to.parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(path, to)
-            else:
-                self.target.store.write(self.target.key(f"{key}/{name}"), path)
-        target.keep(key)
-
-
-def _incomplete(folder: Path, run: RunState) -> PionError:
-    return PionError(
-        f"The prepared data in {folder} is not complete. Nothing was forked. Prepare it again "
-        f"first: pion run JOB name={run.name} --redo prepare."
-    )
-
-
-ROWS_PER_SEGMENT = 20_000
-
-
 def fork(run: str, new: str, *, at: int | None, stage: str | None) -> int:
     """Copy the run called `run` as the run called `new` and return 0; see `fork_run`.
 
@@ -153,12 +67,12 @@ def fork(run: str, new: str, *, at: int | None, stage: str | None) -> int:
     """
     with before_work("Nothing was forked."):
         state, head = read_run(run)
-    store, name = (state.store, new) if "/" not in new else _named(new)
-    entry = fork_run(state, head, RunState(store, name), at=at, stage=stage, say=show)
+    target = open_run(new) if "/" in new else RunState(state.store, new)
+    entry = fork_run(state, head, target, at=at, stage=stage, say=show)
     show(
-        f"created {store.url}/{name} from {state.name} at {entry.stage} step {entry.step:,}. "
-        f"To train it: pion run JOB name={name}"
-        + ("" if store.url == state.store.url else f" store={store.url}")
+        f"created {target.url} from {state.name} at {entry.stage} step {entry.step:,}. "
+        f"To train it: pion run JOB name={target.name}"
+        + ("" if target.store.url == state.store.url else f" store={target.store.url}")
         + _published_elsewhere(head)
         + " [key=value …]"
     )
@@ -263,7 +177,7 @@ class _Copy:
         before = [s for s in STAGES[: STAGES.index(chosen.stage)] if s in head.stages]
         self._copy_descriptions()
         copy_bases(self.source, self.target)
-        data = copy_data(self.source, self.target, head, self.say)
+        data = self._copy_data(head)
         now = self.target.clock.now()
         new = Head(job=head.job).claimed(Owner.me(), now)
         listed = {entry.key: entry for entry in head.checkpoints}
@@ -280,12 +194,14 @@ class _Copy:
                 new = new.with_checkpoint(entry)
                 keys[record.checkpoint] = entry.key
                 record = dataclasses.replace(record, checkpoint=entry.key)
-                self._write_metrics(stage, read_metrics(*self._log, head, stage))
+                rows = read_metrics(self.source.store, self.source.name, head, stage)
+                self._write_rows(f"metrics/{stage}", rows)
             new = new.with_stage(stage, record)
         entry = self._copy_checkpoint(chosen, keys)
         new = new.with_checkpoint(entry)
-        rows = read_metrics(*self._log, head, chosen.stage)
-        self._write_metrics(chosen.stage, [row for row in rows if row["step"] <= chosen.step])
+        rows = read_metrics(self.source.store, self.source.name, head, chosen.stage)
+        rows = [row for row in rows if row["step"] <= chosen.step]
+        self._write_rows(f"metrics/{chosen.stage}", rows)
         self._write_event(chosen, now)
         kept = {stage: head.skipped[stage] for stage in before if stage in head.skipped}
         own = [rows for rows in head.skipped.get(chosen.stage, ()) if rows.step <= chosen.step]
@@ -296,9 +212,65 @@ class _Copy:
             skipped=kept | ({chosen.stage: tuple(own)} if own else {}),
         )
 
-    @property
-    def _log(self) -> tuple[Any, str]:
-        return self.source.store, self.source.name
+    def _copy_data(self, head: Head) -> dict[str, str]:
+        """Copy the data that the finished `prepare` made; return the keys of what is shared, by
+        part. Raises PionError if data is missing."""
+        record = head.stages.get("prepare")
+        kept = self.source.read_stage("prepare", record.digest) if record else None
+        own = {
+            path.removeprefix("input.data."): str(digest)
+            for path, digest in (kept["inputs"] if kept else {}).items()
+            if path.startswith("input.data.")
+        }
+        for part, digest in sorted(own.items()):
+            if part not in head.data:
+                self._copy_own_data(digest)
+        if self.target.store.url == self.source.store.url:
+            return dict(head.data)
+        return {part: self._share_data(key) for part, key in sorted(head.data.items())}
+
+    def _share_data(self, key: str) -> str:
+        """Share data of the source's store in the target's, unless it is there; return its key."""
+        _, fingerprint, folder = key.split("/")
+        there, now = Owner.me(), self.target.clock.now()
+        made_by = read_state(self.source.store, fingerprint)[0].sources
+        me = Writer(self.target.name, EPOCH, there.session, there.host, "", now)
+
+        def waiting(writer: Writer, seconds: float) -> None:
+            self.say(f"waiting for run {writer.run} on {writer.host}, which makes the same data")
+
+        while True:
+            begun = begin(self.target, fingerprint, me, there, waiting)
+            if not isinstance(begun, Writer):
+                return data_key(fingerprint, begun)
+            files = Workspace(self.source.store, SHARED).bring(f"{fingerprint}/{folder}")
+            if not (files / "dataset.json").is_file():
+                raise _incomplete(files, self.source)
+            self.say(f"copying prepared data {fingerprint[:12]}")
+            with contextlib.suppress(Overtaken):
+                done = complete(self.target, fingerprint, begun, files, made_by)
+                return data_key(fingerprint, done)
+
+    def _copy_own_data(self, digest: str) -> None:
+        key = own_key(digest)
+        target = Workspace(self.target.store, self.target.name)
+        folder = Workspace(self.source.store, self.source.name).bring(key)
+        # dataset.json goes last: it marks the folder as complete.
+        paths = sorted(files_below(folder), key=lambda path: path.name == "dataset.json")
+        if not paths or paths[-1].name != "dataset.json":
+            raise _incomplete(folder, self.source)
+        self.say(
+            f"copying prepared data {digest}: {size(sum(path.stat().st_size for path in paths))}"
+        )
+        for path in paths:
+            name = path.relative_to(folder).as_posix()
+            if target.remote:
+                to = target.folder(key) / name
+                to.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(path, to)
+            else:
+                self.target.store.write(self.target.key(f"{key}/{name}"), path)
+        target.keep(key)
 
     def _copy_descriptions(self) -> None:
         """Copy the job files, and the inputs from which the stages' digests were computed."""
@@ -347,11 +319,6 @@ class _Copy:
             )
         return copied
 
-    def _write_metrics(self, stage: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write kept rows under the fork's epoch, so that a later epoch can rewind them."""
-        lines = [{**row, "epoch": EPOCH} for row in rows]
-        self._write_rows(f"metrics/{stage}", lines)
-
     def _write_event(self, chosen: CheckpointEntry, now: float) -> None:
         event = {
             "event": "forked",
@@ -360,19 +327,21 @@ class _Copy:
             "at_step": chosen.step,
             "checkpoint": chosen.key,
             "model_sha256": chosen.model_sha256,
-            "epoch": EPOCH,
             "at": now,
         }
         self._write_rows("events", [event])
 
-    def _write_rows(self, log: str, rows: list[dict[str, Any]]) -> None:
-        """Write the first segments of a log. A repeated fork writes the same segments again."""
+    def _write_rows(self, log: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the first segments of a log, under the fork's epoch, so that a later epoch can
+        rewind rows. A repeated fork writes the same segments again."""
         for number, start in enumerate(range(0, len(rows), ROWS_PER_SEGMENT)):
             some = rows[start : start + ROWS_PER_SEGMENT]
-            data = "".join(finite_json(row) + "\n" for row in some).encode()
+            data = "".join(finite_json({**row, "epoch": EPOCH}) + "\n" for row in some).encode()
             self.target.store.write(self.target.key(f"{log}/{EPOCH}/{number:06d}.jsonl"), data)
 
 
-def _named(run: str) -> tuple[Any, str]:
-    url, name = split_run(run)
-    return open_store(url), name
+def _incomplete(folder: Path, run: RunState) -> PionError:
+    return PionError(
+        f"The prepared data in {folder} is not complete. Nothing was forked. Prepare it again "
+        f"first: pion run JOB name={run.name} --redo prepare."
+    )

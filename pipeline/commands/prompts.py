@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from pion.errors import BadInput
-from pipeline.commands.chat import GenerationSettings, library_settings, prompt_ids, tell_replaced
+from pipeline.commands.chat import Settings, library_settings, prompt_ids, tell_replaced
 
 if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
@@ -59,7 +59,7 @@ def answer_all(
     model: Decoder,
     chat_format: ChatFormat,
     prompts: list[Prompt],
-    settings: GenerationSettings,
+    settings: Settings,
     *,
     as_chat: bool,
     out: TextIO | None = None,

@@ -11,13 +11,11 @@ from typing import Any
 from pipeline.console.formats import duration, moment, show, size
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.report.reading import read_history
-from pipeline.state.deadline import deadline_lines
 from pipeline.state.find_run import open_run, runs_in
 from pipeline.state.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import run_status
 from pipeline.state.stores import DEFAULT_STORE, open_store
-from pipeline.state.stores.clock import StoreClock
 
 
 def show_statuses(runs: Sequence[str], *, as_json: bool) -> int:
@@ -61,13 +59,8 @@ def _show_status(run: str) -> None:
     show(f"owner: {_owner_in_words(status)}")
     if rental is not None:
         show(f"machines: rented from {rental.host} since {moment(rental.at)}")
-    # Deadlines and watchers are compared with the time by the store's clock.
-    now_there = StoreClock(state.clock, state.store).now()
-    about_deadline = deadline_lines(state, history.head, now_there)
-    for line in [*about_deadline, *_cost_lines(history.costs), *history.remarks()]:
+    for line in (*history.deadline_lines, *_cost_lines(history.costs), *history.remarks()):
         show(line)
-    if missing := history.unreadable.describe():
-        show(missing)
 
 
 def show_runs(*, as_json: bool) -> int:

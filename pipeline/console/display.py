@@ -103,20 +103,26 @@ class Display:
                     self._show_stage(message)
                 case Step():
                     self._show_step(message)
-                case Evaluation():
-                    self._show_evaluation(message)
-                case Sample():
-                    self._show_sample(message)
+                case Evaluation(stage, step, loss, sem):
+                    words = f"held-out loss {measured(loss, sem, 4)}"
+                    self._line(f"{stage} step {step:,}: {words}", style="green")
+                case Sample(stage, step, prompt, text):
+                    self._line(f"{stage} step {step:,}: sample for {prompt!r}")
+                    for line in text.strip("\n").split("\n"):
+                        self._line(f"    | {line}", style="dim", stamp=False)
                 case CheckpointSaved():
                     self._show_checkpoint(message)
                 case Note():
                     self._line(message.text, style="yellow")
-                case Summary():
-                    self._show_summary(message)
+                case Summary(rows):
+                    self._progress = None
+                    width = max((len(label) for label, _ in rows), default=0)
+                    for label, value in rows:
+                        self._line(f"{label:<{width}}  {value}", stamp=False)
                 case _:
                     assert_never(message)
 
-    # ------------------------------------------------------------ one method per message
+    # ------------------------------------------------------------ longer messages
 
     def _show_phase(self, phase: Phase) -> None:
         if phase.parts:
@@ -152,15 +158,6 @@ class Display:
             facts = "  ".join(self._facts(step))
             self._line(f"{step.stage} step {step.step:,}/{step.steps:,}  {facts}")
 
-    def _show_evaluation(self, found: Evaluation) -> None:
-        loss = f"held-out loss {measured(found.loss, found.loss_sem, 4)}"
-        self._line(f"{found.stage} step {found.step:,}: {loss}", style="green")
-
-    def _show_sample(self, sample: Sample) -> None:
-        self._line(f"{sample.stage} step {sample.step:,}: sample for {sample.prompt!r}")
-        for line in sample.text.strip("\n").split("\n"):
-            self._line(f"    | {line}", style="dim", stamp=False)
-
     def _show_checkpoint(self, checkpoint: CheckpointSaved) -> None:
         self._saved = (checkpoint.step, self._now())
         self._interval = checkpoint.interval
@@ -172,12 +169,6 @@ class Display:
                 details.append(f"saving every {duration(self._interval)}")
             detail = f" ({', '.join(details)})" if details else ""
             self._line(f"{checkpoint.stage} step {checkpoint.step:,}: saved{detail}")
-
-    def _show_summary(self, summary: Summary) -> None:
-        self._progress = None
-        width = max((len(label) for label, _ in summary.rows), default=0)
-        for label, value in summary.rows:
-            self._line(f"{label:<{width}}  {value}", stamp=False)
 
     # ------------------------------------------------------------ writing
 

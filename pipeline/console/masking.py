@@ -43,11 +43,6 @@ def holds_userinfo(text: str) -> bool:
     return any(_has_userinfo(match) for match in _URL.finditer(text))
 
 
-def without_userinfo(text: str) -> str:
-    """Return `text` with `<hidden>` in the place of each URL's user and password."""
-    return _URL.sub(_hide, text)
-
-
 def refuse_endpoints(environment: Mapping[str, str]) -> None:
     """Raise BadInput if a variable that names a service has a user or a password in it."""
     for name, value in environment.items():
@@ -141,9 +136,8 @@ def known_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]
 
 def masked(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return `text` without the environment's secrets and without the userinfo of URLs."""
-    text = without_userinfo(_TOKEN.sub("<token>", text))
-    known = known_secrets(environment)
-    for name, value in sorted(known.items(), key=lambda item: -len(item[1])):
+    text = _URL.sub(_hide, _TOKEN.sub("<token>", text))
+    for name, value in sorted(known_secrets(environment).items(), key=lambda item: -len(item[1])):
         for spelling in {value, quote(value, safe="")}:
             text = text.replace(spelling, f"<{name}>")
     return text

@@ -28,20 +28,25 @@ HUB_PAUSE, LONGEST_HUB_PAUSE = 60.0, 900.0
 
 
 class WatchedRun:
-    """A run that one thread looks at. Any number of pages get their answers from memory."""
+    """A run that one thread looks at. Any number of pages get their answers from memory.
+
+    Attributes:
+        job: the run's job, if it is known.
+        changes: how often what pages show of the run may have changed. It is counted last, so
+            whoever sees a new number gets what has changed.
+    """
 
     def __init__(self, state: RunState) -> None:
         self.state = state
+        self.job: Job | None = None
+        self.changes = 0
         self._reader = HistoryReader(state)
         self._rows: Mapping[str, Sequence[Row]] = {}
         self._curves: Mapping[str, Mapping[str, Sequence[Point]]] = {}
-        self._lock = threading.Lock()  # of everything below
         self._data: dict[str, Any] = {}
-        self._job: Job | None = None
         self._looked_at: float | None = None
         self._trouble: str | None = None
         self._failures = 0
-        self._changes = 0
 
     @property
     def pause(self) -> float:
@@ -51,30 +56,19 @@ class WatchedRun:
         return min(longest, pause * 2.0 ** min(self._failures, 10))
 
     @property
-    def job(self) -> Job | None:
-        """The run's job, if it is known."""
-        with self._lock:
-            return self._job
-
-    @property
-    def changes(self) -> int:
-        """How often what pages show of the run may have changed."""
-        with self._lock:
-            return self._changes
-
-    @property
     def age(self) -> float | None:
         """The seconds since the last look that succeeded; None before that."""
-        with self._lock:
-            at = self._looked_at
+        at = self._looked_at
         return None if at is None else max(0.0, self.state.clock.now() - at)
 
     def look(self) -> None:
         """Read what is new. If that fails, keep what was read, and tell the pages why."""
         try:
             history = self._reader.read()
-        except Replaced:
-            self._begin_again()
+        except Replaced:  # another run has this name now
+            self._reader, self._rows, self._curves = HistoryReader(self.state), {}, {}
+            self._data, self.job, self._looked_at = {}, None, None
+            self.changes += 1
             return
         except PionError as error:
             self.fail(str(error), back_off=isinstance(error, StoreError))
@@ -87,31 +81,20 @@ class WatchedRun:
             for stage, rows in history.metrics.items()
         }
         self._rows = history.metrics
-        data = page_data(history, self._curves)
-        with self._lock:
-            self._data, self._job = data, history.known_job
-            self._looked_at, self._trouble, self._failures = history.now, None, 0
-            self._changes += 1
+        self._data, self.job = page_data(history, self._curves), history.known_job
+        self._looked_at, self._trouble, self._failures = history.now, None, 0
+        self.changes += 1
 
     def fail(self, why: str, *, back_off: bool = False) -> None:
         """Tell the pages why a look has failed. With `back_off`, wait longer until the next."""
-        with self._lock:
-            self._trouble = masked(printable(why))
-            self._failures += back_off
-            self._changes += 1
+        self._trouble = masked(printable(why))
+        self._failures += back_off
+        self.changes += 1
 
     def told(self) -> dict[str, Any]:
         """Return what pages show of the run; without a look, only its name and what is wrong."""
-        with self._lock:
-            about = {"name": self.state.name, "url": self.state.url, "trouble": self._trouble}
-            return about | self._data
-
-    def _begin_again(self) -> None:
-        """Forget what was read: another run has this name now."""
-        self._reader, self._rows, self._curves = HistoryReader(self.state), {}, {}
-        with self._lock:
-            self._data, self._job, self._looked_at = {}, None, None
-            self._changes += 1
+        about = {"name": self.state.name, "url": self.state.url, "trouble": self._trouble}
+        return about | self._data
 
 
 # After a pause of this many seconds more than between two looks, a page waits for a new look.

@@ -243,20 +243,18 @@ def _base_of(folder: Path, label: str) -> FoundModel:
 def _from_folder(folder: Path, label: str | None = None) -> FoundModel:
     if not (folder / CONFIG).is_file():
         raise BadInput(f"{folder} is not a model: it has {WEIGHTS}, but no {CONFIG}")
-    tokenizer: Path | None = folder / "tokenizer.json"
+    tokenizer = folder / "tokenizer.json"
+    kind: Literal["checkpoint", "export"] = "export"
     if not (folder / "state.json").is_file():
         chat = find_template(folder) is not None
-        kind: Literal["checkpoint", "export"] = "export"
     else:
         state = _read_state(folder)
-        chat, kind = state.get("stage") == "sft", "checkpoint"
-        key = state.get("tokenizer")
-        if key and not (folder / "tokenizer.json").is_file():
+        kind, chat, key = "checkpoint", state.get("stage") == "sft", state.get("tokenizer")
+        if key and not tokenizer.is_file():
             # A key in the run's folder; `folder` is checkpoints/<stage>/<step>-<epoch> in it.
             tokenizer = folder.absolute().parents[2] / key
-    if tokenizer is not None and not tokenizer.is_file():
-        tokenizer = None
-    return FoundModel(folder, kind, label or str(folder), chat, tokenizer)
+    found = tokenizer if tokenizer.is_file() else None
+    return FoundModel(folder, kind, label or str(folder), chat, found)
 
 
 @open_record
@@ -278,37 +276,19 @@ def _read_state(folder: Path) -> _State:
 def _from_hub(text: str, *, whole: bool = False) -> FoundModel:
     repo, _, revision = text.partition("@")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
-    from huggingface_hub.errors import RepositoryNotFoundError as NotThere
     from huggingface_hub.utils import disable_progress_bars
+
+    from pipeline.state.stores.hub.errors import explain_reading
 
     if not sys.stderr.isatty():
         disable_progress_bars()  # in a log, a bar may stand on the line of an error
+    patterns = ["*.json", "*.safetensors", "*.jinja"]
     try:
-        folder = Path(
-            snapshot_download(
-                repo,
-                revision=revision or None,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja"],
-            )
-        )
-    except GatedRepoError:
-        raise BadInput(
-            f"the Hub repository {repo} is gated: accept its terms on "
-            f"https://huggingface.co/{repo}, then log in with that account (hf auth login)"
-        ) from None
-    except NotThere:
-        raise BadInput(
-            f"no model {text!r}: there is no such folder, no such run, and no such repository on "
-            "the Hub (a private repository needs a login: hf auth login)"
-        ) from None
-    except LocalEntryNotFoundError as error:
-        raise BadInput(
-            f"no model {text!r}: there is no such folder, no such run, and the Hub can't be "
-            f"reached: {error}"
-        ) from None
+        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
     except (OSError, ValueError) as error:
-        raise BadInput(f"can't get {repo} from the Hub: {error}") from None
+        what, page = f"Hub model {text}", f"https://huggingface.co/{repo}"
+        why = explain_reading(error, what, None, page) or f"{what}: {error}"
+        raise BadInput(f"no model {text!r} here: there is no such folder or run. {why}") from None
     if not _has_model(folder):
         raise BadInput(f"the Hub repository {repo} has no {WEIGHTS}: Pion can't load it")
     # The Hub's client names the folder of a snapshot by its commit.

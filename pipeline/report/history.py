@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ class RunHistory:
         costs: what all machines cost, by cause.
         unreadable: the rows of events and metrics that are missing because they can't be read.
         status: what `pipeline.state.run_status.run_status` returned.
-        deadline: what `pipeline.state.deadline.deadline_json` returned.
+        deadline, deadline_lines: what `pipeline.state.deadline.deadline_of` returned.
         now: when everything was read, in Unix seconds.
         silence: an owner without a sign of life for this many seconds is presumed dead.
     """
@@ -52,6 +52,7 @@ class RunHistory:
     unreadable: Unreadable = field(default_factory=Unreadable)
     status: Mapping[str, Any] = field(default_factory=dict)
     deadline: Mapping[str, Any] | None = None
+    deadline_lines: Sequence[str] = ()
     now: float = 0.0
     silence: float = SILENCE_SECONDS
 
@@ -121,13 +122,14 @@ class RunHistory:
             kept = [row for row in rows_of_stage if row["epoch"] == event["epoch"]]
             if not kept:
                 continue
-            row: dict[str, Any] = {"at": moment(event["at"])}
-            row |= {key: v for key, v in event.items() if key not in _NOT_ABOUT_TRAINING}
-            row |= {"to_step": kept[-1]["step"], "seconds": kept[-1]["at"] - event["at"]}
             machine = self.costs.machine_of(event["epoch"])
-            if machine is not None and machine.price is not None:
-                row["dollars_per_hour"] = machine.price
-            rows.append(row)
+            price = None if machine is None else machine.price
+            rows.append(
+                {"at": moment(event["at"])}
+                | {key: value for key, value in event.items() if key not in _NOT_ABOUT_TRAINING}
+                | {"to_step": kept[-1]["step"], "seconds": kept[-1]["at"] - event["at"]}
+                | ({} if price is None else {"dollars_per_hour": price})
+            )
         return rows
 
     def left_out(self) -> list[tuple[str, str]]:
@@ -135,21 +137,24 @@ class RunHistory:
 
         A fork has the ranges of the run it was forked from, but not its attempts.
         """
-        found = []
-        for stage, skipped in self.head.skipped.items():
-            for left in skipped:
-                which = f"{stage} rows {left.first:,} to {left.stop - 1:,}"
-                words = f"{which} (step {left.step:,}: {printable(left.why)})"
-                found.append((moment(left.at), words))
-        return found
+        return [
+            (
+                moment(left.at),
+                f"{stage} rows {left.first:,} to {left.stop - 1:,} (step {left.step:,}: "
+                f"{printable(left.why)})",
+            )
+            for stage, skipped in self.head.skipped.items()
+            for left in skipped
+        ]
 
     def remarks(self) -> list[str]:
         """Return a request to stop, the rows left out, and what else a person should know."""
-        stop = self.status["stop"]
+        stop, missing = self.status["stop"], self.unreadable.describe()
         return [
             *([f"asked to stop: {describe_stop(stop)}"] if stop else []),
             *(f"left out: {words}" for _, words in self.left_out()),
             *self.status["notes"],
+            *([missing] if missing else []),
         ]
 
     def hops(self) -> list[tuple[str, list[str]]]:
@@ -220,15 +225,13 @@ def differing(jobs: Sequence[Job | None]) -> dict[str, list[Any]] | None:
     return found
 
 
-def _paths(values: Mapping[str, Any], under: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def _paths(values: Mapping[str, Any], under: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         path = f"{under}.{key}" if under else key
         if isinstance(value, dict) and value:
-            found += _paths(value, path)
+            yield from _paths(value, path)
         else:
-            found.append((path, value))
-    return found
+            yield path, value
 
 
 def _price(machine: MachineCost) -> str:

@@ -80,7 +80,6 @@ def _summary(history: RunHistory, notes: Sequence[str]) -> dict[str, Any]:
     head, newest = history.head, _newest(history)
     stage, step = newest.get("stage"), newest.get("step")
     state = _state(history)
-    missing = history.unreadable.describe()
     measured = history.metrics.get(stage or "", ())
     return {
         "state": state,
@@ -105,7 +104,6 @@ def _summary(history: RunHistory, notes: Sequence[str]) -> dict[str, Any]:
             *notes,
             *history.remarks(),
             *_deadline_notes(history),
-            *([missing] if missing else []),
         ],
     }
 

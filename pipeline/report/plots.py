@@ -16,7 +16,6 @@ from pipeline.report.history import STAGE_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 Rows = Sequence[Mapping[str, Any]]
@@ -39,9 +38,8 @@ def loss_plot(metrics: Mapping[str, Rows]) -> bytes:
     from matplotlib.figure import Figure
 
     stages = [stage for stage in STAGE_NAMES if metrics.get(stage)]
-    figure: Figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9, 3.4), dpi=150, layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)
-    figure.set_facecolor(PAPER)
     if not stages:
         figure.text(0.5, 0.5, "nothing measured yet", ha="center", color=INK)
     for i, stage in enumerate(stages):
@@ -72,7 +70,7 @@ def _draw_losses(axes: Axes, rows: Rows) -> None:
         low, high = min(values), max(values)
         room = 0.08 * (high - low) or 0.1
         axes.set_ylim(low - room, high + room)
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(frameon=False, loc="upper right", labelcolor=INK)
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -81,11 +79,9 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     A mean over past values only would lag behind a falling curve.
     """
     sums = list(itertools.accumulate(values, initial=0.0))
-    means = []
-    for i in range(len(values)):
-        first, end = max(0, i - window // 2), min(len(values), i + window // 2 + 1)
-        means.append((sums[end] - sums[first]) / (end - first))
-    return means
+    half, count = window // 2, len(values)
+    ranges = [(max(0, i - half), min(count, i + half + 1)) for i in range(count)]
+    return [(sums[end] - sums[first]) / (end - first) for first, end in ranges]
 
 
 def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
@@ -121,10 +117,6 @@ def _dress(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     if axes.get_ylim()[1] >= 1000:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
-    legend = axes.get_legend()
-    if legend is not None:
-        for text in legend.get_texts():
-            text.set_color(INK)
 
 
 SECONDS = 60.0

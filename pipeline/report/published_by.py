@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from pion.data.arrays import sha256_file
 from pion.untrusted import read_file
+from pipeline.base.licence import front_matter
 from pipeline.job import Job
-from pipeline.job.bounded_yaml import BoundedLoader
 from pipeline.report.results import Published
 from pipeline.state.stores import open_store
 
@@ -31,7 +28,7 @@ def other_run(job: Job, card: str) -> str | None:
 
     Cards of older versions have the name alone.
     """
-    fields = _front_matter(card)
+    fields = front_matter(card)
     name, mark = fields.get("model_name"), fields.get("pion_run")
     if not isinstance(name, str) or mark == run_id(job) or (mark is None and name == job.name):
         return None
@@ -63,14 +60,3 @@ def is_still_there(job: Job, result: Published, folder: Path) -> bool:
     if found is None or expected is None:
         return found is not None and other_run(job, card_in(folder)) is None
     return found == expected
-
-
-def _front_matter(card: str) -> dict[str, Any]:
-    start, _, rest = card.partition("---\n")
-    if start.strip():
-        return {}
-    try:
-        fields = yaml.load(rest.partition("\n---")[0], BoundedLoader)  # noqa: S506
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}

@@ -10,7 +10,7 @@ from pipeline.cost.costs import TRAINED, costs
 from pipeline.cost.timeline import processes_of
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
-from pipeline.state.deadline import deadline_json
+from pipeline.state.deadline import deadline_of
 from pipeline.state.find_run import no_such_run
 from pipeline.state.head import Head
 from pipeline.state.metrics import Replaced, events_reader, kept_rows, metrics_reader
@@ -55,7 +55,7 @@ class HistoryReader:
         self._looks = 0
         self._given, self._job = job, job
         self._job_version: object = None
-        self._deadline: Mapping[str, Any] | None = None
+        self._deadline: tuple[dict[str, Any] | None, list[str]] = None, []
         self._clock = StoreClock(state.clock, state.store)
 
     def read(self) -> RunHistory | None:
@@ -75,7 +75,7 @@ class HistoryReader:
         self._epoch = head.epoch
         now = self._state.clock.now()
         if epoch is None:  # as often as all files are listed
-            self._deadline = deadline_json(self._state, head, self._clock.now())
+            self._deadline = deadline_of(self._state, head, self._clock.now())
         status = run_status(self._state, head, now)
         spent = costs(
             self._events,
@@ -95,7 +95,8 @@ class HistoryReader:
             costs=spent,
             unreadable=self._unreadable,
             status=status,
-            deadline=self._deadline,
+            deadline=self._deadline[0],
+            deadline_lines=self._deadline[1],
             now=now,
             silence=self._state.silence,
         )

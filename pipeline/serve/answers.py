@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypedDict
+from typing import Any, Literal
 
 from pion.generation.answer import (
     Answer,
@@ -53,22 +53,11 @@ class Part:
     finish_reason: FinishReason | None
 
 
-class Timings(TypedDict):
-    """What the answers to a request took, measured where tokens are drawn, as llama.cpp names it.
-
-    Attributes:
-        prompt_n: the tokens of the prompts.
-        prompt_ms: from the request until the first token, with the wait for a slot.
-        predicted_n: the tokens that were drawn.
-        predicted_ms: from the first to the last token.
-        predicted_per_second: tokens in that time, without each answer's first; None: only firsts.
-    """
-
-    prompt_n: int
-    prompt_ms: float
-    predicted_n: int
-    predicted_ms: float
-    predicted_per_second: float | None
+def joined(parts: Sequence[Part]) -> Part:
+    """Return all parts of one answer as one."""
+    tokens = [token for part in parts for token in part.tokens]
+    text = "".join(part.text for part in parts)
+    return Part(parts[-1].choice, text, tokens, parts[-1].finish_reason)
 
 
 class Answers:
@@ -103,13 +92,24 @@ class Answers:
         self._begun = self._first = self._last = time.monotonic()
 
     @property
+    def choices(self) -> int:
+        """The number of answers."""
+        return len(self._answers)
+
+    @property
     def completion_tokens(self) -> int:
         """The number of tokens that were drawn."""
         return sum(len(tokens) for tokens in self._tokens)
 
     @property
-    def timings(self) -> Timings:
-        """What the answers took until now."""
+    def timings(self) -> dict[str, Any]:
+        """What the answers took until now, where tokens are drawn, as llama.cpp names it.
+
+        `prompt_n` are the tokens of the prompts, and `prompt_ms` is from the request until the
+        first token, with the wait for a slot. `predicted_n` are the tokens that were drawn, and
+        `predicted_ms` is from the first to the last token. `predicted_per_second` are the tokens in
+        that time, without each answer's first; None: only firsts.
+        """
         drawn = [len(tokens) for tokens in self._tokens if tokens]
         seconds = self._last - self._first
         # Each answer's first token comes from reading its prompt.
@@ -128,7 +128,6 @@ class Answers:
         if len(self._answers) > most:
             message = f"{len(self._answers)} answers were asked for, and this server takes {most}"
             raise ApiError(400, message, param="n")
-        self._begun = self._first = self._last = time.monotonic()
         try:
             self._served.engine.submit(self._answers)
         except Busy as error:

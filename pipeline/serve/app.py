@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -12,17 +14,12 @@ from aiohttp import web
 from pion.generation.generate import Text
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
-from pipeline.serve.answers import Answers
+from pipeline.serve.answers import Answers, Part, joined
 from pipeline.serve.body import LARGEST_BODY, read_body
 from pipeline.serve.errors import ApiError, refuse
-from pipeline.serve.requests import (
-    ChatMessage,
-    ChatRequest,
-    CompletionRequest,
-    TokenizeRequest,
-)
+from pipeline.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest
 from pipeline.serve.served_model import ServedModel
-from pipeline.serve.shapes import ChatShape, CompletionShape, Json, Whole, usage
+from pipeline.serve.shapes import ChatShape, CompletionShape, Json, usage
 from pipeline.web.address import Rules
 from pipeline.web.guard import Handler, add_headers, guard
 from pipeline.web.page import read_page
@@ -118,9 +115,7 @@ class Api:
         asked = await read_body(request, TokenizeRequest)
         served = self._model(asked.model)
         if asked.messages is not None:
-            continues = bool(asked.continue_final_message)
-            _check_lengths(served, asked.messages, continues=continues)
-            ids = await served.chat_ids(asked.messages, continue_last=continues)
+            ids = await served.chat_ids(asked.messages, asked.continue_final_message)
         else:
             ids = await served.counted_ids(asked.prompt or "")
         return web.json_response(
@@ -130,28 +125,23 @@ class Api:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         asked = await read_body(request, ChatRequest)
         served = self._model(asked.model)
-        continues = bool(asked.continue_final_message)
-        _check_lengths(served, asked.messages, continues=continues)
-        ids = await served.chat_ids(asked.messages, continue_last=continues)
-        given = asked.max_completion_tokens
-        most = asked.max_tokens if given is None else given
-        most = served.seq_len if most is None else most
+        ids = await served.chat_ids(asked.messages, asked.continue_final_message)
+        limits = (asked.max_completion_tokens, asked.max_tokens, served.seq_len)
+        most = next(limit for limit in limits if limit is not None)
         texts = _texts(served, asked, [ids], most)
         top = (asked.top_logprobs or 0) if asked.logprobs else None
-        answers = Answers(served, texts, len(ids), asked.stops, top)
+        answers = Answers(served, texts, len(ids), asked.stop or (), top)
         shape = ChatShape(served.name, served.tokenizer, logprobs=top is not None)
         headers = {} if served.chat else {WARNING: NO_TEMPLATE}
-        if asked.stream:
-            first = shape.first_chunks(len(texts))
-            return await _stream(request, answers, shape, first, asked, headers)
-        return await _whole(request, answers, shape, len(texts), headers)
+        send = _stream if asked.stream else _whole
+        return await send(request, answers, shape, asked, headers)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         asked = await read_body(request, CompletionRequest)
         served = self._model(asked.model)
         if asked.echo and asked.logprobs is not None:
             served.check_scored(asked.prompts)
-        for prompt in asked.prompts:
+        for prompt in asked.prompts:  # all of them, before any is encoded
             if isinstance(prompt, str):
                 served.check_length(prompt)
         prompts = [await served.prompt_ids(prompt) for prompt in asked.prompts]
@@ -162,11 +152,10 @@ class Api:
         if asked.echo:
             each = [p if isinstance(p, str) else served.tokenizer.decode(p) for p in asked.prompts]
             echoes = [prompt for prompt in each for _ in range(asked.n or 1)]
-        answers = Answers(served, texts, prompt_tokens, asked.stops, asked.logprobs, echoes)
+        answers = Answers(served, texts, prompt_tokens, asked.stop or (), asked.logprobs, echoes)
         shape = CompletionShape(served.name, served.tokenizer, logprobs=asked.logprobs is not None)
-        if asked.stream:
-            return await _stream(request, answers, shape, [], asked, {})
-        return await _whole(request, answers, shape, len(texts), {})
+        send = _stream if asked.stream else _whole
+        return await send(request, answers, shape, asked, {})
 
     def _model(self, name: str | None) -> ServedModel:
         """Return the model of a name. Raises ApiError if there is none."""
@@ -181,16 +170,6 @@ class Api:
         return self._models[name]
 
 
-def _check_lengths(
-    served: ServedModel, messages: Sequence[ChatMessage], *, continues: bool
-) -> None:
-    """Raise ApiError if a message can't fit. Templates may leave out parts of messages that are
-    neither a user's nor the one to continue."""
-    for message in messages:
-        if message.role == "user" or (continues and message is messages[-1]):
-            served.check_length(message.text)
-
-
 def _texts(
     served: ServedModel,
     asked: ChatRequest | CompletionRequest,
@@ -198,39 +177,49 @@ def _texts(
     max_tokens: int,
 ) -> list[Text]:
     """Return the texts that are continued: `n` of each prompt."""
-    texts: list[Text] = []
-    for ids in prompts:
-        for _ in range(asked.n or 1):
-            settings = asked.settings(
-                served.sampling,
-                stop_ids=served.stop_ids,
-                max_tokens=max_tokens,
-                vocab_size=served.tokenizer.vocab_size,
-                choice=len(texts),
-            )
-            texts.append(served.text(ids, settings))
-    return texts
+    settings = partial(
+        asked.settings,
+        served.sampling,
+        stop_ids=served.stop_ids,
+        max_tokens=max_tokens,
+        vocab_size=served.tokenizer.vocab_size,
+    )
+    repeated = [ids for ids in prompts for _ in range(asked.n or 1)]
+    return [served.text(ids, settings(choice=choice)) for choice, ids in enumerate(repeated)]
+
+
+@contextlib.contextmanager
+def _answering(request: web.Request, answers: Answers) -> Iterator[None]:
+    """Ask for the answers, and free what they use when the block ends.
+
+    Then print a line about the request. It has no text of the request.
+    """
+    start = time.monotonic()
+    answers.begin()
+    try:
+        yield
+    finally:
+        answers.close()
+        seconds = time.monotonic() - start
+        show(
+            f"{time.strftime('%H:%M:%S')} {request.path} {answers.prompt_tokens} + "
+            f"{answers.completion_tokens} tokens in {seconds:.2f} s"
+        )
 
 
 async def _whole(
     request: web.Request,
     answers: Answers,
     shape: ChatShape | CompletionShape,
-    choices: int,
+    asked: ChatRequest | CompletionRequest,
     headers: Mapping[str, str],
-) -> web.Response:
+) -> web.StreamResponse:
     """Answer when all answers have ended."""
-    whole = [Whole() for _ in range(choices)]
-    start = time.monotonic()
-    answers.begin()
-    try:
+    parts: list[list[Part]] = [[] for _ in range(answers.choices)]
+    with _answering(request, answers):
         async for part in answers.parts():
-            whole[part.choice].add(part)
-    finally:
-        answers.close()
-        _log(request, answers, start)
-    counts = usage(answers.prompt_tokens, answers.completion_tokens)
-    body = shape.whole(whole, counts) | {"timings": answers.timings}
+            parts[part.choice].append(part)
+    body = shape.whole(list(map(joined, parts)), usage(answers)) | {"timings": answers.timings}
     return web.json_response(body, headers=headers)
 
 
@@ -238,34 +227,27 @@ async def _stream(
     request: web.Request,
     answers: Answers,
     shape: ChatShape | CompletionShape,
-    first: Sequence[Json],
     asked: ChatRequest | CompletionRequest,
     headers: Mapping[str, str],
 ) -> web.StreamResponse:
     """Send the answers as they are written, as server-sent events."""
-    start = time.monotonic()
-    answers.begin()
     response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream"})
     add_headers(response)
-    try:
+    with _answering(request, answers):
         await response.prepare(request)
-        async for chunk in _chunks(answers, shape, first, asked):
+        async for chunk in _chunks(answers, shape, asked):
             await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
-    finally:
-        answers.close()
-        _log(request, answers, start)
     return response
 
 
 async def _chunks(
     answers: Answers,
     shape: ChatShape | CompletionShape,
-    first: Sequence[Json],
     asked: ChatRequest | CompletionRequest,
 ) -> AsyncIterator[Json]:
-    for chunk in first:
+    for chunk in shape.first_chunks(answers.choices):
         yield chunk
     try:
         async for part in answers.parts():
@@ -274,15 +256,5 @@ async def _chunks(
     except ApiError as error:  # the status has been sent
         yield error.body()
         return
-    if asked.with_usage:
-        counts = usage(answers.prompt_tokens, answers.completion_tokens)
-        yield shape.last_chunk(counts) | {"timings": answers.timings}
-
-
-def _log(request: web.Request, answers: Answers, start: float) -> None:
-    """Print a line about a request that has ended. It has no text of the request."""
-    seconds = time.monotonic() - start
-    show(
-        f"{time.strftime('%H:%M:%S')} {request.path} {answers.prompt_tokens} + "
-        f"{answers.completion_tokens} tokens in {seconds:.2f} s"
-    )
+    if asked.stream_options is not None and asked.stream_options.include_usage:
+        yield shape.last_chunk(usage(answers)) | {"timings": answers.timings}

@@ -6,7 +6,6 @@ from typing import Any
 
 from aiohttp import web
 
-from pion.errors import BadInput
 from pipeline.console.formats import printable
 
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -50,8 +49,3 @@ class ApiError(Exception):
 def refuse(status: int, code: str, message: str) -> web.Response:
     """Return the answer to a request that `pipeline.web.guard` refuses."""
     return ApiError(status, message, code=code).response()
-
-
-def bad_request(error: BadInput, param: str | None = None) -> ApiError:
-    """Return the error for a request that the library refuses."""
-    return ApiError(400, str(error), param=param)

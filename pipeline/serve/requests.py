@@ -87,26 +87,13 @@ class _Request(Fields):
     max_tokens: Tokens | None = None
     temperature: Annotated[float, within("temperature")] | None = None
     top_p: Annotated[float, within("top_p")] | None = None
-    # vLLM: -1 is no limit
-    top_k: Annotated[int, Field(ge=-1), AfterValidator(partial(max, 0)), within("top_k")] | None = (
-        None
-    )
+    top_k: TopK | None = None
     repetition_penalty: Annotated[float, within("repetition_penalty")] | None = None
     seed: Annotated[int, within("seed")] | None = None
-    stop: Stops | None = None
+    stop: Stops | None = None  # the texts before which the answer ends
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     ignore_eos: bool | None = None
     timings_per_token: bool | None = None  # llama.cpp: each chunk of a stream has `timings`
-
-    @property
-    def stops(self) -> list[str]:
-        """The texts before which the answer ends."""
-        return self.stop or []
-
-    @property
-    def with_usage(self) -> bool:
-        """Whether a stream ends with the counts of tokens."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def settings(
         self,

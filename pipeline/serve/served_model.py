@@ -13,7 +13,7 @@ from pion.errors import BadInput
 from pion.generation.bounds import published_sampling
 from pion.generation.generate import Settings, Text
 from pion.generation.sampling import Sampling
-from pipeline.serve.errors import ApiError, bad_request
+from pipeline.serve.errors import ApiError
 from pipeline.serve.requests import ChatMessage
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ ANSWER_TOKENS = 128
 MOST_COMPOSED = 4
 # So many bytes are encoded at once, in a twentieth of a second.
 ALWAYS_ENCODED = 64 << 10
-SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 
 
 class ServedModel:
@@ -71,12 +70,16 @@ class ServedModel:
         self._counter = ThreadPoolExecutor(1, thread_name_prefix="count")
 
     async def chat_ids(
-        self, messages: Sequence[ChatMessage], *, continue_last: bool = False
+        self, messages: Sequence[ChatMessage], continue_last: bool | None
     ) -> list[int]:
         """Return the ids that an answer follows; with `continue_last`, that the last message is.
 
-        Raises ApiError if the model's template refuses the messages.
+        Raises ApiError if the model's template refuses the messages, or if one can't fit.
         """
+        # Templates may leave out parts of messages that are neither a user's nor the last one.
+        for message in messages:
+            if message.role == "user" or (continue_last and message is messages[-1]):
+                self.check_length(message.text)
         asked = messages[:-1] if continue_last else messages
         begun = messages[-1].text if continue_last else ""
 
@@ -141,7 +144,7 @@ class ServedModel:
         try:
             return Text(self.model, ids, dataclasses.replace(settings, max_tokens=room))
         except BadInput as error:
-            raise bad_request(error) from None
+            raise ApiError(400, str(error)) from None
 
     def record(self, created: int) -> dict[str, Any]:
         """Return the model as /v1/models lists it."""
@@ -179,7 +182,7 @@ class ServedModel:
         try:
             return await loop.run_in_executor(thread or self._thread, encode)
         except BadInput as error:
-            raise bad_request(error, param) from None
+            raise ApiError(400, str(error), param=param) from None
 
 
 def default_sampling(found: FoundModel) -> dict[str, Any]:
@@ -187,6 +190,6 @@ def default_sampling(found: FoundModel) -> dict[str, Any]:
 
     Raises BadInput for a damaged generation_config.json.
     """
-    defaults: dict[str, Any] = {name: getattr(Sampling, name) for name in SAMPLING}
     given = published_sampling(found.folder / GENERATION_CONFIG) if found.kind == "export" else {}
+    defaults = dataclasses.asdict(Sampling())
     return {name: given.get(name, default) for name, default in defaults.items()}

@@ -6,7 +6,7 @@ import asyncio
 import re
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from aiohttp import web
 
@@ -33,12 +33,8 @@ def serve(options: Options) -> int:
     if options.slots < 1 or options.queue < 0 or (options.seq_len or 2) < 2:
         raise BadInput("--slots must be at least 1, --queue at least 0, --seq-len at least 2")
     rules = options.address.rules()
-    listener = options.address.listen()
-    try:
-        found = find_models(options.models)
-        asyncio.run(_serve(options, found, rules, listener))
-    finally:
-        listener.close()
+    with closing(options.address.listen()) as listener:
+        asyncio.run(_serve(options, find_models(options.models), rules, listener))
     return 0
 
 

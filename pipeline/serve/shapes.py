@@ -6,37 +6,22 @@ import codecs
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.generation.answer import Logprobs
-from pipeline.serve.answers import FinishReason, Part, Token
+from pipeline.serve.answers import Answers, FinishReason, Part, Token
 
 Json = dict[str, Any]
 
 
-@dataclass
-class Whole:
-    """An answer that is sent whole: what its parts add up to."""
-
-    text: str = ""
-    tokens: list[Token] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-
-    def add(self, part: Part) -> None:
-        """Add a part."""
-        self.text += part.text
-        self.tokens += part.tokens
-        self.finish_reason = part.finish_reason or self.finish_reason
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> Json:
+def usage(answers: Answers) -> Json:
     """Return the counts of tokens."""
     return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens": answers.prompt_tokens,
+        "completion_tokens": answers.completion_tokens,
+        "total_tokens": answers.prompt_tokens + answers.completion_tokens,
     }
 
 
@@ -64,16 +49,16 @@ class ChatShape:
         """Return the chunk with the counts of tokens, which has no choices."""
         return self._chunk([]) | {"usage": counts}
 
-    def whole(self, answers: Sequence[Whole], counts: Json) -> Json:
+    def whole(self, answers: Sequence[Part], counts: Json) -> Json:
         """Return all answers at once."""
         choices = [
             {
-                "index": number,
+                "index": answer.choice,
                 "message": {"role": "assistant", "content": answer.text, "refusal": None},
                 "logprobs": self._logprobs_of(answer.tokens) if self._logprobs else None,
                 "finish_reason": answer.finish_reason,
             }
-            for number, answer in enumerate(answers)
+            for answer in answers
         ]
         return self._head | {"object": "chat.completion", "choices": choices, "usage": counts}
 
@@ -112,44 +97,36 @@ class CompletionShape:
         """Return a part of an answer."""
         sent = self._sent.get(part.choice, 0)
         self._sent[part.choice] = sent + len(part.text)
-        choice = self._choice(part.choice, part.text, part.tokens, part.finish_reason, sent)
-        return self._head | {"choices": [choice]}
+        return self._head | {"choices": [self._choice(part, sent)]}
 
     def last_chunk(self, counts: Json) -> Json:
         """Return the chunk with the counts of tokens, which has no choices."""
         return self._head | {"choices": [], "usage": counts}
 
-    def whole(self, answers: Sequence[Whole], counts: Json) -> Json:
+    def whole(self, answers: Sequence[Part], counts: Json) -> Json:
         """Return all answers at once."""
-        choices = [
-            self._choice(number, answer.text, answer.tokens, answer.finish_reason, 0)
-            for number, answer in enumerate(answers)
-        ]
+        choices = [self._choice(answer, 0) for answer in answers]
         return self._head | {"choices": choices, "usage": counts}
 
-    def _choice(
-        self,
-        number: int,
-        text: str,
-        tokens: Sequence[Token],
-        reason: FinishReason | None,
-        offset: int,
-    ) -> Json:
-        found = self._logprobs_of(tokens, offset) if self._logprobs and tokens else None
-        return {"index": number, "text": text, "logprobs": found, "finish_reason": reason}
+    def _choice(self, part: Part, offset: int) -> Json:
+        shown = self._logprobs and part.tokens
+        return {
+            "index": part.choice,
+            "text": part.text,
+            "logprobs": self._logprobs_of(part.tokens, offset) if shown else None,
+            "finish_reason": part.finish_reason,
+        }
 
     def _logprobs_of(self, tokens: Sequence[Token], offset: int) -> Json:
-        texts = [token_text(self._tokenizer, token.id) for token in tokens]
-        offsets, decoder = [], codecs.getincrementaldecoder("utf-8")("replace")
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(decoder.decode(self._tokenizer.bytes_of(token.id)))
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        data = [self._tokenizer.bytes_of(token.id) for token in tokens]
+        ends = accumulate((len(decoder.decode(some)) for some in data), initial=offset)
         found = [token.logprobs for token in tokens]  # of a prompt's first token: none
         return {
-            "tokens": texts,
+            "tokens": [token_text(self._tokenizer, token.id) for token in tokens],
             "token_logprobs": [None if one is None else one.drawn for one in found],
             "top_logprobs": [None if one is None else self._top(one) for one in found],
-            "text_offset": offsets,
+            "text_offset": list(ends)[:-1],
         }
 
     def _top(self, found: Logprobs) -> Json:

@@ -20,10 +20,9 @@ SLOTS_FOR_READING = 2
 
 @dataclass(frozen=True)
 class Slots:
-    """The slots of a model: `count` of `seq_len` tokens each, and the bytes that they need."""
+    """How many slots a model has, and the bytes that they need."""
 
     count: int
-    seq_len: int
     bytes: int
 
 
@@ -43,7 +42,7 @@ def fit_slots(name: str, model: Decoder, wanted: int, seq_len: int, free: int) -
             f"memory, and reading a prompt {size(SLOTS_FOR_READING * each)}; {size(room)} may be "
             f"used. Nothing was started. Use a shorter context: --seq-len {max(tokens, 1)}"
         )
-    return Slots(count, seq_len, (count + SLOTS_FOR_READING) * each)
+    return Slots(count, (count + SLOTS_FOR_READING) * each)
 
 
 def free_memory(device: torch.device) -> int:

@@ -149,41 +149,24 @@ _STATES = {
 _LONGEST_STATE = 40
 
 
-def deadline_lines(state: RunState, head: Head | None, now: float) -> list[str]:
-    """Return what there is to say about a run's deadline; nothing if it never had one.
+def deadline_of(
+    state: RunState, head: Head | None, now: float
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return a run's deadline as plain JSON, and what there is to say about it, in lines.
 
-    Raises StoreError.
+    If the run never had one, these are None and no lines. Raises StoreError.
     """
     try:
         record = read_deadline(state)
     except BadInput as error:
-        return [f"the deadline can't be read: {error}"]
+        return {"error": str(error)}, [f"the deadline can't be read: {error}"]
     if record is None:
-        return []
-    words = f"deadline: {record.describe(now)}"
-    if record.at is None:
-        return [f"{words}; {record.describe_author()}"]
-    finished_at = finish_time(state, head)
-    if finished_at is not None:
-        return [f"deadline: {moment(record.at)}, {end_in_words(record.at, finished_at)}"]
-    words += f", margin {duration(record.margin)}; {record.describe_author()}"
-    beat = read_beat(state)
-    return [words, *_saw_lines(beat, now), *_watcher_lines(state, beat, now)]
-
-
-def deadline_json(state: RunState, head: Head, now: float) -> dict[str, Any] | None:
-    """Return a run's deadline as plain JSON; None if it never had one. Raises StoreError."""
-    try:
-        record = read_deadline(state)
-    except BadInput as error:
-        return {"error": str(error)}
-    if record is None:
-        return None
+        return None, []
     beat, finished_at = read_beat(state), finish_time(state, head)
     silent = nobody_watches(state, beat, now)
     over = record.at is None or finished_at is not None
     known = record.at is not None and finished_at is not None
-    return {
+    as_json = {
         **dataclasses.asdict(record),
         "finished_at": finished_at,
         "met": (finished_at or 0.0) <= (record.at or 0.0) if known else None,
@@ -191,6 +174,14 @@ def deadline_json(state: RunState, head: Head, now: float) -> dict[str, Any] | N
         "watched": not silent,
         "at_risk_from": beat.risk_at if beat is not None and silent and not over else None,
     }
+    words = f"deadline: {record.describe(now)}"
+    if record.at is None:
+        return as_json, [f"{words}; {record.describe_author()}"]
+    if finished_at is not None:
+        met = end_in_words(record.at, finished_at)
+        return as_json, [f"deadline: {moment(record.at)}, {met}"]
+    words += f", margin {duration(record.margin)}; {record.describe_author()}"
+    return as_json, [words, *_saw_lines(beat, now), *_watcher_lines(state, beat, now)]
 
 
 def finish_time(state: RunState, head: Head | None) -> float | None:

@@ -18,7 +18,7 @@ from pipeline.state.deadline import (
     Asked,
     RunDeadline,
     change_deadline,
-    deadline_lines,
+    deadline_of,
     new_deadline,
     read_deadline,
     state_in_words,
@@ -73,7 +73,7 @@ def of(run: RunState) -> RunDeadline:
 
 
 def said(run: RunState) -> str:
-    return "\n".join(deadline_lines(run, read(run), run.clock.now()))
+    return "\n".join(deadline_of(run, read(run), run.clock.now())[1])
 
 
 def test_a_run_without_a_deadline_says_so_and_how_to_set_one(run: RunState, pion: Pion) -> None:

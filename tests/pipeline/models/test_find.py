@@ -183,9 +183,10 @@ def test_a_hub_repository_is_downloaded(here, monkeypatch):
             found = find_model(name)
             assert (found.kind, found.chat) == ("export", True)
             assert is_seed(load_found(found)[0], 2)
-        assert "no such repository on the Hub" in complaint("someone/else")
+        text = complaint("someone/else")
+        assert "no such folder or run. Hub model someone/else: there is no such repository" in text
 
 
 def test_a_hub_that_can_not_be_reached_is_said_to_be_so(here, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert "someone/tiny" in complaint("hf://someone/tiny")
+    assert "Hub model someone/tiny: the Hub can't be reached" in complaint("hf://someone/tiny")
