@@ -143,9 +143,6 @@ class _Parser(argparse.ArgumentParser):
 class _Version(argparse.Action):
     """Prints the version. It is only looked up when needed."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
-
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from pipeline.commands.version import version_line
 
@@ -161,7 +158,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print the version and exit",
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     take_overrides: dict[str, _Parser] = {}
 
@@ -279,8 +282,12 @@ def _run(args: argparse.Namespace) -> int:
 def _prove(args: argparse.Namespace) -> int:
     from pipeline.prove.proof import ProofOptions, prove
 
-    options = ProofOptions(args.kills, args.store, args.seed, args.json, args.keep)
-    return prove(args.job, args.overrides, options, say=show)
+    return prove(
+        args.job,
+        args.overrides,
+        ProofOptions(args.kills, args.store, args.seed, args.json, args.keep),
+        say=show,
+    )
 
 
 def run_and_exit() -> NoReturn:

@@ -161,11 +161,12 @@ def _described(source: str, files: Files, bring: Callable[[str], Path], commit: 
         config = read_config(bring(CONFIG))
         tokenizer = Tokenizer.from_file(bring(TOKENIZER), where=TOKENIZER)
         tokenizer.fits(config.vocab_size, where=TOKENIZER)
+        named = (TEMPLATE_FILE, TOKENIZER_CONFIG)
+        template = template_of(*(bring(name) if name in files else None for name in named))
     except BadInput as error:
         raise BadInput(f"{source}: {error}") from None
     deciding = {name: about for name, about in files.items() if decides_results(name)}
     of_ids = {name: about for name, about in deciding.items() if name in DECIDE_IDS}
-    template = _template(source, files, bring)
     asks = template is not None and ASKS_FOR_DATE in template
     return Base(
         source=source,
@@ -176,17 +177,6 @@ def _described(source: str, files: Files, bring: Callable[[str], Path], commit: 
         template=None if template is None else sha256(template.encode()).hexdigest(),
         date=datetime.now(UTC).date().isoformat() if asks else None,
     )
-
-
-def _template(source: str, files: Files, bring: Callable[[str], Path]) -> str | None:
-    """Return the text of a model's chat template; None if it comes without one."""
-    jinja, settings = (
-        bring(name) if name in files else None for name in (TEMPLATE_FILE, TOKENIZER_CONFIG)
-    )
-    try:
-        return template_of(jinja, settings)
-    except BadInput as error:
-        raise BadInput(f"{source}: {error}") from None
 
 
 # ---------------------------------------------------------------- folders and runs

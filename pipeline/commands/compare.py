@@ -34,8 +34,8 @@ def show_comparison(runs: Sequence[str], *, as_json: bool) -> int:
     settings = differing([history.known_job for history in found])
     if as_json:
         print(json.dumps(_as_json(found, settings), indent=1))
-        return 0
-    show_table(_table(found, settings))
+    else:
+        show_table(_table(found, settings))
     return 0
 
 

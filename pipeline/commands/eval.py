@@ -89,7 +89,10 @@ def text_loss(
 ) -> HeldOut:
     """Return the loss on some documents, each cut into rows as long as the model's context."""
     rows = own_rows(tokenizer, texts, model.config.seq_len)
-    scorer = Scorer(model, tokenizer.vocab_size, rows_at_once)
     return held_out(
-        scorer, rows, range(rows.total_rows), tokenizer.token_bytes(), tokenizer.end_of_text
+        Scorer(model, tokenizer.vocab_size, rows_at_once),
+        rows,
+        range(rows.total_rows),
+        tokenizer.token_bytes(),
+        tokenizer.end_of_text,
     )

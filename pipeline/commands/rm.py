@@ -49,8 +49,7 @@ def _remove(one: Removable) -> None:
     try:
         left = remove(one)
     except StoreError as error:
-        safe = f"A part of {one.run.url} may be left."
-        raise verdict(error, Moment.NO_WORK, safe) from error
+        raise verdict(error, Moment.NO_WORK, f"A part of {one.run.url} may be left.") from error
     show(f"removed {one.run.url}: {size(one.bytes)} freed. Published models stay.")
     if left:
         show(f"{left} files stay there, because Pion does not write files with such names.")

@@ -132,11 +132,11 @@ def _cost_lines(costs: Costs) -> list[str]:
     """Return lines about the cost of the run, and each rented machine's part of it."""
     if not costs.machines:
         return []
-    lines = [f"{'time' if costs.dollars is None else 'cost'}: {costs.describe()}"]
-    for machine in costs.machines:
-        if machine.rented:
-            lines.append(f"  {moment(machine.begin)}  {_machine_in_words(machine)}")
-    return lines
+    rented = [machine for machine in costs.machines if machine.rented]
+    return [
+        f"{'time' if costs.dollars is None else 'cost'}: {costs.describe()}",
+        *(f"  {moment(machine.begin)}  {_machine_in_words(machine)}" for machine in rented),
+    ]
 
 
 def _machine_in_words(machine: MachineCost) -> str:

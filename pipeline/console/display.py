@@ -68,13 +68,9 @@ class Display:
         self._live: Live | None = None
         if live or (live is None and is_terminal(self._file)):
             from rich.console import Console
-
-            self._console = Console(file=self._file, force_terminal=True, highlight=False)
-
-    def __enter__(self) -> Display:
-        if self._console is not None:
             from rich.live import Live
 
+            self._console = Console(file=self._file, force_terminal=True, highlight=False)
             self._live = Live(
                 console=self._console,
                 get_renderable=self._panel,
@@ -83,13 +79,15 @@ class Display:
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
+
+    def __enter__(self) -> Display:
+        if self._live is not None:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
-            self._live = None
 
     def say(self, message: Shown) -> None:
         """Show one message."""
@@ -215,7 +213,7 @@ class Display:
         """Return the live part: a bar, and the numbers below it."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
-        from rich.table import Table
+        from rich.table import Column, Table
         from rich.text import Text
 
         with self._lock:
@@ -231,10 +229,7 @@ class Display:
                     title = printable(f"prepare: {progress.what}")
                     count = _amount(progress)
                     facts = ""
-        bar = Table.grid(padding=(0, 1), expand=True)
-        bar.add_column()
-        bar.add_column(ratio=1)
-        bar.add_column()
+        bar = Table.grid("", Column(ratio=1), "", padding=(0, 1), expand=True)
         bar.add_row(Text(title, style="bold"), ProgressBar(total or None, done), Text(count))
         return Group(bar, Text(facts, style="cyan")) if facts else bar
 

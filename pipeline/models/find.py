@@ -236,8 +236,9 @@ def _base_of(folder: Path, label: str) -> FoundModel:
             return found_in(folder.absolute().parents[3] / base.name, whole=True)
         return _found(locate_model(name), whole=True)
     except BadInput as error:
-        problem = f"{label} is an adapter, and its base {shown(name)} can't be used: {error}"
-        raise BadInput(problem) from None
+        raise BadInput(
+            f"{label} is an adapter, and its base {shown(name)} can't be used: {error}"
+        ) from None
 
 
 def _from_folder(folder: Path, label: str | None = None) -> FoundModel:

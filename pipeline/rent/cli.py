@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.commands.cli import Add
+from pipeline.commands.cli import JSON, Add, argument, flag, one_of
 from pipeline.console.out import saying_if_slow
 from pipeline.live.options import add_page, page_address
 from pipeline.rent.replay.options import BENCH_HELP
@@ -18,91 +18,104 @@ UNTIL_HELP = "end the rental after this stage; default: as the SkyPilot file say
 FORCE_HELP = f"{DEAR_SPOT_HELP}, and rent even if a machine for this run is already starting"
 
 
+JOB = argument("job", metavar="JOB", help="a job file, such as jobs/pion-small.yaml")
+RUN = argument("run", metavar="RUN", help=RUN_HELP)
+ON = argument("--on", metavar="SKY", required=True, help=ON_HELP)
+FORCE = flag("--force", FORCE_HELP)
+
+
 def add_rent_commands(add: Add) -> None:
     """Add check, plan, launch, watch, hop, rentals and replay; `add` makes a command's parser."""
-    _add_check_and_plan(add)
+    add(
+        "check",
+        _check,
+        "find mistakes in a job before they cost money",
+        JOB,
+        argument("--on", metavar="SKY", help=ON_HELP),
+        flag("--force", DEAR_SPOT_HELP),
+        JSON,
+        overrides=True,
+    )
+    add(
+        "plan",
+        _plan,
+        "show memory, batch, time and dollars for each GPU",
+        JOB,
+        one_of(
+            argument(
+                "--gpu",
+                metavar="NAME",
+                action="append",
+                default=[],
+                help="show only this GPU; may be repeated",
+            ),
+            argument("--on", metavar="SKY", help=f"show only these machines: {ON_HELP}"),
+        ),
+        argument("--bench", metavar="FILE", action="append", default=[], help=BENCH_HELP),
+        JSON,
+        overrides=True,
+    )
     _add_managed(add)
     _add_replay(add)
 
 
-def _add_check_and_plan(add: Add) -> None:
-    check = add("check", _check, "find mistakes in a job before they cost money", overrides=True)
-    _job(check)
-    check.add_argument("--on", metavar="SKY", help=ON_HELP)
-    check.add_argument("--force", action="store_true", help=DEAR_SPOT_HELP)
-    check.add_argument("--json", action="store_true", help="print JSON")
-
-    plan = add("plan", _plan, "show memory, batch, time and dollars for each GPU", overrides=True)
-    _job(plan)
-    machines = plan.add_mutually_exclusive_group()
-    machines.add_argument(
-        "--gpu",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="show only this GPU; may be repeated",
-    )
-    machines.add_argument("--on", metavar="SKY", help=f"show only these machines: {ON_HELP}")
-    plan.add_argument("--bench", metavar="FILE", action="append", default=[], help=BENCH_HELP)
-    plan.add_argument("--json", action="store_true", help="print JSON")
-
-
 def _add_managed(add: Add) -> None:
-    launch = add(
-        "launch", _launch, "rent a machine and run a job there until it is done", overrides=True
+    add(
+        "launch",
+        _launch,
+        "rent a machine and run a job there until it is done",
+        JOB,
+        ON,
+        argument("--until", metavar="STAGE", help=UNTIL_HELP),
+        flag("--dry-run", "print SkyPilot's task and stop"),
+        FORCE,
+        overrides=True,
     )
-    _job(launch)
-    launch.add_argument("--on", metavar="SKY", required=True, help=ON_HELP)
-    launch.add_argument("--until", metavar="STAGE", help=UNTIL_HELP)
-    launch.add_argument("--dry-run", action="store_true", help="print SkyPilot's task and stop")
-    launch.add_argument("--force", action="store_true", help=FORCE_HELP)
-
-    watch = add("watch", _watch, "show a rented run and keep it running")
-    watch.add_argument("run", metavar="RUN", help=RUN_HELP)
-    watch.add_argument("--once", action="store_true", help="look once, act, and return")
-    add_page(watch)
-
-    hop = add("hop", _hop, "move a rented run to another machine", overrides=True)
-    hop.add_argument("run", metavar="RUN", help=RUN_HELP)
-    hop.add_argument("--on", metavar="SKY", required=True, help=ON_HELP)
-    hop.add_argument(
-        "--job", metavar="FILE", help="the job file; default: the job that the store records"
+    once = flag("--once", "look once, act, and return")
+    add("watch", _watch, "show a rented run and keep it running", RUN, once, add_page)
+    add(
+        "hop",
+        _hop,
+        "move a rented run to another machine",
+        RUN,
+        ON,
+        argument(
+            "--job", metavar="FILE", help="the job file; default: the job that the store records"
+        ),
+        FORCE,
+        overrides=True,
     )
-    hop.add_argument("--force", action="store_true", help=FORCE_HELP)
-
-    rentals = add(
-        "rentals", _rentals, "list every rented machine, its cost, and whether it is gone"
+    add(
+        "rentals",
+        _rentals,
+        "list every rented machine, its cost, and whether it is gone",
+        argument("run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; default: all"),
+        flag("--reap", "terminate orphaned pods on RunPod"),
+        JSON,
     )
-    rentals.add_argument("run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; default: all")
-    rentals.add_argument("--reap", action="store_true", help="terminate orphaned pods on RunPod")
-    rentals.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_replay(add: Add) -> None:
     from pipeline.rent.replay.options import add_options
 
-    replay = add(
+    add(
         "replay",
         _replay,
         "estimate finish time, dollars and useful share of the paid time on recorded spot markets",
+        JOB,
+        argument(
+            "--trace",
+            metavar="FILE",
+            nargs="+",
+            action="extend",
+            required=True,
+            help="JSON files that record when spot machines were available; see docs/renting.md",
+        ),
+        add_options,
+        argument("--png", metavar="FILE", help="also draw the result to this file"),
+        JSON,
         overrides=True,
     )
-    _job(replay)
-    replay.add_argument(
-        "--trace",
-        metavar="FILE",
-        nargs="+",
-        action="extend",
-        required=True,
-        help="JSON files that record when spot machines were available; see docs/renting.md",
-    )
-    add_options(replay)
-    replay.add_argument("--png", metavar="FILE", help="also draw the result to this file")
-    replay.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _job(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", metavar="JOB", help="a job file, such as jobs/pion-small.yaml")
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pion.formats.weights import GGUF_FILE
-from pipeline.base.licence import Terms, conditions
+from pipeline.base.licence import Terms
 from pipeline.job import Job
 from pipeline.models.find import HUB_REPO
 
@@ -25,32 +25,14 @@ def base_on_hub(job: Job) -> str | None:
     return None
 
 
-def license_fields(job: Job, terms: Terms | None) -> dict[str, Any]:
-    """Return the licence of the published model: the job's, or else that of its start."""
-    assert job.publish is not None
-    if job.publish.license is not None:
-        return {"license": job.publish.license}
-    return {} if terms is None else dict(terms.front_matter)
-
-
-def base_conditions(job: Job, terms: Terms | None) -> list[str]:
-    """Return the paragraph that the licence of the start asks for at the top of the card."""
-    if terms is None:
-        return []
-    asked = conditions(terms, job.name)
-    return [" ".join(asked)] if asked else []
-
-
 def base_section(job: Job, terms: Terms | None) -> str:
     """Return the section on the model that the run started from; empty if there is none."""
     if job.base is None or terms is None:
         return ""
     name = base_in_words(job.base.source, job.base.commit)
     at = f" at commit `{job.base.commit}`" if job.base.commit else ""
-    lines = [f"Trained from {name}{at}; its files have the content hash `{job.base.hash}`."]
-    lines.append(_licence(terms))
-    lines += _template(job)
-    return "## Base model\n\n" + " ".join(lines)
+    start = f"Trained from {name}{at}; its files have the content hash `{job.base.hash}`."
+    return "## Base model\n\n" + " ".join([start, _licence(terms), *_template(job)])
 
 
 def unknown_licence(job: Job) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from pipeline.report.history import Row
 
@@ -31,13 +33,7 @@ def curves_of(rows: Sequence[Row]) -> dict[str, list[Point]]:
 
 def attempts(rows: Sequence[Row]) -> list[int]:
     """Return the first kept step of each attempt."""
-    starts = []
-    epoch = None
-    for row in rows:
-        if row["epoch"] != epoch:
-            epoch = row["epoch"]
-            starts.append(row["step"])
-    return starts
+    return [next(same)["step"] for _, same in groupby(rows, key=itemgetter("epoch"))]
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
@@ -55,17 +51,8 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     while 2 * len({step // width for step, _ in points}) + 2 > most:
         width *= 2
     kept = {0, len(points) - 1}
-    for begin, end in _ranges(points, width):
-        numbers = range(begin, end)
+    for _, same_range in groupby(range(len(points)), key=lambda i: points[i][0] // width):
+        numbers = list(same_range)
         kept.add(min(numbers, key=lambda i: points[i][1]))
         kept.add(max(numbers, key=lambda i: points[i][1]))
     return [points[i] for i in sorted(kept)]
-
-
-def _ranges(points: Sequence[Point], width: int) -> Iterator[tuple[int, int]]:
-    """Yield [begin, end) of the points in each range of `width` steps."""
-    begin = 0
-    for i in range(1, len(points) + 1):
-        if i == len(points) or points[i][0] // width != points[begin][0] // width:
-            yield begin, i
-            begin = i

@@ -93,13 +93,6 @@ class RunHistory:
         """Return the rows of the optimizer steps of `stage`, in order."""
         return [row for row in self.metrics.get(stage, ()) if "loss" in row]
 
-    def curves(self) -> dict[str, list[Row]]:
-        """Return, for each training stage of the job, its rows with a loss, in order."""
-        return {
-            stage: [r for r in self.metrics.get(stage, ()) if "loss" in r or "held_out_loss" in r]
-            for stage in self.job.train_stages
-        }
-
     def samples(self) -> list[Row]:
         """Return the texts that the model wrote while it was trained, in order.
 
@@ -118,8 +111,11 @@ class RunHistory:
         """Return a row for each attempt that trained: when, where, its price, its steps."""
         rows: list[Row] = []
         for event in self.of_kind("training"):
-            rows_of_stage = self.metrics.get(event["stage"], ())
-            kept = [row for row in rows_of_stage if row["epoch"] == event["epoch"]]
+            kept = [
+                row
+                for row in self.metrics.get(event["stage"], ())
+                if row["epoch"] == event["epoch"]
+            ]
             if not kept:
                 continue
             machine = self.costs.machine_of(event["epoch"])

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from pion.config.model_config import ModelConfig
+from pipeline.base.licence import conditions
 from pipeline.console.formats import duration, short_amount
 from pipeline.job import Job, Publish, Train
 from pipeline.machine.folders import expand
 from pipeline.models.find import HUB_REPO
 from pipeline.report.card_sections import (
     adapter_sections,
-    base_conditions,
     base_on_hub,
     base_section,
     gguf_section,
-    license_fields,
 )
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.published_by import run_id
@@ -61,7 +60,8 @@ def model_card(
     parts = [
         front_matter(job, extra.terms),
         f"# {job.name}",
-        *base_conditions(job, extra.terms),
+        # What the licence of the start asks for at the top of the card.
+        " ".join([] if extra.terms is None else conditions(extra.terms, job.name)),
         _introduction(job, config, parameters, extra),
         "![Training and held-out loss](loss.png)",
         _usage(job, config) if extra.adapter is None else adapter_sections(job, extra.adapter),
@@ -78,12 +78,11 @@ def model_card(
 def source_lines(job: Job) -> list[str]:
     """Return one line for each data source, by stage. Local paths are cut to the file name."""
     lines = []
-    sources: list[tuple[str, Any]] = []
-    if job.pretrain:
-        sources += [("pretraining", source) for source in job.data.sources]
-    if job.sft:
-        sources += [("fine-tuning", source) for source in job.sft.sources]
-    for stage, source in sources:
+    read: Mapping[str, Sequence[Any]] = {
+        "pretraining": job.data.sources if job.pretrain else (),
+        "fine-tuning": job.sft.sources if job.sft else (),
+    }
+    for stage, source in [(stage, one) for stage, sources in read.items() for one in sources]:
         if source.kind == "python-docs":
             what = "Docstrings, comments and `pydoc` topics of Python's standard library"
         elif source.kind == "python-docs-qa":
@@ -101,8 +100,7 @@ def source_lines(job: Job) -> list[str]:
 def trained_tokens(job: Job, stage: str) -> int:
     """Return the tokens that a finished stage has trained on: steps × sequences × length."""
     section: Train = job.section(stage)
-    seq_len = job.seq_len(stage)
-    return section.total_steps * section.global_batch * seq_len
+    return section.total_steps * section.global_batch * job.seq_len(stage)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
@@ -127,10 +125,12 @@ def front_matter(job: Job, terms: Terms | None = None) -> str:
     from huggingface_hub import ModelCardData
 
     assert job.publish is not None
-    sources = [*job.data.sources, *(job.sft.sources if job.sft else [])]
-    datasets = sorted({source.repo for source in sources if hasattr(source, "repo")})
+    licence = {} if terms is None else terms.front_matter
+    if job.publish.license is not None:
+        licence = {"license": job.publish.license}
+    datasets = sorted({source.repo for _, source in job.sources() if hasattr(source, "repo")})
     data = ModelCardData(
-        **license_fields(job, terms),
+        **licence,
         library_name="peft" if job.publish.adapter else "transformers",
         base_model=base_on_hub(job),
         pipeline_tag="text-generation",
@@ -144,8 +144,7 @@ def front_matter(job: Job, terms: Terms | None = None) -> str:
 
 def _introduction(job: Job, config: ModelConfig, parameters: int, extra: CardExtras) -> str:
     assert job.publish is not None
-    first = job.section(job.train_stages[0])
-    origin = first.init_from or job.model.base
+    origin = job.section(job.train_stages[0]).init_from or job.model.base
     start = f"from {_origin(job, origin)}" if origin else "from random weights"
     what = "A conversational" if job.sft else "A base"
     steps = " and ".join(f"{STAGE_NAMES[stage]}" for stage in job.train_stages)
@@ -271,8 +270,10 @@ def _weights(publish: Publish, config: ModelConfig, extra: CardExtras) -> str:
         )
     if publish.embeddings == "float32":
         return f"float32{tied}"
-    rows = f"rows of tokens were rounded to {publish.embeddings} after the results above"
-    return f"float32{tied}; {rows}"
+    return (
+        f"float32{tied}; rows of tokens were rounded to {publish.embeddings} after the results "
+        "above"
+    )
 
 
 def _positions(config: ModelConfig) -> str:
@@ -290,8 +291,8 @@ def _attention(config: ModelConfig) -> list[tuple[str, str]]:
     """Return the rows of a model whose attention differs between layers."""
     rows = []
     if config.wiring is not None and config.wiring.attention_layers is not None:
-        layers = config.wiring.attention_layers
-        rows.append(("layers with attention", ", ".join(map(str, layers))))
+        layers = ", ".join(map(str, config.wiring.attention_layers))
+        rows.append(("layers with attention", layers))
     if config.windows is not None:
         tokens, every = config.windows.tokens, config.windows.long_every
         meaning = f"{tokens:,} tokens in the last and in every {every}th layer, half in the others"
@@ -334,7 +335,6 @@ def _training(history: RunHistory) -> str:
     rows = []
     for stage in job.train_stages:
         section = job.section(stage)
-        seq_len = job.seq_len(stage)
         optimizer = "AdamW"
         if (lora := job.lora(stage)) is not None:
             optimizer = f"LoRA of rank {lora.rank}, AdamW"
@@ -345,7 +345,7 @@ def _training(history: RunHistory) -> str:
             (
                 STAGE_NAMES[stage],
                 f"{section.total_steps:,}",
-                f"{section.global_batch} × {seq_len:,}",
+                f"{section.global_batch} × {job.seq_len(stage):,}",
                 short_amount(trained_tokens(job, stage)),
                 f"{optimizer} {section.lr:g} → {section.min_lr:g}, {schedule}",
             )
@@ -361,8 +361,7 @@ def _training(history: RunHistory) -> str:
     if left_out := [words for _, words in history.left_out()]:
         parts.append("Left out, because steps on them went wrong: " + "; ".join(left_out) + ".")
     if job.publish.cost:
-        cost = history.costs.describe()
-        parts.append(f"All machines together, from boot to publishing: {cost}.")
+        parts.append(f"All machines together, from boot to publishing: {history.costs.describe()}.")
     return "\n\n".join(parts)
 
 

@@ -80,7 +80,6 @@ def _summary(history: RunHistory, notes: Sequence[str]) -> dict[str, Any]:
     head, newest = history.head, _newest(history)
     stage, step = newest.get("stage"), newest.get("step")
     state = _state(history)
-    measured = history.metrics.get(stage or "", ())
     return {
         "state": state,
         "owner": f"pid {head.owner.pid} on {head.owner.host}" if head.owner else None,
@@ -93,7 +92,7 @@ def _summary(history: RunHistory, notes: Sequence[str]) -> dict[str, Any]:
         "held_out_loss": next(
             (
                 row["held_out_loss"]
-                for row in reversed(measured)
+                for row in reversed(history.metrics.get(stage or "", ()))
                 if row.get("held_out_loss") is not None and row["step"] <= (step or 0)
             ),
             None,
@@ -213,10 +212,11 @@ def _figures(
     if parameters := published.get("parameters"):
         figures.append(("Parameters", short_amount(parameters)))
     if job is not None:
-        tokens = 0
-        for stage in job.train_stages:
-            for row in history.steps(stage)[-1:]:
-                tokens += row["step"] * job.section(stage).global_batch * job.seq_len(stage)
+        tokens = sum(
+            row["step"] * job.section(stage).global_batch * job.seq_len(stage)
+            for stage in job.train_stages
+            for row in history.steps(stage)[-1:]
+        )
         if tokens:
             figures.append(("Tokens trained on", short_amount(tokens)))
         measured = results.get(job.train_stages[-1]) or {}

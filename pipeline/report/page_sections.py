@@ -62,8 +62,11 @@ def _text(words: str, *, faint: bool = False) -> Block:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> Block:
     """Return a table of texts. Columns from `numbers_from` are aligned right."""
-    named = [name or "what" for name in header]
-    return {"header": named, "rows": rows, "numbers_from": numbers_from}
+    return {
+        "header": [name or "what" for name in header],
+        "rows": rows,
+        "numbers_from": numbers_from,
+    }
 
 
 def _dated(entries: Sequence[tuple[str, Sequence[str]]]) -> list[Block]:
@@ -182,10 +185,14 @@ def _stages(history: RunHistory) -> Block:
 
 def _phases(phases: Sequence[Row]) -> list[Block]:
     """Show a bar for each phase. A total counts from the command's start. Phases may overlap."""
-    rows = []
-    for phase in phases:
-        name = f"from the start to the {phase['name']}" if phase.get("total") else phase["name"]
-        rows.append((name, duration(phase["seconds"]), float(phase["seconds"])))
+    rows = [
+        (
+            f"from the start to the {phase['name']}" if phase.get("total") else phase["name"],
+            duration(phase["seconds"]),
+            float(phase["seconds"]),
+        )
+        for phase in phases
+    ]
     return [{"bars": rows}] if rows else []
 
 
@@ -193,12 +200,14 @@ def _attempts(rows: Sequence[Row]) -> list[Block]:
     """Show all plain values of each attempt, as (heading, facts)."""
     shown = []
     for row in rows:
-        plain = {key: v for key, v in row.items() if isinstance(v, str | int | float) and v != ""}
-        stage = str(plain["stage"])
-        heading = f"{plain.pop('at')}, {STAGE_NAMES.get(stage, stage)}"
-        facts = [(key.replace("_", " "), _cell(key, value)) for key, value in plain.items()]
-        shown.append((heading, facts))
-    return [{"heading": heading, "facts": facts} for heading, facts in shown]
+        facts = [
+            (key.replace("_", " "), _cell(key, value))
+            for key, value in row.items()
+            if key != "at" and isinstance(value, str | int | float) and value != ""
+        ]
+        heading = f"{row['at']}, {STAGE_NAMES.get(row['stage'], row['stage'])}"
+        shown.append({"heading": heading, "facts": facts})
+    return shown
 
 
 def _cell(key: str, value: Any) -> str:

@@ -73,8 +73,9 @@ def report_html(history: RunHistory) -> bytes:
     run, page = page_data(history), read_page(PAGE)
     # A file sends no requests, and a browser takes `frame-ancestors` from a server alone.
     policy = page.policy.replace("connect-src 'self'; ", "").replace("frame-ancestors 'none'; ", "")
-    frozen = {"frozen_at": history.now, "runs": [run], "settings": None}
-    data = finite_json(frozen, ensure_ascii=False)
+    data = finite_json(
+        {"frozen_at": history.now, "runs": [run], "settings": None}, ensure_ascii=False
+    )
     inside = {
         "<!-- policy -->": f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         "<title>Pion</title>": f"<title>{escape(run['name'])} · Pion</title>",

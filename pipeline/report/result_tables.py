@@ -144,7 +144,7 @@ def language_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
     ]
 
 
-def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return (task, model, accuracy, chance, questions) of the multiple-choice tasks."""
     rows = []
     for key, title in MODELS:
@@ -152,9 +152,8 @@ def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str, st
         tasks = {"true continuation": measured.get("continuations"), **measured.get("packs", {})}
         for task, result in tasks.items():
             if result:
-                accuracy = percent_with_error(result, "accuracy")
-                chance = percent_with_error(result, "chance")
-                rows.append((task, title, accuracy, chance, f"{result['questions']:,}"))
+                shares = [percent_with_error(result, name) for name in ("accuracy", "chance")]
+                rows.append((task, title, *shares, f"{result['questions']:,}"))
     return rows
 
 
@@ -212,7 +211,10 @@ def what_it_forgot(job: Job, results: Mapping[str, Any], *, code: str = "{}") ->
     change = (results.get("change") or {}).get("text") or {}
     if sha256 is None or not before:
         return ""
-    return f"The other text is {_which(job, sha256, code)}. {_meaning(before, change)}"
+    text = job.evaluate.text
+    named = "a sample that comes with Pion" if text is None else code.format(PurePath(text).name)
+    hashed = f"sha256 {code.format(sha256)}"
+    return f"The other text is {named} ({hashed}). {_meaning(before, change)}"
 
 
 def start_in_words(base: Mapping[str, Any]) -> str:
@@ -223,13 +225,6 @@ def start_in_words(base: Mapping[str, Any]) -> str:
         if measure in result:
             words.append(f"{title}: {value_with_error(result, measure)}")
     return "; ".join(words)
-
-
-def _which(job: Job, sha256: str, code: str) -> str:
-    hashed = f"sha256 {code.format(sha256)}"
-    if job.evaluate.text is None:
-        return f"a sample that comes with Pion ({hashed})"
-    return f"{code.format(PurePath(job.evaluate.text).name)} ({hashed})"
 
 
 def _meaning(before: float, change: Mapping[str, Any]) -> str:

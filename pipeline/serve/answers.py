@@ -126,8 +126,11 @@ class Answers:
         """Ask the engine for the answers. Raises ApiError if it can't take them, or not now."""
         most = self._served.engine.capacity
         if len(self._answers) > most:
-            message = f"{len(self._answers)} answers were asked for, and this server takes {most}"
-            raise ApiError(400, message, param="n")
+            raise ApiError(
+                400,
+                f"{len(self._answers)} answers were asked for, and this server takes {most}",
+                param="n",
+            )
         try:
             self._served.engine.submit(self._answers)
         except Busy as error:

@@ -273,7 +273,7 @@ def _write_card(folder: Path, model: Finished, parameters: int, extra: CardExtra
     rows = exported_rows(config, Tokenizer.from_file(model.tokenizer_path))
     card = model_card(model.history, config, parameters=parameters, vocab_size=rows, extra=extra)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / "loss.png").write_bytes(loss_plot(model.history.curves()))
+    (folder / "loss.png").write_bytes(loss_plot(model.history.metrics))
 
 
 @contextmanager

@@ -36,9 +36,11 @@ class Page:
         """Return the answer that is the page."""
         from aiohttp import web
 
-        headers = {"Content-Security-Policy": self.policy}
         return web.Response(
-            body=self.html, content_type="text/html", charset="utf-8", headers=headers
+            body=self.html,
+            content_type="text/html",
+            charset="utf-8",
+            headers={"Content-Security-Policy": self.policy},
         )
 
 
