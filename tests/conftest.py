@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -75,6 +76,12 @@ def pytest_configure(config: pytest.Config) -> None:
     searching = "soak" in config.option.markexpr.replace("not soak", "")
     hypothesis.settings.register_profile("suite", derandomize=not searching, deadline=None)
     hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of each later collection of garbage, here and in forks."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

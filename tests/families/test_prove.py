@@ -21,7 +21,7 @@ def test_killed_runs_end_with_equal_weights(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    job = write_job(tmp_path, **family.job(), hardware__threads=1)
+    job = write_job(tmp_path, **family.job())
     code = main(["prove", str(job), "--kills", "3", "--seed", "3"])
     out = capsys.readouterr().out
     assert code == 0, out

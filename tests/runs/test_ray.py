@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from collections.abc import Callable
@@ -65,7 +64,7 @@ def test_two_workers_train_in_bf16_as_one_process_does(tmp_path: Path) -> None:
 def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole) -> None:
     """World size 1 in one process, 2 under Ray, 1 in one process."""
     unbroken = whole(**HOPPING)
-    job = write_job(tmp_path, **HOPPING, hardware__threads=1)
+    job = write_job(tmp_path, **HOPPING)
     for step, workers in ((4, 0), (8, 2)):
         process = start(job, f"hardware.workers={workers}")
         wait_for(process, f"pretrain step {step}/")
@@ -92,7 +91,7 @@ def test_a_run_with_lora_hops_from_one_worker_to_two_and_back(tmp_path: Path, wh
         "sft": TINY["sft"] | {"steps": STEPS, "global_batch": 8, "lora": {"rank": 4}},
     }
     unbroken = whole(**lora)
-    job = write_job(tmp_path, **lora, hardware__threads=1)
+    job = write_job(tmp_path, **lora)
     for step, workers in ((4, 0), (8, 2)):
         process = start(job, f"hardware.workers={workers}")
         wait_for(process, f"sft step {step}/")
@@ -118,7 +117,6 @@ def test_a_killed_worker_and_then_a_killed_driver_change_no_bit_of_the_weights(
         log__every=1,
         checkpoint__every_steps=20,
         hardware__workers=1,
-        hardware__threads=os.cpu_count(),
     )
     process = start(job)
     wait_for(process, "  saved step ")
@@ -163,8 +161,7 @@ def test_workers_that_hang_are_replaced_and_no_bit_of_the_weights_changes(
         """,
     )
     changes = {"sft": None, "log__every": 1, "checkpoint__every_steps": 2}
-    threads = os.cpu_count()
-    job = write_job(tmp_path, **changes, hardware__workers=1, hardware__threads=threads)
+    job = write_job(tmp_path, **changes, hardware__workers=1)
     output = ends_with(0, start(job, "hardware.hang_seconds=8", env=meddling.environment()))
     assert (tmp_path / "has-hung").exists()
     assert "training hangs" in output

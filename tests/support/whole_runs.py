@@ -33,9 +33,13 @@ _started: list[Process] = []
 
 
 def write_job(folder: Path, **changes: Any) -> Path:
-    """Write a tiny job and its data into `folder`; its store is `folder/runs`."""
+    """Write a tiny job and its data into `folder`; its store is `folder/runs`.
+
+    One process trains, with one thread: a second one has nothing to do in a tiny model.
+    """
     write_tiny_data(folder)
-    changes = {"store": str(folder / "runs"), "hardware__workers": 0, **changes}
+    hardware = {"hardware__workers": 0, "hardware__threads": 1}
+    changes = {"store": str(folder / "runs"), **hardware, **changes}
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_dict(**changes)))
     return path
