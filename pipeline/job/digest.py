@@ -16,7 +16,7 @@ from typing import Any
 from pion.config.model_config import ModelConfig
 from pion.later_fields import values_before
 from pipeline.job import Job, Section
-from pipeline.job.section import ALWAYS_THERE, part_of, value_before
+from pipeline.job.section import ALWAYS_THERE, join, part_of, value_before
 from pipeline.job.train_sections import Sft
 
 # Dotted path → value. Paths that start with `input.` are digests of earlier stages and of data.
@@ -48,7 +48,7 @@ def covered_fields(section: Section, prefix: str = "") -> Inputs:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if part_of(field) != "runtime" and value != value_before(field):
-            inputs |= _flat(value, _join(prefix, name))
+            inputs |= _flat(value, join(prefix, name))
     return inputs
 
 
@@ -56,7 +56,7 @@ def fields_before(section: Section, prefix: str = "") -> Inputs:
     """Return the values that later fields below `section` have where they are left out."""
     before: Inputs = {}
     for name, field in type(section).model_fields.items():
-        path = _join(prefix, name)
+        path = join(prefix, name)
         if value_before(field) is not ALWAYS_THERE:
             before |= _flat(value_before(field), path)
         for inner_path, inner in _sections_in(getattr(section, name), path):
@@ -68,10 +68,7 @@ def _flat(value: Any, path: str) -> Inputs:
     sections = _sections_in(value, path)
     if not sections:
         return {path: value}
-    inputs: Inputs = {}
-    for inner_path, section in sections:
-        inputs |= covered_fields(section, inner_path)
-    return inputs
+    return {p: v for inner, found in sections for p, v in covered_fields(found, inner).items()}
 
 
 def _sections_in(value: Any, path: str) -> list[tuple[str, Section]]:
@@ -80,10 +77,6 @@ def _sections_in(value: Any, path: str) -> list[tuple[str, Section]]:
         return [(path, value)]
     items = enumerate(value) if isinstance(value, list) else ()
     return [(f"{path}.{n}", item) for n, item in items if isinstance(item, Section)]
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
 
 
 def digest_job(job: Job) -> Digests:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
-from pipeline.job import Job, Section
+from pipeline.job import Job, Price, Section
 from pipeline.job.section import keys_of, part_of
 
 # What a change of a field does to finished stages, by the field's part.
@@ -67,10 +66,8 @@ class Chapter:
 def chapters() -> Iterator[Chapter]:
     """Yield the sections in the order of the job file, each with its kinds of sources."""
     top = {n: f for n, f in keys_of(Job).items() if not sections_of(f.annotation)}
-    fields = [_described(name, field) for name, field in top.items()]
-    yield Chapter(
-        "", None, "the run: its name, its seed, its store and the prices of GPUs", "", fields
-    )
+    meaning = "the run: its name, its seed, its store and the prices of GPUs"
+    yield Chapter("", None, meaning, "", [_described(n, field) for n, field in top.items()])
     for name, field in keys_of(Job).items():
         if name not in top:
             yield from _section_chapters(name, field)
@@ -83,14 +80,11 @@ def _section_chapters(path: str, field: FieldInfo) -> Iterator[Chapter]:
     for name, inner in keys_of(section).items():
         here = f"{path}.{name}"
         sections = sections_of(inner.annotation)
-        if len(sections) > 1:  # a list of sources; `kind` tells them apart
+        if len(sections) == 1:
+            fields += [_described(f"{here}.{n}", f) for n, f in keys_of(sections[0]).items()]
+        else:  # one key, or a list of sources; `kind` tells them apart
             fields.append(_described(here, inner))
             kinds += [_kind_chapter(here, source) for source in sections]
-        elif sections:
-            (below,) = sections
-            fields += [_described(f"{here}.{n}", f) for n, f in keys_of(below).items()]
-        else:
-            fields.append(_described(here, inner))
     presence = "optional section" if field.default is None else "section"
     if field.is_required():
         presence = "required section"
@@ -110,7 +104,7 @@ def _kind_chapter(path: str, source: type[Section]) -> Chapter:
 def _described(path: str, field: FieldInfo) -> JobField:
     if field.is_required():
         default = "required"
-    elif field.default is None or field.default is PydanticUndefined:
+    elif field.default is None:
         default = "unset"
     elif field.default == []:
         default = "empty"
@@ -128,30 +122,30 @@ def _value_in_words(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+# The types of fields that are neither choices nor sources.
+_TYPES = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "true or false",
+    list[int]: "list of whole numbers",
+    list[str]: "list of texts",
+    tuple[int, ...]: "list of whole numbers",
+    tuple[tuple[int, int], ...]: "list of pairs of whole numbers",
+    tuple[tuple[int, ...], ...]: "list of lists of whole numbers",
+    dict[str, float]: "a number for each name",
+    dict[str, bool | int | float | str]: "a value for each name",
+    dict[str, Price]: "a price for each GPU",
+}
+
+
 def _type_in_words(annotation: Any) -> str:
-    words = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-    if annotation in words:
-        return words[annotation]
-    origin, inside = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
+    inside = get_args(annotation)
+    if get_origin(annotation) is Literal:
         return " | ".join(_value_in_words(choice) for choice in inside)
-    if origin in (Union, types.UnionType):
+    if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(_type_in_words(a) for a in inside if a is not type(None))
-    if origin is tuple:
-        one = inside[0]
-        return {
-            int: "list of whole numbers",
-            tuple[int, int]: "list of pairs of whole numbers",
-        }.get(one, "list of lists of whole numbers")
-    if origin is list:
-        whole = "list of whole numbers" if inside == (int,) else "list of texts"
-        return "list of sources" if sections_of(annotation) else whole
-    if annotation == dict[str, float]:
-        return "a number for each name"
-    if annotation == dict[str, bool | int | float | str]:
-        return "a value for each name"
-    assert origin is dict, annotation
-    return "a price for each GPU"  # Job.prices, the only other mapping with free keys
+    return "list of sources" if sections_of(annotation) else _TYPES[annotation]
 
 
 # ---------------------------------------------------------------- what is at a path
@@ -171,17 +165,14 @@ def fields_at(path: str, values: Any, *, kinds: bool = False) -> list[str]:
 def find_field(path: str, values: Any) -> FieldInfo | None:
     """Return the field at a dotted path, or None where the job has no such key."""
     section, _, key = path.rpartition(".")
-    for candidate in _sections_at(section, values):
-        if key in keys_of(candidate):
-            return keys_of(candidate)[key]
-    return None
+    found = (keys_of(candidate).get(key) for candidate in _sections_at(section, values))
+    return next(filter(None, found), None)
 
 
 def is_number(field: FieldInfo | None) -> bool:
     """Return whether a field holds a number, so `true` and `false` are mistakes."""
-    if field is None:
-        return False
-    return bool({int, float} & {field.annotation, *get_args(field.annotation)})
+    types_of = () if field is None else (field.annotation, *get_args(field.annotation))
+    return int in types_of or float in types_of
 
 
 def homes_of(key: str) -> list[str]:

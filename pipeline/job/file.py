@@ -23,12 +23,12 @@ from pipeline.job.mistakes import (
     Mistake,
     beyond_limits,
     in_misspelled_sections,
-    join,
     listing,
     mistakes_in,
     shown,
 )
 from pipeline.job.model_section import Base
+from pipeline.job.section import join
 
 # From a job's values, which have `model.from`, to the model that it starts from.
 FindBase = Callable[[dict[str, Any]], Base]
@@ -48,12 +48,8 @@ JobLoader.add_implicit_resolver(
 )
 
 
-def _as_text(loader: JobLoader, node: yaml.ScalarNode) -> str:
-    return str(loader.construct_scalar(node))
-
-
 # Moments stay texts: YAML would read only some of their forms, and errors would lack the key.
-JobLoader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)
+JobLoader.add_constructor("tag:yaml.org,2002:timestamp", JobLoader.construct_yaml_str)
 
 
 def load_job(
@@ -106,15 +102,21 @@ def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
 
 def mistake_in(path: str | Path, overrides: Sequence[str], key: str, text: str) -> BadInput:
     """Return the error for a field that is valid by itself, but not now, with its line."""
-    document = _parse(Path(path), overrides)
-    return BadInput(listing(Path(path), [Mistake(document.where(key), key, text)]))
+    return _mistake(_parse(Path(path), overrides), Path(path), key, text)
+
+
+def _mistake(document: Document, path: Path, key: str, text: str) -> BadInput:
+    return BadInput(listing(path, [Mistake(document.where(key), key, text)]))
 
 
 def _validated(document: Document, path: Path, find_base: FindBase | None) -> Job:
     model = document.values.get("model")
     base = None
     if find_base is not None and isinstance(model, dict) and isinstance(model.get("from"), str):
-        base = _found(document, path, find_base)
+        try:
+            base = find_base(document.values)
+        except BadInput as error:
+            raise _mistake(document, path, "model.from", str(error)) from None
     try:
         job = Job.model_validate(document.values, context={"base": base})
         mistakes = mistakes_in(document, None)
@@ -122,17 +124,8 @@ def _validated(document: Document, path: Path, find_base: FindBase | None) -> Jo
         mistakes = mistakes_in(document, error)
         mistakes += in_misspelled_sections(document, error, base)
     if mistakes:
-        raise BadInput(listing(path, sorted(mistakes, key=lambda mistake: mistake.order)))
+        raise BadInput(listing(path, mistakes))
     return job
-
-
-def _found(document: Document, path: Path, find_base: FindBase) -> Base:
-    """Return the model that a job starts from. Raises BadInput, with its line."""
-    try:
-        return find_base(document.values)
-    except BadInput as error:
-        mistake = Mistake(document.where("model.from"), "model.from", str(error))
-        raise BadInput(listing(path, [mistake])) from None
 
 
 # ---------------------------------------------------------------- reading
@@ -160,11 +153,6 @@ def _read(path: Path) -> str:
         raise BadInput(f"can't read the job file {path}: {error}") from None
 
 
-@functools.lru_cache(maxsize=4)  # a watcher reads the same record every few seconds
-def _parse_record(text: str, path: Path) -> Document:
-    return _parse_text(text, path)
-
-
 def _parse_text(text: str, path: Path) -> Document:
     if len(text) > LARGEST_JOB:
         raise too_large(str(path), LARGEST_JOB)
@@ -178,12 +166,15 @@ def _parse_text(text: str, path: Path) -> Document:
                 f"{path} line {node.start_mark.line + 1}: a job is a mapping (`name: …`, "
                 f"`model: …`)"
             )
-        document = Document(values={})
-        _index(node, "", document.lines, path)
-        document.values = loader.construct_document(node)
+        lines: dict[str, int] = {}
+        _index(node, "", lines, path)
+        return Document(loader.construct_document(node), lines)
     except (yaml.YAMLError, ValueError) as error:
         raise unreadable(error, str(path)) from None
-    return document
+
+
+# A watcher reads the same record every few seconds.
+_parse_record = functools.lru_cache(maxsize=4)(_parse_text)
 
 
 def _index(node: yaml.Node, path: str, lines: dict[str, int], file: Path) -> None:
@@ -192,17 +183,15 @@ def _index(node: yaml.Node, path: str, lines: dict[str, int], file: Path) -> Non
         return
     children: list[tuple[str, int, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
+        children = [(str(key.value), key.start_mark.line + 1, value) for key, value in node.value]
         first: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            name = str(key.value)
+        for name, line, _ in children:
             if name in first:
                 raise BadInput(
                     f"{file} line {line}: `{join(path, name):.200}` is given twice "
                     f"(first on line {first[name]}); keep one of the two"
                 )
             first[name] = line
-            children.append((name, line, value))
     elif isinstance(node, yaml.SequenceNode):
         children = [(str(i), v.start_mark.line + 1, v) for i, v in enumerate(node.value)]
     for name, line, value in children:

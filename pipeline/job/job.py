@@ -9,6 +9,7 @@ Paths of inputs are relative to the job file, paths of outputs to the working di
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from pipeline.job.runtime_sections import (
     Price,
     price_of,
 )
-from pipeline.job.section import FACTOR, Section, identity, refuse, runtime
+from pipeline.job.section import FACTOR, Section, identity, made, refuse, runtime
 from pipeline.job.sources import Data, Source
 from pipeline.job.train_sections import Pretrain, Sft, Train, phases_of
 from pipeline.machine.folders import expand
@@ -108,35 +109,37 @@ class Job(Section):
     @model_validator(mode="after")
     def _whole(self, info: ValidationInfo) -> Job:
         self._base = (info.context or {}).get("base")
-        mistakes = self._mistakes_of_start() + self._missing() + self._adapter_mistakes()
-        mistakes += self._template_mistakes()
+        mistakes = [*self._mistakes_of_start(), *self._missing(), *self._mistakes_of_options()]
         try:
             config = self.model_config_resolved()
         except BadInput as error:
             return refuse(self, [*mistakes, f"model: {error}"])
         if self._base is not None:
             self._use_defaults_of_base(config)
-        for where, seq_len in (("data", self.data.seq_len), ("sft", self.sft_seq_len)):
-            if seq_len > config.seq_len and (where == "data" or self.sft):
-                mistakes.append(
-                    f"{where}.seq_len: {seq_len} exceeds the model's context {config.seq_len}"
-                )
-        mistakes += [
-            f"{stage}.window_schedule: the model has no windows"
-            for stage in self.train_stages
-            if self.section(stage).window_schedule != "constant" and config.windows is None
+        return refuse(self, mistakes + self._misfits(config))
+
+    def _misfits(self, config: ModelConfig) -> list[str]:
+        """Return what does not fit the model."""
+        lengths = {"data": self.data.seq_len} | ({"sft": self.sft_seq_len} if self.sft else {})
+        mistakes = [
+            f"{where}.seq_len: {seq_len} exceeds the model's context {config.seq_len}"
+            for where, seq_len in lengths.items()
+            if seq_len > config.seq_len
         ]
         for stage in self.train_stages:
+            section, lora = self.section(stage), self.lora(stage)
+            if section.window_schedule != "constant" and config.windows is None:
+                mistakes.append(f"{stage}.window_schedule: the model has no windows")
             try:
-                check_phases_of_model(phases_of(self.section(stage).phases), config)
+                check_phases_of_model(phases_of(section.phases), config)
             except BadInput as error:
                 mistakes.append(f"{stage}.{error}")
-        try:
-            if (lora := self.lora("sft") if self.sft else None) is not None:
-                lora.targets_of(config)
-        except BadInput as error:
-            mistakes.append(f"sft.lora.{error}")
-        return refuse(self, mistakes)
+            try:
+                if lora is not None:
+                    lora.targets_of(config)
+            except BadInput as error:
+                mistakes.append(f"{stage}.lora.{error}")
+        return mistakes
 
     def _use_defaults_of_base(self, config: ModelConfig) -> None:
         """Choose what the job leaves open where it starts from a trained model."""
@@ -155,78 +158,87 @@ class Job(Section):
         """Return what is wrong with what the run starts from."""
         if self.model.base is None:
             missing = f"missing: {type(self).model_fields['tokenizer'].description}"
-            mistakes = [] if self.tokenizer else [f"tokenizer: {missing}"]
-            if self.evaluate.text is not None:
-                mistakes.append(
-                    "evaluate.text: only a model that the run starts from (model.from) is measured "
-                    "before training; remove it"
-                )
-            return mistakes
-        mistakes = [
+            not_measured = (
+                "evaluate.text: only a model that the run starts from (model.from) is measured "
+                "before training; remove it"
+            )
+            return made(
+                {
+                    f"tokenizer: {missing}": self.tokenizer is None,
+                    not_measured: self.evaluate.text is not None,
+                }
+            )
+        decided = [
             f"model.{name}: the model that the run starts from decides this. Next to `from`, only "
             "seq_len can be given"
             for name in sorted(self.model.model_fields_set - {"base", "seq_len"})
         ]
-        if self.tokenizer is not None:
-            mistakes.append("tokenizer: model.from brings its own tokenizer; remove this section")
         first = next(iter(self.train_stages), None)
-        if first is not None and self.section(first).init_from is not None:
-            mistakes.append(
-                f"{first}.init_from: the run starts from model.from; remove one of both"
-            )
-        if self._base is None:
-            mistakes.append("model.from: the model was not looked up, so its shape is not known")
-        return mistakes
+        others = {
+            "tokenizer: model.from brings its own tokenizer; remove this section": self.tokenizer,
+            f"{first}.init_from: the run starts from model.from; remove one of both": (
+                first is not None and self.section(first).init_from is not None
+            ),
+            "model.from: the model was not looked up, so its shape is not known": (
+                self._base is None
+            ),
+        }
+        return decided + made(others)
 
     def _missing(self) -> list[str]:
         """Return what the job lacks."""
-        mistakes = []
-        if self.pretrain is None and self.sft is None:
-            mistakes.append("nothing to train: give `pretrain`, `sft` or both")
-        start = self.model.base or (self.sft is not None and self.sft.init_from)
-        if self.pretrain is None and self.sft is not None and not start:
-            mistakes.append("sft.init_from: without `pretrain` it must name a model to start from")
-        sft, base = self.sft, self.model.base
-        if sft is not None and base is None and sft.steps is None and sft.epochs is None:
-            mistakes.append("sft.steps: missing: give steps, or epochs in their place")
-        if self.pretrain is not None and not self.data.sources:
-            mistakes.append("data.sources: empty, but `pretrain` needs text")
-        elif self.tokenizer is not None and self.tokenizer.train and not self.data.sources:
-            mistakes.append("data.sources: empty, but tokenizer.train learns from it")
-        return mistakes
+        pretrain, sft, base = self.pretrain, self.sft, self.model.base
+        trains_tokenizer = self.tokenizer is not None and self.tokenizer.train is not None
+        no_text = not self.data.sources
+        mistakes = {
+            "nothing to train: give `pretrain`, `sft` or both": pretrain is None and sft is None,
+            "data.sources: empty, but `pretrain` needs text": pretrain is not None and no_text,
+            "data.sources: empty, but tokenizer.train learns from it": (
+                pretrain is None and trains_tokenizer and no_text
+            ),
+        }
+        if sft is not None:
+            mistakes |= {
+                "sft.init_from: without `pretrain` it must name a model to start from": (
+                    pretrain is None and not base and not sft.init_from
+                ),
+                "sft.steps: missing: give steps, or epochs in their place": (
+                    base is None and sft.steps is None and sft.epochs is None
+                ),
+            }
+        return made(mistakes)
+
+    def _mistakes_of_options(self) -> list[str]:
+        """Return the options of an adapter and of a chat template that have no effect."""
+        publish, sft = self.publish, self.sft
+        mistakes: dict[str, object] = {}
+        if publish is not None and publish.adapter:
+            mistakes = {
+                f"publish.{name}: an adapter is published in float32": value != "float32"
+                for name, value in (("dtype", publish.dtype), ("embeddings", publish.embeddings))
+            }
+            mistakes["publish.adapter: only a job with sft.lora trains an adapter"] = (
+                sft is None or sft.lora is None
+            )
+        if sft is not None and not self.uses_model_template:
+            given = {"system": sft.system is not None, "template_options": sft.template_options}
+            mistakes |= {
+                f"sft.{name}: it is for the chat template of a model (model.from), and this job "
+                "uses Pion's own, which writes only what is in the data": is_given
+                for name, is_given in given.items()
+            }
+        return made(mistakes)
 
     @property
     def base(self) -> Base | None:
         """The model that the run starts from; None if it starts from random weights."""
         return self._base
 
-    def _adapter_mistakes(self) -> list[str]:
-        if self.publish is None or not self.publish.adapter:
-            return []
-        mistakes = [
-            f"publish.{name}: an adapter is published in float32"
-            for name in ("dtype", "embeddings")
-            if getattr(self.publish, name) != "float32"
-        ]
-        if self.sft is None or self.sft.lora is None:
-            mistakes.append("publish.adapter: only a job with sft.lora trains an adapter")
-        return mistakes
-
     @property
     def uses_model_template(self) -> bool:
         """Whether conversations are written by the chat template of `model.from`."""
         has_one = self._base is not None and self._base.template is not None
         return has_one and self.sft is not None and self.sft.template == "auto"
-
-    def _template_mistakes(self) -> list[str]:
-        if self.sft is None or self.uses_model_template:
-            return []
-        return [
-            f"sft.{name}: it is for the chat template of a model (model.from), and this job uses "
-            "Pion's own, which writes only what is in the data"
-            for name in ("system", "template_options")
-            if getattr(self.sft, name) not in (None, {})
-        ]
 
     @property
     def folder(self) -> Path:
@@ -270,11 +282,11 @@ class Job(Section):
 
     def sources(self) -> list[tuple[str, Source]]:
         """Return each data source of the job with its key, such as `data.sources.0`."""
-        found: list[tuple[str, Source]] = []
-        found += [(f"data.sources.{n}", source) for n, source in enumerate(self.data.sources)]
-        if self.sft is not None:
-            found += [(f"sft.sources.{n}", source) for n, source in enumerate(self.sft.sources)]
-        return found
+        lists: dict[str, Sequence[Source]] = {
+            "data.sources": self.data.sources,
+            "sft.sources": self.sft.sources if self.sft else [],
+        }
+        return [(f"{key}.{n}", s) for key, found in lists.items() for n, s in enumerate(found)]
 
     def section(self, stage: str) -> Train:
         """Return the section of a training stage."""

@@ -16,7 +16,7 @@ from pipeline.console.formats import counted
 from pipeline.job import Job, Price, Section
 from pipeline.job.every_field import fields_at, find_field, homes_of, is_number
 from pipeline.job.model_section import Base
-from pipeline.job.section import most_of
+from pipeline.job.section import join, most_of
 
 # The most mistakes that are explained and listed.
 MOST_MISTAKES = 50
@@ -57,10 +57,7 @@ class Mistake:
 
 
 def mistakes_in(document: Document, error: ValidationError | None) -> list[Mistake]:
-    """Return every mistake of a job, in the order of the file.
-
-    `error` is what validation raised.
-    """
+    """Return every mistake of a job. `error` is what validation raised."""
     mistakes = _truths_for_numbers(document)
     for number, details in enumerate(error.errors() if error else ()):
         if number < MOST_MISTAKES:
@@ -68,7 +65,7 @@ def mistakes_in(document: Document, error: ValidationError | None) -> list[Mista
         else:
             path = ".".join(_without_tags(details["loc"]))
             mistakes.append(Mistake(document.where(path), path, details["msg"]))
-    return sorted(mistakes, key=lambda mistake: mistake.order)
+    return mistakes
 
 
 def in_misspelled_sections(
@@ -92,10 +89,12 @@ def in_misspelled_sections(
             here[name] = here.pop(key)
             meant.append(join(parent, name))
             inner = re.compile(re.escape(path) + r"(\.|$)")
-            for line in [*filter(inner.match, read.lines)]:
-                read.lines[meant[-1] + line.removeprefix(path)] = read.lines[line]
-            for given in [*filter(inner.match, read.overridden)]:
-                read.overridden.add(meant[-1] + given.removeprefix(path))
+            renamed = {
+                given: meant[-1] + given.removeprefix(path)
+                for given in filter(inner.match, {*read.lines, *read.overridden})
+            }
+            read.lines |= {renamed[p]: n for p, n in read.lines.items() if p in renamed}
+            read.overridden |= {renamed[p] for p in read.overridden if p in renamed}
     if not meant:
         return []
     try:
@@ -114,7 +113,7 @@ def beyond_limits(job: Job, document: Document) -> list[Mistake]:
             limit = f"at most {most:,}" if number > 0 else f"at least {-most:,}"
             text = f"{shown(number)} should be {limit}"
             mistakes.append(Mistake(document.where(path), path, text))
-    return sorted(mistakes, key=lambda mistake: mistake.order)
+    return mistakes
 
 
 def _limited(section: Section, path: str) -> Iterator[tuple[str, float, float]]:
@@ -129,9 +128,9 @@ def _limited(section: Section, path: str) -> Iterator[tuple[str, float, float]]:
 
 
 def listing(path: Path, mistakes: list[Mistake]) -> str:
-    """Return the message for a job file with mistakes."""
+    """Return the message for a job file with mistakes, in the order of the file."""
     count = counted(len(mistakes), "mistake")
-    listed = mistakes[:MOST_MISTAKES]
+    listed = sorted(mistakes, key=lambda mistake: mistake.order)[:MOST_MISTAKES]
     width = max(len(m.where) for m in listed)
     rows = [
         f"  {m.where:<{width}}  {m.path:.200}: {m.text}"
@@ -164,15 +163,13 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
     """
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     path = ".".join(_without_tags(error["loc"]))
-    text = error["msg"].replace("Input should", "should", 1)
     if kind == "value_error":
         return [_stated(path, line, value, document) for line in str(context["error"]).split("\n")]
     if kind == "extra_forbidden":
         text = f"unknown key (value {shown(value)}); {_closest_key(path, document.values)}"
     elif kind == "missing":
         found = find_field(path, document.values)
-        meaning = f": {found.description}" if found and found.description else ""
-        text = f"missing{meaning}"
+        text = f"missing: {found.description}" if found and found.description else "missing"
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
         path = join(path, "kind")
         given = value.get("kind") if isinstance(value, dict) else None
@@ -195,7 +192,8 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
             if kind.endswith(("_type", "_parsing", "_from_float"))
             else None
         )
-        text = f"{shown(value)} should be {expected}" if expected else f"{shown(value)} {text}"
+        text = f"should be {expected}" if expected else error["msg"]
+        text = f"{shown(value)} {text.replace('Input should', 'should', 1)}"
     return [Mistake(document.where(path), path, text)]
 
 
@@ -245,16 +243,15 @@ def _closest_key(path: str, values: dict[str, Any]) -> str:
     valid = fields_at(section, values)
     if close := _near(key, valid):
         return f"did you mean `{join(section, close)}`?"
-    homes = homes_of(key)
-    if homes:
+    if homes := homes_of(key):
         return f"`{key}` belongs in " + " or ".join(f"`{home}`" for home in homes)
-    return f"the closest key in this section is `{_best(key, valid)}` ({', '.join(valid)})"
+    best = max(valid, key=lambda v: difflib.SequenceMatcher(None, key, v).ratio())
+    return f"the closest key in this section is `{best}` ({', '.join(valid)})"
 
 
 def _near(key: str, valid: list[str]) -> str | None:
     """Return the valid key that a misspelled one is likely to mean."""
-    close = difflib.get_close_matches(key[:100], valid, 1, 0.6)
-    return close[0] if close else None
+    return next(iter(difflib.get_close_matches(key[:100], valid, 1, 0.6)), None)
 
 
 def _not_one_of(what: str, given: Any, valid: list[str]) -> str:
@@ -262,16 +259,7 @@ def _not_one_of(what: str, given: Any, valid: list[str]) -> str:
     return f"unknown {what} {shown(given)}" + (f"; did you mean {close[0]}?" if close else "")
 
 
-def _best(given: str, valid: list[str]) -> str:
-    return max(valid, key=lambda v: difflib.SequenceMatcher(None, given, v).ratio())
-
-
 def shown(value: Any) -> str:
     """Return a value as an error message shows it, cut to a readable length."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
-
-
-def join(path: str, key: str) -> str:
-    """Return the dotted path of `key` in the section at `path`."""
-    return f"{path}.{key}" if path else key

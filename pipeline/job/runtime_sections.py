@@ -17,6 +17,7 @@ from pipeline.job.section import (
     SECONDS,
     STEPS,
     Section,
+    made,
     refuse,
     runtime,
 )
@@ -158,9 +159,8 @@ class Log(Section):
 
     @model_validator(mode="after")
     def _trackio_has_a_project(self) -> Log:
-        missing = self.trackio_space and not self.trackio
         mistake = "trackio: name a project, because trackio_space says where it is written"
-        return refuse(self, [mistake] if missing else [])
+        return refuse(self, made({mistake: self.trackio_space and not self.trackio}))
 
 
 def price_of(gpu: str, value: Any) -> Price:
@@ -181,6 +181,7 @@ def price_of(gpu: str, value: Any) -> Price:
 
 
 EXAMPLE = "2026-12-01T18:00Z"
+_NO_MOMENT = f"not a moment with a day, a time and a zone, such as {EXAMPLE}"
 _MOMENT = re.compile(
     r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?) ?([Zz]|[+-]\d{2}:\d{2})?",
     re.ASCII,
@@ -216,19 +217,20 @@ class Deadline(Section):
         # YAML reads some times by itself. JobLoader does not, but values may come from elsewhere.
         text = at.isoformat() if isinstance(at, datetime) else at
         if not isinstance(text, str):
-            raise ValueError(_no_moment())
+            raise ValueError(_NO_MOMENT)
         parse_moment(text)
         return text
 
     @model_validator(mode="after")
     def _either(self) -> Deadline:
-        if self.hours is not None and self.at is not None:
-            return refuse(self, ["both hours and at are given; keep one of the two"])
-        if self.hours is None and self.at is None:
-            return refuse(
-                self, [f"neither hours nor at is given; give one: hours: 42, or at: {EXAMPLE}"]
-            )
-        return self
+        hours, at = self.hours is not None, self.at is not None
+        mistakes = {
+            "both hours and at are given; keep one of the two": hours and at,
+            f"neither hours nor at is given; give one: hours: 42, or at: {EXAMPLE}": (
+                not hours and not at
+            ),
+        }
+        return refuse(self, made(mistakes))
 
     @property
     def moment(self) -> float | None:
@@ -243,7 +245,7 @@ def parse_moment(text: str) -> float:
     """
     found = _MOMENT.fullmatch(text.strip())
     if found is None:
-        raise ValueError(_no_moment())
+        raise ValueError(_NO_MOMENT)
     day, time, zone = found.groups()
     if zone is None:
         raise ValueError(f"the zone is missing: write {day}T{time}Z for UTC, or {day}T{time}+01:00")
@@ -254,7 +256,3 @@ def parse_moment(text: str) -> float:
     if not 0 <= seconds < _END:
         raise ValueError("only moments from 1970 to 9999 can be a deadline")
     return seconds
-
-
-def _no_moment() -> str:
-    return f"not a moment with a day, a time and a zone, such as {EXAMPLE}"

@@ -17,6 +17,7 @@ refused when work is about to be claimed, and read in a job that a run recorded 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -81,13 +82,17 @@ def value_before(field: FieldInfo) -> Any:
 
 def most_of(field: FieldInfo) -> float | None:
     """Return the largest number of this field; None if it holds none, or pydantic has the limit."""
-    most: Any = _about(field).get("most")
-    return most
+    return _about(field).get("most")
 
 
 def _about(field: FieldInfo) -> dict[str, Any]:
     about = field.json_schema_extra
     return about if isinstance(about, dict) else {}
+
+
+def join(path: str, key: str) -> str:
+    """Return the dotted path of `key` in the section at `path`."""
+    return f"{path}.{key}" if path else key
 
 
 class Section(BaseModel):
@@ -103,6 +108,11 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+
+
+def made(mistakes: Mapping[str, object]) -> list[str]:
+    """Return the mistakes that were made: `mistakes` has, for each, whether it was."""
+    return [mistake for mistake, was_made in mistakes.items() if was_made]
 
 
 def refuse(section: S, mistakes: list[str]) -> S:

@@ -25,6 +25,7 @@ from pipeline.job.section import (
     WIDTH,
     Section,
     identity,
+    made,
     refuse,
     runtime,
     scheduled,
@@ -96,13 +97,6 @@ class Lora(Section):
         """Return the library's settings. Raises BadInput for values that make no sense."""
         targets = self.targets if self.targets == ALL_LINEAR else tuple(self.targets)
         return LoraSettings(self.rank, self.alpha, targets, self.base_dtype)
-
-
-def with_defaults(section: Any) -> Any:
-    """Return the values of a job's `sft` with LoRA's rates where they are not given."""
-    if not isinstance(section, dict) or section.get("lora") is None:
-        return section
-    return DEFAULTS | section
 
 
 class Phase(Section):
@@ -242,22 +236,21 @@ class Train(Section):
     def _schedule_fits(self) -> Train:
         self._warmup_given = "warmup_steps" in self.model_fields_set
         mistakes = [] if self.steps is None else self._fit_steps(self.steps)
-        if self.min_lr > self.lr:
-            mistakes.append(f"min_lr: {self.min_lr} is above lr {self.lr}")
-        start = self.muon_momentum_start
-        if start is not None and start > self.muon_momentum:
-            mistakes.append(
-                f"muon_momentum_start: {start} is above muon_momentum {self.muon_momentum}"
-            )
-        return refuse(self, mistakes)
+        start, momentum = self.muon_momentum_start, self.muon_momentum
+        too_high = {
+            f"min_lr: {self.min_lr} is above lr {self.lr}": self.min_lr > self.lr,
+            f"muon_momentum_start: {start} is above muon_momentum {momentum}": (
+                start is not None and start > momentum
+            ),
+        }
+        return refuse(self, mistakes + made(too_high))
 
     def _fit_steps(self, steps: int) -> list[str]:
         """Shorten the default warm-up if need be; return what does not fit into `steps`."""
         if not self._warmup_given and self.warmup_steps >= steps:
             self.warmup_steps = steps // 10
-        mistakes = []
-        if self.warmup_steps >= steps:
-            mistakes.append(f"warmup_steps: {self.warmup_steps} must be below steps {steps}")
+        warmup = f"warmup_steps: {self.warmup_steps} must be below steps {steps}"
+        mistakes = made({warmup: self.warmup_steps >= steps})
         try:
             check_phases(phases_of(self.phases), steps)
         except BadInput as error:
@@ -374,20 +367,19 @@ class Sft(Train):
     @model_validator(mode="before")
     @classmethod
     def _rates_of_lora(cls, section: Any) -> Any:
-        return with_defaults(section)
+        has_lora = isinstance(section, dict) and section.get("lora") is not None
+        return DEFAULTS | section if has_lora else section
 
     @model_validator(mode="after")
     def _lora_fits(self) -> Sft:
         if self.lora is None:
             return self
-        frozen = [
-            f"{name}: LoRA trains only its additions; remove `{name}`"
+        frozen = {
+            f"{name}: LoRA trains only its additions; remove `{name}`": getattr(self, name)
             for name in ("embedding_lr", "head_lr", "vector_lr", "phases", "primitive_weight_decay")
-            if getattr(self, name)
-        ]
-        if self.optimizer == "muon":
-            frozen.append("optimizer: LoRA trains with adamw; remove `optimizer`")
-        return refuse(self, frozen)
+        }
+        muon = {"optimizer: LoRA trains with adamw; remove `optimizer`": self.optimizer == "muon"}
+        return refuse(self, made(frozen | muon))
 
     @property
     def passes(self) -> float:
@@ -397,11 +389,14 @@ class Sft(Train):
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Sft:
-        if self.steps is not None and self.epochs is not None:
-            return refuse(self, ["epochs: steps is given too; remove one of the two"])
-        if self.epochs is not None and self.phases:
-            return refuse(self, ["epochs: phases need steps; give steps in place of epochs"])
-        return self
+        if self.epochs is None:
+            return self
+        steps = self.steps is not None
+        mistakes = {
+            "epochs: steps is given too; remove one of the two": steps,
+            "epochs: phases need steps; give steps in place of epochs": self.phases and not steps,
+        }
+        return refuse(self, made(mistakes))
 
 
 def settings_of(section: Train) -> TrainSettings:
