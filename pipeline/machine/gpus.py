@@ -17,18 +17,19 @@ def gpu_count() -> int:
         named = [d for d in visible.split(",") if d.strip() not in ("", "-1")]
         # An image for GPUs, or a scheduler, may set the variable on a machine without GPUs.
         return len(named) if named and has_driver() else 0
+    return sum(line.startswith("GPU ") for line in nvidia_smi("-L"))
+
+
+def nvidia_smi(*options: str) -> list[str]:
+    """Return the lines that NVIDIA's tool prints; none if it is not here, fails or hangs."""
+    command = ["nvidia-smi", *options]
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"],
-            env=without_secrets(),
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
+        done = subprocess.run(
+            command, env=without_secrets(), capture_output=True, timeout=20, check=True, text=True
         )
     except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+        return []
+    return done.stdout.splitlines()
 
 
 def has_driver() -> bool:

@@ -6,6 +6,7 @@ there, a process gets SIGTERM or nothing at all.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -16,7 +17,7 @@ import urllib.request
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 # Environment variables that the clouds' own clients read too.
 AWS_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
@@ -79,46 +80,30 @@ def watch_for_notices(
     return over.set
 
 
-class Cloud(Protocol):
-    """A cloud with a metadata service."""
-
-    name: str
-
-    def notice(self) -> Notice | None:
-        """Return the notice, or None if there is none.
-
-        Raises one of ERRORS if the service does not answer, or answers something else.
-        """
-
-
-def cloud_here(dmi: Path = DMI) -> Cloud | None:
+def cloud_here(dmi: Path = DMI) -> Aws | Gcp | None:
     """Return the cloud of this machine, or None.
 
-    Reads environment variables and the firmware; does not use the network.
+    Reads environment variables and the firmware; does not use the network. The cloud's `notice`
+    raises one of ERRORS if the metadata service does not answer, or answers something else.
     """
-    environ = os.environ
-    on_aws = "Amazon EC2" in _firmware(dmi, "sys_vendor", "board_vendor")
-    if environ.get(AWS_ENDPOINT) or on_aws:
-        if environ.get(AWS_DISABLED, "").lower() == "true":
-            return None
-        return _Aws(environ.get(AWS_ENDPOINT) or "http://169.254.169.254")
-    on_gcp = "Google Compute Engine" in _firmware(dmi, "product_name")
-    if environ.get(GCP_HOST) or on_gcp:
-        return _Gcp(environ.get(GCP_HOST) or "metadata.google.internal")
+    aws, gcp = os.environ.get(AWS_ENDPOINT), os.environ.get(GCP_HOST)
+    if aws or "Amazon EC2" in _firmware(dmi, "sys_vendor", "board_vendor"):
+        disabled = os.environ.get(AWS_DISABLED, "").lower() == "true"
+        return None if disabled else Aws(aws or "http://169.254.169.254")
+    if gcp or "Google Compute Engine" in _firmware(dmi, "product_name"):
+        return Gcp(gcp or "metadata.google.internal")
     return None
 
 
 def _firmware(dmi: Path, *names: str) -> list[str]:
     found = []
     for name in names:
-        try:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
             found.append((dmi / name).read_text().strip())
-        except (OSError, UnicodeDecodeError):
-            continue
     return found
 
 
-class _Aws:
+class Aws:
     """The instance metadata service, version 2: every request has a token that expires.
 
     https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
@@ -132,6 +117,7 @@ class _Aws:
         self._token: str | None = None
 
     def notice(self) -> Notice | None:
+        """Return the notice, or None if there is none."""
         try:
             text = self._action()
         except urllib.error.HTTPError as error:
@@ -141,8 +127,8 @@ class _Aws:
         action = json.loads(text)
         at = datetime.fromisoformat(action["time"])
         seconds = min(AWS_SECONDS, max(AT_LEAST, at.timestamp() - time.time()))
-        what = action["action"]
-        return Notice(f"AWS will take this machine in {seconds:.0f} s ({what})", seconds)
+        text = f"AWS will take this machine in {seconds:.0f} s ({action['action']})"
+        return Notice(text, seconds)
 
     def _action(self) -> str:
         path = "latest/meta-data/spot/instance-action"
@@ -152,19 +138,16 @@ class _Aws:
             except urllib.error.HTTPError as error:
                 if error.code != 401:  # 401: the token has expired
                     raise
-        self._token = self._new_token()
-        return self._ask(path, {"X-aws-ec2-metadata-token": self._token})
-
-    def _new_token(self) -> str:
         ttl = {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}
-        return self._ask("latest/api/token", ttl, method="PUT")
+        self._token = self._ask("latest/api/token", ttl, method="PUT")
+        return self._ask(path, {"X-aws-ec2-metadata-token": self._token})
 
     def _ask(self, path: str, headers: dict[str, str], method: str = "GET") -> str:
         url = f"{self._endpoint}/{path}"
         return _open(urllib.request.Request(url, headers=headers, method=method))
 
 
-class _Gcp:
+class Gcp:
     """The Compute Engine metadata server.
 
     https://cloud.google.com/compute/docs/instances/create-use-spot#detect-preemption
@@ -176,6 +159,7 @@ class _Gcp:
         self._url = f"http://{host}/computeMetadata/v1/instance/preempted"
 
     def notice(self) -> Notice | None:
+        """Return the notice, or None if there is none."""
         request = urllib.request.Request(self._url, headers={"Metadata-Flavor": "Google"})
         if _open(request).strip() != "TRUE":
             return None

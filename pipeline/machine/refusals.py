@@ -37,8 +37,12 @@ def refusal(error: BaseException) -> PionError | None:
 
     A missing permission is bad input: another path or user would work.
     """
-    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
-        return _unwritable_name(error)
+    locale = sys.getfilesystemencoding()
+    if isinstance(error, UnicodeEncodeError) and error.encoding == locale != "utf-8":
+        return BadInput(
+            f"{error.object}: this locale has only {locale} characters, so no file can have that "
+            f"name. {_SAFE} Set PYTHONUTF8=1, then run the same command again."
+        )
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return BadInput(f"{str(error.filename)[:80]}… is too long for the name of a file. {_SAFE}")
     where = _where(error)
@@ -51,16 +55,6 @@ def refusal(error: BaseException) -> PionError | None:
     if reason is None:
         return None
     return PionError(f"{where}{reason}. {_SAFE} Make room, then run the same command again.")
-
-
-def _unwritable_name(error: UnicodeEncodeError) -> BadInput | None:
-    """Return the error for a path that the locale can't write; None if the locale is UTF-8."""
-    if error.encoding == "utf-8":
-        return None
-    return BadInput(
-        f"{error.object}: this locale has only {error.encoding} characters, so no file can have "
-        f"that name. {_SAFE} Set PYTHONUTF8=1, then run the same command again."
-    )
 
 
 def _used_up(error: BaseException) -> str | None:

@@ -20,7 +20,6 @@ import math
 import os
 import re
 import socket
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from pion.errors import BadInput
-from pipeline.machine.child_environment import without_secrets
-from pipeline.machine.gpus import sky_names
+from pipeline.machine.gpus import nvidia_smi, sky_names
 
 PROC = Path("/proc")
 SIGNS = ("SKYPILOT_TASK_ID", "SKYPILOT_MANAGED_JOB_ID", "SKYPILOT_CLUSTER_INFO", "RUNPOD_POD_ID")
@@ -133,7 +131,7 @@ def rented_since(
     This is when process 1 of the container or machine started. But if the machine had been up for
     longer than LONGEST_BOOT, it was rented for something else, and the run pays from its beginning.
     """
-    first_line = _moment(environment, "PION_BOOT_STARTED")
+    first_line = _amount(environment.get("PION_BOOT_STARTED"))
     begun = started if first_line is None else min(first_line, started)
     up = _start_of_process_1(proc)
     return begun if up is None or not begun - LONGEST_BOOT <= up <= begun else up
@@ -188,7 +186,7 @@ def with_providers(environment: Mapping[str, str], proc: Path = PROC) -> Mapping
 def _gpu(environment: Mapping[str, str]) -> str | None:
     """Return SkyPilot's name of this machine's GPU, as the prices have it; None without a GPU."""
     told = unquote_plus(environment.get("RUNPOD_GPU_NAME", ""))
-    name = told or next(iter(_nvidia_smi()), None)
+    name = told or next(iter(_gpu_names()), None)
     if name is None:
         return None
     names, prices = sky_names(name), planned_prices(environment)
@@ -200,7 +198,7 @@ def _gpu_count(environment: Mapping[str, str]) -> int:
     for name in ("SKYPILOT_NUM_GPUS_PER_NODE", "RUNPOD_GPU_COUNT"):
         if (environment.get(name) or "").isdigit():
             return int(environment[name])
-    return len(_nvidia_smi()) or int("RUNPOD_GPU_NAME" in environment)
+    return len(_gpu_names()) or int("RUNPOD_GPU_NAME" in environment)
 
 
 def _nodes(environment: Mapping[str, str]) -> int:
@@ -209,16 +207,10 @@ def _nodes(environment: Mapping[str, str]) -> int:
 
 
 @functools.cache
-def _nvidia_smi() -> tuple[str, ...]:
+def _gpu_names() -> tuple[str, ...]:
     """Return the driver's name of each GPU."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(
-            command, env=without_secrets(), capture_output=True, timeout=10, check=True, text=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
+    lines = nvidia_smi("--query-gpu=name", "--format=csv,noheader")
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def planned_prices(environment: Mapping[str, str]) -> dict[str, float]:
@@ -241,7 +233,7 @@ def planned_prices(environment: Mapping[str, str]) -> dict[str, float]:
 
 
 def _amount(value: Any) -> float | None:
-    """Return the price in text or a JSON value; None if it is not a price."""
+    """Return the dollars or Unix seconds in text or a JSON value; None if it has none."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:
@@ -255,17 +247,12 @@ def _phases(since: float, started: float, environment: Mapping[str, str]) -> dic
     """Return the seconds of each part of the boot, skipping times missing or out of order."""
     phases: dict[str, float] = {}
     reached = since
-    moments = [(name, _moment(environment, variable)) for name, variable in BOOT_PHASES]
+    moments = [(name, _amount(environment.get(variable))) for name, variable in BOOT_PHASES]
     for name, at in [*moments, ("pion started", started)]:
         if at is not None and reached <= at <= started:
             phases[name] = round(at - reached, 3)
             reached = at
     return phases
-
-
-def _moment(environment: Mapping[str, str], name: str) -> float | None:
-    """Return a variable's Unix seconds. A value that is not a number counts as missing."""
-    return _amount(environment.get(name))
 
 
 def _cluster_info(environment: Mapping[str, str]) -> dict[str, str | None]:

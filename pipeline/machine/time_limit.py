@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 Result = TypeVar("Result")
-_Outcome = tuple[Result | None, BaseException | None]
 
 # How often to look whether somebody wants to stop, while a thread works.
 LOOK_SECONDS = 0.5
@@ -26,11 +24,10 @@ def within(seconds: float, work: Callable[[], Result]) -> Result:
 def attended(work: Callable[[], Result], look: Callable[[], None]) -> Result:
     """Return what `work` returns, and call `look` every LOOK_SECONDS until then. If `look` raises,
     `work` keeps running."""
-    outcome = _started(work)
-    while True:
-        with contextlib.suppress(queue.Empty):
-            return _result(*outcome.get(timeout=LOOK_SECONDS))
+    future = _started(work)
+    while not wait([future], LOOK_SECONDS).done:
         look()
+    return future.result()
 
 
 def attended_items(items: Iterator[Result], look: Callable[[], None]) -> Iterator[Result]:
@@ -47,32 +44,25 @@ def left_behind() -> bool:
 def begin(work: Callable[[], Result]) -> Callable[[float], Result]:
     """Start `work` in another thread. Return a function that waits that many seconds for its
     result, and raises its exception, or TimeoutError."""
-    outcome = _started(work)
+    future = _started(work)
 
-    def wait(seconds: float) -> Result:
-        try:
-            result, error = outcome.get(timeout=max(0.0, seconds))
-        except queue.Empty:
-            raise TimeoutError(f"no answer within {seconds:.0f} s") from None
-        return _result(result, error)
+    def result(seconds: float) -> Result:
+        if not wait([future], max(0.0, seconds)).done:
+            raise TimeoutError(f"no answer within {seconds:.0f} s")
+        return future.result()
 
-    return wait
+    return result
 
 
-def _started(work: Callable[[], Result]) -> queue.SimpleQueue[_Outcome[Result]]:
-    outcome: queue.SimpleQueue[_Outcome[Result]] = queue.SimpleQueue()
+def _started(work: Callable[[], Result]) -> Future[Result]:
+    # An executor would wait for its threads when the process ends.
+    future: Future[Result] = Future()
 
     def run() -> None:
         try:
-            outcome.put((work(), None))
+            future.set_result(work())
         except BaseException as error:  # raised again in the thread that waits
-            outcome.put((None, error))
+            future.set_exception(error)
 
     threading.Thread(target=run, name=_THREAD, daemon=True).start()
-    return outcome
-
-
-def _result(result: Result | None, error: BaseException | None) -> Result:
-    if error is not None:
-        raise error
-    return cast(Result, result)
+    return future

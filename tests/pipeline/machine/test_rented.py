@@ -63,7 +63,7 @@ def proc(tmp_path: Path) -> Path:
 def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide nvidia-smi, unless a test puts one here."""
     monkeypatch.setenv("PATH", "/nowhere")
-    machines._nvidia_smi.cache_clear()
+    machines._gpu_names.cache_clear()
 
 
 def install_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, *gpus: str) -> None:
@@ -72,7 +72,7 @@ def install_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, *gpus: str) ->
     script.write_text(f"#!/bin/sh\n{lines}")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(folder))
-    machines._nvidia_smi.cache_clear()
+    machines._gpu_names.cache_clear()
 
 
 # ---------------------------------------------------------------- what it is
