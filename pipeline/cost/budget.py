@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 # A machine that costs more than this multiple of the planned price is reported.
 SAID_ABOVE = 1.05
 
-_FIX = (
-    f"Set {PRICE_VARIABLE} (0 for your own machine) or budget.dollars_per_hour, or limit "
-    "budget.hours instead. Nothing was started."
-)
-
 
 def price_per_hour(budget: Budget, environment: Mapping[str, str] = os.environ) -> float | None:
     """Return this machine's price in dollars per hour: the rental's, else the job's, else None.
@@ -49,7 +44,10 @@ def true_price(
         return planned if told is None else told
     if told <= SAID_ABOVE * planned:
         return told
-    words = overprice(told, planned)
+    words = (
+        f"this machine costs ${told:.2f} per hour, {told / planned:.2f} times the planned "
+        f"${planned:.2f}"
+    )
     if told <= budget.price_tolerance * planned:
         say(f"{words}. The costs of this run are counted with the higher price.")
         return told
@@ -61,35 +59,27 @@ def true_price(
     )
 
 
-def overprice(told: float, planned: float) -> str:
-    """Return how much more a machine costs than planned, in words."""
-    return (
-        f"this machine costs ${told:.2f} per hour, {told / planned:.2f} times the planned "
-        f"${planned:.2f}"
-    )
-
-
 def check_budget(budget: Budget, price: float | None) -> None:
     """Raise BadInput if dollars are limited although this machine's price is not known."""
     if budget.dollars is not None and price is None:
         raise BadInput(
             f"budget.dollars is {budget.dollars:g}, but the price of this machine is not known. "
-            + _FIX
+            f"Set {PRICE_VARIABLE} (0 for your own machine) or budget.dollars_per_hour, or limit "
+            "budget.hours instead. Nothing was started."
         )
 
 
 def over_budget(budget: Budget, spent: Spent) -> str | None:
     """Return why the run stops now (exit code 4), or None while it may continue."""
-    over = []
+    over = {}
     if budget.dollars is not None and spent.dollars >= budget.dollars:
-        over.append(("dollars", f"${spent.dollars:.2f} of ${budget.dollars:.2f}"))
+        over["budget.dollars"] = f"${spent.dollars:.2f} of ${budget.dollars:.2f}"
     if budget.hours is not None and spent.hours >= budget.hours:
-        over.append(("hours", f"{spent.hours:.2f} of {budget.hours:g} hours"))
+        over["budget.hours"] = f"{spent.hours:.2f} of {budget.hours:g} hours"
     if not over:
         return None
-    fields = " and ".join(f"budget.{name}" for name, _ in over)
     return (
-        f"The budget is spent: {' and '.join(words for _, words in over)} on all machines of this "
-        f"run. Every finished step is saved. To continue, raise {fields} and run the same command "
+        f"The budget is spent: {' and '.join(over.values())} on all machines of this run. Every "
+        f"finished step is saved. To continue, raise {' and '.join(over)} and run the same command "
         "again."
     )

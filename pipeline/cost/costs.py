@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,10 +75,6 @@ class LostMachine:
     begin: float
     end: float
 
-    @property
-    def seconds(self) -> float:
-        return max(0.0, self.end - self.begin)
-
 
 def keep_lost(run: RunState, machine: LostMachine) -> None:
     """Write `machine` into the events of `run`, unless it is there already. Raises StoreError."""
@@ -98,6 +95,13 @@ def lost_machines(events: Sequence[Mapping[str, Any]]) -> list[LostMachine]:
     found = {str(e["id"]): e for e in events if e["event"] == LOST and str(e["id"]) not in owners}
     names = [field.name for field in dataclasses.fields(LostMachine)]
     return [LostMachine(**{name: event[name] for name in names}) for event in found.values()]
+
+
+def _work_of_lost(machine: LostMachine) -> list[tuple[Process, list[Span]]]:
+    """Return what a machine did that never owned the run: all of it was boot."""
+    about = dataclasses.asdict(machine) | {"host": ""}
+    process = Process(range(0), machine.begin, rented=True, about=about, released=True)
+    return [(process, [Span(machine.begin, max(machine.begin, machine.end), BOOT)])]
 
 
 USEFUL = (STEPS, STAGES)
@@ -239,12 +243,11 @@ def costs_of(run: RunState, head: Head, now: float, log: RunLog | None = None) -
     Raises StoreError.
     """
     log = log or read_log(run)
-    events, metrics = log.events, log.metrics
     # The owner under a process's last claim sent its last heartbeat.
-    beats = {p.epochs[-1]: run.heartbeat(p.epochs[-1]) for p in processes_of(events, head)}
+    beats = {p.epochs[-1]: run.heartbeat(p.epochs[-1]) for p in processes_of(log.events, head)}
     return costs(
-        events,
-        metrics,
+        log.events,
+        log.metrics,
         head,
         now,
         heartbeats={epoch: beat["at"] for epoch, beat in beats.items() if beat},
@@ -300,16 +303,13 @@ def costs(
         spans = process.spans(since, end, events, attempts, head, alive=alive)
         machines.setdefault(process.machine, []).append((process, list(spans)))
         worked_until[process.machine] = end
+    works = [*machines.values(), *map(_work_of_lost, lost_machines(events))]
     by_cause = dict.fromkeys(CAUSES, 0.0)
-    for work in machines.values():
-        for process, spent in work:
-            for cause, seconds in _by_cause(spent).items():
-                by_cause[cause] += (process.price or 0.0) * seconds / 3600
+    for process, spent in itertools.chain.from_iterable(works):
+        for cause, seconds in _by_cause(spent).items():
+            by_cause[cause] += (process.price or 0.0) * seconds / 3600
     starts = {attempt.epoch: attempt.groups[0].at for attempt in reversed(attempts)}
-    parts = [_machine_cost(work, starts, events) for work in machines.values()]
-    for lost in map(_cost_of_lost, lost_machines(events)):
-        by_cause[BOOT] += lost.dollars or 0.0
-        parts.append(lost)
+    parts = [_machine_cost(work, starts, events) for work in works]
     return Costs(tuple(sorted(parts, key=lambda part: part.begin)), by_cause)
 
 
@@ -328,7 +328,7 @@ def _machine_cost(
     return MachineCost(
         id=last.machine,
         rented=last.rented,
-        host=about.get("host") or last.machine,
+        host=about.get("host", last.machine),
         cloud=about.get("cloud"),
         region=about.get("region"),
         gpu=about.get("gpu"),
@@ -356,30 +356,6 @@ def _until_first_step(events: Sequence[Row], epochs: Sequence[int]) -> dict[str,
             if "parts" not in event:  # with parts, it is a sum of other phases
                 found.setdefault(event["name"], event["seconds"])
     return found
-
-
-def _cost_of_lost(machine: LostMachine) -> MachineCost:
-    """Return the cost of a machine that never owned the run: all of it was boot."""
-    hours, price = machine.seconds / 3600, machine.price
-    return MachineCost(
-        id=machine.id,
-        rented=True,
-        host="",
-        cloud=machine.cloud,
-        region=None,
-        gpu=machine.gpu,
-        count=machine.count,
-        spot=None,
-        price=price,
-        begin=machine.begin,
-        end=machine.begin + machine.seconds,
-        seconds={**dict.fromkeys(CAUSES, 0.0), BOOT: machine.seconds},
-        dollars=None if price is None else price * hours,
-        unpriced_hours=hours if price is None else 0.0,
-        to_first_step=None,
-        phases={},
-        epochs=(),
-    )
 
 
 def _by_cause(spans: Sequence[Span]) -> dict[str, float]:
