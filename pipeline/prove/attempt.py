@@ -21,6 +21,8 @@ from pipeline.machine.folders import expand, private_cache_folder
 from pipeline.workers.reaper import children_of, session_processes
 
 POLL_SECONDS = 0.01
+# Of the log of a run that has ended.
+LAST_LINES = 12
 PLAN_LINE = re.compile(r"(prepare|pretrain|sft|evaluate|publish): (starts|to do|done)\b")
 STEP_LINE = re.compile(r"(pretrain|sft) step ([\d,]+)/")
 SAVED_LINE = re.compile(r"(?:pretrain|sft) step [\d,]+: saved")
@@ -81,12 +83,18 @@ class Place:
     """The folders of a proof on this machine, for everything that its runs keep outside the store.
 
     A context manager: at its end the runs' processes are killed and the folders are removed.
+
+    Attributes:
+        log: the output of the latest run.
+        halted: a file that a run creates when it halts at its mark.
     """
 
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="prove-", dir=private_cache_folder()))
         # A short path, because Ray puts Unix sockets into it.
         self.temporary = Path(tempfile.mkdtemp(prefix="pp-"))
+        self.log = self.folder / "log.txt"
+        self.halted = self.folder / "halted"
         self._variables = dict(variables or {})
 
     def __enter__(self) -> Place:
@@ -96,16 +104,6 @@ class Place:
         self.end_processes(set())
         for folder in (self.folder, self.temporary):
             shutil.rmtree(folder, ignore_errors=True)
-
-    @property
-    def log(self) -> Path:
-        """The output of the latest run."""
-        return self.folder / "log.txt"
-
-    @property
-    def halted(self) -> Path:
-        """A file that a run creates when it halts at its mark."""
-        return self.folder / "halted"
 
     def environment(self, run: str, instant: Instant | None) -> dict[str, str]:
         """Return the environment of a run that will be killed at `instant`."""
@@ -134,17 +132,16 @@ class Place:
             _signal(pid, signal.SIGKILL)
 
     def _family(self, pids: set[int]) -> set[int]:
-        named = session_processes(str(self.folder))
         alive = {pid for pid in pids if Path(f"/proc/{pid}").exists()}
-        return children_of(alive | set(named)) - {os.getpid()}
+        return children_of({*alive, *session_processes(str(self.folder))}) - {os.getpid()}
 
     def lose_machine(self, pid: int, *, disk: bool) -> None:
         """Kill the run of process `pid`; remove its temporary files and, with `disk`, its cache."""
         self.end_processes({pid})
-        lost = [self.temporary] + ([self.folder / "cache"] if disk else [])
-        for folder in lost:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.temporary, ignore_errors=True)
         self.temporary.mkdir(exist_ok=True)
+        if disk:
+            shutil.rmtree(self.folder / "cache", ignore_errors=True)
 
 
 def attempt(command: Sequence[str], place: Place, run: str, instant: Instant | None) -> Attempt:
@@ -177,17 +174,16 @@ def attempt(command: Sequence[str], place: Place, run: str, instant: Instant | N
             place.end_processes({process.pid})
             process.wait()
     killed = instant is not None and code == -signal.SIGKILL
-    point = instant.point if instant is not None else None
     return Attempt(
         killed,
         code,
-        point if killed and place.halted.exists() else None,
+        instant.point if instant is not None and killed and place.halted.exists() else None,
         watch.during,
         watch.steps,
         watch.line_times,
         watch.step_times,
         time.monotonic() - started,
-        _tail(place.log),
+        "\n".join(place.log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]),
     )
 
 
@@ -208,24 +204,20 @@ class _Watch:
     def due(self, place: Place) -> bool:
         """Return whether the run must be killed now."""
         self.read()
-        instant, now = self._instant, time.monotonic()
+        instant = self._instant
         if instant is None:
             return False
         if instant.point is not None and place.halted.exists():
             return True
         if self._die_at is None and self._counted(instant):
-            self._die_at = now + instant.delay
-        return self._die_at is not None and now >= self._die_at
+            self._die_at = time.monotonic() + instant.delay
+        return self._die_at is not None and time.monotonic() >= self._die_at
 
     def _counted(self, instant: Instant) -> bool:
         if instant.point is not None:  # no shards are written once the data is there
             return instant.point == "shard" and self._prepared
-        since = 0
-        if instant.after_commit:
-            if self._committed_at_line is None:
-                return False
-            since = self._committed_at_line
-        return len(self.line_times) - since >= instant.lines
+        since = self._committed_at_line if instant.after_commit else 0
+        return since is not None and len(self.line_times) - since >= instant.lines
 
     def read(self) -> None:
         """Read the log since the last call."""
@@ -246,11 +238,6 @@ class _Watch:
                 self.during = stage[1]
         elif SAVED_LINE.search(line) and self._committed_at_line is None:
             self._committed_at_line = len(self.line_times)
-
-
-def _tail(log: Path, lines: int = 12) -> str:
-    text = log.read_text(errors="replace").strip().splitlines()
-    return "\n".join(text[-lines:])
 
 
 def _signal(pid: int, number: int) -> None:

@@ -16,7 +16,7 @@ from pion.errors import PionError
 from pion.untrusted import parse_object
 from pipeline.job import Job
 from pipeline.state.checkpoints.layout import MODEL, STATE
-from pipeline.state.head import SkippedRows
+from pipeline.state.head import Head, SkippedRows
 from pipeline.state.metrics import Row, read_metrics
 from pipeline.state.record_json import parse_record
 from pipeline.state.run_state import RunState
@@ -61,37 +61,13 @@ class Trained:
         }
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Where a run first differs from the unbroken run.
-
-    `step` is the first step with another loss or other rows. It is None if only the weights after
-    the last step differ.
-    """
-
-    stage: str
-    step: int | None
-    what: str
-    tensors: Sequence[str] = ()
-    plan: Sequence[str] = ()
-
-    def __str__(self) -> str:
-        step = "after its last step" if self.step is None else f"from step {self.step:,}"
-        parts = [f"{self.stage} differs {step}: {self.what}"]
-        if self.tensors:
-            parts.append(f"tensors that differ: {_some(self.tensors)}")
-        if self.plan:
-            parts.append(f"computed differently: {_some(self.plan)}")
-        return "; ".join(parts)
-
-
 def read_trained(run: RunState, job: Job) -> dict[str, Trained]:
     """Return each training stage of a finished run. Raises PionError for an unfinished stage."""
-    head = run.read()
+    head = run.read() or Head()
     trained = {}
     for stage in job.train_stages:
-        record = head.stages.get(stage) if head is not None else None
-        if head is None or record is None or record.checkpoint is None:
+        record = head.stages.get(stage)
+        if record is None or record.checkpoint is None:
             raise PionError(f"{run.url} has not finished {stage}.")
         entry = next((e for e in head.checkpoints if e.key == record.checkpoint), None)
         if entry is None:
@@ -114,55 +90,50 @@ def read_trained(run: RunState, job: Job) -> dict[str, Trained]:
 
 def first_difference(
     unbroken: RunState, whole: Mapping[str, Trained], killed: RunState, found: Mapping[str, Trained]
-) -> Difference | None:
-    """Return where `killed`, with the stages `found`, first differs from `unbroken`, or None."""
+) -> str | None:
+    """Return where `killed`, with the stages `found`, first differs from `unbroken`, or None.
+
+    The text names the first step with another loss or other rows, if there is one, the tensors that
+    differ, and the settings that do.
+    """
     for stage, wanted in whole.items():
         got = found[stage]
-        same = (got.model_sha256, got.rows) == (wanted.model_sha256, wanted.rows)
-        if same and got.problem is None:
+        same_weights = got.model_sha256 == wanted.model_sha256
+        if same_weights and got.rows == wanted.rows and got.problem is None:
             continue
         step, what = _first_step(wanted, got)
-        if got.problem is not None:
-            what = got.problem
-        return Difference(
-            stage,
-            step,
-            what,
-            tensors=differing_tensors(unbroken, wanted.checkpoint, killed, got.checkpoint)
-            if got.model_sha256 != wanted.model_sha256
-            else (),
-            plan=_differing_settings(wanted.plan, got.plan),
-        )
+        parts = [f"{stage} differs {step}: {got.problem or what}"]
+        if not same_weights:
+            names = differing_tensors(unbroken, wanted.checkpoint, killed, got.checkpoint)
+            parts.append(f"tensors that differ: {_some(names)}")
+        if settings := _differing_settings(wanted.plan, got.plan):
+            parts.append(f"computed differently: {_some(settings)}")
+        return "; ".join(parts)
     return None
 
 
 def differing_tensors(run: RunState, key: str, other: RunState, other_key: str) -> list[str]:
     """Return the names of the weights that are not bit-identical in two checkpoints."""
-    with tempfile.TemporaryDirectory(prefix="pion-prove-") as folder:
-        first = _tensor_hashes(_weights(run, key, Path(folder) / "0"))
-        second = _tensor_hashes(_weights(other, other_key, Path(folder) / "1"))
+    first, second = _tensor_hashes(run, key), _tensor_hashes(other, other_key)
     return sorted(n for n in {*first, *second} if first.get(n) != second.get(n))
 
 
-def _weights(run: RunState, key: str, scratch: Path) -> Path:
-    path = run.store.local_path(run.key(f"{key}/{MODEL}"))
-    if path is not None:
-        return path
-    run.store.download(run.key(f"{key}/{MODEL}"), scratch)
-    return scratch
+def _tensor_hashes(run: RunState, checkpoint: str) -> dict[str, str]:
+    """Return type, shape and hash of each tensor in a checkpoint's weights, read without torch.
 
-
-def _tensor_hashes(path: Path) -> dict[str, str]:
-    """Return type, shape and hash of each tensor in a safetensors file, read without torch.
-
-    The file consists of the length of a JSON header, the header, and the bytes of the tensors.
+    Their file consists of the length of a JSON header, the header, and the bytes of the tensors.
     """
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = parse_object(file.read(min(size, LARGEST_HEADER)), f"the header of {path}")
-        hashes = {}
-        for name, about in header.items():
-            if name != "__metadata__":
+    key = run.key(f"{checkpoint}/{MODEL}")
+    with tempfile.TemporaryDirectory(prefix="pion-prove-") as folder:
+        path = run.store.local_path(key) or Path(folder) / MODEL
+        if not path.exists():
+            run.store.download(key, path)
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = parse_object(file.read(min(size, LARGEST_HEADER)), f"the header of {path}")
+            header.pop("__metadata__", None)
+            hashes = {}
+            for name, about in header.items():
                 begin, end = about["data_offsets"]
                 file.seek(8 + size + begin)
                 digest = hashlib.sha256(file.read(end - begin)).hexdigest()
@@ -170,17 +141,22 @@ def _tensor_hashes(path: Path) -> dict[str, str]:
     return hashes
 
 
-def _first_step(wanted: Trained, got: Trained) -> tuple[int | None, str]:
+def _first_step(wanted: Trained, got: Trained) -> tuple[str, str]:
+    """Return from which step on, and in what, two trained stages differ."""
     for step, (a, b) in enumerate(zip(wanted.rows, got.rows), 1):
         if a != b:
-            return step, f"it trained on rows {_range(b)} instead of {_range(a)}"
-    if len(wanted.rows) != len(got.rows):
-        shorter = min(len(wanted.rows), len(got.rows))
-        return shorter + 1, f"{len(got.rows):,} steps are on record instead of {len(wanted.rows):,}"
+            return f"from step {step:,}", f"it trained on rows {_range(b)} instead of {_range(a)}"
+    steps, due = len(got.rows), len(wanted.rows)
+    if steps != due:
+        return (
+            f"from step {min(steps, due) + 1:,}",
+            f"{steps:,} steps are on record instead of {due:,}",
+        )
     for step, (x, y) in enumerate(zip(wanted.losses, got.losses), 1):
         if x != y:
-            return step, f"the loss is {y!r} instead of {x!r}"
-    return None, f"weights {got.model_sha256[:12]} instead of {wanted.model_sha256[:12]}"
+            return f"from step {step:,}", f"the loss is {y!r} instead of {x!r}"
+    weights = f"weights {got.model_sha256[:12]} instead of {wanted.model_sha256[:12]}"
+    return "after its last step", weights
 
 
 def _row_problem(

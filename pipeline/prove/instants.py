@@ -55,10 +55,8 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
         else:
             warmup, changes[f"{stage}.epochs"] = steps // 10, None
         changes[f"{stage}.warmup_steps"] = warmup
-    sources: dict[str, Sequence[Source]] = {"data": job.data.sources}
-    if job.sft is not None:
-        sources["sft"] = job.sft.sources
-    for section_name, named in sources.items():
+    sft: Sequence[Source] = () if job.sft is None else job.sft.sources
+    for section_name, named in (("data", job.data.sources), ("sft", sft)):
         for number, source in enumerate(named):
             if isinstance(source, HubDataset):
                 most = min(HUB_DOCUMENTS, source.max_documents or HUB_DOCUMENTS)
@@ -113,13 +111,13 @@ class Instants:
         self._after_training = 0
         self._drawn = 0
 
-    def next(self, head: Head | None, saves_left: int) -> Instant | None:
+    def next(self, head: Head, saves_left: int) -> Instant | None:
         """Return the instant at which to kill the next attempt, or None to let it finish.
 
         `head` is what the run has committed, `saves_left` how many checkpoints it will certainly
         still make.
         """
-        trained = head is not None and all(stage in head.stages for stage in self._stages)
+        trained = all(stage in head.stages for stage in self._stages)
         if trained:
             self._after_training += 1
             if self._after_training > AFTER_TRAINING:
@@ -127,7 +125,7 @@ class Instants:
                 return None
         self._drawn += 1
         # The next `pion run` counts the current attempt too.
-        failing = head is not None and head.failed_attempts + 1 >= FAILURES_BEFORE_COMMIT
+        failing = head.failed_attempts + 1 >= FAILURES_BEFORE_COMMIT
         # The first kill at a mark lands in a save, and the first at random after one.
         if not trained and (failing or self._drawn == 2):
             instant = Instant(lines=self._draw.randint(0, 3), after_commit=True)
@@ -145,22 +143,16 @@ class Instants:
         machine, disk = self._draw.random() < 0.5, self._draw.random() < 0.5
         return dataclasses.replace(instant, machine=machine, disk=machine and disk)
 
-    def _at_mark(self, head: Head | None, trained: bool, saves_left: int) -> Instant:
+    def _at_mark(self, head: Head, trained: bool, saves_left: int) -> Instant:
         """Return an instant at the least used mark that can still be reached."""
-        can = {
-            "shard": head is None or "prepare" not in head.stages,
-            "save": saves_left > 0,
-            "upload": saves_left > 0 and self._remote,
-            "commit": True,
-            "boundary": not trained,
-        }
-        point = min((p for p in POINTS if can[p]), key=lambda p: self._used[p])
-        self._used[point] += 1
+        # How often the next attempt will certainly reach each of the marks; 0: never.
         most = {
-            "shard": 6,
+            "shard": 0 if "prepare" in head.stages else 6,
             "save": min(12, MARKS_PER_SAVE * saves_left),
-            "upload": min(12, MARKS_PER_SAVE * saves_left),
+            "upload": min(12, MARKS_PER_SAVE * saves_left) if self._remote else 0,
             "commit": COMMITS_PER_START + 2 * saves_left,
-            "boundary": 1,
-        }[point]
-        return Instant(point, self._draw.randint(1, most))
+            "boundary": 0 if trained else 1,
+        }
+        point = min((p for p in POINTS if most[p]), key=lambda p: self._used[p])
+        self._used[point] += 1
+        return Instant(point, self._draw.randint(1, most[point]))

@@ -134,7 +134,7 @@ class _Proof:
         self.kills: list[Kill] = []
         self.rounds: list[Round] = []
         self.whole: dict[str, Trained] = {}
-        self.unbroken: RunState | None = None
+        self.unbroken = RunState(self.store, f"{self.name}-unbroken")
         self.unbroken_seconds = 0.0
         self.started = time.monotonic()
 
@@ -143,7 +143,6 @@ class _Proof:
         steps = ", ".join(f"{s} {self.cut.section(s).total_steps}" for s in self.cut.train_stages)
         where = f"{self.store.url}/{self.name}"
         self.say(f"{where}: {steps} steps, saved every {SAVE_EVERY}; seed {self.seed}")
-        self.unbroken = RunState(self.store, f"{self.name}-unbroken")
         whole = self._attempt(self.unbroken, None)
         if whole.exit_code != 0:
             raise _failed(self.unbroken.name, whole)
@@ -157,9 +156,8 @@ class _Proof:
             random.Random(self.seed), whole, self.cut.train_stages, remote=self.remote
         )
         self.started = time.monotonic()
-        while len(self.kills) < self.wanted:
-            if not self._round(instants):
-                return
+        while len(self.kills) < self.wanted and self._round(instants):
+            continue
 
     def _round(self, instants: Instants) -> bool:
         """Run and kill one run until it is done; return whether it ends like the unbroken run."""
@@ -168,9 +166,10 @@ class _Proof:
         self.rounds.append(this)
         started, last = time.monotonic(), None
         while True:
-            head = run.read()
-            enough = len(self.kills) >= self.wanted
-            instant = None if enough else instants.next(head, self._saves_left(head))
+            instant = None
+            if len(self.kills) < self.wanted:
+                head = run.read() or Head()
+                instant = instants.next(head, self._saves_left(head))
             done = self._attempt(run, instant)
             if last is not None:
                 last.first_step_seconds = done.first_step_seconds
@@ -185,10 +184,8 @@ class _Proof:
         else:
             found = read_trained(run, self.cut)
             this.stages = {stage: trained.to_dict() for stage, trained in found.items()}
-            assert self.unbroken is not None
-            difference = first_difference(self.unbroken, self.whole, run, found)
-            this.difference = str(difference) if difference is not None else None
-        verdict = "like the unbroken run" if this.difference is None else this.difference
+            this.difference = first_difference(self.unbroken, self.whole, run, found)
+        verdict = this.difference or "like the unbroken run"
         self.say(f"run {len(self.rounds)}, killed {this.kills} times: {verdict}")
         return this.difference is None
 
@@ -198,10 +195,9 @@ class _Proof:
         return attempt(command, self.place, run.name, instant)
 
     def _record(self, run: RunState, instant: Instant, done: Attempt) -> Kill:
-        head = run.read()
         stage = next((s for s in reversed(self.cut.train_stages) if s in done.steps), None)
-        step = done.steps.get(stage, 0) if stage is not None else 0
-        committed = self._committed(head, stage) if stage is not None else 0
+        step = done.steps[stage] if stage else 0
+        committed = self._committed(run.read() or Head(), stage) if stage else 0
         died = "machine and disk" if instant.disk and self.remote else "machine"
         kill = Kill(
             run=run.name,
@@ -224,14 +220,12 @@ class _Proof:
         )
         return kill
 
-    def _committed(self, head: Head | None, stage: str) -> int:
-        if head is None:
-            return 0
+    def _committed(self, head: Head, stage: str) -> int:
         if stage in head.stages:
             return self.cut.section(stage).total_steps
         return max((e.step for e in head.checkpoints if e.stage == stage), default=0)
 
-    def _saves_left(self, head: Head | None) -> int:
+    def _saves_left(self, head: Head) -> int:
         """Return how many checkpoints will certainly still be made.
 
         The last save of every stage is certain. Of the others, count half: a save is skipped while
@@ -245,15 +239,13 @@ class _Proof:
         """Remove the runs from the store, unless they are evidence or the user keeps them."""
         differs = any(this.difference for this in self.rounds)
         if self.keep or differs or len(self.kills) < self.wanted:
-            if self.unbroken is not None:
-                self.say(f"kept in {self.store.url}: the runs named {self.name}-…")
+            self.say(f"kept in {self.store.url}: the runs named {self.name}-…")
             return
-        for name in [f"{self.name}-unbroken", *(this.run for this in self.rounds)]:
+        for name in [self.unbroken.name, *(this.run for this in self.rounds)]:
             try:
-                head = RunState(self.store, name).read()
+                head = RunState(self.store, name).read() or Head()
                 # Of a proof's run, nobody shares the data.
-                data = () if head is None else {k.rpartition("/")[0] for k in head.data.values()}
-                for key in (*data, name):
+                for key in (*{k.rpartition("/")[0] for k in head.data.values()}, name):
                     self._remove(key)
             except StoreError as error:
                 self.say(f"left in the store: {name} ({error})")
@@ -320,24 +312,23 @@ def _ended_by_sigterm() -> Iterator[None]:
 def verdict_lines(result: Mapping[str, Any]) -> list[str]:
     """Return a table of where the kills landed, and the verdict."""
     kills = result["kills"]
-    lines = ["", *_kills_table(kills), ""]
-    runs = len(result["rounds"])
-    hits = sum(kill["during"] in result["unbroken"]["stages"] for kill in kills)
-    lines.append(
-        f"{counted(len(kills), 'kill')} in {counted(runs, 'run')}, "
+    stages = result["unbroken"]["stages"]
+    hits = sum(kill["during"] in stages for kill in kills)
+    ended = "EQUAL: every run ended with these weights, trained on these rows."
+    return [
+        "",
+        *_kills_table(kills),
+        "",
+        f"{counted(len(kills), 'kill')} in {counted(len(result['rounds']), 'run')}, "
         f"{hits or 'none'} of them in training, "
-        f"{duration(result['seconds'])} ({result['seconds_per_kill']:.1f} s per kill)"
-    )
-    for stage, about in result["unbroken"]["stages"].items():
-        lines.append(
+        f"{duration(result['seconds'])} ({result['seconds_per_kill']:.1f} s per kill)",
+        *(
             f"{stage:<8}  {about['steps']} steps  weights {about['model_sha256'][:16]}  "
             f"rows {about['rows_sha256'][:16]}"
-        )
-    if result["equal"]:
-        lines.append("EQUAL: every run ended with these weights, trained on these rows.")
-    else:
-        lines.append(f"DIFFERENT: {result['difference']}")
-    return lines
+            for stage, about in stages.items()
+        ),
+        ended if result["equal"] else f"DIFFERENT: {result['difference']}",
+    ]
 
 
 def _kills_table(kills: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -193,19 +193,19 @@ def head_after(failures: int, *stages: str) -> Head:
     return head
 
 
-def draws(head: Head | None, number: int, *, remote: bool = True) -> list[Instant | None]:
+def draws(head: Head, number: int, *, remote: bool = True) -> list[Instant | None]:
     instants = Instants(random.Random(0), WHOLE, ["pretrain", "sft"], remote=remote)
     return [instants.next(head, saves_left=5) for _ in range(number)]
 
 
 def test_half_of_the_kills_are_at_marks_and_every_mark_comes_up_equally_often() -> None:
-    points = [instant.point for instant in draws(None, 100) if instant is not None]
+    points = [instant.point for instant in draws(Head(), 100) if instant is not None]
     assert points.count(None) == 50
     assert {points.count(point) for point in POINTS} == {10}
 
 
 def test_the_first_kills_of_a_proof_land_in_training() -> None:
-    at_mark, at_random = draws(None, 2)
+    at_mark, at_random = draws(Head(), 2)
     assert at_mark is not None
     assert at_random is not None
     assert at_mark.point == "save"
