@@ -6,6 +6,7 @@ Nothing reaches the target before the exported folder has been verified.
 from __future__ import annotations
 
 import math
+import operator
 import re
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ from pion.errors import BadInput, no_room
 from pion.formats.target_folder import check_replaceable, replace_folder
 from pipeline.base.licence import Terms
 from pipeline.console.messages import Note, Say
-from pipeline.job import REQUIREMENT, Job
+from pipeline.job import REQUIREMENT, Job, Publish
 from pipeline.machine.folders import expand
 from pipeline.report.card_sections import unknown_licence
 from pipeline.report.history import RunHistory
@@ -30,10 +31,10 @@ from pipeline.stages.publish_folder import Finished, check_adapter, write_publis
 from pipeline.stages.publish_hub import Unreachable, card_of, check_repo, push, repo_of
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {
-    "<": lambda measured, limit: measured < limit,
-    "<=": lambda measured, limit: measured <= limit,
-    ">": lambda measured, limit: measured > limit,
-    ">=": lambda measured, limit: measured >= limit,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
 }
 # Names in publish.require without a model: results of the published model.
 MEASURES = (
@@ -55,38 +56,36 @@ def check_target(job: Job) -> list[str]:
     Raises BadInput for an unknown name in publish.require, a folder that can't be written or holds
     something else, a Hub repository that this token can't publish to, and the model of another run.
     """
-    if job.publish is None:
+    publish = job.publish
+    if publish is None:
         return []
-    _check_names(job)
-    repo = repo_of(job.publish.to)
-    _check_form(job, to_hub=repo is not None)
-    if repo is None:
-        _check_ours(job, "Nothing was started.")
-        return []
+    _check_names(job, publish)
+    repo = repo_of(publish.to)
+    _check_form(job, publish, to_hub=repo is not None)
     try:
-        check_repo(repo, private=job.publish.private, card=front_matter(job))
-        _check_ours(job, "Nothing was started.")
+        if repo is not None:
+            check_repo(repo, private=publish.private, card=front_matter(job))
+        _check_ours(job, publish.to, repo, "Nothing was started.")
     except Unreachable as error:
-        return [f"publish.to: {job.publish.to} could not be checked: {error}"]
+        return [f"publish.to: {publish.to} could not be checked: {error}"]
     return []
 
 
-def _check_form(job: Job, *, to_hub: bool) -> None:
+def _check_form(job: Job, publish: Publish, *, to_hub: bool) -> None:
     """Raise BadInput for a form of the model (dtype, adapter, GGUF) that can't be published."""
-    assert job.publish is not None
-    if job.publish.adapter:
+    if publish.adapter:
         check_adapter(job, to_hub=to_hub)
-    if job.publish.dtype == "bfloat16":
+    if publish.dtype == "bfloat16":
         from pion.formats.export import require_roundable
 
         try:
             require_roundable(job.model_config_resolved())
         except BadInput as error:
             raise BadInput(f"publish.{error}. Nothing was started.") from None
-    if job.publish.gguf:
+    if publish.gguf:
         from pion.formats.gguf.tensors import require_expressible
 
-        if job.publish.adapter:
+        if publish.adapter:
             raise BadInput(
                 "publish.gguf: a GGUF file has a whole model, and publish.adapter publishes LoRA's "
                 "additions alone. Nothing was started. Leave out one of the two."
@@ -127,95 +126,61 @@ def publish_run(
     """
     from pipeline.models.load import load_model_in
 
-    job, to = history.job, _target(history.job)
-    target, repo = expand(to), repo_of(to)
+    job, publish = history.job, history.job.publish
+    assert publish is not None
+    repo = repo_of(publish.to)
     safe = f"The trained model is safe in {model}."
-    check_requirements(job, history.results, safe)
-    _check_ours(job, f"Nothing was published. {safe}")
-    finished = Finished(history, model, load_model_in(model), texts, base)
-    _tell_licence(job, repo, finished, say)
-    with _staging(target, repo) as staging:
+    _check_requirements(job, publish, history.results, safe)
+    _check_ours(job, publish.to, repo, f"Nothing was published. {safe}")
+    finished = Finished(history, publish, model, load_model_in(model), texts, base)
+    if repo is not None and _needs_licence(publish, finished.terms):
+        say(Note(f"warning: {unknown_licence(job)}"))
+    with _staging(expand(publish.to), repo) as staging:
         try:
-            exported = write_published(finished, staging)
-            _tell(exported, exported.pop("loaded_by"), model, say)
+            exported = write_published(finished, staging, say)
             confirm()
-            if repo is not None:
-                where = _upload(job, repo, staging, say, safe)
-            else:
-                where = _move(staging, target)
+            where = _deliver(finished, repo, staging, say, safe)
         except OSError as error:
             confirm()  # another owner removes this process's unfinished folder
-            raise _unwritable(to, error, staging, safe) from error
-    return {"target": to, **where, **exported}
+            raise BadInput(
+                f"publish.to: {publish.to}: can't write "
+                f"({no_room(error, staging) or error.strerror or error}). {safe} Free some disk "
+                "space, or change publish.to. Then run the same command again. Pion will only "
+                "repeat the publish stage."
+            ) from error
+    return {"target": publish.to, **where, **exported}
 
 
-def _tell_licence(job: Job, repo: str | None, finished: Finished, say: Say) -> None:
-    if repo is not None and _needs_licence(job, finished.terms):
-        say(Note(f"warning: {unknown_licence(job)}"))
-
-
-def _unwritable(to: str, error: OSError, staging: Path, safe: str) -> BadInput:
-    reason = no_room(error, staging) or error.strerror or error
-    return BadInput(
-        f"publish.to: {to}: can't write ({reason}). {safe} Free some "
-        "disk space, or change publish.to. Then run the same command again. Pion will only "
-        "repeat the publish stage."
-    )
-
-
-def _move(staging: Path, target: Path) -> dict[str, Any]:
-    """Put the finished folder in its place, and return where it is."""
+def _deliver(
+    finished: Finished, repo: str | None, staging: Path, say: Say, safe: str
+) -> dict[str, Any]:
+    """Upload the folder to `repo`, or put it in its place; return where it is."""
+    publish = finished.publish
+    if repo is not None:
+        say(Note(f"uploading to {publish.to}"))
+        title = f"Publish {finished.history.job.name}"
+        return push(repo, staging, private=publish.private, title=title, safe=safe)
+    target = expand(publish.to)
     replace_folder(staging, target)
     card = str(target / "README.md")
     return {"path": str(target), "card": card, "sha256": weights_sha256(target)}
 
 
-def _tell(exported: Mapping[str, Any], loaded_by: str, model: Path, say: Say) -> None:
-    """Say how the export in `write_published`'s result was checked, and what of it failed."""
-    worst = exported["max_logit_difference"]
-    say(Note(f"{loaded_by} loads the same model: logits differ by {worst:.1g}"))
-    if "gguf" in exported:
-        say(Note(f"{exported['gguf']} was read back: its tensors are the model's"))
-    elif "gguf_failed" in exported:
-        say(
-            Note(
-                f"warning: publish.gguf: the model is published without a GGUF file: "
-                f"{exported['gguf_failed']}. To try again: pion export {model} model.gguf"
-            )
-        )
-
-
-def _target(job: Job) -> str:
-    assert job.publish is not None
-    return job.publish.to
-
-
-def _upload(job: Job, repo: str, folder: Path, say: Say, safe: str) -> dict[str, Any]:
-    assert job.publish is not None
-    say(Note(f"uploading to {job.publish.to}"))
-    title = f"Publish {job.name}"
-    where = push(repo, folder, private=job.publish.private, title=title, safe=safe)
-    return {**where, "card": where["url"]}
-
-
-def _needs_licence(job: Job, terms: Terms | None) -> bool:
+def _needs_licence(publish: Publish, terms: Terms | None) -> bool:
     """Return whether a public model is trained from one whose licence nobody names."""
-    assert job.publish is not None
-    named = terms is None or terms.known or job.publish.license is not None
-    return not job.publish.private and not named
+    named = terms is None or terms.known or publish.license is not None
+    return not publish.private and not named
 
 
-def check_requirements(job: Job, results: Mapping[str, Any], safe: str) -> None:
+def _check_requirements(job: Job, publish: Publish, results: Mapping[str, Any], safe: str) -> None:
     """Raise BadInput unless every condition of publish.require is met.
 
     A name is looked up first in the published model's results, then in all results
     (`ngram.bits_per_byte`). `safe` says what is not lost.
     """
-    assert job.publish is not None
-    published = _numbers(results.get(job.train_stages[-1], {}))
-    measured = _numbers(results) | published
+    measured = _numbers(results) | _numbers(results.get(job.train_stages[-1], {}))
     missed = []
-    for condition in job.publish.require:
+    for condition in publish.require:
         name, comparison, limit = _parse(condition)
         if name not in measured:
             raise BadInput(
@@ -228,7 +193,7 @@ def check_requirements(job: Job, results: Mapping[str, Any], safe: str) -> None:
     if missed:
         raise BadInput(
             f"publish.require is not met: {'; '.join(missed)}. Nothing was published, and "
-            f"{job.publish.to} was not changed. {safe} Train longer or change publish.require, "
+            f"{publish.to} was not changed. {safe} Train longer or change publish.require, "
             "then run the same command again."
         )
 
@@ -248,23 +213,20 @@ def _numbers(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for key, value in results.items():
         if isinstance(value, Mapping):
             found |= _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}{key}"] = float(value) if math.isfinite(value) else math.nan
-        elif value is None:  # it was measured, and was not finite
-            found[f"{prefix}{key}"] = math.nan
+        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            # None: it was measured, and was not finite.
+            known = value is not None and math.isfinite(value)
+            found[f"{prefix}{key}"] = float(value) if known else math.nan
     return found
 
 
-def _check_names(job: Job) -> None:
+def _check_names(job: Job, publish: Publish) -> None:
     """Raise BadInput before training for a name in publish.require that will not exist after it."""
-    assert job.publish is not None
-    measures = [*MEASURES, *(SFT_MEASURES if job.sft else ())]
-    others = [*job.train_stages, "untrained", "ngram", "lm_eval"]
-    if job.base is not None:
-        measures.append("text")
-        others = [*job.train_stages, "base", "change", "ngram", "lm_eval"]
+    measures = [*MEASURES, *(SFT_MEASURES if job.sft else ()), *(["text"] if job.base else ())]
+    before = ("untrained",) if job.base is None else ("base", "change")
+    others = [*job.train_stages, *before, "ngram", "lm_eval"]
     names = [*measures, *(f"{name}_sem" for name in measures), *others]
-    for condition in job.publish.require:
+    for condition in publish.require:
         name = _parse(condition)[0].split(".")[0]
         if name not in names:
             raise BadInput(
@@ -288,10 +250,8 @@ def _check_folder(to: str) -> None:
         ) from None
 
 
-def _check_ours(job: Job, safe: str) -> None:
+def _check_ours(job: Job, to: str, repo: str | None, safe: str) -> None:
     """Raise BadInput if another run published what is at the target: it would be replaced."""
-    to = _target(job)
-    repo = repo_of(to)
     if repo is None:
         _check_folder(to)
     other = other_run(job, card_in(Path(to).expanduser()) if repo is None else card_of(repo))

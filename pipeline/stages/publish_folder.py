@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pion.errors import BadInput, PionError
 from pion.formats.weights import GGUF_FILE, MODELFILE
 from pipeline.base.licence import Terms, terms_of
-from pipeline.job import Job
+from pipeline.console.messages import Note, Say
+from pipeline.job import Job, Publish
 from pipeline.models.find import HUB_REPO, found_in, locate_model
 from pipeline.models.load import load_model
 from pipeline.report.history import RunHistory
@@ -44,8 +45,8 @@ def check_adapter(job: Job, *, to_hub: bool) -> None:
         require_adaptable(job.model_config_resolved(), lora)
     except BadInput as error:
         raise BadInput(f"publish.adapter: {error}. Nothing was started.") from None
-    if to_hub and not _is_on_hub(job, source):
-        base = "the pretrained model of this run" if source is None else source
+    if to_hub and not (source and _is_on_hub(job, source)):
+        base = source or "the pretrained model of this run"
         raise BadInput(
             f"publish.adapter: the base of the adapter, {base}, exists only here, so an adapter on "
             "the Hub would be of no use. Nothing was started. Publish the merged model, or publish "
@@ -53,50 +54,41 @@ def check_adapter(job: Job, *, to_hub: bool) -> None:
         )
 
 
-def _is_on_hub(job: Job, source: str | None) -> bool:
-    if source is None or job.input_path(source).exists():
-        return False
-    return bool(HUB_REPO.fullmatch(source.removeprefix("hf://"))) and isinstance(
-        locate_model(source), str
-    )
+def _is_on_hub(job: Job, source: str) -> bool:
+    is_repo = HUB_REPO.fullmatch(source.removeprefix("hf://")) is not None
+    here = job.input_path(source).exists()
+    return is_repo and not here and isinstance(locate_model(source), str)
 
 
-def write_adapter(
-    history: RunHistory, model: Path, tokenizer: Path | ModelTokenizer, folder: Path
-) -> tuple[Adapter, int]:
-    """Write the adapter in the checkpoint folder `model` to the new `folder`, with its tokenizer.
+def _write_adapter(model: Finished, folder: Path) -> tuple[Adapter, int]:
+    """Write the adapter in `model` to the new `folder`, with its tokenizer.
 
     Return its record, in which the base has a name that is known outside the run, and the number of
     its parameters.
     """
     from pion.config.lora import read_record
-    from pion.config.model_config import ModelConfig
     from pion.formats.huggingface.tokenizer_files import write_tokenizer
     from pion.formats.peft_folder import write_adapter_folder
     from pion.formats.weights import read_tensors
-    from pion.untrusted import parse_object, read_file
 
-    record = read_record(model)
+    record, job = read_record(model.folder), model.history.job
     assert record is not None
-    if record.base.name.startswith("checkpoints/"):
-        base = dataclasses.replace(record.base, name=f"{history.url}@pretrain")
-        record = dataclasses.replace(record, base=base)
-    elif history.job.base is not None and record.base.name.startswith(f"{BASES}/"):
-        start = history.job.base
-        name = history.job.model_name(start.source, start.commit)
-        base = dataclasses.replace(record.base, name=name, commit=start.commit)
-        record = dataclasses.replace(record, base=base)
-    config_file = model / "config.json"
-    config = ModelConfig.from_dict(parse_object(read_file(config_file), str(config_file)))
-    tensors = read_tensors(model / "model.safetensors")
+    base, start = record.base, job.base
+    if base.name.startswith("checkpoints/"):
+        base = dataclasses.replace(base, name=f"{model.history.url}@pretrain")
+    elif start is not None and base.name.startswith(f"{BASES}/"):
+        name = job.model_name(start.source, start.commit)
+        base = dataclasses.replace(base, name=name, commit=start.commit)
+    record = dataclasses.replace(record, base=base)
+    config, tensors = model.decoder.config, read_tensors(model.folder / "model.safetensors")
     folder.mkdir(parents=True)
     write_adapter_folder(folder, config, record, tensors)
-    write_tokenizer(folder, tokenizer, config.seq_len, chat=True)
+    write_tokenizer(folder, model.tokenizer, config.seq_len, chat=True)
     return record, sum(tensor.numel() for tensor in tensors.values())
 
 
-def verify_adapter(folder: Path, trained: Decoder, tokenizer: Path, texts: Sequence[str]) -> float:
-    """Load `folder` with its base, as `pion chat` does; compare its logits with those of `trained`.
+def _verify_adapter(folder: Path, model: Finished) -> float:
+    """Load `folder` with its base, as `pion chat` does; compare its logits with those of `model`.
 
     Return the greatest difference. A rented machine has no peft, so this is our own loader. Raises
     PionError if it does not load, or if logits differ by more than an export's may.
@@ -110,14 +102,13 @@ def verify_adapter(folder: Path, trained: Decoder, tokenizer: Path, texts: Seque
         loaded = load_model(found_in(folder))
     except BadInput as error:
         raise PionError(f"{folder}: Pion can't load the adapter again: {error}. {SAFE}") from error
-    known, largest = Tokenizer.from_file(tokenizer), 0.0
+    trained, tokenizer = model.decoder, Tokenizer.from_file(model.tokenizer_path)
+    most = min(COMPARED_TOKENS, trained.config.seq_len)
+    largest = 0.0
     with torch.inference_mode():
-        for text in texts:
-            ids = known.encode(text)[: min(COMPARED_TOKENS, trained.config.seq_len)]
-            if not ids:
-                continue
-            tokens = torch.tensor([ids])
-            ours, theirs = (m(tokens)[..., : known.vocab_size] for m in (trained, loaded))
+        for ids in filter(None, map(tokenizer.encode, model.texts)):
+            tokens = torch.tensor([ids[:most]])
+            ours, theirs = (m(tokens)[..., : tokenizer.vocab_size] for m in (trained, loaded))
             worst = float((ours - theirs).abs().max())
             if not worst <= MAX_LOGIT_DIFFERENCE:  # not `>`: a NaN must not pass
                 raise PionError(
@@ -134,6 +125,7 @@ class Finished:
 
     Attributes:
         history: the run that trained it.
+        publish: how its job wants it published.
         folder: its checkpoint.
         decoder: the model in that checkpoint.
         texts: held-out texts to compare the exported model on.
@@ -142,6 +134,7 @@ class Finished:
     """
 
     history: RunHistory
+    publish: Publish
     folder: Path
     decoder: Decoder
     texts: Sequence[str]
@@ -165,19 +158,29 @@ class Finished:
         return None if self.base is None else terms_of(self.base)
 
 
-def write_published(model: Finished, folder: Path) -> dict[str, Any]:
-    """Write the model or its adapter, the card and the plot into `folder`; return what was counted
-    and measured, and what has loaded the folder again (`loaded_by`).
+def write_published(model: Finished, folder: Path, say: Say) -> dict[str, Any]:
+    """Write the model or its adapter, the card and the plot into `folder`; say how it was checked,
+    and return what was counted and measured.
 
     The legal files of the model that the run started from are copied. Raises PionError if
     transformers, or of an adapter Pion, does not load the same model from `folder`, and OSError if
     `folder` can't be written.
     """
-    publish = model.history.job.publish
-    assert publish is not None
-    written = (_export_adapter if publish.adapter else _export)(model, folder)
+    adapter = model.publish.adapter
+    written = (_export_adapter if adapter else _export)(model, folder)
     for path in () if model.terms is None else model.terms.files:
         shutil.copyfile(path, folder / path.name)
+    worst = written["max_logit_difference"]
+    loaded_by = "Pion" if adapter else "transformers"
+    say(Note(f"{loaded_by} loads the same model: logits differ by {worst:.1g}"))
+    if "gguf" in written:
+        say(Note(f"{GGUF_FILE} was read back: its tensors are the model's"))
+    elif "gguf_failed" in written:
+        text = (
+            f"warning: publish.gguf: the model is published without a GGUF file: "
+            f"{written['gguf_failed']}. To try again: pion export {model.folder} model.gguf"
+        )
+        say(Note(text))
     return written
 
 
@@ -188,12 +191,11 @@ def _export(model: Finished, folder: Path) -> dict[str, Any]:
     from pion.model.parameters import vocabulary_rows
 
     tokenizer, decoder = Tokenizer.from_file(model.tokenizer_path), model.decoder
-    job = model.history.job
-    assert job.publish is not None
-    if job.publish.embeddings == "bfloat16":
+    job, publish = model.history.job, model.publish
+    if publish.embeddings == "bfloat16":
         round_embeddings(decoder)
     written, cost = decoder, None
-    if job.publish.dtype == "bfloat16":
+    if publish.dtype == "bfloat16":
         decoder, written, cost = _rounded(decoder, tokenizer, model.texts)
     try:
         export_model(written, model.tokenizer, folder, chat=job.sft is not None)
@@ -203,23 +205,21 @@ def _export(model: Finished, folder: Path) -> dict[str, Any]:
         raise error.__cause__ from None  # the caller's message names publish.to
     with _nothing_published(model.folder):
         difference = verify_export(folder, decoder, model.tokenizer, model.texts)
-    failed = _add_gguf(folder, job.name, decoder.config.seq_len) if job.publish.gguf else None
+    gguf = _add_gguf(folder, job.name, decoder.config.seq_len) if publish.gguf else {}
     weights = decoder.state_dict()
     rows = exported_rows(decoder.config, tokenizer)
     dropped = sum(weights[name][rows:].numel() for name in vocabulary_rows(decoder))
     parameters = decoder.num_params() - dropped
-    has_gguf = job.publish.gguf and failed is None
-    extra = CardExtras(rounding=cost, terms=model.terms, gguf=has_gguf)
+    extra = CardExtras(rounding=cost, terms=model.terms, gguf="gguf" in gguf)
     _write_card(folder, model, parameters, extra)
-    about_gguf = {"gguf": GGUF_FILE} if has_gguf else {}
-    about_gguf |= {} if failed is None else {"gguf_failed": failed}
-    return _result(parameters, difference, "transformers") | about_gguf
+    return {"parameters": parameters, "max_logit_difference": difference, **gguf}
 
 
-def _add_gguf(folder: Path, name: str, seq_len: int) -> str | None:
+def _add_gguf(folder: Path, name: str, seq_len: int) -> dict[str, str]:
     """Write the GGUF file and the Modelfile of the exported model next to it.
 
-    Return None, or why there are none: the verified weights are published without them.
+    Return the result `gguf` (the file), or `gguf_failed` (why there is none): the verified weights
+    are published without it.
     """
     from pion.formats.gguf.convert import convert
     from pion.formats.gguf.modelfile import modelfile
@@ -232,22 +232,17 @@ def _add_gguf(folder: Path, name: str, seq_len: int) -> str | None:
         for file in (GGUF_FILE, MODELFILE):
             (folder / file).unlink(missing_ok=True)
         known = isinstance(error, PionError)
-        return str(error) if known else f"{type(error).__name__}: {error}"
-    return None
+        return {"gguf_failed": str(error) if known else f"{type(error).__name__}: {error}"}
+    return {"gguf": GGUF_FILE}
 
 
 def _export_adapter(model: Finished, folder: Path) -> dict[str, Any]:
     """Write the adapter in `model`, its card and its plot into `folder`, as `_export` does."""
-    adapter, parameters = write_adapter(model.history, model.folder, model.tokenizer, folder)
+    adapter, parameters = _write_adapter(model, folder)
     with _nothing_published(model.folder):
-        difference = verify_adapter(folder, model.decoder, model.tokenizer_path, model.texts)
+        difference = _verify_adapter(folder, model)
     _write_card(folder, model, parameters, CardExtras(adapter=adapter, terms=model.terms))
-    return _result(parameters, difference, "Pion")
-
-
-def _result(parameters: int, difference: float, loaded_by: str) -> dict[str, Any]:
-    measured = {"parameters": parameters, "max_logit_difference": difference}
-    return {**measured, "loaded_by": loaded_by}
+    return {"parameters": parameters, "max_logit_difference": difference}
 
 
 def _rounded(

@@ -94,22 +94,17 @@ def card_of(repo: str) -> str:
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
     api = _api(repo)
-
-    def read() -> str:
-        try:
-            return Path(api.hf_hub_download(repo, "README.md")).read_text(errors="replace")
-        except EntryNotFoundError:
-            return ""
-
-    with suppress(RepositoryNotFoundError):
-        return _call(repo, read)
+    with suppress(EntryNotFoundError, RepositoryNotFoundError):
+        path = _call(repo, lambda: api.hf_hub_download(repo, "README.md"))
+        return Path(path).read_text(errors="replace")
     return ""
 
 
 def _may_write(rights: dict[str, Any], repo: str) -> bool:
     """Return whether a fine-grained token's `rights` let it write to the model repository."""
-    places = [("user", repo.split("/")[0]), ("org", repo.split("/")[0]), ("model", repo)]
-    within = {(kind, name.lower()) for kind, name in places}
+    name = repo.lower()
+    owner = name.split("/")[0]
+    within = {("user", owner), ("org", owner), ("model", name)}
     granted = set(rights.get("global", ()))
     for scope in rights.get("scoped", ()):
         entity = scope.get("entity", {})
@@ -118,8 +113,9 @@ def _may_write(rights: dict[str, Any], repo: str) -> bool:
     return "repo.write" in granted
 
 
-def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> dict[str, str]:
-    """Commit every file of `folder` to `repo`; return its `url` and its new `commit`.
+def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> dict[str, Any]:
+    """Commit every file of `folder` to `repo`; return its `url`, also as `card`, and its new
+    `commit`.
 
     `safe` says in the errors what is not lost.
 
@@ -132,17 +128,19 @@ def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> di
 
     api, attempts = _api(repo), 0
 
-    def commit() -> dict[str, str]:
+    def commit() -> dict[str, Any]:
         nonlocal attempts
         attempts += 1
         url = api.create_repo(repo, private=private, exist_ok=True)
         _check_visibility(repo, api.repo_info(repo).private, private)
         # The client leaves out unchanged files, and makes no empty commit.
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        names = [path.relative_to(folder).as_posix() for path in paths]
-        files = [CommitOperationAdd(name, str(path)) for name, path in zip(names, paths)]
+        files = [
+            CommitOperationAdd(path.relative_to(folder).as_posix(), str(path))
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ]
         info = api.create_commit(repo, files, commit_message=title)
-        return {"url": str(url), "commit": str(info.oid)}
+        return {"url": str(url), "card": str(url), "commit": str(info.oid)}
 
     try:
         return retrying(
@@ -198,15 +196,16 @@ def _check_visibility(repo: str, is_private: bool | None, wanted_private: bool) 
 def _call(repo: str, ask: Callable[[], Result]) -> Result:
     """Return `ask()`; turn the Hub's refusals into BadInput and its outages into Unreachable.
 
-    RepositoryNotFoundError passes: before training it only means "not yet".
+    Errors for a repository or a file that is not there pass: before training they only mean "not
+    yet".
     """
-    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError, RepositoryNotFoundError
 
     from pipeline.state.stores.hub.errors import explain_publishing, status_of
 
     try:
         return ask()
-    except RepositoryNotFoundError:
+    except (EntryNotFoundError, RepositoryNotFoundError):
         raise
     except (HTTPError, ConnectionError, TimeoutError, ValueError) as error:
         refusal = explain_publishing(error)
