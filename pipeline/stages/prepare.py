@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +36,8 @@ from pipeline.data.sources import Input, Remarks, conversations, find_input, tal
 from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.digest import covered_fields
+from pipeline.job.sources import Data
+from pipeline.job.train_sections import Sft
 
 __all__ = ["PreparedData", "open_data", "prepare_pretrain", "prepare_sft"]
 
@@ -80,14 +82,7 @@ def prepare_pretrain(
     Raises BadInput for every input that can't be used, if possible before anything is tokenised,
     and for a corpus smaller than one global batch.
     """
-    with _writing(folder):
-        inputs = _find_inputs(job, job.data.sources, "data", folder)
-        put_tokenizer(job, folder, tokenizer, conversations=False)
-        part = _Part("pretrain", inputs, by_job=tokenizer is None)
-        prepared = _found_or_made(job, part, folder, say, find)
-    if job.pretrain is not None:
-        _check_rows(prepared, job.pretrain.global_batch, "pretrain", job.data.seq_len)
-    return prepared
+    return _prepared(job, _Part("pretrain", job.data, folder, say), tokenizer, find)
 
 
 def prepare_sft(
@@ -105,47 +100,43 @@ def prepare_sft(
     Raises BadInput as `prepare_pretrain` does, and for a conversation without an assistant turn.
     """
     assert job.sft is not None
-    with _writing(folder):
-        inputs = _find_inputs(job, job.sft.sources, "sft", folder)
-        put_tokenizer(job, folder, tokenizer, conversations=True)
-        part = _Part("sft", inputs, by_job=tokenizer is None)
-        prepared = _found_or_made(job, part, folder, say, find)
-    _check_rows(prepared, job.sft.global_batch, "sft", job.sft_seq_len)
-    return prepared
+    return _prepared(job, _Part("sft", job.sft, folder, say), tokenizer, find)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of the data, and its inputs. `by_job`: the job says which tokenizer, and may say to
-    train it."""
+    """A part of the data: its section in the job, its folder, and who hears how it proceeds."""
 
     name: Part
-    inputs: list[Input]
-    by_job: bool
+    section: Data | Sft
+    folder: Path
+    say: Say
 
 
-def _found_or_made(job: Job, part: _Part, folder: Path, say: Say, find: Find) -> Prepared:
+def _prepared(job: Job, part: _Part, tokenizer: Path | None, find: Find) -> Prepared:
     """Return the data that `find` finds, else prepare it."""
-    inputs, by_job = part.inputs, part.by_job
-    trains = by_job and job.tokenizer is not None and job.tokenizer.train is not None
-    fingerprint = fingerprint_of(job, part.name, inputs, folder, say, trains=trains)
-    _forget_other_content(folder, fingerprint, trains=trains)
-    ready = find(fingerprint)
-    if ready is None:
-        ready = folder
-        if not (folder / DATASET).exists():
-            make = _prepare_pretrain if part.name == "pretrain" else _prepare_sft
-            make(job, inputs, folder, by_job, say)
-    data = open_data(ready)
-    tokenizer = Tokenizer.from_file(data.tokenizer_path)
-    report = data.report
-    if by_job:
-        report = report | {"tokenizer": origin(job)}
-    check_fits(job, tokenizer, data.tokenizer_path, by_job)
+    folder, by_job = part.folder, tokenizer is None
+    with _writing(folder):
+        inputs = _find_inputs(job, part)
+        put_tokenizer(job, folder, tokenizer, conversations=part.name == "sft")
+        trains = by_job and job.tokenizer is not None and job.tokenizer.train is not None
+        fingerprint = fingerprint_of(job, part.name, inputs, folder, part.say, trains=trains)
+        _forget_other_content(folder, fingerprint, trains=trains)
+        ready = find(fingerprint) or folder
+        if ready == folder and not (folder / DATASET).exists():
+            _prepare(job, part, inputs, by_job)
+        data = open_data(ready)
+        report = data.report | ({"tokenizer": origin(job)} if by_job else {})
+        known = Tokenizer.from_file(data.tokenizer_path)
+        check_fits(job, known, data.tokenizer_path, by_job)
     names = tuple(_name(found.source) for found in inputs)
     # Whoever prepared the data may have other names for the same sources.
     sources = [{**one, "name": name} for one, name in zip(report["sources"], names, strict=False)]
-    return Prepared(ready, fingerprint, names, {**report, "sources": sources})
+    prepared = Prepared(ready, fingerprint, names, {**report, "sources": sources})
+    if part.name in job.train_stages:
+        batch = job.section(part.name).global_batch
+        _check_rows(prepared, batch, part.name, job.seq_len(part.name))
+    return prepared
 
 
 def _forget_other_content(folder: Path, fingerprint: str, *, trains: bool) -> None:
@@ -162,55 +153,60 @@ def _forget_other_content(folder: Path, fingerprint: str, *, trains: bool) -> No
         write_atomically(known, fingerprint.encode())
 
 
-def _prepare_pretrain(job: Job, inputs: list[Input], folder: Path, by_job: bool, say: Say) -> None:
+def _prepare(job: Job, part: _Part, inputs: list[Input], by_job: bool) -> None:
+    """Write the rows of every source, then what `open_data` reads."""
     started = time.monotonic()
-    tokenizer, tokenizer_report = ready_tokenizer(job, inputs, folder, by_job, say)
-    if job.within_documents:
-        check_documents(inputs, tokenizer, job.data.seq_len)
+    folder, seq_len = part.folder, job.seq_len(part.name)
+    tokenizer, tokenizer_report = ready_tokenizer(job, inputs, folder, by_job, part.say)
+    texts_only = part.name == "pretrain"
+    if texts_only and job.within_documents:
+        check_documents(inputs, tokenizer, seq_len)
+    write = _write_text if texts_only else _write_conversations
     reports = []
     for number, found in enumerate(inputs):
-        rows = _row_format(found, folder, job.data.seq_len, job.data.shard_rows)
-        place = folder / str(number)
-        if isinstance(found.source, NpyShards | BinShards):
-            report = take_local_shards(found.files, tokenizer, place, rows, say)
-        elif isinstance(found.source, HubNpyShards):
-            report = take_hub_shards(found, tokenizer, place, rows, say)
+        rows = _row_format(found, folder, seq_len, job.data.shard_rows)
+        report = write(job, found, tokenizer, folder / str(number), rows, part.say)
+        check_splits(report, found, seq_len, part.section.held_out)
+        reports.append({"name": _name(found.source)} | report)
+    sources = tuple(
+        PreparedSource(source.model_dump()["kind"], source.weight, str(number))
+        for number, source in enumerate(part.section.sources)
+    )
+    report = _totals(reports, tokenizer_report, started)
+    data = PreparedData(folder, part.name, sources, report)
+    if texts_only:
+        _write_choices(data, tokenizer, job.seed)
+    _finish(job, inputs, data, part.say)
+
+
+def _write_text(
+    job: Job, found: Input, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+) -> dict[str, Any]:
+    """Write the rows of a source of text, and return its report."""
+    if isinstance(found.source, NpyShards | BinShards):
+        return take_local_shards(found.files, tokenizer, place, rows, say)
+    if isinstance(found.source, HubNpyShards):
+        return take_hub_shards(found, tokenizer, place, rows, say)
+    remarks = Remarks(tokenizer.replaced(), found.left_out)
+    read, what = texts(job, found, remarks), f"tokenise {_name(found.source)}"
+    return write_text_rows(read, tokenizer, place, rows, what, say) | _noted(remarks)
+
+
+def _write_conversations(
+    job: Job, found: Input, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+) -> dict[str, Any]:
+    """Write the rows of a source of conversations, and return its report."""
+    remarks, what = Remarks(tokenizer.replaced(), found.left_out), f"pack {_name(found.source)}"
+    with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
+        if written.own:
+            own, turns = in_own_format(tokenizer), conversations(job, found, remarks)
+            report = write_conversation_rows(turns, own, place, rows, what, say)
         else:
-            what = f"tokenise {_name(found.source)}"
-            remarks = Remarks(tokenizer.replaced(), found.left_out)
-            read = texts(job, found, remarks)
-            report = write_text_rows(read, tokenizer, place, rows, what, say) | _noted(remarks)
-        check_splits(report, found, job.data.seq_len, job.data.held_out)
-        reports.append({"name": _name(found.source)} | report)
-    report = _totals(reports, tokenizer_report, started)
-    data = _described(folder, "pretrain", job.data.sources, report)
-    _write_choices(data, tokenizer, job.seed)
-    _finish(job, inputs, data, say)
-
-
-def _prepare_sft(job: Job, inputs: list[Input], folder: Path, by_job: bool, say: Say) -> None:
-    assert job.sft is not None
-    started = time.monotonic()
-    tokenizer, tokenizer_report = ready_tokenizer(job, inputs, folder, by_job, say)
-    reports = []
-    for number, found in enumerate(inputs):
-        rows = _row_format(found, folder, job.sft_seq_len, job.data.shard_rows)
-        place, what = folder / str(number), f"pack {_name(found.source)}"
-        remarks = Remarks(tokenizer.replaced(), found.left_out)
-        with closing(ChatFormat(folder / "tokenizer.json", tokenizer)) as written:
-            if written.own:
-                own, turns = in_own_format(tokenizer), conversations(job, found, remarks)
-                report = write_conversation_rows(turns, own, place, rows, what, say)
-            else:
-                theirs = in_template(written.template, tokenizer)
-                read = talks(job, found, remarks)
-                report = write_conversation_rows(read, theirs, place, rows, what, say)
-        remarks.note_systems(report)
-        report |= _noted(remarks)
-        check_splits(report, found, job.sft_seq_len, job.sft.held_out)
-        reports.append({"name": _name(found.source)} | report)
-    report = _totals(reports, tokenizer_report, started)
-    _finish(job, inputs, _described(folder, "sft", job.sft.sources, report), say)
+            theirs = in_template(written.template, tokenizer)
+            read = talks(job, found, remarks)
+            report = write_conversation_rows(read, theirs, place, rows, what, say)
+    remarks.note_systems(report)
+    return report | _noted(remarks)
 
 
 def _noted(remarks: Remarks) -> dict[str, Any]:
@@ -222,13 +218,13 @@ def _noted(remarks: Remarks) -> dict[str, Any]:
 # ---------------------------------------------------------------- inputs
 
 
-def _find_inputs(job: Job, sources: Sequence[Source], section: str, folder: Path) -> list[Input]:
+def _find_inputs(job: Job, part: _Part) -> list[Input]:
     """Find all sources, before any other work; pin Hub commits in the folder."""
-    path = folder / PINNED
+    path, section = part.folder / PINNED, "sft" if part.name == "sft" else "data"
     pinned = parse_object(read_file(path), str(path)) if path.exists() else {}
     inputs = [
         find_input(job, source, f"{section}.sources.{number}", pinned.get(str(number)))
-        for number, source in enumerate(sources)
+        for number, source in enumerate(part.section.sources)
     ]
     commits = {str(number): found.commit for number, found in enumerate(inputs) if found.commit}
     if commits and commits != pinned:
@@ -292,16 +288,6 @@ def _totals(
     return {**tokenizer, **totals, "seconds": seconds, "sources": sources}
 
 
-def _described(
-    folder: Path, part: str, sources: Sequence[Source], report: dict[str, Any]
-) -> PreparedData:
-    prepared = tuple(
-        PreparedSource(source.model_dump()["kind"], source.weight, str(number))
-        for number, source in enumerate(sources)
-    )
-    return PreparedData(folder, part, prepared, report)
-
-
 def _write_choices(data: PreparedData, tokenizer: Tokenizer, seed: int) -> None:
     held_out = [
         Rows(data.manifest(source, "held_out"), partial(_path, data.folder / source.folder))
@@ -330,30 +316,31 @@ def _finish(job: Job, inputs: list[Input], data: PreparedData, say: Say) -> None
         "report": data.report,
     }
     write_atomically(data.folder / DATASET, json.dumps(described, indent=1).encode())
+    for text in _about(data):
+        say(Note(text))
+
+
+def _about(data: PreparedData) -> Iterator[str]:
+    """Yield what people should know of the data."""
     report = data.report
-    text = (
-        f"{data.part} data: {report['train_rows']:,} rows ({report['train_tokens'] / 1e6:,.2f}M "
-        f"tokens) to train on, {report['held_out_rows']:,} held out"
-    )
     speeds = [s["mb_per_second"] for s in report["sources"] if "mb_per_second" in s]
-    if speeds:
-        text += f"; tokenized at {max(speeds):.1f} MB/s"
-    say(Note(text))
+    speed = f"; tokenized at {max(speeds):.1f} MB/s" if speeds else ""
+    yield (
+        f"{data.part} data: {report['train_rows']:,} rows ({report['train_tokens'] / 1e6:,.2f}M "
+        f"tokens) to train on, {report['held_out_rows']:,} held out{speed}"
+    )
     for source in report["sources"]:
-        split = source.get("train_split", 0) + source.get("held_out_split", 0)
+        name, split = source["name"], source.get("train_split", 0) + source.get("held_out_split", 0)
         if split:
-            say(
-                Note(
-                    f"{source['name']}: the template writes an answer differently once others "
-                    f"follow, so each answer of {split:,} conversations is a separate example"
-                )
+            yield (
+                f"{name}: the template writes an answer differently once others follow, so each "
+                f"answer of {split:,} conversations is a separate example"
             )
-        for remark in source.get("remarks", ()):
-            say(Note(f"{source['name']}: {remark}"))
+        yield from (f"{name}: {remark}" for remark in source.get("remarks", ()))
         if source.get("refusals"):
             refused = source["train_refused"] + source["held_out_refused"]
             first = "; ".join(source["refusals"])
-            say(Note(f"{source['name']}: {refused:,} conversations can't be used: {first}"))
+            yield f"{name}: {refused:,} conversations can't be used: {first}"
 
 
 @contextmanager
