@@ -6,6 +6,7 @@ a restart finds it again, and so does a run whose training or evaluation is redo
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -92,11 +93,8 @@ def measure_start(
     if len(kept) == len(names):
         return Start(kept, sha256)
     folders = patiently(partial(_folders, job.base, run, digests))
-    measures = Measures(job, folders, on_batch=lambda: run.clock.sleep(0.0))
-    try:
+    with closing(Measures(job, folders, on_batch=lambda: run.clock.sleep(0.0))) as measures:
         measured = measure_each(measures, MODEL, names, KeptParts(parts, say))
-    finally:
-        measures.close()
     say(Note(f"before training: {start_in_words(as_results(measured))}"))
     return Start(measured, sha256)
 

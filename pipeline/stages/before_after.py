@@ -21,6 +21,9 @@ LABELS: Mapping[Kind, str] = {
     "held_out": "held-out text",
     "text": "other text",
 }
+# The result by which two models are compared, and its unit in nats.
+RESPONSES = "response_loss", 1.0
+TEXT = "bits_per_byte", math.log(2)
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,9 @@ def compare(start: Start, after: Mapping[Kind, Result]) -> Result:
     """
     change: Result = {}
     for kind, before in start.measured.items():
-        if kind == "conversations":
-            change |= _change("response_loss", before, after[kind], 1.0)
-        elif kind == "held_out":
-            change |= _change("bits_per_byte", before, after[kind], math.log(2))
-        else:
-            change["text"] = _change("bits_per_byte", before, after[kind], math.log(2))
+        by = RESPONSES if kind == "conversations" else TEXT
+        found = _change(*by, before, after[kind])
+        change |= {"text": found} if kind == "text" else found
     return {
         "base": as_results(start.measured),
         "change": change,
@@ -80,7 +80,7 @@ def compare(start: Start, after: Mapping[Kind, Result]) -> Result:
     }
 
 
-def _change(name: str, before: Result, after: Result, nats: float) -> Result:
+def _change(name: str, nats: float, before: Result, after: Result) -> Result:
     """Return the change of a measure in units of `nats`, and its standard error."""
     import numpy as np
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,11 +42,8 @@ def evaluate_run(
     done again next time. Raises BadInput, before anything is computed, for a pack that can't be
     used.
     """
-    measures = Measures(job, trained, on_batch=lambda: sleep(0.0))
-    try:
-        return _Evaluation(job, trained, measures, KeptParts(parts, say), sleep, start).results()
-    finally:
-        measures.close()
+    with closing(Measures(job, trained, on_batch=lambda: sleep(0.0))) as measures:
+        return _Evaluation(measures, KeptParts(parts, say), sleep, start).results()
 
 
 def read_packs(job: Job) -> dict[str, list[Question]]:
@@ -69,50 +67,52 @@ def read_packs(job: Job) -> dict[str, list[Question]]:
 class _Evaluation:
     """Which parts there are, and in which order."""
 
-    job: Job
-    trained: TrainedRun
     measures: Measures
     part: KeptParts
     sleep: Callable[[float], None]
     start: Start | None
 
     def results(self) -> Result:
-        packs = read_packs(self.job)
-        results: Result = {stage: self._model(stage, packs) for stage in self.trained.models}
+        measures, trained, section = (
+            self.measures,
+            self.measures.trained,
+            self.measures.job.evaluate,
+        )
+        packs = read_packs(measures.job)
+        results: Result = {stage: self._model(stage, packs) for stage in trained.models}
         if self.start is not None:
             results |= self._compared(results, self.start)
-        if self.trained.pretrain_data is not None:
+        if trained.pretrain_data is not None:
             if self.start is None:  # else the weights before training are those of the start
                 label = "untrained model on held-out text"
-                results["untrained"] = self.part(
-                    "untrained.held_out", label, self.measures.untrained
-                )
-            if self.job.evaluate.ngram_order:
-                results["ngram"] = self.part("ngram", "n-gram baseline", self.measures.ngram)
-        if self.measures.tokenizer.normalization is not None:
-            results["normalization"] = self.measures.tokenizer.normalization
-        self.measures.close()
-        if self.job.evaluate.lm_eval.tasks:
+                results["untrained"] = self.part("untrained.held_out", label, measures.untrained)
+            if section.ngram_order:
+                results["ngram"] = self.part("ngram", "n-gram baseline", measures.ngram)
+        if measures.tokenizer.normalization is not None:
+            results["normalization"] = measures.tokenizer.normalization
+        measures.close()
+        if section.lm_eval.tasks:
             results["lm_eval"] = self._lm_eval()
         return results
 
     def _compared(self, results: Result, start: Start) -> Result:
         """Return the results of the start, of the last model on the same rows, and the change."""
-        final = list(self.trained.models)[-1]
+        final = list(self.measures.trained.models)[-1]
         after = measure_each(self.measures, final, start.names, self.part)
         return compare(start, after) | {final: results[final] | as_results(after)}
 
     def _model(self, stage: str, packs: dict[str, list[Question]]) -> Result:
         """Return all measures of the model of `stage`."""
-        measures, result = self.measures, Result()
-        compared = self.start is not None and stage == list(self.trained.models)[-1]
-        if self.trained.pretrain_data is not None and not compared:
+        measures, trained = self.measures, self.measures.trained
+        result = Result()
+        compared = self.start is not None and stage == list(trained.models)[-1]
+        if trained.pretrain_data is not None and not compared:
             label = f"{stage} model on held-out text"
             result |= self.part(f"{stage}.held_out", label, partial(measures.held_out, stage))
-        if stage == "sft" and self.trained.sft_data is not None and not compared:
+        if stage == "sft" and trained.sft_data is not None and not compared:
             label = "sft model on held-out conversations"
             result |= self.part("sft.responses", label, measures.responses)
-        if self.job.evaluate.continuations and (questions := measures.continuations()):
+        if measures.job.evaluate.continuations and (questions := measures.continuations()):
             result["continuations"] = self.part(
                 f"{stage}.continuations",
                 f"{stage} model on {len(questions)} true continuations",
@@ -136,29 +136,26 @@ class _Evaluation:
         from pipeline.models.load import load_model_in
         from pipeline.stages.lm_eval import TaskOptions, run_task
 
-        section = self.job.evaluate.lm_eval
+        measures, job = self.measures, self.measures.job
+        section = job.evaluate.lm_eval
         options = TaskOptions(
-            include_path=self.job.input_path(section.include_path)
-            if section.include_path
-            else None,
-            working_folder=self.job.folder,
+            include_path=job.input_path(section.include_path) if section.include_path else None,
+            working_folder=job.folder,
             limit=section.limit,
-            device=self.measures.device.type,
+            device=measures.device.type,
         )
-        results: Result = {}
         with tempfile.TemporaryDirectory(prefix="pion-export-") as folder:
             exported = Path(folder) / "model"
 
             def run(task: str) -> Result:
                 if not exported.exists():
-                    final = load_model_in(list(self.trained.models.values())[-1])
-                    tokenizer = exported_tokenizer(
-                        self.measures.chat_path, imported=final.config.imported
-                    )
+                    final = load_model_in(list(measures.trained.models.values())[-1])
+                    imported = final.config.imported
+                    tokenizer = exported_tokenizer(measures.chat_path, imported=imported)
                     export_model(final, tokenizer, exported)
                 return run_task(task, exported, options, self.sleep)
 
-            for task in section.tasks:
-                name, label = f"lm_eval.{task}", f"lm-eval task {task}"
-                results[task] = self.part(name, label, partial(run, task))
-        return results
+            return {
+                task: self.part(f"lm_eval.{task}", f"lm-eval task {task}", partial(run, task))
+                for task in section.tasks
+            }

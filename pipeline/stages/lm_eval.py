@@ -7,6 +7,7 @@ little memory in that process must not fail the run.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -94,15 +95,18 @@ def run_task(
 
 
 def _command(task: str, model: Path, options: TaskOptions, out: Path) -> list[str]:
-    command = [PYTHON, "-m", "lm_eval", "run", "--model", "hf"]
-    command += ["--model_args", _model_args(model, out), "--tasks", task]
-    command += ["--device", options.device, "--batch_size", str(BATCH_SIZE)]
-    command += ["--output_path", str(out)]
-    if options.include_path is not None:
-        command += ["--include_path", str(options.include_path)]
-    if options.limit is not None:
-        command += ["--limit", str(options.limit)]
-    return command
+    arguments: dict[str, object] = {
+        "model": "hf",
+        "model_args": _model_args(model, out),
+        "tasks": task,
+        "device": options.device,
+        "batch_size": BATCH_SIZE,
+        "output_path": out,
+        "include_path": options.include_path,
+        "limit": options.limit,
+    }
+    given = ((f"--{name}", str(value)) for name, value in arguments.items() if value is not None)
+    return [PYTHON, "-m", "lm_eval", "run", *itertools.chain.from_iterable(given)]
 
 
 def _model_args(model: Path, out: Path) -> str:
@@ -110,10 +114,9 @@ def _model_args(model: Path, out: Path) -> str:
     arguments."""
     from pion.formats.huggingface.bundled_code import runs_only_our_code
 
-    arguments: dict[str, Any] = {"pretrained": str(_without_length(model.resolve(), out))}
-    if runs_only_our_code(model):
-        arguments["trust_remote_code"] = True
-    return json.dumps(arguments)
+    pretrained = {"pretrained": str(_without_length(model.resolve(), out))}
+    ours = {"trust_remote_code": True} if runs_only_our_code(model) else {}
+    return json.dumps(pretrained | ours)
 
 
 def _without_length(model: Path, out: Path) -> Path:

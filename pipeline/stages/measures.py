@@ -80,7 +80,7 @@ class Measures:
 
     def held_out(self, stage: str) -> Result:
         """Measure the model of `stage` on held-out text."""
-        return self._held_out(self._decoder(stage))
+        return without_rows(self.by_row(stage, "held_out"))
 
     def responses(self) -> Result:
         """Measure the fine-tuned model on held-out conversations."""
@@ -116,12 +116,10 @@ class Measures:
         else:
             sizes = target_bytes(scores.targets, token_bytes)
             of = summarize(scores.nll, scores.targets, token_bytes, documents)
-        rows_of = np.where(counted, scores.nll, 0).sum(axis=1), sizes.sum(axis=1)
-        documents_of = by_document(documents, counted, scores.nll, sizes)
         return {
             **dataclasses.asdict(of),
-            "by_row": _sums(*rows_of),
-            "by_document": _sums(*documents_of),
+            "by_row": _sums(np.where(counted, scores.nll, 0).sum(axis=1), sizes.sum(axis=1)),
+            "by_document": _sums(*by_document(documents, counted, scores.nll, sizes)),
         }
 
     def _end_of_turn(self) -> int:
@@ -160,15 +158,6 @@ class Measures:
             return []
         return read_questions(folder / CHOICES)[: self.job.evaluate.continuations]
 
-    def _held_out(self, model: Decoder) -> Result:
-        from pion.evaluation.held_out import held_out
-
-        stream = self._stream(self.text, "held_out")
-        scorer = self._scorer(model, self.job.data.seq_len)
-        token_bytes = self.tokenizer.token_bytes()
-        end, rows = self.tokenizer.end_of_text, self._rows(stream)
-        return dataclasses.asdict(held_out(scorer, stream, rows, token_bytes, end))
-
     def _scorer(self, model: Decoder, seq_len: int) -> Scorer:
         """Return how `model` is measured on rows of `seq_len` tokens."""
         from pion.evaluation.held_out import Scorer
@@ -194,9 +183,11 @@ class Measures:
 
         from pion.model.decoder import Decoder
 
-        self._loaded = None
+        self._loaded = None  # free it before the next model
         torch.manual_seed(self.job.seed)
-        return self._held_out(Decoder(self.job.model_config_resolved()).to(self.device))
+        model = Decoder(self.job.model_config_resolved()).to(self.device)
+        self._loaded = "untrained", model
+        return self.held_out("untrained")
 
     def ngram(self) -> Result:
         """Measure counts of the first `evaluate.ngram_tokens` training tokens on held-out text."""
@@ -231,12 +222,6 @@ class Measures:
         return _open(self.trained.sft_data)
 
     @property
-    def tokenizer_path(self) -> Path:
-        data = self.text or self.conversations
-        assert data is not None
-        return data.tokenizer_path
-
-    @property
     def chat_path(self) -> Path:
         """The tokenizer.json of the final model, next to the chat format that the model learned."""
         data = self.conversations or self.text
@@ -247,7 +232,9 @@ class Measures:
     def tokenizer(self) -> Tokenizer:
         from pion.data.tokens.tokenizer import Tokenizer
 
-        return Tokenizer.from_file(self.tokenizer_path)
+        data = self.text or self.conversations
+        assert data is not None
+        return Tokenizer.from_file(data.tokenizer_path)
 
     @cached_property
     def device(self) -> torch.device:
