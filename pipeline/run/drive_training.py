@@ -52,8 +52,7 @@ def start_workers(
     from pipeline.workers.ray_workers import RayWorkers
 
     count = worker_count(start.job)
-    gpus = min(count, gpu_count())
-    request = _request(start, stages, gpus=gpus, by_ray=True, at_most=at_most)
+    request = _request(start, stages, min(count, gpu_count()), by_ray=True, at_most=at_most)
     return RayWorkers(request, count)
 
 
@@ -65,7 +64,7 @@ def training_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -
         ahead.start()  # while torch is imported
     from pipeline.training.context import TrainingContext
 
-    request = _request(start, stages, gpus=gpu_count())
+    request = _request(start, stages, gpu_count())
     context = TrainingContext(request, Group(), say, lambda: start.stopping.asked)
     context.import_torch()
     with context.watchdog.paused():  # a download may take hours
@@ -75,16 +74,9 @@ def training_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -
     return context
 
 
-def _request(start: Start, stages: Sequence[str], **rest: Any) -> TrainRequest:
-    return TrainRequest.of(
-        start.job,
-        start.digests,
-        start.owner,
-        list(stages),
-        started=start.at,
-        price=start.price,
-        **rest,
-    )
+def _request(start: Start, stages: Sequence[str], gpus: int, **rest: Any) -> TrainRequest:
+    stated = {"started": start.at, "price": start.price, "gpus": gpus, **rest}
+    return TrainRequest.of(start.job, start.digests, start.owner, list(stages), **stated)
 
 
 def fetch_ahead(start: Start, claim: Claim, stage: str, say: Say) -> None:
@@ -112,7 +104,9 @@ class WorkersTraining:
         """Block until rank 0 has trained; return "done" or "stopped". Raises what it reports."""
         while True:
             self._claim.check()  # also while no worker has claimed the run
-            self._pass_on_a_stop()
+            if self._start.stopping.asked and self._asked_at is None:
+                self._asked_at = time.monotonic()
+                self._workers.lifeline.ask_to_stop()
             try:
                 rank, message = self._workers.messages.get(timeout=LOOK_SECONDS)
             except queue.Empty:
@@ -123,18 +117,13 @@ class WorkersTraining:
             if outcome is not None:
                 return outcome
 
-    def _pass_on_a_stop(self) -> None:
-        if self._start.stopping.asked and self._asked_at is None:
-            self._asked_at = time.monotonic()
-            self._workers.ask_to_stop()
-
     def _ended_in_silence(self) -> bool:
         """Return whether a stop was asked for before any worker had something to save.
 
         Raises Interrupted, Stopped or Fenced if the workers ended, or take too long, before they
         have saved.
         """
-        stopping, connected = self._start.stopping, self._workers.connected
+        stopping, connected = self._start.stopping, self._workers.lifeline.connected
         self._connected = self._connected or bool(connected)
         if self._asked_at is None:
             return False

@@ -69,20 +69,18 @@ def _differs(before: Row, now: Row, name: str) -> bool:
 
 
 def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
-    """Return the lines to print and keep about a hop. A line that starts with ALARM names an error.
+    """Return the lines to print and keep about a hop, in which `plan_changed`. A line that starts
+    with ALARM names an error.
 
     Args:
         before: the previous attempt.
         now: the attempt that begins.
         last: the metrics of step `from_step` of `now` (`lr`, `rows`); None if there are none.
     """
-    if not plan_changed(before, now):
-        return []
-    lines = [_machines(before, now)]
     same_stage = before["stage"] == now["stage"]
     # A stage that starts over (--redo) may have another batch: only a kept step binds it.
     continues = same_stage and now["from_step"] > 0
-    lines += _batch(before, now, continues)
+    lines = [_machines(before, now), *_batch(before, now, continues)]
     lines += [
         f"{name} {before.get(field)} → {now.get(field)}"
         for field, name in (("dtype", "dtype"), ("python", "Python"))
@@ -93,10 +91,11 @@ def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
         for name in LATER_IN_PLAN
         if _differs(before, now, name)
     ]
-    if _differs(before, now, "torch"):
-        lines.append(f"torch {before['torch']} → {now['torch']}: equal up to rounding")
-    if _differs(before, now, "threads"):
-        lines.append(f"threads {before['threads']} → {now['threads']}: equal up to rounding")
+    lines += [
+        f"{name} {before[name]} → {now[name]}: equal up to rounding"
+        for name in ("torch", "threads")
+        if _differs(before, now, name)
+    ]
     if continues and _differs(before, now, "compile"):
         lines.append(NOT_IDENTICAL)
     if same_stage:
@@ -160,24 +159,17 @@ def _learning_rate(before: Row, now: Row, last: Row | None) -> str:
 
 def _first_row(now: Row, last: Row | None) -> str:
     """Return whether training continues with the row after the last kept row."""
-    first = now["next_row"]
-    if now["from_step"] == 0:
-        expected: int | None = 0
-    else:
-        expected = last["rows"][1] if last and last.get("rows") else None
-    if expected is None:
-        step = now["from_step"]
+    first, step = now["next_row"], now["from_step"]
+    if step and last is None:
         return f"first row {first:,}: can't be compared, because step {step:,} has no metrics"
+    expected = last["rows"][1] if step and last is not None else 0
     if first != expected:
         return (
             f"{ALARM}first row {first:,}, but the next row should be {expected:,}: rows would "
             f"be {'repeated' if first < expected else 'skipped'}. {_STOP}"
         )
-    return (
-        f"first row {first:,} = last + 1"
-        if expected
-        else "first row 0, because this stage has no saved step"
-    )
+    known = f"{first:,} = last + 1"
+    return f"first row {known if step else '0, because this stage has no saved step'}"
 
 
 _STOP = "Stop this run (Ctrl-C); everything committed is safe."

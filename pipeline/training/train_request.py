@@ -72,13 +72,6 @@ class TrainRequest:
         job._folder = Path(self.job_folder)
         return job
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> TrainRequest:
-        return cls(**raw)
-
 
 @dataclass(frozen=True)
 class Group:

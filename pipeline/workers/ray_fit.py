@@ -113,12 +113,11 @@ def worker_loop(config: dict[str, Any]) -> None:
         line = Lifeline(LifelineAddress(**config["lifeline"]), rank)
     except OSError:
         return  # restarted after the driver hung up: nothing to do
-    request = TrainRequest.from_dict(config["request"])
+    request = TrainRequest(**config["request"])
     group = Group(rank, world_size, distributed=dist.is_initialized() and world_size > 1)
     # The driver watches its own machine.
     elsewhere = ray.util.get_node_ip_address() != config["lifeline"]["host"]
-    watches = elsewhere and context.get_local_rank() == 0
-    end_watch = watch_machine(rank, line) if watches else None
+    end_watch = watch_machine(rank, line) if elsewhere and context.get_local_rank() == 0 else None
     try:
         line.send(WorkerStarted(os.getpid()))
         training = TrainingContext(request, group, line.send, lambda: line.stop_requested)

@@ -87,7 +87,8 @@ class RayWorkers:
     """Ray Train workers that advance the training stages of `request`.
 
     `messages` carries what the workers say as (rank, message). When the process that runs Ray
-    Train ends by itself, a FitEnded follows.
+    Train ends by itself, a FitEnded follows. `lifeline` knows how many workers have reached the
+    training loop, and can ask them to stop.
     """
 
     def __init__(self, request: TrainRequest, count: int) -> None:
@@ -95,8 +96,9 @@ class RayWorkers:
         self._request, self._count = request, count
         self._address = os.environ.get(RAY_ADDRESS) or None
         self._session = session_folder()
-        host = _own_address(self._address)
-        self._lifeline = LifelineServer(host, lambda r, m: self.messages.put((r, m)))
+        self.lifeline = LifelineServer(
+            _own_address(self._address), lambda r, m: self.messages.put((r, m))
+        )
         # Not in the session's folder: the reaper would kill a `tail` on it.
         self.log = Path(tempfile.mkstemp(prefix="pion-workers-", suffix=".log")[1])
         self._closing = self._ended_by_itself = False
@@ -124,26 +126,17 @@ class RayWorkers:
             "session": str(self._session),
             "address": self._address,
             "workers": self._count,
-            "request": self._request.to_dict(),
-            "lifeline": asdict(self._lifeline.address),
+            "request": asdict(self._request),
+            "lifeline": asdict(self.lifeline.address),
         }
         process.stdin.write(json.dumps(task).encode())
         process.stdin.close()
         return process
 
-    @property
-    def connected(self) -> int:
-        """The number of workers that have reached the training loop."""
-        return self._lifeline.connected
-
-    def ask_to_stop(self) -> None:
-        """Ask the workers to save the last finished step and end."""
-        self._lifeline.ask_to_stop()
-
     def close(self) -> None:
         """End the workers, and all processes of Ray if we started it."""
         self._closing = True
-        self._lifeline.close()
+        self.lifeline.close()
         assert self._reaper.stdin is not None
         # This takes a fraction of a second; Ray's own shutdown takes several seconds.
         self._reaper.stdin.close()
@@ -158,9 +151,8 @@ class RayWorkers:
         if self._closing:
             return
         self._ended_by_itself = True
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        text = lines[-1] if lines else f"exit code {code}"
-        self.messages.put((-1, FitEnded(text)))
+        lines = self.log.read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
+        self.messages.put((-1, FitEnded(lines[-1])))
 
 
 def _own_address(ray: str | None) -> str:

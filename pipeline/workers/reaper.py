@@ -8,6 +8,7 @@ only the standard library and is started with -S -I, so that it starts within mi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -35,38 +36,35 @@ def start_reaper(session_folder: Path) -> subprocess.Popen[bytes]:
 
 def session_processes(session_folder: str) -> list[int]:
     """Return the ids of processes that name the session's folder in command line or environment."""
-    found = []
     needle = session_folder.encode()
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        for name in ("cmdline", "environ"):
-            try:
-                with open(f"/proc/{entry.name}/{name}", "rb") as file:
-                    if needle in file.read():
-                        found.append(int(entry.name))
-                        break
-            except OSError:
-                continue
-    return found
+    others = (pid for pid in _all_processes() if pid != os.getpid())
+    return [pid for pid in others if needle in _read(pid, "cmdline") + _read(pid, "environ")]
 
 
 def children_of(pids: set[int]) -> set[int]:
     """Return `pids` and all their descendants: renamed ones don't name the session's folder."""
     parents: dict[int, int] = {}
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            try:
-                with open(f"/proc/{entry.name}/stat", "rb") as file:
-                    parents[int(entry.name)] = int(file.read().rsplit(b")", 1)[1].split()[1])
-            except (OSError, IndexError, ValueError):
-                continue
+    for pid in _all_processes():
+        with contextlib.suppress(IndexError, ValueError):
+            parents[pid] = int(_read(pid, "stat").rsplit(b")", 1)[1].split()[1])
     family = set(pids)
     while True:
         grown = family | {pid for pid, parent in parents.items() if parent in family}
         if grown == family:
             return family
         family = grown
+
+
+def _all_processes() -> list[int]:
+    return [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
+
+
+def _read(pid: int, name: str) -> bytes:
+    """Return what /proc says of a process; nothing if it has ended, or is another user's."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
 
 
 def end_session(session_folder: str, rounds: int = 50) -> None:
@@ -76,10 +74,8 @@ def end_session(session_folder: str, rounds: int = 50) -> None:
         if not found:
             break
         for pid in found:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         time.sleep(0.1)
     shutil.rmtree(session_folder, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def test_a_worker_trains_and_evaluates_within_documents_if_the_job_says_so(
     job = make_job(tmp_path, data={"documents": documents}, store=str(tmp_path / "runs"))
     prepare_pretrain(job, tmp_path / "data", lambda message: None)
     request = TrainRequest.of(job, digest_job(job), Owner.me(), ["pretrain"])
-    arrived = TrainRequest.from_dict(json.loads(json.dumps(request.to_dict())))
+    arrived = TrainRequest(**json.loads(json.dumps(dataclasses.asdict(request))))
     data = _open(arrived.load_job(), tmp_path / "data")
     for stream in (data.train, data.held_out):
         batch = stream.batch(range(8))

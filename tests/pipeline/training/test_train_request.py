@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tests.support.published_models import load_shipped
 
 def received(job: Job) -> Job:
     request = TrainRequest.of(job, digest_job(job), Owner.me(), job.train_stages)
-    return TrainRequest.from_dict(json.loads(json.dumps(request.to_dict()))).load_job()
+    return TrainRequest(**json.loads(json.dumps(dataclasses.asdict(request)))).load_job()
 
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.name)
