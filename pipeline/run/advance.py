@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, Fenced, Interrupted, PionError, PlanFailed, Stopped
 from pipeline.base.keep import keep_as_base
-from pipeline.console.messages import Note, Phase, Shown, StageState, Summary
+from pipeline.console.messages import Phase, Shown, StageState, Summary
 from pipeline.cost.budget import over_budget
 from pipeline.job import STAGES
 from pipeline.job.digest import digest_of
@@ -58,6 +58,10 @@ class Advance:
     def __init__(self, start: Start, claim: Claim, journal: Journal) -> None:
         self.start, self.claim, self.journal = start, claim, journal
         self.work_done = False
+        options = start.options
+        # The stages that this command does, and those that it does again.
+        self._wanted = stages_until(start.job.stages, options.until)
+        self._redone = () if options.redo is None else STAGES[STAGES.index(options.redo) :]
         self._patiently = Patience(
             linger_seconds(start.job.checkpoint), journal.note, start.stopping.sleep
         )
@@ -200,13 +204,10 @@ class Advance:
         self.journal.say(StageState("prepare", "done"))
 
     def _measure_start(self) -> None:
-        """Measure the model that the run starts from, unless that was done before."""
-        start = self.start
-        if start.job.base is None:
-            return
+        """Measure the model that the run starts from, if any, unless that was done before."""
         from pipeline.run.measured_start import measure_start
 
-        started = time.monotonic()
+        start, started = self.start, time.monotonic()
         if measure_start(start.job, start.run, start.digests, self._say_or_stop, self._patiently):
             self.journal.say(Phase("measured before training", time.monotonic() - started))
 
@@ -238,7 +239,8 @@ class Advance:
 
         A report or a summary that fails is only a warning: everything is committed by then.
         """
-        job, run = self.start.job, self.start.run
+        start = self.start
+        job, run = start.job, start.run
         self._patiently(self.journal.flush)
         self._patiently(lambda: sweep(self.claim))
         with self._only_a_warning("Nothing is lost: marked data that no run uses is still there."):
@@ -247,8 +249,7 @@ class Advance:
         name = run_reference(run.store, run.name)
         left = [s for s in job.stages if s not in self._wanted and plans[s].state != "done"]
         if left:
-            path = self.start.options.job_path
-            self.journal.say(Note(f"next: {left[0]}. To continue: pion run {path}"))
+            self.journal.note(f"next: {left[0]}. To continue: pion run {start.options.job_path}")
             return
         with self._only_a_warning(f"The run is finished. To write its report: pion report {name}"):
             self._patiently(lambda: write_run_report(job, run))
@@ -281,16 +282,6 @@ class Advance:
         self.obey()
         self.start.stopping.check()
 
-    @property
-    def _wanted(self) -> Sequence[str]:
-        """The stages that this command does."""
-        return stages_until(self.start.job.stages, self.start.options.until)
-
-    @property
-    def _redone(self) -> tuple[str, ...]:
-        redo = self.start.options.redo
-        return () if redo is None else STAGES[STAGES.index(redo) :]
-
     def _drop_redone(self) -> None:
         """Forget the stages to redo. Called after `prepare`, so bad input there loses nothing."""
         if self._redone:
@@ -302,9 +293,9 @@ class Advance:
         start.run.write_job(job_digest, text)
         self.journal.flush()  # here, where the next commit carries it
         self.claim.set_job(job_digest)
-        for stage in start.job.stages:
+        for stage, digest in start.digests.stages.items():
             description = {"format": 1, "inputs": stage_inputs(stage, start.digests)}
-            start.run.write_stage(stage, start.digests.stages[stage], description)
+            start.run.write_stage(stage, digest, description)
         if raised is not None:
             old, new = raised.old_digest, start.digests.stages[raised.stage]
             self.claim.commit(lambda head: head.with_digest(raised.stage, old, new))

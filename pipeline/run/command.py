@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pion.errors import Stopped
 from pipeline.base.keep import say_if_moved
@@ -50,7 +50,10 @@ def run_job(job: Job, options: Options, display: Display) -> int:
             if left.finished(options.until):
                 _show_finished(job, run, left, display)
                 return 0
-            _refuse_owned(run, left, options)
+            if left.head is not None and not (options.unattended or options.take_over):
+                # The claim would refuse it, too, but only after checks that import torch or ask
+                # others. Starts in the same second all get past this.
+                refuse_owned(run, left.head, Owner.me())
             price = _check_before_claiming(job, run, left, options.until, display)
         with stopping, _watching_for_notices(stopping, display) as leaving:
             owner = Owner.me()
@@ -79,13 +82,6 @@ def _show_finished(job: Job, run: RunState, left: WorkLeft, display: Display) ->
         display.say(Summary(summary_rows(job, run)))
 
 
-def _refuse_owned(run: RunState, left: WorkLeft, options: Options) -> None:
-    """Raise BadInput if the claim of this start would be refused: before checks that import torch
-    or ask others. Starts in the same second all get past this, and the claim decides."""
-    if left.head is not None and not (options.unattended or options.take_over):
-        refuse_owned(run, left.head, Owner.me())
-
-
 def _check_before_claiming(
     job: Job, run: RunState, left: WorkLeft, until: str | None, display: Display
 ) -> float | None:
@@ -104,20 +100,21 @@ def _check_before_claiming(
     require_room(job, run, left, until)
     if head is not None:
         refuse_other_formats(run, head)
-    price = true_price(job.budget, lambda text: display.say(Note(text)))
+    price = true_price(job.budget, _notes_to(display))
     check_budget(job.budget, price)
     if head is not None and (over := over_budget(job.budget, head.spent)):
         raise Stopped(over)
     return price
 
 
+def _notes_to(display: Display) -> Callable[[str], None]:
+    """Return what shows a line on the display."""
+    return lambda text: display.say(Note(text))
+
+
 def _claim(start: Start, left: WorkLeft, display: Display) -> Claim:
     """Claim the run, once its owner is gone or has handed it over."""
-
-    def say(text: str) -> None:
-        display.say(Note(text))
-
-    run, owner = start.run, start.owner
+    run, owner, say = start.run, start.owner, _notes_to(display)
     with _nothing_started():
         if owner.launch_id is not None:
             _obey_stop_request(run, owner)
@@ -135,17 +132,12 @@ def _claim(start: Start, left: WorkLeft, display: Display) -> Claim:
 @contextlib.contextmanager
 def _watching_for_notices(stopping: StoppingOnSignals, display: Display) -> Iterator[Leaving]:
     """Ask for a stop in time if the cloud gives notice that it will take this machine."""
-
-    def say(text: str) -> None:
-        display.say(Note(text))
-
-    with Leaving(stopping, say) as leaving:
+    say = _notes_to(display)
+    with Leaving(stopping, say) as leaving, contextlib.ExitStack() as ending:
         end = watch_for_notices(leaving.noticed, say)
-        try:
-            yield leaving
-        finally:
-            if end is not None:
-                end()
+        if end is not None:
+            ending.callback(end)
+        yield leaving
 
 
 @contextlib.contextmanager
@@ -166,11 +158,11 @@ def _obeying_in_time(advance: Advance) -> Iterator[None]:
 
 def _bring_data(start: Start, left: WorkLeft) -> None:
     """Bring the data of the next training stage to this machine. Raises PionError."""
-    for plan in left.plans:
-        if plan.stage in start.job.train_stages and plan.state != "done":
-            assert left.head is not None
-            bring_data(start.run, left.head, plan.stage, start.digests.data[plan.stage])
-            return
+    done = {plan.stage for plan in left.plans if plan.state == "done"}
+    stage = next((stage for stage in start.job.train_stages if stage not in done), None)
+    if stage is not None:
+        assert left.head is not None
+        bring_data(start.run, left.head, stage, start.digests.data[stage])
 
 
 def _obey_stop_request(run: RunState, owner: Owner) -> None:

@@ -10,7 +10,7 @@ from pion.errors import BadInput
 from pipeline.console.formats import size
 from pipeline.job import Job
 from pipeline.machine.folders import cache_folder
-from pipeline.run.stage_plan import WorkLeft, stages_until
+from pipeline.run.stage_plan import StagePlan, WorkLeft, stages_until
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
@@ -77,18 +77,19 @@ def free_bytes(folder: Path) -> int | None:
 def _to_save(job: Job, left: WorkLeft, until: str | None) -> list[str]:
     """Return the training stages that will still write a checkpoint."""
     wanted = stages_until([plan.stage for plan in left.plans], until)
-    stages = []
-    for plan in left.plans:
-        if plan.stage not in job.train_stages or plan.stage not in wanted or plan.state == "done":
-            continue
-        section = job.section(plan.stage)
-        if plan.state == "resume" and left.redo is None and section.steps_are_known:
-            assert left.head is not None
-            saved = {e.step for e in left.head.checkpoints if e.stage == plan.stage}
-            if section.total_steps in saved:  # it was interrupted after its last save
-                continue
-        stages.append(plan.stage)
-    return stages
+    stages = [stage for stage in wanted if stage in job.train_stages]
+    todo = [plan for plan in left.plans if plan.stage in stages and plan.state != "done"]
+    return [plan.stage for plan in todo if not _is_saved(job, left, plan)]
+
+
+def _is_saved(job: Job, left: WorkLeft, plan: StagePlan) -> bool:
+    """Return whether a stage that is not done was interrupted after its last save."""
+    section = job.section(plan.stage)
+    resumes = plan.state == "resume" and left.redo is None
+    if left.head is None or not resumes or not section.steps_are_known:
+        return False
+    entries = left.head.checkpoints
+    return any((e.stage, e.step) == (plan.stage, section.total_steps) for e in entries)
 
 
 def _deletable(folder: Path, left: WorkLeft, *, local: bool) -> int:

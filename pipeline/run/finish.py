@@ -37,20 +37,19 @@ def finish_evaluate(
     job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience
 ) -> Row:
     """Measure the models of the finished training stages."""
-    from pipeline.run.measured_start import StoredParts, measure_start
+    from pipeline.run.measured_start import StoredParts, bring_all_data, measure_start
     from pipeline.stages.evaluate import evaluate_run
     from pipeline.stages.measures import TrainedRun
 
-    head = patiently(lambda: _head(run))
+    head = patiently(run.read)
+    assert head is not None
     chosen = selected(job, head)
     keys = {stage: _last_checkpoint(head, stage) for stage in job.train_stages}
     if chosen is not None:
         keys[job.train_stages[-1]] = chosen.best.key
-    trained = TrainedRun(
-        patiently(lambda: {stage: bring_model(run, head, key) for stage, key in keys.items()}),
-        patiently(lambda: _data_folder(run, digests, "pretrain")),
-        patiently(lambda: _data_folder(run, digests, "sft")),
-    )
+    models = patiently(lambda: {stage: bring_model(run, head, key) for stage, key in keys.items()})
+    data = patiently(lambda: bring_all_data(run, head, digests))
+    trained = TrainedRun(models, data.get("pretrain"), data.get("sft"))
     parts = StoredParts(run, digests.stages["evaluate"], Owner.me().session, patiently)
     start = measure_start(job, run, digests, say, patiently)
     results = evaluate_run(job, trained, parts, say, run.clock.sleep, start)
@@ -72,7 +71,7 @@ def finish_publish(
     history = patiently(lambda: read_history(run, job))
     head = history.head
     model = patiently(lambda: bring_model(run, head, final_checkpoint(job, head)))
-    texts = patiently(lambda: _held_out_texts(job, run, digests))
+    texts = patiently(lambda: _held_out_texts(job, run, head, digests))
     base = None
     if job.base is not None:
         base = patiently(partial(bring_base, run.store, job.base, weights=False))
@@ -96,9 +95,8 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
     if history.published:
         rows += _model_rows(job, history.published)
-    default = job.store == DEFAULT_STORE
-    rows.append(["try it", f"pion chat {'' if default else run.store.url + '/'}{job.name}"])
-    return rows
+    where = "" if job.store == DEFAULT_STORE else f"{run.store.url}/"
+    return [*rows, ["try it", f"pion chat {where}{job.name}"]]
 
 
 def _model_rows(job: Job, result: Published) -> list[list[str]]:
@@ -118,26 +116,13 @@ def _last_checkpoint(head: Head, stage: str) -> str:
     return key
 
 
-def _head(run: RunState) -> Head:
-    head = run.read()
-    assert head is not None
-    return head
-
-
-def _data_folder(run: RunState, digests: Digests, part: str) -> Path | None:
-    if part not in digests.data:
-        return None
-    return bring_data(run, _head(run), part, digests.data[part])
-
-
-def _held_out_texts(job: Job, run: RunState, digests: Digests) -> list[str]:
+def _held_out_texts(job: Job, run: RunState, head: Head, digests: Digests) -> list[str]:
     """Return a few held-out rows as text: real input to compare the exported model on."""
     from pion.data.tokens.tokenizer import Tokenizer
     from pipeline.data.prepared import open_data
 
-    folder = _data_folder(run, digests, "pretrain") or _data_folder(run, digests, "sft")
-    assert folder is not None
-    data = open_data(folder)
+    part = "pretrain" if "pretrain" in digests.data else "sft"
+    data = open_data(bring_data(run, head, part, digests.data[part]))
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     stream = data.stream("held_out", seed=job.seed, window=job.data.window)
     rows = [stream.row(i) for i in range(min(COMPARED_TEXTS, stream.total_rows))]

@@ -44,31 +44,23 @@ def ask_for_handover(
             f"{FROM_EPOCH} is {text!r}, but it must be an epoch number. Nothing was started."
         )
     head = run.read()
-    if head is not None and head.owner is None and relieves(head, int(text), me):
-        if pending_stop(run) is None:
-            ask_stop(run, _reason(me), except_launch=me.launch_id)
-        return
     if head is None or not relieves(head, int(text), me):
         return
-    with contextlib.suppress(PionError):  # the claim fails on it again and reports it
-        fetch()
-    assert head.owner is not None
-    if pending_stop(run, launch_id=head.owner.launch_id) is None:
-        ask_stop(run, _reason(me), except_launch=me.launch_id)
-    say(f"asked {head.owner.describe()} to save its work and hand the run over")
-
-
-def _reason(me: Owner) -> str:
-    return f"pion hop to {me.host}"
+    owner = head.owner
+    if owner is not None:
+        with contextlib.suppress(PionError):  # the claim fails on it again and reports it
+            fetch()
+    if pending_stop(run, launch_id=None if owner is None else owner.launch_id) is None:
+        ask_stop(run, f"pion hop to {me.host}", except_launch=me.launch_id)
+    if owner is not None:
+        say(f"asked {owner.describe()} to save its work and hand the run over")
 
 
 def relieves(head: Head, epoch: int, me: Owner) -> bool:
     """Return whether the owner of `epoch`, or another process of its launch, was the last owner."""
-    if any(claim.owner.launch_id == me.launch_id for claim in head.claims):
+    old = next((claim.owner for claim in head.claims if claim.epoch == epoch), None)
+    if old is None or any(claim.owner.launch_id == me.launch_id for claim in head.claims):
         return False
-    for claim in head.claims:
-        if claim.epoch == epoch:
-            last = head.claims[0].owner
-            same_launch = claim.owner.launch_id and claim.owner.launch_id == last.launch_id
-            return bool(same_launch) or claim.owner.session == last.session
-    return False
+    last = head.claims[0].owner
+    same_launch = old.launch_id is not None and old.launch_id == last.launch_id
+    return same_launch or old.session == last.session

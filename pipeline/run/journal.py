@@ -77,7 +77,8 @@ class Journal:
         elif isinstance(message, CheckpointSaved):
             self._start.leaving.saved(message.stall, message.write)
             if message.saved == TYPICAL_SAVE:
-                self._keep_save(message)
+                took = {"stall": message.stall, "write": message.write}
+                self._events.append("saved", stage=message.stage, step=message.step, **took)
 
     def flush(self) -> None:
         """Write the events recorded so far. Raises StoreError."""
@@ -88,12 +89,6 @@ class Journal:
         total = {"total": True} if phase.total else {}
         parts = {"parts": phase.parts} if phase.parts is not None else {}
         self._events.append("phase", name=phase.name, seconds=phase.seconds, **total, **parts)
-
-    def _keep_save(self, save: CheckpointSaved) -> None:
-        """Record what a save took."""
-        self._events.append(
-            "saved", stage=save.stage, step=save.step, stall=save.stall, write=save.write
-        )
 
     def _say_paid_to_first_step(self, seconds: float) -> None:
         """Show `seconds` of `pion run` plus the paid seconds of the rented machine before it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.console.messages import Note, Say
@@ -20,6 +21,7 @@ from pipeline.report.result_tables import start_in_words
 from pipeline.stages.before_after import Start, as_results, measure_each
 from pipeline.stages.measures import KeptParts, Kind, Measures, TrainedRun
 from pipeline.state.claim import taken_over
+from pipeline.state.head import Head
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import finite_json, parse_record
 from pipeline.state.run_state import RunState
@@ -116,6 +118,11 @@ def _folders(base: Base, run: RunState, digests: Digests) -> TrainedRun:
     """Bring the model and the data to this machine."""
     head = run.read()
     assert head is not None
-    data = {part: bring_data(run, head, part, digest) for part, digest in digests.data.items()}
+    data = bring_all_data(run, head, digests)
     folder = bring_base(run.store, base)
     return TrainedRun({MODEL: folder}, data.get("pretrain"), data.get("sft"))
+
+
+def bring_all_data(run: RunState, head: Head, digests: Digests) -> dict[str, Path]:
+    """Bring each part of the run's data to this machine; return its folder."""
+    return {part: bring_data(run, head, part, digest) for part, digest in digests.data.items()}

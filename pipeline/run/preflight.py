@@ -51,14 +51,14 @@ def preflight(job: Job) -> list[str]:
     file = None if job.tokenizer is None else job.tokenizer.file
     if file is not None and not (path := job.input_path(file)).is_file():
         raise BadInput(f"tokenizer.file: {path} does not exist. Nothing was started.")
-    for name in ("pretrain", "sft"):
-        section = getattr(job, name)
-        if section is not None and section.init_from is not None:
+    for stage in job.train_stages:
+        source = job.section(stage).init_from
+        if source is not None:
             from pipeline.models.find import find_model
             from pipeline.models.load import check_start
 
-            found = find_model(job.model_name(section.init_from))
-            check_start(found, section.init_from, lora=job.lora(name) is not None)
+            found = find_model(job.model_name(source))
+            check_start(found, source, lora=job.lora(stage) is not None)
     if job.evaluate.packs:
         from pipeline.stages.evaluate import read_packs
 

@@ -150,9 +150,7 @@ def check_redo(job: Job, plans: list[StagePlan], redo: str | None, refusal: Refu
             f"--redo {redo}: this job has no such stage. Its stages: {', '.join(job.stages)}."
         )
     stale = first_stale(plans)
-    if stale is None:
-        return
-    if redo is None or STAGES.index(redo) > STAGES.index(stale.stage):
+    if stale and (redo is None or STAGES.index(redo) > STAGES.index(stale.stage)):
         raise BadInput(refusal.text(stale, plans))
 
 
@@ -229,9 +227,8 @@ class Refusal:
     def _fixed_steps(self, stale: StaleStage) -> list[str]:
         """Return why `steps` can't be raised, if it never could."""
         steps = f"{stale.stage}.steps"
-        if [change.path for change in self.changes(stale)] != [steps]:
-            return []
-        if not grows_over_the_run(settings_of(self.job.section(stale.stage))):
+        only_steps = [change.path for change in self.changes(stale)] == [steps]
+        if not only_steps or not grows_over_the_run(settings_of(self.job.section(stale.stage))):
             return []
         return [f"{steps} can't be raised: windows, momentum or phases are in proportion to it."]
 
@@ -334,9 +331,9 @@ def keep_warmup(
         if section.warmup_given or redone or digest is None:
             continue
         begun = (read_inputs(stage, digest) or {}).get(f"{stage}.warmup_steps")
-        if begun == section.warmup_steps:
-            continue  # a value that is set would count as named, and would not be shortened
-        if type(begun) is int and (section.steps is None or begun < section.steps):
+        # An equal value is not set: it would count as named, and would not be shortened.
+        other = type(begun) is int and begun != section.warmup_steps
+        if other and (section.steps is None or begun < section.steps):
             section.warmup_steps = begun
 
 
