@@ -88,7 +88,10 @@ class StoppingOnSignals:
         self._asked = threading.Event()
         self._stop: AskedStop | None = None
         self._deadline: Deadline | None = None
-        self._watcher: _Watcher | None = None
+        # Not None while this is entered. Then the thread receives the signals and, at the deadline,
+        # ends the process.
+        self._signals: SignalPipe | None = None
+        self._thread = threading.Thread(target=self._watch, name="stopping", daemon=True)
 
     @property
     def asked(self) -> bool:
@@ -121,8 +124,8 @@ class StoppingOnSignals:
                 if self._deadline is None or at < self._deadline.at:
                     self._deadline = Deadline(at, at - min(LAST_WORDS, seconds / 2), reason)
             self._asked.set()
-            if self._watcher is not None:
-                self._watcher.wake()
+            if self._signals is not None:
+                self._signals.wake()
 
     def error(self, saved: str = "everything finished so far is saved") -> PionError:
         """Return the error to raise for the stop that was asked for, saying what is `saved`."""
@@ -139,49 +142,27 @@ class StoppingOnSignals:
         self.check()
 
     def __enter__(self) -> StoppingOnSignals:
-        watcher = self._watcher = _Watcher(self, self._display, self._grace)
-        watcher.start()
+        self._signals = SignalPipe()
+        self._thread.start()
+        self._signals.listen()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._deadline is not None and _early is not None:
             return  # the deadline also covers the interpreter's shutdown: threads, libraries
+        signals = self._signals
+        assert signals is not None
+        signals.restore()  # before the thread ends: it still hears what has arrived
         with self._lock:
-            watcher, self._watcher = self._watcher, None
-        assert watcher is not None
-        watcher.end()
-
-
-class _Watcher:
-    """The thread that receives the signals and, at the deadline, ends the process."""
-
-    def __init__(self, stopping: StoppingOnSignals, display: Display, grace: float) -> None:
-        self._stopping, self._display, self._grace = stopping, display, grace
-        self._over = False
-        self._signals = SignalPipe()
-        self._thread = threading.Thread(target=self._watch, name="stopping", daemon=True)
-
-    def start(self) -> None:
-        """Take the signals over."""
-        self._thread.start()
-        self._signals.listen()
-
-    def wake(self) -> None:
-        """Look at the deadline again."""
-        self._signals.wake()
-
-    def end(self) -> None:
-        """Give the signals back and block until the thread has ended."""
-        self._signals.restore()
-        self._over = True
-        self._signals.wake()
+            self._signals = None
+        signals.wake()
         self._thread.join()
-        self._signals.close()
+        signals.close()
 
     def _watch(self) -> None:
         heard: dict[int, float] = {}
-        while not self._over:
-            for number in self._signals.wait(self._seconds_left()):
+        while (signals := self._signals) is not None:
+            for number in signals.wait(self._seconds_left()):
                 now = time.monotonic()
                 impatient = number == signal.SIGINT and bool(heard)
                 if impatient and now - heard.get(number, -math.inf) > DOUBLED:
@@ -194,31 +175,28 @@ class _Watcher:
                 self._time_is_up()
 
     def _seconds_left(self) -> float | None:
-        deadline = self._stopping.deadline
-        if deadline is None:
-            return None
-        return max(0.0, deadline.last_words_at - time.monotonic())
+        deadline = self._deadline
+        return None if deadline is None else max(0.0, deadline.last_words_at - time.monotonic())
 
     def _hear(self, number: int) -> None:
         name = signal.Signals(number).name
         if number == signal.SIGTERM:
-            self._stopping.ask(name, self._grace)
+            self.ask(name, self._grace)
             within, press = f", within {self._grace:g} s", "Ctrl-C"
         else:
-            self._stopping.ask(name)
+            self.ask(name)
             within, press = "", "Ctrl-C again"
         text = f"{name}: saving finished work, then stopping{within}"
         note = Note(f"{text}. Press {press} to stop at once, without saving")
         _aside(self._display.say, note)
 
     def _time_is_up(self) -> None:
-        deadline = self._stopping.deadline
+        deadline = self._deadline
         assert deadline is not None
-        text = self._stopping.asked_stop.last_words(deadline.reason)
-        saying = _aside(self._say_last_words, text)
+        saying = _aside(self._say_last_words, self.asked_stop.last_words(deadline.reason))
         # On a busy machine this thread may wake late, and the reason still has to be said.
         saying.join(max(LAST_WORDS, deadline.at - time.monotonic()))
-        os._exit(self._stopping.asked_stop.error.exit_code)
+        os._exit(self.asked_stop.error.exit_code)
 
     def _say_last_words(self, text: str) -> None:
         self._display.say(Note(text))
@@ -330,8 +308,7 @@ def _ours(number: int) -> bool:
 
 
 def _before_fork() -> None:
-    hold = [number for number in SIGNALS if _ours(number)]
-    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, hold)
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, filter(_ours, SIGNALS))
 
 
 def _after_fork_in_child() -> None:

@@ -110,7 +110,7 @@ class RankZero(Rank):
             rows = self._trainer.drain_metrics()
         except Trouble as trouble:
             self._metrics.append(trouble.metrics)
-            self._metrics.rewound(trouble.step, trouble.what)
+            self._metrics.trackers.rewound(trouble.step, trouble.what)
             raise
         if rows:
             self._metrics.append(rows)
@@ -210,19 +210,18 @@ class RankZero(Rank):
             self._saving.begin(self._state())
 
     def _report_step(self, newest: dict[str, Any]) -> None:
-        job, section = self._context.job, self._context.job.section(self._stage)
-        tokens_left = (
-            (self._steps - newest["step"]) * section.global_batch * job.seq_len(self._stage)
-        )
-        eta = tokens_left / newest["tokens_per_second"]
-        status = {"stage": self._stage, "steps": self._steps, "eta": eta, **newest}
+        job, stage = self._context.job, self._stage
+        tokens = job.section(stage).global_batch * job.seq_len(stage)
+        eta = (self._steps - newest["step"]) * tokens / newest["tokens_per_second"]
+        status = {"stage": stage, "steps": self._steps, "eta": eta, **newest}
         self._context.report(step_message(status, self._claim.spent.dollars or None))
         self._claim.heartbeat.report(**status)
 
     def _sample(self, step: int) -> None:
         for found in self._setup.samples(self._context.job.evaluate.prompts, self._progress):
             if isinstance(found, Sample):
-                self._metrics.append_sample(step, found.prompt, found.text)
+                sample = {"step": step, "prompt": found.prompt, "text": found.text}
+                self._metrics.log.append({"step": step, "sample": sample})
             self._context.report(found)
 
     def _progress(self) -> None:
@@ -232,12 +231,9 @@ class RankZero(Rank):
 
 def _open_checkpointer(claim: Claim, setup: Setup, metrics: StageMetrics) -> Checkpointer:
     context, stage = setup.context, setup.stage
-    settings = context.job.checkpoint
-    keep = Keep(
-        last=settings.keep.last,
-        every=settings.keep.every,
-        best=HELD_OUT_LOSS if settings.keep.best or context.job.selects_best(stage) else None,
-    )
+    kept = context.job.checkpoint.keep
+    best = HELD_OUT_LOSS if kept.best or context.job.selects_best(stage) else None
+    keep = Keep(last=kept.last, every=kept.every, best=best)
     return context.checkpointer(
         claim,
         CheckpointSeries(stage, context.request.digests[stage], setup.files(), keep),
@@ -250,11 +246,12 @@ def _open_checkpointer(claim: Claim, setup: Setup, metrics: StageMetrics) -> Che
 
 def _cadence(context: TrainingContext, claim: Claim, *, on_cpu: bool) -> SaveCadence:
     settings = context.job.checkpoint
-    assumed = settings.preemption_hours * 3600
     return SaveCadence(
         every_steps=settings.every_steps,
         every_seconds=settings.every_seconds,
-        preemption_seconds=seconds_between_interruptions(claim.head, assumed),
+        preemption_seconds=seconds_between_interruptions(
+            claim.head, assumed=settings.preemption_hours * 3600
+        ),
         last_save=time.monotonic(),
         floor_seconds=context.workspace.store.save_seconds,
         on_cpu=on_cpu,

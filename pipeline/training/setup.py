@@ -63,31 +63,19 @@ class Restored:
     saved: Loaded | None
 
     @property
-    def plan(self) -> dict[str, Any] | None:
-        """The plan that the checkpoint was computed with."""
-        return self.saved.state["plan"] if self.saved is not None else None
-
-    @property
     def notes(self) -> list[str]:
         """What a person should hear about the choice of this checkpoint."""
-        notes = [str(skip) for skip in self.found.skipped]
-        if self._only_here:
-            assert self.found.entry is not None
-            step = self.found.entry.step
-            notes.append(f"continuing from step {step:,}, which only this machine has")
+        notes, entry = [str(skip) for skip in self.found.skipped], self.found.entry
+        if entry is not None and not self.found.listed:
+            notes.append(f"continuing from step {entry.step:,}, which only this machine has")
         return notes
 
     @property
     def unwritten_metrics(self) -> str:
         """JSON lines of steps before the next one that the store may not have."""
-        if not self._only_here:
+        if self.found.folder is None or self.found.listed:
             return ""
-        assert self.found.folder is not None
         return (self.found.folder / METRICS).read_text(encoding="utf-8")
-
-    @property
-    def _only_here(self) -> bool:
-        return self.found.entry is not None and not self.found.listed
 
 
 @dataclass(frozen=True)
@@ -204,26 +192,29 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     Raises BadInput when the weights to start from do not fit the job, and PionError when nothing
     good is left of what was committed.
     """
-    from pion.train.trainer import Trainer
+    from pion.train.trainer import Trainer, TrainState
 
     def bring() -> tuple[Path, Restored]:
         head = context.run.read()
         assert head is not None
         folder = bring_data(context.run, head, stage, context.request.data[stage])
-        return folder, _find(context, stage)
+        return folder, _find(context, stage, head)
 
     folder, restored = context.fetch(bring)
     data = _open(context.job, folder)
     context.job.section(stage).know_rows(data.train.total_rows)
-    recorded = context.group.from_rank_0(restored.plan)
+    saved = restored.saved
+    recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])
     plan = choose_plan(context.job, stage, context.group, recorded, context.at_most)
     if plan.compile:
         use_private_compile_cache()
-    model, why, adapter = _model(context, stage, data, plan, restored.saved)
+    model, why, adapter = _model(context, stage, data, plan, saved)
     settings = settings_of(context.job.section(stage))
     trainer = Trainer(model, data.train, settings, plan, rank=context.group.rank)
     if recorded is not None:
-        trainer.load(_state(restored.saved))
+        # Rank 0 has the state, and sends it to the others.
+        own = None if saved is None else TrainState(saved.model, saved.optimizer, saved.state)
+        trainer.load(own)
         why = f"continues after step {trainer.step:,}"
     digest = context.request.digests[stage]
     skipped = rows_to_skip(restored.head, stage, digest, trainer.next_row, trainer.skipped)
@@ -231,12 +222,10 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     return Setup(context, stage, trainer, data, restored, why, adapter)
 
 
-def _find(context: TrainingContext, stage: str) -> Restored:
+def _find(context: TrainingContext, stage: str, head: Head) -> Restored:
     """Find the checkpoint to resume from, on rank 0."""
     if context.group.rank > 0:
         return Restored(Head(), Found(None, None, []), saved=None)
-    head = context.run.read()
-    assert head is not None
     found = newest_good(context.workspace, head, stage, context.request.digests[stage])
     saved = load_folder(found.folder) if found.folder else None
     if saved is not None:
@@ -319,13 +308,13 @@ def _with_additions(
     if saved is not None:
         recorded = read_record(saved.folder) or Adapter(lora, BaseModel("an unknown base", ""))
     recorded = context.group.from_rank_0(recorded)
+    why = f"adds LoRA of rank {lora.rank} to {identity.name}"
     if recorded is not None:
         where = f"the newest checkpoint of {stage}"
         require_base(recorded.base, str(identity.sha256), where)
-    why = f"adds LoRA of rank {lora.rank} to {identity.name}"
-    if lora.base_dtype is not None and recorded is None:
-        why += f", {cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)}"
-    if recorded is None:
+    else:
+        if lora.base_dtype is not None:
+            why += f", {cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)}"
         warning = _never_stops(base, data)
         why += "" if warning is None else f". Warning: {warning}"
     model = adapted(base, lora, seed=context.job.seed, dtype=torch_dtype(plan.dtype))
@@ -336,16 +325,9 @@ def _never_stops(base: Decoder, data: StageData) -> str | None:
     """Return a warning if LoRA can't teach the base the special tokens of the data."""
     from pion.evaluation.untrained_rows import never_stops
 
-    present = set(data.train.row(0).tokens.tolist())
-    specials = data.tokenizer.special_ids.items()
-    shown = {token: text for text, token in specials if token in present}
+    present, specials = set(data.train.row(0).tokens.tolist()), data.tokenizer.special_ids
+    shown = {token: text for text, token in specials.items() if token in present}
     return never_stops(base.embed.weight, shown)
-
-
-def _state(saved: Loaded | None) -> TrainState | None:
-    from pion.train.trainer import TrainState
-
-    return TrainState(saved.model, saved.optimizer, saved.state) if saved else None
 
 
 class _Optimizer(TypedDict):

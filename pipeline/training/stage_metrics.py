@@ -187,13 +187,14 @@ def _load(name: str) -> Any:
 
 
 class StageMetrics:
-    """Rank 0's metrics of one stage under `claim`. `log` has the rows not written yet."""
+    """Rank 0's metrics of one stage under `claim`. `log` has the rows not written yet, and
+    `trackers` shows them elsewhere."""
 
     def __init__(self, claim: Claim, stage: str, trackers: Trackers) -> None:
         self._claim = claim
         now = claim.state.clock.now
         self.log = MetricsLog(claim.store, claim.state.name, stage, claim.epoch, now)
-        self._trackers = trackers
+        self.trackers = trackers
         self._flusher = threading.Thread(target=self.flush, daemon=True)
         self._last_flush = time.monotonic()
 
@@ -201,16 +202,7 @@ class StageMetrics:
         """Keep rows of numbers, each with its step, and pass them on to the job's trackers."""
         for row in rows:
             self.log.append(row)
-        self._trackers.log(rows)
-
-    def rewound(self, step: int, why: str) -> None:
-        """Tell the job's trackers that a bad step ends this attempt."""
-        self._trackers.rewound(step, why)
-
-    def append_sample(self, step: int, prompt: str, text: str) -> None:
-        """Keep what the model wrote after `prompt`."""
-        sample = {"step": step, "prompt": prompt, "text": text}
-        self.log.append({"step": step, "sample": sample})
+        self.trackers.log(rows)
 
     def flush_if_due(self) -> None:
         """Write the rows from a thread, every few seconds.
@@ -237,4 +229,4 @@ class StageMetrics:
         try:
             self.flush()
         finally:
-            self._trackers.close()
+            self.trackers.close()
