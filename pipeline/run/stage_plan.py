@@ -20,9 +20,6 @@ from pipeline.state.recorded_job import know_rows
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE
 
-# (stage, digest) → the inputs from which the digest was computed, if they were kept.
-ReadInputs = Callable[[str, str], Inputs | None]
-
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -75,23 +72,24 @@ def work_left(
     typed it.
     """
     head = run.read()
-    if head is None:
-        refuse_remains(run)
 
     def read_inputs(stage: str, digest: str) -> Inputs | None:
         kept = run.read_stage(stage, digest)
         return dict(kept["inputs"]) if kept else None
 
-    if head is not None:
+    if head is None:
+        refuse_remains(run)
+    else:
         know_rows(job, head)
         keep_warmup(job, head, redo, read_inputs)
     digests = digest_job(job)
     plans = plan_stages(job, digests, head)
-    stale = first_stale(plans)
-
-    if stale and head and continues_under_another_digest(job, stale, digests, head, read_inputs):
-        return WorkLeft(digests, head, plans, redo, raised=stale)
-    check_redo(job, plans, redo, Refusal(job, job_path, digests, read_inputs))
+    changed = None
+    if (stale := first_stale(plans)) is not None:
+        changed = ChangedStage(job, digests, stale, read_inputs(stale.stage, stale.old_digest))
+        if head is not None and changed.continues(head):
+            return WorkLeft(digests, head, plans, redo, raised=stale)
+    check_redo(job, plans, redo, changed, job_path)
     return WorkLeft(digests, head, plans, redo, raised=None)
 
 
@@ -143,18 +141,26 @@ def check_until(job: Job, until: str | None, redo: str | None) -> None:
         )
 
 
-def check_redo(job: Job, plans: list[StagePlan], redo: str | None, refusal: Refusal) -> None:
-    """Raise BadInput if continuing would invalidate committed work that `redo` does not name."""
+def check_redo(
+    job: Job,
+    plans: Sequence[StagePlan],
+    redo: str | None,
+    changed: ChangedStage | None,
+    job_path: str = "JOB",
+) -> None:
+    """Raise BadInput if continuing would invalidate committed work that `redo` does not name.
+
+    `changed` is the first stage of that work. `job_path` is the job file as the user typed it.
+    """
     if redo is not None and redo not in job.stages:
         raise BadInput(
             f"--redo {redo}: this job has no such stage. Its stages: {', '.join(job.stages)}."
         )
-    stale = first_stale(plans)
-    if stale and (redo is None or STAGES.index(redo) > STAGES.index(stale.stage)):
-        raise BadInput(refusal.text(stale, plans))
+    if changed and (redo is None or STAGES.index(redo) > STAGES.index(changed.stale.stage)):
+        raise BadInput(changed.refusal(plans, job_path))
 
 
-def first_stale(plans: list[StagePlan]) -> StaleStage | None:
+def first_stale(plans: Sequence[StagePlan]) -> StaleStage | None:
     """Return the first stage whose committed work the job would invalidate.
 
     `prepare` does not count: its data is kept under its own digest and costs nothing to prepare
@@ -164,49 +170,115 @@ def first_stale(plans: list[StagePlan]) -> StaleStage | None:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Explains why a run can't continue, and lists the options."""
+class ChangedStage:
+    """A stage that has committed work, and what the job changes about it.
+
+    `old` has the inputs of this work; None: they were not kept.
+    """
 
     job: Job
-    job_path: str
     digests: Digests
-    read_inputs: ReadInputs
+    stale: StaleStage
+    old: Inputs | None
 
-    def text(self, stale: StaleStage, plans: list[StagePlan]) -> str:
-        """Return the exact difference and the options."""
-        stage = stale.stage
-        changed = [f"    {difference}" for difference in self.changes(stale)]
+    def changes(self) -> list[Difference]:
+        """Return the fields, data included, in which the job differs from the stale stage."""
+        if self.old is None:
+            return []
+        old, new = self.old, stage_inputs(self.stale.stage, self.digests)
+        found = differences(old, new, self.digests.before)
+        inputs = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p)]
+        return found or [Difference(path, old.get(path), new.get(path)) for path in inputs]
+
+    # ------------------------------------------------------------ may it continue?
+
+    def continues(self, head: Head) -> bool:
+        """Return whether the stage's checkpoints are valid for this job despite another digest."""
+        return self.steps_may_be_raised(head) or self.fork_may_continue(head)
+
+    def steps_may_be_raised(self, head: Head) -> bool:
+        """Return whether the only change is more steps, made before either schedule begins to
+        decay.
+
+        Until then both schedules give the same learning rates, so the work done stays valid.
+        """
+        stage, changed = self.stale.stage, self.changes()
+        only_steps = [change.path for change in changed] == [f"{stage}.steps"]
+        if stage in head.stages or not only_steps or type(changed[0].old) is not int:
+            return False
+        newest = next(entry for entry in head.checkpoints if entry.stage == stage)
+        settings = settings_of(self.job.section(stage))
+        before = dataclasses.replace(settings, steps=changed[0].old)
+        return settings.steps > before.steps and newest.step <= fixed_until(before)
+
+    def fork_may_continue(self, head: Head) -> bool:
+        """Return whether a fork's stage can continue, under this job, from the checkpoint it forked
+        at.
+
+        The fork must not have trained yet, and only the stage's schedule may differ: then the
+        weights, the optimizer's state and the coming rows are still right. Steps must be left,
+        because weights that were trained only under the old schedule are not a result of this job.
+        """
+        stage = self.stale.stage
+        newest = next((entry for entry in head.checkpoints if entry.stage == stage), None)
+        if newest is None or newest.key != head.forked or stage in head.stages:
+            return False
+        return self._is_left(newest.step) and self._only_schedule_differs()
+
+    def _is_left(self, step: int) -> bool:
+        """Return whether the stage has steps after `step`, as far as that is known."""
+        section = self.job.section(self.stale.stage)
+        return not section.steps_are_known or step < section.total_steps
+
+    def _only_schedule_differs(self) -> bool:
+        """Return whether training can continue under this job from one of the old checkpoints."""
+        stage, old = self.stale.stage, self.old
+        if old is None or stage not in self.job.train_stages:
+            return False
+        fields = type(self.job.section(stage)).model_fields.items()
+        may = {f"{stage}.{name}" for name, field in fields if part_of(field) == "schedule"}
+        may.discard(f"{stage}.optimizer")  # another optimizer has other state
+        new = stage_inputs(stage, self.digests)
+        inputs = {path for path in old.keys() | new.keys() if path.startswith("input.")}
+        same_inputs = all(old.get(path) == new.get(path) for path in inputs)
+        return same_inputs and {change.path for change in self.changes()} <= may
+
+    # ------------------------------------------------------------ if not, what then?
+
+    def refusal(self, plans: Sequence[StagePlan], job_path: str) -> str:
+        """Return why the run can't continue: the exact difference, and the options."""
+        stage = self.stale.stage
+        changed = [f"    {difference}" for difference in self.changes()]
         follows = self.job.stages[self.job.stages.index(stage) :]
         kept = [p.stage for p in plans if p.state == "done" and p.stage not in follows]
         again = ["prepare"] if "prepare" not in (*follows, *kept) else []
         return "\n".join(
             [
-                f"{stage} was {stale.why}, and this job changes what {stage} depends on:",
+                f"{stage} was {self.stale.why}, and this job changes what {stage} depends on:",
                 *(changed or ["    (its old settings were not kept)"]),
-                *self._fixed_steps(stale),
+                *self._fixed_steps(),
                 "Nothing was changed. Your options:",
                 "  put the old values back;",
-                f"  pion run {self.job_path} --redo {stage}    redo {', '.join([*again, *follows])}"
+                f"  pion run {job_path} --redo {stage}    redo {', '.join([*again, *follows])}"
                 + (f" (keeps {', '.join(kept)});" if kept else ";"),
-                *self._fork(stale, plans),
-                f"  pion run {self.job_path} {self._other}    a separate new run.",
+                *self._fork(plans, job_path),
+                f"  pion run {job_path} {self._other}    a separate new run.",
             ]
         )
 
-    def _fork(self, stale: StaleStage, plans: list[StagePlan]) -> list[str]:
+    def _fork(self, plans: Sequence[StagePlan], job_path: str) -> list[str]:
         """Return the option to keep this run and continue in a fork of it, if it is possible.
 
         Forks at the stage's newest checkpoint if `fork_may_continue` allows that, else at the
         finished stage before it, else at an earlier checkpoint of the stage.
         """
-        stage, job = stale.stage, self.job
-        old = self.read_inputs(stage, stale.old_digest)
-        own = old is not None and _only_schedule_differs(job, stage, old, self.digests)
-        steps = [step for step in stale.steps if own and _is_left(job, stage, step)]
+        stage, job = self.stale.stage, self.job
+        own = self._only_schedule_differs()
+        steps = [step for step in self.stale.steps if own and self._is_left(step)]
         done = [plan.stage for plan in plans if plan.state == "done"]
         earlier = STAGES[: STAGES.index(stage)]
         before = [s for s in job.train_stages if s in done and s in earlier]
-        if steps and (steps[0] == stale.steps[0] or not before):
+        if steps and (steps[0] == self.stale.steps[0] or not before):
             where = f"--stage {stage} --at {steps[0]}"
             what = f"continue from step {steps[0]:,} of {stage} in a copy;"
         elif before:
@@ -214,7 +286,7 @@ class Refusal:
         else:
             return []
         run = job.name if job.store == DEFAULT_STORE else f"{job.store}/{job.name}"
-        fork = f"pion fork {run} {job.name}-2 {where} && pion run {self.job_path} {self._other}"
+        fork = f"pion fork {run} {job.name}-2 {where} && pion run {job_path} {self._other}"
         return [f"  {fork}    {what}"]
 
     @property
@@ -224,94 +296,20 @@ class Refusal:
         to = "" if publish is None else f" publish.to={publish.to.rstrip('/')}-2"
         return f"name={self.job.name}-2{to}"
 
-    def _fixed_steps(self, stale: StaleStage) -> list[str]:
+    def _fixed_steps(self) -> list[str]:
         """Return why `steps` can't be raised, if it never could."""
-        steps = f"{stale.stage}.steps"
-        only_steps = [change.path for change in self.changes(stale)] == [steps]
-        if not only_steps or not grows_over_the_run(settings_of(self.job.section(stale.stage))):
-            return []
-        return [f"{steps} can't be raised: windows, momentum or phases are in proportion to it."]
-
-    def changes(self, stale: StaleStage) -> list[Difference]:
-        """Return the fields, data included, in which the job differs from the stale stage."""
-        old = self.read_inputs(stale.stage, stale.old_digest)
-        if old is None:
-            return []
-        new = stage_inputs(stale.stage, self.digests)
-        found = differences(old, new, self.digests.before)
-        inputs = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p)]
-        return found or [Difference(path, old.get(path), new.get(path)) for path in inputs]
+        steps = f"{self.stale.stage}.steps"
+        only_steps = [change.path for change in self.changes()] == [steps]
+        if only_steps and grows_over_the_run(settings_of(self.job.section(self.stale.stage))):
+            return [
+                f"{steps} can't be raised: windows, momentum or phases are in proportion to it."
+            ]
+        return []
 
 
 def stage_inputs(stage: str, digests: Digests) -> dict[str, Any]:
     """Return the inputs of a stage and of its data, kept to show differences later."""
     return digests.inputs.get(f"data.{stage}", {}) | digests.inputs[stage]
-
-
-def steps_may_be_raised(
-    job: Job, stale: StaleStage, digests: Digests, head: Head, read_inputs: ReadInputs
-) -> bool:
-    """Return whether the only change is more steps, made before either schedule begins to decay.
-
-    Until then both schedules give the same learning rates, so the work done stays valid.
-    """
-    if stale.stage not in job.train_stages or stale.stage in head.stages:
-        return False
-    old = read_inputs(stale.stage, stale.old_digest)
-    if old is None:
-        return False
-    changed = differences(old, stage_inputs(stale.stage, digests), digests.before)
-    if [c.path for c in changed] != [f"{stale.stage}.steps"] or type(changed[0].old) is not int:
-        return False
-    newest = next(e for e in head.checkpoints if e.stage == stale.stage)
-    settings = settings_of(job.section(stale.stage))
-    before = dataclasses.replace(settings, steps=changed[0].old)
-    return settings.steps > before.steps and newest.step <= fixed_until(before)
-
-
-def continues_under_another_digest(
-    job: Job, stale: StaleStage, digests: Digests, head: Head, read_inputs: ReadInputs
-) -> bool:
-    """Return whether the stage's checkpoints are valid for this job despite another digest."""
-    question = (job, stale, digests, head, read_inputs)
-    return steps_may_be_raised(*question) or fork_may_continue(*question)
-
-
-def fork_may_continue(
-    job: Job, stale: StaleStage, digests: Digests, head: Head, read_inputs: ReadInputs
-) -> bool:
-    """Return whether a fork's stage can continue, under this job, from the checkpoint it forked at.
-
-    The fork must not have trained yet, and only the stage's schedule may differ: then the weights,
-    the optimizer's state and the coming rows are still right. Steps must be left, because weights
-    that were trained only under the old schedule are not a result of this job.
-    """
-    newest = next((e for e in head.checkpoints if e.stage == stale.stage), None)
-    if newest is None or newest.key != head.forked or stale.stage in head.stages:
-        return False
-    old = read_inputs(stale.stage, stale.old_digest)
-    if old is None or not _is_left(job, stale.stage, newest.step):
-        return False
-    return _only_schedule_differs(job, stale.stage, old, digests)
-
-
-def _is_left(job: Job, stage: str, step: int) -> bool:
-    """Return whether a stage has steps after `step`, as far as that is known."""
-    section = job.section(stage)
-    return not section.steps_are_known or step < section.total_steps
-
-
-def _only_schedule_differs(job: Job, stage: str, old: Inputs, digests: Digests) -> bool:
-    """Return whether training can continue under this job from a checkpoint made under `old`."""
-    if stage not in job.train_stages:
-        return False
-    fields = type(job.section(stage)).model_fields.items()
-    may = {f"{stage}.{name}" for name, field in fields if part_of(field) == "schedule"}
-    may.discard(f"{stage}.optimizer")  # another optimizer has other state
-    new = stage_inputs(stage, digests)
-    inputs = {p for p in old.keys() | new.keys() if p.startswith("input.")}
-    changed = {difference.path for difference in differences(old, new, digests.before)}
-    return changed <= may and all(old.get(path) == new.get(path) for path in inputs)
 
 
 def keep_warmup(

@@ -13,12 +13,12 @@ import yaml
 from pion.errors import BadInput, PionError
 from pipeline.commands.fork import fork_run
 from pipeline.job import Job
-from pipeline.job.digest import Inputs, digest_job
+from pipeline.job.digest import digest_job
 from pipeline.run.command import run_job
 from pipeline.run.stage_plan import (
+    ChangedStage,
     check_redo,
     first_stale,
-    fork_may_continue,
     plan_stages,
     stage_inputs,
 )
@@ -333,13 +333,12 @@ def may_continue(run: RunState, **changes: Any) -> bool:
     """Return whether `pion run` with this job continues from the fork."""
     job = Job.model_validate(tiny_dict(checkpoint__keep={"last": 9}, **changes))
     digests, head = digest_job(job), head_of(run)
-
-    def read(stage: str, digest: str) -> Inputs | None:
-        kept = run.read_stage(stage, digest)
-        return kept["inputs"] if kept else None
-
     stale = first_stale(plan_stages(job, digests, head))
-    return stale is None or fork_may_continue(job, stale, digests, head, read)
+    if stale is None:
+        return True
+    kept = run.read_stage(stale.stage, stale.old_digest)
+    old = dict(kept["inputs"]) if kept else None
+    return ChangedStage(job, digests, stale, old).fork_may_continue(head)
 
 
 @pytest.mark.parametrize(
@@ -438,17 +437,16 @@ def test_a_refused_change_of_fine_tuning_data_may_fork_what_was_pretrained(
 
 
 def refusal(run: RunState, job: Job) -> str:
-    from pipeline.run.stage_plan import Refusal
-
     job = job.model_copy(update={"store": "runs-elsewhere", "name": "demo"})
     digests = digest_job(job)
     old = digest_job(Job.model_validate(JOB))
     plans = plan_stages(job, digests, head_of(run))
-    read = {old.stages[stage]: stage_inputs(stage, old) for stage in job.stages}
+    stale = first_stale(plans)
+    assert stale is not None
+    assert stale.old_digest == old.stages[stale.stage]
+    changed = ChangedStage(job, digests, stale, stage_inputs(stale.stage, old))
     with pytest.raises(BadInput) as refused:
-        check_redo(
-            job, plans, None, Refusal(job, "x.yaml", digests, lambda stage, digest: read[digest])
-        )
+        check_redo(job, plans, None, changed, "x.yaml")
     return str(refused.value)
 
 

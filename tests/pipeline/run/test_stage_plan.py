@@ -9,15 +9,14 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.job.digest import Inputs, digest_job
+from pipeline.job.digest import digest_job
 from pipeline.run.stage_plan import (
-    Refusal,
+    ChangedStage,
+    StagePlan,
     check_redo,
     first_stale,
-    fork_may_continue,
     plan_stages,
     stage_inputs,
-    steps_may_be_raised,
 )
 from pipeline.state.head import CheckpointEntry, Head, StageRecord
 from tests.support.jobs import tiny_job
@@ -34,13 +33,12 @@ def saved_at(job: Job, stage: str, step: int) -> Head:
     return Head(checkpoints=(entry,))
 
 
-def inputs_of(job: Job):
-    digests = digest_job(job)
-
-    def read(stage: str, digest: str) -> Inputs | None:
-        return stage_inputs(stage, digests) if digests.stages[stage] == digest else None
-
-    return read
+def changed(new: Job, plans: list[StagePlan], old: Job) -> ChangedStage:
+    """Return the first stage whose work, done under the job `old`, the job `new` changes."""
+    stale, digests = first_stale(plans), digest_job(old)
+    assert stale is not None
+    assert stale.old_digest == digests.stages[stale.stage]
+    return ChangedStage(new, digest_job(new), stale, stage_inputs(stale.stage, digests))
 
 
 def states(job: Job, head: Head) -> dict[str, str]:
@@ -67,9 +65,8 @@ def test_a_change_to_a_finished_stage_is_refused_with_the_exact_difference() -> 
     old, new = tiny_job(), tiny_job(sft__lr=2e-3)
     head = finished(old, "prepare", "pretrain", "sft")
     plans = plan_stages(new, digest_job(new), head)
-    refusal = Refusal(new, "jobs/tiny.yaml", digest_job(new), inputs_of(old))
     with pytest.raises(BadInput) as error:
-        check_redo(new, plans, None, refusal)
+        check_redo(new, plans, None, changed(new, plans, old), "jobs/tiny.yaml")
     assert "sft.lr: 0.001 → 0.002" in str(error.value)
     assert "pion run jobs/tiny.yaml --redo sft" in str(error.value)
     assert "keeps prepare, pretrain" in str(error.value)
@@ -78,40 +75,36 @@ def test_a_change_to_a_finished_stage_is_refused_with_the_exact_difference() -> 
 def test_a_redo_that_prepares_the_data_again_says_so() -> None:
     old, new = tiny_job(), tiny_job(data__seq_len=48)
     plans = plan_stages(new, digest_job(new), finished(old, "prepare", "pretrain", "sft"))
-    refusal = Refusal(new, "j", digest_job(new), inputs_of(old))
     with pytest.raises(BadInput) as error:
-        check_redo(new, plans, None, refusal)
+        check_redo(new, plans, None, changed(new, plans, old))
     assert "--redo pretrain    redo prepare, pretrain, sft, evaluate;" in str(error.value)
 
 
 @pytest.mark.parametrize(("old", "new"), [(None, True), (True, None), (True, False)])
 def test_documents_may_not_change_within_a_stage(old: bool | None, new: bool | None) -> None:
     before, now = tiny_job(data__documents=old), tiny_job(data__documents=new)
-    digests, head = digest_job(now), saved_at(before, "pretrain", 5)
-    stale = first_stale(plan_stages(now, digests, head))
-    assert stale is not None
-    assert not steps_may_be_raised(now, stale, digests, head, inputs_of(before))
-    forked = replace(head, forked=head.checkpoints[0].key)
-    assert not fork_may_continue(now, stale, digests, forked, inputs_of(before))
-    refusal = Refusal(now, "jobs/tiny.yaml", digests, inputs_of(before))
+    head = saved_at(before, "pretrain", 5)
+    stage = changed(now, plan_stages(now, digest_job(now), head), before)
+    assert not stage.steps_may_be_raised(head)
+    assert not stage.fork_may_continue(replace(head, forked=head.checkpoints[0].key))
     was, becomes = json.dumps(bool(old)), json.dumps(bool(new))
-    assert [str(d) for d in refusal.changes(stale)] == [f"data.documents: {was} → {becomes}"]
+    assert [str(d) for d in stage.changes()] == [f"data.documents: {was} → {becomes}"]
 
 
 def test_redo_of_that_stage_or_an_earlier_one_is_what_allows_it() -> None:
     old, new = tiny_job(), tiny_job(sft__lr=2e-3)
     plans = plan_stages(new, digest_job(new), finished(old, "prepare", "pretrain", "sft"))
-    refusal = Refusal(new, "j", digest_job(new), inputs_of(old))
-    check_redo(new, plans, "sft", refusal)
-    check_redo(new, plans, "pretrain", refusal)
+    stage = changed(new, plans, old)
+    check_redo(new, plans, "sft", stage)
+    check_redo(new, plans, "pretrain", stage)
     with pytest.raises(BadInput):
-        check_redo(new, plans, "evaluate", refusal)
+        check_redo(new, plans, "evaluate", stage)
 
 
 def test_redo_of_a_stage_the_job_lacks_names_those_it_has() -> None:
     job = tiny_job()
     with pytest.raises(BadInput, match="prepare, pretrain, sft, evaluate"):
-        check_redo(job, [], "publish", Refusal(job, "j", digest_job(job), inputs_of(job)))
+        check_redo(job, [], "publish", None)
 
 
 def test_committed_steps_under_other_settings_are_not_thrown_away_silently() -> None:
@@ -136,7 +129,7 @@ def test_other_conversations_show_as_a_change_of_sft() -> None:
     head = finished(old, "prepare", "pretrain", "sft")
     plans = plan_stages(new, digest_job(new), head)
     with pytest.raises(BadInput, match=r"sft\.held_out: 0\.2 → 0\.1"):
-        check_redo(new, plans, None, Refusal(new, "j", digest_job(new), inputs_of(old)))
+        check_redo(new, plans, None, changed(new, plans, old))
 
 
 @pytest.mark.parametrize(
@@ -153,9 +146,8 @@ def test_steps_may_be_raised_until_the_decay_begins(
 ) -> None:
     old, new = tiny_job(), tiny_job(**change)
     head = saved_at(old, "pretrain", step)
-    stale = first_stale(plan_stages(new, digest_job(new), head))
-    assert stale is not None
-    assert steps_may_be_raised(new, stale, digest_job(new), head, inputs_of(old)) is allowed
+    stage = changed(new, plan_stages(new, digest_job(new), head), old)
+    assert stage.steps_may_be_raised(head) is allowed
 
 
 @pytest.mark.parametrize(
@@ -173,7 +165,7 @@ def test_steps_can_not_be_raised_if_the_plan_depends_on_them_and_the_fork_is_nam
     head = saved_at(old, "pretrain", 5)
     plans = plan_stages(new, digest_job(new), head)
     with pytest.raises(BadInput) as refused:
-        check_redo(new, plans, None, Refusal(new, "j", digest_job(new), inputs_of(old)))
+        check_redo(new, plans, None, changed(new, plans, old))
     reason = "pretrain.steps can't be raised: windows, momentum or phases are in proportion to it"
     assert reason in str(refused.value)
     assert "pion fork tiny tiny-2 --stage pretrain --at 5" in str(refused.value)

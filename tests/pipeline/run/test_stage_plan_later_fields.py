@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.job.digest import Inputs, digest_job
+from pipeline.job.digest import digest_job
 from pipeline.run.stage_plan import (
-    Refusal,
+    ChangedStage,
+    StagePlan,
     first_stale,
-    fork_may_continue,
     plan_stages,
     stage_inputs,
-    steps_may_be_raised,
 )
 from pipeline.state.head import CheckpointEntry, Head
 from tests.support import later_version
@@ -28,8 +27,12 @@ FORKED = Head(
 )
 
 
-def read_inputs(stage: str, digest: str) -> Inputs | None:
-    return stage_inputs(stage, TODAY) if digest == TODAY.stages[stage] else None
+def changed(job: LaterJob, plans: list[StagePlan]) -> ChangedStage:
+    """Return the first stage, trained today, that the job changes."""
+    stale = first_stale(plans)
+    assert stale is not None
+    assert stale.old_digest == TODAY.stages[stale.stage]
+    return ChangedStage(job, digest_job(job), stale, stage_inputs(stale.stage, TODAY))
 
 
 @pytest.fixture(autouse=True)
@@ -52,20 +55,14 @@ def test_raised_steps_and_forks_read_an_omitted_field_as_its_value_of_before(
     change: dict[str, Any], raised: bool, forked: bool
 ) -> None:
     job = LaterJob.model_validate(tiny_dict(**change))
-    digests = digest_job(job)
-    stale = first_stale(plan_stages(job, digests, FORKED))
-    assert stale is not None
-    question = (job, stale, digests, FORKED, read_inputs)
-    assert steps_may_be_raised(*question) is raised
-    assert fork_may_continue(*question) is forked
+    stage = changed(job, plan_stages(job, digest_job(job), FORKED))
+    assert stage.steps_may_be_raised(FORKED) is raised
+    assert stage.fork_may_continue(FORKED) is forked
 
 
 def test_a_refusal_shows_what_the_old_run_computed() -> None:
     job = LaterJob.model_validate(tiny_dict(pretrain__teacher=None, model__gate=True))
-    digests = digest_job(job)
-    plans = plan_stages(job, digests, FORKED)
-    stale = first_stale(plans)
-    assert stale is not None
-    text = Refusal(job, "job.yaml", digests, read_inputs).text(stale, plans)
+    plans = plan_stages(job, digest_job(job), FORKED)
+    text = changed(job, plans).refusal(plans, "job.yaml")
     assert 'pretrain.teacher: "none" → (not set)' in text
     assert "model.gate: false → true" in text
