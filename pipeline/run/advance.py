@@ -137,8 +137,8 @@ class Advance:
         return plans
 
     def _prepare_and_train(self, plans: Plans) -> None:
-        wanted = [s for s in self.start.job.train_stages if s in self._wanted]
-        training = [s for s in wanted if plans[s].state != "done"]
+        todo = [s for s in self._wanted if plans[s].state != "done"]
+        training = [s for s in todo if s in self.start.job.train_stages]
         prepared = plans["prepare"].state == "done"
         if prepared and training:
             self._measure_start()  # before workers own the run

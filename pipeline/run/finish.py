@@ -131,7 +131,5 @@ def _held_out_texts(job: Job, run: RunState, head: Head, digests: Digests) -> li
 
 def _shown(path: Path) -> str:
     """Return the path, relative to the working directory if it is inside."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    full, here = path.resolve(), Path.cwd()
+    return str(full.relative_to(here) if full.is_relative_to(here) else path)

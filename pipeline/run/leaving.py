@@ -46,19 +46,15 @@ class Leaving:
         """Obey a notice, from any thread: a machine will be taken in `seconds`, as `text` says."""
         with self._changed:
             stays = seconds >= LONG_NOTICE and self._needed is not None and self._needed < seconds
-            news = stays and self._plan(_Notice(text, time.monotonic() + seconds))
+            notice = _Notice(text, time.monotonic() + seconds)
+            news = stays and (self._notice is None or notice.end < self._notice.end)
+            if news:
+                self._notice = notice
+                self._changed.notify()
         if not stays:
             self._stopping.ask(text, seconds)
         elif news:
             self._say(f"{text}. Training continues, and stops in time for the last save")
-
-    def _plan(self, notice: _Notice) -> bool:
-        """Plan to leave before the notice's end; return whether no earlier end was known."""
-        if self._notice is not None and self._notice.end <= notice.end:
-            return False
-        self._notice = notice
-        self._changed.notify()
-        return True
 
     def _leave(self) -> None:
         """Wait until it is time to leave, then ask for a stop."""

@@ -77,9 +77,8 @@ class _Preparing:
         job, ready = self.start.job, {}
         tokenizer: Path | None = None
         if job.base is not None:
-            store, base = self.start.run.store, job.base
-            tokenizer = self.patiently(partial(bring_base, store, base, weights=False))
-            tokenizer = tokenizer / "tokenizer.json"
+            bring = partial(bring_base, self.start.run.store, job.base, weights=False)
+            tokenizer = self.patiently(bring) / "tokenizer.json"
         if "pretrain" in own:
             ready["pretrain"] = self._part(
                 lambda find: prepare_pretrain(job, own["pretrain"], self.say, tokenizer, find),

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from pion.errors import Interrupted, PionError, PlanFailed, Stopped, Trouble
-from pipeline.console.messages import Note, Phase, Say, Shown
+from pipeline.console.messages import Note, Phase, Say
 from pipeline.cost.budget import over_budget
 from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
@@ -57,7 +57,8 @@ class TrainingContext:
     ) -> None:
         self.request = request
         self.group = group
-        self.report = report if group.rank == 0 else _say_nothing
+        # Rank 0 reports for all.
+        self.report: Say = report if group.rank == 0 else lambda message: None
         self.job = request.load_job()
         self.workspace = workspace or Workspace(open_store(request.store), self.job.name)
         self.run = RunState(self.workspace.store, self.job.name, clock)
@@ -190,10 +191,9 @@ class TrainingContext:
     def leave_out(self, stage: str, trouble: Trouble, claim: Claim) -> str | None:
         """Record that the offending rows are left out from now on, and return None; or return why
         the run has to give up."""
-        now = self.run.clock.now()
         digest, limit = self.request.digests[stage], self.job.checkpoint.max_rewinds
         try:
-            rows = plan_rewind(claim.head, stage, digest, trouble, limit, now)
+            rows = plan_rewind(claim.head, stage, digest, trouble, limit, self.run.clock.now())
         except PionError as error:
             return str(error)
         self.patiently(lambda: claim.skip_rows(stage, rows))
@@ -237,10 +237,6 @@ class TrainingContext:
         saying.start()
         saying.join(1.0)  # the connection to the driver may hang too
         os._exit(HANG_EXIT if self.request.by_ray else 75)
-
-
-def _say_nothing(message: Shown) -> None:
-    """Do nothing: rank 0 reports for all."""
 
 
 def smaller_plan_note(failed: PlanFailed) -> str:

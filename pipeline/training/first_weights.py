@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.job.model_section import Base
 from pipeline.models.bring import bring_model
-from pipeline.models.find import FoundModel, find_model
+from pipeline.models.find import find_model
 from pipeline.models.load import fitted
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import BASES, bring_base
@@ -34,7 +34,7 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
     if source is not None:
         from pipeline.models.load import load_model
 
-        found = load_model(context.fetch(lambda: _found(context, source)))
+        found = load_model(context.fetch(lambda: find_model(job.model_name(source))))
         warning = ", whose ternary weights are already rounded" if found.config.packed else ""
         model = fitted(job.model_config_resolved(), found, source)
         return model, f"starts from {source}{warning}"
@@ -75,15 +75,11 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
         key, folder = context.fetch(lambda: _bring_pretrained(context.run))
         pretrained = load_decoder(folder)
         return pretrained, identify(pretrained, key)
-    found = context.fetch(lambda: _found(context, source))
+    found = context.fetch(lambda: find_model(job.model_name(source)))
     check_start(found, source, lora=True)
     model = load_model(found)
-    base = identify(model, context.job.model_name(source, found.commit), found.commit)
-    return fitted(context.job.model_config_resolved(), model, source), base
-
-
-def _found(context: TrainingContext, source: str) -> FoundModel:
-    return find_model(context.job.model_name(source))
+    base = identify(model, job.model_name(source, found.commit), found.commit)
+    return fitted(job.model_config_resolved(), model, source), base
 
 
 def _bring_pretrained(run: RunState) -> tuple[str, Path]:

@@ -193,8 +193,7 @@ class StageTraining:
         self.rank.stepped_down(change)
 
     def _evaluate(self) -> None:
-        result = self.setup.evaluate(self._progress)
-        self.rank.evaluated(result)
+        self.rank.evaluated(self.setup.evaluate(self._progress), self._progress)
 
     def _progress(self) -> None:
         """Tell the watchdog that an evaluation progresses: it may take longer than many steps.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -55,8 +56,11 @@ class Rank:
     def save_before_evaluating(self, *, last: bool) -> None:
         """Save before an evaluation, because it may run out of memory."""
 
-    def evaluated(self, result: HeldOutLoss) -> None:
-        """Keep and report the held-out loss, and what the model writes after the job's prompts."""
+    def evaluated(self, result: HeldOutLoss, on_token: Callable[[], None]) -> None:
+        """Keep and report the held-out loss, and what the model writes after the job's prompts.
+
+        `on_token` is called after each token that the model writes.
+        """
 
     def finish(self) -> None:
         """Make the last step durable and record the stage as finished."""
@@ -134,7 +138,7 @@ class RankZero(Rank):
             elif self._saving.due_before_evaluating():
                 self._save()
 
-    def evaluated(self, result: HeldOutLoss) -> None:
+    def evaluated(self, result: HeldOutLoss, on_token: Callable[[], None]) -> None:
         step = self._trainer.step
         self._held_out_loss = result.loss
         if self._selects_best:
@@ -147,7 +151,11 @@ class RankZero(Rank):
         )
         self._context.report(Evaluation(self._stage, step, result.loss, result.sem))
         self._advice.evaluated(step, result.loss)
-        self._sample(step)
+        for found in self._setup.samples(self._context.job.evaluate.prompts, on_token):
+            if isinstance(found, Sample):
+                sample = {"step": step, "prompt": found.prompt, "text": found.text}
+                self._metrics.log.append({"step": step, "sample": sample})
+            self._context.report(found)
 
     def finish(self) -> None:
         with self._context.watchdog.paused():
@@ -192,9 +200,10 @@ class RankZero(Rank):
             self._saving.complete(self._state())
         saved = self._checkpointer.last
         assert saved is not None
-        metrics = {HELD_OUT_LOSS: loss}
         self._context.patiently(
-            partial(self._claim.commit, lambda head: head.with_metrics(saved.key, metrics))
+            partial(
+                self._claim.commit, lambda head: head.with_metrics(saved.key, {HELD_OUT_LOSS: loss})
+            )
         )
 
     def _state(self) -> TrainState:
@@ -216,17 +225,6 @@ class RankZero(Rank):
         status = {"stage": stage, "steps": self._steps, "eta": eta, **newest}
         self._context.report(step_message(status, self._claim.spent.dollars or None))
         self._claim.heartbeat.report(**status)
-
-    def _sample(self, step: int) -> None:
-        for found in self._setup.samples(self._context.job.evaluate.prompts, self._progress):
-            if isinstance(found, Sample):
-                sample = {"step": step, "prompt": found.prompt, "text": found.text}
-                self._metrics.log.append({"step": step, "sample": sample})
-            self._context.report(found)
-
-    def _progress(self) -> None:
-        self._context.watchdog.progress()
-        self._claim.check()
 
 
 def _open_checkpointer(claim: Claim, setup: Setup, metrics: StageMetrics) -> Checkpointer:

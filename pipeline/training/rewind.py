@@ -38,7 +38,8 @@ def plan_rewind(
         why=trouble.what,
         at=now,
     )
-    saved = _newest_step(head, stage, digest)
+    steps = (e.step for e in head.checkpoints if (e.stage, e.digest) == (stage, digest))
+    saved = max(steps, default=0)  # 0: none is committed
     counting = [rows for rows in known if rows.step > saved - SETTLED_STEPS]
     if len(counting) >= max_rewinds:
         raise PionError(_gives_up(stage, [*counting, skip], max_rewinds, saved))
@@ -70,12 +71,6 @@ def rows_to_skip(
 
 def _skipped(head: Head, stage: str, digest: str) -> list[SkippedRows]:
     return [rows for rows in head.skipped.get(stage, ()) if rows.digest == digest]
-
-
-def _newest_step(head: Head, stage: str, digest: str) -> int:
-    """Return the step of the stage's newest checkpoint; 0 if none is committed."""
-    steps = [e.step for e in head.checkpoints if (e.stage, e.digest) == (stage, digest)]
-    return max(steps, default=0)
 
 
 def _gives_up(stage: str, troubles: list[SkippedRows], max_rewinds: int, saved: int) -> str:

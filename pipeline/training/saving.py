@@ -66,8 +66,7 @@ class Saving:
         checkpoint is nearly always younger. Evaluations are few, and the floor leaves room for
         them.
         """
-        too_soon = self.cadence.too_soon(self._clock.monotonic())
-        return self.settings.keep.best or not too_soon
+        return self.settings.keep.best or not self.cadence.too_soon(self._clock.monotonic())
 
     def begin(self, state: TrainState) -> None:
         """Save `state` in the background. Raises `NotDurable` if the store has refused the save
@@ -95,8 +94,7 @@ class Saving:
         def wait(seconds: float) -> None:
             """Sleep, and say so: a log should show why nothing else happens."""
             self.follow(training=False)
-            text = f"the store can't be reached. Trying again in {duration(seconds)}"
-            self._report(Note(text))
+            self._report(Note(f"the store can't be reached. Trying again in {duration(seconds)}"))
             self._clock.sleep(seconds)
             if give_up():
                 raise _GivenUp
@@ -146,20 +144,18 @@ class Saving:
                 )
             )
         if stats.outage != self._outage:
-            self._outage = outage = stats.outage
-            text = f"nothing can be saved now: {outage}"
-            if training:
-                text += " Training continues, and Pion tries again."
-            self._report(Note("saving works again" if outage is None else text))
+            self._outage = stats.outage
+            then = " Training continues, and Pion tries again." if training else ""
+            text = f"nothing can be saved now: {stats.outage}{then}"
+            self._report(Note("saving works again" if stats.outage is None else text))
         return news
 
     def too_long_undurable(self) -> bool:
         """Return whether nothing has become durable for `checkpoint.max_undurable` seconds: work
         that may be lost is not worth its price."""
         undurable = self._clock.monotonic() - self._durable_since
-        return self.checkpointer.stats.outage is not None and (
-            undurable > self.settings.max_undurable
-        )
+        outage = self.checkpointer.stats.outage
+        return outage is not None and undurable > self.settings.max_undurable
 
     def hold(self, state: TrainState, asked: Callable[[], bool]) -> None:
         """Stand still until `state` is durable, or a stop is `asked`."""

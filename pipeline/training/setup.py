@@ -139,10 +139,14 @@ class Setup:
     def evaluate(self, on_batch: Callable[[], None]) -> Evaluation:
         """Return the loss on the job's first held-out rows. Every rank calls this."""
         held_out, tokenizer = self.data.held_out, self.data.tokenizer
-        rows = range(min(self.context.job.evaluate.rows, held_out.total_rows))
-        end, vocab_size = tokenizer.end_of_text, tokenizer.vocab_size
-        micro_batch = self.trainer.plan.micro_batch
-        return self.trainer.evaluate(held_out, rows, micro_batch, end, vocab_size, on_batch)
+        return self.trainer.evaluate(
+            held_out,
+            range(min(self.context.job.evaluate.rows, held_out.total_rows)),
+            self.trainer.plan.micro_batch,
+            tokenizer.end_of_text,
+            tokenizer.vocab_size,
+            on_batch,
+        )
 
     def samples(self, prompts: Sequence[str], on_token: Callable[[], None]) -> list[Sample | Note]:
         """Return what the model writes after each prompt, or why it can't."""

@@ -105,21 +105,19 @@ class Watchdog:
             if at - self._checked > 3 * self.period:
                 self._last_beat, self._since = None, at
             self._checked = at
-            silent, limit = at - self._since, self._limit()
+            usual = statistics.median(self._intervals) if self._intervals else None
+            limit = self._start_limit
+            if usual is not None:
+                limit = max(self._at_least, self._factor * usual)
+            silent = at - self._since
             hangs = self._pauses == 0 and silent > limit and not self._reported
             self._reported = self._reported or hangs
-            usual = statistics.median(self._intervals) if self._intervals else None
         if hangs:
             self._on_hang(_describe(silent, usual))
 
     def _watch(self) -> None:
         while not self._reported and not self._over.wait(self.period):
             self.check()
-
-    def _limit(self) -> float:
-        if not self._intervals:
-            return self._start_limit
-        return max(self._at_least, self._factor * statistics.median(self._intervals))
 
 
 def _describe(silent: float, usual: float | None) -> str:

@@ -169,23 +169,20 @@ class Lifeline:
         _hang_up(self._connection)
 
     def _listen(self) -> None:
-        try:
-            with self._connection.makefile("r", encoding="utf-8") as lines:
-                for line in lines:
-                    if isinstance(from_json(line), SaveAndStop):
-                        self.stop_requested = True
-        except (OSError, ValueError):
-            pass
+        with (
+            contextlib.suppress(OSError, ValueError),
+            self._connection.makefile("r", encoding="utf-8") as lines,
+        ):
+            for line in lines:
+                if isinstance(from_json(line), SaveAndStop):
+                    self.stop_requested = True
         if not self._closing:
             os._exit(LOST_DRIVER_EXIT)
 
 
 def _send(connection: socket.socket, message: Message) -> None:
-    try:
+    with contextlib.suppress(OSError):  # the thread that reads notices a broken connection
         connection.sendall((to_json(message) + "\n").encode())
-    except OSError:
-        # The thread that reads notices a broken connection.
-        return
 
 
 def _hang_up(connection: socket.socket) -> None:

@@ -47,16 +47,17 @@ def listen(address: str, count: int) -> tuple[str, int]:
     Raises OSError if `address` does not belong to this machine.
     """
     listener = socket.create_server((address, 0))
-    port = listener.getsockname()[1]
-    store = dist.TCPStore(
-        address,
-        port,
-        count,
-        is_master=True,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-    )
-    _listening[:] = [store]
+    port: int = listener.getsockname()[1]
+    _listening[:] = [
+        dist.TCPStore(
+            address,
+            port,
+            count,
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+        )
+    ]
     return address, port
 
 
@@ -86,9 +87,8 @@ def _store(meeting: Meeting, rank: int) -> dist.Store:
     if rank == 0:
         return _listening.pop()
     assert meeting.at is not None
-    host, port = meeting.at
     connecting = timedelta(seconds=CONNECT_SECONDS)
-    return dist.TCPStore(host, port, meeting.count, timeout=connecting, wait_for_workers=False)
+    return dist.TCPStore(*meeting.at, meeting.count, timeout=connecting, wait_for_workers=False)
 
 
 def _stay_on_interface(address: str, *, on_one_machine: bool) -> None:
