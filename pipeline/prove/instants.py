@@ -135,8 +135,9 @@ class Instants:
             return self._dying(Instant(delay=self._draw.uniform(0.0, self._start_seconds)))
         else:
             instant = Instant(lines=self._draw.randint(1, self._lines))
-        delay = self._draw.uniform(0.0, 2 * self._step_seconds)
-        return self._dying(dataclasses.replace(instant, delay=delay))
+        return self._dying(
+            dataclasses.replace(instant, delay=self._draw.uniform(0.0, 2 * self._step_seconds))
+        )
 
     def _dying(self, instant: Instant) -> Instant:
         """Draw what dies: half of the time the machine, and half of these times its disk too."""

@@ -141,8 +141,10 @@ class _Proof:
     def go(self) -> None:
         """Do the unbroken run, then killed runs until enough kills have landed or a run differs."""
         steps = ", ".join(f"{s} {self.cut.section(s).total_steps}" for s in self.cut.train_stages)
-        where = f"{self.store.url}/{self.name}"
-        self.say(f"{where}: {steps} steps, saved every {SAVE_EVERY}; seed {self.seed}")
+        self.say(
+            f"{self.store.url}/{self.name}: {steps} steps, saved every {SAVE_EVERY}; "
+            f"seed {self.seed}"
+        )
         whole = self._attempt(self.unbroken, None)
         if whole.exit_code != 0:
             raise _failed(self.unbroken.name, whole)
@@ -191,8 +193,8 @@ class _Proof:
 
     def _attempt(self, run: RunState, instant: Instant | None) -> Attempt:
         cut = cut_overrides(self.job, run.name, self.store.url)
-        command = [sys.executable, "-m", "pipeline.cli", "run", *self.arguments, *cut]
-        return attempt(command, self.place, run.name, instant)
+        pion_run = [sys.executable, "-m", "pipeline.cli", "run"]
+        return attempt([*pion_run, *self.arguments, *cut], self.place, run.name, instant)
 
     def _record(self, run: RunState, instant: Instant, done: Attempt) -> Kill:
         stage = next((s for s in reversed(self.cut.train_stages) if s in done.steps), None)
@@ -231,8 +233,10 @@ class _Proof:
         The last save of every stage is certain. Of the others, count half: a save is skipped while
         the previous one is being written.
         """
-        stages = self.cut.train_stages
-        left = [self.cut.section(s).total_steps - self._committed(head, s) for s in stages]
+        left = (
+            self.cut.section(stage).total_steps - self._committed(head, stage)
+            for stage in self.cut.train_stages
+        )
         return sum(max(1, steps // (2 * SAVE_EVERY)) for steps in left if steps > 0)
 
     def tidy(self) -> None:

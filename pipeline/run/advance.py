@@ -308,5 +308,9 @@ class Advance:
         if self.work_done:
             safe = f"Everything committed before is safe in {self.start.run.store.url}."
             return verdict(error, Moment.WORK_DONE, safe)
-        managed = self.start.owner.launch_id is not None
-        return verdict(error, Moment.BEFORE_WORK, "Nothing was started.", managed=managed)
+        return verdict(
+            error,
+            Moment.BEFORE_WORK,
+            "Nothing was started.",
+            managed=self.start.owner.launch_id is not None,
+        )

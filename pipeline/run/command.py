@@ -56,8 +56,9 @@ def run_job(job: Job, options: Options, display: Display) -> int:
                 refuse_owned(run, left.head, Owner.me())
             price = _check_before_claiming(job, run, left, options.until, display)
         with stopping, _watching_for_notices(stopping, display) as leaving:
-            owner = Owner.me()
-            start = Start(job, options, left.digests, run, owner, stopping, started, price, leaving)
+            start = Start(
+                job, options, left.digests, run, Owner.me(), stopping, started, price, leaving
+            )
             asked = time.monotonic()
             claim = _claim(start, left, display)
             if claim.before.claims and claim.reason != RELEASED:

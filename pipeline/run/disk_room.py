@@ -64,9 +64,7 @@ def free_bytes(folder: Path) -> int | None:
 
     None if the file system does not say.
     """
-    while not folder.exists():
-        folder = folder.parent
-    found = os.statvfs(folder)
+    found = os.statvfs(next(path for path in (folder, *folder.parents) if path.exists()))
     if found.f_blocks == 0:
         return None
     blocks = found.f_bfree if os.geteuid() == 0 else found.f_bavail  # root may use the reserve
@@ -76,9 +74,14 @@ def free_bytes(folder: Path) -> int | None:
 def _to_save(job: Job, left: WorkLeft, until: str | None) -> list[str]:
     """Return the training stages that will still write a checkpoint."""
     wanted = stages_until([plan.stage for plan in left.plans], until)
-    stages = [stage for stage in wanted if stage in job.train_stages]
-    todo = [plan for plan in left.plans if plan.stage in stages and plan.state != "done"]
-    return [plan.stage for plan in todo if not _is_saved(job, left, plan)]
+    return [
+        plan.stage
+        for plan in left.plans
+        if plan.stage in wanted
+        and plan.stage in job.train_stages
+        and plan.state != "done"
+        and not _is_saved(job, left, plan)
+    ]
 
 
 def _is_saved(job: Job, left: WorkLeft, plan: StagePlan) -> bool:

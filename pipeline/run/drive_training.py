@@ -75,8 +75,16 @@ def training_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -
 
 
 def _request(start: Start, stages: Sequence[str], gpus: int, **rest: Any) -> TrainRequest:
-    stated = {"started": start.at, "price": start.price, "gpus": gpus, **rest}
-    return TrainRequest.of(start.job, start.digests, start.owner, list(stages), **stated)
+    return TrainRequest.of(
+        start.job,
+        start.digests,
+        start.owner,
+        list(stages),
+        started=start.at,
+        price=start.price,
+        gpus=gpus,
+        **rest,
+    )
 
 
 def fetch_ahead(start: Start, claim: Claim, stage: str, say: Say) -> None:
@@ -156,8 +164,7 @@ class WorkersTraining:
                 self._start.leaving.noticed(message.text, message.seconds)
             case WorkerStarted():
                 if rank == 0:
-                    seconds = time.monotonic() - self._workers.started
-                    self._say(Phase("Ray and workers", seconds))
+                    self._say(Phase("Ray and workers", time.monotonic() - self._workers.started))
             case _:
                 self._say(message)
                 if isinstance(message, Step) and not self._imported:

@@ -119,8 +119,8 @@ def _folders(base: Base, run: RunState, digests: Digests) -> TrainedRun:
     head = run.read()
     assert head is not None
     data = bring_all_data(run, head, digests)
-    folder = bring_base(run.store, base)
-    return TrainedRun({MODEL: folder}, data.get("pretrain"), data.get("sft"))
+    model = {MODEL: bring_base(run.store, base)}
+    return TrainedRun(model, data.get("pretrain"), data.get("sft"))
 
 
 def bring_all_data(run: RunState, head: Head, digests: Digests) -> dict[str, Path]:

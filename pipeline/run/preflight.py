@@ -110,9 +110,7 @@ def store_that_goes_with_the_machine(
         return []
     store = open_store(url)
     assert isinstance(store, FileStore)
-    folder = store.folder
-    while not folder.exists():
-        folder = folder.parent
+    folder = next(path for path in (store.folder, *store.folder.parents) if path.exists())
     if folder.stat().st_dev != Path("/").stat().st_dev:  # a volume may outlive the machine
         return []
     if environment.get(MANAGED):

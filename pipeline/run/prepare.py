@@ -112,8 +112,8 @@ class _Preparing:
                     continue
             else:
                 self._say_found(prepared, part)
-            here = self._bring(prepared.fingerprint, folder)
-            return _Ready(data_key(prepared.fingerprint, folder), prepared.report, here)
+            key = data_key(prepared.fingerprint, folder)
+            return _Ready(key, prepared.report, self._bring(prepared.fingerprint, folder))
 
     def _begin_or_use(self, part: Part, fingerprint: str) -> str | Writer:
         """Return the id of a folder that this run uses from now on, or this process as writer."""
@@ -167,8 +167,8 @@ class _Preparing:
         )
 
     def _bring(self, fingerprint: str, folder: str) -> Path:
-        workspace = Workspace(self.start.run.store, SHARED)
-        return self.patiently(partial(workspace.bring, f"{fingerprint}/{folder}"))
+        shared = Workspace(self.start.run.store, SHARED)
+        return self.patiently(partial(shared.bring, f"{fingerprint}/{folder}"))
 
 
 @contextlib.contextmanager

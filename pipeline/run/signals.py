@@ -186,9 +186,11 @@ class StoppingOnSignals:
         else:
             self.ask(name)
             within, press = "", "Ctrl-C again"
-        text = f"{name}: saving finished work, then stopping{within}"
-        note = Note(f"{text}. Press {press} to stop at once, without saving")
-        _aside(self._display.say, note)
+        text = (
+            f"{name}: saving finished work, then stopping{within}. Press {press} to stop at once, "
+            "without saving"
+        )
+        _aside(self._display.say, Note(text))
 
     def _time_is_up(self) -> None:
         deadline = self._deadline

@@ -15,7 +15,7 @@ from pipeline.job.digest import Difference, Digests, Inputs, differences, digest
 from pipeline.job.section import part_of
 from pipeline.job.train_sections import settings_of
 from pipeline.state.find_run import refuse_remains
-from pipeline.state.head import CheckpointEntry, Head
+from pipeline.state.head import Head
 from pipeline.state.recorded_job import know_rows
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE
@@ -103,21 +103,18 @@ def _plan_stage(stage: str, digest: str, head: Head) -> StagePlan:
     if record is not None and record.digest == digest:
         return StagePlan(stage, "done", f"finished {moment(record.at)} with the same settings")
     entries = [entry for entry in head.checkpoints if entry.stage == stage]
+    newest = next((e for e in entries if e.digest == digest), entries[0] if entries else None)
     if record is not None:
-        why = f"finished {moment(record.at)} with different settings"
-        return StaleStage(stage, "stale", why, record.digest, _steps(entries, record.digest))
-    mine = [entry for entry in entries if entry.digest == digest]
-    if mine:
-        return StagePlan(stage, "resume", f"at step {mine[0].step:,}, saved {moment(mine[0].at)}")
-    if entries:
-        newest = entries[0]
+        old, why = record.digest, f"finished {moment(record.at)} with different settings"
+    elif newest is None:
+        return StagePlan(stage, "todo", "not begun")
+    elif newest.digest == digest:
+        return StagePlan(stage, "resume", f"at step {newest.step:,}, saved {moment(newest.at)}")
+    else:
+        old = newest.digest
         why = f"at step {newest.step:,} with different settings, saved {moment(newest.at)}"
-        return StaleStage(stage, "stale", why, newest.digest, _steps(entries, newest.digest))
-    return StagePlan(stage, "todo", "not begun")
-
-
-def _steps(entries: list[CheckpointEntry], digest: str) -> tuple[int, ...]:
-    return tuple(entry.step for entry in entries if entry.digest == digest)
+    steps = tuple(entry.step for entry in entries if entry.digest == old)
+    return StaleStage(stage, "stale", why, old, steps)
 
 
 def stages_until(stages: Sequence[str], until: str | None) -> Sequence[str]:
@@ -276,8 +273,7 @@ class ChangedStage:
         own = self._only_schedule_differs()
         steps = [step for step in self.stale.steps if own and self._is_left(step)]
         done = [plan.stage for plan in plans if plan.state == "done"]
-        earlier = STAGES[: STAGES.index(stage)]
-        before = [s for s in job.train_stages if s in done and s in earlier]
+        before = [s for s in STAGES[: STAGES.index(stage)] if s in done and s in job.train_stages]
         if steps and (steps[0] == self.stale.steps[0] or not before):
             where = f"--stage {stage} --at {steps[0]}"
             what = f"continue from step {steps[0]:,} of {stage} in a copy;"

@@ -96,6 +96,5 @@ def _change(name: str, nats: float, before: Result, after: Result) -> Result:
         )
     # A sum that is not finite is kept as null.
     sums = [np.array(side[by]["nats"], dtype=np.float64) for side in (before, after)]
-    sizes = np.array(before[by]["sizes"])
-    value, error = ratio((sums[1] - sums[0]) / nats, sizes)
+    value, error = ratio((sums[1] - sums[0]) / nats, np.array(before[by]["sizes"]))
     return {name: value, f"{name}_sem": error}

@@ -163,8 +163,7 @@ class Measures:
         from pion.evaluation.held_out import Scorer
 
         micro_batch = max(1, TOKENS_AT_ONCE[self.device.type] // seq_len)
-        vocab_size = self.tokenizer.vocab_size
-        return Scorer(model, vocab_size, micro_batch, self.dtype, self._on_batch)
+        return Scorer(model, self.tokenizer.vocab_size, micro_batch, self.dtype, self._on_batch)
 
     def _decoder(self, stage: str) -> Decoder:
         """Return the model of `stage`, on the device. One model is kept at a time."""
@@ -207,9 +206,12 @@ class Measures:
         nll = np.zeros(targets.shape)  # the last target of a row is never counted
         nll[:, :-1] = model.nll(np.stack([row.tokens for row in measured]))
         numbers = held_out.document_numbers(self._rows(held_out), self.tokenizer.end_of_text)
-        token_bytes = self.tokenizer.token_bytes()
-        result = dataclasses.asdict(summarize(nll, targets, token_bytes, numbers))
-        return {"order": model.order, **result, "train_tokens": model.train_tokens}
+        found = summarize(nll, targets, self.tokenizer.token_bytes(), numbers)
+        return {
+            "order": model.order,
+            **dataclasses.asdict(found),
+            "train_tokens": model.train_tokens,
+        }
 
     # ------------------------------------------------------------ data and machine
 

@@ -134,8 +134,7 @@ def _prepared(job: Job, part: _Part, tokenizer: Path | None, find: Find) -> Prep
     sources = [{**one, "name": name} for one, name in zip(report["sources"], names, strict=False)]
     prepared = Prepared(ready, fingerprint, names, {**report, "sources": sources})
     if part.name in job.train_stages:
-        batch = job.section(part.name).global_batch
-        _check_rows(prepared, batch, part.name, job.seq_len(part.name))
+        _check_rows(job, prepared, part.name)
     return prepared
 
 
@@ -202,8 +201,7 @@ def _write_conversations(
             own, turns = in_own_format(tokenizer), conversations(job, found, remarks)
             report = write_conversation_rows(turns, own, place, rows, what, say)
         else:
-            theirs = in_template(written.template, tokenizer)
-            read = talks(job, found, remarks)
+            theirs, read = in_template(written.template, tokenizer), talks(job, found, remarks)
             report = write_conversation_rows(read, theirs, place, rows, what, say)
     remarks.note_systems(report)
     return report | _noted(remarks)
@@ -233,10 +231,9 @@ def _find_inputs(job: Job, part: _Part) -> list[Input]:
 
 
 def _row_format(found: Input, folder: Path, seq_len: int, shard_rows: int) -> RowFormat:
-    tokenizer = sha256_file(folder / "tokenizer.json")
-    identity = [covered_fields(found.source), found.state, tokenizer]
-    templates = (TEMPLATE_FILE, TOKENIZER_CONFIG, DATE_FILE)
-    identity += [sha256_file(folder / name) for name in templates if (folder / name).is_file()]
+    files = [folder / name for name in (TEMPLATE_FILE, TOKENIZER_CONFIG, DATE_FILE)]
+    files = [folder / "tokenizer.json", *(path for path in files if path.is_file())]
+    identity = [covered_fields(found.source), found.state, *map(sha256_file, files)]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return RowFormat(seq_len, shard_rows, key)
 
@@ -259,14 +256,14 @@ def check_splits(report: dict[str, Any], found: Input, seq_len: int, share: floa
             )
 
 
-def _check_rows(data: Prepared, global_batch: int, stage: str, seq_len: int) -> None:
+def _check_rows(job: Job, data: Prepared, stage: str) -> None:
     rows = data.report.get("train_rows")
     if type(rows) is not int:
         raise BadInput(
             f"{data.folder / DATASET}: report.train_rows is {rows!r:.200}; it must be a whole "
             "number. Prepare the data again: --redo prepare"
         )
-    require_a_batch(rows, global_batch, stage, seq_len)
+    require_a_batch(rows, job.section(stage).global_batch, stage, job.seq_len(stage))
 
 
 def require_a_batch(rows: int, global_batch: int, stage: str, seq_len: int) -> None:

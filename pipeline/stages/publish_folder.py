@@ -210,8 +210,12 @@ def _export(model: Finished, folder: Path) -> dict[str, Any]:
     rows = exported_rows(decoder.config, tokenizer)
     dropped = sum(weights[name][rows:].numel() for name in vocabulary_rows(decoder))
     parameters = decoder.num_params() - dropped
-    extra = CardExtras(rounding=cost, terms=model.terms, gguf="gguf" in gguf)
-    _write_card(folder, model, parameters, extra)
+    _write_card(
+        folder,
+        model,
+        parameters,
+        CardExtras(rounding=cost, terms=model.terms, gguf="gguf" in gguf),
+    )
     return {"parameters": parameters, "max_logit_difference": difference, **gguf}
 
 
@@ -226,8 +230,7 @@ def _add_gguf(folder: Path, name: str, seq_len: int) -> dict[str, str]:
 
     try:
         convert(folder, folder / GGUF_FILE, "f16", name=name)
-        text = modelfile(folder, GGUF_FILE, seq_len)
-        (folder / MODELFILE).write_text(text, encoding="utf-8")
+        (folder / MODELFILE).write_text(modelfile(folder, GGUF_FILE, seq_len), encoding="utf-8")
     except Exception as error:  # even a mistake in this code must not cost the weights
         for file in (GGUF_FILE, MODELFILE):
             (folder / file).unlink(missing_ok=True)

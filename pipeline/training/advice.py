@@ -53,8 +53,7 @@ class Advice:
         shown = " → ".join(f"{loss:.4f} (step {at:,})" for at, loss in self._losses[-RISES - 1 :])
         fewer = f"{stage}.steps={best}"
         if isinstance(section, Sft) and section.epochs is not None:
-            passes = section.epochs * best / section.total_steps
-            fewer = f"{stage}.epochs={passes:.2g}"
+            fewer = f"{stage}.epochs={section.epochs * best / section.total_steps:.2g}"
         text = (
             f"warning: {stage}: the held-out loss has risen {RISES} times in a row: {shown}. If "
             "that goes on, the model learns its training data by heart: use more data, or train "

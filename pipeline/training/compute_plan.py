@@ -112,12 +112,12 @@ def _fitting_micro_batch(
     from pion.train.micro_batch import DoesNotFit, choose_micro_batch
     from pion.train.phases import config_of_largest_phase
 
-    phases = phases_of(job.section(stage).phases)
+    section = job.section(stage)
     work = Workload(
-        config_of_largest_phase(phases, job.model_config_resolved()),
+        config_of_largest_phase(phases_of(section.phases), job.model_config_resolved()),
         seq_len=job.seq_len(stage),
         dtype=plan.dtype,
-        optimizer=job.section(stage).optimizer,
+        optimizer=section.optimizer,
         device=device.type,
         documents=stage == "sft" or job.within_documents,
         compile=plan.compile,

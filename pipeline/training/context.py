@@ -73,7 +73,8 @@ class TrainingContext:
         )
         self.watchdog.start()
         self._asked = should_stop
-        self._claim: Claim | None = None
+        # On rank 0 while it owns the run. Its stop requests and its spending are obeyed.
+        self.owned: Claim | None = None
         self._patience = Patience(
             linger_seconds(self.job.checkpoint),
             lambda text: self.report(Note(text)),
@@ -97,7 +98,7 @@ class TrainingContext:
     def stop_reason(self) -> str | None:
         """Why the run must stop and stay stopped, by a request or the budget; None if it may
         continue."""
-        claim = self._claim
+        claim = self.owned
         if claim is None:
             return None
         request = claim.heartbeat.stop_request
@@ -141,8 +142,7 @@ class TrainingContext:
 
     def claim(self) -> Claim:
         """Claim the run under a new epoch; give up if attempts keep failing without a commit."""
-        price = self.request.price
-        owner = Owner(**self.request.owner)
+        owner, price = Owner(**self.request.owner), self.request.price
         claim = self.patiently(lambda: claim_again(self.run, owner, price=price))
         self.patiently(lambda: sweep_abandoned(claim))
         self.patiently(lambda: sweep(claim))
@@ -162,8 +162,7 @@ class TrainingContext:
 
     def uploader(self) -> Uploader:
         """Return the process that uploads the checkpoints of a stage."""
-        patience = self.job.checkpoint.max_undurable
-        return Uploader(Snapshot(), self.run.store.url, patience=patience)
+        return Uploader(Snapshot(), self.run.store.url, patience=self.job.checkpoint.max_undurable)
 
     def free_memory(self) -> None:
         """Free what nobody refers to any more, such as a trainer with its weights."""
@@ -175,17 +174,12 @@ class TrainingContext:
         self.patiently(claim.forget_attempts)
         self.report(Note(smaller_plan_note(failed)))
 
-    def own(self, claim: Claim | None) -> None:
-        """From now on, obey the stop requests and spending of `claim` (None except on rank 0)."""
-        self._claim = claim
-
     def unfinished(self, head: Head) -> list[str]:
         """Return the stages that `head` does not record as finished."""
-        digests = self.request.digests
         return [
             stage
             for stage in self.request.stages
-            if stage not in head.stages or head.stages[stage].digest != digests[stage]
+            if stage not in head.stages or head.stages[stage].digest != self.request.digests[stage]
         ]
 
     def leave_out(self, stage: str, trouble: Trouble, claim: Claim) -> str | None:

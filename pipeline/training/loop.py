@@ -71,7 +71,7 @@ def _attempt(context: TrainingContext) -> Iterator[_Attempt]:
     """Own the run while the block trains. Trouble that another attempt can avoid ends the block."""
     group = context.group
     claim = context.claim() if group.rank == 0 else None
-    context.own(claim)
+    context.owned = claim
     attempt = _Attempt(claim, [])
     try:
         attempt.todo = group.from_rank_0(context.unfinished(claim.head) if claim else None)

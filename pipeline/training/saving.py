@@ -161,8 +161,7 @@ class Saving:
         """Stand still until `state` is durable, or a stop is `asked`."""
         since = duration(self._clock.monotonic() - self._durable_since)
         outage = self.checkpointer.stats.outage
-        text = f"training pauses: nothing could be saved for {since}. {outage}"
-        self._report(Note(text))
+        self._report(Note(f"training pauses: nothing could be saved for {since}. {outage}"))
         self.complete(state, patience=math.inf, give_up=asked)
 
     @contextlib.contextmanager

@@ -172,8 +172,8 @@ class Setup:
         plan = self.trainer.plan
         if plan.threads is None or not self.on_cpu:
             return None
-        rows = plan.micro_batch * self.context.job.seq_len(self.stage)
-        work = Work(rows, self.trainer.model.config.d_model)
+        tokens = plan.micro_batch * self.context.job.seq_len(self.stage)
+        work = Work(tokens, self.trainer.model.config.d_model)
         return BusyCores(work, plan.threads, self.context.report)
 
     def record_machine(self, epoch: int, change: StepDown | None = None) -> list[str]:
@@ -282,8 +282,7 @@ def _model(
 
     if context.job.lora(stage) is not None:
         return _with_additions(context, stage, data, plan, saved)
-    resumes = context.group.from_rank_0(saved is not None)
-    if not resumes:
+    if not context.group.from_rank_0(saved is not None):
         return *first_model(context, stage), None
     config = context.job.model_config_resolved()
     model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
@@ -314,8 +313,7 @@ def _with_additions(
     recorded = context.group.from_rank_0(recorded)
     why = f"adds LoRA of rank {lora.rank} to {identity.name}"
     if recorded is not None:
-        where = f"the newest checkpoint of {stage}"
-        require_base(recorded.base, str(identity.sha256), where)
+        require_base(recorded.base, str(identity.sha256), f"the newest checkpoint of {stage}")
     else:
         if lora.base_dtype is not None:
             why += f", {cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)}"

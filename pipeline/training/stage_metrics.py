@@ -98,8 +98,8 @@ class Trackio:
         self._trackio.log(dict(numbers), step=step)
 
     def note(self, text: str, step: int) -> None:
-        level = self._trackio.AlertLevel.INFO
-        self._trackio.alert(title=f"step {step:,}", text=text, level=level)
+        info = self._trackio.AlertLevel.INFO
+        self._trackio.alert(title=f"step {step:,}", text=text, level=info)
 
     def close(self) -> None:
         self._trackio.finish()
@@ -192,8 +192,8 @@ class StageMetrics:
 
     def __init__(self, claim: Claim, stage: str, trackers: Trackers) -> None:
         self._claim = claim
-        now = claim.state.clock.now
-        self.log = MetricsLog(claim.store, claim.state.name, stage, claim.epoch, now)
+        run = claim.state
+        self.log = MetricsLog(run.store, run.name, stage, claim.epoch, run.clock.now)
         self.trackers = trackers
         self._flusher = threading.Thread(target=self.flush, daemon=True)
         self._last_flush = time.monotonic()

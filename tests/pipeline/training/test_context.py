@@ -36,7 +36,7 @@ def test_training_that_waits_for_its_store_obeys_a_stop(
     context = TrainingContext(request, Group(), lambda message: None, lambda: asked is None)
     claim = claim_run(RunState(FileStore(Path(store)), "tiny"), Owner.me())
     claim.heartbeat.stop_request = asked
-    context.own(claim)
+    context.owned = claim
     with pytest.raises(error):
         context.patiently(never_answers)
     context.watchdog.close()
