@@ -89,13 +89,12 @@ class Place:
         halted: a file that a run creates when it halts at its mark.
     """
 
-    def __init__(self, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="prove-", dir=private_cache_folder()))
         # A short path, because Ray puts Unix sockets into it.
         self.temporary = Path(tempfile.mkdtemp(prefix="pp-"))
         self.log = self.folder / "log.txt"
         self.halted = self.folder / "halted"
-        self._variables = dict(variables or {})
 
     def __enter__(self) -> Place:
         return self
@@ -118,7 +117,7 @@ class Place:
         }
         if instant is not None and instant.point is not None:
             variables[HALT_AT] = f"{instant.point}:{instant.arrival}:{self.halted}"
-        return {**os.environ, **variables, **self._variables}
+        return {**os.environ, **variables}
 
     def end_processes(self, pids: set[int]) -> None:
         """Kill `pids`, their descendants and all processes of this place, all at once."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pion.errors import BadInput, Fenced, Interrupted, PionError, PlanFailed, Stopped
 from pipeline.base.keep import keep_as_base
@@ -20,7 +20,6 @@ from pipeline.report.report_file import write_run_report
 from pipeline.run.drive_training import WorkersTraining, fetch_ahead, start_workers, training_here
 from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
 from pipeline.run.journal import Journal
-from pipeline.run.preflight import worker_count
 from pipeline.run.prepare import prepare_data
 from pipeline.run.stage_plan import (
     StagePlan,
@@ -40,9 +39,6 @@ from pipeline.state.stores.retry import Patience
 from pipeline.state.stores.verdict import Moment, verdict
 from pipeline.training.context import smaller_plan_note
 from pipeline.training.saving import linger_seconds
-
-if TYPE_CHECKING:
-    from pipeline.workers.ray_workers import RayWorkers
 
 Plans = dict[str, StagePlan]
 
@@ -137,8 +133,9 @@ class Advance:
         return plans
 
     def _prepare_and_train(self, plans: Plans) -> None:
+        start, say = self.start, self.journal.say
         todo = [s for s in self._wanted if plans[s].state != "done"]
-        training = [s for s in todo if s in self.start.job.train_stages]
+        training = [s for s in todo if s in start.job.train_stages]
         prepared = plans["prepare"].state == "done"
         if prepared and training:
             self._measure_start()  # before workers own the run
@@ -146,24 +143,26 @@ class Advance:
         while True:
             try:
                 with contextlib.ExitStack() as ending:
-                    workers = self._start_workers(training, at_most, prepared, ending)
+                    workers = start_workers(start, training, at_most)
                     self.work_done = True
+                    if workers is not None:
+                        ending.callback(workers.close)
+                        if prepared and start.workspace.remote:
+                            # Ray takes half a minute to start. Download what it needs meanwhile.
+                            ahead = (start, self.claim, training[0], say)
+                            threading.Thread(target=fetch_ahead, args=ahead, daemon=True).start()
                     if not prepared:
                         self._prepare()
                     if not training:
                         return
                     if workers is not None:
-                        outcome = WorkersTraining(
-                            self.start, self.claim, workers, self.journal.say
-                        ).follow()
+                        outcome = WorkersTraining(start, self.claim, workers, say).follow()
                     else:
                         from pipeline.training.loop import train_stages
 
-                        outcome = train_stages(
-                            training_here(self.start, self.claim, training, self.journal.say)
-                        )
+                        outcome = train_stages(training_here(start, self.claim, training, say))
                     if outcome == "stopped":
-                        raise self.start.stopping.error("every finished step is saved")
+                        raise start.stopping.error("every finished step is saved")
                     return self._claim_after_training()
             except PlanFailed as failed:
                 # One of several workers could not compute a step as planned. All start again.
@@ -171,25 +170,6 @@ class Advance:
                 self._claim_after_training()
                 self._patiently(self.claim.forget_attempts)
                 self.journal.note(smaller_plan_note(failed))
-
-    def _start_workers(
-        self,
-        training: Sequence[str],
-        at_most: dict[str, Any] | None,
-        prepared: bool,
-        ending: contextlib.ExitStack,
-    ) -> RayWorkers | None:
-        """Start the workers that train, closed by `ending`; None if this process will train."""
-        start = self.start
-        if not training or worker_count(start.job) == 0:
-            return None
-        workers = start_workers(start, training, at_most)
-        ending.callback(workers.close)
-        if prepared and start.workspace.remote:
-            # Ray takes half a minute to start. Download what it will need meanwhile.
-            ahead = (start, self.claim, training[0], self.journal.say)
-            threading.Thread(target=fetch_ahead, args=ahead, daemon=True).start()
-        return workers
 
     def _prepare(self) -> None:
         started = time.monotonic()

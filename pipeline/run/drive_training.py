@@ -43,15 +43,18 @@ LOOK_SECONDS = 0.2
 
 
 def start_workers(
-    start: Start, stages: Sequence[str], at_most: dict[str, Any] | None = None
-) -> RayWorkers:
+    start: Start, stages: Sequence[str], at_most: dict[str, Any] | None
+) -> RayWorkers | None:
     """Start workers of Ray, which train `stages` once the data is there; don't wait for them.
 
-    `at_most` is the record of the plan to try after a larger one has failed.
+    Return None if this process will train, or if there is nothing to train. `at_most` is the record
+    of the plan to try after a larger one has failed.
     """
     from pipeline.workers.ray_workers import RayWorkers
 
     count = worker_count(start.job)
+    if not stages or count == 0:
+        return None
     request = _request(start, stages, min(count, gpu_count()), by_ray=True, at_most=at_most)
     return RayWorkers(request, count)
 

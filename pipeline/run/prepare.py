@@ -9,6 +9,7 @@ once `prepare` is finished, so the next machine trains on the same bytes.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,15 +33,6 @@ if TYPE_CHECKING:
     from pipeline.stages.prepare import Find, Prepared
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """A part of the data that HEAD lists, with its report, and where it is on this machine."""
-
-    key: str
-    report: dict[str, Any]
-    folder: Path
-
-
 def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> dict[str, Any]:
     """Let HEAD list the data of every training stage; return a report of each part.
 
@@ -51,13 +43,13 @@ def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> d
     again = start.options.redo == "prepare"
     with _made_again(list(own.values())) if again else contextlib.nullcontext():
         ready = _Preparing(start, claim, say, patiently, again).all_parts(own)
-        keys = {part: one.key for part, one in ready.items()}
+        keys = {part: claim.head.data[part] for part in ready}
         if claim.head.data != keys:  # it still lists parts that the job no longer has
             patiently(partial(claim.use_data, keys))
     for folder in own.values():
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(_aside(folder), ignore_errors=True)  # of an interrupted `--redo prepare`
-    return {part: one.report for part, one in ready.items()}
+    return {part: prepared.report for part, prepared in ready.items()}
 
 
 @dataclass(frozen=True)
@@ -70,8 +62,11 @@ class _Preparing:
     patiently: Patience
     again: bool
 
-    def all_parts(self, own: dict[str, Path]) -> dict[str, _Ready]:
-        """Return every part of the data, each prepared in its folder of `own` if nobody had it."""
+    def all_parts(self, own: dict[str, Path]) -> dict[str, Prepared]:
+        """Return every part of the data, each prepared in its folder of `own` if nobody had it.
+
+        HEAD lists each part by then, and its folder is on this machine.
+        """
         from pipeline.stages.prepare import prepare_pretrain, prepare_sft
 
         job, ready = self.start.job, {}
@@ -91,7 +86,7 @@ class _Preparing:
             )
         return ready
 
-    def _part(self, prepare: Callable[[Find], Prepared], part: Part) -> _Ready:
+    def _part(self, prepare: Callable[[Find], Prepared], part: Part) -> Prepared:
         """Return a part of the data that is in the store by now."""
         while True:
             begun: list[str | Writer] = []
@@ -112,8 +107,8 @@ class _Preparing:
                     continue
             else:
                 self._say_found(prepared, part)
-            key = data_key(prepared.fingerprint, folder)
-            return _Ready(key, prepared.report, self._bring(prepared.fingerprint, folder))
+            here = self._bring(prepared.fingerprint, folder)
+            return dataclasses.replace(prepared, folder=here)
 
     def _begin_or_use(self, part: Part, fingerprint: str) -> str | Writer:
         """Return the id of a folder that this run uses from now on, or this process as writer."""
