@@ -142,13 +142,16 @@ def publish_run(
             where = _deliver(finished, repo, staging, say, safe)
         except OSError as error:
             confirm()  # another owner removes this process's unfinished folder
-            raise BadInput(
-                f"publish.to: {publish.to}: can't write "
-                f"({no_room(error, staging) or error.strerror or error}). {safe} Free some disk "
-                "space, or change publish.to. Then run the same command again. Pion will only "
-                "repeat the publish stage."
-            ) from error
+            raise _unwritable(publish.to, error, staging, safe) from error
     return {"target": publish.to, **where, **exported}
+
+
+def _unwritable(to: str, error: OSError, staging: Path, safe: str) -> BadInput:
+    return BadInput(
+        f"publish.to: {to}: can't write ({no_room(error, staging) or error.strerror or error}). "
+        f"{safe} Free some disk space, or change publish.to. Then run the same command again. Pion "
+        "will only repeat the publish stage."
+    )
 
 
 def _deliver(
