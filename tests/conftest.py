@@ -35,10 +35,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Tests start hundreds of Python processes. With PYTHONDONTWRITEBYTECODE each would take three
 # seconds to compile torch, so they keep the bytecode here, outside the source tree. matplotlib's
-# list of fonts is here too: otherwise every test that sets XDG_CACHE_HOME builds it again.
+# list of fonts is here too: otherwise every test that sets XDG_CACHE_HOME builds it again. uv keeps
+# its cache where it is.
 CACHE = REPOSITORY / ".pytest_cache" / "started_by_tests"
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(CACHE / "bytecode"))
+os.environ.setdefault("UV_CACHE_DIR", str(Path("~/.cache/uv").expanduser()))
 os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))
 # transformers copies a model's modelling files here before it runs them, by their hash.
 os.environ["HF_MODULES_CACHE"] = str(CACHE / "modelling_files")
@@ -97,6 +99,14 @@ def _turn(item: pytest.Item) -> int:
 def s3() -> Iterator[S3Server]:
     with s3_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the cache of who runs the tests out of the tests: with each run, it grows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

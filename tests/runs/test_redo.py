@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.console.messages import Sample
 from pipeline.job.file import load_job
 from pipeline.run.command import run_job
 from pipeline.run.start import Options
@@ -113,8 +114,10 @@ def test_training_that_diverges_is_not_saved_as_good(tmp_path: Path) -> None:
 
 
 def test_run_job_can_be_called_from_python(tmp_path: Path) -> None:
-    job = load_job(write_job(tmp_path, pretrain__steps=4, sft=None), [])
-    assert run_job(job, Options(), SilentDisplay()) == 0
+    path = write_job(tmp_path, pretrain__steps=4, sft=None, evaluate__prompts=["a"])
+    display = SilentDisplay()
+    assert run_job(load_job(path, []), Options(), display) == 0
+    assert [m.prompt for m in display.messages if isinstance(m, Sample)] == ["a"]
     manifest = tmp_path / "runs/tiny" / newest(tmp_path).key / "manifest.json"
     files = json.loads(manifest.read_text())["files"]
     assert {"model.safetensors", "optimizer.safetensors"} <= set(files)

@@ -55,7 +55,7 @@ IMPORTED = (
     "pipeline.training.loop",
     "tests.support.hard_places",
     "transformers",
-    "tests.support.frozen_heap",  # the last
+    "tests.support.before_forks",  # the last
 )
 # Variables that a library, or Python itself, reads once: when it is imported.
 READ_AT_IMPORT = ("HF_", "OMP_", "MKL_", "GOMP_", "TORCH", "CUDA", "PYTHON", "LC_", "LANG", "LD_")

@@ -1,0 +1,18 @@
+"""What a process does once, as its last import, before its forks run commands.
+
+A collection of garbage writes to each object that it looks at. In a fork, this copies the imported
+modules, page by page, and takes longer than a tiny run trains. So they are left out of collections.
+Each run would also measure the peak of the CPU for its MFU. The forks inherit what is measured
+here.
+"""
+
+import gc
+
+import torch
+
+from pion.train.hardware import peak_flops
+
+torch.set_num_threads(1)  # as in the runs; a fork has no threads of its parent
+peak_flops(torch.device("cpu"), "float32")
+gc.collect()
+gc.freeze()
