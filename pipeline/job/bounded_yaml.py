@@ -6,13 +6,15 @@ the file is parsed, before any value is made.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pion.errors import BadInput
-from pion.untrusted import DEEPEST, LARGEST_JOB, too_large
+from pion.untrusted import DEEPEST, LARGEST_JOB, read_file, too_large
 
 MOST_NODES = 10_000
 # A number of more characters is no number that a job needs.
@@ -94,13 +96,30 @@ def _check_scalar(node: yaml.ScalarNode) -> None:
             raise TooMuch(None, None, "half a character in a text", node.start_mark) from None
 
 
+def read_yaml(path: Path, what: str) -> str:
+    """Return the text of a file that people wrote; errors call it `what`, such as `job file`.
+
+    Raises BadInput, with the file nearest in name, for a file that is not there.
+    """
+    try:
+        return read_file(path, LARGEST_JOB).decode()
+    except FileNotFoundError:
+        siblings = {p.name: p for p in sorted(path.parent.glob("*.yaml"))}
+        close = difflib.get_close_matches(path.name, siblings, 1, 0.5)
+        hint = f"; did you mean {siblings[close[0]]}?" if close else ""
+        raise BadInput(f"no {what} at {path}{hint}") from None
+    except BadInput as error:
+        raise BadInput(f"can't read the {what}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"can't read the {what} {path}: {error}") from None
+
+
 def check_yaml(text: str, where: str) -> None:
     """Raise BadInput that names `where` unless every document in `text` is bounded YAML."""
     if len(text) > LARGEST_JOB:
         raise too_large(where, LARGEST_JOB)
     try:
-        for _ in yaml.compose_all(text, Loader=BoundedLoader):
-            pass
+        list(yaml.compose_all(text, Loader=BoundedLoader))
     except yaml.YAMLError as error:
         raise unreadable(error, where) from None
 

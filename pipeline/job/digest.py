@@ -103,8 +103,11 @@ def digest_job(job: Job) -> Digests:
     model = model_inputs(config)
     previous: str | None = None
     for stage in job.train_stages:
-        section = covered_fields(job.section(stage), stage)
-        own = {p: v for p, v in section.items() if p not in inputs.get(f"data.{stage}", {})}
+        own = {
+            path: value
+            for path, value in covered_fields(job.section(stage), stage).items()
+            if path not in inputs.get(f"data.{stage}", {})
+        }
         order = {"seed": job.seed, "data.window": job.data.window}
         inputs[stage] = model | own | order | {f"input.data.{stage}": data[stage]}
         if previous is not None and job.section(stage).init_from is None:
@@ -150,8 +153,8 @@ def model_inputs(config: ModelConfig) -> Inputs:
     """Return the settings of a model by their paths, those of its parts included."""
     inputs: Inputs = {}
     for name, value in config.to_dict().items():
-        inner = value if isinstance(value, dict) else None
-        below = {f"model.{name}.{key}": inner[key] for key in inner} if inner else {}
+        parts = value if isinstance(value, dict) else {}
+        below = {f"model.{name}.{key}": part for key, part in parts.items()}
         inputs |= below or {f"model.{name}": value}
     return inputs
 

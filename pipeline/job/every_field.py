@@ -106,10 +106,8 @@ def _described(path: str, field: FieldInfo) -> JobField:
         default = "required"
     elif field.default is None:
         default = "unset"
-    elif field.default == []:
-        default = "empty"
     else:
-        default = _value_in_words(field.default)
+        default = _value_in_words(field.default) or "empty"
     meaning = field.description or ""
     return JobField(path, _type_in_words(field.annotation), default, meaning, part_of(field))
 
@@ -178,7 +176,7 @@ def is_number(field: FieldInfo | None) -> bool:
 def homes_of(key: str) -> list[str]:
     """Return the dotted paths of all fields of this name."""
     paths = {field.path for chapter in chapters() for field in chapter.fields}
-    return sorted(path for path in paths if path.endswith("." + key))
+    return sorted(path for path in paths if path.endswith(f".{key}"))
 
 
 def sections_of(annotation: Any) -> list[type[Section]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -14,10 +13,10 @@ import yaml
 from pydantic import ValidationError
 
 from pion.errors import BadInput
-from pion.untrusted import DEEPEST, LARGEST_JOB, read_file, too_large
+from pion.untrusted import DEEPEST, LARGEST_JOB, too_large
 from pipeline.console.masking import refuse_in_values
 from pipeline.job import Job
-from pipeline.job.bounded_yaml import BoundedLoader, unreadable
+from pipeline.job.bounded_yaml import BoundedLoader, read_yaml, unreadable
 from pipeline.job.mistakes import (
     Document,
     Mistake,
@@ -90,10 +89,9 @@ def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
     """
     if not overrides:
         return _read(Path(path))
-    values = _parse(Path(path), overrides).values
     header = "".join(f"# {override}\n" for override in overrides)
     text = f"# {Path(path).name} with these overrides merged in:\n{header}" + yaml.safe_dump(
-        values, sort_keys=False, allow_unicode=True
+        _parse(Path(path), overrides).values, sort_keys=False, allow_unicode=True
     )
     if len(text) > LARGEST_JOB:
         raise too_large(f"{path} with its overrides", LARGEST_JOB)
@@ -139,18 +137,7 @@ def _parse(path: Path, overrides: Sequence[str]) -> Document:
 
 
 def _read(path: Path) -> str:
-    try:
-        text = read_file(path, LARGEST_JOB).decode()
-        return text.replace("\r\n", "\n").replace("\r", "\n")
-    except BadInput as error:
-        raise BadInput(f"can't read the job file: {error}") from None
-    except FileNotFoundError:
-        siblings = {p.name: p for p in sorted(path.parent.glob("*.yaml"))}
-        close = difflib.get_close_matches(path.name, siblings, 1, 0.5)
-        hint = f"; did you mean {siblings[close[0]]}?" if close else ""
-        raise BadInput(f"no job file at {path}{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"can't read the job file {path}: {error}") from None
+    return read_yaml(path, "job file").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _parse_text(text: str, path: Path) -> Document:

@@ -31,7 +31,7 @@ from pipeline.job.runtime_sections import (
     Price,
     price_of,
 )
-from pipeline.job.section import FACTOR, Section, identity, made, refuse, runtime
+from pipeline.job.section import FACTOR, Section, identity, made, mistakes_of, refuse, runtime
 from pipeline.job.sources import Data, Source
 from pipeline.job.train_sections import Pretrain, Sft, Train, phases_of
 from pipeline.machine.folders import expand
@@ -130,15 +130,10 @@ class Job(Section):
             section, lora = self.section(stage), self.lora(stage)
             if section.window_schedule != "constant" and config.windows is None:
                 mistakes.append(f"{stage}.window_schedule: the model has no windows")
-            try:
-                check_phases_of_model(phases_of(section.phases), config)
-            except BadInput as error:
-                mistakes.append(f"{stage}.{error}")
-            try:
-                if lora is not None:
-                    lora.targets_of(config)
-            except BadInput as error:
-                mistakes.append(f"{stage}.lora.{error}")
+            wrong = mistakes_of(check_phases_of_model, phases_of(section.phases), config)
+            if lora is not None:
+                wrong += [f"lora.{mistake}" for mistake in mistakes_of(lora.targets_of, config)]
+            mistakes += [f"{stage}.{mistake}" for mistake in wrong]
         return mistakes
 
     def _use_defaults_of_base(self, config: ModelConfig) -> None:
@@ -157,15 +152,12 @@ class Job(Section):
     def _mistakes_of_start(self) -> list[str]:
         """Return what is wrong with what the run starts from."""
         if self.model.base is None:
-            missing = f"missing: {type(self).model_fields['tokenizer'].description}"
-            not_measured = (
-                "evaluate.text: only a model that the run starts from (model.from) is measured "
-                "before training; remove it"
-            )
+            meaning = type(self).model_fields["tokenizer"].description
             return made(
                 {
-                    f"tokenizer: {missing}": self.tokenizer is None,
-                    not_measured: self.evaluate.text is not None,
+                    f"tokenizer: missing: {meaning}": self.tokenizer is None,
+                    "evaluate.text: only a model that the run starts from (model.from) is measured "
+                    "before training; remove it": self.evaluate.text is not None,
                 }
             )
         decided = [
@@ -300,8 +292,7 @@ class Job(Section):
 
     def lora(self, stage: str) -> LoraSettings | None:
         """Return LoRA's settings in a training stage; None: the stage trains all weights."""
-        section = self.section(stage)
-        lora = section.lora if isinstance(section, Sft) else None
+        lora = self.sft.lora if stage == "sft" and self.sft is not None else None
         return None if lora is None else lora.settings()
 
     def seq_len(self, stage: str) -> int:

@@ -111,8 +111,9 @@ def beyond_limits(job: Job, document: Document) -> list[Mistake]:
     for path, number, most in _limited(job, ""):
         if abs(number) > most:
             limit = f"at most {most:,}" if number > 0 else f"at least {-most:,}"
-            text = f"{shown(number)} should be {limit}"
-            mistakes.append(Mistake(document.where(path), path, text))
+            mistakes.append(
+                Mistake(document.where(path), path, f"{shown(number)} should be {limit}")
+            )
     return mistakes
 
 

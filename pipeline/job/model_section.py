@@ -15,8 +15,18 @@ from pion.config.part_fields import MEANING
 from pion.config.parts import Experts, Heads, RopeScaling, Values, Windows, Wiring
 from pion.config.presets import PRESETS
 from pion.config.primitives import Primitives
-from pion.errors import BadInput
-from pipeline.job.section import FACTOR, LAYERS, SEQ_LEN, VOCABULARY, WIDTH, Section, identity
+from pipeline.job.section import (
+    FACTOR,
+    LAYERS,
+    SEQ_LEN,
+    VOCABULARY,
+    WIDTH,
+    Section,
+    identity,
+    made,
+    mistakes_of,
+    refuse,
+)
 
 
 @dataclass(frozen=True)
@@ -214,12 +224,7 @@ class Model(Section):
     @field_validator("preset")
     @classmethod
     def _preset_exists(cls, preset: str | None) -> str | None:
-        if preset is not None:
-            try:
-                ModelConfig.preset(preset)
-            except BadInput as error:
-                raise ValueError(str(error)) from None
-        return preset
+        return refuse(preset, [] if preset is None else mistakes_of(ModelConfig.preset, preset))
 
 
 class TrainTokenizer(Section):
@@ -253,9 +258,6 @@ class TokenizerSection(Section):
     @model_validator(mode="after")
     def _exactly_one(self) -> TokenizerSection:
         given = [n for n in ("train", "file", "hub") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                "give exactly one of train, file, hub; "
-                + (f"these are given: {', '.join(given)}" if given else "none is given")
-            )
-        return self
+        found = f"these are given: {', '.join(given)}" if given else "none is given"
+        mistake = f"give exactly one of train, file, hub; {found}"
+        return refuse(self, made({mistake: len(given) != 1}))

@@ -165,15 +165,14 @@ PRESENCE = {
 
 def reference() -> str:
     """Return the text of docs/jobs.md."""
-    sections = [c.path for c in chapters() if c.path and c.kind is None]
-    links = ", ".join(f"[`{path}`](#{path})" for path in sections)
+    links = [f"[`{c.path}`](#{c.path})" for c in chapters() if c.path and c.kind is None]
     rows = [f"| {part} | {meaning} |" for part, meaning in PARTS.items()]
     parts = "\n".join(["| | when you change the field |", "|---|---|", *rows])
     first = "\n".join(f"* `{field}`: {what}." for field, what in FIRST.items())
     head = (
         HEAD.replace("{whole}", WHOLE)
         .replace("{first}", first)
-        .replace("{sections}", links)
+        .replace("{sections}", ", ".join(links))
         .replace("{parts}", parts)
     )
     return "\n".join([head, *(_chapter(chapter) for chapter in chapters())])
@@ -215,10 +214,8 @@ COLUMNS = (("key", 5), ("type", 3), ("default", 3), ("meaning", 7), ("part", 2))
 
 def help_job(width: int | None = None) -> str:
     """Return tables `width` columns wide, or one line a field for other programs to read."""
-    return _lines() if width is None else _tables(width)
-
-
-def _lines() -> str:
+    if width is not None:
+        return _tables(width)
     lines = [f"# {part}: {meaning}" for part, meaning in PARTS.items()]
     for chapter in chapters():
         lines += ["", f"# {chapter.title}"]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from pipeline.job.section import ROWS, STEPS, Section, identity, runtime
+from pipeline.job.section import ROWS, STEPS, Section, identity, refuse, runtime
 
 
 class LmEval(Section):
@@ -109,7 +109,6 @@ class Publish(Section):
     @field_validator("require")
     @classmethod
     def _readable(cls, require: list[str]) -> list[str]:
-        for text in require:
-            if not REQUIREMENT.match(text):
-                raise ValueError(f"{text!r} is not `result < number` (or <=, >, >=)")
-        return require
+        unreadable = [text for text in require if not REQUIREMENT.match(text)]
+        mistakes = [f"{text!r} is not `result < number` (or <=, >, >=)" for text in unreadable]
+        return refuse(require, mistakes)

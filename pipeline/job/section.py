@@ -17,11 +17,13 @@ refused when work is about to be claimed, and read in a job that a run recorded 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
+
+from pion.errors import BadInput
 
 # `before` of a field that has existed since the first run.
 ALWAYS_THERE: Any = object()
@@ -107,7 +109,7 @@ class Section(BaseModel):
     )
 
 
-S = TypeVar("S", bound=Section)
+T = TypeVar("T")
 
 
 def made(mistakes: Mapping[str, object]) -> list[str]:
@@ -115,11 +117,20 @@ def made(mistakes: Mapping[str, object]) -> list[str]:
     return [mistake for mistake, was_made in mistakes.items() if was_made]
 
 
-def refuse(section: S, mistakes: list[str]) -> S:
-    """Return the section, or raise all of its mistakes at once.
+def mistakes_of(check: Callable[..., object], *values: Any) -> list[str]:
+    """Return the words of the BadInput that `check` raises for `values`, if it does."""
+    try:
+        check(*values)
+    except BadInput as error:
+        return [str(error)]
+    return []
 
-    A mistake is one line, `dotted.path: what is wrong`.
+
+def refuse(value: T, mistakes: list[str]) -> T:
+    """Return a section or a field's value, or raise all of its mistakes at once.
+
+    A mistake is one line, `dotted.path: what is wrong`. A field's own needs no path.
     """
     if mistakes:
         raise ValueError("\n".join(mistakes))
-    return section
+    return value

@@ -26,6 +26,7 @@ from pipeline.job.section import (
     Section,
     identity,
     made,
+    mistakes_of,
     refuse,
     runtime,
     scheduled,
@@ -81,17 +82,12 @@ class Lora(Section):
     @field_validator("dropout")
     @classmethod
     def _no_dropout(cls, dropout: float) -> float:
-        if dropout != 0:
-            raise ValueError("LoRA trains without dropout here; remove `dropout`")
-        return dropout
+        mistake = "LoRA trains without dropout here; remove `dropout`"
+        return refuse(dropout, made({mistake: dropout != 0}))
 
     @model_validator(mode="after")
     def _fits(self) -> Lora:
-        try:
-            self.settings()
-        except BadInput as error:
-            raise ValueError(str(error)) from None
-        return self
+        return refuse(self, mistakes_of(self.settings))
 
     def settings(self) -> LoraSettings:
         """Return the library's settings. Raises BadInput for values that make no sense."""
@@ -251,11 +247,7 @@ class Train(Section):
             self.warmup_steps = steps // 10
         warmup = f"warmup_steps: {self.warmup_steps} must be below steps {steps}"
         mistakes = made({warmup: self.warmup_steps >= steps})
-        try:
-            check_phases(phases_of(self.phases), steps)
-        except BadInput as error:
-            mistakes.append(str(error))
-        return mistakes
+        return mistakes + mistakes_of(check_phases, phases_of(self.phases), steps)
 
     def know_rows(self, rows: int) -> None:
         """Learn how many rows the stage's data has, from which its steps may follow.
@@ -358,11 +350,7 @@ class Sft(Train):
     @field_validator("template_options")
     @classmethod
     def _options_fit(cls, options: dict[str, Any]) -> dict[str, Any]:
-        try:
-            with_settings("", None, options, ())
-        except BadInput as error:
-            raise ValueError(str(error)) from None
-        return options
+        return refuse(options, mistakes_of(with_settings, "", None, options, ()))
 
     @model_validator(mode="before")
     @classmethod
@@ -378,8 +366,8 @@ class Sft(Train):
             f"{name}: LoRA trains only its additions; remove `{name}`": getattr(self, name)
             for name in ("embedding_lr", "head_lr", "vector_lr", "phases", "primitive_weight_decay")
         }
-        muon = {"optimizer: LoRA trains with adamw; remove `optimizer`": self.optimizer == "muon"}
-        return refuse(self, made(frozen | muon))
+        frozen["optimizer: LoRA trains with adamw; remove `optimizer`"] = self.optimizer == "muon"
+        return refuse(self, made(frozen))
 
     @property
     def passes(self) -> float:
