@@ -5,6 +5,7 @@ costs.py explains the causes.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -103,33 +104,28 @@ def attempts_of(
     attempts = []
     for stage, rows in metrics.items():
         kept = {id(row) for row in kept_rows(rows, head, stage)}  # type: ignore[arg-type]
-        by_epoch: dict[int, list[Row]] = {}
-        for row in sorted(rows, key=lambda row: row["at"]):
-            by_epoch.setdefault(row["epoch"], []).append(row)
-        for epoch, mine in by_epoch.items():
+        in_order = sorted(rows, key=lambda row: (row["epoch"], row["at"]))
+        for epoch, mine in itertools.groupby(in_order, key=lambda row: int(row["epoch"])):
             event = began.get((stage, epoch), {})
-            groups = tuple(_groups(mine, kept, event.get("seq_len")))
+            groups = _groups(mine, kept, event.get("seq_len"))
             begin = min(event.get("at", math.inf), groups[0].at)
-            attempts.append(Attempt(stage, epoch, begin, groups))
+            attempts.append(Attempt(stage, epoch, begin, tuple(groups)))
     return sorted(attempts, key=lambda attempt: (attempt.epoch, attempt.begin))
 
 
-def _groups(rows: Sequence[Row], kept: set[int], seq_len: int | None) -> Iterator[_Rows]:
-    group: _Rows | None = None
+def _groups(rows: Iterable[Row], kept: set[int], seq_len: int | None) -> list[_Rows]:
+    groups: list[_Rows] = []
     for row in rows:
         new = _Rows(row["at"], 0, 0, 0.0)
         if "loss" in row:
             new = _Rows(row["at"], 1, int(id(row) in kept), _step_seconds(row, seq_len))
-        if group is None:
-            group = new
-        elif new.at - group.at < TOGETHER and bool(new.steps) == bool(group.steps):
-            work = group.work + new.work
-            group = _Rows(new.at, group.steps + new.steps, group.kept + new.kept, work)
+        last = groups[-1] if groups else None
+        if last and new.at - last.at < TOGETHER and bool(new.steps) == bool(last.steps):
+            work = last.work + new.work
+            groups[-1] = _Rows(new.at, last.steps + new.steps, last.kept + new.kept, work)
         else:
-            yield group
-            group = new
-    if group is not None:
-        yield group
+            groups.append(new)
+    return groups
 
 
 def _step_seconds(row: Row, seq_len: int | None) -> float:
@@ -170,12 +166,6 @@ class Process:
         since = self.about.get("rented_at" if self.rented else "started_at") or self.claimed_at
         return since if 0 <= self.claimed_at - since <= UNCOUNTED_SECONDS else self.claimed_at
 
-    @property
-    def begun(self) -> float:
-        """When the machine was up and began to work for this process."""
-        phases = self.about.get("phases") or {}
-        return self.paid_from + phases.get("machine up", 0.0)
-
     def last_sign(
         self,
         until: float,
@@ -212,7 +202,9 @@ class Process:
         """
         reached = self.paid_from
         if since is not None:
-            reached = max(since, self.begun)
+            phases = self.about.get("phases") or {}
+            # When the machine was up and began to work for this process.
+            reached = max(since, self.paid_from + phases.get("machine up", 0.0))
             if self.rented:
                 yield Span(since, reached, IDLE)
         mine = [attempt for attempt in attempts if attempt.epoch in self.epochs]

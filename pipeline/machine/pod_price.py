@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -39,13 +40,11 @@ def pod_price(environment: Mapping[str, str] = os.environ, proc: Path = PROC) ->
 def _keys(environment: Mapping[str, str]) -> Iterator[str]:
     if key := environment.get("RUNPOD_API_KEY"):
         yield key
-    try:
+    with contextlib.suppress(OSError, RuntimeError, ValueError, LookupError, TypeError):
         file = Path(environment.get("HOME") or "~", ".runpod", "config.toml").expanduser()
         key = tomllib.loads(file.read_text())["default"]["api_key"]
-    except (OSError, RuntimeError, ValueError, LookupError, TypeError):
-        return
-    if isinstance(key, str):
-        yield key
+        if isinstance(key, str):
+            yield key
 
 
 def _ask(api: str, key: str, pod: str) -> float | None:
@@ -57,8 +56,7 @@ def _ask(api: str, key: str, pod: str) -> float | None:
     }
     try:
         request = urllib.request.Request(f"{api}/graphql", json.dumps(query).encode(), headers)
-        opener = urllib.request.build_opener(_NoRedirect)
-        with opener.open(request, timeout=_SECONDS) as answer:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=_SECONDS) as answer:
             price = json.loads(answer.read(_MOST_BYTES))["data"]["pod"]["costPerHr"]
     except (OSError, HTTPException, ValueError, LookupError, TypeError):
         return None

@@ -17,7 +17,6 @@ import urllib.request
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 # Environment variables that the clouds' own clients read too.
 AWS_ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
@@ -33,11 +32,8 @@ DMI = Path("/sys/class/dmi/id")
 ERRORS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError)
 
 
-class Notice(NamedTuple):
-    """What the cloud will do, and in how many seconds at the latest."""
-
-    text: str
-    seconds: float
+# What the cloud will do, and in how many seconds at the latest.
+Notice = tuple[str, float]
 
 
 def watch_for_notices(
@@ -128,7 +124,7 @@ class Aws:
         at = datetime.fromisoformat(action["time"])
         seconds = min(AWS_SECONDS, max(AT_LEAST, at.timestamp() - time.time()))
         text = f"AWS will take this machine in {seconds:.0f} s ({action['action']})"
-        return Notice(text, seconds)
+        return text, seconds
 
     def _action(self) -> str:
         path = "latest/meta-data/spot/instance-action"
@@ -143,8 +139,9 @@ class Aws:
         return self._ask(path, {"X-aws-ec2-metadata-token": self._token})
 
     def _ask(self, path: str, headers: dict[str, str], method: str = "GET") -> str:
-        url = f"{self._endpoint}/{path}"
-        return _open(urllib.request.Request(url, headers=headers, method=method))
+        return _open(
+            urllib.request.Request(f"{self._endpoint}/{path}", headers=headers, method=method)
+        )
 
 
 class Gcp:
@@ -164,7 +161,7 @@ class Gcp:
         if _open(request).strip() != "TRUE":
             return None
         text = f"{self.name} will take this machine in {GCP_SECONDS:.0f} s (preempted)"
-        return Notice(text, GCP_SECONDS)
+        return text, GCP_SECONDS
 
 
 def _open(request: urllib.request.Request) -> str:

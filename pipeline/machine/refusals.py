@@ -45,7 +45,8 @@ def refusal(error: BaseException) -> PionError | None:
         )
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return BadInput(f"{str(error.filename)[:80]}… is too long for the name of a file. {_SAFE}")
-    where = _where(error)
+    path = error.filename if isinstance(error, OSError) else None
+    where = "" if path is None else f"{path if isinstance(path, int) else os.fsdecode(path)}: "
     if isinstance(error, OSError) and error.errno in _FORBIDDEN:
         return BadInput(
             f"{where}{_FORBIDDEN[error.errno]}. {_SAFE} Check who owns the path, or name a "
@@ -63,11 +64,5 @@ def _used_up(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return _USED_UP.get(error.errno or 0)
     if isinstance(error, RuntimeError):
-        text = str(error)
-        return next((reason for words, reason in _WORDS.items() if words in text), None)
+        return next((reason for words, reason in _WORDS.items() if words in str(error)), None)
     return None
-
-
-def _where(error: BaseException) -> str:
-    path = error.filename if isinstance(error, OSError) else None
-    return "" if path is None else f"{os.fsdecode(path) if not isinstance(path, int) else path}: "

@@ -8,6 +8,8 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import TypeVar
 
+from pion.errors import PionError
+
 Result = TypeVar("Result")
 
 # How often to look whether somebody wants to stop, while a thread works.
@@ -19,6 +21,14 @@ def within(seconds: float, work: Callable[[], Result]) -> Result:
     """Return what `work` returns. Raises TimeoutError if it takes longer; `work` then keeps
     running."""
     return begin(work)(seconds)
+
+
+def within_or(otherwise: Result, seconds: float, work: Callable[[], Result]) -> Result:
+    """Return what `work` returns, or `otherwise` if it raises a PionError or takes longer."""
+    try:
+        return within(seconds, work)
+    except (PionError, TimeoutError):
+        return otherwise
 
 
 def attended(work: Callable[[], Result], look: Callable[[], None]) -> Result:

@@ -104,10 +104,9 @@ def try_gpus(command: Sequence[str], seconds: float) -> str:
     if done.returncode == ANOTHER_MACHINE:
         raise BadMachine(done.stdout.strip())
     if done.returncode < 0:
-        number = -done.returncode
         raise BadMachine(
             "writing and reading back memory of its GPU(s) crashed: signal "
-            f"{number} ({signal.strsignal(number)})"
+            f"{-done.returncode} ({signal.strsignal(-done.returncode)})"
         )
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -220,9 +219,13 @@ def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[
     driver can't be killed. The pipes keep such a process from holding this process's output open,
     which the boot script reads to the end.
     """
-    pipe = subprocess.PIPE
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace"
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
     )
     try:
         stdout, stderr = process.communicate(timeout=seconds)

@@ -35,9 +35,8 @@ def check_gpus(asked: int) -> str:
         found = torch.cuda.device_count()
         raise BadMachine(f"torch sees {found} GPU(s), but {asked} were requested")
     for index in range(torch.cuda.device_count()):
-        device = torch.device("cuda", index)
         try:
-            worst = worst_error(device)
+            worst = worst_error(torch.device("cuda", index))
         except RuntimeError as error:
             raise BadMachine(f"GPU {index} failed: {str(error).splitlines()[0]}") from None
         if worst is not None:

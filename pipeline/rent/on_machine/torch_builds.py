@@ -75,22 +75,18 @@ def choose_torch(
     and, if `any_build`, the BUILDS. `project` is the text of pyproject.toml. Without a `gpu`, every
     build runs. Raises NoTorch.
     """
-    candidates = [_pinned_torch(project), *(BUILDS if any_build else ())]
+    of_image = [] if image_torch is None else [image_torch]
     unused = []
-    if image_torch is not None:
-        unsuitable = _unsuitable(image_torch, project)
-        if unsuitable is None:
-            candidates.insert(0, image_torch)
-        else:
-            unused.append(unsuitable)
-    for torch in candidates:
-        obstacle = None if gpu is None else _obstacle(torch, gpu)
+    for torch in [*of_image, _pinned_torch(project), *(BUILDS if any_build else ())]:
+        obstacle = None if torch.folder is None else _unsuitable(torch, project)
+        if obstacle is None and gpu is not None:
+            obstacle = _obstacle(torch, gpu)
         if obstacle is None:
             return torch, _describe(torch, unused)
         unused.append(obstacle)
     assert gpu is not None
-    reasons = "; ".join(unused)
-    raise NoTorch(f"no torch runs on its {gpu.name} with driver {gpu.driver}: {reasons}")
+    machine = f"{gpu.name} with driver {gpu.driver}"
+    raise NoTorch(f"no torch runs on its {machine}: {'; '.join(unused)}")
 
 
 def _describe(torch: Torch, unused: list[str]) -> str:
