@@ -9,9 +9,11 @@ from pathlib import Path
 from pion.errors import BadInput, PionError
 from pipeline.base.find import TOKENIZER, find_base
 from pipeline.console.messages import Note, PrepareProgress, Say
+from pipeline.job import Job
 from pipeline.job.model_section import Base
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import WEIGHTS, bring_base, keep_base, read_pin, write_pin
+from pipeline.state.stores import open_store
 from pipeline.state.stores.retry import Patience
 
 
@@ -38,16 +40,20 @@ def keep_as_base(run: RunState, base: Base, folder: Path, say: Say, patiently: P
     say(Note(f"starts from {base}, now kept in {run.store.url}"))
 
 
-def tokenizer_of_base(run: RunState, base: Base, folder: Path, place: Path) -> Path:
-    """Return the tokenizer.json of the run's base, with the files next to it.
+def tokenizer_of_base(job: Job, place: Path) -> Path | None:
+    """Return the tokenizer.json of the job's base, with the files next to it; None without a base.
 
     They are read from the run's store if the run has recorded the base, else copied from the base's
     source to `place`.
     """
+    base = job.base
+    if base is None:
+        return None
+    run = RunState(open_store(job.store), job.name)
     pinned = read_pin(run, base.source)
     if pinned is not None and pinned.hash == base.hash:
         return bring_base(run.store, base, weights=False) / TOKENIZER
-    found = find_base(base.source, folder)
+    found = find_base(base.source, job.folder)
     place.mkdir(parents=True)
     for name in found.files:
         if not name.endswith(WEIGHTS):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
@@ -18,6 +18,7 @@ from pipeline.kill_points import mark
 from pipeline.machine.time_limit import attended_items
 
 BATCH_BYTES = 4 << 20
+Split = TypeVar("Split")
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def write_text_rows(
     def look() -> None:
         say(PrepareProgress(what, splits.bytes / 1e6, "MB"))
 
-    batches = attended_items(_batches(splits.not_yet_written(texts)), look)
-    for batch, ids, size, took in _encoded(batches, tokenizer):
+    found = attended_items(batches(splits.not_yet_written(texts)), look)
+    for batch, ids, size, took in _encoded(found, tokenizer):
         encoded_bytes, seconds = encoded_bytes + size, seconds + took
         for (split, _), document in zip(batch, ids, strict=True):
             splits.append(split, document)
@@ -113,13 +114,15 @@ class _Splits:
         return report
 
 
-def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Group documents into batches of about BATCH_BYTES characters."""
+def batches(
+    documents: Iterable[tuple[Split, str]], characters: int = BATCH_BYTES
+) -> Iterator[list[tuple[Split, str]]]:
+    """Yield the documents in batches of about so many `characters`."""
     batch, size = [], 0
     for split, text in documents:
         batch.append((split, text))
         size += len(text)
-        if size >= BATCH_BYTES:
+        if size >= characters:
             yield batch
             batch, size = [], 0
     if batch:

@@ -27,9 +27,9 @@ SESSION_TOKEN = "AWS_SESSION_TOKEN"
 def needed_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the variables that a run on another machine needs, and what each is for."""
     needed: dict[str, str] = {}
-    read = {f"for {s}.init_from": job.section(s).init_from or "" for s in job.train_stages}
-    read["for model.from"] = job.model.base or ""
-    for why, url in {**read, "for the store": job.store}.items():
+    urls = {f"for {s}.init_from": job.section(s).init_from or "" for s in job.train_stages}
+    urls |= {"for model.from": job.model.base or "", "for the store": job.store}
+    for why, url in urls.items():
         if url.startswith("s3://"):
             needed.update(AWS_ACCESS_KEY_ID=why, AWS_SECRET_ACCESS_KEY=why)
             if environment.get(SESSION_TOKEN):
@@ -60,10 +60,12 @@ def hub_inputs(job: Job) -> list[str]:
     if job.tokenizer is not None and job.tokenizer.hub is not None:
         found.append(job.tokenizer.hub)
     started_from = [job.model.base, *(job.section(s).init_from for s in job.train_stages)]
-    for weights in filter(None, started_from):
-        here = job.input_path(weights).exists()
-        if weights.startswith("hf://") or (HUB_REPO.fullmatch(weights) and not here):
-            found.append(weights)
+    found += [
+        weights
+        for weights in filter(None, started_from)
+        if weights.startswith("hf://")
+        or (HUB_REPO.fullmatch(weights) and not job.input_path(weights).exists())
+    ]
     return list(dict.fromkeys(found))
 
 

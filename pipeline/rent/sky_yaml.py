@@ -12,11 +12,10 @@ from typing import Any
 import yaml
 
 from pion.errors import BadInput
-from pion.untrusted import LARGEST_JOB, read_file
 from pipeline.job import Job
-from pipeline.job.bounded_yaml import check_yaml
+from pipeline.job.bounded_yaml import check_yaml, read_yaml
 from pipeline.rent.credentials import refuse_recorded_secrets, secrets_written
-from pipeline.rent.skypilot import close_names, known_clouds, quiet, sky_module
+from pipeline.rent.skypilot import did_you_mean, known_clouds, quiet, sky_module
 from pipeline.run.stage_plan import check_until, stages_until
 
 JOB_VARIABLE = "JOB"
@@ -36,9 +35,17 @@ class Candidate:
     resources: Any = field(compare=False, repr=False)  # a sky.Resources
 
     def __str__(self) -> str:
-        place = "/".join(filter(None, (self.cloud, self.region, self.zone))) or "any cloud"
-        machine = "CPU only" if self.gpu is None else f"{self.count} × {self.gpu}"
-        return f"{machine} {'spot' if self.use_spot else 'on demand'} on {place}"
+        return machine_in_words(
+            self.gpu, self.count, self.use_spot, self.cloud, self.region, self.zone
+        )
+
+
+def machine_in_words(gpu: str | None, count: int, use_spot: bool, *places: str | None) -> str:
+    """Return `2 × A40 spot on RunPod/CA`; `places` are the cloud, its region and the region's
+    zone, None if any will do."""
+    machine = "CPU only" if gpu is None else f"{count} × {gpu}"
+    place = "/".join(filter(None, places)) or "any cloud"
+    return f"{machine} {'spot' if use_spot else 'on demand'} on {place}"
 
 
 @dataclass(frozen=True)
@@ -96,13 +103,11 @@ def sky_yaml_of(config: Mapping[str, Any], path: Path) -> SkyYaml:
     given = {name: "unset" for name, value in envs.items() if value is None}
     task = _load(path, config, given)
     in_order = isinstance(task.resources, list)
-    candidates = [_candidate(resources) for resources in task.resources]
-    if not in_order:
-        # SkyPilot keeps alternatives as a set; show them in the same order every time.
-        candidates.sort(key=str)
+    candidates = map(_candidate, task.resources)
     return SkyYaml(
         path=path,
-        candidates=tuple(candidates),
+        # SkyPilot keeps alternatives as a set; show them in the same order every time.
+        candidates=tuple(candidates if in_order else sorted(candidates, key=str)),
         in_order=in_order,
         num_nodes=task.num_nodes,
         envs=envs,
@@ -115,15 +120,7 @@ def _parse(path: Path) -> dict[str, Any]:
     sky_module()
     from sky.utils import yaml_utils
 
-    try:
-        text = read_file(path, LARGEST_JOB).decode()
-    except FileNotFoundError:
-        siblings = {p.name: p for p in sorted(path.parent.glob("*.yaml"))}
-        close = close_names(path.name, list(siblings))
-        hint = f"; did you mean {siblings[close[0]]}?" if close else ""
-        raise BadInput(f"no SkyPilot YAML at {path}{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"can't read the SkyPilot YAML {path}: {error}") from None
+    text = read_yaml(path, "SkyPilot YAML")
     check_yaml(text, str(path))
     try:
         yaml_utils.check_no_duplicate_keys(text)
@@ -181,20 +178,17 @@ def _unknown_cloud(config: Mapping[str, Any]) -> str | None:
     resources = config.get("resources")
     if not isinstance(resources, dict):
         return None
-    alternatives = [*(resources.get("any_of") or []), *(resources.get("ordered") or [])]
-    for section in (resources, *alternatives):
+    for section in (resources, *(resources.get("any_of") or []), *(resources.get("ordered") or [])):
         where = section.get("infra") or section.get("cloud") if isinstance(section, dict) else None
         cloud = str(where or "*").split("/")[0]
         if cloud.lower() not in spelt:
-            close = close_names(cloud, known)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+            hint = did_you_mean(cloud, known, f"known: {', '.join(known)}")
             return f"SkyPilot has no cloud {cloud!r}; {hint}"
     return None
 
 
 def _candidate(resources: Any) -> Candidate:
-    accelerators = resources.accelerators or {}
-    gpu, count = next(iter(accelerators.items()), (None, 0))
+    gpu, count = next(iter((resources.accelerators or {}).items()), (None, 0))
     return Candidate(
         cloud=None if resources.cloud is None else str(resources.cloud),
         region=resources.region,

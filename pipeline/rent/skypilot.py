@@ -8,7 +8,7 @@ import getpass
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -90,8 +90,10 @@ def enabled_clouds() -> list[Any]:
         return get_cached_enabled_clouds(CloudCapability.COMPUTE, get_active_workspace())
 
 
-def close_names(name: str, known: list[str]) -> list[str]:
-    """Return up to three names that are most like `name`, the closest first. Case is ignored."""
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return a question with up to three known names that are most like `name`, the closest first;
+    `otherwise` if none is. Case is ignored."""
     by_lower = {other.lower(): other for other in known}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    return [by_lower[lower] for lower in found]
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    words = " or ".join(by_lower[lower] for lower in close)
+    return f"did you mean {words}?" if close else otherwise

@@ -83,7 +83,8 @@ def show_check(
         try:
             # SkyPilot may fetch its list of GPUs to read the file, without a time limit.
             with saying_if_slow(f"SkyPilot reads {on} and its list of GPUs", quiet=as_json):
-                sky_yaml = within(end - JOB_SECONDS - time.monotonic(), partial(read_sky_yaml, on))
+                found = within(end - JOB_SECONDS - time.monotonic(), partial(read_sky_yaml, on))
+            sky_yaml = found if loaded is None else with_until(found, loaded, None)
         except BadInput as error:
             rows.append(CheckRow("rental", False, str(error)))
         except TimeoutError:
@@ -93,12 +94,6 @@ def show_check(
                 "rented. Check the network, then run the same command again"
             )
             rows.append(CheckRow("rental", False, words))
-    if loaded is not None and sky_yaml is not None:
-        try:
-            sky_yaml = with_until(sky_yaml, loaded, None)
-        except BadInput as error:
-            rows.append(CheckRow("rental", False, str(error)))
-            sky_yaml = None
     if loaded is not None:
         with saying_if_slow(asked_by_checks(loaded, sky_yaml), quiet=as_json):
             rows += run_checks(loaded, sky_yaml, path=job, force=force, end=end)
@@ -171,7 +166,7 @@ def _checks(
     job: Job, sky_yaml: SkyYaml | None, path: str | None, *, force: bool
 ) -> list[tuple[str, Check]]:
     """Return the checks that can run at the same time, by name."""
-    checks: list[tuple[str, Check]] = [
+    everywhere: list[tuple[str, Check]] = [
         ("model", partial(check_model, job, rented=sky_yaml is not None)),
         ("model.from", partial(check_base, job, sky_yaml)),
         ("tokenizer", partial(check_tokenizer, job)),
@@ -184,22 +179,24 @@ def _checks(
         ("publish", partial(check_publish, job)),
     ]
     if sky_yaml is None:
-        checks.append(("GPU memory", partial(check_memory, job)))
-        checks.append(("workers", partial(check_workers, job)))
-        checks.append(("budget", partial(check_spent, job)))
-    else:
-        checks += [
-            ("store from there", partial(check_reach, job)),
-            ("files", partial(check_files, job, sky_yaml, path)),
-            ("credentials", partial(check_credentials, job, sky_yaml)),
-            ("disk", partial(check_disk, job, sky_yaml)),
-            ("recovery", partial(check_recovery, sky_yaml)),
-            ("controller", check_controller),
-            ("machines", partial(check_machines, job, sky_yaml, force=force)),
-            ("deadline", partial(check_deadline, job, sky_yaml, force=force)),
-            ("prepare", partial(check_prepare, job, sky_yaml, path, force=force)),
+        return [
+            *everywhere,
+            ("GPU memory", partial(check_memory, job)),
+            ("workers", partial(check_workers, job)),
+            ("budget", partial(check_spent, job)),
         ]
-    return checks
+    return [
+        *everywhere,
+        ("store from there", partial(check_reach, job)),
+        ("files", partial(check_files, job, sky_yaml, path)),
+        ("credentials", partial(check_credentials, job, sky_yaml)),
+        ("disk", partial(check_disk, job, sky_yaml)),
+        ("recovery", partial(check_recovery, sky_yaml)),
+        ("controller", check_controller),
+        ("machines", partial(check_machines, job, sky_yaml, force=force)),
+        ("deadline", partial(check_deadline, job, sky_yaml, force=force)),
+        ("prepare", partial(check_prepare, job, sky_yaml, path, force=force)),
+    ]
 
 
 def print_rows(rows: Sequence[CheckRow]) -> None:

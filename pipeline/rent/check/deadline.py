@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from pion.errors import BadInput
 from pipeline.console.formats import duration, hours, moment
@@ -11,19 +12,16 @@ from pipeline.job import Job
 from pipeline.machine.time_limit import within
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import STORE_SECONDS
-from pipeline.rent.check.machines import judge
+from pipeline.rent.check.machines import lowest_price
 from pipeline.rent.deadline.at_launch import deadline_of, held_back
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
-from pipeline.rent.plan.prices import Offer
 from pipeline.rent.plan.speeds import Known, known_speeds
 from pipeline.rent.sky_yaml import SkyYaml, trains
 from pipeline.state.deadline import Asked, RunDeadline, new_deadline, read_deadline
-from pipeline.state.head import Head
+from pipeline.state.head import Head, Spent
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.stores.clock import StoreClock
-
-NAME = "deadline"
 
 
 @dataclass(frozen=True)
@@ -57,31 +55,31 @@ def check_deadline(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
     if not trains(sky_yaml, job):
         return []
     run = RunState(open_store(job.store), job.name)
-    found = _read(run, job)
-    deadline, head = found.deadline, found.head
+    deadline, stored, head, now = _read(run, job)
     if deadline is None:
         return []
     known = known_speeds(job)
     machines = on_demand_machines(job, sky_yaml, head, known)
-    spot = None if force else _cheapest_spot(job, sky_yaml, Known(known.runs))
-    change = f"pion deadline {run.url} --hours N, --at T or --off"
-    if not found.stored:
-        change = "deadline.hours, deadline.at or deadline.margin in the job"
-    seen = Situation(deadline, found.now, change, sky_yaml, machines, spot)
+    spot = (
+        None
+        if force
+        else lowest_price(job, sky_yaml, Known(known.runs), attrgetter("use_spot"), force=True)
+    )
+    change = (
+        f"pion deadline {run.url} --hours N, --at T or --off"
+        if stored
+        else "deadline.hours, deadline.at or deadline.margin in the job"
+    )
+    seen = Situation(deadline, now, change, sky_yaml, machines, spot)
     in_time = require_in_time(seen)
     refuse_dear_spot(seen, in_time)
-    return [*_rows(seen, in_time), *_budget(job, head, seen, in_time)]
+    first = min(in_time, key=lambda machine: machine.by_price)
+    return [*_rows(seen, in_time, first), *_budget(job, head, first)]
 
 
-@dataclass(frozen=True)
-class _StoreSays:
-    """The deadline that holds, whether the store has it already, HEAD, and the time (Unix seconds)
-    by the clock of the store."""
-
-    deadline: RunDeadline | None
-    stored: bool
-    head: Head | None
-    now: float
+# The deadline that holds, whether the store has it already, HEAD, and the time (Unix seconds) by
+# the clock of the store.
+_StoreSays = tuple[RunDeadline | None, bool, Head | None, float]
 
 
 def _read(run: RunState, job: Job) -> _StoreSays:
@@ -90,24 +88,15 @@ def _read(run: RunState, job: Job) -> _StoreSays:
     def ask() -> _StoreSays:
         stored = read_deadline(run) is not None
         now = StoreClock(run.clock, run.store).now()
-        return _StoreSays(deadline_of(run, job), stored, run.read(), now)
+        return deadline_of(run, job), stored, run.read(), now
 
     try:
         return within(STORE_SECONDS, ask)
     except (StoreError, TimeoutError):  # the store's own check reports it
         now = run.clock.now()
-        asked = None if job.deadline is None else Asked.of(job.deadline)
-        deadline = None if asked is None else new_deadline(asked, "pion launch", now)
-        return _StoreSays(deadline, False, None, now)
-
-
-def _cheapest_spot(job: Job, sky_yaml: SkyYaml, known: Known) -> float | None:
-    """Return the lowest price of the spot machines that the job fits on, in dollars per hour of all
-    nodes."""
-    verdicts = judge(job, sky_yaml, known, force=True)
-    spot = [v.found for v in verdicts if v.candidate.use_spot and v.will_do]
-    prices = [o.price for o in spot if isinstance(o, Offer) and o.price is not None]
-    return min(prices) * sky_yaml.num_nodes if prices else None
+        if job.deadline is None:
+            return None, False, None, now
+        return new_deadline(Asked.of(job.deadline), "pion launch", now), False, None, now
 
 
 def require_in_time(seen: Situation) -> list[OnDemand]:
@@ -171,21 +160,17 @@ def _too_slow(machine: OnDemand, seen: Situation) -> str:
     )
 
 
-def _rows(seen: Situation, in_time: Sequence[OnDemand]) -> list[CheckRow]:
-    first = min(in_time, key=lambda machine: machine.by_price)
+def _rows(seen: Situation, in_time: Sequence[OnDemand], first: OnDemand) -> list[CheckRow]:
     waited, kept = held_back(seen.sky_yaml)
-    rows = [
-        CheckRow(
-            NAME,
-            True,
-            f"{seen.deadline.describe(seen.now)}. A machine on demand must be requested by "
-            f"{moment(seen.now + _spare(first, seen))} ({first.gpu}) at the latest. Somebody must "
-            "watch then: keep `pion launch` or `pion watch` running",
-        )
-    ]
+    words = (
+        f"{seen.deadline.describe(seen.now)}. A machine on demand must be requested by "
+        f"{moment(seen.now + _spare(first, seen))} ({first.gpu}) at the latest. Somebody must "
+        "watch then: keep `pion launch` or `pion watch` running"
+    )
+    rows = [CheckRow("deadline", True, words)]
     if kept and waited:
         words = f"{len(kept)} on-demand entries are held back until time is short"
-        rows.append(CheckRow(NAME, True, words))
+        rows.append(CheckRow("deadline", True, words))
     for machine in seen.machines:
         if machine in in_time:
             slack = machine.slack(seen.deadline, seen.now) or 0.0
@@ -193,39 +178,38 @@ def _rows(seen: Situation, in_time: Sequence[OnDemand]) -> list[CheckRow]:
                 f"{hours(machine.work or 0.0)} of work ({_speed(machine)}), slack "
                 f"{hours(slack)}, margin {duration(machine.margin(seen.deadline))}"
             )
-            rows.append(CheckRow(f"{machine.gpu} on demand", True, words))
         elif machine.work is not None:
             words = f"too slow for the deadline: {_too_slow(machine, seen)}"
-            rows.append(CheckRow(f"{machine.gpu} on demand", None, words))
         else:
             words = f"not counted for the deadline: {machine.words}"
-            rows.append(CheckRow(f"{machine.gpu} on demand", None, words))
+        rows.append(
+            CheckRow(f"{machine.gpu} on demand", True if machine in in_time else None, words)
+        )
     return rows
 
 
-def _budget(
-    job: Job, head: Head | None, seen: Situation, in_time: Sequence[OnDemand]
-) -> list[CheckRow]:
-    """Say so if the budget is below the worst case, in which all work is done on demand."""
-    spent = head.spent if head is not None else None
-    words = []
-    first = min(in_time, key=lambda machine: machine.by_price)
+def _budget(job: Job, head: Head | None, first: OnDemand) -> list[CheckRow]:
+    """Say so if the budget is below the worst case, in which all work is done on demand, on the
+    machine that is requested `first`."""
+    spent = head.spent if head is not None else Spent()
     needed = (first.work or 0.0) / 3600
-    limit = job.budget.dollars
-    if limit is not None and first.price is not None:
-        worst = needed * first.price + (spent.dollars if spent else 0.0)
-        if worst > limit:
-            words.append(f"budget.dollars {limit:g} is below ${worst:.2f}")
-    limit = job.budget.hours
-    if limit is not None:
-        needed += spent.hours if spent else 0.0
-        if needed > limit:
-            words.append(f"budget.hours {limit:g} is below {needed:.1f} h")
+    dollars = None if first.price is None else needed * first.price + spent.dollars
+    limits = (
+        ("dollars", job.budget.dollars, dollars, "${:.2f}"),
+        ("hours", job.budget.hours, needed + spent.hours, "{:.1f} h"),
+    )
+    words = [
+        f"budget.{name} {limit:g} is below {form.format(worst)}"
+        for name, limit, worst, form in limits
+        if limit is not None and worst is not None and worst > limit
+    ]
     if not words:
         return []
-    case = "the worst case, in which all work that is left is done on demand"
-    why = "The budget comes first: the run would stop there, with exit code 4"
-    return [CheckRow("budget", None, f"{' and '.join(words)}, {case}. {why}")]
+    case = (
+        "the worst case, in which all work that is left is done on demand. The budget comes first: "
+        "the run would stop there, with exit code 4"
+    )
+    return [CheckRow("budget", None, f"{' and '.join(words)}, {case}")]
 
 
 def _speed(machine: OnDemand) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,15 +15,15 @@ from pipeline.data.sources import find_input
 from pipeline.job import Job
 from pipeline.job.model_section import Base
 from pipeline.machine.folders import expand
-from pipeline.models.find import Listed, locate_model
+from pipeline.models.find import locate_model
 from pipeline.rent.check import CheckRow
-from pipeline.rent.check.job import is_prepared
+from pipeline.rent.check.job import is_prepared, refuse_only_here
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import read_pin
-from pipeline.state.stores import FileStore, open_store
+from pipeline.state.stores import open_store
 
 # The files in a folder that a run may read: of a model, of a run or of a task.
 READ_SUFFIXES = (".safetensors", ".json", ".yaml")
@@ -44,19 +44,15 @@ def check_base(
         return []
     if is_pinned(job, base):
         return [CheckRow("model.from", True, f"{base}: in the run's store")]
-    if sky_yaml is not None and _is_here(job, base) and not job.input_path(base.source).exists():
-        raise BadInput(
-            f"model.from: {base.source} is on this machine only. Use a run in a store that both "
-            "machines can read (s3://bucket/prefix/run), a Hub repository (user/name), or a folder "
-            "inside the rental's workdir, as a path relative to the job file."
-        )
+    if sky_yaml is not None and base.commit is None:
+        found = locate_model(job.model_name(base.source))
+        refuse_only_here(job, base.source, found, key="model.from", on_hub="user/name")
     if sky_yaml is None or base.commit is None:
         return [CheckRow("model.from", True, str(base))]
     repo = base.source.removeprefix("hf://").partition("@")[0]
     given = names_given(sky_yaml.secrets, wanted_secrets(job, environment), environment)
-    token = None
-    if "HF_TOKEN" in given:
-        token = sky_yaml.secrets["HF_TOKEN"] or environment["HF_TOKEN"]
+    has_token = "HF_TOKEN" in given
+    token = (sky_yaml.secrets["HF_TOKEN"] or environment["HF_TOKEN"]) if has_token else None
     _require_access(repo, base, token)
     words = "with the token that the rental gets" if token else "without a token"
     return [CheckRow("model.from", True, f"{base}: can be read {words}")]
@@ -66,14 +62,6 @@ def is_pinned(job: Job, base: Base) -> bool:
     """Return whether the run has recorded this model as the one that it starts from."""
     pinned = read_pin(RunState(open_store(job.store), job.name), base.source)
     return pinned is not None and pinned.hash == base.hash
-
-
-def _is_here(job: Job, base: Base) -> bool:
-    """Return whether only this machine has the model."""
-    if base.commit is not None:
-        return False
-    found = locate_model(job.model_name(base.source))
-    return not isinstance(found, Listed) or isinstance(found.state.store, FileStore)
 
 
 def _require_access(repo: str, base: Base, token: str | None) -> None:
@@ -147,7 +135,8 @@ def _require_copied(local: LocalInput, folder: Path, root: Path, left_out: set[P
     The machine gets what is in `root`, except what is `left_out`, in a folder of another name.
     """
     key, named, file = local
-    for part in [file, *_parts(file)]:
+    parts = (part for suffix in READ_SUFFIXES for part in file.rglob(f"*{suffix}"))
+    for part in [file, *parts]:
         if not part.resolve().is_relative_to(root):
             raise BadInput(
                 f"{key}: {part} is outside {root}, so it is not copied to the machine. Copy it "
@@ -165,22 +154,17 @@ def _require_copied(local: LocalInput, folder: Path, root: Path, left_out: set[P
         )
 
 
-def _parts(path: Path) -> Iterator[Path]:
-    """Yield the files in a folder that a run may read."""
-    return (file for suffix in READ_SUFFIXES for file in path.rglob(f"*{suffix}"))
-
-
 def local_inputs(job: Job, *, prepared: bool) -> list[LocalInput]:
     """Return every local file or folder that the job reads.
 
     If the data is `prepared`, the store has it and its tokenizer, so they are left out. So is a
     model to start from that the run has recorded.
     """
-    asked: dict[str, str | None] = {
-        f"evaluate.packs.{n}": pack for n, pack in enumerate(job.evaluate.packs)
+    asked = {
+        **{f"evaluate.packs.{n}": pack for n, pack in enumerate(job.evaluate.packs)},
+        "evaluate.text": job.evaluate.text,
+        "evaluate.lm_eval.include_path": job.evaluate.lm_eval.include_path,
     }
-    asked["evaluate.text"] = job.evaluate.text
-    asked["evaluate.lm_eval.include_path"] = job.evaluate.lm_eval.include_path
     for stage in job.train_stages:
         weights = job.section(stage).init_from
         if weights is not None and job.input_path(weights).exists():
@@ -198,8 +182,10 @@ def local_inputs(job: Job, *, prepared: bool) -> list[LocalInput]:
     for key, source in job.sources():
         if not prepared and hasattr(source, "path"):
             with contextlib.suppress(BadInput):  # `check_data` reports it
-                files = find_input(job, source, key).files
-                found += [LocalInput(f"{key}.path", source.path, path.resolve()) for path in files]
+                found += [
+                    LocalInput(f"{key}.path", source.path, path.resolve())
+                    for path in find_input(job, source, key).files
+                ]
     return found
 
 

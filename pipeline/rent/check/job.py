@@ -22,7 +22,7 @@ from pipeline.job import (
     Source,
 )
 from pipeline.job.digest import digest_job
-from pipeline.machine.time_limit import within
+from pipeline.machine.time_limit import within, within_or
 from pipeline.models.find import CONFIG, Listed, find_model, locate_model
 from pipeline.rent.check import CheckRow
 from pipeline.run.disk_room import require_room
@@ -30,7 +30,7 @@ from pipeline.run.preflight import refuse_one_expert, require_a_row_each
 from pipeline.run.stage_plan import WorkLeft, plan_stages, work_left
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, Missing, Store, open_store
+from pipeline.state.stores import FileStore, Missing, open_store
 from pipeline.state.stores.verdict import before_work
 
 if TYPE_CHECKING:
@@ -45,9 +45,8 @@ def check_model(job: Job, *, rented: bool = False) -> list[CheckRow]:
 
     If the machine is `rented`, the weights must be where it can read them.
     """
-    name, millions = job.model.preset or "the job's own shape", count_parameters(job) / 1e6
-    if job.base is not None:
-        name = job.base.source
+    preset, millions = job.model.preset or "the job's own shape", count_parameters(job) / 1e6
+    name = preset if job.base is None else job.base.source
     rows = [CheckRow("model", True, f"{name}: {millions:,.1f} million parameters")]
     for stage in job.train_stages:
         source = job.section(stage).init_from
@@ -59,12 +58,9 @@ def check_model(job: Job, *, rented: bool = False) -> list[CheckRow]:
 
 def count_parameters(job: Job) -> int:
     """Return how many parameters the job's model has."""
-    import torch
+    from pion.model.params_and_flops import cost_of
 
-    from pion.model.decoder import Decoder
-
-    with torch.device("meta"):
-        return Decoder(job.model_config_resolved()).num_params()
+    return cost_of(job.model_config_resolved()).all_params
 
 
 def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
@@ -75,23 +71,33 @@ def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
     """
     from pipeline.models.load import require_same_model
 
-    path = job.input_path(source)
     with before_work("Nothing was started."):
         found = locate_model(job.model_name(source))
-    # A path relative to the job file may be copied with it; `check_files` finds out.
-    here = isinstance(found, Path) or (
-        isinstance(found, Listed) and isinstance(found.state.store, FileStore)
-    )
-    if rented and here and not path.exists():
-        raise BadInput(
-            f"{key}: {source} is on this machine only. Use a run in a store that both machines can "
-            "read (s3://bucket/prefix/run), a Hub repository (hf://user/name), or a folder inside "
-            "the rental's workdir, as a path relative to the job file."
-        )
+    if rented:
+        refuse_only_here(job, source, found, key=key, on_hub="hf://user/name")
     config, label = _config_of(found, source, lora=job.lora(key.partition(".")[0]) is not None)
     if config is not None:
         require_same_model(job.model_config_resolved(), config, source)
     return label
+
+
+def refuse_only_here(
+    job: Job, source: str, found: Path | Listed | str, *, key: str, on_hub: str
+) -> None:
+    """Raise BadInput if a model that this machine has `found` is on no other machine.
+
+    `on_hub` is how `key` names a repository.
+    """
+    here = isinstance(found, Path) or (
+        isinstance(found, Listed) and isinstance(found.state.store, FileStore)
+    )
+    # A path relative to the job file may be copied with it; `check_files` finds out.
+    if here and not job.input_path(source).exists():
+        raise BadInput(
+            f"{key}: {source} is on this machine only. Use a run in a store that both machines can "
+            f"read (s3://bucket/prefix/run), a Hub repository ({on_hub}), or a folder inside the "
+            "rental's workdir, as a path relative to the job file."
+        )
 
 
 def _config_of(
@@ -153,27 +159,32 @@ def check_tokenizer(job: Job) -> list[CheckRow]:
         return [CheckRow("tokenizer", True, f"that of {job.base.source}")]
     if section.train is not None:
         words = f"a BPE of {section.train.vocab_size:,} entries will be trained on data.sources"
-        readable = [s for s in job.data.sources if not _is_tokenised(s)]
-        if not readable:
+        if all(isinstance(s, NpyShards | BinShards | HubNpyShards) for s in job.data.sources):
             raise BadInput(
                 "tokenizer.train: every data source is already tokenized. Name its tokenizer with "
                 "tokenizer.file or tokenizer.hub"
             )
         return [CheckRow("tokenizer", True, words)]
-    if section.file is not None:
-        path = job.input_path(section.file)
-        if not path.is_file():
-            raise BadInput(f"tokenizer.file: {path} does not exist")
-        where = section.file
-    else:
-        from pipeline.data.hub import hub_tokenizer
-
-        assert section.hub is not None
-        path = hub_tokenizer(section.hub, section.revision, section.hub_file)
-        where = f"Hub model {section.hub}"
+    path = named_tokenizer(job)
+    assert path is not None
+    if not path.is_file():
+        raise BadInput(f"tokenizer.file: {path} does not exist")
+    where = section.file or f"Hub model {section.hub}"
     found = Tokenizer.from_file(path)
     found.fits(job.model_config_resolved().vocab_size, f"tokenizer: {where}")
     return [CheckRow("tokenizer", True, f"{where}: {found.vocab_size:,} entries")]
+
+
+def named_tokenizer(job: Job) -> Path | None:
+    """Return the tokenizer.json that the job names, from the Hub if need be; None without one."""
+    from pipeline.data.hub import hub_tokenizer
+
+    section = job.tokenizer
+    if section is not None and section.file is not None:
+        return job.input_path(section.file)
+    if section is not None and section.hub is not None:
+        return hub_tokenizer(section.hub, section.revision, section.hub_file)
+    return None
 
 
 def check_data(job: Job) -> list[CheckRow]:
@@ -223,18 +234,10 @@ def _first_record(job: Job, source: Source, key: str) -> str:
     return ". ".join((f"{files}, {size(total)}", *found.left_out))
 
 
-def _is_tokenised(source: Source) -> bool:
-    return isinstance(source, NpyShards | BinShards | HubNpyShards)
-
-
 def is_prepared(job: Job) -> bool:
     """Return whether the store already has the job's prepared data; False if it does not answer."""
-    try:
-        head = within(STORE_SECONDS, RunState(open_store(job.store), job.name).read)
-    except (PionError, TimeoutError):  # the store's check reports it
-        return False
-    (prepare, *_) = plan_stages(job, digest_job(job), head)
-    return prepare.state == "done"
+    head = within_or(None, STORE_SECONDS, lambda: RunState(open_store(job.store), job.name).read())
+    return plan_stages(job, digest_job(job), head)[0].state == "done"
 
 
 def check_store(job: Job) -> list[CheckRow]:
@@ -251,13 +254,10 @@ def check_store(job: Job) -> list[CheckRow]:
             left = within(STORE_SECONDS, ask)
     except TimeoutError as error:
         raise BadInput(f"{opened.url}: {error}; the store is down or can't be reached") from None
-    return [CheckRow("store", True, f"{opened.url}: {_probed(opened)}"), *left]
-
-
-def _probed(opened: Store) -> str:
+    words = "reading, writing, compare-and-swap and deleting work"
     if opened.commits:
-        return "can be read and written, and refuses a commit based on an outdated one"
-    return "reading, writing, compare-and-swap and deleting work"
+        words = "can be read and written, and refuses a commit based on an outdated one"
+    return [CheckRow("store", True, f"{opened.url}: {words}"), *left]
 
 
 def _check_run(job: Job, run: RunState) -> list[CheckRow]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pion.errors import BadInput, PionError
+from pion.errors import BadInput
 from pion.train.micro_batch import HEADROOM
 from pipeline.console.formats import duration
 from pipeline.cost.budget import check_budget, over_budget, price_per_hour
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.machine.rented import CPU, PRICE_VARIABLE
-from pipeline.machine.time_limit import within
+from pipeline.machine.time_limit import within_or
 from pipeline.rent.check import CheckRow
 from pipeline.rent.plan.compared import narrow_spot
 from pipeline.rent.plan.estimate import Estimate, estimate
@@ -50,6 +50,11 @@ class Verdict:
         """Whether somebody offers the candidate and nothing is known against it."""
         return isinstance(self.found, Offer) and self.problem is None
 
+    @property
+    def why_not(self) -> str:
+        """What is wrong with the candidate, and what to do about it."""
+        return f"{self.problem}. {self.advice}" if self.advice else str(self.problem)
+
 
 def judge(job: Job, sky_yaml: SkyYaml, known: Known, *, force: bool) -> list[Verdict]:
     """Return the verdict on each candidate. `force` accepts a spot price above the on-demand
@@ -66,6 +71,17 @@ def judge(job: Job, sky_yaml: SkyYaml, known: Known, *, force: bool) -> list[Ver
             problem, advice = _problem(job, guess, sky_yaml.num_nodes, force)
         verdicts.append(Verdict(candidate, found, guess, problem, advice))
     return verdicts
+
+
+def lowest_price(
+    job: Job, sky_yaml: SkyYaml, known: Known, suits: Callable[[Candidate], object], *, force: bool
+) -> float | None:
+    """Return the lowest price of the machines that will do and that `suits` accepts, in dollars per
+    hour of all nodes; None if no price is known."""
+    verdicts = [v for v in judge(job, sky_yaml, known, force=force) if suits(v.candidate)]
+    offers = [v.found for v in verdicts if isinstance(v.found, Offer) and v.problem is None]
+    prices = [offer.price for offer in offers if offer.price is not None]
+    return min(prices) * sky_yaml.num_nodes if prices else None
 
 
 def staying(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -140,12 +156,10 @@ def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
     others = any(verdict.will_do for verdict in verdicts)
     stay = staying(verdicts)
     rows = [_credentials_of(cloud) for cloud in dict.fromkeys(v.candidate.cloud for v in stay)]
-    for verdict in verdicts:
-        if verdict in stay:
-            rows.append(_candidate_row(job, sky_yaml, verdict, others=others))
-        else:
-            words = f"pion launch skips this machine: {_why_not(verdict)}"
-            rows.append(CheckRow(str(verdict.candidate), None, words))
+    rows += [
+        _candidate_row(job, sky_yaml, verdict, stays=verdict in stay, others=others)
+        for verdict in verdicts
+    ]
     offered = [verdict.guess for verdict in stay if isinstance(verdict.found, Offer)]
     narrow = narrow_spot(job, sky_yaml, [verdict.candidate for verdict in stay])
     if narrow is not None:
@@ -161,10 +175,8 @@ def _credentials_of(name: str | None) -> CheckRow:
 
     title = name or "any cloud"
     if not common.is_api_server_local():
-        where = common.get_server_url()
-        return CheckRow(
-            title, None, f"the SkyPilot server {where} has the credentials. Run: sky check"
-        )
+        where = f"the SkyPilot server {common.get_server_url()}"
+        return CheckRow(title, None, f"{where} has the credentials. Run: sky check")
     if name is None:
         enabled = [str(cloud) for cloud in enabled_clouds()]
         if enabled:
@@ -184,24 +196,24 @@ def _credentials_of(name: str | None) -> CheckRow:
     return CheckRow(title, False, f"{first.partition('Credentials can be')[0].strip()} Run: {fix}")
 
 
-def _why_not(verdict: Verdict) -> str:
-    """Return what is wrong with a candidate, and what to do about it."""
-    return f"{verdict.problem}. {verdict.advice}" if verdict.advice else str(verdict.problem)
-
-
-def _candidate_row(job: Job, sky_yaml: SkyYaml, verdict: Verdict, *, others: bool) -> CheckRow:
-    """Return the row of a candidate that SkyPilot may rent. `others`: some candidate will do."""
+def _candidate_row(
+    job: Job, sky_yaml: SkyYaml, verdict: Verdict, *, stays: bool, others: bool
+) -> CheckRow:
+    """Return the row of a candidate. `stays`: SkyPilot may rent it. `others`: some candidate will
+    do."""
     title, guess, found = str(verdict.candidate), verdict.guess, verdict.found
+    if not stays:
+        return CheckRow(title, None, f"pion launch skips this machine: {verdict.why_not}")
     if isinstance(found, NotOffered):
         # SkyPilot rents another candidate if there is one.
         return CheckRow(title, None if others and not found.misnamed else False, found.why)
     if verdict.problem is not None:
-        return CheckRow(title, False, _why_not(verdict))
+        return CheckRow(title, False, verdict.why_not)
     nodes = sky_yaml.num_nodes
-    if found.gpu is None and not trains(sky_yaml, job):
-        return CheckRow(title, True, f"no GPU, and the rental does not train{_cost(guess, nodes)}")
     if found.gpu is None:
-        return CheckRow(title, None, f"no GPU: memory and speed are unknown{_cost(guess, nodes)}")
+        needs_none = not trains(sky_yaml, job)
+        why = ", and the rental does not train" if needs_none else ": memory and speed are unknown"
+        return CheckRow(title, True if needs_none else None, f"no GPU{why}{_cost(guess, nodes)}")
     if found.gpu_memory is None:
         return CheckRow(title, None, found.note or guess.problem or "")
     ways = ways_on(job, found, nodes)
@@ -262,24 +274,21 @@ def check_spent(job: Job) -> list[CheckRow]:
 def _budget(job: Job, sky_yaml: SkyYaml, estimates: Sequence[Estimate]) -> list[CheckRow]:
     """Check that the budget lets the run begin there, and compare the lowest estimates of dollars
     and hours with it."""
-    dollars, hours = job.budget.dollars, job.budget.hours
     stops = already_spent(job) or _price_missing(job, sky_yaml, estimates)
     if stops is not None:
         return [CheckRow("budget", False, stops)]
     fitting = [e for e in estimates if e.fits]
     limits: list[tuple[str, float | None, list[float | None], Callable[[float], str]]] = [
-        ("dollars", dollars, [e.dollars for e in fitting], lambda price: f"${price:.2f}"),
-        ("hours", hours, [e.hours for e in fitting], lambda time: duration(3600 * time)),
+        ("dollars", job.budget.dollars, [e.dollars for e in fitting], lambda d: f"${d:.2f}"),
+        ("hours", job.budget.hours, [e.hours for e in fitting], lambda h: duration(3600 * h)),
     ]
     above, within_it = [], []
     for name, limit, estimated, words in limits:
-        known = [amount for amount in estimated if amount is not None]
-        if limit is None or not known:
-            continue
-        least = min(known)
-        if least > limit:
-            above.append(f"the estimate, {words(least)}, is above budget.{name} {limit:g}")
-        within_it.append(f"{words(least)} estimated of {words(limit)}")
+        least = min((amount for amount in estimated if amount is not None), default=None)
+        if limit is not None and least is not None:
+            within_it.append(f"{words(least)} estimated of {words(limit)}")
+            if least > limit:
+                above.append(f"the estimate, {words(least)}, is above budget.{name} {limit:g}")
     if above:
         return [CheckRow("budget", None, f"{'; '.join(above)}: the run would stop there")]
     return [CheckRow("budget", True, "; ".join(within_it))] if within_it else []
@@ -289,10 +298,7 @@ def already_spent(job: Job) -> str | None:
     """Return why the run would stop at once, if its cost so far has reached its budget."""
     if job.budget.dollars is None and job.budget.hours is None:
         return None
-    try:
-        head = within(SECONDS, RunState(open_store(job.store), job.name).read)
-    except (PionError, TimeoutError):  # the store's check reports it
-        return None
+    head = within_or(None, SECONDS, lambda: RunState(open_store(job.store), job.name).read())
     over = None if head is None else over_budget(job.budget, head.spent)
     if over is None or all(
         plan.state == "done" for plan in plan_stages(job, digest_job(job), head)

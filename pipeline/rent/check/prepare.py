@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from pion.errors import BadInput, PionError
@@ -13,15 +14,13 @@ from pipeline.job import HubDataset, Job, JsonlFiles, ParquetFiles, TextFiles
 from pipeline.job.digest import digest_job
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared
-from pipeline.rent.check.machines import judge
-from pipeline.rent.plan.prices import Offer
+from pipeline.rent.check.machines import lowest_price
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, prepare_speed
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.state.shared.records import read_state
 from pipeline.state.stores import open_store
 
 NAME = "prepare"
-CPU_YAML = "sky/cpu-prepare.yaml"
 # For less text than this, another machine would not save money.
 LITTLE_BYTES = 10 * 10**6
 # More text than this is not read to find out whether the store has it prepared.
@@ -64,41 +63,41 @@ def check_prepare(job: Job, sky_yaml: SkyYaml, path: str | None, *, force: bool)
         return [CheckRow(NAME, True, words)]
     advice = (
         "No GPU helps with that. Prepare on a machine without one first: pion launch "
-        f"{path or 'JOB'} --on {CPU_YAML}, with the same overrides"
+        f"{path or 'JOB'} --on sky/cpu-prepare.yaml, with the same overrides"
     )
     return [CheckRow(NAME, None, f"{words}. {advice}")]
 
 
 def _text(job: Job) -> _Text:
     """Return the text that would be tokenized, without the standard library, which is little."""
-    files: list[Path] = []
-    unknown = []
-    for key, source in job.sources():
-        if isinstance(source, TextFiles | JsonlFiles | ParquetFiles):
-            files += find_input(job, source, key).files
-        elif isinstance(source, HubDataset):
-            unknown.append(key)
-    compressed = any(path.suffix in (".gz", ".parquet") for path in files)
-    return _Text(sum(path.stat().st_size for path in files), tuple(unknown), compressed)
+    files = [
+        path
+        for key, source in job.sources()
+        if isinstance(source, TextFiles | JsonlFiles | ParquetFiles)
+        for path in find_input(job, source, key).files
+    ]
+    return _Text(
+        known=sum(path.stat().st_size for path in files),
+        unknown=tuple(key for key, source in job.sources() if isinstance(source, HubDataset)),
+        compressed=any(path.suffix in (".gz", ".parquet") for path in files),
+    )
 
 
 def _cost(job: Job, sky_yaml: SkyYaml, text: _Text, force: bool) -> str:
     """Return the seconds and dollars, as far as a speed was measured and a price is known."""
-    speed = prepare_speed(job)
-    if speed is None:
+    found = prepare_speed(job)
+    if found is None:
         return ", at a speed that was not measured yet"
-    measured = f"{speed.mb_per_second:g} MB/s (measured in run {speed.run})"
+    mb_per_second, run = found
+    measured = f"{mb_per_second:g} MB/s (measured in run {run})"
     if not text.known:
         return f", at {measured}"
-    seconds = text.known / 1e6 / speed.mb_per_second
-    verdicts = judge(job, sky_yaml, NOTHING_KNOWN, force=force)
-    offers = [v.found for v in verdicts if v.will_do and isinstance(v.found, Offer)]
-    prices = [offer.price for offer in offers if offer.gpu and offer.price is not None]
+    seconds = text.known / 1e6 / mb_per_second
+    price = lowest_price(job, sky_yaml, NOTHING_KNOWN, attrgetter("gpu"), force=force)
     least = "at least " if text.unknown or text.compressed else ""
     words = f": {least}{duration(seconds)} at {measured}"
-    if not prices:
+    if price is None:
         return words
-    price = min(prices) * sky_yaml.num_nodes
     return f"{words}, ${price * seconds / 3600:.2f} at ${price:.2f}/h"
 
 

@@ -41,7 +41,7 @@ CONTROLLER_SETTING = "jobs: {controller: {consolidation_mode: true}}"
 
 def check_reach(job: Job) -> list[CheckRow]:
     """Check that the store outlives the machine, and that the machine can reach it."""
-    name, store = "store from there", open_store(job.store)
+    store = open_store(job.store)
     if isinstance(store, FileStore):
         raise BadInput(
             f"{store.url} is a folder, which would be lost with the rented machine. Use "
@@ -62,7 +62,7 @@ def check_reach(job: Job) -> list[CheckRow]:
             f"only this machine is configured to use {endpoint}. Pass it on: export "
             f"{variable}={endpoint}"
         )
-    return [CheckRow(name, True, f"{host} can be reached from anywhere")]
+    return [CheckRow("store from there", True, f"{host} can be reached from anywhere")]
 
 
 def _endpoint(store: str) -> str:
@@ -98,11 +98,11 @@ def check_credentials(
             mistakes.append(f"{sky_yaml.path} does not pass {name} on ({why}): {add} to `secrets:`")
         if not environment.get(name):
             mistakes.append(f"{name} is not set here ({why}): export {name}=…")
-    for name, value in sky_yaml.secrets.items():
-        if value is None and name not in needed and not environment.get(name):
-            mistakes.append(
-                f"{sky_yaml.path} requires {name}, which is not set here: export {name}=…"
-            )
+    mistakes += [
+        f"{sky_yaml.path} requires {name}, which is not set here: export {name}=…"
+        for name, value in sky_yaml.secrets.items()
+        if value is None and name not in needed and not environment.get(name)
+    ]
     if mistakes:
         raise BadInput("\n".join(mistakes))
     words = f"{', '.join(needed)}: set and passed on" if needed else "none needed"
@@ -123,11 +123,11 @@ def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> l
     inputs = hub_inputs(job)
     if not inputs or get_token() is None:
         return []
-    missing = []
-    if not environment.get("HF_TOKEN"):
-        missing.append("export HF_TOKEN=…")
-    if "HF_TOKEN" not in sky_yaml.secrets:
-        missing.append(f"add HF_TOKEN to `secrets:` in {sky_yaml.path}")
+    advice = {
+        "export HF_TOKEN=…": not environment.get("HF_TOKEN"),
+        f"add HF_TOKEN to `secrets:` in {sky_yaml.path}": "HF_TOKEN" not in sky_yaml.secrets,
+    }
+    missing = [words for words, needed in advice.items() if needed]
     if not missing:
         return []
     words = (
@@ -146,11 +146,11 @@ def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
     checkpoints = CHECKPOINTS * BYTES_PER_PARAMETER * _learned(job) / 1e9
     model = 0.0 if job.base is None else BYTES_OF_BASE * count_parameters(job) / 1e9
     sources = [source for _, source in job.sources()]
-    streamed = any(isinstance(source, HubNpyShards) for source in sources)
-    data = job.hardware.shard_cache_gb if streamed else 0.0
     # The copied sources, and the prepared data.
     inputs = [each for each in local_inputs(job, prepared=False) if each.key != "model.from"]
-    data += 2 * sum(_bytes_below(each.file) for each in inputs) / 1e9
+    data = 2 * sum(_bytes_below(each.file) for each in inputs) / 1e9
+    if any(isinstance(source, HubNpyShards) for source in sources):
+        data += job.hardware.shard_cache_gb
     needed = BASE_GB + checkpoints + model + data
     parts = f"{BASE_GB:.0f} packages + {checkpoints:.1f} checkpoints + {data:.1f} data"
     if job.base is not None:
@@ -174,30 +174,29 @@ def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
 def _learned(job: Job) -> int:
     """Return how many numbers the largest checkpoint of a stage has."""
     config = job.model_config_resolved()
-    loras = [job.lora(stage) for stage in job.train_stages]
     return max(
-        count_parameters(job) if lora is None else lora_cost(config, lora).params for lora in loras
+        count_parameters(job) if lora is None else lora_cost(config, lora).params
+        for lora in map(job.lora, job.train_stages)
     )
 
 
 def _bytes_below(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
 def check_recovery(sky_yaml: SkyYaml) -> list[CheckRow]:
     """Check that SkyPilot replaces a machine when the run ends with the exit code for that."""
-    for candidate in sky_yaml.candidates:
-        recovers = candidate.resources.job_recovery or {}
-        codes = recovers.get("recover_on_exit_codes") or []
-        if RECOVER_CODE not in (codes if isinstance(codes, list) else [codes]):
-            words = (
-                f"{sky_yaml.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a "
-                "bad machine or a long outage of the store stops the job instead of moving it"
-            )
-            return [CheckRow("recovery", None, words)]
-    return [CheckRow("recovery", True, "an interrupted run continues on another machine")]
+    codes = [
+        (candidate.resources.job_recovery or {}).get("recover_on_exit_codes") or []
+        for candidate in sky_yaml.candidates
+    ]
+    if all(RECOVER_CODE in (found if isinstance(found, list) else [found]) for found in codes):
+        return [CheckRow("recovery", True, "an interrupted run continues on another machine")]
+    words = (
+        f"{sky_yaml.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a bad "
+        "machine or a long outage of the store stops the job instead of moving it"
+    )
+    return [CheckRow("recovery", None, words)]
 
 
 # ---------------------------------------------------------------- who replaces lost machines
@@ -213,8 +212,7 @@ def check_controller() -> list[CheckRow]:
 
     if not common.is_api_server_local():
         return [CheckRow(name, True, f"at the SkyPilot server {common.get_server_url()}")]
-    key = ("jobs", "controller", "consolidation_mode")
-    if not skypilot_config.get_nested(key, False):
+    if not skypilot_config.get_nested(("jobs", "controller", "consolidation_mode"), False):
         words = (
             "SkyPilot will rent an extra machine for its controller, and copy this git checkout to "
             "that machine through a storage bucket. To keep the controller on this machine, put "

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pion.data.arrays import open_shard
 from pion.data.shards import Shard, split_tail
@@ -22,7 +21,7 @@ from pion.errors import BadInput
 from pipeline.base.find import find_base
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import size
-from pipeline.console.messages import Shown
+from pipeline.data.documents_to_rows import batches
 from pipeline.data.foreign_shards import HELD_OUT, check_documents
 from pipeline.data.sources import Input, find_input, texts
 from pipeline.job import (
@@ -37,17 +36,15 @@ from pipeline.job import (
 )
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.inputs import is_pinned
-from pipeline.rent.check.job import is_prepared
+from pipeline.rent.check.job import is_prepared, named_tokenizer
 from pipeline.rent.plan.conversations import (
-    First,
+    Counted,
     count_conversations,
     in_words,
     too_few_steps,
     too_many_passes,
 )
 from pipeline.stages.prepare import check_splits, prepare_pretrain, prepare_sft, require_a_batch
-from pipeline.state.run_state import RunState
-from pipeline.state.stores import open_store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,9 +62,6 @@ FEW_ENTRIES = 4096
 # The names of the embedding in files of transformers and of Pion.
 EMBEDDINGS = ("model.embed_tokens.weight", "embed.weight")
 
-# Returns the least and the most tokens of each text.
-Bounds = Callable[[list[str]], list[tuple[int, int]]]
-
 
 def check_corpus(job: Job) -> list[CheckRow]:
     """Check that the corpus on this machine is enough; warn if that can't be found out soon."""
@@ -78,10 +72,8 @@ def check_corpus(job: Job) -> list[CheckRow]:
     except BadInput:  # the check of the data says it
         return []
     with tempfile.TemporaryDirectory(prefix="pion-count-") as place:
-        folder, tokenizer = Path(place), None
-        if job.base is not None:
-            run = RunState(open_store(job.store), job.name)
-            tokenizer = tokenizer_of_base(run, job.base, job.folder, folder / "base")
+        folder = Path(place)
+        tokenizer = tokenizer_of_base(job, folder / "base")
         if total is not None and total <= PREPARED_BYTES:
             _prepare(job, folder, tokenizer)
             return []
@@ -91,31 +83,24 @@ def check_corpus(job: Job) -> list[CheckRow]:
 def text_bytes(job: Job, section: str) -> int | None:
     """Return the size of the texts of `data` or `sft`; None if they are not all in uncompressed
     files."""
-    total = 0
-    for key, source in job.sources():
-        if not key.startswith(f"{section}."):
-            continue
-        if not isinstance(source, TextFiles | JsonlFiles | ParquetFiles):
-            return None
-        files = find_input(job, source, key).files
-        if any(file.suffix in (".gz", ".parquet") for file in files):
-            return None
-        total += sum(file.stat().st_size for file in files)
-    return total
+    sources = [(key, source) for key, source in job.sources() if key.startswith(f"{section}.")]
+    if not all(isinstance(s, TextFiles | JsonlFiles | ParquetFiles) for _, s in sources):
+        return None
+    files = [file for key, source in sources for file in find_input(job, source, key).files]
+    if any(file.suffix in (".gz", ".parquet") for file in files):
+        return None
+    return sum(file.stat().st_size for file in files)
 
 
 def _prepare(job: Job, folder: Path, tokenizer: Path | None) -> None:
     """Prepare the corpus, and a few conversations whose vocabulary is trained on it."""
-    prepare_pretrain(job, folder / "pretrain", _say_nothing, tokenizer)
+    prepare_pretrain(job, folder / "pretrain", lambda message: None, tokenizer)
     if job.sft is None or job.tokenizer is None or job.tokenizer.train is None:
         return  # the check of conversations counts them
     talks = text_bytes(job, "sft")
     if talks is not None and talks <= PREPARED_BYTES:
-        prepare_sft(job, folder / "sft", folder / "pretrain" / "tokenizer.json", _say_nothing)
-
-
-def _say_nothing(message: Shown) -> None:
-    """Do nothing: nothing of this is kept."""
+        tokenizer = folder / "pretrain" / "tokenizer.json"
+        prepare_sft(job, folder / "sft", tokenizer, lambda message: None)
 
 
 # ---------------------------------------------------------------- a larger corpus
@@ -130,10 +115,6 @@ class _Rows:
     whole: bool = False
     bytes: int = 0
 
-    def report(self) -> dict[str, int]:
-        """Return the most rows, as `prepare` reports rows."""
-        return {"train_rows": self.train[1], "held_out_rows": self.held_out[1]}
-
     def enough(self, train_rows: int) -> bool:
         return self.train[0] >= train_rows and self.held_out[0] >= 1
 
@@ -145,27 +126,29 @@ def _read_until_enough(job: Job, tokenizer: Path | None) -> list[CheckRow]:
     """
     assert job.pretrain is not None
     seq_len, batch = job.data.seq_len, job.pretrain.global_batch
-    loaded = _load_tokenizer(job, tokenizer)
-    bounds, end = _bounds(loaded), time.monotonic() + SECONDS
+    path = tokenizer or named_tokenizer(job)
+    loaded = None if path is None else Tokenizer.from_file(path)
+    end = time.monotonic() + SECONDS
     least = most = 0
-    rows, known = [], True
+    on_hub = any(isinstance(source, HubDataset | HubNpyShards) for source in job.data.sources)
+    rows, known = [], not on_hub
     for number, source in enumerate(job.data.sources):
         if isinstance(source, HubDataset | HubNpyShards):
-            known = False
             continue
         found = find_input(job, source, f"data.sources.{number}")
         if loaded is not None and job.within_documents:
             check_documents([found], loaded, seq_len)
-        counted = _count(job, found, bounds, max(1, batch - least), end)
+        counted = _count(job, found, loaded, max(1, batch - least), end)
         if counted.whole:
-            check_splits(counted.report(), found, seq_len, job.data.held_out)
+            report = {"train_rows": counted.train[1], "held_out_rows": counted.held_out[1]}
+            check_splits(report, found, seq_len, job.data.held_out)
         if not counted.enough(1):
             rows.append(_unsure(found, counted, seq_len))
         known = known and counted.whole
         least, most = least + counted.train[0], most + counted.train[1]
     if known:
         require_a_batch(most, batch, "pretrain", seq_len)
-    if least < batch and not rows and not _elsewhere(job):
+    if least < batch and not rows and not on_hub:
         words = (
             f"it was not found out whether the corpus fills a batch of {batch:,} rows of "
             f"{seq_len:,} ids: the part that was read has at least {least:,} rows. {_EXACT}"
@@ -187,56 +170,36 @@ def _unsure(found: Input, counted: _Rows, seq_len: int) -> CheckRow:
     return CheckRow("corpus", None, words)
 
 
-def _elsewhere(job: Job) -> bool:
-    return any(isinstance(source, HubDataset | HubNpyShards) for source in job.data.sources)
-
-
-def _load_tokenizer(job: Job, given: Path | None) -> Tokenizer | None:
-    """Return the tokenizer of the base or of the job; None if it is to be trained."""
-    if given is not None:
-        return Tokenizer.from_file(given)
-    section = job.tokenizer
-    assert section is not None
-    if section.file is not None:
-        return Tokenizer.from_file(job.input_path(section.file))
-    if section.hub is None:
-        return None
-    from pipeline.data.hub import hub_tokenizer
-
-    return Tokenizer.from_file(hub_tokenizer(section.hub, section.revision, section.hub_file))
-
-
-def _bounds(tokenizer: Tokenizer | None) -> Bounds:
-    """Return what bounds the tokens of texts: exactly, unless the vocabulary is to be trained."""
+def _bounds(batch: list[str], tokenizer: Tokenizer | None) -> list[tuple[int, int]]:
+    """Return the least and the most tokens of each text: exactly, unless the vocabulary is to be
+    trained."""
     if tokenizer is None:
-        return _of_words
+        return list(zip(count_words(batch), (len(text.encode()) for text in batch), strict=True))
     start = tokenizer.start_document
-
-    def exact(batch: list[str]) -> list[tuple[int, int]]:
-        counts = [len(start(ids)) if ids else 0 for ids in tokenizer.encode_batch(batch)]
-        return [(count, count) for count in counts]
-
-    return exact
+    counts = [len(start(ids)) if ids else 0 for ids in tokenizer.encode_batch(batch)]
+    return list(zip(counts, counts, strict=True))
 
 
-def _of_words(batch: list[str]) -> list[tuple[int, int]]:
-    return list(zip(count_words(batch), (len(text.encode()) for text in batch), strict=True))
-
-
-def _count(job: Job, found: Input, bounds: Bounds, train_rows: int, end: float) -> _Rows:
+def _count(
+    job: Job, found: Input, tokenizer: Tokenizer | None, train_rows: int, end: float
+) -> _Rows:
     """Count the rows of a source until there are `train_rows` and a held-out row, or until `end`,
     a time of the monotonic clock."""
     seq_len = job.data.seq_len
     if isinstance(found.source, NpyShards | BinShards):
         # Only their rows count here, so nothing is hashed.
-        rows_of = [len(open_shard(file, seq_len)) for file in found.files]
-        shards = [Shard("shard", n, sha256="0" * 64, bytes=0, dtype="int64") for n in rows_of]
+        shards = [
+            Shard("shard", len(open_shard(file, seq_len)), sha256="0" * 64, bytes=0, dtype="int64")
+            for file in found.files
+        ]
         train, held_out = (sum(s.rows for s in part) for part in split_tail(shards, HELD_OUT))
         return _Rows((train, train), (held_out, held_out), whole=True)
     rows = _Rows()
     ids = {False: [0, 0], True: [0, 0]}
-    for batch in _batches(texts(job, found)):
-        for (held_out, text), (least, most) in zip(batch, bounds([text for _, text in batch])):
+    for batch in batches(texts(job, found), BATCH_CHARS):
+        for (held_out, text), (least, most) in zip(
+            batch, _bounds([text for _, text in batch], tokenizer)
+        ):
             rows.bytes += len(text.encode())
             if most:  # an end-of-text follows
                 ids[held_out][0] += least + 1
@@ -246,19 +209,6 @@ def _count(job: Job, found: Input, bounds: Bounds, train_rows: int, end: float) 
             return rows
     rows.whole = True
     return rows
-
-
-def _batches(documents: Iterator[tuple[bool, str]]) -> Iterator[list[tuple[bool, str]]]:
-    """Group documents into batches of about BATCH_CHARS characters."""
-    batch, chars = [], 0
-    for document in documents:
-        batch.append(document)
-        chars += len(document[1])
-        if chars >= BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
 
 
 # ---------------------------------------------------------------- the vocabulary
@@ -298,14 +248,17 @@ def check_conversations(job: Job) -> list[CheckRow]:
     if counted is None:
         return []
     job.section("sft").know_rows(counted.rows)
-    rows = [CheckRow("conversations", True, in_words(job, counted))]
     warnings = {"steps": too_few_steps(job, counted), "passes": too_many_passes(job, counted)}
-    rows += [CheckRow(name, None, words) for name, words in warnings.items() if words]
-    words = f"what the model learns is between ⟦ and ⟧:\n{counted.first.text}"
-    return [*rows, CheckRow("the first", True, words), *_untrained(job, counted.first)]
+    learned = f"what the model learns is between ⟦ and ⟧:\n{counted.first}"
+    return [
+        CheckRow("conversations", True, in_words(job, counted)),
+        *(CheckRow(name, None, words) for name, words in warnings.items() if words),
+        CheckRow("the first", True, learned),
+        *_untrained(job, counted),
+    ]
 
 
-def _untrained(job: Job, first: First) -> list[CheckRow]:
+def _untrained(job: Job, counted: Counted) -> list[CheckRow]:
     """Return a warning if LoRA can't teach the model the special tokens of conversations."""
     if job.base is None or job.lora(job.train_stages[0]) is None:
         return []
@@ -314,9 +267,8 @@ def _untrained(job: Job, first: First) -> list[CheckRow]:
     from pion.evaluation.untrained_rows import never_stops
 
     found = find_base(job.base.source, job.folder)
-    files = [found.bring(name) for name in found.files if name.endswith(".safetensors")]
-    embedding = _embedding(files)
-    words = None if embedding is None else never_stops(embedding, first.specials)
+    embedding = _embedding([found.bring(n) for n in found.files if n.endswith(".safetensors")])
+    words = None if embedding is None else never_stops(embedding, counted.specials)
     return [] if words is None else [CheckRow("end of turn", None, words)]
 
 
@@ -327,6 +279,5 @@ def _embedding(files: list[Path]) -> Tensor | None:
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in set(EMBEDDINGS).intersection(file.keys()):
-                tensor: Tensor = file.get_tensor(name)
-                return tensor
+                return cast("Tensor", file.get_tensor(name))
     return None

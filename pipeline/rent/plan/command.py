@@ -49,13 +49,12 @@ def show_plan(
     with saying_if_slow(asked, quiet=as_json):
         compared = on_the_market(plan, gpus) if on is None else of_rental(plan, on)
     nodes = compared.num_nodes
-    guesses = [estimate(plan, offer, known, num_nodes=nodes) for offer in compared.offers]
-    estimates = ranked(guesses)
+    estimates = ranked([estimate(plan, offer, known, num_nodes=nodes) for offer in compared.offers])
     changes = what_to_change(plan, estimates, nodes)
     if estimates and not any(e.fits for e in estimates):
-        reasons = [f"  {reason}" for reason in _why_unfit(estimates)]
-        first = f"{plan.name} fits on none of these GPUs."
-        raise BadInput("\n".join([first, *reasons, what_would_fit(plan), *changes]))
+        lines = [f"{plan.name} fits on none of these GPUs."]
+        lines += [f"  {reason}" for reason in _why_unfit(estimates)]
+        raise BadInput("\n".join([*lines, what_would_fit(plan), *changes]))
     notes = [*compared.notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
     notes += compared.warning(plan, estimates)
     if as_json:
@@ -78,17 +77,11 @@ def ranked(estimates: Sequence[Estimate]) -> list[Estimate]:
     brief = all_brief(estimates)
 
     def rank(e: Estimate) -> tuple[bool, bool, float, float, str]:
-        memory = e.offer.gpu_memory or 0
         if brief and e.fits:
             return False, e.offer.price is None, e.offer.price or 0.0, 0.0, str(e.offer)
         hours = float("inf") if e.hours is None else e.hours
-        return (
-            not e.fits,
-            e.dollars is None,
-            e.dollars or 0.0,
-            hours if e.fits else -memory,
-            str(e.offer),
-        )
+        last = hours if e.fits else -float(e.offer.gpu_memory or 0)
+        return not e.fits, e.dollars is None, e.dollars or 0.0, last, str(e.offer)
 
     return sorted(estimates, key=rank)
 
@@ -126,12 +119,14 @@ def _assumptions(job: Job, estimates: Sequence[Estimate], changes: Sequence[str]
             f"(checkpoint.preemption_hours) costs a restart of {RESTART_SECONDS:.0f} s and half "
             "the time between two saves"
         )
-    ways = [way for e in estimates if (way := ways_on(job, e.offer)) is not None]
-    by_lora = [way.lora for way in ways if way.lora is not None]
+    ways = (ways_on(job, e.offer) for e in estimates)
+    by_lora = [way.lora for way in ways if way is not None and way.lora is not None]
     if any(part.recompute for part in [s for e in estimates for s in e.stages] + by_lora):
         notes.append("* activations are recomputed to fit")
-    extra = "booting the machine, preparing data, evaluation and publishing are extra"
-    return [*notes, f"training only: {extra}"]
+    notes.append(
+        "training only: booting the machine, preparing data, evaluation and publishing are extra"
+    )
+    return notes
 
 
 def _why_unfit(estimates: Sequence[Estimate]) -> list[str]:
@@ -140,8 +135,8 @@ def _why_unfit(estimates: Sequence[Estimate]) -> list[str]:
     for e in sorted(estimates, key=lambda e: 0 if e.lacks is None else e.lacks.usable):
         gpu = e.offer.gpu or "CPU"
         if e.lacks is not None:
-            usable = f"{gpu} ({e.lacks.usable / 2**30:.1f} GiB usable)"
-            unfit.setdefault(e.lacks.what, []).append(usable)
+            gpu += f" ({e.lacks.usable / 2**30:.1f} GiB usable)"
+            unfit.setdefault(e.lacks.what, []).append(gpu)
         elif e.problem is not None:
             unfit.setdefault(e.problem, []).append(gpu)
     return [f"{', '.join(dict.fromkeys(gpus))}: {why}" for why, gpus in unfit.items()]
@@ -150,27 +145,26 @@ def _why_unfit(estimates: Sequence[Estimate]) -> list[str]:
 def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
     tokens = next((e.tokens for e in estimates if e.stages), 0)
     title = f"{job.name}: {amount(tokens)} tokens ({', '.join(job.train_stages)})"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("GPU", style="bold", no_wrap=True)
-    table.add_column("way", no_wrap=True)
-    for name in ("$/h", "batch", "GiB", "tokens/s", "time", "lost", "$", "$/10⁹"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _empty_table(
+        title, ("way", "$/h", "batch", "GiB", "tokens/s", "time", "lost", "$", "$/10⁹")
+    )
     for e in estimates:
-        way = "spot" if e.offer.use_spot else "demand"
         gpu = e.offer.gpu or "CPU"
-        machine = f"{e.offer.count} × {gpu}" if e.offer.count > 1 else gpu
-        cells = [machine, way, _number(e.offer.price, ".2f")]
-        if e.fits:
-            cells += [
-                batch_in_words(e),
-                f"{e.peak_bytes / 2**30:.1f}",
-                _number(e.tokens_per_second, ",.0f"),
-                _time(e.hours),
-                _time(e.lost_hours),
-                _number(e.dollars, ",.2f"),
-                _number(e.dollars_per_billion_tokens, ",.2f"),
-            ]
-        table.add_row(*(cells if e.fits else [*cells, "no fit"]))
+        cells = [
+            batch_in_words(e),
+            f"{e.peak_bytes / 2**30:.1f}",
+            _number(e.tokens_per_second, ",.0f"),
+            _time(e.hours),
+            _time(e.lost_hours),
+            _number(e.dollars, ",.2f"),
+            _number(e.dollars_per_billion_tokens, ",.2f"),
+        ]
+        table.add_row(
+            f"{e.offer.count} × {gpu}" if e.offer.count > 1 else gpu,
+            "spot" if e.offer.use_spot else "demand",
+            _number(e.offer.price, ".2f"),
+            *(cells if e.fits else ["no fit"]),
+        )
     return table
 
 
@@ -178,14 +172,20 @@ def _ways_table(job: Job, ways: Mapping[str | None, Ways | None]) -> Table:
     """Return what fine-tuning needs on each type of GPU: all weights, recomputed, and by LoRA."""
     rank = next(found.rank for found in ways.values() if found is not None)
     title = f"sft on one GPU: GiB (with so many rows of {job.sft_seq_len:,} tokens at once)"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("GPU", style="bold", no_wrap=True)
-    for name in ("usable", "in full", "recomputed", f"LoRA of rank {rank}"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _empty_table(title, ("usable", "in full", "recomputed", f"LoRA of rank {rank}"))
     for gpu, found in ways.items():
         if found is not None:
-            cells = [_cell(way) for way in (found.full, found.recomputed, found.lora)]
+            cells = map(_cell, (found.full, found.recomputed, found.lora))
             table.add_row(gpu, f"{found.usable / GIB:.1f}", *cells)
+    return table
+
+
+def _empty_table(title: str, names: Sequence[str]) -> Table:
+    """Return a table with a row to come for each GPU."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("GPU", style="bold", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="left" if name == "way" else "right", no_wrap=True)
     return table
 
 
@@ -207,23 +207,22 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _as_json(job: Job, estimates: Sequence[Estimate], notes: Sequence[str]) -> dict[str, Any]:
-    rows = []
-    for e in estimates:
-        offer = dataclasses.asdict(e.offer) | {"price": e.offer.price}
-        ways = ways_on(job, e.offer)
-        rows.append(
-            {
-                **offer,
-                "fits": e.fits,
-                "problem": e.problem,
-                "stages": [dataclasses.asdict(stage) for stage in e.stages],
-                "peak_bytes": e.peak_bytes,
-                "tokens_per_second": e.tokens_per_second,
-                "hours": e.hours,
-                "dollars": e.dollars,
-                "dollars_per_billion_tokens": e.dollars_per_billion_tokens,
-                "preemption_loss_hours": e.lost_hours,
-                "ways": None if ways is None else dataclasses.asdict(ways),
-            }
-        )
+    ways = [ways_on(job, e.offer) for e in estimates]
+    rows = [
+        {
+            **dataclasses.asdict(e.offer),
+            "price": e.offer.price,
+            "fits": e.fits,
+            "problem": e.problem,
+            "stages": [dataclasses.asdict(stage) for stage in e.stages],
+            "peak_bytes": e.peak_bytes,
+            "tokens_per_second": e.tokens_per_second,
+            "hours": e.hours,
+            "dollars": e.dollars,
+            "dollars_per_billion_tokens": e.dollars_per_billion_tokens,
+            "preemption_loss_hours": e.lost_hours,
+            "ways": None if on_it is None else dataclasses.asdict(on_it),
+        }
+        for e, on_it in zip(estimates, ways, strict=True)
+    ]
     return {"run": job.name, "estimates": rows, "notes": list(notes)}

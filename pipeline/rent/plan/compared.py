@@ -5,6 +5,7 @@ Also a warning about a spot rental that waits for one region or for one type of 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -67,13 +68,9 @@ def of_rental(job: Job, path: str) -> Compared:
     Raises BadInput if SkyPilot does not accept the file, and if nobody offers any of the machines.
     """
     sky_yaml = read_sky_yaml(path)
-    offers, notes = [], []
-    for candidate in sky_yaml.candidates:
-        found = look_up(candidate, sky_yaml.num_nodes, job.prices)
-        if isinstance(found, Offer):
-            offers.append(found)
-        else:
-            notes.append(f"{candidate}: {found.why}")
+    found = [look_up(c, sky_yaml.num_nodes, job.prices) for c in sky_yaml.candidates]
+    offers = [offer for offer in found if isinstance(offer, Offer)]
+    notes = [f"{none.candidate}: {none.why}" for none in found if isinstance(none, NotOffered)]
     if not offers:
         raise BadInput("\n".join([f"nobody offers a machine of {path}.", *notes]))
     notes += sorted({f"{offer}: {offer.note}" for offer in offers if offer.note})
@@ -92,9 +89,8 @@ def narrow_spot(job: Job, sky_yaml: SkyYaml, candidates: Sequence[Candidate]) ->
     The warning says which entries to add. A rental with an on-demand machine does not wait for
     spot.
     """
-    if not candidates or not all(candidate.use_spot for candidate in candidates):
-        return None
-    if all((candidate.cloud or "").lower() in NO_CATALOG for candidate in candidates):
+    own = all((candidate.cloud or "").lower() in NO_CATALOG for candidate in candidates)
+    if own or not all(candidate.use_spot for candidate in candidates):
         return None
     regions = {(candidate.cloud, candidate.region) for candidate in candidates}
     gpus = {candidate.gpu for candidate in candidates}
@@ -109,9 +105,15 @@ def narrow_spot(job: Job, sky_yaml: SkyYaml, candidates: Sequence[Candidate]) ->
         words.append(_about_region(first, zone=len(zones) == 1))
         entries += _entries(_in_other_regions(job, sky_yaml, first))
     if one_gpu:
-        words.append(_about_gpu(first))
+        words.append(
+            f"every machine is a spot {first.gpu}: while none is free, the run waits. Other types "
+            "of GPU may shorten the wait. That is unproven: no recorded market has several types."
+        )
         entries += _entries(_of_other_gpus(job, sky_yaml, first))
-    return " ".join([*words, _advice(sky_yaml, entries)])
+    where = f"the list `ordered:` under `resources:` in {sky_yaml.path}"
+    lines = "".join(f"\n- {entry}" for entry in entries)
+    words.append(f"Add to {where}:{lines}" if entries else f"Add entries to {where}.")
+    return " ".join(words)
 
 
 def _about_region(first: Candidate, *, zone: bool) -> str:
@@ -121,21 +123,6 @@ def _about_region(first: Candidate, *, zone: bool) -> str:
         "markets, a second region shortened the median wait of a 28-hour run from 23 h to 0.5 h; a "
         "second zone of the same region did not."
     )
-
-
-def _about_gpu(first: Candidate) -> str:
-    return (
-        f"every machine is a spot {first.gpu}: while none is free, the run waits. Other types of "
-        "GPU may shorten the wait. That is unproven: no recorded market has several types."
-    )
-
-
-def _advice(sky_yaml: SkyYaml, entries: Sequence[str]) -> str:
-    where = f"the list `ordered:` under `resources:` in {sky_yaml.path}"
-    if not entries:
-        return f"Add entries to {where}."
-    lines = "".join(f"\n- {entry}" for entry in entries)
-    return f"Add to {where}:{lines}"
 
 
 def _in_other_regions(job: Job, sky_yaml: SkyYaml, first: Candidate) -> Iterator[Candidate]:
@@ -157,16 +144,13 @@ def _in_other_regions(job: Job, sky_yaml: SkyYaml, first: Candidate) -> Iterator
 def _of_other_gpus(job: Job, sky_yaml: SkyYaml, first: Candidate) -> Iterator[Candidate]:
     """Yield `first` with the cheapest GPUs of other types on which the job fits."""
     offers = []
-    for gpu in GPU_TYPES:
-        if gpu == first.gpu:
-            continue
+    for gpu in [gpu for gpu in GPU_TYPES if gpu != first.gpu]:
         resources = first.resources.copy(accelerators={gpu: first.count})
         other = replace(first, gpu=gpu, resources=resources)
-        if estimate(job, unpriced(other), num_nodes=sky_yaml.num_nodes).problem is not None:
-            continue
-        found = look_up(other, sky_yaml.num_nodes, job.prices)
-        if not isinstance(found, NotOffered) and found.price is not None:
-            offers.append(found)
+        if estimate(job, unpriced(other), num_nodes=sky_yaml.num_nodes).fits:
+            found = look_up(other, sky_yaml.num_nodes, job.prices)
+            if isinstance(found, Offer) and found.price is not None:
+                offers.append(found)
     for offer in cheapest_first(offers):
         yield replace(first, gpu=offer.gpu)
 
@@ -174,7 +158,7 @@ def _of_other_gpus(job: Job, sky_yaml: SkyYaml, first: Candidate) -> Iterator[Ca
 def _entries(candidates: Iterator[Candidate]) -> list[str]:
     """Return the YAML of the first few candidates, one line each."""
     lines = []
-    for candidate, _ in zip(candidates, range(SUGGESTIONS)):
+    for candidate in itertools.islice(candidates, SUGGESTIONS):
         cloud = (candidate.cloud or "").lower()
         place = "/".join(filter(None, (cloud, candidate.region)))
         infra = f"infra: {place}, " if place else ""

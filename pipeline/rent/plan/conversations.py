@@ -33,23 +33,12 @@ FEWEST_STEPS = 30
 
 
 @dataclass(frozen=True)
-class First:
-    """The first conversation, as the model will see it.
-
-    Attributes:
-        text: its text, with the learned tokens between ⟦ and ⟧.
-        specials: the special tokens in it, by their ids.
-    """
-
-    text: str
-    specials: dict[int, str]
-
-
-@dataclass(frozen=True)
 class Counted:
     """What was counted. `whole` is False if only the first conversations of a source were read.
 
-    `notes` say what else happened to texts: characters that the vocabulary lacks, for example.
+    `first` is the text of the first conversation as the model will see it, with the learned tokens
+    between ⟦ and ⟧, and `specials` are the special tokens in it, by their ids. `notes` say what
+    else happened to texts: characters that the vocabulary lacks, for example.
     """
 
     rows: int
@@ -59,7 +48,8 @@ class Counted:
     dropped: int
     split: int
     whole: bool
-    first: First
+    first: str
+    specials: dict[int, str]
     notes: tuple[str, ...] = ()
 
 
@@ -82,34 +72,34 @@ def count_conversations(job: Job) -> Counted | None:
             source.max_documents = SAMPLED if most is None else min(most, SAMPLED)
     counted.sft.global_batch = 1  # too little data is refused below, with what would do
     with tempfile.TemporaryDirectory(prefix="pion-count-") as place:
-        folder, tokenizer = Path(place), None
-        if job.base is not None:
-            run = RunState(open_store(job.store), job.name)
-            tokenizer = tokenizer_of_base(run, job.base, job.folder, folder / "base")
+        folder = Path(place)
+        tokenizer = tokenizer_of_base(job, folder / "base")
         report = prepare_sft(counted, folder / "sft", tokenizer, lambda message: None).report
-        first = _first(counted, folder / "sft")
+        first, specials = _first(counted, folder / "sft")
     sources = report["sources"]
     names = ("conversations", "cut", "dropped", "tokens", "split")
     sums = {name: sum(source[f"train_{name}"] for source in sources) for name in names}
-    notes = tuple(remark for source in sources for remark in source.get("remarks", ()))
-    found = Counted(rows=report["train_rows"], whole=whole, first=first, notes=notes, **sums)
-    _require_a_batch(job, found)
+    found = Counted(
+        rows=report["train_rows"],
+        whole=whole,
+        first=first,
+        specials=specials,
+        notes=tuple(remark for source in sources for remark in source.get("remarks", ())),
+        **sums,
+    )
+    batch = job.sft.global_batch
+    if whole and found.rows < batch:
+        raise BadInput(
+            f"{found.conversations:,} conversations fill {found.rows:,} rows of "
+            f"{job.sft_seq_len:,} tokens, and one batch needs {batch:,} (sft.global_batch). "
+            f"Give sft.global_batch={_better_batch(job, found)}, or more conversations"
+        )
     return found
 
 
-def _require_a_batch(job: Job, counted: Counted) -> None:
-    """Raise BadInput if all conversations together fill less than one batch."""
-    batch = job.section("sft").global_batch
-    if counted.whole and counted.rows < batch:
-        raise BadInput(
-            f"{counted.conversations:,} conversations fill {counted.rows:,} rows of "
-            f"{job.sft_seq_len:,} tokens, and one batch needs {batch:,} (sft.global_batch). "
-            f"Give sft.global_batch={_better_batch(job, counted)}, or more conversations"
-        )
-
-
-def _first(job: Job, folder: Path) -> First:
-    """Return the first conversation, whose data was prepared in `folder`."""
+def _first(job: Job, folder: Path) -> tuple[str, dict[int, str]]:
+    """Return the text of the first conversation, whose data was prepared in `folder`, and its
+    special tokens."""
     assert job.sft is not None
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     found = find_input(job, job.sft.sources[0], "sft.sources.0")
@@ -123,7 +113,7 @@ def _first(job: Job, folder: Path) -> First:
     shown: Tokenized = examples.tokenized[-1]  # of a split one, the example with all turns
     present = set(shown.ids.tolist())
     specials = {token: text for text, token in tokenizer.special_ids.items() if token in present}
-    return First(marked_text(tokenizer, shown), specials)
+    return marked_text(tokenizer, shown), specials
 
 
 def expect_rows(job: Job) -> str | None:
@@ -172,23 +162,28 @@ def in_words(job: Job, counted: Counted) -> str:
     )
     if not counted.whole:
         words = f"of the first {SAMPLED:,} conversations: {words}"
-    lost = [f"{counted.cut:,} are cut"] * bool(counted.cut)
-    if counted.split:
-        lost.append(
-            f"each answer of {counted.split:,} is a separate example: the template writes an "
-            "answer differently once others follow"
-        )
-    lost += [f"{counted.dropped:,} are dropped: nothing to learn fits"] * bool(counted.dropped)
-    return "; ".join([words, *lost, *counted.notes])
+    split = (
+        f"each answer of {counted.split:,} is a separate example: the template writes an answer "
+        "differently once others follow"
+    )
+    lost = {
+        f"{counted.cut:,} are cut": counted.cut,
+        split: counted.split,
+        f"{counted.dropped:,} are dropped: nothing to learn fits": counted.dropped,
+    }
+    return "; ".join([words, *(what for what, count in lost.items() if count), *counted.notes])
 
 
 def too_few_steps(job: Job, counted: Counted) -> str | None:
     """Return a warning if the job makes only a few steps, where smaller batches would make more."""
     section = job.section("sft")
     better = _better_batch(job, counted)
-    if section.steps is not None or not counted.whole or section.global_batch == better:
-        return None
-    if section.total_steps >= FEWEST_STEPS:
+    if (
+        section.steps is not None
+        or not counted.whole
+        or section.global_batch == better
+        or section.total_steps >= FEWEST_STEPS
+    ):
         return None
     steps = math.ceil(section.passes * counted.rows / better)
     return (

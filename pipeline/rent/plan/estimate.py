@@ -82,9 +82,7 @@ class Estimate:
     @property
     def tokens_per_second(self) -> float | None:
         """The mean over all training stages."""
-        seconds = [stage.seconds for stage in self.stages]
-        known = [s for s in seconds if s is not None]
-        return self.tokens / sum(known) if known and len(known) == len(seconds) else None
+        return self.tokens / self.training_seconds if self.training_seconds else None
 
     @property
     def training_seconds(self) -> float | None:
@@ -120,12 +118,12 @@ def estimate(
         return Estimate(offer, (), str(error), lacks=error)
     except BadInput as error:
         return Estimate(offer, (), str(error))
-    seconds = [stage.seconds for stage in stages]
-    if any(s is None for s in seconds):
-        return Estimate(offer, stages, None)
-    work = RESTART_SECONDS + sum(s for s in seconds if s is not None)
+    unpriced = Estimate(offer, stages, None)
+    if unpriced.training_seconds is None:
+        return unpriced
+    work = RESTART_SECONDS + unpriced.training_seconds
     if not offer.use_spot:
-        return _priced(offer, stages, work, 0.0, num_nodes)
+        return _priced(unpriced, work, 0.0, num_nodes)
     every = 3600 * job.checkpoint.preemption_hours
     lost = RESTART_SECONDS + _save_interval(job, stages) / 2
     if lost >= every:
@@ -135,15 +133,14 @@ def estimate(
         )
         return Estimate(offer, stages, problem)
     paid = work * every / (every - lost)
-    return _priced(offer, stages, paid, paid - work, num_nodes)
+    return _priced(unpriced, paid, paid - work, num_nodes)
 
 
-def _priced(
-    offer: Offer, stages: tuple[StageEstimate, ...], paid: float, lost: float, num_nodes: int
-) -> Estimate:
+def _priced(unpriced: Estimate, paid: float, lost: float, num_nodes: int) -> Estimate:
+    price = unpriced.offer.price
     hours = paid / 3600
-    dollars = None if offer.price is None else hours * offer.price * num_nodes
-    return Estimate(offer, stages, None, hours, lost / 3600, dollars)
+    dollars = None if price is None else hours * price * num_nodes
+    return replace(unpriced, hours=hours, lost_hours=lost / 3600, dollars=dollars)
 
 
 def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> StageEstimate:

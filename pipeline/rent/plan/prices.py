@@ -18,8 +18,8 @@ from pipeline.job import Price
 from pipeline.machine.rented import CPU
 from pipeline.machine.time_limit import within
 from pipeline.rent.plan.gpus import GPU_TYPES, gpu_memory
-from pipeline.rent.sky_yaml import Candidate, SkyYaml
-from pipeline.rent.skypilot import close_names, enabled_clouds, quiet, sky_module
+from pipeline.rent.sky_yaml import Candidate, SkyYaml, machine_in_words
+from pipeline.rent.skypilot import did_you_mean, enabled_clouds, quiet, sky_module
 
 # These are clusters that the user owns, so they have no prices.
 NO_CATALOG = ("kubernetes", "ssh", "slurm")
@@ -54,9 +54,7 @@ class Offer:
         return self.spot if self.use_spot else self.on_demand
 
     def __str__(self) -> str:
-        machine = "CPU only" if self.gpu is None else f"{self.count} × {self.gpu}"
-        place = "/".join(filter(None, (self.cloud, self.region))) or "any cloud"
-        return f"{machine} {'spot' if self.use_spot else 'on demand'} on {place}"
+        return machine_in_words(self.gpu, self.count, self.use_spot, self.cloud, self.region)
 
 
 @dataclass(frozen=True)
@@ -112,17 +110,16 @@ def look_up(
                 answer = _cheapest(cloud, candidate, num_nodes, offer)
         except Exception as error:  # SkyPilot and its clouds raise all kinds of errors
             note = f"{cloud}'s catalog can't be read ({type(error).__name__})"
-            continue
-        if isinstance(answer, Offer):
-            found.append(answer)
         else:
-            why.append(answer)
+            if isinstance(answer, Offer):
+                found.append(answer)
+            else:
+                why.append(answer)
     if not found and note is None:
         return NotOffered(candidate, "; ".join(why[:3]))
     offer = cheapest_first(found)[0] if found else replace(offer, note=note)
     everywhere = {place: price for there in found for place, price in there.elsewhere.items()}
-    offer = replace(offer, elsewhere=everywhere)
-    return _with_own_price(offer, prices or {})
+    return _with_own_price(replace(offer, elsewhere=everywhere), prices or {})
 
 
 def market(
@@ -151,9 +148,10 @@ def market(
     known = sorted({*GPU_TYPES, *by_name, *prices})
     for gpu in gpus:
         if gpu not in known:
-            close = close_names(gpu, known)
-            hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}."
-            raise BadInput(f"--gpu {gpu}: SkyPilot has no GPU with that name. {hint}")
+            hint = did_you_mean(gpu, known, f"known: {', '.join(known)}.")
+            raise BadInput(
+                f"--gpu {gpu}: SkyPilot has no GPU with that name. {hint[0].upper()}{hint[1:]}"
+            )
     fitting = {
         gpu: [info for info in infos if info.accelerator_count == count]
         for gpu, infos in by_name.items()
@@ -167,8 +165,8 @@ def market(
     offers = []
     for gpu in gpus or priced or list(GPU_TYPES):
         for use_spot in (True, False):
-            cheapest = _of_market(gpu, count, fitting.get(gpu, []), use_spot)
-            offer = _with_own_price(cheapest, prices)
+            offer = _of_market(gpu, count, fitting.get(gpu, []), use_spot)
+            offer = _with_own_price(offer, prices)
             if offer.price is not None or not use_spot:
                 offers.append(offer)
     return offers, notes
@@ -194,8 +192,7 @@ def _of_market(gpu: str, count: int, infos: Sequence[Any], use_spot: bool) -> Of
         dollars = info.spot_price if spot else info.price
         return None if dollars is None or math.isnan(dollars) else float(dollars)
 
-    costs = [(price(info, use_spot), info) for info in infos]
-    found = [info for cost, info in costs if cost is not None]
+    found = [info for info in infos if price(info, use_spot) is not None]
     best = min(found, key=lambda info: price(info, use_spot) or 0.0, default=None)
     return Offer(
         gpu=gpu,
@@ -226,12 +223,11 @@ def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) ->
     if not feasible.resources_list:
         return feasible.hint or _why_none(cloud, candidate, feasible.fuzzy_candidate_list)
     launchable = feasible.resources_list[0]
-    places = launchable.get_valid_regions_for_launchable()
-    priced = []
-    for region in places:
-        price = _price(cloud, launchable, candidate.use_spot, region.name, candidate.zone)
-        if price is not None:
-            priced.append((price, region.name))
+    prices = {
+        place.name: _price(cloud, launchable, candidate.use_spot, place.name, candidate.zone)
+        for place in launchable.get_valid_regions_for_launchable()
+    }
+    priced = [(price, name) for name, price in prices.items() if price is not None]
     if not priced:
         kind = "spot " if candidate.use_spot else ""
         return f"{cloud} lists no {kind}price for {candidate.gpu or launchable.instance_type}"
@@ -276,8 +272,8 @@ def _why_none(cloud: Any, candidate: Candidate, fuzzy: Sequence[str]) -> str:
     if infos is None and candidate.gpu in GPU_TYPES:
         return f"{cloud} has no {candidate.gpu}; it has {_listed(by_name)}"
     if infos is None:
-        close = close_names(candidate.gpu, sorted({*by_name, *GPU_TYPES}))
-        hint = f"did you mean {' or '.join(close)}?" if close else f"it has {_listed(by_name)}"
+        known = sorted({*by_name, *GPU_TYPES})
+        hint = did_you_mean(candidate.gpu, known, f"it has {_listed(by_name)}")
         return f"{cloud} has no GPU called {candidate.gpu}; {hint}"
     here = [i for i in infos if candidate.region in (None, i.region)]
     if not here:

@@ -22,7 +22,6 @@ from pion.bench.card import shipped_results
 from pion.bench.results import Results, TrainSpeed, read_results, save_speeds, train_speeds
 from pion.config.model_config import ModelConfig
 from pion.config.presets import PRESETS
-from pion.errors import PionError
 from pion.model.params_and_flops import flops_per_token
 from pion.train.hardware import gpu_flops
 from pion.train.memory import Workload
@@ -30,7 +29,7 @@ from pipeline.job import Job
 from pipeline.job.digest import model_inputs
 from pipeline.machine.folders import own_bench_files
 from pipeline.machine.gpus import sky_names
-from pipeline.machine.time_limit import within
+from pipeline.machine.time_limit import within_or
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.state.find_run import runs_in
 from pipeline.state.head import Head
@@ -98,28 +97,19 @@ NOTHING_KNOWN = Known()
 def known_speeds(job: Job, bench: Sequence[str] = ()) -> Known:
     """Return what was measured of a job's model, and of cards. `bench` names results of `pion
     bench`, which come before this user's. Raises BadInput for a file that is no result."""
-    results = bench_results(bench)
-    return Known(past_speeds(job), results)
+    return Known(bench=bench_results(bench), runs=past_speeds(job))
 
 
 def speed_on(gpu: str, work: Workload, known: Known, *, recompute: bool) -> Speed:
     """Return how fast one GPU does the work, from the best source that says it. `recompute` is
     whether activations are recomputed."""
-    return (
-        _of_past_run(known.runs, gpu, work)
-        or _of_bench(known.bench, gpu, work, recompute)
-        or _of_peak(gpu, work, recompute)
-    )
+    past = past_speed_on(known.runs, gpu, work.seq_len, lora=work.lora is not None)
+    if past is not None:
+        return Speed(past.tokens_per_second, f"measured in run {past.run}", True)
+    return _of_bench(known.bench, gpu, work, recompute) or _of_peak(gpu, work, recompute)
 
 
 # ---------------------------------------------------------------- 1. past runs of the model
-
-
-def _of_past_run(runs: Sequence[PastSpeed], gpu: str, work: Workload) -> Speed | None:
-    past = past_speed_on(runs, gpu, work.seq_len, lora=work.lora is not None)
-    if past is None:
-        return None
-    return Speed(past.tokens_per_second, f"measured in run {past.run}", True)
 
 
 def past_speed_on(
@@ -139,15 +129,15 @@ def past_speeds(job: Job) -> list[PastSpeed]:
 
     Return nothing if the store can't be read in time: callers then assume a speed.
     """
-    try:
-        return within(SECONDS, partial(_past_speeds, job))
-    except (PionError, TimeoutError):
-        return []
+    return within_or([], SECONDS, partial(_past_speeds, job))
 
 
 def _past_speeds(job: Job) -> list[PastSpeed]:
-    model = model_inputs(job.model_config_resolved())
-    shape = {path: value for path, value in model.items() if path not in NOT_ABOUT_SPEED}
+    shape = {
+        path: value
+        for path, value in model_inputs(job.model_config_resolved()).items()
+        if path not in NOT_ABOUT_SPEED
+    }
     store = open_store(job.store)
     return [s for name, head in _newest_runs(store) for s in _of_run(store, name, head, shape)]
 
@@ -168,10 +158,13 @@ def _of_run(store: Store, name: str, head: Head, shape: Mapping[str, Any]) -> It
             continue
         reached = _tokens_per_second(store, f"{name}/metrics/{event['stage']}/{event['epoch']}/")
         if reached is not None and "seq_len" in event:  # the first runs did not report seq_len
-            per_worker = reached / max(1, event.get("workers", 1))
-            device = event.get("device", "")
-            lora = "sft.lora.rank" in inputs[event["stage"]]
-            yield PastSpeed(name, device, event["seq_len"], per_worker, lora)
+            yield PastSpeed(
+                run=name,
+                device=event.get("device", ""),
+                seq_len=event["seq_len"],
+                tokens_per_second=reached / max(1, event.get("workers", 1)),
+                lora="sft.lora.rank" in inputs[event["stage"]],
+            )
 
 
 def _inputs(run: RunState, head: Head, stage: str) -> Mapping[str, Any]:
@@ -223,7 +216,9 @@ def _of_bench(
         if _is_that_of(speed, work, recompute):
             return Speed(speed.tokens_per_second, f"measured by {_source(r)}", True)
     arithmetic = work.flops()
-    for r, speed in sorted(rows, key=lambda row: _distance(row[1], arithmetic.total)):
+    # The model whose size is nearest, as a ratio, comes first.
+    rows.sort(key=lambda row: abs(math.log(row[1].flops_per_token / arithmetic.total)))
+    for r, speed in rows:
         peak = gpu_flops(r.card.card, speed.dtype)
         if peak is not None:
             words = f"estimated: {speed.mfu:.0%} MFU, as {speed.model} reached in {_source(r)}"
@@ -240,10 +235,9 @@ def _of_bench(
 
 def copy_speed(results: Sequence[Results], gpu: str) -> tuple[float, str] | None:
     """Return at how many bytes per second a save copies a training state, and who measured it."""
-    for r in _of_gpu(results, gpu):
-        for speed in save_speeds(r):
-            return speed.bytes_per_second, _source(r)
-    return None
+    of_gpu = _of_gpu(results, gpu)
+    saves = ((s.bytes_per_second, _source(r)) for r in of_gpu for s in save_speeds(r))
+    return next(saves, None)
 
 
 def _of_gpu(results: Sequence[Results], gpu: str) -> Iterator[Results]:
@@ -259,9 +253,8 @@ def _source(results: Results) -> str:
 
 def _is_that_of(speed: TrainSpeed, work: Workload, recompute: bool) -> bool:
     """Return whether the work is what was measured: all weights, no rows of documents."""
-    if (speed.seq_len, speed.recompute) != (work.seq_len, recompute):
-        return False
-    if work.documents or work.lora is not None or speed.model not in PRESETS:
+    another = (speed.seq_len, speed.recompute) != (work.seq_len, recompute)
+    if another or work.documents or work.lora is not None or speed.model not in PRESETS:
         return False
     preset = ModelConfig.preset(speed.model)
     same = {
@@ -271,11 +264,6 @@ def _is_that_of(speed: TrainSpeed, work: Workload, recompute: bool) -> bool:
     if dataclasses.replace(work.config, **same) != preset:
         return False
     return math.isclose(speed.flops_per_token, flops_per_token(preset, speed.seq_len), rel_tol=SAME)
-
-
-def _distance(speed: TrainSpeed, per_token: float) -> float:
-    """Return how much larger or smaller the measured model is, as a logarithm."""
-    return abs(math.log(speed.flops_per_token / per_token))
 
 
 # ---------------------------------------------------------------- 3. the peak of the card
@@ -294,32 +282,22 @@ def _of_peak(gpu: str, work: Workload, recompute: bool) -> Speed:
 # ---------------------------------------------------------------- preparing text
 
 
-@dataclass(frozen=True)
-class PrepareSpeed:
-    """Megabytes of text (10^6 bytes) that were tokenized per second in `run`."""
-
-    run: str
-    mb_per_second: float
-
-
-def prepare_speed(job: Job) -> PrepareSpeed | None:
-    """Return the speed of the newest run in the job's store that says it; None if none does.
+def prepare_speed(job: Job) -> tuple[float, str] | None:
+    """Return how many megabytes of text (10^6 bytes) were tokenized per second, and in which run:
+    the newest in the job's store that says it. None if none does.
 
     Of several sources, the slowest counts. The time to download text and to train a tokenizer is
     not in it. Return None, too, if the store can't be read in time.
     """
-    try:
-        return within(SECONDS, partial(_newest_prepare_speed, job))
-    except (PionError, TimeoutError):
-        return None
+    return within_or(None, SECONDS, partial(_newest_prepare_speed, job))
 
 
-def _newest_prepare_speed(job: Job) -> PrepareSpeed | None:
+def _newest_prepare_speed(job: Job) -> tuple[float, str] | None:
     for name, head in _newest_runs(open_store(job.store)):
         record = head.stages.get("prepare")
         speeds = _prepare_speeds(record.result) if record is not None else []
         if speeds:
-            return PrepareSpeed(name, min(speeds))
+            return min(speeds), name
     return None
 
 

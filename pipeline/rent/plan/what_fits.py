@@ -74,18 +74,18 @@ def ways_on(job: Job, offer: Offer, num_nodes: int = 1) -> Ways | None:
 
     None without `sft`, without a GPU, and for a GPU whose memory is not known.
     """
-    if job.sft is None or offer.gpu is None or offer.gpu_memory is None:
+    memory = offer.gpu_memory
+    if job.sft is None or offer.gpu is None or memory is None:
         return None
+    usable = int(memory * (1 - HEADROOM))
     work = largest_phase(workload_on(offer.gpu, job, "sft"), job, "sft")
     rows = rows_per_rank(job.sft.global_batch, workers_on(job, offer, num_nodes))
     asked, lora = job.hardware, work.lora or Lora()
 
     def way(changed: Workload, recompute: bool | None) -> Way:
-        assert offer.gpu_memory is not None
-        usable = int(offer.gpu_memory * (1 - HEADROOM))
         try:
             derived, recompute = choose_micro_batch(
-                changed, rows_per_rank=rows, memory_bytes=offer.gpu_memory, recompute=recompute
+                changed, rows_per_rank=rows, memory_bytes=memory, recompute=recompute
             )
         except DoesNotFit:
             derived, recompute = 1, recompute is not False
@@ -98,7 +98,6 @@ def ways_on(job: Job, offer: Offer, num_nodes: int = 1) -> Ways | None:
         by_lora = way(replace(work, lora=lora, optimizer="adamw"), asked.recompute)
     except BadInput:  # it has no projections that LoRA can adapt
         by_lora = None
-    usable = int(offer.gpu_memory * (1 - HEADROOM))
     return Ways(usable, way(full, False), way(full, True), by_lora, lora.rank)
 
 
@@ -107,10 +106,9 @@ def ways_on(job: Job, offer: Offer, num_nodes: int = 1) -> Ways | None:
 
 def on_each_gpu(job: Job) -> dict[str, Estimate]:
     """Return what the job takes on one GPU of each type, the smallest memory first."""
-    by_memory = sorted(GPU_TYPES.items(), key=lambda item: item[1].memory)
     return {
         name: estimate(job, Offer(name, 1, None, None, False, None, None, kind.memory, 0))
-        for name, kind in by_memory
+        for name, kind in sorted(GPU_TYPES.items(), key=lambda item: item[1].memory)
     }
 
 
