@@ -59,13 +59,7 @@ def open_npy(path: str | Path, seq_len: int) -> np.ndarray:
             f"{path}: rows of {shape[1]:,} ids can't be read as rows of seq_len {seq_len:,}: "
             f"seq_len must be {shape[1]:,} or divide it."
         )
-    expected = offset + shape[0] * shape[1] * dtype.itemsize
-    if actual != expected:
-        raise BadInput(
-            f"{path}: {'truncated' if actual < expected else 'too long'}: its header says "
-            f"{expected:,} bytes, the file has {actual:,}. Copy or download it again."
-        )
-    return _map_rows(path, dtype, offset, shape[0] * shape[1] // seq_len, seq_len)
+    return _map_rows(path, actual, dtype, offset, shape[0] * shape[1], seq_len)
 
 
 class NpyHeader(NamedTuple):
@@ -85,10 +79,8 @@ def parse_npy_header(beginning: bytes, where: str) -> NpyHeader:
     """
     file = io.BytesIO(beginning)
     try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0
-        if version != (1, 0):
-            read = np.lib.format.read_array_header_2_0
+        first = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(file)
     except Exception as error:  # numpy evaluates a Python literal, which can fail in many ways
         raise BadInput(f"{where}: can't read this .npy shard ({str(error)[:200]})") from None
@@ -118,14 +110,7 @@ def open_bin(path: str | Path, seq_len: int) -> np.ndarray:
             f"{path}: not a .bin shard of magic {BIN_MAGIC} and version {BIN_VERSION}: it starts "
             f"with {header[:2].tolist()}."
         )
-    tokens = int(header[2])
-    expected = BIN_HEADER_BYTES + 2 * tokens
-    if actual != expected:
-        raise BadInput(
-            f"{path}: {'truncated' if actual < expected else 'too long'}: its header says "
-            f"{expected:,} bytes, the file has {actual:,}. Copy or download it again."
-        )
-    return _map_rows(path, np.dtype("<u2"), BIN_HEADER_BYTES, tokens // seq_len, seq_len)
+    return _map_rows(path, actual, np.dtype("<u2"), BIN_HEADER_BYTES, int(header[2]), seq_len)
 
 
 def check_ids(rows: np.ndarray, vocab_size: int, name: str) -> None:
@@ -177,6 +162,18 @@ def write_atomically(path: Path, *chunks: bytes | memoryview) -> None:
         raise unwritable(path, error) from None
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        BadInput: the disk is full, or the folder can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
 def unwritable(path: Path, error: OSError) -> BadInput:
     """Return the error for a file that can't be written: what is safe, and what to do."""
     full = no_room(error, path)
@@ -192,8 +189,15 @@ def unwritable(path: Path, error: OSError) -> BadInput:
 
 
 def _map_rows(
-    path: str | Path, dtype: np.dtype, offset: int, rows: int, seq_len: int
+    path: str | Path, actual: int, dtype: np.dtype, offset: int, ids: int, seq_len: int
 ) -> np.ndarray:
-    if rows == 0:  # an empty range can't be mapped
+    """Map the whole rows of a file of `actual` bytes whose header says that it has `ids` ids."""
+    expected = offset + ids * dtype.itemsize
+    if actual != expected:
+        raise BadInput(
+            f"{path}: {'truncated' if actual < expected else 'too long'}: its header says "
+            f"{expected:,} bytes, the file has {actual:,}. Copy or download it again."
+        )
+    if ids < seq_len:  # an empty range can't be mapped
         return np.empty((0, seq_len), dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(rows, seq_len))
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(ids // seq_len, seq_len))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pion.data.arrays import unwritable, write_atomically
+from pion.data.arrays import make_folder, write_atomically
 from pion.data.shards import Shard, flags_path
 from pion.errors import BadInput
 from pion.untrusted import read_json
@@ -67,10 +67,7 @@ class ShardWriter:
         self._filled = 0
         # The number of ids of document number `appended` that are in finished shards already.
         self._resumed_within = 0
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self._folder, error) from None
+        make_folder(self._folder)
         self._take_over_finished()
 
     def append_document(self, ids: Sequence[int] | np.ndarray, end_of_text: int) -> None:
@@ -79,8 +76,7 @@ class ShardWriter:
         Raises:
             BadInput: an id is beyond the vocabulary, or the shard can't be written.
         """
-        end = [end_of_text] if len(ids) else []
-        document = np.concatenate((ids, end)).astype(np.int64)
+        document = np.concatenate((ids, [end_of_text] if len(ids) else [])).astype(np.int64)
         self._check(document)
         used, self._resumed_within = self._resumed_within, 0
         while used < len(document):

@@ -97,8 +97,7 @@ def require_count(name: str, value: object, least: int = 0) -> None:
 
 def _check_remote(remote: object) -> None:
     """Raise ValueError unless there are the three texts, and the path stays in its repository."""
-    keys = {"repo", "revision", "path"}
-    if not isinstance(remote, dict) or remote.keys() != keys:
+    if not isinstance(remote, dict) or remote.keys() != {"repo", "revision", "path"}:
         raise ValueError(f"remote is {remote!r:.200}; it must have repo, revision and path")
     if not all(isinstance(text, str) for text in remote.values()):
         raise ValueError(f"remote is {remote!r:.200}; it must have texts")
@@ -237,9 +236,10 @@ def describe(path: str | Path, seq_len: int) -> Shard:
     """
     path = Path(path)
     rows = open_shard(path, seq_len)
-    size = path.stat().st_size
     try:
-        return Shard(path.name, len(rows), sha256_file(path), size, rows.dtype.name)
+        return Shard(
+            path.name, len(rows), sha256_file(path), path.stat().st_size, rows.dtype.name
+        )
     except ValueError as error:
         raise BadInput(f"{path}: {error}") from None
 
@@ -317,9 +317,8 @@ class Rows:
     def _map(self, shard: Shard) -> tuple[np.ndarray, np.ndarray | None]:
         path = self._path_of(shard)
         ids = open_shard(path, self.manifest.seq_len)
-        flags = None
-        if self.manifest.kind == "conversations":
-            flags = open_npy(flags_path(path), self.manifest.seq_len)
+        has_flags = self.manifest.kind == "conversations"
+        flags = open_npy(flags_path(path), self.manifest.seq_len) if has_flags else None
         needed = shard.start + shard.rows
         if len(ids) < needed or (flags is not None and len(flags) != len(ids)):
             raise BadInput(
@@ -335,12 +334,10 @@ def flags_path(path: Path) -> Path:
 
 
 def _conversation_row(tokens: np.ndarray, targets: np.ndarray, flags: np.ndarray) -> Row:
-    padding = (flags & PADDING) != 0
-    starts = (flags & STARTS) != 0
-    documents = np.where(padding, -1, np.cumsum(starts) - 1)
-    # The first token of a conversation can't be predicted from the conversation before it.
-    targets[:-1][((flags & LEARNED) == 0)[1:] | (documents[1:] != documents[:-1])] = IGNORED
-    index = np.arange(len(tokens))
+    documents = np.where(flags & PADDING, -1, np.cumsum((flags & STARTS) != 0) - 1)
     begins = np.concatenate(([True], documents[1:] != documents[:-1]))
+    # The first token of a conversation can't be predicted from the conversation before it.
+    targets[:-1][(((flags & LEARNED) == 0) | begins)[1:]] = IGNORED
+    index = np.arange(len(tokens))
     positions = index - np.maximum.accumulate(np.where(begins, index, 0))
     return Row(tokens, targets, documents, positions)

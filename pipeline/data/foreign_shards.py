@@ -7,12 +7,13 @@ they are on another disk. Files on the Hub stay there and are fetched during tra
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pion.data.arrays import check_ids, open_shard, unwritable
+from pion.data.arrays import check_ids, make_folder, open_shard, unwritable
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Shard, describe, split_tail
 from pion.data.tokens.tokenizer import Tokenizer
@@ -92,15 +93,18 @@ def take_local_shards(
     for path in files:
         open_shard(path, rows.seq_len)  # reports a mistake in the last file before any work
     train_folder = folder / "train"
-    _make(train_folder)
+    make_folder(train_folder)
     shards = []
     for number, path in enumerate(files):
         shard = describe(path, rows.seq_len)
         check_ids(open_shard(path, rows.seq_len), tokenizer.vocab_size, str(path))
         name = f"shard_{number:05d}{path.suffix}"
         mark("shard")
-        _link_or_copy(path, train_folder / name)
-        shards.append(Shard(name, shard.rows, shard.sha256, shard.bytes, shard.dtype))
+        try:
+            link_or_copy(path, train_folder / name)
+        except OSError as error:
+            raise unwritable(train_folder / name, error) from None
+        shards.append(replace(shard, name=name))
         say(PrepareProgress("check shards", number + 1, "shards", total=len(files)))
     train, held_out = split_tail(shards, HELD_OUT)
 
@@ -163,7 +167,7 @@ def _write(
     for ids in held_out_rows:
         writer.append_rows(ids[done:])
         done = max(0, done - len(ids))
-    _make(folder / "train")
+    make_folder(folder / "train")
     report: dict[str, Any] = {}
     mark("shard")
     for split, shards in (("train", train), ("held_out", writer.finish())):
@@ -172,17 +176,3 @@ def _write(
         report[f"{split}_rows"] = manifest.rows
         report[f"{split}_tokens"] = manifest.rows * rows.seq_len
     return report
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        link_or_copy(source, target)
-    except OSError as error:
-        raise unwritable(target, error) from None
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from None

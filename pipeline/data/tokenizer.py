@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pion.data.arrays import write_atomically
 from pion.data.chat.conversation import chat_template
 from pion.data.chat.template_source import (
     DATE_FILE,
@@ -89,12 +88,12 @@ def put_tokenizer(job: Job, folder: Path, given: Path | None, *, conversations: 
     if given is not None and job.base is not None:
         bring_tokenizer(job, given.parent, folder, conversations=conversations)
     elif given is not None:
-        _save(Tokenizer.from_file(given), path)
+        Tokenizer.from_file(given).save(path)
     elif section is not None and section.file is not None:
-        _save(Tokenizer.from_file(job.input_path(section.file)), path)
+        Tokenizer.from_file(job.input_path(section.file)).save(path)
     elif section is not None and section.hub is not None and not path.exists():
         file = hub_tokenizer(section.hub, section.revision, section.hub_file)
-        _save(Tokenizer.from_file(file), path)
+        Tokenizer.from_file(file).save(path)
 
 
 def check_fits(job: Job, tokenizer: Tokenizer, path: Path, by_job: bool) -> None:
@@ -129,7 +128,7 @@ def ready_tokenizer(
     assert section is not None
     if section.train is not None and not path.exists():
         say(Note(f"training a BPE of {section.train.vocab_size:,} entries"))
-        _save(_trained(job, inputs, section.train.vocab_size, say), path)
+        _trained(job, inputs, section.train.vocab_size, say).save(path)
     tokenizer = Tokenizer.from_file(path)
     check_fits(job, tokenizer, path, by_job)
     if section.train is not None:
@@ -153,13 +152,6 @@ def origin(job: Job) -> str:
     if job.tokenizer.train is not None:
         return "trained on data.sources"
     return job.tokenizer.file or f"{job.tokenizer.hub}/{job.tokenizer.hub_file}"
-
-
-def _save(tokenizer: Tokenizer, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    tokenizer.save(temporary)
-    write_atomically(path, temporary.read_bytes())
-    temporary.unlink()
 
 
 def _trained(job: Job, inputs: list[Input], vocab_size: int, say: Say) -> Tokenizer:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pion.data.arrays import sha256_file, unwritable, write_atomically
+from pion.data.arrays import make_folder, sha256_file, write_atomically
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.template_source import DATE_FILE, TEMPLATE_FILE
 from pion.data.shards import Rows, Shard
@@ -343,10 +343,7 @@ def _about(data: PreparedData) -> Iterator[str]:
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """Make the folder; explain files that can't be read or written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from None
+    make_folder(folder)
     try:
         yield
     except OSError as error:

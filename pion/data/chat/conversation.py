@@ -56,10 +56,6 @@ ALIASES: dict[str, Role] = {
 }
 # Turns of these roles are left out: Pion's own template has no tools.
 TOOLS = ("tool", "function")
-# What is before and after learned text.
-LEARNED_MARKS = ("⟦", "⟧")
-# The most tokens that are shown.
-MOST_SHOWN = 1000
 # What could control a terminal, or change the direction of its text. Newlines and tabs may stay.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -162,10 +158,7 @@ def render(
     """
     text, spans = "", []
     for turn in turns:
-        content = turn.text
-        for special in tokenizer.specials:
-            content = content.replace(special, defused(special))
-        content = content.strip()
+        content = defused(turn.text, tokenizer.specials).strip()
         if not content:
             continue
         text += f"<|{turn.role}|>\n"
@@ -187,8 +180,8 @@ def tokenize(
     The prompt up to ``<|assistant|>\\n`` has the same ids with and without an answer after it:
     texts are stripped, so no token spans the marker's newline and the answer.
     """
-    text, spans = render(tokenizer, turns, add_generation_prompt=add_generation_prompt)
-    return _tokenize_rendered(tokenizer, [(text, spans)])[0]
+    rendered = render(tokenizer, turns, add_generation_prompt=add_generation_prompt)
+    return _tokenize_rendered(tokenizer, [rendered])[0]
 
 
 def tokenize_batch(
@@ -203,11 +196,13 @@ def chat_template(tokenizer: Tokenizer) -> str:
     roles: dict[str, list[str]] = {}
     for alias, role in ROLES.items():
         roles.setdefault(role, []).append(alias)
-    # Jinja string literals support JSON's escapes, except for surrogate pairs.
     defuse = "".join(
-        f" | replace({_literal(special)}, {_literal(defused(special))})"
+        f" | replace({_literal(special)}, {_literal(defused(special, [special]))})"
         for special in tokenizer.specials
     )
+    first = ""
+    if tokenizer.first is not None:
+        first = f"{{{{ {_literal(tokenizer.decode([tokenizer.first], specials=True))} }}}}"
     end = {"assistant": _literal(tokenizer.end_of_text_token)}
     branches = "".join(
         f"{{%- {'if' if i == 0 else 'elif'} message['role'] in {json.dumps(aliases)} -%}}"
@@ -215,7 +210,7 @@ def chat_template(tokenizer: Tokenizer) -> str:
         for i, (role, aliases) in enumerate(roles.items())
     )
     return (
-        f"{_first_token(tokenizer)}"
+        f"{first}"
         "{%- for message in messages -%}"
         "{%- if message['content'] is string -%}"
         f"{{%- set content = message['content']{defuse} | trim -%}}"
@@ -240,20 +235,16 @@ def response_template(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _first_token(tokenizer: Tokenizer) -> str:
-    """Return the Jinja that writes the tokenizer's first token, or ""."""
-    if tokenizer.first is None:
-        return ""
-    return f"{{{{ {_literal(tokenizer.decode([tokenizer.first], specials=True))} }}}}"
-
-
 def _literal(text: str) -> str:
+    # Jinja string literals support JSON's escapes, except for surrogate pairs.
     return json.dumps(text, ensure_ascii=False)
 
 
-def defused(special: str) -> str:
-    """Return the text of a special token with a space inserted, so that it is ordinary text."""
-    return f"{special[0]} {special[1:]}"
+def defused(text: str, specials: Iterable[str]) -> str:
+    """Return a text with a space in each special token, so that it is ordinary text."""
+    for special in specials:
+        text = text.replace(special, f"{special[0]} {special[1:]}")
+    return text
 
 
 def _tokenize_rendered(
@@ -289,7 +280,7 @@ def _tokenize_rendered(
     return tokenized
 
 
-def marked_text(tokenizer: Tokenizer, conversation: Tokenized, most: int = MOST_SHOWN) -> str:
+def marked_text(tokenizer: Tokenizer, conversation: Tokenized, most: int = 1000) -> str:
     """Return the text of a conversation as the model sees it, special tokens included.
 
     Learned tokens are between ⟦ and ⟧. At most `most` tokens are shown, and how many follow.
@@ -303,6 +294,6 @@ def marked_text(tokenizer: Tokenizer, conversation: Tokenized, most: int = MOST_
             "\N{REPLACEMENT CHARACTER}", tokenizer.decode(ids[start:end].tolist(), specials=True)
         )
         marked = start < end and bool(learned[start])
-        parts.append(text.join(LEARNED_MARKS) if marked else text)
+        parts.append(f"⟦{text}⟧" if marked else text)
     more = len(conversation.ids) - len(ids)
     return "".join(parts) + (f"\n… ({more:,} more tokens)" if more else "")

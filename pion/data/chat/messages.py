@@ -76,12 +76,15 @@ def harmless(conversation: Conversation, specials: Iterable[str]) -> Conversatio
     tools too.
     """
     specials = tuple(specials)
-    stripped = [
+    messages = [
         {**message, "content": message["content"].strip()} if message.get("content") else message
         for message in conversation.messages
     ]
-    messages: list[Message] = [_defused(message, specials) for message in stripped]
-    return Conversation(messages, _defused(conversation.tools, specials), conversation.where)
+    return replace(
+        conversation,
+        messages=_defused(messages, specials),
+        tools=_defused(conversation.tools, specials),
+    )
 
 
 def _message(turn: Any, role_key: str, text_key: str, where: str) -> Message:
@@ -94,8 +97,8 @@ def _message(turn: Any, role_key: str, text_key: str, where: str) -> Message:
     content = turn.get(text_key)
     if not isinstance(content, str | None):
         raise BadInput(f"{where}: {text_key!r} must be text or null, not {shown(content)}")
-    rest = {key: value for key, value in turn.items() if value is not None}
-    rest = {key: value for key, value in rest.items() if key not in (role_key, text_key)}
+    named_here = (role_key, text_key)
+    rest = {k: v for k, v in turn.items() if v is not None and k not in named_here}
     return {"role": role, "content": content, **rest}
 
 
@@ -110,8 +113,8 @@ def says_something(message: Message) -> bool:
 
 def system_texts(conversation: Conversation) -> list[str]:
     """Return the texts of the system messages."""
-    roles = ("system", "developer")
-    return [m["content"] or "" for m in conversation.messages if m["role"] in roles]
+    systems = (m for m in conversation.messages if m["role"] in ("system", "developer"))
+    return [message["content"] or "" for message in systems]
 
 
 def _tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
@@ -125,9 +128,7 @@ def _tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
 def _defused(value: Any, specials: tuple[str, ...]) -> Any:
     """Return the value with special tokens defused in all of its texts and keys."""
     if isinstance(value, str):
-        for special in specials:
-            value = value.replace(special, defused(special))
-        return value
+        return defused(value, specials)
     if isinstance(value, dict):
         return {_defused(key, specials): _defused(item, specials) for key, item in value.items()}
     if isinstance(value, list | tuple):

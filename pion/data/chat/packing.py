@@ -55,8 +55,13 @@ def pack(
                 flags[row, start:end] = kept[member].learned[:seq_len] * np.uint8(LEARNED)
                 flags[row, start] |= STARTS
                 start = end
-        cut = sum(len(c.ids) > seq_len for c in kept)
-        yield Packed(ids, flags, len(kept), cut, len(chunk) - len(kept))
+        yield Packed(
+            ids,
+            flags,
+            conversations=len(kept),
+            cut=sum(len(c.ids) > seq_len for c in kept),
+            dropped=len(chunk) - len(kept),
+        )
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:

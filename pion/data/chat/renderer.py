@@ -78,10 +78,7 @@ class Renderer:
             BadInput: the template can't be used: wrong syntax, too much time or memory.
         """
         answer = self._render(conversation, {"answers": list(answers)})
-        turns = [
-            RenderedTurn((prompt[0], prompt[1]), (turn[0], turn[1]))
-            for prompt, turn in answer["turns"]
-        ]
+        turns = [RenderedTurn(tuple(prompt), tuple(turn)) for prompt, turn in answer["turns"]]
         return Rendered(answer["text"], turns)
 
     def text(self, conversation: Conversation, *, prompt: bool) -> str:
@@ -152,8 +149,7 @@ def _start() -> tuple[subprocess.Popen[bytes], Connection]:
 
 
 def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    return kept | {
+    return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "PYTHONHASHSEED": "0",
         "LC_ALL": "C.UTF-8",

@@ -75,7 +75,6 @@ class ChatTemplate:
     """A model's chat template with its tokenizer. It is for one thread, and `close` ends it.
 
     Attributes:
-        source: the Jinja text.
         end_of_turn: the special id that the template writes after an answer; None if it writes
             none. A model that is trained with such a template never learns to stop.
     """
@@ -89,7 +88,6 @@ class ChatTemplate:
         source = find_template(folder)
         if source is None:
             raise BadInput(f"{folder}: this model has no chat template")
-        self.source: str = source
         self._where = str(folder)
         self._tokenizer = tokenizer
         self._marks = marks_of(source, tokenizer)
@@ -115,11 +113,9 @@ class ChatTemplate:
             BadInput: the template refuses the messages, or can't be used.
         """
         said = [message for message in messages if says_something(message)] or messages
-        conversation = self._harmless(Conversation(said, tools, "this conversation"))
-        text = self._prompt(conversation)
+        text = self._prompt(harmless(Conversation(said, tools, "this conversation"), self._marks))
         (encoding,) = self._tokenizer.encode_with_specials([text])
-        ids, _ = self._started(encoding.ids)
-        return ids
+        return self._started(encoding.ids)[0]
 
     def tokenize_batch(self, conversations: Iterable[Conversation]) -> list[Examples]:
         """Return what is learned from each conversation; refused ones say why.
@@ -138,19 +134,8 @@ class ChatTemplate:
             for conversation, found in rendered
         ]
 
-    def tokenize(self, conversation: Conversation) -> tuple[Tokenized, ...]:
-        """Return the examples of one conversation.
-
-        Raises:
-            BadInput: the conversation is refused, or the template can't be used.
-        """
-        (examples,) = self.tokenize_batch([conversation])
-        if examples.refused is not None:
-            raise BadInput(examples.refused)
-        return examples.tokenized
-
     def _rendered(self, conversation: Conversation) -> tuple[Conversation, Rendered | str]:
-        conversation = self._harmless(conversation)
+        conversation = harmless(conversation, self._marks)
         answers = answers_in(conversation)
         if len(answers) > MOST_ANSWERS:
             why = f"{len(answers):,} answers; a chat template is used for at most {MOST_ANSWERS}"
@@ -199,10 +184,8 @@ class ChatTemplate:
         encoded = self._finder.encode(texts)
         for number, (turn, text) in enumerate(zip(rendered.turns, encoded, strict=True), 1):
             prompt = _joined(rendered.text, turn.prompt)
-            if not text.text.startswith(prompt):
-                return Examples(refused=_no_prefix(conversation, number))
             alone = RenderedTurn((len(prompt), ""), (len(text.text), ""))
-            span = self._finder.span(text, alone)
+            span = self._finder.span(text, alone) if text.text.startswith(prompt) else None
             if span is None:
                 return Examples(refused=_no_prefix(conversation, number))
             ends.append(text.ids[span[1] - 1])
@@ -236,7 +219,9 @@ class ChatTemplate:
     def _end_of_turn(self) -> int | None:
         """Return the first special id that the template writes after an answer."""
         messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
-        conversation = self._harmless(Conversation(messages, None, "a question and an answer"))
+        conversation = harmless(
+            Conversation(messages, None, "a question and an answer"), self._marks
+        )
         try:
             text = self._renderer.text(conversation, prompt=False)
         except Refused as error:
@@ -247,9 +232,6 @@ class ChatTemplate:
         special = self._marks.values()
         (encoding,) = self._tokenizer.encode_with_specials([after])
         return next((token for token in encoding.ids if token in special), None)
-
-    def _harmless(self, conversation: Conversation) -> Conversation:
-        return harmless(conversation, self._marks)
 
 
 def marks_of(source: str, tokenizer: Tokenizer) -> dict[str, int]:

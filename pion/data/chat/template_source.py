@@ -81,9 +81,7 @@ def with_settings(
         text = json.dumps(value, ensure_ascii=False)
         before.append(f"{{% if {name} is not defined %}}{{% set {name} = {text} %}}{{% endif %}}")
     if system is not None:
-        content = system.strip()
-        for special in specials:
-            content = content.replace(special, defused(special))
+        content = defused(system.strip(), specials)
         told = json.dumps({"role": "system", "content": content}, ensure_ascii=False)
         roles = "messages | map(attribute='role') | list"
         before.append(

@@ -13,6 +13,7 @@ import random
 import resource
 import signal
 import sys
+from bisect import bisect_left
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,7 @@ def _compared(text: str, whole: str) -> tuple[int, str]:
     """Return how many leading characters are equal, and the rest of `text`."""
     if whole.startswith(text):  # nearly always
         return len(text), ""
-    same, different = 0, len(text)
-    while different - same > 1:
-        middle = (same + different) // 2
-        if whole.startswith(text[:middle]):
-            same = middle
-        else:
-            different = middle
+    same = bisect_left(range(len(text)), True, key=lambda n: not whole.startswith(text[: n + 1]))
     return same, text[same:]
 
 

@@ -38,12 +38,6 @@ class SpecialTokens:
     pad: int
 
 
-def own_special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
-    """Return the special ids of a model that Pion trained with its own template."""
-    stops = (tokenizer.end_of_text,)
-    return SpecialTokens(tokenizer.end_of_text, stops, tokenizer.first, tokenizer.pad)
-
-
 def read_special_tokens(
     folder: str | Path, tokenizer: Tokenizer, end_of_turn: int | None = None
 ) -> SpecialTokens:
@@ -57,18 +51,18 @@ def read_special_tokens(
         BadInput: a file is damaged, or an id or a token is none of the tokenizer's.
     """
     names = token_names(folder)
+
+    def named(key: str, otherwise: int) -> int:
+        return _id_of(names[key], tokenizer, folder) if key in names else otherwise
+
     stops = _generation_stops(Path(folder), tokenizer)
     if end_of_turn is not None:
         stops.append(end_of_turn)
-    eos = names.get("eos_token")
-    if not stops:
-        stops.append(tokenizer.end_of_text if eos is None else _id_of(eos, tokenizer, folder))
-    pad = names.get("pad_token")
     return SpecialTokens(
         separator=tokenizer.end_of_text,
-        stop_ids=tuple(dict.fromkeys(stops)),
+        stop_ids=tuple(dict.fromkeys(stops)) or (named("eos_token", tokenizer.end_of_text),),
         first=tokenizer.first,
-        pad=tokenizer.pad if pad is None else _id_of(pad, tokenizer, folder),
+        pad=named("pad_token", tokenizer.pad),
     )
 
 

@@ -6,6 +6,7 @@ characters and never gives the special id. Only code inserts special ids.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,6 @@ class Tokenizer:
         # offsets, even when it adds nothing.
         self._plain.post_processor = None
         self._plain.encode_special_tokens = True  # encode special tokens in texts as plain text
-        self._with_specials: tokenizers.Tokenizer | None = None
 
         self.end_of_text_token: str = _end_of_text_token(special_ids, folder, where)
         self.end_of_text: int = special_ids[self.end_of_text_token]
@@ -203,10 +203,12 @@ class Tokenizer:
 
         Only a chat template may write such a text; see ``encode_with_offsets`` for the offsets.
         """
-        if self._with_specials is None:  # most jobs never need this copy of the vocabulary
-            settings = parse(self._source, self._where) | _UNCHANGED | {"post_processor": None}
-            self._with_specials = build(settings, self._where)
         return self._encode(self._with_specials.encode_batch, list(texts))
+
+    @cached_property
+    def _with_specials(self) -> tokenizers.Tokenizer:  # most jobs never need this copy
+        settings = parse(self._source, self._where) | _UNCHANGED | {"post_processor": None}
+        return build(settings, self._where)
 
     def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:
         """Return the text of ``ids``, without special tokens unless ``specials``.
@@ -297,9 +299,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             yield SURROGATE.sub(REPLACEMENT, text)
 
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    words = _words()
     parts = tokenizers.pre_tokenizers.FixedLength(LONGEST_WORD)
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([words, parts])
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([_words(), parts])
     bpe.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -308,7 +309,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     bpe.train_from_iterator(watched(), trainer)
-    bpe.pre_tokenizer = words
+    bpe.pre_tokenizer = _words()
     if not seen:
         raise BadInput("tokenizer: the corpus is empty: there is no text to train a tokenizer on.")
     return Tokenizer(bpe.to_str(), where="the tokenizer just trained")

@@ -67,8 +67,9 @@ class Model:
 
     def written(self, messages: list[Any], tools: Any = None) -> list[tuple[str, str]]:
         """Return the text of each example, and of its learned part."""
-        examples = self.template.tokenize(parse_messages(as_record(messages, tools), "f:1"))
-        return [(self.text(e.ids), self.text(e.ids[e.learned])) for e in examples]
+        conversation = parse_messages(as_record(messages, tools), "f:1")
+        (examples,) = self.template.tokenize_batch([conversation])
+        return [(self.text(e.ids), self.text(e.ids[e.learned])) for e in examples.tokenized]
 
     def text(self, ids: Any) -> str:
         return self.tokenizer.decode(ids, specials=True)
@@ -195,7 +196,9 @@ def test_the_first_token_is_there_once(models: dict[str, Model], name: str) -> N
     model, first = models[name], models[name].tokenizer.first
     for ids in (
         model.template.prompt_ids([QUESTION]),
-        model.template.tokenize(parse_messages(as_record([QUESTION, ANSWER]), "f:1"))[0].ids,
+        model.template.tokenize_batch([parse_messages(as_record([QUESTION, ANSWER]), "f:1")])[0]
+        .tokenized[0]
+        .ids,
     ):
         assert ids[0] == first
         assert list(ids).count(first) == 1
@@ -265,7 +268,8 @@ def test_a_call_after_which_the_model_would_not_stop_is_refused(tmp_path: Path) 
     model = Model(tmp_path / "b", "deepseek", source)
     stops = [model.template.end_of_turn, model.tokenizer.plain_added["<｜call｜>"]]
     (tmp_path / "b" / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
-    (example,) = ChatTemplate(tmp_path / "b", model.tokenizer).tokenize(talk)
+    (found,) = ChatTemplate(tmp_path / "b", model.tokenizer).tokenize_batch([talk])
+    (example,) = found.tokenized
     learned = model.text(example.ids[example.learned])
     assert learned == '<｜call｜>now\n{"zone": "é"}<｜call｜>Hello<｜end｜>'
 
@@ -364,8 +368,6 @@ def test_a_conversation_that_the_template_refuses_is_named_and_the_others_are_le
     assert "f:2: the chat template refuses" in str(found[1].refused)
     assert "user and assistant must take turns" in str(found[1].refused)
     with pytest.raises(BadInput, match="take turns"):
-        models["Mistral"].template.tokenize(conversations[1])
-    with pytest.raises(BadInput, match="take turns"):
         models["Mistral"].template.prompt_ids([ANSWER])
 
 
@@ -417,5 +419,5 @@ def test_a_template_that_drops_the_answers_is_refused(tmp_path: Path) -> None:
 
 def test_examples_are_packed_like_other_conversations(models: dict[str, Model]) -> None:
     conversation = Conversation([QUESTION, ANSWER], None, "f:1")
-    examples = models["Qwen 3"].template.tokenize(conversation)
-    assert next(pack(examples * 2, 128, models["Qwen 3"].tokenizer.pad)).conversations == 2
+    (examples,) = models["Qwen 3"].template.tokenize_batch([conversation])
+    assert next(pack(examples.tokenized * 2, 128, models["Qwen 3"].tokenizer.pad)).conversations == 2

@@ -55,9 +55,8 @@ def fine_tuned(
         {"messages": [*talk, {"role": "assistant", "content": answer}]}
         for talk, answer in zip(talks, TALKS.values(), strict=True)
     ]
-    examples = [
-        example for record in records for example in template.tokenize(parse_messages(record, "x"))
-    ]
+    found = template.tokenize_batch([parse_messages(record, "x") for record in records])
+    examples = [example for one in found for example in one.tokenized]
     for _ in range(60):
         for example in examples:
             ids = torch.from_numpy(example.ids).long()

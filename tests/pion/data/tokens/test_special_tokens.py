@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pion.data.tokens.special_tokens import own_special_tokens, read_special_tokens
+from pion.data.tokens.special_tokens import read_special_tokens
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from tests.support.tokenizer_kinds import write_files
@@ -62,7 +62,10 @@ def test_without_generation_settings_the_eos_token_stops_then_the_separator(
     assert read_special_tokens(folder, tokenizer).stop_ids == (im_end,)
     for name in ("tokenizer_config", "special_tokens_map"):
         (folder / f"{name}.json").unlink()
-    assert read_special_tokens(folder, tokenizer) == own_special_tokens(tokenizer)
+    special = read_special_tokens(folder, tokenizer)
+    assert special.stop_ids == (special.separator,) == (tokenizer.end_of_text,)
+    assert special.first == tokenizer.first
+    assert special.pad == tokenizer.pad
 
 
 WRONG: list[tuple[str, Any, str]] = [
