@@ -237,9 +237,7 @@ def describe(path: str | Path, seq_len: int) -> Shard:
     path = Path(path)
     rows = open_shard(path, seq_len)
     try:
-        return Shard(
-            path.name, len(rows), sha256_file(path), path.stat().st_size, rows.dtype.name
-        )
+        return Shard(path.name, len(rows), sha256_file(path), path.stat().st_size, rows.dtype.name)
     except ValueError as error:
         raise BadInput(f"{path}: {error}") from None
 

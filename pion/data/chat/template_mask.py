@@ -98,9 +98,7 @@ class AnswerFinder:
 
     def _ends_later(self, rest: str) -> bool:
         """Return whether the turn ends in `rest`, which the whole text does not have."""
-        return bool(rest) and (
-            self._end_of_turn is None or self._end_of_turn in self._ids_of(rest)
-        )
+        return bool(rest) and (self._end_of_turn is None or self._end_of_turn in self._ids_of(rest))
 
     def _ids_before(self, whole: EncodedText, position: int) -> int | None:
         """Return how many ids the first `position` characters have when they are alone.
