@@ -79,7 +79,7 @@ def packed_rows(
     conversations: Sequence[Tokenized], seq_len: int, vocab_size: int, folder: Path
 ) -> list[Row]:
     """Pack the conversations, write them as a shard, and return the rows that training reads."""
-    (packed,) = pack(conversations, seq_len, PAD)
+    packed = pack(conversations, seq_len, PAD)
     path = folder / "packed.npy"
     np.save(path, packed.ids)
     np.save(flags_path(path), packed.flags)

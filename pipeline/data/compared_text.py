@@ -15,6 +15,8 @@ from pathlib import Path
 from pion.data.documents.file_to_documents import (
     JSONL_SUFFIXES,
     TEXT_SUFFIXES,
+    Record,
+    at_least_one,
     jsonl_records,
     list_files,
     text_documents,
@@ -47,30 +49,28 @@ class ComparedText:
         return found.hexdigest()
 
     def texts(self) -> Iterator[str]:
-        """Yield each paragraph of text files, and the `text` of each line of JSON Lines.
+        """Return each paragraph of text files, and the `text` of each line of JSON Lines.
 
         Raises BadInput if a file can't be read as that, or if there is no text at all.
         """
         if self.files[0].name.endswith(JSONL_SUFFIXES):
-            yield from self._of_lines()
-            return
-        for document in text_documents(self.path, "paragraph", KEY, self.longest):
-            yield whole_characters(document.text)
+            lines = map(_text_of, jsonl_records(self.path, KEY, self.longest))
+            texts = (text for text in lines if text.strip())
+            found = at_least_one(texts, f"{KEY}: there is no text in {self.path}")
+        else:
+            documents = text_documents(self.path, "paragraph", KEY, self.longest)
+            found = (document.text for document in documents)
+        return map(whole_characters, found)
 
-    def _of_lines(self) -> Iterator[str]:
-        empty = True
-        for record in jsonl_records(self.path, KEY, self.longest):
-            text = record.value.get("text")
-            if not isinstance(text, str):
-                raise BadInput(
-                    f'{record.origin}: {KEY} needs lines such as {{"text": "…"}}, and this line '
-                    'has no text under "text"'
-                )
-            if text.strip():
-                empty = False
-                yield whole_characters(text)
-        if empty:
-            raise BadInput(f"{KEY}: there is no text in {self.path}")
+
+def _text_of(record: Record) -> str:
+    text = record.value.get("text")
+    if not isinstance(text, str):
+        raise BadInput(
+            f'{record.origin}: {KEY} needs lines such as {{"text": "…"}}, and this line has no '
+            'text under "text"'
+        )
+    return text
 
 
 def find_text(job: Job) -> ComparedText:

@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
 
 import numpy as np
 
@@ -61,14 +62,10 @@ def continuation_questions(
 
 
 def _passages(held_out: list[Rows], tokenizer: Tokenizer) -> Iterator[Passage]:
-    """Yield the first passage of every document, then the second of every document, and so on."""
+    """Return the first passage of every document, then the second of every document, and so on."""
     cut_documents = [_cut(number, text) for number, text in enumerate(_texts(held_out, tokenizer))]
-    found = 0
-    for turn in range(max(map(len, cut_documents), default=0)):
-        for passages in cut_documents:
-            if turn < len(passages) and found < MAX_PASSAGES:
-                found += 1
-                yield passages[turn]
+    turns = chain.from_iterable(zip_longest(*cut_documents))
+    return islice((passage for passage in turns if passage is not None), MAX_PASSAGES)
 
 
 def _texts(held_out: list[Rows], tokenizer: Tokenizer) -> Iterator[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -175,27 +176,27 @@ class _Packer(Generic[T]):
         examples = self._writing.examples(self._buffer)
         self._buffer = []
         tokenized = [one for example in examples for one in example.tokenized]
-        seq_len, counts = self._rows.seq_len, dict.fromkeys(("rows", *COUNTED), 0)
-        for packed in pack(tokenized, seq_len, self._tokenizer.pad, buffer=max(1, len(tokenized))):
-            skipped = min(self._rows_written, len(packed.ids))
-            self._rows_written -= skipped
-            mark("shard")
-            self._writer.append_rows(packed.ids[skipped:], packed.flags[skipped:])
-            mark("shard")
-            counts |= {
-                "rows": len(packed.ids),
-                "conversations": packed.conversations,
-                "cut": packed.cut,
-                "dropped": packed.dropped,
-                "tokens": sum(min(len(c.ids), seq_len) for c in tokenized),
-                "learned_tokens": sum(int(c.learned[:seq_len].sum()) for c in tokenized),
-            }
+        seq_len = self._rows.seq_len
+        packed = pack(tokenized, seq_len, self._tokenizer.pad)
+        skipped = min(self._rows_written, len(packed.ids))
+        self._rows_written -= skipped
+        mark("shard")
+        self._writer.append_rows(packed.ids[skipped:], packed.flags[skipped:])
+        mark("shard")
         refused = [example.refused for example in examples if example.refused is not None]
         # After an interruption, a buffer may be packed again.
         self.refusals = list(dict.fromkeys([*self.refusals, *refused]))[:NAMED]
-        counts |= {"split": sum(e.split for e in examples), "refused": len(refused)}
-        counts |= {name: sum(getattr(e, name) for e in examples) for name in SYSTEMS}
-        self._done.append(counts)
+        counts = {
+            "rows": len(packed.ids),
+            "conversations": packed.conversations,
+            "cut": packed.cut,
+            "dropped": packed.dropped,
+            "tokens": sum(min(len(c.ids), seq_len) for c in tokenized),
+            "learned_tokens": sum(int(c.learned[:seq_len].sum()) for c in tokenized),
+            "split": sum(e.split for e in examples),
+            "refused": len(refused),
+        }
+        self._done.append(counts | {n: sum(getattr(e, n) for e in examples) for n in SYSTEMS})
         progress = {"key": self._rows.key, "buffers": self._done, "refusals": self.refusals}
         write_atomically(self._progress, json.dumps(progress).encode())
 
@@ -209,11 +210,5 @@ class _Packer(Generic[T]):
             self.refusals = [str(refusal) for refusal in progress["refusals"]]
         except (OSError, BadInput, KeyError, TypeError, ValueError):
             return []  # never packed, or not by this class: pack again
-        done: list[dict[str, int]] = []
-        left = self._writer.appended
-        for buffer in buffers:
-            left -= buffer["rows"]
-            if left < 0:
-                break
-            done.append(buffer)
-        return done
+        ends = accumulate(buffer["rows"] for buffer in buffers)
+        return [buffer for buffer, end in zip(buffers, ends) if end <= self._writer.appended]

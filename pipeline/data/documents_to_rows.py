@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,18 +135,17 @@ def _encoded(
 ) -> Iterator[tuple[list[tuple[str, str]], list[list[int]], int, float]]:
     """Yield (batch, ids, bytes, seconds) of each batch, while the next batch is encoded."""
 
-    def encode(batch: list[tuple[str, str]]) -> tuple[list[list[int]], int, float]:
+    def encode(
+        batch: list[tuple[str, str]],
+    ) -> tuple[list[tuple[str, str]], list[list[int]], int, float]:
         started = time.monotonic()
         ids = tokenizer.encode_batch([text for _, text in batch])
         took = time.monotonic() - started
-        return ids, sum(len(text.encode()) for _, text in batch), took
+        return batch, ids, sum(len(text.encode()) for _, text in batch), took
 
     with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for batch in batches:
-            following = (batch, pool.submit(encode, batch))
-            if waiting is not None:
-                yield waiting[0], *waiting[1].result()
-            waiting = following
-        if waiting is not None:
-            yield waiting[0], *waiting[1].result()
+        submitted = (pool.submit(encode, batch) for batch in batches)
+        waiting = list(islice(submitted, 1))
+        while waiting:
+            waiting += islice(submitted, 1)  # it is encoded while the caller writes this one
+            yield waiting.pop(0).result()

@@ -20,6 +20,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.documents_to_rows import RowFormat
+from pipeline.data.hub import hub_shards, read_hub_rows
 from pipeline.data.sources import Input
 from pipeline.job import BinShards, HubNpyShards, NpyShards
 from pipeline.kill_points import mark
@@ -42,7 +43,9 @@ def check_documents(inputs: Sequence[Input], tokenizer: Tokenizer, seq_len: int)
         if isinstance(source, NpyShards | BinShards):
             ids, searched = _local_ids(found, seq_len), source.path
         elif isinstance(source, HubNpyShards):
-            ids = _remote_ids(found, source, seq_len)
+            shards = hub_shards(source, found.commit, seq_len)
+            first_rows = _first_rows(shards, -(-REMOTE_IDS // seq_len), seq_len)
+            ids = (rows for _, rows in first_rows)
             searched = f"the first {REMOTE_IDS:,} ids of {source.repo}"
         else:
             continue
@@ -64,17 +67,15 @@ def _local_ids(found: Input, seq_len: int) -> Iterator[np.ndarray]:
             yield rows[first : first + step]
 
 
-def _remote_ids(found: Input, source: HubNpyShards, seq_len: int) -> Iterator[np.ndarray]:
-    """Yield the ids of the first rows, (n, seq_len) at a time."""
-    from pipeline.data.hub import hub_shards, read_hub_rows
-
-    left = -(-REMOTE_IDS // seq_len)
-    for shard in hub_shards(source, found.commit, seq_len):
-        if left == 0:
-            return
-        rows = read_hub_rows(shard, left, seq_len)
-        left -= len(rows)
-        yield rows
+def _first_rows(
+    shards: Sequence[Shard], left: int, seq_len: int
+) -> Iterator[tuple[Shard, np.ndarray]]:
+    """Yield the first `left` rows on the Hub: each shard with the ids of its rows."""
+    for shard in shards:
+        if left > 0:
+            rows = read_hub_rows(shard, left, seq_len)
+            left -= len(rows)
+            yield shard, rows
 
 
 HELD_OUT = 0.01
@@ -108,12 +109,11 @@ def take_local_shards(
         say(PrepareProgress("check shards", number + 1, "shards", total=len(files)))
     train, held_out = split_tail(shards, HELD_OUT)
 
-    def held_out_rows() -> Iterator[np.ndarray]:
-        for shard in held_out:
-            ids = open_shard(train_folder / shard.name, rows.seq_len)
-            yield ids[shard.start : shard.start + shard.rows]
-
-    report = _write(train, held_out_rows(), tokenizer, folder, rows)
+    held_out_rows = (
+        open_shard(train_folder / s.name, rows.seq_len)[s.start : s.start + s.rows]
+        for s in held_out
+    )
+    report = _write(train, held_out_rows, tokenizer, folder, rows)
     for name in {s.name for s in held_out} - {s.name for s in train}:
         (train_folder / name).unlink(missing_ok=True)
     return report
@@ -127,8 +127,6 @@ def take_hub_shards(
     Only the first rows of the held-out part are downloaded. Raises BadInput as `hub_shards` does,
     and if those rows have ids that the tokenizer does not have.
     """
-    from pipeline.data.hub import hub_shards, read_hub_rows
-
     source = found.source
     assert isinstance(source, HubNpyShards)
     shards = hub_shards(source, found.commit, rows.seq_len)
@@ -136,13 +134,9 @@ def take_hub_shards(
     train, held_out = split_tail(shards, HELD_OUT)
 
     def held_out_rows() -> Iterator[np.ndarray]:
-        left = REMOTE_HELD_OUT_ROWS
-        for shard in held_out:
-            if left > 0:
-                ids = read_hub_rows(shard, left, rows.seq_len)
-                left -= len(ids)
-                check_ids(ids, tokenizer.vocab_size, f"{source.repo}/{shard.name}")
-                yield ids
+        for shard, ids in _first_rows(held_out, REMOTE_HELD_OUT_ROWS, rows.seq_len):
+            check_ids(ids, tokenizer.vocab_size, f"{source.repo}/{shard.name}")
+            yield ids
 
     return _write(train, held_out_rows(), tokenizer, folder, rows)
 

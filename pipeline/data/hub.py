@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,8 +75,7 @@ def explain(error: BaseException, what: OnHub) -> PionError | None:
     """Return the message for an error of a Hub client, or None if it is not about the Hub."""
     from pipeline.state.stores.hub.errors import explain_reading
 
-    whole = OnHub(what.repo, what.revision, what.repo_type)
-    return explain_reading(error, str(whole), what.file, what.page)
+    return explain_reading(error, str(replace(what, file=None)), what.file, what.page)
 
 
 def pin(repo: str, revision: str | None, repo_type: str = "dataset") -> str:
@@ -195,7 +194,7 @@ def _sha256(repo: str, commit: str, path: str) -> str:
     """Return the hash of a file that is too small for the Hub to keep a hash."""
     from huggingface_hub import HfFileSystem
 
-    content = HfFileSystem().cat_file(f"datasets/{repo}@{commit}/{path}")
+    content: bytes = HfFileSystem().cat_file(f"datasets/{repo}@{commit}/{path}")
     return hashlib.sha256(content).hexdigest()
 
 

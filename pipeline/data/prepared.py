@@ -94,19 +94,19 @@ class PreparedData:
         orders = [RowOrder(m.shard_rows, m.fingerprint, seed, window) for m in manifests]
         weights = [source.weight for source in self.sources]
         folders = [self.folder / source.folder / split for source in self.sources]
-        if not any(shard.remote for m in manifests for shard in m.shards):
-            rows = [Rows(m, partial(_local, folder)) for m, folder in zip(manifests, folders)]
+        remote = any(shard.remote for m in manifests for shard in m.shards)
+        assert cache is not None or not remote, "remote shards need a cache"
+        store = cache() if remote and cache else None
+
+        def path_of(folder: Path, shard: Shard) -> Path:
+            return store.path_of(shard) if store and shard.remote else folder / shard.name
+
+        rows = [Rows(m, partial(path_of, folder)) for m, folder in zip(manifests, folders)]
+        if store is None:
             return RowStream(list(zip(rows, orders)), weights, seed, begins)
 
         from pipeline.data.shard_cache import CachedStream
 
-        assert cache is not None, "remote shards need a cache"
-        store = cache()
-
-        def path_of(folder: Path, shard: Shard) -> Path:
-            return store.path_of(shard) if shard.remote else folder / shard.name
-
-        rows = [Rows(m, partial(path_of, folder)) for m, folder in zip(manifests, folders)]
         return CachedStream(list(zip(rows, orders)), weights, seed, store, begins)
 
 
@@ -130,10 +130,6 @@ def open_data(folder: Path) -> PreparedData:
             f"{data.tokenizer_path} is missing. Restore this file, or prepare the data again"
         )
     return data
-
-
-def _local(folder: Path, shard: Shard) -> Path:
-    return folder / shard.name
 
 
 def _is_name(text: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.data.chat.conversation import CONVERSATION_KEYS, ROLES, Turn, parse_conversation, role_of
-from pion.data.chat.messages import KNOWN_ROLES, Conversation, parse_messages
+from pion.data.chat.messages import KNOWN_ROLES, Conversation, parse_messages, with_texts
 from pion.data.documents import python_docs, python_qa
 from pion.data.documents.file_to_documents import (
     JSONL_SUFFIXES,
@@ -226,7 +226,7 @@ def talks(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tu
     for number, record in enumerate(_records(job, found, (*CONVERSATION_KEYS, "tools"))):
         required = not on_hub or number < SAMPLED
         try:
-            talk = parse_messages(_whole(record.value), record.origin)
+            talk = parse_messages(with_texts(record.value, whole_characters), record.origin)
         except BadInput as error:
             if required:
                 raise
@@ -237,15 +237,6 @@ def talks(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tu
             remarks.note_roles(record.value)
         text = "\n".join(message["content"] or "" for message in talk.messages)
         yield _drawn(text, job.sft.held_out), Talk(talk, required)
-
-
-def _whole(value: Any) -> Any:
-    """Return a record in which all texts have whole characters."""
-    if isinstance(value, str):
-        return whole_characters(value)
-    if isinstance(value, dict):
-        return {_whole(key): _whole(item) for key, item in value.items()}
-    return [_whole(item) for item in value] if isinstance(value, list) else value
 
 
 def _documents(job: Job, found: Input) -> Iterator[Document]:

@@ -119,31 +119,27 @@ def ready_tokenizer(
 
     Raises BadInput if one that the job names doesn't fit the model.
     """
-    path, section = folder / "tokenizer.json", job.tokenizer
-    if not by_job:
-        tokenizer = Tokenizer.from_file(path)
-        check_fits(job, tokenizer, path, by_job)
-        return tokenizer, {"vocab_size": tokenizer.vocab_size}
-    started = time.monotonic()
-    assert section is not None
-    if section.train is not None and not path.exists():
-        say(Note(f"training a BPE of {section.train.vocab_size:,} entries"))
-        _trained(job, inputs, section.train.vocab_size, say).save(path)
+    path, started = folder / "tokenizer.json", time.monotonic()
+    train = job.tokenizer.train if by_job and job.tokenizer is not None else None
+    if train is not None and not path.exists():
+        say(Note(f"training a BPE of {train.vocab_size:,} entries"))
+        _trained(job, inputs, train.vocab_size, say).save(path)
     tokenizer = Tokenizer.from_file(path)
     check_fits(job, tokenizer, path, by_job)
-    if section.train is not None:
+    if train is not None:
         rows = job.model_config_resolved().vocab_size
-        say(Note(_entries(section.train.vocab_size, tokenizer.vocab_size, rows)))
+        say(Note(_entries(train.vocab_size, tokenizer.vocab_size, rows)))
+    if not by_job:
+        return tokenizer, {"vocab_size": tokenizer.vocab_size}
     report = {"tokenizer": origin(job), "vocab_size": tokenizer.vocab_size}
     return tokenizer, report | {"tokenizer_seconds": round(time.monotonic() - started, 1)}
 
 
 def _entries(asked: int, got: int, rows: int) -> str:
     """Return how many entries were asked for and found, and how many rows have none."""
+    unused = f"; {rows - got:,} of the model's {rows:,} embedding rows are unused"
     words = f"vocabulary: {asked:,} entries asked for, {got:,} found in the text"
-    if got < rows:
-        words += f"; {rows - got:,} of the model's {rows:,} embedding rows are unused"
-    return words
+    return words + (unused if got < rows else "")
 
 
 def origin(job: Job) -> str:
@@ -164,8 +160,7 @@ def _trained(job: Job, inputs: list[Input], vocab_size: int, say: Say) -> Tokeni
         else:
             say(PrepareProgress("read text for the tokenizer", read.bytes / 1e6, "MB"))
 
-    work = partial(train_bpe, _training_texts(job, inputs, read), vocab_size)
-    return attended(work, look)
+    return attended(partial(train_bpe, _training_texts(job, inputs, read), vocab_size), look)
 
 
 @dataclass

@@ -35,8 +35,8 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
         rows_per_shard=1,
         conversations=True,
     )
-    for row in pack(tokenize_batch(tokenizer, TALKS), SEQ_LEN, tokenizer.pad or 1):
-        writer.append_rows(row.ids, row.flags)
+    packed = pack(tokenize_batch(tokenizer, TALKS), SEQ_LEN, tokenizer.pad or 1)
+    writer.append_rows(packed.ids, packed.flags)
     manifest = Manifest("conversations", SEQ_LEN, tokenizer.vocab_size, writer.finish())
     rows = Rows(manifest, lambda shard: folder / shard.name)
     stream = RowStream([(rows, RowOrder(manifest.shard_rows, manifest.fingerprint, 0, 1))])

@@ -8,8 +8,9 @@ here. Calls have several forms, and templates can lose a call or leave it withou
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pion.data.chat.conversation import defused, nothing_to_learn, role_of, unknown_role
@@ -75,15 +76,15 @@ def harmless(conversation: Conversation, specials: Iterable[str]) -> Conversatio
     See `pion.data.chat.conversation` for how and why texts are defused; here it covers calls and
     tools too.
     """
-    specials = tuple(specials)
+    defuse = partial(defused, specials=tuple(specials))
     messages = [
         {**message, "content": message["content"].strip()} if message.get("content") else message
         for message in conversation.messages
     ]
     return replace(
         conversation,
-        messages=_defused(messages, specials),
-        tools=_defused(conversation.tools, specials),
+        messages=with_texts(messages, defuse),
+        tools=with_texts(conversation.tools, defuse),
     )
 
 
@@ -125,14 +126,14 @@ def _tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
     return tools
 
 
-def _defused(value: Any, specials: tuple[str, ...]) -> Any:
-    """Return the value with special tokens defused in all of its texts and keys."""
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a JSON value with a change made to all of its texts and keys."""
     if isinstance(value, str):
-        return defused(value, specials)
+        return change(value)
     if isinstance(value, dict):
-        return {_defused(key, specials): _defused(item, specials) for key, item in value.items()}
+        return {with_texts(k, change): with_texts(item, change) for k, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_defused(item, specials) for item in value]
+        return [with_texts(item, change) for item in value]
     return value
 
 

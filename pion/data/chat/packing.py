@@ -1,9 +1,8 @@
 """Pack conversations into rows of ``seq_len`` ids, each conversation into one row."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from pion.data.shards import LEARNED, PADDING, STARTS
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows packed from one buffer of conversations.
+    """Rows packed from conversations.
 
     Attributes:
         ids: int32 ``(rows, seq_len)``.
@@ -30,38 +29,33 @@ class Packed:
     dropped: int
 
 
-def pack(
-    conversations: Iterable[Tokenized], seq_len: int, pad: int, buffer: int = 65_536
-) -> Iterator[Packed]:
-    """Pack by best-fit decreasing, ``buffer`` conversations at a time; yield the rows of each
-    buffer.
+def pack(conversations: Sequence[Tokenized], seq_len: int, pad: int) -> Packed:
+    """Pack conversations by best-fit decreasing.
 
     Conversations that are longer than a row lose their end. Unused tails are filled with ``pad``.
     The result is a pure function of the arguments.
     """
-    conversations = iter(conversations)
-    while chunk := list(islice(conversations, buffer)):
-        # The first token of a row is never a target, so a learned token there teaches nothing.
-        kept = [c for c in chunk if c.learned[1:seq_len].any()]
-        bins = best_fit_decreasing([min(len(c.ids), seq_len) for c in kept], seq_len)
-        ids = np.full((len(bins), seq_len), pad, dtype=np.int32)
-        flags = np.full((len(bins), seq_len), PADDING, dtype=np.uint8)
-        for row, members in enumerate(bins):
-            start = 0
-            for member in members:
-                piece = kept[member].ids[:seq_len]
-                end = start + len(piece)
-                ids[row, start:end] = piece
-                flags[row, start:end] = kept[member].learned[:seq_len] * np.uint8(LEARNED)
-                flags[row, start] |= STARTS
-                start = end
-        yield Packed(
-            ids,
-            flags,
-            conversations=len(kept),
-            cut=sum(len(c.ids) > seq_len for c in kept),
-            dropped=len(chunk) - len(kept),
-        )
+    # The first token of a row is never a target, so a learned token there teaches nothing.
+    kept = [c for c in conversations if c.learned[1:seq_len].any()]
+    bins = best_fit_decreasing([min(len(c.ids), seq_len) for c in kept], seq_len)
+    ids = np.full((len(bins), seq_len), pad, dtype=np.int32)
+    flags = np.full((len(bins), seq_len), PADDING, dtype=np.uint8)
+    for row, members in enumerate(bins):
+        start = 0
+        for member in members:
+            piece = kept[member].ids[:seq_len]
+            end = start + len(piece)
+            ids[row, start:end] = piece
+            flags[row, start:end] = kept[member].learned[:seq_len] * np.uint8(LEARNED)
+            flags[row, start] |= STARTS
+            start = end
+    return Packed(
+        ids,
+        flags,
+        conversations=len(kept),
+        cut=sum(len(c.ids) > seq_len for c in kept),
+        dropped=len(conversations) - len(kept),
+    )
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -11,11 +11,11 @@ import glob
 import gzip
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from pion.errors import BadInput
 from pion.untrusted import open_file, parse_json
@@ -33,6 +33,7 @@ LONGEST_LINE = 16_000_000
 RAISE_IT = ". If the line is meant to be so long, raise data.max_line_mb"
 # Few, because a small file can say that all of its rows have the same long text.
 ROWS_AT_ONCE = 16
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -104,17 +105,19 @@ def text_documents(
     Paragraphs are separated by blank lines. Raises BadInput for a missing path, text that is not
     UTF-8, a line of more than `longest` bytes, and a corpus without any text.
     """
-    empty = True
-    for file in list_files(path, TEXT_SUFFIXES, key):
-        number = 0
-        for part in _parts(file, longest):
-            for text in re.split(r"\n\s*\n", part) if split == "paragraph" else [part]:
-                if text.strip():
-                    empty = False
-                    number += 1
-                    yield Document(text, f"{file}#{number}")
-    if empty:
-        raise BadInput(f"{key}: the corpus is empty: no text in {path}")
+    found = (
+        Document(text, f"{file}#{number}")
+        for file in list_files(path, TEXT_SUFFIXES, key)
+        for number, text in enumerate(_texts(file, split, longest), 1)
+    )
+    yield from at_least_one(found, f"{key}: the corpus is empty: no text in {path}")
+
+
+def _texts(file: Path, split: str, longest: int) -> Iterator[str]:
+    for part in _parts(file, longest):
+        for text in re.split(r"\n\s*\n", part) if split == "paragraph" else [part]:
+            if text.strip():
+                yield text
 
 
 def jsonl_records(path: Path, key: str, longest: int = LONGEST_LINE) -> Iterator[Record]:
@@ -123,15 +126,18 @@ def jsonl_records(path: Path, key: str, longest: int = LONGEST_LINE) -> Iterator
     Raises BadInput for a line that is not a JSON object or has more than `longest` bytes, naming
     the file and line, for a damaged file, and for a corpus without any line.
     """
-    empty = True
-    for file in list_files(path, JSONL_SUFFIXES, key):
-        for where, value in json_lines(file, longest, RAISE_IT):
-            if not isinstance(value, dict):
-                raise BadInput(f"{where}: found a {type(value).__name__} instead of a JSON object")
-            empty = False
-            yield Record(value, where)
-    if empty:
-        raise BadInput(f"{key}: the corpus is empty: no line in {path}")
+    found = (
+        _record(value, where)
+        for file in list_files(path, JSONL_SUFFIXES, key)
+        for where, value in json_lines(file, longest, RAISE_IT)
+    )
+    yield from at_least_one(found, f"{key}: the corpus is empty: no line in {path}")
+
+
+def _record(value: Any, where: str) -> Record:
+    if not isinstance(value, dict):
+        raise BadInput(f"{where}: found a {type(value).__name__} instead of a JSON object")
+    return Record(value, where)
 
 
 def json_lines(
@@ -171,13 +177,12 @@ def parquet_records(
     that is not parquet, for a text of more than `longest` bytes, naming the file and row, and for a
     corpus without any row.
     """
-    empty = True
-    for file in list_files(path, PARQUET_SUFFIXES, key):
-        for number, value in enumerate(parquet_rows(file, columns, longest), 1):
-            empty = False
-            yield Record(value, f"{file} row {number}")
-    if empty:
-        raise BadInput(f"{key}: the corpus is empty: no row in {path}")
+    found = (
+        Record(value, f"{file} row {number}")
+        for file in list_files(path, PARQUET_SUFFIXES, key)
+        for number, value in enumerate(parquet_rows(file, columns, longest), 1)
+    )
+    yield from at_least_one(found, f"{key}: the corpus is empty: no row in {path}")
 
 
 def record_documents(records: Iterator[Record], field: str, key: str) -> Iterator[Document]:
@@ -186,21 +191,31 @@ def record_documents(records: Iterator[Record], field: str, key: str) -> Iterato
     Raises BadInput if `field` is missing or is not text, naming the record and its fields, and if
     every text is blank.
     """
+    found = (_document(record, field, key) for record in records)
+    texts = (document for document in found if document.text.strip())
+    yield from at_least_one(texts, f"{key}: the corpus is empty: every {field!r} is blank")
+
+
+def _document(record: Record, field: str, key: str) -> Document:
+    text = record.value.get(field)
+    if not isinstance(text, str):
+        problem = (
+            f"no field {field!r}; its fields: {', '.join(map(str, record.value)) or 'none'}"
+            if field not in record.value
+            else f"field {field!r} is not text but {type(text).__name__}"
+        )
+        raise BadInput(f"{record.origin}: {problem} (set {key}.field)")
+    return Document(text, record.origin)
+
+
+def at_least_one(items: Iterable[T], otherwise: str) -> Iterator[T]:
+    """Yield the items. Raises BadInput with the message `otherwise` if there are none."""
     empty = True
-    for record in records:
-        text = record.value.get(field)
-        if not isinstance(text, str):
-            problem = (
-                f"no field {field!r}; its fields: {', '.join(map(str, record.value)) or 'none'}"
-                if field not in record.value
-                else f"field {field!r} is not text but {type(text).__name__}"
-            )
-            raise BadInput(f"{record.origin}: {problem} (set {key}.field)")
-        if text.strip():
-            empty = False
-            yield Document(text, record.origin)
+    for item in items:
+        empty = False
+        yield item
     if empty:
-        raise BadInput(f"{key}: the corpus is empty: every {field!r} is blank")
+        raise BadInput(otherwise)
 
 
 def whole_characters(text: str) -> str:

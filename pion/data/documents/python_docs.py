@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import BuiltinImporter, ExtensionFileLoader
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from types import ModuleType
 
@@ -296,16 +296,15 @@ def comments(text: str, tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno != node.lineno
         for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }
-    blocks: list[list[str]] = [[]]
-    for number, line in enumerate(text.splitlines(), 1):
-        match = re.match(r"\s*#+ ?(.*)$", line)
-        if match and number not in inside_strings and not line.startswith("#!"):
-            blocks[-1].append(match[1])
-        elif blocks[-1]:
-            blocks.append([])
-    for block in blocks:
-        comment = "\n".join(block)
-        if not _is_code(comment) and len((cleaned := prose(comment)).split()) >= 4:
+    found = (
+        None
+        if number in inside_strings or line.startswith("#!")
+        else re.match(r"\s*#+ ?(.*)$", line)
+        for number, line in enumerate(text.splitlines(), 1)
+    )
+    for is_comment, block in groupby(found, key=bool):
+        comment = "\n".join(match[1] for match in block if match)
+        if is_comment and not _is_code(comment) and len((cleaned := prose(comment)).split()) >= 4:
             yield cleaned
 
 

@@ -38,43 +38,39 @@ ABOUT_CALLABLE = (
     "What is the {kind} `{call}` good for?",
     "Please explain {full} to me.",
 )
-ABOUT_CLASS = (
-    "What is the class {full}?",
-    "What is {full}?",
-    "What is {full} used for?",
-    "What is a {short} in the {module} module?",
-    "Describe the class {full}.",
-    "Explain {full}.",
-    "I came across the class {full}. What is it?",
-    "Tell me about {full}.",
-    "help({full})",
-)
-ABOUT_PROPERTY = (
-    "What is {full}?",
-    "What does the property {full} hold?",
-    "Describe the property {full}.",
-    "Tell me about the property {short} in the {module} module.",
-)
-ABOUT_EXCEPTION = (
-    "What does the exception {full} mean?",
-    "What is {full}?",
-    "My program stopped with {short} from {module}. What is that?",
-    "Explain the exception {full}.",
-)
-ABOUT_MODULE = (
-    "What is the {full} module?",
-    "What is the module {full} for?",
-    "What does `import {full}` give me?",
-    "Describe the {full} module.",
-    "I see `import {full}` at the top of a file. What is it?",
-    "Tell me about the standard library's {full} module.",
-    "What can I do with {full}?",
-)
 ABOUT = {
-    "module": ABOUT_MODULE,
-    "class": ABOUT_CLASS,
-    "property": ABOUT_PROPERTY,
-    "exception": ABOUT_EXCEPTION,
+    "module": (
+        "What is the {full} module?",
+        "What is the module {full} for?",
+        "What does `import {full}` give me?",
+        "Describe the {full} module.",
+        "I see `import {full}` at the top of a file. What is it?",
+        "Tell me about the standard library's {full} module.",
+        "What can I do with {full}?",
+    ),
+    "class": (
+        "What is the class {full}?",
+        "What is {full}?",
+        "What is {full} used for?",
+        "What is a {short} in the {module} module?",
+        "Describe the class {full}.",
+        "Explain {full}.",
+        "I came across the class {full}. What is it?",
+        "Tell me about {full}.",
+        "help({full})",
+    ),
+    "property": (
+        "What is {full}?",
+        "What does the property {full} hold?",
+        "Describe the property {full}.",
+        "Tell me about the property {short} in the {module} module.",
+    ),
+    "exception": (
+        "What does the exception {full} mean?",
+        "What is {full}?",
+        "My program stopped with {short} from {module}. What is that?",
+        "Explain the exception {full}.",
+    ),
 }
 BRIEF = (
     "In one sentence, what is {full}?",

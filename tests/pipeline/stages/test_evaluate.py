@@ -132,8 +132,8 @@ class World:
                 rows_per_shard=64,
                 conversations=True,
             )
-            for packed in pack([conversation] * 12, SEQ_LEN, self.tokenizer.pad):
-                writer.append_rows(packed.ids, packed.flags)
+            packed = pack([conversation] * 12, SEQ_LEN, self.tokenizer.pad)
+            writer.append_rows(packed.ids, packed.flags)
             self._manifest("conversations", writer, where)
         return self._dataset("sft", folder)
 

@@ -420,6 +420,5 @@ def test_a_template_that_drops_the_answers_is_refused(tmp_path: Path) -> None:
 def test_examples_are_packed_like_other_conversations(models: dict[str, Model]) -> None:
     conversation = Conversation([QUESTION, ANSWER], None, "f:1")
     (examples,) = models["Qwen 3"].template.tokenize_batch([conversation])
-    assert (
-        next(pack(examples.tokenized * 2, 128, models["Qwen 3"].tokenizer.pad)).conversations == 2
-    )
+    packed = pack(examples.tokenized * 2, 128, models["Qwen 3"].tokenizer.pad)
+    assert packed.conversations == 2
