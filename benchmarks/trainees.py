@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pion.config.model_config import ModelConfig
-from pion.formats.huggingface.qwen3 import to_qwen3
+from pion.formats.huggingface.swiglu import Qwen3
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.loss import IGNORED
@@ -70,7 +70,7 @@ def qwen3(config: ModelConfig, *, seed: int = 0) -> Trainee:
     """Return transformers' Qwen3 at its defaults. It shifts the tokens to targets by itself."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    hf_config, state = to_qwen3(config, decoder_of(config, seed).state_dict())
+    hf_config, state = Qwen3().write(config, decoder_of(config, seed).state_dict())
     model = Qwen3ForCausalLM(Qwen3Config(**hf_config))
     model.load_state_dict(state, strict=False)  # a tied head is not in the state
     model.train()

@@ -132,10 +132,10 @@ def round_embeddings(model: Decoder) -> None:
 def _write_model(
     folder: Path, model: Decoder, architecture: Architecture, rows: int, ids: Mapping[str, Any]
 ) -> None:
-    state = model.state_dict()
-    for name, tensor in state.items():
-        if tensor.is_floating_point():
-            state[name] = tensor.float()
+    state = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
     for name in vocabulary_rows(model):
         short = state[name].bfloat16()
         if torch.equal(short.float(), state[name]):
@@ -144,8 +144,7 @@ def _write_model(
     dtype = "float32"
     if model.embed.weight.dtype == torch.bfloat16:
         dtype, weights = "bfloat16", {name: t.bfloat16() for name, t in weights.items()}
-    config |= {**ids, "dtype": dtype}
-    write_json(folder / "config.json", config | PRODUCER)
+    write_json(folder / "config.json", {**config, **ids, "dtype": dtype, **PRODUCER})
     tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     if not architecture.stock:

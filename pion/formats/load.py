@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +22,10 @@ from pion.errors import BadInput
 from pion.formats.huggingface.architectures import from_transformers
 from pion.formats.peft_folder import base_in, our_names, read_adapter_folder
 from pion.formats.seeds import import_seed
-from pion.formats.weights import WEIGHTS, read_model_tensors, read_tensors
+from pion.formats.weights import WEIGHTS, read_model_tensors, read_settings, read_tensors
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import with_tensors
 from pion.model.parameters import require_possible, tensors_sha256
-from pion.untrusted import parse_object, read_file
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
@@ -61,7 +59,7 @@ def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Deco
     folder = Path(folder)
     if is_adapter(folder):
         raise BadInput(f"{folder} is an adapter: it can only be loaded with its base")
-    settings = _read_settings(folder / CONFIG)
+    settings = read_settings(folder / CONFIG, "a model")
     state = read_model_tensors(folder)
     try:
         if "model_type" in settings:
@@ -92,7 +90,7 @@ def trained_config(folder: Path) -> ModelConfig | None:
     """
     if is_peft_folder(folder) or not (folder / CONFIG).is_file():
         return None
-    return ModelConfig.from_dict(_read_settings(folder / CONFIG))
+    return ModelConfig.from_dict(read_settings(folder / CONFIG, "a model"))
 
 
 def load_adapter(folder: Path, base: Decoder, as_trained: Decoder | None = None) -> Decoder:
@@ -128,12 +126,3 @@ def _record_in(folder: Path) -> Adapter:
     if adapter is None:
         raise BadInput(f"{folder} is not an adapter: it has no {RECORD}")
     return adapter
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        return parse_object(read_file(path), str(path))
-    except FileNotFoundError:
-        raise BadInput(f"{path.parent} is not a model: it has no {path.name}") from None
-    except OSError as error:
-        raise BadInput(f"{path} can't be read ({error.strerror or error})") from None

@@ -30,11 +30,10 @@ from pion.config.model_config import ModelConfig
 from pion.config.part_fields import is_number, is_whole
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import architecture_of
-from pion.formats.weights import read_tensors, write_safetensors
+from pion.formats.weights import read_settings, read_tensors, write_safetensors
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import A, B
-from pion.untrusted import parse_object, read_file
 
 _PREFIX = "base_model.model."
 _ENDS = {A: "lora_A.weight", B: "lora_B.weight"}
@@ -195,12 +194,7 @@ def _their_modules(config: ModelConfig, lora: Lora) -> dict[str, str]:
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
-    try:
-        fields = parse_object(read_file(path), str(path))
-    except FileNotFoundError:
-        raise BadInput(f"{path.parent} is not an adapter: it has no {path.name}") from None
-    except OSError as error:
-        raise BadInput(f"{path} can't be read ({error.strerror or error})") from None
+    fields = read_settings(path, "an adapter")
     for name, allowed in _REQUIRED.items():
         value = fields.get(name, allowed[0])
         if not any(value is known or value == known for known in allowed):

@@ -118,6 +118,19 @@ def _check_header(path: Path) -> None:
             raise BadInput(f"{path}: {shown(name)} has the type {shown(dtype)}, not real numbers")
 
 
+def read_settings(path: Path, what: str) -> dict[str, Any]:
+    """Return the JSON object in a file that makes its folder `what`, such as "a model".
+
+    Raises BadInput that names the file if it is missing or damaged.
+    """
+    try:
+        return parse_object(read_file(path), str(path))
+    except FileNotFoundError:
+        raise BadInput(f"{path.parent} is not {what}: it has no {path.name}") from None
+    except OSError as error:
+        raise BadInput(f"{path} can't be read ({error.strerror or error})") from None
+
+
 def is_legal(name: str) -> bool:
     """Return whether a file of this name says under which terms a model may be used."""
     return name.upper().startswith(LEGAL)
@@ -125,11 +138,7 @@ def is_legal(name: str) -> bool:
 
 def shards_of(index: Path) -> Mapping[str, str]:
     """Return the shard of each tensor by the tensor's name. Raises BadInput for a bad index."""
-    try:
-        record = parse_object(read_file(index), str(index))
-    except OSError as error:
-        raise BadInput(f"{index} can't be read ({error.strerror or error})") from None
-    shard_of: Any = record.get("weight_map")
+    shard_of: Any = read_settings(index, "a model").get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise BadInput(f"{index}: weight_map is {shown(shard_of)}; it must name each tensor's file")
     if len(shard_of) > MOST_TENSORS:

@@ -25,7 +25,7 @@ from pion.errors import BadInput, PionError
 from pion.formats.gguf.tensors import ROUTER, Tensor, require_expressible, settings, tensors
 from pion.formats.gguf.vocabulary import require_known, sampling, vocabulary
 from pion.formats.huggingface.architectures import config_from_transformers
-from pion.untrusted import parse_object, read_file
+from pion.formats.weights import read_settings
 
 # The first bytes of a GGUF file.
 MAGIC = b"GGUF"
@@ -84,14 +84,13 @@ def convert(folder: str | Path, out: str | Path, kind: Type, *, name: str) -> Co
     """
     folder, out = Path(folder), Path(out)
     check_file(out)
-    path = folder / "config.json"
-    hf_config = parse_object(read_file(path), str(path))
+    hf_config = read_settings(folder / "config.json", "a model")
     config = config_from_transformers(hf_config)
     architecture = require_expressible(config, hf_config["model_type"])
     entries = {
         "general.type": "model",
         "general.name": name,
-        "general.file_type": file_type(kind),
+        "general.file_type": int(_FILE_TYPES[kind]),
         "general.quantization_version": GGML_QUANT_VERSION,
         **sampling(folder),
         **settings(config, architecture),
@@ -163,7 +162,7 @@ def _write(
         for tensor, kind in planned:
             size = stored_bytes(tensor.shape, kind)
             writer.add_tensor_info(
-                tensor.name, tensor.shape, np.dtype(np.float32), size, ggml_type(kind)
+                tensor.name, tensor.shape, np.dtype(np.float32), size, _STORED[kind]
             )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -187,8 +186,8 @@ def _compare(
     if [tensor.name for tensor in found.tensors] != [tensor.name for tensor, _ in planned]:
         raise _differs(path, "it has other tensors than the model")
     for (tensor, kind), stored in zip(planned, found.tensors, strict=True):
-        same = stored.tensor_type == ggml_type(kind)
-        if not same or tuple(reversed(stored.shape.tolist())) != tensor.shape:
+        described = (stored.tensor_type, tuple(reversed(stored.shape.tolist())))
+        if described != (_STORED[kind], tensor.shape):
             raise _differs(path, f"its tensor {tensor.name} has another type or shape")
         apart = worst(tensor.read(), stored.data, kind)
         if not apart <= 1:  # not `>`: a NaN must not pass
@@ -206,11 +205,6 @@ def _differs(path: Path, what: str) -> PionError:
     )
 
 
-def file_type(kind: Type) -> int:
-    """Return the `general.file_type` of a file with matrices of this type."""
-    return int(_FILE_TYPES[kind])
-
-
 def stored_type(shape: tuple[int, ...], kind: Type) -> Type:
     """Return as what a tensor of this shape is stored in a file of this type.
 
@@ -219,11 +213,6 @@ def stored_type(shape: tuple[int, ...], kind: Type) -> Type:
     if len(shape) < 2:
         return "f32"
     return "f16" if kind == "q8_0" and shape[-1] % BLOCK else kind
-
-
-def ggml_type(kind: Type) -> GGMLQuantizationType:
-    """Return what the gguf package calls a type."""
-    return _STORED[kind]
 
 
 def stored_bytes(shape: tuple[int, ...], kind: Type) -> int:
@@ -238,17 +227,12 @@ def encoded(values: np.ndarray, kind: Type) -> np.ndarray:
         return quantize(values, _STORED[kind])
 
 
-def decoded(stored: np.ndarray, kind: Type) -> np.ndarray:
-    """Return stored values in fp32."""
-    return dequantize(stored, _STORED[kind])
-
-
 def worst(values: np.ndarray, stored: np.ndarray, kind: Type) -> float:
     """Return how far stored values are from fp32 values, relative to what rounding allows.
 
     At most 1 is right; NaN is not. f32 must be exact.
     """
-    found = decoded(stored, kind).reshape(values.shape)
+    found = dequantize(stored, _STORED[kind]).reshape(values.shape)
     difference = np.abs(found - values)
     if kind == "f32":
         return 0.0 if np.array_equal(found, values) else float("inf")

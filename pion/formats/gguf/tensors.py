@@ -18,17 +18,18 @@ from safetensors import safe_open
 
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
-from pion.formats.huggingface import arcee, llama, qwen2, qwen3, qwen3_moe
 from pion.formats.huggingface.architectures import architecture_of
+from pion.formats.huggingface.qwen3_moe import Qwen3Moe
+from pion.formats.huggingface.swiglu import Qwen3
 from pion.model.attention.rope import Frequencies, frequencies_of
 
 # By the model_type of a config.json, what llama.cpp calls the architecture.
 ARCHITECTURES = {
-    qwen3.MODEL_TYPE: "qwen3",
-    qwen3_moe.MODEL_TYPE: "qwen3moe",
-    arcee.MODEL_TYPE: "arcee",
-    llama.MODEL_TYPE: "llama",
-    qwen2.MODEL_TYPE: "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe",
+    "arcee": "arcee",
+    "llama": "llama",
+    "qwen2": "qwen2",
 }
 # llama.cpp rotates neighbouring dimensions of these, and reads factors of their frequencies.
 INTERLEAVED = ("arcee", "llama")
@@ -111,7 +112,7 @@ def settings(config: ModelConfig, name: str) -> dict[str, Any]:
 
 def _own_code(config: ModelConfig) -> str:
     """Return what of the model no stock architecture computes."""
-    nearest = qwen3 if config.experts is None else qwen3_moe
+    nearest = Qwen3() if config.experts is None else Qwen3Moe()
     reason = nearest.misfit(config) or "it was exported with its own code (--as pion)"
     return f"llama.cpp has only stock architectures, and {reason}"
 

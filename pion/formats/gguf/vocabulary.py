@@ -58,8 +58,7 @@ def vocabulary(folder: Path, rows: int) -> dict[str, Any]:
     BadInput for a tokenizer to which llama.cpp gives other ids, and for damaged files.
     """
     path = folder / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(path)
-    settings = parse(read_file(path, LARGEST_TOKENIZER).decode(), str(path))
+    settings = _settings(path)
     tokens, kinds = _tokens(settings, rows)
     entries = {
         "tokenizer.ggml.model": "gpt2",  # byte-level BPE
@@ -67,7 +66,7 @@ def vocabulary(folder: Path, rows: int) -> dict[str, Any]:
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.merges": _merges(settings),
-        **_special_ids(folder, tokenizer),
+        **_special_ids(folder, Tokenizer.from_file(path)),
     }
     template = find_template(folder)
     return entries if template is None else {**entries, "tokenizer.chat_template": template}
@@ -153,8 +152,11 @@ def pre_tokenizer(settings: Mapping[str, Any]) -> str:
 
 def require_known(tokenizer_json: Path) -> None:
     """Raise BadInput if `pre_tokenizer` refuses the tokenizer in this file."""
-    source = read_file(tokenizer_json, LARGEST_TOKENIZER).decode()
-    pre_tokenizer(parse(source, str(tokenizer_json)))
+    pre_tokenizer(_settings(tokenizer_json))
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return parse(read_file(path, LARGEST_TOKENIZER).decode(), str(path))
 
 
 def _refused_step(settings: Mapping[str, Any]) -> str | None:

@@ -5,91 +5,24 @@ The last one fits every decoder, because the export brings its code along.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
-from pion.formats.huggingface import arcee, bundled_code, llama, qwen2, qwen3, qwen3_moe
-from pion.formats.huggingface.core import State
+from pion.formats.huggingface.arcee import Arcee
+from pion.formats.huggingface.bundled_code import BundledCode
+from pion.formats.huggingface.core import Architecture, State
+from pion.formats.huggingface.qwen3_moe import Qwen3Moe
+from pion.formats.huggingface.swiglu import Llama, Qwen2, Qwen3
 from pion.later_fields import closest, shown
 from pion.model.decoder import Decoder
 from pion.model.parameters import require_possible, vocabulary_rows
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model class of transformers, and how our models become its models and back.
-
-    `misfit` returns the reason why the class can't compute a model, or None. `write` returns the
-    config fields and the state dict. `read` returns our settings for config fields, and `rename`
-    the tensors by our names. A stock class is part of transformers; the export of any other class
-    has modelling files.
-    """
-
-    name: str
-    model_type: str
-    misfit: Callable[[ModelConfig], str | None]
-    write: Callable[[ModelConfig, State], tuple[dict[str, Any], State]]
-    read: Callable[[Mapping[str, Any]], ModelConfig]
-    rename: Callable[[ModelConfig, State], State]
-    stock: bool = True
-
-
-ARCHITECTURES = (
-    Architecture(
-        qwen3.ARCHITECTURE,
-        qwen3.MODEL_TYPE,
-        qwen3.misfit,
-        qwen3.to_qwen3,
-        qwen3.read_config,
-        qwen3.rename,
-    ),
-    Architecture(
-        qwen3_moe.ARCHITECTURE,
-        qwen3_moe.MODEL_TYPE,
-        qwen3_moe.misfit,
-        qwen3_moe.to_qwen3_moe,
-        qwen3_moe.read_config,
-        qwen3_moe.rename,
-    ),
-    Architecture(
-        arcee.ARCHITECTURE,
-        arcee.MODEL_TYPE,
-        arcee.misfit,
-        arcee.to_arcee,
-        arcee.read_config,
-        arcee.rename,
-    ),
-    Architecture(
-        llama.ARCHITECTURE,
-        llama.MODEL_TYPE,
-        llama.misfit,
-        llama.to_llama,
-        llama.read_config,
-        llama.rename,
-    ),
-    Architecture(
-        qwen2.ARCHITECTURE,
-        qwen2.MODEL_TYPE,
-        qwen2.misfit,
-        qwen2.to_qwen2,
-        qwen2.read_config,
-        qwen2.rename,
-    ),
-    Architecture(
-        bundled_code.ARCHITECTURE,
-        bundled_code.MODEL_TYPE,
-        bundled_code.misfit,
-        bundled_code.to_pion,
-        bundled_code.read_config,
-        bundled_code.rename,
-        stock=False,
-    ),
-)
+ARCHITECTURES = (Qwen3(), Qwen3Moe(), Arcee(), Llama(), Qwen2(), BundledCode())
 _TYPES = {architecture.model_type: architecture for architecture in ARCHITECTURES}
 
 

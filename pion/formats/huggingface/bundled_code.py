@@ -15,23 +15,18 @@ import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
+from pion.formats.huggingface.core import Architecture, State
 from pion.untrusted import parse_object, read_file
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-State: TypeAlias = "dict[str, Tensor]"
-
-ARCHITECTURE, MODEL_TYPE = "PionForCausalLM", "pion"
 # The field of config.json that has our settings, and the prefix of our names of tensors.
 SETTINGS, PREFIX = "decoder_settings", "decoder."
 AUTO_MAP = {
     "AutoConfig": "modeling_pion.PionConfig",
-    "AutoModelForCausalLM": f"modeling_pion.{ARCHITECTURE}",
+    "AutoModelForCausalLM": "modeling_pion.PionForCausalLM",
 }
 # The first words of each modelling file, by which an earlier export is recognized.
 HEADER = "# A modelling file of Pion"
@@ -42,39 +37,42 @@ OUTSIDE = frozenset({"torch", "transformers"})
 _FOUND_BY_TRANSFORMERS = re.compile(r"^\s*from\s+\.(\S+)\s+import", re.MULTILINE)
 
 
-def misfit(config: ModelConfig) -> str | None:
-    """Return None: the modelling files compute every decoder."""
-    return None
+class BundledCode(Architecture):
+    """The modelling files, which compute every decoder."""
 
+    name, model_type = "PionForCausalLM", "pion"
+    stock = False
 
-def to_pion(config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
-    """Return the config fields and the state dict for the modelling files."""
-    hf_config = {
-        "model_type": MODEL_TYPE,
-        "architectures": [ARCHITECTURE],
-        "auto_map": AUTO_MAP,
-        SETTINGS: config.to_dict(),
-    }
-    return hf_config, {PREFIX + name: tensor for name, tensor in state.items()}
+    def misfit(self, config: ModelConfig) -> str | None:
+        """Return None."""
+        return None
 
+    def write(self, config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
+        """Return the config fields and the state dict for the modelling files."""
+        hf_config = {
+            "model_type": self.model_type,
+            "architectures": [self.name],
+            "auto_map": AUTO_MAP,
+            SETTINGS: config.to_dict(),
+        }
+        return hf_config, {PREFIX + name: tensor for name, tensor in state.items()}
 
-def read_config(hf_config: Mapping[str, Any]) -> ModelConfig:
-    """Return our settings in the config of an export with modelling files.
+    def read(self, hf_config: Mapping[str, Any]) -> ModelConfig:
+        """Return our settings in the config of an export with modelling files.
 
-    Raises BadInput for missing settings and for a setting that this version doesn't know.
-    """
-    settings = hf_config.get(SETTINGS)
-    if not isinstance(settings, dict):
-        raise BadInput(f"config.json has no {SETTINGS}, which has the settings of the model")
-    return ModelConfig.from_dict(settings)
+        Raises BadInput for missing settings and for a setting that this version doesn't know.
+        """
+        settings = hf_config.get(SETTINGS)
+        if not isinstance(settings, dict):
+            raise BadInput(f"config.json has no {SETTINGS}, which has the settings of the model")
+        return ModelConfig.from_dict(settings)
 
-
-def rename(config: ModelConfig, hf_state: State) -> State:
-    """Return the tensors without their prefix. Raises BadInput for a tensor without it."""
-    for name in hf_state:
-        if not name.startswith(PREFIX):
-            raise BadInput(f"unexpected tensor {name}: the names start with {PREFIX!r}")
-    return {name.removeprefix(PREFIX): tensor for name, tensor in hf_state.items()}
+    def rename(self, config: ModelConfig, hf_state: State) -> State:
+        """Return the tensors without their prefix. Raises BadInput for a tensor without it."""
+        for name in hf_state:
+            if not name.startswith(PREFIX):
+                raise BadInput(f"unexpected tensor {name}: the names start with {PREFIX!r}")
+        return {name.removeprefix(PREFIX): tensor for name, tensor in hf_state.items()}
 
 
 @lru_cache(maxsize=1)
@@ -107,9 +105,8 @@ def runs_only_our_code(folder: Path) -> bool:
         )
     except (BadInput, OSError):
         return False
-    if found != {name: text.encode() for name, text in modelling_files().items()}:
-        return False
-    return config.get("auto_map") == AUTO_MAP and "auto_map" not in tokenizer
+    ours = {name: text.encode() for name, text in modelling_files().items()}
+    return found == ours and config.get("auto_map") == AUTO_MAP and "auto_map" not in tokenizer
 
 
 def flat_copy(package: Path, module: str) -> dict[str, str]:
@@ -167,9 +164,7 @@ def _imported_from(
     Raises ValueError for an import that has no relative form here.
     """
     if isinstance(node, ast.Call):
-        function = node.func
-        called = function.attr if isinstance(function, ast.Attribute) else None
-        called = function.id if isinstance(function, ast.Name) else called
+        called = getattr(node.func, "attr", getattr(node.func, "id", None))
         if called in ("import_module", "__import__"):
             raise ValueError(f"{where}: {called}() can't be followed into a copy")
         return None

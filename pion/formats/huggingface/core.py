@@ -1,7 +1,7 @@
-"""What our decoder shares with stock architectures of transformers: all but the feed-forward layer.
+"""What our decoder shares with stock architectures of transformers: names, settings, positions.
 
-Each of these architectures is a Llama by its names and by the fields of its config: llama.py,
-qwen2.py, qwen3.py, qwen3_moe.py and arcee.py say what they add or leave out.
+Each of these architectures is a Llama by its names and by the fields of its config: swiglu.py,
+qwen3_moe.py and arcee.py say what they add or leave out.
 
 Rotary settings have two spellings. transformers 5 writes one object, `rope_parameters`.
 transformers 4 wrote `rope_theta` and, for scaled positions, the object `rope_scaling`. If a config
@@ -11,17 +11,20 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
-
-from torch import Tensor
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pion.config.model_config import ModelConfig
-from pion.config.parts import RopeScaling
+from pion.config.parts import Heads, RopeScaling
 from pion.errors import BadInput
 from pion.later_fields import shown
 
-State = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State: TypeAlias = "dict[str, Tensor]"
+# Entries of a config.json.
+Fields: TypeAlias = Mapping[str, Any]
 
 # What these architectures can compute, and what is not part of a computation. An export has no rows
 # that only a `head_multiple` needs. The settings of all else must be absent.
@@ -78,6 +81,109 @@ _FACTORS = ("factor", "low_freq_factor", "high_freq_factor")
 _ORIGINAL = "original_max_position_embeddings"
 
 
+class Architecture:
+    """A model class of transformers, and how our models become its models and back.
+
+    As it is here, its feed-forward layers are SwiGLU.
+
+    Attributes:
+        name: the name of the class.
+        model_type: its name in a config.json.
+        stock: whether it is part of transformers; the export of any other has modelling files.
+        heads: what its heads have, if that differs from ours without settings.
+        own: entries of its config.json that are always the same.
+        required: the same, as they must be in a config.json that is read.
+        defaults: the values in which it differs from `DEFAULTS`.
+    """
+
+    name: str
+    model_type: str
+    stock = True
+    heads: Heads | None = None
+    own: ClassVar[Fields] = {}
+    required: ClassVar[Fields] = {}
+    defaults: ClassVar[Fields] = {}
+
+    def misfit(self, config: ModelConfig) -> str | None:
+        """Return why the class can't compute the model; None if it can."""
+        own_heads = {"heads"} if self.heads is not None and config.heads == self.heads else set()
+        return lacks(self.name.removesuffix("ForCausalLM"), config, FIELDS | own_heads)
+
+    def write(self, config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
+        """Return the config fields and the state dict."""
+        names = self.names(config)
+        hf_config = {
+            **settings(config),
+            **self.own,
+            "model_type": self.model_type,
+            "architectures": [self.name],
+            "intermediate_size": config.d_ff,
+        }
+        return hf_config, {names[name]: tensor for name, tensor in state.items()}
+
+    def read(self, hf_config: Mapping[str, Any]) -> ModelConfig:
+        """Return our settings for config fields.
+
+        Raises BadInput for settings that our decoder does not support, and for a missing setting.
+        """
+        hf_config = {**DEFAULTS, **self.defaults, **hf_config}
+        require(hf_config, self.required)
+        _require_full_attention(hf_config)
+        try:
+            n_heads, n_kv_heads = hf_config["num_attention_heads"], hf_config["num_key_value_heads"]
+            return ModelConfig.from_dict(
+                {
+                    "d_model": hf_config["hidden_size"],
+                    "n_layers": hf_config["num_hidden_layers"],
+                    "n_heads": n_heads,
+                    "n_kv_heads": n_heads if n_kv_heads is None else n_kv_heads,
+                    "vocab_size": hf_config["vocab_size"],
+                    "seq_len": hf_config["max_position_embeddings"],
+                    "head_dim": hf_config["head_dim"],
+                    "norm_eps": hf_config["rms_norm_eps"],
+                    "tie_embeddings": hf_config["tie_word_embeddings"],
+                    "init_std": hf_config["initializer_range"],
+                    "imported": True,
+                    "heads": self.heads,
+                    **read_rotary(hf_config),
+                    **self.read_feedforward(hf_config),
+                }
+            )
+        except KeyError as missing:
+            raise BadInput(f"config.json has no {missing}") from None
+
+    def read_feedforward(self, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return our settings of the feed-forward layers. Raises KeyError and BadInput."""
+        return {"d_ff": hf_config["intermediate_size"]}
+
+    def rename(self, config: ModelConfig, hf_state: State) -> State:
+        """Return the tensors by our names. Raises BadInput for an unexpected one."""
+        return renamed(self.names(config), without_tied_head(config, hf_state))
+
+    def feedforward_names(self, config: ModelConfig) -> Mapping[str, str]:
+        """Return the name of every tensor of a feed-forward layer, by our name in the layer."""
+        return {
+            f"{name}.weight": f"{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")
+        }
+
+    def names(self, config: ModelConfig) -> dict[str, str]:
+        """Return the name of every tensor, by our name."""
+        in_block = dict(_BLOCK_NAMES)
+        if config.heads is None or config.heads.qk_norm:
+            in_block |= _QK_NORM_NAMES
+        if config.heads is not None and config.heads.qkv_bias:
+            in_block |= _QKV_BIAS_NAMES
+        for ours, theirs in self.feedforward_names(config).items():
+            in_block[f"feedforward.{ours}"] = f"mlp.{theirs}"
+        found = {
+            f"blocks.{layer}.{ours}": f"model.layers.{layer}.{theirs}"
+            for layer in range(config.n_layers)
+            for ours, theirs in in_block.items()
+        }
+        tied = {"lm_head.weight"} if config.tie_embeddings else set()
+        return {name: theirs for name, theirs in _NAMES.items() if name not in tied} | found
+
+
 def lacks(name: str, config: ModelConfig, fields: Collection[str] = FIELDS) -> str | None:
     """Return which settings of the model are not in `fields`, as a sentence; None if all are."""
     given = config.to_dict()
@@ -110,45 +216,6 @@ def settings(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def read(hf_config: Mapping[str, Any], feedforward: Callable[[], Mapping[str, Any]]) -> ModelConfig:
-    """Return our settings.
-
-    `hf_config` is complete: see `with_defaults`. `feedforward` returns the settings of the
-    feed-forward layer, and all others that an architecture reads in another way. Raises BadInput
-    for settings that our decoder does not support, and for a missing setting.
-    """
-    _require_full_attention(hf_config)
-    try:
-        n_heads, n_kv_heads = hf_config["num_attention_heads"], hf_config["num_key_value_heads"]
-        return ModelConfig.from_dict(
-            {
-                "d_model": hf_config["hidden_size"],
-                "n_layers": hf_config["num_hidden_layers"],
-                "n_heads": n_heads,
-                "n_kv_heads": n_heads if n_kv_heads is None else n_kv_heads,
-                "vocab_size": hf_config["vocab_size"],
-                "seq_len": hf_config["max_position_embeddings"],
-                "head_dim": hf_config["head_dim"],
-                "norm_eps": hf_config["rms_norm_eps"],
-                "tie_embeddings": hf_config["tie_word_embeddings"],
-                "init_std": hf_config["initializer_range"],
-                "imported": True,
-                **read_rotary(hf_config),
-                **feedforward(),
-            }
-        )
-    except KeyError as missing:
-        raise BadInput(f"config.json has no {missing}") from None
-
-
-def with_defaults(hf_config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with the value of each field that it leaves out.
-
-    `own` has the defaults in which an architecture differs from `DEFAULTS`.
-    """
-    return {**DEFAULTS, **own, **hf_config}
-
-
 def _require_full_attention(hf_config: Mapping[str, Any]) -> None:
     """Raise BadInput for attention through windows.
 
@@ -170,34 +237,6 @@ def require(hf_config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         if hf_config.get(name, value) != value:
             text = shown(hf_config[name])
             raise BadInput(f"config.json: {name} is {text}; only {value!r} is supported")
-
-
-def names(config: ModelConfig) -> dict[str, str]:
-    """Return the name of every tensor that is not in a feed-forward layer, by our name."""
-    found = {
-        name: theirs
-        for name, theirs in _NAMES.items()
-        if not (config.tie_embeddings and name == "lm_head.weight")
-    }
-    in_block = dict(_BLOCK_NAMES)
-    if config.heads is None or config.heads.qk_norm:
-        in_block |= _QK_NORM_NAMES
-    if config.heads is not None and config.heads.qkv_bias:
-        in_block |= _QKV_BIAS_NAMES
-    for layer in range(config.n_layers):
-        for name, theirs in in_block.items():
-            found[f"blocks.{layer}.{name}"] = f"model.layers.{layer}.{theirs}"
-    return found
-
-
-def swiglu_names(config: ModelConfig) -> dict[str, str]:
-    """Return the name of every tensor of a model whose feed-forward layers are SwiGLU, by ours."""
-    found = names(config)
-    for layer in range(config.n_layers):
-        for name in ("gate_proj", "up_proj", "down_proj"):
-            ours = f"blocks.{layer}.feedforward.{name}.weight"
-            found[ours] = f"model.layers.{layer}.mlp.{name}.weight"
-    return found
 
 
 def without_tied_head(config: ModelConfig, hf_state: State) -> State:

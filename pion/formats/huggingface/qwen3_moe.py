@@ -11,7 +11,7 @@ and the sum of two SwiGLUs is one SwiGLU of their widths together. The file grow
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,97 +20,99 @@ from pion.config.model_config import ModelConfig
 from pion.config.parts import Experts
 from pion.errors import BadInput
 from pion.formats.huggingface import core
-from pion.formats.huggingface.core import State
-from pion.formats.huggingface.qwen3 import COMMON, REQUIRED
-from pion.later_fields import shown
+from pion.formats.huggingface.core import Fields, State
+from pion.formats.huggingface.swiglu import QWEN3, Qwen3
 
-ARCHITECTURE, MODEL_TYPE = "Qwen3MoeForCausalLM", "qwen3_moe"
-DEFAULTS = {"num_key_value_heads": 4, "max_position_embeddings": 32_768}
 # The dimension of one expert's matrix that is its width.
 _WIDTH = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
+# Every layer has experts, with renormalized weights.
+_EXPERTS = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
 
 
-def misfit(config: ModelConfig) -> str | None:
-    """Return why stock Qwen3Moe can't compute the model; None if it can."""
-    if config.experts is None:
-        return "Qwen3Moe needs experts"
-    return core.lacks("Qwen3Moe", config, core.FIELDS | {"experts"})
+class Qwen3Moe(core.Architecture):
+    """A decoder with experts."""
 
-
-def to_qwen3_moe(config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
-    """Return the config fields and the state dict of Qwen3Moe."""
-    experts = config.experts
-    assert experts is not None
-    width = config.d_ff + experts.shared * experts.d_shared
-    hf_config = {
-        **core.settings(config),
-        **COMMON,
-        "model_type": MODEL_TYPE,
-        "architectures": [ARCHITECTURE],
-        "num_experts": experts.n,
-        "num_experts_per_tok": experts.top_k,
-        "moe_intermediate_size": width,
-        "intermediate_size": width,
-        "norm_topk_prob": True,
+    name, model_type = "Qwen3MoeForCausalLM", "qwen3_moe"
+    own: ClassVar[Fields] = {**QWEN3, **_EXPERTS, "output_router_logits": False}
+    required: ClassVar[Fields] = {**Qwen3.required, **_EXPERTS}
+    defaults: ClassVar[Fields] = {
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32_768,
+        "norm_topk_prob": False,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
-        "output_router_logits": False,
-        "router_aux_loss_coef": experts.balance_weight,
+        "router_aux_loss_coef": 0.001,
     }
-    names = core.names(config)
-    hf_state = {theirs: state[name] for name, theirs in names.items()}
-    for layer in range(config.n_layers):
-        ours, theirs = f"blocks.{layer}.feedforward", f"model.layers.{layer}.mlp"
-        hf_state[f"{theirs}.gate.weight"] = state[f"{ours}.router"]
-        for name, dim in _WIDTH.items():
-            shared = [state[f"{ours}.shared.{j}.{name}.weight"] for j in range(experts.shared)]
-            for e, expert in enumerate(state[f"{ours}.{name}"]):
-                folded = torch.cat([expert, *shared], dim=dim)
-                hf_state[f"{theirs}.experts.{e}.{name}.weight"] = folded
-    return hf_config, hf_state
 
+    def misfit(self, config: ModelConfig) -> str | None:
+        """Return why stock Qwen3Moe can't compute the model; None if it can."""
+        if config.experts is None:
+            return "Qwen3Moe needs experts"
+        return core.lacks("Qwen3Moe", config, core.FIELDS | {"experts"})
 
-def read_config(hf_config: Mapping[str, Any]) -> ModelConfig:
-    """Return the config fields of a Qwen3Moe model as our settings.
+    def write(self, config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
+        """Return the config fields and the state dict of Qwen3Moe."""
+        experts = config.experts
+        assert experts is not None
+        width = config.d_ff + experts.shared * experts.d_shared
+        hf_config, hf_state = super().write(
+            config, {name: state[name] for name in self.names(config)}
+        )
+        hf_config |= {
+            "num_experts": experts.n,
+            "num_experts_per_tok": experts.top_k,
+            "moe_intermediate_size": width,
+            "intermediate_size": width,
+            "router_aux_loss_coef": experts.balance_weight,
+        }
+        for layer in range(config.n_layers):
+            ours, theirs = f"blocks.{layer}.feedforward", f"model.layers.{layer}.mlp"
+            hf_state[f"{theirs}.gate.weight"] = state[f"{ours}.router"]
+            for name, dim in _WIDTH.items():
+                shared = [state[f"{ours}.shared.{j}.{name}.weight"] for j in range(experts.shared)]
+                for e, expert in enumerate(state[f"{ours}.{name}"]):
+                    folded = torch.cat([expert, *shared], dim=dim)
+                    hf_state[f"{theirs}.experts.{e}.{name}.weight"] = folded
+        return hf_config, hf_state
 
-    Every layer must have experts, with renormalized weights. Raises BadInput for other settings and
-    for a missing setting.
-    """
-    hf_config = core.with_defaults(hf_config, DEFAULTS)
-    for what, value, expected in (
-        ("norm_topk_prob", hf_config.get("norm_topk_prob", False), True),
-        ("decoder_sparse_step", hf_config.get("decoder_sparse_step", 1), 1),
-        ("mlp_only_layers", hf_config.get("mlp_only_layers") or [], []),
-    ):
-        if value != expected:
-            text = shown(value)
-            raise BadInput(f"config.json: {what} is {text}; only {expected!r} is supported")
+    def read(self, hf_config: Mapping[str, Any]) -> ModelConfig:
+        """Return the config fields of a Qwen3Moe model as our settings.
 
-    def feedforward() -> dict[str, Any]:
-        n, top_k = hf_config["num_experts"], hf_config["num_experts_per_tok"]
-        weight = hf_config.get("router_aux_loss_coef", 0.001)
-        experts = Experts(n=n, top_k=top_k, shared=0, balance_weight=weight)
+        Raises BadInput for settings that our decoder does not support, and for a missing setting.
+        """
+        return super().read(
+            {**hf_config, "mlp_only_layers": hf_config.get("mlp_only_layers") or []}
+        )
+
+    def read_feedforward(self, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return our settings of the experts. Raises KeyError for a missing one."""
+        experts = Experts(
+            n=hf_config["num_experts"],
+            top_k=hf_config["num_experts_per_tok"],
+            shared=0,
+            balance_weight=hf_config["router_aux_loss_coef"],
+        )
         return {"d_ff": hf_config["moe_intermediate_size"], "experts": experts}
 
-    core.require(hf_config, REQUIRED)
-    return core.read(hf_config, feedforward)
+    def feedforward_names(self, config: ModelConfig) -> Mapping[str, str]:
+        """Return no names: the matrices of an expert are not as they are here."""
+        return {}
 
+    def rename(self, config: ModelConfig, hf_state: State) -> State:
+        """Return the tensors of a Qwen3Moe model by our names.
 
-def rename(config: ModelConfig, hf_state: State) -> State:
-    """Return the tensors of a Qwen3Moe model by our names.
-
-    Raises BadInput for an unexpected or a missing tensor.
-    """
-    hf_state = dict(core.without_tied_head(config, hf_state))
-    assert config.experts is not None
-    state: State = {}
-    for layer in range(config.n_layers):
-        ours, theirs = f"blocks.{layer}.feedforward", f"model.layers.{layer}.mlp"
-        state[f"{ours}.router"] = _take(hf_state, f"{theirs}.gate.weight")
-        for name in _WIDTH:
-            each = (f"{theirs}.experts.{e}.{name}.weight" for e in range(config.experts.n))
-            state[f"{ours}.{name}"] = _stack(hf_state, each)
-    return state | core.renamed(core.names(config), hf_state)
+        Raises BadInput for an unexpected or a missing tensor.
+        """
+        hf_state = dict(core.without_tied_head(config, hf_state))
+        assert config.experts is not None
+        state: State = {}
+        for layer in range(config.n_layers):
+            ours, theirs = f"blocks.{layer}.feedforward", f"model.layers.{layer}.mlp"
+            state[f"{ours}.router"] = _take(hf_state, f"{theirs}.gate.weight")
+            for name in _WIDTH:
+                each = (f"{theirs}.experts.{e}.{name}.weight" for e in range(config.experts.n))
+                state[f"{ours}.{name}"] = _stack(hf_state, each)
+        return state | core.renamed(self.names(config), hf_state)
 
 
 def _stack(hf_state: State, names: Iterable[str]) -> Tensor:

@@ -107,9 +107,8 @@ def read_checkpoint(path: Path) -> SeedCheckpoint:
     Raises BadInput for a file that is not such a checkpoint or has more than plain data.
     """
     checkpoint, size = _load(path)
-    model = None
-    if isinstance(checkpoint, dict):
-        model = checkpoint.get("model", checkpoint.get("model_state_dict"))
+    entries = checkpoint if isinstance(checkpoint, dict) else {}
+    model = entries.get("model", entries.get("model_state_dict"))
     if not isinstance(model, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in model.items()
     ):
@@ -202,13 +201,6 @@ class Forbidden(Exception):
     """A pickle asks for something else than tensors and plain values; the message is its name."""
 
 
-@dataclass(frozen=True)
-class _Directory:
-    start: int
-    size: int
-    stop: int
-
-
 def check_archive(path: Path, stand_ins: frozenset[str]) -> int:
     """Return the size of a `.pt` file in bytes, once torch can read it safely.
 
@@ -232,11 +224,11 @@ def check_archive(path: Path, stand_ins: frozenset[str]) -> int:
 
 
 def _check_files(path: Path, file: BinaryIO, size: int, stand_ins: frozenset[str]) -> None:
-    directory = _directory(file, size)
-    if directory.start + directory.size != directory.stop:
+    start, length, stop = _directory(file, size)
+    if start + length != stop:
         raise zipfile.BadZipFile
-    if directory.size > LARGEST_RECORD:
-        raise BadInput(f"{path} has a directory of {directory.size:,} bytes: too many files")
+    if length > LARGEST_RECORD:
+        raise BadInput(f"{path} has a directory of {length:,} bytes: too many files")
     with zipfile.ZipFile(file) as archive:
         files = archive.infolist()
         if len(files) > MOST_FILES:
@@ -258,9 +250,10 @@ def _check_files(path: Path, file: BinaryIO, size: int, stand_ins: frozenset[str
                 _check_pickle(archive.read(entry), PLAIN | stand_ins)
 
 
-def _directory(file: BinaryIO, size: int) -> _Directory:
-    """Return where the archive's directory is, without a comment or anything else after it.
+def _directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
+    """Return where the archive's directory starts, how long it is, and where it must stop.
 
+    There is no comment or anything else after it.
     So Python's zip reader and torch's find the same directory. Raises BadZipFile or struct.error.
     """
     stop = size - _END.size
@@ -277,7 +270,7 @@ def _directory(file: BinaryIO, size: int) -> _Directory:
             if mark != _LARGE_END_MARK:
                 raise zipfile.BadZipFile
             stop = large
-    return _Directory(start, length, stop)
+    return start, length, stop
 
 
 def _read(file: BinaryIO, start: int, length: int) -> bytes:

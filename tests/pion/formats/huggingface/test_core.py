@@ -17,8 +17,12 @@ from torch import Tensor
 import pion
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
-from pion.formats.huggingface import arcee, core, llama, qwen2, qwen3, qwen3_moe
-from pion.formats.huggingface.architectures import from_transformers, to_transformers
+from pion.formats.huggingface.architectures import (
+    ARCHITECTURES,
+    from_transformers,
+    to_transformers,
+)
+from pion.formats.huggingface.core import DEFAULTS
 from pion.formats.load import load_decoder
 from pion.model.decoder import Decoder
 from tests.support.stock_models import STOCK, apart, randomize, saved, stock_model, tokens
@@ -178,12 +182,10 @@ def test_a_mistake_shows_in_the_logits(name: str, mistake: Mistake, theirs: dict
 
 # ---------------------------------------------------------------- what a config leaves out
 
-CLASSES: dict[str, Any] = {
-    "Llama": llama,
-    "Qwen2": qwen2,
-    "Qwen3": qwen3,
-    "Arcee": arcee,
-    "Qwen3Moe": qwen3_moe,
+CLASSES = {
+    architecture.name.removesuffix("ForCausalLM"): architecture
+    for architecture in ARCHITECTURES
+    if architecture.stock
 }
 
 
@@ -191,7 +193,7 @@ CLASSES: dict[str, Any] = {
 def test_the_defaults_are_those_of_the_class(name: str) -> None:
     """A class without a field has no default, and `None` stands for what follows from others."""
     settings = getattr(transformers, f"{name}Config")()
-    for field, default in core.with_defaults({}, CLASSES[name].DEFAULTS).items():
+    for field, default in {**DEFAULTS, **CLASSES[name].defaults}.items():
         expected = getattr(settings, field, default)
         if default is None:
             follows = {
