@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,31 +54,24 @@ def read_model_tensors(folder: Path) -> dict[str, Tensor]:
         pass
     if not (folder / INDEX).is_file():
         raise no_weights(folder)
-    names_in: dict[str, list[str]] = {}
-    for name, shard in shards_of(folder / INDEX).items():
-        names_in.setdefault(shard, []).append(name)
-    return {
-        name: tensor
-        for shard, names in sorted(names_in.items())
-        for name, tensor in _read_shard(folder, shard, names).items()
-    }
-
-
-def _read_shard(folder: Path, shard: str, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return the tensors that the index expects in a shard."""
-    try:
-        found = read_tensors(folder / shard)
-    except FileNotFoundError:
-        raise BadInput(
-            f"{folder}: {shard} is missing, but {INDEX} names it. Download the model again"
-        ) from None
-    for name in names:
-        if name not in found:
+    shard_of = shards_of(folder / INDEX)
+    tensors = {shard: _read_shard(folder, shard) for shard in sorted(set(shard_of.values()))}
+    for name, shard in shard_of.items():
+        if name not in tensors[shard]:
             raise BadInput(
                 f"{folder}: {shard} has no tensor {shown(name)}, but {INDEX} expects it there. The "
                 "files are of different models: download the model again"
             )
-    return {name: found[name] for name in names}
+    return {name: tensors[shard][name] for name, shard in shard_of.items()}
+
+
+def _read_shard(folder: Path, shard: str) -> dict[str, Tensor]:
+    try:
+        return read_tensors(folder / shard)
+    except FileNotFoundError:
+        raise BadInput(
+            f"{folder}: {shard} is missing, but {INDEX} names it. Download the model again"
+        ) from None
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from heapq import nlargest
+from itertools import accumulate
 from pathlib import Path
 
 from pion.data.arrays import sha256_file, unwritable
 from pion.data.order import RowOrder
-from pion.data.shards import Manifest, Rows, Shard
+from pion.data.shards import Rows, Shard
 from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import download_shard
@@ -88,13 +90,9 @@ class ShardCache:
 
     def want(self, shards: Sequence[Shard]) -> None:
         """Fetch ahead as many of `shards` as fit. They are sorted, soonest needed first."""
-        wanted: dict[str, Shard] = {}
-        room = self.budget_bytes
-        for shard in shards:
-            room -= shard.bytes
-            if room < 0:
-                break
-            wanted[self._path(shard).name] = shard
+        sums = accumulate(shard.bytes for shard in shards)
+        fitting = (shard for shard, taken in zip(shards, sums) if taken <= self.budget_bytes)
+        wanted = {self._path(shard).name: shard for shard in fitting}
         with self._changed:
             if list(wanted) == list(self._wanted) or self._closed:
                 return
@@ -244,17 +242,19 @@ class CachedStream(RowStream):
         super().__init__(sources, weights, seed, documents)
         self._cache = cache
         self._manifests = [rows.manifest for rows, _ in sources]
-        window = sum(_largest(rows.manifest, order.window) for rows, order in sources)
+        remote = [[s for s in manifest.shards if s.remote] for manifest in self._manifests]
+        window = sum(
+            sum(nlargest(order.window, (shard.bytes for shard in shards)))
+            for shards, (_, order) in zip(remote, sources)
+        )
         if window > cache.budget_bytes:
             raise BadInput(
                 f"hardware.shard_cache_gb is {cache.budget_bytes / 1e9:g}, but the shards whose "
                 f"rows are shuffled together take {window / 1e9:.3g} GB. Raise "
                 "hardware.shard_cache_gb or lower data.window."
             )
-        remote = [
-            shard for manifest in self._manifests for shard in manifest.shards if shard.remote
-        ]
-        self._ahead = 1 + cache.budget_bytes // max(1, min(shard.bytes for shard in remote))
+        smallest = min(shard.bytes for shards in remote for shard in shards)
+        self._ahead = 1 + cache.budget_bytes // max(1, smallest)
         for rows, _ in sources:
             for index, shard in enumerate(rows.manifest.shards):
                 cache.on_evict(shard, partial(rows.release, index))
@@ -265,12 +265,6 @@ class CachedStream(RowStream):
         shards = [self._manifests[source].shards[number] for source, number in upcoming]
         self._cache.want([shard for shard in shards if shard.remote])
         return super().batch(indices)
-
-
-def _largest(manifest: Manifest, count: int) -> int:
-    """Return the bytes of the `count` largest remote shards."""
-    sizes = sorted((shard.bytes for shard in manifest.shards if shard.remote), reverse=True)
-    return sum(sizes[:count])
 
 
 @contextmanager

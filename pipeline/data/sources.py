@@ -177,7 +177,7 @@ def texts(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tu
         if remarks is not None:
             remarks.replaced.look(text, document.origin)
         if len(text) <= LONG_CHARS:
-            yield _drawn(text, share), text
+            yield python_docs.is_held_out(text, share), text
             continue
         cut = text.find("\n", int(len(text) * (1 - share))) + 1 or len(text)
         yield False, text[:cut]
@@ -206,7 +206,7 @@ def conversations(
         if remarks is not None:
             remarks.replaced.look([turn.text for turn in turns], record.origin)
             remarks.note_roles(record.value)
-        yield _drawn(text, job.sft.held_out), turns
+        yield python_docs.is_held_out(text, job.sft.held_out), turns
 
 
 def talks(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tuple[bool, Talk]]:
@@ -236,7 +236,7 @@ def talks(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tu
             remarks.replaced.look([talk.messages, talk.tools], record.origin)
             remarks.note_roles(record.value)
         text = "\n".join(message["content"] or "" for message in talk.messages)
-        yield _drawn(text, job.sft.held_out), Talk(talk, required)
+        yield python_docs.is_held_out(text, job.sft.held_out), Talk(talk, required)
 
 
 def _documents(job: Job, found: Input) -> Iterator[Document]:
@@ -264,8 +264,3 @@ def _records(job: Job, found: Input, columns: tuple[str, ...]) -> Iterator[Recor
 
 def _longest_line(job: Job) -> int:
     return int(job.data.max_line_mb * 1e6)
-
-
-def _drawn(text: str, share: float) -> bool:
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64

@@ -61,30 +61,24 @@ def pack(conversations: Sequence[Tokenized], seq_len: int, pad: int) -> Packed:
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Assign items to bins, longest first, each to the fullest bin that still has room.
 
-    This is best-fit decreasing (Johnson 1973, "Near-optimal bin packing algorithms"). It takes
-    O(n log n + n · distinct free spaces) steps. Items of equal length keep their order.
+    This is best-fit decreasing (Johnson 1973, "Near-optimal bin packing algorithms"). Items of
+    equal length keep their order. Of bins with equal room, the one that was filled last is next.
 
     Returns:
         For each bin the indices of its items.
     """
     bins: list[list[int]] = []
-    by_space: dict[int, list[int]] = {}  # free space -> bins that have it
-    spaces: list[int] = []  # the keys of by_space, sorted
-    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    # Of each bin with room: its space, when it got its last item, negative so that the latest
+    # comes first, and its number. Sorted.
+    free: list[tuple[int, int, int]] = []
+    for turn, item in enumerate(sorted(range(len(lengths)), key=lambda i: -lengths[i])):
         length = lengths[item]
-        at = bisect_left(spaces, length)
-        if at < len(spaces):
-            space = spaces[at]
-            chosen = by_space[space].pop()
-            if not by_space[space]:
-                del by_space[space], spaces[at]
-        else:
-            space, chosen = capacity, len(bins)
+        at = bisect_left(free, (length, -len(lengths), 0))
+        if at == len(free):
             bins.append([])
+            free.append((capacity, -turn, len(bins) - 1))
+        space, _, chosen = free.pop(at)
         bins[chosen].append(item)
         if space > length:
-            if space - length not in by_space:
-                by_space[space - length] = []
-                insort(spaces, space - length)
-            by_space[space - length].append(chosen)
+            insort(free, (space - length, -turn, chosen))
     return bins

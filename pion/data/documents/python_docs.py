@@ -61,12 +61,13 @@ class SourceFile:
     comments: tuple[str, ...]
 
 
-def is_held_out(origin: str, share: float) -> bool:
-    """Return whether a file's text is held out of training, as a `share` of all files is.
+def is_held_out(what: str, share: float) -> bool:
+    """Return whether a text, or a file's text, is held out of training, as a `share` of all is.
 
-    This depends only on the file's name, so pretraining and fine-tuning hold out the same files.
+    This depends only on `what`: the text itself, so that all of its copies are on the same side, or
+    the name of a file, so that pretraining and fine-tuning hold out the same files.
     """
-    digest = hashlib.blake2b(origin.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(what.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 

@@ -20,7 +20,7 @@ from pion.config.model_config import ModelConfig
 from pion.config.parts import Values, Windows, Wiring
 from pion.config.presets import OLD_TABLES, PRESETS, old_skips, old_value_layers, skips
 from pion.errors import BadInput
-from pion.formats.seeds.read import SeedCheckpoint, State, our_name, sizes
+from pion.formats.seeds.read import SeedCheckpoint, State, renamed, sizes
 
 BLOCK = 128
 # The head of an untied model has a multiple of this many rows.
@@ -42,6 +42,8 @@ _COMMON = {
     )
 }
 
+# A layer's four projections, one after the other.
+_QKVO = r"blocks\.(\d+)\.attn\.qkvo_w"
 _NAMES = {
     r"embed\.weight": "embed.weight",
     r"lm_head_w": "lm_head.weight",
@@ -59,7 +61,7 @@ def from_daisy(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, State]:
     """
     tensors = checkpoint.tensors
     n_layers = _count_layers(tensors)
-    attention = _layers(tensors, r"blocks\.(\d+)\.attn\.qkvo_w")
+    attention = _layers(tensors, _QKVO)
     tables = _layers(tensors, r"value_embeds\.(\d+)\.weight")
     if not attention:
         raise BadInput("the weights have no blocks.N.attn.qkvo_w: no layer has attention")
@@ -170,22 +172,16 @@ def _need(recorded: Mapping[str, Any], name: str) -> int:
 
 def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> State:
     """Return the tensors by our names. Raises BadInput for a tensor without a name of ours."""
-    state: State = {}
-    number = {layer: i for i, layer in enumerate(_layers(tensors, r"value_embeds\.(\d+)\.weight"))}
-    for key, tensor in tensors.items():
-        plain = our_name(key, _NAMES)
-        table = re.fullmatch(r"value_embeds\.(\d+)\.weight", key)
-        qkvo = re.fullmatch(r"blocks\.(\d+)\.attn\.qkvo_w", key)
-        if plain is not None:
-            state[plain] = tensor
-        elif table is not None:
-            state[f"values.tables.{number[int(table[1])]}.weight"] = tensor
-        elif qkvo is not None:
-            state |= _projections(int(qkvo[1]), tensor, config)
-        elif key == "scalars":
-            state |= _scalars(tensor, config)
-        else:
-            raise BadInput(f"unexpected tensor {key}: no Daisy-Wee has a tensor of that name")
+    names = _NAMES | {
+        rf"value_embeds\.{layer}\.weight": f"values.tables.{number}.weight"
+        for number, layer in enumerate(_layers(tensors, r"value_embeds\.(\d+)\.weight"))
+    }
+    plain = dict(tensors)
+    joined = _scalars(plain.pop("scalars"), config)
+    for name in tensors:
+        if match := re.fullmatch(_QKVO, name):
+            joined |= _projections(int(match[1]), plain.pop(name), config)
+    state = renamed(plain, names, "Daisy-Wee") | joined
     if config.tie_embeddings and "lm_head.weight" in state:
         head = state.pop("lm_head.weight")
         if not head.equal(state.setdefault("embed.weight", head)):

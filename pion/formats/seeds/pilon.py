@@ -17,7 +17,7 @@ from pion.config.model_config import ModelConfig
 from pion.config.parts import Experts, Heads
 from pion.config.primitives import Primitives
 from pion.errors import BadInput
-from pion.formats.seeds.read import SeedCheckpoint, State, our_name, sizes, untied
+from pion.formats.seeds.read import SeedCheckpoint, State, renamed, sizes, untied
 
 # A logit of a primitive that a layer can't choose: its softmax is 0.
 NEVER = -1e4
@@ -175,10 +175,7 @@ def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[Sta
             for number, logits in enumerate(tensor):
                 state[f"{where}.{number}.{_MATRIX[recipes[2]]}_recipe"] = logits
             continue
-        ours = our_name(name, _NAMES)
-        if ours is None:
-            raise BadInput(f"unexpected tensor {name}: no PILON has a tensor of that name")
-        state[ours] = tensor
+        state |= renamed({name: tensor}, _NAMES, "PILON")
     return state, bands
 
 

@@ -8,68 +8,39 @@ every seed of the kind.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Experts
 from pion.errors import BadInput
-from pion.formats.seeds.read import SeedCheckpoint, State, our_name, sizes, untied
+from pion.formats.seeds.read import SeedCheckpoint, State, renamed, sizes, untied
 
-# Their names and ours. A block's parts have the prefix "layers.{i}." and "blocks.{i}.".
+# Patterns of their names, and ours.
 _NAMES = {
-    "embed.weight": "embed.weight",
-    "norm.weight": "norm.weight",
-    "lm_head.weight": "lm_head.weight",
+    r"embed\.weight": "embed.weight",
+    r"norm\.weight": "norm.weight",
+    r"lm_head\.weight": "lm_head.weight",
+    r"layers\.(\d+)\.norm1\.weight": r"blocks.\1.attention_norm.weight",
+    r"layers\.(\d+)\.attn\.([qkvo])_proj\.weight": r"blocks.\1.attention.\2_proj.weight",
+    r"layers\.(\d+)\.attn\.([qk])_norm\.weight": r"blocks.\1.attention.\2_norm.weight",
+    r"layers\.(\d+)\.norm2\.weight": r"blocks.\1.feedforward_norm.weight",
 }
-_BLOCK_NAMES = {
-    "norm1.weight": "attention_norm.weight",
-    "attn.q_proj.weight": "attention.q_proj.weight",
-    "attn.k_proj.weight": "attention.k_proj.weight",
-    "attn.v_proj.weight": "attention.v_proj.weight",
-    "attn.o_proj.weight": "attention.o_proj.weight",
-    "attn.q_norm.weight": "attention.q_norm.weight",
-    "attn.k_norm.weight": "attention.k_norm.weight",
-    "norm2.weight": "feedforward_norm.weight",
+PION_NAMES = _NAMES | {
+    r"layers\.(\d+)\.ffn\.w1\.weight": r"blocks.\1.feedforward.gate_proj.weight",
+    r"layers\.(\d+)\.ffn\.w2\.weight": r"blocks.\1.feedforward.down_proj.weight",
+    r"layers\.(\d+)\.ffn\.w3\.weight": r"blocks.\1.feedforward.up_proj.weight",
 }
-PION_FEEDFORWARD = {
-    r"ffn\.w1\.weight": "feedforward.gate_proj.weight",
-    r"ffn\.w2\.weight": "feedforward.down_proj.weight",
-    r"ffn\.w3\.weight": "feedforward.up_proj.weight",
+_SHARED = r"layers\.(\d+)\.moe\.shared_experts\.(\d+)\."
+TACHYON_NAMES = _NAMES | {
+    r"layers\.(\d+)\.moe\.gate\.weight": r"blocks.\1.feedforward.router",
+    r"layers\.(\d+)\.moe\.w1": r"blocks.\1.feedforward.gate_proj",
+    r"layers\.(\d+)\.moe\.w2": r"blocks.\1.feedforward.down_proj",
+    r"layers\.(\d+)\.moe\.w3": r"blocks.\1.feedforward.up_proj",
+    rf"{_SHARED}w1\.weight": r"blocks.\1.feedforward.shared.\2.gate_proj.weight",
+    rf"{_SHARED}w2\.weight": r"blocks.\1.feedforward.shared.\2.down_proj.weight",
+    rf"{_SHARED}w3\.weight": r"blocks.\1.feedforward.shared.\2.up_proj.weight",
 }
 # The context of every Pion and Tachyon seed, and what every Tachyon has, for checkpoints that
 # don't record it.
 SEQ_LEN, TOP_K = 2048, 2
-
-TACHYON_FEEDFORWARD = {
-    r"moe\.gate\.weight": "feedforward.router",
-    r"moe\.w1": "feedforward.gate_proj",
-    r"moe\.w2": "feedforward.down_proj",
-    r"moe\.w3": "feedforward.up_proj",
-    r"moe\.shared_experts\.(\d+)\.w1\.weight": r"feedforward.shared.\1.gate_proj.weight",
-    r"moe\.shared_experts\.(\d+)\.w2\.weight": r"feedforward.shared.\1.down_proj.weight",
-    r"moe\.shared_experts\.(\d+)\.w3\.weight": r"feedforward.shared.\1.up_proj.weight",
-}
-
-
-def renamed(tensors: Mapping[str, Tensor], feedforward: Mapping[str, str]) -> State:
-    """Return the tensors by our names.
-
-    `feedforward` has the names inside a feed-forward layer, as patterns and their replacements.
-    Raises BadInput for a tensor without a name of ours.
-    """
-    patterns = {re.escape(theirs): ours for theirs, ours in _BLOCK_NAMES.items()}
-    patterns.update(feedforward)
-    state = {}
-    for key, tensor in tensors.items():
-        block = re.fullmatch(r"layers\.(\d+)\.(.+)", key)
-        ours = our_name(block[2], patterns) if block else _NAMES.get(key)
-        if ours is None:
-            raise BadInput(f"unexpected tensor {key}: no seed's model has a tensor of that name")
-        state[f"blocks.{block[1]}.{ours}" if block else ours] = tensor
-    return state
 
 
 def shape_of(state: State, kind: str) -> dict[str, int]:
@@ -103,7 +74,7 @@ def from_pion(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, State]:
     the values of every Pion seed, without softcap, as in the seed's inference. Raises BadInput for
     weights that are not a Pion's.
     """
-    state = renamed(checkpoint.tensors, PION_FEEDFORWARD)
+    state = renamed(checkpoint.tensors, PION_NAMES, "seed's model")
     shape = shape_of(state, "Pion")
     recorded = checkpoint.settings or {}
     # Checkpoints from before `use_soft_cap` existed were trained with the cap.
@@ -127,7 +98,7 @@ def from_tachyon(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, State]:
 
     The seed balances its experts over a whole batch, padding included, and so does the model.
     """
-    state = renamed(checkpoint.tensors, TACHYON_FEEDFORWARD)
+    state = renamed(checkpoint.tensors, TACHYON_NAMES, "seed's model")
     shape = shape_of(state, "Tachyon")
     recorded = checkpoint.settings or {}
     gate = "blocks.0.feedforward.gate_proj"

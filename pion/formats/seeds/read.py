@@ -289,11 +289,19 @@ def _check_pickle(data: bytes, allowed: frozenset[str]) -> None:
             raise Forbidden(f"a name by {code.name}")
 
 
-def our_name(name: str, patterns: Mapping[str, str]) -> str | None:
-    """Return our name of a tensor, by patterns of a seed's names and what becomes of them; None if
-    no pattern fits."""
-    matches = ((re.fullmatch(theirs, name), ours) for theirs, ours in patterns.items())
-    return next((match.expand(ours) for match, ours in matches if match), None)
+def renamed(tensors: Mapping[str, Tensor], patterns: Mapping[str, str], what: str) -> State:
+    """Return the tensors by our names: patterns of a seed's names, and what becomes of them.
+
+    Raises BadInput for a tensor that fits no pattern: no `what` has a tensor of that name.
+    """
+    state: State = {}
+    for name, tensor in tensors.items():
+        matches = ((re.fullmatch(theirs, name), ours) for theirs, ours in patterns.items())
+        ours = next((match.expand(ours) for match, ours in matches if match), None)
+        if ours is None:
+            raise BadInput(f"unexpected tensor {name}: no {what} has a tensor of that name")
+        state[ours] = tensor
+    return state
 
 
 def untied(state: State) -> State:

@@ -13,7 +13,8 @@ from torch import Tensor
 from pion.config.parts import Experts
 from pion.errors import BadInput
 from pion.formats.seeds import import_seed
-from pion.formats.seeds.pion_and_tachyon import TACHYON_FEEDFORWARD, renamed
+from pion.formats.seeds.pion_and_tachyon import TACHYON_NAMES
+from pion.formats.seeds.read import renamed
 from pion.model.decoder import Decoder
 from tests.paths import SEEDS
 from tests.pion.formats.seeds.adamw_traces import four_steps, gradient_norms, losses_of
@@ -160,7 +161,7 @@ def test_four_steps_of_adamw_repeat_the_seeds_losses_norms_and_weights() -> None
 def our_names(reference: dict[str, Any]) -> list[str]:
     """Return our names of the seed's tensors, in the order of the reference."""
     marks = {name: torch.tensor(n) for n, name in enumerate(reference["param_names"])}
-    ours = {int(mark): name for name, mark in renamed(marks, TACHYON_FEEDFORWARD).items()}
+    ours = {int(mark): name for name, mark in renamed(marks, TACHYON_NAMES, "Tachyon").items()}
     return [ours[n] for n in range(len(ours))]
 
 
