@@ -165,12 +165,12 @@ class _Packer(Generic[T]):
         """Return the manifest, and how many conversations, tokens and so on the rows hold."""
         if self._buffer:
             self._pack()
-        rows, vocab_size = self._rows, self._tokenizer.vocab_size
         mark("shard")
         shards = self._writer.finish()
         mark("shard")
         counts = {name: sum(buffer[name] for buffer in self._done) for name in COUNTED}
-        return Manifest("conversations", rows.seq_len, vocab_size, shards), counts
+        seq_len, vocab_size = self._rows.seq_len, self._tokenizer.vocab_size
+        return Manifest("conversations", seq_len, vocab_size, shards), counts
 
     def _pack(self) -> None:
         examples = self._writing.examples(self._buffer)

@@ -95,8 +95,8 @@ class _Splits:
         """Write a document; a shard is written when it is full."""
         writer = self._writers[split]
         finished = len(writer.shards)
-        document = self._tokenizer.start_document(ids) if ids else ids
-        writer.append_document(document, self._tokenizer.end_of_text)
+        started = self._tokenizer.start_document(ids) if ids else ids
+        writer.append_document(started, self._tokenizer.end_of_text)
         if len(writer.shards) > finished:
             mark("shard")
 

@@ -65,10 +65,7 @@ def explained(what: OnHub) -> Iterator[None]:
     except PionError:
         raise
     except Exception as error:
-        explanation = explain(error, what)
-        if explanation is None:
-            raise
-        raise explanation from None
+        raise explain(error, what) or error from None
 
 
 def explain(error: BaseException, what: OnHub) -> PionError | None:

@@ -63,8 +63,7 @@ def _template(job: Job, source: Path, tokenizer: Tokenizer) -> str | None:
         return chat_template(tokenizer)
     template = find_template(source)
     assert template is not None  # the base has one
-    system, options = job.sft.system, job.sft.template_options
-    whole = with_settings(template, system, options, tokenizer.specials)
+    whole = with_settings(template, job.sft.system, job.sft.template_options, tokenizer.specials)
     return None if whole == template else whole
 
 
@@ -73,9 +72,10 @@ def needed_files(folder: Path) -> dict[str, bytes]:
 
     Raises BadInput for a file that is too large, and OSError if one can't be read.
     """
-    paths = {name: folder / name for name in NEEDED}
     return {
-        name: read_file(path, LARGEST_TOKENIZER) for name, path in paths.items() if path.is_file()
+        name: read_file(folder / name, LARGEST_TOKENIZER)
+        for name in NEEDED
+        if (folder / name).is_file()
     }
 
 

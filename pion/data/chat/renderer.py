@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from math import ceil
@@ -62,8 +62,7 @@ class Renderer:
         """
         self._where = where
         self._first = first_request(template, names, day)
-        self._process, self._connection = _start()
-        self._end = weakref.finalize(self, _end, self._process, self._connection)
+        self._process, self._connection, self._end = _start(self)
         self._introduce()
 
     def close(self) -> None:
@@ -87,8 +86,7 @@ class Renderer:
         return str(answer["text"])
 
     def _render(self, conversation: Conversation, asked: dict[str, Any]) -> dict[str, Any]:
-        tools = None if conversation.tools is None else list(conversation.tools)
-        request = {"messages": list(conversation.messages), "tools": tools, **asked}
+        request = {"messages": conversation.messages, "tools": conversation.tools, **asked}
         answer = self._exchange(request, SECONDS, conversation.where)
         if "refused" in answer:
             raise Refused(answer["refused"])
@@ -99,8 +97,7 @@ class Renderer:
 
     def _exchange(self, request: dict[str, Any], seconds: float, doing: str) -> dict[str, Any]:
         if self._connection.closed:  # an earlier text took too long, and its process was ended
-            self._process, self._connection = _start()
-            self._end = weakref.finalize(self, _end, self._process, self._connection)
+            self._process, self._connection, self._end = _start(self)
             self._introduce()
         try:
             self._connection.send_bytes(json.dumps(request, default=str).encode())
@@ -132,8 +129,10 @@ def first_request(template: str, names: Mapping[str, str], day: date) -> dict[st
     }
 
 
-def _start() -> tuple[subprocess.Popen[bytes], Connection]:
-    """Return the process, and the connection to it."""
+def _start(
+    renderer: Renderer,
+) -> tuple[subprocess.Popen[bytes], Connection, Callable[[], object]]:
+    """Return a process that ends with its renderer, the connection to it, and what ends it."""
     ours, theirs = Pipe()
     command = [sys.executable, "-P", "-m", "pion.data.chat.template_worker", str(theirs.fileno())]
     with theirs:
@@ -145,7 +144,7 @@ def _start() -> tuple[subprocess.Popen[bytes], Connection]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # what it has to say is in its answers
         )
-    return process, ours
+    return process, ours, weakref.finalize(renderer, _end, process, ours)
 
 
 def _environment() -> dict[str, str]:

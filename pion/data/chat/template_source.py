@@ -49,12 +49,8 @@ def template_of(jinja: Path | None, path: Path | None) -> str | None:
         pass
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{jinja}: can't read this chat template ({error})") from None
-    if path is None:
-        return None
-    value = _default(read_optional(path).get("chat_template"), path)
-    if value is None:
-        return None
-    if not isinstance(value, str) or len(value) > LARGEST_TEMPLATE:
+    value = None if path is None else _default(read_optional(path).get("chat_template"), path)
+    if not isinstance(value, str | None) or len(value or "") > LARGEST_TEMPLATE:
         raise BadInput(
             f"{path}: key chat_template must be a text of at most {LARGEST_TEMPLATE:,} characters, "
             f"or a list of named ones; it is {shown(value)}"

@@ -106,10 +106,9 @@ def answer_to(rendering: Rendering, request: dict[str, Any]) -> Answer:
 def limit_memory() -> None:
     """Let this process take MEMORY more bytes than it has now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    size = pages * resource.getpagesize() + MEMORY
     _, most = resource.getrlimit(resource.RLIMIT_AS)
-    if most != resource.RLIM_INFINITY:
-        size = min(size, most)
+    wanted = pages * resource.getpagesize() + MEMORY
+    size = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 

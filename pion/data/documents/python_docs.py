@@ -18,7 +18,7 @@ import sysconfig
 import textwrap
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import BuiltinImporter, ExtensionFileLoader
@@ -113,16 +113,13 @@ def letters_of(text: str) -> str:
     return re.sub(r"[\W\d_]+", "", text).lower()
 
 
-def definitions() -> Iterator[Definition]:
-    """Yield every documented definition of the standard library, each distinct docstring once."""
-    seen: set[str] = set()
+def definitions() -> Iterable[Definition]:
+    """Return every documented definition of the standard library, each distinct docstring once."""
     in_source = (group for source in source_files() for group in source.groups)
-    for group in chain(in_source, _compiled_groups()):
-        for definition in group:
-            letters = letters_of(definition.docstring)
-            if letters not in seen:
-                seen.add(letters)
-                yield definition
+    found: dict[str, Definition] = {}
+    for definition in chain.from_iterable(chain(in_source, _compiled_groups())):
+        found.setdefault(letters_of(definition.docstring), definition)
+    return found.values()
 
 
 def _texts() -> Iterator[tuple[str, list[str]]]:
@@ -272,8 +269,7 @@ def prose(docstring: str) -> str:
     markup."""
     text = re.sub(r":[a-z:]+:`~?([^`<]+?)(?:\s*<[^>]*>)?`", r"\1", docstring)  # :func:`name`
     text = re.sub(r"``([^`]+)``", r"\1", text)
-    paragraphs = [_paragraph(lines) for lines in re.split(r"\n\s*\n", text)]
-    return "\n\n".join(p for p in paragraphs if p)
+    return "\n\n".join(filter(None, map(_paragraph, re.split(r"\n\s*\n", text))))
 
 
 def _paragraph(text: str) -> str:

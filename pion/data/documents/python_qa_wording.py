@@ -171,8 +171,7 @@ def topic_of(definition: Definition) -> Topic | None:
     sentences = _sentences(definition.docstring)
     if not sentences:
         return None
-    full = ".".join(part for part in (module, name) if part)
-    full = full.removeprefix("builtins.")
+    full = ".".join(filter(None, (module, name))).removeprefix("builtins.")
     short = full.rpartition(".")[2]
     kind = definition.kind
     if kind == "class" and re.search(r"(Error|Exception|Warning)$", short):

@@ -135,9 +135,11 @@ def tensors(weights: Path, config: ModelConfig, architecture: str) -> Iterator[T
     with safe_open(weights, "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     single = {name: shape for name, shape in shapes.items() if ".experts." not in name}
+    heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}
+    interleaved_heads = heads if architecture in INTERLEAVED else {}
     for name, shape in single.items():
-        heads = _interleaved_heads(name, config) if architecture in INTERLEAVED else None
-        yield Tensor(_gguf_name(name), shape, partial(_value, weights, name, heads))
+        count = interleaved_heads.get(name.split(".")[-2])
+        yield Tensor(_gguf_name(name), shape, partial(_value, weights, name, count))
     if config.experts is not None:
         yield from _experts(weights, config.n_layers, config.experts.n, shapes)
     if config.rope_scaling is not None:
@@ -174,13 +176,6 @@ def _stacked(weights: Path, names: list[str]) -> np.ndarray:
     """Return the tensors of these names as one, in fp32."""
     with safe_open(weights, "pt") as file:
         return torch.stack([file.get_tensor(name).float() for name in names]).numpy()
-
-
-def _interleaved_heads(name: str, config: ModelConfig) -> int | None:
-    """Return how many heads the rows of a tensor have, if the rows are to be interleaved."""
-    if ".q_proj." in name:
-        return config.n_heads
-    return config.n_kv_heads if ".k_proj." in name else None
 
 
 def interleaved(rows: torch.Tensor, heads: int) -> torch.Tensor:

@@ -34,9 +34,10 @@ def architecture_of(config: ModelConfig, model_type: str | None = None) -> Archi
     if model_type is None:
         return next(found for found in ARCHITECTURES if found.misfit(config) is None)
     if model_type not in _TYPES:
-        known = ", ".join(_TYPES)
-        near = closest(model_type, _TYPES)
-        raise BadInput(f"no architecture {model_type!r}{near}; the architectures are {known}")
+        raise BadInput(
+            f"no architecture {model_type!r}{closest(model_type, _TYPES)}; the architectures are "
+            f"{', '.join(_TYPES)}"
+        )
     reason = _TYPES[model_type].misfit(config)
     if reason is not None:
         raise BadInput(f"the model can't be exported as {model_type}: {reason}")

@@ -235,8 +235,9 @@ def require(hf_config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise BadInput for a field that has another value than this. It may be missing."""
     for name, value in expected.items():
         if hf_config.get(name, value) != value:
-            text = shown(hf_config[name])
-            raise BadInput(f"config.json: {name} is {text}; only {value!r} is supported")
+            raise BadInput(
+                f"config.json: {name} is {shown(hf_config[name])}; only {value!r} is supported"
+            )
 
 
 def without_tied_head(config: ModelConfig, hf_state: State) -> State:
@@ -285,8 +286,10 @@ def read_rotary(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     rope = _rotary_object(hf_config)
     for where in (rope, hf_config):
         if where.get("partial_rotary_factor") not in (None, 1):
-            text = shown(where["partial_rotary_factor"])
-            raise BadInput(f"config.json: partial_rotary_factor is {text}; only 1 is supported")
+            raise BadInput(
+                f"config.json: partial_rotary_factor is {shown(where['partial_rotary_factor'])}; "
+                "only 1 is supported"
+            )
     theta = rope.get("rope_theta")
     if theta is None:
         theta = hf_config.get("rope_theta", DEFAULT_THETA)
@@ -299,13 +302,11 @@ def read_rotary(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     missing = [name for name in _FACTORS if name not in rope]
     if missing:
         raise BadInput(f"config.json: rotary positions of type llama3 need {', '.join(missing)}")
-    candidates = (hf_config.get(_ORIGINAL), rope.get(_ORIGINAL))
-    original = next((tokens for tokens in candidates if tokens is not None), None)
-    if original is None:
-        original = hf_config["max_position_embeddings"]
+    given = [where.get(_ORIGINAL) for where in (hf_config, rope)]
+    given.append(hf_config["max_position_embeddings"])
     factors = {name: rope[name] for name in _FACTORS}
-    scaling = RopeScaling(**factors, original_max_position_embeddings=original)
-    return {"rope_theta": theta, "rope_scaling": scaling}
+    factors[_ORIGINAL] = next(tokens for tokens in given if tokens is not None)
+    return {"rope_theta": theta, "rope_scaling": RopeScaling(**factors)}
 
 
 def _rotary_object(hf_config: Mapping[str, Any]) -> Mapping[str, Any]:
