@@ -91,7 +91,7 @@ def export_model(
         rows = exported_rows(model.config, tokenizer)
         _write_model(partial, model, architecture, rows, ids)
         write_tokenizer(partial, tokenizer_path, model.config.seq_len, chat=chat)
-        sampling = {**_sampling(tokenizer_path), **(generation or {}), **ids}
+        sampling = _sampling(tokenizer_path) | dict(generation or {}) | ids
         write_json(partial / "generation_config.json", sampling)
         replace_folder(partial, out)
     except OSError as error:

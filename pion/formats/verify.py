@@ -47,8 +47,7 @@ def verify_export(
     out = Path(out)
     ours = checkpoint if isinstance(checkpoint, Decoder) else load_decoder(checkpoint)
     tokenizer = Tokenizer.from_file(tokenizer_file(tokenizer_path))
-    architecture = architecture_of(ours.config, model_type)
-    model, hf_tokenizer = _reload(out, architecture)
+    model, hf_tokenizer = _reload(out, architecture_of(ours.config, model_type))
 
     compared = [ids for text in texts if (ids := _same_ids(out, tokenizer, hf_tokenizer, text))]
     if not compared:

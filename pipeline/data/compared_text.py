@@ -82,8 +82,8 @@ def find_text(job: Job) -> ComparedText:
     suffixes: tuple[str, ...] = TEXT_SUFFIXES
     if path.is_dir() and not any(p.name.endswith(TEXT_SUFFIXES) for p in path.rglob("*")):
         suffixes = JSONL_SUFFIXES
-    files = list_files(path, suffixes, KEY)
-    return ComparedText(path, tuple(files), int(job.data.max_line_mb * 1e6))
+    files = tuple(list_files(path, suffixes, KEY))
+    return ComparedText(path, files, int(job.data.max_line_mb * 1e6))
 
 
 def check_text(job: Job) -> ComparedText:

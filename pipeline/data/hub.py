@@ -118,9 +118,7 @@ def hub_shards(source: HubNpyShards, commit: str, seq_len: int) -> list[Shard]:
         files = sorted(files, key=lambda file: file.path)[: source.max_shards]
         if not files:
             raise BadInput(f"{source.repo}: no file matches pattern {source.pattern!r}")
-        first = f"{source.repo}/{files[0].path}"
-        header = read_range(source.repo, commit, files[0].path, 0, NPY_HEADER_BYTES)
-        offset, row_ids, dtype = _header(header, first, seq_len)
+        offset, row_ids, dtype = _header(source.repo, commit, files[0].path, seq_len)
         shards = []
         for file in files:
             rows, rest = divmod(file.size - offset, seq_len * dtype.itemsize)
@@ -141,8 +139,7 @@ def read_hub_rows(shard: Shard, count: int, seq_len: int) -> np.ndarray:
     assert shard.remote is not None
     repo, commit, path = (shard.remote[key] for key in ("repo", "revision", "path"))
     with explained(OnHub(repo, commit, file=path)):
-        header = read_range(repo, commit, path, 0, NPY_HEADER_BYTES)
-        offset, _, dtype = _header(header, f"{repo}/{path}", seq_len)
+        offset, _, dtype = _header(repo, commit, path, seq_len)
         row_bytes = seq_len * dtype.itemsize
         count = min(count, shard.rows)
         start = offset + shard.start * row_bytes
@@ -154,9 +151,9 @@ def read_range(repo: str, commit: str, path: str, start: int, end: int) -> bytes
     """Read the bytes `start` to `end` of a file in a data set repository."""
     from huggingface_hub import HfFileSystem
 
-    files = HfFileSystem()
+    name = f"datasets/{repo}@{commit}/{path}"
     # cache_type none: only this range, without reading megabytes ahead.
-    with files.open(f"datasets/{repo}@{commit}/{path}", "rb", cache_type="none") as file:
+    with HfFileSystem().open(name, "rb", cache_type="none") as file:
         file.seek(start)
         return file.read(end - start)
 
@@ -195,9 +192,10 @@ def _sha256(repo: str, commit: str, path: str) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _header(content: bytes, where: str, seq_len: int) -> tuple[int, int, np.dtype]:
-    """Return (bytes before the data, ids in a row, type) from the beginning of an `.npy` file."""
-    found = parse_npy_header(content, where)
+def _header(repo: str, commit: str, path: str, seq_len: int) -> tuple[int, int, np.dtype]:
+    """Return (bytes before the data, ids in a row, type) of an `.npy` file on the Hub."""
+    where = f"{repo}/{path}"
+    found = parse_npy_header(read_range(repo, commit, path, 0, NPY_HEADER_BYTES), where)
     if found.dtype.kind not in "iu" or len(found.shape) != 2 or found.fortran_order:
         raise BadInput(
             f"{where}: contains {found.dtype} of shape {found.shape}; a shard is a C-ordered "

@@ -197,10 +197,9 @@ class ShardCache:
             for last_used, size, file in files:
                 if excess <= 0:
                     break
-                foreign = file.name not in self._verified
-                if foreign and time.time() - last_used < IN_USE_SECONDS:
-                    continue
-                if file.name not in self._wanted and file.name != self._in_hand:
+                others = file.name not in self._verified
+                in_use = others and time.time() - last_used < IN_USE_SECONDS
+                if not in_use and file.name not in (*self._wanted, self._in_hand):
                     self._release(file.name)
                     self._verified.discard(file.name)
                     file.unlink(missing_ok=True)

@@ -148,8 +148,9 @@ def find_input(job: Job, source: Source, key: str, commit: str | None = None) ->
     Raises BadInput if there is nothing to read.
     """
     if isinstance(source, TextFiles | JsonlFiles | ParquetFiles | NpyShards | BinShards):
-        path = job.input_path(source.path)
-        files, left_out = find_files(path, SUFFIXES[source.kind], f"{key}.path")
+        files, left_out = find_files(
+            job.input_path(source.path), SUFFIXES[source.kind], f"{key}.path"
+        )
         sizes = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         state = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
         return Input(source, key, state, tuple(files), left_out=tuple(left_out))
@@ -242,8 +243,9 @@ def talks(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tu
 def _documents(job: Job, found: Input) -> Iterator[Document]:
     source = found.source
     if isinstance(source, TextFiles):
-        path = job.input_path(source.path)
-        return text_documents(path, source.split, found.key, _longest_line(job))
+        return text_documents(
+            job.input_path(source.path), source.split, found.key, _longest_line(job)
+        )
     assert isinstance(source, JsonlTexts | ParquetTexts | HubTexts)
     return record_documents(_records(job, found, (source.field,)), source.field, found.key)
 

@@ -92,8 +92,8 @@ def put_tokenizer(job: Job, folder: Path, given: Path | None, *, conversations: 
     elif section is not None and section.file is not None:
         Tokenizer.from_file(job.input_path(section.file)).save(path)
     elif section is not None and section.hub is not None and not path.exists():
-        file = hub_tokenizer(section.hub, section.revision, section.hub_file)
-        Tokenizer.from_file(file).save(path)
+        downloaded = hub_tokenizer(section.hub, section.revision, section.hub_file)
+        Tokenizer.from_file(downloaded).save(path)
 
 
 def check_fits(job: Job, tokenizer: Tokenizer, path: Path, by_job: bool) -> None:

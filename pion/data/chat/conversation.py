@@ -180,8 +180,9 @@ def tokenize(
     The prompt up to ``<|assistant|>\\n`` has the same ids with and without an answer after it:
     texts are stripped, so no token spans the marker's newline and the answer.
     """
-    rendered = render(tokenizer, turns, add_generation_prompt=add_generation_prompt)
-    return _tokenize_rendered(tokenizer, [rendered])[0]
+    return _tokenize_rendered(
+        tokenizer, [render(tokenizer, turns, add_generation_prompt=add_generation_prompt)]
+    )[0]
 
 
 def tokenize_batch(

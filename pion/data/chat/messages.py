@@ -98,8 +98,7 @@ def _message(turn: Any, role_key: str, text_key: str, where: str) -> Message:
     content = turn.get(text_key)
     if not isinstance(content, str | None):
         raise BadInput(f"{where}: {text_key!r} must be text or null, not {shown(content)}")
-    named_here = (role_key, text_key)
-    rest = {k: v for k, v in turn.items() if v is not None and k not in named_here}
+    rest = {k: v for k, v in turn.items() if v is not None and k not in (role_key, text_key)}
     return {"role": role, "content": content, **rest}
 
 

@@ -82,8 +82,7 @@ class Renderer:
 
     def text(self, conversation: Conversation, *, prompt: bool) -> str:
         """Return the text, with `prompt` up to where the next answer begins. Raises as above."""
-        answer = self._render(conversation, {"answers": [], "prompt": prompt})
-        return str(answer["text"])
+        return str(self._render(conversation, {"answers": [], "prompt": prompt})["text"])
 
     def _render(self, conversation: Conversation, asked: dict[str, Any]) -> dict[str, Any]:
         request = {"messages": conversation.messages, "tools": conversation.tools, **asked}

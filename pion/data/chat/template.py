@@ -177,8 +177,8 @@ class ChatTemplate:
         if len(found) == len(spans):
             if endless := self._endless(conversation, [whole.ids[end - 1] for _, end in found]):
                 return Examples(refused=endless)
-            row = self._masked(whole, found)
-            return Examples((row,), systems=len(systems), lost_systems=lost)
+            rows = (self._masked(whole, found),)
+            return Examples(rows, systems=len(systems), lost_systems=lost)
         texts = [_joined(rendered.text, turn.turn) for turn in rendered.turns]
         examples, ends = [], []
         encoded = self._finder.encode(texts)

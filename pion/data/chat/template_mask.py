@@ -111,8 +111,8 @@ class AnswerFinder:
                 break
             before, begins = index + 1, end
         alone = self._ids_of(whole.text[begins:position])
-        same = list(whole.ids[before : before + len(alone)]) == alone
-        return before + len(alone) if same else None
+        after = before + len(alone)
+        return after if list(whole.ids[before:after]) == alone else None
 
     def _located(self, text: str, encoding: tokenizers.Encoding) -> EncodedText:
         ids = encoding.ids

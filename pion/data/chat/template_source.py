@@ -77,8 +77,8 @@ def with_settings(
         text = json.dumps(value, ensure_ascii=False)
         before.append(f"{{% if {name} is not defined %}}{{% set {name} = {text} %}}{{% endif %}}")
     if system is not None:
-        content = defused(system.strip(), specials)
-        told = json.dumps({"role": "system", "content": content}, ensure_ascii=False)
+        message = {"role": "system", "content": defused(system.strip(), specials)}
+        told = json.dumps(message, ensure_ascii=False)
         roles = "messages | map(attribute='role') | list"
         before.append(
             f"{{% if 'system' not in ({roles}) and 'developer' not in ({roles}) %}}"

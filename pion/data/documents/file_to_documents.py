@@ -253,8 +253,7 @@ def _parts(file: Path, longest: int) -> Iterator[str]:
             held = held[cut:] + block
             if len(held) - held.rfind(b"\n") - 1 > longest:
                 line = lines + held.count(b"\n") + 1
-                where = f"{file}:{line}"
-                raise BadInput(f"{where}: the line has more than {longest:,} bytes{RAISE_IT}")
+                raise BadInput(f"{file}:{line}: the line has more than {longest:,} bytes{RAISE_IT}")
     yield _decode(held, str(file), start)
 
 

@@ -199,8 +199,9 @@ def _source_definitions(origin: str, tree: ast.Module) -> Iterator[tuple[Definit
             elif isinstance(node, ast.If | ast.Try):
                 yield from walk(node.body, outer)
 
-    groups = [define(tree, "", "module"), *walk(tree.body, "")]
-    yield from (tuple(group) for group in groups if group)
+    for group in (define(tree, "", "module"), *walk(tree.body, "")):
+        if group:
+            yield tuple(group)
 
 
 # ---------------------------------------------------------------- compiled modules

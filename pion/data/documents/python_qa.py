@@ -67,8 +67,8 @@ def _about(topic: Topic, rng: random.Random) -> list[Turn]:
                 _pair(rng.choice(wording.AND_SIGNATURE), f"Call it as `{topic.call}`.")
             )
         if topic.kind != "module" and topic.module != "builtins":
-            answer = f"It is in the {topic.module} module."
-            follow_ups.append(_pair(rng.choice(wording.AND_MODULE), answer))
+            where = _pair(rng.choice(wording.AND_MODULE), f"It is in the {topic.module} module.")
+            follow_ups.append(where)
         if topic.summary != topic.answer:
             follow_ups.append(_pair(rng.choice(wording.AND_SUMMARY), topic.summary))
         if follow_ups:
@@ -127,8 +127,8 @@ def _parameters(topic: Topic, rng: random.Random) -> list[Turn]:
     defaults = [(name, default) for name, default in topic.parameters if default]
     if defaults and rng.random() < 0.4:
         name, default = rng.choice(defaults)
-        question = topic.ask(rng, wording.DEFAULT, parameter=name)
-        return _pair(question, f"The default of {name} is {default}.")
+        answer = f"The default of {name} is {default}."
+        return _pair(topic.ask(rng, wording.DEFAULT, parameter=name), answer)
     if rng.random() < 0.4:
         return _pair(topic.ask(rng, wording.SIGNATURE), f"Call it as `{topic.call}`.")
     return _pair(topic.ask(rng, wording.PARAMETERS), _parameters_answer(topic))

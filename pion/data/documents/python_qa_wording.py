@@ -209,8 +209,7 @@ def _sentences(docstring: str) -> list[str]:
         whole = [part for part in parts if re.search(r"\w[)\]\"'`]*[.!?]$", part)]
         if not whole or whole[0] != parts[0]:
             return []
-        fits = len(whole[0]) <= ANSWER_CHARS and len(whole[0].split()) >= 3
-        return whole if fits else []
+        return whole if len(whole[0]) <= ANSWER_CHARS and len(whole[0].split()) >= 3 else []
     return []
 
 

@@ -268,8 +268,8 @@ class Tokenizer:
             try:
                 return encode_batch(texts, add_special_tokens=False)
             except TypeError:  # the library raises this for a lone surrogate
-                valid = [SURROGATE.sub(REPLACEMENT, text) for text in texts]
-                return encode_batch(valid, add_special_tokens=False)
+                texts = [SURROGATE.sub(REPLACEMENT, text) for text in texts]
+                return encode_batch(texts, add_special_tokens=False)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -96,8 +96,10 @@ def _tokens(settings: Mapping[str, Any], rows: int) -> tuple[list[str], list[int
 
 
 def _merges(settings: Mapping[str, Any]) -> list[str]:
-    merges = settings["model"].get("merges") or []
-    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    pairs = [
+        merge.split(" ") if isinstance(merge, str) else merge
+        for merge in settings["model"].get("merges") or []
+    ]
     if any(len(pair) != 2 or " " in pair[0] + pair[1] for pair in pairs):
         raise BadInput("GGUF can't express this tokenizer: a merge has a space within a token")
     if not pairs:

@@ -102,6 +102,8 @@ def config_from_transformers(hf_config: Mapping[str, Any]) -> ModelConfig:
     wanted = hf_config.get("model_type")
     if not isinstance(wanted, str) or wanted not in _TYPES:
         *most, last = map(repr, _TYPES)
-        known = f"{', '.join(most)} and {last}"
-        raise BadInput(f"config.json: model_type is {shown(wanted)}; only {known} are supported")
+        raise BadInput(
+            f"config.json: model_type is {shown(wanted)}; only {', '.join(most)} and {last} are "
+            "supported"
+        )
     return _TYPES[wanted].read(hf_config)

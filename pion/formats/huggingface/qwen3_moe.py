@@ -71,8 +71,8 @@ class Qwen3Moe(core.Architecture):
             for name, dim in _WIDTH.items():
                 shared = [state[f"{ours}.shared.{j}.{name}.weight"] for j in range(experts.shared)]
                 for e, expert in enumerate(state[f"{ours}.{name}"]):
-                    folded = torch.cat([expert, *shared], dim=dim)
-                    hf_state[f"{theirs}.experts.{e}.{name}.weight"] = folded
+                    matrix = f"{theirs}.experts.{e}.{name}.weight"
+                    hf_state[matrix] = torch.cat([expert, *shared], dim=dim)
         return hf_config, hf_state
 
     def read(self, hf_config: Mapping[str, Any]) -> ModelConfig:

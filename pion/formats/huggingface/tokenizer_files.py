@@ -155,8 +155,7 @@ def copy_tokenizer(source: Path, folder: Path, *, template: str | None = None) -
         if template is not None and name.split("/")[0] in _TEMPLATES:
             continue
         (folder / name).parent.mkdir(exist_ok=True)
-        content = read_file(source / name, LARGEST_TOKENIZER)
-        (folder / name).write_bytes(content)
+        (folder / name).write_bytes(read_file(source / name, LARGEST_TOKENIZER))
     if template is None:
         return
     (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
@@ -171,13 +170,13 @@ def _name_a_stop(folder: Path, stop_ids: Sequence[int]) -> None:
 
     transformers ignores the name while it generates, but other programs stop at this token alone.
     """
-    own = Tokenizer.from_file(folder / TOKENIZER_FILE)
-    texts = {number: text for text, number in own.special_ids.items()}
+    special_ids = Tokenizer.from_file(folder / TOKENIZER_FILE).special_ids
+    texts = {number: text for text, number in special_ids.items()}
     stops = [texts[stop] for stop in stop_ids if stop in texts]
     if not stops or token_names(folder).get("eos_token", stops[0]) in stops:
         return
-    config = read_optional(folder / TOKENIZER_CONFIG)
-    write_json(folder / TOKENIZER_CONFIG, {**config, "eos_token": stops[0]})
+    path = folder / TOKENIZER_CONFIG
+    write_json(path, read_optional(path) | {"eos_token": stops[0]})
 
 
 def _with_response(

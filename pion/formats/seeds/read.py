@@ -143,8 +143,9 @@ def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
             f"{tensor.device.type}, {tensor.layout}"
         )
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        shape = tuple(tensor.shape)
-        raise BadInput(f"{path}: {name} claims shape {shape}, more elements than the file has")
+        raise BadInput(
+            f"{path}: {name} claims shape {tuple(tensor.shape)}, more elements than the file has"
+        )
 
 
 def _settings(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
@@ -154,8 +155,9 @@ def _settings(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
         return None
     for name, value in settings.items():
         if not isinstance(value, bool | int | float | str | list | tuple | dict | None):
-            kind = type(value).__name__
-            raise BadInput(f"{path}: the setting {shown(name)} is a {kind}, not a plain value")
+            raise BadInput(
+                f"{path}: the setting {shown(name)} is a {type(value).__name__}, not a plain value"
+            )
     return settings
 
 
