@@ -49,7 +49,11 @@ def continuation_questions(
     rng.shuffle(passages)
     questions = []
     for passage in passages[:MAX_QUESTIONS]:
-        others = [p for p in rng.sample(passages, min(40, len(passages))) if _differs(p, passage)]
+        others = [
+            other
+            for other in rng.sample(passages, min(40, len(passages)))
+            if other.document != passage.document and other.continuation != passage.continuation
+        ]
         length = len(passage.continuation)
         others.sort(key=lambda p: abs(len(p.continuation) - length))
         choices = [p.continuation for p in _distinct(others)[: CHOICES - 1]]
@@ -106,10 +110,6 @@ def _word_end(text: str, position: int) -> int:
     """Return where the word at `position` ends."""
     match = re.compile(r"\s").search(text, position)
     return match.start() if match else len(text)
-
-
-def _differs(one: Passage, other: Passage) -> bool:
-    return one.document != other.document and one.continuation != other.continuation
 
 
 def _distinct(passages: list[Passage]) -> list[Passage]:

@@ -33,6 +33,7 @@ from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.hub import hub_tokenizer
 from pipeline.data.sources import Input, texts
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards
+from pipeline.job.model_section import TrainTokenizer
 from pipeline.machine.time_limit import attended
 
 # What a checkpoint needs of the folder. Other files of a tokenizer repeat what tokenizer.json has.
@@ -123,7 +124,7 @@ def ready_tokenizer(
     train = job.tokenizer.train if by_job and job.tokenizer is not None else None
     if train is not None and not path.exists():
         say(Note(f"training a BPE of {train.vocab_size:,} entries"))
-        _trained(job, inputs, train.vocab_size, say).save(path)
+        _trained(job, inputs, train, say).save(path)
     tokenizer = Tokenizer.from_file(path)
     check_fits(job, tokenizer, path, by_job)
     if train is not None:
@@ -150,7 +151,7 @@ def origin(job: Job) -> str:
     return job.tokenizer.file or f"{job.tokenizer.hub}/{job.tokenizer.hub_file}"
 
 
-def _trained(job: Job, inputs: list[Input], vocab_size: int, say: Say) -> Tokenizer:
+def _trained(job: Job, inputs: list[Input], train: TrainTokenizer, say: Say) -> Tokenizer:
     """Return a tokenizer trained on the inputs. A stop is heard meanwhile: `say` raises it."""
     read, started = _Read(), time.monotonic()
 
@@ -160,7 +161,8 @@ def _trained(job: Job, inputs: list[Input], vocab_size: int, say: Say) -> Tokeni
         else:
             say(PrepareProgress("read text for the tokenizer", read.bytes / 1e6, "MB"))
 
-    return attended(partial(train_bpe, _training_texts(job, inputs, read), vocab_size), look)
+    texts_read = _training_texts(job, inputs, train.max_mb, read)
+    return attended(partial(train_bpe, texts_read, train.vocab_size), look)
 
 
 @dataclass
@@ -171,17 +173,15 @@ class _Read:
     complete: bool = False
 
 
-def _training_texts(job: Job, inputs: list[Input], progress: _Read) -> Iterator[str]:
+def _training_texts(job: Job, inputs: list[Input], max_mb: float, progress: _Read) -> Iterator[str]:
     """Yield training documents to learn merges from, the same amount from every source."""
-    assert job.tokenizer is not None
-    assert job.tokenizer.train is not None
     readable = [i for i in inputs if not isinstance(i.source, NpyShards | BinShards | HubNpyShards)]
     if not readable:
         raise BadInput(
             "tokenizer.train: every data source is already tokenized, so there is no text to train "
             "on. Set tokenizer.file or tokenizer.hub to the tokenizer of these sources"
         )
-    share = job.tokenizer.train.max_mb * 1e6 / len(readable)
+    share = max_mb * 1e6 / len(readable)
     for found in readable:
         read = 0
         for held_out, text in texts(job, found):

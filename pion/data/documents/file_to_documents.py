@@ -79,9 +79,7 @@ def find_files(path: Path, suffixes: tuple[str, ...], key: str) -> tuple[list[Pa
         named, problem = [], f"no such file or folder: {path}"
     files: dict[Path, Path] = {}
     again, odd = [], []
-    for each in sorted(named, key=lambda p: p.as_posix()):
-        if each.is_dir():
-            continue
+    for each in sorted((p for p in named if not p.is_dir()), key=lambda p: p.as_posix()):
         if not each.is_file():
             odd.append(each)
         elif files.setdefault(each.resolve(), each) != each:

@@ -62,20 +62,30 @@ def require_expressible(config: ModelConfig, model_type: str | None = None) -> s
     `model_type` is for `architecture_of`. Raises BadInput with the reason if there is none.
     """
     architecture = architecture_of(config, model_type)
-    reason = _own_code(config) if not architecture.stock else None
     name = ARCHITECTURES.get(architecture.model_type, "")
-    if config.rope_scaling is not None and name in ("qwen2", "qwen3", "qwen3moe"):
-        reason = f"{name} in llama.cpp has no scaled rotary positions (rope_scaling)"
-    if name == "arcee" and config.activation != "relu2":
-        reason = f"arcee in llama.cpp has the activation relu2, not {config.activation}"
-    if name == "arcee" and (config.feedforward_bias or config.feedforward != "dense"):
-        reason = (
-            "arcee in llama.cpp has no biases in feed-forward layers, and this model needs them"
-        )
-    if config.experts is not None and config.experts.n > MOST_EXPERTS:
-        reason = (
-            f"llama.cpp has at most {MOST_EXPERTS} experts, and this model has {config.experts.n}"
-        )
+    nearest = Qwen3() if config.experts is None else Qwen3Moe()
+    own = nearest.misfit(config) or "it was exported with its own code (--as pion)"
+    n_experts = 0 if config.experts is None else config.experts.n
+    reasons = (
+        (
+            n_experts > MOST_EXPERTS,
+            f"llama.cpp has at most {MOST_EXPERTS} experts, and this model has {n_experts}",
+        ),
+        (
+            name == "arcee" and (config.feedforward_bias or config.feedforward != "dense"),
+            "arcee in llama.cpp has no biases in feed-forward layers, and this model needs them",
+        ),
+        (
+            name == "arcee" and config.activation != "relu2",
+            f"arcee in llama.cpp has the activation relu2, not {config.activation}",
+        ),
+        (
+            name in ("qwen2", "qwen3", "qwen3moe") and config.rope_scaling is not None,
+            f"{name} in llama.cpp has no scaled rotary positions (rope_scaling)",
+        ),
+        (not architecture.stock, f"llama.cpp has only stock architectures, and {own}"),
+    )
+    reason = next((reason for wrong, reason in reasons if wrong), None)
     if reason is not None:
         raise BadInput(
             f"GGUF can't express this model: {reason}. `pion chat` and `pion serve` run the model, "
@@ -108,13 +118,6 @@ def settings(config: ModelConfig, name: str) -> dict[str, Any]:
         fields["expert_used_count"] = config.experts.top_k
         fields["expert_feed_forward_length"] = config.d_ff
     return {f"{name}.{field}": value for field, value in fields.items()}
-
-
-def _own_code(config: ModelConfig) -> str:
-    """Return what of the model no stock architecture computes."""
-    nearest = Qwen3() if config.experts is None else Qwen3Moe()
-    reason = nearest.misfit(config) or "it was exported with its own code (--as pion)"
-    return f"llama.cpp has only stock architectures, and {reason}"
 
 
 @dataclass(frozen=True)

@@ -130,19 +130,21 @@ def pre_tokenizer(settings: Mapping[str, Any]) -> str:
 
     Raises BadInput with the reason for a tokenizer to which llama.cpp gives other ids.
     """
-    reason = _refused_step(settings)
     name = _PRE_TOKENIZERS.get(known_pre_tokenizer(settings) or "")
     steps = steps_of(settings.get("pre_tokenizer"))
     if name == "smollm" and steps[0].get("individual_digits") is not True:
         name = None
-    if reason is None and name is None:
-        kinds = [str(step.get("type")) for step in steps]
-        reason = f"llama.cpp has no such pre-tokenizer: {', '.join(kinds) or 'none'}"
+    kinds = ", ".join(str(step.get("type")) for step in steps) or "none"
     # llama.cpp takes a whole piece that is in the vocabulary before it merges, but only with this
     # pre-tokenizer.
     whole = bool(settings["model"].get("ignore_merges"))
-    if reason is None and whole != (name == "llama-bpe"):
-        reason = f"key model.ignore_merges is {str(whole).lower()}, which llama.cpp has otherwise"
+    wrong_whole = f"key model.ignore_merges is {str(whole).lower()}, which llama.cpp has otherwise"
+    reasons = (
+        _refused_step(settings),
+        f"llama.cpp has no such pre-tokenizer: {kinds}" if name is None else None,
+        wrong_whole if whole != (name == "llama-bpe") else None,
+    )
+    reason = next((reason for reason in reasons if reason is not None), None)
     if reason is not None or name is None:
         raise BadInput(
             f"GGUF can't express this tokenizer: {reason}. The ids of some texts would differ, and "

@@ -7,7 +7,7 @@ model. Read back, it is such a model, with biases.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from pion.config.model_config import ModelConfig
@@ -19,7 +19,6 @@ from pion.later_fields import shown
 from pion.model.decoder import Decoder
 
 ACTIVATIONS = ("relu2", "gelu")  # by the same names in transformers
-FIELDS = core.FIELDS | {"activation", "heads", "primitives", "feedforward_bias"}
 
 
 class Arcee(core.Architecture):
@@ -35,22 +34,25 @@ class Arcee(core.Architecture):
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 4096,
     }
+    fields = core.FIELDS | {"activation", "primitives", "feedforward_bias"}
 
-    def misfit(self, config: ModelConfig) -> str | None:
-        """Return why stock Arcee can't compute the model; None if it can."""
-        if config.activation not in ACTIVATIONS:
-            return "Arcee has two matrices in a feed-forward layer, not three"
-        if config.d_model % config.n_heads:
-            return "Arcee needs a d_model that is a multiple of n_heads"
-        heads = config.heads or Heads()
-        if heads.qk_norm:
-            return "Arcee does not normalize queries and keys"
-        if heads != self.heads:
-            return "Arcee does not support heads"
+    def reasons(self, config: ModelConfig, heads: Heads) -> Iterable[tuple[bool, str]]:
+        """Return what would keep Arcee from computing a model, and whether it does."""
         part = config.feedforward_part
-        if part is not None and part.unlike_dense is not None:
-            return f"Arcee does not support {part.unlike_dense}"
-        return core.lacks("Arcee", config, FIELDS)
+        unlike_dense = None if part is None else part.unlike_dense
+        return (
+            (
+                config.activation not in ACTIVATIONS,
+                "Arcee has two matrices in a feed-forward layer, not three",
+            ),
+            (
+                config.d_model % config.n_heads != 0,
+                "Arcee needs a d_model that is a multiple of n_heads",
+            ),
+            (heads.qk_norm, "Arcee does not normalize queries and keys"),
+            (heads != self.heads, "Arcee does not support heads"),
+            (unlike_dense is not None, f"Arcee does not support {unlike_dense}"),
+        )
 
     def write(self, config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
         """Return the config fields and the state dict of Arcee."""

@@ -11,7 +11,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pion.config.model_config import ModelConfig
@@ -94,6 +94,7 @@ class Architecture:
         own: entries of its config.json that are always the same.
         required: the same, as they must be in a config.json that is read.
         defaults: the values in which it differs from `DEFAULTS`.
+        fields: our settings that it can compute.
     """
 
     name: str
@@ -103,11 +104,22 @@ class Architecture:
     own: ClassVar[Fields] = {}
     required: ClassVar[Fields] = {}
     defaults: ClassVar[Fields] = {}
+    fields: frozenset[str] = FIELDS
 
     def misfit(self, config: ModelConfig) -> str | None:
         """Return why the class can't compute the model; None if it can."""
+        for wrong, reason in self.reasons(config, config.heads or Heads()):
+            if wrong:
+                return reason
         own_heads = {"heads"} if self.heads is not None and config.heads == self.heads else set()
-        return lacks(self.name.removesuffix("ForCausalLM"), config, FIELDS | own_heads)
+        return _lacks(self.name.removesuffix("ForCausalLM"), config, self.fields | own_heads)
+
+    def reasons(self, config: ModelConfig, heads: Heads) -> Iterable[tuple[bool, str]]:
+        """Return what would keep the class from computing a model, and whether it does.
+
+        `heads` are those of the model.
+        """
+        return ()
 
     def write(self, config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
         """Return the config fields and the state dict."""
@@ -184,7 +196,7 @@ class Architecture:
         return {name: theirs for name, theirs in _NAMES.items() if name not in tied} | found
 
 
-def lacks(name: str, config: ModelConfig, fields: Collection[str] = FIELDS) -> str | None:
+def _lacks(name: str, config: ModelConfig, fields: Collection[str]) -> str | None:
     """Return which settings of the model are not in `fields`, as a sentence; None if all are."""
     given = config.to_dict()
     if given["softcap"] is None:  # a record names a softcap even if there is none

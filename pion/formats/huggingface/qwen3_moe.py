@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pion.config.model_config import ModelConfig
-from pion.config.parts import Experts
+from pion.config.parts import Experts, Heads
 from pion.errors import BadInput
 from pion.formats.huggingface import core
 from pion.formats.huggingface.core import Fields, State
@@ -43,12 +43,11 @@ class Qwen3Moe(core.Architecture):
         "mlp_only_layers": [],
         "router_aux_loss_coef": 0.001,
     }
+    fields = core.FIELDS | {"experts"}
 
-    def misfit(self, config: ModelConfig) -> str | None:
-        """Return why stock Qwen3Moe can't compute the model; None if it can."""
-        if config.experts is None:
-            return "Qwen3Moe needs experts"
-        return core.lacks("Qwen3Moe", config, core.FIELDS | {"experts"})
+    def reasons(self, config: ModelConfig, heads: Heads) -> Iterable[tuple[bool, str]]:
+        """Return what would keep Qwen3Moe from computing a model, and whether it does."""
+        return ((config.experts is None, "Qwen3Moe needs experts"),)
 
     def write(self, config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
         """Return the config fields and the state dict of Qwen3Moe."""

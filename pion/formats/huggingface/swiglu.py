@@ -11,6 +11,7 @@ tokenization_auto.py). So only an imported model, whose tokenizer is Qwen's, is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from pion.config.model_config import ModelConfig
@@ -47,16 +48,19 @@ class Llama(Architecture):
     required: ClassVar[Fields] = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
     defaults: ClassVar[Fields] = {"max_position_embeddings": 2048}
 
-    def misfit(self, config: ModelConfig) -> str | None:
-        """Return why stock Llama can't compute the model; None if it can."""
-        heads = config.heads or Heads()
-        if heads.qk_norm:
-            return "Llama does not normalize queries and keys"
-        if heads.qkv_bias:
-            return "Llama has no biases of queries, keys and values without one of the output"
-        if config.d_model % config.n_heads:
-            return "Llama needs a d_model that is a multiple of n_heads"
-        return super().misfit(config)
+    def reasons(self, config: ModelConfig, heads: Heads) -> Iterable[tuple[bool, str]]:
+        """Return what would keep Llama from computing a model, and whether it does."""
+        return (
+            (heads.qk_norm, "Llama does not normalize queries and keys"),
+            (
+                heads.qkv_bias,
+                "Llama has no biases of queries, keys and values without one of the output",
+            ),
+            (
+                config.d_model % config.n_heads != 0,
+                "Llama needs a d_model that is a multiple of n_heads",
+            ),
+        )
 
 
 class Qwen2(Architecture):
@@ -68,18 +72,20 @@ class Qwen2(Architecture):
     required: ClassVar[Fields] = {"hidden_act": "silu"}
     defaults: ClassVar[Fields] = {"num_key_value_heads": 32, "max_position_embeddings": 32_768}
 
-    def misfit(self, config: ModelConfig) -> str | None:
-        """Return why stock Qwen2 can't compute the model; None if it can."""
-        heads = config.heads or Heads()
-        if heads.qk_norm:
-            return "Qwen2 does not normalize queries and keys"
-        if not heads.qkv_bias:
-            return "Qwen2 needs biases of queries, keys and values"
-        if config.head_dim * config.n_heads != config.d_model:
-            return "Qwen2 needs a head_dim of d_model / n_heads"
-        if not config.imported:
-            return "transformers splits the text of each Qwen2 as Qwen's own tokenizer does"
-        return super().misfit(config)
+    def reasons(self, config: ModelConfig, heads: Heads) -> Iterable[tuple[bool, str]]:
+        """Return what would keep Qwen2 from computing a model, and whether it does."""
+        return (
+            (heads.qk_norm, "Qwen2 does not normalize queries and keys"),
+            (not heads.qkv_bias, "Qwen2 needs biases of queries, keys and values"),
+            (
+                config.head_dim * config.n_heads != config.d_model,
+                "Qwen2 needs a head_dim of d_model / n_heads",
+            ),
+            (
+                not config.imported,
+                "transformers splits the text of each Qwen2 as Qwen's own tokenizer does",
+            ),
+        )
 
     def write(self, config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
         """Return the config fields and the state dict of Qwen2."""
