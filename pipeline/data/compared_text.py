@@ -79,9 +79,8 @@ def find_text(job: Job) -> ComparedText:
     A folder counts with its text files; if it has none, with its JSON Lines files.
     """
     path = SAMPLE if job.evaluate.text is None else job.input_path(job.evaluate.text)
-    suffixes: tuple[str, ...] = TEXT_SUFFIXES
-    if path.is_dir() and not any(p.name.endswith(TEXT_SUFFIXES) for p in path.rglob("*")):
-        suffixes = JSONL_SUFFIXES
+    no_text = path.is_dir() and not any(p.name.endswith(TEXT_SUFFIXES) for p in path.rglob("*"))
+    suffixes = JSONL_SUFFIXES if no_text else TEXT_SUFFIXES
     files = tuple(list_files(path, suffixes, KEY))
     return ComparedText(path, files, int(job.data.max_line_mb * 1e6))
 

@@ -76,15 +76,18 @@ def _texts(held_out: list[Rows], tokenizer: Tokenizer) -> Iterator[str]:
     """Yield the documents in the held-out rows. The rows may cut the first and the last one."""
     for rows in held_out:
         document: list[int] = []
-        for shard, count in enumerate(rows.manifest.shard_rows):
-            for row in range(count):
-                tokens = rows.row(shard, row).tokens
-                pieces = np.split(tokens, np.flatnonzero(tokens == tokenizer.end_of_text) + 1)
-                for number, piece in enumerate(pieces):
-                    if number:
-                        yield tokenizer.decode(document)
-                        document = []
-                    document += piece.tolist()
+        every = (
+            rows.row(shard, row).tokens
+            for shard, count in enumerate(rows.manifest.shard_rows)
+            for row in range(count)
+        )
+        for tokens in every:
+            pieces = np.split(tokens, np.flatnonzero(tokens == tokenizer.end_of_text) + 1)
+            for number, piece in enumerate(pieces):
+                if number:
+                    yield tokenizer.decode(document)
+                    document = []
+                document += piece.tolist()
         yield tokenizer.decode(document)
 
 

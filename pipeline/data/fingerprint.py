@@ -105,7 +105,10 @@ def _content(found: Input, say: Say) -> Any:
 def _of_tokenizer(job: Job, folder: Path, trains: bool) -> dict[str, Any]:
     if trains and job.tokenizer is not None:
         return covered_fields(job.tokenizer, "tokenizer")
-    # A killed process may have left a temporary file.
-    names = (p for p in folder.iterdir() if p.name[0] != "." and p.suffix != ".tmp")
-    files = sorted(p for p in names if p.is_file())
-    return {path.name: sha256_file(path) for path in files if path.name not in NOT_CONTENT}
+    return {
+        path.name: sha256_file(path)
+        for path in sorted(folder.iterdir())
+        # A killed process may have left a temporary file.
+        if path.is_file() and path.name[0] != "." and path.suffix != ".tmp"
+        if path.name not in NOT_CONTENT
+    }

@@ -110,12 +110,12 @@ def hub_shards(source: HubNpyShards, commit: str, seq_len: int) -> list[Shard]:
         tree = HfApi().list_repo_tree(
             source.repo, repo_type="dataset", revision=commit, recursive=True
         )
-        files = [
+        matching = (
             entry
             for entry in tree
             if isinstance(entry, RepoFile) and fnmatch.fnmatch(entry.path, source.pattern)
-        ]
-        files = sorted(files, key=lambda file: file.path)[: source.max_shards]
+        )
+        files = sorted(matching, key=lambda file: file.path)[: source.max_shards]
         if not files:
             raise BadInput(f"{source.repo}: no file matches pattern {source.pattern!r}")
         offset, row_ids, dtype = _header(source.repo, commit, files[0].path, seq_len)

@@ -197,8 +197,7 @@ def conversations(
     assert job.sft is not None
     if isinstance(found.source, PythonDocsQA):
         for dialogue in python_qa.dialogues():
-            held_out = python_docs.is_held_out(dialogue.origin, job.data.held_out)
-            yield held_out, list(dialogue.turns)
+            yield python_docs.is_held_out(dialogue.origin, job.data.held_out), list(dialogue.turns)
         return
     for record in _records(job, found, CONVERSATION_KEYS):
         turns = parse_conversation(record.value, record.origin)

@@ -138,8 +138,10 @@ class ChatTemplate:
         conversation = harmless(conversation, self._marks)
         answers = answers_in(conversation)
         if len(answers) > MOST_ANSWERS:
-            why = f"{len(answers):,} answers; a chat template is used for at most {MOST_ANSWERS}"
-            return conversation, f"{conversation.where}: the conversation has {why}"
+            return conversation, (
+                f"{conversation.where}: the conversation has {len(answers):,} answers; a chat "
+                f"template is used for at most {MOST_ANSWERS}"
+            )
         refusals: list[str] = []
         for form in forms_of(conversation):
             try:

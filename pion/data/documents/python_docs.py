@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import BuiltinImporter, ExtensionFileLoader
-from itertools import chain, groupby
+from itertools import chain, filterfalse, groupby
 from pathlib import Path
 from types import ModuleType
 
@@ -214,13 +214,10 @@ def _compiled_groups() -> tuple[tuple[Definition, ...], ...]:
 
 def _compiled_modules() -> Iterator[ModuleType]:
     """Import and yield the standard library's modules that are written in C, by name."""
-    for name in sorted(sys.stdlib_module_names):
-        if NOT_IMPORTED.match(name):
-            continue
+    for name in sorted(filterfalse(NOT_IMPORTED.match, sys.stdlib_module_names)):
         with warnings.catch_warnings(action="ignore"):
             try:
-                spec = importlib.util.find_spec(name)
-                loader = spec.loader if spec else None
+                loader = getattr(importlib.util.find_spec(name), "loader", None)
                 if not (isinstance(loader, ExtensionFileLoader) or loader is BuiltinImporter):
                     continue
                 module = importlib.import_module(name)

@@ -36,9 +36,7 @@ def dialogues() -> Iterator[Dialogue]:
     named = Counter(topic.full for topic in topics)
     described = Counter((topic.module, topic.summary) for topic in topics)
     asked: set[str] = set()
-    for topic in topics:
-        if named[topic.full] > 1:
-            continue
+    for topic in (topic for topic in topics if named[topic.full] == 1):
         rng = random.Random(topic.full)
         candidates = [_about(topic, rng)]
         unique = described[topic.module, topic.summary] == 1

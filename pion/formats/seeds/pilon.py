@@ -159,23 +159,21 @@ def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[Sta
     state: State = {}
     bands = _band_numbers(tensors, config)
     for name, tensor in tensors.items():
-        bank = _BANK.fullmatch(name)
-        if bank and bank[3] == "B":
+        bank, recipes = _BANK.fullmatch(name), _RECIPES.fullmatch(name)
+        if bank and bank[3] == "B":  # it is joined with A
             if f"{name.removesuffix('B')}A" not in tensors:
                 raise BadInput(f"the weights have no {name.removesuffix('B')}A")
-            continue  # both are joined
-        if bank and bank[3] in _BANK_NAMES:
-            if bank[3] == "A":
-                tensor = _joined(tensors, name.removesuffix(".A"))
-            state[f"bands.{bands[bank[2]]}.{_MATRIX[bank[1]]}.{_BANK_NAMES[bank[3]]}"] = tensor
-            continue
-        if recipes := _RECIPES.fullmatch(name):
+        elif bank and bank[3] in _BANK_NAMES:
+            ours = f"bands.{bands[bank[2]]}.{_MATRIX[bank[1]]}.{_BANK_NAMES[bank[3]]}"
+            is_a = bank[3] == "A"
+            state[ours] = _joined(tensors, name.removesuffix(".A")) if is_a else tensor
+        elif recipes:
             where = f"blocks.{recipes[1]}.feedforward.recipes"
             sizes(tensors, name, 2)  # a row for each expert
             for number, logits in enumerate(tensor):
                 state[f"{where}.{number}.{_MATRIX[recipes[2]]}_recipe"] = logits
-            continue
-        state |= renamed({name: tensor}, _NAMES, "PILON")
+        else:
+            state |= renamed({name: tensor}, _NAMES, "PILON")
     return state, bands
 
 
