@@ -77,7 +77,10 @@ class Renderer:
             BadInput: the template can't be used: wrong syntax, too much time or memory.
         """
         answer = self._render(conversation, {"answers": list(answers)})
-        turns = [RenderedTurn(tuple(prompt), tuple(turn)) for prompt, turn in answer["turns"]]
+        turns = [
+            RenderedTurn((prompt[0], prompt[1]), (turn[0], turn[1]))
+            for prompt, turn in answer["turns"]
+        ]
         return Rendered(answer["text"], turns)
 
     def text(self, conversation: Conversation, *, prompt: bool) -> str:
