@@ -55,20 +55,22 @@ def dialogues() -> Iterator[Dialogue]:
 
 def _about(topic: Topic, rng: random.Random) -> list[Turn]:
     """Ask what the topic is, and sometimes ask a second question about it."""
-    question = topic.ask(rng, wording.ABOUT.get(topic.kind, wording.ABOUT_CALLABLE))
+    question = topic.ask(rng, wording.ABOUT.get(topic.kind, wording.ABOUT["callable"]))
     turns = _pair(question, topic.answer)
     if rng.random() < 0.25:
         follow_ups = []
         if topic.parameters is not None and topic.call not in question:
-            follow_ups.append(_pair(rng.choice(wording.AND_PARAMETERS), _parameters_answer(topic)))
             follow_ups.append(
-                _pair(rng.choice(wording.AND_SIGNATURE), f"Call it as `{topic.call}`.")
+                _pair(rng.choice(wording.AND["parameters"]), _parameters_answer(topic))
+            )
+            follow_ups.append(
+                _pair(rng.choice(wording.AND["signature"]), f"Call it as `{topic.call}`.")
             )
         if topic.kind != "module" and topic.module != "builtins":
-            where = _pair(rng.choice(wording.AND_MODULE), f"It is in the {topic.module} module.")
+            where = _pair(rng.choice(wording.AND["module"]), f"It is in the {topic.module} module.")
             follow_ups.append(where)
         if topic.summary != topic.answer:
-            follow_ups.append(_pair(rng.choice(wording.AND_SUMMARY), topic.summary))
+            follow_ups.append(_pair(rng.choice(wording.AND["summary"]), topic.summary))
         if follow_ups:
             turns += rng.choice(follow_ups)
     return turns
@@ -78,26 +80,26 @@ def _brief(topic: Topic, rng: random.Random) -> list[Turn]:
     if topic.summary == topic.answer:
         return []
     if topic.kind in ("function", "method") and rng.random() < 0.5:
-        question = topic.ask(rng, wording.ABOUT_CALLABLE)
+        question = topic.ask(rng, wording.ABOUT["callable"])
         return [Turn("system", rng.choice(wording.SYSTEM_BRIEF)), *_pair(question, topic.summary)]
-    return _pair(topic.ask(rng, wording.BRIEF), topic.summary)
+    return _pair(topic.ask(rng, wording.ASK["brief"]), topic.summary)
 
 
 def _docstring(topic: Topic, rng: random.Random) -> list[Turn]:
     if topic.kind not in ("function", "method") or not topic.definition.signature:
         return []
     text = _whole_paragraphs(prose(topic.definition.docstring), DOCSTRING_CHARS)
-    return _pair(topic.ask(rng, wording.DOCSTRING), text) if text else []
+    return _pair(topic.ask(rng, wording.ASK["docstring"]), text) if text else []
 
 
 def _which(topic: Topic, rng: random.Random) -> list[Turn]:
     words = len(topic.summary.split())
     if topic.kind == "module" or topic.module == "builtins" or not 4 <= words <= 25:
         return []
-    question = topic.ask(rng, wording.WHICH, summary=topic.summary)
+    question = topic.ask(rng, wording.ASK["which"], summary=topic.summary)
     turns = _pair(question, rng.choice((f"That is {topic.full}.", f"It is `{topic.full}`.")))
     if rng.random() < 0.3 and topic.answer != topic.summary:
-        turns += _pair(rng.choice(wording.AND_ABOUT), topic.answer)
+        turns += _pair(rng.choice(wording.AND["about"]), topic.answer)
     return turns
 
 
@@ -116,7 +118,7 @@ def _returns(topic: Topic, rng: random.Random) -> list[Turn]:
     match = re.match(r"Returns? (?!an? iterator over$)(.+)", topic.summary)
     if topic.kind not in ("function", "method") or match is None:
         return []
-    return _pair(topic.ask(rng, wording.RETURNS), f"It returns {match[1]}")
+    return _pair(topic.ask(rng, wording.ASK["returns"]), f"It returns {match[1]}")
 
 
 def _parameters(topic: Topic, rng: random.Random) -> list[Turn]:
@@ -126,10 +128,10 @@ def _parameters(topic: Topic, rng: random.Random) -> list[Turn]:
     if defaults and rng.random() < 0.4:
         name, default = rng.choice(defaults)
         answer = f"The default of {name} is {default}."
-        return _pair(topic.ask(rng, wording.DEFAULT, parameter=name), answer)
+        return _pair(topic.ask(rng, wording.ASK["default"], parameter=name), answer)
     if rng.random() < 0.4:
-        return _pair(topic.ask(rng, wording.SIGNATURE), f"Call it as `{topic.call}`.")
-    return _pair(topic.ask(rng, wording.PARAMETERS), _parameters_answer(topic))
+        return _pair(topic.ask(rng, wording.ASK["signature"]), f"Call it as `{topic.call}`.")
+    return _pair(topic.ask(rng, wording.ASK["parameters"]), _parameters_answer(topic))
 
 
 OTHER_KINDS: tuple[Callable[[Topic, random.Random], list[Turn]], ...] = (
@@ -152,7 +154,9 @@ def _methods(topics: list[Topic]) -> Iterator[Dialogue]:
         own = names.pop(topic.full, [])[:8]
         if len(own) > 1:
             rng = random.Random(f"{topic.full} methods")
-            turns = _pair(topic.ask(rng, wording.METHODS), f"Its methods include {_listed(own)}.")
+            turns = _pair(
+                topic.ask(rng, wording.ASK["methods"]), f"Its methods include {_listed(own)}."
+            )
             yield Dialogue(topic.definition.origin, _introduced(turns, rng))
 
 

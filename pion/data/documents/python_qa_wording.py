@@ -22,23 +22,24 @@ SYSTEM = (
 )
 SYSTEM_BRIEF = ("Answer in one sentence.", "Be as brief as you can.", "One sentence, please.")
 
-ABOUT_CALLABLE = (
-    "What does `{call}` do?",
-    "What does {full} do?",
-    "Explain `{call}`.",
-    "Explain what {full} does.",
-    "Describe the {kind} {full}.",
-    "What is {full} for?",
-    "I found a call of {full} in some code. What does it do?",
-    "Can you tell me what {short} in the {module} module does?",
-    "Tell me about the {kind} {full}.",
-    "What happens when I call `{call}`?",
-    "What's the purpose of {full}?",
-    "help({full})",
-    "What is the {kind} `{call}` good for?",
-    "Please explain {full} to me.",
-)
+# What is asked of a definition, by its kind.
 ABOUT = {
+    "callable": (
+        "What does `{call}` do?",
+        "What does {full} do?",
+        "Explain `{call}`.",
+        "Explain what {full} does.",
+        "Describe the {kind} {full}.",
+        "What is {full} for?",
+        "I found a call of {full} in some code. What does it do?",
+        "Can you tell me what {short} in the {module} module does?",
+        "Tell me about the {kind} {full}.",
+        "What happens when I call `{call}`?",
+        "What's the purpose of {full}?",
+        "help({full})",
+        "What is the {kind} `{call}` good for?",
+        "Please explain {full} to me.",
+    ),
     "module": (
         "What is the {full} module?",
         "What is the module {full} for?",
@@ -72,53 +73,59 @@ ABOUT = {
         "Explain the exception {full}.",
     ),
 }
-BRIEF = (
-    "In one sentence, what is {full}?",
-    "Summarise {full} in a sentence.",
-    "Briefly, what is {full} for?",
-    "Give me the short version: what is {full}?",
-)
-DOCSTRING = (
-    "Write the docstring of `{call}`.",
-    "Write a docstring for this {kind}:\n\ndef {call}:",
-    "What does the docstring of {full} say?",
-    "Document `{call}` from the {module} module.",
-)
-WHICH = (
-    "Which {kind} in the {module} module does this: {summary}",
-    'Which {kind} of {module} is documented as "{summary}"?',
-    "Find me the {kind} in {module} with this description: {summary}",
-)
-RETURNS = (
-    "What does {full} return?",
-    "What do I get back from `{call}`?",
-    "What is the result of `{call}`?",
-    "What kind of value does {full} give?",
-)
-PARAMETERS = (
-    "What parameters does {full} take?",
-    "What are the arguments of {full}?",
-    "Which arguments can I give to {full}?",
-)
-SIGNATURE = (
-    "How do I call {full}?",
-    "What is the signature of {full}?",
-    "Show me the signature of {full}.",
-)
-DEFAULT = (
-    "What is the default of {parameter} in `{call}`?",
-    "If I leave out {parameter} when calling {full}, what is used?",
-)
-AND_PARAMETERS = ("And what arguments does it take?", "What are its parameters?")
-AND_SIGNATURE = ("How do I call it?", "What is its signature?", "How is it called?")
-AND_MODULE = ("Where is it defined?", "Which module is it in?", "Where do I find it?")
-AND_SUMMARY = ("Shorter, please.", "And in one sentence?", "Can you say that more briefly?")
-AND_ABOUT = ("What does it do?", "Explain it to me.", "What is it for?", "Tell me more about it.")
-METHODS = (
-    "What methods does {full} have?",
-    "Name some methods of the class {full}.",
-    "What can I call on a {full} object?",
-)
+# Questions, by what is asked.
+ASK = {
+    "brief": (
+        "In one sentence, what is {full}?",
+        "Summarise {full} in a sentence.",
+        "Briefly, what is {full} for?",
+        "Give me the short version: what is {full}?",
+    ),
+    "docstring": (
+        "Write the docstring of `{call}`.",
+        "Write a docstring for this {kind}:\n\ndef {call}:",
+        "What does the docstring of {full} say?",
+        "Document `{call}` from the {module} module.",
+    ),
+    "which": (
+        "Which {kind} in the {module} module does this: {summary}",
+        'Which {kind} of {module} is documented as "{summary}"?',
+        "Find me the {kind} in {module} with this description: {summary}",
+    ),
+    "returns": (
+        "What does {full} return?",
+        "What do I get back from `{call}`?",
+        "What is the result of `{call}`?",
+        "What kind of value does {full} give?",
+    ),
+    "parameters": (
+        "What parameters does {full} take?",
+        "What are the arguments of {full}?",
+        "Which arguments can I give to {full}?",
+    ),
+    "signature": (
+        "How do I call {full}?",
+        "What is the signature of {full}?",
+        "Show me the signature of {full}.",
+    ),
+    "default": (
+        "What is the default of {parameter} in `{call}`?",
+        "If I leave out {parameter} when calling {full}, what is used?",
+    ),
+    "methods": (
+        "What methods does {full} have?",
+        "Name some methods of the class {full}.",
+        "What can I call on a {full} object?",
+    ),
+}
+# Second questions, by what is asked.
+AND = {
+    "parameters": ("And what arguments does it take?", "What are its parameters?"),
+    "signature": ("How do I call it?", "What is its signature?", "How is it called?"),
+    "module": ("Where is it defined?", "Which module is it in?", "Where do I find it?"),
+    "summary": ("Shorter, please.", "And in one sentence?", "Can you say that more briefly?"),
+    "about": ("What does it do?", "Explain it to me.", "What is it for?", "Tell me more about it."),
+}
 
 INFINITIVES = frozenset(
     re.findall(
