@@ -242,15 +242,14 @@ def _rows(source: HubDataset, commit: str, columns: tuple[str, ...]) -> Iterator
             f"Pion does not read. The kinds are {', '.join(FORMATS)}"
         )
     rows: Any = builder.as_streaming_dataset(split=source.split)
+    wanted = [name for name in rows.features or () if name in columns]
     if rows.features is None:  # such files have no types that `datasets` decodes
         for row in rows:
             yield {name: row[name] for name in columns if name in row} or dict.fromkeys(row)
-        return
-    wanted = [name for name in rows.features if name in columns]
-    if not wanted:
+    elif not wanted:
         yield dict.fromkeys(rows.features)
-        return
-    rows = rows.select_columns(wanted)
-    if any(require_decoding(feature) for feature in rows.features.values()):
-        rows = rows.decode(False)
-    yield from rows
+    else:
+        rows = rows.select_columns(wanted)
+        if any(require_decoding(feature) for feature in rows.features.values()):
+            rows = rows.decode(False)
+        yield from rows

@@ -93,15 +93,15 @@ class PreparedData:
         manifests = [self.manifest(source, split) for source in self.sources]
         orders = [RowOrder(m.shard_rows, m.fingerprint, seed, window) for m in manifests]
         weights = [source.weight for source in self.sources]
-        folders = [self.folder / source.folder / split for source in self.sources]
         remote = any(shard.remote for m in manifests for shard in m.shards)
         assert cache is not None or not remote, "remote shards need a cache"
         store = cache() if remote and cache else None
 
-        def path_of(folder: Path, shard: Shard) -> Path:
-            return store.path_of(shard) if store and shard.remote else folder / shard.name
+        def path_of(source: PreparedSource, shard: Shard) -> Path:
+            local = self.folder / source.folder / split / shard.name
+            return store.path_of(shard) if store and shard.remote else local
 
-        rows = [Rows(m, partial(path_of, folder)) for m, folder in zip(manifests, folders)]
+        rows = [Rows(m, partial(path_of, source)) for m, source in zip(manifests, self.sources)]
         if store is None:
             return RowStream(list(zip(rows, orders)), weights, seed, begins)
 

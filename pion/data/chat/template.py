@@ -231,9 +231,8 @@ class ChatTemplate:
         _, answer, after = text.rpartition(_ANSWER)
         if not answer:
             raise BadInput(f"{self._where}: this chat template does not write the assistant's text")
-        special = self._marks.values()
         (encoding,) = self._tokenizer.encode_with_specials([after])
-        return next((token for token in encoding.ids if token in special), None)
+        return next((token for token in encoding.ids if token in self._marks.values()), None)
 
 
 def marks_of(source: str, tokenizer: Tokenizer) -> dict[str, int]:

@@ -139,9 +139,8 @@ def tensors(weights: Path, config: ModelConfig, architecture: str) -> Iterator[T
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     single = {name: shape for name, shape in shapes.items() if ".experts." not in name}
     heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}
-    interleaved_heads = heads if architecture in INTERLEAVED else {}
     for name, shape in single.items():
-        count = interleaved_heads.get(name.split(".")[-2])
+        count = heads.get(name.split(".")[-2]) if architecture in INTERLEAVED else None
         yield Tensor(_gguf_name(name), shape, partial(_value, weights, name, count))
     if config.experts is not None:
         yield from _experts(weights, config.n_layers, config.experts.n, shapes)
