@@ -11,11 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -271,9 +269,7 @@ class Rows:
     ) -> None:
         self.manifest = manifest
         self._path_of = path_of
-        self._max_open = max_open
-        self._open: OrderedDict[int, tuple[np.ndarray, np.ndarray | None]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._arrays = lru_cache(max_open)(self._map)  # which may wait for a download: not locked
 
     def row(self, shard: int, row: int) -> Row:
         """Return row ``row`` of shard number ``shard``, both counted from 0.
@@ -295,24 +291,15 @@ class Rows:
             return Row(tokens, targets)
         return _conversation_row(tokens, targets, flags[described.start + row])
 
-    def release(self, shard: int) -> None:
-        """Unmap a shard whose file will be deleted, so that its disk space is freed."""
-        with self._lock:
-            self._open.pop(shard, None)
+    def release(self) -> None:
+        """Unmap all shards, so that the disk space of one whose file will be deleted is freed.
 
-    def _arrays(self, shard: int) -> tuple[np.ndarray, np.ndarray | None]:
-        with self._lock:
-            if shard in self._open:
-                self._open.move_to_end(shard)
-                return self._open[shard]
-        arrays = self._map(self.manifest.shards[shard])  # may wait for a download: not locked
-        with self._lock:
-            self._open[shard] = arrays
-            while len(self._open) > self._max_open:
-                self._open.popitem(last=False)
-        return arrays
+        The others are mapped again when their rows are read.
+        """
+        self._arrays.cache_clear()
 
-    def _map(self, shard: Shard) -> tuple[np.ndarray, np.ndarray | None]:
+    def _map(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+        shard = self.manifest.shards[number]
         path = self._path_of(shard)
         ids = open_shard(path, self.manifest.seq_len)
         has_flags = self.manifest.kind == "conversations"

@@ -115,10 +115,8 @@ def _read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     """Return an adapter's settings and its tensors, by the names in its file."""
     if is_peft_folder(folder):
         return read_adapter_folder(folder)
-    try:
-        return _record_in(folder), read_tensors(folder / WEIGHTS)
-    except FileNotFoundError:
-        raise BadInput(f"{folder} is not an adapter: it has no {WEIGHTS}") from None
+    absent = f"{folder} is not an adapter: it has no {WEIGHTS}"
+    return _record_in(folder), read_tensors(folder / WEIGHTS, absent)
 
 
 def _record_in(folder: Path) -> Adapter:

@@ -117,10 +117,8 @@ def read_adapter_folder(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
             "Save the adapter with peft again: it writes adapter_model.safetensors"
         )
     fields = _read_fields(folder / PEFT_CONFIG)
-    try:
-        tensors = read_tensors(folder / PEFT_TENSORS)
-    except FileNotFoundError:
-        raise BadInput(f"{folder} is not an adapter: it has no {PEFT_TENSORS}") from None
+    absent = f"{folder} is not an adapter: it has no {PEFT_TENSORS}"
+    tensors = read_tensors(folder / PEFT_TENSORS, absent)
     try:
         adapter = Adapter(_lora(fields, tensors), _base(fields))
     except BadInput as error:

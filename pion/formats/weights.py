@@ -55,7 +55,13 @@ def read_model_tensors(folder: Path) -> dict[str, Tensor]:
     if not (folder / INDEX).is_file():
         raise no_weights(folder)
     shard_of = shards_of(folder / INDEX)
-    tensors = {shard: _read_shard(folder, shard) for shard in sorted(set(shard_of.values()))}
+    tensors = {
+        shard: read_tensors(
+            folder / shard,
+            f"{folder}: {shard} is missing, but {INDEX} names it. Download the model again",
+        )
+        for shard in sorted(set(shard_of.values()))
+    }
     for name, shard in shard_of.items():
         if name not in tensors[shard]:
             raise BadInput(
@@ -65,17 +71,11 @@ def read_model_tensors(folder: Path) -> dict[str, Tensor]:
     return {name: tensors[shard][name] for name, shard in shard_of.items()}
 
 
-def _read_shard(folder: Path, shard: str) -> dict[str, Tensor]:
-    try:
-        return read_tensors(folder / shard)
-    except FileNotFoundError:
-        raise BadInput(
-            f"{folder}: {shard} is missing, but {INDEX} names it. Download the model again"
-        ) from None
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
+def read_tensors(path: str | Path, absent: str | None = None) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by their names, on the CPU and mapped from the file.
+
+    `absent` is the message of a BadInput if there is no file; without it, FileNotFoundError is
+    raised.
 
     The library checks that the tensors cover the file exactly, without overlap. Raises BadInput
     that names the file if the file is damaged, or has a header or a number of tensors beyond any
@@ -88,7 +88,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         _check_header(Path(path))
         return load_file(path)
     except FileNotFoundError:
-        raise
+        if absent is None:
+            raise
+        raise BadInput(absent) from None
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{path} is damaged or can't be read ({error})") from None
 

@@ -56,7 +56,8 @@ def continuation_questions(
         ]
         length = len(passage.continuation)
         others.sort(key=lambda p: abs(len(p.continuation) - length))
-        choices = [p.continuation for p in _distinct(others)[: CHOICES - 1]]
+        distinct = dict.fromkeys(other.continuation for other in reversed(others))
+        choices = list(distinct)[::-1][: CHOICES - 1]
         if len(choices) < CHOICES - 1:
             continue
         answer = rng.randrange(CHOICES)
@@ -113,7 +114,3 @@ def _word_end(text: str, position: int) -> int:
     """Return where the word at `position` ends."""
     match = re.compile(r"\s").search(text, position)
     return match.start() if match else len(text)
-
-
-def _distinct(passages: list[Passage]) -> list[Passage]:
-    return list({passage.continuation: passage for passage in reversed(passages)}.values())[::-1]

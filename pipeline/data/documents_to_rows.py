@@ -14,7 +14,7 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.data.tokens.tokenizer import Tokenizer
 from pipeline.console.messages import PrepareProgress, Say
-from pipeline.data.prepared import SPLITS
+from pipeline.data.prepared import SPLITS, write_manifest
 from pipeline.kill_points import mark
 from pipeline.machine.time_limit import attended_items
 
@@ -109,9 +109,7 @@ class _Splits:
             shards = writer.finish()
             mark("shard")
             manifest = Manifest("tokens", seq_len, self._tokenizer.vocab_size, shards)
-            manifest.write(self._folder / split / "manifest.json")
-            report[f"{split}_rows"] = manifest.rows
-            report[f"{split}_tokens"] = manifest.rows * seq_len
+            report |= write_manifest(self._folder, split, manifest)
         return report
 
 

@@ -21,6 +21,7 @@ from pion.errors import BadInput
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.hub import hub_shards, read_hub_rows
+from pipeline.data.prepared import write_manifest
 from pipeline.data.sources import Input
 from pipeline.job import BinShards, HubNpyShards, NpyShards
 from pipeline.kill_points import mark
@@ -166,7 +167,5 @@ def _write(
     mark("shard")
     for split, shards in (("train", train), ("held_out", writer.finish())):
         manifest = Manifest("tokens", rows.seq_len, tokenizer.vocab_size, shards, pad=pad)
-        manifest.write(folder / split / "manifest.json")
-        report[f"{split}_rows"] = manifest.rows
-        report[f"{split}_tokens"] = manifest.rows * rows.seq_len
+        report |= write_manifest(folder, split, manifest)
     return report

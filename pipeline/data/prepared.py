@@ -110,6 +110,16 @@ class PreparedData:
         return CachedStream(list(zip(rows, orders)), weights, seed, store, begins)
 
 
+def write_manifest(folder: Path, split: str, manifest: Manifest) -> dict[str, Any]:
+    """Write the manifest of a split of the source in `folder`; return its rows and tokens.
+
+    Raises BadInput if the manifest can't be written.
+    """
+    manifest.write(folder / split / "manifest.json")
+    rows = manifest.rows
+    return {f"{split}_rows": rows, f"{split}_tokens": rows * manifest.seq_len}
+
+
 def open_data(folder: Path) -> PreparedData:
     """Return the prepared data in `folder`. Raises BadInput if it is missing or unfinished."""
     try:

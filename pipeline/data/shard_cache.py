@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from heapq import nlargest
 from itertools import accumulate
 from pathlib import Path
@@ -255,8 +254,8 @@ class CachedStream(RowStream):
         smallest = min(shard.bytes for shards in remote for shard in shards)
         self._ahead = 1 + cache.budget_bytes // max(1, smallest)
         for rows, _ in sources:
-            for index, shard in enumerate(rows.manifest.shards):
-                cache.on_evict(shard, partial(rows.release, index))
+            for shard in rows.manifest.shards:
+                cache.on_evict(shard, rows.release)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the rows with these numbers; meanwhile, fetch the shards of the following rows."""

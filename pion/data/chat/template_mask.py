@@ -77,7 +77,11 @@ class AnswerFinder:
         last = max((end for i, end in whole.special if i in inside), default=0)
         if not ends and not whole.text[last:shared].strip():
             ends = inside
-        if ends and not self._ends_later(rest):
+        # The turn ends in `rest`, which the whole text does not have.
+        later = bool(rest) and (
+            self._end_of_turn is None or self._end_of_turn in self._ids_of(rest)
+        )
+        if ends and not later:
             return start, ends[-1] + 1
         end = None if rest else self._ids_before(whole, shared)
         return None if end is None or end <= start else (start, end)
@@ -95,10 +99,6 @@ class AnswerFinder:
                 cut = begin + mark.start()
                 return cut, whole[cut:shared] + rest
         return turn
-
-    def _ends_later(self, rest: str) -> bool:
-        """Return whether the turn ends in `rest`, which the whole text does not have."""
-        return bool(rest) and (self._end_of_turn is None or self._end_of_turn in self._ids_of(rest))
 
     def _ids_before(self, whole: EncodedText, position: int) -> int | None:
         """Return how many ids the first `position` characters have when they are alone.

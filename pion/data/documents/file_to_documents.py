@@ -86,11 +86,14 @@ def find_files(path: Path, suffixes: tuple[str, ...], key: str) -> tuple[list[Pa
             again.append(each)
     if not files:
         raise BadInput(f"{key}: {problem}")
-    left_out = (
-        (again, "read already by another name"),
-        (odd, "neither a file nor a folder"),
-    )
-    words = [f"left out, {why}: {len(them)}, such as {them[0]}" for them, why in left_out if them]
+    words = [
+        f"left out, {why}: {len(them)}, such as {them[0]}"
+        for them, why in (
+            (again, "read already by another name"),
+            (odd, "neither a file nor a folder"),
+        )
+        if them
+    ]
     return list(files.values()), words
 
 

@@ -79,8 +79,10 @@ class Tokenizer:
         settings = parse(source, where)
         self._plain = build(settings | _UNCHANGED, where)
 
-        special_ids = {t["content"]: t["id"] for t in settings["added_tokens"] if t["special"]}
-        self.special_ids: dict[str, int] = special_ids
+        special_ids: dict[str, int] = {
+            t["content"]: t["id"] for t in settings["added_tokens"] if t["special"]
+        }
+        self.special_ids = special_ids
         self.specials: tuple[str, ...] = tuple(special_ids)
         self.first: int | None = first_token(self._plain, special_ids, where)
         # Only our own code adds tokens. A byte-level post-processor removes whitespace from
@@ -95,8 +97,8 @@ class Tokenizer:
         self.vocab_size: int = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
         if self.vocab_size > MOST_IDS:
             raise BadInput(f"{where}: an id is {self.vocab_size - 1:,}; ids end at {MOST_IDS:,}")
-        steps = [str(step.get("type")) for step in steps_of(settings.get("normalizer"))]
-        self.normalization: str | None = ", ".join(steps) or None
+        steps = steps_of(settings.get("normalizer"))
+        self.normalization = ", ".join(str(step.get("type")) for step in steps) or None
         self._may_cut = may_cut(settings)
         self._unspelled = unspelled(missing_bytes(settings["model"]["vocab"]))
         self._added = self._plain.get_added_tokens_decoder()

@@ -51,8 +51,7 @@ def architecture_named(model_type: str) -> Architecture:
 
 def misfits(config: ModelConfig) -> list[str]:
     """Return why each architecture that can't compute the model can't."""
-    reasons = [architecture.misfit(config) for architecture in ARCHITECTURES]
-    return [reason for reason in reasons if reason is not None]
+    return list(filter(None, (architecture.misfit(config) for architecture in ARCHITECTURES)))
 
 
 def to_transformers(

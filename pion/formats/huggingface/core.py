@@ -198,13 +198,11 @@ class Architecture:
 
 def _lacks(name: str, config: ModelConfig, fields: Collection[str]) -> str | None:
     """Return which settings of the model are not in `fields`, as a sentence; None if all are."""
-    given = config.to_dict()
-    if given["softcap"] is None:  # a record names a softcap even if there is none
-        del given["softcap"]
     missing = [
         field if isinstance(value, dict) else f"{field} {value}"
-        for field, value in given.items()
-        if field not in fields
+        for field, value in config.to_dict().items()
+        # A record names a softcap even if there is none.
+        if field not in fields and (field, value) != ("softcap", None)
     ]
     return f"{name} does not support {', '.join(missing)}" if missing else None
 
@@ -254,9 +252,8 @@ def require(hf_config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
 
 def without_tied_head(config: ModelConfig, hf_state: State) -> State:
     """Return the state without a tied head, which some programs save too."""
-    if not config.tie_embeddings:
-        return hf_state
-    return {name: tensor for name, tensor in hf_state.items() if name != "lm_head.weight"}
+    tied = {"lm_head.weight"} if config.tie_embeddings else set()
+    return {name: tensor for name, tensor in hf_state.items() if name not in tied}
 
 
 def renamed(ours_to_theirs: Mapping[str, str], hf_state: State) -> State:

@@ -116,10 +116,9 @@ class Qwen3Moe(core.Architecture):
 
 def _stack(hf_state: State, names: Iterable[str]) -> Tensor:
     """Take the tensors of these names as one. Raises BadInput if their shapes differ."""
-    tensors: State = {}
-    for name in names:
-        tensors[name] = tensor = _take(hf_state, name)
-        first, like = next(iter(tensors.items()))
+    tensors = {name: _take(hf_state, name) for name in names}
+    first, like = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
         if tensor.shape != like.shape:
             raise BadInput(
                 f"{name} has shape {tuple(tensor.shape)}, unlike {first}: {tuple(like.shape)}"

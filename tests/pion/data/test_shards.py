@@ -211,7 +211,7 @@ def test_few_shards_stay_open_however_many_are_read_and_a_released_one_is_found_
     for number in (0, 0, 1, 0, 2, 0, 1):
         assert rows.row(number, 1).tokens.tolist() == [number, number]
     assert fetched == ["0.npy", "1.npy", "2.npy", "1.npy"]
-    rows.release(1)
+    rows.release()
     rows.row(1, 0)
     assert fetched[-2:] == ["1.npy", "1.npy"]
 
