@@ -186,10 +186,9 @@ class ShardWriter:
                     shard.flags_sha256 is None
                     or flags_path(path).stat().st_size == shard.flags_bytes
                 )
-                if not whole or progress["key"] != self._key:
-                    return
                 counts = [progress[name] for name in ("appended", "within", "dropped_tokens")]
-                if not all(type(count) is int and count >= 0 for count in counts):
+                valid = all(type(count) is int and count >= 0 for count in counts)
+                if not (whole and valid and progress["key"] == self._key):
                     return
                 self.appended, self._resumed_within, self.dropped_tokens = counts
             except (OSError, BadInput, ValueError, KeyError, TypeError):

@@ -77,10 +77,8 @@ def unknown_role(name: str, roles: Iterable[str], where: str) -> BadInput:
 
 def nothing_to_learn(answers: int, where: str) -> BadInput:
     """Return the refusal of a conversation whose `answers` all have no text."""
-    if not answers:
-        why = "with no assistant turn"
-    else:
-        why = "whose answer is empty" if answers == 1 else f"whose {answers} answers are empty"
+    empty = "whose answer is empty" if answers == 1 else f"whose {answers} answers are empty"
+    why = empty if answers else "with no assistant turn"
     return BadInput(f"{where}: a conversation {why}: there is nothing to learn from it.")
 
 

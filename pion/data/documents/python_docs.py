@@ -275,9 +275,8 @@ def _paragraph(text: str) -> str:
     lines = [line.rstrip() for line in text.split("\n") if re.search(r"\w", line)]
     text = "\n".join(lines)
     letters = sum(c.isalpha() or c in " ,.\n" for c in text)
-    if ">>>" in text or letters < 0.8 * len(text) or LICENSE.search(text):
-        return ""
-    if re.search(r"[=(:]", text) and _is_code(text):
+    foreign = ">>>" in text or letters < 0.8 * len(text) or LICENSE.search(text)
+    if foreign or (re.search(r"[=(:]", text) and _is_code(text)):
         return ""
     plain = not any(re.match(r"\s|[-*+•]\s|\d+[.)]\s|:\w+", line) for line in lines[1:])
     return " ".join(line.strip() for line in lines) if plain else text

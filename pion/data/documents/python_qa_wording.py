@@ -206,9 +206,8 @@ def _sentences(docstring: str) -> list[str]:
         if re.match(r"[\w.]+\(.*\)\s*(->.*|:)?$", paragraph):
             continue  # the signature
         text = re.sub(r"^[\w.()]+ (--|-) ", "", paragraph.strip())
-        if "\n" in text or ">" in text or re.search(r"XXX|TODO|FIXME|\.\.\.$", text):
-            return []
-        if not re.match(r"[A-Z][a-z]*\b", text):
+        unfinished = "\n" in text or ">" in text or re.search(r"XXX|TODO|FIXME|\.\.\.$", text)
+        if unfinished or not re.match(r"[A-Z][a-z]*\b", text):
             return []
         if re.fullmatch(r"[^.!?:;]+", text):
             text += "."
@@ -225,12 +224,13 @@ def goal_of(summary: str) -> str:
     text = summary.rstrip(".")
     if re.search(r"[.;:()]|self\b", text) or len(text) > 110:
         return ""
-    if match := re.match(r"Returns? (?:True|true) (?:if|iff|when) (.+)", text):
-        return f"check whether {match[1]}"
-    if match := re.match(r"Returns? whether (.+)", text):
-        return f"check whether {match[1]}"
-    if match := re.match(r"Returns? ((?:the|a|an|all) .+)", text):
-        return f"get {match[1]}"
+    for pattern, to in (
+        (r"Returns? (?:True|true) (?:if|iff|when) (.+)", "check whether"),
+        (r"Returns? whether (.+)", "check whether"),
+        (r"Returns? ((?:the|a|an|all) .+)", "get"),
+    ):
+        if match := re.match(pattern, text):
+            return f"{to} {match[1]}"
     verb, _, rest = text.partition(" ")
     return f"{verb.lower()} {rest}" if verb.lower() in INFINITIVES and rest else ""
 

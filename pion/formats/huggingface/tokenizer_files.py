@@ -77,9 +77,11 @@ def exported_tokenizer(
 
 def tokenizer_file(tokenizer: str | Path | ModelTokenizer) -> Path:
     """Return the path of the tokenizer.json."""
-    if isinstance(tokenizer, ModelTokenizer):
-        return tokenizer.folder / TOKENIZER_FILE
-    return Path(tokenizer)
+    return (
+        tokenizer.folder / TOKENIZER_FILE
+        if isinstance(tokenizer, ModelTokenizer)
+        else Path(tokenizer)
+    )
 
 
 def stop_and_pad(
