@@ -34,8 +34,7 @@ from pion.formats.huggingface.tokenizer_files import (
     write_json,
     write_tokenizer,
 )
-from pion.formats.load import load_decoder
-from pion.formats.packed_parts import packed
+from pion.formats.load import load_decoder, packed
 from pion.formats.target_folder import PRODUCER, check_replaceable, replace_folder
 from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder

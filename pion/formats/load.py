@@ -23,7 +23,8 @@ from pion.formats.huggingface.architectures import from_transformers
 from pion.formats.peft_folder import base_in, our_names, read_adapter_folder
 from pion.formats.seeds import import_seed
 from pion.formats.weights import WEIGHTS, read_model_tensors, read_settings, read_tensors
-from pion.model.decoder import Decoder
+from pion.model.decoder import SHARED_PARTS, Decoder
+from pion.model.forward_pass import State
 from pion.model.lora_projections import with_tensors
 from pion.model.parameters import require_possible, tensors_sha256
 
@@ -70,6 +71,23 @@ def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Deco
         return Decoder.from_state(config, state, dtype)
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
+
+
+def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    """Return a model as it is published: parts may be packed."""
+    for kind in SHARED_PARTS.values():
+        config, state = kind.pack(config, state)
+    return config, state
+
+
+def unpacked(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+    """Return a published model in the form that can be trained.
+
+    Raises BadInput for a model without some of the weights that were trained.
+    """
+    for kind in SHARED_PARTS.values():
+        config, state = kind.unpack(config, state)
+    return config, state
 
 
 def identify(model: Decoder, name: str, commit: str | None = None) -> BaseModel:

@@ -44,7 +44,7 @@ def fitted(config: ModelConfig, found: Decoder, source: str) -> Decoder:
 
     Raises BadInput if the two models differ in more than `FREE`.
     """
-    from pion.formats.packed_parts import unpacked
+    from pion.formats.load import unpacked
     from pion.model.decoder import Decoder
 
     try:

@@ -16,7 +16,7 @@ from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.formats.export import export_model
-from pion.formats.packed_parts import packed, unpacked
+from pion.formats.load import packed, unpacked
 from pion.formats.seeds import import_seed
 from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder
