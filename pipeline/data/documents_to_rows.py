@@ -103,12 +103,11 @@ class _Splits:
     def finish(self) -> dict[str, Any]:
         """Write the last shards and the manifests; return what was counted."""
         report: dict[str, Any] = {"documents": self.documents, "bytes": self.bytes}
-        seq_len = self._rows.seq_len
         for split, writer in self._writers.items():
             mark("shard")
             shards = writer.finish()
             mark("shard")
-            manifest = Manifest("tokens", seq_len, self._tokenizer.vocab_size, shards)
+            manifest = Manifest("tokens", self._rows.seq_len, self._tokenizer.vocab_size, shards)
             report |= write_manifest(self._folder, split, manifest)
         return report
 

@@ -116,8 +116,10 @@ def write_manifest(folder: Path, split: str, manifest: Manifest) -> dict[str, An
     Raises BadInput if the manifest can't be written.
     """
     manifest.write(folder / split / "manifest.json")
-    rows = manifest.rows
-    return {f"{split}_rows": rows, f"{split}_tokens": rows * manifest.seq_len}
+    return {
+        f"{split}_rows": manifest.rows,
+        f"{split}_tokens": manifest.rows * manifest.seq_len,
+    }
 
 
 def open_data(folder: Path) -> PreparedData:

@@ -67,8 +67,9 @@ def _about(topic: Topic, rng: random.Random) -> list[Turn]:
                 _pair(rng.choice(wording.AND["signature"]), f"Call it as `{topic.call}`.")
             )
         if topic.kind != "module" and topic.module != "builtins":
-            where = _pair(rng.choice(wording.AND["module"]), f"It is in the {topic.module} module.")
-            follow_ups.append(where)
+            follow_ups.append(
+                _pair(rng.choice(wording.AND["module"]), f"It is in the {topic.module} module.")
+            )
         if topic.summary != topic.answer:
             follow_ups.append(_pair(rng.choice(wording.AND["summary"]), topic.summary))
         if follow_ups:
