@@ -50,9 +50,9 @@ def finish_evaluate(
     models = patiently(lambda: {stage: bring_model(run, head, key) for stage, key in keys.items()})
     data = patiently(lambda: bring_all_data(run, head, digests))
     trained = TrainedRun(models, data.get("pretrain"), data.get("sft"))
-    parts = StoredParts(run, digests.stages["evaluate"], Owner.me().session, patiently)
+    parts = StoredParts(say, run, digests.stages["evaluate"], Owner.me().session, patiently)
     start = measure_start(job, run, digests, say, patiently)
-    results = evaluate_run(job, trained, parts, say, run.clock.sleep, start)
+    results = evaluate_run(job, trained, parts, run.clock.sleep, start)
     return results | ({} if chosen is None else {"checkpoint": chosen.result()})
 
 

@@ -19,7 +19,7 @@ from pipeline.job.digest import Digests, Inputs, digest_of
 from pipeline.job.model_section import Base
 from pipeline.report.result_tables import start_in_words
 from pipeline.stages.before_after import Start, as_results, measure_each
-from pipeline.stages.measures import KeptParts, Kind, Measures, TrainedRun
+from pipeline.stages.measures import Kind, Measures, Parts, TrainedRun
 from pipeline.state.claim import taken_over
 from pipeline.state.head import Head
 from pipeline.state.owner import Owner
@@ -34,8 +34,8 @@ Row = dict[str, Any]
 MODEL = "base"
 
 
-@dataclass(frozen=True)
-class StoredParts:
+@dataclass
+class StoredParts(Parts):
     """Finished parts of an evaluation, one write-once object each under its digest.
 
     Only the owner of the run adds parts. `session` identifies this process.
@@ -90,13 +90,13 @@ def measure_start(
         return None
     sha256 = find_text(job).sha256
     names = _names(job, job.base, digests, sha256)
-    parts = StoredParts(run, job.base.hash[:16], Owner.me().session, patiently)
+    parts = StoredParts(say, run, job.base.hash[:16], Owner.me().session, patiently)
     kept = {kind: part for kind in names if (part := parts.load(names[kind])) is not None}
     if len(kept) == len(names):
         return Start(kept, sha256)
     folders = patiently(partial(_folders, job.base, run, digests))
     with closing(Measures(job, folders, on_batch=lambda: run.clock.sleep(0.0))) as measures:
-        measured = measure_each(measures, MODEL, names, KeptParts(parts, say))
+        measured = measure_each(measures, MODEL, names, parts)
     say(Note(f"before training: {start_in_words(as_results(measured))}"))
     return Start(measured, sha256)
 

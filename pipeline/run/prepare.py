@@ -145,14 +145,12 @@ class _Preparing:
         return begin(run, fingerprint, me, owner, waiting, again=self.again)
 
     def _complete(self, prepared: Prepared, writer: Writer, part: Part) -> str:
-        run = self.start.run
-
         def progress(done: int, total: int) -> None:
             self.say(PrepareProgress(f"upload {part} data", done / 1e6, "MB", total=total / 1e6))
 
         return self.patiently(
             lambda: complete(
-                run,
+                self.start.run,
                 prepared.fingerprint,
                 writer,
                 prepared.folder,

@@ -57,9 +57,9 @@ class WorkLeft:
 
     def finished(self, until: str | None = None) -> bool:
         """Return whether every stage up to `until` is done, and no stage is to be redone."""
-        stages = stages_until([plan.stage for plan in self.plans], until)
-        done = {plan.stage for plan in self.plans if plan.state == "done"}
-        return self.redo is None and done.issuperset(stages)
+        wanted = stages_until([plan.stage for plan in self.plans], until)
+        done = (plan.state == "done" for plan in self.plans if plan.stage in wanted)
+        return self.redo is None and all(done)
 
 
 def work_left(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pion.errors import BadInput
-from pipeline.stages.measures import SUMS, KeptParts, Kind, Measures, Result, without_rows
+from pipeline.stages.measures import SUMS, Kind, Measures, Parts, Result, without_rows
 
 LABELS: Mapping[Kind, str] = {
     "conversations": "held-out conversations",
@@ -44,7 +44,7 @@ class Start:
 
 
 def measure_each(
-    measures: Measures, model: str, names: Mapping[Kind, str], part: KeptParts
+    measures: Measures, model: str, names: Mapping[Kind, str], part: Parts
 ) -> dict[Kind, Result]:
     """Return the measures of `model`, with the sums of each row; `names` are those of the parts."""
     return {

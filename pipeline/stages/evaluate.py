@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
-from pipeline.console.messages import Say
 from pipeline.job import Job
 from pipeline.stages.before_after import Start, as_results, compare, measure_each
-from pipeline.stages.measures import KeptParts, Measures, Parts, Result, TrainedRun
+from pipeline.stages.measures import Measures, Parts, Result, TrainedRun
 
 if TYPE_CHECKING:
     from pion.evaluation.multiple_choice import Question
@@ -30,20 +29,18 @@ def evaluate_run(
     job: Job,
     trained: TrainedRun,
     parts: Parts,
-    say: Say,
     sleep: Callable[[float], None] = time.sleep,
     start: Start | None = None,
 ) -> Result:
     """Return the results of every model and baseline, by the names that the card and report use.
 
     `start` is what was measured of the model that the run started from; the last model is compared
-    with it. `say` gets a note as each part starts. `sleep` is called between batches and while
-    another process works. An error that `sleep` raises ends the evaluation; the unfinished part is
-    done again next time. Raises BadInput, before anything is computed, for a pack that can't be
-    used.
+    with it. `sleep` is called between batches and while another process works. An error that
+    `sleep` raises ends the evaluation; the unfinished part is done again next time. Raises
+    BadInput, before anything is computed, for a pack that can't be used.
     """
     with closing(Measures(job, trained, on_batch=lambda: sleep(0.0))) as measures:
-        return _Evaluation(measures, KeptParts(parts, say), sleep, start).results()
+        return _Evaluation(measures, parts, sleep, start).results()
 
 
 def read_packs(job: Job) -> dict[str, list[Question]]:
@@ -68,7 +65,7 @@ class _Evaluation:
     """Which parts there are, and in which order."""
 
     measures: Measures
-    part: KeptParts
+    part: Parts
     sleep: Callable[[float], None]
     start: Start | None
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
@@ -284,27 +285,24 @@ def _open(folder: Path | None) -> PreparedData | None:
     return None if folder is None else open_data(folder)
 
 
-class Parts(Protocol):
-    """Where finished parts are kept."""
+@dataclass
+class Parts(ABC):
+    """Keeps finished parts, and computes the others. `say` gets a note as each of these starts."""
 
+    say: Say
+
+    @abstractmethod
     def load(self, name: str) -> Result | None:
         """Return the part as it was saved, or None."""
 
+    @abstractmethod
     def save(self, name: str, result: Result) -> Result:
         """Keep a part durably; return the kept result, which another owner may have saved first."""
 
-
-@dataclass(frozen=True)
-class KeptParts:
-    """Computes parts that are not kept yet. `say` gets a note as each of them starts."""
-
-    parts: Parts
-    say: Say
-
     def __call__(self, name: str, label: str, compute: Callable[[], Result]) -> Result:
         """Return the part of this name, computed unless it is kept; `label` says what it is."""
-        result = self.parts.load(name)
+        result = self.load(name)
         if result is None:
             self.say(Note(f"evaluate: {label}"))
-            result = self.parts.save(name, compute())
+            result = self.save(name, compute())
         return result

@@ -59,9 +59,10 @@ def hop_receipt(run: RunState, epoch: int, now: Row) -> list[str]:
 
 def plan_changed(before: Row, now: Row) -> bool:
     """Return whether the machine changed, or how it computes."""
-    if any(before.get(name) != now.get(name) for name in PLAN):
-        return True
-    return any(_differs(before, now, name) for name in (*LATER_IN_PLAN, "torch", "threads"))
+    later = (*LATER_IN_PLAN, "torch", "threads")
+    return any(before.get(name) != now.get(name) for name in PLAN) or any(
+        _differs(before, now, name) for name in later
+    )
 
 
 def _differs(before: Row, now: Row, name: str) -> bool:
@@ -115,12 +116,13 @@ def _machines(before: Row, now: Row) -> str:
 def _batch(before: Row, now: Row, continues: bool) -> list[str]:
     """Return how the workers share a step, and, if the stage `continues`, whether the step is as
     large as before."""
-    old, new = (_shape(row) for row in (before, now))
+    old, new = (
+        f"{row['micro_batch']}×{row['grad_accum']}×{row['workers']}" for row in (before, now)
+    )
     shape = f"{new} as before" if old == new else f"{old} → {new}"
-    line = f"micro_batch × grad_accum × workers: {shape}"
     old_tokens, tokens = (row["global_batch"] * row["seq_len"] for row in (before, now))
     computed = now["micro_batch"] * now["grad_accum"] * now["workers"]
-    lines = [f"{line}, {tokens:,} tokens per step"]
+    lines = [f"micro_batch × grad_accum × workers: {shape}, {tokens:,} tokens per step"]
     if continues and tokens != old_tokens:
         lines.append(
             f"{ALARM}{tokens:,} tokens per step instead of {old_tokens:,}: this is the batch of "
@@ -134,10 +136,6 @@ def _batch(before: Row, now: Row, continues: bool) -> list[str]:
             f"a step. {_STOP}"
         )
     return lines
-
-
-def _shape(row: Row) -> str:
-    return f"{row['micro_batch']}×{row['grad_accum']}×{row['workers']}"
 
 
 def _learning_rate(before: Row, now: Row, last: Row | None) -> str:

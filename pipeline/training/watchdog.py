@@ -106,10 +106,9 @@ class Watchdog:
                 self._last_beat, self._since = None, at
             self._checked = at
             usual = statistics.median(self._intervals) if self._intervals else None
-            limit = self._start_limit
+            silent, limit = at - self._since, self._start_limit
             if usual is not None:
                 limit = max(self._at_least, self._factor * usual)
-            silent = at - self._since
             hangs = self._pauses == 0 and silent > limit and not self._reported
             self._reported = self._reported or hangs
         if hangs:

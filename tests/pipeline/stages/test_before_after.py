@@ -11,7 +11,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.stages.before_after import LABELS, Start, compare, measure_each
-from pipeline.stages.measures import KeptParts, Kind, Measures, TrainedRun
+from pipeline.stages.measures import Kind, Measures, TrainedRun
 from tests.pipeline.stages.test_evaluate import Folder, World
 
 SHA = "a" * 64
@@ -27,8 +27,7 @@ def start_of(world: World, folder: Path, *kinds: Kind) -> Start:
     trained = TrainedRun({"base": folder}, world.pretrain_data, world.sft_data)
     measures = Measures(world.job(), trained, on_batch=lambda: None)
     names = {kind: kind for kind in kinds or LABELS}
-    part = KeptParts(Folder(), lambda note: None)
-    return Start(measure_each(measures, "base", names, part), SHA)
+    return Start(measure_each(measures, "base", names, Folder()), SHA)
 
 
 def part(nats: list[float], sizes: list[int], **results: float) -> dict[str, Any]:

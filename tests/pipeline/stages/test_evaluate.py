@@ -20,16 +20,17 @@ from pion.model.decoder import Decoder
 from pipeline.job import Job
 from pipeline.stages.before_after import Start
 from pipeline.stages.evaluate import evaluate_run
-from pipeline.stages.measures import TrainedRun
+from pipeline.stages.measures import Parts, TrainedRun
 
 SEQ_LEN = 64
 TEXT = ["the cat sat on the mat. ", "a dog ate the bone. ", "return a new list of the items. "]
 
 
-class Folder:
+class Folder(Parts):
     """Parts in memory. After `room` parts, the machine goes away."""
 
     def __init__(self, room: int = 1000) -> None:
+        super().__init__(lambda note: None)
         self.kept: dict[str, str] = {}
         self.room = room
 
@@ -98,10 +99,8 @@ class World:
         said: list[str] = []
         trained = TrainedRun(self.models, self.pretrain_data, self.sft_data)
         trained = dataclasses.replace(trained, **changed)
-        results = evaluate_run(
-            job, trained, parts, lambda note: said.append(note.text), sleep, start
-        )
-        return results, said
+        parts.say = lambda note: said.append(note.text)
+        return evaluate_run(job, trained, parts, sleep, start), said
 
     def _text(self, folder: Path) -> Path:
         rng = np.random.default_rng(0)
