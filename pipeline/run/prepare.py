@@ -106,7 +106,9 @@ class _Preparing:
                 if not self._use(part, prepared.fingerprint, folder):
                     continue
             else:
-                self._say_found(prepared, part)
+                where = f"{self.start.run.store.url}/{SHARED}/{prepared.fingerprint[:12]}…"
+                rows = f"{prepared.report['train_rows']:,} rows to train on"
+                self.say(Note(f"{part} data: {rows}, prepared before in {where}"))
             here = self._bring(prepared.fingerprint, folder)
             return dataclasses.replace(prepared, folder=here)
 
@@ -128,11 +130,6 @@ class _Preparing:
             return True
         self.say(Note(f"the {part} data was deleted or replaced just now: looking again"))
         return False
-
-    def _say_found(self, prepared: Prepared, part: Part) -> None:
-        where = f"{self.start.run.store.url}/{SHARED}/{prepared.fingerprint[:12]}…"
-        rows = prepared.report["train_rows"]
-        self.say(Note(f"{part} data: {rows:,} rows to train on, prepared before in {where}"))
 
     def _begin(self, fingerprint: str) -> str | Writer:
         run, owner = self.start.run, self.start.owner

@@ -147,8 +147,9 @@ class _Evaluation:
             def run(task: str) -> Result:
                 if not exported.exists():
                     final = load_model_in(list(measures.trained.models.values())[-1])
-                    imported = final.config.imported
-                    tokenizer = exported_tokenizer(measures.chat_path, imported=imported)
+                    tokenizer = exported_tokenizer(
+                        measures.chat_path, imported=final.config.imported
+                    )
                     export_model(final, tokenizer, exported)
                 return run_task(task, exported, options, self.sleep)
 

@@ -149,8 +149,9 @@ class Finished:
         """How the tokenizer is exported, with the template that the model learned."""
         from pion.formats.huggingface.tokenizer_files import exported_tokenizer
 
-        imported = self.decoder.config.imported
-        return exported_tokenizer(self.tokenizer_path, imported=imported, originals=self.base)
+        return exported_tokenizer(
+            self.tokenizer_path, imported=self.decoder.config.imported, originals=self.base
+        )
 
     @cached_property
     def terms(self) -> Terms | None:

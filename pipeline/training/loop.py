@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from pion.errors import PionError, PlanFailed, Stopped, Trouble
 from pipeline.console.messages import Note, Phase, StageState
-from pipeline.state.checkpoints.restore import Found
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
 from pipeline.training.context import TrainingContext, phase
@@ -138,7 +137,10 @@ class StageTraining:
         self.context, self.setup, self.rank = setup.context, setup, rank
         job, stage = setup.context.job, setup.stage
         self._steps = job.section(stage).total_steps
-        self._loss_is_due = job.selects_best(stage) and _lacks_loss(setup.restored.found)
+        entry = setup.restored.found.entry
+        # It resumes from a checkpoint whose held-out loss is not recorded.
+        lacks_loss = entry is not None and entry.metrics.get(HELD_OUT_LOSS) is None
+        self._loss_is_due = lacks_loss and job.selects_best(stage)
         self.trainer: Trains = setup.trainer
         self.trainer.on_step_down = self._stepped_down
 
@@ -200,8 +202,3 @@ class StageTraining:
         Raises Fenced."""
         self.context.watchdog.progress()
         self.rank.check()
-
-
-def _lacks_loss(found: Found) -> bool:
-    """Return whether a stage resumes from a checkpoint whose held-out loss is not recorded."""
-    return found.entry is not None and found.entry.metrics.get(HELD_OUT_LOSS) is None

@@ -132,8 +132,10 @@ class Setup:
 
     def files(self) -> dict[str, bytes]:
         """Return the small files that each checkpoint includes, by name."""
-        config = to_json(self.trainer.model.config.to_dict()).encode()
-        files = {"config.json": config, **needed_files(self.data.folder)}
+        files = {
+            "config.json": to_json(self.trainer.model.config.to_dict()).encode(),
+            **needed_files(self.data.folder),
+        }
         return files if self.adapter is None else files | {RECORD: self.adapter.to_json()}
 
     def evaluate(self, on_batch: Callable[[], None]) -> Evaluation:
@@ -221,8 +223,9 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
         trainer.load(own)
         why = f"continues after step {trainer.step:,}"
     digest = context.request.digests[stage]
-    skipped = rows_to_skip(restored.head, stage, digest, trainer.next_row, trainer.skipped)
-    trainer.skipped = context.group.from_rank_0(skipped)
+    trainer.skipped = context.group.from_rank_0(
+        rows_to_skip(restored.head, stage, digest, trainer.next_row, trainer.skipped)
+    )
     return Setup(context, stage, trainer, data, restored, why, adapter)
 
 

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Protocol
 
 from pion.errors import BadInput, Fenced
@@ -226,7 +227,5 @@ class StageMetrics:
 
     def close(self) -> None:
         """Write the remaining rows, and close the trackers."""
-        try:
+        with closing(self.trackers):
             self.flush()
-        finally:
-            self.trackers.close()

@@ -102,7 +102,6 @@ class LifelineServer:
                 connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
-        rank = -1
         with connection, connection.makefile("rb") as lines:
             try:
                 connection.settimeout(HELLO_SECONDS)
@@ -110,16 +109,15 @@ class LifelineServer:
                 if hello is None:
                     return
                 connection.settimeout(None)
-                rank = hello.rank
                 with self._lock:
                     self._strangers = [each for each in self._strangers if each is not connection]
-                    self._workers[rank] = connection
+                    self._workers[hello.rank] = connection
                     if self._stopping:
                         _send(connection, SaveAndStop())
                 for line in lines:
                     message = from_json(line)
                     if isinstance(message, FromWorker):
-                        self._on_message(rank, message)
+                        self._on_message(hello.rank, message)
             except (OSError, ValueError):
                 return
             finally:
