@@ -34,8 +34,11 @@ def require_room(job: Job, run: RunState, left: WorkLeft, until: str | None = No
     free = free_bytes(folder)
     if free is None or free + _deletable(folder, left, local=local) >= weights + moments:
         return
-    cache = f"set XDG_CACHE_HOME to a folder with room (now {cache_folder().parent})"
-    place = "set store to a place with room" if local else cache
+    place = (
+        "set store to a place with room"
+        if local
+        else f"set XDG_CACHE_HOME to a folder with room (now {cache_folder().parent})"
+    )
     raise BadInput(
         f"The disk of {folder} has {size(free)} free, and one checkpoint of {stage} takes "
         f"{size(weights + moments)}: {size(weights)} of weights and {size(moments)} of the "

@@ -22,8 +22,8 @@ LABELS: Mapping[Kind, str] = {
     "text": "other text",
 }
 # The result by which two models are compared, and its unit in nats.
-RESPONSES = "response_loss", 1.0
-TEXT = "bits_per_byte", math.log(2)
+RESPONSES = ("response_loss", 1.0)
+TEXT = ("bits_per_byte", math.log(2))
 
 
 @dataclass(frozen=True)

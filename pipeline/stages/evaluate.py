@@ -70,12 +70,8 @@ class _Evaluation:
     start: Start | None
 
     def results(self) -> Result:
-        measures, trained, section = (
-            self.measures,
-            self.measures.trained,
-            self.measures.job.evaluate,
-        )
-        packs = read_packs(measures.job)
+        measures, trained = self.measures, self.measures.trained
+        section, packs = measures.job.evaluate, read_packs(measures.job)
         results: Result = {stage: self._model(stage, packs) for stage in trained.models}
         if self.start is not None:
             results |= self._compared(results, self.start)

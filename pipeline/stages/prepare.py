@@ -281,8 +281,12 @@ def _totals(
 ) -> dict[str, Any]:
     names = ("train_rows", "held_out_rows", "train_tokens", "held_out_tokens", "bytes", "documents")
     totals = {name: sum(s[name] for s in sources if name in s) for name in names}
-    seconds = round(time.monotonic() - started, 1)
-    return {**tokenizer, **totals, "seconds": seconds, "sources": sources}
+    return {
+        **tokenizer,
+        **totals,
+        "seconds": round(time.monotonic() - started, 1),
+        "sources": sources,
+    }
 
 
 def _write_choices(data: PreparedData, tokenizer: Tokenizer, seed: int) -> None:

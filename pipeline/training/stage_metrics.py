@@ -99,8 +99,7 @@ class Trackio:
         self._trackio.log(dict(numbers), step=step)
 
     def note(self, text: str, step: int) -> None:
-        info = self._trackio.AlertLevel.INFO
-        self._trackio.alert(title=f"step {step:,}", text=text, level=info)
+        self._trackio.alert(title=f"step {step:,}", text=text, level=self._trackio.AlertLevel.INFO)
 
     def close(self) -> None:
         self._trackio.finish()

@@ -55,11 +55,11 @@ def session_folder() -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix="pion-ray-", dir=parent))
     except OSError as error:
-        longest = LONGEST_SOCKET - len(_SOCKET_BELOW)
         raise BadInput(
             f"Ray needs a temporary folder for its sockets, and {parent} can't be written ({error})"
             f". Nothing was trained. Set TMPDIR to a folder that you can write to, with a path of "
-            f"at most {longest} bytes, or train without Ray: hardware.workers=0"
+            f"at most {LONGEST_SOCKET - len(_SOCKET_BELOW)} bytes, or train without Ray: "
+            "hardware.workers=0"
         ) from None
 
 
