@@ -158,19 +158,15 @@ def answer_once(
     settings: Settings,
     *,
     as_chat: bool,
-    out: TextIO | None = None,
 ) -> int:
     """Print `prompt` and its continuation, or with `as_chat` only the answer to it."""
-    out = out or sys.stdout
     ids = prompt_ids(model, chat_format, prompt, settings, as_chat=as_chat)
     tell_replaced(chat_format.tokenizer, prompt, "the prompt")
     given, last = "" if as_chat else prompt, ""
     for last in _pieces(model, chat_format, ids, settings):
-        print(printable(given + last), end="", file=out, flush=True)
+        print(printable(given + last), end="", flush=True)
         given = ""  # printed with the first token: nothing may be printed before an error
-    print(printable(given), end="", file=out)
-    if not last.endswith("\n"):
-        print(file=out)
+    print(printable(given), end="" if last.endswith("\n") else "\n")
     return 0
 
 

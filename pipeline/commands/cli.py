@@ -345,10 +345,16 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from pipeline.commands.export import Wanted, export
+    from pipeline.commands.export import export
 
     model = f"{args.run}@{args.stage}" if args.stage else args.run
-    return export(model, args.target, Wanted(args.model_type, args.embeddings, args.gguf_type))
+    return export(
+        model,
+        args.target,
+        model_type=args.model_type,
+        embeddings=args.embeddings,
+        gguf_type=args.gguf_type,
+    )
 
 
 def _import_seed(args: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,38 +23,34 @@ _TEXTS = [text for text in (argparse.__doc__, json.__doc__) if text]
 GGUF = ".gguf"
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """How a model is exported.
-
-    Attributes:
-        model_type: an architecture of transformers; None: the first that computes the model.
-        embeddings: the dtype of the rows of token ids.
-        gguf_type: how a GGUF file stores matrices; None: f16. A folder has none.
-    """
-
-    model_type: str | None = None
-    embeddings: str = "float32"
-    gguf_type: Type | None = None
-
-
-def export(model: str, target: str, wanted: Wanted) -> int:
+def export(
+    model: str,
+    target: str,
+    *,
+    model_type: str | None = None,
+    embeddings: str = "float32",
+    gguf_type: Type | None = None,
+) -> int:
     """Export the model called `model` to the folder or GGUF file `target` and return 0.
+
+    `model_type` is an architecture of transformers; None: the first that computes the model.
+    `embeddings` is the dtype of the rows of token ids. `gguf_type` says how a GGUF file stores
+    matrices; None: f16. A folder has none.
 
     Raises BadInput for a model without a tokenizer, and for an architecture or a file that can't
     express the model. Raises PionError if what was written is not the same model.
     """
     to_gguf = target.endswith(GGUF)
-    if wanted.gguf_type is not None and not to_gguf:
+    if gguf_type is not None and not to_gguf:
         raise BadInput(
-            f"--type {wanted.gguf_type} is for GGUF files, and {target} is a folder. Name a file "
+            f"--type {gguf_type} is for GGUF files, and {target} is a folder. Name a file "
             f"such as {target}{GGUF}, or leave out --type."
         )
     found = find_model(model)
     load_tokenizer(found)  # before torch is imported: it may be missing
     if to_gguf:
-        return _export_file(found, Path(target), wanted)
-    difference = _export_folder(found, _load(found, wanted), target, wanted)
+        return _export_file(found, Path(target), model_type, embeddings, gguf_type or "f16")
+    difference = _export_folder(found, _load(found, embeddings), target, model_type)
     show(
         f"{target}: {found.label}; loaded again with transformers, "
         f"logits differ by at most {difference:.1e}"
@@ -63,17 +58,17 @@ def export(model: str, target: str, wanted: Wanted) -> int:
     return 0
 
 
-def _load(found: FoundModel, wanted: Wanted) -> Decoder:
+def _load(found: FoundModel, embeddings: str) -> Decoder:
     from pion.formats.export import round_embeddings
 
     decoder = load_model(found)
-    if wanted.embeddings == "bfloat16":
+    if embeddings == "bfloat16":
         round_embeddings(decoder)
     return decoder
 
 
 def _export_folder(
-    found: FoundModel, decoder: Decoder, folder: str | Path, wanted: Wanted
+    found: FoundModel, decoder: Decoder, folder: str | Path, model_type: str | None
 ) -> float:
     """Write the folder, and return how far its logits are from the model's."""
     from pion.formats.export import export_model
@@ -82,8 +77,8 @@ def _export_folder(
 
     assert found.tokenizer is not None
     tokenizer = exported_tokenizer(found.tokenizer, imported=decoder.config.imported)
-    export_model(decoder, tokenizer, folder, model_type=wanted.model_type)
-    return verify_export(folder, decoder, tokenizer, _TEXTS, model_type=wanted.model_type)
+    export_model(decoder, tokenizer, folder, model_type=model_type)
+    return verify_export(folder, decoder, tokenizer, _TEXTS, model_type=model_type)
 
 
 def _shown_name(found: FoundModel) -> str:
@@ -91,19 +86,20 @@ def _shown_name(found: FoundModel) -> str:
     return Path(found.label).name if Path(found.label).exists() else found.label
 
 
-def _export_file(found: FoundModel, out: Path, wanted: Wanted) -> int:
+def _export_file(
+    found: FoundModel, out: Path, model_type: str | None, embeddings: str, kind: Type
+) -> int:
     """Write the GGUF file of the model, by way of the folder for transformers."""
     from pion.formats.gguf.convert import check_file, convert, require_convertible
 
     check_file(out)
     assert found.tokenizer is not None
-    decoder = _load(found, wanted)
-    require_convertible(decoder.config, found.tokenizer, wanted.model_type)
+    decoder = _load(found, embeddings)
+    require_convertible(decoder.config, found.tokenizer, model_type)
     folder = out.with_name(f".{out.name}.export")
     try:
-        _export_folder(found, decoder, folder, wanted)
+        _export_folder(found, decoder, folder, model_type)
         del decoder
-        kind = wanted.gguf_type or "f16"
         written = convert(folder, out, kind, name=_shown_name(found))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pion.errors import BadInput
 from pipeline.commands.chat import Settings, library_settings, prompt_ids, tell_replaced
@@ -62,7 +61,6 @@ def answer_all(
     settings: Settings,
     *,
     as_chat: bool,
-    out: TextIO | None = None,
 ) -> int:
     """Print a line of JSON for each prompt, in their order, as soon as the text is complete."""
     from pion.generation.generate import generate_batch
@@ -87,6 +85,6 @@ def answer_all(
                 "prompt": prompts[printed].text,
                 "text": chat_format.tokenizer.decode(new[printed]),
             }
-            print(json.dumps(line), file=out or sys.stdout, flush=True)
+            print(json.dumps(line), flush=True)
             printed += 1
     return 0

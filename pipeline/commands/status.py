@@ -105,27 +105,32 @@ def _owner_in_words(status: Mapping[str, Any]) -> str:
     owner = status["owner"]
     if owner is None:
         return "nobody (released)"
-    words = f"pid {owner['pid']} on {owner['host']}, epoch {status['epoch']}"
-    running = status["owner_running"]
-    if running is not None:
-        words += ", running" if running else ", dead"
-    age = status["heartbeat_age"]
-    if age is not None:
-        words += f", heartbeat {duration(age)} ago"
-    elif status["heartbeats"]:
-        words += ", no heartbeat"
-    else:
-        commit = duration(status["last_commit_age"])
-        words += f", no heartbeat on this store; last commit {commit} ago"
-    progress = status["progress"]
-    if progress and "step" in progress:
-        steps = f"/{progress['steps']:,}" if progress.get("steps") else ""
-        words += f"; {progress.get('stage')} step {progress['step']:,}{steps}"
-        if progress.get("loss") is not None:
-            words += f", loss {progress['loss']:.4f}"
-        if progress.get("tokens_per_second"):
-            words += f", {progress['tokens_per_second']:,.0f} tokens/s"
-    return words
+    running = {True: ", running", False: ", dead", None: ""}[status["owner_running"]]
+    who = f"pid {owner['pid']} on {owner['host']}, epoch {status['epoch']}{running}"
+    return f"{who}, {_heartbeat_in_words(status)}{_progress_in_words(status['progress'] or {})}"
+
+
+def _heartbeat_in_words(status: Mapping[str, Any]) -> str:
+    if status["heartbeat_age"] is not None:
+        return f"heartbeat {duration(status['heartbeat_age'])} ago"
+    if status["heartbeats"]:
+        return "no heartbeat"
+    commit = duration(status["last_commit_age"])
+    return f"no heartbeat on this store; last commit {commit} ago"
+
+
+def _progress_in_words(progress: Mapping[str, Any]) -> str:
+    """Return what the owner last reported; empty if that was no step."""
+    if "step" not in progress:
+        return ""
+    steps, loss = progress.get("steps"), progress.get("loss")
+    speed = progress.get("tokens_per_second")
+    words = [
+        f"; {progress.get('stage')} step {progress['step']:,}" + (f"/{steps:,}" if steps else ""),
+        "" if loss is None else f"loss {loss:.4f}",
+        f"{speed:,.0f} tokens/s" if speed else "",
+    ]
+    return ", ".join(filter(None, words))
 
 
 def _cost_lines(costs: Costs) -> list[str]:

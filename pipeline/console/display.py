@@ -160,13 +160,14 @@ class Display:
         self._saved = (checkpoint.step, self._now())
         self._interval = checkpoint.interval
         if self._console is None:
-            details = []
-            if checkpoint.stall is not None:
-                details.append(f"training stood still for {checkpoint.stall:.2f} s")
-            if self._interval is not None:
-                details.append(f"saving every {duration(self._interval)}")
-            detail = f" ({', '.join(details)})" if details else ""
-            self._line(f"{checkpoint.stage} step {checkpoint.step:,}: saved{detail}")
+            stall, every = checkpoint.stall, checkpoint.interval
+            details = [
+                "" if stall is None else f"training stood still for {stall:.2f} s",
+                "" if every is None else f"saving every {duration(every)}",
+            ]
+            detail = ", ".join(filter(None, details))
+            saved = f"saved ({detail})" if detail else "saved"
+            self._line(f"{checkpoint.stage} step {checkpoint.step:,}: {saved}")
 
     # ------------------------------------------------------------ writing
 
@@ -187,27 +188,25 @@ class Display:
 
     def _facts(self, step: Step) -> list[str]:
         """Return the numbers of a step, each with its name."""
-        facts = [f"loss {step.loss:.4f}", f"lr {step.lr:.2e}"]
-        if step.grad_norm is not None:
-            facts.append(f"grad norm {step.grad_norm:.3f}")
-        facts.append(f"{step.tokens_per_second:,.0f} tokens/s")
-        if step.mfu is not None:
-            facts.append(f"MFU {100 * step.mfu:.1f} %")
-        if step.memory:
-            facts.append(size(step.memory))
-        if step.eta is not None:
-            facts.append(f"ETA {duration(step.eta)}")
-        if step.dollars:
-            price = step.dollars_per_hour
-            facts.append(f"${step.dollars:.2f}" + (f" at ${price:.2f}/h" if price else ""))
-        if self._saved is not None:
+        price = f" at ${step.dollars_per_hour:.2f}/h" if step.dollars_per_hour else ""
+        facts = [
+            f"loss {step.loss:.4f}",
+            f"lr {step.lr:.2e}",
+            "" if step.grad_norm is None else f"grad norm {step.grad_norm:.3f}",
+            f"{step.tokens_per_second:,.0f} tokens/s",
+            "" if step.mfu is None else f"MFU {100 * step.mfu:.1f} %",
+            size(step.memory) if step.memory else "",
+            "" if step.eta is None else f"ETA {duration(step.eta)}",
+            f"${step.dollars:.2f}{price}" if step.dollars else "",
+        ]
+        if self._saved is None:
+            facts.append("not saved yet")
+        else:
             saved, at = self._saved
             facts.append(f"saved step {saved:,} ({duration(self._now() - at)} ago)")
             if self._interval is not None and self._console is not None:  # logs show it when saving
                 facts.append(f"saving every {duration(self._interval)}")
-        else:
-            facts.append("not saved yet")
-        return facts
+        return [fact for fact in facts if fact]
 
     def _panel(self) -> RenderableType:
         """Return the live part: a bar, and the numbers below it."""

@@ -160,8 +160,8 @@ def _of_run(found: Listed, *, whole: bool = False) -> FoundModel:
     state, head, entry = found.state, found.head, found.entry
     folder = bring_model(state, head, entry.key)
     done = entry.key in {record.checkpoint for record in head.stages.values()}
-    step = f"step {entry.step:,}" + ("" if done else ", unfinished")
-    return found_in(folder, f"{state.name} ({entry.stage}, {step})", whole=whole)
+    label = f"{state.name} ({entry.stage}, step {entry.step:,}{'' if done else ', unfinished'})"
+    return found_in(folder, label, whole=whole)
 
 
 def _listed(state: RunState, head: Head, which: str | None) -> Listed:

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.console.formats import moment, printable
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import STAGES, Job
-from pipeline.report.results import Published, evaluated, published
+from pipeline.report.results import Evaluated, Published, result_of
 from pipeline.state.head import Head
 from pipeline.state.row_types import Unreadable
 from pipeline.state.run_state import SILENCE_SECONDS
@@ -76,12 +76,12 @@ class RunHistory:
     @property
     def results(self) -> Mapping[str, Any]:
         """What the evaluate stage measured; empty before it is done. Raises Damaged."""
-        return evaluated(self.head, self.url)
+        return result_of(Evaluated, self.head, "evaluate", self.url)
 
     @property
     def published(self) -> Published:
         """What the publish stage reported; empty before it is done. Raises Damaged."""
-        return published(self.head, self.url)
+        return result_of(Published, self.head, "publish", self.url)
 
     @property
     def finished_at(self) -> float | None:

@@ -351,18 +351,18 @@ def _training(history: RunHistory) -> str:
             )
         )
     header = ("stage", "steps", "batch (sequences × tokens)", "tokens", "optimizer, learning rate")
+    hardware = "; ".join(hardware_lines(history.attempts()))
+    left_out = "; ".join(words for _, words in history.left_out())
+    cost = history.costs.describe()
     parts = [
         "## Training",
         "Data:\n\n" + "\n".join(f"- {line}" for line in source_lines(job)),
         table(header, rows),
+        f"Trained on {hardware}. Seed {job.seed}." if hardware else "",
+        f"Left out, because steps on them went wrong: {left_out}." if left_out else "",
+        f"All machines together, from boot to publishing: {cost}." if job.publish.cost else "",
     ]
-    if hardware := hardware_lines(history.attempts()):
-        parts.append("Trained on " + "; ".join(hardware) + f". Seed {job.seed}.")
-    if left_out := [words for _, words in history.left_out()]:
-        parts.append("Left out, because steps on them went wrong: " + "; ".join(left_out) + ".")
-    if job.publish.cost:
-        parts.append(f"All machines together, from boot to publishing: {history.costs.describe()}.")
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
 
 
 def _limitations(job: Job, config: ModelConfig) -> str:

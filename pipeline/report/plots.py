@@ -109,17 +109,13 @@ def _dress(axes: Axes) -> None:
     axes.set_facecolor(PAPER)
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
     axes.tick_params(colors=INK, length=0, labelsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     if axes.get_ylim()[1] >= 1000:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
-
-
-SECONDS = 60.0
 
 
 def list_fonts() -> None:
@@ -138,5 +134,5 @@ def list_fonts() -> None:
             env=without_secrets(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=SECONDS,
+            timeout=60,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -46,10 +47,8 @@ def card_in(folder: Path) -> str:
 def weights_sha256(folder: Path) -> str | None:
     """Return the hash of a published folder's weights; None if there are none to read."""
     for name in WEIGHTS:
-        try:
+        with contextlib.suppress(OSError):
             return sha256_file(folder / name)
-        except OSError:
-            continue
     return None
 
 

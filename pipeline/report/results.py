@@ -6,7 +6,7 @@ A store may hold what others wrote, so a number that is not a number is damaged 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NotRequired
+from typing import Any, NotRequired, TypeVar
 
 from typing_extensions import TypedDict
 
@@ -100,20 +100,14 @@ class Published(TypedDict):
     sha256: NotRequired[Sha256]  # of the weights in the folder; older versions kept none
 
 
-def evaluated(head: Head, run: str) -> Evaluated:
-    """Return what the evaluate stage of the run at the address `run` measured; empty before it is
-    done. Raises `Damaged`."""
-    return _result(Evaluated, head, "evaluate", run)
+Result = TypeVar("Result")
 
 
-def published(head: Head, run: str) -> Published:
-    """Return what the publish stage of the run at the address `run` reported; empty before it is
-    done. Raises `Damaged`."""
-    return _result(Published, head, "publish", run)
+def result_of(kind: type[Result], head: Head, stage: str, run: str) -> Result:
+    """Return the result of a stage of the run at the address `run`; empty before the stage is done.
 
-
-def _result(kind: type[Any], head: Head, stage: str, run: str) -> Any:
+    Raises `Damaged`.
+    """
     record = head.stages.get(stage)
-    if record is None:
-        return {}
-    return build(kind, record.result, f"{run}/HEAD.json", under=f"stages.{stage}.result")
+    found = {} if record is None else record.result
+    return build(kind, found, f"{run}/HEAD.json", under=f"stages.{stage}.result")

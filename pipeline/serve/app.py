@@ -27,8 +27,6 @@ from pipeline.web.page import read_page
 # OpenAI's default for /v1/completions.
 COMPLETION_TOKENS = 16
 PAGE = read_page(Path(__file__).with_name("page"))
-WARNING = "Pion-Warning"
-NO_TEMPLATE = "this model has no chat template"
 
 
 class Api:
@@ -132,25 +130,26 @@ class Api:
         top = (asked.top_logprobs or 0) if asked.logprobs else None
         answers = Answers(served, texts, len(ids), asked.stop or (), top)
         shape = ChatShape(served.name, served.tokenizer, logprobs=top is not None)
-        headers = {} if served.chat else {WARNING: NO_TEMPLATE}
+        headers = {} if served.chat else {"Pion-Warning": "this model has no chat template"}
         send = _stream if asked.stream else _whole
         return await send(request, answers, shape, asked, headers)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         asked = await read_body(request, CompletionRequest)
         served = self._model(asked.model)
+        given: list[str | list[int]] = asked.prompt
         if asked.echo and asked.logprobs is not None:
-            served.check_scored(asked.prompts)
-        for prompt in asked.prompts:  # all of them, before any is encoded
+            served.check_scored(given)
+        for prompt in given:  # all of them, before any is encoded
             if isinstance(prompt, str):
                 served.check_length(prompt)
-        prompts = [await served.prompt_ids(prompt) for prompt in asked.prompts]
+        prompts = [await served.prompt_ids(prompt) for prompt in given]
         most = COMPLETION_TOKENS if asked.max_tokens is None else asked.max_tokens
         texts = _texts(served, asked, prompts, most)
         prompt_tokens = sum(len(ids) for ids in prompts)
         echoes: list[str] = []
         if asked.echo:
-            each = [p if isinstance(p, str) else served.tokenizer.decode(p) for p in asked.prompts]
+            each = [p if isinstance(p, str) else served.tokenizer.decode(p) for p in given]
             echoes = [prompt for prompt in each for _ in range(asked.n or 1)]
         answers = Answers(served, texts, prompt_tokens, asked.stop or (), asked.logprobs, echoes)
         shape = CompletionShape(served.name, served.tokenizer, logprobs=asked.logprobs is not None)

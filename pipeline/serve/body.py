@@ -35,8 +35,11 @@ async def read_body(request: web.Request, kind: type[Body]) -> Body:
         raise ApiError(408, "the request did not arrive in time", code="timeout") from None
     except (web.RequestPayloadError, ContentEncodingError) as error:
         coding = request.headers.get("Content-Encoding", "none")
-        words = f"the body can't be read (Content-Encoding: {coding[:40]}): {error}"
-        raise ApiError(400, words, code="damaged_body") from None
+        raise ApiError(
+            400,
+            f"the body can't be read (Content-Encoding: {coding[:40]}): {error}",
+            code="damaged_body",
+        ) from None
     if len(data) <= READ_AT_ONCE:
         return _fields(data, kind)
     return await asyncio.get_running_loop().run_in_executor(_READER, _fields, data, kind)

@@ -236,12 +236,6 @@ class CompletionRequest(_Request):
             )
         return self
 
-    @property
-    def prompts(self) -> list[str | list[int]]:
-        """The prompts: texts or ids."""
-        prompts: list[str | list[int]] = self.prompt
-        return prompts
-
 
 class TokenizeRequest(Fields):
     """The body of POST /v1/tokenize: a text, or a conversation that an answer would follow."""

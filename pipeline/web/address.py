@@ -26,13 +26,11 @@ class Rules:
 
     Attributes:
         hosts: the names that a request may call the server by, in lower case and without a port.
-        key: the key that requests need, or None.
-        open_paths: what is sent without the key: pages, which ask for the key themselves.
+        key: the key that all requests but that for the page need, or None.
     """
 
     hosts: frozenset[str]
     key: str | None = None
-    open_paths: frozenset[str] = frozenset({"/"})
 
 
 @dataclass(frozen=True)

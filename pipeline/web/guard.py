@@ -78,7 +78,7 @@ def _refusal(request: web.Request, rules: Rules) -> tuple[int, str, str] | None:
         return 405, "method_not_allowed", f"{request.method[:20]} is not used here"
     if request.method == "POST" and request.content_type != "application/json":
         return 415, "not_json", "send the request as Content-Type: application/json"
-    if rules.key is not None and request.path not in rules.open_paths:
+    if rules.key is not None and request.path != "/":  # the page asks for it
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         same = hmac.compare_digest(
             given.strip().encode(errors="surrogateescape"), rules.key.encode()

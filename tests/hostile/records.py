@@ -22,7 +22,7 @@ from pipeline.report.result_tables import (
     lm_eval_rows,
     whose_bytes,
 )
-from pipeline.report.results import evaluated, published
+from pipeline.report.results import Evaluated, Published, result_of
 from pipeline.state.checkpoints.layout import MANIFEST, STATE, Provenance
 from pipeline.state.deadline import DEADLINE, Asked, RunDeadline, read_deadline
 from pipeline.state.head import Head, StageRecord
@@ -234,7 +234,7 @@ def with_result(stage: str, data: bytes) -> Head:
 
 def read_evaluated(run: RunState, data: bytes) -> bool:
     """Return True if the evaluation can be shown, as text."""
-    results: Any = evaluated(with_result("evaluate", data), "store/demo")
+    results: Any = result_of(Evaluated, with_result("evaluate", data), "evaluate", "store/demo")
     for row in (*language_rows(results), *choice_rows(results), *lm_eval_rows(results)):
         assert all(isinstance(cell, str) for cell in row)
     assert isinstance(chosen_checkpoint(results) + whose_bytes(results), str)
@@ -259,7 +259,7 @@ def evaluated_may(case: Attack) -> bool:
 
 
 def read_published(run: RunState, data: bytes) -> Any:
-    return published(with_result("publish", data), "store/demo")
+    return result_of(Published, with_result("publish", data), "publish", "store/demo")
 
 
 def published_may(case: Attack) -> bool:

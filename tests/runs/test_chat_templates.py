@@ -16,7 +16,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pipeline.base.find import find_base
 from pipeline.cli import main
 from pipeline.models.find import find_model
-from pipeline.report.results import evaluated
+from pipeline.report.results import Evaluated, result_of
 from tests.runs.test_model_from import SFT, write_job
 from tests.support.chat_templates import CHATML, MISTRAL, QWEN3
 from tests.support.instruct_model import write_instruct_model
@@ -77,7 +77,7 @@ def test_training_chat_and_the_published_model_use_the_models_own_template(tmp_p
         "`enable_thinking: false` unless a caller gives another." in card
     )
     assert "The tokenizer changes a text by NFC first: bits per byte count the bytes of" in card
-    results = evaluated(head_of(tmp_path), "tiny")
+    results = result_of(Evaluated, head_of(tmp_path), "evaluate", "tiny")
     assert results["sft"]["stop_accuracy"] > 0.5
 
 
