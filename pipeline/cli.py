@@ -143,10 +143,21 @@ class _Version(argparse.Action):
     """Prints the version. It is only looked up when needed."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from pipeline.commands.version import version_line
-
         print(version_line())
         parser.exit()
+
+
+def version_line() -> str:
+    """Return `pion 0.1.0 (c28abf5, changed since)`; without a known commit, only the version."""
+    import importlib.metadata
+
+    from pipeline.state.owner import code_version
+
+    version = f"pion {importlib.metadata.version('pion')}"
+    code = code_version()
+    if code.commit is None:
+        return version
+    return f"{version} ({code.commit[:7]}{', changed since' if code.dirty else ''})"
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

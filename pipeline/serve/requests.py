@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pion.generation.generate import Settings
-from pipeline.serve.fields import Fields, refused, within
+from pipeline.serve.body import Fields, refused, within
 
 # The most answers to one request, stop strings, and alternatives of a token.
 MOST_CHOICES, MOST_STOPS, MOST_ALTERNATIVES = 16, 16, 20

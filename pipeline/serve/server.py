@@ -7,12 +7,22 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
+import torch
 from aiohttp import web
 
 from pion.errors import BadInput
 from pion.generation.answer import Deliver, Event, Listener
-from pion.generation.engine import Engine
+from pion.generation.engine import Engine, bytes_per_token
+from pion.model.decoder import Decoder
+from pion.train.hardware import (
+    memory_in_use,
+    pick_device,
+    pick_dtype,
+    torch_dtype,
+    total_memory,
+)
 from pipeline.console.formats import amount, show, size
 from pipeline.models.find import FoundModel, find_model
 from pipeline.models.load import load_found
@@ -23,6 +33,10 @@ from pipeline.web.address import Rules
 from pipeline.web.listen import serve_until_stopped, url_of
 
 NAME = re.compile(r"[A-Za-z0-9][\w.@/:+-]{0,99}")
+# The share of the free memory that slots may take. The rest is for reading prompts.
+SHARE = 0.8
+# While a long prompt is read, its keys and values are outside the slots, twice when they move.
+SLOTS_FOR_READING = 2
 
 
 def serve(options: Options) -> int:
@@ -127,9 +141,6 @@ def _give(events: Sequence[tuple[Listener, Event]]) -> None:
 
 
 def _load(name: str, found: FoundModel, options: Options, deliver: Deliver) -> ServedModel:
-    from pion.train.hardware import pick_device, pick_dtype, torch_dtype
-    from pipeline.serve.slots import fit_slots, free_memory
-
     device = pick_device()
     dtype = pick_dtype(options.dtype, device, generating=True)
     model, chat_format = load_found(found, torch_dtype(dtype))
@@ -148,3 +159,37 @@ def _load(name: str, found: FoundModel, options: Options, deliver: Deliver) -> S
         show(f"{name} was not fine-tuned on conversations: use /v1/completions")
     engine.start()
     return served
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many slots a model has, and the bytes that they need."""
+
+    count: int
+    bytes: int
+
+
+def fit_slots(name: str, model: Decoder, wanted: int, seq_len: int, free: int) -> Slots:
+    """Return the slots that fit `free` bytes: at most `wanted`.
+
+    Raises BadInput if not even one fits.
+    """
+    each = bytes_per_token(model) * seq_len
+    room = int(SHARE * free)
+    count = min(wanted, room // each - SLOTS_FOR_READING) if each else wanted
+    if count < 1:
+        need = (1 + SLOTS_FOR_READING) * each
+        tokens = int(seq_len * room / need) if need else 0
+        raise BadInput(
+            f"{name}: an answer of {seq_len:,} tokens, prompt included, needs {size(each)} of "
+            f"memory, and reading a prompt {size(SLOTS_FOR_READING * each)}; {size(room)} may be "
+            f"used. Nothing was started. Use a shorter context: --seq-len {max(tokens, 1)}"
+        )
+    return Slots(count, (count + SLOTS_FOR_READING) * each)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that this process can still use on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return total_memory(device) - memory_in_use(device)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from pipeline.serve.body import checked
 from pipeline.serve.errors import ApiError
-from pipeline.serve.fields import checked
 from pipeline.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest
 
 MANY = 5_000

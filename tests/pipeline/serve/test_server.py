@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from pion.errors import BadInput
-from pipeline.serve.slots import SLOTS_FOR_READING, fit_slots
+from pipeline.serve.server import SLOTS_FOR_READING, fit_slots
 from pipeline.web.address import API_KEY
 from tests.families.families import FAMILIES
 from tests.pipeline.conftest import Pion
@@ -93,7 +93,7 @@ def test_two_models_of_one_name_are_refused(run_folder: Path, pion: Pion, here: 
 def test_too_little_memory_for_one_answer_is_refused(
     run_folder: Path, pion: Pion, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.serve.slots.free_memory", lambda device: 100_000)
+    monkeypatch.setattr("pipeline.serve.server.free_memory", lambda device: 100_000)
     code, _, error = pion("serve", "--port", "0", f"{run_folder}/demo")
     assert code == 2
     assert "demo: an answer of 256 tokens" in error
