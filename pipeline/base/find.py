@@ -139,7 +139,7 @@ def find_base(source: str, folder: Path) -> FoundBase:
         found = locate_model(str(path) if path.exists() else source)
     except (OSError, ValueError):  # no file can have this name
         found = locate_model(source)
-    commit = None
+    commit: str | None = None
     if isinstance(found, str):
         files, bring, commit = _of_hub(found)
     else:
@@ -167,7 +167,6 @@ def _described(source: str, files: Files, bring: Callable[[str], Path], commit: 
         raise BadInput(f"{source}: {error}") from None
     deciding = {name: about for name, about in files.items() if decides_results(name)}
     of_ids = {name: about for name, about in deciding.items() if name in DECIDE_IDS}
-    asks = template is not None and ASKS_FOR_DATE in template
     return Base(
         source=source,
         hash=hash_of(deciding),
@@ -175,7 +174,7 @@ def _described(source: str, files: Files, bring: Callable[[str], Path], commit: 
         config=config.to_dict(),
         commit=commit,
         template=None if template is None else sha256(template.encode()).hexdigest(),
-        date=datetime.now(UTC).date().isoformat() if asks else None,
+        date=datetime.now(UTC).date().isoformat() if ASKS_FOR_DATE in (template or "") else None,
     )
 
 

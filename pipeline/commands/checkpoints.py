@@ -34,8 +34,7 @@ def show_checkpoints(run: str, *, verify: bool, as_json: bool) -> int:
         show(f"{state.name} has no checkpoint yet")
     else:
         for entry in head.checkpoints:
-            problem = problems[entry.key]
-            checked = problem or ("verified now" if verify else "verified when saved")
+            checked = problems[entry.key] or f"verified {'now' if verify else 'when saved'}"
             show(
                 f"{entry.stage:<8} step {entry.step:>7,}  {moment(entry.at)}  "
                 f"{size(entry.bytes):>8}  weights {entry.model_sha256[:12]}  {checked}"

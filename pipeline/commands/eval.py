@@ -65,8 +65,7 @@ def _has_texts(path: Path) -> bool:
 def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
     rows_at_once = max(1, TOKENS_AT_ONCE // model.config.seq_len)
     if path.suffix == ".jsonl" and path.is_file() and _has_texts(path):
-        records = record_documents(jsonl_records(path, "eval"), "text", "eval")
-        texts = [document.text for document in records]
+        texts = [one.text for one in record_documents(jsonl_records(path, "eval"), "text", "eval")]
         for text in texts:
             tell_replaced(tokenizer, text, str(path))
         return dataclasses.asdict(text_loss(model, tokenizer, texts, rows_at_once))

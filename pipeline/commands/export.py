@@ -81,11 +81,6 @@ def _export_folder(
     return verify_export(folder, decoder, tokenizer, _TEXTS, model_type=model_type)
 
 
-def _shown_name(found: FoundModel) -> str:
-    """Return what other programs call the model. A folder is named without the folders above it."""
-    return Path(found.label).name if Path(found.label).exists() else found.label
-
-
 def _export_file(
     found: FoundModel, out: Path, model_type: str | None, embeddings: str, kind: Type
 ) -> int:
@@ -100,7 +95,9 @@ def _export_file(
     try:
         _export_folder(found, decoder, folder, model_type)
         del decoder
-        written = convert(folder, out, kind, name=_shown_name(found))
+        # Other programs show this name: of a folder, without the folders above it.
+        name = Path(found.label).name if Path(found.label).exists() else found.label
+        written = convert(folder, out, kind, name=name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     show(

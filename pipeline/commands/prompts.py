@@ -34,10 +34,9 @@ def read_prompts(path: Path) -> list[Prompt]:
         else:
             from pion.untrusted import read_file
 
-            lines = read_file(path).decode().splitlines()
             prompts = [
                 Prompt(f"{path}:{number}", line)
-                for number, line in enumerate(lines, 1)
+                for number, line in enumerate(read_file(path).decode().splitlines(), 1)
                 if line.strip()
             ]
     except (OSError, UnicodeDecodeError) as error:

@@ -27,7 +27,7 @@ from pipeline.console.messages import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.live import Live
 
 STATES = {
@@ -64,15 +64,13 @@ class Display:
         self._saved: tuple[int, float] | None = None
         self._interval: float | None = None
         self._prepare_shown: dict[str, float] = {}
-        self._console: Console | None = None
         self._live: Live | None = None
         if live or (live is None and is_terminal(self._file)):
             from rich.console import Console
             from rich.live import Live
 
-            self._console = Console(file=self._file, force_terminal=True, highlight=False)
             self._live = Live(
-                console=self._console,
+                console=Console(file=self._file, force_terminal=True, highlight=False),
                 get_renderable=self._panel,
                 refresh_per_second=4,
                 transient=True,
@@ -130,7 +128,7 @@ class Display:
             self._phases.clear()
         else:
             self._phases.append((phase.name, phase.seconds))
-            if self._console is None:
+            if self._live is None:
                 self._line(f"{phase.name}: {phase.seconds:.1f} s")
 
     def _show_prepare(self, progress: PrepareProgress) -> None:
@@ -138,7 +136,7 @@ class Display:
         last = self._prepare_shown.get(progress.what)
         finished = progress.total is not None and progress.done >= progress.total
         due = last is None or finished or self._now() - last >= PREPARE_SECONDS
-        if self._console is None and due:
+        if self._live is None and due:
             self._prepare_shown[progress.what] = self._now()
             self._line(f"prepare: {progress.what} {_amount(progress)}")
 
@@ -152,14 +150,14 @@ class Display:
 
     def _show_step(self, step: Step) -> None:
         self._progress = step
-        if self._console is None:
+        if self._live is None:
             facts = "  ".join(self._facts(step))
             self._line(f"{step.stage} step {step.step:,}/{step.steps:,}  {facts}")
 
     def _show_checkpoint(self, checkpoint: CheckpointSaved) -> None:
         self._saved = (checkpoint.step, self._now())
         self._interval = checkpoint.interval
-        if self._console is None:
+        if self._live is None:
             stall, every = checkpoint.stall, checkpoint.interval
             details = [
                 "" if stall is None else f"training stood still for {stall:.2f} s",
@@ -176,10 +174,10 @@ class Display:
             return
         text = printable(text)
         try:
-            if self._console is not None:
+            if self._live is not None:
                 from rich.text import Text
 
-                self._console.print(Text(text, style=style), soft_wrap=True)
+                self._live.console.print(Text(text, style=style), soft_wrap=True)
             else:
                 at = time.strftime("%Y-%m-%d %H:%M:%S  ", time.localtime(self._now()))
                 print((at if stamp else "") + text, file=self._file, flush=True)
@@ -204,7 +202,7 @@ class Display:
         else:
             saved, at = self._saved
             facts.append(f"saved step {saved:,} ({duration(self._now() - at)} ago)")
-            if self._interval is not None and self._console is not None:  # logs show it when saving
+            if self._interval is not None and self._live is not None:  # logs show it when saving
                 facts.append(f"saving every {duration(self._interval)}")
         return [fact for fact in facts if fact]
 

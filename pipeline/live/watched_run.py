@@ -93,8 +93,12 @@ class WatchedRun:
 
     def told(self) -> dict[str, Any]:
         """Return what pages show of the run; without a look, only its name and what is wrong."""
-        about = {"name": self.state.name, "url": self.state.url, "trouble": self._trouble}
-        return about | self._data
+        return {
+            "name": self.state.name,
+            "url": self.state.url,
+            "trouble": self._trouble,
+            **self._data,
+        }
 
 
 # After a pause of this many seconds more than between two looks, a page waits for a new look.

@@ -125,7 +125,7 @@ def front_matter(job: Job, terms: Terms | None = None) -> str:
     from huggingface_hub import ModelCardData
 
     assert job.publish is not None
-    licence = {} if terms is None else terms.front_matter
+    licence: Mapping[str, Any] = {} if terms is None else terms.front_matter
     if job.publish.license is not None:
         licence = {"license": job.publish.license}
     datasets = sorted({source.repo for _, source in job.sources() if hasattr(source, "repo")})
@@ -204,8 +204,7 @@ def _usage(job: Job, config: ModelConfig) -> str:
             ")"
         )
     else:
-        text = _prompt(job, "Once upon a time")
-        prompt = f'inputs = tokenizer({text}, return_tensors="pt")'
+        prompt = f'inputs = tokenizer({_prompt(job, "Once upon a time")}, return_tensors="pt")'
     command = "chat" if job.sft else "generate"
     return f"""## How to use it
 

@@ -140,8 +140,7 @@ class HistoryReader:
         """Return the time of the last heartbeat of each process, by epoch."""
         for process in processes_of(self._events, head):
             epoch = process.epochs[-1]
-            over = epoch < head.epoch or head.owner is None
-            if over and epoch not in self._beats:
+            if (epoch < head.epoch or head.owner is None) and epoch not in self._beats:
                 beat = self._state.heartbeat(epoch)
                 self._beats[epoch] = beat["at"] if beat else None
         age = status["heartbeat_age"]

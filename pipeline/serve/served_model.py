@@ -148,7 +148,6 @@ class ServedModel:
 
     def record(self, created: int) -> dict[str, Any]:
         """Return the model as /v1/models lists it."""
-        config = self.model.config
         return {
             "id": self.name,
             "object": "model",
@@ -159,7 +158,7 @@ class ServedModel:
                 "label": self.label,
                 "parameters": self.model.num_params(),
                 "seq_len": self.seq_len,
-                "vocab_size": config.vocab_size,
+                "vocab_size": self.model.config.vocab_size,
                 "chat": self.chat,
                 "sampling": {
                     **self.sampling,

@@ -101,7 +101,7 @@ class CompletionShape:
 
     def last_chunk(self, counts: Json) -> Json:
         """Return the chunk with the counts of tokens, which has no choices."""
-        return self._head | {"choices": [], "usage": counts}
+        return self.whole([], counts)
 
     def whole(self, answers: Sequence[Part], counts: Json) -> Json:
         """Return all answers at once."""

@@ -92,8 +92,9 @@ async def answering(app: web.Application, listener: socket.socket) -> AsyncItera
     await runner.setup()
     assert runner.server is not None
     loop = asyncio.get_running_loop()
-    accept = partial(room.accept, runner.server)
-    acceptor = await loop.create_server(accept, sock=listener, backlog=AT_ONCE)
+    acceptor = await loop.create_server(
+        partial(room.accept, runner.server), sock=listener, backlog=AT_ONCE
+    )
     listener.listen()  # the queue itself may be longer
     try:
         yield
