@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -105,6 +106,16 @@ def test_a_change_keeps_the_margin_and_what_the_job_asked_for(run: RunState, pio
     assert pion("deadline", "demo", "--at", "2999-12-01T18:00+01:00")[0] == 0
     assert (of(run).at, of(run).margin, of(run).asked) == (32_501_062_800, 60, asked)
     assert of(run).how == "pion deadline"
+
+
+def test_status_reads_the_deadline_once(
+    run: RunState, pion: Pion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched(run, hours=42)
+    reads = Mock(wraps=read_deadline)
+    monkeypatch.setattr("pipeline.state.deadline.read_deadline", reads)
+    assert "deadline: " in pion("status", "demo")[1]
+    reads.assert_called_once()
 
 
 def test_a_deadline_is_switched_off_and_on_again(run: RunState, pion: Pion) -> None:
