@@ -9,13 +9,13 @@ from pathlib import Path
 
 from pion.config.lora import RECORD, is_adapter, read_record
 from pion.errors import BadInput
-from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER
+from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
+from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.head import Head
-from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import BASES, bring_files
-from pipeline.state.stores import DEFAULT_STORE, Missing, Store, open_store
-from pipeline.state.workspace import Files, Workspace, read_files
+from pipeline.state.stores import DEFAULT_STORE, Store, open_store
+from pipeline.state.workspace import Files, Workspace
 
 
 def bring_model(run: RunState, head: Head, key: str) -> Path:
@@ -26,18 +26,22 @@ def bring_model(run: RunState, head: Head, key: str) -> Path:
     missing or damaged, or belong to another checkpoint than the one that `head` lists.
     """
     workspace = Workspace(run.store, run.name)
-    problem = _fetch(workspace, head, key)
-    record = read_record(workspace.folder(key)) if problem is None else None
-    if record is not None and record.base.name.startswith("checkpoints/"):
-        _bring_base(run, record.base.name)
-    if record is not None and record.base.name.startswith(f"{BASES}/"):
-        bring_files(run.store, record.base.name.removeprefix(f"{BASES}/"))
+    problem: str | None = f"{MODEL} differs from the file that HEAD lists"
+    for entry in head.checkpoints:
+        if entry.key == key:
+            problem = check_entry(workspace, entry, but=OPTIMIZER)
     if problem is not None:
         raise BadInput(
             f"The checkpoint {key} of run {run.name} is listed, but its files in {run.store.url} "
             f"can't be used: {problem}. Check all checkpoints: "
             f"pion checkpoints {run_reference(run.store, run.name)} --verify"
         )
+    record = read_record(workspace.folder(key))
+    base = "" if record is None else record.base.name
+    if base.startswith("checkpoints/"):
+        _bring_base(run, base)
+    if base.startswith(f"{BASES}/"):
+        bring_files(run.store, base.removeprefix(f"{BASES}/"))
     return workspace.folder(key)
 
 
@@ -73,20 +77,3 @@ def with_renamed_base(
 def run_reference(store: Store, name: str) -> str:
     """Return what to call a run on the command line: in the default store, only its name."""
     return name if store.url == open_store(DEFAULT_STORE).url else f"{store.url}/{name}"
-
-
-def _fetch(workspace: Workspace, head: Head, key: str) -> str | None:
-    manifest = f"{workspace.run}/{key}/{MANIFEST}"
-    try:
-        data = workspace.store.read(manifest)
-        files = dict(read_files(data, f"{workspace.store.url}/{manifest}"))
-    except Missing:
-        return f"{MANIFEST} is missing"
-    except Damaged:
-        return f"{MANIFEST} is damaged"
-    if MODEL not in files:
-        return f"{MANIFEST} lists no {MODEL}"
-    if not any((e.key, e.model_sha256) == (key, files[MODEL][1]) for e in head.checkpoints):
-        return f"{MODEL} differs from the file that HEAD lists"
-    files.pop(OPTIMIZER, None)
-    return workspace.fetch(key, files)

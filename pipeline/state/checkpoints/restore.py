@@ -107,11 +107,13 @@ def refuse_other_formats(run: RunState, head: Head) -> None:
             parse(run.store.read(key), f"{run.store.url}/{key}")
 
 
-def check_entry(workspace: Workspace, entry: CheckpointEntry) -> str | None:
+def check_entry(
+    workspace: Workspace, entry: CheckpointEntry, *, but: str | None = None
+) -> str | None:
     """Return why a listed checkpoint can't be used (a file is missing, cut short or changed).
 
-    Returns None for a good checkpoint. Its files are then in the workspace. Raises like
-    `newest_good`.
+    Returns None for a good checkpoint. Its files are then in the workspace, all `but` the one of
+    this name. Raises like `newest_good`.
     """
     key = f"{workspace.run}/{entry.key}"
     url = f"{workspace.store.url}/{key}"
@@ -123,7 +125,8 @@ def check_entry(workspace: Workspace, entry: CheckpointEntry) -> str | None:
         return f"{MANIFEST} is damaged"
     if files.get(MODEL, (0, ""))[1] != entry.model_sha256:
         return f"{MODEL} differs from the file that HEAD lists"
-    return workspace.fetch(entry.key, files)
+    wanted = {name: about for name, about in files.items() if name != but}
+    return workspace.fetch(entry.key, wanted)
 
 
 def load_folder(folder: Path) -> Loaded:
