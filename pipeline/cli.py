@@ -63,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: --help, or invalid arguments
         return int(stop.code or 0)
     except PionError as error:
-        ending = _ending(error, arguments)
-        _print_error(str(ending))
-        return ending.exit_code
+        return _fail(_ending(error, arguments))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -77,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         refused = refusal(error)
         if refused is not None:
-            _print_error(str(refused))
-            return refused.exit_code
+            return _fail(refused)
         print(report_bug(error, arguments), file=sys.stderr)
         return 1
 
@@ -96,9 +93,11 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
-def _print_error(message: str) -> None:
-    """Print the error with which the command ends, without secrets and control characters."""
-    print(f"error: {printable(masked(message))[:LONGEST_ERROR]}", file=sys.stderr)
+def _fail(error: PionError) -> int:
+    """Print the error with which the command ends, without secrets and control characters; return
+    its exit code."""
+    print(f"error: {printable(masked(str(error)))[:LONGEST_ERROR]}", file=sys.stderr)
+    return error.exit_code
 
 
 def _ending(error: PionError, arguments: Sequence[str]) -> PionError:
