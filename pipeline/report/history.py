@@ -166,23 +166,6 @@ class RunHistory:
             found.append((moment(event["at"]), receipt))
         return found
 
-    def code_changes(self) -> list[tuple[str, list[str]]]:
-        """Return (when, lines) of each start of the run with changed code."""
-        return [(moment(event["at"]), event["changes"]) for event in self.of_kind("changed")]
-
-    def watched(self) -> list[tuple[str, list[str]]]:
-        """Return (when, lines) of what a watcher did to the rental, and why."""
-        return [
-            (moment(event["at"]), [f"{event['what']}: {event['why']}", *event["done"]])
-            for event in self.of_kind("watch")
-        ]
-
-    def latest_phases(self) -> list[Row]:
-        """Return the phases of the latest `pion run`, in order: `name`, `seconds`, `total`."""
-        phases = self.of_kind("phase")
-        newest = max((phase["epoch"] for phase in phases), default=0)
-        return [phase for phase in phases if phase["epoch"] == newest]
-
     def seconds_of(self, stage: str) -> float | None:
         """Return how long the current work of `stage` took; None if that is not known.
 

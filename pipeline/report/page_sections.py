@@ -39,14 +39,19 @@ def measured_sections(history: RunHistory, results: Mapping[str, Any]) -> list[S
 
 def record_sections(history: RunHistory, published: Mapping[str, Any]) -> list[Section]:
     """Return what has happened to the run, and where its things are."""
+    watched = [
+        (moment(event["at"]), [f"{event['what']}: {event['why']}", *event["done"]])
+        for event in history.of_kind("watch")
+    ]
+    changed = [(moment(event["at"]), event["changes"]) for event in history.of_kind("changed")]
     sections = {
         "Stages": [_stages(history)],
-        "Where this start's time went": _phases(history.latest_phases()),
+        "Where this start's time went": _phases(history.of_kind("phase")),
         "Attempts": _attempts(history.attempts()),
         "Rows left out": _dated([(at, [words]) for at, words in history.left_out()]),
         "Hops": _dated(history.hops()),
-        "What the watcher did": _dated(history.watched()),
-        "Changes of code": _dated(history.code_changes()),
+        "What the watcher did": _dated(watched),
+        "Changes of code": _dated(changed),
         "Where things are": [{"facts": _places(history, published)}],
     }
     return _with_content(sections)
@@ -179,7 +184,11 @@ def _stages(history: RunHistory) -> Block:
 
 
 def _phases(phases: Sequence[Row]) -> list[Block]:
-    """Show a bar for each phase. A total counts from the command's start. Phases may overlap."""
+    """Show a bar for each phase of the latest `pion run`, in order.
+
+    A total counts from the command's start. Phases may overlap.
+    """
+    newest = max((phase["epoch"] for phase in phases), default=0)
     rows = [
         (
             f"from the start to the {phase['name']}" if phase.get("total") else phase["name"],
@@ -187,6 +196,7 @@ def _phases(phases: Sequence[Row]) -> list[Block]:
             float(phase["seconds"]),
         )
         for phase in phases
+        if phase["epoch"] == newest
     ]
     return [{"bars": rows}] if rows else []
 
