@@ -165,17 +165,13 @@ def lm_eval_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             rows.append((task, "skipped", str(metrics["skipped"])))
             continue
         for name, value in metrics.items():
-            error = metrics.get(_error_name(name))
+            metric, comma, filter_name = name.partition(",")
+            # The error of `acc,none` is `acc_stderr,none`.
+            error = metrics.get(f"{metric}_stderr{comma}{filter_name}")
             if isinstance(value, int | float) and "_stderr" not in name:
                 known = error if isinstance(error, int | float) else None
                 rows.append((task, name.removesuffix(",none"), measured(value, known)))
     return rows
-
-
-def _error_name(metric: str) -> str:
-    """Return the name of a metric's error: for `acc,none` it is `acc_stderr,none`."""
-    name, comma, filter_name = metric.partition(",")
-    return f"{name}_stderr{comma}{filter_name}"
 
 
 # Standard errors from which on a difference is not put down to chance.
@@ -249,6 +245,6 @@ def _meaning(before: float, change: Mapping[str, Any]) -> str:
 
 def _signed(text: str) -> str:
     """Return a difference with its sign; a minus sign is as wide as a plus sign."""
-    return (
-        text.replace("-", "−", 1) if text.startswith("-") else text if text == "–" else f"+{text}"
-    )
+    if text == "–":
+        return text
+    return text.replace("-", "−", 1) if text.startswith("-") else f"+{text}"
