@@ -25,6 +25,9 @@ from pipeline.machine.refusals import refusal
 from pipeline.rent.cli import add_rent_commands
 from pipeline.run.signals import early_sigterm
 
+OVERRIDES = argument(
+    "overrides", metavar="key=value", nargs="*", help="fields to change, such as sft.lr=1e-4"
+)
 LONGEST_ERROR = 20_000
 EXIT_CODES = """\
 exit codes:
@@ -195,12 +198,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     _add_prove(add)
     add_rent_commands(add)
     for sub in take_overrides.values():  # after the other positional arguments
-        sub.add_argument(
-            "overrides",
-            metavar="key=value",
-            nargs="*",
-            help="fields to change, such as sft.lr=1e-4",
-        )
+        OVERRIDES(sub)
     parser.commands = tuple(commands.choices)
     # argparse accepts no overrides after an option: `pion run JOB --redo sft sft.lr=1e-4`.
     overrides: list[str] = []
