@@ -18,7 +18,7 @@ from pipeline.job import Job
 from pipeline.job.digest import Digests, Inputs, digest_of
 from pipeline.job.model_section import Base
 from pipeline.report.result_tables import start_in_words
-from pipeline.stages.before_after import Start, as_results, measure_each
+from pipeline.stages.evaluate import Start, as_results, measure_each
 from pipeline.stages.measures import Kind, Measures, Parts, TrainedRun
 from pipeline.state.claim import taken_over
 from pipeline.state.head import Head

@@ -27,7 +27,7 @@ from pipeline.state.checkpoints.restore import Found, Loaded, load_folder, newes
 from pipeline.state.head import Head
 from pipeline.state.record_json import Count, build, open_record, to_json
 from pipeline.state.shared.folder import bring_data
-from pipeline.training.busy_cores import BusyCores, Work
+from pipeline.training.advice import BusyCores, Work
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.first_weights import cost_of_rounding, first_model, frozen_base
 from pipeline.training.hop_receipt import record_machine, record_step_down

@@ -18,8 +18,7 @@ from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput, Interrupted
 from pion.model.decoder import Decoder
 from pipeline.job import Job
-from pipeline.stages.before_after import Start
-from pipeline.stages.evaluate import evaluate_run
+from pipeline.stages.evaluate import Start, evaluate_run
 from pipeline.stages.measures import Parts, TrainedRun
 
 SEQ_LEN = 64

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pion.errors import BadInput
-from pipeline.stages.before_after import LABELS, Start, compare, measure_each
+from pipeline.stages.evaluate import LABELS, Start, compare, measure_each
 from pipeline.stages.measures import Kind, Measures, TrainedRun
 from tests.pipeline.stages.test_evaluate import Folder, World
 

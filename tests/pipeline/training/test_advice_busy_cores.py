@@ -7,7 +7,7 @@ import torch
 
 from pipeline.console.messages import Note, Shown
 from pipeline.machine.core_waits import LEAST_NS, Times
-from pipeline.training.busy_cores import FIRST_SECONDS, LOOK_SECONDS, BusyCores, Work
+from pipeline.training.advice import FIRST_SECONDS, LOOK_SECONDS, BusyCores, Work
 
 TINY = Work(rows=128, width=32)
 LARGE = Work(rows=10_000, width=1024)
