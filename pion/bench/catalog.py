@@ -42,7 +42,10 @@ class Task:
 
 def every_task(bench: Bench) -> list[Task]:
     """Return all rows in their order."""
-    return [*_checks(bench), *_measurements(bench)]
+    return [
+        *(Task(name, run, check=True) for name, run in _checks(bench).items()),
+        *(Task(name, run, check=False) for name, run in _measurements(bench).items()),
+    ]
 
 
 def chosen_tasks(bench: Bench, only: Sequence[str]) -> list[Task]:
@@ -65,36 +68,33 @@ def _is_under(row: str, name: str) -> bool:
     return row == name or row.startswith(name.rstrip("/") + "/")
 
 
-def _checks(bench: Bench) -> list[Task]:
-    found: dict[str, Callable[[], Outcome]] = {}
-    for family in FAMILIES:
-        found[f"logits/{family}"] = partial(check_logits, bench, family)
-    for family in FAMILIES:
-        for dtype in LIMITS:
-            found[f"losses/{family}/{dtype}"] = partial(check_losses, bench, family, dtype)
-    found["masks"] = partial(check_masks, bench)
-    for kind in KINDS:
-        found[f"generation/{kind}"] = partial(check_generation, bench, kind)
-    for family in FAMILIES:
-        found[f"resume/{family}"] = partial(check_resume, bench, family)
-    found["kernels/loss"] = partial(check_loss, bench)
-    found["kernels/compiled-loss"] = partial(check_compiled_loss, bench)
-    found["kernels/experts"] = partial(check_experts, bench)
-    found["kernels/flex"] = partial(check_flex, bench)
-    found["step-down"] = partial(check_step_down, bench)
-    return [Task(name, run, True) for name, run in found.items()]
+def _checks(bench: Bench) -> dict[str, Callable[[], Outcome]]:
+    return {
+        **{f"logits/{family}": partial(check_logits, bench, family) for family in FAMILIES},
+        **{
+            f"losses/{family}/{dtype}": partial(check_losses, bench, family, dtype)
+            for family in FAMILIES
+            for dtype in LIMITS
+        },
+        "masks": partial(check_masks, bench),
+        **{f"generation/{kind}": partial(check_generation, bench, kind) for kind in KINDS},
+        **{f"resume/{family}": partial(check_resume, bench, family) for family in FAMILIES},
+        "kernels/loss": partial(check_loss, bench),
+        "kernels/compiled-loss": partial(check_compiled_loss, bench),
+        "kernels/experts": partial(check_experts, bench),
+        "kernels/flex": partial(check_flex, bench),
+        "step-down": partial(check_step_down, bench),
+    }
 
 
-def _measurements(bench: Bench) -> list[Task]:
-    presets = measured_presets(bench.tiny)
-    first = next(iter(presets))
+def _measurements(bench: Bench) -> dict[str, Callable[[], Outcome]]:
     found: dict[str, Callable[[], Outcome]] = {}
-    for name, config in presets.items():
+    for place, (name, config) in enumerate(measured_presets(bench.tiny).items()):
         for how in ("eager", "compiled"):
             run = partial(measure_training, bench, name, config, how == "compiled")
             found[f"{TRAIN}{name}/{how}"] = run
-        if name == first:
+        if place == 0:
             found[f"{SAVE}{name}"] = partial(measure_saving, bench, config)
             for texts in TEXTS:
                 found[f"decode/{name}/{texts}"] = partial(measure_decoding, bench, config, texts)
-    return [Task(name, run, False) for name, run in found.items()]
+    return found

@@ -68,11 +68,6 @@ class Results:
         kept = [r for r in self.rows if r.name != row.name]
         return dataclasses.replace(self, rows=(*kept, row))
 
-    @property
-    def wrong(self) -> list[Row]:
-        """The rows that found something wrong."""
-        return [row for row in self.rows if row.verdict == "wrong"]
-
 
 def now() -> str:
     """Return the time as a result records it."""

@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pion.bench.card import Card, describe, file_name, require_torch
 from pion.bench.catalog import Task, chosen_tasks
 from pion.bench.models import Bench
 from pion.bench.options import Options
-from pion.bench.results import Outcome, Results, Row, now, read_results, write_results
+from pion.bench.results import Outcome, Results, Row, Verdict, now, read_results, write_results
 from pion.errors import BadInput, PionError
 from pion.train.hardware import pick_device
 
@@ -31,7 +32,7 @@ _PATH = re.compile(r"(?<![\w.])~?(?:/[^\s/:'\"]+)+/?")
 _LONGEST_WORDS = 300
 # Where torch's compiler keeps what it has compiled, for later processes.
 _COMPILED_FILES = "TORCHINDUCTOR_CACHE_DIR"
-_SIGNS = {"right": "✓", "wrong": "✗", "measured": "·", "left out": "-"}
+_SIGNS: dict[Verdict, str] = {"right": "✓", "wrong": "✗", "measured": "·", "left out": "-"}
 
 
 def bench(options: Options, folder: Path, say: Say) -> int:
@@ -52,13 +53,14 @@ def bench(options: Options, folder: Path, say: Say) -> int:
     results = _begin(options, card, say)
     write_results(path, results)  # a file that can't be written fails before anything is measured
     say(heading(card))
-    done = _Done(results, path, place, say)
     try:
         with _cold_compiler(), _few_threads(place):
-            return _run(tasks, done, options)
+            results = _run(tasks, results, path, place, options, say)
     except KeyboardInterrupt:
         say(f"interrupted. The rows so far are in {path}. To continue, add --resume {path}")
         raise
+    say(f"{summary(results.rows)}. The result is in {path}")
+    return int(any(row.verdict == "wrong" for row in results.rows))
 
 
 def _device(options: Options) -> torch.device:
@@ -129,46 +131,37 @@ def _few_threads(place: Bench) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Done:
-    """The rows so far, in memory and in the file."""
-
-    def __init__(self, results: Results, path: Path, place: Bench, say: Say) -> None:
-        self.results, self.path, self.place, self.say = results, path, place, say
-
-    def add(self, row: Row) -> None:
-        self.results = self.results.with_row(row)
-        write_results(self.path, self.results)
-
-
-def _run(tasks: list[Task], done: _Done, options: Options) -> int:
-    table = Table([task.name for task in tasks])
-    kept = {row.name: row for row in done.results.rows}
-    started, late = time.monotonic(), []
+def _run(
+    tasks: list[Task], results: Results, path: Path, place: Bench, options: Options, say: Say
+) -> Results:
+    """Add the rows of `tasks` to `results` and to the file, row by row, and return all rows."""
+    width = max((len(task.name) for task in tasks), default=0)
+    kept = {row.name: row for row in results.rows}
+    started, late = time.monotonic(), 0
     for task in tasks:
         if task.name in kept:
-            done.say(table.line(kept[task.name], kept=True))
+            say(_line(kept[task.name], width, kept=True))
             continue
         minutes = (time.monotonic() - started) / 60
         if not (task.check or options.only) and minutes > options.minutes:
-            late.append(task.name)
+            late += 1
             continue
         row = _row_of(task)
-        done.add(row)
-        done.say(table.line(row))
-        problem = _unusable(done.place)
+        results = results.with_row(row)
+        write_results(path, results)
+        say(_line(row, width))
+        problem = _unusable(place)
         if problem is not None:
             raise PionError(
                 f"after {task.name} the card answers nothing more ({problem}). The rows so far "
-                f"are in {done.path}. Restart the process: python -m pion.bench --resume "
-                f"{done.path}"
+                f"are in {path}. Restart the process: python -m pion.bench --resume {path}"
             )
     if late:
-        done.say(
-            f"{len(late)} rows were left out after {options.minutes:g} minutes. To add them, run "
-            f"the same command with --resume {done.path}"
+        say(
+            f"{late} rows were left out after {options.minutes:g} minutes. To add them, run "
+            f"the same command with --resume {path}"
         )
-    done.say(f"{summary(done.results.rows)}. The result is in {done.path}")
-    return 1 if done.results.wrong else 0
+    return results
 
 
 def _row_of(task: Task) -> Row:
@@ -211,17 +204,14 @@ def _unusable(place: Bench) -> str | None:
     return None
 
 
-class Table:
-    """A table whose first column fits these names."""
+def _line(row: Row, width: int, *, kept: bool = False) -> str:
+    """Return a row as a line, with its name in a column of a width.
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._width = max((len(name) for name in names), default=0)
-
-    def line(self, row: Row, *, kept: bool = False) -> str:
-        """Return a row as a line. `kept` marks a row that an earlier run has measured."""
-        took = "  kept" if kept else f"{row.seconds:5.1f}s"
-        said = f"{row.verdict}: {row.words}" if row.verdict in ("wrong", "left out") else row.words
-        return f"{_SIGNS[row.verdict]} {row.name:<{self._width}} {took}  {said}"
+    `kept` marks a row that an earlier run has measured.
+    """
+    took = "  kept" if kept else f"{row.seconds:5.1f}s"
+    said = f"{row.verdict}: {row.words}" if row.verdict in ("wrong", "left out") else row.words
+    return f"{_SIGNS[row.verdict]} {row.name:<{width}} {took}  {said}"
 
 
 def heading(card: Card) -> str:
@@ -237,5 +227,5 @@ def heading(card: Card) -> str:
 
 def summary(rows: Sequence[Row]) -> str:
     """Return how many rows have each verdict."""
-    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in _SIGNS}
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    counts = Counter(row.verdict for row in rows)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in _SIGNS if counts[verdict])

@@ -62,8 +62,8 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: boo
         return Outcome("left out", error.what)
     plan = ComputePlan(str(bench.device), dtype, micro_batch, recompute=recompute, compile=compiled)
     # RUNTIME_BYTES are outside of what torch counts.
-    predicted = predict_memory(work, micro_batch=micro_batch, recompute=recompute).total
-    predicted -= RUNTIME_BYTES
+    memory_of_step = predict_memory(work, micro_batch=micro_batch, recompute=recompute)
+    predicted = memory_of_step.total - RUNTIME_BYTES
     timed = _time(bench, config, plan, rows)
     speed = TrainSpeed(
         model=name,
@@ -108,25 +108,21 @@ def _time(bench: Bench, config: ModelConfig, plan: ComputePlan, rows: int) -> Ti
         model = Decoder(config)
     trainer = counting_trainer(model, settings, plan)
     with contextlib.closing(trainer):
-        warmup = [_step(bench, trainer)[0] for _ in range(WARMUP_STEPS)]
-        steps: list[float] = []
-        speeds, shares = [], []
-        while len(steps) < MOST_STEPS and sum(steps) < TIMED_SECONDS:
-            seconds, metrics = _step(bench, trainer)
-            steps.append(seconds)
-            speeds.append(metrics["tokens_per_second"])
-            shares.append(metrics["mfu"])
-    usual = statistics.median(steps)
+        warmup = [_step(trainer)[0] for _ in range(WARMUP_STEPS)]
+        steps: list[tuple[float, dict[str, Any]]] = []
+        while len(steps) < MOST_STEPS and sum(seconds for seconds, _ in steps) < TIMED_SECONDS:
+            steps.append(_step(trainer))
+    usual = statistics.median(seconds for seconds, _ in steps)
     return Timed(
-        tokens_per_second=statistics.median(speeds),
-        mfu=statistics.median(shares),
+        tokens_per_second=statistics.median(step["tokens_per_second"] for _, step in steps),
+        mfu=statistics.median(step["mfu"] for _, step in steps),
         step_seconds=usual,
         warmup_seconds=max(0.0, sum(warmup) - WARMUP_STEPS * usual),
         peak_bytes=memory_in_use(bench.device) if bench.on_cuda else None,
     )
 
 
-def _step(bench: Bench, trainer: Trainer) -> tuple[float, dict[str, Any]]:
+def _step(trainer: Trainer) -> tuple[float, dict[str, Any]]:
     """Return the seconds and the metrics of one step. Reading the metrics waits for the card."""
     start = time.perf_counter()
     trainer.train_step()
@@ -135,13 +131,14 @@ def _step(bench: Bench, trainer: Trainer) -> tuple[float, dict[str, Any]]:
 
 
 def _words(speed: TrainSpeed, timed: Timed, predicted: int) -> str:
-    words = f"{speed.tokens_per_second:,.0f} tokens/s, {100 * speed.mfu:.1f} % MFU"
-    words += f", {speed.dtype}, micro-batch {speed.micro_batch}"
-    words += "*" if speed.recompute else ""
-    if speed.compiled:
-        words += f", compiled in {timed.warmup_seconds:.0f} s"
+    recomputed = "*" if speed.recompute else ""
+    compiled = f", compiled in {timed.warmup_seconds:.0f} s" if speed.compiled else ""
     peak = "not" if timed.peak_bytes is None else f"{timed.peak_bytes / 2**30:.1f} GiB"
-    return f"{words}; memory: {predicted / 2**30:.1f} GiB predicted, {peak} measured"
+    return (
+        f"{speed.tokens_per_second:,.0f} tokens/s, {100 * speed.mfu:.1f} % MFU, {speed.dtype}, "
+        f"micro-batch {speed.micro_batch}{recomputed}{compiled}; memory: "
+        f"{predicted / 2**30:.1f} GiB predicted, {peak} measured"
+    )
 
 
 def measure_saving(bench: Bench, config: ModelConfig) -> Outcome:

@@ -90,11 +90,10 @@ class Lora:
 
     def _names(self, config: ModelConfig, known: Collection[str]) -> tuple[str, ...]:
         if self.targets == ALL_LINEAR:
-            kind = _not_linear(config)
-            if kind is not None:
+            if config.feedforward != "dense":
                 raise BadInput(
-                    f"targets: all-linear can't reach the {kind} of this model's feed-forward "
-                    f"layers. Name projections of attention: [{', '.join(known)}]"
+                    f"targets: all-linear can't reach the {config.feedforward} of this model's "
+                    f"feed-forward layers. Name projections of attention: [{', '.join(known)}]"
                 )
             return tuple(known)
         for name in self.targets:
@@ -119,16 +118,11 @@ def target_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
         "v_proj": (kv, config.d_model),
         "o_proj": (config.d_model, query),
     }
-    if _not_linear(config) is None:
+    if config.feedforward == "dense":
         up, down = (config.d_ff, config.d_model), (config.d_model, config.d_ff)
         gate = {"gate_proj": up} if config.activation == "swiglu" else {}
         shapes |= {**gate, "up_proj": up, "down_proj": down}
     return shapes
-
-
-def _not_linear(config: ModelConfig) -> str | None:
-    """Return what the feed-forward layers have in place of projections; None if projections."""
-    return None if config.feedforward == "dense" else config.feedforward
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal
 
-from pion.config.part_fields import (
-    FeedForwardPart,
-    is_number,
-    is_whole,
-    require_flag,
-    require_one_of,
-)
+from pion.config.part_fields import FeedForwardPart, check_fields, is_number, is_whole
 from pion.config.parts import (
     FEEDFORWARD,
     NUMBERED_LAYERS,
@@ -97,7 +91,7 @@ class ModelConfig:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, build_part(kind, getattr(self, name), name))
         whole = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "seq_len")
-        for name in whole:
+        for name in (*whole, "head_multiple"):
             self._require_positive(name, int)
         if self.head_dim is None:
             if self.d_model % self.n_heads:
@@ -113,20 +107,10 @@ class ModelConfig:
             raise BadInput(
                 f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
             )
-        for name in ("rope_theta", "norm_eps", "init_std"):
+        caps = [name for name in ("softcap", "logit_cap") if getattr(self, name) is not None]
+        for name in ("rope_theta", "norm_eps", "init_std", *caps):
             self._require_positive(name, int | float)
-        for name in ("softcap", "logit_cap"):
-            if getattr(self, name) is not None:
-                self._require_positive(name, int | float)
-        self._require_positive("head_multiple", int)
-        for name in ("tie_embeddings", "feedforward_bias", "imported", "gates", "norm_gain"):
-            require_flag(name, getattr(self, name))
-        for name, known in (
-            ("activation", ("swiglu", "relu2", "gelu")),
-            ("positions", ("rotary", "learned")),
-            ("init", ("normal", "zero_outputs", "uniform")),
-        ):
-            require_one_of(name, getattr(self, name), known)
+        check_fields(self)
         for name in PARTS:
             part = getattr(self, name)
             if part is not None:
@@ -158,8 +142,7 @@ class ModelConfig:
     @property
     def feedforward_part(self) -> FeedForwardPart | None:
         """The settings of the part that computes the feed-forward layers; None: they are dense."""
-        name = self.feedforward
-        return getattr(self, name, None)
+        return getattr(self, self.feedforward, None)
 
     @property
     def packed(self) -> bool:

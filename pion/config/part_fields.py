@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Protocol
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
 
 from pion.errors import BadInput
 from pion.later_fields import BEFORE, shown
 
-MEANING = "meaning"
+MEANING, LEAST = "meaning", "least"
 # The largest whole number that JSON carries exactly, and the largest number that is sure to fit
 # fp32.
 LARGEST_WHOLE, LARGEST_NUMBER = 2**53, 1e30
@@ -19,9 +20,12 @@ LARGEST_WHOLE, LARGEST_NUMBER = 2**53, 1e30
 ROW_BYTES = 16
 
 
-def setting(meaning: str, default: Any = dataclasses.MISSING) -> Any:
-    """Declare a field of a part that a job can set; `meaning` is for the job's reference."""
-    return dataclasses.field(default=default, metadata={MEANING: meaning})
+def setting(meaning: str, default: Any = dataclasses.MISSING, *, least: int = 1) -> Any:
+    """Declare a field of a part that a job can set; `meaning` is for the job's reference.
+
+    `least` is the smallest value of a whole number.
+    """
+    return dataclasses.field(default=default, metadata={MEANING: meaning, LEAST: least})
 
 
 def later_setting(meaning: str, default: Any, *, before: Any) -> Any:
@@ -50,14 +54,25 @@ def require_whole(name: str, value: Any, least: int) -> None:
         raise BadInput(f"{name} is {shown(value)}; it must be a whole number of at least {least}")
 
 
-def require_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise BadInput(f"{name} is {shown(value)}; it must be true or false")
+_kinds_of = lru_cache(get_type_hints)
 
 
-def require_one_of(name: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise BadInput(f"{name} is {shown(value)}; it must be {' or '.join(known)}")
+def check_fields(settings: Any, under: str = "") -> None:
+    """Raise BadInput for a flag, a word or a count with a value that its type does not allow.
+
+    `settings` is a dataclass, and `under` begins the names of its fields. A count is a whole number
+    that was declared with its `least` value.
+    """
+    for field in dataclasses.fields(settings):
+        value, kind = getattr(settings, field.name), _kinds_of(type(settings))[field.name]
+        name = under + field.name
+        if kind is int and LEAST in field.metadata:
+            require_whole(name, value, field.metadata[LEAST])
+        elif kind is bool and not isinstance(value, bool):
+            raise BadInput(f"{name} is {shown(value)}; it must be true or false")
+        elif get_origin(kind) is Literal and value not in get_args(kind):
+            words = " or ".join(get_args(kind))
+            raise BadInput(f"{name} is {shown(value)}; it must be {words}")
 
 
 def require_weight(name: str, value: object) -> None:
@@ -83,32 +98,52 @@ class SomeExperts(Protocol):
     """What other parts need to know of a model's experts."""
 
     @property
-    def n(self) -> int: ...
+    def n(self) -> int:
+        """The routed experts of a layer."""
+
     @property
-    def shared(self) -> int: ...
+    def shared(self) -> int:
+        """The experts that every token uses."""
 
 
 class Core(Protocol):
     """The fields of a model that its parts must fit: a ModelConfig has them."""
 
     @property
-    def d_model(self) -> int: ...
+    def d_model(self) -> int:
+        """The width of hidden states."""
+
     @property
-    def d_ff(self) -> int: ...
+    def d_ff(self) -> int:
+        """The width inside a feed-forward layer, or inside an expert."""
+
     @property
-    def n_layers(self) -> int: ...
+    def n_layers(self) -> int:
+        """The number of layers."""
+
     @property
-    def head_dim(self) -> int: ...
+    def head_dim(self) -> int:
+        """The width of a head."""
+
     @property
-    def positions(self) -> str: ...
+    def positions(self) -> str:
+        """How tokens get their positions."""
+
     @property
-    def activation(self) -> str: ...
+    def activation(self) -> str:
+        """The function inside a feed-forward layer."""
+
     @property
-    def attention_layers(self) -> Sequence[int]: ...
+    def attention_layers(self) -> Sequence[int]:
+        """The layers that have attention."""
+
     @property
-    def experts(self) -> SomeExperts | None: ...
+    def experts(self) -> SomeExperts | None:
+        """The experts; None: there are none."""
+
     @property
-    def feedforward(self) -> str: ...
+    def feedforward(self) -> str:
+        """The part that computes the feed-forward layers, or "dense"."""
 
 
 class FeedForwardPart(ABC):

@@ -14,15 +14,13 @@ from pion.config.part_fields import (
     ROW_BYTES,
     Core,
     FeedForwardPart,
+    check_fields,
     imported,
     is_number,
     later_setting,
     layer_numbers,
-    require_flag,
     require_list,
-    require_one_of,
     require_weight,
-    require_whole,
     setting,
 )
 from pion.config.primitives import Primitives
@@ -45,16 +43,15 @@ class Experts(FeedForwardPart):
 
     n: int = setting("routed experts in a layer")
     top_k: int = setting("routed experts that a token uses", 2)
-    shared: int = setting("experts that every token uses", 1)
-    d_shared: int = setting("width of one shared expert", 0)
+    shared: int = setting("experts that every token uses", 1, least=0)
+    d_shared: int = setting("width of one shared expert", 0, least=0)
     balance_weight: float = setting("weight of the loss that spreads tokens over experts", 0.01)
     z_weight: float = setting("weight of the loss that keeps the router's logits small", 0.001)
     # What the balance is computed over. The seed's is "batch", which depends on how a batch is cut.
     balance: Literal["row", "batch"] = imported("row")
 
     def __post_init__(self) -> None:
-        for name, least in (("n", 1), ("top_k", 1), ("shared", 0), ("d_shared", 0)):
-            require_whole(f"experts.{name}", getattr(self, name), least)
+        check_fields(self, "experts.")
         if self.shared and not self.d_shared:
             raise BadInput(
                 "experts.d_shared: give the width of the shared experts, or set experts.shared to 0"
@@ -63,7 +60,6 @@ class Experts(FeedForwardPart):
             raise BadInput(f"experts.top_k {self.top_k} is more than experts.n {self.n}")
         for name in ("balance_weight", "z_weight"):
             require_weight(f"experts.{name}", getattr(self, name))
-        require_one_of("experts.balance", self.balance, ("row", "batch"))
 
     def check(self, model: Core) -> None:
         """Raise BadInput for widths that grouped products of bf16 elements can't have."""
@@ -101,8 +97,7 @@ class Windows:
     )
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "block", "long_every"):
-            require_whole(f"windows.{name}", getattr(self, name), least=1)
+        check_fields(self, "windows.")
         if self.tokens % self.block:
             raise BadInput(
                 f"windows.tokens {self.tokens} is not a multiple of windows.block {self.block}"
@@ -129,10 +124,7 @@ class Heads:
     def __post_init__(self) -> None:
         if self.scale is not None and not is_number(self.scale, above=0):
             raise BadInput(f"heads.scale is {shown(self.scale)}; it must be a number above 0")
-        require_flag("heads.value_norm", self.value_norm)
-        require_flag("heads.qk_norm", self.qk_norm)
-        require_flag("heads.qkv_bias", self.qkv_bias)
-        require_one_of("heads.rotary", self.rotary, ("full", "half"))
+        check_fields(self, "heads.")
 
     def check(self, model: Core) -> None:
         """Raise BadInput for heads too narrow for half of their frequencies."""
@@ -155,8 +147,7 @@ class Wiring:
     )
 
     def __post_init__(self) -> None:
-        for name in ("attention_norm", "embed_norm", "input_mix"):
-            require_flag(f"wiring.{name}", getattr(self, name))
+        check_fields(self, "wiring.")
         layers = self.attention_layers
         if layers is not None:
             layers = layer_numbers("wiring.attention_layers", layers)
@@ -168,8 +159,9 @@ class Wiring:
         )
         for pair in skips:
             if len(pair) != 2:
-                text = shown(list(pair))
-                raise BadInput(f"wiring.skips has {text}; each skip is a pair [to, from]")
+                raise BadInput(
+                    f"wiring.skips has {shown(list(pair))}; each skip is a pair [to, from]"
+                )
             if pair[1] >= pair[0]:
                 raise BadInput(
                     f"wiring.skips: layer {pair[0]} can't read layer {pair[1]}, which is computed "
@@ -198,11 +190,12 @@ class Values:
     normed: bool = setting("normalize the vectors of the tables", True)
 
     def __post_init__(self) -> None:
-        require_flag("values.normed", self.normed)
+        check_fields(self, "values.")
         layers = layer_numbers("values.layers", self.layers)
         if not layers or len(set(layers)) < len(layers):
-            text = shown(list(layers))
-            raise BadInput(f"values.layers is {text}; name at least one layer, each once")
+            raise BadInput(
+                f"values.layers is {shown(list(layers))}; name at least one layer, each once"
+            )
         object.__setattr__(self, "layers", layers)
         if self.tables is None:
             return
@@ -262,8 +255,7 @@ class RopeScaling:
                 f"rope_scaling.high_freq_factor {self.high_freq_factor} must be above "
                 f"rope_scaling.low_freq_factor {self.low_freq_factor}"
             )
-        name = "original_max_position_embeddings"
-        require_whole(f"rope_scaling.{name}", getattr(self, name), least=1)
+        check_fields(self, "rope_scaling.")
 
     def check(self, model: Core) -> None:
         """Raise BadInput for a model without rotary positions."""

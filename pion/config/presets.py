@@ -7,19 +7,19 @@ from typing import Any
 
 Preset = dict[str, Any]
 
-# The published checkpoints have this vocabulary size. It is 258 rows more than their tokenizer's.
-_PION: Preset = {"family": "pion", "vocab_size": 50_258, "seq_len": 2048}
-
 
 def _pion(d_model: int, n_layers: int, n_heads: int, n_kv_heads: int, d_ff: int) -> Preset:
-    shape = {
+    return {
+        "family": "pion",
+        # That of the published checkpoints. It is 258 rows more than their tokenizer's.
+        "vocab_size": 50_258,
+        "seq_len": 2048,
         "d_model": d_model,
         "n_layers": n_layers,
         "n_heads": n_heads,
         "n_kv_heads": n_kv_heads,
         "d_ff": d_ff,
     }
-    return _PION | shape
 
 
 def _tachyon(

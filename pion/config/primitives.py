@@ -13,13 +13,11 @@ from pion.config.part_fields import (
     ROW_BYTES,
     Core,
     FeedForwardPart,
+    check_fields,
     imported,
     layer_numbers,
-    require_flag,
     require_list,
-    require_one_of,
     require_weight,
-    require_whole,
     setting,
 )
 from pion.errors import BadInput
@@ -48,7 +46,9 @@ class Primitives(FeedForwardPart):
     )
     ternary: bool = setting("give the weights of a primitive three values only: −a, 0 and a", False)
     activation_bits: int = setting(
-        "bits to which a ternary bank rounds its normalized input, from 2 to 16; 0: no rounding", 0
+        "bits to which a ternary bank rounds its normalized input, from 2 to 16; 0: no rounding",
+        0,
+        least=0,
     )
     sub_norm: bool = setting(
         "normalize the result of a feed-forward layer, or of each expert's recipe", False
@@ -67,13 +67,9 @@ class Primitives(FeedForwardPart):
     stored: tuple[tuple[int, int], ...] | None = imported(None)
 
     def __post_init__(self) -> None:
-        for name in ("n", "rank", "top_k"):
-            require_whole(f"primitives.{name}", getattr(self, name), least=1)
+        check_fields(self, "primitives.")
         if self.top_k > self.n:
             raise BadInput(f"primitives.top_k {self.top_k} is more than primitives.n {self.n}")
-        for name in ("ternary", "sub_norm"):
-            require_flag(f"primitives.{name}", getattr(self, name))
-        require_whole("primitives.activation_bits", self.activation_bits, least=0)
         if self.activation_bits and not self.ternary:
             raise BadInput("primitives.activation_bits: only a ternary bank rounds its input")
         if self.activation_bits == 1 or self.activation_bits > 16:
@@ -82,12 +78,6 @@ class Primitives(FeedForwardPart):
                 "to 16"
             )
         require_weight("primitives.diversity_weight", self.diversity_weight)
-        for name, known in (
-            ("ternary_scale", ("primitive", "bank", "chosen")),
-            ("activation_scale", ("token", "batch")),
-            ("bias_weight", ("exact", "root")),
-        ):
-            require_one_of(f"primitives.{name}", getattr(self, name), known)
         object.__setattr__(self, "bands", _bands(self.bands))
         if self.stored is not None:
             object.__setattr__(self, "stored", self._checked_stored(self.stored))

@@ -75,7 +75,7 @@ def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Deco
 
 def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
     """Return a model as it is published: parts may be packed."""
-    for kind in SHARED_PARTS.values():
+    for _, kind in SHARED_PARTS.values():
         config, state = kind.pack(config, state)
     return config, state
 
@@ -85,7 +85,7 @@ def unpacked(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
 
     Raises BadInput for a model without some of the weights that were trained.
     """
-    for kind in SHARED_PARTS.values():
+    for _, kind in SHARED_PARTS.values():
         config, state = kind.unpack(config, state)
     return config, state
 

@@ -55,14 +55,13 @@ class Block(nn.Module):
             seen = x if self.attention_norm is None else self.attention_norm(x)
             x = x + self.attention(seen, inputs.attention)
         normed = self.feedforward_norm(x)
-        gating = inputs.gating
-        if self.gate is not None and gating is not None and gating.skip_above is not None:
+        if self.gate is not None and self.gate.skip_above is not None and not inputs.trained:
             alone = inputs.feedforward._replace(real=None)  # nobody reads the report
-            skipped = self.gate(x).sigmoid() > gating.skip_above
+            skipped = self.gate(x).sigmoid() > self.gate.skip_above
             result = apply_to_others(lambda some: self.feedforward(some, alone)[0], normed, skipped)
             return x + result, {}
         result, stats = self.feedforward(normed, inputs.feedforward)
-        if self.gate is not None and gating is not None:
+        if self.gate is not None and inputs.trained:
             stats = stats | {GATE: self.gate(x), SEEN_BY_GATE: x.detach()}
         return x + result, stats
 
@@ -70,7 +69,7 @@ class Block(nn.Module):
         """Return what this block, of this number, gets of a pass; shared parts give it the rest."""
         cache = None if now.given.cache is None else now.given.cache.layers[layer]
         attention = AttentionInputs(now.rotation, now.masks[self.reach], cache)
-        return BlockInputs(attention, FeedForwardInputs(now.real), gating=now.gating)
+        return BlockInputs(attention, FeedForwardInputs(now.real), trained=now.trained)
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""

@@ -25,7 +25,6 @@ from pion.model.forward_pass import (
     AS_THE_MODEL,
     EMBEDDED,
     BlockInputs,
-    Gating,
     Given,
     Pass,
     SharedPart,
@@ -40,14 +39,13 @@ from pion.model.skips_and_value_tables import ValueTables, Wiring
 # Weights of these roles keep fp32 in a model of another dtype.
 ROLES_IN_FP32 = ("vector", "router", "primitive", "recipe", "gate")
 
-# The parts whose weights several layers use, by their names in the state dict, in this order.
-SHARED_PARTS: dict[str, type[SharedPart]] = {
-    "wiring": Wiring,
-    "values": ValueTables,
-    "bands": SharedBanks,
+# The parts whose weights several layers use, by their names in the state dict, in this order: the
+# field of ModelConfig with the settings of the part, and the part.
+SHARED_PARTS: dict[str, tuple[str, type[SharedPart]]] = {
+    "wiring": ("wiring", Wiring),
+    "values": ("values", ValueTables),
+    "bands": ("primitives", SharedBanks),
 }
-
-BlockRun = Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Stats]]
 
 
 def _run_block(block: Block, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
@@ -56,7 +54,7 @@ def _run_block(block: Block, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, St
 
 
 @lru_cache(maxsize=1)
-def _compiled_block() -> BlockRun:
+def _compiled_block() -> Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Stats]]:
     # Each shape has kernels for itself. With kernels for all shapes, the kernels of a resumed run
     # could differ from those of the unbroken run, which met the shapes in another order.
     return torch.compile(_run_block, dynamic=False, fullgraph=True)
@@ -92,7 +90,6 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self._skip_above: float | None = None  # see `with_gates`
         # nn.Embedding(…) would draw random weights. On the meta device this makes torch import its
         # compiler, and the import takes 4 s.
         self.embed = nn.Embedding.from_pretrained(
@@ -106,11 +103,9 @@ class Decoder(nn.Module):
         self.embed_norm: RMSNorm | None = None
         if config.wiring is not None and config.wiring.embed_norm:
             self.embed_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
-        for name, kind in SHARED_PARTS.items():
-            part = kind.of(config)
-            if part is not None:
-                assert isinstance(part, nn.Module)
-                self.add_module(name, part)
+        for name, (field, kind) in SHARED_PARTS.items():
+            if getattr(config, field) is not None:
+                self.add_module(name, kind(config))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
         if not config.tie_embeddings:
@@ -199,7 +194,9 @@ class Decoder(nn.Module):
         if not 0 <= skip_above <= 1:
             raise BadInput(f"{skip_above} is no confidence of a gate; give a number from 0 to 1")
         model = self._twin()
-        model._skip_above = skip_above
+        for block in model.layers:
+            assert block.gate is not None
+            block.gate.skip_above = skip_above
         return model
 
     def _twin(self) -> Self:
@@ -327,7 +324,7 @@ class Decoder(nn.Module):
         trained = given.cache is None and torch.is_grad_enabled()
         if not trained:
             options = StepOptions(options.parts)
-        now = Pass.of(self.config, given, options, self._gating(trained))
+        now = Pass.of(self.config, given, options, trained=trained)
         x = self._embedded(now)
         if options.compiled and not x.requires_grad:
             # Behind a frozen embedding, the first block would be compiled separately.
@@ -349,12 +346,6 @@ class Decoder(nn.Module):
                 now.results[layer] = x
             reports.append(report)
         return self.norm(x), reports
-
-    def _gating(self, trained: bool) -> Gating | None:
-        """Return what gates are for: to learn, or to skip layers. None: nothing."""
-        if not self.config.gates or not (trained or self._skip_above is not None):
-            return None
-        return Gating(None if trained else self._skip_above)
 
     def num_params(self, active: bool = False) -> int:
         """Return the number of weights; with `active`, the number that one token uses.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,23 +70,6 @@ class Given(NamedTuple):
         """The number of cached tokens; of several texts, that of the longest."""
         return 0 if self.cache is None else self.cache.length
 
-    def check(self, seq_len: int) -> None:
-        """Raise BadInput for more tokens than `seq_len`, ValueError for a cache with documents."""
-        total = self.past + self.tokens.shape[1]
-        if total > seq_len:
-            raise BadInput(f"{total} tokens are more than the model's context of {seq_len}")
-        if self.cache is not None and self.documents is not None:
-            raise ValueError("a cache has one document per row, so documents can't be given")
-
-
-class Gating(NamedTuple):
-    """What blocks do with their gates.
-
-    With `skip_above`, tokens of a higher confidence skip the feed-forward layer. None: gates learn.
-    """
-
-    skip_above: float | None
-
 
 class LayerInput(NamedTuple):
     """What a layer reads besides the result of the layer before.
@@ -112,12 +94,12 @@ class LayerInput(NamedTuple):
 
 
 class BlockInputs(NamedTuple):
-    """What a block gets besides the hidden states. Without `gating`, a gate is not computed."""
+    """What a block gets besides the hidden states. If it is `trained`, its gate learns."""
 
     attention: AttentionInputs
     feedforward: FeedForwardInputs
     before: LayerInput = LayerInput()
-    gating: Gating | None = None
+    trained: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +111,7 @@ class Pass:
         real: as in `Given`.
         masks: what each reach of attention sees.
         rotation: the rotation of each token; None: positions are learned.
-        gating: what gates are for; None: nothing.
+        trained: whether a backward pass follows.
         options: how the pass is computed.
         results: the results of the layers that later layers read, by their numbers.
     """
@@ -138,20 +120,24 @@ class Pass:
     real: Tensor | None
     masks: Masks
     rotation: Rotation | None
-    gating: Gating | None
+    trained: bool
     options: StepOptions
     results: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, config: ModelConfig, given: Given, options: StepOptions, gating: Gating | None
-    ) -> Pass:
+    def of(cls, config: ModelConfig, given: Given, options: StepOptions, *, trained: bool) -> Pass:
         """Return the pass of a model over `given`. A BatchCache makes room for its tokens.
 
-        Raises BadInput or ValueError as `Given.check` does, and ValueError for a full row.
+        Raises BadInput for more tokens than the context, and ValueError for a cache with documents
+        and for a full row.
         """
-        given.check(config.seq_len)
         past, length, device = given.past, given.tokens.shape[1], given.tokens.device
+        if past + length > config.seq_len:
+            raise BadInput(
+                f"{past + length} tokens are more than the model's context of {config.seq_len}"
+            )
+        if given.cache is not None and given.documents is not None:
+            raise ValueError("a cache has one document per row, so documents can't be given")
         if isinstance(given.cache, BatchCache):
             positions = given.cache.next_positions(device)
             given = given._replace(positions=positions)
@@ -159,7 +145,7 @@ class Pass:
         else:
             masks = _masks(config, given, options)
         rotation = rotations(config, past, length, given.positions, device)
-        return cls(given, given.real, masks, rotation, gating, options)
+        return cls(given, given.real, masks, rotation, trained, options)
 
 
 def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
@@ -175,7 +161,7 @@ def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
     return build_masks(config, given.tokens, total, given.documents, window, kernel=kernel)
 
 
-class SharedPart:
+class SharedPart(nn.Module):
     """A part of a decoder whose weights several layers use: what it does in a forward pass.
 
     Decoder has a list of the parts, and asks each the same. By default, a part does nothing.
@@ -196,11 +182,6 @@ class SharedPart:
         Raises BadInput for a model without some of the weights that were trained.
         """
         return config, state
-
-    @classmethod
-    @abstractmethod
-    def of(cls, config: ModelConfig) -> Self | None:
-        """Return the part of a model; None if the model has no such part."""
 
     def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
         """Return what a layer gets, with what it gets of this part."""

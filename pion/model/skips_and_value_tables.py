@@ -5,11 +5,10 @@ From Daisy-Wee, which has them from modded-nanogpt. All weights of these sums ar
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
@@ -19,7 +18,7 @@ from pion.model.norm_and_projection import RMSNorm
 from pion.model.pass_kind import PassKind
 
 
-class Wiring(SharedPart, nn.Module):
+class Wiring(SharedPart):
     """The learned scalars of skips and of the mix of embeddings into each layer.
 
     A gate belongs to the layer that a skip reads. Layers that nothing reads have a gate too, as in
@@ -38,11 +37,6 @@ class Wiring(SharedPart, nn.Module):
         self.gates = nn.Parameter(torch.ones(config.n_layers)) if self.source else None
         mix = torch.tensor([1.0, 0.0]).repeat(config.n_layers, 1)
         self.mix = nn.Parameter(mix) if config.wiring.input_mix else None
-
-    @classmethod
-    def of(cls, config: ModelConfig) -> Self | None:
-        """Return the wiring of a model; None if its layers only read the layer before."""
-        return None if config.wiring is None else cls(config)
 
     def kept_bytes_per_token(self, layer: int, at: PassKind) -> int:
         """Return the bytes of a token that the sums of a layer's input keep, in fp32.
@@ -72,7 +66,7 @@ class Wiring(SharedPart, nn.Module):
         return inputs._replace(before=before)
 
 
-class ValueTables(SharedPart, nn.Module):
+class ValueTables(SharedPart):
     """Embeddings that join the values of some layers, and the learned scalars of these sums."""
 
     roles: ClassVar[dict[str, Role]] = {"mix": "vector"}
@@ -91,11 +85,6 @@ class ValueTables(SharedPart, nn.Module):
         self.mix = nn.Parameter(torch.full((config.n_layers, 2), 0.5))
         norm = RMSNorm(width, config.norm_eps, config.norm_gain)
         self.norm = norm if config.values.normed else None
-
-    @classmethod
-    def of(cls, config: ModelConfig) -> Self | None:
-        """Return the value tables of a model; None if the model has none."""
-        return None if config.values is None else cls(config)
 
     def kept_bytes_per_token(self, layer: int, at: PassKind) -> int:
         """Return the bytes of a token that a layer's sum of values keeps, in fp32.
@@ -126,15 +115,9 @@ class ValueTables(SharedPart, nn.Module):
 
     def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
         """Return what a layer gets, with what joins the values of its attention."""
-        values = self._mix_of(layer, now.given.tokens)
+        vectors: Tensor | None = None
+        if layer in self.table_of:
+            vectors = self.tables[self.table_of[layer]](now.given.tokens).float()
+            vectors = vectors if self.norm is None else self.norm(vectors)
+        values = ValueMix(self.mix[layer, 0], self.mix[layer, 1], vectors)
         return inputs._replace(attention=inputs.attention._replace(values=values))
-
-    def _mix_of(self, layer: int, tokens: Tensor) -> ValueMix:
-        """Return what joins the values of a layer, for tokens (B, T)."""
-        own, share = self.mix[layer, 0], self.mix[layer, 1]
-        if layer not in self.table_of:
-            return ValueMix(own, share, None)
-        table = self.tables[self.table_of[layer]]
-        assert isinstance(table, nn.Embedding)
-        vectors = embedding(tokens, table.weight).float()
-        return ValueMix(own, share, vectors if self.norm is None else self.norm(vectors))

@@ -7,6 +7,7 @@ attention's block masks, built on the card, are compared with the boolean masks 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,26 +51,15 @@ def check_loss(bench: Bench) -> Outcome:
     targets = torch.arange(rows) * 7919 % vocab
     targets[::5] = IGNORED
 
-    def ours(cap: float | None) -> Passes:
-        def passes(given: Sequence[Tensor]) -> Tensor:
-            return linear_cross_entropy(given[0], given[1], targets.to(given[0].device), cap)
+    def ours(given: Sequence[Tensor], cap: float | None) -> Tensor:
+        return linear_cross_entropy(given[0], given[1], targets.to(given[0].device), cap)
 
-        return passes
+    def plain(given: Sequence[Tensor], cap: float | None) -> Tensor:
+        logits = given[0] @ given[1].T
+        logits = logits if cap is None else cap_logits(logits, cap)
+        return cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
-    def plain(cap: float | None) -> Passes:
-        def passes(given: Sequence[Tensor]) -> Tensor:
-            logits = given[0] @ given[1].T
-            logits = logits if cap is None else cap_logits(logits, cap)
-            return cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-
-        return passes
-
-    worst = {}
-    for cap in (None, CAP):
-        for dtype in LIMITS:
-            name = f"{'plain' if cap is None else 'capped'}_{_short(dtype)}"
-            worst[name] = _worst(bench, ours(cap), plain(cap), inputs, dtype)
-    return _judged(worst)
+    return _judged(_worst_of_caps(bench, ours, plain, inputs))
 
 
 def check_compiled_loss(bench: Bench) -> Outcome:
@@ -153,21 +143,28 @@ def check_flex(bench: Bench) -> Outcome:
     dense = Mask(allowed=same & (places[:, None] >= places))
     flex = Mask(blocks=block_mask(tokens, documents.to(bench.device), bench.device))
 
-    def with_mask(mask: Mask, cap: float | None) -> Passes:
-        def passes(given: Sequence[Tensor]) -> Tensor:
-            dtype = _dtype_of(given[0])
-            query, key, value = (tensor.to(dtype) for tensor in given)
-            return attend(query, key, value, mask, cap).float()
+    def passes(given: Sequence[Tensor], cap: float | None, mask: Mask) -> Tensor:
+        query, key, value = (tensor.to(_dtype_of(given[0])) for tensor in given)
+        return attend(query, key, value, mask, cap).float()
 
-        return passes
+    ours, plain = partial(passes, mask=flex), partial(passes, mask=dense)
+    return _judged(_worst_of_caps(bench, ours, plain, inputs), FLEX_LIMITS)
 
-    worst = {}
-    for cap in (None, CAP):
-        ours, plain = with_mask(flex, cap), with_mask(dense, cap)
-        for dtype in LIMITS:
-            name = f"{'plain' if cap is None else 'capped'}_{_short(dtype)}"
-            worst[name] = _worst(bench, ours, plain, inputs, dtype)
-    return _judged(worst, FLEX_LIMITS)
+
+def _worst_of_caps(
+    bench: Bench,
+    ours: Callable[..., Tensor],
+    plain: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+) -> dict[str, float]:
+    """Return the largest differences without and with a `cap`, in each dtype."""
+    return {
+        f"{'plain' if cap is None else 'capped'}_{_short(dtype)}": _worst(
+            bench, partial(ours, cap=cap), partial(plain, cap=cap), inputs, dtype
+        )
+        for cap in (None, CAP)
+        for dtype in LIMITS
+    }
 
 
 def _worst(
@@ -241,10 +238,8 @@ def check_masks(bench: Bench) -> Outcome:
             compared += found.numel()
             if not torch.equal(found, expected):
                 wrong.append(f"{name} ({reach})")
-    if wrong:
-        words = f"different from the CPU's: {', '.join(wrong)}"
-    else:
-        words = f"{compared:,} pairs of tokens agree"
+    different = f"different from the CPU's: {', '.join(wrong)}"
+    words = different if wrong else f"{compared:,} pairs of tokens agree"
     return judged(not wrong, words, pairs=compared, tokens=tokens)
 
 

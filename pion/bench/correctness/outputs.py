@@ -105,7 +105,8 @@ def check_losses(bench: Bench, family: str, dtype: Dtype) -> Outcome:
     On CUDA, the bf16 steps are compiled, as those of a run are. The fp32 steps are not compiled.
     """
     expected = _on_cpu(family, bench.tiny)
-    found = _losses(_model(family, bench.tiny, bench.device), family, bench, dtype)
+    model = twin(scrambled(check_model(family, bench.tiny)), bench.device)
+    found = _losses(model, family, bench, dtype)
     limit = LIMITS[dtype]
     apart = [abs(a - b) / b for a, b in zip(found, expected, strict=True)]
     return judged(
@@ -122,13 +123,7 @@ def check_losses(bench: Bench, family: str, dtype: Dtype) -> Outcome:
 @lru_cache(maxsize=8)
 def _on_cpu(family: str, tiny: bool) -> tuple[float, ...]:
     cpu = Bench(torch.device("cpu"), tiny)
-    model = _model(family, tiny, cpu.device, reference=True)
-    return tuple(_losses(model, family, cpu, "float32"))
-
-
-def _model(family: str, tiny: bool, device: torch.device, reference: bool = False) -> Decoder:
-    model = scrambled(check_model(family, tiny))
-    return model if reference else twin(model, device)
+    return tuple(_losses(scrambled(check_model(family, tiny)), family, cpu, "float32"))
 
 
 def _losses(model: Decoder, family: str, bench: Bench, dtype: Dtype) -> list[float]:

@@ -28,12 +28,16 @@ TENSORS = 6
 
 
 class Gate(nn.Module):
-    """Computes a · x + b. Its sigmoid is the confidence that a token needs no more."""
+    """Computes a · x + b. Its sigmoid is the confidence that a token needs no more.
+
+    `skip_above` is the confidence above which a token skips the layer; None: no token does.
+    """
 
     roles: ClassVar[dict[str, Role]] = {"weight": "gate", "bias": "gate"}
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
+        self.skip_above: float | None = None
         # At first, all tokens have the same low confidence.
         self.weight = nn.Parameter(torch.zeros(1, d_model))
         self.bias = nn.Parameter(torch.full((1,), FIRST_BIAS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +30,12 @@ RECIPE_ENTROPY, PRIMITIVES_USED = "recipe_entropy", "primitives_used"
 class SharedBanks(SharedPart, nn.ModuleList):
     """The banks of each band, in the order of the model's settings."""
 
-    def __init__(self, config: ModelConfig, settings: Primitives) -> None:
-        super().__init__(Band(config, number) for number in range(len(settings.bands)))
-        self.settings = settings
-        self.band_of = settings.band_of()
+    def __init__(self, config: ModelConfig) -> None:
+        assert config.primitives is not None
+        super().__init__(Band(config, number) for number in range(len(config.primitives.bands)))
+        self.settings = config.primitives
+        self.band_of = config.primitives.band_of()
         self._rows_in_layer = 1 if config.experts is None else config.experts.n
-
-    @classmethod
-    def of(cls, config: ModelConfig) -> Self | None:
-        """Return the banks of a model; None if the model has no primitives."""
-        return None if config.primitives is None else cls(config, config.primitives)
 
     def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
         """Return what a layer gets, with what it mixes."""
@@ -51,12 +46,8 @@ class SharedBanks(SharedPart, nn.ModuleList):
         """Return what a layer mixes its feed-forward matrices of."""
         band = self[self.band_of[layer]]
         assert isinstance(band, Band)
-        sizes = self._sizes(options)
-        return Mixing(band, sizes.top_k, None if sizes.rank == self.settings.rank else sizes.rank)
-
-    def _sizes(self, options: StepOptions) -> Primitives:
         sizes: Primitives = options.parts.get("primitives", self.settings)
-        return sizes
+        return Mixing(band, sizes.top_k, None if sizes.rank == self.settings.rank else sizes.rank)
 
     def losses(
         self, blocks: nn.ModuleList, rows: int, options: StepOptions
@@ -66,7 +57,8 @@ class SharedBanks(SharedPart, nn.ModuleList):
         weight = self.settings.diversity_weight
         if weight:
             losses = [weight * rows * diversity_loss(recipes, sharing)]
-        return losses, recipe_report(recipes, sharing, self._sizes(options).top_k)
+        top_k = options.parts.get("primitives", self.settings).top_k
+        return losses, recipe_report(recipes, sharing, top_k)
 
     def recipes(self, blocks: nn.ModuleList) -> Tensor:
         """Return the logits of all recipes in fp32: (2, rows, n), up and down.
