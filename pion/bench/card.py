@@ -81,8 +81,7 @@ def file_name(card: str) -> str:
 
 def shipped_results() -> list[Path]:
     """Return the files with the results that ship with Pion."""
-    folder = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
-    return sorted(folder.glob("*.json"))
+    return sorted((_INSTALLED if _INSTALLED.is_dir() else _CHECKOUT).glob("*.json"))
 
 
 def require_torch() -> None:

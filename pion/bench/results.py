@@ -65,8 +65,7 @@ class Results:
 
     def with_row(self, row: Row) -> Results:
         """Return these results with another row; it replaces a row of the same name."""
-        kept = [r for r in self.rows if r.name != row.name]
-        return dataclasses.replace(self, rows=(*kept, row))
+        return dataclasses.replace(self, rows=(*[r for r in self.rows if r.name != row.name], row))
 
 
 def now() -> str:
@@ -101,8 +100,7 @@ def read_results(path: Path) -> Results:
     rows = raw.pop("rows", None)
     if not isinstance(rows, list) or len(rows) > MOST_ROWS:
         raise _bad(where, "rows", "a list of rows")
-    card: Card = _record(Card, raw.pop("card", None), where, "card")
-    raw |= {"card": card, "rows": ()}
+    raw |= {"card": _record(Card, raw.pop("card", None), where, "card"), "rows": ()}
     results: Results = _record(Results, raw, where, "")
     try:
         datetime.fromisoformat(results.date)

@@ -217,8 +217,7 @@ def measure_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
 
 
 def _next(model: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
-    hidden = model.hidden(ids, cache=cache)
-    return model.logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)
+    return model.logits(model.hidden(ids, cache=cache)[:, -1]).argmax(dim=-1, keepdim=True)
 
 
 def _wait(bench: Bench) -> None:

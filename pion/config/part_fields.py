@@ -71,8 +71,7 @@ def check_fields(settings: Any, under: str = "") -> None:
         elif kind is bool and not isinstance(value, bool):
             raise BadInput(f"{name} is {shown(value)}; it must be true or false")
         elif get_origin(kind) is Literal and value not in get_args(kind):
-            words = " or ".join(get_args(kind))
-            raise BadInput(f"{name} is {shown(value)}; it must be {words}")
+            raise BadInput(f"{name} is {shown(value)}; it must be {' or '.join(get_args(kind))}")
 
 
 def require_weight(name: str, value: object) -> None:

@@ -293,8 +293,7 @@ def evaluate(
 
     _score_batches(scorer, stream, [rows[i] for i in mine], add)
     if world_size > 1:
-        device = next(scorer.model.parameters()).device
-        sums = torch.cat((by_row, by_document), dim=1).to(device)
+        sums = torch.cat((by_row, by_document), dim=1).to(next(scorer.model.parameters()).device)
         dist.all_reduce(sums)
         by_row, by_document = sums.cpu().split((len(rows), by_document.shape[1]), dim=1)
     if not by_row[1].any():

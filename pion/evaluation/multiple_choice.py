@@ -136,8 +136,7 @@ class _ScoredChoice:
 
 def _padded(choices: Sequence[_ScoredChoice]) -> Batch:
     """Return the choices as one batch, padded on the right, so that no token sees padding."""
-    length = max(len(c.ids) for c in choices) - 1
-    tokens = torch.zeros(len(choices), length, dtype=torch.int64)
+    tokens = torch.zeros(len(choices), max(len(c.ids) for c in choices) - 1, dtype=torch.int64)
     targets = torch.full_like(tokens, IGNORED)
     for i, choice in enumerate(choices):
         end = len(choice.ids) - 1

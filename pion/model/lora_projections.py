@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pion.config.lora import ATTENTION, Lora
-from pion.errors import BadInput
+from pion.errors import BadInput, refuse
 from pion.later_fields import shown
 from pion.model.decoder import ROLES_IN_FP32, Decoder
 from pion.model.norm_and_projection import Projection, project
@@ -98,8 +98,7 @@ def _places(block: nn.Module, targets: tuple[str, ...]) -> Iterator[tuple[nn.Mod
 
 def additions(model: Decoder) -> dict[str, Tensor]:
     """Return the tensors of all additions by their names in the state dict, as live references."""
-    ends = (f".{A}", f".{B}")
-    return {name: t for name, t in model.state_dict().items() if name.endswith(ends)}
+    return {name: t for name, t in model.state_dict().items() if name.endswith((f".{A}", f".{B}"))}
 
 
 def count_additions(model: Decoder) -> int | None:
@@ -138,13 +137,16 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
         problem = "there is no tensor" if name in target else "unexpected tensor"
         raise BadInput(f"{problem} {shown(name)} of LoRA")
     for name, tensor in source.items():
-        if tensor.shape != target[name].shape:
-            raise BadInput(
-                f"{name} has shape {tuple(tensor.shape)}; the settings of LoRA need "
-                f"{tuple(target[name].shape)}"
-            )
-        if not tensor.isfinite().all():
-            raise BadInput(f"{name} has numbers that are not finite")
+        refuse(
+            [
+                (
+                    tensor.shape != target[name].shape,
+                    f"{name} has shape {tuple(tensor.shape)}; the settings of LoRA need "
+                    f"{tuple(target[name].shape)}",
+                ),
+                (not tensor.isfinite().all(), f"{name} has numbers that are not finite"),
+            ]
+        )
         target[name].copy_(tensor)
 
 

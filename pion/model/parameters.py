@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
-from pion.errors import BadInput
+from pion.errors import BadInput, refuse
 
 
 def parameter_roles(model: nn.Module) -> dict[str, Role]:
@@ -41,8 +41,7 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
 
 def vocabulary_rows(model: nn.Module) -> list[str]:
     """Return the names of the parameters that have a row for each token id."""
-    roles = parameter_roles(model)
-    return [name for name, role in roles.items() if role in ("embedding", "head")]
+    return [name for name, role in parameter_roles(model).items() if role in ("embedding", "head")]
 
 
 # ---------------------------------------------------------------- initial weights
@@ -125,30 +124,36 @@ def require_possible(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None
     """
     for name, tensor in tensors.items():
         whole = WHOLE_NUMBERS.get(name.rpartition(".")[2])
-        if whole is not None and tensor.dtype != whole:
-            raise BadInput(f"{name} is not an array of {whole}, but {tensor.dtype}")
-        if whole is None and tensor.dtype not in REAL:
-            raise BadInput(f"{name} is not an array of real numbers, but {tensor.dtype}")
+        if tensor.dtype not in (REAL if whole is None else (whole,)):
+            kind = "real numbers" if whole is None else whole
+            raise BadInput(f"{name} is not an array of {kind}, but {tensor.dtype}")
     layers = {match[1] for name in tensors if (match := _LAYER.search(name))}
-    if config.n_layers > len(layers):
-        raise BadInput(
-            f"n_layers is {config.n_layers:,}, but the weights have tensors of {len(layers):,} "
-            "layers"
-        )
     part = config.feedforward_part
     parts = 0 if part is None else part.modules(config)
-    if config.n_layers > MOST_LAYERS or config.n_layers * (1 + parts) > MOST_MODULES:
-        raise BadInput(
-            f"n_layers is {config.n_layers:,}, with {parts:,} shared experts or recipes each: at "
-            f"most {MOST_LAYERS:,} layers, and {MOST_MODULES:,} layers and such parts, are read"
-        )
     elements = sum(tensor.numel() for tensor in tensors.values())
-    for what, needed in _least_elements(config):
-        if needed > elements:
-            raise BadInput(
-                f"the settings need {needed:,} numbers for {what}, but the weights have only "
-                f"{elements:,} in total"
-            )
+    refuse(
+        [
+            (
+                config.n_layers > len(layers),
+                f"n_layers is {config.n_layers:,}, but the weights have tensors of "
+                f"{len(layers):,} layers",
+            ),
+            (
+                config.n_layers > MOST_LAYERS or config.n_layers * (1 + parts) > MOST_MODULES,
+                f"n_layers is {config.n_layers:,}, with {parts:,} shared experts or recipes each: "
+                f"at most {MOST_LAYERS:,} layers, and {MOST_MODULES:,} layers and such parts, are "
+                "read",
+            ),
+            *(
+                (
+                    needed > elements,
+                    f"the settings need {needed:,} numbers for {what}, but the weights have only "
+                    f"{elements:,} in total",
+                )
+                for what, needed in _least_elements(config)
+            ),
+        ]
+    )
 
 
 def _least_elements(config: ModelConfig) -> Iterator[tuple[str, int]]:

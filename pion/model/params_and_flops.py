@@ -127,8 +127,7 @@ def backward_bytes(config: ModelConfig, at: PassKind, tokens: int) -> tuple[int,
 @lru_cache(maxsize=16)
 def shared_table_bytes(config: ModelConfig) -> int:
     """Return the bytes of gradients of shared tables that wait for other layers."""
-    parts = _without_weights(config).shared_parts()
-    return sum(part.shared_gradient_bytes() for part in parts)
+    return sum(part.shared_gradient_bytes() for part in _without_weights(config).shared_parts())
 
 
 @lru_cache(maxsize=16)

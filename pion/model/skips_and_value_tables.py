@@ -94,8 +94,7 @@ class ValueTables(SharedPart):
         """
         if layer not in self.attention_layers:
             return 0
-        own = at.width if at.compiled else 4
-        return own * self.width + self.kept_if_recomputed(layer, at)
+        return (at.width if at.compiled else 4) * self.width + self.kept_if_recomputed(layer, at)
 
     def kept_if_recomputed(self, layer: int, at: PassKind) -> int:
         """Return the bytes of a token that are kept even if the layer is recomputed, in fp32."""

@@ -250,8 +250,7 @@ def _available_bytes() -> int:
 
 def _resident_bytes() -> int:
     """Return the bytes of this process that are in memory."""
-    pages = Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cgroup_limits() -> list[int]:

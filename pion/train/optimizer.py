@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from pion.config.parts import Role
-from pion.errors import BadInput
+from pion.errors import BadInput, refuse
 from pion.model.forward_pass import group_of_parameter
 from pion.model.parameters import parameter_roles
 from pion.train.muon import Muon
@@ -199,12 +199,14 @@ def check_tensors(source: dict[str, Tensor], target: dict[str, Tensor], what: st
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise BadInput(f"the {what} {kind} {min(names)}{more}: it belongs to a different model")
-    for name, tensor in source.items():
-        if tensor.shape != target[name].shape:
-            raise BadInput(
-                f"the {what}'s {name} has shape {tuple(tensor.shape)} instead of "
-                f"{tuple(target[name].shape)}: it belongs to a different model"
-            )
+    refuse(
+        (
+            tensor.shape != target[name].shape,
+            f"the {what}'s {name} has shape {tuple(tensor.shape)} instead of "
+            f"{tuple(target[name].shape)}: it belongs to a different model",
+        )
+        for name, tensor in source.items()
+    )
 
 
 @torch.no_grad()
@@ -231,8 +233,7 @@ class PrimitiveWise:
         count = torch.arange(self._last + 1, dtype=torch.float64).clamp(min=1)
         first, second = (1 - beta**count for beta in (settings.beta1, settings.beta2))
         self._corrections = torch.stack((1 / first, second.rsqrt())).float().to(device)
-        shares = torch.tensor([[1 - settings.beta1], [1 - settings.beta2]])
-        self._shares = shares.to(device)
+        self._shares = torch.tensor([[1 - settings.beta1], [1 - settings.beta2]]).to(device)
         self._eps = torch.tensor(settings.eps, device=device)
 
     @property

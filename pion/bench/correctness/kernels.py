@@ -106,8 +106,7 @@ def check_experts(bench: Bench) -> Outcome:
     shapes = ((n, hidden, width), (n, hidden, width), (n, width, hidden))
     matrices = [_random(*shape, scale=width**-0.5) for shape in shapes]
     chosen = _random(tokens, n - 1).topk(top_k).indices  # never the last expert
-    weights = _random(tokens, top_k).softmax(dim=1)
-    inputs = [_random(tokens, width), weights, *matrices]
+    inputs = [_random(tokens, width), _random(tokens, top_k).softmax(dim=1), *matrices]
 
     def ours(given: Sequence[Tensor]) -> Tensor:
         x, own, *three = given
@@ -274,11 +273,10 @@ def _on_card(device: torch.device, tokens: int, reach: str, documents: Tensor | 
 def _shown(mask: Any, tokens: int) -> Tensor:
     """Return what a BlockMask shows the kernel: partial blocks by its function, full ones whole."""
     position = torch.arange(tokens, device=mask.kv_indices.device)
-    rows = mask.kv_num_blocks.shape[0]
     inside = torch.stack(
         [
             mask.mask_mod(row, torch.zeros_like(row), position[:, None], position)
-            for row in torch.arange(rows, device=position.device)
+            for row in torch.arange(mask.kv_num_blocks.shape[0], device=position.device)
         ]
     ).cpu()
     partial = _per_token(mask.kv_num_blocks, mask.kv_indices, tokens)

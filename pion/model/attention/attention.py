@@ -153,8 +153,7 @@ def attend_short(
     )
     scores = scores.view(batch, heads, tokens, tokens) + hidden
     weights = scores.softmax(dim=-1).view(batch * kv_heads, -1, tokens)
-    mixed = weights @ value.reshape(-1, tokens, head_dim)
-    return mixed.view(batch, heads, tokens, head_dim)
+    return (weights @ value.reshape(-1, tokens, head_dim)).view(batch, heads, tokens, head_dim)
 
 
 def attend_by_document(

@@ -244,8 +244,7 @@ def visited_blocks(documents: Tensor, count: int, block: int) -> tuple[Tensor, T
     least one. The most recent blocks come first. (Daisy-Wee's rule, as in modded-nanogpt.)
     """
     low, high = _document_range(documents, block)
-    n = low.shape[1]
-    place = torch.arange(n, device=documents.device)
+    place = torch.arange(low.shape[1], device=documents.device)
     past, here = place[:, None] > place, place[:, None] >= place
     whole = (low[:, :, None] == high[:, None]) & (high[:, :, None] == low[:, None])
     touching = (low[:, :, None] <= high[:, None]) & (high[:, :, None] >= low[:, None])
@@ -294,8 +293,7 @@ def _document_range(documents: Tensor, block: int) -> tuple[Tensor, Tensor]:
     batch, tokens = documents.shape
     missing = -tokens % block
     if missing:
-        last = documents[:, -1:].expand(batch, missing)
-        documents = torch.cat((documents, last), dim=1)
+        documents = torch.cat((documents, documents[:, -1:].expand(batch, missing)), dim=1)
     blocks = documents.view(batch, -1, block)
     return blocks.amin(dim=-1), blocks.amax(dim=-1)
 
@@ -337,8 +335,7 @@ def mask_bytes(config: ModelConfig, at: PassKind, rows: int) -> int:
     if flexible(config, at.device):
         size = FLEX_BLOCK if config.windows is None else config.windows.block
         blocks = -(-at.tokens // size)
-        tables = 4 * 4 * blocks * (blocks + 1) * len(_reaches(config))
-        return tables * (rows if at.documents else 1)
+        return 4 * 4 * blocks * (blocks + 1) * len(_reaches(config)) * (rows if at.documents else 1)
     booleans = at.tokens * at.tokens * len(_reaches(config))
     if at.documents:
         return rows * booleans

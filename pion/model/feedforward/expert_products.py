@@ -98,8 +98,7 @@ def _sliced_mixture(
 def _(
     x: Tensor, matrices: list[Tensor], weights: Tensor, order: Tensor, ends: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    products = _products(x, matrices, order)
-    return torch.empty_like(x), products, torch.empty_like(ends, device="cpu")
+    return torch.empty_like(x), _products(x, matrices, order), torch.empty_like(ends, device="cpu")
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::sliced_mixture_backward", mutates_args=())
@@ -229,8 +228,7 @@ def _slices(x: Tensor, weights: Tensor, order: Tensor, ends: Tensor) -> Iterator
             padding = (start - stop) % _row_multiple(x)
             choices, rows = order[start:stop], slice(start, stop + padding)
             tokens = pad(choices // top_k, (0, padding))
-            own_weights = pad(flat[choices], (0, padding))
-            yield _Slice(expert, choices, rows, tokens, own_weights[:, None])
+            yield _Slice(expert, choices, rows, tokens, pad(flat[choices], (0, padding))[:, None])
 
 
 def _row_multiple(x: Tensor) -> int:

@@ -152,10 +152,9 @@ class Experts(FeedForward):
         dtype = compute_dtype(x, self.gate_proj)
         routed = route(x, self.router, self.settings.top_k)
         x = x.to(dtype)
-        mixed = self._mix(
+        result = self._mix(
             x.view(-1, d_model), routed.chosen.flatten(0, 1), routed.weights.flatten(0, 1)
-        )
-        result = mixed.view(batch, tokens, d_model)
+        ).view(batch, tokens, d_model)
         for expert in self.shared:
             result = result + expert(x)[0]
         return result, routing_report(routed, self.settings, inputs.real)
@@ -166,8 +165,7 @@ class Experts(FeedForward):
         # Counting with bincount would wait for the GPU.
         every = torch.arange(self.settings.n, device=experts.device)
         ends = torch.searchsorted(experts, every, right=True).to(torch.int32)
-        matrices: list[Tensor] = [self.gate_proj, self.up_proj, self.down_proj]
-        return mix_experts(x, matrices, weights, order, ends)
+        return mix_experts(x, [self.gate_proj, self.up_proj, self.down_proj], weights, order, ends)
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token: only its own experts."""

@@ -21,7 +21,7 @@ from torch.nn.functional import linear
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
 from pion.config.primitives import Primitives
-from pion.errors import BadInput
+from pion.errors import BadInput, refuse
 from pion.model.norm_and_projection import RMSNorm, compute_dtype, kept_by_norm
 from pion.model.pass_kind import PassKind
 from pion.model.pilon.ternary import (
@@ -167,12 +167,19 @@ class Bank(nn.Module):
             raise BadInput(f"{name}.packed is damaged: {error}") from None
         numbers = self.numbers
         rising = bool((numbers.diff() > 0).all()) and int(numbers[0]) >= 0
-        if not rising or int(numbers[-1]) >= self.settings.n:
-            raise BadInput(
-                f"{name}.numbers is damaged: it must have rising numbers below {self.settings.n}"
-            )
-        if not self.scales.isfinite().all():
-            raise BadInput(f"{name}.scales is damaged: a scale is not finite")
+        refuse(
+            [
+                (
+                    not rising or int(numbers[-1]) >= self.settings.n,
+                    f"{name}.numbers is damaged: it must have rising numbers below "
+                    f"{self.settings.n}",
+                ),
+                (
+                    not self.scales.isfinite().all(),
+                    f"{name}.scales is damaged: a scale is not finite",
+                ),
+            ]
+        )
         missing = chosen[~torch.isin(chosen, numbers)]
         if len(missing):
             raise BadInput(
@@ -190,8 +197,7 @@ class Bank(nn.Module):
         drawn = torch.randn(d_in, n * rank)
         wide = d_in < n * rank
         basis, _ = torch.linalg.qr(drawn.T if wide else drawn)
-        columns = basis.T if wide else basis
-        ins.copy_(columns.view(d_in, n, rank).permute(1, 2, 0))
+        ins.copy_((basis.T if wide else basis).view(d_in, n, rank).permute(1, 2, 0))
         outs.copy_(torch.randn(outs.shape) / math.sqrt(rank))
 
 

@@ -38,8 +38,7 @@ class Composed(FeedForward):
         self.squares = config.activation == "relu2"
         self.up_recipe = nn.Parameter(torch.empty(self.settings.n))
         self.down_recipe = nn.Parameter(torch.empty(self.settings.n))
-        norm = RMSNorm(config.d_model, config.norm_eps)
-        self.sub_norm = norm if self.settings.sub_norm else None
+        self.sub_norm = RMSNorm(config.d_model, config.norm_eps) if self.settings.sub_norm else None
         self._joined: tuple[Mixture, Mixture] | None = None
 
     def draw_weights(self, init: str, std: float) -> None:
@@ -60,8 +59,7 @@ class Composed(FeedForward):
         """Map (B, T, d_model) to (B, T, d_model), without a report. `inputs` share a Mixing."""
         mixing: Mixing = inputs.shared
         up, down = self._joined or self.mixtures(mixing)
-        hidden = self.activate(mixing.band.up(x, up))
-        result: Tensor = mixing.band.down(hidden, down)
+        result: Tensor = mixing.band.down(self.activate(mixing.band.up(x, up)), down)
         return (result if self.sub_norm is None else self.sub_norm(result)), {}
 
     def mixtures(self, mixing: Mixing) -> tuple[Mixture, Mixture]:

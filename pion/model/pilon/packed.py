@@ -80,8 +80,7 @@ def _packed_bands(config: ModelConfig, state: State) -> tuple[ModelConfig, State
             prefix = f"bands.{band}.{way}"
             chosen = _chosen(state, layers, way, primitives.top_k)
             used = chosen.unique()
-            factors = shipped.pop(f"{prefix}.factors")
-            trits, scales = _quantised(factors, used, chosen, config, way)
+            trits, scales = _quantised(shipped.pop(f"{prefix}.factors"), used, chosen, config, way)
             shipped[f"{prefix}.packed"] = pack_trits(trits)
             shipped[f"{prefix}.scales"], shipped[f"{prefix}.numbers"] = scales, used
             pair.append(len(used))
