@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pion.bench.card import Card
 from pion.data.arrays import write_atomically
-from pion.errors import BadInput
+from pion.errors import BadInput, refuse
 from pion.untrusted import parse_object, read_file
 
 FORMAT = 1
@@ -134,26 +133,25 @@ def _record(kind: Any, raw: Any, where: str, under: str) -> Any:
 
 def _check(value: Any, kind: Any, where: str, name: str) -> None:
     """Raise BadInput unless the value is of the type, and no text or count is out of bounds."""
-    name = name[:120]
-    if get_args(kind) and not isinstance(kind, UnionType):  # Literal[…], dict[…], tuple[…]
-        choices = get_args(kind)
-        literal = all(isinstance(choice, str) for choice in choices)
-        if literal and value not in choices:
-            raise _bad(where, name, f"one of {', '.join(choices)}")
-        if not literal and not isinstance(value, dict | tuple):
-            raise _bad(where, name, "an object")
-        return
-    kinds = get_args(kind) or (kind,)
-    if isinstance(value, bool) and bool not in kinds:
-        raise _bad(where, name, "no true or false")
-    if isinstance(value, int) and float in kinds:
-        kinds = (*kinds, int)
-    if not isinstance(value, tuple(kinds)):
-        raise _bad(where, name, " or ".join(getattr(k, "__name__", str(k)) for k in kinds))
-    if isinstance(value, str) and len(value) > LONGEST_TEXT:
-        raise _bad(where, name, f"at most {LONGEST_TEXT} characters")
-    if isinstance(value, int | float) and abs(value) > 1e18:
-        raise _bad(where, name, "a smaller number")
+    if get_origin(kind) is Literal:
+        expected = [(value not in get_args(kind), f"one of {', '.join(get_args(kind))}")]
+    elif get_origin(kind) in (dict, tuple):
+        expected = [(not isinstance(value, dict | tuple), "an object")]
+    else:
+        kinds = get_args(kind) or (kind,)
+        fitting = (*kinds, int) if float in kinds else kinds
+        names = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
+        number = isinstance(value, int | float)
+        expected = [
+            (isinstance(value, bool) and bool not in kinds, "no true or false"),
+            (not isinstance(value, fitting), names),
+            (
+                isinstance(value, str) and len(value) > LONGEST_TEXT,
+                f"at most {LONGEST_TEXT} characters",
+            ),
+            (number and abs(value) > 1e18, "a smaller number"),
+        ]
+    refuse((wrong, str(_bad(where, name[:120], words))) for wrong, words in expected)
 
 
 def _bad(where: str, name: str, expected: str) -> BadInput:

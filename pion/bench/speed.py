@@ -191,18 +191,9 @@ def measure_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
     ids = torch.randint(config.vocab_size, (texts, prompt)).to(bench.device)
     cache = KVCache(config, max_tokens=prompt + WARMUP_TOKENS + new)
     with torch.inference_mode():
-        started = time.perf_counter()
-        ids = _next(model, ids, cache)
-        _wait(bench)
-        first = time.perf_counter() - started
-        for _ in range(WARMUP_TOKENS):
-            ids = _next(model, ids, cache)
-        _wait(bench)
-        started = time.perf_counter()
-        for _ in range(new - 1):
-            ids = _next(model, ids, cache)
-        _wait(bench)
-    seconds = time.perf_counter() - started
+        ids, first = _decoded(bench, model, ids, cache, 1)
+        ids, _ = _decoded(bench, model, ids, cache, WARMUP_TOKENS)
+        _, seconds = _decoded(bench, model, ids, cache, new - 1)
     speed = texts * (new - 1) / seconds
     return Outcome(
         "measured",
@@ -216,10 +207,13 @@ def measure_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
     )
 
 
-def _next(model: Decoder, ids: Tensor, cache: KVCache) -> Tensor:
-    return model.logits(model.hidden(ids, cache=cache)[:, -1]).argmax(dim=-1, keepdim=True)
-
-
-def _wait(bench: Bench) -> None:
+def _decoded(
+    bench: Bench, model: Decoder, ids: Tensor, cache: KVCache, tokens: int
+) -> tuple[Tensor, float]:
+    """Read `ids` (texts, T) and draw so many tokens of each text; return the last, and seconds."""
+    started = time.perf_counter()
+    for _ in range(tokens):
+        ids = model.logits(model.hidden(ids, cache=cache)[:, -1]).argmax(dim=-1, keepdim=True)
     if bench.on_cuda:
         torch.cuda.synchronize(bench.device)
+    return ids, time.perf_counter() - started

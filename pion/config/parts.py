@@ -180,8 +180,11 @@ class Wiring:
 
     def check(self, model: Core) -> None:
         """Raise BadInput for layers that the model does not have."""
-        named = [*(self.attention_layers or ()), *(layer for pair in self.skips for layer in pair)]
-        _require_layers("wiring", named, model)
+        _require_layers(
+            "wiring",
+            [*(self.attention_layers or ()), *(layer for pair in self.skips for layer in pair)],
+            model,
+        )
         if len(self.attention_layers or ()) > model.n_layers:
             raise BadInput("wiring.attention_layers names a layer twice")
 

@@ -26,8 +26,10 @@ def _tachyon(
     d_model: int, n_layers: int, n_heads: int, d_ff: int, d_shared: int, n_experts: int
 ) -> Preset:
     experts = {"n": n_experts, "top_k": 2, "shared": 1, "d_shared": d_shared}
-    shape = _pion(d_model, n_layers, n_heads, n_kv_heads=4, d_ff=d_ff)
-    return shape | {"family": "tachyon", "experts": experts}
+    return _pion(d_model, n_layers, n_heads, n_kv_heads=4, d_ff=d_ff) | {
+        "family": "tachyon",
+        "experts": experts,
+    }
 
 
 def _gpt2(family: str, d_model: int, n_layers: int, n_heads: int, seq_len: int) -> Preset:
@@ -98,9 +100,7 @@ def _daisy(
     d_model: int, n_layers: int, n_heads: int, window: int, seq_len: int, old: bool = False
 ) -> Preset:
     """Return a Daisy-Wee; `old`: of the vintage that the README of Daisy-Wee describes."""
-    values: Preset = {"layers": value_layers(n_layers)}
-    if old:
-        values = {**old_value_layers(n_layers), "normed": False}
+    old_values: Preset = {**old_value_layers(n_layers), "normed": False}
     return _gpt2("daisy", d_model, n_layers, n_heads, seq_len) | {
         "rope_theta": 1024.0,
         "norm_eps": 2**-23,
@@ -119,7 +119,7 @@ def _daisy(
             "input_mix": True,
             "skips": old_skips(n_layers) if old else skips(n_layers),
         },
-        "values": values,
+        "values": old_values if old else {"layers": value_layers(n_layers)},
     }
 
 

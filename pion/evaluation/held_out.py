@@ -121,8 +121,9 @@ def held_out(
         PionError: not even one row fits in the GPU's memory.
     """
     scores = score(scorer, stream, rows)
-    documents = stream.document_numbers(rows, end_of_text)
-    return summarize(scores.nll, scores.targets, token_bytes, documents)
+    return summarize(
+        scores.nll, scores.targets, token_bytes, stream.document_numbers(rows, end_of_text)
+    )
 
 
 def summarize(
@@ -137,8 +138,9 @@ def summarize(
     text: the model never sees another.
     """
     counted = targets != IGNORED
-    bytes_of = target_bytes(targets, token_bytes)
-    nats, tokens, sizes = by_document(documents, counted, nll, counted, bytes_of)
+    nats, tokens, sizes = by_document(
+        documents, counted, nll, counted, target_bytes(targets, token_bytes)
+    )
     loss, loss_sem = ratio(nats, tokens)
     bits_per_byte, bits_per_byte_sem = ratio(nats / math.log(2), sizes)
     return HeldOut(
@@ -195,8 +197,9 @@ def responses(scorer: Scorer, stream: Batches, rows: Sequence[int], end_of_turn:
 
     Raises what `held_out` raises.
     """
-    documents = stream.document_numbers(rows, end_of_turn)
-    return summarize_responses(score(scorer, stream, rows), end_of_turn, documents)
+    return summarize_responses(
+        score(scorer, stream, rows), end_of_turn, stream.document_numbers(rows, end_of_turn)
+    )
 
 
 def summarize_responses(scores: Scores, end_of_turn: int, documents: np.ndarray) -> Responses:

@@ -89,8 +89,9 @@ def multiple_choice(
 
     def compute(part: range) -> None:
         places = longest_first[part.start : part.stop]
-        batch = _padded([choices[i] for i in places])
-        nll, _ = token_nll(model, batch, scorer.vocab_size, scorer.dtype)
+        nll, _ = token_nll(
+            model, _padded([choices[i] for i in places]), scorer.vocab_size, scorer.dtype
+        )
         scores[places] = -nll.sum(dim=1).cpu().numpy() / [choices[i].bytes for i in places]
 
     with evaluating(model):

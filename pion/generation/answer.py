@@ -66,23 +66,16 @@ class Closed(PionError):
     WHY = "the server is stopping"
 
 
+@dataclass(eq=False)
 class Answer:
     """One answer that the engine decodes, from `Engine.submit`."""
 
-    def __init__(
-        self,
-        text: Text,
-        top_logprobs: int | None,
-        listener: Listener,
-        *,
-        scores_prompt: bool = False,
-    ) -> None:
-        self.text = text
-        self.scores_prompt = scores_prompt
-        self.top_logprobs = top_logprobs
-        self.listener = listener
-        self.cancelled = False
-        self.failed = False
+    text: Text
+    top_logprobs: int | None
+    listener: Listener
+    scores_prompt: bool = field(default=False, kw_only=True)
+    cancelled: bool = field(default=False, init=False)
+    failed: bool = field(default=False, init=False)
 
     @property
     def over(self) -> bool:

@@ -131,8 +131,9 @@ class Engine:
         if self._reading is not None:
             self._read_piece(self._reading)
         if self._in_slots:
-            rows = [[answer.text.ids[-1]] for answer in self._in_slots]
-            logits = next_logits(self._model, rows, self._cache)
+            logits = next_logits(
+                self._model, [[answer.text.ids[-1]] for answer in self._in_slots], self._cache
+            )
             for row, answer in enumerate(self._in_slots):
                 self._draw(answer, logits[row])
             self._free_slots()
@@ -260,4 +261,4 @@ def bytes_per_token(model: Decoder) -> int:
     cache = KVCache(model.config, max_tokens=1)
     cache_tokens(model, [[0]], cache)
     kept = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    return sum(tensor.nbytes for tensor in kept)

@@ -65,7 +65,11 @@ class Text:
             )
         self._sampling = settings
         self._stop_ids = frozenset(settings.stop_ids)
-        self._randomness = _randomness(settings.seed)
+        self._randomness = torch.Generator()
+        if settings.seed is None:
+            self._randomness.seed()
+        else:
+            self._randomness.manual_seed(settings.seed)
         self.room = min(len(self.ids) + settings.max_tokens, model.config.seq_len)
         self.stop_id: int | None = None
 
@@ -225,15 +229,6 @@ def checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:
         ]
     )
     return prompt
-
-
-def _randomness(seed: int | None) -> torch.Generator:
-    randomness = torch.Generator()
-    if seed is None:
-        randomness.seed()
-    else:
-        randomness.manual_seed(seed)
-    return randomness
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -36,17 +37,15 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        wiring = config.wiring
         self.reach: Reach = reach_of(config, layer)
-        self.attention_norm: RMSNorm | None = None
-        self.attention: Attention | None = None
-        if layer in config.attention_layers:
-            if wiring is None or wiring.attention_norm:
-                self.attention_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
-            self.attention = Attention(config)
-        self.feedforward_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
+        attends = layer in config.attention_layers
+        normed = attends and (config.wiring is None or config.wiring.attention_norm)
+        norm = partial(RMSNorm, config.d_model, config.norm_eps, config.norm_gain)
+        self.attention_norm = norm() if normed else None
+        self.attention = Attention(config) if attends else None
+        self.feedforward_norm = norm()
         self.feedforward = FEEDFORWARD[config.feedforward](config)
-        self.gate: Gate | None = Gate(config.d_model) if config.gates else None
+        self.gate = Gate(config.d_model) if config.gates else None
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
         """Return the new hidden states, and what the block's experts and its gate report."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -100,14 +100,14 @@ class Decoder(nn.Module):
             self.positions = nn.Embedding.from_pretrained(
                 torch.empty(config.seq_len, config.d_model), freeze=False
             )
-        self.embed_norm: RMSNorm | None = None
-        if config.wiring is not None and config.wiring.embed_norm:
-            self.embed_norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
+        norm = partial(RMSNorm, config.d_model, config.norm_eps, config.norm_gain)
+        normed = config.wiring is not None and config.wiring.embed_norm
+        self.embed_norm = norm() if normed else None
         for name, (field, kind) in SHARED_PARTS.items():
             if getattr(config, field) is not None:
                 self.add_module(name, kind(config))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = RMSNorm(config.d_model, config.norm_eps, config.norm_gain)
+        self.norm = norm()
         if not config.tie_embeddings:
             self.lm_head = Projection(config.d_model, config.head_rows)
         if not self.embed.weight.is_meta:
@@ -223,8 +223,9 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """Return logits (B, T, vocab_size). Raises BadInput for more tokens than the context."""
-        hidden = self.hidden(tokens, positions=positions, documents=documents, cache=cache)
-        return self.logits(hidden)
+        return self.logits(
+            self.hidden(tokens, positions=positions, documents=documents, cache=cache)
+        )
 
     def logits(self, hidden: Tensor, vocab_size: int | None = None) -> Tensor:
         """Apply the head to hidden states: (…, d_model) -> (…, vocab_size).

@@ -77,23 +77,16 @@ def add_lora(model: Decoder, lora: Lora, seed: int) -> None:
     targets = lora.targets_of(model.config)
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
-    for block in model.blocks:
-        for parent, name in _places(block, targets):
-            added = LoraProjection(getattr(parent, name), lora)
-            drawn = torch.empty(added.lora_a.shape)
-            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
-            with torch.no_grad():
-                added.lora_a.copy_(drawn)
-            setattr(parent, name, added)
-
-
-def _places(block: nn.Module, targets: tuple[str, ...]) -> Iterator[tuple[nn.Module, str]]:
-    """Yield the layer and the name of each target in a block."""
-    parts = dict(block.named_children())
-    for name in targets:
-        parent = parts.get("attention" if name in ATTENTION else "feedforward")
-        if parent is not None:  # a layer may have no attention
-            yield parent, name
+    for block in model.layers:
+        for name in targets:
+            parent = block.attention if name in ATTENTION else block.feedforward
+            if parent is not None:  # a layer may have no attention
+                added = LoraProjection(getattr(parent, name), lora)
+                drawn = torch.empty(added.lora_a.shape)
+                nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+                with torch.no_grad():
+                    added.lora_a.copy_(drawn)
+                setattr(parent, name, added)
 
 
 def additions(model: Decoder) -> dict[str, Tensor]:

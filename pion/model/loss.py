@@ -129,9 +129,8 @@ def _plain(
     grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted == "both" else None
     # On a CPU, rows without a target are left out. On a GPU, finding these rows would make us wait
     # for the GPU.
-    learned = torch.arange(len(targets), device=targets.device)
-    if on_cpu:
-        learned = _learned_rows(targets)
+    every = torch.arange(len(targets), device=targets.device)
+    learned = _learned_rows(targets) if on_cpu else every
 
     with torch.autocast(hidden.device.type, enabled=False):
         hidden, weight, targets = hidden[learned].to(dtype), weight.to(dtype), targets[learned]

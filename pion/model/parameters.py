@@ -94,8 +94,7 @@ def draw_matrix(weight: Tensor, name: str, init: str, std: float) -> None:
         nn.init.zeros_(weight)
     else:
         bound = math.sqrt(3) * 0.5 / math.sqrt(weight.shape[-1])
-        with torch.no_grad():
-            weight.uniform_(-bound, bound)
+        nn.init.uniform_(weight, -bound, bound)
 
 
 # ---------------------------------------------------------------- tensors from elsewhere

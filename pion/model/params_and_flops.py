@@ -181,9 +181,9 @@ def token_flops(config: ModelConfig, seq_len: int, additions: int | None = None)
     macs = cost.macs_per_token + attention
     if additions is None:
         return TokenFlops(forward=2.0 * macs, backward=4.0 * macs)
-    trained = additions + attention
     return TokenFlops(
-        forward=2.0 * (macs + additions), backward=2.0 * cost.macs_per_token + 4.0 * trained
+        forward=2.0 * (macs + additions),
+        backward=2.0 * cost.macs_per_token + 4.0 * (additions + attention),
     )
 
 

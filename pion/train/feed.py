@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -29,12 +28,8 @@ class StepBatch:
     targets: int  # target tokens in this rank's micro-batches
 
 
-class _Position(NamedTuple):
-    """What decides a step's batch."""
-
-    next_row: int
-    skipped: tuple[RowRange, ...]
-    micro_batch: int
+# What decides a step's batch: the next row, the skipped rows, and the micro-batch.
+_Position = tuple[int, tuple[RowRange, ...], int]
 
 
 class BatchFeed:
@@ -64,29 +59,27 @@ class BatchFeed:
 
         Raises BadInput if there are fewer rows in a step than ranks, or a shard can't be read.
         """
-        position = _Position(next_row, tuple(skipped), self.micro_batch)
+        position = (next_row, tuple(skipped), self.micro_batch)
         if self._ahead is not None and self._ahead[0] == position:
             batch = self._ahead[1].result()
             self._ahead = None
             return batch
-        return self._build(position)
+        return self._build(*position)
 
     def prepare(self, next_row: int, skipped: list[RowRange]) -> None:
         """Start building the batch for the next `take`."""
-        position = _Position(next_row, tuple(skipped), self.micro_batch)
-        self._ahead = (position, self._thread.submit(self._build, position))
+        position = (next_row, tuple(skipped), self.micro_batch)
+        self._ahead = (position, self._thread.submit(self._build, *position))
 
     def close(self) -> None:
         """End the background thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _build(self, position: _Position) -> StepBatch:
-        next_row = position.next_row
-        rows, after = step_rows(next_row, self._global_batch, position.skipped)
-        parts = rank_rows(rows, self._rank, self._world_size, position.micro_batch)
-        micro_batches = [self._pinned(self._stream.batch(part)) for part in parts]
+    def _build(self, next_row: int, skipped: tuple[RowRange, ...], micro_batch: int) -> StepBatch:
+        rows, after = step_rows(next_row, self._global_batch, skipped)
+        parts = rank_rows(rows, self._rank, self._world_size, micro_batch)
+        micro_batches = [self._stream.batch(part) for part in parts]
+        if self._pin:
+            micro_batches = [map_batch(Tensor.pin_memory, batch) for batch in micro_batches]
         targets = sum(int((batch.targets != IGNORED).sum()) for batch in micro_batches)
         return StepBatch((next_row, after), micro_batches, targets)
-
-    def _pinned(self, batch: Batch) -> Batch:
-        return map_batch(Tensor.pin_memory, batch) if self._pin else batch

@@ -9,7 +9,7 @@ import platform
 import re
 import time
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 
@@ -76,10 +76,7 @@ def device_name(device: torch.device) -> str:
     """Return the device's name for people: `NVIDIA A40`, `CPU, 2 cores (AMD EPYC …)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        model = found[1].strip() if found else model
+    model = _processor().get("model name") or platform.processor() or platform.machine()
     return f"CPU, {os.cpu_count()} cores ({model})"
 
 
@@ -87,7 +84,7 @@ def has_bf16(device: torch.device) -> bool:
     """Return whether the device multiplies bf16 natively."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & _processor().flags)
+    return not _instruction_sets().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def computes_bf16_fast(device: torch.device) -> bool:
@@ -98,8 +95,7 @@ def computes_bf16_fast(device: torch.device) -> bool:
     """
     if device.type == "cuda" or not has_bf16(device):
         return has_bf16(device)
-    vendor, flags = _processor()
-    return vendor != "GenuineIntel" or "amx_bf16" in flags
+    return _processor().get("vendor_id") != "GenuineIntel" or "amx_bf16" in _instruction_sets()
 
 
 def pick_dtype(
@@ -220,25 +216,20 @@ def gpu_flops(name: str, dtype: str) -> float | None:
     return None
 
 
-class _Processor(NamedTuple):
-    """The vendor of the CPU (empty on Arm) and its instruction sets, by the names of Linux."""
-
-    vendor: str
-    flags: frozenset[str]
-
-
 @functools.cache
-def _processor() -> _Processor:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+def _processor() -> dict[str, str]:
+    """Return what Linux says about the first core, by the names of its fields; {} if nothing."""
     fields: dict[str, str] = {}
-    for line in lines:
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip().lower(), value.strip())
-    flags = fields.get("flags", fields.get("features", ""))  # x86, Arm
-    return _Processor(fields.get("vendor_id", ""), frozenset(flags.split()))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip().lower(), value.strip())
+    return fields
+
+
+def _instruction_sets() -> set[str]:
+    fields = _processor()
+    return set(fields.get("flags", fields.get("features", "")).split())  # x86, Arm
 
 
 def _available_bytes() -> int:
@@ -257,10 +248,8 @@ def _cgroup_limits() -> list[int]:
     """Return the memory limits, in bytes, of the container that this process runs in."""
     limits = []
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # absent, or "max": no limit
             limits.append(int(Path(path).read_text()))
-        except (OSError, ValueError):  # absent, or "max": no limit
-            continue
     return limits
 
 

@@ -187,7 +187,9 @@ class _MicroBatch:
             return of_base
         if self.work.stored_width == self._at.width:
             of_base = (0,) * len(of_base)
-        added = copies_of_additions(self._additions, self._at)
+        if self._at.width == 4:
+            return of_base
+        added = (self._at.width * params for params, _ in self._additions.layer)  # their A and B
         return tuple(map(sum, zip(of_base, added, strict=True)))
 
     @property
@@ -220,7 +222,8 @@ class _MicroBatch:
             copies = () if self._at.compiled else copied_bytes(config, ungrouped)
         most = self._states + loss_bytes(shape, self._at)
         if self._additions is not None:  # in the last block
-            most = max(most, passing_forward(self._additions, self._at, self._tokens))
+            # A projection's result, B A x, this scaled, and the sum, which is kept.
+            most = max(most, 3 * self._at.width * self._additions.result * self._tokens)
         return self.activations() + sum(copies) + most
 
     def backward(self) -> int:
@@ -244,7 +247,9 @@ class _MicroBatch:
                 own = kept[layer] * self._tokens + self._copies[layer] - self._states
                 own += self._kept_by_additions(layer + 1) - self._kept_by_additions(layer)
             if additions is not None:
-                own += passing_backward(additions, self._at, self._tokens)
+                # The scaled gradient of a projection's result, and a gradient of its input next to
+                # the base's.
+                own += self._at.width * additions.widest * self._tokens
             phases.append(around + self._kept_until(layer + 1) + own + most)
         if additions is not None:
             return max(phases)
@@ -266,33 +271,9 @@ class _MicroBatch:
         return kept if self.recompute else kept + self._kept_by_additions(layers)
 
     def _kept_by_additions(self, layers: int) -> int:
-        """Return the bytes that LoRA's additions keep in the first blocks."""
+        """Return the bytes that LoRA's additions keep in the first blocks: A x of each."""
         lora, additions = self.work.lora, self._additions
         if lora is None or additions is None:
             return 0
-        return self._tokens * kept_by_additions(additions, lora, self._at, layers)
-
-
-# ---------------------------------------------------------------- LoRA's additions
-
-
-def kept_by_additions(cost: LoraCost, lora: Lora, at: PassKind, layers: int) -> int:
-    """Return the bytes of a token that the first `layers` layers keep: A x of each projection."""
-    return sum(at.width * lora.rank * projections for _, projections in cost.layer[:layers])
-
-
-def copies_of_additions(cost: LoraCost, at: PassKind) -> tuple[int, ...]:
-    """Return the bytes of the copies of each layer's A and B that bf16 products read."""
-    return tuple(0 if at.width == 4 else at.width * params for params, _ in cost.layer)
-
-
-def passing_forward(cost: LoraCost, at: PassKind, tokens: int) -> int:
-    """Return the most bytes that a projection has at once: its result, B A x, scaled, and the sum
-    (which is kept)."""
-    return 3 * at.width * cost.result * tokens
-
-
-def passing_backward(cost: LoraCost, at: PassKind, tokens: int) -> int:
-    """Return the most bytes that an addition adds to the backward pass of a projection: the scaled
-    gradient of its result, and a gradient of its input next to the base's."""
-    return at.width * cost.widest * tokens
+        projections = sum(projections for _, projections in additions.layer[:layers])
+        return self._tokens * self._at.width * lora.rank * projections

@@ -94,8 +94,8 @@ class _Batch:
 
     def gradients(self) -> Tensor:
         """Return the gradients of the matrices: (n, rows, cols)."""
-        grads = [param.grad for param in self.params]
-        return torch.cat([grad.view(-1, *self.momentum.shape[1:]) for grad in grads])  # type: ignore[union-attr]
+        shape = self.momentum.shape[1:]
+        return torch.cat([param.grad.view(-1, *shape) for param in self.params])  # type: ignore[union-attr]
 
 
 class Muon:
@@ -126,15 +126,12 @@ class Muon:
 
     def _add_batch(self, params: dict[str, nn.Parameter]) -> None:
         """Add a batch of parameters of one shape."""
-        shape = next(iter(params.values())).shape
-        device = next(iter(params.values())).device
+        every = list(params.values())
+        shape, device = every[0].shape, every[0].device
         momentum = torch.zeros((len(params), *shape), dtype=torch.float32, device=device)
         self.momentum.update(zip(params, momentum.unbind()))
-        matrices: list[Tensor] = []
-        for param in params.values():
-            matrices += param.detach().unbind() if param.ndim == 3 else [param.detach()]
-        batch = _Batch(list(params.values()), matrices, momentum.view(-1, *shape[-2:]))
-        self._batches.append(batch)
+        matrices = [one for param in every for one in param.detach().view(-1, *shape[-2:]).unbind()]
+        self._batches.append(_Batch(every, matrices, momentum.view(-1, *shape[-2:])))
 
     @torch.no_grad()
     def step(self, lr: float, beta: float) -> None:

@@ -165,8 +165,10 @@ class Optimizer:
         """
         if not self.settings.phases:
             return {"steps": self.steps}
-        groups = {_name(group): updates for group, updates in self._updates.items()}
-        return {"steps": self.steps, "groups": groups}
+        return {
+            "steps": self.steps,
+            "groups": {_name(group): updates for group, updates in self._updates.items()},
+        }
 
     def set_counts(self, counts: dict[str, Any]) -> None:
         """Set the updates that led to the state tensors."""
@@ -225,9 +227,11 @@ class PrimitiveWise:
     def __init__(self, factors: Tensor, settings: TrainSettings) -> None:
         self._factors, self._settings = factors, settings
         device = factors.device
-        self.exp_avg = torch.zeros_like(factors)
-        self.exp_avg_sq = torch.zeros_like(factors)
-        self.counts = torch.zeros(len(factors), dtype=torch.int64, device=device)
+        self.state = {
+            "exp_avg": torch.zeros_like(factors),
+            "exp_avg_sq": torch.zeros_like(factors),
+            "counts": torch.zeros(len(factors), dtype=torch.int64, device=device),
+        }
         # By count: 1 / (1 − β1^count) and 1 / √(1 − β2^count). A count never exceeds the steps.
         self._last = min(settings.steps, MOST_COUNTED)
         count = torch.arange(self._last + 1, dtype=torch.float64).clamp(min=1)
@@ -236,23 +240,14 @@ class PrimitiveWise:
         self._shares = torch.tensor([[1 - settings.beta1], [1 - settings.beta2]]).to(device)
         self._eps = torch.tensor(settings.eps, device=device)
 
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """Live references to the state, by name."""
-        return {
-            "exp_avg": self.exp_avg,
-            "exp_avg_sq": self.exp_avg_sq,
-            "counts": self.counts,
-        }
-
     def step(self, gradient: Tensor, lr: float) -> None:
         """Update the primitives that have a gradient. The gradient is overwritten."""
         chosen = gradient.flatten(1).any(dim=1)  # (n,)
-        self.counts.add_(chosen)
+        exp_avg, exp_avg_sq, counts = self.state.values()
+        counts.add_(chosen)
         first, second = (self._shares * chosen)[..., None, None]
-        self.exp_avg.lerp_(gradient, first)
-        self.exp_avg_sq.lerp_(gradient.square_(), second)
-        counts = self.counts
+        exp_avg.lerp_(gradient, first)
+        exp_avg_sq.lerp_(gradient.square_(), second)
         if self._last < self._settings.steps:
             counts = counts.clamp(max=self._last)
         scale, root = (self._corrections[:, counts] * chosen)[..., None, None]
@@ -260,8 +255,8 @@ class PrimitiveWise:
         if decay:
             self._factors.mul_(1 - lr * decay * chosen[:, None, None])
         # For an unchosen primitive, 0 is divided by eps.
-        size = torch.addcmul(self._eps, self.exp_avg_sq.sqrt(), root)
-        self._factors.addcdiv_(self.exp_avg * scale, size, value=-lr)
+        size = torch.addcmul(self._eps, exp_avg_sq.sqrt(), root)
+        self._factors.addcdiv_(exp_avg * scale, size, value=-lr)
 
 
 # The roles whose stacks of matrices have another rule than AdamW and Muon, and the rule.

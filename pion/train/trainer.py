@@ -131,15 +131,11 @@ class Trainer:
                 if self.plan.world_size > 1 or self._updating:
                     raise PlanFailed(change.plan.to_dict(), change.why) from None
             # Here the error is gone, and with its traceback the tensors of the step.
-            self._replan(change)
-
-    def _replan(self, change: StepDown) -> None:
-        """Drop what the step has computed, and compute by another plan from now on."""
-        self.optimizer.zero_grad()
-        free_memory(self.device)
-        self.plan = change.plan
-        self._feed.micro_batch = self.plan.micro_batch
-        self.on_step_down(change)
+            self.optimizer.zero_grad()
+            free_memory(self.device)
+            self.plan = change.plan
+            self._feed.micro_batch = self.plan.micro_batch
+            self.on_step_down(change)
 
     def _train_step(self, should_stop: Callable[[], bool]) -> bool:
         self._metrics.begin_step()
@@ -259,8 +255,9 @@ class Trainer:
         """
         ids = vocab_size or self.model.config.vocab_size
         scorer = Scorer(self.model, ids, micro_batch, self.dtype, on_batch)
-        world_size = self.plan.world_size
-        return evaluate(scorer, stream, rows, end_of_text, rank=self.rank, world_size=world_size)
+        return evaluate(
+            scorer, stream, rows, end_of_text, rank=self.rank, world_size=self.plan.world_size
+        )
 
     # ------------------------------------------------------------ state
 

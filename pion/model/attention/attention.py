@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from pion.config.model_config import ModelConfig
+from pion.config.parts import Heads
 from pion.model.attention.cache import BatchLayerCache, LayerCache
 from pion.model.attention.masks import Mask, Spans, attends_by_document, flexible
 from pion.model.attention.rope import Rotation, rotate
@@ -255,18 +256,16 @@ class Attention(nn.Module):
         kv_width = config.n_kv_heads * config.head_dim
         self.head_dim = config.head_dim
         self.softcap = config.softcap
-        self.scale = config.heads.scale if config.heads is not None else None
-        bias = config.heads is not None and config.heads.qkv_bias
-        self.q_proj = Projection(config.d_model, query_width, bias=bias)
-        self.k_proj = Projection(config.d_model, kv_width, bias=bias)
-        self.v_proj = Projection(config.d_model, kv_width, bias=bias)
+        heads = config.heads or Heads()
+        self.scale = heads.scale
+        self.q_proj = Projection(config.d_model, query_width, bias=heads.qkv_bias)
+        self.k_proj = Projection(config.d_model, kv_width, bias=heads.qkv_bias)
+        self.v_proj = Projection(config.d_model, kv_width, bias=heads.qkv_bias)
         self.o_proj = Projection(query_width, config.d_model)
         norm = partial(RMSNorm, config.head_dim, config.norm_eps, config.norm_gain)
-        normed = config.heads is None or config.heads.qk_norm
-        self.q_norm = norm() if normed else None
-        self.k_norm = norm() if normed else None
-        normed = config.heads is not None and config.heads.value_norm
-        self.v_norm = norm() if normed else None
+        self.q_norm = norm() if heads.qk_norm else None
+        self.k_norm = norm() if heads.qk_norm else None
+        self.v_norm = norm() if heads.value_norm else None
         self._joined: Joined | None = None
 
     def join_projections(self) -> None:

@@ -210,23 +210,16 @@ def _window_mask(
     if documents is None and window >= keys:
         return build_mask(config, tokens, keys, None, window=window, flex=flex)
     if queries < keys:
-        return Mask(allowed=_recent(count, queries, keys, block, device))
+        # The cached tokens are of one document, so its blocks are the window's.
+        key = torch.arange(keys, device=device)
+        query = key[keys - queries :, None]
+        return Mask(allowed=(key <= query) & _in_window(key, query, count, block))
     one = torch.zeros(1, keys, dtype=torch.int64, device=device)
     numbers = one if documents is None else documents
     full, partial = visited_blocks(numbers, count, block)
     if flex:
         return Mask(blocks=window_block_mask(full, partial, documents, keys, block))
     return Mask(allowed=expand(full | partial, numbers, block))
-
-
-def _recent(count: int, queries: int, keys: int, block: int, device: torch.device) -> Tensor:
-    """Return which of `keys` cached tokens the last `queries` see, (queries, keys) boolean.
-
-    These are the tokens of one document, so its blocks are the window's.
-    """
-    key = torch.arange(keys, device=device)
-    query = key[keys - queries :, None]
-    return (key <= query) & _in_window(key, query, count, block)
 
 
 def _in_window(key: Tensor, query: Tensor, count: int, block: int) -> Tensor:

@@ -39,15 +39,13 @@ class Frequencies(NamedTuple):
 
     def on(self, device: torch.device) -> Tensor:
         """Return the frequencies (head_dim / 2) in fp32, in radians per token."""
-        plain = self._unscaled(device)
-        return plain if self.scaling is None else scaled(plain, self.scaling)
-
-    def _unscaled(self, device: torch.device) -> Tensor:
         if self.half:
             turning = torch.linspace(0, 1, self.head_dim // 4, dtype=torch.float32, device=device)
-            return torch.cat((self.theta**-turning, torch.zeros_like(turning)))
-        whole = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
-        return self.theta ** -(whole / self.head_dim)
+            plain = torch.cat((self.theta**-turning, torch.zeros_like(turning)))
+        else:
+            whole = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
+            plain = self.theta ** -(whole / self.head_dim)
+        return plain if self.scaling is None else scaled(plain, self.scaling)
 
 
 def frequencies_of(config: ModelConfig) -> Frequencies:

@@ -117,9 +117,8 @@ def relu_squared(x: Tensor) -> Tensor:
     return relu(x).square()
 
 
-def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """Return the function between the two matrices: relu2, or the exact gelu."""
-    return relu_squared if name == "relu2" else gelu
+# The functions between the two matrices; gelu is the exact one.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu2": relu_squared, "gelu": gelu}
 
 
 class TwoMatrices(FeedForward):
@@ -127,7 +126,7 @@ class TwoMatrices(FeedForward):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activate = activation(config.activation)
+        self.activate = ACTIVATIONS[config.activation]
         self.squares = config.activation == "relu2"
         self.up_proj = Projection(config.d_model, config.d_ff)
         self.down_proj = Projection(config.d_ff, config.d_model)

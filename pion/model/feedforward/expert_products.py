@@ -38,11 +38,9 @@ def product_path(
     device_type: str, capability: tuple[int, int] | None, dtype: torch.dtype
 ) -> Literal["grouped", "sliced"]:
     """Return how products of experts are computed on a device; `capability` is a GPU's."""
-    if device_type != "cuda" or capability is None or dtype != torch.bfloat16:
-        return "sliced"
-    if _grouped_mm is None:
-        return "sliced"
-    return "grouped" if capability[0] in GROUPED_MAJORS else "sliced"
+    known = _grouped_mm is not None and device_type == "cuda" and dtype == torch.bfloat16
+    on_gpu = capability is not None and capability[0] in GROUPED_MAJORS
+    return "grouped" if known and on_gpu else "sliced"
 
 
 def mix_experts(

@@ -152,20 +152,20 @@ class Experts(FeedForward):
         dtype = compute_dtype(x, self.gate_proj)
         routed = route(x, self.router, self.settings.top_k)
         x = x.to(dtype)
-        result = self._mix(
-            x.view(-1, d_model), routed.chosen.flatten(0, 1), routed.weights.flatten(0, 1)
+        experts, order = routed.chosen.flatten().sort(stable=True)
+        # Counting with bincount would wait for the GPU.
+        every = torch.arange(self.settings.n, device=experts.device)
+        ends = torch.searchsorted(experts, every, right=True).to(torch.int32)
+        result = mix_experts(
+            x.view(-1, d_model),
+            [self.gate_proj, self.up_proj, self.down_proj],
+            routed.weights.flatten(0, 1),
+            order,
+            ends,
         ).view(batch, tokens, d_model)
         for expert in self.shared:
             result = result + expert(x)[0]
         return result, routing_report(routed, self.settings, inputs.real)
-
-    def _mix(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Return the weighted results of the chosen experts; all are (tokens, …)."""
-        experts, order = chosen.flatten().sort(stable=True)
-        # Counting with bincount would wait for the GPU.
-        every = torch.arange(self.settings.n, device=experts.device)
-        ends = torch.searchsorted(experts, every, right=True).to(torch.int32)
-        return mix_experts(x, [self.gate_proj, self.up_proj, self.down_proj], weights, order, ends)
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token: only its own experts."""

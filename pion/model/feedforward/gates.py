@@ -77,8 +77,9 @@ def gate_loss(
     """
     logits = torch.stack([report[GATE] for report in reports])
     with torch.no_grad():
-        seen = [norm(report[SEEN_BY_GATE]) for report in reports]
-        targets = _closeness(seen, states, predict, vocab)
+        targets = _closeness(
+            [norm(report[SEEN_BY_GATE]) for report in reports], states, predict, vocab
+        )
     losses = binary_cross_entropy_with_logits(logits, targets, reduction="none")  # (L, B, T)
     counted = torch.ones_like(losses[0]) if real is None else real.to(losses.dtype)
     per_row = (losses * counted).sum(dim=-1) / counted.sum(dim=-1).clamp(min=1)
@@ -93,8 +94,8 @@ def _closeness(
     This takes at most as much memory as the loss took for its logits.
     """
     layers, last = [each.flatten(0, 1) for each in seen], states.flatten(0, 1)
-    limit = CPU_CHUNK_BYTES if last.device.type == "cpu" else CUDA_CHUNK_BYTES
-    limit = min(limit, 4 * vocab * len(last))
+    most = CPU_CHUNK_BYTES if last.device.type == "cpu" else CUDA_CHUNK_BYTES
+    limit = min(most, 4 * vocab * len(last))
     found = []
     size = rows_per_chunk(len(last), TENSORS * vocab, limit)
     for start in range(0, len(last), size):

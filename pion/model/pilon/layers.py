@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
 from pion.model.feedforward.dense import (
+    ACTIVATIONS,
     NOTHING_ELSE,
     FeedForward,
     FeedForwardInputs,
     Stats,
-    activation,
     squares_in_fp32,
 )
 from pion.model.feedforward.experts import kept_by_router, route, routing_report
@@ -34,7 +34,7 @@ class Composed(FeedForward):
         super().__init__()
         assert config.primitives is not None
         self.settings, self.d_model, self.d_ff = config.primitives, config.d_model, config.d_ff
-        self.activate = activation(config.activation)
+        self.activate = ACTIVATIONS[config.activation]
         self.squares = config.activation == "relu2"
         self.up_recipe = nn.Parameter(torch.empty(self.settings.n))
         self.down_recipe = nn.Parameter(torch.empty(self.settings.n))

@@ -32,17 +32,15 @@ def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
     primitives = config.primitives
     if primitives is None or not primitives.ternary or primitives.packed:
         return config, state
-    if primitives.ternary_scale == "chosen":
-        if config.experts is not None:
-            return config, state
-        alone, state_alone = _a_band_for_each_layer(config, state)
-        smaller = _packed_bands(alone, state_alone)
-        bytes_packed = sum(t.nbytes for name, t in smaller[1].items() if name.startswith("bands."))
-        banks = [tensor for name, tensor in state.items() if name.endswith(".factors")]
-        if bytes_packed < sum(FP32_BYTES * bank.numel() for bank in banks):
-            return smaller
+    if primitives.ternary_scale != "chosen":
+        return _packed_bands(config, state)
+    if config.experts is not None:
         return config, state
-    return _packed_bands(config, state)
+    alone = _packed_bands(*_a_band_for_each_layer(config, state))
+    bytes_packed = sum(t.nbytes for name, t in alone[1].items() if name.startswith("bands."))
+    banks = [tensor for name, tensor in state.items() if name.endswith(".factors")]
+    smaller = bytes_packed < sum(FP32_BYTES * bank.numel() for bank in banks)
+    return alone if smaller else (config, state)
 
 
 def unpacked(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:

@@ -123,8 +123,11 @@ class SharedBanks(SharedPart, nn.ModuleList):
 
             ((x · ins) · scale + shift) · outs = x · W + b, with W = ins · diag(scale) · outs
         """
-        dense = {name: tensor for name, tensor in state.items() if not name.startswith("bands.")}
-        dense = {name: tensor for name, tensor in dense.items() if not name.endswith("_recipe")}
+        dense = {
+            name: tensor
+            for name, tensor in state.items()
+            if not (name.startswith("bands.") or name.endswith("_recipe"))
+        }
         for layer, block in enumerate(blocks):
             assert isinstance(block.feedforward, Composed)
             mixtures = block.feedforward.mixtures(self.mixing(layer, AS_THE_MODEL))

@@ -72,7 +72,7 @@ def test_auto_precision_is_bf16_exactly_where_it_is_faster(
     generating: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cpu = hardware._Processor(vendor, frozenset(flags))
+    cpu = {"vendor_id": vendor, "flags": " ".join(flags)}
     monkeypatch.setattr(hardware, "_processor", lambda: cpu)
     assert hardware.pick_dtype("auto", CPU) == training
     assert hardware.pick_dtype("auto", CPU, generating=True) == generating

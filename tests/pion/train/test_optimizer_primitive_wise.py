@@ -56,7 +56,7 @@ def test_a_run_of_very_many_steps_needs_no_table_of_them(monkeypatch: pytest.Mon
     for gradient in gradients():
         few.step(gradient.clone(), LR)
         every.step(gradient.clone(), LR)
-    assert torch.equal(few.counts, torch.full((SHAPE[0],), STEPS))
+    assert torch.equal(few.state["counts"], torch.full((SHAPE[0],), STEPS))
     assert torch.equal(ours, theirs)
 
 
@@ -74,7 +74,7 @@ def test_a_primitive_counts_only_the_steps_in_which_it_was_chosen() -> None:
         masked = torch.zeros_like(gradient)
         masked[chosen] = gradient[chosen]
         primitives.step(masked, LR)
-    assert primitives.counts.tolist() == [STEPS // (p + 1) for p in range(SHAPE[0])]
+    assert primitives.state["counts"].tolist() == [STEPS // (p + 1) for p in range(SHAPE[0])]
     for p, (param, _) in enumerate(alone):
         assert (ours[p] - param).abs().max() <= 1e-7
 
