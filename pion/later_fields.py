@@ -80,13 +80,12 @@ def to_record(settings: Any) -> dict[str, Any]:
     A field that is a dataclass becomes its record, and a tuple becomes a list, as in JSON.
     """
     before = values_before(type(settings))
-    values = vars(settings)
-    record = {}
-    for name in (field.name for field in dataclasses.fields(settings)):
-        value = values[name]
-        if name not in before or value != before[name]:
-            record[name] = to_record(value) if dataclasses.is_dataclass(value) else _plain(value)
-    return record
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    return {
+        name: to_record(value) if dataclasses.is_dataclass(value) else _plain(value)
+        for name, value in values.items()
+        if name not in before or value != before[name]
+    }
 
 
 def _plain(value: Any) -> Any:

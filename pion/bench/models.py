@@ -124,7 +124,7 @@ class PlanChanged(Exception):
     """A step could not be computed as it should be measured."""
 
 
-def refuse(change: StepDown) -> None:
+def refuse_change(change: StepDown) -> None:
     """Raise PlanChanged. As a trainer's `on_step_down`, this keeps a row from measuring less."""
     raise PlanChanged(f"{change.why}, and the trainer would continue with {change.changes}")
 
@@ -133,7 +133,7 @@ def counting_trainer(model: Decoder, settings: TrainSettings, plan: ComputePlan)
     """Return a trainer of `Rows`, whose steps are computed as `plan` says or not at all."""
     rows: Any = Rows(model.config.vocab_size, row_tokens(model.config))
     trainer = Trainer(model, rows, settings, plan)
-    trainer.on_step_down = refuse
+    trainer.on_step_down = refuse_change
     return trainer
 
 

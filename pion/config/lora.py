@@ -161,15 +161,17 @@ def lora_cost(config: ModelConfig, lora: Lora) -> LoraCost:
     """Return the costs of the additions. Raises BadInput if they don't fit the model."""
     shapes = target_shapes(config)
     targets = lora.targets_of(config)
-    layers = []
-    for layer in range(config.n_layers):
-        attends = layer in config.attention_layers
-        names = [name for name in targets if attends or name not in ATTENTION]
-        layers.append((sum(lora.rank * sum(shapes[name]) for name in names), len(names)))
+    names_of = [
+        [name for name in targets if name not in ATTENTION or layer in config.attention_layers]
+        for layer in range(config.n_layers)
+    ]
+    layers = tuple(
+        (sum(lora.rank * sum(shapes[name]) for name in names), len(names)) for names in names_of
+    )
     return LoraCost(
         params=sum(params for params, _ in layers),
         tensors=sum(2 * projections for _, projections in layers),
-        layer=tuple(layers),
+        layer=layers,
         widest=max(sum(shapes[name]) for name in targets),
         result=max(shapes[name][0] for name in targets),
     )

@@ -183,12 +183,13 @@ class ModelConfig:
                 f"the presets are {', '.join(PRESETS)}"
             )
         _require_layers_named(name, overrides)
-        fields = PRESETS[name] | overrides
-        for part in PARTS:
-            given, preset = overrides.get(part), PRESETS[name].get(part)
-            if isinstance(given, dict) and preset is not None:
-                fields[part] = preset | given
-        return cls.of(fields)
+        preset = PRESETS[name]
+        changed = {
+            part: preset[part] | overrides[part]
+            for part in PARTS
+            if isinstance(overrides.get(part), dict) and preset.get(part) is not None
+        }
+        return cls.of(preset | overrides | changed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a checkpoint records them; see later_fields.py."""
@@ -220,14 +221,15 @@ OPTIONAL = frozenset(
 def _require_layers_named(preset: str, overrides: dict[str, Any]) -> None:
     """Raise BadInput for another number of layers alone, if the preset's parts name layers."""
     n_layers, usual = overrides.get("n_layers"), PRESETS[preset]["n_layers"]
-    if n_layers in (None, usual):
-        return
-    kept: list[str] = []
-    for part, fields in NUMBERED_LAYERS.items():
-        own, given = PRESETS[preset].get(part) or {}, overrides.get(part, {})
-        if isinstance(given, dict):  # else it replaces the preset's
-            kept += [f"{part}.{name}" for name in fields if own.get(name) and name not in given]
-    if kept:
+    given = {part: overrides.get(part, {}) for part in NUMBERED_LAYERS}
+    kept = [
+        f"{part}.{name}"
+        for part, fields in NUMBERED_LAYERS.items()
+        if isinstance(given[part], dict)  # else it replaces the preset's
+        for name in fields
+        if (PRESETS[preset].get(part) or {}).get(name) and name not in given[part]
+    ]
+    if kept and n_layers not in (None, usual):
         raise BadInput(
             f"n_layers {n_layers}: the preset {preset} names some of its {usual} layers in "
             f"{', '.join(kept)}. Give these too"

@@ -95,11 +95,11 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding.from_pretrained(
             torch.empty(config.vocab_size, config.d_model), freeze=False
         )
-        self.positions: nn.Embedding | None = None
-        if config.positions == "learned":
-            self.positions = nn.Embedding.from_pretrained(
-                torch.empty(config.seq_len, config.d_model), freeze=False
-            )
+        self.positions = (
+            nn.Embedding.from_pretrained(torch.empty(config.seq_len, config.d_model), freeze=False)
+            if config.positions == "learned"
+            else None
+        )
         norm = partial(RMSNorm, config.d_model, config.norm_eps, config.norm_gain)
         normed = config.wiring is not None and config.wiring.embed_norm
         self.embed_norm = norm() if normed else None
@@ -139,11 +139,9 @@ class Decoder(nn.Module):
                 )
             # Copy fp32 tensors too. A tensor mapped from a file has a different alignment, and
             # matrix products may then differ in the last bit.
-            kept = dtype
+            kept = torch.float32 if roles.get(name, "vector") in ROLES_IN_FP32 else dtype
             if not expected.is_floating_point():
                 kept = expected.dtype
-            elif roles.get(name, "vector") in ROLES_IN_FP32:
-                kept = torch.float32
             weights[name] = torch.empty(expected.shape, dtype=kept).copy_(state[name])
         unknown = next((name for name in state if name not in weights), None)
         if unknown is not None:
@@ -205,8 +203,7 @@ class Decoder(nn.Module):
         for module in self.modules():
             tensors = (*module.buffers(recurse=False), *vars(module).values())
             shared |= {id(kept): kept for kept in tensors if isinstance(kept, Tensor)}
-        for parameter in self.parameters():
-            shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+        shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.parameters()}
         return copy.deepcopy(self, shared)
 
     @property

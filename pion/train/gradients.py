@@ -49,12 +49,11 @@ class Gradients:
     ) -> None:
         self._model, self._dtype, self._aux_scale = model, dtype, aux_scale
         self._device = model.embed.weight.device
-        self._loss: nn.Module = _ScaledLoss(model)
-        self._ddp: DistributedDataParallel | None = None
+        loss = _ScaledLoss(model)
+        alone = world_size == 1
+        self._ddp = None if alone else DistributedDataParallel(loss, gradient_as_bucket_view=True)
+        self._loss = loss if self._ddp is None else self._ddp
         self._primed = False
-        if world_size > 1:
-            self._ddp = DistributedDataParallel(self._loss, gradient_as_bucket_view=True)
-            self._loss = self._ddp
 
     def add(
         self, batch: Batch, scale: Tensor, options: StepOptions, *, synchronise: bool

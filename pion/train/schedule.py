@@ -45,12 +45,10 @@ def plan_at(settings: TrainSettings, step: int, config: ModelConfig | None = Non
     """Return what optimizer step `step` uses; `config` is the model's."""
     scale = lr_at(settings, step)
     lr = settings.lr * scale
-    matrices = lr
-    if settings.optimizer == "muon":
-        matrices = settings.muon_lr * (scale if settings.muon_decays else 1.0)
+    muon_lr = settings.muon_lr * (scale if settings.muon_decays else 1.0)
     rates: dict[Role, float] = dict.fromkeys(get_args(Role), lr)
     rates |= {
-        "matrix": matrices,
+        "matrix": muon_lr if settings.optimizer == "muon" else lr,
         "embedding": (settings.embedding_lr or settings.lr) * scale,
         "head": (settings.head_lr or settings.lr) * scale,
         "vector": (settings.vector_lr or settings.lr) * scale,
@@ -104,10 +102,8 @@ def lr_at(settings: TrainSettings, step: int) -> float:
     if settings.schedule == "constant" or finished <= start:
         return 1.0
     progress = min(1.0, (finished - start) / max(1, settings.steps - start))
-    if settings.schedule == "wsd" and settings.decay_shape == "linear":
-        peak_share = 1.0 - progress
-    else:
-        peak_share = 0.5 * (1.0 + math.cos(math.pi * progress))
+    linear = settings.schedule == "wsd" and settings.decay_shape == "linear"
+    peak_share = 1.0 - progress if linear else 0.5 * (1.0 + math.cos(math.pi * progress))
     floor = settings.min_lr / settings.lr
     return floor + (1.0 - floor) * peak_share
 

@@ -93,10 +93,8 @@ def _cached_logits(model: Decoder, ids: Tensor, prompt: int) -> Tensor:
     """Return the logits after the prompt and after each new id but the last, from a cache."""
     cache = KVCache(model.config, max_tokens=ids.shape[1])
     there = ids.to(model.embed.weight.device)
-    found = [model(there[:, :prompt], cache=cache)[0, -1]]
-    for place in range(prompt, ids.shape[1] - 1):
-        found.append(model(there[:, place : place + 1], cache=cache)[0, -1])
-    return torch.stack(found)
+    pieces = [there[:, :prompt], *there[:, prompt:-1].split(1, dim=1)]
+    return torch.stack([model(piece, cache=cache)[0, -1] for piece in pieces])
 
 
 def check_losses(bench: Bench, family: str, dtype: Dtype) -> Outcome:

@@ -127,11 +127,11 @@ def _bytes_of(trainer: Trainer) -> dict[str, Tensor]:
 
 def _restored(tensors: bytes, meta: str) -> TrainState:
     loaded = load(tensors)
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
-    for name, tensor in loaded.items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = tensor
-    return TrainState(**parts, meta=json.loads(meta))
+    model, optimizer = (
+        {name.removeprefix(part): t for name, t in loaded.items() if name.startswith(part)}
+        for part in ("model/", "optimizer/")
+    )
+    return TrainState(model, optimizer, json.loads(meta))
 
 
 def check_step_down(bench: Bench) -> Outcome:
