@@ -6,6 +6,7 @@ and `pion replay` read the measured speeds.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -61,10 +62,6 @@ class Results:
     date: str  # UTC, ISO 8601
     tiny: bool
     rows: tuple[Row, ...] = ()
-
-    def with_row(self, row: Row) -> Results:
-        """Return these results with another row; it replaces a row of the same name."""
-        return dataclasses.replace(self, rows=(*[r for r in self.rows if r.name != row.name], row))
 
 
 def now() -> str:
@@ -199,19 +196,12 @@ def save_speeds(results: Results) -> Iterator[SaveSpeed]:
 
 
 def _of(results: Results, begin: str, kind: type[Numbers]) -> Iterator[Numbers]:
+    """Yield the records of these rows, but not if a measure is missing or makes no sense."""
+    names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for row in results.rows:
         if row.name.startswith(begin) and row.verdict == "measured":
-            found = _numbers(kind, row.measures)
-            if found is not None:
-                yield found
-
-
-def _numbers(kind: Any, measures: Measures) -> Any:
-    """Return the record of these measures; None if one is missing or makes no sense."""
-    names = [entry.name for entry in dataclasses.fields(kind)]
-    try:
-        found = _record(kind, {name: measures[name] for name in names}, "", "")
-    except (KeyError, BadInput):
-        return None
-    numbers = [value for value in vars(found).values() if not isinstance(value, bool | str)]
-    return found if all(0 < number < math.inf for number in numbers) else None
+            with contextlib.suppress(KeyError, BadInput):
+                found = _record(kind, {name: row.measures[name] for name in names}, "", "")
+                numbers = [v for v in vars(found).values() if not isinstance(v, bool | str)]
+                if all(0 < number < math.inf for number in numbers):
+                    yield found

@@ -147,7 +147,8 @@ def _run(
             late += 1
             continue
         row = _row_of(task)
-        results = results.with_row(row)
+        others = (r for r in results.rows if r.name != row.name)
+        results = dataclasses.replace(results, rows=(*others, row))
         write_results(path, results)
         say(_line(row, width))
         problem = _unusable(place)

@@ -164,16 +164,20 @@ class Wiring:
         skips = tuple(
             layer_numbers("wiring.skips", pair) for pair in require_list("wiring.skips", self.skips)
         )
-        for pair in skips:
-            if len(pair) != 2:
-                raise BadInput(
-                    f"wiring.skips has {shown(list(pair))}; each skip is a pair [to, from]"
-                )
-            if pair[1] >= pair[0]:
-                raise BadInput(
-                    f"wiring.skips: layer {pair[0]} can't read layer {pair[1]}, which is computed "
-                    "later"
-                )
+        refuse(
+            (
+                len(pair) != 2,
+                f"wiring.skips has {shown(list(pair))}; each skip is a pair [to, from]",
+            )
+            for pair in skips
+        )
+        refuse(
+            (
+                source >= to,
+                f"wiring.skips: layer {to} can't read layer {source}, which is computed later",
+            )
+            for to, source in skips
+        )
         if len({to for to, _ in skips}) < len(skips):
             raise BadInput("wiring.skips: a layer can have only one skip")
         object.__setattr__(self, "skips", skips)

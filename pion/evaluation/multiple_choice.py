@@ -98,12 +98,12 @@ def multiple_choice(
         tokens = min(scorer.micro_batch * model.config.seq_len, TOKENS_AT_ONCE)
         at_once = tokens // len(choices[longest_first[0]].ids)
         in_batches(len(choices), max(1, at_once), compute, scorer.on_batch)
-    credit, first = [], 0
-    for question in questions:
-        own = scores[first : first + len(question.choices)]
-        best = own == own.max()
-        credit.append(float(best[question.answer]) / max(int(best.sum()), 1))
-        first += len(own)
+    ends = np.cumsum([len(question.choices) for question in questions])
+    best = [own == own.max() for own in np.split(scores, ends[:-1])]
+    credit = [
+        float(of_question[question.answer]) / max(int(of_question.sum()), 1)
+        for question, of_question in zip(questions, best, strict=True)
+    ]
     accuracy = float(np.mean(credit))
     return MultipleChoice(
         accuracy=accuracy,

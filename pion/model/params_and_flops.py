@@ -14,7 +14,7 @@ Nothing else in Pion derives these numbers from a shape.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import get_args
 
@@ -104,7 +104,7 @@ def kept_if_recomputed(config: ModelConfig, at: PassKind) -> tuple[int, ...]:
 @lru_cache(maxsize=64)
 def kept_around_blocks(config: ModelConfig, at: PassKind) -> int:
     """Return the bytes of a token that are kept outside the blocks: its ids and the norms."""
-    model, at = _without_weights(config), at.outside_blocks
+    model, at = _without_weights(config), replace(at, compiled=False)  # only blocks are compiled
     norms = model.norm.kept_bytes(at)
     if model.embed_norm is not None:
         norms += model.embed_norm.kept_bytes(at)

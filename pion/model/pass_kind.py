@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,6 @@ class PassKind:
     documents: bool = False
     grouped: bool = False
     compiled: bool = False
-
-    @property
-    def outside_blocks(self) -> PassKind:
-        """The same pass for what is not in a block, and so never compiled."""
-        return replace(self, compiled=False)
 
 
 def gradient_bytes(at: PassKind, weights: int) -> int:

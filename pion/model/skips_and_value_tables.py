@@ -5,6 +5,7 @@ From Daisy-Wee, which has them from modded-nanogpt. All weights of these sums ar
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -101,7 +102,7 @@ class ValueTables(SharedPart):
         if layer not in self.table_of:
             return 0
         return 4 * self.width + (
-            0 if self.norm is None else self.norm.kept_bytes(at.outside_blocks)
+            0 if self.norm is None else self.norm.kept_bytes(replace(at, compiled=False))
         )
 
     def shared_gradient_bytes(self) -> int:

@@ -167,8 +167,8 @@ class StepMetrics:
             )
 
     def _what_is_wrong(self, loss: float, grad_norm: float) -> str | None:
-        numbers = {"loss": loss, "gradient norm": grad_norm}
-        broken = [f"{name} {v:g}" for name, v in numbers.items() if not math.isfinite(v)]
+        numbers = (("loss", loss), ("gradient norm", grad_norm))
+        broken = [f"{name} {v:g}" for name, v in numbers if not math.isfinite(v)]
         if broken:
             return " and ".join(broken)
         if self._max_spike is None or len(self._recent) < ENOUGH_STEPS:

@@ -53,16 +53,15 @@ class TrainSettings:
     max_spike: float | None = None  # limit of a step's loss over the recent median; None = none
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "lr", "muon_lr", "eps"):
+        rates = ("embedding_lr", "head_lr", "vector_lr")
+        given = [name for name in rates if getattr(self, name) is not None]
+        for name in ("steps", "global_batch", "lr", "muon_lr", "eps", *given):
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
         for name in ("warmup_steps", "weight_decay", "primitive_weight_decay", "clip"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
         for name in ("muon_momentum", "beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         _require(0 <= self.min_lr <= self.lr, "min_lr", self.min_lr, f"must be in [0, {self.lr}]")
-        for name in ("embedding_lr", "head_lr", "vector_lr"):
-            rate = getattr(self, name)
-            _require(rate is None or rate > 0, name, rate, "must be above 0")
         start = self.muon_momentum_start
         rises = start is None or 0 <= start <= self.muon_momentum
         _require(rises, "muon_momentum_start", start, f"must be in [0, {self.muon_momentum}]")
@@ -100,8 +99,8 @@ class ComputePlan:
     def __post_init__(self) -> None:
         for name in ("micro_batch", "world_size"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
-        known = ("float32", "bfloat16")
-        _require(self.dtype in known, "dtype", self.dtype, f"must be one of {', '.join(known)}")
+        known = self.dtype in ("float32", "bfloat16")
+        _require(known, "dtype", self.dtype, "must be one of float32, bfloat16")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as a checkpoint records it; see later_fields.py."""

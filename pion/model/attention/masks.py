@@ -130,11 +130,10 @@ def attends_by_document(config: ModelConfig, device: str, tokens: int, *, compil
 
 def document_spans(documents: Tensor) -> Spans:
     """Return where each document of (B, T) is; padding is a document, too."""
-    length = documents.shape[1]
     spans = []
     for row, numbers in enumerate(documents):
         starts = [0, *((numbers.diff() != 0).nonzero().flatten() + 1).tolist()]
-        spans += [(row, start, end) for start, end in pairwise([*starts, length])]
+        spans += [(row, start, end) for start, end in pairwise([*starts, documents.shape[1]])]
     return spans
 
 

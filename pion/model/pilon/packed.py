@@ -19,8 +19,6 @@ from pion.model.forward_pass import State
 from pion.model.pilon.banks import recipe_of
 from pion.model.pilon.ternary import pack_trits, rounded, ternary_scales, unpack_trits
 
-FP32_BYTES = 4
-
 
 def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
     """Return a model with its ternary banks packed; other models as they are.
@@ -39,7 +37,7 @@ def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
     alone = _packed_bands(*_a_band_for_each_layer(config, state))
     bytes_packed = sum(t.nbytes for name, t in alone[1].items() if name.startswith("bands."))
     banks = [tensor for name, tensor in state.items() if name.endswith(".factors")]
-    smaller = bytes_packed < sum(FP32_BYTES * bank.numel() for bank in banks)
+    smaller = bytes_packed < 4 * sum(bank.numel() for bank in banks)
     return alone if smaller else (config, state)
 
 
