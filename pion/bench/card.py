@@ -45,17 +45,19 @@ class Card:
 
     def difference(self, other: Card) -> str | None:
         """Return why rows of `other` don't hold for this card; None if they do."""
-        for what, name in (
-            ("card", "card"),
-            ("torch", "torch"),
-            ("CUDA", "cuda"),
-            ("pion", "pion"),
-            ("code", "code"),
-        ):
-            ours, theirs = getattr(self, name), getattr(other, name)
-            if ours != theirs:
-                return f"another {what} ({theirs}, and now {ours})"
-        return None
+        pairs = (
+            ("card", self.card, other.card),
+            ("torch", self.torch, other.torch),
+            ("CUDA", self.cuda, other.cuda),
+            ("pion", self.pion, other.pion),
+            ("code", self.code, other.code),
+        )
+        different = (
+            f"another {what} ({theirs}, and now {ours})"
+            for what, ours, theirs in pairs
+            if ours != theirs
+        )
+        return next(different, None)
 
 
 def describe(device: torch.device) -> Card:

@@ -56,6 +56,7 @@ class Lora:
     base_dtype: Literal["bfloat16"] | None = None
 
     def __post_init__(self) -> None:
+        named = self.targets != ALL_LINEAR
         refuse(
             [
                 (
@@ -70,13 +71,13 @@ class Lora:
                     self.base_dtype not in (None, "bfloat16"),
                     f"base_dtype: {shown(self.base_dtype)} must be bfloat16, or left out",
                 ),
+                (
+                    named and (not isinstance(self.targets, tuple) or not self.targets),
+                    f"targets: {shown(self.targets)} must be all-linear or a list of names",
+                ),
             ]
         )
-        if self.targets == ALL_LINEAR:
-            return
-        if not isinstance(self.targets, tuple) or not self.targets:
-            raise BadInput(f"targets: {shown(self.targets)} must be all-linear or a list of names")
-        if len(set(self.targets)) < len(self.targets):
+        if named and len(set(self.targets)) < len(self.targets):
             raise BadInput(f"targets: {shown(list(self.targets))} names a projection twice")
 
     @property
@@ -245,23 +246,40 @@ def _lora(fields: Mapping[str, Any]) -> Lora:
     if fields.keys() != known:
         raise BadInput(f"lora has the fields {shown(sorted(fields))}, not {shown(sorted(known))}")
     targets = fields["targets"]
-    if isinstance(targets, list):
-        if not all(isinstance(name, str) for name in targets):
-            raise BadInput(f"lora.targets is {shown(targets)}; it must be names")
-        targets = tuple(targets)
-    elif targets != ALL_LINEAR:
-        raise BadInput(f"lora.targets is {shown(targets)}; it must be all-linear or a list")
-    return Lora(**{**fields, "targets": targets})
+    listed = isinstance(targets, list)
+    refuse(
+        [
+            (
+                listed and not all(isinstance(name, str) for name in targets),
+                f"lora.targets is {shown(targets)}; it must be names",
+            ),
+            (
+                not listed and targets != ALL_LINEAR,
+                f"lora.targets is {shown(targets)}; it must be all-linear or a list",
+            ),
+        ]
+    )
+    return Lora(**{**fields, "targets": tuple(targets) if listed else targets})
 
 
 def _base(fields: Mapping[str, Any]) -> BaseModel:
     name = fields.get("name")
-    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
-        raise BadInput(f"base.name is {shown(name)}; it must be the name of a model")
-    for key, pattern in _HEX.items():
-        value = fields.get(key)
-        if value is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
-            raise BadInput(f"base.{key} is {shown(value)}; it must be a hash in hexadecimal digits")
+    hashes = [(key, _HEX[key], fields[key]) for key in _HEX if fields.get(key) is not None]
+    refuse(
+        [
+            (
+                not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME,
+                f"base.name is {shown(name)}; it must be the name of a model",
+            ),
+            *(
+                (
+                    not isinstance(value, str) or not pattern.fullmatch(value),
+                    f"base.{key} is {shown(value)}; it must be a hash in hexadecimal digits",
+                )
+                for key, pattern, value in hashes
+            ),
+        ]
+    )
     return BaseModel(name, fields.get("sha256"), fields.get("commit"))
 
 

@@ -89,7 +89,5 @@ class TextStream:
 
 def _beginning(text: str, stop: str) -> int:
     """Return the length of the longest end of `text` that begins `stop`, but is not all of it."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if stop.startswith(text[-length:]):
-            return length
-    return 0
+    lengths = range(min(len(stop) - 1, len(text)), 0, -1)
+    return next((length for length in lengths if stop.startswith(text[-length:])), 0)

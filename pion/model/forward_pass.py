@@ -74,22 +74,21 @@ class Given(NamedTuple):
 class LayerInput(NamedTuple):
     """What a layer reads besides the result of the layer before.
 
-    The layer's input is kept · (x + gate · skipped) + start · x0. Scalars and states that a layer
-    does not have are None.
+    The layer's input is kept · (x + gate · skipped) + start · x0. `skip` has gate and skipped,
+    `mix` has kept, start and x0. What a layer does not have is None.
     """
 
-    gate: Tensor | None = None
-    skipped: Tensor | None = None
-    kept: Tensor | None = None
-    start: Tensor | None = None
-    x0: Tensor | None = None
+    skip: tuple[Tensor, Tensor] | None = None
+    mix: tuple[Tensor, Tensor, Tensor] | None = None
 
     def into(self, x: Tensor) -> Tensor:
         """Return the layer's input, for the result x of the layer before: (B, T, d_model)."""
-        if self.gate is not None and self.skipped is not None:
-            x = x + self.gate * self.skipped
-        if self.kept is not None and self.start is not None and self.x0 is not None:
-            x = self.kept * x + self.start * self.x0
+        if self.skip is not None:
+            gate, skipped = self.skip
+            x = x + gate * skipped
+        if self.mix is not None:
+            kept, start, x0 = self.mix
+            x = kept * x + start * x0
         return x
 
 

@@ -285,10 +285,8 @@ def divisor_near(rows: int, most: int) -> int:
     Chunks of one size need one compilation.
     """
     fewest = -(-rows // most)
-    for chunks in range(fewest, 2 * fewest + 1):
-        if rows % chunks == 0:
-            return rows // chunks
-    return most
+    possible = range(fewest, 2 * fewest + 1)
+    return next((rows // chunks for chunks in possible if rows % chunks == 0), most)
 
 
 # ---------------------------------------------------------------- memory

@@ -57,14 +57,14 @@ class Wiring(SharedPart):
 
     def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
         """Return what a layer gets, with what it reads besides the layer before."""
-        before = LayerInput()
+        skip: tuple[Tensor, Tensor] | None = None
         if self.gates is not None and layer in self.source:
             source = self.source[layer]
-            before = before._replace(gate=self.gates[source], skipped=now.results[source])
+            skip = self.gates[source], now.results[source]
+        mix: tuple[Tensor, Tensor, Tensor] | None = None
         if self.mix is not None:
-            kept, start = self.mix[layer, 0], self.mix[layer, 1]
-            before = before._replace(kept=kept, start=start, x0=now.results[EMBEDDED])
-        return inputs._replace(before=before)
+            mix = self.mix[layer, 0], self.mix[layer, 1], now.results[EMBEDDED]
+        return inputs._replace(before=LayerInput(skip, mix))
 
 
 class ValueTables(SharedPart):

@@ -77,9 +77,7 @@ def routing_report(routed: Routed, settings: Settings, real: Tensor | None) -> S
     mass = (probabilities * counted[..., None]).sum(dim=1) / per_row[:, None]
     if settings.balance == "batch":
         share, mass = share.mean(dim=0, keepdim=True), mass.mean(dim=0, keepdim=True)
-        balance = (n * (share * mass).sum(dim=1)).expand(batch)
-    else:
-        balance = n * (share * mass).sum(dim=1)
+    balance = (n * (share * mass).sum(dim=1)).expand(batch)
     aux = settings.z_weight * z + settings.balance_weight * balance
     with torch.no_grad():
         everything = counted.sum().clamp(min=1)
