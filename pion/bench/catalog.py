@@ -92,9 +92,10 @@ def _checks(bench: Bench) -> dict[str, Callable[[], Outcome]]:
 def _measurements(bench: Bench) -> dict[str, Callable[[], Outcome]]:
     found: dict[str, Callable[[], Outcome]] = {}
     for place, (name, config) in enumerate(measured_presets(bench.tiny).items()):
-        for how in ("eager", "compiled"):
-            run = partial(measure_training, bench, name, config, how == "compiled")
-            found[f"{TRAIN}{name}/{how}"] = run
+        found |= {
+            f"{TRAIN}{name}/eager": partial(measure_training, bench, name, config, False),
+            f"{TRAIN}{name}/compiled": partial(measure_training, bench, name, config, True),
+        }
         if place == 0:
             found[f"{SAVE}{name}"] = partial(measure_saving, bench, config)
             for texts in TEXTS:

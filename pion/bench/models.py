@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,14 +138,19 @@ def counting_trainer(model: Decoder, settings: TrainSettings, plan: ComputePlan)
 
 
 @contextlib.contextmanager
-def exact_float32() -> Iterator[None]:
-    """Multiply fp32 matrices in fp32, not in TF32, inside the `with` block."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+def temporarily(change: Callable[[Any], object], value: object, before: object) -> Iterator[None]:
+    """Call `change(value)` now, and `change(before)` at the end of the `with` block."""
+    change(value)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        change(before)
+
+
+def exact_float32() -> contextlib.AbstractContextManager[None]:
+    """Multiply fp32 matrices in fp32, not in TF32, inside the `with` block."""
+    before = torch.get_float32_matmul_precision()
+    return temporarily(torch.set_float32_matmul_precision, "highest", before)
 
 
 def largest_difference(found: Tensor, expected: Tensor) -> float:

@@ -20,7 +20,7 @@ import torch
 
 from pion.bench.card import Card, describe, file_name, require_torch
 from pion.bench.catalog import Task, chosen_tasks
-from pion.bench.models import Bench
+from pion.bench.models import Bench, temporarily
 from pion.bench.options import Options
 from pion.bench.results import Outcome, Results, Row, Verdict, now, read_results, write_results
 from pion.errors import BadInput, PionError
@@ -53,8 +53,11 @@ def bench(options: Options, folder: Path, say: Say) -> int:
     results = _begin(options, card, say)
     write_results(path, results)  # a file that can't be written fails before anything is measured
     say(heading(card))
+    before = torch.get_num_threads()
+    # Tiny models compute on one core: more threads would mostly wait for each other.
+    threads = 1 if place.tiny and not place.on_cuda else before
     try:
-        with _cold_compiler(), _few_threads(place):
+        with _cold_compiler(), temporarily(torch.set_num_threads, threads, before):
             results = _run(tasks, results, path, place, options, say)
     except KeyboardInterrupt:
         say(f"interrupted. The rows so far are in {path}. To continue, add --resume {path}")
@@ -117,18 +120,6 @@ def _cold_compiler() -> Iterator[None]:
             yield
         finally:
             del os.environ[_COMPILED_FILES]
-
-
-@contextlib.contextmanager
-def _few_threads(place: Bench) -> Iterator[None]:
-    """Compute tiny models on one core: more threads would mostly wait for each other."""
-    before = torch.get_num_threads()
-    if place.tiny and not place.on_cuda:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run(

@@ -101,8 +101,8 @@ def multiple_choice(
     ends = np.cumsum([len(question.choices) for question in questions])
     best = [own == own.max() for own in np.split(scores, ends[:-1])]
     credit = [
-        float(of_question[question.answer]) / max(int(of_question.sum()), 1)
-        for question, of_question in zip(questions, best, strict=True)
+        float(own[q.answer]) / max(int(own.sum()), 1)
+        for q, own in zip(questions, best, strict=True)
     ]
     accuracy = float(np.mean(credit))
     return MultipleChoice(

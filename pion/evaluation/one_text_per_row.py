@@ -52,20 +52,18 @@ def own_rows(
     an end-of-text token (or the tokenizer's first token) precedes a text, so each of its tokens is
     predicted once. No further text is read once there are enough rows.
     """
-    cut: list[tuple[list[int], list[int]]] = []
-    numbers: list[int] = []
+    cut: list[tuple[int, list[int], list[int]]] = []  # the text's number, inputs, next tokens
     for number, text in enumerate(texts):
         ids = [tokenizer.before_document, *tokenizer.encode(text)]
         for first in range(0, len(ids) - 1, seq_len):
             inputs = ids[first : min(first + seq_len, len(ids) - 1)]
-            cut.append((inputs, ids[first + 1 : first + 1 + len(inputs)]))
-            numbers.append(number)
+            cut.append((number, inputs, ids[first + 1 : first + 1 + len(inputs)]))
         if most is not None and len(cut) >= most:
             break
     cut = cut[:most]
-    longest = max((len(inputs) for inputs, _ in cut), default=0)
+    longest = max((len(inputs) for _, inputs, _ in cut), default=0)
     tokens = np.full((len(cut), longest), tokenizer.pad, np.int64)
     targets = np.full((len(cut), longest), IGNORED, np.int64)
-    for row, (inputs, nexts) in enumerate(cut):
+    for row, (_, inputs, nexts) in enumerate(cut):
         tokens[row, : len(inputs)], targets[row, : len(inputs)] = inputs, nexts
-    return OwnRows(tokens, targets, np.array(numbers[:most], np.int64))
+    return OwnRows(tokens, targets, np.array([number for number, *_ in cut], np.int64))

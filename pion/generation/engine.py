@@ -201,9 +201,8 @@ class Engine:
             if drawn is not None and answer.top_logprobs is not None:
                 found = logprobs_of(logits[: text.vocab_size], drawn, answer.top_logprobs)
         except Exception as error:  # the other answers are sound
-            known = isinstance(error, BadInput)
-            words = str(error) if known else f"{type(error).__name__}: {error}"
-            self._fail(answer, words if known else f"no token could be drawn: {words}")
+            bug = f"no token could be drawn: {type(error).__name__}: {error}"
+            self._fail(answer, str(error) if isinstance(error, BadInput) else bug)
             return
         if token is not None:
             self._events.append((answer, Drawn(token, found)))

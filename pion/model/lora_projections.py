@@ -101,12 +101,13 @@ def count_additions(model: Decoder) -> int | None:
 
 def merge(model: Decoder) -> Decoder:
     """Return a decoder in fp32 without additions, whose weights are the merged ones, copied."""
-    state = model.state_dict()
-    for name in additions(model):
-        del state[name]
-    for path, part in model.named_modules():
-        if isinstance(part, LoraProjection):
-            state[f"{path}.weight"] = part.merged()
+    added = additions(model)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in added}
+    state |= {
+        f"{path}.weight": part.merged()
+        for path, part in model.named_modules()
+        if isinstance(part, LoraProjection)
+    }
     return Decoder.from_state(model.config, state)
 
 

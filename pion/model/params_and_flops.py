@@ -61,7 +61,6 @@ def cost_of(config: ModelConfig) -> ModelCost:
     params: dict[Role, int] = dict.fromkeys(get_args(Role), 0)
     for name, role in parameter_roles(model).items():
         params[role] += parameters[name].numel()
-    head = config.head_rows * config.d_model
     blocks = model.layers
     macs_per_key: dict[Reach, int] = {}
     for block in blocks:
@@ -70,7 +69,8 @@ def cost_of(config: ModelConfig) -> ModelCost:
         params=params,
         tensors=len(parameters),
         active_params=model.num_params(active=True),
-        macs_per_token=head + sum(block.macs_per_token() for block in blocks),
+        macs_per_token=config.head_rows * config.d_model
+        + sum(block.macs_per_token() for block in blocks),
         macs_per_key=macs_per_key,
     )
 

@@ -184,11 +184,12 @@ class StepMetrics:
 
 def _numbers(record: StepRecord) -> Tensor:
     """Return all numbers of a step in one tensor, the reports at its end."""
-    parts = [torch.stack((record.loss, record.grad_norm, record.targets))]
-    for name, value in record.stats.items():
+    reported = [
         # Of each layer's experts, the load of the busiest one as a multiple of the mean load.
-        parts.append(value.amax(dim=1) * value.shape[1] if name == LOAD else value)
-    return torch.cat(parts)
+        value.amax(dim=1) * value.shape[1] if name == LOAD else value
+        for name, value in record.stats.items()
+    ]
+    return torch.cat([torch.stack((record.loss, record.grad_norm, record.targets)), *reported])
 
 
 def _reported(record: StepRecord, numbers: list[float]) -> dict[str, list[float]]:

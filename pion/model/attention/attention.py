@@ -254,8 +254,6 @@ class Attention(nn.Module):
         self.config = config
         query_width = config.n_heads * config.head_dim
         kv_width = config.n_kv_heads * config.head_dim
-        self.head_dim = config.head_dim
-        self.softcap = config.softcap
         heads = config.heads or Heads()
         self.scale = heads.scale
         self.q_proj = Projection(config.d_model, query_width, bias=heads.qkv_bias)
@@ -286,9 +284,9 @@ class Attention(nn.Module):
         dtype = compute_dtype(x, self.q_proj.weight)
         x = x.to(dtype)
         if self._joined is None:
-            query = self.q_proj(x).view(batch, tokens, -1, self.head_dim)
-            key = self.k_proj(x).view(batch, tokens, -1, self.head_dim)
-            value = self.v_proj(x).view(batch, tokens, -1, self.head_dim)
+            query = self.q_proj(x).view(batch, tokens, -1, self.config.head_dim)
+            key = self.k_proj(x).view(batch, tokens, -1, self.config.head_dim)
+            value = self.v_proj(x).view(batch, tokens, -1, self.config.head_dim)
             if self.q_norm is not None and self.k_norm is not None:
                 query, key = self.q_norm(query), self.k_norm(key)
             if rotation is not None:
@@ -305,7 +303,7 @@ class Attention(nn.Module):
         value = value.to(dtype).transpose(1, 2)
         if cache is not None:
             key, value = cache.extend(key, value)
-        mixed = attend(query, key, value, mask, self.softcap, self.scale)
+        mixed = attend(query, key, value, mask, self.config.softcap, self.scale)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
 
     def _project_joined(
@@ -314,10 +312,10 @@ class Attention(nn.Module):
         """Return what `forward` computes before it attends, with fewer operations."""
         assert self._joined is not None
         (weight, bias, gains), config = self._joined, self.config
-        every = project(x, weight, bias).view(*x.shape[:2], -1, self.head_dim)
+        every = project(x, weight, bias).view(*x.shape[:2], -1, self.config.head_dim)
         both, value = every.split((config.n_heads + config.n_kv_heads, config.n_kv_heads), dim=2)
         if self.q_norm is not None:
-            both = rms_norm(both.float(), (self.head_dim,), eps=config.norm_eps)
+            both = rms_norm(both.float(), (self.config.head_dim,), eps=config.norm_eps)
         if gains is not None:
             both = both * gains
         if rotation is not None:

@@ -127,7 +127,6 @@ class TwoMatrices(FeedForward):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activate = ACTIVATIONS[config.activation]
-        self.squares = config.activation == "relu2"
         self.up_proj = Projection(config.d_model, config.d_ff)
         self.down_proj = Projection(config.d_ff, config.d_model)
         biases = config.feedforward_bias
@@ -149,7 +148,7 @@ class TwoMatrices(FeedForward):
 
         Where the square is in fp32, so is its input.
         """
-        in_fp32 = self.squares and squares_in_fp32(at)
+        in_fp32 = self.activate is relu_squared and squares_in_fp32(at)
         return (2 * at.width + 4 * in_fp32) * self.down_proj.in_features
 
     def backward_bytes(self, at: PassKind, tokens: int) -> int:
@@ -160,7 +159,7 @@ class TwoMatrices(FeedForward):
         gradient of up.
         """
         new = at.width
-        if self.squares:
+        if self.activate is relu_squared:
             new = 4 * 4 - at.width if squares_in_fp32(at) else 3 * at.width
         weight = gradient_bytes(at, self.down_proj.weight.numel())
         return new * self.down_proj.in_features * tokens + weight

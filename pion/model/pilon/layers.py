@@ -15,6 +15,7 @@ from pion.model.feedforward.dense import (
     FeedForward,
     FeedForwardInputs,
     Stats,
+    relu_squared,
     squares_in_fp32,
 )
 from pion.model.feedforward.experts import kept_by_router, route, routing_report
@@ -35,7 +36,6 @@ class Composed(FeedForward):
         assert config.primitives is not None
         self.settings, self.d_model, self.d_ff = config.primitives, config.d_model, config.d_ff
         self.activate = ACTIVATIONS[config.activation]
-        self.squares = config.activation == "relu2"
         self.up_recipe = nn.Parameter(torch.empty(self.settings.n))
         self.down_recipe = nn.Parameter(torch.empty(self.settings.n))
         self.sub_norm = RMSNorm(config.d_model, config.norm_eps) if self.settings.sub_norm else None
@@ -78,7 +78,7 @@ class Composed(FeedForward):
         """
         kept = kept_by_mixture(self.settings, self.d_model, at) - at.width * self.d_model
         kept += kept_by_mixture(self.settings, self.d_ff, at) + at.width * self.d_ff
-        if self.squares and squares_in_fp32(at):
+        if self.activate is relu_squared and squares_in_fp32(at):
             kept += 4 * self.d_ff
         if self.sub_norm is not None:
             kept += self.sub_norm.kept_bytes(at, of_product=True)
@@ -104,7 +104,7 @@ class Composed(FeedForward):
         chosen = gradient_bytes(at, self.settings.top_k * row)
         in_fp32 = self.settings.ternary or squares_in_fp32(at)
         each = (4 if in_fp32 else at.width) * self.d_ff
-        around = (4 if self.squares and not at.compiled else 2) * each
+        around = (4 if self.activate is relu_squared and not at.compiled else 2) * each
         around -= kept_by_mixture(self.settings, self.d_ff, at)
         return 2 * bank + max(around * tokens + chosen, 2 * bank)
 
