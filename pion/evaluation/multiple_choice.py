@@ -100,10 +100,7 @@ def multiple_choice(
         in_batches(len(choices), max(1, at_once), compute, scorer.on_batch)
     ends = np.cumsum([len(question.choices) for question in questions])
     best = [own == own.max() for own in np.split(scores, ends[:-1])]
-    credit = [
-        float(own[q.answer]) / max(int(own.sum()), 1)
-        for q, own in zip(questions, best, strict=True)
-    ]
+    credit = [float(own[q.answer]) / max(int(own.sum()), 1) for q, own in zip(questions, best)]
     accuracy = float(np.mean(credit))
     return MultipleChoice(
         accuracy=accuracy,
