@@ -99,10 +99,9 @@ def require_torch() -> None:
 
 def _driver() -> str | None:
     """Return the version of NVIDIA's driver; None if nobody says."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(
-            command,
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
             capture_output=True,
             text=True,
             timeout=20,

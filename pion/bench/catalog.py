@@ -98,6 +98,7 @@ def _measurements(bench: Bench) -> dict[str, Callable[[], Outcome]]:
         }
         if place == 0:
             found[f"{SAVE}{name}"] = partial(measure_saving, bench, config)
-            for texts in TEXTS:
-                found[f"decode/{name}/{texts}"] = partial(measure_decoding, bench, config, texts)
+            found |= {
+                f"decode/{name}/{n}": partial(measure_decoding, bench, config, n) for n in TEXTS
+            }
     return found

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -62,11 +62,6 @@ class Results:
     date: str  # UTC, ISO 8601
     tiny: bool
     rows: tuple[Row, ...] = ()
-
-
-def now() -> str:
-    """Return the time as a result records it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def judged(right: bool, words: str, **measures: Measure) -> Outcome:

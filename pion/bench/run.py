@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from pion.bench.card import Card, describe, file_name, require_torch
 from pion.bench.catalog import Task, chosen_tasks
 from pion.bench.models import Bench, temporarily
 from pion.bench.options import Options
-from pion.bench.results import Outcome, Results, Row, Verdict, now, read_results, write_results
+from pion.bench.results import Outcome, Results, Row, Verdict, read_results, write_results
 from pion.errors import BadInput, PionError
 from pion.train.hardware import pick_device
 
@@ -42,12 +43,11 @@ def bench(options: Options, folder: Path, say: Say) -> int:
     be met; then nothing was measured.
     """
     require_torch()
-    if options.names:
-        anywhere = Bench(torch.device("cpu"), options.tiny)
-        say("\n".join(task.name for task in chosen_tasks(anywhere, options.only)))
-        return 0
-    place = Bench(_device(options), options.tiny)
+    place = Bench(torch.device("cpu") if options.names else _device(options), options.tiny)
     tasks = chosen_tasks(place, options.only)
+    if options.names:
+        say("\n".join(task.name for task in tasks))
+        return 0
     card = describe(place.device)
     path = options.out or options.resume or folder / file_name(card.card)
     results = _begin(options, card, say)
@@ -90,7 +90,7 @@ def _device(options: Options) -> torch.device:
 
 def _begin(options: Options, card: Card, say: Say) -> Results:
     """Return the results to add rows to: those of --resume as far as they hold here."""
-    fresh = Results(card, now(), options.tiny)
+    fresh = Results(card, datetime.now(UTC).isoformat(timespec="seconds"), options.tiny)
     if options.resume is None:
         return fresh
     found = read_results(options.resume)

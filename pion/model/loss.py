@@ -8,7 +8,7 @@ them twice, once for the sums and once for the gradient. It is the fast way on a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -162,16 +162,10 @@ def _plain(
             scale = valid / total
             grad_hidden[learned[rows]] = (grad_logits @ weight) * scale
             if grad_weight is not None:
-                _add_gradient_of_head(grad_weight, grad_logits, (x * scale).to(dtype), tiles)
+                states = (x * scale).to(dtype)
+                for columns in tiles:
+                    grad_weight[columns] += grad_logits[:, columns].T @ states
     return loss, grad_hidden, grad_weight
-
-
-def _add_gradient_of_head(
-    total: Tensor, grad_logits: Tensor, states: Tensor, tiles: Sequence[slice]
-) -> None:
-    """Add grad_logitsᵀ · states, of one chunk of rows, to `total` (vocab, d_model)."""
-    for columns in tiles:
-        total[columns] += grad_logits[:, columns].T @ states
 
 
 def _cap_in_place(logits: Tensor, cap: float) -> Tensor:

@@ -58,9 +58,11 @@ def cost_of(config: ModelConfig) -> ModelCost:
     """Return the costs of the model that `config` describes, without allocating its weights."""
     model = _without_weights(config)
     parameters = dict(model.named_parameters())
-    params: dict[Role, int] = dict.fromkeys(get_args(Role), 0)
-    for name, role in parameter_roles(model).items():
-        params[role] += parameters[name].numel()
+    roles = parameter_roles(model)
+    params: dict[Role, int] = {
+        role: sum(parameters[name].numel() for name, own in roles.items() if own == role)
+        for role in get_args(Role)
+    }
     blocks = model.layers
     macs_per_key: dict[Reach, int] = {}
     for block in blocks:

@@ -62,9 +62,12 @@ class FeedForward(nn.Module):
 
 def params_of_products(part: nn.Module, *, biases: bool = False) -> int:
     """Return the number of weights of a part's projections; with `biases`, of these too."""
-    products = [module for module in part.modules() if isinstance(module, nn.Linear)]
-    of_each = (p.parameters() if biases else [p.weight] for p in products)
-    return sum(weight.numel() for weights in of_each for weight in weights)
+    return sum(
+        weight.numel()
+        for module in part.modules()
+        if isinstance(module, nn.Linear)
+        for weight in (module.parameters() if biases else [module.weight])
+    )
 
 
 def copied_by_products(part: nn.Module, at: PassKind) -> int:
