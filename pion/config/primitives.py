@@ -172,15 +172,20 @@ class Primitives(FeedForwardPart):
                     "primitives: layers of primitives have two matrices and no gate. Set "
                     "activation to gelu or relu2",
                 ),
-                *(
-                    (
-                        layers.count(layer) != 1,
-                        f"primitives.bands has layer {layer} "
-                        f"{'twice' if layer in layers else 'in no band'}; each of the "
-                        f"{model.n_layers} layers must be in one band",
-                    )
-                    for layer in range(model.n_layers)
-                ),
+            ]
+        )
+        # A record can claim any number of layers, so the first that is missing ends this.
+        refuse(
+            (
+                layers.count(layer) != 1,
+                f"primitives.bands has layer {layer} "
+                f"{'twice' if layer in layers else 'in no band'}; each of the {model.n_layers} "
+                "layers must be in one band",
+            )
+            for layer in range(model.n_layers)
+        )
+        refuse(
+            [
                 (
                     max(layers) >= model.n_layers,
                     f"primitives.bands names layer {max(layers)}, but the model has "

@@ -125,7 +125,7 @@ class _ScoredChoice:
                 f"the choice {choice[:60]!r}… has {learned:,} tokens, more than the model's "
                 f"context of {seq_len:,}: shorten the choice or remove the question"
             )
-        bare = learned == len(ids)  # the context is empty
+        bare = learned == len(ids)  # no token is of the context alone
         ids = [tokenizer.before_document, *ids] if bare else tokenizer.start_document(ids)
         return cls(ids[-(seq_len + 1) :], learned, len(choice.encode()))
 
