@@ -50,9 +50,8 @@ def step_down(plan: ComputePlan, error: BaseException) -> StepDown | None:
     if isinstance(error, torch.OutOfMemoryError):
         why = "the GPU's memory ran out"
         if plan.micro_batch > 1:
-            return StepDown(
-                plan, dataclasses.replace(plan, micro_batch=(plan.micro_batch + 1) // 2), why
-            )
+            half = (plan.micro_batch + 1) // 2
+            return StepDown(plan, dataclasses.replace(plan, micro_batch=half), why)
         if not plan.recompute:
             return StepDown(plan, dataclasses.replace(plan, recompute=True), why)
         raise StepTooLarge(
