@@ -48,7 +48,7 @@ def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> d
             patiently(partial(claim.use_data, keys))
     for folder in own.values():
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(_aside(folder), ignore_errors=True)  # of an interrupted `--redo prepare`
+        shutil.rmtree(_aside(folder), ignore_errors=True)  # also of an interrupted `--redo prepare`
     return {part: prepared.report for part, prepared in ready.items()}
 
 
@@ -163,7 +163,10 @@ class _Preparing:
 
 @contextlib.contextmanager
 def _made_again(folders: list[Path]) -> Iterator[None]:
-    """Move the run's own data in `folders` aside; restore it if preparing it again fails."""
+    """Move the run's own data in `folders` aside; restore it if preparing it again fails.
+
+    After a success, the caller deletes what was moved.
+    """
     aside = {folder: _aside(folder) for folder in folders}
     for folder, old in aside.items():
         if folder.exists():
@@ -177,8 +180,6 @@ def _made_again(folders: list[Path]) -> Iterator[None]:
                 shutil.rmtree(folder, ignore_errors=True)
                 old.rename(folder)
         raise
-    for old in aside.values():
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _aside(folder: Path) -> Path:
