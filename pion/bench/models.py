@@ -137,6 +137,12 @@ def counting_trainer(model: Decoder, settings: TrainSettings, plan: ComputePlan)
     return trainer
 
 
+def train(trainer: Trainer, steps: int) -> None:
+    """Train so many steps."""
+    for _ in range(steps):
+        trainer.train_step()
+
+
 @contextlib.contextmanager
 def temporarily(change: Callable[[Any], object], value: object, before: object) -> Iterator[None]:
     """Call `change(value)` now, and `change(before)` at the end of the `with` block."""

@@ -17,6 +17,7 @@ from pion.bench.models import (
     largest,
     largest_difference,
     scrambled,
+    train,
     twin,
 )
 from pion.bench.results import Outcome, judged
@@ -136,6 +137,5 @@ def _losses(model: Decoder, family: str, bench: Bench, dtype: Dtype) -> list[flo
     plan = ComputePlan(str(bench.device), dtype, micro_batch=BATCH // 2, compile=compiled)
     trainer = counting_trainer(model, settings, plan)
     with exact_float32(), contextlib.closing(trainer):
-        for _ in range(STEPS):
-            trainer.train_step()
+        train(trainer, STEPS)
         return [step["loss"] for step in trainer.drain_metrics()]

@@ -26,6 +26,7 @@ from pion.bench.models import (
     counting_trainer,
     exact_float32,
     scrambled,
+    train,
     twin,
 )
 from pion.bench.results import Outcome, judged
@@ -68,16 +69,16 @@ def compare_resume(bench: Bench, family: str) -> Outcome:
     """Make the comparison in this process."""
     whole = _resumable(bench, family)
     with contextlib.closing(whole):
-        _train(whole, RESUMED_STEPS)
+        train(whole, RESUMED_STEPS)
         expected = _bytes_of(whole)
     first, second = _resumable(bench, family), _resumable(bench, family)
     with contextlib.closing(first), contextlib.closing(second):
-        _train(first, SAVED_AT)
+        train(first, SAVED_AT)
         state = first.state()
         stored = save(_all(state)), json.dumps(state.meta)
-        _train(first, 1)  # what was saved must not change with the trainer
+        train(first, 1)  # what was saved must not change with the trainer
         second.load(_restored(*stored))
-        _train(second, RESUMED_STEPS - SAVED_AT)
+        train(second, RESUMED_STEPS - SAVED_AT)
         found = _bytes_of(second)
     different = [name for name in expected if not torch.equal(expected[name], found[name])]
     names = ", ".join(sorted(different)[:3])
@@ -102,11 +103,6 @@ def _resumable(bench: Bench, family: str) -> Trainer:
         deterministic=deterministic,
     )
     return counting_trainer(twin(scrambled(config), bench.device), settings, plan)
-
-
-def _train(trainer: Trainer, steps: int) -> None:
-    for _ in range(steps):
-        trainer.train_step()
 
 
 def _all(state: TrainState) -> dict[str, Tensor]:
@@ -168,8 +164,7 @@ def _shrinking(bench: Bench, plan: ComputePlan) -> Trainer:
 def _measures(trainer: Trainer) -> list[float]:
     """Train; return the loss and the norm of the gradient of each step."""
     with exact_float32(), contextlib.closing(trainer):
-        for _ in range(SHRUNK_STEPS):
-            trainer.train_step()
+        train(trainer, SHRUNK_STEPS)
         steps = trainer.drain_metrics()
     return [step[name] for step in steps for name in ("loss", "grad_norm")]
 
