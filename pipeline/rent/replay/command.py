@@ -13,14 +13,7 @@ from pion.errors import BadInput
 from pipeline.base.read_job import read_job
 from pipeline.console.formats import hours, show
 from pipeline.job import Job
-from pipeline.rent.replay.deadline import (
-    Comparison,
-    OnTime,
-    compare,
-    comparison_lines,
-    deadline_of,
-    heading,
-)
+from pipeline.rent.replay.deadline import compare, comparison_lines, deadline_of, heading
 from pipeline.rent.replay.numbers import Numbers, job_numbers
 from pipeline.rent.replay.options import Given, Number
 from pipeline.rent.replay.simulate import Outcome, replay_on_demand, sweep
@@ -58,13 +51,18 @@ def show_replay(
     on_time = deadline_of(given.deadline, run, prices) if given.deadline is not None else None
     on_demand = replay_on_demand(run)
     summaries = [summarise(trace, sweep(run, trace), numbers.spot) for trace in recorded]
-    compared = [compare(on_time, each, on_demand) for each in summaries] if on_time else []
-    if as_json:
-        said = _as_json(plan, numbers, on_demand, summaries)
-        print(json.dumps({**said, **_deadline_as_json(on_time, compared)}, indent=1))
-    else:
-        lines = _lines(plan, numbers, run, on_demand, summaries)
-        show("\n".join([*lines, *_deadline_lines(on_time, compared)]))
+    said = _as_json(plan, numbers, on_demand, summaries)
+    lines = _lines(plan, numbers, run, on_demand, summaries)
+    if on_time is not None:
+        compared = [compare(on_time, each, on_demand) for each in summaries]
+        lines += ["", heading(on_time)]
+        lines += [line for each in compared for line in ("", *comparison_lines(each))]
+        said["deadline"] = {
+            "seconds": on_time.rule.deadline,
+            "margin": on_time.rule.margin,
+            "traces": [each.to_dict() for each in compared],
+        }
+    show(json.dumps(said, indent=1) if as_json else "\n".join(lines))
     if png is not None:
         _write_png(png, summaries, on_demand)
     return 0
@@ -124,34 +122,18 @@ def _lines(
     job: Job, numbers: Numbers, run: TimedRun, on_demand: Outcome, summaries: Sequence[Summary]
 ) -> list[str]:
     steps = sum(work.steps for work in run.work)
-    lines = [
+    price = numbers.on_demand
+    dollars = "" if price is None else f", ${_dollars(on_demand, price):.2f}"
+    return [
         f"{job.name}: {steps:,} steps, {hours(run.work_seconds)} of training; preparing "
         "data, evaluating and publishing are extra",
         *(f"  {name:<17} {value:>9}  {origin}" for name, value, origin in _numbers(numbers)),
         f"  {'saves':<17} {_policy(job)}",
         "",
         f"on demand, never lost: done after {hours(on_demand.elapsed)}"
-        + _in_dollars(on_demand, numbers.on_demand)
-        + f"; {_percent(on_demand.goodput)} of the time was kept work",
+        f"{dollars}; {_percent(on_demand.goodput)} of the time was kept work",
+        *(line for summary in summaries for line in ("", *_trace_lines(summary))),
     ]
-    for summary in summaries:
-        lines += ["", *_trace_lines(summary)]
-    return lines
-
-
-def _deadline_lines(on_time: OnTime | None, compared: Sequence[Comparison]) -> list[str]:
-    if on_time is None:
-        return []
-    tables = [["", *comparison_lines(comparison)] for comparison in compared]
-    return ["", heading(on_time), *(line for table in tables for line in table)]
-
-
-def _deadline_as_json(on_time: OnTime | None, compared: Sequence[Comparison]) -> dict[str, Any]:
-    if on_time is None:
-        return {}
-    traces = [comparison.to_dict() for comparison in compared]
-    rule = dataclasses.asdict(on_time.rule)
-    return {"deadline": {"seconds": rule["deadline"], "margin": rule["margin"], "traces": traces}}
 
 
 def _numbers(numbers: Numbers) -> list[tuple[str, str, str]]:
@@ -164,15 +146,14 @@ def _numbers(numbers: Numbers) -> list[tuple[str, str, str]]:
         "save committed in": numbers.write,
         "warning": numbers.warning,
     }
-    rows = [(name, f"{n.value:.3g} s", n.origin) for name, n in seconds.items()]
-    for name, price in (("spot", numbers.spot), ("on demand", numbers.on_demand)):
-        options = "set `prices` in the job, or pass --price and --on-demand-price"
-        rows.append(
-            (name, f"${price.value:.2f}/h", price.origin)
-            if price is not None
-            else (name, "?", f"unknown: {options}")
-        )
-    return rows
+    unknown = "unknown: set `prices` in the job, or pass --price and --on-demand-price"
+    return [
+        *((name, f"{number.value:.3g} s", number.origin) for name, number in seconds.items()),
+        *(
+            (name, f"${price.value:.2f}/h", price.origin) if price else (name, "?", unknown)
+            for name, price in (("spot", numbers.spot), ("on demand", numbers.on_demand))
+        ),
+    ]
 
 
 def _policy(job: Job) -> str:
@@ -193,17 +174,28 @@ def _policy(job: Job) -> str:
     )
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+# What is shown of a trace: its name, the quantity of the summary, and its values in words.
+_QUANTITIES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("done after", "elapsed", hours),
+    ("paid for", "paid", hours),
+    ("waited, unpaid", "waiting", hours),
+    ("machines lost", "preemptions", "{:.0f}".format),
+    ("kept work", "goodput", _percent),
+    ("dollars", "dollars", "{:.2f}".format),
+)
+
+
 def _trace_lines(summary: Summary) -> list[str]:
-    trace, found = summary.trace, summary.percentiles
+    trace = summary.trace
     shown = {
-        "done after": [_shown(value, hours) for value in found["elapsed"]],
-        "paid for": [_shown(value, hours) for value in found["paid"]],
-        "waited, unpaid": [_shown(value, hours) for value in found["waiting"]],
-        "machines lost": [_shown(value, "{:.0f}".format) for value in found["preemptions"]],
-        "kept work": [_shown(value, _percent) for value in found["goodput"]],
+        name: ["never" if value is None else words(value) for value in summary.percentiles[key]]
+        for name, key, words in _QUANTITIES
+        if key in summary.percentiles
     }
-    if "dollars" in found:
-        shown["dollars"] = [_shown(value, "{:.2f}".format) for value in found["dollars"]]
     badput = ", ".join(f"{cause} {_percent(share)}" for cause, share in summary.badput.items())
     return [
         f"{trace.name}: {trace.seconds / 86_400:.1f} days recorded, a machine available "
@@ -214,18 +206,6 @@ def _trace_lines(summary: Summary) -> list[str]:
         f"  of all paid time, {_percent(summary.goodput)} was kept work; {badput}",
         *(f"  {count:,} starts never finish: {why}" for why, count in summary.stopped.items()),
     ]
-
-
-def _shown(value: float | None, words: Callable[[float], str]) -> str:
-    return "never" if value is None else words(value)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _in_dollars(outcome: Outcome, price: Number | None) -> str:
-    return "" if price is None else f", ${_dollars(outcome, price):.2f}"
 
 
 def _as_json(

@@ -4,7 +4,7 @@ demand alone, and the best that is possible."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -28,25 +28,13 @@ STARTS = 1000
 
 @dataclass(frozen=True)
 class OnTime:
-    """A deadline to replay: the run, `seconds` from the start until the deadline, and the dollars
-    per hour on spot and on demand (None: unknown). `given` is the deadline as the user wrote it."""
+    """A deadline to replay: the run, and the dollars per hour on spot and on demand (None: one is
+    unknown). `given` is the deadline as the user wrote it."""
 
     run: TimedRun
     given: str
-    seconds: float
-    spot: Number | None
-    on_demand: Number | None
-
-    @property
-    def rule(self) -> Rule:
-        return Rule(self.seconds, MARGIN_SECONDS)
-
-    @property
-    def prices(self) -> tuple[float, float] | None:
-        """The dollars per hour on spot and on demand; None if one is unknown."""
-        if self.spot is None or self.on_demand is None:
-            return None
-        return self.spot.value, self.on_demand.value
+    rule: Rule
+    prices: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +92,6 @@ def deadline_of(given: str, run: TimedRun, prices: Sequence[Number | None]) -> O
     is not cheaper than on demand.
     """
     training = run.work_seconds
-    spot, on_demand = prices
     seconds = _seconds(given, training)
     least = run.boot + run.seconds_left(START, run.assumed_life) + MARGIN_SECONDS
     if seconds < least:
@@ -115,13 +102,17 @@ def deadline_of(given: str, run: TimedRun, prices: Sequence[Number | None]) -> O
             f"{hours(least - MARGIN_SECONDS)}, and {MINUTES} are kept as a margin. Pass "
             f"--deadline {least_hours:g}h ({times:g}x) or later. Nothing was replayed."
         )
-    if spot is not None and on_demand is not None and spot.value >= on_demand.value:
+    rule = Rule(seconds, MARGIN_SECONDS)
+    spot, on_demand = prices
+    if spot is None or on_demand is None:
+        return OnTime(run, given, rule, None)
+    if spot.value >= on_demand.value:
         raise BadInput(
             f"spot costs ${spot.value:.2f}/h ({spot.origin}) and on demand "
             f"${on_demand.value:.2f}/h ({on_demand.origin}). Spot is not cheaper, so there is "
             "nothing to wait for: rent on demand. Nothing was replayed."
         )
-    return OnTime(run, given, seconds, spot, on_demand)
+    return OnTime(run, given, rule, (spot.value, on_demand.value))
 
 
 def _seconds(given: str, training: float) -> float:
@@ -149,19 +140,22 @@ def compare(on_time: OnTime, summary: Summary, alone: Outcome, starts: int = STA
         return [replay_deadline(on_time.run, trace, begin, rule) for begin in begins]
 
     greedy = Rule(rule.deadline, rule.margin, greedy=True)
+    on_spot = [
+        Course(
+            outcome.elapsed if outcome.stopped is None else math.inf,
+            Paid(outcome.paid, 0.0),
+            outcome.preemptions,
+            0,
+        )
+        for outcome in summary.outcomes.values()
+    ]
     ways = {
         "pion": _way(on_time, courses(rule)),
         "greedy": _way(on_time, courses(greedy)),
-        "spot alone": _way(on_time, list(_on_spot(summary))),
+        "spot alone": _way(on_time, on_spot),
         "on demand alone": _way(on_time, [Course(alone.elapsed, Paid(0.0, alone.paid), 0, 0)]),
     }
     return Comparison(trace, ways, _bound(on_time, trace, begins), len(begins))
-
-
-def _on_spot(summary: Summary) -> Iterator[Course]:
-    for outcome in summary.outcomes.values():
-        elapsed = outcome.elapsed if outcome.stopped is None else math.inf
-        yield Course(elapsed, Paid(outcome.paid, 0.0), outcome.preemptions, 0)
 
 
 def _way(on_time: OnTime, courses: Sequence[Course]) -> Way:
@@ -173,7 +167,7 @@ def _way(on_time: OnTime, courses: Sequence[Course]) -> Way:
     return Way(
         (float(done[0]), float(done[1])),
         fmean(course.paid.dollars(*prices) for course in courses) if prices and finished else None,
-        fmean(course.elapsed > on_time.seconds for course in courses),
+        fmean(course.elapsed > on_time.rule.deadline for course in courses),
         fmean(course.returns for course in courses),
     )
 
@@ -181,45 +175,39 @@ def _way(on_time: OnTime, courses: Sequence[Course]) -> Way:
 def _bound(on_time: OnTime, trace: Trace, begins: Sequence[float]) -> float | None:
     if on_time.prices is None:
         return None
-    terms = BoundTerms(on_time.run.work_seconds, on_time.run.boot, *on_time.prices)
-    spells = (trace.spells(begin, begin + on_time.seconds) for begin in begins)
-    return fmean(least_cost(terms, each).dollars(*on_time.prices) for each in spells)
+    run, prices = on_time.run, on_time.prices
+    spells = (trace.spells(begin, begin + on_time.rule.deadline) for begin in begins)
+    return fmean(
+        least_cost(run.work_seconds, run.boot, prices, each).dollars(*prices) for each in spells
+    )
 
 
 # ---------------------------------------------------------------- the least that is possible
 
 
-@dataclass(frozen=True)
-class BoundTerms:
-    """What the bound needs: the `work` in seconds, the `boot` of a machine in seconds, and the
-    prices of an hour."""
-
-    work: float
-    boot: float
-    spot: float
-    on_demand: float
-
-
-def least_cost(terms: BoundTerms, spells: Sequence[float]) -> Paid:
+def least_cost(
+    work: float, boot: float, prices: tuple[float, float], spells: Sequence[float]
+) -> Paid:
     """Return what the cheapest choice pays for, given the seconds of every spell of spot.
+
+    `work` and the `boot` of a machine are in seconds, `prices` those of an hour on spot and on
+    demand.
 
     Nothing is lost, no save takes time, and whatever spot does not do fits on one machine on
     demand. The longest spells are used first, as each costs one boot. No run can be cheaper, and
     some of these choices can't be made in time, so this is a lower bound.
     """
-    best = Paid(0.0, terms.work + terms.boot)
+    choices = [Paid(0.0, work + boot)]
     done = used = 0.0
     for spell in sorted(spells, reverse=True):
-        gained = min(spell - terms.boot, terms.work - done)
+        gained = min(spell - boot, work - done)
         if gained <= 0:
             break
         done += gained
-        used += gained + terms.boot
-        left = terms.work - done
-        choice = Paid(used, left + terms.boot if left > 0 else 0.0)
-        if choice.dollars(terms.spot, terms.on_demand) < best.dollars(terms.spot, terms.on_demand):
-            best = choice
-    return best
+        used += gained + boot
+        left = work - done
+        choices.append(Paid(used, left + boot if left > 0 else 0.0))
+    return min(choices, key=lambda choice: choice.dollars(*prices))
 
 
 # ---------------------------------------------------------------- what is printed
@@ -229,7 +217,7 @@ def heading(on_time: OnTime) -> str:
     """Return the deadline in words."""
     times = f" ({on_time.given} the training)" if on_time.given.endswith("x") else ""
     return (
-        f"deadline {on_time.seconds / 3600:,.1f} h after the start{times}, margin "
+        f"deadline {on_time.rule.deadline / 3600:,.1f} h after the start{times}, margin "
         f"{MINUTES}: spot while there is time for one more loss, then on demand"
     )
 
@@ -237,12 +225,14 @@ def heading(on_time: OnTime) -> str:
 def comparison_lines(comparison: Comparison) -> list[str]:
     """Return the table of a trace, for people."""
     alone = comparison.ways["on demand alone"].dollars
-    columns = ("done p50", "done p90", "dollars", "of on demand", "late")
 
     def of_alone(dollars: float | None) -> str:
         return "?" if dollars is None or not alone else f"{100 * dollars / alone:.1f} %"
 
-    rows = {
+    rows: dict[str, Sequence[str]] = {
+        "": ("done p50", "done p90", "dollars", "of on demand", "late")
+    }
+    rows |= {
         name: (
             *(hours(3600 * value) for value in way.done),
             "?" if way.dollars is None else f"{way.dollars:.2f}",
@@ -252,17 +242,11 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         for name, way in comparison.ways.items()
     }
     if comparison.bound is not None:
-        known = ("", "", f"{comparison.bound:.2f}", of_alone(comparison.bound), "")
-        rows["at best"] = known
+        rows["at best"] = ("", "", f"{comparison.bound:.2f}", of_alone(comparison.bound), "")
     return [
         f"{comparison.trace.name}, with the deadline: mean dollars of {comparison.starts:,} starts",
-        *_table(columns, rows),
-    ]
-
-
-def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
-    every = {"": columns, **rows}
-    return [
-        f"  {name:<16}{''.join(f'{cell:>14}' for cell in row)}".rstrip()
-        for name, row in every.items()
+        *(
+            f"  {name:<16}{''.join(f'{cell:>14}' for cell in row)}".rstrip()
+            for name, row in rows.items()
+        ),
     ]

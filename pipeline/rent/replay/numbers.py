@@ -75,7 +75,7 @@ def job_numbers(job: Job, given: Given) -> Numbers:
 
 def _steps(job: Job, given: Given, measured: MeasuredRun) -> dict[str, Number]:
     """Return the seconds of a step, by stage."""
-    tokens = {stage: _tokens_per_step(job, stage) for stage in job.train_stages}
+    tokens = {s: job.section(s).global_batch * job.seq_len(s) for s in job.train_stages}
     first = job.train_stages[0]
     if given.step_seconds is not None:
         speed = tokens[first] / given.step_seconds
@@ -92,11 +92,6 @@ def _steps(job: Job, given: Given, measured: MeasuredRun) -> dict[str, Number]:
     other = next(iter(known.values()))
     speeds = {stage: known.get(stage, other) for stage in tokens}
     return {s: Number(tokens[s] / n.value, f"measured: {n.origin}") for s, n in speeds.items()}
-
-
-def _tokens_per_step(job: Job, stage: str) -> int:
-    seq_len = job.seq_len(stage)
-    return job.section(stage).global_batch * seq_len
 
 
 def _steps_on(job: Job, given: Given, tokens: Mapping[str, int]) -> dict[str, Number]:
@@ -136,22 +131,20 @@ def _restart(measured: MeasuredRun, step_seconds: float) -> tuple[Number, Number
         for start in starts
     ]
     resumed = [seconds for seconds in restores if seconds]
-    restore = (
-        Number(statistics.median(resumed), f"measured: median of {counted(len(resumed), 'start')}")
-        if resumed
-        else Number(RESTORE_SECONDS, "assumed")
-    )
+    restore = _median(resumed, "start") if resumed else Number(RESTORE_SECONDS, "assumed")
     if not starts:
         return Number(BOOT_SECONDS, "assumed"), restore
     totals = [start[PAID_TO_FIRST_STEP if rented else FIRST_STEP] for start in starts]
-    boot = statistics.median(
-        max(total - back - step_seconds, 0.0) for total, back in zip(totals, restores)
-    )
-    words = f"measured: median of {counted(len(starts), 'start')}"
-    if not rented:
-        words = f"{words} on your own machines, plus {MACHINE_SECONDS:.0f} s assumed for booting"
-        boot += MACHINE_SECONDS
-    return Number(boot, f"{words} ({_phases_in_words(starts)})"), restore
+    boots = [max(total - back - step_seconds, 0.0) for total, back in zip(totals, restores)]
+    boot, phases = _median(boots, "start"), _phases_in_words(starts)
+    if rented:
+        return Number(boot.value, f"{boot.origin} ({phases})"), restore
+    words = f"on your own machines, plus {MACHINE_SECONDS:.0f} s assumed for booting"
+    return Number(boot.value + MACHINE_SECONDS, f"{boot.origin} {words} ({phases})"), restore
+
+
+def _median(values: Sequence[float], noun: str) -> Number:
+    return Number(statistics.median(values), f"measured: median of {counted(len(values), noun)}")
 
 
 def _phases_in_words(starts: Sequence[Mapping[str, float]]) -> str:
@@ -164,13 +157,13 @@ def _phases_in_words(starts: Sequence[Mapping[str, float]]) -> str:
 def _save(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number, Number]:
     """Return the seconds that a save stalls training, and those from then until its commit."""
     if measured.saves and given.upload_mb_per_second is None:
-        stall = statistics.median(float(save["stall"]) for save in measured.saves)
-        write = statistics.median(float(save["write"]) for save in measured.saves)
-        words = f"measured: median of {counted(len(measured.saves), 'attempt')}"
-        return Number(stall, words), Number(write, words)
+        stalls = [float(save["stall"]) for save in measured.saves]
+        writes = [float(save["write"]) for save in measured.saves]
+        return _median(stalls, "attempt"), _median(writes, "attempt")
     count = measured.checkpoint_bytes or _state_bytes(job)
-    upload = 1e6 * given.upload_mb_per_second if given.upload_mb_per_second else UPLOAD_BYTES
-    whence = option("upload_mb_per_second") if given.upload_mb_per_second else "assumed"
+    upload, whence = UPLOAD_BYTES, "assumed"
+    if given.upload_mb_per_second is not None:
+        upload, whence = 1e6 * given.upload_mb_per_second, option("upload_mb_per_second")
     basis = "as saved" if measured.checkpoint_bytes else "from the parameter count"
     state = f"{size(count)} {basis}"
     return (
@@ -248,12 +241,12 @@ def _market_prices(gpu: str, count: int, nodes: int) -> tuple[Number | None, Num
         offers, _ = market([gpu], count=count)
     except BadInput:  # SkyPilot does not know the name
         return None, None
-    found: dict[bool, Number] = {}
-    for offer in offers:
-        if offer.price is not None:
-            times = f" × {nodes} nodes" if nodes > 1 else ""
-            origin = f"SkyPilot's catalog: {offer}{times}"
-            found[offer.use_spot] = Number(nodes * offer.price, origin)
+    times = f" × {nodes} nodes" if nodes > 1 else ""
+    found = {
+        offer.use_spot: Number(nodes * offer.price, f"SkyPilot's catalog: {offer}{times}")
+        for offer in offers
+        if offer.price is not None
+    }
     return found.get(True), found.get(False)
 
 
@@ -294,47 +287,43 @@ def measured_run(job: Job) -> MeasuredRun:
         rows = {stage: read_metrics(store, job.name, head, stage) for stage in job.train_stages}
     except PionError as error:
         return MeasuredRun(f"the run can't be read: {error}")
-    trained = [event for event in events if event["event"] == "training"]
     rented = [event for event in events if event["event"] == RENTED and event.get("gpu")]
-    devices = {event["epoch"]: str(event.get("device")) for event in trained}
+    devices = {e["epoch"]: str(e.get("device")) for e in events if e["event"] == "training"}
     found = MeasuredRun(
         gpu=str(rented[-1]["gpu"]) if rented else None,
         starts=_starts(events),
-        saves=[event for event in events if event["event"] == "saved" and _is_timed(event)],
+        saves=[
+            event
+            for event in events
+            if event["event"] == "saved" and None not in (event["stall"], event["write"])
+        ],
         checkpoint_bytes=head.checkpoints[0].bytes if head.checkpoints else None,
     )
+    reached = []  # the last epoch of each stage
     for stage, stage_rows in rows.items():
-        speeds = [(row["epoch"], row["tokens_per_second"]) for row in stage_rows if _is_step(row)]
-        if speeds:
-            newest = [speed for epoch, speed in speeds if epoch == speeds[-1][0]]
-            words = f"{len(newest):,} steps of {stage} on {devices.get(speeds[-1][0], 'a machine')}"
+        steps = [row for row in stage_rows if row.get("tokens_per_second")]
+        if steps:
+            last = steps[-1]["epoch"]
+            reached.append(last)
+            newest = [row["tokens_per_second"] for row in steps if row["epoch"] == last]
+            words = f"{len(newest):,} steps of {stage} on {devices.get(last, 'a machine')}"
             found.tokens_per_second[stage] = Number(statistics.median(newest), words)
-    reached = [row["epoch"] for each in rows.values() for row in each if _is_step(row)]
-    if reached:
-        gpu, found.count, found.nodes = _machine_of(max(reached), events)
-        found.gpu = gpu or found.gpu
-    if not found.tokens_per_second:
+    if not reached:
         found.missing = f"run {job.name} has not trained yet"
+        return found
+    gpu, found.count, found.nodes = _machine_of(max(reached), events)
+    found.gpu = gpu or found.gpu
     return found
-
-
-def _is_timed(save: Row) -> bool:
-    return None not in (save["stall"], save["write"])
-
-
-def _is_step(row: Row) -> bool:
-    return bool(row.get("tokens_per_second"))
 
 
 def _machine_of(epoch: int, events: Sequence[Row]) -> tuple[str | None, int, int]:
     """Return the GPU, the GPUs per node, and the nodes that `epoch` trained on. On a machine that
     was not rented, the GPUs are its workers."""
-    before = [event for event in events if event["epoch"] <= epoch]
-    claims = [event for event in before if event["event"] in (RENTED, AT_HOME)]
+    claims = [e for e in events if e["epoch"] <= epoch and e["event"] in (RENTED, AT_HOME)]
     if claims and claims[-1]["event"] == RENTED:
         machine = claims[-1]
         return machine.get("gpu"), machine.get("count") or 1, machine.get("nodes") or 1
-    trained = [e for e in before if e["event"] == "training" and e["epoch"] == epoch]
+    trained = [e for e in events if e["event"] == "training" and e["epoch"] == epoch]
     workers = [e.get("workers", 1) for e in trained]
     return None, max([1, *workers[-1:]]), 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -77,8 +76,9 @@ class Given:
 
     def check(self) -> None:
         """Raise BadInput for an invalid amount."""
-        for name, value in dataclasses.asdict(self).items():
-            if name in WORDS or name == "bench" or value is None:
+        numbers = {name: getattr(self, name) for name in HELP if name not in WORDS}
+        for name, value in numbers.items():
+            if value is None:
                 continue
             if value > MOST:
                 raise BadInput(f"{option(name)} is {value:g}; it must be at most {MOST:g}.")
@@ -96,8 +96,6 @@ def option(name: str) -> str:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each field of `Given`."""
     for name, words in HELP.items():
-        if name in WORDS:
-            parser.add_argument(option(name), metavar=WORDS[name], help=words)
-        else:
-            parser.add_argument(option(name), metavar="N", type=float, help=words)
+        kind = str if name in WORDS else float
+        parser.add_argument(option(name), metavar=WORDS.get(name, "N"), type=kind, help=words)
     parser.add_argument("--bench", metavar="FILE", action="append", default=[], help=BENCH_HELP)

@@ -166,11 +166,10 @@ def replay_on_spot(run: TimedRun, trace: Trace, start: float) -> Outcome:
             return outcome
         life = mean_life(lived, ended, run.assumed_life)
         left = stay - costs.boot - costs.restore
-        stint = Stint(None, place, 0, (), 0.0)
-        if left > 0:
-            stint = run.stint(place, left, life, costs.warning)
+        idle = Stint(math.inf, place, 0, (), 0.0)
+        stint = run.stint(place, left, life, costs.warning) if left > 0 else idle
         outcome.add(stay, costs, stint)
-        if stint.finish is not None:
+        if stint.finish < math.inf:
             return outcome
         outcome.waiting += stint.unpaid
         outcome.preemptions += 1
@@ -190,12 +189,8 @@ def replay_deadline(run: TimedRun, trace: Trace, start: float, rule: Rule) -> Co
     return Course(walk.now, Paid(walk.paid[SPOT], walk.paid[ON_DEMAND]), walk.losses, walk.returns)
 
 
-def first_terms(run: TimedRun, rule: Rule) -> Terms:
-    """Return the terms of a run that has lost no machine yet."""
-    return _terms(run, rule, run.assumed_life)
-
-
-def _terms(run: TimedRun, rule: Rule, life: float) -> Terms:
+def terms_of(run: TimedRun, rule: Rule, life: float) -> Terms:
+    """Return the terms of a run whose machines live for `life` seconds in the mean."""
     return Terms(
         deadline=rule.deadline,
         margin=rule.margin,
@@ -207,40 +202,26 @@ def _terms(run: TimedRun, rule: Rule, life: float) -> Terms:
     )
 
 
-@dataclass
-class _Rented:
-    """A rental: when its machine came (None: it has none yet), and when that will be lost."""
-
-    since: float
-    machine: bool = False
-    ends: float = math.inf
-
-
 class _Walk:
     """A run with a deadline on its way. Times are seconds from its start."""
 
     def __init__(self, run: TimedRun, trace: Trace, start: float, rule: Rule) -> None:
         self.run, self.trace, self.start, self.rule = run, trace, start, rule
         self.life = run.assumed_life
-        self.terms = first_terms(run, rule)
+        self.terms = terms_of(run, rule, self.life)
         self.now, self.place = 0.0, START
         self.finished = False
-        self.rented: dict[policy.Market, _Rented] = {}
+        self.rented: dict[policy.Market, Rental] = {}
         self.owner: policy.Market | None = None
         self.trains_from = 0.0
         self.paid = {SPOT: 0.0, ON_DEMAND: 0.0}
         self.losses = self.returns = 0
-        self._wakes = math.inf
+        self._spot_ends = self._wakes = math.inf
 
     def seen(self) -> Seen:
         """Return what a watcher would observe now."""
-        return Seen(
-            now=self.now,
-            work_left=self._work_left(self.now),
-            owner=self.owner,
-            spot=self._rental(SPOT),
-            on_demand=self._rental(ON_DEMAND),
-        )
+        spot, on_demand = self.rented.get(SPOT), self.rented.get(ON_DEMAND)
+        return Seen(self.now, self._work_left(self.now), self.owner, spot, on_demand)
 
     def _work_left(self, at: float) -> float:
         trained = at - self.trains_from
@@ -249,19 +230,15 @@ class _Walk:
         # A spot machine may save more often, and so train more slowly, than one on demand.
         return self.run.seconds_left(self._stint(trained).reached, self.life)
 
-    def _rental(self, market: policy.Market) -> Rental | None:
-        rented = self.rented.get(market)
-        return None if rented is None else Rental(rented.since, rented.machine)
-
     def follow(self, action: Action) -> None:
         """Cancel and request what the policy says."""
         for market in action.cancel:
             self._end(market)
         wanted = action.request.market if action.request else None
         if wanted is ON_DEMAND:
-            self.rented[ON_DEMAND] = _Rented(self.now, machine=True)
+            self.rented[ON_DEMAND] = Rental(self.now, machine=True)
         elif wanted is SPOT and not (self.rule.greedy and self.owner is ON_DEMAND):
-            self.rented[SPOT] = _Rented(self.now)
+            self.rented[SPOT] = Rental(self.now)
         waits = self.owner is None and ON_DEMAND not in self.rented
         self._wakes = action.numbers.spot_until + MOMENT if waits else math.inf
 
@@ -278,42 +255,39 @@ class _Walk:
         does."""
         spot = self.rented.get(SPOT)
         if self.owner is SPOT:
-            self._on_spot(self.rented[SPOT])
+            self._on_spot()
         elif spot is not None and spot.machine:
             self._while_spot_boots(spot)
         elif self.owner is ON_DEMAND:
-            self._on_demand(spot)
+            done = self._ends_on_demand()
+            if spot is None or not self._spot_comes(done):
+                self._finish(done)
         elif ON_DEMAND in self.rented:
             self._claim(ON_DEMAND, self.rented[ON_DEMAND].since + self.run.boot)
-        else:
-            assert spot is not None  # the policy never rents nothing
-            self._wait(spot)
-
-    def _wait(self, spot: _Rented) -> None:
-        there, gone = self._next_machine()
-        if there > self._wakes:
+        elif not self._spot_comes(self._wakes):
             self.now = max(self._wakes, self.now + MOMENT)
-        else:
-            self._came(spot, there, gone)
 
-    def _next_machine(self) -> tuple[float, float]:
+    def _spot_comes(self, before: float) -> bool:
+        """Move to when a spot machine comes, if that is `before` then; return whether it is."""
         there, gone = self.trace.next_machine(self.start + self.now)
-        return there - self.start, gone - self.start
-
-    def _came(self, spot: _Rented, there: float, gone: float) -> None:
-        self.now = spot.since = max(there, self.now)
-        spot.machine, spot.ends = True, gone
+        if there - self.start >= before:
+            return False
+        self.now = max(there - self.start, self.now)
+        self.rented[SPOT] = Rental(self.now, machine=True)
+        self._spot_ends = gone - self.start
+        return True
 
     def _claim(self, market: policy.Market, at: float) -> None:
         self.now = self.trains_from = at
         self.owner = market
 
-    def _while_spot_boots(self, spot: _Rented) -> None:
+    def _while_spot_boots(self, spot: Rental) -> None:
         ready = spot.since + self.run.boot
-        if self.owner is ON_DEMAND and (done := self._ends_on_demand()) <= min(ready, spot.ends):
+        ends = self._spot_ends
+        if self.owner is ON_DEMAND and (done := self._ends_on_demand()) <= min(ready, ends):
             self._finish(done)
-        elif spot.ends <= ready:
-            self.now = spot.ends
+        elif ends <= ready:
+            self.now = ends
             self._lose()
         elif self.owner is ON_DEMAND:
             self._hand_over(ON_DEMAND, SPOT, ready)
@@ -323,10 +297,10 @@ class _Walk:
     def _lose(self) -> None:
         """Note the loss. SkyPilot asks for the next machine by itself."""
         self._end(SPOT)
-        self.rented[SPOT] = _Rented(self.now)
+        self.rented[SPOT] = Rental(self.now)
         self.losses += 1
         self.life = mean_life(self.paid[SPOT], self.losses, self.run.assumed_life)
-        self.terms = _terms(self.run, self.rule, self.life)
+        self.terms = terms_of(self.run, self.rule, self.life)
 
     def _hand_over(self, old: policy.Market, new: policy.Market, at: float) -> None:
         self.place = self._stint(at - self.trains_from).reached
@@ -335,26 +309,26 @@ class _Walk:
         self.owner, self.trains_from = new, self.now
         self.returns += new is SPOT
 
-    def _on_spot(self, spot: _Rented) -> None:
+    def _on_spot(self) -> None:
         """Train until the machine is lost, relieved, or so slow that it is to be relieved."""
-        relief = self.rented.get(ON_DEMAND)
+        relief, ends = self.rented.get(ON_DEMAND), self._spot_ends
         relieved = relief.since + self.run.boot if relief is not None else math.inf
-        stint = self._stint(max(spot.ends - self.trains_from, 0.0), self.run.costs.warning)
-        done = math.inf if stint.finish is None else self.trains_from + stint.finish
-        if relieved < min(done, spot.ends):
+        stint = self._stint(max(ends - self.trains_from, 0.0), self.run.costs.warning)
+        done = self.trains_from + stint.finish
+        if relieved < min(done, ends):
             self._hand_over(SPOT, ON_DEMAND, relieved)
         elif done < math.inf:
             self._finish(done)
-        elif relief is None and (short := self._short_of_slack(spot.ends)) < spot.ends:
+        elif relief is None and (short := self._short_of_slack()) < ends:
             self.now = short
         else:
-            self.now, self.place, self.owner = max(spot.ends, self.now), stint.committed, None
+            self.now, self.place, self.owner = max(ends, self.now), stint.committed, None
             self._lose()
 
-    def _short_of_slack(self, ends: float) -> float:
-        """Return when the slack becomes too small for the spot machine that is lost at `ends`;
-        infinite if it does not."""
-        needed = self.run.boot + policy.stay(self.terms)
+    def _short_of_slack(self) -> float:
+        """Return when the slack becomes too small for the spot machine; infinite if it does not
+        before the machine is lost."""
+        needed, ends = self.run.boot + policy.stay(self.terms), self._spot_ends
         slack = [self.rule.deadline - at - self._work_left(at) - needed for at in (self.now, ends)]
         if slack[0] < 0 or slack[1] >= 0:
             return math.inf
@@ -362,18 +336,8 @@ class _Walk:
         share = slack[0] / (slack[0] - slack[1])
         return self.now + share * (ends - self.now) + self.run.step_seconds
 
-    def _on_demand(self, spot: _Rented | None) -> None:
-        done = self._ends_on_demand()
-        there, gone = self._next_machine() if spot is not None else (math.inf, math.inf)
-        if spot is None or there >= done:
-            self._finish(done)
-        else:
-            self._came(spot, there, gone)
-
     def _ends_on_demand(self) -> float:
-        finish = self._stint(math.inf).finish
-        assert finish is not None
-        return self.trains_from + finish
+        return self.trains_from + self._stint(math.inf).finish
 
     def _stint(self, seconds: float, warning: float = 0.0) -> Stint:
         return self.run.stint(self.place, seconds, self.life, warning)

@@ -215,7 +215,7 @@ class Stint(NamedTuple):
     """What a machine achieved in the seconds that it could train.
 
     Attributes:
-        finish: the seconds until the run was done; None if it was not.
+        finish: the seconds until the run was done; infinite if it was not.
         committed: what is left after the loss of the machine.
         undone: how many finished steps the loss undoes.
         spent: for each stage, the seconds of steps that are kept, of steps that are undone, and for
@@ -223,7 +223,7 @@ class Stint(NamedTuple):
         unpaid: how many seconds before its loss the machine was given back after a warning.
     """
 
-    finish: float | None
+    finish: float
     committed: Place
     undone: int
     spent: Sequence[tuple[float, float, float]]
@@ -282,7 +282,7 @@ class TimedRun:
                 spent.append((kept, loss.trained - kept, loss.paid - loss.trained))
                 undone = max(int(loss.trained / work.step_seconds) - loss.steps, 0)
                 place = Place(place.stage, place.step + loss.steps)
-                return Stint(None, place, undone, spent, left - loss.paid)
+                return Stint(math.inf, place, undone, spent, left - loss.paid)
             trained = steps * work.step_seconds
             spent.append((trained, 0.0, needed - trained))
             left, used = left - needed, used + needed
@@ -317,17 +317,13 @@ class TimedRun:
         saves."""
         life = _two_digits(life)
         if life not in self._paces:
-            self._paces[life] = self._measure_pace(life)
+            seconds = sum(
+                self._training(Place(stage, 0), life, 0.0).seconds_to_finish(work.steps, math.inf)
+                for stage, work in enumerate(self.work)
+            )
+            commits = len(self.work) * (self.costs.stall + self.costs.write)
+            self._paces[life] = (seconds - commits) / self.work_seconds
         return self._paces[life]
-
-    def _measure_pace(self, life: float) -> float:
-        seconds = steps = 0.0
-        for stage, work in enumerate(self.work):
-            training = self._training(Place(stage, 0), life, 0.0)
-            seconds += training.seconds_to_finish(work.steps, math.inf)
-            steps += work.steps * work.step_seconds
-        commits = len(self.work) * (self.costs.stall + self.costs.write)
-        return (seconds - commits) / steps
 
     def _training(self, place: Place, life: float, warning: float) -> TimedTraining:
         """Return the training from `place`. Machines that save at the same times share one."""

@@ -7,35 +7,39 @@ import random
 
 import pytest
 
-from pipeline.rent.replay.deadline import BoundTerms, least_cost
+from pipeline.rent.replay.deadline import least_cost
 from pipeline.rent.replay.simulate import Paid
 
-TERMS = BoundTerms(work=1000.0, boot=60.0, spot=0.2, on_demand=0.4)
+WORK, BOOT, PRICES = 1000.0, 60.0, (0.2, 0.4)
+
+
+def least(spells: list[float]) -> Paid:
+    return least_cost(WORK, BOOT, PRICES, spells)
 
 
 def test_without_spot_it_is_one_machine_on_demand() -> None:
-    assert least_cost(TERMS, []) == Paid(0.0, 1060.0)
+    assert least([]) == Paid(0.0, 1060.0)
 
 
 def test_the_longest_spells_are_used_first_and_no_longer_than_needed() -> None:
-    assert least_cost(TERMS, [300.0, 2000.0]) == Paid(1060.0, 0.0)
-    assert least_cost(TERMS, [300.0, 860.0]) == Paid(860.0 + 260.0, 0.0)
+    assert least([300.0, 2000.0]) == Paid(1060.0, 0.0)
+    assert least([300.0, 860.0]) == Paid(860.0 + 260.0, 0.0)
 
 
 def test_a_spell_whose_boot_costs_more_than_it_saves_is_left_out() -> None:
-    assert least_cost(TERMS, [860.0, 119.0]) == Paid(860.0, 260.0)
-    assert least_cost(TERMS, [860.0, 121.0]) == Paid(981.0, 199.0)
+    assert least([860.0, 119.0]) == Paid(860.0, 260.0)
+    assert least([860.0, 121.0]) == Paid(981.0, 199.0)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_choice_of_spells_is_cheaper(seed: int) -> None:
     rng = random.Random(seed)
     spells = [rng.uniform(10.0, 600.0) for _ in range(6)]
-    best = least_cost(TERMS, spells).dollars(TERMS.spot, TERMS.on_demand)
+    best = least(spells).dollars(*PRICES)
     for count in range(len(spells) + 1):
         for chosen in itertools.combinations(spells, count):
-            can = sum(max(spell - TERMS.boot, 0.0) for spell in chosen)
-            done = min(can, TERMS.work)
-            left = TERMS.work - done
-            paid = Paid(done + TERMS.boot * count, left + TERMS.boot if left else 0.0)
-            assert paid.dollars(TERMS.spot, TERMS.on_demand) >= best - 1e-12
+            can = sum(max(spell - BOOT, 0.0) for spell in chosen)
+            done = min(can, WORK)
+            left = WORK - done
+            paid = Paid(done + BOOT * count, left + BOOT if left else 0.0)
+            assert paid.dollars(*PRICES) >= best - 1e-12

@@ -20,15 +20,15 @@ from pipeline.rent.deadline.policy import (
     enter,
     reserve,
 )
-from pipeline.rent.replay.deadline import BoundTerms, least_cost
+from pipeline.rent.replay.deadline import least_cost
 from pipeline.rent.replay.simulate import (
     Course,
     Paid,
     Rule,
-    first_terms,
     replay_deadline,
     replay_on_demand,
     replay_on_spot,
+    terms_of,
 )
 from pipeline.rent.replay.timed_training import START, Overheads, Place, StageWork, TimedRun
 from pipeline.rent.replay.traces import Trace
@@ -73,7 +73,7 @@ def test_without_spot_it_waits_until_the_reserve_and_is_done_with_the_reserve_le
     deadline = 8 * HOUR
     found = course(market(100 * HOUR, 10), 0.0, deadline)
     assert found.paid == Paid(0.0, pytest.approx(alone()))
-    terms = first_terms(run(), Rule(deadline, MARGIN))
+    terms = terms_of(run(), Rule(deadline, MARGIN), LIFE)
     kept = reserve(terms, Seen(0.0, run().seconds_left(START, LIFE)))
     assert deadline - found.elapsed == pytest.approx(kept, abs=20.0)
 
@@ -82,7 +82,7 @@ def test_greedy_waits_until_one_loss_is_left_and_then_stays_on_demand() -> None:
     there_again = market(5.5 * HOUR, 20 * HOUR)
     found = course(there_again, 0.0, 8 * HOUR, greedy=True)
     assert (found.paid.spot, found.returns) == (0.0, 0)
-    terms = first_terms(run(), Rule(8 * HOUR, MARGIN))
+    terms = terms_of(run(), Rule(8 * HOUR, MARGIN), LIFE)
     assert 8 * HOUR - found.elapsed == pytest.approx(enter(terms), abs=20.0)
 
 
@@ -113,7 +113,9 @@ def test_without_a_deadline_the_policy_wants_spot_and_nothing_else(
     """So a replay without a deadline does not ask it."""
     rental = None if machine is None else Rental(now / 2, machine)
     owner = policy.Market.SPOT if machine and owns else None
-    action = decide(first_terms(run(), Rule(math.inf, MARGIN)), Seen(now, work_left, owner, rental))
+    action = decide(
+        terms_of(run(), Rule(math.inf, MARGIN), LIFE), Seen(now, work_left, owner, rental)
+    )
     assert action.request == (Request(policy.Market.SPOT) if rental is None else None)
     assert action.cancel == ()
 
@@ -139,14 +141,15 @@ def test_it_is_never_late_and_never_cheaper_than_the_bound(
     lengths: list[float], start: float, times: float
 ) -> None:
     there = market(*lengths)
-    terms = first_terms(run(), Rule(0.0, MARGIN))
+    terms = terms_of(run(), Rule(0.0, MARGIN), LIFE)
     deadline = enter(terms) + times * alone()
     begin = start * there.seconds
     found = course(there, begin, deadline)
     assert found.elapsed <= deadline - MARGIN + 10.0  # a step and a half
-    terms_of_bound = BoundTerms(run().work_seconds, run().boot, 0.2, 0.4)
-    bound = least_cost(terms_of_bound, there.spells(begin, begin + deadline))
-    assert found.paid.dollars(0.2, 0.4) >= bound.dollars(0.2, 0.4)
+    prices = (0.2, 0.4)
+    every = there.spells(begin, begin + deadline)
+    bound = least_cost(run().work_seconds, run().boot, prices, every)
+    assert found.paid.dollars(*prices) >= bound.dollars(*prices)
 
 
 def test_the_last_seconds_left_are_those_that_training_takes() -> None:
@@ -157,5 +160,5 @@ def test_the_last_seconds_left_are_those_that_training_takes() -> None:
 
 def test_a_machine_that_is_relieved_keeps_more_than_one_that_is_lost() -> None:
     stint = run().stint(START, 1000.0, 7200.0)
-    assert stint.finish is None
+    assert stint.finish == math.inf
     assert stint.committed.step < stint.reached.step <= 200
