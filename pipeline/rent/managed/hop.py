@@ -341,15 +341,8 @@ def others_left(move: Move) -> Iterator[str]:
 
 def _wait_until_ended(move: Move, job_ids: Sequence[int]) -> list[int]:
     """Wait up to SAVE_SECONDS for these jobs to end; return the jobs that have not."""
-    left: list[int] = []
-
-    def have_ended() -> bool:
-        jobs = move.provider.managed_jobs(move.name)
-        left[:] = [job.id for job in jobs if job.live and job.id in job_ids]
-        return not left
-
-    move.state.clock.until(have_ended, SAVE_SECONDS, POLL_SECONDS)
-    return left
+    jobs = move.provider.wait_for_end(move.name, job_ids, move.state.clock, SAVE_SECONDS)
+    return [job.id for job in jobs if job.live]
 
 
 def _end_pods(move: Move, job: ManagedJob) -> str:

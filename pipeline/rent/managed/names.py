@@ -39,14 +39,6 @@ def cluster_name(rental: str, job_id: int) -> str:
         return utils.generate_managed_job_cluster_name(rental, job_id)
 
 
-def my_hash() -> str:
-    """Return the hash with which SkyPilot marks machines that are rented from here."""
-    sky_module()
-    from sky.utils import common_utils
-
-    return common_utils.get_user_hash()
-
-
 def refuse_unrented(run: str) -> None:
     """Raise BadInput if the store says that no machine was ever rented for `run`.
 

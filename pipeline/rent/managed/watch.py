@@ -223,9 +223,9 @@ class Watcher:
                 withdraw_rental_note(self.state, launch_id_of(job))
         code, words = how_it_ended(job, look.progress.dollars)
         self.say(words)
+        run, status = look.followed.run, look.progress.status or {}
         if job.status in ("CANCELLED", "FAILED_CONTROLLER"):  # they say nothing about the run
-            code = 0 if look.run.finished else Stopped.exit_code if look.run.stop else code
-        status = look.progress.status or {}
-        if code == 0 and look.run.until is not None and status["next"] and not status["owner"]:
+            code = 0 if run.finished else Stopped.exit_code if run.stop else code
+        if code == 0 and run.until is not None and status["next"] and not status["owner"]:
             self.say(what_comes_next(status["next"]))
         return code

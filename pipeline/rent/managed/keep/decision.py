@@ -87,23 +87,17 @@ def decide_now(
 
     `floor_seconds` is the shortest time between saves that the run's store allows.
     """
-    work = plan.work
-
-    def terms(machine: OnDemand) -> Terms:
-        return terms_of(
-            deadline, machine, work.job, look.head, work.measured, floor_seconds=floor_seconds
-        )
-
-    options = _options(look, work.machines, deadline, now)
+    options = _options(look, plan.on_demand, deadline, now)
     if not options:
         return None
-    left = with_work_left(work, look, terms(options[0]).lag)
-    options = _options(look, left.machines, deadline, now)
+    job, measured = plan.job, plan.measured
+    cadence = cadence_of(job, look.head, measured, floor_seconds)
+    machines = with_work_left(plan, look, cadence.lag(step_seconds(options[0], job)))
+    options = _options(look, machines, deadline, now)
     first = options[0]
-    cadence = cadence_of(work.job, look.head, work.measured, floor_seconds)
-    pace = cadence.pace(step_seconds(first, work.job))
-    seen = see(look, pace * (first.work or 0.0), now)
-    return Decision(look, plan, terms(first), seen, options, decide(terms(first), seen))
+    terms = terms_of(deadline, first, job, look.head, measured, floor_seconds=floor_seconds)
+    seen = see(look, cadence.pace(step_seconds(first, job)) * (first.work or 0.0), now)
+    return Decision(look, plan, terms, seen, options, decide(terms, seen))
 
 
 def decide_without_deadline(look: Look, now: float) -> Decision:
@@ -170,24 +164,24 @@ MEASURE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Work:
-    """A job, and the on-demand machines that could do the rest of it, in the order of the YAML."""
-
-    job: Job
-    digests: Digests
-    machines: tuple[OnDemand, ...]
-    measured: Measured
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What can be requested: machines of both markets, for tasks like that of the job `like`."""
+    """What can be requested: machines of both markets, for tasks like that of the job `like`.
+
+    Attributes:
+        on_demand: the on-demand machines that could do the rest of `job`, in the order of the YAML.
+        measured: what the run has measured.
+        of_job: the digest of the run's job file; None before the first claim.
+        at: when all this was read, by the monotonic clock.
+    """
 
     like: ManagedJob
     machines: SkyYaml
-    work: Work
-    of_job: str | None  # the digest of the run's job file; None before the first claim
-    at: float  # by the monotonic clock
+    job: Job
+    digests: Digests
+    on_demand: Sequence[OnDemand]
+    measured: Measured
+    of_job: str | None
+    at: float
 
 
 class DeadlineWork:
@@ -202,7 +196,7 @@ class DeadlineWork:
 
         Raises BadInput if the run's job can't be read here.
         """
-        like = look.sky.job  # an older one may be of other machines, before a hop
+        like = look.followed.job  # an older one may be of other machines, before a hop
         if not variable_of(like, MACHINES):
             return None
         now, of_job = self._state.clock.monotonic(), look.head.job if look.head else None
@@ -210,10 +204,11 @@ class DeadlineWork:
         known = plan is not None and (plan.like.id, plan.of_job) == (like.id, of_job)
         if plan is not None and (look.stale or (known and now - plan.at < MEASURE_SECONDS)):
             return plan
-        machines = machines_of(like)
-        assert machines is not None
-        job = self._job(look, like)
-        self._plan = Plan(like, machines, self._work(look, job, machines), of_job, now)
+        machines, job = machines_of(like), self._job(look, like)
+        on_demand = on_demand_machines(job, machines, look.head, known_speeds(job))
+        events = read_events(self._state.store, self._state.name) if look.head is not None else []
+        digests, measured = digest_job(job), measured_in(events)
+        self._plan = Plan(like, machines, job, digests, on_demand, measured, of_job, now)
         return self._plan
 
     def _job(self, look: Look, like: ManagedJob) -> Job:
@@ -231,11 +226,6 @@ class DeadlineWork:
                 f"can't be read here ({error}). Run `pion watch` in the folder of `pion launch`"
             ) from error
 
-    def _work(self, look: Look, job: Job, machines: SkyYaml) -> Work:
-        found = on_demand_machines(job, machines, look.head, known_speeds(job))
-        events = read_events(self._state.store, self._state.name) if look.head is not None else []
-        return Work(job, digest_job(job), tuple(found), measured_in(events))
-
 
 def choices(machines: Sequence[OnDemand], deadline: RunDeadline, now: float) -> list[OnDemand]:
     """Return the machines to request on demand, the one to prefer first.
@@ -250,33 +240,27 @@ def choices(machines: Sequence[OnDemand], deadline: RunDeadline, now: float) -> 
     return sorted(known, key=lambda m: m.work or 0.0)
 
 
-def with_work_left(work: Work, look: Look, lag: float) -> Work:
-    """Return the machines with the work that is left now.
+def with_work_left(plan: Plan, look: Look, lag: float) -> list[OnDemand]:
+    """Return the machines on demand with the work that is left now.
 
     Steps that a living owner has reported count as done. It is taken to have worked since its last
     report, for `lag` seconds at most.
     """
-    alive = owner_of(look) is not None
-    left = share_left(work.job, work.digests, look.head, _reached(look) if alive else None)
-    since = min(_report_age(look), lag) if alive else 0.0
-    return replace(work, machines=tuple(_less(replace(m, left=left), since) for m in work.machines))
+    reached, since = None, 0.0
+    if owner_of(look) is not None:
+        status = look.progress.status or {}
+        progress, age = status.get("progress") or {}, status.get("heartbeat_age") or 0.0
+        if progress.get("stage") is not None and progress.get("step") is not None:
+            reached = Reached(progress["stage"], progress["step"])
+        since = min(max(age, 0.0), lag)
+    left = share_left(plan.job, plan.digests, look.head, reached)
+    return [_less(replace(machine, left=left), since) for machine in plan.on_demand]
 
 
 def _less(machine: OnDemand, seconds: float) -> OnDemand:
     """Return the machine with so many seconds of work less, from the first stage that is left."""
     total = machine.work
-    if not total or machine.seconds is None:
+    if not total:
         return machine
     share = max(0.0, 1.0 - seconds / total)
     return replace(machine, left={stage: part * share for stage, part in machine.left.items()})
-
-
-def _reached(look: Look) -> Reached | None:
-    progress = (look.progress.status or {}).get("progress") or {}
-    stage, step = progress.get("stage"), progress.get("step")
-    return None if stage is None or step is None else Reached(stage, step)
-
-
-def _report_age(look: Look) -> float:
-    age = (look.progress.status or {}).get("heartbeat_age")
-    return max(age or 0.0, 0.0)

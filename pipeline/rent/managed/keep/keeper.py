@@ -29,7 +29,6 @@ from pipeline.rent.managed.keep.standing import (
     final_job,
     has_machine,
     only_job_has_ended,
-    owned_by_another,
     owner_of,
     rental_of,
     rentals_of,
@@ -104,7 +103,7 @@ class RentalKeeper:
         self._plan = self._work.read(look)
         if self._plan is not None:
             return True
-        if market_of(look.sky.job) is Market.ON_DEMAND:
+        if market_of(look.followed.job) is Market.ON_DEMAND:
             self._teller.once(
                 "this rental is on demand only, so nothing more is requested for the deadline"
             )
@@ -125,9 +124,9 @@ class RentalKeeper:
         if look.stale:
             return None
         if self.renter.gave_up:
-            return look.sky.job
+            return look.followed.job
         if self._plan is None:
-            return only_job_has_ended(look, self._state.clock.now(), self.renter.replacing)
+            return only_job_has_ended(look, self.renter.replacing)
         announced = self.renter.is_next_announced(look) or self.renter.replacing is not None
         return final_job(look, stopped=self._is_stopped(look), next_announced=announced)
 
@@ -137,7 +136,7 @@ class RentalKeeper:
         found: list[tuple[Finding, ManagedJob]] = []
         for each in () if look.stale else look.of_jobs if self._plan else look.of_jobs[:1]:
             if over in (None, each.job):
-                here = diagnose(each.sky, each.run, self._state.clock.now())
+                here = diagnose(each.sky, each.run, look.progress.at)
                 found += [(finding, each.job) for finding in [*here, *dear_pods(each.sky)]]
         if over is not None:
             return [(finding, job) for finding, job in found if finding.action == "note"]
@@ -181,7 +180,7 @@ class RentalKeeper:
             self._keep_deadline(decision, acting=acting)
             return
         if self._plan is not None:
-            why = "; ".join(f"{m.gpu}: {m.words}" for m in self._plan.work.machines)
+            why = "; ".join(f"{m.gpu}: {m.words}" for m in self._plan.on_demand)
             self._teller.once(
                 f"no machine on demand will do for the deadline: {why}. So spot is waited for as "
                 f"without a deadline. Name others: pion hop {self._state.url} --on SKY"
@@ -221,11 +220,11 @@ class RentalKeeper:
         if self._must_wait(look):
             return []
         decision = self._decide(look, giving_up=job)
-        owned = owned_by_another(look, market)
+        owned = owner_of(look) not in (None, market)  # by a machine of the other market
         no_use = renter.restarts(job, look) >= FUTILE_RESTARTS or finding.what == "it never starts"
         if no_use and (decision.plan is None or not (market is Market.SPOT or owned)):
             return self._give_up(finding, job, look, decision)
-        held = decision.plan is not None and self._why_not(look) is not None
+        held = decision.plan is not None and why_not(look, self._state) is not None
         try:
             following = None if no_use or held else self._following(decision, job, finding)
         except BadInput as error:
@@ -304,7 +303,7 @@ class RentalKeeper:
 
     def _act(self, decision: Decision) -> bool:
         """Cancel and request what was decided; return whether that was possible."""
-        if (why := self._why_not(decision.look)) is not None:
+        if (why := why_not(decision.look, self._state)) is not None:
             self._teller.once(why)
             return False
         if decision.action.request is None:
@@ -359,7 +358,7 @@ class RentalKeeper:
             decision.machines(market),
             self.renter.next_launch,
             None if look.head is None else look.head.epoch,
-            plan.work.job.prices,
+            plan.job.prices,
         )
         return self.renter.prepare(wanted, market, finding)
 
@@ -408,9 +407,6 @@ class RentalKeeper:
         by_itself = (job for job in jobs if not job.live and job.status not in CANCELLED)
         return next((job for job in by_itself if job.id in look.given_up), None)
 
-    def _why_not(self, look: Look) -> str | None:
-        return why_not(look, self._state, self._state.clock.now())
-
     def _must_wait(self, look: Look) -> bool:
         """Return whether nothing may be requested now. A request was refused just now. Or it may
         have been submitted: SkyPilot lists a job some seconds later, so it might be submitted
@@ -449,7 +445,7 @@ class RentalKeeper:
     def _is_stopped(self, look: Look) -> bool:
         """Return whether a person asked the run to stop, or its budget is spent."""
         assert self._plan is not None
-        budget = self._plan.work.job.budget
+        budget = self._plan.job.budget
         if look.head is not None and over_budget(budget, look.head.spent) is not None:
             return True
         return is_asked_to_stop(self._state)

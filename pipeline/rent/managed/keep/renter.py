@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -32,7 +33,6 @@ from pipeline.rent.managed.provider.recorded_task import (
     NextRental,
     launch_id_of,
     market_of,
-    new_launch_id,
 )
 from pipeline.rent.managed.request import note_of
 from pipeline.state.head import Head
@@ -41,7 +41,6 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import clear_handovers
 from pipeline.state.stores import Conflict, StoreError
 
-POLL_SECONDS = 5.0
 # How often a machine of one market is given up under one epoch, without owning the run.
 FUTILE_RESTARTS = 3
 
@@ -64,6 +63,8 @@ class Renter:
 
     Attributes:
         gave_up: why nothing more should be rented; empty while there is hope.
+        announced: the launch that was announced, by this watcher or an earlier one, and not
+            submitted yet; None if there is none.
         asked_at: when a launch was announced, in Unix seconds, that may be submitted by now,
             although SkyPilot lists no job of it; None if there is none.
         given_up: the numbers of the jobs that made no progress, and are cancelled for that.
@@ -72,26 +73,21 @@ class Renter:
 
     def __init__(self, state: RunState, name: str, provider: Provider) -> None:
         self.gave_up = ""
+        self.announced: str | None = None
         self.asked_at: float | None = None
         self.given_up: set[int] = set()
         self.replacing: ManagedJob | None = None
         self._unasked: str | None = None  # announced here, and certainly not submitted
         self._state, self._name, self._provider = state, name, provider
-        self._next_launch: str | None = None  # announced, by this watcher or an earlier one
         self._avoid: set[Place] = set()
         # By market: an epoch, and how many machines were given up under it.
         self._futile: dict[Market | None, tuple[int, int]] = {}
         self._left_alone: dict[Market | None, float] = {}
 
     @property
-    def announced(self) -> bool:
-        """Whether a launch was announced that was not submitted yet."""
-        return self._next_launch is not None
-
-    @property
     def next_launch(self) -> str:
         """The id of the launch that comes next."""
-        return self._next_launch or new_launch_id()
+        return self.announced or uuid.uuid4().hex
 
     def is_next_announced(self, look: Look) -> bool:
         """Return whether the note names a launch of this computer that was not submitted yet.
@@ -101,17 +97,17 @@ class Renter:
         note, _ = read_rental_note(self._state)
         self.asked_at = None
         if note is None:
-            return self._next_launch is not None
+            return self.announced is not None
         if note.rented_from != self._provider.my_hash():
             raise BadInput(
                 f"{note.host} rents for {self._state.name} now, so nothing is requested or "
                 f"cancelled from here. Watch the run there: pion watch {self._state.url}"
             )
         if any(launch_id_of(job) == note.launch_id for job in look.jobs):
-            if self._next_launch == note.launch_id:
-                self._next_launch = None
+            if self.announced == note.launch_id:
+                self.announced = None
             return False
-        self._next_launch = note.launch_id
+        self.announced = note.launch_id
         self.asked_at = None if note.launch_id == self._unasked else note.at
         return True
 
@@ -120,12 +116,10 @@ class Renter:
 
         Nothing is announced yet. Raises BadInput if it can't be submitted from here.
         """
-        choices: list[set[Place]] = []
+        choices = [self._avoid, set()]
         if finding is not None and finding.avoid is not None:
-            choices = [self._avoid | {finding.avoid}]
-        if not choices or (finding is not None and finding.pods):
-            # A bad place is better than none. And without a restart, nothing would end the pod.
-            choices += [self._avoid, set()]
+            # A bad place is better than none if, without a restart, nothing would end the pod.
+            choices = [self._avoid | {finding.avoid}, *(choices if finding.pods else ())]
         why_not = None
         for avoid in choices:
             try:
@@ -142,8 +136,8 @@ class Renter:
         """Say in the store that this launch comes next. If the store is down, say nothing."""
         if launch is None:
             return
-        if self._next_launch != launch:
-            self._next_launch = self._unasked = launch
+        if self.announced != launch:
+            self.announced = self._unasked = launch
         with contextlib.suppress(StoreError):
             note, version = read_rental_note(self._state)
             if note is None or note.launch_id != launch:
@@ -167,14 +161,9 @@ class Renter:
             self._provider.cancel(standing)
         if not (ids and wait):
             return ()
-        now: list[ManagedJob] = []
-
-        def have_ended() -> bool:
-            now[:] = [job for job in self._provider.managed_jobs(self._name) if job.id in ids]
-            return not any(job.live for job in now)
-
-        if not self._state.clock.until(have_ended, wait, POLL_SECONDS) and must_end:
-            living = " and ".join(str(job.id) for job in now if job.live)
+        now = self._provider.wait_for_end(self._name, ids, self._state.clock, wait)
+        living = " and ".join(str(job.id) for job in now if job.live)
+        if living and must_end:
             raise PionError(f"SkyPilot has not cancelled managed job {living} in {wait:.0f} s.")
         return now
 
@@ -194,7 +183,7 @@ class Renter:
                     clear_handovers(self._state)
             self._unasked = None
             job_id = self._provider.submit(following.task, self._name)
-            self._next_launch = None
+            self.announced = None
         self.replacing = None
         return job_id
 

@@ -35,13 +35,12 @@ def see_any(look: Look, now: float) -> Seen:
 
 def see(look: Look, work_left: float, now: float) -> Seen:
     """Return what the policy sees. `work_left` is in seconds of training on demand."""
-    rentals = {market: _rental(look, market) for market in Market}
     return Seen(
         now=now,
         work_left=0.0 if is_done(look) else max(work_left, 0.0) + LAST_SECONDS,
         owner=owner_of(look),
-        spot=rentals[Market.SPOT],
-        on_demand=rentals[Market.ON_DEMAND],
+        spot=_rental(look, Market.SPOT),
+        on_demand=_rental(look, Market.ON_DEMAND),
         stale=look.stale,
     )
 
@@ -73,20 +72,17 @@ def owner_of(look: Look) -> Market | None:
 
 
 def _owner_at_work(look: Look) -> JobLook | None:
-    owner = _owners_job(look)
+    if look.head is None or look.head.owner is None:
+        return None
+    launch = look.head.owner.launch_id
+    owner = next((each for each in look.of_jobs if launch_id_of(each.job) == launch), None)
     if owner is None or owner.sky.gone_since is not None or owner.job.id in look.given_up:
         return None
+    at_work = owner.job.status == "RUNNING"
     if owner.job.status == "FAILED_CONTROLLER":
         alive = tuple(pod.id for pod in owner.sky.pods or () if pod.alive)
         at_work = look.stale or may_be_at_work(owner.run, alive, look.progress.at)
-    else:
-        at_work = owner.job.status == "RUNNING"
     return owner if at_work else None
-
-
-def owned_by_another(look: Look, market: Market | None) -> bool:
-    """Return whether a machine of another market than this one owns the run."""
-    return owner_of(look) not in (None, market)
 
 
 def owner_outside(look: Look) -> bool:
@@ -112,13 +108,6 @@ def has_machine(each: JobLook) -> bool:
     return alive or (each.job.status == "RUNNING" and each.sky.gone_since is None)
 
 
-def _owners_job(look: Look) -> JobLook | None:
-    if look.head is None or look.head.owner is None:
-        return None
-    launch = look.head.owner.launch_id
-    return next((each for each in look.of_jobs if launch_id_of(each.job) == launch), None)
-
-
 def _rental(look: Look, market: Market) -> Rental | None:
     each = rental_of(look, market)
     if each is None:
@@ -126,14 +115,9 @@ def _rental(look: Look, market: Market) -> Rental | None:
     job, machine = each.job, has_machine(each)
     running = job.recovered_at or job.started_at if job.status == "RUNNING" else None
     since = running or (each.sky.pod_since if machine else None) or job.submitted_at or 0.0
-    takes_over = machine and _is_handed_over_to(look, each)
-    return Rental(since, machine, is_over_for(look, job), takes_over)
-
-
-def _is_handed_over_to(look: Look, each: JobLook) -> bool:
-    """Return whether others were asked to stop, and this job was not."""
-    others = [other for other in look.of_jobs if other is not each]
-    return each.run.stop is None and any(other.run.stop is not None for other in others)
+    # Others were asked to stop, and this job was not.
+    handed_over = each.run.stop is None and any(other.run.stop for other in look.of_jobs)
+    return Rental(since, machine, is_over_for(look, job), takes_over=machine and handed_over)
 
 
 def is_over_for(look: Look, job: ManagedJob) -> bool:
@@ -163,18 +147,19 @@ CANCELLED = ("CANCELLED", "FAILED_CONTROLLER")
 _BY_ITSELF = ("SUCCEEDED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE")
 
 
-def only_job_has_ended(look: Look, now: float, replacing: ManagedJob | None) -> ManagedJob | None:
+def only_job_has_ended(look: Look, replacing: ManagedJob | None) -> ManagedJob | None:
     """Return the job that is followed if it has ended, and with it a rental without a deadline.
 
     It has not while its machine may still be at work or must be ended, nor while the watcher
     replaces it: the job `replacing` was cancelled for that.
     """
-    job = look.sky.job
+    job = look.followed.job
     if job.live:
         return None
     if replacing is not None and job.id == replacing.id and job.status in CANCELLED:
         return None
-    findings = diagnose(look.sky, look.run, now)  # of a job without a controller, or none
+    # Of a job without a controller, or none.
+    findings = diagnose(look.followed.sky, look.followed.run, look.progress.at)
     goes_on = any(f.action != "note" or f.what == "controller lost" for f in findings)
     return None if goes_on else job
 
@@ -187,7 +172,8 @@ def final_job(look: Look, *, stopped: bool, next_announced: bool) -> ManagedJob 
     no job yet: then the watcher itself has cancelled the last job.
     """
     owners = _last_owners_job(look)
-    if owners is not None and _is_final(owners, stopped=stopped):
+    by_itself = owners is not None and owners.status in _BY_ITSELF
+    if owners is not None and by_itself and (stopped or owners.exit_code != Stopped.exit_code):
         # A job that was submitted later belongs to a new launch.
         ended = owners.ended_at or look.progress.at
         later = [job for job in look.jobs if job.live and (job.submitted_at or 0.0) > ended]
@@ -243,20 +229,14 @@ def _leaves_machine(job: ManagedJob, look: Look) -> bool:
     return owner_of(look) is not None or any(pod.alive for pod in pods)
 
 
-def _is_final(job: ManagedJob, *, stopped: bool) -> bool:
-    by_itself = job.status in _BY_ITSELF
-    return by_itself and (stopped or job.exit_code != Stopped.exit_code)
-
-
-def why_not(look: Look, run: RunState, now: float) -> str | None:
-    """Return why nothing may be requested or cancelled for the deadline at `now` (Unix seconds);
-    None if it may."""
+def why_not(look: Look, run: RunState) -> str | None:
+    """Return why nothing may be requested or cancelled for the deadline; None if it may."""
     if owner_outside(look):
         return (
             "another process owns the run, so nothing is requested or cancelled for the "
             f"deadline. To see that process: pion status {run.url}"
         )
-    if (job := moving(look, now, run.store)) is not None:
+    if (job := moving(look, run.store)) is not None:
         return (
             f"the run is being moved to managed job {job.id}, so nothing is requested or "
             f"cancelled for the deadline until then. To call that off: sky jobs cancel {job.id}"
@@ -264,9 +244,8 @@ def why_not(look: Look, run: RunState, now: float) -> str | None:
     return None
 
 
-def moving(look: Look, now: float, store: Store) -> ManagedJob | None:
-    """Return the job to whose machine a run is being moved at `now` (Unix seconds); None if it is
-    not.
+def moving(look: Look, store: Store) -> ManagedJob | None:
+    """Return the job to whose machine a run is being moved; None if it is not.
 
     That is a job of `pion hop` that has not owned the run yet, or the newer one of two that ask the
     same market. A hop that nobody has seen through ends here, too, once its time is over; but two
@@ -278,7 +257,7 @@ def moving(look: Look, now: float, store: Store) -> ManagedJob | None:
     newest, markets = jobs[0], [market_of(job) for job in jobs]
     if len(jobs) > 1 and None in markets:
         return newest
-    claims = look.head.claims if look.head is not None else ()
+    claims, now = look.head.claims if look.head is not None else (), look.progress.at
     has_arrived = any(claim.owner.launch_id == launch_id_of(newest) for claim in claims)
     by_hop = bool(variable_of(newest, BY_HOP)) and not has_arrived
     patience = ARRIVE_SECONDS + (COMMIT_SILENCE_SECONDS if store.commits else 0.0)

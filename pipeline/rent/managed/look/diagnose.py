@@ -6,6 +6,7 @@ findings.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -135,10 +136,11 @@ def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
     here = _slow_boot(sky, run, job, alive, now) if booting else _stuck(run, alive, now)
     if ending:
         return [_end_instead(here, run)] if here is not None and here.what in _NEVER_ENDS else []
+    between = job.status in ("RECOVERING", "STARTING")
     found = [
         _dead_pods(sky, job),
         _unnoticed_loss(sky, job, now),
-        _never_starts(sky, run, job) or _bad_place(sky, job, now),
+        (_never_starts(sky, run) or _bad_place(sky, now)) if between else None,
         here,
     ]
     return [finding for finding in found if finding is not None]
@@ -178,10 +180,8 @@ def _unnoticed_loss(sky: SkyView, job: ManagedJob, now: float) -> Finding | None
     return Finding("loss not noticed", why, "relaunch")
 
 
-def _never_starts(sky: SkyView, run: RunView, job: ManagedJob) -> Finding | None:
+def _never_starts(sky: SkyView, run: RunView) -> Finding | None:
     """Find machines, in any place, that all end before they own the run."""
-    if job.status not in ("RECOVERING", "STARTING"):
-        return None
     claimed = run.last_sign or 0.0
     futile = [attempt for attempt in sky.attempts if attempt.began > claimed]
     if len(futile) < FUTILE_LIVES:
@@ -189,29 +189,23 @@ def _never_starts(sky: SkyView, run: RunView, job: ManagedJob) -> Finding | None
     places = ", ".join(sorted({str(attempt.place) for attempt in futile}))
     why = (
         f"the last {len(futile)} machines ({places}) stopped before they owned the run, and "
-        f"each machine cost money. To see why, run: sky jobs logs {job.id}"
+        f"each machine cost money. To see why, run: sky jobs logs {sky.job.id}"
     )
     return Finding("it never starts", why, "cancel")
 
 
-def _bad_place(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
+def _bad_place(sky: SkyView, now: float) -> Finding | None:
     """Find machines that died early in one place, one after the other, including the newest."""
-    if job.status not in ("RECOVERING", "STARTING"):
+    last = sky.attempts[-SHORT_LIVES:]
+    if len(last) < SHORT_LIVES or len({attempt.place for attempt in last}) > 1:
         return None
-    attempts = sky.attempts
-    ends = [*(attempt.began for attempt in attempts[1:]), now]
-    lives = [
-        (attempt.place, end - attempt.began) for attempt, end in zip(attempts, ends, strict=False)
-    ]
-    last = lives[-SHORT_LIVES:]
-    place = attempts[-1].place if attempts else None
-    if len(last) < SHORT_LIVES or any(
-        where != place or life >= SHORT_LIFE_SECONDS for where, life in last
-    ):
+    begins = [*(attempt.began for attempt in last), now]
+    lives = [end - begin for begin, end in itertools.pairwise(begins)]
+    if max(lives) >= SHORT_LIFE_SECONDS:
         return None
+    place = last[-1].place
     why = (
-        f"the last {SHORT_LIVES} machines were {place} and lived "
-        f"{', '.join(duration(life) for _, life in last)}"
+        f"the last {SHORT_LIVES} machines were {place} and lived {', '.join(map(duration, lives))}"
     )
     return Finding("bad place", why, "relaunch", avoid=place)
 

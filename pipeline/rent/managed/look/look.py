@@ -14,10 +14,9 @@ from pion.errors import PionError
 from pipeline.rent.managed.look.diagnose import Finding, RunView, SkyView
 from pipeline.rent.managed.look.progress import Progress
 from pipeline.rent.managed.look.remembered import (
-    AttemptMemory,
     CostMemory,
+    JobMemory,
     LostPods,
-    PodMemory,
     StepKey,
     StepMemory,
 )
@@ -25,7 +24,8 @@ from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.provider.jobs import ManagedJob, place_of
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.provider import Provider
-from pipeline.rent.managed.provider.recorded_task import launch_id_of, until_of_job
+from pipeline.rent.managed.provider.recorded_task import launch_id_of, variable_of
+from pipeline.rent.sky_yaml import UNTIL
 from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished, run_status
@@ -52,8 +52,7 @@ class Look:
 
     Attributes:
         head: the run's HEAD; None before its first claim.
-        sky: about the managed job that is followed.
-        run: about the run, as far as it concerns that job.
+        followed: about the managed job that is followed.
         progress: what a user sees.
         others: the other live jobs of the rental, the newest first, and the owner's job if it has
             lost its controller.
@@ -63,8 +62,7 @@ class Look:
     """
 
     head: Head | None
-    sky: SkyView
-    run: RunView
+    followed: JobLook
     progress: Progress
     others: tuple[JobLook, ...] = ()
     jobs: tuple[ManagedJob, ...] = ()
@@ -74,7 +72,7 @@ class Look:
     @property
     def of_jobs(self) -> tuple[JobLook, ...]:
         """What is known about each job that is followed or lives."""
-        return (JobLook(self.sky, self.run), *self.others)
+        return (self.followed, *self.others)
 
 
 class _StoreSays(NamedTuple):
@@ -83,13 +81,6 @@ class _StoreSays(NamedTuple):
     head: Head | None
     status: dict[str, Any] | None
     run: RunView
-
-
-class _Memory:
-    """What is remembered about one managed job."""
-
-    def __init__(self, state: RunState) -> None:
-        self.pods, self.attempts = PodMemory(), AttemptMemory(state)
 
 
 class Lookout:
@@ -103,7 +94,7 @@ class Lookout:
         self.state, self.name, self.job_id = state, name, job_id
         self.patient = False
         self._provider = provider
-        self._memories: dict[int, _Memory] = {}
+        self._memories: dict[int, JobMemory] = {}
         self._lost = LostPods(state, name)
         self._steps = StepMemory()
         self._costs = CostMemory(state)
@@ -111,7 +102,7 @@ class Lookout:
 
     def forget_attempts(self, job_id: int) -> None:
         """Ignore the machines that a job has had until now, because their problem was acted on."""
-        self._memory(job_id).attempts.forget()
+        self._memory(job_id).forget()
 
     def look(self) -> Look:
         """Ask SkyPilot, RunPod and the store. Raises PionError if one of them can't be asked."""
@@ -135,33 +126,20 @@ class Lookout:
         others = tuple(look for look in looks if look is not followed)
         dollars = self._costs.dollars(None if stale else store.head, job, self._lost.booting, now)
         progress = Progress(now, job, store.status, dollars, tuple(look.job for look in others))
-        return Look(
-            store.head,
-            followed.sky,
-            followed.run,
-            progress,
-            others,
-            tuple(jobs),
-            stale=stale,
-        )
+        return Look(store.head, followed, progress, others, tuple(jobs), stale=stale)
 
     def _read_store(self, now: float) -> tuple[_StoreSays, bool]:
         """Return what the store says, and whether that is from an earlier look."""
         try:
-            head = self.state.read()
-            status = run_status(self.state, head, now) if head is not None else None
-            run = RunView()
-            if head is not None and status is not None:
-                run = self._run_view(head, status, now)
+            self._store = self._ask_store(now)
         except StoreError:
             if self._store is None or not self.patient:
                 raise
             return self._store, True
-        self._store = _StoreSays(head, status, run)
         return self._store, False
 
-    def _memory(self, job_id: int) -> _Memory:
-        return self._memories.setdefault(job_id, _Memory(self.state))
+    def _memory(self, job_id: int) -> JobMemory:
+        return self._memories.setdefault(job_id, JobMemory(self.state))
 
     def _look_at(
         self,
@@ -172,38 +150,36 @@ class Lookout:
         *,
         stale: bool,
     ) -> JobLook:
-        head, run = store.head, store.run
-        memory = self._memory(job.id)
-        pods_of_job = self._of_job(pods, job)
-        memory.pods.note(job, pods_of_job, now)
+        memory, mine = self._memory(job.id), None
+        if pods is not None and job.may_be_on_runpod:
+            cluster = cluster_name(self.name, job.id)
+            mine = tuple(pod for pod in pods if pod.belongs_to(cluster))
+        memory.note_pods(job, mine, now)
         if not stale:
-            memory.attempts.note(job, head, now)
-        found = tuple(memory.attempts.found)
+            memory.note_machine(job, store.head, now)
+        found = tuple(memory.attempts)
         sky = SkyView(
             job,
-            pods_of_job,
-            gone_since=memory.pods.gone_since,
-            pod_since=memory.pods.newest_since(pods_of_job),
+            mine,
+            gone_since=memory.gone_since,
+            pod_since=memory.pod_since,
             attempts=found,
             place=place_of(job) if job.place else found[-1].place if found else None,
         )
-        if head is not None:
-            run = self._of_this_launch(run, head, job, stale=stale)
-        return JobLook(sky, run)
+        if store.head is None:
+            return JobLook(sky, store.run)
+        return JobLook(sky, self._of_this_launch(store.run, store.head, job, stale=stale))
 
-    def _of_job(self, pods: Sequence[Pod] | None, job: ManagedJob) -> tuple[Pod, ...] | None:
-        """Return the job's pods; None if RunPod was not asked, or the job is on another cloud."""
-        if pods is None or not job.may_be_on_runpod:
-            return None
-        cluster = cluster_name(self.name, job.id)
-        return tuple(pod for pod in pods if pod.belongs_to(cluster))
-
-    def _run_view(self, head: Head, status: dict[str, Any], now: float) -> RunView:
+    def _ask_store(self, now: float) -> _StoreSays:
+        head = self.state.read()
+        if head is None:
+            return _StoreSays(None, None, RunView())
+        status = run_status(self.state, head, now)
         age = status["heartbeat_age"]
         beat_at = None if age is None else now - age
         progress = status["progress"] or {}
         step = StepKey(head.epoch, progress.get("stage"), progress.get("step"))
-        return RunView(
+        run = RunView(
             finished=is_finished(self.state, head),
             stop=status["stop"]["reason"] if status["stop"] else None,
             claimed_at=head.claims[0].at if head.owner is not None else None,
@@ -212,6 +188,7 @@ class Lookout:
             last_sign=now - status["last_commit_age"],
             heartbeats=status["heartbeats"],
         )
+        return _StoreSays(head, status, run)
 
     def _of_this_launch(self, run: RunView, head: Head, job: ManagedJob, *, stale: bool) -> RunView:
         """Leave out what concerns another launch: its request to stop, that it has finished, and
@@ -228,7 +205,7 @@ class Lookout:
             stop = pending_stop(self.state, launch_id=launch)
         if launch != last:
             run = replace(run, claimed_at=None, beat_at=None, stalled_since=None, last_sign=None)
-        until = until_of_job(job)
+        until = variable_of(job, UNTIL) or None
         finished = run.finished or _has_done(head, until, launch)
         return replace(
             run,
@@ -240,9 +217,8 @@ class Lookout:
 
 def _lost_owner(job: ManagedJob, head: Head | None) -> bool:
     """Return whether the owner's job has lost its controller. The owner may still be at work."""
-    if job.status != "FAILED_CONTROLLER" or head is None or head.owner is None:
-        return False
-    return launch_id_of(job) == head.owner.launch_id
+    owner = head.owner if head is not None and job.status == "FAILED_CONTROLLER" else None
+    return owner is not None and launch_id_of(job) == owner.launch_id
 
 
 def _has_done(head: Head, until: str | None, launch: str | None) -> bool:

@@ -46,10 +46,11 @@ def changes(before: Progress | None, now: Progress) -> list[str]:
     old, new = (before.status if before else None) or {}, now.status or {}
     if new.get("owner") and _host(new) != _host(old):
         lines.append(f"{_host(new)} owns the run (epoch {new['epoch']})")
+    done = [s for s, about in old.get("stages", {}).items() if about["state"] == "done"]
     lines += [
         f"{stage}: done"
         for stage, about in new.get("stages", {}).items()
-        if about["state"] == "done" and _stage_state(old, stage) != "done"
+        if about["state"] == "done" and stage not in done
     ]
     if new.get("stop") and not old.get("stop"):
         lines.append(f"asked to stop: {new['stop']['reason']} by {new['stop']['user']}")
@@ -129,10 +130,6 @@ def _cost(dollars: float | None) -> str:
 def _host(status: Mapping[str, Any]) -> str | None:
     owner = status.get("owner")
     return f"pid {owner['pid']} on {owner['host']}" if owner else None
-
-
-def _stage_state(status: Mapping[str, Any], stage: str) -> str | None:
-    return status.get("stages", {}).get(stage, {}).get("state")
 
 
 def _stage(status: Mapping[str, Any]) -> str | None:

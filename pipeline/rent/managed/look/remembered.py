@@ -8,6 +8,7 @@ the run's events. Once RunPod has forgotten a pod, this event is the only record
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -27,34 +28,6 @@ COST_SECONDS = 60.0
 BEAT_PAUSE_SECONDS = 60.0
 
 
-class PodMemory:
-    """When each pod of one job was first seen, and since when the job lacks a pod."""
-
-    def __init__(self) -> None:
-        # None while no pod is missing.
-        self.gone_since: float | None = None
-        self._first_seen: dict[str, float] = {}
-        self._status: str | None = None
-        self._had_pod = False
-
-    def note(self, job: ManagedJob, pods: Sequence[Pod] | None, now: float) -> None:
-        """Compare the job's pods with earlier looks. `pods` is None if they are unknown."""
-        for pod in pods or ():
-            if pod.alive:
-                self._first_seen.setdefault(pod.id, now)
-        if job.status != self._status:
-            self._status, self._had_pod, self.gone_since = job.status, False, None
-        self._had_pod = self._had_pod or bool(pods)
-        expected = self._had_pod or job.status == "RUNNING"
-        is_gone = expected and pods is not None and not pods
-        self.gone_since = (self.gone_since or now) if is_gone else None
-
-    def newest_since(self, pods: Sequence[Pod] | None) -> float | None:
-        """Return when the newest live pod was first seen."""
-        seen = [self._first_seen[pod.id] for pod in pods or () if pod.alive]
-        return max(seen, default=None)
-
-
 class StepKey(NamedTuple):
     """How far a run has come, from its heartbeat. `step` is None before the first step."""
 
@@ -63,53 +36,29 @@ class StepKey(NamedTuple):
     step: int | None
 
 
-class _SeenBeat(NamedTuple):
-    """A heartbeat's time by the owner's clock, and its first look by the watcher's clock."""
-
-    at: float | None
-    seen: float
-
-
-class _SeenStep(NamedTuple):
-    """A step, and since when there was no later step."""
-
-    step: StepKey
-    since: float
-
-
 class StepMemory:
     """Since when there are heartbeats without a new step."""
 
     def __init__(self) -> None:
-        self._beat: _SeenBeat | None = None
-        self._step: _SeenStep | None = None
+        # The last heartbeat's time by the owner's clock, and its first look by the watcher's clock.
+        self._beat_at: float | None = None
+        self._beat_seen = -math.inf
+        # The last step, and since when there was no later step.
+        self._step: StepKey | None = None
+        self._since = 0.0
 
     def stalled_since(self, beat_at: float | None, step: StepKey, now: float) -> float | None:
         """Record a look; return since when heartbeats continue without a new step."""
-        beat = self._beat
-        if beat is None or not _same_beat(beat.at, beat_at):
+        before = self._beat_at
+        # A heartbeat's age was rounded, so its time may vary a little.
+        if before is None or beat_at is None or abs(beat_at - before) > 0.001:
             # After a pause, for example an outage of the store, a run may first catch up.
-            paused = beat is None or now - beat.seen > BEAT_PAUSE_SECONDS
-            if self._step is None or self._step.step != step or paused:
-                self._step = _SeenStep(step, now)
-            self._beat = beat = _SeenBeat(beat_at, now)
-        beats = beat_at is not None and now - beat.seen <= BEAT_PAUSE_SECONDS
-        if self._step is None or step.step is None or not beats:
-            return None
-        return self._step.since
-
-
-def _same_beat(before: float | None, at: float | None) -> bool:
-    """Return whether both are one heartbeat. Its age was rounded, so its time may vary a little."""
-    return before is not None and at is not None and abs(at - before) <= 0.001
-
-
-class _Counted(NamedTuple):
-    """The cost of all machines, added up at `at`."""
-
-    at: float
-    dollars: float | None
-    machines: frozenset[str]
+            paused = now - self._beat_seen > BEAT_PAUSE_SECONDS
+            if self._step != step or paused:
+                self._step, self._since = step, now
+            self._beat_at, self._beat_seen = beat_at, now
+        beats = beat_at is not None and now - self._beat_seen <= BEAT_PAUSE_SECONDS
+        return self._since if beats and step.step is not None else None
 
 
 class CostMemory:
@@ -117,7 +66,10 @@ class CostMemory:
 
     def __init__(self, state: RunState) -> None:
         self._state = state
-        self._counted: _Counted | None = None
+        # When the cost of these machines was last added up.
+        self._counted_at = -math.inf
+        self._dollars: float | None = None
+        self._machines: frozenset[str] = frozenset()
         self._ended_job: int | None = None
 
     def dollars(
@@ -131,28 +83,35 @@ class CostMemory:
         ended_job = None if job.live else job.id
         has_just_ended = ended_job not in (None, self._ended_job)
         self._ended_job = ended_job
-        counted = self._counted
-        if head is not None and (
-            has_just_ended or counted is None or now - counted.at >= COST_SECONDS
-        ):
+        if head is not None and (has_just_ended or now - self._counted_at >= COST_SECONDS):
             events = read_events(self._state.store, self._state.name)
             costs = costs_of(self._state, head, now, RunLog(events, {}))
-            ids = frozenset(machine.id for machine in costs.machines)
-            self._counted = counted = _Counted(now, costs.dollars, ids)
-        dollars = counted.dollars if counted else None
-        known = counted.machines if counted else frozenset()
+            self._counted_at, self._dollars = now, costs.dollars
+            self._machines = frozenset(machine.id for machine in costs.machines)
+        dollars = self._dollars
         for pod in booting:
-            if pod.id not in known and pod.price is not None:
+            if pod.id not in self._machines and pod.price is not None:
                 dollars = (dollars or 0.0) + pod.price * pod.seconds / 3600
         return dollars
 
 
-class AttemptMemory:
-    """The machines of one job, oldest first."""
+class JobMemory:
+    """What earlier looks have seen of one managed job.
+
+    Attributes:
+        attempts: the machines that it has had, oldest first.
+        gone_since: since when the job lacks a pod; None while no pod is missing.
+        pod_since: when the newest of its live pods was first seen.
+    """
 
     def __init__(self, state: RunState) -> None:
-        self.found: list[Attempt] = []
+        self.attempts: list[Attempt] = []
+        self.gone_since: float | None = None
+        self.pod_since: float | None = None
         self._state = state
+        self._first_seen: dict[str, float] = {}  # of each pod
+        self._status: str | None = None
+        self._had_pod = False
         # How often the job had recovered when SkyPilot last saw it running: it has another machine
         # after each recovery.
         self._recoveries: int | None = None
@@ -163,9 +122,20 @@ class AttemptMemory:
 
     def forget(self) -> None:
         """Ignore all machines until now, because their problem was acted on."""
-        self.found, self._forgotten_until = [], self._state.clock.now()
+        self.attempts, self._forgotten_until = [], self._state.clock.now()
 
-    def note(self, job: ManagedJob, head: Head | None, now: float) -> None:
+    def note_pods(self, job: ManagedJob, pods: Sequence[Pod] | None, now: float) -> None:
+        """Compare the job's pods with earlier looks. `pods` is None if they are unknown."""
+        seen = [self._first_seen.setdefault(pod.id, now) for pod in pods or () if pod.alive]
+        self.pod_since = max(seen, default=None)
+        if job.status != self._status:
+            self._status, self._had_pod, self.gone_since = job.status, False, None
+        self._had_pod = self._had_pod or bool(pods)
+        expected = self._had_pod or job.status == "RUNNING"
+        is_gone = expected and pods is not None and not pods
+        self.gone_since = (self.gone_since or now) if is_gone else None
+
+    def note_machine(self, job: ManagedJob, head: Head | None, now: float) -> None:
         """Add the job's present machine, and read the store if the machine is new."""
         running = job.status == "RUNNING" and bool(job.place)
         is_new = running and job.recoveries != self._recoveries
@@ -177,23 +147,22 @@ class AttemptMemory:
         elif not is_new:
             return
         found = each_once(self._claimed or [], self._seen_running)
-        self.found = [attempt for attempt in found if attempt.began > self._forgotten_until]
+        self.attempts = [attempt for attempt in found if attempt.began > self._forgotten_until]
 
 
 def claimed_machines(state: RunState, job_id: int) -> list[Attempt]:
     """Return the machines of a managed job that have claimed the run, oldest first."""
-    events = [
-        event
-        for event in read_events(state.store, state.name)
+    first = {
+        str(event["id"]): event
+        for event in reversed(read_events(state.store, state.name))
         if event["event"] == RENTED and str(event.get("managed_job")) == str(job_id)
-    ]
-    first = {str(event["id"]): event for event in reversed(events)}.values()
+    }
     found = [
         Attempt(
             Place(e.get("cloud"), e.get("region"), e.get("gpu"), bool(e.get("spot"))),
             float(e.get("rented_at") or e["at"]),
         )
-        for e in first
+        for e in first.values()
     ]
     return sorted(found, key=lambda attempt: attempt.began)
 
@@ -234,12 +203,10 @@ class LostPods:
 
         If the store is down, try again at the next look.
         """
-        alive = set()
+        alive = {pod.id for pod in pods if pod.alive}
         for pod in pods:
             if pod.id in self._noted or not pod.is_of(self._rental):
                 continue
-            if pod.alive:
-                alive.add(pod.id)
             seen = self._not_ended.get(pod.id)
             if seen is None or pod.alive:
                 self._not_ended[pod.id] = _as_lost(pod, seen, now)

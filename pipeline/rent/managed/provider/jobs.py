@@ -138,13 +138,14 @@ def managed_job(record: Mapping[str, Any]) -> ManagedJob:
         return None if value in ("", "-", 0) else value
 
     status = record.get("status")
+    recovered_at = known("last_recovered_at")  # -1 before the first recovery
     return ManagedJob(
         id=int(record.get("job_id") or 0),
         name=str(record.get("job_name") or record.get("task_name")),
         status=str(getattr(status, "value", status)),
         submitted_at=known("submitted_at"),
         started_at=known("start_at"),
-        recovered_at=_positive(known("last_recovered_at")),
+        recovered_at=recovered_at if recovered_at and recovered_at > 0 else None,
         ended_at=known("end_at"),
         recoveries=int(record.get("recovery_count") or 0),
         cloud=known("cloud"),
@@ -153,11 +154,6 @@ def managed_job(record: Mapping[str, Any]) -> ManagedJob:
         failure=known("failure_reason"),
         task=known("user_yaml"),
     )
-
-
-def _positive(at: float | None) -> float | None:
-    """Return a time, or None for the -1 that SkyPilot writes before the time has come."""
-    return at if at is not None and at > 0 else None
 
 
 @dataclass(frozen=True)

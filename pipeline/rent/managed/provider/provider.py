@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pion.errors import BadInput, PionError
-from pipeline.rent.managed import names
 from pipeline.rent.managed.provider import pods, recorded_task
 from pipeline.rent.managed.provider.jobs import (
     FIELDS,
@@ -18,6 +17,9 @@ from pipeline.rent.managed.provider.jobs import (
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.recorded_task import NextRental
 from pipeline.rent.skypilot import sky_module
+from pipeline.state.run_state import Clock
+
+POLL_SECONDS = 5.0
 
 
 class Provider:
@@ -109,6 +111,20 @@ class Provider:
 
             sdk.get(jobs.cancel(job_ids=list(job_ids)))
 
+    def wait_for_end(
+        self, name: str, job_ids: Collection[int], clock: Clock, seconds: float
+    ) -> Sequence[ManagedJob]:
+        """Wait up to so many seconds until these jobs of the rental `name` have ended; return what
+        SkyPilot then says of them."""
+        now: list[ManagedJob] = []
+
+        def have_ended() -> bool:
+            now[:] = [job for job in self.managed_jobs(name) if job.id in job_ids]
+            return not any(job.live for job in now)
+
+        clock.until(have_ended, seconds, POLL_SECONDS)
+        return now
+
     def controller_is_here(self) -> bool:
         """Return whether the controller that recovers preempted jobs runs on this machine."""
         sky_module()
@@ -120,7 +136,10 @@ class Provider:
 
     def my_hash(self) -> str:
         """Return the hash with which SkyPilot marks machines that are rented from here."""
-        return names.my_hash()
+        sky_module()
+        from sky.utils import common_utils
+
+        return common_utils.get_user_hash()
 
     def list_pods(self, *, of_everybody: bool = False) -> Sequence[Pod] | None:
         """Return the pods that were rented from here, or all pods of the account.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from pipeline.rent.credentials import secrets_for
 from pipeline.rent.deadline.policy import Market
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place
 from pipeline.rent.managed.provider.task import machine_variables, make_task, resources_by_price
-from pipeline.rent.sky_yaml import UNTIL, Candidate, SkyYaml, sky_yaml_of
+from pipeline.rent.sky_yaml import Candidate, SkyYaml, sky_yaml_of
 
 if TYPE_CHECKING:
     from pipeline.rent.plan.prices import Prices
@@ -33,26 +32,9 @@ BY_HOP = "PION_BY_HOP"
 _MARKETS = {"1": Market.SPOT, "0": Market.ON_DEMAND}
 
 
-def task_from(config: dict[str, Any], avoid: Collection[Place]) -> Any:
-    """Return the sky.Task of a recorded task, without the places in `avoid`. Raises BadInput if no
-    machine is left to rent, or if a secret of the job is no longer set here."""
-    config["secrets"] = dict.fromkeys(config.get("secrets") or {}, "")  # values are redacted
-    given = str((config.get("envs") or {}).get("PION_SECRETS") or "").split(",")
-    needed = {name: None if name in given else "" for name in config["secrets"]}
-    task = make_task(config, secrets_for(needed, wanted=given))
-    if avoid:
-        task.set_resources(_elsewhere(task.resources, avoid))
-    return task
-
-
 def launch_id_of(job: ManagedJob) -> str | None:
     """Return the launch that submitted a managed job; None if SkyPilot's record does not say."""
     return variable_of(job, "PION_LAUNCH_ID")
-
-
-def until_of_job(job: ManagedJob) -> str | None:
-    """Return the stage after which a managed job ends; None: the last, or nobody knows."""
-    return variable_of(job, UNTIL) or None
 
 
 def variable_of(job: ManagedJob, name: str) -> str | None:
@@ -144,24 +126,16 @@ def market_of(job: ManagedJob) -> Market | None:
     return _MARKETS.get(variable_of(job, "PION_SPOT") or "")
 
 
-def machines_of(job: ManagedJob) -> SkyYaml | None:
-    """Return a job's task with the machines of both markets; None if it was not launched with a
+def machines_of(job: ManagedJob) -> SkyYaml:
+    """Return the task, with the machines of both markets, of a job that was launched with a
     deadline.
 
     Raises BadInput if SkyPilot can't read its own record any more.
     """
-    text = variable_of(job, MACHINES)
-    if not text:
-        return None
     config = recorded_task(job)
-    listed = json.loads(text)
+    listed = json.loads(config["envs"][MACHINES])
     config["resources"] = listed[0] if len(listed) == 1 else {"ordered": listed}
     return sky_yaml_of(config, Path(f"managed job {job.id}"))
-
-
-def new_launch_id() -> str:
-    """Return an id for a new launch."""
-    return uuid.uuid4().hex
 
 
 def task_of(wanted: NextRental) -> Any:
@@ -182,4 +156,10 @@ def task_of(wanted: NextRental) -> Any:
             FROM_EPOCH: "" if wanted.epoch is None else str(wanted.epoch),
             BY_HOP: "",
         }
-    return task_from(config, wanted.avoid)
+    config["secrets"] = dict.fromkeys(config.get("secrets") or {}, "")  # values are redacted
+    given = str((config.get("envs") or {}).get("PION_SECRETS") or "").split(",")
+    needed = {name: None if name in given else "" for name in config["secrets"]}
+    task = make_task(config, secrets_for(needed, wanted=given))
+    if wanted.avoid:
+        task.set_resources(_elsewhere(task.resources, wanted.avoid))
+    return task
