@@ -25,7 +25,7 @@ from pipeline.state.stores.clock import StoreClock
 Say = Callable[[str], None]
 
 
-def deadline_of(run: RunState, job: Job, how: str = "pion launch") -> RunDeadline | None:
+def deadline_of(run: RunState, job: Job) -> RunDeadline | None:
     """Return the deadline that holds; None if there is none, or it is switched off.
 
     The store's record holds. Without a record, it is what the job asks for, counted from now by the
@@ -35,7 +35,7 @@ def deadline_of(run: RunState, job: Job, how: str = "pion launch") -> RunDeadlin
     record = read_deadline(run)
     if record is None and job.deadline is not None:
         now = StoreClock(run.clock, run.store).now()
-        record = new_deadline(Asked.of(job.deadline), how, now)
+        record = new_deadline(Asked.of(job.deadline), "pion launch", now)
     return None if record is None or record.at is None else record
 
 

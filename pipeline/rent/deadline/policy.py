@@ -124,6 +124,12 @@ class Seen:
     on_demand: Rental | None = None
     stale: bool = False
 
+    @property
+    def rentals(self) -> dict[Market, Rental]:
+        """The rentals that there are."""
+        both = {Market.SPOT: self.spot, Market.ON_DEMAND: self.on_demand}
+        return {market: rental for market, rental in both.items() if rental is not None}
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -133,7 +139,6 @@ class Numbers:
         work_left: as in `Seen`.
         slack: see `slack`.
         reserve: see `reserve`.
-        come_back: see `come_back`.
         spot_until: Unix seconds until which spot may be waited for, if nothing owns the run from
             now on. In the past or now: no longer.
         late: how much the deadline will be missed by, as far as is known; 0 if it will be met.
@@ -142,16 +147,8 @@ class Numbers:
     work_left: float
     slack: float
     reserve: float
-    come_back: float
     spot_until: float
     late: float
-
-
-@dataclass(frozen=True)
-class Request:
-    """A rental to submit. If somebody owns the run, its machine relieves the owner."""
-
-    market: Market
 
 
 @dataclass(frozen=True)
@@ -163,15 +160,14 @@ class Action:
         state: what the run does.
         numbers: why.
         cancel: the markets whose rental is to be cancelled.
-        request: the rental to submit; None if those that stand are enough.
-        held: whether something was to be done, but must wait until the store can be read.
+        request: the market of the rental to submit; None if those that stand are enough. If
+            somebody owns the run, its machine relieves the owner.
     """
 
     state: State
     numbers: Numbers
     cancel: tuple[Market, ...] = ()
-    request: Request | None = None
-    held: bool = False
+    request: Market | None = None
 
 
 # ---------------------------------------------------------------- amounts of slack, in seconds
@@ -242,26 +238,29 @@ def decide(terms: Terms, seen: Seen) -> Action:
     any machine, the action follows from the last known work.
     """
     action = _decide(terms, seen)
-    machines = [rental for rental in (seen.spot, seen.on_demand) if rental and rental.machine]
-    if seen.stale and machines and (action.cancel or action.request):
-        return replace(action, cancel=(), request=None, held=True)
+    if seen.stale and any(rental.machine for rental in seen.rentals.values()):
+        return replace(action, cancel=(), request=None)
     return action
 
 
 def _decide(terms: Terms, seen: Seen) -> Action:
     """Cancel what has been relieved, and decide as if it had ended."""
-    rentals = {Market.SPOT: seen.spot, Market.ON_DEMAND: seen.on_demand}
-    relieved = tuple(market for market, rental in rentals.items() if rental and rental.relieved)
-    if Market.SPOT in relieved:
-        seen = replace(seen, spot=None)
-    if Market.ON_DEMAND in relieved:
-        seen = replace(seen, on_demand=None)
-    action = _by_owner(terms, seen)
-    return replace(action, cancel=(*relieved, *action.cancel)) if relieved else action
+    relieved = tuple(market for market, rental in seen.rentals.items() if rental.relieved)
+    spot = None if Market.SPOT in relieved else seen.spot
+    on_demand = None if Market.ON_DEMAND in relieved else seen.on_demand
+    action = _by_owner(terms, replace(seen, spot=spot, on_demand=on_demand))
+    return replace(action, cancel=(*relieved, *action.cancel))
 
 
 def _by_owner(terms: Terms, seen: Seen) -> Action:
-    numbers = _numbers(terms, seen)
+    left, kept = slack(terms, seen), reserve(terms, seen)
+    numbers = Numbers(
+        work_left=seen.work_left,
+        slack=left,
+        reserve=kept,
+        spot_until=seen.now + left - kept,
+        late=late(terms, seen),
+    )
     if seen.work_left <= 0:
         return _done(numbers, seen)
     if seen.owner is Market.ON_DEMAND:
@@ -271,22 +270,9 @@ def _by_owner(terms: Terms, seen: Seen) -> Action:
     return _without_owner(terms, seen, numbers)
 
 
-def _numbers(terms: Terms, seen: Seen) -> Numbers:
-    left, kept = slack(terms, seen), reserve(terms, seen)
-    return Numbers(
-        work_left=seen.work_left,
-        slack=left,
-        reserve=kept,
-        come_back=come_back(terms),
-        spot_until=seen.now + left - kept,
-        late=late(terms, seen),
-    )
-
-
 def _done(numbers: Numbers, seen: Seen) -> Action:
     """Cancel what still waits for a machine. A machine sees that the run is finished, and ends."""
-    rentals = {Market.SPOT: seen.spot, Market.ON_DEMAND: seen.on_demand}
-    waiting = tuple(market for market, rental in rentals.items() if rental and not rental.machine)
+    waiting = tuple(market for market, rental in seen.rentals.items() if not rental.machine)
     return Action(State.DONE, numbers, waiting)
 
 
@@ -299,11 +285,10 @@ def _while_on_demand(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
     """
     state = State.LATE if numbers.late > 0 else State.DEMAND
     if seen.spot is not None:
-        enough = numbers.slack >= numbers.come_back or seen.spot.takes_over
+        enough = numbers.slack >= come_back(terms) or seen.spot.takes_over
         return Action(state, numbers, () if enough else (Market.SPOT,))
-    if numbers.slack >= numbers.come_back + terms.lag:
-        return Action(state, numbers, request=Request(Market.SPOT))
-    return Action(state, numbers)
+    more = numbers.slack >= come_back(terms) + terms.lag
+    return Action(state, numbers, request=Market.SPOT if more else None)
 
 
 def _while_on_spot(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
@@ -333,7 +318,7 @@ def _without_owner(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
         keep = seen.spot is None or _may_take_over(terms, seen, numbers)
         return _arm(seen, numbers, cancel=() if keep else (Market.SPOT,))
     not_needed = (Market.ON_DEMAND,) if seen.on_demand is not None else ()
-    request = Request(Market.SPOT) if seen.spot is None else None
+    request = Market.SPOT if seen.spot is None else None
     return Action(State.WAITING, numbers, not_needed, request)
 
 
@@ -350,11 +335,11 @@ def _may_take_over(terms: Terms, seen: Seen, numbers: Numbers) -> bool:
         return False
     if spot.takes_over or on_demand.takes_over:
         return True
-    return numbers.slack >= numbers.come_back + _boot_left(terms, seen, on_demand)
+    return numbers.slack >= come_back(terms) + _boot_left(terms, seen, on_demand)
 
 
 def _arm(seen: Seen, numbers: Numbers, cancel: tuple[Market, ...]) -> Action:
     """Get a machine on demand. A request that stands is enough: it tries every on-demand entry."""
     state = State.LATE if numbers.late > 0 else State.ARMING
-    request = Request(Market.ON_DEMAND) if seen.on_demand is None else None
+    request = Market.ON_DEMAND if seen.on_demand is None else None
     return Action(state, numbers, cancel, request)

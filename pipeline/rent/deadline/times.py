@@ -100,9 +100,8 @@ def cadence_of(
 
 def step_seconds(machine: OnDemand, job: Job) -> float:
     """Return the seconds of the longest step that is left; 0 if nothing is left to train."""
-    seconds = machine.seconds or {}
-    steps = {stage: job.section(stage).total_steps for stage in seconds}
-    return max((seconds[stage] / steps[stage] for stage in seconds), default=0.0)
+    stages = (machine.seconds or {}).items()
+    return max((all_of / job.section(stage).total_steps for stage, all_of in stages), default=0.0)
 
 
 def _median(values: list[float]) -> float | None:
@@ -124,7 +123,6 @@ class OnDemand:
         seconds: for each training stage, the seconds that the whole stage takes on it; None if
             that is unknown.
         left: for each training stage, the share of its steps that is left.
-        boot: seconds from the request for the machine to its first step, assumed.
         price: dollars per hour of all nodes together; None if unknown.
         measured: whether the speed was measured, and not estimated.
         words: where the speed comes from, or why the machine will not do.
@@ -134,7 +132,6 @@ class OnDemand:
     candidate: Candidate
     seconds: Mapping[str, float] | None
     left: Mapping[str, float]
-    boot: float
     price: float | None
     measured: bool
     words: str
@@ -166,10 +163,10 @@ class OnDemand:
 
     def slack(self, deadline: RunDeadline, now: float) -> float | None:
         """Return the seconds that may still be lost before this machine must be requested, the
-        margin not taken off; None if the work is unknown."""
+        margin not taken off; None if the work is unknown. Its boot is assumed."""
         if self.work is None or deadline.at is None:
             return None
-        return deadline.at - now - self.boot - self.work
+        return deadline.at - now - RESTART_SECONDS - self.work
 
 
 class Reached(NamedTuple):
@@ -216,19 +213,18 @@ def share_left(
 def _machine(
     job: Job, candidate: Candidate, num_nodes: int, left: Mapping[str, float], known: Known
 ) -> OnDemand:
-    boot = RESTART_SECONDS
     found = look_up(candidate, num_nodes, job.prices)
     if isinstance(found, NotOffered):
-        return OnDemand(candidate, None, left, boot, None, False, found.why, will_do=False)
+        return OnDemand(candidate, None, left, None, False, found.why, will_do=False)
     guess = estimate(job, found, known, num_nodes=num_nodes)
     price = None if found.price is None else found.price * num_nodes
     if guess.problem is not None:
-        return OnDemand(candidate, None, left, boot, price, False, guess.problem, will_do=False)
+        return OnDemand(candidate, None, left, price, False, guess.problem, will_do=False)
     if not guess.stages:
         why = "the speed of a machine without a GPU is unknown"
-        return OnDemand(candidate, None, left, boot, price, False, why)
+        return OnDemand(candidate, None, left, price, False, why)
     seconds, measured, words = _seconds(guess, left)
-    return OnDemand(candidate, seconds, left, boot, price, measured, words)
+    return OnDemand(candidate, seconds, left, price, measured, words)
 
 
 def _seconds(

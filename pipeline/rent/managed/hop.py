@@ -11,18 +11,17 @@ from dataclasses import dataclass
 
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import duration, show
-from pipeline.rent.deadline.at_launch import deadline_of, keeping_deadline, refuse_past
+from pipeline.rent.deadline.at_launch import deadline_of, refuse_past
 from pipeline.rent.managed.look.progress import how_to_come_back
 from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.provider.jobs import ARRIVE_SECONDS, ManagedJob
+from pipeline.rent.managed.provider.pods import terminate_each
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import BY_HOP, market_of
 from pipeline.rent.managed.request import (
     JobFile,
     Order,
-    announced,
     make_order,
-    note_of,
     require_checks,
     submit_order,
     submitting_alone,
@@ -36,7 +35,7 @@ from pipeline.state.recorded_job import find_job_file
 from pipeline.state.rental_note import RentalNote, withdraw_rental_note
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, RunState
 from pipeline.state.run_status import is_finished
-from pipeline.state.stop_requests import clear_stops, withdraw_handover
+from pipeline.state.stop_requests import withdraw_handover
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.stores.verdict import before_work
 
@@ -98,10 +97,13 @@ def hop(
             return 0
         path, recorded = (job, []) if job is not None else find_job_file(state, head)
         job_file = JobFile.load(path, [*recorded, *overrides])
-        _require_same_run(job_file, state)
+        store, name = open_store(job_file.job.store).url, job_file.job.name
+        if (store, name) != (state.store.url, state.name):
+            raise BadInput(
+                f"that job is the run {store}/{name}, not {state.url}. Nothing was rented."
+            )
         sky_yaml = with_until(read_sky_yaml(on), job_file.job, None)
         _require_work_left(sky_yaml, state, head)
-        variables = {FROM_EPOCH: str(head.epoch), BY_HOP: "1"}
         refuse_past(path, job_file.overrides, job_file.job)
         order = make_order(
             state,
@@ -109,21 +111,15 @@ def hop(
             sky_yaml,
             force=force,
             deadline=deadline_of(state, job_file.job) is not None,
-            variables=variables,
+            variables={FROM_EPOCH: str(head.epoch), BY_HOP: "1"},
         )
         move = _rent(order, head, provider, force=force)
-    old = _old_owner(head, move)
+    owner = f"{head.owner.describe()} continues" if head.owner else "the run waits"
+    old = f"managed job {move.old[0].id} continues" if move.old else owner
     show(f"managed job {move.new} is submitted; {old} until the new machine is up")
     if _see_it_through(move):
         show(how_to_come_back(state, move.new))
     return 0
-
-
-def _require_same_run(job_file: JobFile, state: RunState) -> None:
-    """Raise BadInput if the job does not belong to the run that is moved."""
-    store, name = open_store(job_file.job.store).url, job_file.job.name
-    if (store, name) != (state.store.url, state.name):
-        raise BadInput(f"that job is the run {store}/{name}, not {state.url}. Nothing was rented.")
 
 
 def _require_work_left(sky_yaml: SkyYaml, state: RunState, head: Head) -> None:
@@ -149,14 +145,7 @@ def _rent(order: Order, head: Head, provider: Provider, *, force: bool) -> Move:
                 f"To follow the move: `pion watch {state.url}`. To cancel the move: `sky jobs "
                 f"cancel {old[0].id}`. Nothing was rented."
             )
-        me = provider.my_hash()
-        note = note_of(state, head, launch_id=order.launch_id, rented_from=me)
-        with (
-            announced(state, note, moving=True, force=force) as before,
-            keeping_deadline(state, order.job_file.job, "pion hop", show),
-        ):
-            clear_stops(state)
-            new = submit_order(order, secrets, provider)
+        new, before = submit_order(order, secrets, head, provider, moving=True, force=force)
     return Move(state, order.name, order.launch_id, new, old, before, provider)
 
 
@@ -164,13 +153,6 @@ def _is_moved_already(live: Sequence[ManagedJob]) -> bool:
     """Return whether two jobs ask one market. With a deadline, each market may have a job."""
     markets = [market_of(job) for job in live]
     return len(live) > 1 and (None in markets or len(set(markets)) < len(live))
-
-
-def _old_owner(head: Head, move: Move) -> str:
-    """Return, in words, what continues until the new machine takes over."""
-    if move.old:
-        return f"managed job {move.old[0].id} continues"
-    return f"{head.owner.describe()} continues" if head.owner else "the run waits"
 
 
 def _see_it_through(move: Move) -> bool:
@@ -236,12 +218,10 @@ def wait_for_arrival(move: Move) -> bool:
 
 def _arrived(move: Move, head: Head | None) -> bool | None:
     """Return True if the run has moved, False if it was finished before, None if neither yet."""
-    if head is None:
-        return None
-    if head.owner is not None and move.has_arrived(head):
+    if head is not None and head.owner is not None and move.has_arrived(head):
         show(f"{head.owner.describe()} has taken over the run (epoch {head.epoch})")
         return True
-    if head.owner is None and is_finished(move.state, head):
+    if head is not None and head.owner is None and is_finished(move.state, head):
         move.provider.cancel([move.new])
         show(f"{move.state.name} had already finished. Pion cancelled managed job {move.new}")
         return False
@@ -356,6 +336,5 @@ def _end_pods(move: Move, job: ManagedJob) -> str:
         left = [pod.id for pod in ours if pod.belongs_to(cluster_name(move.name, job.id))]
     except PionError as error:
         return f", but Pion can't tell whether its pod is gone ({error})"
-    for pod in left:
-        move.provider.terminate_pod(pod)
+    terminate_each(left, move.provider.terminate_pod)
     return f", and its pod {', '.join(left)} was terminated" if left else ", and its pod is gone"

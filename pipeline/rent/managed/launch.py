@@ -9,7 +9,7 @@ from pipeline.console.formats import duration, show
 from pipeline.console.out import saying_if_slow
 from pipeline.job.digest import digest_job
 from pipeline.rent.credentials import wanted_secrets
-from pipeline.rent.deadline.at_launch import deadline_of, keeping_deadline, refuse_past
+from pipeline.rent.deadline.at_launch import deadline_of, refuse_past
 from pipeline.rent.managed.look.progress import how_to_come_back, what_comes_next
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.provider import Provider
@@ -17,9 +17,7 @@ from pipeline.rent.managed.provider.task import task_yaml
 from pipeline.rent.managed.request import (
     JobFile,
     Order,
-    announced,
     make_order,
-    note_of,
     require_checks,
     submit_order,
     submitting_alone,
@@ -30,7 +28,6 @@ from pipeline.state.head import Head
 from pipeline.state.liveness import Life, owner_of
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
-from pipeline.state.stop_requests import clear_stops
 from pipeline.state.stores import open_store
 from pipeline.state.stores.verdict import before_work
 
@@ -88,26 +85,17 @@ def _rent(order: Order, provider: Provider, *, force: bool) -> int:
     with submitting_alone(order.name):
         head = state.read()  # again, since starting the server may have taken a while
         refuse_second(state, head, provider.managed_jobs(order.name))
-        me = provider.my_hash()
-        note = note_of(state, head, launch_id=order.launch_id, rented_from=me)
-        job = order.job_file.job
-        with (
-            announced(state, note, force=force),
-            keeping_deadline(state, job, "pion launch", show),
-        ):
-            if clear_stops(state):
-                show("cleared an earlier request to stop this run")
-            return submit_order(order, secrets, provider)
+        job_id, _ = submit_order(order, secrets, head, provider, force=force)
+        return job_id
 
 
 def refuse_second(state: RunState, head: Head | None, jobs: Sequence[ManagedJob]) -> None:
     """Raise BadInput if a rental or another process already works on the run."""
     run = state.url
-    living = [job for job in jobs if job.live]
-    if living:
+    if living := next((job for job in jobs if job.live), None):
         raise BadInput(
-            f"{state.name} is already rented: managed job {living[0].id} is {living[0].status}"
-            f"{f' on {living[0].place}' if living[0].place else ''}. Follow it: `pion watch {run}`."
+            f"{state.name} is already rented: managed job {living.id} is {living.status}"
+            f"{f' on {living.place}' if living.place else ''}. Follow it: `pion watch {run}`."
             f" Move it to another machine: `pion hop {run} --on SKY`. Nothing was rented."
         )
     owner = owner_of(state, head)

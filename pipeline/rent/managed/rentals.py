@@ -96,13 +96,14 @@ def fetch(run: str | None, provider: Provider) -> Facts:
     """
     state = None if run is None else open_run(run)
     head = None if state is None else state.read()
-    name = rental_name(state.store.url, state.name) if state is not None else None
+    name = None if state is None else rental_name(state.store.url, state.name)
     # Pods before jobs: SkyPilot then knows the job of every listed pod.
     pods = provider.list_pods(of_everybody=True)
     jobs = [job for job in provider.managed_jobs(name) if job.name.startswith(NAMED)]
     now = time.time()
     store = _read_machines(state, head or Head(), now) if state is not None else StoreSays()
-    our_pods = [pod for pod in pods or () if _is_ours(pod, name)]
+    ours = [pod for pod in pods or () if pod.job_id is not None]  # of any rental
+    our_pods = ours if name is None else [pod for pod in ours if pod.is_of(name)]
     if run is not None and head is None and not (jobs or store.machines or our_pods):
         read_run(run)  # raises BadInput, and says which runs there are
     elsewhere = [m.id for m in store.machines if not _is_on_runpod(m)]
@@ -125,11 +126,6 @@ def _read_machines(state: RunState, head: Head, now: float) -> StoreSays:
     events |= {str(e["id"]): e for e in log.events if e["event"] == RENTED}
     costs = costs_of(state, head, now, log)
     return StoreSays([machine for machine in costs.machines if machine.rented], events)
-
-
-def _is_ours(pod: Pod, name: str | None) -> bool:
-    """Return whether `pion launch` rented the pod, for the rental `name` or for any rental."""
-    return pod.job_id is not None if name is None else pod.is_of(name)
 
 
 def _is_on_runpod(machine: MachineCost) -> bool:
@@ -257,21 +253,20 @@ def print_table(
     runpod_asked: bool,
 ) -> None:
     """Print a line for each machine, their cost, the live jobs, and how to end orphans."""
-    if machines or any(job.live for job in jobs):
-        _print_machines(machines)
-        for job in jobs:
-            if job.live:
-                place = f" on {job.place}" if job.place else ""
-                show(f"managed job {job.id} ({job.name}): {job.status}{place}")
-    else:
+    living = [job for job in jobs if job.live]
+    if not machines and not living:
         show(f"nothing is rented for {run}" if run else "nothing is rented")
+    _print_machines(machines)
+    for job in living:
+        place = f" on {job.place}" if job.place else ""
+        show(f"managed job {job.id} ({job.name}): {job.status}{place}")
     if not runpod_asked:
         show("RunPod was not asked: this machine has no key for it (runpod config)")
-    orphans = [machine for machine in machines if machine.state == "orphan"]
+    orphans = sum(machine.state == "orphan" for machine in machines)
     if orphans:
-        several = len(orphans) > 1
+        several = orphans > 1
         show(
-            f"{len(orphans)} orphaned machine{'s are' if several else ' is'} still billing. End "
+            f"{orphans} orphaned machine{'s are' if several else ' is'} still billing. End "
             f"{'them' if several else 'it'} with: pion rentals {f'{run} ' if run else ''}--reap"
         )
 

@@ -19,7 +19,7 @@ from pipeline.console.out import saying_if_slow
 from pipeline.job import Job
 from pipeline.machine.folders import open_private, private_cache_folder
 from pipeline.rent.credentials import refuse_recorded_secrets, secrets_for, wanted_secrets
-from pipeline.rent.deadline.at_launch import held_back
+from pipeline.rent.deadline.at_launch import held_back, keeping_deadline
 from pipeline.rent.managed.names import rental_name
 from pipeline.rent.managed.provider.jobs import BOOT_SECONDS
 from pipeline.rent.managed.provider.provider import Provider
@@ -39,6 +39,7 @@ from pipeline.state.rental_note import (
     write_rental_note,
 )
 from pipeline.state.run_state import RunState
+from pipeline.state.stop_requests import clear_stops
 from pipeline.state.stores import Conflict, StoreError
 from pipeline.state.stores.verdict import before_work
 
@@ -99,14 +100,14 @@ def make_order(
         from pipeline.rent.check.machines import fitting
 
         accepted = with_candidates(sky_yaml, fitting(job, sky_yaml, force=force))
-    more = dict(variables or {})
+    more: dict[str, str] = {}
     if deadline and trains(sky_yaml, job):
         wanted, kept = held_back(accepted)
         if kept:
             more[MACHINES] = machines_in_words(accepted.candidates)
         accepted = with_candidates(accepted, wanted)
     envs = task_variables(accepted, job, job_file.path, job_file.overrides)
-    envs.update(more)
+    envs.update(more | dict(variables or {}))
     name = rental_name(state.store.url, state.name)
     config = task_config(accepted, name, envs, job.prices)
     refuse_recorded_secrets(config, "the task")
@@ -126,15 +127,33 @@ def require_checks(order: Order, *, force: bool) -> None:
         raise BadInput(f"{', '.join(failed)}: see above. Nothing was rented.")
 
 
-def submit_order(order: Order, secrets: Mapping[str, str], provider: Provider) -> int:
-    """Submit the task; return the number of its managed job.
+def submit_order(
+    order: Order,
+    secrets: Mapping[str, str],
+    head: Head | None,
+    provider: Provider,
+    *,
+    moving: bool = False,
+    force: bool = False,
+) -> tuple[int, RentalNote | None]:
+    """Announce the rental and its deadline, and submit the task. Return the number of its managed
+    job, and the note of the rental that it replaces, if that is not over.
 
-    Raises BadInput if SkyPilot refuses the task, and PionError if SkyPilot may have accepted it.
+    Raises BadInput if nothing was rented, and PionError if SkyPilot may have accepted the task.
     """
-    show("submitting the job; SkyPilot copies the checkout")
-    task = make_task(order.config, secrets)
-    with _warning_who_leaves(order):
-        return provider.submit(task, order.name)
+    state, me = order.state, provider.my_hash()
+    note = note_of(state, head, launch_id=order.launch_id, rented_from=me)
+    how = "pion hop" if moving else "pion launch"
+    with (
+        announced(state, note, moving=moving, force=force) as before,
+        keeping_deadline(state, order.job_file.job, how, show),
+    ):
+        if clear_stops(state) and not moving:
+            show("cleared an earlier request to stop this run")
+        show("submitting the job; SkyPilot copies the checkout")
+        task = make_task(order.config, secrets)
+        with _warning_who_leaves(order):
+            return provider.submit(task, order.name), before
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from pion.errors import PionError, Stopped
 from pipeline.console.formats import printable, show
@@ -168,7 +168,10 @@ class Watcher:
                 "the other window has closed. From now on, this window restarts the run if it fails"
             )
         look = self.lookout.look()
-        self._tell(look.progress)
+        if lines := changes(self._told, look.progress):
+            self._told = look.progress
+            for line in lines:
+                self.say(line)
         # While a deadline is kept, a store that is down is no reason not to look.
         self.lookout.patient = self.keeper.has_deadline(look, acting=self.acting)
         over = self.keeper.final_job(look)
@@ -180,23 +183,13 @@ class Watcher:
             done = self._handle(finding, job, look)
             acted |= bool(done) and job.id not in given_up
             over = job if self.keeper.renter.gave_up else over
-        self._forget_all_but(findings)
+        keys = {finding.key for finding, _ in findings}
+        self._found = {key: done for key, done in self._found.items() if key in keys}
         if over is not None:
             return self._end(over, look)
         if not acted:  # otherwise SkyPilot and the store are asked again first
             self.keeper.keep(look, acting=self.acting)
         return None
-
-    def _forget_all_but(self, findings: Sequence[tuple[Finding, ManagedJob]]) -> None:
-        keys = {finding.key for finding, _ in findings}
-        self._found = {key: done for key, done in self._found.items() if key in keys}
-
-    def _tell(self, progress: Progress) -> None:
-        lines = changes(self._told, progress)
-        for line in lines:
-            self.say(line)
-        if lines:
-            self._told = progress
 
     def _handle(self, finding: Finding, job: ManagedJob, look: Look) -> list[str]:
         """Report a finding once, and act on it; return what was done, in words."""
@@ -207,11 +200,10 @@ class Watcher:
         if finding.action == "note" or not self.acting:
             return []
         done = self.keeper.fix(finding, job, look)
-        if not done:
-            return []
-        self._found[key] = "; ".join(done)
-        if self._found[key] != said:  # an action may repeat at each look, but is reported once
-            self.say(self._found[key])
+        words = "; ".join(done)
+        if words and words != said:  # an action may repeat at each look, but is reported once
+            self._found[key] = words
+            self.say(words)
             log_finding(self.state, look, finding, done)
         return done
 

@@ -234,10 +234,9 @@ class _Walk:
         """Cancel and request what the policy says."""
         for market in action.cancel:
             self._end(market)
-        wanted = action.request.market if action.request else None
-        if wanted is ON_DEMAND:
+        if action.request is ON_DEMAND:
             self.rented[ON_DEMAND] = Rental(self.now, machine=True)
-        elif wanted is SPOT and not (self.rule.greedy and self.owner is ON_DEMAND):
+        elif action.request is SPOT and not (self.rule.greedy and self.owner is ON_DEMAND):
             self.rented[SPOT] = Rental(self.now)
         waits = self.owner is None and ON_DEMAND not in self.rented
         self._wakes = action.numbers.spot_until + MOMENT if waits else math.inf

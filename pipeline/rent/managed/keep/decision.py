@@ -1,6 +1,6 @@
 """Decide what a rental needs, from one look at it and the work that is left.
 
-Only `DeadlineWork` reads anything. The rest asks and changes nothing, and reads no clock.
+Only `read_plan` reads anything. The rest asks and changes nothing, and reads no clock.
 """
 
 from __future__ import annotations
@@ -184,47 +184,42 @@ class Plan:
     at: float
 
 
-class DeadlineWork:
-    """Reads the plan of a rental, and reads it again when it may have changed."""
+def read_plan(state: RunState, look: Look, known: Plan | None) -> Plan | None:
+    """Return the plan of a rental: the one that is `known`, unless it may have changed. None if the
+    newest job was not launched with a deadline.
 
-    def __init__(self, state: RunState) -> None:
-        self._state = state
-        self._plan: Plan | None = None
+    Raises BadInput if the run's job can't be read here.
+    """
+    like = look.followed.job  # an older one may be of other machines, before a hop
+    if not variable_of(like, MACHINES):
+        return None
+    now, of_job = state.clock.monotonic(), look.head.job if look.head else None
+    if known is not None:
+        same = (known.like.id, known.of_job) == (like.id, of_job)
+        if look.stale or (same and now - known.at < MEASURE_SECONDS):
+            return known
+    machines, job = machines_of(like), _job(state, look, like)
+    on_demand = on_demand_machines(job, machines, look.head, known_speeds(job))
+    events = read_events(state.store, state.name) if look.head is not None else []
+    return Plan(
+        like, machines, job, digest_job(job), on_demand, measured_in(events), of_job, at=now
+    )
 
-    def read(self, look: Look) -> Plan | None:
-        """Return the plan; None if the newest job was not launched with a deadline.
 
-        Raises BadInput if the run's job can't be read here.
-        """
-        like = look.followed.job  # an older one may be of other machines, before a hop
-        if not variable_of(like, MACHINES):
-            return None
-        now, of_job = self._state.clock.monotonic(), look.head.job if look.head else None
-        plan = self._plan
-        known = plan is not None and (plan.like.id, plan.of_job) == (like.id, of_job)
-        if plan is not None and (look.stale or (known and now - plan.at < MEASURE_SECONDS)):
-            return plan
-        machines, job = machines_of(like), self._job(look, like)
-        on_demand = on_demand_machines(job, machines, look.head, known_speeds(job))
-        events = read_events(self._state.store, self._state.name) if look.head is not None else []
-        digests, measured = digest_job(job), measured_in(events)
-        self._plan = Plan(like, machines, job, digests, on_demand, measured, of_job, now)
-        return self._plan
-
-    def _job(self, look: Look, like: ManagedJob) -> Job:
-        job = recorded_job(self._state, look.head) if look.head is not None else None
-        if job is not None:
-            return job
-        path = variable_of(like, "JOB") or ""
-        if isinstance(folder := recorded_task(like).get("workdir"), str):
-            path = str(Path(folder, path))
-        try:
-            return read_job(path, shlex.split(variable_of(like, "OVERRIDES") or ""))
-        except BadInput as error:
-            raise BadInput(
-                f"the deadline is not kept until a machine has claimed the run, because the job "
-                f"can't be read here ({error}). Run `pion watch` in the folder of `pion launch`"
-            ) from error
+def _job(state: RunState, look: Look, like: ManagedJob) -> Job:
+    job = recorded_job(state, look.head) if look.head is not None else None
+    if job is not None:
+        return job
+    path = variable_of(like, "JOB") or ""
+    if isinstance(folder := recorded_task(like).get("workdir"), str):
+        path = str(Path(folder, path))
+    try:
+        return read_job(path, shlex.split(variable_of(like, "OVERRIDES") or ""))
+    except BadInput as error:
+        raise BadInput(
+            f"the deadline is not kept until a machine has claimed the run, because the job can't "
+            f"be read here ({error}). Run `pion watch` in the folder of `pion launch`"
+        ) from error
 
 
 def choices(machines: Sequence[OnDemand], deadline: RunDeadline, now: float) -> list[OnDemand]:

@@ -15,11 +15,11 @@ from pion.errors import BadInput, PionError
 from pipeline.cost.budget import over_budget
 from pipeline.rent.deadline.policy import CANCEL_SECONDS, Market
 from pipeline.rent.managed.keep.decision import (
-    DeadlineWork,
     Decision,
     Plan,
     decide_now,
     decide_without_deadline,
+    read_plan,
     risk_at,
     saw,
 )
@@ -70,11 +70,12 @@ class RentalKeeper:
         self._state = lookout.state
         self.renter = Renter(self._state, lookout.name, provider)
         self._teller = DeadlineTeller(say)
-        self._work = DeadlineWork(self._state)
         self._clock = StoreClock(self._state.clock, self._state.store)
         self._beats = WatcherBeats(self._state, self._clock.now)
         self._deadline: RunDeadline | None = None
-        # None if there is no deadline, or if this rental can't keep it.
+        # The plan that was last read; and that which is kept: None if there is no deadline, or if
+        # this rental can't keep it.
+        self._known: Plan | None = None
         self._plan: Plan | None = None
         self._last: Decision | None = None
         self._not_before = -math.inf
@@ -100,7 +101,7 @@ class RentalKeeper:
             if acting:
                 self._let_go(look)
             return False
-        self._plan = self._work.read(look)
+        self._plan = self._known = read_plan(self._state, look, self._known)
         if self._plan is not None:
             return True
         if market_of(look.followed.job) is Market.ON_DEMAND:
@@ -133,11 +134,13 @@ class RentalKeeper:
     def findings(self, look: Look, over: ManagedJob | None) -> list[tuple[Finding, ManagedJob]]:
         """Return what is wrong, and with which job. Of the job `over` that ends the rental, that is
         only what to know."""
-        found: list[tuple[Finding, ManagedJob]] = []
-        for each in () if look.stale else look.of_jobs if self._plan else look.of_jobs[:1]:
-            if over in (None, each.job):
-                here = diagnose(each.sky, each.run, look.progress.at)
-                found += [(finding, each.job) for finding in [*here, *dear_pods(each.sky)]]
+        looks = look.of_jobs if self._plan else look.of_jobs[:1]
+        found = [
+            (finding, each.job)
+            for each in (() if look.stale else looks)
+            if over in (None, each.job)
+            for finding in (*diagnose(each.sky, each.run, look.progress.at), *dear_pods(each.sky))
+        ]
         if over is not None:
             return [(finding, job) for finding, job in found if finding.action == "note"]
         if self._plan is None:
@@ -322,7 +325,7 @@ class RentalKeeper:
             if not isinstance(error, BadInput):
                 raise
             self._teller.once(
-                f"no machine {_ON[decision.action.request.market]} can be requested, which is "
+                f"no machine {_ON[decision.action.request]} can be requested, which is "
                 f"tried again each minute: {error}"
             )
             return False
@@ -339,14 +342,13 @@ class RentalKeeper:
 
         Raises BadInput if it can't be submitted from here.
         """
-        look, plan, request = decision.look, decision.plan, decision.action.request
-        if request is None:
+        look, plan, market = decision.look, decision.plan, decision.action.request
+        if market is None:
             return None
         if plan is None:
             like = given_up or self.renter.replacing
             assert like is not None  # without a deadline, a request replaces a job
             return self.renter.prepare(NextRental(like), None, finding)
-        market = request.market
         if self.renter.is_left_alone(look, market):
             self._teller.once(
                 f"machines {_ON[market]} end before they own the run, so none is requested for up "

@@ -144,8 +144,8 @@ class World:
             del self.machines[market]
             assert market is not self.owner, "it ends a machine that works"
         if action.request is not None:
-            self._rent(action.request.market, self.now)
-            self.requests.append((self.now, action.request.market))
+            self._rent(action.request, self.now)
+            self.requests.append((self.now, action.request))
 
     def _rent(self, market: Market, at: float) -> None:
         begins, ends = self.spells.next(at) if market is SPOT else self._on_demand(at)

@@ -11,7 +11,6 @@ from pipeline.rent.deadline.policy import (
     Action,
     Market,
     Rental,
-    Request,
     Seen,
     State,
     Terms,
@@ -114,20 +113,19 @@ class Case:
     on_demand: Rental | None
     state: State
     cancel: tuple[Market, ...] = ()
-    request: Request | None = None
+    request: Market | None = None
 
 
-RENT_SPOT, RENT_ON_DEMAND = Request(SPOT), Request(ON_DEMAND)
 LONG_AGO = Rental(NOW - 5000.0)
 
 CASES = [
-    Case("at the start, there is time: spot", 9000, None, None, None, State.WAITING, (), RENT_SPOT),
+    Case("at the start, there is time: spot", 9000, None, None, None, State.WAITING, (), SPOT),
     Case("at the start, there is none: on demand", RESERVE, None, None, None, State.ARMING, (),
-         RENT_ON_DEMAND),
+         ON_DEMAND),
     # SPOT
     Case("spot works", 9000, SPOT, WORKS, None, State.SPOT),
     Case("spot works with slack for its loss and no more", STAY, SPOT, WORKS, None, State.SPOT),
-    Case("spot is silent, or slow", STAY - 1, SPOT, WORKS, None, State.ARMING, (), RENT_ON_DEMAND),
+    Case("spot is silent, or slow", STAY - 1, SPOT, WORKS, None, State.ARMING, (), ON_DEMAND),
     Case("spot is silent, and relief is under way", STAY - 1, SPOT, WORKS, BOOTS, State.ARMING),
     Case("spot is a bit faster again, and relief is under way", STAY + 79, SPOT, WORKS, BOOTS,
          State.ARMING),
@@ -135,38 +133,38 @@ CASES = [
     Case("spot was only paused, and its relief boots", STAY + 80, SPOT, WORKS, BOOTS, State.SPOT),
     Case("spot is lost, there is time", RESERVE + 1, None, STANDS, None, State.WAITING),
     Case("spot is lost with its job, there is time", RESERVE + 1, None, None, None,
-         State.WAITING, (), RENT_SPOT),
+         State.WAITING, (), SPOT),
     Case("spot is lost, there is no time", RESERVE, None, STANDS, None, State.ARMING, (SPOT,),
-         RENT_ON_DEMAND),
+         ON_DEMAND),
     Case("spot is lost while its relief boots", 1700, None, STANDS, BOOTS, State.ARMING, (SPOT,)),
-    Case("spot works, too late", -1, SPOT, WORKS, None, State.LATE, (), RENT_ON_DEMAND),
+    Case("spot works, too late", -1, SPOT, WORKS, None, State.LATE, (), ON_DEMAND),
     # WAITING
     Case("waiting, there is time", RESERVE + 1, None, STANDS, None, State.WAITING),
     Case("waiting, the reserve is reached", RESERVE, None, STANDS, None, State.ARMING, (SPOT,),
-         RENT_ON_DEMAND),
+         ON_DEMAND),
     Case("a machine boots", ENTER - 20, None, BOOTS, None, State.WAITING),
     Case("a machine came too late", ENTER - 21, None, BOOTS, None, State.ARMING, (SPOT,),
-         RENT_ON_DEMAND),
+         ON_DEMAND),
     Case("a machine boots for longer than thought", ENTER - 60, None, WORKS, None, State.WAITING),
     Case("a machine boots for far too long", ENTER - 61, None, WORKS, None, State.ARMING, (SPOT,),
-         RENT_ON_DEMAND),
+         ON_DEMAND),
     Case("the machine claims", ENTER - 60, SPOT, WORKS, None, State.SPOT),
     # ARMING
     Case("on demand is asked for", 2000, None, None, STANDS, State.ARMING),
     Case("on demand boots", 2000, None, None, BOOTS, State.ARMING),
     Case("on demand claims", 2000, ON_DEMAND, None, WORKS, State.DEMAND),
     Case("on demand relieves spot", COME_BACK + 80, ON_DEMAND, RELIEVED, WORKS, State.DEMAND,
-         (SPOT,), RENT_SPOT),
+         (SPOT,), SPOT),
     Case("on demand claims, and spot was never cancelled", 2000, ON_DEMAND, STANDS, WORKS,
          State.DEMAND),
     Case("on demand is asked for since long ago", 2000, None, None, LONG_AGO, State.ARMING),
     Case("the deadline was moved, nothing came yet", 9000, None, None, STANDS, State.WAITING,
-         (ON_DEMAND,), RENT_SPOT),
+         (ON_DEMAND,), SPOT),
     Case("the deadline was moved, a machine boots", 9000, None, None, BOOTS, State.ARMING),
     Case("on demand is asked for, too late", -1, None, None, STANDS, State.LATE),
     # DEMAND
     Case("on demand works, there is slack for the way back", COME_BACK + 80, ON_DEMAND, None, WORKS,
-         State.DEMAND, (), RENT_SPOT),
+         State.DEMAND, (), SPOT),
     Case("on demand works, there is nearly slack", COME_BACK + 79, ON_DEMAND, None, WORKS,
          State.DEMAND),
     Case("spot is asked for, there is slack", COME_BACK, ON_DEMAND, STANDS, WORKS, State.DEMAND),
@@ -182,14 +180,14 @@ CASES = [
     Case("on demand is lost, there is time", RESERVE + 1, None, STANDS, STANDS, State.WAITING,
          (ON_DEMAND,)),
     Case("on demand is lost with its job", RESERVE, None, STANDS, None, State.ARMING, (SPOT,),
-         RENT_ON_DEMAND),
+         ON_DEMAND),
     # LATE
     Case("on demand works, just in time", -60, ON_DEMAND, None, WORKS, State.DEMAND),
     Case("on demand works, too late", -61, ON_DEMAND, None, WORKS, State.LATE),
     Case("on demand works, too late, spot is asked for", -61, ON_DEMAND, STANDS, WORKS, State.LATE,
          (SPOT,)),
     Case("on demand is lost, too late", -61, None, None, STANDS, State.LATE),
-    Case("nothing is rented, too late", -61, None, None, None, State.LATE, (), RENT_ON_DEMAND),
+    Case("nothing is rented, too late", -61, None, None, None, State.LATE, (), ON_DEMAND),
 ]  # fmt: skip
 
 
@@ -201,7 +199,6 @@ def test_every_event_in_every_state(case: Case) -> None:
     facts = replace(facts, spot=spot, on_demand=on_demand)
     action = decide(TERMS, facts)
     assert (action.state, action.cancel, action.request) == (case.state, case.cancel, case.request)
-    assert not action.held
     assert (action.state is State.LATE) == (action.numbers.late > 0)
     after = decide(TERMS, carried_out(facts, action))
     assert (after.cancel, after.request) == ((), None), "the next look has nothing to add"
@@ -213,7 +210,7 @@ def carried_out(facts: Seen, action: Action) -> Seen:
     for market in action.cancel:
         rentals[market] = None
     if action.request is not None:
-        rentals[action.request.market] = Rental(facts.now)
+        rentals[action.request] = Rental(facts.now)
     return replace(facts, spot=rentals[SPOT], on_demand=rentals[ON_DEMAND])
 
 
@@ -236,18 +233,14 @@ def test_a_finished_run_needs_no_machine_that_has_not_come(
 def test_while_the_store_is_down_nothing_changes_if_a_machine_may_be_at_work() -> None:
     facts = seen(100.0, SPOT, spot=WORKS, stale=True)
     action = decide(TERMS, facts)
-    assert (action.state, action.held) == (State.ARMING, True)
+    assert action.state is State.ARMING
     assert (action.cancel, action.request) == ((), None)
-    assert decide(TERMS, replace(facts, stale=False)).request == RENT_ON_DEMAND
+    assert decide(TERMS, replace(facts, stale=False)).request == ON_DEMAND
 
 
 def test_while_the_store_is_down_and_no_machine_is_there_on_demand_is_rented_in_time() -> None:
     action = decide(TERMS, seen(RESERVE, spot=STANDS, stale=True))
-    assert (action.cancel, action.request, action.held) == ((SPOT,), RENT_ON_DEMAND, False)
-
-
-def test_nothing_to_do_is_not_held() -> None:
-    assert not decide(TERMS, seen(9000.0, SPOT, spot=WORKS, stale=True)).held
+    assert (action.cancel, action.request) == ((SPOT,), ON_DEMAND)
 
 
 def test_the_time_until_which_spot_may_be_waited_for_is_when_it_decides_otherwise() -> None:

@@ -14,7 +14,6 @@ from pipeline.rent.deadline import policy
 from pipeline.rent.deadline.policy import (
     HANDOVER_SECONDS,
     Rental,
-    Request,
     Seen,
     decide,
     enter,
@@ -116,7 +115,7 @@ def test_without_a_deadline_the_policy_wants_spot_and_nothing_else(
     action = decide(
         terms_of(run(), Rule(math.inf, MARGIN), LIFE), Seen(now, work_left, owner, rental)
     )
-    assert action.request == (Request(policy.Market.SPOT) if rental is None else None)
+    assert action.request == (policy.Market.SPOT if rental is None else None)
     assert action.cancel == ()
 
 

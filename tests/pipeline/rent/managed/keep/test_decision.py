@@ -22,9 +22,8 @@ from tests.support.states import someone
 def test_a_silent_owner_is_taken_to_have_worked_on_until_its_next_save(sky_home: SkyHome) -> None:
     machines = read_sky_yaml(sky_home.yaml())
     job = Job.model_validate(JOB)
-    machine = OnDemand(
-        machines.candidates[0], dict.fromkeys(job.train_stages, 5000.0), {}, 60.0, 0.4, True, ""
-    )
+    candidate, seconds = machines.candidates[0], dict.fromkeys(job.train_stages, 5000.0)
+    machine = OnDemand(candidate, seconds, {}, 0.4, True, "")
     task = yaml.safe_dump({"envs": {"PION_LAUNCH_ID": "l", "PION_SPOT": "1"}, "run": "true"})
     managed = ManagedJob(7, "pion-demo", "RUNNING", task=task)
     owner = someone(launch_id="l")
