@@ -22,8 +22,6 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.stores.clock import StoreClock
 
-Say = Callable[[str], None]
-
 
 def deadline_of(run: RunState, job: Job) -> RunDeadline | None:
     """Return the deadline that holds; None if there is none, or it is switched off.
@@ -59,7 +57,9 @@ def refuse_past(path: str, overrides: Sequence[str], job: Job) -> None:
 
 
 @contextlib.contextmanager
-def keeping_deadline(run: RunState, job: Job, how: str, say: Say) -> Iterator[None]:
+def keeping_deadline(
+    run: RunState, job: Job, how: str, say: Callable[[str], None]
+) -> Iterator[None]:
     """Write the job's deadline unless the run has one, and say which one holds.
 
     If the block raises BadInput or StoreError, nothing was rented: a deadline that was written here

@@ -101,7 +101,7 @@ def cadence_of(
 def step_seconds(machine: OnDemand, job: Job) -> float:
     """Return the seconds of the longest step that is left; 0 if nothing is left to train."""
     stages = (machine.seconds or {}).items()
-    return max((all_of / job.section(stage).total_steps for stage, all_of in stages), default=0.0)
+    return max((seconds / job.section(stage).total_steps for stage, seconds in stages), default=0.0)
 
 
 def _median(values: list[float]) -> float | None:
@@ -195,18 +195,13 @@ def share_left(
     left = {}
     for stage in job.train_stages:
         left[stage] = 0.0 if states[stage] == "done" else 1.0
-        done = 0
-        if states[stage] == "resume" and head is not None:
-            done = max(
-                entry.step
-                for entry in head.checkpoints
-                if (entry.stage, entry.digest) == (stage, digests.stages[stage])
-            )
+        saved = head.checkpoints if states[stage] == "resume" and head is not None else ()
+        steps = [e.step for e in saved if (e.stage, e.digest) == (stage, digests.stages[stage])]
         if reached is not None and reached.stage == stage:
-            done = max(done, reached.step)
+            steps.append(reached.step)
         section = job.section(stage)
-        if left[stage] and done and section.steps_are_known:
-            left[stage] = max(0.0, 1.0 - done / section.total_steps)
+        if left[stage] and steps and section.steps_are_known:
+            left[stage] = max(0.0, 1.0 - max(steps) / section.total_steps)
     return left
 
 

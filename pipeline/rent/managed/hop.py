@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pion.errors import BadInput, PionError
+from pipeline.base.read_job import read_job
 from pipeline.console.formats import duration, show
 from pipeline.rent.deadline.at_launch import deadline_of, refuse_past
 from pipeline.rent.managed.look.progress import how_to_come_back
@@ -96,7 +97,8 @@ def hop(
             show(f"{state.name} is finished: there is nothing to move.")
             return 0
         path, recorded = (job, []) if job is not None else find_job_file(state, head)
-        job_file = JobFile.load(path, [*recorded, *overrides])
+        all_overrides = [*recorded, *overrides]
+        job_file = JobFile(path, all_overrides, read_job(path, all_overrides))
         store, name = open_store(job_file.job.store).url, job_file.job.name
         if (store, name) != (state.store.url, state.name):
             raise BadInput(
@@ -187,11 +189,12 @@ def wait_for_arrival(move: Move) -> bool:
 
     Raises PionError if the new launch ends or takes too long.
     """
-    state, words, arrived = move.state, "", False
+    state, words = move.state, ""
     patience = ARRIVE_SECONDS + (COMMIT_SILENCE_SECONDS if state.store.commits else 0.0)
 
-    def look() -> bool:
-        nonlocal words, arrived
+    def look() -> Head | None:
+        """Return HEAD if the wait is over."""
+        nonlocal words
         told = words
         try:
             head = state.read()
@@ -199,33 +202,27 @@ def wait_for_arrival(move: Move) -> bool:
         except PionError as error:  # ask again later
             words = f"Pion can't tell the state at the moment: {error}"
         else:
-            if (answer := _arrived(move, head)) is not None:
-                arrived = answer
-                return True
+            if head is not None and (
+                move.has_arrived(head) or (head.owner is None and is_finished(state, head))
+            ):
+                return head
             words = _job_in_words(move, jobs)
         if words != told:
             show(words)
-        return False
+        return None
 
-    if not state.clock.until(look, patience, POLL_SECONDS):
-        move.provider.cancel([move.new])
+    head = state.clock.until(look, patience, POLL_SECONDS)
+    if head is not None and head.owner is not None:
+        show(f"{head.owner.describe()} has taken over the run (epoch {head.epoch})")
+        return True
+    move.provider.cancel([move.new])
+    if head is None:
         raise PionError(
             f"managed job {move.new} did not take over the run within {duration(patience)} "
             f"({words}), so Pion cancelled it."
         )
-    return arrived
-
-
-def _arrived(move: Move, head: Head | None) -> bool | None:
-    """Return True if the run has moved, False if it was finished before, None if neither yet."""
-    if head is not None and head.owner is not None and move.has_arrived(head):
-        show(f"{head.owner.describe()} has taken over the run (epoch {head.epoch})")
-        return True
-    if head is not None and head.owner is None and is_finished(move.state, head):
-        move.provider.cancel([move.new])
-        show(f"{move.state.name} had already finished. Pion cancelled managed job {move.new}")
-        return False
-    return None
+    show(f"{state.name} had already finished. Pion cancelled managed job {move.new}")
+    return False
 
 
 def _job_in_words(move: Move, jobs: Sequence[ManagedJob]) -> str:
@@ -277,10 +274,12 @@ def read_receipt(move: Move) -> list[str]:
         if head is None or not move.has_arrived(head):
             return []  # done, or taken over again
         mine = {claim.epoch for claim in head.claims if claim.owner.launch_id == move.launch_id}
-        for event in read_events(state.store, state.name):
-            if event["event"] == "hop" and event["epoch"] in mine:
-                return [str(line) for line in event["receipt"]]
-        return None
+        receipts = (
+            [str(line) for line in event["receipt"]]
+            for event in read_events(state.store, state.name)
+            if event["event"] == "hop" and event["epoch"] in mine
+        )
+        return next(receipts, None)
 
     return state.clock.until(look, RECEIPT_SECONDS, POLL_SECONDS) or []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pion.errors import BadInput
+from pipeline.base.read_job import read_job
 from pipeline.console.formats import duration, show
 from pipeline.console.out import saying_if_slow
 from pipeline.job.digest import digest_job
@@ -53,18 +54,18 @@ def launch(
     """
     provider = Provider()
     with saying_if_slow(f"reading {job}; SkyPilot reads {on} and its list of GPUs"):
-        job_file = JobFile.load(job, overrides)
+        job_file = JobFile(job, overrides, read_job(job, overrides))
         sky_yaml = with_until(read_sky_yaml(on), job_file.job, until)
     state = RunState(open_store(job_file.job.store), job_file.job.name)
     refuse_past(job, overrides, job_file.job)
+    has_deadline = job_file.job.deadline is not None
+    if not dry_run:
+        with before_work("Nothing was rented."):
+            has_deadline = deadline_of(state, job_file.job) is not None
+    order = make_order(state, job_file, sky_yaml, force=force, deadline=has_deadline)
     if dry_run:
-        has_deadline = job_file.job.deadline is not None
-        order = make_order(state, job_file, sky_yaml, force=force, deadline=has_deadline)
         show(task_yaml(order.config, wanted_secrets(job_file.job)))
         return 0
-    with before_work("Nothing was rented."):
-        has_deadline = deadline_of(state, job_file.job) is not None
-    order = make_order(state, job_file, sky_yaml, force=force, deadline=has_deadline)
     require_checks(order, force=force)
     from pipeline.rent.managed.watch import follow_or_leave  # before anything costs money
 

@@ -43,10 +43,9 @@ class Evidence:
     clusters: Mapping[str, str] | None = None
     recorded: Mapping[str, str | None] = field(default_factory=dict)
 
-    def has_just_ended(self, job: ManagedJob | None) -> bool:
+    def has_just_ended(self, job: ManagedJob) -> bool:
         """Return whether SkyPilot may still be ending the job's machine."""
-        ended_at = job.ended_at if job is not None else None
-        return ended_at is not None and self.now - ended_at < CLEAN_UP_SECONDS
+        return job.ended_at is not None and self.now - job.ended_at < CLEAN_UP_SECONDS
 
 
 def judge_pod(pod: Pod, evidence: Evidence) -> Verdict:
@@ -68,9 +67,9 @@ def judge_pod(pod: Pod, evidence: Evidence) -> Verdict:
         return Verdict("orphan", f"{pod.status}, although managed job {job.id} is {job.status}")
     forgotten = f"{pod.status}, and SkyPilot lists no managed job {pod.job_id} with that name"
     if pod.alive and evidence.at_work is not False:
-        at_work = "the run is running, on this machine or another machine"
-        doubt = at_work if evidence.at_work else "to find out, run: pion rentals RUN"
-        return Verdict("unknown", f"{forgotten}. {doubt[0].upper()}{doubt[1:]}")
+        at_work = "The run is running, on this machine or another machine"
+        doubt = at_work if evidence.at_work else "To find out, run: pion rentals RUN"
+        return Verdict("unknown", f"{forgotten}. {doubt}")
     return Verdict("orphan", forgotten)
 
 
@@ -84,20 +83,17 @@ def judge_cluster(event: Mapping[str, Any], evidence: Evidence, *, newest: bool)
     live = job is not None and job.live
     if job is not None and live and newest:
         return Verdict("running", f"managed job {job.id} is {job.status}")
-    if not live and cluster in evidence.recorded:
-        if evidence.recorded[cluster] is None:
-            return Verdict("gone", f"SkyPilot says that the cluster {cluster} was terminated")
-        if job is not None and evidence.has_just_ended(job):
-            return Verdict("ending", f"managed job {job.id} has just stopped ({job.status})")
+    recorded = not live and cluster in evidence.recorded
+    if recorded and evidence.recorded[cluster] is None:
+        return Verdict("gone", f"SkyPilot says that the cluster {cluster} was terminated")
+    if recorded and job is not None and evidence.has_just_ended(job):
+        return Verdict("ending", f"managed job {job.id} has just stopped ({job.status})")
     if evidence.clusters is None:
         return Verdict("unknown", "its cloud could not be asked")
     if cluster in evidence.clusters:
-        words = f"SkyPilot's cluster {cluster} is {evidence.clusters[cluster]}"
-        return Verdict("running", words)
-    if not live and cluster in evidence.recorded:
-        status = evidence.recorded[cluster]
-        return Verdict(
-            "unknown", f"SkyPilot still records its cluster as {status}; check in the cloud"
-        )
-    words = "SkyPilot does not list machines of managed jobs; check in the cloud"
-    return Verdict("unknown", words)
+        now = evidence.clusters[cluster]
+        return Verdict("running", f"SkyPilot's cluster {cluster} is {now}")
+    words = "SkyPilot does not list machines of managed jobs"
+    if recorded:
+        words = f"SkyPilot still records its cluster as {evidence.recorded[cluster]}"
+    return Verdict("unknown", f"{words}; check in the cloud")

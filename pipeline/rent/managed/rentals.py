@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from pipeline.rent.managed.provider.provider import Provider
 from pipeline.state.find_run import open_run, read_run
 from pipeline.state.head import Head
 from pipeline.state.liveness import Life, owner_of
+from pipeline.state.metrics import Row
 from pipeline.state.rental_note import never_rented
 from pipeline.state.run_state import RunState
 
@@ -33,22 +34,16 @@ NAMED = "pion-"
 
 
 @dataclass(frozen=True)
-class StoreSays:
-    """The rented machines that a run's store knows, and the most detailed event of each."""
-
-    machines: Sequence[MachineCost] = ()
-    events: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Facts:
     """What the run's store, SkyPilot and RunPod say at one moment.
 
-    `pods` are all pods that RunPod lists, None if it was not asked. `our_pods` are the pods that
-    `pion launch` rented: for the run, or for any run if none was named.
+    `machines` are the rented machines that the run's store knows, and `events` the most detailed
+    event of each. `pods` are all pods that RunPod lists, None if it was not asked. `our_pods` are
+    the pods that `pion launch` rented: for the run, or for any run if none was named.
     """
 
-    store: StoreSays
+    machines: Sequence[MachineCost]
+    events: Mapping[str, Mapping[str, Any]]
     pods: Sequence[Pod] | None
     our_pods: Sequence[Pod]
     evidence: Evidence
@@ -101,13 +96,13 @@ def fetch(run: str | None, provider: Provider) -> Facts:
     pods = provider.list_pods(of_everybody=True)
     jobs = [job for job in provider.managed_jobs(name) if job.name.startswith(NAMED)]
     now = time.time()
-    store = _read_machines(state, head or Head(), now) if state is not None else StoreSays()
+    machines, events = _read_machines(state, head or Head(), now) if state is not None else ([], {})
     ours = [pod for pod in pods or () if pod.job_id is not None]  # of any rental
     our_pods = ours if name is None else [pod for pod in ours if pod.is_of(name)]
-    if run is not None and head is None and not (jobs or store.machines or our_pods):
+    if run is not None and head is None and not (jobs or machines or our_pods):
         read_run(run)  # raises BadInput, and says which runs there are
-    elsewhere = [m.id for m in store.machines if not _is_on_runpod(m)]
-    clusters = {str(store.events[id].get("cluster")) for id in elsewhere if id in store.events}
+    elsewhere = [m.id for m in machines if not _is_on_runpod(m)]
+    clusters = {str(events[id].get("cluster")) for id in elsewhere if id in events}
     evidence = Evidence(
         now,
         jobs,
@@ -116,16 +111,18 @@ def fetch(run: str | None, provider: Provider) -> Facts:
         clusters=provider.clusters_now() if elsewhere else None,
         recorded=provider.clusters_recorded(clusters) if elsewhere else {},
     )
-    return Facts(store, pods, our_pods, evidence)
+    return Facts(machines, events, pods, our_pods, evidence)
 
 
-def _read_machines(state: RunState, head: Head, now: float) -> StoreSays:
+def _read_machines(
+    state: RunState, head: Head, now: float
+) -> tuple[list[MachineCost], dict[str, Row]]:
     log = read_log(state)
     # A machine's own event has more details than a watcher's event about it.
     events = {str(e["id"]): e for e in log.events if e["event"] == LOST}
     events |= {str(e["id"]): e for e in log.events if e["event"] == RENTED}
     costs = costs_of(state, head, now, log)
-    return StoreSays([machine for machine in costs.machines if machine.rented], events)
+    return [machine for machine in costs.machines if machine.rented], events
 
 
 def _is_on_runpod(machine: MachineCost) -> bool:
@@ -137,20 +134,19 @@ def _is_on_runpod(machine: MachineCost) -> bool:
 
 def judge(facts: Facts) -> list[ListedMachine]:
     """Return every machine that the run's store or RunPod knows, with the verdict on it."""
-    known = {machine.id for machine in facts.store.machines}
+    known = {machine.id for machine in facts.machines}
     return [
         *_judge_machines(facts),
         *(_judge_pod(pod, facts.evidence) for pod in facts.our_pods if pod.id not in known),
     ]
 
 
-def _judge_machines(facts: Facts) -> list[ListedMachine]:
+def _judge_machines(facts: Facts) -> Iterator[ListedMachine]:
     """Judge the machines that the store knows."""
     pods = None if facts.pods is None else {pod.id: pod for pod in facts.pods}
-    events, machines = facts.store.events, facts.store.machines
+    events, machines = facts.events, facts.machines
     # A managed job has one machine at a time, so only its newest machine may still exist.
     last = {events.get(m.id, {}).get("managed_job"): m.id for m in machines}
-    found = []
     for machine in machines:
         event = events.get(machine.id, {})
         if not _is_on_runpod(machine):
@@ -162,22 +158,17 @@ def _judge_machines(facts: Facts) -> list[ListedMachine]:
             verdict = judge_pod(pods[machine.id], facts.evidence)
         else:
             verdict = Verdict("gone", "RunPod no longer lists it")
-        found.append(_listed(machine, event, verdict))
-    return found
-
-
-def _listed(machine: MachineCost, event: Mapping[str, Any], verdict: Verdict) -> ListedMachine:
-    job = str(event.get("managed_job") or "")
-    return ListedMachine(
-        id=machine.id,
-        job=int(job) if job.isdigit() else None,
-        machine=machine.describe(),
-        begin=machine.begin,
-        end=machine.end,
-        dollars=machine.dollars,
-        state=verdict.state,
-        words=verdict.words,
-    )
+        job = str(event.get("managed_job") or "")
+        yield ListedMachine(
+            id=machine.id,
+            job=int(job) if job.isdigit() else None,
+            machine=machine.describe(),
+            begin=machine.begin,
+            end=machine.end,
+            dollars=machine.dollars,
+            state=verdict.state,
+            words=verdict.words,
+        )
 
 
 def _judge_pod(pod: Pod, evidence: Evidence) -> ListedMachine:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pion.errors import BadInput, PionError
-from pipeline.base.read_job import read_job
 from pipeline.console.formats import duration, moment, show
 from pipeline.console.out import saying_if_slow
 from pipeline.job import Job
@@ -52,11 +51,6 @@ class JobFile:
     overrides: Sequence[str]
     job: Job
 
-    @classmethod
-    def load(cls, path: str, overrides: Sequence[str]) -> JobFile:
-        """Read a job file. Raises BadInput for a job with mistakes."""
-        return cls(path, overrides, read_job(path, overrides))
-
 
 @dataclass(frozen=True)
 class Order:
@@ -75,8 +69,7 @@ class Order:
 
     def secrets(self) -> dict[str, str]:
         """Return the values of the task's secrets. Raises BadInput if one is not set here."""
-        wanted = wanted_secrets(self.job_file.job)
-        return secrets_for(self.sky_yaml.secrets, wanted=wanted)
+        return secrets_for(self.sky_yaml.secrets, wanted=wanted_secrets(self.job_file.job))
 
 
 def make_order(
@@ -106,8 +99,8 @@ def make_order(
         if kept:
             more[MACHINES] = machines_in_words(accepted.candidates)
         accepted = with_candidates(accepted, wanted)
-    envs = task_variables(accepted, job, job_file.path, job_file.overrides)
-    envs.update(more | dict(variables or {}))
+    about_job = task_variables(accepted, job, job_file.path, job_file.overrides)
+    envs = {**about_job, **more, **(variables or {})}
     name = rental_name(state.store.url, state.name)
     config = task_config(accepted, name, envs, job.prices)
     refuse_recorded_secrets(config, "the task")
@@ -139,6 +132,7 @@ def submit_order(
     """Announce the rental and its deadline, and submit the task. Return the number of its managed
     job, and the note of the rental that it replaces, if that is not over.
 
+    A machine may still be rented after Ctrl-C, or if SkyPilot's answer was lost: then say so.
     Raises BadInput if nothing was rented, and PionError if SkyPilot may have accepted the task.
     """
     state, me = order.state, provider.my_hash()
@@ -152,28 +146,20 @@ def submit_order(
             show("cleared an earlier request to stop this run")
         show("submitting the job; SkyPilot copies the checkout")
         task = make_task(order.config, secrets)
-        with _warning_who_leaves(order):
+        try:
             return provider.submit(task, order.name), before
-
-
-@contextlib.contextmanager
-def _warning_who_leaves(order: Order) -> Iterator[None]:
-    """Warn that a machine may still be rented after Ctrl-C, or if SkyPilot's answer was lost."""
-    try:
-        yield
-    except BadInput:
-        raise  # SkyPilot refused the job, so nothing will be rented
-    except (KeyboardInterrupt, PionError) as error:
-        run = order.state.url
-        what = "interrupted" if isinstance(error, KeyboardInterrupt) else "something failed"
-        show(
-            f"\n{what} while submitting {order.name}: SkyPilot may continue, and rent a machine. "
-            f"Wait a minute, then:\n"
-            f"  follow it:    pion watch {run}\n"
-            f"  is it rented: pion rentals {run}\n"
-            "  cancel it:    sky jobs queue, then sky jobs cancel NUMBER"
-        )
-        raise
+        except BadInput:
+            raise  # SkyPilot refused the job, so nothing will be rented
+        except (KeyboardInterrupt, PionError) as error:
+            what = "interrupted" if isinstance(error, KeyboardInterrupt) else "something failed"
+            show(
+                f"\n{what} while submitting {order.name}: SkyPilot may continue, and rent a "
+                "machine. Wait a minute, then:\n"
+                f"  follow it:    pion watch {state.url}\n"
+                f"  is it rented: pion rentals {state.url}\n"
+                "  cancel it:    sky jobs queue, then sky jobs cancel NUMBER"
+            )
+            raise
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from pipeline.rent.managed.keep.keeper import PATIENT_CANCEL_SECONDS, RentalKeep
 from pipeline.rent.managed.look.diagnose import Finding
 from pipeline.rent.managed.look.look import Look, Lookout, log_finding
 from pipeline.rent.managed.look.progress import (
-    Progress,
     changes,
     how_it_ended,
     how_to_come_back,
@@ -70,8 +69,7 @@ def follow_or_leave(
                 show("another window restarts this run if it fails. This window only shows the run")
             return watcher.look_once() if once else watcher.follow()
     except KeyboardInterrupt:
-        half_done = watcher.half_done()
-        if half_done:
+        if half_done := watcher.half_done():
             show(f"\n{half_done}")
             return 130
         job_id = watcher.lookout.job_id  # another job, if the run was restarted
@@ -103,7 +101,7 @@ class Watcher:
         self.lookout = Lookout(state, name, job_id, provider)
         self._say = say
         self.keeper = RentalKeeper(self.lookout, provider, self.say)
-        self._told: Progress | None = None
+        self._told: Look | None = None
         # For each problem, by its key: what was last said to be done about it.
         self._found: dict[str, str] = {}
         self._trouble = ""
@@ -168,8 +166,8 @@ class Watcher:
                 "the other window has closed. From now on, this window restarts the run if it fails"
             )
         look = self.lookout.look()
-        if lines := changes(self._told, look.progress):
-            self._told = look.progress
+        if lines := changes(self._told, look):
+            self._told = look
             for line in lines:
                 self.say(line)
         # While a deadline is kept, a store that is down is no reason not to look.
@@ -213,9 +211,9 @@ class Watcher:
             self.keeper.end(look)
             with contextlib.suppress(PionError):  # if the note stays, the next launch needs --force
                 withdraw_rental_note(self.state, launch_id_of(job))
-        code, words = how_it_ended(job, look.progress.dollars)
+        code, words = how_it_ended(job, look.dollars)
         self.say(words)
-        run, status = look.followed.run, look.progress.status or {}
+        run, status = look.followed.run, look.status or {}
         if job.status in ("CANCELLED", "FAILED_CONTROLLER"):  # they say nothing about the run
             code = 0 if run.finished else Stopped.exit_code if run.stop else code
         if code == 0 and run.until is not None and status["next"] and not status["owner"]:

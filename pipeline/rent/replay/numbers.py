@@ -214,12 +214,12 @@ def _prices(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number | Non
             )
         return _market_prices(gpu, count, nodes)
     times = f" × {machine}" if count * nodes > 1 else ""
-
-    def number(way: str, dollars: float | None) -> Number | None:
-        origin = f"the job's prices.{gpu}.{way}{times}"
-        return None if dollars is None else Number(count * nodes * dollars, origin)
-
-    return number("spot", prices[gpu].spot), number("on_demand", prices[gpu].on_demand)
+    found = {
+        way: Number(count * nodes * dollars, f"the job's prices.{gpu}.{way}{times}")
+        for way, dollars in (("spot", prices[gpu].spot), ("on_demand", prices[gpu].on_demand))
+        if dollars is not None
+    }
+    return found.get("spot"), found.get("on_demand")
 
 
 def _gpus(job: Job, given: Given, measured: MeasuredRun) -> tuple[int, int, str]:

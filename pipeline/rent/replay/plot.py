@@ -41,12 +41,11 @@ def _hours(axes: Axes, summary: Summary, on_demand: Outcome) -> None:
     days = trace.gap_seconds / 86_400
     done = {t: o.elapsed / 3600 for t, o in summary.outcomes.items() if o.stopped is None}
     ticks = [days * tick for tick in range(len(trace.available) + 1)]
-    away = [not there for there in trace.available]
     axes.fill_between(
         ticks,
         0,
         1,
-        where=[*away, False],
+        where=[*(not there for there in trace.available), False],
         step="post",
         transform=axes.get_xaxis_transform(),
         color=AWAY,

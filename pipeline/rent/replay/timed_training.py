@@ -59,44 +59,12 @@ class Loss(NamedTuple):
     paid: float
 
 
-class _TimedSaver:
-    """The simulated saves of one machine. A save advances the clock.
-
-    Seconds and steps count from the restore. Save i began at `begun[i]`, after `steps[i]` steps.
-    """
-
-    def __init__(self, costs: Overheads) -> None:
-        self.stall, self.write = costs.stall, costs.write
-        self.now, self.step = 0.0, 0
-        self.begun: list[float] = []
-        self.steps: list[int] = []
-
-    def save(self, cadence: SaveCadence) -> None:
-        """Begin a save and report it to `cadence`, unless the previous save is still being
-        written."""
-        if self.now < self.committed(len(self.begun) - 1):
-            return
-        # By now the write time of the previous save is known.
-        cadence.saved(self.now, self.stall, self.write if self.begun else 0.0)
-        self.begun.append(self.now)
-        self.steps.append(self.step)
-        self.now += self.stall
-
-    def resumed(self, save: int) -> tuple[float, int]:
-        """Return when training continued after that save (-1: when it began), and the steps done
-        by then."""
-        return (self.begun[save] + self.stall, self.steps[save]) if save >= 0 else (0.0, 0)
-
-    def committed(self, save: int) -> float:
-        """Return when that save is committed."""
-        return self.begun[save] + self.stall + self.write if save >= 0 else 0.0
-
-
 class TimedTraining:
     """Training of one stage on a machine that lasts, from a checkpoint at `first_step`.
 
     `policy`, the store of `workspace` and `preemption_seconds` decide when it saves, as in a run.
-    Time and steps count from that checkpoint. They are computed only as far as needed.
+    Time and steps count from that checkpoint. They are computed only as far as needed. Save i began
+    at `_begun[i]`, after `_steps[i]` steps.
     """
 
     def __init__(
@@ -109,17 +77,18 @@ class TimedTraining:
         *,
         first_step: int,
     ) -> None:
-        saver = _TimedSaver(costs)
-        self._saver = saver
+        self._stall, self._write, self._warning = costs.stall, costs.write, costs.warning
+        self._now, self._step = 0.0, 0
+        self._begun: list[float] = []
+        self._steps: list[int] = []
         self._cadence = SaveCadence(
             every_steps=policy.every_steps,
             every_seconds=policy.every_seconds,
             preemption_seconds=preemption_seconds,
-            last_save=saver.now,
+            last_save=0.0,
             floor_seconds=workspace.store.save_seconds,
         )
         self._first_step, self._step_seconds = first_step, work.step_seconds
-        self._warning = costs.warning
         self._needed = seconds_to_leave(costs.stall, costs.write)
         self._losses: dict[float, Loss] = {}
         self._by_clock = policy.every_steps is None
@@ -133,14 +102,13 @@ class TimedTraining:
         end = self._stops(seconds, steps)
         if steps * self._step_seconds > end:
             return math.inf
-        saver = self._saver
         self._train(steps, math.inf)
-        last = bisect_left(saver.steps, steps) - 1
-        resumed, before = saver.resumed(last)
+        last = bisect_left(self._steps, steps) - 1
+        resumed, before = self._resumed(last)
         done = resumed + (steps - before) * self._step_seconds
         if done > end:
             return math.inf
-        return max(done, saver.committed(last)) + saver.stall + saver.write
+        return max(done, self._committed(last)) + self._stall + self._write
 
     def when_lost(self, seconds: float, steps: int) -> Loss:
         """Return what a machine that is lost after `seconds` has done of `steps`."""
@@ -157,17 +125,17 @@ class TimedTraining:
         if end <= 0:
             return Loss(0, 0.0, 0.0)  # warned before the first step: there is nothing to save
         self._train(steps, end)
-        saver, step_seconds = self._saver, self._step_seconds
-        last = min(bisect_right(saver.begun, end), bisect_left(saver.steps, steps)) - 1
-        resumed, before = saver.resumed(last)
+        step_seconds = self._step_seconds
+        last = min(bisect_right(self._begun, end), bisect_left(self._steps, steps)) - 1
+        resumed, before = self._resumed(last)
         trained = min(before * step_seconds + max(end - resumed, 0.0), steps * step_seconds)
-        saved_last = max(end, saver.committed(last)) + saver.stall + saver.write
+        saved_last = max(end, self._committed(last)) + self._stall + self._write
         if self._warning and saved_last <= seconds:
             done = min(before + int(max(end - resumed, 0.0) / step_seconds), steps)
             return Loss(done, trained, saved_last)
-        if saver.committed(last) > seconds:
+        if self._committed(last) > seconds:
             last -= 1
-        return Loss(saver.resumed(last)[1], trained, seconds)
+        return Loss(self._resumed(last)[1], trained, seconds)
 
     def _stops(self, seconds: float, steps: int) -> float:
         """Return when training stops on a machine that is lost after `seconds`: as a run does, at a
@@ -177,28 +145,46 @@ class TimedTraining:
         if self._warning < LONG_NOTICE or warned < 0:
             return warned
         self._train(steps, warned)
-        measured = self._saver.begun and self._saver.committed(0) <= warned
+        measured = self._begun and self._committed(0) <= warned
         return max(warned, seconds - self._needed) if measured else warned
 
     def _train(self, steps: int, until: float) -> None:
         """Simulate at least that many steps or up to that time, whichever comes first."""
-        saver = self._saver
-        while saver.step < steps and saver.now < until:
-            _, before = saver.resumed(len(saver.begun) - 1)
-            step = saver.step + 1
+        while self._step < steps and self._now < until:
+            _, before = self._resumed(len(self._begun) - 1)
+            step = self._step + 1
             usual = before + self._usual_steps
             if self._by_clock and step == before + 1 and not self._due_after(usual - 1):
                 step = usual  # if the clock says a step is not due, no step before it was due
             if self._due_after(step):
                 self._usual_steps = step - before
-                saver.save(self._cadence)
+                self._save()
+
+    def _save(self) -> None:
+        """Begin a save, unless the previous save is still being written. It stalls training."""
+        if self._now < self._committed(len(self._begun) - 1):
+            return
+        # By now the write time of the previous save is known.
+        self._cadence.saved(self._now, self._stall, self._write if self._begun else 0.0)
+        self._begun.append(self._now)
+        self._steps.append(self._step)
+        self._now += self._stall
+
+    def _resumed(self, save: int) -> tuple[float, int]:
+        """Return when training continued after that save (-1: when it began), and the steps done
+        by then."""
+        return (self._begun[save] + self._stall, self._steps[save]) if save >= 0 else (0.0, 0)
+
+    def _committed(self, save: int) -> float:
+        """Return when that save is committed."""
+        return self._begun[save] + self._stall + self._write if save >= 0 else 0.0
 
     def _due_after(self, step: int) -> bool:
         """Move to the end of that step, and return whether to save after it."""
-        resumed, before = self._saver.resumed(len(self._saver.begun) - 1)
-        self._saver.step = step
-        self._saver.now = resumed + (step - before) * self._step_seconds
-        return self._cadence.due(self._first_step + step, self._saver.now)
+        resumed, before = self._resumed(len(self._begun) - 1)
+        self._step = step
+        self._now = resumed + (step - before) * self._step_seconds
+        return self._cadence.due(self._first_step + step, self._now)
 
 
 class Place(NamedTuple):
@@ -236,35 +222,25 @@ class Stint(NamedTuple):
 
 
 class TimedRun:
-    """The training of one run, on machines that save as `policy` and the store of `workspace`
-    say."""
+    """The training of one run, on machines that save as `policy` and the store of `workspace` say.
+
+    Attributes:
+        boot: seconds from the start of payment until the first step.
+        step_seconds: seconds of the longest step.
+        work_seconds: seconds of all steps if none is repeated.
+        assumed_life: seconds that a machine is taken to live until some were lost.
+    """
 
     def __init__(
         self, work: Sequence[StageWork], costs: Overheads, policy: Checkpoint, workspace: Workspace
     ) -> None:
         self.work, self.costs, self.policy, self._workspace = work, costs, policy, workspace
+        self.boot = costs.boot + costs.restore
+        self.step_seconds = max(each.step_seconds for each in work)
+        self.work_seconds = sum(each.steps * each.step_seconds for each in work)
+        self.assumed_life = policy.preemption_hours * 3600
         self._trainings: dict[tuple[int, int, float, float], TimedTraining] = {}
         self._paces: dict[float, float] = {}
-
-    @property
-    def boot(self) -> float:
-        """Seconds from the start of payment until the first step."""
-        return self.costs.boot + self.costs.restore
-
-    @property
-    def step_seconds(self) -> float:
-        """Seconds of the longest step."""
-        return max(work.step_seconds for work in self.work)
-
-    @property
-    def work_seconds(self) -> float:
-        """Seconds of all steps if none is repeated."""
-        return sum(work.steps * work.step_seconds for work in self.work)
-
-    @property
-    def assumed_life(self) -> float:
-        """Seconds that a machine is taken to live until some were lost."""
-        return self.policy.preemption_hours * 3600
 
     def stint(self, place: Place, seconds: float, life: float, warning: float = 0.0) -> Stint:
         """Return what a machine achieves that trains for `seconds` from `place`, and is told of its

@@ -29,15 +29,14 @@ from pipeline.rent.deadline.times import (
     terms_of,
 )
 from pipeline.rent.managed.keep.standing import (
-    gpu_of,
     has_machine,
     owner_of,
     rental_of,
     see,
     see_any,
 )
-from pipeline.rent.managed.look.look import JobLook, Look
-from pipeline.rent.managed.provider.jobs import ManagedJob
+from pipeline.rent.managed.look.look import Look
+from pipeline.rent.managed.provider.jobs import ManagedJob, place_of
 from pipeline.rent.managed.provider.recorded_task import (
     MACHINES,
     machines_of,
@@ -114,10 +113,8 @@ def risk_at(decision: Decision) -> float | None:
     A machine on demand is replaced by SkyPilot. Only the end of waiting for spot needs a watcher.
     """
     action, seen = decision.action, decision.seen
-    if action.state in (State.DONE, State.LATE, State.ARMING):
-        return None
-    spot = seen.spot is not None or action.request is not None
-    if action.state is State.DEMAND and not spot:
+    alone = action.state is State.DEMAND and seen.spot is None and action.request is None
+    if alone or action.state in (State.DONE, State.LATE, State.ARMING):
         return None
     return max(action.numbers.spot_until, seen.now)
 
@@ -145,18 +142,12 @@ def _options(
     stands = rental_of(look, Market.ON_DEMAND)
     if stands is None:
         return options
-    gpus = _gpus(stands)
+    has = place_of(stands.job).gpu if has_machine(stands) else None
+    requested = json.loads(variable_of(stands.job, "PION_PRICES") or "{}")
+    gpus = requested if has is None else (has,)
     mine = [m for m in machines if m.candidate.gpu in gpus and m.will_do and m.work is not None]
     mine.sort(key=lambda machine: machine.by_price)
     return [*mine[:1], *(option for option in options if option not in mine[:1])]
-
-
-def _gpus(rental: JobLook) -> set[str | None]:
-    """Return the GPU that a rental has, or those that it requests."""
-    gpu = gpu_of(rental)
-    if has_machine(rental) and gpu is not None:
-        return {gpu}
-    return set(json.loads(variable_of(rental.job, "PION_PRICES") or "{}"))
 
 
 # Speeds, boots and saves are measured again after so many seconds.
@@ -243,7 +234,7 @@ def with_work_left(plan: Plan, look: Look, lag: float) -> list[OnDemand]:
     """
     reached, since = None, 0.0
     if owner_of(look) is not None:
-        status = look.progress.status or {}
+        status = look.status or {}
         progress, age = status.get("progress") or {}, status.get("heartbeat_age") or 0.0
         if progress.get("stage") is not None and progress.get("step") is not None:
             reached = Reached(progress["stage"], progress["step"])

@@ -34,7 +34,7 @@ from pipeline.rent.managed.keep.standing import (
     rentals_of,
     why_not,
 )
-from pipeline.rent.managed.keep.tell import DeadlineTeller, outlook, watch_by
+from pipeline.rent.managed.keep.tell import DeadlineTeller, outlook_of, watch_by
 from pipeline.rent.managed.look.diagnose import Finding, dear_pods, diagnose
 from pipeline.rent.managed.look.look import Look, Lookout, log_finding
 from pipeline.rent.managed.provider.jobs import ManagedJob
@@ -139,7 +139,7 @@ class RentalKeeper:
             (finding, each.job)
             for each in (() if look.stale else looks)
             if over in (None, each.job)
-            for finding in (*diagnose(each.sky, each.run, look.progress.at), *dear_pods(each.sky))
+            for finding in (*diagnose(each.sky, each.run, look.at), *dear_pods(each.sky))
         ]
         if over is not None:
             return [(finding, job) for finding, job in found if finding.action == "note"]
@@ -162,7 +162,7 @@ class RentalKeeper:
 
         Raises PionError if SkyPilot or RunPod fails.
         """
-        if finding.action == "relaunch":
+        if finding.action == "relaunch" and job.id not in self.renter.given_up:
             return self._restart(finding, job, look)
         done = terminate_each(finding.pods, self._provider.terminate_pod)
         if finding.action == "cancel":
@@ -218,11 +218,9 @@ class RentalKeeper:
         SkyPilot fails.
         """
         renter, market = self.renter, market_of(job)
-        if job.id in renter.given_up:
-            return terminate_each(finding.pods, self._provider.terminate_pod)
         if self._must_wait(look):
             return []
-        decision = self._decide(look, giving_up=job)
+        decision = self._decide(look, job.id)
         owned = owner_of(look) not in (None, market)  # by a machine of the other market
         no_use = renter.restarts(job, look) >= FUTILE_RESTARTS or finding.what == "it never starts"
         if no_use and (decision.plan is None or not (market is Market.SPOT or owned)):
@@ -263,8 +261,8 @@ class RentalKeeper:
         why = "no machine on demand starts the run, so nothing more is requested"
         if decision.plan is None:
             restarts = self.renter.restarts(job, look)
-            why = "no machine has owned the run"
-            why += f" after {restarts} restarts" if restarts else ""
+            after = f" after {restarts} restarts" if restarts else ""
+            why = f"no machine has owned the run{after}"
         if decision.plan is not None or not job.live:
             self.renter.gave_up = why
             return [*done, why]
@@ -276,10 +274,9 @@ class RentalKeeper:
 
     # ------------------------------------------------------------ what the policy decides
 
-    def _decide(self, look: Look, giving_up: ManagedJob | None = None) -> Decision:
+    def _decide(self, look: Look, *giving_up: int) -> Decision:
         """Return what follows from a look, without the jobs that are given up."""
-        given_up = self.renter.given_up | (set() if giving_up is None else {giving_up.id})
-        look = replace(look, given_up=frozenset(given_up))
+        look = replace(look, given_up=frozenset({*self.renter.given_up, *giving_up}))
         if self._plan is None or self._deadline is None:
             return decide_without_deadline(look, self._state.clock.now())
         floor, now = self._state.store.save_seconds, self._clock.now()
@@ -317,9 +314,9 @@ class RentalKeeper:
         try:
             # Before anything is cancelled: what can't be requested must not cost what stands.
             following = self._following(decision)
-            if following is None:
-                return False
-            self._log(decision, self._submit(decision, following))
+            if following is not None:
+                self._log(decision, self._submit(decision, following))
+                return True
         except PionError as error:
             self._not_before = self._state.clock.monotonic() + AGAIN_SECONDS
             if not isinstance(error, BadInput):
@@ -328,8 +325,7 @@ class RentalKeeper:
                 f"no machine {_ON[decision.action.request]} can be requested, which is "
                 f"tried again each minute: {error}"
             )
-            return False
-        return True
+        return False
 
     def _following(
         self,
@@ -393,9 +389,11 @@ class RentalKeeper:
         look, patient = decision.look, following is not None and following.launch_id is None
         rentals = (rental_of(look, market) for market in decision.action.cancel)
         decided = [each.job for each in rentals if each is not None]
-        given_up = [job for job in look.jobs if job.id in look.given_up and job.live]
-        if not patient:
-            given_up = [job for job in given_up if job.status != "CANCELLING"]
+        given_up = [
+            job
+            for job in look.jobs
+            if job.id in look.given_up and job.live and (patient or job.status != "CANCELLING")
+        ]
         if not (given_up or decided):
             return None
         wait = 0.0
@@ -439,18 +437,16 @@ class RentalKeeper:
     def _log(self, decision: Decision, done: str) -> None:
         """Print what was done, and record it in the run's events with the reason."""
         self._say(done)
-        n, deadline = decision.action.numbers, decision.terms.deadline
-        why = outlook(deadline, decision.seen.now, n.work_left, n.slack, n.reserve)
-        finding = Finding("deadline", f"{decision.action.state.value}: {why}", "note")
+        why = f"{decision.action.state.value}: {outlook_of(decision)}"
+        finding = Finding("deadline", why, "note")
         log_finding(self._state, decision.look, finding, [done])
 
     def _is_stopped(self, look: Look) -> bool:
         """Return whether a person asked the run to stop, or its budget is spent."""
         assert self._plan is not None
-        budget = self._plan.job.budget
-        if look.head is not None and over_budget(budget, look.head.spent) is not None:
-            return True
-        return is_asked_to_stop(self._state)
+        head, budget = look.head, self._plan.job.budget
+        spent = head is not None and over_budget(budget, head.spent) is not None
+        return spent or is_asked_to_stop(self._state)
 
 
 _ON = {Market.SPOT: "on spot", Market.ON_DEMAND: "on demand"}

@@ -9,7 +9,7 @@ from pion.errors import Stopped
 from pipeline.rent.deadline.policy import Market, Rental, Seen
 from pipeline.rent.managed.look.diagnose import diagnose, may_be_at_work
 from pipeline.rent.managed.look.look import JobLook, Look
-from pipeline.rent.managed.provider.jobs import ARRIVE_SECONDS, ManagedJob, place_of
+from pipeline.rent.managed.provider.jobs import ARRIVE_SECONDS, ManagedJob
 from pipeline.rent.managed.provider.recorded_task import (
     BY_HOP,
     launch_id_of,
@@ -81,25 +81,20 @@ def _owner_at_work(look: Look) -> JobLook | None:
     at_work = owner.job.status == "RUNNING"
     if owner.job.status == "FAILED_CONTROLLER":
         alive = tuple(pod.id for pod in owner.sky.pods or () if pod.alive)
-        at_work = look.stale or may_be_at_work(owner.run, alive, look.progress.at)
+        at_work = look.stale or may_be_at_work(owner.run, alive, look.at)
     return owner if at_work else None
 
 
 def owner_outside(look: Look) -> bool:
     """Return whether a process that no job of this rental has started owns the run, and lives."""
-    head, status = look.head, look.progress.status
+    head, status = look.head, look.status
     if head is None or head.owner is None or status is None:
         return False
     if any(launch_id_of(job) == head.owner.launch_id for job in look.jobs):
         return False
-    age, now = status["heartbeat_age"], look.progress.at
+    age, now = status["heartbeat_age"], look.at
     silence = SILENCE_SECONDS if status["heartbeats"] else COMMIT_SILENCE_SECONDS
     return liveness(head, None if age is None else now - age, now, silence).life is Life.ALIVE
-
-
-def gpu_of(each: JobLook) -> str | None:
-    """Return the GPU of a job's machine; None if SkyPilot has not said."""
-    return place_of(each.job).gpu if each.job.place else None
 
 
 def has_machine(each: JobLook) -> bool:
@@ -159,7 +154,7 @@ def only_job_has_ended(look: Look, replacing: ManagedJob | None) -> ManagedJob |
     if replacing is not None and job.id == replacing.id and job.status in CANCELLED:
         return None
     # Of a job without a controller, or none.
-    findings = diagnose(look.followed.sky, look.followed.run, look.progress.at)
+    findings = diagnose(look.followed.sky, look.followed.run, look.at)
     goes_on = any(f.action != "note" or f.what == "controller lost" for f in findings)
     return None if goes_on else job
 
@@ -175,7 +170,7 @@ def final_job(look: Look, *, stopped: bool, next_announced: bool) -> ManagedJob 
     by_itself = owners is not None and owners.status in _BY_ITSELF
     if owners is not None and by_itself and (stopped or owners.exit_code != Stopped.exit_code):
         # A job that was submitted later belongs to a new launch.
-        ended = owners.ended_at or look.progress.at
+        ended = owners.ended_at or look.at
         later = [job for job in look.jobs if job.live and (job.submitted_at or 0.0) > ended]
         return None if later else owners
     if any(job.live for job in look.jobs) or not look.jobs:
@@ -195,15 +190,14 @@ def fails_to_start(look: Look, market: Market, now: float) -> bool:
     themselves within the last hour, and never owned it."""
     claims = look.head.claims if look.head is not None else ()
     owners = {claim.owner.launch_id for claim in claims}
-    failed = [
-        job
-        for job in look.jobs
-        if job.status in _BY_ITSELF
+    failed = sum(
+        job.status in _BY_ITSELF
         and market_of(job) is market
         and launch_id_of(job) not in owners
         and now - (job.ended_at or 0.0) < FORGET_SECONDS
-    ]
-    return len(failed) >= FAILURES
+        for job in look.jobs
+    )
+    return failed >= FAILURES
 
 
 def _last_owners_job(look: Look) -> ManagedJob | None:
@@ -257,7 +251,7 @@ def moving(look: Look, store: Store) -> ManagedJob | None:
     newest, markets = jobs[0], [market_of(job) for job in jobs]
     if len(jobs) > 1 and None in markets:
         return newest
-    claims, now = look.head.claims if look.head is not None else (), look.progress.at
+    claims, now = look.head.claims if look.head is not None else (), look.at
     has_arrived = any(claim.owner.launch_id == launch_id_of(newest) for claim in claims)
     by_hop = bool(variable_of(newest, BY_HOP)) and not has_arrived
     patience = ARRIVE_SECONDS + (COMMIT_SILENCE_SECONDS if store.commits else 0.0)

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 from pipeline.rent.deadline.policy import Market, State
 from pipeline.rent.managed.keep.decision import Decision, risk_at
-from pipeline.rent.managed.keep.standing import gpu_of, rental_of
+from pipeline.rent.managed.keep.standing import rental_of
+from pipeline.rent.managed.provider.jobs import place_of
 
 OUTLOOK_SECONDS = 3600.0
 # That no machine on demand has come is said again after so many seconds.
@@ -37,10 +38,8 @@ class DeadlineTeller:
         changed = before is not action.state
         if changed or now - self._told_at >= OUTLOOK_SECONDS:
             self._told_at = now
-            n = action.numbers
-            deadline = decision.terms.deadline
             if action.state is not State.DONE:
-                self._say(outlook(deadline, now, n.work_left, n.slack, n.reserve))
+                self._say(outlook_of(decision))
         if changed:
             for line in self._of_change(decision, before):
                 self._say(line)
@@ -59,23 +58,24 @@ class DeadlineTeller:
     def _of_change(self, decision: Decision, before: State | None) -> Iterator[str]:
         """Yield what a new state means."""
         action, seen = decision.action, decision.seen
-        numbers = action.numbers
         if action.state is State.ARMING and action.request is not None:
-            costs = _costs(decision)
+            priced = [(o.price, o.work or 0.0) for o in decision.options if o.price is not None]
             yield renting_on_demand(
                 _on_demand(decision),
-                min((price for price, _ in costs), default=None),
-                max((dollars for _, dollars in costs), default=None),
+                min((price for price, _ in priced), default=None),
+                max((price * work / 3600 for price, work in priced), default=None),
                 now=seen.now,
                 waited_since=self._unowned_since,
             )
         elif action.state is State.SPOT and before is State.DEMAND:
             spot = rental_of(decision.look, Market.SPOT)
-            yield back_on_spot((gpu_of(spot) if spot is not None else None) or "machine")
+            yield back_on_spot((place_of(spot.job).gpu if spot is not None else None) or "machine")
         elif action.state is State.LATE:
             asked = seen.on_demand
             refused = seen.now - asked.since if asked is not None and not asked.machine else 0.0
-            yield missed(numbers.late, now=seen.now, unwatched=self.unwatched, refused=refused)
+            yield missed(
+                action.numbers.late, now=seen.now, unwatched=self.unwatched, refused=refused
+            )
         elif before is None and (at := risk_at(decision)) is not None:
             yield watch_by(at, seen.now)
 
@@ -95,13 +95,13 @@ def _on_demand(decision: Decision) -> str:
     return " or ".join(dict.fromkeys(option.gpu for option in decision.options))
 
 
-def _costs(decision: Decision) -> list[tuple[float, float]]:
-    """Return each machine's price, and the dollars for all the work that is left on it."""
-    priced = [(option.price, option.work or 0.0) for option in decision.options]
-    return [(price, price * work / 3600) for price, work in priced if price is not None]
-
-
 DAY = 86_400.0
+
+
+def outlook_of(decision: Decision) -> str:
+    """Return the outlook from a decision."""
+    n, deadline = decision.action.numbers, decision.terms.deadline
+    return outlook(deadline, decision.seen.now, n.work_left, n.slack, n.reserve)
 
 
 def outlook(deadline: float, now: float, work: float, slack: float, reserve: float) -> str:

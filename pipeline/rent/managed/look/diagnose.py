@@ -7,7 +7,6 @@ findings.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -223,12 +222,9 @@ def _slow_boot(
 ) -> Finding | None:
     """Find a machine that takes too long to start the run, or a search that finds no machine."""
     running = job.status == "RUNNING"
-    # A pod may come long after the request. Once it runs, SkyPilot says since when.
-    pod_since = None if running else sky.pod_since
-    times = (
-        *(job.submitted_at, job.started_at, job.recovered_at),
-        *(pod_since, run.last_sign, run.beat_at),
-    )
+    times = [job.submitted_at, job.started_at, job.recovered_at, run.last_sign, run.beat_at]
+    if not running:
+        times.append(sky.pod_since)  # it may come long after the request
     waited = now - max((at for at in times if at is not None), default=now)
     waits_for_owner = running and not run.heartbeats
     if waited < BOOT_SECONDS + (COMMIT_SILENCE_SECONDS if waits_for_owner else 0.0):
@@ -264,11 +260,10 @@ def _stuck(run: RunView, alive: tuple[str, ...], now: float) -> Finding | None:
     return None
 
 
-def _give_up_machine(what: str, why: str, alive: Sequence[str]) -> Finding:
+def _give_up_machine(what: str, why: str, alive: tuple[str, ...]) -> Finding:
     """Return a finding that ends the machine, or restarts the job if there is no pod to end."""
     # SkyPilot recovers a job by itself once its pod is gone.
-    action: Action = "terminate" if alive else "relaunch"
-    return Finding(what, why, action, tuple(alive))
+    return Finding(what, why, "terminate" if alive else "relaunch", alive)
 
 
 def _lost_controller(

@@ -6,13 +6,12 @@ import contextlib
 import itertools
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pion.errors import PionError
 from pipeline.rent.managed.look.diagnose import Finding, RunView, SkyView
-from pipeline.rent.managed.look.progress import Progress
 from pipeline.rent.managed.look.remembered import (
     CostMemory,
     JobMemory,
@@ -52,27 +51,30 @@ class Look:
 
     Attributes:
         head: the run's HEAD; None before its first claim.
-        followed: about the managed job that is followed.
-        progress: what a user sees.
-        others: the other live jobs of the rental, the newest first, and the owner's job if it has
-            lost its controller.
+        of_jobs: about each job that is looked at: first the one that is followed, then the other
+            live jobs of the rental, the newest first, and the owner's job if it has lost its
+            controller.
+        at: the moment, in Unix seconds.
+        status: as `run_status` says; None before the run's first claim.
+        dollars: the cost of all machines of the run; None if no price is known.
         jobs: every job of the rental that SkyPilot knows, ended or not, the newest first.
         stale: whether the store could not be read. What it says is then from the last look.
         given_up: the numbers of jobs that are, or will be, cancelled because they make no progress.
     """
 
     head: Head | None
-    followed: JobLook
-    progress: Progress
-    others: tuple[JobLook, ...] = ()
+    of_jobs: tuple[JobLook, ...]
+    at: float
+    status: Mapping[str, Any] | None = None
+    dollars: float | None = None
     jobs: tuple[ManagedJob, ...] = ()
     stale: bool = False
     given_up: frozenset[int] = frozenset()
 
     @property
-    def of_jobs(self) -> tuple[JobLook, ...]:
-        """What is known about each job that is followed or lives."""
-        return (self.followed, *self.others)
+    def followed(self) -> JobLook:
+        """What is known about the managed job that is followed."""
+        return self.of_jobs[0]
 
 
 class _StoreSays(NamedTuple):
@@ -122,11 +124,9 @@ class Lookout:
             for each in jobs
             if each.live or each is job or _lost_owner(each, store.head)
         ]
-        followed = next(look for look in looks if look.job is job)
-        others = tuple(look for look in looks if look is not followed)
+        looks.sort(key=lambda look: look.job is not job)
         dollars = self._costs.dollars(None if stale else store.head, job, self._lost.booting, now)
-        progress = Progress(now, job, store.status, dollars, tuple(look.job for look in others))
-        return Look(store.head, followed, progress, others, tuple(jobs), stale=stale)
+        return Look(store.head, tuple(looks), now, store.status, dollars, tuple(jobs), stale=stale)
 
     def _read_store(self, now: float) -> tuple[_StoreSays, bool]:
         """Return what the store says, and whether that is from an earlier look."""
@@ -200,9 +200,8 @@ class Lookout:
         """
         last = head.claims[0].owner.launch_id if head.claims else None
         launch = launch_id_of(job) or last
-        stop = None
-        if run.stop is not None and not stale:
-            stop = pending_stop(self.state, launch_id=launch)
+        asked = run.stop is not None and not stale
+        stop = pending_stop(self.state, launch_id=launch) if asked else None
         if launch != last:
             run = replace(run, claimed_at=None, beat_at=None, stalled_since=None, last_sign=None)
         until = variable_of(job, UNTIL) or None

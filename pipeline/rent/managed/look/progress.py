@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pion.errors import Stopped
 from pipeline.console.formats import duration, printable
+from pipeline.rent.managed.look.look import Look
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.state.run_state import RunState
 
@@ -15,34 +15,13 @@ from pipeline.state.run_state import RunState
 STEP_LINE_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What SkyPilot and the store say at the moment `at` (Unix seconds).
-
-    `status` comes from `pipeline.state.run_status.run_status`; it is None before the run's first
-    claim. `dollars` is the cost of all its machines, None if no price is known. `others` are the
-    other live jobs of the rental.
-    """
-
-    at: float
-    job: ManagedJob
-    status: Mapping[str, Any] | None = None
-    dollars: float | None = None
-    others: tuple[ManagedJob, ...] = ()
-
-    @property
-    def job_lines(self) -> dict[int, str]:
-        """The line of each job, by its number."""
-        return {job.id: job_line(job) for job in (*self.others, self.job)}
-
-
-def changes(before: Progress | None, now: Progress) -> list[str]:
+def changes(before: Look | None, now: Look) -> list[str]:
     """Return a line for each difference from `before`: job, owner, stages, steps, requests.
 
-    `before` is the progress for which the caller last printed a line.
+    `before` is the look for which the caller last printed a line.
     """
-    told = before.job_lines if before else {}
-    lines = [line for job_id, line in now.job_lines.items() if told.get(job_id) != line]
+    told = [] if before is None else _job_lines(before)
+    lines = [line for line in _job_lines(now) if line not in told]
     old, new = (before.status if before else None) or {}, now.status or {}
     if new.get("owner") and _host(new) != _host(old):
         lines.append(f"{_host(new)} owns the run (epoch {new['epoch']})")
@@ -76,6 +55,11 @@ def how_it_ended(job: ManagedJob, dollars: float | None) -> tuple[int, str]:
         return code, f"managed job {job.id} failed with exit code {code}{cost}. {logs}"
     why = f": {job.failure}" if job.failure else ""
     return 1, printable(f"managed job {job.id} stopped with status {job.status}{cost}{why}. {logs}")
+
+
+def _job_lines(look: Look) -> list[str]:
+    """Return a line for each job, with its number. The one that is followed comes last."""
+    return [job_line(each.job) for each in (*look.of_jobs[1:], look.followed)]
 
 
 def job_line(job: ManagedJob) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pion.errors import PionError
@@ -76,7 +76,7 @@ class CostMemory:
         self,
         head: Head | None,
         job: ManagedJob,
-        booting: Collection[LostMachine],
+        booting: Mapping[str, LostMachine],
         now: float,
     ) -> float | None:
         """Return the dollars of all machines, including those that still boot."""
@@ -89,7 +89,7 @@ class CostMemory:
             self._counted_at, self._dollars = now, costs.dollars
             self._machines = frozenset(machine.id for machine in costs.machines)
         dollars = self._dollars
-        for pod in booting:
+        for pod in booting.values():
             if pod.id not in self._machines and pod.price is not None:
                 dollars = (dollars or 0.0) + pod.price * pod.seconds / 3600
         return dollars
@@ -184,19 +184,17 @@ def each_once(claimed: Sequence[Attempt], seen_running: Sequence[Attempt]) -> li
 
 
 class LostPods:
-    """The pods that any managed job called `rental` has rented for a run."""
+    """The pods that any managed job called `rental` has rented for a run.
+
+    `booting` are those that have not ended, or whose end is not in the store yet, by their ids. A
+    pod in there is lost unless it claims the run before it ends.
+    """
 
     def __init__(self, state: RunState, rental: str) -> None:
         self._state, self._rental = state, rental
-        # A pod in here is lost unless it claims the run before it ends.
-        self._not_ended: dict[str, LostMachine] = {}
+        self.booting: dict[str, LostMachine] = {}
         # Pods that have ended, and whose cost is in the store.
         self._noted: set[str] = set()
-
-    @property
-    def booting(self) -> Collection[LostMachine]:
-        """Pods that have not ended, or whose end is not in the store yet."""
-        return self._not_ended.values()
 
     def note(self, job: ManagedJob | None, pods: Sequence[Pod], now: float) -> None:
         """Record each pod that never claimed the run, once the pod or its job has ended.
@@ -207,12 +205,12 @@ class LostPods:
         for pod in pods:
             if pod.id in self._noted or not pod.is_of(self._rental):
                 continue
-            seen = self._not_ended.get(pod.id)
+            seen = self.booting.get(pod.id)
             if seen is None or pod.alive:
-                self._not_ended[pod.id] = _as_lost(pod, seen, now)
+                self.booting[pod.id] = _as_lost(pod, seen, now)
         # If the job has ended, this may be the last look.
         job_ended = job is not None and not job.live
-        ended = [pod for pod in self._not_ended.values() if job_ended or pod.id not in alive]
+        ended = [pod for pod in self.booting.values() if job_ended or pod.id not in alive]
         if not ended:
             return
         with contextlib.suppress(PionError):
@@ -220,7 +218,7 @@ class LostPods:
             for machine in ended:
                 if machine.id not in owners:
                     keep_lost(self._state, machine)
-                del self._not_ended[machine.id]
+                del self.booting[machine.id]
                 self._noted.add(machine.id)
 
 

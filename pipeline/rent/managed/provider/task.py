@@ -45,8 +45,12 @@ def task_variables(
         "PION_COMMIT": code.commit or "",
         "PION_DIRTY": code.dirty or "",
     }
-    if region := _region(job):
-        found["AWS_DEFAULT_REGION"] = region
+    if job.store.startswith("s3://"):
+        from pipeline.state.stores.s3.bucket import region_name  # the SDK takes a while to import
+
+        # The rented machine has no AWS profile, so otherwise it would use boot.sh's default region.
+        if region := region_name():
+            found["AWS_DEFAULT_REGION"] = region
     return {**found, **{k: os.environ[k] for k in PASSED_ON if os.environ.get(k)}}
 
 
@@ -65,18 +69,6 @@ def machine_variables(sky_yaml: SkyYaml, prices: Prices | None) -> dict[str, str
     if len(spot) == 1:
         found["PION_SPOT"] = "1" if spot.pop() else "0"
     return found
-
-
-def _region(job: Job) -> str | None:
-    """Return the region that this machine uses for the store's bucket, if one is configured.
-
-    The rented machine has no AWS profile, so otherwise it would use boot.sh's default region.
-    """
-    if not job.store.startswith("s3://"):
-        return None
-    from pipeline.state.stores.s3.bucket import region_name  # the SDK takes a while to import
-
-    return region_name()
 
 
 def _prices(offers: Iterable[Offer]) -> dict[str, float]:

@@ -10,7 +10,6 @@ from pipeline.rent.deadline.times import Measured, OnDemand
 from pipeline.rent.managed.keep.decision import Plan, with_work_left
 from pipeline.rent.managed.look.diagnose import RunView, SkyView
 from pipeline.rent.managed.look.look import JobLook, Look
-from pipeline.rent.managed.look.progress import Progress
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.head import ClaimRecord, Head
@@ -34,7 +33,7 @@ def test_a_silent_owner_is_taken_to_have_worked_on_until_its_next_save(sky_home:
 
     def left(age: float) -> float:
         status = {"heartbeat_age": age, "progress": None}
-        look = Look(head, followed, Progress(9e9, managed, status))
+        look = Look(head, (followed,), 9e9, status)
         return with_work_left(plan, look, lag=30.0)[0].work or 0.0
 
     assert left(0.0) - left(10.0) == 10.0
