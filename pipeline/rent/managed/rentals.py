@@ -11,14 +11,13 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pion.errors import PionError
 from pipeline.console.formats import duration, moment, show
 from pipeline.cost.costs import LOST, MachineCost, costs_of, read_log
 from pipeline.machine.rented import RENTED
-from pipeline.rent.managed.names import rental_name
-from pipeline.rent.managed.orphans import Evidence, Verdict, judge_cluster, judge_pod
+from pipeline.rent.managed.names import cluster_name, rental_name
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.provider import Provider
@@ -31,22 +30,50 @@ from pipeline.state.run_state import RunState
 
 # Every rental's name begins with this.
 NAMED = "pion-"
+# SkyPilot ends the machine of an ended job within this time.
+CLEAN_UP_SECONDS = 300.0
+
+
+class Verdict(NamedTuple):
+    """`running`, `ending`, `gone`, `orphan` or `unknown`, and how that is known."""
+
+    state: str
+    words: str
 
 
 @dataclass(frozen=True)
 class Facts:
     """What the run's store, SkyPilot and RunPod say at one moment.
 
-    `machines` are the rented machines that the run's store knows, and `events` the most detailed
-    event of each. `pods` are all pods that RunPod lists, None if it was not asked. `our_pods` are
-    the pods that `pion launch` rented: for the run, or for any run if none was named.
+    Attributes:
+        now: Unix seconds.
+        machines: the rented machines that the run's store knows.
+        events: the most detailed event of each of them.
+        at_work: whether the run's owner has shown life recently; None if the run is not known.
+        jobs: the managed jobs that SkyPilot knows.
+        my_hash: the hash with which SkyPilot marks machines that are rented from here.
+        pods: all pods that RunPod lists, None if it was not asked.
+        our_pods: the pods that `pion launch` rented: for the run, or for any run if none was named.
+        clusters: the status of SkyPilot's clusters, as their clouds say; None if the clouds can't
+            be asked. Clusters of managed jobs are not included.
+        recorded: the status of clusters in SkyPilot's records, None for an ended cluster. Clusters
+            of managed jobs are included, but all machines of a job share one name.
     """
 
+    now: float
     machines: Sequence[MachineCost]
     events: Mapping[str, Mapping[str, Any]]
+    at_work: bool | None
+    jobs: Sequence[ManagedJob]
+    my_hash: str
     pods: Sequence[Pod] | None
     our_pods: Sequence[Pod]
-    evidence: Evidence
+    clusters: Mapping[str, str] | None
+    recorded: Mapping[str, str | None]
+
+    def has_just_ended(self, job: ManagedJob) -> bool:
+        """Return whether SkyPilot may still be ending the job's machine."""
+        return job.ended_at is not None and self.now - job.ended_at < CLEAN_UP_SECONDS
 
 
 def show_rentals(
@@ -65,7 +92,7 @@ def show_rentals(
     failed: list[str] = []
     if reap:
         machines = [end_orphan(machine, provider, failed.append) for machine in machines]
-    jobs, runpod_asked = facts.evidence.jobs, facts.pods is not None
+    jobs, runpod_asked = facts.jobs, facts.pods is not None
     if as_json:
         print_json(machines, jobs, runpod_asked=runpod_asked)
     else:
@@ -103,15 +130,18 @@ def fetch(run: str | None, provider: Provider) -> Facts:
         read_run(run)  # raises BadInput, and says which runs there are
     elsewhere = [m.id for m in machines if not _is_on_runpod(m)]
     clusters = {str(events[id].get("cluster")) for id in elsewhere if id in events}
-    evidence = Evidence(
+    return Facts(
         now,
-        jobs,
-        provider.my_hash(),
+        machines,
+        events,
         at_work=owner_of(state, head).life is Life.ALIVE if state is not None else None,
+        jobs=jobs,
+        my_hash=provider.my_hash(),
+        pods=pods,
+        our_pods=our_pods,
         clusters=provider.clusters_now() if elsewhere else None,
         recorded=provider.clusters_recorded(clusters) if elsewhere else {},
     )
-    return Facts(machines, events, pods, our_pods, evidence)
 
 
 def _read_machines(
@@ -137,7 +167,7 @@ def judge(facts: Facts) -> list[ListedMachine]:
     known = {machine.id for machine in facts.machines}
     return [
         *_judge_machines(facts),
-        *(_judge_pod(pod, facts.evidence) for pod in facts.our_pods if pod.id not in known),
+        *(_list_pod(pod, facts) for pod in facts.our_pods if pod.id not in known),
     ]
 
 
@@ -151,11 +181,11 @@ def _judge_machines(facts: Facts) -> Iterator[ListedMachine]:
         event = events.get(machine.id, {})
         if not _is_on_runpod(machine):
             newest = last[event.get("managed_job")] == machine.id
-            verdict = judge_cluster(event, facts.evidence, newest=newest)
+            verdict = judge_cluster(event, facts, newest=newest)
         elif pods is None:
             verdict = Verdict("unknown", "RunPod was not asked")
         elif machine.id in pods:
-            verdict = judge_pod(pods[machine.id], facts.evidence)
+            verdict = judge_pod(pods[machine.id], facts)
         else:
             verdict = Verdict("gone", "RunPod no longer lists it")
         job = str(event.get("managed_job") or "")
@@ -171,17 +201,71 @@ def _judge_machines(facts: Facts) -> Iterator[ListedMachine]:
         )
 
 
-def _judge_pod(pod: Pod, evidence: Evidence) -> ListedMachine:
+def _list_pod(pod: Pod, facts: Facts) -> ListedMachine:
     """Judge a pod that has not claimed the run yet, or whose run's store was not read."""
     price = f", ${pod.price:.2f}/h" if pod.price else ""
     machine = f"{pod.gpu or 'pod'} on RunPod{price}"
-    verdict = judge_pod(pod, evidence)
+    verdict = judge_pod(pod, facts)
     listed = ListedMachine(pod.id, pod.job_id, machine, None, None, None, *verdict)
     if pod.created is None or not pod.alive:
         return listed
-    hours = max(0.0, evidence.now - pod.created) / 3600
+    hours = max(0.0, facts.now - pod.created) / 3600
     dollars = None if pod.price is None else pod.price * hours
-    return dataclasses.replace(listed, begin=pod.created, end=evidence.now, dollars=dollars)
+    return dataclasses.replace(listed, begin=pod.created, end=facts.now, dollars=dollars)
+
+
+# Judge whether a machine is needed, gone, or an orphan (billed although not needed).
+
+
+def judge_pod(pod: Pod, facts: Facts) -> Verdict:
+    """Judge a pod that RunPod lists.
+
+    SkyPilot may have forgotten the pod's job, for example because `consolidation_mode` was changed.
+    Such a pod continues to train.
+    """
+    job = next((known for known in facts.jobs if known.id == pod.job_id), None)
+    if pod.rented_from != facts.my_hash:
+        return Verdict("unknown", "rented from another machine; check there")
+    if job is not None and pod.belongs_to(cluster_name(job.name, job.id)):
+        if job.live and pod.alive:
+            return Verdict("running", f"managed job {job.id} is {job.status}")
+        if job.live:
+            return Verdict("ending", f"{pod.status}; managed job {job.id} is {job.status}")
+        if facts.has_just_ended(job):
+            return Verdict("ending", f"managed job {job.id} has just stopped ({job.status})")
+        return Verdict("orphan", f"{pod.status}, although managed job {job.id} is {job.status}")
+    forgotten = f"{pod.status}, and SkyPilot lists no managed job {pod.job_id} with that name"
+    if pod.alive and facts.at_work is not False:
+        at_work = "The run is running, on this machine or another machine"
+        doubt = at_work if facts.at_work else "To find out, run: pion rentals RUN"
+        return Verdict("unknown", f"{forgotten}. {doubt}")
+    return Verdict("orphan", forgotten)
+
+
+def judge_cluster(event: Mapping[str, Any], facts: Facts, *, newest: bool) -> Verdict:
+    """Judge a machine of a cloud other than RunPod, from its event in the run's store.
+
+    `newest`: no later machine of the same job has claimed the run.
+    """
+    cluster, job_id = str(event.get("cluster")), str(event.get("managed_job"))
+    job = next((known for known in facts.jobs if str(known.id) == job_id), None)
+    live = job is not None and job.live
+    if job is not None and live and newest:
+        return Verdict("running", f"managed job {job.id} is {job.status}")
+    recorded = not live and cluster in facts.recorded
+    if recorded and facts.recorded[cluster] is None:
+        return Verdict("gone", f"SkyPilot says that the cluster {cluster} was terminated")
+    if recorded and job is not None and facts.has_just_ended(job):
+        return Verdict("ending", f"managed job {job.id} has just stopped ({job.status})")
+    if facts.clusters is None:
+        return Verdict("unknown", "its cloud could not be asked")
+    if cluster in facts.clusters:
+        now = facts.clusters[cluster]
+        return Verdict("running", f"SkyPilot's cluster {cluster} is {now}")
+    words = "SkyPilot does not list machines of managed jobs"
+    if recorded:
+        words = f"SkyPilot still records its cluster as {facts.recorded[cluster]}"
+    return Verdict("unknown", f"{words}; check in the cloud")
 
 
 # ---------------------------------------------------------------- ending
@@ -206,7 +290,7 @@ class ListedMachine:
     """One line of the table. Times are Unix seconds; None means unknown.
 
     `state` is `running`, `gone`, `ending`, `orphan` (billed although not needed) or `unknown`, and
-    `words` is the evidence. `dollars` is what the machine cost while it worked on the run, or was
+    `words` is the facts. `dollars` is what the machine cost while it worked on the run, or was
     seen to be rented for it.
     """
 

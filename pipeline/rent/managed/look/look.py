@@ -150,7 +150,8 @@ class Lookout:
         *,
         stale: bool,
     ) -> JobLook:
-        memory, mine = self._memory(job.id), None
+        memory = self._memory(job.id)
+        mine: tuple[Pod, ...] | None = None  # RunPod was not asked, or the job is on another cloud
         if pods is not None and job.may_be_on_runpod:
             cluster = cluster_name(self.name, job.id)
             mine = tuple(pod for pod in pods if pod.belongs_to(cluster))
