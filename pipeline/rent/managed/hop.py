@@ -15,8 +15,7 @@ from pipeline.console.formats import duration, show
 from pipeline.rent.deadline.at_launch import deadline_of, refuse_past
 from pipeline.rent.managed.look.progress import how_to_come_back
 from pipeline.rent.managed.names import cluster_name
-from pipeline.rent.managed.provider.jobs import ARRIVE_SECONDS, ManagedJob
-from pipeline.rent.managed.provider.pods import terminate_each
+from pipeline.rent.managed.provider.jobs import ManagedJob, arrive_seconds
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import BY_HOP, market_of
 from pipeline.rent.managed.request import (
@@ -34,7 +33,7 @@ from pipeline.state.head import Head
 from pipeline.state.metrics import read_events
 from pipeline.state.recorded_job import find_job_file
 from pipeline.state.rental_note import RentalNote, withdraw_rental_note
-from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, RunState
+from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
 from pipeline.state.stop_requests import withdraw_handover
 from pipeline.state.stores import StoreError, open_store
@@ -99,11 +98,7 @@ def hop(
         path, recorded = (job, []) if job is not None else find_job_file(state, head)
         all_overrides = [*recorded, *overrides]
         job_file = JobFile(path, all_overrides, read_job(path, all_overrides))
-        store, name = open_store(job_file.job.store).url, job_file.job.name
-        if (store, name) != (state.store.url, state.name):
-            raise BadInput(
-                f"that job is the run {store}/{name}, not {state.url}. Nothing was rented."
-            )
+        _require_same_run(job_file, state)
         sky_yaml = with_until(read_sky_yaml(on), job_file.job, None)
         _require_work_left(sky_yaml, state, head)
         refuse_past(path, job_file.overrides, job_file.job)
@@ -122,6 +117,13 @@ def hop(
     if _see_it_through(move):
         show(how_to_come_back(state, move.new))
     return 0
+
+
+def _require_same_run(job_file: JobFile, state: RunState) -> None:
+    """Raise BadInput if the job does not belong to the run that is moved."""
+    store, name = open_store(job_file.job.store).url, job_file.job.name
+    if (store, name) != (state.store.url, state.name):
+        raise BadInput(f"that job is the run {store}/{name}, not {state.url}. Nothing was rented.")
 
 
 def _require_work_left(sky_yaml: SkyYaml, state: RunState, head: Head) -> None:
@@ -190,7 +192,7 @@ def wait_for_arrival(move: Move) -> bool:
     Raises PionError if the new launch ends or takes too long.
     """
     state, words = move.state, ""
-    patience = ARRIVE_SECONDS + (COMMIT_SILENCE_SECONDS if state.store.commits else 0.0)
+    patience = arrive_seconds(state.store)
 
     def look() -> Head | None:
         """Return HEAD if the wait is over."""
@@ -335,5 +337,5 @@ def _end_pods(move: Move, job: ManagedJob) -> str:
         left = [pod.id for pod in ours if pod.belongs_to(cluster_name(move.name, job.id))]
     except PionError as error:
         return f", but Pion can't tell whether its pod is gone ({error})"
-    terminate_each(left, move.provider.terminate_pod)
+    move.provider.terminate_pods(left)
     return f", and its pod {', '.join(left)} was terminated" if left else ", and its pod is gone"

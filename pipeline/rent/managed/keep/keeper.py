@@ -38,7 +38,6 @@ from pipeline.rent.managed.keep.tell import DeadlineTeller, outlook_of, watch_by
 from pipeline.rent.managed.look.diagnose import Finding, dear_pods, diagnose
 from pipeline.rent.managed.look.look import Look, Lookout, log_finding
 from pipeline.rent.managed.provider.jobs import ManagedJob
-from pipeline.rent.managed.provider.pods import terminate_each
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import (
     MACHINES,
@@ -164,7 +163,7 @@ class RentalKeeper:
         """
         if finding.action == "relaunch" and job.id not in self.renter.given_up:
             return self._restart(finding, job, look)
-        done = terminate_each(finding.pods, self._provider.terminate_pod)
+        done = self._provider.terminate_pods(finding.pods)
         if finding.action == "cancel":
             done += self._cancel_only(job)
         return done
@@ -234,7 +233,7 @@ class RentalKeeper:
             if decision.plan is None and not job.live:
                 renter.gave_up = why
             return [why]
-        done = terminate_each(finding.pods, self._provider.terminate_pod)
+        done = self._provider.terminate_pods(finding.pods)
         renter.give_up(job, look)
         if no_use:
             renter.leave_alone(market)
@@ -257,7 +256,7 @@ class RentalKeeper:
         self, finding: Finding, job: ManagedJob, look: Look, decision: Decision
     ) -> list[str]:
         """End a job for good. With it, the rental ends, unless another job of the run lives."""
-        done = terminate_each(finding.pods, self._provider.terminate_pod)
+        done = self._provider.terminate_pods(finding.pods)
         why = "no machine on demand starts the run, so nothing more is requested"
         if decision.plan is None:
             restarts = self.renter.restarts(job, look)

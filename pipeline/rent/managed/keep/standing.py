@@ -9,7 +9,7 @@ from pion.errors import Stopped
 from pipeline.rent.deadline.policy import Market, Rental, Seen
 from pipeline.rent.managed.look.diagnose import diagnose, may_be_at_work
 from pipeline.rent.managed.look.look import JobLook, Look
-from pipeline.rent.managed.provider.jobs import ARRIVE_SECONDS, ManagedJob
+from pipeline.rent.managed.provider.jobs import ManagedJob, arrive_seconds
 from pipeline.rent.managed.provider.recorded_task import (
     BY_HOP,
     launch_id_of,
@@ -18,7 +18,7 @@ from pipeline.rent.managed.provider.recorded_task import (
 )
 from pipeline.run.handover import FROM_EPOCH
 from pipeline.state.liveness import Life, liveness
-from pipeline.state.run_state import COMMIT_SILENCE_SECONDS, SILENCE_SECONDS, RunState
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store
 
 # From the end of training to the end of the run: evaluation and publishing. Assumed; the margin is
@@ -85,16 +85,16 @@ def _owner_at_work(look: Look) -> JobLook | None:
     return owner if at_work else None
 
 
-def owner_outside(look: Look) -> bool:
+def owner_outside(look: Look, run: RunState) -> bool:
     """Return whether a process that no job of this rental has started owns the run, and lives."""
     head, status = look.head, look.status
     if head is None or head.owner is None or status is None:
         return False
     if any(launch_id_of(job) == head.owner.launch_id for job in look.jobs):
         return False
-    age, now = status["heartbeat_age"], look.at
-    silence = SILENCE_SECONDS if status["heartbeats"] else COMMIT_SILENCE_SECONDS
-    return liveness(head, None if age is None else now - age, now, silence).life is Life.ALIVE
+    age = status["heartbeat_age"]
+    beat_at = None if age is None else look.at - age
+    return liveness(head, beat_at, look.at, run.silence).life is Life.ALIVE
 
 
 def has_machine(each: JobLook) -> bool:
@@ -167,8 +167,11 @@ def final_job(look: Look, *, stopped: bool, next_announced: bool) -> ManagedJob 
     no job yet: then the watcher itself has cancelled the last job.
     """
     owners = _last_owners_job(look)
-    by_itself = owners is not None and owners.status in _BY_ITSELF
-    if owners is not None and by_itself and (stopped or owners.exit_code != Stopped.exit_code):
+    if (
+        owners is not None
+        and owners.status in _BY_ITSELF
+        and (stopped or owners.exit_code != Stopped.exit_code)
+    ):
         # A job that was submitted later belongs to a new launch.
         ended = owners.ended_at or look.at
         later = [job for job in look.jobs if job.live and (job.submitted_at or 0.0) > ended]
@@ -225,7 +228,7 @@ def _leaves_machine(job: ManagedJob, look: Look) -> bool:
 
 def why_not(look: Look, run: RunState) -> str | None:
     """Return why nothing may be requested or cancelled for the deadline; None if it may."""
-    if owner_outside(look):
+    if owner_outside(look, run):
         return (
             "another process owns the run, so nothing is requested or cancelled for the "
             f"deadline. To see that process: pion status {run.url}"
@@ -254,6 +257,5 @@ def moving(look: Look, store: Store) -> ManagedJob | None:
     claims, now = look.head.claims if look.head is not None else (), look.at
     has_arrived = any(claim.owner.launch_id == launch_id_of(newest) for claim in claims)
     by_hop = bool(variable_of(newest, BY_HOP)) and not has_arrived
-    patience = ARRIVE_SECONDS + (COMMIT_SILENCE_SECONDS if store.commits else 0.0)
-    recent = now - (newest.submitted_at or now) < patience
+    recent = now - (newest.submitted_at or now) < arrive_seconds(store)
     return newest if recent and (by_hop or len(set(markets)) < len(jobs)) else None

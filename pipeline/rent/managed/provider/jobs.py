@@ -10,13 +10,14 @@ from typing import Any
 
 from pion.errors import BadInput, PionError
 from pipeline.rent.skypilot import quiet, sky_module
+from pipeline.state.run_state import COMMIT_SILENCE_SECONDS
+from pipeline.state.stores import Store
 
 # From the request for a machine until it has claimed the run. Pulling a 10 GB image and installing
 # packages take minutes; a host that needs longer only wastes money. On a store where only commits
 # are a sign of life, a machine that is up may wait COMMIT_SILENCE_SECONDS more to take over.
 BOOT_SECONDS = 1200.0
-# Seconds that a new machine gets, from the request until it owns the run. On a store where only
-# commits are a sign of life, it may wait COMMIT_SILENCE_SECONDS more for a silent owner.
+# Seconds that a new machine gets, from the request until it owns the run (see `arrive_seconds`).
 ARRIVE_SECONDS = 1800.0
 # Final statuses of a managed job. Its machine has ended, or is being ended.
 ENDED = frozenset(
@@ -48,6 +49,14 @@ FIELDS = (
     "current_cluster_name",
     "schedule_state",
 )
+
+
+def arrive_seconds(store: Store) -> float:
+    """Return the seconds that a new machine gets, from the request until it owns the run.
+
+    On a store where only commits are a sign of life, it may wait longer for a silent owner.
+    """
+    return ARRIVE_SECONDS + (COMMIT_SILENCE_SECONDS if store.commits else 0.0)
 
 
 @dataclass(frozen=True)

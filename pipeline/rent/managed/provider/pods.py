@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -139,10 +139,3 @@ def terminate_pod(pod_id: str) -> None:
     except PionError:
         if any(pod.id == pod_id for pod in list_pods()):
             raise
-
-
-def terminate_each(pod_ids: Sequence[str], terminate: Callable[[str], None]) -> list[str]:
-    """End these pods; return what was done, in words. Raises PionError."""
-    for pod_id in pod_ids:
-        terminate(pod_id)
-    return [f"terminated pod {pod_id}" for pod_id in pod_ids]
