@@ -257,7 +257,7 @@ def _check_ours(job: Job, to: str, repo: str | None, safe: str) -> None:
     """Raise BadInput if another run published what is at the target: it would be replaced."""
     if repo is None:
         _check_folder(to)
-    other = other_run(job, card_in(Path(to).expanduser()) if repo is None else card_of(repo))
+    other = other_run(job, card_in(expand(to)) if repo is None else card_of(repo))
     if other is None:
         return
     where = "the same name in another store" if other == job.name else f"the name {other}"

@@ -97,9 +97,8 @@ def seconds_between_interruptions(head: Head, assumed: float) -> float:
 
     The time in which the run waited for a machine does not count: HEAD's `spent` leaves it out.
     """
-    began: dict[str, float] = {}
-    for claim in head.claims:  # newest first
-        began[claim.owner.session] = claim.at  # keeps the earliest claim of each session
+    # The earliest claim of each session stays, because the newest claim is the first.
+    began = {claim.owner.session: claim.at for claim in head.claims}
     if not began:
         return assumed
     present = head.spent.until - began[head.claims[0].owner.session]

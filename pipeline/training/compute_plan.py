@@ -34,23 +34,19 @@ def choose_plan(
     the resumed run bit-identical to an unbroken one. `at_most` is the record of the plan to try
     after a larger one has failed here.
     """
-    plan = _within(at_most, _choose_alone(job, stage, group.world_size, recorded))
+    plan = _choose_alone(job, stage, group.world_size, recorded)
+    if at_most is not None:
+        plan = dataclasses.replace(
+            plan,
+            micro_batch=min(plan.micro_batch, at_most["micro_batch"]),
+            recompute=plan.recompute or at_most["recompute"],
+            compile=plan.compile and at_most["compile"],
+        )
     # The machines of a cluster may differ, and all ranks must compute alike.
     micro_batch, recompute, compiled = group.from_rank_0(
         (plan.micro_batch, plan.recompute, plan.compile)
     )
     return dataclasses.replace(plan, micro_batch=micro_batch, recompute=recompute, compile=compiled)
-
-
-def _within(at_most: dict[str, Any] | None, plan: ComputePlan) -> ComputePlan:
-    if at_most is None:
-        return plan
-    return dataclasses.replace(
-        plan,
-        micro_batch=min(plan.micro_batch, at_most["micro_batch"]),
-        recompute=plan.recompute or at_most["recompute"],
-        compile=plan.compile and at_most["compile"],
-    )
 
 
 def _choose_alone(

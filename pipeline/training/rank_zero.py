@@ -17,7 +17,6 @@ from pipeline.state.checkpoints.retention import HELD_OUT_LOSS, Keep
 from pipeline.state.claim import Claim
 from pipeline.training.advice import Advice
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
-from pipeline.training.context import TrainingContext
 from pipeline.training.saving import Saving
 from pipeline.training.stage_metrics import StageMetrics, Trackers
 
@@ -91,12 +90,18 @@ class RankZero(Rank):
         run = run_reference(claim.store, claim.state.name)
         self._advice = Advice(context.job, stage, setup.trainer.step, run, context.report)
         self._cores = setup.busy_cores()
-        self._saving = Saving(
-            self._checkpointer,
-            context.job.checkpoint,
-            _cadence(context, claim, on_cpu=setup.on_cpu),
-            context.report,
+        settings = context.job.checkpoint
+        cadence = SaveCadence(
+            every_steps=settings.every_steps,
+            every_seconds=settings.every_seconds,
+            preemption_seconds=seconds_between_interruptions(
+                claim.head, assumed=settings.preemption_hours * 3600
+            ),
+            last_save=time.monotonic(),
+            floor_seconds=context.workspace.store.save_seconds,
+            on_cpu=setup.on_cpu,
         )
+        self._saving = Saving(self._checkpointer, settings, cadence, context.report)
 
     def check(self) -> None:
         self._claim.check()
@@ -239,20 +244,6 @@ def _open_checkpointer(claim: Claim, setup: Setup, metrics: StageMetrics) -> Che
         metrics=metrics.log,
         uploader=context.uploader(),
         workspace=context.workspace,
-    )
-
-
-def _cadence(context: TrainingContext, claim: Claim, *, on_cpu: bool) -> SaveCadence:
-    settings = context.job.checkpoint
-    return SaveCadence(
-        every_steps=settings.every_steps,
-        every_seconds=settings.every_seconds,
-        preemption_seconds=seconds_between_interruptions(
-            claim.head, assumed=settings.preemption_hours * 3600
-        ),
-        last_save=time.monotonic(),
-        floor_seconds=context.workspace.store.save_seconds,
-        on_cpu=on_cpu,
     )
 
 
