@@ -145,12 +145,10 @@ def _reaped_folder() -> Iterator[Path]:
     """
     folder = Path(tempfile.mkdtemp(prefix="pion-lm-eval-"))
     reaper = start_reaper(folder)
-    assert reaper.stdin is not None
     try:
         yield folder
     finally:
-        reaper.stdin.close()
-        reaper.wait()
+        reaper.communicate()  # closes its end of the pipe, and waits
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -244,8 +244,7 @@ def _check_folder(to: str) -> None:
     check_replaceable(target)
     existing = next(parent for parent in target.parents if parent.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise BadInput(
             f"publish.to: {to}: nothing can be written in {existing} ({error.strerror}). "

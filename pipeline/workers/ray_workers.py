@@ -137,10 +137,9 @@ class RayWorkers:
         """End the workers, and all processes of Ray if we started it."""
         self._closing = True
         self.lifeline.close()
-        assert self._reaper.stdin is not None
-        # This takes a fraction of a second; Ray's own shutdown takes several seconds.
-        self._reaper.stdin.close()
-        self._reaper.wait()
+        # Close the pipe to the reaper, and wait for it. This takes a fraction of a second; Ray's
+        # own shutdown takes several seconds.
+        self._reaper.communicate()
         self._process.wait()
         shutil.rmtree(self._session, ignore_errors=True)
         if not self._ended_by_itself:

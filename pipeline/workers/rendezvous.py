@@ -77,8 +77,7 @@ def join(meeting: Meeting, rank: int, backend: str, address: str) -> None:
 def interface_of(address: str) -> str | None:
     """Return the name of the network interface with this address, such as lo or eth0."""
     interfaces = psutil.net_if_addrs().items()
-    named = (name for name, known in interfaces if address in {each.address for each in known})
-    return next(named, None)
+    return next((name for name, known in interfaces if address in {a.address for a in known}), None)
 
 
 def _store(meeting: Meeting, rank: int) -> dist.Store:
