@@ -40,6 +40,12 @@ def keep_as_base(run: RunState, base: Base, folder: Path, say: Say, patiently: P
     say(Note(f"starts from {base}, now kept in {run.store.url}"))
 
 
+def is_pinned(job: Job, base: Base) -> bool:
+    """Return whether the run has recorded this model as the one that it starts from."""
+    pinned = read_pin(RunState(open_store(job.store), job.name), base.source)
+    return pinned is not None and pinned.hash == base.hash
+
+
 def tokenizer_of_base(job: Job, place: Path) -> Path | None:
     """Return the tokenizer.json of the job's base, with the files next to it; None without a base.
 
@@ -49,10 +55,8 @@ def tokenizer_of_base(job: Job, place: Path) -> Path | None:
     base = job.base
     if base is None:
         return None
-    run = RunState(open_store(job.store), job.name)
-    pinned = read_pin(run, base.source)
-    if pinned is not None and pinned.hash == base.hash:
-        return bring_base(run.store, base, weights=False) / TOKENIZER
+    if is_pinned(job, base):
+        return bring_base(open_store(job.store), base, weights=False) / TOKENIZER
     found = find_base(base.source, job.folder)
     place.mkdir(parents=True)
     for name in found.files:

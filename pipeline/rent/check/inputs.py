@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pion.errors import BadInput
+from pipeline.base.keep import is_pinned
 from pipeline.data.hub import OnHub, explained
 from pipeline.data.sources import find_input
 from pipeline.job import Job
@@ -21,9 +22,6 @@ from pipeline.rent.check.job import is_prepared, refuse_only_here
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
-from pipeline.state.run_state import RunState
-from pipeline.state.shared.bases import read_pin
-from pipeline.state.stores import open_store
 
 # The files in a folder that a run may read: of a model, of a run or of a task.
 READ_SUFFIXES = (".safetensors", ".json", ".yaml")
@@ -56,12 +54,6 @@ def check_base(
     _require_access(repo, base, token)
     words = "with the token that the rental gets" if token else "without a token"
     return [CheckRow("model.from", True, f"{base}: can be read {words}")]
-
-
-def is_pinned(job: Job, base: Base) -> bool:
-    """Return whether the run has recorded this model as the one that it starts from."""
-    pinned = read_pin(RunState(open_store(job.store), job.name), base.source)
-    return pinned is not None and pinned.hash == base.hash
 
 
 def _require_access(repo: str, base: Base, token: str | None) -> None:

@@ -19,7 +19,7 @@ from pion.data.shards import Shard, split_tail
 from pion.data.tokens.tokenizer import Tokenizer, count_words
 from pion.errors import BadInput
 from pipeline.base.find import find_base
-from pipeline.base.keep import tokenizer_of_base
+from pipeline.base.keep import is_pinned, tokenizer_of_base
 from pipeline.console.formats import size
 from pipeline.data.documents_to_rows import batches
 from pipeline.data.foreign_shards import HELD_OUT, check_documents
@@ -35,7 +35,6 @@ from pipeline.job import (
     TextFiles,
 )
 from pipeline.rent.check import CheckRow
-from pipeline.rent.check.inputs import is_pinned
 from pipeline.rent.check.job import is_prepared, named_tokenizer
 from pipeline.rent.plan.conversations import (
     Counted,
