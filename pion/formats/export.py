@@ -87,8 +87,7 @@ def export_model(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        rows = exported_rows(model.config, tokenizer)
-        _write_model(partial, model, architecture, rows, ids)
+        _write_model(partial, model, architecture, exported_rows(model.config, tokenizer), ids)
         write_tokenizer(partial, tokenizer_path, model.config.seq_len, chat=chat)
         sampling = _sampling(tokenizer_path) | dict(generation or {}) | ids
         write_json(partial / "generation_config.json", sampling)

@@ -57,7 +57,7 @@ class SourceFile:
 
     origin: str
     text: str
-    groups: tuple[tuple[Definition, ...], ...]  # a class is in one group with its methods
+    groups: tuple[list[Definition], ...]  # a class is in one group with its methods
     comments: tuple[str, ...]
 
 
@@ -157,7 +157,7 @@ def source_files() -> tuple[SourceFile, ...]:
                 tree = ast.parse(text)
         except (SyntaxError, UnicodeDecodeError):
             continue  # templates and examples of syntax errors
-        groups = tuple(_source_definitions(relative.as_posix(), tree))
+        groups = tuple(filter(None, _source_definitions(relative.as_posix(), tree)))
         found.append(SourceFile(relative.as_posix(), text, groups, tuple(comments(text, tree))))
     if not found:
         raise BadInput(
@@ -167,8 +167,8 @@ def source_files() -> tuple[SourceFile, ...]:
     return tuple(found)
 
 
-def _source_definitions(origin: str, tree: ast.Module) -> Iterator[tuple[Definition, ...]]:
-    """Yield the documented definitions of a file, in groups."""
+def _source_definitions(origin: str, tree: ast.Module) -> Iterator[list[Definition]]:
+    """Yield the documented definitions of a file, in groups, of which some are empty."""
     module = origin.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
     def define(node: ast.AST, name: str, kind: str) -> list[Definition]:
@@ -199,17 +199,17 @@ def _source_definitions(origin: str, tree: ast.Module) -> Iterator[tuple[Definit
             elif isinstance(node, ast.If | ast.Try):
                 yield from walk(node.body, outer)
 
-    for group in (define(tree, "", "module"), *walk(tree.body, "")):
-        if group:
-            yield tuple(group)
+    yield define(tree, "", "module")
+    yield from walk(tree.body, "")
 
 
 # ---------------------------------------------------------------- compiled modules
 
 
 @lru_cache(maxsize=1)
-def _compiled_groups() -> tuple[tuple[Definition, ...], ...]:
-    return tuple(chain.from_iterable(map(_compiled_definitions, _compiled_modules())))
+def _compiled_groups() -> tuple[list[Definition], ...]:
+    groups = chain.from_iterable(map(_compiled_definitions, _compiled_modules()))
+    return tuple(filter(None, groups))
 
 
 def _compiled_modules() -> Iterator[ModuleType]:
@@ -226,8 +226,8 @@ def _compiled_modules() -> Iterator[ModuleType]:
         yield module
 
 
-def _compiled_definitions(module: ModuleType) -> Iterator[tuple[Definition, ...]]:
-    """Yield the documented definitions of a compiled module, in groups."""
+def _compiled_definitions(module: ModuleType) -> Iterator[list[Definition]]:
+    """Yield the documented definitions of a compiled module, in groups, of which some are empty."""
 
     def define(thing: object, name: str, kind: str) -> list[Definition]:
         docstring = getattr(thing, "__doc__", None)
@@ -245,7 +245,7 @@ def _compiled_definitions(module: ModuleType) -> Iterator[tuple[Definition, ...]
                 signature, docstring = head.partition(" -> ")[0], inspect.cleandoc(rest)
         return [Definition(module.__name__, module.__name__, name, kind, signature, docstring)]
 
-    groups = [define(module, "", "module")]
+    yield define(module, "", "module")
     for name, thing in sorted(vars(module).items()):
         if name.startswith("__") or f"__{name}__" in vars(module):
             continue  # the second case is hooks that programs replace, such as sys.excepthook
@@ -256,10 +256,9 @@ def _compiled_definitions(module: ModuleType) -> Iterator[tuple[Definition, ...]
             for attribute, method in sorted(vars(thing).items()):
                 if inspect.isroutine(method):
                     group += define(method, f"{name}.{attribute}", "method")
-            groups.append(group)
+            yield group
         elif inspect.isroutine(thing):
-            groups.append(define(thing, name, "function"))
-    yield from (tuple(group) for group in groups if group)
+            yield define(thing, name, "function")
 
 
 def prose(docstring: str) -> str:

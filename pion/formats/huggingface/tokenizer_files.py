@@ -144,8 +144,7 @@ def write_tokenizer(
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file as transformers does, with a line for each entry."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(source: Path, folder: Path, *, template: str | None = None) -> None:
