@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pion.data.chat.conversation import Tokenized
-from pion.data.chat.messages import Conversation, parse_messages
+from pion.data.chat.messages import Conversation, harmless, parse_messages
 from pion.data.chat.packing import pack
-from pion.data.chat.template import ChatTemplate, marks_of
+from pion.data.chat.template import ChatTemplate
 from pion.data.chat.template_source import with_settings, write_template_date
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
@@ -117,7 +117,7 @@ def learned_by_prefixes(model: Model, messages: list[Any], tools: Any) -> list[T
 
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     end = model.template.end_of_turn
-    marks = marks_of(model.template.source, model.tokenizer).values()
+    marks = model.template._marks.values()
     pairs = []
     for answer in answers:
         prompt, turn = ids(answer, prompt=True), ids(answer + 1)
@@ -154,7 +154,7 @@ def test_ids_and_mask_are_those_of_rendered_prefixes(
         for pair in texts
         for role, text in zip(("user", "assistant"), pair)
     ]
-    conversation = model.template._harmless(parse_messages(as_record(messages), "f:1"))
+    conversation = harmless(parse_messages(as_record(messages), "f:1"), model.template._marks)
     expected = learned_by_prefixes(model, list(conversation.messages), None)
     (found,) = model.template.tokenize_batch([conversation])
     if expected is None:

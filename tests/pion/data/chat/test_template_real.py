@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pion.data.chat.messages import parse_messages
+from pion.data.chat.messages import harmless, parse_messages
 from pion.data.chat.template import ChatTemplate
 from pion.data.chat.template_source import find_template, with_settings, write_template_date
 from pion.data.tokens.tokenizer import Tokenizer
@@ -142,7 +142,9 @@ def test_ids_and_masks_are_those_of_transformers(name: str, tmp_path: Path) -> N
     model = RealModel(Path(FOLDER) / folder, tmp_path, options)
     refused = REFUSED.get(name, {})
     for talk, (messages, tools) in TALKS.items():
-        conversation = model.template._harmless(parse_messages(as_record(messages, tools), "f:1"))
+        conversation = harmless(
+            parse_messages(as_record(messages, tools), "f:1"), model.template._marks
+        )
         (found,) = model.template.tokenize_batch([conversation])
         assert (found.refused is not None) == (talk in refused), f"{talk}: {found.refused}"
         if found.refused is not None:
