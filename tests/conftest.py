@@ -29,6 +29,9 @@ from tests.support.s3_server import FaultProxy, S3Server, s3_server
 from tests.support.waiting import PATIENCE_SECONDS, read_until
 from tests.support.whole_runs import kill_what_still_runs, whole_run
 
+# Imports make millions of objects and no garbage. See `pytest_collection_finish`.
+gc.disable()
+
 # If two processes on the same cores have threads that spin while waiting, both take ten times as
 # long. Torch reads this when it is first imported, here and in processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -82,8 +85,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """Leave what is imported out of each later collection of garbage, here and in forks."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,6 +25,6 @@ def run_on_pretended_card(tmp_path_factory: pytest.TempPathFactory) -> Callable[
 @pytest.fixture(scope="session")
 def on_pretended_card(
     run_on_pretended_card: Callable[..., str],
-) -> Callable[[str], dict[str, Report]]:
-    """`on_pretended_card(module)`: the reports of this program on a pretended card."""
-    return lambda module: read_reports(run_on_pretended_card(module))
+) -> Callable[..., dict[str, Report]]:
+    """`on_pretended_card(module, *arguments)`: the reports of this program on a pretended card."""
+    return lambda *program: read_reports(run_on_pretended_card(*program))

@@ -1,9 +1,11 @@
 """Rehearse what scenarios.py lists, on pretended cards, and print the reports.
 
-environment.py starts this program: `python -m tests.cuda_rehearsal.rehearse`.
+environment.py starts this program: `python -m tests.cuda_rehearsal.rehearse suite`, or `all`.
 """
 
 from __future__ import annotations
+
+import sys
 
 from tests.cuda_rehearsal.pretended_card import insert_card, pretended_card
 from tests.cuda_rehearsal.report import print_reports
@@ -13,7 +15,7 @@ from tests.cuda_rehearsal.scenarios import MODELS, REHEARSALS, SCENARIOS, rehear
 def main() -> None:
     reports = {}
     with pretended_card() as watch:
-        for rehearsal in REHEARSALS:
+        for rehearsal in REHEARSALS[sys.argv[1]]:
             insert_card(rehearsal.card)
             config, scenario = MODELS[rehearsal.model], SCENARIOS[rehearsal.scenario]
             reports[str(rehearsal)] = rehearse(watch, config, scenario)

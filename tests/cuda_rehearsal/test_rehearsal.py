@@ -18,12 +18,14 @@ MOST_HOST_SYNCS = {"train": 0, "drain": 1, "evaluate": 1, "generate": 1}
 PASSES = {"train": MICRO_BATCHES, "drain": 0, "evaluate": 1, "generate": 1}
 # Where sliced products of experts copy to the host where the slices end.
 SLICES = "pion/model/feedforward/expert_products.py"
-BY_NAME = {str(rehearsal): rehearsal for rehearsal in REHEARSALS}
+BY_NAME = {str(rehearsal): rehearsal for rehearsal in REHEARSALS["all"]}
 
 
-@pytest.fixture(scope="module")
-def reports(on_pretended_card: Callable[[str], Reports]) -> Reports:
-    return on_pretended_card("tests.cuda_rehearsal.rehearse")
+@pytest.fixture(scope="module", params=["suite", pytest.param("all", marks=pytest.mark.soak)])
+def reports(request: pytest.FixtureRequest, on_pretended_card: Callable[..., Reports]) -> Reports:
+    reports = on_pretended_card("tests.cuda_rehearsal.rehearse", request.param)
+    assert reports.keys() == {str(rehearsal) for rehearsal in REHEARSALS[request.param]}
+    return reports
 
 
 def counted(rehearsal: Rehearsal) -> str:
@@ -52,7 +54,6 @@ def trainings(reports: Reports) -> Reports:
 
 def test_every_model_ends_every_scenario(reports: Reports) -> None:
     assert {name: report.error for name, report in reports.items() if report.error} == {}
-    assert reports.keys() == BY_NAME.keys()
     assert all(report.units > 0 for report in reports.values())
 
 
@@ -73,8 +74,7 @@ def test_experts_wait_once_a_layer_or_not_at_all_where_products_are_grouped(
         for name, report in reports.items()
     }
     expected = {
-        name: waits_in_layers(rehearsal) * reports[name].units
-        for name, rehearsal in BY_NAME.items()
+        name: waits_in_layers(BY_NAME[name]) * report.units for name, report in reports.items()
     }
     assert waits == expected
     assert expected["experts on A40: train adamw bfloat16"] == 2 * MICRO_BATCHES

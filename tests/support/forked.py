@@ -27,7 +27,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import pipeline.cli
 from pipeline.entry import run_and_exit
@@ -84,15 +84,25 @@ def may_fork(environment: Mapping[str, str]) -> bool:
 
 
 class ForkedRun:
-    """`python -m pipeline.cli arguments…` in a fork: what tests use of `subprocess.Popen`."""
+    """`python -m pipeline.cli arguments…` in a fork: what tests use of `subprocess.Popen`.
+
+    Its output goes to `output`, or to a pipe that `stdout` reads.
+    """
 
     stdin = stderr = None
 
     def __init__(
-        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], umask: int
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        umask: int = -1,
+        output: BinaryIO | None = None,
     ) -> None:
         self.args = [sys.executable, "-m", "pipeline.cli", *arguments]
         reading, writing = _context().Pipe(duplex=False)
+        if output is not None:
+            os.dup2(output.fileno(), writing.fileno(), inheritable=False)
         self._process = _context().Process(
             target=_run, args=(self.args, str(folder), dict(environment), umask, writing)
         )

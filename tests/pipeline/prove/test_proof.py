@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import subprocess
 import sys
 import uuid
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 import pytest
 import yaml
@@ -32,6 +34,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, open_store
 from pipeline.workers.reaper import session_processes
 from tests.paths import JOBS
+from tests.support.forked import ForkedRun
 from tests.support.jobs import tiny_dict, tiny_job, write_tiny_data
 from tests.support.published_models import load_shipped
 
@@ -51,6 +54,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def in_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each attempt run in a fork: importing what it needs takes longer than its steps."""
+
+    def start(command: list[str], *, env: dict[str, str], stdout: BinaryIO, **_: Any) -> ForkedRun:
+        assert command[:3] == [sys.executable, "-m", "pipeline.cli"]
+        return ForkedRun(command[3:], Path.cwd(), env, output=stdout)
+
+    attempting = sys.modules[attempt.__module__]
+    forking = SimpleNamespace(**vars(subprocess) | {"Popen": start})
+    monkeypatch.setattr(attempting, "subprocess", forking)
+
+
 def write_job(folder: Path, **changes: Any) -> str:
     write_tiny_data(folder)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_dict(**SHORT, **changes)))
@@ -60,6 +76,7 @@ def write_job(folder: Path, **changes: Any) -> str:
 # ---------------------------------------------------------------- whole proofs
 
 
+@pytest.mark.usefixtures("in_forks")
 def test_a_run_killed_four_times_ends_like_the_unbroken_one(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +118,7 @@ def test_a_run_on_s3_killed_four_times_ends_like_the_unbroken_one(
     assert list((here / "cache" / "pion").glob("prove-*")) == []
 
 
+@pytest.mark.usefixtures("in_forks")
 def test_a_run_that_trains_on_other_data_is_found_out_and_kept(here: Path) -> None:
     job = write_job(here, sft=None)
     said: list[str] = []
@@ -122,6 +140,7 @@ def test_a_run_that_trains_on_other_data_is_found_out_and_kept(here: Path) -> No
     assert kept == ["_data", f"{result['runs']}-1", f"{result['runs']}-unbroken"]
 
 
+@pytest.mark.usefixtures("in_forks")
 def test_a_job_that_fails_by_itself_is_no_proof(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +189,7 @@ def test_a_kill_at_the_save_mark_lands_inside_a_save_and_leaves_no_process(here:
         assert session_processes(str(place.folder)) == []
 
 
+@pytest.mark.usefixtures("in_forks")
 def test_a_mark_that_can_not_be_come_to_any_more_is_no_reason_to_miss_a_kill(here: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "run", write_job(here)]
     with Place() as place:
