@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,12 +23,13 @@ from pipeline.state.head import CheckpointEntry
 from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import Clock, RunState
-from pipeline.state.stores import Store
+from pipeline.state.stores import FileStore, Store
 from pipeline.state.workspace import Workspace
 from tests.support.jobs import tiny_dict
 
 JOB = tiny_dict(checkpoint__keep={"last": 9})
 ROWS = 4  # a step's
+LATEST_SET = 100_000_000.0  # a later time is the real one
 
 
 def save_checkpoint(
@@ -72,8 +78,25 @@ def write_data(run: RunState, digest: str) -> None:
 def light_run(store: Store, name: str = "demo", clock: Clock | None = None) -> RunState:
     """Make a released run of JOB: pretrain done at step 20, rewound from 12 to 10; sft at 5.
 
-    Its checkpoints: sft 5, pretrain 20 and 10, newest first.
+    Its checkpoints: sft 5, pretrain 20 and 10, newest first. In a folder, and at a time that a test
+    has set, it is a copy of the first one of this process, which took ten times as long.
     """
+    if type(store) is not FileStore or clock is None or clock.now() > LATEST_SET:
+        return _make(store, name, clock)
+    shutil.copytree(_template(name, clock.now()), store.folder, dirs_exist_ok=True)
+    return RunState(store, name, clock)
+
+
+@functools.cache
+def _template(name: str, now: float) -> Path:
+    """Return the folder of a store in which this process made a run at that time."""
+    folder = Path(tempfile.mkdtemp(prefix="pion-light-run-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _make(FileStore(folder), name, Clock(now=lambda: now))
+    return folder
+
+
+def _make(store: Store, name: str, clock: Clock | None) -> RunState:
     job = Job.model_validate(JOB)
     digests = digest_job(job)
     run = RunState(store, name, clock)

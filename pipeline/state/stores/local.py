@@ -269,7 +269,9 @@ def read_directly(path: Path) -> Iterator[memoryview]:
             raise
         descriptor = os.open(path, flags)
     try:
-        memory = memoryview(mmap.mmap(-1, _AT_ONCE))  # aligned to pages
+        # Aligned to pages, and no larger than needed: the kernel fills all of it with zeros.
+        needed = (os.fstat(descriptor).st_size // _PAGE + 1) * _PAGE
+        memory = memoryview(mmap.mmap(-1, min(_AT_ONCE, needed)))
         while count := os.readv(descriptor, [memory]):
             yield memory[:count]
     finally:
