@@ -91,7 +91,8 @@ class CostMemory:
         dollars = self._dollars
         for pod in booting.values():
             if pod.id not in self._machines and pod.price is not None:
-                dollars = (dollars or 0.0) + pod.price * pod.seconds / 3600
+                hours = max(0.0, pod.end - pod.begin) / 3600
+                dollars = (dollars or 0.0) + pod.price * hours
         return dollars
 
 
