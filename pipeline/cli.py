@@ -109,12 +109,12 @@ def _ending(error: PionError, arguments: Sequence[str]) -> PionError:
     Commands that can lose work give the verdict themselves, so this command only reads or asks.
     """
     from pipeline.state.stores import StoreError
-    from pipeline.state.stores.verdict import Moment, verdict
+    from pipeline.state.stores.verdict import verdict
 
     if not isinstance(error, StoreError):
         return error
     command = f"`pion {shlex.join(arguments)}`"
-    return verdict(error, Moment.NO_WORK, "Nothing was lost.", command=command)
+    return verdict(error, PionError, "Nothing was lost.", command=command)
 
 
 # ---------------------------------------------------------------- arguments

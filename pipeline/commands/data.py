@@ -10,9 +10,9 @@ from pion.errors import BadInput
 from pipeline.console.formats import moment, show, size
 from pipeline.console.out import ask_to_delete
 from pipeline.state.find_run import known_runs
-from pipeline.state.run_state import Clock
 from pipeline.state.shared.prune import Listed, delete_due, list_shared, mark
 from pipeline.state.stores import DEFAULT_STORE, Store, open_store
+from pipeline.state.stores.clock import Clock
 from pipeline.state.stores.verdict import before_work
 
 # Of a fingerprint, so many digits are shown.

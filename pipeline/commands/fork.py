@@ -32,7 +32,7 @@ from pipeline.state.shared.begin import begin, is_there
 from pipeline.state.shared.folder import Overtaken, complete, own_key
 from pipeline.state.shared.records import Writer, read_state
 from pipeline.state.stores import Missing, StoreError
-from pipeline.state.stores.verdict import Moment, before_work, verdict
+from pipeline.state.stores.verdict import before_work, verdict
 from pipeline.state.workspace import (
     Workspace,
     files_below,
@@ -124,7 +124,7 @@ def fork_run(
             f"The copy is incomplete, so it is not a run yet. {source.name} is unchanged. The same "
             "command completes the copy."
         )
-        raise verdict(error, Moment.NO_WORK, safe) from error
+        raise verdict(error, PionError, safe) from error
     raise BadInput(
         f"{target.store.url}/{target.name} has just been started by someone else. Give the fork "
         "a different name."

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pipeline.commands.data import say_unused
 from pipeline.console.formats import show, size
 from pipeline.console.out import ask_to_delete
 from pipeline.state.find_run import open_run
 from pipeline.state.removal import Removable, find_removable, remove
-from pipeline.state.run_state import Clock
 from pipeline.state.shared.prune import list_shared
 from pipeline.state.stores import DEFAULT_STORE, Store, StoreError, open_store
-from pipeline.state.stores.verdict import Moment, before_work, verdict
+from pipeline.state.stores.clock import Clock
+from pipeline.state.stores.verdict import before_work, verdict
 
 
 def remove_runs(runs: Sequence[str], *, yes: bool, take_over: bool) -> int:
@@ -49,7 +49,7 @@ def _remove(one: Removable) -> None:
     try:
         left = remove(one)
     except StoreError as error:
-        raise verdict(error, Moment.NO_WORK, f"A part of {one.run.url} may be left.") from error
+        raise verdict(error, PionError, f"A part of {one.run.url} may be left.") from error
     show(f"removed {one.run.url}: {size(one.bytes)} freed. Published models stay.")
     if left:
         show(f"{left} files stay there, because Pion does not write files with such names.")

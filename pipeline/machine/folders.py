@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import pwd
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from pion.errors import BadInput
@@ -72,6 +75,18 @@ def private_folder(path: Path) -> Path:
 def open_private(path: str, flags: int) -> int:
     """Open a file; a new file is for this user alone. An `opener` for `open`."""
     return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE)
+
+
+@contextlib.contextmanager
+def locked(lock: Path) -> Iterator[None]:
+    """Hold a private lock file against the other processes and threads of this user.
+
+    The lock of a process that died is free. The file stays: if it were removed, two processes could
+    lock two different files. Raises OSError.
+    """
+    with open(lock, "ab", opener=open_private) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _user(number: int) -> str:

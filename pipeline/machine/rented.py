@@ -87,7 +87,7 @@ def this_machine(
     host, cluster = socket.gethostname(), info.get("cluster_name")
     since = rented_since(started, environment, proc)
     return RentedMachine(
-        id=pod or ":".join(filter(None, (cluster or host, _boot_id(proc)[:8]))),
+        id=pod or ":".join(filter(None, (cluster or host, boot_id(proc)[:8]))),
         cloud=info.get("cloud") or ("RunPod" if pod else None),
         region=info.get("region") or environment.get("RUNPOD_DC_ID"),
         zone=info.get("zone"),
@@ -274,7 +274,8 @@ def _start_of_process_1(proc: Path) -> float | None:
         return None
 
 
-def _boot_id(proc: Path) -> str:
+def boot_id(proc: Path = PROC) -> str:
+    """Return the id of this boot of this machine; empty if the kernel doesn't say."""
     try:
         return (proc / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:

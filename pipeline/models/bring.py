@@ -13,7 +13,7 @@ from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
-from pipeline.state.shared.bases import BASES, bring_files
+from pipeline.state.shared.bases import BASES, bring_base
 from pipeline.state.stores import DEFAULT_STORE, Store, open_store
 from pipeline.state.workspace import Files, Workspace
 
@@ -41,7 +41,7 @@ def bring_model(run: RunState, head: Head, key: str) -> Path:
     if base.startswith("checkpoints/"):
         _bring_base(run, base)
     if base.startswith(f"{BASES}/"):
-        bring_files(run.store, base.removeprefix(f"{BASES}/"))
+        bring_base(run.store, base.removeprefix(f"{BASES}/"))
     return workspace.folder(key)
 
 

@@ -15,7 +15,7 @@ from pipeline.report.curves import Point, attempts, curves_of
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.page_sections import measured_sections, record_sections
 from pipeline.state.deadline import end_in_words, state_in_words
-from pipeline.state.liveness import Life, liveness
+from pipeline.state.liveness import liveness
 from pipeline.state.record_json import Damaged
 
 MOST_EVENTS = 200
@@ -115,8 +115,8 @@ def _state(history: RunHistory) -> str:
     age, running = status["heartbeat_age"], status["owner_running"]
     beat_at = None if age is None else now - age
     life = liveness(head, beat_at, now, history.silence, running=running).life
-    if life is not Life.ALIVE:
-        return life.value
+    if life != "alive":
+        return life
     return "stopping" if status["stop"] else "running"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from pion.errors import BadInput, Fenced, Interrupted, PionError, PlanFailed, Stopped
+from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, PlanFailed, Stopped
 from pipeline.base.keep import keep_as_base
 from pipeline.console.messages import Phase, Shown, StageState, Summary
 from pipeline.cost.budget import over_budget
@@ -36,7 +36,7 @@ from pipeline.state.shared.prune import delete_due
 from pipeline.state.stop_requests import clear_stops
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.retry import Patience
-from pipeline.state.stores.verdict import Moment, verdict
+from pipeline.state.stores.verdict import verdict
 from pipeline.training.context import smaller_plan_note
 from pipeline.training.saving import linger_seconds
 
@@ -287,10 +287,10 @@ class Advance:
     def _verdict(self, error: StoreError) -> PionError:
         if self.work_done:
             safe = f"Everything committed before is safe in {self.start.run.store.url}."
-            return verdict(error, Moment.WORK_DONE, safe)
+            return verdict(error, NotDurable, safe)
         return verdict(
             error,
-            Moment.BEFORE_WORK,
+            BadInput,
             "Nothing was started.",
             managed=self.start.owner.launch_id is not None,
         )

@@ -74,7 +74,7 @@ def finish_publish(
     texts = patiently(lambda: _held_out_texts(job, run, head, digests))
     base = None
     if job.base is not None:
-        base = patiently(partial(bring_base, run.store, job.base, weights=False))
+        base = patiently(partial(bring_base, run.store, job.base.hash, weights=False))
     return publish_run(history, model, texts, say, base, lambda: patiently(confirm))
 
 

@@ -119,7 +119,7 @@ def _folders(base: Base, run: RunState, digests: Digests) -> TrainedRun:
     head = run.read()
     assert head is not None
     data = bring_all_data(run, head, digests)
-    model = {MODEL: bring_base(run.store, base)}
+    model = {MODEL: bring_base(run.store, base.hash)}
     return TrainedRun(model, data.get("pretrain"), data.get("sft"))
 
 

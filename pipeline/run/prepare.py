@@ -45,7 +45,7 @@ def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> d
         ready = _Preparing(start, claim, say, patiently, again).all_parts(own)
         keys = {part: claim.head.data[part] for part in ready}
         if claim.head.data != keys:  # it still lists parts that the job no longer has
-            patiently(partial(claim.use_data, keys))
+            patiently(partial(claim.commit, lambda head: head.with_data(keys)))
     for folder in own.values():
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(_aside(folder), ignore_errors=True)  # also of an interrupted `--redo prepare`
@@ -72,7 +72,7 @@ class _Preparing:
         job, ready = self.start.job, {}
         tokenizer: Path | None = None
         if job.base is not None:
-            bring = partial(bring_base, self.start.run.store, job.base, weights=False)
+            bring = partial(bring_base, self.start.run.store, job.base.hash, weights=False)
             tokenizer = self.patiently(bring) / "tokenizer.json"
         if "pretrain" in own:
             ready["pretrain"] = self._part(
@@ -125,7 +125,8 @@ class _Preparing:
         Call this before the folder is read: until HEAD lists it, anybody may delete it.
         """
         store, key = self.start.run.store, data_key(fingerprint, folder)
-        self.patiently(partial(self.claim.use_data_too, part, key))
+        use = partial(self.claim.commit, lambda head: head.with_data({**head.data, part: key}))
+        self.patiently(use)
         if self.patiently(partial(confirm, store, fingerprint, folder)):
             return True
         self.say(Note(f"the {part} data was deleted or replaced just now: looking again"))

@@ -15,12 +15,11 @@ from typing import Any
 from pion.errors import BadInput, Fenced
 from pipeline.console.formats import moment
 from pipeline.state.find_run import refuse_remains
-from pipeline.state.head import Head, SkippedRows, Spent, StageRecord
+from pipeline.state.head import Head, Spent, StageRecord
 from pipeline.state.heartbeat import Heartbeat
 from pipeline.state.liveness import Unchanged
 from pipeline.state.owner import Owner, is_running, may_take_over
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Store
 
 _POLL_SECONDS = 2.0
 
@@ -32,6 +31,7 @@ class Claim:
 
     Attributes:
         before: HEAD before this claim.
+        head: HEAD as this claim last wrote it.
         reason: why this process may own the run.
         heartbeat: this owner's heartbeat; it also looks for new owners and requests.
     """
@@ -39,7 +39,7 @@ class Claim:
     def __init__(
         self, state: RunState, head: Head, before: Head, reason: str, price: float | None = None
     ) -> None:
-        self.state = state
+        self.state, self.store = state, state.store
         self.epoch = head.epoch
         self.before = before
         self.reason = reason
@@ -47,18 +47,9 @@ class Claim:
         self._session = head.claims[0].owner.session
         self._price, self._spent = price, head.spent
         self._started = state.clock.monotonic()
-        self._head = head
+        self.head = head
         self._lock = threading.Lock()
         self._fenced: Fenced | None = None
-
-    @property
-    def store(self) -> Store:
-        return self.state.store
-
-    @property
-    def head(self) -> Head:
-        """HEAD as this claim last wrote it."""
-        return self._head
 
     def check(self) -> None:
         """Raise `Fenced` if the heartbeat or a commit has found another owner. This makes no
@@ -73,9 +64,8 @@ class Claim:
         store, and after an error that another owner may have caused.
         """
         present, _ = self.state.read_for_owner()
-        newest = present.claims[0] if present is not None and present.claims else None
         # A worker of this session may own the run under a later epoch.
-        if newest is None or newest.owner.session != self._session:
+        if present is None or present.session != self._session:
             self._lose(present)
             raise taken_over(self.state, present, self.epoch)
 
@@ -98,7 +88,7 @@ class Claim:
                     raise self._fenced
                 head = dataclasses.replace(change(present), spent=self.spent).signed(write_id)
                 if self.state.swap(head, version, write_id):
-                    self._head = head
+                    self.head = head
                     return head
 
     @property
@@ -118,15 +108,6 @@ class Claim:
         record = StageRecord(digest, self.state.clock.now(), checkpoint_key, result)
         return self.commit(lambda head: head.with_stage(stage, record))
 
-    def use_data(self, data: Mapping[str, str]) -> Head:
-        """Record the keys of the shared data that this run uses, by part, in place of the former
-        ones."""
-        return self.commit(lambda head: head.with_data(data))
-
-    def use_data_too(self, part: str, key: str) -> Head:
-        """Record the key of the shared data that this run uses as `part`; keep the other parts."""
-        return self.commit(lambda head: head.with_data({**head.data, part: key}))
-
     def drop_stages(self, stages: Collection[str]) -> Head:
         """Record `stages` as not begun. Their files are deleted an hour later."""
         now = self.state.clock.now()
@@ -141,11 +122,6 @@ class Claim:
         now = self.state.clock.now()
         return self.commit(lambda head: head.restored(stage, step, now))
 
-    def skip_rows(self, stage: str, rows: SkippedRows) -> Head:
-        """Record that `stage` leaves `rows` out, before the stage rolls back to train without
-        them."""
-        return self.commit(lambda head: head.with_skipped(stage, rows))
-
     def set_job(self, digest: str) -> Head:
         """Record the job file that this run now follows."""
         return self.commit(lambda head: dataclasses.replace(head, job=digest))
@@ -159,10 +135,12 @@ class Claim:
         self.heartbeat.stop()
         if self._fenced is not None:
             return
-        change: dict[str, Any] = {"owner": None}
-        if forget_attempts:
-            change["committed_epoch"] = self.epoch
-        self.commit(lambda head: dataclasses.replace(head, **change))
+
+        def released(head: Head) -> Head:
+            progress = self.epoch if forget_attempts else head.committed_epoch
+            return dataclasses.replace(head, owner=None, committed_epoch=progress)
+
+        self.commit(released)
         self._fenced = Fenced(f"This process has already released run {self.state.name}.")
 
     def forget_attempts(self) -> None:
@@ -250,7 +228,7 @@ def claim_again(state: RunState, me: Owner, *, price: float | None = None) -> Cl
     write_id = uuid.uuid4().hex
     while True:
         before, version = _read(state)
-        if not (before.claims and before.claims[0].owner.session == me.session):
+        if before.session != me.session:
             raise taken_over(state, before)
         head = before.claimed(me, state.clock.now(), price).signed(write_id)
         if state.swap(head, version, write_id):
@@ -279,8 +257,8 @@ def _wait_for_silence(state: RunState, head: Head, version: str | None, me: Owne
 
 def _owned_by(state: RunState, head: Head) -> str:
     assert head.owner is not None
-    since = f"since {moment(head.claims[0].at)} (epoch {head.epoch})"
-    return f"{head.owner.describe()} has owned run {state.name} {since}"
+    when = moment(head.claims[0].at)
+    return f"{head.owner.describe()} has owned run {state.name} since {when} (epoch {head.epoch})"
 
 
 def _refusal(state: RunState, head: Head, me: Owner) -> str:

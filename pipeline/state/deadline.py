@@ -20,7 +20,7 @@ from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.record_json import FORMAT, Amount, Damaged, Time, closed_record
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
-from pipeline.state.watcher_beat import WatcherBeat, nobody_watches, read_beat
+from pipeline.state.watcher_beat import Saw, WatcherBeat, nobody_watches, read_beat
 
 DEADLINE = "deadline.json"
 
@@ -114,12 +114,7 @@ def change_deadline(
     If another process writes in between, `change` gets the other record. With `replace_damaged`, a
     damaged record counts as none. Raises as `read_deadline` does.
     """
-    file = _file(run)
-    while True:
-        present, version = file.read(as_none=Damaged if replace_damaged else ())
-        wanted = change(present)
-        if wanted == present or file.swap(wanted, version):
-            return wanted
+    return _file(run).change(change, None, as_none=Damaged if replace_damaged else ())
 
 
 def withdraw_first_deadline(run: RunState, deadline: RunDeadline) -> None:
@@ -146,7 +141,6 @@ _STATES = {
     "late": "too late for the deadline, so on demand to the end",
     "done": "nothing is left to do",
 }
-_LONGEST_STATE = 40
 
 
 def deadline_of(
@@ -165,11 +159,10 @@ def deadline_of(
     beat, finished_at = read_beat(state), finish_time(state, head)
     silent = nobody_watches(state, beat, now)
     over = record.at is None or finished_at is not None
-    known = record.at is not None and finished_at is not None
     as_json = {
         **dataclasses.asdict(record),
         "finished_at": finished_at,
-        "met": (finished_at or 0.0) <= (record.at or 0.0) if known else None,
+        "met": None if record.at is None or finished_at is None else finished_at <= record.at,
         "watcher": beat and dataclasses.asdict(beat),
         "watched": not silent,
         "at_risk_from": beat.risk_at if beat is not None and silent and not over else None,
@@ -181,7 +174,7 @@ def deadline_of(
         met = end_in_words(record.at, finished_at)
         return as_json, [f"deadline: {moment(record.at)}, {met}"]
     words += f", margin {duration(record.margin)}; {record.describe_author()}"
-    return as_json, [words, *_saw_lines(beat, now), *_watcher_lines(state, beat, now)]
+    return as_json, [words, *_watcher_lines(state, beat, now)]
 
 
 def finish_time(state: RunState, head: Head | None) -> float | None:
@@ -199,30 +192,26 @@ def end_in_words(at: float, finished_at: float) -> str:
 
 def state_in_words(state: str) -> str:
     """Return what a run does, in words. A state of a newer pion is its own word."""
-    return _STATES.get(state, printable(state[:_LONGEST_STATE]))
+    return _STATES.get(state, printable(state[:40]))
 
 
-def _saw_lines(beat: WatcherBeat | None, now: float) -> list[str]:
-    """Say what the watcher saw, and how long ago; nothing if there is none that knows deadlines."""
-    if beat is None or beat.too_old():
-        return []
-    if beat.saw is None:
-        return [
-            "the watcher requests nothing for the deadline: its window says why "
-            f"({duration(now - beat.at)} ago)"
-        ]
-    saw, words = beat.saw, state_in_words(beat.saw["state"])
+def _in_words(saw: Saw | None) -> str:
+    """Say what a watcher that knows deadlines saw."""
+    if saw is None:
+        return "the watcher requests nothing for the deadline: its window says why"
+    words = state_in_words(saw["state"])
     if saw["work_left"] > 0:
         slack = f"{duration(saw['slack'])} of slack" if saw["slack"] > 0 else "no slack"
         words += (
             f"; {duration(saw['work_left'])} of work left, {slack}, "
             f"{duration(saw['reserve'])} kept in reserve"
         )
-    return [f"{words} ({duration(now - beat.at)} ago)"]
+    return words
 
 
 def _watcher_lines(state: RunState, beat: WatcherBeat | None, now: float) -> list[str]:
-    """Say who watches the run, and what follows for the deadline if nobody does."""
+    """Say what the watcher saw, who watches the run, and what follows for the deadline if nobody
+    does."""
     start = f"pion watch {state.url}"
     if beat is None:
         return [
@@ -236,9 +225,10 @@ def _watcher_lines(state: RunState, beat: WatcherBeat | None, now: float) -> lis
             f"it again: {start}"
         ]
     age = duration(now - beat.at)
+    lines = [f"{_in_words(beat.saw)} ({age} ago)"]
     if not nobody_watches(state, beat, now):
-        return [f"watched by {who}, last sign of life {age} ago"]
-    line = f"nobody has watched for {age}; the last was {who}. Start it again: {start}"
-    if beat.risk_at is None:
-        return [line]
-    return [line, f"at risk from {moment(beat.risk_at)}, unless somebody watches"]
+        return [*lines, f"watched by {who}, last sign of life {age} ago"]
+    lines.append(f"nobody has watched for {age}; the last was {who}. Start it again: {start}")
+    if beat.risk_at is not None:
+        lines.append(f"at risk from {moment(beat.risk_at)}, unless somebody watches")
+    return lines

@@ -103,16 +103,15 @@ def refuse_other_files(run: RunState) -> None:
 
 def refuse_remains(run: RunState, *, but_of_epoch: int | None = None) -> None:
     """Raise BadInput if there is work of a run that has no HEAD.json; see `remains`."""
-    found = remains(run, but_of_epoch=but_of_epoch)
-    if found:
+    if found := remains(run, but_of_epoch=but_of_epoch):
         raise BadInput(f"{describe_remains(run, found)} Nothing was started or overwritten.")
 
 
 def describe_remains(run: RunState, found: list[Entry]) -> str:
     """Return what lies there, and the ways out, for a person."""
     paths = [entry.key.removeprefix(run.key("")) for entry in found]
-    saved = [path.split("/")[1:3] for path in paths if path.startswith("checkpoints/")]
-    names = sorted({"/".join(parts) for parts in saved})
+    saved = (path.split("/") for path in paths if path.startswith("checkpoints/"))
+    names = sorted({"/".join(parts[1:3]) for parts in saved})
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     others = sorted({path.partition("/")[0] for path in paths} - {"checkpoints"})
     words = [f"checkpoints {', '.join(names[:SHOWN])}{more}"] if names else []
@@ -139,18 +138,15 @@ def known_runs(store: Store) -> str:
 
 
 def _run_names(store: Store) -> list[str]:
-    if (folder := store.local_path("")) is not None:
-        return _run_folders(folder)
-    keys = (entry.key.split("/") for entry in store.list())
-    return sorted(name for name, *rest in keys if rest == ["HEAD.json"])
-
-
-def _run_folders(store: Path) -> list[str]:
-    """Return the runs of a store in a folder; a run may be a link to another disk. Only the folder
-    itself is read: any folder can be named as a store, also one with all files of a disk."""
-    with explained("list", store):
-        names = sorted(path.name for path in store.iterdir()) if store.is_dir() else []
-    return [name for name in names if is_run_name(name) and _may_be_run(store / name)]
+    folder = store.local_path("")
+    if folder is None:
+        keys = (entry.key.split("/") for entry in store.list())
+        return sorted(name for name, *rest in keys if rest == ["HEAD.json"])
+    # A run may be a link to another disk. Only the folder itself is read: any folder can be named
+    # as a store, also one with all files of a disk.
+    with explained("list", folder):
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in names if is_run_name(name) and _may_be_run(folder / name)]
 
 
 def _may_be_run(folder: Path) -> bool:

@@ -184,6 +184,11 @@ class Head:
         claims = [claim for claim in self.claims if claim.epoch > self.committed_epoch]
         return len(claims) - len({claim.owner.session for claim in claims}) - 1
 
+    @property
+    def session(self) -> str | None:
+        """The session of the process that claimed the run last; None if nobody has claimed it."""
+        return self.claims[0].owner.session if self.claims else None
+
     def without_trash(self, keys: Collection[str]) -> "Head":
         """Return HEAD without the trash `keys`. Their files have been deleted."""
         return dataclasses.replace(
@@ -194,36 +199,41 @@ class Head:
         """Return the HEAD of the next epoch, owned by `me` on a machine that costs `price` dollars
         per hour."""
         epoch = self.epoch + 1
-        mine = bool(self.claims) and self.claims[0].owner.session == me.session
+        mine = self.session == me.session
         since = self.spent.until if mine else me.started_at
         if self.claims and me.same_machine(self.claims[0].owner):
             since = max(since, self.spent.until)  # this machine's previous process is counted
         seconds = min(at - since, UNCOUNTED_SECONDS)
         if mine and seconds == UNCOUNTED_SECONDS:
             seconds = 0.0  # a session claims again within seconds, so the clock has jumped
-        spent = self.spent.plus(seconds, price, at)
-        claims = (ClaimRecord(epoch, at, me), *self.claims)[:CLAIMS_KEPT]
-        return dataclasses.replace(self, epoch=epoch, owner=me, claims=claims, spent=spent)
+        return dataclasses.replace(
+            self,
+            epoch=epoch,
+            owner=me,
+            claims=(ClaimRecord(epoch, at, me), *self.claims)[:CLAIMS_KEPT],
+            spent=self.spent.plus(seconds, price, at),
+        )
 
     def with_checkpoint(self, entry: CheckpointEntry) -> "Head":
         """Return HEAD with `entry` listed as the newest checkpoint."""
-        others = tuple(other for other in self.checkpoints if other.key != entry.key)
+        others = (other for other in self.checkpoints if other.key != entry.key)
         return dataclasses.replace(
-            self,
+            self.without_trash([entry.key]),
             checkpoints=(entry, *others),
-            trash=tuple(item for item in self.trash if item.key != entry.key),
             committed_epoch=self.epoch,
         )
 
     def with_stage(self, stage: str, record: StageRecord) -> "Head":
         """Return HEAD with `stage` finished."""
-        stages = {**self.stages, stage: record}
-        return dataclasses.replace(self, stages=stages, committed_epoch=self.epoch)
+        return dataclasses.replace(
+            self, stages={**self.stages, stage: record}, committed_epoch=self.epoch
+        )
 
     def with_data(self, data: Mapping[str, str]) -> "Head":
         """Return HEAD with these keys of shared data, by part, in place of the former ones."""
-        number = SHARED_DATA_FORMAT if data else FORMAT
-        return dataclasses.replace(self, data=dict(data), format=number)
+        return dataclasses.replace(
+            self, data=dict(data), format=SHARED_DATA_FORMAT if data else FORMAT
+        )
 
     def with_metrics(self, key: str, metrics: Mapping[str, float | None]) -> "Head":
         """Return HEAD with these metrics for the checkpoint `key`."""
@@ -272,10 +282,8 @@ class Head:
         kept = {stage: record for stage, record in self.stages.items() if stage not in stages}
         skipped = {stage: rows for stage, rows in self.skipped.items() if stage not in stages}
         dropped = [entry.key for entry in self.checkpoints if entry.stage in stages]
-        from_start = {**self.restores.get(self.epoch, {}), **dict.fromkeys(stages, 0)}
-        restores = {**self.restores, self.epoch: from_start}
-        head = dataclasses.replace(self, stages=kept, skipped=skipped, restores=restores)
-        return head.without_checkpoints(dropped, now)
+        head = dataclasses.replace(self, stages=kept, skipped=skipped)
+        return head._restored(dict.fromkeys(stages, 0)).without_checkpoints(dropped, now)
 
     def without_checkpoints(self, keys: Collection[str], now: float) -> "Head":
         """Return HEAD without the checkpoints `keys`; their files are deleted an hour later."""
@@ -291,12 +299,10 @@ class Head:
     def restored(self, stage: str, step: int, now: float) -> "Head":
         """Return HEAD with `stage` continuing from `step` under this epoch, and without its later
         checkpoints."""
-        mine = {**self.restores.get(self.epoch, {}), stage: step}
         rewound = [
             entry.key for entry in self.checkpoints if entry.stage == stage and entry.step > step
         ]
-        restores = {**self.restores, self.epoch: mine}
-        return dataclasses.replace(self, restores=restores).without_checkpoints(rewound, now)
+        return self._restored({stage: step}).without_checkpoints(rewound, now)
 
     def signed(self, write_id: str) -> "Head":
         """Return HEAD with an id by which its writer recognizes it if the acknowledgement is
@@ -307,6 +313,11 @@ class Head:
         """Return the keys of the checkpoints that must not be deleted."""
         finished = {record.checkpoint for record in self.stages.values() if record.checkpoint}
         return finished | {entry.key for entry in self.checkpoints}
+
+    def _restored(self, steps: Mapping[str, int]) -> "Head":
+        """Return HEAD with these steps from which stages continue under this epoch."""
+        mine = {**self.restores.get(self.epoch, {}), **steps}
+        return dataclasses.replace(self, restores={**self.restores, self.epoch: mine})
 
     def to_json(self) -> bytes:
         """Return HEAD.json: of the first format, unless HEAD lists shared data."""

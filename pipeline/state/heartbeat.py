@@ -82,8 +82,7 @@ class Heartbeat:
         """Look at HEAD and the requests, and write the sign of life. Raises `StoreError`."""
         state = self._state
         present, _ = state.read_for_owner()
-        newest = present.claims[0] if present is not None and present.claims else None
-        if present is None or newest is None or newest.owner.session != self._owner.session:
+        if present is None or present.session != self._owner.session:
             self._on_taken_over(present)
             return
         # Set `lent` before reading the request: if the run is lent, the worker obeys the request.

@@ -7,21 +7,16 @@ takeover, only a sign that has not changed for a while on this machine's clock c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from typing import Literal
 
 from pipeline.state.head import Head
 from pipeline.state.owner import Owner, is_running
-from pipeline.state.run_state import Clock, RunState
+from pipeline.state.run_state import RunState
+from pipeline.state.stores.clock import Clock
 
-
-class Life(Enum):
-    """What is known of a run's owner: there is none; its process on this machine is gone; it has
-    shown no sign of life for too long; or it lives."""
-
-    NOBODY = "nobody"
-    DEAD = "dead"
-    SILENT = "silent"
-    ALIVE = "alive"
+# What is known of a run's owner: there is none; its process on this machine is gone; it has shown
+# no sign of life for too long; or it lives.
+Life = Literal["nobody", "dead", "silent", "alive"]
 
 
 @dataclass(frozen=True)
@@ -43,16 +38,16 @@ def liveness(
     """
     at = last_change(head) if beat_at is None else beat_at
     if head.owner is None:
-        return Liveness(Life.NOBODY, at)
+        return Liveness("nobody", at)
     if running is None:
-        return Liveness(Life.SILENT if is_silent(at, now, silence) else Life.ALIVE, at)
-    return Liveness(Life.ALIVE if running else Life.DEAD, at)
+        return Liveness("silent" if is_silent(at, now, silence) else "alive", at)
+    return Liveness("alive" if running else "dead", at)
 
 
 def owner_of(run: RunState, head: Head | None) -> Liveness:
     """Return whether the owner in the run's `head` lives now. Raises StoreError."""
     if head is None or head.owner is None:
-        return Liveness(Life.NOBODY, 0.0)
+        return Liveness("nobody", 0.0)
     beat, running = run.heartbeat(head.epoch), is_running(head.owner, Owner.me())
     beat_at = beat["at"] if beat else None
     return liveness(head, beat_at, run.clock.now(), run.silence, running=running)

@@ -1,6 +1,7 @@
 """Rows that a run reports: metrics by stage, and events. Rows are written in segments, and each
 segment is written once."""
 
+import itertools
 import json
 import re
 import threading
@@ -39,31 +40,26 @@ class _RowLog:
     def flush(self) -> None:
         """Write the rows that are not yet written; if that fails, they stay in memory."""
         with self._flushing:
-            with self._lock:
-                rows = list(self._rows)
-            if not rows:
+            text = self.unwritten()
+            if not text:
                 return
             if self._next is None:
                 self._next = len(self._store.list(self._folder + "/"))
-            data = "".join(finite_json(row) + "\n" for row in rows).encode()
             key = f"{self._folder}/{self._next:06d}.jsonl"
             # Use a new number even if this write fails: the failed write may still land later.
             self._next += 1
-            self._store.write(key, data)
+            self._store.write(key, text.encode())
             with self._lock:
-                del self._rows[: len(rows)]
+                del self._rows[: text.count("\n")]
 
     def unwritten(self) -> str:
         """Return the rows that a flush would write, as JSON lines."""
         with self._lock:
             return "".join(finite_json(row) + "\n" for row in self._rows)
 
-    def _add(self, *rows: Row) -> None:
+    def _add(self, row: Mapping[str, Any]) -> None:
         with self._lock:
-            self._rows.extend(rows)
-
-    def _stamped(self, row: Mapping[str, Any]) -> Row:
-        return {**row, "epoch": self._epoch, "at": self._now()}
+            self._rows.append({**row, "epoch": self._epoch, "at": self._now()})
 
 
 class MetricsLog(_RowLog):
@@ -83,11 +79,12 @@ class MetricsLog(_RowLog):
         """Keep a row in memory until `flush`. Raises `ValueError` if the row has no step."""
         if "step" not in row:
             raise ValueError(f"a metrics row needs a step: {dict(row)}")
-        self._add(self._stamped(row))
+        self._add(row)
 
     def adopt(self, lines: str) -> None:
         """Keep the rows of an earlier attempt unchanged, and write them with the next flush."""
-        self._add(*map(json.loads, lines.splitlines()))
+        with self._lock:
+            self._rows.extend([json.loads(line) for line in lines.splitlines()])
 
 
 class EventLog(_RowLog):
@@ -100,18 +97,15 @@ class EventLog(_RowLog):
 
     def append(self, kind: str, **fields: Any) -> None:
         """Keep an event in memory until `flush`."""
-        self._add(self._stamped({**fields, "event": kind}))
+        self._add({**fields, "event": kind})
 
 
-def read_metrics(
-    store: Store, run: str, head: Head, stage: str, unreadable: Unreadable | None = None
-) -> list[Row]:
+def read_metrics(store: Store, run: str, head: Head, stage: str) -> list[Row]:
     """Return the stage's rows that lead to its present state, sorted by step.
 
-    A row is dropped when a later epoch resumed from an earlier step: its work was repeated. Counts
-    the rows that can't be read in `unreadable`.
+    A row is dropped when a later epoch resumed from an earlier step: its work was repeated.
     """
-    return kept_rows(read_all_metrics(store, run, stage, unreadable), head, stage)
+    return kept_rows(read_all_metrics(store, run, stage), head, stage)
 
 
 def read_all_metrics(
@@ -127,15 +121,13 @@ def read_all_metrics(
 
 def kept_rows(rows: Iterable[Row], head: Head, stage: str) -> list[Row]:
     """Return the stage's `rows` that lead to its present state, sorted by step."""
-    restores = sorted((e, steps[stage]) for e, steps in head.restores.items() if stage in steps)
-    epochs = [epoch for epoch, _ in restores]
+    restores = {e: steps[stage] for e, steps in head.restores.items() if stage in steps}
+    epochs = sorted(restores)
     # The lowest step from which any of the epochs[i:] resumed. Step 0 is a fresh start: all rows of
     # step 0 are reported again.
-    lowest = [step or -1 for _, step in restores]
-    for i in range(len(lowest) - 2, -1, -1):
-        lowest[i] = min(lowest[i], lowest[i + 1])
-    lowest.append(LAST_STEP)
-    current = [r for r in rows if r["step"] <= lowest[bisect_right(epochs, r["epoch"])]]
+    last_first = [LAST_STEP, *(restores[epoch] or -1 for epoch in reversed(epochs))]
+    lowest = list(itertools.accumulate(last_first, min))[::-1]
+    current = (r for r in rows if r["step"] <= lowest[bisect_right(epochs, r["epoch"])])
     return sorted(current, key=lambda row: (row["step"], row["epoch"]))
 
 
@@ -217,13 +209,10 @@ class RowReader:
         self._read.update(keys)
         rows = []
         for key, lines in zip(keys, contents):
-            if lines is None:
-                self._unreadable.add(f"{self._store.url}/{key}")
-            for line in lines or ():
-                if line in self._lines:
-                    continue
-                self._lines.add(line)
-                row = self._parse(line)
+            new = [line for line in dict.fromkeys(lines or ()) if line not in self._lines]
+            self._lines.update(new)
+            parsed: list[Row | None] = [None] if lines is None else list(map(self._parse, new))
+            for row in parsed:
                 if row is None:
                     self._unreadable.add(f"{self._store.url}/{key}")
                 else:

@@ -4,6 +4,7 @@ who wrote a record."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import getpass
 import hashlib
@@ -24,7 +25,7 @@ from pion.errors import BadInput
 from pion.untrusted import read_file
 from pipeline.console.formats import printable
 from pipeline.machine.child_environment import without_secrets
-from pipeline.machine.rented import is_rented, rented_since
+from pipeline.machine.rented import boot_id, is_rented, rented_since
 from pipeline.state.record_json import Count, Time
 
 _PACKAGES = ("pion", "torch", "ray", "transformers", "numpy", "safetensors", "tokenizers")
@@ -56,19 +57,15 @@ class Owner:
     @classmethod
     def me(cls) -> Owner:
         """Return this process."""
-        pid = os.getpid()
-        code = code_version()
         return cls(
             session=_SESSION,
-            pid=pid,
-            pid_start=_running(pid) or 0,
+            pid=os.getpid(),
+            pid_start=_running(os.getpid()) or 0,
             pid_namespace=_pid_namespace(),
-            boot_id=_boot_id(),
+            boot_id=boot_id(),
             host=socket.gethostname(),
             launch_id=launch_id(),
-            commit=code.commit,
-            dirty=code.dirty,
-            versions=code.versions,
+            **dataclasses.asdict(code_version()),
             started_at=_paid_since(),
         )
 
@@ -92,19 +89,15 @@ class Author:
 
     @classmethod
     def me(cls) -> Author:
-        """Return this process."""
-        return cls(socket.gethostname(), os.getpid(), user_name())
+        """Return this process. In a container, the user may be a number without a name."""
+        user = f"user {os.getuid()}"
+        with contextlib.suppress(KeyError, OSError, ImportError):
+            user = getpass.getuser()
+        return cls(socket.gethostname(), os.getpid(), user)
 
     def describe(self) -> str:
         """Return `ann on host-a`."""
         return printable(f"{self.user} on {self.host}")
-
-
-def user_name() -> str:
-    """Return the name of this user. In a container, the user may be a number without a name."""
-    with contextlib.suppress(KeyError, OSError, ImportError):
-        return getpass.getuser()
-    return f"user {os.getuid()}"
 
 
 _STARTED_AT = round(time.time(), 3)
@@ -144,9 +137,7 @@ def may_take_over(other: Owner | None, me: Owner) -> str | None:
 
 def is_running(other: Owner, me: Owner) -> bool | None:
     """Return whether `other` is alive; None if this machine can't tell."""
-    if not me.same_machine(other):
-        return None
-    return _running(other.pid) == other.pid_start
+    return _running(other.pid) == other.pid_start if me.same_machine(other) else None
 
 
 def differences(before: Owner, after: Owner) -> list[str]:
@@ -156,10 +147,12 @@ def differences(before: Owner, after: Owner) -> list[str]:
         lines.append(f"commit {(before.commit or '?')[:10]} → {(after.commit or '?')[:10]}")
     if before.dirty != after.dirty:
         lines.append(f"uncommitted changes {before.dirty or 'none'} → {after.dirty or 'none'}")
-    for name in sorted({*before.versions, *after.versions}):
-        old, new = before.versions.get(name, "absent"), after.versions.get(name, "absent")
-        if old != new:
-            lines.append(f"{name} {old} → {new}")
+    old, new = before.versions, after.versions
+    lines += [
+        f"{name} {old.get(name, 'absent')} → {new.get(name, 'absent')}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
     return lines
 
 
@@ -169,10 +162,8 @@ def code_version() -> CodeVersion:
     launcher copied."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     commit, dirty = checkout(Path(__file__).parents[2])
     if commit is None:
         commit, dirty = (os.environ.get(name) or None for name in ("PION_COMMIT", "PION_DIRTY"))
@@ -269,15 +260,6 @@ def _running(pid: int) -> int | None:
 @functools.cache
 def _paid_since() -> float:
     return round(rented_since(_STARTED_AT), 3) if is_rented() else _STARTED_AT
-
-
-@functools.cache
-def _boot_id() -> str:
-    """Return the id of this boot of this machine; empty if the kernel doesn't say."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _pid_namespace() -> str:

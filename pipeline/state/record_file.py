@@ -11,6 +11,7 @@ from pipeline.state.record_json import FORMAT, Damaged, build, parse, to_json
 from pipeline.state.stores import Conflict, Missing, Store, StoreError
 
 T = TypeVar("T")
+Absent = TypeVar("Absent")
 # Reads a record in bytes of the file that the text names. Raises `Damaged` and `BadInput`.
 Load = Callable[[bytes, str], T]
 
@@ -94,3 +95,23 @@ class RecordFile(Generic[T]):
                 raise
             return False
         return True
+
+    def change(
+        self,
+        change: Callable[[T | Absent], T],
+        absent: Absent,
+        *,
+        as_none: type[BadInput] | tuple[()] = (),
+    ) -> T:
+        """Replace the record by what `change` makes of it, and return the result.
+
+        `change` gets `absent` if there is no record. If another process writes in between, `change`
+        gets the other record. If it changes nothing, nothing is written. Raises as `read` and
+        `swap` do.
+        """
+        while True:
+            present, version = self.read(as_none=as_none)
+            before = absent if present is None else present
+            wanted = change(before)
+            if wanted == before or self.swap(wanted, version):
+                return wanted

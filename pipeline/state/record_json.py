@@ -62,8 +62,10 @@ def closed_record(kind: type[Record]) -> type[Record]:
 def open_record(kind: type[Record]) -> type[Record]:
     """Let `build` keep keys that the TypedDict `kind` does not have, or ignore them if it is a
     dataclass."""
-    extra = "ignore" if dataclasses.is_dataclass(kind) else "allow"
-    kind.__pydantic_config__ = {"strict": True, "extra": extra}  # type: ignore[attr-defined]
+    kind.__pydantic_config__ = {  # type: ignore[attr-defined]
+        "strict": True,
+        "extra": "ignore" if dataclasses.is_dataclass(kind) else "allow",
+    }
     return kind
 
 
@@ -170,12 +172,13 @@ def _end_lists_early(schema: Any) -> None:
 def _in_words(error: "ErrorDetails", under: str) -> str:
     """Return a clause about a wrong value: `claims.0.at should be a valid number`."""
     place, words = _place([*filter(None, [under]), *error["loc"]]) or "it", error["msg"]
-    if error["type"] == "missing":
-        return f"{place} is missing"
-    if error["type"] == "predicate_failed":
-        return f"{place} is not a possible value"
-    if words.startswith("Input should "):
-        return f"{place} {words.removeprefix('Input ')}"
+    match error["type"]:
+        case "missing":
+            return f"{place} is missing"
+        case "predicate_failed":
+            return f"{place} is not a possible value"
+        case _ if words.startswith("Input should "):
+            return f"{place} {words.removeprefix('Input ')}"
     return f"{place}: {words}"
 
 
@@ -186,10 +189,11 @@ def _place(path: Sequence[str | int]) -> str:
 
 def _without_nan(value: Any) -> Any:
     """Return plain JSON with None for NaN and infinite numbers."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: _without_nan(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_without_nan(item) for item in value]
     return value

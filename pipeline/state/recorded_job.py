@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -96,19 +98,14 @@ def find_job_file(state: RunState, head: Head) -> tuple[str, list[str]]:
     text = recorded_text(state, head)
     if text is None:
         raise BadInput(f"{state.name} has no record of its job. Pass the job file: --job FILE.")
-    overrides = []
     header = _HEADER.match(text)
-    if header is not None:
-        for line in text.splitlines()[1:]:
-            if not line.startswith("# "):
-                break
-            overrides.append(line.removeprefix("# "))
+    lines = text.splitlines()[1:] if header else []
+    comments = itertools.takewhile(lambda line: line.startswith("# "), lines)
+    overrides = [line.removeprefix("# ") for line in comments]
     for path in _job_files(header["name"] if header else None):
-        try:
+        with contextlib.suppress(BadInput):
             if job_text(path, overrides) == text:
                 return str(path), overrides
-        except BadInput:
-            continue
     named = f" ({header['name']} with {' '.join(overrides)})" if header else ""
     raise BadInput(
         f"no job file in {Path.cwd()} or its subfolders matches the job that {state.name} "

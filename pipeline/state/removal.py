@@ -59,19 +59,22 @@ def find_removable(run: RunState, *, take_over: bool = False) -> Removable:
         data, version = run.store.read_versioned(where)
         head = Head.from_json(data, f"{run.store.url}/{where}")
         if not take_over:
-            _refuse_if_owned(run, head.owner)
-            _refuse_if_rented(run)
+            _refuse_if_at_work(run, head.owner)
     except Missing:  # any folder of this disk can be named as a run
         if not remains(run):
             raise BadInput(no_such_run(run)) from None
         refuse_other_files(run)
         if not take_over:
-            _refuse_if_rented(run)
+            _refuse_if_at_work(run, None)
     except BeingRemoved:
         pass
     entries = run.store.list(run.key(""))
-    has_base = any(entry.key.startswith(run.key("bases/")) for entry in entries)
-    return Removable(run, version, sum(entry.size for entry in entries), has_base)
+    return Removable(
+        run,
+        version,
+        bytes=sum(entry.size for entry in entries),
+        has_base=any(entry.key.startswith(run.key("bases/")) for entry in entries),
+    )
 
 
 def remove(found: Removable) -> int:
@@ -124,15 +127,12 @@ def _refuse_link(run: RunState) -> None:
         )
 
 
-def _refuse_if_owned(run: RunState, owner: Owner | None) -> None:
+def _refuse_if_at_work(run: RunState, owner: Owner | None) -> None:
     if owner is not None and is_running(owner, Owner.me()) is not False:
         raise BadInput(
             f"{owner.describe()} owns run {run.name}. Stop it first: pion stop {run.url} --wait. "
             "If you know that its machine is gone, add --take-over."
         )
-
-
-def _refuse_if_rented(run: RunState) -> None:
     note, _ = read_rental_note(run)
     if note is not None:
         raise BadInput(

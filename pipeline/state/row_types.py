@@ -53,8 +53,10 @@ class Unreadable:
         """Return a sentence about the skipped rows; None if there are none."""
         if self.count == 0:
             return None
-        rows = counted(self.count, "row")
-        return f"{rows} of metrics and events could not be read. The first is in {self.first}."
+        return (
+            f"{counted(self.count, 'row')} of metrics and events could not be read. The first is "
+            f"in {self.first}."
+        )
 
 
 def metrics_row(line: bytes) -> Row | None:

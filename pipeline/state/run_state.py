@@ -3,9 +3,7 @@
 HEAD.json decides everything, and it changes only by compare-and-swap.
 """
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, NotRequired, TypeVar
 
 from typing_extensions import TypedDict
@@ -26,6 +24,7 @@ from pipeline.state.record_json import (
 )
 from pipeline.state.stores import Missing, Store, write_once
 from pipeline.state.stores.base import check_run_name
+from pipeline.state.stores.clock import Clock
 
 T = TypeVar("T")
 
@@ -60,26 +59,6 @@ class StageInputs(TypedDict):
     inputs: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Time, so that tests can replace it. `monotonic` never jumps; `now` is Unix time."""
-
-    now: Callable[[], float] = time.time
-    monotonic: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-
-    def until(self, check: Callable[[], T], seconds: float, every: float) -> T:
-        """Call `check` until it answers something other than None or False, or so many seconds have
-        passed; return its last answer. It is called at least once, and again each `every` seconds.
-        """
-        end = self.monotonic() + seconds
-        while True:
-            answer = check()
-            if not (answer is None or answer is False) or self.monotonic() >= end:
-                return answer
-            self.sleep(every)
-
-
 class RunState:
     """The run called `name` in `store`. Read it here; claim it (claim.py) to change it."""
 
@@ -87,9 +66,12 @@ class RunState:
         self.store = store
         self.name = check_run_name(name)
         self.clock = clock or Clock()
-        advice = "Restore this file from a backup. The run's checkpoints are not affected."
         self._head = RecordFile(
-            store, self.key("HEAD.json"), Head.from_json, Head.to_json, advice=advice
+            store,
+            self.key("HEAD.json"),
+            Head.from_json,
+            Head.to_json,
+            advice="Restore this file from a backup. The run's checkpoints are not affected.",
         )
 
     @property

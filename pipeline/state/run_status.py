@@ -54,10 +54,9 @@ def is_finished(state: RunState, head: Head) -> bool:
 
 def _stage_status(stage: str, head: Head) -> dict[str, Any]:
     record = head.stages.get(stage)
-    entries = [entry for entry in head.checkpoints if entry.stage == stage]
+    newest = next((entry for entry in head.checkpoints if entry.stage == stage), None)
     status: dict[str, Any] = {"state": "todo", "at": None, "digest": None, "step": None}
-    if entries:
-        newest = entries[0]
+    if newest is not None:
         status |= {"state": "begun", "at": newest.at, "digest": newest.digest, "step": newest.step}
     if record is not None:
         status |= {"state": "done", "at": record.at, "digest": record.digest}

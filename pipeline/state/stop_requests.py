@@ -47,8 +47,12 @@ class StopRequest:
 
     def status(self) -> dict[str, Any]:
         """Return what `pion status --json` says of the request."""
-        by, launch = dataclasses.asdict(self.by), self.except_launch
-        return {"at": self.at, **by, "reason": self.reason, "except_launch": launch}
+        return {
+            "at": self.at,
+            **dataclasses.asdict(self.by),
+            "reason": self.reason,
+            "except_launch": self.except_launch,
+        }
 
 
 def describe_stop(stop: Mapping[str, Any]) -> str:
@@ -76,8 +80,8 @@ def pending_stop(
     Files that can't be read as requests are reported to `note` and ignored, because they must not
     end a run. Raises `StoreError`.
     """
-    found = _requests(run, note)
-    obeyed = (r for r in found.values() if launch_id is None or r.except_launch != launch_id)
+    found = _requests(run, note).values()
+    obeyed = (r for r in found if launch_id is None or r.except_launch != launch_id)
     return max(obeyed, key=lambda request: request.at, default=None)
 
 
@@ -87,18 +91,11 @@ def clear_stops(run: RunState) -> int:
     return _delete(run, [entry.key for entry in run.store.list(run.key(REQUESTS))])
 
 
-def withdraw_handover(run: RunState, launch_id: str) -> int:
-    """Remove the requests to hand the run over to that launch, and return how many there were.
-    Raises `StoreError`."""
-    found = _requests(run)
-    return _delete(run, [key for key, r in found.items() if r.except_launch == launch_id])
-
-
-def clear_handovers(run: RunState) -> int:
-    """Remove every request to hand the run over, and return how many there were. A person's request
-    to stop stays. Raises `StoreError`."""
-    found = _requests(run)
-    return _delete(run, [key for key, r in found.items() if r.except_launch is not None])
+def clear_handovers(run: RunState, launch_id: str | None = None) -> int:
+    """Remove the requests to hand the run over, to that launch or to any; return how many there
+    were. A person's request to stop stays. Raises `StoreError`."""
+    handovers = [(k, r) for k, r in _requests(run).items() if r.except_launch is not None]
+    return _delete(run, [k for k, r in handovers if launch_id in (None, r.except_launch)])
 
 
 def is_asked_to_stop(run: RunState) -> bool:
@@ -123,9 +120,9 @@ def _requests(run: RunState, note: Note = lambda text: None) -> dict[str, StopRe
             request, _ = _file(run, entry.key).read()
         except BadInput as error:
             note(f"a request was ignored: {error}")
-            continue
-        if request is not None:  # else it was cleared meanwhile
-            found[entry.key] = request
+        else:
+            if request is not None:  # else it was cleared meanwhile
+                found[entry.key] = request
     return found
 
 

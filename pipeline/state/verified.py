@@ -7,7 +7,7 @@ right is remembered in the private cache of this machine, one record for each fo
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +17,7 @@ from typing import Any
 
 from pion.errors import BadInput
 from pion.untrusted import open_file, read_json
-from pipeline.machine.folders import open_private, private_cache_folder
+from pipeline.machine.folders import locked, open_private, private_cache_folder
 
 # The folder of the records, below the cache folder.
 RECORDS = "verified"
@@ -27,11 +27,11 @@ _LARGEST = 256 << 20
 Check = Callable[[str, int, str], str | None]
 
 
-def file_problem(path: Path, size: int, sha256: str, name: str | None = None) -> str | None:
-    """Return why a file does not have that size and hash; None if it does. It is called `name`."""
-    name = name or path.name
+def file_problem(folder: Path, name: str, size: int, sha256: str) -> str | None:
+    """Return why the file `name` below `folder` does not have that size and hash; None if it
+    does."""
     try:
-        with open_file(path) as file:
+        with open_file(folder / name) as file:
             found = os.fstat(file.fileno()).st_size
             if found != size:
                 return f"{name} has {found:,} bytes instead of {size:,}"
@@ -47,11 +47,6 @@ def file_problem(path: Path, size: int, sha256: str, name: str | None = None) ->
     return None
 
 
-def checked_now(folder: Path) -> Check:
-    """Return a check that hashes the files below `folder`, whatever is remembered."""
-    return lambda name, size, sha256: file_problem(folder / name, size, sha256, name)
-
-
 @contextlib.contextmanager
 def checked_once(folder: Path) -> Iterator[Check]:
     """Yield a check of the files below `folder`, which hashes only what has changed since it was
@@ -61,22 +56,23 @@ def checked_once(folder: Path) -> Iterator[Check]:
     """
     with contextlib.ExitStack() as closing:
         try:
-            record = private_cache_folder(RECORDS) / f"{_hash(str(folder.resolve()))}.json"
-            lock = closing.enter_context(
-                open(record.with_name(f".lock-{record.stem}"), "ab", opener=open_private)
-            )
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            place = str(folder.resolve()).encode(errors="surrogateescape")
+            name = hashlib.sha256(place).hexdigest()[:32]
+            record = private_cache_folder(RECORDS) / f"{name}.json"
+            closing.enter_context(locked(record.with_name(f".lock-{name}")))
         except (BadInput, OSError):
-            yield checked_now(folder)
+            yield functools.partial(file_problem, folder)
             return
-        before = _read(record)
+        before: dict[str, Any] = {}
+        with contextlib.suppress(OSError, BadInput, ValueError, KeyError, TypeError):
+            before = dict(read_json(record, _LARGEST)["files"])
         known = dict(before)
 
         def check(name: str, size: int, sha256: str) -> str | None:
             seen = _look(folder / name, sha256)
             if seen is not None and seen[0] == size and known.get(name) == seen:
                 return None
-            problem = file_problem(folder / name, size, sha256, name)
+            problem = file_problem(folder, name, size, sha256)
             if problem is None and seen is not None and seen == _look(folder / name, sha256):
                 known[name] = seen
             return problem
@@ -94,13 +90,6 @@ def _look(path: Path, sha256: str) -> list[Any] | None:
     return [found.st_size, found.st_mtime_ns, found.st_ino, sha256]
 
 
-def _read(record: Path) -> dict[str, Any]:
-    try:
-        return dict(read_json(record, _LARGEST)["files"])
-    except (OSError, BadInput, ValueError, KeyError, TypeError):
-        return {}
-
-
 def _write(record: Path, folder: Path, known: dict[str, Any]) -> None:
     """Replace the record, and remove those of folders that are gone."""
     with contextlib.suppress(OSError):
@@ -113,7 +102,3 @@ def _write(record: Path, folder: Path, known: dict[str, Any]) -> None:
                 if not Path(read_json(other, _LARGEST)["folder"]).exists():
                     other.unlink()
                     other.with_name(f".lock-{other.stem}").unlink(missing_ok=True)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]

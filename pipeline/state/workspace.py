@@ -8,7 +8,7 @@ copies are lost, they are downloaded again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -24,8 +24,8 @@ from annotated_types import Predicate
 from typing_extensions import TypedDict
 
 from pion.errors import PionError
-from pion.untrusted import read_file
-from pipeline.machine.folders import cache_folder, open_private, private_cache_folder
+from pion.untrusted import LARGEST_RECORD, read_file
+from pipeline.machine.folders import cache_folder, locked, private_cache_folder
 from pipeline.state.record_json import (
     FORMAT,
     MOST_VALUES,
@@ -36,11 +36,12 @@ from pipeline.state.record_json import (
     damaged,
     open_record,
     parse,
+    to_json,
 )
 from pipeline.state.stores import Missing, Store, StoreError
 from pipeline.state.stores.base import check_key, is_key
 from pipeline.state.stores.local import explained
-from pipeline.state.verified import Check, checked_now, checked_once, file_problem
+from pipeline.state.verified import Check, checked_once, file_problem
 
 # The name, size and sha256 of each file of prepared data; in the store, next to the data. It is
 # written last.
@@ -65,11 +66,6 @@ Files = Mapping[str, tuple[int, str]]
 Progress = Callable[[int, int], None]
 
 
-def default_root() -> Path:
-    """Return the folder of this machine's copies of remote runs."""
-    return cache_folder() / COPIES
-
-
 class Workspace:
     """The files of run `run` of `store` on this machine. Keys are relative to the run.
 
@@ -82,7 +78,7 @@ class Workspace:
         name = hashlib.sha256(store.url.encode()).hexdigest()[:12]
         if self.remote and root is None:
             private_cache_folder(COPIES)
-        self._root = (root or default_root()) / name / run
+        self._root = (root or cache_folder() / COPIES) / name / run
 
     def folder(self, key: str) -> Path:
         """Return where the files under `key` are, or would be, on this machine."""
@@ -100,31 +96,40 @@ class Workspace:
             if self.remote:
                 closing.enter_context(self._locked(key))
             folder = self.folder(key)
-            check = closing.enter_context(checked_once(folder)) if once else checked_now(folder)
+            check: Check = functools.partial(file_problem, folder)
+            if once:
+                check = closing.enter_context(checked_once(folder))
             pool = closing.enter_context(ThreadPoolExecutor(_TRANSFERS if self.remote else None))
-            if self.remote:
-                return _first(
-                    pool.map(lambda f: self._fetch_file(key, f[0], f[1], check), files.items())
-                )
-            return _first(pool.map(lambda f: check(f[0], *f[1]), files.items()))
+            fetch = functools.partial(self._fetch_file, key, check)
+            return _first(pool.map(fetch, files, *zip(*files.values())))
 
     def local_problem(self, key: str, files: Files) -> str | None:
         """Return why this machine's copy of `key` can't be used, or None. This does not read the
         store."""
-        folder = self.folder(key)
+        check = functools.partial(file_problem, self.folder(key))
         with ThreadPoolExecutor() as pool:
-            return _first(
-                pool.map(file_problem, [folder / name for name in files], *zip(*files.values()))
-            )
+            return _first(pool.map(check, files, *zip(*files.values())))
+
+    def listed(
+        self, key: str, manifest: str, limit: int = LARGEST_RECORD, most: int = MOST_FILES
+    ) -> Files:
+        """Return the files that a manifest under `key` in the store lists.
+
+        Raises `Missing`, `StoreError`, and as `read_files` does.
+        """
+        path = f"{self.run}/{key}/{manifest}"
+        return read_files(self.store.read(path, limit), f"{self.store.url}/{path}", most)
 
     def bring(self, key: str) -> Path:
         """Return the folder of the prepared data `key`, downloaded if it is not on this machine.
 
         Raises `PionError` if the store's copy is missing or damaged.
         """
-        where = f"{self.store.url}/{self.run}/{key}"
         try:
-            files = self._listed(key, where) if self.remote else self._listed_here(key)
+            if self.remote:
+                files = self.listed(key, FILES, _LARGEST_LIST, MOST_DATA_FILES)
+            else:
+                files = self._listed_here(key)
             problem = self.fetch(key, files, once=True)
         except Missing:
             problem = f"{FILES} is missing"
@@ -132,14 +137,11 @@ class Workspace:
             problem = f"{FILES} is damaged" if self.remote else str(error)
         if problem is not None:
             raise PionError(
-                f"The prepared data at {where} can't be used: {problem}. Nothing was changed. "
-                "To prepare the data again and train on it again, use --redo prepare."
+                f"The prepared data at {self.store.url}/{self.run}/{key} can't be used: {problem}. "
+                "Nothing was changed. To prepare the data again and train on it again, use --redo "
+                "prepare."
             )
         return self.folder(key)
-
-    def _listed(self, key: str, where: str) -> Files:
-        data = self.store.read(f"{self.run}/{key}/{FILES}", _LARGEST_LIST)
-        return read_files(data, f"{where}/{FILES}", MOST_DATA_FILES)
 
     def _listed_here(self, key: str) -> Files:
         """Return the files of prepared data in a store that is a folder.
@@ -154,15 +156,15 @@ class Workspace:
 
     def _list_here(self, key: str) -> None:
         """Write the list that `_listed_here` reads. Raises BadInput if there is no room for it."""
-        from pion.data.arrays import write_atomically
+        from pion.data.arrays import sha256_file, write_atomically
 
         folder = self.folder(key)
         files = dict(_hashes_of_shards(folder))  # computed when they were written
         for path in files_below(folder):
             name = path.relative_to(folder).as_posix()
             if name not in files:
-                files[name] = (path.stat().st_size, _sha256(path))
-        write_atomically(folder / _FILES_HERE, _listing(files))
+                files[name] = (path.stat().st_size, sha256_file(path))
+        write_atomically(folder / _FILES_HERE, manifest_of(files))
 
     def keep(self, key: str, progress: Progress = lambda done, total: None) -> None:
         """Upload this machine's files under `key`. The list of files is written last; in a store
@@ -171,32 +173,41 @@ class Workspace:
         After an interruption, another call uploads only the missing files. `progress` gets the
         bytes uploaded so far and the total bytes.
         """
+        from pion.data.arrays import sha256_file
+
         if not self.remote:
             return self._list_here(key)
         folder = self.folder(key)
         paths = files_below(folder)
         names = [check_key(path.relative_to(folder).as_posix()) for path in paths]
         with ThreadPoolExecutor() as pool:
-            shas = list(pool.map(_sha256, paths))
-        files = {n: (p.stat().st_size, s) for n, p, s in zip(names, paths, shas)}
-        total = sum(size for size, _ in files.values())
-        done = 0
+            shas = list(pool.map(sha256_file, paths))
+        sizes = [path.stat().st_size for path in paths]
+        total = sum(sizes)
+        files = dict(zip(names, zip(sizes, shas)))
         present = {e.key: e.size for e in self.store.list(f"{self.run}/{key}/")}
+        recorded: dict[str, str] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            recorded = dict(json.loads((folder / _KEPT).read_text()))
         kept = {
             name: sha
-            for name, sha in self._read_kept(folder).items()
-            if name in files and present.get(f"{self.run}/{key}/{name}") == files[name][0]
+            for name, sha in recorded.items()
+            if (present.get(f"{self.run}/{key}/{name}"), sha) == files.get(name)
         }
+
+        def send(name: str, sha256: str) -> None:
+            if kept.get(name) != sha256:
+                self.store.write(f"{self.run}/{key}/{name}", folder / name)
+
         with ThreadPoolExecutor(_TRANSFERS) as pool:
-            sent = pool.map(lambda n: self._keep_file(key, n, files[n][1], kept), names)
-            for name, _ in zip(names, sent):
+            sent = pool.map(send, names, shas)
+            for name, done, _ in zip(names, itertools.accumulate(sizes), sent):
                 kept[name] = files[name][1]
                 if not self.store.commits:  # if this process ends, its staged writes are lost
                     with explained("write", folder / _KEPT):
                         (folder / _KEPT).write_text(json.dumps(kept))
-                done += files[name][0]
                 progress(done, total)
-        self.store.write(f"{self.run}/{key}/{FILES}", _listing(files))
+        self.store.write(f"{self.run}/{key}/{FILES}", manifest_of(files))
 
     def forget(self, keep: Iterable[str], folder: str = "checkpoints") -> None:
         """Delete this machine's copies of checkpoints that are not in `keep`, to free disk
@@ -213,11 +224,13 @@ class Workspace:
         if self.remote:
             shutil.rmtree(self._root, ignore_errors=True)
 
-    def _fetch_file(self, key: str, name: str, wanted: tuple[int, str], check: Check) -> str | None:
+    def _fetch_file(self, key: str, check: Check, name: str, size: int, sha256: str) -> str | None:
+        """Download a file of a remote store if it is missing or wrong here; return what is wrong
+        with the store's file."""
         path = self.folder(key) / name
-        size, sha256 = wanted
-        if check(name, size, sha256) is None:
-            return None
+        problem = check(name, size, sha256)
+        if problem is None or not self.remote:
+            return problem
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -230,23 +243,11 @@ class Workspace:
             return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
         return None if found == sha256 else f"{name} has been altered (its sha256 differs)"
 
-    def _keep_file(self, key: str, name: str, sha256: str, kept: Mapping[str, str]) -> None:
-        if kept.get(name) != sha256:
-            self.store.write(f"{self.run}/{key}/{name}", self.folder(key) / name)
-
-    def _read_kept(self, folder: Path) -> dict[str, str]:
-        try:
-            return dict(json.loads((folder / _KEPT).read_text()))
-        except (OSError, ValueError, TypeError):
-            return {}
-
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        lock = self._root / f".lock-{key.replace('/', '-')}"
         try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            with open(lock, "ab", opener=open_private) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            self._root.mkdir(parents=True, exist_ok=True)
+            with locked(self._root / f".lock-{key.replace('/', '-')}"):
                 yield
         except OSError as error:
             raise StoreError("write", str(self._root), error.strerror or str(error)) from error
@@ -262,8 +263,7 @@ def scratch_workspace(run_workspace: Workspace) -> Iterator[Workspace]:
     if not run_workspace.remote:
         yield run_workspace
         return
-    root = private_cache_folder(COPIES)
-    with tempfile.TemporaryDirectory(prefix="scratch-", dir=root) as folder:
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=private_cache_folder(COPIES)) as folder:
         yield Workspace(run_workspace.store, run_workspace.run, Path(folder))
 
 
@@ -327,9 +327,10 @@ def _by_turns(listed: Any) -> Iterator[Any]:
         yield some
 
 
-def _listing(files: Files) -> bytes:
+def manifest_of(files: Files, **more: Any) -> bytes:
+    """Return the content of a manifest, for `read_files`: the files, and what else it says."""
     listed = {name: {"size": size, "sha256": sha} for name, (size, sha) in files.items()}
-    return json.dumps({"format": FORMAT, "files": listed}, indent=1, sort_keys=True).encode()
+    return to_json({**more, "format": FORMAT, "files": listed}).encode()
 
 
 def _hashes_of_shards(folder: Path) -> Files:
@@ -346,11 +347,6 @@ def _hashes_of_shards(folder: Path) -> Files:
                 name = f"{place}/{flags_path(Path(shard.name))}"
                 files[name] = (shard.flags_bytes, shard.flags_sha256)
     return files
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first(problems: Iterable[str | None]) -> str | None:

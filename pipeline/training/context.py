@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from pion.errors import Interrupted, PionError, PlanFailed, Stopped, Trouble
@@ -21,8 +22,9 @@ from pipeline.state.claim import Claim, claim_again
 from pipeline.state.head import Head
 from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
-from pipeline.state.run_state import Clock, RunState
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
+from pipeline.state.stores.clock import Clock
 from pipeline.state.stores.retry import Patience
 from pipeline.state.workspace import Workspace
 from pipeline.training.rewind import plan_rewind
@@ -190,7 +192,7 @@ class TrainingContext:
             rows = plan_rewind(claim.head, stage, digest, trouble, limit, self.run.clock.now())
         except PionError as error:
             return str(error)
-        self.patiently(lambda: claim.skip_rows(stage, rows))
+        self.patiently(partial(claim.commit, lambda head: head.with_skipped(stage, rows)))
         events = EventLog(self.run.store, self.run.name, claim.epoch, self.run.clock.now)
         events.append(
             "rewound", stage=stage, step=rows.step, rows=[rows.first, rows.stop], why=rows.why

@@ -55,7 +55,7 @@ def _brought_base(context: TrainingContext, base: Base) -> Decoder:
     """Return the model that the run starts from, as it is in the run's store."""
     from pion.formats.load import load_decoder
 
-    return load_decoder(context.fetch(lambda: bring_base(context.run.store, base)))
+    return load_decoder(context.fetch(lambda: bring_base(context.run.store, base.hash)))
 
 
 def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseModel]:

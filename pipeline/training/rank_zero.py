@@ -218,9 +218,7 @@ class RankZero(Rank):
 
     def _save(self) -> None:
         """Begin a save, unless another one is being written or a step has gone wrong."""
-        if self._checkpointer.busy:
-            self._checkpointer.stats.skipped += 1
-        elif self._sound:
+        if self._sound and not self._checkpointer.busy:
             self._saving.begin(self._state())
 
     def _report_step(self, newest: dict[str, Any]) -> None:

@@ -7,17 +7,17 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from pion.errors import PionError
+from pion.errors import NotDurable, PionError
 from pipeline.console.formats import duration
 from pipeline.console.messages import CheckpointSaved, Note, Say
 from pipeline.job import Checkpoint
 from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.uploader import UploaderDied
 from pipeline.state.owner import launch_id
-from pipeline.state.run_state import Clock
 from pipeline.state.stores import StoreError
+from pipeline.state.stores.clock import Clock
 from pipeline.state.stores.retry import Patience
-from pipeline.state.stores.verdict import Moment, verdict
+from pipeline.state.stores.verdict import verdict
 from pipeline.training.cadence import SaveCadence
 
 if TYPE_CHECKING:
@@ -178,12 +178,12 @@ class Saving:
             safe = f"Pion tried for {duration(patience)}. {safe}"
         copy = self.checkpointer.local_copy()
         if copy is None:
-            return verdict(outage, Moment.WORK_DONE, safe)
+            return verdict(outage, NotDurable, safe)
         safe += (
             f" The newest save is on this machine, in {copy}, and a run on this "
             "machine resumes from there."
         )
-        return verdict(outage, Moment.WORK_DONE, safe, command="the same command on this machine")
+        return verdict(outage, NotDurable, safe, command="the same command on this machine")
 
 
 def linger_seconds(settings: Checkpoint) -> float:

@@ -65,7 +65,7 @@ class Restored:
     @property
     def notes(self) -> list[str]:
         """What a person should hear about the choice of this checkpoint."""
-        notes, entry = [str(skip) for skip in self.found.skipped], self.found.entry
+        notes, entry = list(self.found.skipped), self.found.entry
         if entry is not None and not self.found.listed:
             notes.append(f"continuing from step {entry.step:,}, which only this machine has")
         return notes

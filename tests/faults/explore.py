@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
 
-from pipeline.state.run_state import Clock
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.base import Data
+from pipeline.state.stores.clock import Clock
 from tests.faults.faulty_store import Crash
 from tests.faults.simulation import Fate, MemoryStore, OneAtATime, SteppedStore
 

@@ -27,14 +27,15 @@ from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER, STATE
 from pipeline.state.checkpoints.restore import check_entry, newest_good
 from pipeline.state.checkpoints.retention import Keep, sweep
 from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
-from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest, save
+from pipeline.state.checkpoints.uploader import Saved, SaveRequest, save
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import Head
 from pipeline.state.metrics import EventLog, read_metrics
 from pipeline.state.owner import Owner
-from pipeline.state.run_state import Clock, RunState
+from pipeline.state.run_state import RunState
 from pipeline.state.stop_requests import clear_stops, pending_stop
 from pipeline.state.stores import Store
+from pipeline.state.stores.clock import Clock
 from pipeline.state.workspace import Workspace
 from pipeline.training.context import TrainingContext
 from pipeline.training.loop import train_stages

@@ -20,13 +20,14 @@ from pipeline.job import Checkpoint
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL
 from pipeline.state.checkpoints.restore import Found, check_entry
 from pipeline.state.checkpoints.retention import Keep
-from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest
+from pipeline.state.checkpoints.uploader import Saved, SaveRequest
 from pipeline.state.claim import claim_run
 from pipeline.state.head import TRASH_SECONDS
 from pipeline.state.metrics import MetricsLog
 from pipeline.state.owner import Owner
-from pipeline.state.run_state import Clock, RunState
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store
+from pipeline.state.stores.clock import Clock
 from pipeline.state.stores.s3.store import S3Store
 from pipeline.state.workspace import Workspace
 from pipeline.training.cadence import SaveCadence

@@ -16,8 +16,9 @@ from pipeline.state import claim as claiming
 from pipeline.state import run_state
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
-from pipeline.state.run_state import Clock, RunState
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
+from pipeline.state.stores.clock import Clock
 from tests.support.clock import FakeClock
 from tests.support.states import read, someone
 from tests.support.waiting import read_until, rest_of, wait_until

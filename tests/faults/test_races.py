@@ -38,8 +38,9 @@ from pipeline.state.checkpoints.retention import Keep, sweep, sweep_abandoned
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import TRASH_SECONDS, CheckpointEntry, ClaimRecord, Head
 from pipeline.state.owner import Owner
-from pipeline.state.run_state import Clock, RunState
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
+from pipeline.state.stores.clock import Clock
 from tests.faults.faulty_store import Crash
 from tests.faults.light_job import (
     BATCH,
@@ -96,7 +97,7 @@ class Race(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patches = ExitStack()
-        for where in ("metrics", "checkpoints.upload_worker", "workspace"):
+        for where in ("metrics", "checkpoints.uploader", "workspace"):
             name = f"pipeline.state.{where}.ThreadPoolExecutor"
             self.patches.enter_context(patch(name, OneAtATime))
         self.patches.enter_context(patch("os.fsync", lambda descriptor: None))
@@ -406,7 +407,7 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "pipeline.state.checkpoints.retention.kept", lambda head, keep: set()
     ),
     "a restore that verifies nothing": lambda: patch(
-        "pipeline.state.verified.file_problem", lambda path, size, sha256, name=None: None
+        "pipeline.state.workspace.file_problem", lambda folder, name, size, sha256: None
     ),
 }
 

@@ -188,9 +188,7 @@ def test_the_runs_failed_as_expected(traces: Traces) -> None:
     assert b"this is a bug" in traces.found["a bug: output"]
     for name in ("cache/", "tmp/pion-bug-", "HEAD.json", "/events/", "published README.md"):
         assert any(name in where for where in traces.found), name
-    assert any(
-        b"pipeline.state.checkpoints.upload_worker" in text for text in traces.found.values()
-    )
+    assert any(b"pipeline.state.checkpoints.uploader" in text for text in traces.found.values())
 
 
 @pytest.mark.parametrize("name", SECRETS)

@@ -46,7 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> None:
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with prepared data. Every process has an empty cache."""
     caches = (tmp_path / f"cache-{number}" for number in itertools.count())
-    monkeypatch.setattr("pipeline.state.workspace.default_root", lambda: next(caches) / "runs")
+    monkeypatch.setattr("pipeline.state.workspace.cache_folder", lambda: next(caches))
     folder = tmp_path / "prepared"
     folder.mkdir()
     (folder / "dataset.json").write_bytes(CONTENT)

@@ -139,7 +139,8 @@ def using(name: str, *, again: bool = False) -> Process:
                 except Overtaken:
                     continue
             assert isinstance(folder, str)
-            retried(partial(claim.use_data, {"pretrain": data_key(FINGERPRINT, folder)}))
+            use = {"pretrain": data_key(FINGERPRINT, folder)}
+            retried(partial(claim.commit, lambda head, use=use: head.with_data(use)))
             if retried(partial(confirm, store, FINGERPRINT, folder)):
                 retried(claim.release)
                 return folder

@@ -27,7 +27,7 @@ from pipeline.state.checkpoints.layout import MANIFEST, STATE, Provenance
 from pipeline.state.deadline import DEADLINE, Asked, RunDeadline, read_deadline
 from pipeline.state.head import Head, StageRecord
 from pipeline.state.owner import Author
-from pipeline.state.record_json import Number, parse, parse_record
+from pipeline.state.record_json import Number, build, parse, parse_record
 from pipeline.state.rental_note import NOTE, RentalNote, read_rental_note
 from pipeline.state.row_types import event_row, metrics_row
 from pipeline.state.run_state import RunState, heartbeat_path
@@ -181,7 +181,7 @@ MODEL_STATE: dict[str, Any] = {"stage": "sft", "step": 5, "tokenizer": "data/123
 
 
 def read_manifest(run: RunState, data: bytes) -> Any:
-    Provenance.from_manifest(parse(data, f"store/{MANIFEST}"), f"store/{MANIFEST}")
+    build(Provenance, parse(data, f"store/{MANIFEST}"), f"store/{MANIFEST}")
     return read_files(data, f"store/{MANIFEST}")
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.state.head import SHARED, data_key
-from pipeline.state.run_state import Clock
 from pipeline.state.shared.begin import confirm
 from pipeline.state.shared.prune import delete_due, list_shared, mark
 from pipeline.state.shared.records import (
@@ -20,6 +19,7 @@ from pipeline.state.shared.records import (
     swap_state,
 )
 from pipeline.state.stores import FileStore
+from pipeline.state.stores.clock import Clock
 from tests.hostile.hostile_run import NOW, as_json, make_hostile_run, pion, replace
 from tests.hostile.record_attacks import DEPTH, ESCAPE, nested
 from tests.hostile.records import DATA, FINGERPRINT, LEFT, OLD

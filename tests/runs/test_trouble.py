@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.state.checkpoints import upload_worker
+from pipeline.state.checkpoints import uploader
 from pipeline.state.metrics import read_events
 from pipeline.state.stores import open_store
 from tests.support.meddling import Meddling
@@ -36,7 +36,7 @@ def test_a_killed_uploader_costs_a_save_and_nothing_else(
         if "pretrain step" in line and killed < 2:
             for child in psutil.Process(process.pid).children():
                 with contextlib.suppress(psutil.Error):
-                    if upload_worker.__name__ in " ".join(child.cmdline()):
+                    if uploader.__name__ in " ".join(child.cmdline()):
                         child.kill()
                         killed += 1
     ends_with(0, process)

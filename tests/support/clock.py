@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.state.run_state import Clock
+from pipeline.state.stores.clock import Clock
 
 
 class FakeClock:

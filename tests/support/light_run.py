@@ -16,8 +16,8 @@ from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.run.stage_plan import stage_inputs
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER, Provenance
-from pipeline.state.checkpoints.upload_worker import SaveRequest
-from pipeline.state.checkpoints.upload_worker import save as save_files
+from pipeline.state.checkpoints.uploader import SaveRequest
+from pipeline.state.checkpoints.uploader import save as save_files
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import CheckpointEntry
 from pipeline.state.metrics import EventLog, MetricsLog

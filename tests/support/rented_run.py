@@ -12,8 +12,9 @@ import yaml
 from pipeline.machine.rented import RentedMachine, claim_event
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.metrics import EventLog, MetricsLog
-from pipeline.state.run_state import Clock, RunState
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store
+from pipeline.state.stores.clock import Clock
 from tests.support.clock import FakeClock
 from tests.support.jobs import tiny_dict
 from tests.support.states import an_entry, someone

@@ -35,7 +35,7 @@ from pipeline.state.recorded_job import find_job_file
 from pipeline.state.rental_note import RentalNote, withdraw_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
-from pipeline.state.stop_requests import withdraw_handover
+from pipeline.state.stop_requests import clear_handovers
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.stores.verdict import before_work
 
@@ -247,7 +247,7 @@ def call_off(move: Move) -> str:
         "`pion launch` again. If `pion launch` refuses, add --force."
     )
     try:
-        asked = withdraw_handover(state, move.launch_id)
+        asked = clear_handovers(state, move.launch_id)
         withdraw_rental_note(state, move.launch_id, move.before)
         head = state.read()
     except StoreError as error:

@@ -26,7 +26,7 @@ from pipeline.rent.managed.request import (
 from pipeline.rent.sky_yaml import read_sky_yaml, until_of, with_until
 from pipeline.run.stage_plan import stages_until
 from pipeline.state.head import Head
-from pipeline.state.liveness import Life, owner_of
+from pipeline.state.liveness import owner_of
 from pipeline.state.run_state import RunState
 from pipeline.state.run_status import is_finished
 from pipeline.state.stores import open_store
@@ -100,7 +100,7 @@ def refuse_second(state: RunState, head: Head | None, jobs: Sequence[ManagedJob]
             f" Move it to another machine: `pion hop {run} --on SKY`. Nothing was rented."
         )
     owner = owner_of(state, head)
-    if head is not None and head.owner is not None and owner.life is Life.ALIVE:
+    if head is not None and head.owner is not None and owner.life == "alive":
         age = max(0.0, state.clock.now() - owner.at)
         raise BadInput(
             f"{state.name} is being run by {head.owner.describe()}, whose last sign of life was "

@@ -23,7 +23,7 @@ from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.state.find_run import open_run, read_run
 from pipeline.state.head import Head
-from pipeline.state.liveness import Life, owner_of
+from pipeline.state.liveness import owner_of
 from pipeline.state.metrics import Row
 from pipeline.state.rental_note import never_rented
 from pipeline.state.run_state import RunState
@@ -134,7 +134,7 @@ def fetch(run: str | None, provider: Provider) -> Facts:
         now,
         machines,
         events,
-        at_work=owner_of(state, head).life is Life.ALIVE if state is not None else None,
+        at_work=owner_of(state, head).life == "alive" if state is not None else None,
         jobs=jobs,
         my_hash=provider.my_hash(),
         pods=pods,

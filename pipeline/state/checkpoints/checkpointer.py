@@ -23,8 +23,7 @@ from pipeline.state.checkpoints.layout import (
 from pipeline.state.checkpoints.restore import Found
 from pipeline.state.checkpoints.retention import Keep, delete_due, forget, sweep_unused
 from pipeline.state.checkpoints.snapshot import Snapshot, Tensors
-from pipeline.state.checkpoints.upload_worker import SaveRequest
-from pipeline.state.checkpoints.uploader import Uploader, UploaderDied
+from pipeline.state.checkpoints.uploader import SaveRequest, Uploader, UploaderDied
 from pipeline.state.claim import Claim
 from pipeline.state.head import CheckpointEntry, Head
 from pipeline.state.metrics import MetricsLog
@@ -61,7 +60,6 @@ class SaveStats:
 
     stall_seconds: float = 0.0
     write_seconds: float = 0.0
-    skipped: int = 0
     saved: int = 0
     durable_step: int | None = None
     outage: StoreError | None = None
@@ -84,13 +82,17 @@ class PendingCommit:
     """
 
     def __init__(self, resumed: Found | None = None) -> None:
-        entry = resumed.entry if resumed is not None else None
-        listed = resumed is not None and resumed.listed
-        self.last: CheckpointEntry | None = entry if listed else None
-        self.ancestor: str | None = resumed.listed_key if resumed is not None else None
-        self.newest_key: str | None = entry.key if entry is not None and not listed else None
+        self.last: CheckpointEntry | None = None
+        self.ancestor: str | None = None
+        self.newest_key: str | None = None
         self._uploaded: CheckpointEntry | None = None  # not known to be listed
         self._unlisted: set[str] = set()  # keys begun since a commit was last acknowledged
+        entry = resumed.entry if resumed is not None else None
+        if resumed is not None and entry is not None:
+            if resumed.listed:
+                self.last, self.ancestor = entry, entry.key
+            else:
+                self.ancestor, self.newest_key = entry.ancestor, entry.key
 
     def begin(self, key: str) -> None:
         """Note that files may appear under `key` from now on."""
@@ -118,11 +120,11 @@ class PendingCommit:
         """
         assert self._uploaded is not None
         attempt = (self._uploaded.stage, self._uploaded.epoch)
-        for entry in head.checkpoints:
-            if (entry.stage, entry.epoch) == attempt:
-                self.last, self.ancestor = entry, entry.key
-                return entry
-        return None
+        mine = (entry for entry in head.checkpoints if (entry.stage, entry.epoch) == attempt)
+        newest = next(mine, None)
+        if newest is not None:
+            self.last, self.ancestor = newest, newest.key
+        return newest
 
     def given_up(self, key: str) -> list[str]:
         """Return the keys of the saves before `key` that no acknowledged commit lists."""
@@ -141,7 +143,8 @@ class Checkpointer:
     Training waits only for the snapshot. Then the uploader's process writes and uploads the
     checkpoint, and a thread of this process commits it. `resumed` is the checkpoint that training
     continues from. `metrics` are flushed just before each commit, so they are durable when the
-    checkpoint is. A copy on this machine includes the rows that are not flushed yet.
+    checkpoint is. A copy on this machine includes the rows that are not flushed yet. `store_url` is
+    the store that checkpoints go to.
     """
 
     def __init__(
@@ -155,6 +158,7 @@ class Checkpointer:
         workspace: Workspace | None = None,
     ) -> None:
         self._claim = claim
+        self.store_url = claim.store.url
         self.series = series
         self._metrics = metrics
         self._uploader = uploader or Uploader(Snapshot(), claim.store.url)
@@ -164,11 +168,6 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self.stats = SaveStats()
-
-    @property
-    def store_url(self) -> str:
-        """The store that checkpoints go to."""
-        return self._claim.store.url
 
     @property
     def last(self) -> CheckpointEntry | None:
@@ -200,7 +199,6 @@ class Checkpointer:
         `state` is JSON and has `step`. Raises the previous save's error, as `wait` does.
         """
         if self.busy:
-            self.stats.skipped += 1
             return False
         self.wait()
         if self.last is not None and self.last.step == state["step"]:

@@ -8,13 +8,11 @@ sha256. A checkpoint counts once HEAD lists it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.state.head import CheckpointEntry
-from pipeline.state.record_json import FORMAT, Count, Epoch, Time, build, closed_record, to_json
-from pipeline.state.workspace import Files
+from pipeline.state.record_json import Count, Epoch, Time, open_record
+from pipeline.state.workspace import Files, manifest_of
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -30,10 +28,13 @@ def checkpoint_key(stage: str, step: int, epoch: int) -> str:
     return f"checkpoints/{stage}/{step}-{epoch}"
 
 
-@closed_record
+@open_record
 @dataclass(frozen=True)
 class Provenance:
-    """Where a checkpoint comes from. `ancestor` is the key of the checkpoint before it."""
+    """Where a checkpoint comes from: what its manifest says besides the files.
+
+    `ancestor` is the key of the checkpoint before it.
+    """
 
     stage: str
     step: Count
@@ -42,21 +43,13 @@ class Provenance:
     at: Time
     ancestor: str | None
 
-    @classmethod
-    def from_manifest(cls, manifest: Mapping[str, Any], where: str) -> Provenance:
-        """Return a manifest's fields other than the files. Raises `Damaged`."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        return build(cls, {n: value for n, value in manifest.items() if n in names}, where)
-
     @property
     def key(self) -> str:
         return checkpoint_key(self.stage, self.step, self.epoch)
 
     def manifest(self, files: Files) -> bytes:
         """Return the content of `manifest.json`."""
-        listed = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in files.items()}
-        manifest = {**dataclasses.asdict(self), "format": FORMAT, "files": listed}
-        return to_json(manifest).encode()
+        return manifest_of(files, **dataclasses.asdict(self))
 
     def entry(self, files: Files) -> CheckpointEntry:
         """Return the entry by which HEAD lists a checkpoint with these files."""

@@ -12,7 +12,7 @@ from pion.errors import PionError
 from pion.untrusted import read_file
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER, STATE, Provenance
 from pipeline.state.head import CheckpointEntry, Head
-from pipeline.state.record_json import Damaged, parse, parse_record
+from pipeline.state.record_json import Damaged, build, parse, parse_record
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing
 from pipeline.state.workspace import Files, Workspace, read_files
@@ -32,19 +32,8 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A listed checkpoint that was not used, and the reason."""
-
-    entry: CheckpointEntry
-    why: str
-
-    def __str__(self) -> str:
-        return f"Skipped checkpoint {self.entry.key}: {self.why}."
-
-
-@dataclass(frozen=True)
 class Found:
-    """The good checkpoint to resume from, on this machine, and the newer checkpoints skipped.
+    """The good checkpoint to resume from, on this machine, and why newer ones were skipped.
 
     `listed` says whether HEAD lists the checkpoint. An unlisted checkpoint is a save that this
     machine made and could not commit.
@@ -52,16 +41,8 @@ class Found:
 
     entry: CheckpointEntry | None
     folder: Path | None
-    skipped: list[Skipped]
+    skipped: list[str]
     listed: bool = True
-
-    @property
-    def listed_key(self) -> str | None:
-        """The key of this checkpoint if HEAD lists it, else of the listed checkpoint that it
-        descends from."""
-        if self.entry is None:
-            return None
-        return self.entry.key if self.listed else self.entry.ancestor
 
 
 def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> Found:
@@ -80,17 +61,17 @@ def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> Fo
     newest = listed[0] if listed else None
     for entry in _unlisted(workspace, head, stage, digest, newest):
         return Found(entry, workspace.folder(entry.key), [], listed=False)
-    skipped: list[Skipped] = []
+    skipped: list[str] = []
     for entry in listed:
         problem = check_entry(workspace, entry)
         if problem is None:
             return Found(entry, workspace.folder(entry.key), skipped)
-        skipped.append(Skipped(entry, problem))
+        skipped.append(f"Skipped checkpoint {entry.key}: {problem}.")
     if skipped:
         where = f"{workspace.store.url}/{workspace.run}"
         raise PionError(
             f"None of the checkpoints of {stage} in {where} is good. "
-            + " ".join(map(str, skipped))
+            + " ".join(skipped)
             + f" Nothing was changed. To train {stage} again from its start, use --redo {stage}."
         )
     return Found(None, None, [])
@@ -115,10 +96,8 @@ def check_entry(
     Returns None for a good checkpoint. Its files are then in the workspace, all `but` the one of
     this name. Raises like `newest_good`.
     """
-    key = f"{workspace.run}/{entry.key}"
-    url = f"{workspace.store.url}/{key}"
     try:
-        files = read_files(workspace.store.read(f"{key}/{MANIFEST}"), f"{url}/{MANIFEST}")
+        files = workspace.listed(entry.key, MANIFEST)
     except Missing:
         return f"{MANIFEST} is missing"
     except Damaged:
@@ -152,14 +131,13 @@ def _unlisted(
     for path in workspace.folder(f"checkpoints/{stage}").glob(f"*/{MANIFEST}"):
         try:
             data = read_file(path)
-            save = Provenance.from_manifest(parse(data, str(path)), str(path))
+            save = build(Provenance, parse(data, str(path)), str(path))
             files = read_files(data, str(path))
         except (OSError, PionError):
             continue
         farther = newest is None or save.step > newest.step
-        if save.digest != digest or not farther or _rewound(head, save) or MODEL not in files:
-            continue
-        if save.ancestor == (newest.key if newest else None):
+        descends = farther and save.ancestor == (newest.key if newest else None)
+        if save.digest == digest and descends and not _rewound(head, save) and MODEL in files:
             found.append((save.entry(files), files))
     for entry, files in sorted(found, key=lambda item: -item[0].step):
         if workspace.local_problem(entry.key, files) is None:

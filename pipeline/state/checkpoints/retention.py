@@ -80,7 +80,10 @@ def delete_due(claim: Claim) -> list[str]:
     claim.check()
     try:
         for key in due:
-            _delete_folder(claim, key)
+            files = [entry.key for entry in claim.store.list(claim.state.key(key + "/"))]
+            # The manifest first: a checkpoint without a manifest is visibly incomplete.
+            for file in sorted(files, key=lambda name: not name.endswith("/manifest.json")):
+                claim.store.delete(file)
     except StoreError as error:
         _log.warning("Old checkpoints were not removed: %s", error)
         return []
@@ -96,9 +99,8 @@ def sweep_abandoned(claim: Claim) -> list[str]:
     now = claim.state.clock.now()
     sweep_unused(claim)
     known = claim.head.listed() | {item.key for item in claim.head.trash}
-    start = len(claim.state.key(""))
     folders = {
-        entry.key[start:].rpartition("/")[0]
+        entry.key.removeprefix(claim.state.key("")).rpartition("/")[0]
         for entry in claim.store.list(claim.state.key("checkpoints/"))
     }
     abandoned = sorted(folder for folder in folders - known if _epoch_of(folder) < claim.epoch)
@@ -127,10 +129,10 @@ def best_of(entries: Iterable[CheckpointEntry], metric: str) -> dict[str, Checkp
     best: dict[str, tuple[float, CheckpointEntry]] = {}
     for entry in entries:
         value = entry.metrics.get(metric)
-        if value is None or not math.isfinite(value):
-            continue
-        if entry.stage not in best or value < best[entry.stage][0]:
-            best[entry.stage] = value, entry
+        if value is not None and math.isfinite(value):
+            least, _ = best.get(entry.stage, (math.inf, entry))
+            if value < least:
+                best[entry.stage] = value, entry
     return {stage: entry for stage, (_, entry) in best.items()}
 
 
@@ -178,18 +180,14 @@ def selected(job: Job, head: Head) -> Selected | None:
 def final_checkpoint(job: Job, head: Head) -> str:
     """Return the key of the checkpoint that the evaluate stage has evaluated."""
     stages = ("evaluate", job.train_stages[-1])
-    keys = [head.stages[stage].checkpoint for stage in stages if stage in head.stages]
-    return next(key for key in keys if key is not None)
+    return next(
+        record.checkpoint
+        for record in (head.stages.get(stage) for stage in stages)
+        if record is not None and record.checkpoint is not None
+    )
 
 
 def _epoch_of(folder: str) -> float:
     """Return the epoch in `checkpoints/<stage>/<step>-<epoch>`; for other names, infinity."""
     epoch = folder.rpartition("-")[2]
     return int(epoch) if epoch.isdigit() else math.inf
-
-
-def _delete_folder(claim: Claim, key: str) -> None:
-    """Delete the manifest first: a checkpoint without a manifest is visibly incomplete."""
-    files = [entry.key for entry in claim.store.list(claim.state.key(key + "/"))]
-    for file in sorted(files, key=lambda name: not name.endswith("/manifest.json")):
-        claim.store.delete(file)

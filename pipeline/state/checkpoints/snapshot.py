@@ -63,10 +63,6 @@ class Snapshot:
             self._layout = layout
         return tensors
 
-    def content(self, name: str) -> memoryview:
-        """Return the bytes of one of the two files, valid until the next `take`."""
-        return map_extents(self.fd, self.extents)[name]
-
     def close(self) -> None:
         """Free the memory."""
         self._unpin()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,19 +22,12 @@ from typing_extensions import TypedDict
 from pion.errors import BadInput, PionError
 from pipeline.job.model_section import Base
 from pipeline.state.record_file import RecordFile
-from pipeline.state.record_json import (
-    FORMAT,
-    Damaged,
-    Sha256,
-    build,
-    open_record,
-    parse,
-    to_json,
-)
+from pipeline.state.record_json import Damaged, Sha256, build, open_record, parse
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing, Store
+from pipeline.state.stores.local import replacing
 from pipeline.state.verified import file_problem
-from pipeline.state.workspace import FILES, Files, Progress, Workspace, read_files
+from pipeline.state.workspace import FILES, Files, Progress, Workspace, manifest_of
 
 BASES = "_bases"
 # The files that results depend on. The others are kept for the model card.
@@ -134,9 +126,11 @@ def keep_base(
     folder = workspace.folder(base_hash)
     folder.mkdir(parents=True, exist_ok=True)
     for name, (size, sha256) in files.items():
-        if file_problem(folder / name, size, sha256) is not None:
-            _copy(bring(name), folder / name)
-        problem = file_problem(folder / name, size, sha256)
+        if file_problem(folder, name, size, sha256) is not None:
+            with replacing(folder / name) as copy:
+                # Not a link: its owner may change the file in place.
+                shutil.copyfile(bring(name), copy)
+        problem = file_problem(folder, name, size, sha256)
         if problem is not None:
             (folder / name).unlink(missing_ok=True)
             raise BadInput(
@@ -146,21 +140,14 @@ def keep_base(
     if workspace.remote:
         workspace.keep(base_hash, progress)
     else:
-        listed = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in files.items()}
-        text = to_json({"format": FORMAT, "files": listed})
-        store.write(f"{BASES}/{base_hash}/{FILES}", text.encode())
+        store.write(f"{BASES}/{base_hash}/{FILES}", manifest_of(files))
 
 
-def bring_base(store: Store, base: Base, *, weights: bool = True) -> Path:
+def bring_base(store: Store, base_hash: str, *, weights: bool = True) -> Path:
     """Return the folder with the files of a base, downloaded unless this machine has them.
 
     Raises PionError if the store's copy is missing or damaged.
     """
-    return bring_files(store, base.hash, weights=weights)
-
-
-def bring_files(store: Store, base_hash: str, *, weights: bool = True) -> Path:
-    """Do as `bring_base` for the base of this hash."""
     workspace = Workspace(store, BASES)
     try:
         files = _listed(store, base_hash)
@@ -182,9 +169,8 @@ def bring_files(store: Store, base_hash: str, *, weights: bool = True) -> Path:
 
 def _listed(store: Store, base_hash: str) -> Files | None:
     """Return the files of a base in the store; None if they are not complete there."""
-    key = f"{BASES}/{base_hash}/{FILES}"
     try:
-        return read_files(store.read(key), f"{store.url}/{key}")
+        return Workspace(store, BASES).listed(base_hash, FILES)
     except Missing:
         return None
 
@@ -194,20 +180,9 @@ def copy_bases(source: RunState, target: RunState) -> None:
     for entry in source.store.list(source.key("bases/")):
         if not entry.key.endswith(".json"):
             continue
-        where = f"{source.store.url}/{entry.key}"
-        base = _base(source.store.read(entry.key), where)
+        base = _base(source.store.read(entry.key), f"{source.store.url}/{entry.key}")
         files = _listed(source.store, base.hash)
         if files is not None and source.store.url != target.store.url:
-            folder = bring_base(source.store, base)
-            keep_base(target.store, base.hash, files, folder.joinpath)
+            bring = bring_base(source.store, base.hash).joinpath
+            keep_base(target.store, base.hash, files, bring)
         write_pin(target, base, replace=True)
-
-
-def _copy(path: Path, to: Path) -> None:
-    """Copy a file, all or nothing. Not as a link: its owner may change it in place."""
-    part = to.with_name(f".{to.name}.{os.getpid()}")
-    try:
-        shutil.copyfile(path, part)
-        part.replace(to)
-    finally:
-        part.unlink(missing_ok=True)

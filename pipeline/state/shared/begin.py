@@ -13,7 +13,7 @@ from pion.errors import BadInput
 from pipeline.state.head import TRASH_SECONDS, data_key
 from pipeline.state.liveness import Unchanged, is_silent, last_change
 from pipeline.state.owner import Owner, is_running
-from pipeline.state.run_state import Clock, RunState
+from pipeline.state.run_state import RunState
 from pipeline.state.shared.records import (
     DataState,
     Writer,
@@ -23,6 +23,7 @@ from pipeline.state.shared.records import (
     swap_state,
 )
 from pipeline.state.stores import Store
+from pipeline.state.stores.clock import Clock
 
 # Seconds between two looks at what another run prepares. A store that collects writes into commits
 # shows nothing sooner.
@@ -60,8 +61,7 @@ def begin(
             ):
                 return state.folder
             continue
-        if claim.is_claim_of(state.writer):
-            assert state.writer is not None
+        if state.writer is not None and state.writer.is_claim_of(claim):
             return state.writer
         sign = state.writer and _sign_of_life(store, state.writer, me, clock)
         if state.writer and sign and unchanged.seconds(sign) < run.silence:
@@ -95,8 +95,7 @@ def _own_folder(store: Store, before: Writer | None, claim: Writer, me: Owner) -
         return None
     head = RunState(store, claim.run).read()
     owners = [] if head is None else [c.owner for c in head.claims if c.epoch == before.epoch]
-    dead = any(is_running(owner, me) is False for owner in owners)
-    return before.folder if dead else None
+    return before.folder if any(is_running(o, me) is False for o in owners) else None
 
 
 def is_there(store: Store, fingerprint: str, folder: str) -> bool:
@@ -107,9 +106,8 @@ def is_there(store: Store, fingerprint: str, folder: str) -> bool:
     if confirm(store, fingerprint, folder):
         return True
     state, _ = read_state(store, fingerprint)
-    if any(item.folder == folder for item in state.unneeded):
-        return False
-    return bool(store.list(f"{data_key(fingerprint, folder)}/"))
+    unneeded = any(item.folder == folder for item in state.unneeded)
+    return not unneeded and bool(store.list(f"{data_key(fingerprint, folder)}/"))
 
 
 def preparing(store: Store, state: DataState, me: Owner, clock: Clock) -> Writer | None:

@@ -82,8 +82,7 @@ def delete_folder(store: Store, fingerprint: str, folder: str) -> None:
         store.delete(entry.key)
     # The copy on this machine; and hidden files, which an interrupted process left in a store that
     # is a folder.
-    here = Workspace(store, SHARED).folder(f"{fingerprint}/{folder}")
-    shutil.rmtree(here, ignore_errors=True)
+    shutil.rmtree(Workspace(store, SHARED).folder(f"{fingerprint}/{folder}"), ignore_errors=True)
 
 
 def own_key(digest: str) -> str:

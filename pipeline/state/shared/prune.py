@@ -16,7 +16,6 @@ from pipeline.state.find_run import runs_in
 from pipeline.state.head import SHARED, TRASH_SECONDS, data_key, is_data_key
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import is_sha256
-from pipeline.state.run_state import Clock
 from pipeline.state.shared.begin import preparing
 from pipeline.state.shared.folder import delete_folder
 from pipeline.state.shared.records import (
@@ -24,11 +23,11 @@ from pipeline.state.shared.records import (
     DataState,
     Unneeded,
     change_state,
-    is_folder,
     keys_in_use,
     read_state,
 )
 from pipeline.state.stores import Store
+from pipeline.state.stores.clock import Clock
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,11 @@ def delete_due(store: Store, clock: Clock) -> tuple[list[str], int]:
     return deleted, size
 
 
-def _stored_folders(store: Store) -> dict[str, dict[str, int]]:
-    """Return the bytes in each folder, by fingerprint and folder, as the store has them."""
+def _stored_folders(store: Store, fingerprint: str = "") -> dict[str, dict[str, int]]:
+    """Return the bytes in each folder, by fingerprint and folder, as the store has them; of one
+    fingerprint, or of all."""
     found: dict[str, dict[str, int]] = {}
-    for entry in store.list(f"{SHARED}/"):
+    for entry in store.list(f"{SHARED}/{fingerprint}/" if fingerprint else f"{SHARED}/"):
         parts = entry.key.split("/")
         if len(parts) == 3 and parts[2] == "state.json" and is_sha256(parts[1]):
             found.setdefault(parts[1], {})
@@ -118,7 +118,7 @@ def _marked(store: Store, fingerprint: str, clock: Clock) -> bool:
     def marked(state: DataState) -> DataState:
         nonlocal new
         # In this order: a folder that is complete and listed after the state was read is newer.
-        folders = _stored_folders_of(store, fingerprint)
+        folders = _stored_folders(store, fingerprint).get(fingerprint, {})
         used = keys_in_use(runs_in(store))
         after, result = clock.now() + TRASH_SECONDS, state
         unmarked = state.folder and state.delete_after is None
@@ -128,10 +128,10 @@ def _marked(store: Store, fingerprint: str, clock: Clock) -> bool:
         writer = preparing(store, state, Owner.me(), clock)
         if writer is not None:
             known.add(writer.folder)
-        left = [f for f in folders if f not in known and not _used(used, fingerprint, f)]
+        left = (f for f in folders if f not in known and not _used(used, fingerprint, f))
         unneeded = (*state.unneeded, *(Unneeded(folder, after) for folder in left))
         result = dataclasses.replace(result, writer=writer, unneeded=unneeded)
-        new = result.without_writer() != state.without_writer()
+        new = result != dataclasses.replace(state, writer=writer)
         return result
 
     change_state(store, fingerprint, marked)
@@ -173,12 +173,6 @@ def _delete_unneeded(store: Store, fingerprint: str, now: float) -> Sequence[str
 
     change_state(store, fingerprint, forget)
     return gone
-
-
-def _stored_folders_of(store: Store, fingerprint: str) -> list[str]:
-    prefix = f"{SHARED}/{fingerprint}/"
-    keys = (entry.key.removeprefix(prefix).split("/") for entry in store.list(prefix))
-    return sorted({parts[0] for parts in keys if len(parts) > 1 and is_folder(parts[0])})
 
 
 def _used(users: dict[str, list[str]], fingerprint: str, folder: str) -> bool:

@@ -100,10 +100,6 @@ class DataState:
         """Return whether the files of a folder may be deleted, or are."""
         return folder in self.deleted or any(item.folder == folder for item in self.unneeded)
 
-    def without_writer(self) -> DataState:
-        """Return the state of data that nobody prepares."""
-        return dataclasses.replace(self, writer=None)
-
 
 def new_folder() -> str:
     """Return the id of a folder that nobody has used."""
@@ -140,11 +136,7 @@ def change_state(
     If another process writes in between, `change` gets the other state. If it changes nothing,
     nothing is written. Raises as `read_state` does, and StoreError.
     """
-    while True:
-        state, version = read_state(store, fingerprint)
-        wanted = change(state)
-        if wanted == state or swap_state(store, fingerprint, wanted, version):
-            return wanted
+    return _file(store, fingerprint).change(change, DataState())
 
 
 def keys_in_use(heads: dict[str, Head]) -> dict[str, list[str]]:

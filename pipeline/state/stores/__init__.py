@@ -41,29 +41,28 @@ def open_store(url: str) -> Store:
         raise userinfo_refused("the store", url)
     if "\0" in url:
         raise BadInput("store: a name can't have a NUL character.")
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        path = url
-    elif scheme == "file":
-        if not rest.startswith("/"):
+    match url.split("://", 1):
+        case [path]:
+            pass
+        case ["file", path]:
+            if not path.startswith("/"):
+                raise BadInput(
+                    f"store {url!r}: file:// needs an absolute path (file:///home/me/runs); "
+                    "write a relative path without a scheme (runs)."
+                )
+        case ["s3", rest]:
+            from pipeline.state.stores.s3.store import S3Store
+
+            return S3Store.open(rest)
+        case ["hf", rest]:
+            from pipeline.state.stores.hub.store import HubStore
+
+            return HubStore.open(rest)
+        case [scheme, *_]:
             raise BadInput(
-                f"store {url!r}: file:// needs an absolute path (file:///home/me/runs); "
-                "write a relative path without a scheme (runs)."
+                f"store {url!r}: unknown scheme {scheme!r}. Known: s3://bucket/prefix, "
+                "hf://user/repo, file:///abs/folder, or a plain path."
             )
-        path = rest
-    elif scheme == "s3":
-        from pipeline.state.stores.s3.store import S3Store
-
-        return S3Store.open(rest)
-    elif scheme == "hf":
-        from pipeline.state.stores.hub.store import HubStore
-
-        return HubStore.open(rest)
-    else:
-        raise BadInput(
-            f"store {url!r}: unknown scheme {scheme!r}. Known: s3://bucket/prefix, "
-            "hf://user/repo, file:///abs/folder, or a plain path."
-        )
     if not path.strip():
         raise BadInput("store: the path is empty. Use file:///abs/folder or a plain path.")
     if path.startswith("-"):

@@ -77,13 +77,15 @@ class Store(Protocol):
     A store may collect writes and deletes into commits (`commits` is true). This object's own reads
     see such changes at once. The next `compare_and_swap` or `flush` commits them all, and then
     everybody sees them.
+
+    Attributes:
+        commits: whether writes wait for a commit. The number of commits per hour is limited.
+        save_seconds: the shortest interval between checkpoints that the store allows.
     """
 
     url: str
     commits: bool
-    """Whether writes wait for a commit. The number of commits per hour is limited."""
     save_seconds: float
-    """The shortest interval between checkpoints that the store allows."""
 
     def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
         """Return the bytes under `key`. Raises `Missing`, and `Damaged` without reading further if

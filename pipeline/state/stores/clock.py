@@ -1,10 +1,13 @@
-"""The time by the clock of a store's service, for a machine whose own clock may be wrong."""
+"""The clocks of this machine, and of a store's service: this machine's own may be wrong."""
 
+import contextlib
 import math
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from pipeline.state.stores.base import Store, StoreError
 
@@ -15,17 +18,31 @@ JUMP_SECONDS = 5.0
 AGAIN_SECONDS = 30.0
 _TRIES = 3
 
+T = TypeVar("T")
 
-class LocalClock(Protocol):
-    """The part of `pipeline.state.run_state.Clock` that `StoreClock` reads."""
 
-    @property
-    def now(self) -> Callable[[], float]:
-        """Return Unix seconds, which jump when somebody sets the clock."""
+@dataclass(frozen=True)
+class Clock:
+    """This machine's clocks, so that tests can replace them.
 
-    @property
-    def monotonic(self) -> Callable[[], float]:
-        """Return seconds that never jump, and may stand still while the machine sleeps."""
+    `now` is Unix time, which jumps when somebody sets the clock. `monotonic` never jumps, and may
+    stand still while the machine sleeps.
+    """
+
+    now: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def until(self, check: Callable[[], T], seconds: float, every: float) -> T:
+        """Call `check` until it answers something other than None or False, or so many seconds have
+        passed; return its last answer. It is called at least once, and again each `every` seconds.
+        """
+        end = self.monotonic() + seconds
+        while True:
+            answer = check()
+            if not (answer is None or answer is False) or self.monotonic() >= end:
+                return answer
+            self.sleep(every)
 
 
 @runtime_checkable
@@ -68,7 +85,7 @@ class StoreClock:
     machine's clocks has counted, the time is therefore late until the next measurement.
     """
 
-    def __init__(self, clock: LocalClock, store: Store) -> None:
+    def __init__(self, clock: Clock, store: Store) -> None:
         self._clock, self._store = clock, store
         self._ahead = self._wall_ahead()
         # Unix seconds by the service's clock at monotonic time 0; None: not known.
@@ -84,33 +101,25 @@ class StoreClock:
         Never raises `StoreError`; a store that is down makes the call take as long as its retries.
         """
         if self._has_jumped():
-            self._forget()
+            self._offset, self._due = None, -math.inf
         if self._clock.monotonic() >= self._due:
             self._measure()
-        if self._offset is None:
-            return self._clock.now()
-        return self._clock.monotonic() + self._offset
+        clock, offset = self._clock, self._offset
+        return clock.now() if offset is None else clock.monotonic() + offset
 
     def _measure(self) -> None:
         for _ in range(_TRIES):
-            time = self._ask()
+            said = None
+            with contextlib.suppress(StoreError):
+                said = store_time(self._store)
             arrived = self._clock.monotonic()
             if not self._has_jumped():
-                if time is not None:
-                    self._offset = time - arrived
+                if said is not None:
+                    self._offset = said - arrived
                 break
-            self._forget()  # the machine slept, perhaps after the service said its time
-        wait = AGAIN_SECONDS if self._offset is None else EVERY_SECONDS
-        self._due = self._clock.monotonic() + wait
-
-    def _ask(self) -> float | None:
-        try:
-            return store_time(self._store)
-        except StoreError:
-            return None
-
-    def _forget(self) -> None:
-        self._offset, self._due = None, -math.inf
+            self._offset = None  # the machine slept, perhaps after the service said its time
+        known = self._offset is not None
+        self._due = self._clock.monotonic() + (EVERY_SECONDS if known else AGAIN_SECONDS)
 
     def _has_jumped(self) -> bool:
         """Return whether one of this machine's clocks has moved against the other since the last

@@ -46,7 +46,5 @@ def error_to_json(error: PionError) -> dict[str, Any]:
 
 def error_from_json(raw: Mapping[str, Any]) -> PionError:
     """Return the error that `error_to_json` described: the same class, text and exit code."""
-    kind, fields = _BY_NAME[raw["class"]], dict(raw["fields"])
-    if kind is StoreError:
-        return StoreError(**fields)
-    return kind(*fields.values())
+    kind, fields = _BY_NAME[raw["class"]], raw["fields"]
+    return kind(**fields) if _FIELDS[kind] else kind(fields["text"])

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import mmap
 import os
 import shutil
@@ -82,7 +83,9 @@ class FileStore(WritesAtOnce):
             except BadInput:
                 if path.is_dir():
                     raise Missing(key, self.url) from None
-                raise self._unusual(path, limit) from None
+                if path.is_file():
+                    raise too_large(str(path), limit) from None
+                raise damaged(str(path), "it is not a regular file") from None
 
     def read_versioned(self, key: str) -> tuple[bytes, str]:
         data = self.read(key)
@@ -113,13 +116,9 @@ class FileStore(WritesAtOnce):
             except _NOTHING_THERE:
                 return
         # A store has keys, not folders, so leave no empty folder behind.
-        for parent in path.parents:
-            if parent == self.folder:
-                break
-            try:
+        with contextlib.suppress(OSError):  # the first folder that is not empty
+            for parent in itertools.takewhile(lambda parent: parent != self.folder, path.parents):
                 parent.rmdir()
-            except OSError:
-                break
 
     def download(self, key: str, path: Path, limit: int | None = None) -> str:
         source = self._path(key)
@@ -161,12 +160,6 @@ class FileStore(WritesAtOnce):
             self.delete(key)
         except StoreError as error:
             raise BadInput(f"{error} Nothing was started.") from error
-
-    def _unusual(self, path: Path, limit: int) -> BadInput:
-        """Return the error for something that is neither a folder nor a file of `limit` bytes."""
-        if path.is_file():
-            return too_large(str(path), limit)
-        return damaged(str(path), "it is not a regular file")
 
     def _path(self, key: str) -> Path:
         return self.folder / check_key(key)
@@ -211,27 +204,34 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _write_atomically(path: Path, data: Data) -> None:
-    """Write the new content to disk under a temporary name, then replace the old content."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path next to `path`. At the end, what is there replaces `path` durably;
+    after an error, it is removed. Raises `StoreError`."""
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
     try:
-        with create(temporary, "xb") as file:
-            if isinstance(data, Path):
-                with data.open("rb") as source:
-                    shutil.copyfileobj(source, file, 1 << 20)
-            else:
-                view = memoryview(data)
-                if len(view) >= _LARGE_BYTES:
-                    view = view[write_directly(file.fileno(), view) :]
-                file.write(view)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
+        with explained("write", path):
+            os.replace(temporary, path)
+            sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    sync_folder(path.parent)
+
+
+def _write_atomically(path: Path, data: Data) -> None:
+    with replacing(path) as temporary, create(temporary, "xb") as file:
+        if isinstance(data, Path):
+            with data.open("rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+        else:
+            view = memoryview(data)
+            if len(view) >= _LARGE_BYTES:
+                view = view[write_directly(file.fileno(), view) :]
+            file.write(view)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 _PAGE = 4096

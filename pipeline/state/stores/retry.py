@@ -6,14 +6,15 @@ Of a request: full-jitter exponential backoff. Before the n-th retry, wait a ran
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
 from typing import Protocol, TypeVar
 
 from pipeline.console.formats import moment
 from pipeline.state.stores.base import StoreError
+from pipeline.state.stores.clock import parse_date
 
 # A request.
 TRIES = 8
@@ -67,16 +68,11 @@ def retrying(
 def parse_retry_after(value: str | None, now: float) -> float:
     """Return the seconds that a Retry-After header (seconds or an HTTP date) asks for; 0 if
     none."""
-    if value is None:
-        return 0.0
     try:
-        seconds = float(value)
+        seconds = float(value or 0.0)
     except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - now
-        except ValueError:
-            return 0.0
-    return max(0.0, seconds) if seconds == seconds else 0.0
+        seconds = (parse_date(value) or now) - now
+    return 0.0 if math.isnan(seconds) else max(0.0, seconds)
 
 
 class Patience:

@@ -1,18 +1,16 @@
 """Download a large object from a remote store into a file: parallel ranges, hashed as they
 arrive."""
 
-import contextlib
 import errno
 import hashlib
 import os
 import threading
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.state.stores.local import create, explained, sync_folder
+from pipeline.state.stores.local import create, explained, replacing
 from pipeline.state.stores.retry import Retry
 
 PART_BYTES = 8 << 20
@@ -33,8 +31,7 @@ def download_parallel(
     continue from the last byte that arrived. Up to 8 parts are in memory at once. Raises what
     `retry` raises, and `StoreError` when the file can't be written.
     """
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
+    with replacing(path) as temporary:
         with explained("write", path):
             file = create(temporary, "xb")
         with file:
@@ -43,13 +40,6 @@ def download_parallel(
             sha256 = _Download(fetch, size, path, retry, part_bytes, file.fileno()).run()
             with explained("write", path):
                 os.fsync(file.fileno())
-        with explained("write", path):
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
     return sha256
 
 
@@ -106,8 +96,7 @@ class _Download:
         with explained("write", self._path):
             written = 0
             while written < len(part):
-                rest = memoryview(part)[written:]
-                written += os.pwrite(self._descriptor, rest, start + written)
+                written += os.pwrite(self._descriptor, memoryview(part)[written:], start + written)
         return part
 
     def _check_going(self) -> None:

@@ -13,12 +13,13 @@ import pytest
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import TRASH_SECONDS, data_key
 from pipeline.state.owner import Owner
-from pipeline.state.run_state import Clock, RunState
+from pipeline.state.run_state import RunState
 from pipeline.state.shared.begin import begin
 from pipeline.state.shared.folder import complete
 from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.shared.records import Writer, read_state, swap_state
 from pipeline.state.stores import FileStore
+from pipeline.state.stores.clock import Clock
 from tests.pipeline.conftest import Pion
 
 USED, UNUSED = "aa" * 32, "ab" * 32
@@ -55,7 +56,7 @@ def use_data(store: FileStore, name: str, fingerprint: str, *, again: bool = Fal
         files.mkdir(exist_ok=True)
         (files / "dataset.json").write_bytes(CONTENT)
         folder = complete(RunState(store, name), fingerprint, folder, files, ("docs",))
-    claim.use_data({"pretrain": data_key(fingerprint, folder)})
+    claim.commit(lambda head: head.with_data({"pretrain": data_key(fingerprint, folder)}))
     claim.release()
     return folder
 

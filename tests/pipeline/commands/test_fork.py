@@ -167,7 +167,7 @@ def test_rows_left_out_before_the_fork_stay_left_out(source: RunState) -> None:
     digest = head_of(source).checkpoints[1].digest
     for step in (8, 15):
         rows = SkippedRows(4 * step - 4, 4 * step, step, 3, digest, "loss is nan", 0.0)
-        claim.skip_rows("pretrain", rows)
+        claim.commit(lambda head, rows=rows: head.with_skipped("pretrain", rows))
     assert [rows.step for rows in head_of(fork(source, at=10)).skipped["pretrain"]] == [8]
     kept = head_of(fork(source, "all", stage="sft")).skipped["pretrain"]
     assert [rows.step for rows in kept] == [8, 15]

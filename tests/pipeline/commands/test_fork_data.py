@@ -52,7 +52,7 @@ def source(tmp_path: Path) -> RunState:
         assert isinstance(begun, Writer)
         folder = complete(run, fingerprint, begun, files, (part,))
         keys[part] = data_key(fingerprint, folder)
-    claim.use_data(keys)
+    claim.commit(lambda head: head.with_data(keys))
     claim.release()
     return run
 

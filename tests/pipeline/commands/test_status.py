@@ -92,7 +92,11 @@ def test_status_shows_requests_to_stop_money_and_rows_left_out(here: Path, pion:
     status = json.loads(pion("status", "demo", "--json")[1])
     assert (status["stop"], status["skipped"], status["notes"]) == (None, {}, [])
     claim = claim_run(run, Owner.me(), price=0.5)
-    claim.skip_rows("sft", SkippedRows(16, 20, 5, 2, "digest-sft", "loss is nan", 0.0))
+    claim.commit(
+        lambda head: head.with_skipped(
+            "sft", SkippedRows(16, 20, 5, 2, "digest-sft", "loss is nan", 0.0)
+        )
+    )
     claim.commit(lambda head: head)
     run.store.write(run.key("requests/0.json"), b"not a request")
     assert pion("stop", "demo")[0] == 0

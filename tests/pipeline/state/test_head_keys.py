@@ -96,7 +96,11 @@ def written(run: RunState) -> RunState:
         key = f"checkpoints/pretrain/{step}-1"
         entry = CheckpointEntry("pretrain", step, 1, "digest", key, 0.0, 9, "sha")
         claim.commit(lambda head, entry=entry: head.with_checkpoint(entry))
-    claim.skip_rows("pretrain", SkippedRows(0, 4, 2, 1, "digest", "a loss of nan", 0.0))
+    claim.commit(
+        lambda head: head.with_skipped(
+            "pretrain", SkippedRows(0, 4, 2, 1, "digest", "a loss of nan", 0.0)
+        )
+    )
     claim.set_restore("pretrain", 1)  # the later checkpoint becomes trash
     claim.heartbeat.beat()
     return run
@@ -118,12 +122,12 @@ def test_only_a_head_that_lists_shared_data_has_the_second_format_and_its_key(
     claim = claim_run(run, Owner.me())
     assert read(run, "HEAD.json")["format"] == FORMAT
     key = data_key("f" * 64, "a" * 32)
-    claim.use_data({"pretrain": key})
+    claim.commit(lambda head: head.with_data({"pretrain": key}))
     head = read(run, "HEAD.json")
     assert set(head) == HEAD[""] | {"data"}
     assert (head["format"], head["data"]) == (SHARED_DATA_FORMAT, {"pretrain": key})
     assert claim.head == run.read()
-    claim.use_data({})
+    claim.commit(lambda head: head.with_data({}))
     assert set(read(run, "HEAD.json")) == HEAD[""]
 
 

@@ -30,9 +30,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that were hashed."""
     names: list[str] = []
 
-    def note(path: Path, size: int, sha256: str, name: str | None = None) -> str | None:
-        names.append(name or path.name)
-        return original(path, size, sha256, name)
+    def note(folder: Path, name: str, size: int, sha256: str) -> str | None:
+        names.append(name)
+        return original(folder, name, size, sha256)
 
     original = verified.file_problem
     monkeypatch.setattr(verified, "file_problem", note)

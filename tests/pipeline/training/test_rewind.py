@@ -258,9 +258,13 @@ def run(tmp_path: Path) -> RunState:
 
 def test_skipped_rows_are_in_head_for_whoever_continues(run: RunState) -> None:
     claim = claim_run(run, someone())
-    claim.skip_rows("pretrain", skipped_at(3))
+    claim.commit(lambda head: head.with_skipped("pretrain", skipped_at(3)))
     list_checkpoint(claim, entry(5))
-    claim.skip_rows("pretrain", skipped_at(8, "loss 9.1, above 3 × the median 2 of 64 steps"))
+    claim.commit(
+        lambda head: head.with_skipped(
+            "pretrain", skipped_at(8, "loss 9.1, above 3 × the median 2 of 64 steps")
+        )
+    )
     claim.set_restore("pretrain", 5)
     claim.release()
     head = claim_run(run, someone()).head
@@ -275,7 +279,7 @@ def test_a_process_that_was_taken_over_skips_nothing(run: RunState) -> None:
     old = claim_run(run, someone())
     claim_run(run, someone(), take_over=True)
     with pytest.raises(Fenced):
-        old.skip_rows("pretrain", skipped_at(3))
+        old.commit(lambda head: head.with_skipped("pretrain", skipped_at(3)))
     head = run.read()
     assert head is not None
     assert head.skipped == {}
@@ -291,7 +295,7 @@ def test_a_head_from_before_there_were_skipped_rows_is_read(run: RunState) -> No
 
 
 def test_a_record_of_skipped_rows_that_is_damaged_or_newer_is_refused(run: RunState) -> None:
-    claim_run(run, someone()).skip_rows("pretrain", skipped_at(3))
+    claim_run(run, someone()).commit(lambda head: head.with_skipped("pretrain", skipped_at(3)))
     raw = json.loads(run.store.read("demo/HEAD.json"))
     (record,) = raw["skipped"]["pretrain"]
     record["colour"] = "blue"
@@ -326,5 +330,5 @@ def test_an_attempt_that_leaves_out_other_rows_is_not_one_more_without_progress(
         claim.release()
     claim = claim_run(run, someone())
     assert claim.head.epoch - claim.head.committed_epoch == 5
-    head = claim.skip_rows("pretrain", skipped_at(3))
+    head = claim.commit(lambda head: head.with_skipped("pretrain", skipped_at(3)))
     assert head.epoch == head.committed_epoch

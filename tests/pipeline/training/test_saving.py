@@ -14,12 +14,12 @@ from pipeline.console.messages import CheckpointSaved
 from pipeline.job import Checkpoint
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.snapshot import Snapshot
-from pipeline.state.checkpoints.upload_worker import Saved, SaveRequest
-from pipeline.state.checkpoints.uploader import Uploader, UploaderDied
+from pipeline.state.checkpoints.uploader import Saved, SaveRequest, Uploader, UploaderDied
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
-from pipeline.state.run_state import Clock, RunState
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
+from pipeline.state.stores.clock import Clock
 from pipeline.training.cadence import SaveCadence
 from pipeline.training.saving import Saving
 

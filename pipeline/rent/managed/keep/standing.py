@@ -17,7 +17,7 @@ from pipeline.rent.managed.provider.recorded_task import (
     variable_of,
 )
 from pipeline.run.handover import FROM_EPOCH
-from pipeline.state.liveness import Life, liveness
+from pipeline.state.liveness import liveness
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store
 
@@ -94,7 +94,7 @@ def owner_outside(look: Look, run: RunState) -> bool:
         return False
     age = status["heartbeat_age"]
     beat_at = None if age is None else look.at - age
-    return liveness(head, beat_at, look.at, run.silence).life is Life.ALIVE
+    return liveness(head, beat_at, look.at, run.silence).life == "alive"
 
 
 def has_machine(each: JobLook) -> bool:

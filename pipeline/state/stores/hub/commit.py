@@ -62,8 +62,9 @@ class Uploaded:
     def operation(self) -> CommitOperationAdd:
         """Return the addition as the client marks it after sending its content."""
         addition = CommitOperationAdd(self.key, b"")
-        sha256 = bytes.fromhex(self.sha256)
-        addition.upload_info = UploadInfo(size=self.size, sample=b"", sha256=sha256)
+        addition.upload_info = UploadInfo(
+            size=self.size, sample=b"", sha256=bytes.fromhex(self.sha256)
+        )
         addition._upload_mode = "lfs"
         addition._should_ignore = False
         addition._is_uploaded = True
@@ -97,10 +98,11 @@ def to_json(change: Change) -> dict[str, Any]:
 
 
 def from_json(raw: dict[str, Any]) -> Change:
-    if "content" in raw:
-        return Put(raw["key"], base64.b64decode(raw["content"]))
-    if "sha256" in raw:
-        return Uploaded(raw["key"], raw["size"], raw["sha256"])
+    match raw:
+        case {"key": key, "content": content}:
+            return Put(key, base64.b64decode(content))
+        case {"key": key, "size": size, "sha256": sha256}:
+            return Uploaded(key, size, sha256)
     return Delete(raw["key"])
 
 
@@ -132,9 +134,8 @@ class _Commit:
 
     def __init__(self, repo: HubRepo, changes: Sequence[Change], swap: Swap | None) -> None:
         self._repo, self._changes, self._swap = repo, changes, swap
-        self._paths = [change.key for change in changes]
-        if swap is not None:
-            self._paths.append(swap.put.key)
+        swapped = [] if swap is None else [swap.put]
+        self._paths = [change.key for change in (*changes, *swapped)]
         self._additions: dict[str, CommitOperationAdd] = {}
         self._unanswered = False
 
@@ -191,10 +192,9 @@ class _Commit:
         }
         self._repo.prepare(list(additions.values()))
         self._additions.update(additions)
-        if self._swap is None:
-            return
-        swapped = self._additions.get(self._swap.put.key)
+        key = self._swap.put.key if self._swap is not None else ""
+        swapped = self._additions.get(key)
         if swapped is not None and swapped._upload_mode == "lfs":
-            where = f"{self._repo.url}/{self._swap.put.key}"
+            where = f"{self._repo.url}/{key}"
             reason = "the repository's .gitattributes makes this an LFS file; remove that line"
             raise StoreError("write", where, reason)

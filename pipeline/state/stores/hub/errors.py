@@ -57,11 +57,10 @@ ERRORS = (OSError, httpx.TransportError, RuntimeError, ValueError)
 def cause_of(error: BaseException) -> BaseException:
     """Return the error behind the client's wrappers."""
     found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, HfHubHTTPError | httpx.TransportError | OfflineModeIsEnabled):
-            return found
+    own = HfHubHTTPError | httpx.TransportError | OfflineModeIsEnabled
+    while found is not None and not isinstance(found, own):
         found = found.__cause__
-    return error
+    return error if found is None else found
 
 
 def status_of(error: BaseException) -> int:
@@ -80,17 +79,15 @@ def is_transient(error: Exception) -> bool:
     if status := status_of(error):
         return status in (408, 409, 429) or status >= 500
     found = cause_of(error)
-    if isinstance(found, OfflineModeIsEnabled) or _is_untrusted(found):
-        return False
-    return isinstance(found, httpx.TransportError | ConnectionError | TimeoutError)
+    passing = isinstance(found, httpx.TransportError | ConnectionError | TimeoutError)
+    return passing and not (isinstance(found, OfflineModeIsEnabled) or _is_untrusted(found))
 
 
 def is_outage(error: Exception) -> bool:
     """Return whether the error passes by itself or with a new token, though perhaps not soon."""
     found = cause_of(error)
-    if isinstance(found, RepositoryNotFoundError):
-        return False
-    return is_transient(error) or status_of(error) == 401 or isinstance(found, RuntimeError)
+    passing = is_transient(error) or status_of(error) == 401 or isinstance(found, RuntimeError)
+    return passing and not isinstance(found, RepositoryNotFoundError)
 
 
 def retry_after(error: Exception) -> str | None:
@@ -150,24 +147,26 @@ def _explain_answer(error: HfHubHTTPError) -> str:
     status = error.response.status_code
     message = (error.server_message or "").strip().partition("\n")[0].rstrip(". ")
     said = f" ({message})" if message else ""
-    if status == 401:
-        return (
-            f"the Hub does not accept {_token()}; run `hf auth login` (a running job picks up the "
-            f"new login unless HF_TOKEN is set), or set HF_TOKEN to a new token ({TOKENS_PAGE})"
-        )
-    if status == 403 and _FULL.search(message):
-        return f"there is no room left{said}; delete what nobody needs, or get more storage"
-    if status == 403 and _SUSPENDED.search(message):
-        return f"the Hub has suspended this account{said}; ask the Hub why"
-    if status == 403:
-        return (
-            f"the Hub denied access{said}; set HF_TOKEN to a token with write access "
-            f"({TOKENS_PAGE})"
-        )
-    if status == 429:
-        return f"the Hub's rate limit is reached{said}; the limit resets within the hour"
-    if status >= 500 or status == 408:
-        return f"the Hub answered {status}{said}"
+    match status:
+        case 401:
+            return (
+                f"the Hub does not accept {_token()}; run `hf auth login` (a running job picks up "
+                "the new login unless HF_TOKEN is set), or set HF_TOKEN to a new token "
+                f"({TOKENS_PAGE})"
+            )
+        case 403 if _FULL.search(message):
+            return f"there is no room left{said}; delete what nobody needs, or get more storage"
+        case 403 if _SUSPENDED.search(message):
+            return f"the Hub has suspended this account{said}; ask the Hub why"
+        case 403:
+            return (
+                f"the Hub denied access{said}; set HF_TOKEN to a token with write access "
+                f"({TOKENS_PAGE})"
+            )
+        case 429:
+            return f"the Hub's rate limit is reached{said}; the limit resets within the hour"
+        case _ if status >= 500 or status == 408:
+            return f"the Hub answered {status}{said}"
     return f"the Hub refused the request with {status}{said}"
 
 
@@ -204,21 +203,23 @@ def explain_reading(
                 hidden = get_token() is None or status == 401
                 private = f" If the repository is private: {_token_advice()}" if hidden else ""
                 return BadInput(f"{what}: there is no such repository; check its name.{private}")
-        if status in (401, 403):
-            return BadInput(f"{what}: the Hub denied access ({status}). {_token_advice()}")
+            case _ if status in (401, 403):
+                return BadInput(f"{what}: the Hub denied access ({status}). {_token_advice()}")
     if any("scripts are no longer supported" in str(cause) for cause in chain):
         return BadInput(f"{what}: it is a program that writes data, and Pion does not run it")
     if any(type(cause).__name__ == "DatasetNotFoundError" for cause in chain):
         return BadInput(f"{what}: there is no such data set, or it is private. {_token_advice()}")
     for cause in chain:
-        if isinstance(cause, HTTPError | LocalEntryNotFoundError | ConnectionError):
-            return PionError(
-                f"{what}: the Hub can't be reached or does not answer ({_first_line(cause)}). The "
-                "work done so far is kept. Run the same command again once the Hub answers."
-            )
-        if isinstance(cause, ValueError | FileNotFoundError):
-            # datasets' own complaints: unknown split or subset, no readable files
-            return BadInput(f"{what}: {_first_line(cause)}")
+        first_line = (str(cause) or type(cause).__name__).strip().partition("\n")[0]
+        match cause:
+            case HTTPError() | LocalEntryNotFoundError() | ConnectionError():
+                return PionError(
+                    f"{what}: the Hub can't be reached or does not answer ({first_line}). The work "
+                    "done so far is kept. Run the same command again once the Hub answers."
+                )
+            case ValueError() | FileNotFoundError():
+                # datasets' own complaints: unknown split or subset, no readable files
+                return BadInput(f"{what}: {first_line}")
     return None
 
 
@@ -226,10 +227,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().partition("\n")[0]
 
 
 def _token_advice() -> str:

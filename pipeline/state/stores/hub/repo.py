@@ -4,6 +4,7 @@ Requests that fail with transient errors are retried. Other errors become a `Sto
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -114,7 +115,7 @@ class HubRepo:
         Raises `Missing` for a file that does not exist, else `StoreError`.
         """
         try:
-            return self.retry(lambda: _read_answer(call))
+            return self.retry(errors.readable()(call))
         except PionError:
             raise
         except errors.ERRORS as error:
@@ -124,9 +125,9 @@ class HubRepo:
         """Return what to raise instead of the client's error."""
         if isinstance(error, EntryNotFoundError):
             return Missing(key, self.url)
+        where = f"{self.url}/{key}".rstrip("/")
         reason = errors.explain(error, self.url, self.create_command)
-        outage = errors.is_outage(error)
-        return StoreError(action, f"{self.url}/{key}".rstrip("/"), reason, outage=outage)
+        return StoreError(action, where, reason, outage=errors.is_outage(error))
 
     # ------------------------------------------------------------ reading
 
@@ -165,15 +166,17 @@ class HubRepo:
 
     def entries(self, commit: str, paths: Sequence[str]) -> dict[str, RepoFile]:
         """Return the files among `paths` at that commit, by path."""
-        found = {}
-        for start in range(0, len(paths), _PATHS_PER_REQUEST):
-            some = list(paths[start : start + _PATHS_PER_REQUEST])
-            for entry in self.api.get_paths_info(
-                self.repo_id, some, revision=commit, repo_type=self.repo_type
-            ):
-                if isinstance(entry, RepoFile):
-                    found[entry.path] = entry
-        return found
+        answers = (
+            self.api.get_paths_info(
+                self.repo_id,
+                list(paths[start : start + _PATHS_PER_REQUEST]),
+                revision=commit,
+                repo_type=self.repo_type,
+            )
+            for start in range(0, len(paths), _PATHS_PER_REQUEST)
+        )
+        entries = itertools.chain.from_iterable(answers)
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
     def read(self, path: str, limit: int) -> bytes:
         """Return a file's bytes on main. Raises `Damaged` if there are more than `limit`."""
@@ -182,7 +185,8 @@ class HubRepo:
             "GET", self.file_url(path, BRANCH), headers=_headers()
         ) as response:
             hf_raise_for_status(response)
-            _refuse_page(response)
+            if "ETag" not in response.headers:  # the Hub sends it with a file's bytes
+                raise errors.NotFromTheHub("no ETag")
             for piece in response.iter_bytes(_PIECE_BYTES):
                 content += piece
                 if len(content) > limit:
@@ -203,9 +207,8 @@ class HubRepo:
         found = self.api.get_hf_file_metadata(url=self.file_url(path, revision))
         if found.commit_hash is None or found.etag is None or found.size is None:
             raise errors.NotFromTheHub("no X-Repo-Commit, ETag or size")
-        location = found.location
-        if self._is_at_the_hub(location):
-            location = self.file_url(path, found.commit_hash)
+        here = self._is_at_the_hub(found.location)
+        location = self.file_url(path, found.commit_hash) if here else found.location
         return Located(location, found.commit_hash, found.etag, found.size)
 
     def locate_again(self, path: str, before: Located) -> Located:
@@ -283,14 +286,12 @@ class HubRepo:
 
     # ------------------------------------------------------------ tidying up
 
-    def count_commits(self) -> int:
-        return len(self.api.list_repo_commits(self.repo_id, repo_type=self.repo_type))
-
-    def squash(self) -> None:
-        """Replace main's history with one commit of its present files."""
-        self.api.super_squash_history(
-            self.repo_id, commit_message="History squashed", repo_type=self.repo_type
-        )
+    def squash(self, most: int) -> None:
+        """If main has more than so many commits, replace them by one with its present files."""
+        if len(self.api.list_repo_commits(self.repo_id, repo_type=self.repo_type)) > most:
+            self.api.super_squash_history(
+                self.repo_id, commit_message="History squashed", repo_type=self.repo_type
+            )
 
     def lfs_objects(self) -> list[LFSFileInfo]:
         """Return every LFS object that was pushed and not deleted, used by a path or not."""
@@ -301,17 +302,6 @@ class HubRepo:
         self.api.permanently_delete_lfs_files(
             self.repo_id, objects, rewrite_history=False, repo_type=self.repo_type
         )
-
-
-def _refuse_page(response: httpx.Response) -> None:
-    """Raise `NotFromTheHub` unless the answer has what the Hub sends with a file's bytes."""
-    if "ETag" not in response.headers:
-        raise errors.NotFromTheHub("no ETag")
-
-
-def _read_answer(call: Callable[[], T]) -> T:
-    with errors.readable():
-        return call()
 
 
 def at_main(repo: HubRepo, look: Callable[[str], T]) -> T:

@@ -129,9 +129,8 @@ class HubStore:
         return [to_json(change) for change in self._changes()]
 
     def adopt(self, staged: list[Staged]) -> None:
-        changes = {raw["key"]: from_json(raw) for raw in staged}
         with self._guard:
-            self._staged.update(changes)
+            self._staged.update({raw["key"]: from_json(raw) for raw in staged})
 
     # ------------------------------------------------------------ reading
 
@@ -219,8 +218,10 @@ class HubStore:
         try:
             me = repo.request("use", "", lambda: repo.api.whoami(cache=True))
             if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
-                reason = f"the token of {me['name']} is read-only; set HF_TOKEN to a token with"
-                reason += f" write access ({errors.TOKENS_PAGE})"
+                reason = (
+                    f"the token of {me['name']} is read-only; set HF_TOKEN to a token with write "
+                    f"access ({errors.TOKENS_PAGE})"
+                )
                 raise StoreError("write to", self.url, reason)
             repo.request("read", "", repo.main)
             if repo.request("write to", "", lambda: repo.takes_any_parent(key)):
@@ -281,8 +282,7 @@ class HubStore:
 
     def _sweep(self, prefix: str, before: float) -> int:
         repo = self._repo
-        if repo.count_commits() > COMMITS_KEPT:
-            repo.squash()
+        repo.squash(COMMITS_KEPT)
         # List the objects first. Then an object that is committed after this counts as used below.
         objects = repo.lfs_objects()
         used = {change.sha256 for change in self._changes() if isinstance(change, Uploaded)}

@@ -25,7 +25,6 @@ from pion.errors import BadInput, PionError
 from pion.untrusted import LARGEST_RECORD
 from pipeline.console.masking import refuse_endpoint
 from pipeline.state.stores.base import Conflict, Data, Missing, StoreError, check_key, too_large
-from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.local import explained
 from pipeline.state.stores.retry import retrying
 from pipeline.state.stores.s3 import errors
@@ -57,8 +56,6 @@ class Bucket:
         self._sleep = sleep
         self._lock = threading.Lock()
         self._client: S3Client | None = None
-        self.bare_etags: bool | None = None
-        """Whether the service knows a version without quotes only; None: not known yet."""
 
     def object_name(self, key: str) -> str:
         """Return the object name of `key` in the bucket. Raises `BadInput` for an illegal key."""
@@ -127,25 +124,6 @@ class Bucket:
         """Delete the unfinished upload of an object and its parts, if they exist."""
         with contextlib.suppress(client.exceptions.NoSuchUpload):
             client.abort_multipart_upload(Bucket=self.name, Key=name, UploadId=upload_id)
-
-    def service_time(self) -> float | None:
-        """Return Unix seconds by the service's clock; None if its answer has no readable date.
-
-        An answer that refuses the request because this machine's clock is wrong has a date too.
-        Raises `StoreError`.
-        """
-
-        def ask(client: "S3Client") -> float | None:
-            try:  # a HEAD request would be cheaper, but its errors give no reason
-                page = client.list_objects_v2(Bucket=self.name, Prefix=self.root, MaxKeys=1)
-                answer = page["ResponseMetadata"]
-            except client.exceptions.ClientError as error:
-                if errors.code_of(error) not in errors.CLOCK:
-                    raise
-                answer = error.response["ResponseMetadata"]
-            return parse_date(answer["HTTPHeaders"].get("date"))
-
-        return self.request("read the time of", "", ask)
 
     def retry(self, call: Callable[[], T]) -> T:
         """Return what `call` returns, with retries while its errors are transient. Raises the last
@@ -279,8 +257,11 @@ class _PartsUpload:
                 ChecksumAlgorithm="CRC32",
                 ChecksumCRC32=checksum,
             )
-            etag = errors.field(answer, "ETag")
-            return {"PartNumber": number, "ETag": etag, "ChecksumCRC32": checksum}
+            return {
+                "PartNumber": number,
+                "ETag": errors.field(answer, "ETag"),
+                "ChecksumCRC32": checksum,
+            }
 
         return self._bucket.request("write", self._key, send)
 

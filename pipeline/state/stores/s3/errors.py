@@ -87,19 +87,20 @@ def _is_untrusted(error: Exception) -> bool:
     return isinstance(error, SSLError) and any(sign in str(error) for sign in _UNTRUSTED)
 
 
+def _answer(error: Exception) -> Mapping[str, Any]:
+    """Return the answer of the store; empty if the error is none."""
+    return error.response if isinstance(error, ClientError) else {}
+
+
 def code_of(error: Exception) -> str:
     """Return S3's name for the error, such as `NoSuchKey`; empty if it is not an answer of the
     store."""
-    if not isinstance(error, ClientError):
-        return ""
-    return str(error.response.get("Error", {}).get("Code", ""))
+    return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
 def status_of(error: Exception) -> int:
     """Return the HTTP status of the answer; 0 if the error is not an answer of the store."""
-    if not isinstance(error, ClientError):
-        return 0
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _is_unreadable(code: str, status: int) -> bool:
@@ -111,59 +112,57 @@ def is_transient(error: Exception) -> bool:
     """Return whether the same request may succeed later, with credentials read again."""
     code, status = code_of(error), status_of(error)
     if code or status:
-        if _is_unreadable(code, status) or status in (408, 429):
-            return True
-        return (status >= 500 and status != 501) or code in _PASSING | EXPIRED | CLOCK
-    if _is_untrusted(error):
-        return False
-    return isinstance(error, (*_NETWORK, *_DAMAGED_ON_THE_WAY, *_CREDENTIALS_DOWN))
+        passing = status in (408, 429) or code in _PASSING | EXPIRED | CLOCK
+        return passing or _is_unreadable(code, status) or (status >= 500 and status != 501)
+    passing_errors = (*_NETWORK, *_DAMAGED_ON_THE_WAY, *_CREDENTIALS_DOWN)
+    return isinstance(error, passing_errors) and not _is_untrusted(error)
 
 
 def is_outage(error: Exception) -> bool:
     """Return whether the error passes by itself or with new credentials, though perhaps not
     soon."""
-    if _is_unreadable(code_of(error), status_of(error)):
-        return False
-    return is_transient(error) or isinstance(error, _LOGIN_EXPIRED)
+    unreadable = _is_unreadable(code_of(error), status_of(error))
+    return not unreadable and (is_transient(error) or isinstance(error, _LOGIN_EXPIRED))
 
 
 def retry_after(error: Exception) -> str | None:
     """Return the Retry-After header of the answer."""
-    if not isinstance(error, ClientError):
-        return None
-    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    headers: Mapping[str, str] = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return headers.get("retry-after")
 
 
 def explain(error: Exception, bucket: str, endpoint: str) -> str:
     """Return the reason, with the fix. The reason contains nothing that was sent to the store."""
-    if isinstance(error, ClientError):
-        return _explain_answer(error, bucket)
     name = type(error).__name__
-    if isinstance(error, NoCredentialsError):
-        return f"no credentials were found; {_KEYS}"
-    if isinstance(error, PartialCredentialsError):
-        return f"the credentials are incomplete; {_KEYS}"
-    if isinstance(error, _LOGIN_EXPIRED):
-        return f"the login has expired or is missing ({name}); run `aws sso login`"
-    if isinstance(error, _CREDENTIALS_DOWN):
-        return f"the credentials could not be fetched ({name}); {_KEYS}"
-    if isinstance(error, _WRONG_CONFIGURATION):
-        return f"{error}; check AWS_PROFILE and ~/.aws/config, or run `aws configure`"
-    if _is_untrusted(error):
-        return (
-            f"this machine does not trust the certificate of {endpoint}; set AWS_CA_BUNDLE to the "
-            "file with the certificate of the authority that signed it"
-        )
-    if isinstance(error, NotFromS3):
-        return (
-            f"several responses from {endpoint} did not come from S3, or not whole (no {error}); "
-            "check AWS_ENDPOINT_URL, and any proxy on the way"
-        )
-    if isinstance(error, _DAMAGED_ON_THE_WAY):
-        return f"several responses from {endpoint} were corrupted ({name}); check the network"
-    if isinstance(error, _NETWORK):
-        return f"{endpoint} sent no complete response ({name}); check the network and the endpoint"
+    match error:
+        case ClientError():
+            return _explain_answer(error, bucket)
+        case NoCredentialsError():
+            return f"no credentials were found; {_KEYS}"
+        case PartialCredentialsError():
+            return f"the credentials are incomplete; {_KEYS}"
+        case _ if isinstance(error, _LOGIN_EXPIRED):
+            return f"the login has expired or is missing ({name}); run `aws sso login`"
+        case _ if isinstance(error, _CREDENTIALS_DOWN):
+            return f"the credentials could not be fetched ({name}); {_KEYS}"
+        case _ if isinstance(error, _WRONG_CONFIGURATION):
+            return f"{error}; check AWS_PROFILE and ~/.aws/config, or run `aws configure`"
+        case SSLError() if _is_untrusted(error):
+            return (
+                f"this machine does not trust the certificate of {endpoint}; set AWS_CA_BUNDLE to "
+                "the file with the certificate of the authority that signed it"
+            )
+        case NotFromS3():
+            return (
+                f"several responses from {endpoint} did not come from S3, or not whole (no "
+                f"{error}); check AWS_ENDPOINT_URL, and any proxy on the way"
+            )
+        case _ if isinstance(error, _DAMAGED_ON_THE_WAY):
+            return f"several responses from {endpoint} were corrupted ({name}); check the network"
+        case _ if isinstance(error, _NETWORK):
+            return (
+                f"{endpoint} sent no complete response ({name}); check the network and the endpoint"
+            )
     return f"{name}: {error}"
 
 
@@ -182,26 +181,27 @@ def _explain_answer(error: ClientError, bucket: str) -> str:
             return f"the session token is not valid (AWS_SESSION_TOKEN); {_KEYS}"
         case "NotImplemented":
             return f"the store can't do that ({code}{said})"
-    if code in EXPIRED:
-        return (
-            "the credentials have expired; put new ones into ~/.aws/credentials (a running job "
-            "reads this file again), or set them and run the same command again"
-        )
-    if code in CLOCK:
-        return "this machine's clock is wrong; set it (timedatectl set-ntp true)"
-    if code in _ANOTHER_REGION:
-        return f"bucket {bucket} is in a different region; set AWS_REGION to that region"
-    if code in _NO_ROOM:
-        return (
-            f"there is no room left in bucket {bucket} or its account ({code}{said}); delete what "
-            "nobody needs, or have the quota raised"
-        )
-    if code in _SUSPENDED:
-        return f"the service has suspended this account ({code}{said}); ask the service why"
-    if status == 403:
-        return (
-            f"access was denied ({code}{said}); the credentials need {_RIGHTS} on bucket {bucket}"
-        )
-    if _is_unreadable(code, status):
-        return f"the store repeatedly answered {status} without a reason; check AWS_ENDPOINT_URL"
+        case _ if code in EXPIRED:
+            return (
+                "the credentials have expired; put new ones into ~/.aws/credentials (a running job "
+                "reads this file again), or set them and run the same command again"
+            )
+        case _ if code in CLOCK:
+            return "this machine's clock is wrong; set it (timedatectl set-ntp true)"
+        case _ if code in _ANOTHER_REGION:
+            return f"bucket {bucket} is in a different region; set AWS_REGION to that region"
+        case _ if code in _NO_ROOM:
+            return (
+                f"there is no room left in bucket {bucket} or its account ({code}{said}); delete "
+                "what nobody needs, or have the quota raised"
+            )
+        case _ if code in _SUSPENDED:
+            return f"the service has suspended this account ({code}{said}); ask the service why"
+        case _ if status == 403:
+            rights = f"the credentials need {_RIGHTS} on bucket {bucket}"
+            return f"access was denied ({code}{said}); {rights}"
+        case _ if _is_unreadable(code, status):
+            return (
+                f"the store repeatedly answered {status} without a reason; check AWS_ENDPOINT_URL"
+            )
     return f"the store answered {status} {code}{said}"

@@ -1,6 +1,6 @@
 """A store in an S3 bucket, on AWS or any compatible service.
 
-Conditional writes decide between writers (compare_and_swap.py). Large objects are uploaded in
+Conditional writes decide between writers. Large objects are uploaded in
 parallel parts with checksums and downloaded in parallel ranges. Only the part or range that fails
 is retried. Credentials, region and endpoint are the standard AWS ones: AWS_ACCESS_KEY_ID,
 AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, …
@@ -12,7 +12,6 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,26 +28,20 @@ from pipeline.state.stores.base import (
     check_key,
     too_large,
 )
+from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.s3 import errors
 from pipeline.state.stores.s3.bucket import PART_BYTES as UPLOAD_BYTES
 from pipeline.state.stores.s3.bucket import Bucket
-from pipeline.state.stores.s3.compare_and_swap import compare_and_swap, require_compare_and_swap
 from pipeline.state.stores.transfer import PART_BYTES, download_parallel
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
 _PIECE_BYTES = 1 << 20
+# Tries of a conditional write, with each form of a version. One is not enough: what refused the
+# write may be deleted since.
+_SWAPS = 2
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """A range of an object that is being read, and what its answer says of the whole object."""
-
-    size: int
-    version: str
-    body: Any
 
 
 class S3Store(WritesAtOnce):
@@ -69,6 +62,8 @@ class S3Store(WritesAtOnce):
     ) -> None:
         self._bucket = Bucket(bucket, prefix, sleep)
         self._upload_bytes, self._download_bytes = upload_bytes, download_bytes
+        # Whether the service knows a version without quotes only; None: not known yet.
+        self._bare_etags: bool | None = None
         self.url = self._bucket.url
 
     @classmethod
@@ -99,31 +94,61 @@ class S3Store(WritesAtOnce):
         self._bucket.upload(key, data, self._upload_bytes)
 
     def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
-        return compare_and_swap(self._bucket, key, data, expected)
+        """See `Store`. With `If-None-Match: *`, S3 refuses the write if the object exists. With
+        `If-Match: <version>`, S3 refuses the write if the object has another version. Some services
+        (Ceph's gateway) know a version only without the quotes in which they name it.
+
+        If the object already has exactly `data`, this is success: an earlier try wrote it, and its
+        acknowledgement was lost. So `data` must be unique. HEAD's history of `write_id`s tells
+        whether another version came after such a write.
+
+        A conflict therefore means that another writer has made progress, so whoever tries again
+        after each conflict does not try for ever. A service that refuses the very version that it
+        names is a `StoreError`.
+        """
+        forms = [False, True] if self._bare_etags is None else [self._bare_etags]
+        for bare in forms * _SWAPS:
+            try:
+                version = self._bucket.put(key, data, **_condition(expected, bare=bare))
+            except (Conflict, Missing):
+                present, found = self._present(key)
+                if present == data and found is not None:
+                    return found
+                if found != expected:
+                    raise Conflict(key, self.url) from None
+            else:
+                if expected is not None:
+                    self._bare_etags = bare
+                return version
+        name = "If-None-Match" if expected is None else "If-Match"
+        reason = f"{self._bucket.endpoint} refuses a write with {name} although its condition holds"
+        raise StoreError("write", f"{self.url}/{key}", reason)
 
     def delete(self, key: str) -> None:
-        bucket, name = self._bucket.name, self._bucket.object_name(key)
+        name = self._bucket.object_name(key)
+
+        def delete(client: "S3Client") -> None:
+            client.delete_object(Bucket=self._bucket.name, Key=name)
+
         with contextlib.suppress(Missing):
-            self._bucket.request(
-                "delete", key, lambda client: client.delete_object(Bucket=bucket, Key=name)
-            )
+            self._bucket.request("delete", key, delete)
 
     def download(self, key: str, path: Path, limit: int | None = None) -> str:
         name = self._bucket.object_name(key)
-        first = self._bucket.request("read", key, lambda client: self._open(client, name))
-        unread = [first.body] if first.body is not None else []
+        size, version, first = self._bucket.request(
+            "read", key, lambda client: self._open(client, name)
+        )
+        unread = [first] if first is not None else []
 
         def fetch(start: int, stop: int) -> Iterable[bytes]:
             if start == 0 and unread:
                 body = unread.pop()
             else:
-                body = self._open_range(
-                    self._bucket.client, name, start, stop, IfMatch=first.version
-                ).body
+                client = self._bucket.client
+                *_, body = self._open_range(client, name, start, stop, IfMatch=version)
             with contextlib.closing(body):
                 yield from body.iter_chunks(_PIECE_BYTES)
 
-        size = first.size
         try:
             if limit is not None and size > limit:
                 raise too_large(f"{self.url}/{key}", limit)
@@ -156,9 +181,8 @@ class S3Store(WritesAtOnce):
 
         uploads = bucket.request("list", prefix, unfinished)
         for name, upload_id in uploads:
-            key = name.removeprefix(root)
             abort = functools.partial(bucket.abort, name=name, upload_id=upload_id)
-            bucket.request("delete", key, abort)
+            bucket.request("delete", name.removeprefix(root), abort)
         return len(uploads)
 
     def list(self, prefix: str = "") -> Entries:
@@ -168,14 +192,32 @@ class S3Store(WritesAtOnce):
         entries: list[Entry] = []
         more: dict[str, Any] = {}
         while True:
-            some, token = self._bucket.request("list", prefix, self._list_page(prefix, more))
+            list_page = functools.partial(self._list_page, prefix=prefix, more=more)
+            some, token = self._bucket.request("list", prefix, list_page)
             entries += some
             if token is None:
                 return sorted(entries, key=lambda entry: entry.key)
             more = {"ContinuationToken": token}
 
     def service_time(self) -> float | None:
-        return self._bucket.service_time()
+        """Return Unix seconds by the service's clock; None if its answer has no readable date.
+
+        An answer that refuses the request because this machine's clock is wrong has a date too.
+        Raises `StoreError`.
+        """
+        bucket = self._bucket
+
+        def ask(client: "S3Client") -> float | None:
+            try:  # a HEAD request would be cheaper, but its errors give no reason
+                page = client.list_objects_v2(Bucket=bucket.name, Prefix=bucket.root, MaxKeys=1)
+                answer = page["ResponseMetadata"]
+            except client.exceptions.ClientError as error:
+                if errors.code_of(error) not in errors.CLOCK:
+                    raise
+                answer = error.response["ResponseMetadata"]
+            return parse_date(answer["HTTPHeaders"].get("date"))
+
+        return bucket.request("read the time of", "", ask)
 
     def probe(self, prefix: str) -> None:
         """See `Store`. Makes ten requests. Raises `StoreError`, not `BadInput`, if the store is
@@ -184,7 +226,9 @@ class S3Store(WritesAtOnce):
         try:
             first = self.compare_and_swap(key, b"first", None)
             try:
-                require_compare_and_swap(self._bucket, key, first, b"second")
+                self._must_refuse(key, None, "If-None-Match")
+                self.compare_and_swap(key, b"second", first)
+                self._must_refuse(key, first, "If-Match")
                 if self.list(key) != [Entry(key, 6)] or self.read(key) != b"second":
                     raise StoreError(
                         "use", self.url, "Pion wrote a test object but could not read it back"
@@ -202,19 +246,41 @@ class S3Store(WritesAtOnce):
                 raise
             raise BadInput(f"{error} Nothing was started.") from error
 
-    def _open(self, client: "S3Client", name: str) -> "_Opened":
-        """Return the first range of an object. It says the object's size and version, too. A HEAD
-        request would not, and its errors give no reason."""
+    def _present(self, key: str) -> tuple[bytes | None, str | None]:
+        """Return the content of `key` and its version; (None, None) if there is nothing."""
+        try:
+            return self.read_versioned(key)
+        except Missing:
+            return None, None
+
+    def _must_refuse(self, key: str, expected: str | None, condition: str) -> None:
+        """Raise `BadInput` unless the service refuses a write whose condition does not hold."""
+        try:
+            self.compare_and_swap(key, b"refuse this", expected)
+        except Conflict:
+            return
+        raise BadInput(
+            f"{self.url} can't store a run, because {self._bucket.endpoint} ignores {condition}. "
+            "Two machines could then both think that they own the run, and undo each other's work. "
+            "Nothing was started. "
+            "Use a store that honors conditional writes: AWS S3, Cloudflare R2, hf://user/repo, or "
+            "file:///abs/folder on one machine."
+        )
+
+    def _open(self, client: "S3Client", name: str) -> tuple[int, str, Any]:
+        """Return as `_open_range` the first range of an object. A HEAD request would say its size
+        and version, too, but its errors give no reason."""
         try:
             return self._open_range(client, name, 0, self._download_bytes)
         except client.exceptions.ClientError as error:
             if errors.status_of(error) == 416:  # an empty object has no first byte
-                return _Opened(0, "", None)
+                return 0, "", None
             raise
 
     def _open_range(
         self, client: "S3Client", name: str, start: int, stop: int, **condition: str
-    ) -> "_Opened":
+    ) -> tuple[int, str, Any]:
+        """Return the size of the whole object, its version, and the body of the range."""
         answer = client.get_object(
             Bucket=self._bucket.name, Key=name, Range=f"bytes={start}-{stop - 1}", **condition
         )
@@ -222,26 +288,28 @@ class S3Store(WritesAtOnce):
             range_, _, size = errors.field(answer, "ContentRange").rpartition("/")
             if not range_.startswith(f"bytes {start}-") or not size.isdecimal():
                 raise errors.NotFromS3("matching ContentRange")
-            return _Opened(int(size), errors.field(answer, "ETag"), answer["Body"])
+            return int(size), errors.field(answer, "ETag"), answer["Body"]
         except errors.NotFromS3:
             answer["Body"].close()
             raise
 
     def _list_page(
-        self, prefix: str, more: dict[str, Any]
-    ) -> "Callable[[S3Client], tuple[Entries, str | None]]":
-        """Return the request for one page of a list: its objects, and where the next one begins."""
-        root, bucket = self._bucket.root, self._bucket.name
+        self, client: "S3Client", prefix: str, more: dict[str, Any]
+    ) -> tuple[Entries, str | None]:
+        """Return one page of a list: its objects, and where the next page begins."""
+        root = self._bucket.root
+        page = client.list_objects_v2(Bucket=self._bucket.name, Prefix=root + prefix, **more)
+        items = {
+            errors.field(item, "Key").removeprefix(root): errors.field(item, "Size")
+            for item in page.get("Contents", [])
+        }
+        # Consoles mark folders with empty objects.
+        entries = [Entry(k, size) for k, size in items.items() if k and not k.endswith("/")]
+        more_follow = errors.field(page, "IsTruncated")
+        return entries, errors.field(page, "NextContinuationToken") if more_follow else None
 
-        def list_page(client: "S3Client") -> tuple[Entries, str | None]:
-            page = client.list_objects_v2(Bucket=bucket, Prefix=root + prefix, **more)
-            entries = []
-            for item in page.get("Contents", []):
-                key = errors.field(item, "Key").removeprefix(root)
-                if key and not key.endswith("/"):  # consoles mark folders with empty objects
-                    entries.append(Entry(key, errors.field(item, "Size")))
-            if not errors.field(page, "IsTruncated"):
-                return entries, None
-            return entries, errors.field(page, "NextContinuationToken")
 
-        return list_page
+def _condition(expected: str | None, *, bare: bool) -> dict[str, str]:
+    if expected is None:
+        return {"IfNoneMatch": "*"}
+    return {"IfMatch": expected.strip('"') if bare else expected}

@@ -54,7 +54,7 @@ def test_a_kept_model_no_longer_needs_its_source(store: FileStore, source: Path)
     keep(store, source)
     for path in source.iterdir():
         path.write_bytes(b"changed in place")
-    folder = bring_base(store, base())
+    folder = bring_base(store, base().hash)
     assert {name: (folder / name).read_bytes() for name in CONTENT} == CONTENT
     keep(store, source)  # it is there: nothing is read again
 
@@ -68,7 +68,7 @@ def test_a_model_counts_once_its_list_of_files_is_there(store: FileStore, source
     with pytest.raises(KeyboardInterrupt):
         keep_base(store, base().hash, files(), ends_at_the_weights)
     with pytest.raises(PionError, match="it is missing"):
-        bring_base(store, base())
+        bring_base(store, base().hash)
     asked: list[str] = []
 
     def bring(name: str) -> Path:
@@ -77,7 +77,7 @@ def test_a_model_counts_once_its_list_of_files_is_there(store: FileStore, source
 
     keep_base(store, base().hash, files(), bring)
     assert "config.json" not in asked  # an earlier attempt has copied it
-    assert bring_base(store, base())
+    assert bring_base(store, base().hash)
 
 
 def test_a_file_that_changes_meanwhile_is_not_kept(store: FileStore, source: Path) -> None:
@@ -94,9 +94,9 @@ def test_small_files_come_without_the_weights(
     store = open_store(s3_store)
     keep(store, source)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another-machine"))
-    folder = bring_base(store, base(), weights=False)
+    folder = bring_base(store, base().hash, weights=False)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "tokenizer.json"]
-    assert (bring_base(store, base()) / "model.safetensors").read_bytes() == b"weights"
+    assert (bring_base(store, base().hash) / "model.safetensors").read_bytes() == b"weights"
 
 
 def test_a_run_keeps_what_a_name_meant_until_it_is_replaced(run: RunState) -> None:
@@ -129,4 +129,4 @@ def test_a_fork_in_another_store_has_its_own_copy(
     fork = RunState(FileStore(tmp_path / "forks"), "copy")
     copy_bases(run, fork)
     assert read_pin(fork, "some/model") == base()
-    assert (bring_base(fork.store, base()) / "model.safetensors").read_bytes() == b"weights"
+    assert (bring_base(fork.store, base().hash) / "model.safetensors").read_bytes() == b"weights"

@@ -110,7 +110,7 @@ def test_no_try_begins_after_90_seconds_of_slow_failures() -> None:
         ("nan", 0.25),
         ("-5", 0.25),
         ("soon", 0.25),
-        (formatdate(1_000_030.0, usegmt=True), 30.0),
+        (formatdate(1_000_030.0, usegmt=True), 30.5),
         (formatdate(999_000.0, usegmt=True), 0.25),
     ],
 )
