@@ -109,7 +109,7 @@ def _ending(error: PionError, arguments: Sequence[str]) -> PionError:
     Commands that can lose work give the verdict themselves, so this command only reads or asks.
     """
     from pipeline.state.stores import StoreError
-    from pipeline.state.stores.verdict import verdict
+    from pipeline.state.stores.errors import verdict
 
     if not isinstance(error, StoreError):
         return error

@@ -56,7 +56,7 @@ def tokenizer_of_base(job: Job, place: Path) -> Path | None:
     if base is None:
         return None
     if is_pinned(job, base):
-        return bring_base(open_store(job.store), base, weights=False) / TOKENIZER
+        return bring_base(open_store(job.store), base.hash, weights=False) / TOKENIZER
     found = find_base(base.source, job.folder)
     place.mkdir(parents=True)
     for name in found.files:

@@ -13,7 +13,7 @@ from pipeline.job.model_section import Base
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import read_pin
 from pipeline.state.stores import DEFAULT_STORE, open_store
-from pipeline.state.stores.verdict import before_work
+from pipeline.state.stores.errors import before_work
 
 
 def read_job(path: str | Path, overrides: Sequence[str] = (), redo: str | None = None) -> Job:

@@ -13,7 +13,7 @@ from pipeline.state.find_run import known_runs
 from pipeline.state.shared.prune import Listed, delete_due, list_shared, mark
 from pipeline.state.stores import DEFAULT_STORE, Store, open_store
 from pipeline.state.stores.clock import Clock
-from pipeline.state.stores.verdict import before_work
+from pipeline.state.stores.errors import before_work
 
 # Of a fingerprint, so many digits are shown.
 SHOWN = 12

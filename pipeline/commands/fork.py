@@ -23,16 +23,16 @@ from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.find_run import open_run, read_run, refuse_remains
 from pipeline.state.head import SHARED, CheckpointEntry, Head, data_key
-from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import finite_json, parse, to_json
+from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import copy_bases
 from pipeline.state.shared.begin import begin, is_there
 from pipeline.state.shared.folder import Overtaken, complete, own_key
 from pipeline.state.shared.records import Writer, read_state
 from pipeline.state.stores import Missing, StoreError
-from pipeline.state.stores.verdict import before_work, verdict
+from pipeline.state.stores.errors import before_work, verdict
 from pipeline.state.workspace import (
     Workspace,
     files_below,

@@ -13,7 +13,7 @@ from pipeline.state.removal import Removable, find_removable, remove
 from pipeline.state.shared.prune import list_shared
 from pipeline.state.stores import DEFAULT_STORE, Store, StoreError, open_store
 from pipeline.state.stores.clock import Clock
-from pipeline.state.stores.verdict import before_work, verdict
+from pipeline.state.stores.errors import before_work, verdict
 
 
 def remove_runs(runs: Sequence[str], *, yes: bool, take_over: bool) -> int:

@@ -165,7 +165,7 @@ class Trained:
 class WorkerFailed:
     """A worker failed with an error that a restart would not fix.
 
-    `error` is the error as pipeline/state/stores/error_codec.py writes it.
+    `error` is the error as pipeline/state/stores/errors.py writes it.
     """
 
     error: Mapping[str, Any]

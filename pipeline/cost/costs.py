@@ -47,8 +47,8 @@ from pipeline.cost.timeline import (
 )
 from pipeline.machine.rented import RENTED
 from pipeline.state.head import Head
-from pipeline.state.metrics import read_all_metrics, read_events
-from pipeline.state.row_types import Unreadable
+from pipeline.state.rows.metrics import read_all_metrics, read_events
+from pipeline.state.rows.row_types import Unreadable
 from pipeline.state.run_state import SILENCE_SECONDS, RunState
 from pipeline.state.stores import Conflict
 

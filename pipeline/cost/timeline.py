@@ -14,8 +14,8 @@ from typing import Any
 
 from pipeline.machine.rented import AT_HOME, RENTED
 from pipeline.state.head import UNCOUNTED_SECONDS, Head
-from pipeline.state.metrics import kept_rows
 from pipeline.state.owner import RELEASED
+from pipeline.state.rows.metrics import kept_rows
 
 STEPS, STAGES, BOOT, RESTORE, RECOMPUTE, STALL, IDLE = CAUSES = (
     "steps",

@@ -17,8 +17,8 @@ from pion.untrusted import parse_object
 from pipeline.job import Job
 from pipeline.state.checkpoints.layout import MODEL, STATE
 from pipeline.state.head import Head, SkippedRows
-from pipeline.state.metrics import Row, read_metrics
 from pipeline.state.record_json import parse_record
+from pipeline.state.rows.metrics import Row, read_metrics
 from pipeline.state.run_state import RunState
 
 # Differing tensors or settings that a message names; it counts the rest.

@@ -11,9 +11,9 @@ from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import STAGES, Job
 from pipeline.report.results import Evaluated, Published, result_of
 from pipeline.state.head import Head
-from pipeline.state.row_types import Unreadable
+from pipeline.state.notes.stop_requests import describe_stop
+from pipeline.state.rows.row_types import Unreadable
 from pipeline.state.run_state import SILENCE_SECONDS
-from pipeline.state.stop_requests import describe_stop
 
 Row = Mapping[str, Any]
 
@@ -37,8 +37,9 @@ class RunHistory:
         metrics: training stage → rows of the steps that lead to its present state, by step.
         costs: what all machines cost, by cause.
         unreadable: the rows of events and metrics that are missing because they can't be read.
-        status: what `pipeline.state.run_status.run_status` returned.
-        deadline, deadline_lines: what `pipeline.state.deadline.deadline_of` returned.
+        status: what `pipeline.state.about.run_status.run_status` returned.
+        deadline, deadline_lines: what `pipeline.state.about.run_status.deadline_of`
+            returned.
         now: when everything was read, in Unix seconds.
         silence: an owner without a sign of life for this many seconds is presumed dead.
     """

@@ -14,7 +14,7 @@ from pipeline.cost.costs import USEFUL, Costs
 from pipeline.report.curves import Point, attempts, curves_of
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.page_sections import measured_sections, record_sections
-from pipeline.state.deadline import end_in_words, state_in_words
+from pipeline.state.about.run_status import end_in_words, state_in_words
 from pipeline.state.liveness import liveness
 from pipeline.state.record_json import Damaged
 

@@ -26,14 +26,14 @@ from pipeline.run.stage_plan import WorkLeft, check_until, work_left
 from pipeline.run.start import Options, Start
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.claim import Claim, claim_run, refuse_owned
+from pipeline.state.notes.rental_note import over_unless_interrupted
+from pipeline.state.notes.stop_requests import pending_stop
 from pipeline.state.owner import RELEASED, Owner, launch_id
-from pipeline.state.rental_note import over_unless_interrupted
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.folder import bring_data
-from pipeline.state.stop_requests import pending_stop
 from pipeline.state.stores import open_store
 from pipeline.state.stores.clock import Clock
-from pipeline.state.stores.verdict import before_work
+from pipeline.state.stores.errors import before_work
 
 # Seconds between two looks at what the heartbeat has found. A look reads nothing from the store.
 LOOK_SECONDS = 0.5

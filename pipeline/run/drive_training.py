@@ -26,7 +26,7 @@ from pipeline.run.preflight import worker_count
 from pipeline.run.start import Start
 from pipeline.state.claim import Claim
 from pipeline.state.shared.folder import bring_data
-from pipeline.state.stores.error_codec import error_from_json
+from pipeline.state.stores.errors import error_from_json
 from pipeline.training.saving import linger_seconds
 from pipeline.training.train_request import Group, TrainRequest
 

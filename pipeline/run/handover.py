@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 
 from pion.errors import BadInput, PionError
 from pipeline.state.head import Head
+from pipeline.state.notes.stop_requests import ask_stop, pending_stop
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
-from pipeline.state.stop_requests import ask_stop, pending_stop
 
 FROM_EPOCH = "PION_HOP_FROM_EPOCH"
 

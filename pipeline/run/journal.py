@@ -12,8 +12,8 @@ from pipeline.cost.timeline import WAITED
 from pipeline.machine.rented import PAID_TO_FIRST_STEP, claim_event, this_machine
 from pipeline.run.start import Start
 from pipeline.state.claim import Claim
-from pipeline.state.metrics import EventLog
 from pipeline.state.owner import differences
+from pipeline.state.rows.metrics import EventLog
 from pipeline.state.stores import StoreError
 
 # The number of the first save whose time is typical. Earlier saves of a process also allocate

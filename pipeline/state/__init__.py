@@ -1,1 +1,1 @@
-"""Who owns a run (here), its checkpoints (checkpoints/), and where bytes live (stores/)."""
+"""Who owns a run (here), and the folders with its checkpoints, rows, notes and stores."""

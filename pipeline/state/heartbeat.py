@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.state.head import Head
+from pipeline.state.notes.stop_requests import pending_stop
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import finite_json
 from pipeline.state.run_state import RunState, heartbeat_path
-from pipeline.state.stop_requests import pending_stop
 from pipeline.state.stores import Missing
 
 _log = logging.getLogger(__name__)

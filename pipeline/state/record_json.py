@@ -115,10 +115,10 @@ def parse(
     if not isinstance(version, int) or isinstance(version, bool):
         raise damaged(where, "it has no format version")
     if version not in formats:
-        known = " and ".join(map(str, formats))
         raise BadInput(
-            f"{where} has format version {version}, but this pion reads version {known}. "
-            "Nothing was changed. Use the pion that wrote this file, or update this pion."
+            f"{where} has format version {version}, but this pion reads version "
+            f"{' and '.join(map(str, formats))}. Nothing was changed. Use the pion that wrote this "
+            "file, or update this pion."
         )
     return raw
 

@@ -18,10 +18,10 @@ from typing import Any
 from pion.errors import BadInput
 from pipeline.state.find_run import no_such_run, refuse_other_files, remains
 from pipeline.state.head import REMOVING_FORMAT, BeingRemoved, Head
+from pipeline.state.notes.rental_note import read_rental_note
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.record_file import RecordFile
 from pipeline.state.record_json import parse_record, to_json
-from pipeline.state.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing
 from pipeline.state.stores.base import is_key

@@ -26,6 +26,7 @@ from typing_extensions import TypedDict
 from pion.errors import PionError
 from pion.untrusted import LARGEST_RECORD, read_file
 from pipeline.machine.folders import cache_folder, locked, private_cache_folder
+from pipeline.machine.verified import Check, checked_once, file_problem
 from pipeline.state.record_json import (
     FORMAT,
     MOST_VALUES,
@@ -41,7 +42,6 @@ from pipeline.state.record_json import (
 from pipeline.state.stores import Missing, Store, StoreError
 from pipeline.state.stores.base import check_key, is_key
 from pipeline.state.stores.local import explained
-from pipeline.state.verified import Check, checked_once, file_problem
 
 # The name, size and sha256 of each file of prepared data; in the store, next to the data. It is
 # written last.
@@ -95,10 +95,9 @@ class Workspace:
         with contextlib.ExitStack() as closing:
             if self.remote:
                 closing.enter_context(self._locked(key))
-            folder = self.folder(key)
-            check: Check = functools.partial(file_problem, folder)
+            check: Check = functools.partial(file_problem, self.folder(key))
             if once:
-                check = closing.enter_context(checked_once(folder))
+                check = closing.enter_context(checked_once(self.folder(key)))
             pool = closing.enter_context(ThreadPoolExecutor(_TRANSFERS if self.remote else None))
             fetch = functools.partial(self._fetch_file, key, check)
             return _first(pool.map(fetch, files, *zip(*files.values())))
@@ -126,10 +125,11 @@ class Workspace:
         Raises `PionError` if the store's copy is missing or damaged.
         """
         try:
-            if self.remote:
-                files = self.listed(key, FILES, _LARGEST_LIST, MOST_DATA_FILES)
-            else:
-                files = self._listed_here(key)
+            files = (
+                self.listed(key, FILES, _LARGEST_LIST, MOST_DATA_FILES)
+                if self.remote
+                else self._listed_here(key)
+            )
             problem = self.fetch(key, files, once=True)
         except Missing:
             problem = f"{FILES} is missing"

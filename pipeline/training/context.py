@@ -20,8 +20,8 @@ from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.head import Head
-from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
+from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.stores.clock import Clock

@@ -16,8 +16,8 @@ from pipeline.state.checkpoints.uploader import UploaderDied
 from pipeline.state.owner import launch_id
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.clock import Clock
+from pipeline.state.stores.errors import verdict
 from pipeline.state.stores.retry import Patience
-from pipeline.state.stores.verdict import verdict
 from pipeline.training.cadence import SaveCadence
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from pion.errors import BadInput, Fenced
 from pipeline.job import Job
 from pipeline.state.claim import Claim
-from pipeline.state.metrics import MetricsLog
+from pipeline.state.rows.metrics import MetricsLog
 from pipeline.state.stores import StoreError
 
 FLUSH_SECONDS = 10.0

@@ -101,7 +101,7 @@ def worker_loop(config: dict[str, Any]) -> None:
 
     from pion.errors import PionError
     from pipeline.console.messages import Note, Trained, WorkerFailed, WorkerStarted
-    from pipeline.state.stores.error_codec import error_to_json
+    from pipeline.state.stores.errors import error_to_json
     from pipeline.training.context import TrainingContext
     from pipeline.training.loop import train_stages
     from pipeline.training.train_request import Group, TrainRequest

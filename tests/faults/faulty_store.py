@@ -98,6 +98,9 @@ class FaultyStore:
     def list(self, prefix: str = "") -> Entries:
         return self.do("list", prefix, lambda: self.inner.list(prefix))
 
+    def service_time(self) -> float | None:
+        return self.inner.service_time()
+
     def probe(self, prefix: str) -> None:
         self.inner.probe(prefix)
 

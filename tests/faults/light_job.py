@@ -30,10 +30,10 @@ from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
 from pipeline.state.checkpoints.uploader import Saved, SaveRequest, save
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import Head
-from pipeline.state.metrics import EventLog, read_metrics
+from pipeline.state.notes.stop_requests import clear_stops, pending_stop
 from pipeline.state.owner import Owner
+from pipeline.state.rows.metrics import EventLog, read_metrics
 from pipeline.state.run_state import RunState
-from pipeline.state.stop_requests import clear_stops, pending_stop
 from pipeline.state.stores import Store
 from pipeline.state.stores.clock import Clock
 from pipeline.state.workspace import Workspace

@@ -77,6 +77,9 @@ class MemoryStore(WritesAtOnce):
         found = sorted(key for key in self.objects if key.startswith(prefix))
         return [Entry(key, len(self.objects[key][0])) for key in found]
 
+    def service_time(self) -> float | None:
+        return None
+
     def probe(self, prefix: str) -> None:
         """Do nothing: there is nothing to find out."""
 
@@ -146,6 +149,9 @@ class SteppedStore(WritesAtOnce):
 
     def list(self, prefix: str = "") -> Entries:
         return self.do(prefix, lambda: self.inner.list(prefix))
+
+    def service_time(self) -> float | None:
+        return None
 
     def probe(self, prefix: str) -> None:
         """Do nothing: there is nothing to find out."""

@@ -23,8 +23,8 @@ from pipeline.state.checkpoints.retention import Keep
 from pipeline.state.checkpoints.uploader import Saved, SaveRequest
 from pipeline.state.claim import claim_run
 from pipeline.state.head import TRASH_SECONDS
-from pipeline.state.metrics import MetricsLog
 from pipeline.state.owner import Owner
+from pipeline.state.rows.metrics import MetricsLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store
 from pipeline.state.stores.clock import Clock

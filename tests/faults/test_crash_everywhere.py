@@ -15,8 +15,8 @@ from pion.errors import NotDurable, PionError
 from pipeline.state.checkpoints.layout import MODEL
 from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
 from pipeline.state.claim import claim_run
-from pipeline.state.metrics import read_metrics
 from pipeline.state.owner import Owner
+from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.stores.s3.store import S3Store

@@ -24,16 +24,16 @@ from pipeline.report.result_tables import (
 )
 from pipeline.report.results import Evaluated, Published, result_of
 from pipeline.state.checkpoints.layout import MANIFEST, STATE, Provenance
-from pipeline.state.deadline import DEADLINE, Asked, RunDeadline, read_deadline
 from pipeline.state.head import Head, StageRecord
+from pipeline.state.notes.deadline import DEADLINE, Asked, RunDeadline, read_deadline
+from pipeline.state.notes.rental_note import NOTE, RentalNote, read_rental_note
+from pipeline.state.notes.stop_requests import pending_stop
+from pipeline.state.notes.watcher_beat import BEAT, read_beat
 from pipeline.state.owner import Author
 from pipeline.state.record_json import Number, build, parse, parse_record
-from pipeline.state.rental_note import NOTE, RentalNote, read_rental_note
-from pipeline.state.row_types import event_row, metrics_row
+from pipeline.state.rows.row_types import event_row, metrics_row
 from pipeline.state.run_state import RunState, heartbeat_path
 from pipeline.state.shared.records import DataState, Unneeded, Writer, read_state, state_key
-from pipeline.state.stop_requests import pending_stop
-from pipeline.state.watcher_beat import BEAT, read_beat
 from pipeline.state.workspace import read_files
 from pipeline.training.setup import check_saved_state
 from tests.hostile.hostile_run import (

@@ -14,9 +14,9 @@ from pion.errors import BadInput
 from pion.untrusted import LARGEST_JOB, LARGEST_RECORD
 from pipeline.state.head import CheckpointEntry, Head, StageRecord, Trash
 from pipeline.state.heartbeat import Heartbeat
+from pipeline.state.notes.stop_requests import clear_stops
 from pipeline.state.record_json import EPOCHS, Damaged
 from pipeline.state.run_state import RunState
-from pipeline.state.stop_requests import clear_stops
 from tests.hostile.hostile_run import (
     JOB,
     NAME,

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.cost.costs import read_log
 from pipeline.state.record_json import finite_json
-from pipeline.state.row_types import LARGEST_LINE, Unreadable, event_row, metrics_row
+from pipeline.state.rows.row_types import LARGEST_LINE, Unreadable, event_row, metrics_row
 from pipeline.state.run_state import RunState
 from tests.hostile.hostile_run import make_hostile_run, path_of, pion, replace
 from tests.hostile.record_attacks import DEPTH, attacks_on, nested

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.state.head import Head
-from pipeline.state.metrics import read_events
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.rental.pods import Pod

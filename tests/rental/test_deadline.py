@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pipeline.machine.rented import RENTED
-from pipeline.state.metrics import read_events
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
 from tests.rental.rented import JOB, OVERRIDES, RUN, Rented, wait_until
 from tests.rental.window import window

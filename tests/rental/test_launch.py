@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.state.metrics import read_events
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
 from tests.rental.rented import RUN, Rented, wait_until
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pipeline.rent.managed.names import rental_name
-from pipeline.state.rental_note import read_rental_note
+from pipeline.state.notes.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.rental.loopback_runpod import rent

@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from pipeline.state.metrics import read_events
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
 from tests.rental.rented import JOB, OVERRIDES, RUN, Rented, unbroken_run
 from tests.rental.skypilot_home import REPOSITORY

@@ -16,8 +16,8 @@ from pipeline.job.file import load_job
 from pipeline.run.command import run_job
 from pipeline.run.start import Options
 from pipeline.state.claim import claim_run
-from pipeline.state.metrics import read_events
 from pipeline.state.owner import Owner
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store, retry
 from pipeline.state.stores.retry import Patience

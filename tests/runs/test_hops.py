@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.state.metrics import read_events
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
 from tests.support.whole_runs import (
     final_weights,

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.state.metrics import read_events
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
 from pipeline.workers.reaper import children_of, session_processes
 from tests.runs.test_hops import JOB as HOPPING

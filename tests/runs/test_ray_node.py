@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.state.metrics import read_events
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
 from pipeline.workers.ray_fit import RAY_ENVIRONMENT
 from pipeline.workers.ray_workers import RAY_ADDRESS, private_environment

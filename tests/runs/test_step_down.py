@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.state.metrics import read_events
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
 from tests.support.meddling import Meddling
 from tests.support.whole_runs import (

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.state.notes.stop_requests import ask_stop
 from pipeline.state.run_state import RunState
-from pipeline.state.stop_requests import ask_stop
 from pipeline.state.stores import open_store
 from tests.support.meddling import Meddling
 from tests.support.waiting import wait_until

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.state.checkpoints import uploader
-from pipeline.state.metrics import read_events
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
 from tests.support.meddling import Meddling
 from tests.support.waiting import lines_of

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.state.metrics import read_events
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from pipeline.workers.ray_fit import RAY_ENVIRONMENT

@@ -20,10 +20,11 @@ from pipeline.state.checkpoints.uploader import SaveRequest
 from pipeline.state.checkpoints.uploader import save as save_files
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import CheckpointEntry
-from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner
-from pipeline.state.run_state import Clock, RunState
+from pipeline.state.rows.metrics import EventLog, MetricsLog
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store
+from pipeline.state.stores.clock import Clock
 from pipeline.state.workspace import Workspace
 from tests.support.jobs import tiny_dict
 

@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.machine.rented import RentedMachine, claim_event
 from pipeline.state.claim import Claim, claim_run
-from pipeline.state.metrics import EventLog, MetricsLog
+from pipeline.state.rows.metrics import EventLog, MetricsLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store
 from pipeline.state.stores.clock import Clock

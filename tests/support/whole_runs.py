@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from pipeline.state.head import CheckpointEntry, Head
-from pipeline.state.metrics import read_metrics
+from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 from tests.support.forked import ForkedRun, may_fork

@@ -17,8 +17,8 @@ from pipeline.rent.deadline.at_launch import deadline_of, held_back
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
 from pipeline.rent.plan.speeds import Known, known_speeds
 from pipeline.rent.sky_yaml import SkyYaml, trains
-from pipeline.state.deadline import Asked, RunDeadline, new_deadline, read_deadline
 from pipeline.state.head import Head, Spent
+from pipeline.state.notes.deadline import Asked, RunDeadline, new_deadline, read_deadline
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.stores.clock import StoreClock

@@ -31,7 +31,7 @@ from pipeline.run.stage_plan import WorkLeft, plan_stages, work_left
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing, open_store
-from pipeline.state.stores.verdict import before_work
+from pipeline.state.stores.errors import before_work
 
 if TYPE_CHECKING:
     from pion.config.model_config import ModelConfig

@@ -10,7 +10,7 @@ from pipeline.console.formats import duration, moment
 from pipeline.job import Job
 from pipeline.job.file import mistake_in
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
-from pipeline.state.deadline import (
+from pipeline.state.notes.deadline import (
     Asked,
     RunDeadline,
     new_deadline,

@@ -17,9 +17,9 @@ from pipeline.rent.plan.prices import NotOffered, look_up
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 from pipeline.run.stage_plan import plan_stages
-from pipeline.state.deadline import RunDeadline
 from pipeline.state.head import Head
-from pipeline.state.metrics import Row
+from pipeline.state.notes.deadline import RunDeadline
+from pipeline.state.rows.metrics import Row
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
 
 # SkyPilot notices within 60 to 70 s that a machine is gone, and the watcher looks every 10 s.

@@ -12,7 +12,7 @@ import re
 from pion.errors import BadInput
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.find_run import open_run, read_run
-from pipeline.state.rental_note import never_rented
+from pipeline.state.notes.rental_note import never_rented
 
 # How many characters of a run's name are in its rental's name. SkyPilot shortens names of more than
 # 25 characters for its machines, and POD_NAME would not match those.

@@ -24,8 +24,8 @@ from pipeline.rent.managed.provider.provider import Provider
 from pipeline.state.find_run import open_run, read_run
 from pipeline.state.head import Head
 from pipeline.state.liveness import owner_of
-from pipeline.state.metrics import Row
-from pipeline.state.rental_note import never_rented
+from pipeline.state.notes.rental_note import never_rented
+from pipeline.state.rows.metrics import Row
 from pipeline.state.run_state import RunState
 
 # Every rental's name begins with this.

@@ -31,16 +31,16 @@ from pipeline.rent.managed.provider.task import (
 )
 from pipeline.rent.sky_yaml import SkyYaml, trains
 from pipeline.state.head import Head
-from pipeline.state.rental_note import (
+from pipeline.state.notes.rental_note import (
     RentalNote,
     read_rental_note,
     withdraw_rental_note,
     write_rental_note,
 )
+from pipeline.state.notes.stop_requests import clear_stops
 from pipeline.state.run_state import RunState
-from pipeline.state.stop_requests import clear_stops
 from pipeline.state.stores import Conflict, StoreError
-from pipeline.state.stores.verdict import before_work
+from pipeline.state.stores.errors import before_work
 
 
 @dataclass(frozen=True)

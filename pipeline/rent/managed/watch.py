@@ -23,7 +23,7 @@ from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import launch_id_of
 from pipeline.rent.managed.request import rental_lock
 from pipeline.state.find_run import open_run
-from pipeline.state.rental_note import withdraw_rental_note
+from pipeline.state.notes.rental_note import withdraw_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.web.address import Address
 

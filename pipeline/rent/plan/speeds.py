@@ -33,8 +33,8 @@ from pipeline.machine.time_limit import within_or
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.state.find_run import runs_in
 from pipeline.state.head import Head
-from pipeline.state.metrics import lines_of, read_events
-from pipeline.state.row_types import metrics_row
+from pipeline.state.rows.metrics import lines_of, read_events
+from pipeline.state.rows.row_types import metrics_row
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 

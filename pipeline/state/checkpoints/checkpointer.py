@@ -26,8 +26,8 @@ from pipeline.state.checkpoints.snapshot import Snapshot, Tensors
 from pipeline.state.checkpoints.uploader import SaveRequest, Uploader, UploaderDied
 from pipeline.state.claim import Claim
 from pipeline.state.head import CheckpointEntry, Head
-from pipeline.state.metrics import MetricsLog
 from pipeline.state.record_json import to_json
+from pipeline.state.rows.metrics import MetricsLog
 from pipeline.state.stores import StoreError
 from pipeline.state.workspace import Workspace
 

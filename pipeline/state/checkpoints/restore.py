@@ -68,11 +68,10 @@ def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> Fo
             return Found(entry, workspace.folder(entry.key), skipped)
         skipped.append(f"Skipped checkpoint {entry.key}: {problem}.")
     if skipped:
-        where = f"{workspace.store.url}/{workspace.run}"
         raise PionError(
-            f"None of the checkpoints of {stage} in {where} is good. "
-            + " ".join(skipped)
-            + f" Nothing was changed. To train {stage} again from its start, use --redo {stage}."
+            f"None of the checkpoints of {stage} in {workspace.store.url}/{workspace.run} is good. "
+            f"{' '.join(skipped)} Nothing was changed. To train {stage} again from its start, use "
+            f"--redo {stage}."
         )
     return Found(None, None, [])
 

@@ -35,7 +35,7 @@ from pipeline.state.checkpoints.layout import MANIFEST, Provenance
 from pipeline.state.checkpoints.snapshot import Extent, Snapshot, map_extents
 from pipeline.state.stores import FileStore, Store, StoreError, open_store
 from pipeline.state.stores.base import Staged
-from pipeline.state.stores.error_codec import error_from_json, error_to_json
+from pipeline.state.stores.errors import error_from_json, error_to_json
 from pipeline.state.stores.local import explained, read_directly
 from pipeline.state.workspace import Files
 

@@ -21,12 +21,12 @@ from typing_extensions import TypedDict
 
 from pion.errors import BadInput, PionError
 from pipeline.job.model_section import Base
+from pipeline.machine.verified import file_problem
 from pipeline.state.record_file import RecordFile
 from pipeline.state.record_json import Damaged, Sha256, build, open_record, parse
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing, Store
 from pipeline.state.stores.local import replacing
-from pipeline.state.verified import file_problem
 from pipeline.state.workspace import FILES, Files, Progress, Workspace, manifest_of
 
 BASES = "_bases"

@@ -149,8 +149,10 @@ def keys_in_use(heads: dict[str, Head]) -> dict[str, list[str]]:
 
 
 def _file(store: Store, fingerprint: str) -> RecordFile[DataState]:
-    advice = (
-        "Delete this file. The runs that use this data keep it, and the next run that needs it "
-        "prepares it again."
+    return RecordFile(
+        store,
+        state_key(fingerprint),
+        strictly(DataState),
+        advice="Delete this file. The runs that use this data keep it, and the next run that needs "
+        "it prepares it again.",
     )
-    return RecordFile(store, state_key(fingerprint), strictly(DataState), advice=advice)

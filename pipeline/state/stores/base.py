@@ -43,7 +43,7 @@ class Conflict(PionError):
 class StoreError(PionError):
     """The store could not do `action` at `where` (path or key), because of `reason`.
 
-    verdict.py decides what the failure means for the command. A write that raised this error may
+    errors.py decides what the failure means for the command. A write that raised this error may
     still have happened (a lost acknowledgement). `outage` means that trying again later may help (a
     network or a service that is down), although the retries so far did not.
     """
@@ -131,6 +131,13 @@ class Store(Protocol):
 
     def list(self, prefix: str = "") -> Entries:
         """Return every object whose key starts with `prefix`, sorted by key."""
+
+    def service_time(self) -> float | None:
+        """Return Unix seconds by the clock of the store's service, exact to half a second.
+
+        Returns None for a folder, which has no other clock, and if the service says no readable
+        date. Makes one cheap request, with retries.
+        """
 
     def probe(self, prefix: str) -> None:
         """Check that keys below `prefix` can be read, written and deleted, and that

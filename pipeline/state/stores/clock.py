@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 from pipeline.state.stores.base import Store, StoreError
 
@@ -43,26 +43,6 @@ class Clock:
             if not (answer is None or answer is False) or self.monotonic() >= end:
                 return answer
             self.sleep(every)
-
-
-@runtime_checkable
-class _HasServiceTime(Protocol):
-    """A store whose service has its own clock."""
-
-    def service_time(self) -> float | None:
-        """Return Unix seconds from the date of a cheap answer; None if its date is unreadable.
-
-        Raises `StoreError`.
-        """
-
-
-def store_time(store: Store) -> float | None:
-    """Return Unix seconds by the clock of the store's service, exact to half a second.
-
-    Returns None for a folder, which has no other clock, and if the service says no readable date.
-    Makes one request, with retries. Raises `StoreError`.
-    """
-    return store.service_time() if isinstance(store, _HasServiceTime) else None
 
 
 def parse_date(value: str | None) -> float | None:
@@ -111,7 +91,7 @@ class StoreClock:
         for _ in range(_TRIES):
             said = None
             with contextlib.suppress(StoreError):
-                said = store_time(self._store)
+                said = self._store.service_time()
             arrived = self._clock.monotonic()
             if not self._has_jumped():
                 if said is not None:

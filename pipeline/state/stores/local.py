@@ -153,6 +153,9 @@ class FileStore(WritesAtOnce):
                     entries.append(Entry(key, path.stat().st_size))
         return sorted(entries, key=lambda entry: entry.key)
 
+    def service_time(self) -> float | None:
+        return None
+
     def probe(self, prefix: str) -> None:
         key = f"{prefix}probe-{uuid.uuid4().hex}"
         try:

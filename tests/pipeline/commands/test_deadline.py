@@ -13,23 +13,22 @@ import yaml
 
 from pipeline.job import Deadline
 from pipeline.rent.deadline.policy import State
+from pipeline.state.about.run_status import deadline_of, state_in_words
 from pipeline.state.claim import claim_run
-from pipeline.state.deadline import (
+from pipeline.state.notes.deadline import (
     DEADLINE,
     Asked,
     RunDeadline,
     change_deadline,
-    deadline_of,
     new_deadline,
     read_deadline,
-    state_in_words,
     write_first_deadline,
 )
+from pipeline.state.notes.rental_note import RentalNote, write_rental_note
+from pipeline.state.notes.watcher_beat import BEAT, Saw, write_beat
 from pipeline.state.owner import Owner
-from pipeline.state.rental_note import RentalNote, write_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from pipeline.state.watcher_beat import BEAT, Saw, write_beat
 from tests.pipeline.conftest import Pion
 from tests.support.clock import FakeClock
 from tests.support.finished_run import make_run
@@ -113,7 +112,7 @@ def test_status_reads_the_deadline_once(
 ) -> None:
     launched(run, hours=42)
     reads = Mock(wraps=read_deadline)
-    monkeypatch.setattr("pipeline.state.deadline.read_deadline", reads)
+    monkeypatch.setattr("pipeline.state.notes.deadline.read_deadline", reads)
     assert "deadline: " in pion("status", "demo")[1]
     reads.assert_called_once()
 

@@ -27,13 +27,13 @@ from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.checkpoints.retention import sweep_abandoned
 from pipeline.state.claim import claim_run
-from pipeline.state.deadline import Asked, new_deadline, read_deadline, write_first_deadline
 from pipeline.state.head import Head, SkippedRows
-from pipeline.state.metrics import read_events, read_metrics
+from pipeline.state.notes.deadline import Asked, new_deadline, read_deadline, write_first_deadline
+from pipeline.state.notes.watcher_beat import read_beat, write_beat
 from pipeline.state.owner import Owner
+from pipeline.state.rows.metrics import read_events, read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store, StoreError
-from pipeline.state.watcher_beat import read_beat, write_beat
 from pipeline.state.workspace import Workspace
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run

@@ -13,9 +13,9 @@ from pion.errors import BadInput, Fenced
 from pipeline.state.claim import claim_run
 from pipeline.state.find_run import open_run
 from pipeline.state.head import BeingRemoved
+from pipeline.state.notes.rental_note import RentalNote, write_rental_note
 from pipeline.state.owner import Owner
 from pipeline.state.removal import find_removable, remove
-from pipeline.state.rental_note import RentalNote, write_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from tests.faults.faulty_store import FaultyStore, fail

@@ -13,9 +13,9 @@ from pion.errors import PionError
 from pipeline.commands.stop import stop_run
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import Head
+from pipeline.state.notes.stop_requests import pending_stop
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
-from pipeline.state.stop_requests import pending_stop
 from pipeline.state.stores import FileStore
 from tests.pipeline.conftest import Pion
 from tests.support.clock import FakeClock

@@ -25,8 +25,8 @@ from pipeline.report.report_file import write_run_report
 from pipeline.state.claim import claim_run
 from pipeline.state.find_run import read_run
 from pipeline.state.head import CheckpointEntry, ClaimRecord, Head, Spent, StageRecord
-from pipeline.state.metrics import EventLog
 from pipeline.state.owner import RELEASED, Owner
+from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.light_run import JOB, light_run

@@ -14,8 +14,8 @@ from pion.errors import PionError
 from pipeline.prove.compare import Trained, differing_tensors, first_difference, read_trained
 from pipeline.state.claim import claim_run
 from pipeline.state.head import SkippedRows
-from pipeline.state.metrics import MetricsLog
 from pipeline.state.owner import Owner
+from pipeline.state.rows.metrics import MetricsLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.jobs import tiny_job

@@ -13,8 +13,8 @@ from pipeline.cost.costs import Costs, costs
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
 from pipeline.report.page_data import MOST_SAMPLES, page_data
-from pipeline.state.deadline import RunDeadline
 from pipeline.state.head import CheckpointEntry, Head, SkippedRows, Spent, StageRecord
+from pipeline.state.notes.deadline import RunDeadline
 from pipeline.state.owner import Author
 from tests.pipeline.report.test_model_card import (
     JOB,

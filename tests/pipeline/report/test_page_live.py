@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline.live import watched_run
-from pipeline.state.deadline import Asked, new_deadline, write_first_deadline
+from pipeline.state.notes.deadline import Asked, new_deadline, write_first_deadline
+from pipeline.state.notes.watcher_beat import Saw, write_beat
 from pipeline.state.stores import FileStore
-from pipeline.state.watcher_beat import Saw, write_beat
 from pipeline.web.address import API_KEY
 from tests.support.browser import needs_chromium
 from tests.support.contrast import CONTRAST

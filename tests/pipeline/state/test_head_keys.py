@@ -19,9 +19,9 @@ from pipeline.state.head import (
     SkippedRows,
     data_key,
 )
+from pipeline.state.notes.rental_note import NOTE, RentalNote, write_rental_note
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import FORMAT
-from pipeline.state.rental_note import NOTE, RentalNote, write_rental_note
 from pipeline.state.run_state import RunState, heartbeat_path
 from tests.paths import OLDER_RUNS
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pion.untrusted import LARGEST_RECORD
-from pipeline.state.metrics import EventLog, MetricsLog
+from pipeline.state.rows.metrics import EventLog, MetricsLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from pipeline.training.hop_receipt import hop_receipt, plan_changed, receipt

@@ -46,11 +46,11 @@ from pipeline.rent.managed.provider.recorded_task import (
     variable_of,
 )
 from pipeline.rent.managed.request import submitting_alone
-from pipeline.state.deadline import RunDeadline, read_deadline
-from pipeline.state.stop_requests import is_asked_to_stop
+from pipeline.state.notes.deadline import RunDeadline, read_deadline
+from pipeline.state.notes.stop_requests import is_asked_to_stop
+from pipeline.state.notes.watcher_beat import WatcherBeats, nobody_watches, read_beat
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.clock import StoreClock
-from pipeline.state.watcher_beat import WatcherBeats, nobody_watches, read_beat
 
 # How many seconds SkyPilot may take to cancel a job and end its machine, if there is no hurry.
 PATIENT_CANCEL_SECONDS = 300.0

@@ -36,9 +36,13 @@ from pipeline.rent.managed.provider.recorded_task import (
 )
 from pipeline.rent.managed.request import note_of
 from pipeline.state.head import Head
-from pipeline.state.rental_note import read_rental_note, withdraw_rental_note, write_rental_note
+from pipeline.state.notes.rental_note import (
+    read_rental_note,
+    withdraw_rental_note,
+    write_rental_note,
+)
+from pipeline.state.notes.stop_requests import clear_handovers
 from pipeline.state.run_state import RunState
-from pipeline.state.stop_requests import clear_handovers
 from pipeline.state.stores import Conflict, StoreError
 
 # How often a machine of one market is given up under one epoch, without owning the run.

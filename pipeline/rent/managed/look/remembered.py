@@ -19,7 +19,7 @@ from pipeline.rent.managed.look.diagnose import Attempt
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place, place_of
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.state.head import Head
-from pipeline.state.metrics import read_events
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
 
 # Costs are read from a run's events at most this often.

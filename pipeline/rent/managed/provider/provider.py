@@ -17,7 +17,7 @@ from pipeline.rent.managed.provider.jobs import (
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.recorded_task import NextRental
 from pipeline.rent.skypilot import sky_module
-from pipeline.state.run_state import Clock
+from pipeline.state.stores.clock import Clock
 
 POLL_SECONDS = 5.0
 

@@ -257,17 +257,16 @@ class HubRepo:
             # the parent may differ.
             addition._remote_oid = None
 
-    def commit(self, operations: Iterable[Operation], parent: str, message: str) -> None:
+    def commit(self, operations: Sequence[Operation], parent: str, message: str) -> None:
         """Make one commit on main. If main is not at `parent`, the Hub answers 412."""
-        made = list(operations)
-        for operation in made:
+        for operation in operations:
             if isinstance(operation, CommitOperationAdd):
                 # The client sets this before it reads the answer, and then refuses another try.
                 operation._is_committed = False
         with errors.readable():
             self.api.create_commit(
                 self.repo_id,
-                made,
+                operations,
                 commit_message=message,
                 repo_type=self.repo_type,
                 parent_commit=parent,

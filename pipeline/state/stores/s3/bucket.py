@@ -10,7 +10,7 @@ import os
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -80,7 +80,7 @@ class Bucket:
 
         def get(client: "S3Client") -> tuple[bytes, str]:
             answer = client.get_object(Bucket=self.name, Key=name)
-            version = errors.field(answer, "ETag")
+            version = field(answer, "ETag")
             content = bytearray()
             with contextlib.closing(answer["Body"]) as body:
                 for piece in body.iter_chunks(_PIECE_BYTES):
@@ -107,7 +107,7 @@ class Bucket:
                 ChecksumCRC32=checksum,
                 **condition,
             )
-            return str(errors.field(answer, "ETag"))
+            return str(field(answer, "ETag"))
 
         return self.request("write", key, send)
 
@@ -167,6 +167,14 @@ class Bucket:
         client = self._client
         url = urlsplit(client.meta.endpoint_url if client else "")
         return url.netloc.rpartition("@")[2] or "the store"
+
+
+def field(answer: Mapping[str, Any], name: str) -> Any:
+    """Return a field that every answer of S3 has. Raises `NotFromS3`."""
+    try:
+        return answer[name]
+    except KeyError:
+        raise errors.NotFromS3(name) from None
 
 
 def region_name() -> str | None:
@@ -240,7 +248,7 @@ class _PartsUpload:
             ChecksumAlgorithm="CRC32",
             Metadata={"upload": self._mark},
         )
-        return str(errors.field(answer, "UploadId"))
+        return str(field(answer, "UploadId"))
 
     def _send_part(self, start: int) -> Any:
         """Upload the part that begins at `start`; return the part's entry for `_complete`."""
@@ -259,7 +267,7 @@ class _PartsUpload:
             )
             return {
                 "PartNumber": number,
-                "ETag": errors.field(answer, "ETag"),
+                "ETag": field(answer, "ETag"),
                 "ChecksumCRC32": checksum,
             }
 
@@ -273,7 +281,7 @@ class _PartsUpload:
                 UploadId=self._upload_id,
                 MultipartUpload={"Parts": parts},
             )
-            errors.field(answer, "ETag")
+            field(answer, "ETag")
         except client.exceptions.NoSuchUpload:
             # An earlier try may have completed the upload, and its acknowledgement was lost.
             if not _is_marked(client, self._bucket.name, self._name, self._mark):
@@ -286,7 +294,7 @@ def _is_marked(client: "S3Client", bucket: str, name: str, mark: str) -> bool:
     except client.exceptions.NoSuchKey:
         return False
     answer["Body"].close()
-    errors.field(answer, "ETag")
+    field(answer, "ETag")
     return answer["Metadata"].get("upload") == mark
 
 

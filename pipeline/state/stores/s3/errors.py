@@ -74,14 +74,6 @@ _RIGHTS = (
 )
 
 
-def field(answer: Mapping[str, Any], name: str) -> Any:
-    """Return a field that every answer of S3 has. Raises `NotFromS3`."""
-    try:
-        return answer[name]
-    except KeyError:
-        raise NotFromS3(name) from None
-
-
 def _is_untrusted(error: Exception) -> bool:
     """Return whether the service's certificate was refused. Other TLS errors may pass."""
     return isinstance(error, SSLError) and any(sign in str(error) for sign in _UNTRUSTED)
@@ -198,8 +190,10 @@ def _explain_answer(error: ClientError, bucket: str) -> str:
         case _ if code in _SUSPENDED:
             return f"the service has suspended this account ({code}{said}); ask the service why"
         case _ if status == 403:
-            rights = f"the credentials need {_RIGHTS} on bucket {bucket}"
-            return f"access was denied ({code}{said}); {rights}"
+            return (
+                f"access was denied ({code}{said}); the credentials need {_RIGHTS} on bucket "
+                f"{bucket}"
+            )
         case _ if _is_unreadable(code, status):
             return (
                 f"the store repeatedly answered {status} without a reason; check AWS_ENDPOINT_URL"

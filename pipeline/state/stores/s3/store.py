@@ -31,7 +31,7 @@ from pipeline.state.stores.base import (
 from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.s3 import errors
 from pipeline.state.stores.s3.bucket import PART_BYTES as UPLOAD_BYTES
-from pipeline.state.stores.s3.bucket import Bucket
+from pipeline.state.stores.s3.bucket import Bucket, field
 from pipeline.state.stores.transfer import PART_BYTES, download_parallel
 
 if TYPE_CHECKING:
@@ -125,13 +125,11 @@ class S3Store(WritesAtOnce):
         raise StoreError("write", f"{self.url}/{key}", reason)
 
     def delete(self, key: str) -> None:
-        name = self._bucket.object_name(key)
-
-        def delete(client: "S3Client") -> None:
-            client.delete_object(Bucket=self._bucket.name, Key=name)
-
+        bucket, name = self._bucket.name, self._bucket.object_name(key)
         with contextlib.suppress(Missing):
-            self._bucket.request("delete", key, delete)
+            self._bucket.request(
+                "delete", key, lambda client: client.delete_object(Bucket=bucket, Key=name)
+            )
 
     def download(self, key: str, path: Path, limit: int | None = None) -> str:
         name = self._bucket.object_name(key)
@@ -172,11 +170,11 @@ class S3Store(WritesAtOnce):
         def unfinished(client: "S3Client") -> list[tuple[str, str]]:
             pages = client.get_paginator("list_multipart_uploads")
             return [
-                (errors.field(upload, "Key"), errors.field(upload, "UploadId"))
+                (field(upload, "Key"), field(upload, "UploadId"))
                 for page in pages.paginate(Bucket=bucket.name, Prefix=root + prefix)
-                if errors.field(page, "IsTruncated") is not None
+                if field(page, "IsTruncated") is not None
                 for upload in page.get("Uploads", [])
-                if errors.field(upload, "Initiated").timestamp() < before
+                if field(upload, "Initiated").timestamp() < before
             ]
 
         uploads = bucket.request("list", prefix, unfinished)
@@ -285,10 +283,10 @@ class S3Store(WritesAtOnce):
             Bucket=self._bucket.name, Key=name, Range=f"bytes={start}-{stop - 1}", **condition
         )
         try:
-            range_, _, size = errors.field(answer, "ContentRange").rpartition("/")
+            range_, _, size = field(answer, "ContentRange").rpartition("/")
             if not range_.startswith(f"bytes {start}-") or not size.isdecimal():
                 raise errors.NotFromS3("matching ContentRange")
-            return int(size), errors.field(answer, "ETag"), answer["Body"]
+            return int(size), field(answer, "ETag"), answer["Body"]
         except errors.NotFromS3:
             answer["Body"].close()
             raise
@@ -300,13 +298,13 @@ class S3Store(WritesAtOnce):
         root = self._bucket.root
         page = client.list_objects_v2(Bucket=self._bucket.name, Prefix=root + prefix, **more)
         items = {
-            errors.field(item, "Key").removeprefix(root): errors.field(item, "Size")
+            field(item, "Key").removeprefix(root): field(item, "Size")
             for item in page.get("Contents", [])
         }
         # Consoles mark folders with empty objects.
         entries = [Entry(k, size) for k, size in items.items() if k and not k.endswith("/")]
-        more_follow = errors.field(page, "IsTruncated")
-        return entries, errors.field(page, "NextContinuationToken") if more_follow else None
+        more_follow = field(page, "IsTruncated")
+        return entries, field(page, "NextContinuationToken") if more_follow else None
 
 
 def _condition(expected: str | None, *, bare: bool) -> dict[str, str]:

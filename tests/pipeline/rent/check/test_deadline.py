@@ -17,8 +17,8 @@ from pipeline.rent.deadline.times import OnDemand, on_demand_machines
 from pipeline.rent.plan.speeds import Known, PastSpeed
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.state.claim import claim_run
-from pipeline.state.deadline import Asked, new_deadline, write_first_deadline
 from pipeline.state.head import Head
+from pipeline.state.notes.deadline import Asked, new_deadline, write_first_deadline
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store

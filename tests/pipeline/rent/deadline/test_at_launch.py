@@ -13,7 +13,7 @@ from pion.errors import BadInput, PionError
 from pipeline.job import Job
 from pipeline.rent.deadline.at_launch import deadline_of, held_back, keeping_deadline, refuse_past
 from pipeline.rent.sky_yaml import read_sky_yaml
-from pipeline.state.deadline import RunDeadline, change_deadline, read_deadline
+from pipeline.state.notes.deadline import RunDeadline, change_deadline, read_deadline
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
 from tests.pipeline.rent.conftest import SkyHome

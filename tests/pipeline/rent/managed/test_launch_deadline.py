@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.cli import main
 from pipeline.rent.managed import launch as launching
-from pipeline.state.deadline import read_deadline
+from pipeline.state.notes.deadline import read_deadline
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.conftest import YAML, SkyHome

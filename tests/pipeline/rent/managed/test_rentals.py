@@ -19,8 +19,8 @@ from pipeline.rent.managed.provider.pods import runpod_configured
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.rentals import show_rentals
 from pipeline.state.claim import claim_run
-from pipeline.state.metrics import EventLog
-from pipeline.state.rental_note import RentalNote, write_rental_note
+from pipeline.state.notes.rental_note import RentalNote, write_rental_note
+from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.fake_provider import ANOTHER, ME, FakeProvider

@@ -13,7 +13,7 @@ from pipeline.commands.status import show_statuses
 from pipeline.rent.managed.provider.jobs import BOOT_SECONDS
 from pipeline.rent.managed.request import announce_rental, announced, note_of
 from pipeline.state.claim import claim_run
-from pipeline.state.rental_note import (
+from pipeline.state.notes.rental_note import (
     NOTE,
     RentalNote,
     over_unless_interrupted,
@@ -22,7 +22,7 @@ from pipeline.state.rental_note import (
 )
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing
-from pipeline.state.stores.error_codec import error_from_json, error_to_json
+from pipeline.state.stores.errors import error_from_json, error_to_json
 from tests.support.clock import FakeClock
 from tests.support.states import someone
 

@@ -19,10 +19,10 @@ from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.request import rental_lock
 from pipeline.rent.managed.watch import Watcher, follow_or_leave, watch
 from pipeline.state.claim import claim_run
-from pipeline.state.metrics import read_events
-from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
+from pipeline.state.notes.rental_note import RentalNote, read_rental_note, write_rental_note
+from pipeline.state.notes.stop_requests import ask_stop
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
-from pipeline.state.stop_requests import ask_stop
 from pipeline.state.stores import StoreError
 from pipeline.web.address import Address
 from tests.pipeline.rent.managed.look.test_diagnose import A40, job

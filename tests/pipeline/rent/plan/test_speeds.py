@@ -29,8 +29,8 @@ from pipeline.rent.plan.speeds import (
 )
 from pipeline.run.stage_plan import stage_inputs
 from pipeline.state.claim import claim_run
-from pipeline.state.metrics import EventLog, MetricsLog
 from pipeline.state.owner import Owner
+from pipeline.state.rows.metrics import EventLog, MetricsLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.paths import JOBS

@@ -16,8 +16,8 @@ from pipeline.rent.replay.command import show_replay
 from pipeline.rent.replay.numbers import job_numbers
 from pipeline.rent.replay.options import HELP, WORDS, Given, Number, add_options
 from pipeline.state.claim import claim_run
-from pipeline.state.metrics import EventLog
 from pipeline.state.owner import Owner
+from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.paths import JOBS

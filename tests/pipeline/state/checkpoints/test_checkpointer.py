@@ -28,8 +28,8 @@ from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
 from pipeline.state.checkpoints.uploader import Saved, SaveRequest
 from pipeline.state.checkpoints.uploader import save as save_files
 from pipeline.state.claim import Claim, claim_run
-from pipeline.state.metrics import MetricsLog, read_metrics
 from pipeline.state.owner import Owner
+from pipeline.state.rows.metrics import MetricsLog, read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing, Store, StoreError
 from pipeline.state.workspace import Workspace
@@ -582,7 +582,7 @@ def test_killed_while_saving_the_last_listed_checkpoint_is_whole(
 
 def test_reading_head_and_status_needs_no_torch() -> None:
     code = (
-        "import sys, pipeline.state.checkpoints.checkpointer, pipeline.state.metrics;"
+        "import sys, pipeline.state.checkpoints.checkpointer, pipeline.state.rows.metrics;"
         "import pipeline.state.stores;"
         "print([m for m in ('torch', 'numpy', 'ray', 'pydantic') if m in sys.modules])"
     )

@@ -19,7 +19,6 @@ from pipeline.state.stores.clock import (
     JUMP_SECONDS,
     StoreClock,
     parse_date,
-    store_time,
 )
 from pipeline.state.stores.hub.store import HubStore
 from pipeline.state.stores.s3.store import S3Store
@@ -69,13 +68,13 @@ def place(request: pytest.FixtureRequest, s3: S3Server) -> Place:
 def test_the_time_is_the_date_of_one_answer_of_the_service(place: Place) -> None:
     before = len(place.service.requests)
     place.service.date = lambda: formatdate(NOON, usegmt=True)
-    assert store_time(place.store) == NOON + 0.5
+    assert place.store.service_time() == NOON + 0.5
     assert len(place.service.requests) == before + 1
 
 
 def test_without_a_readable_date_the_time_is_not_known(place: Place) -> None:
     place.service.date = lambda: "about noon"
-    assert store_time(place.store) is None
+    assert place.store.service_time() is None
 
 
 @pytest.fixture
@@ -107,32 +106,32 @@ def test_a_date_is_in_utc_unless_it_names_another_zone(
 
 
 def test_a_folder_has_no_clock_of_its_own_and_is_not_created(tmp_path: Path) -> None:
-    assert store_time(FileStore(tmp_path / "runs")) is None
+    assert FileStore(tmp_path / "runs").service_time() is None
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_request_that_fails_once_is_made_again(place: Place) -> None:
     place.service.date = lambda: formatdate(NOON, usegmt=True)
     place.service.fail(".", status=503)
-    assert store_time(place.store) == NOON + 0.5
+    assert place.store.service_time() == NOON + 0.5
 
 
 def test_a_service_that_is_down_is_a_store_error_that_may_pass(place: Place) -> None:
     place.service.fail(".", status=503, times=ALWAYS)
     with pytest.raises(StoreError, match=f"Cannot read the time of {place.store.url}: ") as raised:
-        store_time(place.store)
+        place.store.service_time()
     assert raised.value.outage
 
 
 def test_a_bucket_that_does_not_exist_is_a_store_error_with_the_fix(proxy: FaultProxy) -> None:
     with pytest.raises(StoreError, match="create it with `aws s3 mb s3://no-bucket`") as raised:
-        store_time(S3Store("no-bucket", sleep=no_wait))
+        S3Store("no-bucket", sleep=no_wait).service_time()
     assert not raised.value.outage
 
 
 def test_a_repository_that_does_not_exist_is_a_store_error_with_the_fix(hub: HubServer) -> None:
     with pytest.raises(StoreError, match="create it with `hf repos create user/none") as raised:
-        store_time(HubStore("user/none", sleep=no_wait))
+        HubStore("user/none", sleep=no_wait).service_time()
     assert not raised.value.outage
 
 
@@ -141,7 +140,7 @@ def test_s3_says_its_time_even_if_it_refuses_requests_of_a_machine_with_a_wrong_
 ) -> None:
     proxy.deny("RequestTimeTooSkewed", 403)
     proxy.date = lambda: formatdate(NOON, usegmt=True)
-    assert store_time(S3Store(s3.bucket(), sleep=no_wait)) == NOON + 0.5
+    assert S3Store(s3.bucket(), sleep=no_wait).service_time() == NOON + 0.5
     assert len(proxy.requests) == 1
 
 

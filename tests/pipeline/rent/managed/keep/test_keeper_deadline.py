@@ -11,13 +11,13 @@ from pipeline.rent.managed.provider.recorded_task import launch_id_of, variable_
 from pipeline.rent.managed.watch import Watcher
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.run.handover import FROM_EPOCH
-from pipeline.state.deadline import RunDeadline, change_deadline
-from pipeline.state.metrics import read_events
+from pipeline.state.notes.deadline import RunDeadline, change_deadline
+from pipeline.state.notes.rental_note import RentalNote, read_rental_note, write_rental_note
+from pipeline.state.notes.stop_requests import ask_stop
+from pipeline.state.notes.watcher_beat import read_beat
 from pipeline.state.owner import Author
-from pipeline.state.rental_note import RentalNote, read_rental_note, write_rental_note
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
-from pipeline.state.stop_requests import ask_stop
-from pipeline.state.watcher_beat import read_beat
 from tests.pipeline.rent.conftest import SkyHome
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import JOB, ME

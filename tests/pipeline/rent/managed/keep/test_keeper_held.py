@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.claim import claim_run
-from pipeline.state.deadline import RunDeadline, change_deadline
+from pipeline.state.notes.deadline import RunDeadline, change_deadline
 from pipeline.state.owner import Author
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError

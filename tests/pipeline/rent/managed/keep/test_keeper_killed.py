@@ -16,8 +16,8 @@ from pipeline.rent.managed.provider.jobs import BOOT_SECONDS, ManagedJob
 from pipeline.rent.managed.provider.recorded_task import BY_HOP
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.claim import claim_run
-from pipeline.state.metrics import EventLog
-from pipeline.state.rental_note import read_rental_note, write_rental_note
+from pipeline.state.notes.rental_note import read_rental_note, write_rental_note
+from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
 from tests.pipeline.rent.managed.keep.test_keeper_deadline import RESERVE, due_in, sky, watch
 from tests.support.clock import FakeClock

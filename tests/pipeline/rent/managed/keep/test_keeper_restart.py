@@ -17,7 +17,7 @@ from pipeline.rent.managed.provider.jobs import BOOT_SECONDS, ManagedJob
 from pipeline.rent.managed.request import submitting_alone
 from pipeline.rent.managed.watch import Watcher, follow_or_leave
 from pipeline.state.claim import claim_run
-from pipeline.state.metrics import EventLog, read_events
+from pipeline.state.rows.metrics import EventLog, read_events
 from pipeline.state.run_state import RunState
 from tests.pipeline.rent.managed.look.test_diagnose import A40
 from tests.support.clock import FakeClock

@@ -18,12 +18,12 @@ from pipeline.rent.managed.provider.recorded_task import BY_HOP, MACHINES, NextR
 from pipeline.rent.managed.watch import Watcher
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
-from pipeline.state.deadline import RunDeadline, change_deadline
-from pipeline.state.metrics import EventLog
+from pipeline.state.notes.deadline import RunDeadline, change_deadline
+from pipeline.state.notes.stop_requests import ask_stop, pending_stop
+from pipeline.state.notes.watcher_beat import read_beat
 from pipeline.state.owner import Author
+from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
-from pipeline.state.stop_requests import ask_stop, pending_stop
-from pipeline.state.watcher_beat import read_beat
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.managed.keep.test_keeper_deadline import RESERVE, due_in, sky, watch
 from tests.pipeline.rent.managed.look.test_diagnose import A40

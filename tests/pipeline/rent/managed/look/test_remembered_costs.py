@@ -14,7 +14,7 @@ from pipeline.cost.costs import costs_of
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.claim import claim_run
 from pipeline.state.head import Head
-from pipeline.state.metrics import EventLog, read_events
+from pipeline.state.rows.metrics import EventLog, read_events
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from tests.support.clock import FakeClock

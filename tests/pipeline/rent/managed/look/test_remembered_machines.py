@@ -8,7 +8,7 @@ from pipeline.rent.managed.look.diagnose import Attempt
 from pipeline.rent.managed.look.remembered import claimed_machines, each_once
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.claim import claim_run
-from pipeline.state.metrics import EventLog
+from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
 from tests.pipeline.rent.managed.look.test_diagnose import A40, A4000
 from tests.support.clock import FakeClock

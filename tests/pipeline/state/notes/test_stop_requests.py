@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from pipeline.state.notes.stop_requests import ask_stop, clear_handovers, clear_stops, pending_stop
 from pipeline.state.run_state import RunState
-from pipeline.state.stop_requests import ask_stop, clear_handovers, clear_stops, pending_stop
 from tests.support.clock import FakeClock
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.job import Deadline
-from pipeline.state.deadline import (
+from pipeline.state.notes.deadline import (
     DEADLINE,
     Asked,
     RunDeadline,

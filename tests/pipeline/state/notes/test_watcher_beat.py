@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.state.owner import Author
-from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, StoreError
-from pipeline.state.watcher_beat import (
+from pipeline.state.notes.watcher_beat import (
     BEAT,
     Saw,
     WatcherBeats,
@@ -19,6 +16,9 @@ from pipeline.state.watcher_beat import (
     read_beat,
     write_beat,
 )
+from pipeline.state.owner import Author
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, StoreError
 from tests.support.clock import FakeClock
 
 

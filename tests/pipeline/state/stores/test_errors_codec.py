@@ -16,7 +16,7 @@ from pion.errors import (
 from pipeline.state.checkpoints.uploader import UploaderDied
 from pipeline.state.record_json import Damaged
 from pipeline.state.stores import Conflict, Missing, StoreError
-from pipeline.state.stores.error_codec import error_from_json, error_to_json
+from pipeline.state.stores.errors import error_from_json, error_to_json
 
 ERRORS = [
     PionError("it failed; run it again"),

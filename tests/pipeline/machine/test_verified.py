@@ -11,9 +11,9 @@ import pytest
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.errors import BadInput, PionError
-from pipeline.state import verified
+from pipeline.machine import verified
+from pipeline.machine.verified import checked_once
 from pipeline.state.stores import FileStore
-from pipeline.state.verified import checked_once
 from pipeline.state.workspace import Workspace
 
 SHARD = "0/train/shard_00000.npy"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.state.head import Head
-from pipeline.state.metrics import (
+from pipeline.state.rows.metrics import (
     EventLog,
     MetricsLog,
     Replaced,
@@ -19,7 +19,7 @@ from pipeline.state.metrics import (
     read_events,
     read_metrics,
 )
-from pipeline.state.row_types import Unreadable
+from pipeline.state.rows.row_types import Unreadable
 from pipeline.state.stores import FileStore, StoreError
 from tests.support.waiting import join
 

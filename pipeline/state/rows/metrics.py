@@ -14,7 +14,7 @@ from typing import Any
 from pion.errors import BadInput, PionError
 from pipeline.state.head import Head
 from pipeline.state.record_json import finite_json
-from pipeline.state.row_types import LARGEST_SEGMENT, Row, Unreadable, event_row, metrics_row
+from pipeline.state.rows.row_types import LARGEST_SEGMENT, Row, Unreadable, event_row, metrics_row
 from pipeline.state.stores import Missing, Store
 
 # Segments read in parallel.

@@ -1,0 +1,167 @@
+"""What a run has done, who owns it, and whether its deadline is met, as far as its store knows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pion.errors import BadInput
+from pipeline.console.formats import duration, moment, printable
+from pipeline.job import STAGES
+from pipeline.state.about.recorded_job import recorded_stages
+from pipeline.state.head import Head
+from pipeline.state.liveness import last_change
+from pipeline.state.notes.deadline import read_deadline
+from pipeline.state.notes.stop_requests import pending_stop
+from pipeline.state.notes.watcher_beat import Saw, WatcherBeat, nobody_watches, read_beat
+from pipeline.state.owner import Owner, is_running
+from pipeline.state.run_state import RunState
+
+
+def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
+    """Return what the store knows about a run, as plain JSON. Times are Unix seconds."""
+    beat = state.heartbeat(head.epoch)
+    notes: list[str] = []
+    launch_id = head.owner.launch_id if head.owner else None
+    stop = pending_stop(state, notes.append, launch_id=launch_id)
+    newest = head.checkpoints[0] if head.checkpoints else None
+    ours = recorded_stages(state, head, notes.append)
+    stages = [s for s in STAGES if ours is None or s in ours or s in head.stages]
+    return {
+        "run": state.name,
+        "store": state.store.url,
+        "epoch": head.epoch,
+        "stages": {stage: _stage_status(stage, head) for stage in stages},
+        "next": next((stage for stage in stages if stage not in head.stages), None),
+        "checkpoint": dataclasses.asdict(newest) if newest else None,
+        "owner": dataclasses.asdict(head.owner) if head.owner else None,
+        "owner_running": is_running(head.owner, Owner.me()) if head.owner else None,
+        "heartbeat_age": now - beat["at"] if head.owner and beat else None,
+        "heartbeats": not state.store.commits,
+        "last_commit_age": now - last_change(head),
+        "progress": (beat.get("status") if beat else None) or None,
+        "stop": stop.status() if stop else None,
+        "spent": {"hours": head.spent.hours, "dollars": head.spent.dollars},
+        "skipped": {
+            stage: [dataclasses.asdict(rows) for rows in skipped]
+            for stage, skipped in head.skipped.items()
+        },
+        "notes": notes,
+    }
+
+
+def is_finished(state: RunState, head: Head) -> bool:
+    """Return whether every stage of HEAD's job is done; False if the job can't be read."""
+    stages = recorded_stages(state, head)
+    return stages is not None and all(stage in head.stages for stage in stages)
+
+
+def _stage_status(stage: str, head: Head) -> dict[str, Any]:
+    record = head.stages.get(stage)
+    newest = next((entry for entry in head.checkpoints if entry.stage == stage), None)
+    status: dict[str, Any] = {"state": "todo", "at": None, "digest": None, "step": None}
+    if newest is not None:
+        status |= {"state": "begun", "at": newest.at, "digest": newest.digest, "step": newest.step}
+    if record is not None:
+        status |= {"state": "done", "at": record.at, "digest": record.digest}
+    return status
+
+
+# ---------------------------------------------------------------- its deadline
+
+# What a run does, by the state that its watcher saw.
+_STATES = {
+    "spot": "on a spot machine",
+    "waiting": "waiting for a spot machine",
+    "arming": "requesting a machine on demand",
+    "on demand": "on a machine on demand",
+    "late": "too late for the deadline, so on demand to the end",
+    "done": "nothing is left to do",
+}
+
+
+def deadline_of(
+    state: RunState, head: Head | None, now: float
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return a run's deadline as plain JSON, and what there is to say about it, in lines.
+
+    If the run never had one, these are None and no lines. Raises StoreError.
+    """
+    try:
+        record = read_deadline(state)
+    except BadInput as error:
+        return {"error": str(error)}, [f"the deadline can't be read: {error}"]
+    if record is None:
+        return None, []
+    beat = read_beat(state)
+    finished_at: float | None = None
+    if head is not None and is_finished(state, head):
+        finished_at = max((stage.at for stage in head.stages.values()), default=None)
+    silent = nobody_watches(state, beat, now)
+    over = record.at is None or finished_at is not None
+    as_json = {
+        **dataclasses.asdict(record),
+        "finished_at": finished_at,
+        "met": None if record.at is None or finished_at is None else finished_at <= record.at,
+        "watcher": beat and dataclasses.asdict(beat),
+        "watched": not silent,
+        "at_risk_from": beat.risk_at if beat is not None and silent and not over else None,
+    }
+    words = f"deadline: {record.describe(now)}"
+    if record.at is None:
+        return as_json, [f"{words}; {record.describe_author()}"]
+    if finished_at is not None:
+        met = end_in_words(record.at, finished_at)
+        return as_json, [f"deadline: {moment(record.at)}, {met}"]
+    words += f", margin {duration(record.margin)}; {record.describe_author()}"
+    return as_json, [words, *_watcher_lines(state, beat, now)]
+
+
+def end_in_words(at: float, finished_at: float) -> str:
+    """Return `met, 3 h 02 min early` or `missed by 2 h 06 min` of a deadline at `at`."""
+    left = at - finished_at
+    return f"met, {duration(left)} early" if left >= 0 else f"missed by {duration(-left)}"
+
+
+def state_in_words(state: str) -> str:
+    """Return what a run does, in words. A state of a newer pion is its own word."""
+    return _STATES.get(state, printable(state[:40]))
+
+
+def _in_words(saw: Saw | None) -> str:
+    """Say what a watcher that knows deadlines saw."""
+    if saw is None:
+        return "the watcher requests nothing for the deadline: its window says why"
+    words = state_in_words(saw["state"])
+    if saw["work_left"] > 0:
+        slack = f"{duration(saw['slack'])} of slack" if saw["slack"] > 0 else "no slack"
+        words += (
+            f"; {duration(saw['work_left'])} of work left, {slack}, "
+            f"{duration(saw['reserve'])} kept in reserve"
+        )
+    return words
+
+
+def _watcher_lines(state: RunState, beat: WatcherBeat | None, now: float) -> list[str]:
+    """Say what the watcher saw, who watches the run, and what follows for the deadline if nobody
+    does."""
+    start = f"pion watch {state.url}"
+    if beat is None:
+        return [
+            "no watcher that knows deadlines has been seen. On the machine that rented, start one: "
+            f"{start}. If one runs there under an older pion, update pion and start it again"
+        ]
+    who = printable(f"{beat.by.describe()} (pion {beat.pion})")
+    if beat.too_old():
+        return [
+            f"the watcher, {who}, is too old to know this deadline. Update pion there, and start "
+            f"it again: {start}"
+        ]
+    age = duration(now - beat.at)
+    lines = [f"{_in_words(beat.saw)} ({age} ago)"]
+    if not nobody_watches(state, beat, now):
+        return [*lines, f"watched by {who}, last sign of life {age} ago"]
+    lines.append(f"nobody has watched for {age}; the last was {who}. Start it again: {start}")
+    if beat.risk_at is not None:
+        lines.append(f"at risk from {moment(beat.risk_at)}, unless somebody watches")
+    return lines

@@ -1,0 +1,1 @@
+"""Rows that a run reports, metrics and events: how they are written, read and checked."""
