@@ -28,8 +28,7 @@ def show_data(store: str | None, *, as_json: bool) -> int:
     elif not found:
         show(_nothing_there(where))
     else:
-        for one in found:
-            show(_in_words(one))
+        show("\n".join(map(_in_words, found)))
         say_unused(found, store)
     return 0
 

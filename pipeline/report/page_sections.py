@@ -224,10 +224,11 @@ def _cell(key: str, value: Any) -> str:
 
 
 def _places(history: RunHistory, published: Mapping[str, Any]) -> list[tuple[str, str]]:
-    places = [("run", history.url)]
-    for event in history.of_kind("forked"):
-        source = f"{event['from']} at {event['stage']} step {event['at_step']:,}"
-        places.append(("forked from", source))
+    sources = [
+        f"{event['from']} at {event['stage']} step {event['at_step']:,}"
+        for event in history.of_kind("forked")
+    ]
+    places = [("run", history.url), *(("forked from", source) for source in sources)]
     if published:
         places.append(("model", str(published.get("url") or published.get("path"))))
         places.append(("card", str(published.get("card"))))
