@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_secret_arguments(arguments)
         args = _parse(arguments)
         refuse_endpoints(os.environ)
-        code: int = args.command(args)
+        code: int = args.command(args) or 0
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # argparse: --help, or invalid arguments

@@ -158,7 +158,7 @@ def answer_once(
     settings: Settings,
     *,
     as_chat: bool,
-) -> int:
+) -> None:
     """Print `prompt` and its continuation, or with `as_chat` only the answer to it."""
     ids = prompt_ids(model, chat_format, prompt, settings, as_chat=as_chat)
     tell_replaced(chat_format.tokenizer, prompt, "the prompt")
@@ -167,7 +167,6 @@ def answer_once(
         print(printable(given + last), end="", flush=True)
         given = ""  # printed with the first token: nothing may be printed before an error
     print(printable(given), end="" if last.endswith("\n") else "\n")
-    return 0
 
 
 def chat(
@@ -178,7 +177,7 @@ def chat(
     *,
     lines: Iterator[str] | None = None,
     out: TextIO | None = None,
-) -> int:
+) -> None:
     """Read turns, print answers as they are written, until /quit or the end of the input."""
     session = _Session(model, chat_format, settings, found.chat, out or sys.stdout)
     session.say(
@@ -192,7 +191,6 @@ def chat(
     for line in lines if lines is not None else _typed_lines(session.say):
         if not session.take(line):
             break
-    return 0
 
 
 class _Session:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pion.model.decoder import Decoder
     from pipeline.models.find import FoundModel
 
-Command = Callable[[argparse.Namespace], int]
+# Returns the exit code; None is 0.
+Command = Callable[[argparse.Namespace], int | None]
 # Adds an argument, or several, to the parser of a command.
 Argument = Callable[[Any], object]
 
@@ -306,50 +307,50 @@ def _bench(args: argparse.Namespace) -> int:
     return run_bench(Options.of(args))
 
 
-def _chat(args: argparse.Namespace) -> int:
+def _chat(args: argparse.Namespace) -> None:
     from pipeline.commands.chat import chat
 
     found, model, chat_format = _load_to_generate(args)
-    return chat(model, chat_format, found, _settings(args))
+    chat(model, chat_format, found, _settings(args))
 
 
-def _generate(args: argparse.Namespace) -> int:
+def _generate(args: argparse.Namespace) -> None:
     if args.prompts is not None:
         from pipeline.commands.prompts import answer_all, read_prompts
 
         prompts = read_prompts(Path(args.prompts))
         _, model, chat_format = _load_to_generate(args)
-        return answer_all(model, chat_format, prompts, _settings(args), as_chat=args.chat)
+        answer_all(model, chat_format, prompts, _settings(args), as_chat=args.chat)
+        return
     from pipeline.commands.chat import answer_once
 
     if args.prompt is None and sys.stdin.isatty():
         raise BadInput("no text to continue was given. Use --prompt TEXT or standard input")
     prompt = sys.stdin.read() if args.prompt is None else args.prompt
     _, model, chat_format = _load_to_generate(args)
-    return answer_once(model, chat_format, prompt, _settings(args), as_chat=args.chat)
+    answer_once(model, chat_format, prompt, _settings(args), as_chat=args.chat)
 
 
-def _serve(args: argparse.Namespace) -> int:
+def _serve(args: argparse.Namespace) -> None:
     from pipeline.serve.options import options_of
     from pipeline.serve.server import serve
 
-    return serve(options_of(args))
+    serve(options_of(args))
 
 
-def _eval(args: argparse.Namespace) -> int:
+def _eval(args: argparse.Namespace) -> None:
     from pipeline.commands.eval import eval_files
 
     _, model, chat_format = _load(args.model, args.skip_above)
     files = [Path(file) for file in args.files]
-    return eval_files(model, chat_format.tokenizer, files, as_json=args.json)
+    eval_files(model, chat_format.tokenizer, files, as_json=args.json)
 
 
-def _export(args: argparse.Namespace) -> int:
+def _export(args: argparse.Namespace) -> None:
     from pipeline.commands.export import export
 
-    model = f"{args.run}@{args.stage}" if args.stage else args.run
-    return export(
-        model,
+    export(
+        f"{args.run}@{args.stage}" if args.stage else args.run,
         args.target,
         model_type=args.model_type,
         embeddings=args.embeddings,
@@ -357,15 +358,14 @@ def _export(args: argparse.Namespace) -> int:
     )
 
 
-def _import_seed(args: argparse.Namespace) -> int:
+def _import_seed(args: argparse.Namespace) -> None:
     from pipeline.commands.import_seed import import_seed_folder
 
     tokenizer = Path(args.tokenizer) if args.tokenizer else None
     show(import_seed_folder(Path(args.file), Path(args.folder), tokenizer))
-    return 0
 
 
-def _status(args: argparse.Namespace) -> int:
+def _status(args: argparse.Namespace) -> None:
     from pipeline.commands.status import show_runs, show_statuses
     from pipeline.live.options import page_address
 
@@ -375,14 +375,15 @@ def _status(args: argparse.Namespace) -> int:
 
         if args.compare:
             raise BadInput("the page of several runs compares them. Leave out --compare or --web.")
-        return serve_page(args.runs, address)
-    if args.compare:
+        serve_page(args.runs, address)
+    elif args.compare:
         from pipeline.commands.compare import show_comparison
 
-        return show_comparison(args.runs, as_json=args.json)
-    if not args.runs:
-        return show_runs(as_json=args.json)
-    return show_statuses(args.runs, as_json=args.json)
+        show_comparison(args.runs, as_json=args.json)
+    elif args.runs:
+        show_statuses(args.runs, as_json=args.json)
+    else:
+        show_runs(as_json=args.json)
 
 
 def _checkpoints(args: argparse.Namespace) -> int:
@@ -391,44 +392,45 @@ def _checkpoints(args: argparse.Namespace) -> int:
     return show_checkpoints(args.run, verify=args.verify, as_json=args.json)
 
 
-def _stop(args: argparse.Namespace) -> int:
+def _stop(args: argparse.Namespace) -> None:
     from pipeline.commands.stop import stop
 
-    return stop(args.run, wait=args.wait)
+    stop(args.run, wait=args.wait)
 
 
-def _rm(args: argparse.Namespace) -> int:
+def _rm(args: argparse.Namespace) -> None:
     from pipeline.commands.rm import remove_runs
 
-    return remove_runs(args.runs, yes=args.yes, take_over=args.take_over)
+    remove_runs(args.runs, yes=args.yes, take_over=args.take_over)
 
 
-def _data(args: argparse.Namespace) -> int:
+def _data(args: argparse.Namespace) -> None:
     from pipeline.commands.data import prune_data, show_data
 
     if args.prune:
-        return prune_data(args.store, args.only, yes=args.yes, as_json=args.json)
-    if args.only or args.yes:
+        prune_data(args.store, args.only, yes=args.yes, as_json=args.json)
+    elif args.only or args.yes:
         raise BadInput("--only and --yes go with --prune. Nothing was deleted.")
-    return show_data(args.store, as_json=args.json)
+    else:
+        show_data(args.store, as_json=args.json)
 
 
-def _deadline(args: argparse.Namespace) -> int:
+def _deadline(args: argparse.Namespace) -> None:
     from pipeline.commands.deadline import show_deadline
 
-    return show_deadline(args.run, hours=args.hours, at=args.at, off=args.off)
+    show_deadline(args.run, hours=args.hours, at=args.at, off=args.off)
 
 
-def _fork(args: argparse.Namespace) -> int:
+def _fork(args: argparse.Namespace) -> None:
     from pipeline.commands.fork import fork
 
-    return fork(args.run, args.new, at=args.at, stage=args.stage)
+    fork(args.run, args.new, at=args.at, stage=args.stage)
 
 
-def _report(args: argparse.Namespace) -> int:
+def _report(args: argparse.Namespace) -> None:
     from pipeline.commands.report import rewrite_report
 
-    return rewrite_report(args.run, as_json=args.json)
+    rewrite_report(args.run, as_json=args.json)
 
 
 def _load(

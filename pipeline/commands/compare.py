@@ -20,7 +20,7 @@ from pipeline.state.find_run import read_run
 UNKNOWN = "–"
 
 
-def show_comparison(runs: Sequence[str], *, as_json: bool) -> int:
+def show_comparison(runs: Sequence[str], *, as_json: bool) -> None:
     """Print runs side by side: what they trained on, their losses, costs and differing settings.
 
     Reads only their stores. Raises BadInput for fewer than two runs, and if one does not exist.
@@ -36,7 +36,6 @@ def show_comparison(runs: Sequence[str], *, as_json: bool) -> int:
         print(json.dumps(_as_json(found, settings), indent=1))
     else:
         show_table(_table(found, settings))
-    return 0
 
 
 def _as_json(runs: Sequence[RunHistory], settings: dict[str, list[Any]] | None) -> dict[str, Any]:

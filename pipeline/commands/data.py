@@ -19,8 +19,8 @@ from pipeline.state.stores.errors import before_work
 SHOWN = 12
 
 
-def show_data(store: str | None, *, as_json: bool) -> int:
-    """Print the shared data of a store, the newest last, and return 0."""
+def show_data(store: str | None, *, as_json: bool) -> None:
+    """Print the shared data of a store, the newest last."""
     where = open_store(store or DEFAULT_STORE)
     found = list_shared(where, Clock())
     if as_json:
@@ -30,7 +30,6 @@ def show_data(store: str | None, *, as_json: bool) -> int:
     else:
         show("\n".join(map(_in_words, found)))
         say_unused(found, store)
-    return 0
 
 
 def say_unused(found: Sequence[Listed], store: str | None) -> None:
@@ -43,8 +42,8 @@ def say_unused(found: Sequence[Listed], store: str | None) -> None:
         )
 
 
-def prune_data(store: str | None, only: Sequence[str], *, yes: bool, as_json: bool) -> int:
-    """Mark what no run uses for deletion, delete what was marked an hour ago, and return 0.
+def prune_data(store: str | None, only: Sequence[str], *, yes: bool, as_json: bool) -> None:
+    """Mark what no run uses for deletion, and delete what was marked an hour ago.
 
     `only` are the beginnings of fingerprints; if it is empty, all unused data is meant. Raises
     BadInput, with nothing marked or deleted, for data that a run uses or that is not there, for a
@@ -73,7 +72,7 @@ def prune_data(store: str | None, only: Sequence[str], *, yes: bool, as_json: bo
             "waiting": [_to_json(one) for one in left],
         }
         print(json.dumps(about, indent=1))
-        return 0
+        return
     if deleted:
         show(f"deleted {size(freed)}: {', '.join(name[:SHOWN] for name in deleted)}")
     if left:
@@ -87,7 +86,6 @@ def prune_data(store: str | None, only: Sequence[str], *, yes: bool, as_json: bo
         show(_nothing_there(where))
     elif not deleted and not left:
         show(f"nothing to delete in {where.url}: its runs use all prepared data")
-    return 0
 
 
 def _nothing_there(store: Store) -> str:

@@ -22,8 +22,8 @@ COMMAND = "pion deadline"
 
 def show_deadline(
     run: str, *, hours: str | None = None, at: str | None = None, off: bool = False
-) -> int:
-    """Print the deadline of `run`, changed first if anything is given; return 0.
+) -> None:
+    """Print the deadline of `run`, changed first if anything is given.
 
     `hours` count from now; `at` is a moment with a zone. Raises BadInput if there is no such run,
     for a deadline in another form or in the past, and for a record that can't be read, unless it is
@@ -47,7 +47,6 @@ def show_deadline(
     none = f"none. Set one: pion deadline {state.url} --hours N, or --at 2026-12-01T18:00Z"
     for line in deadline_of(state, head, now)[1] or [f"deadline: {none}"]:
         show(line)
-    return 0
 
 
 def _moment(hours: str | None, at: str | None, now: float) -> float:

@@ -26,7 +26,7 @@ LARGEST_TEXT = 1 << 30
 
 def eval_files(
     model: Decoder, tokenizer: Tokenizer, files: Sequence[Path], *, as_json: bool
-) -> int:
+) -> None:
     """Print each file's results: the accuracy on questions, the loss on text.
 
     What was measured is printed also if a later file can't be.
@@ -40,7 +40,6 @@ def eval_files(
     finally:
         if as_json and results:
             print(json.dumps(results, indent=1))
-    return 0
 
 
 def _in_words(found: dict[str, Any]) -> str:

@@ -30,8 +30,8 @@ def export(
     model_type: str | None = None,
     embeddings: str = "float32",
     gguf_type: Type | None = None,
-) -> int:
-    """Export the model called `model` to the folder or GGUF file `target` and return 0.
+) -> None:
+    """Export the model called `model` to the folder or GGUF file `target`.
 
     `model_type` is an architecture of transformers; None: the first that computes the model.
     `embeddings` is the dtype of the rows of token ids. `gguf_type` says how a GGUF file stores
@@ -49,13 +49,13 @@ def export(
     found = find_model(model)
     load_tokenizer(found)  # before torch is imported: it may be missing
     if to_gguf:
-        return _export_file(found, Path(target), model_type, embeddings, gguf_type or "f16")
-    difference = _export_folder(found, _load(found, embeddings), target, model_type)
-    show(
-        f"{target}: {found.label}; loaded again with transformers, "
-        f"logits differ by at most {difference:.1e}"
-    )
-    return 0
+        _export_file(found, Path(target), model_type, embeddings, gguf_type or "f16")
+    else:
+        difference = _export_folder(found, _load(found, embeddings), target, model_type)
+        show(
+            f"{target}: {found.label}; loaded again with transformers, "
+            f"logits differ by at most {difference:.1e}"
+        )
 
 
 def _load(found: FoundModel, embeddings: str) -> Decoder:
@@ -83,7 +83,7 @@ def _export_folder(
 
 def _export_file(
     found: FoundModel, out: Path, model_type: str | None, embeddings: str, kind: Type
-) -> int:
+) -> None:
     """Write the GGUF file of the model, by way of the folder for transformers."""
     from pion.formats.gguf.convert import check_file, convert, require_convertible
 
@@ -110,4 +110,3 @@ def _export_file(
             f"f16 instead of q8_0: {len(written.kept_f16)} matrices whose rows are no multiple of "
             f"32 ({written.kept_f16[0]})"
         )
-    return 0

@@ -60,8 +60,8 @@ def check_data(target: RunState, forked: Head) -> None:
             )
 
 
-def fork(run: str, new: str, *, at: int | None, stage: str | None) -> int:
-    """Copy the run called `run` as the run called `new` and return 0; see `fork_run`.
+def fork(run: str, new: str, *, at: int | None, stage: str | None) -> None:
+    """Copy the run called `run` as the run called `new`; see `fork_run`.
 
     `new` is a name in the store of `run`, or `<store-url>/<name>`.
     """
@@ -76,7 +76,6 @@ def fork(run: str, new: str, *, at: int | None, stage: str | None) -> int:
         + _published_elsewhere(head)
         + " [key=value …]"
     )
-    return 0
 
 
 def _published_elsewhere(head: Head) -> str:

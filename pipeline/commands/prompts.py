@@ -60,7 +60,7 @@ def answer_all(
     settings: Settings,
     *,
     as_chat: bool,
-) -> int:
+) -> None:
     """Print a line of JSON for each prompt, in their order, as soon as the text is complete."""
     from pion.generation.generate import generate_batch
 
@@ -86,4 +86,3 @@ def answer_all(
             }
             print(json.dumps(line), flush=True)
             printed += 1
-    return 0

@@ -13,7 +13,7 @@ from pipeline.state.about.recorded_job import recorded_job
 from pipeline.state.find_run import read_run
 
 
-def rewrite_report(run: str, *, as_json: bool) -> int:
+def rewrite_report(run: str, *, as_json: bool) -> None:
     """Write report.html of a run again from its store, and print its path.
 
     The report of a remote run is also written to the working directory.
@@ -30,4 +30,3 @@ def rewrite_report(run: str, *, as_json: bool) -> int:
         report, path = path.read_bytes(), Path(f"{state.name}-report.html")
         write_atomically(path, report)
     show(json.dumps({"report": str(path)}) if as_json else str(path))
-    return 0

@@ -16,8 +16,8 @@ from pipeline.state.stores.clock import Clock
 from pipeline.state.stores.errors import before_work, verdict
 
 
-def remove_runs(runs: Sequence[str], *, yes: bool, take_over: bool) -> int:
-    """Remove the runs and return 0.
+def remove_runs(runs: Sequence[str], *, yes: bool, take_over: bool) -> None:
+    """Remove the runs.
 
     Raises BadInput, with nothing deleted, if one of them is not there or may be in use, and if
     neither a person nor `yes` agrees.
@@ -42,7 +42,6 @@ def remove_runs(runs: Sequence[str], *, yes: bool, take_over: bool) -> int:
         )
     for store in {one.run.store.url: one.run.store for one in found}.values():
         _say_unused(store)
-    return 0
 
 
 def _remove(one: Removable) -> None:

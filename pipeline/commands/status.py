@@ -18,17 +18,16 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import DEFAULT_STORE, open_store
 
 
-def show_statuses(runs: Sequence[str], *, as_json: bool) -> int:
+def show_statuses(runs: Sequence[str], *, as_json: bool) -> None:
     """Print the status of each run: for a person, or as JSON (several runs as a list)."""
     if as_json:
         found = [_status_json(run) for run in runs]
         print(json.dumps(found if len(found) > 1 else found[0], indent=1))
-        return 0
+        return
     for number, run in enumerate(runs):
         if number:
             show("")
         _show_status(run)
-    return 0
 
 
 def _status_json(run: str) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def _show_status(run: str) -> None:
         show(line)
 
 
-def show_runs(*, as_json: bool) -> int:
+def show_runs(*, as_json: bool) -> None:
     """Print one line for every run in the default store, latest last."""
     store = open_store(DEFAULT_STORE)
     runs = [
@@ -83,7 +82,6 @@ def show_runs(*, as_json: bool) -> int:
                 f"newest checkpoint: {_checkpoint_in_words(status['checkpoint'])}; "
                 f"owner: {_owner_in_words(status)}"
             )
-    return 0
 
 
 def _stage_in_words(about: dict[str, Any]) -> str:

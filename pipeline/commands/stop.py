@@ -21,16 +21,16 @@ POLL_SECONDS = 2.0
 Say = Callable[[str], None]
 
 
-def stop(run: str, *, wait: bool) -> int:
-    """Ask `run` to stop and return 0; with `wait`, return when it has stopped.
+def stop(run: str, *, wait: bool) -> None:
+    """Ask `run` to stop; with `wait`, return when it has stopped.
 
     Raises BadInput if there is no such run, and PionError as `stop_run` does.
     """
     state, head = read_run(run)
-    return stop_run(state, head, wait=wait, say=show)
+    stop_run(state, head, wait=wait, say=show)
 
 
-def stop_run(state: RunState, head: Head, *, wait: bool, say: Say) -> int:
+def stop_run(state: RunState, head: Head, *, wait: bool, say: Say) -> None:
     """Leave a request to stop that the owner in `head` and every managed restart obey.
 
     A finished run gets no request. With `wait`, return when the run is released. Raises PionError
@@ -40,7 +40,7 @@ def stop_run(state: RunState, head: Head, *, wait: bool, say: Say) -> int:
     alive = is_running(head.owner, Owner.me()) if head.owner else False
     if alive is False and is_finished(state, head):
         say(f"{name} is finished: there is nothing to stop.")
-        return 0
+        return
     ask_stop(state, REASON)
     if head.owner is None:
         say(
@@ -58,7 +58,6 @@ def stop_run(state: RunState, head: Head, *, wait: bool, say: Say) -> int:
         )
         if wait:
             _wait(state, say)
-    return 0
 
 
 _STAYS = (

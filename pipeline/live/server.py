@@ -31,8 +31,8 @@ MOST_RUNS = 8
 AGES = "Look-Ages"
 
 
-def serve_page(runs: Sequence[str], address: Address) -> int:
-    """Serve the page of `runs` until SIGTERM or Ctrl-C; return the exit code.
+def serve_page(runs: Sequence[str], address: Address) -> None:
+    """Serve the page of `runs` until SIGTERM or Ctrl-C.
 
     Raises BadInput, before anything is served, for a port in use or a run that does not exist, and
     StoreError.
@@ -54,7 +54,6 @@ def serve_page(runs: Sequence[str], address: Address) -> int:
             show(f"{url}  the page. It only reads. Ctrl-C ends the page; the runs are not touched.")
 
         asyncio.run(serve_until_stopped(app, listener, started))
-    return 0
 
 
 @contextlib.contextmanager

@@ -39,8 +39,8 @@ SHARE = 0.8
 SLOTS_FOR_READING = 2
 
 
-def serve(options: Options) -> int:
-    """Answer requests until SIGTERM or Ctrl-C; return the exit code.
+def serve(options: Options) -> None:
+    """Answer requests until SIGTERM or Ctrl-C.
 
     Raises BadInput, before anything is loaded, for a port in use or a wrong name.
     """
@@ -49,7 +49,6 @@ def serve(options: Options) -> int:
     rules = options.address.rules()
     with closing(options.address.listen()) as listener:
         asyncio.run(_serve(options, find_models(options.models), rules, listener))
-    return 0
 
 
 def find_models(asked: Sequence[str]) -> dict[str, FoundModel]:

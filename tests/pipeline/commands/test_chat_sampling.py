@@ -103,9 +103,8 @@ def test_generate_computes_in_the_precision_that_was_asked_for(
     make_run(here / "runs")
     seen: list[torch.dtype] = []
 
-    def answer(model: Decoder, *_: Any, **__: Any) -> int:
+    def answer(model: Decoder, *_: Any, **__: Any) -> None:
         seen.append(model.blocks[0].attention.q_proj.weight.dtype)
-        return 0
 
     monkeypatch.setattr(chat, "answer_once", answer)
     for computes_bf16 in (True, False):

@@ -549,15 +549,15 @@ def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
     # HEAD's own count, which limits budgets, only reaches the last commit before a death.
     assert 0.6 < head.spent.dollars <= found.dollars + 0.01
 
-    assert show_statuses([f"{tmp_path}/runs/tiny"], as_json=False) == 0
+    show_statuses([f"{tmp_path}/runs/tiny"], as_json=False)
     status = capsys.readouterr().out
     assert re.search(r"\ncost: \d+ min ", status)
     assert re.search(r"A40 on RunPod, spot: \d+ min ", status)
     assert re.search(r" at \$36\.00/h, first step \d+ min ", status)
-    assert show_statuses([f"{tmp_path}/runs/tiny"], as_json=True) == 0
+    show_statuses([f"{tmp_path}/runs/tiny"], as_json=True)
     as_json = json.loads(capsys.readouterr().out)["cost"]
     assert as_json["machines"][0]["phases"]["install"] == 48.0
-    assert rewrite_report(f"{tmp_path}/runs/tiny", as_json=False) == 0
+    rewrite_report(f"{tmp_path}/runs/tiny", as_json=False)
     report = Path(capsys.readouterr().out.strip()).read_text()
     assert '["Cost", "$' in report
     assert "A40 on RunPod, spot" in report
