@@ -131,8 +131,9 @@ class Api:
         answers = Answers(served, texts, len(ids), asked.stop or (), top)
         shape = ChatShape(served.name, served.tokenizer, logprobs=top is not None)
         headers = {} if served.chat else {"Pion-Warning": "this model has no chat template"}
-        send = _stream if asked.stream else _whole
-        return await send(request, answers, shape, asked, headers)
+        if asked.stream:
+            return await _stream(request, answers, shape, asked, headers)
+        return await _whole(request, answers, shape, headers)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         asked = await read_body(request, CompletionRequest)
@@ -153,8 +154,9 @@ class Api:
             echoes = [prompt for prompt in each for _ in range(asked.n or 1)]
         answers = Answers(served, texts, prompt_tokens, asked.stop or (), asked.logprobs, echoes)
         shape = CompletionShape(served.name, served.tokenizer, logprobs=asked.logprobs is not None)
-        send = _stream if asked.stream else _whole
-        return await send(request, answers, shape, asked, {})
+        if asked.stream:
+            return await _stream(request, answers, shape, asked, {})
+        return await _whole(request, answers, shape, {})
 
     def _model(self, name: str | None) -> ServedModel:
         """Return the model of a name. Raises ApiError if there is none."""
@@ -210,9 +212,8 @@ async def _whole(
     request: web.Request,
     answers: Answers,
     shape: ChatShape | CompletionShape,
-    asked: ChatRequest | CompletionRequest,
     headers: Mapping[str, str],
-) -> web.StreamResponse:
+) -> web.Response:
     """Answer when all answers have ended."""
     parts: list[list[Part]] = [[] for _ in range(answers.choices)]
     with _answering(request, answers):
