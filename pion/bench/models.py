@@ -89,9 +89,8 @@ def measured_presets(tiny: bool) -> dict[str, ModelConfig]:
     """Return the models to measure, the most useful first."""
     if tiny:
         return {f"tiny-{family}": check_model(family, tiny) for family in FAMILIES}
-    first = ("pion-small", "tachyon-tiny", "daisy-280m", "pilon-360m")
-    names = dict.fromkeys((*first, "pion-large", "pion-base", "pion-xl", *PRESETS))
-    return {name: ModelConfig.preset(name) for name in names}
+    first = ("pion-small", "tachyon-tiny", "daisy-280m", "pilon-360m", "pion-large", "pion-base")
+    return {name: ModelConfig.preset(name) for name in (*first, "pion-xl", *PRESETS)}
 
 
 def row_tokens(config: ModelConfig) -> int:

@@ -148,12 +148,11 @@ def _words(speed: TrainSpeed, timed: Timed, predicted: int) -> str:
 
 def measure_saving(bench: Bench, config: ModelConfig) -> Outcome:
     """Train a step, then copy weights and optimizer state several times."""
-    seq_len = row_tokens(config)
     dtype = pick_dtype("auto", bench.device)
     settings = TrainSettings(steps=2, global_batch=1, lr=1e-4, optimizer="muon")
     with torch.device(bench.device):
         model = Decoder(config)
-    stream: Any = Rows(config.vocab_size, seq_len)
+    stream: Any = Rows(config.vocab_size, row_tokens(config))
     trainer = Trainer(model, stream, settings, ComputePlan(str(bench.device), dtype))
     with contextlib.closing(trainer):
         trainer.train_step()

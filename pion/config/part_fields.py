@@ -23,7 +23,8 @@ ROW_BYTES = 16
 def setting(meaning: str, default: Any = dataclasses.MISSING, *, least: int = 1) -> Any:
     """Declare a field of a part that a job can set; `meaning` is for the job's reference.
 
-    `least` is the smallest value of a whole number.
+    `least` is the smallest value of a whole number. A job can't set a field without a meaning: only
+    an importer sets it, to compute what a seed computed.
     """
     return dataclasses.field(default=default, metadata={MEANING: meaning, LEAST: least})
 
@@ -31,11 +32,6 @@ def setting(meaning: str, default: Any = dataclasses.MISSING, *, least: int = 1)
 def later_setting(meaning: str, default: Any, *, before: Any) -> Any:
     """Declare a field that a part gained after runs had recorded it; see later_fields.py."""
     return dataclasses.field(default=default, metadata={MEANING: meaning, BEFORE: before})
-
-
-def imported(default: Any) -> Any:
-    """Declare a field of a part that only an importer sets, to compute what a seed computed."""
-    return dataclasses.field(default=default)
 
 
 def is_whole(value: object) -> bool:

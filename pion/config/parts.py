@@ -15,7 +15,6 @@ from pion.config.part_fields import (
     Core,
     FeedForwardPart,
     check_fields,
-    imported,
     is_number,
     later_setting,
     layer_numbers,
@@ -48,7 +47,7 @@ class Experts(FeedForwardPart):
     balance_weight: float = setting("weight of the loss that spreads tokens over experts", 0.01)
     z_weight: float = setting("weight of the loss that keeps the router's logits small", 0.001)
     # What the balance is computed over. The seed's is "batch", which depends on how a batch is cut.
-    balance: Literal["row", "batch"] = imported("row")
+    balance: Literal["row", "batch"] = "row"
 
     def __post_init__(self) -> None:
         check_fields(self, "experts.")

@@ -14,7 +14,6 @@ from pion.config.part_fields import (
     Core,
     FeedForwardPart,
     check_fields,
-    imported,
     layer_numbers,
     require_list,
     require_weight,
@@ -58,13 +57,13 @@ class Primitives(FeedForwardPart):
     )
     # What a ternary scale is the mean of, and which maximum rounding is relative to. The seed's
     # vary; ours neither depend on a recipe nor let a token see other tokens.
-    ternary_scale: Literal["primitive", "bank", "chosen"] = imported("primitive")
-    activation_scale: Literal["token", "batch"] = imported("token")
+    ternary_scale: Literal["primitive", "bank", "chosen"] = "primitive"
+    activation_scale: Literal["token", "batch"] = "token"
     # The seed mixes a bias with the square root of its weight.
-    bias_weight: Literal["exact", "root"] = imported("exact")
+    bias_weight: Literal["exact", "root"] = "exact"
     # Of a published model, whose ternary banks are packed: how many primitives each band stores of
     # its two banks. Primitives that no recipe uses are left out.
-    stored: tuple[tuple[int, int], ...] | None = imported(None)
+    stored: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "primitives.")

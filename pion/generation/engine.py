@@ -259,5 +259,9 @@ def bytes_per_token(model: Decoder) -> int:
     """Return the bytes that a token's keys and values take in all layers."""
     cache = KVCache(model.config, max_tokens=1)
     cache_tokens(model, [[0]], cache)
-    kept = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
-    return sum(tensor.nbytes for tensor in kept)
+    return sum(
+        tensor.nbytes
+        for layer in cache.layers
+        for tensor in (layer.keys, layer.values)
+        if tensor is not None
+    )

@@ -49,10 +49,9 @@ def check_resume(bench: Bench, family: str) -> Outcome:
     """Train, save to bytes, and train on from these bytes; compare with an unbroken run."""
     if not bench.on_cuda:
         return compare_resume(bench, family)
-    command = [sys.executable, "-m", __name__, str(bench.device), family]
-    command += ["tiny"] if bench.tiny else []
+    tiny = ["tiny"] if bench.tiny else []
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", __name__, str(bench.device), family, *tiny],
         cwd=PACKAGE.parent,
         env=without_secret_names(),
         capture_output=True,

@@ -53,10 +53,9 @@ class SharedBanks(SharedPart, nn.ModuleList):
         self, blocks: nn.ModuleList, rows: int, options: StepOptions
     ) -> tuple[list[Tensor], Stats]:
         """Return the loss that keeps recipes apart, unless it weighs 0; and report on recipes."""
-        recipes, sharing, losses = self.recipes(blocks), self.sharing(), []
+        recipes, sharing = self.recipes(blocks), self.sharing()
         weight = self.settings.diversity_weight
-        if weight:
-            losses = [weight * rows * diversity_loss(recipes, sharing)]
+        losses = [weight * rows * diversity_loss(recipes, sharing)] if weight else []
         top_k = options.parts.get("primitives", self.settings).top_k
         return losses, recipe_report(recipes, sharing, top_k)
 
