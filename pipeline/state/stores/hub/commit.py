@@ -106,42 +106,36 @@ def from_json(raw: dict[str, Any]) -> Change:
     return Delete(raw["key"])
 
 
-@dataclass(frozen=True)
-class Swap:
-    """Make `put` if its key has version `expected` (None: the key does not exist)."""
-
-    put: Put
-    expected: str | None
-
-
 def version_of(content: bytes) -> str:
     """Return the version of a swapped key: its git blob id."""
     return str(git_hash(content))
 
 
-def commit(repo: HubRepo, changes: Sequence[Change], swap: Swap | None = None) -> None:
-    """Make all `changes`, and the `swap`, with one commit. Commit nothing if main has them already.
+class Commit:
+    """One commit with all `changes`, through as many tries as it takes.
 
-    Raises `Conflict` when the swapped key has another version, and `StoreError` when the Hub fails.
-    After an error nothing was changed, unless the commit's answer was lost.
+    It makes `put` (None: nothing) only if its key has version `expected` (None: the key does not
+    exist).
     """
-    making = _Commit(repo, changes, swap)
-    repo.request("write", swap.put.key if swap else "", making.try_once)
 
-
-class _Commit:
-    """One commit, through as many tries as it takes."""
-
-    def __init__(self, repo: HubRepo, changes: Sequence[Change], swap: Swap | None) -> None:
-        self._repo, self._changes, self._swap = repo, changes, swap
-        swapped = [] if swap is None else [swap.put]
+    def __init__(
+        self, repo: HubRepo, changes: Sequence[Change], put: Put | None, expected: str | None
+    ) -> None:
+        self._repo, self._changes = repo, changes
+        self._put, self._expected = put, expected
+        swapped = [] if put is None else [put]
         self._paths = [change.key for change in (*changes, *swapped)]
         self._additions: dict[str, CommitOperationAdd] = {}
         self._unanswered = False
 
     def try_once(self) -> None:
-        """Try until the commit is made or refused for good. `retry` calls this again after an
-        outage."""
+        """Try until the commit is made or refused for good. Commit nothing if main has all changes
+        already. `retry` calls this again after an outage.
+
+        Raises `Conflict` when the key of `put` has another version, and what the client raises.
+        After an error nothing was changed, unless the commit's answer was lost.
+        """
+        put = self._put
         for number in range(1, TRIES + 1):
             parent = self._repo.main()
             try:
@@ -149,11 +143,11 @@ class _Commit:
             except RevisionNotFoundError:  # squashed away just now
                 continue
             missing = [c for c in self._changes if not c.is_made(present.get(c.key))]
-            if self._swap is not None:
-                put, found = self._swap.put, present.get(self._swap.put.key)
+            if put is not None:
+                found = present.get(put.key)
                 if self._unanswered and not missing and put.is_made(found):
                     return  # an earlier try was made; only its acknowledgement was lost
-                if (found.blob_id if found else None) != self._swap.expected:
+                if (found.blob_id if found else None) != self._expected:
                     raise Conflict(put.key, self._repo.url)
                 if not put.is_made(found):
                     missing.append(put)
@@ -167,7 +161,7 @@ class _Commit:
         """Commit on `parent`; return False if main is no longer there."""
         self._prepare(changes)
         operations = [self._additions.get(change.key) or change.operation() for change in changes]
-        named = self._swap.put.key if self._swap else changes[0].key
+        named = self._put.key if self._put else changes[0].key
         others = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
         try:
             self._repo.commit(operations, parent, named + others)
@@ -192,7 +186,7 @@ class _Commit:
         }
         self._repo.prepare(list(additions.values()))
         self._additions.update(additions)
-        key = self._swap.put.key if self._swap is not None else ""
+        key = self._put.key if self._put is not None else ""
         swapped = self._additions.get(key)
         if swapped is not None and swapped._upload_mode == "lfs":
             where = f"{self._repo.url}/{key}"

@@ -34,11 +34,10 @@ from pipeline.state.stores.base import (
 from pipeline.state.stores.hub import errors
 from pipeline.state.stores.hub.commit import (
     Change,
+    Commit,
     Delete,
     Put,
-    Swap,
     Uploaded,
-    commit,
     from_json,
     to_json,
     version_of,
@@ -117,7 +116,7 @@ class HubStore:
         with self._committing:
             if any(change.key == key for change in self._changes()):
                 self.flush()
-            self._commit(Swap(Put(key, data), expected))
+            self._commit(Put(key, data), expected)
         return version_of(data)
 
     def flush(self) -> None:
@@ -262,10 +261,12 @@ class HubStore:
                 return Uploaded(key, size, addition.upload_info.sha256.hex())
         return Put(key, content.read_bytes() if isinstance(content, Path) else content)
 
-    def _commit(self, swap: Swap | None = None) -> None:
-        """Make every staged change; if that fails, the changes stay staged."""
+    def _commit(self, put: Put | None = None, expected: str | None = None) -> None:
+        """Make every staged change, and `put` if its key has version `expected`; if that fails, the
+        changes stay staged."""
         changes = self._changes()
-        commit(self._repo, changes, swap)
+        making = Commit(self._repo, changes, put, expected)
+        self._repo.request("write", put.key if put else "", making.try_once)
         with self._guard:
             for change in changes:
                 if self._staged.get(change.key) is change:
