@@ -87,8 +87,11 @@ class Snapshot:
             os.posix_fallocate(self.fd, 0, offset)
         memory = mmap.mmap(self.fd, offset)
         buffer = torch.frombuffer(memory, dtype=torch.uint8)
-        if pinned:
-            self._pin(buffer)
+        # A GPU copies into locked pages directly, several times as fast. If the system refuses
+        # (locked memory is limited), copies are only slower.
+        address = buffer.data_ptr()
+        if pinned and int(torch.cuda.cudart().cudaHostRegister(address, buffer.numel(), 0)) == 0:
+            self._pinned = address
         for name, image in images.items():
             header, _ = headers[name]
             start = self.extents[name][0]
@@ -98,16 +101,6 @@ class Snapshot:
                 end = begin + tensor.numel() * tensor.element_size()
                 self._views.append(buffer[begin:end].view(tensor.dtype).view(tensor.shape))
                 begin = end
-
-    def _pin(self, buffer: "torch.Tensor") -> None:
-        """Lock the memory's pages: a GPU copies into locked memory directly, several times as fast.
-
-        If the system refuses (locked memory is limited), copies are only slower.
-        """
-        import torch
-
-        if int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)) == 0:
-            self._pinned = buffer.data_ptr()
 
     def _unpin(self) -> None:
         """Unlock the pages before the memory is freed. Otherwise CUDA would treat new memory at the

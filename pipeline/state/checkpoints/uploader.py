@@ -25,7 +25,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pion.errors import PionError
 from pipeline.console.formats import duration
@@ -65,12 +64,6 @@ class SaveRequest:
     texts: Mapping[str, str]
     provenance: Provenance
 
-    @classmethod
-    def from_json(cls, line: str) -> SaveRequest:
-        """Return the request of which `line` is `dataclasses.asdict` in JSON."""
-        fields = json.loads(line)
-        return cls(**{**fields, "provenance": Provenance(**fields["provenance"])})
-
 
 @dataclass(frozen=True)
 class Saved:
@@ -78,11 +71,6 @@ class Saved:
 
     files: Files
     staged: list[Staged]
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Saved:
-        files = {name: (size, sha256) for name, (size, sha256) in raw["files"].items()}
-        return cls(files, raw["staged"])
 
 
 def save(store: Store, request: SaveRequest, memory: Mapping[str, Content]) -> Saved:
@@ -212,7 +200,9 @@ class Uploader:
         answer = json.loads(line)
         if "error" in answer:
             raise error_from_json(answer["error"])
-        return Saved.from_dict(answer["saved"])
+        saved = answer["saved"]
+        files = {name: (size, sha256) for name, (size, sha256) in saved["files"].items()}
+        return Saved(files, saved["staged"])
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -284,7 +274,9 @@ def main() -> None:
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     store: Store | None = None
     while True:
-        request = SaveRequest.from_json(requests.get())
+        asked = json.loads(requests.get())
+        provenance = Provenance(**asked.pop("provenance"))
+        request = SaveRequest(**asked, provenance=provenance)
         try:
             if store is None or store.commits:  # the parent commits what the old object staged
                 store = open_store(request.store)

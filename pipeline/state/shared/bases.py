@@ -63,11 +63,6 @@ def decides_results(name: str) -> bool:
 # ---------------------------------------------------------------- which base a run has
 
 
-def pin_key(run: RunState, source: str) -> str:
-    """Return the store's key of a run's pin."""
-    return run.key(f"bases/{hashlib.sha256(source.encode()).hexdigest()[:16]}.json")
-
-
 def read_pin(run: RunState, source: str) -> Base | None:
     """Return the base that `source` means for this run; None if the run has none yet.
 
@@ -96,7 +91,8 @@ def write_pin(run: RunState, base: Base, *, replace: bool = False) -> None:
 
 
 def _pin(run: RunState, source: str) -> RecordFile[Base]:
-    return RecordFile(run.store, pin_key(run, source), _base)
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    return RecordFile(run.store, run.key(f"bases/{digest}.json"), _base)
 
 
 def _base(data: bytes, where: str) -> Base:

@@ -121,14 +121,14 @@ def _marked(store: Store, fingerprint: str, clock: Clock) -> bool:
         folders = _stored_folders(store, fingerprint).get(fingerprint, {})
         used = keys_in_use(runs_in(store))
         after, result = clock.now() + TRASH_SECONDS, state
-        unmarked = state.folder and state.delete_after is None
-        if unmarked and not _used(used, fingerprint, state.folder or ""):
+        folder = state.folder if state.delete_after is None else None
+        if folder is not None and data_key(fingerprint, folder) not in used:
             result = dataclasses.replace(result, delete_after=after)
         known = {state.folder, *(item.folder for item in state.unneeded)}
         writer = preparing(store, state, Owner.me(), clock)
         if writer is not None:
             known.add(writer.folder)
-        left = (f for f in folders if f not in known and not _used(used, fingerprint, f))
+        left = (f for f in folders if f not in known and data_key(fingerprint, f) not in used)
         unneeded = (*state.unneeded, *(Unneeded(folder, after) for folder in left))
         result = dataclasses.replace(result, writer=writer, unneeded=unneeded)
         new = result != dataclasses.replace(state, writer=writer)
@@ -144,7 +144,7 @@ def _let_go_if_unused(store: Store, fingerprint: str, now: float) -> None:
     def let_go(state: DataState) -> DataState:
         if state.folder is None or state.delete_after is None or state.delete_after > now:
             return state
-        if _used(keys_in_use(runs_in(store)), fingerprint, state.folder):
+        if data_key(fingerprint, state.folder) in keys_in_use(runs_in(store)):
             return state.unmarked()
         unneeded = (*state.unneeded, Unneeded(state.folder, now))
         return dataclasses.replace(
@@ -162,7 +162,7 @@ def _delete_unneeded(store: Store, fingerprint: str, now: float) -> Sequence[str
         return ()
     # No run can begin to use these. One that used an older folder of the data keeps it.
     used = keys_in_use(runs_in(store))
-    gone = [folder for folder in due if not _used(used, fingerprint, folder)]
+    gone = [folder for folder in due if data_key(fingerprint, folder) not in used]
     for folder in gone:
         delete_folder(store, fingerprint, folder)
 
@@ -173,7 +173,3 @@ def _delete_unneeded(store: Store, fingerprint: str, now: float) -> Sequence[str
 
     change_state(store, fingerprint, forget)
     return gone
-
-
-def _used(users: dict[str, list[str]], fingerprint: str, folder: str) -> bool:
-    return data_key(fingerprint, folder) in users

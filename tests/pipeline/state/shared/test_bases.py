@@ -114,9 +114,9 @@ def test_a_run_keeps_what_a_name_meant_until_it_is_replaced(run: RunState) -> No
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"format": 1, "source": 3}', b"[]"])
 def test_a_damaged_pin_is_named(run: RunState, content: bytes) -> None:
-    from pipeline.state.shared.bases import pin_key
-
-    run.store.write(pin_key(run, "some/model"), content)
+    write_pin(run, base())
+    (pin,) = run.store.list(run.key("bases/"))
+    run.store.write(pin.key, content)
     with pytest.raises(Damaged, match=r"demo/bases/.*json is damaged"):
         read_pin(run, "some/model")
 
