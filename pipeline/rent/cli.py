@@ -163,11 +163,11 @@ def _watch(args: argparse.Namespace) -> int:
     return watch(args.run, once=args.once, page=page_address(args))
 
 
-def _hop(args: argparse.Namespace) -> int:
+def _hop(args: argparse.Namespace) -> None:
     with saying_if_slow(_LOADING):
         from pipeline.rent.managed.hop import hop
 
-    return hop(args.run, on=args.on, overrides=args.overrides, job=args.job, force=args.force)
+    hop(args.run, on=args.on, overrides=args.overrides, job=args.job, force=args.force)
 
 
 def _rentals(args: argparse.Namespace) -> int:
@@ -177,11 +177,11 @@ def _rentals(args: argparse.Namespace) -> int:
     return show_rentals(args.run, reap=args.reap, as_json=args.json)
 
 
-def _replay(args: argparse.Namespace) -> int:
+def _replay(args: argparse.Namespace) -> None:
     from pipeline.rent.replay.command import show_replay
     from pipeline.rent.replay.options import Given
 
-    return show_replay(
+    show_replay(
         args.job,
         args.overrides,
         traces=args.trace,

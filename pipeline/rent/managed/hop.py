@@ -78,8 +78,8 @@ def hop(
     job: str | None = None,
     force: bool = False,
     provider: Provider | None = None,
-) -> int:
-    """Move `run` to a machine from the SkyPilot YAML `on`; return 0 once the run is there.
+) -> None:
+    """Move `run` to a machine from the SkyPilot YAML `on`; return once the run is there.
 
     The job file is `job`, or else the file that the store records, which must still be below the
     working directory. `overrides` are added. `force` rents in spite of warnings.
@@ -94,7 +94,7 @@ def hop(
         state, head = read_run(run)
         if is_finished(state, head):
             show(f"{state.name} is finished: there is nothing to move.")
-            return 0
+            return
         path, recorded = (job, []) if job is not None else find_job_file(state, head)
         all_overrides = [*recorded, *overrides]
         job_file = JobFile(path, all_overrides, read_job(path, all_overrides))
@@ -116,7 +116,6 @@ def hop(
     show(f"managed job {move.new} is submitted; {old} until the new machine is up")
     if _see_it_through(move):
         show(how_to_come_back(state, move.new))
-    return 0
 
 
 def _require_same_run(job_file: JobFile, state: RunState) -> None:

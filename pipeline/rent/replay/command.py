@@ -32,7 +32,7 @@ def show_replay(
     given: Given | None = None,
     png: str | None = None,
     as_json: bool = False,
-) -> int:
+) -> None:
     """Print what a job takes on each trace, and write a plot to `png` if it is given.
 
     Raises BadInput for a job with mistakes, a file that is not a trace, a plot that can't be
@@ -65,7 +65,6 @@ def show_replay(
     show(json.dumps(said, indent=1) if as_json else "\n".join(lines))
     if png is not None:
         _write_png(png, summaries, on_demand)
-    return 0
 
 
 def _check_png(png: str) -> None:

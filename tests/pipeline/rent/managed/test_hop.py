@@ -127,7 +127,7 @@ def test_a_hop_waits_for_the_new_owner_then_for_the_old_rental_and_shows_the_rec
             sky.change(1, status="FAILED", failure="Job exited with exit code 4")
 
     time.during_sleep = live
-    assert hop("demo", on=str(sky_home.yaml()), overrides=["hardware.micro_batch=2"]) == 0
+    hop("demo", on=str(sky_home.yaml()), overrides=["hardware.micro_batch=2"])
     out = capsys.readouterr().out
     assert "managed job 2 is submitted; managed job 1 continues until the new machine is up" in out
     assert "on pod-new has taken over the run (epoch 5)" in out
@@ -145,7 +145,7 @@ def test_an_old_rental_that_does_not_end_by_itself_is_cancelled(
             sky.takes_over()
 
     time.during_sleep = live
-    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    hop("demo", on=str(sky_home.yaml()), overrides=[])
     assert sky.cancelled == [1]
     assert "cancelled managed job 1" in capsys.readouterr().out
 
@@ -233,7 +233,7 @@ def test_an_old_job_that_recovers_will_be_asked_for_the_run_though_nobody_owns_i
         raise KeyboardInterrupt
 
     time.during_sleep = interrupt
-    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    hop("demo", on=str(sky_home.yaml()), overrides=[])
     assert sky.from_epoch == "4"
     claim_run(run, OLD)  # the new machine is up only after the old job is back
     assert relieves(head_of(run), 4, NEW)
@@ -250,7 +250,7 @@ def test_a_run_that_nobody_works_on_may_be_about_to_come_back_from_another_compu
         raise KeyboardInterrupt
 
     time.during_sleep = interrupt
-    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    hop("demo", on=str(sky_home.yaml()), overrides=[])
     assert sky.from_epoch == "4"  # an owner that comes back late is asked to leave the run
 
 
@@ -292,7 +292,7 @@ def test_a_run_that_is_finished_before_the_new_machine_is_up_needs_it_no_more(
             sky.old.release()
 
     time.during_sleep = finish
-    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    hop("demo", on=str(sky_home.yaml()), overrides=[])
     assert sky.cancelled == [2]
     assert "demo had already finished. Pion cancelled managed job 2" in capsys.readouterr().out
     assert read_rental_note(run)[0] is None  # nothing is rented now
@@ -319,7 +319,7 @@ def test_a_run_with_a_deadline_is_moved_from_the_jobs_of_both_markets(
             sky.takes_over()
 
     time.during_sleep = live
-    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    hop("demo", on=str(sky_home.yaml()), overrides=[])
     assert set(sky.cancelled) == {0, 1}
 
 
@@ -339,7 +339,7 @@ def test_skypilot_being_down_for_a_moment_ends_no_hop(
 
     sky.submit = submit
     time.during_sleep = live
-    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    hop("demo", on=str(sky_home.yaml()), overrides=[])
 
 
 def test_the_hop_continues_after_ctrl_c(
@@ -349,7 +349,7 @@ def test_the_hop_continues_after_ctrl_c(
         raise KeyboardInterrupt
 
     time.during_sleep = interrupt
-    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    hop("demo", on=str(sky_home.yaml()), overrides=[])
     assert "to cancel it before its machine is up: sky jobs cancel 2" in capsys.readouterr().out
     assert sky.cancelled == []
 
@@ -379,7 +379,7 @@ def test_a_finished_run_is_not_moved(
     assert sky.old is not None
     for stage in ("sft", "evaluate"):
         sky.old.finish_stage(stage, "digest", {})
-    assert hop("demo", on=str(sky_home.yaml()), overrides=[]) == 0
+    hop("demo", on=str(sky_home.yaml()), overrides=[])
     assert "demo is finished: there is nothing to move" in capsys.readouterr().out
     assert len(sky.jobs) == 1
 
