@@ -203,8 +203,8 @@ def peak_flops(device: torch.device, dtype: str, reached: float = 0.0) -> float:
     If training has `reached` more than was measured, the device was busy with other programs: the
     peak is measured again, and is at least what was reached.
     """
-    named = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    known = gpu_flops(named, dtype)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    known = gpu_flops(name, dtype)
     if known is not None:
         return known
     case = (device, dtype, torch.get_num_threads())

@@ -38,9 +38,9 @@ def product_path(
     device_type: str, capability: tuple[int, int] | None, dtype: torch.dtype
 ) -> Literal["grouped", "sliced"]:
     """Return how products of experts are computed on a device; `capability` is a GPU's."""
-    known = _grouped_mm is not None and device_type == "cuda" and dtype == torch.bfloat16
-    on_gpu = capability is not None and capability[0] in GROUPED_MAJORS
-    return "grouped" if known and on_gpu else "sliced"
+    supported = _grouped_mm is not None and device_type == "cuda" and dtype == torch.bfloat16
+    capable = capability is not None and capability[0] in GROUPED_MAJORS
+    return "grouped" if supported and capable else "sliced"
 
 
 def mix_experts(
