@@ -35,6 +35,8 @@ gc.disable()
 # If two processes on the same cores have threads that spin while waiting, both take ten times as
 # long. Torch reads this when it is first imported, here and in processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The matrices of tests are too small for more, and their processes share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Tests start hundreds of Python processes. With PYTHONDONTWRITEBYTECODE each would take three
 # seconds to compile torch, so they keep the bytecode here, outside the source tree. matplotlib's
@@ -52,15 +54,22 @@ os.environ["HF_MODULES_CACHE"] = str(CACHE / "modelling_files")
 LONGEST_FIRST = (
     "test_ray",
     "test_doors",
+    "test_rehearsal",
     "test_resume",
     "test_sigterm",
     "test_stops",
     "test_crash_everywhere",
+    "test_failing_store_commands",
+    "test_bad_days",
     "test_hops",
+    "test_rental",
     "test_redo",
-    "test_proof",
+    "test_bad_stores",
     "test_hangs",
     "test_secrets",
+    "test_chat_templates",
+    "test_run_tiny",
+    "test_memory",
     "test_trouble",
     "test_no_room",
 )
