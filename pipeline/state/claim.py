@@ -263,10 +263,11 @@ def _owned_by(state: RunState, head: Head) -> str:
 
 def _refusal(state: RunState, head: Head, me: Owner) -> str:
     assert head.owner is not None
-    if is_running(head.owner, me):
-        alive = "That process is running."
-    else:
-        alive = "This machine can't tell whether that process is still running."
+    alive = (
+        "That process is running."
+        if is_running(head.owner, me)
+        else "This machine can't tell whether that process is still running."
+    )
     return (
         f"{_owned_by(state, head)}. {alive} Nothing was started. Stop that process there first, or "
         "run the same command with --take-over. The process then stops by itself. Everything "

@@ -251,8 +251,11 @@ class Head:
         """
         if rows in self.skipped.get(stage, ()):
             return self
-        skipped = {**self.skipped, stage: (*self.skipped.get(stage, ()), rows)}
-        return dataclasses.replace(self, skipped=skipped, committed_epoch=self.epoch)
+        return dataclasses.replace(
+            self,
+            skipped={**self.skipped, stage: (*self.skipped.get(stage, ()), rows)},
+            committed_epoch=self.epoch,
+        )
 
     def with_digest(self, stage: str, old: str, new: str) -> "Head":
         """Return HEAD with the checkpoints and skipped rows of `stage` moved from digest `old` to

@@ -132,8 +132,11 @@ class RunState:
 
     def write_stage(self, stage: str, digest: str, description: Mapping[str, Any]) -> None:
         """Store the data that a stage's digest was computed from, to show differences later."""
-        text = to_json(description).encode()
-        write_once(self.store, self.key(f"stages/{stage}/{digest}.json"), text)
+        write_once(
+            self.store,
+            self.key(f"stages/{stage}/{digest}.json"),
+            to_json(description).encode(),
+        )
 
     def read_stage(self, stage: str, digest: str) -> StageInputs | None:
         """Return the data that the stage's digest was computed from; None if it is not stored.

@@ -105,7 +105,7 @@ class Workspace:
     def local_problem(self, key: str, files: Files) -> str | None:
         """Return why this machine's copy of `key` can't be used, or None. This does not read the
         store."""
-        check = functools.partial(file_problem, self.folder(key))
+        check: Check = functools.partial(file_problem, self.folder(key))
         with ThreadPoolExecutor() as pool:
             return _first(pool.map(check, files, *zip(*files.values())))
 

@@ -22,8 +22,7 @@ def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
     """Return what the store knows about a run, as plain JSON. Times are Unix seconds."""
     beat = state.heartbeat(head.epoch)
     notes: list[str] = []
-    launch_id = head.owner.launch_id if head.owner else None
-    stop = pending_stop(state, notes.append, launch_id=launch_id)
+    stop = pending_stop(state, notes.append, launch_id=head.owner.launch_id if head.owner else None)
     newest = head.checkpoints[0] if head.checkpoints else None
     ours = recorded_stages(state, head, notes.append)
     stages = [s for s in STAGES if ours is None or s in ours or s in head.stages]

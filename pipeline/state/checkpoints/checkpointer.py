@@ -207,8 +207,11 @@ class Checkpointer:
         if self._reserving is not None:
             self._reserving.join()
             self._reserving = None
-        identity = {"stage": self.series.stage, "digest": self.series.digest}
-        self._uploader.snapshot.take(model, optimizer, {**state, **identity})
+        self._uploader.snapshot.take(
+            model,
+            optimizer,
+            {**state, "stage": self.series.stage, "digest": self.series.digest},
+        )
         self.stats.stall_seconds = time.perf_counter() - started
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
@@ -375,5 +378,6 @@ class Checkpointer:
 
     def _forget_copies(self, head: Head) -> None:
         """Delete this machine's copies of checkpoints that a restart here would not need."""
-        wanted = [entry.key for entry in head.checkpoints[:2]]
-        self._workspace.forget(keep=[*wanted, self._pending.newest_key or ""])
+        self._workspace.forget(
+            keep=[*(entry.key for entry in head.checkpoints[:2]), self._pending.newest_key or ""]
+        )

@@ -114,9 +114,8 @@ def sweep_unused(claim: Claim) -> None:
 
     A StoreError is only logged: files that stay only cost space.
     """
-    before = claim.state.clock.now() - TRASH_SECONDS
     try:
-        claim.store.sweep_unfinished(claim.state.key(""), before)
+        claim.store.sweep_unfinished(claim.state.key(""), claim.state.clock.now() - TRASH_SECONDS)
     except StoreError as error:
         _log.warning("Unused files were not removed: %s", error)
 

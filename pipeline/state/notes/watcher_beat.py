@@ -92,8 +92,16 @@ def write_beat(
 
     `now` is the time by the store's clock, in Unix seconds; None: by this machine's.
     """
-    at = run.clock.now() if now is None else now
-    _file(run).write(WatcherBeat(at, Author.me(), _version(), KNOWN_DEADLINES, risk_at, saw))
+    _file(run).write(
+        WatcherBeat(
+            at=run.clock.now() if now is None else now,
+            by=Author.me(),
+            pion=_version(),
+            knows_deadlines=KNOWN_DEADLINES,
+            risk_at=risk_at,
+            saw=saw,
+        )
+    )
 
 
 class WatcherBeats:

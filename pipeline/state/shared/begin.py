@@ -68,8 +68,12 @@ def begin(
             waiting(state.writer, clock.monotonic() - since)
             clock.sleep(COMMIT_POLL_SECONDS if store.commits else POLL_SECONDS)
             continue
-        folder = _own_folder(store, state.writer, claim, me) or new_folder()
-        mine = dataclasses.replace(claim, folder=folder, at=clock.now(), replaces=state.folder)
+        mine = dataclasses.replace(
+            claim,
+            folder=_own_folder(store, state.writer, claim, me) or new_folder(),
+            at=clock.now(),
+            replaces=state.folder,
+        )
         if swap_state(store, fingerprint, dataclasses.replace(state, writer=mine), version):
             return mine
 

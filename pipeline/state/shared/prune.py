@@ -62,8 +62,16 @@ def list_shared(store: Store, clock: Clock) -> list[Listed]:
         if sizes or writer is not None:
             size = sum(sizes.values())
             unused = sum(sizes[folder] for folder, using in by_folder.items() if not using)
-            by = None if writer is None else writer.run
-            found.append(Listed(fingerprint, state, tuple(runs), size, unused, by))
+            found.append(
+                Listed(
+                    fingerprint,
+                    state,
+                    tuple(runs),
+                    bytes=size,
+                    unused=unused,
+                    prepared_by=None if writer is None else writer.run,
+                )
+            )
     return sorted(found, key=lambda item: (item.state.at, item.fingerprint))
 
 

@@ -81,8 +81,10 @@ def error_to_json(error: PionError) -> dict[str, Any]:
     """Return what `error_from_json` needs to build an equal error, as plain JSON."""
     kind = next(kind for kind in type(error).__mro__ if kind in _FIELDS)
     names = _FIELDS[kind]
-    fields = {name: getattr(error, name) for name in names} if names else {"text": str(error)}
-    return {"class": kind.__name__, "fields": fields}
+    return {
+        "class": kind.__name__,
+        "fields": {name: getattr(error, name) for name in names} if names else {"text": str(error)},
+    }
 
 
 def error_from_json(raw: Mapping[str, Any]) -> PionError:

@@ -5,7 +5,7 @@ Requests that fail with transient errors are retried. Other errors become a `Sto
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from huggingface_hub import (
     set_client_factory,
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
-from huggingface_hub.hf_api import LFSFileInfo, RepoFile
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import (
     build_hf_headers,
     disable_progress_bars,
@@ -282,25 +282,6 @@ class HubRepo:
             raise
         self.commit([CommitOperationDelete(path, is_folder=False)], self.main(), "Probe removed")
         return True
-
-    # ------------------------------------------------------------ tidying up
-
-    def squash(self, most: int) -> None:
-        """If main has more than so many commits, replace them by one with its present files."""
-        if len(self.api.list_repo_commits(self.repo_id, repo_type=self.repo_type)) > most:
-            self.api.super_squash_history(
-                self.repo_id, commit_message="History squashed", repo_type=self.repo_type
-            )
-
-    def lfs_objects(self) -> list[LFSFileInfo]:
-        """Return every LFS object that was pushed and not deleted, used by a path or not."""
-        return list(self.api.list_lfs_files(self.repo_id, repo_type=self.repo_type))
-
-    def delete_lfs_objects(self, objects: Iterable[LFSFileInfo]) -> None:
-        """Delete the objects forever, even if old commits name them. The commits don't change."""
-        self.api.permanently_delete_lfs_files(
-            self.repo_id, objects, rewrite_history=False, repo_type=self.repo_type
-        )
 
 
 def at_main(repo: HubRepo, look: Callable[[str], T]) -> T:

@@ -283,9 +283,12 @@ class HubStore:
 
     def _sweep(self, prefix: str, before: float) -> int:
         repo = self._repo
-        repo.squash(COMMITS_KEPT)
+        if len(repo.api.list_repo_commits(repo.repo_id, repo_type=repo.repo_type)) > COMMITS_KEPT:
+            repo.api.super_squash_history(
+                repo.repo_id, commit_message="History squashed", repo_type=repo.repo_type
+            )
         # List the objects first. Then an object that is committed after this counts as used below.
-        objects = repo.lfs_objects()
+        objects = list(repo.api.list_lfs_files(repo.repo_id, repo_type=repo.repo_type))
         used = {change.sha256 for change in self._changes() if isinstance(change, Uploaded)}
         for tip in set(repo.refs().values()):
             used |= {file.lfs.sha256 for file in repo.files(tip) if file.lfs}
@@ -296,5 +299,8 @@ class HubStore:
             and item.pushed_at.timestamp() < before
             and (not item.filename or item.filename.startswith(prefix))
         ]
-        repo.delete_lfs_objects(unused)
+        # They are deleted forever, even if old commits name them. The commits don't change.
+        repo.api.permanently_delete_lfs_files(
+            repo.repo_id, unused, rewrite_history=False, repo_type=repo.repo_type
+        )
         return len(unused)

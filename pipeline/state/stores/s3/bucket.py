@@ -150,8 +150,8 @@ class Bucket:
             return Missing(key, self.url)
         if errors.status_of(error) == 412:
             return Conflict(key, self.url)
-        reason = errors.explain(error, self.name, self.endpoint)
         where = f"{self.url}/{key}".rstrip("/")
+        reason = errors.explain(error, self.name, self.endpoint)
         return StoreError(action, where, reason, outage=errors.is_outage(error))
 
     @property

@@ -106,8 +106,8 @@ def is_transient(error: Exception) -> bool:
     if code or status:
         passing = status in (408, 429) or code in _PASSING | EXPIRED | CLOCK
         return passing or _is_unreadable(code, status) or (status >= 500 and status != 501)
-    passing_errors = (*_NETWORK, *_DAMAGED_ON_THE_WAY, *_CREDENTIALS_DOWN)
-    return isinstance(error, passing_errors) and not _is_untrusted(error)
+    passing = isinstance(error, (*_NETWORK, *_DAMAGED_ON_THE_WAY, *_CREDENTIALS_DOWN))
+    return passing and not _is_untrusted(error)
 
 
 def is_outage(error: Exception) -> bool:
