@@ -101,7 +101,9 @@ def check_entry(
         return f"{MANIFEST} is missing"
     except Damaged:
         return f"{MANIFEST} is damaged"
-    if files.get(MODEL, (0, ""))[1] != entry.model_sha256:
+    if MODEL not in files:
+        return f"{MANIFEST} lists no {MODEL}"
+    if files[MODEL][1] != entry.model_sha256:
         return f"{MODEL} differs from the file that HEAD lists"
     wanted = {name: about for name, about in files.items() if name != but}
     return workspace.fetch(entry.key, wanted)
