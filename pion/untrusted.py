@@ -60,24 +60,16 @@ def read_json(path: str | Path, limit: int = LARGEST_RECORD) -> Any:
     return parse_json(read_file(path, limit), str(path))
 
 
-def parse_json(
-    data: bytes | str, where: str, *, strict: bool = True, nan_as_none: bool = False
-) -> Any:
+def parse_json(data: bytes | str, where: str, *, strict: bool = True) -> Any:
     """Return the JSON value in `data`: UTF-8, finite numbers, at most 64 levels, whole characters,
     and one value for each key of an object.
 
-    With `nan_as_none`, for old records, NaN and Infinity are read as None. With `strict=False`, for
-    data sets, numbers may be NaN or infinite, and texts may have half characters. Raises BadInput
-    that names `where`.
+    With `strict=False`, for data sets, numbers may be NaN or infinite, and texts may have half
+    characters. Raises BadInput that names `where`.
     """
-    constant = _as_none if nan_as_none else _refuse_constant
     try:
         text = data if isinstance(data, str) else data.decode()
-        numbers: Any = {"parse_float": _finite, "parse_int": _whole, "parse_constant": constant}
-        if strict:
-            value = json.loads(text, object_pairs_hook=_unique, **numbers)
-        else:
-            value = _LINES.decode(text)
+        value = _STRICT.decode(text) if strict else _LINES.decode(text)
         surrogates = strict and ("\\ud" in text or "\\uD" in text)
         # With so few brackets, nothing can be too deep.
         if surrogates or text.count("[") + text.count("{") > DEEPEST:
@@ -89,9 +81,9 @@ def parse_json(
     return value
 
 
-def parse_object(data: bytes | str, where: str, *, nan_as_none: bool = False) -> dict[str, Any]:
+def parse_object(data: bytes | str, where: str) -> dict[str, Any]:
     """Return the JSON object in `data`. Raises BadInput that names `where`; see `parse_json`."""
-    value = parse_json(data, where, nan_as_none=nan_as_none)
+    value = parse_json(data, where)
     if not isinstance(value, dict):
         raise BadInput(f"{where} should be a JSON object, but is a {type(value).__name__}")
     return value
@@ -121,16 +113,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# One decoder for the millions of lines of a data set: to make one takes as long as a short line.
-_LINES = json.JSONDecoder(object_pairs_hook=_unique)
-
-
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
-
-
-def _as_none(name: str) -> None:
-    return None
 
 
 def _finite(text: str) -> float:
@@ -144,6 +128,16 @@ def _whole(text: str) -> int:
     if len(text) > _MOST_DIGITS:  # more than any float has
         raise ValueError(f"{text[:40]}… is too large for a number")
     return int(text)
+
+
+# A decoder each: to make one takes as long as a short line.
+_LINES = json.JSONDecoder(object_pairs_hook=_unique)
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_unique,
+    parse_float=_finite,
+    parse_int=_whole,
+    parse_constant=_refuse_constant,
+)
 
 
 def _check(value: Any, surrogates: bool) -> None:

@@ -12,4 +12,4 @@ SKY = REPOSITORY / "sky"
 RENTALS = sorted(path for path in SKY.glob("*.yaml") if path.name != "bench.yaml")
 SEEDS = TESTS / "fixtures" / "seeds"
 DIGESTS = TESTS / "fixtures" / "digests"
-OLDER_RUNS = TESTS / "fixtures" / "older_runs"
+RELEASE_0_1_0 = TESTS / "fixtures" / "release_0_1_0"

@@ -280,7 +280,7 @@ def _base(fields: Mapping[str, Any]) -> BaseModel:
             ),
         ]
     )
-    return BaseModel(name, fields.get("sha256"), fields.get("commit"))
+    return BaseModel(str(name), fields.get("sha256"), fields.get("commit"))
 
 
 def require_base(wanted: BaseModel, sha256: str, where: str) -> None:

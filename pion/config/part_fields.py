@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
 
@@ -50,7 +50,7 @@ def require_whole(name: str, value: Any, least: int) -> None:
         raise BadInput(f"{name} is {shown(value)}; it must be a whole number of at least {least}")
 
 
-_kinds_of = lru_cache(get_type_hints)
+_kinds_of: Callable[[Any], dict[str, Any]] = lru_cache(get_type_hints)
 
 
 def check_fields(settings: Any, under: str = "") -> None:

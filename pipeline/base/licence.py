@@ -59,8 +59,8 @@ def terms_of(folder: Path) -> Terms:
     except (OSError, ValueError, BadInput):
         page = {}
     legal = [path for path in sorted(folder.iterdir()) if path.is_file() and is_legal(path.name)]
-    said = [_text(page.get(name)) for name in ("license", "license_name", "license_link")]
-    return Terms(*said, files=tuple(legal))
+    license, name, link = map(_text, map(page.get, ("license", "license_name", "license_link")))
+    return Terms(license, name, link, tuple(legal))
 
 
 def conditions(terms: Terms, model_name: str) -> list[str]:

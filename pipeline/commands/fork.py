@@ -12,7 +12,6 @@ import dataclasses
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput, PionError
@@ -29,14 +28,12 @@ from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import copy_bases
 from pipeline.state.shared.begin import begin, is_there
-from pipeline.state.shared.folder import Overtaken, complete, own_key
+from pipeline.state.shared.folder import Overtaken, complete
 from pipeline.state.shared.records import Writer, read_state
 from pipeline.state.stores import Missing, StoreError
 from pipeline.state.stores.errors import before_work, verdict
 from pipeline.state.workspace import (
     Workspace,
-    files_below,
-    link_or_copy,
     read_files,
     scratch_workspace,
 )
@@ -214,16 +211,6 @@ class _Copy:
     def _copy_data(self, head: Head) -> dict[str, str]:
         """Copy the data that the finished `prepare` made; return the keys of what is shared, by
         part. Raises PionError if data is missing."""
-        record = head.stages.get("prepare")
-        kept = self.source.read_stage("prepare", record.digest) if record else None
-        own = {
-            path.removeprefix("input.data."): str(digest)
-            for path, digest in (kept["inputs"] if kept else {}).items()
-            if path.startswith("input.data.")
-        }
-        for part, digest in sorted(own.items()):
-            if part not in head.data:
-                self._copy_own_data(digest)
         if self.target.store.url == self.source.store.url:
             return dict(head.data)
         return {part: self._share_data(key) for part, key in sorted(head.data.items())}
@@ -244,32 +231,14 @@ class _Copy:
                 return data_key(fingerprint, begun)
             files = Workspace(self.source.store, SHARED).bring(f"{fingerprint}/{folder}")
             if not (files / "dataset.json").is_file():
-                raise _incomplete(files, self.source)
+                raise PionError(
+                    f"The prepared data in {files} is not complete. Nothing was forked. Prepare it "
+                    f"again first: pion run JOB name={self.source.name} --redo prepare."
+                )
             self.say(f"copying prepared data {fingerprint[:12]}")
             with contextlib.suppress(Overtaken):
                 done = complete(self.target, fingerprint, begun, files, made_by)
                 return data_key(fingerprint, done)
-
-    def _copy_own_data(self, digest: str) -> None:
-        key = own_key(digest)
-        target = Workspace(self.target.store, self.target.name)
-        folder = Workspace(self.source.store, self.source.name).bring(key)
-        # dataset.json goes last: it marks the folder as complete.
-        paths = sorted(files_below(folder), key=lambda path: path.name == "dataset.json")
-        if not paths or paths[-1].name != "dataset.json":
-            raise _incomplete(folder, self.source)
-        self.say(
-            f"copying prepared data {digest}: {size(sum(path.stat().st_size for path in paths))}"
-        )
-        for path in paths:
-            name = path.relative_to(folder).as_posix()
-            if target.remote:
-                to = target.folder(key) / name
-                to.parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(path, to)
-            else:
-                self.target.store.write(self.target.key(f"{key}/{name}"), path)
-        target.keep(key)
 
     def _copy_descriptions(self) -> None:
         """Copy the job files, and the inputs from which the stages' digests were computed."""
@@ -337,10 +306,3 @@ class _Copy:
             some = rows[start : start + ROWS_PER_SEGMENT]
             data = "".join(finite_json({**row, "epoch": EPOCH}) + "\n" for row in some).encode()
             self.target.store.write(self.target.key(f"{log}/{EPOCH}/{number:06d}.jsonl"), data)
-
-
-def _incomplete(folder: Path, run: RunState) -> PionError:
-    return PionError(
-        f"The prepared data in {folder} is not complete. Nothing was forked. Prepare it again "
-        f"first: pion run JOB name={run.name} --redo prepare."
-    )

@@ -47,8 +47,12 @@ JobLoader.add_implicit_resolver(
 )
 
 
+def _as_text(loader: JobLoader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
 # Moments stay texts: YAML would read only some of their forms, and errors would lack the key.
-JobLoader.add_constructor("tag:yaml.org,2002:timestamp", JobLoader.construct_yaml_str)
+JobLoader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)
 
 
 def load_job(
@@ -76,7 +80,7 @@ def load_job(
 def parse_job(text: str, where: str, find_base: FindBase | None = None) -> Job:
     """Return the job that `job_text` recorded; `where` names it in errors. Raises BadInput.
 
-    Numbers may exceed their `most`, which is for new work: older versions had none.
+    Numbers may exceed their `most`, which is for new work: a version may lower it.
     """
     document = copy.deepcopy(_parse_record(text, Path(where)))
     return _validated(document, Path(where), find_base)

@@ -25,15 +25,10 @@ def run_id(job: Job) -> str:
 
 
 def other_run(job: Job, card: str) -> str | None:
-    """Return the name of the other run that published a card; None if this run or nobody did.
-
-    Cards of older versions have the name alone.
-    """
+    """Return the name of the other run that published a card; None if this run or nobody did."""
     fields = front_matter(card)
     name, mark = fields.get("model_name"), fields.get("pion_run")
-    if not isinstance(name, str) or mark == run_id(job) or (mark is None and name == job.name):
-        return None
-    return name
+    return name if isinstance(name, str) and mark != run_id(job) else None
 
 
 def card_in(folder: Path) -> str:
@@ -52,10 +47,7 @@ def weights_sha256(folder: Path) -> str | None:
     return None
 
 
-def is_still_there(job: Job, result: Published, folder: Path) -> bool:
-    """Return whether the folder has what a run published: the same weights, or, of a result
-    without their hash, a card that is not of another run."""
-    expected, found = result.get("sha256"), weights_sha256(folder)
-    if found is None or expected is None:
-        return found is not None and other_run(job, card_in(folder)) is None
-    return found == expected
+def is_still_there(result: Published, folder: Path) -> bool:
+    """Return whether the folder has the weights that a run published."""
+    found = weights_sha256(folder)
+    return found is not None and found == result.get("sha256")

@@ -84,8 +84,8 @@ def percent_with_error(result: Mapping[str, Any], name: str) -> str:
 def share_with_interval(result: Mapping[str, Any], name: str, count: str) -> str:
     """Return `100.0 % (95 %: 96.3 to 100.0)` of as many cases as `count` says.
 
-    The interval is Wilson's, which is not empty where all or no cases agree. Older results have no
-    count, and keep their standard error.
+    The interval is Wilson's, which is not empty where all or no cases agree. A result
+    without a count keeps its standard error.
     """
     share, n = result.get(name), result.get(count)
     if not n or share is None or not math.isfinite(share):

@@ -97,7 +97,7 @@ class Published(TypedDict):
     path: NotRequired[str | None]
     card: NotRequired[str | None]
     commit: NotRequired[str]  # of the repository
-    sha256: NotRequired[Sha256]  # of the weights in the folder; older versions kept none
+    sha256: NotRequired[Sha256]  # of the weights in the folder
 
 
 Result = TypeVar("Result")

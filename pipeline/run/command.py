@@ -92,8 +92,7 @@ def _check_before_claiming(
     Raises BadInput, and Stopped if the budget is spent or the machine costs too much.
     """
     head = left.head
-    if head is None:  # a run that an older version started continues
-        refuse_one_expert(job)
+    refuse_one_expert(job)
     for note in preflight(job):
         display.say(Note(note))
     if job.base is not None:
@@ -164,7 +163,7 @@ def _bring_data(start: Start, left: WorkLeft) -> None:
     stage = next((stage for stage in start.job.train_stages if stage not in done), None)
     if stage is not None:
         assert left.head is not None
-        bring_data(start.run, left.head, stage, start.digests.data[stage])
+        bring_data(start.run, left.head, stage)
 
 
 def _obey_stop_request(run: RunState, owner: Owner) -> None:

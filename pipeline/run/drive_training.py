@@ -96,7 +96,7 @@ def fetch_ahead(start: Start, claim: Claim, stage: str, say: Say) -> None:
 
     started, workspace = time.monotonic(), start.workspace
     with contextlib.suppress(PionError):  # a worker fails on it too and reports it
-        bring_data(start.run, claim.head, stage, start.digests.data[stage])
+        bring_data(start.run, claim.head, stage)
         newest_good(workspace, claim.head, stage, start.digests.stages[stage])
         say(Phase("fetched", time.monotonic() - started))
 

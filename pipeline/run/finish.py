@@ -94,17 +94,17 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     costs = history.costs
     rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
     if history.published:
-        rows += _model_rows(job, history.published)
+        rows += _model_rows(history.published)
     where = "" if job.store == DEFAULT_STORE else f"{run.store.url}/"
     return [*rows, ["try it", f"pion chat {where}{job.name}"]]
 
 
-def _model_rows(job: Job, result: Published) -> list[list[str]]:
+def _model_rows(result: Published) -> list[list[str]]:
     """Return the published model and its card. A folder that has changed since is no longer it."""
     if url := result.get("url"):
         return [["model", url], ["card", str(result.get("card"))]]
     folder = Path(result.get("path") or "?")
-    if is_still_there(job, result, folder):
+    if is_still_there(result, folder):
         return [["model", _shown(folder)], ["card", str(result.get("card"))]]
     return [["model", f"{_shown(folder)} no longer has this run's model; the run still has it"]]
 
@@ -122,7 +122,7 @@ def _held_out_texts(job: Job, run: RunState, head: Head, digests: Digests) -> li
     from pipeline.data.prepared import open_data
 
     part = "pretrain" if "pretrain" in digests.data else "sft"
-    data = open_data(bring_data(run, head, part, digests.data[part]))
+    data = open_data(bring_data(run, head, part))
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     stream = data.stream("held_out", seed=job.seed, window=job.data.window)
     rows = [stream.row(i) for i in range(min(COMPARED_TEXTS, stream.total_rows))]

@@ -125,4 +125,4 @@ def _folders(base: Base, run: RunState, digests: Digests) -> TrainedRun:
 
 def bring_all_data(run: RunState, head: Head, digests: Digests) -> dict[str, Path]:
     """Bring each part of the run's data to this machine; return its folder."""
-    return {part: bring_data(run, head, part, digest) for part, digest in digests.data.items()}
+    return {part: bring_data(run, head, part) for part in digests.data}

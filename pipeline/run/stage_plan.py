@@ -326,8 +326,9 @@ def keep_warmup(
             continue
         begun = (read_inputs(stage, digest) or {}).get(f"{stage}.warmup_steps")
         # An equal value is not set: it would count as named, and would not be shortened.
-        other = type(begun) is int and begun != section.warmup_steps
-        if other and (section.steps is None or begun < section.steps):
+        if not isinstance(begun, int) or isinstance(begun, bool) or begun == section.warmup_steps:
+            continue
+        if section.steps is None or begun < section.steps:
             section.warmup_steps = begun
 
 

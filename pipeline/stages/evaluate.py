@@ -26,7 +26,7 @@ from pipeline.stages.measures import (
     Parts,
     Result,
     TrainedRun,
-    without_rows,
+    without_sums,
 )
 
 if TYPE_CHECKING:
@@ -200,9 +200,11 @@ class Start:
 def measure_each(
     measures: Measures, model: str, names: Mapping[Kind, str], part: Parts
 ) -> dict[Kind, Result]:
-    """Return the measures of `model`, with the sums of each row; `names` are those of the parts."""
+    """Return the measures of `model`, with the sums of each document, in parts of these names."""
     return {
-        kind: part(name, f"{model} model on {LABELS[kind]}", partial(measures.by_row, model, kind))
+        kind: part(
+            name, f"{model} model on {LABELS[kind]}", partial(measures.with_sums, model, kind)
+        )
         for kind, name in names.items()
     }
 
@@ -211,7 +213,7 @@ def as_results(measured: Mapping[Kind, Result]) -> Result:
     """Return one model's measures as results: those on the text are under `text`."""
     results: Result = {}
     for kind, result in measured.items():
-        results |= {"text": without_rows(result)} if kind == "text" else without_rows(result)
+        results |= {"text": without_sums(result)} if kind == "text" else without_sums(result)
     return results
 
 
@@ -240,15 +242,13 @@ def _change(name: str, nats: float, before: Result, after: Result) -> Result:
 
     from pion.evaluation.held_out import ratio
 
-    # What an older version measured before training has only the sums of rows.
-    by = next(name for name in SUMS if name in before and name in after)
-    if before[by]["sizes"] != after[by]["sizes"]:
+    if before[SUMS]["sizes"] != after[SUMS]["sizes"]:
         raise BadInput(
             f"evaluate: the models before and after training were measured on different rows, so "
             f"{name} can't be compared. The trained model is safe. Delete the parts in the run's "
             "folder stages/evaluate, and run the same command again: both are measured again."
         )
     # A sum that is not finite is kept as null.
-    sums = [np.array(side[by]["nats"], dtype=np.float64) for side in (before, after)]
-    value, error = ratio((sums[1] - sums[0]) / nats, np.array(before[by]["sizes"]))
+    sums = [np.array(side[SUMS]["nats"], dtype=np.float64) for side in (before, after)]
+    value, error = ratio((sums[1] - sums[0]) / nats, np.array(before[SUMS]["sizes"]))
     return {name: value, f"{name}_sem": error}

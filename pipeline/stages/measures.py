@@ -16,7 +16,6 @@ from pipeline.data.compared_text import find_text
 from pipeline.job import Job
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from pion.data.stream import RowStream
@@ -35,8 +34,8 @@ Result = dict[str, Any]
 Kind = Literal["conversations", "held_out", "text"]
 
 CHOICES = "choices.jsonl"
-# The results that compare two models. Older versions kept no sums by document.
-SUMS = ("by_document", "by_row")
+# The result that compares two models.
+SUMS = "by_document"
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32_768}  # of a batch; halved when memory runs out
 NGRAM_WINDOW = 1  # shards shuffled together: few remote shards are fetched for the baseline
 
@@ -81,17 +80,17 @@ class Measures:
 
     def held_out(self, stage: str) -> Result:
         """Measure the model of `stage` on held-out text."""
-        return without_rows(self.by_row(stage, "held_out"))
+        return without_sums(self.with_sums(stage, "held_out"))
 
     def responses(self) -> Result:
         """Measure the fine-tuned model on held-out conversations."""
-        return without_rows(self.by_row("sft", "conversations"))
+        return without_sums(self.with_sums("sft", "conversations"))
 
-    def by_row(self, stage: str, kind: Kind) -> Result:
-        """Measure the model of `stage`, and keep the sums of each row and document.
+    def with_sums(self, stage: str, kind: Kind) -> Result:
+        """Measure the model of `stage`, and keep the sums of each document.
 
-        So two models can be compared. `by_row` and `by_document` have the `nats`, and in `sizes`
-        the number of learned tokens (of conversations) or bytes (of text).
+        So two models can be compared. `by_document` has the `nats`, and in `sizes` the number of
+        learned tokens (of conversations) or bytes (of text).
         """
         import numpy as np
 
@@ -117,11 +116,8 @@ class Measures:
         else:
             sizes = target_bytes(scores.targets, token_bytes)
             of = summarize(scores.nll, scores.targets, token_bytes, documents)
-        return {
-            **dataclasses.asdict(of),
-            "by_row": _sums(np.where(counted, scores.nll, 0).sum(axis=1), sizes.sum(axis=1)),
-            "by_document": _sums(*by_document(documents, counted, scores.nll, sizes)),
-        }
+        nats, sizes = by_document(documents, counted, scores.nll, sizes)
+        return {**dataclasses.asdict(of), SUMS: {"nats": nats.tolist(), "sizes": sizes.tolist()}}
 
     def _end_of_turn(self) -> int:
         """Return the id that ends an answer in the chat format of the conversations."""
@@ -270,13 +266,9 @@ class Measures:
         return range(min(self.job.evaluate.final_rows, stream.total_rows))
 
 
-def without_rows(result: Result) -> Result:
-    """Return what `by_row` has measured, without the sums of each row and document."""
-    return {name: value for name, value in result.items() if name not in SUMS}
-
-
-def _sums(nats: np.ndarray, sizes: np.ndarray) -> Result:
-    return {"nats": nats.tolist(), "sizes": sizes.tolist()}
+def without_sums(result: Result) -> Result:
+    """Return what `with_sums` has measured, without the sums of each document."""
+    return {name: value for name, value in result.items() if name != SUMS}
 
 
 def _open(folder: Path | None) -> PreparedData | None:

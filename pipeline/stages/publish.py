@@ -218,8 +218,8 @@ def _numbers(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
             found |= _numbers(value, f"{prefix}{key}.")
         elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
             # None: it was measured, and was not finite.
-            known = value is not None and math.isfinite(value)
-            found[f"{prefix}{key}"] = float(value) if known else math.nan
+            number = math.nan if value is None else float(value)
+            found[f"{prefix}{key}"] = number if math.isfinite(number) else math.nan
     return found
 
 

@@ -14,7 +14,6 @@ from annotated_types import Predicate
 from pion.errors import BadInput
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import (
-    FORMAT,
     Amount,
     Count,
     Epoch,
@@ -34,11 +33,10 @@ TRASH_SECONDS = 3600.0
 # The start of a process takes less than this.
 UNCOUNTED_SECONDS = 3600.0
 
-# The format of a HEAD that lists shared data. A pion that does not know this data must not claim
-# the run: it would prepare the data again.
-SHARED_DATA_FORMAT = 2
+# Formats 1 to 3 are of commits before 0.1.0.
+HEAD_FORMAT = 4
 # The format of HEAD.json while the run is being removed (removal.py). No pion continues such a run.
-REMOVING_FORMAT = 3
+REMOVING_FORMAT = 5
 SHARED = "_data"
 _DATA_KEY = re.compile(rf"{SHARED}/[0-9a-f]{{64}}/[0-9a-f]{{32}}")
 
@@ -156,7 +154,7 @@ class Head:
         forked: if this run is a fork, the key of the last checkpoint that was copied.
         skipped: each stage's rows to leave out, oldest first.
         data: by part of the data ("pretrain", "sft"), the key of the shared folder with it,
-            relative to the store. A part that is not here is in the run's own folder.
+            relative to the store.
     """
 
     epoch: Epoch = 0
@@ -173,7 +171,7 @@ class Head:
     trash: tuple[Trash, ...] = ()
     write_ids: tuple[str, ...] = ()
     data: Mapping[str, DataKey] = field(default_factory=dict)
-    format: int = FORMAT
+    format: int = HEAD_FORMAT
 
     @property
     def failed_attempts(self) -> int:
@@ -231,9 +229,7 @@ class Head:
 
     def with_data(self, data: Mapping[str, str]) -> "Head":
         """Return HEAD with these keys of shared data, by part, in place of the former ones."""
-        return dataclasses.replace(
-            self, data=dict(data), format=SHARED_DATA_FORMAT if data else FORMAT
-        )
+        return dataclasses.replace(self, data=dict(data))
 
     def with_metrics(self, key: str, metrics: Mapping[str, float | None]) -> "Head":
         """Return HEAD with these metrics for the checkpoint `key`."""
@@ -323,25 +319,20 @@ class Head:
         return dataclasses.replace(self, restores={**self.restores, self.epoch: mine})
 
     def to_json(self) -> bytes:
-        """Return HEAD.json: of the first format, unless HEAD lists shared data."""
-        raw = dataclasses.asdict(self)
-        if self.format == FORMAT:
-            del raw["data"]
-        return (finite_json(raw, indent=1) + "\n").encode()
+        """Return HEAD.json."""
+        return (finite_json(dataclasses.asdict(self), indent=1) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Head":
         """Read HEAD.json. Raises `BadInput` if it is damaged or of another format version, and
         `BeingRemoved`."""
-        raw = parse(data, where, (FORMAT, SHARED_DATA_FORMAT, REMOVING_FORMAT))
+        raw = parse(data, where, (HEAD_FORMAT, REMOVING_FORMAT))
         if raw["format"] == REMOVING_FORMAT:
             run = where.removesuffix("/HEAD.json")
             raise BeingRemoved(
                 f"{run} is being removed. Nothing was started. To finish: pion rm {run}"
             )
         head = build(cls, raw, where)
-        if head.data and raw["format"] == FORMAT:
-            raise damaged(where, "a HEAD of format version 1 can't list shared data")
         if head.owner is not None and not head.claims:
             raise damaged(where, "it has an owner, but no claims")
         return head

@@ -16,9 +16,9 @@ Absent = TypeVar("Absent")
 Load = Callable[[bytes, str], T]
 
 
-def strictly(kind: type[T]) -> Load[T]:
-    """Return what reads a record of the dataclass or TypedDict `kind`, of format version 1."""
-    return lambda data, where: build(kind, parse(data, where), where)
+def strictly(kind: type[T], version: int = FORMAT) -> Load[T]:
+    """Return what reads a record of the dataclass or TypedDict `kind`, of this format version."""
+    return lambda data, where: build(kind, parse(data, where, (version,)), where)
 
 
 def dump_record(record: Any) -> bytes:

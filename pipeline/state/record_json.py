@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails, SchemaValidator
 
 FORMAT = 1
+# The last commit that can continue what the commits before 0.1.0 wrote.
+BEFORE_0_1_0 = "5a12c685"
 # The most epochs of a run. A claim takes seconds, so these are years of nothing but claims.
 EPOCHS = 10**6
 # 10000-01-01 00:00 UTC, the first time without a date.
@@ -93,14 +95,11 @@ def finite_json(value: Any, **options: Any) -> str:
 
 
 def parse_record(data: bytes, where: str, most: int = MOST_VALUES) -> dict[str, Any]:
-    """Return the JSON object in `data`, of at most `most` values. Raises `Damaged`.
-
-    Older pions wrote NaN and Infinity. They are read as None.
-    """
+    """Return the JSON object in `data`, of at most `most` values. Raises `Damaged`."""
     if sum(map(data.count, (b",", b"[", b"{"))) > most:
         raise damaged(where, f"it has more than {most:,} values")
     try:
-        return parse_object(data, "it", nan_as_none=True)
+        return parse_object(data, "it")
     except BadInput as error:
         raise damaged(where, str(error)) from None
 
@@ -114,6 +113,11 @@ def parse(
     version = raw.get("format")
     if not isinstance(version, int) or isinstance(version, bool):
         raise damaged(where, "it has no format version")
+    if version < min(formats):
+        raise BadInput(
+            f"{where} was written by a commit before Pion 0.1.0, and only such a commit can "
+            f"continue it: git checkout {BEFORE_0_1_0}. Nothing was changed."
+        )
     if version not in formats:
         raise BadInput(
             f"{where} has format version {version}, but this pion reads version "
@@ -141,9 +145,8 @@ def build(kind: type[Record], raw: Mapping[str, Any], where: str, under: str = "
     if unknown:
         *outer, name = unknown[0]
         raise BadInput(
-            f"{where} has {name} in {_place(outer) or kind.__name__}, which this pion (format "
-            f"version {FORMAT}) can't read. A newer pion wrote the file. Nothing was changed. "
-            "Update pion."
+            f"{where} has {name} in {_place(outer) or kind.__name__}, which this pion can't "
+            "read. A newer pion wrote the file. Nothing was changed. Update pion."
         )
     raise damaged(where, _in_words(found[0], under))
 

@@ -146,7 +146,7 @@ class Workspace:
     def _listed_here(self, key: str) -> Files:
         """Return the files of prepared data in a store that is a folder.
 
-        Of data that was prepared before there was a list, only the shards have hashes.
+        Of data that was copied here from another store, only the shards have hashes.
         """
         folder = self.folder(key)
         with explained("read", folder / _FILES_HERE), contextlib.suppress(FileNotFoundError):

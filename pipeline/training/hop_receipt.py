@@ -35,8 +35,7 @@ NOT_IDENTICAL = (
 )
 LR_TOLERANCE = 1e-12
 PLAN = ("host", "device", "workers", "micro_batch", "grad_accum", "dtype", "python")
-# Older events lack these, and the plans were without them unless the job said otherwise.
-LATER_IN_PLAN = ("recompute", "compile")
+SWITCHES = ("recompute", "compile")
 # What a receipt needs to know about an attempt.
 COMPARED = {"from_step", "host", "device", "workers", "micro_batch", "grad_accum", "seq_len"} | {
     "global_batch"
@@ -59,7 +58,7 @@ def hop_receipt(run: RunState, epoch: int, now: Row) -> list[str]:
 
 def plan_changed(before: Row, now: Row) -> bool:
     """Return whether the machine changed, or how it computes."""
-    later = (*LATER_IN_PLAN, "torch", "threads")
+    later = (*SWITCHES, "torch", "threads")
     return any(before.get(name) != now.get(name) for name in PLAN) or any(
         _differs(before, now, name) for name in later
     )
@@ -89,7 +88,7 @@ def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
     ]
     lines += [
         f"{name} {_yes_or_no(before[name])} → {_yes_or_no(now[name])}"
-        for name in LATER_IN_PLAN
+        for name in SWITCHES
         if _differs(before, now, name)
     ]
     lines += [

@@ -203,7 +203,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     def bring() -> tuple[Path, Restored]:
         head = context.run.read()
         assert head is not None
-        folder = bring_data(context.run, head, stage, context.request.data[stage])
+        folder = bring_data(context.run, head, stage)
         return folder, _find(context, stage, head)
 
     folder, restored = context.fetch(bring)

@@ -40,7 +40,6 @@ class TrainRequest:
     owner: dict[str, Any]
     stages: list[str]
     digests: dict[str, str]
-    data: dict[str, str]
     base: dict[str, Any] | None = None
     gpus: int = 0
     by_ray: bool = False
@@ -61,7 +60,6 @@ class TrainRequest:
             owner=dataclasses.asdict(owner),
             stages=stages,
             digests=digests.stages,
-            data=digests.data,
             **rest,
         )
 

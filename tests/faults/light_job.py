@@ -183,7 +183,6 @@ class Process:
             owner=dataclasses.asdict(self.owner),
             stages=list(self.training),
             digests=DIGESTS,
-            data={},
         )
         train_stages(_Context(self, request), _start)
 

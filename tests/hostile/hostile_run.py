@@ -16,7 +16,6 @@ from safetensors.torch import save
 from pipeline.cli import main
 from pipeline.state.claim import claim_run
 from pipeline.state.head import (
-    SHARED_DATA_FORMAT,
     CheckpointEntry,
     ClaimRecord,
     Head,
@@ -105,7 +104,6 @@ def full_head() -> Head:
         trash=(Trash("checkpoints/sft/1-1", NOW),),
         write_ids=("w" * 32,),
         data={"pretrain": data_key("f" * 64, "a" * 32)},
-        format=SHARED_DATA_FORMAT,
     )
 
 

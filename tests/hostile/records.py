@@ -82,9 +82,8 @@ def is_text(case: Attack) -> bool:
 
 
 def is_null(case: Attack, *names: str) -> bool:
-    """Return whether the attack makes a field of these names null. Older pions wrote NaN, which is
-    read as null."""
-    return case.what in ("null", "NaN") and case.place[-1] in names
+    """Return whether the attack makes a field of these names null."""
+    return case.what == "null" and case.place[-1] in names
 
 
 def is_missing(case: Attack, *names: str | int) -> bool:
@@ -109,7 +108,7 @@ def read_head(run: RunState, data: bytes) -> Head:
 def head_may(case: Attack) -> bool:
     """Return whether the types of HEAD's fields allow the attack's value."""
     outer, kind = without_none(kind_of(case.place[:-1])), kind_of(case.place)
-    if (case.place in NEEDED_IN_HEAD and case.what == "missing") or case.what == "deep":
+    if (case.place in NEEDED_IN_HEAD and case.what == "missing") or case.what in ("deep", "NaN"):
         return False
     if case.what == "missing":
         if not dataclasses.is_dataclass(outer):
@@ -117,7 +116,7 @@ def head_may(case: Attack) -> bool:
         field = next(f for f in dataclasses.fields(outer) if f.name == case.place[-1])
         required = (dataclasses.MISSING, dataclasses.MISSING)
         return (field.default, field.default_factory) != required
-    if case.what in ("null", "NaN"):
+    if case.what == "null":
         return kind is Any or NoneType in get_args(kind)
     if case.what == "wrong type":
         return kind is Any
@@ -217,7 +216,7 @@ def read_model(run: RunState, data: bytes) -> bool:
 
 
 def model_may(case: Attack) -> bool:
-    step = case.place == ("step",) and case.what != "deep"
+    step = case.place == ("step",) and case.what not in ("deep", "NaN")
     stage = case.place == ("stage",) and is_text(case)
     return case.what == "missing" or step or stage or is_null(case, "tokenizer")
 
@@ -244,7 +243,7 @@ def read_evaluated(run: RunState, data: bytes) -> bool:
 def evaluated_may(case: Attack) -> bool:
     """Return whether a report can show the attack's value."""
     name = case.place[-1]
-    if case.what == "deep":
+    if case.what in ("deep", "NaN"):
         return False
     if case.what == "missing":
         whole = case.place[0] in ("checkpoint", "compared_text") and len(case.place) == 2
@@ -253,7 +252,7 @@ def evaluated_may(case: Attack) -> bool:
         return True
     if case.place[:2] == ("lm_eval", "arc_easy") and len(case.place) == 3:
         return True  # lm-eval's own values may be anything
-    if case.what in ("null", "NaN"):
+    if case.what == "null":
         return isinstance(case.good, float) or name in ("continuations", "trivia", "train_tokens")
     return case.what in ("1e300", "-1") and isinstance(case.good, float)
 
@@ -299,7 +298,7 @@ def data_may(case: Attack) -> bool:
             or case.place == ("writer", "replaces")
             or (len(case.place) == 1 and case.place != ("format",))
         )
-    if case.what in ("null", "NaN"):
+    if case.what == "null":
         return case.place in (("folder",), ("writer",), ("delete_after",), ("writer", "replaces"))
     texts = (("sources", 0), ("writer", "session"), ("writer", "host"))
     return case.what == "escape" and case.place in texts
@@ -477,7 +476,8 @@ def read_or_refused(record: Record, run: RunState, case: Attack) -> Any:
         text = str(error)
         assert record.where in text.partition(" ")[0], (case, text)
         assert len(text) < 500, case
-        if record.within is not None and case.what != "deep" and case.place not in NEEDED_IN_HEAD:
+        said = case.what not in ("deep", "NaN") and case.place not in NEEDED_IN_HEAD
+        if record.within is not None and said:
             whole = case.what != "missing" and not record.within
             place = ".".join(map(str, case.place)) if whole else ""
             assert record.within + place in text, (case, text)

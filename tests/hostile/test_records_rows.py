@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 
 from pipeline.cost.costs import read_log
-from pipeline.state.record_json import finite_json
 from pipeline.state.rows.row_types import LARGEST_LINE, Unreadable, event_row, metrics_row
 from pipeline.state.run_state import RunState
 from tests.hostile.hostile_run import make_hostile_run, path_of, pion, replace
 from tests.hostile.record_attacks import DEPTH, attacks_on, nested
 from tests.hostile.rows import EVENTS, METRICS, ROWS
-from tests.paths import OLDER_RUNS
 
 BAD_LINES = [
     b"{",
@@ -106,29 +104,3 @@ def test_without_unreadable_rows_nothing_is_said(
     write_rows(run, [("metrics", json.dumps(METRICS).encode())])
     assert "could not be read" not in pion(capsys, "status", run.url)[1]
     assert Unreadable().describe() is None
-
-
-# ---------------------------------------------------------------- honest rows
-
-
-def test_all_rows_of_older_runs_are_read() -> None:
-    lines = 0
-    for path in (OLDER_RUNS / "store").rglob("*/0*.jsonl"):
-        parse = event_row if "events" in path.parts else metrics_row
-        for line in path.read_bytes().splitlines():
-            row = parse(line)
-            if row is None or row != json.loads(line):
-                raise AssertionError((path, line))
-            lines += 1
-    assert lines > 50
-
-
-def test_a_row_with_nan_of_an_older_pion_is_read() -> None:
-    row = METRICS | {"held_out_loss_sem": float("nan"), "loss": float("inf")}
-    assert metrics_row(json.dumps(row).encode()) == row | {"held_out_loss_sem": None, "loss": None}
-    assert "NaN" not in finite_json(row)
-
-
-def test_a_line_of_half_the_limit_is_read() -> None:
-    row = METRICS | {"sample": {"prompt": "a", "text": "x" * (LARGEST_LINE // 2)}}
-    assert metrics_row(json.dumps(row).encode()) == row

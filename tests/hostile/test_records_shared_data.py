@@ -59,7 +59,7 @@ def test_what_is_no_record_is_named(
     assert FINGERPRINT[:12] in output
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"shared_since": NOW}])
+@pytest.mark.parametrize("change", [{"format": 3}, {"shared_since": NOW}])
 def test_a_record_of_a_newer_pion_is_left_alone(
     store: FileStore, change: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,7 @@ from pipeline.state.stores import FileStore, StoreError
 from tests.support.fake_provider import FakeProvider
 from tests.support.finished_run import make_run
 from tests.support.jobs import tiny_dict, write_tiny_data
-from tests.support.light_run import light_run, save_checkpoint, write_data
+from tests.support.light_run import light_run, save_checkpoint, use_data
 
 REQUESTS = (
     "read",
@@ -166,8 +166,7 @@ def trained_run(store: FileStore, job: Job, *, evaluated: bool) -> None:
     """A released run of `job` with everything but `evaluate` done."""
     run, digests = RunState(store, job.name), digest_job(job)
     claim = claim_run(run, Owner.me())
-    for digest in digests.data.values():
-        write_data(run, digest)
+    use_data(claim, digests.data)
     claim.finish_stage("prepare", digests.stages["prepare"], {})
     for stage in job.train_stages:
         last = save_checkpoint(claim, stage, job.section(stage).steps, digests.stages[stage])

@@ -22,7 +22,6 @@ from pipeline.rent.on_machine.torch_builds import BUILDS, choose_torch
 from tests.paths import REPOSITORY
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
-FORMER_SCRIPT = REPOSITORY / "tests/fixtures/rentals/boot-0afbd30.sh"
 BOOT_SECONDS = 120  # far above what a boot with stand-ins takes
 
 UV = """#!/bin/bash
@@ -149,13 +148,6 @@ def machine(tmp_path: Path) -> Machine:
             "PION_EXPECT_GPUS": "0",
         },
     )
-
-
-@pytest.fixture
-def former(machine: Machine) -> Machine:
-    """Today's checkout with the boot.sh of commit 0afbd30, which a user's YAML may contain."""
-    shutil.copy(FORMER_SCRIPT, machine.folder / "checkout/sky/boot.sh")
-    return machine
 
 
 def test_it_ends_in_pion_run_with_the_job_and_the_overrides(machine: Machine) -> None:
@@ -426,38 +418,3 @@ def test_the_seconds_of_each_part_are_left_for_the_runs_events(machine: Machine)
     names = ("PION_BOOT_STARTED", "PION_BOOT_CHECKED", "PION_BOOT_SYNCED")
     times = [float(environment[name]) for name in names]
     assert before <= times[0] < times[1] < times[2] <= time.time()
-
-
-# ---------------------------------------------------------------- the former script
-
-
-def test_the_former_script_ends_in_pion_run(former: Machine) -> None:
-    code, output = former.boot(**give_gpu(former), OVERRIDES="pretrain.lr=1e-3", PION_EXITS="4")
-    assert code == 4, output
-    assert "boot check: 1 × NVIDIA A40" in output
-    assert former.pion("torch") == ["imported"]
-    assert former.pion() == ["run", "job.yaml", "pretrain.lr=1e-3"]
-
-
-def test_the_former_script_leaves_a_bad_machine(former: Machine) -> None:
-    code, output = former.boot(PION_DISK_GB="1000000")
-    assert code == 75
-    assert "this machine won't do" in output
-    assert former.uv_calls == []
-
-
-@pytest.mark.parametrize(("exits", "code"), [("75", 75), ("139", 75), ("1", 1)])
-def test_the_former_script_leaves_a_machine_whose_gpu_is_bad(
-    former: Machine, exits: str, code: int
-) -> None:
-    exit_code, output = former.boot(**give_gpu(former), TORCH_EXITS=exits)
-    assert exit_code == code, output
-    assert former.pion("torch") == ["imported"]
-    assert not former.ran()
-
-
-@pytest.mark.parametrize("forward", ["boot_check.py", "gpu_test.py"])
-def test_the_former_script_needs_both_forwards(former: Machine, forward: str) -> None:
-    (former.folder / "checkout/pipeline/rent" / forward).unlink()
-    assert former.boot(**give_gpu(former))[0] not in (0, 75)
-    assert not former.ran()

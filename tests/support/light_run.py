@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER, Provenance
 from pipeline.state.checkpoints.uploader import SaveRequest
 from pipeline.state.checkpoints.uploader import save as save_files
 from pipeline.state.claim import Claim, claim_run
-from pipeline.state.head import CheckpointEntry
+from pipeline.state.head import CheckpointEntry, data_key
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import EventLog, MetricsLog
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.begin import begin
+from pipeline.state.shared.folder import complete
+from pipeline.state.shared.records import Writer
 from pipeline.state.stores import FileStore, Store
 from pipeline.state.stores.clock import Clock
-from pipeline.state.workspace import Workspace
 from tests.support.jobs import tiny_dict
 
 JOB = tiny_dict(checkpoint__keep={"last": 9})
@@ -64,16 +68,29 @@ def write_metrics(claim: Claim, stage: str, first: int, last: int) -> None:
     events.flush()
 
 
-def write_data(run: RunState, digest: str) -> None:
-    """Write a prepared data set with that digest to the store."""
-    workspace = Workspace(run.store, run.name)
-    folder = workspace.folder(f"data/{digest}")
+def use_data(claim: Claim, digests: Mapping[str, str]) -> None:
+    """Share a prepared data set of each part, which no other run has, and let HEAD list it."""
+    run, me = claim.state, Owner.me()
+    keys = {}
+    for part, digest in digests.items():
+        fingerprint = hashlib.sha256(f"{run.name} {digest}".encode()).hexdigest()
+        writer = Writer(run.name, claim.epoch, me.session, me.host, "", run.clock.now())
+        folder = begin(run, fingerprint, writer, me, lambda writer, seconds: None)
+        if isinstance(folder, Writer):
+            with tempfile.TemporaryDirectory() as files:
+                write_data(Path(files), digest)
+                folder = complete(run, fingerprint, folder, Path(files), (part,))
+        keys[part] = data_key(fingerprint, folder)
+    claim.commit(lambda head: head.with_data(keys))
+
+
+def write_data(folder: Path, digest: str) -> None:
+    """Write a prepared data set that is like no other's."""
     (folder / "0" / "train").mkdir(parents=True)
     (folder / "0" / "train" / "shard_00000.npy").write_bytes(b"rows of " + digest.encode())
     (folder / "tokenizer.json").write_text("{}")
     about = {"part": "pretrain", "sources": [], "report": {}}
     (folder / "dataset.json").write_text(json.dumps(about))
-    workspace.keep(f"data/{digest}")
 
 
 def light_run(store: Store, name: str = "demo", clock: Clock | None = None) -> RunState:
@@ -107,8 +124,7 @@ def _make(store: Store, name: str, clock: Clock | None) -> RunState:
     for stage in job.stages:
         description: dict[str, Any] = {"format": 1, "inputs": stage_inputs(stage, digests)}
         run.write_stage(stage, digests.stages[stage], description)
-    for digest in digests.data.values():
-        write_data(run, digest)
+    use_data(claim, digests.data)
     claim.finish_stage("prepare", digests.stages["prepare"], {"rows": 99})
     claim.set_restore("pretrain", 0)
     write_metrics(claim, "pretrain", 1, 12)

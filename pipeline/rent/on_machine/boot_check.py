@@ -8,7 +8,7 @@ downloaded, and needs only the standard library and any Python from 3.8. Finding
 error, and the torch to use (torch_builds.py) to standard output. If it is the image's, the first
 line is its folder of packages. If it is another build than the pinned one, the first line is empty
 and the second is such as "torch==2.14.1 cu126": what uv shall install, and its torch backend.
-Without --any-build, which older boot scripts don't know, a machine that needs such a build is bad.
+Without --any-build (a cluster needs one build for all nodes), a machine that needs another is bad.
 
 If there are GPUs, a separate process (`boot_check.py --probe`) writes and reads back memory of each
 GPU, using only the driver. Whether the GPUs compute is checked later, with torch (gpu_check.py).

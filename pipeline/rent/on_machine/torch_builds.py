@@ -76,7 +76,7 @@ def choose_torch(
     build runs. Raises NoTorch.
     """
     of_image = [] if image_torch is None else [image_torch]
-    unused = []
+    unused: list[str] = []
     for torch in [*of_image, _pinned_torch(project), *(BUILDS if any_build else ())]:
         obstacle = None if torch.folder is None else _unsuitable(torch, project)
         if obstacle is None and gpu is not None:

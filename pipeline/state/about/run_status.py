@@ -146,10 +146,7 @@ def _watcher_lines(state: RunState, beat: WatcherBeat | None, now: float) -> lis
     does."""
     start = f"pion watch {state.url}"
     if beat is None:
-        return [
-            "no watcher that knows deadlines has been seen. On the machine that rented, start one: "
-            f"{start}. If one runs there under an older pion, update pion and start it again"
-        ]
+        return [f"no watcher has been seen. On the machine that rented, start one: {start}"]
     who = printable(f"{beat.by.describe()} (pion {beat.pion})")
     if beat.too_old():
         return [

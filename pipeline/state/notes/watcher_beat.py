@@ -6,7 +6,6 @@ what it knows, and from when on nobody watching would put the deadline at risk.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing_extensions import TypedDict
 from pipeline.state.liveness import is_silent
 from pipeline.state.owner import Author, code_version
 from pipeline.state.record_file import RecordFile, strictly
-from pipeline.state.record_json import FORMAT, Amount, Count, Time, open_record, to_json
+from pipeline.state.record_json import FORMAT, Amount, Count, Time, open_record
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
 
@@ -142,14 +141,7 @@ def nobody_watches(run: RunState, beat: WatcherBeat | None, now: float) -> bool:
 
 
 def _file(run: RunState) -> RecordFile[WatcherBeat]:
-    return RecordFile(run.store, run.key(BEAT), strictly(WatcherBeat), _dump)
-
-
-def _dump(beat: WatcherBeat) -> bytes:
-    record = {"format": FORMAT, **dataclasses.asdict(beat)}
-    if beat.saw is None:
-        del record["saw"]  # an older pion would not read the beat
-    return to_json(record).encode()
+    return RecordFile(run.store, run.key(BEAT), strictly(WatcherBeat))
 
 
 @functools.cache

@@ -75,7 +75,7 @@ def _row(line: bytes, kind_of: Any) -> Row | None:
     if len(line) > LARGEST_LINE:
         return None
     try:
-        row = parse_object(line, "the line", nan_as_none=True)
+        row = parse_object(line, "the line")
         checked: Row = _adapter(kind_of(row)).validate_python(row)
     except (BadInput, ValidationError):
         return None

@@ -1,7 +1,6 @@
 """The folders of prepared data: share one, bring one to this machine, delete one.
 
-Shared data is in a folder of the store, and then `state.json` names it. Runs of before there was
-shared data have their own, below `data/<digest>`, for good.
+Shared data is in a folder of the store, and then `state.json` names it.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from pion.data.arrays import unwritable
 from pion.errors import PionError
 from pipeline.kill_points import mark
 from pipeline.state.head import SHARED, Head, data_key
+from pipeline.state.record_json import damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.records import Writer, read_state, swap_state
 from pipeline.state.stores import Store
@@ -86,19 +86,19 @@ def delete_folder(store: Store, fingerprint: str, folder: str) -> None:
 
 
 def own_key(digest: str) -> str:
-    """Return the key of a run's own data, and of the folder in which a run prepares data."""
+    """Return the key of the folder in which a run prepares data."""
     return f"data/{digest}"
 
 
-def bring_data(run: RunState, head: Head, part: str, digest: str) -> Path:
+def bring_data(run: RunState, head: Head, part: str) -> Path:
     """Return the folder of a part of the run's data, downloaded if it is not on this machine.
 
-    `head` is a HEAD of the run in which `prepare` is finished, and `digest` names its own data.
-    Raises `PionError` if the store's copy is missing or damaged.
+    `head` is a HEAD of the run in which `prepare` is finished. Raises `PionError` if the store's
+    copy is missing or damaged, and `Damaged` if HEAD lists none.
     """
-    if part in head.data:
-        return Workspace(run.store, SHARED).bring(head.data[part].removeprefix(f"{SHARED}/"))
-    return Workspace(run.store, run.name).bring(own_key(digest))
+    if part not in head.data:
+        raise damaged(f"{run.url}/HEAD.json", f"prepare is finished, but there is no {part} data")
+    return Workspace(run.store, SHARED).bring(head.data[part].removeprefix(f"{SHARED}/"))
 
 
 def _link_files(source: Path, target: Path) -> int:

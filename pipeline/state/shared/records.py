@@ -18,10 +18,12 @@ from annotated_types import Predicate
 
 from pipeline.state.head import SHARED, Head
 from pipeline.state.record_file import RecordFile, strictly
-from pipeline.state.record_json import FORMAT, Count, Epoch, Time, closed_record
+from pipeline.state.record_json import Count, Epoch, Time, closed_record
 from pipeline.state.stores import Store
 from pipeline.state.stores.base import is_run_name
 
+# Format 1 is of commits before 0.1.0.
+STATE_FORMAT = 2
 # So many deleted folders are remembered.
 DELETED_KEPT = 64
 _FOLDER = re.compile(r"[0-9a-f]{32}")
@@ -90,7 +92,7 @@ class DataState:
     delete_after: Time | None = None
     unneeded: tuple[Unneeded, ...] = ()
     deleted: tuple[Folder, ...] = ()
-    format: int = FORMAT
+    format: int = STATE_FORMAT
 
     def unmarked(self) -> DataState:
         """Return the state of data that is not to be deleted."""
@@ -152,7 +154,7 @@ def _file(store: Store, fingerprint: str) -> RecordFile[DataState]:
     return RecordFile(
         store,
         state_key(fingerprint),
-        strictly(DataState),
+        strictly(DataState, STATE_FORMAT),
         advice="Delete this file. The runs that use this data keep it, and the next run that needs "
         "it prepares it again.",
     )

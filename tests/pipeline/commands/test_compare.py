@@ -68,7 +68,7 @@ def test_runs_of_the_same_name_are_told_apart_by_their_stores(
 
 def test_a_run_without_steps_and_with_an_unknown_job_is_compared_too(two: Path, pion: Pion) -> None:
     run = RentedRun(FileStore(two / "runs"), "empty")
-    run.state.store.write(run.state.key("HEAD.json"), b'{"format": 1}')
+    run.state.store.write(run.state.key("HEAD.json"), b'{"format": 4}')
     code, out, _ = pion("status", "slow", "empty", "--compare")
     assert code == 0
     assert "not known: the job of a run can't be read" in out

@@ -33,6 +33,7 @@ from pipeline.state.notes.watcher_beat import read_beat, write_beat
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import read_events, read_metrics
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.folder import bring_data
 from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.workspace import Workspace
 from tests.pipeline.conftest import Pion
@@ -181,9 +182,14 @@ def test_a_fork_shares_nothing_with_its_source(source: RunState) -> None:
     shutil.rmtree(source.store.folder / "demo")  # type: ignore[attr-defined]
     assert contents(new) == copied
     assert problems(new) == [None, None]
-    for digest in digest_job(Job.model_validate(JOB)).data.values():
-        folder = Workspace(new.store, "new").bring(f"data/{digest}")
-        assert (folder / "0/train/shard_00000.npy").read_bytes() == f"rows of {digest}".encode()
+    has_its_data(new)
+
+
+def has_its_data(run: RunState) -> None:
+    """Check that the run can use all parts of its data."""
+    for part, digest in digest_job(Job.model_validate(JOB)).data.items():
+        shard = bring_data(run, head_of(run), part) / "0/train/shard_00000.npy"
+        assert shard.read_bytes() == f"rows of {digest}".encode()
 
 
 def test_a_fork_of_a_fork_is_as_good(source: RunState) -> None:
@@ -204,9 +210,7 @@ def test_a_run_can_be_forked_from_store_to_store_and_back(
     for run in (far, home, again):
         assert checkpoints(run) == [("sft", 5), ("pretrain", 20)]
         assert problems(run) == [None, None]
-        for digest in digest_job(Job.model_validate(JOB)).data.values():
-            folder = Workspace(run.store, run.name).bring(f"data/{digest}")
-            assert (folder / "0/train/shard_00000.npy").read_bytes() == f"rows of {digest}".encode()
+        has_its_data(run)
 
 
 def test_copies_that_were_only_needed_for_the_fork_are_gone_after_it(
@@ -253,12 +257,14 @@ def test_a_damaged_checkpoint_is_not_forked(source: RunState) -> None:
     assert checkpoints(fork(source, at=20)) == [("pretrain", 20)]
 
 
-def test_data_that_is_not_complete_is_not_forked(source: RunState) -> None:
-    digest = digest_job(Job.model_validate(JOB)).data["pretrain"]
-    source.store.delete(source.key(f"data/{digest}/dataset.json"))
+def test_data_that_is_not_complete_is_not_forked_to_another_store(
+    source: RunState, tmp_path: Path
+) -> None:
+    source.store.delete(f"{head_of(source).data['pretrain']}/dataset.json")
+    far = FileStore(tmp_path / "far")
     with pytest.raises(PionError, match=r"dataset\.json is missing.*--redo prepare"):
-        fork(source)
-    assert RunState(source.store, "new").read() is None
+        fork(source, "new", far)
+    assert RunState(far, "new").read() is None
 
 
 # ---------------------------------------------------------------- interrupted

@@ -36,10 +36,8 @@ def elsewhere(
 
 @pytest.fixture
 def source(tmp_path: Path) -> RunState:
-    """A run whose data is shared: the folder of the run has no data."""
-    store = FileStore(tmp_path / "runs")
-    run = light_run(store)
-    shutil.rmtree(store.folder / run.name / "data")
+    """A run with data of these fingerprints."""
+    run = light_run(FileStore(tmp_path / "runs"))
     claim, me = claim_run(run, Owner.me()), Owner.me()
     keys = {}
     for part, fingerprint in FINGERPRINTS.items():
@@ -79,7 +77,7 @@ def check_data(run: RunState) -> None:
     """Check that the run can use both parts of its data."""
     head = head_of(run)
     for part in FINGERPRINTS:
-        folder = bring_data(run, head, part, "no digest")
+        folder = bring_data(run, head, part)
         assert (folder / "0" / "rows.npy").read_bytes() == part.encode()
 
 

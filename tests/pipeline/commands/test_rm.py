@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from pion.errors import BadInput, Fenced
+from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.claim import claim_run
 from pipeline.state.find_run import open_run
 from pipeline.state.head import BeingRemoved
@@ -18,6 +20,7 @@ from pipeline.state.owner import Owner
 from pipeline.state.removal import find_removable, remove
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
+from pipeline.state.workspace import Workspace
 from tests.faults.faulty_store import FaultyStore, fail
 from tests.pipeline.commands.test_data import USED, fingerprints, use_data
 from tests.pipeline.conftest import Pion
@@ -80,11 +83,11 @@ def test_all_of_a_run_goes_and_all_else_stays(store: FileStore, pion: Pion) -> N
     code, output, error = pion("rm", "demo", "third", "runs/demo", "--yes")
     assert (code, error) == (0, "")
     assert output.count("freed") == 2
-    assert "prepared data used by no run: 40 B. To delete: pion data --prune" in output
+    assert re.search(r"prepared data used by no run: \d+ B\. To delete: pion data --prune", output)
     gone = {key: data for key, data in before.items() if not key.startswith(("demo/", "third/"))}
     assert contents(store) == gone | {"elsewhere/precious": b"!"}
     assert [path.name for path in (store.folder / "demo").iterdir()] == [".lock-HEAD.json"]
-    assert fingerprints(store) == {USED}
+    assert USED in fingerprints(store)
     code, _, error = pion("rm", "demo", "--yes")
     assert code == 2
     assert "no run 'demo'" in error
@@ -106,7 +109,8 @@ def test_at_a_terminal_only_a_yes_agrees(
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: answer)
     assert pion("rm", "demo", "other")[0] == (0 if answer == "Y" else 2)
-    assert (contents(store) == {}) == (answer == "Y")
+    left = [key for key in contents(store) if not key.startswith("_data/")]
+    assert (left == []) == (answer == "Y")
 
 
 @pytest.mark.parametrize("owner", [Owner.me(), someone()])
@@ -131,7 +135,7 @@ def test_an_owner_stops_when_its_run_is_being_removed(store: FileStore) -> None:
     claim.set_job("later")
     with pytest.raises(BadInput, match="changed by another process"):
         remove(found)
-    store.write("demo/HEAD.json", b'{"format": 3}')
+    store.write("demo/HEAD.json", b'{"format": 5}')
     claim.heartbeat.beat()
     with pytest.raises(Fenced, match="was deleted"):
         claim.check()
@@ -199,6 +203,9 @@ def test_a_run_elsewhere_goes_with_its_copy_here(remote: str, cache: Path, pion:
     run = light_run(open_run(f"{remote}/demo").store)
     light_run(run.store, "other")
     run.store.flush()
+    head = run.read()
+    assert head is not None
+    assert check_entry(Workspace(run.store, run.name), head.checkpoints[0]) is None
     assert list(cache.glob("**/demo"))
     half_removed(run)
     run.store.flush()

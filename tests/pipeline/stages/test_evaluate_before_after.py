@@ -31,7 +31,7 @@ def start_of(world: World, folder: Path, *kinds: Kind) -> Start:
 
 
 def part(nats: list[float], sizes: list[int], **results: float) -> dict[str, Any]:
-    return {**results, "by_row": {"nats": nats, "sizes": sizes}}
+    return {**results, "by_document": {"nats": nats, "sizes": sizes}}
 
 
 def test_the_error_of_a_change_is_that_of_paired_rows() -> None:
@@ -84,7 +84,7 @@ def test_both_models_are_measured_on_the_same_rows_under_the_names_of_other_resu
     assert results["compared_text"] == {"sha256": SHA}
     # Random weights say nothing about a run that starts from a model.
     assert "untrained" not in results
-    assert not any("by_row" in result for result in results.values())
+    assert not any("by_document" in result for result in results.values())
     assert len(said) == len(set(said))
 
 

@@ -20,7 +20,7 @@ from pipeline.console.messages import Note
 from pipeline.cost.costs import Costs
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
-from pipeline.report.published_by import card_in, is_still_there, other_run
+from pipeline.report.published_by import is_still_there
 from pipeline.stages.publish import check_target, publish_run
 from pipeline.state.head import Head, StageRecord
 from tests.support.hub_server import FINE_GRAINED_TOKEN, READ_TOKEN, HubServer, hub_server
@@ -282,13 +282,13 @@ def test_a_folder_belongs_to_the_run_that_published_it(trained: Trained, tmp_pat
         job = trained.job(out).model_copy(update=other)
         with pytest.raises(BadInput, match=f"another run.*publish.to={out}-2"):
             check_target(job)
-        assert is_still_there(job, published, out)
+        assert is_still_there(published, out)
     history = RunHistory(job, "", Head(), [TRAINING], METRICS, Costs((), {}))
     with pytest.raises(BadInput, match=r"Nothing was published\. The trained model is safe"):
         publish_run(history, trained.model, TEXTS, print)
     assert contents(out) == before
     save_file({"w": torch.zeros(1)}, out / "model.safetensors")
-    assert not is_still_there(trained.job(out), published, out)
+    assert not is_still_there(published, out)
 
 
 def test_a_process_whose_run_was_taken_over_does_not_replace_the_model(
@@ -312,17 +312,6 @@ def test_a_process_whose_run_was_taken_over_does_not_replace_the_model(
     with pytest.raises(Fenced, match="taken over"):
         trained.publish(out, license="apache-2.0", confirm=confirm)
     assert contents(out) == before
-
-
-def test_a_card_of_an_older_version_tells_the_run_by_its_name(
-    trained: Trained, tmp_path: Path
-) -> None:
-    card = tmp_path / "README.md"
-    card.write_text("---\nmodel_name: demo\ntags: [pion]\n---\n# demo\n")
-    job = trained.job(tmp_path)
-    assert other_run(job, card_in(tmp_path)) is None
-    assert other_run(job.model_copy(update={"name": "demo-2"}), card_in(tmp_path)) == "demo"
-    assert other_run(job, "---\n- [\n---") is None
 
 
 # ---------------------------------------------------------------- the Hub

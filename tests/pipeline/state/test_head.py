@@ -8,6 +8,7 @@ import pytest
 from pion.errors import BadInput
 from pipeline.state.claim import claim_run
 from pipeline.state.head import Head
+from pipeline.state.record_json import BEFORE_0_1_0
 from pipeline.state.run_state import RunState
 from tests.support.states import an_entry, list_checkpoint, read, someone
 
@@ -58,11 +59,28 @@ def test_head_survives_a_round_trip_through_json(run: RunState) -> None:
 def test_a_head_of_a_newer_format_is_refused_with_its_version(run: RunState) -> None:
     claim_run(run, someone()).release()
     raw = json.loads(run.store.read("demo/HEAD.json"))
-    run.store.write("demo/HEAD.json", json.dumps({**raw, "format": 4}).encode())
+    run.store.write("demo/HEAD.json", json.dumps({**raw, "format": 6}).encode())
     with pytest.raises(
-        BadInput, match=r"HEAD.json has format version 4, but this pion reads version 1 and 2 and 3"
+        BadInput, match=r"HEAD.json has format version 6, but this pion reads version 4 and 5"
     ):
         claim_run(run, someone())
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])  # also one that was being removed
+def test_a_head_of_before_0_1_0_is_refused_with_the_commit_that_continues_it(
+    run: RunState, number: int
+) -> None:
+    claim_run(run, someone())
+    raw = json.loads(run.store.read("demo/HEAD.json"))
+    old = json.dumps({**raw, "format": number}).encode()
+    run.store.write("demo/HEAD.json", old)
+    for reading in (run.read, lambda: claim_run(run, someone())):
+        with pytest.raises(BadInput) as refused:
+            reading()
+        words = str(refused.value)
+        assert "demo/HEAD.json was written by a commit before Pion 0.1.0" in words
+        assert f"git checkout {BEFORE_0_1_0}" in words
+    assert run.store.read("demo/HEAD.json") == old
 
 
 @pytest.mark.parametrize("where", ["head", "owner", "checkpoint"])
@@ -72,12 +90,12 @@ def test_an_unknown_field_is_refused_and_named(run: RunState, where: str) -> Non
     place = {"head": raw, "owner": raw["owner"], "checkpoint": raw["checkpoints"][0]}[where]
     place["colour"] = "blue"
     run.store.write("demo/HEAD.json", json.dumps(raw).encode())
-    with pytest.raises(BadInput, match=r"has colour in .*format version 1\) can't read"):
+    with pytest.raises(BadInput, match=r"has colour in .*, which this pion can't read"):
         run.read()
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"format": 1, "checkpoints": [{}]}']
+    "damage", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"format": 4, "checkpoints": [{}]}']
 )
 def test_a_damaged_head_is_named_and_not_touched(run: RunState, damage: bytes) -> None:
     run.store.write("demo/HEAD.json", damage)
@@ -96,7 +114,7 @@ def test_a_damaged_head_is_named_and_not_touched(run: RunState, damage: bytes) -
 def test_a_head_full_of_mistakes_is_refused_with_the_first_in_little_memory(
     field: str, item: str, count: int, words: str
 ) -> None:
-    data = f'{{"format": 1, "{field}": [{",".join([item] * count)}]}}'.encode()
+    data = f'{{"format": 4, "{field}": [{",".join([item] * count)}]}}'.encode()
     tracemalloc.start()
     try:
         with pytest.raises(BadInput, match=words):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,16 +13,12 @@ from pion.errors import BadInput
 from pipeline.state.claim import claim_run
 from pipeline.state.head import (
     REMOVING_FORMAT,
-    SHARED_DATA_FORMAT,
     CheckpointEntry,
     SkippedRows,
-    data_key,
 )
 from pipeline.state.notes.rental_note import NOTE, RentalNote, write_rental_note
 from pipeline.state.owner import Owner
-from pipeline.state.record_json import FORMAT
 from pipeline.state.run_state import RunState, heartbeat_path
-from tests.paths import OLDER_RUNS
 
 OWNER = {
     "session",
@@ -52,6 +47,7 @@ HEAD = {
         "forked",
         "skipped",
         "trash",
+        "data",
         "write_ids",
         "format",
     },
@@ -116,21 +112,6 @@ def test_no_key_is_added_to_head_or_taken_from_it(written: RunState) -> None:
     assert {path: set(at(head, path)) for path in HEAD} == HEAD, RULE
 
 
-def test_only_a_head_that_lists_shared_data_has_the_second_format_and_its_key(
-    run: RunState,
-) -> None:
-    claim = claim_run(run, Owner.me())
-    assert read(run, "HEAD.json")["format"] == FORMAT
-    key = data_key("f" * 64, "a" * 32)
-    claim.commit(lambda head: head.with_data({"pretrain": key}))
-    head = read(run, "HEAD.json")
-    assert set(head) == HEAD[""] | {"data"}
-    assert (head["format"], head["data"]) == (SHARED_DATA_FORMAT, {"pretrain": key})
-    assert claim.head == run.read()
-    claim.commit(lambda head: head.with_data({}))
-    assert set(read(run, "HEAD.json")) == HEAD[""]
-
-
 def test_no_key_is_added_to_an_owner_file_or_taken_from_it(written: RunState) -> None:
     beat = read(written, heartbeat_path(1))
     assert (set(beat), set(beat["owner"])) == (OWNER_FILE, OWNER), RULE
@@ -138,19 +119,6 @@ def test_no_key_is_added_to_an_owner_file_or_taken_from_it(written: RunState) ->
 
 def test_no_key_is_added_to_the_note_of_a_rental_or_taken_from_it(written: RunState) -> None:
     assert set(read(written, NOTE)) == RENTAL, RULE
-
-
-@pytest.mark.parametrize("name", ["done", "half", "tuned"])
-def test_these_are_the_keys_that_0afbd30_wrote(name: str) -> None:
-    folder = OLDER_RUNS / "store" / name
-    head = json.loads((folder / "HEAD.json").read_text())
-    found = {path: set(at(head, path)) for path in HEAD}
-    assert {path: keys for path, keys in HEAD.items() if found[path]} == {
-        path: keys for path, keys in found.items() if keys
-    }
-    assert found[""] == HEAD[""]
-    for path in sorted(Path(folder / "owner").iterdir()):
-        assert set(json.loads(path.read_text())) == OWNER_FILE
 
 
 @pytest.mark.parametrize("change", [{"format": REMOVING_FORMAT + 1}, {"colour": "red"}])

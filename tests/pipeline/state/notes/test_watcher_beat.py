@@ -126,12 +126,6 @@ def test_the_beat_of_a_watcher_that_knows_no_deadlines_is_too_old(run: RunState)
         assert beat.too_old()
 
 
-def test_an_older_pion_can_read_the_beat_of_a_watcher_that_saw_nothing(run: RunState) -> None:
-    write_beat(run, None)
-    # To it, `saw` is an object or is not there, and a beat that it can't read is no beat.
-    assert "saw" not in json.loads(run.store.read(run.key(BEAT)))
-
-
 def test_what_a_newer_watcher_adds_is_ignored(run: RunState) -> None:
     write_beat(run, None)
     record = json.loads(run.store.read(run.key(BEAT)))

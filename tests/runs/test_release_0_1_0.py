@@ -1,0 +1,341 @@
+"""Runs of 0.1.0 are done, resume, and can be read as if today's code had written them.
+
+They are in tests/fixtures/release_0_1_0: `done` is finished and published, `half` was killed in
+pretraining between two checkpoints, and `rented` was killed on a rented machine with a deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.cli import main
+from pipeline.state.head import Head
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import Store, open_store
+from tests.paths import RELEASE_0_1_0
+from tests.support import later_version
+from tests.support.hub_server import USER, hub_server
+from tests.support.s3_server import S3Server
+
+EXPECTED = json.loads((RELEASE_0_1_0 / "expected.json").read_text())
+STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
+NAMES = ("done", "half", "rented")
+# How much weights may differ between kinds of CPU.
+TOLERANCE = 1e-3
+
+everywhere = pytest.mark.parametrize("older", ["file", "s3", "hub"], indirect=True)
+in_a_folder = pytest.mark.parametrize("older", ["file"], indirect=True)
+elsewhere = pytest.mark.parametrize("older", ["s3", "hub"], indirect=True)
+
+
+@dataclass(frozen=True)
+class Older:
+    """A store for runs of 0.1.0, and a working directory with their jobs."""
+
+    store: Store
+    capsys: pytest.CaptureFixture[str]
+
+    def bring(self, *names: str) -> None:
+        """Copy these runs and all data into the store, as 0.1.0 wrote them to a store of this
+        kind."""
+        for name in ("_data", *names):
+            folder = self.store.local_path(name)
+            if folder is not None:
+                shutil.copytree(RELEASE_0_1_0 / "store" / name, folder)
+            else:
+                for left in ("store", "remote"):
+                    copy_objects(RELEASE_0_1_0 / left, name, self.store)
+
+    def pion(self, *arguments: str) -> str:
+        """Run a command of today's code in this process; return what it printed."""
+        code = main(list(arguments))
+        output = "".join(self.capsys.readouterr())
+        assert code == 0, output
+        return output
+
+    def run(self, name: str, *more: str) -> str:
+        return self.pion("run", f"{name}.yaml", f"store={self.store.url}", *more)
+
+    def url(self, name: str) -> str:
+        return f"{self.store.url}/{name}"
+
+    def head(self, name: str) -> Head:
+        head = RunState(self.store, name).read()
+        assert head is not None
+        return head
+
+    def read(self, path: str) -> Any:
+        return json.loads(self.store.read(path))
+
+
+@pytest.fixture
+def open_fresh_store(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], Store]]:
+    """Opens an empty store of a kind: file, s3 or hub."""
+    with hub_server() as hub:
+
+        def fresh(kind: str) -> Store:
+            if kind == "s3":
+                s3: S3Server = request.getfixturevalue("s3")
+                s3.use(monkeypatch)
+                return open_store(f"s3://{s3.bucket()}/runs")
+            if kind == "hub":
+                hub.add_repo(f"{USER}/state")
+                hub.use(monkeypatch, tmp_path / "hf")
+                return open_store(f"hf://{USER}/state")
+            return open_store(str(tmp_path / "runs"))
+
+        yield fresh
+
+
+@pytest.fixture
+def older(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    open_fresh_store: Callable[[str], Store],
+) -> Iterator[Older]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(RELEASE_0_1_0 / "inputs", tmp_path, dirs_exist_ok=True)
+    threads = torch.get_num_threads()
+    yield Older(open_fresh_store(request.param), capsys)
+    torch.set_num_threads(threads)
+
+
+def copy_objects(folder: Path, name: str, store: Store) -> None:
+    swapped = ("HEAD.json", "deadline.json", "rental.json", "state.json")
+    for path in sorted(path for path in (folder / name).rglob("*") if path.is_file()):
+        key = path.relative_to(folder).as_posix()
+        if path.name in swapped and "checkpoints" not in path.parts:
+            store.compare_and_swap(key, path.read_bytes(), None)
+        elif not path.name.startswith("."):  # of a store that is a folder
+            store.write(key, path.read_bytes())
+    store.flush()
+
+
+# ---------------------------------------------------------------- finished
+
+
+@everywhere
+def test_a_finished_run_is_done_and_can_be_read_with_every_command(
+    older: Older, tmp_path: Path
+) -> None:
+    older.bring(*NAMES)
+    is_done(older)
+    for name in NAMES:
+        assert f"{name} in {older.store.url}" in older.pion("status", older.url(name))
+        assert older.pion("report", older.url(name))
+        rows = json.loads(older.pion("checkpoints", older.url(name), "--verify", "--json"))
+        assert [row["verified"] for row in rows] == [True] * len(older.head(name).checkpoints)
+    status = json.loads(older.pion("status", older.url("done"), "--json"))
+    assert status["checkpoint"]["stage"] == "sft"
+    answer = older.pion("generate", older.url("done"), "--prompt", "the", "--max-tokens", "3")
+    assert answer.startswith("the")
+    assert "logits" in older.pion("export", older.url("done"), "tuned")
+    config = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    assert config["model_type"] == "qwen3"
+
+
+def is_done(older: Older) -> None:
+    before = older.store.read("done/HEAD.json")
+    output = older.run("done")
+    assert all(f"{stage}: done (finished 20" in output for stage in STAGES)
+    assert older.store.read("done/HEAD.json") == before
+
+
+@in_a_folder
+def test_one_stage_can_be_done_again(older: Older) -> None:
+    redo_sft(older)
+
+
+@pytest.mark.soak
+@elsewhere
+def test_one_stage_can_be_done_again_elsewhere(older: Older) -> None:
+    redo_sft(older)
+
+
+def redo_sft(older: Older) -> None:
+    older.bring("done")
+    before = older.head("done").stages
+    output = older.run("done", "sft.lr=2e-3", "--redo", "sft", "--until", "sft")
+    assert "pretrain: done (finished 20" in output
+    after = older.head("done").stages
+    assert after["pretrain"] == before["pretrain"]
+    assert after["sft"].digest != before["sft"].digest
+
+
+@in_a_folder
+def test_a_changed_setting_is_shown_before_anything_is_done(older: Older) -> None:
+    older.bring("done")
+    assert main(["run", "done.yaml", "sft.lr=2e-3"]) == 2
+    output = older.capsys.readouterr().err
+    assert "sft.lr: 0.001 → 0.002" in output
+    assert "--redo sft" in output
+
+
+# ---------------------------------------------------------------- their data
+
+
+@pytest.mark.parametrize(
+    "older",
+    ["file", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("s3", "hub"))],
+    indirect=True,
+)
+def test_their_data_is_trained_on_and_stays_as_it_was(older: Older) -> None:
+    def data() -> dict[str, bytes]:
+        store = older.store
+        return {entry.key: store.read(entry.key) for entry in store.list("_data/")}
+
+    older.bring("half", "done")
+    before, used = data(), {name: older.head(name).data for name in ("half", "done")}
+    assert before
+    output = older.run("half", "--take-over") + older.run("done")
+    assert "training a BPE" not in output
+    assert "tokenise" not in output
+    older.pion("data", older.store.url, "--prune", "--yes")
+    older.pion("fork", older.url("done"), "done-2")
+    older.run("done", "name=done-2", "--until", "sft")
+    assert data() == before
+    assert {name: older.head(name).data for name in ("half", "done")} == used
+    assert older.head("done-2").data == used["done"]
+
+
+# ---------------------------------------------------------------- rented
+
+
+@everywhere
+def test_a_rented_run_keeps_its_rental_and_its_deadline_and_ends_here(older: Older) -> None:
+    older.bring("rented")
+    before = {name: older.read(f"rented/{name}.json") for name in ("rental", "deadline", "watcher")}
+    status = older.pion("status", older.url("rented"))
+    assert "set by pion launch (" in older.pion("deadline", older.url("rented"))
+    assert "deadline" in status
+    output = older.run("rented", "--take-over")
+    assert resumes("rented") in output
+    assert older.head("rented").checkpoints[0].step == 60
+    assert before == {name: older.read(f"rented/{name}.json") for name in before}
+
+
+# ---------------------------------------------------------------- half done
+
+
+@everywhere
+def test_a_half_done_run_ends_as_it_would_have_ended(older: Older) -> None:
+    older.bring("half")
+    output = older.run("half", "--take-over")
+    assert resumes("half") in output
+    ends_as_it_would_have_ended(older)
+
+
+def ends_as_it_would_have_ended(older: Older) -> None:
+    head = older.head("half")
+    entry = head.checkpoints[0]
+    assert entry.step == head.stages["pretrain"].result["steps"] == EXPECTED["half"]["steps"]
+    assert "evaluate" in head.stages
+    plans = [
+        older.read(f"half/{key}/state.json")["plan"]
+        for key in (last_checkpoint("half")["key"], entry.key)
+    ]
+    if plans[1]["device"] != "cpu":
+        return  # a GPU computes differently: only check that the run resumes there
+    assert plans[0] == plans[1]
+    if entry.model_sha256 != EXPECTED["half"]["model_sha256"]:  # another kind of CPU
+        weights = f"half/{entry.key}/model.safetensors"
+        older.store.download(weights, Path("finished.safetensors"))
+        found, expected = load_file("finished.safetensors"), load_file(EXPECTED_WEIGHTS)
+        assert all(torch.allclose(found[n], expected[n], atol=TOLERANCE) for n in expected)
+        assert not same_cpu()
+
+
+EXPECTED_WEIGHTS = RELEASE_0_1_0 / "half_finished.safetensors"
+
+
+def last_checkpoint(name: str) -> dict[str, Any]:
+    """Return the newest checkpoint that a run had when it was killed."""
+    head = json.loads((RELEASE_0_1_0 / "store" / name / "HEAD.json").read_text())
+    entry: dict[str, Any] = head["checkpoints"][0]
+    return entry
+
+
+def resumes(name: str) -> str:
+    """Return what is said when a run resumes its pretraining."""
+    return f"pretrain: starts (continues after step {last_checkpoint(name)['step']})"
+
+
+def same_cpu() -> bool:
+    """Return whether this machine computes the half-done run exactly as 0.1.0's machine did."""
+    assert main(["run", "half.yaml", "store=again"]) == 0
+    head = RunState(open_store("again"), "half").read()
+    assert head is not None
+    return head.checkpoints[0].model_sha256 == EXPECTED["half"]["model_sha256"]
+
+
+@in_a_folder
+def test_its_steps_can_be_raised(older: Older) -> None:
+    raise_steps(older)
+
+
+@pytest.mark.soak
+@elsewhere
+def test_its_steps_can_be_raised_elsewhere(older: Older) -> None:
+    raise_steps(older)
+
+
+def raise_steps(older: Older) -> None:
+    older.bring("half")
+    output = older.run("half", "pretrain.steps=66", "--take-over")
+    assert resumes("half") in output
+    assert older.head("half").checkpoints[0].step == 66
+
+
+@in_a_folder
+def test_forks_continue_from_its_checkpoints(older: Older) -> None:
+    fork_and_continue(older)
+
+
+@pytest.mark.soak
+@elsewhere
+def test_forks_continue_from_its_checkpoints_elsewhere(older: Older) -> None:
+    fork_and_continue(older)
+
+
+def fork_and_continue(older: Older) -> None:
+    older.bring("half", "done")
+    older.pion("fork", older.url("half"), "half-2", "--at", "4")
+    output = older.run("half", "name=half-2", "pretrain.steps=20", "pretrain.lr=5e-3")
+    assert "pretrain: starts (continues after step 4)" in output
+    assert older.head("half-2").checkpoints[0].step == 20
+    older.pion("fork", older.url("done"), "done-2", "--stage", "pretrain")
+    older.run("done", "name=done-2", "sft.steps=4", "--until", "sft")
+    before, after = older.head("done"), older.head("done-2")
+    trained = {entry.step: entry for entry in before.checkpoints if entry.stage == "pretrain"}
+    copied = next(e for e in after.checkpoints if e.key == after.stages["pretrain"].checkpoint)
+    assert copied.model_sha256 == trained[12].model_sha256
+    assert after.stages["sft"].result["steps"] == 4
+
+
+# ---------------------------------------------------------------- and by a version with new fields
+
+
+@in_a_folder
+def test_a_version_with_new_fields_takes_them_for_what_they_are(
+    older: Older, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older.bring("half", "done")
+    later_version.install(monkeypatch)
+    is_done(older)
+    assert "logits" in older.pion("export", older.url("done"), "tuned")
+    older.run("half", "--take-over")
+    ends_as_it_would_have_ended(older)
