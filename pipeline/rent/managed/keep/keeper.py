@@ -103,15 +103,13 @@ class RentalKeeper:
         self._plan = self._known = read_plan(self._state, look, self._known)
         if self._plan is not None:
             return True
-        if market_of(look.followed.job) is Market.ON_DEMAND:
-            self._teller.once(
-                "this rental is on demand only, so nothing more is requested for the deadline"
-            )
-        else:
-            self._teller.once(
+        words = "this rental is on demand only, so nothing more is requested for the deadline"
+        if market_of(look.followed.job) is not Market.ON_DEMAND:
+            words = (
                 "this rental can't keep the run's deadline, because it was launched without one. "
                 f"Move the run to machines that can: pion hop {self._state.url} --on SKY"
             )
+        self._teller.once(words)
         if acting:
             self._beats.beat(None)
         return False
@@ -437,8 +435,7 @@ class RentalKeeper:
         """Print what was done, and record it in the run's events with the reason."""
         self._say(done)
         why = f"{decision.action.state.value}: {outlook_of(decision)}"
-        finding = Finding("deadline", why, "note")
-        log_finding(self._state, decision.look, finding, [done])
+        log_finding(self._state, decision.look, Finding("deadline", why, "note"), [done])
 
     def _is_stopped(self, look: Look) -> bool:
         """Return whether a person asked the run to stop, or its budget is spent."""
