@@ -14,6 +14,7 @@ from pipeline.rent.check import CheckRow
 from pipeline.rent.check.command import show_check
 from pipeline.rent.check.deadline import Situation, check_deadline, require_in_time
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
+from pipeline.rent.plan.estimate import RESTART_SECONDS
 from pipeline.rent.plan.speeds import Known, PastSpeed
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.state.claim import claim_run
@@ -60,7 +61,7 @@ def hours_for(case: Case, on: SkyYaml, gpu: str, spare: float = 0.0) -> float:
     found = machine(case, on, gpu)
     assert found.work is not None
     deadline = new_deadline(Asked(1.0, None, 1800), "x", time.time())
-    return (found.work + found.boot + found.margin(deadline) + spare) / 3600
+    return (found.work + RESTART_SECONDS + found.margin(deadline) + spare) / 3600
 
 
 def refused(case: Case, on: SkyYaml, **changes: Any) -> str:
