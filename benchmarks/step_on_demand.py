@@ -17,10 +17,14 @@ from typing import Any
 import torch
 
 import pion
-from pion.config.model_config import ModelConfig
 from pion.data.stream import Batch
 from pion.model.decoder import Decoder
 from pion.train import settings, trainer
+
+try:
+    from pion.config.model_config import ModelConfig
+except ImportError:  # a commit before 0.1.0
+    from pion.config import ModelConfig  # type: ignore[no-redef, attr-defined]
 
 # `ComputePlan` was called `Plan` before.
 Plan: Any = getattr(settings, "ComputePlan", None) or vars(settings)["Plan"]
