@@ -27,14 +27,14 @@ def test_a_removal_that_ends_anywhere_is_finished_by_another(when: When, tmp_pat
     light_run(FileStore(whole))
     counted = FaultyStore(FileStore(shutil.copytree(whole, tmp_path / "counted")))
     remove(find_removable(RunState(counted, "demo")))
-    files = {entry.key for entry in FileStore(whole).list()}
+    files = {entry.key for entry in FileStore(whole).list("demo/")}
     assert len(counted.operations) > len(files)
     for at in range(1, len(counted.operations) + 1):
         store = FileStore(shutil.copytree(whole, tmp_path / str(at)))
         run = RunState(store, "demo")
         with pytest.raises(Crash):
             remove(find_removable(RunState(FaultyStore(store, at, when), "demo")))
-        present = {entry.key for entry in store.list()}
+        present = {entry.key for entry in store.list("demo/")}
         try:
             assert present == (files if run.read() else set())
         except BeingRemoved:
@@ -43,7 +43,7 @@ def test_a_removal_that_ends_anywhere_is_finished_by_another(when: When, tmp_pat
             assert present <= files
         if present:
             remove(find_removable(run))
-        assert not store.list()
+        assert not store.list("demo/")
         shutil.rmtree(store.folder)
 
 

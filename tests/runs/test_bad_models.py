@@ -215,7 +215,7 @@ def test_an_adapter_whose_base_is_missing_names_both(
     commit = hub.add_repo("someone/model", "model", adapter)
     words = refusal()
     assert f"hf://someone/model@{commit} is an adapter, and its base 'someone/base'" in words
-    assert "no such repository on the Hub" in words
+    assert "Hub model someone/base: there is no such repository; check its name" in words
 
 
 def test_an_adapter_of_another_base_names_the_tensor_that_does_not_fit(

@@ -260,7 +260,6 @@ def test_a_rewind_whose_commit_landed_unheard_is_recorded_once(tmp_path: Path) -
         owner=dataclasses.asdict(Owner.me()),
         stages=["pretrain"],
         digests={"pretrain": "d1"},
-        data={},
     )
     context = TrainingContext(request, Group(), lambda message: None, lambda: False)
     far = CutOff(NoMapping(tmp_path / "far"))

@@ -112,7 +112,7 @@ def test_status_reads_the_deadline_once(
 ) -> None:
     launched(run, hours=42)
     reads = Mock(wraps=read_deadline)
-    monkeypatch.setattr("pipeline.state.notes.deadline.read_deadline", reads)
+    monkeypatch.setattr("pipeline.state.about.run_status.read_deadline", reads)
     assert "deadline: " in pion("status", "demo")[1]
     reads.assert_called_once()
 

@@ -84,7 +84,7 @@ def test_a_job_that_says_no_lora_has_the_digest_of_one_that_says_nothing() -> No
 def test_the_workers_get_the_resolved_rates() -> None:
     job = lora_job({"rank": 8})
     dumped = job.model_dump(mode="json", exclude_unset=True)
-    request = TrainRequest(dumped, ".", "file:///x", {}, [], {}, {})
+    request = TrainRequest(dumped, ".", "file:///x", {}, [], {})
     again = request.load_job()
     assert digest_job(again).stages == digest_job(job).stages
     assert again.lora("sft") == Lora(8)

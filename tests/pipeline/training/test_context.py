@@ -31,7 +31,6 @@ def test_training_that_waits_for_its_store_obeys_a_stop(
         owner=dataclasses.asdict(Owner.me()),
         stages=["pretrain"],
         digests={"pretrain": "d1"},
-        data={},
     )
     context = TrainingContext(request, Group(), lambda message: None, lambda: asked is None)
     claim = claim_run(RunState(FileStore(Path(store)), "tiny"), Owner.me())
