@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.kill_points import HALT_AT
 from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
 from pipeline.workers.reaper import children_of, session_processes
@@ -109,20 +111,17 @@ def test_a_run_with_lora_hops_from_one_worker_to_two_and_back(tmp_path: Path, wh
 def test_a_killed_worker_and_then_a_killed_driver_change_no_bit_of_the_weights(
     tmp_path: Path, whole: Whole
 ) -> None:
-    unbroken = whole(pretrain__steps=400, sft=None)
-    job = write_job(
-        tmp_path,
-        pretrain__steps=400,
-        sft=None,
-        log__every=1,
-        checkpoint__every_steps=20,
-        hardware__workers=1,
-    )
-    process = start(job)
-    wait_for(process, "  saved step ")
+    unbroken = whole(sft=None)
+    changes = {"sft": None, "log__every": 1, "checkpoint__every_steps": 2}
+    job = write_job(tmp_path, **changes, hardware__workers=1)
+    # Steps are fast, and no worker must end before it is killed: each waits for its second save,
+    # which stands still. A save has five files, and begins when the one before it is committed.
+    waits = tmp_path / "waits"
+    process = start(job, env=os.environ | {HALT_AT: f"save:7:{waits}"})
+    wait_until(waits.exists, "the worker to wait")
+    wait_until(lambda: bool(head_of(tmp_path).checkpoints), "an earlier save to be committed")
+    waits.unlink()
     workers = workers_of(process.pid, tmp_path)
-    for worker in workers:
-        worker.suspend()  # its steps are fast, and it must not end before it is killed
     session = session_of(process.pid)
     sockets = listening(children_of({process.pid, *session_processes(session)}))
     assert {"gcs_server", "raylet"} <= {each.program for each in sockets}
@@ -132,7 +131,7 @@ def test_a_killed_worker_and_then_a_killed_driver_change_no_bit_of_the_weights(
         worker.kill()
     # Ray starts another worker, and it resumes from the last commit.
     wait_for(process, "pretrain: starts (continues after step")
-    wait_for(process, "pretrain step", lines=30)
+    wait_until(waits.exists, "the next worker to wait")
     assert len(session_processes(session)) > 5
     kill(process)
     wait_until(lambda: not session_processes(session), "the processes of Ray to end")
