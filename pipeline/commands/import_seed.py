@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
-from pion.formats.target_folder import refuse_current_folder, replace_folder
+from pion.formats.target_folder import refuse_current_folder
 from pion.formats.weights import WEIGHTS
 from pipeline.models.find import CONFIG, find_model
 from pipeline.models.load import load_model
@@ -50,7 +50,7 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _write(partial, model, tokenizer, chat=found.chat)
-        replace_folder(partial, folder)
+        partial.rename(folder)  # fails unless `folder` is still absent or empty
     except OSError as error:
         raise BadInput(
             f"can't write {folder} ({error.strerror or error}). {file} is unchanged, and no part "

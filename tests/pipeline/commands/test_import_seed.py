@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from pion.data.tokens.tokenizer import train_bpe
+from pipeline.commands import import_seed
 from tests.paths import SEEDS
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import tiny_tokenizer
@@ -26,6 +30,29 @@ def test_a_seeds_checkpoint_becomes_a_folder_that_pion_loads(here: Path, pion: P
     assert "imported exists and is not empty" in err
     code, _, err = pion("import-seed", seed, "other", "--tokenizer", "tokenizer.json")
     assert (code, Path("other").exists()) in {(0, True), (2, False)}
+
+
+def test_what_another_process_wrote_to_the_folder_meanwhile_stays(
+    here: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = import_seed._write
+
+    def slow_write(*arguments: Any, **settings: Any) -> None:
+        write(*arguments, **settings)
+        Path("imported").mkdir()
+        Path("imported/theirs").write_text("precious")
+
+    monkeypatch.setattr(import_seed, "_write", slow_write)
+    code, _, err = pion("import-seed", str(SEEDS / "pion_nocap_ckpt.pt"), "imported")
+    assert code == 2
+    assert "can't write imported (Directory not empty)" in err
+    assert [path.name for path in here.glob("*imported*/*")] == ["theirs"]
+
+
+def test_an_empty_folder_is_filled(here: Path, pion: Pion) -> None:
+    Path("imported").mkdir()
+    assert pion("import-seed", str(SEEDS / "pion_nocap_ckpt.pt"), "imported")[0] == 0
+    assert Path("imported/config.json").is_file()
 
 
 def test_a_grown_vocabulary_needs_the_tokenizer_that_was_saved_with_it(
