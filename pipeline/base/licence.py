@@ -19,7 +19,8 @@ from pion.formats.weights import is_legal
 from pion.untrusted import read_file
 from pipeline.job.bounded_yaml import BoundedLoader
 
-_FRONT_MATTER = re.compile(r"\A\s*---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+# Each line break may match in one place alone: with `\s`, a page of line breaks takes hours.
+_FRONT_MATTER = re.compile(r"\A\s*---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|\Z)", re.DOTALL)
 _LLAMA = re.compile(r"llama-?\d", re.IGNORECASE)
 LONGEST = 200
 

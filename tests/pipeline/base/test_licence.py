@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
-from pipeline.base.licence import Terms, conditions, terms_of
+from pipeline.base.licence import Terms, conditions, front_matter, terms_of
 
 
 def page(folder: Path, text: str) -> Path:
@@ -56,6 +57,17 @@ def test_llama_asks_for_a_line_and_a_name() -> None:
 )
 def test_a_page_that_says_nothing_clear_gives_no_licence(tmp_path: Path, text: str) -> None:
     assert not terms_of(page(tmp_path, text)).known
+
+
+def test_line_breaks_and_spaces_around_the_front_matter_are_ignored() -> None:
+    for text in ("\n---\na: 1\n---\n", "---\r\na: 1\r\n---\r\n", "--- \n\na: 1\n\n--- "):
+        assert front_matter(text) == {"a": 1}
+
+
+def test_a_page_of_line_breaks_is_read_at_once() -> None:
+    before = time.process_time()
+    assert front_matter("---" + 50_000 * "\n") == {}
+    assert time.process_time() - before < 1.0
 
 
 def test_a_folder_without_a_page_has_no_terms(tmp_path: Path) -> None:
