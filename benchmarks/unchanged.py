@@ -93,9 +93,11 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     fewer than six values, it is the whole range, whose chance is lower.
     """
     ordered, n = sorted(values), len(values)
-    outside, below = 0, 0.0
-    while (below := below + math.comb(n, outside) / 2**n) <= 0.025:
+    # `chance` is that of at most `outside` values above the median.
+    outside, chance = 0, 1 / 2**n
+    while chance <= 0.025:
         outside += 1
+        chance += math.comb(n, outside) / 2**n
     outside = max(outside - 1, 0)
     return ordered[outside], ordered[n - 1 - outside]
 

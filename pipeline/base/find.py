@@ -276,7 +276,8 @@ def _of_hub(text: str) -> tuple[Files, Callable[[str], Path], str]:
 
     def bring(name: str) -> Path:
         # A tokenizer is read together with the files next to it.
-        for other in DECIDE_IDS if name in DECIDE_IDS else ():
+        together = DECIDE_IDS if name in DECIDE_IDS else ()
+        for other in together:
             if other in entries:
                 fetch(other)
         return fetch(name)

@@ -60,8 +60,8 @@ def terms_of(folder: Path) -> Terms:
     except (OSError, ValueError, BadInput):
         page = {}
     legal = [path for path in sorted(folder.iterdir()) if path.is_file() and is_legal(path.name)]
-    license, name, link = map(_text, map(page.get, ("license", "license_name", "license_link")))
-    return Terms(license, name, link, tuple(legal))
+    said = [_text(page.get(name)) for name in ("license", "license_name", "license_link")]
+    return Terms(said[0], said[1], said[2], tuple(legal))
 
 
 def conditions(terms: Terms, model_name: str) -> list[str]:

@@ -103,8 +103,9 @@ def _owner_in_words(status: Mapping[str, Any]) -> str:
     owner = status["owner"]
     if owner is None:
         return "nobody (released)"
-    running = {True: ", running", False: ", dead", None: ""}[status["owner_running"]]
-    who = f"pid {owner['pid']} on {owner['host']}, epoch {status['epoch']}{running}"
+    who = f"pid {owner['pid']} on {owner['host']}, epoch {status['epoch']}"
+    if status["owner_running"] is not None:
+        who += ", running" if status["owner_running"] else ", dead"
     return f"{who}, {_heartbeat_in_words(status)}{_progress_in_words(status['progress'] or {})}"
 
 

@@ -67,8 +67,10 @@ def short_amount(count: float) -> str:
 
 def _in_units(count: float, units: Sequence[tuple[str, float]]) -> str:
     """Return a number in the first unit that is not larger; "" if all are."""
-    fits = ((unit, scale) for unit, scale in units if count >= scale)
-    return next((f"{count / scale:.3g}{unit}" for unit, scale in fits), "")
+    for unit, scale in units:
+        if count >= scale:
+            return f"{count / scale:.3g}{unit}"
+    return ""
 
 
 def measured(value: float, error: float | None = None, digits: int = 3) -> str:

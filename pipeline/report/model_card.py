@@ -78,11 +78,12 @@ def model_card(
 def source_lines(job: Job) -> list[str]:
     """Return one line for each data source, by stage. Local paths are cut to the file name."""
     lines = []
-    read: Mapping[str, Sequence[Any]] = {
-        "pretraining": job.data.sources if job.pretrain else (),
-        "fine-tuning": job.sft.sources if job.sft else (),
-    }
-    for stage, source in [(stage, one) for stage, sources in read.items() for one in sources]:
+    sources: list[tuple[str, Any]] = []
+    if job.pretrain:
+        sources += [("pretraining", source) for source in job.data.sources]
+    if job.sft:
+        sources += [("fine-tuning", source) for source in job.sft.sources]
+    for stage, source in sources:
         if source.kind == "python-docs":
             what = "Docstrings, comments and `pydoc` topics of Python's standard library"
         elif source.kind == "python-docs-qa":

@@ -103,9 +103,11 @@ def _experts(history: RunHistory) -> list[Block]:
     experts = history.job.model_config_resolved().experts if measured else None
     if experts is None:
         return []
-    header = [name for stage in measured for name in (f"{STAGE_NAMES[stage]}: load", "entropy")]
-    shown = (("expert_load", 2), ("router_entropy", 3))
-    columns = [_means(rows, *one) for rows in measured.values() for one in shown]
+    header: list[str] = []
+    columns: list[list[str]] = []
+    for stage, rows in measured.items():
+        header += [f"{STAGE_NAMES[stage]}: load", "entropy"]
+        columns += [_means(rows, "expert_load", 2), _means(rows, "router_entropy", 3)]
     note = (
         f"Means of the last {LAST_STEPS} steps. Load: the tokens of the busiest expert, as a "
         "multiple of an expert's mean. 1.0 is even, and "
@@ -143,24 +145,27 @@ def _recipes(history: RunHistory) -> list[Block]:
         # A row of `Decoder.recipes` belongs to a layer, or to one of its experts.
         name = f"blocks.{i // experts}.recipes.{i % experts}" if experts else f"blocks.{i}"
         layers.append([name, *map(_number, values)])
-    header = [name for stage in measured for name in (f"{STAGE_NAMES[stage]}: used", "dead")]
+    header = ["bank"]
+    for stage in measured:
+        header += [f"{STAGE_NAMES[stage]}: used", "dead"]
     note = (
         "After the last step. Used: the primitives of a bank that some layer of its band chooses; "
         "dead: those that no layer chooses. Entropy of a layer's two recipes: "
         f"{math.log(n):.3f} nats if all {n} primitives weigh the same, 0 if one has all the weight."
     )
     entropies = ["layer", *(f"{STAGE_NAMES[stage]}: entropy" for stage in measured)]
-    return [_table(["bank", *header], banks), _table(entropies, layers), _text(note, faint=True)]
+    return [_table(header, banks), _table(entropies, layers), _text(note, faint=True)]
 
 
 def _gates(history: RunHistory) -> list[Block]:
     """Say how well each layer's gate knows which tokens it can skip: its loss, first and last."""
-    measured = _measured(history, "gate_loss")
-    if not measured:
+    header: list[str] = []
+    columns: list[list[str]] = []
+    for stage, rows in _measured(history, "gate_loss").items():
+        header += [f"{STAGE_NAMES[stage]}: first loss", "last"]
+        columns += [list(map(_number, row["gate_loss"])) for row in (rows[0], rows[-1])]
+    if not columns:
         return []
-    header = [name for stage in measured for name in (f"{STAGE_NAMES[stage]}: first loss", "last")]
-    first_and_last = [row for rows in measured.values() for row in (rows[0], rows[-1])]
-    columns = [list(map(_number, row["gate_loss"])) for row in first_and_last]
     note = "Mean binary cross-entropy in nats of a gate's confidence in one step."
     return [_layers(header, columns), _text(note, faint=True)]
 

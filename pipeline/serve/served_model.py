@@ -76,7 +76,8 @@ class ServedModel:
 
         Raises ApiError if the model's template refuses the messages, or if one can't fit.
         """
-        # Templates may leave out parts of messages that are neither a user's nor the last one.
+        # Templates may leave out parts of messages that are neither a user's nor the one to
+        # continue.
         for message in messages:
             if message.role == "user" or (continue_last and message is messages[-1]):
                 self.check_length(message.text)

@@ -6,7 +6,6 @@ import codecs
 import time
 import uuid
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 from pion.data.tokens.tokenizer import Tokenizer
@@ -118,15 +117,16 @@ class CompletionShape:
         }
 
     def _logprobs_of(self, tokens: Sequence[Token], offset: int) -> Json:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        data = [self._tokenizer.bytes_of(token.id) for token in tokens]
-        ends = accumulate((len(decoder.decode(some)) for some in data), initial=offset)
+        offsets, decoder = [], codecs.getincrementaldecoder("utf-8")("replace")
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(decoder.decode(self._tokenizer.bytes_of(token.id)))
         found = [token.logprobs for token in tokens]  # of a prompt's first token: none
         return {
             "tokens": [token_text(self._tokenizer, token.id) for token in tokens],
             "token_logprobs": [None if one is None else one.drawn for one in found],
             "top_logprobs": [None if one is None else self._top(one) for one in found],
-            "text_offset": list(ends)[:-1],
+            "text_offset": offsets,
         }
 
     def _top(self, found: Logprobs) -> Json:
