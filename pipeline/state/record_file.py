@@ -53,14 +53,17 @@ class RecordFile(Generic[T]):
             data, version = self._store.read_versioned(self._key)
         except Missing:
             return None, None
+        except Damaged as error:  # not even its bytes can be read
+            raise self._with_advice(error) from error
         try:
             return self._load(data, f"{self._store.url}/{self._key}"), version
         except as_none:
             return None, version
         except Damaged as error:
-            if not self._advice:
-                raise
-            raise Damaged(f"{error} {self._advice}") from error
+            raise self._with_advice(error) from error
+
+    def _with_advice(self, error: Damaged) -> Damaged:
+        return Damaged(f"{error} {self._advice}".rstrip())
 
     def read_if_readable(self) -> tuple[T | None, str | None]:
         """Return the record and its version; a record that can't be read counts as none. It is a

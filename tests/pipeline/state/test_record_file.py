@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
+from pion.untrusted import LARGEST_RECORD
 from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.record_json import Damaged, closed_record
 from pipeline.state.stores import Conflict, FileStore, StoreError
@@ -107,3 +108,14 @@ def test_what_can_not_be_read_is_refused_or_counts_as_none(
     assert (record, version) == (None, store.read_versioned("run/note.json")[1])
     if b'"format": 1, "text": 5' in data:
         assert file_in(store).read(as_none=Damaged) == (None, version)
+
+
+def test_the_advice_also_follows_if_not_even_the_bytes_can_be_read(store: Lossy) -> None:
+    path = store.folder / "run" / "note.json"
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        file.truncate(LARGEST_RECORD + 1)
+    for as_none in ((), Damaged):
+        with pytest.raises(Damaged, match=r"run/note\.json is damaged: .* Write it again"):
+            file_in(store).read(as_none=as_none)
+    assert file_in(store).read_if_readable() == (None, None)
