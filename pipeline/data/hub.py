@@ -65,7 +65,10 @@ def explained(what: OnHub) -> Iterator[None]:
     except PionError:
         raise
     except Exception as error:
-        raise explain(error, what) or error from None
+        explanation = explain(error, what)
+        if explanation is None:
+            raise
+        raise explanation from None
 
 
 def explain(error: BaseException, what: OnHub) -> PionError | None:

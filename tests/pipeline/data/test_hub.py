@@ -11,7 +11,9 @@ import pytest
 from pion.data.shards import Shard
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import (
+    OnHub,
     download_shard,
+    explained,
     hub_records,
     hub_shards,
     hub_tokenizer,
@@ -274,3 +276,13 @@ def test_a_data_set_that_names_files_elsewhere_is_refused(
     card = f"---\nconfigs:\n- config_name: default\n  data_files: {path}\n---\n"
     with pytest.raises(BadInput, match=reason):
         streamed(hub, {"README.md": card.encode(), "train.jsonl": b"{}"}, "text")
+
+
+def test_an_error_that_is_not_about_the_hub_keeps_its_cause() -> None:
+    def fail() -> None:
+        with explained(OnHub("user/data")):
+            raise ZeroDivisionError from KeyError("x")
+
+    with pytest.raises(ZeroDivisionError) as failed:
+        fail()
+    assert isinstance(failed.value.__cause__, KeyError)
