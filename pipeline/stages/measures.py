@@ -181,9 +181,10 @@ class Measures:
 
         self._loaded = None  # free it before the next model
         torch.manual_seed(self.job.seed)
-        model = Decoder(self.job.model_config_resolved()).to(self.device)
-        self._loaded = "untrained", model
-        return self.held_out("untrained")
+        self._loaded = "untrained", Decoder(self.job.model_config_resolved()).to(self.device)
+        result = self.held_out("untrained")
+        self._loaded = None  # the n-gram model is next, and takes much memory, too
+        return result
 
     def ngram(self) -> Result:
         """Measure counts of the first `evaluate.ngram_tokens` training tokens on held-out text."""

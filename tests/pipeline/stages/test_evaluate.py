@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -277,6 +278,22 @@ def test_a_finished_evaluation_loads_nothing_and_computes_nothing(world: World) 
     gone = {stage: world.root / "gone" for stage in world.models}
     again, said = world.run(world.job(), parts, models=gone)
     assert (again, said) == (results, [])
+
+
+def test_no_model_takes_memory_while_n_grams_are_counted(world: World) -> None:
+    def models() -> int:
+        gc.collect()
+        return sum(isinstance(found, Decoder) for found in gc.get_objects())
+
+    class Looking(Folder):
+        def load(self, name: str) -> dict[str, Any] | None:
+            if name == "ngram":
+                assert models() <= before
+            return super().load(name)
+
+    before = models()
+    results, _ = world.run(world.job(), Looking())
+    assert "ngram" in results
 
 
 def test_checkpoints_and_data_are_only_read(world: World) -> None:
