@@ -105,7 +105,8 @@ def first_difference(
         parts = [f"{stage} differs {step}: {got.problem or what}"]
         if not same_weights:
             names = differing_tensors(unbroken, wanted.checkpoint, killed, got.checkpoint)
-            parts.append(f"tensors that differ: {_some(names)}")
+            if names:
+                parts.append(f"tensors that differ: {_some(names)}")
         if settings := _differing_settings(wanted.plan, got.plan):
             parts.append(f"computed differently: {_some(settings)}")
         return "; ".join(parts)

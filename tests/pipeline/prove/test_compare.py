@@ -73,6 +73,14 @@ def test_a_weight_that_differs_in_one_bit_is_found_though_every_loss_is_the_same
     assert found.startswith("pretrain differs after its last step: weights ")
 
 
+def test_files_that_differ_in_no_tensor_name_none(tmp_path: Path) -> None:
+    first, second = finished(tmp_path / "a"), finished(tmp_path / "b")
+    got = trained(model_sha256="b" * 64)
+    found = first_difference(first, {"pretrain": trained()}, second, {"pretrain": got})
+    weights = f"weights {'b' * 12} instead of {'a' * 12}"
+    assert found == f"pretrain differs after its last step: {weights}"
+
+
 def test_rows_that_were_trained_twice_or_never_are_a_difference_even_with_equal_weights(
     tmp_path: Path,
 ) -> None:
