@@ -325,10 +325,9 @@ def keep_warmup(
         if section.warmup_given or redone or digest is None:
             continue
         begun = (read_inputs(stage, digest) or {}).get(f"{stage}.warmup_steps")
-        # An equal value is not set: it would count as named, and would not be shortened.
-        if not isinstance(begun, int) or isinstance(begun, bool) or begun == section.warmup_steps:
-            continue
-        if section.steps is None or begun < section.steps:
+        if begun == section.warmup_steps:
+            continue  # a value that is set would count as named, and would not be shortened
+        if type(begun) is int and (section.steps is None or begun < section.steps):
             section.warmup_steps = begun
 
 

@@ -137,7 +137,9 @@ def may_take_over(other: Owner | None, me: Owner) -> str | None:
 
 def is_running(other: Owner, me: Owner) -> bool | None:
     """Return whether `other` is alive; None if this machine can't tell."""
-    return _running(other.pid) == other.pid_start if me.same_machine(other) else None
+    if not me.same_machine(other):
+        return None
+    return _running(other.pid) == other.pid_start
 
 
 def differences(before: Owner, after: Owner) -> list[str]:
@@ -147,12 +149,10 @@ def differences(before: Owner, after: Owner) -> list[str]:
         lines.append(f"commit {(before.commit or '?')[:10]} → {(after.commit or '?')[:10]}")
     if before.dirty != after.dirty:
         lines.append(f"uncommitted changes {before.dirty or 'none'} → {after.dirty or 'none'}")
-    old, new = before.versions, after.versions
-    lines += [
-        f"{name} {old.get(name, 'absent')} → {new.get(name, 'absent')}"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
+    for name in sorted({*before.versions, *after.versions}):
+        old, new = before.versions.get(name, "absent"), after.versions.get(name, "absent")
+        if old != new:
+            lines.append(f"{name} {old} → {new}")
     return lines
 
 

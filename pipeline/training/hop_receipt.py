@@ -157,16 +157,20 @@ def _learning_rate(before: Row, now: Row, last: Row | None) -> str:
 def _first_row(now: Row, last: Row | None) -> str:
     """Return whether training continues with the row after the last kept row."""
     first, step = now["next_row"], now["from_step"]
-    if step and last is None:
+    if step == 0:
+        expected = 0
+    elif last is None:
         return f"first row {first:,}: can't be compared, because step {step:,} has no metrics"
-    expected = last["rows"][1] if step and last is not None else 0
+    else:
+        expected = last["rows"][1]
     if first != expected:
         return (
             f"{ALARM}first row {first:,}, but the next row should be {expected:,}: rows would "
             f"be {'repeated' if first < expected else 'skipped'}. {_STOP}"
         )
-    known = f"{first:,} = last + 1"
-    return f"first row {known if step else '0, because this stage has no saved step'}"
+    if step == 0:
+        return "first row 0, because this stage has no saved step"
+    return f"first row {first:,} = last + 1"
 
 
 _STOP = "Stop this run (Ctrl-C); everything committed is safe."

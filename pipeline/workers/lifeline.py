@@ -131,8 +131,8 @@ class LifelineServer:
             return None
         if not isinstance(hello, Hello) or type(hello.rank) is not int:
             return None
-        shown, token = (str(each.token).encode() for each in (hello, self.address))
-        return hello if secrets.compare_digest(shown, token) else None
+        token = str(hello.token).encode()
+        return hello if secrets.compare_digest(token, self.address.token.encode()) else None
 
     def _forget(self, connection: socket.socket) -> None:
         with self._lock:

@@ -76,8 +76,10 @@ def join(meeting: Meeting, rank: int, backend: str, address: str) -> None:
 
 def interface_of(address: str) -> str | None:
     """Return the name of the network interface with this address, such as lo or eth0."""
-    interfaces = psutil.net_if_addrs().items()
-    return next((name for name, known in interfaces if address in {a.address for a in known}), None)
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(known.address == address for known in addresses):
+            return name
+    return None
 
 
 def _store(meeting: Meeting, rank: int) -> dist.Store:

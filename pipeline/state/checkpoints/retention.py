@@ -128,10 +128,10 @@ def best_of(entries: Iterable[CheckpointEntry], metric: str) -> dict[str, Checkp
     best: dict[str, tuple[float, CheckpointEntry]] = {}
     for entry in entries:
         value = entry.metrics.get(metric)
-        if value is not None and math.isfinite(value):
-            least, _ = best.get(entry.stage, (math.inf, entry))
-            if value < least:
-                best[entry.stage] = value, entry
+        if value is None or not math.isfinite(value):
+            continue
+        if entry.stage not in best or value < best[entry.stage][0]:
+            best[entry.stage] = value, entry
     return {stage: entry for stage, (_, entry) in best.items()}
 
 
@@ -179,11 +179,8 @@ def selected(job: Job, head: Head) -> Selected | None:
 def final_checkpoint(job: Job, head: Head) -> str:
     """Return the key of the checkpoint that the evaluate stage has evaluated."""
     stages = ("evaluate", job.train_stages[-1])
-    return next(
-        record.checkpoint
-        for record in (head.stages.get(stage) for stage in stages)
-        if record is not None and record.checkpoint is not None
-    )
+    keys = [head.stages[stage].checkpoint for stage in stages if stage in head.stages]
+    return next(key for key in keys if key is not None)
 
 
 def _epoch_of(folder: str) -> float:

@@ -40,26 +40,31 @@ class _RowLog:
     def flush(self) -> None:
         """Write the rows that are not yet written; if that fails, they stay in memory."""
         with self._flushing:
-            text = self.unwritten()
-            if not text:
+            with self._lock:
+                rows = list(self._rows)
+            if not rows:
                 return
             if self._next is None:
                 self._next = len(self._store.list(self._folder + "/"))
             key = f"{self._folder}/{self._next:06d}.jsonl"
             # Use a new number even if this write fails: the failed write may still land later.
             self._next += 1
-            self._store.write(key, text.encode())
+            self._store.write(key, _as_lines(rows).encode())
             with self._lock:
-                del self._rows[: text.count("\n")]
+                del self._rows[: len(rows)]
 
     def unwritten(self) -> str:
         """Return the rows that a flush would write, as JSON lines."""
         with self._lock:
-            return "".join(finite_json(row) + "\n" for row in self._rows)
+            return _as_lines(self._rows)
 
     def _add(self, row: Mapping[str, Any]) -> None:
         with self._lock:
             self._rows.append({**row, "epoch": self._epoch, "at": self._now()})
+
+
+def _as_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(finite_json(row) + "\n" for row in rows)
 
 
 class MetricsLog(_RowLog):
@@ -209,10 +214,13 @@ class RowReader:
         self._read.update(keys)
         rows = []
         for key, lines in zip(keys, contents):
-            new = [line for line in dict.fromkeys(lines or ()) if line not in self._lines]
-            self._lines.update(new)
-            parsed: list[Row | None] = [None] if lines is None else list(map(self._parse, new))
-            for row in parsed:
+            if lines is None:
+                self._unreadable.add(f"{self._store.url}/{key}")
+            for line in lines or ():
+                if line in self._lines:
+                    continue
+                self._lines.add(line)
+                row = self._parse(line)
                 if row is None:
                     self._unreadable.add(f"{self._store.url}/{key}")
                 else:

@@ -4,7 +4,6 @@ Requests that fail with transient errors are retried. Other errors become a `Sto
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -166,17 +165,15 @@ class HubRepo:
 
     def entries(self, commit: str, paths: Sequence[str]) -> dict[str, RepoFile]:
         """Return the files among `paths` at that commit, by path."""
-        answers = (
-            self.api.get_paths_info(
-                self.repo_id,
-                list(paths[start : start + _PATHS_PER_REQUEST]),
-                revision=commit,
-                repo_type=self.repo_type,
-            )
-            for start in range(0, len(paths), _PATHS_PER_REQUEST)
-        )
-        entries = itertools.chain.from_iterable(answers)
-        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+        found = {}
+        for start in range(0, len(paths), _PATHS_PER_REQUEST):
+            some = list(paths[start : start + _PATHS_PER_REQUEST])
+            for entry in self.api.get_paths_info(
+                self.repo_id, some, revision=commit, repo_type=self.repo_type
+            ):
+                if isinstance(entry, RepoFile):
+                    found[entry.path] = entry
+        return found
 
     def read(self, path: str, limit: int) -> bytes:
         """Return a file's bytes on main. Raises `Damaged` if there are more than `limit`."""

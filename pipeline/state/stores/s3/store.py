@@ -297,14 +297,14 @@ class S3Store(WritesAtOnce):
         """Return one page of a list: its objects, and where the next page begins."""
         root = self._bucket.root
         page = client.list_objects_v2(Bucket=self._bucket.name, Prefix=root + prefix, **more)
-        items = {
-            field(item, "Key").removeprefix(root): field(item, "Size")
-            for item in page.get("Contents", [])
-        }
-        # Consoles mark folders with empty objects.
-        entries = [Entry(k, size) for k, size in items.items() if k and not k.endswith("/")]
-        more_follow = field(page, "IsTruncated")
-        return entries, field(page, "NextContinuationToken") if more_follow else None
+        entries = []
+        for item in page.get("Contents", []):
+            key = field(item, "Key").removeprefix(root)
+            if key and not key.endswith("/"):  # consoles mark folders with empty objects
+                entries.append(Entry(key, field(item, "Size")))
+        if not field(page, "IsTruncated"):
+            return entries, None
+        return entries, field(page, "NextContinuationToken")
 
 
 def _condition(expected: str | None, *, bare: bool) -> dict[str, str]:
