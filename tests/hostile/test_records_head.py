@@ -144,6 +144,20 @@ def test_an_unknown_key_is_of_a_newer_pion() -> None:
 # ---------------------------------------------------------------- honest files
 
 
+def test_a_head_with_nan_is_written_with_null() -> None:
+    head = full_head()
+    nan = {"held_out_loss": float("nan"), "other": float("inf"), "good": 2.5}
+    measured = dataclasses.replace(
+        head,
+        checkpoints=(dataclasses.replace(head.checkpoints[0], metrics=nan),),
+        stages={"evaluate": dataclasses.replace(head.stages["evaluate"], result={"a": [nan]})},
+    )
+    found = Head.from_json(measured.to_json(), "HEAD.json")
+    read = {"held_out_loss": None, "other": None, "good": 2.5}
+    assert found.checkpoints[0].metrics == read
+    assert found.stages["evaluate"].result == {"a": [read]}
+
+
 def test_a_head_of_half_the_limit_is_read() -> None:
     head = full_head()
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.cost.costs import read_log
+from pipeline.state.record_json import finite_json
 from pipeline.state.rows.row_types import LARGEST_LINE, Unreadable, event_row, metrics_row
 from pipeline.state.run_state import RunState
 from tests.hostile.hostile_run import make_hostile_run, path_of, pion, replace
@@ -104,3 +105,17 @@ def test_without_unreadable_rows_nothing_is_said(
     write_rows(run, [("metrics", json.dumps(METRICS).encode())])
     assert "could not be read" not in pion(capsys, "status", run.url)[1]
     assert Unreadable().describe() is None
+
+
+# ---------------------------------------------------------------- honest rows
+
+
+def test_a_row_with_nan_is_written_with_null() -> None:
+    row = METRICS | {"held_out_loss_sem": float("nan"), "loss": float("inf")}
+    line = finite_json(row).encode()
+    assert metrics_row(line) == row | {"held_out_loss_sem": None, "loss": None}
+
+
+def test_a_line_of_half_the_limit_is_read() -> None:
+    row = METRICS | {"sample": {"prompt": "a", "text": "x" * (LARGEST_LINE // 2)}}
+    assert metrics_row(json.dumps(row).encode()) == row
