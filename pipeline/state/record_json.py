@@ -113,10 +113,11 @@ def parse(
     version = raw.get("format")
     if not isinstance(version, int) or isinstance(version, bool):
         raise damaged(where, "it has no format version")
-    if version < min(formats):
+    if 0 < version < min(formats):
         raise BadInput(
             f"{where} was written by a commit before Pion 0.1.0, and only such a commit can "
-            f"continue it: git checkout {BEFORE_0_1_0}. Nothing was changed."
+            f"continue it: git checkout {BEFORE_0_1_0}. Nothing was changed. To begin anew, use "
+            "another store."
         )
     if version not in formats:
         raise BadInput(

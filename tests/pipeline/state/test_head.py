@@ -80,6 +80,7 @@ def test_a_head_of_before_0_1_0_is_refused_with_the_commit_that_continues_it(
         words = str(refused.value)
         assert "demo/HEAD.json was written by a commit before Pion 0.1.0" in words
         assert f"git checkout {BEFORE_0_1_0}" in words
+        assert "use another store" in words
     assert run.store.read("demo/HEAD.json") == old
 
 

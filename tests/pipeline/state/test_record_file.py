@@ -93,6 +93,7 @@ def test_a_write_that_was_not_made_is_an_error_or_a_lost_race(store: Lossy) -> N
     [
         (b"{", "is damaged: .* Write it again"),
         (b'{"format": 1, "text": 5}', "text should be a valid string.* Write it again"),
+        (b'{"format": 0, "text": "x"}', "has format version 0, but this pion reads version 1"),
         (b'{"format": 2, "text": "x"}', "has format version 2, but this pion reads version 1"),
         (b'{"format": 1, "text": "x", "mood": "good"}', "has mood in Note"),
     ],
