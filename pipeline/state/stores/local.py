@@ -209,8 +209,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`. At the end, what is there replaces `path` durably;
-    after an error, it is removed. Raises `StoreError`."""
+    """Yield a temporary path next to `path`. At the end, what is there replaces `path`; after an
+    error, it is removed. The block itself syncs what it writes. Raises `StoreError`."""
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
     try:
         yield temporary

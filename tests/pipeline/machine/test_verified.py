@@ -45,7 +45,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def prepared(store: FileStore, key: str = "aa/bb", *, listed: bool = True) -> Workspace:
-    """Put prepared data into the store; without a list, as older versions did."""
+    """Put prepared data into the store; without a list, as if copied from another store."""
     workspace = Workspace(store, "_data")
     folder = workspace.folder(key) / "0" / "train"
     writer = ShardWriter(folder, seq_len=4, vocab_size=90, rows_per_shard=8)
