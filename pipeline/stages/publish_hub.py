@@ -94,9 +94,15 @@ def card_of(repo: str) -> str:
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
     api = _api(repo)
-    with suppress(EntryNotFoundError, RepositoryNotFoundError):
-        path = _call(repo, lambda: api.hf_hub_download(repo, "README.md"))
-        return Path(path).read_text(errors="replace")
+
+    def read() -> str:
+        try:
+            return Path(api.hf_hub_download(repo, "README.md")).read_text(errors="replace")
+        except EntryNotFoundError:
+            return ""
+
+    with suppress(RepositoryNotFoundError):
+        return _call(repo, read)
     return ""
 
 
@@ -196,16 +202,15 @@ def _check_visibility(repo: str, is_private: bool | None, wanted_private: bool) 
 def _call(repo: str, ask: Callable[[], Result]) -> Result:
     """Return `ask()`; turn the Hub's refusals into BadInput and its outages into Unreachable.
 
-    Errors for a repository or a file that is not there pass: before training they only mean "not
-    yet".
+    RepositoryNotFoundError passes: before training it only means "not yet".
     """
-    from huggingface_hub.errors import EntryNotFoundError, HTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
     from pipeline.state.stores.hub.errors import explain_publishing, status_of
 
     try:
         return ask()
-    except (EntryNotFoundError, RepositoryNotFoundError):
+    except RepositoryNotFoundError:
         raise
     except (HTTPError, ConnectionError, TimeoutError, ValueError) as error:
         refusal = explain_publishing(error)
