@@ -328,7 +328,7 @@ def _machine_cost(
     return MachineCost(
         id=last.machine,
         rented=last.rented,
-        host=about.get("host", last.machine),
+        host=last.machine if about.get("host") is None else about["host"],
         cloud=about.get("cloud"),
         region=about.get("region"),
         gpu=about.get("gpu"),

@@ -423,6 +423,12 @@ def test_a_process_that_died_before_it_could_say_what_it_is_is_known_from_its_cl
     assert found.machines[0].host == "lost"
 
 
+def test_a_rental_whose_event_says_neither_cloud_nor_host_is_known_by_its_id() -> None:
+    events = [rental(1, T + 5, T, cloud=None, region=None, host=None)]
+    (machine,) = costs(events, {}, owned(1), T + 10).machines
+    assert (machine.host, machine.describe()) == ("pod1", "A40 on pod1, spot")
+
+
 def test_a_run_nobody_owned_yet_has_cost_nothing() -> None:
     found = costs([], {}, Head(), T)
     assert (found.machines, found.hours, found.dollars, found.goodput) == ((), 0, None, None)
