@@ -290,8 +290,8 @@ class ListedMachine:
     """One line of the table. Times are Unix seconds; None means unknown.
 
     `state` is `running`, `gone`, `ending`, `orphan` (billed although not needed) or `unknown`, and
-    `words` is the facts. `dollars` is what the machine cost while it worked on the run, or was
-    seen to be rented for it.
+    `words` is how that is known. `dollars` is what the machine cost while it worked on the run, or
+    was seen to be rented for it.
     """
 
     id: str
