@@ -68,7 +68,10 @@ def _flat(value: Any, path: str) -> Inputs:
     sections = _sections_in(value, path)
     if not sections:
         return {path: value}
-    return {p: v for inner, found in sections for p, v in covered_fields(found, inner).items()}
+    inputs: Inputs = {}
+    for inner_path, section in sections:
+        inputs |= covered_fields(section, inner_path)
+    return inputs
 
 
 def _sections_in(value: Any, path: str) -> list[tuple[str, Section]]:

@@ -23,7 +23,6 @@ from pipeline.job.section import (
     WIDTH,
     Section,
     identity,
-    made,
     mistakes_of,
     refuse,
 )
@@ -224,7 +223,9 @@ class Model(Section):
     @field_validator("preset")
     @classmethod
     def _preset_exists(cls, preset: str | None) -> str | None:
-        return refuse(preset, [] if preset is None else mistakes_of(ModelConfig.preset, preset))
+        if preset is None:
+            return None
+        return refuse(preset, mistakes_of(ModelConfig.preset, preset))
 
 
 class TrainTokenizer(Section):
@@ -258,6 +259,7 @@ class TokenizerSection(Section):
     @model_validator(mode="after")
     def _exactly_one(self) -> TokenizerSection:
         given = [n for n in ("train", "file", "hub") if getattr(self, n) is not None]
-        found = f"these are given: {', '.join(given)}" if given else "none is given"
-        mistake = f"give exactly one of train, file, hub; {found}"
-        return refuse(self, made({mistake: len(given) != 1}))
+        if len(given) != 1:
+            found = f"these are given: {', '.join(given)}" if given else "none is given"
+            raise ValueError(f"give exactly one of train, file, hub; {found}")
+        return self

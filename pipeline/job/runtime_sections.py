@@ -17,7 +17,6 @@ from pipeline.job.section import (
     SECONDS,
     STEPS,
     Section,
-    made,
     refuse,
     runtime,
 )
@@ -159,8 +158,10 @@ class Log(Section):
 
     @model_validator(mode="after")
     def _trackio_has_a_project(self) -> Log:
-        mistake = "trackio: name a project, because trackio_space says where it is written"
-        return refuse(self, made({mistake: self.trackio_space and not self.trackio}))
+        if self.trackio_space and not self.trackio:
+            mistake = "trackio: name a project, because trackio_space says where it is written"
+            return refuse(self, [mistake])
+        return self
 
 
 def price_of(gpu: str, value: Any) -> Price:
@@ -223,14 +224,12 @@ class Deadline(Section):
 
     @model_validator(mode="after")
     def _either(self) -> Deadline:
-        hours, at = self.hours is not None, self.at is not None
-        mistakes = {
-            "both hours and at are given; keep one of the two": hours and at,
-            f"neither hours nor at is given; give one: hours: 42, or at: {EXAMPLE}": (
-                not hours and not at
-            ),
-        }
-        return refuse(self, made(mistakes))
+        if self.hours is not None and self.at is not None:
+            return refuse(self, ["both hours and at are given; keep one of the two"])
+        if self.hours is None and self.at is None:
+            mistake = f"neither hours nor at is given; give one: hours: 42, or at: {EXAMPLE}"
+            return refuse(self, [mistake])
+        return self
 
     @property
     def moment(self) -> float | None:

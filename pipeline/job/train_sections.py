@@ -82,8 +82,9 @@ class Lora(Section):
     @field_validator("dropout")
     @classmethod
     def _no_dropout(cls, dropout: float) -> float:
-        mistake = "LoRA trains without dropout here; remove `dropout`"
-        return refuse(dropout, made({mistake: dropout != 0}))
+        if dropout != 0:
+            raise ValueError("LoRA trains without dropout here; remove `dropout`")
+        return dropout
 
     @model_validator(mode="after")
     def _fits(self) -> Lora:
@@ -245,8 +246,9 @@ class Train(Section):
         """Shorten the default warm-up if need be; return what does not fit into `steps`."""
         if not self._warmup_given and self.warmup_steps >= steps:
             self.warmup_steps = steps // 10
-        warmup = f"warmup_steps: {self.warmup_steps} must be below steps {steps}"
-        mistakes = made({warmup: self.warmup_steps >= steps})
+        mistakes = []
+        if self.warmup_steps >= steps:
+            mistakes.append(f"warmup_steps: {self.warmup_steps} must be below steps {steps}")
         return mistakes + mistakes_of(check_phases, phases_of(self.phases), steps)
 
     def know_rows(self, rows: int) -> None:
@@ -377,14 +379,11 @@ class Sft(Train):
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Sft:
-        if self.epochs is None:
-            return self
-        steps = self.steps is not None
-        mistakes = {
-            "epochs: steps is given too; remove one of the two": steps,
-            "epochs: phases need steps; give steps in place of epochs": self.phases and not steps,
-        }
-        return refuse(self, made(mistakes))
+        if self.steps is not None and self.epochs is not None:
+            return refuse(self, ["epochs: steps is given too; remove one of the two"])
+        if self.epochs is not None and self.phases:
+            return refuse(self, ["epochs: phases need steps; give steps in place of epochs"])
+        return self
 
 
 def settings_of(section: Train) -> TrainSettings:

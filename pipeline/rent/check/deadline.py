@@ -193,16 +193,15 @@ def _budget(job: Job, head: Head | None, first: OnDemand) -> list[CheckRow]:
     machine that is requested `first`."""
     spent = head.spent if head is not None else Spent()
     needed = (first.work or 0.0) / 3600
-    dollars = None if first.price is None else needed * first.price + spent.dollars
-    limits = (
-        ("dollars", job.budget.dollars, dollars, "${:.2f}"),
-        ("hours", job.budget.hours, needed + spent.hours, "{:.1f} h"),
-    )
-    words = [
-        f"budget.{name} {limit:g} is below {form.format(worst)}"
-        for name, limit, worst, form in limits
-        if limit is not None and worst is not None and worst > limit
-    ]
+    words = []
+    limit = job.budget.dollars
+    if limit is not None and first.price is not None:
+        worst = needed * first.price + spent.dollars
+        if worst > limit:
+            words.append(f"budget.dollars {limit:g} is below ${worst:.2f}")
+    limit = job.budget.hours
+    if limit is not None and needed + spent.hours > limit:
+        words.append(f"budget.hours {limit:g} is below {needed + spent.hours:.1f} h")
     if not words:
         return []
     case = (

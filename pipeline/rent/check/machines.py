@@ -211,9 +211,10 @@ def _candidate_row(
         return CheckRow(title, False, verdict.why_not)
     nodes = sky_yaml.num_nodes
     if found.gpu is None:
-        needs_none = not trains(sky_yaml, job)
-        why = ", and the rental does not train" if needs_none else ": memory and speed are unknown"
-        return CheckRow(title, True if needs_none else None, f"no GPU{why}{_cost(guess, nodes)}")
+        if trains(sky_yaml, job):
+            words = f"no GPU: memory and speed are unknown{_cost(guess, nodes)}"
+            return CheckRow(title, None, words)
+        return CheckRow(title, True, f"no GPU, and the rental does not train{_cost(guess, nodes)}")
     if found.gpu_memory is None:
         return CheckRow(title, None, found.note or guess.problem or "")
     ways = ways_on(job, found, nodes)

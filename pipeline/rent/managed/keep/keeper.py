@@ -131,13 +131,13 @@ class RentalKeeper:
     def findings(self, look: Look, over: ManagedJob | None) -> list[tuple[Finding, ManagedJob]]:
         """Return what is wrong, and with which job. Of the job `over` that ends the rental, that is
         only what to know."""
-        looks = look.of_jobs if self._plan else look.of_jobs[:1]
-        found = [
-            (finding, each.job)
-            for each in (() if look.stale else looks)
-            if over in (None, each.job)
-            for finding in (*diagnose(each.sky, each.run, look.at), *dear_pods(each.sky))
-        ]
+        found: list[tuple[Finding, ManagedJob]] = []
+        if look.stale:
+            return found
+        for each in look.of_jobs if self._plan else look.of_jobs[:1]:
+            if over in (None, each.job):
+                here = [*diagnose(each.sky, each.run, look.at), *dear_pods(each.sky)]
+                found += [(finding, each.job) for finding in here]
         if over is not None:
             return [(finding, job) for finding, job in found if finding.action == "note"]
         if self._plan is None:

@@ -217,8 +217,9 @@ class Lookout:
 
 def _lost_owner(job: ManagedJob, head: Head | None) -> bool:
     """Return whether the owner's job has lost its controller. The owner may still be at work."""
-    owner = head.owner if head is not None and job.status == "FAILED_CONTROLLER" else None
-    return owner is not None and launch_id_of(job) == owner.launch_id
+    if job.status != "FAILED_CONTROLLER" or head is None or head.owner is None:
+        return False
+    return launch_id_of(job) == head.owner.launch_id
 
 
 def _has_done(head: Head, until: str | None, launch: str | None) -> bool:
