@@ -58,6 +58,7 @@ def vocabulary(folder: Path, rows: int) -> dict[str, Any]:
     BadInput for a tokenizer to which llama.cpp gives other ids, and for damaged files.
     """
     path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(path)  # refuses a missing or damaged file
     settings = _settings(path)
     tokens, kinds = _tokens(settings, rows)
     entries = {
@@ -66,7 +67,7 @@ def vocabulary(folder: Path, rows: int) -> dict[str, Any]:
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.merges": _merges(settings),
-        **_special_ids(folder, Tokenizer.from_file(path)),
+        **_special_ids(folder, tokenizer),
     }
     template = find_template(folder)
     return entries if template is None else {**entries, "tokenizer.chat_template": template}

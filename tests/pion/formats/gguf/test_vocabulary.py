@@ -39,6 +39,18 @@ def test_rows_without_a_token_are_unused(tmp_path: Path) -> None:
     assert kinds[1] == Kind.NORMAL
 
 
+def test_a_missing_or_damaged_tokenizer_is_named(tmp_path: Path) -> None:
+    path = write_files("gpt2", tmp_path) / "tokenizer.json"
+    half = json.dumps({**settings_of("gpt2"), "added_tokens": [{"id": 0}]}).encode()
+    for damaged in (half, b"\xff"):
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"tokenizer\.json"):
+            vocabulary(path.parent, 380)
+    path.unlink()
+    with pytest.raises(BadInput, match=r"tokenizer\.json"):
+        vocabulary(path.parent, 380)
+
+
 def test_more_stops_than_a_file_has_room_for_are_refused(tmp_path: Path) -> None:
     folder = write_files("llama3", tmp_path)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2, 3, 4]}))
