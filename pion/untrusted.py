@@ -69,6 +69,8 @@ def parse_json(data: bytes | str, where: str, *, strict: bool = True) -> Any:
     """
     try:
         text = data if isinstance(data, str) else data.decode()
+        if text.startswith("\ufeff"):
+            raise ValueError("it starts with a byte order mark: save it as UTF-8 without the mark")
         value = _STRICT.decode(text) if strict else _LINES.decode(text)
         surrogates = strict and ("\\ud" in text or "\\uD" in text)
         # With so few brackets, nothing can be too deep.
@@ -130,7 +132,7 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-# A decoder each: to make one takes as long as a short line.
+# Made once: to make a decoder takes as long as to read a short line.
 _LINES = json.JSONDecoder(object_pairs_hook=_unique)
 _STRICT = json.JSONDecoder(
     object_pairs_hook=_unique,

@@ -33,6 +33,7 @@ def nested(levels: int) -> str:
             "the key 'c' is given twice, with",
             id="twice",
         ),
+        pytest.param(b"\xef\xbb\xbf{}", "starts with a byte order mark", id="mark"),
         pytest.param(b"\xff\xfe", "can't decode byte 0xff", id="not utf-8"),
     ],
 )
