@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -268,8 +268,8 @@ class Rows:
         self, manifest: Manifest, path_of: Callable[[Shard], Path], max_open: int = 64
     ) -> None:
         self.manifest = manifest
-        self._path_of = path_of
-        self._arrays = lru_cache(max_open)(self._map)  # which may wait for a download: not locked
+        # Threads do not wait for each other: a file may first have to be downloaded.
+        self._arrays = lru_cache(max_open)(partial(_mapped, manifest, path_of))
 
     def row(self, shard: int, row: int) -> Row:
         """Return row ``row`` of shard number ``shard``, both counted from 0.
@@ -298,19 +298,23 @@ class Rows:
         """
         self._arrays.cache_clear()
 
-    def _map(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
-        shard = self.manifest.shards[number]
-        path = self._path_of(shard)
-        ids = open_shard(path, self.manifest.seq_len)
-        has_flags = self.manifest.kind == "conversations"
-        flags = open_npy(flags_path(path), self.manifest.seq_len) if has_flags else None
-        needed = shard.start + shard.rows
-        if len(ids) < needed or (flags is not None and len(flags) != len(ids)):
-            raise BadInput(
-                f"{path}: has {len(ids):,} rows, but its manifest needs {needed:,}, with flags for "
-                f"every row. Prepare the data again."
-            )
-        return ids, flags
+
+def _mapped(
+    manifest: Manifest, path_of: Callable[[Shard], Path], number: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the ids and the flags of a shard, mapped from its files."""
+    shard = manifest.shards[number]
+    path = path_of(shard)
+    ids = open_shard(path, manifest.seq_len)
+    has_flags = manifest.kind == "conversations"
+    flags = open_npy(flags_path(path), manifest.seq_len) if has_flags else None
+    needed = shard.start + shard.rows
+    if len(ids) < needed or (flags is not None and len(flags) != len(ids)):
+        raise BadInput(
+            f"{path}: has {len(ids):,} rows, but its manifest needs {needed:,}, with flags for "
+            f"every row. Prepare the data again."
+        )
+    return ids, flags
 
 
 def flags_path(path: Path) -> Path:

@@ -1,4 +1,5 @@
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -214,6 +215,14 @@ def test_few_shards_stay_open_however_many_are_read_and_a_released_one_is_found_
     rows.release()
     rows.row(1, 0)
     assert fetched[-2:] == ["1.npy", "1.npy"]
+
+
+def test_shards_are_unmapped_as_soon_as_nobody_reads_them(tmp_path: Path) -> None:
+    rows = on_disk(tmp_path, np.zeros((4, 2), np.uint16))
+    rows.row(0, 0)
+    gone = weakref.ref(rows)
+    del rows
+    assert gone() is None
 
 
 def test_a_described_file_is_what_it_says(tmp_path: Path) -> None:
