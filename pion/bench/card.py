@@ -52,12 +52,10 @@ class Card:
             ("pion", self.pion, other.pion),
             ("code", self.code, other.code),
         )
-        different = (
-            f"another {what} ({theirs}, and now {ours})"
-            for what, ours, theirs in pairs
-            if ours != theirs
-        )
-        return next(different, None)
+        for what, ours, theirs in pairs:
+            if ours != theirs:
+                return f"another {what} ({theirs}, and now {ours})"
+        return None
 
 
 def describe(device: torch.device) -> Card:

@@ -89,8 +89,11 @@ def measured_presets(tiny: bool) -> dict[str, ModelConfig]:
     """Return the models to measure, the most useful first."""
     if tiny:
         return {f"tiny-{family}": check_model(family, tiny) for family in FAMILIES}
-    first = ("pion-small", "tachyon-tiny", "daisy-280m", "pilon-360m", "pion-large", "pion-base")
-    return {name: ModelConfig.preset(name) for name in (*first, "pion-xl", *PRESETS)}
+    first = (
+        *("pion-small", "tachyon-tiny", "daisy-280m", "pilon-360m"),
+        *("pion-large", "pion-base", "pion-xl"),
+    )
+    return {name: ModelConfig.preset(name) for name in (*first, *PRESETS)}
 
 
 def row_tokens(config: ModelConfig) -> int:

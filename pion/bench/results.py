@@ -6,7 +6,6 @@ and `pion replay` read the measured speeds.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -18,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pion.bench.card import Card
 from pion.data.arrays import write_atomically
-from pion.errors import BadInput, refuse
+from pion.errors import BadInput
 from pion.untrusted import parse_object, read_file
 
 FORMAT = 1
@@ -125,25 +124,22 @@ def _record(kind: Any, raw: Any, where: str, under: str) -> Any:
 
 def _check(value: Any, kind: Any, where: str, name: str) -> None:
     """Raise BadInput unless the value is of the type, and no text or count is out of bounds."""
+    name = name[:120]
+    kinds = get_args(kind) or (kind,)
     if get_origin(kind) is Literal:
-        expected = [(value not in get_args(kind), f"one of {', '.join(get_args(kind))}")]
+        if value not in get_args(kind):
+            raise _bad(where, name, f"one of {', '.join(get_args(kind))}")
     elif get_origin(kind) in (dict, tuple):
-        expected = [(not isinstance(value, dict | tuple), "an object")]
-    else:
-        kinds = get_args(kind) or (kind,)
-        fitting = (*kinds, int) if float in kinds else kinds
-        names = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
-        number = isinstance(value, int | float)
-        expected = [
-            (isinstance(value, bool) and bool not in kinds, "no true or false"),
-            (not isinstance(value, fitting), names),
-            (
-                isinstance(value, str) and len(value) > LONGEST_TEXT,
-                f"at most {LONGEST_TEXT} characters",
-            ),
-            (number and abs(value) > 1e18, "a smaller number"),
-        ]
-    refuse((wrong, str(_bad(where, name[:120], words))) for wrong, words in expected)
+        if not isinstance(value, dict | tuple):
+            raise _bad(where, name, "an object")
+    elif isinstance(value, bool) and bool not in kinds:
+        raise _bad(where, name, "no true or false")
+    elif not isinstance(value, (*kinds, int) if float in kinds else kinds):
+        raise _bad(where, name, " or ".join(getattr(k, "__name__", str(k)) for k in kinds))
+    elif isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise _bad(where, name, f"at most {LONGEST_TEXT} characters")
+    elif isinstance(value, int | float) and abs(value) > 1e18:
+        raise _bad(where, name, "a smaller number")
 
 
 def _bad(where: str, name: str, expected: str) -> BadInput:
@@ -194,9 +190,12 @@ def _of(results: Results, begin: str, kind: type[Numbers]) -> Iterator[Numbers]:
     """Yield the records of these rows, but not if a measure is missing or makes no sense."""
     names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for row in results.rows:
-        if row.name.startswith(begin) and row.verdict == "measured":
-            with contextlib.suppress(KeyError, BadInput):
-                found = _record(kind, {name: row.measures[name] for name in names}, "", "")
-                numbers = [v for v in vars(found).values() if not isinstance(v, bool | str)]
-                if all(0 < number < math.inf for number in numbers):
-                    yield found
+        if not row.name.startswith(begin) or row.verdict != "measured":
+            continue
+        try:
+            found = _record(kind, {name: row.measures[name] for name in names}, "", "")
+        except (KeyError, BadInput):
+            continue
+        numbers = [value for value in vars(found).values() if not isinstance(value, bool | str)]
+        if all(0 < number < math.inf for number in numbers):
+            yield found

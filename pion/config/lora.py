@@ -246,41 +246,24 @@ def _lora(fields: Mapping[str, Any]) -> Lora:
     if fields.keys() != known:
         raise BadInput(f"lora has the fields {shown(sorted(fields))}, not {shown(sorted(known))}")
     targets = fields["targets"]
-    listed = isinstance(targets, list)
-    refuse(
-        [
-            (
-                listed and not all(isinstance(name, str) for name in targets),
-                f"lora.targets is {shown(targets)}; it must be names",
-            ),
-            (
-                not listed and targets != ALL_LINEAR,
-                f"lora.targets is {shown(targets)}; it must be all-linear or a list",
-            ),
-        ]
-    )
-    return Lora(**{**fields, "targets": tuple(targets) if listed else targets})
+    if isinstance(targets, list):
+        if not all(isinstance(name, str) for name in targets):
+            raise BadInput(f"lora.targets is {shown(targets)}; it must be names")
+        targets = tuple(targets)
+    elif targets != ALL_LINEAR:
+        raise BadInput(f"lora.targets is {shown(targets)}; it must be all-linear or a list")
+    return Lora(**{**fields, "targets": targets})
 
 
 def _base(fields: Mapping[str, Any]) -> BaseModel:
     name = fields.get("name")
-    hashes = [(key, _HEX[key], fields[key]) for key in _HEX if fields.get(key) is not None]
-    refuse(
-        [
-            (
-                not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME,
-                f"base.name is {shown(name)}; it must be the name of a model",
-            ),
-            *(
-                (
-                    not isinstance(value, str) or not pattern.fullmatch(value),
-                    f"base.{key} is {shown(value)}; it must be a hash in hexadecimal digits",
-                )
-                for key, pattern, value in hashes
-            ),
-        ]
-    )
-    return BaseModel(str(name), fields.get("sha256"), fields.get("commit"))
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+        raise BadInput(f"base.name is {shown(name)}; it must be the name of a model")
+    for key, pattern in _HEX.items():
+        value = fields.get(key)
+        if value is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
+            raise BadInput(f"base.{key} is {shown(value)}; it must be a hash in hexadecimal digits")
+    return BaseModel(name, fields.get("sha256"), fields.get("commit"))
 
 
 def require_base(wanted: BaseModel, sha256: str, where: str) -> None:

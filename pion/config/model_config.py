@@ -221,14 +221,11 @@ OPTIONAL = frozenset(
 def _require_layers_named(preset: str, overrides: dict[str, Any]) -> None:
     """Raise BadInput for another number of layers alone, if the preset's parts name layers."""
     n_layers, usual = overrides.get("n_layers"), PRESETS[preset]["n_layers"]
-    given = {part: overrides.get(part, {}) for part in NUMBERED_LAYERS}
-    kept = [
-        f"{part}.{name}"
-        for part, fields in NUMBERED_LAYERS.items()
-        if isinstance(given[part], dict)  # else it replaces the preset's
-        for name in fields
-        if (PRESETS[preset].get(part) or {}).get(name) and name not in given[part]
-    ]
+    kept: list[str] = []
+    for part, fields in NUMBERED_LAYERS.items():
+        own, given = PRESETS[preset].get(part) or {}, overrides.get(part, {})
+        if isinstance(given, dict):  # else it replaces the preset's
+            kept += [f"{part}.{name}" for name in fields if own.get(name) and name not in given]
     if kept and n_layers not in (None, usual):
         raise BadInput(
             f"n_layers {n_layers}: the preset {preset} names some of its {usual} layers in "

@@ -163,20 +163,16 @@ class Wiring:
         skips = tuple(
             layer_numbers("wiring.skips", pair) for pair in require_list("wiring.skips", self.skips)
         )
-        refuse(
-            (
-                len(pair) != 2,
-                f"wiring.skips has {shown(list(pair))}; each skip is a pair [to, from]",
-            )
-            for pair in skips
-        )
-        refuse(
-            (
-                source >= to,
-                f"wiring.skips: layer {to} can't read layer {source}, which is computed later",
-            )
-            for to, source in skips
-        )
+        for pair in skips:
+            if len(pair) != 2:
+                raise BadInput(
+                    f"wiring.skips has {shown(list(pair))}; each skip is a pair [to, from]"
+                )
+            to, source = pair
+            if source >= to:
+                raise BadInput(
+                    f"wiring.skips: layer {to} can't read layer {source}, which is computed later"
+                )
         if len({to for to, _ in skips}) < len(skips):
             raise BadInput("wiring.skips: a layer can have only one skip")
         object.__setattr__(self, "skips", skips)

@@ -100,7 +100,6 @@ def _daisy(
     d_model: int, n_layers: int, n_heads: int, window: int, seq_len: int, old: bool = False
 ) -> Preset:
     """Return a Daisy-Wee; `old`: of the vintage that the README of Daisy-Wee describes."""
-    old_values: Preset = {**old_value_layers(n_layers), "normed": False}
     return _gpt2("daisy", d_model, n_layers, n_heads, seq_len) | {
         "rope_theta": 1024.0,
         "norm_eps": 2**-23,
@@ -119,7 +118,11 @@ def _daisy(
             "input_mix": True,
             "skips": old_skips(n_layers) if old else skips(n_layers),
         },
-        "values": old_values if old else {"layers": value_layers(n_layers)},
+        "values": (
+            {**old_value_layers(n_layers), "normed": False}
+            if old
+            else {"layers": value_layers(n_layers)}
+        ),
     }
 
 

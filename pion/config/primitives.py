@@ -174,15 +174,13 @@ class Primitives(FeedForwardPart):
             ]
         )
         # A record can claim any number of layers, so the first that is missing ends this.
-        refuse(
-            (
-                layers.count(layer) != 1,
-                f"primitives.bands has layer {layer} "
-                f"{'twice' if layer in layers else 'in no band'}; each of the {model.n_layers} "
-                "layers must be in one band",
-            )
-            for layer in range(model.n_layers)
-        )
+        for layer in range(model.n_layers):
+            if layers.count(layer) != 1:
+                what = "twice" if layer in layers else "in no band"
+                raise BadInput(
+                    f"primitives.bands has layer {layer} {what}; each of the {model.n_layers} "
+                    "layers must be in one band"
+                )
         refuse(
             [
                 (

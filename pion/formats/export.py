@@ -203,10 +203,8 @@ def rounding_cost(
             continue
         logits: list[Tensor] = [m(given)[0, :, :vocab_size].float() for m in (model, after)]
         worst = max(worst, float((logits[0] - logits[1]).abs().max()))
-        nats = [
-            total + float(cross_entropy(found, targets, reduction="sum"))
-            for total, found in zip(nats, logits)
-        ]
+        for number, found in enumerate(logits):
+            nats[number] += float(cross_entropy(found, targets, reduction="sum"))
         tokens += len(targets)
         length += int(sizes[targets.numpy()].sum())
     if not length:

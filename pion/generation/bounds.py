@@ -51,9 +51,10 @@ def published_sampling(path: Path) -> dict[str, float]:
     """
     given = read_optional(path)
     found: dict[str, float] = {}
-    settings = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    for name in (name for name in settings if given.get(name) is not None):
-        value = given[name]
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+        value = given.get(name)
+        if value is None:
+            continue
         wrong = isinstance(value, bool) or not isinstance(value, int | float)
         if wrong or (name == "top_k" and value != int(value)) or not BOUNDS[name].has(value):
             raise BadInput(f"{path}: {name} is {shown(value)}; it must be {BOUNDS[name]}")

@@ -94,13 +94,9 @@ class Optimizer:
         self._updates = dict.fromkeys(self._groups, 0)
 
     def _decay(self, role: Role) -> float:
-        decays: dict[Role, float] = {
-            "primitive": self.settings.primitive_weight_decay,
-            "vector": 0.0,
-            "recipe": 0.0,
-            "gate": 0.0,
-        }
-        return decays.get(role, self.settings.weight_decay)
+        if role == "primitive":
+            return self.settings.primitive_weight_decay
+        return 0.0 if role in ("vector", "recipe", "gate") else self.settings.weight_decay
 
     def trained(self, plan: StepPlan) -> list[nn.Parameter]:
         """Return the parameters that `plan` does not freeze."""

@@ -118,8 +118,9 @@ def system_texts(conversation: Conversation) -> list[str]:
 
 
 def _tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
-    tools = tools or None
-    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadInput(f"{where}: 'tools' must be a list of objects, not {shown(tools)}")
     return tools
 

@@ -77,6 +77,7 @@ def _compared(text: str, whole: str) -> tuple[int, str]:
     """Return how many leading characters are equal, and the rest of `text`."""
     if whole.startswith(text):  # nearly always
         return len(text), ""
+    # The first n of which n + 1 leading characters differ.
     same = bisect_left(range(len(text)), True, key=lambda n: not whole.startswith(text[: n + 1]))
     return same, text[same:]
 

@@ -217,7 +217,8 @@ def _compiled_modules() -> Iterator[ModuleType]:
     for name in sorted(filterfalse(NOT_IMPORTED.match, sys.stdlib_module_names)):
         with warnings.catch_warnings(action="ignore"):
             try:
-                loader = getattr(importlib.util.find_spec(name), "loader", None)
+                spec = importlib.util.find_spec(name)
+                loader = spec.loader if spec else None
                 if not (isinstance(loader, ExtensionFileLoader) or loader is BuiltinImporter):
                     continue
                 module = importlib.import_module(name)
@@ -274,8 +275,9 @@ def _paragraph(text: str) -> str:
     lines = [line.rstrip() for line in text.split("\n") if re.search(r"\w", line)]
     text = "\n".join(lines)
     letters = sum(c.isalpha() or c in " ,.\n" for c in text)
-    foreign = ">>>" in text or letters < 0.8 * len(text) or LICENSE.search(text)
-    if foreign or (re.search(r"[=(:]", text) and _is_code(text)):
+    if ">>>" in text or letters < 0.8 * len(text) or LICENSE.search(text):
+        return ""
+    if re.search(r"[=(:]", text) and _is_code(text):
         return ""
     plain = not any(re.match(r"\s|[-*+•]\s|\d+[.)]\s|:\w+", line) for line in lines[1:])
     return " ".join(line.strip() for line in lines) if plain else text

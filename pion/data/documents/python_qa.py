@@ -36,7 +36,8 @@ def dialogues() -> Iterator[Dialogue]:
     named = Counter(topic.full for topic in topics)
     described = Counter((topic.module, topic.summary) for topic in topics)
     asked: set[str] = set()
-    for topic in (topic for topic in topics if named[topic.full] == 1):
+    named_once = [topic for topic in topics if named[topic.full] == 1]
+    for topic in named_once:
         rng = random.Random(topic.full)
         candidates = [_about(topic, rng)]
         unique = described[topic.module, topic.summary] == 1

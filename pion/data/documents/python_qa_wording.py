@@ -206,8 +206,9 @@ def _sentences(docstring: str) -> list[str]:
         if re.match(r"[\w.]+\(.*\)\s*(->.*|:)?$", paragraph):
             continue  # the signature
         text = re.sub(r"^[\w.()]+ (--|-) ", "", paragraph.strip())
-        unfinished = "\n" in text or ">" in text or re.search(r"XXX|TODO|FIXME|\.\.\.$", text)
-        if unfinished or not re.match(r"[A-Z][a-z]*\b", text):
+        if "\n" in text or ">" in text or re.search(r"XXX|TODO|FIXME|\.\.\.$", text):
+            return []
+        if not re.match(r"[A-Z][a-z]*\b", text):
             return []
         if re.fullmatch(r"[^.!?:;]+", text):
             text += "."
