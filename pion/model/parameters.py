@@ -29,8 +29,8 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
     by_shape: dict[str, Role] = {}
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
-        own: dict[str, Role] = getattr(module, "roles", {})
-        stated = {prefix + name: role for name, role in own.items()} | stated
+        for name, role in getattr(module, "roles", {}).items():
+            stated.setdefault(prefix + name, role)
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, nn.Embedding):
                 by_shape[prefix + name] = "embedding"
