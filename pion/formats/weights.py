@@ -74,12 +74,10 @@ def read_model_tensors(folder: Path) -> dict[str, Tensor]:
 def read_tensors(path: str | Path, absent: str | None = None) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by their names, on the CPU and mapped from the file.
 
-    `absent` is the message of a BadInput if there is no file; without it, FileNotFoundError is
-    raised.
-
     The library checks that the tensors cover the file exactly, without overlap. Raises BadInput
     that names the file if the file is damaged, or has a header or a number of tensors beyond any
-    model's, or tensors that are not arrays of real numbers. Raises FileNotFoundError.
+    model's, or tensors that are not arrays of real numbers. If there is no file, raises BadInput
+    with the message `absent`, or FileNotFoundError without such a message.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -255,8 +255,8 @@ def _check_files(path: Path, file: BinaryIO, size: int, stand_ins: frozenset[str
 def _directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
     """Return where the archive's directory starts, how long it is, and where it must stop.
 
-    There is no comment or anything else after it.
-    So Python's zip reader and torch's find the same directory. Raises BadZipFile or struct.error.
+    The archive has no comment and nothing else after its directory. So Python's zip reader and
+    torch's find the same directory. Raises BadZipFile or struct.error.
     """
     stop = size - _END.size
     mark, *_, length, start, comment = _END.unpack(_read(file, stop, _END.size))
