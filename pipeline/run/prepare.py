@@ -8,10 +8,9 @@ once `prepare` is finished, so the next machine trains on the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,15 +40,19 @@ def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> d
     data = start.digests.data
     own = {part: start.workspace.folder(own_key(digest)) for part, digest in data.items()}
     again = start.options.redo == "prepare"
-    with _made_again(list(own.values())) if again else contextlib.nullcontext():
-        ready = _Preparing(start, claim, say, patiently, again).all_parts(own)
-        keys = {part: claim.head.data[part] for part in ready}
-        if claim.head.data != keys:  # it still lists parts that the job no longer has
-            patiently(partial(claim.commit, lambda head: head.with_data(keys)))
-    for folder in own.values():
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(_aside(folder), ignore_errors=True)  # also of an interrupted `--redo prepare`
+    if again:  # what an interrupted start has prepared does not count
+        _delete(own.values())
+    ready = _Preparing(start, claim, say, patiently, again).all_parts(own)
+    keys = {part: claim.head.data[part] for part in ready}
+    if claim.head.data != keys:  # it still lists parts that the job no longer has
+        patiently(partial(claim.commit, lambda head: head.with_data(keys)))
+    _delete(own.values())
     return {part: prepared.report for part, prepared in ready.items()}
+
+
+def _delete(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -160,28 +163,3 @@ class _Preparing:
     def _bring(self, fingerprint: str, folder: str) -> Path:
         shared = Workspace(self.start.run.store, SHARED)
         return self.patiently(partial(shared.bring, f"{fingerprint}/{folder}"))
-
-
-@contextlib.contextmanager
-def _made_again(folders: list[Path]) -> Iterator[None]:
-    """Move the run's own data in `folders` aside; restore it if preparing it again fails.
-
-    After a success, the caller deletes what was moved.
-    """
-    aside = {folder: _aside(folder) for folder in folders}
-    for folder, old in aside.items():
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-    try:
-        yield
-    except BaseException:
-        for folder, old in aside.items():
-            if old.exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                old.rename(folder)
-        raise
-
-
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.old")
