@@ -1,7 +1,5 @@
 """Publishing delivers a complete, verified model, or changes nothing and says what to do."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,94 +10,22 @@ from safetensors.torch import load_file, save_file
 
 import pion.formats.export
 from pion.data.arrays import sha256_file
-from pion.data.tokens.tokenizer import train_bpe
-from pion.errors import BadInput, Fenced, Interrupted, PionError
+from pion.errors import BadInput, Fenced, PionError
 from pion.formats.target_folder import EXPORT_FILES
 from pion.model.decoder import Decoder
 from pipeline.console.messages import Note
 from pipeline.cost.costs import Costs
-from pipeline.job import Job
 from pipeline.report.history import RunHistory
 from pipeline.report.published_by import is_still_there
 from pipeline.stages.publish import check_target, publish_run
-from pipeline.state.head import Head, StageRecord
-from tests.support.hub_server import FINE_GRAINED_TOKEN, READ_TOKEN, HubServer, hub_server
+from pipeline.state.head import Head
 from tests.support.jobs import tiny_job
-
-TEXTS = ["Return a new header with the string.", "The meaning of life is a docstring."]
-RESULTS: dict[str, Any] = {
-    "pretrain": {
-        "loss": 3.0,
-        "loss_sem": 0.02,
-        "perplexity": 20.1,
-        "bits_per_byte": 2.08,
-        "continuations": {"accuracy": 0.6, "chance": 0.25, "questions": 100},
-    },
-    "ngram": {"order": 4, "loss": 3.05, "perplexity": 21.0, "bits_per_byte": 2.10},
-}
-METRICS = {
-    "pretrain": [{"step": s, "epoch": 1, "at": 60.0, "loss": 3 + 1 / s} for s in range(1, 20)]
-}
-TRAINING = {"event": "training", "stage": "pretrain", "epoch": 1, "at": 0.0}
-TRAINING |= {"device": "2-core CPU", "workers": 1}
-
-
-class Trained:
-    """A trained model's files and the job that made it."""
-
-    def __init__(self, folder: Path, **model_fields: Any) -> None:
-        self.model_fields = model_fields
-        self.model = folder / "checkpoint"
-        self.model.mkdir()
-        train_bpe(TEXTS, 280).save(self.model / "tokenizer.json")
-        torch.manual_seed(0)
-        decoder = Decoder(self.job(folder / "unused").model_config_resolved())
-        (self.model / "config.json").write_text(json.dumps(decoder.config.to_dict()))
-        save_file(decoder.state_dict(), self.model / "model.safetensors")
-
-    def job(self, to: str | Path, **publish: Any) -> Job:
-        return Job.model_validate(
-            {
-                "name": "demo",
-                "model": {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
-                | {"d_ff": 48, "vocab_size": 300, **self.model_fields},
-                "tokenizer": {"file": "tokenizer.json"},
-                "data": {"seq_len": 64, "sources": [{"kind": "python-docs"}]},
-                "pretrain": {"steps": 20, "warmup_steps": 2},
-                "publish": {"to": str(to), "license": "apache-2.0", **publish},
-            }
-        )
-
-    def publish(self, to: str | Path, **changes: Any) -> dict[str, Any]:
-        """Publish to `to`. `changes` are for the publish section, except `results`, `says` and
-        `confirm`."""
-        results, says = changes.pop("results", RESULTS), changes.pop("says", [])
-        confirm = changes.pop("confirm", lambda: None)
-        history = RunHistory(
-            self.job(to, **changes),
-            "file:///runs/demo",
-            Head().with_stage("evaluate", StageRecord("d", 0.0, result=results)),
-            [TRAINING],
-            METRICS,
-            Costs((), {}),
-        )
-        return publish_run(history, self.model, TEXTS, says.append, confirm=confirm)
+from tests.support.trained_model import METRICS, TEXTS, TRAINING, Trained, contents
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    with hub_server() as server:
-        server.use(monkeypatch, tmp_path / "hf")
-        yield server
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 # ---------------------------------------------------------------- a folder
@@ -312,172 +238,6 @@ def test_a_process_whose_run_was_taken_over_does_not_replace_the_model(
     with pytest.raises(Fenced, match="taken over"):
         trained.publish(out, license="apache-2.0", confirm=confirm)
     assert contents(out) == before
-
-
-# ---------------------------------------------------------------- the Hub
-
-
-def test_a_repository_belongs_to_the_run_that_published_it(
-    hub: HubServer, trained: Trained
-) -> None:
-    trained.publish("hf://tester/demo")
-    assert check_target(trained.job("hf://tester/demo")) == []
-    job = trained.job("hf://tester/demo").model_copy(update={"name": "other"})
-    with pytest.raises(BadInput, match=r"another run.*publish.to=hf://tester/demo-2"):
-        check_target(job)
-
-
-def test_a_hub_repository_gets_everything_in_one_commit_and_is_private(
-    hub: HubServer, trained: Trained, tmp_path: Path
-) -> None:
-    assert check_target(trained.job("hf://tester/demo")) == []
-    published = trained.publish("hf://tester/demo")
-    repo = hub.repos["model", "tester/demo"]
-    assert repo.private
-    assert hub.commits("tester/demo")[1:] == ["Publish demo"]
-    assert published["commit"] == repo.commits[-1].oid
-    assert published["url"].endswith("/tester/demo")
-    trained.publish(tmp_path / "demo")
-    local, remote = contents(tmp_path / "demo"), hub.files("tester/demo")
-    assert remote["model.safetensors"] == local["model.safetensors"]
-    assert set(remote) == {*local, ".gitattributes"}
-
-
-def test_publishing_the_same_model_again_makes_no_commit(hub: HubServer, trained: Trained) -> None:
-    first = trained.publish("hf://tester/demo")
-    second = trained.publish("hf://tester/demo")
-    assert len(hub.commits("tester/demo")) == 2
-    assert second["commit"] == first["commit"]
-
-
-def test_a_public_repository_is_made_only_when_asked_for(hub: HubServer, trained: Trained) -> None:
-    trained.publish("hf://tester/demo", private=False)
-    assert not hub.repos["model", "tester/demo"].private
-
-
-def test_a_private_model_never_lands_in_a_repository_that_is_public(
-    hub: HubServer, trained: Trained
-) -> None:
-    hub.add_repo("tester/demo", files={"README.md": b"mine"})
-    with pytest.raises(BadInput, match="is public"):
-        check_target(trained.job("hf://tester/demo"))
-    with pytest.raises(BadInput, match="is public"):
-        trained.publish("hf://tester/demo")
-    assert hub.files("tester/demo") == {"README.md": b"mine"}
-
-
-def test_without_a_token_nothing_is_started(
-    hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(BadInput, match=r"HF_TOKEN or run `hf auth login`") as caught:
-        check_target(trained.job("hf://tester/demo"))
-    assert caught.value.exit_code == 2
-    with pytest.raises(BadInput, match="HF_TOKEN"):
-        trained.publish("hf://tester/demo")
-
-
-@pytest.mark.parametrize(
-    ("token", "says"), [(READ_TOKEN, "is read-only"), ("hf_expired_secret", "does not accept")]
-)
-def test_a_token_that_may_not_write_is_found_before_training_and_never_shown(
-    token: str, says: str, hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(BadInput, match=says) as caught:
-        check_target(trained.job("hf://tester/demo"))
-    assert token not in str(caught.value)
-    with pytest.raises(BadInput) as caught:
-        trained.publish("hf://tester/demo")
-    assert token not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "permissions", "may"),
-    [
-        ("user", "tester", ["repo.content.read", "repo.write"], True),
-        ("model", "tester/demo", ["repo.write"], True),
-        ("user", "tester", ["repo.content.read"], False),
-        ("model", "tester/another", ["repo.write"], False),
-        ("dataset", "tester/demo", ["repo.write"], False),
-    ],
-)
-def test_a_fine_grained_token_needs_the_right_to_write_there(
-    kind: str,
-    name: str,
-    permissions: list[str],
-    may: bool,
-    hub: HubServer,
-    trained: Trained,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", FINE_GRAINED_TOKEN)
-    hub.scoped = [(kind, name, permissions)]
-    if may:
-        assert check_target(trained.job("hf://tester/demo")) == []
-        return
-    with pytest.raises(BadInput, match=r"fine-grained Hub token of tester can't write.*tokens"):
-        check_target(trained.job("hf://tester/demo"))
-
-
-def test_metadata_the_hub_refuses_is_found_before_training(
-    hub: HubServer, trained: Trained
-) -> None:
-    hub.fail("validate-yaml", status=400)
-    with pytest.raises(BadInput, match=r"the license in publish\.license"):
-        check_target(trained.job("hf://tester/demo", license="do-what-you-like"))
-
-
-def test_someone_elses_namespace_is_refused_before_training(
-    hub: HubServer, trained: Trained
-) -> None:
-    with pytest.raises(BadInput, match="can't publish as google"):
-        check_target(trained.job("hf://google/demo"))
-
-
-@pytest.mark.parametrize("to", ["hf://demo", "hf://a/b/c", "hf://tester/de mo", "s3://bucket/demo"])
-def test_a_target_that_is_neither_a_folder_nor_a_repository_is_bad_input(
-    to: str, trained: Trained
-) -> None:
-    with pytest.raises(BadInput, match="neither a folder nor hf://user/name"):
-        check_target(trained.job(to))
-
-
-def test_a_hub_that_is_down_before_training_is_a_note_not_an_error(
-    hub: HubServer, trained: Trained
-) -> None:
-    hub.fail("whoami", status=503)
-    (note,) = check_target(trained.job("hf://tester/demo"))
-    assert "could not be checked" in note
-
-
-@pytest.mark.parametrize("status", [503, 429])
-def test_an_outage_while_publishing_is_waited_out(
-    hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch, status: int
-) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr("pipeline.stages.publish_hub.time.sleep", waited.append)
-    hub.fail("/commit/", status=status, times=2)
-    trained.publish("hf://tester/demo")
-    assert hub.commits("tester/demo")[1:] == ["Publish demo"]
-    assert len(waited) == 2
-
-
-def test_an_outage_that_does_not_end_keeps_the_model_and_asks_to_run_again(
-    hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.stages.publish_hub.time.sleep", lambda seconds: None)
-    hub.fail("/commit/", status=502, times=99)
-    with pytest.raises(Interrupted, match="Run the same command again") as caught:
-        trained.publish("hf://tester/demo")
-    assert str(trained.model) in str(caught.value)
-    assert len(hub.commits("tester/demo")) == 1
-
-
-def test_a_forbidden_commit_names_the_cause(hub: HubServer, trained: Trained) -> None:
-    hub.fail("/commit/", status=403)
-    with pytest.raises(BadInput, match=r"denied access \(403\)"):
-        trained.publish("hf://tester/demo")
 
 
 # ---------------------------------------------------------------- a GGUF file
