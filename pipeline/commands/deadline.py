@@ -10,11 +10,11 @@ from pipeline.console.formats import duration, moment, show
 from pipeline.job import Deadline
 from pipeline.job.runtime_sections import parse_moment
 from pipeline.job.section import HOURS
-from pipeline.state.about.run_status import deadline_of, is_finished
 from pipeline.state.find_run import no_such_run, open_run
 from pipeline.state.notes.deadline import RunDeadline, change_deadline, read_deadline
 from pipeline.state.notes.rental_note import read_rental_note
 from pipeline.state.owner import Author
+from pipeline.state.status.run_status import deadline_of, is_finished
 from pipeline.state.stores.clock import StoreClock
 
 COMMAND = "pion deadline"

@@ -9,8 +9,8 @@ from pion.data.arrays import write_atomically
 from pion.errors import BadInput
 from pipeline.console.formats import show
 from pipeline.report.report_file import write_run_report
-from pipeline.state.about.recorded_job import recorded_job
 from pipeline.state.find_run import read_run
+from pipeline.state.status.recorded_job import recorded_job
 
 
 def rewrite_report(run: str, *, as_json: bool) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 from pipeline.console.formats import duration, moment, show, size
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.report.reading import read_history
-from pipeline.state.about.run_status import run_status
 from pipeline.state.find_run import open_run, runs_in
 from pipeline.state.notes.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
+from pipeline.state.status.run_status import run_status
 from pipeline.state.stores import DEFAULT_STORE, open_store
 
 

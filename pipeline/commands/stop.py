@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from pion.errors import BadInput, PionError, Stopped
 from pipeline.console.formats import duration, show
-from pipeline.state.about.run_status import is_finished
 from pipeline.state.find_run import read_run
 from pipeline.state.head import Head
 from pipeline.state.heartbeat import HEARTBEAT_SECONDS
@@ -14,6 +13,7 @@ from pipeline.state.liveness import Unchanged
 from pipeline.state.notes.stop_requests import ask_stop, clear_stops
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.run_state import RunState
+from pipeline.state.status.run_status import is_finished
 
 REASON = "pion stop"
 POLL_SECONDS = 2.0

@@ -37,8 +37,8 @@ class RunHistory:
         metrics: training stage → rows of the steps that lead to its present state, by step.
         costs: what all machines cost, by cause.
         unreadable: the rows of events and metrics that are missing because they can't be read.
-        status: what `pipeline.state.about.run_status.run_status` returned.
-        deadline, deadline_lines: what `pipeline.state.about.run_status.deadline_of`
+        status: what `pipeline.state.status.run_status.run_status` returned.
+        deadline, deadline_lines: what `pipeline.state.status.run_status.deadline_of`
             returned.
         now: when everything was read, in Unix seconds.
         silence: an owner without a sign of life for this many seconds is presumed dead.

@@ -14,9 +14,9 @@ from pipeline.cost.costs import USEFUL, Costs
 from pipeline.report.curves import Point, attempts, curves_of
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.page_sections import measured_sections, record_sections
-from pipeline.state.about.run_status import end_in_words, state_in_words
 from pipeline.state.liveness import liveness
 from pipeline.state.record_json import Damaged
+from pipeline.state.status.run_status import end_in_words, state_in_words
 
 MOST_EVENTS = 200
 MOST_SAMPLES = 60

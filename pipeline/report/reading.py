@@ -10,13 +10,13 @@ from pipeline.cost.costs import TRAINED, costs
 from pipeline.cost.timeline import processes_of
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
-from pipeline.state.about.recorded_job import recorded_job
-from pipeline.state.about.run_status import deadline_of, run_status
 from pipeline.state.find_run import no_such_run
 from pipeline.state.head import Head
 from pipeline.state.rows.metrics import Replaced, events_reader, kept_rows, metrics_reader
 from pipeline.state.rows.row_types import Unreadable
 from pipeline.state.run_state import RunState
+from pipeline.state.status.recorded_job import recorded_job
+from pipeline.state.status.run_status import deadline_of, run_status
 from pipeline.state.stores.clock import StoreClock
 
 # Rows that arrive late are in no order. They are found when all files are listed.

@@ -29,11 +29,11 @@ from pipeline.run.stage_plan import (
     stages_until,
 )
 from pipeline.run.start import Start
-from pipeline.state.about.recorded_job import know_rows_of
 from pipeline.state.checkpoints.retention import selected, sweep
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.notes.stop_requests import clear_stops
 from pipeline.state.shared.prune import delete_due
+from pipeline.state.status.recorded_job import know_rows_of
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.errors import verdict
 from pipeline.state.stores.retry import Patience

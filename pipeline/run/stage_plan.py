@@ -14,10 +14,10 @@ from pipeline.job import STAGES, Job
 from pipeline.job.digest import Difference, Digests, Inputs, differences, digest_job
 from pipeline.job.section import part_of
 from pipeline.job.train_sections import settings_of
-from pipeline.state.about.recorded_job import know_rows
 from pipeline.state.find_run import refuse_remains
 from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
+from pipeline.state.status.recorded_job import know_rows
 from pipeline.state.stores import DEFAULT_STORE
 
 

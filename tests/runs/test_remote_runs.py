@@ -182,7 +182,7 @@ def test_a_store_without_heartbeats_says_when_it_last_heard_of_a_run(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.commands.status import _owner_in_words
-    from pipeline.state.about.run_status import run_status
+    from pipeline.state.status.run_status import run_status
     from pipeline.state.stores import FileStore
 
     monkeypatch.setattr(FileStore, "commits", True)

@@ -28,14 +28,14 @@ from pipeline.rent.managed.request import (
 )
 from pipeline.rent.sky_yaml import UNTIL, SkyYaml, read_sky_yaml, until_of, with_until
 from pipeline.run.handover import FROM_EPOCH
-from pipeline.state.about.recorded_job import find_job_file
-from pipeline.state.about.run_status import is_finished
 from pipeline.state.find_run import read_run
 from pipeline.state.head import Head
 from pipeline.state.notes.rental_note import RentalNote, withdraw_rental_note
 from pipeline.state.notes.stop_requests import clear_handovers
 from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
+from pipeline.state.status.recorded_job import find_job_file
+from pipeline.state.status.run_status import is_finished
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.stores.errors import before_work
 

@@ -25,10 +25,10 @@ from pipeline.rent.managed.request import (
 )
 from pipeline.rent.sky_yaml import read_sky_yaml, until_of, with_until
 from pipeline.run.stage_plan import stages_until
-from pipeline.state.about.run_status import is_finished
 from pipeline.state.head import Head
 from pipeline.state.liveness import owner_of
 from pipeline.state.run_state import RunState
+from pipeline.state.status.run_status import is_finished
 from pipeline.state.stores import open_store
 from pipeline.state.stores.errors import before_work
 

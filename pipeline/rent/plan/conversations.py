@@ -22,8 +22,8 @@ from pipeline.data.conversations_to_rows import in_own_format, in_template
 from pipeline.data.sources import SAMPLED, conversations, find_input, talks
 from pipeline.job import HubDataset, Job
 from pipeline.stages.prepare import prepare_sft
-from pipeline.state.about.recorded_job import know_rows
 from pipeline.state.run_state import RunState
+from pipeline.state.status.recorded_job import know_rows
 from pipeline.state.stores import open_store
 
 # More passes over the same conversations rarely help, and make a model repeat them.

@@ -18,9 +18,9 @@ from pipeline.cost.timeline import WAITED
 from pipeline.job import Job
 from pipeline.machine.rented import AT_HOME, PAID_TO_FIRST_STEP, RENTED
 from pipeline.rent.replay.options import Given, Number, option
-from pipeline.state.about.recorded_job import recorded_job
 from pipeline.state.rows.metrics import Row, read_events, read_metrics
 from pipeline.state.run_state import RunState
+from pipeline.state.status.recorded_job import recorded_job
 from pipeline.state.stores import open_store
 
 # Together one minute from the start of payment to the first step.

@@ -13,7 +13,6 @@ import yaml
 
 from pipeline.job import Deadline
 from pipeline.rent.deadline.policy import State
-from pipeline.state.about.run_status import deadline_of, state_in_words
 from pipeline.state.claim import claim_run
 from pipeline.state.notes.deadline import (
     DEADLINE,
@@ -28,6 +27,7 @@ from pipeline.state.notes.rental_note import RentalNote, write_rental_note
 from pipeline.state.notes.watcher_beat import BEAT, Saw, write_beat
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
+from pipeline.state.status.run_status import deadline_of, state_in_words
 from pipeline.state.stores import FileStore
 from tests.pipeline.conftest import Pion
 from tests.support.clock import FakeClock
@@ -112,7 +112,7 @@ def test_status_reads_the_deadline_once(
 ) -> None:
     launched(run, hours=42)
     reads = Mock(wraps=read_deadline)
-    monkeypatch.setattr("pipeline.state.about.run_status.read_deadline", reads)
+    monkeypatch.setattr("pipeline.state.status.run_status.read_deadline", reads)
     assert "deadline: " in pion("status", "demo")[1]
     reads.assert_called_once()
 

@@ -10,11 +10,11 @@ import pytest
 
 from pipeline.live.watched_run import HUB_PAUSE, LONGEST_PAUSE, PAUSE, WatchedRun
 from pipeline.report import reading
-from pipeline.state.about import run_status
 from pipeline.state.notes.deadline import DEADLINE, Asked, new_deadline, write_first_deadline
 from pipeline.state.notes.watcher_beat import Saw, write_beat
 from pipeline.state.rows import metrics
 from pipeline.state.run_state import RunState
+from pipeline.state.status import run_status
 from pipeline.state.stores import FileStore, Store, open_store
 from tests.support.hub_server import hub_server
 from tests.support.light_run import light_run

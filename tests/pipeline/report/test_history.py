@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.job import Job
 from pipeline.report.history import differing
-from pipeline.state.about.recorded_job import recorded_job
+from pipeline.state.status.recorded_job import recorded_job
 from pipeline.state.stores import FileStore
 from tests.support.rented_run import RentedRun
 from tests.support.states import read

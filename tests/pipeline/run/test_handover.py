@@ -15,12 +15,12 @@ from pipeline.job.file import load_job
 from pipeline.run.command import run_job
 from pipeline.run.handover import FROM_EPOCH, ask_for_handover
 from pipeline.run.start import Options
-from pipeline.state.about.run_status import run_status
 from pipeline.state.claim import claim_run
 from pipeline.state.notes.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.notes.stop_requests import clear_stops, pending_stop
 from pipeline.state.owner import RELEASED, Owner
 from pipeline.state.run_state import RunState
+from pipeline.state.status.run_status import run_status
 from pipeline.state.stores import FileStore, open_store
 from tests.support.clock import FakeClock
 from tests.support.jobs import SilentDisplay

@@ -46,11 +46,11 @@ from pipeline.rent.managed.provider.recorded_task import (
 from pipeline.rent.managed.provider.task import with_candidates
 from pipeline.rent.plan.speeds import known_speeds
 from pipeline.rent.sky_yaml import SkyYaml
-from pipeline.state.about.recorded_job import recorded_job
 from pipeline.state.notes.deadline import RunDeadline
 from pipeline.state.notes.watcher_beat import Saw
 from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
+from pipeline.state.status.recorded_job import recorded_job
 
 
 @dataclass(frozen=True)

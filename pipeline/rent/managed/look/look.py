@@ -25,10 +25,10 @@ from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import launch_id_of, variable_of
 from pipeline.rent.sky_yaml import UNTIL
-from pipeline.state.about.run_status import is_finished, run_status
 from pipeline.state.head import Head
 from pipeline.state.notes.stop_requests import pending_stop
 from pipeline.state.run_state import RunState
+from pipeline.state.status.run_status import is_finished, run_status
 from pipeline.state.stores import StoreError
 
 

@@ -18,13 +18,13 @@ from pipeline.rent.managed.names import cluster_name, rental_name
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.run.handover import FROM_EPOCH, relieves
-from pipeline.state.about.recorded_job import find_job_file
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.notes.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.notes.stop_requests import ask_stop, pending_stop
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
+from pipeline.state.status.recorded_job import find_job_file
 from tests.pipeline.rent.conftest import YAML
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import ANOTHER, ME, FakeProvider

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from pipeline.state.about.run_status import is_finished
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
+from pipeline.state.status.run_status import is_finished
 from pipeline.state.stores import FileStore
 from tests.support.light_run import light_run
 

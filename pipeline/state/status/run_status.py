@@ -8,7 +8,6 @@ from typing import Any
 from pion.errors import BadInput
 from pipeline.console.formats import duration, moment, printable
 from pipeline.job import STAGES
-from pipeline.state.about.recorded_job import recorded_stages
 from pipeline.state.head import Head
 from pipeline.state.liveness import last_change
 from pipeline.state.notes.deadline import read_deadline
@@ -16,6 +15,7 @@ from pipeline.state.notes.stop_requests import pending_stop
 from pipeline.state.notes.watcher_beat import Saw, WatcherBeat, nobody_watches, read_beat
 from pipeline.state.owner import Owner, is_running
 from pipeline.state.run_state import RunState
+from pipeline.state.status.recorded_job import recorded_stages
 
 
 def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
