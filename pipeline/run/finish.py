@@ -85,16 +85,17 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     local = run.store.local_path(run.key(REPORT))
     if run.store.list(run.key(REPORT)):
         rows.append(["report", _shown(local) if local else f"{run.store.url}/{run.key(REPORT)}"])
+    results, published = history.results, history.published
     for name in (*job.train_stages, "base", "ngram", "untrained"):
-        result = history.results.get(name, {})
+        result = results.get(name, {})
         if result.get("bits_per_byte") is not None:
             rows.append([f"{name} bits per byte", f"{result['bits_per_byte']:.3f}"])
         elif result.get("response_loss") is not None:  # of a run without text
             rows.append([f"{name} response loss", f"{result['response_loss']:.3f}"])
     costs = history.costs
     rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
-    if history.published:
-        rows += _model_rows(history.published)
+    if published:
+        rows += _model_rows(published)
     where = "" if job.store == DEFAULT_STORE else f"{run.store.url}/"
     return [*rows, ["try it", f"pion chat {where}{job.name}"]]
 
