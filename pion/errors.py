@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,6 @@ class BadInput(PionError):
     """The request itself is wrong; nothing was started and nothing was lost."""
 
     exit_code = 2
-
-
-def refuse(mistakes: Iterable[tuple[object, str]]) -> None:
-    """Raise BadInput for the first mistake that was made, with the words that follow it."""
-    for made, words in mistakes:
-        if made:
-            raise BadInput(words)
 
 
 class Fenced(PionError):

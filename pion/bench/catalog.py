@@ -24,7 +24,7 @@ from pion.bench.correctness.recovery import check_resume, check_step_down
 from pion.bench.models import FAMILIES, Bench, measured_presets
 from pion.bench.results import SAVE, TRAIN, Outcome
 from pion.bench.speed import measure_decoding, measure_saving, measure_training
-from pion.errors import refuse
+from pion.errors import BadInput
 from pion.later_fields import closest
 
 # How many texts are decoded at once.
@@ -55,14 +55,12 @@ def chosen_tasks(bench: Bench, only: Sequence[str]) -> list[Task]:
     """
     tasks = every_task(bench)
     known = [task.name for task in tasks]
-    refuse(
-        (
-            not any(_is_under(row, name) for row in known),
-            f"--only {name}: the bench has no such row{closest(name, known)}. --names lists "
-            "all rows. Nothing was measured",
-        )
-        for name in only
-    )
+    for name in only:
+        if not any(_is_under(row, name) for row in known):
+            raise BadInput(
+                f"--only {name}: the bench has no such row{closest(name, known)}. --names lists "
+                "all rows. Nothing was measured"
+            )
     return [task for task in tasks if not only or any(_is_under(task.name, n) for n in only)]
 
 

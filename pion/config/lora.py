@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from pion.config.model_config import ModelConfig
 from pion.config.part_fields import is_number, is_whole
-from pion.errors import BadInput, refuse
+from pion.errors import BadInput
 from pion.later_fields import closest, shown
 from pion.untrusted import parse_object, read_file
 
@@ -57,26 +57,14 @@ class Lora:
 
     def __post_init__(self) -> None:
         named = self.targets != ALL_LINEAR
-        refuse(
-            [
-                (
-                    not is_whole(self.rank) or self.rank < 1,
-                    f"rank: {shown(self.rank)} must be a whole number of at least 1",
-                ),
-                (
-                    not is_number(self.alpha, above=0),
-                    f"alpha: {shown(self.alpha)} must be a finite number above 0",
-                ),
-                (
-                    self.base_dtype not in (None, "bfloat16"),
-                    f"base_dtype: {shown(self.base_dtype)} must be bfloat16, or left out",
-                ),
-                (
-                    named and (not isinstance(self.targets, tuple) or not self.targets),
-                    f"targets: {shown(self.targets)} must be all-linear or a list of names",
-                ),
-            ]
-        )
+        if not is_whole(self.rank) or self.rank < 1:
+            raise BadInput(f"rank: {shown(self.rank)} must be a whole number of at least 1")
+        if not is_number(self.alpha, above=0):
+            raise BadInput(f"alpha: {shown(self.alpha)} must be a finite number above 0")
+        if self.base_dtype not in (None, "bfloat16"):
+            raise BadInput(f"base_dtype: {shown(self.base_dtype)} must be bfloat16, or left out")
+        if named and (not isinstance(self.targets, tuple) or not self.targets):
+            raise BadInput(f"targets: {shown(self.targets)} must be all-linear or a list of names")
         if named and len(set(self.targets)) < len(self.targets):
             raise BadInput(f"targets: {shown(list(self.targets))} names a projection twice")
 
@@ -107,14 +95,12 @@ class Lora:
                     f"feed-forward layers. Name projections of attention: [{', '.join(known)}]"
                 )
             return tuple(known)
-        refuse(
-            (
-                name not in known,
-                f"targets: the model has no projection {shown(name)} that LoRA can adapt"
-                f"{closest(name, known)}; it has {', '.join(known)}",
-            )
-            for name in self.targets
-        )
+        for name in self.targets:
+            if name not in known:
+                raise BadInput(
+                    f"targets: the model has no projection {shown(name)} that LoRA can adapt"
+                    f"{closest(name, known)}; it has {', '.join(known)}"
+                )
         return tuple(name for name in known if name in self.targets)
 
 

@@ -23,7 +23,7 @@ from pion.config.parts import (
 )
 from pion.config.presets import PRESETS
 from pion.config.primitives import Primitives
-from pion.errors import BadInput, refuse
+from pion.errors import BadInput
 from pion.later_fields import closest, from_fields, later_field, shown, to_record, values_before
 
 # The values of `family`. It is a label for presets, importers and cards; no computation reads it.
@@ -101,18 +101,12 @@ class ModelConfig:
                 )
             object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
         self._require_positive("head_dim", int)
-        refuse(
-            [
-                (
-                    self.head_dim % 2 and self.positions == "rotary",
-                    f"head_dim {self.head_dim} is odd: rotary positions need pairs",
-                ),
-                (
-                    self.n_heads % self.n_kv_heads,
-                    f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}",
-                ),
-            ]
-        )
+        if self.head_dim % 2 and self.positions == "rotary":
+            raise BadInput(f"head_dim {self.head_dim} is odd: rotary positions need pairs")
+        if self.n_heads % self.n_kv_heads:
+            raise BadInput(
+                f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
+            )
         caps = [name for name in ("softcap", "logit_cap") if getattr(self, name) is not None]
         for name in ("rope_theta", "norm_eps", "init_std", *caps):
             self._require_positive(name, int | float)
@@ -122,18 +116,10 @@ class ModelConfig:
             if part is not None:
                 part.check(self)
         two_matrices = self.activation != "swiglu" and self.feedforward == "dense"
-        refuse(
-            [
-                (
-                    self.feedforward_bias and not two_matrices,
-                    "feedforward_bias: only feed-forward layers of two matrices have biases",
-                ),
-                (
-                    self.family not in FAMILIES,
-                    f"unknown family {shown(self.family)}{closest(self.family, FAMILIES)}",
-                ),
-            ]
-        )
+        if self.feedforward_bias and not two_matrices:
+            raise BadInput("feedforward_bias: only feed-forward layers of two matrices have biases")
+        if self.family not in FAMILIES:
+            raise BadInput(f"unknown family {shown(self.family)}{closest(self.family, FAMILIES)}")
 
     def _require_positive(self, name: str, kind: type | UnionType) -> None:
         value: Any = getattr(self, name)

@@ -23,7 +23,7 @@ from pion.config.part_fields import (
     setting,
 )
 from pion.config.primitives import Primitives
-from pion.errors import BadInput, refuse
+from pion.errors import BadInput
 from pion.later_fields import from_fields, shown, values_before
 
 Part = TypeVar("Part")
@@ -51,19 +51,12 @@ class Experts(FeedForwardPart):
 
     def __post_init__(self) -> None:
         check_fields(self, "experts.")
-        refuse(
-            [
-                (
-                    self.shared and not self.d_shared,
-                    "experts.d_shared: give the width of the shared experts, or set "
-                    "experts.shared to 0",
-                ),
-                (
-                    self.top_k > self.n,
-                    f"experts.top_k {self.top_k} is more than experts.n {self.n}",
-                ),
-            ]
-        )
+        if self.shared and not self.d_shared:
+            raise BadInput(
+                "experts.d_shared: give the width of the shared experts, or set experts.shared to 0"
+            )
+        if self.top_k > self.n:
+            raise BadInput(f"experts.top_k {self.top_k} is more than experts.n {self.n}")
         for name in ("balance_weight", "z_weight"):
             require_weight(f"experts.{name}", getattr(self, name))
 
@@ -224,10 +217,9 @@ class Values:
     def check(self, model: Core) -> None:
         """Raise BadInput for layers that the model does not have, or that have no attention."""
         _require_layers("values", self.layers, model)
-        refuse(
-            (layer not in model.attention_layers, f"values.layers: layer {layer} has no attention")
-            for layer in self.layers
-        )
+        for layer in self.layers:
+            if layer not in model.attention_layers:
+                raise BadInput(f"values.layers: layer {layer} has no attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,26 +246,18 @@ class RopeScaling:
     def __post_init__(self) -> None:
         low, high = self.low_freq_factor, self.high_freq_factor
         named = {"factor": self.factor, "low_freq_factor": low, "high_freq_factor": high}
-        refuse(
-            (
-                not is_number(value, above=0),
-                f"rope_scaling.{name} is {shown(value)}; it must be a number above 0",
+        for name, value in named.items():
+            if not is_number(value, above=0):
+                raise BadInput(
+                    f"rope_scaling.{name} is {shown(value)}; it must be a number above 0"
+                )
+        if self.factor < 1:
+            raise BadInput(f"rope_scaling.factor is {self.factor}; it must be at least 1")
+        if high <= low:
+            raise BadInput(
+                f"rope_scaling.high_freq_factor {high} must be above "
+                f"rope_scaling.low_freq_factor {low}"
             )
-            for name, value in named.items()
-        )
-        refuse(
-            [
-                (
-                    self.factor < 1,
-                    f"rope_scaling.factor is {self.factor}; it must be at least 1",
-                ),
-                (
-                    high <= low,
-                    f"rope_scaling.high_freq_factor {high} must be above "
-                    f"rope_scaling.low_freq_factor {low}",
-                ),
-            ]
-        )
         check_fields(self, "rope_scaling.")
 
     def check(self, model: Core) -> None:
@@ -298,14 +282,12 @@ def build_part(kind: type[Part], value: Any, name: str) -> Part:
 
 
 def _require_layers(part: str, layers: Sequence[int], model: Core) -> None:
-    refuse(
-        (
-            layer >= model.n_layers,
-            f"{part} names layer {layer}, but the model has {model.n_layers} layers, "
-            f"0 to {model.n_layers - 1}",
-        )
-        for layer in layers
-    )
+    for layer in layers:
+        if layer >= model.n_layers:
+            raise BadInput(
+                f"{part} names layer {layer}, but the model has {model.n_layers} layers, "
+                f"0 to {model.n_layers - 1}"
+            )
 
 
 # By part, the fields that name layers by their numbers.

@@ -19,7 +19,7 @@ from pion.config.part_fields import (
     require_weight,
     setting,
 )
-from pion.errors import BadInput, refuse
+from pion.errors import BadInput
 from pion.later_fields import shown
 
 # The matrices of a feed-forward layer, and the banks that they are mixed of, in this order.
@@ -68,22 +68,12 @@ class Primitives(FeedForwardPart):
     def __post_init__(self) -> None:
         check_fields(self, "primitives.")
         bits = self.activation_bits
-        refuse(
-            [
-                (
-                    self.top_k > self.n,
-                    f"primitives.top_k {self.top_k} is more than primitives.n {self.n}",
-                ),
-                (
-                    bits and not self.ternary,
-                    "primitives.activation_bits: only a ternary bank rounds its input",
-                ),
-                (
-                    bits == 1 or bits > 16,
-                    f"primitives.activation_bits is {bits}; it must be 0, or from 2 to 16",
-                ),
-            ]
-        )
+        if self.top_k > self.n:
+            raise BadInput(f"primitives.top_k {self.top_k} is more than primitives.n {self.n}")
+        if bits and not self.ternary:
+            raise BadInput("primitives.activation_bits: only a ternary bank rounds its input")
+        if bits == 1 or bits > 16:
+            raise BadInput(f"primitives.activation_bits is {bits}; it must be 0, or from 2 to 16")
         require_weight("primitives.diversity_weight", self.diversity_weight)
         object.__setattr__(self, "bands", _bands(self.bands))
         if self.stored is not None:
@@ -159,20 +149,16 @@ class Primitives(FeedForwardPart):
         """Raise BadInput for a model that these primitives do not fit."""
         layers = [layer for band in self.bands for layer in band]
         full = min(model.d_model, model.d_ff)
-        refuse(
-            [
-                (
-                    model.experts is not None and model.experts.shared,
-                    "experts.shared: experts that are recipes of primitives have no shared ones. "
-                    "Set experts.shared to 0",
-                ),
-                (
-                    model.activation == "swiglu",
-                    "primitives: layers of primitives have two matrices and no gate. Set "
-                    "activation to gelu or relu2",
-                ),
-            ]
-        )
+        if model.experts is not None and model.experts.shared:
+            raise BadInput(
+                "experts.shared: experts that are recipes of primitives have no shared ones. "
+                "Set experts.shared to 0"
+            )
+        if model.activation == "swiglu":
+            raise BadInput(
+                "primitives: layers of primitives have two matrices and no gate. Set "
+                "activation to gelu or relu2"
+            )
         # A record can claim any number of layers, so the first that is missing ends this.
         for layer in range(model.n_layers):
             if layers.count(layer) != 1:
@@ -181,25 +167,21 @@ class Primitives(FeedForwardPart):
                     f"primitives.bands has layer {layer} {what}; each of the {model.n_layers} "
                     "layers must be in one band"
                 )
-        refuse(
-            [
-                (
-                    max(layers) >= model.n_layers,
-                    f"primitives.bands names layer {max(layers)}, but the model has "
-                    f"{model.n_layers} layers, 0 to {model.n_layers - 1}",
-                ),
-                (
-                    self.rank > full,
-                    f"primitives.rank {self.rank} is above {full}, the smaller side of a "
-                    "feed-forward matrix: no matrix of this shape has a higher rank",
-                ),
-                (
-                    2 * self.n * self.rank % ROW_BYTES,
-                    f"primitives.n {self.n} times primitives.rank {self.rank} must be a multiple "
-                    f"of {ROW_BYTES // 2}: matrix products are fast only with aligned rows",
-                ),
-            ]
-        )
+        if max(layers) >= model.n_layers:
+            raise BadInput(
+                f"primitives.bands names layer {max(layers)}, but the model has "
+                f"{model.n_layers} layers, 0 to {model.n_layers - 1}"
+            )
+        if self.rank > full:
+            raise BadInput(
+                f"primitives.rank {self.rank} is above {full}, the smaller side of a "
+                "feed-forward matrix: no matrix of this shape has a higher rank"
+            )
+        if 2 * self.n * self.rank % ROW_BYTES:
+            raise BadInput(
+                f"primitives.n {self.n} times primitives.rank {self.rank} must be a multiple "
+                f"of {ROW_BYTES // 2}: matrix products are fast only with aligned rows"
+            )
 
 
 def _bands(value: object) -> tuple[tuple[int, ...], ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.errors import BadInput, refuse
+from pion.errors import BadInput
 from pion.generation.bounds import check
 from pion.generation.sampling import Sampling, sample
 from pion.generation.text_stream import TextStream
@@ -214,20 +214,16 @@ def checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:
     prompt = [int(token) for token in ids]
     if not prompt:
         raise BadInput("the prompt is empty: start with `tokenizer.prompt(text)`")
-    refuse(
-        [
-            (
-                len(prompt) > config.seq_len,
-                f"the prompt has {len(prompt)} tokens, but the model's context is "
-                f"{config.seq_len} tokens. Shorten the prompt",
-            ),
-            (
-                not 0 <= min(prompt) <= max(prompt) < config.vocab_size,
-                f"the prompt has an id outside 0 … {config.vocab_size - 1}, the model's "
-                "vocabulary: was it encoded with a different tokenizer?",
-            ),
-        ]
-    )
+    if len(prompt) > config.seq_len:
+        raise BadInput(
+            f"the prompt has {len(prompt)} tokens, but the model's context is "
+            f"{config.seq_len} tokens. Shorten the prompt"
+        )
+    if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+        raise BadInput(
+            f"the prompt has an id outside 0 … {config.vocab_size - 1}, the model's "
+            "vocabulary: was it encoded with a different tokenizer?"
+        )
     return prompt
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
-from pion.errors import BadInput, refuse
+from pion.errors import BadInput
 from pion.model.attention.attention import Attention
 from pion.model.attention.cache import BatchCache, KVCache
 from pion.model.block import Block
@@ -182,19 +182,13 @@ class Decoder(nn.Module):
         Raises BadInput for a model without gates or one that rounds by the largest of a batch, and
         for a confidence that is not from 0 to 1.
         """
-        refuse(
-            [
-                (
-                    not self.config.gates,
-                    "this model has no gates, so no layer can be skipped. Leave out --skip-above, "
-                    "or train gates as in jobs/demo-gates.yaml",
-                ),
-                (
-                    not 0 <= skip_above <= 1,
-                    f"{skip_above} is no confidence of a gate; give a number from 0 to 1",
-                ),
-            ]
-        )
+        if not self.config.gates:
+            raise BadInput(
+                "this model has no gates, so no layer can be skipped. Leave out --skip-above, "
+                "or train gates as in jobs/demo-gates.yaml"
+            )
+        if not 0 <= skip_above <= 1:
+            raise BadInput(f"{skip_above} is no confidence of a gate; give a number from 0 to 1")
         for part in self.shared_parts():
             part.check_skipping()
         model = self._twin()

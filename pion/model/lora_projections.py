@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pion.config.lora import ATTENTION, Lora
-from pion.errors import BadInput, refuse
+from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.model.decoder import ROLES_IN_FP32, Decoder
 from pion.model.norm_and_projection import Projection, project
@@ -131,16 +131,13 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
         problem = "there is no tensor" if name in target else "unexpected tensor"
         raise BadInput(f"{problem} {shown(name)} of LoRA")
     for name, tensor in source.items():
-        refuse(
-            [
-                (
-                    tensor.shape != target[name].shape,
-                    f"{name} has shape {tuple(tensor.shape)}; the settings of LoRA need "
-                    f"{tuple(target[name].shape)}",
-                ),
-                (not tensor.isfinite().all(), f"{name} has numbers that are not finite"),
-            ]
-        )
+        if tensor.shape != target[name].shape:
+            raise BadInput(
+                f"{name} has shape {tuple(tensor.shape)}; the settings of LoRA need "
+                f"{tuple(target[name].shape)}"
+            )
+        if not tensor.isfinite().all():
+            raise BadInput(f"{name} has numbers that are not finite")
         target[name].copy_(tensor)
 
 

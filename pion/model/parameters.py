@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
-from pion.errors import BadInput, refuse
+from pion.errors import BadInput
 
 
 def parameter_roles(model: nn.Module) -> dict[str, Role]:
@@ -130,29 +130,23 @@ def require_possible(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None
     part = config.feedforward_part
     parts = 0 if part is None else part.modules(config)
     elements = sum(tensor.numel() for tensor in tensors.values())
-    refuse(
-        [
-            (
-                config.n_layers > len(layers),
-                f"n_layers is {config.n_layers:,}, but the weights have tensors of "
-                f"{len(layers):,} layers",
-            ),
-            (
-                config.n_layers > MOST_LAYERS or config.n_layers * (1 + parts) > MOST_MODULES,
-                f"n_layers is {config.n_layers:,}, with {parts:,} shared experts or recipes each: "
-                f"at most {MOST_LAYERS:,} layers, and {MOST_MODULES:,} layers and such parts, are "
-                "read",
-            ),
-            *(
-                (
-                    needed > elements,
-                    f"the settings need {needed:,} numbers for {what}, but the weights have only "
-                    f"{elements:,} in total",
-                )
-                for what, needed in _least_elements(config)
-            ),
-        ]
-    )
+    if config.n_layers > len(layers):
+        raise BadInput(
+            f"n_layers is {config.n_layers:,}, but the weights have tensors of "
+            f"{len(layers):,} layers"
+        )
+    if config.n_layers > MOST_LAYERS or config.n_layers * (1 + parts) > MOST_MODULES:
+        raise BadInput(
+            f"n_layers is {config.n_layers:,}, with {parts:,} shared experts or recipes each: "
+            f"at most {MOST_LAYERS:,} layers, and {MOST_MODULES:,} layers and such parts, are "
+            "read"
+        )
+    for what, needed in _least_elements(config):
+        if needed > elements:
+            raise BadInput(
+                f"the settings need {needed:,} numbers for {what}, but the weights have only "
+                f"{elements:,} in total"
+            )
 
 
 def _least_elements(config: ModelConfig) -> Iterator[tuple[str, int]]:

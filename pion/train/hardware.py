@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from pion.errors import refuse
+from pion.errors import BadInput
 from pion.train.settings import ComputePlan
 
 # Dense TFLOP/s from NVIDIA's data sheets and architecture white papers: in bf16 on tensor cores
@@ -62,19 +62,13 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    refuse(
-        [
-            (
-                device.type not in ("cpu", "cuda"),
-                f"device {name!r}: training runs on cpu or cuda",
-            ),
-            (
-                device.type == "cuda" and not torch.cuda.is_available(),
-                f"device {name!r}: torch {torch.__version__} sees no CUDA device on this machine; "
-                "check `nvidia-smi`, or use device auto",
-            ),
-        ]
-    )
+    if device.type not in ("cpu", "cuda"):
+        raise BadInput(f"device {name!r}: training runs on cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput(
+            f"device {name!r}: torch {torch.__version__} sees no CUDA device on this machine; "
+            "check `nvidia-smi`, or use device auto"
+        )
     return device
 
 

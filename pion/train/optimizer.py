@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from pion.config.parts import Role
-from pion.errors import BadInput, refuse
+from pion.errors import BadInput
 from pion.model.forward_pass import group_of_parameter
 from pion.model.parameters import parameter_roles
 from pion.train.muon import Muon
@@ -201,14 +201,12 @@ def check_tensors(source: dict[str, Tensor], target: dict[str, Tensor], what: st
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise BadInput(f"the {what} {kind} {min(names)}{more}: it belongs to a different model")
-    refuse(
-        (
-            tensor.shape != target[name].shape,
-            f"the {what}'s {name} has shape {tuple(tensor.shape)} instead of "
-            f"{tuple(target[name].shape)}: it belongs to a different model",
-        )
-        for name, tensor in source.items()
-    )
+    for name, tensor in source.items():
+        if tensor.shape != target[name].shape:
+            raise BadInput(
+                f"the {what}'s {name} has shape {tuple(tensor.shape)} instead of "
+                f"{tuple(target[name].shape)}: it belongs to a different model"
+            )
 
 
 @torch.no_grad()

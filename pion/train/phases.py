@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import PARTS, Role
-from pion.errors import BadInput, refuse
+from pion.errors import BadInput
 from pion.later_fields import closest, shown
 
 OTHERS = "others"
@@ -83,23 +83,14 @@ def check_phases(phases: Sequence[Phase], steps: int) -> None:
     before = 0
     for number, phase in enumerate(phases):
         where, last = f"phases.{number}", number == len(phases) - 1
-        refuse(
-            [
-                (
-                    last and phase.until is not None,
-                    f"{where}.until: the last phase lasts to the end; remove `until`",
-                ),
-                (
-                    not last and phase.until is None,
-                    f"{where}.until: missing; only the last phase lasts to the end",
-                ),
-                (
-                    isinstance(phase.until, float) and not 0 < phase.until < 1,
-                    f"{where}.until: {shown(phase.until)} is no share of the steps; give "
-                    "0 < until < 1",
-                ),
-            ]
-        )
+        if last and phase.until is not None:
+            raise BadInput(f"{where}.until: the last phase lasts to the end; remove `until`")
+        if not last and phase.until is None:
+            raise BadInput(f"{where}.until: missing; only the last phase lasts to the end")
+        if isinstance(phase.until, float) and not 0 < phase.until < 1:
+            raise BadInput(
+                f"{where}.until: {shown(phase.until)} is no share of the steps; give 0 < until < 1"
+            )
         end = phase.end(steps)
         if not before < end <= steps or (end == steps and not last):
             raise BadInput(
@@ -113,15 +104,10 @@ def check_phases(phases: Sequence[Phase], steps: int) -> None:
 def _check_trained(where: str, phase: Phase) -> None:
     known = (*get_args(Role), OTHERS)
     for name, rate in phase.rates.items():
-        refuse(
-            [
-                (
-                    name not in known,
-                    f"{where}.rates: unknown role {shown(name)}{closest(name, known)}",
-                ),
-                (not rate >= 0, f"{where}.rates.{name}: {shown(rate)} is below 0"),
-            ]
-        )
+        if name not in known:
+            raise BadInput(f"{where}.rates: unknown role {shown(name)}{closest(name, known)}")
+        if not rate >= 0:
+            raise BadInput(f"{where}.rates.{name}: {shown(rate)} is below 0")
     if len(phase.frozen_roles()) == len(get_args(Role)):
         raise BadInput(f"{where}.rates: all roles are frozen; give some role a rate above 0")
 
@@ -147,18 +133,12 @@ def check_phases_of_model(phases: Sequence[Phase], config: ModelConfig) -> None:
         given = [*phase.sizes(), *(() if phase.only_bands is None else ("unfreeze",))]
         if given and not known:
             raise BadInput(f"{where}.{given[0]}: the model has no primitives")
-        refuse(
-            (
-                not 1 <= value <= known[name],
-                f"{where}.{name}: {shown(value)} must be from 1 to {known[name]}",
-            )
-            for name, value in phase.sizes().items()
-        )
-        refuse(
-            (
-                band not in range(bands),
-                f"{where}.unfreeze: there is no band {shown(band)}; the model has {bands}, "
-                "counted from 0",
-            )
-            for band in phase.only_bands or ()
-        )
+        for name, value in phase.sizes().items():
+            if not 1 <= value <= known[name]:
+                raise BadInput(f"{where}.{name}: {shown(value)} must be from 1 to {known[name]}")
+        for band in phase.only_bands or ():
+            if band not in range(bands):
+                raise BadInput(
+                    f"{where}.unfreeze: there is no band {shown(band)}; the model has {bands}, "
+                    "counted from 0"
+                )

@@ -21,7 +21,7 @@ from torch.nn.functional import linear
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
 from pion.config.primitives import Primitives
-from pion.errors import BadInput, refuse
+from pion.errors import BadInput
 from pion.model.norm_and_projection import RMSNorm, compute_dtype, kept_by_norm
 from pion.model.pass_kind import PassKind
 from pion.model.pilon.ternary import (
@@ -167,19 +167,12 @@ class Bank(nn.Module):
             raise BadInput(f"{name}.packed is damaged: {error}") from None
         numbers = self.numbers
         rising = bool((numbers.diff() > 0).all()) and int(numbers[0]) >= 0
-        refuse(
-            [
-                (
-                    not rising or int(numbers[-1]) >= self.settings.n,
-                    f"{name}.numbers is damaged: it must have rising numbers below "
-                    f"{self.settings.n}",
-                ),
-                (
-                    not self.scales.isfinite().all(),
-                    f"{name}.scales is damaged: a scale is not finite",
-                ),
-            ]
-        )
+        if not rising or int(numbers[-1]) >= self.settings.n:
+            raise BadInput(
+                f"{name}.numbers is damaged: it must have rising numbers below {self.settings.n}"
+            )
+        if not self.scales.isfinite().all():
+            raise BadInput(f"{name}.scales is damaged: a scale is not finite")
         missing = chosen[~torch.isin(chosen, numbers)]
         if len(missing):
             raise BadInput(
