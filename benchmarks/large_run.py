@@ -44,7 +44,8 @@ from benchmarks.step_counts import Step, count_step
 from pion.config.model_config import ModelConfig
 from pion.model.params_and_flops import cost_of, flops_per_token
 from pion.train.hardware import gpu_flops
-from pion.train.memory import Memory, Workload, choose_micro_batch, predict_memory
+from pion.train.memory import Memory, Workload, predict_memory
+from pion.train.micro_batch import choose_micro_batch
 from pipeline.job import Checkpoint
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.speeds import ASSUMED_MFU

@@ -24,13 +24,8 @@ from pion.train.hardware import (
     torch_dtype,
     total_memory,
 )
-from pion.train.memory import (
-    RUNTIME_BYTES,
-    DoesNotFit,
-    Workload,
-    choose_micro_batch,
-    predict_memory,
-)
+from pion.train.memory import RUNTIME_BYTES, Workload, predict_memory
+from pion.train.micro_batch import DoesNotFit, choose_micro_batch
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 

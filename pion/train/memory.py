@@ -1,7 +1,4 @@
-"""Predict the memory of a training step, and choose the micro-batch that fits a machine.
-
-A prediction has the parts of a step, and the phase that needs the most.
-"""
+"""Predict the memory of a training step: its parts, and the phase that needs the most."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ from typing import Literal
 
 from pion.config.lora import Lora, LoraCost, lora_cost
 from pion.config.model_config import ModelConfig
-from pion.errors import BadInput
 from pion.model.attention.attention import inside_kernels
 from pion.model.attention.masks import mask_bytes
 from pion.model.attention.rope import rotation_bytes
@@ -156,7 +152,7 @@ def _reserve(work: Workload, micro_batch: int) -> int:
     """Return the bytes for what is no tensor: the runtime, and what kernels allocate inside.
 
     Attention's backward pass in one layer allocates the most. Fragmentation is not in the reserve:
-    HEADROOM is left for it.
+    HEADROOM (micro_batch.py) is left for it.
     """
     inside = inside_kernels(work.pass_kind(), work.config)
     return RUNTIME_BYTES + micro_batch * work.seq_len * inside
@@ -281,56 +277,3 @@ class _MicroBatch:
             return 0
         projections = sum(projections for _, projections in additions.layer[:layers])
         return self._tokens * self._at.width * lora.rank * projections
-
-
-# ---------------------------------------------------------------- the micro-batch
-
-# The share of the memory that stays free, for fragmentation and for what a prediction leaves out.
-HEADROOM = 0.1
-
-# A micro-batch of more tokens than this is no faster.
-USEFUL_TOKENS = {"cpu": 4096, "cuda": 65_536}
-
-
-class DoesNotFit(BadInput):
-    """A training step needs more memory than the `usable` bytes; `what` says how much."""
-
-    def __init__(self, message: str, what: str, usable: int) -> None:
-        self.what, self.usable = what, usable
-        super().__init__(message)
-
-
-def choose_micro_batch(
-    work: Workload, *, rows_per_rank: int, memory_bytes: int, recompute: bool | None = None
-) -> tuple[int, bool]:
-    """Return the micro-batch for a rank with `memory_bytes`, and whether to recompute activations.
-
-    The rank's rows of a step are cut into the fewest micro-batches, of a power-of-two size that
-    fits and is useful. Then the sizes are evened out. Recomputing activations costs a third more
-    arithmetic, so activations are recomputed only if one row does not fit otherwise, or as
-    `recompute` says.
-
-    Raises DoesNotFit, a BadInput, if even one row does not fit.
-    """
-    available = int(memory_bytes * (1 - HEADROOM))
-    useful = max(1, USEFUL_TOKENS[work.device] // work.seq_len)
-    needed = 0
-    for again in (False, True) if recompute is None else (recompute,):
-        best, size = 0, 1
-        while size <= min(useful, max(1, rows_per_rank)):
-            needed = predict_memory(work, micro_batch=size, recompute=again).total
-            if needed > available:
-                break
-            best, size = size, 2 * size
-        if best:
-            micro_batches = -(-rows_per_rank // best)
-            return -(-rows_per_rank // micro_batches), again
-    raise DoesNotFit(
-        f"the model does not fit: training on one row of {work.seq_len} tokens needs "
-        f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} of this machine's "
-        f"{memory_bytes / 2**30:.1f} GiB can be used. Use a larger machine, a smaller model or a "
-        "shorter data.seq_len" + ("" if recompute in (None, True) else ", or allow recompute"),
-        f"the model does not fit: training on one row of {work.seq_len} tokens needs "
-        f"{needed / 2**30:.1f} GiB",
-        available,
-    )

@@ -104,7 +104,8 @@ def _fitting_micro_batch(
 ) -> tuple[int, bool]:
     """Return the micro-batch that fits into memory, and whether activations are recomputed."""
     from pion.train.hardware import cuda_capability, total_memory
-    from pion.train.memory import DoesNotFit, Workload, choose_micro_batch
+    from pion.train.memory import Workload
+    from pion.train.micro_batch import DoesNotFit, choose_micro_batch
     from pion.train.phases import config_of_largest_phase
 
     section = job.section(stage)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pion.errors import BadInput
-from pion.train.memory import HEADROOM
+from pion.train.micro_batch import HEADROOM
 from pipeline.console.formats import duration
 from pipeline.cost.budget import check_budget, over_budget, price_per_hour
 from pipeline.job import Job

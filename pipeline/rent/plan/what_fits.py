@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pion.config.lora import Lora
 from pion.data.order import rows_per_rank
 from pion.errors import BadInput
-from pion.train.memory import HEADROOM, DoesNotFit, Workload, choose_micro_batch, predict_memory
+from pion.train.memory import Workload, predict_memory
+from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
 from pipeline.console.formats import counted
 from pipeline.job import Job
 from pipeline.job.train_sections import HOW_TO_USE

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pion.train.memory import HEADROOM
+from pion.train.micro_batch import HEADROOM
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.plan.estimate import (

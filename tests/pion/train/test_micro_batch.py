@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
-from pion.train.memory import Memory, Workload, choose_micro_batch, predict_memory
+from pion.train.memory import Memory, Workload, predict_memory
+from pion.train.micro_batch import choose_micro_batch
 
 GIB = 2**30
 DEMO = ModelConfig(

@@ -1,0 +1,56 @@
+"""Choose the micro-batch: fit the predicted memory of a training step to the machine."""
+
+from __future__ import annotations
+
+from pion.errors import BadInput
+from pion.train.memory import Workload, predict_memory
+
+# The share of the memory that stays free, for fragmentation and for what a prediction leaves out.
+HEADROOM = 0.1
+
+# A micro-batch of more tokens than this is no faster.
+USEFUL_TOKENS = {"cpu": 4096, "cuda": 65_536}
+
+
+class DoesNotFit(BadInput):
+    """A training step needs more memory than the `usable` bytes; `what` says how much."""
+
+    def __init__(self, message: str, what: str, usable: int) -> None:
+        self.what, self.usable = what, usable
+        super().__init__(message)
+
+
+def choose_micro_batch(
+    work: Workload, *, rows_per_rank: int, memory_bytes: int, recompute: bool | None = None
+) -> tuple[int, bool]:
+    """Return the micro-batch for a rank with `memory_bytes`, and whether to recompute activations.
+
+    The rank's rows of a step are cut into the fewest micro-batches, of a power-of-two size that
+    fits and is useful. Then the sizes are evened out. Recomputing activations costs a third more
+    arithmetic, so activations are recomputed only if one row does not fit otherwise, or as
+    `recompute` says.
+
+    Raises DoesNotFit, a BadInput, if even one row does not fit.
+    """
+    available = int(memory_bytes * (1 - HEADROOM))
+    useful = max(1, USEFUL_TOKENS[work.device] // work.seq_len)
+    needed = 0
+    for again in (False, True) if recompute is None else (recompute,):
+        best, size = 0, 1
+        while size <= min(useful, max(1, rows_per_rank)):
+            needed = predict_memory(work, micro_batch=size, recompute=again).total
+            if needed > available:
+                break
+            best, size = size, 2 * size
+        if best:
+            micro_batches = -(-rows_per_rank // best)
+            return -(-rows_per_rank // micro_batches), again
+    raise DoesNotFit(
+        f"the model does not fit: training on one row of {work.seq_len} tokens needs "
+        f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} of this machine's "
+        f"{memory_bytes / 2**30:.1f} GiB can be used. Use a larger machine, a smaller model or a "
+        "shorter data.seq_len" + ("" if recompute in (None, True) else ", or allow recompute"),
+        f"the model does not fit: training on one row of {work.seq_len} tokens needs "
+        f"{needed / 2**30:.1f} GiB",
+        available,
+    )
