@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pion.errors import BadInput, PionError, is_panic
-from pipeline.commands.cli import Add, Argument, Command, add_commands, argument, flag
+from pipeline.commands.arguments import Add, Argument, Command, argument, flag
+from pipeline.commands.cli import add_commands
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked, refuse_endpoints, refuse_secret_arguments
@@ -182,16 +183,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
     def add(
         name: str, command: Command, help: str, *arguments: Argument, overrides: bool = False
-    ) -> _Parser:
+    ) -> None:
         sub: _Parser = commands.add_parser(
             name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False
         )
         sub.set_defaults(command=command)
-        for one in arguments:
+        # Some arguments import what they describe, so only those of the command are described.
+        for one in arguments if name in argv else ():
             one(sub)
         if overrides:
             take_overrides[name] = sub
-        return sub
 
     _add_run(add)
     add_commands(add)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import math
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pion.errors import BadInput
-from pion.generation.bounds import BOUNDS
+from pipeline.commands.sampling import Settings, convert
 from pipeline.console.formats import printable
 
 if TYPE_CHECKING:
@@ -21,38 +19,6 @@ if TYPE_CHECKING:
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
     from pipeline.models.find import FoundModel
-
-
-# How text is sampled: keywords of `pion.generate`.
-Settings = Mapping[str, Any]
-DEFAULTS: Settings = {
-    "max_tokens": 128,
-    "temperature": 0.8,
-    "top_k": 50,
-    "top_p": 0.9,
-    "repetition_penalty": 1.0,
-}
-SAMPLING_HELP = {
-    "max_tokens": "maximum length of an answer, in tokens",
-    "temperature": "0 takes the most likely token; higher is more random",
-    "top_k": "choose among this many of the most likely tokens; 0: all",
-    "top_p": "choose among the most likely tokens that add up to this probability",
-    "repetition_penalty": "values above 1 make tokens that were already used less likely",
-}
-
-
-def convert(name: str, text: str) -> float:
-    """Return the value that a user typed for a setting. Raises BadInput for an invalid value."""
-    bounds = replace(BOUNDS[name], least=1) if name == "max_tokens" else BOUNDS[name]
-    kind = int if name == "seed" else type(DEFAULTS[name])
-    try:
-        value: float = kind(text)
-    except ValueError:
-        value = math.nan
-    if not bounds.has(value):
-        whole = "a whole number, " if kind is int else ""
-        raise BadInput(f"{name.replace('_', ' ')} must be {whole}{bounds}, not {text[:40]!r}")
-    return value
 
 
 SETTINGS = {

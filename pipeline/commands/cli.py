@@ -4,62 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from functools import partial
-from operator import methodcaller
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from pion.errors import BadInput
+from pipeline.commands.arguments import JSON, Add, add_page, argument, flag, one_of
 from pipeline.console.formats import show
 
 if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
     from pion.model.decoder import Decoder
     from pipeline.models.find import FoundModel
-
-# Returns the exit code; None is 0.
-Command = Callable[[argparse.Namespace], int | None]
-# Adds an argument, or several, to the parser of a command.
-Argument = Callable[[Any], object]
-
-
-class Add(Protocol):
-    """A function that makes the parser of a command, with its arguments in this order.
-
-    A command with `overrides` takes key=value arguments, before and after its options.
-    """
-
-    def __call__(
-        self,
-        name: str,
-        command: Command,
-        help: str,
-        *arguments: Argument,
-        overrides: bool = False,
-    ) -> argparse.ArgumentParser: ...
-
-
-def argument(*names: str, **settings: Any) -> Argument:
-    """Return an argument, described as `ArgumentParser.add_argument` expects."""
-    return methodcaller("add_argument", *names, **settings)
-
-
-def flag(name: str, help: str) -> Argument:
-    """Return an option without a value."""
-    return argument(name, action="store_true", help=help)
-
-
-def one_of(*arguments: Argument) -> Argument:
-    """Return options of which a command line can have only one."""
-
-    def add(parser: argparse.ArgumentParser) -> None:
-        group = parser.add_mutually_exclusive_group()
-        for one in arguments:
-            one(group)
-
-    return add
-
 
 RUN_HELP = "a name in runs/, or STORE/NAME"
 MODEL_HELP = (
@@ -69,7 +24,6 @@ MODEL_HELP = (
 )
 MODEL_OR_LATEST = f"{MODEL_HELP}; default: the latest run"
 RUN = argument("run", metavar="RUN", help=RUN_HELP)
-JSON = flag("--json", "print JSON")
 GATES = argument(
     "--skip-above",
     type=float,
@@ -79,18 +33,41 @@ GATES = argument(
 )
 
 
+# The options that are described next to what they set. Only the command's own are imported.
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    from pion.bench.options import add_options
+
+    add_options(parser, "~/.cache/pion/bench, where `pion plan` finds it")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    from pipeline.commands.sampling import add_sampling
+
+    add_sampling(parser)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    from pipeline.serve.options import add_options
+
+    add_options(parser, MODEL_OR_LATEST)
+
+
+# ---------------------------------------------------------------- arguments
+
+
 def add_commands(add: Add) -> None:
     """Add the commands that use a run or a model; `add` makes a command's parser."""
-    from pion.bench import options as bench
-    from pipeline.live.options import add_page
-    from pipeline.serve import options as serve
-
-    parser = add("bench", _bench, "check that this card computes right, and measure its speed")
-    bench.add_options(parser, "~/.cache/pion/bench, where `pion plan` finds it")
+    add("bench", _bench, "check that this card computes right, and measure its speed", _add_bench)
     _add_generation(add)
     _add_model_files(add)
-    parser = add("serve", _serve, "serve models to browsers and programs: a page, and OpenAI's API")
-    serve.add_options(parser, MODEL_OR_LATEST)
+    add(
+        "serve",
+        _serve,
+        "serve models to browsers and programs: a page, and OpenAI's API",
+        _add_serve,
+    )
     add(
         "status",
         _status,
@@ -269,34 +246,6 @@ def _add_store_commands(add: Add) -> None:
     )
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    from pipeline.commands.chat import DEFAULTS, SAMPLING_HELP, convert
-    from pipeline.serve.options import add_dtype
-
-    for name, default in DEFAULTS.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=partial(_converted, convert, name),
-            default=default,
-            metavar="N",
-            help=f"{SAMPLING_HELP[name]} (default: {default})",
-        )
-    parser.add_argument(
-        "--seed",
-        type=partial(_converted, convert, "seed"),
-        metavar="N",
-        help="the same seed generates the same text",
-    )
-    add_dtype(parser)
-
-
-def _converted(convert: Callable[[str, str], float], name: str, text: str) -> float:
-    try:
-        return convert(name, text)
-    except BadInput as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 # ---------------------------------------------------------------- commands
 
 
@@ -309,18 +258,21 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _chat(args: argparse.Namespace) -> None:
     from pipeline.commands.chat import chat
+    from pipeline.commands.sampling import settings_of
 
     found, model, chat_format = _load_to_generate(args)
-    chat(model, chat_format, found, _settings(args))
+    chat(model, chat_format, found, settings_of(args))
 
 
 def _generate(args: argparse.Namespace) -> None:
+    from pipeline.commands.sampling import settings_of
+
     if args.prompts is not None:
         from pipeline.commands.prompts import answer_all, read_prompts
 
         prompts = read_prompts(Path(args.prompts))
         _, model, chat_format = _load_to_generate(args)
-        answer_all(model, chat_format, prompts, _settings(args), as_chat=args.chat)
+        answer_all(model, chat_format, prompts, settings_of(args), as_chat=args.chat)
         return
     from pipeline.commands.chat import answer_once
 
@@ -328,7 +280,7 @@ def _generate(args: argparse.Namespace) -> None:
         raise BadInput("no text to continue was given. Use --prompt TEXT or standard input")
     prompt = sys.stdin.read() if args.prompt is None else args.prompt
     _, model, chat_format = _load_to_generate(args)
-    answer_once(model, chat_format, prompt, _settings(args), as_chat=args.chat)
+    answer_once(model, chat_format, prompt, settings_of(args), as_chat=args.chat)
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -459,9 +411,3 @@ def _load(
 def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, ChatFormat]:
     found, model, chat_format = _load(args.model, args.skip_above, args.dtype)
     return found, model.joined(), chat_format
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.commands.chat import DEFAULTS
-
-    return {name: getattr(args, name) for name in (*DEFAULTS, "seed")}

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pion.errors import BadInput
-from pipeline.commands.chat import Settings, library_settings, prompt_ids, tell_replaced
+from pipeline.commands.chat import library_settings, prompt_ids, tell_replaced
+from pipeline.commands.sampling import Settings
 
 if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat

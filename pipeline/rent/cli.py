@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.commands.cli import JSON, Add, argument, flag, one_of
+from pipeline.commands.arguments import JSON, Add, add_page, argument, flag, one_of
 from pipeline.console.out import saying_if_slow
-from pipeline.live.options import add_page, page_address
-from pipeline.rent.replay.options import BENCH_HELP
 
 _LOADING = "loading the code that knows machines: a first start takes longer"
 
@@ -22,6 +20,14 @@ JOB = argument("job", metavar="JOB", help="a job file, such as jobs/pion-small.y
 RUN = argument("run", metavar="RUN", help=RUN_HELP)
 ON = argument("--on", metavar="SKY", required=True, help=ON_HELP)
 FORCE = flag("--force", FORCE_HELP)
+BENCH = argument(
+    "--bench",
+    metavar="FILE",
+    action="append",
+    default=[],
+    help="a result of `pion bench` on the GPU, for its speed; may be repeated. The results in "
+    "~/.cache/pion/bench are always used",
+)
 
 
 def add_rent_commands(add: Add) -> None:
@@ -51,7 +57,7 @@ def add_rent_commands(add: Add) -> None:
             ),
             argument("--on", metavar="SKY", help=f"show only these machines: {ON_HELP}"),
         ),
-        argument("--bench", metavar="FILE", action="append", default=[], help=BENCH_HELP),
+        BENCH,
         JSON,
         overrides=True,
     )
@@ -95,9 +101,13 @@ def _add_managed(add: Add) -> None:
     )
 
 
-def _add_replay(add: Add) -> None:
+def _add_replay_options(parser: argparse.ArgumentParser) -> None:
     from pipeline.rent.replay.options import add_options
 
+    add_options(parser)
+
+
+def _add_replay(add: Add) -> None:
     add(
         "replay",
         _replay,
@@ -111,7 +121,8 @@ def _add_replay(add: Add) -> None:
             required=True,
             help="JSON files that record when spot machines were available; see docs/renting.md",
         ),
-        add_options,
+        _add_replay_options,
+        BENCH,
         argument("--png", metavar="FILE", help="also draw the result to this file"),
         JSON,
         overrides=True,
@@ -159,6 +170,8 @@ def _watch(args: argparse.Namespace) -> int:
     refuse_unrented(args.run)
     with saying_if_slow(_LOADING):
         from pipeline.rent.managed.watch import watch
+
+    from pipeline.live.options import page_address
 
     return watch(args.run, once=args.once, page=page_address(args))
 

@@ -8,10 +8,6 @@ from dataclasses import dataclass
 
 from pion.errors import BadInput
 
-BENCH_HELP = (
-    "a result of `pion bench` on the GPU, for its speed; may be repeated. The results in "
-    "~/.cache/pion/bench are always used"
-)
 HELP = {
     "gpu": "the GPU type; sets the price, and without --step-seconds also the speed",
     "step_seconds": "seconds per step in the first training stage; for later stages, this time is "
@@ -98,4 +94,3 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, words in HELP.items():
         kind = str if name in WORDS else float
         parser.add_argument(option(name), metavar=WORDS.get(name, "N"), type=kind, help=words)
-    parser.add_argument("--bench", metavar="FILE", action="append", default=[], help=BENCH_HELP)

@@ -14,7 +14,7 @@ from pion.formats.gguf.vocabulary import sampling as gguf_sampling
 from pion.generation.bounds import BOUNDS, published_sampling
 from pion.generation.generate import Settings
 from pion.generation.sampling import sample
-from pipeline.commands.chat import convert
+from pipeline.commands.sampling import convert
 from pipeline.serve.requests import CompletionRequest
 
 WRONG = [

@@ -18,7 +18,8 @@ from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.conversation import Turn, tokenize
 from pion.errors import BadInput
 from pion.generation.bounds import BOUNDS
-from pipeline.commands.chat import DEFAULTS, Conversation, Settings, chat
+from pipeline.commands.chat import Conversation, chat
+from pipeline.commands.sampling import DEFAULTS, Settings
 from pipeline.models.find import FoundModel
 from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
 from tests.support.waiting import PATIENCE_SECONDS, wait_until

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pion.errors import Stopped
 from pipeline.console.formats import duration, printable
-from pipeline.rent.managed.look.look import Look
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.state.run_state import RunState
+
+if TYPE_CHECKING:  # `pion launch` shows no look, and needs what a look needs only afterwards
+    from pipeline.rent.managed.look.look import Look
 
 # Seconds between two lines that only differ in the step.
 STEP_LINE_SECONDS = 60.0
