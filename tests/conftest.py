@@ -11,6 +11,7 @@ import contextlib
 import functools
 import gc
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,16 @@ LONGEST_FIRST = (
 )
 
 
+WHOLE_FILE = re.compile(r"^pytestmark = (?:\[\s*)?pytest\.mark\.(soak|rental)\b", re.MULTILINE)
+
+# What the tests import takes Python a minute to compile. Two processes do it once for a checkout,
+# each half of it, before four processes do the whole of it each.
+COMPILED = CACHE / "compiled"
+IMPORTED = (
+    "import torch._dynamo, torch._inductor.compile_fx, transformers.generation.utils, peft",
+    "import ray, sky, moto.server, boto3, openai, fastapi, huggingface_hub, sklearn.metrics",
+)
+
 SHARED_RAY = """
 import sys, time
 from pipeline.workers.ray_fit import start_ray
@@ -90,6 +101,24 @@ def pytest_configure(config: pytest.Config) -> None:
     searching = "soak" in config.option.markexpr.replace("not soak", "")
     hypothesis.settings.register_profile("suite", derandomize=not searching, deadline=None)
     hypothesis.settings.load_profile("suite")
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    if config.getoption("numprocesses", None) and not is_worker and not COMPILED.exists():
+        _compile_what_tests_import()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file of which no test is selected: some import a compiler or SkyPilot."""
+    if collection_path.suffix != ".py":
+        return None
+    mark = WHOLE_FILE.search(collection_path.read_text(encoding="utf-8"))
+    return True if mark and f"not {mark[1]}" in config.option.markexpr else None
+
+
+def _compile_what_tests_import() -> None:
+    compiling = [subprocess.Popen([sys.executable, "-c", code]) for code in IMPORTED]
+    if not any([process.wait() for process in compiling]):
+        COMPILED.parent.mkdir(parents=True, exist_ok=True)
+        COMPILED.touch()
 
 
 def pytest_collection_finish() -> None:

@@ -2,7 +2,6 @@
 
 test_kernels.py starts this program with one of these arguments:
 
-  * `suite`: one block of a dense model;
   * `families`: one block of each family, and the mistakes of planted_kernels.py;
   * `soak FAMILY CARD DTYPE`: all kinds of steps of a family on a card;
   * `layers PRESET …`: all layers of full presets, traced and not lowered.
@@ -31,11 +30,6 @@ from tests.cuda_rehearsal.planted_kernels import ASSEMBLED, COMPILED, plant_in_k
 from tests.cuda_rehearsal.pretended_card import CARDS, pretended_card
 from tests.cuda_rehearsal.report import hand_back
 from tests.cuda_rehearsal.watch import Watch
-
-
-def lower_suite(watch: Watch) -> dict[str, Outcome]:
-    """Return the outcome of a dense model."""
-    return {"dense": run(watch, suite()["dense"], Assembler(CARDS["A40"]))}
 
 
 def lower_families(watch: Watch) -> dict[str, Outcome]:
@@ -76,7 +70,6 @@ def trace_layers(watch: Watch, *presets: str) -> dict[str, Outcome]:
 LONG_ROW = 4096
 
 TASKS: dict[str, Callable[..., dict[str, Outcome]]] = {
-    "suite": lower_suite,
     "families": lower_families,
     "soak": lower_soak,
     "layers": trace_layers,

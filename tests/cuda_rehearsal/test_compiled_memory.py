@@ -12,6 +12,8 @@ from tests.cuda_rehearsal.compiled_blocks import Compiled, read_kept
 from tests.cuda_rehearsal.pretended_card import CARDS
 
 PROGRAM = "tests.cuda_rehearsal.compiled_blocks"
+pytestmark = pytest.mark.soak
+
 MOST = 1.15  # a statement is never under, and never over by more than this
 
 
@@ -40,14 +42,12 @@ def check(output: str, preset: str) -> None:
         assert all(1 <= ratio <= MOST for ratio in ratios), (how, ratios)
 
 
-@pytest.mark.soak
 def test_a_compiled_block_keeps_what_its_parts_state(
     run_on_pretended_card: Callable[..., str],
 ) -> None:
     check(run_on_pretended_card(PROGRAM, "suite"), "suite")
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize(
     "preset",
     [

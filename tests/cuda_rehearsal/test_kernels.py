@@ -45,6 +45,8 @@ from tests.cuda_rehearsal.report import handed_back
 
 Outcomes = dict[str, Outcome]
 
+pytestmark = pytest.mark.soak
+
 # By the mistake's name: what the error of its kernel, or of the compiler, contains.
 REFUSED = {
     "attention needs more shared memory than a card has": (
@@ -98,17 +100,11 @@ def check_fits(family: str, outcome: Outcome) -> None:
     assert outcome.kernels > 0
 
 
-def test_a_block_of_a_dense_model_fits_on_an_a40(lower: Callable[..., Outcomes]) -> None:
-    check_fits("dense", lower("suite")["dense"])
-
-
-@pytest.mark.soak
 @pytest.mark.parametrize("family", SUITE)
 def test_a_block_of_each_family_fits_on_an_a40(families: Outcomes, family: str) -> None:
     check_fits(family, families[family])
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_step_that_cannot_be_compiled_or_run_is_found(families: Outcomes, name: str) -> None:
     outcome = families[name]
@@ -117,7 +113,6 @@ def test_a_step_that_cannot_be_compiled_or_run_is_found(families: Outcomes, name
     assert REFUSED[name] in found[0]
 
 
-@pytest.mark.soak
 def test_equal_layers_that_are_compiled_again_are_found(families: Outcomes) -> None:
     (found,) = faults(Case(SUITE["dense"]), families["each layer is compiled"])
     assert found.startswith("blocks were compiled 2 times, not 1")
@@ -128,7 +123,6 @@ def test_every_mistake_is_checked() -> None:
     assert COMPILED.keys() | ASSEMBLED.keys() == REFUSED.keys() | {"each layer is compiled"}
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("card", SOAK_CARDS)
 @pytest.mark.parametrize("family", SOAK)
@@ -141,7 +135,6 @@ def test_every_kind_of_step_fits_on_a_card(
     assert {kind: found for kind, found in wrong.items() if found} == {}
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("preset", PRESETS)
 def test_equal_layers_of_a_preset_share_one_compile(
     lower: Callable[..., Outcomes], preset: str

@@ -10,6 +10,8 @@ from pion.model.loss import LossShape, loss_bytes
 from pion.model.pass_kind import PassKind
 from tests.cuda_rehearsal.loss_peaks import Loss, read_loss_peaks
 
+pytestmark = pytest.mark.soak
+
 MOST = 1.02  # the statement is never under, and never over by more than this
 
 
@@ -19,7 +21,6 @@ def stated(how: Loss) -> int:
     return loss_bytes(shape, PassKind(width, 2048, "cuda", compiled=how.compiled))
 
 
-@pytest.mark.soak
 def test_a_loss_takes_what_it_states_plain_and_compiled(
     run_on_pretended_card: Callable[..., str],
 ) -> None:

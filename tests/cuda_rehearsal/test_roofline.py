@@ -30,11 +30,13 @@ def test_the_committed_counts_are_of_the_pinned_torch() -> None:
     assert CHECKED.keys() == checked_steps().keys()
 
 
+@pytest.mark.soak
 def test_a_step_is_not_worse_than_the_committed_count(counts: dict[str, Any]) -> None:
     assert counts["now"].keys() == CHECKED.keys()
     assert worse(counts["now"], CHECKED) == []
 
 
+@pytest.mark.soak
 def test_a_step_with_one_more_copy_in_each_layer_is_worse(counts: dict[str, Any]) -> None:
     extra = counts["worse"][EAGER]["launches"] - counts["now"][EAGER]["launches"]
     assert extra == 16  # layers
