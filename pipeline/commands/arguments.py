@@ -52,6 +52,14 @@ def one_of(*arguments: Argument) -> Argument:
 
 
 JSON = flag("--json", "print JSON")
+BENCH = argument(
+    "--bench",
+    metavar="FILE",
+    action="append",
+    default=[],
+    help="a result of `pion bench` on the GPU, for its speed; may be repeated. The results in "
+    "~/.cache/pion/bench are always used",
+)
 
 
 def add_page(parser: argparse.ArgumentParser) -> None:

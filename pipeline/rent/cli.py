@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.commands.arguments import JSON, Add, add_page, argument, flag, one_of
+from pipeline.commands.arguments import BENCH, JSON, Add, add_page, argument, flag, one_of
 from pipeline.console.out import saying_if_slow
 
 _LOADING = "loading the code that knows machines: a first start takes longer"
@@ -20,14 +20,6 @@ JOB = argument("job", metavar="JOB", help="a job file, such as jobs/pion-small.y
 RUN = argument("run", metavar="RUN", help=RUN_HELP)
 ON = argument("--on", metavar="SKY", required=True, help=ON_HELP)
 FORCE = flag("--force", FORCE_HELP)
-BENCH = argument(
-    "--bench",
-    metavar="FILE",
-    action="append",
-    default=[],
-    help="a result of `pion bench` on the GPU, for its speed; may be repeated. The results in "
-    "~/.cache/pion/bench are always used",
-)
 
 
 def add_rent_commands(add: Add) -> None:
@@ -122,7 +114,6 @@ def _add_replay(add: Add) -> None:
             help="JSON files that record when spot machines were available; see docs/renting.md",
         ),
         _add_replay_options,
-        BENCH,
         argument("--png", metavar="FILE", help="also draw the result to this file"),
         JSON,
         overrides=True,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,24 @@ from tests.support.whole_runs import RUN_SECONDS
 
 Weights = dict[str, Tensor]
 
+# By default each family is either killed or shared: these are killed.
+KILLED = ("tachyon", "daisy", "pilon", "biased")
+
+
+def in_soak(soak: Iterable[str]) -> list[Any]:
+    """Return all families as parameters, of which these are for soak tests."""
+    return [pytest.param(n, marks=pytest.mark.soak) if n in soak else n for n in FAMILIES]
+
+
+@pytest.fixture(scope="module")
+def selected(request: pytest.FixtureRequest) -> dict[str, list[str]]:
+    """The families that each test was selected for, by the name of its function."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for item in request.session.items:
+        if isinstance(item, pytest.Function) and item.path == request.path:
+            found[item.originalname].append(item.callspec.params["name"])
+    return found
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,14 +64,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken(folder: Path) -> dict[str, Weights]:
+def unbroken(folder: Path, selected: dict[str, list[str]]) -> dict[str, Weights]:
     """The weights of each family after all steps in this process.
 
     `folder` then has the state that the pair of processes continues from.
     """
     weights = {}
-    for name, family in FAMILIES.items():
-        training = trainer(family, folder)
+    for name in dict.fromkeys(selected[BY_KILL] + selected[BY_PAIR]):
+        training = trainer(FAMILIES[name], folder)
         train(training, TWO_WORKERS[0])
         write_state(training.state(), folder / "before" / name)
         train(training, STEPS)
@@ -62,14 +81,15 @@ def unbroken(folder: Path) -> dict[str, Weights]:
 
 
 @pytest.fixture(scope="module")
-def others(unbroken: dict[str, Weights], folder: Path) -> Path:
+def others(unbroken: dict[str, Weights], folder: Path, selected: dict[str, list[str]]) -> Path:
     """The same folder, with what the killed processes and the pair of processes left."""
     command = [sys.executable, "-m", "tests.families.training", str(folder)]
-    subprocess.run(command, cwd=REPOSITORY, check=True, timeout=RUN_SECONDS)
+    names = [" ".join(selected[test]) for test in (BY_KILL, BY_PAIR)]
+    subprocess.run([*command, *names], cwd=REPOSITORY, check=True, timeout=RUN_SECONDS)
     return folder
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", in_soak(FAMILIES.keys() - KILLED))
 def test_a_process_killed_with_sigkill_is_continued_to_the_same_bits(
     name: str, unbroken: dict[str, Weights], others: Path
 ) -> None:
@@ -92,7 +112,7 @@ def test_a_process_killed_with_sigkill_is_continued_to_the_same_bits(
         assert torch.equal(tensor, unbroken[name][weight]), weight
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", in_soak(KILLED))
 def test_one_worker_then_two_then_one_train_on_the_same_rows_to_the_same_weights(
     name: str, unbroken: dict[str, Weights], others: Path
 ) -> None:
@@ -108,9 +128,18 @@ def test_one_worker_then_two_then_one_train_on_the_same_rows_to_the_same_weights
         torch.testing.assert_close(tensor, expected, rtol=0, atol=apart, msg=weight)
 
 
+BY_KILL = test_a_process_killed_with_sigkill_is_continued_to_the_same_bits.__name__
+BY_PAIR = test_one_worker_then_two_then_one_train_on_the_same_rows_to_the_same_weights.__name__
+
+
 @pytest.mark.parametrize(
     ("name", "structures"),
-    [("pion", 1), ("tachyon", 1), ("daisy", 4), ("gated", 1)],
+    [
+        pytest.param("pion", 1, marks=pytest.mark.soak),
+        ("tachyon", 1),
+        ("daisy", 4),
+        pytest.param("gated", 1, marks=pytest.mark.soak),
+    ],
 )
 def test_layers_of_one_structure_share_one_compilation(
     name: str, structures: int, monkeypatch: pytest.MonkeyPatch

@@ -1,9 +1,10 @@
 """Train each family in processes that are killed, and in pairs of processes.
 
-    python -m tests.families.training FOLDER
+    python -m tests.families.training FOLDER KILLED PAIRED
 
-This process imports torch once and forks the others, because importing torch takes most of the
-time. In FOLDER, `before/<family>` has the state that each pair continues from.
+KILLED and PAIRED are names of families, with spaces. This process imports torch once and forks the
+others, because importing torch takes most of the time. In FOLDER, `before/<family>` has the state
+that each pair continues from.
 """
 
 from __future__ import annotations
@@ -86,11 +87,11 @@ def train_and_die(name: str, folder: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train_as_one_of_two(rank: int, folder: Path) -> None:
+def train_as_one_of_two(rank: int, names: list[str], folder: Path) -> None:
     """Continue each family's training in a pair of processes, and write what rank 0 ends with."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    for name, family in FAMILIES.items():
-        training = trainer(family, folder, world_size=2, rank=rank)
+    for name in names:
+        training = trainer(FAMILIES[name], folder, world_size=2, rank=rank)
         training.load(read_state(folder / "before" / name) if rank == 0 else None)
         rows = train(training, TWO_WORKERS[1])
         if rank == 0:
@@ -99,12 +100,12 @@ def train_as_one_of_two(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def fork(work: Callable[[Any, Path], None], argument: Any, folder: Path) -> int:
+def fork(work: Callable[..., None], *arguments: Any) -> int:
     """Return the id of a process that does `work`. Its exit code is 1 if an error is raised."""
     child = os.fork()
     if child == 0:
         try:
-            work(argument, folder)
+            work(*arguments)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -112,14 +113,18 @@ def fork(work: Callable[[Any, Path], None], argument: Any, folder: Path) -> int:
     return child
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, to_kill: list[str], to_pair: list[str]) -> None:
     torch.set_num_threads(1)
-    killed = [fork(train_and_die, name, folder) for name in FAMILIES]
+    killed = [fork(train_and_die, name, folder) for name in to_kill]
     ends = [os.WTERMSIG(os.waitpid(child, 0)[1]) for child in killed]
-    assert set(ends) == {signal.SIGKILL}, ends
-    pair = [fork(train_as_one_of_two, rank, folder) for rank in (0, 1)]
-    assert [os.waitpid(child, 0)[1] for child in pair] == [0, 0]
+    assert ends == [signal.SIGKILL for _ in killed], ends
+    pair = [fork(train_as_one_of_two, rank, to_pair, folder) for rank in (0, 1) if to_pair]
+    assert [os.waitpid(child, 0)[1] for child in pair] == [0 for _ in pair]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    # Experts import this when they first compute, and so do deterministic algorithms. It takes
+    # seconds in each process.
+    import torch._inductor
+
+    main(Path(sys.argv[1]), sys.argv[2].split(), sys.argv[3].split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -35,7 +36,6 @@ from pipeline.training.saving import Saving
 from tests.faults.faulty_store import Crash, FaultyStore, fail
 from tests.faults.light_job import RUN, Process, read_head, unbroken_weights, wrong_in
 from tests.pipeline.state.checkpoints.test_checkpointer import (
-    InThisProcess,
     NoMapping,
     a_checkpointer,
     checkpointer_in_this_process,
@@ -43,6 +43,7 @@ from tests.pipeline.state.checkpoints.test_checkpointer import (
     some_tensors,
 )
 from tests.support.clock import FakeClock
+from tests.support.in_process_uploader import InThisProcess
 from tests.support.s3_server import FaultProxy, S3Server
 from tests.support.states import an_entry
 
@@ -111,6 +112,26 @@ def folder(tmp_path: Path, new_process: NewOwner, no_fsync: None) -> Days:
     return Days(FileStore(tmp_path / "runs"), tmp_path / "cache", new_process)
 
 
+@pytest.fixture(scope="module")
+def client_of(s3: S3Server) -> Iterator[tuple[FaultProxy, Any]]:
+    """A proxy and a client of it. To connect takes longer than a run, and a store connects again
+    at each request that its credentials have expired for."""
+    with FaultProxy(s3.url) as proxy, pytest.MonkeyPatch.context() as patch:
+        proxy.use(patch)
+        yield proxy, S3Store("any-bucket")._bucket.client
+
+
+@pytest.fixture
+def proxy(
+    client_of: tuple[FaultProxy, Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultProxy]:
+    proxy, client = client_of
+    proxy.use(monkeypatch)
+    monkeypatch.setattr("pipeline.state.stores.s3.bucket._connect", lambda: client)
+    yield proxy
+    proxy.clear()
+
+
 @pytest.fixture
 def bucket(tmp_path: Path, new_process: NewOwner, s3: S3Server, proxy: FaultProxy) -> Days:
     store = S3Store(s3.bucket(), "runs", sleep=lambda seconds: None)
@@ -139,8 +160,18 @@ def remove(store: Store, key: str) -> None:
     store.delete(key)
 
 
-@pytest.mark.parametrize(("file", "wreck"), [(MODEL, flip), (MODEL, truncate), (MANIFEST, remove)])
-@pytest.mark.parametrize("damaged", [1, 2])
+def wrecks() -> Iterator[Any]:
+    """Every damage in a folder; in a bucket by default one, because what reads it is the same."""
+    for place, damaged, (file, wreck) in itertools.product(
+        ("folder", "bucket"), (1, 2), ((MODEL, flip), (MODEL, truncate), (MANIFEST, remove))
+    ):
+        by_default = place == "folder" or (damaged, wreck) == (2, flip)
+        marks = () if by_default else pytest.mark.soak
+        name = f"{place}-{damaged}-{file}-{wreck.__name__}"
+        yield pytest.param(place, damaged, file, wreck, marks=marks, id=name)
+
+
+@pytest.mark.parametrize(("days", "damaged", "file", "wreck"), wrecks(), indirect=["days"])
 def test_a_run_falls_back_behind_damaged_checkpoints_and_says_so(
     days: Days, damaged: int, file: str, wreck: Wreck
 ) -> None:
@@ -191,14 +222,20 @@ def test_when_no_checkpoint_is_good_the_run_stops_and_changes_nothing(days: Days
 @pytest.mark.parametrize(
     "fault",
     [
-        {"status": 500, "code": "InternalError"},
-        {"status": 503, "code": "ServiceUnavailable"},
+        # By default the storm below has these, too.
+        *(
+            pytest.param(fault, marks=pytest.mark.soak)
+            for fault in (
+                {"status": 500, "code": "InternalError"},
+                {"status": 503, "code": "ServiceUnavailable"},
+                {"status": 429, "code": "TooManyRequests", "headers": {"Retry-After": "1"}},
+                {"kind": "drop_before"},
+                {"kind": "reset"},
+                {"kind": "truncate"},
+            )
+        ),
         {"status": 503, "code": "SlowDown", "headers": {"Retry-After": "30"}},
-        {"status": 429, "code": "TooManyRequests", "headers": {"Retry-After": "1"}},
-        {"kind": "drop_before"},
         {"kind": "drop_after"},
-        {"kind": "reset"},
-        {"kind": "truncate"},
         {"kind": "flip"},
     ],
     ids=lambda fault: str(fault.get("kind") or f"{fault['status']} {fault['code']}"),

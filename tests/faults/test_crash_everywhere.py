@@ -266,14 +266,14 @@ def bucket_world(
 ONE_STAGE = ("pretrain",)
 
 
-@pytest.mark.parametrize(("when", "first"), [("before", 1), ("halfway", 8), ("after", 15)])
-def test_a_process_may_die_at_every_21st_operation_on_a_bucket(
+@pytest.mark.parametrize(("when", "first"), [("before", 1), ("halfway", 11), ("after", 21)])
+def test_a_process_may_die_at_every_30th_operation_on_a_bucket(
     bucket_world: Callable[[object], World], when: When, first: int
 ) -> None:
-    """The three cases together try every seventh operation; `soak` tries every operation in each
+    """The three cases together try every tenth operation; `soak` tries every operation in each
     way."""
     operations = operations_of_an_unbroken_run(bucket_world("unbroken"), ONE_STAGE)
-    for k in sample(len(operations), 21, first):
+    for k in sample(len(operations), 30, first):
         break_at(bucket_world(k), k, when, crash, ONE_STAGE)
 
 
@@ -290,7 +290,7 @@ def test_a_process_may_die_at_every_operation_on_a_bucket(
         world.check_swept()
 
 
-@pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("every", [31, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_machine_may_vanish_with_its_disk(
     bucket_world: Callable[[object], World], every: int
 ) -> None:
@@ -306,21 +306,29 @@ def test_a_machine_may_vanish_with_its_disk(
 
 # ---------------------------------------------------------------- a real kill
 
+# Forks the processes, because the imports take far longer than what each then does.
 _KILLED = """
-import sys
+import os, sys
 from pathlib import Path
 from pipeline.state.stores import open_store
 from tests.faults.faulty_store import FaultyStore, kill
 from tests.faults.light_job import Process
-url, cache, at, when = sys.argv[1:]
-Process(FaultyStore(open_store(url), int(at), when, kill), Path(cache)).go()
+folder, when, *ks = sys.argv[1:]
+for k in ks:
+    child = os.fork()
+    if child == 0:
+        store = FaultyStore(open_store(f"file://{folder}/{k}/runs"), int(k), when, kill)
+        Process(store, Path(folder, k, "cache")).go()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def kill_at(k: int, when: str, folder: Path) -> int:
-    """Return the exit code of a process that kills itself at its k-th operation."""
-    arguments = [f"file://{folder}/runs", str(folder / "cache"), str(k), when]
-    return run_to_end([sys.executable, "-c", _KILLED, *arguments]).returncode
+def kill_at(ks: range, when: str, folder: Path) -> list[int]:
+    """Return the exit codes of processes that kill themselves at their k-th operation, each in its
+    own folder below `folder`."""
+    command = [sys.executable, "-c", _KILLED, str(folder), when, *map(str, ks)]
+    return [int(line) for line in run_to_end(command).stdout.split()]
 
 
 def check_killed(ks: range, when: When, folder: Path, time: FakeClock, new: NewOwner) -> int:
@@ -330,9 +338,8 @@ def check_killed(ks: range, when: When, folder: Path, time: FakeClock, new: NewO
     A process is not killed if it ends before the operation.
     """
     killed = 0
-    for k in ks:
+    for k, code in zip(ks, kill_at(ks, when, folder), strict=True):
         world = World(FileStore(folder / str(k) / "runs"), folder / "cache", time, new)
-        code = kill_at(k, when, folder / str(k))
         assert code in (0, -signal.SIGKILL)
         killed += code != 0
         world.check_safe()

@@ -97,8 +97,15 @@ def far_away(
         s3.use(monkeypatch)
         bucket = s3.bucket()
 
+        client = S3Store(bucket)._bucket.client  # to connect for each process takes longer
+
         def in_bucket(number: int) -> World:
-            return World(lambda: S3Store(bucket, f"runs-{number}"), files, time)
+            def open_() -> Store:
+                store = S3Store(bucket, f"runs-{number}")
+                store._bucket._client = client
+                return store
+
+            return World(open_, files, time)
 
         yield map(in_bucket, itertools.count())
         return

@@ -13,6 +13,12 @@ from pathlib import Path
 
 import torch
 
+# Commands import these when they start. Here it happens once, and not in each fork.
+import pipeline.commands.chat
+import pipeline.commands.eval
+import pipeline.commands.export
+import pipeline.commands.import_seed
+import pipeline.models.load  # noqa: F401
 from pipeline.cli import main
 
 # A command may take this much more memory than this process has, in bytes, and this many seconds.
@@ -28,11 +34,11 @@ class Ended:
     err: str
 
 
-def pion(*arguments: str | Path, typed: str = "") -> Ended:
+def pion(*arguments: str | Path, typed: str | bytes = "") -> Ended:
     """Run `pion arguments…` with `typed` on its standard input."""
     with contextlib.ExitStack() as stack:
         given, out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
-        given.write(typed.encode())
+        given.write(typed if isinstance(typed, bytes) else typed.encode())
         given.seek(0)
         child = os.fork()
         if child == 0:

@@ -67,8 +67,16 @@ def publish(
         yield lambda files: hub.add_repo("someone/model", "model", honest | files)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("attack", ATTACKS)
+# The commands share what reads a model, so one command has every attack, and the others have one.
+SHOWN = {"generate": ATTACKS, "chat": ["a header of a terabyte"], "import-seed": ["deep settings"]}
+PAIRS = [
+    pytest.param(attack, command, marks=() if attack in SHOWN[command] else pytest.mark.soak)
+    for attack in ATTACKS
+    for command in COMMANDS
+]
+
+
+@pytest.mark.parametrize(("attack", "command"), PAIRS)
 def test_a_hostile_repository_is_refused_with_what_is_wrong(
     attack: str, command: str, honest: Files, publish: Callable[[Files], None], tmp_path: Path
 ) -> None:

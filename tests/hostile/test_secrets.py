@@ -117,29 +117,39 @@ URLS = {
 }
 
 
-@pytest.mark.parametrize("url", URLS.values(), ids=URLS)
-@pytest.mark.parametrize(
-    "command",
-    [
-        "run jobs/tiny.yaml store=URL",
-        "run jobs/tiny.yaml publish.to=URL",
-        "run jobs/tiny.yaml data.sources=[{kind:text,path:URL}]",
-        "launch jobs/tiny.yaml --on rental.yaml --dry-run store=URL",
-        "check jobs/tiny.yaml store=URL",
-        "plan jobs/tiny.yaml store=URL",
-        "prove jobs/tiny.yaml --store URL",
-        "status URL/demo",
-        "checkpoints URL/demo",
-        "stop URL/demo",
-        "fork URL/demo new",
-        "report URL/demo",
-        "watch URL/demo",
-        "rentals URL/demo",
-        "generate URL/demo --prompt a",
-        "export URL/demo out",
-        "URL",
-    ],
+COMMANDS = (
+    "run jobs/tiny.yaml store=URL",
+    "run jobs/tiny.yaml publish.to=URL",
+    "run jobs/tiny.yaml data.sources=[{kind:text,path:URL}]",
+    "launch jobs/tiny.yaml --on rental.yaml --dry-run store=URL",
+    "check jobs/tiny.yaml store=URL",
+    "plan jobs/tiny.yaml store=URL",
+    "prove jobs/tiny.yaml --store URL",
+    "status URL/demo",
+    "checkpoints URL/demo",
+    "stop URL/demo",
+    "fork URL/demo new",
+    "report URL/demo",
+    "watch URL/demo",
+    "rentals URL/demo",
+    "generate URL/demo --prompt a",
+    "export URL/demo out",
+    "URL",
 )
+# All commands refuse a URL with the same function, so each has one, and one command has them all.
+ARGUMENTS = [
+    pytest.param(
+        command,
+        url,
+        id=f"{command}-{kind}",
+        marks=() if kind == "S3" or command == COMMANDS[0] else pytest.mark.soak,
+    )
+    for command in COMMANDS
+    for kind, url in URLS.items()
+]
+
+
+@pytest.mark.parametrize(("command", "url"), ARGUMENTS)
 def test_userinfo_in_an_argument_is_refused_and_not_repeated(
     desk: Desk, command: str, url: str
 ) -> None:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from pion.errors import BadInput
+from pipeline.commands.arguments import BENCH
 
 HELP = {
     "gpu": "the GPU type; sets the price, and without --step-seconds also the speed",
@@ -94,3 +95,4 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, words in HELP.items():
         kind = str if name in WORDS else float
         parser.add_argument(option(name), metavar=WORDS.get(name, "N"), type=kind, help=words)
+    BENCH(parser)

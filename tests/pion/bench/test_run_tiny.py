@@ -1,4 +1,7 @@
-"""`python -m pion.bench --tiny`: the whole bench with tiny models, on a bare image."""
+"""`python -m pion.bench --tiny`: the bench with tiny models, on a bare image.
+
+By default a row of each kind, so that each family has one; in soak tests every row.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from pion.bench.__main__ import main
 from pion.bench.card import describe
-from pion.bench.catalog import every_task
+from pion.bench.catalog import chosen_tasks
 from pion.bench.models import Bench
 from pion.bench.results import read_results
 from tests.paths import REPOSITORY
@@ -34,42 +38,64 @@ LEFT_OUT = {
     "train/tiny-daisy/compiled": "compiles nothing",
     "train/tiny-pilon/compiled": "compiles nothing",
 }
+# A row of each kind.
+SOME = (
+    *("logits/tachyon", "losses/pion/float32", "losses/pilon/bfloat16", "masks"),
+    *("generation/windowed", "resume/daisy", "kernels", "step-down"),
+    *("train/tiny-pion", "save", "decode/tiny-pion/16"),
+    *(name for name in LEFT_OUT if name != "kernels/flex"),
+)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder and the process of a whole tiny bench on a bare image."""
+class Tiny(NamedTuple):
+    """A tiny bench on a bare image: the rows it was asked for, its folder and its process."""
+
+    only: tuple[str, ...]
+    folder: Path
+    done: subprocess.CompletedProcess[str]
+
+    @property
+    def names(self) -> list[str]:
+        return [task.name for task in chosen_tasks(TINY, self.only)]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(SOME, id="a row of each kind"),
+        pytest.param((), id="every row", marks=pytest.mark.soak),
+    ],
+)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    only = request.param
     folder = tmp_path_factory.mktemp("bench")
-    done = run_to_end([sys.executable, BARE, "--tiny"], cwd=folder, env=ENVIRONMENT)
-    return folder, done
+    command = [sys.executable, BARE, "--tiny", *(["--only", *only] if only else [])]
+    return Tiny(only, folder, run_to_end(command, cwd=folder, env=ENVIRONMENT))
 
 
 @pytest.fixture(scope="module")
-def record(tiny: tuple[Path, Any]) -> dict[str, Any]:
-    (path,) = tiny[0].glob("*.json")
+def record(tiny: Tiny) -> dict[str, Any]:
+    (path,) = tiny.folder.glob("*.json")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
-def test_a_bare_image_is_enough_and_nothing_is_wrong(
-    tiny: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    done = tiny[1]
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_a_bare_image_is_enough_and_nothing_is_wrong(tiny: Tiny) -> None:
+    assert tiny.done.returncode == 0, tiny.done.stdout + tiny.done.stderr
 
 
 def test_every_row_is_in_the_table_and_in_the_file_in_this_order(
-    tiny: tuple[Path, subprocess.CompletedProcess[str]], record: dict[str, Any]
+    tiny: Tiny, record: dict[str, Any]
 ) -> None:
-    names = [task.name for task in every_task(TINY)]
-    assert [row["name"] for row in record["rows"]] == names
-    assert re.findall(r"(?m)^[✓✗·-] (\S+)", tiny[1].stdout) == names
+    assert [row["name"] for row in record["rows"]] == tiny.names
+    assert re.findall(r"(?m)^[✓✗·-] (\S+)", tiny.done.stdout) == tiny.names
+    assert set(LEFT_OUT) <= set(tiny.names)
 
 
 def test_every_check_is_right_and_the_rest_is_measured_or_left_out_for_a_reason(
     record: dict[str, Any],
 ) -> None:
-    checks = {task.name for task in every_task(TINY) if task.check}
+    checks = {task.name for task in chosen_tasks(TINY, ()) if task.check}
     for row in record["rows"]:
         if row["name"] in LEFT_OUT:
             assert row["verdict"] == "left out"
@@ -99,12 +125,16 @@ def test_what_was_not_measured_has_no_number(record: dict[str, Any]) -> None:
     assert trained["words"].endswith("GiB predicted, not measured")
 
 
-def test_a_killed_bench_is_resumed_and_its_finished_rows_are_kept(tmp_path: Path) -> None:
+def test_a_killed_bench_is_resumed_and_its_finished_rows_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "result.json"
-    command = [sys.executable, "-m", "pion.bench", "--tiny"]
-    command += ["--only", "logits/pion", "masks", "generation", "kernels/loss"]
+    options = ["--tiny", "--only", "logits/pion", "masks", "generation", "kernels/loss"]
     first = subprocess.Popen(
-        [*command, "--out", str(path)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        [sys.executable, "-m", "pion.bench", *options, "--out", str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
     )
     read_until(first, "masks")
     first.send_signal(signal.SIGKILL)
@@ -113,16 +143,21 @@ def test_a_killed_bench_is_resumed_and_its_finished_rows_are_kept(tmp_path: Path
     names = [row.name for row in left.rows]
     assert names[:2] == ["logits/pion", "masks"]
 
-    second = run_to_end([*command, "--resume", path], env=ENVIRONMENT)
-    assert second.returncode == 0, second.stderr
-    assert re.search(r"logits/pion +kept", second.stdout)
-    assert re.search(r"kernels/loss +[\d.]+s", second.stdout)
+    assert main([*options, "--resume", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"logits/pion +kept", said)
+    assert re.search(r"kernels/loss +[\d.]+s", said)
     after = read_results(path)
     assert after.rows[: len(names)] == left.rows
     assert [row.name for row in after.rows][-1] == "kernels/loss"
     assert after.date == left.date
 
 
+@pytest.fixture(scope="module")
+def missing() -> set[str]:
+    return absent()
+
+
 @pytest.mark.parametrize("package", ["psutil", "pydantic", "rich", "yaml", "pipeline"])
-def test_a_bare_image_has_no_other_package(package: str) -> None:
-    assert package in absent()
+def test_a_bare_image_has_no_other_package(package: str, missing: set[str]) -> None:
+    assert package in missing

@@ -23,6 +23,7 @@ from pipeline.machine.preemption import (
 from pipeline.training.cadence import SPARE_SECONDS
 from pipeline.workers.lifeline import Lifeline, LifelineServer
 from pipeline.workers.ray_fit import watch_machine
+from tests.support.meddling import Meddling
 from tests.support.metadata_server import Metadata, metadata_server
 from tests.support.waiting import wait_until
 from tests.support.whole_runs import Process, ends_with, newest, start, wait_for, write_job
@@ -296,12 +297,12 @@ def leaves_in_time(folder: Path, cloud: Metadata, process: Process, seconds: flo
 
 
 # A long notice that is not so long, to keep the test short.
-SOON = """
-import sys
-from pipeline.run import leaving
-leaving.LONG_NOTICE = 19.0
-from pipeline.cli import main
-sys.exit(main())
+SOON = "import_module('pipeline.run.leaving').LONG_NOTICE = 19.0"
+# Meanwhile, the cores are left to other tests.
+SLOWLY = """
+def wrapper(original, self):
+    time.sleep(0.01)
+    original(self)
 """
 
 
@@ -310,9 +311,13 @@ def test_a_run_trains_on_after_a_long_notice_and_leaves_in_time(
 ) -> None:
     for name, value in cloud.aws_environment().items():
         monkeypatch.setenv(name, value)
-    job = write_job(tmp_path, sft=None, pretrain__steps=500_000, log__every=100)
-    process = start(job, "checkpoint.every_steps=100", program=SOON)
+    job = write_job(tmp_path, sft=None, pretrain__steps=500_000, log__every=20)
+    meddling = Meddling(tmp_path)
+    meddling.run(SOON)
+    meddling.wrap("pipeline.training.rank_zero:RankZero.before_step", SLOWLY)
+    process = start(job, "checkpoint.every_steps=100", env=meddling.environment())
     leaves_in_time(tmp_path, cloud, process, seconds=27)
+    meddling.check()
 
 
 @pytest.mark.soak

@@ -77,18 +77,19 @@ def write_job(folder: Path, **changes: Any) -> str:
 
 
 @pytest.mark.usefixtures("in_forks")
-def test_a_run_killed_four_times_ends_like_the_unbroken_one(
-    here: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kills", [2, pytest.param(4, marks=pytest.mark.soak)])
+def test_a_run_killed_several_times_ends_like_the_unbroken_one(
+    here: Path, capsys: pytest.CaptureFixture[str], kills: int
 ) -> None:
     job = write_job(here)
-    code = main(["prove", job, "--kills", "4", "--seed", "3", "--json", "proof.json"])
+    code = main(["prove", job, "--kills", str(kills), "--seed", "3", "--json", "proof.json"])
     out = capsys.readouterr().out
     assert code == 0, out
     assert "EQUAL" in out
     result = json.loads((here / "proof.json").read_text())
     assert result["equal"]
     assert result["difference"] is None
-    assert len(result["kills"]) == sum(r["kills"] for r in result["rounds"]) == 4
+    assert len(result["kills"]) == sum(r["kills"] for r in result["rounds"]) == kills
     assert {kill["at"] for kill in result["kills"]} & set(POINTS)
     assert result["unbroken"]["stages"].keys() == {"pretrain", "sft"}
     for this in result["rounds"]:

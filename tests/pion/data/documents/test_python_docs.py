@@ -2,6 +2,8 @@
 
 import hashlib
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from pion.data.documents.python_docs import (
     documents,
     is_held_out,
     letters_of,
+    source_files,
 )
 from tests.support.waiting import run_to_end
 
@@ -59,6 +62,27 @@ def test_code_on_request_adds_the_source(docs: list[Document]) -> None:
     assert any("class TextWrapper:" in d.text for d in with_code if d.origin == "textwrap.py")
 
 
+READ_A_PART = """
+import hashlib, sys, sysconfig
+from pion.data.documents.python_docs import documents
+sysconfig.get_path = lambda name: sys.argv[1]
+print(hashlib.sha256(repr([(d.origin, d.text) for d in documents()]).encode()).hexdigest())
+"""
+
+
+def test_two_processes_read_the_same_documents_of_a_part_of_the_library(tmp_path: Path) -> None:
+    """Reading all of it takes seconds of a core in each process."""
+    whole = Path(sysconfig.get_path("stdlib"))
+    for source in source_files()[::10]:
+        (tmp_path / source.origin).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / source.origin).symlink_to(whole / source.origin)
+    program = [sys.executable, "-c", READ_A_PART, tmp_path]
+    first, second = (run_to_end(program, check=True).stdout for _ in range(2))
+    assert len(first.strip()) == 64
+    assert first == second
+
+
+@pytest.mark.soak
 def test_another_process_reads_the_same_documents_in_the_same_order(docs: list[Document]) -> None:
     code = (
         "import hashlib\nfrom pion.data.documents.python_docs import documents\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,9 @@ def on_runpod(
     case: Case,
     sky_home: SkyHome,
     runpod_api: RunPodApi,
-    s3: S3Server,
-    s3_store: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Checks:
-    """Check the tiny job on a rental. Everything is fine except what a test changes."""
-    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
+    """Check the tiny job on a rental. Everything is fine except what a test changes, and except the
+    store, which is a folder: eight checks would each connect to a bucket."""
 
     def find(
         resources: str = "accelerators: A40",
@@ -61,12 +59,19 @@ def on_runpod(
     ) -> dict[str, CheckRow]:
         text = text.replace("{folder}", str(case.folder))
         sky_yaml = read_sky_yaml(sky_home.yaml(resources, text))
-        job = case.job(**{"store": s3_store, **changes})
+        job = case.job(**changes)
         path = path or case.folder / "job.yaml"
         rows = run_checks(job, sky_yaml, path=str(path), force=force)
         return {row.name: row for row in rows}
 
     return find
+
+
+@pytest.fixture
+def with_bucket(on_runpod: Checks, s3_store: str, monkeypatch: pytest.MonkeyPatch) -> Checks:
+    """The same with a store in a bucket, so that everything is fine except what a test changes."""
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
+    return partial(on_runpod, store=s3_store)
 
 
 def with_controller_here(sky_home: SkyHome) -> None:
@@ -76,9 +81,9 @@ def with_controller_here(sky_home: SkyHome) -> None:
     skypilot_config.safe_reload_config()
 
 
-def test_a_good_rental_passes_every_check(on_runpod: Checks, sky_home: SkyHome) -> None:
+def test_a_good_rental_passes_every_check(with_bucket: Checks, sky_home: SkyHome) -> None:
     with_controller_here(sky_home)
-    rows = on_runpod()
+    rows = with_bucket()
     assert {name: row.ok for name, row in rows.items()} == dict.fromkeys(rows, True)
     machine = rows["1 × A40 on demand on RunPod"]
     assert "4×1 sequences" in machine.words
@@ -91,42 +96,44 @@ def test_a_folder_as_the_store_goes_with_the_machine(on_runpod: Checks, case: Ca
 
 
 def test_a_store_at_an_address_of_this_machine(
-    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch
+    with_bucket: Checks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(LOOPBACK_VARIABLE)
-    wrong(on_runpod()["store from there"], "http://127.0.0.1", "A rented machine can't reach it")
+    wrong(with_bucket()["store from there"], "http://127.0.0.1", "A rented machine can't reach it")
 
 
 def test_an_endpoint_that_is_known_on_this_machine_only(
-    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch, s3: S3Server
+    with_bucket: Checks, monkeypatch: pytest.MonkeyPatch, s3: S3Server
 ) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url)
-    wrong(on_runpod()["store from there"], f"export AWS_ENDPOINT_URL={s3.url}")
+    wrong(with_bucket()["store from there"], f"export AWS_ENDPOINT_URL={s3.url}")
 
 
-def test_credentials_that_are_not_set(on_runpod: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_that_are_not_set(with_bucket: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    wrong(on_runpod()["credentials"], "export AWS_SECRET_ACCESS_KEY=")
+    wrong(with_bucket()["credentials"], "export AWS_SECRET_ACCESS_KEY=")
 
 
-def test_credentials_that_the_yaml_does_not_pass_on(on_runpod: Checks) -> None:
+def test_credentials_that_the_yaml_does_not_pass_on(with_bucket: Checks) -> None:
     text = WORKDIR.replace('AWS_ACCESS_KEY_ID: "", ', "")
-    wrong(on_runpod(text=text)["credentials"], "does not pass AWS_ACCESS_KEY_ID on")
+    wrong(with_bucket(text=text)["credentials"], "does not pass AWS_ACCESS_KEY_ID on")
 
 
-def test_credentials_among_the_variables_that_are_not_secret(on_runpod: Checks) -> None:
+def test_credentials_among_the_variables_that_are_not_secret(with_bucket: Checks) -> None:
     text = WORKDIR.replace('AWS_ACCESS_KEY_ID: "", ', "")
     text = text.replace("envs: {{", 'envs: {{AWS_ACCESS_KEY_ID: "", ')
-    wrong(on_runpod(text=text)["credentials"], "move it from `envs:` to `secrets:`")
+    wrong(with_bucket(text=text)["credentials"], "move it from `envs:` to `secrets:`")
 
 
 def test_temporary_keys_travel_whole_and_expire(
-    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch
+    with_bucket: Checks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "never-to-be-seen")
-    wrong(on_runpod()["credentials"], "does not pass AWS_SESSION_TOKEN on", "add it to `secrets:`")
-    rows = on_runpod(text=WORKDIR.replace("secrets: {{", 'secrets: {{AWS_SESSION_TOKEN: "", '))
+    wrong(
+        with_bucket()["credentials"], "does not pass AWS_SESSION_TOKEN on", "add it to `secrets:`"
+    )
+    rows = with_bucket(text=WORKDIR.replace("secrets: {{", 'secrets: {{AWS_SESSION_TOKEN: "", '))
     assert rows["credentials"].ok
     unknown(rows["temporary keys"], "expire", "permanent keys")
     assert "never-to-be-seen" not in repr(rows)
@@ -137,9 +144,14 @@ def test_every_rental_of_ours_passes_temporary_keys_on(path: Path) -> None:
     assert yaml.safe_load(path.read_text())["secrets"]["AWS_SESSION_TOKEN"] == ""
 
 
-def test_keys_for_a_run_to_start_from(on_runpod: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_for_a_run_to_start_from(
+    with_bucket: Checks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    rows = on_runpod(store="hf://user/store", sft__init_from="s3://bucket/runs/demo")
+    with hub_server() as hub:
+        hub.use(monkeypatch, tmp_path / "hf")
+        hub.add_repo("user/store")
+        rows = with_bucket(store="hf://user/store", sft__init_from="s3://bucket/runs/demo")
     wrong(rows["credentials"], "AWS_SECRET_ACCESS_KEY", "for sft.init_from")
 
 
@@ -162,13 +174,13 @@ def test_a_login_to_the_hub_that_does_not_travel(
 
 @pytest.mark.parametrize("named", ["demo", "runs/demo", "file://{cwd}/runs/demo"])
 def test_a_run_to_start_from_that_only_this_machine_has(
-    named: str, on_runpod: Checks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    named: str, with_bucket: Checks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cwd = tmp_path / "cwd"
     cwd.mkdir()
     monkeypatch.chdir(cwd)
     make_run(cwd / "runs")
-    rows = on_runpod(sft__init_from=named.format(cwd=cwd))
+    rows = with_bucket(sft__init_from=named.format(cwd=cwd))
     wrong(rows["model"], "sft.init_from", "on this machine only", "s3://bucket/prefix/run")
 
 
@@ -188,10 +200,10 @@ def test_a_secret_that_the_yaml_requires(on_runpod: Checks) -> None:
 
 
 def test_no_value_of_a_credential_is_shown(
-    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch
+    with_bucket: Checks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_never_to_be_seen")
-    for rows in (on_runpod(), on_runpod(text=WORKDIR.replace('HF_TOKEN: "", ', ""))):
+    for rows in (with_bucket(), with_bucket(text=WORKDIR.replace('HF_TOKEN: "", ', ""))):
         text = repr(rows)
         assert "hf_never_to_be_seen" not in text
         assert SECRET_KEY not in text
@@ -254,11 +266,11 @@ def test_a_model_too_big_for_every_machine_says_what_would_do(on_runpod: Checks)
 
 
 def test_a_machine_too_small_is_left_out_where_another_will_do(
-    on_runpod: Checks, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+    with_bucket: Checks, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
     room = WORKDIR.replace("disk_size: 60", "disk_size: 200")
-    rows = on_runpod(two, text=room, model=LARGE)
+    rows = with_bucket(two, text=room, model=LARGE)
     unknown(
         rows["1 × RTXA4000 on demand on RunPod"], "pion launch skips this machine", "does not fit"
     )
@@ -270,10 +282,10 @@ def test_a_machine_too_small_is_left_out_where_another_will_do(
 
 
 def test_machines_of_which_none_will_do_are_all_wrong(
-    on_runpod: Checks, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+    with_bucket: Checks, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     three = "any_of: [{accelerators: L4}, {accelerators: RTXA4000}, {accelerators: A30}]"
-    rows = on_runpod(three, model=LARGE)
+    rows = with_bucket(three, model=LARGE)
     for gpu in ("L4", "RTXA4000"):
         wrong(rows[f"1 × {gpu} on demand on RunPod"], "does not fit", "It fits on A40, L40")
     wrong(rows["1 × A30 on demand on RunPod"], "RunPod has no A30")
