@@ -1,8 +1,8 @@
 """How tests share four processes, and one S3 service in each. Each test has its own bucket.
 
 Starting Python and Ray takes one core and most of the time, so several processes are faster. The
-tests of one file stay in one process, so the tests of test_ray.py share one Ray. The longest files
-come first.
+tests of one file stay in one process, so the tests of test_doors.py share one Ray. The longest
+files come first.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ os.environ["HF_MODULES_CACHE"] = str(CACHE / "modelling_files")
 
 # By measured time: a long file at the end would leave the other processes idle.
 LONGEST_FIRST = (
-    "test_ray",
     "test_doors",
     "test_rehearsal",
     "test_resume",

@@ -14,5 +14,5 @@ line of the table, so a new family is one new line. The tests use only the publi
     evaluation uses the softmax over the tokenizer's ids       test_evaluation.py
     `pion prove` finds no difference                           test_prove.py (-m soak)
 
-The dense family also trains under Ray, in tests/runs/test_ray.py.
+The dense family also trains under Ray, in tests/runs/test_doors.py and test_ray.py.
 """

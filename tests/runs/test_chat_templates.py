@@ -19,12 +19,19 @@ from pipeline.models.find import find_model
 from pipeline.report.results import Evaluated, result_of
 from tests.runs.test_model_from import SFT, write_job
 from tests.support.chat_templates import CHATML, MISTRAL, QWEN3
+from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.instruct_model import write_instruct_model
 from tests.support.whole_runs import finish, head_of
 
 ASKED = [{"role": "user", "content": "What did the cat see?"}]
 NEVER_SEEN = "the model seems never to have seen <|im_end|>"
 TWO_TURNS = [*ASKED, {"role": "assistant", "content": "A bird."}] * 2
+
+
+@pytest.fixture
+def renders_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check starts the process that renders several times; the whole run uses the real one."""
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
 def write_untrained_end(folder: Path) -> None:
@@ -92,6 +99,7 @@ def test_pions_own_template_can_be_asked_for(tmp_path: Path) -> None:
     assert talks.end_of_turn in talks.stop_ids
 
 
+@pytest.mark.usefixtures("renders_here")
 def test_the_check_shows_the_first_conversation_as_the_model_sees_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +111,7 @@ def test_the_check_shows_the_first_conversation_as_the_model_sees_it(
     assert re.search(r"<\|im_start\|>assistant ⟦[^⟧]*\.<\|im_end\|>⟧", shown)
 
 
+@pytest.mark.usefixtures("renders_here")
 @pytest.mark.parametrize(
     ("template", "line", "why"),
     [
@@ -140,6 +149,7 @@ def test_settings_of_a_template_need_one(
     )
 
 
+@pytest.mark.usefixtures("renders_here")
 def test_lora_from_a_model_that_never_saw_the_end_of_a_turn_is_warned_about(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,12 +85,14 @@ class Row:
 
     n: 1, no work; b: 2, before work; r: 75, run it again; w: 74, work done; 0: done anyway
     `ends`: the exit code with a working store.
+    `every`: of many alike requests, only each so-manieth fails by default; under soak, each does.
     """
 
     command: str
     codes: str
     managed: bool = False
     ends: int = 0
+    every: int = 1
 
     @property
     def name(self) -> str:
@@ -122,10 +124,10 @@ TABLE = [
     Row("eval model text/all.txt", "n+"),
     Row("prove job.yaml --kills 1", "n", ends=1),
     # This command copies. Its first requests only check whether it can.
-    Row("fork demo demo-2", "b+n+"),
+    Row("fork demo demo-2", "b+n+", every=6),
     # These start work, or rent machines for it.
-    Row("run job.yaml", "b+w+0*"),
-    Row("run job.yaml", "r+w+0*", managed=True),
+    Row("run job.yaml", "b+w+0*", every=8),
+    Row("run job.yaml", "r+w+0*", managed=True, every=8),
     Row("run finished.yaml", "b+0*"),
     Row("run finished.yaml", "r+0*", managed=True),
     Row("check job.yaml", "b+0*"),
@@ -139,6 +141,14 @@ TABLE = [
     Row("watch demo", "n+", ends=2),
     Row("rentals demo", "n+"),
 ]
+
+# The rows with which a store that forbids a request is tried by default, too: one of each kind.
+TELLING = (
+    "status demo",
+    "run job.yaml",
+    "run finished.yaml (managed)",
+    "launch job.yaml --on sky.yaml",
+)
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +203,7 @@ def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace slow work that does not use the store."""
+    import pion.formats.verify
     import pipeline.prove.proof
     import pipeline.stages.evaluate
     import pipeline.training.saving
@@ -205,6 +216,7 @@ def cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
     # A run whose store is down leaves this thread running until its process ends.
     monkeypatch.setattr(Heartbeat, "start", lambda heartbeat: None)
     done = Attempt(False, 0, None, "evaluate", {}, [0.0], [0.0], 1.0, "")
+    monkeypatch.setattr(pion.formats.verify, "verify_export", lambda *_, **__: 0.0)
     monkeypatch.setattr(pipeline.prove.proof, "attempt", lambda *_: done)
     monkeypatch.setattr(pipeline.training.saving, "RENTAL_LINGER", 0.0)
 
@@ -232,15 +244,20 @@ def rent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def cases() -> Iterator[Any]:
     """Yield each row twice. A manager changes what an outage means, and nothing else."""
     for row in TABLE:
-        yield pytest.param(row, True, id=f"{row.name}-outage")
-        marks = [pytest.mark.soak] if row.managed else []
-        yield pytest.param(row, False, id=f"{row.name}-forbidden", marks=marks)
+        for outage, how in ((True, "outage"), (False, "forbidden")):
+            soak = [] if outage or row.name in TELLING else [pytest.mark.soak]
+            name = f"{row.name}-{how}"
+            if row.every == 1 or not soak:
+                yield pytest.param(row, outage, row.every, id=name, marks=soak)
+            if row.every > 1:
+                yield pytest.param(row, outage, 1, id=f"{name}-each", marks=pytest.mark.soak)
 
 
-@pytest.mark.parametrize(("row", "outage"), cases())
+@pytest.mark.parametrize(("row", "outage", "every"), cases())
 def test_the_table(
     row: Row,
     outage: bool,
+    every: int,
     project: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -255,14 +272,15 @@ def test_the_table(
         monkeypatch.setattr(sys, "stdin", io.StringIO(""))
         store.fail_from(0, outage=outage)
         project()
-        store.fail_from(len(letters) + 1, outage=outage)
+        request = len(letters) * every + 1
+        store.fail_from(request, outage=outage)
         code = main(row.command.split())
         text = " ".join("".join(capsys.readouterr()).split())
         if not store.has_failed:
             assert code == row.ends, text
             break
         letters += LETTERS[code]
-        words = f"{row.command}, request {len(letters)}: exit code {code}\n{text}"
+        words = f"{row.command}, request {request}: exit code {code}\n{text}"
         assert "bug" not in text, words
         if code:
             assert REASON in text, words

@@ -116,7 +116,11 @@ def never_measured(folder: Path) -> Meddling:
 
 
 @pytest.mark.parametrize(
-    ("hangs", "where"), [(never_measured, "in wrapper"), (never_built, "in never_built")]
+    ("hangs", "where"),
+    [
+        pytest.param(never_measured, "in wrapper", marks=pytest.mark.soak),
+        (never_built, "in never_built"),
+    ],
 )
 def test_an_evaluation_that_hangs_and_a_trainer_never_built_are_hangs(
     tmp_path: Path, hangs: Any, where: str

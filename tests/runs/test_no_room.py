@@ -94,7 +94,11 @@ SAYS = {
 }
 
 
-@pytest.mark.parametrize("where", FULL_AT)
+# The card's place says what the model's does.
+@pytest.mark.parametrize(
+    "where",
+    [pytest.param(at, marks=[pytest.mark.soak] if at == "the card" else []) for at in FULL_AT],
+)
 def test_a_run_ends_with_a_message_where_its_disk_is_full(
     where: str, on_disk: Callable[[int], OnSmallDisk]
 ) -> None:

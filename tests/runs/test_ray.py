@@ -1,8 +1,10 @@
-"""Ray Train workers: one or two train the same, and whatever dies, no process stays behind."""
+"""Ray Train workers: one or two train the same, and one that hangs is replaced.
+
+By default, tests/runs/test_doors.py trains with a worker, and kills it.
+"""
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from collections.abc import Callable
@@ -11,23 +13,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.kill_points import HALT_AT
 from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
-from pipeline.workers.reaper import children_of, session_processes
 from tests.runs.test_hops import JOB as HOPPING
 from tests.runs.test_hops import STEPS
 from tests.support.doors import listening, open_to_others
 from tests.support.jobs import TINY
 from tests.support.meddling import Meddling
-from tests.support.waiting import wait_until
 from tests.support.whole_runs import (
     ends_with,
     final_weights,
     finish,
-    head_of,
     interrupt,
-    kill,
     losses,
     rows_trained,
     start,
@@ -35,10 +32,11 @@ from tests.support.whole_runs import (
     write_job,
 )
 
+pytestmark = pytest.mark.soak
+
 Whole = Callable[..., Path]
 
 
-@pytest.mark.soak
 @pytest.mark.usefixtures("on_shared_ray")
 def test_two_workers_train_in_bf16_as_one_process_does(tmp_path: Path) -> None:
     folders = {workers: tmp_path / str(workers) for workers in (0, 2)}
@@ -62,7 +60,6 @@ def test_two_workers_train_in_bf16_as_one_process_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("on_shared_ray")
-@pytest.mark.soak
 def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole) -> None:
     """World size 1 in one process, 2 under Ray, 1 in one process."""
     unbroken = whole(**HOPPING)
@@ -85,7 +82,6 @@ def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole
 
 
 @pytest.mark.usefixtures("on_shared_ray")
-@pytest.mark.soak
 def test_a_run_with_lora_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole) -> None:
     """The additions and their moments change the world size; the frozen base is read again."""
     lora = HOPPING | {
@@ -108,42 +104,6 @@ def test_a_run_with_lora_hops_from_one_worker_to_two_and_back(tmp_path: Path, wh
     assert [e["workers"] for e in trained] == [1, 2, 1]
 
 
-def test_a_killed_worker_and_then_a_killed_driver_change_no_bit_of_the_weights(
-    tmp_path: Path, whole: Whole
-) -> None:
-    unbroken = whole(sft=None)
-    changes = {"sft": None, "log__every": 1, "checkpoint__every_steps": 2}
-    job = write_job(tmp_path, **changes, hardware__workers=1)
-    # Steps are fast, and no worker must end before it is killed: each waits for its second save,
-    # which stands still. A save has five files, and begins when the one before it is committed.
-    waits = tmp_path / "waits"
-    process = start(job, env=os.environ | {HALT_AT: f"save:7:{waits}"})
-    wait_until(waits.exists, "the worker to wait")
-    wait_until(lambda: bool(head_of(tmp_path).checkpoints), "an earlier save to be committed")
-    waits.unlink()
-    workers = workers_of(process.pid, tmp_path)
-    session = session_of(process.pid)
-    sockets = listening(children_of({process.pid, *session_processes(session)}))
-    assert {"gcs_server", "raylet"} <= {each.program for each in sockets}
-    assert open_to_others(sockets) == set()
-    for worker in workers:
-        assert worker.nice() == psutil.Process(process.pid).nice(), "others come before training"
-        worker.kill()
-    # Ray starts another worker, and it resumes from the last commit.
-    wait_for(process, "pretrain: starts (continues after step")
-    wait_until(waits.exists, "the next worker to wait")
-    assert len(session_processes(session)) > 5
-    kill(process)
-    wait_until(lambda: not session_processes(session), "the processes of Ray to end")
-    wait_until(lambda: not Path(session).exists(), "their folder to be removed")
-
-    # A worker and a single process compute the same bits, and a second start of Ray takes long.
-    assert "continues after step" in finish(job, "hardware.workers=0")
-    assert final_weights(tmp_path) == final_weights(unbroken)
-    assert head_of(tmp_path).owner is None
-
-
-@pytest.mark.soak
 def test_workers_that_hang_are_replaced_and_no_bit_of_the_weights_changes(
     tmp_path: Path, whole: Whole
 ) -> None:

@@ -21,10 +21,9 @@ from tests.support.whole_runs import (
     final_weights,
     finish,
     head_of,
-    interrupt,
+    interrupt_before_row,
     newest,
     start,
-    wait_for,
     write_job,
 )
 
@@ -98,12 +97,10 @@ def test_redo_prepare_reads_the_text_again_and_keeps_the_old_data_if_it_cannot(
 
 
 def test_more_steps_may_be_asked_for_before_the_decay(tmp_path: Path, whole: Whole) -> None:
-    longer = whole(pretrain__steps=400, sft=None)
+    longer = whole(pretrain__steps=30, sft=None)
     job = write_job(tmp_path, log__every=1, sft=None)
-    process = start(job, "checkpoint.every_steps=4")
-    wait_for(process, "pretrain step 8")
-    interrupt(process)
-    finish(job, "pretrain.steps=400", "log.every=100")
+    interrupt_before_row(32, job, "checkpoint.every_steps=4")
+    finish(job, "pretrain.steps=30", "log.every=100")
     assert final_weights(tmp_path) == final_weights(longer)
 
 

@@ -6,6 +6,7 @@ pretraining between two checkpoints, and `rented` was killed on a rented machine
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -32,7 +33,16 @@ NAMES = ("done", "half", "rented")
 # How much weights may differ between kinds of CPU.
 TOLERANCE = 1e-3
 
-everywhere = pytest.mark.parametrize("older", ["file", "s3", "hub"], indirect=True)
+
+def everywhere(by_default: str) -> pytest.MarkDecorator:
+    """Each kind of store; by default only one, and each test has another one."""
+    kinds = (
+        pytest.param(kind, marks=[] if kind == by_default else [pytest.mark.soak])
+        for kind in ("file", "s3", "hub")
+    )
+    return pytest.mark.parametrize("older", list(kinds), indirect=True)
+
+
 in_a_folder = pytest.mark.parametrize("older", ["file"], indirect=True)
 elsewhere = pytest.mark.parametrize("older", ["s3", "hub"], indirect=True)
 
@@ -82,7 +92,7 @@ def open_fresh_store(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str], Store]]:
     """Opens an empty store of a kind: file, s3 or hub."""
-    with hub_server() as hub:
+    with contextlib.ExitStack() as servers:
 
         def fresh(kind: str) -> Store:
             if kind == "s3":
@@ -90,6 +100,7 @@ def open_fresh_store(
                 s3.use(monkeypatch)
                 return open_store(f"s3://{s3.bucket()}/runs")
             if kind == "hub":
+                hub = servers.enter_context(hub_server())
                 hub.add_repo(f"{USER}/state")
                 hub.use(monkeypatch, tmp_path / "hf")
                 return open_store(f"hf://{USER}/state")
@@ -128,7 +139,7 @@ def copy_objects(folder: Path, name: str, store: Store) -> None:
 # ---------------------------------------------------------------- finished
 
 
-@everywhere
+@everywhere(by_default="hub")
 def test_a_finished_run_is_done_and_can_be_read_with_every_command(
     older: Older, tmp_path: Path
 ) -> None:
@@ -188,11 +199,7 @@ def test_a_changed_setting_is_shown_before_anything_is_done(older: Older) -> Non
 # ---------------------------------------------------------------- their data
 
 
-@pytest.mark.parametrize(
-    "older",
-    ["file", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("s3", "hub"))],
-    indirect=True,
-)
+@everywhere(by_default="file")
 def test_their_data_is_trained_on_and_stays_as_it_was(older: Older) -> None:
     def data() -> dict[str, bytes]:
         store = older.store
@@ -215,7 +222,7 @@ def test_their_data_is_trained_on_and_stays_as_it_was(older: Older) -> None:
 # ---------------------------------------------------------------- rented
 
 
-@everywhere
+@everywhere(by_default="s3")
 def test_a_rented_run_keeps_its_rental_and_its_deadline_and_ends_here(older: Older) -> None:
     older.bring("rented")
     before = {name: older.read(f"rented/{name}.json") for name in ("rental", "deadline", "watcher")}
@@ -231,7 +238,7 @@ def test_a_rented_run_keeps_its_rental_and_its_deadline_and_ends_here(older: Old
 # ---------------------------------------------------------------- half done
 
 
-@everywhere
+@everywhere(by_default="file")
 def test_a_half_done_run_ends_as_it_would_have_ended(older: Older) -> None:
     older.bring("half")
     output = older.run("half", "--take-over")

@@ -18,6 +18,7 @@ from tests.support.whole_runs import (
     Process,
     finish,
     interrupt,
+    interrupt_before_row,
     kill,
     newest,
     rows_trained,
@@ -138,10 +139,8 @@ def test_sigterm_while_the_model_is_compiled_ends_within_the_grace(
 
 
 def test_sigterm_saves_the_last_finished_step(tmp_path: Path) -> None:
-    job = write_job(tmp_path, **LONG, checkpoint__every_steps=10_000)
-    process = start(job)
-    wait_for(process, "pretrain step 15")
-    interrupt(process, signal.SIGTERM)
+    job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=10_000)
+    interrupt_before_row(4 * 15, job, number=signal.SIGTERM)
     assert newest(tmp_path).step >= 15
 
 

@@ -167,7 +167,7 @@ def test_a_part_that_ends_after_the_run_was_taken_over_is_not_stored(tmp_path: P
     meddling.check()
 
 
-@pytest.mark.parametrize("why", ["request", "budget"])
+@pytest.mark.parametrize("why", ["request", pytest.param("budget", marks=pytest.mark.soak)])
 def test_a_stop_in_the_midst_of_a_part_ends_with_exit_4_in_time(tmp_path: Path, why: str) -> None:
     meddling = meddle_with_evaluation(tmp_path, ONE_ENDLESS_BATCH)
     meddling.wrap(

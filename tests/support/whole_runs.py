@@ -22,7 +22,8 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 from tests.support.forked import ForkedRun, may_fork
 from tests.support.jobs import tiny_dict, write_tiny_data
-from tests.support.waiting import kill_tree, read_until, rest_of
+from tests.support.meddling import Meddling
+from tests.support.waiting import kill_tree, read_until, rest_of, wait_until
 
 # Seconds that a run may take on a busy machine, including Ray's start.
 RUN_SECONDS = 300.0
@@ -80,6 +81,11 @@ def start(
     return process
 
 
+def outlives_its_test(process: Process) -> None:
+    """Leave it to the caller to end this run: several tests look at it."""
+    _started.remove(process)
+
+
 def kill_what_still_runs() -> None:
     """End the runs of a test that failed halfway."""
     while _started:
@@ -104,6 +110,31 @@ def ends_with(code: int, process: Process) -> str:
 def interrupt(process: Process, number: int = signal.SIGINT) -> str:
     """Ask the run to stop, as Ctrl-C does; check that it ends with 75; return its unread output."""
     process.send_signal(number)
+    return ends_with(75, process)
+
+
+def interrupt_before_row(row: int, job: Path, *overrides: str, number: int = signal.SIGINT) -> str:
+    """Run up to the step that begins with `row`, and ask the run to stop; return its output.
+
+    It waits there for the signal. So a few steps are enough: they can't be over before it comes.
+    """
+    meddling = Meddling(job.parent)
+    meddling.wrap(
+        "pion.train.feed:BatchFeed.take",
+        f"""
+        def wrapper(take, self, next_row, skipped):
+            if next_row == {row}:
+                (HERE / "waits").touch()
+                while (HERE / "waits").exists():
+                    time.sleep(0.02)
+            return take(self, next_row, skipped)
+        """,
+    )
+    process = start(job, *overrides, env=meddling.environment())
+    waits = job.parent / "waits"
+    wait_until(lambda: waits.exists() or process.poll() is not None, f"the run to reach row {row}")
+    process.send_signal(number)
+    waits.unlink(missing_ok=True)
     return ends_with(75, process)
 
 
