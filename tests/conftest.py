@@ -115,7 +115,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def _compile_what_tests_import() -> None:
     compiling = [subprocess.Popen([sys.executable, "-c", code]) for code in IMPORTED]
-    if not any([process.wait() for process in compiling]):
+    if not any([process.wait(PATIENCE_SECONDS) for process in compiling]):
         COMPILED.parent.mkdir(parents=True, exist_ok=True)
         COMPILED.touch()
 
