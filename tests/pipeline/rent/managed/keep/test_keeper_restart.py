@@ -11,7 +11,7 @@ import pytest
 
 from pion.errors import PionError
 from pipeline.rent.managed.keep.keeper import PATIENT_CANCEL_SECONDS
-from pipeline.rent.managed.keep.renter import FUTILE_RESTARTS
+from pipeline.rent.managed.keep.renter import FUTILE_RESTARTS, Renter
 from pipeline.rent.managed.look.diagnose import UNNOTICED_SECONDS
 from pipeline.rent.managed.provider.jobs import BOOT_SECONDS, ManagedJob
 from pipeline.rent.managed.request import submitting_alone
@@ -243,6 +243,27 @@ def test_a_submission_that_only_seemed_to_fail_is_not_repeated(
     time.during_sleep = live
     assert watcher.follow() == 0
     assert len(provider.submitted) == 1
+
+
+def test_a_job_that_another_process_submits_meanwhile_is_followed_and_not_submitted_again(
+    watcher: Watcher, provider: FakeProvider, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce = Renter.announce
+
+    def submitted_elsewhere(renter: Renter, *announced: Any) -> None:
+        announce(renter, *announced)
+        provider.jobs.append(dataclasses.replace(JOB, id=8))
+
+    monkeypatch.setattr(Renter, "announce", submitted_elsewhere)
+    provider.now("STARTING", submitted_at=time.time)
+
+    def live() -> None:
+        if provider.cancelled and any(job.id == 8 for job in provider.jobs):
+            provider.now("SUCCEEDED")
+
+    time.during_sleep = live
+    assert watcher.follow() == 0
+    assert (provider.cancelled, provider.submitted) == ([7], [])
 
 
 @pytest.mark.parametrize("fails", ["cancel", "managed_jobs"])
