@@ -53,25 +53,26 @@ os.environ["HF_MODULES_CACHE"] = str(CACHE / "modelling_files")
 
 # By measured time: a long file at the end would leave the other processes idle.
 LONGEST_FIRST = (
-    "test_doors",
     "test_rehearsal",
+    "test_doors",
     "test_resume",
+    "test_crash_everywhere",
+    "test_bad_days",
     "test_sigterm",
     "test_stops",
-    "test_crash_everywhere",
     "test_failing_store_commands",
-    "test_bad_days",
-    "test_hops",
+    "test_lora",
     "test_rental",
-    "test_redo",
-    "test_bad_stores",
-    "test_hangs",
     "test_secrets",
-    "test_chat_templates",
-    "test_run_tiny",
+    "test_hops",
     "test_memory",
-    "test_trouble",
-    "test_no_room",
+    "test_page",
+    "test_bad_stores",
+    "test_python_docs",
+    "test_prepare_conversations",
+    "test_prepare",
+    "test_hangs",
+    "test_chat_templates",
 )
 
 
