@@ -30,7 +30,7 @@ from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.prepared import SPLITS
 from pipeline.data.sources import SYSTEMS, Talk
-from pipeline.kill_points import mark
+from pipeline.machine.kill_points import mark
 
 BUFFER = 16_384
 PROGRESS = "packed.json"

@@ -15,7 +15,7 @@ from pion.data.shards import Manifest
 from pion.data.tokens.tokenizer import Tokenizer
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.prepared import SPLITS, write_manifest
-from pipeline.kill_points import mark
+from pipeline.machine.kill_points import mark
 from pipeline.machine.time_limit import attended_items
 
 BATCH_BYTES = 4 << 20

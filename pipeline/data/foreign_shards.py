@@ -24,7 +24,7 @@ from pipeline.data.hub import hub_shards, read_hub_rows
 from pipeline.data.prepared import write_manifest
 from pipeline.data.sources import Input
 from pipeline.job import BinShards, HubNpyShards, NpyShards
-from pipeline.kill_points import mark
+from pipeline.machine.kill_points import mark
 from pipeline.state.workspace import link_or_copy
 
 # Ids that are searched at once, and all ids that are searched in a source on the Hub.

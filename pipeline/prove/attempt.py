@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.data.fingerprint import APART
-from pipeline.kill_points import HALT_AT
 from pipeline.machine.folders import expand, private_cache_folder
+from pipeline.machine.kill_points import HALT_AT
 from pipeline.workers.reaper import children_of, session_processes
 
 POLL_SECONDS = 0.01

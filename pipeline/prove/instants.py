@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.job import HubDataset, Job, Source
-from pipeline.kill_points import POINTS
 from pipeline.machine.gpus import gpu_count
+from pipeline.machine.kill_points import POINTS
 from pipeline.prove.attempt import Attempt, Instant
 from pipeline.state.head import Head
 

@@ -9,7 +9,7 @@ from typing import Any, NotRequired, TypeVar
 from typing_extensions import TypedDict
 
 from pion.untrusted import LARGEST_JOB
-from pipeline.kill_points import mark
+from pipeline.machine.kill_points import mark
 from pipeline.state.head import BeingRemoved, Head
 from pipeline.state.record_file import RecordFile
 from pipeline.state.record_json import (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pion.errors import Trouble
 from pipeline.console.messages import Evaluation, Note, Sample, StageState, Step
-from pipeline.kill_points import mark
+from pipeline.machine.kill_points import mark
 from pipeline.models.bring import run_reference
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS, Keep

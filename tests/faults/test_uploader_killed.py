@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.kill_points import HALT_AT
+from pipeline.machine.kill_points import HALT_AT
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.retention import Keep
 from pipeline.state.checkpoints.uploader import UploaderDied

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.kill_points import HALT_AT
+from pipeline.machine.kill_points import HALT_AT
 from pipeline.workers.reaper import children_of, session_processes
 from tests.runs.test_ray import session_of, workers_of
 from tests.support.changing_folder import files_below

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.cli import main
-from pipeline.kill_points import HALT_AT
+from pipeline.machine.kill_points import HALT_AT
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.whole_runs import (

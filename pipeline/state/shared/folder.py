@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pion.data.arrays import unwritable
 from pion.errors import PionError
-from pipeline.kill_points import mark
+from pipeline.machine.kill_points import mark
 from pipeline.state.head import SHARED, Head, data_key
 from pipeline.state.record_json import damaged
 from pipeline.state.run_state import RunState

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cli import main
-from pipeline.kill_points import POINTS
+from pipeline.machine.kill_points import POINTS
 from pipeline.prove.attempt import Attempt, Instant, Place, attempt
 from pipeline.prove.instants import (
     FAILURES_BEFORE_COMMIT,
