@@ -33,7 +33,7 @@ GATES = argument(
 )
 
 
-# The options that are described next to what they set. Only the command's own are imported.
+# ---------------------------------------------------------------- options described elsewhere
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:

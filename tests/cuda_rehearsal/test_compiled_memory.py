@@ -11,9 +11,9 @@ from pion.train.memory import Workload
 from tests.cuda_rehearsal.compiled_blocks import Compiled, read_kept
 from tests.cuda_rehearsal.pretended_card import CARDS
 
-PROGRAM = "tests.cuda_rehearsal.compiled_blocks"
 pytestmark = pytest.mark.soak
 
+PROGRAM = "tests.cuda_rehearsal.compiled_blocks"
 MOST = 1.15  # a statement is never under, and never over by more than this
 
 

@@ -120,15 +120,11 @@ def test_weights_states_and_caches_are_on_the_card_in_fp32(reports: Reports) -> 
 def test_these_tensors_were_looked_at(
     reports: Reports, scenario: str, parts: tuple[str, ...]
 ) -> None:
-    names = {
-        str(rehearsal): " ".join(reports[str(rehearsal)].tensors)
-        for rehearsal in (Rehearsal(model, scenario) for model in MODELS)
-        if str(rehearsal) in reports
-    }
-    assert names
-    assert {name: [p for p in parts if p not in found] for name, found in names.items()} == {
-        name: [] for name in names
-    }
+    looked_at = {str(Rehearsal(model, scenario)) for model in MODELS} & reports.keys()
+    assert looked_at
+    for name in looked_at:
+        names = " ".join(reports[name].tensors)
+        assert [part for part in parts if part not in names] == [], name
 
 
 def test_matrix_products_of_training_have_the_dtype_of_the_plan(reports: Reports) -> None:

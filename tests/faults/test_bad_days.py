@@ -43,7 +43,7 @@ from tests.pipeline.state.checkpoints.test_checkpointer import (
     some_tensors,
 )
 from tests.support.clock import FakeClock
-from tests.support.in_process_uploader import InThisProcess
+from tests.support.in_process_uploader import InProcessUploader
 from tests.support.s3_server import FaultProxy, S3Server
 from tests.support.states import an_entry
 
@@ -484,7 +484,7 @@ def test_a_clock_that_jumps_loses_nothing(folder: Days, jump: float) -> None:
 def test_a_checkpoint_dropped_after_a_slow_upload_has_its_hour_for_readers(
     tmp_path: Path, time: FakeClock
 ) -> None:
-    class Slow(InThisProcess):
+    class Slow(InProcessUploader):
         def save(self, request: SaveRequest) -> Saved:
             time.sleep(2 * TRASH_SECONDS)
             return super().save(request)

@@ -85,7 +85,7 @@ class Row:
 
     n: 1, no work; b: 2, before work; r: 75, run it again; w: 74, work done; 0: done anyway
     `ends`: the exit code with a working store.
-    `every`: of many alike requests, only each so-manieth fails by default; under soak, each does.
+    `every`: by default with 6, only every sixth request fails; under soak, each.
     """
 
     command: str

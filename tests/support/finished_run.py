@@ -15,7 +15,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.support.in_process_uploader import InThisProcess
+from tests.support.in_process_uploader import InProcessUploader
 from tests.support.tiny_config import tiny_config
 
 TEXT = ["Return a new header with string.", "The quick brown fox jumps over the lazy dog."] * 20
@@ -56,7 +56,7 @@ def make_run(
         series = CheckpointSeries(
             stage, f"digest-{stage}", files={"config.json": config}, keep=Keep(last=9)
         )
-        saver = Checkpointer(claim, series, uploader=InThisProcess(run.store))
+        saver = Checkpointer(claim, series, uploader=InProcessUploader(run.store))
         state = {"step": step, "next_row": 0, "tokenizer": "data/1234/tokenizer.json"}
         saver.save(model.state_dict(), {"m": torch.zeros(2)}, state)
         saver.close()

@@ -1,4 +1,4 @@
-"""An uploader without a process of its own."""
+"""An uploader that runs in the process of the test."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pipeline.state.checkpoints.uploader import save as save_files
 from pipeline.state.stores import Store
 
 
-class InThisProcess:
-    """An uploader in this process: another one takes ten times as long to start as to save.
+class InProcessUploader:
+    """Saves in this process: to start another process takes ten times as long as to save.
 
-    It can also save to a store that exists only in this process.
+    The store may exist only in this process.
     """
 
     def __init__(self, store: Store) -> None:

@@ -32,7 +32,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing, StoreError
 from pipeline.state.workspace import Workspace
 from tests.support.clock import FakeClock
-from tests.support.in_process_uploader import InThisProcess
+from tests.support.in_process_uploader import InProcessUploader
 from tests.support.states import an_entry, someone
 from tests.support.waiting import read_until, run_to_end
 
@@ -84,7 +84,7 @@ def save(checkpointer: Checkpointer, step: int, seed: int | None = None) -> None
 
 
 def checkpointer_in_this_process(claim: Claim, **options: Any) -> Checkpointer:
-    return a_checkpointer(claim, uploader=InThisProcess(claim.store), **options)
+    return a_checkpointer(claim, uploader=InProcessUploader(claim.store), **options)
 
 
 def newest(
