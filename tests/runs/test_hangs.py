@@ -54,6 +54,7 @@ BY_ROW: dict[str, Any] = {
     "sft": None,
     "pretrain__steps": 4,
     "evaluate__every": 4,
+    "evaluate__prompts": ["a"],
     "hardware__micro_batch": 1,
     "hardware__hang_seconds": 5,
 }
