@@ -58,6 +58,7 @@ class Advance:
         # The stages that this command does, and those that it does again.
         self._wanted = stages_until(start.job.stages, options.until)
         self._redone = () if options.redo is None else STAGES[STAGES.index(options.redo) :]
+        self._has_redone = False
         self._patiently = Patience(
             linger_seconds(start.job.checkpoint), journal.note, start.stopping.sleep
         )
@@ -78,7 +79,9 @@ class Advance:
             raise self._verdict(error) from error
         except (Fenced, Interrupted, Stopped):
             raise
-        except (PionError, OSError):
+        except (PionError, OSError) as error:
+            if isinstance(error, BadInput):
+                self._put_prepared_back()
             # Did another owner change what this process was reading or writing?
             with contextlib.suppress(StoreError):
                 self.claim.confirm()
@@ -266,6 +269,21 @@ class Advance:
         """Forget the stages to redo. Called after `prepare`, so bad input there loses nothing."""
         if self._redone:
             self.claim.drop_stages(self._redone)
+            self._has_redone = True
+
+    def _put_prepared_back(self) -> None:
+        """Let HEAD list again what `--redo prepare` would have replaced: bad input loses nothing.
+
+        Called after the workers have ended, because they train as soon as `prepare` is committed.
+        """
+        before = self.claim.before
+        record = before.stages.get("prepare")
+        missing = "prepare" not in self.claim.head.stages
+        if self._redone[:1] == ("prepare",) and not self._has_redone and record and missing:
+            with contextlib.suppress(StoreError):
+                self.claim.commit(
+                    lambda head: head.with_data(before.data).with_stage("prepare", record)
+                )
 
     def _record_job(self, raised: StaleStage | None) -> None:
         start, text = self.start, self.start.options.job_text
