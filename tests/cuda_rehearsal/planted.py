@@ -27,7 +27,7 @@ from pion.model.feedforward import expert_products, experts
 from pion.model.feedforward.dense import SwiGLU
 from pion.model.loss import IGNORED
 from pion.model.norm_and_projection import RMSNorm
-from pion.train import feed, gradients, optimizer
+from pion.train import gradients, optimizer
 from pion.train.muon import Muon
 from tests.cuda_rehearsal.pretended_card import pretended_card
 from tests.cuda_rehearsal.report import print_reports
@@ -132,9 +132,9 @@ def copy_and_wait(right: Callable[..., Batch]) -> Callable[..., Batch]:
     return blocking_copy
 
 
-def do_not_pin(right: Callable[..., Batch]) -> Callable[..., Batch]:
-    def leave_as_it_is(self: Any, batch: Batch) -> Batch:
-        return batch
+def do_not_pin(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def leave_as_it_is(self: Tensor) -> Tensor:
+        return self
 
     return leave_as_it_is
 
@@ -243,7 +243,7 @@ PLANTED: dict[str, Planted] = {
     "Muon reads a norm": Planted(Muon, "step", read_update_norm, "train muon bfloat16"),
     "the optimizer waits for the card": Planted(optimizer.Optimizer, "step", wait_after),
     "the copy of a batch blocks": Planted(gradients, "to_device", copy_and_wait),
-    "batches are not page-locked": Planted(feed.BatchFeed, "_pinned", do_not_pin),
+    "batches are not page-locked": Planted(Tensor, "pin_memory", do_not_pin),
     "a layer multiplies in fp32": Planted(SwiGLU, "forward", multiply_in_fp32),
     "a layer keeps a tensor on the host": Planted(SwiGLU, "__init__", keep_plain_tensor),
     "experts group products where torch has no kernel": Planted(
