@@ -192,7 +192,9 @@ def s3_server() -> Iterator[S3Server]:
         [sys.executable, "-c", _SERVE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | {"S3_UPLOAD_PART_MIN_SIZE": "1"},
+        # Without a size of buffers, moto keeps each object in an open file if parts may be small.
+        env=os.environ
+        | {"S3_UPLOAD_PART_MIN_SIZE": "1", "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(16 << 20)},
     )
     assert process.stdin is not None
     assert process.stdout is not None
