@@ -26,7 +26,7 @@ from tests.support.s3_server import S3Server
 from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, read_until
 from tests.support.whole_runs import write_job
 
-OLDER = "0afbd30"
+OLDER = "434d2b8e"
 # Long enough that a test can stop it at any time.
 LONG: dict[str, Any] = {
     "sft": None,
