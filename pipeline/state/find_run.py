@@ -6,18 +6,26 @@ part of the run was copied, or that a `pion fork` was interrupted. A new run mus
 
 from __future__ import annotations
 
-import contextlib
 import re
-from pathlib import Path
+from functools import partial
 
 from pion.errors import BadInput
 from pipeline.console.formats import size
 from pipeline.state.head import BeingRemoved, Head
 from pipeline.state.liveness import last_change
+from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import DEFAULT_STORE, Entry, Store, open_store, split_run
+from pipeline.state.stores import (
+    DEFAULT_STORE,
+    Entry,
+    Missing,
+    Store,
+    StoreError,
+    open_store,
+    split_run,
+)
 from pipeline.state.stores.base import is_run_name
-from pipeline.state.stores.local import explained
+from pipeline.state.stores.parallel import read_all
 
 
 def read_run(run: str) -> tuple[RunState, Head]:
@@ -39,17 +47,28 @@ def open_run(run: str) -> RunState:
     return RunState(open_store(url), name)
 
 
-def runs_in(store: Store) -> dict[str, Head]:
+def runs_in(store: Store, unreadable: dict[str, BadInput] | None = None) -> dict[str, Head]:
     """Return the HEAD of every run in a store, by name, the most recently saved last.
 
-    A run that is being removed is not among them: it uses nothing any more.
+    A run that is being removed is not among them: it uses nothing any more. Puts the error of a
+    HEAD that can't be read into `unreadable`, by name; without it, raises the error, a BadInput.
+    Makes one request for each name in the store, and one to list a thousand names.
     """
-    present = {}
-    for name in _run_names(store):
-        with contextlib.suppress(BeingRemoved):
-            if (head := RunState(store, name).read()) is not None:
-                present[name] = head
-    return dict(sorted(present.items(), key=lambda item: (last_change(item[1]), item[0])))
+
+    def read(name: str) -> Head | None:
+        try:
+            return RunState(store, name).read()
+        except BeingRemoved:
+            return None
+        except BadInput as error:
+            if unreadable is None:
+                raise
+            unreadable[name] = error
+            return None
+
+    names = _names_of_folders(store)
+    present = [(name, head) for name, head in zip(names, read_all(read, names)) if head is not None]
+    return dict(sorted(present, key=lambda item: (last_change(item[1]), item[0])))
 
 
 def no_such_run(state: RunState) -> str:
@@ -64,6 +83,8 @@ def no_such_run(state: RunState) -> str:
 WORK = ("checkpoints", "metrics", "owner")
 # Of so many checkpoints, the names are shown.
 SHOWN = 4
+# Of so many folders of a store, a message says which are runs.
+NAMED = 50
 # The names of all files that a run keeps in its folder, apart from HEAD.json.
 _OURS = re.compile(
     r"checkpoints/[a-z]+/\d+-\d+/.+|metrics/[a-z]+/\d+/.+|owner/\d+\.json|events/\d+/.+"
@@ -132,25 +153,29 @@ def _epoch(path: str) -> str | None:
 
 
 def known_runs(store: Store) -> str:
-    """Return a sentence that names the runs in a store."""
-    names = _run_names(store)
-    return f"Runs in {store.url}: {', '.join(names)}." if names else f"No runs in {store.url}."
+    """Return a sentence that names the runs in a store, or the first of many."""
+    names = _names_of_folders(store)
+    looked = names[:NAMED]
+    there = read_all(partial(_may_be_run, store), looked)
+    found = [name for name, is_run in zip(looked, there) if is_run]
+    more = len(names) - len(looked)
+    if not found and not more:
+        return f"No runs in {store.url}."
+    others = [f"and {more:,} other folders"] if more else []
+    return f"Runs in {store.url}: {', '.join(found + others)}."
 
 
-def _run_names(store: Store) -> list[str]:
-    folder = store.local_path("")
-    if folder is None:
-        keys = (entry.key.split("/") for entry in store.list())
-        return sorted(name for name, *rest in keys if rest == ["HEAD.json"])
-    # A run may be a link to another disk. Only the folder itself is read: any folder can be named
-    # as a store, also one with all files of a disk.
-    with explained("list", folder):
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return [name for name in names if is_run_name(name) and _may_be_run(folder / name)]
+def _names_of_folders(store: Store) -> list[str]:
+    """Return the folders of a store that may be those of runs. Any folder can be named as a store,
+    so there may be others."""
+    return [name for name in store.folders() if is_run_name(name)]
 
 
-def _may_be_run(folder: Path) -> bool:
+def _may_be_run(store: Store, name: str) -> bool:
     try:
-        return (folder / "HEAD.json").is_file()
-    except PermissionError:  # whoever needs its HEAD says so
+        store.read(f"{name}/HEAD.json")
+    except Missing:
+        return False
+    except (Damaged, StoreError):  # whoever needs its HEAD says so
         return True
+    return True

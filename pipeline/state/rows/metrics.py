@@ -8,7 +8,6 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pion.errors import BadInput, PionError
@@ -16,9 +15,8 @@ from pipeline.state.head import Head
 from pipeline.state.record_json import finite_json
 from pipeline.state.rows.row_types import LARGEST_SEGMENT, Row, Unreadable, event_row, metrics_row
 from pipeline.state.stores import Missing, Store
+from pipeline.state.stores.parallel import read_all
 
-# Segments read in parallel.
-READERS = 16
 # No step is later.
 LAST_STEP = 2**63
 # The name of a segment below its log's folder.
@@ -208,9 +206,7 @@ class RowReader:
         else:
             present = self._next_of(epoch)
         keys = [key for key in present if key not in self._read]
-        # A long run has thousands of files, and each costs a round trip to a remote store.
-        with ThreadPoolExecutor(min(READERS, len(keys) or 1)) as pool:
-            contents = list(pool.map(lambda key: lines_of(self._store, key), keys))
+        contents = read_all(lambda key: lines_of(self._store, key), keys)
         self._read.update(keys)
         rows = []
         for key, lines in zip(keys, contents):

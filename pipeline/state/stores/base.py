@@ -17,6 +17,8 @@ Data = bytes | memoryview | Path
 
 # Of what the runs of a store share: prepared data, and the models that runs start from.
 RESERVED = ("_data", "_bases")
+# The most names that a list of folders looks through. Each thousand is a request.
+MOST_NAMES = 100_000
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*")
 
 
@@ -65,6 +67,7 @@ class Entry:
 
 
 Entries = list[Entry]
+Names = list[str]
 
 
 # A write that waits for its commit, as plain JSON.
@@ -132,6 +135,14 @@ class Store(Protocol):
     def list(self, prefix: str = "") -> Entries:
         """Return every object whose key starts with `prefix`, sorted by key."""
 
+    def folders(self, prefix: str = "") -> Names:
+        """Return the names directly below `prefix` (empty, or a key and a slash) below which there
+        may be objects, sorted.
+
+        What lies below them costs nothing: a remote store makes a request for every thousand names.
+        Raises BadInput if there are more than `MOST_NAMES`.
+        """
+
     def service_time(self) -> float | None:
         """Return Unix seconds by the clock of the store's service, exact to half a second.
 
@@ -186,6 +197,14 @@ def is_key(key: str) -> bool:
 def too_large(where: str, limit: int) -> Damaged:
     """Return the error for an object in a store with more than `limit` bytes."""
     return damaged(where, f"it has more than {limit:,} bytes")
+
+
+def too_many_names(where: str) -> BadInput:
+    """Return the error for a place in a store with more than `MOST_NAMES` names."""
+    return BadInput(
+        f"{where} has more than {MOST_NAMES:,} files and folders of other things. Nothing was "
+        "changed. Keep runs under a name of their own, such as s3://bucket/runs."
+    )
 
 
 def is_run_name(name: str) -> bool:

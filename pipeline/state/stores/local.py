@@ -22,9 +22,11 @@ from pipeline.state.stores.base import (
     Entries,
     Entry,
     Missing,
+    Names,
     StoreError,
     WritesAtOnce,
     check_key,
+    is_key,
     too_large,
 )
 
@@ -152,6 +154,16 @@ class FileStore(WritesAtOnce):
                 with contextlib.suppress(OSError):  # it is gone, or a link that leads nowhere
                     entries.append(Entry(key, path.stat().st_size))
         return sorted(entries, key=lambda entry: entry.key)
+
+    def folders(self, prefix: str = "") -> Names:
+        folder = self._path(prefix.rstrip("/")) if prefix else self.folder
+        with explained("list", folder):
+            try:
+                with os.scandir(folder) as children:
+                    names = [child.name for child in children if child.is_dir()]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return sorted(name for name in names if is_key(name))
 
     def service_time(self) -> float | None:
         return None

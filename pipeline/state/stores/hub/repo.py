@@ -4,6 +4,7 @@ Requests that fail with transient errors are retried. Other errors become a `Sto
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,7 +19,7 @@ from huggingface_hub import (
     set_client_factory,
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils import (
     build_hf_headers,
     disable_progress_bars,
@@ -29,7 +30,13 @@ from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._http import default_client_factory
 
 from pion.errors import PionError
-from pipeline.state.stores.base import Missing, StoreError, too_large
+from pipeline.state.stores.base import (
+    MOST_NAMES,
+    Missing,
+    StoreError,
+    too_large,
+    too_many_names,
+)
 from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.hub import errors
 from pipeline.state.stores.retry import Retry, retrying
@@ -162,6 +169,19 @@ class HubRepo:
             return [entry for entry in tree if isinstance(entry, RepoFile)]
         except EntryNotFoundError:
             return []
+
+    def folders(self, commit: str, folder: str = "") -> list[str]:
+        """Return the names of the folders directly in `folder` at that commit."""
+        try:
+            tree = self.api.list_repo_tree(
+                self.repo_id, folder or None, revision=commit, repo_type=self.repo_type
+            )
+            entries = list(itertools.islice(tree, MOST_NAMES + 1))
+        except EntryNotFoundError:
+            return []
+        if len(entries) > MOST_NAMES:
+            raise too_many_names(f"{self.url}/{folder}".rstrip("/"))
+        return [e.path.rpartition("/")[2] for e in entries if isinstance(e, RepoFolder)]
 
     def entries(self, commit: str, paths: Sequence[str]) -> dict[str, RepoFile]:
         """Return the files among `paths` at that commit, by path."""

@@ -25,6 +25,7 @@ from pipeline.state.stores.base import (
     Entries,
     Entry,
     Missing,
+    Names,
     Staged,
     StoreError,
     check_key,
@@ -187,6 +188,23 @@ class HubStore:
             else:
                 sizes[change.key] = change.size
         return [Entry(k, sizes[k]) for k in sorted(sizes) if k.startswith(prefix) and is_key(k)]
+
+    def folders(self, prefix: str = "") -> Names:
+        parent = prefix.rstrip("/")
+        if parent:
+            check_key(parent)
+        names = set(
+            self._repo.request(
+                "list",
+                prefix,
+                lambda: at_main(self._repo, lambda main: self._repo.folders(main, parent)),
+            )
+        )
+        for change in self._changes():
+            name, slash, _ = change.key.removeprefix(prefix).partition("/")
+            if change.key.startswith(prefix) and slash and not isinstance(change, Delete):
+                names.add(name)
+        return sorted(name for name in names if is_key(name))
 
     def service_time(self) -> float | None:
         return self._repo.request("read the time of", "", self._repo.service_time)

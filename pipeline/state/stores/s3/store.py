@@ -8,25 +8,30 @@ AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, …
 
 import contextlib
 import functools
+import itertools
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pion.errors import BadInput, PionError
 from pion.untrusted import LARGEST_RECORD
 from pipeline.state.stores.base import (
+    MOST_NAMES,
     Conflict,
     Data,
     Entries,
     Entry,
     Missing,
+    Names,
     StoreError,
     WritesAtOnce,
     check_key,
+    is_key,
     too_large,
+    too_many_names,
 )
 from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.s3 import errors
@@ -36,6 +41,8 @@ from pipeline.state.stores.transfer import PART_BYTES, download_parallel
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
+
+T = TypeVar("T")
 
 _PIECE_BYTES = 1 << 20
 # Tries of a conditional write, with each form of a version. One is not enough: what refused the
@@ -184,18 +191,25 @@ class S3Store(WritesAtOnce):
         return len(uploads)
 
     def list(self, prefix: str = "") -> Entries:
-        parent = prefix.rpartition("/")[0]
-        if parent:
-            check_key(parent)
-        entries: list[Entry] = []
-        more: dict[str, Any] = {}
-        while True:
-            list_page = functools.partial(self._list_page, prefix=prefix, more=more)
-            some, token = self._bucket.request("list", prefix, list_page)
-            entries += some
-            if token is None:
-                return sorted(entries, key=lambda entry: entry.key)
-            more = {"ContinuationToken": token}
+        entries = itertools.chain.from_iterable(self._pages(prefix, self._entries))
+        return sorted(entries, key=lambda entry: entry.key)
+
+    def folders(self, prefix: str = "") -> Names:
+        skip = len(self._bucket.root + prefix)
+
+        def read(page: Mapping[str, Any]) -> tuple[Names, int]:
+            below = page.get("CommonPrefixes", [])
+            names = [field(folder, "Prefix")[skip:].rstrip("/") for folder in below]
+            return names, len(names) + len(page.get("Contents", []))
+
+        found: Names = []
+        seen = 0
+        for names, count in self._pages(prefix, read, Delimiter="/"):
+            found += names
+            seen += count
+            if seen > MOST_NAMES:
+                raise too_many_names(f"{self.url}/{prefix}".rstrip("/"))
+        return sorted(name for name in found if is_key(name))
 
     def service_time(self) -> float | None:
         """Return Unix seconds by the service's clock; None if its answer has no readable date.
@@ -291,20 +305,36 @@ class S3Store(WritesAtOnce):
             answer["Body"].close()
             raise
 
-    def _list_page(
-        self, client: "S3Client", prefix: str, more: dict[str, Any]
-    ) -> tuple[Entries, str | None]:
-        """Return one page of a list: its objects, and where the next page begins."""
+    def _pages(
+        self, prefix: str, read: Callable[[Mapping[str, Any]], T], **options: str
+    ) -> Iterator[T]:
+        """Yield what `read` returns of each page of a list, of at most a thousand names."""
+        parent = prefix.rpartition("/")[0]
+        if parent:
+            check_key(parent)
+        begin = {"Bucket": self._bucket.name, "Prefix": self._bucket.root + prefix, **options}
+
+        def ask(client: "S3Client") -> tuple[T, str | None]:
+            page: Any = client.list_objects_v2(**begin)
+            more = field(page, "NextContinuationToken") if field(page, "IsTruncated") else None
+            return read(page), more
+
+        while True:
+            found, token = self._bucket.request("list", prefix, ask)
+            yield found
+            if token is None:
+                return
+            begin["ContinuationToken"] = token
+
+    def _entries(self, page: Mapping[str, Any]) -> Entries:
+        """Return the objects of a page of a list."""
         root = self._bucket.root
-        page = client.list_objects_v2(Bucket=self._bucket.name, Prefix=root + prefix, **more)
-        entries = []
-        for item in page.get("Contents", []):
-            key = field(item, "Key").removeprefix(root)
-            if key and not key.endswith("/"):  # consoles mark folders with empty objects
-                entries.append(Entry(key, field(item, "Size")))
-        if not field(page, "IsTruncated"):
-            return entries, None
-        return entries, field(page, "NextContinuationToken")
+        found = (
+            Entry(field(item, "Key").removeprefix(root), field(item, "Size"))
+            for item in page.get("Contents", [])
+        )
+        # Consoles mark folders with empty objects.
+        return [entry for entry in found if entry.key and not entry.key.endswith("/")]
 
 
 def _condition(expected: str | None, *, bare: bool) -> dict[str, str]:

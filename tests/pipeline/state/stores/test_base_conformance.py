@@ -105,6 +105,18 @@ def test_a_write_replaces_the_old_value(store: Store) -> None:
     assert store.read("demo/status") == b"second"
 
 
+def test_folders_are_the_names_below_which_there_is_something(place: Place) -> None:
+    store = place.open()
+    for key in ("demo/HEAD.json", "demo/metrics/1/a", "other/x/y/z", "loose", "demo-2/HEAD.json"):
+        store.write(key, b"1")
+    assert store.folders() == ["demo", "demo-2", "other"]  # also before a commit
+    store.flush()
+    assert place.open().folders() == ["demo", "demo-2", "other"]
+    assert store.folders("demo/") == ["metrics"]
+    assert store.folders("demo/metrics/") == ["1"]
+    assert store.folders("loose/") == store.folders("nothing/") == []
+
+
 def test_others_see_a_write_once_it_is_flushed(place: Place) -> None:
     mine, theirs = place.open(), place.open()
     mine.write("demo/a", b"1")
