@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from pipeline.state.checkpoints.retention import selected, sweep
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.notes.stop_requests import clear_stops
 from pipeline.state.shared.prune import delete_due
+from pipeline.state.shared.speeds import PastPreparing, keep_prepare_speed
 from pipeline.state.status.recorded_job import know_rows_of
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.errors import verdict
@@ -183,8 +184,19 @@ class Advance:
         if set(self._wanted) & set(self.start.job.train_stages):
             self._measure_start()  # before `prepare` is committed, because workers wait for that
         digest = self.start.digests.stages["prepare"]
+        self._keep_speed(reports)
         self._patiently(lambda: self.claim.finish_stage("prepare", digest, reports))
         self.journal.say(StageState("prepare", "done"))
+
+    def _keep_speed(self, reports: Mapping[str, Any]) -> None:
+        """Keep how fast the text was prepared, for the plans of later jobs."""
+        run = self.claim.state
+        sources = (s for report in reports.values() for s in report.get("sources") or ())
+        speeds = [s["mb_per_second"] for s in sources if s.get("mb_per_second")]
+        if speeds:
+            speed = PastPreparing(run.name, run.clock.now(), min(speeds))
+            with contextlib.suppress(StoreError):  # a hint, which must not end a run
+                keep_prepare_speed(run.store, speed)
 
     def _measure_start(self) -> None:
         """Measure the model that the run starts from, if any, unless that was done before."""

@@ -82,7 +82,7 @@ class RankZero(Rank):
         self._setup = setup
         self._held_out_loss: float | None = None
         self._selects_best = context.job.selects_best(stage)
-        self._metrics = StageMetrics(claim, stage, Trackers(context.job, stage))
+        self._metrics = StageMetrics(claim, stage, Trackers(context.job, stage), setup.keep_speed)
         self._metrics.log.adopt(setup.restored.unwritten_metrics)
         self._checkpointer = _open_checkpointer(claim, setup, self._metrics)
         state = setup.trainer.state()

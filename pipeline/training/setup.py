@@ -20,6 +20,7 @@ from pion.errors import BadInput, Trouble
 from pipeline.console.messages import Note, Sample
 from pipeline.data.tokenizer import needed_files
 from pipeline.job import Job
+from pipeline.job.digest import model_inputs
 from pipeline.job.train_sections import settings_of
 from pipeline.machine.folders import use_private_compile_cache
 from pipeline.state.checkpoints.layout import METRICS, STATE
@@ -27,6 +28,7 @@ from pipeline.state.checkpoints.restore import Found, Loaded, load_folder, newes
 from pipeline.state.head import Head
 from pipeline.state.record_json import Count, build, open_record, to_json
 from pipeline.state.shared.folder import bring_data
+from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
 from pipeline.training.advice import BusyCores, Work
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.first_weights import cost_of_rounding, first_model, frozen_base
@@ -184,6 +186,21 @@ class Setup:
         if change is None:
             return record_machine(self.context, epoch, self.stage, self.trainer)
         return record_step_down(self.context, epoch, self.stage, self.trainer, change)
+
+    def keep_speed(self, tokens_per_second: float) -> None:
+        """Keep the speed of one worker for the plans of later jobs. Raises StoreError."""
+        from pion.train.hardware import device_name
+
+        run, job = self.context.run, self.context.job
+        speed = PastSpeed(
+            run=run.name,
+            at=run.clock.now(),
+            device=device_name(self.trainer.device),
+            seq_len=job.seq_len(self.stage),
+            tokens_per_second=tokens_per_second / self.trainer.plan.world_size,
+            lora=self.adapter is not None,
+        )
+        keep_train_speed(run.store, model_inputs(job.model_config_resolved()), speed)
 
     def close(self) -> None:
         """End the trainer's and the data's threads."""

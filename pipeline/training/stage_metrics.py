@@ -5,8 +5,10 @@ TensorBoard, Weights & Biases and Trackio, if the job asks for them.
 from __future__ import annotations
 
 import logging
+import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol
@@ -18,6 +20,9 @@ from pipeline.state.rows.metrics import MetricsLog
 from pipeline.state.stores import StoreError
 
 FLUSH_SECONDS = 10.0
+# The speed of a stage is the median of so many rows, the newest. It is written if there are enough,
+# and again if it has changed by this share.
+SPEEDS, LEAST_SPEEDS, SPEED_CHANGE = 300, 3, 0.05
 _NOT_A_METRIC = {"step", "epoch", "stage", "rows"}
 _log = logging.getLogger(__name__)
 
@@ -188,13 +193,22 @@ def _load(name: str) -> Any:
 
 class StageMetrics:
     """Rank 0's metrics of one stage under `claim`. `log` has the rows not written yet, and
-    `trackers` shows them elsewhere."""
+    `trackers` shows them elsewhere. `keep_speed` writes the tokens per second for later plans."""
 
-    def __init__(self, claim: Claim, stage: str, trackers: Trackers) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        stage: str,
+        trackers: Trackers,
+        keep_speed: Callable[[float], None] = lambda speed: None,
+    ) -> None:
         self._claim = claim
         run = claim.state
         self.log = MetricsLog(run.store, run.name, stage, claim.epoch, run.clock.now)
         self.trackers = trackers
+        self._keep_speed = keep_speed
+        self._speeds: deque[float] = deque(maxlen=SPEEDS)
+        self._kept_speed = 0.0
         self._flusher = threading.Thread(target=self.flush, daemon=True)
         self._last_flush = time.monotonic()
 
@@ -202,6 +216,8 @@ class StageMetrics:
         """Keep rows of numbers, each with its step, and pass them on to the job's trackers."""
         for row in rows:
             self.log.append(row)
+            if row.get("tokens_per_second"):
+                self._speeds.append(row["tokens_per_second"])
         self.trackers.log(rows)
 
     def flush_if_due(self) -> None:
@@ -220,6 +236,7 @@ class StageMetrics:
         """Write the rows. If that fails, they stay in memory, and the next save writes them."""
         try:
             self._claim.check()
+            self._keep_new_speed()
             self.log.flush()
         except (StoreError, Fenced) as error:
             _log.warning("Metrics were not written: %s", error)
@@ -228,3 +245,11 @@ class StageMetrics:
         """Write the remaining rows, and close the trackers."""
         with closing(self.trackers):
             self.flush()
+
+    def _keep_new_speed(self) -> None:
+        speeds = list(self._speeds)
+        if len(speeds) >= LEAST_SPEEDS:  # the first steps are slow
+            speed = statistics.median(speeds)
+            if abs(speed - self._kept_speed) > SPEED_CHANGE * self._kept_speed:
+                self._keep_speed(speed)
+                self._kept_speed = speed

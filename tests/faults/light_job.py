@@ -323,6 +323,9 @@ class _Setup(Setup):
     def busy_cores(self) -> None:
         return None
 
+    def keep_speed(self, tokens_per_second: float) -> None:
+        pass
+
     def record_machine(self, epoch: int, change: Any = None) -> list[str]:
         return []
 

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.cli import main
+from pipeline.job.file import load_job
 from pipeline.machine.kill_points import HALT_AT
+from pipeline.rent.plan.speeds import past_speeds, prepare_speed
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.whole_runs import (
@@ -88,6 +90,16 @@ def test_until_stops_after_a_stage_and_a_prepared_run_finds_its_data_without_its
     assert "pretrain: done (finished" in finish(job, "--until", "pretrain")
     finish(job)
     assert final_weights(tmp_path) == final_weights(unbroken)
+
+
+def test_a_run_leaves_its_speeds_for_the_plans_of_later_jobs(tmp_path: Path, whole: Whole) -> None:
+    job = load_job(copy_run(whole(), tmp_path), [f"store={tmp_path / 'runs'}"])
+    speeds = past_speeds(job)
+    assert {speed.seq_len for speed in speeds} == {job.seq_len("pretrain"), job.seq_len("sft")}
+    assert {speed.run for speed in speeds} == {"tiny"}
+    prepared = prepare_speed(job)
+    assert prepared is not None
+    assert prepared[0] > 0
 
 
 def test_until_an_unknown_or_an_earlier_stage_than_redo_is_refused(tmp_path: Path) -> None:

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pion.bench.card import shipped_results
 from pion.bench.results import Results, TrainSpeed, read_results, save_speeds, train_speeds
@@ -31,28 +29,20 @@ from pipeline.machine.folders import own_bench_files
 from pipeline.machine.gpus import sky_names
 from pipeline.machine.time_limit import within_or
 from pipeline.rent.plan.gpus import GPU_TYPES
-from pipeline.state.find_run import runs_in
-from pipeline.state.head import Head
-from pipeline.state.rows.metrics import lines_of, read_events
-from pipeline.state.rows.row_types import metrics_row
-from pipeline.state.run_state import RunState
-from pipeline.state.stores import Store, open_store
+from pipeline.state.shared.speeds import (
+    NOT_ABOUT_SPEED,
+    PastSpeed,
+    read_prepare_speed,
+    read_train_speeds,
+)
+from pipeline.state.stores import open_store
 
 # The share of a GPU's peak that a model is assumed to reach if nobody has measured it. The
 # published recipe of Pion-small reached this share on an A40 (64 × 2,048 tokens in 4.3 s).
 ASSUMED_MFU = 0.15
 
-# The model's fields that its speed does not depend on. Rows have their own length.
-NOT_ABOUT_SPEED = frozenset(
-    f"model.{name}"
-    for name in ("seq_len", "rope_theta", "norm_eps", "init_std", "tie_embeddings", "family")
-)
-# How many of an attempt's newest metrics files are read. The speed hardly changes.
-SEGMENTS = 3
 # How many seconds reading a store may take.
 SECONDS = 4.0
-# How many of the store's runs are read, the most recent first.
-RUNS = 10
 # Two numbers of FLOPs per token that differ by less are of the same model.
 SAME = 1e-6
 
@@ -67,20 +57,6 @@ class Speed:
     tokens_per_second: float | None
     words: str
     measured: bool = False
-
-
-@dataclass(frozen=True)
-class PastSpeed:
-    """Tokens per second of one worker in one attempt of `run`. `device` is CUDA's name.
-
-    `lora`: whether the model was frozen and had additions.
-    """
-
-    run: str
-    device: str
-    seq_len: int
-    tokens_per_second: float
-    lora: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,17 +91,16 @@ def speed_on(gpu: str, work: Workload, known: Known, *, recompute: bool) -> Spee
 def past_speed_on(
     runs: Sequence[PastSpeed], gpu: str, seq_len: int, *, lora: bool
 ) -> PastSpeed | None:
-    """Return the median attempt of the newest run that trained rows of `seq_len` on this GPU.
+    """Return the newest of the speeds, the newest first, of rows of `seq_len` on this GPU.
 
     `lora` is whether a frozen model with additions was trained, or all weights.
     """
-    fit = [s for s in runs if (s.seq_len, s.lora) == (seq_len, lora) and gpu in sky_names(s.device)]
-    newest = sorted((s for s in fit if s.run == fit[0].run), key=lambda s: s.tokens_per_second)
-    return newest[len(newest) // 2] if newest else None
+    fit = (s for s in runs if (s.seq_len, s.lora) == (seq_len, lora) and gpu in sky_names(s.device))
+    return next(fit, None)
 
 
 def past_speeds(job: Job) -> list[PastSpeed]:
-    """Return the speeds that this job's model reached in its store, the most recent run first.
+    """Return the speeds that this job's model reached in its store, the newest first.
 
     Return nothing if the store can't be read in time: callers then assume a speed.
     """
@@ -133,55 +108,7 @@ def past_speeds(job: Job) -> list[PastSpeed]:
 
 
 def _past_speeds(job: Job) -> list[PastSpeed]:
-    shape = {
-        path: value
-        for path, value in model_inputs(job.model_config_resolved()).items()
-        if path not in NOT_ABOUT_SPEED
-    }
-    store = open_store(job.store)
-    return [s for name, head in _newest_runs(store) for s in _of_run(store, name, head, shape)]
-
-
-def _newest_runs(store: Store) -> Iterator[tuple[str, Head]]:
-    """Yield the most recent runs of a store, the newest first."""
-    return reversed(list(runs_in(store).items())[-RUNS:])
-
-
-def _of_run(store: Store, name: str, head: Head, shape: Mapping[str, Any]) -> Iterator[PastSpeed]:
-    run = RunState(store, name)
-    inputs = {stage: _inputs(run, head, stage) for stage in ("pretrain", "sft")}
-    fitting = {stage for stage, of_stage in inputs.items() if shape.items() <= of_stage.items()}
-    if not fitting:
-        return
-    for event in read_events(store, name):
-        if event["event"] != "training" or event["stage"] not in fitting:
-            continue
-        reached = _tokens_per_second(store, f"{name}/metrics/{event['stage']}/{event['epoch']}/")
-        if reached is not None and "seq_len" in event:  # the first runs did not report seq_len
-            yield PastSpeed(
-                run=name,
-                device=event.get("device", ""),
-                seq_len=event["seq_len"],
-                tokens_per_second=reached / max(1, event.get("workers", 1)),
-                lora="sft.lora.rank" in inputs[event["stage"]],
-            )
-
-
-def _inputs(run: RunState, head: Head, stage: str) -> Mapping[str, Any]:
-    """Return what the run's stage trains, or trained, by the paths of a digest's inputs."""
-    record = head.stages.get(stage)
-    digests = [record.digest] if record else []
-    digests += [entry.digest for entry in head.checkpoints if entry.stage == stage]
-    kept = run.read_stage(stage, digests[0]) if digests else None
-    return {} if kept is None else kept["inputs"]
-
-
-def _tokens_per_second(store: Store, folder: str) -> float | None:
-    """Return the median speed in a folder's newest metrics; None if there is none."""
-    keys = sorted(e.key for e in store.list(folder) if e.key.endswith(".jsonl"))[-SEGMENTS:]
-    rows = [metrics_row(line) for key in keys for line in lines_of(store, key) or ()]
-    speeds = [row["tokens_per_second"] for row in rows if row and row.get("tokens_per_second")]
-    return statistics.median(speeds) if speeds else None
+    return read_train_speeds(open_store(job.store), model_inputs(job.model_config_resolved()))
 
 
 # ---------------------------------------------------------------- 2. results of `pion bench`
@@ -289,21 +216,5 @@ def prepare_speed(job: Job) -> tuple[float, str] | None:
     Of several sources, the slowest counts. The time to download text and to train a tokenizer is
     not in it. Return None, too, if the store can't be read in time.
     """
-    return within_or(None, SECONDS, partial(_newest_prepare_speed, job))
-
-
-def _newest_prepare_speed(job: Job) -> tuple[float, str] | None:
-    for name, head in _newest_runs(open_store(job.store)):
-        record = head.stages.get("prepare")
-        speeds = _prepare_speeds(record.result) if record is not None else []
-        if speeds:
-            return min(speeds), name
-    return None
-
-
-def _prepare_speeds(result: Mapping[str, Any]) -> list[float]:
-    """Return the speeds in the result of a prepare stage: a report of sources for each part."""
-    parts = [part for part in result.values() if isinstance(part, Mapping)]
-    sources = [s for part in parts for s in part.get("sources") or () if isinstance(s, Mapping)]
-    found = [source.get("mb_per_second") for source in sources]
-    return [float(speed) for speed in found if isinstance(speed, int | float) and speed > 0]
+    found = within_or(None, SECONDS, lambda: read_prepare_speed(open_store(job.store)))
+    return None if found is None else (found.mb_per_second, found.run)

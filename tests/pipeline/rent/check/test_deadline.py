@@ -83,8 +83,8 @@ def test_an_estimated_speed_is_taken_as_slower_and_asks_for_a_tenth_of_the_work_
     assert not found.measured
     deadline = new_deadline(Asked(1.0, None, 60), "x", time.time())
     assert found.margin(deadline) == pytest.approx(max(1800, guess / 10))
-    speed = PastSpeed("earlier", "NVIDIA A40", 32, 1e6)
-    talks = PastSpeed("earlier", "NVIDIA A40", 96, 1e6)
+    speed = PastSpeed("earlier", 0.0, "NVIDIA A40", 32, 1e6)
+    talks = PastSpeed("earlier", 0.0, "NVIDIA A40", 96, 1e6)
     job = case.job(**LONG)
     (known, *_) = on_demand_machines(job, mixed, None, Known([speed, talks]))
     assert known.gpu == "A40"

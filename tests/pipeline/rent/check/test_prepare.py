@@ -16,6 +16,7 @@ from pipeline.rent.check.prepare import check_prepare
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.speeds import PastPreparing, keep_prepare_speed
 from pipeline.state.stores import FileStore
 from tests.paths import SKY
 from tests.pipeline.rent.check.checked_job import Case, unknown
@@ -58,8 +59,9 @@ def test_an_unmeasured_speed_gives_no_hours_and_no_dollars(case: Case, a40: SkyY
 def test_the_newest_measured_speed_gives_seconds_and_dollars(case: Case, a40: SkyYaml) -> None:
     files = [*(case.folder / "text").iterdir(), case.folder / "talks.jsonl"]
     megabytes = sum(file.stat().st_size for file in files) / 1e6
-    sources = [{"mb_per_second": 9}, {"mb_per_second": megabytes / 120}]
-    finish_prepare(case, "other", {"sources": sources})
+    keep_prepare_speed(
+        FileStore(case.folder / "runs"), PastPreparing("other", 1e9, megabytes / 120)
+    )
     (row,) = rows(case, a40)
     unknown(row, ": 2 min", "measured in run other", "$120.00 at $3600.00/h")
     assert "at least" not in row.words

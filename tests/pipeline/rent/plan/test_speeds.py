@@ -14,7 +14,7 @@ from pion.errors import BadInput
 from pion.model.params_and_flops import flops_per_token
 from pion.train.hardware import gpu_flops
 from pipeline.job import Job
-from pipeline.job.digest import digest_job
+from pipeline.job.digest import model_inputs
 from pipeline.job.file import load_job
 from pipeline.rent.plan import speeds
 from pipeline.rent.plan.command import show_plan
@@ -27,18 +27,13 @@ from pipeline.rent.plan.speeds import (
     past_speed_on,
     past_speeds,
 )
-from pipeline.run.stage_plan import stage_inputs
-from pipeline.state.claim import claim_run
-from pipeline.state.owner import Owner
-from pipeline.state.rows.metrics import EventLog, MetricsLog
-from pipeline.state.run_state import RunState
+from pipeline.state.shared.speeds import keep_train_speed
 from pipeline.state.stores import FileStore
 from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_estimate import offer
 from tests.support.bench_results import A40, SOURCE, keep, results, save_row, train_row
 from tests.support.jobs import tiny_job
-from tests.support.light_run import save_checkpoint
 
 MEASURED = f"measured by {SOURCE}"
 
@@ -131,7 +126,7 @@ def test_another_card_says_nothing() -> None:
 
 
 def test_a_run_of_the_model_comes_before_the_bench() -> None:
-    runs = [PastSpeed("mine", "NVIDIA A40", 2048, 40_000.0)]
+    runs = [PastSpeed("mine", 0.0, "NVIDIA A40", 2048, 40_000.0)]
     stage = pretraining(results(train_row()), runs=runs)
     assert (stage.tokens_per_second, stage.speed_from) == (40_000.0, "measured in run mine")
 
@@ -208,28 +203,11 @@ def test_the_plan_says_which_result_its_speed_is_from(
 
 
 def train_somewhere(
-    job: Job,
-    speed: float,
-    device: str = "NVIDIA A40",
-    seq_len: int = 32,
-    workers: int = 1,
-    stage: str = "pretrain",
+    job: Job, speed: float, device: str = "NVIDIA A40", seq_len: int = 32, *, lora: bool = False
 ) -> None:
-    """Write to the job's store a run that trained a stage with that speed and device."""
-    run = RunState(FileStore(Path(job.store)), job.name)
-    claim = claim_run(run, Owner.me())
-    digests = digest_job(job)
-    inputs = stage_inputs(stage, digests)
-    run.write_stage(stage, digests.stages[stage], {"format": 1, "inputs": inputs})
-    metrics = MetricsLog(run.store, run.name, stage, claim.epoch)
-    for step, reached in enumerate((speed / 10, speed, speed), 1):
-        metrics.append({"step": step, "loss": 5.0, "tokens_per_second": reached})
-    metrics.flush()
-    events = EventLog(run.store, run.name, claim.epoch)
-    events.append("training", stage=stage, device=device, seq_len=seq_len, workers=workers)
-    events.flush()
-    save_checkpoint(claim, stage, 3, digests.stages[stage])
-    claim.release()
+    """Write to the job's store how fast a worker of a run trained."""
+    found = PastSpeed(job.name, 1e9, device, seq_len, speed, lora)
+    keep_train_speed(FileStore(Path(job.store)), model_inputs(job.model_config_resolved()), found)
 
 
 def test_a_measured_speed_of_the_same_model_comes_before_the_assumption(tmp_path: Path) -> None:
@@ -253,21 +231,33 @@ def test_only_the_same_shape_row_length_and_gpu_count_as_measured(tmp_path: Path
 
 def test_a_measured_speed_is_that_of_one_gpu(tmp_path: Path) -> None:
     job = tiny_job(store=str(tmp_path))
-    train_somewhere(job, 5000.0, workers=2)
+    train_somewhere(job, 2500.0)
     found = estimate(job, offer("A40", count=4), Known(past_speeds(job)))
     assert found.stages[0].tokens_per_second == 10_000.0
 
 
-def test_the_newest_run_counts_and_of_its_attempts_the_median() -> None:
-    runs = [PastSpeed("new", "NVIDIA A40", 32, s) for s in (1.0, 30.0, 20.0)]
-    runs.append(PastSpeed("old", "NVIDIA A40", 32, 99.0))
-    assert past_speed_on(runs, "A40", 32, lora=False) == PastSpeed("new", "NVIDIA A40", 32, 20.0)
+def test_the_newest_run_counts(tmp_path: Path) -> None:
+    job = tiny_job(store=str(tmp_path))
+    train_somewhere(job, 99.0)
+    train_somewhere(job.model_copy(update={"name": "new"}), 20.0)
+    found = past_speed_on(past_speeds(job), "A40", 32, lora=False)
+    assert found is not None
+    assert (found.run, found.tokens_per_second) == ("new", 20.0)
+
+
+def test_a_record_that_can_not_be_read_says_nothing(tmp_path: Path) -> None:
+    job = tiny_job(store=str(tmp_path))
+    train_somewhere(job, 99.0)
+    (path,) = tmp_path.glob("_data/speeds/*/*.json")
+    for content in (b"", b"{", b'{"format": 1}', path.read_bytes().replace(b"99.0", b"-99.0")):
+        path.write_bytes(content)
+        assert past_speeds(job) == []
 
 
 def test_a_speed_of_lora_says_nothing_about_training_all_weights(tmp_path: Path) -> None:
     job = tiny_job(store=str(tmp_path), sft__lora={"rank": 4})
     train_somewhere(job, 5000.0, seq_len=96)
-    train_somewhere(job.model_copy(update={"name": "again"}), 9000.0, stage="sft", seq_len=96)
+    train_somewhere(job, 9000.0, seq_len=96, lora=True)
     runs = past_speeds(job)
     for lora, reached in ((False, 5000.0), (True, 9000.0)):
         found = past_speed_on(runs, "A40", 96, lora=lora)
