@@ -22,6 +22,9 @@ from pipeline.state.owner import Owner, is_running, may_take_over
 from pipeline.state.run_state import RunState
 
 _POLL_SECONDS = 2.0
+# No checkpoint is added to a HEAD with more than this share of what readers accept. The rest is for
+# claims, and for the commits that list fewer.
+SHARE_OF_CHECKPOINTS = 0.9
 
 
 class Claim:
@@ -87,6 +90,8 @@ class Claim:
                     self._fenced = taken_over(self.state, present, self.epoch)
                     raise self._fenced
                 head = dataclasses.replace(change(present), spent=self.spent).signed(write_id)
+                if len(head.checkpoints) > len(present.checkpoints):  # leave room for what must be
+                    head.refuse_unreadable(f"{self.state.url}/HEAD.json", SHARE_OF_CHECKPOINTS)
                 if self.state.swap(head, version, write_id):
                     self.head = head
                     return head

@@ -12,8 +12,10 @@ from typing import Annotated, Any
 from annotated_types import Predicate
 
 from pion.errors import BadInput
+from pion.untrusted import LARGEST_RECORD
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import (
+    MOST_VALUES,
     Amount,
     Count,
     Epoch,
@@ -21,6 +23,7 @@ from pipeline.state.record_json import (
     Time,
     build,
     closed_record,
+    count_values,
     damaged,
     finite_json,
     parse,
@@ -321,6 +324,17 @@ class Head:
     def to_json(self) -> bytes:
         """Return HEAD.json."""
         return (finite_json(dataclasses.asdict(self), indent=1) + "\n").encode()
+
+    def refuse_unreadable(self, where: str, share: float = 1.0) -> None:
+        """Raise `BadInput` if HEAD.json would have more than this share of what readers accept."""
+        data = self.to_json()
+        if count_values(data) > share * MOST_VALUES or len(data) > share * LARGEST_RECORD:
+            raise BadInput(
+                f"{where} would list {len(self.checkpoints):,} checkpoints, and no pion could read "
+                "it any more. Nothing was changed, and everything committed before is safe. Let "
+                "the job keep fewer checkpoints (checkpoint.keep.last or checkpoint.keep.every), "
+                "and run the same command again."
+            )
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Head":

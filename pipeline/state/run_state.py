@@ -98,7 +98,9 @@ class RunState:
         """Replace `version` of HEAD; return False if the store has another version.
 
         `write_id`, in `head`'s history, distinguishes a lost acknowledgement from a lost race.
+        Raises `BadInput` for a HEAD that nobody could read.
         """
+        head.refuse_unreadable(f"{self.url}/HEAD.json")
         mark("commit")
         swapped = self._head.swap(head, version, lambda present: write_id in present.write_ids)
         if swapped:

@@ -186,26 +186,24 @@ class Workspace:
         total = sum(sizes)
         files = dict(zip(names, zip(sizes, shas)))
         present = {e.key: e.size for e in self.store.list(f"{self.run}/{key}/")}
-        recorded: dict[str, str] = {}
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            recorded = dict(json.loads((folder / _KEPT).read_text()))
         kept = {
-            name: sha
-            for name, sha in recorded.items()
+            name
+            for name, sha in _read_kept(folder / _KEPT).items()
             if (present.get(f"{self.run}/{key}/{name}"), sha) == files.get(name)
         }
 
-        def send(name: str, sha256: str) -> None:
-            if kept.get(name) != sha256:
+        def send(name: str) -> None:
+            if name not in kept:
                 self.store.write(f"{self.run}/{key}/{name}", folder / name)
 
-        with ThreadPoolExecutor(_TRANSFERS) as pool:
-            sent = pool.map(send, names, shas)
+        with contextlib.ExitStack() as closing:
+            record = closing.enter_context(_append_kept(folder / _KEPT))
+            pool = closing.enter_context(ThreadPoolExecutor(_TRANSFERS))
+            sent = pool.map(send, names)
             for name, done, _ in zip(names, itertools.accumulate(sizes), sent):
-                kept[name] = files[name][1]
-                if not self.store.commits:  # if this process ends, its staged writes are lost
-                    with explained("write", folder / _KEPT):
-                        (folder / _KEPT).write_text(json.dumps(kept))
+                # If this process ends, its staged writes are lost.
+                if name not in kept and not self.store.commits:
+                    record(name, files[name][1])
                 progress(done, total)
         self.store.write(f"{self.run}/{key}/{FILES}", manifest_of(files))
 
@@ -251,6 +249,32 @@ class Workspace:
                 yield
         except OSError as error:
             raise StoreError("write", str(self._root), error.strerror or str(error)) from error
+
+
+def _read_kept(path: Path) -> dict[str, str]:
+    """Return the sha256 of each file that was uploaded; without lines that can't be read."""
+    kept: dict[str, str] = {}
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError, TypeError):
+                kept |= json.loads(line)
+    return kept
+
+
+@contextlib.contextmanager
+def _append_kept(path: Path) -> Iterator[Callable[[str, str], None]]:
+    """Yield a function that records an upload: a file's name, and its sha256. Raises StoreError."""
+    with explained("write", path):
+        file = path.open("a")
+    with file:
+
+        def record(name: str, sha256: str) -> None:
+            with explained("write", path):
+                # The line before may be torn, if a process was killed while it wrote.
+                file.write(f"\n{json.dumps({name: sha256})}")
+                file.flush()
+
+        yield record
 
 
 @contextlib.contextmanager

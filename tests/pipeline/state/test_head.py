@@ -1,5 +1,6 @@
 """HEAD: its changes, its JSON, and the content that is refused."""
 
+import dataclasses
 import json
 import tracemalloc
 
@@ -8,7 +9,7 @@ import pytest
 from pion.errors import BadInput
 from pipeline.state.claim import claim_run
 from pipeline.state.head import Head
-from pipeline.state.record_json import BEFORE_0_1_0
+from pipeline.state.record_json import BEFORE_0_1_0, MOST_VALUES, count_values
 from pipeline.state.run_state import RunState
 from tests.support.states import an_entry, list_checkpoint, read, someone
 
@@ -139,3 +140,26 @@ def test_a_clock_that_jumps_between_two_claims_of_a_session_costs_nothing() -> N
     me = someone(started_at=100.0)
     head = Head().claimed(me, at=110.0, price=36.0).claimed(me, at=110.0 + 3 * 3600, price=36.0)
     assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((10.0, 0.1))
+
+
+def test_a_head_that_nobody_could_read_is_not_written_and_fewer_checkpoints_are(
+    run: RunState,
+) -> None:
+    claim = claim_run(run, someone())
+
+    def with_checkpoints(count: int) -> None:
+        entries = tuple(an_entry(step) for step in range(count, 0, -1))
+        claim.commit(lambda head: dataclasses.replace(head, checkpoints=entries))
+
+    per_entry = count_values(Head(checkpoints=(an_entry(2), an_entry(1))).to_json())
+    per_entry -= count_values(Head(checkpoints=(an_entry(1),)).to_json())
+    most = MOST_VALUES // per_entry
+    with pytest.raises(BadInput, match=r"no pion could read it.*keep\.last"):
+        with_checkpoints(most)
+    assert not read(run).checkpoints
+    with_checkpoints(int(0.89 * most))
+    with pytest.raises(BadInput, match="everything committed before is safe"):
+        with_checkpoints(int(0.92 * most))
+    claim = claim_run(run, someone(), take_over=True)  # there is room for claims
+    with_checkpoints(2)
+    assert len(read(run).checkpoints) == 2

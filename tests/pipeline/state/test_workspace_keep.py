@@ -1,0 +1,78 @@
+"""Prepared data goes to a remote store file by file, and an interrupted upload is resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.state.stores import FileStore, StoreError
+from pipeline.state.stores.base import Data
+from pipeline.state.workspace import Workspace
+
+
+class Remote(FileStore):
+    """A folder that can't be memory-mapped, like a bucket. Fails after `most` writes."""
+
+    def __init__(self, folder: Path, most: int = 1000) -> None:
+        super().__init__(folder)
+        self.most = most
+        self.written: list[str] = []
+
+    def local_path(self, key: str) -> None:
+        return None
+
+    def write(self, key: str, data: Data) -> None:
+        if len(self.written) == self.most:
+            raise StoreError("write", key, "the network is down", outage=True)
+        self.written.append(key.rpartition("/")[2])
+        super().write(key, data)
+
+
+def workspace(tmp_path: Path, store: Remote) -> Workspace:
+    return Workspace(store, "_data", tmp_path / "machine")
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> list[str]:
+    """Write files to this machine, and return their names."""
+    folder = workspace(tmp_path, Remote(tmp_path / "store")).folder("key")
+    folder.mkdir(parents=True)
+    found = [f"shard_{number:05d}.npy" for number in range(40)]
+    for name in found:
+        (folder / name).write_text(name)
+    return found
+
+
+def test_an_interrupted_upload_continues_with_the_missing_files(
+    tmp_path: Path, names: list[str]
+) -> None:
+    broken = Remote(tmp_path / "store", most=25)
+    with pytest.raises(StoreError):
+        workspace(tmp_path, broken).keep("key")
+    kept = workspace(tmp_path, broken).folder("key") / ".kept.json"
+    lines = kept.read_text()
+    kept.write_text(lines[:-5])  # a process was killed while it wrote
+    known = lines.count("shard_")
+
+    whole = Remote(tmp_path / "store")
+    workspace(tmp_path, whole).keep("key")
+    assert 0 < known <= 25
+    assert len(whole.written) == len(names) - (known - 1) + 1  # the torn line's file, and the list
+    assert whole.written[-1] == "files.json"
+    assert kept.read_text().count("shard_") == len(names) + 1, "each upload adds one line"
+
+    again = Remote(tmp_path / "store")
+    workspace(tmp_path, again).keep("key")
+    assert again.written == ["files.json"]
+
+
+def test_a_file_that_changed_or_is_gone_from_the_store_is_uploaded_again(
+    tmp_path: Path, names: list[str]
+) -> None:
+    workspace(tmp_path, Remote(tmp_path / "store")).keep("key")
+    again = Remote(tmp_path / "store")
+    (workspace(tmp_path, again).folder("key") / names[3]).write_text("changed content.")
+    again.delete(f"_data/key/{names[5]}")
+    workspace(tmp_path, again).keep("key")
+    assert again.written == [names[3], names[5], "files.json"]
