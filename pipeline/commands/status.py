@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.console.formats import duration, moment, show, size
+from pion.errors import BadInput
+from pipeline.console.formats import duration, moment, printable, show, size
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.report.reading import read_history
 from pipeline.state.find_run import open_run, runs_in
@@ -16,6 +18,7 @@ from pipeline.state.notes.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.status.run_status import run_status
 from pipeline.state.stores import DEFAULT_STORE, open_store
+from pipeline.state.stores.parallel import read_all
 
 
 def show_statuses(runs: Sequence[str], *, as_json: bool) -> None:
@@ -65,16 +68,19 @@ def _show_status(run: str) -> None:
 def show_runs(*, as_json: bool) -> None:
     """Print one line for every run in the default store, latest last."""
     store = open_store(DEFAULT_STORE)
-    runs = [
-        run_status(RunState(store, name), head, time.time())
-        for name, head in runs_in(store).items()
-    ]
+    unreadable: dict[str, BadInput] = {}
+    heads = list(runs_in(store, unreadable).items())
+    runs = read_all(lambda run: run_status(RunState(store, run[0]), run[1], time.time()), heads)
     if as_json:
         print(json.dumps(runs, indent=1))
-    elif not runs:
+        for error in unreadable.values():
+            print(printable(str(error)), file=sys.stderr)
+    elif not runs and not unreadable:
         show(f"no runs in {store.url}; start one: pion run jobs/demo.yaml")
     else:
-        width = max(len(status["run"]) for status in runs)
+        width = max(len(name) for name in (*unreadable, *(status["run"] for status in runs)))
+        for name, error in unreadable.items():
+            show(f"{name:<{width}}  {error}")
         for status in runs:
             done = [s for s, about in status["stages"].items() if about["state"] == "done"]
             show(

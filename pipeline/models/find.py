@@ -134,7 +134,7 @@ def locate_model(text: str) -> Path | Listed | str:
 
 def _latest() -> Listed:
     store = open_store(DEFAULT_STORE)
-    for name, head in reversed(runs_in(store).items()):
+    for name, head in reversed(runs_in(store, {}).items()):
         if head.checkpoints:
             return _listed(RunState(store, name), head, None)
     raise BadInput(

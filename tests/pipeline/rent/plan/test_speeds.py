@@ -28,12 +28,14 @@ from pipeline.rent.plan.speeds import (
     past_speeds,
 )
 from pipeline.state.shared.speeds import keep_train_speed
-from pipeline.state.stores import FileStore
+from pipeline.state.stores import FileStore, open_store
 from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_estimate import offer
 from tests.support.bench_results import A40, SOURCE, keep, results, save_row, train_row
 from tests.support.jobs import tiny_job
+from tests.support.many_runs import write_runs
+from tests.support.s3_server import FaultProxy, S3Server
 
 MEASURED = f"measured by {SOURCE}"
 
@@ -268,3 +270,20 @@ def test_a_speed_of_lora_says_nothing_about_training_all_weights(tmp_path: Path)
 def test_a_store_that_cannot_be_read_measures_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert past_speeds(tiny_job(store=str(tmp_path / "file"))) == []
+
+
+def test_a_plan_asks_the_same_of_a_store_whatever_lies_in_its_runs(
+    sky_home: SkyHome,
+    s3: S3Server,
+    proxy: FaultProxy,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job, counts = str(JOBS / "pion-small.yaml"), []
+    for runs, objects in ((0, 0), (20, 3)):
+        url = f"s3://{s3.bucket()}/runs"
+        names = write_runs(open_store(url), runs, objects)
+        proxy.requests.clear()
+        assert show_plan(job, [f"store={url}"], gpus=["A40"], as_json=True) == 0
+        assert not any(name in request for request in proxy.requests for name in names)
+        counts.append(len(proxy.requests))
+    assert counts[0] == counts[1] <= 10
