@@ -10,6 +10,12 @@ import pytest
 from pipeline.state.owner import Owner
 
 
+@pytest.fixture(autouse=True)
+def one_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the same operations come in the same order each time."""
+    monkeypatch.setattr("pipeline.state.stores.parallel.READERS", 1)
+
+
 @pytest.fixture
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip fsync: a process that dies does not lose the disk cache; only a power cut does."""

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from pion.untrusted import LARGEST_RECORD
 from pipeline.state.stores import FileStore, Store, StoreError
-from pipeline.state.stores.base import Data, Entries, Staged
+from pipeline.state.stores.base import Data, Entries, Names, Staged
 
 T = TypeVar("T")
 # `halfway` is for a write: it leaves a torn temporary file or an unfinished upload behind. Other
@@ -97,6 +97,9 @@ class FaultyStore:
 
     def list(self, prefix: str = "") -> Entries:
         return self.do("list", prefix, lambda: self.inner.list(prefix))
+
+    def folders(self, prefix: str = "") -> Names:
+        return self.do("list", prefix, lambda: self.inner.folders(prefix))
 
     def service_time(self) -> float | None:
         return self.inner.service_time()

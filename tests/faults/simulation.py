@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from pion.errors import PionError
 from pion.untrusted import LARGEST_RECORD
 from pipeline.state.stores import Conflict, Entry, Missing, StoreError
-from pipeline.state.stores.base import Data, Entries, WritesAtOnce
+from pipeline.state.stores.base import Data, Entries, Names, WritesAtOnce
 from tests.faults.faulty_store import Crash
 from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS
 
@@ -76,6 +76,10 @@ class MemoryStore(WritesAtOnce):
     def list(self, prefix: str = "") -> Entries:
         found = sorted(key for key in self.objects if key.startswith(prefix))
         return [Entry(key, len(self.objects[key][0])) for key in found]
+
+    def folders(self, prefix: str = "") -> Names:
+        below = (key.removeprefix(prefix) for key in self.objects if key.startswith(prefix))
+        return sorted({rest.partition("/")[0] for rest in below if "/" in rest})
 
     def service_time(self) -> float | None:
         return None
@@ -149,6 +153,9 @@ class SteppedStore(WritesAtOnce):
 
     def list(self, prefix: str = "") -> Entries:
         return self.do(prefix, lambda: self.inner.list(prefix))
+
+    def folders(self, prefix: str = "") -> Names:
+        return self.do(prefix, lambda: self.inner.folders(prefix))
 
     def service_time(self) -> float | None:
         return None

@@ -9,8 +9,10 @@ swap (`begin.confirm`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pipeline.state.find_run import runs_in
 from pipeline.state.head import SHARED, TRASH_SECONDS, data_key, is_data_key
@@ -25,9 +27,11 @@ from pipeline.state.shared.records import (
     change_state,
     keys_in_use,
     read_state,
+    swap_state,
 )
 from pipeline.state.stores import Store
 from pipeline.state.stores.clock import Clock
+from pipeline.state.stores.parallel import read_all
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,31 @@ def mark(store: Store, fingerprints: Iterable[str], clock: Clock) -> list[str]:
     Data that was marked before is not marked again. Folders that an interrupted process left are
     marked with it. Raises BadInput if the HEAD of a run can't be read.
     """
-    return [f for f in fingerprints if _marked(store, f, clock)]
+    new: set[str] = set()
+
+    def marked(fingerprint: str, state: DataState, used: Used) -> DataState:
+        # In this order: a folder that is complete and listed after the state was read is newer.
+        folders = _stored_folders(store, fingerprint).get(fingerprint, {})
+        after, result = clock.now() + TRASH_SECONDS, state
+        folder = state.folder if state.delete_after is None else None
+        if folder is not None and data_key(fingerprint, folder) not in used():
+            result = dataclasses.replace(result, delete_after=after)
+        known = {state.folder, *(item.folder for item in state.unneeded)}
+        writer = preparing(store, state, Owner.me(), clock)
+        if writer is not None:
+            known.add(writer.folder)
+        left = (f for f in folders if f not in known and data_key(fingerprint, f) not in used())
+        unneeded = (*state.unneeded, *(Unneeded(folder, after) for folder in left))
+        result = dataclasses.replace(result, writer=writer, unneeded=unneeded)
+        if result != dataclasses.replace(state, writer=writer):
+            new.add(fingerprint)
+        else:
+            new.discard(fingerprint)
+        return result
+
+    fingerprints = list(fingerprints)
+    _change_all(store, fingerprints, marked)
+    return [fingerprint for fingerprint in fingerprints if fingerprint in new]
 
 
 def delete_due(store: Store, clock: Clock) -> tuple[list[str], int]:
@@ -90,19 +118,45 @@ def delete_due(store: Store, clock: Clock) -> tuple[list[str], int]:
     Data that a run uses by now is no longer marked. Returns the fingerprints and the bytes.
     Raises BadInput if the HEAD of a run can't be read; then nothing is deleted.
     """
+    stored, now = _stored_folders(store), clock.now()
+
+    def is_due(state: DataState) -> bool:
+        marked = state.delete_after is not None and state.delete_after <= now
+        return marked or any(item.not_before <= now for item in state.unneeded)
+
+    states = read_all(lambda fingerprint: read_state(store, fingerprint)[0], list(stored))
+    due = [fingerprint for fingerprint, state in zip(stored, states) if is_due(state)]
+    _change_all(store, due, partial(_let_go_if_unused, now))
     deleted, size = [], 0
-    for fingerprint, sizes in _stored_folders(store).items():
-        state, _ = read_state(store, fingerprint)
-        now = clock.now()
-        due = state.delete_after is not None and state.delete_after <= now
-        if not due and not any(item.not_before <= now for item in state.unneeded):
-            continue
-        _let_go_if_unused(store, fingerprint, now)
-        gone = _delete_unneeded(store, fingerprint, now)
-        if gone:
-            deleted.append(fingerprint)
-            size += sum(sizes.get(folder, 0) for folder in gone)
+    for fingerprint, gone in _delete_unneeded(store, due, now).items():
+        deleted.append(fingerprint)
+        size += sum(stored[fingerprint].get(folder, 0) for folder in gone)
     return deleted, size
+
+
+# The keys of the shared folders that runs use, with these runs.
+Used = Callable[[], Mapping[str, Sequence[str]]]
+
+
+def _change_all(
+    store: Store,
+    fingerprints: Sequence[str],
+    change: Callable[[str, DataState, Used], DataState],
+) -> None:
+    """Change the state of each fingerprint, as `change_state` does, and read each HEAD once.
+
+    The HEADs are read after all the states: see the module's docstring.
+    """
+    while fingerprints:
+        read = partial(read_state, store)
+        states = zip(fingerprints, read_all(read, fingerprints))
+        used = functools.cache(lambda: keys_in_use(runs_in(store)))
+        again = []
+        for fingerprint, (state, version) in states:
+            wanted = change(fingerprint, state, used)
+            if wanted != state and not swap_state(store, fingerprint, wanted, version):
+                again.append(fingerprint)
+        fingerprints = again
 
 
 def _stored_folders(store: Store, fingerprint: str = "") -> dict[str, dict[str, int]]:
@@ -119,65 +173,42 @@ def _stored_folders(store: Store, fingerprint: str = "") -> dict[str, dict[str, 
     return found
 
 
-def _marked(store: Store, fingerprint: str, clock: Clock) -> bool:
-    """Mark what no run uses of one fingerprint; return whether there was anything new to mark."""
-    new = False
-
-    def marked(state: DataState) -> DataState:
-        nonlocal new
-        # In this order: a folder that is complete and listed after the state was read is newer.
-        folders = _stored_folders(store, fingerprint).get(fingerprint, {})
-        used = keys_in_use(runs_in(store))
-        after, result = clock.now() + TRASH_SECONDS, state
-        folder = state.folder if state.delete_after is None else None
-        if folder is not None and data_key(fingerprint, folder) not in used:
-            result = dataclasses.replace(result, delete_after=after)
-        known = {state.folder, *(item.folder for item in state.unneeded)}
-        writer = preparing(store, state, Owner.me(), clock)
-        if writer is not None:
-            known.add(writer.folder)
-        left = (f for f in folders if f not in known and data_key(fingerprint, f) not in used)
-        unneeded = (*state.unneeded, *(Unneeded(folder, after) for folder in left))
-        result = dataclasses.replace(result, writer=writer, unneeded=unneeded)
-        new = result != dataclasses.replace(state, writer=writer)
-        return result
-
-    change_state(store, fingerprint, marked)
-    return new
-
-
-def _let_go_if_unused(store: Store, fingerprint: str, now: float) -> None:
+def _let_go_if_unused(now: float, fingerprint: str, state: DataState, used: Used) -> DataState:
     """Make marked data unusable whose hour has passed; unmark it if a run uses it by now."""
-
-    def let_go(state: DataState) -> DataState:
-        if state.folder is None or state.delete_after is None or state.delete_after > now:
-            return state
-        if data_key(fingerprint, state.folder) in keys_in_use(runs_in(store)):
-            return state.unmarked()
-        unneeded = (*state.unneeded, Unneeded(state.folder, now))
-        return dataclasses.replace(
-            state, folder=None, bytes=0, delete_after=None, unneeded=unneeded
-        )
-
-    change_state(store, fingerprint, let_go)
+    if state.folder is None or state.delete_after is None or state.delete_after > now:
+        return state
+    if data_key(fingerprint, state.folder) in used():
+        return state.unmarked()
+    unneeded = (*state.unneeded, Unneeded(state.folder, now))
+    return dataclasses.replace(state, folder=None, bytes=0, delete_after=None, unneeded=unneeded)
 
 
-def _delete_unneeded(store: Store, fingerprint: str, now: float) -> Sequence[str]:
-    """Delete the folders that may be deleted by now; return them."""
-    state, _ = read_state(store, fingerprint)
-    due = [item.folder for item in state.unneeded if item.not_before <= now]
+def _delete_unneeded(
+    store: Store, fingerprints: Sequence[str], now: float
+) -> dict[str, Sequence[str]]:
+    """Delete the folders that may be deleted by now; return them by their fingerprints."""
+    states = read_all(lambda fingerprint: read_state(store, fingerprint)[0], fingerprints)
+    due = {
+        fingerprint: [item.folder for item in state.unneeded if item.not_before <= now]
+        for fingerprint, state in zip(fingerprints, states)
+    }
+    due = {fingerprint: folders for fingerprint, folders in due.items() if folders}
     if not due:
-        return ()
+        return {}
     # No run can begin to use these. One that used an older folder of the data keeps it.
     used = keys_in_use(runs_in(store))
-    gone = [folder for folder in due if data_key(fingerprint, folder) not in used]
-    for folder in gone:
-        delete_folder(store, fingerprint, folder)
+    found: dict[str, Sequence[str]] = {}
+    for fingerprint, folders in due.items():
+        gone = [folder for folder in folders if data_key(fingerprint, folder) not in used]
+        for folder in gone:
+            delete_folder(store, fingerprint, folder)
+        change_state(store, fingerprint, partial(_forget, folders))
+        if gone:
+            found[fingerprint] = gone
+    return found
 
-    def forget(state: DataState) -> DataState:
-        left = tuple(item for item in state.unneeded if item.folder not in due)
-        deleted = tuple(dict.fromkeys((*due, *state.deleted)))[:DELETED_KEPT]
-        return dataclasses.replace(state, unneeded=left, deleted=deleted)
 
-    change_state(store, fingerprint, forget)
-    return gone
+def _forget(folders: Sequence[str], state: DataState) -> DataState:
+    left = tuple(item for item in state.unneeded if item.folder not in folders)
+    deleted = tuple(dict.fromkeys((*folders, *state.deleted)))[:DELETED_KEPT]
+    return dataclasses.replace(state, unneeded=left, deleted=deleted)

@@ -16,7 +16,9 @@ def read_all(read: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
     Raises what `read` raised first. Reads that have not begun by then are left out: while a store
     is down, each would wait for its retries.
     """
-    with ThreadPoolExecutor(min(READERS, len(items) or 1), "read") as pool:
+    if min(READERS, len(items)) <= 1:
+        return [read(item) for item in items]
+    with ThreadPoolExecutor(min(READERS, len(items)), "read") as pool:
         try:
             return list(pool.map(read, items))
         except BaseException:

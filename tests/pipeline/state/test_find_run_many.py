@@ -10,8 +10,12 @@ import pytest
 from pion.errors import BadInput
 from pipeline.commands.status import show_runs, show_statuses
 from pipeline.state.find_run import known_runs, runs_in
+from pipeline.state.head import data_key
+from pipeline.state.shared.prune import delete_due, mark
+from pipeline.state.shared.records import DataState, swap_state
 from pipeline.state.stores import FileStore, open_store
 from pipeline.state.stores import base as stores_base
+from tests.support.clock import FakeClock
 from tests.support.many_runs import write_runs
 from tests.support.s3_server import FaultProxy, S3Server
 
@@ -86,3 +90,32 @@ def test_a_place_with_too_many_other_names_is_refused(
         store.write(f"photo-{number}.jpg", b"")
     with pytest.raises(BadInput, match="more than 10 files and folders of other things"):
         runs_in(store)
+
+
+class CountsHeads(FileStore):
+    """A folder that counts how often a HEAD is read."""
+
+    heads = 0
+
+    def read_versioned(self, key: str) -> tuple[bytes, str]:
+        self.heads += key.endswith("/HEAD.json")
+        return super().read_versioned(key)
+
+
+def test_however_much_data_is_marked_and_deleted_each_head_is_read_once_a_step(
+    tmp_path: Path, time: FakeClock
+) -> None:
+    store, clock = CountsHeads(tmp_path / "runs"), time.clock()
+    write_runs(store, 4, 1)
+    names = [f"{number:x}" * 64 for number in range(5)]
+    for number, fingerprint in enumerate(names):
+        folder = f"{number:x}" * 32
+        swap_state(store, fingerprint, DataState(folder, 1, clock.now()), None)
+        store.write(f"{data_key(fingerprint, folder)}/shard", b"1")
+    assert mark(store, names, clock) == names
+    assert store.heads == 4
+    assert mark(store, names, clock) == []
+    time.sleep(3601)
+    store.heads = 0
+    assert delete_due(store, clock) == (names, 5)
+    assert store.heads == 2 * 4  # before the data is unusable, and before it is deleted
