@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.console.formats import printable
-from pipeline.state.rows.metrics import EventLog, lines_of, segments
+from pipeline.state.rows.metrics import EventLog, lines_of
 from pipeline.state.rows.row_types import Unreadable, event_row, metrics_row
+from pipeline.state.rows.segments import Segment, segments
 from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:
@@ -183,9 +184,9 @@ def _attempt_before(run: RunState, epoch: int) -> Row | None:
     """Return the newest "training" event of an epoch before `epoch` that can be compared, with the
     plan that the attempt ended with."""
     plan: dict[str, Any] = {}
-    for segment_epoch, key in _segments_backwards(run, "events/"):
-        if segment_epoch < epoch:
-            for row in _rows_backwards(run, key, event_row):
+    for segment in _segments_backwards(run, "events/"):
+        if segment.epoch < epoch:
+            for row in _rows_backwards(run, segment.key, event_row):
                 if row["event"] == "hop":
                     plan = {**row.get("plan", {}), **plan}  # newer plans count
                 if row["event"] == "training" and row.keys() >= COMPARED:
@@ -196,20 +197,20 @@ def _attempt_before(run: RunState, epoch: int) -> Row | None:
 def _metrics_of_step(run: RunState, stage: str, step: int) -> Row | None:
     """Return the metrics of that step's training, from the newest epoch that trained it."""
     before_step: set[int] = set()  # epochs that only reached an earlier step
-    for epoch, key in _segments_backwards(run, f"metrics/{stage}/"):
-        if epoch in before_step:
+    for segment in _segments_backwards(run, f"metrics/{stage}/"):
+        if segment.epoch in before_step:
             continue
-        for row in _rows_backwards(run, key, metrics_row):
+        for row in _rows_backwards(run, segment.key, metrics_row):
             if row["step"] == step and "rows" in row:
                 return row
             if row["step"] < step:
-                before_step.add(epoch)
+                before_step.add(segment.epoch)
                 break
     return None
 
 
-def _segments_backwards(run: RunState, folder: str) -> Iterator[tuple[int, str]]:
-    """Yield (epoch, key) of a log's segments, newest first."""
+def _segments_backwards(run: RunState, folder: str) -> Iterator[Segment]:
+    """Yield the files of a log, newest first."""
     return reversed(segments(run.store, run.key(folder), Unreadable()))
 
 

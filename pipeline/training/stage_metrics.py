@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from pion.errors import BadInput, Fenced
 from pipeline.job import Job
 from pipeline.state.claim import Claim
+from pipeline.state.rows.join import PARTS, Joiner
 from pipeline.state.rows.metrics import MetricsLog
 from pipeline.state.stores import StoreError
 
@@ -209,7 +210,11 @@ class StageMetrics:
         self._keep_speed = keep_speed
         self._speeds: deque[float] = deque(maxlen=SPEEDS)
         self._kept_speed = 0.0
-        self._flusher = threading.Thread(target=self.flush, daemon=True)
+        folder = run.key(f"metrics/{stage}/")
+        self._joiner = Joiner(run.store, folder, claim.epoch, run.clock, claim.check)
+        # What earlier epochs left is joined soon after the start, but not during it.
+        self._flushes, self._join_at = 0, 6
+        self._flusher = threading.Thread(target=self._flush_and_join, daemon=True)
         self._last_flush = time.monotonic()
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -228,7 +233,7 @@ class StageMetrics:
         """
         due = time.monotonic() - self._last_flush > FLUSH_SECONDS
         if due and not self._claim.store.commits and not self._flusher.is_alive():
-            self._flusher = threading.Thread(target=self.flush, daemon=True)
+            self._flusher = threading.Thread(target=self._flush_and_join, daemon=True)
             self._flusher.start()
             self._last_flush = time.monotonic()
 
@@ -238,6 +243,7 @@ class StageMetrics:
             self._claim.check()
             self._keep_new_speed()
             self.log.flush()
+            self._flushes += 1
         except (StoreError, Fenced) as error:
             _log.warning("Metrics were not written: %s", error)
 
@@ -245,6 +251,17 @@ class StageMetrics:
         """Write the remaining rows, and close the trackers."""
         with closing(self.trackers):
             self.flush()
+
+    def _flush_and_join(self) -> None:
+        """Write the rows, and from time to time join what earlier flushes wrote."""
+        self.flush()
+        if self._flushes >= self._join_at:
+            try:
+                again = self._joiner.step()
+            except (StoreError, Fenced) as error:
+                again = False
+                _log.warning("Files of metrics were not joined: %s", error)
+            self._join_at = self._flushes + (1 if again else PARTS)
 
     def _keep_new_speed(self) -> None:
         speeds = list(self._speeds)

@@ -3,25 +3,23 @@ segment is written once."""
 
 import itertools
 import json
-import re
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pion.errors import BadInput, PionError
 from pipeline.state.head import Head
 from pipeline.state.record_json import finite_json
 from pipeline.state.rows.row_types import LARGEST_SEGMENT, Row, Unreadable, event_row, metrics_row
+from pipeline.state.rows.segments import Segment, segments
 from pipeline.state.stores import Missing, Store
 from pipeline.state.stores.parallel import read_all
 
 # No step is later.
 LAST_STEP = 2**63
-# The name of a segment below its log's folder.
-_SEGMENT = re.compile(r"(?P<epoch>\d{1,9})/[\w.+=@-]+\.jsonl", re.ASCII)
-_NUMBER = re.compile(r"(\d{6})\.jsonl", re.ASCII)
 
 
 class _RowLog:
@@ -29,7 +27,8 @@ class _RowLog:
     write."""
 
     def __init__(self, store: Store, folder: str, epoch: int, now: Callable[[], float]) -> None:
-        self._store, self._folder, self._epoch, self._now = store, f"{folder}/{epoch}", epoch, now
+        self._store, self._epoch, self._now = store, epoch, now
+        self._log, self._folder = f"{folder}/", f"{folder}/{epoch}"
         self._rows: list[Row] = []
         self._next: int | None = None
         self._lock = threading.Lock()
@@ -43,7 +42,8 @@ class _RowLog:
             if not rows:
                 return
             if self._next is None:
-                self._next = len(self._store.list(self._folder + "/"))
+                found = segments(self._store, self._log, Unreadable(), f"{self._epoch}/")
+                self._next = 1 + max((segment.last for segment in found), default=-1)
             key = f"{self._folder}/{self._next:06d}.jsonl"
             # Use a new number even if this write fails: the failed write may still land later.
             self._next += 1
@@ -143,24 +143,6 @@ def read_events(store: Store, run: str, unreadable: Unreadable | None = None) ->
     return events_reader(store, run, unreadable or Unreadable()).read_new()
 
 
-def segments(
-    store: Store, folder: str, unreadable: Unreadable, begin: str = ""
-) -> list[tuple[int, str]]:
-    """Return (epoch, key) of the files of rows below `folder`, which ends with a slash, sorted.
-
-    The names below the folder begin with `begin`. Counts other files in `unreadable`.
-    """
-    found = []
-    for entry in store.list(folder + begin):
-        if entry.key.endswith(".jsonl"):
-            name = _SEGMENT.fullmatch(entry.key.removeprefix(folder))
-            if name is None:
-                unreadable.add(f"{store.url}/{entry.key}")
-            else:
-                found.append((int(name["epoch"]), entry.key))
-    return sorted(found)
-
-
 def lines_of(store: Store, key: str) -> list[bytes] | None:
     """Return the lines of a file of rows; None if the file can't be read. Raises StoreError."""
     try:
@@ -188,53 +170,74 @@ class RowReader:
     ) -> None:
         self._store, self._folder, self._parse = store, folder, parse
         self._unreadable = unreadable
-        self._read: set[str] = set()
-        self._lines: set[bytes] = set()
+        self._read: dict[str, Segment] = {}
+        # The flushes whose rows were read, by epoch.
+        self._numbers: defaultdict[int, set[int]] = defaultdict(set)
+        # Hashes of the lines that were read: a later attempt may write a row again.
+        self._lines: set[int] = set()
 
     def read_new(self, epoch: int | None = None) -> list[Row]:
         """Return the rows of files that are new since the last call, by epoch and file.
 
         With an `epoch`, look only for the next files of this epoch: a list of all files takes a
         request for every thousand. Raises StoreError, and then the next call reads the same files.
-        Raises Replaced if a file that was read is gone.
+        Raises Replaced if a file that was read is gone, and no object has joined it.
         """
-        if epoch is None:
+        present = None if epoch is None else self._next_of(epoch)
+        if present is None:
             misplaced = Unreadable() if self._read else self._unreadable  # each counts once
-            present = [key for _, key in segments(self._store, self._folder, misplaced)]
-            if not self._read <= set(present):
-                raise Replaced(f"Files of {self._store.url}/{self._folder} are gone.")
-        else:
-            present = self._next_of(epoch)
-        keys = [key for key in present if key not in self._read]
-        contents = read_all(lambda key: lines_of(self._store, key), keys)
-        self._read.update(keys)
+            present = segments(self._store, self._folder, misplaced)
+            self._refuse_gone(present)
+        new = [segment for segment in present if not self._has_read(segment)]
+        contents = read_all(lambda segment: lines_of(self._store, segment.key), new)
         rows = []
-        for key, lines in zip(keys, contents):
+        for segment, lines in zip(new, contents):
+            self._read[segment.key] = segment
+            if segment.first >= 0:
+                self._numbers[segment.epoch].update(range(segment.first, segment.last + 1))
             if lines is None:
-                self._unreadable.add(f"{self._store.url}/{key}")
+                self._unreadable.add(f"{self._store.url}/{segment.key}")
             for line in lines or ():
-                if line in self._lines:
+                if (known := hash(line)) in self._lines:
                     continue
-                self._lines.add(line)
+                self._lines.add(known)
                 row = self._parse(line)
                 if row is None:
-                    self._unreadable.add(f"{self._store.url}/{key}")
+                    self._unreadable.add(f"{self._store.url}/{segment.key}")
                 else:
                     rows.append(row)
         return rows
 
-    def _next_of(self, epoch: int) -> list[str]:
-        """Return the epoch's files whose numbers follow its last file, and some before."""
-        folder = f"{self._folder}{epoch}/"
-        names = (_NUMBER.fullmatch(k.removeprefix(folder)) for k in self._read)
-        last = max((int(name[1]) for name in names if name), default=0)
-        return [
-            key
+    def _has_read(self, segment: Segment) -> bool:
+        numbers = self._numbers[segment.epoch]
+        return segment.key in self._read or (
+            segment.first >= 0
+            and all(number in numbers for number in range(segment.first, segment.last + 1))
+        )
+
+    def _refuse_gone(self, present: Sequence[Segment]) -> None:
+        keys = {segment.key for segment in present}
+        gone = [segment for key, segment in self._read.items() if key not in keys]
+        joined = [segment for segment in present if segment.level]
+        for segment in gone:
+            if not any(around.contains(segment) for around in joined):
+                raise Replaced(f"Files of {self._store.url}/{self._folder} are gone.")
+            del self._read[segment.key]
+
+    def _next_of(self, epoch: int) -> list[Segment] | None:
+        """Return the epoch's files whose numbers follow its last one, and some before. None: look
+        at all files, because these were joined and are gone."""
+        last = max(self._numbers[epoch], default=0)
+        found = [
+            segment
             for hundred in dict.fromkeys((last // 100, (last + 10) // 100))
-            for _, key in segments(
+            for segment in segments(
                 self._store, self._folder, Unreadable(), f"{epoch}/{hundred:04d}"
             )
         ]
+        if self._numbers[epoch] and not any(s.first <= last <= s.last for s in found):
+            return None
+        return found
 
 
 def metrics_reader(store: Store, run: str, stage: str, unreadable: Unreadable) -> RowReader:

@@ -1,0 +1,101 @@
+"""Join the segments of a log of rows, so that a long run has few files. Only the owner does it.
+
+A run of weeks flushes some ten thousand times a day. Every hundred segments become one object, and
+every hundred of these another. A joined object is written before anything is deleted, and its parts
+are deleted an hour later: a reader that listed them before has read them by then. If the owner dies
+in between, the next owner continues from what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+
+from pipeline.state.head import TRASH_SECONDS
+from pipeline.state.record_json import Damaged
+from pipeline.state.rows.row_types import LARGEST_SEGMENT
+from pipeline.state.rows.segments import Segment, joined_key, parse, without_parts
+from pipeline.state.stores import Missing, Store
+from pipeline.state.stores.clock import Clock
+from pipeline.state.stores.parallel import read_all
+
+# So many files become one, or fewer that have so many bytes together.
+PARTS = 100
+MOST_BYTES = 64 << 20
+LEVELS = (1, 2)
+# So many files are deleted together.
+DELETES = 200
+
+
+class Joiner:
+    """Joins the files of one log, below `folder`, which ends with a slash.
+
+    `epoch` is the owner's. `check` raises if this process no longer owns the run.
+    """
+
+    def __init__(
+        self, store: Store, folder: str, epoch: int, clock: Clock, check: Callable[[], None]
+    ) -> None:
+        self._store, self._folder, self._epoch = store, folder, epoch
+        self._clock, self._check = clock, check
+        # When this process first saw each joined object, by the clock that never jumps.
+        self._seen: dict[str, float] = {}
+
+    def step(self) -> bool:
+        """Join one group of files, and delete some parts of what was joined an hour ago; return
+        whether there may be more to do now.
+
+        Of earlier epochs, everything is complete. Raises Fenced, and StoreError: then another call
+        continues.
+        """
+        files = self._files()
+        apart = without_parts(files)
+        groups = (group for level in LEVELS for group in self._groups(apart, level))
+        joined = any(self._join(group) for group in groups)  # the first that can be joined
+        return self._delete_parts(files) or joined
+
+    def _files(self) -> list[Segment]:
+        """Return all files with numbers of this and earlier epochs."""
+        found = (parse(entry, self._folder) for entry in self._store.list(self._folder))
+        return [s for s in found if s is not None and s.first >= 0 and s.epoch <= self._epoch]
+
+    def _groups(self, files: Sequence[Segment], level: int) -> Iterator[list[Segment]]:
+        """Yield the groups of neighbours to join into an object of this level."""
+        for (epoch, below), of_epoch in groupby(files, key=lambda s: (s.epoch, s.level)):
+            if below != level - 1:
+                continue
+            group: list[Segment] = []
+            size = 0
+            for segment in of_epoch:
+                if group and (len(group) == PARTS or size + segment.bytes > MOST_BYTES):
+                    if len(group) > 1:
+                        yield group
+                    group, size = [], 0
+                group.append(segment)
+                size += segment.bytes
+            over = epoch < self._epoch
+            if len(group) == PARTS or (over and len(group) > 1):
+                yield group
+
+    def _join(self, parts: Sequence[Segment]) -> bool:
+        """Write the object that has the lines of `parts`; False if one of them can't be read."""
+        try:
+            contents = read_all(lambda s: self._store.read(s.key, LARGEST_SEGMENT), parts)
+        except (Missing, Damaged):
+            return False
+        if any(len(content) != part.bytes for content, part in zip(contents, parts)):
+            return False
+        lines = b"".join(c if c.endswith(b"\n") or not c else c + b"\n" for c in contents)
+        self._check()
+        self._store.write(joined_key(self._folder, parts, len(lines)), lines)
+        return True
+
+    def _delete_parts(self, files: Sequence[Segment]) -> bool:
+        """Delete some of the parts that are due; return whether there were any."""
+        now = self._clock.monotonic()
+        joined = [segment for segment in files if segment.level]
+        old = [s for s in joined if now - self._seen.setdefault(s.key, now) >= TRASH_SECONDS]
+        due = [part for part in files if any(around.contains(part) for around in old)]
+        self._check()
+        read_all(lambda part: self._store.delete(part.key), due[:DELETES])
+        return bool(due)

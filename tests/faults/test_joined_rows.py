@@ -1,0 +1,185 @@
+"""Joined rows: whatever dies while an owner joins its files, every reader sees every row once."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.state.rows import join
+from pipeline.state.rows.join import Joiner
+from pipeline.state.rows.metrics import MetricsLog, RowReader, metrics_reader, read_all_metrics
+from pipeline.state.rows.row_types import Unreadable
+from pipeline.state.stores import FileStore, Store, StoreError
+from tests.faults.faulty_store import Crash, FaultyStore, When, crash, fail
+from tests.support.clock import FakeClock
+
+FOLDER = "run/metrics/pretrain/"
+# An earlier owner flushed 17 times, and the present one 31 times; 5 files are joined at once.
+FLUSHES, PARTS = {1: 17, 2: 31}, 5
+STEPS = list(range(sum(FLUSHES.values())))
+
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
+
+@pytest.fixture(autouse=True)
+def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(join, "PARTS", PARTS)
+    monkeypatch.setattr(join, "DELETES", 4)
+
+
+def write_rows(store: Store) -> None:
+    steps = iter(STEPS)
+    for epoch, flushes in FLUSHES.items():
+        log = MetricsLog(store, "run", "pretrain", epoch)
+        for _ in range(flushes):
+            log.append({"step": next(steps)})
+            log.flush()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    store = FileStore(tmp_path / "runs")
+    write_rows(store)
+    return store
+
+
+def join_all(store: Store, time: FakeClock, epoch: int = 2) -> None:
+    """Join as an owner does that lives for hours."""
+    joiner = Joiner(store, FOLDER, epoch, time.clock(), lambda: None)
+    for _ in range(3):
+        while joiner.step():
+            pass
+        time.sleep(join.TRASH_SECONDS)
+
+
+def steps_in(store: Store) -> list[int]:
+    unreadable = Unreadable()
+    steps = [row["step"] for row in read_all_metrics(store, "run", "pretrain", unreadable)]
+    assert unreadable.count == 0
+    return steps
+
+
+def names(store: Store) -> list[str]:
+    return [re.sub(r"-\d+\.", ".", e.key.removeprefix(FOLDER)) for e in store.list(FOLDER)]
+
+
+def test_files_are_joined_in_two_levels_and_their_parts_deleted(
+    store: FileStore, time: FakeClock
+) -> None:
+    join_all(store, time)
+    assert names(store) == [
+        "1/000000-000016-2.jsonl",  # all of an earlier owner
+        "2/000000-000024-2.jsonl",
+        "2/000025-000029-1.jsonl",
+        "2/000030.jsonl",
+    ]
+    assert steps_in(store) == STEPS
+
+
+def test_parts_stay_for_an_hour_after_they_were_joined(store: FileStore, time: FakeClock) -> None:
+    before = {entry.key for entry in store.list(FOLDER)}
+    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None)
+    while joiner.step():
+        pass
+    time.sleep(join.TRASH_SECONDS - 1)
+    joiner.step()
+    assert before <= {entry.key for entry in store.list(FOLDER)}
+    assert steps_in(store) == STEPS  # a segment next to the object that contains it counts once
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("happen", [crash, fail])
+def test_an_owner_may_die_at_every_operation(
+    tmp_path: Path, time: FakeClock, when: When, happen: Callable[[str], None]
+) -> None:
+    counted = FaultyStore(FileStore(tmp_path / "unbroken"))
+    write_rows(counted.inner)
+    join_all(counted, time)
+    for k in range(1, len(counted.operations) + 1, 3):
+        store = FileStore(tmp_path / str(k))
+        write_rows(store)
+        with contextlib.suppress(Crash, StoreError):
+            join_all(FaultyStore(store, k, when, happen), time)
+        assert steps_in(store) == STEPS
+        join_all(store, time, epoch=3)
+        assert steps_in(store) == STEPS
+        assert len(names(store)) <= 4
+
+
+class Watched(FaultyStore):
+    """Calls `look` before each operation."""
+
+    def __init__(self, inner: Store, look: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._look = look
+
+    def do(self, kind: str, key: str, call: Callable[[], object]) -> object:  # type: ignore[override]
+        self._look()
+        return super().do(kind, key, call)
+
+
+@pytest.mark.parametrize("pause", [1, 4, 23])
+@pytest.mark.parametrize("epoch", [None, 2])
+def test_a_page_that_looks_in_between_is_told_every_row_once(
+    store: FileStore, time: FakeClock, pause: int, epoch: int | None
+) -> None:
+    reader: RowReader = metrics_reader(store, "run", "pretrain", Unreadable())
+    told = [row["step"] for row in reader.read_new()]
+    looks: Iterator[int] = iter(range(10**6))
+    log = MetricsLog(store, "run", "pretrain", 2)
+    later = iter(range(len(STEPS), len(STEPS) + 40))
+
+    def look() -> None:
+        if next(looks) % pause == 0:
+            told.extend(row["step"] for row in reader.read_new(epoch))
+        elif (step := next(later, None)) is not None:
+            log.append({"step": step})
+            log.flush()
+
+    join_all(Watched(store, look), time)
+    told += [row["step"] for row in reader.read_new(epoch)]
+    told += [row["step"] for row in reader.read_new()]
+    assert sorted(told) == steps_in(store)
+    assert told[: len(STEPS)] == STEPS
+
+
+def test_a_joined_object_that_was_cut_short_counts_if_its_parts_are_gone(
+    store: FileStore, time: FakeClock
+) -> None:
+    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None)
+    joiner.step()
+    (joined,) = (entry.key for entry in store.list(FOLDER) if "-1-" in entry.key)
+    store.write(joined, store.read(joined)[:-9])
+    unreadable = Unreadable()
+    rows = read_all_metrics(store, "run", "pretrain", unreadable)
+    assert [row["step"] for row in rows] == STEPS  # its parts are still there
+    assert unreadable.count == 1
+    join_all(store, time)  # an owner joins the parts again, under the right name
+    assert [row["step"] for row in read_all_metrics(store, "run", "pretrain")] == STEPS
+
+
+def test_an_owner_that_has_lost_the_run_joins_and_deletes_nothing(
+    store: FileStore, time: FakeClock
+) -> None:
+    def lost() -> None:
+        raise StoreError("own", "run", "another process has taken over")
+
+    before = names(store)
+    with pytest.raises(StoreError):
+        Joiner(store, FOLDER, 2, time.clock(), lost).step()
+    assert names(store) == before
+
+
+def test_a_part_that_can_not_be_read_is_left_alone(store: FileStore, time: FakeClock) -> None:
+    class Short(FileStore):
+        def read(self, key: str, limit: int = 0) -> bytes:
+            content = super().read(key, limit)
+            return content[:-3] if key.endswith("1/000002.jsonl") else content
+
+    join_all(Short(store.folder), time)
+    assert "1/000002.jsonl" in names(store)
+    assert steps_in(store) == STEPS
