@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pion.errors import BadInput
-from pipeline.console.formats import duration, moment, printable, show, size
+from pipeline.console.formats import duration, moment, show, size
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.report.reading import read_history
 from pipeline.state.find_run import open_run, runs_in
@@ -66,21 +65,22 @@ def _show_status(run: str) -> None:
 
 
 def show_runs(*, as_json: bool) -> None:
-    """Print one line for every run in the default store, latest last."""
+    """Print one line for every run in the default store, latest last.
+
+    Raises the BadInput of a run that can't be read, after all others were printed.
+    """
     store = open_store(DEFAULT_STORE)
     unreadable: dict[str, BadInput] = {}
     heads = list(runs_in(store, unreadable).items())
     runs = read_all(lambda run: run_status(RunState(store, run[0]), run[1], time.time()), heads)
     if as_json:
         print(json.dumps(runs, indent=1))
-        for error in unreadable.values():
-            print(printable(str(error)), file=sys.stderr)
     elif not runs and not unreadable:
         show(f"no runs in {store.url}; start one: pion run jobs/demo.yaml")
     else:
         width = max(len(name) for name in (*unreadable, *(status["run"] for status in runs)))
-        for name, error in unreadable.items():
-            show(f"{name:<{width}}  {error}")
+        for name in unreadable:
+            show(f"{name:<{width}}  can't be read")
         for status in runs:
             done = [s for s, about in status["stages"].items() if about["state"] == "done"]
             show(
@@ -88,6 +88,8 @@ def show_runs(*, as_json: bool) -> None:
                 f"newest checkpoint: {_checkpoint_in_words(status['checkpoint'])}; "
                 f"owner: {_owner_in_words(status)}"
             )
+    for error in unreadable.values():
+        raise error
 
 
 def _stage_in_words(about: dict[str, Any]) -> str:

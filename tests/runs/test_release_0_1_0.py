@@ -203,7 +203,8 @@ def test_a_changed_setting_is_shown_before_anything_is_done(older: Older) -> Non
 def test_their_data_is_trained_on_and_stays_as_it_was(older: Older) -> None:
     def data() -> dict[str, bytes]:
         store = older.store
-        return {entry.key: store.read(entry.key) for entry in store.list("_data/")}
+        keys = [entry.key for entry in store.list("_data/")]
+        return {key: store.read(key) for key in keys if not key.startswith("_data/speeds/")}
 
     older.bring("half", "done")
     before, used = data(), {name: older.head(name).data for name in ("half", "done")}
