@@ -241,9 +241,9 @@ class StageMetrics:
         """Write the rows. If that fails, they stay in memory, and the next save writes them."""
         try:
             self._claim.check()
-            self._keep_new_speed()
             self.log.flush()
             self._flushes += 1
+            self._keep_new_speed()
         except (StoreError, Fenced) as error:
             _log.warning("Metrics were not written: %s", error)
 

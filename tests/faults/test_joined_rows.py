@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -183,3 +184,16 @@ def test_a_part_that_can_not_be_read_is_left_alone(store: FileStore, time: FakeC
     join_all(Short(store.folder), time)
     assert "1/000002.jsonl" in names(store)
     assert steps_in(store) == STEPS
+
+
+def test_a_name_that_claims_a_billion_flushes_costs_nothing(store: FileStore) -> None:
+    content = b'{"step": 99, "epoch": 2, "at": 1.0}\n'
+    store.write(f"{FOLDER}2/000040-999999999-1-{len(content)}.jsonl", content)
+    reader = metrics_reader(store, "run", "pretrain", Unreadable())
+    tracemalloc.start()
+    assert len(reader.read_new()) == len(STEPS) + 1
+    assert reader.read_new(2) == []
+    # A folder is read through a buffer of the largest file; a billion numbers are 60 GB.
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e9

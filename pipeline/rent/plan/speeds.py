@@ -13,7 +13,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pion.bench.card import shipped_results
@@ -104,11 +103,8 @@ def past_speeds(job: Job) -> list[PastSpeed]:
 
     Return nothing if the store can't be read in time: callers then assume a speed.
     """
-    return within_or([], SECONDS, partial(_past_speeds, job))
-
-
-def _past_speeds(job: Job) -> list[PastSpeed]:
-    return read_train_speeds(open_store(job.store), model_inputs(job.model_config_resolved()))
+    model = model_inputs(job.model_config_resolved())
+    return within_or([], SECONDS, lambda: read_train_speeds(open_store(job.store), model))
 
 
 # ---------------------------------------------------------------- 2. results of `pion bench`

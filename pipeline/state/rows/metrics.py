@@ -14,7 +14,7 @@ from pion.errors import BadInput, PionError
 from pipeline.state.head import Head
 from pipeline.state.record_json import finite_json
 from pipeline.state.rows.row_types import LARGEST_SEGMENT, Row, Unreadable, event_row, metrics_row
-from pipeline.state.rows.segments import Segment, segments
+from pipeline.state.rows.segments import Segment, segments, without_parts
 from pipeline.state.stores import Missing, Store
 from pipeline.state.stores.parallel import read_all
 
@@ -171,8 +171,8 @@ class RowReader:
         self._store, self._folder, self._parse = store, folder, parse
         self._unreadable = unreadable
         self._read: dict[str, Segment] = {}
-        # The flushes whose rows were read, by epoch.
-        self._numbers: defaultdict[int, set[int]] = defaultdict(set)
+        # All files that were read, by epoch, also those that are gone because they were joined.
+        self._done: defaultdict[int, list[Segment]] = defaultdict(list)
         # Hashes of the lines that were read: a later attempt may write a row again.
         self._lines: set[int] = set()
 
@@ -193,8 +193,7 @@ class RowReader:
         rows = []
         for segment, lines in zip(new, contents):
             self._read[segment.key] = segment
-            if segment.first >= 0:
-                self._numbers[segment.epoch].update(range(segment.first, segment.last + 1))
+            self._done[segment.epoch].append(segment)
             if lines is None:
                 self._unreadable.add(f"{self._store.url}/{segment.key}")
             for line in lines or ():
@@ -209,11 +208,11 @@ class RowReader:
         return rows
 
     def _has_read(self, segment: Segment) -> bool:
-        numbers = self._numbers[segment.epoch]
-        return segment.key in self._read or (
-            segment.first >= 0
-            and all(number in numbers for number in range(segment.first, segment.last + 1))
-        )
+        """Return whether the rows of a file were read, in it or in all of its parts."""
+        if segment.key in self._read:
+            return True
+        parts = without_parts(part for part in self._done[segment.epoch] if segment.contains(part))
+        return bool(parts) and sum(part.flushes for part in parts) == segment.flushes
 
     def _refuse_gone(self, present: Sequence[Segment]) -> None:
         keys = {segment.key for segment in present}
@@ -227,7 +226,7 @@ class RowReader:
     def _next_of(self, epoch: int) -> list[Segment] | None:
         """Return the epoch's files whose numbers follow its last one, and some before. None: look
         at all files, because these were joined and are gone."""
-        last = max(self._numbers[epoch], default=0)
+        last = max((segment.last for segment in self._done[epoch]), default=0)
         found = [
             segment
             for hundred in dict.fromkeys((last // 100, (last + 10) // 100))
@@ -235,7 +234,7 @@ class RowReader:
                 self._store, self._folder, Unreadable(), f"{epoch}/{hundred:04d}"
             )
         ]
-        if self._numbers[epoch] and not any(s.first <= last <= s.last for s in found):
+        if self._done[epoch] and not any(s.first <= last <= s.last for s in found):
             return None
         return found
 
