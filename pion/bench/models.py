@@ -12,19 +12,39 @@ import torch
 from torch import Tensor
 
 from pion.config.model_config import ModelConfig
-from pion.config.presets import PRESETS
+from pion.config.pilon_presets import small_pilon
+from pion.config.presets import PRESETS, Preset
 from pion.data.stream import Batch
 from pion.model.decoder import Decoder
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.smaller_plan import StepDown
 from pion.train.trainer import Trainer
 
-# By family, a preset with the parts of the family.
-FAMILIES = {
-    "pion": "pion-nano",
-    "tachyon": "tachyon-tiny",
-    "daisy": "daisy-pico",
-    "pilon": "pilon-48m",
+
+def _small_pion(tiny: bool, shape: Preset) -> Preset:
+    return {}
+
+
+def _small_tachyon(tiny: bool, shape: Preset) -> Preset:
+    return {"experts": {"d_shared": 16 if tiny else 176}}
+
+
+def _small_daisy(tiny: bool, shape: Preset) -> Preset:
+    return {
+        "n_layers": 4,
+        "n_kv_heads": shape["n_heads"],
+        "windows": {"tokens": 16, "block": 8} if tiny else {"tokens": 256, "block": 128},
+        "wiring": {"attention_layers": [0, 1, 3], "skips": [[2, 1], [3, 0]]},
+        "values": {"layers": [0, 3]},
+    }
+
+
+# By family, a preset with the parts of the family, and what these parts are in a small model.
+FAMILIES: dict[str, tuple[str, Callable[[bool, Preset], Preset]]] = {
+    "pion": ("pion-nano", _small_pion),
+    "tachyon": ("tachyon-tiny", _small_tachyon),
+    "daisy": ("daisy-pico", _small_daisy),
+    "pilon": ("pilon-48m", small_pilon),
 }
 # A step has this many tokens, or one row if a row is longer.
 STEP_TOKENS = 32_768
@@ -46,25 +66,14 @@ class Bench:
 
 def check_model(family: str, tiny: bool, **changes: Any) -> ModelConfig:
     """Return a small model with the parts of a family. Its rows are longer than its windows."""
-    shape: dict[str, Any] = {"n_layers": 4, "vocab_size": 2048, "seq_len": 512}
+    shape: Preset = {"n_layers": 4, "vocab_size": 2048, "seq_len": 512}
     shape |= {"d_model": 128, "n_heads": 4, "d_ff": 352}
-    window, block, shared, primitives = 256, 128, 176, {"n": 16, "rank": 16, "top_k": 4}
     if tiny:
-        shape |= {"vocab_size": 128, "seq_len": 48, "d_model": 32, "n_heads": 2, "d_ff": 48}
-        window, block, shared, primitives = 16, 8, 16, {"n": 8, "rank": 4, "top_k": 3}
-        shape["n_layers"] = 4 if family == "daisy" else 2
-    every = shape["n_heads"]
-    shape["n_kv_heads"] = every if family in ("daisy", "pilon") else every // 2
-    if family == "tachyon":
-        shape["experts"] = {"d_shared": shared}
-    if family == "daisy":
-        shape["windows"] = {"tokens": window, "block": block}
-        shape["wiring"] = {"attention_layers": [0, 1, 3], "skips": [[2, 1], [3, 0]]}
-        shape["values"] = {"layers": [0, 3]}
-    if family == "pilon":
-        half, layers = shape["n_layers"] // 2, list(range(shape["n_layers"]))
-        shape["primitives"] = primitives | {"bands": [layers[:half], layers[half:]]}
-    return ModelConfig.preset(FAMILIES[family], **shape, **changes)
+        shape = {"n_layers": 2, "vocab_size": 128, "seq_len": 48}
+        shape |= {"d_model": 32, "n_heads": 2, "d_ff": 48}
+    shape["n_kv_heads"] = shape["n_heads"] // 2
+    preset, parts = FAMILIES[family]
+    return ModelConfig.preset(preset, **shape | parts(tiny, shape), **changes)
 
 
 def scrambled(config: ModelConfig) -> Decoder:

@@ -11,7 +11,13 @@ from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_t
 from pion.errors import BadInput
 from pion.later_fields import BEFORE, shown
 
-MEANING, LEAST = "meaning", "least"
+MEANING, LEAST, MOST = "meaning", "least", "most"
+# The largest numbers that a job may give. A factor is a learning rate, a limit or a weight.
+SEQ_LEN = 2**20
+WIDTH = 65_536
+LAYERS = 1024
+VOCABULARY = 2**20
+FACTOR = 10**6
 # The largest whole number that JSON carries exactly, and the largest number that is sure to fit
 # fp32.
 LARGEST_WHOLE, LARGEST_NUMBER = 2**53, 1e30
@@ -20,13 +26,20 @@ LARGEST_WHOLE, LARGEST_NUMBER = 2**53, 1e30
 ROW_BYTES = 16
 
 
-def setting(meaning: str, default: Any = dataclasses.MISSING, *, least: int = 1) -> Any:
+def setting(
+    meaning: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    least: int = 1,
+    most: float | None = None,
+) -> Any:
     """Declare a field of a part that a job can set; `meaning` is for the job's reference.
 
-    `least` is the smallest value of a whole number. A job can't set a field without a meaning: only
-    an importer sets it, to compute what a seed computed.
+    `least` is the smallest value of a whole number, and `most` the largest number of a job. A job
+    can't set a field without a meaning: only an importer sets it, to compute what a seed computed.
     """
-    return dataclasses.field(default=default, metadata={MEANING: meaning, LEAST: least})
+    about = {MEANING: meaning, LEAST: least, MOST: most}
+    return dataclasses.field(default=default, metadata=about)
 
 
 def later_setting(meaning: str, default: Any, *, before: Any) -> Any:

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pion.config.part_fields import (
+    FACTOR,
+    LAYERS,
     ROW_BYTES,
+    SEQ_LEN,
+    WIDTH,
     Core,
     FeedForwardPart,
     check_fields,
@@ -40,12 +44,16 @@ class Experts(FeedForwardPart):
 
     roles: ClassVar = ("router",)
 
-    n: int = setting("routed experts in a layer")
-    top_k: int = setting("routed experts that a token uses", 2)
-    shared: int = setting("experts that every token uses", 1, least=0)
-    d_shared: int = setting("width of one shared expert", 0, least=0)
-    balance_weight: float = setting("weight of the loss that spreads tokens over experts", 0.01)
-    z_weight: float = setting("weight of the loss that keeps the router's logits small", 0.001)
+    n: int = setting("routed experts in a layer", most=4096)
+    top_k: int = setting("routed experts that a token uses", 2, most=4096)
+    shared: int = setting("experts that every token uses", 1, least=0, most=4096)
+    d_shared: int = setting("width of one shared expert", 0, least=0, most=WIDTH)
+    balance_weight: float = setting(
+        "weight of the loss that spreads tokens over experts", 0.01, most=FACTOR
+    )
+    z_weight: float = setting(
+        "weight of the loss that keeps the router's logits small", 0.001, most=FACTOR
+    )
     # What the balance is computed over. The seed's is "batch", which depends on how a batch is cut.
     balance: Literal["row", "batch"] = "row"
 
@@ -89,10 +97,12 @@ class Windows:
     A window is a number of blocks of the row, and ends with the block of the query.
     """
 
-    tokens: int = setting("tokens that a layer with a long window sees")
-    block: int = setting("tokens in a block", 128)
+    tokens: int = setting("tokens that a layer with a long window sees", most=SEQ_LEN)
+    block: int = setting("tokens in a block", 128, most=SEQ_LEN)
     long_every: int = setting(
-        "layers 0, long_every, 2 · long_every … and the last have the long window, others half", 4
+        "layers 0, long_every, 2 · long_every … and the last have the long window, others half",
+        4,
+        most=LAYERS,
     )
 
     def __post_init__(self) -> None:
@@ -110,7 +120,7 @@ class Windows:
 class Heads:
     """Attention heads that differ from a Pion's in their scale, norms, biases or positions."""
 
-    scale: float | None = setting("factor of the scores; unset: head_dim^-0.5", None)
+    scale: float | None = setting("factor of the scores; unset: head_dim^-0.5", None, most=FACTOR)
     value_norm: bool = setting("normalize the values of each head too", False)
     rotary: Literal["full", "half"] = setting(
         "half: only the first half of the rotary frequencies, spaced linearly from 1 to "
@@ -137,12 +147,16 @@ class Heads:
 class Wiring:
     """How layers are connected: which have attention, and what they read besides the last layer."""
 
-    attention_layers: tuple[int, ...] | None = setting("layers with attention; unset: all", None)
+    attention_layers: tuple[int, ...] | None = setting(
+        "layers with attention; unset: all", None, most=LAYERS
+    )
     attention_norm: bool = setting("normalize the input of attention", True)
     embed_norm: bool = setting("normalize the embeddings", False)
     input_mix: bool = setting("let each layer mix the embeddings into its input", False)
     skips: tuple[tuple[int, int], ...] = setting(
-        "pairs [to, from]: the result of layer `from` is added to the input of layer `to`", ()
+        "pairs [to, from]: the result of layer `from` is added to the input of layer `to`",
+        (),
+        most=LAYERS,
     )
 
     def __post_init__(self) -> None:
@@ -185,9 +199,11 @@ class Wiring:
 class Values:
     """Value embeddings: tables with a vector for each token id, which joins attention's values."""
 
-    layers: tuple[int, ...] = setting("layers with a table")
+    layers: tuple[int, ...] = setting("layers with a table", most=LAYERS)
     tables: tuple[int, ...] | None = setting(
-        "the number of the table of each of these layers; unset: a separate table for each", None
+        "the number of the table of each of these layers; unset: a separate table for each",
+        None,
+        most=LAYERS,
     )
     normed: bool = setting("normalize the vectors of the tables", True)
 
@@ -232,15 +248,15 @@ class RopeScaling:
     transformers. Its maths is in pion/model/attention/rope.py.
     """
 
-    factor: float = setting("what slow frequencies are divided by, at least 1")
+    factor: float = setting("what slow frequencies are divided by, at least 1", most=FACTOR)
     original_max_position_embeddings: int = setting(
-        "tokens of the context that the frequencies were made for"
+        "tokens of the context that the frequencies were made for", most=SEQ_LEN
     )
     low_freq_factor: float = setting(
-        "frequencies with fewer turns in the original context are divided", 1.0
+        "frequencies with fewer turns in the original context are divided", 1.0, most=FACTOR
     )
     high_freq_factor: float = setting(
-        "frequencies with more turns in the original context stay as they are", 4.0
+        "frequencies with more turns in the original context stay as they are", 4.0, most=FACTOR
     )
 
     def __post_init__(self) -> None:

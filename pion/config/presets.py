@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pion.config.pilon_presets import PILON_PRESETS
+
 Preset = dict[str, Any]
 
 
@@ -29,20 +31,6 @@ def _tachyon(
     return _pion(d_model, n_layers, n_heads, n_kv_heads=4, d_ff=d_ff) | {
         "family": "tachyon",
         "experts": experts,
-    }
-
-
-def _gpt2(family: str, d_model: int, n_layers: int, n_heads: int, seq_len: int) -> Preset:
-    """Return the shape of a decoder with GPT-2's vocabulary and proportions."""
-    return {
-        "family": family,
-        "vocab_size": 50_257,
-        "seq_len": seq_len,
-        "d_model": d_model,
-        "n_layers": n_layers,
-        "n_heads": n_heads,
-        "n_kv_heads": n_heads,
-        "d_ff": 4 * d_model,
     }
 
 
@@ -100,7 +88,15 @@ def _daisy(
     d_model: int, n_layers: int, n_heads: int, window: int, seq_len: int, old: bool = False
 ) -> Preset:
     """Return a Daisy-Wee; `old`: of the vintage that the README of Daisy-Wee describes."""
-    return _gpt2("daisy", d_model, n_layers, n_heads, seq_len) | {
+    return {
+        "family": "daisy",
+        "vocab_size": 50_257,  # GPT-2's
+        "seq_len": seq_len,
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_kv_heads": n_heads,
+        "d_ff": 4 * d_model,
         "rope_theta": 1024.0,
         "norm_eps": 2**-23,
         "norm_gain": False,
@@ -126,46 +122,6 @@ def _daisy(
     }
 
 
-def _pilon(
-    d_model: int,
-    n_layers: int,
-    n_heads: int,
-    seq_len: int,
-    n: int = 0,
-    bands: tuple[int, ...] = (),
-) -> Preset:
-    """Return a PILON with banks of `n` primitives, or a dense one for 0.
-
-    `bands` has the number of layers of each band. The recipe with banks is the one that its authors
-    found best: ternary weights, sub-norms and squared ReLU.
-    """
-    preset = _gpt2("pilon", d_model, n_layers, n_heads, seq_len) | {
-        "positions": "learned",
-        "heads": {"qk_norm": False},
-        "activation": "relu2" if n else "gelu",
-        "init": "uniform",
-    }
-    if n:
-        ends = [sum(bands[: number + 1]) for number in range(len(bands))]
-        preset["primitives"] = {
-            "n": n,
-            "rank": n,
-            "top_k": 8,
-            "bands": [list(range(end - size, end)) for end, size in zip(ends, bands)],
-            "ternary": True,
-            "activation_bits": 8,
-            "sub_norm": True,
-            "diversity_weight": 0.01,
-        }
-    return preset
-
-
-def _stock(pilon: Preset) -> Preset:
-    """Return a PILON that a stock architecture computes: rotary, with plain primitives."""
-    plain = {"ternary": False, "activation_bits": 0, "sub_norm": False}
-    return pilon | {"positions": "rotary", "primitives": pilon["primitives"] | plain}
-
-
 PRESETS: dict[str, Preset] = {
     "pion-nano": _pion(d_model=384, n_layers=6, n_heads=6, n_kv_heads=2, d_ff=1024),
     "pion-micro": _pion(d_model=512, n_layers=12, n_heads=8, n_kv_heads=2, d_ff=1408),
@@ -186,9 +142,5 @@ PRESETS: dict[str, Preset] = {
     "daisy-1.6b-sparse": _daisy(1600, 48, 25, window=3456, seq_len=16_384),
     "daisy-350m": _daisy(1024, 16, 8, window=3456, seq_len=65_536, old=True),
     "daisy-1.6b": _daisy(1600, 48, 25, window=3456, seq_len=16_384, old=True),
-    "pilon-48m": _pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2)),
-    "pilon-48m-rope": _stock(_pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2))),
-    "pilon-48m-dense": _pilon(512, 8, 8, 512),
-    "pilon-360m": _pilon(1024, 24, 16, 2048, n=80, bands=(8, 8, 8)),
-    "pilon-500m": _pilon(1024, 36, 16, 1024, n=96, bands=(12, 12, 12)),
+    **PILON_PRESETS,
 }

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pion.config.part_fields import (
+    FACTOR,
+    LAYERS,
     ROW_BYTES,
+    WIDTH,
     Core,
     FeedForwardPart,
     check_fields,
@@ -37,23 +40,24 @@ class Primitives(FeedForwardPart):
 
     roles: ClassVar = ("primitive", "recipe")
 
-    n: int = setting("primitives in a bank")
-    rank: int = setting("rank of a primitive")
-    top_k: int = setting("primitives in a recipe")
+    n: int = setting("primitives in a bank", most=4096)
+    rank: int = setting("rank of a primitive", most=WIDTH)
+    top_k: int = setting("primitives in a recipe", most=4096)
     bands: tuple[tuple[int, ...], ...] = setting(
-        "the layers of each band, for example [[0, 1, 2], [3, 4, 5]]"
+        "the layers of each band, for example [[0, 1, 2], [3, 4, 5]]", most=LAYERS
     )
     ternary: bool = setting("give the weights of a primitive three values only: −a, 0 and a", False)
     activation_bits: int = setting(
         "bits to which a ternary bank rounds its normalized input, from 2 to 16; 0: no rounding",
         0,
         least=0,
+        most=16,
     )
     sub_norm: bool = setting(
         "normalize the result of a feed-forward layer, or of each expert's recipe", False
     )
     diversity_weight: float = setting(
-        "weight of the loss that keeps the recipes of a band apart", 0.0
+        "weight of the loss that keeps the recipes of a band apart", 0.0, most=FACTOR
     )
     # What a ternary scale is the mean of, and which maximum rounding is relative to. The seed's
     # vary; ours neither depend on a recipe nor let a token see other tokens.

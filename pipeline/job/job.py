@@ -18,6 +18,7 @@ from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validat
 
 from pion.config.lora import Lora as LoraSettings
 from pion.config.model_config import OPTIONAL, ModelConfig
+from pion.config.part_fields import FACTOR
 from pion.errors import BadInput
 from pion.train.phases import check_phases_of_model
 from pipeline.job.model_section import Base, Model, TokenizerSection
@@ -31,7 +32,7 @@ from pipeline.job.runtime_sections import (
     Price,
     price_of,
 )
-from pipeline.job.section import FACTOR, Section, identity, made, mistakes_of, refuse, runtime
+from pipeline.job.section import Section, identity, made, mistakes_of, refuse, runtime
 from pipeline.job.sources import Data, Source
 from pipeline.job.train_sections import Pretrain, Sft, Train, phases_of
 from pipeline.machine.folders import expand

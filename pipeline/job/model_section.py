@@ -11,16 +11,11 @@ from typing import Any, Literal, get_type_hints
 from pydantic import create_model, field_validator, model_validator
 
 from pion.config.model_config import ModelConfig
-from pion.config.part_fields import MEANING
+from pion.config.part_fields import FACTOR, LAYERS, MEANING, MOST, SEQ_LEN, VOCABULARY, WIDTH
 from pion.config.parts import Experts, Heads, RopeScaling, Values, Windows, Wiring
 from pion.config.presets import PRESETS
 from pion.config.primitives import Primitives
 from pipeline.job.section import (
-    FACTOR,
-    LAYERS,
-    SEQ_LEN,
-    VOCABULARY,
-    WIDTH,
     Section,
     identity,
     mistakes_of,
@@ -67,11 +62,10 @@ class Base:
         return dataclasses.asdict(self)
 
 
-def section_of(part: type, **most: float) -> Any:
+def section_of(part: type) -> Any:
     """Return a section with the fields of a part (pion/config/parts.py) that a job can set.
 
-    A field that is not given has the preset's value, or else the part's default. `most` has the
-    largest number of each field.
+    A field that is not given has the preset's value, or else the part's default.
     """
     hints = get_type_hints(part)
     fields: dict[str, Any] = {}
@@ -85,36 +79,19 @@ def section_of(part: type, **most: float) -> Any:
         meaning = f"{what}; unset: the preset's value" + (f", or else {unset}" if unset else "")
         fields[field.name] = (
             hints[field.name] | None,
-            identity(None, meaning, most=most.get(field.name)),
+            identity(None, meaning, most=field.metadata.get(MOST)),
         )
     doc = (inspect.getdoc(part) or "").partition("\n")[0]
     return create_model(part.__name__, __base__=Section, __doc__=doc, **fields)
 
 
-# The parts of a model, with the largest numbers that a job may give.
-_EXPERTS = section_of(
-    Experts, n=4096, top_k=4096, shared=4096, d_shared=WIDTH, balance_weight=FACTOR, z_weight=FACTOR
-)
-_WINDOWS = section_of(Windows, tokens=SEQ_LEN, block=SEQ_LEN, long_every=LAYERS)
-_HEADS = section_of(Heads, scale=FACTOR)
-_WIRING = section_of(Wiring, attention_layers=LAYERS, skips=LAYERS)
-_VALUES = section_of(Values, layers=LAYERS, tables=LAYERS)
-_PRIMITIVES = section_of(
-    Primitives,
-    n=4096,
-    rank=WIDTH,
-    top_k=4096,
-    bands=LAYERS,
-    activation_bits=16,
-    diversity_weight=FACTOR,
-)
-_ROPE_SCALING = section_of(
-    RopeScaling,
-    factor=FACTOR,
-    original_max_position_embeddings=SEQ_LEN,
-    low_freq_factor=FACTOR,
-    high_freq_factor=FACTOR,
-)
+_EXPERTS = section_of(Experts)
+_WINDOWS = section_of(Windows)
+_HEADS = section_of(Heads)
+_WIRING = section_of(Wiring)
+_VALUES = section_of(Values)
+_PRIMITIVES = section_of(Primitives)
+_ROPE_SCALING = section_of(RopeScaling)
 
 
 class Model(Section):

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from pion.config.part_fields import FACTOR
 from pipeline.job.section import (
     BATCH,
     DOLLARS,
-    FACTOR,
     HOURS,
     SECONDS,
     STEPS,

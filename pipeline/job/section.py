@@ -29,16 +29,11 @@ from pion.errors import BadInput
 ALWAYS_THERE: Any = object()
 
 
-# The largest numbers that several fields share. A factor is a learning rate, a limit or a weight,
-# and the longest time is three years.
+# The largest numbers that several fields share; a model's are in pion/config/part_fields.py. The
+# longest time is three years.
 STEPS = 10**9
 BATCH = 10**6
-SEQ_LEN = 2**20
-WIDTH = 65_536
-LAYERS = 1024
-VOCABULARY = 2**20
 ROWS = 10**8
-FACTOR = 10**6
 SECONDS = 10**8
 HOURS = 30_000
 DOLLARS = 10**9

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.job.section import ROWS, SEQ_LEN, Section, identity, runtime
+from pion.config.part_fields import SEQ_LEN
+from pipeline.job.section import ROWS, Section, identity, runtime
 
 
 class Source(Section):

@@ -11,6 +11,7 @@ from pydantic import PrivateAttr, field_validator, model_validator
 
 from pion.config.lora import ALL_LINEAR
 from pion.config.lora import Lora as LoraSettings
+from pion.config.part_fields import FACTOR, LAYERS, SEQ_LEN, WIDTH
 from pion.data.chat.template_source import with_settings
 from pion.errors import BadInput
 from pion.later_fields import shown
@@ -18,11 +19,7 @@ from pion.train.phases import Phase as TrainPhase
 from pion.train.phases import check_phases
 from pipeline.job.section import (
     BATCH,
-    FACTOR,
-    LAYERS,
-    SEQ_LEN,
     STEPS,
-    WIDTH,
     Section,
     identity,
     made,

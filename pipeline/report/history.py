@@ -94,6 +94,14 @@ class RunHistory:
         """Return the rows of the optimizer steps of `stage`, in order."""
         return [row for row in self.metrics.get(stage, ()) if "loss" in row]
 
+    def measured(self, key: str) -> dict[str, list[Row]]:
+        """Return the rows of steps that measured `key`, of each stage that has such rows."""
+        found = {
+            stage: [row for row in self.steps(stage) if row.get(key)]
+            for stage in self.job.train_stages
+        }
+        return {stage: rows for stage, rows in found.items() if rows}
+
     def samples(self) -> list[Row]:
         """Return the texts that the model wrote while it was trained, in order.
 

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pion.config.primitives import WAYS
 from pipeline.console.formats import duration, moment
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
+from pipeline.report.recipes import recipe_blocks
 from pipeline.report.result_tables import result_blocks
 
 # The numbers of a layer's experts are the mean of this many steps, the last ones of a stage.
@@ -31,7 +31,7 @@ def measured_sections(history: RunHistory, results: Mapping[str, Any]) -> list[S
             for block in result_blocks(history.job, results)
         ],
         "Experts": _experts(history),
-        "Recipes": _recipes(history),
+        "Recipes": recipe_blocks(history),
         "Gates": _gates(history),
     }
     return _with_content(sections)
@@ -79,15 +79,6 @@ def _dated(entries: Sequence[tuple[str, Sequence[str]]]) -> list[Block]:
     return [{"entries": entries}] if entries else []
 
 
-def _measured(history: RunHistory, key: str) -> dict[str, list[Row]]:
-    """Return the rows of steps that measured `key`, of each stage that has such rows."""
-    found = {
-        stage: [row for row in history.steps(stage) if row.get(key)]
-        for stage in history.job.train_stages
-    }
-    return {stage: rows for stage, rows in found.items() if rows}
-
-
 def _layers(header: Sequence[str], columns: Sequence[Sequence[str]]) -> Block:
     rows = [[f"blocks.{layer}", *cells] for layer, cells in enumerate(zip(*columns))]
     return _table(("layer", *header), rows)
@@ -99,7 +90,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 def _experts(history: RunHistory) -> list[Block]:
     """Say how evenly each layer's router spreads the tokens."""
-    measured = _measured(history, "expert_load")
+    measured = history.measured("expert_load")
     experts = history.job.model_config_resolved().experts if measured else None
     if experts is None:
         return []
@@ -127,41 +118,11 @@ def _means(rows: Sequence[Row], key: str, digits: int) -> list[str]:
     return means
 
 
-def _recipes(history: RunHistory) -> list[Block]:
-    """Say how sure each layer is, and what is used of each bank."""
-    measured, config = _measured(history, "primitives_used"), history.job.model_config_resolved()
-    primitives = config.primitives
-    if primitives is None or not measured:
-        return []
-    n, experts = primitives.n, 0 if config.experts is None else config.experts.n
-    last = [rows[-1] for rows in measured.values()]
-    names = [f"bands.{band}.{way}" for band in range(len(primitives.bands)) for way in WAYS]
-    banks = []
-    for name, values in zip(names, zip(*(row["primitives_used"] for row in last))):
-        dead = [None if used is None else n - used for used in values]
-        banks.append([name, *(_number(v, 0) for pair in zip(values, dead) for v in pair)])
-    layers = []
-    for i, values in enumerate(zip(*(row.get("recipe_entropy", ()) for row in last))):
-        # A row of `Decoder.recipes` belongs to a layer, or to one of its experts.
-        name = f"blocks.{i // experts}.recipes.{i % experts}" if experts else f"blocks.{i}"
-        layers.append([name, *map(_number, values)])
-    header = ["bank"]
-    for stage in measured:
-        header += [f"{STAGE_NAMES[stage]}: used", "dead"]
-    note = (
-        "After the last step. Used: the primitives of a bank that some layer of its band chooses; "
-        "dead: those that no layer chooses. Entropy of a layer's two recipes: "
-        f"{math.log(n):.3f} nats if all {n} primitives weigh the same, 0 if one has all the weight."
-    )
-    entropies = ["layer", *(f"{STAGE_NAMES[stage]}: entropy" for stage in measured)]
-    return [_table(header, banks), _table(entropies, layers), _text(note, faint=True)]
-
-
 def _gates(history: RunHistory) -> list[Block]:
     """Say how well each layer's gate knows which tokens it can skip: its loss, first and last."""
     header: list[str] = []
     columns: list[list[str]] = []
-    for stage, rows in _measured(history, "gate_loss").items():
+    for stage, rows in history.measured("gate_loss").items():
         header += [f"{STAGE_NAMES[stage]}: first loss", "last"]
         columns += [list(map(_number, row["gate_loss"])) for row in (rows[0], rows[-1])]
     if not columns:

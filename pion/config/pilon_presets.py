@@ -1,0 +1,75 @@
+"""The PILONs that ship with Pion; see presets.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Preset = dict[str, Any]
+
+
+def _pilon(
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    seq_len: int,
+    n: int = 0,
+    bands: tuple[int, ...] = (),
+) -> Preset:
+    """Return a PILON with banks of `n` primitives, or a dense one for 0.
+
+    `bands` has the number of layers of each band. The recipe with banks is the one that its authors
+    found best: ternary weights, sub-norms and squared ReLU.
+    """
+    preset: Preset = {
+        "family": "pilon",
+        "vocab_size": 50_257,  # GPT-2's
+        "seq_len": seq_len,
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_kv_heads": n_heads,
+        "d_ff": 4 * d_model,
+        "positions": "learned",
+        "heads": {"qk_norm": False},
+        "activation": "relu2" if n else "gelu",
+        "init": "uniform",
+    }
+    if n:
+        ends = [sum(bands[: number + 1]) for number in range(len(bands))]
+        preset["primitives"] = {
+            "n": n,
+            "rank": n,
+            "top_k": 8,
+            "bands": [list(range(end - size, end)) for end, size in zip(ends, bands)],
+            "ternary": True,
+            "activation_bits": 8,
+            "sub_norm": True,
+            "diversity_weight": 0.01,
+        }
+    return preset
+
+
+def _stock(pilon: Preset) -> Preset:
+    """Return a PILON that a stock architecture computes: rotary, with plain primitives."""
+    plain = {"ternary": False, "activation_bits": 0, "sub_norm": False}
+    return pilon | {"positions": "rotary", "primitives": pilon["primitives"] | plain}
+
+
+def small_pilon(tiny: bool, shape: Preset) -> Preset:
+    """Return what makes a small model of that shape a PILON, with two bands."""
+    size = {"n": 8, "rank": 4, "top_k": 3} if tiny else {"n": 16, "rank": 16, "top_k": 4}
+    layers = list(range(shape["n_layers"]))
+    half = len(layers) // 2
+    return {
+        "n_kv_heads": shape["n_heads"],
+        "primitives": size | {"bands": [layers[:half], layers[half:]]},
+    }
+
+
+PILON_PRESETS: dict[str, Preset] = {
+    "pilon-48m": _pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2)),
+    "pilon-48m-rope": _stock(_pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2))),
+    "pilon-48m-dense": _pilon(512, 8, 8, 512),
+    "pilon-360m": _pilon(1024, 24, 16, 2048, n=80, bands=(8, 8, 8)),
+    "pilon-500m": _pilon(1024, 36, 16, 1024, n=96, bands=(12, 12, 12)),
+}

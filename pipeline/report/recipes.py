@@ -1,0 +1,47 @@
+"""The page's section about recipes of primitives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pion.config.primitives import WAYS
+from pipeline.report.history import STAGE_NAMES, RunHistory
+
+
+def recipe_blocks(history: RunHistory) -> list[dict[str, Any]]:
+    """Say how sure each layer is, and what is used of each bank."""
+    measured, config = history.measured("primitives_used"), history.job.model_config_resolved()
+    primitives = config.primitives
+    if primitives is None or not measured:
+        return []
+    n, experts = primitives.n, 0 if config.experts is None else config.experts.n
+    last = [rows[-1] for rows in measured.values()]
+    names = [f"bands.{band}.{way}" for band in range(len(primitives.bands)) for way in WAYS]
+    banks = []
+    for name, values in zip(names, zip(*(row["primitives_used"] for row in last))):
+        dead = [None if used is None else n - used for used in values]
+        banks.append([name, *(_text_of(v, 0) for pair in zip(values, dead) for v in pair)])
+    layers = []
+    for i, values in enumerate(zip(*(row.get("recipe_entropy", ()) for row in last))):
+        # A row of `Decoder.recipes` belongs to a layer, or to one of its experts.
+        name = f"blocks.{i // experts}.recipes.{i % experts}" if experts else f"blocks.{i}"
+        layers.append([name, *map(_text_of, values)])
+    header = ["bank"]
+    for stage in measured:
+        header += [f"{STAGE_NAMES[stage]}: used", "dead"]
+    note = (
+        "After the last step. Used: the primitives of a bank that some layer of its band chooses; "
+        "dead: those that no layer chooses. Entropy of a layer's two recipes: "
+        f"{math.log(n):.3f} nats if all {n} primitives weigh the same, 0 if one has all the weight."
+    )
+    entropies = ["layer", *(f"{STAGE_NAMES[stage]}: entropy" for stage in measured)]
+    return [
+        {"header": header, "rows": banks, "numbers_from": 1},
+        {"header": entropies, "rows": layers, "numbers_from": 1},
+        {"text": note, "faint": True},
+    ]
+
+
+def _text_of(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
