@@ -1,70 +1,37 @@
-"""Measure what commands ask of a store with many runs: requests, and seconds.
+"""Measure what commands ask of a store with many runs, or with a long one: requests and seconds.
 
-    uv run python -m benchmarks.listing [--runs 10 100 1000]
+    uv run python -m benchmarks.listing [--runs 10 100 1000] [--rows 10000 100000 1000000]
 
 The store is moto's server on loopback, or the service that PION_REAL_S3 names. Each number of runs
 is measured with 20 objects a run, and the largest also with 40: what lies below a run must cost
-nothing. Writes benchmarks/results/listing.json, or listing_real.json for a real service.
+nothing. A long run has a file for every hundred rows of metrics, which its owner joins. It is read
+by `pion status` and by the page of a run, each in a process of its own, whose memory is measured.
+Writes benchmarks/results/listing.json, or listing_real.json for a real service.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
+from benchmarks.one_look import Counted
 from benchmarks.startup import ROOT
 from pipeline.commands.status import show_statuses
 from pipeline.rent.plan.command import show_plan
 from pipeline.state.find_run import runs_in
 from pipeline.state.stores import open_store
-from pipeline.state.stores.s3 import bucket
-from tests.support.many_runs import write_runs
+from tests.support.many_runs import write_long_run, write_runs
 from tests.support.s3_server import REAL_SERVICE, s3_server
 
 NAME = "listing_real" if REAL_SERVICE else "listing"
 RESULT = ROOT / "benchmarks" / "results" / f"{NAME}.json"
 JOB = str(ROOT / "jobs" / "pion-small.yaml")
-
-
-class Counted:
-    """Counts the requests of every S3 client that is made while it is used."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self._lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def use(self) -> Iterator[None]:
-        connect = bucket._connect
-
-        def counted() -> Any:
-            client = connect()
-            client.meta.events.register("before-send.s3", self._count)
-            return client
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bucket, "_connect", counted)
-            yield
-
-    def _count(self, **about: Any) -> None:
-        with self._lock:
-            self.requests += 1
-
-    def measure(self, work: Callable[[], object]) -> dict[str, float]:
-        before, start = self.requests, time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):
-            work()
-        seconds = time.perf_counter() - start
-        return {"requests": self.requests - before, "seconds": round(seconds, 3)}
 
 
 def measured(url: str, runs: int, objects: int, counted: Counted) -> dict[str, Any]:
@@ -80,10 +47,25 @@ def measured(url: str, runs: int, objects: int, counted: Counted) -> dict[str, A
     }
 
 
+def measured_long(url: str, rows: int) -> dict[str, Any]:
+    """Write a run of that many rows to the store `url`, and return what it costs to read it."""
+    store = open_store(url)
+    run = write_long_run(store, rows)
+    files = len(store.list(f"{run.state.name}/metrics/"))
+    found: dict[str, Any] = {"rows": rows, "files": files}
+    for reader in ("status", "page"):
+        command = [sys.executable, "-m", "benchmarks.one_look", reader, run.state.url]
+        read = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[reader] = json.loads(read.stdout.splitlines()[-1])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, nargs="+", default=[10, 100, 1000])
-    sizes = parser.parse_args().runs
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    given = parser.parse_args()
+    sizes = given.runs
     counted, rows = Counted(), []
     with s3_server() as s3, pytest.MonkeyPatch.context() as patch, counted.use():
         s3.use(patch)
@@ -91,9 +73,13 @@ def main() -> None:
         for runs, objects in [*((size, 20) for size in sizes), (max(sizes), 40)]:
             rows.append(measured(f"s3://{s3.bucket()}/runs", runs, objects, counted))
             print(json.dumps(rows[-1]), flush=True)
+        long_runs = []
+        for count in given.rows:
+            long_runs.append(measured_long(f"s3://{s3.bucket()}/runs", count))
+            print(json.dumps(long_runs[-1]), flush=True)
         # Before the buckets are deleted, which takes minutes on a real service.
         service = "a real service" if REAL_SERVICE else "moto"
-        result = {"service": service, "cores": os.cpu_count(), "rows": rows}
+        result = {"service": service, "cores": os.cpu_count(), "runs": rows, "long": long_runs}
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 

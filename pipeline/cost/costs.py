@@ -47,8 +47,9 @@ from pipeline.cost.timeline import (
 )
 from pipeline.machine.rented import RENTED
 from pipeline.state.head import Head
-from pipeline.state.rows.metrics import read_all_metrics, read_events
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.rows.row_types import Unreadable
+from pipeline.state.rows.thin import ThinReader
 from pipeline.state.run_state import SILENCE_SECONDS, RunState
 from pipeline.state.stores import Conflict
 
@@ -257,7 +258,7 @@ def costs_of(run: RunState, head: Head, now: float, log: RunLog | None = None) -
 
 @dataclass(frozen=True)
 class RunLog:
-    """A run's events, all rows of each training stage, and what of both could not be read."""
+    """A run's events, the rows of each training stage, thinned, and what could not be read."""
 
     events: list[dict[str, Any]]
     metrics: dict[str, list[dict[str, Any]]]
@@ -269,7 +270,10 @@ def read_log(run: RunState) -> RunLog:
     unreadable = Unreadable()
     return RunLog(
         read_events(run.store, run.name, unreadable),
-        {stage: read_all_metrics(run.store, run.name, stage, unreadable) for stage in TRAINED},
+        {
+            stage: ThinReader(run.store, run.key(f"metrics/{stage}/"), unreadable).read()
+            for stage in TRAINED
+        },
         unreadable,
     )
 

@@ -15,7 +15,8 @@ from typing import Any
 from pipeline.machine.rented import AT_HOME, RENTED
 from pipeline.state.head import UNCOUNTED_SECONDS, Head
 from pipeline.state.owner import RELEASED
-from pipeline.state.rows.metrics import kept_rows
+from pipeline.state.rows.metrics import last_kept_step
+from pipeline.state.rows.thin import TOGETHER, kept_steps, row_seconds, step_count
 
 STEPS, STAGES, BOOT, RESTORE, RECOMPUTE, STALL, IDLE = CAUSES = (
     "steps",
@@ -30,8 +31,6 @@ WAITED = "waited to own the run"
 _PHASES = {"prepare": STAGES, "evaluate": STAGES, "publish": STAGES, WAITED: IDLE}
 # Events that only the run's owner reports, so they are signs of life.
 _OWNERS_EVENTS = (RENTED, AT_HOME, "phase", "training", "hop", "rewound", "changed", "saved")
-# Rows written within this many seconds of each other were reported together.
-TOGETHER = 0.01
 
 Row = Mapping[str, Any]
 
@@ -99,26 +98,35 @@ class Attempt:
 def attempts_of(
     events: Iterable[Row], metrics: Mapping[str, Sequence[Row]], head: Head
 ) -> list[Attempt]:
-    """Return every attempt that wrote rows, in order of epoch. `metrics`: stage → all its rows."""
+    """Return every attempt that wrote rows, in order of epoch.
+
+    `metrics`: stage → all its rows, which may be thinned. A row that stands for several steps is a
+    report of these steps. Their work is infinite (all available time) if a row does not say it.
+    """
     began = {(e["stage"], e["epoch"]): e for e in events if e["event"] == "training"}
     attempts = []
     for stage, rows in metrics.items():
-        kept = {id(row) for row in kept_rows(rows, head, stage)}  # type: ignore[arg-type]
+        last_kept = last_kept_step(head, stage)
         in_order = sorted(rows, key=lambda row: (row["epoch"], row["at"]))
         for epoch, mine in itertools.groupby(in_order, key=lambda row: int(row["epoch"])):
             event = began.get((stage, epoch), {})
-            groups = _groups(mine, kept, event.get("seq_len"))
-            begin = min(event.get("at", math.inf), groups[0].at)
-            attempts.append(Attempt(stage, epoch, begin, tuple(groups)))
+            groups = _groups(mine, last_kept(epoch), event.get("seq_len"))
+            if groups:
+                begin = min(event.get("at", math.inf), groups[0].at)
+                attempts.append(Attempt(stage, epoch, begin, tuple(groups)))
     return sorted(attempts, key=lambda attempt: (attempt.epoch, attempt.begin))
 
 
-def _groups(rows: Iterable[Row], kept: set[int], seq_len: int | None) -> list[_Rows]:
+def _groups(rows: Iterable[Row], last_kept: int, seq_len: int | None) -> list[_Rows]:
     groups: list[_Rows] = []
     for row in rows:
         new = _Rows(row["at"], 0, 0, 0.0)
         if "loss" in row:
-            new = _Rows(row["at"], 1, int(id(row) in kept), _step_seconds(row, seq_len))
+            steps = step_count(row)
+            work = row_seconds(row) * (seq_len or math.inf) if steps else 0.0
+            new = _Rows(row["at"], steps, kept_steps(row, last_kept), work)
+            if not steps:
+                continue  # the next row stands for it
         last = groups[-1] if groups else None
         if last and new.at - last.at < TOGETHER and bool(new.steps) == bool(last.steps):
             work = last.work + new.work
@@ -126,14 +134,6 @@ def _groups(rows: Iterable[Row], kept: set[int], seq_len: int | None) -> list[_R
         else:
             groups.append(new)
     return groups
-
-
-def _step_seconds(row: Row, seq_len: int | None) -> float:
-    """Return how long a step took; infinite (all available time) if its row does not say."""
-    first, stop = row.get("rows") or (0, 0)
-    tokens = (stop - first) * (seq_len or 0)
-    speed = row.get("tokens_per_second") or 0.0
-    return tokens / speed if tokens and speed else math.inf
 
 
 @dataclass(frozen=True)

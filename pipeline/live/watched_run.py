@@ -18,7 +18,7 @@ from pipeline.report.curves import Point, curves_of
 from pipeline.report.history import Row
 from pipeline.report.page_data import page_data
 from pipeline.report.reading import HistoryReader
-from pipeline.state.rows.metrics import Replaced
+from pipeline.state.rows.segments import Replaced
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
 

@@ -1,4 +1,4 @@
-"""Read a run from its store, once or again and again, each file of rows once."""
+"""Read a run from its store, once or again and again, each file of rows once, and thinned."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from pipeline.job import Job
 from pipeline.report.history import RunHistory
 from pipeline.state.find_run import no_such_run
 from pipeline.state.head import Head
-from pipeline.state.rows.metrics import Replaced, events_reader, kept_rows, metrics_reader
+from pipeline.state.rows.metrics import events_reader, kept_rows
 from pipeline.state.rows.row_types import Unreadable
+from pipeline.state.rows.segments import Replaced
+from pipeline.state.rows.thin import ThinReader
 from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import recorded_job
 from pipeline.state.status.run_status import deadline_of, run_status
@@ -41,10 +43,10 @@ class HistoryReader:
         self._state = state
         self._unreadable = bad = Unreadable()
         self._events: list[dict[str, Any]] = []
-        self._rows: dict[str, list[dict[str, Any]]] = {stage: [] for stage in TRAINED}
+        self._rows: dict[str, list[dict[str, Any]]] = {}
         self._new_events = events_reader(state.store, state.name, bad)
-        self._new_rows = {
-            stage: metrics_reader(state.store, state.name, stage, bad) for stage in TRAINED
+        self._readers = {
+            stage: ThinReader(state.store, state.key(f"metrics/{stage}/"), bad) for stage in TRAINED
         }
         # The last heartbeat under each epoch that is over, and whose epoch it was.
         self._beats: dict[int, float | None] = {}
@@ -104,15 +106,14 @@ class HistoryReader:
         """Read the new rows, of `epoch` or of all, and then HEAD, which says which rows count."""
         try:
             events = self._new_events.read_new()
-            rows = {stage: reader.read_new(epoch) for stage, reader in self._new_rows.items()}
+            rows = {stage: reader.read(epoch) for stage, reader in self._readers.items()}
         except Replaced:
             if self._state.read() is None:  # all of it is away, perhaps for a moment
                 return None
             raise
         self._events.extend(events)
         self._events.sort(key=lambda event: int(event["epoch"]))
-        for stage, new in rows.items():
-            self._rows[stage].extend(new)
+        self._rows = rows
         return self._state.read()
 
     def _check_same(self, head: Head) -> None:

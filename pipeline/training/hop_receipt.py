@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.console.formats import printable
-from pipeline.state.rows.metrics import EventLog, lines_of
+from pipeline.state.rows.metrics import EventLog
 from pipeline.state.rows.row_types import Unreadable, event_row, metrics_row
-from pipeline.state.rows.segments import Segment, segments
+from pipeline.state.rows.segments import Segment, lines_of, segments
 from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:

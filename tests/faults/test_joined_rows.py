@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.state.rows import join
+from pipeline.state.rows import join, thin
 from pipeline.state.rows.join import Joiner
 from pipeline.state.rows.metrics import MetricsLog, RowReader, metrics_reader, read_all_metrics
 from pipeline.state.rows.row_types import Unreadable
+from pipeline.state.rows.thin import ThinReader, step_count
 from pipeline.state.stores import FileStore, Store, StoreError
 from tests.faults.faulty_store import Crash, FaultyStore, When, crash, fail
 from tests.support.clock import FakeClock
@@ -30,6 +31,10 @@ pytestmark = pytest.mark.usefixtures("no_fsync")
 def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(join, "PARTS", PARTS)
     monkeypatch.setattr(join, "DELETES", 4)
+    # Each joined object has a file of thinned rows, of few rows.
+    monkeypatch.setattr(thin, "WORTH", 10)
+    monkeypatch.setattr(thin, "RANGES", 1)
+    monkeypatch.setattr(thin, "TAIL", 1)
 
 
 def write_rows(store: Store) -> None:
@@ -37,7 +42,7 @@ def write_rows(store: Store) -> None:
     for epoch, flushes in FLUSHES.items():
         log = MetricsLog(store, "run", "pretrain", epoch)
         for _ in range(flushes):
-            log.append({"step": next(steps)})
+            log.append({"step": next(steps), "loss": 1.0})
             log.flush()
 
 
@@ -58,13 +63,18 @@ def join_all(store: Store, time: FakeClock, epoch: int = 2) -> None:
 
 
 def steps_in(store: Store) -> list[int]:
+    """Return the steps that are read; thinned rows stand for as many, and end with the last."""
     unreadable = Unreadable()
     steps = [row["step"] for row in read_all_metrics(store, "run", "pretrain", unreadable)]
+    rows = ThinReader(store, FOLDER, unreadable).read()
+    assert sum(map(step_count, rows)) == len(steps)
+    assert rows[-1]["step"] == steps[-1]
     assert unreadable.count == 0
     return steps
 
 
 def names(store: Store) -> list[str]:
+    """Return the names of the files without their sizes."""
     return [re.sub(r"-\d+\.", ".", e.key.removeprefix(FOLDER)) for e in store.list(FOLDER)]
 
 
@@ -74,8 +84,11 @@ def test_files_are_joined_in_two_levels_and_their_parts_deleted(
     join_all(store, time)
     assert names(store) == [
         "1/000000-000016-2.jsonl",  # all of an earlier owner
+        "1/000000-000016-2.thin",
         "2/000000-000024-2.jsonl",
+        "2/000000-000024-2.thin",
         "2/000025-000029-1.jsonl",
+        "2/000025-000029-1.thin",
         "2/000030.jsonl",
     ]
     assert steps_in(store) == STEPS
@@ -108,7 +121,7 @@ def test_an_owner_may_die_at_every_operation(
         assert steps_in(store) == STEPS
         join_all(store, time, epoch=3)
         assert steps_in(store) == STEPS
-        assert len(names(store)) <= 4
+        assert len([name for name in names(store) if name.endswith(".jsonl")]) <= 4
 
 
 class Watched(FaultyStore):
@@ -129,7 +142,9 @@ def test_a_page_that_looks_in_between_is_told_every_row_once(
     store: FileStore, time: FakeClock, pause: int, epoch: int | None
 ) -> None:
     reader: RowReader = metrics_reader(store, "run", "pretrain", Unreadable())
+    thin_reader = ThinReader(store, FOLDER, Unreadable())
     told = [row["step"] for row in reader.read_new()]
+    assert sum(map(step_count, thin_reader.read())) == len(told)
     looks: Iterator[int] = iter(range(10**6))
     log = MetricsLog(store, "run", "pretrain", 2)
     later = iter(range(len(STEPS), len(STEPS) + 40))
@@ -137,8 +152,9 @@ def test_a_page_that_looks_in_between_is_told_every_row_once(
     def look() -> None:
         if next(looks) % pause == 0:
             told.extend(row["step"] for row in reader.read_new(epoch))
+            assert sum(map(step_count, thin_reader.read(epoch))) == len(told)
         elif (step := next(later, None)) is not None:
-            log.append({"step": step})
+            log.append({"step": step, "loss": 1.0})
             log.flush()
 
     join_all(Watched(store, look), time)
@@ -153,7 +169,7 @@ def test_a_joined_object_that_was_cut_short_counts_if_its_parts_are_gone(
 ) -> None:
     joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None)
     joiner.step()
-    (joined,) = (entry.key for entry in store.list(FOLDER) if "-1-" in entry.key)
+    (joined,) = (e.key for e in store.list(FOLDER) if re.search(r"-1-\d+\.jsonl", e.key))
     store.write(joined, store.read(joined)[:-9])
     unreadable = Unreadable()
     rows = read_all_metrics(store, "run", "pretrain", unreadable)

@@ -1,11 +1,13 @@
-"""A store with many small runs, to count what commands ask of it."""
+"""A store with many small runs, or with a long one, to count what commands ask of it."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.state.head import Head
+from pipeline.state.rows.join import PARTS, Joiner
 from pipeline.state.stores import Store
+from tests.support.rented_run import RentedRun
 from tests.support.states import an_entry, someone
 
 
@@ -23,3 +25,18 @@ def write_runs(store: Store, runs: int, objects: int) -> list[str]:
         list(pool.map(write, range(runs)))
     store.flush()
     return names
+
+
+def write_long_run(store: Store, steps: int) -> RentedRun:
+    """Write a run with a row for each of its steps, ten a second, as its owner does: a file for
+    every hundred rows, which are joined now and then."""
+    run = RentedRun(store, f"long-{steps}", steps=steps, seconds=0.1, flush_steps=100)
+    run.rent()
+    assert run.claim is not None
+    folder = run.state.key("metrics/pretrain/")
+    joiner = Joiner(store, folder, run.claim.epoch, run.time.clock(), lambda: None)
+    while run.step < steps:
+        run.train(min(100 * PARTS, steps - run.step))
+        while joiner.step():
+            pass
+    return run

@@ -15,6 +15,7 @@ from pipeline.state.head import TRASH_SECONDS
 from pipeline.state.record_json import Damaged
 from pipeline.state.rows.row_types import LARGEST_SEGMENT
 from pipeline.state.rows.segments import Segment, joined_key, parse, without_parts
+from pipeline.state.rows.thin import thin_key, thin_of
 from pipeline.state.stores import Missing, Store
 from pipeline.state.stores.clock import Clock
 from pipeline.state.stores.parallel import read_all
@@ -86,8 +87,12 @@ class Joiner:
         if any(len(content) != part.bytes for content, part in zip(contents, parts)):
             return False
         lines = b"".join(c if c.endswith(b"\n") or not c else c + b"\n" for c in contents)
+        key = joined_key(self._folder, parts, len(lines))
+        thin = thin_of(self._store, parts, contents)
         self._check()
-        self._store.write(joined_key(self._folder, parts, len(lines)), lines)
+        if thin is not None:  # first, so that whoever finds the object finds it
+            self._store.write(thin_key(key), thin)
+        self._store.write(key, lines)
         return True
 
     def _delete_parts(self, files: Sequence[Segment]) -> bool:
@@ -97,5 +102,7 @@ class Joiner:
         old = [s for s in joined if now - self._seen.setdefault(s.key, now) >= TRASH_SECONDS]
         due = [part for part in files if any(around.contains(part) for around in old)]
         self._check()
-        read_all(lambda part: self._store.delete(part.key), due[:DELETES])
+        keys = [part.key for part in due[:DELETES]]
+        thin = [thin_key(part.key) for part in due[:DELETES] if part.level]
+        read_all(self._store.delete, [*thin, *keys])
         return bool(due)

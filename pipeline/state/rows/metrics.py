@@ -10,12 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pion.errors import BadInput, PionError
 from pipeline.state.head import Head
 from pipeline.state.record_json import finite_json
-from pipeline.state.rows.row_types import LARGEST_SEGMENT, Row, Unreadable, event_row, metrics_row
-from pipeline.state.rows.segments import Segment, segments, without_parts
-from pipeline.state.stores import Missing, Store
+from pipeline.state.rows.row_types import Row, Unreadable, event_row, metrics_row
+from pipeline.state.rows.segments import Replaced, Segment, lines_of, segments, without_parts
+from pipeline.state.stores import Store
 from pipeline.state.stores.parallel import read_all
 
 # No step is later.
@@ -124,14 +123,20 @@ def read_all_metrics(
 
 def kept_rows(rows: Iterable[Row], head: Head, stage: str) -> list[Row]:
     """Return the stage's `rows` that lead to its present state, sorted by step."""
+    last = last_kept_step(head, stage)
+    current = (row for row in rows if row["step"] <= last(row["epoch"]))
+    return sorted(current, key=lambda row: (row["step"], row["epoch"]))
+
+
+def last_kept_step(head: Head, stage: str) -> Callable[[int], int]:
+    """Return what says of an epoch up to which step no later epoch repeated its work."""
     restores = {e: steps[stage] for e, steps in head.restores.items() if stage in steps}
     epochs = sorted(restores)
     # The lowest step from which any of the epochs[i:] resumed. Step 0 is a fresh start: all rows of
     # step 0 are reported again.
     last_first = [LAST_STEP, *(restores[epoch] or -1 for epoch in reversed(epochs))]
     lowest = list(itertools.accumulate(last_first, min))[::-1]
-    current = (r for r in rows if r["step"] <= lowest[bisect_right(epochs, r["epoch"])])
-    return sorted(current, key=lambda row: (row["step"], row["epoch"]))
+    return lambda epoch: lowest[bisect_right(epochs, epoch)]
 
 
 def read_events(store: Store, run: str, unreadable: Unreadable | None = None) -> list[Row]:
@@ -141,18 +146,6 @@ def read_events(store: Store, run: str, unreadable: Unreadable | None = None) ->
     events that can't be read in `unreadable`.
     """
     return events_reader(store, run, unreadable or Unreadable()).read_new()
-
-
-def lines_of(store: Store, key: str) -> list[bytes] | None:
-    """Return the lines of a file of rows; None if the file can't be read. Raises StoreError."""
-    try:
-        return store.read(key, LARGEST_SEGMENT).splitlines()
-    except (BadInput, Missing):
-        return None
-
-
-class Replaced(PionError):
-    """Files of rows that were read are gone: another run has the name now, or the run was reset."""
 
 
 class RowReader:

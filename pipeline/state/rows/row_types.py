@@ -97,6 +97,12 @@ class _Sample(TypedDict):
     text: str
 
 
+class _StandsFor(TypedDict):
+    steps: Annotated[int, Ge(0), Lt(2**31)]
+    from_step: Count
+    row_seconds: Annotated[float, Ge(0), Lt(1e15)] | None
+
+
 @open_record
 class _Metrics(TypedDict):
     step: Count
@@ -113,6 +119,7 @@ class _Metrics(TypedDict):
     primitives_used: NotRequired[list[Number]]
     gate_loss: NotRequired[list[Number]]
     sample: NotRequired[_Sample]
+    stands_for: NotRequired[_StandsFor]
 
 
 # ---------------------------------------------------------------- events

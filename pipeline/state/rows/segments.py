@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.state.rows.row_types import Unreadable
-from pipeline.state.stores import Entry, Store
+from pion.errors import BadInput, PionError
+from pipeline.state.rows.row_types import LARGEST_SEGMENT, Unreadable
+from pipeline.state.stores import Entry, Missing, Store
 
 # A file below its log's folder. A lost machine's event has a name instead of a number.
 _FILE = re.compile(r"(?P<epoch>\d{1,9})/[\w.+=@-]+\.jsonl", re.ASCII)
@@ -68,15 +69,25 @@ def segments(store: Store, folder: str, unreadable: Unreadable, begin: str = "")
     files with other names, and joined objects of another size than their name says, in
     `unreadable`.
     """
+    return without_parts(found_in(store.list(folder + begin), folder, store.url, unreadable))
+
+
+def found_in(
+    entries: Iterable[Entry], folder: str, url: str, unreadable: Unreadable
+) -> list[Segment]:
+    """Return the files of rows among the entries of the store `url`, also parts of joined objects.
+
+    Counts in `unreadable` like `segments`.
+    """
     found = []
-    for entry in store.list(folder + begin):
+    for entry in entries:
         if entry.key.endswith(".jsonl"):
             segment = parse(entry, folder)
             if segment is None:
-                unreadable.add(f"{store.url}/{entry.key}")
+                unreadable.add(f"{url}/{entry.key}")
             else:
                 found.append(segment)
-    return without_parts(found)
+    return found
 
 
 def parse(entry: Entry, folder: str) -> Segment | None:
@@ -107,3 +118,15 @@ def without_parts(found: Iterable[Segment]) -> list[Segment]:
             around = segment
         kept.append(segment)
     return kept
+
+
+def lines_of(store: Store, key: str) -> list[bytes] | None:
+    """Return the lines of a file of rows; None if the file can't be read. Raises StoreError."""
+    try:
+        return store.read(key, LARGEST_SEGMENT).splitlines()
+    except (BadInput, Missing):
+        return None
+
+
+class Replaced(PionError):
+    """Files of rows that were read are gone: another run has the name now, or the run was reset."""

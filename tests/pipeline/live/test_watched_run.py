@@ -12,7 +12,7 @@ from pipeline.live.watched_run import HUB_PAUSE, LONGEST_PAUSE, PAUSE, WatchedRu
 from pipeline.report import reading
 from pipeline.state.notes.deadline import DEADLINE, Asked, new_deadline, write_first_deadline
 from pipeline.state.notes.watcher_beat import Saw, write_beat
-from pipeline.state.rows import metrics
+from pipeline.state.rows import thin
 from pipeline.state.run_state import RunState
 from pipeline.state.status import run_status
 from pipeline.state.stores import FileStore, Store, open_store
@@ -135,9 +135,9 @@ def test_later_looks_read_only_what_is_new(run: RentedRun, monkeypatch: pytest.M
     before = watched.told()
     run.train(3)
     read: list[str] = []
-    lines_of = metrics.lines_of
+    lines_of = thin.lines_of
     monkeypatch.setattr(
-        metrics, "lines_of", lambda store, key: read.append(key) or lines_of(store, key)
+        thin, "lines_of", lambda store, key: read.append(key) or lines_of(store, key)
     )
     watched.look()
     assert read == ["demo/metrics/pretrain/2/000001.jsonl"]

@@ -218,7 +218,11 @@ def _connect() -> "S3Client":
 
 
 class _PartsUpload:
-    """The upload of one large object in parts of at least `part_bytes`."""
+    """The upload of one large object in parts of at least `part_bytes`.
+
+    boto3's managed transfer is as fast, but when a token expires it begins again with the first
+    part. Here, the next part reads the credentials again.
+    """
 
     def __init__(
         self, bucket: Bucket, key: str, size: int, read_range: ReadRange, part_bytes: int

@@ -1,0 +1,230 @@
+"""Thinned rows: what costs and curves need of a joined object of metrics, in a file next to it.
+
+    <folder>/<epoch>/000100-000199-1-345678.jsonl    10,000 rows
+    <folder>/<epoch>/000100-000199-1-345678.thin     how many rows follow, and some 350 of them
+
+A run of a million steps is read in seconds from these files. The rows that stay are the first, the
+last, those without a loss, and of each range of steps those with the lowest and the highest loss. A
+row that also stands for the steps before it says so:
+
+    "stands_for": {"steps": 96, "from_step": 4001, "row_seconds": 12.5}
+
+`row_seconds` is the sum of what each step's number of rows, divided by its tokens per second, was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pion.errors import BadInput
+from pion.untrusted import parse_object
+from pipeline.state.record_json import finite_json
+from pipeline.state.rows.row_types import LARGEST_SEGMENT, Row, Unreadable, metrics_row
+from pipeline.state.rows.segments import Replaced, Segment, found_in, lines_of, without_parts
+from pipeline.state.stores import Missing, Store
+from pipeline.state.stores.parallel import read_all
+
+# The steps of an object are divided into so many ranges.
+RANGES = 100
+# So many of the last rows of an object all stay: pages show how fast the last steps were.
+TAIL = 50
+# Rows written within this many seconds of each other were reported together.
+TOGETHER = 0.01
+# A thinned file that has more than this share of the bytes is not worth a file.
+WORTH = 0.5
+
+
+def thin_key(key: str) -> str:
+    """Return the key of the thinned rows of the joined object `key`."""
+    return key.removesuffix(".jsonl") + ".thin"
+
+
+def step_count(row: Mapping[str, Any]) -> int:
+    """Return how many optimizer steps a row stands for; 0 for one without a loss."""
+    return int(row["stands_for"]["steps"]) if "stands_for" in row else int("loss" in row)
+
+
+def row_seconds(row: Mapping[str, Any]) -> float:
+    """Return the seconds of a row's steps, divided by the tokens in a row of training data;
+    infinite if it does not say."""
+    if "stands_for" in row:
+        known: float | None = row["stands_for"]["row_seconds"]
+        return math.inf if known is None else known
+    first, stop = row.get("rows") or (0, 0)
+    speed = row.get("tokens_per_second") or 0.0
+    return (stop - first) / speed if stop > first and speed else math.inf
+
+
+def kept_steps(row: Mapping[str, Any], last_kept: int) -> int:
+    """Return how many of a row's steps are at most `last_kept`."""
+    count = step_count(row)
+    if "stands_for" not in row:
+        return count if row["step"] <= last_kept else 0
+    return max(0, min(count, last_kept - int(row["stands_for"]["from_step"]) + 1))
+
+
+def thinned(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of one epoch, in the order of their report, with fewer of those with a loss.
+
+    `rows` may be thinned already.
+    """
+    ends = _ends_of_reports(rows)
+    kept = _kept(rows)
+    kept |= {ends[i] for i in kept}
+    result: list[Row] = []
+    waiting: list[Row] = []
+    for i, row in enumerate(rows):
+        if "loss" not in row:
+            result.append(row)
+            continue
+        waiting.append(row)
+        if i not in kept:
+            continue
+        if ends[i] > i:  # the end of its report stands for it
+            result.append({**row, "stands_for": _stands_for([])})
+        elif len(waiting) == 1:
+            result.append(row)
+            waiting = []
+        else:
+            result.append({**row, "stands_for": _stands_for(waiting)})
+            waiting = []
+    return result
+
+
+def _stands_for(rows: Sequence[Row]) -> dict[str, float | None]:
+    seconds = sum(row_seconds(row) for row in rows if step_count(row))
+    begins = [int(r["stands_for"]["from_step"]) if "stands_for" in r else r["step"] for r in rows]
+    return {
+        "steps": sum(map(step_count, rows)),
+        "from_step": min(begins, default=0),
+        "row_seconds": seconds if math.isfinite(seconds) else None,
+    }
+
+
+def _ends_of_reports(rows: Sequence[Row]) -> list[int]:
+    """Return, for each row, the number of the last row that was reported together with it.
+
+    A row without a loss ends a report: the seconds before it are not those of a step.
+    """
+    ends = list(range(len(rows)))
+    for i in range(len(rows) - 2, -1, -1):
+        row, after = rows[i], rows[i + 1]
+        if "loss" in row and "loss" in after and 0 <= after["at"] - row["at"] < TOGETHER:
+            ends[i] = ends[i + 1]
+    return ends
+
+
+def _kept(rows: Sequence[Row]) -> set[int]:
+    """Return the numbers of the rows that stay."""
+    losses = [i for i, row in enumerate(rows) if "loss" in row]
+    kept = {*losses[:1], *losses[-TAIL:]}
+    # The last before a row without a loss, which is an evaluation and takes its own time.
+    kept |= {i for i in losses if i + 1 < len(rows) and "loss" not in rows[i + 1]}
+    width = max(1, -(-len(losses) // RANGES))
+    for start in range(0, len(losses), width):
+        known = [i for i in losses[start : start + width] if rows[i]["loss"] is not None]
+        if known:
+            kept.add(min(known, key=lambda i: rows[i]["loss"]))
+            kept.add(max(known, key=lambda i: rows[i]["loss"]))
+    return kept
+
+
+# ---------------------------------------------------------------- files
+
+
+def thin_of(store: Store, parts: Sequence[Segment], contents: Sequence[bytes]) -> bytes | None:
+    """Return the content of the file of thinned rows for the object that joins `parts`; None if it
+    is not worth a file. Raises StoreError."""
+    rows: dict[int, Row] = {}
+    for part, content in zip(parts, contents):
+        rows |= (read_thin(store, part) if part.level else None) or _rows_of(content.splitlines())
+    kept = thinned([*rows.values()])
+    lines = [finite_json({"rows": len(kept)}), *map(finite_json, kept)]
+    thin = "".join(f"{line}\n" for line in lines).encode()
+    return thin if len(thin) <= WORTH * sum(map(len, contents)) else None
+
+
+def read_thin(store: Store, segment: Segment) -> dict[int, Row] | None:
+    """Return the thinned rows of a joined object by a hash of their lines; None if they can't all
+    be read. Raises StoreError."""
+    try:
+        lines = store.read(thin_key(segment.key), LARGEST_SEGMENT).splitlines()
+        count = parse_object(lines[0], "the line").get("rows") if lines else None
+    except (BadInput, Missing):
+        return None
+    rows = _rows_of(lines[1:])
+    return rows if count == len(rows) == len(lines) - 1 else None
+
+
+def _rows_of(lines: Iterable[bytes]) -> dict[int, Row]:
+    """Return the rows of those lines that can be read, by a hash of the line.
+
+    An attempt writes a row again if it was not told that it was written. Such rows count once.
+    """
+    return {hash(line): row for line in lines if (row := metrics_row(line)) is not None}
+
+
+class ThinReader:
+    """Reads the rows of metrics below a folder, thinned where they are, and each file only once.
+
+    Counts the rows that can't be read in `unreadable`.
+    """
+
+    def __init__(self, store: Store, folder: str, unreadable: Unreadable) -> None:
+        self._store, self._folder, self._unreadable = store, folder, unreadable
+        self._present: dict[str, Segment] = {}
+        self._thin: set[str] = set()
+        self._rows: dict[str, dict[int, Row]] = {}
+
+    def read(self, epoch: int | None = None) -> list[Row]:
+        """Return all rows there are now, by epoch and file. Reads only files that are new.
+
+        With an `epoch`, look only for the next files of this epoch: a list of all files takes a
+        request for every thousand. Raises StoreError, and then the next call reads the same files.
+        Raises Replaced if a file that was read is gone, and no object has joined it.
+        """
+        self._list(epoch)
+        wanted = without_parts(self._present.values())
+        new = [segment for segment in wanted if segment.key not in self._rows]
+        for segment, rows in zip(new, read_all(self._read, new)):
+            self._rows[segment.key] = rows
+        self._rows = {segment.key: self._rows[segment.key] for segment in wanted}
+        different: dict[int, Row] = {}
+        for rows in self._rows.values():
+            different |= rows
+        return [*different.values()]
+
+    def _list(self, epoch: int | None) -> None:
+        if epoch is None:
+            before = self._present
+            misplaced = Unreadable() if before else self._unreadable  # each counts once
+            self._present, self._thin = self._found("", misplaced)
+            joined = [segment for segment in self._present.values() if segment.level]
+            for gone in (s for key, s in before.items() if key not in self._present):
+                if not any(around.contains(gone) for around in joined):
+                    raise Replaced(f"Files of {self._store.url}/{self._folder} are gone.")
+            return
+        last = max((s.last for s in self._present.values() if s.epoch == epoch), default=0)
+        for hundred in dict.fromkeys((last // 100, (last + 10) // 100)):
+            found, thin = self._found(f"{epoch}/{hundred:04d}", Unreadable())
+            self._present |= found
+            self._thin |= thin
+
+    def _found(self, begin: str, unreadable: Unreadable) -> tuple[dict[str, Segment], set[str]]:
+        entries = self._store.list(self._folder + begin)
+        found = found_in(entries, self._folder, self._store.url, unreadable)
+        thin = {entry.key for entry in entries if entry.key.endswith(".thin")}
+        return {segment.key: segment for segment in found}, thin
+
+    def _read(self, segment: Segment) -> dict[int, Row]:
+        if thin_key(segment.key) in self._thin:
+            thin = read_thin(self._store, segment)
+            if thin is not None:
+                return thin
+        lines = lines_of(self._store, segment.key)
+        rows = _rows_of(lines or ())
+        for _ in range(1 if lines is None else len({*lines}) - len(rows)):
+            self._unreadable.add(f"{self._store.url}/{segment.key}")
+        return rows

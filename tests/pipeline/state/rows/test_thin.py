@@ -1,0 +1,231 @@
+"""Thinned rows say what all rows say: the same steps, the same seconds, the same peaks."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.cost.costs import CAUSES, Costs, costs
+from pipeline.state.head import Head
+from pipeline.state.owner import Owner
+from pipeline.state.rows.join import Joiner
+from pipeline.state.rows.metrics import MetricsLog
+from pipeline.state.rows.row_types import Unreadable
+from pipeline.state.rows.segments import Replaced
+from pipeline.state.rows.thin import (
+    RANGES,
+    TAIL,
+    ThinReader,
+    kept_steps,
+    row_seconds,
+    step_count,
+    thinned,
+)
+from pipeline.state.stores import FileStore
+from tests.support.clock import FakeClock
+
+Row = dict[str, Any]
+FOLDER = "run/metrics/pretrain/"
+T = 1_000_000.0
+
+
+def step(number: int, at: float, loss: float | None = 1.0, epoch: int = 1) -> Row:
+    rows = [4 * number, 4 * number + 4]
+    return {"step": number, "epoch": epoch, "at": at, "loss": loss, "rows": rows} | {
+        "tokens_per_second": 40.0
+    }
+
+
+def steps(numbers: range, at: float = T, epoch: int = 1) -> list[Row]:
+    """Return rows of steps of a second, each of 4 rows of 10 tokens."""
+    randomness = random.Random(epoch)
+    return [step(n, at + n - numbers[0], randomness.random(), epoch) for n in numbers]
+
+
+def held_out(number: int, at: float, epoch: int = 1) -> Row:
+    return {"step": number, "epoch": epoch, "at": at, "held_out_loss": 2.0}
+
+
+def test_few_rows_stay_and_stand_for_all() -> None:
+    rows = steps(range(10_000))
+    few = thinned(rows)
+    assert len(few) <= 2 * RANGES + TAIL + 1
+    assert few[0] == rows[0]
+    assert few[-TAIL + 1 :] == rows[-TAIL + 1 :]
+    assert few[-1]["step"] == 9999
+    assert sum(map(step_count, few)) == 10_000
+    assert sum(map(row_seconds, few)) == pytest.approx(sum(map(row_seconds, rows)))
+    kept = {row["step"]: row["loss"] for row in few}
+    assert all(rows[number]["loss"] == loss for number, loss in kept.items())
+    for start in range(0, 10_000, 100):
+        losses = [row["loss"] for row in rows[start : start + 100]]
+        assert {min(losses), max(losses)} <= {*kept.values()}
+
+
+def test_a_part_of_what_a_row_stands_for_may_be_repeated_later() -> None:
+    few = thinned(steps(range(10_000)))
+    for last in (0, 17, 5000, 9999, 20_000):
+        assert sum(kept_steps(row, last) for row in few) == min(last, 9999) + 1
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["step", "held out", "no loss"]),
+            st.sampled_from([0.0, 0.001, 1.0, 50.0, -3.0]),
+            st.floats(-5, 5),
+        ),
+        max_size=60,
+    ),
+    st.integers(0, 60),
+)
+@settings(max_examples=200, deadline=None)
+def test_rows_that_are_thinned_twice_stand_for_the_same(
+    kinds: list[tuple[str, float, float]], cut: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.state.rows.thin.RANGES", 3)
+        patch.setattr("pipeline.state.rows.thin.TAIL", 2)
+        at, rows = T, []
+        for number, (kind, pause, loss) in enumerate(kinds):
+            at += pause
+            row = held_out(number, at) if kind == "held out" else step(number, at, loss)
+            rows.append(row | {"loss": None} if kind == "no loss" else row)
+        few = thinned([*thinned(rows[:cut]), *thinned(rows[cut:])])
+    assert sum(map(step_count, few)) == sum(map(step_count, rows))
+    total = sum(row_seconds(row) for row in few if step_count(row))
+    assert total == pytest.approx(sum(row_seconds(row) for row in rows if step_count(row)))
+    assert [r for r in few if "loss" not in r] == [r for r in rows if "loss" not in r]
+    known = [row["loss"] for row in rows if row.get("loss") is not None]
+    if known:
+        found = [row["loss"] for row in few if row.get("loss") is not None]
+        assert (min(found), max(found)) == (min(known), max(known))
+
+
+def test_a_row_without_a_speed_takes_all_the_time_there_is() -> None:
+    rows = steps(range(1000))
+    del rows[500]["tokens_per_second"]
+    few = thinned(rows)
+    assert [row["step"] >= 500 for row in few if math.isinf(row_seconds(row))] == [True]
+
+
+# ---------------------------------------------------------------- costs
+
+
+def history() -> tuple[list[Row], list[Row], Head]:
+    """A run of 40,000 steps on two machines. The second resumes 700 steps before the first ended.
+
+    There is an evaluation every 1,000 steps, of 20 s, and a save every 500, of 3 s.
+    """
+    events: list[Row] = []
+    rows: list[Row] = []
+    at = T
+    for epoch, numbers in ((1, range(1, 25_001)), (2, range(24_301, 40_001))):
+        about = {"id": f"pod{epoch}", "gpu": "A40", "count": 1, "price": 0.4, "rented_at": at}
+        events.append({"event": "machine", "epoch": epoch, "at": at + 60, "phases": {}, **about})
+        at += 100
+        events.append({"event": "training", "epoch": epoch, "at": at, "stage": "pretrain"})
+        events[-1]["seq_len"] = 10
+        at += 30  # the first step compiles
+        for number in numbers:
+            at += 1 + 3 * (number % 500 == 0)
+            rows.append(step(number, at, 1 / number, epoch))
+            if number % 1000 == 0:
+                at += 20
+                rows.append(held_out(number, at, epoch))
+        at += 200
+    head = Head(epoch=2, owner=Owner.me(), restores={1: {"pretrain": 0}, 2: {"pretrain": 24_300}})
+    return events, rows, head
+
+
+def cost(events: list[Row], rows: list[Row], head: Head) -> Costs:
+    return costs(events, {"pretrain": rows}, head, rows[-1]["at"])
+
+
+def test_a_run_costs_the_same_by_its_thinned_rows() -> None:
+    events, rows, head = history()
+    few: list[Row] = []
+    for epoch in (1, 2):
+        mine = [row for row in rows if row["epoch"] == epoch]
+        for start in range(0, len(mine), 9000):
+            few += thinned(mine[start : start + 9000])
+    assert len(few) < len(rows) / 15
+    full, thin = cost(events, rows, head), cost(events, few, head)
+    assert full.seconds["recompute"] >= 700
+    for cause in CAUSES:
+        assert thin.seconds[cause] == pytest.approx(full.seconds[cause], rel=0.01, abs=1), cause
+    assert thin.dollars == pytest.approx(full.dollars)
+    assert thin.machines[0].to_first_step == full.machines[0].to_first_step
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.fixture
+def store(tmp_path: Path, time: FakeClock) -> FileStore:
+    """A log of 100 segments of 20 steps, joined, and three later segments."""
+    store = FileStore(tmp_path / "runs")
+    log = MetricsLog(store, "run", "pretrain", 1, lambda: T)
+    rows = iter(steps(range(2060)))
+
+    def flush(count: int) -> None:
+        for _ in range(count):
+            log.adopt("".join(json.dumps(next(rows)) + "\n" for _ in range(20)))
+            log.flush()
+
+    flush(100)
+    assert Joiner(store, FOLDER, 1, time.clock(), lambda: None).step()
+    for entry in store.list(FOLDER):
+        if "-1-" not in entry.key:
+            store.delete(entry.key)
+    flush(3)
+    return store
+
+
+def thin_file(store: FileStore) -> str:
+    (key,) = (entry.key for entry in store.list(FOLDER) if entry.key.endswith(".thin"))
+    return key
+
+
+def test_a_reader_takes_thinned_rows_where_there_are_any(store: FileStore) -> None:
+    unreadable = Unreadable()
+    reader = ThinReader(store, FOLDER, unreadable)
+    rows = reader.read()
+    assert len(rows) < 400
+    assert sum(map(step_count, rows)) == 2060
+    assert reader.read() == rows == reader.read(1)
+    assert unreadable.count == 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: lines[:-1],
+        lambda lines: [*lines, lines[-1].replace(b"2", b"3")],
+        lambda lines: [],
+        lambda lines: [b"[" * 100_000, *lines[1:]],
+        lambda lines: [lines[0], *(b'{"step": "x"}' for _ in lines[1:])],
+        lambda lines: [*lines[:-1], json.dumps({"stands_for": {"steps": -1}}).encode()],
+    ],
+    ids=["cut short", "a row more", "empty", "brackets", "no rows", "less than no steps"],
+)
+def test_damaged_thinned_rows_are_not_used(store: FileStore, damage: Any) -> None:
+    key = thin_file(store)
+    store.write(key, b"\n".join(damage(store.read(key).splitlines())))
+    rows = ThinReader(store, FOLDER, Unreadable()).read()
+    assert [row["step"] for row in rows] == [*range(2060)]
+
+
+def test_another_run_under_the_name_is_noticed(store: FileStore) -> None:
+    reader = ThinReader(store, FOLDER, Unreadable())
+    reader.read()
+    store.delete(f"{FOLDER}1/000102.jsonl")
+    with pytest.raises(Replaced):
+        reader.read()
