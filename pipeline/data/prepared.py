@@ -9,7 +9,7 @@ choices.jsonl                 "true continuation" questions from the held-out te
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,8 +67,20 @@ class PreparedData:
         return self.folder / "tokenizer.json"
 
     def manifest(self, source: PreparedSource, split: str) -> Manifest:
-        """Return the shards of a source's "train" or "held_out" split."""
-        return Manifest.read(self.folder / source.folder / split / "manifest.json")
+        """Return the shards of a source's "train" or "held_out" split.
+
+        A shard whose file is not here is still in the store of its run, and has a `remote` that
+        names no repository.
+        """
+        place = f"{source.folder}/{split}"
+        manifest = Manifest.read(self.folder / place / "manifest.json")
+        shards = tuple(
+            replace(shard, remote={"repo": "", "revision": "", "path": f"{place}/{shard.name}"})
+            if shard.remote is None and not (self.folder / place / shard.name).exists()
+            else shard
+            for shard in manifest.shards
+        )
+        return replace(manifest, shards=shards)
 
     def stream(
         self,

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from heapq import nlargest
 from itertools import accumulate
 from pathlib import Path
+from typing import BinaryIO
 
 from pion.data.arrays import sha256_file, unwritable
 from pion.data.order import RowOrder
@@ -25,6 +26,11 @@ from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import download_shard
 from pipeline.machine.folders import cache_folder, open_private, private_folder
+from pipeline.state.record_json import Damaged
+from pipeline.state.stores import Missing, Store
+
+# Downloads a shard to somewhere below a folder; returns the file.
+Fetch = Callable[[Shard, Path], Path]
 
 ATTEMPTS = 3
 # Seconds. A file that another process has opened within this time is not deleted.
@@ -34,6 +40,24 @@ IN_USE_SECONDS = 600.0
 def default_folder() -> Path:
     """Return where shards are cached on this machine."""
     return cache_folder() / "shards"
+
+
+def fetch_shard(store: Store, key: str, shard: Shard, folder: Path) -> Path:
+    """Download a shard of the prepared data `key` of a store, or of the Hub if it is there, to
+    somewhere below `folder`. Raises PionError."""
+    assert shard.remote is not None
+    if shard.remote["repo"]:
+        return download_shard(shard, folder)
+    path = folder / shard.sha256
+    try:
+        store.download(f"{key}/{shard.remote['path']}", path, limit=shard.bytes)
+    except (Missing, Damaged) as error:
+        raise PionError(
+            f"The prepared data at {store.url}/{key} can't be used: {shard.remote['path']} is "
+            "missing or damaged. Everything that was saved is safe. To prepare the data again and "
+            "train on it again, use --redo prepare."
+        ) from error
+    return path
 
 
 class ShardCache:
@@ -47,7 +71,7 @@ class ShardCache:
         self,
         folder: Path,
         budget_bytes: int,
-        fetch: Callable[[Shard, Path], Path] = download_shard,
+        fetch: Fetch = download_shard,
     ) -> None:
         self.budget_bytes = budget_bytes
         self._folder, self._fetch = folder, fetch
@@ -74,17 +98,18 @@ class ShardCache:
         Raises PionError if the shard can't be fetched or does not have the manifest's hash.
         """
         path = self._path(shard)
-        with _locked(path):
+        with _locked(path) as stamp:
             with self._changed:
                 self._in_hand = path.name
                 if self._starved:  # the previous file in hand can make room now
                     self._starved = False
                     self._plan += 1
                     self._changed.notify_all()
-            if not self._is_good(path, shard):
+            if not self._is_good(path, shard, stamp):
                 self._wait_for_room(path, shard)
-                self._obtain(path, shard)
-            os.utime(path)  # marks it as in use for other processes, with the time of last use
+                self._obtain(path, shard, stamp)
+            # Marks it as in use for other processes, with the time of last use.
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
         return path
 
     def want(self, shards: Sequence[Shard]) -> None:
@@ -131,11 +156,11 @@ class ShardCache:
 
     def _fetch_if_room(self, shard: Shard) -> None:
         path = self._path(shard)
-        with _locked(path):
-            if self._is_good(path, shard):
+        with _locked(path) as stamp:
+            if self._is_good(path, shard, stamp):
                 return
             if self._make_room(path, shard):
-                self._obtain(path, shard)
+                self._obtain(path, shard, stamp)
             else:
                 self._starved = True
 
@@ -143,21 +168,24 @@ class ShardCache:
         suffix = ".bin" if shard.name.endswith(".bin") else ".npy"
         return self._folder / f"{shard.sha256[:32]}{suffix}"
 
-    def _is_good(self, path: Path, shard: Shard) -> bool:
+    def _is_good(self, path: Path, shard: Shard, stamp: BinaryIO) -> bool:
         if not path.is_file() or path.stat().st_size != shard.bytes:
             return False
-        if path.name not in self._verified and sha256_file(path) != shard.sha256:
-            return False
+        if path.name not in self._verified and stamp.read() != _stamp_of(path, shard):
+            if sha256_file(path) != shard.sha256:
+                return False
+            _write_stamp(stamp, path, shard)
         self._verified.add(path.name)
         return True
 
-    def _obtain(self, path: Path, shard: Shard) -> None:
+    def _obtain(self, path: Path, shard: Shard, stamp: BinaryIO) -> None:
         try:
             for _ in range(ATTEMPTS):
                 fetched = self._fetch(shard, self._downloads)
                 if fetched.stat().st_size == shard.bytes and sha256_file(fetched) == shard.sha256:
                     self._verified.add(path.name)
                     os.replace(fetched, path)
+                    _write_stamp(stamp, path, shard)
                     return
                 fetched.unlink()
         except OSError as error:
@@ -173,7 +201,7 @@ class ShardCache:
                 self._changed.notify_all()
         raise PionError(
             f"{shard.name} was downloaded {ATTEMPTS} times, but never had the sha256 "
-            f"{shard.sha256[:12]}… of its manifest ({shard.remote}). Everything that was saved is "
+            f"{shard.sha256[:12]}… of its manifest ({_place(shard)}). Everything that was saved is "
             "safe. Run the same command again, or prepare the data again if the source has changed."
         )
 
@@ -214,7 +242,7 @@ class ShardCache:
             with suppress(FileNotFoundError):
                 status = path.stat()
                 if path.is_file() and path.suffix != ".lock":
-                    files.append((status.st_mtime, status.st_size, path))
+                    files.append((status.st_atime, status.st_size, path))
         return sorted(files)
 
     def _release(self, name: str) -> None:
@@ -245,14 +273,18 @@ class CachedStream(RowStream):
             sum(nlargest(order.window, (shard.bytes for shard in shards)))
             for shards, (_, order) in zip(remote, sources)
         )
+        if not any(s.remote["repo"] for shards in remote for s in shards if s.remote):
+            # Without this cache, all shards of a run's store were on this disk.
+            cache.budget_bytes = max(window, cache.budget_bytes)
         if window > cache.budget_bytes:
             raise BadInput(
                 f"hardware.shard_cache_gb is {cache.budget_bytes / 1e9:g}, but the shards whose "
                 f"rows are shuffled together take {window / 1e9:.3g} GB. Raise "
                 "hardware.shard_cache_gb or lower data.window."
             )
-        smallest = min(shard.bytes for shards in remote for shard in shards)
-        self._ahead = 1 + cache.budget_bytes // max(1, smallest)
+        # By the mean: one tiny shard would make each batch look at all shards.
+        sizes = [shard.bytes for shards in remote for shard in shards]
+        self._ahead = 1 + cache.budget_bytes * len(sizes) // max(1, sum(sizes))
         for rows, _ in sources:
             for shard in rows.manifest.shards:
                 cache.on_evict(shard, rows.release)
@@ -265,9 +297,21 @@ class CachedStream(RowStream):
         return super().batch(indices)
 
 
+def _place(shard: Shard) -> str:
+    where = shard.remote or {}
+    return f"{where.get('repo') or 'in the store'}: {where.get('path', shard.name)}"
+
+
+# ---------------------------------------------------------------- locks and stamps
+
+
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Prevent every other thread and process from fetching `path` too."""
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    """Prevent every other thread and process from fetching `path` too.
+
+    Yields the file that says which content of `path` was right, so that it is hashed once a
+    machine.
+    """
     lock = path.with_suffix(".lock")
     try:
         descriptor = open_private(str(lock), os.O_RDWR | os.O_CREAT)
@@ -275,4 +319,16 @@ def _locked(path: Path) -> Iterator[None]:
         raise unwritable(lock, error) from None
     with open(descriptor, "r+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file
+
+
+def _stamp_of(path: Path, shard: Shard) -> bytes:
+    found = path.stat()
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ino} {shard.sha256}".encode()
+
+
+def _write_stamp(stamp: BinaryIO, path: Path, shard: Shard) -> None:
+    with suppress(OSError):  # without a stamp, the file is hashed again
+        stamp.truncate(0)
+        stamp.seek(0)
+        stamp.write(_stamp_of(path, shard))

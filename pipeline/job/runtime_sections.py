@@ -99,7 +99,10 @@ class Hardware(Section):
     )
     deterministic: bool = runtime(False, "give bit-identical results on CUDA too, but more slowly")
     shard_cache_gb: float = runtime(
-        20.0, "disk space for shards streamed from the Hub, in GB", gt=0, most=FACTOR
+        20.0,
+        "disk space for shards that are fetched while training, from the Hub or the store, in GB",
+        gt=0,
+        most=FACTOR,
     )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pion.evaluation.one_text_per_row import OwnRows
     from pion.model.decoder import Decoder
     from pipeline.data.prepared import PreparedData
-    from pipeline.data.shard_cache import ShardCache
+    from pipeline.data.shard_cache import Fetch, ShardCache
 
 
 Result = dict[str, Any]
@@ -48,11 +48,13 @@ class TrainedRun:
         models: training stage → checkpoint folder, in the order of the stages.
         pretrain_data: the prepared text; None if the run has none.
         sft_data: the prepared conversations; None if the run has none.
+        fetch: downloads a shard of the text that is not on this machine.
     """
 
     models: Mapping[str, Path]
     pretrain_data: Path | None
     sft_data: Path | None
+    fetch: Fetch | None = None
 
 
 class Measures:
@@ -256,11 +258,12 @@ class Measures:
         return data.stream(split, self.job.seed, window, self._shard_cache, documents)
 
     def _shard_cache(self) -> ShardCache:
+        from pipeline.data.hub import download_shard
         from pipeline.data.shard_cache import ShardCache, default_folder
 
         if self._cache is None:
             budget = int(self.job.hardware.shard_cache_gb * 1e9)
-            self._cache = ShardCache(default_folder(), budget)
+            self._cache = ShardCache(default_folder(), budget, self.trained.fetch or download_shard)
         return self._cache
 
     def _rows(self, stream: RowStream | OwnRows) -> range:

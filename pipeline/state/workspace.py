@@ -15,9 +15,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from annotated_types import Predicate
@@ -85,8 +85,11 @@ class Workspace:
         local = self.store.local_path(f"{self.run}/{key}")
         return local if local is not None else self._root / key
 
-    def fetch(self, key: str, files: Files, *, once: bool = False) -> str | None:
-        """Download the `files` that are missing or wrong in `folder(key)`.
+    def fetch(
+        self, key: str, files: Files, *, once: bool = False, later: Collection[str] = ()
+    ) -> str | None:
+        """Download the `files` that are missing or wrong in `folder(key)`, but not those of
+        `later`, which are only deleted if they are wrong.
 
         Returns what is wrong with the store's files, or None. Only one process of this machine
         fetches a folder at a time. With `once`, files that were right before and have not changed
@@ -99,7 +102,7 @@ class Workspace:
             if once:
                 check = closing.enter_context(checked_once(self.folder(key)))
             pool = closing.enter_context(ThreadPoolExecutor(_TRANSFERS if self.remote else None))
-            fetch = functools.partial(self._fetch_file, key, check)
+            fetch = functools.partial(self._fetch_file, key, check, later)
             return _first(pool.map(fetch, files, *zip(*files.values())))
 
     def local_problem(self, key: str, files: Files) -> str | None:
@@ -119,10 +122,12 @@ class Workspace:
         path = f"{self.run}/{key}/{manifest}"
         return read_files(self.store.read(path, limit), f"{self.store.url}/{path}", most)
 
-    def bring(self, key: str) -> Path:
+    def bring(self, key: str, *, shards: bool = True) -> Path:
         """Return the folder of the prepared data `key`, downloaded if it is not on this machine.
 
-        Raises `PionError` if the store's copy is missing or damaged.
+        Without `shards`, shards of text to train on that are not on this machine may stay in the
+        store: training fetches each when it is due. Raises `PionError` if the store's copy is
+        missing or damaged.
         """
         try:
             files = (
@@ -130,7 +135,9 @@ class Workspace:
                 if self.remote
                 else self._listed_here(key)
             )
-            problem = self.fetch(key, files, once=True)
+            later = [] if shards or not self.remote else [n for n in files if _is_text(n, files)]
+            problem = self._not_in_store(key, files, later)
+            problem = problem or self.fetch(key, files, once=True, later=later)
         except Missing:
             problem = f"{FILES} is missing"
         except Damaged as error:
@@ -142,6 +149,15 @@ class Workspace:
                 "prepare."
             )
         return self.folder(key)
+
+    def _not_in_store(self, key: str, files: Files, names: Collection[str]) -> str | None:
+        """Return which of the files under `key` the store does not have in the right size."""
+        if not names:
+            return None
+        path = f"{self.run}/{key}/"
+        present = {entry.key.removeprefix(path): entry.size for entry in self.store.list(path)}
+        wrong = (name for name in names if present.get(name) != files[name][0])
+        return next((f"{name} is missing, or has another size" for name in wrong), None)
 
     def _listed_here(self, key: str) -> Files:
         """Return the files of prepared data in a store that is a folder.
@@ -222,15 +238,19 @@ class Workspace:
         if self.remote:
             shutil.rmtree(self._root, ignore_errors=True)
 
-    def _fetch_file(self, key: str, check: Check, name: str, size: int, sha256: str) -> str | None:
-        """Download a file of a remote store if it is missing or wrong here; return what is wrong
-        with the store's file."""
+    def _fetch_file(
+        self, key: str, check: Check, later: Collection[str], name: str, size: int, sha256: str
+    ) -> str | None:
+        """Download a file of a remote store if it is missing or wrong here, now or `later`; return
+        what is wrong with the store's file."""
         path = self.folder(key) / name
         problem = check(name, size, sha256)
         if problem is None or not self.remote:
             return problem
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if name in later:
+            return None
         try:
             found = self.store.download(f"{self.run}/{key}/{name}", path, limit=size)
         except Missing:
@@ -371,6 +391,21 @@ def _hashes_of_shards(folder: Path) -> Files:
                 name = f"{place}/{flags_path(Path(shard.name))}"
                 files[name] = (shard.flags_bytes, shard.flags_sha256)
     return files
+
+
+def _is_text(name: str, files: Files) -> bool:
+    """Return whether prepared data has a shard of text to train on under this name. A shard of
+    conversations has a second file."""
+    from pion.data.shards import flags_path
+
+    path = PurePosixPath(name)
+    shard = path.suffix in (".npy", ".bin") and not name.endswith(".flags.npy")
+    return (
+        shard
+        and len(path.parts) == 3
+        and path.parts[1] == "train"
+        and flags_path(Path(name)).as_posix() not in files
+    )
 
 
 def _first(problems: Iterable[str | None]) -> str | None:

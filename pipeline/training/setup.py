@@ -21,7 +21,6 @@ from pion.errors import BadInput, Trouble
 from pipeline.console.messages import Note, Sample
 from pipeline.data.fingerprint import APART
 from pipeline.data.tokenizer import needed_files
-from pipeline.job import Job
 from pipeline.job.digest import model_inputs
 from pipeline.job.train_sections import settings_of
 from pipeline.machine.folders import use_private_compile_cache
@@ -40,6 +39,7 @@ from pipeline.training.rewind import rows_to_skip
 if TYPE_CHECKING:
     from pion.config.lora import Adapter
     from pion.data.chat.chat_format import ChatFormat
+    from pion.data.shards import Shard
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.evaluation.held_out import Evaluation
@@ -228,7 +228,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
         return folder, _find(context, stage, head)
 
     folder, restored = context.fetch(bring)
-    data = _open(context.job, folder)
+    data = _open(context, stage, folder)
     context.job.section(stage).know_rows(data.train.total_rows)
     saved = restored.saved
     recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])
@@ -261,20 +261,26 @@ def _find(context: TrainingContext, stage: str, head: Head) -> Restored:
     return Restored(head, found, saved)
 
 
-def _open(job: Job, folder: Path) -> StageData:
+def _open(context: TrainingContext, stage: str, folder: Path) -> StageData:
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.tokens.tokenizer import Tokenizer
     from pipeline.data.prepared import open_data
 
-    data, closing = open_data(folder), ExitStack()
+    job, data, closing = context.job, open_data(folder), ExitStack()
     stream = partial(
         data.stream, seed=job.seed, window=job.data.window, documents=job.within_documents
     )
 
     def shard_cache() -> ShardCache:  # called only if shards are fetched while training
-        from pipeline.data.shard_cache import ShardCache, default_folder
+        from pipeline.data.shard_cache import ShardCache, default_folder, fetch_shard
 
-        cache = ShardCache(default_folder(), int(job.hardware.shard_cache_gb * 1e9))
+        store, head = context.run.store, context.run.read()
+        assert head is not None
+
+        def fetch(shard: Shard, below: Path) -> Path:
+            return context.patiently(lambda: fetch_shard(store, head.data[stage], shard, below))
+
+        cache = ShardCache(default_folder(), int(job.hardware.shard_cache_gb * 1e9), fetch)
         closing.callback(cache.close)
         return cache
 

@@ -91,14 +91,16 @@ def own_key(digest: str) -> str:
 
 
 def bring_data(run: RunState, head: Head, part: str) -> Path:
-    """Return the folder of a part of the run's data, downloaded if it is not on this machine.
+    """Return the folder of a part of the run's data, downloaded if it is not on this machine, but
+    for shards to train on, which a ShardCache fetches.
 
     `head` is a HEAD of the run in which `prepare` is finished. Raises `PionError` if the store's
     copy is missing or damaged, and `Damaged` if HEAD lists none.
     """
     if part not in head.data:
         raise damaged(f"{run.url}/HEAD.json", f"prepare is finished, but there is no {part} data")
-    return Workspace(run.store, SHARED).bring(head.data[part].removeprefix(f"{SHARED}/"))
+    key = head.data[part].removeprefix(f"{SHARED}/")
+    return Workspace(run.store, SHARED).bring(key, shards=False)
 
 
 def _link_files(source: Path, target: Path) -> int:
