@@ -6,21 +6,23 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.job import Job
 from pipeline.job.digest import Digests, digest_job
 from pipeline.machine.rented import PAID_TO_FIRST_STEP
 from pipeline.rent.deadline.policy import HANDOVER_SECONDS, Terms
-from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
-from pipeline.rent.plan.prices import NotOffered, look_up
-from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known
+from pipeline.rent.plan.prices import RESTART_SECONDS, NotOffered, look_up
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 from pipeline.run.stage_plan import plan_stages
 from pipeline.state.head import Head
 from pipeline.state.notes.deadline import RunDeadline
 from pipeline.state.rows.metrics import Row
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
+
+if TYPE_CHECKING:  # they import torch, which takes 600 MB
+    from pipeline.rent.plan.estimate import Estimate
+    from pipeline.rent.plan.speeds import Known
 
 # SkyPilot notices within 60 to 70 s that a machine is gone, and the watcher looks every 10 s.
 NOTICE_SECONDS = 80.0
@@ -177,10 +179,16 @@ class Reached(NamedTuple):
 
 
 def on_demand_machines(
-    job: Job, sky_yaml: SkyYaml, head: Head | None, known: Known = NOTHING_KNOWN
+    job: Job, sky_yaml: SkyYaml, head: Head | None, known: Known | None = None
 ) -> list[OnDemand]:
     """Return the on-demand entries of a YAML, in their order, with the job's work that is left
-    after `head`."""
+    after `head`.
+
+    Without `known`, speeds are read where plans find them. Imports torch.
+    """
+    from pipeline.rent.plan.speeds import known_speeds
+
+    known = known_speeds(job) if known is None else known
     left = share_left(job, digest_job(job), head)
     entries = [candidate for candidate in sky_yaml.candidates if not candidate.use_spot]
     return [_machine(job, entry, sky_yaml.num_nodes, left, known) for entry in entries]
@@ -211,6 +219,8 @@ def _machine(
     found = look_up(candidate, num_nodes, job.prices)
     if isinstance(found, NotOffered):
         return OnDemand(candidate, None, left, None, False, found.why, will_do=False)
+    from pipeline.rent.plan.estimate import estimate
+
     guess = estimate(job, found, known, num_nodes=num_nodes)
     price = None if found.price is None else found.price * num_nodes
     if guess.problem is not None:

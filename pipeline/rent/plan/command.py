@@ -17,7 +17,8 @@ from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import Job
 from pipeline.rent.plan.compared import of_rental, on_the_market
 from pipeline.rent.plan.conversations import expect_rows
-from pipeline.rent.plan.estimate import RESTART_SECONDS, Estimate, estimate
+from pipeline.rent.plan.estimate import Estimate, estimate
+from pipeline.rent.plan.prices import RESTART_SECONDS
 from pipeline.rent.plan.speeds import known_speeds
 from pipeline.rent.plan.what_fits import GIB, Way, Ways, ways_on, what_to_change, what_would_fit
 

@@ -21,13 +21,9 @@ from pion.train.phases import config_of_largest_phase
 from pipeline.job import Job
 from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
-from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, speed_on
 from pipeline.training.cadence import SaveCadence
-
-# The assumed time from when a machine is paid for to its first step: boot, install, restore. `pion
-# replay` uses the measured time if the run has one.
-RESTART_SECONDS = 120.0
 
 
 @dataclass(frozen=True)

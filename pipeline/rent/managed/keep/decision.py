@@ -1,6 +1,7 @@
 """Decide what a rental needs, from one look at it and the work that is left.
 
-Only `read_plan` reads anything. The rest asks and changes nothing, and reads no clock.
+Only `read_plan` reads anything, and starts a process. The rest asks and changes nothing, and reads
+no clock.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from pion.errors import BadInput
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
 from pipeline.job.digest import Digests, digest_job
+from pipeline.machine.in_child import in_child
 from pipeline.rent.deadline.policy import Action, Market, Seen, State, Terms, decide
 from pipeline.rent.deadline.times import (
     Measured,
@@ -44,13 +47,14 @@ from pipeline.rent.managed.provider.recorded_task import (
     variable_of,
 )
 from pipeline.rent.managed.provider.task import with_candidates
-from pipeline.rent.plan.speeds import known_speeds
 from pipeline.rent.sky_yaml import SkyYaml
+from pipeline.state.head import Head
 from pipeline.state.notes.deadline import RunDeadline
 from pipeline.state.notes.watcher_beat import Saw
 from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import recorded_job
+from pipeline.state.stores import open_store
 
 
 @dataclass(frozen=True)
@@ -189,16 +193,25 @@ def read_plan(state: RunState, look: Look, known: Plan | None) -> Plan | None:
         same = (known.like.id, known.of_job) == (like.id, of_job)
         if look.stale or (same and now - known.at < MEASURE_SECONDS):
             return known
-    machines, job = machines_of(like), _job(state, look, like)
-    on_demand = on_demand_machines(job, machines, look.head, known_speeds(job))
+    machines, job = machines_of(like), _job(state, look.head, like)
+    if "torch" in sys.modules:
+        on_demand = on_demand_machines(job, machines, look.head)
+    else:  # torch would take 600 MB for as long as the run is watched
+        on_demand = in_child(_on_demand, state.store.url, state.name, look.head, like)
     events = read_events(state.store, state.name) if look.head is not None else []
     return Plan(
         like, machines, job, digest_job(job), on_demand, measured_in(events), of_job, at=now
     )
 
 
-def _job(state: RunState, look: Look, like: ManagedJob) -> Job:
-    job = recorded_job(state, look.head) if look.head is not None else None
+def _on_demand(url: str, name: str, head: Head | None, like: ManagedJob) -> list[OnDemand]:
+    """Return the on-demand machines of the job `like` of a run, in a process of its own."""
+    job = _job(RunState(open_store(url), name), head, like)
+    return on_demand_machines(job, machines_of(like), head)
+
+
+def _job(state: RunState, head: Head | None, like: ManagedJob) -> Job:
+    job = recorded_job(state, head) if head is not None else None
     if job is not None:
         return job
     path = variable_of(like, "JOB") or ""

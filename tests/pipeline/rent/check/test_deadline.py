@@ -14,8 +14,8 @@ from pipeline.rent.check import CheckRow
 from pipeline.rent.check.command import show_check
 from pipeline.rent.check.deadline import Situation, check_deadline, require_in_time
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
-from pipeline.rent.plan.estimate import RESTART_SECONDS
-from pipeline.rent.plan.speeds import Known, PastSpeed
+from pipeline.rent.plan.prices import RESTART_SECONDS
+from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, PastSpeed
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.head import Head
@@ -52,7 +52,7 @@ def rows(case: Case, on: SkyYaml, *, force: bool = False, **changes: Any) -> dic
 
 
 def machine(case: Case, on: SkyYaml, gpu: str = "A40", **more: Any) -> OnDemand:
-    machines = on_demand_machines(case.job(**LONG), on, None, **more)
+    machines = on_demand_machines(case.job(**LONG), on, None, more.get("known", NOTHING_KNOWN))
     return next(machine for machine in machines if machine.gpu == gpu)
 
 
@@ -103,7 +103,7 @@ def test_committed_steps_are_no_longer_work(case: Case, mixed: SkyYaml) -> None:
     head = claim.state.read()
 
     def work(head: Head | None) -> float:
-        found = on_demand_machines(job, mixed, head)[0].work
+        found = on_demand_machines(job, mixed, head, NOTHING_KNOWN)[0].work
         assert found is not None
         return found
 

@@ -12,13 +12,9 @@ import torch
 from pion.train.micro_batch import HEADROOM
 from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.rent.plan.estimate import (
-    RESTART_SECONDS,
-    Estimate,
-    estimate,
-)
+from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.gpus import GPU_TYPES
-from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.what_fits import gpus_that_fit
 from tests.paths import JOBS
 
