@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pion.errors import BadInput
 from pipeline.commands.arguments import BENCH, JSON, Add, add_page, argument, flag, one_of
 from pipeline.console.out import saying_if_slow
 
@@ -70,7 +71,15 @@ def _add_managed(add: Add) -> None:
         overrides=True,
     )
     once = flag("--once", "look once, act, and return")
-    add("watch", _watch, "show a rented run and keep it running", RUN, once, add_page)
+    add(
+        "watch",
+        _watch,
+        "show rented runs and keep them running",
+        argument("runs", metavar="RUN", nargs="*", help=RUN_HELP),
+        flag("--all", "watch every run that is rented from this machine"),
+        once,
+        add_page,
+    )
     add(
         "hop",
         _hop,
@@ -156,15 +165,23 @@ def _launch(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
+    from pipeline.live.options import page_address
     from pipeline.rent.managed.names import refuse_unrented
 
-    refuse_unrented(args.run)
+    page = page_address(args)
+    if bool(args.runs) == args.all:
+        raise BadInput("Name the runs to watch, or give --all")
+    if page is not None and len(args.runs) != 1:
+        raise BadInput("--web shows the page of one run. Name one RUN, or leave out --web")
+    for run in args.runs:
+        refuse_unrented(run)
     with saying_if_slow(_LOADING):
         from pipeline.rent.managed.watch import watch
+        from pipeline.rent.managed.watch_many import watch_many
 
-    from pipeline.live.options import page_address
-
-    return watch(args.run, once=args.once, page=page_address(args))
+    if len(args.runs) == 1:
+        return watch(args.runs[0], once=args.once, page=page)
+    return watch_many(args.runs, once=args.once)
 
 
 def _hop(args: argparse.Namespace) -> None:
