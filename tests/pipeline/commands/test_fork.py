@@ -27,13 +27,12 @@ from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.checkpoints.retention import sweep_abandoned
 from pipeline.state.claim import claim_run
-from pipeline.state.head import Head, SkippedRows
+from pipeline.state.head import SHARED, Head, SkippedRows
 from pipeline.state.notes.deadline import Asked, new_deadline, read_deadline, write_first_deadline
 from pipeline.state.notes.watcher_beat import read_beat, write_beat
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import read_events, read_metrics
 from pipeline.state.run_state import RunState
-from pipeline.state.shared.folder import bring_data
 from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.workspace import Workspace
 from tests.pipeline.conftest import Pion
@@ -188,7 +187,8 @@ def test_a_fork_shares_nothing_with_its_source(source: RunState) -> None:
 def has_its_data(run: RunState) -> None:
     """Check that the run can use all parts of its data."""
     for part, digest in digest_job(Job.model_validate(JOB)).data.items():
-        shard = bring_data(run, head_of(run), part) / "0/train/shard_00000.npy"
+        key = head_of(run).data[part].removeprefix(f"{SHARED}/")
+        shard = Workspace(run.store, SHARED).bring(key) / "0/train/shard_00000.npy"
         assert shard.read_bytes() == f"rows of {digest}".encode()
 
 
