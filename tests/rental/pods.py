@@ -81,6 +81,7 @@ class Pod:
     _network: Namespace | None = None
     _ssh: Bridge | None = None
     _passed_in: list[Bridge] = field(default_factory=list)
+    _last_log: str = ""
 
     def boot(
         self, folder: Path, image: Path, init: str, environment: dict[str, str], ports: list[int]
@@ -159,7 +160,10 @@ class Pod:
         return Path(f"/proc/{self._first_process()}/root{HOME}")
 
     def job_log(self) -> str:
-        """Return the output of the pod's SkyPilot job so far; empty without a job."""
+        """Return the output of the pod's SkyPilot job, also after the pod's end; empty without a
+        job."""
+        if not self.alive:
+            return self._last_log
         with contextlib.suppress(OSError):
             logs = sorted(self.home.glob("sky_logs/**/run.log"))
             return "".join(log.read_text(errors="replace") for log in logs)
@@ -201,6 +205,7 @@ class Pod:
             deadline = time.monotonic() + notice
             while time.monotonic() < deadline and not early():
                 time.sleep(0.1)
+        self._last_log = self.job_log()
         if self._unshare is not None:
             self._unshare.kill()
             self._unshare.wait(PATIENCE_SECONDS)

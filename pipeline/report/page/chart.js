@@ -27,16 +27,22 @@ function ticks(low, high, count, log) {
   return found;
 }
 
-// Return the points with a moving average of their values; `amount` is 0 (none) to 100.
+// Return the points with a moving average of their values; `amount` is 0 (none) to 100. It looks as far
+// ahead as back: an average of earlier points alone would lag behind the curve.
 function smooth(points, amount) {
-  // Of few points, the average covers fewer: it must not lag behind the curve.
-  const most = Math.max(0, Math.min(0.995, 1 - 20 / points.length));
+  const most = Math.max(0, Math.min(0.995, 1 - 20 / points.length)); // of few points, it covers fewer
   const weight = Math.min(most, 1 - (1 - amount / 100) ** 2);
+  const values = points.map(([, value]) => value);
+  const back = averaged(values, weight), ahead = averaged(values.reverse(), weight).reverse();
+  return points.map(([step], i) => [step, (back[i] + ahead[i]) / 2]);
+}
+
+function averaged(values, weight) {
   let mean = 0, total = 0;
-  return points.map(([step, value]) => {
+  return values.map((value) => {
     mean = weight * mean + (1 - weight) * value;
     total = weight * total + (1 - weight);
-    return [step, mean / total];
+    return mean / total;
   });
 }
 

@@ -2,13 +2,13 @@
 "use strict";
 
 let selected = 0; // the run whose details are shown
-let stage = null; // null: the newest stage that has curves
+let stage = null; // null: the newest stage that has curves; of a finished run, the first
 let trouble = ""; // why the page's own server does not answer
 
 const charts = {
-  loss: new Chart(place("loss"), "Loss, and loss on held-out text (dashed)", (value) => value.toFixed(4)),
-  tokens_per_second: new Chart(place("tokens_per_second"), "Tokens per second", whole),
-  lr: new Chart(place("lr"), "Learning rate", (value) => value.toExponential(3)),
+  loss: new Chart(place("loss"), "Loss in nats per token, and on held-out text (dashed), by step", (value) => value.toFixed(4)),
+  tokens_per_second: new Chart(place("tokens_per_second"), "Tokens per second, by step", whole),
+  lr: new Chart(place("lr"), "Learning rate, by step", (value) => value.toExponential(3)),
 };
 
 const curve = (run, name) => run.curves?.[stage]?.[name] ?? [];
@@ -17,7 +17,8 @@ const stagesWithCurves = () => Object.keys(STAGES).filter((one) => known.runs.so
 
 function showCurves() {
   const stages = stagesWithCurves();
-  const shown = stages.includes(place("stages").dataset.chosen) ? place("stages").dataset.chosen : stages.at(-1) ?? null;
+  const done = known.runs.every((run) => run.summary?.state === "done");
+  const shown = stages.includes(place("stages").dataset.chosen) ? place("stages").dataset.chosen : stages.at(done ? 0 : -1) ?? null;
   if (shown !== stage || place("stages").childElementCount !== stages.length) {
     stage = shown;
     const button = (one) => make("button", { type: "button", "data-stage": one, "aria-pressed": String(one === stage) }, STAGES[one]);

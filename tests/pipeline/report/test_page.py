@@ -80,9 +80,9 @@ def test_everything_is_drawn_from_the_file_alone(browser: Any, report: str) -> N
     assert headings == [
         "Curves",
         "Evaluation",
-        "Samples",
         "Where the time went",
         "Machines",
+        "Samples",
         "Checkpoints",
         "Stages",
         "Where this start's time went",
