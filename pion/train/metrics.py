@@ -1,10 +1,7 @@
-"""Keep each step's numbers on the device until they are needed, and detect bad steps."""
+"""Keep each step's numbers on the device until they are needed."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,15 +14,12 @@ from pion.errors import Trouble
 from pion.model.feedforward.experts import ENTROPY, LOAD
 from pion.model.params_and_flops import token_flops
 from pion.train import hardware
+from pion.train.bad_steps import StepJudge
 from pion.train.feed import RowRange
 from pion.train.settings import ComputePlan
 
 # What metrics call a report, by its name in `stats`, if they call it by another name.
 COLUMNS = {LOAD: "expert_load", ENTROPY: "router_entropy"}
-# A loss is compared with the median of this many good steps before it.
-RECENT_STEPS = 64
-# After fewer good steps than this, no loss counts as a spike.
-ENOUGH_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -53,9 +47,8 @@ class StepMetrics:
     An interval begins with the first step after the last `drain`, so the caller's work in between
     (an evaluation, a checkpoint) is not counted.
 
-    A step is wrong if its loss or gradient norm isn't finite. After 16 good steps, a step is also
-    wrong if its loss exceeds `max_spike` times the median of the last 64 good steps. Steps are
-    judged in order and by numbers that all ranks share, so it does not matter when a rank asks.
+    Steps are judged (bad_steps.py) in order and by numbers that all ranks share, so it does not
+    matter when a rank asks.
 
     `additions` is how many numbers LoRA trains; None: all weights are trained.
     """
@@ -70,12 +63,11 @@ class StepMetrics:
     ) -> None:
         self._config, self._plan, self._clock = config, plan, clock
         self._additions = additions
-        self._max_spike = max_spike
+        self._judge = StepJudge(max_spike)
         self._device = torch.device(plan.device)
         self._on_device: list[StepRecord] = []
         self._good: list[dict[str, Any]] = []
         self._wrong: tuple[StepRecord, str] | None = None
-        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._interval_start: float | None = None
         self._interval_steps: list[tuple[int, int]] = []  # rows and their length
 
@@ -92,20 +84,20 @@ class StepMetrics:
     def restart(self, recent_losses: Iterable[float]) -> None:
         """Drop all steps: the trainer has returned to a state with these recent losses."""
         self._on_device, self._wrong = [], None
-        self._recent = deque(recent_losses, maxlen=RECENT_STEPS)
+        self._judge.recall(recent_losses)
         self._begin_interval()
 
     def recent_losses(self) -> list[float]:
         """Return the losses of the last good steps, at most 64, to judge the next steps."""
-        self._judge()
-        return list(self._recent)
+        self._judge_new()
+        return list(self._judge.recent)
 
     def trouble(self) -> Trouble | None:
         """Return the first wrong step since the last `restart`, or None.
 
         The error has the metrics of the good steps that `drain` has not returned yet.
         """
-        self._judge()
+        self._judge_new()
         if self._wrong is None:
             return None
         record, what = self._wrong
@@ -141,19 +133,19 @@ class StepMetrics:
             "memory": hardware.memory_in_use(self._device),
         }
 
-    def _judge(self) -> None:
+    def _judge_new(self) -> None:
         """Copy the new steps' numbers from the device, in one transfer, and judge them."""
         records, self._on_device = self._on_device, []
         if not records or self._wrong is not None:
             return
         numbers: list[list[float]] = torch.stack([_numbers(record) for record in records]).tolist()
         for record, (loss, grad_norm, targets, *reported) in zip(records, numbers):
-            what = self._what_is_wrong(loss, grad_norm)
+            what = self._judge.what_is_wrong(loss, grad_norm)
             if what is not None:
                 self._wrong = (record, what)
                 return
             if targets:  # without targets the loss is always 0
-                self._recent.append(loss)
+                self._judge.recent.append(loss)
             self._good.append(
                 {
                     "step": record.step,
@@ -165,21 +157,6 @@ class StepMetrics:
                     **_reported(record, reported),
                 }
             )
-
-    def _what_is_wrong(self, loss: float, grad_norm: float) -> str | None:
-        numbers = (("loss", loss), ("gradient norm", grad_norm))
-        broken = [f"{name} {v:g}" for name, v in numbers if not math.isfinite(v)]
-        if broken:
-            return " and ".join(broken)
-        if self._max_spike is None or len(self._recent) < ENOUGH_STEPS:
-            return None
-        median = statistics.median(self._recent)
-        if loss <= self._max_spike * median:
-            return None
-        return (
-            f"loss {loss:.4g}, above {self._max_spike:g} × the median {median:.4g} of the last "
-            f"{len(self._recent)} steps"
-        )
 
 
 def _numbers(record: StepRecord) -> Tensor:

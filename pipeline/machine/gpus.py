@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 
-from pipeline.machine.child_environment import without_secrets
+from pipeline.machine.child_process import without_secrets
 
 
 def gpu_count() -> int:

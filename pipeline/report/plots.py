@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.machine.child_environment import without_secrets
+from pipeline.machine.child_process import without_secrets
 from pipeline.report.history import STAGE_NAMES
 
 if TYPE_CHECKING:

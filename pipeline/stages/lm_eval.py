@@ -27,7 +27,7 @@ from typing import Any
 from pion.data.tokens.special_tokens import GENERATION_CONFIG
 from pion.data.tokens.token_names import read_optional
 from pion.errors import Interrupted
-from pipeline.machine.child_environment import HUB, without_secrets
+from pipeline.machine.child_process import HUB, without_secrets
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
 HUB_TIMEOUT = 5.0  # seconds

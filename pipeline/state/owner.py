@@ -24,7 +24,7 @@ from pathlib import Path
 from pion.errors import BadInput
 from pion.untrusted import read_file
 from pipeline.console.formats import printable
-from pipeline.machine.child_environment import without_secrets
+from pipeline.machine.child_process import without_secrets
 from pipeline.machine.rented import boot_id, is_rented, rented_since
 from pipeline.state.record_json import Count, Time
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from pion.errors import BadInput
 from pipeline.console.messages import FitEnded, FromWorker
-from pipeline.machine.child_environment import TRAINING, without_secrets
+from pipeline.machine.child_process import TRAINING, without_secrets
 from pipeline.training.train_request import TrainRequest
 from pipeline.workers.lifeline import LifelineServer
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.state.rows import join, thin
 from pipeline.state.rows.join import Joiner
-from pipeline.state.rows.metrics import MetricsLog, RowReader, metrics_reader, read_all_metrics
+from pipeline.state.rows.metrics import MetricsLog, read_all_metrics
 from pipeline.state.rows.row_types import Unreadable
 from pipeline.state.rows.thin import ThinReader, step_count
 from pipeline.state.stores import FileStore, Store, StoreError
@@ -141,27 +141,24 @@ class Watched(FaultyStore):
 def test_a_page_that_looks_in_between_is_told_every_row_once(
     store: FileStore, time: FakeClock, pause: int, epoch: int | None
 ) -> None:
-    reader: RowReader = metrics_reader(store, "run", "pretrain", Unreadable())
-    thin_reader = ThinReader(store, FOLDER, Unreadable())
-    told = [row["step"] for row in reader.read_new()]
-    assert sum(map(step_count, thin_reader.read())) == len(told)
+    reader = ThinReader(store, FOLDER, Unreadable())
+    assert sum(map(step_count, reader.read())) == len(STEPS)
     looks: Iterator[int] = iter(range(10**6))
     log = MetricsLog(store, "run", "pretrain", 2)
     later = iter(range(len(STEPS), len(STEPS) + 40))
+    written: list[int] = []
 
     def look() -> None:
         if next(looks) % pause == 0:
-            told.extend(row["step"] for row in reader.read_new(epoch))
-            assert sum(map(step_count, thin_reader.read(epoch))) == len(told)
+            assert sum(map(step_count, reader.read(epoch))) == len(STEPS) + len(written)
         elif (step := next(later, None)) is not None:
+            written.append(step)
             log.append({"step": step, "loss": 1.0})
             log.flush()
 
     join_all(Watched(store, look), time)
-    told += [row["step"] for row in reader.read_new(epoch)]
-    told += [row["step"] for row in reader.read_new()]
-    assert sorted(told) == steps_in(store)
-    assert told[: len(STEPS)] == STEPS
+    assert steps_in(store) == [*STEPS, *written]
+    assert sum(map(step_count, reader.read())) == len(STEPS) + len(written)
 
 
 def test_a_joined_object_that_was_cut_short_counts_if_its_parts_are_gone(
@@ -205,10 +202,10 @@ def test_a_part_that_can_not_be_read_is_left_alone(store: FileStore, time: FakeC
 def test_a_name_that_claims_a_billion_flushes_costs_nothing(store: FileStore) -> None:
     content = b'{"step": 99, "epoch": 2, "at": 1.0}\n'
     store.write(f"{FOLDER}2/000040-999999999-1-{len(content)}.jsonl", content)
-    reader = metrics_reader(store, "run", "pretrain", Unreadable())
+    reader = ThinReader(store, FOLDER, Unreadable())
     tracemalloc.start()
-    assert len(reader.read_new()) == len(STEPS) + 1
-    assert reader.read_new(2) == []
+    assert len(reader.read()) == len(STEPS) + 1
+    assert len(reader.read(2)) == len(STEPS) + 1
     # A folder is read through a buffer of the largest file; a billion numbers are 60 GB.
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from pion.errors import PionError
 from pipeline.console.formats import duration
-from pipeline.machine.child_environment import of_store
+from pipeline.machine.child_process import of_store
 from pipeline.machine.kill_points import mark
 from pipeline.state.checkpoints.layout import MANIFEST, Provenance
 from pipeline.state.checkpoints.snapshot import Extent, Snapshot, map_extents

@@ -6,14 +6,13 @@ import json
 import threading
 import time
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pipeline.state.head import Head
 from pipeline.state.record_json import finite_json
 from pipeline.state.rows.row_types import Row, Unreadable, event_row, metrics_row
-from pipeline.state.rows.segments import Replaced, Segment, lines_of, segments, without_parts
+from pipeline.state.rows.segments import Replaced, lines_of, segments
 from pipeline.state.stores import Store
 from pipeline.state.stores.parallel import read_all
 
@@ -118,7 +117,8 @@ def read_all_metrics(
     A later attempt may write a row of an earlier attempt again. Such a row counts once. Counts the
     rows that can't be read in `unreadable`.
     """
-    return metrics_reader(store, run, stage, unreadable or Unreadable()).read_new()
+    folder = f"{run}/metrics/{stage}/"
+    return RowReader(store, folder, metrics_row, unreadable or Unreadable()).read_new()
 
 
 def kept_rows(rows: Iterable[Row], head: Head, stage: str) -> list[Row]:
@@ -163,30 +163,25 @@ class RowReader:
     ) -> None:
         self._store, self._folder, self._parse = store, folder, parse
         self._unreadable = unreadable
-        self._read: dict[str, Segment] = {}
-        # All files that were read, by epoch, also those that are gone because they were joined.
-        self._done: defaultdict[int, list[Segment]] = defaultdict(list)
+        self._read: set[str] = set()
         # Hashes of the lines that were read: a later attempt may write a row again.
         self._lines: set[int] = set()
 
-    def read_new(self, epoch: int | None = None) -> list[Row]:
+    def read_new(self) -> list[Row]:
         """Return the rows of files that are new since the last call, by epoch and file.
 
-        With an `epoch`, look only for the next files of this epoch: a list of all files takes a
-        request for every thousand. Raises StoreError, and then the next call reads the same files.
-        Raises Replaced if a file that was read is gone, and no object has joined it.
+        Raises StoreError, and then the next call reads the same files. Raises Replaced if a file
+        that was read is gone.
         """
-        present = None if epoch is None else self._next_of(epoch)
-        if present is None:
-            misplaced = Unreadable() if self._read else self._unreadable  # each counts once
-            present = segments(self._store, self._folder, misplaced)
-            self._refuse_gone(present)
-        new = [segment for segment in present if not self._has_read(segment)]
+        misplaced = Unreadable() if self._read else self._unreadable  # each counts once
+        present = segments(self._store, self._folder, misplaced)
+        if self._read - {segment.key for segment in present}:
+            raise Replaced(f"Files of {self._store.url}/{self._folder} are gone.")
+        new = [segment for segment in present if segment.key not in self._read]
         contents = read_all(lambda segment: lines_of(self._store, segment.key), new)
         rows = []
         for segment, lines in zip(new, contents):
-            self._read[segment.key] = segment
-            self._done[segment.epoch].append(segment)
+            self._read.add(segment.key)
             if lines is None:
                 self._unreadable.add(f"{self._store.url}/{segment.key}")
             for line in lines or ():
@@ -199,42 +194,6 @@ class RowReader:
                 else:
                     rows.append(row)
         return rows
-
-    def _has_read(self, segment: Segment) -> bool:
-        """Return whether the rows of a file were read, in it or in all of its parts."""
-        if segment.key in self._read:
-            return True
-        parts = without_parts(part for part in self._done[segment.epoch] if segment.contains(part))
-        return bool(parts) and sum(part.flushes for part in parts) == segment.flushes
-
-    def _refuse_gone(self, present: Sequence[Segment]) -> None:
-        keys = {segment.key for segment in present}
-        gone = [segment for key, segment in self._read.items() if key not in keys]
-        joined = [segment for segment in present if segment.level]
-        for segment in gone:
-            if not any(around.contains(segment) for around in joined):
-                raise Replaced(f"Files of {self._store.url}/{self._folder} are gone.")
-            del self._read[segment.key]
-
-    def _next_of(self, epoch: int) -> list[Segment] | None:
-        """Return the epoch's files whose numbers follow its last one, and some before. None: look
-        at all files, because these were joined and are gone."""
-        last = max((segment.last for segment in self._done[epoch]), default=0)
-        found = [
-            segment
-            for hundred in dict.fromkeys((last // 100, (last + 10) // 100))
-            for segment in segments(
-                self._store, self._folder, Unreadable(), f"{epoch}/{hundred:04d}"
-            )
-        ]
-        if self._done[epoch] and not any(s.first <= last <= s.last for s in found):
-            return None
-        return found
-
-
-def metrics_reader(store: Store, run: str, stage: str, unreadable: Unreadable) -> RowReader:
-    """Return what reads the rows of metrics of the run's stage."""
-    return RowReader(store, f"{run}/metrics/{stage}/", metrics_row, unreadable)
 
 
 def events_reader(store: Store, run: str, unreadable: Unreadable) -> RowReader:

@@ -18,7 +18,7 @@ from pion.errors import BadInput
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
 from pipeline.job.digest import Digests, digest_job
-from pipeline.machine.in_child import in_child
+from pipeline.machine.child_process import in_child
 from pipeline.rent.deadline.policy import Action, Market, Seen, State, Terms, decide
 from pipeline.rent.deadline.times import (
     Measured,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from pipeline.machine.child_environment import TRAINING, of_store, without_secrets
+from pion.errors import BadInput, PionError
+from pipeline.machine.child_process import TRAINING, in_child, of_store, without_secrets
 from pipeline.machine.gpus import gpu_count
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.owner import checkout
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIA-of-a-test",
@@ -102,3 +105,48 @@ def test_a_proxy_with_a_password_is_only_for_processes_that_use_a_network() -> N
     proxy = {"https_proxy": "http://me:my-password@proxy.example.org:3128"}
     assert of_store("s3://a/b", proxy) == proxy
     assert of_store("runs", proxy) == {}
+
+
+# ---------------------------------------------------------------- work in a child
+
+
+def refuse() -> None:
+    raise BadInput("there is no such job")
+
+
+def die() -> None:
+    os._exit(9)
+
+
+def keys() -> set[str]:
+    return {name for name in os.environ if name in ("RUNPOD_API_KEY", "AWS_SECRET_ACCESS_KEY")}
+
+
+def test_threads_share_a_child_that_ends_with_the_last_of_them() -> None:
+    meeting = threading.Barrier(4)
+
+    def ask() -> int:
+        meeting.wait(PATIENCE_SECONDS)
+        return in_child(os.getpid)
+
+    with ThreadPoolExecutor(4) as pool:
+        pids = {found.result() for found in [pool.submit(ask) for _ in range(4)]}
+    assert os.getpid() not in pids
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the child's end")
+
+
+def test_what_the_child_raises_is_raised_here() -> None:
+    with pytest.raises(BadInput, match="there is no such job"):
+        in_child(refuse)
+
+
+def test_a_child_that_dies_is_an_error_and_the_next_one_works() -> None:
+    with pytest.raises(PionError, match="ended before it had an answer"):
+        in_child(die)
+    assert in_child(os.getpid) != os.getpid()
+
+
+def test_the_child_has_only_the_keys_of_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNPOD_API_KEY", "rpa_1234567890")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-key")
+    assert in_child(keys) == {"AWS_SECRET_ACCESS_KEY"}
