@@ -21,6 +21,7 @@ from pion.errors import BadInput, Trouble
 from pipeline.console.messages import Note, Sample
 from pipeline.data.fingerprint import APART
 from pipeline.data.tokenizer import needed_files
+from pipeline.job import Job
 from pipeline.job.digest import model_inputs
 from pipeline.job.train_sections import settings_of
 from pipeline.machine.folders import use_private_compile_cache
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from pion.train.settings import ComputePlan
     from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer, TrainState
-    from pipeline.data.shard_cache import ShardCache
+    from pipeline.data.shard_cache import Fetch, ShardCache
     from pipeline.training.context import TrainingContext
 
 
@@ -221,14 +222,19 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     """
     from pion.train.trainer import Trainer, TrainState
 
-    def bring() -> tuple[Path, Restored]:
+    def bring() -> tuple[Path, str, Restored]:
         head = context.run.read()
         assert head is not None
         folder = bring_data(context.run, head, stage)
-        return folder, _find(context, stage, head)
+        return folder, head.data[stage], _find(context, stage, head)
 
-    folder, restored = context.fetch(bring)
-    data = _open(context, stage, folder)
+    def fetch(shard: Shard, below: Path) -> Path:
+        from pipeline.data.shard_cache import fetch_shard
+
+        return context.patiently(lambda: fetch_shard(context.run.store, key, shard, below))
+
+    folder, key, restored = context.fetch(bring)
+    data = _open(context.job, folder, fetch)
     context.job.section(stage).know_rows(data.train.total_rows)
     saved = restored.saved
     recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])
@@ -261,24 +267,18 @@ def _find(context: TrainingContext, stage: str, head: Head) -> Restored:
     return Restored(head, found, saved)
 
 
-def _open(context: TrainingContext, stage: str, folder: Path) -> StageData:
+def _open(job: Job, folder: Path, fetch: Fetch) -> StageData:
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.tokens.tokenizer import Tokenizer
     from pipeline.data.prepared import open_data
 
-    job, data, closing = context.job, open_data(folder), ExitStack()
+    data, closing = open_data(folder), ExitStack()
     stream = partial(
         data.stream, seed=job.seed, window=job.data.window, documents=job.within_documents
     )
 
     def shard_cache() -> ShardCache:  # called only if shards are fetched while training
-        from pipeline.data.shard_cache import ShardCache, default_folder, fetch_shard
-
-        store, head = context.run.store, context.run.read()
-        assert head is not None
-
-        def fetch(shard: Shard, below: Path) -> Path:
-            return context.patiently(lambda: fetch_shard(store, head.data[stage], shard, below))
+        from pipeline.data.shard_cache import ShardCache, default_folder
 
         cache = ShardCache(default_folder(), int(job.hardware.shard_cache_gb * 1e9), fetch)
         closing.callback(cache.close)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.data.hub import download_shard
 from pipeline.job.digest import digest_job
 from pipeline.stages.prepare import prepare_pretrain
 from pipeline.state.owner import Owner
@@ -26,7 +27,7 @@ def test_a_worker_trains_and_evaluates_within_documents_if_the_job_says_so(
     prepare_pretrain(job, tmp_path / "data", lambda message: None)
     request = TrainRequest.of(job, digest_job(job), Owner.me(), ["pretrain"])
     arrived = TrainRequest(**json.loads(json.dumps(dataclasses.asdict(request))))
-    data = _open(arrived.load_job(), tmp_path / "data")
+    data = _open(arrived.load_job(), tmp_path / "data", download_shard)
     for stream in (data.train, data.held_out):
         batch = stream.batch(range(8))
         if not documents:

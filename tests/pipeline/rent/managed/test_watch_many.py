@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from pipeline.rent.managed.watch_many import SharedSays
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
+from tests.support import waiting
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import JOB, FakeProvider
 from tests.support.states import someone
@@ -271,7 +271,12 @@ def test_ctrl_c_names_all_that_continues(
     said = capsys.readouterr().out
     assert "managed jobs 2, 3 continue" in said
     assert f"pion watch {first.url} {second.url}" in said
-    rentals.each_call = lambda: [rentals.end(run) for run in (first, second)]  # type: ignore[assignment]
+    for run in (first, second):
+        rentals.end(run)
+    monkeypatch.setattr(threading.Thread, "join", join)
+    for thread in threading.enumerate():  # they would write into the output of other tests
+        if thread.name.startswith("pion-"):
+            waiting.join(thread)
 
 
 MEMORY = """
@@ -299,7 +304,7 @@ print(code, rentals.calls, resident("VmHWM") // 2**20, "torch" in sys.modules)
 
 def test_a_hundred_rentals_take_less_than_300_mb(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "runs")]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = waiting.run_to_end(command, check=True).stdout
     code, _calls, megabytes, torch = said.splitlines()[-1].split()
     assert (code, torch) == ("0", "False")
     assert int(megabytes) < 300
