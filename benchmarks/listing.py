@@ -5,7 +5,7 @@
 The store is moto's server on loopback, or the service that PION_REAL_S3 names. Each number of runs
 is measured with 20 objects a run, and the largest also with 40: what lies below a run must cost
 nothing. A long run has a file for every hundred rows of metrics, which its owner joins. It is read
-by `pion status` and by the page of a run, each in a process of its own, whose memory is measured.
+by `pion status` and by the page of a run, each in a fresh process, whose memory is measured.
 Writes benchmarks/results/listing.json, or listing_real.json for a real service.
 """
 

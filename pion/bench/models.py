@@ -21,10 +21,6 @@ from pion.train.smaller_plan import StepDown
 from pion.train.trainer import Trainer
 
 
-def _small_pion(tiny: bool, shape: Preset) -> Preset:
-    return {}
-
-
 def _small_tachyon(tiny: bool, shape: Preset) -> Preset:
     return {"experts": {"d_shared": 16 if tiny else 176}}
 
@@ -41,7 +37,7 @@ def _small_daisy(tiny: bool, shape: Preset) -> Preset:
 
 # By family, a preset with the parts of the family, and what these parts are in a small model.
 FAMILIES: dict[str, tuple[str, Callable[[bool, Preset], Preset]]] = {
-    "pion": ("pion-nano", _small_pion),
+    "pion": ("pion-nano", lambda tiny, shape: {}),
     "tachyon": ("tachyon-tiny", _small_tachyon),
     "daisy": ("daisy-pico", _small_daisy),
     "pilon": ("pilon-48m", small_pilon),

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 Preset = dict[str, Any]
 
 
-def _pilon(
-    d_model: int,
-    n_layers: int,
-    n_heads: int,
-    seq_len: int,
-    n: int = 0,
-    bands: tuple[int, ...] = (),
-) -> Preset:
-    """Return a PILON with banks of `n` primitives, or a dense one for 0.
+def _pilon(shape: Preset, n: int = 0, bands: tuple[int, ...] = ()) -> Preset:
+    """Return a PILON of that shape with banks of `n` primitives, or a dense one for 0.
 
     `bands` has the number of layers of each band. The recipe with banks is the one that its authors
     found best: ternary weights, sub-norms and squared ReLU.
     """
-    preset: Preset = {
+    preset = shape | {
         "family": "pilon",
-        "vocab_size": 50_257,  # GPT-2's
-        "seq_len": seq_len,
-        "d_model": d_model,
-        "n_layers": n_layers,
-        "n_heads": n_heads,
-        "n_kv_heads": n_heads,
-        "d_ff": 4 * d_model,
         "positions": "learned",
         "heads": {"qk_norm": False},
         "activation": "relu2" if n else "gelu",
@@ -66,10 +53,15 @@ def small_pilon(tiny: bool, shape: Preset) -> Preset:
     }
 
 
-PILON_PRESETS: dict[str, Preset] = {
-    "pilon-48m": _pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2)),
-    "pilon-48m-rope": _stock(_pilon(512, 8, 8, 512, n=48, bands=(3, 3, 2))),
-    "pilon-48m-dense": _pilon(512, 8, 8, 512),
-    "pilon-360m": _pilon(1024, 24, 16, 2048, n=80, bands=(8, 8, 8)),
-    "pilon-500m": _pilon(1024, 36, 16, 1024, n=96, bands=(12, 12, 12)),
-}
+def pilon_presets(gpt2: Callable[[int, int, int, int], Preset]) -> dict[str, Preset]:
+    """Return the PILONs by name. `gpt2` returns GPT-2's shape of a d_model, n_layers, n_heads and
+    seq_len."""
+    small = gpt2(512, 8, 8, 512)
+    banks = _pilon(small, n=48, bands=(3, 3, 2))
+    return {
+        "pilon-48m": banks,
+        "pilon-48m-rope": _stock(banks),
+        "pilon-48m-dense": _pilon(small),
+        "pilon-360m": _pilon(gpt2(1024, 24, 16, 2048), n=80, bands=(8, 8, 8)),
+        "pilon-500m": _pilon(gpt2(1024, 36, 16, 1024), n=96, bands=(12, 12, 12)),
+    }

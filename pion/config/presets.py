@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pion.config.pilon_presets import PILON_PRESETS
+from pion.config.pilon_presets import pilon_presets
 
 Preset = dict[str, Any]
 
@@ -31,6 +31,19 @@ def _tachyon(
     return _pion(d_model, n_layers, n_heads, n_kv_heads=4, d_ff=d_ff) | {
         "family": "tachyon",
         "experts": experts,
+    }
+
+
+def _gpt2(d_model: int, n_layers: int, n_heads: int, seq_len: int) -> Preset:
+    """Return the shape of a decoder with GPT-2's vocabulary and proportions."""
+    return {
+        "vocab_size": 50_257,
+        "seq_len": seq_len,
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_kv_heads": n_heads,
+        "d_ff": 4 * d_model,
     }
 
 
@@ -88,15 +101,8 @@ def _daisy(
     d_model: int, n_layers: int, n_heads: int, window: int, seq_len: int, old: bool = False
 ) -> Preset:
     """Return a Daisy-Wee; `old`: of the vintage that the README of Daisy-Wee describes."""
-    return {
+    return _gpt2(d_model, n_layers, n_heads, seq_len) | {
         "family": "daisy",
-        "vocab_size": 50_257,  # GPT-2's
-        "seq_len": seq_len,
-        "d_model": d_model,
-        "n_layers": n_layers,
-        "n_heads": n_heads,
-        "n_kv_heads": n_heads,
-        "d_ff": 4 * d_model,
         "rope_theta": 1024.0,
         "norm_eps": 2**-23,
         "norm_gain": False,
@@ -142,5 +148,5 @@ PRESETS: dict[str, Preset] = {
     "daisy-1.6b-sparse": _daisy(1600, 48, 25, window=3456, seq_len=16_384),
     "daisy-350m": _daisy(1024, 16, 8, window=3456, seq_len=65_536, old=True),
     "daisy-1.6b": _daisy(1600, 48, 25, window=3456, seq_len=16_384, old=True),
-    **PILON_PRESETS,
+    **pilon_presets(_gpt2),
 }

@@ -38,6 +38,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
+def number_or_dash(value: float | None, digits: int = 3) -> str:
+    """Return `1.234`, or `–` for a number that is not known."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
 def hours(seconds: float) -> str:
     """Return `31.5 h`, or `never` for infinitely many seconds."""
     return f"{seconds / 3600:,.1f} h" if math.isfinite(seconds) else "never"

@@ -42,9 +42,13 @@ def default_folder() -> Path:
     return cache_folder() / "shards"
 
 
-def fetch_shard(store: Store, key: str, shard: Shard, folder: Path) -> Path:
-    """Download a shard of the prepared data `key` of a store, or of the Hub if it is there, to
-    somewhere below `folder`. Raises PionError."""
+def fetching_from(store: Store, key: str, patiently: Callable[[Callable[[], Path]], Path]) -> Fetch:
+    """Return what downloads a shard of the prepared data `key` of a store, or of the Hub if it is
+    there. It raises PionError. `patiently` calls it again while the store is down."""
+    return lambda shard, folder: patiently(lambda: _fetch(store, key, shard, folder))
+
+
+def _fetch(store: Store, key: str, shard: Shard, folder: Path) -> Path:
     assert shard.remote is not None
     if shard.remote["repo"]:
         return download_shard(shard, folder)

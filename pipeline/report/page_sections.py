@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.console.formats import duration, moment
+from pipeline.console.formats import duration, moment, number_or_dash
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.recipes import recipe_blocks
 from pipeline.report.result_tables import result_blocks
@@ -84,10 +84,6 @@ def _layers(header: Sequence[str], columns: Sequence[Sequence[str]]) -> Block:
     return _table(("layer", *header), rows)
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
 def _experts(history: RunHistory) -> list[Block]:
     """Say how evenly each layer's router spreads the tokens."""
     measured = history.measured("expert_load")
@@ -114,7 +110,7 @@ def _means(rows: Sequence[Row], key: str, digits: int) -> list[str]:
     means = []
     for layer in zip(*(row.get(key, ()) for row in rows[-LAST_STEPS:])):
         known = [value for value in layer if value is not None]
-        means.append(_number(sum(known) / len(known) if known else None, digits))
+        means.append(number_or_dash(sum(known) / len(known) if known else None, digits))
     return means
 
 
@@ -124,7 +120,7 @@ def _gates(history: RunHistory) -> list[Block]:
     columns: list[list[str]] = []
     for stage, rows in history.measured("gate_loss").items():
         header += [f"{STAGE_NAMES[stage]}: first loss", "last"]
-        columns += [list(map(_number, row["gate_loss"])) for row in (rows[0], rows[-1])]
+        columns += [list(map(number_or_dash, row["gate_loss"])) for row in (rows[0], rows[-1])]
     if not columns:
         return []
     note = "Mean binary cross-entropy in nats of a gate's confidence in one step."

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from pion.config.primitives import WAYS
+from pipeline.console.formats import number_or_dash
 from pipeline.report.history import STAGE_NAMES, RunHistory
 
 
@@ -21,12 +22,12 @@ def recipe_blocks(history: RunHistory) -> list[dict[str, Any]]:
     banks = []
     for name, values in zip(names, zip(*(row["primitives_used"] for row in last))):
         dead = [None if used is None else n - used for used in values]
-        banks.append([name, *(_text_of(v, 0) for pair in zip(values, dead) for v in pair)])
+        banks.append([name, *(number_or_dash(v, 0) for pair in zip(values, dead) for v in pair)])
     layers = []
     for i, values in enumerate(zip(*(row.get("recipe_entropy", ()) for row in last))):
         # A row of `Decoder.recipes` belongs to a layer, or to one of its experts.
         name = f"blocks.{i // experts}.recipes.{i % experts}" if experts else f"blocks.{i}"
-        layers.append([name, *map(_text_of, values)])
+        layers.append([name, *map(number_or_dash, values)])
     header = ["bank"]
     for stage in measured:
         header += [f"{STAGE_NAMES[stage]}: used", "dead"]
@@ -41,7 +42,3 @@ def recipe_blocks(history: RunHistory) -> list[dict[str, Any]]:
         {"header": entropies, "rows": layers, "numbers_from": 1},
         {"text": note, "faint": True},
     ]
-
-
-def _text_of(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.console.messages import Say
 from pipeline.job import Job
@@ -24,9 +24,6 @@ from pipeline.state.shared.folder import bring_data
 from pipeline.state.stores import DEFAULT_STORE
 from pipeline.state.stores.retry import Patience
 
-if TYPE_CHECKING:
-    from pion.data.shards import Shard
-
 Row = dict[str, Any]
 
 COMPARED_TEXTS = 4
@@ -40,7 +37,7 @@ def finish_evaluate(
     job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience
 ) -> Row:
     """Measure the models of the finished training stages."""
-    from pipeline.data.shard_cache import fetch_shard
+    from pipeline.data.shard_cache import fetching_from
     from pipeline.run.measured_start import StoredParts, bring_all_data, measure_start
     from pipeline.stages.evaluate import evaluate_run
     from pipeline.stages.measures import TrainedRun
@@ -53,10 +50,7 @@ def finish_evaluate(
         keys[job.train_stages[-1]] = chosen.best.key
     models = patiently(lambda: {stage: bring_model(run, head, key) for stage, key in keys.items()})
     data = patiently(lambda: bring_all_data(run, head, digests))
-
-    def fetch(shard: Shard, below: Path) -> Path:
-        return patiently(lambda: fetch_shard(run.store, head.data["pretrain"], shard, below))
-
+    fetch = fetching_from(run.store, head.data.get("pretrain", ""), patiently)
     trained = TrainedRun(models, data.get("pretrain"), data.get("sft"), fetch)
     parts = StoredParts(say, run, digests.stages["evaluate"], Owner.me().session, patiently)
     start = measure_start(job, run, digests, say, patiently)

@@ -135,7 +135,9 @@ class Workspace:
                 if self.remote
                 else self._listed_here(key)
             )
-            later = [] if shards or not self.remote else [n for n in files if _is_text(n, files)]
+            later = (
+                [] if shards or not self.remote else [n for n in files if _is_text_shard(n, files)]
+            )
             problem = self._not_in_store(key, files, later)
             problem = problem or self.fetch(key, files, once=True, later=later)
         except Missing:
@@ -393,7 +395,7 @@ def _hashes_of_shards(folder: Path) -> Files:
     return files
 
 
-def _is_text(name: str, files: Files) -> bool:
+def _is_text_shard(name: str, files: Files) -> bool:
     """Return whether prepared data has a shard of text to train on under this name. A shard of
     conversations has a second file."""
     from pion.data.shards import flags_path

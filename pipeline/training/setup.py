@@ -40,7 +40,6 @@ from pipeline.training.rewind import rows_to_skip
 if TYPE_CHECKING:
     from pion.config.lora import Adapter
     from pion.data.chat.chat_format import ChatFormat
-    from pion.data.shards import Shard
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.evaluation.held_out import Evaluation
@@ -221,6 +220,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     good is left of what was committed.
     """
     from pion.train.trainer import Trainer, TrainState
+    from pipeline.data.shard_cache import fetching_from
 
     def bring() -> tuple[Path, str, Restored]:
         head = context.run.read()
@@ -228,13 +228,8 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
         folder = bring_data(context.run, head, stage)
         return folder, head.data[stage], _find(context, stage, head)
 
-    def fetch(shard: Shard, below: Path) -> Path:
-        from pipeline.data.shard_cache import fetch_shard
-
-        return context.patiently(lambda: fetch_shard(context.run.store, key, shard, below))
-
     folder, key, restored = context.fetch(bring)
-    data = _open(context.job, folder, fetch)
+    data = _open(context.job, folder, fetching_from(context.run.store, key, context.patiently))
     context.job.section(stage).know_rows(data.train.total_rows)
     saved = restored.saved
     recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])

@@ -1,6 +1,6 @@
 """`pion watch RUN RUN …`: one process that keeps many rentals running, each by itself.
 
-Each rental has a watcher in a thread of its own, so that a store that hangs holds nobody up. What
+Each rental has a watcher in its own thread, so that a store that hangs delays no other rental. What
 SkyPilot and RunPod say is asked once for all of them.
 """
 
@@ -47,7 +47,11 @@ def watch_many(
         show("nothing is rented from this machine")
         return 0
     says = SharedSays(provider, clock or Clock())
-    watched = [_Watched(rental, provider, says, once) for rental in rentals]
+    names = [rental.state.name for rental in rentals]
+    watched = []
+    for rental, name in zip(rentals, names):
+        label = name if names.count(name) == 1 else rental.state.url
+        watched.append(_Watched(rental, label, provider, says, once))
     try:
         for each in watched:
             each.thread.start()
@@ -129,13 +133,19 @@ class SharedSays:
 
 
 class _Watched:
-    """One rental, and the thread that watches it. `code` is its exit code."""
+    """One rental, and the thread that watches it. `code` is its exit code, and `label` begins its
+    lines."""
 
     def __init__(
-        self, rental: _Rental, provider: Provider, says: Callable[[str], Says], once: bool
+        self,
+        rental: _Rental,
+        label: str,
+        provider: Provider,
+        says: Callable[[str], Says],
+        once: bool,
     ) -> None:
         def say(text: str) -> None:
-            show(f"{rental.state.name}  {text}")
+            show(f"{label}  {text}")
 
         self.code = 0
         self.watcher = Watcher(rental.state, rental.name, rental.job_id, say, provider)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from pion.data.shards import Shard
 from pion.errors import PionError
 from pipeline.data import shard_cache
 from pipeline.data.prepared import open_data
-from pipeline.data.shard_cache import Fetch, ShardCache, fetch_shard
+from pipeline.data.shard_cache import Fetch, ShardCache, fetching_from
 from pipeline.job import Job
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
@@ -65,7 +64,7 @@ def machine(tmp_path: Path, store: Remote) -> Workspace:
 
 @pytest.fixture
 def fetch(store: Remote) -> Fetch:
-    return partial(fetch_shard, store, f"_data/{KEY}")
+    return fetching_from(store, f"_data/{KEY}", lambda download: download())
 
 
 @pytest.fixture

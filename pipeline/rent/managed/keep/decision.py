@@ -205,7 +205,7 @@ def read_plan(state: RunState, look: Look, known: Plan | None) -> Plan | None:
 
 
 def _on_demand(url: str, name: str, head: Head | None, like: ManagedJob) -> list[OnDemand]:
-    """Return the on-demand machines of the job `like` of a run, in a process of its own."""
+    """Return the on-demand machines of the job `like` of a run. A child process calls this."""
     job = _job(RunState(open_store(url), name), head, like)
     return on_demand_machines(job, machines_of(like), head)
 
