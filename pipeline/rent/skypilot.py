@@ -40,21 +40,39 @@ def sky_module() -> ModuleType:
 _INSTALL = "Install it on the machine you rent from: `uv sync` in the project's folder."
 
 
-# Silencing affects the whole process, so only one thread at a time may do it.
-_quiet = threading.RLock()
+# Silencing affects the whole process. The first thread begins it, and the last one ends it.
+_changing = threading.Lock()
+_silence = contextlib.ExitStack()
+_silent_threads = 0
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep SkyPilot's progress and errors off the terminal. Exceptions are still raised.
 
-    Threads take turns.
+    Threads don't wait for each other: one may submit a job for a minute while others look.
     """
+    global _silent_threads
     sky_module()
+    with _changing:
+        if _silent_threads == 0:
+            _silence.enter_context(_silent())
+        _silent_threads += 1
+    try:
+        yield
+    finally:
+        with _changing:
+            _silent_threads -= 1
+            if _silent_threads == 0:
+                _silence.close()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
     from sky import sky_logging
 
     logger = logging.getLogger("sky")
-    with _quiet, sky_logging.silent():
+    with sky_logging.silent():
         level = logger.level
         logger.setLevel(logging.CRITICAL)
         try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import pwd
+import threading
 
 import pytest
 
 from pion.errors import BadInput
-from pipeline.rent.skypilot import sky_module
+from pipeline.rent.skypilot import quiet, sky_module
+from tests.support.waiting import PATIENCE_SECONDS, join
 
 
 def test_a_user_without_a_name_is_told_to_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,3 +22,24 @@ def test_a_user_without_a_name_is_told_to_set_one(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     with pytest.raises(BadInput, match=r"has none for user \d+\. Set USER=NAME"):
         sky_module()
+
+
+def test_a_thread_that_waits_for_skypilot_holds_no_other_up() -> None:
+    logger = logging.getLogger("sky")
+    before = logger.level
+    inside, leave = threading.Event(), threading.Event()
+
+    def submit() -> None:
+        with quiet():
+            inside.set()
+            assert leave.wait(PATIENCE_SECONDS)
+
+    thread = threading.Thread(target=submit)
+    thread.start()
+    assert inside.wait(PATIENCE_SECONDS)
+    with quiet():  # a lock that the other thread keeps would end this test by its time-out
+        assert logger.level == logging.CRITICAL
+    assert logger.level == logging.CRITICAL  # the other thread is still silent
+    leave.set()
+    join(thread)
+    assert logger.level == before

@@ -42,7 +42,7 @@ def variable_of(job: ManagedJob, name: str) -> str | None:
     return _envs(job).get(name)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)  # one watcher may look at hundreds of jobs every ten seconds
 def _envs(job: ManagedJob) -> Mapping[str, str]:
     try:
         return recorded_task(job).get("envs") or {}
