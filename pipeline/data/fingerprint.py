@@ -20,6 +20,7 @@ from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.sources import Input, find_input
 from pipeline.job import Job, TextFiles
 from pipeline.job.digest import conversation_inputs, covered_fields
+from pipeline.machine.verified import hashed_once
 
 Part = Literal["pretrain", "sft"]
 
@@ -42,7 +43,7 @@ def fingerprint_of(
     """Return the fingerprint of a part of the job's data: 64 hexadecimal digits.
 
     `folder` has the tokenizer's files, unless prepare `trains` the tokenizer on these inputs. Local
-    inputs are read whole.
+    inputs are read whole, unless this machine remembers their hashes.
     """
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -94,8 +95,8 @@ def _content(found: Input, say: Say) -> Any:
         return found.state
     total = sum(path.stat().st_size for path in found.files) / 1e6
     read, content = 0.0, []
-    with ThreadPoolExecutor() as pool:
-        for path, sha256 in zip(found.files, pool.map(sha256_file, found.files)):
+    with hashed_once() as sha256_of, ThreadPoolExecutor() as pool:
+        for path, sha256 in zip(found.files, pool.map(sha256_of, found.files)):
             content.append([path.suffix == ".gz", sha256])
             read += path.stat().st_size / 1e6
             say(PrepareProgress(f"read {found.key}", read, "MB", total=total))

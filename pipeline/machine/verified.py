@@ -1,7 +1,8 @@
-"""Check files against their hashes, and remember which were right, so that each is hashed once.
+"""Check files against their hashes, and remember what was hashed, so that each is hashed once.
 
 A file counts as unchanged while its size, its time of change and its inode are the same. What was
-right is remembered in the private cache of this machine, one record for each folder.
+right is remembered in the private cache of this machine, one record for each folder. The hashes of
+files that Pion did not write are remembered there too, all in one record.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,13 @@ from pipeline.machine.folders import locked, open_private, private_cache_folder
 # The folder of the records, below the cache folder.
 RECORDS = "verified"
 _LARGEST = 256 << 20
+# The record of hashes, in the cache folder, and the most files that it remembers.
+HASHES = "hashes.json"
+MOST_HASHES = 100_000
+# A file that changes twice in a moment may have the same time after both changes. So what changed
+# less than this many seconds ago is not remembered.
+JUST_CHANGED = 2.0
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # (name below the folder, size, sha256) → why the file is not that one; None if it is.
 Check = Callable[[str, int, str], str | None]
@@ -102,3 +112,69 @@ def _write(record: Path, folder: Path, known: dict[str, Any]) -> None:
                 if not Path(read_json(other, _LARGEST)["folder"]).exists():
                     other.unlink()
                     other.with_name(f".lock-{other.stem}").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hashed_once() -> Iterator[Callable[[Path], str]]:
+    """Yield a function that returns the sha256 of a file. It reads only a file that has changed
+    since it was last hashed on this machine.
+
+    Threads may share the function. It raises OSError for a file that can't be read. Without a cache
+    folder, nothing is remembered.
+    """
+    record: Path | None = None
+    with contextlib.suppress(BadInput, OSError):
+        record = private_cache_folder() / HASHES
+    before = {} if record is None else _read_hashes(record)
+    now: dict[str, str] = {}
+
+    def sha256_of(path: Path) -> str:
+        key = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
+        stamp, _, sha256 = before.get(key, "").rpartition(" ")
+        if stamp == _stamp(path.stat()) and _SHA256.fullmatch(sha256):
+            now[key] = before[key]
+            return sha256
+        begun = time.time()
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            unchanged = _stamp(os.fstat(file.fileno())) == _stamp(status)
+        if unchanged and max(status.st_mtime, status.st_ctime) < begun - JUST_CHANGED:
+            now[key] = f"{_stamp(status)} {sha256}"
+        return sha256
+
+    try:
+        yield sha256_of
+    finally:  # also of a start that was interrupted
+        if record is not None and not now.items() <= before.items():
+            _remember(record, now)
+
+
+def _stamp(status: os.stat_result) -> str:
+    """Return what differs after a file has changed. Who sets the time of a file back can't set back
+    the time of that (ctime)."""
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
+def _read_hashes(record: Path) -> dict[str, str]:
+    """Return the stamp and hash of each file; nothing if the record is missing or damaged."""
+    try:
+        found = dict(read_json(record, _LARGEST))
+    except (OSError, BadInput, ValueError, TypeError):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, str)}
+
+
+def _remember(record: Path, now: Mapping[str, str]) -> None:
+    """Add to the record what other processes did not. The files used least recently are left
+    out."""
+    part = record.with_suffix(".part")
+    with contextlib.suppress(OSError), locked(record.with_name(f".lock-{record.stem}")):
+        others = {key: value for key, value in _read_hashes(record).items() if key not in now}
+        known = [*others.items(), *now.items()][-MOST_HASHES:]
+        try:
+            with open(part, "w", opener=open_private) as file:
+                json.dump(dict(known), file)
+            part.replace(record)
+        finally:
+            part.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.data import fingerprint as module
+from pipeline.machine import verified
 from pipeline.stages.prepare import prepare_pretrain
 from tests.support.corpora import make_job, model_of, save_tokenizer, write_corpus
 
@@ -93,6 +94,20 @@ def test_one_more_byte_in_the_same_place_changes_it(corpus: Path) -> None:
     os.utime(corpus / "corpus.jsonl", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert (corpus / "corpus.jsonl").stat().st_size == status.st_size
     assert fingerprint(corpus) != before
+
+
+def test_another_start_reads_no_text_again_and_finds_the_same(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verified, "JUST_CHANGED", -1e6)
+    before = fingerprint(corpus)
+
+    def refuse(file: object, name: str) -> None:
+        raise AssertionError("the text was read again")
+
+    monkeypatch.setattr(verified.hashlib, "file_digest", refuse)
+    assert fingerprint(corpus, seed=5) != before
+    assert fingerprint(corpus) == before
 
 
 def test_a_tokenizer_counts_by_its_bytes_and_not_by_its_place(corpus: Path) -> None:

@@ -1,9 +1,17 @@
-"""Prepared data and bases in a folder are what was stored there, and each file is hashed once."""
+"""Prepared data and bases in a folder are what was stored there, and each file is hashed once.
+
+So is a file that Pion did not write: the text to train on.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +20,7 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.errors import BadInput, PionError
 from pipeline.machine import verified
-from pipeline.machine.verified import checked_once
+from pipeline.machine.verified import HASHES, checked_once, hashed_once
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
 
@@ -133,3 +141,214 @@ def test_without_a_cache_folder_everything_is_hashed(
     for _ in range(2):
         workspace.bring("aa/bb")
     assert hashed.count(SHARD) == 2
+
+
+# ---------------------------------------------------------------- hashes of other files
+
+OLD = 10**18
+
+
+@pytest.fixture
+def record(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The record of hashes. Files that a test has just written are remembered, too."""
+    monkeypatch.setattr(verified, "JUST_CHANGED", -1e6)
+    return cache.with_name(HASHES)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "text").write_text("river")
+    os.utime(tmp_path / "text", ns=(OLD, OLD))
+    return tmp_path / "text"
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What was read to be hashed."""
+    contents: list[bytes] = []
+
+    def note(file: Any, name: str) -> Any:
+        contents.append(file.read())
+        return hashlib.new(name, contents[-1])
+
+    monkeypatch.setattr(verified.hashlib, "file_digest", note)
+    return contents
+
+
+def check_hash(path: Path) -> None:
+    """Hash as a new start does."""
+    with hashed_once() as sha256_of:
+        found = sha256_of(path)
+    assert found == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_again(path: Path) -> None:
+    path.write_text("rider")
+
+
+def write_again_and_set_the_time_back(path: Path) -> None:
+    path.write_text("rider")
+    os.utime(path, ns=(OLD, OLD))
+
+
+def replace_and_set_the_time_back(path: Path) -> None:
+    path.with_name("other").write_text("rider")
+    os.utime(path.with_name("other"), ns=(OLD, OLD))
+    path.with_name("other").replace(path)
+
+
+@pytest.mark.usefixtures("record")
+@pytest.mark.parametrize(
+    "change", [write_again, write_again_and_set_the_time_back, replace_and_set_the_time_back]
+)
+def test_a_file_is_read_once_and_again_after_a_change_that_keeps_its_size(
+    text: Path, read: list[bytes], change: Callable[[Path], None]
+) -> None:
+    check_hash(text)
+    check_hash(text)
+    assert read == [b"river"]
+    change(text)
+    check_hash(text)
+    check_hash(text)
+    assert read == [b"river", b"rider"]
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 1e6], ids=["a second ago", "now", "in the future"])
+def test_a_file_that_has_just_changed_is_not_remembered(
+    text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    status = text.stat()
+    os.utime(text, ns=(OLD, OLD + 10**9))
+    monkeypatch.setattr(verified.time, "time", lambda: status.st_ctime - seconds)
+    check_hash(text)
+    assert not cache.with_name(HASHES).exists()
+    monkeypatch.setattr(verified.time, "time", lambda: text.stat().st_ctime + 3.0)
+    check_hash(text)
+    assert cache.with_name(HASHES).exists()
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
+    text: Path, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.file_digest
+
+    def slowly(file: Any, name: str) -> Any:
+        found = digest(file, name)
+        text.write_text("rider")
+        return found
+
+    monkeypatch.setattr(verified.hashlib, "file_digest", slowly)
+    with hashed_once() as sha256_of:
+        assert sha256_of(text) == hashlib.sha256(b"river").hexdigest()
+    assert not record.exists()
+
+
+def damages(good: str) -> dict[str, bytes]:
+    ((key, entry),) = json.loads(good).items()
+    return {
+        "empty": b"",
+        "zeros": bytes(len(good)),
+        "cut short": good[:-9].encode(),
+        "not text": b"\xff\xfe",
+        "brackets": b"[" * 100_000,
+        "a list": b"[]",
+        "no stamps": json.dumps({key: ["x"]}).encode(),
+        "half a hash": json.dumps({key: entry[:-1]}).encode(),
+        "no hash": json.dumps({key: entry[:-64] + "x" * 64}).encode(),
+    }
+
+
+@pytest.mark.parametrize("damage", list(damages('{"a": "b"}')))
+def test_a_damaged_record_is_replaced(
+    text: Path, record: Path, read: list[bytes], damage: str
+) -> None:
+    check_hash(text)
+    good = record.read_text()
+    record.write_bytes(damages(good)[damage])
+    check_hash(text)
+    assert len(read) == 2
+    assert record.read_text() == good
+
+
+def take_its_place(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (record / "folder").mkdir(parents=True)
+
+
+def forbid_the_folder(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+
+
+def give_it_to_another_user(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = os.geteuid()
+    record.parent.mkdir(parents=True)
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+
+
+def fill_the_disk(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(known: object, file: Any) -> None:
+        file.write("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(verified.json, "dump", full)
+
+
+@pytest.mark.parametrize(
+    "trouble", [take_its_place, forbid_the_folder, give_it_to_another_user, fill_the_disk]
+)
+def test_without_a_record_each_start_hashes_and_none_fails(
+    text: Path,
+    record: Path,
+    read: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Callable[[Path, pytest.MonkeyPatch], None],
+) -> None:
+    trouble(record, monkeypatch)
+    check_hash(text)
+    check_hash(text)
+    assert len(read) == 2
+    assert not record.is_file()
+    assert not record.with_suffix(".part").exists()
+
+
+@pytest.mark.usefixtures("record")
+def test_two_starts_at_once_remember_the_files_of_both(text: Path, read: list[bytes]) -> None:
+    other = text.with_name("other")
+    other.write_text("other")
+    with hashed_once() as mine:
+        with hashed_once() as theirs:
+            theirs(other)
+        mine(text)
+    check_hash(text)
+    check_hash(other)
+    assert read == [b"other", b"river"]
+
+
+def test_a_start_that_is_interrupted_remembers_what_it_has_hashed(
+    text: Path, record: Path, read: list[bytes]
+) -> None:
+    def interrupted() -> None:
+        with hashed_once() as sha256_of:
+            sha256_of(text)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    check_hash(text)
+    assert len(read) == 1
+    assert record.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_files_used_last_are_remembered(
+    text: Path, record: Path, read: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verified, "MOST_HASHES", 2)
+    others = [text.with_name(name) for name in "abc"]
+    for path in others:
+        path.write_text(path.name)
+        check_hash(path)
+    assert len(json.loads(record.read_text())) == 2
+    check_hash(others[1])
+    check_hash(others[2])
+    assert len(read) == 3
+    check_hash(others[0])
+    assert len(read) == 4
