@@ -105,7 +105,8 @@ class Handler(BaseHTTPRequestHandler):
             query = "&".join(
                 f"{key}={quote(value)}" for key, value in self.query.items() if key != "cursor"
             )
-            link = f"{self.hub.url}{quote(self.route)}?{query}&cursor={start + size}"
+            host = self.hub.other_host if self.hub.links_elsewhere else self.hub.url
+            link = f"{host}{quote(self.route)}?{query}&cursor={start + size}"
             headers["Link"] = f'<{link}>; rel="next"'
         self.answer(items[start : start + size], 200, headers)
 
@@ -124,6 +125,8 @@ class Handler(BaseHTTPRequestHandler):
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token and token not in ROLES:
             raise Failure(401, "", "Invalid credentials in Authorization header")
+        if token and self.headers["Host"].startswith("localhost"):
+            raise Failure(400, "", "a token was sent to another host")
         self.token = token
 
     def must_write(self) -> None:
@@ -226,15 +229,12 @@ class Handler(BaseHTTPRequestHandler):
             headers["X-Linked-Etag"] = f'"{stored.etag}"'
             headers["X-Linked-Size"] = str(len(stored.content))
             if self.hub.cdn:
-                host = self.hub.url.replace("127.0.0.1", "localhost")
-                headers["Location"] = f"{host}/cdn/{stored.sha256}?signature=signed"
+                headers["Location"] = f"{self.hub.other_host}/cdn/{stored.sha256}?signature=signed"
                 self.answer(b"", 302, headers)
                 return
         self.send_content(stored.content, headers)
 
     def _cdn_object(self) -> None:
-        if self.token:
-            raise Failure(400, "", "a token was sent to another host")
         self.send_content(self.hub.blobs[self.parts["sha"]], {})
 
     def _lfs_object(self) -> None:

@@ -52,6 +52,8 @@ class HubServer:
     """`now` is the server's clock, and `date` the Date header of every answer.
     `commit_limit`: commits an hour that a repository takes, then 429.
     `cdn`: large files are downloaded from another host, as from the real Hub.
+    `links_elsewhere`: lists continue on another host, as no list of the real Hub does. A request to
+    another host that brings a token is refused.
     `granted`: the tokens that may read gated repositories.
     `ignores_parents`: a commit's parent may be anything, as on no real Hub. `scoped`: what the
     fine-grained token may do, as (type, name, permissions) of users, organisations and
@@ -68,6 +70,7 @@ class HubServer:
         self.date: Callable[[], str] = lambda: formatdate(self.now(), usegmt=True)
         self.commit_limit: int | None = None
         self.cdn = False
+        self.links_elsewhere = False
         self.ignores_parents = False
         self.granted: set[str] = set()
         self.scoped: list[tuple[str, str, list[str]]] = [("user", USER, ["repo.content.read"])]
@@ -149,6 +152,11 @@ class HubServer:
                     fault.times -= 1
                     return fault
         return None
+
+    @property
+    def other_host(self) -> str:
+        """The address of this server under another name."""
+        return self.url.replace("127.0.0.1", "localhost")
 
     def environment(self, home: Path, token: str | None = WRITE_TOKEN) -> dict[str, str]:
         """Return variables that make another process's Hub clients use this server."""

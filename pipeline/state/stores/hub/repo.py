@@ -15,6 +15,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    constants,
     hf_hub_url,
     set_client_factory,
 )
@@ -66,10 +67,12 @@ TIMEOUT = httpx.Timeout(120.0, connect=10.0)
 
 @functools.cache
 def set_up_client() -> None:
-    """Let requests time out when no byte arrives, and log only errors. Works once per process.
+    """Let requests time out when no byte arrives, send the token only to the Hub, and log only
+    errors. Works once per process.
 
-    By default the client waits forever, and its warning about a retried request shows the signed
-    address of an upload.
+    By default the client waits forever. It asks whatever host a page of a list names for the next
+    page, with the token. And its warning about a retried request shows the signed address of an
+    upload.
     """
     set_client_factory(_client)
     disable_progress_bars()
@@ -77,9 +80,12 @@ def set_up_client() -> None:
 
 
 def _client() -> httpx.Client:
-    """Return the default client, with time limits for requests that have none."""
+    """Return the default client, with time limits for requests that have none, and without the
+    token for other hosts."""
 
     def limit(request: httpx.Request) -> None:
+        if not _may_get_token(request.url):
+            request.headers.pop("Authorization", None)
         asked = request.extensions.get("timeout", {})
         request.extensions["timeout"] = {
             name: asked.get(name) or seconds for name, seconds in TIMEOUT.as_dict().items()
@@ -89,6 +95,15 @@ def _client() -> httpx.Client:
     hooks = client.event_hooks
     client.event_hooks = {**hooks, "request": [*hooks["request"], limit]}
     return client
+
+
+def _may_get_token(url: httpx.URL) -> bool:
+    """Return whether a request goes to the Hub: the one in HF_ENDPOINT, or huggingface.co, where a
+    mirror's lists may continue."""
+    at = httpx.URL(constants.ENDPOINT)
+    if (url.scheme, url.host, url.port) == (at.scheme, at.host, at.port):
+        return True
+    return url.scheme == "https" and f".{url.host}".endswith(".huggingface.co")
 
 
 class HubRepo:
