@@ -153,8 +153,12 @@ def _epoch(path: str) -> str | None:
 
 
 def known_runs(store: Store) -> str:
-    """Return a sentence that names the runs in a store, or the first of many."""
-    names = _names_of_folders(store)
+    """Return a sentence that names the runs in a store, or the first of many; or that there is too
+    much else."""
+    try:
+        names = _names_of_folders(store)
+    except BadInput as error:
+        return str(error)
     looked = names[:NAMED]
     there = read_all(partial(_may_be_run, store), looked)
     found = [name for name, is_run in zip(looked, there) if is_run]

@@ -140,7 +140,8 @@ class Store(Protocol):
         may be objects, sorted.
 
         What lies below them costs nothing: a remote store makes a request for every thousand names.
-        Raises BadInput if there are more than `MOST_NAMES`.
+        Raises BadInput if there are more than `MOST_NAMES`. Files count, except in a folder, where
+        they cost nothing.
         """
 
     def service_time(self) -> float | None:
@@ -199,12 +200,15 @@ def too_large(where: str, limit: int) -> Damaged:
     return damaged(where, f"it has more than {limit:,} bytes")
 
 
-def too_many_names(where: str) -> BadInput:
-    """Return the error for a place in a store with more than `MOST_NAMES` names."""
-    return BadInput(
-        f"{where} has more than {MOST_NAMES:,} files and folders of other things. Nothing was "
-        "changed. Keep runs under a name of their own, such as s3://bucket/runs."
-    )
+def check_count(names: int, where: str, better: str) -> None:
+    """Raise BadInput if a place in a store has more than `MOST_NAMES` names, with a better place
+    for runs."""
+    if names > MOST_NAMES:
+        raise BadInput(
+            f"{where} has more than {MOST_NAMES:,} files and folders, too many to find the runs "
+            "among them. Nothing was changed. A run is still found by its name. Keep runs apart "
+            f"from other things, for example in {better}."
+        )
 
 
 def is_run_name(name: str) -> bool:

@@ -25,6 +25,7 @@ from pipeline.state.stores.base import (
     Names,
     StoreError,
     WritesAtOnce,
+    check_count,
     check_key,
     is_key,
     too_large,
@@ -157,10 +158,13 @@ class FileStore(WritesAtOnce):
 
     def folders(self, prefix: str = "") -> Names:
         folder = self._path(prefix.rstrip("/")) if prefix else self.folder
+        names = []
         with explained("list", folder):
             try:
                 with os.scandir(folder) as children:
-                    names = [child.name for child in children if child.is_dir()]
+                    for child in filter(_is_folder, children):
+                        names.append(child.name)
+                        check_count(len(names), str(folder), f"{folder}/runs")
             except (FileNotFoundError, NotADirectoryError):
                 return []
         return sorted(name for name in names if is_key(name))
@@ -195,6 +199,13 @@ class FileStore(WritesAtOnce):
                     pending.append(Path(child.path))
                 else:
                     yield Path(child.path)
+
+
+def _is_folder(child: os.DirEntry[str]) -> bool:
+    try:
+        return child.is_dir()
+    except OSError:  # a link to itself, or to where this user may not look
+        return False
 
 
 def _size(data: Data) -> int:

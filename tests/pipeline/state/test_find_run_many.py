@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,16 +10,21 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.commands.status import show_runs, show_statuses
-from pipeline.state.find_run import known_runs, runs_in
+from pipeline.state.claim import claim_run
+from pipeline.state.find_run import known_runs, read_run, runs_in
 from pipeline.state.head import data_key
+from pipeline.state.run_state import RunState
 from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.shared.records import DataState, swap_state
-from pipeline.state.stores import FileStore, open_store
+from pipeline.state.stores import FileStore, Store, open_store
 from pipeline.state.stores import base as stores_base
+from tests.pipeline.conftest import Pion
 from tests.support.clock import FakeClock
 from tests.support.many_runs import write_runs
 from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.states import someone
 
+FINGERPRINT = "0f" * 32
 LISTS = re.compile(r"list-type=2.*[?&]prefix=([^& ]*)")
 
 
@@ -73,6 +79,31 @@ def test_a_run_whose_head_can_not_be_read_hides_no_other(
     assert "without-head" not in printed
 
 
+def test_a_run_without_head_among_many_hides_no_other(
+    here: Path, pion: Pion, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    store = FileStore(here / "runs")
+    names = write_runs(store, 200, 1)
+    lost = names.pop(100)
+    store.delete(f"{lost}/HEAD.json")
+    store.write(f"{lost}/metrics/pretrain/1/000000.jsonl", b"")
+    swap_state(store, FINGERPRINT, DataState("ab" * 16, 1, 0.0), None)
+    store.write(f"{data_key(FINGERPRINT, 'ab' * 16)}/shard", b"1")
+    assert list(runs_in(store)) == names
+    assert mark(store, [FINGERPRINT], time.clock()) == [FINGERPRINT]
+    time.sleep(3601)
+    assert delete_due(store, time.clock()) == ([FINGERPRINT], 1)
+    code, out, _ = pion("status")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == names
+    code, out, _ = pion("status", names[-1])
+    assert (code, out.splitlines()[0]) == (0, f"{names[-1]} in {store.url}")
+    code, _, error = pion("status", lost)
+    assert code == 2
+    assert f"{lost} has no HEAD.json, but work of a run lies there: metrics" in error
+
+
 def test_a_message_names_some_runs_of_many(tmp_path: Path) -> None:
     store = FileStore(tmp_path / "runs")
     write_runs(store, 60, 1)
@@ -81,16 +112,65 @@ def test_a_message_names_some_runs_of_many(tmp_path: Path) -> None:
     assert "run-0050" not in words
 
 
-def test_a_place_with_too_many_other_names_is_refused(
-    s3: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.state.stores.s3.store.MOST_NAMES", 10)
+@pytest.fixture
+def crowded(s3: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A bucket with a run among 15 photos. At most 10 names are looked through, 4 to a page."""
     monkeypatch.setattr(stores_base, "MOST_NAMES", 10)
     store = open_store(f"s3://{s3.bucket()}")
-    for number in range(11):
-        store.write(f"photo-{number}.jpg", b"")
-    with pytest.raises(BadInput, match="more than 10 files and folders of other things"):
+    for number in range(15):
+        store.write(f"photo-{number:02}.jpg", b"")
+    write_runs(store, 1, 2)
+    proxy.page_size = 4
+    proxy.requests.clear()
+    return store
+
+
+def test_a_place_with_too_many_other_names_is_refused_before_all_are_listed(
+    crowded: Store, proxy: FaultProxy
+) -> None:
+    with pytest.raises(BadInput, match=r"more than 10 files .* for example in s3://\S+/runs\."):
+        runs_in(crowded)
+    assert len(listed(proxy)) == 3
+
+
+def test_a_run_in_a_crowded_place_is_found_by_its_name(crowded: Store, proxy: FaultProxy) -> None:
+    state, head = read_run(f"{crowded.url}/run-0000")
+    assert (state.name, head.epoch) == ("run-0000", 1)
+    assert not listed(proxy)
+    claim_run(RunState(crowded, "new"), someone())
+    assert {prefix.partition("%2F")[0] for prefix in listed(proxy)} == {"new"}
+
+
+def test_a_wrong_name_in_a_crowded_place_is_called_that(crowded: Store) -> None:
+    with pytest.raises(BadInput, match=r"^no run 'run-000' in the store .* more than 10 files"):
+        read_run(f"{crowded.url}/run-000")
+
+
+def test_other_files_in_a_folder_cost_nothing_and_other_folders_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores_base, "MOST_NAMES", 10)
+    store = FileStore(tmp_path / "runs")
+    names = write_runs(store, 10, 1)
+    for number in range(20):
+        (store.folder / f"photo-{number}.jpg").touch()
+    assert list(runs_in(store)) == names
+    (store.folder / "eleventh").mkdir()
+    with pytest.raises(BadInput, match=r"more than 10 files .* for example in /\S+/runs/runs\."):
         runs_in(store)
+
+
+def test_a_link_that_leads_nowhere_hides_no_run(tmp_path: Path) -> None:
+    store = FileStore(tmp_path / "runs")
+    names = write_runs(store, 2, 1)
+    for name, target in (
+        ("itself", "itself"),
+        ("gone", "/nothing"),
+        ("file", "run-0000/HEAD.json"),
+    ):
+        (store.folder / name).symlink_to(target)
+    (store.folder / "linked").symlink_to("run-0001")
+    assert sorted(runs_in(store)) == ["linked", *names]
 
 
 class CountsHeads(FileStore):

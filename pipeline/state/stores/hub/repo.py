@@ -4,7 +4,6 @@ Requests that fail with transient errors are retried. Other errors become a `Sto
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -31,13 +30,7 @@ from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._http import default_client_factory
 
 from pion.errors import PionError
-from pipeline.state.stores.base import (
-    MOST_NAMES,
-    Missing,
-    StoreError,
-    too_large,
-    too_many_names,
-)
+from pipeline.state.stores.base import Missing, StoreError, check_count, too_large
 from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.hub import errors
 from pipeline.state.stores.retry import Retry, retrying
@@ -191,12 +184,14 @@ class HubRepo:
             tree = self.api.list_repo_tree(
                 self.repo_id, folder or None, revision=commit, repo_type=self.repo_type
             )
-            entries = list(itertools.islice(tree, MOST_NAMES + 1))
+            found = []
+            for number, entry in enumerate(tree, 1):
+                check_count(number, f"{self.url}/{folder}".rstrip("/"), "another repository")
+                if isinstance(entry, RepoFolder):
+                    found.append(entry.path.rpartition("/")[2])
+            return found
         except EntryNotFoundError:
             return []
-        if len(entries) > MOST_NAMES:
-            raise too_many_names(f"{self.url}/{folder}".rstrip("/"))
-        return [e.path.rpartition("/")[2] for e in entries if isinstance(e, RepoFolder)]
 
     def entries(self, commit: str, paths: Sequence[str]) -> dict[str, RepoFile]:
         """Return the files among `paths` at that commit, by path."""

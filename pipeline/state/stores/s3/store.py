@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pion.errors import BadInput, PionError
 from pion.untrusted import LARGEST_RECORD
 from pipeline.state.stores.base import (
-    MOST_NAMES,
     Conflict,
     Data,
     Entries,
@@ -28,10 +27,10 @@ from pipeline.state.stores.base import (
     Names,
     StoreError,
     WritesAtOnce,
+    check_count,
     check_key,
     is_key,
     too_large,
-    too_many_names,
 )
 from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.s3 import errors
@@ -207,8 +206,7 @@ class S3Store(WritesAtOnce):
         for names, count in self._pages(prefix, read, Delimiter="/"):
             found += names
             seen += count
-            if seen > MOST_NAMES:
-                raise too_many_names(f"{self.url}/{prefix}".rstrip("/"))
+            check_count(seen, f"{self.url}/{prefix}".rstrip("/"), f"{self.url}/runs")
         return sorted(name for name in found if is_key(name))
 
     def service_time(self) -> float | None:
