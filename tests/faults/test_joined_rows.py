@@ -13,7 +13,7 @@ import pytest
 from pipeline.state.rows import join, thin
 from pipeline.state.rows.join import Joiner
 from pipeline.state.rows.metrics import MetricsLog, read_all_metrics
-from pipeline.state.rows.row_types import Unreadable
+from pipeline.state.rows.row_types import Row, Unreadable
 from pipeline.state.rows.thin import ThinReader, step_count
 from pipeline.state.stores import FileStore, Store, StoreError
 from tests.faults.faulty_store import Crash, FaultyStore, When, crash, fail
@@ -57,9 +57,18 @@ def join_all(store: Store, time: FakeClock, epoch: int = 2) -> None:
     """Join as an owner does that lives for hours."""
     joiner = Joiner(store, FOLDER, epoch, time.clock(), lambda: None)
     for _ in range(3):
-        while joiner.step():
+        for _ in step_until_done(joiner):
             pass
         time.sleep(join.TRASH_SECONDS)
+
+
+def step_until_done(joiner: Joiner) -> Iterator[None]:
+    """Step until there is nothing to do, and yield after each step. Never without end."""
+    for _ in range(len(STEPS)):
+        if not joiner.step():
+            return
+        yield
+    raise AssertionError("the files are joined without end")
 
 
 def steps_in(store: Store) -> list[int]:
@@ -161,7 +170,88 @@ def test_a_page_that_looks_in_between_is_told_every_row_once(
     assert sum(map(step_count, reader.read())) == len(STEPS) + len(written)
 
 
-def test_a_joined_object_that_was_cut_short_counts_if_its_parts_are_gone(
+@pytest.mark.parametrize("jump", [-3600.0, -1e9, 3600.0, 1e9])
+def test_a_clock_that_is_set_deletes_no_part_early_and_keeps_none_for_ever(
+    store: FileStore, time: FakeClock, jump: float
+) -> None:
+    before = {entry.key for entry in store.list(FOLDER)}
+    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None)
+    for _ in step_until_done(joiner):
+        time.wall_ahead += jump
+    time.sleep(join.TRASH_SECONDS - 1)
+    time.wall_ahead += jump
+    joiner.step()
+    assert before <= {entry.key for entry in store.list(FOLDER)}
+    time.sleep(1)
+    for _ in step_until_done(joiner):
+        pass
+    left = before & {entry.key for entry in store.list(FOLDER)}
+    assert left == {f"{FOLDER}2/000030.jsonl"}  # not joined yet
+    assert steps_in(store) == STEPS
+
+
+def test_a_part_next_to_the_object_that_contains_it_counts_once_at_both_levels(
+    store: FileStore, time: FakeClock
+) -> None:
+    parts = {entry.key: store.read(entry.key) for entry in store.list(FOLDER)}
+    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None)
+    for _ in step_until_done(joiner):
+        parts |= {entry.key: store.read(entry.key) for entry in store.list(FOLDER)}
+    join_all(store, time)
+    assert len(store.list(FOLDER)) < len(parts) / 3
+    for key, content in parts.items():  # as a copy of the store that began before the parts went
+        store.write(key, content)
+        assert steps_in(store) == STEPS
+
+
+def test_a_joined_object_that_was_cut_short_is_named_if_its_parts_are_gone(
+    store: FileStore, time: FakeClock
+) -> None:
+    join_all(store, time)
+    joined = [e.key for e in store.list(FOLDER) if re.search(r"-\d-\d+\.jsonl", e.key)]
+    assert [re.search(r"\d/\d+-\d+", key)[0] for key in joined] == [  # type: ignore[index]
+        "1/000000-000016",
+        "2/000000-000024",
+        "2/000025-000029",
+    ]
+    for key, others in zip(joined, ([*range(17, 48)], [*range(17), *range(42, 48)])):
+        whole = store.read(key)
+        for size in (0, 1, len(whole) // 2, len(whole) - 1):
+            store.write(key, whole[:size])
+            for found in (rows_and_unreadable(store), thin_rows_and_unreadable(store)):
+                rows, unreadable = found
+                assert sum(map(step_count, rows)) == len(others)
+                assert {row["step"] for row in rows} <= {*others}
+                assert f"in {store.url}/{key}. Of 1 file, all rows" in str(unreadable.describe())
+        store.write(key, whole)
+        assert steps_in(store) == STEPS
+
+
+def test_thinned_rows_that_were_cut_short_anywhere_are_not_used(
+    store: FileStore, time: FakeClock
+) -> None:
+    join_all(store, time)
+    thin_files = [e.key for e in store.list(FOLDER) if e.key.endswith(".thin")]
+    assert len(thin_files) == 3
+    whole = store.read(thin_files[0])
+    for size in range(len(whole) - 1):  # without the end of its last line, it is whole
+        store.write(thin_files[0], whole[:size])
+        rows, unreadable = thin_rows_and_unreadable(store)
+        assert sum(map(step_count, rows)) == len(STEPS)
+        assert unreadable.count == 0
+
+
+def rows_and_unreadable(store: Store) -> tuple[list[Row], Unreadable]:
+    unreadable = Unreadable()
+    return read_all_metrics(store, "run", "pretrain", unreadable), unreadable
+
+
+def thin_rows_and_unreadable(store: Store) -> tuple[list[Row], Unreadable]:
+    unreadable = Unreadable()
+    return ThinReader(store, FOLDER, unreadable).read(), unreadable
+
+
+def test_a_joined_object_that_was_cut_short_is_joined_again_from_its_parts(
     store: FileStore, time: FakeClock
 ) -> None:
     joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None)

@@ -183,7 +183,7 @@ class RowReader:
         for segment, lines in zip(new, contents):
             self._read.add(segment.key)
             if lines is None:
-                self._unreadable.add(f"{self._store.url}/{segment.key}")
+                self._unreadable.add_file(f"{self._store.url}/{segment.key}")
             for line in lines or ():
                 if (known := hash(line)) in self._lines:
                     continue

@@ -38,16 +38,22 @@ Speed = Annotated[float, Ge(0), Lt(1e18)] | None
 class Unreadable:
     """Rows of metrics and events that were skipped: their number, and the file of the first.
 
-    A file that can't be read counts as one row.
+    A file that can't be read counts as one row. `files` is how many of the rows are such files.
     """
 
     count: int = 0
     first: str = ""
+    files: int = 0
 
     def add(self, where: str) -> None:
         """Count a row in the file `where`."""
         self.first = self.first or where
         self.count += 1
+
+    def add_file(self, where: str) -> None:
+        """Count a file of which no row can be read."""
+        self.add(where)
+        self.files += 1
 
     def describe(self) -> str | None:
         """Return a sentence about the skipped rows; None if there are none."""
@@ -56,6 +62,7 @@ class Unreadable:
         return (
             f"{counted(self.count, 'row')} of metrics and events could not be read. The first is "
             f"in {self.first}."
+            + (f" Of {counted(self.files, 'file')}, all rows are missing." if self.files else "")
         )
 
 

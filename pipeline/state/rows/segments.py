@@ -84,7 +84,7 @@ def found_in(
         if entry.key.endswith(".jsonl"):
             segment = parse(entry, folder)
             if segment is None:
-                unreadable.add(f"{url}/{entry.key}")
+                unreadable.add_file(f"{url}/{entry.key}")
             else:
                 found.append(segment)
     return found

@@ -224,7 +224,10 @@ class ThinReader:
             if thin is not None:
                 return thin
         lines = lines_of(self._store, segment.key)
-        rows = _rows_of(lines or ())
-        for _ in range(1 if lines is None else len({*lines}) - len(rows)):
+        if lines is None:
+            self._unreadable.add_file(f"{self._store.url}/{segment.key}")
+            return {}
+        rows = _rows_of(lines)
+        for _ in range(len({*lines}) - len(rows)):
             self._unreadable.add(f"{self._store.url}/{segment.key}")
         return rows
