@@ -17,7 +17,8 @@ from typing import Any
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import show, size
 from pipeline.job import STAGES
-from pipeline.models.bring import with_renamed_base
+from pipeline.models.bring import refuse_replaced, with_renamed_base
+from pipeline.state.checkpoints.hold import hold
 from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.find_run import open_run, read_run, refuse_remains
@@ -170,6 +171,7 @@ class _Copy:
 
     def run(self, head: Head, chosen: CheckpointEntry) -> Head:
         """Copy everything and return the HEAD of the new run."""
+        hold(self.source.store, self.source.key(chosen.key))
         before = [s for s in STAGES[: STAGES.index(chosen.stage)] if s in head.stages]
         self._copy_descriptions()
         copy_bases(self.source, self.target)
@@ -262,6 +264,7 @@ class _Copy:
         with scratch_workspace(Workspace(self.source.store, self.source.name)) as workspace:
             problem = check_entry(workspace, entry)
             if problem is not None:
+                refuse_replaced(self.source, entry.key)
                 raise BadInput(
                     f"The checkpoint {entry.key} of {self.source.name} can't be forked: {problem}. "
                     f"Nothing was forked. Fork at a different checkpoint: `pion checkpoints "

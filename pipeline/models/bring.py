@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pion.config.lora import RECORD, is_adapter, read_record
 from pion.errors import BadInput
+from pipeline.state.checkpoints.hold import hold
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.head import Head
@@ -23,14 +24,17 @@ def bring_model(run: RunState, head: Head, key: str) -> Path:
     is here.
 
     The base of an adapter is brought too if the run's store has it. Raises BadInput if files are
-    missing or damaged, or belong to another checkpoint than the one that `head` lists.
+    missing or damaged, or belong to another checkpoint than the one that `head` lists, and if the
+    run has replaced the checkpoint since.
     """
     workspace = Workspace(run.store, run.name)
+    hold(run.store, run.key(key))
     problem: str | None = f"{MODEL} differs from the file that HEAD lists"
     for entry in head.checkpoints:
         if entry.key == key:
             problem = check_entry(workspace, entry, but=OPTIMIZER)
     if problem is not None:
+        refuse_replaced(run, key)
         raise BadInput(
             f"The checkpoint {key} of run {run.name} is listed, but its files in {run.store.url} "
             f"can't be used: {problem}. Check all checkpoints: "
@@ -43,6 +47,21 @@ def bring_model(run: RunState, head: Head, key: str) -> Path:
     if base.startswith(f"{BASES}/"):
         bring_base(run.store, base.removeprefix(f"{BASES}/"))
     return workspace.folder(key)
+
+
+def still_listed(run: RunState, key: str) -> bool:
+    """Return whether HEAD lists the checkpoint `key` now. Raises `StoreError`."""
+    head = run.read()
+    return head is not None and any(entry.key == key for entry in head.checkpoints)
+
+
+def refuse_replaced(run: RunState, key: str) -> None:
+    """Raise BadInput if HEAD has ceased to list the checkpoint `key`."""
+    if not still_listed(run, key):
+        raise BadInput(
+            f"The run {run.name} has replaced its checkpoint {key} by a newer one while this "
+            "command read it. Nothing was changed. Run the same command again."
+        )
 
 
 def _bring_base(run: RunState, key: str) -> None:

@@ -16,6 +16,7 @@ from pipeline.console.messages import Note, Say
 from pipeline.job import Job
 from pipeline.job.train_sections import Sft
 from pipeline.machine.core_waits import Times, core_times, waited_share
+from pipeline.state.checkpoints.hold import STAYS, deletes_early
 from pipeline.state.head import TRASH_SECONDS, CheckpointEntry, Head
 from pipeline.state.workspace import Workspace
 
@@ -83,18 +84,13 @@ class Advice:
         if self._said_disk or step >= entry.step or left <= 0:
             return
         seconds = max(now - at, 1e-3)
-        saves = 1
-        if not workspace.remote:  # else, a copy on this machine is deleted when it is replaced
-            saves = min(math.ceil(left / (entry.step - step)), math.ceil(TRASH_SECONDS / seconds))
-            # What was replaced in the last hour is deleted in the next.
-            saves -= sum(item.key.startswith("checkpoints/") for item in head.trash)
+        saves, later = _growth(head, workspace, math.ceil(left / (entry.step - step)), seconds)
         folder = workspace.folder(entry.key)
         free = shutil.disk_usage(folder).free
         fits = free // max(1, entry.bytes)
-        if fits >= max(1, saves):
+        if fits >= saves:
             return
         self._said_disk = True
-        later = "" if workspace.remote else ", and a replaced one is deleted an hour later"
         text = (
             f"warning: the disk of {folder} has {size(free)} free. A checkpoint takes "
             f"{size(entry.bytes)}, one is saved every {duration(seconds)}{later}. The disk holds "
@@ -103,6 +99,20 @@ class Advice:
             f"{max(60, 60 * math.ceil(seconds / 20))}."
         )
         self._say(Note(text))
+
+
+def _growth(head: Head, workspace: Workspace, saves: int, seconds: float) -> tuple[int, str]:
+    """Return how many of the next `saves`, one each `seconds`, need room that is free now, and what
+    becomes of replaced checkpoints."""
+    if workspace.remote:  # a copy on this machine is deleted when it is replaced
+        return 1, ""
+    replaced = sum(item.key.startswith("checkpoints/") for item in head.trash)
+    if deletes_early(workspace.store, workspace.run):
+        later = f", and {STAYS} replaced ones stay for those who read them"
+        return max(0, min(saves, STAYS) - replaced), later
+    # What was replaced in the last hour is deleted in the next.
+    needed = min(saves, math.ceil(TRASH_SECONDS / seconds)) - replaced
+    return max(1, needed), ", and a replaced one is deleted an hour later"
 
 
 # ---------------------------------------------------------------- other programs use the cores

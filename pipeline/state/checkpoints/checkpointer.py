@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -305,6 +305,7 @@ class Checkpointer:
         step = self._uploader.snapshot.state["step"]
         key = checkpoint_key(self.series.stage, step, claim.epoch)
         entry = pending.uploaded_as(key)
+        deleted = delete_due(claim)  # first, because the disk may need the room
         if entry is None:
             self._look_for_landed()
             # While the store is down, saves accumulate on this disk. Only the latest is needed.
@@ -314,12 +315,12 @@ class Checkpointer:
             pending.uploaded(entry)
         if self._metrics is not None:
             self._metrics.flush()
-        return entry, self._commit(entry)
+        return entry, self._commit(entry, deleted)
 
-    def _commit(self, entry: CheckpointEntry) -> Head:
-        """List `entry` in HEAD, and unlist the checkpoints that are no longer kept."""
+    def _commit(self, entry: CheckpointEntry, deleted: Collection[str]) -> Head:
+        """List `entry` in HEAD, and unlist the checkpoints that are no longer kept, and the trash
+        that was `deleted`."""
         claim = self._claim
-        deleted = delete_due(claim)
         # On the Hub, this commit includes the staged files of saves that were given up. If we
         # dropped these files and the commit of such a save landed later, its checkpoint would be
         # empty.

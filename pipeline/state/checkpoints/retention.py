@@ -1,8 +1,9 @@
 """Decide which checkpoints a run keeps, and which one is evaluated and published.
 
 The others are deleted without disturbing readers: a checkpoint is first removed from HEAD's list,
-and its folder is marked as trash. Its files are deleted an hour later. A checkpoint that HEAD lists
-is never deleted.
+and its folder is marked as trash. Its files are deleted an hour later. In a store on this machine's
+own disk, only the newest of these folders stays that long, and those that a reader holds. A
+checkpoint that HEAD lists is never deleted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
+from pipeline.state.checkpoints.hold import deletes_early, unless_held
 from pipeline.state.claim import Claim
 from pipeline.state.head import TRASH_SECONDS, CheckpointEntry, Head
 from pipeline.state.stores import StoreError
@@ -72,22 +74,37 @@ def delete_due(claim: Claim) -> list[str]:
 
     A StoreError is only logged: trash that stays only costs space.
     """
-    now = claim.state.clock.now()
+    now, state = claim.state.clock.now(), claim.state
     listed = claim.head.listed()
-    due = [t.key for t in claim.head.trash if t.not_before <= now and t.key not in listed]
-    if not due:
+    trash = [item for item in claim.head.trash if item.key not in listed]
+    due = [item.key for item in trash if item.not_before <= now]
+    # The newest one stays: somebody may have read just now that HEAD lists it.
+    replaced = [item for item in trash if item.key.startswith("checkpoints/")][:-1]
+    early = [item.key for item in replaced if item.not_before > now]
+    if early and not deletes_early(state.store, state.name):
+        early = []
+    if not due and not early:
         return []
     claim.check()
     try:
         for key in due:
-            files = [entry.key for entry in claim.store.list(claim.state.key(key + "/"))]
-            # The manifest first: a checkpoint without a manifest is visibly incomplete.
-            for file in sorted(files, key=lambda name: not name.endswith("/manifest.json")):
-                claim.store.delete(file)
+            _delete_folder(claim, key)
+        for key in early:
+            with unless_held(state.store, state.key(key)) as free:
+                if free:
+                    _delete_folder(claim, key)
+                    due.append(key)
     except StoreError as error:
         _log.warning("Old checkpoints were not removed: %s", error)
         return []
     return due
+
+
+def _delete_folder(claim: Claim, key: str) -> None:
+    files = [entry.key for entry in claim.store.list(claim.state.key(key + "/"))]
+    # The manifest first: a checkpoint without a manifest is visibly incomplete.
+    for file in sorted(files, key=lambda name: not name.endswith("/manifest.json")):
+        claim.store.delete(file)
 
 
 def sweep_abandoned(claim: Claim) -> list[str]:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from pipeline.commands import checkpoints
+from pipeline.state.claim import claim_run
+from pipeline.state.head import CheckpointEntry
+from pipeline.state.workspace import Workspace
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
+from tests.support.states import someone
 
 
 def test_checkpoints_as_json_have_the_documented_fields(here: Path, pion: Pion) -> None:
@@ -35,3 +42,21 @@ def test_verifying_finds_a_damaged_checkpoint(here: Path, pion: Pion) -> None:
     assert "model.safetensors" in damaged
     code, out, _ = pion("checkpoints", "demo", "--verify", "--json")
     assert [row["verified"] for row in json.loads(out)] == [True, False, True]
+
+
+def test_a_checkpoint_that_the_run_replaces_meanwhile_is_not_called_damaged(
+    here: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(here / "runs")
+    replaced = "checkpoints/pretrain/10-1"
+
+    def replace(workspace: Workspace, entry: CheckpointEntry) -> str | None:
+        if entry.key == replaced:
+            claim_run(run, someone()).commit(lambda head: head.without_checkpoints([replaced], 0.0))
+            return "manifest.json is missing"
+        return None
+
+    monkeypatch.setattr(checkpoints, "check_entry", replace)
+    code, out, _ = pion("checkpoints", "demo", "--verify", "--json")
+    assert code == 0
+    assert [row["step"] for row in json.loads(out)] == [5, 20]

@@ -24,6 +24,7 @@ from pipeline.run.stage_plan import (
 )
 from pipeline.run.start import Options
 from pipeline.state.checkpoints.checkpointer import Checkpointer
+from pipeline.state.checkpoints.hold import unless_held
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.checkpoints.retention import sweep_abandoned
 from pipeline.state.claim import claim_run
@@ -101,6 +102,12 @@ def test_by_default_a_run_is_forked_at_its_newest_checkpoint(source: RunState) -
     assert head.stages["pretrain"].checkpoint == "checkpoints/pretrain/20-1"
     assert head.stages["pretrain"].result == {"steps": 20}
     assert problems(new) == [None, None]
+
+
+def test_what_is_forked_is_held_while_it_is_copied(source: RunState) -> None:
+    fork(source, at=10)
+    with unless_held(source.store, source.key("checkpoints/pretrain/10-1")) as free:
+        assert not free
 
 
 def test_a_fork_at_a_step_leaves_out_what_came_after_it(source: RunState) -> None:

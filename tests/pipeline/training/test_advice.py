@@ -12,6 +12,7 @@ from pipeline.console.messages import Note, Shown
 from pipeline.state.head import Head
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
+from pipeline.training import advice
 from pipeline.training.advice import Advice
 from tests.support.jobs import tiny_job
 from tests.support.states import an_entry
@@ -64,6 +65,13 @@ def test_a_held_out_loss_that_rises_three_times_in_a_row_is_said_once(
     assert f"train less (pretrain.steps=20). The lowest was 2.0000 at step 20. {best}" in note
 
 
+@pytest.fixture
+def shared_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the store be on a disk that other machines read, too."""
+    monkeypatch.setattr(advice, "deletes_early", lambda store, run: False)
+
+
+@pytest.mark.usefixtures("shared_disk")
 def test_a_disk_that_will_not_hold_the_next_saves_is_said_once_before_it_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +86,7 @@ def test_a_disk_that_will_not_hold_the_next_saves_is_said_once_before_it_is_full
     assert "checkpoint.every_seconds, such as 180." in note
 
 
+@pytest.mark.usefixtures("shared_disk")
 def test_saves_that_are_deleted_in_time_make_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,3 +96,18 @@ def test_saves_that_are_deleted_in_time_make_room(
     assert said.notes == []
     said.saved(20, free=10**8, head=Head().with_trash(replaced, 0.0))
     assert len(said.notes) == 1
+
+
+def test_a_disk_of_this_machine_needs_room_for_two_replaced_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Said(tmp_path, monkeypatch)
+    said.saved(10, free=2 * 10**9)
+    one = Head().with_trash(["checkpoints/pretrain/10-1"], 0.0)
+    said.saved(20, free=10**9, head=one)
+    two = one.with_trash(["checkpoints/pretrain/20-1"], 0.0)
+    said.saved(30, free=0, head=two)  # the next save deletes step 10 before it writes
+    assert said.notes == []
+    said.saved(40, free=10**8, head=one)
+    (note,) = said.notes
+    assert "saved every 1 min 00 s, and 2 replaced ones stay for those who read them. " in note
