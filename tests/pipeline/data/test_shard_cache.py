@@ -132,6 +132,24 @@ def test_the_shards_needed_next_are_fetched_before_they_are_asked_for(tmp_path: 
     assert set(downloads.names) == set(ahead)
 
 
+def test_a_shard_that_is_needed_waits_for_no_other_download(tmp_path: Path) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def hold_back(name: str) -> None:
+        if name == slow.name:
+            began.set()
+            assert go_on.wait(PATIENCE_SECONDS)
+
+    slow, needed = a_shard(0), a_shard(1)
+    cache = ShardCache(tmp_path, 3 * BYTES, Downloads(hold_back))
+    cache.want([slow, needed])
+    assert began.wait(PATIENCE_SECONDS)
+    assert cache.path_of(needed).exists()
+    assert cached_bytes(tmp_path) == BYTES
+    go_on.set()
+    cache.close()
+
+
 def test_a_shard_in_the_window_is_never_evicted(tmp_path: Path) -> None:
     downloads = Downloads()
     cache = ShardCache(tmp_path, 2 * BYTES, downloads)
