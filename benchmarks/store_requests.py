@@ -174,12 +174,12 @@ def large_save() -> dict[str, float]:
     return {**kinds, "dollars": dollars(kinds)}
 
 
-def measure(log_path: Path, bucket: str, folder: Path) -> dict[str, object]:
+def measure(log_path: Path, bucket: str, folder: Path) -> dict[str, dict[str, float]]:
     store = f"store=s3://{bucket}/runs"
     log = Log(log_path, bucket)
     run = ["run", JOB, store, f"checkpoint.every_seconds={SAVE_SECONDS}", "--until"]
     finish(*run, "prepare", cache=folder / "first")
-    found: dict[str, object] = {"prepare": counted(log.take())}
+    found = {"prepare": counted(log.take())}
     train_until_killed([*run, "pretrain"], folder / "first", log)
     finish(*run, "pretrain", cache=folder / "second")
     asked = log.take()
