@@ -5,12 +5,14 @@ Also work that is done in a child, so that what the work imports is not kept in 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from pion.errors import PionError
@@ -52,43 +54,91 @@ def _is_secret(name: str, value: str) -> bool:
 
 T = TypeVar("T")
 
-_lock = threading.Lock()
-_child: ProcessPoolExecutor | None = None
+_turn = threading.Lock()  # held by who asks the child
+_counting = threading.Lock()
 _waiting = 0
+_child: tuple[BaseProcess, Connection] | None = None
 
 
 def in_child(work: Callable[..., T], *values: Any) -> T:
     """Return `work(*values)`, both of which a child process can unpickle.
 
-    All threads share one child, which ends when nobody waits for it. Raises what `work` raises, and
-    PionError if the child dies.
+    All threads share one child, by turns. It ends when nobody waits for it, and the next child
+    starts after that, so that there are never two. Raises what `work` raises, and PionError if the
+    child dies.
     """
-    global _child, _waiting
-    with _lock:
-        if _child is None:
-            spawn = multiprocessing.get_context("spawn")
-            _child = ProcessPoolExecutor(1, spawn, initializer=_forget_secrets)
-        child = _child
+    global _waiting
+    with _counting:
         _waiting += 1
     try:
-        return child.submit(work, *values).result()
-    except BrokenProcessPool as error:
-        with _lock:
-            _child = None if _child is child else _child
-        raise PionError(
-            f"a child process of pion ended before it had an answer ({error}). Its memory may have "
-            "run out. Nothing was changed, and it is tried again."
-        ) from error
+        with _turn:
+            done, answer = _ask(work, values)
     finally:
-        with _lock:
+        with _counting:
             _waiting -= 1
-            if _waiting == 0 and _child is not None:
-                _child.shutdown(wait=False)
-                _child = None
+            if _waiting == 0:
+                _end_child()
+    if not done:
+        raise answer
+    result: T = answer
+    return result
 
 
-def _forget_secrets() -> None:
-    """Keep only the keys of stores in the environment of this child."""
+def _ask(work: Callable[..., Any], values: Sequence[Any]) -> tuple[bool, Any]:
+    """Return whether the child has an answer, and the answer, or else what was raised."""
+    global _child
+    _child = _child or _start_child()
+    process, pipe = _child
+    try:
+        pipe.send((work, values))
+        said: tuple[bool, Any] = pipe.recv()
+    except (EOFError, OSError) as error:
+        _end_child()
+        raise PionError(
+            "a child process of pion ended before it had an answer (exit code "
+            f"{process.exitcode}). Its memory may have run out. Nothing was changed, and it is "
+            "tried again."
+        ) from error
+    except BaseException:  # after Ctrl-C, the answer would be taken for that of the next question
+        process.kill()
+        _end_child()
+        raise
+    return said
+
+
+def _start_child() -> tuple[BaseProcess, Connection]:
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=_answer, args=(there,), daemon=True)
+    process.start()
+    there.close()  # so that reading fails once the child is dead
+    return process, here
+
+
+def _end_child() -> None:
+    """Wait until the child has ended."""
+    global _child
+    if _child is not None:
+        process, pipe = _child
+        pipe.close()
+        process.join()
+        _child = None
+
+
+def _answer(pipe: Connection) -> None:
+    """Answer questions until the parent has no more, or is dead. The child calls this.
+
+    Keep only the keys of stores in the environment. Leave Ctrl-C to the parent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     kept = without_secrets(*S3, *HUB)
     for name in os.environ.keys() - kept.keys():
         del os.environ[name]
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            work, values = pipe.recv()
+            try:
+                said = True, work(*values)
+            except Exception as error:  # raised again in the parent
+                said = False, error
+            pipe.send(said)

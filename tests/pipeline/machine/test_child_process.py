@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -150,3 +154,39 @@ def test_the_child_has_only_the_keys_of_stores(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RUNPOD_API_KEY", "rpa_1234567890")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-key")
     assert in_child(keys) == {"AWS_SECRET_ACCESS_KEY"}
+
+
+def test_a_child_has_ended_before_the_next_one_may_start() -> None:
+    for _ in range(3):
+        in_child(os.getpid)
+        assert multiprocessing.active_children() == []
+
+
+def say_and_hang(folder: str) -> None:
+    Path(folder, "new").write_text(str(os.getpid()))
+    Path(folder, "new").rename(Path(folder, "pid"))
+    threading.Event().wait(PATIENCE_SECONDS)
+
+
+HANGS = """
+import sys
+from pipeline.machine.child_process import in_child
+from tests.pipeline.machine.test_child_process import say_and_hang
+
+in_child(say_and_hang, sys.argv[1])
+"""
+
+
+def test_ctrl_c_waits_for_no_child_and_leaves_none(tmp_path: Path) -> None:
+    command = ["env", "--default-signal=INT", sys.executable, "-c", HANGS, str(tmp_path)]
+    parent = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until((tmp_path / "pid").exists, "the child")
+        child = int((tmp_path / "pid").read_text())
+        os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: the child gets it, too
+        _, said = parent.communicate(timeout=PATIENCE_SECONDS / 2)
+    finally:
+        parent.kill()
+        parent.wait(PATIENCE_SECONDS)
+    assert said.count("Traceback") == 1, "the child says nothing"
+    assert not Path(f"/proc/{child}").exists()
