@@ -179,16 +179,11 @@ class Reached(NamedTuple):
 
 
 def on_demand_machines(
-    job: Job, sky_yaml: SkyYaml, head: Head | None, known: Known | None = None
+    job: Job, sky_yaml: SkyYaml, head: Head | None, known: Known
 ) -> list[OnDemand]:
     """Return the on-demand entries of a YAML, in their order, with the job's work that is left
-    after `head`.
-
-    Without `known`, speeds are read where plans find them. Imports torch.
+    after `head`. Imports torch.
     """
-    from pipeline.rent.plan.speeds import known_speeds
-
-    known = known_speeds(job) if known is None else known
     left = share_left(job, digest_job(job), head)
     entries = [candidate for candidate in sky_yaml.candidates if not candidate.use_spot]
     return [_machine(job, entry, sky_yaml.num_nodes, left, known) for entry in entries]

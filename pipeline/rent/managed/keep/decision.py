@@ -13,11 +13,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
-from pipeline.job.digest import Digests, digest_job
+from pipeline.job.digest import Digests, digest_job, model_inputs
 from pipeline.machine.child_process import in_child
 from pipeline.rent.deadline.policy import Action, Market, Seen, State, Terms, decide
 from pipeline.rent.deadline.times import (
@@ -53,8 +54,8 @@ from pipeline.state.notes.deadline import RunDeadline
 from pipeline.state.notes.watcher_beat import Saw
 from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.speeds import PastSpeed, read_train_speeds
 from pipeline.state.status.recorded_job import recorded_job
-from pipeline.state.stores import open_store
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,10 @@ def _options(
     return [*mine[:1], *(option for option in options if option not in mine[:1])]
 
 
-# Speeds, boots and saves are measured again after so many seconds.
+# What a run has measured is read again every so many seconds.
 MEASURE_SECONDS = 600.0
+# And prices, and results of `pion bench`.
+PRICE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,7 @@ class Plan:
 
     Attributes:
         on_demand: the on-demand machines that could do the rest of `job`, in the order of the YAML.
+        timed: their times when these were found out.
         measured: what the run has measured.
         of_job: the digest of the run's job file; None before the first claim.
         at: when all this was read, by the monotonic clock.
@@ -174,9 +178,32 @@ class Plan:
     job: Job
     digests: Digests
     on_demand: Sequence[OnDemand]
+    timed: Timed
     measured: Measured
     of_job: str | None
     at: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the times of on-demand machines depend on, apart from prices and results of `pion
+    bench`: the job, the `resources` and the number of nodes, the stages that are left, and the
+    speeds of past runs."""
+
+    job: Job
+    resources: Any
+    num_nodes: int
+    stages: frozenset[str]
+    past: Sequence[PastSpeed]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The answer to a question, which was asked `at` (by the monotonic clock)."""
+
+    question: Question
+    at: float
+    machines: Sequence[OnDemand]
 
 
 def read_plan(state: RunState, look: Look, known: Plan | None) -> Plan | None:
@@ -191,23 +218,44 @@ def read_plan(state: RunState, look: Look, known: Plan | None) -> Plan | None:
     now, of_job = state.clock.monotonic(), look.head.job if look.head else None
     if known is not None:
         same = (known.like.id, known.of_job) == (like.id, of_job)
-        if look.stale or (same and now - known.at < MEASURE_SECONDS):
+        if look.stale or (same and not _is_due(MEASURE_SECONDS, known.at, now)):
             return known
     machines, job = machines_of(like), _job(state, look.head, like)
-    if "torch" in sys.modules:
-        on_demand = on_demand_machines(job, machines, look.head)
-    else:  # torch would take 600 MB for as long as the run is watched
-        on_demand = in_child(_on_demand, state.store.url, state.name, look.head, like)
-    events = read_events(state.store, state.name) if look.head is not None else []
-    return Plan(
-        like, machines, job, digest_job(job), on_demand, measured_in(events), of_job, at=now
+    digests = digest_job(job)
+    left = share_left(job, digests, look.head)
+    question = Question(
+        job,
+        machines.config["resources"],
+        machines.num_nodes,
+        frozenset(stage for stage, share in left.items() if share > 0),
+        read_train_speeds(state.store, model_inputs(job.model_config_resolved())),
     )
+    timed = known.timed if known is not None else None
+    if timed is None or timed.question != question or _is_due(PRICE_SECONDS, timed.at, now):
+        values = job, machines, look.head, question.past
+        # torch would take 600 MB for as long as the run is watched.
+        here = "torch" in sys.modules
+        found = time_machines(*values) if here else in_child(time_machines, *values)
+        timed = Timed(question, now, found)
+    on_demand = [replace(machine, left=left) for machine in timed.machines]
+    events = read_events(state.store, state.name) if look.head is not None else []
+    return Plan(like, machines, job, digests, on_demand, timed, measured_in(events), of_job, at=now)
 
 
-def _on_demand(url: str, name: str, head: Head | None, like: ManagedJob) -> list[OnDemand]:
-    """Return the on-demand machines of the job `like` of a run. A child process calls this."""
-    job = _job(RunState(open_store(url), name), head, like)
-    return on_demand_machines(job, machines_of(like), head)
+def _is_due(seconds: float, last: float, now: float) -> bool:
+    """Return whether what is done every `seconds` is due. It is due for all rentals of a process at
+    the same time, so that they share a child process."""
+    return last // seconds != now // seconds
+
+
+def time_machines(
+    job: Job, machines: SkyYaml, head: Head | None, past: Sequence[PastSpeed]
+) -> list[OnDemand]:
+    """Return the on-demand machines with the job's work that is left after `head`. Imports torch,
+    and asks no store, so that a store that hangs does not hold up who shares the child."""
+    from pipeline.rent.plan.speeds import Known, bench_results
+
+    return on_demand_machines(job, machines, head, Known(past, bench_results(())))
 
 
 def _job(state: RunState, head: Head | None, like: ManagedJob) -> Job:

@@ -18,13 +18,20 @@ from pipeline.rent.managed import watch, watch_many
 from pipeline.rent.managed.names import rental_name
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import Pod
+from pipeline.rent.managed.provider.recorded_task import MACHINES, machines_in_words
 from pipeline.rent.managed.watch_many import SharedSays
+from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
+from pipeline.state.notes.deadline import RunDeadline, change_deadline
+from pipeline.state.owner import Author
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
+from tests.pipeline.rent.conftest import SkyHome
+from tests.pipeline.rent.managed.keep.test_keeper_deadline import MIXED
 from tests.support import waiting
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import JOB, FakeProvider
+from tests.support.jobs import TINY
 from tests.support.states import someone
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -280,31 +287,60 @@ def test_ctrl_c_names_all_that_continues(
 
 
 MEMORY = """
-import sys, threading
+import sys
 from pathlib import Path
 from benchmarks.memory import resident
 from pipeline.rent.managed import watch, watch_many
+from pipeline.rent.managed.keep import decision
 from pipeline.rent.skypilot import sky_module
 from pipeline.state.stores import FileStore
-from tests.pipeline.rent.managed.test_watch_many import Rentals
+from tests.pipeline.rent.managed.test_watch_many import Rentals, set_deadline, task_with_deadline
 
 sky_module()  # as the real provider does
 rentals = Rentals(FileStore(Path(sys.argv[1])))
 runs = [rentals.rent(f"run-{n}") for n in range(100)]
+for run in runs:
+    rentals.provider.change(int(run.name[4:]) + 1, task=task_with_deadline(run, *sys.argv[2:]))
+    set_deadline(run)
 watch.POLL_SECONDS = watch_many.POLL_SECONDS = 0.5
+decision.MEASURE_SECONDS = 0.1  # so each look finds out whether there is something to time
+asked = []
+def count(*values):
+    asked.append(values)
+    return in_child(*values)
+in_child, decision.in_child = decision.in_child, count
 def end():
-    if rentals.calls > 3:
+    if rentals.calls > 3 and len(asked) >= len(runs) or rentals.calls > 99:
         for run in runs:
             rentals.end(run)
 rentals.each_call = end
 code = rentals.watch(*runs)
-print(code, rentals.calls, resident("VmHWM") // 2**20, "torch" in sys.modules)
+print(code, len(asked), resident("VmHWM") // 2**20, "torch" in sys.modules)
 """
 
 
-def test_a_hundred_rentals_take_less_than_300_mb(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", MEMORY, str(tmp_path / "runs")]
-    said = waiting.run_to_end(command, check=True).stdout
-    code, _calls, megabytes, torch = said.splitlines()[-1].split()
-    assert (code, torch) == ("0", "False")
+def set_deadline(run: RunState) -> None:
+    """Set a deadline so far away that spot is waited for."""
+    now = run.clock.now()
+    record = RunDeadline(now + 1e6, 1800.0, now, Author.me(), "pion deadline")
+    change_deadline(run, lambda old: record)
+
+
+def task_with_deadline(run: RunState, machines: str, job: str) -> str:
+    """Return the task of a rental that keeps a deadline with the machines of that YAML."""
+    envs = {"JOB": job, "PION_SPOT": "1", "PION_LAUNCH_ID": "first"}
+    envs[MACHINES] = machines_in_words(read_sky_yaml(machines).candidates)
+    return task(run, **envs)
+
+
+def test_a_hundred_deadlines_take_less_than_300_mb_and_each_is_timed_once(
+    sky_home: SkyHome, tmp_path: Path
+) -> None:
+    machines, job = sky_home.yaml(MIXED), tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump(TINY))
+    paths = map(str, (tmp_path / "runs", machines, job))
+    said = waiting.run_to_end([sys.executable, "-c", MEMORY, *paths], check=True).stdout
+    code, asked, megabytes, torch = said.splitlines()[-1].split()
+    assert (code, torch) == ("0", "False"), "torch is only in the child"
+    assert asked == "100"
     assert int(megabytes) < 300
