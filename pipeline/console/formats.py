@@ -21,7 +21,8 @@ def printable(text: str) -> str:
 
 def show(text: str) -> None:
     """Print text that may come from a store, a model or a job, without control characters."""
-    print(printable(text), flush=True)
+    # In one piece. Otherwise the end of the line may come after a line of another thread.
+    print(printable(text) + "\n", end="", flush=True)
 
 
 def duration(seconds: float) -> str:

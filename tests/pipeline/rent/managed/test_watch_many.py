@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import yaml
 
 from pion.errors import BadInput, PionError
 from pipeline.cli import main
+from pipeline.console.formats import show
 from pipeline.rent.managed import watch, watch_many
 from pipeline.rent.managed.names import rental_name
 from pipeline.rent.managed.provider.jobs import ManagedJob
@@ -197,6 +199,20 @@ def test_skypilot_is_asked_once_for_all_looks_of_ten_seconds(time: FakeClock) ->
             provider.down = False
             asked.pop()
             time.sleep(watch_many.POLL_SECONDS)
+
+
+def test_a_line_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads of several rentals write lines at the same time."""
+    written: list[str] = []
+
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    show("first  is done")
+    assert [text for text in written if text] == ["first  is done\n"]
 
 
 def test_a_run_that_is_not_rented_is_refused_before_any_is_watched(
