@@ -20,7 +20,7 @@ from pipeline.rent.managed.provider.recorded_task import variable_of
 from pipeline.rent.managed.provider.task import RUN
 from pipeline.rent.managed.rentals import NAMED
 from pipeline.rent.managed.request import rental_lock
-from pipeline.rent.managed.watch import POLL_SECONDS, Watcher
+from pipeline.rent.managed.watch import POLL_SECONDS, Told, Watcher, time_of_day
 from pipeline.state.find_run import open_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store
@@ -106,30 +106,39 @@ class SharedSays:
     """Asks SkyPilot and RunPod once for all rentals that look within POLL_SECONDS.
 
     A watcher looks again POLL_SECONDS after it has acted, so what it is told is newer than its act.
-    An error is told to all of them, too.
+    An error is raised for all of them, too, and said once.
     """
 
     def __init__(self, provider: Provider, clock: Clock) -> None:
-        self._provider, self._monotonic = provider, clock.monotonic
+        self._provider, self._clock = provider, clock
         self._lock = threading.Lock()
         self._at: float | None = None
-        self._said: Says | PionError = (None, ())
+        self._said: Says | Told = (None, ())
+        self._trouble = ""
 
     def __call__(self, name: str) -> Says:
         """Return what was said of the rental `name`: all pods, and its managed jobs."""
         with self._lock:
-            now = self._monotonic()
+            now = self._clock.monotonic()
             if self._at is None or now - self._at >= POLL_SECONDS:
-                try:
-                    self._said = self._provider.says(None)
-                except PionError as error:
-                    self._said = error
+                self._said = self._ask()
                 self._at = now
             said = self._said
-        if isinstance(said, PionError):
+        if isinstance(said, Told):
             raise said
         pods, jobs = said
         return pods, [job for job in jobs if job.name == name]
+
+    def _ask(self) -> Says | Told:
+        before, self._trouble = self._trouble, ""
+        try:
+            return self._provider.says(None)
+        except PionError as error:
+            self._trouble = str(error)
+            if self._trouble != before:
+                at = time_of_day(self._clock)
+                show(f"{at} Pion can't tell the state of any run at the moment: {error}")
+            return Told(error)
 
 
 class _Watched:
@@ -162,7 +171,8 @@ class _Watched:
                     self._say("another window restarts this run if it fails")
                 self.code = watcher.look_once() if self._once else watcher.follow()
         except PionError as error:
-            self._say(f"{error}")
+            if not isinstance(error, Told):
+                self._say(f"{error}")
             self.code = error.exit_code
         except Exception as error:  # one rental must not end the others
             self._say(report_bug(error, ["watch", self._rental.state.url]))

@@ -201,6 +201,25 @@ def test_skypilot_is_asked_once_for_all_looks_of_ten_seconds(time: FakeClock) ->
             time.sleep(watch_many.POLL_SECONDS)
 
 
+@pytest.mark.parametrize("once", [False, True])
+def test_an_error_of_skypilot_is_said_once_for_all_runs(
+    rentals: Rentals, capsys: pytest.CaptureFixture[str], once: bool
+) -> None:
+    runs = [rentals.rent(name) for name in ("first", "second", "third")]
+
+    def fail_for_a_while() -> None:
+        rentals.provider.down = 1 < rentals.calls < 5 or rentals.calls == 6
+        if rentals.calls == 7:
+            for run in runs:
+                rentals.end(run)
+
+    rentals.each_call = fail_for_a_while
+    assert rentals.watch(*runs, once=once) == int(once)
+    said = [line for line in capsys.readouterr().out.splitlines() if "could not list" in line]
+    assert len(said) == (1 if once else 2), "and again after it was over"
+    assert "can't tell the state of any run at the moment: SkyPilot could not list" in said[0]
+
+
 def test_a_line_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """The threads of several rentals write lines at the same time."""
     written: list[str] = []
