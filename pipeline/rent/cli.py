@@ -173,8 +173,7 @@ def _watch(args: argparse.Namespace) -> int:
         raise BadInput("Name the runs to watch, or give --all")
     if page is not None and len(args.runs) != 1:
         raise BadInput("--web shows the page of one run. Name one RUN, or leave out --web")
-    for run in args.runs:
-        refuse_unrented(run)
+    refuse_unrented(args.runs)
     with saying_if_slow(_LOADING):
         from pipeline.rent.managed.watch import watch
         from pipeline.rent.managed.watch_many import watch_many

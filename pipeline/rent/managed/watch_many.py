@@ -21,9 +21,8 @@ from pipeline.rent.managed.provider.task import RUN
 from pipeline.rent.managed.rentals import NAMED
 from pipeline.rent.managed.request import rental_lock
 from pipeline.rent.managed.watch import POLL_SECONDS, Told, Watcher, time_of_day
-from pipeline.state.find_run import open_run
+from pipeline.state.find_run import open_runs
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Store
 from pipeline.state.stores.clock import Clock
 
 # How often the command asks whether all watchers have ended.
@@ -75,16 +74,12 @@ class _Rental:
 def _named(runs: Sequence[str], jobs: Sequence[ManagedJob], clock: Clock | None) -> list[_Rental]:
     """Return the rentals of these runs, each once. Raises BadInput for a run without one."""
     newest = {job.name: job.id for job in reversed(jobs)}
-    stores: dict[str, Store] = {}
     found: dict[str, _Rental] = {}
-    for run in runs:
-        opened = open_run(run)
-        # Runs of one store share its connections.
-        store = stores.setdefault(opened.store.url, opened.store)
-        name = rental_name(store.url, opened.name)
+    for run, opened in zip(runs, open_runs(runs)):
+        name = rental_name(opened.store.url, opened.name)
         if name not in newest:
             raise nothing_to_watch(run)
-        found[name] = _Rental(RunState(store, opened.name, clock), name, newest[name])
+        found[name] = _Rental(RunState(opened.store, opened.name, clock), name, newest[name])
     return list(found.values())
 
 
