@@ -14,7 +14,8 @@ Result = TypeVar("Result")
 
 # How often to look whether somebody wants to stop, while a thread works.
 LOOK_SECONDS = 0.5
-_THREAD = "work that may take forever"
+# What the name of a thread contains that does such work. The process does not wait for its end.
+FOREVER = "work that may take forever"
 
 
 def within(seconds: float, work: Callable[[], Result]) -> Result:
@@ -48,7 +49,7 @@ def attended_items(items: Iterator[Result], look: Callable[[], None]) -> Iterato
 
 def left_behind() -> bool:
     """Return whether any such work is still running."""
-    return any(thread.name == _THREAD for thread in threading.enumerate())
+    return any(FOREVER in thread.name for thread in threading.enumerate())
 
 
 def begin(work: Callable[[], Result]) -> Callable[[float], Result]:
@@ -74,5 +75,5 @@ def _started(work: Callable[[], Result]) -> Future[Result]:
         except BaseException as error:  # raised again in the thread that waits
             future.set_exception(error)
 
-    threading.Thread(target=run, name=_THREAD, daemon=True).start()
+    threading.Thread(target=run, name=FOREVER, daemon=True).start()
     return future

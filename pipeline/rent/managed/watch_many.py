@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pion.errors import PionError
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import show
+from pipeline.machine.time_limit import FOREVER
 from pipeline.rent.managed.names import nothing_to_watch, rental_name
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.provider import Provider, Says
@@ -155,7 +156,8 @@ class _Watched:
         self.watcher = Watcher(rental.state, rental.name, rental.job_id, say, provider)
         self.watcher.lookout.says = says
         self._rental, self._once, self._say = rental, once, say
-        self.thread = threading.Thread(target=self._watch, name=rental.name, daemon=True)
+        name = f"{rental.name}, {FOREVER}"  # its store may hang
+        self.thread = threading.Thread(target=self._watch, name=name, daemon=True)
 
     def _watch(self) -> None:
         watcher = self.watcher

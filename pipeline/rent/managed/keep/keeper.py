@@ -76,7 +76,9 @@ class RentalKeeper:
         # this rental can't keep it.
         self._known: Plan | None = None
         self._plan: Plan | None = None
+        # The last decision, and when it was made, by the monotonic clock.
         self._last: Decision | None = None
+        self._decided_at = 0.0
         self._not_before = -math.inf
 
     # ------------------------------------------------------------ what is known at a look
@@ -200,9 +202,15 @@ class RentalKeeper:
             self.renter.end_all(look)
 
     def when_to_watch_again(self) -> str:
-        """Return until when nobody needs to watch; empty if that does not matter."""
+        """Return until when nobody needs to watch; empty if that does not matter.
+
+        Ask no store for the time: it may hang, and this is asked after Ctrl-C.
+        """
         at = risk_at(self._last) if self._last is not None else None
-        return watch_by(at, self._clock.now()) if at is not None else ""
+        if self._last is None or at is None:
+            return ""
+        since = self._state.clock.monotonic() - self._decided_at
+        return watch_by(at, self._last.seen.now + since)
 
     # ------------------------------------------------------------ a job that makes no progress
 
@@ -287,7 +295,7 @@ class RentalKeeper:
                 beat = read_beat(self._state)
                 if beat is not None and nobody_watches(self._state, beat, now):
                     self._teller.unwatched = (beat.at, now)  # nobody watched before
-        self._last = decision
+        self._last, self._decided_at = decision, self._state.clock.monotonic()
         self._teller.tell(decision)
         if not acting:
             return

@@ -16,6 +16,7 @@ import yaml
 from pion.errors import BadInput, PionError
 from pipeline.cli import main
 from pipeline.console.formats import show
+from pipeline.machine.time_limit import left_behind
 from pipeline.rent.managed import watch, watch_many
 from pipeline.rent.managed.names import rental_name
 from pipeline.rent.managed.provider.jobs import ManagedJob
@@ -313,6 +314,7 @@ def test_ctrl_c_names_all_that_continues(
     said = capsys.readouterr().out
     assert "managed jobs 2, 3 continue" in said
     assert f"pion watch {first.url} {second.url}" in said
+    assert left_behind(), "the process does not wait for them when it exits"
     for run in (first, second):
         rentals.end(run)
     monkeypatch.setattr(threading.Thread, "join", join)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -18,6 +19,7 @@ from pipeline.state.notes.watcher_beat import read_beat
 from pipeline.state.owner import Author
 from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
+from pipeline.state.stores import Store
 from tests.pipeline.rent.conftest import SkyHome
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import JOB, ME
@@ -109,6 +111,38 @@ def test_spot_is_waited_for_until_the_reserve_and_then_on_demand_is_rented_once(
         [f"requested a machine on demand as managed job {job.id}"],
     ]
     assert text.count("the reserve is reached") == 1
+
+
+def test_until_when_nobody_must_watch_is_known_without_the_store(
+    sky: TwoMarkets,
+    run: RunState,
+    time: FakeClock,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After Ctrl-C, a store that hangs must not hold up the command."""
+
+    def leave() -> None:
+        raise Enough
+
+    def hang(store: Store) -> None:
+        raise AssertionError("asked the store")
+
+    due_in(run, RESERVE + 4000)
+    watcher = Watcher(run, JOB.name, JOB.id, said.append, sky)
+    time.during_sleep = leave
+    with pytest.raises(Enough):
+        watcher.follow()
+    before = watcher.keeper.when_to_watch_again()
+    assert before == said[-1].split(" ", 1)[1]
+    time.during_sleep = lambda: None
+    time.sleep(600)
+    monkeypatch.setattr(type(run.store), "service_time", hang)
+    minutes = [
+        int(re.findall(r"in (\d+) min", words)[0])
+        for words in (before, watcher.keeper.when_to_watch_again())
+    ]
+    assert minutes[0] - minutes[1] == 10
 
 
 def test_while_on_demand_works_spot_stands_and_relieves_it_and_may_be_lost_again(
