@@ -66,21 +66,19 @@ def prepare(store: Store, folder: Path, megabytes: int) -> str:
     return key
 
 
-def first_batch(store: Store, key: str, *, whole: bool) -> tuple[float, int, int]:
+def first_batch(store: Store, key: str, folder: Path, *, whole: bool) -> tuple[float, int, int]:
     """Return the seconds from an empty disk to the first batch, and how many shards of how many
-    bytes were there by then."""
-    # A download ahead may still be under way at the end.
-    with tempfile.TemporaryDirectory(dir=ROOT, ignore_cleanup_errors=True) as folder:
-        start = time.perf_counter()
-        workspace = Workspace(store, "_data", Path(folder) / "machine")
-        data = open_data(workspace.bring(key, shards=whole))
-        fetch = fetching_from(store, f"_data/{key}", lambda download: download())
-        cache = ShardCache(Path(folder) / "cache", 20_000_000_000, fetch)
-        stream = data.stream("train", SEED, WINDOW, lambda: cache)
-        stream.batch(range(BATCH))
-        seconds = time.perf_counter() - start
-        found = [p.stat().st_size for p in Path(folder).rglob("*") if p.stat().st_size > 1 << 20]
-        cache.close()
+    bytes were in `folder` by then."""
+    start = time.perf_counter()
+    workspace = Workspace(store, "_data", folder / "machine")
+    data = open_data(workspace.bring(key, shards=whole))
+    fetch = fetching_from(store, f"_data/{key}", lambda download: download())
+    cache = ShardCache(folder / "cache", 20_000_000_000, fetch)
+    stream = data.stream("train", SEED, WINDOW, lambda: cache)
+    stream.batch(range(BATCH))
+    seconds = time.perf_counter() - start
+    found = [p.stat().st_size for p in folder.rglob("*") if p.stat().st_size > 1 << 20]
+    cache.close()
     return seconds, len(found), sum(found)
 
 
@@ -89,11 +87,14 @@ def measure(store: Store, megabytes: int, rounds: int) -> dict[str, object]:
         key = prepare(store, Path(folder), megabytes)
     times: dict[str, list[float]] = {"window": [], "whole": []}
     there: dict[str, tuple[int, int]] = {}
-    for _ in range(rounds):
-        for name in times:
-            seconds, shards, size = first_batch(store, key, whole=name == "whole")
-            times[name].append(seconds)
-            there[name] = shards, size
+    # A download ahead may still be under way when the folder is removed.
+    with tempfile.TemporaryDirectory(dir=ROOT, ignore_cleanup_errors=True) as folder:
+        for number in range(rounds):
+            for name in times:
+                place = Path(folder) / f"{name}-{number}"
+                seconds, shards, size = first_batch(store, key, place, whole=name == "whole")
+                times[name].append(seconds)
+                there[name] = shards, size
     return {
         "megabytes": megabytes,
         **{

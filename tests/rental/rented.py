@@ -74,10 +74,14 @@ class Rented:
         """Return the run's HEAD; None before its first claim."""
         return RunState(open_store(self.store), RUN).read()
 
+    def wait_for_machine(self, machine: int) -> Pod:
+        """Wait until machine number `machine` (from 0) is rented."""
+        wait_until(lambda: len(self.machines) > machine, f"machine {machine}")
+        return self.machines[machine]
+
     def wait_for_training(self, machine: int = 0, saves: int = 1) -> Pod:
         """Wait until machine number `machine` (from 0) has saved at least `saves` times."""
-        wait_until(lambda: len(self.machines) > machine, f"machine {machine}")
-        pod = self.machines[machine]
+        pod = self.wait_for_machine(machine)
         wait_until(lambda: pod.job_log().count(": saved") >= saves, f"saves of machine {machine}")
         return pod
 
