@@ -18,6 +18,7 @@ from pion.errors import BadInput
 from pion.formats.weights import INDEX, WEIGHTS
 from pion.later_fields import shown
 from pion.untrusted import read_file
+from pipeline.console.formats import printable
 from pipeline.machine.folders import expand
 from pipeline.models.bring import bring_model
 from pipeline.state.find_run import known_runs, no_such_run, open_run, runs_in
@@ -134,7 +135,11 @@ def locate_model(text: str) -> Path | Listed | str:
 
 def _latest() -> Listed:
     store = open_store(DEFAULT_STORE)
-    for name, head in reversed(runs_in(store, {}).items()):
+    unreadable: dict[str, BadInput] = {}
+    runs = runs_in(store, unreadable)
+    for error in unreadable.values():  # it may be the latest
+        print(printable(f"A run is left out: {error}"), file=sys.stderr, flush=True)
+    for name, head in reversed(runs.items()):
         if head.checkpoints:
             return _listed(RunState(store, name), head, None)
     raise BadInput(

@@ -69,6 +69,17 @@ def test_no_name_means_the_latest_run_that_has_a_model(here):
     assert found.label == "newer (pretrain, step 2)"
 
 
+def test_a_run_that_can_not_be_read_may_be_the_latest_and_is_named(here, capsys):
+    make_run(here / "runs", "older", saves=[("pretrain", 1)])
+    assert find_model(None).label == "older (pretrain, step 1)"
+    assert capsys.readouterr().err == ""
+    make_run(here / "runs", "newer", saves=[("pretrain", 2)])
+    (here / "runs/newer/HEAD.json").write_text("{")
+    assert find_model(None).label == "older (pretrain, step 1)"
+    assert "A run is left out: " in (said := capsys.readouterr().err)
+    assert "newer/HEAD.json is damaged" in said
+
+
 def test_an_unfinished_run_gives_its_newest_checkpoint_and_says_so(here):
     make_run(here / "runs", saves=[("pretrain", 10), ("pretrain", 20)], finished=[])
     assert find_model("demo").label == "demo (pretrain, step 20, unfinished)"
