@@ -136,7 +136,7 @@ class Workspace:
                 else self._listed_here(key)
             )
             later = (
-                [] if shards or not self.remote else [n for n in files if _is_text_shard(n, files)]
+                [] if shards or not self.remote else [n for n in files if _is_of_shard(n, files)]
             )
             problem = self._not_in_store(key, files, later)
             problem = problem or self.fetch(key, files, once=True, later=later)
@@ -393,6 +393,15 @@ def _hashes_of_shards(folder: Path) -> Files:
                 name = f"{place}/{flags_path(Path(shard.name))}"
                 files[name] = (shard.flags_bytes, shard.flags_sha256)
     return files
+
+
+def _is_of_shard(name: str, files: Files) -> bool:
+    """Return whether a file of prepared data is a shard of text to train on, or the record that its
+    writer left next to it, which is for preparing alone."""
+    if name.endswith(".json"):
+        shards = (PurePosixPath(name).with_suffix(kind).as_posix() for kind in (".npy", ".bin"))
+        return any(shard in files and _is_text_shard(shard, files) for shard in shards)
+    return _is_text_shard(name, files)
 
 
 def _is_text_shard(name: str, files: Files) -> bool:

@@ -81,6 +81,8 @@ def shards_of(folder: Path) -> list[str]:
 def test_all_but_the_shards_to_train_on_is_brought(machine: Workspace, store: Remote) -> None:
     folder = machine.bring(KEY, shards=False)
     assert shards_of(folder) == []
+    # Nor is anything else that grows with the number of shards.
+    assert [path.name for path in (folder / "0" / "train").iterdir()] == ["manifest.json"]
     assert list(folder.glob("0/held_out/*.npy"))
     assert (folder / "tokenizer.json").exists()
     assert open_data(folder).stream("held_out", 1, WINDOW).total_rows > 0
