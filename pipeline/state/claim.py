@@ -20,6 +20,7 @@ from pipeline.state.heartbeat import Heartbeat
 from pipeline.state.liveness import Unchanged
 from pipeline.state.owner import Owner, is_running, may_take_over
 from pipeline.state.run_state import RunState
+from pipeline.state.stores.clock import StoreClock
 
 _POLL_SECONDS = 2.0
 # No checkpoint is added to a HEAD with more than this share of what readers accept. The rest is for
@@ -50,9 +51,19 @@ class Claim:
         self._session = head.claims[0].owner.session
         self._price, self._spent = price, head.spent
         self._started = state.clock.monotonic()
+        self._store_clock, self._clock_lock = StoreClock(state.clock, state.store), threading.Lock()
         self.head = head
         self._lock = threading.Lock()
         self._fenced: Fenced | None = None
+
+    def store_now(self) -> float:
+        """Return Unix seconds by the store's clock, or by this machine's if the store has none.
+
+        Other machines decide by it when to delete what this owner has marked: a clock that is an
+        hour behind would give readers no time. The call may take as long as a store's retries.
+        """
+        with self._clock_lock:
+            return self._store_clock.now()
 
     def check(self) -> None:
         """Raise `Fenced` if the heartbeat or a commit has found another owner. This makes no
@@ -115,7 +126,7 @@ class Claim:
 
     def drop_stages(self, stages: Collection[str]) -> Head:
         """Record `stages` as not begun. Their files are deleted an hour later."""
-        now = self.state.clock.now()
+        now = self.store_now()
         return self.commit(lambda head: head.without_stages(stages, now))
 
     def set_restore(self, stage: str, step: int) -> Head:
@@ -124,7 +135,7 @@ class Claim:
         Checkpoints of later steps are no longer listed, and readers of metrics ignore the rows of
         later steps.
         """
-        now = self.state.clock.now()
+        now = self.store_now()
         return self.commit(lambda head: head.restored(stage, step, now))
 
     def set_job(self, digest: str) -> Head:

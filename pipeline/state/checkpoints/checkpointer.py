@@ -325,10 +325,9 @@ class Checkpointer:
         # dropped these files and the commit of such a save landed later, its checkpoint would be
         # empty.
         given_up = self._pending.given_up(entry.key)
-        clock = claim.state.clock  # readers have an hour from the commit, not from the upload
 
         def listed(head: Head) -> Head:
-            now = clock.now()
+            now = claim.store_now()  # readers have an hour from the commit, not from the upload
             head = head.with_checkpoint(entry).without_trash(deleted).with_trash(given_up, now)
             return forget(head, self.series.keep, now)
 

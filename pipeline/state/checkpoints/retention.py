@@ -74,7 +74,9 @@ def delete_due(claim: Claim) -> list[str]:
 
     A StoreError is only logged: trash that stays only costs space.
     """
-    now, state = claim.state.clock.now(), claim.state
+    if not claim.head.trash:
+        return []
+    now, state = claim.store_now(), claim.state
     listed = claim.head.listed()
     trash = [item for item in claim.head.trash if item.key not in listed]
     due = [item.key for item in trash if item.not_before <= now]
@@ -113,7 +115,6 @@ def sweep_abandoned(claim: Claim) -> list[str]:
     `sweep` deletes them an hour later. Temporary files of dead writers that are already an hour old
     are deleted at once. Returns the folders' keys.
     """
-    now = claim.state.clock.now()
     sweep_unused(claim)
     known = claim.head.listed() | {item.key for item in claim.head.trash}
     folders = {
@@ -122,6 +123,7 @@ def sweep_abandoned(claim: Claim) -> list[str]:
     }
     abandoned = sorted(folder for folder in folders - known if _epoch_of(folder) < claim.epoch)
     if abandoned:
+        now = claim.store_now()
         claim.commit(lambda head: head.with_trash(abandoned, now))
     return abandoned
 

@@ -30,7 +30,7 @@ from pipeline.state.shared.records import (
     swap_state,
 )
 from pipeline.state.stores import Store
-from pipeline.state.stores.clock import Clock
+from pipeline.state.stores.clock import Clock, StoreClock
 from pipeline.state.stores.parallel import read_all
 
 
@@ -86,11 +86,13 @@ def mark(store: Store, fingerprints: Iterable[str], clock: Clock) -> list[str]:
     marked with it. Raises BadInput if the HEAD of a run can't be read.
     """
     new: set[str] = set()
+    # By the store's clock, because another machine deletes it.
+    after = StoreClock(clock, store).now() + TRASH_SECONDS
 
     def marked(fingerprint: str, state: DataState, used: Used) -> DataState:
         # In this order: a folder that is complete and listed after the state was read is newer.
         folders = _stored_folders(store, fingerprint).get(fingerprint, {})
-        after, result = clock.now() + TRASH_SECONDS, state
+        result = state
         folder = state.folder if state.delete_after is None else None
         if folder is not None and data_key(fingerprint, folder) not in used():
             result = dataclasses.replace(result, delete_after=after)
@@ -118,7 +120,7 @@ def delete_due(store: Store, clock: Clock) -> tuple[list[str], int]:
     Data that a run uses by now is no longer marked. Returns the fingerprints and the bytes.
     Raises BadInput if the HEAD of a run can't be read; then nothing is deleted.
     """
-    stored, now = _stored_folders(store), clock.now()
+    stored, now = _stored_folders(store), StoreClock(clock, store).now()
 
     def is_due(state: DataState) -> bool:
         marked = state.delete_after is not None and state.delete_after <= now

@@ -1,6 +1,7 @@
 """Which checkpoints are kept; a listed checkpoint is never deleted."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -123,6 +124,41 @@ def test_files_stay_for_an_hour_after_their_entry_is_removed(
     before = store.read("demo/HEAD.json")
     assert sweep(claim) == []
     assert store.read("demo/HEAD.json") == before
+
+
+class Service(FileStore):
+    """A store whose service has a clock, and that is not on this machine's disk."""
+
+    time = 1e9
+
+    def service_time(self) -> float:
+        return self.time
+
+    def local_path(self, key: str) -> None:
+        return None
+
+
+@pytest.mark.parametrize("wrong", [-10 * HOUR, 10 * HOUR, 1e9])
+def test_trash_that_a_machine_with_a_wrong_clock_has_marked_stays_for_an_hour(
+    wrong: float, tmp_path: Path
+) -> None:
+    store = Service(tmp_path)
+    wrong_clock, right_clock = FakeClock(), FakeClock()
+    wrong_clock.time, right_clock.time = Service.time + wrong, Service.time
+    run = RunState(store, "demo", wrong_clock.clock())
+    claim = claim_run(run, someone())
+    for step in (10, 20, 30):
+        store_checkpoint(claim, an_entry(step))
+        list_checkpoint(claim, an_entry(step))
+    claim.commit(lambda head: forget(head, Keep(), claim.store_now()))
+    assert sweep(claim) == []
+    run = RunState(store, "demo", right_clock.clock())
+    later = claim_run(run, someone(), take_over=True)
+    assert sweep(later) == []
+    store.time, right_clock.time = Service.time + HOUR - 1, Service.time + HOUR - 1
+    assert sweep(later) == []
+    store.time, right_clock.time = Service.time + HOUR, Service.time + HOUR
+    assert sweep(later) == ["checkpoints/pretrain/10-1"]
 
 
 def test_a_listed_folder_is_not_deleted_although_it_is_in_the_trash(
