@@ -88,11 +88,14 @@ def far_away(
     time: FakeClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Worlds]:
-    """Any number of empty stores in a bucket or on the Hub."""
+    """Any number of empty stores in a bucket or on the Hub, whose clock is `time`."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    if request.param == "s3":
-        from pipeline.state.stores.s3.store import S3Store
+    from pipeline.state.stores.hub.store import HubStore
+    from pipeline.state.stores.s3.store import S3Store
 
+    for kind in (S3Store, HubStore):
+        monkeypatch.setattr(kind, "service_time", lambda _: time.time)
+    if request.param == "s3":
         s3: S3Server = request.getfixturevalue("s3")
         s3.use(monkeypatch)
         bucket = s3.bucket()
@@ -110,8 +113,6 @@ def far_away(
         yield map(in_bucket, itertools.count())
         return
     with hub_server() as hub:
-        from pipeline.state.stores.hub.store import HubStore
-
         hub.use(monkeypatch, tmp_path / "hf")
 
         def on_hub(number: int) -> World:
