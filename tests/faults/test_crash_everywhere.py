@@ -250,8 +250,10 @@ def bucket_world(
     time: FakeClock,
     new_process: NewOwner,
 ) -> Callable[[object], World]:
-    """Return a function that makes runs in a bucket, each on its own machine."""
+    """Return a function that makes runs in a bucket, each on its own machine. The bucket's clock is
+    `time`."""
     s3.use(monkeypatch)
+    monkeypatch.setattr(S3Store, "service_time", lambda _: time.time)
     bucket = s3.bucket()
 
     def make(name: object) -> World:
