@@ -33,6 +33,9 @@ BOUNDS = {
     "top_p": Bounds(1e-30, 1),
     "min_p": Bounds(0, 1),
     "repetition_penalty": Bounds(1e-3, 10**3),
+    "presence_penalty": Bounds(-2, 2),
+    "frequency_penalty": Bounds(-2, 2),
+    "logit_bias": Bounds(-100, 100),
     "max_tokens": Bounds(0, 2**31 - 1),
     "seed": Bounds(-(2**63), 2**64 - 1),
 }

@@ -5,8 +5,9 @@ Several texts are continued together: the weights, whose reading takes the time,
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.generation.bounds import check
+from pion.generation.grammar import Grammar
 from pion.generation.sampling import Sampling, sample
 from pion.generation.text_stream import TextStream
 from pion.model.attention.cache import BatchCache, KVCache
@@ -36,11 +38,15 @@ class Settings(Sampling):
     max_tokens: int = 128
     vocab_size: int | None = None
     seed: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check("max_tokens", self.max_tokens)
         check("seed", self.seed or 0)
+        for value in (self.logit_bias or {}).values():
+            check("logit_bias", value)
 
 
 class Text:
@@ -57,6 +63,7 @@ class Text:
 
     def __init__(self, model: Decoder, ids: Sequence[int], settings: Settings) -> None:
         self.ids = checked_prompt(ids, model.config)
+        self._given = len(self.ids)
         rows = model.config.vocab_size
         self.vocab_size = rows if settings.vocab_size is None else settings.vocab_size
         if not 0 < self.vocab_size <= rows:
@@ -64,6 +71,8 @@ class Text:
                 f"vocab_size is {self.vocab_size}; it must be from 1 to the model's {rows}"
             )
         self._sampling = settings
+        self._bias = self._bias_of(settings.logit_bias)
+        self._grammar = settings.grammar and settings.grammar.copy()
         self._stop_ids = frozenset(settings.stop_ids)
         self._randomness = torch.Generator()
         if settings.seed is None:
@@ -75,8 +84,9 @@ class Text:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop id was drawn."""
-        return self.stop_id is not None
+        """Whether a stop id was drawn, or the grammar allows nothing more."""
+        complete = self._grammar is not None and self._grammar.complete
+        return self.stop_id is not None or complete
 
     @property
     def ended(self) -> bool:
@@ -92,12 +102,38 @@ class Text:
             raise BadInput(
                 "the model predicts NaN or infinity: its weights or settings are damaged"
             )
-        token = sample(logits[: self.vocab_size], self._sampling, self.ids, self._randomness)
+        logits = logits[: self.vocab_size]
+        if self._bias is not None:
+            logits = logits.index_add(0, *self._bias)
+        if self._grammar is not None:
+            logits = logits.masked_fill(~self._allowed(self._grammar), -math.inf)
+        token = sample(logits, self._sampling, self.ids, self._randomness, self._given)
         if token in self._stop_ids:
             self.stop_id = token
             return None
+        if self._grammar is not None:
+            self._grammar.take(token)
         self.ids.append(token)
         return token
+
+    def _allowed(self, grammar: Grammar) -> Tensor:
+        """Return which ids may be drawn, (vocab,) bool. Raises BadInput if there are none."""
+        found = grammar.allowed()
+        if grammar.may_end:
+            found[[token for token in self._stop_ids if token < len(found)]] = True
+        if not found.any():
+            raise BadInput("the schema allows no token here")
+        return found
+
+    def _bias_of(self, bias: Mapping[int, float] | None) -> tuple[Tensor, Tensor] | None:
+        """Return the ids and what is added to their logits. Raises BadInput for other ids."""
+        if not bias:
+            return None
+        ids, last = list(bias), self.vocab_size - 1
+        wrong = next((token for token in ids if not 0 <= token <= last), None)
+        if wrong is not None:
+            raise BadInput(f"logit_bias has the id {wrong}; the tokenizer's are from 0 to {last}")
+        return torch.tensor(ids), torch.tensor(list(bias.values()), dtype=torch.float32)
 
 
 # Users call this function with the settings as keywords, so it has more parameters than most.
@@ -111,12 +147,18 @@ def generate(
     top_k: int = 50,
     top_p: float = 0.9,
     repetition_penalty: float = 1.0,
+    min_p: float = 0.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     vocab_size: int | None = None,
     seed: int | None = None,
 ) -> Iterator[int]:
     """Continue `ids`, yielding each new token id as it is drawn.
 
-    `sample` explains `temperature`, `top_k`, `top_p` and `repetition_penalty`. Generation ends
+    `sample` explains `temperature`, `top_k`, `top_p`, `min_p` and the penalties. `logit_bias` is
+    added to the logits of ids before all of them: 100 all but forces an id, and -100 all but
+    forbids it. Generation ends
     before a token of `stop_ids` (usually `[tokenizer.end_of_text]`; `SpecialTokens` has those of
     other people's models), after `max_tokens`, or when prompt and continuation fill the model's
     context. Ids of `vocab_size` and above are never drawn, because the tokenizer has no such
@@ -135,6 +177,10 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         repetition_penalty=repetition_penalty,
+        min_p=min_p,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=logit_bias,
         vocab_size=vocab_size,
         seed=seed,
     )

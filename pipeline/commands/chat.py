@@ -26,15 +26,21 @@ SETTINGS = {
     "/topk": "top_k",
     "/topp": "top_p",
     "/tokens": "max_tokens",
+    "/minp": "min_p",
     "/penalty": "repetition_penalty",
+    "/presence": "presence_penalty",
+    "/frequency": "frequency_penalty",
 }
 COMMANDS = (*SETTINGS, "/system", "/reset", "/help", "/quit")
 HELP = """\
 /temp X     temperature: 0 takes the most likely token; higher is more random
 /topk N     choose among the N most likely tokens (0: all)
 /topp X     choose among the most likely tokens that add up to probability X
+/minp X     leave out tokens less likely than this share of the likeliest one's probability
 /tokens N   maximum length of an answer, in tokens
 /penalty X  above 1, tokens that were already used become less likely
+/presence X, /frequency X
+            above 0, tokens of the answer become less likely: once, and for each time
 /system T   instructions for the model before the conversation (empty: none)
 /reset      forget the conversation
 /quit       quit (also Ctrl-D); Ctrl-C stops an answer

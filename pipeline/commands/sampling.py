@@ -21,6 +21,9 @@ DEFAULTS: Settings = {
     "top_k": 50,
     "top_p": 0.9,
     "repetition_penalty": 1.0,
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
 }
 SAMPLING_HELP = {
     "max_tokens": "maximum length of an answer, in tokens",
@@ -28,6 +31,9 @@ SAMPLING_HELP = {
     "top_k": "choose among this many of the most likely tokens; 0: all",
     "top_p": "choose among the most likely tokens that add up to this probability",
     "repetition_penalty": "values above 1 make tokens that were already used less likely",
+    "min_p": "leave out tokens less likely than this share of the likeliest one's probability",
+    "presence_penalty": "lowers the logits of tokens that the answer has used; 0: by nothing",
+    "frequency_penalty": "lowers them by this for each time that they were used",
 }
 
 

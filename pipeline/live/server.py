@@ -136,5 +136,5 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception as error:
         show(report_bug(error, ["status", "--web"]))
         response = _refuse(500, "bug", "a bug in Pion; the command's window has the details")
-    add_headers(response)
+    add_headers(request, response)
     return response

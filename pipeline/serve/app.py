@@ -12,6 +12,7 @@ from pathlib import Path
 from aiohttp import web
 
 from pion.generation.generate import Text
+from pion.generation.grammar import Grammar
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.serve.answers import Answers, Part, joined
@@ -78,7 +79,7 @@ class Api:
         except Exception as error:
             show(report_bug(error, ["serve"]))
             response = ApiError(500, "a bug in Pion; the server's log has the details").response()
-        add_headers(response)
+        add_headers(request, response)
         return response
 
     @web.middleware
@@ -126,7 +127,8 @@ class Api:
         ids = await served.chat_ids(asked.messages, asked.continue_final_message)
         limits = (asked.max_completion_tokens, asked.max_tokens, served.seq_len)
         most = next(limit for limit in limits if limit is not None)
-        texts = _texts(served, asked, [ids], most)
+        grammar = await served.grammar(asked.schema_of_answer)
+        texts = _texts(served, asked, [ids], most, grammar)
         top = (asked.top_logprobs or 0) if asked.logprobs else None
         answers = Answers(served, texts, len(ids), asked.stop or (), top)
         shape = ChatShape(served.name, served.tokenizer, logprobs=top is not None)
@@ -176,6 +178,7 @@ def _texts(
     asked: ChatRequest | CompletionRequest,
     prompts: Sequence[list[int]],
     max_tokens: int,
+    grammar: Grammar | None = None,
 ) -> list[Text]:
     """Return the texts that are continued: `n` of each prompt."""
     settings = partial(
@@ -184,6 +187,7 @@ def _texts(
         stop_ids=served.stop_ids,
         max_tokens=max_tokens,
         vocab_size=served.tokenizer.vocab_size,
+        grammar=grammar,
     )
     repeated = [ids for ids in prompts for _ in range(asked.n or 1)]
     return [served.text(ids, settings(choice=choice)) for choice, ids in enumerate(repeated)]
@@ -232,7 +236,7 @@ async def _stream(
 ) -> web.StreamResponse:
     """Send the answers as they are written, as server-sent events."""
     response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream"})
-    add_headers(response)
+    add_headers(request, response)
     with _answering(request, answers):
         await response.prepare(request)
         async for chunk in _chunks(answers, shape, asked):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.web.address import Address, add_address, address_of
@@ -39,6 +39,14 @@ def add_options(parser: argparse.ArgumentParser, model_help: str) -> None:
         help=f"{model_help}. Requests call it by this name, or by NAME with NAME=MODEL",
     )
     add_address(parser, 8000)
+    parser.add_argument(
+        "--allow-origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="let pages of this website use the API from a browser (CORS), as "
+        "http://localhost:3000; may be given several times (default: no other website may)",
+    )
     numbers = {
         "slots": "answers that are written at once, of each model; fewer if memory is short",
         "queue": "requests that may wait for a slot; more are refused with status 429",
@@ -70,4 +78,5 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 
 def options_of(args: argparse.Namespace) -> Options:
     """Return the parsed options of `add_options`."""
-    return Options(args.models, address_of(args), args.slots, args.queue, args.seq_len, args.dtype)
+    address = replace(address_of(args), origins=tuple(args.allow_origin))
+    return Options(args.models, address, args.slots, args.queue, args.seq_len, args.dtype)

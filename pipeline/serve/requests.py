@@ -6,6 +6,7 @@ it would be a surprise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,10 +14,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pion.generation.generate import Settings
+from pion.generation.grammar import Grammar
 from pipeline.serve.body import Fields, refused, within
 
 # The most answers to one request, stop strings, and alternatives of a token.
 MOST_CHOICES, MOST_STOPS, MOST_ALTERNATIVES = 16, 16, 20
+# OpenAI: as many ids.
+MOST_BIASES = 1024
+_IS_ID = re.compile(r"\d{1,9}", re.ASCII)
 # Of an echoed prompt, whose tokens may fill the context.
 MOST_ECHO_ALTERNATIVES = 5
 # More messages fill any context, and take long to check and to render.
@@ -30,6 +35,26 @@ def _listed(value: Any) -> Any:
 # vLLM: -1 is no limit
 TopK = Annotated[int, Field(ge=-1), AfterValidator(partial(max, 0)), within("top_k")]
 Tokens = Annotated[int, within("max_tokens")]
+Id = Annotated[int, Field(ge=0)]
+StopIds = Annotated[list[Id], Field(fail_fast=True, max_length=MOST_STOPS)]
+
+
+def _by_id(value: Any) -> Any:
+    """Return the biases by id. In JSON, the names of fields are texts."""
+    if not isinstance(value, dict):
+        return value
+    if len(value) > MOST_BIASES:
+        raise ValueError(f"logit_bias has {len(value):,} ids; {MOST_BIASES:,} are possible")
+    if not all(isinstance(name, str) and _IS_ID.fullmatch(name) for name in value):
+        raise ValueError('logit_bias must have ids of tokens as names, such as {"50": -100}')
+    return {int(name): bias for name, bias in value.items()}
+
+
+Biases = Annotated[
+    dict[int, Annotated[float, within("logit_bias")]],
+    Field(fail_fast=True),
+    BeforeValidator(_by_id),
+]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Stops = Annotated[
     list[Stop], Field(fail_fast=True, max_length=MOST_STOPS), BeforeValidator(_listed)
@@ -65,11 +90,6 @@ class _Request(Fields):
         "functions": ([],),
         "function_call": ("none", "auto"),
         "response_format": ({"type": "text"},),
-        "logit_bias": ({},),
-        "frequency_penalty": (0,),
-        "presence_penalty": (0,),
-        "min_p": (0,),
-        "stop_token_ids": ([],),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
@@ -89,7 +109,12 @@ class _Request(Fields):
     top_p: Annotated[float, within("top_p")] | None = None
     top_k: TopK | None = None
     repetition_penalty: Annotated[float, within("repetition_penalty")] | None = None
+    min_p: Annotated[float, within("min_p")] | None = None
+    presence_penalty: Annotated[float, within("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
+    logit_bias: Biases | None = None
     seed: Annotated[int, within("seed")] | None = None
+    stop_token_ids: StopIds | None = None  # the tokens before which the answer ends
     stop: Stops | None = None  # the texts before which the answer ends
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     ignore_eos: bool | None = None
@@ -102,21 +127,20 @@ class _Request(Fields):
         stop_ids: tuple[int, ...],
         max_tokens: int,
         vocab_size: int,
+        grammar: Grammar | None = None,
         choice: int = 0,
     ) -> Settings:
         """Return how the answer number `choice`, counted from 0, is drawn.
 
         With a `seed`, each choice has the next seed: choice 0 is what `pion.generate` draws.
         """
-        given: dict[str, Any] = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "repetition_penalty": self.repetition_penalty,
-        }
+        given = {name: getattr(self, name) for name in defaults}
+        model_stops = () if self.ignore_eos else stop_ids
         return Settings(
             **{name: defaults[name] if value is None else value for name, value in given.items()},
-            stop_ids=() if self.ignore_eos else stop_ids,
+            logit_bias=self.logit_bias,
+            grammar=grammar,
+            stop_ids=(*model_stops, *(self.stop_token_ids or ())),
             max_tokens=max_tokens,
             vocab_size=vocab_size,
             seed=None if self.seed is None else (self.seed + choice) % 2**64,
@@ -184,14 +208,45 @@ Messages = Annotated[
 ]
 
 
+class ResponseFormat(Fields):
+    """What an answer must be: any text, a JSON object, or JSON that fits a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None  # `schema`, and what does not change the answer
+
+    @model_validator(mode="after")
+    def _check(self) -> ResponseFormat:
+        if self.type == "json_schema" and not isinstance(
+            (self.json_schema or {}).get("schema"), dict
+        ):
+            words = "json_schema must be an object with the JSON schema in its field schema"
+            raise refused("json_schema", words)
+        return self
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The schema that the answer must fit; None: it may be any text."""
+        if self.type == "json_schema":
+            assert self.json_schema is not None
+            schema: dict[str, Any] = self.json_schema["schema"]
+            return schema
+        return {"type": "object"} if self.type == "json_object" else None
+
+
 class ChatRequest(_Request):
     """The body of POST /v1/chat/completions."""
 
     messages: Messages
+    response_format: ResponseFormat | None = None
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     continue_final_message: bool | None = None
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The schema that the answer must fit; None: it may be any text."""
+        return None if self.response_format is None else self.response_format.schema_of_answer
 
     @model_validator(mode="after")
     def _check(self) -> ChatRequest:

@@ -12,6 +12,7 @@ from pion.data.tokens.special_tokens import GENERATION_CONFIG
 from pion.errors import BadInput
 from pion.generation.bounds import published_sampling
 from pion.generation.generate import Settings, Text
+from pion.generation.grammar import Grammar, Grammars
 from pion.generation.sampling import Sampling
 from pipeline.serve.errors import ApiError
 from pipeline.serve.requests import ChatMessage
@@ -60,6 +61,7 @@ class ServedModel:
         self.stop_ids = chat_format.stop_ids
         self.model = model
         self._format = chat_format
+        self._grammars = Grammars(self.tokenizer)
         # No text of more bytes fits. Shorter ones are encoded, so that an error has their tokens.
         normalized = 1 if self.tokenizer.normalization is None else MOST_COMPOSED
         longest = int(self.tokenizer.token_bytes().max())
@@ -99,6 +101,12 @@ class ServedModel:
     async def counted_ids(self, text: str) -> list[int]:
         """Return the ids of a text of any length, while other requests are encoded."""
         return await self._encoded(lambda: self.tokenizer.prompt(text), "prompt", self._counter)
+
+    async def grammar(self, schema: dict[str, Any] | None) -> Grammar | None:
+        """Return the grammar of JSON that fits a schema; None: any text. Raises ApiError."""
+        if schema is None:
+            return None
+        return await self._encoded(lambda: self._grammars.of_schema(schema), "response_format")
 
     def check_length(self, text: str) -> None:
         """Raise ApiError if a text can't fit, however long its tokens are.

@@ -6,17 +6,20 @@ import argparse
 import errno
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pion.errors import BadInput
+from pipeline.console.formats import printable
 
 API_KEY = "PION_API_KEY"
 # A shorter key could be guessed, and is not recognized as a secret in messages.
 SHORTEST_KEY = 12
 # How long a client may leave an answer unread.
 UNREAD_SECONDS = 60.0
+_ORIGIN = re.compile(r"https?://([a-z0-9-]+(\.[a-z0-9-]+)*|\[[0-9a-f:]+\])(:\d{1,5})?")
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -27,22 +30,26 @@ class Rules:
     Attributes:
         hosts: the names that a request may call the server by, in lower case and without a port.
         key: the key that all requests but that for the page need, or None.
+        origins: whose pages may use the server from a browser, besides its own.
     """
 
     hosts: frozenset[str]
     key: str | None = None
+    origins: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Address:
     """Where a server listens: `--host`, `--port` (0: any free one) and `--allow-host`.
 
-    `allowed` are further names by which requests may call the server.
+    `allowed` are further names by which requests may call the server, and `origins` those of the
+    `--allow-origin`s.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     allowed: Sequence[str] = ()
+    origins: Sequence[str] = ()
 
     @property
     def is_loopback(self) -> bool:
@@ -55,7 +62,8 @@ class Address:
     def rules(self) -> Rules:
         """Return who may ask the server. The key is the value of PION_API_KEY.
 
-        Raises BadInput if others can reach the server and there is no key.
+        Raises BadInput if others can reach the server and there is no key, and for an origin that
+        names no page.
         """
         key = os.environ.get(API_KEY) or None
         if key is None and not self.is_loopback:
@@ -74,7 +82,7 @@ class Address:
             names |= LOOPBACK_NAMES
         elif self.host in ("0.0.0.0", "::"):
             names |= LOOPBACK_NAMES | _own_names()
-        return Rules(frozenset(names), key)
+        return Rules(frozenset(names), key, frozenset(map(_checked_origin, self.origins)))
 
     def listen(self) -> socket.socket:
         """Return a socket that is bound to the address. Raises BadInput if it can't be."""
@@ -104,6 +112,20 @@ def _why_not(address: Address, error: OSError | OverflowError) -> str:
     if error.errno == errno.EACCES:
         return f"--port {address.port}: ports below 1024 need root. Use --port 8000"
     return f"--host {address.host}: this machine can't listen there ({error.strerror or error})"
+
+
+def _checked_origin(text: str) -> str:
+    """Return an origin as browsers write it. Raises BadInput.
+
+    `*` would let every website read the answers. `null` is the origin of any file and frame.
+    """
+    if _ORIGIN.fullmatch(text.lower()):
+        return text.lower()
+    raise BadInput(
+        f"--allow-origin {printable(text)[:100]}: an origin is https://NAME or http://NAME, with "
+        "the port if it has one, and nothing after it, such as http://localhost:3000. Nothing was "
+        "started"
+    )
 
 
 def _own_names() -> set[str]:

@@ -4,7 +4,8 @@ A server on 127.0.0.1 is not private: any website in a browser on this machine c
 it. So the `Host` header must be a name of this server (otherwise a foreign name could point here:
 DNS rebinding), a foreign `Origin` is refused, and a POST must be `application/json`, which a
 browser does not send to a foreign server without asking the server first. Where a key is set, all
-requests but those for a page need the key.
+requests but those for a page need the key. Pages of the origins that the user has named may send
+requests and read the answers (CORS, https://fetch.spec.whatwg.org/#http-cors-protocol).
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+# Headers that a page wants to send; OpenAI's client has a dozen of its own.
+_NAMES = re.compile(r"[A-Za-z0-9-]{1,60}(, ?[A-Za-z0-9-]{1,60}){0,39}")
+_PREFLIGHT_SECONDS = 600
+_NO_METHOD = 405
 _HOST = re.compile(r"[^/\\@#?\s]+")
+# The key of a request's origin, where its pages may use this server.
+_ALLOWED = web.RequestKey("allowed_origin", str)
 # For answers that are no pages: nothing in them is ever run or shown as a page.
 NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 
@@ -41,24 +48,52 @@ def guard(rules: Rules, refuse: Refuse) -> Middleware:
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        origin = request.headers.get("Origin")
+        if origin in rules.origins:
+            request[_ALLOWED] = origin
         refused = _refusal(request, rules)
-        if refused is not None:
-            response: web.StreamResponse = refuse(*refused)
+        response: web.StreamResponse
+        if refused is None:
+            response = await handler(request)
+        elif refused[0] == _NO_METHOD and request.method == "OPTIONS" and _ALLOWED in request:
+            response = _preflight(request)
+        else:
+            response = refuse(*refused)
             # What is left of a refused body is not read, so the connection can't be used again.
             response.force_close()
-        else:
-            response = await handler(request)
         if not response.prepared:  # a stream has sent its headers
-            add_headers(response)
+            add_headers(request, response)
         return response
 
     return guarded
 
 
-def add_headers(response: web.StreamResponse) -> None:
+def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Add the headers that every answer needs to those that it has."""
-    for name, value in {**HEADERS, "Content-Security-Policy": NO_PAGE}.items():
+    more = {"Content-Security-Policy": NO_PAGE}
+    if _ALLOWED in request:
+        more |= {
+            "Access-Control-Allow-Origin": request[_ALLOWED],
+            "Cross-Origin-Resource-Policy": "cross-origin",
+            "Vary": "Origin",
+        }
+    for name, value in {**HEADERS, **more}.items():
         response.headers.setdefault(name, value)
+
+
+def _preflight(request: web.Request) -> web.Response:
+    """Answer a browser that asks whether a page of an allowed origin may send a request."""
+    headers = {
+        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Max-Age": str(_PREFLIGHT_SECONDS),
+    }
+    names = request.headers.get("Access-Control-Request-Headers", "")
+    if _NAMES.fullmatch(names):
+        headers["Access-Control-Allow-Headers"] = names
+    # Chromium asks it for servers on the user's own machine.
+    if request.headers.get("Access-Control-Request-Private-Network") == "true":
+        headers["Access-Control-Allow-Private-Network"] = "true"
+    return web.Response(status=204, headers=headers)
 
 
 def _refusal(request: web.Request, rules: Rules) -> tuple[int, str, str] | None:
@@ -72,10 +107,15 @@ def _refusal(request: web.Request, rules: Rules) -> tuple[int, str, str] | None:
             f"(through a tunnel or proxy), start it with --allow-host {host[:100]}",
         )
     origin = request.headers.get("Origin")
-    if origin is not None and not _same_origin(origin, request):
-        return 403, "foreign_origin", f"pages of {origin[:100]} may not use this server"
+    if origin is not None and not (_ALLOWED in request or _same_origin(origin, request)):
+        return (
+            403,
+            "foreign_origin",
+            f"pages of {origin[:100]} may not use this server, unless it was started with "
+            "--allow-origin",
+        )
     if request.method not in ("GET", "HEAD", "POST"):
-        return 405, "method_not_allowed", f"{request.method[:20]} is not used here"
+        return _NO_METHOD, "method_not_allowed", f"{request.method[:20]} is not used here"
     if request.method == "POST" and request.content_type != "application/json":
         return 415, "not_json", "send the request as Content-Type: application/json"
     if rules.key is not None and request.path != "/":  # the page asks for it

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import MinPLogitsWarper
 
 import pion
 import pion.model.attention.attention as attention_module
@@ -149,6 +150,11 @@ def test_any_stop_id_ends_generation_and_is_not_yielded(memorised, tokenizer):
         ({"max_tokens": -1}, "max_tokens is -1"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"min_p": 1.1}, "min_p is 1.1; it must be from 0 to 1"),
+        ({"presence_penalty": 2.5}, "presence_penalty is 2.5; it must be from -2 to 2"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty is nan"),
+        ({"logit_bias": {5: 101}}, "logit_bias is 101; it must be from -100 to 100"),
+        ({"logit_bias": {10**6: 1}}, "logit_bias has the id 1000000; the tokenizer's are from 0"),
         ({"vocab_size": 10_000}, "vocab_size is 10000"),
         ({"ids": [5] * 65}, "65 tokens, but the model's context is 64"),
         ({"ids": [100_000]}, "outside 0 … "),
@@ -231,6 +237,68 @@ def test_repetition_is_penalised_whatever_the_sign_of_the_logit():
         assert drawn_ids(logits, greedy, present=[0], draws=1) == {likeliest}
         assert drawn_ids(logits, penalised, present=[0, 0], draws=1) == {1 - likeliest}
         assert drawn_ids(logits, penalised, present=[], draws=1) == {likeliest}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    logits=LOGITS,
+    min_p=st.sampled_from([0.01, 0.1, 0.5, 1.0]),
+    temperature=st.sampled_from([0.3, 1.0, 2.0]),
+)
+def test_min_p_leaves_out_what_transformers_leaves_out(logits, min_p, temperature):
+    scores = torch.tensor([logits], dtype=torch.float64) / 10 / temperature
+    left = MinPLogitsWarper(min_p)(None, scores)[0].isfinite().nonzero().flatten().tolist()
+    drawn = drawn_ids(logits, Sampling(temperature, 0, 1.0, min_p=min_p), draws=40)
+    # Rounding decides about an id exactly at the bound.
+    share = (scores[0] - scores.max()).exp()
+    assert drawn <= {*left} | {i for i in range(len(logits)) if abs(share[i] - min_p) < 1e-6}
+    assert min_p < 1 or drawn <= {i for i, logit in enumerate(logits) if logit == max(logits)}
+
+
+def test_what_was_drawn_is_lowered_once_and_for_each_time_and_the_prompt_is_not():
+    logits = torch.tensor([3.0, 2.0, 1.0, -2.0])
+    once = Sampling(0, presence_penalty=1.5)
+    each = Sampling(0, frequency_penalty=0.6)
+    both = Sampling(0, presence_penalty=0.5, frequency_penalty=0.3)
+    raised = Sampling(0, presence_penalty=-2)
+    expected = [
+        (once, [0], 0, 1),
+        (once, [0], 1, 0),  # id 0 was given
+        (once, [0, 0, 0], 1, 1),
+        (each, [0], 0, 0),
+        (each, [0, 0], 0, 1),
+        (each, [0, 0, 0], 2, 0),
+        (both, [0, 0], 0, 1),
+        (both, [0], 0, 0),
+        (raised, [1], 0, 1),
+        (raised, [1], 1, 0),
+    ]
+    for sampling, ids, count, drawn in expected:
+        before = logits.clone()
+        assert sample(logits, sampling, ids, torch.Generator(), count) == drawn, (sampling, ids)
+        assert torch.equal(logits, before)
+
+
+def test_a_bias_forces_or_forbids_an_id_before_anything_else(untrained):
+    def ids(**more):
+        return list(pion.generate(untrained, [5, 6], stop_ids=(), max_tokens=6, **more))
+
+    assert ids(logit_bias={7: 100}, seed=1) == [7] * 6
+    free = ids(temperature=0)
+    assert free[0] not in ids(temperature=0, logit_bias={free[0]: -100})
+    assert ids(temperature=0, logit_bias={free[0]: 0.0}) == free
+    assert ids(temperature=0, logit_bias={7: 100}, presence_penalty=2) == [7] * 6
+
+
+def test_penalties_and_biases_in_a_batch_give_what_the_text_alone_gives(untrained):
+    prompts = [[5, 6, 5], [9], [5, 5, 5, 5, 7]]
+    more = {"stop_ids": (), "max_tokens": 12, "seed": 3, "min_p": 0.02, "logit_bias": {4: 3.0}}
+    more |= {"presence_penalty": 0.7, "frequency_penalty": -0.4, "repetition_penalty": 1.1}
+    together = [[] for _ in prompts]
+    for number, token in pion.generate_batch(untrained, prompts, rows=2, **more):
+        if token is not None:
+            together[number].append(token)
+    assert together == [list(pion.generate(untrained, ids, **more)) for ids in prompts]
 
 
 def test_a_tiny_temperature_is_greedy_not_a_crash():

@@ -6,13 +6,14 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import openai
 import pytest
 import torch
 from openai import OpenAI
+from pydantic import BaseModel, Field
 
 import pion
 from pipeline.serve.served_model import ServedModel
@@ -48,6 +49,9 @@ def test_models_are_listed_with_what_a_page_needs(client: OpenAI) -> None:
         "top_k": 50,
         "top_p": 0.9,
         "repetition_penalty": 1.0,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
         "max_tokens": 128,
     }
 
@@ -60,7 +64,10 @@ def test_a_seeded_answer_is_what_the_library_draws(client: OpenAI, chat_model: S
         max_tokens=20,
         temperature=1.1,
         top_p=0.8,
-        extra_body={"top_k": 30, "repetition_penalty": 1.2},
+        presence_penalty=0.5,
+        frequency_penalty=-0.2,
+        logit_bias={"65": 2},
+        extra_body={"top_k": 30, "repetition_penalty": 1.2, "min_p": 0.01},
     )
     ids = question_ids(chat_model)
     wanted = drawn(
@@ -72,11 +79,52 @@ def test_a_seeded_answer_is_what_the_library_draws(client: OpenAI, chat_model: S
         top_p=0.8,
         top_k=30,
         repetition_penalty=1.2,
+        min_p=0.01,
+        presence_penalty=0.5,
+        frequency_penalty=-0.2,
+        logit_bias={65: 2},
     )
     assert found.choices[0].message.content == wanted
     assert found.usage is not None
     assert found.usage.prompt_tokens == len(ids)
     assert found.usage.total_tokens == len(ids) + found.usage.completion_tokens
+
+
+def test_an_answer_ends_before_a_stop_id_of_its_own(
+    client: OpenAI, chat_model: ServedModel
+) -> None:
+    asked: dict[str, Any] = {"model": "base", "prompt": "The", "max_tokens": 8, "seed": 1}
+    whole = client.completions.create(**asked).choices[0].text
+    (stop,) = chat_model.tokenizer.encode(whole[3])
+    more = {"stop_token_ids": [stop], "ignore_eos": True}
+    ended = client.completions.create(**asked, extra_body=more).choices[0]
+    assert ended.finish_reason == "stop"
+    assert ended.text == whole[: whole.index(whole[3])]
+
+
+class Person(BaseModel):
+    name: Annotated[str, Field(max_length=8)]
+    age: Annotated[int, Field(ge=0, le=120)]
+
+
+def test_an_answer_fits_the_schema_that_the_client_made(client: OpenAI) -> None:
+    """Streamed, in several choices, and next to answers that are free."""
+    free: dict[str, Any] = {"model": "base", "messages": QUESTION, "seed": 2, "max_tokens": 100}
+    alone = client.chat.completions.create(**free).choices[0].message.content
+    with ThreadPoolExecutor(1) as thread:
+        beside = thread.submit(client.chat.completions.create, **free)
+        found = client.chat.completions.parse(**free, response_format=Person, n=3)
+        assert beside.result().choices[0].message.content == alone
+    assert [choice.finish_reason for choice in found.choices] == ["stop"] * 3
+    people = [choice.message.parsed for choice in found.choices]
+    assert all(isinstance(person, Person) for person in people)
+    schema = Person.model_json_schema() | {"additionalProperties": False}  # as `parse` sends it
+    asked: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+    parts = client.chat.completions.create(**free, response_format=asked, stream=True)
+    text = "".join(part.choices[0].delta.content or "" for part in parts)
+    assert Person.model_validate_json(text) == people[0]
+    any_object = client.chat.completions.create(**free, response_format={"type": "json_object"})
+    assert any_object.choices[0].message.content.startswith("{")
 
 
 def test_temperature_0_is_greedy(client: OpenAI, chat_model: ServedModel) -> None:
@@ -367,7 +415,20 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
     "too many choices": ({"n": 17}, 400, "n"),
     "empty stop": ({"stop": ""}, 400, "stop"),
     "tools": ({"tools": [{"type": "function"}]}, 400, "this server has no tools"),
-    "penalty": ({"frequency_penalty": 0.5}, 400, "this server has no frequency_penalty"),
+    "penalty": ({"frequency_penalty": 2.5}, 400, "frequency_penalty is 2.5; it must be from -2"),
+    "a bias of no token": ({"logit_bias": {"99999": 1}}, 400, "logit_bias has the id 99999"),
+    "a schema that can't be met": (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"enum": []}},
+            }
+        },
+        400,
+        "this schema can't be used: Unsatisfiable",
+    ),
+    "no schema": ({"response_format": {"type": "json_schema"}}, 400, "json_schema must be an"),
+    "a format": ({"response_format": {"type": "xml"}}, 400, "response_format.type should be"),
     "unknown field": ({"temprature": 1}, 400, "temprature"),
     "no messages": ({"messages": []}, 400, "messages"),
     "unknown role": ({"messages": [{"role": "tool", "content": "x"}]}, 400, "role"),

@@ -27,6 +27,7 @@ HOSTILE: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "parts": (ChatRequest, {"messages": [{"role": "user", "content": [{}] * MANY}]}),
     "names in a part": (ChatRequest, {"messages": [{"role": "user", "content": [ODD]}]}),
     "names of how to stream": (ChatRequest, {"messages": [USER], "stream_options": ODD}),
+    "biases": (ChatRequest, {"messages": [USER], "logit_bias": {str(i): "x" for i in range(MANY)}}),
     "messages to count": (TokenizeRequest, {"messages": [None] * MANY}),
 }
 
@@ -47,7 +48,10 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "a type": ({"n": "2"}, "n", "n should be a valid integer, not '2'"),
     "too many": ({"n": 17}, "n", "n should be less than or equal to 16, not 17"),
     "tools": ({"tools": [{}]}, "tools", "this server has no tools; leave the field out"),
-    "penalty": ({"presence_penalty": 1}, "presence_penalty", "this server has no presence_"),
+    "penalty": ({"presence_penalty": 3}, "presence_penalty", "presence_penalty is 3.0; it must"),
+    "a bias": ({"logit_bias": {"5": 101}}, "logit_bias.5", "logit_bias is 101.0; it must be from"),
+    "a biased text": ({"logit_bias": {"the": 1}}, "logit_bias", "must have ids of tokens as names"),
+    "a stop id": ({"stop_token_ids": [-1]}, "stop_token_ids.0", "greater than or equal to 0"),
     "typo": ({"temprature": 1}, "temprature", "no field 'temprature'; did you mean 'temperature'?"),
     "role": (
         {"messages": [USER, {"role": "tool", "content": "x"}]},

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from pion.errors import BadInput
 from pipeline.models.find import find_model
 from pipeline.web.address import API_KEY, Address
 from tests.support.served import Served, serving
@@ -94,3 +95,55 @@ def test_a_tunnel_s_name_is_allowed_if_said(run_folder: Path) -> None:
     with serving(found, slots=2, address=address) as served:
         assert post(served, {"Host": "pion.example"}).status_code == 200
         assert post(served, {"Host": "other.example"}).status_code == 421
+
+
+FRONT_END = "http://localhost:3000"
+
+
+def test_pages_of_an_allowed_origin_may_ask_and_read(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(API_KEY, KEY)
+    found = {"base": find_model(f"{run_folder}/demo@pretrain")}
+    with serving(found, slots=2, address=Address(port=0, origins=(FRONT_END,))) as served:
+        url = f"{served.url}/v1/completions"
+        asks = {
+            "Origin": FRONT_END,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, content-type, x-stainless-os",
+            "Access-Control-Request-Private-Network": "true",
+        }
+        answer = httpx.options(url, headers=asks, timeout=PATIENCE_SECONDS)
+        assert answer.status_code == 204
+        assert answer.headers["Access-Control-Allow-Methods"] == "GET, POST"
+        wanted = asks["Access-Control-Request-Headers"]
+        assert answer.headers["Access-Control-Allow-Headers"] == wanted
+        assert answer.headers["Access-Control-Allow-Private-Network"] == "true"
+        ours = {"Origin": FRONT_END, "Authorization": f"Bearer {KEY}"}
+        answers = [
+            answer,
+            post(served, ours),
+            post(served, ours, stream=True),
+            post(served, ours, max_tokens=-1),
+            post(served, {"Origin": FRONT_END}),
+        ]
+        for answer in answers:
+            assert answer.headers["Access-Control-Allow-Origin"] == FRONT_END
+            assert answer.headers["Vary"] == "Origin"
+            assert "Access-Control-Allow-Credentials" not in answer.headers
+        assert answers[-1].status_code == 401  # the key is needed all the same
+        hosts = asks | {"Host": "attacker.example"}
+        assert httpx.options(url, headers=hosts, timeout=PATIENCE_SECONDS).status_code == 421
+        for other in ("http://localhost:3001", "https://localhost:3000", "null", f"{FRONT_END}.x"):
+            answer = httpx.options(url, headers=asks | {"Origin": other}, timeout=PATIENCE_SECONDS)
+            assert answer.status_code == 403
+            assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "", "localhost:3000", "http://a.example/", "ftp://a", "http://u@a", "h\n"],
+)
+def test_an_origin_that_names_no_website_is_refused(origin: str) -> None:
+    with pytest.raises(BadInput, match="an origin is https://NAME or http://NAME"):
+        Address(origins=(origin,)).rules()

@@ -1,0 +1,115 @@
+"""JSON that fits a schema, whatever the model would like to write."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+import pion
+from pion.data.tokens.tokenizer import Tokenizer, train_bpe
+from pion.errors import BadInput
+from pion.generation.generate import Settings, Text
+from pion.generation.grammar import MOST_CHARACTERS, Grammars
+from pion.model.decoder import Decoder
+from tests.support.tiny_config import tiny_config
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "tags": {"type": "array", "items": {"enum": ["a", "é €", 'q"']}, "maxItems": 2},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_bpe(['{"name": "Zoé €", "age": 12, "tags": []} and words'] * 8, 320)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Decoder:
+    """Untrained, with more rows than the tokenizer has ids."""
+    torch.manual_seed(0)
+    return Decoder(tiny_config(vocab_size=384, seq_len=256)).eval()
+
+
+def drawn(model: Decoder, tokenizer: Tokenizer, schema: Any, **more: Any) -> tuple[str, Text]:
+    grammar = Grammars(tokenizer).of_schema(schema)
+    fields = {"stop_ids": [tokenizer.end_of_text], "max_tokens": 200, **more}
+    settings = Settings(vocab_size=tokenizer.vocab_size, grammar=grammar, **fields)
+    texts = [Text(model, [5, 6], settings) for _ in range(2)]  # each has a grammar of its own
+    for text in texts:
+        while not text.ended:
+            text.draw(model.logits(model.hidden(torch.tensor([text.ids])))[0, -1].detach())
+    assert texts[0].ids == texts[1].ids
+    return tokenizer.decode(texts[0].ids[2:]), texts[0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_drawn_fits_the_schema(model: Decoder, tokenizer: Tokenizer, seed: int) -> None:
+    text, state = drawn(model, tokenizer, SCHEMA, seed=seed, temperature=1.5, top_p=1.0, top_k=0)
+    jsonschema.validate(json.loads(text), SCHEMA)
+    assert state.stopped
+
+
+def test_an_answer_whose_stop_ids_are_ignored_ends_with_the_last_bracket(
+    model: Decoder, tokenizer: Tokenizer
+) -> None:
+    text, state = drawn(model, tokenizer, SCHEMA, seed=1, stop_ids=())
+    assert text.endswith("}")
+    assert state.stopped
+
+
+def test_a_number_may_end_where_a_stop_id_is_drawn(model: Decoder, tokenizer: Tokenizer) -> None:
+    stop = tokenizer.encode("x")[0]  # as <|im_end|>: not the id that ends documents
+    more: dict[str, Any] = {"stop_ids": [stop], "logit_bias": {stop: 100}, "seed": 1}
+    text, state = drawn(model, tokenizer, {"type": "integer", "minimum": 10}, **more)
+    assert state.stop_id == stop
+    assert json.loads(text) >= 10
+
+
+def test_an_answer_that_is_cut_off_is_the_beginning_of_json(
+    model: Decoder, tokenizer: Tokenizer
+) -> None:
+    text, state = drawn(model, tokenizer, SCHEMA, seed=1, max_tokens=5)
+    assert text.startswith("{")
+    assert not state.stopped
+
+
+CAN_NOT_BE_MET: list[tuple[dict[str, Any], str]] = [
+    ({"enum": []}, "Unsatisfiable"),
+    ({"type": "string", "minLength": 5, "maxLength": 2}, "Unsatisfiable"),
+    ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "Unsatisfiable"),
+    ({"type": "nope"}, "nope"),
+    ({"not": {}}, "not"),
+    ({"$ref": "#/missing"}, "does not exist"),
+    ({"$ref": "http://localhost:9/schema.json"}, "not"),  # nothing is fetched
+    ({"type": "string", "pattern": "(a"}, "unclosed"),
+    ({"enum": ["x" * MOST_CHARACTERS]}, "characters"),
+]
+
+
+@pytest.mark.parametrize(("schema", "words"), CAN_NOT_BE_MET)
+def test_a_schema_that_can_not_be_met_is_refused_before_anything_is_drawn(
+    schema: dict[str, Any], words: str, tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(BadInput, match=words):
+        Grammars(tokenizer).of_schema(schema)
+
+
+def test_without_llguidance_the_package_to_install_is_named(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(BadInput, match="uv sync --extra json"):
+        Grammars(tokenizer).of_schema({"type": "object"})
+    assert list(pion.generate(Decoder(tiny_config()), [5], stop_ids=(), max_tokens=1))
