@@ -18,7 +18,8 @@ from pipeline.console.formats import printable, show
 from pipeline.serve.answers import Answers, Part, joined
 from pipeline.serve.body import LARGEST_BODY, read_body
 from pipeline.serve.errors import ApiError, refuse
-from pipeline.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest
+from pipeline.serve.requests import ChatRequest, CompletionRequest, Request, TokenizeRequest
+from pipeline.serve.responses import ResponseShape, ResponsesRequest
 from pipeline.serve.served_model import ServedModel
 from pipeline.serve.shapes import ChatShape, CompletionShape, Json, usage
 from pipeline.web.address import Rules
@@ -53,6 +54,7 @@ class Api:
                 web.get("/v1/models/{name:.+?}{slash:/?}", self._show_model),
                 web.post("/v1/chat/completions", self._chat),
                 web.post("/v1/completions", self._complete),
+                web.post("/v1/responses", self._respond),
                 web.post("/v1/tokenize", self._tokenize),
             ]
         )
@@ -132,10 +134,23 @@ class Api:
         top = (asked.top_logprobs or 0) if asked.logprobs else None
         answers = Answers(served, texts, len(ids), asked.stop or (), top)
         shape = ChatShape(served.name, served.tokenizer, logprobs=top is not None)
-        headers = {} if served.chat else {"Pion-Warning": "this model has no chat template"}
+        headers = _chat_headers(served)
         if asked.stream:
-            return await _stream(request, answers, shape, asked, headers)
+            return await _stream(request, answers, _frames(answers, shape, asked), headers)
         return await _whole(request, answers, shape, headers)
+
+    async def _respond(self, request: web.Request) -> web.StreamResponse:
+        asked = await read_body(request, ResponsesRequest)
+        served = self._model(asked.model)
+        ids = await served.chat_ids(asked.messages, param="input")
+        most = served.seq_len if asked.max_output_tokens is None else asked.max_output_tokens
+        texts = _texts(served, asked, [ids], most)
+        answers = Answers(served, texts, len(ids), asked.stop or (), None)
+        shape, headers = ResponseShape(served.name, asked, served.sampling), _chat_headers(served)
+        if asked.stream:
+            return await _stream(request, answers, shape.events(answers), headers)
+        (answer,) = await _ended(request, answers)
+        return web.json_response(shape.whole(answer, answers), headers=headers)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         asked = await read_body(request, CompletionRequest)
@@ -157,7 +172,7 @@ class Api:
         answers = Answers(served, texts, prompt_tokens, asked.stop or (), asked.logprobs, echoes)
         shape = CompletionShape(served.name, served.tokenizer, logprobs=asked.logprobs is not None)
         if asked.stream:
-            return await _stream(request, answers, shape, asked, {})
+            return await _stream(request, answers, _frames(answers, shape, asked), {})
         return await _whole(request, answers, shape, {})
 
     def _model(self, name: str | None) -> ServedModel:
@@ -173,9 +188,13 @@ class Api:
         return self._models[name]
 
 
+def _chat_headers(served: ServedModel) -> Mapping[str, str]:
+    return {} if served.chat else {"Pion-Warning": "this model has no chat template"}
+
+
 def _texts(
     served: ServedModel,
-    asked: ChatRequest | CompletionRequest,
+    asked: Request,
     prompts: Sequence[list[int]],
     max_tokens: int,
     grammar: Grammar | None = None,
@@ -212,6 +231,15 @@ def _answering(request: web.Request, answers: Answers) -> Iterator[None]:
         )
 
 
+async def _ended(request: web.Request, answers: Answers) -> list[Part]:
+    """Return all answers when all have ended."""
+    parts: list[list[Part]] = [[] for _ in range(answers.choices)]
+    with _answering(request, answers):
+        async for part in answers.parts():
+            parts[part.choice].append(part)
+    return list(map(joined, parts))
+
+
 async def _whole(
     request: web.Request,
     answers: Answers,
@@ -219,19 +247,15 @@ async def _whole(
     headers: Mapping[str, str],
 ) -> web.Response:
     """Answer when all answers have ended."""
-    parts: list[list[Part]] = [[] for _ in range(answers.choices)]
-    with _answering(request, answers):
-        async for part in answers.parts():
-            parts[part.choice].append(part)
-    body = shape.whole(list(map(joined, parts)), usage(answers)) | {"timings": answers.timings}
+    ended = await _ended(request, answers)
+    body = shape.whole(ended, usage(answers)) | {"timings": answers.timings}
     return web.json_response(body, headers=headers)
 
 
 async def _stream(
     request: web.Request,
     answers: Answers,
-    shape: ChatShape | CompletionShape,
-    asked: ChatRequest | CompletionRequest,
+    frames: AsyncIterator[bytes],
     headers: Mapping[str, str],
 ) -> web.StreamResponse:
     """Send the answers as they are written, as server-sent events."""
@@ -239,11 +263,21 @@ async def _stream(
     add_headers(request, response)
     with _answering(request, answers):
         await response.prepare(request)
-        async for chunk in _chunks(answers, shape, asked):
-            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-        await response.write(b"data: [DONE]\n\n")
+        async for frame in frames:
+            await response.write(frame)
         await response.write_eof()
     return response
+
+
+async def _frames(
+    answers: Answers,
+    shape: ChatShape | CompletionShape,
+    asked: ChatRequest | CompletionRequest,
+) -> AsyncIterator[bytes]:
+    """Yield the server-sent events of chats and completions."""
+    async for chunk in _chunks(answers, shape, asked):
+        yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
+    yield b"data: [DONE]\n\n"
 
 
 async def _chunks(

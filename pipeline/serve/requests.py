@@ -69,8 +69,8 @@ class StreamOptions(Fields):
     include_usage: bool | None = None
 
 
-class _Request(Fields):
-    """The fields that both kinds of requests have. None: the model's default."""
+class Request(Fields):
+    """The fields that all kinds of requests for answers have. None: the model's default."""
 
     without_effect = frozenset(
         {
@@ -233,7 +233,7 @@ class ResponseFormat(Fields):
         return {"type": "object"} if self.type == "json_object" else None
 
 
-class ChatRequest(_Request):
+class ChatRequest(Request):
     """The body of POST /v1/chat/completions."""
 
     messages: Messages
@@ -276,7 +276,7 @@ def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
-class CompletionRequest(_Request):
+class CompletionRequest(Request):
     """The body of POST /v1/completions."""
 
     prompt: Annotated[Any, BeforeValidator(_prompts)]

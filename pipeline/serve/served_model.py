@@ -72,10 +72,14 @@ class ServedModel:
         self._counter = ThreadPoolExecutor(1, thread_name_prefix="count")
 
     async def chat_ids(
-        self, messages: Sequence[ChatMessage], continue_last: bool | None
+        self,
+        messages: Sequence[ChatMessage],
+        continue_last: bool | None = None,
+        param: str = "messages",
     ) -> list[int]:
         """Return the ids that an answer follows; with `continue_last`, that the last message is.
 
+        `param` is what the request calls the messages.
         Raises ApiError if the model's template refuses the messages, or if one can't fit.
         """
         # Templates may leave out parts of messages that are neither a user's nor the one to
@@ -90,7 +94,7 @@ class ServedModel:
             ids = self._format.prompt_ids([message.to_template() for message in asked])
             return ids + (self.tokenizer.encode(begun) if begun else [])
 
-        return await self._encoded(encode, "messages")
+        return await self._encoded(encode, param)
 
     async def prompt_ids(self, prompt: str | list[int]) -> list[int]:
         """Return the ids of a text to continue, or of ids."""
