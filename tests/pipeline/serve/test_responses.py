@@ -1,0 +1,349 @@
+"""OpenAI's own client talks to /v1/responses, and its types say what an answer must be."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter, ValidationError
+
+from pion.generation.answer import Failed
+from pipeline.serve.answers import Answers
+from pipeline.serve.body import checked
+from pipeline.serve.errors import ApiError
+from pipeline.serve.responses import ResponsesRequest
+from tests.support.served import Served
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
+
+QUESTION = "What is a fox?"
+SYSTEM = "Answer in one word."
+EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+
+
+def post(served: Served, **fields: Any) -> httpx.Response:
+    body = {"model": "chat", "input": QUESTION, **fields}
+    return httpx.post(f"{served.url}/v1/responses", json=body, timeout=PATIENCE_SECONDS)
+
+
+def stream_of(served: Served, **fields: Any) -> list[dict[str, Any]]:
+    """Return the events of a stream, each with the name that its `event:` line gives."""
+    events = []
+    for block in post(served, stream=True, **fields).text.strip().split("\n\n"):
+        name, data = block.split("\n")
+        events.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {events[-1]['type']}"
+    return events
+
+
+def chat_text(client: OpenAI, messages: list[Any], **settings: Any) -> str | None:
+    answer = client.chat.completions.create(model="chat", messages=messages, **settings)
+    return answer.choices[0].message.content
+
+
+@pytest.fixture
+def first_stop(served: Served, client: OpenAI) -> dict[str, Any]:
+    """Settings with which the answer to QUESTION ends by itself, after some characters."""
+    messages = [{"role": "user", "content": QUESTION}]
+    text = chat_text(client, messages, seed=5, max_tokens=20, extra_body={"ignore_eos": True})
+    assert text
+    return {"seed": 5, "ignore_eos": True, "stop": text[6:]}
+
+
+def test_an_answer_is_that_of_a_chat_with_the_same_seed(client: OpenAI) -> None:
+    found = client.responses.create(
+        model="chat",
+        input=QUESTION,
+        instructions=SYSTEM,
+        max_output_tokens=20,
+        temperature=1.1,
+        top_p=0.8,
+        extra_body={"seed": 5, "top_k": 30, "repetition_penalty": 1.2, "ignore_eos": True},
+    )
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
+    wanted = client.chat.completions.create(
+        model="chat",
+        messages=messages,  # type: ignore[arg-type]
+        seed=5,
+        max_tokens=20,
+        temperature=1.1,
+        top_p=0.8,
+        extra_body={"top_k": 30, "repetition_penalty": 1.2, "ignore_eos": True},
+    )
+    assert found.output_text == wanted.choices[0].message.content
+    assert found.status == "incomplete"
+    assert found.incomplete_details is not None
+    assert found.incomplete_details.reason == "max_output_tokens"
+    assert (found.temperature, found.top_p, found.instructions) == (1.1, 0.8, SYSTEM)
+    assert found.usage is not None
+    assert wanted.usage is not None
+    assert found.usage.input_tokens == wanted.usage.prompt_tokens
+    assert found.usage.output_tokens == 20
+    assert found.usage.total_tokens == wanted.usage.total_tokens
+    assert (found.model_extra or {})["timings"]["predicted_n"] == 20
+
+
+def test_a_whole_answer_is_an_object_of_the_api(served: Served, first_stop: dict[str, Any]) -> None:
+    found = Response.model_validate(post(served, **first_stop).json())
+    assert found.status == "completed"
+    assert found.error is None
+    assert found.incomplete_details is None
+    assert found.usage is not None
+    assert found.usage.input_tokens_details.cached_tokens == 0
+    assert found.usage.output_tokens_details.reasoning_tokens == 0
+    assert [item.type for item in found.output] == ["message"]
+    assert len(found.output_text) == 6
+
+
+def test_a_stream_has_the_events_of_the_api_in_order(
+    served: Served, first_stop: dict[str, Any]
+) -> None:
+    events = stream_of(served, **first_stop)
+    for event in events:
+        assert EVENT.validate_python(event).type == event["type"]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    deltas = [kind for kind in kinds if kind == "output_text.delta"]
+    assert deltas
+    assert kinds == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        *deltas,
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+    text = "".join(event.get("delta", "") for event in events)
+    last = events[-1]["response"]
+    whole = post(served, **first_stop).json()
+    assert text == last["output"][0]["content"][0]["text"]
+    assert text == whole["output"][0]["content"][0]["text"]
+    assert last.keys() == whole.keys()
+    assert events[-2]["item"] == last["output"][0]
+    assert {event["response"]["id"] for event in events if "response" in event} == {last["id"]}
+
+
+def test_a_cut_stream_ends_as_incomplete(served: Served) -> None:
+    events = stream_of(served, max_output_tokens=3, ignore_eos=True, timings_per_token=True)
+    assert events[-1]["type"] == "response.incomplete"
+    assert events[-1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert events[-1]["response"]["output"][0]["status"] == "incomplete"
+    assert all("timings" in event for event in events if "delta" in event)
+    empty = stream_of(served, max_output_tokens=0)
+    assert "response.output_text.delta" not in [event["type"] for event in empty]
+    assert empty[-1]["response"]["usage"]["output_tokens"] == 0
+
+
+def test_the_client_s_own_stream_gets_the_final_response(
+    client: OpenAI, first_stop: dict[str, Any]
+) -> None:
+    with client.responses.stream(model="chat", input=QUESTION, extra_body=first_stop) as stream:
+        texts = [event.snapshot for event in stream if event.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+    assert final.status == "completed"
+    assert final.output_text == texts[-1]
+    assert len(final.output_text) == 6
+    whole = client.responses.create(model="chat", input=QUESTION, extra_body=first_stop)
+    assert final.output_text == whole.output_text
+
+
+@pytest.mark.parametrize("way", ["whole", "stream", "dumped"])
+def test_a_conversation_is_sent_back_with_the_items_of_an_output(
+    way: str, client: OpenAI, first_stop: dict[str, Any]
+) -> None:
+    said: list[Any] = [{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]
+    asked: dict[str, Any] = {"model": "chat", "input": said, "extra_body": first_stop}
+    if way == "stream":
+        with client.responses.stream(**asked) as stream:
+            first: Any = stream.get_final_response()
+    else:
+        first = client.responses.create(**asked)
+    output = [item.model_dump() for item in first.output] if way == "dumped" else first.output
+    follow = {"role": "user", "content": "Why?"}
+    second = client.responses.create(
+        model="chat",
+        input=[*said, *output, follow],  # type: ignore[list-item]
+        max_output_tokens=9,
+        extra_body={"seed": 4},
+    )
+    messages = [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": first.output_text},
+        follow,
+    ]
+    assert second.output_text == chat_text(client, messages, seed=4, max_tokens=9)
+
+
+def test_fields_that_ask_for_nothing_are_accepted(client: OpenAI) -> None:
+    found = client.responses.create(
+        model="chat",
+        input=[{"role": "developer", "content": SYSTEM}, {"role": "user", "content": QUESTION}],
+        max_output_tokens=1,
+        background=False,
+        include=[],
+        max_tool_calls=1,
+        metadata={"a": "b"},
+        parallel_tool_calls=False,
+        previous_response_id=None,
+        prompt_cache_key="key",
+        reasoning={"effort": "none"},
+        safety_identifier="me",
+        service_tier="auto",
+        store=True,
+        stream_options={"include_obfuscation": False},
+        text={"format": {"type": "text"}},
+        tool_choice="auto",
+        tools=[],
+        truncation="disabled",
+        user="me",
+    )
+    assert (found.model_extra or {})["store"] is False
+
+
+def user(*content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [*content]}]
+
+
+IMAGE = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
+WRONG: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "tools": ({"tools": [{"type": "web_search"}]}, "tools", "this server has no tools; leave"),
+    "earlier": ({"previous_response_id": "resp_1"}, "previous_response_id", "this server has no"),
+    "conversation": ({"conversation": "conv_1"}, "conversation", "this server has no conversation"),
+    "background": ({"background": True}, "background", "this server has no background"),
+    "reasoning": ({"reasoning": {"effort": "low"}}, "reasoning.effort", "reasoning: this server"),
+    "JSON": (
+        {"text": {"format": {"type": "json_object"}}},
+        "text.format",
+        "text: this server has no format; leave the field out",
+    ),
+    "probabilities": ({"top_logprobs": 2}, "top_logprobs", "this server has no top_logprobs"),
+    "include": ({"include": ["message.output_text.logprobs"]}, "include", "no include"),
+    "truncation": ({"truncation": "auto"}, "truncation", "this server has no truncation"),
+    "an image": ({"input": user(IMAGE)}, "input.0.content.0.type", "no type 'input_image' here"),
+    "a file": (
+        {"input": user({"type": "input_text", "text": "x"}, {"type": "input_file"})},
+        "input.0.content.1.type",
+        "no type 'input_file' here; it must be input_text or output_text or text",
+    ),
+    "a call": (
+        {"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}]},
+        "input.0.type",
+        "input.0: this server has no type 'function_call' here; it must be message",
+    ),
+    "no input": ({"input": None}, "input", "input should be a valid list, not None"),
+    "empty input": ({"input": []}, "input", "input"),
+    "no content": ({"input": [{"role": "user"}]}, "input.0.content", "content is missing"),
+    "role": ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role", "input.0.role should"),
+    "negative": ({"max_output_tokens": -1}, "max_output_tokens", "max_output_tokens should be"),
+    "max_tokens": ({"max_tokens": 1}, "max_tokens", "max_output_tokens here, not max_tokens"),
+    "n": ({"n": 2}, "n", "n is 2; a response has one answer"),
+    "typo": ({"instruction": "x"}, "instruction", "did you mean 'instructions'?"),
+    "messages": ({"messages": []}, "messages", "this server has no field 'messages'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_the_server_has_not_is_refused_by_name(name: str, served: Served) -> None:
+    changes, param, words = WRONG[name]
+    answer = post(served, **changes)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+def test_the_client_raises_its_own_errors(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="there is no model"):
+        client.responses.create(model="gpt", input=QUESTION)
+    with pytest.raises(openai.BadRequestError, match="context of 256 tokens") as caught:
+        client.responses.create(model="chat", input="fox " * 300, stream=True)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_no_response_is_stored(client: OpenAI) -> None:
+    found = client.responses.create(model="chat", input=QUESTION, max_output_tokens=1)
+    with pytest.raises(openai.NotFoundError, match="there is no GET /v1/responses/resp_"):
+        client.responses.retrieve(found.id)
+
+
+def test_a_base_model_says_that_it_has_no_template(client: OpenAI) -> None:
+    raw = client.responses.with_raw_response
+    answer = raw.create(model="base", input=QUESTION, max_output_tokens=1)
+    assert "no chat template" in answer.headers["Pion-Warning"]
+
+
+def test_a_client_that_closes_its_stream_frees_the_slot(client: OpenAI, served: Served) -> None:
+    stream = client.responses.create(
+        model="chat", input=QUESTION, stream=True, extra_body={"ignore_eos": True}
+    )
+    for event in stream:
+        if event.type == "response.output_text.delta":
+            break
+    stream.close()
+    wait_until(lambda: served.models[0].engine.load() == (0, 0), "the slot is free")
+
+
+def fail_after(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """Let each answer fail after so many tokens, as if the engine had."""
+    part = Answers._part
+
+    def failing(self: Answers, number: int, event: Any) -> Any:
+        failed = self.completion_tokens >= tokens
+        return part(self, number, Failed("the model failed") if failed else event)
+
+    monkeypatch.setattr(Answers, "_part", failing)
+
+
+def test_an_error_of_the_engine_fails_the_response(
+    client: OpenAI, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_after(monkeypatch, 3)
+    events = stream_of(served, ignore_eos=True)
+    last = EVENT.validate_python(events[-1])
+    assert last.type == "response.failed"
+    assert last.response.status == "failed"
+    assert last.response.error.code == "server_error"
+    assert last.response.error.message == "the model failed"
+    assert last.response.usage.output_tokens == 3
+    with (
+        client.responses.stream(model="chat", input=QUESTION) as stream,
+        pytest.raises(RuntimeError, match=r"response\.completed"),
+    ):
+        stream.get_final_response()
+    with pytest.raises(openai.InternalServerError, match="the model failed"):
+        client.responses.create(model="chat", input=QUESTION, extra_body={"ignore_eos": True})
+    wait_until(lambda: served.models[0].engine.load() == (0, 0), "the slots are free")
+
+
+MANY = 5_000
+ODD = {f"field {number}": 1 for number in range(MANY)}
+HOSTILE: dict[str, dict[str, Any]] = {
+    "items": {"input": [{}] * MANY},
+    "no items": {"input": [None] * MANY},
+    "valid items": {"input": user(QUESTION) * 3 * MANY},
+    "names": {"input": QUESTION, **ODD},
+    "names in an item": {"input": [{"role": "user", "content": "x", **ODD}]},
+    "parts": {"input": user(*[{}] * MANY)},
+    "names in a part": {"input": user({"type": "text", "text": "x", **ODD})},
+    "a long type": {"input": [{"type": "x" * MANY}]},
+    "an odd type": {"input": [{"type": [{}] * MANY}]},
+    "names of a format": {"input": QUESTION, "text": ODD},
+    "names of reasoning": {"input": QUESTION, "reasoning": ODD},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_thousands_of_mistakes_are_one_error(name: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ResponsesRequest.model_validate(HOSTILE[name])
+    assert caught.value.error_count() <= 3  # an object's own fields
+    with pytest.raises(ApiError) as refused:
+        checked(ResponsesRequest, HOSTILE[name])
+    assert len(str(refused.value)) < 300
