@@ -34,8 +34,16 @@ class Served:
     models: Sequence[ServedModel]
 
     def client(self, key: str = "none") -> OpenAI:
-        """Return OpenAI's client. It never asks again by itself."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+        """Return OpenAI's client. It never asks again by itself, and keeps no connection open.
+
+        Other tests wait until nobody is connected.
+        """
+        return OpenAI(
+            base_url=f"{self.url}/v1",
+            api_key=key,
+            max_retries=0,
+            default_headers={"Connection": "close"},
+        )
 
 
 @contextmanager
