@@ -3,7 +3,12 @@
 
 /** Return an answer that has not been written. */
 function newAnswer(model, seed) {
-  return { model, seed, text: "", tokens: [], finish: null, error: null, facts: "" };
+  return { model, seed, given: null, text: "", tokens: [], finish: null, error: null, facts: "" };
+}
+
+/** Return the text that an answer continues. Editing it in an answer leaves the turn's as it was. */
+function givenOf(turn, answer) {
+  return turn.mode === "text" ? (answer.given ?? turn.question) : "";
 }
 
 /** Return the body of the request that writes or continues the answer number `side` of a turn. */
@@ -15,7 +20,7 @@ function requestFor(turn, side) {
     seed: answer.seed,
     timings_per_token: true,
   };
-  if (turn.mode === "text") return { ...body, prompt: turn.question + answer.text, logprobs: ALTERNATIVES };
+  if (turn.mode === "text") return { ...body, prompt: givenOf(turn, answer) + answer.text, logprobs: ALTERNATIVES };
   const messages = messagesBefore(turn, side);
   if (answer.text) messages.push({ role: "assistant", content: answer.text });
   const continues = answer.text ? { continue_final_message: true } : {};
@@ -86,13 +91,14 @@ function addTokens(turn, side, tokens) {
     }
     if (document.body.classList.contains("colored")) colorTokens(view.text);
   });
+  keepSoon();
 }
 
 /** Return the elements of an answer. */
 function answerView(turn, side) {
   const root = el("section", { className: "answer", ariaLabel: "Answer" });
   const who = el("p", { className: "who" }, turn.answers[side].model);
-  const text = el("p", { className: "text" });
+  const text = el("p", { className: "text", dir: "auto" });
   const facts = el("span", { className: "facts" });
   const actions = el("div", { className: "actions" });
   root.append(who, text, actions);
@@ -107,7 +113,7 @@ function showAnswer(turn, side) {
     tokenElement(token, (other) => takeAlternative(turn, side, number, other)),
   );
   text.querySelector(".error")?.remove();
-  const given = turn.mode === "text" ? turn.question : "";
+  const given = givenOf(turn, answer);
   if (text.querySelectorAll(".token").length !== shown.length || text.textContent !== given + answer.text) {
     text.replaceChildren(el("span", { className: "given" }, given), ...shown);
   }
@@ -121,8 +127,10 @@ function showAnswer(turn, side) {
     ["Copy", (event) => copy(answer.text, event.currentTarget)],
   ];
   const buttons = can.filter(([, , allowed = true]) => allowed).map(([label, act]) => button(label, act));
-  facts.textContent = answer.facts + ({ stopped: ", stopped", length: ", cut off at the limit" }[answer.finish] ?? "");
-  actions.replaceChildren(...buttons, facts);
+  const ending = { stopped: "stopped", length: "cut off at the limit" }[answer.finish];
+  facts.textContent = [answer.facts, ending].filter(Boolean).join(", ");
+  const versions = versionButtons("answer", turn.at, turn.versions.length, (to) => goTo(turn, to), turn);
+  actions.replaceChildren(...versions, ...buttons, facts);
 }
 
 /** Copy a text. Outside of secure addresses, browsers have only the old way. */

@@ -14,7 +14,7 @@ class ServerError extends Error {
 /** Send a request; return the response. Throws ServerError, and AbortError when stopped. */
 async function ask(path, body, signal) {
   const headers = { "Content-Type": "application/json" };
-  const key = sessionStorage.getItem(KEY);
+  const key = tab.get(KEY);
   if (key) headers.Authorization = "Bearer " + key;
   const options = body ? { method: "POST", body: JSON.stringify(body) } : {};
   let response;

@@ -1,5 +1,5 @@
 "use strict";
-// Where the user writes, and how much of the context that takes.
+// Where the user writes.
 
 // On a phone, Enter is a new line.
 const phone = matchMedia("(pointer: coarse)");
@@ -9,6 +9,7 @@ function sendTyped(event) {
   const typed = $("input").value;
   if (state.busy || !typed.trim()) return;
   $("input").value = "";
+  hideUndo();
   askQuestion(state.mode === "chat" ? typed.trim() : typed);
 }
 
@@ -25,35 +26,12 @@ function showBusy() {
   $("stop").hidden = !busy;
 }
 
-let measuring = null;
-
-/** Count the tokens of what would be sent, a moment after the last change. */
-function measureContext() {
-  clearTimeout(measuring);
-  measuring = setTimeout(countTokens, 300);
-}
-
-async function countTokens() {
-  const typed = $("input").value;
-  const draft = { mode: state.mode, question: typed || "…" };
-  const chat = state.mode === "chat";
-  const from = chat ? await firstTurnThatFits(draft) : 0;
-  const request = chat ? { messages: messagesBefore(draft, 0) } : { prompt: typed };
-  try {
-    const response = await ask("/v1/tokenize", { model: state.a, ...request });
-    const { count, max_model_len: context } = await response.json();
-    const room = Math.max(0, Math.min(state.settings.max_tokens, context - count));
-    $("gauge").value = Math.min(1, count / context);
-    const dropped = from ? `; the oldest ${from === 1 ? "turn is" : from + " turns are"} left out` : "";
-    $("context").textContent = `${count} of ${context} tokens, an answer may have ${room}${dropped}`;
-  } catch (error) {
-    if (error.status !== 0) $("context").textContent = error.message;
-  }
-}
-
 $("composer").addEventListener("submit", sendTyped);
 $("stop").addEventListener("click", stopWriting);
-$("input").addEventListener("input", measureContext);
+$("input").addEventListener("input", () => {
+  measureContext();
+  keepSoon(false);
+});
 $("input").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.isComposing) return;
   if (event.ctrlKey || event.metaKey || (!event.shiftKey && !phone.matches)) sendTyped(event);
@@ -62,5 +40,6 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
     hideAlternatives();
     if (state.busy) stopWriting();
+    else if (isDrawer() && !$("history").hidden) toggleHistory();
   }
 });

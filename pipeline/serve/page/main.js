@@ -1,7 +1,7 @@
 "use strict";
 // Start the page: get the models, connect the buttons, and notice when the server is gone.
 
-/** Get the models; ask for the key if the server wants one. */
+/** Get the models; show what was open in this tab; ask for the key if the server wants one. */
 async function start() {
   try {
     state.models = (await (await ask("/v1/models")).json()).data;
@@ -17,7 +17,7 @@ async function start() {
   $("model-b").value = "";
   $("compare").hidden = state.models.length < 2;
   pickModel(state.models[0].id);
-  setMode(modelOf(state.a).pion.chat ? "chat" : "text");
+  await resume();
   $("input").focus();
 }
 
@@ -28,8 +28,15 @@ function pickModel(id) {
   const parameters = size.format(pion.parameters);
   $("about").textContent = `${pion.label}: ${parameters} parameters, a context of ${pion.seq_len.toLocaleString("en")} tokens`;
   document.title = `${id} – Pion`;
-  useDefaults();
+  forgetFit();
+  applySettings();
+  followModel();
   showNotice();
+}
+
+/** Use the mode that suits the model, unless the user or a conversation has another. */
+function followModel() {
+  if (!state.modeChosen && !state.turns.length) setMode(modelOf(state.a).pion.chat ? "chat" : "text");
 }
 
 /** Let a second model answer, too; null: none. */
@@ -37,6 +44,8 @@ function pickOther(id) {
   state.b = id;
   $("model-b").value = id ?? "";
   document.body.classList.toggle("wide", Boolean(id));
+  forgetFit();
+  measureContext();
   showNotice();
 }
 
@@ -82,7 +91,7 @@ function serverIsGone(then = () => {}) {
 }
 
 function askForKey() {
-  $("key-wrong").hidden = !sessionStorage.getItem(KEY);
+  $("key-wrong").hidden = !tab.get(KEY);
   $("ask-key").showModal();
 }
 
@@ -93,30 +102,29 @@ function saveConversation() {
   URL.revokeObjectURL(link.href);
 }
 
+/** Make a file a conversation of its own. What was open stays in the list. */
 async function loadConversation() {
   const [file] = $("file").files;
   $("file").value = "";
   if (!file) return;
   try {
-    const json = JSON.parse(await file.text());
-    const names = fromJson(json);
-    state.busy?.abort();
-    takeModels(names, json.settings, file.name);
+    const found = fromJson(JSON.parse(await file.text()));
+    await leave();
+    show(newId(), found, file.name);
+    keepSoon();
   } catch (error) {
-    return showBanner(`${file.name} was not imported: ${error.message}.`);
+    showBanner(`${file.name} was not imported: ${error.message}.`);
   }
-  showTurns();
 }
 
-/** Choose the models of an imported conversation, and set its settings. Say which models are not here. */
-function takeModels(names, settings, file) {
+/** Choose the models of a conversation, and set its settings. Say which models are not here. */
+function takeModels(names, settings, what) {
   const [a, b] = names.map((name) => modelOf(name)?.id);
   if (a) pickModel(a);
   if (names.length) pickOther(b ?? null);
   useSettings(settings);
-  if (state.turns.length) setMode(state.turns.at(-1).mode);
   const missing = names.filter((name) => !modelOf(name)).join(" and ");
-  showBanner(missing && `${file} was written with ${missing}, not served here. ${asked().join(" and ")} will answer now.`);
+  showBanner(missing && `${what} was written with ${missing}, not served here. ${asked().join(" and ")} will answer now.`);
 }
 
 function toggleSettings() {
@@ -131,26 +139,31 @@ function toggle(name, on) {
 }
 
 $("key-form").addEventListener("submit", () => {
-  sessionStorage.setItem(KEY, $("key").value.trim());
+  tab.set(KEY, $("key").value.trim());
   $("key").value = "";
   start();
 });
 $("ask-key").addEventListener("cancel", (event) => event.preventDefault());
-$("model-a").addEventListener("change", () => pickModel($("model-a").value));
-$("model-b").addEventListener("change", () => pickOther($("model-b").value || null));
-$("mode-chat").addEventListener("click", () => setMode("chat"));
-$("mode-text").addEventListener("click", () => setMode("text"));
-$("to-text").addEventListener("click", () => setMode("text"));
+$("model-a").addEventListener("change", () => {
+  pickModel($("model-a").value);
+  keepSoon();
+});
+$("model-b").addEventListener("change", () => {
+  pickOther($("model-b").value || null);
+  keepSoon();
+});
+for (const [id, mode] of [["mode-chat", "chat"], ["mode-text", "text"], ["to-text", "text"]]) {
+  $(id).addEventListener("click", () => {
+    state.modeChosen = true;
+    setMode(mode);
+    keepSoon();
+  });
+}
 $("colors").addEventListener("click", () => {
   toggle("colors", document.body.classList.toggle("colored"));
   document.querySelectorAll(".answer .text").forEach(colorTokens);
 });
-$("new").addEventListener("click", () => {
-  state.busy?.abort();
-  state.turns = [];
-  showTurns();
-  $("input").focus();
-});
+for (const id of ["new", "new-in-list"]) $(id).addEventListener("click", startNew);
 $("save").addEventListener("click", saveConversation);
 $("load").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", loadConversation);
@@ -158,4 +171,4 @@ $("open-settings").addEventListener("click", toggleSettings);
 $("close-settings").addEventListener("click", toggleSettings);
 
 makeSliders();
-start();
+openHistory().then(start);

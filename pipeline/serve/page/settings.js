@@ -15,9 +15,10 @@ function makeSliders() {
     const output = el("output");
     const input = el("input", { type: "range", id: name, min, max, step });
     input.addEventListener("input", () => {
-      state.settings[name] = Number(input.value);
+      state.chosen[name] = state.settings[name] = Number(input.value);
       output.textContent = input.value;
       measureContext();
+      keepSoon();
     });
     $("sliders").append(el("label", { className: "slider" }, label + " ", output, input));
   }
@@ -27,28 +28,39 @@ function makeSliders() {
     state.seed = valid ? Number(typed) : null;
     $("seed").setCustomValidity(typed && !valid ? "A seed is a whole number." : "");
     $("seed").reportValidity();
+    keepSoon();
   });
   $("system").addEventListener("input", () => {
     state.system = $("system").value;
     measureContext();
+    keepSoon();
   });
-  $("defaults").addEventListener("click", () => useDefaults());
+  $("defaults").addEventListener("click", () => {
+    state.chosen = {};
+    applySettings();
+    keepSoon();
+  });
 }
 
-/** Set all sliders to the model's defaults. */
-function useDefaults() {
+/** Use what the user chose, and for the rest the defaults of the model that answers. */
+function applySettings() {
   const { seq_len: context, sampling } = modelOf(state.a).pion;
   $("max_tokens").max = context;
-  state.settings = { ...sampling };
+  state.settings = { ...sampling, ...state.chosen };
+  state.settings.max_tokens = Math.min(state.settings.max_tokens, context);
   showSettings();
   measureContext();
 }
 
-/** Take over the settings of a file. A setting that is no number stays as it is. */
+/** Take over the settings of a conversation. A setting that is no number stays as it is. */
 function useSettings(found) {
-  for (const name of Object.keys(SLIDERS))
-    if (Number.isFinite(found?.[name])) state.settings[name] = found[name];
-  showSettings();
+  const { sampling } = modelOf(state.a).pion;
+  for (const [name, { min, max }] of Object.entries(SLIDERS)) {
+    if (!Number.isFinite(found?.[name])) continue;
+    if (found[name] === sampling[name]) delete state.chosen[name];
+    else state.chosen[name] = name === "max_tokens" ? Math.max(min, found[name]) : Math.min(max, Math.max(min, found[name]));
+  }
+  applySettings();
 }
 
 /** Show the settings in their controls. */

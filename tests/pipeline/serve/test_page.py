@@ -243,9 +243,8 @@ def test_a_conversation_is_exported_and_imported(page: Page, tmp_path: Path) -> 
     download.value.save_as(file)
     saved = json.loads(file.read_text())
     assert saved["turns"][0]["question"] == "What is a fox?"
-    page.tab.reload()
-    page.ready()
-    assert page.answers() == []
+    page.tab.click("#new-in-list")
+    wait_until(lambda: page.answers() == [], "a new conversation")
     page.tab.set_input_files("#file", file)
     page.tab.wait_for_selector(".answer")
     assert page.answers() == before
