@@ -96,6 +96,7 @@ async function leave() {
 function show(id, { root, name, seed, system, mode, models, settings }, what, draft = "") {
   Object.assign(state, { id, root, name, seed, system, modeChosen: true });
   $("input").value = draft;
+  showBanner("");
   showTurns();
   takeModels(models, settings, what);
   setMode(mode ?? state.turns.at(-1)?.mode ?? "chat");

@@ -88,8 +88,10 @@ async function removeFromList(id, title) {
 /** Let the user change a name where it stands. */
 function editName(item, id, title) {
   const box = el("input", { value: title, ariaLabel: "Name", maxLength: 80, dir: "auto" });
+  let ended = false; // removing the box takes the focus from it, which ends the change again
   const end = async (name) => {
-    if (!box.isConnected) return;
+    if (ended) return;
+    ended = true;
     box.remove();
     drawn = "";
     if (name !== null && name !== title) await rename(id, name);

@@ -73,9 +73,12 @@ function showBanner(words) {
   $("banner").hidden = !words;
 }
 
+let looking = false;
+
 /** Say that the server is gone, and look for it until it is back. */
 function serverIsGone(then = () => {}) {
-  if (!$("banner").hidden) return;
+  if (looking) return;
+  looking = true;
   showBanner("The server does not answer. Your text is kept. The page looks for the server every two seconds.");
   const look = setInterval(async () => {
     try {
@@ -84,6 +87,7 @@ function serverIsGone(then = () => {}) {
       if (error.status === 0) return;
     }
     clearInterval(look);
+    looking = false;
     showBanner("");
     say("The server is back.");
     then();
@@ -124,7 +128,7 @@ function takeModels(names, settings, what) {
   if (names.length) pickOther(b ?? null);
   useSettings(settings);
   const missing = names.filter((name) => !modelOf(name)).join(" and ");
-  showBanner(missing && `${what} was written with ${missing}, not served here. ${asked().join(" and ")} will answer now.`);
+  if (missing) showBanner(`${what} was written with ${missing}, not served here. ${asked().join(" and ")} will answer now.`);
 }
 
 function toggleSettings() {

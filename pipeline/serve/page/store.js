@@ -34,10 +34,17 @@ const store = {
   async open() {
     try {
       this.db = await opened();
-      this.db.onversionchange = () => this.db.close(); // a newer page in another tab needs it
+      this.db.onversionchange = () => this.giveWay();
     } catch (error) {
       this.trouble = reason(error);
     }
+  },
+
+  /** Let a newer page in another tab change the database. */
+  giveWay() {
+    this.db.close();
+    this.db = null;
+    this.trouble = reason({ name: "VersionError" });
   },
 
   /** Return the headers of all conversations. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -23,6 +24,21 @@ pytestmark = needs_chromium
 
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
 KEY = "0123456789abcdef"
+# A script of axe-core, as `npm pack axe-core` has it: axe.min.js.
+AXE = os.environ.get("PION_AXE")
+NO_DATABASE = """
+    indexedDB.open = () => { throw new DOMException("no", "SecurityError"); };
+    Object.defineProperty(window, "sessionStorage", {
+      get() { throw new DOMException("no", "SecurityError"); },
+    });
+"""
+FULL = """
+    const put = IDBObjectStore.prototype.put;
+    IDBObjectStore.prototype.put = function (value) {
+      if (this.name === "bodies") throw new DOMException("full", "QuotaExceededError");
+      return put.call(this, value);
+    };
+"""
 
 
 class Page:
@@ -97,13 +113,14 @@ def page(browser: Any, served: Served, monkeypatch: pytest.MonkeyPatch) -> Itera
     page.close()
 
 
+def slowly(*arguments: Any) -> Any:
+    time.sleep(0.05)
+    return next_logits(*arguments)
+
+
 def test_an_answer_streams_stops_and_is_continued(
     page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slowly(*arguments: Any) -> Any:
-        time.sleep(0.05)
-        return next_logits(*arguments)
-
     monkeypatch.setattr("pion.generation.engine.next_logits", slowly)
     page.set(max_tokens=230)
     page.tab.fill("#input", "What is a fox?")
@@ -387,3 +404,173 @@ def test_the_key_is_asked_for_and_is_in_no_url(
         assert page.tab.locator(".answer .error").count() == 0
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", page.tab.url)
         page.close()
+
+
+def titles(page: Page) -> list[str]:
+    found: list[str] = page.tab.locator("#list .title").all_text_contents()
+    return found
+
+
+def switch(page: Page, name: str, turn: int = 0) -> None:
+    page.tab.locator(".turn").nth(turn).get_by_role("button", name=name).click()
+
+
+def test_a_reload_loses_nothing(
+    page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.set(max_tokens=4, temperature=0.4)
+    page.send("What is a fox?")
+    page.press("Regenerate")
+    page.wait()
+    monkeypatch.setattr("pion.generation.engine.next_logits", slowly)
+    page.set(max_tokens=150)
+    page.tab.fill("#input", "And a dog?")
+    page.tab.click("#send")
+    wait_until(lambda: len(page.answers()[-1]) > 8, "an answer is being written")
+    page.tab.fill("#input", "Half a dra")
+    before = page.answers()
+    page.tab.reload()
+    page.tab.wait_for_selector(".turn >> nth=1")
+    after = page.answers()
+    assert after[0] == before[0]
+    assert after[1].startswith(before[1])
+    assert page.tab.input_value("#input") == "Half a dra"
+    assert page.tab.input_value("#temperature") == "0.4"
+    assert page.tab.locator(".versions").all_inner_texts() == ["‹\n2/2\n›"]
+    assert "stopped" in page.tab.locator(".facts").last.inner_text()
+    wait_until(lambda: served.models[0].engine.load() == (0, 0), "the slot is free")
+    page.set(max_tokens=2)
+    page.press("Continue")
+    page.wait()
+    assert page.answers()[1].startswith(after[1])
+
+
+def test_answers_and_edits_are_branches_that_can_be_undone(page: Page, tmp_path: Path) -> None:
+    page.set(max_tokens=5)
+    page.send("What is a fox?")
+    page.send("And a dog?")
+    first = page.answers()
+    page.press("Regenerate", turn=0)
+    page.wait()
+    page.send("And a cat?")
+    switch(page, "Previous version of the answer")
+    assert page.answers() == first
+    page.press("Edit", turn=0)
+    page.tab.fill(".editing textarea", "ما هو الثعلب؟")
+    page.tab.get_by_role("button", name="Ask again").click()
+    page.wait()
+    assert len(page.answers()) == 1
+    question = page.tab.locator(".asked .text")
+    assert question.evaluate("(it) => getComputedStyle(it).direction") == "rtl"
+    page.tab.click("#undo")
+    assert page.answers() == first
+    with page.tab.expect_download() as download:
+        page.tab.click("#save")
+    download.value.save_as(tmp_path / "tree.json")
+    page.tab.set_input_files("#file", tmp_path / "tree.json")
+    wait_until(lambda: len(titles(page)) == 2, "the file is a conversation of its own")
+    assert page.answers() == first
+    with page.tab.expect_download() as download:
+        page.tab.click("#save")
+    download.value.save_as(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "tree.json").read_text()
+    switch(page, "Next version of the answer")
+    assert page.tab.locator(".asked .text").all_inner_texts() == ["What is a fox?", "And a cat?"]
+    switch(page, "Next version of the question")
+    assert page.tab.locator(".asked .text").all_inner_texts() == ["ما هو الثعلب؟"]
+    old = {"format": "pion-conversation-1", "turns": [{"question": "Old", "answers": [{}]}] * 2}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    page.tab.set_input_files("#file", tmp_path / "old.json")
+    page.tab.wait_for_selector(".asked:has-text('Old') >> nth=1")
+
+
+def test_conversations_are_searched_renamed_deleted_and_cleared(page: Page) -> None:
+    page.set(max_tokens=3)
+    keyboard = page.tab.keyboard
+    for question in ("What is a fox?", "<b>Bold</b> dogs"):
+        page.tab.click("#new-in-list")
+        page.send(question)
+    wait_until(lambda: titles(page) == ["<b>Bold</b> dogs", "What is a fox?"], "the list")
+    page.tab.fill("#search", "FOX")
+    assert titles(page) == ["What is a fox?"]
+    keyboard.press("Tab")
+    keyboard.press("Tab")
+    keyboard.press("Enter")
+    keyboard.type("Red ones")
+    keyboard.press("Enter")
+    wait_until(lambda: titles(page) == ["Red ones"], "the new name")
+    assert page.tab.evaluate("document.activeElement.ariaLabel") == "Rename Red ones"
+    page.tab.fill("#search", "")
+    page.tab.get_by_role("button", name="Delete <b>Bold</b> dogs").click()
+    wait_until(lambda: titles(page) == ["Red ones"], "one is deleted")
+    assert page.answers() == []
+    keyboard.press("Control+z")
+    wait_until(lambda: len(titles(page)) == 2 and page.answers(), "it is back, and open")
+    if AXE is not None:
+        page.tab.evaluate(Path(AXE).read_text())
+        found = "axe.run().then((result) => result.violations.map((one) => one.id))"
+        assert page.tab.evaluate(found) == []
+    page.tab.click("#clear")
+    keyboard.press("Enter")  # Cancel has the focus
+    assert len(titles(page)) == 2
+    page.tab.click("#clear")
+    page.tab.get_by_role("button", name="Delete all").click()
+    wait_until(lambda: not titles(page), "all are deleted")
+    page.tab.reload()
+    page.ready()
+    assert (titles(page), page.answers()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"), [(NO_DATABASE, "it forbids this page"), (FULL, "its storage is full")]
+)
+def test_a_browser_that_keeps_nothing_is_said(script: str, reason: str, page: Page) -> None:
+    page.context.add_init_script(script)
+    page.tab.reload()
+    page.ready().set(max_tokens=3)
+    page.send("What is a fox?")
+    page.tab.wait_for_selector(f"#trouble:has-text('kept in this browser: {reason}')")
+    before = page.answers()
+    page.tab.click("#new-in-list")
+    page.send("And a dog?")
+    page.tab.get_by_role("button", name="What is a fox?").first.click()
+    wait_until(lambda: page.answers() == before, "until the tab is closed, all is there")
+
+
+def test_two_tabs_keep_the_last_write_and_leave_alone_what_they_cannot_read(page: Page) -> None:
+    page.set(max_tokens=3)
+    page.send("What is a fox?")
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.click("#list .open")
+    other.wait_for_selector(".answer")
+    page.send("And a dog?")
+    other.wait_for_selector(".asked:has-text('And a dog?')")
+    page.tab.evaluate(
+        "putBack([[{ id: 'x', title: 'Newer', changed: 1, text: '' }, { format: 'later' }]])"
+    )
+    other.click("#list .open:has-text('Newer')")
+    other.wait_for_selector("#banner:has-text('It is kept as it is.')")
+    assert other.locator(".answer").count() == 2
+    other.click("#list .icon[title='Delete What is a fox?']")
+    wait_until(lambda: page.answers() == [], "what is deleted here is not kept there")
+    assert titles(page) == ["Newer"]
+    assert page.tab.evaluate("store.body('x')") == {"format": "later"}
+
+
+def test_one_count_a_pause_and_settings_outlive_a_change_of_model(page: Page) -> None:
+    page.set(max_tokens=8, temperature=0.3)
+    for number in range(4):
+        page.send(f"fox dog the jumps over lazy quick brown {number} " * 5)
+    wait_until(lambda: "left out" in page.tab.inner_text("#context"), "turns are left out")
+    before = page.tab.inner_text("#context")
+    counted = []
+    page.tab.on("request", lambda it: "tokenize" in it.url and counted.append(it.post_data))
+    page.tab.fill("#input", "fox dog")
+    wait_until(lambda: page.tab.inner_text("#context") != before, "the new count")
+    assert len(counted) == 1
+    page.tab.select_option("#model-a", "base")
+    assert page.tab.evaluate("[state.settings.temperature, state.settings.max_tokens]") == [0.3, 8]
+    page.tab.click("#open-settings")
+    page.tab.click("#defaults")
+    assert page.tab.evaluate("state.settings.temperature") != 0.3
