@@ -29,6 +29,8 @@ function showBusy() {
 $("composer").addEventListener("submit", sendTyped);
 $("stop").addEventListener("click", stopWriting);
 $("input").addEventListener("input", () => {
+  const { value, maxLength } = $("input");
+  if (value.length >= maxLength) showBanner(`The text was cut off after ${maxLength.toLocaleString("en")} characters.`);
   measureContext();
   keepSoon(false);
 });

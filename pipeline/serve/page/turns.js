@@ -153,6 +153,15 @@ function versionButtons(what, at, count, show, turn) {
   return [group];
 }
 
+// A browser takes minutes to set ten million characters.
+const MOST_SHOWN_TEXT = 50_000;
+
+/** Return a text, or the beginning of a very long one and how much more there is. */
+function beginning(text) {
+  const more = text.length - MOST_SHOWN_TEXT;
+  return more > 0 ? `${text.slice(0, MOST_SHOWN_TEXT)}… (${more.toLocaleString("en")} more characters)` : text;
+}
+
 function questionElement(turn) {
   const change = button("Edit", () => editQuestion(turn));
   const { turns, at } = turn.under;
@@ -160,7 +169,7 @@ function questionElement(turn) {
   return el(
     "div",
     { className: "asked" },
-    el("p", { className: "text", dir: "auto" }, turn.question),
+    el("p", { className: "text", dir: "auto" }, beginning(turn.question)),
     el("div", { className: "actions" }, ...versions, change),
   );
 }
