@@ -158,12 +158,11 @@ def generate(
 
     `sample` explains `temperature`, `top_k`, `top_p`, `min_p` and the penalties. `logit_bias` is
     added to the logits of ids before all of them: 100 all but forces an id, and -100 all but
-    forbids it. Generation ends
-    before a token of `stop_ids` (usually `[tokenizer.end_of_text]`; `SpecialTokens` has those of
-    other people's models), after `max_tokens`, or when prompt and continuation fill the model's
-    context. Ids of `vocab_size` and above are never drawn, because the tokenizer has no such
-    tokens. The same `seed` draws the same tokens. torch's global random state is neither read nor
-    changed.
+    forbids it. Generation ends before a token of `stop_ids` (usually `[tokenizer.end_of_text]`;
+    `SpecialTokens` has those of other people's models), after `max_tokens`, or when prompt and
+    continuation fill the model's context. Ids of `vocab_size` and above are never drawn, because
+    the tokenizer has no such tokens. The same `seed` draws the same tokens. torch's global random
+    state is neither read nor changed.
 
     Raises:
         BadInput: settings make no sense, or the prompt is empty, is longer than the context or

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from pion.generation.bounds import check
-
-LATER = ("min_p", "presence_penalty", "frequency_penalty")
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,9 @@ class Sampling:
     frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        check("temperature", max(self.temperature, 0))
-        for name in ("top_k", "top_p", "repetition_penalty", *LATER):
-            check(name, getattr(self, name))
+        for field in fields(Sampling):
+            value = getattr(self, field.name)
+            check(field.name, max(value, 0) if field.name == "temperature" else value)
 
 
 def sample(

@@ -49,15 +49,10 @@ def bring_model(run: RunState, head: Head, key: str) -> Path:
     return workspace.folder(key)
 
 
-def still_listed(run: RunState, key: str) -> bool:
-    """Return whether HEAD lists the checkpoint `key` now. Raises `StoreError`."""
-    head = run.read()
-    return head is not None and any(entry.key == key for entry in head.checkpoints)
-
-
 def refuse_replaced(run: RunState, key: str) -> None:
-    """Raise BadInput if HEAD has ceased to list the checkpoint `key`."""
-    if not still_listed(run, key):
+    """Raise BadInput if HEAD has ceased to list the checkpoint `key`. Raises `StoreError`."""
+    head = run.read()
+    if head is None or key not in head.listed():
         raise BadInput(
             f"The run {run.name} has replaced its checkpoint {key} by a newer one while this "
             "command read it. Nothing was changed. Run the same command again."

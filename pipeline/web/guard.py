@@ -29,7 +29,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-# Headers that a page wants to send; OpenAI's client has a dozen of its own.
+# Headers that a page wants to send; OpenAI's client sends a dozen that no other client has.
 _NAMES = re.compile(r"[A-Za-z0-9-]{1,60}(, ?[A-Za-z0-9-]{1,60}){0,39}")
 _PREFLIGHT_SECONDS = 600
 _NO_METHOD = 405

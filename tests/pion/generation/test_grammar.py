@@ -46,7 +46,7 @@ def drawn(model: Decoder, tokenizer: Tokenizer, schema: Any, **more: Any) -> tup
     grammar = Grammars(tokenizer).of_schema(schema)
     fields = {"stop_ids": [tokenizer.end_of_text], "max_tokens": 200, **more}
     settings = Settings(vocab_size=tokenizer.vocab_size, grammar=grammar, **fields)
-    texts = [Text(model, [5, 6], settings) for _ in range(2)]  # each has a grammar of its own
+    texts = [Text(model, [5, 6], settings) for _ in range(2)]  # each copies the grammar
     for text in texts:
         while not text.ended:
             text.draw(model.logits(model.hidden(torch.tensor([text.ids])))[0, -1].detach())

@@ -108,13 +108,13 @@ class Person(BaseModel):
 
 
 def test_an_answer_fits_the_schema_that_the_client_made(client: OpenAI) -> None:
-    """Streamed, in several choices, and next to answers that are free."""
+    """Streamed, in several choices, and while another answer is written without a schema."""
     free: dict[str, Any] = {"model": "base", "messages": QUESTION, "seed": 2, "max_tokens": 100}
     alone = client.chat.completions.create(**free).choices[0].message.content
     with ThreadPoolExecutor(1) as thread:
-        beside = thread.submit(client.chat.completions.create, **free)
+        meanwhile = thread.submit(client.chat.completions.create, **free)
         found = client.chat.completions.parse(**free, response_format=Person, n=3)
-        assert beside.result().choices[0].message.content == alone
+        assert meanwhile.result().choices[0].message.content == alone
     assert [choice.finish_reason for choice in found.choices] == ["stop"] * 3
     people = [choice.message.parsed for choice in found.choices]
     assert all(isinstance(person, Person) for person in people)

@@ -468,7 +468,7 @@ def test_answers_and_edits_are_branches_that_can_be_undone(page: Page, tmp_path:
         page.tab.click("#save")
     download.value.save_as(tmp_path / "tree.json")
     page.tab.set_input_files("#file", tmp_path / "tree.json")
-    wait_until(lambda: len(titles(page)) == 2, "the file is a conversation of its own")
+    wait_until(lambda: len(titles(page)) == 2, "the file is a second conversation")
     assert page.answers() == first
     with page.tab.expect_download() as download:
         page.tab.click("#save")
