@@ -313,7 +313,9 @@ def test_an_error_of_the_engine_fails_the_response(
     assert last.response.error.message == "the model failed"
     assert last.response.usage.output_tokens == 3
     with (
-        client.responses.stream(model="chat", input=QUESTION) as stream,
+        client.responses.stream(
+            model="chat", input=QUESTION, extra_body={"ignore_eos": True}
+        ) as stream,
         pytest.raises(RuntimeError, match=r"response\.completed"),
     ):
         stream.get_final_response()
