@@ -202,7 +202,7 @@ def test_a_step_that_fails_ends_its_requests_and_the_next_ones_succeed(
             raise RuntimeError("out of memory")
 
         patch.setattr(engine_module, "next_logits", fail)
-        first = [Client(model, [n, n]) for n in (5, 6)]
+        first = [Client(model, [n, n], stop_ids=()) for n in (5, 6)]
         engine.submit([client.answer for client in first])
         for client in first:
             assert client.wait() == Failed("the model failed: RuntimeError: out of memory")
