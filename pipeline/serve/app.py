@@ -19,7 +19,8 @@ from pipeline.serve.answers import Answers, Part, joined
 from pipeline.serve.body import LARGEST_BODY, read_body
 from pipeline.serve.errors import ApiError, refuse
 from pipeline.serve.requests import ChatRequest, CompletionRequest, Request, TokenizeRequest
-from pipeline.serve.responses import ResponseShape, ResponsesRequest
+from pipeline.serve.responses import ResponseShape
+from pipeline.serve.responses_request import ResponsesRequest
 from pipeline.serve.served_model import ServedModel
 from pipeline.serve.shapes import ChatShape, CompletionShape, Json, usage
 from pipeline.web.address import Rules
@@ -144,9 +145,12 @@ class Api:
         served = self._model(asked.model)
         ids = await served.chat_ids(asked.messages, param="input")
         most = served.seq_len if asked.max_output_tokens is None else asked.max_output_tokens
-        texts = _texts(served, asked, [ids], most)
-        answers = Answers(served, texts, len(ids), asked.stop or (), None)
-        shape, headers = ResponseShape(served.name, asked, served.sampling), _chat_headers(served)
+        grammar = await served.grammar(asked.schema_of_answer, "text.format")
+        texts = _texts(served, asked, [ids], most, grammar)
+        top = (asked.top_logprobs or 0) if asked.logprobs else None
+        answers = Answers(served, texts, len(ids), asked.stop or (), top)
+        shape = ResponseShape(served.name, served.tokenizer, asked, served.sampling)
+        headers = _chat_headers(served)
         if asked.stream:
             return await _stream(request, answers, shape.events(answers), headers)
         (answer,) = await _ended(request, answers)

@@ -81,14 +81,15 @@ class Fields(BaseModel):
         if not isinstance(fields, dict):
             raise ValueError(f"a JSON object is needed here, not {shown(fields)}")
         kept = {}
+        known = [field.alias or name for name, field in cls.model_fields.items()]
         for name, value in fields.items():
-            if name in cls.model_fields:
+            if name in known:
                 kept[name] = value
             elif name in cls.asks_nothing:
                 if value is not None and value not in cls.asks_nothing[name]:
                     raise refused(name, f"this server has no {name}; leave the field out")
             elif name not in cls.without_effect:
-                hint = closest(name, cls.model_fields)
+                hint = closest(name, known)
                 raise refused(name, f"this server has no field {shown(name)}{hint}")
         return kept
 

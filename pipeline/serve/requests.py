@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pion.generation.generate import Settings
 from pion.generation.grammar import Grammar
+from pipeline.serve.answer_format import AnswerFormat, Schema
 from pipeline.serve.body import Fields, refused, within
 
 # The most answers to one request, stop strings, and alternatives of a token.
@@ -167,10 +168,10 @@ class ChatMessage(Fields):
     """
 
     # litellm puts an answer's fields that it does not know into this one.
-    without_effect = frozenset({"provider_specific_fields"})
+    # `parsed` is what a client read in the text of an answer.
+    without_effect = frozenset({"provider_specific_fields", "parsed"})
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "refusal": ("",),
-        "parsed": (),
         "annotations": ([],),
         "audio": (),
         "tool_calls": ([],),
@@ -208,43 +209,18 @@ Messages = Annotated[
 ]
 
 
-class ResponseFormat(Fields):
-    """What an answer must be: any text, a JSON object, or JSON that fits a schema."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None  # `schema`, and what does not change the answer
-
-    @model_validator(mode="after")
-    def _check(self) -> ResponseFormat:
-        if self.type == "json_schema" and not isinstance(
-            (self.json_schema or {}).get("schema"), dict
-        ):
-            words = "json_schema must be an object with the JSON schema in its field schema"
-            raise refused("json_schema", words)
-        return self
-
-    @property
-    def schema_of_answer(self) -> dict[str, Any] | None:
-        """The schema that the answer must fit; None: it may be any text."""
-        if self.type == "json_schema":
-            assert self.json_schema is not None
-            schema: dict[str, Any] = self.json_schema["schema"]
-            return schema
-        return {"type": "object"} if self.type == "json_object" else None
-
-
 class ChatRequest(Request):
     """The body of POST /v1/chat/completions."""
 
     messages: Messages
-    response_format: ResponseFormat | None = None
+    response_format: AnswerFormat | None = None
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     continue_final_message: bool | None = None
 
     @property
-    def schema_of_answer(self) -> dict[str, Any] | None:
+    def schema_of_answer(self) -> Schema | None:
         """The schema that the answer must fit; None: it may be any text."""
         return None if self.response_format is None else self.response_format.schema_of_answer
 

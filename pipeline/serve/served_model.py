@@ -106,11 +106,16 @@ class ServedModel:
         """Return the ids of a text of any length, while other requests are encoded."""
         return await self._encoded(lambda: self.tokenizer.prompt(text), "prompt", self._counter)
 
-    async def grammar(self, schema: dict[str, Any] | None) -> Grammar | None:
-        """Return the grammar of JSON that fits a schema; None: any text. Raises ApiError."""
+    async def grammar(
+        self, schema: dict[str, Any] | None, param: str = "response_format"
+    ) -> Grammar | None:
+        """Return the grammar of JSON that fits a schema; None: any text.
+
+        `param` is what the request calls the format. Raises ApiError if the schema can't be used.
+        """
         if schema is None:
             return None
-        return await self._encoded(lambda: self._grammars.of_schema(schema), "response_format")
+        return await self._encoded(lambda: self._grammars.of_schema(schema), param)
 
     def check_length(self, text: str) -> None:
         """Raise ApiError if a text can't fit, however long its tokens are.

@@ -68,16 +68,7 @@ class ChatShape:
         return {"index": number, "delta": delta, "logprobs": None, "finish_reason": reason}
 
     def _logprobs_of(self, tokens: Sequence[Token]) -> Json:
-        return {"content": [self._token(token) for token in tokens], "refusal": None}
-
-    def _token(self, token: Token) -> Json:
-        assert token.logprobs is not None
-        top = [self._named(other, value) for other, value in token.logprobs.top]
-        return self._named(token.id, token.logprobs.drawn) | {"top_logprobs": top}
-
-    def _named(self, token: int, logprob: float) -> Json:
-        data = self._tokenizer.bytes_of(token)
-        return {"token": token_text(self._tokenizer, token), "logprob": logprob, "bytes": [*data]}
+        return {"content": logprobs_of(self._tokenizer, tokens), "refusal": None}
 
 
 class CompletionShape:
@@ -134,6 +125,21 @@ class CompletionShape:
         for other, value in found.top:  # the likeliest of several ids with the same text
             values.setdefault(token_text(self._tokenizer, other), value)
         return values
+
+
+def logprobs_of(tokenizer: Tokenizer, tokens: Sequence[Token]) -> list[Json]:
+    """Return tokens with their log-probabilities and likeliest alternatives."""
+
+    def named(token: int, logprob: float) -> Json:
+        data = tokenizer.bytes_of(token)
+        return {"token": token_text(tokenizer, token), "logprob": logprob, "bytes": [*data]}
+
+    found = []
+    for token in tokens:
+        assert token.logprobs is not None
+        top = [named(other, value) for other, value in token.logprobs.top]
+        found.append(named(token.id, token.logprobs.drawn) | {"top_logprobs": top})
+    return found
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

@@ -93,6 +93,8 @@ ANSWERS: list[dict[str, Any]] = [
     # 1.7 sends only the text.
     {"content": "A fox.", "refusal": None, "parsed": None, "annotations": None, "audio": None},
     {"content": "A fox.", "provider_specific_fields": {"refusal": None}},
+    # OpenAI's `parse` puts what it read in the text beside it.
+    {"content": "A fox.", "parsed": {"name": "fox", "age": 3}},
 ]
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import sys
+from typing import Annotated, Any
 
 import httpx
 import openai
 import pytest
 from openai import OpenAI
-from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import TypeAdapter, ValidationError
+from openai.types.responses import (
+    Response,
+    ResponseFormatTextJSONSchemaConfig,
+    ResponseOutputText,
+    ResponseStreamEvent,
+)
+from pydantic import BaseModel, Field, TypeAdapter
 
 from pion.generation.answer import Failed
 from pipeline.serve.answers import Answers
-from pipeline.serve.body import checked
-from pipeline.serve.errors import ApiError
-from pipeline.serve.responses import ResponsesRequest
 from tests.support.served import Served
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
@@ -207,56 +210,107 @@ def test_fields_that_ask_for_nothing_are_accepted(client: OpenAI) -> None:
     assert (found.model_extra or {})["store"] is False
 
 
-def user(*content: Any) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [*content]}]
+class Person(BaseModel):
+    name: Annotated[str, Field(max_length=8)]
+    age: Annotated[int, Field(ge=0, le=120)]
 
 
-IMAGE = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
-WRONG: dict[str, tuple[dict[str, Any], str | None, str]] = {
-    "tools": ({"tools": [{"type": "web_search"}]}, "tools", "this server has no tools; leave"),
-    "earlier": ({"previous_response_id": "resp_1"}, "previous_response_id", "this server has no"),
-    "conversation": ({"conversation": "conv_1"}, "conversation", "this server has no conversation"),
-    "background": ({"background": True}, "background", "this server has no background"),
-    "reasoning": ({"reasoning": {"effort": "low"}}, "reasoning.effort", "reasoning: this server"),
-    "JSON": (
-        {"text": {"format": {"type": "json_object"}}},
-        "text.format",
-        "text: this server has no format; leave the field out",
-    ),
-    "probabilities": ({"top_logprobs": 2}, "top_logprobs", "this server has no top_logprobs"),
-    "include": ({"include": ["message.output_text.logprobs"]}, "include", "no include"),
-    "truncation": ({"truncation": "auto"}, "truncation", "this server has no truncation"),
-    "an image": ({"input": user(IMAGE)}, "input.0.content.0.type", "no type 'input_image' here"),
-    "a file": (
-        {"input": user({"type": "input_text", "text": "x"}, {"type": "input_file"})},
-        "input.0.content.1.type",
-        "no type 'input_file' here; it must be input_text or output_text or text",
-    ),
-    "a call": (
-        {"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}]},
-        "input.0.type",
-        "input.0: this server has no type 'function_call' here; it must be message",
-    ),
-    "no input": ({"input": None}, "input", "input should be a valid list, not None"),
-    "empty input": ({"input": []}, "input", "input"),
-    "no content": ({"input": [{"role": "user"}]}, "input.0.content", "content is missing"),
-    "role": ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role", "input.0.role should"),
-    "negative": ({"max_output_tokens": -1}, "max_output_tokens", "max_output_tokens should be"),
-    "max_tokens": ({"max_tokens": 1}, "max_tokens", "max_output_tokens here, not max_tokens"),
-    "n": ({"n": 2}, "n", "n is 2; a response has one answer"),
-    "typo": ({"instruction": "x"}, "instruction", "did you mean 'instructions'?"),
-    "messages": ({"messages": []}, "messages", "this server has no field 'messages'"),
-}
+SCHEMA = Person.model_json_schema() | {"additionalProperties": False}
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_what_the_server_has_not_is_refused_by_name(name: str, served: Served) -> None:
-    changes, param, words = WRONG[name]
-    answer = post(served, **changes)
+def test_an_answer_fits_the_schema_that_the_client_made(client: OpenAI) -> None:
+    """Whole, streamed, and as a chat gives it; and the parsed answer can be sent back."""
+    more: dict[str, Any] = {"max_output_tokens": 100, "extra_body": {"seed": 2}}
+    found = client.responses.parse(model="base", input=QUESTION, text_format=Person, **more)
+    assert found.status == "completed"
+    assert isinstance(found.output_parsed, Person)
+    assert found.text is not None
+    assert isinstance(found.text.format, ResponseFormatTextJSONSchemaConfig)
+    assert found.text.format.name == "Person"
+    assert found.text.format.strict is True
+    assert found.text.format.schema_["properties"] == SCHEMA["properties"]
+    with client.responses.stream(
+        model="base", input=QUESTION, text_format=Person, **more
+    ) as stream:
+        assert stream.get_final_response().output_parsed == found.output_parsed
+    asked: Any = {"type": "json_schema", "json_schema": {"name": "Person", "schema": SCHEMA}}
+    messages = [{"role": "user", "content": QUESTION}]
+    wanted = client.chat.completions.create(
+        model="base",
+        messages=messages,  # type: ignore[arg-type]
+        response_format=asked,
+        seed=2,
+        max_tokens=100,
+    )
+    assert found.output_text == wanted.choices[0].message.content
+    again = client.responses.create(
+        model="base",
+        input=[*messages, *found.output, *messages],  # type: ignore[list-item]
+        max_output_tokens=1,
+    )
+    assert again.usage is not None
+    assert again.usage.input_tokens > wanted.usage.prompt_tokens  # type: ignore[union-attr]
+
+
+def test_an_answer_is_any_object(client: OpenAI) -> None:
+    found = client.responses.create(
+        model="base",
+        input=QUESTION,
+        max_output_tokens=9,
+        text={"format": {"type": "json_object"}},
+    )
+    assert found.output_text.startswith("{")
+    assert found.text is not None
+    assert found.text.to_dict() == {"format": {"type": "json_object"}}
+
+
+def test_a_schema_needs_its_extra(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    asked = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}
+    answer = post(served, text=asked)
     assert answer.status_code == 400
-    error = answer.json()["error"]
-    assert error["param"] == param
-    assert words in error["message"]
+    assert answer.json()["error"]["param"] == "text.format"
+    assert "uv sync --extra json" in answer.json()["error"]["message"]
+
+
+def test_the_probabilities_are_those_of_a_chat(client: OpenAI, served: Served) -> None:
+    include: Any = ["message.output_text.logprobs"]
+    asked = {"top_logprobs": 3, "include": include, "max_output_tokens": 9}
+    sampled = {"seed": 2, "ignore_eos": True}
+    found = Response.model_validate(post(served, **asked, **sampled).json())
+    assert found.top_logprobs == 3
+    (part,) = found.output[0].content  # type: ignore[union-attr]
+    assert isinstance(part, ResponseOutputText)
+    chat = client.chat.completions.create(
+        model="chat",
+        messages=[{"role": "user", "content": QUESTION}],
+        max_tokens=9,
+        seed=2,
+        logprobs=True,
+        top_logprobs=3,
+        extra_body={"ignore_eos": True},
+    )
+    assert part.logprobs is not None
+    wanted = chat.choices[0].logprobs
+    assert wanted is not None
+    tokens = [token.to_dict() for token in part.logprobs]
+    assert tokens == [token.to_dict() for token in wanted.content or ()]
+    assert len(tokens) == 9
+    events = stream_of(served, **asked, **sampled)
+    for event in events:
+        EVENT.validate_python(event)
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [token for event in deltas for token in event["logprobs"]] == tokens
+    (done,) = [event for event in events if event["type"] == "response.output_text.done"]
+    assert done["logprobs"] == tokens
+
+
+def test_a_schema_that_can_t_be_met_is_refused(served: Served) -> None:
+    asked = {"format": {"type": "json_schema", "name": "x", "schema": {"enum": []}}}
+    answer = post(served, text=asked)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "text.format"
+    assert "this schema can't be used: Unsatisfiable" in answer.json()["error"]["message"]
 
 
 def test_the_client_raises_its_own_errors(client: OpenAI) -> None:
@@ -322,30 +376,3 @@ def test_an_error_of_the_engine_fails_the_response(
     with pytest.raises(openai.InternalServerError, match="the model failed"):
         client.responses.create(model="chat", input=QUESTION, extra_body={"ignore_eos": True})
     wait_until(lambda: served.models[0].engine.load() == (0, 0), "the slots are free")
-
-
-MANY = 5_000
-ODD = {f"field {number}": 1 for number in range(MANY)}
-HOSTILE: dict[str, dict[str, Any]] = {
-    "items": {"input": [{}] * MANY},
-    "no items": {"input": [None] * MANY},
-    "valid items": {"input": user(QUESTION) * 3 * MANY},
-    "names": {"input": QUESTION, **ODD},
-    "names in an item": {"input": [{"role": "user", "content": "x", **ODD}]},
-    "parts": {"input": user(*[{}] * MANY)},
-    "names in a part": {"input": user({"type": "text", "text": "x", **ODD})},
-    "a long type": {"input": [{"type": "x" * MANY}]},
-    "an odd type": {"input": [{"type": [{}] * MANY}]},
-    "names of a format": {"input": QUESTION, "text": ODD},
-    "names of reasoning": {"input": QUESTION, "reasoning": ODD},
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_thousands_of_mistakes_are_one_error(name: str) -> None:
-    with pytest.raises(ValidationError) as caught:
-        ResponsesRequest.model_validate(HOSTILE[name])
-    assert caught.value.error_count() <= 3  # an object's own fields
-    with pytest.raises(ApiError) as refused:
-        checked(ResponsesRequest, HOSTILE[name])
-    assert len(str(refused.value)) < 300
