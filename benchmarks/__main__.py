@@ -35,6 +35,7 @@ NAMES = (
     "tokenizing",
     "same_loss",
     "serve",
+    "json_schema",
 )
 RESULTS = Path(__file__).parent / "results" / "comparisons.json"
 

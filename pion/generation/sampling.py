@@ -65,7 +65,8 @@ def sample(
     # With a maximum of 0, logits stay finite at any small temperature.
     logits = (logits - logits.max()).double() / sampling.temperature
     count = sampling.top_k if 0 < sampling.top_k < len(logits) else len(logits)
-    least = logits.topk(count).values[-1]
+    # Ids that a grammar forbids have -inf. They are left out, also if fewer than `top_k` remain.
+    least = logits.topk(count).values[-1].clamp(min=torch.finfo(logits.dtype).min)
     if sampling.min_p > 0:
         least = max(least, torch.tensor(math.log(sampling.min_p)))
     kept = (logits >= least).nonzero().squeeze(1)

@@ -192,6 +192,16 @@ def test_only_top_k_then_top_p_tokens_are_drawn(logits, top_k, top_p, temperatur
     assert drawn_ids(logits, Sampling(temperature, top_k, top_p), draws=40) <= allowed
 
 
+@pytest.mark.parametrize("top_k", [0, 3, 50])
+@pytest.mark.parametrize("number", [0.0, 1.0])  # which `rand` may return after rounding
+def test_a_forbidden_id_is_never_drawn(top_k, number, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(number, dtype=torch.float64))
+    logits = torch.tensor([-math.inf, 1.0, -math.inf, 0.0, -math.inf])
+    for top_p in (0.99, 1.0):
+        token = sample(logits, Sampling(1.0, top_k, top_p), (), torch.Generator())
+        assert token == (1 if number == 0 else 3)
+
+
 def test_every_allowed_token_is_drawn_sooner_or_later():
     assert drawn_ids([20, 20, 15, 15, -30], Sampling(1.0, 4, 1.0)) == {0, 1, 2, 3}
     assert drawn_ids([20, 20, 15, 15, -30], Sampling(1.0, 0, 0.60)) == {0, 1}
