@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +13,21 @@ from pion.generation.generate import Text
 from pion.generation.grammar import Grammar
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
-from pipeline.serve.answers import Answers, Part, joined
+from pipeline.serve.answers import Answers
 from pipeline.serve.body import LARGEST_BODY, read_body
 from pipeline.serve.errors import ApiError, refuse
-from pipeline.serve.requests import ChatRequest, CompletionRequest, Request, TokenizeRequest
+from pipeline.serve.requests import (
+    ChatRequest,
+    CompletionRequest,
+    ConversationRequest,
+    Request,
+    TokenizeRequest,
+)
 from pipeline.serve.responses import ResponseShape
 from pipeline.serve.responses_request import ResponsesRequest
+from pipeline.serve.sending import frames, send_stream, send_whole, wait_for_all
 from pipeline.serve.served_model import ServedModel
-from pipeline.serve.shapes import ChatShape, CompletionShape, Json, usage
+from pipeline.serve.shapes import ChatShape, CompletionShape
 from pipeline.web.address import Rules
 from pipeline.web.guard import Handler, add_headers, guard
 from pipeline.web.page import read_page
@@ -35,9 +40,17 @@ PAGE = read_page(Path(__file__).with_name("page"))
 class Api:
     """Answers the requests for some models. The first one is meant where a request names none."""
 
-    def __init__(self, models: Sequence[ServedModel], rules: Rules, most_requests: int) -> None:
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        rules: Rules,
+        most_requests: int,
+        *,
+        ignore_tools: bool = False,
+    ) -> None:
         self._models: Mapping[str, ServedModel] = {served.name: served for served in models}
         self._rules, self._most_requests = rules, most_requests
+        self._ignore_tools = ignore_tools
         self._requests = 0
         self._created = int(time.time())
 
@@ -127,6 +140,7 @@ class Api:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         asked = await read_body(request, ChatRequest)
         served = self._model(asked.model)
+        headers = self._warnings(served, asked)
         ids = await served.chat_ids(asked.messages, asked.continue_final_message)
         limits = (asked.max_completion_tokens, asked.max_tokens, served.seq_len)
         most = next(limit for limit in limits if limit is not None)
@@ -135,14 +149,14 @@ class Api:
         top = (asked.top_logprobs or 0) if asked.logprobs else None
         answers = Answers(served, texts, len(ids), asked.stop or (), top)
         shape = ChatShape(served.name, served.tokenizer, logprobs=top is not None)
-        headers = _chat_headers(served)
         if asked.stream:
-            return await _stream(request, answers, _frames(answers, shape, asked), headers)
-        return await _whole(request, answers, shape, headers)
+            return await send_stream(request, answers, frames(answers, shape, asked), headers)
+        return await send_whole(request, answers, shape, headers)
 
     async def _respond(self, request: web.Request) -> web.StreamResponse:
         asked = await read_body(request, ResponsesRequest)
         served = self._model(asked.model)
+        headers = self._warnings(served, asked)
         ids = await served.chat_ids(asked.messages, param="input")
         most = served.seq_len if asked.max_output_tokens is None else asked.max_output_tokens
         grammar = await served.grammar(asked.schema_of_answer, "text.format")
@@ -150,10 +164,9 @@ class Api:
         top = (asked.top_logprobs or 0) if asked.logprobs else None
         answers = Answers(served, texts, len(ids), asked.stop or (), top)
         shape = ResponseShape(served.name, served.tokenizer, asked, served.sampling)
-        headers = _chat_headers(served)
         if asked.stream:
-            return await _stream(request, answers, shape.events(answers), headers)
-        (answer,) = await _ended(request, answers)
+            return await send_stream(request, answers, shape.events(answers), headers)
+        (answer,) = await wait_for_all(request, answers)
         return web.json_response(shape.whole(answer, answers), headers=headers)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
@@ -176,8 +189,8 @@ class Api:
         answers = Answers(served, texts, prompt_tokens, asked.stop or (), asked.logprobs, echoes)
         shape = CompletionShape(served.name, served.tokenizer, logprobs=asked.logprobs is not None)
         if asked.stream:
-            return await _stream(request, answers, _frames(answers, shape, asked), {})
-        return await _whole(request, answers, shape, {})
+            return await send_stream(request, answers, frames(answers, shape, asked), {})
+        return await send_whole(request, answers, shape, {})
 
     def _model(self, name: str | None) -> ServedModel:
         """Return the model of a name. Raises ApiError if there is none."""
@@ -191,9 +204,22 @@ class Api:
             raise ApiError(404, message, code="model_not_found", param="model")
         return self._models[name]
 
+    def _warnings(self, served: ServedModel, asked: ConversationRequest) -> Mapping[str, str]:
+        """Return headers that say what is odd about the answer.
 
-def _chat_headers(served: ServedModel) -> Mapping[str, str]:
-    return {} if served.chat else {"Pion-Warning": "this model has no chat template"}
+        Raises ApiError if the request offers tools, unless they are to be ignored.
+        """
+        warnings = [] if served.chat else ["this model has no chat template"]
+        if asked.offered is not None:
+            if not self._ignore_tools:
+                raise ApiError(
+                    400,
+                    f"this server has no {asked.offered}; leave the field out. To get answers "
+                    "without them, start it with --ignore-tools",
+                    param=asked.offered,
+                )
+            warnings.append(f"{asked.offered} were ignored")
+        return {"Pion-Warning": "; ".join(warnings)} if warnings else {}
 
 
 def _texts(
@@ -214,89 +240,3 @@ def _texts(
     )
     repeated = [ids for ids in prompts for _ in range(asked.n or 1)]
     return [served.text(ids, settings(choice=choice)) for choice, ids in enumerate(repeated)]
-
-
-@contextlib.contextmanager
-def _answering(request: web.Request, answers: Answers) -> Iterator[None]:
-    """Ask for the answers, and free what they use when the block ends.
-
-    Then print a line about the request. It has no text of the request.
-    """
-    start = time.monotonic()
-    answers.begin()
-    try:
-        yield
-    finally:
-        answers.close()
-        seconds = time.monotonic() - start
-        show(
-            f"{time.strftime('%H:%M:%S')} {request.path} {answers.prompt_tokens} + "
-            f"{answers.completion_tokens} tokens in {seconds:.2f} s"
-        )
-
-
-async def _ended(request: web.Request, answers: Answers) -> list[Part]:
-    """Return all answers when all have ended."""
-    parts: list[list[Part]] = [[] for _ in range(answers.choices)]
-    with _answering(request, answers):
-        async for part in answers.parts():
-            parts[part.choice].append(part)
-    return list(map(joined, parts))
-
-
-async def _whole(
-    request: web.Request,
-    answers: Answers,
-    shape: ChatShape | CompletionShape,
-    headers: Mapping[str, str],
-) -> web.Response:
-    """Answer when all answers have ended."""
-    ended = await _ended(request, answers)
-    body = shape.whole(ended, usage(answers)) | {"timings": answers.timings}
-    return web.json_response(body, headers=headers)
-
-
-async def _stream(
-    request: web.Request,
-    answers: Answers,
-    frames: AsyncIterator[bytes],
-    headers: Mapping[str, str],
-) -> web.StreamResponse:
-    """Send the answers as they are written, as server-sent events."""
-    response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream"})
-    add_headers(request, response)
-    with _answering(request, answers):
-        await response.prepare(request)
-        async for frame in frames:
-            await response.write(frame)
-        await response.write_eof()
-    return response
-
-
-async def _frames(
-    answers: Answers,
-    shape: ChatShape | CompletionShape,
-    asked: ChatRequest | CompletionRequest,
-) -> AsyncIterator[bytes]:
-    """Yield the server-sent events of chats and completions."""
-    async for chunk in _chunks(answers, shape, asked):
-        yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
-    yield b"data: [DONE]\n\n"
-
-
-async def _chunks(
-    answers: Answers,
-    shape: ChatShape | CompletionShape,
-    asked: ChatRequest | CompletionRequest,
-) -> AsyncIterator[Json]:
-    for chunk in shape.first_chunks(answers.choices):
-        yield chunk
-    try:
-        async for part in answers.parts():
-            timings = {"timings": answers.timings} if asked.timings_per_token else {}
-            yield shape.chunk(part) | timings
-    except ApiError as error:  # the status has been sent
-        yield error.body()
-        return
-    if asked.stream_options is not None and asked.stream_options.include_usage:
-        yield shape.last_chunk(usage(answers)) | {"timings": answers.timings}

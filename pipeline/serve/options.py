@@ -20,6 +20,7 @@ class Options:
         queue: how many more requests may wait, for each model.
         seq_len: the most tokens of prompt and answer; None: the model's context.
         dtype: the precision of weights and products.
+        ignore_tools: answer requests that offer tools, without the tools.
     """
 
     models: Sequence[str]
@@ -28,6 +29,7 @@ class Options:
     queue: int = 64
     seq_len: int | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    ignore_tools: bool = False
 
 
 def add_options(parser: argparse.ArgumentParser, model_help: str) -> None:
@@ -46,6 +48,12 @@ def add_options(parser: argparse.ArgumentParser, model_help: str) -> None:
         default=[],
         help="let pages of this website use the API from a browser (CORS), as "
         "http://localhost:3000; may be given several times (default: no other website may)",
+    )
+    parser.add_argument(
+        "--ignore-tools",
+        action="store_true",
+        help="answer requests that offer tools (functions) with text, as if they offered none; "
+        "some front ends offer tools with each request (default: such requests are refused)",
     )
     numbers = {
         "slots": "answers that are written at once, of each model; fewer if memory is short",
@@ -79,4 +87,12 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 def options_of(args: argparse.Namespace) -> Options:
     """Return the parsed options of `add_options`."""
     address = replace(address_of(args), origins=tuple(args.allow_origin))
-    return Options(args.models, address, args.slots, args.queue, args.seq_len, args.dtype)
+    return Options(
+        args.models,
+        address,
+        args.slots,
+        args.queue,
+        args.seq_len,
+        args.dtype,
+        args.ignore_tools,
+    )

@@ -87,8 +87,8 @@ class Request(Fields):
     )
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
+        "tool_choice": ("none", "auto"),
         "function_call": ("none", "auto"),
         "response_format": ({"type": "text"},),
         "modalities": (["text"],),
@@ -209,7 +209,19 @@ Messages = Annotated[
 ]
 
 
-class ChatRequest(Request):
+class ConversationRequest(Request):
+    """A request for the next message of a conversation. It may offer tools."""
+
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None  # their older name
+
+    @property
+    def offered(self) -> str | None:
+        """The field that offers tools, or None."""
+        return "tools" if self.tools else "functions" if self.functions else None
+
+
+class ChatRequest(ConversationRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: Messages

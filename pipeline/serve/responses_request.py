@@ -14,7 +14,7 @@ from pipeline.serve.requests import (
     MOST_ALTERNATIVES,
     MOST_MESSAGES,
     ChatMessage,
-    Request,
+    ConversationRequest,
     TextPart,
 )
 
@@ -94,12 +94,12 @@ class TextOutput(Fields):
     format: TextFormat | None = None
 
 
-class ResponsesRequest(Request):
+class ResponsesRequest(ConversationRequest):
     """The body of POST /v1/responses."""
 
-    without_effect = Request.without_effect | {"prompt_cache_options", "max_tool_calls"}
+    without_effect = ConversationRequest.without_effect | {"prompt_cache_options", "max_tool_calls"}
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **Request.asks_nothing,
+        **ConversationRequest.asks_nothing,
         "truncation": ("disabled",),
         "background": (False,),
         "previous_response_id": (),

@@ -102,7 +102,8 @@ async def _serve(
 
 def application(models: Sequence[ServedModel], rules: Rules, options: Options) -> web.Application:
     """Return the application that serves the models. When it stops, it ends all answers."""
-    app = Api(models, rules, len(models) * (options.slots + options.queue)).app()
+    most = len(models) * (options.slots + options.queue)
+    app = Api(models, rules, most, ignore_tools=options.ignore_tools).app()
 
     async def end_answers(_: web.Application) -> None:
         for served in models:

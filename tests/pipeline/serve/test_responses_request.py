@@ -20,7 +20,7 @@ def user(*content: Any) -> list[dict[str, Any]]:
 
 IMAGE = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
 WRONG: dict[str, tuple[dict[str, Any], str | None, str]] = {
-    "tools": ({"tools": [{"type": "web_search"}]}, "tools", "this server has no tools; leave"),
+    "a tool": ({"tool_choice": "required"}, "tool_choice", "this server has no tool_choice"),
     "earlier": ({"previous_response_id": "resp_1"}, "previous_response_id", "this server has no"),
     "conversation": ({"conversation": "conv_1"}, "conversation", "this server has no conversation"),
     "background": ({"background": True}, "background", "this server has no background"),
