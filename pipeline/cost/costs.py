@@ -168,11 +168,24 @@ class MachineCost:
 
 
 @dataclass(frozen=True)
+class Paid:
+    """The time of one process on a machine, in Unix seconds, and its dollars per hour, if known."""
+
+    begin: float
+    end: float
+    price: float | None
+
+
+@dataclass(frozen=True)
 class Costs:
-    """All machines of a run, in the order in which they began, and the known dollars by cause."""
+    """All machines of a run, in the order in which they began, and the known dollars by cause.
+
+    `paid` has the same time by process: its hours and dollars are those of the machines.
+    """
 
     machines: tuple[MachineCost, ...]
     dollars_by_cause: Mapping[str, float]
+    paid: tuple[Paid, ...] = ()
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -309,12 +322,16 @@ def costs(
         worked_until[process.machine] = end
     works = [*machines.values(), *map(_work_of_lost, lost_machines(events))]
     by_cause = dict.fromkeys(CAUSES, 0.0)
+    paid = []
     for process, spent in itertools.chain.from_iterable(works):
         for cause, seconds in _by_cause(spent).items():
             by_cause[cause] += (process.price or 0.0) * seconds / 3600
+        if spent:
+            paid.append(Paid(spent[0].begin, spent[-1].end, process.price))
     starts = {attempt.epoch: attempt.groups[0].at for attempt in reversed(attempts)}
     parts = [_machine_cost(work, starts, events) for work in works]
-    return Costs(tuple(sorted(parts, key=lambda part: part.begin)), by_cause)
+    paid.sort(key=lambda time: time.begin)
+    return Costs(tuple(sorted(parts, key=lambda part: part.begin)), by_cause, tuple(paid))
 
 
 def _machine_cost(

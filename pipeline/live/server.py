@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 
 from pion.errors import BadInput
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import show
+from pipeline.live.view import View, view_of
 from pipeline.live.watched_run import Follower, WatchedRun
 from pipeline.report.history import differing
 from pipeline.report.report_file import PAGE
@@ -27,6 +30,8 @@ from pipeline.web.page import read_page
 
 # The page has a color for each.
 MOST_RUNS = 8
+# What pages are told is kept for so many views.
+MOST_VIEWS = 8
 # The header with the seconds since the last look at each run; empty for a run not read yet.
 AGES = "Look-Ages"
 
@@ -71,20 +76,25 @@ def page_of(state: RunState, address: Address) -> Iterator[str]:
 
 def make_app(followers: Sequence[Follower], rules: Rules) -> web.Application:
     """Return the application that shows the followed runs. It answers GET requests alone."""
-    page, told = read_page(PAGE), _Told([follower.run for follower in followers])
+    runs = [follower.run for follower in followers]
+    page, told = read_page(PAGE), _Told(runs)
 
     async def show_page(request: web.Request) -> web.Response:
         return page.response()
 
     async def show_data(request: web.Request) -> web.Response:
+        try:
+            view = view_of(request.query, len(runs))
+        except BadInput as error:
+            return _refuse(400, "bad_view", str(error))
         await asyncio.gather(*(follower.ask() for follower in followers))
-        told.renew()
         # How old the data is changes with each answer, so the tag must not cover it.
-        ages = ["" if (age := run.age) is None else f"{age:.1f}" for run in told.runs]
-        headers = {"ETag": f'"{told.tag}"', AGES: ",".join(ages)}
-        if any(known.value == told.tag for known in request.if_none_match or ()):
+        ages = ["" if (age := run.age) is None else f"{age:.1f}" for run in runs]
+        body, tag = await asyncio.to_thread(told.of, view)
+        headers = {"ETag": f'"{tag}"', AGES: ",".join(ages)}
+        if any(known.value == tag for known in request.if_none_match or ()):
             return web.Response(status=304, headers=headers)
-        response = web.Response(body=told.body, content_type="application/json", headers=headers)
+        response = web.Response(body=body, content_type="application/json", headers=headers)
         response.enable_compression()
         return response
 
@@ -98,20 +108,33 @@ class _Told:
     """What pages are told of some runs, as JSON, and its tag. Any number of pages ask for it."""
 
     def __init__(self, runs: Sequence[WatchedRun]) -> None:
-        self.runs = runs
-        self.body, self.tag = b"", ""
-        self._changes: list[int] = []
+        self._runs = runs
+        self._lock = threading.Lock()
+        # By view, the last ones asked for: the runs' numbers of changes, the JSON and its tag.
+        self._made: dict[View, tuple[list[int], bytes, str]] = {}
 
-    def renew(self) -> None:
-        """Make the JSON again if a run may have changed."""
-        changes = [run.changes for run in self.runs]  # first: a look may end meanwhile
-        if changes == self._changes:
-            return
-        settings = differing([run.job for run in self.runs]) if len(self.runs) > 1 else None
-        told = {"runs": [run.told() for run in self.runs], "settings": settings}
-        self.body = finite_json(told).encode()
-        self.tag = hashlib.sha256(self.body).hexdigest()
-        self._changes = changes
+    def of(self, view: View) -> tuple[bytes, str]:
+        """Return the JSON and its tag, which are made again if a run may have changed."""
+        with self._lock:
+            changes = [run.changes for run in self._runs]  # first: a look may end meanwhile
+            made = self._made.pop(view, None)
+            if made is None or made[0] != changes:
+                body = finite_json(self._told(view)).encode()
+                made = changes, body, hashlib.sha256(body).hexdigest()
+            self._made[view] = made
+            while len(self._made) > MOST_VIEWS:
+                del self._made[next(iter(self._made))]
+        return made[1:]
+
+    def _told(self, view: View) -> dict[str, Any]:
+        runs = self._runs
+        return {
+            "runs": [
+                run.told() | {"curves": run.curves(view, steps)}
+                for run, steps in zip(runs, view.steps)
+            ],
+            "settings": differing([run.job for run in runs]) if len(runs) > 1 else None,
+        }
 
 
 async def _follow(followers: Sequence[Follower], app: web.Application) -> AsyncIterator[None]:

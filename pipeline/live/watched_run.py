@@ -14,6 +14,7 @@ from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked
 from pipeline.job import Job
+from pipeline.live.view import View
 from pipeline.report.curves import Point, curves_of
 from pipeline.report.history import Row
 from pipeline.report.page_data import page_data
@@ -42,7 +43,6 @@ class WatchedRun:
         self.changes = 0
         self._reader = HistoryReader(state)
         self._rows: Mapping[str, Sequence[Row]] = {}
-        self._curves: Mapping[str, Mapping[str, Sequence[Point]]] = {}
         self._data: dict[str, Any] = {}
         self._looked_at: float | None = None
         self._trouble: str | None = None
@@ -66,7 +66,7 @@ class WatchedRun:
         try:
             history = self._reader.read()
         except Replaced:  # another run has this name now
-            self._reader, self._rows, self._curves = HistoryReader(self.state), {}, {}
+            self._reader, self._rows = HistoryReader(self.state), {}
             self._data, self.job, self._looked_at = {}, None, None
             self.changes += 1
             return
@@ -76,12 +76,8 @@ class WatchedRun:
         if history is None:
             self.fail(f"{self.state.url} is not there: the run has not begun, or is away.")
             return
-        self._curves = {
-            stage: self._curves[stage] if rows == self._rows.get(stage) else curves_of(rows)
-            for stage, rows in history.metrics.items()
-        }
         self._rows = history.metrics
-        self._data, self.job = page_data(history, self._curves), history.known_job
+        self._data, self.job = page_data(history), history.known_job
         self._looked_at, self._trouble, self._failures = history.now, None, 0
         self.changes += 1
 
@@ -99,6 +95,12 @@ class WatchedRun:
             "trouble": self._trouble,
             **self._data,
         }
+
+    def curves(self, view: View, steps: range | None) -> dict[str, dict[str, list[Point]]]:
+        """Return the points that a page draws, by stage and name; of `steps`, or of all."""
+        rows = self._rows.get(view.stage, ())
+        found = curves_of(rows, view.names, steps)
+        return {view.stage: found} if found else {}
 
 
 # After a pause of this many seconds more than between two looks, a page waits for a new look.

@@ -1,34 +1,117 @@
-"""The curves of a run: what each kept step measured, thinned so that peaks and dips stay."""
+"""The curves of a run: what each kept step measured, thinned so that peaks and dips stay.
+
+Every number of the rows is a curve. A list has a number for each layer; it makes three curves: the
+mean, and the layers' lowest and highest.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
 from pipeline.report.history import Row
+from pipeline.state.rows.thin import TOGETHER
 
-NAMES = ("loss", "held_out_loss", "lr", "tokens_per_second")
 # Digits that a screen can show.
 DIGITS = 6
 MOST_POINTS = 2000
+LOWEST, HIGHEST = ".lowest", ".highest"
+# Keys of a row that are no curve: where it is, and what belongs to another number.
+_NO_CURVE = frozenset({"step", "epoch", "at", "held_out_loss_sem"})
+# Rows come from a store. A run has some ten numbers.
+MOST_NAMES, LONGEST_NAME = 40, 40
 
-Point = tuple[int, float]
+# (optimizer step, value, Unix seconds)
+Point = tuple[int, float, float]
 
 
-def curves_of(rows: Sequence[Row]) -> dict[str, list[Point]]:
-    """Return those of the NAMES that have points, thinned. `rows` are a stage's, sorted by step."""
+def names_of(rows: Iterable[Row]) -> list[str]:
+    """Return the names of all curves that the rows of a stage have, in the order of the rows."""
+    found: dict[str, None] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key not in found and key not in _NO_CURVE and _is_name(key):
+                if _is_number(value):
+                    found[key] = None
+                elif isinstance(value, list) and key != "rows" and any(map(_is_number, value)):
+                    found |= dict.fromkeys((key, key + LOWEST, key + HIGHEST))
+        if len(found) >= MOST_NAMES:
+            break
+    return list(found)[:MOST_NAMES]
+
+
+def curves_of(
+    rows: Sequence[Row], names: Iterable[str] | None = None, steps: range | None = None
+) -> dict[str, list[Point]]:
+    """Return those of the curves that have points, thinned. `rows` are a stage's, sorted by step.
+
+    Without `names`, these are all curves. With `steps`, curves have the points of these steps, and
+    one before and after them, with which lines to the points begin and end.
+    """
     found = {}
-    for name in NAMES:
+    times = times_of(rows)
+    for name in names_of(rows) if names is None else names:
         points = [
-            (row["step"], float(value))
-            for row in rows
-            if (value := row.get(name)) is not None and math.isfinite(value)
+            (row["step"], value, at)
+            for row, at in zip(rows, times)
+            if (value := value_of(row, name)) is not None
         ]
+        points = points if steps is None else list(_within(points, steps))
         if points:
-            found[name] = [(step, float(f"{v:.{DIGITS}g}")) for step, v in thin(points)]
+            found[name] = [
+                (step, float(f"{value:.{DIGITS}g}"), round(at, 1))
+                for step, value, at in thin(points)
+            ]
     return found
+
+
+def value_of(row: Row, name: str) -> float | None:
+    """Return a row's value of a curve; None if the row has none."""
+    key, dot, which = name.partition(".")
+    value = row.get(key)
+    if isinstance(value, list):
+        known = [each for each in value if _is_number(each)]
+        if not known or not dot:
+            return sum(known) / len(known) if known else None
+        return float(min(known) if dot + which == LOWEST else max(known))
+    return float(value) if value is not None and _is_number(value) and not dot else None
+
+
+def times_of(rows: Sequence[Row]) -> list[float]:
+    """Return when each step ended, in Unix seconds.
+
+    Steps that were reported together share the time since the report before theirs evenly. The
+    first report of an attempt has none before it: its steps all have the report's time.
+    """
+    times: list[float] = []
+    before: Row | None = None
+    for report in _reports(rows):
+        last = report[-1]
+        for row in report:
+            back = 0.0
+            if before is not None and before["epoch"] == last["epoch"]:
+                steps, seconds = last["step"] - before["step"], last["at"] - before["at"]
+                if steps > 0 and seconds > 0:
+                    back = seconds * (last["step"] - row["step"]) / steps
+            times.append(last["at"] - back)
+        before = last
+    return times
+
+
+def _reports(rows: Sequence[Row]) -> Iterable[list[Row]]:
+    report: list[Row] = []
+    for row in rows:
+        if report and not (
+            row["epoch"] == report[-1]["epoch"] and abs(row["at"] - report[-1]["at"]) < TOGETHER
+        ):
+            yield report
+            report = []
+        report.append(row)
+    if report:
+        yield report
 
 
 def attempts(rows: Sequence[Row]) -> list[int]:
@@ -37,7 +120,7 @@ def attempts(rows: Sequence[Row]) -> list[int]:
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """Return at most `most` of the points (step, value), in order. `points` are sorted by step.
+    """Return at most `most` of the points, in order. `points` are sorted by step.
 
     The steps are divided into equally wide ranges. Each range keeps its lowest and its highest
     point, and the curve keeps its first and last point. The width is a power of two, so that the
@@ -48,7 +131,7 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     width = 1
     while width < 2 * len(points) / most:  # fewer points than this in a range are never enough
         width *= 2
-    while 2 * len({step // width for step, _ in points}) + 2 > most:
+    while 2 * len({point[0] // width for point in points}) + 2 > most:
         width *= 2
     kept = {0, len(points) - 1}
     for _, same_range in groupby(range(len(points)), key=lambda i: points[i][0] // width):
@@ -56,3 +139,17 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
         kept.add(min(numbers, key=lambda i: points[i][1]))
         kept.add(max(numbers, key=lambda i: points[i][1]))
     return [points[i] for i in sorted(kept)]
+
+
+def _within(points: Sequence[Point], steps: range) -> Sequence[Point]:
+    first = bisect_left(points, steps.start, key=itemgetter(0))
+    end = bisect_left(points, steps.stop, key=itemgetter(0))
+    return points[max(0, first - 1) : end + 1]
+
+
+def _is_name(key: object) -> bool:
+    return isinstance(key, str) and len(key) <= LONGEST_NAME and key.isidentifier()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)

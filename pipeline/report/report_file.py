@@ -12,6 +12,7 @@ from typing import Any
 from pion.errors import BadInput, no_room
 from pipeline.console.formats import moment
 from pipeline.job import Job
+from pipeline.report.curves import curves_of
 from pipeline.report.history import STAGE_NAMES, RunHistory
 from pipeline.report.page_data import page_data
 from pipeline.report.reading import read_history
@@ -70,7 +71,8 @@ def write_report(path: Path, history: RunHistory) -> None:
 def report_html(history: RunHistory) -> bytes:
     """Return the page with the data inside. Raises Damaged for a damaged result."""
     _ = history.published, history.results
-    run, page = page_data(history), read_page(PAGE)
+    curves = {stage: curves_of(rows) for stage, rows in history.metrics.items()}
+    run, page = page_data(history) | {"curves": curves}, read_page(PAGE)
     # A file sends no requests, and a browser takes `frame-ancestors` from a server alone.
     policy = page.policy.replace("connect-src 'self'; ", "").replace("frame-ancestors 'none'; ", "")
     data = finite_json(

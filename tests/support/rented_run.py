@@ -157,6 +157,10 @@ class RentedRun:
             "step": self.step,
             "loss": self._loss() + self._chance.gauss(0, 0.06),
             "lr": self.lr * warm * cosine,
+            "grad_norm": 0.4 + 3 / (1 + self.step),
+            "mfu": 0.31,
+            "memory": 21_474_836_480,
+            "expert_load": [1.25, 1.5, 2.0 - 0.5 * self.step / self.steps],
             "tokens_per_second": self._speed * self._chance.uniform(0.94, 1.02),
             "rows": [BATCH * (self.step - 1), BATCH * self.step],
         }

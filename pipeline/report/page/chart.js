@@ -1,8 +1,9 @@
-// A chart of curves over steps: SVG, with a read-out by pointer and arrow keys.
+// A chart of curves: SVG, with a read-out by pointer and arrow keys, and a zoom by dragging.
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
 const LEFT = 46, RIGHT = 8, TOP = 6, BOTTOM = 20; // pixels around the plot
+const DRAGGED = 6; // pixels that the pointer must move to choose a range
 
 function draw(tag, attributes, text) {
   const element = document.createElementNS(SVG, tag);
@@ -11,94 +12,64 @@ function draw(tag, attributes, text) {
   return element;
 }
 
-// Return about `count` round numbers from `low` to `high`; on a log scale 1, 2 and 5 of each decade.
-function ticks(low, high, count, log) {
-  const found = [];
-  if (log) {
-    for (let decade = 10 ** Math.floor(Math.log10(low)); decade <= high; decade *= 10)
-      for (const digit of [1, 2, 5]) if (digit * decade >= low && digit * decade <= high) found.push(digit * decade);
-    if (found.length >= 2) return found.filter((_, i) => i % Math.ceil(found.length / (count + 2)) === 0);
-    found.length = 0;
-  }
-  const rough = (high - low) / count || 1;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((digit) => digit * power).find((width) => width >= rough);
-  for (let tick = Math.ceil(low / step); tick * step <= high * (1 + 1e-9); tick++) found.push(tick * step);
-  return found;
-}
-
-// Return the points with a moving average of their values; `amount` is 0 (none) to 100. It looks as far
-// ahead as back: an average of earlier points alone would lag behind the curve.
-function smooth(points, amount) {
-  const most = Math.max(0, Math.min(0.995, 1 - 20 / points.length)); // of few points, it covers fewer
-  const weight = Math.min(most, 1 - (1 - amount / 100) ** 2);
-  const values = points.map(([, value]) => value);
-  const back = averaged(values, weight), ahead = averaged(values.reverse(), weight).reverse();
-  return points.map(([step], i) => [step, (back[i] + ahead[i]) / 2]);
-}
-
-function averaged(values, weight) {
-  let mean = 0, total = 0;
-  return values.map((value) => {
-    mean = weight * mean + (1 - weight) * value;
-    total = weight * total + (1 - weight);
-    return mean / total;
-  });
-}
-
-// Return the number of the step that is nearest to `step`. `stepOf(i)` is the step number `i`, in order.
-function nearest(count, stepOf, step) {
-  let low = 0, high = count - 1;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (stepOf(middle) < step) low = middle + 1;
-    else high = middle;
-  }
-  return low > 0 && step - stepOf(low - 1) <= stepOf(low) - step ? low - 1 : low;
-}
-
 class Chart {
-  // `format` shows a value in the read-out.
-  constructor(place, title, format) {
-    this.format = format;
+  // `zoom` is called with the range [from, to] of x that a person chose, or null for everything.
+  constructor(name, zoom) {
+    this.name = name;
+    this.format = formatOf(name);
+    this.zoom = zoom;
     this.series = [];
-    this.attempts = [];
-    this.log = false;
-    this.steps = []; // all steps at which a curve has a point
-    this.step = null; // where the read-out is: one of `steps`
-    this.title = title;
+    this.at = null; // where the read-out is
+    this.dragged = null; // where the pointer went down, and where it is now
+    this.title = make("h3", {});
     this.legend = make("div", { class: "legend" });
-    this.plot = make("div", { class: "plot", tabindex: "0", role: "img", "aria-label": title });
+    this.plot = make("div", { class: "plot", tabindex: "0", role: "img" });
     this.readout = make("div", { class: "readout", "aria-live": "polite", hidden: "" });
-    place.append(make("h3", {}, title), this.plot, this.legend, this.readout);
-    this.plot.addEventListener("pointermove", (event) => this.point(event));
-    this.plot.addEventListener("pointerdown", (event) => this.point(event));
+    const save = (word, act) => {
+      const button = make("button", { type: "button", class: "save", "aria-label": `save ${titleOf(name)} as ${word}` }, word);
+      button.addEventListener("click", act);
+      return button;
+    };
+    this.head = make("div", { class: "chart-head" }, this.title, save("CSV", () => saveCsv(this)), save("PNG", () => savePng(this)));
+    this.element = make("div", { class: "chart", "data-metric": name }, this.head, this.plot, this.legend, this.readout);
+    const on = (kind, act) => this.plot.addEventListener(kind, act);
+    on("pointerdown", (event) => this.press(event));
+    on("pointermove", (event) => this.move(event));
+    on("pointerup", (event) => this.release(event));
+    on("pointercancel", () => this.drag(null));
     // A finger leaves at the end of a tap: the read-out stays until the next one.
-    this.plot.addEventListener("pointerleave", (event) => event.pointerType === "touch" || this.read(null));
-    this.plot.addEventListener("blur", () => this.read(null));
-    this.plot.addEventListener("keydown", (event) => this.key(event));
-    new ResizeObserver(() => this.render()).observe(this.plot);
+    on("pointerleave", (event) => event.pointerType === "touch" || this.read(null));
+    on("dblclick", () => this.zoom(null));
+    on("blur", () => this.read(null));
+    on("keydown", (event) => this.key(event));
+    this.observer = new ResizeObserver(() => this.render());
+    this.observer.observe(this.plot);
   }
 
-  // Show series of {label, points, raw, color, kind}, where kind is "line", "raw" or "held", and
-  // `raw` are the values before they were smoothed, if they were.
-  show(series, attempts, log) {
-    this.series = series.filter((one) => one.points.length);
-    this.attempts = attempts;
-    this.log = log && this.series.every((one) => one.points.every((point) => point[1] > 0));
-    const named = this.series.filter((one) => one.kind !== "raw");
+  // Show series of {label, run, color, kind, step, x, y, measured}. `kind` is "line", "raw", "held" or "edge"; `y` are
+  // the values to draw, and `measured` those before they were smoothed. `shown` has the axis, the range of x or
+  // null, where attempts begin, and whether the scale is a log scale.
+  show(series, shown) {
+    this.series = series.filter((one) => one.x.length);
+    this.axis = shown.axis;
+    this.range = shown.range;
+    this.attempts = shown.attempts;
+    this.log = shown.log && this.series.every((one) => one.y.every((value) => value > 0));
+    const title = `${titleOf(this.name)}, by ${this.axis.by}`;
+    this.title.textContent = title;
+    const named = this.series.filter((one) => one.label);
     this.legend.replaceChildren(
       ...(named.length < 2 ? [] : named).map((one) => make("span", {}, make("i", { class: `swatch b${one.color}` }), one.label)),
     );
-    this.steps = [...new Set(this.series.flatMap((one) => one.points.map((point) => point[0])))].sort((a, b) => a - b);
-    const last = named.map((one) => `${one.label} ${this.format((one.raw ?? one.points).at(-1)[1])} at step ${one.points.at(-1)[0]}`);
-    this.plot.setAttribute("aria-label", `${this.title}: ${last.join(", ") || "nothing yet"}`);
+    const last = named.map((one) => `${one.label} ${this.format(one.measured.at(-1))} at step ${one.step.at(-1)}`);
+    this.plot.setAttribute("aria-label", `${title}: ${last.join(", ") || "nothing yet"}`);
     this.render();
   }
 
   render() {
     const width = this.plot.clientWidth, height = this.plot.clientHeight;
-    if (!width) return;
+    if (!width || !this.axis) return;
+    this.marks = null;
     if (!this.series.length) {
       this.plot.replaceChildren(make("p", { class: "empty" }, "nothing yet"));
       return;
@@ -108,29 +79,54 @@ class Chart {
     for (const value of ticks(this.low, this.high, Math.max(3, height / 42), this.log)) {
       const y = this.y(value);
       svg.append(draw("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }));
-      svg.append(draw("text", { class: "tick", x: LEFT - 6, y: y + 4, "text-anchor": "end" }, short(value)));
+      svg.append(draw("text", { class: "tick", x: LEFT - 6, y: y + 4, "text-anchor": "end" }, tickOf(this.name)(value)));
     }
-    for (const step of ticks(this.first, this.last, Math.max(2, width / 110), false)) {
-      if (step % 1) continue;
-      svg.append(draw("text", { class: "tick", x: this.x(step), y: height - 4, "text-anchor": "middle" }, short(step)));
+    const extent = this.last - this.first, [unit] = this.axis.unit(extent);
+    for (const tick of ticks(this.first / unit, this.last / unit, Math.max(2, width / 110), false)) {
+      if (this.axis === AXES.step && tick % 1) continue;
+      const x = this.x(tick * unit);
+      const anchor = x > width - 22 ? "end" : "middle"; // a label never leaves the chart
+      svg.append(draw("text", { class: "tick", x: anchor === "end" ? width : x, y: height - 4, "text-anchor": anchor }, onAxis(this.axis, tick * unit, extent)));
     }
-    for (const step of this.attempts)
-      if (step > this.first) svg.append(draw("line", { class: "attempt", x1: this.x(step), x2: this.x(step), y1: TOP, y2: height - BOTTOM }));
+    const inside = draw("svg", { class: "inside", x: LEFT, y: 0, width: width - LEFT - RIGHT, height, viewBox: `${LEFT} 0 ${width - LEFT - RIGHT} ${height}` });
+    for (const x of this.attempts)
+      if (x > this.first && x < this.last) inside.append(draw("line", { class: "attempt", x1: this.x(x), x2: this.x(x), y1: TOP, y2: height - BOTTOM }));
     for (const one of this.series) {
-      const path = one.points.map(([step, value], i) => `${i ? "L" : "M"}${this.x(step).toFixed(1)} ${this.y(value).toFixed(1)}`);
-      svg.append(draw("path", { class: `line ${one.kind} s${one.color}`, d: path.join("") }));
-      if (one.points.length === 1) svg.append(draw("circle", { class: `point s${one.color}`, cx: this.x(one.points[0][0]), cy: this.y(one.points[0][1]), r: 3 }));
+      const [first, end] = this.visible(one, 1);
+      const path = pathOf(one.x, one.y, first, end, (x) => this.x(x), (y) => this.y(y));
+      inside.append(draw("path", { class: `line ${one.kind} s${one.color}`, d: path }));
+      if (end - first === 1) inside.append(draw("circle", { class: `point s${one.color}`, cx: this.x(one.x[first]), cy: this.y(one.y[first]), r: 3 }));
     }
     this.marks = draw("g", {});
-    svg.append(this.marks);
+    svg.append(inside, this.marks);
     this.plot.replaceChildren(svg);
-    this.read(this.step);
+    this.read(this.at);
+  }
+
+  // The numbers [first, end) of a series' points in the range that is shown, with `more` on either side.
+  visible(one, more = 0) {
+    const first = firstFrom(one.x, this.first), end = firstFrom(one.x, this.last);
+    const last = end < one.x.length && one.x[end] === this.last ? end + 1 : end;
+    return [Math.max(0, first - more), Math.min(one.x.length, last + more)];
   }
 
   scale(width, height) {
-    const values = this.series.flatMap((one) => one.points.map((point) => point[1]));
-    const steps = this.series.flatMap((one) => [one.points[0][0], one.points.at(-1)[0]]);
-    const lowest = values.reduce((a, b) => Math.min(a, b)), highest = values.reduce((a, b) => Math.max(a, b));
+    const range = this.range ?? [Math.min(...this.series.map((one) => one.x[0])), Math.max(...this.series.map((one) => one.x.at(-1)))];
+    this.first = range[0];
+    this.last = range[1] > range[0] ? range[1] : range[0] + 1;
+    let lowest = Infinity, highest = -Infinity;
+    const around = (more) => {
+      for (const one of this.series) {
+        const [first, end] = this.visible(one, more);
+        for (let i = first; i < end; i++) {
+          if (one.y[i] < lowest) lowest = one.y[i];
+          if (one.y[i] > highest) highest = one.y[i];
+        }
+      }
+    };
+    around(0);
+    if (lowest > highest) around(1); // only lines between points outside
+    if (lowest > highest) lowest = highest = 1;
     const of = this.log ? Math.log10 : (value) => value;
     const spread = of(highest) - of(lowest), most = Math.abs(of(highest));
     // Values that are equal but for rounding are one line, not a curve with a billionth's ticks.
@@ -138,54 +134,118 @@ class Chart {
     const back = this.log ? (value) => 10 ** value : (value) => value;
     this.low = back(of(lowest) - margin);
     this.high = back(of(highest) + margin);
-    this.first = Math.min(...steps);
-    this.last = Math.max(...steps, this.first + 1);
-    this.x = (step) => LEFT + ((step - this.first) / (this.last - this.first)) * (width - LEFT - RIGHT);
-    this.y = (value) => TOP + ((of(this.high) - of(value)) / (of(this.high) - of(this.low))) * (height - TOP - BOTTOM);
+    const bottom = of(this.low), wide = (width - LEFT - RIGHT) / (this.last - this.first), tall = (height - TOP - BOTTOM) / (of(this.high) - bottom);
+    this.x = (x) => LEFT + (x - this.first) * wide;
+    this.y = (value) => height - BOTTOM - (of(value) - bottom) * tall;
   }
 
-  point(event) {
-    if (!this.series.length) return;
+  // The x under the pointer.
+  under(event) {
     const box = this.plot.getBoundingClientRect();
-    const share = (event.clientX - box.left - LEFT) / (box.width - LEFT - RIGHT);
-    this.read(this.first + Math.min(1, Math.max(0, share)) * (this.last - this.first));
+    const part = (event.clientX - box.left - LEFT) / (box.width - LEFT - RIGHT);
+    return this.first + Math.min(1, Math.max(0, part)) * (this.last - this.first);
+  }
+
+  press(event) {
+    if (!this.marks) return;
+    this.read(this.under(event));
+    if (event.button || event.pointerType === "touch") return; // a finger scrolls and reads
+    this.plot.setPointerCapture(event.pointerId);
+    this.dragged = [event.clientX, this.under(event), this.under(event)];
+  }
+
+  move(event) {
+    if (!this.marks) return;
+    if (!this.dragged) return this.read(this.under(event));
+    this.dragged[2] = this.under(event);
+    if (Math.abs(event.clientX - this.dragged[0]) > DRAGGED) this.drag(this.dragged);
+  }
+
+  release(event) {
+    const chosen = this.dragged;
+    this.drag(null);
+    if (chosen && Math.abs(event.clientX - chosen[0]) > DRAGGED) this.zoom(chosen.slice(1).sort((a, b) => a - b));
+  }
+
+  // Mark the range that is being chosen.
+  drag(range) {
+    this.dragged = range;
+    this.read(null);
+    if (!range || !this.marks) return;
+    const [from, to] = range.slice(1).map(this.x).sort((a, b) => a - b);
+    this.marks.replaceChildren(draw("rect", { class: "chosen", x: from, width: to - from, y: TOP, height: this.plot.clientHeight - TOP - BOTTOM }));
   }
 
   key(event) {
-    const end = this.steps.length - 1;
-    const now = this.step === null ? end : this.steps.indexOf(this.step);
-    const far = Math.ceil(end / 20);
-    const to = { ArrowLeft: now - 1, ArrowRight: now + 1, PageUp: now - far, PageDown: now + far, Home: 0, End: end }[event.key];
-    if (to === undefined || end < 0) return;
+    if (!this.marks || event.ctrlKey || event.metaKey || event.altKey) return;
+    const far = (this.last - this.first) / 20, at = this.at ?? this.last;
+    const go = {
+      ArrowLeft: () => this.beside(at, -1),
+      ArrowRight: () => (this.at === null ? this.last : this.beside(at, 1)),
+      PageUp: () => Math.min(at - far, this.beside(at, -1)),
+      PageDown: () => Math.max(at + far, this.beside(at, 1)),
+      Home: () => this.first,
+      End: () => this.last,
+    }[event.key];
+    const factor = { "+": 0.5, "=": 0.5, "-": 2, "0": Infinity, Escape: Infinity }[event.key];
+    if (!go && !factor) return;
     event.preventDefault();
-    this.read(this.steps[Math.min(end, Math.max(0, to))]);
+    if (go) return this.read(Math.min(this.last, Math.max(this.first, go())));
+    if (factor === Infinity) this.drag(null);
+    this.zoom(factor === Infinity ? null : this.zoomed(factor));
   }
 
-  // Show the points nearest to `step`, each with its own step; null: show none.
-  read(step) {
-    const at = step === null ? undefined : this.steps[nearest(this.steps.length, (i) => this.steps[i], step)];
-    this.step = at ?? null;
-    this.readout.hidden = this.step === null;
+  // The range that is `factor` times as wide, around the read-out or the middle; null for everything.
+  zoomed(factor) {
+    const middle = this.at ?? (this.first + this.last) / 2, wide = (this.last - this.first) * factor;
+    const from = Math.min(...this.series.map((one) => one.x[0])), to = Math.max(...this.series.map((one) => one.x.at(-1)));
+    const begin = Math.max(from, Math.min(middle - wide / 2, to - wide));
+    return wide >= to - from ? null : [begin, begin + wide];
+  }
+
+  // The x of the next point of any series after `x`; with -1, of the last one before it.
+  beside(x, direction) {
+    const found = this.series.map((one) => {
+      const i = firstFrom(one.x, x);
+      if (direction < 0) return one.x[i - 1] ?? -Infinity;
+      let next = i;
+      while (next < one.x.length && one.x[next] === x) next++;
+      return one.x[next] ?? Infinity;
+    });
+    return direction < 0 ? Math.max(...found) : Math.min(...found);
+  }
+
+  // Show the points nearest to `x`, each with its own step; null: show none.
+  read(x) {
+    const seen = (one) => one >= this.first && one <= this.last;
+    const near = this.series.map((one) => one.x[nearest(one.x, x ?? 0)]).filter(seen);
+    const at = x === null || !near.length ? null : near.reduce((a, b) => (Math.abs(b - x) < Math.abs(a - x) ? b : a));
+    this.at = at;
+    this.readout.hidden = at === null || !this.marks;
     if (!this.marks) return;
     this.marks.replaceChildren();
     if (this.readout.hidden) return;
-    const x = this.x(at), height = this.plot.clientHeight;
-    this.marks.append(draw("line", { class: "cursor", x1: x, x2: x, y1: TOP, y2: height - BOTTOM }));
+    const left = this.x(at);
+    this.marks.append(draw("line", { class: "cursor", x1: left, x2: left, y1: TOP, y2: this.plot.clientHeight - BOTTOM }));
     const rows = [];
     for (const one of this.series) {
       // A curve has no value before its first and after its last point.
-      if (one.kind === "raw" || at < one.points[0][0] || at > one.points.at(-1)[0]) continue;
-      const i = nearest(one.points.length, (number) => one.points[number][0], at);
-      const [own, drawn] = one.points[i];
-      this.marks.append(draw("circle", { class: `point s${one.color}`, cx: this.x(own), cy: this.y(drawn), r: 3.5 }));
-      const label = own === at ? one.label : `${one.label}, step ${whole(own)}`;
-      const raw = this.format((one.raw ?? one.points)[i][1]);
-      const smoothed = raw === this.format(drawn) ? "" : ` (smoothed ${this.format(drawn)})`;
-      rows.push(make("div", {}, make("i", { class: `swatch b${one.color}` }), label, make("b", {}, raw), smoothed));
+      if (!one.label || at < one.x[0] || at > one.x.at(-1)) continue;
+      const i = nearest(one.x, at);
+      if (seen(one.x[i])) this.marks.append(draw("circle", { class: `point s${one.color}`, cx: this.x(one.x[i]), cy: this.y(one.y[i]), r: 3.5 }));
+      const own = this.axis === AXES.step && one.x[i] === at ? "" : `, step ${whole(one.step[i])}`;
+      const measured = this.format(one.measured[i]), drawn = this.format(one.y[i]);
+      rows.push(make("div", {}, make("i", { class: `swatch b${one.color}` }), one.label + own, make("b", {}, measured), measured === drawn ? "" : ` (smoothed ${drawn})`));
     }
-    this.readout.replaceChildren(make("div", { class: "faint" }, `step ${whole(at)}`), ...rows);
+    this.readout.replaceChildren(make("div", { class: "faint" }, this.axis.read(at)), ...rows);
     const width = this.plot.clientWidth, own = this.readout.offsetWidth;
-    const left = x > width / 2 ? x - own : x + 24;
-    this.readout.style.left = `${Math.max(0, Math.min(left, width - own))}px`;
+    const beside = left > width / 2 ? left - own : left + 24;
+    this.readout.style.left = `${Math.max(0, Math.min(beside, width - own))}px`;
+  }
+
+  // Take the chart from the page.
+  remove() {
+    this.observer.disconnect();
+    this.element.remove();
   }
 }

@@ -128,18 +128,6 @@ function showMachines(run) {
 
 const FEW = 4; // checkpoints before the button
 
-function showSamples(run) {
-  const text = (sample) =>
-    make(
-      "div",
-      { class: "card" },
-      make("h3", {}, `${STAGES[sample.stage] ?? sample.stage} step ${whole(sample.step)}`),
-      make("p", { dir: "auto" }, make("b", {}, sample.prompt), sample.text),
-    );
-  const first = run.samples.filter((sample) => sample.first);
-  fill("samples", "Samples", ...few(first, run.samples, (shown) => shown.map(text)));
-}
-
 function showCheckpoints(run) {
   const columns = [
     { name: "Checkpoint" },

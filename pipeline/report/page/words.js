@@ -27,6 +27,7 @@ function short(number) {
   const size = Math.abs(number);
   if (number === 0) return "0";
   if (size < 1e-3) return number.toExponential(2).replace(/\.?0+e/, "e");
+  if (size >= 1e9) return `${Number((number / 1e9).toPrecision(4))}B`;
   if (size >= 1e6) return `${Number((number / 1e6).toPrecision(4))}M`;
   if (size >= 1e4) return `${Number((number / 1e3).toPrecision(4))}k`;
   return String(Number(number.toPrecision(4)));
@@ -43,7 +44,7 @@ const STATES = {
   silent: "No sign of life",
   dead: "Its process is dead",
 };
-const STAGES = { pretrain: "Pretraining", sft: "Fine-tuning" };
+const STAGES = { __proto__: null, pretrain: "Pretraining", sft: "Fine-tuning" };
 // Make an element. Every child that is no element becomes text, never markup.
 function make(tag, attributes, ...children) {
   const element = document.createElement(tag);

@@ -117,6 +117,7 @@ class _Metrics(TypedDict):
     at: Time
     loss: NotRequired[Number]
     lr: NotRequired[Number]
+    grad_norm: NotRequired[Number]
     held_out_loss: NotRequired[Number]
     tokens_per_second: NotRequired[Speed]
     rows: NotRequired[Annotated[list[Count], Len(2, 2)]]

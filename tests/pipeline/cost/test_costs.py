@@ -81,7 +81,14 @@ def owned(epoch: int, owner: bool = True, **fields: Any) -> Head:
 
 
 def seconds(found: Costs) -> dict[str, float]:
-    """Return the seconds of each cause that has any, to a thousandth."""
+    """Return the seconds of each cause that has any, to a thousandth.
+
+    Whatever they are, the time of the processes adds up to them, and to the dollars.
+    """
+    paid = [(time.end - time.begin, time.price) for time in found.paid]
+    assert sum(each for each, _ in paid) == pytest.approx(3600 * found.hours, abs=1e-3)
+    priced = sum(each * price / 3600 for each, price in paid if price is not None)
+    assert priced == pytest.approx(found.dollars or 0.0, abs=1e-6)
     return {cause: round(s, 3) for cause, s in found.seconds.items() if round(s, 3)}
 
 

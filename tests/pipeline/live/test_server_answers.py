@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 from pipeline.live import watched_run
+from pipeline.live.server import MOST_VIEWS, _Told
+from pipeline.live.view import View
 from pipeline.live.watched_run import WatchedRun
 from pipeline.state.stores import FileStore
 from pipeline.web.address import API_KEY
@@ -20,6 +22,7 @@ from tests.support.rented_run import RentedRun
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 KEY = "0123456789abcdef"
+LOSS = "?stage=pretrain&names=loss"
 
 
 @pytest.fixture
@@ -34,8 +37,8 @@ def a_run(folder: Path, name: str, lr: float = 3e-4) -> RentedRun:
     return run
 
 
-def ask(url: str, **headers: str) -> httpx.Response:
-    return httpx.get(f"{url}/data", headers=headers, timeout=PATIENCE_SECONDS)
+def ask(url: str, view: str = "", **headers: str) -> httpx.Response:
+    return httpx.get(f"{url}/data{view}", headers=headers, timeout=PATIENCE_SECONDS)
 
 
 def data(url: str) -> dict[str, Any]:
@@ -58,6 +61,37 @@ def test_a_page_that_knows_everything_gets_only_the_age_of_it(run: RentedRun) ->
             assert ask(url, **{"If-None-Match": other}).json() == first.json(), other
 
 
+def test_a_page_gets_the_curves_that_it_draws_and_no_others(run: RentedRun) -> None:
+    with showing(run) as url:
+        (told,) = data(url)["runs"]
+        assert told["curves"] == {}
+        assert {"loss", "lr", "mfu", "expert_load.highest"} <= {*told["metrics"]["pretrain"]}
+        tags = set()
+        for view, names, steps in (
+            (LOSS, {"loss"}, [*range(1, 21)]),
+            ("?stage=pretrain&names=lr,mfu,unknown", {"lr", "mfu"}, [*range(1, 21)]),
+            (f"{LOSS}&steps=5-8", {"loss"}, [*range(4, 10)]),
+            ("?stage=sft&names=loss", set(), []),
+        ):
+            answer = ask(url, view)
+            curves = answer.json()["runs"][0]["curves"].get("pretrain", {})
+            assert set(curves) == names
+            assert all([step for step, _, _ in points] == steps for points in curves.values())
+            tag = answer.headers["ETag"]
+            assert ask(url, view, **{"If-None-Match": tag}).status_code == 304
+            tags.add(tag)
+        assert len(tags) >= 3
+        refused = ask(url, "?names=../HEAD")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_view")
+
+
+def test_what_is_kept_for_pages_does_not_grow_with_their_views(run: RentedRun) -> None:
+    told = _Told([WatchedRun(run.state)])
+    for step in range(100):
+        told.of(View("pretrain", ("loss",), (range(step),)))
+    assert len(told._made) == MOST_VIEWS
+
+
 def test_the_page_follows_a_run(run: RentedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watched_run, "PAUSE", 0.01)
     with showing(run) as url:
@@ -69,8 +103,8 @@ def test_the_page_follows_a_run(run: RentedRun, monkeypatch: pytest.MonkeyPatch)
         run.train(2)
         wait_until(lambda: ask(url, **{"If-None-Match": tag}).status_code == 200, "the new rows")
         wait_until(lambda: data(url)["runs"][0]["summary"]["step"] == 22, "all new rows")
-        loss = data(url)["runs"][0]["curves"]["pretrain"]["loss"]
-        assert [step for step, _ in loss] == list(range(1, 23))
+        found = ask(url, LOSS).json()["runs"][0]["curves"]["pretrain"]
+        assert [step for step, _, _ in found["loss"]] == list(range(1, 23))
 
 
 def test_a_page_that_asks_after_a_pause_is_told_the_present_state(

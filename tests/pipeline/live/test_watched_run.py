@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.live.view import View
 from pipeline.live.watched_run import HUB_PAUSE, LONGEST_PAUSE, PAUSE, WatchedRun
 from pipeline.report import reading
+from pipeline.report.curves import Point
 from pipeline.state.notes.deadline import DEADLINE, Asked, new_deadline, write_first_deadline
 from pipeline.state.notes.watcher_beat import Saw, write_beat
 from pipeline.state.rows import thin
@@ -41,22 +43,24 @@ def looked(run: RentedRun) -> WatchedRun:
     return watched
 
 
-def points(told: dict[str, Any], name: str) -> list[tuple[int, float]]:
-    found: list[tuple[int, float]] = told["curves"]["pretrain"].get(name, [])
-    return found
+def points(watched: WatchedRun, name: str) -> list[Point]:
+    """Return the points of a curve, as a page that draws it gets them."""
+    return watched.curves(View("pretrain", (name,)), None)["pretrain"][name]
 
 
 def test_a_page_is_told_everything_that_the_store_knows(run: RentedRun) -> None:
-    parts = looked(run).told()
+    watched = looked(run)
+    parts = watched.told()
     assert parts["trouble"] is None
     summary = parts["summary"]
     assert (summary["state"], summary["stage"]) == ("running", "pretrain")
     assert (summary["step"], summary["steps"]) == (60, 100)
     assert summary["seconds_left"] == 40
-    assert [step for step, _ in points(parts, "loss")] == list(range(1, 61))
-    assert points(parts, "held_out_loss")[-1][0] == 60
-    assert points(parts, "lr")
-    assert points(parts, "tokens_per_second")
+    assert [step for step, _, _ in points(watched, "loss")] == list(range(1, 61))
+    assert points(watched, "held_out_loss")[-1][0] == 60
+    names = {"loss", "held_out_loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory"}
+    assert names <= {*parts["metrics"]["pretrain"]}
+    assert all(points(watched, name) for name in parts["metrics"]["pretrain"])
     assert parts["attempts"] == {"pretrain": [1, 51]}
     a40, rtx = parts["machines"]
     assert a40["what"] == "A40 on RunPod/CA, spot"
@@ -132,7 +136,7 @@ def test_an_owner_that_gives_no_sign_of_life_is_told(run: RentedRun) -> None:
 
 def test_later_looks_read_only_what_is_new(run: RentedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = looked(run)
-    before = watched.told()
+    before, loss = watched.told(), points(watched, "loss")
     run.train(3)
     read: list[str] = []
     lines_of = thin.lines_of
@@ -142,8 +146,8 @@ def test_later_looks_read_only_what_is_new(run: RentedRun, monkeypatch: pytest.M
     watched.look()
     assert read == ["demo/metrics/pretrain/2/000001.jsonl"]
     now = watched.told()
-    assert points(now, "loss")[:60] == points(before, "loss")
-    assert [step for step, _ in points(now, "loss")[60:]] == [61, 62, 63]
+    assert points(watched, "loss")[:60] == loss
+    assert [step for step, _, _ in points(watched, "loss")[60:]] == [61, 62, 63]
     assert now["checkpoints"] == before["checkpoints"]
     assert now["events"] == before["events"]
 
@@ -169,20 +173,20 @@ def test_a_later_look_makes_few_requests_however_long_the_run_is(
         run.train(1)
         asked.clear()
         watched.look()
-        assert points(watched.told(), "loss")[-1][0] == steps + 1
+        assert points(watched, "loss")[-1][0] == steps + 1
         counts.append(len(asked))
     assert counts[0] == counts[1] <= 12
 
 
 def test_the_points_after_a_rewind_are_dropped_and_the_attempt_is_marked(run: RentedRun) -> None:
     watched = looked(run)
-    before = watched.told()
+    before = points(watched, "loss")
     run.rent()
     watched.look()
-    assert points(watched.told(), "loss") == points(before, "loss")[:50]
+    assert points(watched, "loss") == before[:50]
     run.train(2)
     watched.look()
-    assert [step for step, _ in points(watched.told(), "loss")[50:]] == [51, 52]
+    assert [step for step, _, _ in points(watched, "loss")[50:]] == [51, 52]
     assert watched.told()["attempts"] == {"pretrain": [1, 51]}
 
 
@@ -200,7 +204,7 @@ def test_after_a_resume_no_number_is_that_of_the_last_owner(run: RentedRun) -> N
     watched.look()
     news = watched.told()
     assert (news["summary"]["epoch"], news["summary"]["step"]) == (4, 56)
-    assert points(news, "loss")[-1][0] == 56
+    assert points(watched, "loss")[-1][0] == 56
 
 
 def test_a_dead_run_has_no_time_left_and_takes_no_more_time(
@@ -229,11 +233,11 @@ def test_rows_that_arrive_late_are_found(run: RentedRun, monkeypatch: pytest.Mon
     late.unlink()
     first.unlink()
     watched = looked(run)
-    assert points(watched.told(), "loss")[0][0] == 11
+    assert points(watched, "loss")[0][0] == 11
     first.write_bytes(kept)
     late.write_bytes(text)
     watched.look()
-    assert [step for step, _ in points(watched.told(), "loss")] == list(range(1, 61))
+    assert [step for step, _, _ in points(watched, "loss")] == list(range(1, 61))
 
 
 def test_a_store_that_goes_away_is_told_and_nothing_is_forgotten(run: RentedRun) -> None:
@@ -249,7 +253,7 @@ def test_a_store_that_goes_away_is_told_and_nothing_is_forgotten(run: RentedRun)
     run.train(1)
     watched.look()
     assert watched.told()["trouble"] is None
-    assert [step for step, _ in points(watched.told(), "loss")[60:]] == [61]
+    assert [step for step, _, _ in points(watched, "loss")[60:]] == [61]
 
 
 def test_a_store_that_fails_is_asked_less_often_until_it_answers(
@@ -281,7 +285,7 @@ def test_another_run_of_the_same_name_replaces_the_first(run: RentedRun) -> None
     watched.look()
     assert (watched.age, set(watched.told())) == (None, {"name", "url", "trouble"})
     watched.look()
-    assert [step for step, _ in points(watched.told(), "loss")] == [1, 2, 3, 4, 5]
+    assert [step for step, _, _ in points(watched, "loss")] == [1, 2, 3, 4, 5]
 
 
 def test_texts_of_a_store_reach_the_page_without_control_characters_and_secrets(
@@ -327,7 +331,7 @@ def test_nothing_is_written_to_any_store(store: Store) -> None:
     news = watched.told()
     assert news["trouble"] is None
     assert news["summary"]["state"] == "released"
-    assert [step for step, _ in points(news, "loss")] == list(range(1, 21))
+    assert [step for step, _, _ in points(watched, "loss")] == list(range(1, 21))
     assert watched.pause == (HUB_PAUSE if store.commits else PAUSE)
     assert reader.staged() == []
     assert content() == before

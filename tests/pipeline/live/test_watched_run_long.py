@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.live.view import View
 from pipeline.live.watched_run import WatchedRun
 from pipeline.report.curves import MOST_POINTS
 from pipeline.state.run_state import RunState
@@ -47,7 +48,7 @@ def seconds(watched: WatchedRun) -> float:
 
 def check(watched: WatchedRun, run: RentedRun) -> None:
     told = watched.told()
-    loss = told["curves"]["pretrain"]["loss"]
+    loss = watched.curves(View("pretrain", ("loss",)), None)["pretrain"]["loss"]
     assert MOST_POINTS / 2 < len(loss) <= MOST_POINTS
     assert loss[-1][0] == run.step
     assert len(told["machines"]) == 10

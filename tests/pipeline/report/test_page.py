@@ -95,13 +95,15 @@ def test_everything_is_drawn_from_the_file_alone(browser: Any, report: str) -> N
         "Events",
     ]
     assert page.inner_text("#fresh") == "as of 1970-01-01 00:00:00 UTC"
-    assert page.locator("#loss path").count() == 2  # fine-tuning: measured, and smoothed
+    assert (
+        page.locator("[data-metric=loss] path").count() == 2
+    )  # fine-tuning: measured, and smoothed
     page.click("#stages button:first-child")
-    assert page.locator("#loss path").count() == 3
-    assert page.locator("#loss .attempt").count() == 1
-    page.focus("#loss .plot")
+    assert page.locator("[data-metric=loss] path").count() == 3
+    assert page.locator("[data-metric=loss] .attempt").count() == 1
+    page.focus("[data-metric=loss] .plot")
     page.keyboard.press("Home")
-    assert "step 10\n" in page.inner_text("#loss .readout")
+    assert "step 10\n" in page.inner_text("[data-metric=loss] .readout")
     assert page.locator("#samples .card").count() == 7
     page.click("#samples .more")
     assert page.locator("#samples .card").count() == 11
@@ -144,10 +146,10 @@ def test_all_stages_are_printed(browser: Any, report: str) -> None:
     tab = Tab(browser, report)
     tab.page.emulate_media(media="print")
     tab.page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert tab.page.locator("#other-stages .chart:visible").count() == 6
+    assert tab.page.locator("#other-stages .chart:visible").count() == 4
     assert tab.page.locator("#charts:visible, .more:visible").count() == 0
     tab.page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert tab.page.locator("#charts .chart:visible").count() == 3
+    assert tab.page.locator("#charts .chart:visible").count() == 2
     assert tab.page.locator("#other-stages .chart").count() == 0
     tab.close()
 
@@ -156,11 +158,11 @@ def test_the_curves_of_a_run_that_another_replaced_are_gone(browser: Any, report
     tab = Tab(browser, report)
     two = "learn({ runs: [frozen.runs[0], frozen.runs[0]], settings: null }); show();"
     tab.page.evaluate(two)
-    assert tab.page.locator("#loss path").count() == 4
+    assert tab.page.locator("[data-metric=loss] path").count() == 4
     # What the server tells before it has read the other run.
     unread = "{ name: 'demo', url: 'runs/demo', trouble: null }"
     tab.page.evaluate(two.replace("frozen.runs[0]", unread, 1))
-    assert tab.page.locator("#loss path").count() == 2
+    assert tab.page.locator("[data-metric=loss] path").count() == 2
     assert "reading …" in tab.page.inner_text("#runs")
     tab.close()
 

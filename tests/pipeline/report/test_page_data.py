@@ -121,12 +121,10 @@ def blocks(data: dict[str, Any], title: str) -> list[dict[str, Any]]:
     return list(found)
 
 
-def test_it_has_the_curves_of_each_stage_and_where_attempts_begin() -> None:
+def test_it_has_the_metrics_of_each_stage_and_where_attempts_begin() -> None:
     data = told()
-    loss = data["curves"]["pretrain"]["loss"]
-    assert loss[0] == [10, 3.8]
-    assert [step for step, _ in data["curves"]["pretrain"]["held_out_loss"]] == [48, 240, 480]
-    assert set(data["curves"]["sft"]) == {"loss", "tokens_per_second"}
+    assert data["metrics"]["pretrain"] == ["loss", "tokens_per_second", "held_out_loss"]
+    assert data["metrics"]["sft"] == ["loss", "tokens_per_second"]
     assert data["attempts"] == {"pretrain": [10, 260], "sft": [10]}
 
 
@@ -220,7 +218,7 @@ def test_no_text_has_control_characters_or_secrets(monkeypatch: pytest.MonkeyPat
 def test_a_run_that_has_only_begun_has_a_page() -> None:
     data = told(head=Head(), metrics={})
     assert data["name"] == "demo"
-    assert (data["samples"], data["curves"], data["summary"]["step"]) == ([], {}, None)
+    assert (data["samples"], data["metrics"], data["summary"]["step"]) == ([], {}, None)
 
 
 def test_a_run_whose_job_is_not_known_has_a_page() -> None:
@@ -340,3 +338,10 @@ def test_each_attempt_has_all_that_is_known_of_it_under_its_time() -> None:
         "250",
         "1 min 15 s",
     )
+
+
+def test_it_has_what_the_axes_count() -> None:
+    data = told(costs=costs_of_two_machines(36.0))
+    assert data["tokens_per_step"] == {"pretrain": 2048, "sft": 16384}
+    assert data["paid"] == [[1000.0, 1030.0, 36.0], [2000.0, 2060.0, 36.0]]
+    assert told(known_job=None)["tokens_per_step"] == {}

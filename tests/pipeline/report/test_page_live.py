@@ -84,8 +84,8 @@ def test_the_page_follows_a_run_through_a_store_that_goes_away(
         tab.wait_for("#tiles", "requesting a machine on demand; 50 min 00 s of work left, no slack")
         tab.wait_for("#machines", "RTX 4090 on RunPod/CA, spot")
         tab.wait_for("#events", "<img src=x onerror=alert(1)>")
-        assert tab.page.locator("#loss path").count() == 3
-        assert tab.page.locator("#loss .attempt").count() == 1
+        assert tab.page.locator("[data-metric=loss] path").count() == 3
+        assert tab.page.locator("[data-metric=loss] .attempt").count() == 1
         run.train(5)
         tab.wait_for("#tiles", "65")
         folder = tmp_path / "runs" / "demo"
@@ -107,22 +107,24 @@ def test_the_read_out_and_all_controls_work_with_the_keyboard(browser: Any, tmp_
     with showing(a_run(tmp_path)) as url:
         tab = Tab(browser, url)
         page = tab.page
-        page.wait_for_selector("#loss path")
+        page.wait_for_selector("[data-metric=loss] path")
         page.focus("#smoothing")
-        before = page.get_attribute("#loss path.line:not(.raw)", "d")
+        before = page.get_attribute("[data-metric=loss] path.line:not(.raw)", "d")
         page.keyboard.press("Home")
-        assert page.get_attribute("#loss path.line:not(.raw)", "d") != before
+        assert page.get_attribute("[data-metric=loss] path.line:not(.raw)", "d") != before
         page.keyboard.press("Tab")
         page.keyboard.press("Space")
         assert page.is_checked("#log")
+        for _ in range(5):  # the zoom, the choice of charts, and the chart's files
+            page.keyboard.press("Tab")
         page.keyboard.press("Tab")
         page.keyboard.press("Home")
-        assert "step 1\n" in page.inner_text("#loss .readout")
+        assert "step 1\n" in page.inner_text("[data-metric=loss] .readout")
         for _ in range(3):
             page.keyboard.press("ArrowRight")
-        assert "step 4\n" in page.inner_text("#loss .readout")
+        assert "step 4\n" in page.inner_text("[data-metric=loss] .readout")
         page.keyboard.press("Tab")
-        assert page.is_hidden("#loss .readout")
+        assert page.is_hidden("[data-metric=loss] .readout")
         assert not tab.wrong
         page.close()
 
@@ -132,14 +134,16 @@ def test_the_read_out_shows_each_point_as_it_was_measured(browser: Any, tmp_path
     run.train(3)
     with showing(run) as url:
         tab = Tab(browser, url)
-        tab.page.wait_for_selector("#loss path")
+        tab.page.wait_for_selector("[data-metric=loss] path")
         curves = tab.page.evaluate("known.runs[0].curves.pretrain")
-        loss, held = (dict(curves[name]) for name in ("loss", "held_out_loss"))
+        loss, held = (
+            {step: value for step, value, _ in curves[name]} for name in ("loss", "held_out_loss")
+        )
         # By the arrow keys, and by positions of the pointer next to each point.
-        read = "charts.loss.read(n + side); return charts.loss.readout.innerText;"
+        read = "charts.get('loss').read(n + side); return charts.get('loss').readout.innerText;"
         arrow = (
-            "charts.loss.key({key: n > 1 ? 'ArrowRight' : 'Home', preventDefault() {}}); "
-            "return charts.loss.readout.innerText;"
+            "charts.get('loss').key({key: n > 1 ? 'ArrowRight' : 'Home', preventDefault() {}}); "
+            "return charts.get('loss').readout.innerText;"
         )
         for side, act in ((0, arrow), (-0.4, read), (0.4, read)):
             script = f"(side) => [...Array(63)].map((_, i) => {{ const n = i + 1; {act} }})"
@@ -163,9 +167,10 @@ def test_two_runs_fit_on_a_phone_and_can_be_read(scheme: str, browser: Any, tmp_
         phone = {"width": 390, "height": 844}
         tab = Tab(browser, url, color_scheme=scheme, viewport=phone, has_touch=True)
         tab.wait_for("#settings", "pretrain.lr")
-        assert tab.page.locator("#loss path").count() == 6
+        tab.page.wait_for_selector("[data-metric=loss] path")
+        assert tab.page.locator("[data-metric=loss] path").count() == 6
         tab.page.uncheck("#curves-0")
-        assert tab.page.locator("#loss path").count() == 3
+        assert tab.page.locator("[data-metric=loss] path").count() == 3
         tab.page.tap("#run-1")
         tab.wait_for("#runs button[aria-pressed=true]", "fast")
         assert tab.page.evaluate("document.documentElement.scrollWidth") == 390

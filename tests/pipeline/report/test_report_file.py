@@ -75,9 +75,19 @@ def test_it_loads_nothing_from_anywhere_and_its_policy_allows_its_own_scripts_al
     assert file.open == []
 
 
-def test_it_has_the_same_data_as_the_live_page() -> None:
+def test_it_has_the_same_data_as_the_live_page_and_all_points() -> None:
     file = File()
-    assert file.frozen == {"frozen_at": 0.0, "runs": [told()], "settings": None}
+    (run,) = file.frozen.pop("runs")
+    curves = run.pop("curves")
+    assert file.frozen == {"frozen_at": 0.0, "settings": None}
+    assert run == told()
+    # Nobody can be asked for the points of a curve, so all are inside.
+    assert {stage: [*curves[stage]] for stage in curves} == run["metrics"]
+    assert curves["pretrain"]["held_out_loss"] == [
+        [48, 3.3, 14.4],
+        [240, 3.3, 72.0],
+        [480, 3.3, 144.0],
+    ]
     assert file.title == "demo · Pion"
 
 

@@ -69,6 +69,14 @@ def test_few_rows_stay_and_stand_for_all() -> None:
         assert {min(losses), max(losses)} <= {*kept.values()}
 
 
+def test_the_peak_of_the_gradients_stays() -> None:
+    rows = [row | {"grad_norm": 0.5} for row in steps(range(10_000))]
+    rows[4321]["grad_norm"] = 90.0
+    few = thinned(rows)
+    assert len(few) <= 3 * RANGES + TAIL + 1
+    assert max(row["grad_norm"] for row in few) == 90.0
+
+
 def test_a_part_of_what_a_row_stands_for_may_be_repeated_later() -> None:
     few = thinned(steps(range(10_000)))
     for last in (0, 17, 5000, 9999, 20_000):

@@ -1,0 +1,44 @@
+// What the numbers of a run are called, and how their values are written: in the read-out, and on the axis.
+"use strict";
+
+const percent = (part) => `${(100 * part).toFixed(1)} %`;
+const decimals = (digits) => (value) => value.toFixed(digits);
+const METRICS = {
+  __proto__: null,
+  loss: ["Loss in nats per token, and on held-out text (dashed)", decimals(4)],
+  held_out_loss: ["Loss on held-out text, in nats per token", decimals(4)],
+  lr: ["Learning rate", (value) => value.toExponential(3)],
+  grad_norm: ["Norm of the gradients", decimals(4)],
+  tokens_per_second: ["Tokens per second", whole],
+  mfu: ["Model FLOPs utilization", percent, (part) => `${short(100 * part)} %`],
+  memory: ["Memory of a worker", size, size],
+  tokens: ["Tokens in the loss of a step", whole],
+  expert_load: ["Load of the busiest expert", decimals(2)],
+  router_entropy: ["Entropy of the routers, in nats", decimals(3)],
+  recipe_entropy: ["Entropy of the recipes, in nats", decimals(3)],
+  primitives_used: ["Primitives used, of each bank", decimals(1)],
+  gate_loss: ["Loss of the gates, in nats", decimals(4)],
+};
+// A chart for each of these is there at first.
+const USUAL = ["loss", "tokens_per_second", "lr"];
+// These are drawn as they were measured.
+const UNSMOOTHED = ["lr", "held_out_loss"];
+
+function titleOf(name) {
+  if (METRICS[name]) return METRICS[name][0];
+  const words = name.replaceAll("_", " ");
+  return words[0].toUpperCase() + words.slice(1);
+}
+
+const formatOf = (name) => METRICS[name]?.[1] ?? ((value) => String(Number(value.toPrecision(5))));
+const tickOf = (name) => METRICS[name]?.[2] ?? short;
+
+// The names of the charts that runs can have in a stage. The layers' lowest and highest are in the mean's chart.
+function chartNames(runs, stage) {
+  const names = new Set(runs.flatMap((run) => run.metrics?.[stage] ?? []).filter((name) => !name.includes(".")));
+  const order = Object.keys(METRICS).filter((name) => names.has(name));
+  return [...order, ...[...names].filter((name) => !METRICS[name])];
+}
+
+// The curves that a chart draws.
+const curvesIn = (name) => (name === "loss" ? ["loss", "held_out_loss"] : [name, `${name}.lowest`, `${name}.highest`]);

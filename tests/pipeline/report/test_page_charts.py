@@ -1,0 +1,260 @@
+"""The charts of the page in a real browser: any metric, by four axes, zoomed, linked and saved."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline.cost.costs import Costs
+from pipeline.live import watched_run
+from pipeline.report.reading import read_history
+from pipeline.state.stores import FileStore
+from tests.pipeline.report.test_page_live import Tab
+from tests.support.browser import needs_chromium
+from tests.support.live_page import showing
+from tests.support.rented_run import RentedRun
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = needs_chromium
+
+LOSS = "[data-metric=loss]"
+LINE = f"{LOSS} path.line:not(.raw):not(.held)"
+STEPS = 6000
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RentedRun]:
+    """Two runs of more steps than a page draws, each of which had two machines."""
+    return [
+        a_long_run(tmp_path_factory.mktemp(name), name, lr)
+        for name, lr in (("a", 1e-4), ("b", 3e-4))
+    ]
+
+
+def a_long_run(folder: Path, name: str, lr: float) -> RentedRun:
+    run = RentedRun(FileStore(folder), name, steps=STEPS, lr=lr, flush_steps=1000)
+    run.rent()
+    run.train(3000)
+    run.save()
+    run.train(100)  # lost
+    run.time.time += 1800
+    run.rent("RTX 4090")
+    run.train(STEPS - 3000)
+    return run
+
+
+@pytest.fixture
+def tab(browser: Any, runs: list[RentedRun], monkeypatch: pytest.MonkeyPatch) -> Iterator[Tab]:
+    """A tab with the page of both runs, whose errors fail the test."""
+    monkeypatch.setattr(watched_run, "PAUSE", 0.05)
+    with showing(*runs) as url:
+        opened = Tab(browser, url)
+        opened.page.wait_for_selector(LINE)
+        yield opened
+        assert not opened.wrong
+        opened.page.close()
+
+
+def steps_drawn(page: Page) -> list[int]:
+    """Return the steps of the first run's points of the loss."""
+    steps: list[int] = page.evaluate("charts.get('loss').series[1].step")
+    return steps
+
+
+def drag(page: Page, begin: float, end: float) -> None:
+    """Drag over the chart of the loss, from one share of its width to another."""
+    box = page.locator(f"{LOSS} .plot").bounding_box()
+    assert box is not None
+    left, width, y = box["x"] + 46, box["width"] - 54, box["y"] + box["height"] / 2
+    page.mouse.move(left + begin * width, y)
+    page.mouse.down()
+    page.mouse.move(left + end * width, y, steps=4)
+    assert page.locator(f"{LOSS} .chosen").count() == 1
+    page.mouse.up()
+
+
+def costs_at(run: RentedRun, at: float) -> tuple[float, float]:
+    """Return the seconds and dollars that were paid for until that moment."""
+    costs: Costs = read_history(run.state).costs
+    times = [(max(0.0, min(at, time.end) - time.begin), time.price or 0.0) for time in costs.paid]
+    return sum(each for each, _ in times), sum(each * price / 3600 for each, price in times)
+
+
+def test_a_drag_zooms_all_charts_and_draws_every_step_that_was_measured(tab: Tab) -> None:
+    page = tab.page
+    whole = steps_drawn(page)
+    assert (whole[0], whole[-1]) == (1, STEPS)
+    assert len(whole) <= 2000  # thinned
+    drag(page, 0.5, 0.6)
+    wait_until(lambda: {*range(3001, 3600)} <= {*steps_drawn(page)}, "the finer points")
+    assert len(steps_drawn(page)) < 700
+    ranges = page.evaluate("[...charts.values()].map((chart) => [chart.first, chart.last])")
+    assert len(ranges) == 3
+    assert all(each == ranges[0] for each in ranges)
+    assert ranges[0][0] == pytest.approx(1 + 0.5 * (STEPS - 1), abs=20)
+    page.dblclick(f"{LOSS} .plot")
+    wait_until(lambda: steps_drawn(page) == whole, "the whole curve")
+    assert page.is_disabled("#whole")
+
+
+def test_keys_and_buttons_zoom_around_the_read_out(tab: Tab) -> None:
+    page = tab.page
+    page.focus(f"{LOSS} .plot")
+    page.keyboard.press("Home")
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    assert page.evaluate("view.zoom") == [1, pytest.approx(1 + (STEPS - 1) / 4)]
+    page.keyboard.press("-")
+    page.click("#farther")
+    assert page.evaluate("view.zoom") is None
+    page.click("#closer")
+    assert page.evaluate("view.zoom")[1] == pytest.approx(1 + 0.75 * (STEPS - 1))
+    page.click("#whole")
+    assert page.evaluate("view.zoom") is None
+
+
+def test_the_axis_counts_tokens_time_or_dollars_as_the_costs_do(
+    tab: Tab, runs: list[RentedRun]
+) -> None:
+    page = tab.page
+    page.select_option("#axis", "tokens")
+    each = page.evaluate("known.runs[0].tokens_per_step.pretrain")
+    assert page.evaluate("charts.get('loss').last") == STEPS * each
+    points = page.evaluate("known.runs[1].curves.pretrain.loss")
+    for name, number in (("time", 0), ("dollars", 1)):
+        page.select_option("#axis", name)
+        drawn = page.evaluate("[...charts.get('loss').series.filter((one) => one.run === 1)[1].x]")
+        for i in (0, 1, len(points) // 2, len(points) // 2 + 1, len(points) - 1):
+            assert drawn[i] == pytest.approx(costs_at(runs[1], points[i][2])[number], rel=1e-6)
+    dollars = read_history(runs[1].state).costs.dollars
+    page.focus(f"{LOSS} .plot")
+    page.keyboard.press("End")
+    assert page.inner_text(f"{LOSS} .readout").startswith(f"${dollars:.4f}\n")
+    # The second machine began after a pause that nobody paid for.
+    after = next(point for point in points if point[0] > 3000)
+    page.click("#run-1")
+    paid = costs_at(runs[1], after[2])[1]
+    assert page.evaluate("attemptsOf('pretrain')") == [pytest.approx(paid, rel=1e-6)]
+
+
+def test_every_metric_can_have_a_chart_and_layers_have_three_lines(tab: Tab) -> None:
+    page = tab.page
+    shown = "[...document.querySelectorAll('#charts .chart')].map((one) => one.dataset.metric)"
+    assert page.evaluate(shown) == ["loss", "lr", "tokens_per_second"]
+    page.click("#choose summary")
+    names = page.evaluate(
+        "[...document.querySelectorAll('#metrics input')].map((one) => one.value)"
+    )
+    assert names == [
+        "loss",
+        "held_out_loss",
+        "lr",
+        "grad_norm",
+        "tokens_per_second",
+        "mfu",
+        "memory",
+        "expert_load",
+    ]
+    for name in names:
+        page.set_checked(f"#choose-{name}", name in ("expert_load", "memory"))
+    page.wait_for_selector("[data-metric=expert_load] path.edge", state="attached")
+    assert page.evaluate(shown) == ["memory", "expert_load"]
+    assert page.locator("[data-metric=expert_load] path").count() == 6
+    page.focus("[data-metric=expert_load] .plot")
+    page.keyboard.press("End")
+    assert "b, lowest\n1.25" in page.inner_text("[data-metric=expert_load] .readout")
+    assert "b, highest\n1.50" in page.inner_text("[data-metric=expert_load] .readout")
+    page.focus("[data-metric=memory] .plot")
+    page.keyboard.press("End")
+    assert "21.5 GB" in page.inner_text("[data-metric=memory] .readout")
+
+
+def test_a_link_restores_the_view_and_nonsense_in_it_is_left_out(tab: Tab, browser: Any) -> None:
+    page = tab.page
+    page.select_option("#axis", "dollars")
+    page.click("#choose summary")
+    page.check("#choose-grad_norm")
+    page.check("#log")
+    page.uncheck("#curves-0")
+    page.click("#run-1")
+    page.click("#closer")
+    state = page.evaluate("JSON.stringify(view)")
+    address = page.evaluate("location.href")
+    assert "#x=dollars&charts=loss,tokens_per_second,lr,grad_norm&log=1&zoom=" in address
+    other = Tab(browser, address)
+    other.page.wait_for_selector("[data-metric=grad_norm] path")
+    assert other.page.evaluate("JSON.stringify(view)") == state
+    assert other.page.evaluate("location.href") == address
+    assert (other.page.is_checked("#log"), other.page.is_checked("#curves-0")) == (True, False)
+    bad = "x=__proto__&zoom=5,NaN&charts=<b>,loss&smoothing=1e9&run=-1&hidden=x&stage=constructor"
+    other.page.evaluate(f"location.hash = '{bad}'")
+    wait_until(lambda: other.page.evaluate("view.x") == "step", "the view of the address")
+    kept = other.page.evaluate("view")
+    first = {"stage": None, "x": "step", "log": False, "zoom": None, "hidden": [], "run": 0}
+    assert kept == first | {"charts": ["loss"], "smoothing": 100}
+    other.page.wait_for_selector(LINE)
+    assert all(each.startswith(address.partition("#")[0]) for each in other.wrong)
+    other.page.close()
+
+
+def test_a_chart_is_saved_as_the_points_that_it_shows_and_as_a_picture(tab: Tab) -> None:
+    page = tab.page
+    page.evaluate("choose({ zoom: [10, 20] })")
+    wait_until(lambda: {*range(10, 21)} <= {*steps_drawn(page)}, "the finer points")
+    with page.expect_download() as saved:
+        page.click(f"{LOSS} .save:text('CSV')")
+    assert saved.value.suggested_filename == "a-b-pretrain-loss.csv"
+    rows = list(csv.DictReader(io.StringIO(Path(saved.value.path()).read_text())))
+    assert [int(row["step"]) for row in rows if row["run"] == "b"] == [*range(10, 21)]
+    points = {
+        step: value for step, value, _ in page.evaluate("known.runs[1].detail.curves.pretrain.loss")
+    }
+    for row in rows:
+        assert (row["stage"], row["metric"]) == ("pretrain", "loss")
+        if row["run"] == "b":
+            assert float(row["value"]) == points[int(row["step"])]
+            assert float(row["dollars"]) > 0
+    with page.expect_download() as saved:
+        page.click(f"{LOSS} .save:text('PNG')")
+    picture = Path(saved.value.path()).read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    # Curves are in it, in the color of the first run.
+    found = page.evaluate(
+        """async () => {
+          const picture = await createImageBitmap(await pngOf(charts.get("loss")));
+          const { width, height } = picture;
+          const context = new OffscreenCanvas(width, height).getContext("2d");
+          context.drawImage(picture, 0, 0);
+          const { data } = context.getImageData(0, 0, width, height);
+          let count = 0;
+          for (let i = 0; i < data.length; i += 4)
+            count += [11, 122, 128].every((value, n) => data[i + n] === value);
+          return [width, count];
+        }"""
+    )
+    assert found[0] == 2 * (page.evaluate("charts.get('loss').plot.clientWidth") + 24)
+    assert found[1] > 500
+
+
+def test_samples_of_several_runs_stand_side_by_side_at_the_same_step(tab: Tab) -> None:
+    page = tab.page
+    assert page.locator("#samples .card").count() == 2
+    page.focus("#moment")
+    page.keyboard.press("Home")
+    assert page.inner_text("#samples output") == "Pretraining step 1,500"
+    texts = page.locator("#samples .card").all_inner_texts()
+    for i, name in enumerate(("a", "b")):
+        samples = page.evaluate(f"known.runs[{i}].samples.filter((one) => one.step === 1500)")
+        assert texts[i].split("\n")[0].strip() == f"{name}, Pretraining step 1,500"
+        assert samples[0]["text"].strip() in texts[i]
+    page.uncheck("#curves-0")
+    assert page.locator("#samples .card").count() == 1
+    assert page.inner_text("#samples output") == "Pretraining step 1,500"
