@@ -55,6 +55,7 @@ async function writeAnswer(turn, side, signal) {
   const path = turn.mode === "text" ? "/v1/completions" : "/v1/chat/completions";
   const view = turn.views[side];
   Object.assign(answer, { finish: null, error: null });
+  view.trouble.replaceChildren();
   view.root.classList.add("writing");
   try {
     for await (const event of stream(path, requestFor(turn, side), signal)) {
@@ -65,7 +66,6 @@ async function writeAnswer(turn, side, signal) {
         addTokens(turn, side, tokensOf(text, logprobs));
       }
       if (event.timings) answer.facts = factsOf(event.timings);
-      view.facts.textContent = answer.facts;
     }
   } catch (error) {
     answer.finish = error.name === "AbortError" ? "stopped" : "failed";
@@ -78,19 +78,14 @@ async function writeAnswer(turn, side, signal) {
   keepPlace(() => showAnswer(turn, side));
 }
 
-/** Append tokens to an answer and to the page. Nothing that is shown is written again. */
+/** Append tokens to an answer, and to the page soon. */
 function addTokens(turn, side, tokens) {
   const answer = turn.answers[side];
-  const view = turn.views[side];
-  keepPlace(() => {
-    for (const token of tokens) {
-      const number = answer.tokens.length;
-      answer.tokens.push(token);
-      answer.text += token.text;
-      view.text.append(tokenElement(token, (other) => takeAlternative(turn, side, number, other)));
-    }
-    if (document.body.classList.contains("colored")) colorTokens(view.text);
-  });
+  for (const token of tokens) {
+    answer.tokens.push(token);
+    answer.text += token.text;
+  }
+  turn.views[side].drawSoon();
   keepSoon();
 }
 
@@ -98,27 +93,53 @@ function addTokens(turn, side, tokens) {
 function answerView(turn, side) {
   const root = el("section", { className: "answer", ariaLabel: "Answer" });
   const who = el("p", { className: "who" }, turn.answers[side].model);
-  const text = el("p", { className: "text", dir: "auto" });
+  const text = el("div", { className: "text", dir: "auto" });
+  const trouble = el("div");
   const facts = el("span", { className: "facts" });
   const actions = el("div", { className: "actions" });
-  root.append(who, text, actions);
-  return { root, text, facts, actions };
+  root.append(who, text, trouble, actions);
+  const drawSoon = paced(() => keepPlace(() => drawText(turn, side)));
+  return { root, text, trouble, facts, actions, drawSoon, kind: null, drawn: 0, markdown: null };
+}
+
+/** Draw what is not on the page yet of an answer: as Markdown, or token by token. */
+function drawText(turn, side) {
+  const answer = turn.answers[side];
+  const view = turn.views[side];
+  const kind = state.markdown && turn.mode === "chat" && !isColored() ? "markdown" : "tokens";
+  if (view.kind !== kind) {
+    Object.assign(view, { kind, drawn: 0, markdown: new Rendered() });
+    view.text.replaceChildren(kind === "markdown" ? view.markdown.root : el("span", { className: "given" }, givenOf(turn, answer)));
+  }
+  view.facts.textContent = factsNow(answer);
+  if (kind === "markdown") return view.markdown.grow(answer.text);
+  for (; view.drawn < answer.tokens.length; view.drawn += 1) {
+    const number = view.drawn;
+    const token = tokenElement(answer.tokens[number], (other) => takeAlternative(turn, side, number, other));
+    if (isColored()) colorToken(token, number === 0);
+    view.text.append(token);
+  }
+}
+
+/** Draw the answers in another way: as Markdown or not, with or without colors. */
+function drawAnswers() {
+  for (const turn of state.turns) turn.answers.forEach((_, side) => drawText(turn, side));
+  for (const { views } of state.turns) {
+    for (const { text } of views) text.querySelectorAll(".token").forEach((token, number) => colorToken(token, number === 0));
+  }
+}
+
+function factsNow({ facts, finish }) {
+  const ending = { stopped: "stopped", length: "cut off at the limit" }[finish];
+  return [facts, ending].filter(Boolean).join(", ");
 }
 
 /** Show an answer as it is: its text, its error, and what can be done with it. */
 function showAnswer(turn, side) {
   const answer = turn.answers[side];
-  const { text, facts, actions } = turn.views[side];
-  const shown = answer.tokens.map((token, number) =>
-    tokenElement(token, (other) => takeAlternative(turn, side, number, other)),
-  );
-  text.querySelector(".error")?.remove();
-  const given = givenOf(turn, answer);
-  if (text.querySelectorAll(".token").length !== shown.length || text.textContent !== given + answer.text) {
-    text.replaceChildren(el("span", { className: "given" }, given), ...shown);
-  }
-  if (answer.error) text.append(el("span", { className: "error" }, answer.error));
-  colorTokens(text);
+  const { trouble, facts, actions } = turn.views[side];
+  drawText(turn, side);
+  trouble.replaceChildren(...(answer.error ? [el("p", { className: "error" }, answer.error)] : []));
   const last = turn === state.turns.at(-1);
   const can = [
     [answer.finish === "failed" ? "Try again" : "Regenerate", () => regenerate(turn)],
@@ -127,8 +148,6 @@ function showAnswer(turn, side) {
     ["Copy", (event) => copy(answer.text, event.currentTarget)],
   ];
   const buttons = can.filter(([, , allowed = true]) => allowed).map(([label, act]) => button(label, act));
-  const ending = { stopped: "stopped", length: "cut off at the limit" }[answer.finish];
-  facts.textContent = [answer.facts, ending].filter(Boolean).join(", ");
   const versions = versionButtons("answer", turn.at, turn.versions.length, (to) => goTo(turn, to), turn);
   actions.replaceChildren(...versions, ...buttons, facts);
 }

@@ -41,6 +41,20 @@ function say(words) {
   $("said").textContent = words;
 }
 
+/** Return a function that does `act` soon, however often it is called, and leaves the page time for others. */
+function paced(act) {
+  let waiting = null;
+  let pause = 30; // milliseconds
+  return () => {
+    waiting ??= setTimeout(() => {
+      const began = performance.now();
+      waiting = null;
+      act();
+      pause = Math.max(30, 4 * (performance.now() - began));
+    }, pause);
+  };
+}
+
 /** The part of the page that scrolls. */
 const scroller = () => document.querySelector("main");
 

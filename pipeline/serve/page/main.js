@@ -165,7 +165,7 @@ for (const [id, mode] of [["mode-chat", "chat"], ["mode-text", "text"], ["to-tex
 }
 $("colors").addEventListener("click", () => {
   toggle("colors", document.body.classList.toggle("colored"));
-  document.querySelectorAll(".answer .text").forEach(colorTokens);
+  keepPlace(drawAnswers);
 });
 for (const id of ["new", "new-in-list"]) $(id).addEventListener("click", startNew);
 $("save").addEventListener("click", saveConversation);
@@ -175,4 +175,5 @@ $("open-settings").addEventListener("click", toggleSettings);
 $("close-settings").addEventListener("click", toggleSettings);
 
 makeSliders();
+setMarkdown(everyTab.get(MARKDOWN) === "on");
 openHistory().then(start);

@@ -5,9 +5,21 @@ const SLIDERS = {
   temperature: { label: "Temperature", min: 0, max: 2, step: 0.05 },
   top_p: { label: "Top p", min: 0.05, max: 1, step: 0.05 },
   top_k: { label: "Top k (0: all)", min: 0, max: 200, step: 1 },
+  min_p: { label: "Min p (0: off)", min: 0, max: 0.5, step: 0.01 },
   repetition_penalty: { label: "Repetition penalty", min: 1, max: 2, step: 0.05 },
+  presence_penalty: { label: "Presence penalty", min: -2, max: 2, step: 0.1 },
+  frequency_penalty: { label: "Frequency penalty", min: -2, max: 2, step: 0.1 },
   max_tokens: { label: "Longest answer, tokens", min: 1, max: 2048, step: 1 },
 };
+
+const MARKDOWN = "pion-markdown"; // how the user reads: of this browser, and no conversation changes it
+
+/** Show the answers as Markdown, or as they were written. */
+function setMarkdown(on) {
+  state.markdown = $("markdown").checked = on;
+  everyTab.set(MARKDOWN, on ? "on" : "off");
+  keepPlace(drawAnswers);
+}
 
 /** Make the sliders once. */
 function makeSliders() {
@@ -35,6 +47,7 @@ function makeSliders() {
     measureContext();
     keepSoon();
   });
+  $("markdown").addEventListener("change", () => setMarkdown($("markdown").checked));
   $("defaults").addEventListener("click", () => {
     state.chosen = {};
     applySettings();

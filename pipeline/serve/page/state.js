@@ -9,6 +9,7 @@ const state = {
   modeChosen: false, // whether the user chose the mode, or else the model
   chosen: {}, // the settings that the user chose. The others are the model's.
   settings: {}, // temperature, top_p, … of all requests
+  markdown: false, // whether answers are shown as Markdown, or else as they were written
   seed: null, // null: a new one for each question
   system: "",
   id: null, // under which the conversation is kept

@@ -5,24 +5,29 @@
 const STORE = "pion";
 const STORE_VERSION = 1;
 
-/** The storage of this tab. A browser may forbid it; then it lasts as long as the page. */
-const tab = {
-  memory: new Map(),
-  get(key) {
-    try {
-      return sessionStorage.getItem(key);
-    } catch {
-      return this.memory.get(key) ?? null;
-    }
-  },
-  set(key, value) {
-    try {
-      sessionStorage.setItem(key, value);
-    } catch {
-      this.memory.set(key, value);
-    }
-  },
-};
+/** Return a storage of the browser. It may be forbidden; then it lasts as long as the page. */
+function storageOf(find) {
+  const memory = new Map();
+  return {
+    get(key) {
+      try {
+        return find().getItem(key);
+      } catch {
+        return memory.get(key) ?? null;
+      }
+    },
+    set(key, value) {
+      try {
+        find().setItem(key, value);
+      } catch {
+        memory.set(key, value);
+      }
+    },
+  };
+}
+
+const tab = storageOf(() => sessionStorage);
+const everyTab = storageOf(() => localStorage);
 
 /** The conversations of this browser. What can't be written stays in memory, and `trouble` says why. */
 const store = {

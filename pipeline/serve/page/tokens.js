@@ -25,7 +25,7 @@ function tokenElement(token, choose) {
   made.dataset.alternatives = token.top.length;
   const share = Math.min(1, -token.logprob / SURPRISING);
   made.dataset.surprise = share.toFixed(2);
-  const open = () => document.body.classList.contains("colored") && showAlternatives(made, token, choose);
+  const open = () => isColored() && showAlternatives(made, token, choose);
   made.addEventListener("mouseenter", open);
   made.addEventListener("focus", open);
   made.addEventListener("mouseleave", hideSoon);
@@ -33,14 +33,14 @@ function tokenElement(token, choose) {
   return made;
 }
 
-/** Color the tokens of an element, or take the colors away. */
-function colorTokens(within) {
-  const on = document.body.classList.contains("colored");
-  within.querySelectorAll(".token").forEach((token, number) => {
-    token.tabIndex = on && number === 0 ? 0 : -1;
-    const share = Number(token.dataset.surprise ?? 0) * 45;
-    token.style.background = on ? `color-mix(in srgb, var(--surprise) ${share}%, transparent)` : "";
-  });
+const isColored = () => document.body.classList.contains("colored");
+
+/** Color a token, or take its color away. The first one of an answer can be reached by Tab. */
+function colorToken(token, isFirst) {
+  const on = isColored();
+  token.tabIndex = on && isFirst ? 0 : -1;
+  const share = Number(token.dataset.surprise ?? 0) * 45;
+  token.style.background = on ? `color-mix(in srgb, var(--surprise) ${share}%, transparent)` : "";
 }
 
 let hiding = null;

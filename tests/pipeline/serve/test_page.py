@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pion.generation.generate import next_logits
 from pipeline.models.find import find_model
 from pipeline.web.address import API_KEY, Address
 from tests.support.browser import needs_chromium
+from tests.support.chat_page import KEY, PHONE, Page, slowly
 from tests.support.contrast import CONTRAST
 from tests.support.served import Served, serving
-from tests.support.waiting import PATIENCE_SECONDS, wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = needs_chromium
 
-PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
-KEY = "0123456789abcdef"
-# A script of axe-core, as `npm pack axe-core` has it: axe.min.js.
-AXE = os.environ.get("PION_AXE")
 NO_DATABASE = """
     indexedDB.open = () => { throw new DOMException("no", "SecurityError"); };
     Object.defineProperty(window, "sessionStorage", {
@@ -39,83 +32,6 @@ FULL = """
       return put.call(this, value);
     };
 """
-
-
-class Page:
-    """A tab with the page. What a page must not do is collected in `wrong`."""
-
-    def __init__(self, browser: Any, url: str, **settings: Any) -> None:
-        self.url, self.wrong = url, []
-        self.context = browser.new_context(**settings)
-        self.tab = self.context.new_page()
-        self.tab.set_default_timeout(1000 * PATIENCE_SECONDS)
-        self.tab.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.tab.on("console", self._said)
-        self.tab.on("request", self._requested)
-        self.tab.goto(url)
-
-    wrong: list[str]
-
-    def _said(self, message: Any) -> None:
-        # A status that is no success is also written to the console. The page shows it.
-        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
-            self.wrong.append(message.text)
-
-    def _requested(self, request: Any) -> None:
-        if not request.url.startswith((self.url, "data:", "blob:")) or KEY in request.url:
-            self.wrong.append(request.url)
-
-    def ready(self) -> Page:
-        self.tab.wait_for_selector("#about:not(:empty)")
-        return self
-
-    def set(self, **settings: float) -> None:
-        """Move sliders."""
-        for name, value in settings.items():
-            self.tab.evaluate(
-                "([id, value]) => {"
-                " $(id).value = value; $(id).dispatchEvent(new Event('input')); }",
-                [name, value],
-            )
-
-    def send(self, text: str) -> None:
-        self.tab.fill("#input", text)
-        self.tab.click("#send")
-        self.wait()
-
-    def wait(self) -> None:
-        """Wait until nothing is being written."""
-        self.tab.wait_for_selector("#send:not([hidden])")
-
-    def answers(self) -> list[str]:
-        found: list[str] = self.tab.evaluate(
-            "[...document.querySelectorAll('.answer .text')].map((text) => text.textContent)"
-        )
-        return found
-
-    def press(self, name: str, turn: int = -1) -> None:
-        self.tab.locator(".turn").nth(turn).get_by_role(
-            "button", name=name, exact=True
-        ).first.click()
-
-    def close(self) -> None:
-        self.context.close()
-        assert self.wrong == []
-
-
-@pytest.fixture
-def page(browser: Any, served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
-    """A page whose models never end an answer by themselves: untrained ones may do so at once."""
-    for model in served.models:
-        monkeypatch.setattr(model, "stop_ids", ())
-    page = Page(browser, served.url).ready()
-    yield page
-    page.close()
-
-
-def slowly(*arguments: Any) -> Any:
-    time.sleep(0.05)
-    return next_logits(*arguments)
 
 
 def test_an_answer_streams_stops_and_is_continued(
@@ -506,10 +422,7 @@ def test_conversations_are_searched_renamed_deleted_and_cleared(page: Page) -> N
     assert page.answers() == []
     keyboard.press("Control+z")
     wait_until(lambda: len(titles(page)) == 2 and page.answers(), "it is back, and open")
-    if AXE is not None:
-        page.tab.evaluate(Path(AXE).read_text())
-        found = "axe.run().then((result) => result.violations.map((one) => one.id))"
-        assert page.tab.evaluate(found) == []
+    assert page.violations() == []
     page.tab.click("#clear")
     keyboard.press("Enter")  # Cancel has the focus
     assert len(titles(page)) == 2

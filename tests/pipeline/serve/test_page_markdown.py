@@ -1,0 +1,165 @@
+"""Answers as Markdown: off by default, made of text alone, and nothing in it is ever loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.browser import needs_chromium
+from tests.support.chat_page import Page
+from tests.support.served import Served
+from tests.support.waiting import wait_until
+
+pytestmark = needs_chromium
+
+FOX = """# The *fox*
+
+It is **quick**, `brown` and ***both***; snake_case_name is none of that.
+
+* one
+* two
+  1. inside
+* three
+
+> a quote
+
+| name | legs |
+|:--|--:|
+| fox | 4 |
+
+```python
+print("<b>fox</b>")
+```
+---
+The end."""
+HOSTILE = """<script>alert(1)</script><img src=x onerror=alert(1)>
+[click](javascript:alert(1)) ![fox](http://attacker.example/fox.png) <http://attacker.example/>
+[ref]: http://attacker.example/ref
+![data](data:text/html,<script>alert(1)</script>) http://attacker.example/auto
+```html
+<iframe src="http://attacker.example/"></iframe>"""
+
+
+def draw(page: Page, text: str) -> float:
+    """Draw a text as an answer; return the seconds."""
+    script = """(text) => {
+      const began = performance.now(), rendered = new Rendered();
+      rendered.grow(text);
+      document.getElementById("drawn")?.remove();
+      rendered.root.id = "drawn";
+      document.querySelector("main").prepend(rendered.root);
+      rendered.root.getBoundingClientRect();
+      return (performance.now() - began) / 1000;
+    }"""
+    seconds: float = page.tab.evaluate(script, text)
+    return seconds
+
+
+def test_an_answer_is_text_until_the_user_asks_for_markdown(page: Page) -> None:
+    page.set(max_tokens=6)
+    page.send("What is a fox?")
+    assert page.tab.locator(".markdown").count() == 0
+    written, tokens = page.answers(), page.tab.locator(".token").count()
+    page.tab.click("#open-settings")
+    page.tab.focus("#markdown")
+    page.tab.keyboard.press("Space")
+    assert page.tab.locator(".answer .markdown").count() == 1
+    page.tab.reload()
+    page.ready()
+    assert page.tab.is_checked("#markdown")
+    page.tab.wait_for_selector(".answer .markdown")
+    page.tab.click("#open-settings")
+    page.tab.uncheck("#markdown")
+    assert page.answers() == written
+    assert page.tab.locator(".token").count() == tokens
+
+
+def test_markdown_has_blocks_and_code_that_can_be_copied(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    draw(page, FOX)
+    drawn = page.tab.locator("#drawn")
+    for selector, text in (
+        ("h2.level1", "The fox"),
+        ("h2 em", "fox"),
+        ("strong", "quick"),
+        ("p code", "brown"),
+        ("ul > li:nth-child(2) ol > li", "inside"),
+        ("blockquote p", "a quote"),
+        ("td:nth-child(2)", "4"),
+        ("pre code", 'print("<b>fox</b>")'),
+        (".code .bar span", "python"),
+    ):
+        assert drawn.locator(selector).first.inner_text().strip() == text
+    assert "snake_case_name" in drawn.inner_text()
+    drawn.get_by_role("button", name="Copy").click()
+    wait_until(
+        lambda: page.tab.evaluate("navigator.clipboard.readText()") == 'print("<b>fox</b>")',
+        "the code is copied",
+    )
+
+
+def test_nothing_in_markdown_is_loaded_or_can_be_clicked(page: Page) -> None:
+    """`Page` fails for each request to another server."""
+    draw(page, HOSTILE)
+    elements = page.tab.evaluate(
+        "[...new Set([...document.querySelectorAll('#drawn *')].map((one) => one.tagName))]"
+    )
+    assert not {"A", "IMG", "SCRIPT", "IFRAME", "OBJECT", "LINK", "STYLE"} & {*elements}
+    text = page.tab.inner_text("#drawn")
+    for shown in (
+        "<script>alert(1)</script>",
+        "click (javascript:alert(1))",
+        "fox (http://attacker.example/fox.png)",
+        '<iframe src="http://attacker.example/"></iframe>',
+    ):
+        assert shown in text
+    page.tab.wait_for_timeout(100)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["> " * 10_000 + "x", "\n".join("  " * n + "* x" for n in range(5_000)), "[" * 100_000],
+    ids=["quotes", "lists", "brackets"],
+)
+def test_deep_text_is_drawn(text: str, page: Page) -> None:
+    draw(page, text)
+    assert page.tab.inner_text("#drawn").strip()
+
+
+@pytest.mark.parametrize("part", ["fox `", "**fox_ ", "![a](", "* x\n", "|x|\n", "```\n", "> x\n"])
+def test_ten_times_the_text_does_not_take_a_hundred_times_as_long(part: str, page: Page) -> None:
+    script = """([part, count]) => {
+      const began = performance.now();
+      for (const { text } of blocksOf(part.repeat(count).split("\\n"))) if (text) partsOf(text);
+      return performance.now() - began;
+    }"""
+    count = 100_000 // len(part)
+    little, much = (
+        min(page.tab.evaluate(script, [part, n]) for _ in range(3)) for n in (count, 10 * count)
+    )
+    assert much < 50 * max(little, 2.0)
+
+
+def test_a_text_that_grows_is_drawn_as_the_whole(page: Page) -> None:
+    script = """([text, step]) => {
+      const rendered = new Rendered(), whole = new Rendered();
+      for (let end = step; end < text.length + step; end += step) rendered.grow(text.slice(0, end));
+      whole.grow(text);
+      return [rendered.root.innerHTML, whole.root.innerHTML];
+    }"""
+    for step in (1, 3, 50):
+        grown, whole = page.tab.evaluate(script, [FOX + "\n\n" + HOSTILE, step])
+        assert grown == whole
+
+
+def test_the_settings_of_the_page_reach_the_server(page: Page, served: Served) -> None:
+    asked: list[Any] = []
+    page.tab.on(
+        "request", lambda request: asked.append(request.post_data_json if request.post_data else {})
+    )
+    page.set(max_tokens=2, min_p=0.05, presence_penalty=0.5, frequency_penalty=-0.5)
+    page.send("What is a fox?")
+    body = next(each for each in asked if "temperature" in each)
+    found = [body[name] for name in ("min_p", "presence_penalty", "frequency_penalty")]
+    assert found == [0.05, 0.5, -0.5]
