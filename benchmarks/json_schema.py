@@ -24,8 +24,8 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.formats.load import load_decoder
 from pion.generation.answer import Answer, Drawn, Ended, Event, Listener
 from pion.generation.engine import Engine
-from pion.generation.generate import Settings, Text
 from pion.generation.grammar import Grammars
+from pion.generation.text import Settings, Text
 from pion.model.decoder import Decoder
 from pion.train.hardware import pick_dtype, torch_dtype
 

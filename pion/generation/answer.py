@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pion.errors import PionError
-from pion.generation.generate import Text
+from pion.generation.text import Text
 from pion.model.decoder import Decoder
 
 # The logits of so many positions of a prompt are in memory at once.
@@ -74,6 +74,7 @@ class Answer:
     top_logprobs: int | None
     listener: Listener
     scores_prompt: bool = field(default=False, kw_only=True)
+    cached_tokens: int = field(default=0, init=False)  # of the prompt, which were not read again
     cancelled: bool = field(default=False, init=False)
     failed: bool = field(default=False, init=False)
 

@@ -3,7 +3,7 @@
 Each answer that is being decoded has a slot: a row of the cache. A request that arrives takes a
 free slot at the next step, and an answer that ends or whose client has gone frees its slot at the
 next step. Long prompts are read in pieces, with a step of the other answers after each piece, so
-they don't stop the others for long.
+they don't stop the others for long. A free slot keeps what it has read for a prompt that begins so.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from pion.generation.answer import (
     logprobs_of,
     logprobs_of_prompt,
 )
-from pion.generation.generate import cache_tokens, last_logits, next_logits, read_prompts
-from pion.model.attention.cache import BatchCache, KVCache
+from pion.generation.decoding import Decoding, last_logits
 from pion.model.decoder import Decoder
 
 # The most tokens of prompts that are read between two steps.
@@ -54,10 +53,10 @@ class Engine:
         self._model, self._deliver = model, deliver
         self._slots, self._queue, self._seq_len = slots, queue, seq_len
         self._waiting: deque[Answer] = deque()
-        self._reading: _Reading | None = None
-        self._arriving: list[Answer] = []  # their prompts are being read, or have just been
-        self._in_slots: list[Answer] = []
-        self._cache = self._new_cache()
+        self._reading: _Reading | None = None  # its prompt is read in pieces
+        self._arriving: list[Answer] = []  # their prompts are being read together
+        self._in_slots: list[Answer] = []  # by the rows of their texts
+        self._decoding = self._new_decoding()
         self._events: list[tuple[Answer, Event]] = []
         self._changed = threading.Condition()
         self._closed = False
@@ -131,66 +130,62 @@ class Engine:
         if self._reading is not None:
             self._read_piece(self._reading)
         if self._in_slots:
-            logits = next_logits(
-                self._model, [[answer.text.ids[-1]] for answer in self._in_slots], self._cache
-            )
+            logits = self._decoding.step()
             for row, answer in enumerate(self._in_slots):
                 self._draw(answer, logits[row])
             self._free_slots()
 
     def _read_short_prompts(self) -> None:
-        """Read the next prompts together, or begin with one that has more than a piece."""
+        """Read the next prompts together, or begin with one that is read alone.
+
+        That is a long one, and one whose beginning has been read before.
+        """
         group: list[Answer] = []
         with self._changed:
-            longest = 0
             while self._waiting and len(group) < self._free():
                 answer = self._waiting[0]
-                longest = max(longest, len(answer.text.ids))
-                alone = answer.scores_prompt or longest > PIECE
-                if group and (alone or longest * (len(group) + 1) > PIECE):
-                    break
-                self._waiting.popleft()
                 if answer.text.ended and not answer.scores_prompt:  # it asks for no tokens
                     self._events.append((answer, Ended(stopped=False)))
-                elif alone:
-                    cache = KVCache(self._model.config, max_tokens=len(answer.text.ids))
-                    self._reading = _Reading(answer, cache, [])
-                    return
-                else:
-                    group.append(answer)
+                    self._waiting.popleft()
+                    continue
+                together = [*(other.text for other in group), answer.text]
+                alone = answer.scores_prompt or self._decoding.reusable(answer.text) > 0
+                if alone or not self._decoding.fits_together(together, PIECE):
+                    if not group:
+                        self._reading = _Reading(self._waiting.popleft(), [])
+                    break
+                group.append(self._waiting.popleft())
+        if self._reading is not None:
+            answer = self._reading.answer
+            reuse = not answer.scores_prompt
+            answer.cached_tokens = self._decoding.begin(answer.text, reuse=reuse)
         if group:
             self._arriving = group
-            prompts = [list(answer.text.ids) for answer in group]
-            cache = KVCache(self._model.config, max_tokens=max(len(ids) for ids in prompts))
-            logits = read_prompts(self._model, prompts, cache)
-            for row, answer in enumerate(group):
-                self._take_slot(answer, logits[row], cache, row)
+            logits = self._decoding.read_together([answer.text for answer in group])
+            self._in_slots += group
             self._arriving = []
+            for row, answer in enumerate(group):
+                self._draw(answer, logits[row])
+            self._free_slots()
 
     def _read_piece(self, reading: _Reading) -> None:
-        ids = reading.answer.text.ids[reading.cache.length :]
-        hidden = cache_tokens(self._model, [ids[:PIECE]], reading.cache)
-        answer = reading.answer
+        answer, begin = reading.answer, self._decoding.read_of_prompt
+        hidden = self._decoding.read_piece(PIECE)
         if answer.scores_prompt:
-            following, count = ids[1 : PIECE + 1], answer.top_logprobs or 0
+            following = answer.text.ids[begin + 1 : begin + hidden.shape[1] + 1]
+            count = answer.top_logprobs or 0
             reading.scored.extend(logprobs_of_prompt(self._model, hidden[0], following, count))
-        if len(ids) > PIECE:
+        if self._decoding.reading is not None:
             return
+        self._reading = None
+        self._in_slots.append(answer)
         if answer.scores_prompt:
             self._events.append((answer, Scored(reading.scored)))
-        self._take_slot(answer, last_logits(self._model, hidden)[0], reading.cache, 0)
-        self._reading = None
-
-    def _take_slot(self, answer: Answer, logits: Tensor, cache: KVCache, row: int) -> None:
-        """Draw an answer's first token, and give the answer a slot if more may follow."""
-        length = len(answer.text.ids)
         if answer.text.ended:  # only its prompt was to be scored
             self._events.append((answer, Ended(stopped=False)))
-            return
-        self._draw(answer, logits)
-        if not answer.over:
-            self._cache.join(cache, row, length)
-            self._in_slots.append(answer)
+        else:
+            self._draw(answer, last_logits(self._model, hidden)[0])
+        self._free_slots()
 
     def _draw(self, answer: Answer, logits: Tensor) -> None:
         """Draw an answer's next token."""
@@ -214,6 +209,7 @@ class Engine:
         with self._changed:
             self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
         if self._reading is not None and self._reading.answer.cancelled:
+            self._decoding.stop_reading()
             self._reading = None
         self._free_slots()
 
@@ -222,7 +218,7 @@ class Engine:
         # The last answer takes the row of one that leaves, so later rows leave first.
         for row in reversed(range(len(self._in_slots))):
             if self._in_slots[row].over:
-                self._cache.leave(row)
+                self._decoding.leave(row, damaged=self._in_slots[row].failed)
                 self._in_slots[row] = self._in_slots[-1]
                 self._in_slots.pop()
 
@@ -240,28 +236,15 @@ class Engine:
         for answer in answers:  # of those that arrive, some may have a slot or be over
             if not answer.over:
                 self._fail(answer, why)
-        self._cache = self._new_cache()
+        self._decoding = self._new_decoding()
 
-    def _new_cache(self) -> BatchCache:
-        return BatchCache(self._model.config, self._slots, self._seq_len)
+    def _new_decoding(self) -> Decoding:
+        return Decoding(self._model, self._slots, self._seq_len)
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """An answer whose long prompt is read in pieces, and what has been read."""
+    """An answer whose prompt is read in pieces, and what has been found of its tokens."""
 
     answer: Answer
-    cache: KVCache
     scored: list[Logprobs]
-
-
-def bytes_per_token(model: Decoder) -> int:
-    """Return the bytes that a token's keys and values take in all layers."""
-    cache = KVCache(model.config, max_tokens=1)
-    cache_tokens(model, [[0]], cache)
-    return sum(
-        tensor.nbytes
-        for layer in cache.layers
-        for tensor in (layer.keys, layer.values)
-        if tensor is not None
-    )

@@ -8,8 +8,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from pion.config.model_config import ModelConfig
-from pion.model.attention.attention import Attention, AttentionInputs
-from pion.model.attention.masks import Reach, reach_of
+from pion.model.attention.attention import Attention, AttentionInputs, Cached
+from pion.model.attention.reach import Reach, reach_of
 from pion.model.feedforward.dense import (
     FeedForward,
     FeedForwardInputs,
@@ -66,7 +66,9 @@ class Block(nn.Module):
 
     def inputs(self, layer: int, now: Pass) -> BlockInputs:
         """Return what this block, of this number, gets of a pass; shared parts give it the rest."""
-        cache = None if now.given.cache is None else now.given.cache.layers[layer]
+        cache = None
+        if now.given.cache is not None and now.place is not None:
+            cache = Cached(now.given.cache.layers[layer], now.place)
         attention = AttentionInputs(now.rotation, now.masks[self.reach], cache)
         return BlockInputs(attention, FeedForwardInputs(now.real), trained=now.trained)
 

@@ -16,7 +16,7 @@ from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
 from pion.errors import BadInput
 from pion.model.attention.attention import Attention
-from pion.model.attention.cache import BatchCache, KVCache
+from pion.model.attention.cache import KVCache
 from pion.model.block import Block
 from pion.model.feedforward.dense import Stats, SwiGLU
 from pion.model.feedforward.experts import AUX, stack_reports
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
     Tokens are (B, T) int64. `documents` (B, T) int64 is the number of each token's document: tokens
     attend only within their own document. `positions` (B, T) int64 replaces 0 … T − 1, so that
     each packed document starts at 0. With a `cache`, the tokens continue the cached tokens and are
-    added to the cache. A BatchCache takes one token of each of its texts, (B, 1).
+    added to the cache.
     """
 
     roles: ClassVar[dict[str, Role]] = {
@@ -308,14 +308,16 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        cache: KVCache | BatchCache | None = None,
+        cache: KVCache | None = None,
+        row: int = 0,
         options: StepOptions = AS_THE_MODEL,
     ) -> Tensor:
         """Return the head's input: hidden states (B, T, d_model) in fp32, after the last norm.
 
-        Raises BadInput for more tokens than the context, ValueError for a cache with documents.
+        With a cache, the tokens follow those of its rows from `row` on. Raises BadInput for more
+        tokens than the context, ValueError for a cache with documents and for a full row.
         """
-        return self._run(Given(tokens, positions, documents, cache), options)[0]
+        return self._run(Given(tokens, positions, documents, cache, row), options)[0]
 
     def _run(self, given: Given, options: StepOptions) -> tuple[Tensor, list[Stats]]:
         """Return what `hidden` returns, and the report of each layer."""
@@ -359,7 +361,7 @@ class Decoder(nn.Module):
 
     def _embedded(self, now: Pass) -> Tensor:
         """Return what the first block gets: (B, T, d_model) in fp32."""
-        (tokens, positions, *_), past = now.given, now.given.past
+        (tokens, positions, *_), past = now.given, now.past
         x = embedding(tokens, self.embed.weight).float()
         if self.positions is not None:
             here = self.positions.weight[past : past + tokens.shape[1]]

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.model.attention.attention import AttentionInputs
-from pion.model.attention.cache import BatchCache, KVCache
+from pion.model.attention.cache import KVCache, Place
 from pion.model.attention.masks import (
     Kernel,
     Masks,
     attends_by_document,
-    build_batch_masks,
+    build_cache_masks,
     build_masks,
     flexible,
 )
@@ -53,22 +53,21 @@ AS_THE_MODEL = StepOptions()
 
 
 class Given(NamedTuple):
-    """The tokens of a forward pass, where they are, and what came before them; see Decoder."""
+    """The tokens of a forward pass, where they are, and what came before them; see Decoder.
+
+    With a cache, the tokens follow those of its rows from `row` on.
+    """
 
     tokens: Tensor
     positions: Tensor | None = None
     documents: Tensor | None = None
-    cache: KVCache | BatchCache | None = None
+    cache: KVCache | None = None
+    row: int = 0
 
     @property
     def real(self) -> Tensor | None:
         """Whether each token is no padding, (B, T); None: there is no padding."""
         return None if self.documents is None else self.documents >= 0
-
-    @property
-    def past(self) -> int:
-        """The number of cached tokens; of several texts, that of the longest."""
-        return 0 if self.cache is None else self.cache.length
 
 
 class LayerInput(NamedTuple):
@@ -106,8 +105,9 @@ class Pass:
     """What all layers of one forward pass share. Made once, before the first layer.
 
     Attributes:
-        given: the tokens. `positions` are set for a BatchCache.
+        given: the tokens. `positions` are set for rows of a cache of different lengths.
         real: as in `Given`.
+        place: where the tokens are in the cache, if there is one.
         masks: what each reach of attention sees.
         rotation: the rotation of each token; None: positions are learned.
         trained: whether a backward pass follows.
@@ -117,6 +117,7 @@ class Pass:
 
     given: Given
     real: Tensor | None
+    place: Place | None
     masks: Masks
     rotation: Rotation | None
     trained: bool
@@ -125,35 +126,43 @@ class Pass:
 
     @classmethod
     def of(cls, config: ModelConfig, given: Given, options: StepOptions, *, trained: bool) -> Pass:
-        """Return the pass of a model over `given`. A BatchCache makes room for its tokens.
+        """Return the pass of a model over `given`. A cache makes room for its tokens.
 
         Raises BadInput for more tokens than the context, and ValueError for a cache with documents
         and for a full row.
         """
-        past, length, device = given.past, given.tokens.shape[1], given.tokens.device
-        if past + length > config.seq_len:
+        cache, (batch, count), device = given.cache, given.tokens.shape, given.tokens.device
+        past = 0 if cache is None else max(cache.lengths[given.row : given.row + batch], default=0)
+        if past + count > config.seq_len:
             raise BadInput(
-                f"{past + length} tokens are more than the model's context of {config.seq_len}"
+                f"{past + count} tokens are more than the model's context of {config.seq_len}"
             )
-        if given.cache is not None and given.documents is not None:
-            raise ValueError("a cache has one document per row, so documents can't be given")
-        if isinstance(given.cache, BatchCache):
-            positions = given.cache.next_positions(device)
-            given = given._replace(positions=positions)
-            masks = build_batch_masks(config, positions, past + length)
-        else:
+        place = None
+        if cache is None:
             masks = _masks(config, given, options)
-        rotation = rotations(config, past, length, given.positions, device)
-        return cls(given, given.real, masks, rotation, trained, options)
+        elif given.documents is not None:
+            raise ValueError("a cache has one document per row, so documents can't be given")
+        else:
+            place = cache.place(given.row, batch, count, device)
+            masks = build_cache_masks(config, given.tokens, place, cache)
+            if place.positions is not None:
+                given = given._replace(positions=place.positions)
+        rotation = rotations(config, past, count, given.positions, device)
+        return cls(given, given.real, place, masks, rotation, trained, options)
+
+    @property
+    def past(self) -> int:
+        """The number of cached tokens; of several texts, that of the longest."""
+        return 0 if self.place is None else max(self.place.starts)
 
 
 def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
-    """Return what each reach of attention sees, if the tokens are the last of all."""
-    device, total = given.tokens.device.type, given.past + given.tokens.shape[1]
+    """Return what each reach of attention sees in whole rows."""
+    device, total = given.tokens.device.type, given.tokens.shape[1]
     by_document = attends_by_document(config, device, total, compiled=options.compiled)
     kernel: Kernel = "documents" if by_document else "dense"
-    # Flex attention is compiled for each length, and prompts have any length.
-    if given.cache is None and flexible(config, device):
+    # With a cache it is not used: it is compiled for each length, and prompts have any length.
+    if flexible(config, device):
         kernel = "flex"
     windows = options.parts.get("windows")
     window = None if windows is None else windows.tokens

@@ -22,7 +22,8 @@ import torch
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
-from pion.model.attention.masks import Reach, mean_keys
+from pion.model.attention.masks import mean_keys
+from pion.model.attention.reach import Reach
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
 from pion.model.pass_kind import PassKind

@@ -20,7 +20,7 @@ from pion.generation.answer import (
     Logprobs,
     Scored,
 )
-from pion.generation.generate import Text
+from pion.generation.text import Text
 from pion.generation.text_stream import Piece, TextStream
 from pipeline.serve.errors import ApiError
 from pipeline.serve.served_model import ServedModel
@@ -86,6 +86,8 @@ class Answers:
             Answer(text, top_logprobs, partial(self._put, number), scores_prompt=self._scores)
             for number, text in enumerate(texts)
         ]
+        # The first answer to each prompt.
+        self._firsts = [i for i, text in enumerate(texts) if not i or text.ids != texts[i - 1].ids]
         self._streams = [TextStream(served.tokenizer, stops) for _ in texts]
         self._tokens: list[list[Token]] = [[] for _ in texts]
         # When the answers were asked for, and when their first and last tokens were drawn.
@@ -102,10 +104,16 @@ class Answers:
         return sum(len(tokens) for tokens in self._tokens)
 
     @property
+    def cached_tokens(self) -> int:
+        """The number of tokens of the prompts that an earlier text had, so they were not read."""
+        return sum(self._answers[number].cached_tokens for number in self._firsts)
+
+    @property
     def timings(self) -> dict[str, Any]:
         """What the answers took until now, where tokens are drawn, as llama.cpp names it.
 
-        `prompt_n` are the tokens of the prompts, and `prompt_ms` is from the request until the
+        `prompt_n` are the tokens of the prompts, of which `cache_n` were not read again, and
+        `prompt_ms` is from the request until the
         first token, with the wait for a slot. `predicted_n` are the tokens that were drawn, and
         `predicted_ms` is from the first to the last token. `predicted_per_second` are the tokens in
         that time, without each answer's first; None: only firsts.
@@ -116,6 +124,7 @@ class Answers:
         after_first = sum(drawn) - len(drawn)
         return {
             "prompt_n": self.prompt_tokens,
+            "cache_n": self.cached_tokens,
             "prompt_ms": 1000 * (self._first - self._begun),
             "predicted_n": sum(drawn),
             "predicted_ms": 1000 * seconds,

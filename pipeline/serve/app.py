@@ -9,8 +9,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from pion.generation.generate import Text
 from pion.generation.grammar import Grammar
+from pion.generation.text import Text
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.serve.answers import Answers

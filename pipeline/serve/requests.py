@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pion.generation.generate import Settings
 from pion.generation.grammar import Grammar
+from pion.generation.text import Settings
 from pipeline.serve.answer_format import AnswerFormat, Schema
 from pipeline.serve.body import Fields, refused, within
 

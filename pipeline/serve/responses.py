@@ -145,7 +145,10 @@ class ResponseShape:
 def _usage(answers: Answers) -> Json:
     return {
         "input_tokens": answers.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {
+            "cached_tokens": answers.cached_tokens,
+            "cache_write_tokens": 0,
+        },
         "output_tokens": answers.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": answers.prompt_tokens + answers.completion_tokens,

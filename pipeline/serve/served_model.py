@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pion.data.tokens.special_tokens import GENERATION_CONFIG
 from pion.errors import BadInput
 from pion.generation.bounds import published_sampling
-from pion.generation.generate import Settings, Text
 from pion.generation.grammar import Grammar, Grammars
 from pion.generation.sampling import Sampling
+from pion.generation.text import Settings, Text
 from pipeline.serve.errors import ApiError
 from pipeline.serve.requests import ChatMessage
 

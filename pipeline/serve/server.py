@@ -14,7 +14,8 @@ from aiohttp import web
 
 from pion.errors import BadInput
 from pion.generation.answer import Deliver, Event, Listener
-from pion.generation.engine import Engine, bytes_per_token
+from pion.generation.decoding import bytes_per_row
+from pion.generation.engine import Engine
 from pion.model.decoder import Decoder
 from pion.train.hardware import (
     memory_in_use,
@@ -35,8 +36,6 @@ from pipeline.web.listen import serve_until_stopped, url_of
 NAME = re.compile(r"[A-Za-z0-9][\w.@/:+-]{0,99}")
 # The share of the free memory that slots may take. The rest is for reading prompts.
 SHARE = 0.8
-# While a long prompt is read, its keys and values are outside the slots, twice when they move.
-SLOTS_FOR_READING = 2
 
 
 def serve(options: Options) -> None:
@@ -174,18 +173,17 @@ def fit_slots(name: str, model: Decoder, wanted: int, seq_len: int, free: int) -
 
     Raises BadInput if not even one fits.
     """
-    each = bytes_per_token(model) * seq_len
+    each = bytes_per_row(model, seq_len)
     room = int(SHARE * free)
-    count = min(wanted, room // each - SLOTS_FOR_READING) if each else wanted
+    count = min(wanted, room // each) if each else wanted
     if count < 1:
-        need = (1 + SLOTS_FOR_READING) * each
-        tokens = int(seq_len * room / need) if need else 0
+        tokens = int(seq_len * room / each)
         raise BadInput(
             f"{name}: an answer of {seq_len:,} tokens, prompt included, needs {size(each)} of "
-            f"memory, and reading a prompt {size(SLOTS_FOR_READING * each)}; {size(room)} may be "
-            f"used. Nothing was started. Use a shorter context: --seq-len {max(tokens, 1)}"
+            f"memory; {size(room)} may be used. Nothing was started. Use a shorter context: "
+            f"--seq-len {max(tokens, 1)}"
         )
-    return Slots(count, (count + SLOTS_FOR_READING) * each)
+    return Slots(count, count * each)
 
 
 def free_memory(device: torch.device) -> int:

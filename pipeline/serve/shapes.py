@@ -21,6 +21,7 @@ def usage(answers: Answers) -> Json:
         "prompt_tokens": answers.prompt_tokens,
         "completion_tokens": answers.completion_tokens,
         "total_tokens": answers.prompt_tokens + answers.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": answers.cached_tokens},
     }
 
 

@@ -394,7 +394,7 @@ def prompt_ids(model: Decoder, chat_format: ChatFormat, prompt: str, *, chat: bo
 
     Raises BadInput if the prompt is too long for the model, or if its chat template refuses it.
     """
-    from pion.generation.generate import checked_prompt
+    from pion.generation.text import checked_prompt
 
     if chat:
         ids = chat_format.prompt_ids([{"role": "user", "content": prompt}])

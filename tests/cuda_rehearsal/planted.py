@@ -176,20 +176,20 @@ def scores_by_list(right: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def tokens_by_tensor(right: Callable[..., Any]) -> Callable[..., Any]:
-    def next_logits_by_tensor(model: Decoder, rows: list[list[int]], *others: Any) -> Any:
+    def cache_by_tensor(model: Decoder, rows: list[list[int]], *others: Any) -> Any:
         torch.tensor(rows, device=model.embed.weight.device)
         return right(model, rows, *others)
 
-    return next_logits_by_tensor
+    return cache_by_tensor
 
 
 def cache_on_host(right: Callable[..., Any]) -> Callable[..., Any]:
-    def extend_on_host(self: LayerCache, keys: Tensor, values: Tensor) -> Any:
+    def extend_on_host(self: LayerCache, keys: Tensor, values: Tensor, place: Any) -> Any:
         if self.keys is None:
             batch, heads, _, width = keys.shape
-            self.keys = torch.empty(batch, heads, self.max_tokens, width)
+            self.keys = torch.empty(batch, heads, place.end + 64, width)
             self.values = torch.empty_like(self.keys)
-        return right(self, keys, values)
+        return right(self, keys, values, place)
 
     return extend_on_host
 
@@ -265,8 +265,8 @@ PLANTED: dict[str, Planted] = {
         held_out, "token_nll", scores_by_list, "evaluate in training bfloat16"
     ),
     "generation copies a token with torch.tensor": Planted(
-        import_module("pion.generation.generate"),
-        "next_logits",
+        import_module("pion.generation.decoding"),
+        "cache_tokens",
         tokens_by_tensor,
         "generate float32",
     ),

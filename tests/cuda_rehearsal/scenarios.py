@@ -20,7 +20,7 @@ from pion.config.model_config import ModelConfig
 from pion.data.stream import Batch
 from pion.evaluation.held_out import Scorer, evaluate, held_out, responses
 from pion.model.attention import attention
-from pion.model.attention.cache import BatchCache, KVCache
+from pion.model.attention.cache import KVCache
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
 from pion.model.loss import IGNORED
@@ -166,8 +166,9 @@ def generate(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
         return caches[-1]
 
     module = import_module("pion.generation.generate")
+    where = import_module("pion.generation.decoding")
     watch.start()
-    with mock.patch.object(module, "KVCache", keep):
+    with mock.patch.object(where, "KVCache", keep):
         prompt = list(range(PROMPT_TOKENS))
         new = list(module.generate(model, prompt, max_tokens=NEW_TOKENS, stop_ids=(), seed=0))
     assert len(new) == NEW_TOKENS
@@ -178,15 +179,16 @@ def generate_together(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     """Continue two prompts of different lengths together; count the forward passes."""
     model = Decoder(config).to("cuda")
     model = model.joined()
-    caches: list[BatchCache] = []
+    caches: list[KVCache] = []
 
-    def keep(*arguments: Any) -> BatchCache:
-        caches.append(BatchCache(*arguments))
+    def keep(*arguments: Any) -> KVCache:
+        caches.append(KVCache(*arguments))
         return caches[-1]
 
     module = import_module("pion.generation.generate")
+    where = import_module("pion.generation.decoding")
     watch.start()
-    with mock.patch.object(module, "BatchCache", keep):
+    with mock.patch.object(where, "KVCache", keep):
         prompts = [list(range(PROMPT_TOKENS)), list(range(PROMPT_TOKENS // 2))]
         settings = {"max_tokens": NEW_TOKENS, "stop_ids": (), "seed": 0}
         new = [token for _, token in module.generate_batch(model, prompts, **settings)]

@@ -114,7 +114,7 @@ def test_weights_states_and_caches_are_on_the_card_in_fp32(reports: Reports) -> 
         ("train muon bfloat16", ("exp_avgs", "momentum")),
         ("evaluate text float32", ("embed._parameters.weight",)),
         ("generate float32", ("layers.0.keys", "layers.0.values")),
-        ("generate together float32", ("layers.0.keys", "layers.0.positions", "_joined")),
+        ("generate together float32", ("layers.0.keys", "_joined")),
     ],
 )
 def test_these_tensors_were_looked_at(

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import pion
-from pion.model.attention.cache import BatchCache, KVCache
+from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
 from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, each_family
@@ -83,18 +83,50 @@ def test_texts_of_different_lengths_are_continued_together_as_each_alone(family:
 def test_a_row_has_the_logits_of_its_text_wherever_it_has_been_moved(family: Family) -> None:
     """The first text leaves, so the last text takes its row, which was longer."""
     model = family.decoder()
-    cache = BatchCache(model.config, 3, SEQ_LEN)
+    cache = KVCache(model.config, SEQ_LEN, rows=3)
     with torch.inference_mode():
-        for length in (SEQ_LEN - 2, 3, 7):
-            text = KVCache(model.config)
-            model.hidden(IDS[:, :length], cache=text)
-            cache.join(text, row=0)
-        cache.leave(0)
-        assert cache.lengths == [7, 3]
+        for row, length in enumerate((SEQ_LEN - 2, 3, 7)):
+            model.hidden(IDS[:1, :length], cache=cache, row=row)
+        cache.swap(0, 2)
+        assert cache.lengths == [7, 3, SEQ_LEN - 2]
         hidden = model.hidden(torch.stack([IDS[0, 7:8], IDS[0, 3:4]]), cache=cache)
         whole = model.hidden(IDS[:1])[0]
     torch.testing.assert_close(hidden[:, 0], whole[[7, 3]], rtol=0, atol=bound(family))
-    assert cache.lengths == [8, 4]
+    assert cache.lengths == [8, 4, SEQ_LEN - 2]
+
+
+@each_family
+def test_several_new_tokens_of_rows_of_different_lengths_and_back(family: Family) -> None:
+    """Rows take three tokens each, of which some are taken back, and then others follow."""
+    model = family.decoder()
+    cache = KVCache(model.config, SEQ_LEN, rows=2)
+    wrong = (IDS + 1) % VOCAB
+    with torch.inference_mode():
+        whole = model.hidden(IDS)
+        model.hidden(IDS[:1, :9], cache=cache, row=0)
+        model.hidden(IDS[1:, :4], cache=cache, row=1)
+        new = torch.stack([IDS[0, 9:12], torch.cat([IDS[1, 4:5], wrong[1, 5:7]])])
+        hidden = model.hidden(new, cache=cache)
+        torch.testing.assert_close(hidden[0], whole[0, 9:12], rtol=0, atol=bound(family))
+        torch.testing.assert_close(hidden[1, 0], whole[1, 4], rtol=0, atol=bound(family))
+        cache.cut(1, 5)  # two tokens were wrong
+        assert cache.lengths == [12, 5]
+        hidden = model.hidden(torch.stack([IDS[0, 12:16], IDS[1, 5:9]]), cache=cache)
+    for row, start in ((0, 12), (1, 5)):
+        expected = whole[row, start : start + 4]
+        torch.testing.assert_close(hidden[row], expected, rtol=0, atol=bound(family))
+
+
+@each_family
+def test_a_row_that_begins_like_another_has_its_logits(family: Family) -> None:
+    model = family.decoder()
+    cache = KVCache(model.config, SEQ_LEN, rows=2)
+    with torch.inference_mode():
+        whole = model.hidden(IDS)
+        model.hidden(IDS[:1, :20], cache=cache)
+        cache.copy(0, 1, 15)
+        hidden = model.hidden(IDS[:1, 15:18], cache=cache, row=1)
+    torch.testing.assert_close(hidden[0], whole[0, 15:18], rtol=0, atol=bound(family))
 
 
 @each_family

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pion.generation.generate import next_logits
+from pion.generation.decoding import Decoding
 from tests.support.waiting import PATIENCE_SECONDS
 
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
@@ -88,7 +88,10 @@ class Page:
         assert self.wrong == []
 
 
-def slowly(*arguments: Any) -> Any:
-    """Compute the next token as a slow machine does."""
+STEP = Decoding.step
+
+
+def slowly(*arguments: Any) -> None:
+    """Do a step of decoding, so slowly that a test can act before the answer ends."""
     time.sleep(0.05)
-    return next_logits(*arguments)
+    STEP(*arguments)

@@ -23,7 +23,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Heads
-from pion.model.attention.cache import BatchLayerCache, LayerCache
+from pion.model.attention.cache import LayerCache, Place
 from pion.model.attention.masks import Mask, Spans, attends_by_document, flexible
 from pion.model.attention.rope import Rotation, rotate
 from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, join, project
@@ -220,12 +220,19 @@ class ValueMix(NamedTuple):
     embedded: Tensor | None
 
 
+class Cached(NamedTuple):
+    """Where a layer has the earlier tokens, and where it puts those of the pass."""
+
+    layer: LayerCache
+    place: Place
+
+
 class AttentionInputs(NamedTuple):
     """What attention gets besides the hidden states. A cache, if given, has the earlier tokens."""
 
     rotation: Rotation | None
     mask: Mask
-    cache: LayerCache | BatchLayerCache | None = None
+    cache: Cached | None = None
     values: ValueMix | None = None
 
 
@@ -302,7 +309,7 @@ class Attention(nn.Module):
                 value = value + values.table * values.embedded.view_as(value)
         value = value.to(dtype).transpose(1, 2)
         if cache is not None:
-            key, value = cache.extend(key, value)
+            key, value = cache.layer.extend(key, value, cache.place)
         mixed = attend(query, key, value, mask, self.config.softcap, self.scale)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
 

@@ -1,172 +1,282 @@
-"""Cache the keys and values of earlier tokens, for generation: of one text, or of several."""
+"""Cache the keys and values of earlier tokens, for generation: a row for each text.
+
+A pass over tokens (B, T) adds T tokens to each of B rows that stand next to each other. The rows
+may have different lengths. `cut` makes a row shorter again: so drafts are taken back, a text is
+read next to longer ones, and the next turn of a conversation keeps what the turn before has read.
+
+A layer with a window keeps the keys that a later token can still see, in a ring: the token at
+position p has the entry p mod `room`. Masks are made of positions, never of entries.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pion.config.model_config import ModelConfig
+from pion.model.attention.reach import Reach, reach_of, window_tokens
 
 # A cache for more tokens than this starts with room for this many, and doubles when it is full.
 SMALLEST_ROOM = 4096
+# So many tokens of a row in a ring can be taken back, and a pass with more of them copies the ring.
+SPARE = 64
 
 
-class LayerCache:
-    """One layer's keys and values, each in a buffer (B, n_kv_heads, room, head_dim).
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of one pass are: `count` tokens of each row from `first` on.
 
-    Writing allocates the buffers, with the dtype and device of the written tensors and with room
-    for at most `max_tokens`. No gradient flows through them.
+    Attributes:
+        starts: how many tokens each row had before.
+        positions: (B, T), where rows have different lengths; else None.
     """
 
-    def __init__(self, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
-        self.length = 0
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+    first: int
+    starts: tuple[int, ...]
+    count: int
+    positions: Tensor | None
 
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, n_kv_heads, T, head_dim); return all of them so far.
+    @property
+    def end(self) -> int:
+        """The length of the longest row after the pass."""
+        return max(self.starts) + self.count
 
-        Raises ValueError if there are more tokens than the cache has room for.
-        """
-        batch, heads, tokens, head_dim = keys.shape
-        end = self.length + tokens
-        if end > self.max_tokens:
-            raise ValueError(f"{end} tokens don't fit a cache of {self.max_tokens}")
-        with torch.no_grad():
-            if self.keys is None or self.values is None or end > self.keys.shape[2]:
-                room = min(self.max_tokens, max(SMALLEST_ROOM, 2 * end))
-                shape = (batch, heads, room, head_dim)
-                self.keys = _moved(self.keys, self.length, keys.new_empty(shape))
-                self.values = _moved(self.values, self.length, values.new_empty(shape))
-            self.keys[:, :, self.length : end] = keys
-            self.values[:, :, self.length : end] = values
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-
-def _moved(old: Tensor | None, length: int, new: Tensor) -> Tensor:
-    """Return the larger buffer `new` with the first `length` tokens of `old`."""
-    if old is not None:
-        new[:, :, :length] = old[:, :, :length]
-    return new
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.first + len(self.starts))
 
 
 class KVCache:
-    """Space for `max_tokens` tokens in every layer; by default for the model's whole context."""
+    """The keys and values of texts in every layer.
 
-    def __init__(self, config: ModelConfig, max_tokens: int | None = None) -> None:
-        self.layers = [LayerCache(max_tokens or config.seq_len) for _ in range(config.n_layers)]
-
-    @property
-    def length(self) -> int:
-        """The number of cached tokens; the next token has this position.
-
-        Layers without attention cache nothing.
-        """
-        return max(layer.length for layer in self.layers)
-
-
-# ---------------------------------------------------------------- several texts
-
-
-class BatchCache:
-    """The keys and values of several texts, which are continued together: one row for each text.
-
-    Texts join and leave at any time. A text is read into a KVCache first, and `join` copies it. A
-    forward pass with this cache takes one new token of each text, (B, 1).
+    `max_tokens` is the most tokens of a text, by default the model's context. With `rows`, there is
+    room for that many texts from the first token on. Without, the first pass decides, and the room
+    grows with the texts.
 
     Attributes:
-        lengths: the number of cached tokens of each text, in the order of the rows.
+        lengths: the number of cached tokens of each row.
+        layers: what each layer keeps; nothing of a layer without attention.
     """
 
-    def __init__(self, config: ModelConfig, rows: int, max_tokens: int) -> None:
-        self.rows, self.max_tokens = rows, max_tokens
-        self.lengths: list[int] = []
-        self.layers = [BatchLayerCache(rows, max_tokens) for _ in range(config.n_layers)]
-
-    def join(self, cache: KVCache, row: int = 0, length: int | None = None) -> None:
-        """Add the text of a row of `cache` below the others: its first `length` tokens, or all.
-
-        Raises ValueError if there is no row or no room for it.
-        """
-        length = cache.length if length is None else length
-        if len(self.lengths) == self.rows:
-            raise ValueError(f"all {self.rows} rows are taken")
-        if length > self.max_tokens:
-            raise ValueError(f"{length} tokens don't fit rows of {self.max_tokens}")
-        for layer, read in zip(self.layers, cache.layers, strict=True):
-            layer.copy(len(self.lengths), read, row, length)
-        self.lengths.append(length)
-
-    def leave(self, row: int) -> None:
-        """Remove the text of a row. The text of the last row takes this row."""
-        last = len(self.lengths) - 1
-        for layer in self.layers:
-            layer.move(last, row)
-        self.lengths[row] = self.lengths[last]
-        self.lengths.pop()
+    def __init__(
+        self, config: ModelConfig, max_tokens: int | None = None, rows: int | None = None
+    ) -> None:
+        self.max_tokens, self.rows = max_tokens or config.seq_len, rows
+        self.lengths = [0] * (rows or 0)
+        # The most tokens that each row has had since it was empty.
+        self._reached = [0] * (rows or 0)
+        every = [reach_of(config, layer) for layer in range(config.n_layers)]
+        self._rooms = {
+            reach: Room(self.max_tokens, window_tokens(config, reach)) for reach in set(every)
+        }
+        self.layers = [LayerCache(self._rooms[reach], rows) for reach in every]
 
     @property
     def length(self) -> int:
         """The number of cached tokens of the longest text."""
-        return max(self.lengths)
+        return max(self.lengths, default=0)
 
-    def next_positions(self, device: torch.device) -> Tensor:
-        """Make room for one more token of each text; return these tokens' positions (B, 1).
+    def place(self, first: int, batch: int, count: int, device: torch.device) -> Place:
+        """Make room for `count` more tokens of each of `batch` rows; return where they are.
 
-        Raises ValueError if a row is full.
+        Raises ValueError if there is no such row, or not so much room.
         """
-        if max(self.lengths) == self.max_tokens:
-            raise ValueError(f"{self.max_tokens + 1} tokens don't fit rows of {self.max_tokens}")
-        positions = torch.tensor(self.lengths).to(device, non_blocking=True)
-        self.lengths = [length + 1 for length in self.lengths]
+        rows = range(first, first + batch)
+        if self.rows is not None and rows.stop > self.rows:
+            raise ValueError(f"there is no row {rows.stop - 1} in a cache of {self.rows}")
+        missing = rows.stop - len(self.lengths)
+        starts = (*self.lengths[first : rows.stop], *[0] * missing)
+        end = max(starts) + count
+        if end > self.max_tokens:
+            raise ValueError(f"{end} tokens don't fit a cache of {self.max_tokens}")
+        self.lengths += [0] * missing
+        self._reached += [0] * missing
+        for row, start in zip(rows, starts):
+            self.lengths[row] = start + count
+            self._reached[row] = max(self._reached[row], start + count)
+        positions = None
+        if len(set(starts)) > 1:
+            begins = torch.tensor(starts).to(device, non_blocking=True)
+            positions = begins[:, None] + torch.arange(count, device=device)
+        return Place(first, starts, count, positions)
+
+    def key_positions(self, reach: Reach, place: Place, device: torch.device) -> Tensor | None:
+        """Return the positions (1 or B, keys) of the keys that layers of a reach show to a pass.
+
+        Negative ones are of no text. None: the rows are equally long, and their keys are in order
+        from position 0 to the last.
+        """
+        room = self._rooms[reach]
+        in_order = max(place.starts) == 0 or not room.wraps(place)
+        if in_order:
+            same = place.positions is None
+            return None if same else torch.arange(place.end, device=device)[None]
+        if place.positions is None:
+            ends = torch.tensor([[place.end]], device=device)
+        else:
+            ends = place.positions[:, -1:] + 1
+        if not room.copies(place):
+            return room.positions(ends)
+        new = torch.arange(place.count, device=device)
+        return torch.cat([room.positions(ends - place.count), ends - place.count + new], dim=1)
+
+    @property
+    def most_together(self) -> int:
+        """The most tokens of texts of different lengths that can be read together."""
+        return min(room.most for room in self._rooms.values())
+
+    def can_cut(self, row: int, length: int) -> bool:
+        """Return whether the row still has all that its first `length` tokens need."""
+        reached = self._reached[row]
+        full = reached > self.most_together
+        return length == 0 or not full or length >= reached - SPARE
+
+    def cut(self, row: int, length: int) -> None:
+        """Forget all tokens of a row but the first `length`. Raises ValueError if it can't."""
+        if length > self.lengths[row] or not self.can_cut(row, length):
+            raise ValueError(f"row {row} of {self.lengths[row]} tokens can't be cut to {length}")
+        self.lengths[row] = length
+        if length == 0:
+            self._reached[row] = 0
+
+    def swap(self, one: int, other: int) -> None:
+        """Let the texts of two rows change places."""
+        if one == other:
+            return
         for layer in self.layers:
-            layer.positions, layer.longest = positions, max(self.lengths)
-        return positions[:, None]
+            layer.swap(one, other)
+        for kept in (self.lengths, self._reached):
+            kept[one], kept[other] = kept[other], kept[one]
+
+    def copy(self, source: int, row: int, length: int) -> None:
+        """Give a row the first `length` tokens of another, if `can_cut` says that it has them."""
+        for layer in self.layers:
+            layer.copy(source, row, length)
+        self.lengths[row], self._reached[row] = length, self._reached[source]
+
+    def clear(self, row: int) -> None:
+        """Overwrite a row with zeros: a mask does not hide NaN, because 0 · NaN is NaN."""
+        for layer in self.layers:
+            layer.clear(row)
+        self.lengths[row] = self._reached[row] = 0
+
+    def bytes_per_row(self) -> int:
+        """Return the bytes of a row of every layer that was written to, at its largest."""
+        return sum(layer.bytes_per_row() for layer in self.layers)
 
 
-class BatchLayerCache:
-    """One layer's keys and values of several texts, each in a buffer (rows, heads, room, head_dim).
+class Room:
+    """The entries that layers of a reach have for a text: for each token, or a ring of them.
 
-    `positions` (B,) says where the next token of each text is written.
+    `window` is the most keys that a token sees; None: every one. `most` is the number of entries.
     """
 
-    def __init__(self, rows: int, max_tokens: int) -> None:
-        self.rows, self.max_tokens = rows, max_tokens
-        self.positions: Tensor | None = None
-        self.longest = 0
+    def __init__(self, max_tokens: int, window: int | None) -> None:
+        self.most = max_tokens if window is None else min(max_tokens, window + SPARE)
+
+    def wraps(self, place: Place) -> bool:
+        """Return whether tokens of the pass overwrite earlier ones."""
+        return place.end > self.most
+
+    def copies(self, place: Place) -> bool:
+        """Return whether the pass has too many tokens to overwrite those that they see."""
+        return self.wraps(place) and place.count > SPARE
+
+    def positions(self, ends: Tensor) -> Tensor:
+        """Return the position of each entry in rows of `ends` (B, 1) tokens: (B, entries)."""
+        last = ends - 1
+        return last - (last - torch.arange(self.most, device=ends.device)) % self.most
+
+
+class LayerCache:
+    """One layer's keys and values, each in a buffer (rows, n_kv_heads, entries, head_dim).
+
+    The first write allocates the buffers, with the dtype and device of the written tensors. No
+    gradient flows through them.
+    """
+
+    def __init__(self, room: Room, rows: int | None) -> None:
+        self._room, self._rows = room, rows
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, n_kv_heads, 1, head_dim); return those of B texts so far.
+    def extend(self, keys: Tensor, values: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (B, n_kv_heads, T, head_dim); return those that the pass sees.
 
-        The result (B, n_kv_heads, longest, head_dim) is as long as the longest text. Behind the end
-        of a shorter text it has numbers of no meaning, which a mask must hide.
+        `KVCache.key_positions` says where they are. Those of no text have numbers of no meaning,
+        which a mask must hide.
         """
+        with torch.no_grad():
+            self._make_room(keys, place)
+            seen = keys, values
+            copies, fresh = self._room.copies(place), max(place.starts) == 0
+            both = self._each(keys, values)
+            if copies and not fresh:
+                first, second = (torch.cat([old[place.rows], new], dim=2) for old, new in both)
+                seen = first, second
+            for buffer, new in both:
+                _write(buffer, new[:, :, -self._room.most :], place, self._room.most)
+            if not copies and not fresh:
+                shown = min(place.end, self._room.most)
+                first, second = (buffer[place.rows, :, :shown] for buffer, _ in both)
+                seen = first, second
+        return seen
+
+    def _each(self, keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
         assert self.keys is not None
         assert self.values is not None
-        assert self.positions is not None
-        batch = keys.shape[0]
-        rows = torch.arange(batch, device=keys.device)
-        self.keys[rows, :, self.positions] = keys[:, :, 0]
-        self.values[rows, :, self.positions] = values[:, :, 0]
-        return self.keys[:batch, :, : self.longest], self.values[:batch, :, : self.longest]
+        return [(self.keys, keys), (self.values, values)]
 
-    def copy(self, row: int, cache: LayerCache, source: int, length: int) -> None:
-        """Write the first `length` keys and values in the row `source` of `cache` into a row."""
-        if cache.keys is None or cache.values is None:  # a layer without attention
+    def _make_room(self, keys: Tensor, place: Place) -> None:
+        batch, heads, _, head_dim = keys.shape
+        most, end = self._room.most, min(place.end, self._room.most)
+        if self.keys is not None and end <= self.keys.shape[2]:
             return
-        if self.keys is None or self.values is None:
-            _, heads, _, head_dim = cache.keys.shape
+        entries = min(most, max(SMALLEST_ROOM, 2 * end)) if self._rows is None else most
+        with torch.inference_mode(False):  # rows may be swapped outside inference mode
             # Zeros, because a mask does not hide NaN: 0 · NaN is NaN.
-            shape = (self.rows, heads, self.max_tokens, head_dim)
-            self.keys, self.values = cache.keys.new_zeros(shape), cache.values.new_zeros(shape)
-        self.keys[row, :, :length] = cache.keys[source, :, :length]
-        self.values[row, :, :length] = cache.values[source, :, :length]
+            new = keys.new_zeros(2, self._rows or batch, heads, entries, head_dim)
+        for buffer, larger in zip(self._buffers(), new):
+            larger[:, :, : buffer.shape[2]] = buffer
+        self.keys, self.values = new[0], new[1]
 
-    def move(self, source: int, row: int) -> None:
-        """Copy a row over another."""
-        if source != row and self.keys is not None and self.values is not None:
-            self.keys[row], self.values[row] = self.keys[source], self.values[source]
+    def swap(self, one: int, other: int) -> None:
+        for buffer in self._buffers():
+            kept = buffer[one].clone()
+            buffer[one] = buffer[other]
+            buffer[other] = kept
+
+    def copy(self, source: int, row: int, length: int) -> None:
+        for buffer in self._buffers():
+            shown = min(length + SPARE, self._room.most)
+            buffer[row, :, :shown] = buffer[source, :, :shown]
+
+    def clear(self, row: int) -> None:
+        for buffer in self._buffers():
+            buffer[row] = 0
+
+    def bytes_per_row(self) -> int:
+        return sum(
+            buffer[0].nbytes // buffer.shape[2] * self._room.most for buffer in self._buffers()
+        )
+
+    def _buffers(self) -> Sequence[Tensor]:
+        return [buffer for buffer in (self.keys, self.values) if buffer is not None]
+
+
+def _write(buffer: Tensor, new: Tensor, place: Place, room: int) -> None:
+    """Write the last tokens of a pass where their positions have their entries."""
+    count = new.shape[2]
+    if place.positions is not None:
+        entries = place.positions[:, -count:] % room
+        rows = torch.arange(place.rows.start, place.rows.stop, device=new.device)
+        buffer[rows[:, None], :, entries] = new.transpose(1, 2)
+        return
+    begin = (place.end - count) % room
+    first = min(count, room - begin)
+    buffer[place.rows, :, begin : begin + first] = new[:, :, :first]
+    if first < count:
+        buffer[place.rows, :, : count - first] = new[:, :, first:]

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from pion.config.model_config import ModelConfig
-from pion.config.parts import Windows
+from pion.model.attention.cache import KVCache, Place
+from pion.model.attention.reach import Reach, reaches, window_blocks
 from pion.model.pass_kind import PassKind
 
-Reach = Literal["full", "long", "short"]
 Masks = dict[Reach, "Mask"]
 Kernel = Literal["dense", "flex", "documents"]
 # The row, the first token and the end of each document, in this order.
@@ -53,15 +53,6 @@ class Mask:
     spans: Spans | None = None
 
 
-def reach_of(config: ModelConfig, layer: int) -> Reach:
-    """Return how far the attention of a layer sees."""
-    windows = config.windows
-    if windows is None:
-        return "full"
-    far = layer % windows.long_every == 0 or layer == config.n_layers - 1
-    return "long" if far else "short"
-
-
 def build_masks(
     config: ModelConfig,
     tokens: Tensor,
@@ -85,34 +76,37 @@ def build_masks(
         return {"full": build_mask(config, tokens, keys, documents, flex=kernel == "flex")}
     return {
         reach: _window_mask(config, count, tokens, keys, documents, flex=kernel == "flex")
-        for reach, count in _blocks(windows, window).items()
-        if reach in _reaches(config)
+        for reach, count in window_blocks(windows, window).items()
+        if reach in reaches(config)
     }
 
 
-def build_batch_masks(config: ModelConfig, positions: Tensor, keys: int) -> Masks:
-    """Return the mask of each reach for one new token of each text of a BatchCache.
-
-    `positions` (B, 1) are the places of the new tokens in their texts, and `keys` is the length of
-    the longest text.
-    """
-    key = torch.arange(keys, device=positions.device)
-    seen = key <= positions
-    windows = config.windows
-    if windows is None:
-        return {"full": Mask(allowed=seen[:, None, None])}
-    return {
-        reach: Mask(
-            allowed=(seen & _in_window(key, positions, count, windows.block))[:, None, None]
-        )
-        for reach, count in _blocks(windows).items()
-    }
+def build_cache_masks(config: ModelConfig, tokens: Tensor, place: Place, cache: KVCache) -> Masks:
+    """Return the mask of each reach for `tokens` (B, T), which a cache has at `place`."""
+    found = Masks()
+    for reach in sorted(reaches(config)):
+        key = cache.key_positions(reach, place, tokens.device)
+        if key is not None:
+            found[reach] = _mask_by_positions(config, reach, place, key)
+        elif config.windows is None:
+            found[reach] = build_mask(config, tokens, place.end, None)
+        else:  # the rows are equally long, and all their keys are there, in order
+            count = window_blocks(config.windows)[reach]
+            found[reach] = _window_mask(config, count, tokens, place.end, None, flex=False)
+    return found
 
 
-def _blocks(windows: Windows, tokens: int | None = None) -> dict[Reach, int]:
-    """Return the number of blocks in each window, if the long one has so many tokens."""
-    long = (tokens or windows.tokens) // windows.block
-    return {"long": long, "short": long // 2}
+def _mask_by_positions(config: ModelConfig, reach: Reach, place: Place, key: Tensor) -> Mask:
+    """Return the mask for keys at these positions (1 or B, keys). Negative ones are of no text."""
+    query = place.positions
+    if query is None:
+        query = torch.arange(max(place.starts), place.end, device=key.device)[None]
+    key, query = key[:, None], query[:, :, None]
+    seen = (key <= query) & (key >= 0)
+    if config.windows is not None:
+        count = window_blocks(config.windows)[reach]
+        seen = seen & _in_window(key, query, count, config.windows.block)
+    return Mask(allowed=seen[:, None])
 
 
 def flexible(config: ModelConfig, device: str) -> bool:
@@ -135,10 +129,6 @@ def document_spans(documents: Tensor) -> Spans:
         starts = [0, *((numbers.diff() != 0).nonzero().flatten() + 1).tolist()]
         spans += [(row, start, end) for start, end in pairwise([*starts, documents.shape[1]])]
     return spans
-
-
-def _reaches(config: ModelConfig) -> set[Reach]:
-    return {reach_of(config, layer) for layer in range(config.n_layers)}
 
 
 def build_mask(
@@ -303,7 +293,7 @@ def mean_keys(config: ModelConfig, reach: Reach, seq_len: int) -> float:
     if reach == "full" or config.windows is None:
         return seq_len / 2
     block = config.windows.block
-    visited = max(1, _blocks(config.windows)[reach]) * block
+    visited = max(1, window_blocks(config.windows)[reach]) * block
     if visited >= seq_len:
         return seq_len / 2
     # Without a window a token sees half of the row. A block of queries does not see the blocks
@@ -327,8 +317,8 @@ def mask_bytes(config: ModelConfig, at: PassKind, rows: int) -> int:
     if flexible(config, at.device):
         size = FLEX_BLOCK if config.windows is None else config.windows.block
         blocks = -(-at.tokens // size)
-        return 4 * 4 * blocks * (blocks + 1) * len(_reaches(config)) * (rows if at.documents else 1)
-    booleans = at.tokens * at.tokens * len(_reaches(config))
+        return 4 * 4 * blocks * (blocks + 1) * len(reaches(config)) * (rows if at.documents else 1)
+    booleans = at.tokens * at.tokens * len(reaches(config))
     if at.documents:
         return rows * booleans
     numbers = 0 if config.softcap is not None else at.width * at.tokens * at.tokens

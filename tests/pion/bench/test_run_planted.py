@@ -16,7 +16,7 @@ from pion.bench.models import Bench, PlanChanged, check_model
 from pion.bench.models import twin as true_twin
 from pion.bench.results import Outcome
 from pion.model import loss
-from pion.model.attention.cache import LayerCache
+from pion.model.attention.cache import LayerCache, Place
 from pion.model.decoder import Decoder
 from pion.train import trainer
 from pion.train.optimizer import Optimizer
@@ -118,9 +118,11 @@ def test_generation_with_a_cache_that_loses_a_key(
 ) -> None:
     extend = LayerCache.extend
 
-    def forgetful(self: LayerCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        all_keys, all_values = extend(self, keys, values)
-        return all_keys.index_fill(2, torch.tensor(self.length - 2), 0.0), all_values
+    def forgetful(
+        self: LayerCache, keys: Tensor, values: Tensor, place: Place
+    ) -> tuple[Tensor, Tensor]:
+        all_keys, all_values = extend(self, keys, values, place)
+        return all_keys.index_fill(2, torch.tensor(all_keys.shape[2] - 2), 0.0), all_values
 
     monkeypatch.setattr(LayerCache, "extend", forgetful)
     assert is_wrong(outputs.check_generation(TINY, kind))

@@ -12,8 +12,8 @@ import torch
 from pion.errors import BadInput
 from pion.formats.gguf.vocabulary import sampling as gguf_sampling
 from pion.generation.bounds import BOUNDS, published_sampling
-from pion.generation.generate import Settings
 from pion.generation.sampling import sample
+from pion.generation.text import Settings
 from pipeline.commands.sampling import convert
 from pipeline.serve.requests import CompletionRequest
 

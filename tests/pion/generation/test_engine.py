@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import pion
+from pion.generation import decoding
 from pion.generation import engine as engine_module
 from pion.generation.answer import (
     Answer,
@@ -22,8 +23,9 @@ from pion.generation.answer import (
     Failed,
     Listener,
 )
-from pion.generation.engine import Engine, bytes_per_token
-from pion.generation.generate import Settings, Text
+from pion.generation.decoding import bytes_per_row
+from pion.generation.engine import Engine
+from pion.generation.text import Settings, Text
 from pion.model.decoder import Decoder
 from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, each_family
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
@@ -201,7 +203,7 @@ def test_a_step_that_fails_ends_its_requests_and_the_next_ones_succeed(
         def fail(*_: object) -> None:
             raise RuntimeError("out of memory")
 
-        patch.setattr(engine_module, "next_logits", fail)
+        patch.setattr(decoding.Decoding, "step", fail)
         first = [Client(model, [n, n], stop_ids=()) for n in (5, 6)]
         engine.submit([client.answer for client in first])
         for client in first:
@@ -228,10 +230,9 @@ def test_an_answer_that_can_t_be_drawn_ends_alone(
     assert sound.tokens == list(pion.generate(model, [6, 6], seed=1, **SAMPLED))
 
 
-@pytest.mark.parametrize("step", ["read_prompts", "join"])
 @pytest.mark.parametrize("length", [2, 30])
 def test_a_prompt_that_can_t_be_read_ends_its_requests(
-    length: int, step: str, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+    length: int, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The prompts that are being read wait no longer, and have no slot yet."""
     monkeypatch.setattr(engine_module, "PIECE", 16)
@@ -240,11 +241,7 @@ def test_a_prompt_that_can_t_be_read_ends_its_requests(
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    if step == "join":
-        monkeypatch.setattr(engine_module.BatchCache, "join", fail)
-    else:
-        monkeypatch.setattr(engine_module, "read_prompts", fail)
-        monkeypatch.setattr(engine_module, "cache_tokens", fail)
+    monkeypatch.setattr(decoding, "cache_tokens", fail)
     clients = [Client(model, [n] * length, stop_ids=()) for n in (5, 6)]
     engine = start(engines, model)
     engine.submit([client.answer for client in clients])
@@ -269,4 +266,5 @@ def test_closing_ends_every_answer(engines: list[Engine]) -> None:
 def test_the_bytes_of_a_token_are_those_of_its_keys_and_values() -> None:
     model = FAMILIES["pion"].decoder()
     config = model.config
-    assert bytes_per_token(model) == config.n_layers * 2 * config.n_kv_heads * config.head_dim * 4
+    each = config.n_layers * 2 * config.n_kv_heads * config.head_dim * 4
+    assert bytes_per_row(model, 10) == 10 * each

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from importlib import import_module
 
 import pytest
 import torch
@@ -15,13 +14,14 @@ import pion.model.attention.attention as attention_module
 import pion.model.forward_pass as forward_pass_module
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
-from pion.generation.generate import Sampling, sample, stream_text
+from pion.generation import decoding
+from pion.generation.generate import stream_text
+from pion.generation.sampling import Sampling, sample
 from pion.model.decoder import Decoder
 from tests.support.tiny_config import tiny_config
 
 TEXT = "naïve café, 日本語 🌍 done"
 CONTEXT = 64
-generate_module = import_module("pion.generation.generate")
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +336,7 @@ def greedy(model, prompt):
 def test_a_prompt_read_in_pieces_is_continued_as_one_read_at_once(masked, monkeypatch, length):
     prompt = torch.randint(0, 64, (length,), generator=torch.Generator().manual_seed(length))
     at_once = greedy(masked, prompt.tolist())
-    monkeypatch.setattr(generate_module, "PROMPT_PIECE", 8)
+    monkeypatch.setattr(decoding, "PROMPT_PIECE", 8)
     assert greedy(masked, prompt.tolist()) == at_once
 
 

@@ -13,8 +13,8 @@ import torch
 import pion
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
-from pion.generation.generate import Settings, Text
 from pion.generation.grammar import MOST_CHARACTERS, Grammars
+from pion.generation.text import Settings, Text
 from pion.model.decoder import Decoder
 from tests.support.tiny_config import tiny_config
 

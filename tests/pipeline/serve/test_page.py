@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pion.generation.decoding import Decoding
 from pipeline.models.find import find_model
 from pipeline.web.address import API_KEY, Address
 from tests.support.browser import needs_chromium
@@ -37,7 +38,7 @@ FULL = """
 def test_an_answer_streams_stops_and_is_continued(
     page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pion.generation.engine.next_logits", slowly)
+    monkeypatch.setattr(Decoding, "step", slowly)
     page.set(max_tokens=230)
     page.tab.fill("#input", "What is a fox?")
     page.tab.click("#send")
@@ -338,7 +339,7 @@ def test_a_reload_loses_nothing(
     page.send("What is a fox?")
     page.press("Regenerate")
     page.wait()
-    monkeypatch.setattr("pion.generation.engine.next_logits", slowly)
+    monkeypatch.setattr(Decoding, "step", slowly)
     page.set(max_tokens=150)
     page.tab.fill("#input", "And a dog?")
     page.tab.click("#send")

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from pion.errors import BadInput
-from pipeline.serve.server import SLOTS_FOR_READING, fit_slots
+from pipeline.serve.server import fit_slots
 from pipeline.web.address import API_KEY
 from tests.families.families import FAMILIES
 from tests.pipeline.conftest import Pion
@@ -93,7 +93,7 @@ def test_two_models_of_one_name_are_refused(run_folder: Path, pion: Pion, here: 
 def test_too_little_memory_for_one_answer_is_refused(
     run_folder: Path, pion: Pion, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.serve.server.free_memory", lambda device: 100_000)
+    monkeypatch.setattr("pipeline.serve.server.free_memory", lambda device: 40_000)
     code, _, error = pion("serve", "--port", "0", f"{run_folder}/demo")
     assert code == 2
     assert "demo: an answer of 256 tokens" in error
@@ -104,9 +104,9 @@ def test_fewer_slots_where_memory_is_short() -> None:
     model = FAMILIES["pion"].decoder()
     config = model.config
     each = config.n_layers * 2 * config.n_kv_heads * config.head_dim * 4 * 48
-    free = int((5 + SLOTS_FOR_READING) * each / 0.8) + 1
+    free = int(5 * each / 0.8) + 1
     assert fit_slots("m", model, 16, 48, 1 << 40).count == 16
     assert fit_slots("m", model, 16, 48, free).count == 5
-    assert fit_slots("m", model, 16, 48, free).bytes == (5 + SLOTS_FOR_READING) * each
-    with pytest.raises(BadInput, match="Use a shorter context: --seq-len 25"):
-        fit_slots("m", model, 16, 48, 2 * each)
+    assert fit_slots("m", model, 16, 48, free).bytes == 5 * each
+    with pytest.raises(BadInput, match="Use a shorter context: --seq-len 38"):
+        fit_slots("m", model, 16, 48, each)

@@ -18,10 +18,10 @@ from pion.model.attention.masks import (
     build_masks,
     expand,
     mean_keys,
-    reach_of,
     visited_blocks,
     window_block_mask,
 )
+from pion.model.attention.reach import reach_of
 from tests.paths import SEEDS
 
 

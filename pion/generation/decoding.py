@@ -1,0 +1,219 @@
+"""Continue several texts together, each in a row of one cache: the loop of all generation.
+
+Rows in use stand before the others. A row that is not in use keeps what its last text has read: a
+text that begins like it takes the row and reads only what is new. So the next turn of a
+conversation does not read the conversation again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pion.generation.text import Text
+from pion.model.attention.cache import KVCache
+from pion.model.decoder import Decoder
+
+# A shorter beginning is read again.
+LEAST_REUSED = 16
+# Where masks are dense, a prompt is read in pieces of this many tokens. Otherwise memory would be
+# quadratic in the prompt's length.
+PROMPT_PIECE = 1024
+
+
+class Decoding:
+    """Texts that one model continues together: at most `rows`, of at most `max_tokens` each.
+
+    Attributes:
+        texts: those whose prompts have been read, by their rows.
+        reading: the text whose prompt is being read. It has the row after them.
+    """
+
+    def __init__(self, model: Decoder, rows: int, max_tokens: int) -> None:
+        self.model = model
+        self.texts: list[Text] = []
+        self.reading: Text | None = None
+        self._cache = KVCache(model.config, max_tokens, rows)
+        # Of each row, the ids that it has keys and values of; and when it was used last.
+        self._read: list[list[int]] = [[] for _ in range(rows)]
+        self._used = [0] * rows
+        self._time = 0
+
+    @property
+    def free(self) -> int:
+        """How many more texts have room."""
+        return len(self._read) - len(self.texts) - (self.reading is not None)
+
+    @property
+    def read_of_prompt(self) -> int:
+        """How many tokens of the prompt that is being read have been read."""
+        return len(self._read[len(self.texts)])
+
+    # ------------------------------------------------------------ prompts
+
+    def fits_together(self, texts: Sequence[Text], most: int) -> bool:
+        """Return whether the prompts are read in one pass of at most `most` tokens."""
+        longest = max(len(text.ids) for text in texts)
+        return longest * len(texts) <= most and longest <= self._cache.most_together
+
+    def reusable(self, text: Text) -> int:
+        """Return how many tokens of a text need not be read. The last one always is."""
+        return max((self._common(row, text.ids) for row in range(len(self._read))), default=0)
+
+    def read_together(self, texts: Sequence[Text]) -> Tensor:
+        """Read the prompts in one pass; return the fp32 logits (B, vocab) after each, on the CPU.
+
+        The shorter ones are filled up at their end: attention is causal, so no token of a prompt
+        sees what fills it up.
+        """
+        first = len(self.texts)
+        for row in range(first, first + len(texts)):
+            self._take(self._oldest(row), row, 0)
+        prompts = [text.ids for text in texts]
+        longest = max(len(ids) for ids in prompts)
+        filled = [ids + [0] * (longest - len(ids)) for ids in prompts]
+        hidden = cache_tokens(self.model, filled, self._cache, first)
+        for row, ids in enumerate(prompts, first):
+            self._cache.cut(row, len(ids))
+            self._read[row] = list(ids)
+        self.texts += texts
+        return last_logits(self.model, hidden, [len(ids) for ids in prompts])
+
+    def begin(self, text: Text, *, reuse: bool = True) -> int:
+        """Give the text a row, and return how many of its tokens have been read before.
+
+        `read_piece` reads the others.
+        """
+        rows = range(len(self._read))
+        best = max(rows, key=lambda row: (self._common(row, text.ids), -self._used[row]))
+        common = self._common(best, text.ids) if reuse else 0
+        row = len(self.texts)
+        if common < LEAST_REUSED:
+            self._take(self._oldest(row), row, 0)
+            common = 0
+        elif best < row:  # it is in use
+            self._take(self._oldest(row), row, 0)
+            self._cache.copy(best, row, common)
+            self._read[row] = self._read[best][:common]
+        else:
+            self._take(best, row, common)
+        self.reading = text
+        return common
+
+    def read_alone(self, text: Text) -> Tensor:
+        """Read a whole prompt; return the fp32 logits (1, vocab) after it, on the CPU."""
+        self.begin(text, reuse=False)
+        config = self.model.config
+        # Such a model's attention has scores for each pair of tokens of a prompt at once.
+        dense = config.softcap is not None or config.windows is not None
+        while self.reading is not None:
+            hidden = self.read_piece(PROMPT_PIECE if dense else None)
+        return last_logits(self.model, hidden)
+
+    def read_piece(self, most: int | None = None) -> Tensor:
+        """Read the next tokens of the text's prompt; return their hidden states (1, T, d_model).
+
+        When the whole prompt has been read, the text is among the `texts`.
+        """
+        assert self.reading is not None
+        text, row = self.reading, len(self.texts)
+        ids = text.ids[len(self._read[row]) :][:most]
+        hidden = cache_tokens(self.model, [ids], self._cache, row)
+        self._read[row] = self._read[row] + ids
+        if len(self._read[row]) == len(text.ids):
+            self.texts.append(text)
+            self.reading = None
+        return hidden
+
+    # ------------------------------------------------------------ new tokens
+
+    def step(self) -> Tensor:
+        """Return the fp32 logits (B, vocab) after the last id of each text, on the CPU."""
+        last = [text.ids[-1] for text in self.texts]
+        hidden = cache_tokens(self.model, [[token] for token in last], self._cache)
+        for row, token in enumerate(last):
+            self._read[row].append(token)
+        return last_logits(self.model, hidden)
+
+    def leave(self, row: int, *, damaged: bool = False) -> None:
+        """Free the row of a text. The last text takes it.
+
+        What the text has read stays until the row is needed, unless it may be `damaged`.
+        """
+        last = len(self.texts) - 1
+        if damaged:
+            self._cache.clear(row)
+            self._read[row] = []
+        self._time += 1
+        self._used[row] = self._time if self._read[row] else 0
+        self._swap(row, last)
+        self.texts[row] = self.texts[last]
+        self.texts.pop()
+        if self.reading is not None:  # it stands after the others
+            self._swap(last, last + 1)
+
+    def stop_reading(self) -> None:
+        """Free the row of the text whose prompt is being read."""
+        row, self.reading = len(self.texts), None
+        self._time += 1
+        self._used[row] = self._time if self._read[row] else 0
+
+    # ------------------------------------------------------------ rows
+
+    def _oldest(self, first: int) -> int:
+        """Return the row from `first` on that was used least recently."""
+        return min(range(first, len(self._read)), key=lambda row: self._used[row])
+
+    def _take(self, row: int, to: int, length: int) -> None:
+        """Let a row change places with the row `to`, with the first tokens of what it has read."""
+        self._swap(row, to)
+        self._cache.cut(to, length)
+        self._read[to] = self._read[to][:length]
+
+    def _common(self, row: int, ids: Sequence[int]) -> int:
+        """Return how many of the ids but the last a row has read, and still has all it needs of."""
+        read, count = self._read[row], 0
+        for count, (one, other) in enumerate(zip(read, ids[:-1]), 1):
+            if one != other:
+                count -= 1
+                break
+        return count if self._cache.can_cut(row, count) else 0
+
+    def _swap(self, one: int, other: int) -> None:
+        self._cache.swap(one, other)
+        self._read[one], self._read[other] = self._read[other], self._read[one]
+        self._used[one], self._used[other] = self._used[other], self._used[one]
+
+
+# These are separate functions because a generator that is suspended inside inference mode would
+# leave its caller in inference mode.
+@torch.inference_mode()
+def cache_tokens(
+    model: Decoder, rows: Sequence[Sequence[int]], cache: KVCache, first: int = 0
+) -> Tensor:
+    """Cache the tokens of each row from `first` on; return their hidden states (B, T, d_model)."""
+    # `torch.tensor(…, device=…)` would wait for the GPU.
+    new = torch.tensor(rows).to(model.embed.weight.device, non_blocking=True)
+    return model.hidden(new, cache=cache, row=first)
+
+
+@torch.inference_mode()
+def last_logits(model: Decoder, hidden: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    """Return the fp32 logits after hidden states (B, T, d_model), (B, vocab) on the CPU.
+
+    With `lengths`, only so many tokens of each row count.
+    """
+    if lengths is None:
+        return model.logits(hidden[:, -1]).float().cpu()
+    last = torch.tensor([length - 1 for length in lengths]).to(hidden.device, non_blocking=True)
+    every = torch.arange(len(lengths), device=hidden.device)
+    return model.logits(hidden[every, last]).float().cpu()
+
+
+def bytes_per_row(model: Decoder, max_tokens: int) -> int:
+    """Return the bytes that the keys and values of a text of so many tokens take in all layers."""
+    cache = KVCache(model.config, max_tokens)
+    cache_tokens(model, [[0]], cache)
+    return cache.bytes_per_row()
