@@ -7,15 +7,19 @@ conversation does not read the conversation again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from pion.errors import BadInput
+from pion.generation.drafts import LookUp
 from pion.generation.text import Text
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 
+# More are hardly ever right. The cache can take back SPARE tokens of a row.
+MOST_DRAFTS = 16
 # A shorter beginning is read again.
 LEAST_REUSED = 16
 # Where masks are dense, a prompt is read in pieces of this many tokens. Otherwise memory would be
@@ -26,13 +30,18 @@ PROMPT_PIECE = 1024
 class Decoding:
     """Texts that one model continues together: at most `rows`, of at most `max_tokens` each.
 
+    At most `drafts` tokens of a text are guessed for a step; 0: none.
+
     Attributes:
         texts: those whose prompts have been read, by their rows.
         reading: the text whose prompt is being read. It has the row after them.
     """
 
-    def __init__(self, model: Decoder, rows: int, max_tokens: int) -> None:
-        self.model = model
+    def __init__(self, model: Decoder, rows: int, max_tokens: int, drafts: int = 0) -> None:
+        if not 0 <= drafts <= MOST_DRAFTS:
+            raise BadInput(f"drafts is {drafts}; it must be from 0 to {MOST_DRAFTS}")
+        self.model, self._drafts = model, drafts
+        self._look_ups: dict[int, LookUp] = {}  # by the id of the text
         self.texts: list[Text] = []
         self.reading: Text | None = None
         self._cache = KVCache(model.config, max_tokens, rows)
@@ -129,13 +138,40 @@ class Decoding:
 
     # ------------------------------------------------------------ new tokens
 
-    def step(self) -> Tensor:
-        """Return the fp32 logits (B, vocab) after the last id of each text, on the CPU."""
-        last = [text.ids[-1] for text in self.texts]
-        hidden = cache_tokens(self.model, [[token] for token in last], self._cache)
-        for row, token in enumerate(last):
-            self._read[row].append(token)
-        return last_logits(self.model, hidden)
+    def step(self, draw: Callable[[int, Tensor], int | None]) -> None:
+        """Continue each text by one token, and by those that were drafted right.
+
+        `draw` gets a row and the fp32 logits (vocab,) after its text, on the CPU. It draws the next
+        token and adds it to the text, and returns None if no more follow.
+        """
+        starts = self._cache.lengths[: len(self.texts)]
+        most = min(self._drafts, self._cache.max_tokens - 1 - max(starts))
+        guesses = [self._guess(text, most) for text in self.texts]
+        width = 1 + max(map(len, guesses))
+        rows = [[text.ids[-1], *guess] for text, guess in zip(self.texts, guesses)]
+        filled = [ids + [0] * (width - len(ids)) for ids in rows]
+        logits = every_logits(self.model, cache_tokens(self.model, filled, self._cache))
+        for row, guess in enumerate(guesses):
+            right = 0
+            while (token := draw(row, logits[row, right])) is not None:
+                if right == len(guess) or guess[right] != token:
+                    break
+                right += 1
+            self._read[row] += rows[row][: right + 1]
+            self._cache.cut(row, starts[row] + right + 1)
+            if guess:
+                self._look_ups[id(self.texts[row])].count(len(guess), right)
+
+    def _guess(self, text: Text, most: int) -> list[int]:
+        most = min(most, text.room - len(text.ids) - 1)
+        if most < 1:
+            return []
+        return self._look_ups.setdefault(id(text), LookUp()).draft(text.ids, most)
+
+    def drafted(self, text: Text) -> tuple[int, int]:
+        """Return how many tokens of a text were drafted, and how many of them were right."""
+        found = self._look_ups.get(id(text))
+        return (0, 0) if found is None else (found.drafted, found.right)
 
     def leave(self, row: int, *, damaged: bool = False) -> None:
         """Free the row of a text. The last text takes it.
@@ -143,6 +179,7 @@ class Decoding:
         What the text has read stays until the row is needed, unless it may be `damaged`.
         """
         last = len(self.texts) - 1
+        self._look_ups.pop(id(self.texts[row]), None)
         if damaged:
             self._cache.clear(row)
             self._read[row] = []
@@ -210,6 +247,12 @@ def last_logits(model: Decoder, hidden: Tensor, lengths: Sequence[int] | None = 
     last = torch.tensor([length - 1 for length in lengths]).to(hidden.device, non_blocking=True)
     every = torch.arange(len(lengths), device=hidden.device)
     return model.logits(hidden[every, last]).float().cpu()
+
+
+@torch.inference_mode()
+def every_logits(model: Decoder, hidden: Tensor) -> Tensor:
+    """Return the fp32 logits after hidden states (B, T, d_model), (B, T, vocab) on the CPU."""
+    return model.logits(hidden).float().cpu()
 
 
 def bytes_per_row(model: Decoder, max_tokens: int) -> int:

@@ -48,10 +48,18 @@ class Engine:
     """
 
     def __init__(
-        self, model: Decoder, deliver: Deliver, *, slots: int, queue: int, seq_len: int
+        self,
+        model: Decoder,
+        deliver: Deliver,
+        *,
+        slots: int,
+        queue: int,
+        seq_len: int,
+        drafts: int = 0,
     ) -> None:
         self._model, self._deliver = model, deliver
         self._slots, self._queue, self._seq_len = slots, queue, seq_len
+        self._drafts = drafts
         self._waiting: deque[Answer] = deque()
         self._reading: _Reading | None = None  # its prompt is read in pieces
         self._arriving: list[Answer] = []  # their prompts are being read together
@@ -130,9 +138,7 @@ class Engine:
         if self._reading is not None:
             self._read_piece(self._reading)
         if self._in_slots:
-            logits = self._decoding.step()
-            for row, answer in enumerate(self._in_slots):
-                self._draw(answer, logits[row])
+            self._decoding.step(self._draw_in)
             self._free_slots()
 
     def _read_short_prompts(self) -> None:
@@ -187,6 +193,12 @@ class Engine:
             self._draw(answer, last_logits(self._model, hidden)[0])
         self._free_slots()
 
+    def _draw_in(self, row: int, logits: Tensor) -> int | None:
+        """Draw the next token of a slot's answer; return it, or None if the answer is over."""
+        answer = self._in_slots[row]
+        self._draw(answer, logits)
+        return None if answer.over else answer.text.ids[-1]
+
     def _draw(self, answer: Answer, logits: Tensor) -> None:
         """Draw an answer's next token."""
         text, found = answer.text, None
@@ -239,7 +251,7 @@ class Engine:
         self._decoding = self._new_decoding()
 
     def _new_decoding(self) -> Decoding:
-        return Decoding(self._model, self._slots, self._seq_len)
+        return Decoding(self._model, self._slots, self._seq_len, self._drafts)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,129 @@
+"""A text with drafts is the text without them: for every seed, alone and with others."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pion
+from pion.errors import BadInput
+from pion.generation import decoding
+from pion.generation.answer import Ended
+from pion.generation.drafts import LAST, LookUp
+from pion.generation.engine import Engine
+from pion.model.attention.cache import KVCache
+from pion.model.decoder import Decoder
+from tests.families.families import SEQ_LEN, VOCAB, Family, each_family
+from tests.pion.generation.test_engine import Client, engines, initial, now
+
+__all__ = ["engines"]
+SETTINGS: dict[str, Any] = {"stop_ids": (1,), "vocab_size": VOCAB, "max_tokens": SEQ_LEN}
+
+
+def prompts(count: int) -> list[list[int]]:
+    """Return prompts that repeat themselves, so that there is something to look up."""
+    draw = random.Random(2)
+    found = []
+    for _ in range(count):
+        part = [draw.randrange(2, VOCAB) for _ in range(draw.randint(2, 5))]
+        found.append((part * 4)[: draw.randint(3, 16)])
+    return found
+
+
+def together(model: Decoder, texts: Sequence[list[int]], **settings: Any) -> list[list[int]]:
+    found: list[list[int]] = [[] for _ in texts]
+    for number, token in pion.generate_batch(model, texts, **SETTINGS, **settings):
+        if token is not None:
+            found[number].append(token)
+    return found
+
+
+@each_family
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"seed": 7, "temperature": 0.4}])
+def test_drafts_never_change_a_text(family: Family, sampling: dict[str, Any]) -> None:
+    model, texts = initial(family), prompts(24)
+    plain = [list(pion.generate(model, ids, **SETTINGS, **sampling)) for ids in texts]
+    for drafts in (1, 4):
+        alone = [
+            list(pion.generate(model, ids, drafts=drafts, **SETTINGS, **sampling)) for ids in texts
+        ]
+        assert alone == plain
+        assert together(model, texts, rows=16, drafts=drafts, **sampling) == plain
+
+
+def test_drafts_save_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that says the same again and again is drafted nearly without error."""
+    torch.manual_seed(0)
+    model = Decoder(FAMILY.config())
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(0.1)  # so it repeats one token
+    passes: list[int] = []
+    cache_tokens = decoding.cache_tokens
+
+    def counted(model: Decoder, rows: Any, cache: KVCache, first: int = 0) -> torch.Tensor:
+        passes.append(len(rows[0]))
+        return cache_tokens(model, rows, cache, first)
+
+    monkeypatch.setattr(decoding, "cache_tokens", counted)
+    new = [*pion.generate(model, [5, 6], drafts=4, temperature=0, stop_ids=(), max_tokens=30)]
+    assert len(new) == 30
+    assert len(passes) < 12
+
+
+FAMILY = Family({})
+
+
+def test_the_engine_drafts_and_gives_the_same_answers(engines: list[Engine]) -> None:
+    model, found = initial(FAMILY), {}
+    for drafts in (0, 3):
+        engine = Engine(model, now, slots=3, queue=99, seq_len=SEQ_LEN, drafts=drafts)
+        engines.append(engine)
+        clients = [Client(model, ids, seed=n, top=2) for n, ids in enumerate(prompts(12))]
+        engine.submit([client.answer for client in clients])
+        engine.start()
+        assert all(isinstance(client.wait(), Ended) for client in clients)
+        found[drafts] = [client.tokens for client in clients]
+        chances = [
+            event.logprobs.drawn for client in clients for event in client.drawn if event.logprobs
+        ]
+        found[f"chances {drafts}"] = torch.tensor(chances)
+    assert found[0] == found[3]
+    torch.testing.assert_close(found["chances 0"], found["chances 3"], rtol=0, atol=1e-4)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 6))
+def test_a_look_up_drafts_what_followed_the_last_tokens(ids: list[int], most: int) -> None:
+    one = LookUp()
+    for end in range(1, len(ids) + 1):
+        drafted = one.draft(ids[:end], most)
+        assert drafted == expected(ids[:end], most)
+
+
+def expected(ids: list[int], most: int) -> list[int]:
+    for length in (3, 2):
+        for begin in range(len(ids) - length - 1, -1, -1):
+            if ids[begin : begin + length] == ids[-length:]:
+                again = ids[begin + length :]
+                return (again * most)[:most]
+    return []
+
+
+def test_a_text_that_is_drafted_wrong_is_no_longer_drafted() -> None:
+    look_up = LookUp()
+    text = [5, 6, 7, 8, 5, 6]
+    assert look_up.draft(text, 2) == [7, 8]
+    look_up.count(LAST, 2)
+    assert look_up.draft(text, 2) == []
+    assert (look_up.drafted, look_up.right) == (LAST, 2)
+
+
+def test_more_drafts_than_the_cache_can_take_back_are_refused() -> None:
+    with pytest.raises(BadInput, match="drafts is 17; it must be from 0 to 16"):
+        next(pion.generate(initial(FAMILY), [5], stop_ids=(), drafts=17))
