@@ -58,11 +58,13 @@ class Scores:
         nll: the negative log-likelihood of each target, in nats; 0 where a target is ignored.
         targets: the next tokens; IGNORED where nothing is predicted.
         likeliest: the likeliest id of each place; IGNORED where nothing is predicted.
+        confidence: the probability of the likeliest id; 0 where nothing is predicted.
     """
 
     nll: np.ndarray
     targets: np.ndarray
     likeliest: np.ndarray
+    confidence: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -220,11 +222,11 @@ def summarize_responses(scores: Scores, end_of_turn: int, documents: np.ndarray)
 
 def token_nll(
     model: Decoder, batch: Batch, vocab_size: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return the negative log-likelihood (B, T) of each target and the likeliest id (B, T).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each target's negative log-likelihood, the likeliest id and its probability, (B, T).
 
-    Likelihoods are fp32 nats. No logits are computed for ignored targets; their results are 0 and
-    IGNORED. Only one chunk of logits exists at a time.
+    Likelihoods are fp32 nats, and probabilities fp32. No logits are computed for ignored targets;
+    their results are 0, IGNORED and 0. Only one chunk of logits exists at a time.
 
     Raises BadInput if a target is outside `vocab_size`.
     """
@@ -243,14 +245,19 @@ def token_nll(
     chunk = max(1, LOGITS_AT_ONCE // vocab_size)
     targets = batch.targets.flatten()
     nll = torch.zeros(targets.shape, device=device)
-    likeliest = torch.full_like(targets, IGNORED)
+    likeliest, confidence = torch.full_like(targets, IGNORED), torch.zeros_like(nll)
     states = hidden.flatten(0, 1)[learned].split(chunk)
     for state, places in zip(states, learned.split(chunk), strict=True):
         # In fp32 even if `dtype` is bf16: rounded logits tie, and a tie goes to the lowest id.
         logits = model.logits_in_fp32(state, vocab_size)
-        nll[places] = F.cross_entropy(logits, targets[places], reduction="none")
-        likeliest[places] = logits.argmax(dim=-1)
-    return nll.view_as(batch.targets), likeliest.view_as(batch.targets)
+        target, top = targets[places], logits.argmax(dim=-1)
+        nats = F.cross_entropy(logits, target, reduction="none")
+        # The likeliest id and the target share the softmax's denominator: no second pass over it.
+        pair = logits.gather(1, torch.stack((top, target), dim=1))
+        nll[places], likeliest[places] = nats, top
+        confidence[places] = (pair[:, 0] - pair[:, 1] - nats).clamp(max=0).exp()
+    shape = batch.targets.shape
+    return nll.view(shape), likeliest.view(shape), confidence.view(shape)
 
 
 def score(scorer: Scorer, stream: Batches, rows: Sequence[int]) -> Scores:
@@ -262,8 +269,9 @@ def score(scorer: Scorer, stream: Batches, rows: Sequence[int]) -> Scores:
         raise BadInput("there are no held-out rows to evaluate on: raise the held_out share")
     parts: list[tuple[Tensor, ...]] = []
     _score_batches(scorer, stream, rows, lambda _, *scores: parts.append(scores))
-    nll, targets, likeliest = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-    return Scores(nll.astype(np.float64), targets, likeliest)
+    columns = zip(*parts, strict=True)
+    nll, targets, likeliest, confidence = (torch.cat(column).numpy() for column in columns)
+    return Scores(nll.astype(np.float64), targets, likeliest, confidence.astype(np.float64))
 
 
 @torch.inference_mode()
@@ -288,7 +296,7 @@ def evaluate(
     by_document = by_row.new_zeros(2, int(documents.max()) + 1 if len(rows) else 0)
     mine = range(len(rows))[rank::world_size]
 
-    def add(part: range, nll: Tensor, targets: Tensor, _: Tensor) -> None:
+    def add(part: range, nll: Tensor, targets: Tensor, *_: Tensor) -> None:
         places = list(mine[part.start : part.stop])
         found = torch.stack((nll, targets != IGNORED)).double()
         by_row[:, places] = found.sum(dim=2)
@@ -311,17 +319,18 @@ def evaluate(
 def _score_batches(
     scorer: Scorer, stream: Batches, rows: Sequence[int], keep: Callable[..., None]
 ) -> None:
-    """Call `keep(part, nll, targets, likeliest)` for batch after batch of the rows, on the CPU.
+    """Call `keep(part, nll, targets, likeliest, confidence)` for batch after batch of the rows.
 
-    `part` has the places of the batch's rows in `rows`. The tensors are those of `Scores`.
+    `part` has the places of the batch's rows in `rows`. The tensors are those of `Scores`, on the
+    CPU.
     """
 
     def compute(part: range) -> None:
         batch = stream.batch([rows[i] for i in part])
-        nll, likeliest = token_nll(scorer.model, batch, scorer.vocab_size, scorer.dtype)
+        found = token_nll(scorer.model, batch, scorer.vocab_size, scorer.dtype)
         # In one copy, so that we wait for the GPU only once. Ids below 2**24 are exact in fp32.
-        nll, ids = torch.stack((nll, likeliest.float())).cpu()
-        keep(part, nll, batch.targets, ids.long())
+        nll, ids, confidence = torch.stack([each.float() for each in found]).cpu()
+        keep(part, nll, batch.targets, ids.long(), confidence)
 
     with evaluating(scorer.model):
         in_batches(len(rows), scorer.micro_batch, compute, scorer.on_batch)

@@ -89,7 +89,7 @@ def multiple_choice(
 
     def compute(part: range) -> None:
         places = longest_first[part.start : part.stop]
-        nll, _ = token_nll(
+        nll, *_ = token_nll(
             model, _padded([choices[i] for i in places]), scorer.vocab_size, scorer.dtype
         )
         scores[places] = -nll.sum(dim=1).cpu().numpy() / [choices[i].bytes for i in places]

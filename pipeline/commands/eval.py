@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,16 @@ from typing import Any
 from pion.data.documents.file_to_documents import json_lines, jsonl_records, record_documents
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.evaluation.held_out import HeldOut, Scorer, held_out
+from pion.evaluation.calibration import Calibration, calibrate
+from pion.evaluation.held_out import HeldOut, Scorer, score, summarize
 from pion.evaluation.multiple_choice import multiple_choice, read_questions
 from pion.evaluation.one_text_per_row import own_rows
 from pion.model.decoder import Decoder
 from pion.untrusted import read_file
 from pipeline.commands.chat import tell_replaced
 from pipeline.console.formats import measured, show
+from pipeline.report.calibration import calibration_in_brief
+from pipeline.state.record_json import finite_json
 
 TOKENS_AT_ONCE = 8192
 # Of a text, which is tokenized as a whole.
@@ -39,7 +41,7 @@ def eval_files(
                 show(f"{path}: {_in_words(found)}")
     finally:
         if as_json and results:
-            print(json.dumps(results, indent=1))
+            print(finite_json(results, indent=1))
 
 
 def _in_words(found: dict[str, Any]) -> str:
@@ -51,7 +53,8 @@ def _in_words(found: dict[str, Any]) -> str:
     return (
         f"bits per byte {measured(found['bits_per_byte'], found['bits_per_byte_sem'], 4)}, "
         f"loss {measured(found['loss'], found['loss_sem'], 4)}, perplexity "
-        f"{found['perplexity']:.2f} ({found['tokens']:,} tokens, {found['bytes']:,} bytes)"
+        f"{found['perplexity']:.2f} ({found['tokens']:,} tokens, {found['bytes']:,} bytes), "
+        f"likeliest tokens {calibration_in_brief(found['calibration'])}"
     )
 
 
@@ -67,7 +70,7 @@ def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, An
         texts = [one.text for one in record_documents(jsonl_records(path, "eval"), "text", "eval")]
         for text in texts:
             tell_replaced(tokenizer, text, str(path))
-        return dataclasses.asdict(text_loss(model, tokenizer, texts, rows_at_once))
+        return _measured(model, tokenizer, texts, rows_at_once)
     if path.suffix == ".jsonl":
         scorer = Scorer(model, tokenizer.vocab_size, rows_at_once)
         return dataclasses.asdict(multiple_choice(scorer, tokenizer, read_questions(path)))
@@ -79,18 +82,23 @@ def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, An
     if not text.strip():
         raise BadInput(f"{path}: the file has no text")
     tell_replaced(tokenizer, text, str(path))
-    return dataclasses.asdict(text_loss(model, tokenizer, [text], rows_at_once))
+    return _measured(model, tokenizer, [text], rows_at_once)
 
 
-def text_loss(
+def _measured(
+    model: Decoder, tokenizer: Tokenizer, texts: Sequence[str], rows_at_once: int
+) -> dict[str, Any]:
+    of, calibration = measure_texts(model, tokenizer, texts, rows_at_once)
+    return {**dataclasses.asdict(of), "calibration": dataclasses.asdict(calibration)}
+
+
+def measure_texts(
     model: Decoder, tokenizer: Tokenizer, texts: Sequence[str], rows_at_once: int = 1
-) -> HeldOut:
-    """Return the loss on some documents, each cut into rows as long as the model's context."""
+) -> tuple[HeldOut, Calibration]:
+    """Measure a model on documents, each of which is cut into rows as long as its context."""
     rows = own_rows(tokenizer, texts, model.config.seq_len)
-    return held_out(
-        Scorer(model, tokenizer.vocab_size, rows_at_once),
-        rows,
-        range(rows.total_rows),
-        tokenizer.token_bytes(),
-        tokenizer.end_of_text,
-    )
+    every = range(rows.total_rows)
+    scores = score(Scorer(model, tokenizer.vocab_size, rows_at_once), rows, every)
+    documents = rows.document_numbers(every, tokenizer.end_of_text)
+    of = summarize(scores.nll, scores.targets, tokenizer.token_bytes(), documents)
+    return of, calibrate(scores, documents)

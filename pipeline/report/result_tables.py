@@ -14,6 +14,13 @@ from typing import Any, NamedTuple
 
 from pipeline.console.formats import measured, short_amount
 from pipeline.job import Job
+from pipeline.report.calibration import (
+    CALIBRATION,
+    CALIBRATION_COLUMNS,
+    calibration_in_words,
+    calibration_rows,
+)
+from pipeline.report.values import percent_with_error, share_with_interval, value_with_error
 
 MODELS = (("sft", "fine-tuned"), ("pretrain", "base"), ("untrained", "untrained"))
 
@@ -45,6 +52,9 @@ def result_blocks(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> 
         columns = ("model", "loss (nats per token)", "perplexity", "bits per byte")
         blocks += [f"{note}:", Table(columns, language)]
     blocks.append(whose_bytes(results))
+    if calibration := calibration_rows(results):
+        blocks += [CALIBRATION, Table(CALIBRATION_COLUMNS, calibration, 2)]
+        blocks.append(calibration_in_words(results))
     response = results.get("sft") or {}
     if "response_loss" in response:
         loss = value_with_error(response, "response_loss")
@@ -62,43 +72,6 @@ def result_blocks(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> 
         blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
     shown = [block for block in blocks if block]
     return [*shown, "± is one standard error."] if shown else []
-
-
-def value_with_error(result: Mapping[str, Any], name: str, digits: int = 3) -> str:
-    """Return `2.081 ± 0.012`; without a standard error `2.081`; an en dash if unmeasured."""
-    value, error = result.get(name), result.get(f"{name}_sem")
-    if value is None or not math.isfinite(value):
-        return "–"
-    return measured(value, error, digits)
-
-
-def percent_with_error(result: Mapping[str, Any], name: str) -> str:
-    """Return `63.5 % ± 3.4`, or an en dash if unmeasured."""
-    value, error = result.get(name), result.get(f"{name}_sem")
-    if value is None or not math.isfinite(value):
-        return "–"
-    text = f"{100 * value:.1f} %"
-    return f"{text} ± {100 * error:.1f}" if error is not None and math.isfinite(error) else text
-
-
-def share_with_interval(result: Mapping[str, Any], name: str, count: str) -> str:
-    """Return `100.0 % (95 %: 96.3 to 100.0)` of as many cases as `count` says.
-
-    The interval is Wilson's, which is not empty where all or no cases agree. A result
-    without a count keeps its standard error.
-    """
-    share, n = result.get(name), result.get(count)
-    if not n or share is None or not math.isfinite(share):
-        return percent_with_error(result, name)
-    low, high = wilson(share, n)
-    return f"{100 * share:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
-
-
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's interval of a share of `n` cases (Wilson 1927, JASA 22)."""
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def chosen_checkpoint(results: Mapping[str, Any]) -> str:

@@ -23,11 +23,36 @@ class Choices(TypedDict):
     questions: Count
 
 
+class CalibrationExample(TypedDict):
+    """The tokens whose likeliest id has a probability of about 70 %."""
+
+    confidence: Number
+    accuracy: Number
+    accuracy_sem: Number
+    tokens: Count
+
+
+class Calibrated(TypedDict):
+    """How far the largest probability can be trusted. `_sem` is a standard error."""
+
+    ece: Number
+    ece_sem: Number
+    brier: Number
+    brier_sem: Number
+    confidence: Number
+    confidence_sem: Number
+    accuracy: Number
+    accuracy_sem: Number
+    near_70: CalibrationExample | None
+    tokens: Count
+
+
 class OfText(TypedDict):
     """What was measured on the text that has nothing to do with the run."""
 
     bits_per_byte: NotRequired[Number]
     bits_per_byte_sem: NotRequired[Number]
+    calibration: NotRequired[Calibrated]
 
 
 class Measured(TypedDict):
@@ -48,6 +73,7 @@ class Measured(TypedDict):
     continuations: NotRequired[Choices | None]
     packs: NotRequired[Mapping[str, Choices | None]]
     text: NotRequired[OfText]
+    calibration: NotRequired[Calibrated]
 
 
 class Counted(Measured):

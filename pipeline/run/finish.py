@@ -11,6 +11,7 @@ from pipeline.console.messages import Say
 from pipeline.job import Job
 from pipeline.job.digest import Digests
 from pipeline.models.bring import bring_model
+from pipeline.report.calibration import calibration_in_brief
 from pipeline.report.published_by import is_still_there
 from pipeline.report.reading import read_history
 from pipeline.report.report_file import REPORT
@@ -94,6 +95,9 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
             rows.append([f"{name} bits per byte", f"{result['bits_per_byte']:.3f}"])
         elif result.get("response_loss") is not None:  # of a run without text
             rows.append([f"{name} response loss", f"{result['response_loss']:.3f}"])
+    for name in job.train_stages:
+        if calibration := results.get(name, {}).get("calibration"):
+            rows.append([f"{name} calibration", calibration_in_brief(calibration)])
     costs = history.costs
     rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
     if published:

@@ -97,6 +97,7 @@ class Measures:
         import numpy as np
 
         from pion.data.shards import IGNORED
+        from pion.evaluation.calibration import calibrate
         from pion.evaluation.held_out import (
             by_document,
             score,
@@ -112,14 +113,17 @@ class Measures:
         documents = rows.document_numbers(measured, self.tokenizer.end_of_text)
         counted = scores.targets != IGNORED
         token_bytes = self.tokenizer.token_bytes()
+        calibration = {}
         if kind == "conversations":
             sizes = counted.astype(np.int64)
             of: HeldOut | Responses = summarize_responses(scores, self._end_of_turn(), documents)
         else:
             sizes = target_bytes(scores.targets, token_bytes)
             of = summarize(scores.nll, scores.targets, token_bytes, documents)
+            calibration = {"calibration": dataclasses.asdict(calibrate(scores, documents))}
         nats, sizes = by_document(documents, counted, scores.nll, sizes)
-        return {**dataclasses.asdict(of), SUMS: {"nats": nats.tolist(), "sizes": sizes.tolist()}}
+        sums = {"nats": nats.tolist(), "sizes": sizes.tolist()}
+        return {**dataclasses.asdict(of), **calibration, SUMS: sums}
 
     def _end_of_turn(self) -> int:
         """Return the id that ends an answer in the chat format of the conversations."""

@@ -44,6 +44,7 @@ MEASURES = (
     "tokens",
     "bytes",
     "rows",
+    "calibration",
     "continuations",
     "packs",
 )

@@ -157,20 +157,20 @@ def keep_plain_tensor(right: Callable[..., None]) -> Callable[..., None]:
 
 def scores_by_mask(right: Callable[..., Any]) -> Callable[..., Any]:
     def token_nll_by_mask(model: Decoder, batch: Batch, *rest: Any) -> Any:
-        nll, likeliest = right(model, batch, *rest)
+        nll, *others = right(model, batch, *rest)
         learned = batch.targets.to(nll.device, non_blocking=True) != IGNORED
         nll[learned] = nll[learned] + 0.0
-        return nll, likeliest
+        return nll, *others
 
     return token_nll_by_mask
 
 
 def scores_by_list(right: Callable[..., Any]) -> Callable[..., Any]:
     def token_nll_by_list(model: Decoder, batch: Batch, *rest: Any) -> Any:
-        nll, likeliest = right(model, batch, *rest)
+        nll, *others = right(model, batch, *rest)
         rows = torch.zeros_like(nll)
         rows[list(range(len(nll)))] = nll
-        return rows, likeliest
+        return rows, *others
 
     return token_nll_by_list
 

@@ -12,14 +12,15 @@ from pion.data.order import RowOrder
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Rows
 from pion.data.stream import RowStream
-from pion.evaluation.held_out import Scorer, held_out
+from pion.evaluation.calibration import calibrate
+from pion.evaluation.held_out import Scorer, score, summarize
 from tests.families.families import SEQ_LEN, Family, each_family
 
 IDS = 300  # that the tokenizer can produce
 
 
 @each_family
-def test_held_out_loss_is_minus_the_log_of_the_softmax_worked_out_by_hand(
+def test_loss_and_calibration_are_those_of_the_softmax_worked_out_by_hand(
     family: Family, tmp_path: Path
 ) -> None:
     model = family.decoder()
@@ -30,7 +31,9 @@ def test_held_out_loss_is_minus_the_log_of_the_softmax_worked_out_by_hand(
     order = RowOrder(manifest.shard_rows, manifest.fingerprint, seed=0, window=1)
     stream = RowStream([(Rows(manifest, lambda shard: tmp_path / shard.name), order)])
     scorer = Scorer(model, IDS, micro_batch=4)
-    measured = held_out(scorer, stream, range(6), np.ones(IDS), end_of_text=0)
+    scores, documents = score(scorer, stream, range(6)), stream.document_numbers(range(6), 0)
+    measured = summarize(scores.nll, scores.targets, np.ones(IDS), documents)
+    calibration = calibrate(scores, documents)
 
     tokens = torch.from_numpy(ids)
     with torch.inference_mode():
@@ -39,3 +42,8 @@ def test_held_out_loss_is_minus_the_log_of_the_softmax_worked_out_by_hand(
     expected = -likelihood.gather(2, tokens[:, 1:, None]).log().mean()
     assert measured.tokens == 6 * (SEQ_LEN - 1)
     assert measured.loss == pytest.approx(expected.item(), rel=1e-6)
+    top = likelihood.max(dim=-1)
+    right = (top.indices == tokens[:, 1:]).double()
+    assert calibration.confidence == pytest.approx(top.values.mean().item(), rel=1e-5)
+    assert calibration.accuracy == pytest.approx(right.mean().item())
+    assert calibration.brier == pytest.approx((top.values - right).square().mean().item(), rel=1e-4)

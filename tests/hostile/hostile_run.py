@@ -36,6 +36,18 @@ NAME = "demo"
 JOB = "0123"
 NOW = 1_700_000_000.0
 CHOICES = {"accuracy": 0.5, "accuracy_sem": 0.1, "chance": 0.25, "questions": 40}
+CALIBRATION: dict[str, Any] = {
+    "ece": 0.023,
+    "ece_sem": 0.002,
+    "brier": 0.151,
+    "brier_sem": 0.002,
+    "confidence": 0.312,
+    "confidence_sem": 0.003,
+    "accuracy": 0.305,
+    "accuracy_sem": 0.004,
+    "near_70": {"confidence": 0.7, "accuracy": 0.62, "accuracy_sem": 0.01, "tokens": 812},
+    "tokens": 37485,
+}
 EVALUATED: dict[str, Any] = {
     "pretrain": {
         "loss": 2.5,
@@ -43,6 +55,7 @@ EVALUATED: dict[str, Any] = {
         "perplexity": 12.2,
         "bits_per_byte": 1.5,
         "bits_per_byte_sem": 0.1,
+        "calibration": CALIBRATION,
         "continuations": CHOICES,
     },
     "sft": {

@@ -240,6 +240,9 @@ def read_evaluated(run: RunState, data: bytes) -> bool:
     return True
 
 
+MAY_BE_NULL = ("continuations", "trivia", "train_tokens", "near_70")
+
+
 def evaluated_may(case: Attack) -> bool:
     """Return whether a report can show the attack's value."""
     name = case.place[-1]
@@ -247,13 +250,14 @@ def evaluated_may(case: Attack) -> bool:
         return False
     if case.what == "missing":
         whole = case.place[0] in ("checkpoint", "compared_text") and len(case.place) == 2
-        return not (name in ("questions", "order") or whole)
+        inside = "calibration" in case.place[:-1]
+        return not (name in ("questions", "order") or whole or inside)
     if case.what == "escape" and name == "normalization":
         return True
     if case.place[:2] == ("lm_eval", "arc_easy") and len(case.place) == 3:
         return True  # lm-eval's own values may be anything
     if case.what == "null":
-        return isinstance(case.good, float) or name in ("continuations", "trivia", "train_tokens")
+        return isinstance(case.good, float) or name in MAY_BE_NULL
     return case.what in ("1e300", "-1") and isinstance(case.good, float)
 
 

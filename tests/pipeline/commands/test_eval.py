@@ -24,9 +24,11 @@ def test_eval_measures_text_and_multiple_choice(here: Path, pion: Pion) -> None:
     text, pack = json.loads(out).values()
     assert text["bytes"] == len(Path("text.txt").read_bytes())
     assert text["bits_per_byte"] > 0
+    assert text["calibration"]["tokens"] == text["tokens"]
     assert (pack["questions"], pack["chance"]) == (1, 0.5)
     _, out, _ = pion("eval", "demo", "text.txt", "pack.jsonl")
     assert out.startswith("text.txt: bits per byte ")
+    assert " bytes), likeliest tokens " in out
     assert "pack.jsonl: accuracy " in out
 
 
@@ -70,17 +72,17 @@ def test_eval_of_a_file_that_is_no_text_is_refused(
 def test_text_is_scored_token_by_token_like_a_full_forward(here: Path) -> None:
     import torch
 
-    from pipeline.commands.eval import text_loss
+    from pipeline.commands.eval import measure_texts
 
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer.vocab_size)
     text = "Return a new header."
     ids = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(text)]])
     expected = model.loss(ids[:, :-1], ids[:, 1:]).item()
-    result = text_loss(model, tokenizer, [text])
+    result, _ = measure_texts(model, tokenizer, [text])
     assert result.loss == pytest.approx(expected, rel=1e-5)
     assert result.tokens == ids.shape[1] - 1
-    long = text_loss(model, tokenizer, [text * 20], rows_at_once=2)
+    long, _ = measure_texts(model, tokenizer, [text * 20], rows_at_once=2)
     assert long.rows == -(-long.tokens // model.config.seq_len)
 
 

@@ -13,7 +13,6 @@ from pipeline.report.history import RunHistory
 from pipeline.report.page_sections import measured_sections
 from pipeline.report.result_tables import (
     before_after_rows,
-    share_with_interval,
     start_in_words,
     what_it_forgot,
 )
@@ -121,13 +120,6 @@ def test_a_run_from_random_weights_has_nothing_of_it() -> None:
     assert what_it_forgot(plain.job, plain.results) == ""
     assert "efore and after training" not in card_of_history(plain)
     assert "efore and after training" not in page_of(plain)
-
-
-def test_a_share_of_all_cases_has_an_interval_and_an_old_result_keeps_its_error() -> None:
-    of_all = {"stop_accuracy": 1.0, "stop_accuracy_sem": 0.0}
-    counted = share_with_interval({**of_all, "ends": 40}, "stop_accuracy", "ends")
-    assert counted == "100.0 % (95 %: 91.2 to 100.0)"
-    assert share_with_interval(of_all, "stop_accuracy", "ends") == "100.0 % ± 0.0"
 
 
 def test_the_start_is_said_in_a_line() -> None:

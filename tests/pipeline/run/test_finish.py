@@ -11,8 +11,19 @@ from pipeline.job import Job
 from pipeline.run.finish import summary_rows
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
+from tests.hostile.hostile_run import CALIBRATION
 from tests.support.finished_run import make_run
 from tests.support.jobs import tiny_dict
+
+
+def test_the_summary_says_how_far_a_models_probabilities_can_be_trusted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs")
+    claim = claim_run(run, Owner.me())
+    measured = {"sft": {"bits_per_byte": 1.5, "calibration": CALIBRATION}}
+    claim.finish_stage("evaluate", "d", measured)
+    rows = dict(map(tuple, summary_rows(Job.model_validate(tiny_dict()), run)))
+    assert rows["sft calibration"] == "31.2 % sure, 30.5 % right (ECE 2.3 %)"
+    assert "pretrain calibration" not in rows  # as in the results of an older version
 
 
 def test_the_summary_says_where_the_published_model_is_and_that_it_is_still_there(

@@ -173,16 +173,18 @@ def test_results_hold_every_model_and_baseline_under_the_names_the_card_uses(
     results, said = unbroken
     text = {"loss", "loss_sem", "perplexity", "bits_per_byte", "bits_per_byte_sem"}
     text |= {"tokens", "bytes", "rows"}
+    calibrated = {"calibration"}
     chat = {"response_loss", "response_loss_sem", "stop_accuracy", "stop_accuracy_sem"}
     assert set(results) == {"pretrain", "sft", "untrained", "ngram"}
-    assert set(results["pretrain"]) == text | {"continuations"}
-    assert set(results["sft"]) == text | chat | {
+    assert set(results["pretrain"]) == text | calibrated | {"continuations"}
+    assert set(results["sft"]) == text | calibrated | chat | {
         "false_stop_rate",
         "ends",
         "others",
         "continuations",
     }
-    assert set(results["untrained"]) == text
+    assert set(results["untrained"]) == text | calibrated
+    assert results["pretrain"]["calibration"]["tokens"] == results["pretrain"]["tokens"]
     assert set(results["ngram"]) == text | {"order", "train_tokens"}
     assert results["pretrain"]["continuations"]["questions"] == 6
     assert results["pretrain"]["continuations"]["chance"] == pytest.approx(1 / 3)

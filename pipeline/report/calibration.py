@@ -1,0 +1,87 @@
+"""How far a model's probabilities can be trusted, as rows of text and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pipeline.report.values import percent_with_error, value_with_error
+
+CALIBRATION = (
+    "How far the probability of the most likely token can be trusted. ECE is the mean distance "
+    "between this probability and how often the token is right, in 15 groups of tokens. Of ECE and "
+    "of the Brier score, lower is better:"
+)
+CALIBRATION_COLUMNS = ("model", "text", "mean probability", "right", "ECE", "Brier score")
+# With fewer tokens, a group says too little.
+FEWEST_OF_A_GROUP = 100
+
+# (key in the results, name in the table, name in a sentence); the last model is first
+_MODELS = (
+    ("sft", "fine-tuned", "fine-tuned model"),
+    ("pretrain", "base", "base model"),
+    ("base", "before training", "model before training"),
+)
+
+
+class _Calibrated(NamedTuple):
+    title: str
+    called: str
+    text: str
+    found: Mapping[str, Any]
+
+
+def calibration_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return (model, text, mean probability, right, ECE, Brier score) of each measured model."""
+    return [
+        (
+            each.title,
+            each.text,
+            *(percent_with_error(each.found, name) for name in ("confidence", "accuracy", "ece")),
+            value_with_error(each.found, "brier"),
+        )
+        for each in _calibrated(results)
+    ]
+
+
+def calibration_in_words(results: Mapping[str, Any]) -> str:
+    """Return in a sentence how far the last model's probabilities can be trusted; empty if unknown.
+
+    The example is of tokens with a probability of about 70 %, if there are enough of them.
+    """
+    last = next(_calibrated(results), None)
+    if last is None:
+        return ""
+    example = last.found["near_70"]
+    said, right = _said_and_right(last.found)
+    if example is None or example["tokens"] < FEWEST_OF_A_GROUP:
+        return (
+            f"On {last.text}, the most likely token of the {last.called} has a probability of "
+            f"{said} on average, and is right in {right} of the cases."
+        )
+    said, right = _said_and_right(example)
+    return (
+        f"Where the {last.called} gives a token of {last.text} about 70 % (on average {said}), "
+        f"this token is right in {right} of the cases ({example['tokens']:,} tokens)."
+    )
+
+
+def calibration_in_brief(found: Mapping[str, Any]) -> str:
+    """Return `31.2 % sure, 30.5 % right (ECE 1.3 %)`."""
+    sure, right, ece = (
+        percent_with_error({name: found[name]}, name) for name in ("confidence", "accuracy", "ece")
+    )
+    return f"{sure} sure, {right} right (ECE {ece})"
+
+
+def _said_and_right(found: Mapping[str, Any]) -> tuple[str, str]:
+    return percent_with_error(found, "confidence"), percent_with_error(found, "accuracy")
+
+
+def _calibrated(results: Mapping[str, Any]) -> Iterator[_Calibrated]:
+    """Yield what was measured of each model on each text. Results of before 0.2.0 have nothing."""
+    for key, title, called in _MODELS:
+        result = results.get(key) or {}
+        for text, measured in (("held-out text", result), ("other text", result.get("text") or {})):
+            if found := measured.get("calibration"):
+                yield _Calibrated(title, called, text, found)

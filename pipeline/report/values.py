@@ -1,0 +1,46 @@
+"""Results with their standard errors, as text. An en dash marks an unmeasured value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.console.formats import measured
+
+
+def value_with_error(result: Mapping[str, Any], name: str, digits: int = 3) -> str:
+    """Return `2.081 ± 0.012`; without a standard error `2.081`; an en dash if unmeasured."""
+    value, error = result.get(name), result.get(f"{name}_sem")
+    if value is None or not math.isfinite(value):
+        return "–"
+    return measured(value, error, digits)
+
+
+def percent_with_error(result: Mapping[str, Any], name: str) -> str:
+    """Return `63.5 % ± 3.4`, or an en dash if unmeasured."""
+    value, error = result.get(name), result.get(f"{name}_sem")
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{100 * value:.1f} %"
+    return f"{text} ± {100 * error:.1f}" if error is not None and math.isfinite(error) else text
+
+
+def share_with_interval(result: Mapping[str, Any], name: str, count: str) -> str:
+    """Return `100.0 % (95 %: 96.3 to 100.0)` of as many cases as `count` says.
+
+    The interval is Wilson's, which is not empty where all or no cases agree. A result
+    without a count keeps its standard error.
+    """
+    share, n = result.get(name), result.get(count)
+    if not n or share is None or not math.isfinite(share):
+        return percent_with_error(result, name)
+    low, high = wilson(share, n)
+    return f"{100 * share:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's interval of a share of `n` cases (Wilson 1927, JASA 22)."""
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,84 @@
+"""The card, the page and the summary say how far a model's probabilities can be trusted."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+from pipeline.job import Job
+from pipeline.report.calibration import (
+    calibration_in_brief,
+    calibration_in_words,
+    calibration_rows,
+)
+from pipeline.report.page_sections import measured_sections
+from tests.hostile.hostile_run import CALIBRATION
+from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
+
+MEASURED = {"loss": 3.0, "calibration": CALIBRATION}
+RESULTS: dict[str, Any] = {"sft": MEASURED, "pretrain": MEASURED, "untrained": MEASURED}
+SENTENCE = (
+    "Where the fine-tuned model gives a token of held-out text about 70 % (on average 70.0 %), "
+    "this token is right in 62.0 % ± 1.0 of the cases (812 tokens)."
+)
+
+
+def test_each_trained_model_has_a_row() -> None:
+    values = ("31.2 % ± 0.3", "30.5 % ± 0.4", "2.3 % ± 0.2", "0.151 ± 0.002")
+    assert calibration_rows(RESULTS) == [
+        ("fine-tuned", "held-out text", *values),
+        ("base", "held-out text", *values),
+    ]
+
+
+def test_the_model_before_training_has_a_row_for_each_text() -> None:
+    text = {"bits_per_byte": 1.0, "calibration": CALIBRATION}
+    found = calibration_rows({"base": {"text": text}, "sft": {**MEASURED, "text": text}})
+    assert [row[:2] for row in found] == [
+        ("fine-tuned", "held-out text"),
+        ("fine-tuned", "other text"),
+        ("before training", "other text"),
+    ]
+
+
+def test_a_sentence_says_how_often_the_model_is_right_when_it_says_70_percent() -> None:
+    assert calibration_in_words(RESULTS) == SENTENCE
+
+
+def test_with_few_tokens_of_70_percent_the_sentence_is_about_all_tokens() -> None:
+    example = {**CALIBRATION["near_70"], "tokens": 99}
+    few = {"calibration": {**CALIBRATION, "near_70": example}}
+    none = {"calibration": {**CALIBRATION, "near_70": None}}
+    assert calibration_in_words({"pretrain": none}) == calibration_in_words({"pretrain": few})
+    assert calibration_in_words({"pretrain": few}) == (
+        "On held-out text, the most likely token of the base model has a probability of 31.2 % ± "
+        "0.3 on average, and is right in 30.5 % ± 0.4 of the cases."
+    )
+
+
+def test_a_diverged_model_has_dashes() -> None:
+    nothing = {name: None for name in CALIBRATION} | {"near_70": CALIBRATION["near_70"]}
+    (row,) = calibration_rows({"sft": {"calibration": nothing}})
+    assert row[2:] == ("–", "–", "–", "–")
+    assert calibration_in_brief(nothing) == "– sure, – right (ECE –)"
+
+
+def test_card_and_page_show_the_table_and_the_sentence() -> None:
+    shown = history_of(Job.model_validate(copy.deepcopy(JOB)), results=RESULTS)
+    card = card_of_history(shown)
+    page = json.dumps(measured_sections(shown, shown.results), ensure_ascii=False)
+    assert "| fine-tuned | held-out text | 31.2 % ± 0.3 | 30.5 % ± 0.4 | 2.3 % ± 0.2 |" in card
+    assert '"held-out text", "31.2 % ± 0.3"' in page
+    for text in (card, page):
+        assert SENTENCE in text
+
+
+def test_results_of_an_older_version_are_shown_without_it() -> None:
+    older = {"sft": {"loss": 3.0, "loss_sem": 0.1, "perplexity": 20.1, "bits_per_byte": 2.0}}
+    shown = history_of(Job.model_validate(copy.deepcopy(JOB)), results=older)
+    assert calibration_rows(shown.results) == []
+    assert calibration_in_words(shown.results) == ""
+    card = card_of_history(shown)
+    assert "3.000 ± 0.100" in card
+    assert "ECE" not in card
