@@ -91,7 +91,7 @@ function addTokens(turn, side, tokens) {
 
 /** Return the elements of an answer. */
 function answerView(turn, side) {
-  const root = el("section", { className: "answer", ariaLabel: "Answer" });
+  const root = el("article", { className: "answer", ariaLabel: "Answer" });
   const who = el("p", { className: "who" }, turn.answers[side].model);
   const text = el("div", { className: "text", dir: "auto" });
   const trouble = el("div");
