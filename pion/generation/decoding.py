@@ -44,7 +44,7 @@ class Decoding:
         self._look_ups: dict[int, LookUp] = {}  # by the id of the text
         self.texts: list[Text] = []
         self.reading: Text | None = None
-        self._cache = KVCache(model.config, max_tokens, rows)
+        self._cache = KVCache(model.config, min(max_tokens, model.config.seq_len), rows)
         # Of each row, the ids that it has keys and values of; and when it was used last.
         self._read: list[list[int]] = [[] for _ in range(rows)]
         self._used = [0] * rows
@@ -79,7 +79,7 @@ class Decoding:
         """
         first = len(self.texts)
         for row in range(first, first + len(texts)):
-            self._take(self._oldest(row), row, 0)
+            self._empty(row)
         prompts = [text.ids for text in texts]
         longest = max(len(ids) for ids in prompts)
         filled = [ids + [0] * (longest - len(ids)) for ids in prompts]
@@ -100,14 +100,16 @@ class Decoding:
         common = self._common(best, text.ids) if reuse else 0
         row = len(self.texts)
         if common < LEAST_REUSED:
-            self._take(self._oldest(row), row, 0)
+            self._empty(row)
             common = 0
         elif best < row:  # it is in use
-            self._take(self._oldest(row), row, 0)
+            self._empty(row)
             self._cache.copy(best, row, common)
             self._read[row] = self._read[best][:common]
         else:
-            self._take(best, row, common)
+            self._swap(best, row)
+            self._cache.cut(row, common)
+            self._read[row] = self._read[row][:common]
         self.reading = text
         return common
 
@@ -168,11 +170,6 @@ class Decoding:
             return []
         return self._look_ups.setdefault(id(text), LookUp()).draft(text.ids, most)
 
-    def drafted(self, text: Text) -> tuple[int, int]:
-        """Return how many tokens of a text were drafted, and how many of them were right."""
-        found = self._look_ups.get(id(text))
-        return (0, 0) if found is None else (found.drafted, found.right)
-
     def leave(self, row: int, *, damaged: bool = False) -> None:
         """Free the row of a text. The last text takes it.
 
@@ -199,15 +196,14 @@ class Decoding:
 
     # ------------------------------------------------------------ rows
 
-    def _oldest(self, first: int) -> int:
-        """Return the row from `first` on that was used least recently."""
-        return min(range(first, len(self._read)), key=lambda row: self._used[row])
-
-    def _take(self, row: int, to: int, length: int) -> None:
-        """Let a row change places with the row `to`, with the first tokens of what it has read."""
-        self._swap(row, to)
-        self._cache.cut(to, length)
-        self._read[to] = self._read[to][:length]
+    def _empty(self, row: int) -> None:
+        """Empty a row. What it has read moves to the free row that was used least recently."""
+        oldest = min(range(row, len(self._read)), key=lambda free: self._used[free])
+        if oldest != row:
+            self._cache.copy(row, oldest, self._cache.lengths[row])
+            self._read[oldest], self._used[oldest] = self._read[row], self._used[row]
+        self._cache.cut(row, 0)
+        self._read[row] = []
 
     def _common(self, row: int, ids: Sequence[int]) -> int:
         """Return how many of the ids but the last a row has read, and still has all it needs of."""

@@ -19,14 +19,9 @@ LEAST_RIGHT, LAST = 0.15, 64
 
 class LookUp:
     """Drafts of one text by what followed its last tokens earlier in the text (Saxena 2023, "Prompt
-    lookup decoding").
-
-    Attributes:
-        drafted, right: how many tokens were drafted, and how many of them were drawn.
-    """
+    lookup decoding")."""
 
     def __init__(self) -> None:
-        self.drafted = self.right = 0
         self._recent: deque[bool] = deque(maxlen=LAST)
         # Where the last tokens that are there twice were seen last: behind their end.
         self._ends: dict[tuple[int, ...], int] = {}
@@ -50,8 +45,6 @@ class LookUp:
 
     def count(self, drafted: int, right: int) -> None:
         """Note how many of the drafted tokens were right."""
-        self.drafted += drafted
-        self.right += right
         self._recent.extend(n < right for n in range(drafted))
 
     @property

@@ -147,8 +147,8 @@ def _within(points: Sequence[Point], steps: range) -> Sequence[Point]:
     return points[max(0, first - 1) : end + 1]
 
 
-def _is_name(key: object) -> bool:
-    return isinstance(key, str) and len(key) <= LONGEST_NAME and key.isidentifier()
+def _is_name(key: str) -> bool:
+    return len(key) <= LONGEST_NAME and key.isascii() and key.isidentifier()
 
 
 def _is_number(value: object) -> bool:

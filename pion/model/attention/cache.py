@@ -146,8 +146,9 @@ class KVCache:
         """Let the texts of two rows change places."""
         if one == other:
             return
+        entries = max(self._reached[one], self._reached[other])
         for layer in self.layers:
-            layer.swap(one, other)
+            layer.swap(one, other, entries)
         for kept in (self.lengths, self._reached):
             kept[one], kept[other] = kept[other], kept[one]
 
@@ -243,16 +244,16 @@ class LayerCache:
             larger[:, :, : buffer.shape[2]] = buffer
         self.keys, self.values = new[0], new[1]
 
-    def swap(self, one: int, other: int) -> None:
+    def swap(self, one: int, other: int, entries: int) -> None:
         for buffer in self._buffers():
-            kept = buffer[one].clone()
-            buffer[one] = buffer[other]
-            buffer[other] = kept
+            kept = buffer[one, :, :entries].clone()
+            buffer[one, :, :entries] = buffer[other, :, :entries]
+            buffer[other, :, :entries] = kept
 
     def copy(self, source: int, row: int, length: int) -> None:
+        entries = length + SPARE  # all of a ring that is full: see `can_cut`
         for buffer in self._buffers():
-            shown = min(length + SPARE, self._room.most)
-            buffer[row, :, :shown] = buffer[source, :, :shown]
+            buffer[row, :, :entries] = buffer[source, :, :entries]
 
     def clear(self, row: int) -> None:
         for buffer in self._buffers():

@@ -98,6 +98,21 @@ def test_the_engine_drafts_and_gives_the_same_answers(engines: list[Engine]) -> 
     torch.testing.assert_close(found["chances 0"], found["chances 3"], rtol=0, atol=1e-4)
 
 
+def test_the_drafts_of_one_text_do_not_push_another_over_the_context(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LookUp, "draft", lambda self, ids, most: [9] * most)
+    model = initial(FAMILY)
+    engine = Engine(model, now, slots=2, queue=9, seq_len=10 * SEQ_LEN, drafts=8)
+    engines.append(engine)
+    long = Client(model, [5] * (SEQ_LEN - 2), stop_ids=(), max_tokens=9)
+    repeats = Client(model, [6, 7, 8] * 3, stop_ids=(), max_tokens=9)
+    engine.submit([long.answer, repeats.answer])
+    engine.start()
+    assert long.wait() == repeats.wait() == Ended(stopped=False)
+    assert (len(long.tokens), len(repeats.tokens)) == (2, 9)
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 6))
 def test_a_look_up_drafts_what_followed_the_last_tokens(ids: list[int], most: int) -> None:
     one = LookUp()
@@ -121,7 +136,6 @@ def test_a_text_that_is_drafted_wrong_is_no_longer_drafted() -> None:
     assert look_up.draft(text, 2) == [7, 8]
     look_up.count(LAST, 2)
     assert look_up.draft(text, 2) == []
-    assert (look_up.drafted, look_up.right) == (LAST, 2)
 
 
 def test_more_drafts_than_the_cache_can_take_back_are_refused() -> None:

@@ -64,7 +64,7 @@ def test_every_number_is_a_curve_and_of_layers_there_are_three() -> None:
 
 
 def test_names_that_others_wrote_are_few_and_short() -> None:
-    odd = {"<img>": 1, "a b": 1, "x" * 41: 1, "": 1, "nan": float("nan")}
+    odd = {"<img>": 1, "a b": 1, "x" * 41: 1, "": 1, "nan": float("nan"), "größe": 1}
     many = {f"metric_{n}": n for n in range(3 * MOST_NAMES)}
     assert names_of([row(1, **odd)]) == []
     assert len(names_of([row(1, **many), row(2, **many)])) == MOST_NAMES

@@ -93,7 +93,7 @@ ANSWERS: list[dict[str, Any]] = [
     # 1.7 sends only the text.
     {"content": "A fox.", "refusal": None, "parsed": None, "annotations": None, "audio": None},
     {"content": "A fox.", "provider_specific_fields": {"refusal": None}},
-    # OpenAI's `parse` puts what it read in the text beside it.
+    # OpenAI's `parse` adds what it read in the text.
     {"content": "A fox.", "parsed": {"name": "fox", "age": 3}},
 ]
 
