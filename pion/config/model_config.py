@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal
 
+from pion.config.draft import Draft
 from pion.config.part_fields import FeedForwardPart, check_fields, is_number, is_whole
 from pion.config.parts import (
     FEEDFORWARD,
@@ -23,11 +24,12 @@ from pion.config.parts import (
 )
 from pion.config.presets import PRESETS
 from pion.config.primitives import Primitives
+from pion.config.slots import Slots
 from pion.errors import BadInput
 from pion.later_fields import closest, from_fields, later_field, shown, to_record, values_before
 
 # The values of `family`. It is a label for presets, importers and cards; no computation reads it.
-FAMILIES = ("pion", "tachyon", "daisy", "pilon")
+FAMILIES = ("pion", "tachyon", "daisy", "pilon", "lepton")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,10 @@ class ModelConfig:
     programs may count on it. Checkpoints record this, so training keeps all rows too."""
     gates: bool = later_field(False, before=False)
     """Whether blocks have gates that learn which tokens need no feed-forward layer."""
+    draft: Draft | None = later_field(None, before=None)
+    """A block that guesses tokens. It learns from the model, and changes nothing in it."""
+    slots: Slots | None = later_field(None, before=None)
+    """Entries after each segment of a text, which keep what attention's window has left."""
     norm_gain: bool = later_field(True, before=True)
     """Whether norms have a learned gain."""
     logit_cap: float | None = later_field(None, before=None)
@@ -149,6 +155,10 @@ class ModelConfig:
         """Whether some weights are packed, as in a published model. Then they can't be trained."""
         part = self.feedforward_part
         return part is not None and part.packed
+
+    def entries(self, tokens: int) -> int:
+        """Return how many entries blocks compute of a row of so many tokens: slots count too."""
+        return tokens + (0 if self.slots is None else self.slots.of(tokens))
 
     @property
     def head_rows(self) -> int:

@@ -130,6 +130,10 @@ class Core(Protocol):
         """The number of layers."""
 
     @property
+    def vocab_size(self) -> int:
+        """The number of rows of the embedding."""
+
+    @property
     def head_dim(self) -> int:
         """The width of a head."""
 
@@ -152,6 +156,26 @@ class Core(Protocol):
     @property
     def feedforward(self) -> str:
         """The part that computes the feed-forward layers, or "dense"."""
+
+    @property
+    def seq_len(self) -> int:
+        """The longest sequence that the model reads."""
+
+    @property
+    def windows(self) -> object | None:
+        """The windows of attention; None: there are none."""
+
+    @property
+    def values(self) -> object | None:
+        """The value tables; None: there are none."""
+
+    @property
+    def wiring(self) -> object | None:
+        """How layers are connected; None: each reads the layer before."""
+
+    @property
+    def gates(self) -> bool:
+        """Whether blocks have gates."""
 
 
 class FeedForwardPart(ABC):

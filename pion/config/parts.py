@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
+from pion.config.draft import Draft
 from pion.config.part_fields import (
     FACTOR,
     LAYERS,
@@ -27,6 +28,7 @@ from pion.config.part_fields import (
     setting,
 )
 from pion.config.primitives import Primitives
+from pion.config.slots import Slots
 from pion.errors import BadInput
 from pion.later_fields import from_fields, shown, values_before
 
@@ -326,6 +328,8 @@ PARTS = {
     "values": Values,
     "primitives": Primitives,
     "rope_scaling": RopeScaling,
+    "draft": Draft,
+    "slots": Slots,
 }
 
 
@@ -334,6 +338,8 @@ PARTS = {
 
 # A matrix maps hidden states to hidden states. The embedding and the head have a row for each token
 # id. A router has a row for each expert. Primitives are shared by layers, and a recipe says which
-# primitives a layer uses. A gate says which tokens need no feed-forward layer. All else is a
-# vector: gains, scalars and the vectors of positions.
-Role = Literal["matrix", "router", "embedding", "head", "primitive", "recipe", "gate", "vector"]
+# primitives a layer uses. A gate says which tokens need no feed-forward layer. A draft block
+# guesses tokens. All else is a vector: gains, scalars and the vectors of positions.
+Role = Literal[
+    "matrix", "router", "embedding", "head", "primitive", "recipe", "gate", "draft", "vector"
+]

@@ -128,6 +128,16 @@ def _daisy(
     }
 
 
+def _lepton(d_model: int, n_heads: int, n_layers: int, slots: int, segment: int) -> Preset:
+    """Return a Pion of a Lepton's shape, with slots after each segment."""
+    hidden = -(-(8 * d_model // 3) // 32) * 32
+    return _pion(d_model, n_layers, n_heads, n_kv_heads=n_heads, d_ff=hidden) | {
+        "family": "lepton",
+        "vocab_size": 50_257,
+        "slots": {"per_segment": slots, "segment": segment, "window": 8},
+    }
+
+
 PRESETS: dict[str, Preset] = {
     "pion-nano": _pion(d_model=384, n_layers=6, n_heads=6, n_kv_heads=2, d_ff=1024),
     "pion-micro": _pion(d_model=512, n_layers=12, n_heads=8, n_kv_heads=2, d_ff=1408),
@@ -149,4 +159,12 @@ PRESETS: dict[str, Preset] = {
     "daisy-350m": _daisy(1024, 16, 8, window=3456, seq_len=65_536, old=True),
     "daisy-1.6b": _daisy(1600, 48, 25, window=3456, seq_len=16_384, old=True),
     **pilon_presets(_gpt2),
+    "lepton-nano": _lepton(192, 3, 4, slots=1, segment=32),
+    "lepton-micro": _lepton(256, 4, 6, slots=2, segment=32),
+    "lepton-tiny": _lepton(384, 6, 8, slots=3, segment=64),
+    "lepton-small": _lepton(512, 8, 12, slots=4, segment=64),
+    "lepton-medium": _lepton(768, 12, 16, slots=6, segment=64),
+    "lepton-large": _lepton(1024, 16, 20, slots=8, segment=64),
+    "lepton-xl": _lepton(1536, 24, 24, slots=12, segment=64),
+    "lepton-xxl": _lepton(2048, 32, 32, slots=16, segment=64),
 }

@@ -29,6 +29,8 @@ EXPORT_FILES = (
 )
 # The files of a published adapter. Its card and tokenizer are as in an export.
 ADAPTER_FILES = (PEFT_CONFIG, PEFT_TENSORS, RECORD)
+# The folder of a draft block (draft_folder.py), and its files.
+DRAFT_FOLDER, DRAFT_FILES = "draft", ("draft.json", "draft.safetensors")
 # Marks a config.json as an export of Pion, for `is_export`. Transformers ignores this entry.
 PRODUCER = {"producer": "pion"}
 
@@ -59,7 +61,14 @@ def _foreign(folder: Path) -> list[str]:
         and path.name not in (GGUF_FILE, MODELFILE)
         and not is_modelling_file(path)
         and not is_legal(path.name)
+        and not _is_draft(path)
     )
+
+
+def _is_draft(path: Path) -> bool:
+    """Return whether a path is the folder of a draft block, and has no other files."""
+    names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    return path.name == DRAFT_FOLDER and names <= set(DRAFT_FILES)
 
 
 def check_replaceable(out: str | Path) -> None:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from pion.errors import BadInput
-from pion.generation.drafts import LookUp
+from pion.generation.bounds import MOST_DRAFTS
+from pion.generation.drafts import TOKEN_SHARE, Drafting, Possible, best_number
 from pion.generation.text import Text
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
+from pion.model.draft_block import DraftBlock, Trunk
+from pion.model.params_and_flops import guess_share
 
-# More are hardly ever right. The cache can take back SPARE tokens of a row.
-MOST_DRAFTS = 16
 # A shorter beginning is read again.
 LEAST_REUSED = 16
 # Where masks are dense, a prompt is read in pieces of this many tokens. Otherwise memory would be
@@ -41,7 +42,11 @@ class Decoding:
         if not 0 <= drafts <= MOST_DRAFTS:
             raise BadInput(f"drafts is {drafts}; it must be from 0 to {MOST_DRAFTS}")
         self.model, self._drafts = model, drafts
-        self._look_ups: dict[int, LookUp] = {}  # by the id of the text
+        self._draftings: dict[int, Drafting] = {}  # by the id of the text
+        block = model.draft if drafts else None
+        self._block = None if block is None else (block, model.draft_trunk())
+        self._token_share = TOKEN_SHARE[model.embed.weight.device.type]
+        self._guess_share = 0.0 if block is None else guess_share(model.config)
         self.texts: list[Text] = []
         self.reading: Text | None = None
         self._cache = KVCache(model.config, min(max_tokens, model.config.seq_len), rows)
@@ -87,6 +92,7 @@ class Decoding:
         for row, ids in enumerate(prompts, first):
             self._cache.cut(row, len(ids))
             self._read[row] = list(ids)
+            self._remember(texts[row - first], hidden[row - first, len(ids) - 1])
         self.texts += texts
         return last_logits(self.model, hidden, [len(ids) for ids in prompts])
 
@@ -135,6 +141,7 @@ class Decoding:
         self._read[row] = self._read[row] + ids
         if len(self._read[row]) == len(text.ids):
             self.texts.append(text)
+            self._remember(text, hidden[0, -1])
             self.reading = None
         return hidden
 
@@ -148,11 +155,12 @@ class Decoding:
         """
         starts = self._cache.lengths[: len(self.texts)]
         most = min(self._drafts, self._cache.max_tokens - 1 - max(starts))
-        guesses = [self._guess(text, most) for text in self.texts]
+        guesses = self._guesses(most)
         width = 1 + max(map(len, guesses))
         rows = [[text.ids[-1], *guess] for text, guess in zip(self.texts, guesses)]
         filled = [ids + [0] * (width - len(ids)) for ids in rows]
-        logits = every_logits(self.model, cache_tokens(self.model, filled, self._cache))
+        hidden = cache_tokens(self.model, filled, self._cache)
+        logits = every_logits(self.model, hidden)
         for row, guess in enumerate(guesses):
             right = 0
             while (token := draw(row, logits[row, right])) is not None:
@@ -161,14 +169,47 @@ class Decoding:
                 right += 1
             self._read[row] += rows[row][: right + 1]
             self._cache.cut(row, starts[row] + right + 1)
+            self._remember(self.texts[row], hidden[row, right])
             if guess:
-                self._look_ups[id(self.texts[row])].count(len(guess), right)
+                self._drafting(self.texts[row]).count(right)
 
-    def _guess(self, text: Text, most: int) -> list[int]:
-        most = min(most, text.room - len(text.ids) - 1)
-        if most < 1:
-            return []
-        return self._look_ups.setdefault(id(text), LookUp()).draft(text.ids, most)
+    def drafted(self, text: Text) -> tuple[int, int]:
+        """Return how many tokens of a text that has not left were drafted, and how many right."""
+        found = self._draftings.get(id(text))
+        return (0, 0) if found is None else (found.drafted, found.right)
+
+    def _drafting(self, text: Text) -> Drafting:
+        return self._draftings.setdefault(id(text), Drafting())
+
+    def _remember(self, text: Text, state: Tensor) -> None:
+        """Keep the hidden state (d_model,) that predicts the next token of a text."""
+        if self._block is not None:
+            self._drafting(text).state = state.clone()  # the tensor around it can go
+
+    def _guesses(self, most: int) -> list[list[int]]:
+        """Return the drafts of each text: at most `most` tokens, and none beyond its room."""
+        if not self._drafts:
+            return [[] for _ in self.texts]
+        draftings = [self._drafting(text) for text in self.texts]
+        possible = []
+        for drafting, text in zip(draftings, self.texts):
+            room = max(0, min(most, text.room - len(text.ids) - 1))
+            drafting.begin(text.ids, room)
+            by_block = not drafting.guess and self._block is not None
+            count = min(room, self._block[0].steps) if by_block and self._block else 0
+            possible.append(Possible(count or len(drafting.guess), drafting.chance, by_block))
+        count = best_number(possible, self._token_share, self._guess_share)
+        for drafting in draftings:
+            drafting.guess = drafting.guess[:count]
+        asked = [row for row, text in enumerate(possible) if text.by_block and text.most]
+        if count and asked and self._block is not None:
+            known = [draftings[row].state for row in asked]
+            states = torch.stack([state for state in known if state is not None])
+            last = [self.texts[row].ids[-1] for row in asked]
+            guesses = guessed_ids(self._block, states, last, count)
+            for row, guess in zip(asked, guesses):
+                draftings[row].guess = guess[: possible[row].most]
+        return [drafting.guess for drafting in draftings]
 
     def leave(self, row: int, *, damaged: bool = False) -> None:
         """Free the row of a text. The last text takes it.
@@ -176,7 +217,7 @@ class Decoding:
         What the text has read stays until the row is needed, unless it may be `damaged`.
         """
         last = len(self.texts) - 1
-        self._look_ups.pop(id(self.texts[row]), None)
+        self._draftings.pop(id(self.texts[row]), None)
         if damaged:
             self._cache.clear(row)
             self._read[row] = []
@@ -249,6 +290,19 @@ def last_logits(model: Decoder, hidden: Tensor, lengths: Sequence[int] | None = 
 def every_logits(model: Decoder, hidden: Tensor) -> Tensor:
     """Return the fp32 logits after hidden states (B, T, d_model), (B, T, vocab) on the CPU."""
     return model.logits(hidden).float().cpu()
+
+
+@torch.inference_mode()
+def guessed_ids(
+    block: tuple[DraftBlock, Trunk], states: Tensor, tokens: Sequence[int], most: int
+) -> list[list[int]]:
+    """Return what a draft block guesses after `tokens` of B texts, from `states` (B, d_model).
+
+    For each text, these are at most `most` ids.
+    """
+    guesses, trunk = block
+    last = torch.tensor(tokens).to(states.device, non_blocking=True)
+    return guesses.guess(states, last, trunk, most)
 
 
 def bytes_per_row(model: Decoder, max_tokens: int) -> int:

@@ -139,6 +139,8 @@ class Engine:
             self._read_piece(self._reading)
         if self._in_slots:
             self._decoding.step(self._draw_in)
+            for answer in self._in_slots:
+                answer.drafted, answer.accepted = self._decoding.drafted(answer.text)
             self._free_slots()
 
     def _read_short_prompts(self) -> None:

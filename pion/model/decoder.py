@@ -18,6 +18,7 @@ from pion.errors import BadInput
 from pion.model.attention.attention import Attention
 from pion.model.attention.cache import KVCache
 from pion.model.block import Block
+from pion.model.draft_block import PREFIX, DraftBlock, Trunk, draft_loss
 from pion.model.feedforward.dense import Stats, SwiGLU
 from pion.model.feedforward.experts import AUX, stack_reports
 from pion.model.feedforward.gates import GATE, SEEN_BY_GATE, gate_loss
@@ -35,6 +36,7 @@ from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, p
 from pion.model.parameters import draw_weights, parameter_roles
 from pion.model.pilon.shared_banks import SharedBanks
 from pion.model.skips_and_value_tables import ValueTables, Wiring
+from pion.model.slot_vectors import SlotVectors
 
 # Weights of these roles keep fp32 in a model of another dtype.
 ROLES_IN_FP32 = ("vector", "router", "primitive", "recipe", "gate")
@@ -110,6 +112,8 @@ class Decoder(nn.Module):
         self.norm = norm()
         if not config.tie_embeddings:
             self.lm_head = Projection(config.d_model, config.head_rows)
+        self.slots = None if config.slots is None else SlotVectors(config.d_model, config.slots)
+        self.draft = None if config.draft is None else DraftBlock(config, config.draft)
         if not self.embed.weight.is_meta:
             draw_weights(self, config.init, config.init_std, tied=config.tie_embeddings)
 
@@ -151,6 +155,8 @@ class Decoder(nn.Module):
         decoder.load_state_dict(weights, assign=True)
         for part in decoder.shared_parts():
             part.check_weights(decoder.blocks)
+        if decoder.draft is not None:
+            decoder.draft.check_ids(config.vocab_size)
         return decoder
 
     def shared_parts(self) -> list[SharedPart]:
@@ -164,7 +170,7 @@ class Decoder(nn.Module):
         results differ by rounding. Both models share the memory of their weights, which stay as
         they are. Raises ValueError for projections with additions.
         """
-        model = self._twin()
+        model = self.twin()
         for own, part in zip(self.modules(), model.modules(), strict=True):
             if isinstance(part, Attention | SwiGLU):
                 part.join_projections()
@@ -191,13 +197,13 @@ class Decoder(nn.Module):
             raise BadInput(f"{skip_above} is no confidence of a gate; give a number from 0 to 1")
         for part in self.shared_parts():
             part.check_skipping()
-        model = self._twin()
+        model = self.twin()
         for block in model.layers:
             assert block.gate is not None
             block.gate.skip_above = skip_above
         return model
 
-    def _twin(self) -> Self:
+    def twin(self) -> Self:
         """Return a model that shares this one's weights, and can't be trained."""
         shared: dict[int, Any] = {id(self.config): self.config}
         for module in self.modules():
@@ -296,6 +302,13 @@ class Decoder(nn.Module):
             of_gates, report = gate_loss(reports, hidden, self.logits, self.norm, vocab, given.real)
             aux.append(of_gates)
             stats |= report
+        if self.draft is not None and self.draft.learns:
+            trunk = self.draft_trunk()
+            of_draft, report = draft_loss(
+                self.draft, hidden, given, targets, trunk, compiled=compiled
+            )
+            aux.append(of_draft)
+            stats |= report
         for part in self.shared_parts():
             of_part, report = part.losses(self.blocks, len(tokens), options)
             aux += of_part
@@ -326,7 +339,8 @@ class Decoder(nn.Module):
             options = StepOptions(options.parts)
         now = Pass.of(self.config, given, options, trained=trained)
         x = self._embedded(now)
-        if options.compiled and not x.requires_grad:
+        learns = any(weight.requires_grad for weight in self.blocks.parameters())
+        if options.compiled and learns and not x.requires_grad:
             # Behind a frozen embedding, the first block would be compiled separately.
             x.requires_grad_()
         # A block that gets one tensor as both inputs would be compiled separately.
@@ -345,16 +359,25 @@ class Decoder(nn.Module):
             if layer in kept:
                 now.results[layer] = x
             reports.append(report)
-        return self.norm(x), reports
+        return self.norm(x[:, : given.tokens.shape[1]]), reports
 
     def num_params(self, active: bool = False) -> int:
         """Return the number of weights; with `active`, the number that one token uses.
 
-        A token does not use the experts that its router does not choose.
+        A token does not use the experts that its router does not choose. A draft block does not
+        count: a text is the same without it.
         """
         idle = sum(block.feedforward.idle_params() for block in self.layers)
-        every = sum(parameter.numel() for parameter in self.parameters())
+        named = self.named_parameters()
+        every = sum(weight.numel() for name, weight in named if not name.startswith(PREFIX))
         return every - idle if active else every
+
+    def draft_trunk(self) -> Trunk:
+        """Return what the draft block reads of the model. Raises ValueError without a block."""
+        if self.draft is None:
+            raise ValueError("the model has no draft block")
+        head = self._head()[: self.config.vocab_size]
+        return self.draft.trunk(self.embed.weight, self.norm, head, self.config.logit_cap)
 
     def _head(self) -> Tensor:
         return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight
@@ -368,4 +391,6 @@ class Decoder(nn.Module):
             if positions is not None:
                 here = embedding(positions, self.positions.weight)
             x = x + here.float()
+        if self.slots is not None:
+            x = torch.cat([x, self.slots(len(tokens), now.slot_groups)], dim=1)
         return x if self.embed_norm is None else self.embed_norm(x)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pion.config.model_config import ModelConfig
+from pion.config.slots import Slots
 from pion.errors import BadInput
 from pion.model.attention.attention import AttentionInputs
 from pion.model.attention.cache import KVCache, Place
@@ -23,6 +24,8 @@ from pion.model.attention.masks import (
     flexible,
 )
 from pion.model.attention.rope import Rotation, rotations
+from pion.model.attention.slot_entries import entries_of
+from pion.model.attention.slot_masks import mask_of_pass, mask_of_rows
 from pion.model.feedforward.dense import FeedForwardInputs, Stats
 from pion.model.pass_kind import PassKind
 
@@ -112,6 +115,7 @@ class Pass:
         rotation: the rotation of each token; None: positions are learned.
         trained: whether a backward pass follows.
         options: how the pass is computed.
+        slots: the model's slots.
         results: the results of the layers that later layers read, by their numbers.
     """
 
@@ -122,6 +126,7 @@ class Pass:
     rotation: Rotation | None
     trained: bool
     options: StepOptions
+    slots: Slots | None = None
     results: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -138,17 +143,35 @@ class Pass:
                 f"{past + count} tokens are more than the model's context of {config.seq_len}"
             )
         place = None
-        if cache is None:
+        if config.slots is not None and cache is None:
+            entries = entries_of(config.slots, given.positions, given.documents, given.tokens)
+            flex = flexible(config, device.type)
+            masks: Masks = {"full": mask_of_rows(config.slots, entries, flex=flex)}
+            given = given._replace(positions=entries.positions)
+        elif cache is None:
             masks = _masks(config, given, options)
         elif given.documents is not None:
             raise ValueError("a cache has one document per row, so documents can't be given")
         else:
             place = cache.place(given.row, batch, count, device)
-            masks = build_cache_masks(config, given.tokens, place, cache)
             if place.positions is not None:
                 given = given._replace(positions=place.positions)
+            if config.slots is None:
+                masks = build_cache_masks(config, given.tokens, place, cache)
+            else:
+                mask, entries = mask_of_pass(config.slots, place, cache, device)
+                masks = {"full": mask}
+                given = given._replace(positions=entries.positions)
         rotation = rotations(config, past, count, given.positions, device)
-        return cls(given, given.real, place, masks, rotation, trained, options)
+        return cls(given, given.real, place, masks, rotation, trained, options, config.slots)
+
+    @property
+    def slot_groups(self) -> int:
+        """After how many segments the pass computes slots, in a model with slots."""
+        if self.place is None or self.place.slots is None:
+            assert self.slots is not None
+            return self.given.tokens.shape[1] // self.slots.segment
+        return self.place.slots.segments.shape[1]
 
     @property
     def past(self) -> int:

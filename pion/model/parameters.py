@@ -105,8 +105,9 @@ MOST_LAYERS, MOST_MODULES = 1024, 4096
 
 REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# Tensors of whole numbers, by the last part of their name: those of packed banks (pilon/banks.py).
-WHOLE_NUMBERS = {"packed": torch.uint8, "numbers": torch.int64}
+# Tensors of whole numbers, by the last part of their name: those of packed banks (pilon/banks.py),
+# and the ids that a draft block guesses.
+WHOLE_NUMBERS = {"packed": torch.uint8, "numbers": torch.int64, "ids": torch.int64}
 
 # The number of a layer, in our names and in those of transformers and the seeds.
 _LAYER = re.compile(r"(?:^|\.)(?:blocks|layers)\.(\d+)\.")

@@ -22,6 +22,7 @@ import torch
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
+from pion.errors import BadInput
 from pion.model.attention.masks import mean_keys
 from pion.model.attention.reach import Reach
 from pion.model.decoder import Decoder
@@ -38,6 +39,7 @@ class ModelCost:
         tensors: number of tensors of parameters.
         active_params: number of parameters that one token uses.
         macs_per_token: multiply-accumulates with weights for one token, the head included.
+        draft_macs: those of a draft block's steps in training, for one token.
         macs_per_key: by reach of attention, the multiply-accumulates of these layers for one token
             and one key.
     """
@@ -47,6 +49,7 @@ class ModelCost:
     active_params: int
     macs_per_token: int
     macs_per_key: Mapping[Reach, int]
+    draft_macs: int = 0
 
     @property
     def all_params(self) -> int:
@@ -75,7 +78,19 @@ def cost_of(config: ModelConfig) -> ModelCost:
         macs_per_token=config.head_rows * config.d_model
         + sum(block.macs_per_token() for block in blocks),
         macs_per_key=macs_per_key,
+        draft_macs=0 if model.draft is None else model.draft.macs_per_token(config.vocab_size),
     )
+
+
+def guess_share(config: ModelConfig) -> float:
+    """Return the arithmetic of a draft block for one guess, as a share of the model's for a token.
+
+    Raises BadInput for a model without a draft block.
+    """
+    if config.draft is None:
+        raise BadInput("the model has no draft block")
+    cost = cost_of(config)
+    return cost.draft_macs / config.draft.steps / cost.macs_per_token
 
 
 @lru_cache(maxsize=64)
@@ -113,6 +128,13 @@ def kept_around_blocks(config: ModelConfig, at: PassKind) -> int:
         norms += model.embed_norm.kept_bytes(at)
     ids = 8 * (4 if at.documents else 2)  # with documents, also their numbers and positions
     return norms + ids
+
+
+@lru_cache(maxsize=64)
+def kept_by_draft(config: ModelConfig, at: PassKind) -> int:
+    """Return the bytes of a token that a draft block keeps for the backward pass."""
+    block = _without_weights(config).draft
+    return 0 if block is None else block.kept_bytes_per_token(at)
 
 
 @lru_cache(maxsize=64)
@@ -165,7 +187,9 @@ class TokenFlops:
         return self.total / (self.total + self.forward)
 
 
-def token_flops(config: ModelConfig, seq_len: int, additions: int | None = None) -> TokenFlops:
+def token_flops(
+    config: ModelConfig, seq_len: int, additions: int | None = None, *, only_draft: bool = False
+) -> TokenFlops:
     """Return the FLOPs of training on a token in a row of `seq_len` tokens.
 
     A multiply-accumulate is 2 FLOPs forward, and 4 backward: the gradients of both factors. A token
@@ -176,17 +200,26 @@ def token_flops(config: ModelConfig, seq_len: int, additions: int | None = None)
     None: all weights are trained. A token multiplies each of these numbers once. A frozen weight
     has no gradient, so it takes 2 FLOPs backward. The first layer counts like the others, although
     only compiled code computes the gradient of its input.
+
+    A draft block learns from hidden states that have no gradient. If it is all that is trained
+    (`only_draft`), the rest of the model has no backward pass.
     """
     cost = cost_of(config)
     attention = sum(
         macs * mean_keys(config, reach, seq_len) for reach, macs in cost.macs_per_key.items()
     )
-    macs = cost.macs_per_token + attention
+    weights, drafts = cost.macs_per_token, cost.draft_macs
+    if config.slots is not None:  # they pass all blocks, and have no logits
+        blocks = weights - config.head_rows * config.d_model
+        weights += round(blocks * config.slots.of(seq_len) / seq_len)
+    macs = weights + attention
+    if only_draft:
+        return TokenFlops(forward=2.0 * (macs + drafts), backward=4.0 * drafts)
     if additions is None:
-        return TokenFlops(forward=2.0 * macs, backward=4.0 * macs)
+        return TokenFlops(forward=2.0 * (macs + drafts), backward=4.0 * (macs + drafts))
     return TokenFlops(
         forward=2.0 * (macs + additions),
-        backward=2.0 * cost.macs_per_token + 4.0 * (additions + attention),
+        backward=2.0 * weights + 4.0 * (additions + attention),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pion.config.draft import draft_d_ff
 from pion.config.lora import Lora, LoraCost, lora_cost
 from pion.config.model_config import ModelConfig
 from pion.model.attention.attention import inside_kernels
@@ -18,6 +19,7 @@ from pion.model.params_and_flops import (
     copied_bytes,
     cost_of,
     kept_around_blocks,
+    kept_by_draft,
     kept_bytes_per_token,
     kept_if_recomputed,
     matrix_shapes,
@@ -48,8 +50,14 @@ class Workload:
     documents: bool  # whether rows hold several documents, as those of conversations do
     compile: bool = False  # whether the blocks are compiled
     lora: Lora | None = None  # what LoRA adds to a frozen model; None: all weights are trained
+    only_draft: bool = False  # whether the draft block is all that is trained
     # Of the GPU. It decides how experts are computed; None: unknown, so the way that needs more.
     capability: tuple[int, int] | None = None
+
+    @property
+    def entries(self) -> int:
+        """The entries in a row that blocks compute: its tokens, and its slots."""
+        return self.config.entries(self.seq_len)
 
     @property
     def width(self) -> int:
@@ -68,7 +76,7 @@ class Workload:
     def flops(self) -> TokenFlops:
         """Return the FLOPs of training on a token."""
         additions = None if self.lora is None else lora_cost(self.config, self.lora).params
-        return token_flops(self.config, self.seq_len, additions)
+        return token_flops(self.config, self.seq_len, additions, only_draft=self.only_draft)
 
     def pass_kind(self) -> PassKind:
         """Return the kind of the workload's forward passes."""
@@ -76,7 +84,7 @@ class Workload:
         path = product_path(self.device, capability, torch_dtype(self.dtype))
         return PassKind(
             self.width,
-            self.seq_len,
+            self.entries,
             self.device,
             self.documents,
             grouped=self.config.experts is not None and path == "grouped",
@@ -117,6 +125,8 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
     `recompute` keeps only what each block reads for the backward pass.
     """
     weights, moments, update = _state(work)
+    if work.only_draft:
+        return _of_draft_alone(work, micro_batch, weights, moments)
     step = _MicroBatch(work, micro_batch, recompute)
     # On a CPU, what one phase frees is not all used again by the next.
     left = update if work.device == "cpu" else 0
@@ -131,6 +141,39 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
     )
 
 
+def _of_draft_alone(work: Workload, rows: int, weights: int, moments: int) -> Memory:
+    """Return the peak of a step that trains a draft block behind a model without gradients.
+
+    First comes the model's forward pass, which keeps nothing: a block needs at most what it would
+    keep and the copies of weights. Then the block's own passes have the hidden states of the model.
+    """
+    config, at, tokens = work.config, work.pass_kind(), rows * work.entries
+    around = tokens * kept_around_blocks(config, at) + mask_bytes(config, at, rows)
+    around += rotation_bytes(config, at, rows) + 4 * config.d_model * tokens
+    copies = copied_bytes(config, at)
+    block = tokens * max(kept_bytes_per_token(config, at)) + sum(copies)
+    kept = tokens * kept_by_draft(config, at)
+    ids = config.draft.ids_of(config.vocab_size) if config.draft is not None else 0
+    heads = [
+        LossShape(tokens, config.d_model, rows, config.logit_cap is not None, learned=False)
+        for rows in (config.head_rows, ids)
+    ]
+    own_head = 4 * ids * config.d_model
+    of_model, of_draft = (loss_bytes(shape, replace(at, compiled=False)) for shape in heads)
+    loss = around + max(block, of_model, own_head + kept + of_draft)
+    # SwiGLU and the mixing add their gradients to what the block keeps.
+    most = 4 * (4 * config.d_model + 3 * draft_d_ff(config.d_model)) * tokens
+    return Memory(
+        weights=weights,
+        optimizer=moments,
+        activations=around + kept,
+        loss=loss,
+        backward=around + own_head + kept + most,
+        update=0,
+        reserve=_reserve(work, rows),
+    )
+
+
 def _state(work: Workload) -> tuple[int, int, int]:
     """Return the bytes of the weights with their gradients, of the moments, and of an update."""
     cost = cost_of(work.config)
@@ -141,6 +184,9 @@ def _state(work: Workload) -> tuple[int, int, int]:
         frozen = work.stored_width * in_products + 4 * (cost.all_params - in_products) + rounding
         each = ROUNDED_TO * additions.tensors
         return frozen + 8 * additions.params + 2 * each, 8 * additions.params + 3 * each, 0
+    if work.only_draft:
+        learned = cost.params["draft"]
+        return 4 * (cost.all_params + learned) + 2 * rounding, 8 * learned + 3 * rounding, 0
     weights, moments = 8 * cost.all_params + 2 * rounding, 8 * cost.all_params + 3 * rounding
     if work.optimizer != "muon":
         return weights, moments, 0
@@ -155,7 +201,7 @@ def _reserve(work: Workload, micro_batch: int) -> int:
     HEADROOM (micro_batch.py) is left for it.
     """
     inside = inside_kernels(work.pass_kind(), work.config)
-    return RUNTIME_BYTES + micro_batch * work.seq_len * inside
+    return RUNTIME_BYTES + micro_batch * work.entries * inside
 
 
 @dataclass(frozen=True)
@@ -172,7 +218,7 @@ class _MicroBatch:
 
     @property
     def _tokens(self) -> int:
-        return self.rows * self.work.seq_len
+        return self.rows * self.work.entries
 
     @property
     def _states(self) -> int:
@@ -199,7 +245,8 @@ class _MicroBatch:
 
     def activations(self) -> int:
         """Return the bytes that the forward pass keeps for the backward pass."""
-        return self._around_blocks() + self._kept_until(self.work.config.n_layers)
+        blocks = self._around_blocks() + self._kept_until(self.work.config.n_layers)
+        return blocks + self._tokens * kept_by_draft(self.work.config, self._at)
 
     def end_of_forward(self) -> int:
         """Return the bytes while the loss is computed, in which its input is still there.

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pion.config.model_config import ModelConfig
 from pion.errors import Trouble
 from pion.model.feedforward.experts import ENTROPY, LOAD
-from pion.model.params_and_flops import token_flops
+from pion.model.params_and_flops import TokenFlops
 from pion.train import hardware
 from pion.train.bad_steps import StepJudge
 from pion.train.feed import RowRange
@@ -50,19 +49,17 @@ class StepMetrics:
     Steps are judged (bad_steps.py) in order and by numbers that all ranks share, so it does not
     matter when a rank asks.
 
-    `additions` is how many numbers LoRA trains; None: all weights are trained.
+    `flops` returns the FLOPs of training on a token of a row of so many tokens.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
+        flops: Callable[[int], TokenFlops],
         plan: ComputePlan,
         clock: Callable[[], float],
         max_spike: float | None = None,
-        additions: int | None = None,
     ) -> None:
-        self._config, self._plan, self._clock = config, plan, clock
-        self._additions = additions
+        self._flops, self._plan, self._clock = flops, plan, clock
         self._judge = StepJudge(max_spike)
         self._device = torch.device(plan.device)
         self._on_device: list[StepRecord] = []
@@ -125,7 +122,7 @@ class StepMetrics:
     def _throughput(self, seconds: float) -> dict[str, float]:
         tokens = sum(rows * seq_len for rows, seq_len in self._interval_steps)
         seq_len = self._interval_steps[-1][1]
-        flops = tokens * token_flops(self._config, seq_len, self._additions).total
+        flops = tokens * self._flops(seq_len).total
         reached = flops / seconds / self._plan.world_size
         return {
             "tokens_per_second": tokens / seconds,

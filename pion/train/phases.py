@@ -78,6 +78,13 @@ def config_of_largest_phase(phases: Sequence[Phase], config: ModelConfig) -> Mod
     return replace(config, **{config.feedforward: replace(part, top_k=longest)})
 
 
+def only_draft(phases: Sequence[Phase], config: ModelConfig) -> bool:
+    """Return whether a model's draft block is all that any phase trains."""
+    others = _roles_of(config) - {"draft"}
+    frozen = [others <= phase.frozen_roles() for phase in phases]
+    return config.draft is not None and bool(frozen) and all(frozen)
+
+
 def check_phases(phases: Sequence[Phase], steps: int) -> None:
     """Raise BadInput for phases that no run of `steps` steps can have, naming the first mistake."""
     before = 0
@@ -117,7 +124,11 @@ def _roles_of(config: ModelConfig) -> set[Role]:
     roles: set[Role] = {"matrix", "embedding", "vector"}
     parts = (getattr(config, name) for name in PARTS)
     roles |= {role for part in parts for role in getattr(part, "roles", ())}
-    others: dict[Role, bool] = {"head": not config.tie_embeddings, "gate": config.gates}
+    others: dict[Role, bool] = {
+        "head": not config.tie_embeddings,
+        "gate": config.gates,
+        "draft": config.draft is not None,
+    }
     return roles | {role for role, there in others.items() if there}
 
 

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,11 +24,14 @@ from pion.evaluation.held_out import Evaluation, Scorer, evaluate
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import count_additions
+from pion.model.parameters import parameter_roles
+from pion.model.params_and_flops import token_flops
 from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients, Ranks
 from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.optimizer import Optimizer, check_tensors, copy_tensors
+from pion.train.phases import only_draft
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.smaller_plan import StepDown, free_memory, step_down
@@ -40,8 +44,9 @@ class TrainState:
     """Everything that a stage resumes from.
 
     The tensors are live: copy them before the next step changes them. `model` has no parameters
-    that need no gradient: whoever resumes brings them. `meta` is JSON: step, next_row, skipped, the
-    recent losses that define a spike, optimizer counters, RNG states and the plan.
+    that needed no gradient when the trainer got them: whoever resumes brings them. `meta` is JSON:
+    step, next_row, skipped, the recent losses that define a spike, optimizer counters, RNG states
+    and the plan.
     """
 
     model: dict[str, Tensor]
@@ -77,6 +82,12 @@ class Trainer:
         self.device = torch.device(plan.device)
         self.dtype = hardware.torch_dtype(plan.dtype)
         self.model = model.to(self.device)
+        # LoRA's base is not in a checkpoint. All else is, although it may not be trained.
+        self._brought = {n for n, param in model.named_parameters() if not param.requires_grad}
+        freezes = only_draft(settings.phases, model.config)
+        if freezes:
+            for name, role in parameter_roles(model).items():
+                model.get_parameter(name).requires_grad_(role == "draft")
         self.optimizer = Optimizer(self.model, settings, self.dtype)
         self.step = 0
         self.next_row = 0
@@ -91,8 +102,12 @@ class Trainer:
             world_size=plan.world_size,
             pin=self.device.type == "cuda",
         )
+        additions = count_additions(model)
         self._metrics = StepMetrics(
-            model.config, plan, clock, settings.max_spike, count_additions(model)
+            partial(token_flops, model.config, additions=additions, only_draft=freezes),
+            plan,
+            clock,
+            settings.max_spike,
         )
         self._ranks = Ranks(plan.world_size)
         # DDP averages over ranks, but the auxiliary losses are means over the rows of all ranks.
@@ -313,9 +328,8 @@ class Trainer:
         self._metrics.restart(meta.get("recent_losses", ()))
 
     def _learned(self) -> dict[str, Tensor]:
-        """Return the model's tensors without frozen parameters, as live references."""
-        frozen = {n for n, param in self.model.named_parameters() if not param.requires_grad}
-        return {n: t for n, t in self.model.state_dict().items() if n not in frozen}
+        """Return the model's tensors without LoRA's base, as live references."""
+        return {n: t for n, t in self.model.state_dict().items() if n not in self._brought}
 
     def close(self) -> None:
         """End the background thread."""

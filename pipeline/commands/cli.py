@@ -261,7 +261,7 @@ def _chat(args: argparse.Namespace) -> None:
     from pipeline.commands.sampling import settings_of
 
     found, model, chat_format = _load_to_generate(args)
-    chat(model, chat_format, found, settings_of(args))
+    chat(model, chat_format, found, settings_of(args, model))
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -272,7 +272,7 @@ def _generate(args: argparse.Namespace) -> None:
 
         prompts = read_prompts(Path(args.prompts))
         _, model, chat_format = _load_to_generate(args)
-        answer_all(model, chat_format, prompts, settings_of(args), as_chat=args.chat)
+        answer_all(model, chat_format, prompts, settings_of(args, model), as_chat=args.chat)
         return
     from pipeline.commands.chat import answer_once
 
@@ -280,7 +280,7 @@ def _generate(args: argparse.Namespace) -> None:
         raise BadInput("no text to continue was given. Use --prompt TEXT or standard input")
     prompt = sys.stdin.read() if args.prompt is None else args.prompt
     _, model, chat_format = _load_to_generate(args)
-    answer_once(model, chat_format, prompt, settings_of(args), as_chat=args.chat)
+    answer_once(model, chat_format, prompt, settings_of(args, model), as_chat=args.chat)
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -389,10 +389,13 @@ def _load(
     name: str | None,
     skip_above: float | None,
     dtype: Literal["auto", "bfloat16", "float32"] = "float32",
+    *,
+    drafts: bool = False,
 ) -> tuple[FoundModel, Decoder, ChatFormat]:
     """Return the model called `name`, on the accelerator if there is one, and its chat format.
 
     `dtype` is the precision of products; `skip_above` as in `Decoder.with_gates`, None: no gates.
+    With `drafts`, its draft block is loaded too if there is one.
     """
     from pipeline.models.find import find_model
     from pipeline.models.load import load_found
@@ -402,12 +405,14 @@ def _load(
 
     device = pick_device()
     picked = pick_dtype(dtype, device, generating=True)
-    model, chat_format = load_found(found, torch_dtype(picked))
+    model, chat_format = load_found(found, torch_dtype(picked), drafts=drafts)
     if skip_above is not None:
         model = model.with_gates(skip_above)
     return found, model.to(device), chat_format
 
 
 def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, ChatFormat]:
-    found, model, chat_format = _load(args.model, args.skip_above, args.dtype)
+    found, model, chat_format = _load(
+        args.model, args.skip_above, args.dtype, drafts=args.drafts != "off"
+    )
     return found, model.joined(), chat_format

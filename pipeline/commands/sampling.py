@@ -7,11 +7,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput
 from pion.generation.bounds import BOUNDS
-from pipeline.serve.options import add_dtype
+from pipeline.serve.options import add_drafts, add_dtype, drafts_of
+
+if TYPE_CHECKING:
+    from pion.model.decoder import Decoder
 
 # How text is sampled: keywords of `pion.generate`.
 Settings = Mapping[str, Any]
@@ -68,11 +71,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help="the same seed generates the same text",
     )
     add_dtype(parser)
+    add_drafts(parser)
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace, model: Decoder) -> dict[str, Any]:
     """Return the settings of the options, as keywords of `pion.generate`."""
-    return {name: getattr(args, name) for name in (*DEFAULTS, "seed")}
+    given = {name: getattr(args, name) for name in (*DEFAULTS, "seed")}
+    return given | {"drafts": drafts_of(args.drafts, model)}
 
 
 def _converted(name: str, text: str) -> float:

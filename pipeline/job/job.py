@@ -163,8 +163,8 @@ class Job(Section):
             )
         decided = [
             f"model.{name}: the model that the run starts from decides this. Next to `from`, only "
-            "seq_len can be given"
-            for name in sorted(self.model.model_fields_set - {"base", "seq_len"})
+            "seq_len and draft can be given"
+            for name in sorted(self.model.model_fields_set - {"base", "seq_len", "draft"})
         ]
         first = next(iter(self.train_stages), None)
         others = {
@@ -331,7 +331,7 @@ class Job(Section):
         return ModelConfig.of(fields)
 
     def _config_of_base(self) -> ModelConfig:
-        """Return the settings of the model to start from, with the job's context."""
+        """Return the settings of the model to start from, with the job's context and drafts."""
         if self._base is None:
             raise BadInput("its shape is not known")
         config = self._base.model_config
@@ -341,4 +341,8 @@ class Job(Section):
                 f"seq_len {seq_len:,} exceeds the {config.seq_len:,} tokens of context that "
                 f"{self._base.source} has; it can only be shortened"
             )
-        return replace(config, seq_len=seq_len)
+        draft = self.model.draft
+        changed: dict[str, Any] = (
+            {} if draft is None else {"draft": draft.model_dump(exclude_unset=True)}
+        )
+        return replace(config, seq_len=seq_len, **changed)

@@ -10,11 +10,13 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import create_model, field_validator, model_validator
 
+from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
 from pion.config.part_fields import FACTOR, LAYERS, MEANING, MOST, SEQ_LEN, VOCABULARY, WIDTH
 from pion.config.parts import Experts, Heads, RopeScaling, Values, Windows, Wiring
 from pion.config.presets import PRESETS
 from pion.config.primitives import Primitives
+from pion.config.slots import Slots
 from pipeline.job.section import (
     Section,
     identity,
@@ -92,6 +94,8 @@ _WIRING = section_of(Wiring)
 _VALUES = section_of(Values)
 _PRIMITIVES = section_of(Primitives)
 _ROPE_SCALING = section_of(RopeScaling)
+_DRAFT = section_of(Draft)
+_SLOTS = section_of(Slots)
 
 
 class Model(Section):
@@ -102,7 +106,7 @@ class Model(Section):
         None,
         "a trained model to start from, with its shape, weights, tokenizer and context: a Hub "
         "repository (user/name, or user/name@REVISION), a folder, a run or a seed's .pt file. Only "
-        "seq_len may be given too, to shorten the context",
+        "seq_len, to shorten the context, and draft may be given too",
         alias="from",
     )
     preset: str | None = identity(None, f"a named model: {', '.join(PRESETS)}")
@@ -164,6 +168,17 @@ class Model(Section):
     )
     rope_scaling: _ROPE_SCALING | None = identity(  # type: ignore[valid-type]
         None, "rotary positions for a longer context than the original one, as in Llama 3.1"
+    )
+    draft: _DRAFT | None = identity(  # type: ignore[valid-type]
+        None,
+        "a small block that guesses tokens, so that the model writes the same text faster; it "
+        "learns from the model and changes nothing in it",
+    )
+    slots: _SLOTS | None = identity(  # type: ignore[valid-type]
+        None,
+        "entries after each segment of a text, which keep what attention's window has left; a row "
+        "of text is one document or several (data.documents), and segments count from the start "
+        "of each",
     )
     activation: Literal["swiglu", "relu2", "gelu"] | None = identity(
         None,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 # Settings of a model that decide neither its weights' shapes nor its results: those of a context's
-# length, of random weights and of training, of rows that no token has, and gates.
+# length, of random weights and of training, of rows that no token has, gates and drafts.
 FREE = {
     f"model.{name}"
     for name in (
@@ -30,6 +30,8 @@ FREE = {
         "init_std",
         "head_multiple",
         "gates",
+        "draft.steps",
+        "draft.ids",
         "imported",
         "experts.balance",
         "experts.balance_weight",
@@ -39,10 +41,11 @@ FREE = {
 }
 
 
-def fitted(config: ModelConfig, found: Decoder, source: str) -> Decoder:
+def fitted(config: ModelConfig, found: Decoder, source: str, seed: int = 0) -> Decoder:
     """Return the decoder of `config` with the weights of `found`, which `source` names, copied.
 
-    Raises BadInput if the two models differ in more than `FREE`.
+    Parts that only `config` has are new, and drawn with the `seed`. Raises BadInput if the two
+    models differ in more than `FREE`.
     """
     from pion.formats.load import unpacked
     from pion.model.decoder import Decoder
@@ -53,7 +56,8 @@ def fitted(config: ModelConfig, found: Decoder, source: str) -> Decoder:
         raise BadInput(f"init_from {source}: {error}") from None
     require_same_model(config, given, source)
     state = _with_positions(config, _with_head_rows(config, state), source)
-    return Decoder.from_state(config, _with_gates(config, state))
+    state = _with_draft(config, _with_gates(config, state), seed)
+    return Decoder.from_state(config, state)
 
 
 def _with_positions(
@@ -95,6 +99,26 @@ def _with_gates(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tens
     new = Gate(config.d_model)
     fresh = {prefix + name: t for prefix in names for name, t in new.state_dict().items()}
     return fresh | state
+
+
+def _with_draft(config: ModelConfig, state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Return the weights with the draft block that the model has: its own if it fits, or new."""
+    import torch
+
+    from pion.model.draft_block import PREFIX, DraftBlock
+    from pion.model.parameters import draw_weights
+
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(PREFIX)}
+    if config.draft is None:
+        return rest
+    block = DraftBlock(config, config.draft)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        draw_weights(block, config.init, config.init_std, config.tie_embeddings)
+    new = {PREFIX + name: tensor for name, tensor in block.state_dict().items()}
+    same = {name: state[name].shape for name in state if name.startswith(PREFIX)}
+    own = same == {name: tensor.shape for name, tensor in new.items()}
+    return state if own else rest | new
 
 
 def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:
@@ -187,8 +211,12 @@ def load_tokenizer(found: FoundModel) -> Tokenizer:
     return Tokenizer.from_file(found.tokenizer)
 
 
-def load_found(found: FoundModel, dtype: torch.dtype | None = None) -> tuple[Decoder, ChatFormat]:
+def load_found(
+    found: FoundModel, dtype: torch.dtype | None = None, *, drafts: bool = False
+) -> tuple[Decoder, ChatFormat]:
     """Load the model and its chat format, with its tokenizer; `dtype` as in `load_model`.
+
+    With `drafts`, the draft block that was exported with it is loaded too.
 
     Raises BadInput if they don't fit each other.
     """
@@ -199,4 +227,8 @@ def load_found(found: FoundModel, dtype: torch.dtype | None = None) -> tuple[Dec
     chat_format = ChatFormat(found.tokenizer, tokenizer)
     model = load_model(found, dtype)
     tokenizer.fits(model.config.vocab_size, where=str(found.tokenizer))
+    if drafts and found.kind == "export" and found.base is None:
+        from pion.formats.draft_folder import with_draft
+
+        model = with_draft(model, found.folder)
     return model, chat_format

@@ -251,12 +251,27 @@ def _architecture(config: ModelConfig, parameters: int, vocab_size: int, weights
         *_attention(config),
         *_feedforward(config, parameters),
         *([("gates", "one in each layer; used with `pion generate --skip-above`")] * config.gates),
+        *_draft(config),
         ("vocabulary", f"{vocab_size:,} (byte-level BPE)"),
         ("context", f"{config.seq_len:,} tokens"),
         ("positions", _positions(config)),
         ("weights", weights),
     ]
     return f"## Model\n\n{table(('shape', ''), shape)}"
+
+
+def _draft(config: ModelConfig) -> list[tuple[str, str]]:
+    """Return the row of a model with a draft block."""
+    if config.draft is None:
+        return []
+    steps = config.draft.steps
+    return [
+        (
+            "draft block",
+            f"guesses {steps} token{'s' * (steps > 1)}, in the folder `draft`; used with "
+            "`pion generate --drafts auto`",
+        )
+    ]
 
 
 def _weights(publish: Publish, config: ModelConfig, extra: CardExtras) -> str:
@@ -297,6 +312,13 @@ def _attention(config: ModelConfig) -> list[tuple[str, str]]:
         tokens, every = config.windows.tokens, config.windows.long_every
         meaning = f"{tokens:,} tokens in the last and in every {every}th layer, half in the others"
         rows.append(("attention window", meaning))
+    if config.slots is not None:
+        slots = config.slots
+        meaning = (
+            f"{slots.per_segment} after each {slots.segment} tokens, seen by all later tokens; of "
+            f"text, a token sees the last {slots.window * slots.segment:,} tokens"
+        )
+        rows.append(("slots", meaning))
     if config.values is not None:
         rows.append(("layers with a value table", ", ".join(map(str, config.values.layers))))
     return rows

@@ -55,6 +55,8 @@ def result_blocks(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> 
     if calibration := calibration_rows(results):
         blocks += [CALIBRATION, Table(CALIBRATION_COLUMNS, calibration, 2)]
         blocks.append(calibration_in_words(results))
+    if drafts := draft_rows(results):
+        blocks += [DRAFTS, Table(("model", "tokens", "tokens a pass", "right"), drafts, 2)]
     response = results.get("sft") or {}
     if "response_loss" in response:
         loss = value_with_error(response, "response_loss")
@@ -72,6 +74,25 @@ def result_blocks(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> 
         blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
     shown = [block for block in blocks if block]
     return [*shown, "± is one standard error."] if shown else []
+
+
+DRAFTS = (
+    "How many tokens a pass of the model adds to a text with its draft block (1 without), and the "
+    "share of guessed tokens that were right:"
+)
+
+
+def draft_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return (model, tokens, tokens a pass, right) of each model with a draft block."""
+    drawn = {"greedy": "the likeliest", "drawn": "drawn at a temperature of 0.8"}
+    rows: list[tuple[str, ...]] = []
+    for stage, title in (("sft", "fine-tuned"), ("pretrain", "base")):
+        drafts = (results.get(stage) or {}).get("drafts") or {}
+        for name, words in drawn.items():
+            if found := drafts.get(name):
+                saved = value_with_error(found, "tokens_per_pass", 2)
+                rows.append((title, words, saved, percent_with_error(found, "right")))
+    return rows
 
 
 def chosen_checkpoint(results: Mapping[str, Any]) -> str:

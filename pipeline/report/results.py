@@ -47,6 +47,22 @@ class Calibrated(TypedDict):
     tokens: Count
 
 
+class DraftedTexts(TypedDict):
+    """How many passes a draft block saved; see pion/evaluation/drafting.py."""
+
+    texts: Count
+    tokens_per_pass: Number
+    tokens_per_pass_sem: Number | None
+    right: Number | None
+
+
+class Drafts(TypedDict):
+    """Of the likeliest tokens, and of tokens drawn at a temperature of 0.8."""
+
+    greedy: NotRequired[DraftedTexts]
+    drawn: NotRequired[DraftedTexts]
+
+
 class OfText(TypedDict):
     """What was measured on the text that has nothing to do with the run."""
 
@@ -74,6 +90,7 @@ class Measured(TypedDict):
     packs: NotRequired[Mapping[str, Choices | None]]
     text: NotRequired[OfText]
     calibration: NotRequired[Calibrated]
+    drafts: NotRequired[Drafts]
 
 
 class Counted(Measured):

@@ -109,14 +109,24 @@ class Answers:
         return sum(self._answers[number].cached_tokens for number in self._firsts)
 
     @property
+    def drafted_tokens(self) -> int:
+        """The number of tokens that were guessed before they were drawn."""
+        return sum(answer.drafted for answer in self._answers)
+
+    @property
+    def accepted_tokens(self) -> int:
+        """The number of tokens that were guessed right, so that no step was needed for them."""
+        return sum(answer.accepted for answer in self._answers)
+
+    @property
     def timings(self) -> dict[str, Any]:
         """What the answers took until now, where tokens are drawn, as llama.cpp names it.
 
         `prompt_n` are the tokens of the prompts, of which `cache_n` were not read again, and
-        `prompt_ms` is from the request until the
-        first token, with the wait for a slot. `predicted_n` are the tokens that were drawn, and
-        `predicted_ms` is from the first to the last token. `predicted_per_second` are the tokens in
-        that time, without each answer's first; None: only firsts.
+        `prompt_ms` is from the request until the first token, with the wait for a slot. `draft_n`
+        tokens were guessed, `draft_n_accepted` of them right. `predicted_n` are the tokens that
+        were drawn, and `predicted_ms` is from the first to the last token. `predicted_per_second`
+        are the tokens in that time, without each answer's first; None: only firsts.
         """
         drawn = [len(tokens) for tokens in self._tokens if tokens]
         seconds = self._last - self._first
@@ -127,6 +137,8 @@ class Answers:
             "cache_n": self.cached_tokens,
             "prompt_ms": 1000 * (self._first - self._begun),
             "predicted_n": sum(drawn),
+            "draft_n": self.drafted_tokens,
+            "draft_n_accepted": self.accepted_tokens,
             "predicted_ms": 1000 * seconds,
             "predicted_per_second": after_first / seconds if seconds and after_first else None,
         }

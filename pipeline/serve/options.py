@@ -5,9 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from pion.generation.bounds import MOST_DRAFTS
 from pipeline.web.address import Address, add_address, address_of
+
+if TYPE_CHECKING:
+    from pion.model.decoder import Decoder
+
+# How many tokens are drafted for a step. auto: as many as the model's draft block has learned.
+Drafts = int | Literal["auto", "off"]
+WITHOUT_BLOCK = 4
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,7 @@ class Options:
         seq_len: the most tokens of prompt and answer; None: the model's context.
         dtype: the precision of weights and products.
         ignore_tools: answer requests that offer tools, without the tools.
+        drafts: how many tokens are drafted for a step.
     """
 
     models: Sequence[str]
@@ -30,6 +39,7 @@ class Options:
     seq_len: int | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     ignore_tools: bool = False
+    drafts: Drafts = "off"
 
 
 def add_options(parser: argparse.ArgumentParser, model_help: str) -> None:
@@ -71,6 +81,40 @@ def add_options(parser: argparse.ArgumentParser, model_help: str) -> None:
         help="the most tokens of prompt and answer; default: the model's context",
     )
     add_dtype(parser)
+    add_drafts(parser)
+
+
+def add_drafts(parser: argparse.ArgumentParser) -> None:
+    """Add how many tokens are drafted for a step."""
+    parser.add_argument(
+        "--drafts",
+        type=_number_of_drafts,
+        metavar="N",
+        default="off",
+        help="guess up to N tokens for each step, by what the text repeats and by the model's "
+        "draft block if it has one; the text is the same, and comes faster where guesses are "
+        f"right. auto: as many as the block has learned, or {WITHOUT_BLOCK} without one; off (the "
+        "default): none",
+    )
+
+
+def _number_of_drafts(text: str) -> Drafts:
+    if text in ("auto", "off"):
+        return text  # type: ignore[return-value]
+    if text.isdecimal() and 1 <= int(text[:9]) <= MOST_DRAFTS:
+        return int(text)
+    raise argparse.ArgumentTypeError(
+        f"{text[:40]!r} is not auto, off or a number from 1 to {MOST_DRAFTS}"
+    )
+
+
+def drafts_of(asked: Drafts, model: Decoder) -> int:
+    """Return how many tokens are drafted for a step of a model; 0: none."""
+    if isinstance(asked, int):
+        return asked
+    block = model.draft
+    usual = WITHOUT_BLOCK if block is None else block.steps
+    return usual if asked == "auto" else 0
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
@@ -95,4 +139,5 @@ def options_of(args: argparse.Namespace) -> Options:
         args.seq_len,
         args.dtype,
         args.ignore_tools,
+        args.drafts,
     )

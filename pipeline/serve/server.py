@@ -28,7 +28,7 @@ from pipeline.console.formats import amount, show, size
 from pipeline.models.find import FoundModel, find_model
 from pipeline.models.load import load_found
 from pipeline.serve.app import Api
-from pipeline.serve.options import Options
+from pipeline.serve.options import Options, drafts_of
 from pipeline.serve.served_model import ServedModel
 from pipeline.web.address import Rules
 from pipeline.web.listen import serve_until_stopped, url_of
@@ -142,11 +142,18 @@ def _give(events: Sequence[tuple[Listener, Event]]) -> None:
 def _load(name: str, found: FoundModel, options: Options, deliver: Deliver) -> ServedModel:
     device = pick_device()
     dtype = pick_dtype(options.dtype, device, generating=True)
-    model, chat_format = load_found(found, torch_dtype(dtype))
+    model, chat_format = load_found(found, torch_dtype(dtype), drafts=options.drafts != "off")
     model = model.to(device).joined()
     seq_len = min(options.seq_len or model.config.seq_len, model.config.seq_len)
     slots = fit_slots(name, model, options.slots, seq_len, free_memory(device))
-    engine = Engine(model, deliver, slots=slots.count, queue=options.queue, seq_len=seq_len)
+    engine = Engine(
+        model,
+        deliver,
+        slots=slots.count,
+        queue=options.queue,
+        seq_len=seq_len,
+        drafts=drafts_of(options.drafts, model),
+    )
     served = ServedModel(name, found, model, chat_format, engine, seq_len)
     fewer = "" if slots.count == options.slots else f" (memory for {options.slots} is missing)"
     show(

@@ -17,12 +17,18 @@ Json = dict[str, Any]
 
 def usage(answers: Answers) -> Json:
     """Return the counts of tokens."""
-    return {
+    counts: Json = {
         "prompt_tokens": answers.prompt_tokens,
         "completion_tokens": answers.completion_tokens,
         "total_tokens": answers.prompt_tokens + answers.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": answers.cached_tokens},
     }
+    if answers.drafted_tokens:
+        counts["completion_tokens_details"] = {
+            "accepted_prediction_tokens": answers.accepted_tokens,
+            "rejected_prediction_tokens": answers.drafted_tokens - answers.accepted_tokens,
+        }
+    return counts
 
 
 class ChatShape:

@@ -110,6 +110,10 @@ class _Evaluation:
         if trained.pretrain_data is not None and not compared:
             label = f"{stage} model on held-out text"
             result |= self.part(f"{stage}.held_out", label, partial(measures.held_out, stage))
+        has_block = measures.job.model_config_resolved().draft is not None
+        if trained.pretrain_data is not None and has_block:
+            label = f"drafts of the {stage} model"
+            result["drafts"] = self.part(f"{stage}.drafts", label, partial(measures.drafts, stage))
         if stage == "sft" and trained.sft_data is not None and not compared:
             label = "sft model on held-out conversations"
             result |= self.part("sft.responses", label, measures.responses)

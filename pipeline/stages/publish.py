@@ -45,6 +45,7 @@ MEASURES = (
     "bytes",
     "rows",
     "calibration",
+    "drafts",
     "continuations",
     "packs",
 )

@@ -106,7 +106,7 @@ def _fitting_micro_batch(
     from pion.train.hardware import cuda_capability, total_memory
     from pion.train.memory import Workload
     from pion.train.micro_batch import DoesNotFit, choose_micro_batch
-    from pion.train.phases import config_of_largest_phase
+    from pion.train.phases import config_of_largest_phase, only_draft
 
     section = job.section(stage)
     work = Workload(
@@ -118,6 +118,7 @@ def _fitting_micro_batch(
         documents=stage == "sft" or job.within_documents,
         compile=plan.compile,
         lora=job.lora(stage),
+        only_draft=only_draft(phases_of(section.phases), job.model_config_resolved()),
         capability=cuda_capability(device),
     )
     sharing = 1 if device.type == "cuda" else plan.world_size  # ranks share a machine's memory

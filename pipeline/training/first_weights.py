@@ -36,11 +36,11 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
 
         found = load_model(context.fetch(lambda: find_model(job.model_name(source))))
         warning = ", whose ternary weights are already rounded" if found.config.packed else ""
-        model = fitted(job.model_config_resolved(), found, source)
+        model = fitted(job.model_config_resolved(), found, source, job.seed)
         return model, f"starts from {source}{warning}"
     if job.base is not None and stage == job.train_stages[0]:
         found = _brought_base(context, job.base)
-        model = fitted(job.model_config_resolved(), found, job.base.source)
+        model = fitted(job.model_config_resolved(), found, job.base.source, job.seed)
         return model, f"starts from {job.base}"
     if stage == "sft":
         from pion.formats.load import load_decoder
@@ -89,6 +89,24 @@ def _bring_pretrained(run: RunState) -> tuple[str, Path]:
     key = head.stages["pretrain"].checkpoint
     assert key is not None
     return key, bring_model(run, head, key)
+
+
+# The draft block's ids are those that are most frequent in so many rows of training.
+COUNTED_ROWS = 2048
+
+
+def count_draft_ids(model: Decoder, rows: RowStream) -> None:
+    """Set which ids a new draft block guesses, the same on every rank: the most frequent ones."""
+    import torch
+
+    from pion.model.draft_block import most_frequent
+
+    if model.draft is None or model.draft.ids is None:
+        return
+    known = range(min(COUNTED_ROWS, rows.total_rows))
+    tokens = torch.cat([torch.from_numpy(rows.row(i).tokens) for i in known])
+    ids = most_frequent(tokens, len(model.draft.ids), model.config.vocab_size)
+    model.draft.ids.copy_(ids)
 
 
 def cost_of_rounding(

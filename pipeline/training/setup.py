@@ -33,7 +33,12 @@ from pipeline.state.shared.folder import bring_data
 from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
 from pipeline.training.advice import BusyCores, Work
 from pipeline.training.compute_plan import choose_plan
-from pipeline.training.first_weights import cost_of_rounding, first_model, frozen_base
+from pipeline.training.first_weights import (
+    cost_of_rounding,
+    count_draft_ids,
+    first_model,
+    frozen_base,
+)
 from pipeline.training.hop_receipt import record_machine, record_step_down
 from pipeline.training.rewind import rows_to_skip
 
@@ -308,7 +313,9 @@ def _model(
     if context.job.lora(stage) is not None:
         return _with_additions(context, stage, data, plan, saved)
     if not context.group.from_rank_0(saved is not None):
-        return *first_model(context, stage), None
+        model, why = first_model(context, stage)
+        count_draft_ids(model, data.train)
+        return model, why, None
     config = context.job.model_config_resolved()
     model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
     return model, "", None

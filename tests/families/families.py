@@ -113,6 +113,8 @@ FAMILIES = {
     "ternary": Family(PILON | {"primitives": TERNARY, "activation": "relu2"}, apart=1e-2),
     "routed-recipes": Family(PILON | {"primitives": BANKS, "experts": {"n": 4, "shared": 0}}),
     "gated": Family({"gates": True}),
+    "lepton": Family({"slots": {"per_segment": 2, "segment": 8, "window": 2}}),
+    "drafted": Family({"draft": {"steps": 2, "ids": 40}}),
     "experts-in-windows": Family({"experts": EXPERTS, "windows": WINDOWS}),
     # What Llama and Qwen2 add, together.
     "biased": Family(

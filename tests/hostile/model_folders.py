@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Heads, RopeScaling
 from pion.config.primitives import Primitives
+from pion.config.slots import Slots
 from pion.formats.huggingface.architectures import to_transformers
 from pion.model.decoder import Decoder
 from tests.support.capped_models import MIXED
@@ -26,7 +27,9 @@ from tests.support.tiny_config import tiny_config
 
 PLAIN = tiny_config(vocab_size=300, seq_len=64)
 # Every part of a model, each in use.
-PARTS = ModelConfig.from_dict(MIXED.to_dict() | {"vocab_size": 300})
+PARTS = ModelConfig.from_dict(MIXED.to_dict() | {"vocab_size": 300, "draft": {"ids": 40}})
+# Slots exclude most other parts.
+SLOTS = replace(PLAIN, slots=Slots(per_segment=2, segment=8, window=2))
 # Primitives exclude experts.
 PRIMITIVES = replace(
     PARTS,

@@ -243,7 +243,7 @@ model:
    windows: {tokens: 524288, block: 524288, long_every: 512},
    heads: {scale: 5e5},
    wiring: {attention_layers: [1, 511], skips: [[511, 510]]},
-   values: {layers: [511], tables: [0]}}
+   values: {layers: [511], tables: [0]}, draft: {steps: 8, ids: 524288}}
 tokenizer: {train: {vocab_size: 524288, max_mb: 5e5}}
 data:
   seq_len: 524288
@@ -334,9 +334,11 @@ def with_primitives(half: str) -> str:
 
 
 def with_lora(half: str) -> str:
-    """Return the job with scaled positions, with passes in place of steps, and with LoRA."""
+    """Return the job with scaled positions and slots, passes in place of steps, and LoRA."""
     job = yaml.load(half, JobLoader)  # noqa: S506
-    del job["model"]["experts"]
+    for part in ("experts", "windows", "values", "wiring"):  # slots exclude them
+        del job["model"][part]
+    job["model"]["slots"] = {"per_segment": 512, "segment": 2**19, "window": 2**19}
     job["model"]["rope_scaling"] = {
         "factor": 5e5,
         "original_max_position_embeddings": 2**19,
@@ -374,7 +376,7 @@ def test_jobs_with_every_number_at_half_of_its_limit_are_accepted(halves: dict[s
 @pytest.mark.parametrize("field", LIMITS)
 def test_a_number_beyond_its_limit_is_a_mistake(halves: dict[str, Job], field: str) -> None:
     shape = "primitives" if "primitive" in field or "phases" in field else "experts"
-    if any(name in field for name in ("lora", "rope_scaling", "epochs")):
+    if any(name in field for name in ("lora", "rope_scaling", "epochs", "slots")):
         shape = "additions"
     job = halves[shape].model_copy(deep=True)
     *parents, name = field.split(".")

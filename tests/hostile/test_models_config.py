@@ -24,6 +24,7 @@ from tests.hostile.model_folders import (
     PLAIN,
     PRIMITIVES,
     SCALED,
+    SLOTS,
     Verbatim,
     changed,
     edit,
@@ -62,6 +63,11 @@ def primitives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def slotted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("slotted"), SLOTS)
+
+
+@pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_folder(tmp_path_factory.mktemp("foreign"), foreign=True)
 
@@ -92,8 +98,11 @@ def loads_or_says_why(folder: Path, text: str) -> str | None:
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=".".join)
-def test_every_setting_is_checked(parts: Path, primitives: Path, field: tuple[str, ...]) -> None:
-    model, folder = (PRIMITIVES, primitives) if field[0] == "primitives" else (PARTS, parts)
+def test_every_setting_is_checked(
+    parts: Path, primitives: Path, slotted: Path, field: tuple[str, ...]
+) -> None:
+    others = {"primitives": (PRIMITIVES, primitives), "slots": (SLOTS, slotted)}
+    model, folder = others.get(field[0], (PARTS, parts))
     record = model.to_dict() | {name: getattr(model, name) for name in ("softcap", "head_dim")}
     for name in field[:-1]:
         assert record[name], "one of the models has each part"

@@ -83,8 +83,9 @@ def kept_by_attend(at: PassKind, config: ModelConfig) -> int:
     query, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     scores = config.n_heads * at.tokens
     fused = 2 * at.width * (query + kv) + 4 * config.n_heads
-    masked = config.softcap is not None or at.documents
-    if (masked or config.windows is not None) and flexible(config, at.device):
+    partly = config.windows is not None or config.slots is not None
+    masked = config.softcap is not None or at.documents or config.slots is not None
+    if (masked or partly) and flexible(config, at.device):
         return fused + (0 if at.compiled else 4 * config.n_heads)
     if config.softcap is not None:
         weights = 4 if at.width == 4 else 4 + at.width

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pion.config.model_config import ModelConfig
 from pion.model.attention.reach import Reach, reach_of, window_tokens
+from pion.model.attention.slot_cache import SlotCache, SlotPlace, slot_place
 
 # A cache for more tokens than this starts with room for this many, and doubles when it is full.
 SMALLEST_ROOM = 4096
@@ -32,17 +33,25 @@ class Place:
     Attributes:
         starts: how many tokens each row had before.
         positions: (B, T), where rows have different lengths; else None.
+        slots: the slots of the pass, in a model with slots.
     """
 
     first: int
     starts: tuple[int, ...]
     count: int
     positions: Tensor | None
+    slots: SlotPlace | None = None
 
     @property
     def end(self) -> int:
         """The length of the longest row after the pass."""
         return max(self.starts) + self.count
+
+    def token_positions(self, device: torch.device) -> Tensor:
+        """Return the position of each token, (B or 1, T)."""
+        if self.positions is not None:
+            return self.positions
+        return torch.arange(max(self.starts), self.end, device=device)[None]
 
     @property
     def rows(self) -> slice:
@@ -72,7 +81,15 @@ class KVCache:
         self._rooms = {
             reach: Room(self.max_tokens, window_tokens(config, reach)) for reach in set(every)
         }
-        self.layers = [LayerCache(self._rooms[reach], rows) for reach in every]
+        self._slots = config.slots
+        self.layers = [
+            LayerCache(
+                self._rooms[reach],
+                rows,
+                None if config.slots is None else SlotCache(config.slots, self.max_tokens, rows),
+            )
+            for reach in every
+        ]
 
     @property
     def length(self) -> int:
@@ -101,7 +118,9 @@ class KVCache:
         if len(set(starts)) > 1:
             begins = torch.tensor(starts).to(device, non_blocking=True)
             positions = begins[:, None] + torch.arange(count, device=device)
-        return Place(first, starts, count, positions)
+        slots = self._slots
+        of_slots = None if slots is None else slot_place(slots, starts, count, device)
+        return Place(first, starts, count, positions, of_slots)
 
     def key_positions(self, reach: Reach, place: Place, device: torch.device) -> Tensor | None:
         """Return the positions (1 or B, keys) of the keys that layers of a reach show to a pass.
@@ -199,8 +218,8 @@ class LayerCache:
     gradient flows through them.
     """
 
-    def __init__(self, room: Room, rows: int | None) -> None:
-        self._room, self._rows = room, rows
+    def __init__(self, room: Room, rows: int | None, slots: SlotCache | None = None) -> None:
+        self._room, self._rows, self._slots = room, rows, slots
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
@@ -208,8 +227,18 @@ class LayerCache:
         """Store new keys and values (B, n_kv_heads, T, head_dim); return those that the pass sees.
 
         `KVCache.key_positions` says where they are. Those of no text have numbers of no meaning,
-        which a mask must hide.
+        which a mask must hide. Slots stand behind the text.
         """
+        if self._slots is None or place.slots is None:
+            return self._extend_text(keys, values, place)
+        count = place.count
+        with torch.no_grad():
+            seen = self._extend_text(keys[:, :, :count], values[:, :, :count], place)
+            new = keys[:, :, count:], values[:, :, count:]
+            kept = self._slots.extend(new, place.slots, place.rows)
+        return torch.cat([seen[0], kept[0]], dim=2), torch.cat([seen[1], kept[1]], dim=2)
+
+    def _extend_text(self, keys: Tensor, values: Tensor, place: Place) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             self._make_room(keys, place)
             seen = keys, values
@@ -249,20 +278,27 @@ class LayerCache:
             kept = buffer[one, :, :entries].clone()
             buffer[one, :, :entries] = buffer[other, :, :entries]
             buffer[other, :, :entries] = kept
+        if self._slots is not None:
+            self._slots.swap(one, other)
 
     def copy(self, source: int, row: int, length: int) -> None:
         entries = length + SPARE  # all of a ring that is full: see `can_cut`
         for buffer in self._buffers():
             buffer[row, :, :entries] = buffer[source, :, :entries]
+        if self._slots is not None:
+            self._slots.copy(source, row, length)
 
     def clear(self, row: int) -> None:
         for buffer in self._buffers():
             buffer[row] = 0
+        if self._slots is not None:
+            self._slots.clear(row)
 
     def bytes_per_row(self) -> int:
-        return sum(
+        text = sum(
             buffer[0].nbytes // buffer.shape[2] * self._room.most for buffer in self._buffers()
         )
+        return text if self._slots is None else text + self._slots.bytes_per_row()
 
     def _buffers(self) -> Sequence[Tensor]:
         return [buffer for buffer in (self.keys, self.values) if buffer is not None]

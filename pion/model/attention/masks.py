@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pion.config.model_config import ModelConfig
+from pion.config.slots import Slots
 from pion.model.attention.cache import KVCache, Place
 from pion.model.attention.reach import Reach, reaches, window_blocks
 from pion.model.pass_kind import PassKind
@@ -98,10 +99,7 @@ def build_cache_masks(config: ModelConfig, tokens: Tensor, place: Place, cache: 
 
 def _mask_by_positions(config: ModelConfig, reach: Reach, place: Place, key: Tensor) -> Mask:
     """Return the mask for keys at these positions (1 or B, keys). Negative ones are of no text."""
-    query = place.positions
-    if query is None:
-        query = torch.arange(max(place.starts), place.end, device=key.device)[None]
-    key, query = key[:, None], query[:, :, None]
+    key, query = key[:, None], place.token_positions(key.device)[:, :, None]
     seen = (key <= query) & (key >= 0)
     if config.windows is not None:
         count = window_blocks(config.windows)[reach]
@@ -118,7 +116,8 @@ def flexible(config: ModelConfig, device: str) -> bool:
 def attends_by_document(config: ModelConfig, device: str, tokens: int, *, compiled: bool) -> bool:
     """Return whether the documents in rows of `tokens` tokens attend one after another."""
     # Compiled code has the same operations for all rows, wherever their documents are.
-    plain = config.softcap is None and config.windows is None and not compiled
+    whole = config.windows is None and config.slots is None
+    plain = config.softcap is None and whole and not compiled
     return device == "cpu" and plain and tokens > LONGEST_MASKED_ROW
 
 
@@ -255,15 +254,15 @@ def window_block_mask(
     from torch.nn.attention.flex_attention import BlockMask
 
     return BlockMask.from_kv_blocks(
-        *_listed(partial),
-        *_listed(full),
+        *listed_blocks(partial),
+        *listed_blocks(full),
         BLOCK_SIZE=block,
         mask_mod=_visible(documents),
         seq_lengths=(tokens, tokens),
     )
 
 
-def _listed(visited: Tensor) -> tuple[Tensor, Tensor]:
+def listed_blocks(visited: Tensor) -> tuple[Tensor, Tensor]:
     """Return how many blocks are visited, (B, 1, n), and their numbers, (B, 1, n, n)."""
     counts = visited.sum(dim=-1)
     numbers = visited.int().argsort(dim=-1, descending=True, stable=True)
@@ -290,6 +289,8 @@ def _recency(chosen: Tensor) -> Tensor:
 
 def mean_keys(config: ModelConfig, reach: Reach, seq_len: int) -> float:
     """Return how many keys a token sees on average, in a row that is one document."""
+    if config.slots is not None:
+        return keys_of_slots(config.slots, seq_len)
     if reach == "full" or config.windows is None:
         return seq_len / 2
     block = config.windows.block
@@ -302,6 +303,19 @@ def mean_keys(config: ModelConfig, reach: Reach, seq_len: int) -> float:
     return seq_len / 2 - hidden * block / seq_len
 
 
+def keys_of_slots(slots: Slots, seq_len: int) -> float:
+    """Return how many keys a token and its share of the slots see on average."""
+    size, each = slots.segment, slots.per_segment
+    seen = 0.0
+    for segment in range(-(-seq_len // size)):
+        tokens = min(size, seq_len - segment * size)
+        before = min(segment, slots.window - 1) * size + segment * each
+        seen += tokens * (before + tokens / 2)
+        if tokens == size:
+            seen += each * (before + size + each / 2)
+    return seen / seq_len
+
+
 def mask_bytes(config: ModelConfig, at: PassKind, rows: int) -> int:
     """Return the bytes of the masks of a pass over `rows` rows.
 
@@ -309,8 +323,8 @@ def mask_bytes(config: ModelConfig, at: PassKind, rows: int) -> int:
     a window's mask in each layer. A mask of flex attention lists blocks as int32, full and partial
     ones, by queries and by keys.
     """
-    masked = at.documents or config.windows is not None or config.softcap is not None
-    if not masked:
+    partly = config.windows is not None or config.slots is not None
+    if not (at.documents or partly or config.softcap is not None):
         return 0
     if attends_by_document(config, at.device, at.tokens, compiled=at.compiled):
         return 0

@@ -32,6 +32,8 @@ def window_blocks(windows: Windows, tokens: int | None = None) -> dict[Reach, in
 
 def window_tokens(config: ModelConfig, reach: Reach) -> int | None:
     """Return the most tokens that a token sees, itself included; None: all before it."""
+    if config.slots is not None:
+        return config.slots.window * config.slots.segment
     if config.windows is None:
         return None
     return max(1, window_blocks(config.windows)[reach]) * config.windows.block

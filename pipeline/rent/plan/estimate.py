@@ -17,7 +17,7 @@ from pion.data.order import rows_per_rank
 from pion.errors import BadInput
 from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
-from pion.train.phases import config_of_largest_phase
+from pion.train.phases import config_of_largest_phase, only_draft
 from pipeline.job import Job
 from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
@@ -179,8 +179,9 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
 def workload_on(gpu: str, job: Job, stage: str) -> Workload:
     """Return what one GPU of this type computes in a stage."""
     kind, hardware = GPU_TYPES.get(gpu), job.hardware
+    config = job.model_config_resolved()
     return Workload(
-        job.model_config_resolved(),
+        config,
         job.seq_len(stage),
         kind.dtype(hardware.dtype) if kind else "bfloat16",
         job.section(stage).optimizer,
@@ -188,6 +189,7 @@ def workload_on(gpu: str, job: Job, stage: str) -> Workload:
         documents=stage == "sft" or job.within_documents,
         compile=hardware.compile is not False,
         lora=job.lora(stage),
+        only_draft=only_draft(phases_of(job.section(stage).phases), config),
         capability=kind.capability if kind else None,
     )
 

@@ -15,7 +15,7 @@ import pion
 from pion.errors import BadInput
 from pion.generation import decoding
 from pion.generation.answer import Ended
-from pion.generation.drafts import LAST, LookUp
+from pion.generation.drafts import Drafting, LookUp, Possible, best_number
 from pion.generation.engine import Engine
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
@@ -131,11 +131,33 @@ def expected(ids: list[int], most: int) -> list[int]:
 
 
 def test_a_text_that_is_drafted_wrong_is_no_longer_drafted() -> None:
-    look_up = LookUp()
-    text = [5, 6, 7, 8, 5, 6]
-    assert look_up.draft(text, 2) == [7, 8]
-    look_up.count(LAST, 2)
-    assert look_up.draft(text, 2) == []
+    drafting, text = Drafting(), [5, 6, 7, 8, 5, 6]
+    numbers = []
+    for _ in range(20):
+        drafting.begin(text, 2)
+        assert drafting.guess == [7, 8]
+        numbers.append(best_number([Possible(2, drafting.chance, by_block=False)], 0.12, 0))
+        drafting.count(right=0)
+    assert numbers[0] == 2
+    assert numbers[-1] == 0
+    assert (drafting.drafted, drafting.right) == (40, 0)
+
+
+@pytest.mark.parametrize(
+    ("texts", "token", "guess", "number"),
+    [
+        ([(4, 0.9, False)], 0.1, 0.0, 4),
+        ([(4, 0.05, False)], 0.1, 0.0, 0),
+        ([(3, 0.9, True)], 0.1, 0.2, 3),
+        ([(3, 0.6, True)], 0.1, 0.9, 0),  # the block takes longer than what it saves
+        ([(4, 0.6, False)] + [(0, 0.6, False)] * 15, 0.12, 0.0, 0),  # all others would wait
+        ([(4, 0.95, False)] * 16, 0.12, 0.0, 3),
+    ],
+)
+def test_a_step_has_as_many_drafts_as_are_expected_to_pay(
+    texts: list[tuple[int, float, bool]], token: float, guess: float, number: int
+) -> None:
+    assert best_number([Possible(*text) for text in texts], token, guess) == number
 
 
 def test_more_drafts_than_the_cache_can_take_back_are_refused() -> None:

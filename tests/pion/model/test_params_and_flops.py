@@ -33,7 +33,7 @@ def test_the_parameters_of_all_roles_are_those_of_the_model(preset: str) -> None
 def test_the_roles_tell_matrices_tables_and_gains_apart() -> None:
     gains = 3 * (2 * 32 + 2 * 8) + 32
     matrices = 3 * 32 * (2 * 32 + 2 * 16 + 3 * 96)
-    absent = dict.fromkeys(("head", "router", "primitive", "recipe", "gate"), 0)
+    absent = dict.fromkeys(("head", "router", "primitive", "recipe", "gate", "draft"), 0)
     tied = {"matrix": matrices, "embedding": 200 * 32, "vector": gains} | absent
     assert cost_of(TINY).params == tied
     untied = cost_of(replace(TINY, tie_embeddings=False)).params

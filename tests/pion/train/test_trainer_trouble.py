@@ -5,6 +5,7 @@ import math
 import pickle
 import statistics
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pion.data.stream import RowStream
 from pion.errors import BadInput, Trouble
 from pion.model.decoder import Decoder, Losses
 from pion.model.forward_pass import AS_THE_MODEL, StepOptions
+from pion.model.params_and_flops import token_flops
 from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import CONFIG, open_stream
@@ -298,7 +300,9 @@ def test_the_time_of_asking_changes_no_trouble_and_no_metrics(
     """Ranks ask at different steps: rank 0 when it saves too."""
     if broken is not None and broken < len(losses):
         losses[broken] = NAN
-    collected = StepMetrics(CONFIG, ComputePlan(threads=1), clock=lambda: 0.0, max_spike=2.0)
+    collected = StepMetrics(
+        partial(token_flops, CONFIG), ComputePlan(threads=1), clock=lambda: 0.0, max_spike=2.0
+    )
     reported: list[int] = []
     for i, loss in enumerate(losses):
         collected.begin_step()
@@ -333,7 +337,7 @@ def record(step: int, loss: float, targets: float = 8.0) -> StepRecord:
 
 
 def test_a_spike_is_measured_by_the_last_64_steps() -> None:
-    collected = StepMetrics(CONFIG, ComputePlan(threads=1), clock=lambda: 0.0)
+    collected = StepMetrics(partial(token_flops, CONFIG), ComputePlan(threads=1), clock=lambda: 0.0)
     for step in range(1, 81):
         collected.begin_step()
         collected.add(record(step, float(step)))
@@ -342,7 +346,9 @@ def test_a_spike_is_measured_by_the_last_64_steps() -> None:
 
 def test_a_step_without_targets_does_not_count_for_spikes() -> None:
     """The loss of such a step is 0. Any loss would exceed a median of such losses."""
-    collected = StepMetrics(CONFIG, ComputePlan(threads=1), clock=lambda: 0.0, max_spike=2.0)
+    collected = StepMetrics(
+        partial(token_flops, CONFIG), ComputePlan(threads=1), clock=lambda: 0.0, max_spike=2.0
+    )
     for step in range(1, 81):
         collected.begin_step()
         collected.add(record(step, 2.0, 8.0) if step % 4 == 0 else record(step, 0.0, 0.0))

@@ -1,0 +1,85 @@
+"""How many passes a model's draft block saves (pion/model/draft_block.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from pion.generation.decoding import Decoding
+from pion.generation.text import Settings, Text
+from pion.model.decoder import Decoder
+
+TEXTS, NEW_TOKENS = 16, 64
+# How the texts are drawn, by name: the likeliest tokens, and the default of `pion generate`.
+TEMPERATURES = {"greedy": 0.0, "drawn": 0.8}
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """What the drafts of some texts saved.
+
+    Attributes:
+        texts: how many texts were written.
+        tokens_per_pass: tokens that a pass of the model adds to a text, the mean over texts; 1
+            without drafts.
+        tokens_per_pass_sem: its standard error over texts; None for a single text.
+        right: the share of guessed tokens that were right; None if none was guessed.
+    """
+
+    texts: int
+    tokens_per_pass: float
+    tokens_per_pass_sem: float | None
+    right: float | None
+
+
+def drafted(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    temperature: float,
+    vocab_size: int,
+    on_pass: Callable[[], None],
+) -> Drafted | None:
+    """Continue each prompt with as many drafts as the model's block has learned.
+
+    Every text is drawn with the seed 0, to NEW_TOKENS or the end of the context; an end of text
+    ends nothing. None: the model has no block, or no prompt has room. `on_pass` is called after
+    each pass.
+    """
+    if model.draft is None:
+        return None
+    settings = Settings(
+        stop_ids=(), max_tokens=NEW_TOKENS, temperature=temperature, vocab_size=vocab_size, seed=0
+    )
+    shares: list[float] = []
+    tried = hits = 0
+    for prompt in prompts:
+        text = Text(model, prompt, settings)
+        decoding = Decoding(model, 1, text.room, model.draft.steps)
+        text.draw(decoding.read_alone(text)[0])
+        begin = len(text.ids)
+        passes = _passes(decoding, text, on_pass)
+        guessed, right = decoding.drafted(text)
+        tried, hits = tried + guessed, hits + right
+        if passes:
+            shares.append((len(text.ids) - begin) / passes)
+    if not shares:
+        return None
+    error = float(np.std(shares, ddof=1) / np.sqrt(len(shares))) if len(shares) > 1 else None
+    return Drafted(len(shares), float(np.mean(shares)), error, hits / tried if tried else None)
+
+
+def _passes(decoding: Decoding, text: Text, on_pass: Callable[[], None]) -> int:
+    """Continue a text to its end; return how many passes this took."""
+
+    def draw(row: int, logits: Tensor) -> int | None:
+        return None if text.ended else text.draw(logits)
+
+    passes = 0
+    while not text.ended:
+        decoding.step(draw)
+        passes += 1
+        on_pass()
+    return passes

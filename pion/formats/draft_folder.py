@@ -1,0 +1,113 @@
+"""A model's draft block in a folder of its own, next to the files of an exported model.
+
+Other programs read the model as if there were no block. Pion reads the block if somebody asks for
+drafts. It belongs to one model: `draft.json` has the hash of that model's tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pion.config.draft import Draft
+from pion.config.model_config import ModelConfig
+from pion.errors import BadInput
+from pion.formats.target_folder import DRAFT_FILES, DRAFT_FOLDER
+from pion.formats.weights import read_model_tensors, read_settings, read_tensors, write_safetensors
+from pion.later_fields import shown
+from pion.model.decoder import Decoder
+from pion.model.draft_block import PREFIX
+from pion.model.parameters import require_possible, tensors_sha256
+
+FOLDER, (RECORD, TENSORS) = DRAFT_FOLDER, DRAFT_FILES
+
+
+def without_draft(model: Decoder) -> Decoder:
+    """Return the model without its draft block. Both share the memory of their weights."""
+    if model.draft is None:
+        return model
+    twin = model.twin()
+    twin.config, twin.draft = replace(model.config, draft=None), None
+    return twin
+
+
+def write_draft(model: Decoder, folder: Path, rows: int) -> None:
+    """Write the model's draft block into `folder`, which has the model's exported files.
+
+    These have the first `rows` token ids. The block guesses no others.
+    """
+    assert model.draft is not None
+    tensors, ids = model.draft.state_dict(), model.draft.ids
+    kept = torch.arange(rows) if ids is None else ids[ids < rows]
+    tensors.pop("ids", None)
+    if len(kept) < rows:
+        tensors["ids"] = kept
+    record = {
+        "draft": {"steps": model.draft.steps, "ids": len(kept)},
+        "d_model": model.config.d_model,
+        "vocab_size": rows,
+        "trunk_sha256": _hash_of(folder),
+    }
+    out = folder / FOLDER
+    out.mkdir()
+    (out / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    stored = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    write_safetensors(out / TENSORS, stored, {"format": "pt"})
+
+
+def with_draft(model: Decoder, folder: Path) -> Decoder:
+    """Return a model from `folder` with the draft block that lies next to it, or without one.
+
+    The new model copies the weights. Raises BadInput that names the file for a damaged file, and
+    for a block of another model: of another width or vocabulary, or with other tensors.
+    """
+    path = folder / FOLDER / RECORD
+    if not path.is_file():
+        return model
+    record, own = read_settings(path, "a draft block"), model.config
+    config = _config(record, own, path)
+    if record.get("trunk_sha256") != (found := _hash_of(folder)):
+        raise BadInput(
+            f"{path}: this draft block learned from a model with the tensors "
+            f"{str(record.get('trunk_sha256'))[:12]}…, but the model in {folder} has the tensors "
+            f"{found[:12]}…. Nothing was changed. Train a block for this model (docs/models.md), "
+            "or use the model without drafts: --drafts off"
+        )
+    absent = f"{folder / FOLDER} has no {TENSORS}"
+    tensors: dict[str, Tensor] = {
+        PREFIX + name: tensor
+        for name, tensor in read_tensors(folder / FOLDER / TENSORS, absent).items()
+    }
+    state = model.state_dict() | tensors
+    try:
+        require_possible(config, state)
+        return Decoder.from_state(config, state, model.embed.weight.dtype)
+    except BadInput as error:
+        raise BadInput(f"{folder / FOLDER / TENSORS}: {error}") from None
+
+
+def _config(record: dict[str, Any], own: ModelConfig, path: Path) -> ModelConfig:
+    """Return the settings of the model with the block of a record. Raises BadInput."""
+    settings = record.get("draft")
+    if not isinstance(settings, dict) or not settings.keys() <= {"steps", "ids"}:
+        raise BadInput(f"{path}: draft is {shown(settings)}; it must have steps and ids")
+    for name, meaning in (("d_model", "hidden states of width"), ("vocab_size", "ids:")):
+        if record.get(name) != getattr(own, name):
+            raise BadInput(
+                f"{path}: this draft block is for {meaning} {shown(record.get(name))}, and the "
+                f"model next to it has {getattr(own, name)}. It belongs to another model. Remove "
+                f"the folder, or use --drafts off"
+            )
+    try:
+        return replace(own, draft=Draft(**settings))
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def _hash_of(folder: Path) -> str:
+    return tensors_sha256(read_model_tensors(folder))

@@ -1,0 +1,128 @@
+"""Cache slots (slot_entries.py) next to the text of a row.
+
+The text that a token still sees is in a ring, as in a model with windows. Slots are few and are
+kept to the end: slot i of segment j has the entry j · m + i. A pass computes the slots of all
+segments that its tokens fill, as its last entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pion.config.slots import Slots
+from pion.model.attention.slot_entries import Entries
+
+
+@dataclass(frozen=True)
+class SlotPlace:
+    """The slots of one pass.
+
+    Attributes:
+        segments: (B or 1, groups): the segments whose slots the pass computes. A row that fills
+            fewer of them than another has −1.
+        shown: how many entries of slots the pass sees.
+    """
+
+    segments: Tensor
+    shown: int
+
+
+def slot_place(slots: Slots, starts: Sequence[int], count: int, device: torch.device) -> SlotPlace:
+    """Return the slots of a pass over `count` tokens after `starts` tokens of each row."""
+    size = slots.segment
+    same = len(set(starts)) == 1
+    rows = [(start // size, (start + count) // size) for start in (starts[:1] if same else starts)]
+    groups = max(stop - first for first, stop in rows)
+    filled = [
+        [first + n if first + n < stop else -1 for n in range(groups)] for first, stop in rows
+    ]
+    segments = torch.tensor(filled, dtype=torch.int64).view(len(rows), groups)
+    shown = slots.per_segment * max(stop for _, stop in rows)
+    return SlotPlace(segments.to(device, non_blocking=True), shown)
+
+
+def pass_entries(slots: Slots, positions: Tensor, place: SlotPlace) -> Entries:
+    """Return the entries of a pass: its tokens at `positions` (B or 1, T), and its slots.
+
+    A slot that a row does not have is like a slot of the row's last token: it has no meaning, but
+    sees some keys, because without any its numbers would be NaN.
+    """
+    segments = place.segments.repeat_interleave(slots.per_segment, dim=1)
+    which = torch.arange(slots.per_segment, device=positions.device).repeat(place.segments.shape[1])
+    end = torch.where(segments < 0, positions[:, -1:], (segments + 1) * slots.segment - 1)
+    return _entries(slots, positions, end, which)
+
+
+def cached_entries(slots: Slots, positions: Tensor, shown: int) -> Entries:
+    """Return the entries that a pass sees: text at `positions` (B or 1, keys), and all slots.
+
+    Text at a negative position is of no text, and nothing sees it.
+    """
+    number = torch.arange(shown, device=positions.device)[None]
+    end = (number // slots.per_segment + 1) * slots.segment - 1
+    found = _entries(slots, positions, end, number[0] % slots.per_segment)
+    document = torch.where(found.positions < 0, -1, 0)
+    return Entries(found.order, found.segment, found.queried, document, found.positions)
+
+
+def _entries(slots: Slots, positions: Tensor, end: Tensor, which: Tensor) -> Entries:
+    rows = max(len(positions), len(end))
+    text, end = positions.expand(rows, -1), end.expand(rows, -1)
+    each = slots.per_segment + 1
+    time = torch.cat([text, end], dim=1)
+    order = torch.cat([text * each, end * each + 1 + which], dim=1)
+    segment = torch.cat([text // slots.segment, torch.full_like(end, -1)], dim=1)
+    return Entries(order, segment, time // slots.segment, torch.zeros_like(time), time)
+
+
+class SlotCache:
+    """One layer's keys and values of slots, each (rows, n_kv_heads, entries, head_dim).
+
+    The last entries are for slots that a row of a pass does not have.
+    """
+
+    def __init__(self, slots: Slots, max_tokens: int, rows: int | None) -> None:
+        self._slots, self._most, self._rows = slots, slots.of(max_tokens), rows
+        self._buffers: Tensor | None = None  # (2, rows, n_kv_heads, entries, head_dim)
+
+    def extend(self, both: Sequence[Tensor], place: SlotPlace, rows: slice) -> list[Tensor]:
+        """Store new keys and values (B, n_kv_heads, S, head_dim); return all that the pass sees."""
+        each = self._slots.per_segment
+        buffers = self._made(both[0], rows.stop)
+        if both[0].shape[2]:
+            which = torch.arange(each, device=both[0].device)
+            segments = place.segments.clamp(min=-1)
+            first = torch.where(segments < 0, self._most, segments * each)
+            entries = (first[:, :, None] + which).flatten(1).expand(both[0].shape[0], -1)
+            numbers = torch.arange(rows.start, rows.stop, device=entries.device)
+            for buffer, new in zip(buffers, both):
+                buffer[numbers[:, None], :, entries] = new.transpose(1, 2)
+        return [buffer[rows, :, : place.shown] for buffer in buffers]
+
+    def _made(self, keys: Tensor, rows: int) -> Tensor:
+        heads, head_dim = keys.shape[1], keys.shape[3]
+        if self._buffers is None:
+            entries = self._most + self._slots.per_segment
+            with torch.inference_mode(False):  # rows may be swapped outside inference mode
+                self._buffers = keys.new_zeros(2, self._rows or rows, heads, entries, head_dim)
+        return self._buffers
+
+    def swap(self, one: int, other: int) -> None:
+        if self._buffers is not None:
+            self._buffers[:, [one, other]] = self._buffers[:, [other, one]]
+
+    def copy(self, source: int, row: int, length: int) -> None:
+        if self._buffers is not None:
+            entries = self._slots.of(length)
+            self._buffers[:, row, :, :entries] = self._buffers[:, source, :, :entries]
+
+    def clear(self, row: int) -> None:
+        if self._buffers is not None:
+            self._buffers[:, row] = 0
+
+    def bytes_per_row(self) -> int:
+        return 0 if self._buffers is None else self._buffers[:, 0].nbytes

@@ -1,0 +1,80 @@
+"""The masks of a model with slots (slot_entries.py): of whole rows, and of passes with a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pion.config.slots import Slots
+from pion.model.attention.cache import KVCache, Place
+from pion.model.attention.masks import FLEX_BLOCK, Mask, listed_blocks
+from pion.model.attention.slot_cache import cached_entries, pass_entries
+from pion.model.attention.slot_entries import Entries, visible
+
+
+def mask_of_rows(slots: Slots, entries: Entries, *, flex: bool) -> Mask:
+    """Return the mask of whole rows with these entries; with `flex`, as flex attention's."""
+    if flex:
+        return Mask(blocks=slot_block_mask(slots, entries))
+    return Mask(allowed=visible(entries, entries, slots.window))
+
+
+def mask_of_pass(
+    slots: Slots, place: Place, cache: KVCache, device: torch.device
+) -> tuple[Mask, Entries]:
+    """Return the mask of a pass with a cache, and the pass's entries."""
+    assert place.slots is not None
+    key = cache.key_positions("full", place, device)
+    if key is None:
+        key = torch.arange(place.end, device=device)[None]
+    query = pass_entries(slots, place.token_positions(device), place.slots)
+    seen = cached_entries(slots, key, place.slots.shown)
+    return Mask(allowed=visible(query, seen, slots.window)), query
+
+
+def visited_by_slots(slots: Slots, entries: Entries, block: int) -> Tensor:
+    """Return which blocks of keys a block of queries may see something of: (B, n, n) boolean.
+
+    It follows from the ranges of what decides visibility, so it never looks at pairs of entries.
+    """
+
+    def ranges(values: Tensor) -> tuple[Tensor, Tensor]:
+        missing = -values.shape[1] % block
+        filled = torch.cat([values, values[:, -1:].expand(-1, missing)], dim=1)
+        blocks = filled.view(len(values), -1, block)
+        return blocks.amin(dim=-1), blocks.amax(dim=-1)
+
+    first, last = ranges(entries.order)
+    low, high = ranges(entries.document)
+    # A block with slots is near: their segment is −1, and text further back has smaller numbers.
+    of_text, nearest = ranges(entries.segment)
+    earliest, _ = ranges(entries.queried)
+    earlier = first[:, None] <= last[:, :, None]
+    together = (low[:, :, None] <= high[:, None]) & (high[:, :, None] >= low[:, None])
+    near = (of_text < 0)[:, None] | (earliest[:, :, None] - nearest[:, None] < slots.window)
+    return earlier & together & near
+
+
+def slot_block_mask(slots: Slots, entries: Entries) -> Any:
+    """Return what the entries see as flex attention's BlockMask, from the ranges of blocks."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    order, segment, queried = entries.order, entries.segment, entries.queried
+    document, window = entries.document, slots.window
+    one = len(order) == 1  # all rows share the entries
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        row = batch * 0 if one else batch
+        near = (segment[row, key] < 0) | (queried[row, query] - segment[row, key] < window)
+        same = document[row, query] == document[row, key]
+        return (order[row, key] <= order[row, query]) & near & same
+
+    visited = visited_by_slots(slots, entries, FLEX_BLOCK)
+    return BlockMask.from_kv_blocks(
+        *listed_blocks(visited),
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=sees,
+        seq_lengths=(order.shape[1], order.shape[1]),
+    )

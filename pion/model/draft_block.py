@@ -1,0 +1,194 @@
+"""A block that guesses the tokens after the next one, from what the model made of the text.
+
+It is one block without attention, used again for each further token, like Hydra's heads (Ankner et
+al. 2024, arXiv:2402.05109). With h the hidden states after the model's last norm, E the embeddings
+and R a root mean square norm without gain:
+
+    g⁰ = h_t,   z = W [R(gᵏ⁻¹); R(E(x_{t+k}))],   gᵏ = z + SwiGLU(R(z)),   k = 1, 2 …
+
+The model's last norm and head make of gᵏ the logits of x_{t+k+1}. Only the most frequent ids have
+logits (Zhao et al. 2025, "FR-Spec", arXiv:2502.14856), because the head takes most of the time.
+
+The block learns from the model and changes nothing in it: none of the gradients of its loss reach
+another weight. It never changes a text either: pion/generation/decoding.py says why.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, rms_norm
+
+from pion.config.draft import Draft, draft_d_ff
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Role
+from pion.errors import BadInput
+from pion.model.feedforward.dense import Stats, SwiGLU
+from pion.model.forward_pass import Given
+from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
+from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, project
+from pion.model.pass_kind import PassKind
+
+# What the model reports of its block: the loss of each step, in nats for each guessed token.
+DRAFT_LOSS = "draft_loss"
+# How the names of its tensors begin.
+PREFIX = "draft."
+
+
+class Trunk(NamedTuple):
+    """What a block reads of its model: the table of embeddings, the last norm, the rows of the head
+    (S, d_model) for the ids that the block guesses, and the cap of logits. None gets a gradient."""
+
+    embed: Tensor
+    norm: RMSNorm
+    head: Tensor
+    cap: float | None
+
+    def states(self, g: Tensor) -> Tensor:
+        """Return the head's input (…, d_model) in fp32."""
+        gain = None if self.norm.weight is None else self.norm.weight.detach().float()
+        return rms_norm(g.float(), (self.norm.width,), gain, self.norm.eps)
+
+    def logits(self, g: Tensor) -> Tensor:
+        """Return the logits (…, ids) of states (…, d_model)."""
+        states = self.states(g)
+        logits = project(states.to(compute_dtype(states, self.head)), self.head)
+        return logits if self.cap is None else cap_logits(logits, self.cap)
+
+
+class DraftBlock(nn.Module):
+    """The block. `ids` (S,) int64 are the ids that it guesses, rising; None: all that there are."""
+
+    roles: ClassVar[dict[str, Role]] = {
+        "mix.weight": "draft",
+        "feedforward.gate_proj.weight": "draft",
+        "feedforward.up_proj.weight": "draft",
+        "feedforward.down_proj.weight": "draft",
+    }
+    ids: Tensor | None
+
+    def __init__(self, config: ModelConfig, settings: Draft) -> None:
+        super().__init__()
+        self.steps, self._width, self._eps = settings.steps, config.d_model, config.norm_eps
+        self.mix = Projection(2 * config.d_model, config.d_model)
+        self.feedforward = SwiGLU(config.d_model, draft_d_ff(config.d_model))
+        count = settings.ids_of(config.vocab_size)
+        # Until they are counted, these are the first ids. A tokenizer learned them first.
+        self.register_buffer("ids", torch.arange(count) if count < config.vocab_size else None)
+
+    def forward(self, g: Tensor, tokens: Tensor, trunk: Trunk) -> Tensor:
+        """Return gᵏ (…, d_model) in fp32, from gᵏ⁻¹ and the ids x_{t+k} (…)."""
+        known = embedding(tokens, trunk.embed)
+        both = torch.cat([self._normed(g), self._normed(known)], dim=-1)
+        z = self.mix(both.to(compute_dtype(both, self.mix.weight))).float()
+        return z + self.feedforward(self._normed(z))[0]
+
+    def trunk(self, embed: Tensor, norm: RMSNorm, head: Tensor, cap: float | None) -> Trunk:
+        """Return what the block reads of a model with this `head` (vocab, d_model)."""
+        head = head.detach()
+        return Trunk(embed.detach(), norm, head if self.ids is None else head[self.ids], cap)
+
+    @torch.no_grad()
+    def guess(self, states: Tensor, tokens: Tensor, trunk: Trunk, count: int) -> list[list[int]]:
+        """Return the likeliest ids after `tokens` (B,), one after the other, of each text.
+
+        `states` (B, d_model) are those that predicted the tokens. These are `count` ids, or as many
+        as the block has learned to guess.
+        """
+        guessed = []
+        for _ in range(min(count, self.steps)):
+            states = self(states, tokens, trunk)
+            tokens = trunk.logits(states).argmax(dim=-1)
+            tokens = tokens if self.ids is None else self.ids[tokens]
+            guessed.append(tokens)
+        found: list[list[int]] = torch.stack(guessed, dim=1).tolist()
+        return found
+
+    @property
+    def learns(self) -> bool:
+        """Whether a forward pass is followed by a backward pass that reaches the block."""
+        return torch.is_grad_enabled() and self.mix.weight.requires_grad
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raise BadInput for ids from a file that are not rising, or not the model's."""
+        if self.ids is None:
+            return
+        rises = bool((self.ids[1:] > self.ids[:-1]).all())
+        if not rises or self.ids[0] < 0 or self.ids[-1] >= vocab_size:
+            raise BadInput(f"draft.ids: not {len(self.ids):,} rising ids of 0 … {vocab_size - 1:,}")
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return rms_norm(x.float(), (self._width,), None, self._eps)
+
+    # ------------------------------------------------------------ costs
+
+    def macs_per_token(self, vocab_size: int) -> int:
+        """Return the multiply-accumulates of all steps of training, for one token."""
+        weights = sum(weight.numel() for weight in self.parameters())
+        ids = vocab_size if self.ids is None else len(self.ids)
+        return self.steps * (weights + ids * self._width)
+
+    def kept_bytes_per_token(self, at: PassKind) -> int:
+        """Return the bytes of a token that all steps keep for the backward pass.
+
+        Of each step, these are the inputs of three norms (that of the embeddings needs none) and of
+        the last one, the inputs of the products, what SwiGLU keeps, z, and the gradient of the
+        loss by the head's input.
+        """
+        wide = 4 * self._width
+        products = at.width * 3 * self._width if at.width == 2 else wide * 3
+        own = 5 * wide + products + self.feedforward.kept_bytes_per_token(at)
+        return self.steps * own
+
+
+def draft_loss(
+    block: DraftBlock,
+    states: Tensor,
+    given: Given,
+    targets: Tensor,
+    trunk: Trunk,
+    *,
+    compiled: bool,
+) -> tuple[Tensor, Stats]:
+    """Return the loss of a model's block, summed over rows, and its report.
+
+    `states` (B, T, d_model) are the input of the model's head, and `targets` (B, T) the next
+    tokens; see Decoder. The loss of a row is the cross-entropy of its guesses, divided by T and by
+    the number of steps. A target of another document, or one that is not guessed, does not count.
+    The report has "draft_loss" (steps,), the mean of each step.
+    """
+    total, length = states.new_zeros(()), targets.shape[1]
+    means = []
+    g = states.detach()
+    for step in range(1, block.steps + 1):
+        wanted = targets[:, step:]
+        if not wanted.numel():  # the row is too short
+            means.append(states.new_zeros(()))
+            continue
+        g = block(g[:, : length - step], given.tokens[:, step:], trunk)
+        if given.documents is not None:
+            same = given.documents[:, step:] == given.documents[:, : length - step]
+            wanted = torch.where(same, wanted, IGNORED)
+        wanted = _numbers_of(wanted, block.ids).reshape(-1)
+        guessed = trunk.states(g).flatten(0, 1)
+        ce = linear_cross_entropy(guessed, trunk.head, wanted, trunk.cap, compiled=compiled)
+        total = total + ce
+        means.append(ce.detach() / (wanted != IGNORED).sum().clamp(min=1))
+    return total / (length * block.steps), {DRAFT_LOSS: torch.stack(means)}
+
+
+def _numbers_of(targets: Tensor, ids: Tensor | None) -> Tensor:
+    """Return the places of targets among the rising ids, and IGNORED for those that are not."""
+    if ids is None:
+        return targets
+    places = torch.searchsorted(ids, targets.contiguous()).clamp(max=len(ids) - 1)
+    return torch.where(ids[places] == targets, places, IGNORED)
+
+
+@torch.no_grad()
+def most_frequent(tokens: Tensor, count: int, vocab_size: int) -> Tensor:
+    """Return the `count` most frequent ids of `tokens`, rising; of equals, the lower ids."""
+    times = torch.bincount(tokens.reshape(-1), minlength=vocab_size)[:vocab_size]
+    return times.sort(descending=True, stable=True).indices[:count].sort().values

@@ -1,0 +1,196 @@
+"""Training a draft block alone: nothing else moves, and nothing else has moments."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from pion.config.lora import Lora
+from pion.data.stream import RowStream
+from pion.model.decoder import Decoder
+from pion.model.draft_block import PREFIX
+from pion.model.lora_projections import adapted, additions
+from pion.model.params_and_flops import cost_of, token_flops
+from pion.train.phases import Phase, only_draft
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
+from tests.pion.train.conftest import open_stream
+from tests.support.tiny_config import tiny_config
+
+CONFIG = tiny_config(draft={"steps": 2, "ids": 30})
+STEPS = 8
+ALONE = (Phase(rates={"draft": 1.0, "others": 0.0}),)
+SETTINGS: dict[str, Any] = {"steps": STEPS, "global_batch": 6, "lr": 1e-2, "phases": ALONE}
+
+
+def decoder(seed: int = 0) -> Decoder:
+    torch.manual_seed(seed)
+    return Decoder(CONFIG)
+
+
+def make(
+    stream: RowStream, *, seed: int = 0, rank: int = 0, world_size: int = 1, **settings: Any
+) -> Trainer:
+    plan = ComputePlan(micro_batch=2, threads=1, world_size=world_size)
+    model = decoder(seed)
+    if seed:  # the ids must come from the checkpoint, too
+        assert model.draft is not None
+        assert model.draft.ids is not None
+        model.draft.ids.add_(9)
+    return Trainer(model, stream, TrainSettings(**SETTINGS | settings), plan, rank=rank)
+
+
+def steps(trainer: Trainer, number: int) -> list[dict[str, Any]]:
+    """Train; return the metrics of the steps."""
+    for _ in range(number):
+        assert trainer.train_step()
+    return trainer.drain_metrics()
+
+
+def norms(metrics: list[dict[str, Any]]) -> list[float]:
+    """Return the norm of the block's gradient in each step. It does not depend on micro-batches."""
+    return [row["grad_norm"] for row in metrics]
+
+
+def copied(state: TrainState) -> TrainState:
+    return TrainState(
+        {name: tensor.clone() for name, tensor in state.model.items()},
+        {name: tensor.clone() for name, tensor in state.optimizer.items()},
+        json.loads(json.dumps(state.meta)),
+    )
+
+
+def same(one: TrainState, other: TrainState) -> bool:
+    pairs = [(one.model, other.model), (one.optimizer, other.optimizer)]
+    return all(
+        mine.keys() == others.keys() and all(torch.equal(mine[n], others[n]) for n in mine)
+        for mine, others in pairs
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_block_learns_and_every_other_tensor_keeps_its_bits(
+    text: RowStream, optimizer: str
+) -> None:
+    trainer = make(text, optimizer=optimizer)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    first, *_, last = [sum(row["draft_loss"]) for row in steps(trainer, STEPS)]
+    assert last < first
+    after = trainer.model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith(PREFIX)} - {"draft.ids"}
+
+
+def test_only_the_block_has_moments_and_the_checkpoint_has_the_whole_model(
+    text: RowStream,
+) -> None:
+    trainer = make(text)
+    steps(trainer, 1)
+    state = trainer.state()
+    learned = [name for name, _ in trainer.model.named_parameters() if name.startswith(PREFIX)]
+    moments = {f"{name}.{moment}" for name in learned for moment in ("exp_avg", "exp_avg_sq")}
+    assert state.optimizer.keys() == moments
+    assert state.model.keys() == trainer.model.state_dict().keys()
+
+
+def test_a_resumed_run_ends_with_the_same_bits(text: RowStream) -> None:
+    unbroken = make(text)
+    steps(unbroken, 3)
+    saved = copied(unbroken.state())
+    steps(unbroken, STEPS - 3)
+    resumed = make(text, seed=99)  # what was drawn does not count
+    resumed.load(saved)
+    steps(resumed, STEPS - 3)
+    assert same(unbroken.state(), resumed.state())
+
+
+@pytest.mark.parametrize(
+    ("phases", "alone"),
+    [
+        (ALONE, True),
+        (ALONE * 2, True),
+        ((), False),
+        ((*ALONE, Phase()), False),
+        ((Phase(rates={"draft": 1.0, "others": 0.0, "vector": 0.1}),), False),
+        ((Phase(rates={"matrix": 0.0, "embedding": 0.0, "vector": 0.0}),), True),
+    ],
+)
+def test_the_block_is_trained_alone_if_no_phase_trains_anything_else(
+    phases: tuple[Phase, ...], alone: bool
+) -> None:
+    assert only_draft(phases, CONFIG) is alone
+    assert not only_draft(phases, tiny_config())
+
+
+def test_under_lora_a_state_has_the_additions_alone(text: RowStream) -> None:
+    model = adapted(decoder(), Lora(rank=4), seed=0, dtype=torch.float32)
+    settings = TrainSettings(**SETTINGS | {"phases": ()})
+    trainer = Trainer(model, text, settings, ComputePlan(micro_batch=2, threads=1))
+    assert trainer.train_step()
+    assert trainer.state().model.keys() - {"draft.ids"} == additions(model).keys()
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def test_a_block_alone_has_no_backward_pass_through_the_model() -> None:
+    plain, block = token_flops(tiny_config(), 24), cost_of(CONFIG).draft_macs
+    width = 128  # 8/3 of 32, in steps of 64
+    assert block == 2 * (2 * 32 * 32 + 3 * 32 * width + 30 * 32)
+    alone = token_flops(CONFIG, 24, only_draft=True)
+    assert alone.forward == plain.forward + 2 * block
+    assert alone.backward == 4 * block
+    together = token_flops(CONFIG, 24)
+    assert together.forward == alone.forward
+    assert together.backward == plain.backward + 4 * block
+
+
+def test_mfu_counts_what_is_computed(text: RowStream) -> None:
+    flops = []
+    for phases in (ALONE, ()):
+        trainer = make(text, phases=phases)
+        assert trainer.train_step()
+        (row,) = trainer.drain_metrics()
+        flops.append(row["mfu"] / row["tokens_per_second"])  # of a token, over the peak
+    alone, whole = (token_flops(CONFIG, 24, only_draft=only) for only in (True, False))
+    assert flops[0] / flops[1] == pytest.approx(alone.total / whole.total)
+
+
+# ---------------------------------------------------------------- several ranks
+
+
+def work(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    stream = open_stream(folder / f"data{rank}")
+    trainer = make(stream, rank=rank, world_size=2)
+    found: dict[str, Any] = {"norms": norms(steps(trainer, 3))}
+    saved = copied(trainer.state())
+    found["norms"] += norms(steps(trainer, STEPS - 3))
+    resumed = make(stream, seed=5 + rank, rank=rank, world_size=2)
+    resumed.load(saved if rank == 0 else None)
+    steps(resumed, STEPS - 3)
+    ddp = trainer._gradients._ddp
+    assert isinstance(ddp, DistributedDataParallel)
+    exchanged = int(ddp._get_ddp_logging_data()["total_parameter_size_bytes"])
+    found["exchanged"] = exchanged == 4 * cost_of(CONFIG).params["draft"]
+    found["same"] = same(trainer.state(), resumed.state())
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def test_two_ranks_follow_one_exchange_the_block_alone_and_resume_bit_for_bit(
+    tmp_path: Path, text: RowStream
+) -> None:
+    # Forks have imported torch already, which takes most of the time of a new process.
+    mp.start_processes(work, args=(tmp_path,), nprocs=2, start_method="fork")
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0]["norms"] == pytest.approx(norms(steps(make(text), STEPS)), rel=1e-5)
+    assert ranks[0] == ranks[1]
+    assert ranks[0]["same"]
+    assert ranks[0]["exchanged"]
