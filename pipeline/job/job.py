@@ -305,7 +305,8 @@ class Job(Section):
         """Whether tokens of pretraining text attend only within their own document."""
         if self.data.documents is not None:
             return self.data.documents
-        return self.model_config_resolved().windows is not None
+        config = self.model_config_resolved()
+        return config.windows is not None or config.slots is not None
 
     def model_config_resolved(self) -> ModelConfig:
         """Return the decoder's settings: preset, then fields, then what data and tokenizer imply.
