@@ -124,7 +124,7 @@ class Decoding:
         self.begin(text, reuse=False)
         config = self.model.config
         # Such a model's attention has scores for each pair of tokens of a prompt at once.
-        dense = config.softcap is not None or config.windows is not None
+        dense = any(part is not None for part in (config.softcap, config.windows, config.slots))
         while self.reading is not None:
             hidden = self.read_piece(PROMPT_PIECE if dense else None)
         return last_logits(self.model, hidden)

@@ -148,21 +148,22 @@ def _of_draft_alone(work: Workload, rows: int, weights: int, moments: int) -> Me
     keep and the copies of weights. Then the block's own passes have the hidden states of the model.
     """
     config, at, tokens = work.config, work.pass_kind(), rows * work.entries
+    targets = rows * work.seq_len  # slots have none
     around = tokens * kept_around_blocks(config, at) + mask_bytes(config, at, rows)
     around += rotation_bytes(config, at, rows) + 4 * config.d_model * tokens
     copies = copied_bytes(config, at)
     block = tokens * max(kept_bytes_per_token(config, at)) + sum(copies)
-    kept = tokens * kept_by_draft(config, at)
+    kept = targets * kept_by_draft(config, at)
     ids = config.draft.ids_of(config.vocab_size) if config.draft is not None else 0
     heads = [
-        LossShape(tokens, config.d_model, rows, config.logit_cap is not None, learned=False)
-        for rows in (config.head_rows, ids)
+        LossShape(targets, config.d_model, head, config.logit_cap is not None, learned=False)
+        for head in (config.head_rows, ids)
     ]
     own_head = 4 * ids * config.d_model
     of_model, of_draft = (loss_bytes(shape, replace(at, compiled=False)) for shape in heads)
     loss = around + max(block, of_model, own_head + kept + of_draft)
     # SwiGLU and the mixing add their gradients to what the block keeps.
-    most = 4 * (4 * config.d_model + 3 * draft_d_ff(config.d_model)) * tokens
+    most = 4 * (4 * config.d_model + 3 * draft_d_ff(config.d_model)) * targets
     return Memory(
         weights=weights,
         optimizer=moments,
@@ -221,6 +222,11 @@ class _MicroBatch:
         return self.rows * self.work.entries
 
     @property
+    def _targets(self) -> int:
+        """The tokens that predict another one: slots do not."""
+        return self.rows * self.work.seq_len
+
+    @property
     def _states(self) -> int:
         """The bytes of hidden states in fp32."""
         return 4 * self.work.config.d_model * self._tokens
@@ -246,7 +252,7 @@ class _MicroBatch:
     def activations(self) -> int:
         """Return the bytes that the forward pass keeps for the backward pass."""
         blocks = self._around_blocks() + self._kept_until(self.work.config.n_layers)
-        return blocks + self._tokens * kept_by_draft(self.work.config, self._at)
+        return blocks + self._targets * kept_by_draft(self.work.config, self._at)
 
     def end_of_forward(self) -> int:
         """Return the bytes while the loss is computed, in which its input is still there.
@@ -259,7 +265,7 @@ class _MicroBatch:
         capped = config.logit_cap is not None
         learned, stored = self.work.lora is None, self.work.stored_width
         shape = LossShape(
-            self._tokens, config.d_model, config.head_rows, capped, learned=learned, stored=stored
+            self._targets, config.d_model, config.head_rows, capped, learned=learned, stored=stored
         )
         copies = self._copies
         if self.recompute and not learned:

@@ -84,6 +84,7 @@ _BIASED = {
 }
 # With few tokens and ids, the optimizer's step needs the most.
 _FEW = _CUT | {"vocab_size": 512, "seq_len": 128}
+_LONG = {"seq_len": 4096}
 
 # Each kernel and each way to compute is in one of these.
 SUITE = [
@@ -107,6 +108,10 @@ SUITE = [
     Trace("pion-small", 32, recompute=True, documents=True, changes=_CUT, lora=Lora(rank=64)),
     Trace("pion-small", 1, changes=_CUT, lora=Lora(base_dtype="bfloat16")),
     Trace("tachyon-tiny", dtype="float32", changes=_CUT, lora=Lora(8, targets=("q_proj",))),
+    Trace("lepton-small", changes=_CUT),
+    Trace("lepton-small", dtype="float32", optimizer="muon", documents=True, changes=_CUT),
+    Trace("lepton-small", 32, recompute=True, documents=True, changes=_CUT | _LONG),
+    Trace("lepton-small", changes=_CUT, lora=Lora()),
 ]
 MICRO_BATCHES = (1, 8, 32)
 

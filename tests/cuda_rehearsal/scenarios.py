@@ -6,7 +6,7 @@ import contextlib
 import functools
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Literal
 from unittest import mock
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import flex_attention
 
+import pion
+from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
 from pion.data.stream import Batch
 from pion.evaluation.held_out import Scorer, evaluate, held_out, responses
@@ -24,6 +26,7 @@ from pion.model.attention.cache import KVCache
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
 from pion.model.loss import IGNORED
+from pion.train.phases import Phase
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from tests.cuda_rehearsal.report import Report
@@ -53,8 +56,12 @@ MODELS: dict[str, ModelConfig] = {
     "primitives": ModelConfig.preset(
         "pilon-48m", primitives={"bands": [[0, 1]]}, heads={"qkv_bias": True}, **_SMALL
     ),
+    "slots": ModelConfig.preset(
+        "pion-nano", slots={"per_segment": 4, "segment": 64, "window": 4}, **_SMALL
+    ),
 }
 
+DRAFT = Draft(steps=2, ids=1000)
 # The prompt is longer than the window.
 MICRO_BATCHES, PROMPT_TOKENS, NEW_TOKENS = 2, 300, 4
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -92,9 +99,12 @@ def _trainer(
     recompute: bool = False,
     documents: bool = False,
     compiled: bool = False,
+    phases: tuple[Phase, ...] = (),
 ) -> Trainer:
     rows = ROWS_AT_ONCE * MICRO_BATCHES
-    settings = TrainSettings(steps=10, global_batch=rows, lr=1e-3, optimizer=optimizer)
+    settings = TrainSettings(
+        steps=10, global_batch=rows, lr=1e-3, optimizer=optimizer, phases=phases
+    )
     plan = ComputePlan("cuda", dtype, ROWS_AT_ONCE, recompute=recompute, compile=compiled)
     return Trainer(Decoder(config), Zeros(config.seq_len, documents), settings, plan)
 
@@ -114,6 +124,12 @@ def train_as_written(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[i
     """Train a step by the functions that a real card would compile."""
     with torch.compiler.set_stance("force_eager"):
         return train(watch, config, dtype, compiled=True)
+
+
+def train_draft(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
+    """Train a step of nothing but a draft block, behind a frozen model."""
+    alone = Phase(rates={"draft": 1, "others": 0})
+    return train(watch, replace(config, draft=DRAFT), dtype, phases=(alone,))
 
 
 def drain(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
@@ -197,6 +213,26 @@ def generate_together(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     return NEW_TOKENS, (model, caches)
 
 
+def guess(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
+    """Continue a prompt by tokens that a draft block guesses, all right; count the passes."""
+    model = Decoder(replace(config, draft=DRAFT)).to("cuda")
+    where = import_module("pion.generation.decoding")
+    guesses = mock.patch.object(where, "guessed_ids", wraps=where.guessed_ids)
+    passes = mock.patch.object(where, "cache_tokens", wraps=where.cache_tokens)
+    watch.start()
+    with guesses as guessed, passes as passed:
+        prompt = list(range(PROMPT_TOKENS))
+        settings: dict[str, Any] = {"max_tokens": NEW_TOKENS, "stop_ids": (), "temperature": 0}
+        # The card has no values: each id that the host reads from it is 1.
+        settings["logit_bias"] = {1: 100.0}
+        new = list(pion.generate(model, prompt, drafts=DRAFT.steps, **settings))
+    assert len(new) == NEW_TOKENS
+    # The host waits once for each of these, and no more than once for each token.
+    assert guessed.call_count > 0
+    assert guessed.call_count + passed.call_count <= NEW_TOKENS
+    return passed.call_count, model
+
+
 # By name. The first word says what is counted, the last word is the dtype of the computation.
 SCENARIOS: dict[str, Scenario] = {
     "train adamw bfloat16": functools.partial(train, dtype="bfloat16"),
@@ -207,12 +243,14 @@ SCENARIOS: dict[str, Scenario] = {
     "train documents bfloat16": functools.partial(train, dtype="bfloat16", documents=True),
     "train compiled bfloat16": functools.partial(train_as_written, dtype="bfloat16"),
     "train compiled float32": functools.partial(train_as_written, dtype="float32"),
+    "train draft bfloat16": functools.partial(train_draft, dtype="bfloat16"),
     "drain bfloat16": functools.partial(drain, dtype="bfloat16"),
     "evaluate in training bfloat16": functools.partial(evaluate_in_training, dtype="bfloat16"),
     "evaluate text float32": functools.partial(evaluate_text, dtype="float32"),
     "evaluate responses bfloat16": functools.partial(evaluate_responses, dtype="bfloat16"),
     "generate float32": generate,
     "generate together float32": generate_together,
+    "guess float32": guess,
 }
 
 

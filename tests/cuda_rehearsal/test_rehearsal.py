@@ -12,12 +12,14 @@ from tests.cuda_rehearsal.scenarios import MICRO_BATCHES, MODELS, REHEARSALS, Re
 Reports = dict[str, Report]
 
 # How often the host may wait for the card: in a training step, in a call that reads the losses, in
-# a micro-batch of an evaluation, and for a new token.
-MOST_HOST_SYNCS = {"train": 0, "drain": 1, "evaluate": 1, "generate": 1}
+# a micro-batch of an evaluation, for a new token, and for a pass that reads what a block guesses.
+MOST_HOST_SYNCS = {"train": 0, "drain": 1, "evaluate": 1, "generate": 1, "guess": 2}
 # How often each of these passes through the layers; recomputing activations is one more pass.
-PASSES = {"train": MICRO_BATCHES, "drain": 0, "evaluate": 1, "generate": 1}
+PASSES = {"train": MICRO_BATCHES, "drain": 0, "evaluate": 1, "generate": 1, "guess": 1}
 # Where sliced products of experts copy to the host where the slices end.
 SLICES = "pion/model/feedforward/expert_products.py"
+# What else may be there: counts, places, and the ids that a draft block guesses.
+WHOLE_NUMBERS = (".positions", ".counts", "draft._buffers.ids")
 BY_NAME = {str(rehearsal): rehearsal for rehearsal in REHEARSALS["all"]}
 
 
@@ -101,8 +103,7 @@ def test_weights_states_and_caches_are_on_the_card_in_fp32(reports: Reports) -> 
         f"{name}: {tensor}": place
         for name, report in reports.items()
         for tensor, place in report.tensors.items()
-        if place
-        != f"cuda:0 torch.{'int64' if tensor.endswith(('.positions', '.counts')) else 'float32'}"
+        if place != f"cuda:0 torch.{'int64' if tensor.endswith(WHOLE_NUMBERS) else 'float32'}"
     }
     assert astray == {}
 
@@ -115,6 +116,7 @@ def test_weights_states_and_caches_are_on_the_card_in_fp32(reports: Reports) -> 
         ("evaluate text float32", ("embed._parameters.weight",)),
         ("generate float32", ("layers.0.keys", "layers.0.values")),
         ("generate together float32", ("layers.0.keys", "_joined")),
+        ("train draft bfloat16", ("draft._buffers.ids", "exp_avgs")),
     ],
 )
 def test_these_tensors_were_looked_at(

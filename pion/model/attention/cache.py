@@ -134,7 +134,8 @@ class KVCache:
             same = place.positions is None
             return None if same else torch.arange(place.end, device=device)[None]
         if place.positions is None:
-            ends = torch.tensor([[place.end]], device=device)
+            # `torch.tensor(…, device=…)` would wait for the GPU.
+            ends = torch.full((1, 1), place.end, device=device)
         else:
             ends = place.positions[:, -1:] + 1
         if not room.copies(place):

@@ -111,14 +111,16 @@ def rotations(
 def rotation_bytes(config: ModelConfig, at: PassKind, rows: int) -> int:
     """Return the bytes of the rotations of a pass over `rows` rows, with the table if there is one.
 
-    Rows of documents have their own positions. Learned positions have no rotations.
+    Rows of documents have their own positions, and slots those of their segments. Learned positions
+    have no rotations.
     """
     if config.positions == "learned":
         return 0
     each = 4 * config.head_dim * at.tokens
     if config.seq_len * config.head_dim > LARGEST_TABLE:
         return each * (rows if at.documents else 1)
-    return 4 * config.head_dim * config.seq_len + (each * rows if at.documents else 0)
+    placed = rows if at.documents else int(config.slots is not None)
+    return 4 * config.head_dim * config.seq_len + each * placed
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

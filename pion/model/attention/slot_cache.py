@@ -113,7 +113,9 @@ class SlotCache:
 
     def swap(self, one: int, other: int) -> None:
         if self._buffers is not None:
-            self._buffers[:, [one, other]] = self._buffers[:, [other, one]]
+            kept = self._buffers[:, one].clone()
+            self._buffers[:, one] = self._buffers[:, other]
+            self._buffers[:, other] = kept
 
     def copy(self, source: int, row: int, length: int) -> None:
         if self._buffers is not None:

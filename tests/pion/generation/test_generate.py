@@ -319,7 +319,11 @@ def test_a_tiny_temperature_is_greedy_not_a_crash():
 # ---------------------------------------------------------------- long prompts
 
 
-MASKED = {"softcap": {"softcap": 5.0}, "windows": {"windows": {"tokens": 16, "block": 8}}}
+MASKED = {
+    "softcap": {"softcap": 5.0},
+    "windows": {"windows": {"tokens": 16, "block": 8}},
+    "slots": {"slots": {"per_segment": 2, "segment": 8, "window": 2}},
+}
 
 
 @pytest.fixture(params=MASKED)
@@ -337,7 +341,15 @@ def test_a_prompt_read_in_pieces_is_continued_as_one_read_at_once(masked, monkey
     prompt = torch.randint(0, 64, (length,), generator=torch.Generator().manual_seed(length))
     at_once = greedy(masked, prompt.tolist())
     monkeypatch.setattr(decoding, "PROMPT_PIECE", 8)
+    widths, cache_tokens = [], decoding.cache_tokens
+
+    def counted(model, rows, *others):
+        widths.append(len(rows[0]))
+        return cache_tokens(model, rows, *others)
+
+    monkeypatch.setattr(decoding, "cache_tokens", counted)
     assert greedy(masked, prompt.tolist()) == at_once
+    assert max(widths) <= 8
 
 
 def test_a_prompt_is_never_compiled(masked, monkeypatch):
