@@ -54,15 +54,17 @@ SUITE: dict[str, ModelConfig] = {
     "tachyon": ModelConfig.preset("tachyon-tiny", **_SMALL),
     "daisy": ModelConfig.preset("daisy-pico-tied", **_ONE_DAISY),
     "pilon": ModelConfig.preset("pilon-48m", **_PRIMITIVES),
+    "lepton": ModelConfig.preset("lepton-small", **_SMALL),
 }
 # One for each family, and one that has the parts of several families. The widths of their heads,
-# which decide what flex attention needs of a card, are 96, 128, 128, 64 and 64.
+# which decide what flex attention needs of a card, are 96, 128, 128, 64, 64 and 64.
 SOAK: dict[str, ModelConfig] = {
     "dense": ModelConfig.preset("pion-xl", **_SMALL),
     "tachyon": ModelConfig.preset("tachyon-large", **_SMALL),
     "daisy": ModelConfig.preset("daisy-280m", **_DAISY),
     "mixed": ModelConfig.preset("daisy-pico", **_DAISY, experts=_EXPERTS),
     "pilon": ModelConfig.preset("pilon-360m", **_PRIMITIVES),
+    "lepton": ModelConfig.preset("lepton-xxl", **_SMALL),
 }
 SOAK_CARDS = ("A100", "A40", "L40S", "H100")
 SOFTCAP = 30.0

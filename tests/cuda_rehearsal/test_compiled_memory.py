@@ -52,7 +52,7 @@ def test_a_compiled_block_keeps_what_its_parts_state(
     "preset",
     [
         *("pion-small", "pion-xl", "tachyon-tiny", "tachyon-large", "daisy-pico", "daisy-1.6b"),
-        *("pilon-48m", "pilon-360m"),
+        *("pilon-48m", "pilon-360m", "lepton-small"),
     ],
 )
 def test_compiled_blocks_of_each_family_keep_what_their_parts_state(

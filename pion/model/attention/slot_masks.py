@@ -61,20 +61,23 @@ def slot_block_mask(slots: Slots, entries: Entries) -> Any:
     """Return what the entries see as flex attention's BlockMask, from the ranges of blocks."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    order, segment, queried = entries.order, entries.segment, entries.queried
-    document, window = entries.document, slots.window
-    one = len(order) == 1  # all rows share the entries
+    tokens, window = entries.order.shape[1], slots.window
+    order, segment = entries.order, entries.segment
+    queried, document = entries.queried, entries.document
+    # Inductor can't lower an index into a row that all rows share, such as `batch * 0`.
+    shared = len(order) == 1
+    if shared:
+        order, segment, queried, document = order[0], segment[0], queried[0], document[0]
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        row = batch * 0 if one else batch
-        near = (segment[row, key] < 0) | (queried[row, query] - segment[row, key] < window)
-        same = document[row, query] == document[row, key]
-        return (order[row, key] <= order[row, query]) & near & same
+        q, k = (query, key) if shared else ((batch, query), (batch, key))
+        near = (segment[k] < 0) | (queried[q] - segment[k] < window)
+        return (order[k] <= order[q]) & near & (document[q] == document[k])
 
     visited = visited_by_slots(slots, entries, FLEX_BLOCK)
     return BlockMask.from_kv_blocks(
         *listed_blocks(visited),
         BLOCK_SIZE=FLEX_BLOCK,
         mask_mod=sees,
-        seq_lengths=(order.shape[1], order.shape[1]),
+        seq_lengths=(tokens, tokens),
     )
