@@ -127,6 +127,7 @@ class Job(Section):
             for where, seq_len in lengths.items()
             if seq_len > config.seq_len
         ]
+        mistakes += self._too_short_for_slots(config)
         for stage in self.train_stages:
             section, lora = self.section(stage), self.lora(stage)
             if section.window_schedule != "constant" and config.windows is None:
@@ -136,6 +137,19 @@ class Job(Section):
                 wrong += [f"lora.{mistake}" for mistake in mistakes_of(lora.targets_of, config)]
             mistakes += [f"{stage}.{mistake}" for mistake in wrong]
         return mistakes
+
+    def _too_short_for_slots(self, config: ModelConfig) -> list[str]:
+        """Return the fields by which training rows are shorter than the segments of slots."""
+        own = self.sft is not None and self.sft.seq_len
+        fields = {"pretrain": "data.seq_len", "sft": "sft.seq_len" if own else "data.seq_len"}
+        lengths = {fields[stage]: self.seq_len(stage) for stage in self.train_stages}
+        return [
+            f"{field}: rows of {tokens} tokens are shorter than the model's segments of "
+            f"{config.slots.segment}, so no slot would ever be trained. Give longer rows, or a "
+            "smaller model.slots.segment"
+            for field, tokens in lengths.items()
+            if config.slots is not None and tokens < config.slots.segment
+        ]
 
     def _use_defaults_of_base(self, config: ModelConfig) -> None:
         """Choose what the job leaves open where it starts from a trained model."""

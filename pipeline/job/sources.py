@@ -160,6 +160,7 @@ class Data(Section):
         None,
         "let tokens of text attend only within their own document, in pretraining and in "
         "evaluation. An end-of-text begins a new document. Conversations never see each other; "
-        "unset: true if the model has windows, else false",
+        "unset: true if the model has windows or slots, else false. If false, a row is one "
+        "document, and the segments of slots count from its start",
         before=False,
     )

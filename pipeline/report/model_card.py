@@ -316,7 +316,7 @@ def _attention(config: ModelConfig) -> list[tuple[str, str]]:
         slots = config.slots
         meaning = (
             f"{slots.per_segment} after each {slots.segment} tokens, seen by all later tokens; of "
-            f"text, a token sees the last {slots.window * slots.segment:,} tokens"
+            f"text, a token sees at most the last {slots.window * slots.segment:,} tokens"
         )
         rows.append(("slots", meaning))
     if config.values is not None:

@@ -144,3 +144,34 @@ def test_experts_that_can_not_be_are_refused_before_there_is_a_run(
     assert said in error
     assert "Traceback" not in error
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("slots", "said"),
+    [
+        (
+            {"per_segment": 0},
+            ["model: slots.per_segment is 0; it must be a whole number of"],
+        ),
+        ({"segment": 0}, ["model: slots.segment is 0; it must be a whole number of at least 1"]),
+        ({"segment": 97}, ["slots.segment 97 is longer than the model's context of 96 tokens"]),
+        (
+            {"segment": 33},
+            [
+                "data.seq_len: rows of 32 tokens are shorter than the model's segments of 33",
+                "Give longer rows, or a smaller model.slots.segment",
+            ],
+        ),
+    ],
+)
+def test_slots_that_can_not_be_are_refused_before_there_is_a_run(
+    slots: dict[str, int], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["run", str(write_job(tmp_path, model__slots={"segment": 8} | slots))])
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert error.startswith("error: ")
+    for words in said:
+        assert words in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "runs").exists()

@@ -309,6 +309,12 @@ def test_the_card_says_which_layers_see_what() -> None:
     assert rows["attention window"].startswith("1,792 tokens in the last and in every 4th layer")
     assert rows["feed-forward width"] == "3,072 (squared ReLU)"
     assert _attention(ModelConfig.preset("pion-nano")) == []
+    (slots,) = _attention(ModelConfig.preset("lepton-small"))
+    assert slots == (
+        "slots",
+        "4 after each 64 tokens, seen by all later tokens; of text, a token sees at most the last "
+        "512 tokens",
+    )
 
 
 def test_scaled_positions_are_described() -> None:

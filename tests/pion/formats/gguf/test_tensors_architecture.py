@@ -28,6 +28,7 @@ def test_a_stock_architecture_is_expressible(name: str) -> None:
         (FAMILIES["daisy"].model, "Qwen3 does not support"),
         (FAMILIES["pilon"].model, "Qwen3 does not support heads, primitives"),
         ({"gates": True}, "Qwen3 does not support gates"),
+        (FAMILIES["lepton"].model, "Qwen3 does not support slots"),
         ({"rope_scaling": SCALED}, "qwen3 in llama.cpp has no scaled rotary positions"),
         (
             {"heads": {"qk_norm": False}, "activation": "gelu"},

@@ -1,0 +1,107 @@
+"""A run of a model with slots, whose fine-tuning stage trains LoRA's additions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.cli import main
+from pipeline.models.find import find_model
+from pipeline.models.load import load_model
+from tests.support.meddling import Meddling
+from tests.support.whole_runs import (
+    final_weights,
+    finish,
+    head_of,
+    kill,
+    start,
+    wait_for,
+    write_job,
+)
+
+Whole = Callable[..., Path]
+JOB: dict[str, Any] = {
+    "model__slots": {"per_segment": 2, "segment": 8, "window": 2},
+    "sft__lora": {"rank": 4},
+    "sft__lr": 1e-2,
+    "publish": {"to": "out"},
+    "hardware__threads": 1,
+}
+
+
+def test_lora_trains_the_projections_and_leaves_the_slots_alone(whole: Whole) -> None:
+    folder = whole(**JOB)
+    run = f"{folder}/runs/tiny"
+    merged, base = (
+        load_model(find_model(f"{run}@{stage}")).state_dict() for stage in ("sft", "pretrain")
+    )
+    assert torch.equal(merged["slots.weight"], base["slots.weight"])
+    changed = {name for name in base if not torch.equal(merged[name], base[name])}
+    assert changed
+    assert all(".attention." in name or ".feedforward." in name for name in changed)
+    key = head_of(folder).stages["sft"].checkpoint
+    assert key is not None
+    saved = load_file(folder / "runs/tiny" / key / "model.safetensors")
+    assert all(name.endswith((".lora_a", ".lora_b")) for name in saved)
+
+
+def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path, whole: Whole) -> None:
+    job = write_job(tmp_path, **JOB, checkpoint__every_steps=1, log__every=1)
+    slow = Meddling(tmp_path)
+    slow.wrap(
+        "pion.train.trainer:Trainer.train_step",
+        """
+        def wrapper(train_step, self, *arguments, **options):
+            time.sleep(0.05)  # so that a save ends before the next one
+            return train_step(self, *arguments, **options)
+        """,
+    )
+    for stage in ("pretrain", "sft"):
+        process = start(job, env=slow.environment())
+        wait_for(process, f"{stage}: starts")
+        wait_for(process, ": saved")
+        kill(process)
+    output = finish(job)
+    assert "continues after step" in output, output
+    assert final_weights(tmp_path) == final_weights(whole(**JOB))
+
+
+def test_the_folder_has_its_own_code_and_no_gguf_is_written(
+    whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = whole(**JOB)
+    published = folder / "out"
+    assert (published / "modeling_pion.py").is_file()
+    card = (published / "README.md").read_text()
+    assert "2 after each 8 tokens, seen by all later tokens" in card
+    assert "at most the last 16 tokens" in card
+    config = json.loads((published / "config.json").read_text())
+    assert "PionForCausalLM" in config["architectures"]
+    for model in (str(published), f"{folder}/runs/tiny"):
+        capsys.readouterr()
+        code = main(["export", model, str(tmp_path / "model.gguf")])
+        error = capsys.readouterr().err
+        assert code == 2, error
+        assert "GGUF can't express this model: llama.cpp has only stock architectures" in error
+        assert "Qwen3 does not support slots" in error
+        assert "`pion export MODEL FOLDER`" in error
+        assert "Traceback" not in error
+        assert list(tmp_path.iterdir()) == []
+    code = main(["export", f"{folder}/runs/tiny", str(tmp_path / "stock"), "--as", "qwen3"])
+    assert code == 2
+    assert "can't be exported as qwen3: Qwen3 does not support slots" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_row_can_be_one_document(whole: Whole) -> None:
+    """Its segments count from its start, so slots learn from other tokens."""
+    short: dict[str, Any] = {**JOB, "publish": None, "sft": None, "data__seq_len": 48}
+    of_documents = whole(**short)
+    of_rows = whole(**short, data__documents=False)
+    assert final_weights(of_documents) != final_weights(of_rows)
