@@ -29,6 +29,7 @@ MODELS: dict[str, tuple[ModelConfig, Lora]] = {
     "two matrices": (tiny_config(activation="relu2"), SMALL),
     "experts": (tiny_config(**EXPERTS), Lora(rank=4, targets=("q_proj", "o_proj"))),
     "primitives": (tiny_config(**PRIMITIVES), Lora(rank=4, targets=("v_proj",))),
+    "slots": (tiny_config(slots={"per_segment": 2, "segment": 8, "window": 2}), SMALL),
     "one layer with attention": (tiny_config(wiring={"attention_layers": [1]}), SMALL),
 }
 TOKENS = torch.arange(48).view(2, 24) % 64
