@@ -35,12 +35,17 @@ def _small_daisy(tiny: bool, shape: Preset) -> Preset:
     }
 
 
+def _small_lepton(tiny: bool, shape: Preset) -> Preset:
+    return {"slots": {"per_segment": 2, "segment": 8 if tiny else 64, "window": 2}}
+
+
 # By family, a preset with the parts of the family, and what these parts are in a small model.
 FAMILIES: dict[str, tuple[str, Callable[[bool, Preset], Preset]]] = {
     "pion": ("pion-nano", lambda tiny, shape: {}),
     "tachyon": ("tachyon-tiny", _small_tachyon),
     "daisy": ("daisy-pico", _small_daisy),
     "pilon": ("pilon-48m", small_pilon),
+    "lepton": ("lepton-small", _small_lepton),
 }
 # A step has this many tokens, or one row if a row is longer.
 STEP_TOKENS = 32_768
@@ -95,7 +100,7 @@ def measured_presets(tiny: bool) -> dict[str, ModelConfig]:
     if tiny:
         return {f"tiny-{family}": check_model(family, tiny) for family in FAMILIES}
     first = (
-        *("pion-small", "tachyon-tiny", "daisy-280m", "pilon-360m"),
+        *("pion-small", "tachyon-tiny", "daisy-280m", "pilon-360m", "lepton-small"),
         *("pion-large", "pion-base", "pion-xl"),
     )
     return {name: ModelConfig.preset(name) for name in (*first, *PRESETS)}

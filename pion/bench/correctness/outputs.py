@@ -30,8 +30,8 @@ from pion.train.settings import ComputePlan, TrainSettings
 LIMIT = 1e-4
 ROWS = 2
 NEW_TOKENS = 16
-# By name: a model whose scores and logits are capped, and a model with windows.
-KINDS = ("capped", "windowed")
+# By name, the family: a model whose scores and logits are capped, and models that do not see all.
+KINDS = {"capped": "pion", "windowed": "daisy", "slots": "lepton"}
 Dtype = Literal["float32", "bfloat16"]
 STEPS = 20
 # The most that a loss may differ, as a share of the CPU's.
@@ -69,7 +69,7 @@ def check_generation(bench: Bench, kind: str) -> Outcome:
     The prompt is longer than the window, and the continuation begins inside a block.
     """
     caps = {"softcap": 20.0, "logit_cap": 15.0} if kind == "capped" else {}
-    config = check_model("pion" if kind == "capped" else "daisy", bench.tiny, **caps)
+    config = check_model(KINDS[kind], bench.tiny, **caps)
     model = scrambled(config)
     copy = twin(model, bench.device)
     prompt = torch.randint(config.vocab_size, (config.seq_len * 5 // 8,)).tolist()

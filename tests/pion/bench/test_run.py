@@ -193,6 +193,7 @@ def test_only_takes_rows_by_name_or_by_what_their_names_begin_with() -> None:
         "logits/tachyon",
         "logits/daisy",
         "logits/pilon",
+        "logits/lepton",
         "kernels/loss",
     ]
     assert names() == [task.name for task in every_task(TINY)]
@@ -213,15 +214,15 @@ def test_the_default_set_begins_no_measurement_after_its_minutes(bench: Bench3) 
 
 def test_every_family_has_every_kind_of_check() -> None:
     found = names()
-    for family in ("pion", "tachyon", "daisy", "pilon"):
+    for family in ("pion", "tachyon", "daisy", "pilon", "lepton"):
         for row in ("logits/{}", "losses/{}/float32", "losses/{}/bfloat16", "resume/{}"):
             assert row.format(family) in found
-    assert {"masks", "generation/capped", "generation/windowed"} <= set(found)
+    assert {"masks", "generation/capped", "generation/windowed", "generation/slots"} <= set(found)
 
 
 def test_a_card_measures_every_preset_eager_and_compiled() -> None:
     found = {task.name for task in every_task(Bench(torch.device("cuda", 0), tiny=False))}
-    for preset in ("pion-small", "pion-xl", "tachyon-large", "daisy-420m"):
+    for preset in ("pion-small", "pion-xl", "tachyon-large", "daisy-420m", "lepton-small"):
         assert {f"train/{preset}/eager", f"train/{preset}/compiled"} <= found
 
 

@@ -37,11 +37,12 @@ LEFT_OUT = {
     "train/tiny-tachyon/compiled": "compiles nothing",
     "train/tiny-daisy/compiled": "compiles nothing",
     "train/tiny-pilon/compiled": "compiles nothing",
+    "train/tiny-lepton/compiled": "compiles nothing",
 }
 # A row of each kind.
 SOME = (
     *("logits/tachyon", "losses/pion/float32", "losses/pilon/bfloat16", "masks"),
-    *("generation/windowed", "resume/daisy", "kernels", "step-down"),
+    *("generation/windowed", "generation/slots", "resume/daisy", "kernels", "step-down"),
     *("train/tiny-pion", "save", "decode/tiny-pion/16"),
     *(name for name in LEFT_OUT if name != "kernels/flex"),
 )
