@@ -197,7 +197,8 @@ def token_flops(
     window.
 
     `additions` is how many numbers LoRA's additions to a frozen model have (pion/config/lora.py);
-    None: all weights are trained. A token multiplies each of these numbers once. A frozen weight
+    None: all weights are trained. A token multiplies each of these numbers once, and so does a slot
+    (a row's tokens share the arithmetic of its slots). A frozen weight
     has no gradient, so it takes 2 FLOPs backward. The first layer counts like the others, although
     only compiled code computes the gradient of its input.
 
@@ -208,18 +209,20 @@ def token_flops(
     attention = sum(
         macs * mean_keys(config, reach, seq_len) for reach, macs in cost.macs_per_key.items()
     )
-    weights, drafts = cost.macs_per_token, cost.draft_macs
+    weights, drafts = float(cost.macs_per_token), cost.draft_macs
+    added = float(additions or 0)
     if config.slots is not None:  # they pass all blocks, and have no logits
-        blocks = weights - config.head_rows * config.d_model
-        weights += round(blocks * config.slots.of(seq_len) / seq_len)
+        slots = config.slots.of(seq_len) / seq_len
+        weights += slots * (weights - config.head_rows * config.d_model)
+        added += slots * added
     macs = weights + attention
     if only_draft:
         return TokenFlops(forward=2.0 * (macs + drafts), backward=4.0 * drafts)
     if additions is None:
         return TokenFlops(forward=2.0 * (macs + drafts), backward=4.0 * (macs + drafts))
     return TokenFlops(
-        forward=2.0 * (macs + additions),
-        backward=2.0 * weights + 4.0 * (additions + attention),
+        forward=2.0 * (macs + added),
+        backward=2.0 * weights + 4.0 * (added + attention),
     )
 
 

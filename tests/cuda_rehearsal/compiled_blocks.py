@@ -68,7 +68,8 @@ def kept(live: LiveBytes, how: Compiled) -> list[float]:
     """Return the bytes of a token that each block keeps, with its result in place of its input."""
     few, many = (_live_after_blocks(live, how, rows) for rows in (1, 2))
     more = [after - before for before, after in zip(few, many, strict=True)]
-    return [(after - before) / how.config.seq_len for before, after in pairwise(more)]
+    entries = how.config.entries(how.config.seq_len)  # slots are computed like tokens
+    return [(after - before) / entries for before, after in pairwise(more)]
 
 
 def _live_after_blocks(live: LiveBytes, how: Compiled, rows: int) -> list[int]:
