@@ -145,6 +145,23 @@ def test_blocks_of_flex_attention_hide_nothing_that_is_seen(documents: list[int]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@given(SOME_SLOTS, st.lists(DOCUMENTS, min_size=1, max_size=3), st.integers(1, 5))
+def test_no_block_that_is_seen_is_left_out(
+    slots: Slots, lengths: list[list[int]], block: int
+) -> None:
+    """Rows of other documents, and blocks so small that their borders are everywhere."""
+    longest = max(map(sum, lengths))
+    documents = torch.cat([rows_of(own, longest - sum(own)) for own in lengths])
+    entries = entries_of(slots, None, documents, documents)
+    seen = visible(entries, entries, slots.window)[:, 0]
+    for row, numbers in enumerate(documents.tolist()):
+        assert torch.equal(seen[row], oracle(slots, numbers))
+    visited = visited_by_slots(slots, entries, block)
+    opened = visited.repeat_interleave(block, dim=1).repeat_interleave(block, dim=2)
+    size = seen.shape[-1]
+    assert not (seen & ~opened[:, :size, :size]).any()
+
+
 # ---------------------------------------------------------------- the model
 
 
@@ -159,6 +176,54 @@ def test_a_token_moves_no_bit_before_it_and_is_remembered_beyond_the_window() ->
         assert not moved[:changed].any()
         # Two layers without slots see no further than to the end of the segment.
         assert moved[changed:].all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9, 17])
+def test_texts_of_different_lengths_meet_the_ends_of_segments_in_other_passes(count: int) -> None:
+    """Of each pass, a row fills no segment, one, or several."""
+    decoder, tokens = model(per_segment=2, segment=8, window=2), text(70, rows=3)
+    starts = [6, 7, 16]
+    cache = KVCache(decoder.config, 70, rows=3)
+    found: list[list[Tensor]] = [[], [], []]
+    with torch.inference_mode():
+        whole = decoder(tokens)
+        for row, start in enumerate(starts):
+            decoder.hidden(tokens[row : row + 1, :start], cache=cache, row=row)
+        for done in range(0, 55 - count, count):
+            pieces = [
+                tokens[row, start + done : start + done + count] for row, start in enumerate(starts)
+            ]
+            logits = decoder(torch.stack(pieces), cache=cache)
+            for row in range(3):
+                found[row].append(logits[row])
+    for row, start in enumerate(starts):
+        joined = torch.cat(found[row])
+        torch.testing.assert_close(
+            joined, whole[row, start : start + len(joined)], rtol=0, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("lengths", [[70], [8, 9, 7, 16, 30], [1, 40, 29]])
+def test_a_packed_document_has_the_logits_and_gradients_it_has_alone(lengths: list[int]) -> None:
+    decoder, tokens = model(per_segment=2, segment=8, window=2), text(sum(lengths))
+    documents = rows_of(lengths, 0)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    targets = tokens.roll(-1, dims=1)
+    packed = decoder(tokens, positions=positions, documents=documents)[0]
+    losses, begin = torch.zeros(()), 0
+    for length in lengths:
+        own = slice(begin, begin + length)
+        torch.testing.assert_close(decoder(tokens[:, own])[0], packed[own], rtol=0, atol=1e-4)
+        losses = losses + decoder.loss(tokens[:, own], targets[:, own], reduction="sum")
+        begin += length
+    assert decoder.slots is not None
+    (alone,) = torch.autograd.grad(losses, decoder.slots.weight)
+    together = decoder.loss(
+        tokens, targets, positions=positions, documents=documents, reduction="sum"
+    )
+    (of_packed,) = torch.autograd.grad(together, decoder.slots.weight)
+    assert of_packed.any()
+    torch.testing.assert_close(alone, of_packed, rtol=1e-3, atol=1e-3)
 
 
 def test_a_cut_row_forgets_the_slots_of_what_was_cut() -> None:

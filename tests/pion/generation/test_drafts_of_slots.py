@@ -1,0 +1,106 @@
+"""Drafts are taken back across the ends of segments, and no slot remembers them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+import pion
+from pion.generation import decoding
+from pion.generation.drafts import Possible
+from pion.model.decoder import Decoder
+from tests.families.families import VOCAB, Family
+
+# A segment is shorter than a pass with drafts, so a pass fills one or two.
+LEPTON = Family(
+    {
+        "slots": {"per_segment": 2, "segment": 3, "window": 2},
+        "draft": {"steps": 4, "ids": 40},
+    }
+)
+SETTINGS: dict[str, Any] = {"stop_ids": (), "vocab_size": VOCAB, "max_tokens": 36}
+SAMPLED = [{"temperature": 0}, {"seed": 7, "temperature": 0.9}]
+PROMPTS = [[5, 9, 7], [11], [3, 4, 5, 6, 7, 8], [21, 22, 23, 24, 25, 26, 27]]
+
+Guess = Callable[..., list[list[int]]]
+
+
+@pytest.fixture(scope="module")
+def model() -> Decoder:
+    return LEPTON.decoder()
+
+
+@pytest.fixture(autouse=True)
+def always_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draft as much as possible, also where it does not pay."""
+
+    def most(texts: Sequence[Possible], token: float, guess: float) -> int:
+        return max(text.most for text in texts)
+
+    monkeypatch.setattr(decoding, "best_number", most)
+
+
+def partly_right(plain: Sequence[Sequence[int]]) -> Guess:
+    """Return what guesses the next tokens of known texts, of which 0, 1 … 4 are right in turn."""
+    calls = 0
+
+    def guess(block: Any, states: torch.Tensor, tokens: Sequence[int], most: int) -> Any:
+        nonlocal calls
+        calls += 1
+        found = []
+        for token in tokens:
+            following = next(
+                (text[n + 1 : n + 1 + most] for text in plain for n in places(text, token)), []
+            )
+            right = [*following, *[0] * most][:most]
+            found.append([id if n < calls % 5 else (id + 1) % VOCAB for n, id in enumerate(right)])
+        return found
+
+    return guess
+
+
+def places(text: Sequence[int], token: int) -> list[int]:
+    return [n for n, own in enumerate(text) if own == token]
+
+
+def texts_of(model: Decoder, sampling: dict[str, Any], drafts: int, rows: int) -> list[list[int]]:
+    found: list[list[int]] = [[] for _ in PROMPTS]
+    every = pion.generate_batch(model, PROMPTS, rows=rows, drafts=drafts, **SETTINGS, **sampling)
+    for number, token in every:
+        if token is not None:
+            found[number].append(token)
+    return found
+
+
+@pytest.mark.parametrize("sampling", SAMPLED)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_a_block_guesses_never_changes_a_text(
+    model: Decoder, sampling: dict[str, Any], rows: int
+) -> None:
+    plain = [list(pion.generate(model, ids, **SETTINGS, **sampling)) for ids in PROMPTS]
+    assert all(len(ids) == 36 for ids in plain)
+    assert texts_of(model, sampling, 4, rows) == plain
+
+
+@pytest.mark.parametrize("sampling", SAMPLED)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_guesses_of_which_some_are_right_never_change_a_text(
+    model: Decoder, sampling: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = [list(pion.generate(model, ids, **SETTINGS, **sampling)) for ids in PROMPTS]
+    counted: list[tuple[int, int]] = []
+    count = decoding.Drafting.count
+
+    def noted(self: Any, right: int) -> None:
+        counted.append((len(self.guess), right))
+        count(self, right)
+
+    monkeypatch.setattr(decoding.Drafting, "count", noted)
+    monkeypatch.setattr(decoding, "guessed_ids", partly_right(plain))
+    assert texts_of(model, sampling, 4, rows) == plain
+    # Some were cut back by a segment and more, and some passes kept the end of a segment.
+    assert any(drafted - right >= 3 for drafted, right in counted)
+    assert any(right >= 3 for _, right in counted)
