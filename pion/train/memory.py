@@ -162,8 +162,7 @@ def _of_draft_alone(work: Workload, rows: int, weights: int, moments: int) -> Me
     own_head = 4 * ids * config.d_model
     of_model, of_draft = (loss_bytes(shape, replace(at, compiled=False)) for shape in heads)
     loss = around + max(block, of_model, own_head + kept + of_draft)
-    # SwiGLU and the mixing add their gradients to what the block keeps.
-    most = 4 * (4 * config.d_model + 3 * draft_d_ff(config.d_model)) * targets
+    most = targets * _draft_gradients(config)
     return Memory(
         weights=weights,
         optimizer=moments,
@@ -173,6 +172,11 @@ def _of_draft_alone(work: Workload, rows: int, weights: int, moments: int) -> Me
         update=0,
         reserve=_reserve(work, rows),
     )
+
+
+def _draft_gradients(config: ModelConfig) -> int:
+    """Return the most bytes of a token that SwiGLU and the mixing of a draft block add backward."""
+    return 4 * (4 * config.d_model + 3 * draft_d_ff(config.d_model))
 
 
 def _state(work: Workload) -> tuple[int, int, int]:
@@ -251,8 +255,15 @@ class _MicroBatch:
 
     def activations(self) -> int:
         """Return the bytes that the forward pass keeps for the backward pass."""
-        blocks = self._around_blocks() + self._kept_until(self.work.config.n_layers)
-        return blocks + self._targets * kept_by_draft(self.work.config, self._at)
+        return self._kept_by_model() + self._kept_by_draft()
+
+    def _kept_by_model(self) -> int:
+        return self._around_blocks() + self._kept_until(self.work.config.n_layers)
+
+    def _kept_by_draft(self) -> int:
+        """Return the bytes that a draft block keeps. It is frozen where LoRA trains the others."""
+        frozen = self.work.lora is not None
+        return 0 if frozen else self._targets * kept_by_draft(self.work.config, self._at)
 
     def end_of_forward(self) -> int:
         """Return the bytes while the loss is computed, in which its input is still there.
@@ -274,10 +285,27 @@ class _MicroBatch:
             ungrouped = replace(self._at, grouped=False)
             copies = () if self._at.compiled else copied_bytes(config, ungrouped)
         most = self._states + loss_bytes(shape, self._at)
+        if self._kept_by_draft():
+            most = max(most, self._states + self._loss_of_draft())
         if self._additions is not None:  # in the last block
             # A projection's result, B A x, this scaled, and the sum, which is kept.
             most = max(most, 3 * self._at.width * self._additions.result * self._tokens)
-        return self.activations() + sum(copies) + most
+        return self._kept_by_model() + sum(copies) + most
+
+    def _loss_of_draft(self) -> int:
+        """Return the bytes of a draft block's steps, forward and backward, after the model's loss.
+
+        The model's loss has left the gradients of the hidden states and of the head.
+        """
+        config = self.work.config
+        assert config.draft is not None
+        ids = config.draft.ids_of(config.vocab_size)
+        capped = config.logit_cap is not None
+        shape = LossShape(self._targets, config.d_model, ids, capped, learned=False)
+        head = 4 * config.d_model * ids
+        most = max(loss_bytes(shape, self._at), self._targets * _draft_gradients(config))
+        left = 4 * config.d_model * (self._targets + config.head_rows)
+        return left + head + self._kept_by_draft() + most
 
     def backward(self) -> int:
         """Return the most bytes at once in the backward pass."""

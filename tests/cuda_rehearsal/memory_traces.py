@@ -23,6 +23,7 @@ from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
 from pion.model.feedforward import expert_products
 from pion.model.lora_projections import add_lora
+from pion.train.phases import Phase
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from tests.cuda_rehearsal.live_bytes import LiveBytes
@@ -48,6 +49,7 @@ class Trace:
     card: str = "A40"
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
     lora: Lora | None = None
+    only_draft: bool = False
 
     @property
     def config(self) -> ModelConfig:
@@ -55,7 +57,7 @@ class Trace:
 
     def __str__(self) -> str:
         words = [self.preset, f"{self.micro_batch} rows", self.optimizer, self.dtype, self.card]
-        words += [name for name in ("recompute", "documents") if getattr(self, name)]
+        words += [name for name in ("recompute", "documents", "only_draft") if getattr(self, name)]
         words += [str(self.lora)] if self.lora else []
         return " ".join(words + [f"{name}={value}" for name, value in self.changes.items()])
 
@@ -86,6 +88,8 @@ _BIASED = {
 _FEW = _CUT | {"vocab_size": 512, "seq_len": 128}
 _LONG = {"seq_len": 4096}
 
+_DRAFT = _CUT | {"draft": {"steps": 3}}
+
 # Each kernel and each way to compute is in one of these.
 SUITE = [
     Trace("pion-small", changes=_CUT),
@@ -112,6 +116,11 @@ SUITE = [
     Trace("lepton-small", dtype="float32", optimizer="muon", documents=True, changes=_CUT),
     Trace("lepton-small", 32, recompute=True, documents=True, changes=_CUT | _LONG),
     Trace("lepton-small", changes=_CUT, lora=Lora()),
+    Trace("pion-small", changes=_DRAFT, only_draft=True),
+    Trace("pion-small", dtype="float32", documents=True, changes=_DRAFT, only_draft=True),
+    Trace("lepton-small", 1, changes=_DRAFT, only_draft=True),
+    Trace("pion-small", changes=_DRAFT),
+    Trace("lepton-small", dtype="float32", changes=_DRAFT),
 ]
 MICRO_BATCHES = (1, 8, 32)
 
@@ -169,6 +178,7 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
         global_batch=trace.micro_batch,
         lr=1e-3,
         optimizer=trace.optimizer,
+        phases=(Phase(rates={"draft": 1, "others": 0}),) if trace.only_draft else (),
     )
     plan = ComputePlan("cuda", trace.dtype, trace.micro_batch, recompute=trace.recompute)
     stream = Zeros(config.seq_len, trace.documents)
