@@ -153,3 +153,15 @@ def test_what_cannot_be_told_is_not_made_up() -> None:
     assert found.hours is None
     assert found.stages[0].speed_from == "the speed of a MI300X is unknown"
     assert not on("A40", gpu="MI300X", gpu_memory=None).fits
+
+
+def test_slots_take_memory_like_tokens() -> None:
+    """Lepton-small has 128 slots in a row of 2,048 tokens, and they predict nothing."""
+    settings = ["hardware.micro_batch=8", "data.documents=true"]
+    without = [*settings, "model={preset: lepton-small, slots: null}"]
+    slotted, plain = (
+        estimate(load_job(JOBS / "lepton-small.yaml", overrides), offer("A40")).stages[0]
+        for overrides in (settings, without)
+    )
+    assert slotted.micro_batch == plain.micro_batch == 8
+    assert 1 < slotted.peak_bytes / plain.peak_bytes < 1 + 128 / 2048
