@@ -46,6 +46,22 @@ class Draft:
         return min(USUAL_IDS, vocab_size) if self.ids is None else self.ids
 
 
+def require_learned(draft: Draft | None, learned: Draft | None, vocab_size: int) -> None:
+    """Raise BadInput for a draft block that LoRA would have to train: LoRA trains no block.
+
+    A model with the block `learned` is the base of a job whose model has the block `draft`.
+    """
+    if draft is None:
+        return
+    if learned is None or learned.ids_of(vocab_size) != draft.ids_of(vocab_size):
+        which = "no draft block" if learned is None else "a draft block of other ids"
+        raise BadInput(
+            f"model.draft: LoRA trains only its additions, and the model it starts from has {which}"
+            ", so the new block would learn nothing. Nothing was lost. Remove model.draft. If you "
+            'want drafts, train a block for the finished model (docs/models.md, "Drafts")'
+        )
+
+
 def draft_d_ff(d_model: int) -> int:
     """Return the width of the block's feed-forward layer: 8/3 of the model's, in steps of 64."""
     return -(-8 * d_model // (3 * 64)) * 64

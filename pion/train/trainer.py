@@ -84,6 +84,8 @@ class Trainer:
         self.model = model.to(self.device)
         # LoRA's base is not in a checkpoint. All else is, although it may not be trained.
         self._brought = {n for n, param in model.named_parameters() if not param.requires_grad}
+        if self._brought:
+            self._brought |= {name for name, _ in model.named_buffers()}
         freezes = only_draft(settings.phases, model.config)
         if freezes:
             for name, role in parameter_roles(model).items():

@@ -10,12 +10,13 @@ Paths of inputs are relative to the job file, paths of outputs to the working di
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validator
 
+from pion.config.draft import require_learned
 from pion.config.lora import Lora as LoraSettings
 from pion.config.model_config import OPTIONAL, ModelConfig
 from pion.config.part_fields import FACTOR
@@ -128,6 +129,10 @@ class Job(Section):
             if seq_len > config.seq_len
         ]
         mistakes += self._too_short_for_slots(config)
+        from_base = self._base if self.train_stages[:1] == ["sft"] else None
+        if from_base is not None and self.lora("sft") is not None:
+            learned = from_base.model_config.draft
+            mistakes += mistakes_of(require_learned, config.draft, learned, config.vocab_size)
         for stage in self.train_stages:
             section, lora = self.section(stage), self.lora(stage)
             if section.window_schedule != "constant" and config.windows is None:
@@ -356,8 +361,11 @@ class Job(Section):
                 f"seq_len {seq_len:,} exceeds the {config.seq_len:,} tokens of context that "
                 f"{self._base.source} has; it can only be shortened"
             )
+        changed: dict[str, Any] = {}
         draft = self.model.draft
-        changed: dict[str, Any] = (
-            {} if draft is None else {"draft": draft.model_dump(exclude_unset=True)}
-        )
+        if draft is not None:
+            own = {} if config.draft is None else asdict(config.draft)
+            changed["draft"] = own | draft.model_dump(exclude_unset=True)
+        elif "draft" in self.model.model_fields_set:  # null takes the block away
+            changed["draft"] = None
         return replace(config, seq_len=seq_len, **changed)

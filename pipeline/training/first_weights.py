@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pion.config.draft import require_learned
 from pipeline.job.model_section import Base
 from pipeline.models.bring import bring_model
 from pipeline.models.find import find_model
@@ -61,7 +62,8 @@ def _brought_base(context: TrainingContext, base: Base) -> Decoder:
 def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseModel]:
     """Return the model that LoRA adapts in `stage`, in fp32, and its identity.
 
-    Raises BadInput if `init_from` names a model that does not fit the job, or an adapter.
+    Raises BadInput if `init_from` names a model that does not fit the job, or an adapter, and for a
+    draft block that this model does not have.
     """
     from pion.formats.load import identify, load_decoder
     from pipeline.models.load import check_start, load_model
@@ -78,8 +80,10 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
     found = context.fetch(lambda: find_model(job.model_name(source)))
     check_start(found, source, lora=True)
     model = load_model(found)
+    config = job.model_config_resolved()
+    require_learned(config.draft, model.config.draft, config.vocab_size)
     base = identify(model, job.model_name(source, found.commit), found.commit)
-    return fitted(job.model_config_resolved(), model, source), base
+    return fitted(config, model, source), base
 
 
 def _bring_pretrained(run: RunState) -> tuple[str, Path]:

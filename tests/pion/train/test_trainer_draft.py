@@ -16,7 +16,7 @@ from pion.config.lora import Lora
 from pion.data.stream import RowStream
 from pion.model.decoder import Decoder
 from pion.model.draft_block import PREFIX
-from pion.model.lora_projections import adapted, additions
+from pion.model.lora_projections import adapted, additions, with_tensors
 from pion.model.params_and_flops import cost_of, token_flops
 from pion.train.phases import Phase, only_draft
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
@@ -128,12 +128,20 @@ def test_the_block_is_trained_alone_if_no_phase_trains_anything_else(
     assert not only_draft(phases, tiny_config())
 
 
-def test_under_lora_a_state_has_the_additions_alone(text: RowStream) -> None:
+def test_under_lora_a_state_has_the_additions_alone_and_fits_the_base(
+    text: RowStream,
+) -> None:
     model = adapted(decoder(), Lora(rank=4), seed=0, dtype=torch.float32)
     settings = TrainSettings(**SETTINGS | {"phases": ()})
     trainer = Trainer(model, text, settings, ComputePlan(micro_batch=2, threads=1))
     assert trainer.train_step()
-    assert trainer.state().model.keys() - {"draft.ids"} == additions(model).keys()
+    learned = trainer.state().model
+    assert learned.keys() == additions(model).keys()
+    merged, base = with_tensors(decoder(), Lora(rank=4), learned), decoder()  # as a command does
+    assert merged.draft is not None
+    assert base.draft is not None
+    kept, own = merged.draft.state_dict(), base.draft.state_dict()
+    assert all(torch.equal(kept[name], own[name]) for name in own)
 
 
 # ---------------------------------------------------------------- arithmetic
