@@ -1,4 +1,4 @@
-"""A model's draft block in a folder of its own, next to the files of an exported model.
+"""A model's draft block in the folder `draft`, next to the files of an exported model.
 
 Other programs read the model as if there were no block. Pion reads the block if somebody asks for
 drafts. It belongs to one model: `draft.json` has the hash of that model's tensors.
@@ -66,29 +66,54 @@ def with_draft(model: Decoder, folder: Path) -> Decoder:
     The new model copies the weights. Raises BadInput that names the file for a damaged file, and
     for a block of another model: of another width or vocabulary, or with other tensors.
     """
-    path = folder / FOLDER / RECORD
-    if not path.is_file():
+    if not _has_block(folder / FOLDER):
         return model
-    record, own = read_settings(path, "a draft block"), model.config
-    config = _config(record, own, path)
-    if record.get("trunk_sha256") != (found := _hash_of(folder)):
+    try:
+        return _with_block(model, folder)
+    except BadInput as error:
         raise BadInput(
-            f"{path}: this draft block learned from a model with the tensors "
-            f"{str(record.get('trunk_sha256'))[:12]}…, but the model in {folder} has the tensors "
-            f"{found[:12]}…. Nothing was changed. Train a block for this model (docs/models.md), "
-            "or use the model without drafts: --drafts off"
+            f"{error}. Nothing was changed, and the model itself can be used: leave the drafts out "
+            "(--drafts off), or export the model and its block again (pion export)"
+        ) from None
+
+
+def _has_block(block: Path) -> bool:
+    """Return whether there is a block, or what is left of one: also a link that leads nowhere."""
+    places = (block / RECORD, block / TENSORS)
+    lost = block.is_symlink() and not block.exists()
+    return lost or any(place.exists() or place.is_symlink() for place in places)
+
+
+def _with_block(model: Decoder, folder: Path) -> Decoder:
+    path, tensors_path = folder / FOLDER / RECORD, folder / FOLDER / TENSORS
+    record = read_settings(path, "a draft block")
+    config = _config(record, model.config, path)
+    trunk, found = record.get("trunk_sha256"), _hash_of(folder)
+    if not isinstance(trunk, str):
+        raise BadInput(f"{path}: trunk_sha256 is {shown(trunk)}; it must be a hash")
+    if trunk != found:
+        raise BadInput(
+            f"{path}: this draft block learned from a model with the tensors {shown(trunk[:12])}…, "
+            f"but the model in {folder} has the tensors {found[:12]}…, so its guesses would be of "
+            "no use"
         )
     absent = f"{folder / FOLDER} has no {TENSORS}"
     tensors: dict[str, Tensor] = {
-        PREFIX + name: tensor
-        for name, tensor in read_tensors(folder / FOLDER / TENSORS, absent).items()
+        PREFIX + name: tensor for name, tensor in read_tensors(tensors_path, absent).items()
     }
     state = model.state_dict() | tensors
     try:
         require_possible(config, state)
+        _require_finite(tensors)
         return Decoder.from_state(config, state, model.embed.weight.dtype)
     except BadInput as error:
-        raise BadInput(f"{folder / FOLDER / TENSORS}: {error}") from None
+        raise BadInput(f"{tensors_path}: {error}") from None
+
+
+def _require_finite(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise BadInput(f"{name} has numbers that are not finite")
 
 
 def _config(record: dict[str, Any], own: ModelConfig, path: Path) -> ModelConfig:
@@ -100,8 +125,7 @@ def _config(record: dict[str, Any], own: ModelConfig, path: Path) -> ModelConfig
         if record.get(name) != getattr(own, name):
             raise BadInput(
                 f"{path}: this draft block is for {meaning} {shown(record.get(name))}, and the "
-                f"model next to it has {getattr(own, name)}. It belongs to another model. Remove "
-                f"the folder, or use --drafts off"
+                f"model next to it has {getattr(own, name)}, so it belongs to another model"
             )
     try:
         return replace(own, draft=Draft(**settings))

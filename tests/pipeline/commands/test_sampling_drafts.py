@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from pipeline.cli import main
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
 
@@ -17,11 +21,19 @@ OUT = "out/draft"
 
 
 @pytest.fixture
-def exported(here: Path, pion: Pion) -> Path:
-    """A folder with an exported model and its block."""
-    make_run(here / "runs", draft={"steps": 2, "ids": 200})
-    assert pion("export", "demo", "out")[0] == 0
+def exported(here: Path, made: Path) -> Path:
+    """A folder with an exported model and its block, next to the run."""
+    shutil.copytree(made, here, dirs_exist_ok=True)
     return here / "out"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run and an export, which the tests copy."""
+    folder = tmp_path_factory.mktemp("made")
+    make_run(folder / "runs", draft={"steps": 2, "ids": 200})
+    assert main(["export", str(folder / "runs/demo"), str(folder / "out")]) == 0
+    return folder
 
 
 def test_every_number_of_drafts_gives_the_same_text(exported: Path, pion: Pion) -> None:
@@ -87,18 +99,25 @@ def change_record(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def change_ids(folder: Path) -> None:
+def drop_field(folder: Path, name: str) -> None:
+    path = folder / "draft" / "draft.json"
+    record = json.loads(path.read_text())
+    del record[name]
+    path.write_text(json.dumps(record))
+
+
+def change_tensor(folder: Path, name: str, change: Callable[[Tensor], Tensor | None]) -> None:
+    """Store what `change` makes of a tensor; None: leave the tensor out."""
     path = folder / "draft" / "draft.safetensors"
     tensors = load_file(path)
-    tensors["ids"] = torch.flip(tensors["ids"], [0])
+    changed = change(tensors.pop(name))
+    tensors |= {} if changed is None else {name: changed.contiguous()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def drop_tensor(folder: Path) -> None:
-    path = folder / "draft" / "draft.safetensors"
-    tensors = load_file(path)
-    del tensors["mix.weight"]
-    save_file(tensors, path, metadata={"format": "pt"})
+def without_a_number(weight: Tensor) -> Tensor:
+    weight[0, 0] = torch.nan
+    return weight
 
 
 def cut_short(folder: Path) -> None:
@@ -106,11 +125,20 @@ def cut_short(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
-def overwrite_record(folder: Path) -> None:
-    (folder / "draft" / "draft.json").write_text("[]")
+def overwrite_record(folder: Path, text: str) -> None:
+    (folder / "draft" / "draft.json").write_text(text)
 
 
-DAMAGE = {
+def link(folder: Path, name: str) -> None:
+    """Replace a file by a link that leads nowhere."""
+    path = folder / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to("nowhere")
+
+
+MIX = "mix.weight"
+NOT_RISING = "draft.safetensors: draft.ids: not 200 rising ids of 0"
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "another trunk": (change_trunk, "learned from a model with the tensors"),
     "another width": (lambda out: change_record(out, d_model=48), "for hidden states of width 48"),
     "another tokenizer": (lambda out: change_record(out, vocab_size=9), "for ids: 9, and the"),
@@ -119,10 +147,28 @@ DAMAGE = {
         "draft.ids is 1000000; it must be from 1 to",
     ),
     "no steps": (lambda out: change_record(out, draft={"steps": 0}), "draft.steps is 0"),
+    "endless steps": (lambda out: change_record(out, draft={"steps": 10**9}), "at most 16"),
+    "steps that are a flag": (lambda out: change_record(out, draft={"steps": True}), "is True"),
     "unknown setting": (lambda out: change_record(out, draft={"depth": 1}), "steps and ids"),
-    "no object": (overwrite_record, "draft.json"),
-    "ids that fall": (change_ids, "draft.safetensors: draft.ids: not 200 rising ids"),
-    "a tensor less": (drop_tensor, "the weights have no draft.mix.weight"),
+    "no setting": (lambda out: drop_field(out, "draft"), "draft is None; it must have steps"),
+    "no width": (lambda out: drop_field(out, "d_model"), "for hidden states of width None"),
+    "no hash": (lambda out: drop_field(out, "trunk_sha256"), "trunk_sha256 is None; it must be a"),
+    "no object": (lambda out: overwrite_record(out, "[]"), "draft.json should be a JSON object"),
+    "no JSON": (lambda out: overwrite_record(out, "{steps"), "draft.json is not valid JSON"),
+    "no record": (lambda out: (out / "draft/draft.json").unlink(), "it has no draft.json"),
+    "a lost record": (lambda out: link(out, "draft/draft.json"), "it has no draft.json"),
+    "a lost folder": (lambda out: link(out, "draft"), "it has no draft.json"),
+    "ids that fall": (lambda out: change_tensor(out, "ids", lambda t: t.flip(0)), NOT_RISING),
+    "ids twice": (lambda out: change_tensor(out, "ids", lambda t: t // 2), NOT_RISING),
+    "ids of no token": (lambda out: change_tensor(out, "ids", lambda t: t + 999), NOT_RISING),
+    "fewer ids": (lambda out: change_tensor(out, "ids", lambda t: t[:9]), "draft.ids has shape"),
+    "another shape": (lambda out: change_tensor(out, MIX, lambda t: t.T), "need (32, 64)"),
+    "no number": (lambda out: change_tensor(out, MIX, without_a_number), "are not finite"),
+    "a tensor less": (
+        lambda out: change_tensor(out, MIX, lambda t: None),
+        "the weights have no draft.mix.weight",
+    ),
+    "no tensors": (lambda out: (out / "draft/draft.safetensors").unlink(), "no draft.safetensors"),
     "cut short": (cut_short, "draft.safetensors"),
 }
 
@@ -136,4 +182,6 @@ def test_a_block_that_is_not_the_models_is_refused_and_not_needed(
     code, out, err = pion("generate", "out", *ASKED, "--drafts", "auto")
     assert (code, out) == (2, "")
     assert message in err
+    assert "out/draft" in err
+    assert "the model itself can be used: leave the drafts out (--drafts off)" in err
     assert pion("generate", "out", *ASKED, "--drafts", "off")[0] == 0
