@@ -115,8 +115,15 @@ class Answers:
 
     @property
     def accepted_tokens(self) -> int:
-        """The number of tokens that were guessed right, so that no step was needed for them."""
-        return sum(answer.accepted for answer in self._answers)
+        """The number of tokens that were guessed right, so that no step was needed for them.
+
+        An answer that ends at a stop string may have been drawn further, and its first token is
+        never guessed.
+        """
+        return sum(
+            min(answer.accepted, max(0, len(tokens) - 1))
+            for answer, tokens in zip(self._answers, self._tokens)
+        )
 
     @property
     def timings(self) -> dict[str, Any]:

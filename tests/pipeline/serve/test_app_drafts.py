@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
+from pion.generation import decoding
+from pion.generation.drafts import Possible
 from pipeline.models.find import find_model
 from tests.support.finished_run import make_run
 from tests.support.served import Served, serving
@@ -24,10 +26,17 @@ ASKED: dict[str, Any] = {
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Served]]:
     """The same model with a draft block, served without and with drafts."""
     folder = tmp_path_factory.mktemp("runs")
-    make_run(folder, draft={"steps": 2})
+    make_run(folder, draft={"steps": 2}, seq_len=256)
     found = {"m": find_model(str(folder / "demo"))}
-    with serving(found) as plain, serving(found, drafts=4, slots=3) as drafting:
-        yield [plain, drafting]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "best_number", as_many_as_possible)
+        with serving(found) as plain, serving(found, drafts=4, slots=3) as drafting:
+            yield [plain, drafting]
+
+
+def as_many_as_possible(texts: Sequence[Possible], token: float, guess: float) -> int:
+    """Draft also what is not expected to pay, so that much is guessed wrong, too."""
+    return max(text.most for text in texts)
 
 
 def test_drafts_change_no_answer_and_are_counted(both: list[Served]) -> None:
@@ -75,3 +84,99 @@ def test_a_prompt_beyond_the_context_is_refused_and_the_next_one_is_answered(
         with pytest.raises(BadRequestError, match="context"):
             client.completions.create(model="m", **long)
         assert client.completions.create(model="m", **ASKED).choices[0].text == before
+
+
+def test_a_stream_counts_the_guesses_of_all_its_answers(both: list[Served]) -> None:
+    texts, counts = [], []
+    for served in both:
+        asked = ASKED | {"n": 3, "stream": True, "stream_options": {"include_usage": True}}
+        found = ["", "", ""]
+        for chunk in served.client().completions.create(model="m", **asked):
+            for choice in chunk.choices:
+                found[choice.index] += choice.text
+        texts.append(found)
+        assert chunk.usage is not None
+        counts.append(chunk.usage)
+    assert texts[0] == texts[1]
+    assert counts[0].completion_tokens_details is None
+    details = counts[1].completion_tokens_details
+    assert details is not None
+    assert details.accepted_prediction_tokens is not None
+    assert details.rejected_prediction_tokens is not None
+    assert 0 < details.accepted_prediction_tokens <= counts[1].completion_tokens - 3
+    assert details.rejected_prediction_tokens > 0
+
+
+def test_an_answer_that_a_stop_string_ends_has_no_guesses_beyond_it(both: list[Served]) -> None:
+    plain, drafting = (served.client().completions for served in both)
+    whole = plain.create(model="m", **ASKED).choices[0].text
+    compared = 0
+    for begin in range(0, len(whole) - 3, 7):
+        asked = ASKED | {"stop": [whole[begin : begin + 3]]}
+        one, other = plain.create(model="m", **asked), drafting.create(model="m", **asked)
+        assert one.choices[0].text == other.choices[0].text
+        assert one.choices[0].finish_reason == other.choices[0].finish_reason == "stop"
+        assert one.usage is not None
+        assert other.usage is not None
+        assert one.usage.completion_tokens == other.usage.completion_tokens
+        details = other.usage.completion_tokens_details
+        accepted = 0 if details is None else details.accepted_prediction_tokens
+        assert accepted is not None
+        assert accepted <= max(0, other.usage.completion_tokens - 1)
+        compared += 1
+    assert compared > 5
+
+
+FORMAT: dict[str, Any] = {
+    "schema": {
+        "type": "object",
+        "properties": {
+            "tags": {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 9}
+        },
+        "required": ["tags"],
+        "additionalProperties": False,
+    }
+}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"logprobs": True, "top_logprobs": 3, "extra_body": {"ignore_eos": True}},
+        {"extra_body": {"repetition_penalty": 1.2, "ignore_eos": True}},
+        {"presence_penalty": 0.5, "frequency_penalty": 0.2, "logit_bias": {"40": 3}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", **FORMAT}}},
+    ],
+    ids=["logprobs", "repetition", "penalties", "schema"],
+)
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_every_setting_gives_the_same_answer(
+    both: list[Served], temperature: float, more: dict[str, Any]
+) -> None:
+    said: list[list[str | None]] = []
+    chances: list[list[float]] = []
+    for served in both:
+        found = served.client().chat.completions.create(
+            model="m",
+            messages=[{"role": "user", "content": "red blue red blue red blue red"}],
+            max_tokens=60,
+            seed=5,
+            n=2,
+            temperature=temperature,
+            **more,
+        )
+        said.append([choice.message.content for choice in found.choices])
+        chances.append(
+            [
+                likeliest.logprob
+                for choice in found.choices
+                if choice.logprobs is not None
+                for token in choice.logprobs.content or ()
+                for likeliest in (token, *token.top_logprobs)
+            ]
+        )
+    assert said[0] == said[1]
+    assert chances[0] == pytest.approx(chances[1], abs=1e-4)
+    assert bool(chances[0]) == ("logprobs" in more)
+    assert found.usage is not None
+    assert found.usage.completion_tokens_details is not None  # something was guessed
