@@ -34,7 +34,7 @@ class Entries:
         order: o, which sorts what a document's text and slots may see.
         segment: ⌊t / C⌋ of text, and of a slot −1: slots are never too far back.
         queried: ⌊t / C⌋ or ⌊e / C⌋, which decides how far back an entry sees.
-        document: the number of the document; of an unused slot, a number of its own.
+        document: the number of the document; an unused slot has a number that nothing else has.
         positions: for the rotation: those of the tokens, and of the last token of a slot's segment.
     """
 
