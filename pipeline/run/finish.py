@@ -15,6 +15,7 @@ from pipeline.report.calibration import calibration_in_brief
 from pipeline.report.published_by import is_still_there
 from pipeline.report.reading import read_history
 from pipeline.report.report_file import REPORT
+from pipeline.report.result_tables import drafts_in_brief
 from pipeline.report.results import Published
 from pipeline.state.checkpoints.retention import final_checkpoint, selected
 from pipeline.state.head import Head
@@ -98,6 +99,8 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     for name in job.train_stages:
         if calibration := results.get(name, {}).get("calibration"):
             rows.append([f"{name} calibration", calibration_in_brief(calibration)])
+        if drafts := results.get(name, {}).get("drafts"):
+            rows.append([f"{name} drafts", drafts_in_brief(drafts)])
     costs = history.costs
     rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
     if published:

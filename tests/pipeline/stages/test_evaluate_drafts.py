@@ -1,0 +1,58 @@
+"""The passes that a draft block saves are a part of an evaluation, like any other measure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pion.errors import Interrupted
+from pipeline.job import Job
+from tests.pipeline.stages.test_evaluate import Folder, World
+
+FEW: dict[str, Any] = {"continuations": 0, "ngram_order": 0, "final_rows": 4}
+PARTS = ["pretrain.held_out", "pretrain.drafts", "sft.held_out", "sft.drafts", "sft.responses"]
+
+
+class Drafted(World):
+    """A world whose two models have draft blocks that learned nothing."""
+
+    def job(self, **evaluate: Any) -> Job:
+        fields = super().job(**FEW | evaluate).model_dump(mode="json", exclude_unset=True)
+        fields["model"]["draft"] = {"steps": 2}
+        job = Job.model_validate(fields)
+        job._folder = self.root
+        return job
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return Drafted(tmp_path_factory.mktemp("drafted"))
+
+
+def test_each_model_has_what_its_block_saves(world: World) -> None:
+    parts = Folder()
+    results, _ = world.run(world.job(), parts)
+    assert list(parts.kept)[: len(PARTS)] == PARTS
+    for stage in ("pretrain", "sft"):
+        for found in (results[stage]["drafts"][name] for name in ("greedy", "drawn")):
+            assert found["texts"] == 4
+            assert found["tokens_per_pass"] >= 1
+
+
+def test_drafts_that_were_interrupted_are_counted_again_to_the_same_numbers(world: World) -> None:
+    expected, every = world.run(world.job(), Folder())
+    parts, passes = Folder(), 0
+
+    def stop_after_five_passes(seconds: float) -> None:
+        nonlocal passes
+        passes += "pretrain.held_out" in parts.kept
+        if passes == 5:
+            raise Interrupted("SIGTERM")
+
+    with pytest.raises(Interrupted):
+        world.run(world.job(), parts, sleep=stop_after_five_passes)
+    assert list(parts.kept) == PARTS[:1]
+    results, said = world.run(world.job(), parts)
+    assert results == expected
+    assert said == every[1:]
