@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pion.generation import decoding
 from pion.generation.drafts import Possible
+from pion.model.decoder import Decoder
 from pipeline.models.find import find_model
+from pipeline.serve.options import Drafts, drafts_of
 from tests.support.finished_run import make_run
 from tests.support.served import Served, serving
+from tests.support.tiny_config import tiny_config
 
 ASKED: dict[str, Any] = {
     "prompt": "Return a new header. Return a new header. Return a",
@@ -180,3 +184,28 @@ def test_every_setting_gives_the_same_answer(
     assert bool(chances[0]) == ("logprobs" in more)
     assert found.usage is not None
     assert found.usage.completion_tokens_details is not None  # something was guessed
+
+
+def test_models_with_and_without_a_block_are_served_together(
+    tmp_path: Path, both: list[Served]
+) -> None:
+    make_run(tmp_path, draft={"steps": 2}, seq_len=256)
+    make_run(tmp_path, "plain", seq_len=256)
+    found = {name: find_model(str(tmp_path / name)) for name in ("demo", "plain")}
+    with serving(found, drafts="auto", slots=3) as served:
+        texts = {
+            name: served.client().completions.create(model=name, **ASKED).choices[0].text
+            for name in found
+        }
+        blocks = [model.model.draft is not None for model in served.models]
+    assert sorted(blocks) == [False, True]
+    # The draws of both are the same: a block changes nothing, and neither do drafts.
+    assert texts["demo"] == both[0].client().completions.create(model="m", **ASKED).choices[0].text
+
+
+@pytest.mark.parametrize(
+    ("asked", "with_block", "without"), [("off", 0, 0), ("auto", 3, 4), (1, 1, 1), (16, 16, 16)]
+)
+def test_each_model_has_its_number_of_drafts(asked: Drafts, with_block: int, without: int) -> None:
+    models = [Decoder(tiny_config(draft=draft)) for draft in ({}, None)]
+    assert [drafts_of(asked, model) for model in models] == [with_block, without]

@@ -17,7 +17,7 @@ from pion.errors import BadInput
 from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder
 from pion.model.draft_block import most_frequent
-from pipeline.training.first_weights import count_draft_ids, first_model
+from pipeline.training.first_weights import count_draft_ids, first_model, frozen_base
 from tests.support.jobs import tiny_job
 
 SHAPE: dict[str, Any] = {
@@ -75,6 +75,25 @@ def test_a_learned_block_is_continued_replaced_or_left_out(tmp_path: Path) -> No
     assert len(other["ids"]) == 60
     assert not torch.equal(other["mix.weight"], own["mix.weight"])
     assert first(tmp_path / "drafted").draft is None
+
+
+def adapted_from(source: Path, **changes: Any) -> Decoder:
+    """Return the frozen base of a job that adapts the model in `source` with LoRA."""
+    lora = {"sft__init_from": str(source), "sft__lora": {"rank": 4}, "sft__seq_len": 32}
+    job = tiny_job(model=SHAPE | changes, pretrain=None, **lora)
+    context: Any = SimpleNamespace(job=job, fetch=lambda bring: bring())
+    return frozen_base(context, "sft")[0]
+
+
+def test_lora_keeps_the_block_of_its_base_and_needs_one_that_has_learned(tmp_path: Path) -> None:
+    own = block_of(saved(tmp_path / "drafted", draft={"ids": 50}))
+    kept = block_of(adapted_from(tmp_path / "drafted", draft={"ids": 50, "steps": 1}))
+    assert all(torch.equal(kept[name], own[name]) for name in own)
+    assert adapted_from(tmp_path / "drafted").draft is None
+    saved(tmp_path / "plain")
+    for source, which in (("plain", "no draft block"), ("drafted", "a draft block of other ids")):
+        with pytest.raises(BadInput, match=f"has {which}, so the new block would learn nothing"):
+            adapted_from(tmp_path / source, draft={"ids": 60})
 
 
 def test_a_block_guesses_the_ids_that_the_training_rows_have_most_often(tmp_path: Path) -> None:
