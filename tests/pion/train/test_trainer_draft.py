@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from pion.config.lora import Lora
@@ -21,6 +20,7 @@ from pion.model.params_and_flops import cost_of, token_flops
 from pion.train.phases import Phase, only_draft
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import open_stream
+from tests.support.ranks import run_ranks
 from tests.support.tiny_config import tiny_config
 
 CONFIG = tiny_config(draft={"steps": 2, "ids": 30})
@@ -196,7 +196,7 @@ def test_two_ranks_follow_one_exchange_the_block_alone_and_resume_bit_for_bit(
     tmp_path: Path, text: RowStream
 ) -> None:
     # Forks have imported torch already, which takes most of the time of a new process.
-    mp.start_processes(work, args=(tmp_path,), nprocs=2, start_method="fork")
+    run_ranks(work, tmp_path, 2)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0]["norms"] == pytest.approx(norms(steps(make(text), STEPS)), rel=1e-5)
     assert ranks[0] == ranks[1]

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch._inductor
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import open_stream, tiny_decoder
+from tests.support.ranks import run_ranks
 
 WORLD_SIZES = (2, 3)
 STEPS = 10  # more than all rows, of which there are 40
@@ -127,7 +127,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     processes = max(WORLD_SIZES)
     # Forks have imported torch already, and torch._inductor, which is imported where algorithms are
     # made deterministic. This takes most of the time of a new process.
-    mp.start_processes(work, args=(folder,), nprocs=processes, start_method="fork")
+    run_ranks(work, folder, processes)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
 
 

@@ -1,0 +1,70 @@
+"""Processes that train together, for tests; and the error of each of them if one fails."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from tests.support.waiting import PATIENCE_SECONDS
+
+# The others see that a rank has gone as soon as its connections close. A rank that computes alone
+# may not notice.
+OTHERS_SECONDS = 30.0
+
+
+def run_ranks(work: Callable[[int, Path], None], folder: Path, count: int) -> None:
+    """Let `count` forks of this process do `work(rank, folder)`, and wait for them.
+
+    Raises AssertionError with the errors of all ranks, the first one first. The error of the first
+    says what happened. The others usually say only that their connection to it was closed.
+    torch.multiprocessing shows one error: that of the rank that ended first, which may be another.
+    """
+    fork = multiprocessing.get_context("fork")
+    ranks: list[BaseProcess] = [
+        fork.Process(target=_reported, args=(work, rank, folder), daemon=True)
+        for rank in range(count)
+    ]
+    for process in ranks:
+        process.start()
+    if _ended(ranks, time.monotonic() + PATIENCE_SECONDS):
+        return
+    codes = {rank: process.exitcode for rank, process in enumerate(ranks)}
+    reports = [json.loads(path.read_text()) for path in folder.glob("error*.json")]
+    said = "\n".join(f"rank {rank}:\n{error}" for _, rank, error in sorted(reports))
+    raise AssertionError(f"exit codes by rank (negative: a signal) {codes}\n{said}")
+
+
+def _ended(ranks: list[BaseProcess], end: float) -> bool:
+    """Wait until `end`, and not long for the others if one fails. Return whether all succeeded."""
+    running = {process.sentinel: process for process in ranks}
+    try:
+        while running and (left := end - time.monotonic()) > 0:
+            for sentinel in wait(list(running), left):
+                process = running.pop(int(sentinel))  # type: ignore[call-overload]
+                process.join()
+                if process.exitcode:
+                    end = min(end, time.monotonic() + OTHERS_SECONDS)
+    finally:
+        for process in running.values():
+            process.kill()
+            process.join()
+    return all(process.exitcode == 0 for process in ranks)
+
+
+def _reported(work: Callable[[int, Path], None], rank: int, folder: Path) -> None:
+    # By default gloo asks which address the name of this machine has.
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    try:
+        work(rank, folder)
+    except BaseException:
+        # The clock is that of the machine. Times of files are too coarse.
+        report = [time.monotonic_ns(), rank, traceback.format_exc()]
+        (folder / f"error{rank}.json").write_text(json.dumps(report))
+        raise
