@@ -185,3 +185,14 @@ def test_a_block_that_is_not_the_models_is_refused_and_not_needed(
     assert "out/draft" in err
     assert "the model itself can be used: leave the drafts out (--drafts off)" in err
     assert pion("generate", "out", *ASKED, "--drafts", "off")[0] == 0
+
+
+@pytest.mark.parametrize("command", [("chat",), ("serve", "--port", "0")], ids=["chat", "serve"])
+def test_chat_and_serve_refuse_a_damaged_block_before_they_begin(
+    exported: Path, pion: Pion, command: tuple[str, ...]
+) -> None:
+    cut_short(exported)
+    code, _, err = pion(command[0], "out", *command[1:], "--drafts", "auto")
+    assert code == 2
+    assert "out/draft/draft.safetensors" in err
+    assert "leave the drafts out (--drafts off)" in err
