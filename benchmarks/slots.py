@@ -1,10 +1,10 @@
 """What slots buy and cost: bits per byte at equal tokens and equal FLOPs, and decoding long texts.
 
-`quality` trains the model of jobs/demo.yaml on the prose of Python's standard library, in rows of
-1,024 tokens, with five seeds for each arm: attention to everything, a window alone, a window with
-slots, and with as many slots that see only themselves, which cost the same and keep nothing. Arms
-of one seed see the same rows. The arms `…, FLOPs` have as many steps as the FLOPs of the window
-alone allow. Finished trainings are kept in the result.
+`quality` trains a small model on the source files of Python's standard library, which are long, in
+rows of 512 tokens, with five seeds for each arm: attention to everything, a window of 64 tokens
+alone, a window with slots, and with as many slots that see only themselves, which cost the same and
+keep nothing. Arms of one seed see the same rows. The arms `…, FLOPs` have as many steps as the
+FLOPs of the window alone allow. Finished trainings are kept in the result.
 
 `decoding` measures the cache's bytes and the tokens per second at the end of texts of 4,096, 16,384
 and 65,536 tokens, with random weights, by turns.
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from benchmarks.recall import blinded
 from pion.config.model_config import ModelConfig
-from pion.data.documents.python_docs import documents, is_held_out
+from pion.data.documents.python_docs import is_held_out, source_files
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
@@ -40,20 +40,28 @@ from pion.train.schedule import plan_at
 from pion.train.settings import TrainSettings
 
 RESULTS = Path(__file__).parent / "results"
-TOKENS, SEGMENT, WINDOW, PER_SEGMENT, ROWS = 1024, 64, 2, 4, 2
+TOKENS, SEGMENT, WINDOW, PER_SEGMENT, ROWS = 512, 32, 2, 4, 4
 ARMS = ("full", "window", "slots", "blind", "slots, FLOPs", "full, FLOPs")
 HELD_OUT = 0.05  # as in jobs/demo.yaml
+SMALL: dict[str, Any] = {"d_model": 128, "n_layers": 4, "n_heads": 2, "n_kv_heads": 2, "d_ff": 352}
 DEMO: dict[str, Any] = {"d_model": 256, "n_layers": 6, "n_heads": 4, "n_kv_heads": 2, "d_ff": 704}
 
 
-def config_of(arm: str, vocab_size: int, seq_len: int = TOKENS) -> ModelConfig:
+def config_of(
+    arm: str, sizes: dict[str, Any], vocab_size: int, seq_len: int, segment: int = SEGMENT
+) -> ModelConfig:
     """Return the model of an arm."""
     parts: dict[str, Any] = {}
     if arm == "window":
-        parts["windows"] = {"tokens": WINDOW * SEGMENT, "block": SEGMENT, "long_every": 1}
+        parts["windows"] = {"tokens": WINDOW * segment, "block": segment, "long_every": 1}
     elif not arm.startswith("full"):
-        parts["slots"] = {"per_segment": PER_SEGMENT, "segment": SEGMENT, "window": WINDOW}
-    return ModelConfig(**DEMO, vocab_size=vocab_size, seq_len=seq_len, **parts)
+        parts["slots"] = {"per_segment": PER_SEGMENT, "segment": segment, "window": WINDOW}
+    return ModelConfig(**sizes, vocab_size=vocab_size, seq_len=seq_len, **parts)
+
+
+def small(arm: str, vocab_size: int) -> ModelConfig:
+    """Return the model of an arm of `quality`."""
+    return config_of(arm, SMALL, vocab_size, TOKENS)
 
 
 # ---------------------------------------------------------------- quality
@@ -62,9 +70,9 @@ def config_of(arm: str, vocab_size: int, seq_len: int = TOKENS) -> ModelConfig:
 def rows_of_text(tokenizer: Tokenizer, *, held_out: bool) -> Tensor:
     """Return the text as rows (N, TOKENS + 1), in which each document begins with its end."""
     ids: list[int] = []
-    for document in documents():
-        if is_held_out(document.origin, HELD_OUT) == held_out:
-            ids += [tokenizer.end_of_text, *tokenizer.encode(document.text)]
+    for source in source_files():
+        if is_held_out(source.origin, HELD_OUT) == held_out:
+            ids += [tokenizer.end_of_text, *tokenizer.encode(source.text)]
     count = (len(ids) - 1) // TOKENS
     starts = np.arange(count)[:, None] * TOKENS + np.arange(TOKENS + 1)
     return torch.from_numpy(np.array(ids)[starts])
@@ -73,7 +81,7 @@ def rows_of_text(tokenizer: Tokenizer, *, held_out: bool) -> Tensor:
 def trained(arm: str, seed: int, steps: int, rows: Tensor, vocab_size: int) -> Decoder:
     """Return a model that was trained on rows in an order that the seed decides."""
     torch.manual_seed(seed)
-    model = Decoder(config_of(arm, vocab_size))
+    model = Decoder(small(arm, vocab_size))
     settings = TrainSettings(
         steps=steps,
         global_batch=ROWS,
@@ -110,7 +118,7 @@ def quality(tokenizer: Tokenizer, steps: int, seeds: int) -> None:
         known = {"steps": steps, "nats": {}}
     train, held_out = (rows_of_text(tokenizer, held_out=side) for side in (False, True))
     sizes = torch.from_numpy(tokenizer.token_bytes())[held_out[:, 1:]].sum(dim=1).tolist()
-    flops = {arm: flops_per_token(config_of(arm, size), TOKENS) for arm in ARMS}
+    flops = {arm: flops_per_token(small(arm, size), TOKENS) for arm in ARMS}
     known |= {"bytes": sizes, "flops_per_token": flops, "training_rows": len(train)}
     for seed in range(seeds):
         for arm in ARMS:
@@ -154,6 +162,7 @@ def summary(known: dict[str, Any], seeds: int) -> dict[str, Any]:
 # ---------------------------------------------------------------- decoding
 
 LENGTHS = (4096, 16_384, 65_536)
+LONG_SEGMENT = 64
 STEPS, TURNS = 16, 5
 
 
@@ -182,7 +191,7 @@ def decoding() -> Iterator[dict[str, Any]]:
     """Yield what a step takes behind texts of each length, in every arm."""
     for length in LENGTHS:
         models = {
-            arm: Decoder(config_of(arm, 2048, length + 64)).joined()
+            arm: Decoder(config_of(arm, DEMO, 2048, length + 64, LONG_SEGMENT)).joined()
             for arm in ("full", "window", "slots")
         }
         caches = {arm: filled(model, length) for arm, model in models.items()}
@@ -202,9 +211,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("quality", "decoding"))
     parser.add_argument("tokenizer", type=Path, nargs="?")
-    parser.add_argument("--steps", type=int, default=480)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     if args.what == "quality":
         quality(Tokenizer.from_file(args.tokenizer), args.steps, args.seeds)
