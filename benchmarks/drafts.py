@@ -34,7 +34,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.formats.draft_folder import with_draft
 from pion.generation import decoding
 from pion.generation.decoding import Decoding
-from pion.generation.drafts import Drafting, LookUp
+from pion.generation.drafts import Drafting, LookUp, Records
 from pion.model.decoder import Decoder
 
 RESULTS = Path(__file__).parent / "results" / "drafts.json"
@@ -73,18 +73,11 @@ def continued(
     found: list[list[int]] = [[] for _ in prompts]
     with mock.patch.object(Decoding, "leave", count):
         begun = time.perf_counter()
-        for first in range(0, len(prompts), rows):
-            for number, token in pion.generate_batch(
-                model,
-                prompts[first : first + rows],
-                rows=rows,
-                drafts=drafts,
-                stop_ids=(),
-                max_tokens=NEW,
-                **sampling,
-            ):
-                if token is not None:
-                    found[first + number].append(token)
+        for number, token in pion.generate_batch(
+            model, prompts, rows=rows, drafts=drafts, stop_ids=(), max_tokens=NEW, **sampling
+        ):
+            if token is not None:
+                found[number].append(token)
         seconds = time.perf_counter() - begun
     return sum(map(len, found)) / seconds, found, (counted[0], counted[1])
 
@@ -163,8 +156,8 @@ def given() -> Iterator[dict[str, Any]]:
             yield {"model": "pion-small's shape", "given": share, "drafts": drafts} | found
 
 
-def _knowing(drafting: Drafting) -> None:
-    _INIT(drafting)
+def _knowing(drafting: Drafting, records: Records) -> None:
+    _INIT(drafting, records)
     drafting._look_up = Knowing()
 
 

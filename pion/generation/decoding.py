@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pion.errors import BadInput
 from pion.generation.bounds import MOST_DRAFTS
-from pion.generation.drafts import TOKEN_SHARE, Drafting, Possible, best_number
+from pion.generation.drafts import TOKEN_SHARE, Drafting, Possible, Records, best_number
 from pion.generation.text import Text
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
@@ -43,6 +43,8 @@ class Decoding:
             raise BadInput(f"drafts is {drafts}; it must be from 0 to {MOST_DRAFTS}")
         self.model, self._drafts = model, drafts
         self._draftings: dict[int, Drafting] = {}  # by the id of the text
+        self._records = Records()
+        self._pause = 0  # steps in which nothing is drafted
         block = model.draft if drafts else None
         self._block = None if block is None else (block, model.draft_trunk())
         self._token_share = TOKEN_SHARE[model.embed.weight.device.type]
@@ -92,7 +94,7 @@ class Decoding:
         for row, ids in enumerate(prompts, first):
             self._cache.cut(row, len(ids))
             self._read[row] = list(ids)
-            self._remember(texts[row - first], hidden[row - first, len(ids) - 1])
+            self._begin_drafts(texts[row - first], hidden[row - first, len(ids) - 1])
         self.texts += texts
         return last_logits(self.model, hidden, [len(ids) for ids in prompts])
 
@@ -141,7 +143,7 @@ class Decoding:
         self._read[row] = self._read[row] + ids
         if len(self._read[row]) == len(text.ids):
             self.texts.append(text)
-            self._remember(text, hidden[0, -1])
+            self._begin_drafts(text, hidden[0, -1])
             self.reading = None
         return hidden
 
@@ -169,7 +171,8 @@ class Decoding:
                 right += 1
             self._read[row] += rows[row][: right + 1]
             self._cache.cut(row, starts[row] + right + 1)
-            self._remember(self.texts[row], hidden[row, right])
+            if self._block is not None:
+                self._drafting(self.texts[row]).known = hidden, row, right
             if guess:
                 self._drafting(self.texts[row]).count(right)
 
@@ -179,16 +182,26 @@ class Decoding:
         return (0, 0) if found is None else (found.drafted, found.right)
 
     def _drafting(self, text: Text) -> Drafting:
-        return self._draftings.setdefault(id(text), Drafting())
+        found = self._draftings.get(id(text))
+        if found is None:
+            found = self._draftings[id(text)] = Drafting(self._records)
+        return found
 
-    def _remember(self, text: Text, state: Tensor) -> None:
-        """Keep the hidden state (d_model,) that predicts the next token of a text."""
+    def _begin_drafts(self, text: Text, state: Tensor) -> None:
+        """Keep the hidden state (d_model,) that predicts the first token after a prompt."""
+        self._pause = 0
         if self._block is not None:
-            self._drafting(text).state = state.clone()  # the tensor around it can go
+            # Without a copy, the states of the whole prompt would stay.
+            self._drafting(text).known = state.clone()[None, None], 0, 0
 
     def _guesses(self, most: int) -> list[list[int]]:
-        """Return the drafts of each text: at most `most` tokens, and none beyond its room."""
-        if not self._drafts:
+        """Return the drafts of each text: at most `most` tokens, and none beyond its room.
+
+        Finding out that none would pay takes time for each text. So the more texts there are, the
+        more steps follow without drafts.
+        """
+        if not self._drafts or self._pause:
+            self._pause = max(0, self._pause - 1)
             return [[] for _ in self.texts]
         draftings = [self._drafting(text) for text in self.texts]
         possible = []
@@ -199,12 +212,13 @@ class Decoding:
             count = min(room, self._block[0].steps) if by_block and self._block else 0
             possible.append(Possible(count or len(drafting.guess), drafting.chance, by_block))
         count = best_number(possible, self._token_share, self._guess_share)
+        self._pause = 0 if count else len(self.texts) // 2
         for drafting in draftings:
             drafting.guess = drafting.guess[:count]
         asked = [row for row, text in enumerate(possible) if text.by_block and text.most]
         if count and asked and self._block is not None:
-            known = [draftings[row].state for row in asked]
-            states = torch.stack([state for state in known if state is not None])
+            known = [draftings[row].known for row in asked]
+            states = torch.stack([every[of, at] for every, of, at in filter(None, known)])
             last = [self.texts[row].ids[-1] for row in asked]
             guesses = guessed_ids(self._block, states, last, count)
             for row, guess in zip(asked, guesses):

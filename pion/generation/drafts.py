@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 # The longest match is tried first. A single token is no match: it would nearly always be found.
 MATCHES = (3, 2)
-# How likely a draft is right is seen in the last drafts of the text. At first it is as if of
-# EXPECTED_OF drafts this share had been right.
-LAST, EXPECTED, EXPECTED_OF = 64, 0.6, 4
+# How likely a draft is right is seen in the last drafts of the text, and at first in those of the
+# texts before it: it is as if of EXPECTED_OF drafts the same share had been right. At the very
+# beginning, EXPECTED is assumed.
+LAST, LAST_OF_ALL, EXPECTED, EXPECTED_OF = 64, 128, 0.6, 4
 # What a pass over one more token takes, as a share of a pass over one. On two cores and for
 # Pion-small, 16 texts take 2.8 times as long as one. A GPU waits for its memory and has time for
 # more; this number of it was not measured.
@@ -25,19 +26,44 @@ TOKEN_SHARE = {"cpu": 0.12, "cuda": 0.01}
 
 
 class Record:
-    """How often the last drafts of a text were right."""
+    """How often the last drafts were right: those of a text, or of all texts before it (`of_all`).
 
-    def __init__(self) -> None:
-        self._recent: deque[bool] = deque(maxlen=LAST)
+    Attributes:
+        chance: the estimated probability that a draft is right, if those before it are.
+    """
+
+    def __init__(self, of_all: Record | None = None) -> None:
+        self._of_all = of_all
+        self._recent: deque[bool] = deque(maxlen=LAST_OF_ALL if of_all is None else LAST)
+        self._expected: float = EXPECTED if of_all is None else of_all.chance
+        self.chance: float = self._expected
+        if of_all is not None:
+            of_all.forget()
 
     def count(self, drafted: int, right: int) -> None:
         """Note that the first `right` of the drafted tokens were right. Later ones are unknown."""
         self._recent.extend([True] * right + [False] * (right < drafted))
+        self._estimate()
+        if self._of_all is not None:
+            self._of_all.count(drafted, right)
 
-    @property
-    def chance(self) -> float:
-        """The estimated probability that a draft is right, if those before it are."""
-        return (sum(self._recent) + EXPECTED * EXPECTED_OF) / (len(self._recent) + EXPECTED_OF)
+    def forget(self) -> None:
+        """Forget the oldest draft. So drafts that did not pay are tried again after some texts."""
+        if self._recent:
+            self._recent.popleft()
+            self._estimate()
+
+    def _estimate(self) -> None:
+        known = sum(self._recent) + self._expected * EXPECTED_OF
+        self.chance = known / (len(self._recent) + EXPECTED_OF)
+
+
+@dataclass(frozen=True)
+class Records:
+    """How often the drafts of all texts were right that a model continues."""
+
+    looked_up: Record = field(default_factory=Record)
+    of_block: Record = field(default_factory=Record)
 
 
 class LookUp:
@@ -68,17 +94,18 @@ class Drafting:
     """How one text is drafted: by what it repeats, and else by the model's draft block.
 
     Attributes:
-        state: (d_model,) the hidden state that predicted the last token; None: there is no block.
+        known: hidden states (B, T, d_model), and the row and the place of the one that predicted
+            the last token. None: there is no block.
         guess: the tokens that are drafted for this step.
         drafted, right: how many tokens were drafted, and how many of them were right.
     """
 
-    def __init__(self) -> None:
-        self.state: Tensor | None = None
+    def __init__(self, records: Records) -> None:
+        self.known: tuple[Tensor, int, int] | None = None
         self.guess: list[int] = []
         self.drafted = self.right = 0
         self._look_up = LookUp()
-        self._records = Record(), Record()  # of the look-up, and of the block
+        self._records = Record(records.looked_up), Record(records.of_block)
         self._repeats = False
 
     def begin(self, ids: Sequence[int], most: int) -> None:

@@ -15,7 +15,15 @@ import pion
 from pion.errors import BadInput
 from pion.generation import decoding
 from pion.generation.answer import Ended
-from pion.generation.drafts import Drafting, LookUp, Possible, best_number
+from pion.generation.drafts import (
+    EXPECTED,
+    Drafting,
+    LookUp,
+    Possible,
+    Record,
+    Records,
+    best_number,
+)
 from pion.generation.engine import Engine
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
@@ -131,7 +139,7 @@ def expected(ids: list[int], most: int) -> list[int]:
 
 
 def test_a_text_that_is_drafted_wrong_is_no_longer_drafted() -> None:
-    drafting, text = Drafting(), [5, 6, 7, 8, 5, 6]
+    drafting, text = Drafting(Records()), [5, 6, 7, 8, 5, 6]
     numbers = []
     for _ in range(20):
         drafting.begin(text, 2)
@@ -141,6 +149,36 @@ def test_a_text_that_is_drafted_wrong_is_no_longer_drafted() -> None:
     assert numbers[0] == 2
     assert numbers[-1] == 0
     assert (drafting.drafted, drafting.right) == (40, 0)
+
+
+def test_a_new_text_is_expected_to_be_like_the_texts_before_it() -> None:
+    every = Record()
+    wrong = Record(every)
+    assert wrong.chance == EXPECTED
+    for _ in range(50):
+        wrong.count(drafted=1, right=0)
+    assert Record(every).chance < 0.1
+    for _ in range(50):  # texts that were not drafted
+        last = Record(every)
+    assert last.chance > 0.5
+
+
+def test_texts_that_are_not_worth_drafts_are_asked_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def never(texts: Sequence[Possible], token: float, guess: float) -> int:
+        asked.append(len(texts))
+        return 0
+
+    monkeypatch.setattr(decoding, "best_number", never)
+    model = initial(FAMILY)
+    steps = dict.fromkeys((1, 8), 20)
+    for rows, new in steps.items():
+        prompts = [[5, 6 + number] for number in range(rows)]
+        list(pion.generate_batch(model, prompts, rows=rows, drafts=2, stop_ids=(), max_tokens=new))
+    assert asked == [1] * 19 + [8] * 4  # of eight texts, every fifth of 19 steps
 
 
 @pytest.mark.parametrize(

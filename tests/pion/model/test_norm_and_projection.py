@@ -16,7 +16,7 @@ def drawn(outputs: int, *, bias: bool = True) -> Projection:
     return projection
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 8, 32, 33])
+@pytest.mark.parametrize("tokens", [1, 2, 12, 32, 33])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_a_bias_is_added_to_few_tokens_and_to_many(dtype: torch.dtype, tokens: int) -> None:
