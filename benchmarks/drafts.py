@@ -7,7 +7,8 @@ Each model continues prompts of prose and of code from Python's standard library
 at once, greedy and at a temperature of 0.8. `right` is the share of drafted tokens that were right,
 and `saved` the tokens that needed no pass of their own, as a share of all. A model without a draft
 block is drafted by what its texts repeat. With --given, weights are random and each draft is right
-with the given probability: so the times are real, and the share is assumed.
+with the given probability: so the times are real, and the share is assumed. Prompts have different
+lengths, as those of users do: texts of one length have a faster mask, until drafts move them apart.
 
 The results are in benchmarks/results/drafts.json.
 """
@@ -38,7 +39,9 @@ from pion.generation.drafts import Drafting, LookUp, Records
 from pion.model.decoder import Decoder
 
 RESULTS = Path(__file__).parent / "results" / "drafts.json"
-TEXTS, PROMPT, NEW, TURNS = 32, 48, 96, 5
+TEXTS, NEW, TURNS = 32, 96, 5
+# The lengths of the prompts, by turns.
+PROMPTS = (40, 43, 46, 49, 52)
 ROWS = (1, 4, 16)
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -54,8 +57,9 @@ def prompts_of(kind: str, tokenizer: Tokenizer) -> list[list[int]]:
         if kind == "prose"
         else (source.text for source in source_files())
     )
-    long = (ids for text in texts if len(ids := tokenizer.prompt(text[:4000])) > 4 * PROMPT)
-    return [ids[:PROMPT] for ids in itertools.islice(long, 0, 4 * TEXTS, 4)]
+    long = (ids for text in texts if len(ids := tokenizer.prompt(text[:4000])) > 200)
+    chosen = itertools.islice(long, 0, 4 * TEXTS, 4)
+    return [ids[:length] for ids, length in zip(chosen, itertools.cycle(PROMPTS))]
 
 
 def continued(
@@ -124,15 +128,14 @@ def of_model(folder: Path) -> Iterator[dict[str, Any]]:
 class Knowing(LookUp):
     """Drafts a text that is known in advance, each token right with a given probability."""
 
-    known: dict[tuple[int, ...], list[int]]
+    known: dict[tuple[int, ...], list[int]]  # whole texts, by their first ids
     share = 0.0
     begins: list[tuple[int, ...]]
     draw = random.Random(0)
 
     def draft(self, ids: Sequence[int], most: int) -> list[int]:
         """Return the next tokens of the known text, some of them wrong."""
-        text = self.known[tuple(ids[:PROMPT])]
-        after = text[len(ids) - PROMPT :][:most]
+        after = self.known[tuple(ids[: PROMPTS[0]])][len(ids) :][:most]
         return [token if self.draw.random() < self.share else token ^ 1 for token in after]
 
 
@@ -141,11 +144,12 @@ def given() -> Iterator[dict[str, Any]]:
     torch.manual_seed(0)
     model = Decoder(ModelConfig.preset("pion-small")).eval().joined()
     draw = random.Random(1)
-    prompts = [[draw.randrange(2, 50_000) for _ in range(PROMPT)] for _ in range(16)]
+    lengths = itertools.islice(itertools.cycle(PROMPTS), 16)
+    prompts = [[draw.randrange(2, 50_000) for _ in range(length)] for length in lengths]
     for rows in ROWS:
         some = prompts[: max(rows, 2)]
         _, texts, _ = continued(model, some, rows, 0, temperature=0.0)
-        known = {tuple(ids): text for ids, text in zip(some, texts)}
+        known = {tuple(ids[: PROMPTS[0]]): ids + text for ids, text in zip(some, texts)}
         for share, drafts in itertools.product(GIVEN, (1, 3)):
             Knowing.known, Knowing.share = known, share
             with (
