@@ -92,9 +92,9 @@ def add_drafts(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         default="off",
         help="guess up to N tokens for each step, by what the text repeats and by the model's "
-        "draft block if it has one; the text is the same, and comes faster where guesses are "
-        f"right. auto: as many as the block has learned, or {WITHOUT_BLOCK} without one; off (the "
-        "default): none",
+        "draft block if it has one; the text is the same up to rounding, and faster where guesses "
+        f"are right. auto: as many as the block has learned, or {WITHOUT_BLOCK} without one; off "
+        "(the default): none",
     )
 
 
