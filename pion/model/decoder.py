@@ -339,10 +339,10 @@ class Decoder(nn.Module):
             options = StepOptions(options.parts)
         now = Pass.of(self.config, given, options, trained=trained)
         x = self._embedded(now)
-        learns = any(weight.requires_grad for weight in self.blocks.parameters())
-        if options.compiled and learns and not x.requires_grad:
+        if options.compiled and not x.requires_grad:
             # Behind a frozen embedding, the first block would be compiled separately.
-            x.requires_grad_()
+            learns = any(weight.requires_grad for weight in self.blocks.parameters())
+            x.requires_grad_(learns)
         # A block that gets one tensor as both inputs would be compiled separately.
         now.results[EMBEDDED] = x.view_as(x) if options.compiled else x
         run = _compiled_block() if options.compiled else _run_block

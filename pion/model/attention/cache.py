@@ -249,7 +249,7 @@ class LayerCache:
                 first, second = (torch.cat([old[place.rows], new], dim=2) for old, new in both)
                 seen = first, second
             for buffer, new in both:
-                _write(buffer, new[:, :, -self._room.most :], place, self._room.most)
+                _write(buffer, new, place, self._room.most)
             if not copies and not fresh:
                 shown = min(place.end, self._room.most)
                 first, second = (buffer[place.rows, :, :shown] for buffer, _ in both)
@@ -306,7 +306,12 @@ class LayerCache:
 
 
 def _write(buffer: Tensor, new: Tensor, place: Place, room: int) -> None:
-    """Write the last tokens of a pass where their positions have their entries."""
+    """Write the last tokens of a pass where their positions have their entries.
+
+    A slice that takes all takes time, too, in every layer of every step.
+    """
+    if new.shape[2] > room:
+        new = new[:, :, -room:]
     count = new.shape[2]
     if place.positions is not None:
         entries = place.positions[:, -count:] % room
@@ -314,7 +319,9 @@ def _write(buffer: Tensor, new: Tensor, place: Place, room: int) -> None:
         buffer[rows[:, None], :, entries] = new.transpose(1, 2)
         return
     begin = (place.end - count) % room
-    first = min(count, room - begin)
-    buffer[place.rows, :, begin : begin + first] = new[:, :, :first]
-    if first < count:
-        buffer[place.rows, :, : count - first] = new[:, :, first:]
+    first = room - begin
+    if count <= first:
+        buffer[place.rows, :, begin : begin + count] = new
+        return
+    buffer[place.rows, :, begin:room] = new[:, :, :first]
+    buffer[place.rows, :, : count - first] = new[:, :, first:]
