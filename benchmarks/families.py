@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -34,20 +33,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.memory import resident
+from benchmarks import paired_training
+from benchmarks.paired_training import paired
 from pion.config.model_config import ModelConfig
-from pion.data.stream import RowStream
-from pion.data.tokens.tokenizer import Tokenizer
-from pion.evaluation.held_out import HeldOut, Scorer, held_out
-from pion.model.decoder import Decoder
 from pion.model.params_and_flops import cost_of
 from pion.train.hardware import device_name
-from pion.train.settings import ComputePlan
-from pion.train.trainer import Trainer
-from pipeline.data.prepared import open_data
 from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.job.train_sections import settings_of
 from pipeline.stages.prepare import prepare_pretrain
 
 RESULTS = Path(__file__).parent / "results"
@@ -84,9 +76,6 @@ ALSO_COMPARED = {
     "ternary, sub-norm, relu2": "ternary",
 }
 MOST_FLOPS_APART = 0.003
-REAL = 2.8  # |t| of a difference, for five seeds
-WARMUP_STEPS = 5  # not timed
-SCORED_AT_ONCE = 16  # rows
 
 
 def job_of(name: str, steps: int) -> Job:
@@ -121,43 +110,8 @@ def config_of(name: str, job: Job) -> ModelConfig:
 
 def train(name: str, steps: int, seed: int, data: Path) -> dict[str, Any]:
     """Train the named model on the prepared `data`, and return its measures."""
-    before = resident("VmRSS")
     job = job_of(name, steps)
-    assert job.pretrain is not None
-    opened = open_data(data)
-
-    def stream(split: str) -> RowStream:
-        window, documents = job.data.window, job.within_documents
-        return opened.stream(split, seed=seed, window=window, documents=documents)
-
-    settings = settings_of(job.pretrain)
-    torch.manual_seed(seed)
-    plan = ComputePlan(
-        dtype="bfloat16", micro_batch=settings.global_batch, threads=torch.get_num_threads()
-    )
-    trainer = Trainer(Decoder(config_of(name, job)), stream("train"), settings, plan)
-    speeds = []
-    for _ in range(settings.steps):
-        trainer.train_step()
-        speeds.append(trainer.drain_metrics()[-1]["tokens_per_second"])
-    peak = resident("VmHWM") - before
-    trainer.close()
-    scored = score(
-        trainer.model, stream("held_out"), job.evaluate.final_rows, opened.tokenizer_path
-    )
-    return {
-        "bits_per_byte": scored.bits_per_byte,
-        "tokens_per_second": statistics.median(speeds[WARMUP_STEPS:]),
-        "peak_mib": peak / 2**20,
-    }
-
-
-def score(model: Decoder, rows: RowStream, count: int, tokenizer_file: Path) -> HeldOut:
-    """Return how well `model` predicts the first `count` held-out rows, in fp32."""
-    tokenizer = Tokenizer.from_file(tokenizer_file)
-    scorer = Scorer(model.eval(), tokenizer.vocab_size, SCORED_AT_ONCE)
-    with torch.inference_mode():
-        return held_out(scorer, rows, range(count), tokenizer.token_bytes(), tokenizer.end_of_text)
+    return paired_training.train(job, config_of(name, job), seed, data, "bfloat16")
 
 
 # ---------------------------------------------------------------- all models
@@ -200,15 +154,6 @@ def _measured(group: str, steps: int) -> Measures:
 def _write(group: str, report: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{group}.json").write_text(json.dumps(report, indent=1) + "\n")
-
-
-def paired(these: list[float], others: list[float]) -> dict[str, Any]:
-    """Return the mean of the paired differences, its t, and whether it counts as real."""
-    differences = [a - b for a, b in zip(these, others, strict=True)]
-    mean = statistics.mean(differences)
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    t = mean / error if error else math.copysign(math.inf, mean)
-    return {"difference": round(mean, 4), "t": round(t, 1), "real": abs(t) > REAL}
 
 
 def summary(group: str, measures: Measures, steps: int) -> dict[str, Any]:
