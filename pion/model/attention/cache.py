@@ -242,6 +242,8 @@ class LayerCache:
     def _extend_text(self, keys: Tensor, values: Tensor, place: Place) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             self._make_room(keys, place)
+            if place.positions is None and not self._room.wraps(place):
+                return self._append(keys, values, place)
             seen = keys, values
             copies, fresh = self._room.copies(place), max(place.starts) == 0
             both = self._each(keys, values)
@@ -255,6 +257,17 @@ class LayerCache:
                 first, second = (buffer[place.rows, :, :shown] for buffer, _ in both)
                 seen = first, second
         return seen
+
+    def _append(self, keys: Tensor, values: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+        """Store keys and values behind those of rows of one length; return all of them."""
+        assert self.keys is not None
+        assert self.values is not None
+        rows, begin, end = place.rows, place.starts[0], place.end
+        self.keys[rows, :, begin:end] = keys
+        self.values[rows, :, begin:end] = values
+        if begin == 0:
+            return keys, values
+        return self.keys[rows, :, :end], self.values[rows, :, :end]
 
     def _each(self, keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
         assert self.keys is not None
@@ -306,12 +319,8 @@ class LayerCache:
 
 
 def _write(buffer: Tensor, new: Tensor, place: Place, room: int) -> None:
-    """Write the last tokens of a pass where their positions have their entries.
-
-    A slice that takes all takes time, too, in every layer of every step.
-    """
-    if new.shape[2] > room:
-        new = new[:, :, -room:]
+    """Write the last tokens of a pass where their positions have their entries."""
+    new = new[:, :, -room:]
     count = new.shape[2]
     if place.positions is not None:
         entries = place.positions[:, -count:] % room
@@ -319,9 +328,7 @@ def _write(buffer: Tensor, new: Tensor, place: Place, room: int) -> None:
         buffer[rows[:, None], :, entries] = new.transpose(1, 2)
         return
     begin = (place.end - count) % room
-    first = room - begin
-    if count <= first:
-        buffer[place.rows, :, begin : begin + count] = new
-        return
-    buffer[place.rows, :, begin:room] = new[:, :, :first]
-    buffer[place.rows, :, : count - first] = new[:, :, first:]
+    first = min(count, room - begin)
+    buffer[place.rows, :, begin : begin + first] = new[:, :, :first]
+    if first < count:
+        buffer[place.rows, :, : count - first] = new[:, :, first:]
