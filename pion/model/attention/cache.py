@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Place:
     positions: Tensor | None
     slots: SlotPlace | None = None
 
-    @property
+    @cached_property
     def end(self) -> int:
         """The length of the longest row after the pass."""
         return max(self.starts) + self.count
@@ -53,7 +54,7 @@ class Place:
             return self.positions
         return torch.arange(max(self.starts), self.end, device=device)[None]
 
-    @property
+    @cached_property
     def rows(self) -> slice:
         return slice(self.first, self.first + len(self.starts))
 
