@@ -22,7 +22,7 @@ from pion.formats.weights import read_model_tensors, read_settings, read_tensors
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
 from pion.model.draft_block import PREFIX
-from pion.model.parameters import require_possible, tensors_sha256
+from pion.model.parameters import require_finite, require_possible, tensors_sha256
 
 FOLDER, (RECORD, TENSORS) = DRAFT_FOLDER, DRAFT_FILES
 
@@ -104,16 +104,10 @@ def _with_block(model: Decoder, folder: Path) -> Decoder:
     state = model.state_dict() | tensors
     try:
         require_possible(config, state)
-        _require_finite(tensors)
+        require_finite(tensors)
         return Decoder.from_state(config, state, model.embed.weight.dtype)
     except BadInput as error:
         raise BadInput(f"{tensors_path}: {error}") from None
-
-
-def _require_finite(tensors: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise BadInput(f"{name} has numbers that are not finite")
 
 
 def _config(record: dict[str, Any], own: ModelConfig, path: Path) -> ModelConfig:

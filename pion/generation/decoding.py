@@ -200,8 +200,10 @@ class Decoding:
         Finding out that none would pay takes time for each text. So the more texts there are, the
         more steps follow without drafts.
         """
-        if not self._drafts or self._pause:
-            self._pause = max(0, self._pause - 1)
+        if not self._drafts:
+            return [[] for _ in self.texts]
+        if self._pause:
+            self._pause -= 1
             return [[] for _ in self.texts]
         draftings = [self._drafting(text) for text in self.texts]
         possible = []

@@ -18,7 +18,7 @@ from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.model.decoder import ROLES_IN_FP32, Decoder
 from pion.model.norm_and_projection import Projection, project
-from pion.model.parameters import parameter_roles
+from pion.model.parameters import parameter_roles, require_finite
 
 A, B = "lora_a", "lora_b"
 
@@ -130,14 +130,13 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     for name in sorted(target.keys() ^ source.keys()):
         problem = "there is no tensor" if name in target else "unexpected tensor"
         raise BadInput(f"{problem} {shown(name)} of LoRA")
+    require_finite(source)
     for name, tensor in source.items():
         if tensor.shape != target[name].shape:
             raise BadInput(
                 f"{name} has shape {tuple(tensor.shape)}; the settings of LoRA need "
                 f"{tuple(target[name].shape)}"
             )
-        if not tensor.isfinite().all():
-            raise BadInput(f"{name} has numbers that are not finite")
         target[name].copy_(tensor)
 
 

@@ -168,6 +168,13 @@ def _least_elements(config: ModelConfig) -> Iterator[tuple[str, int]]:
         yield "vocab_size × n_kv_heads × head_dim", config.vocab_size * key_width
 
 
+def require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise BadInput that names the first tensor with NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise BadInput(f"{name} has numbers that are not finite")
+
+
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256, 64 hex digits, of tensors with their names, shapes and values.
 

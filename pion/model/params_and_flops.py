@@ -198,9 +198,9 @@ def token_flops(
 
     `additions` is how many numbers LoRA's additions to a frozen model have (pion/config/lora.py);
     None: all weights are trained. A token multiplies each of these numbers once, and so does a slot
-    (a row's tokens share the arithmetic of its slots). A frozen weight
-    has no gradient, so it takes 2 FLOPs backward. The first layer counts like the others, although
-    only compiled code computes the gradient of its input.
+    (a row's tokens share the arithmetic of its slots). A frozen weight has no gradient, so it takes
+    2 FLOPs backward. The first layer counts like the others, although only compiled code computes
+    the gradient of its input.
 
     A draft block learns from hidden states that have no gradient. If it is all that is trained
     (`only_draft`), the rest of the model has no backward pass.

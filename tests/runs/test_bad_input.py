@@ -137,13 +137,20 @@ def test_experts_that_can_not_be_are_refused_before_there_is_a_run(
     model: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = {f"model__{name}": value for name, value in model.items()}
-    code = main(["run", str(write_job(tmp_path, **changes))])
+    assert said in refused_before_there_is_a_run(tmp_path, capsys, **changes)
+
+
+def refused_before_there_is_a_run(
+    folder: Path, capsys: pytest.CaptureFixture[str], **changes: Any
+) -> str:
+    """Run a job with these changes, and return what `pion run` says."""
+    code = main(["run", str(write_job(folder, **changes))])
     error = capsys.readouterr().err
     assert code == 2, error
     assert error.startswith("error: ")
-    assert said in error
     assert "Traceback" not in error
-    assert not (tmp_path / "runs").exists()
+    assert not (folder / "runs").exists()
+    return error
 
 
 @pytest.mark.parametrize(
@@ -167,11 +174,7 @@ def test_experts_that_can_not_be_are_refused_before_there_is_a_run(
 def test_slots_that_can_not_be_are_refused_before_there_is_a_run(
     slots: dict[str, int], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = main(["run", str(write_job(tmp_path, model__slots={"segment": 8} | slots))])
-    error = capsys.readouterr().err
-    assert code == 2, error
-    assert error.startswith("error: ")
+    given = {"segment": 8} | slots
+    error = refused_before_there_is_a_run(tmp_path, capsys, model__slots=given)
     for words in said:
         assert words in error
-    assert "Traceback" not in error
-    assert not (tmp_path / "runs").exists()

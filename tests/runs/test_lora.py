@@ -18,7 +18,7 @@ from pipeline.base.find import find_base
 from pipeline.cli import main
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model
-from tests.support.meddling import Meddling
+from tests.support.meddling import with_slow_steps
 from tests.support.whole_runs import (
     copy_run,
     ends_with,
@@ -69,15 +69,7 @@ def test_a_checkpoint_has_only_the_additions_and_the_hash_of_their_base(whole: W
 def test_sigkills_change_no_bit_of_the_additions(tmp_path: Path, whole: Whole) -> None:
     unbroken = whole(**LORA)
     job = write_job(tmp_path, **LORA, **EACH_STEP)
-    slow = Meddling(tmp_path)
-    slow.wrap(
-        "pion.train.trainer:Trainer.train_step",
-        """
-        def wrapper(train_step, self, *arguments, **options):
-            time.sleep(0.05)  # so that a save ends before the next one
-            return train_step(self, *arguments, **options)
-        """,
-    )
+    slow = with_slow_steps(tmp_path)
     for _ in range(2):
         process = start(job, env=slow.environment())
         wait_for(process, "sft: starts")

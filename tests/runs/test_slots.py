@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from pipeline.cli import main
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model
-from tests.support.meddling import Meddling
+from tests.support.meddling import with_slow_steps
 from tests.support.whole_runs import (
     final_weights,
     finish,
@@ -53,20 +53,13 @@ def test_lora_trains_the_projections_and_leaves_the_slots_alone(whole: Whole) ->
 
 def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path, whole: Whole) -> None:
     job = write_job(tmp_path, **JOB, checkpoint__every_steps=1, log__every=1)
-    slow = Meddling(tmp_path)
-    slow.wrap(
-        "pion.train.trainer:Trainer.train_step",
-        """
-        def wrapper(train_step, self, *arguments, **options):
-            time.sleep(0.05)  # so that a save ends before the next one
-            return train_step(self, *arguments, **options)
-        """,
-    )
+    slow = with_slow_steps(tmp_path)
     for stage in ("pretrain", "sft"):
         process = start(job, env=slow.environment())
         wait_for(process, f"{stage}: starts")
         wait_for(process, ": saved")
         kill(process)
+    slow.check()
     output = finish(job)
     assert "continues after step" in output, output
     assert final_weights(tmp_path) == final_weights(whole(**JOB))

@@ -9,9 +9,14 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
+
+from pion.errors import BadInput
 from pipeline.console.display import Display
 from pipeline.console.messages import Shown
 from pipeline.job import Job
+from pipeline.job.file import load_job
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -53,6 +58,16 @@ def tiny_dict(**changes: Any) -> dict[str, Any]:
 def tiny_job(**changes: Any) -> Job:
     """Return a validated tiny job; see `tiny_dict`."""
     return Job.model_validate(tiny_dict(**changes))
+
+
+def refusal(folder: Path, **changes: Any) -> str:
+    """Return the message about the file of a tiny job with changes that are refused."""
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(tiny_dict(**changes)))
+    with pytest.raises(BadInput) as refused:
+        load_job(path)
+    assert refused.value.exit_code == 2
+    return str(refused.value)
 
 
 class SilentDisplay(Display):

@@ -88,3 +88,17 @@ class Meddling:
         """Fail unless every replacement was called."""
         for target in self.targets:
             assert self.called(target), f"nothing called {target}, so the test tested nothing"
+
+
+def with_slow_steps(folder: Path) -> Meddling:
+    """Let a training step take a moment longer, so that a save ends before the next one begins."""
+    slow = Meddling(folder)
+    slow.wrap(
+        "pion.train.trainer:Trainer.train_step",
+        """
+        def wrapper(train_step, self, *arguments, **options):
+            time.sleep(0.05)
+            return train_step(self, *arguments, **options)
+        """,
+    )
+    return slow

@@ -13,7 +13,7 @@ from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.job.model_section import Base
-from tests.support.jobs import tiny_dict
+from tests.support.jobs import refusal, tiny_dict
 from tests.support.tiny_config import tiny_config
 
 LEARNED: dict[str, Any] = {"steps": 2, "ids": 40}
@@ -29,16 +29,6 @@ def from_base(
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(tiny_dict(**given)))
     return load_job(path, find_base=lambda values: base)
-
-
-def told(folder: Path, **changes: Any) -> str:
-    """Return the message about a job with these changes."""
-    path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump(tiny_dict(**changes)))
-    with pytest.raises(BadInput) as refused:
-        load_job(path)
-    assert refused.value.exit_code == 2
-    return str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +111,7 @@ def test_lora_after_pretraining_keeps_the_block_that_pretraining_taught(tmp_path
 def test_a_block_that_can_not_be_is_refused_with_its_field(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    assert words in told(tmp_path, **changes)
+    assert words in refusal(tmp_path, **changes)
 
 
 def test_a_phase_of_the_block_alone_may_follow_others(tmp_path: Path) -> None:

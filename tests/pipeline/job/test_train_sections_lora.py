@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from pion.config.lora import Lora
-from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
-from pipeline.job.file import load_job
 from pipeline.training.train_request import TrainRequest
-from tests.support.jobs import tiny_dict, tiny_job
+from tests.support.jobs import refusal, tiny_job
 
 NO_RATES: dict[str, Any] = {
     "steps": 10,
@@ -26,16 +23,6 @@ NO_RATES: dict[str, Any] = {
 
 def lora_job(lora: dict[str, Any] | None, **rates: Any) -> Job:
     return tiny_job(sft=NO_RATES | rates | ({} if lora is None else {"lora": lora}))
-
-
-def told(folder: Path, **changes: Any) -> str:
-    """Return the message about a job with these changes."""
-    path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump(tiny_dict(**changes)))
-    with pytest.raises(BadInput) as refused:
-        load_job(path)
-    assert refused.value.exit_code == 2
-    return str(refused.value)
 
 
 def test_lora_has_its_own_rates_unless_they_are_given() -> None:
@@ -134,6 +121,6 @@ def test_the_workers_get_the_resolved_rates() -> None:
 def test_a_mistake_is_one_message_that_names_the_key(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    message = told(tmp_path, **changes)
+    message = refusal(tmp_path, **changes)
     assert words in message
     assert "has 1 mistake;" in message
