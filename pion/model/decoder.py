@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
 from pion.errors import BadInput
-from pion.model.attention.attention import Attention
+from pion.model.attention.attention import Attention, kernels_of_any_length
 from pion.model.attention.cache import KVCache
 from pion.model.block import Block
 from pion.model.draft_block import PREFIX, DraftBlock, Trunk, draft_loss
@@ -348,17 +349,18 @@ class Decoder(nn.Module):
         run = _compiled_block() if options.compiled else _run_block
         parts, reports = self.shared_parts(), []
         kept = {layer for part in parts for layer in part.reads}
-        for layer, block in enumerate(self.layers):
-            inputs = block.inputs(layer, now)
-            for part in parts:
-                inputs = part.give(inputs, layer, now)
-            if options.recompute:
-                x, report = checkpoint(run, block, x, inputs, use_reentrant=False)
-            else:
-                x, report = run(block, x, inputs)
-            if layer in kept:
-                now.results[layer] = x
-            reports.append(report)
+        with nullcontext() if trained else kernels_of_any_length(x.device):
+            for layer, block in enumerate(self.layers):
+                inputs = block.inputs(layer, now)
+                for part in parts:
+                    inputs = part.give(inputs, layer, now)
+                if options.recompute:
+                    x, report = checkpoint(run, block, x, inputs, use_reentrant=False)
+                else:
+                    x, report = run(block, x, inputs)
+                if layer in kept:
+                    now.results[layer] = x
+                reports.append(report)
         return self.norm(x[:, : given.tokens.shape[1]]), reports
 
     def num_params(self, active: bool = False) -> int:

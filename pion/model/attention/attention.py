@@ -14,11 +14,13 @@ al. 2023, "GQA"). `attend` picks the right kernel:
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from pion.config.model_config import ModelConfig
@@ -65,6 +67,20 @@ def attend(
         scale=scale,
         enable_gqa=True,
     )
+
+
+def kernels_of_any_length(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which `attend` takes no kernel that is made for one length.
+
+    On Hopper, PyTorch prefers cuDNN's attention. cuDNN makes a plan for each new number of keys:
+    on an H200, each generated token took 50 ms while its plan was new, and 8 ms later. Training,
+    whose rows have one length, is faster with cuDNN.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    without_plans: AbstractContextManager[None] = sdpa_kernel(kernels)
+    return without_plans
 
 
 def kept_by_attend(at: PassKind, config: ModelConfig) -> int:
@@ -200,8 +216,17 @@ def attend_flex(
     )
 
 
-@lru_cache(maxsize=1)
 def _flex_attention() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if torch.compiler.is_compiling():
+        plain: Callable[..., Tensor] = flex_attention
+        return plain
+    return _compiled_flex_attention()
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex_attention() -> Callable[..., Tensor]:
     # Without torch.compile, flex attention is a slow reference that computes all scores.
     from torch.nn.attention.flex_attention import flex_attention
 

@@ -4,8 +4,16 @@ import pytest
 import torch
 
 from pion.config.model_config import ModelConfig
+from pion.model import decoder
 from pion.model.attention import masks
-from pion.model.attention.attention import attend, attend_flex, attend_short, attend_softcapped
+from pion.model.attention.attention import (
+    attend,
+    attend_flex,
+    attend_short,
+    attend_softcapped,
+    kernels_of_any_length,
+)
+from pion.model.attention.cache import KVCache
 from pion.model.attention.masks import Mask, block_mask, build_mask, document_spans
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
@@ -211,3 +219,22 @@ def test_a_bias_is_a_vector_that_does_not_decay_and_that_muon_leaves_to_adamw():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step(plan_at(settings, 0))
     assert torch.equal(value, torch.full_like(value, 3.0))
+
+
+def test_only_training_on_a_gpu_uses_attention_that_makes_plans_for_a_length(monkeypatch):
+    """cuDNN is allowed by a switch of the process, also where there is no GPU."""
+    allowed = []
+
+    def attend_and_ask(*arguments, **settings):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attend(*arguments, **settings)
+
+    gpu = kernels_of_any_length(torch.device("cuda"))
+    monkeypatch.setattr(decoder, "kernels_of_any_length", lambda device: gpu)
+    monkeypatch.setattr("pion.model.attention.attention.attend", attend_and_ask)
+    model = Decoder(config())
+    model.losses(row(8), row(8))
+    with torch.no_grad():
+        model(row(8), cache=KVCache(model.config, max_tokens=8))
+    assert allowed == [True, False]
+    assert torch.backends.cuda.cudnn_sdp_enabled()
