@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-# No row of the default set begins after this many minutes.
+# No measurement of the default set begins after this many minutes of measuring.
 MINUTES = 5.0
 
 
@@ -70,5 +70,6 @@ def add_options(parser: argparse.ArgumentParser, folder: str) -> None:
         metavar="N",
         type=float,
         default=MINUTES,
-        help="begin no row of the default set after N minutes; default: %(default)g",
+        help="begin no measurement of the default set after N minutes of measuring; default: "
+        "%(default)g",
     )

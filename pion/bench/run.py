@@ -128,15 +128,18 @@ def _run(
     """Add the rows of `tasks` to `results` and to the file, row by row, and return all rows."""
     width = max((len(task.name) for task in tasks), default=0)
     kept = {row.name: row for row in results.rows}
-    started, late = time.monotonic(), 0
+    started: float | None = None  # when the first measurement of the default set began
+    late = 0
     for task in tasks:
         if task.name in kept:
             say(_line(kept[task.name], width, kept=True))
             continue
-        minutes = (time.monotonic() - started) / 60
-        if not (task.check or options.only) and minutes > options.minutes:
-            late += 1
-            continue
+        if not (task.check or options.only):
+            now = time.monotonic()
+            started = now if started is None else started
+            if now - started >= 60 * options.minutes:
+                late += 1
+                continue
         row = _row_of(task)
         others = (r for r in results.rows if r.name != row.name)
         results = dataclasses.replace(results, rows=(*others, row))
@@ -150,8 +153,8 @@ def _run(
             )
     if late:
         say(
-            f"{late} rows were left out after {options.minutes:g} minutes. To add them, run "
-            f"the same command with --resume {path}"
+            f"{late} rows were left out after {options.minutes:g} minutes of measuring. To add "
+            f"them, run the same command with --resume {path}"
         )
     return results
 

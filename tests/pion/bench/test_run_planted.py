@@ -61,10 +61,25 @@ def is_wrong(outcome: Outcome) -> bool:
 # ---------------------------------------------------------------- logits and losses
 
 
+@pytest.mark.parametrize("family", ["pion", "pilon"])
 @pytest.mark.parametrize("change", [wrong_weight, wrong_scale, nan_after])
-def test_logits(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
+def test_logits(monkeypatch: pytest.MonkeyPatch, change: Change, family: str) -> None:
     plant(monkeypatch, outputs, change)
-    assert is_wrong(outputs.check_logits(TINY, "pion"))
+    assert is_wrong(outputs.check_logits(TINY, family))
+
+
+def test_rounding_to_few_values_hides_nothing_of_a_models_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A PILON rounds. Weights that differ by a rounding error are right nevertheless."""
+
+    @torch.no_grad()
+    def nudge(model: Decoder) -> None:
+        for weight in model.parameters():
+            weight.mul_(1 + 1e-7 * torch.randn_like(weight))
+
+    plant(monkeypatch, outputs, nudge)
+    assert outputs.check_logits(TINY, "pilon").verdict == "right"
 
 
 def test_logits_of_documents_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
