@@ -1,6 +1,6 @@
 """Parses the `pion` command line and calls the command. Each command does its heavy imports.
 
-The other arguments: pipeline/commands/cli.py and pipeline/rent/cli.py.
+The other arguments: pipeline/commands/cli.py, pipeline/rent/cli.py and pipeline/new/cli.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked, refuse_endpoints, refuse_secret_arguments
 from pipeline.machine.refusals import refusal
+from pipeline.new.cli import add_new
 from pipeline.rent.cli import add_rent_commands
 from pipeline.run.signals import early_sigterm
 
@@ -195,6 +196,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             take_overrides[name] = sub
 
     _add_run(add)
+    add_new(add)
     add_commands(add)
     _add_prove(add)
     add_rent_commands(add)

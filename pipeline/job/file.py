@@ -67,13 +67,21 @@ def load_job(
             is wrong, or a number exceeds its limit; the message lists every mistake with its line,
             dotted path, value and what was expected.
     """
-    document = _parse(Path(path), overrides)
+    return _loaded(_parse(Path(path), overrides), Path(path), find_base)
+
+
+def job_of_text(text: str, path: Path, find_base: FindBase | None = None) -> Job:
+    """Return the job that a file with this text at `path` would be. Raises as `load_job` does."""
+    return _loaded(_parse_text(text, path), path, find_base)
+
+
+def _loaded(document: Document, path: Path, find_base: FindBase | None) -> Job:
     refuse_in_values(document.values, str(path))
-    job = _validated(document, Path(path), find_base)
+    job = _validated(document, path, find_base)
     mistakes = beyond_limits(job, document)
     if mistakes:
-        raise BadInput(listing(Path(path), mistakes))
-    job._folder = Path(path).resolve().parent
+        raise BadInput(listing(path, mistakes))
+    job._folder = path.resolve().parent
     return job
 
 

@@ -151,22 +151,36 @@ def json_lines(
     many bytes of blank lines (a small .gz can have gigabytes), and for a damaged file, and OSError
     where the file can't be opened or read.
     """
-    with _opened(file) as stream:
-        number = blank = 0
-        while line := _line(stream, file, longest):
-            number += 1
-            where = f"{file}:{number}"
-            if len(line) - line.endswith(b"\n") > longest:
-                raise BadInput(f"{where}: the line has more than {longest:,} bytes{advice}")
-            if not line.strip():
-                blank += len(line)
-                if blank > longest:
-                    raise BadInput(
-                        f"{where}: more than {longest:,} bytes of blank lines. Remove them"
-                    )
-            else:
-                blank = 0
-                yield where, parse_json(_decode(line, where), where, strict=False)
+    with opened(file) as stream:
+        for where, line in numbered_lines(stream, file, longest, advice):
+            yield where, json_of_line(line, where)
+
+
+def numbered_lines(
+    stream: BinaryIO, file: Path, longest: int = LONGEST_LINE, advice: str = ""
+) -> Iterator[tuple[str, bytes]]:
+    """Yield `file:line` and the bytes of each line that is not blank of an `opened` file.
+
+    Raises BadInput as `json_lines` does, except for what is in the lines.
+    """
+    number = blank = 0
+    while line := _line(stream, file, longest):
+        number += 1
+        where = f"{file}:{number}"
+        if len(line) - line.endswith(b"\n") > longest:
+            raise BadInput(f"{where}: the line has more than {longest:,} bytes{advice}")
+        if not line.strip():
+            blank += len(line)
+            if blank > longest:
+                raise BadInput(f"{where}: more than {longest:,} bytes of blank lines. Remove them")
+        else:
+            blank = 0
+            yield where, line
+
+
+def json_of_line(line: bytes, where: str) -> Any:
+    """Return the JSON value of a line. Raises BadInput if it has none, or is not UTF-8."""
+    return parse_json(decoded(line, where), where, strict=False)
 
 
 def parquet_records(
@@ -225,7 +239,8 @@ def whole_characters(text: str) -> str:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
+def opened(file: Path) -> Iterator[BinaryIO]:
+    """Open a regular file for reading bytes; a .gz is unpacked. Raises as `open_file` does."""
     with open_file(file) as stream:
         if file.suffix == ".gz":
             with gzip.GzipFile(fileobj=stream) as unpacked:
@@ -249,13 +264,13 @@ def _parts(file: Path, longest: int) -> Iterator[str]:
         held = stream.read(PART_BYTES)
         while block := stream.read(PART_BYTES):
             cut = _cut(held)
-            yield _decode(held[:cut], str(file), start)
+            yield decoded(held[:cut], str(file), start)
             start, lines = start + cut, lines + held.count(b"\n", 0, cut)
             held = held[cut:] + block
             if len(held) - held.rfind(b"\n") - 1 > longest:
                 line = lines + held.count(b"\n") + 1
                 raise BadInput(f"{file}:{line}: the line has more than {longest:,} bytes{RAISE_IT}")
-    yield _decode(held, str(file), start)
+    yield decoded(held, str(file), start)
 
 
 def _cut(held: bytes) -> int:
@@ -267,7 +282,8 @@ def _cut(held: bytes) -> int:
     return blank + 2 if blank >= 0 else held.rfind(b"\n") + 1
 
 
-def _decode(content: bytes, where: str, start: int = 0) -> str:
+def decoded(content: bytes, where: str, start: int = 0) -> str:
+    """Return bytes as text; they begin at byte `start` of `where`. Raises BadInput if not UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -297,7 +313,7 @@ def parquet_rows(file: Path, columns: tuple[str, ...], longest: int) -> Iterator
                 arrays = {name: batch.column(name) for name in wanted}
                 for name, array in arrays.items():
                     if isinstance(array, pyarrow.DictionaryArray):
-                        arrays[name] = array.dictionary_decode()
+                        arrays[name] = array.dictionarydecoded()
                 large = _size(arrays) > longest
                 for n in range(batch.num_rows):
                     row += 1

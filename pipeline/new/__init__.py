@@ -1,0 +1,1 @@
+"""`pion new`: look at data, and write a job file for them."""

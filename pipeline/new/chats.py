@@ -1,0 +1,133 @@
+"""Turn records of any layout into conversations that a job reads, with the roles that they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pion.data.chat.conversation import ALIASES, ROLES, TOOLS, parse_conversation, role_of
+from pion.data.chat.messages import KNOWN_ROLES, parse_messages
+from pion.errors import BadInput
+from pion.later_fields import closest, shown
+from pipeline.new.layouts import Layout, PairColumns, Record, TurnsColumn
+
+# What a role may mean.
+MEANINGS = ("system", "user", "assistant", "tool")
+
+
+def parse_roles(text: str | None) -> dict[str, str]:
+    """Return what `agent=assistant,customer=user` says. Raises BadInput if it says nothing."""
+    roles: dict[str, str] = {}
+    for part in text.split(",") if text else ():
+        name, equals, meaning = part.partition("=")
+        role = role_of(meaning) or meaning.strip().lower()
+        if not equals or not name.strip() or role not in MEANINGS:
+            raise BadInput(
+                f"--roles {text}: {shown(part)} should be NAME=ROLE, such as agent=assistant. The "
+                f"roles are {', '.join(MEANINGS)}"
+            )
+        roles[name.strip().lower()] = role
+    return roles
+
+
+def meaning_of(name: str, roles: Mapping[str, str]) -> str | None:
+    """Return the role that a name in the data means; None if neither `roles` nor Pion knows it."""
+    known = name.strip().lower()
+    if known in roles:
+        return roles[known]
+    if known in KNOWN_ROLES or known in TOOLS:
+        return known
+    return role_of(name)
+
+
+def names_of_roles(records: Iterable[tuple[str, Record]], layout: TurnsColumn) -> dict[str, str]:
+    """Return each name of a role, and the `file:line` at which it is first."""
+    found: dict[str, str] = {}
+    for where, record in records:
+        turns = record.get(layout.column)
+        for turn in turns if isinstance(turns, list) else ():
+            name = turn.get(layout.role_key) if isinstance(turn, dict) else None
+            if isinstance(name, str):
+                found.setdefault(name, where)
+    return found
+
+
+def unknown_roles(found: Mapping[str, str], roles: Mapping[str, str]) -> BadInput:
+    """Return the refusal of roles that nobody knows, with the option that maps them."""
+    names = [name for name in found if meaning_of(name, roles) is None]
+    first = names[0]
+    near = closest(first.strip().lower(), (*KNOWN_ROLES, *ROLES, *ALIASES))
+    given = ",".join(f"{name}={role}" for name, role in zip(names, ("user", "assistant")))
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return BadInput(
+        f"{found[first]}: unknown role {shown(first)}{near or '.'} Unknown in all: "
+        f"{', '.join(map(shown, names[:4]))}{more}. Say what each of them means, for example: "
+        f"--roles '{given}'. The roles are {', '.join(MEANINGS)}"
+    )
+
+
+def as_conversation(record: Record, layout: Layout, roles: Mapping[str, str]) -> dict[str, Any]:
+    """Return a record as `messages`, with the tools that they may call.
+
+    What is no turn stays as it is: `problem_of` says what is wrong with it.
+    """
+    if isinstance(layout, PairColumns):
+        return {"messages": _pair(record, layout)}
+    assert isinstance(layout, TurnsColumn)
+    turns = record.get(layout.column)
+    messages = [
+        _message(turn, layout, roles) for turn in (turns if isinstance(turns, list) else [])
+    ]
+    tools = record.get("tools")
+    return {"messages": messages} | ({"tools": tools} if tools else {})
+
+
+def _message(turn: Any, layout: TurnsColumn, roles: Mapping[str, str]) -> Any:
+    if not isinstance(turn, dict):
+        return turn
+    rest = {k: v for k, v in turn.items() if k not in (layout.role_key, layout.text_key)}
+    name = turn.get(layout.role_key)
+    role = meaning_of(name, roles) if isinstance(name, str) else None
+    return {"role": role or name, "content": turn.get(layout.text_key)} | rest
+
+
+def _pair(record: Record, layout: PairColumns) -> list[dict[str, str]]:
+    def text(column: str | None) -> str:
+        value = None if column is None else record.get(column)
+        return "" if value is None else str(value).strip()
+
+    question = "\n\n".join(filter(None, (text(layout.question), text(layout.context))))
+    turns = (
+        ("system", text(layout.system)),
+        ("user", question),
+        ("assistant", text(layout.answer)),
+    )
+    return [{"role": role, "content": content} for role, content in turns if content]
+
+
+def problem_of(record: Record, where: str, *, own_template: bool) -> str | None:
+    """Return why a run would refuse this conversation; None if it would not.
+
+    With `own_template`, Pion's own template writes it, else that of a model.
+    """
+    try:
+        if own_template:
+            parse_conversation(record, where)
+        else:
+            parse_messages(record, where)
+    except BadInput as error:
+        return str(error)
+    return None
+
+
+def texts_of(record: Record) -> list[str]:
+    """Return the texts of a conversation in one of the layouts that jobs read."""
+    key, text_key = (
+        ("conversations", "value") if "conversations" in record else ("messages", "content")
+    )
+    turns = record.get(key)
+    return [
+        str(turn.get(text_key) or "")
+        for turn in (turns if isinstance(turns, list) else ())
+        if isinstance(turn, dict)
+    ]

@@ -1,0 +1,104 @@
+"""Show records as the model will see them, with what it learns between ⟦ and ⟧."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from pion.data.chat.chat_format import ChatFormat
+from pion.data.chat.conversation import Tokenized, marked_text, parse_conversation
+from pion.data.chat.messages import Message, parse_messages, with_texts
+from pion.data.documents.file_to_documents import whole_characters
+from pion.data.tokens.tokenizer import Tokenizer, train_bpe
+from pion.errors import BadInput
+from pipeline.base.keep import tokenizer_of_base
+from pipeline.console.masking import masked
+from pipeline.data.conversations_to_rows import in_own_format, in_template
+from pipeline.data.sources import Talk
+from pipeline.job import Job
+from pipeline.new.layouts import Record
+from pipeline.new.look import Look
+
+# Of each example, so many characters are shown; of a conversation, so many tokens.
+SHOWN_CHARACTERS, SHOWN_TOKENS = 400, 300
+# A vocabulary that is only there to show conversations before the run's is trained.
+ENTRIES = 2048
+
+
+def text_examples(look: Look) -> list[str]:
+    """Return the beginnings of documents: all of a document is learned."""
+    return [f"{where}\n{_cut('⟦' + record['text'].strip() + '⟧')}" for where, record in look.shown]
+
+
+def chat_examples(look: Look, job: Job | None) -> list[str]:
+    """Return conversations as the template of `job` writes them.
+
+    Without a job, because the model to start from can't be looked up, they are in plain words.
+    Raises BadInput if the template refuses one of them.
+    """
+    if job is None:
+        return [f"{where}\n{_cut(_plain(record, where))}" for where, record in look.shown]
+    with tempfile.TemporaryDirectory(prefix="pion-new-") as place:
+        path = tokenizer_of_base(job, Path(place, "base"))
+        if path is None:
+            path = Path(place, "tokenizer.json")
+            train_bpe(look.kept, ENTRIES).save(path)
+        tokenizer = Tokenizer.from_file(path)
+        with closing(ChatFormat(path, tokenizer)) as written:
+            tokenized = _tokenized(look.shown, written, tokenizer)
+        return [
+            f"{where}: {int(one.learned.sum()):,} of {len(one.ids):,} tokens are learned\n"
+            f"{_cut(marked_text(tokenizer, one, SHOWN_TOKENS))}"
+            for (where, _), one in zip(look.shown, tokenized, strict=True)
+        ]
+
+
+def _tokenized(
+    shown: Sequence[tuple[str, Record]], written: ChatFormat, tokenizer: Tokenizer
+) -> list[Tokenized]:
+    records = [(where, with_texts(dict(record), whole_characters)) for where, record in shown]
+    if written.own:
+        turns = [parse_conversation(record, where) for where, record in records]
+        examples = in_own_format(tokenizer).examples(turns)
+    else:
+        talks = [Talk(parse_messages(record, where), required=True) for where, record in records]
+        examples = in_template(written.template, tokenizer).examples(talks)
+    return [found.tokenized[-1] for found in examples]  # of a split one, that with all turns
+
+
+def _plain(record: Record, where: str) -> str:
+    def text(message: Message) -> str:
+        calls = f" (calls {len(message['tool_calls'])})" if message.get("tool_calls") else ""
+        content = f"{message['content'] or ''}{calls}"
+        return f"⟦{content}⟧" if message["role"] == "assistant" else content
+
+    messages = parse_messages(record, where).messages
+    return "\n".join(f"{message['role']}: {text(message)}" for message in messages)
+
+
+def _cut(text: str) -> str:
+    """Return a text without secrets, cut if it is long."""
+    text = masked(text)
+    more = len(text) - SHOWN_CHARACTERS
+    return text if more <= 0 else f"{text[:SHOWN_CHARACTERS]}… ({more:,} more characters)"
+
+
+def prompt_from(looks: Sequence[Look]) -> str | None:
+    """Return a text to ask during training: a question of the data, or the beginning of a text."""
+    for look in sorted(looks, key=lambda look: not look.is_chat):
+        for where, record in look.shown:
+            text = _question(record, where) if look.is_chat else record["text"]
+            line = " ".join(text.split()[: 40 if look.is_chat else 8])
+            if line and len(line) <= 200 and line.isprintable() and masked(line) == line:
+                return line
+    return None
+
+
+def _question(record: Record, where: str) -> str:
+    try:
+        turns = parse_conversation(record, where)
+    except BadInput:
+        return ""
+    return next((turn.text for turn in turns if turn.role == "user"), "")

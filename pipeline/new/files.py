@@ -1,0 +1,185 @@
+"""Which files a person has, by the kind of source that can read them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pion.data.documents.file_to_documents import (
+    JSONL_SUFFIXES,
+    PARQUET_SUFFIXES,
+    TEXT_SUFFIXES,
+    find_files,
+)
+from pion.errors import BadInput
+from pion.untrusted import open_file
+from pipeline.console.formats import counted
+
+Kind = Literal["text", "jsonl", "parquet", "json", "csv"]
+
+# By kind, how the names of its files end. Job files have the first three kinds; Pion writes a copy
+# of the others.
+SUFFIXES: dict[Kind, tuple[str, ...]] = {
+    "text": TEXT_SUFFIXES,
+    "jsonl": JSONL_SUFFIXES,
+    "parquet": PARQUET_SUFFIXES,
+    "json": (".json",),
+    "csv": (".csv", ".tsv"),
+}
+IN_WORDS: dict[Kind, str] = {
+    "text": "text",
+    "jsonl": "JSON Lines",
+    "parquet": "parquet",
+    "json": "JSON",
+    "csv": "CSV",
+}
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt")
+TOKENIZED = (".npy", ".bin")
+# Next to data, these describe the data. A folder of nothing else is text.
+DESCRIPTIONS = ("readme", "license", "licence", "notice", "changelog", "dataset_card")
+PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+DOCUMENTS = (".pdf", ".docx", ".doc", ".odt", ".epub", ".rtf", ".pptx", ".xlsx")
+READS = (
+    "Pion reads text (.txt, .md), JSON Lines (.jsonl, .ndjson, also .gz), JSON (a list of "
+    "objects), CSV (.csv, .tsv) and parquet"
+)
+# So much of a file shows whether it is text.
+PEEKED = 1 << 16
+
+
+@dataclass(frozen=True)
+class Group:
+    """Files of one kind that one source of a job can name as `path`: a file or a folder."""
+
+    kind: Kind
+    path: Path
+    files: tuple[Path, ...]
+
+    @property
+    def bytes(self) -> int:
+        """The bytes on this disk."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The groups of files, and a sentence for each reason to leave files out."""
+
+    groups: tuple[Group, ...]
+    left_out: tuple[str, ...]
+
+
+def find_data(path: Path) -> Found:
+    """Return the files that `path`, a file or a folder, has for a job.
+
+    Raises BadInput if there are none, naming what is there instead.
+    """
+    if path.is_file():
+        return Found((Group(_kind_of(path), path, (path,)),), ())
+    if not path.is_dir():
+        problem = "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise BadInput(f"{path} {problem}. Give a file or a folder. {READS}.")
+    every = sorted(p for p in path.rglob("*") if p.is_file())
+    if not every:
+        raise BadInput(f"{path} is empty: it has no files. {READS}.")
+    _refuse_weights(path, every)
+    groups, left_out = [], []
+    for kind, suffixes in SUFFIXES.items():
+        if any(p.name.endswith(suffixes) for p in every):
+            files, why = find_files(path, suffixes, str(path))
+            files = [f for f in files if kind != "json" or not _is_settings(f)]
+            left_out += why
+            if files:
+                groups.append(Group(kind, path, tuple(files)))
+    groups, described = _without_descriptions(groups)
+    read = {file for group in groups for file in group.files}
+    rest = [p for p in every if p not in read and p not in described]
+    if described:
+        left_out.append(f"left out, about the data: {', '.join(p.name for p in described[:3])}")
+    if not groups:
+        raise BadInput(f"{path} has no data: {_by_ending(every)}. {READS}.")
+    if rest:
+        left_out.append(f"left out, not read by Pion: {_by_ending(rest)}, such as {rest[0]}")
+    return Found(tuple(groups), tuple(left_out))
+
+
+def _kind_of(file: Path) -> Kind:
+    """Return the kind of a file that a person named. Raises BadInput if it has none."""
+    for kind, suffixes in SUFFIXES.items():
+        if file.name.lower().endswith(suffixes):
+            return kind
+    suffix = file.suffix.lower()
+    if suffix in WEIGHTS and suffix not in TOKENIZED:
+        raise _weights(file, file.name)
+    if suffix in TOKENIZED:
+        raise _tokenized(file)
+    if suffix in (*PACKED, *DOCUMENTS):
+        advice = "Unpack it first." if suffix in PACKED else "Convert it to text first."
+        raise BadInput(f"{file} can't be read as it is. {advice} {READS}.")
+    with open_file(file) as stream:
+        beginning = stream.read(PEEKED)
+    if b"\0" in beginning:
+        raise BadInput(f"{file} is not text: it has zero bytes. {READS}.")
+    return "text"
+
+
+def _refuse_weights(path: Path, files: list[Path]) -> None:
+    """Raise BadInput for the folder of a model, and for one of tokenized files."""
+    weights = [p for p in files if p.suffix in WEIGHTS]
+    if not weights and not any(p.suffix in TOKENIZED for p in files):
+        return
+    data = tuple(end for kind, ends in SUFFIXES.items() if kind != "json" for end in ends)
+    of_model = any((p.parent / "config.json") in files for p in weights)
+    if not of_model and any(p.name.endswith(data) for p in files):
+        return
+    if not of_model and all(p.suffix in TOKENIZED for p in weights):
+        raise _tokenized(path)
+    inside = {p.parent for p in weights}
+    if path not in inside and any(p.name.endswith(data) and p.parent not in inside for p in files):
+        raise BadInput(
+            f"{path} has data, and a model in {min(inside)}. Give the folder or the file of the "
+            "data, or move the model to another folder."
+        )
+    raise _weights(path, weights[0].name)
+
+
+def _tokenized(path: Path) -> BadInput:
+    return BadInput(
+        f"{path} has tokens, not text. A job reads tokenized files with kind: npy or kind: bin "
+        "(docs/jobs.md), and names their tokenizer, so write this job by hand."
+    )
+
+
+def _weights(path: Path, name: str) -> BadInput:
+    model = path if path.is_dir() else path.parent
+    return BadInput(
+        f"{path} has the weights of a model ({name}), not data. To start from this model, name "
+        f"your data first: pion new DATA --from {model}"
+    )
+
+
+def _is_settings(file: Path) -> bool:
+    """Return whether a .json file has one object, such as a config.json, and no list of records."""
+    with open_file(file) as stream:
+        beginning = stream.read(PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n")
+    first = beginning.split(b"\n", 1)[0].strip()
+    return not (beginning.startswith(b"[") or (first.startswith(b"{") and first.endswith(b"}")))
+
+
+def _without_descriptions(groups: list[Group]) -> tuple[list[Group], list[Path]]:
+    """Return the groups without a text group that only describes the others, and its files."""
+    texts = [g for g in groups if g.kind == "text"]
+    if len(groups) == len(texts) or not texts:
+        return groups, []
+    files = list(texts[0].files)
+    if all(file.stem.lower() in DESCRIPTIONS for file in files):
+        return [g for g in groups if g.kind != "text"], files
+    return groups, []
+
+
+def _by_ending(files: list[Path]) -> str:
+    """Return `12 files .pdf, 3 files .png`, the most frequent first."""
+    endings = Counter(file.suffix or "without an ending" for file in files).most_common(4)
+    return ", ".join(f"{counted(count, 'file')} {ending}" for ending, count in endings)

@@ -1,0 +1,294 @@
+"""What a record means: a text, a list of turns, or a question and an answer in columns.
+
+A record that could mean two things is never guessed at: `Undecided` says what is to be decided, and
+which option decides it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pion.errors import BadInput
+from pion.later_fields import closest, shown
+
+Record = Mapping[str, Any]
+
+# The names of columns of a question and its answer, in any letter case; R3's names of roles too.
+QUESTIONS = (
+    *("instruction", "question", "prompt", "query", "user", "human", "prompter", "input"),
+    *("q", "problem"),
+)
+ANSWERS = (
+    *("output", "answer", "response", "completion", "assistant", "bot", "gpt", "reply", "a"),
+    *("solution", "target"),
+)
+# What belongs to a question, if the question has a column of its own.
+CONTEXTS = ("input", "context")
+SYSTEMS = ("system", "system_prompt")
+# The keys of a turn's role and text, in the order in which they are looked for.
+ROLE_KEYS = ("role", "from", "speaker", "author")
+TEXT_KEYS = ("content", "value", "text", "message")
+# A column of texts has at least so many characters on average, and spaces. Names, labels, numbers
+# and addresses have less.
+LEAST_CHARACTERS = 16
+# The column that a job reads if it names none.
+USUAL = "text"
+
+
+@dataclass(frozen=True)
+class TextColumn:
+    """A document in each record."""
+
+    column: str
+
+
+@dataclass(frozen=True)
+class TurnsColumn:
+    """A conversation in each record: a list of turns with a role and a text each."""
+
+    column: str
+    role_key: str
+    text_key: str
+
+    @property
+    def read_by_jobs(self) -> bool:
+        """Whether a job reads this layout as it is."""
+        return (self.column, self.role_key, self.text_key) in (
+            ("conversations", "from", "value"),
+            ("messages", "role", "content"),
+        )
+
+
+@dataclass(frozen=True)
+class PairColumns:
+    """A question and its answer in each record."""
+
+    question: str
+    answer: str
+    context: str | None = None
+    system: str | None = None
+
+
+Layout = TextColumn | TurnsColumn | PairColumns
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """A question that a person must answer, the possible answers, and the option that decides."""
+
+    question: str
+    answers: tuple[str, ...]
+    option: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the person said about columns. None: nothing."""
+
+    use: str | None = None  # "text" or "chats", where a record could be both
+    text: str | None = None
+    turns: str | None = None
+    question: str | None = None
+    answer: str | None = None
+
+    @property
+    def names_a_column(self) -> bool:
+        """Whether the person named any column."""
+        return any((self.text, self.turns, self.question, self.answer))
+
+
+def is_chat(layout: Layout) -> bool:
+    """Return whether records of this layout are conversations."""
+    return not isinstance(layout, TextColumn)
+
+
+def layout_of(records: Sequence[Record], asked: Asked, where: str) -> Layout | Undecided:
+    """Return what these records mean.
+
+    `where` names their file. Raises BadInput if no column has texts, and for a column that was
+    asked for and is not there.
+    """
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    for option, name in _named(asked):
+        if name is not None and name not in columns:
+            near = closest(name, columns)
+            raise BadInput(
+                f"{option} {name}: {where} has no such column{near}. Its columns: "
+                f"{', '.join(columns) or 'none'}"
+            )
+    if asked.text is not None:
+        return TextColumn(asked.text)
+    found = _chats(records, columns, asked)
+    if found is not None:
+        return found
+    if asked.names_a_column:
+        raise BadInput(
+            f"{where}: no column has turns with a role and a text, and no two columns have the "
+            f"names of a question and an answer. Its columns: {', '.join(columns)}. Name them: "
+            "--question-column NAME --answer-column NAME"
+        )
+    return _texts(records, columns, where)
+
+
+def _named(asked: Asked) -> tuple[tuple[str, str | None], ...]:
+    return (
+        ("--text-column", asked.text),
+        ("--turns-column", asked.turns),
+        ("--question-column", asked.question),
+        ("--answer-column", asked.answer),
+    )
+
+
+# ---------------------------------------------------------------- conversations
+
+
+def _chats(
+    records: Sequence[Record], columns: Sequence[str], asked: Asked
+) -> Layout | Undecided | None:
+    turns = [layout for name in columns if (layout := _turns(records, name)) is not None]
+    if asked.turns is not None:
+        return next((t for t in turns if t.column == asked.turns), None)
+    if not asked.question and not asked.answer:
+        names = tuple(layout.column for layout in turns)
+        if any(sum(bool(record.get(name)) for name in names) > 1 for record in records):
+            words = f"the columns {_and(names)} all have turns. Which has the conversations?"
+            return Undecided(words, names, "--turns-column")
+        if turns:
+            return turns[0]
+    pair = _pair(columns, asked)
+    if not isinstance(pair, PairColumns) or asked.question or USUAL not in columns:
+        return pair
+    if asked.use == "text":
+        return None
+    if asked.use is None and not _copies(records, pair, USUAL):
+        words = (
+            f"the columns {pair.question} and {pair.answer} could be conversations, and the column "
+            f"{USUAL} could be documents. Which are used?"
+        )
+        return Undecided(words, ("chats", "text"), "--use")
+    return pair
+
+
+def _turns(records: Sequence[Record], column: str) -> TurnsColumn | None:
+    """Return how the turns in a column are written; None if it has none."""
+    lists = [r[column] for r in records if isinstance(r.get(column), list)]
+    turns = [turn for found in lists for turn in found[:4] if isinstance(turn, dict)]
+    if not turns:
+        return None
+    keys = [name for turn in turns for name in turn]
+    role = next((name for name in ROLE_KEYS if name in keys), None)
+    text = next((name for name in TEXT_KEYS if name in keys), None)
+    if role is None or text is None:
+        return None
+    return TurnsColumn(column, role, text)
+
+
+def _pair(columns: Sequence[str], asked: Asked) -> PairColumns | Undecided | None:
+    """Return the columns of question and answer; None if there are no such columns."""
+    systems = _of_names(columns, SYSTEMS)
+    contexts = _of_names(columns, CONTEXTS)
+    questions = [asked.question] if asked.question else _of_names(columns, QUESTIONS)
+    answers = [asked.answer] if asked.answer else _of_names(columns, ANSWERS)
+    if len(questions) > 1:  # Alpaca's input belongs to its instruction
+        questions = [name for name in questions if name not in contexts]
+    if not questions or not answers:
+        return None
+    if len(questions) > 1:
+        words = f"the columns {_and(questions)} could all be the question. Which is it?"
+        return Undecided(words, tuple(questions), "--question-column")
+    if len(answers) > 1:
+        words = f"the columns {_and(answers)} could all be the answer. Which is it?"
+        return Undecided(words, tuple(answers), "--answer-column")
+    context = next((name for name in contexts if name not in (questions[0], answers[0])), None)
+    return PairColumns(questions[0], answers[0], context, next(iter(systems), None))
+
+
+def _of_names(columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [column for column in columns if column.strip().lower() in names]
+
+
+def _copies(records: Sequence[Record], pair: PairColumns, column: str) -> bool:
+    """Return whether a column repeats question and answer, as Alpaca's `text` does."""
+    return all(
+        str(record.get(name) or "").strip() in str(record.get(column) or "")
+        for record in records
+        for name in (pair.question, pair.answer)
+    )
+
+
+# ---------------------------------------------------------------- texts
+
+
+def _texts(records: Sequence[Record], columns: Sequence[str], where: str) -> Layout | Undecided:
+    strings = [name for name in columns if any(isinstance(r.get(name), str) for r in records)]
+    if not strings:
+        kinds = ", ".join(f"{name} ({_kind(records, name)})" for name in columns[:8])
+        raise BadInput(f"{where}: no column has text. Its columns: {kinds or 'none'}")
+    prose = [name for name in strings if _is_prose(records, name)]
+    if USUAL in strings:
+        return TextColumn(USUAL)
+    if len(strings) == 1:
+        return TextColumn(strings[0])
+    if len(prose) == 1:
+        return TextColumn(prose[0])
+    names = tuple(prose or strings)
+    words = f"the columns {_and(names)} could all be the text. Which is it?"
+    return Undecided(words, names, "--text-column")
+
+
+def _kind(records: Sequence[Record], column: str) -> str:
+    value = next((r[column] for r in records if r.get(column) is not None), None)
+    return type(value).__name__
+
+
+def _is_prose(records: Sequence[Record], column: str) -> bool:
+    texts = [r[column] for r in records if isinstance(r.get(column), str) and r[column].strip()]
+    if not texts:
+        return False
+    spaced = sum(" " in text.strip() for text in texts)
+    return sum(map(len, texts)) >= LEAST_CHARACTERS * len(texts) and 2 * spaced >= len(texts)
+
+
+def _and(names: Sequence[str]) -> str:
+    return f"{', '.join(map(shown, names[:-1]))} and {shown(names[-1])}"
+
+
+def unused(layout: Layout, columns: Sequence[str]) -> list[str]:
+    """Return the columns that this layout does not read."""
+    if isinstance(layout, PairColumns):
+        used: tuple[str | None, ...] = (
+            layout.question,
+            layout.answer,
+            layout.context,
+            layout.system,
+        )
+    elif isinstance(layout, TurnsColumn):
+        used = (layout.column, "tools")
+    else:
+        used = (layout.column,)
+    return [name for name in columns if name not in used]
+
+
+def in_words(layout: Layout) -> str:
+    """Return what the columns mean."""
+    if isinstance(layout, TextColumn):
+        return f"the text is in {layout.column}"
+    if isinstance(layout, TurnsColumn):
+        keys = f"the role in {layout.role_key}, the text in {layout.text_key}"
+        return f"turns in {layout.column}, {keys}"
+    parts = [
+        f"the question is in {layout.question}"
+        + (f" with {layout.context} below it" if layout.context else ""),
+        f"the answer is in {layout.answer}",
+        *([f"the system message is in {layout.system}"] if layout.system else []),
+    ]
+    return ", ".join(parts)
+
+
+def read_by_jobs(layout: Layout) -> bool:
+    """Return whether a job reads JSON Lines and parquet of this layout as they are."""
+    return not isinstance(layout, PairColumns) and (
+        isinstance(layout, TextColumn) or layout.read_by_jobs
+    )

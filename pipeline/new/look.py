@@ -1,0 +1,190 @@
+"""Look at a sample of data: how much, how long, which languages, copies, what can't be read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pion.data.documents.file_to_documents import whole_characters
+from pipeline.console.formats import amount, counted, size
+from pipeline.new import languages
+from pipeline.new import sample as bounds
+from pipeline.new.chats import (
+    as_conversation,
+    meaning_of,
+    names_of_roles,
+    problem_of,
+    texts_of,
+)
+from pipeline.new.files import IN_WORDS, Group
+from pipeline.new.layouts import Layout, Record, TextColumn, TurnsColumn, is_chat
+from pipeline.new.read import Item
+from pipeline.new.sample import Sample, sample_of
+
+# So many problems are named.
+NAMED = 5
+# So many records are kept to be shown, and the language of so many is guessed.
+SHOWN, GUESSED = 3, 500
+# So many bytes of text are little: then every record is kept.
+FEW_BYTES = 1_000_000
+# Characters of a vocabulary's training that are kept, to show conversations by it.
+KEPT_CHARACTERS = 300_000
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a group of files is read."""
+
+    group: Group
+    layout: Layout
+    direct: bool  # a job reads the files as they are
+    roles: dict[str, str] = field(default_factory=dict)
+    own_template: bool = False
+
+    def usable(self, record: Record) -> Record:
+        """Return the record as a job reads it: `messages`, `conversations` or a text under its
+        column."""
+        if not is_chat(self.layout):
+            assert isinstance(self.layout, TextColumn)
+            return {"text": record.get(self.layout.column)}
+        return record if self.direct else as_conversation(record, self.layout, self.roles)
+
+    def problem(self, record: Record, where: str) -> str | None:
+        """Return why a run would refuse a record that is `usable`."""
+        if is_chat(self.layout):
+            return problem_of(record, where, own_template=self.own_template)
+        if isinstance(record["text"], str):
+            return None
+        assert isinstance(self.layout, TextColumn)
+        found = "nothing" if record["text"] is None else type(record["text"]).__name__
+        return f"{where}: under {self.layout.column!r} is {found} instead of text"
+
+
+@dataclass
+class Look:
+    """What was seen of a group of files. Counts are of the sample."""
+
+    reading: Reading
+    sample: Sample
+    records: int = 0
+    blank: int = 0
+    text_bytes: int = 0
+    characters: int = 0
+    lengths: list[int] = field(default_factory=list)  # bytes of text in each record
+    seen: set[int] = field(default_factory=set)
+    twice: int = 0
+    languages: Counter[str] = field(default_factory=Counter)
+    bad: int = 0
+    problems: list[str] = field(default_factory=list)
+    shown: list[tuple[str, Record]] = field(default_factory=list)
+    few: list[tuple[str, Record]] = field(default_factory=list)  # all, or none if there are many
+    kept: list[str] = field(default_factory=list)
+    columns: dict[str, None] = field(default_factory=dict)
+    roles: dict[str, str] = field(default_factory=dict)  # other names, and what they mean
+
+    @property
+    def is_chat(self) -> bool:
+        return is_chat(self.reading.layout)
+
+    @property
+    def all_records(self) -> int:
+        """About how many records there are."""
+        return round(self.records * self.sample.factor)
+
+    @property
+    def all_text_bytes(self) -> int:
+        """About how many bytes of text there are."""
+        return round(self.text_bytes * self.sample.factor)
+
+    def length(self, share: float) -> int:
+        """Return the length in bytes that this share of the records does not exceed."""
+        ordered = sorted(self.lengths)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0
+
+
+def look_at(reading: Reading, limit: int | None = None) -> Look:
+    """Return what a sample of about `limit` bytes shows; None: LOOK_BYTES."""
+    sample = sample_of(reading.group, limit or bounds.LOOK_BYTES)
+    look = Look(reading, sample)
+    for item in sample.items:
+        _note(look, item)
+    return look
+
+
+def _note(look: Look, item: Item) -> None:
+    problem = item.problem
+    record: Record | None = None
+    if item.record is not None:
+        look.columns.update(dict.fromkeys(item.record))
+        _note_roles(look, item.record)
+        record = look.reading.usable(item.record)
+        problem = look.reading.problem(record, item.where)
+    if problem is not None or record is None:
+        look.bad += 1
+        if len(look.problems) < NAMED:
+            look.problems.append(problem or item.where)
+        return
+    texts = texts_of(record) if look.is_chat else [record["text"]]
+    text = "\n".join(texts)
+    if not text.strip():
+        look.blank += 1
+        return
+    length = len(whole_characters(text).encode())
+    look.records += 1
+    look.text_bytes += length
+    look.characters += len(text)
+    look.lengths.append(length)
+    mark = hash(text)
+    look.twice += mark in look.seen
+    look.seen.add(mark)
+    if sum(look.languages.values()) < GUESSED:
+        look.languages[languages.language_of(text)] += 1
+    look.few.append((item.where, record))
+    if look.text_bytes > FEW_BYTES:
+        look.few.clear()
+    if len(look.shown) < SHOWN:
+        look.shown.append((item.where, record))
+    if look.characters <= KEPT_CHARACTERS or not look.kept:
+        look.kept += [part[:KEPT_CHARACTERS] for part in texts]
+
+
+def _note_roles(look: Look, record: Record) -> None:
+    layout = look.reading.layout
+    for name in names_of_roles([("", record)], layout) if isinstance(layout, TurnsColumn) else ():
+        role = meaning_of(name, look.reading.roles)
+        if role is not None and role != name:
+            look.roles[name] = role
+
+
+def in_words(look: Look) -> Iterator[str]:
+    """Yield what was seen, a line for each thing."""
+    group, sample = look.reading.group, look.sample
+    what = "conversation" if look.is_chat else "document"
+    files = f"{counted(len(group.files), 'file')}, {size(group.bytes)}"
+    if not sample.whole:
+        yield (
+            f"{IN_WORDS[group.kind]}: {files}. Looked at the first part of "
+            f"{counted(sample.files, 'file')}, {size(sample.stored)}; numbers below with "
+            "\N{ALMOST EQUAL TO} are estimates from it"
+        )
+    else:
+        yield f"{IN_WORDS[group.kind]}: {files}, all of it looked at"
+    about = "" if sample.whole else "\N{ALMOST EQUAL TO} "
+    if not look.records:
+        return
+    yield (
+        f"{about}{counted(look.all_records, what)}, {about}{size(look.all_text_bytes)} of text; "
+        f"the middle one has {look.length(0.5):,} bytes, one in ten more than "
+        f"{look.length(0.9):,}, the longest {max(look.lengths, default=0):,}"
+    )
+    if look.languages:
+        yield f"language, roughly: {languages.in_words(look.languages)}"
+    if look.twice:
+        share = look.twice / max(1, look.records)
+        yield (
+            f"twice: {amount(look.twice)} of {amount(look.records)} ({share:.1%}) are exact copies "
+            "of another one. Copies are learned more often; remove them if that is not meant"
+        )
+    if look.blank:
+        yield f"blank: {look.blank:,}, left out"

@@ -1,0 +1,229 @@
+"""Read records of any kind of file, up to so many bytes, and go on after what can't be read.
+
+A run stops at the first record that it can't read. This lists them, with file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pion.data.documents.file_to_documents import (
+    LONGEST_LINE,
+    PART_BYTES,
+    RAISE_IT,
+    decoded,
+    json_of_line,
+    numbered_lines,
+    opened,
+    parquet_rows,
+)
+from pion.errors import BadInput
+from pion.untrusted import open_file
+from pipeline.new.files import Kind
+from pipeline.new.json_list import json_list
+
+Record = dict[str, Any]
+# What may stand between the columns of a table.
+DELIMITERS = ",;\t|"
+NOT_UTF8 = "not UTF-8 text; convert it with: iconv -f ENCODING -t UTF-8"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A record and its `file:line`; or, without a record, the problem. `bytes` were read for it."""
+
+    where: str
+    record: Record | None
+    bytes: int
+    problem: str | None = None
+
+
+@dataclass
+class Progress:
+    """How far a file was read: `stored` of its bytes on this disk. `whole`: nothing is left."""
+
+    stored: int = 0
+    whole: bool = True
+
+
+def read_file(kind: Kind, file: Path, most: float, progress: Progress) -> Iterator[Item]:
+    """Yield the records of a file until `most` bytes were read, unpacked, and note the progress.
+
+    A text file is one record, its text under `text`. What can't be read becomes an item with a
+    problem. Where nothing after it can be read, the file ends there.
+    """
+    done = 0
+    try:
+        for item in READERS[kind](file, progress, most):
+            yield item
+            done += item.bytes
+            if done >= most:
+                progress.whole = False
+                return
+    except BadInput as error:
+        yield Item(str(file), None, 0, str(error))
+    except OSError as error:
+        yield Item(str(file), None, 0, f"{file}: {error.strerror or error}")
+
+
+def _text(file: Path, progress: Progress, most: float) -> Iterator[Item]:
+    """Yield the text of a file, in parts of whole lines if it is long, as a run reads it."""
+    read = lines = 0
+    with open_file(file) as stream:
+        while part := stream.read(int(min(PART_BYTES, most))):
+            part += stream.readline(LONGEST_LINE)
+            progress.stored = read + len(part)
+            try:
+                text = decoded(part, str(file), read)
+            except BadInput:
+                yield Item(str(file), None, len(part), _not_utf8(file, part, lines))
+                return
+            yield Item(str(file), {"text": text}, len(part))
+            read, lines = read + len(part), lines + part.count(b"\n")
+
+
+def _not_utf8(file: Path, part: bytes, lines: int) -> str:
+    try:
+        part.decode()
+        start = 0
+    except UnicodeDecodeError as error:
+        start = error.start
+    line = lines + part.count(b"\n", 0, start) + 1
+    return f"{file}:{line}: {NOT_UTF8}"
+
+
+def _jsonl(file: Path, progress: Progress, most: float = math.inf) -> Iterator[Item]:
+    with opened(file) as stream:
+        where = f"{file}:0"
+        packed = getattr(stream, "fileobj", stream)
+        try:
+            for where, line in numbered_lines(stream, file, LONGEST_LINE, RAISE_IT):
+                progress.stored = packed.tell()
+                yield _of_line(line, where)
+        except BadInput as error:
+            text = str(error)
+            last = int(where.rpartition(":")[2])
+            place = "" if text.startswith(f"{file}:{last + 1}:") else f" (after line {last:,})"
+            yield Item(where, None, 0, f"{text}{place}")
+
+
+def _of_line(line: bytes, where: str) -> Item:
+    try:
+        return _of_value(json_of_line(line, where), where, len(line))
+    except BadInput as error:
+        return Item(where, None, len(line), str(error))
+
+
+def _of_value(value: Any, where: str, size: int) -> Item:
+    if isinstance(value, dict):
+        return Item(where, value, size)
+    problem = f"{where}: found a {type(value).__name__} instead of a JSON object"
+    return Item(where, None, size, problem)
+
+
+def _json(file: Path, progress: Progress, most: float) -> Iterator[Item]:
+    with open_file(file) as stream:
+        beginning = stream.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if not beginning.startswith(b"["):
+            if beginning.split(b"\n", 1)[0].strip() in (b"", b"{"):
+                raise BadInput(
+                    f"{file}:1: expected a list of objects ([{{…}}, {{…}}]), or an object on each "
+                    "line. If the list is under a key, take it out: jq .KEY FILE > list.json"
+                )
+            yield from _jsonl(file, progress, most)
+            return
+        for where, value, size in json_list(stream, file, LONGEST_LINE):
+            progress.stored = stream.tell()
+            yield _of_value(value, where, size)
+
+
+def _parquet(file: Path, progress: Progress, most: float) -> Iterator[Item]:
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            names, rows = tuple(table.schema_arrow.names), table.metadata.num_rows
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise BadInput(f"{file}: not a readable parquet file: {error}") from None
+    stored = file.stat().st_size
+    for number, row in enumerate(parquet_rows(file, names, LONGEST_LINE), 1):
+        progress.stored = math.ceil(stored * number / max(1, rows))
+        yield Item(f"{file} row {number}", row, _rough_size(row))
+
+
+def _rough_size(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_rough_size, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_rough_size, value))
+    return 8
+
+
+def _csv(file: Path, progress: Progress, most: float) -> Iterator[Item]:
+    csv.field_size_limit(LONGEST_LINE)
+    with open_file(file) as stream:
+        size = 0
+
+        def lines() -> Iterator[str]:
+            nonlocal size
+            number = 0
+            while line := stream.readline(LONGEST_LINE):
+                number += 1
+                size += len(line)
+                try:
+                    yield decoded(line, f"{file}:{number}")
+                except BadInput:
+                    raise BadInput(f"{file}:{number}: {NOT_UTF8}") from None
+
+        given = lines()
+        header = next(given, "")
+        delimiter = max(DELIMITERS, key=header.count)
+        if file.suffix == ".tsv":
+            delimiter = "\t"
+        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+        _refuse_header(file, names)
+        table = csv.reader(given, delimiter=delimiter, strict=True)
+        while True:
+            before, line = size, table.line_num + 2
+            try:
+                row = next(table, None)
+            except csv.Error as error:
+                raise BadInput(f"{file}:{line}: not a row of a table ({error})") from None
+            if row is None:
+                return
+            progress.stored = size
+            if row:
+                yield _of_row(row, names, f"{file}:{line}", size - before)
+
+
+def _refuse_header(file: Path, names: list[str]) -> None:
+    if not names:
+        raise BadInput(f"{file}:1: no names of columns: the file is empty")
+    if "" in names or len(set(names)) < len(names):
+        raise BadInput(
+            f"{file}:1: the first line must name the columns, each once. Found: "
+            f"{', '.join(map(repr, names[:8]))}"
+        )
+
+
+def _of_row(row: list[str], names: list[str], where: str, size: int) -> Item:
+    if len(row) == len(names):
+        return Item(where, dict(zip(names, row, strict=True)), size)
+    problem = f"{where}: found {len(row)} columns instead of {len(names)} ({', '.join(names[:6])})"
+    return Item(where, None, size, problem)
+
+
+READERS: dict[Kind, Callable[[Path, Progress, float], Iterator[Item]]] = {
+    "text": _text,
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+    "json": _json,
+    "csv": _csv,
+}

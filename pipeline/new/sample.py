@@ -1,0 +1,84 @@
+"""Which part of the data is looked at: all of it, or the beginnings of some files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pion.data.documents.file_to_documents import PARQUET_SUFFIXES
+from pipeline.new.files import Group
+from pipeline.new.read import Item, Progress, read_file
+
+# So many bytes are read, of all files together.
+LOOK_BYTES = 64 << 20
+# Of so many files at most, if there are more bytes.
+MOST_FILES = 64
+# From so many files and records, the layout is known.
+LAYOUT_FILES, LAYOUT_RECORDS = 16, 100
+
+
+@dataclass
+class Sample:
+    """What was read of a group of files: bytes on the disk of `bytes` in all."""
+
+    bytes: int
+    stored: int = 0
+    files: int = 0
+    whole: bool = True
+    items: Iterator[Item] = field(default_factory=lambda: iter(()))
+
+    @property
+    def factor(self) -> float:
+        """How many times more there is than was read."""
+        return 1.0 if self.whole else self.bytes / max(1, self.stored)
+
+
+def first_records(group: Group) -> list[tuple[Path, list[Item]]]:
+    """Return the first records of some files, which show their layout."""
+    found = []
+    for file in spread(group.files, LAYOUT_FILES):
+        items: list[Item] = []
+        for item in read_file(group.kind, file, LOOK_BYTES // LAYOUT_FILES, Progress()):
+            if item.record is not None:
+                items.append(item)
+            if len(items) == LAYOUT_RECORDS:
+                break
+        found.append((file, items))
+    return found
+
+
+def sample_of(group: Group, limit: int) -> Sample:
+    """Return a sample of about `limit` bytes; its numbers are known when its items are used up."""
+    sample = Sample(group.bytes)
+    sample.items = _items(group, limit, sample)
+    return sample
+
+
+def _items(group: Group, limit: int, sample: Sample) -> Iterator[Item]:
+    files = group.files
+    if sample.bytes > limit:
+        files = tuple(spread(files, MOST_FILES))
+        sample.whole = False
+    for file in files:
+        progress = Progress()
+        yield from read_file(group.kind, file, _share(file, files, limit, sample), progress)
+        sample.files += 1
+        sample.stored += file.stat().st_size if progress.whole else progress.stored
+        sample.whole = sample.whole and progress.whole
+
+
+def _share(file: Path, files: Sequence[Path], limit: int, sample: Sample) -> float:
+    """Return how many bytes of a file are read, unpacked."""
+    if sample.bytes > limit:
+        return limit / len(files)
+    if file.name.endswith((".gz", *PARQUET_SUFFIXES)):  # it may have any size once it is unpacked
+        return limit * file.stat().st_size / max(1, sample.bytes)
+    return float("inf")
+
+
+def spread(files: Sequence[Path], most: int) -> list[Path]:
+    """Return at most so many of the files, at even distances."""
+    if len(files) <= most:
+        return list(files)
+    return [files[i * len(files) // most] for i in range(most)]

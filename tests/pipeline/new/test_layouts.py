@@ -1,0 +1,115 @@
+"""What columns mean. Where they could mean two things, nothing is guessed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.new.layouts import (
+    Asked,
+    Layout,
+    PairColumns,
+    TextColumn,
+    TurnsColumn,
+    Undecided,
+    layout_of,
+    unused,
+)
+
+PROSE = "a text of several words, which goes on"
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def of(record: dict[str, Any], **asked: str) -> Layout | Undecided:
+    return layout_of([record], Asked(**asked), "data.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("record", "layout"),
+    [
+        ({"text": "short"}, TextColumn("text")),
+        ({"id": 3, "body": PROSE, "url": "http://x/y"}, TextColumn("body")),
+        ({"text": PROSE, "title": PROSE}, TextColumn("text")),
+        ({"messages": TURNS, "prompt": PROSE}, TurnsColumn("messages", "role", "content")),
+        ({"dialog": [{"speaker": "A", "text": "Hi"}]}, TurnsColumn("dialog", "speaker", "text")),
+        (
+            {"instruction": "a", "input": "b", "output": "c"},
+            PairColumns("instruction", "output", "input"),
+        ),
+        ({"input": "a", "output": "c"}, PairColumns("input", "output")),
+        ({"Question": "a", "Answer": "c", "n": 1}, PairColumns("Question", "Answer")),
+        (
+            {"system": "s", "prompt": "a", "response": "c"},
+            PairColumns("prompt", "response", None, "system"),
+        ),
+        (
+            {"question": "q", "context": "c", "answer": "a"},
+            PairColumns("question", "answer", "context"),
+        ),
+        # Alpaca's text repeats the other columns.
+        (
+            {"instruction": "a", "output": "c", "text": "### a ### c"},
+            PairColumns("instruction", "output"),
+        ),
+    ],
+)
+def test_columns_are_known_by_their_names_and_texts(record: dict[str, Any], layout: Layout) -> None:
+    assert of(record) == layout
+
+
+@pytest.mark.parametrize(
+    ("record", "option", "answers"),
+    [
+        ({"title": PROSE, "body": PROSE}, "--text-column", ("title", "body")),
+        ({"a1": "x", "b1": "y"}, "--text-column", ("a1", "b1")),
+        (
+            {"messages": TURNS, "conversations": TURNS},
+            "--turns-column",
+            ("messages", "conversations"),
+        ),
+        ({"chosen": TURNS, "rejected": TURNS}, "--turns-column", ("chosen", "rejected")),
+        ({"prompt": "a", "query": "b", "answer": "c"}, "--question-column", ("prompt", "query")),
+        (
+            {"prompt": "a", "output": "b", "response": "c"},
+            "--answer-column",
+            ("output", "response"),
+        ),
+        ({"question": "Why?", "answer": "So.", "text": PROSE}, "--use", ("chats", "text")),
+    ],
+)
+def test_what_could_be_two_things_is_asked(
+    record: dict[str, Any], option: str, answers: tuple[str, ...]
+) -> None:
+    found = of(record)
+    assert isinstance(found, Undecided)
+    assert (found.option, found.answers) == (option, answers)
+
+
+def test_an_option_decides() -> None:
+    assert of({"title": PROSE, "body": PROSE}, text="body") == TextColumn("body")
+    assert of({"chosen": TURNS, "rejected": TURNS}, turns="chosen") == TurnsColumn(
+        "chosen", "role", "content"
+    )
+    assert of({"x": "a", "y": "b"}, question="x", answer="y") == PairColumns("x", "y")
+    record = {"question": "Why?", "answer": "So.", "text": PROSE}
+    assert of(record, use="text") == TextColumn("text")
+    assert of(record, use="chats") == PairColumns("question", "answer")
+
+
+def test_a_column_that_is_not_there_is_refused_with_the_nearest() -> None:
+    with pytest.raises(
+        BadInput, match=r"--text-column bdy: data\.jsonl has no such column; did you"
+    ):
+        of({"title": PROSE, "body": PROSE}, text="bdy")
+
+
+def test_records_without_text_are_refused_with_their_columns() -> None:
+    with pytest.raises(BadInput, match=r"no column has text. Its columns: a \(int\), b \(list\)"):
+        of({"a": 1, "b": [2]})
+
+
+def test_columns_that_are_not_read_are_known() -> None:
+    assert unused(PairColumns("q", "a"), ["id", "q", "a", "why"]) == ["id", "why"]
+    assert unused(TurnsColumn("messages", "role", "content"), ["messages", "tools", "id"]) == ["id"]

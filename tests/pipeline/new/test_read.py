@@ -1,0 +1,113 @@
+"""What can't be read is listed with file and line, and what follows is read if it can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.new.files import Kind
+from pipeline.new.read import Item, Progress, read_file
+from tests.support.own_data import bad_line, csv_texts, cut_gzip, latin1, parquet_texts
+
+
+def read(kind: Kind, file: Path, most: float = float("inf")) -> tuple[list[Item], Progress]:
+    progress = Progress()
+    return list(read_file(kind, file, most, progress)), progress
+
+
+def problems(kind: Kind, file: Path) -> list[str]:
+    return [item.problem for item in read(kind, file)[0] if item.problem is not None]
+
+
+def test_lines_after_a_broken_line_are_read(tmp_path: Path) -> None:
+    file = bad_line(tmp_path)
+    items, progress = read("jsonl", file)
+    assert sum(item.record is not None for item in items) == 38
+    third, seventh = problems("jsonl", file)
+    assert third.startswith(f"{file}:3 is not valid JSON")
+    assert seventh == f"{file}:7: found a list instead of a JSON object"
+    assert progress.whole
+
+
+def test_a_gzip_that_is_cut_off_gives_what_is_there_and_the_line(tmp_path: Path) -> None:
+    file = cut_gzip(tmp_path)
+    items, _ = read("jsonl", file)
+    good = sum(item.record is not None for item in items)
+    assert good > 100
+    (problem,) = problems("jsonl", file)
+    assert problem.startswith(f"{file}: damaged gzip file")
+    assert f"(after line {good:,})" in problem
+
+
+def test_text_that_is_not_utf8_names_the_line(tmp_path: Path) -> None:
+    file = latin1(tmp_path)
+    assert problems("text", file) == [
+        f"{file}:2: not UTF-8 text; convert it with: iconv -f ENCODING -t UTF-8"
+    ]
+
+
+def test_a_table_names_lines_also_after_a_field_of_two_lines(tmp_path: Path) -> None:
+    file = csv_texts(tmp_path, 3)
+    file.write_text(file.read_text() + "only one\n")
+    items, _ = read("csv", file)
+    assert [item.where for item in items] == [f"{file}:{line}" for line in (2, 4, 6, 8)]
+    assert problems("csv", file) == [f"{file}:8: found 1 columns instead of 3 (title, body, year)"]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_the_delimiter_of_a_table_is_found(tmp_path: Path, delimiter: str) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text(delimiter.join(("question", "answer")) + "\n" + delimiter.join("ab") + "\n")
+    ((item,), _) = read("csv", file)
+    assert item.record == {"question": "a", "answer": "b"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a,,c\n1,2,3\n", ":1: the first line must name the columns"),
+        (b"a,a\n1,2\n", ":1: the first line must name the columns"),
+        (b"", ":1: no names of columns"),
+        (b'a,b\n1,2\n"x"y,2\n', ":3: not a row of a table"),
+        (b"a,b\n1,\xfc\n", ":2: not UTF-8 text"),
+    ],
+)
+def test_what_is_no_table_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "t.csv"
+    file.write_bytes(content)
+    assert said in problems("csv", file)[-1]
+
+
+def test_parquet_gives_rows_and_says_how_far_it_was_read(tmp_path: Path) -> None:
+    file = parquet_texts(tmp_path, 100)
+    items, progress = read("parquet", file, most=2000)
+    assert items[0].where == f"{file} row 1"
+    assert set(items[0].record or {}) == {"story", "likes"}
+    assert not progress.whole
+    assert 0 < progress.stored < file.stat().st_size
+    file.write_bytes(b"PAR1 not really")
+    assert "not a readable parquet file" in problems("parquet", file)[0]
+
+
+def test_a_json_file_may_have_lines_too(tmp_path: Path) -> None:
+    file = tmp_path / "lines.json"
+    file.write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert [item.record for item in read("json", file)[0]] == [{"text": "a"}, {"text": "b"}]
+
+
+def test_a_json_file_with_one_object_is_one_problem(tmp_path: Path) -> None:
+    file = tmp_path / "wrapped.json"
+    file.write_text('{\n "data": [\n  {"text": "a"}\n ]\n}\n')
+    (problem,) = problems("json", file)
+    assert problem.startswith(f"{file}:1: expected a list of objects")
+
+
+def test_only_so_many_bytes_of_a_text_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "long.txt"
+    with file.open("w") as stream:
+        stream.write("a line\n" * 1000)
+        stream.truncate(200 << 30)  # a hole: it takes no room on the disk
+    items, progress = read("text", file, most=3500)
+    assert 3500 <= sum(item.bytes for item in items) == progress.stored <= 3510
+    assert not progress.whole

@@ -1,0 +1,81 @@
+"""A copy is whole or not there, and never replaces a file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.new.chats import parse_roles
+from pipeline.new.decide import Wishes, decide
+from pipeline.new.files import find_data
+from pipeline.new.layouts import Asked
+from pipeline.new.look import Reading
+from pipeline.new.write_copy import Copied, write_copy
+from tests.support.own_data import alpaca, bad_line, csv_texts, customers, cut_gzip
+
+
+def reading(path: Path, wishes: Wishes | None = None) -> Reading:
+    (found,) = decide(find_data(path), wishes or Wishes())
+    return found
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_alpaca_becomes_messages(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.jsonl"
+    assert write_copy(reading(alpaca(tmp_path)), copy, skip=False) == Copied(200, 0)
+    first, second, *_ = lines(copy)
+    assert list(first) == ["messages"]
+    (asked, _) = second["messages"]  # type: ignore[misc]
+    assert asked["content"].endswith("?\n\nhere, there")
+
+
+def test_a_table_becomes_texts(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.jsonl"
+    source = reading(csv_texts(tmp_path), Wishes(Asked(text="body")))
+    assert write_copy(source, copy, skip=False) == Copied(300, 0)
+    assert {tuple(line) for line in lines(copy)} == {("text",)}
+
+
+def test_roles_become_those_that_jobs_read(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.jsonl"
+    wishes = Wishes(roles=parse_roles("customer=user,agent=assistant"))
+    write_copy(reading(customers(tmp_path), wishes), copy, skip=False)
+    roles = [turn["role"] for turn in lines(copy)[0]["messages"]]  # type: ignore[attr-defined]
+    assert roles == ["user", "assistant"]
+
+
+def test_what_can_t_be_read_is_left_out_only_if_that_is_asked_for(tmp_path: Path) -> None:
+    copy, source = tmp_path / "copy.jsonl", reading(bad_line(tmp_path))
+    with pytest.raises(BadInput, match=r":3 is not valid JSON .* Nothing was written"):
+        write_copy(source, copy, skip=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["articles.jsonl"]
+    assert write_copy(source, copy, skip=True) == Copied(38, 2)
+    damaged = write_copy(reading(cut_gzip(tmp_path)), tmp_path / "rest.jsonl", skip=True)
+    assert damaged.left_out == 1
+    assert len(lines(tmp_path / "rest.jsonl")) == damaged.records > 100
+
+
+def test_an_existing_file_is_never_replaced(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text("mine")
+    with pytest.raises(BadInput, match="exists, and Pion never overwrites a file"):
+        write_copy(reading(alpaca(tmp_path)), copy, skip=False)
+    assert copy.read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["alpaca.json", "copy.jsonl"]
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    path = csv_texts(tmp_path)
+    source = reading(path, Wishes(Asked(text="body")))
+    with path.open("r+b") as file:
+        file.truncate(shutil.disk_usage(tmp_path).free + (1 << 30))  # a hole
+    with pytest.raises(BadInput, match=r"the copy needs about .* are free"):
+        write_copy(source, tmp_path / "copy.jsonl", skip=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["news.csv"]

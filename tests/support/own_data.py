@@ -1,0 +1,156 @@
+"""Data as people have them: ten layouts, of which three are broken."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+_WORDS = (
+    "the river and a small boat that was not here when you came to see it with my old friend in "
+    "this house on an island of stone where nobody has been for so long"
+)
+
+
+def words(count: int, seed: int) -> str:
+    """Return a text of frequent English words."""
+    chance, known = random.Random(seed), _WORDS.split()
+    return " ".join(chance.choice(known) for _ in range(count))
+
+
+def question(number: int) -> str:
+    return f"What about {words(6, number)}?"
+
+
+def answer(number: int) -> str:
+    return f"Answer {number}: {words(25, 10_000 + number)}."
+
+
+def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def texts_folder(folder: Path, files: int = 12, paragraphs: int = 40) -> Path:
+    """Write a folder of .txt and .md files, one of them in a folder of its own."""
+    place = folder / "my-texts"
+    (place / "more").mkdir(parents=True)
+    for number in range(files):
+        where = place / "more" if number == 1 else place
+        text = "\n\n".join(words(60, 100 * number + n) for n in range(paragraphs))
+        (where / f"{number}.{'md' if number % 2 else 'txt'}").write_text(text + "\n")
+    return place
+
+
+def jsonl_texts(folder: Path, count: int = 600) -> Path:
+    return write_lines(
+        folder / "articles.jsonl", [{"id": n, "text": words(80, n)} for n in range(count)]
+    )
+
+
+def csv_texts(folder: Path, count: int = 300) -> Path:
+    """Write a table in which two columns could be the text."""
+    path = folder / "news.csv"
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["title", "body", "year"])
+        table.writerows(
+            [words(8, n), f"{words(80, 900 + n)},\n{words(9, n)}", 1990] for n in range(count)
+        )
+    return path
+
+
+def parquet_texts(folder: Path, count: int = 600) -> Path:
+    path = folder / "stories.parquet"
+    columns = {"story": [words(80, n) for n in range(count)], "likes": list(range(count))}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def alpaca(folder: Path, count: int = 200) -> Path:
+    path = folder / "alpaca.json"
+    records = [
+        {"instruction": question(n), "input": "here, there" if n % 2 else "", "output": answer(n)}
+        for n in range(count)
+    ]
+    path.write_text(json.dumps(records, indent=1))
+    return path
+
+
+def turns(
+    count: int, user: str, assistant: str, role: str, text: str
+) -> list[list[dict[str, str]]]:
+    return [
+        [{role: user, text: question(n)}, {role: assistant, text: answer(n)}] for n in range(count)
+    ]
+
+
+def sharegpt(folder: Path, count: int = 200) -> Path:
+    found = turns(count, "human", "gpt", "from", "value")
+    return write_lines(folder / "sharegpt.jsonl", [{"conversations": one} for one in found])
+
+
+def messages(folder: Path, count: int = 200) -> Path:
+    found = turns(count, "user", "assistant", "role", "content")
+    system = [{"role": "system", "content": "Be short."}]
+    return write_lines(folder / "chats.jsonl", [{"messages": system + one} for one in found])
+
+
+def prompter(folder: Path, count: int = 200) -> Path:
+    """Write conversations with names of roles that Pion reads as others."""
+    found = turns(count, "Prompter", "bot", "from", "value")
+    return write_lines(folder / "prompter.jsonl", [{"conversations": one} for one in found])
+
+
+def customers(folder: Path, count: int = 200) -> Path:
+    """Write conversations with names of roles that nobody knows."""
+    found = turns(count, "customer", "agent", "role", "content")
+    return write_lines(folder / "support.jsonl", [{"messages": one} for one in found])
+
+
+def bad_line(folder: Path) -> Path:
+    """Write JSON Lines whose lines 3 and 7 are broken."""
+    path = jsonl_texts(folder, 40)
+    lines = path.read_text().splitlines()
+    lines[2], lines[6] = lines[2][:30], "[1, 2]"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def cut_gzip(folder: Path) -> Path:
+    """Write half of a .gz."""
+    content = gzip.compress(jsonl_texts(folder, 3000).read_bytes())
+    path = folder / "cut.jsonl.gz"
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def latin1(folder: Path) -> Path:
+    """Write a text file that is not UTF-8, from its second line on."""
+    path = folder / "letters.txt"
+    path.write_bytes("Dear all,\nGrüße aus Köln\n".encode("latin-1") * 20)
+    return path
+
+
+GOOD: dict[str, Callable[[Path], Path]] = {
+    "folder of text": texts_folder,
+    "JSON Lines of text": jsonl_texts,
+    "CSV": csv_texts,
+    "parquet": parquet_texts,
+    "Alpaca": alpaca,
+    "ShareGPT": sharegpt,
+    "messages": messages,
+    "prompter and bot": prompter,
+}
+BROKEN: dict[str, Callable[[Path], Path]] = {
+    "a line that is not JSON": bad_line,
+    "a .gz that is cut off": cut_gzip,
+    "not UTF-8": latin1,
+}
