@@ -217,6 +217,13 @@ class Train(Section):
         gt=1,
         most=10**9,
     )
+    pause_at: int | None = runtime(
+        None,
+        "save after this step and stop with exit code 4. A later start with a larger value, or "
+        "without one, continues; the schedule is that of all steps; unset: do all steps",
+        gt=0,
+        most=STEPS,
+    )
     init_from: str | None = identity(
         None,
         "start from a run, checkpoint, exported folder, Hub repository or .pt file; unset: "

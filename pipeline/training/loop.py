@@ -121,12 +121,14 @@ def train_stage(
             closing.callback(rank.close)
             for line in setup.record_machine(claim.epoch):
                 context.report(Note(line))
-        if StageTraining(setup, rank).run():
+        training = StageTraining(setup, rank)
+        if training.run():
             rank.finish()
             return True
         rank.stop()
-        if context.stop_reason is not None:
-            raise Stopped(context.stop_reason)
+        reason = context.stop_reason or training.pause_reason
+        if claim is not None and reason is not None:
+            raise Stopped(reason)
         return False
 
 
@@ -137,6 +139,7 @@ class StageTraining:
         self.context, self.setup, self.rank = setup.context, setup, rank
         job, stage = setup.context.job, setup.stage
         self._steps = job.section(stage).total_steps
+        self._pause_at = job.section(stage).pause_at or self._steps
         entry = setup.restored.found.entry
         # It resumes from a checkpoint whose held-out loss is not recorded.
         lacks_loss = entry is not None and entry.metrics.get(HELD_OUT_LOSS) is None
@@ -150,8 +153,13 @@ class StageTraining:
         if trainer.step == self._steps:  # the last attempt ended before this evaluation
             self._evaluate()
             return True
-        self._evaluate_if_due()
+        if trainer.step == self._pause_at:  # the same, of a stage that pauses here
+            self._evaluate()
+        else:
+            self._evaluate_if_due()
         while trainer.step < self._steps:
+            if trainer.step >= self._pause_at:
+                return False
             self.rank.before_step()
             if not trainer.train_step(self.context.should_stop):
                 return False
@@ -178,8 +186,21 @@ class StageTraining:
         if not last:
             self.rank.save_if_due()
 
+    @property
+    def pause_reason(self) -> str | None:
+        """Why the stage stops before its end, where the job asks for that; None if it does not."""
+        step, stage = self.trainer.step, self.setup.stage
+        if self._pause_at >= self._steps or step < self._pause_at:
+            return None
+        return (
+            f"{stage}.pause_at is {self._pause_at:,}, and step {step:,} of {self._steps:,} is "
+            "done. Every finished step is saved. To continue, raise it or leave it out, and run "
+            "the same command again."
+        )
+
     def _evaluates_at(self, step: int) -> bool:
-        return step % (self.context.job.evaluate.every or max(1, self._steps // 10)) == 0
+        every = self.context.job.evaluate.every or max(1, self._steps // 10)
+        return step == self._pause_at or step % every == 0
 
     def _evaluate_if_due(self) -> None:
         """Evaluate the restored step if the last attempt ended between its save and its evaluation.
