@@ -35,11 +35,36 @@ def add_rent_commands(add: Add) -> None:
         JSON,
         overrides=True,
     )
+    _add_plan(add)
+    _add_managed(add)
+    _add_replay(add)
+
+
+def _add_plan(add: Add) -> None:
     add(
         "plan",
         _plan,
-        "show memory, batch, time and dollars for each GPU",
-        JOB,
+        "show memory, batch, time and dollars for each GPU, or what to train for some dollars",
+        argument(
+            "job",
+            metavar="JOB",
+            nargs="?",
+            help="a job file, such as jobs/pion-small.yaml; with --dollars it can be left out",
+        ),
+        argument(
+            "--dollars",
+            metavar="N",
+            type=float,
+            help="say what to train for so much money: model, tokens, settings, and the command",
+        ),
+        argument(
+            "--hours", metavar="H", type=float, help="with --dollars: the most hours that it takes"
+        ),
+        argument(
+            "--ladder",
+            metavar="NAME",
+            help="with --dollars: predict bits per byte with this ladder of the job's store",
+        ),
         one_of(
             argument(
                 "--gpu",
@@ -54,8 +79,6 @@ def add_rent_commands(add: Add) -> None:
         JSON,
         overrides=True,
     )
-    _add_managed(add)
-    _add_replay(add)
 
 
 def _add_managed(add: Add) -> None:
@@ -137,6 +160,13 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    if args.dollars is not None:
+        return _plan_for_dollars(args)
+    for option in ("hours", "ladder"):
+        if getattr(args, option) is not None:
+            raise BadInput(f"--{option} is for `pion plan --dollars N`. Add --dollars.")
+    if args.job is None:
+        raise BadInput("name a JOB, or say how much money there is: `pion plan --dollars 20`")
     with saying_if_slow(_LOADING, quiet=args.json):
         from pipeline.rent.plan.command import show_plan
 
@@ -148,6 +178,23 @@ def _plan(args: argparse.Namespace) -> int:
         bench=args.bench,
         on=args.on,
     )
+
+
+def _plan_for_dollars(args: argparse.Namespace) -> int:
+    with saying_if_slow(_LOADING, quiet=args.json):
+        from pipeline.rent.plan.dollars_command import Asked, show_dollars
+
+    asked = Asked(
+        job=args.job,
+        overrides=args.overrides,
+        dollars=args.dollars,
+        hours=args.hours,
+        ladder=args.ladder,
+        gpus=args.gpu,
+        on=args.on,
+        bench=args.bench,
+    )
+    return show_dollars(asked, as_json=args.json)
 
 
 def _launch(args: argparse.Namespace) -> int:

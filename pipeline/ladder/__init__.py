@@ -1,0 +1,1 @@
+"""What a ladder of small runs says about larger runs."""

@@ -1,0 +1,158 @@
+"""The law L(N, D) = E + A·N^-α + B·D^-β, and how it is fitted (Hoffmann et al. 2022, approach 3).
+
+N is multiply-accumulates per token, D is tokens, L is bits per byte. What is minimized is the Huber
+loss of the residuals of log L, over (log E, log A, α, log B, β), by L-BFGS-B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Gt, Lt
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+# The parameters that a fit finds.
+PARAMETERS = 5
+# Beyond this residual of log L, the loss grows linearly.
+HUBER = 1e-3
+# With residuals of normal noise, this multiple of their standard deviation makes Huber's loss lose
+# 5 % of the precision of least squares, and the loss still ignores outliers (Huber 1964).
+HUBER_OF_NOISE = 1.345
+# The standard deviation of normal noise is its median absolute value times this.
+NORMAL = 1.4826
+# Starts of the exponents, and the range in which they are searched.
+STARTS = (0.15, 0.35, 0.7)
+EXPONENTS = (0.02, 2.0)
+# A term may be as small as this share of the mean loss, and as large as this multiple.
+SHARES = (1e-4, 3.0)
+
+Coefficient = Annotated[float, Gt(0), Lt(1e60)]
+Exponent = Annotated[float, Gt(0), Lt(10)]
+
+
+@dataclass(frozen=True)
+class Law:
+    """E + A·N^-α + B·D^-β, in bits per byte."""
+
+    E: Coefficient
+    A: Coefficient
+    alpha: Exponent
+    B: Coefficient
+    beta: Exponent
+
+    def loss(self, macs_per_token: float, tokens: float) -> float:
+        """Return the bits per byte of a model after training."""
+        terms = (self.A * macs_per_token**-self.alpha, self.B * tokens**-self.beta)
+        return self.E + sum(terms)
+
+    def best_macs(self, macs_times_tokens: float) -> float:
+        """Return the multiply-accumulates per token with the lowest loss, if their product with the
+        tokens is given."""
+        # There the derivative of A·N^-α + B·(C/N)^-β by log N is 0.
+        ratio = self.alpha * self.A / (self.beta * self.B)
+        power = 1 / (self.alpha + self.beta)
+        return float(ratio**power * macs_times_tokens ** (self.beta * power))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Logarithms of results: sizes and lengths relative to their means, and losses."""
+
+    sizes: Vector
+    lengths: Vector
+    losses: Vector
+    mean_size: float
+    mean_length: float
+
+    @classmethod
+    def of(cls, macs_per_token: Vector, tokens: Vector, losses: Vector) -> Measured:
+        """Return the logarithms. Relative to their means, the parameters hardly depend on each
+        other, and the search takes fewer steps."""
+        sizes, lengths = np.log(macs_per_token), np.log(tokens)
+        mean_size, mean_length = float(sizes.mean()), float(lengths.mean())
+        return cls(sizes - mean_size, lengths - mean_length, np.log(losses), mean_size, mean_length)
+
+    def law(self, found: Vector) -> Law:
+        """Return the law of the parameters that a search has found."""
+        e, a, alpha, b, beta = (float(value) for value in found)
+        return Law(
+            E=float(np.exp(e)),
+            A=float(np.exp(a + alpha * self.mean_size)),
+            alpha=alpha,
+            B=float(np.exp(b + beta * self.mean_length)),
+            beta=beta,
+        )
+
+
+def predicted(found: Vector, at: Measured) -> Vector:
+    """Return the logarithms of the losses that the parameters give."""
+    return np.logaddexp.reduce(_terms(found, at), axis=0)
+
+
+def best_of_starts(at: Measured) -> tuple[Vector, float]:
+    """Return the parameters with the lowest Huber loss, from a grid of starts; and from which
+    residual on the loss is linear, which follows from the noise."""
+    found = [
+        _search(_start(alpha, beta, at), at, at.losses, HUBER)
+        for alpha in STARTS
+        for beta in STARTS
+    ]
+    first = min(found, key=lambda answer: answer[1])[0]
+    residuals = np.abs(at.losses - predicted(first, at))
+    # The first fit, of nearly absolute residuals, goes through as many points as it has parameters.
+    noise = NORMAL * float(np.median(np.sort(residuals)[PARAMETERS:]))
+    threshold = max(HUBER, HUBER_OF_NOISE * noise)
+    return _search(first, at, at.losses, threshold)[0], threshold
+
+
+def search(start: Vector, at: Measured, losses: Vector, threshold: float) -> Vector:
+    """Return the parameters with the lowest Huber loss next to `start`, for other (log) losses at
+    the same sizes and lengths."""
+    return _search(start, at, losses, threshold)[0]
+
+
+def _search(start: Vector, at: Measured, losses: Vector, threshold: float) -> tuple[Vector, float]:
+    """Return the parameters and their Huber loss, in units of threshold²."""
+    from scipy.optimize import minimize  # takes half a second to import
+
+    def objective(theta: Vector) -> tuple[float, Vector]:
+        terms = _terms(theta, at)
+        total = np.logaddexp.reduce(terms, axis=0)
+        scaled = (losses - total) / threshold
+        size = np.abs(scaled)
+        loss = np.where(size <= 1, 0.5 * scaled * scaled, size - 0.5).sum()
+        shares = np.exp(terms - total) * (np.clip(scaled, -1, 1) / -threshold)
+        e, a, b = shares.sum(axis=1)
+        slopes = (-(shares[1] @ at.sizes), -(shares[2] @ at.lengths))
+        return float(loss), np.array([e, a, slopes[0], b, slopes[1]])
+
+    scale = float(np.log(np.mean(np.exp(at.losses))))
+    level = (scale + np.log(SHARES[0]), scale + np.log(SHARES[1]))
+    bounds = [level, level, EXPONENTS, level, EXPONENTS]
+    options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-10, "gtol": 1e-7}
+    answer = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return np.asarray(answer.x, dtype=np.float64), float(answer.fun)
+
+
+def _start(alpha: float, beta: float, at: Measured) -> Vector:
+    """Return parameters with these exponents and, for these, the best coefficients by least
+    squares."""
+    from scipy.optimize import nnls
+
+    losses = np.exp(at.losses)
+    columns = [np.ones_like(losses), np.exp(-alpha * at.sizes), np.exp(-beta * at.lengths)]
+    found, _ = nnls(np.stack(columns, axis=1), losses)
+    e, a, b = np.log(np.maximum(found, losses.mean() * 0.01))
+    return np.array([e, a, alpha, b, beta])
+
+
+def _terms(found: Vector, at: Measured) -> Vector:
+    """Return the logarithms of the law's three terms, a row each."""
+    e, a, alpha, b, beta = found
+    terms: Vector = np.stack(
+        [np.full_like(at.sizes, e), a - alpha * at.sizes, b - beta * at.lengths]
+    )
+    return terms

@@ -1,0 +1,272 @@
+"""What to train for so many dollars: for each card the model, its tokens, batch and rates.
+
+Without a ladder, the largest model that gets TOKENS_PER_PARAMETER is taken. With a ladder, it is
+the model with the lowest predicted bits per byte, or a smaller model that is nearly as good: it is
+cheaper to use. All money is spent on tokens, but for a share that other work takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pion.errors import BadInput
+from pipeline.console.formats import amount, duration
+from pipeline.job import Job
+from pipeline.ladder.fit import Fit, Prediction
+from pipeline.ladder.points import training_flops
+from pipeline.ladder.rule import settings_by_rule
+from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate
+from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
+from pipeline.rent.plan.sizes import Size
+from pipeline.rent.plan.speeds import Known
+
+# Compute is spent best at 8 (nanochat) to 20 tokens per parameter (Hoffmann et al. 2022).
+TOKENS_PER_PARAMETER = 10
+# The share of the money that is not planned: preparing data, evaluation and publishing cost
+# something too, and a speed may be estimated too high.
+SPARE = 0.1
+# A smaller model may be so much worse than the best, as a share of the bits per byte.
+NEARLY = 0.005
+# How often the steps are lowered until the estimate is within the budget.
+_TRIES = 8
+
+
+@dataclass(frozen=True)
+class Money:
+    """What may be spent. `hours` limits how long the run takes; None: no limit."""
+
+    dollars: float
+    hours: float | None = None
+
+    def times(self, factor: float) -> Money:
+        """Return another amount of money for the same hours."""
+        return Money(self.dollars * factor, self.hours)
+
+    def covers(self, estimate: Estimate) -> bool:
+        """Return whether a run costs and takes no more."""
+        if estimate.dollars is None or estimate.hours is None:
+            return False
+        in_time = self.hours is None or estimate.hours <= self.hours
+        return in_time and estimate.dollars <= self.dollars * (1 - SPARE)
+
+
+@dataclass(frozen=True)
+class Market:
+    """The machines to choose from, how many of them train together, and known speeds by model."""
+
+    offers: Sequence[Offer]
+    known: Mapping[str, Known]
+    num_nodes: int = 1
+
+    def estimate(self, job: Job, size: Size, offer: Offer) -> Estimate:
+        """Return what a job of this size takes on a machine."""
+        return estimate(job, offer, self.known[size.name], num_nodes=self.num_nodes)
+
+
+@dataclass(frozen=True)
+class Purchase:
+    """A model that is trained for the money on one machine.
+
+    `settings` are the fields of `pretrain` that differ from the job's. `predicted` is None without
+    a ladder.
+    """
+
+    size: Size
+    settings: Mapping[str, int | float]
+    tokens: int
+    estimate: Estimate
+    predicted: Prediction | None = None
+
+    @property
+    def flops(self) -> float:
+        """The FLOPs of pretraining with the model's weights."""
+        return training_flops(self.size.cost.macs_per_token, self.tokens)
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        """The tokens of pretraining for each parameter."""
+        return self.tokens / self.size.cost.all_params
+
+    @property
+    def pretrain(self) -> StageEstimate:
+        """The estimate of the stage `pretrain`."""
+        return _pretrain(self.estimate)
+
+
+@dataclass(frozen=True)
+class Option:
+    """What to train on one machine. `best` is the model with the lowest predicted bits per byte,
+    which is larger than the chosen model or the same; None without a ladder."""
+
+    offer: Offer
+    chosen: Purchase
+    best: Purchase | None = None
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Sorts options: first the lowest predicted bits per byte, or the most FLOPs."""
+        predicted = None if self.best is None else self.best.predicted
+        return (0.0 if predicted is None else predicted.bits_per_byte, -self.chosen.flops)
+
+
+def options_for(
+    money: Money, sizes: Sequence[Size], market: Market, fit: Fit | None = None
+) -> list[Option]:
+    """Return what to train on each machine that can do it for the money, the best first.
+
+    `sizes` come the smallest first. Raises BadInput if the money buys too little anywhere, and if
+    it buys more FLOPs than the ladder is trusted for.
+    """
+    bought = [
+        (offer, [p for size in sizes if (p := buy(size, offer, money, market)) is not None])
+        for offer in market.offers
+    ]
+    enough = [
+        (offer, models)
+        for offer, models in bought
+        if any(p.tokens_per_parameter >= TOKENS_PER_PARAMETER for p in models)
+    ]
+    if not enough:
+        raise _too_little(money, sizes[0], market)
+    if fit is None:
+        options = [_by_rule(offer, models) for offer, models in enough]
+    else:
+        largest = max((p for _, models in enough for p in models), key=lambda p: p.flops)
+        if largest.flops > fit.trusted_flops:
+            raise _beyond(money, largest, fit)
+        options = [_by_ladder(offer, models, fit) for offer, models in enough]
+    return sorted(options, key=lambda option: option.rank)
+
+
+def buy(size: Size, offer: Offer, money: Money, market: Market) -> Purchase | None:
+    """Return the longest run of a model that the money pays for on a machine; None if it pays for
+    none there, or if price, speed or memory are unknown or too small."""
+    first = market.estimate(size.job, size, offer)
+    tokens = _affordable(first, money, market.num_nodes)
+    if tokens is None or tokens < size.job.data.seq_len:
+        return None
+    settings = settings_by_rule(size.reference, size.d_model, tokens)
+    row = size.job.data.seq_len * int(settings["global_batch"])
+    steps = int(tokens / row)
+    for _ in range(_TRIES):
+        if steps < 1:
+            return None
+        settings["steps"] = steps
+        found = market.estimate(with_settings(size.job, settings), size, offer)
+        if money.covers(found):
+            return Purchase(size, settings, steps * row, found)
+        # Another batch is a little slower, or has other micro-batches.
+        steps = min(steps - 1, int(steps * 0.99))
+    return None
+
+
+def with_settings(job: Job, settings: Mapping[str, int | float]) -> Job:
+    """Return the job with other fields in `pretrain`."""
+    assert job.pretrain is not None
+    return job.model_copy(update={"pretrain": job.pretrain.model_copy(update=dict(settings))})
+
+
+def _affordable(first: Estimate, money: Money, num_nodes: int) -> float | None:
+    """Return for how many tokens of pretraining the money lasts, judging by an estimate of another
+    length. Hours grow linearly with tokens."""
+    price, training = first.offer.price, first.training_seconds
+    if not first.fits or first.hours is None or training is None or not price:
+        return None
+    stage = _pretrain(first)
+    if not stage.seconds or stage.tokens_per_second is None:
+        return None
+    hours = money.dollars * (1 - SPARE) / (price * num_nodes)
+    if money.hours is not None:
+        hours = min(hours, money.hours)
+    by_preemptions = 3600 * first.hours / (RESTART_SECONDS + training)
+    others = training - stage.seconds
+    return (3600 * hours / by_preemptions - RESTART_SECONDS - others) * stage.tokens_per_second
+
+
+def _pretrain(found: Estimate) -> StageEstimate:
+    return next(stage for stage in found.stages if stage.stage == "pretrain")
+
+
+def _by_rule(offer: Offer, bought: Sequence[Purchase]) -> Option:
+    """Return the largest model that gets enough tokens. The models come the smallest first."""
+    good = [p for p in bought if p.tokens_per_parameter >= TOKENS_PER_PARAMETER]
+    return Option(offer, good[-1])
+
+
+def _by_ladder(offer: Offer, bought: Sequence[Purchase], fit: Fit) -> Option:
+    """Return the smallest model that is nearly as good as the best, by the ladder's law."""
+    predicted = [
+        replace(p, predicted=fit.predict(p.size.cost.macs_per_token, p.tokens)) for p in bought
+    ]
+    best = min(predicted, key=_loss)
+    good = (p for p in predicted if _loss(p) <= _loss(best) * (1 + NEARLY))
+    return Option(offer, next(good), best)
+
+
+def _loss(purchase: Purchase) -> float:
+    assert purchase.predicted is not None
+    return purchase.predicted.bits_per_byte
+
+
+# ---------------------------------------------------------------- budgets that are refused
+
+
+def _too_little(money: Money, smallest: Size, market: Market) -> BadInput:
+    """Return the error for money that does not train the smallest model, with what would do."""
+    params = smallest.cost.all_params
+    tokens = TOKENS_PER_PARAMETER * params
+    settings = settings_by_rule(smallest.reference, smallest.d_model, tokens)
+    row = int(settings["global_batch"]) * smallest.job.data.seq_len
+    settings["steps"] = -(-tokens // row)
+    job = with_settings(smallest.job, settings)
+    found = [market.estimate(job, smallest, offer) for offer in market.offers]
+    paid = [e for e in found if e.dollars is not None and e.hours is not None]
+    if not paid:
+        reasons = dict.fromkeys(e.problem or _unknown(e) for e in found)
+        return BadInput(
+            f"what {smallest.name} costs can't be said of any machine here: {'; '.join(reasons)}."
+        )
+    in_time = [e for e in paid if money.hours is None or (e.hours or 0.0) <= money.hours]
+    cheapest = min(in_time, key=lambda e: e.dollars or 0.0, default=None)
+    advice = "Give more, or train a smaller model of your own (docs/sizing.md)."
+    if cheapest is None:
+        cheapest = min(paid, key=lambda e: e.hours or 0.0)
+        advice = "Give more hours."
+    # A little more, because steps are whole.
+    least = _up(1.03 * (cheapest.dollars or 0.0) / (1 - SPARE))
+    return BadInput(
+        f"{_in_words(money)} buys less than the smallest model, {smallest.name} of "
+        f"{amount(params)} parameters: at {TOKENS_PER_PARAMETER} tokens for each it needs "
+        f"{amount(tokens)} tokens, which cost ${least} in "
+        f"{duration(3600 * (cheapest.hours or 0.0))} on {cheapest.offer}. {advice}"
+    )
+
+
+def _unknown(found: Estimate) -> str:
+    if found.offer.price is None:
+        return f"the price of {found.offer} is unknown"
+    if any(stage.tokens is None for stage in found.stages):
+        return "sft has epochs in place of steps, and how many steps they are is not known yet"
+    return next((s.speed_from for s in found.stages if s.seconds is None), "its speed is unknown")
+
+
+def _beyond(money: Money, largest: Purchase, fit: Fit) -> BadInput:
+    """Return the error for money that buys more FLOPs than the ladder is trusted for."""
+    share = fit.trusted_flops / largest.flops
+    return BadInput(
+        f"{_in_words(money)} buys {largest.flops:.2g} FLOPs on {largest.estimate.offer}, and the "
+        f"ladder is trusted up to {fit.trusted_flops:.2g}, 100 times its largest run: about "
+        f"${money.dollars * share:,.2f} there. Give less, add larger runs to the ladder, or leave "
+        "out --ladder: then sizes follow a rule, and no loss is predicted."
+    )
+
+
+def _in_words(money: Money) -> str:
+    limit = "" if money.hours is None else f" and {money.hours:g} hours"
+    return f"${money.dollars:,.2f}{limit}"
+
+
+def _up(dollars: float) -> str:
+    """Return dollars, rounded up to cents."""
+    return f"{-(-dollars * 100 // 1) / 100:,.2f}"

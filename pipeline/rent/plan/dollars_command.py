@@ -1,0 +1,135 @@
+"""`pion plan --dollars N`: what to train for so much money, and the command to run next."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pion.errors import BadInput
+from pipeline.console.formats import show
+from pipeline.console.out import saying_if_slow
+from pipeline.job.section import DOLLARS, HOURS
+from pipeline.ladder.fit import Fit
+from pipeline.ladder.stored_fit import read_fit
+from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
+from pipeline.rent.plan.conversations import expect_rows
+from pipeline.rent.plan.dollars import Market, Money, Option, options_for
+from pipeline.rent.plan.dollars_words import Answer, as_lines
+from pipeline.rent.plan.dollars_words import as_json as answer_json
+from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.sizes import Size, sizes_of
+from pipeline.rent.plan.speeds import Known, bench_results, past_speeds
+from pipeline.state.stores import open_store
+from pipeline.state.stores.errors import before_work
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person asks: a job or None, and what limits the plan."""
+
+    job: str | None
+    overrides: Sequence[str]
+    dollars: float
+    hours: float | None = None
+    ladder: str | None = None
+    gpus: Sequence[str] = ()
+    on: str | None = None
+    bench: Sequence[str] = ()
+
+
+def show_dollars(asked: Asked, *, as_json: bool) -> int:
+    """Print what to train for the money on each card, the best first.
+
+    Raises BadInput for a job with mistakes, for money that buys too little or more than the ladder
+    is trusted for, for a ladder that does not exist or has no fit, and if no machine has a price.
+    """
+    _check(asked)
+    with saying_if_slow("reading jobs and the speeds of earlier runs", quiet=as_json):
+        sizes = sizes_of(asked.job, asked.overrides)
+        fit = _fit_of(asked, sizes[0])
+        known = _known_speeds(sizes, asked.bench)
+        uncertain = dict.fromkeys(filter(None, [expect_rows(size.job) for size in sizes]))
+    words = "asking SkyPilot for the prices of machines, which it fetches every few hours"
+    with saying_if_slow(words, quiet=as_json):
+        compared = _compared(asked, sizes[0])
+    market = Market(_priced(compared), known, compared.num_nodes)
+    money = Money(asked.dollars, asked.hours)
+    options = options_for(money, sizes, market, fit)
+    answer = Answer(
+        money=money,
+        options=options,
+        half=_another(money.times(0.5), options[0], sizes, market, fit),
+        double=_another(money.times(2), options[0], sizes, market, fit),
+        ladder=asked.ladder,
+        fit=fit,
+        on=asked.on,
+    )
+    if as_json:
+        print(json.dumps(answer_json(answer, [*compared.notes, *uncertain]), indent=1))
+    else:
+        for line in as_lines(answer):
+            show(line)
+    return 0
+
+
+def _check(asked: Asked) -> None:
+    """Raise BadInput for numbers that are no money and no time."""
+    for option, value, most in (
+        ("--dollars", asked.dollars, DOLLARS),
+        ("--hours", asked.hours, HOURS),
+    ):
+        if value is not None and not (math.isfinite(value) and 0 < value <= most):
+            raise BadInput(f"{option} {value:g}: give a number above 0, at most {most:,}.")
+
+
+def _fit_of(asked: Asked, size: Size) -> Fit | None:
+    """Return the fit of the ladder in the job's store; None if none is asked for."""
+    if asked.ladder is None:
+        return None
+    with before_work("Nothing was started."):
+        return read_fit(open_store(size.job.store), asked.ladder)
+
+
+def _known_speeds(sizes: Sequence[Size], bench: Sequence[str]) -> Mapping[str, Known]:
+    """Return the speeds that are known of each model. A store that does not answer costs a few
+    seconds, and not as many for each model."""
+    results = bench_results(bench)
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        runs = list(pool.map(past_speeds, [size.job for size in sizes]))
+    return {size.name: Known(found, results) for size, found in zip(sizes, runs, strict=True)}
+
+
+def _compared(asked: Asked, size: Size) -> Compared:
+    if asked.on is not None:
+        return of_rental(size.job, asked.on)
+    return on_the_market(size.job, asked.gpus)
+
+
+def _priced(compared: Compared) -> list[Offer]:
+    offers = [offer for offer in compared.offers if offer.price is not None and offer.gpu]
+    if not offers:
+        raise BadInput(
+            "\n".join(
+                [
+                    "no machine with a GPU has a price here, so nobody knows what the money buys.",
+                    *(f"  {note}" for note in compared.notes),
+                    "Give prices of your own in dollars per hour, such as `prices={A40: 0.4}`, or "
+                    "try again with a network: SkyPilot then fetches its catalog.",
+                ]
+            )
+        )
+    return offers
+
+
+def _another(
+    money: Money, option: Option, sizes: Sequence[Size], market: Market, fit: Fit | None
+) -> Option | str:
+    """Return what other money would give on the same machine, or why that is not known."""
+    alone = Market([option.offer], market.known, market.num_nodes)
+    try:
+        return options_for(money, sizes, alone, fit)[0]
+    except BadInput as error:
+        return str(error)

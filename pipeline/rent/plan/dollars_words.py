@@ -1,0 +1,264 @@
+"""What `pion plan --dollars N` prints: at most fifteen lines, or JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.console.formats import short_amount, size
+from pipeline.ladder.fit import Fit, Prediction
+from pipeline.rent.plan.dollars import (
+    NEARLY,
+    SPARE,
+    TOKENS_PER_PARAMETER,
+    Money,
+    Option,
+    Purchase,
+)
+
+# How many cards are shown. `--json` has all.
+SHOWN = 5
+# A model that answers one person reads all its weights for each token. The memory of a laptop reads
+# so many bytes per second.
+LAPTOP = 50e9
+# The rental of which a copy is made, and rentals of one card, on demand.
+SKY, MY_SKY = "sky/runpod-spot.yaml", "sky/mine.yaml"
+ONE_CARD = {"A40": "sky/runpod-a40.yaml", "RTXA4000": "sky/runpod-a4000.yaml"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the money buys. `half` and `double` are what other money would buy on the first option's
+    machine, or why that is not known. `on` is the rental that the person named."""
+
+    money: Money
+    options: Sequence[Option]
+    half: Option | str
+    double: Option | str
+    ladder: str | None = None
+    fit: Fit | None = None
+    on: str | None = None
+
+    @property
+    def first(self) -> Option:
+        """The option that is recommended."""
+        return self.options[0]
+
+
+def as_lines(answer: Answer) -> list[str]:
+    """Return what a person acts on, in at most fifteen lines."""
+    chosen = answer.first.chosen
+    left = len(answer.options) - SHOWN
+    more = f" ({left} more with --json)" if left > 0 else ""
+    return [
+        f"{_title(answer)}. The best cards{more}:",
+        *_table(answer),
+        f"Train {chosen.size.name}: {_why(answer.first)}.",
+        f"  settings  {_settings_in_words(chosen)}",
+        f"  speed     {chosen.pretrain.tokens_per_second or 0:,.0f} tokens/s, "
+        f"{chosen.pretrain.speed_from}",
+        f"  to use    {_use_in_words(chosen)}",
+        _other_in_words(answer.money.times(0.5), answer.half),
+        _other_in_words(answer.money.times(2), answer.double),
+        f"A tenth of the money is kept for preparing data, evaluation and publishing. "
+        f"{_next(answer)}:",
+        f"  {command(answer)}",
+    ]
+
+
+def as_json(answer: Answer, notes: Sequence[str]) -> dict[str, Any]:
+    """Return all of the answer as plain JSON."""
+    ladder = None
+    if answer.fit is not None:
+        ladder = {"name": answer.ladder, "trusted_flops": answer.fit.trusted_flops}
+    return {
+        "dollars": answer.money.dollars,
+        "hours": answer.money.hours,
+        "ladder": ladder,
+        "options": [_option_json(option) for option in answer.options],
+        "half": _other_json(answer.half),
+        "double": _other_json(answer.double),
+        "inference": _use(answer.first.chosen),
+        "command": command(answer),
+        "notes": [*notes, f"{SPARE:.0%} of the money is kept for other work than training"],
+    }
+
+
+# ---------------------------------------------------------------- the command to run next
+
+
+def command(answer: Answer) -> str:
+    """Return the command that rents the machine and trains what is recommended."""
+    chosen = answer.first.chosen
+    job = chosen.size.job
+    fields = {f"pretrain.{name}": f"{value:g}" for name, value in _changed(chosen).items()}
+    fields["pretrain.steps"] = str(chosen.settings["steps"])
+    own = chosen.size.reference.model.preset
+    name = chosen.size.name if job.name == own else job.name
+    fields["name"] = f"{name}-{answer.money.dollars:g}-dollars"
+    fields["budget.dollars"] = f"{answer.money.dollars:g}"
+    if "://" not in job.store:
+        fields["store"] = "s3://my-bucket/runs"
+    kept = [item for item in chosen.size.overrides if item.partition("=")[0] not in fields]
+    new = [f"{name}={value}" for name, value in fields.items()]
+    return shlex.join(["pion", "launch", chosen.size.path, "--on", _rental(answer)[0], *kept, *new])
+
+
+def _next(answer: Answer) -> str:
+    """Return what to do before the command, and that the command comes."""
+    change = _rental(answer)[1]
+    return "Next" if change is None else f"Next, {change}, then"
+
+
+def _rental(answer: Answer) -> tuple[str, str | None]:
+    """Return the SkyPilot file that rents the recommended card, and how to make this file; None: it
+    is there. `pion launch` rents the cheapest card of a file, and that is often another card."""
+    offer = answer.first.offer
+    cheapest = min(option.offer.price or 0.0 for option in answer.options)
+    if answer.on is not None and offer.price == cheapest:
+        return answer.on, None
+    if answer.on is None and offer.count == 1 and not offer.use_spot and offer.gpu in ONE_CARD:
+        return ONE_CARD[offer.gpu], None
+    place = "" if offer.cloud is None else f"infra: {offer.cloud.lower()}, "
+    spot = str(offer.use_spot).lower()
+    return MY_SKY, (
+        f"copy {answer.on or SKY} to {MY_SKY} with {place}accelerators: {offer.gpu}:{offer.count}, "
+        f"use_spot: {spot} in place of its machines"
+    )
+
+
+def _changed(chosen: Purchase) -> dict[str, int | float]:
+    """Return the settings that differ from those of the job."""
+    own = chosen.size.job.section("pretrain")
+    return {name: value for name, value in chosen.settings.items() if getattr(own, name) != value}
+
+
+# ---------------------------------------------------------------- in words
+
+
+def _title(answer: Answer) -> str:
+    limit = "" if answer.money.hours is None else f" and {answer.money.hours:g} hours"
+    words = f"What to train for ${answer.money.dollars:,.2f}{limit}"
+    if answer.fit is None:
+        return f"{words}, by rule (no loss is predicted without --ladder)"
+    trusted = f"trusted up to {answer.fit.trusted_flops:.2g} FLOPs"
+    return f"{words}, by the ladder {answer.ladder} ({trusted})"
+
+
+def _table(answer: Answer) -> list[str]:
+    """Return a line with names, and one for each of the first cards."""
+    rows = [["card", "$/h", "model", "tokens", "a parameter", "hours", "$"]]
+    if answer.fit is not None:
+        rows[0].append("bits per byte")
+    for option in answer.options[:SHOWN]:
+        offer, chosen = option.offer, option.chosen
+        count = f"{offer.count} × " if offer.count > 1 else ""
+        cells = [
+            f"{count}{offer.gpu} {'spot' if offer.use_spot else 'on demand'}",
+            f"{offer.price or 0.0:.2f}",
+            chosen.size.name,
+            short_amount(chosen.tokens),
+            f"{chosen.tokens_per_parameter:.0f}",
+            f"{chosen.estimate.hours or 0.0:,.1f}",
+            f"{chosen.estimate.dollars or 0.0:,.2f}",
+        ]
+        if chosen.predicted is not None:
+            cells.append(_loss(chosen.predicted))
+        rows.append(cells)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+    return [f"  {line.rstrip()}" for line in lines]
+
+
+def _why(option: Option) -> str:
+    chosen, best = option.chosen, option.best
+    if best is None or chosen.predicted is None or best.predicted is None:
+        return f"the largest model that gets {TOKENS_PER_PARAMETER} tokens for each parameter"
+    if best is chosen:
+        return "the lowest predicted bits per byte"
+    return (
+        f"{chosen.predicted.bits_per_byte:.3f} bits per byte are within {NEARLY:.1%} of the "
+        f"{best.predicted.bits_per_byte:.3f} of {best.size.name}, and the smaller model is cheaper "
+        "to use"
+    )
+
+
+def _loss(predicted: Prediction) -> str:
+    low, high = predicted.low, predicted.high
+    return f"{predicted.bits_per_byte:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _settings_in_words(chosen: Purchase) -> str:
+    settings, row = dict(chosen.settings), chosen.size.job.data.seq_len
+    steps, batch = settings.pop("steps"), settings.pop("global_batch")
+    rates = ", ".join(f"{name} {value:g}" for name, value in settings.items())
+    return f"{steps:,} steps of {batch:,} × {row:,} tokens, {rates}"
+
+
+def _use(chosen: Purchase) -> dict[str, float]:
+    """Return the bytes of the exported model in bf16, and the most tokens per second that a laptop
+    writes."""
+    cost = chosen.size.cost
+    return {
+        "bytes": 2 * cost.all_params,
+        "laptop_tokens_per_second": LAPTOP / (2 * cost.active_params),
+    }
+
+
+def _use_in_words(chosen: Purchase) -> str:
+    use = _use(chosen)
+    speed = float(f"{use['laptop_tokens_per_second']:.2g}")
+    return (
+        f"{size(use['bytes'])} in bf16; a laptop that reads 50 GB/s writes at most {speed:,.0f} "
+        "tokens/s"
+    )
+
+
+def _other_in_words(money: Money, other: Option | str) -> str:
+    if isinstance(other, str):  # it names the money
+        return other
+    chosen = other.chosen
+    words = f"${money.dollars:,.2f} would give {chosen.size.name} on {short_amount(chosen.tokens)}"
+    words += f" tokens in {chosen.estimate.hours or 0.0:,.1f} hours"
+    return words if chosen.predicted is None else f"{words}: {_loss(chosen.predicted)}"
+
+
+# ---------------------------------------------------------------- as JSON
+
+
+def _option_json(option: Option) -> dict[str, Any]:
+    best = option.best
+    return {
+        **dataclasses.asdict(option.offer),
+        "price": option.offer.price,
+        "chosen": _purchase_json(option.chosen),
+        "best": None if best is None else _purchase_json(best),
+    }
+
+
+def _other_json(other: Option | str) -> dict[str, Any]:
+    return {"problem": other} if isinstance(other, str) else _option_json(other)
+
+
+def _purchase_json(purchase: Purchase) -> dict[str, Any]:
+    estimate, stage = purchase.estimate, purchase.pretrain
+    predicted = purchase.predicted
+    return {
+        "model": purchase.size.name,
+        "job": purchase.size.path,
+        "parameters": purchase.size.cost.all_params,
+        "macs_per_token": purchase.size.cost.macs_per_token,
+        "tokens": purchase.tokens,
+        "tokens_per_parameter": purchase.tokens_per_parameter,
+        "flops": purchase.flops,
+        "settings": dict(purchase.settings),
+        "hours": estimate.hours,
+        "dollars": estimate.dollars,
+        "tokens_per_second": stage.tokens_per_second,
+        "speed_from": stage.speed_from,
+        "measured": stage.measured,
+        "predicted": None if predicted is None else dataclasses.asdict(predicted),
+    }

@@ -1,0 +1,116 @@
+"""The models among which money can choose: the presets of a family, with a job for each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from pion.config.presets import PRESETS
+from pion.errors import BadInput
+from pion.model.params_and_flops import ModelCost, cost_of
+from pipeline.base.read_job import read_job
+from pipeline.job import Job
+
+# The family that is used where no job names one: the first that has jobs in this folder.
+FAMILIES = ("pion2", "pion")
+JOBS = Path("jobs")
+# What makes a model larger. All other fields of a job's model hold for each size.
+_SHAPE = ("preset", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "values")
+# An override is one line.
+_WIDTH = 10**6
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model, and the job that trains it: the file, and the overrides that make it this model.
+
+    The batch and rates of `reference` are good for the size and length of that job.
+    """
+
+    name: str
+    job: Job
+    reference: Job
+    path: str
+    overrides: tuple[str, ...]
+    cost: ModelCost
+
+    @property
+    def d_model(self) -> int:
+        """The width of the model."""
+        return self.job.model_config_resolved().d_model
+
+
+def sizes_of(path: str | None, overrides: Sequence[str]) -> list[Size]:
+    """Return the models that a job can train, the smallest first.
+
+    With `path`, they are the presets of the family of the job's model, or of Pion, and the job's
+    own model. Without, each preset has the job of its name in `jobs/`. Raises BadInput for a job
+    that can't be read or does not pretrain, and if there is none.
+    """
+    found = _of_folder(overrides) if path is None else _of_job(path, overrides)
+    return sorted(found, key=lambda size: size.cost.all_params)
+
+
+def _of_folder(overrides: Sequence[str]) -> list[Size]:
+    """Return the presets of the first family with jobs in `jobs/`, each with its own job."""
+    for family in FAMILIES:
+        files = {preset: JOBS / f"{preset}.yaml" for preset in presets_of(family)}
+        there = {preset: str(file) for preset, file in files.items() if file.is_file()}
+        if there:
+            return [_size(preset, file, overrides) for preset, file in there.items()]
+    raise BadInput(
+        f"there are no jobs of presets, such as {JOBS}/pion-small.yaml, in this folder. Run this "
+        "command in a checkout of Pion, or name a job: `pion plan JOB --dollars N`."
+    )
+
+
+def _of_job(path: str, overrides: Sequence[str]) -> list[Size]:
+    """Return the job's own model, and the presets with its other fields."""
+    job = read_job(path, overrides)
+    if job.pretrain is None or job.model.base is not None:
+        raise BadInput(
+            f"{path} does not pretrain a model from random weights, so its size can't be chosen "
+            f"by money. `pion plan {path}` says what it costs."
+        )
+    preset = job.model.preset
+    families = FAMILIES if preset is None else (preset.split("-")[0],)
+    names = next(filter(None, map(presets_of, families)), [])
+    own = _size(preset or f"the model of {Path(path).name}", path, overrides)
+    others = [
+        _size(other, path, [*overrides, _as_preset(job, other)], own.job)
+        for other in names
+        if other != preset
+    ]
+    return [own, *others]
+
+
+def presets_of(family: str) -> list[str]:
+    """Return the names of a family's presets: `daisy-pico`, and not `daisy-pico-tied`."""
+    return [name for name in PRESETS if re.fullmatch(rf"{re.escape(family)}-[a-z0-9.]+", name)]
+
+
+def _as_preset(job: Job, preset: str) -> str:
+    """Return the override that gives the job another preset, with the job's other fields and its
+    vocabulary."""
+    kept = job.model.model_dump(exclude_unset=True, exclude=set(_SHAPE))
+    config = job.model_config_resolved()
+    of_preset = PRESETS[preset]
+    for name, value in (("vocab_size", config.vocab_size), ("seq_len", config.seq_len)):
+        if of_preset[name] != value:
+            kept[name] = value
+    if not kept:
+        return f"model={preset}"
+    fields = yaml.safe_dump({"preset": preset, **kept}, default_flow_style=True, width=_WIDTH)
+    return f"model={fields.strip()}"
+
+
+def _size(name: str, path: str, overrides: Sequence[str], reference: Job | None = None) -> Size:
+    job = read_job(path, overrides)
+    cost = cost_of(job.model_config_resolved())
+    if reference is not None:  # what is learned of the rows of one is known of the other
+        job = job.model_copy(update={"sft": reference.sft})
+    return Size(name, job, reference or job, path, tuple(overrides), cost)

@@ -1,0 +1,221 @@
+"""`pion plan --dollars N`: what it prints, its JSON, its next command, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.job.file import load_job
+from pipeline.ladder.fit import Fit, fit
+from pipeline.rent.plan.dollars_command import Asked, show_dollars
+from pipeline.rent.plan.estimate import estimate
+from pipeline.rent.plan.prices import Offer
+from pipeline.state.stores import FileStore
+from tests.paths import JOBS, REPOSITORY
+from tests.pipeline.conftest import Pion
+from tests.pipeline.ladder.made_up import ladder
+from tests.pipeline.rent.conftest import SkyHome
+from tests.pipeline.rent.plan.test_dollars import LAW
+from tests.support.sky_catalog import Price
+
+SMALL = str(JOBS / "pion-small.yaml")
+CARDS = {"A40": Price(0.2, 0.4), "RTXA4000": Price(None, 0.25)}
+
+
+@pytest.fixture(autouse=True)
+def market(sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cards on the market, and the jobs of this checkout."""
+    sky_home.sell(CARDS)
+    monkeypatch.chdir(REPOSITORY)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Fit:
+    sizes, lengths = (5_000_000, 10_000_000, 20_000_000), (10**8, 3 * 10**8, 10**9)
+    return fit(ladder(LAW, sizes=sizes, lengths=lengths))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return str(tmp_path / "runs")
+
+
+def with_ladder(store: str, fitted: Fit | None) -> None:
+    record = {"format": 1, "fit": None if fitted is None else fitted.record()}
+    FileStore(Path(store)).write("_ladders/small.json", json.dumps(record).encode())
+
+
+def asked_of(store: str, dollars: float = 20.0, **more: Any) -> Asked:
+    return Asked(more.pop("job", SMALL), [f"store={store}"], dollars, **more)
+
+
+def lines_of(asked: Asked, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    assert show_dollars(asked, as_json=False) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def json_of(asked: Asked, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert show_dollars(asked, as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_without_a_job_and_a_ladder_it_says_what_to_run(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = lines_of(asked_of(store, job=None), capsys)
+    assert len(lines) <= 15
+    assert lines[0] == (
+        "What to train for $20.00, by rule (no loss is predicted without --ladder). The best cards:"
+    )
+    assert lines[1].split() == ["card", "$/h", "model", "tokens", "a", "parameter", "hours", "$"]
+    assert lines[2].startswith("  A40 spot")
+    text = "\n".join(lines)
+    assert "the largest model that gets 10 tokens for each parameter" in text
+    assert "estimated: 15% MFU assumed" in text
+    assert "$10.00 would give pion-" in text
+    assert "$40.00 would give pion-" in text
+    assert " in bf16; a laptop" in text
+    assert lines[-1].startswith("  pion launch jobs/pion-")
+
+
+def test_with_a_ladder_it_predicts_with_an_interval(
+    store: str, fitted: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_ladder(store, fitted)
+    lines = lines_of(asked_of(store, 5, ladder="small"), capsys)
+    assert len(lines) <= 15
+    assert "by the ladder small (trusted up to 1.2e+19 FLOPs)" in lines[0]
+    found = json_of(asked_of(store, 5, ladder="small"), capsys)
+    predicted = found["options"][0]["chosen"]["predicted"]
+    assert predicted["low"] < predicted["bits_per_byte"] < predicted["high"]
+    words = "{bits_per_byte:.3f} ({low:.3f} to {high:.3f})".format(**predicted)
+    assert lines[2].endswith(words)
+    for other, sign in (("half", 1), ("double", -1)):
+        chosen = found[other]["chosen"]
+        assert sign * (chosen["predicted"]["bits_per_byte"] - predicted["bits_per_byte"]) > 0
+
+
+def test_the_command_trains_what_was_said_within_the_money(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json_of(asked_of(store), capsys)
+    pion, launch, path, on, sky, *overrides = shlex.split(found["command"])
+    assert (pion, launch, path, on, sky) == ("pion", "launch", SMALL, "--on", "sky/mine.yaml")
+    assert "store=s3://my-bucket/runs" in overrides
+    job = load_job(path, overrides)
+    assert job.budget.dollars == 20
+    option = found["options"][0]
+    assert job.model.preset == option["chosen"]["model"] == "pion-base"
+    assert job.name == "pion-base-20-dollars"
+    fields = {name: option[name] for name in Offer.__dataclass_fields__}
+    again = estimate(job, Offer(**fields))
+    assert again.dollars == pytest.approx(option["chosen"]["dollars"])
+    assert again.dollars is not None
+    assert again.dollars <= 18
+    pretrain = job.section("pretrain")
+    assert option["chosen"]["tokens"] == pretrain.total_steps * pretrain.global_batch * 2048
+
+
+def test_the_file_to_rent_with_rents_the_recommended_card(
+    store: str, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "\n".join(lines_of(asked_of(store), capsys))
+    assert (
+        "Next, copy sky/runpod-spot.yaml to sky/mine.yaml with infra: runpod, accelerators: A40:1, "
+        "use_spot: true in place of its machines, then:"
+    ) in text
+    on_demand = json_of(asked_of(store, gpus=["RTXA4000"]), capsys)
+    assert "--on sky/runpod-a4000.yaml" in on_demand["command"]
+    mine = str(sky_home.yaml("accelerators: A40:1\nuse_spot: true"))
+    assert f"--on {mine} " in json_of(asked_of(store, on=mine), capsys)["command"]
+
+
+def test_half_the_money_may_buy_too_little_and_says_so(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(BadInput, match="buys less than the smallest model"):
+        show_dollars(asked_of(store, 0.05), as_json=False)
+    lines = lines_of(asked_of(store, 0.4, gpus=["A40"]), capsys)
+    assert any(line.startswith("$0.20 buys less than the smallest model") for line in lines)
+    assert len(lines) <= 15
+
+
+def test_double_the_money_may_be_beyond_the_ladder_and_says_so(
+    store: str, fitted: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_ladder(store, fitted)
+    lines = lines_of(asked_of(store, 20, ladder="small"), capsys)
+    [double] = [line for line in lines if line.startswith("$40.00 buys ")]
+    assert "the ladder is trusted up to 1.2e+19, 100 times its largest run" in double
+    assert len(lines) <= 15
+
+
+def test_a_budget_beyond_the_ladder_says_how_far_it_goes(store: str, fitted: Fit) -> None:
+    with_ladder(store, fitted)
+    with pytest.raises(BadInput, match=r"trusted up to 1\.2e\+19, 100 times its largest run"):
+        show_dollars(asked_of(store, 5000, ladder="small"), as_json=False)
+
+
+def test_a_ladder_that_is_not_there_or_has_no_fit_is_refused(store: str) -> None:
+    with pytest.raises(BadInput, match="there is no ladder 'small'"):
+        show_dollars(asked_of(store, ladder="small"), as_json=False)
+    with_ladder(store, None)
+    with pytest.raises(BadInput, match="it predicts nothing yet"):
+        show_dollars(asked_of(store, ladder="small"), as_json=False)
+
+
+@pytest.mark.parametrize("value", [0.0, -5.0, float("nan"), float("inf"), 1e12])
+def test_numbers_that_are_no_money_are_refused(store: str, value: float) -> None:
+    with pytest.raises(BadInput, match=r"--dollars .*: give a number above 0"):
+        show_dollars(asked_of(store, value), as_json=False)
+    with pytest.raises(BadInput, match=r"--hours .*: give a number above 0"):
+        show_dollars(asked_of(store, hours=value), as_json=False)
+
+
+def test_without_prices_it_says_how_to_give_some(store: str, sky_home: SkyHome) -> None:
+    sky_home.lose_catalog()
+    with pytest.raises(BadInput, match="no machine with a GPU has a price here") as refused:
+        show_dollars(asked_of(store), as_json=False)
+    assert "prices={A40: 0.4}" in str(refused.value)
+
+
+def test_prices_of_a_person_do_without_a_job(
+    store: str, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sky_home.lose_catalog()
+    asked = Asked(None, [f"store={store}", "prices={A40: 0.4}"], 20.0)
+    lines = lines_of(asked, capsys)
+    assert lines[2].startswith("  A40 on demand  0.40")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan", SMALL, "--hours", "3"], "--hours is for `pion plan --dollars N`"),
+        (["plan", SMALL, "--ladder", "a"], "--ladder is for `pion plan --dollars N`"),
+        (["plan"], "name a JOB, or say how much money there is"),
+        (["plan", "--dollars", "twenty"], "--dollars: invalid float value: 'twenty'"),
+        (["plan", "jobs/no-such.yaml", "--dollars", "20"], "jobs/no-such.yaml"),
+    ],
+)
+def test_mistakes_on_the_command_line_get_one_message(
+    pion: Pion, arguments: list[str], said: str
+) -> None:
+    code, out, err = pion(*arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+    assert err.count("error: ") == 1
+
+
+def test_the_command_line_needs_no_job(pion: Pion, store: str) -> None:
+    code, out, _ = pion("plan", "--dollars", "20", f"store={store}", "--gpu", "A40", "--json")
+    assert code == 0
+    assert {option["gpu"] for option in json.loads(out)["options"]} == {"A40"}

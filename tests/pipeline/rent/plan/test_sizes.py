@@ -1,0 +1,104 @@
+"""The models that money can choose from: presets, each with a job."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pion.config.presets import PRESETS
+from pion.errors import BadInput
+from pipeline.job.file import load_job
+from pipeline.rent.plan.sizes import Size, presets_of, sizes_of
+from tests.paths import JOBS, REPOSITORY
+
+PION = ["pion-nano", "pion-micro", "pion-small", "pion-base", "pion-large", "pion-xl"]
+SMALL, DEMO = str(JOBS / "pion-small.yaml"), str(JOBS / "demo.yaml")
+
+
+def names(sizes: list[Size]) -> list[str]:
+    return [size.name for size in sizes]
+
+
+def test_without_a_job_each_preset_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    sizes = sizes_of(None, ["store=elsewhere"])
+    assert names(sizes) == PION
+    assert [size.path for size in sizes] == [f"jobs/{name}.yaml" for name in PION]
+    assert {size.job.store for size in sizes} == {"elsewhere"}
+    assert all(size.reference is size.job for size in sizes)
+    params = [size.cost.all_params for size in sizes]
+    assert params == sorted(params)
+
+
+def test_presets_of_pion_2_are_taken_where_they_have_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "pion2-small", PRESETS["pion-small"])
+    (tmp_path / "jobs").mkdir()
+    for name in ("pile_tokenizer.json", "pion-small.yaml"):
+        shutil.copy(JOBS / name, tmp_path / "jobs")
+    assert names(sizes_of(None, [])) == ["pion-small"]
+    text = (JOBS / "pion-small.yaml").read_text().replace("pion-small", "pion2-small")
+    (tmp_path / "jobs/pion2-small.yaml").write_text(text)
+    assert names(sizes_of(None, [])) == ["pion2-small"]
+
+
+def test_a_folder_without_jobs_says_where_to_run_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="Run this command in a checkout of Pion, or name a job"):
+        sizes_of(None, [])
+
+
+def test_a_job_is_trained_at_each_size_of_its_family() -> None:
+    sizes = sizes_of(SMALL, ["pretrain.lr=1e-3"])
+    assert names(sizes) == PION
+    large = sizes[4]
+    assert large.overrides == ("pretrain.lr=1e-3", "model=pion-large")
+    assert large.job.model_config_resolved().d_model == 1024
+    assert large.reference.model_config_resolved().d_model == 640
+    assert load_job(SMALL, large.overrides).model_config_resolved() == (
+        large.job.model_config_resolved()
+    )
+
+
+def test_the_vocabulary_and_the_context_of_the_job_stay() -> None:
+    sizes = sizes_of(DEMO, [])
+    own = next(size for size in sizes if size.name == "the model of demo.yaml")
+    assert own.overrides == ()
+    nano = next(size for size in sizes if size.name.endswith("-nano"))
+    config = load_job(DEMO, nano.overrides).model_config_resolved()
+    assert (config.vocab_size, config.seq_len, config.d_model) == (2048, 256, 384)
+    assert nano.job.data == own.job.data
+
+
+def test_other_fields_of_the_model_stay_and_its_shape_does_not() -> None:
+    given = "model={preset: pion-small, n_heads: 5, n_kv_heads: 1, head_dim: 128, norm_eps: 1e-5}"
+    base = next(s for s in sizes_of(SMALL, [given]) if s.name == "pion-base")
+    config = base.job.model_config_resolved()
+    assert (config.n_heads, config.head_dim, config.norm_eps) == (12, 64, 1e-5)
+
+
+def test_variants_of_a_preset_are_no_sizes() -> None:
+    assert "daisy-pico" in presets_of("daisy")
+    assert "daisy-pico-tied" not in presets_of("daisy")
+
+
+@pytest.mark.parametrize(
+    ("job", "overrides"),
+    [(SMALL, ["pretrain=null", "sft.init_from=models/pion-small"])],
+)
+def test_a_job_that_does_not_pretrain_is_refused(job: str, overrides: list[str]) -> None:
+    with pytest.raises(BadInput, match="does not pretrain a model from random weights"):
+        sizes_of(job, overrides)
+
+
+def test_a_job_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"missing\.yaml"):
+        sizes_of(str(tmp_path / "missing.yaml"), [])
+    with pytest.raises(BadInput, match=r"pretrain\.stepz"):
+        sizes_of(SMALL, ["pretrain.stepz=3"])
