@@ -1,6 +1,6 @@
 """Parses the `pion` command line and calls the command. Each command does its heavy imports.
 
-The other arguments: pipeline/commands/cli.py, pipeline/rent/cli.py and pipeline/new/cli.py.
+The other arguments: cli.py and ladder.py of pipeline/commands, and cli.py of rent and new.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from pion.errors import BadInput, PionError, is_panic
 from pipeline.commands.arguments import Add, Argument, Command, argument, flag
 from pipeline.commands.cli import add_commands
+from pipeline.commands.ladder import add_ladder_commands
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked, refuse_endpoints, refuse_secret_arguments
@@ -198,6 +199,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     _add_run(add)
     add_new(add)
     add_commands(add)
+    add_ladder_commands(add)
     _add_prove(add)
     add_rent_commands(add)
     for sub in take_overrides.values():  # after the other positional arguments
@@ -206,8 +208,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     # argparse accepts no overrides after an option: `pion run JOB --redo sft sft.lr=1e-4`.
     overrides: list[str] = []
     if argv and argv[0] in take_overrides:
-        overrides = [a for a in argv if _is_override(a)]
-        argv = [a for a in argv if not _is_override(a)]
+        overrides, argv = _without_overrides(argv)
     args = parser.parse_args(argv)
     if overrides:
         args.overrides = [*overrides, *args.overrides]
@@ -252,6 +253,14 @@ def _add_prove(add: Add) -> None:
         flag("--keep", "leave the runs in the store"),
         overrides=True,
     )
+
+
+def _without_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Return the overrides in `argv`, and the rest. The value of `--vary` looks like one."""
+    found: tuple[list[str], list[str]] = ([], [])
+    for before, word in zip(["", *argv], argv):
+        found[before == "--vary" or not _is_override(word)].append(word)
+    return found
 
 
 def _is_override(argument: str) -> bool:

@@ -15,8 +15,10 @@ from pipeline.state.record_json import Damaged, damaged
 
 Data = bytes | memoryview | Path
 
-# Of what the runs of a store share: prepared data, and the models that runs start from.
-RESERVED = ("_data", "_bases")
+# The records of ladders, and of searches over settings.
+LADDERS = "_ladders"
+# What is not a run: what runs share (prepared data, and the models that runs start from), ladders.
+RESERVED = ("_data", "_bases", LADDERS)
 # The most names that a list of folders looks through. Each thousand is a request.
 MOST_NAMES = 100_000
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*")
@@ -219,9 +221,10 @@ def is_run_name(name: str) -> bool:
 def check_run_name(name: str) -> str:
     """Return the run name if it is legal in every store. Raises `BadInput`."""
     if not is_run_name(name):
+        taken = f"{', '.join(RESERVED[:-1])} and {RESERVED[-1]}"
         raise BadInput(
             f"{name!r} can't be the name of a run: use at most 100 letters, digits and "
-            f"_ . + = @ - and start with a letter, digit or _. {' and '.join(RESERVED)} are taken."
+            f"_ . + = @ - and start with a letter, digit or _. {taken} are taken."
         )
     return name
 

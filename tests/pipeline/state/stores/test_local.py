@@ -217,7 +217,7 @@ def test_a_run_name_must_be_legal_in_every_store(run: str) -> None:
 
 @pytest.mark.parametrize("name", ["_data", "_bases"])
 def test_no_run_has_the_name_of_what_runs_share(name: str) -> None:
-    with pytest.raises(BadInput, match="_data and _bases are taken"):
+    with pytest.raises(BadInput, match="_data, _bases and _ladders are taken"):
         split_run(f"runs/{name}")
 
 

@@ -1,0 +1,135 @@
+"""A cap in hours or dollars over all runs of a ladder or a search, on all their machines.
+
+What a run has spent is what its HEAD says, as for `budget.hours` of a single run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pion.errors import BadInput, Stopped
+from pipeline.console.formats import duration
+from pipeline.cost.budget import price_per_hour
+from pipeline.job import Budget
+from pipeline.machine.rented import PRICE_VARIABLE
+from pipeline.state.head import Spent
+
+# The bounds of a cap.
+MOST_HOURS, MOST_DOLLARS = 10**7, 10**9
+# A run that its budget has stopped has spent at least this share of it: HEAD counts at commits.
+_REACHED = 0.99
+
+
+@dataclass(frozen=True)
+class Cap:
+    """At most so many hours, or dollars; None: no limit."""
+
+    hours: float | None = None
+    dollars: float | None = None
+
+    def __str__(self) -> str:
+        given = [] if self.hours is None else [f"{self.hours:g} hours"]
+        given += [] if self.dollars is None else [f"${self.dollars:g}"]
+        return " and ".join(given) or "none"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a finished run of so many FLOPs (or another measure of its work) took."""
+
+    work: float
+    hours: float
+
+
+def check_cap(cap: Cap, budget: Budget) -> None:
+    """Raise BadInput for a cap out of bounds, and for one in dollars if no price is known."""
+    for option, value, most in (
+        ("--hours", cap.hours, MOST_HOURS),
+        ("--dollars", cap.dollars, MOST_DOLLARS),
+    ):
+        if value is not None and not 0 < value <= most:
+            raise BadInput(
+                f"{option} {value:g}: give a number above 0, and at most {most:,}. Nothing was "
+                "started."
+            )
+    if cap.dollars is not None and price_per_hour(budget) is None:
+        raise BadInput(
+            f"--dollars {cap.dollars:g}: the price of this machine is not known. Nothing was "
+            f"started. Set budget.dollars_per_hour or {PRICE_VARIABLE}, or limit --hours instead."
+        )
+
+
+def expected_hours(work: float, before: Sequence[Measured]) -> float | None:
+    """Return how long a run of so much work takes, by the last two runs before it; None if there
+    is none.
+
+    Part of each run does not depend on its work: starting, preparing. Between two runs, the hours
+    grow along a line. With only one, they grow with the work.
+    """
+    if not before:
+        return None
+    last = before[-1]
+    most = last.hours * max(1.0, work / last.work)
+    earlier = [run for run in before[:-1] if run.work < last.work]
+    if not earlier or work <= last.work:
+        return most
+    slope = (last.hours - earlier[-1].hours) / (last.work - earlier[-1].work)
+    return min(most, last.hours + max(0.0, slope) * (work - last.work))
+
+
+def reached(cap: Cap, spent: Spent) -> bool:
+    """Return whether nothing is left of the cap."""
+    over_hours = cap.hours is not None and spent.hours >= _REACHED * cap.hours
+    return over_hours or (cap.dollars is not None and spent.dollars >= _REACHED * cap.dollars)
+
+
+def refuse_beyond(
+    cap: Cap, spent: Spent, run: str, expected: float | None, price: float | None
+) -> None:
+    """Raise Stopped if the cap is reached, or a run that is `expected` to take so many more hours,
+    at `price` dollars per hour, would exceed it."""
+    if reached(cap, spent):
+        raise Stopped(
+            f"the cap over all runs is reached: {describe(spent)} of {cap}. {raise_it(cap)}"
+        )
+    if expected is None:
+        return
+    over = cap.hours is not None and spent.hours + expected > cap.hours
+    if cap.dollars is not None:
+        over = over or spent.dollars + expected * (price or 0.0) > cap.dollars
+    if over:
+        raise Stopped(
+            f"run {run} would exceed the cap over all runs: {describe(spent)} of {cap} are spent, "
+            f"and it would take about {duration(3600 * expected)} more. {raise_it(cap)}"
+        )
+
+
+def raise_it(cap: Cap) -> str:
+    """Return what to do when a cap ends the work."""
+    option = "--dollars" if cap.dollars is not None else "--hours"
+    return (
+        f"Every finished run is kept. To continue, run the same command again with a larger "
+        f"{option}."
+    )
+
+
+def describe(spent: Spent) -> str:
+    """Return what was spent, in words."""
+    dollars = f", ${spent.dollars:.2f}" if spent.dollars else ""
+    return f"{duration(3600 * spent.hours)}{dollars}"
+
+
+def budget_of(budget: Budget, cap: Cap, others: Spent) -> dict[str, Any]:
+    """Return the budget of a run as runtime settings: what the `others` leave of the cap, and at
+    most what the job allows."""
+    limits: dict[str, Any] = {}
+    for name, own, most, spent in (
+        ("hours", budget.hours, cap.hours, others.hours),
+        ("dollars", budget.dollars, cap.dollars, others.dollars),
+    ):
+        if most is not None:
+            left = max(1e-9, most - spent)
+            limits[f"budget.{name}"] = left if own is None else min(own, left)
+    return limits

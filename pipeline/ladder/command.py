@@ -1,0 +1,237 @@
+"""`pion ladder`: what it prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from pion.errors import BadInput
+from pipeline.base.read_job import read_job
+from pipeline.console.formats import counted, measured, printable, short_amount, show
+from pipeline.console.out import show_table
+from pipeline.ladder.cap import Cap, describe
+from pipeline.ladder.climb import Climb
+from pipeline.ladder.fit import Fit
+from pipeline.ladder.grid import LENGTHS, WIDTHS, Grid
+from pipeline.ladder.look import Ladder, Step
+from pipeline.ladder.page import write_page
+from pipeline.ladder.runs import Execute, Runs
+from pipeline.state.stores import open_store
+from pipeline.state.stores.errors import before_work
+
+# The exit code if all runs are done, and no law could be fitted to their results.
+NO_FIT = 1
+DIGITS = 4
+# A law whose loss without end is below this share of the lowest measured one has found none.
+NO_FLOOR = 0.05
+
+
+@dataclass(frozen=True)
+class LadderOptions:
+    """What the command line adds to the job, as texts: shares separated by commas."""
+
+    widths: str | None = None
+    tokens: str | None = None
+    hold_out: str | None = None
+    hours: float | None = None
+    dollars: float | None = None
+    as_json: bool = False
+
+
+def run_ladder(
+    job_path: str,
+    overrides: Sequence[str],
+    options: LadderOptions,
+    execute: Execute | None = None,
+) -> int:
+    """Do what is left of a ladder, and print it; return 0, or NO_FIT.
+
+    `execute` replaces `pion run` in another process. Raises BadInput, Stopped if the cap over all
+    runs is reached, and what ends a run.
+    """
+    job = read_job(job_path, overrides)
+    grid = grid_of(options)
+    runs = Runs(open_store(job.store), job_path, overrides, execute, to_stderr=options.as_json)
+    say = partial(say_line, "ladder", to_stderr=options.as_json)
+    with before_work("Nothing was started."):
+        climb = Climb(job, grid, Cap(options.hours, options.dollars), runs, say)
+        before = climb.look()
+    say(_introduction(before))
+    ladder = climb.go()
+    page = write_page(ladder, runs.store)
+    if options.as_json:
+        print(json.dumps(as_json(ladder, page), indent=1))
+    else:
+        show_ladder(ladder)
+        show(f"page: {page}")
+    if ladder.stopped is not None:
+        raise ladder.stopped
+    return NO_FIT if ladder.fit is None else 0
+
+
+def say_line(command: str, text: str, *, to_stderr: bool) -> None:
+    """Show a line about the progress of a command, between those of its runs."""
+    if to_stderr:
+        print(printable(f"{command}: {text}"), file=sys.stderr, flush=True)
+    else:
+        show(f"{command}: {text}")
+
+
+def _introduction(ladder: Ladder) -> str:
+    held = sum(step.rung.held_out for step in ladder.steps)
+    done = sum(step.done for step in ladder.steps)
+    words = [counted(len(ladder.steps), "run")]
+    words += [f"{held} of them held out"] if held else []
+    words += [f"{done} done before"] if done else []
+    words += [f"cap: {ladder.cap}"]
+    return f"{ladder.name} in {ladder.url.rpartition('/')[0]}: {', '.join(words)}"
+
+
+# ---------------------------------------------------------------- options
+
+
+def grid_of(options: LadderOptions) -> Grid:
+    """Return the grid that the options ask for. Raises BadInput for a text that is no number."""
+    widths = WIDTHS if options.widths is None else _shares("--widths", options.widths)
+    lengths = LENGTHS if options.tokens is None else _shares("--tokens", options.tokens)
+    held_out, beyond = _held_out(options.hold_out)
+    return Grid(tuple(widths), tuple(lengths), held_out, beyond)
+
+
+def _held_out(text: str | None) -> tuple[int, tuple[tuple[float, float], ...]]:
+    """Return the number of runs of the grid to hold out, and the pairs of shares of more runs."""
+    if text is None:
+        return 0, ()
+    if text.strip().isdecimal() and len(text) < 9:
+        return int(text), ()
+    pairs = []
+    for part in text.split(","):
+        width, by, length = part.partition("x")
+        if not by:
+            raise BadInput(
+                f"--hold-out {text}: give a number of runs, such as 4, or runs beyond the grid as "
+                "shares of width and tokens, such as 0.7x0.5,0.9x0.25. Nothing was started."
+            )
+        pairs.append((_share("--hold-out", width), _share("--hold-out", length)))
+    return 0, tuple(pairs)
+
+
+def _shares(option: str, text: str) -> list[float]:
+    return sorted({_share(option, part) for part in text.split(",")})
+
+
+def _share(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise BadInput(
+            f"{option}: {text.strip()!r} is not a number. Give shares of the job's own, separated "
+            "by commas, such as 0.25,0.5. Nothing was started."
+        ) from None
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def show_ladder(ladder: Ladder) -> None:
+    """Print the table of the runs, what they cost, and the fit."""
+    table = Table(box=None, pad_edge=False)
+    predicted = any(step.prediction for step in ladder.steps)
+    names = ["run", "multiplications", "tokens", "FLOPs", "bits per byte"]
+    names += ["predicted, 90 % between", "error"] if predicted else []
+    for name in names:
+        table.add_column(name, justify="left" if name == "run" else "right")
+    for step in ladder.steps:
+        cells = [*_cells(step), *(_prediction_cells(step) if predicted else [])]
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    show("")
+    show_table(table)
+    show("")
+    show(f"{counted(len(ladder.steps), 'run')}: {describe(ladder.spent)}")
+    for step in ladder.steps:
+        if step.failed is not None:
+            show(f"{step.rung.name} {step.failed}; the fit leaves it out")
+    for line in fit_lines(ladder.fit):
+        show(line)
+
+
+def _cells(step: Step) -> list[str]:
+    rung, result = step.rung, step.result
+    name = f"{rung.name}{' (held out)' if rung.held_out else ''}"
+    measures = [short_amount(rung.macs_per_token), short_amount(rung.tokens), f"{rung.flops:.2g}"]
+    if result is not None:
+        return [name, *measures, measured(result.bits_per_byte, result.sem, DIGITS)]
+    return [name, *measures, "failed" if step.failed else "–"]
+
+
+def _prediction_cells(step: Step) -> list[str]:
+    said, error = step.prediction, step.error
+    if said is None:
+        return ["", ""]
+    words = f"{said.bits_per_byte:.{DIGITS}f}, {said.low:.{DIGITS}f} to {said.high:.{DIGITS}f}"
+    return [words, "" if error is None else f"{100 * error:+.2f} %"]
+
+
+def fit_lines(fit: Fit | None) -> list[str]:
+    """Return the law in words."""
+    if fit is None:
+        return ["no fit yet: too few runs are finished"]
+    law = fit.law
+    least = min(point.bits_per_byte for point in fit.points)
+    no_floor = [
+        "    Warning: the law has no floor, so the runs are too short or too alike to say what "
+        "larger runs reach. Add longer runs (--tokens), and don't rely on predictions far beyond."
+    ]
+    return [
+        f"bits per byte = {law.E:.3f} + {law.A:.4g} · N^-{law.alpha:.3f} + {law.B:.4g} · "
+        f"D^-{law.beta:.3f}",
+        "    N: multiplications per token, D: tokens; a run is "
+        f"{100 * fit.noise:.2f} % from it. Trusted up to {fit.trusted_flops:.2g} FLOPs.",
+        *(no_floor if NO_FLOOR * least > law.E else []),
+    ]
+
+
+def as_json(ladder: Ladder, page: str) -> dict[str, Any]:
+    """Return the ladder as plain JSON."""
+    return {
+        "ladder": ladder.name,
+        "runs": [_step_json(step) for step in ladder.steps],
+        "fit": None if ladder.fit is None else ladder.fit.record(),
+        "cap": {"hours": ladder.cap.hours, "dollars": ladder.cap.dollars},
+        "hours": ladder.spent.hours,
+        "dollars": ladder.spent.dollars,
+        "stopped": None if ladder.stopped is None else str(ladder.stopped),
+        "page": page,
+    }
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    rung, result, said = step.rung, step.result, step.prediction
+    return {
+        "run": rung.name,
+        "macs_per_token": rung.macs_per_token,
+        "tokens": rung.tokens,
+        "flops": rung.flops,
+        "held_out": rung.held_out,
+        "bits_per_byte": None if result is None else result.bits_per_byte,
+        "bits_per_byte_sem": None if result is None else result.sem,
+        "failed": step.failed,
+        "predicted": None
+        if said is None
+        else {
+            "bits_per_byte": said.bits_per_byte,
+            "low": said.low,
+            "high": said.high,
+            "at": said.at,
+        },
+        "error": step.error,
+        "hours": None if step.spent is None else step.spent.hours,
+        "dollars": None if step.spent is None else step.spent.dollars,
+    }

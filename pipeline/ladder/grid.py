@@ -1,0 +1,254 @@
+"""The runs of a ladder: smaller copies of a job's model, each trained on fewer tokens, by rule.
+
+A width is a share of the job's `d_model`. Depth, the feed-forward width and the number of heads
+follow the width; heads keep their own width. A length is a share of the job's training tokens.
+Batch and rates follow both (rule.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pion.config.model_config import ModelConfig
+from pion.config.parts import NUMBERED_LAYERS
+from pion.errors import BadInput
+from pipeline.console.formats import short_amount
+from pipeline.job import Job
+from pipeline.ladder.points import training_flops
+from pipeline.ladder.rule import settings_by_rule
+
+WIDTHS = (0.25, 0.35, 0.5, 0.7)
+LENGTHS = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
+# The bounds of what a person may ask for.
+LEAST_WIDTH, MOST_WIDTH = 1 / 64, 4.0
+LEAST_LENGTH, MOST_LENGTH = 1e-5, 10.0
+MOST_RUNGS = 64
+# What decides whether widths are multiples of 64, or of less in a small model.
+_WIDEST_UNIT, _UNITS_IN_WIDTH = 64, 8
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One run of a ladder.
+
+    Attributes:
+        name: the run's name in the job's store.
+        shape: its model in words, such as 128x3.
+        changes: what it changes of the job, by dotted key.
+        macs_per_token: multiply-accumulates of its model for one token.
+        tokens: the tokens that it trains on.
+        held_out: whether the fit leaves it out, to compare a prediction with its result.
+    """
+
+    name: str
+    shape: str
+    changes: Mapping[str, Any]
+    macs_per_token: int
+    tokens: int
+    held_out: bool
+
+    @property
+    def flops(self) -> float:
+        """The FLOPs of its training with the model's weights."""
+        return training_flops(self.macs_per_token, self.tokens)
+
+    @property
+    def overrides(self) -> list[str]:
+        """What it changes of the job, as `pion run` takes it."""
+        return as_overrides({"name": self.name, **self.changes})
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a person asks for: shares of the job's width and of its tokens.
+
+    `beyond` has more runs, as pairs of shares, which the fit leaves out. So it does with the
+    `held_out` largest runs of the grid.
+    """
+
+    widths: tuple[float, ...] = WIDTHS
+    lengths: tuple[float, ...] = LENGTHS
+    held_out: int = 0
+    beyond: tuple[tuple[float, float], ...] = ()
+
+
+def as_overrides(changes: Mapping[str, Any]) -> list[str]:
+    """Return changes by dotted key as `key=value` arguments."""
+    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+def rungs_of(job: Job, grid: Grid) -> list[Rung]:
+    """Return the runs, those to fit before those held out, and the cheapest first of each.
+
+    Raises BadInput for a job whose model can't be scaled, and for shares out of bounds or so close
+    that two runs would be the same.
+    """
+    _require_pretrain(job)
+    _check(grid)
+    pairs = list(itertools.product(grid.widths, grid.lengths))
+    inside = sorted((_rung(job, pair, held_out=False) for pair in pairs), key=_by_cost)
+    kept = len(inside) - grid.held_out
+    held = [_rung(job, pair, held_out=True) for pair in grid.beyond]
+    held += [_held(rung) for rung in inside[kept:]]
+    rungs = [*inside[:kept], *sorted(held, key=_by_cost)]
+    names = [rung.name for rung in rungs]
+    twice = next((rung for rung in rungs if names.count(rung.name) > 1), None)
+    if twice is not None:
+        raise BadInput(
+            f"two runs of the ladder would be the same: a model of {twice.shape} on "
+            f"{short_amount(twice.tokens)} tokens. Sizes are rounded. Nothing was started. Give "
+            "--widths and --tokens that are further apart."
+        )
+    return rungs
+
+
+def _require_pretrain(job: Job) -> None:
+    """Raise BadInput if there is no pretraining to scale."""
+    if job.pretrain is None:
+        raise BadInput(
+            "the job has no `pretrain`: a ladder predicts pretraining. Nothing was started."
+        )
+    if job.model.base is not None or job.pretrain.init_from is not None:
+        raise BadInput(
+            "the job starts from a trained model, which can't be made smaller. A ladder trains "
+            "from random weights: remove model.from and pretrain.init_from. Nothing was started."
+        )
+
+
+def _check(grid: Grid) -> None:
+    """Raise BadInput for a grid that is out of bounds."""
+    widths = [*grid.widths, *(width for width, _ in grid.beyond)]
+    lengths = [*grid.lengths, *(length for _, length in grid.beyond)]
+    for name, values, least, most in (
+        ("a width", widths, LEAST_WIDTH, MOST_WIDTH),
+        ("tokens", lengths, LEAST_LENGTH, MOST_LENGTH),
+    ):
+        wrong = [value for value in values if not least <= value <= most]
+        if wrong:
+            raise BadInput(
+                f"{name} of {wrong[0]:g}: give a share of the job's own, from {least:g} to "
+                f"{most:g}. Nothing was started."
+            )
+    count = len(grid.widths) * len(grid.lengths)
+    if count + len(grid.beyond) > MOST_RUNGS:
+        raise BadInput(
+            f"{count + len(grid.beyond)} runs are more than the {MOST_RUNGS} of a ladder. Nothing "
+            "was started. Give fewer --widths or --tokens."
+        )
+    if not 0 <= grid.held_out < count:
+        raise BadInput(
+            f"--hold-out {grid.held_out}: the grid has {count} runs, and some must be left to "
+            "fit. Nothing was started."
+        )
+
+
+def _rung(job: Job, pair: tuple[float, float], *, held_out: bool) -> Rung:
+    from pion.model.params_and_flops import cost_of
+
+    width, length = pair
+    config = job.model_config_resolved()
+    model = _model_changes(config, width)
+    training = _training_changes(job, model["model.d_model"], length)
+    tokens = training["pretrain.steps"] * training["pretrain.global_batch"] * job.data.seq_len
+    shape = f"{model['model.d_model']}x{model.get('model.n_layers', config.n_layers)}"
+    small = _with(job, model).model_config_resolved()
+    return Rung(
+        name=f"{job.name}-ladder-{shape}-{short_amount(tokens)}",
+        shape=shape,
+        changes={**model, **training, **_only_pretraining()},
+        macs_per_token=cost_of(small).macs_per_token,
+        tokens=tokens,
+        held_out=held_out,
+    )
+
+
+def _held(rung: Rung) -> Rung:
+    return Rung(rung.name, rung.shape, rung.changes, rung.macs_per_token, rung.tokens, True)
+
+
+def _by_cost(rung: Rung) -> tuple[float, str]:
+    return rung.flops, rung.name
+
+
+def _with(job: Job, changes: Mapping[str, Any]) -> Job:
+    """Return the job with another model. Raises BadInput if there is no such model."""
+    fields = {key.removeprefix("model."): value for key, value in changes.items()}
+    experts = fields.pop("experts.d_shared", None)
+    if experts is not None:
+        own = job.model.experts
+        part: dict[str, Any] = {} if own is None else own.model_dump(exclude_unset=True)
+        fields["experts"] = part | {"d_shared": experts}
+    given = job.model.model_dump(exclude_unset=True, by_alias=True)
+    model = type(job.model).model_validate(given | fields)
+    return job.model_copy(update={"model": model})
+
+
+def _model_changes(config: ModelConfig, width: float) -> dict[str, Any]:
+    """Return the shape of a model of that share of the width."""
+    unit = _unit(config.d_model)
+    d_model = _rounded(width * config.d_model, unit)
+    share = d_model / config.d_model
+    heads = max(1, round(share * config.n_heads))
+    most_kv = max(1.0, heads * config.n_kv_heads / config.n_heads)
+    changes = {
+        "model.d_model": d_model,
+        "model.n_heads": heads,
+        "model.n_kv_heads": max(n for n in range(1, heads + 1) if heads % n == 0 and n <= most_kv),
+        "model.head_dim": config.head_dim,
+        "model.d_ff": _rounded(share * config.d_ff, unit),
+    }
+    if not _names_layers(config):
+        changes["model.n_layers"] = max(1, round(share * config.n_layers))
+    if config.experts is not None and config.experts.d_shared:
+        changes["model.experts.d_shared"] = _rounded(share * config.experts.d_shared, unit)
+    return changes
+
+
+def _unit(d_model: int) -> int:
+    """Return the number of which widths are multiples: a power of two."""
+    unit = _WIDEST_UNIT
+    while unit > 2 and unit * _UNITS_IN_WIDTH > d_model:
+        unit //= 2
+    return unit
+
+
+def _rounded(value: float, unit: int) -> int:
+    return max(1, round(value / unit)) * unit
+
+
+def _names_layers(config: ModelConfig) -> bool:
+    """Return whether a part of the model names some of its layers, so that their number stays."""
+    return any(
+        getattr(getattr(config, part), field)
+        for part, fields in NUMBERED_LAYERS.items()
+        for field in fields
+        if getattr(config, part) is not None
+    )
+
+
+def _training_changes(job: Job, d_model: int, length: float) -> dict[str, Any]:
+    """Return steps, batch, warm-up and rates for a width and a share of the tokens."""
+    pretrain = job.section("pretrain")
+    tokens = length * pretrain.total_steps * pretrain.global_batch * job.data.seq_len
+    settings = settings_by_rule(job, d_model, tokens)
+    return {f"pretrain.{name}": value for name, value in settings.items()}
+
+
+def _only_pretraining() -> dict[str, Any]:
+    """Return what leaves out of a job all but pretraining and its held-out loss."""
+    return {
+        "sft": None,
+        "publish": None,
+        "deadline": None,
+        "evaluate.every": None,
+        "evaluate.prompts": [],
+        "evaluate.ngram_order": 0,
+        "evaluate.continuations": 0,
+        "evaluate.packs": [],
+        "evaluate.lm_eval": {},
+        "evaluate.checkpoint": "last",
+    }

@@ -1,0 +1,210 @@
+"""The runs of a ladder or of a search: start one as `pion run`, and read what it has reached."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
+from pipeline.base.read_job import read_job
+from pipeline.job import Job
+from pipeline.job.digest import Digests, digest_job
+from pipeline.ladder.grid import as_overrides
+from pipeline.machine.gpus import gpu_count
+from pipeline.report.results import Evaluated, result_of
+from pipeline.state.head import Head
+from pipeline.state.rows.metrics import read_metrics
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import Store
+from pipeline.state.stores.parallel import read_all
+
+# Runs `pion run` with these arguments, and returns its exit code.
+Execute = Callable[[Sequence[str]], int]
+# The errors that end a ladder as they ended its run. Any other code is a failure of the run.
+_ENDS: tuple[type[PionError], ...] = (BadInput, Fenced, Stopped, NotDurable, Interrupted)
+_INTERRUPTED = 130
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the held-out text says of a finished run, in bits per byte, and its standard error."""
+
+    bits_per_byte: float
+    sem: float | None
+
+
+class Runs:
+    """Starts runs of a job with overrides, and reads them.
+
+    `execute` replaces `pion run` in another process. With `to_stderr`, that process prints nothing
+    to standard output.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        job_path: str,
+        overrides: Sequence[str],
+        execute: Execute | None = None,
+        *,
+        to_stderr: bool = False,
+    ) -> None:
+        self.store, self.job_path, self.overrides = store, job_path, list(overrides)
+        self._execute = execute or (lambda arguments: _pion_run(arguments, to_stderr=to_stderr))
+
+    def job(self, overrides: Sequence[str]) -> tuple[Job, Digests]:
+        """Return the job of a run, and its digests. Raises BadInput."""
+        job = read_job(self.job_path, [*self.overrides, *overrides])
+        return job, digest_job(job)
+
+    def run(
+        self,
+        job: Job,
+        overrides: Sequence[str],
+        limits: Mapping[str, Any],
+        *,
+        until: str | None = None,
+    ) -> int:
+        """Advance a run, and return 0 if it is done, 1 if it has failed, or 4 if it has stopped.
+
+        `job` is that of the run, which `overrides` make. `limits` are runtime settings: they change
+        no result. Raises the error that `pion run` ended with, for any other end.
+        """
+        settings = as_overrides({**_light(job), **limits})
+        words = [self.job_path, *self.overrides, *overrides, *settings]
+        code = self._execute([*words, *([] if until is None else ["--until", until])])
+        if code in (0, PionError.exit_code, Stopped.exit_code):
+            return code
+        raise _ended(job.name, code)
+
+    def heads(self, names: Sequence[str]) -> list[Head | None]:
+        """Return the states of runs; None for one that has not begun. Raises Damaged and
+        StoreError."""
+        return read_all(self.head, names)
+
+    def head(self, name: str) -> Head | None:
+        """Return the state of a run; None if it has not begun."""
+        return RunState(self.store, name).read()
+
+    def trouble(self, name: str, stage: str, digest: str) -> str | None:
+        """Return why training of a run diverged, in words; None if no step of it went wrong."""
+        head = self.head(name)
+        skipped = () if head is None else head.skipped.get(stage, ())
+        wrong = [rows for rows in skipped if rows.digest == digest]
+        if not wrong:
+            return None
+        last = wrong[-1]
+        times = "once" if len(wrong) == 1 else f"{len(wrong)} times"
+        return f"diverged: step {last.step:,} gave {last.why}, after it was rolled back {times}"
+
+    def held_out(self, name: str, stage: str) -> dict[int, float]:
+        """Return the held-out loss of a run by step, in nats per token, as far as it was measured.
+
+        A loss that is not finite is infinite here: the store keeps it as null.
+        """
+        head = self.head(name)
+        if head is None:
+            return {}
+        rows = read_metrics(self.store, name, head, stage)
+        return {
+            int(row["step"]): math.inf if row["held_out_loss"] is None else row["held_out_loss"]
+            for row in rows
+            if "held_out_loss" in row
+        }
+
+
+def result_in(head: Head | None, digests: Digests, where: str) -> Result | None:
+    """Return the result of a run with these settings, whose HEAD this is; None if it is not
+    finished. `where` is its address. Raises Damaged.
+
+    A loss that is not finite is NaN: the store keeps it as null.
+    """
+    record = None if head is None else head.stages.get("evaluate")
+    if head is None or record is None or record.digest != digests.stages["evaluate"]:
+        return None
+    measured = result_of(Evaluated, head, "evaluate", where).get("pretrain", {})
+    bits = measured.get("bits_per_byte")
+    return Result(math.nan if bits is None else bits, measured.get("bits_per_byte_sem"))
+
+
+def _light(job: Job) -> dict[str, Any]:
+    """Return runtime settings of short runs. Without a GPU, Ray would start for half a minute."""
+    return {} if job.hardware.workers is not None or gpu_count() else {"hardware.workers": 0}
+
+
+def _ended(name: str, code: int) -> PionError:
+    """Return the error with which a ladder ends because its run `name` has ended with `code`."""
+    if code < 0:
+        killed = signal.Signals(-code).name
+        return PionError(
+            f"run {name} was killed by {killed}. If nobody did this, its memory may have run out. "
+            "What it has committed is safe. Run the same command again to continue."
+        )
+    if code == _INTERRUPTED:
+        code = Interrupted.exit_code
+    kind = next((kind for kind in _ENDS if kind.exit_code == code), PionError)
+    how = "was interrupted" if kind is Interrupted else "did not finish (see above)"
+    return kind(
+        f"run {name} {how}. Every finished run is kept, and so is every saved step of this run. "
+        "Run the same command again to continue."
+    )
+
+
+# ---------------------------------------------------------------- the process
+
+
+def _pion_run(arguments: Sequence[str], *, to_stderr: bool) -> int:
+    """Run `pion run` in a process that ends when this process does, and return its exit code.
+
+    A signal to this process goes to that process, which saves. Raises Interrupted if it was done
+    by then.
+    """
+    command = [sys.executable, "-m", "pipeline.cli", "run", *arguments]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr if to_stderr else None,
+        preexec_fn=_end_with_parent,
+    )
+    with _passing_on_signals(process) as passed:
+        code = process.wait()
+    if passed and code == 0:
+        raise Interrupted(
+            "Interrupted between two runs. Every finished run is kept. Run the same command again "
+            "to continue."
+        )
+    return code
+
+
+def _end_with_parent() -> None:
+    """Let the kernel send this process SIGTERM, on which it saves, when its parent is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def _passing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Pass SIGINT and SIGTERM on to `process`, and yield the list of those that came.
+
+    Ctrl-C at a terminal reaches `process` too; it takes the second signal for an echo.
+    """
+    passed: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        passed.append(number)
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield passed
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

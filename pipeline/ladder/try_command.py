@@ -1,0 +1,153 @@
+"""`pion try`: what it prints."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from pion.errors import BadInput
+from pipeline.base.read_job import read_job
+from pipeline.console.formats import counted, printable, show
+from pipeline.console.out import show_table
+from pipeline.ladder.cap import Cap, describe
+from pipeline.ladder.command import say_line
+from pipeline.ladder.halving import steps_taken
+from pipeline.ladder.runs import Execute, Runs
+from pipeline.ladder.search import Outcome, Search
+from pipeline.ladder.vary import settings_of
+from pipeline.ladder.verdict import UNIT, verdict
+from pipeline.state.stores import open_store
+from pipeline.state.stores.errors import before_work
+
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class TryOptions:
+    """What the command line adds to the job."""
+
+    varied: tuple[str, ...] = ()
+    seeds: int = SEEDS
+    hours: float | None = None
+    dollars: float | None = None
+    as_json: bool = False
+
+
+def run_try(
+    job_path: str, overrides: Sequence[str], options: TryOptions, execute: Execute | None = None
+) -> int:
+    """Do what is left of a search, and print what it found; return 0.
+
+    `execute` replaces `pion run` in another process. Raises BadInput, Stopped if the cap over all
+    runs is reached, and what ends a run.
+    """
+    if not options.varied:
+        raise BadInput("name what to vary: --vary pretrain.lr=1e-3,2e-3. Nothing was started.")
+    settings = settings_of(options.varied)
+    job = read_job(job_path, overrides)
+    runs = Runs(open_store(job.store), job_path, overrides, execute, to_stderr=options.as_json)
+    say = partial(say_line, "try", to_stderr=options.as_json)
+    with before_work("Nothing was started."):
+        cap = Cap(options.hours, options.dollars)
+        search = Search(job, settings, options.seeds, cap, runs, say)
+    steps = steps_taken(search.rounds) * options.seeds
+    grid = job.section(job.train_stages[0]).total_steps * len(search.trials)
+    say(
+        f"{counted(len(settings), 'setting')}, {counted(options.seeds, 'seed')} each, in "
+        f"{counted(len(search.rounds), 'round')}: {steps:,} of the {grid:,} steps of the grid "
+        f"({100 * steps / grid:.0f} %)"
+    )
+    found = search.go()
+    command = _continue(found, job_path, overrides)
+    said = verdict(found.choice, settings)
+    if options.as_json:
+        print(json.dumps(as_json(found, said, command), indent=1))
+    else:
+        _show(found, said, command)
+    return 0
+
+
+def _continue(found: Outcome, job_path: str, overrides: Sequence[str]) -> str:
+    """Return the command that trains the chosen setting to the end, from its checkpoint."""
+    first = next(t for t in found.trials if t.setting.name == found.choice.setting)
+    words = [job_path, *overrides, *first.setting.overrides, f"seed={first.seed}"]
+    return f"pion run {shlex.join([*words, f'name={first.job.name}'])}"
+
+
+def _show(found: Outcome, said: str, command: str) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("setting", *(f"step {one.step:,}" for one in found.rounds)):
+        table.add_column(name, justify="left" if name == "setting" else "right")
+    order = [found.choice.setting, *(d.setting for d in found.choice.others)]
+    for setting in order:
+        cells = [setting, *(_mean(found, setting, one.step) for one in found.rounds)]
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    show("")
+    show(f"mean held-out loss ({UNIT}):")
+    show_table(table)
+    show("")
+    show(f"{counted(len(found.trials), 'run')}: {describe(found.spent)}")
+    for name, why in found.failed.items():
+        show(f"{name} {why}")
+    show(said)
+    show(f"to train it to the end, from its checkpoint: {command}")
+
+
+def _mean(found: Outcome, setting: str, step: int) -> str:
+    values = [curve[step] for curve in found.curves[setting].values() if step in curve]
+    if len(values) < len(found.curves[setting]):
+        return ""
+    mean = float(np.mean(values))
+    return f"{mean:.4f}" if math.isfinite(mean) else "diverged"
+
+
+def as_json(found: Outcome, said: str, command: str) -> dict[str, Any]:
+    """Return what was found as plain JSON."""
+    choice = found.choice
+    return {
+        "choice": choice.setting,
+        "step": choice.step,
+        "verdict": said,
+        "others": [
+            {
+                "setting": d.setting,
+                "step": d.step,
+                "difference": _finite(d.mean),
+                "sem": _finite(d.sem),
+                "sure": d.sure,
+                "diverged": d.diverged,
+            }
+            for d in choice.others
+        ],
+        "runs": [
+            {
+                "run": trial.job.name,
+                "setting": trial.setting.name,
+                "seed": trial.seed,
+                "held_out_loss": {
+                    str(step): _finite(loss)
+                    for step, loss in found.curves[trial.setting.name][trial.seed].items()
+                },
+                "failed": found.failed.get(trial.job.name),
+            }
+            for trial in found.trials
+        ],
+        "steps": found.steps,
+        "grid_steps": found.grid_steps,
+        "hours": found.spent.hours,
+        "dollars": found.spent.dollars,
+        "command": command,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,141 @@
+"""The settings of a search: every combination of the values of `--vary`, and what is refused.
+
+Settings are compared at the same steps, on the same rows, with the same seeds. So a setting that
+changes the rows, or how many of them a step has, can't be compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pion.errors import BadInput
+from pipeline.job import Job
+from pipeline.job.digest import Digests
+
+# The bounds of a search.
+MOST_SETTINGS, MOST_SEEDS = 64, 32
+# Characters of a run's name that say what it varies; a hash says the rest.
+LONGEST_LABEL = 40
+_OPENING, _CLOSING = "[{(", "]})"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A combination of values: `pretrain.lr=2e-3`, or several of these."""
+
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """How it is called: its overrides, as they were given."""
+        return " ".join(self.overrides)
+
+    @property
+    def values(self) -> str:
+        """Its values alone."""
+        return " ".join(override.partition("=")[2] for override in self.overrides)
+
+
+def settings_of(varied: Sequence[str]) -> list[Setting]:
+    """Return every combination of values: `varied` has texts such as pretrain.lr=1e-3,2e-3.
+
+    Raises BadInput for a text that names no key, a key twice, one value or a value twice, and for
+    too many combinations.
+    """
+    keys = [_key_and_values(text) for text in varied]
+    names = [key for key, _ in keys]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadInput(
+            f"--vary {twice} is given twice. Nothing was started. Give all its values in one, such "
+            f"as --vary {twice}=a,b,c."
+        )
+    choices = [[f"{key}={value}" for value in values] for key, values in keys]
+    combinations = [Setting(tuple(chosen)) for chosen in itertools.product(*choices)]
+    if len(combinations) > MOST_SETTINGS:
+        raise BadInput(
+            f"--vary: {len(combinations):,} combinations are more than {MOST_SETTINGS}. Nothing "
+            "was started. Give fewer values, or vary one key after the other."
+        )
+    return combinations
+
+
+def _key_and_values(text: str) -> tuple[str, list[str]]:
+    key, equals, rest = text.partition("=")
+    key = key.strip()
+    values = _split(rest)
+    if not equals or not key or not all(values):
+        raise BadInput(
+            f"--vary {text!r:.200} is not key=value,value, such as pretrain.lr=1e-3,2e-3. Nothing "
+            "was started."
+        )
+    if len(values) < 2:
+        raise BadInput(
+            f"--vary {text}: one value leaves nothing to compare. Nothing was started. Give two or "
+            f"more, such as --vary {key}={values[0]},OTHER."
+        )
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise BadInput(f"--vary {key}: {twice} is given twice. Nothing was started.")
+    return key, values
+
+
+def _split(text: str) -> list[str]:
+    """Return the values, which commas separate, except within brackets."""
+    values, depth = [""], 0
+    for character in text:
+        depth += (character in _OPENING) - (character in _CLOSING)
+        if character == "," and depth == 0:
+            values.append("")
+        else:
+            values[-1] += character
+    return [value.strip() for value in values]
+
+
+def refuse_unpaired(job: Job, own: Digests, setting: Setting, varied: Job, other: Digests) -> None:
+    """Raise BadInput if the runs of a setting can't be compared with those of the job, or are the
+    same. `own` are the digests of `job`, and `other` those of `varied`, which has the setting."""
+    stage = job.train_stages[0]
+    name = setting.name
+    if own.data != other.data:
+        raise BadInput(
+            f"--vary {name}: it changes the data, so its runs are not paired with the others: they "
+            "learn from other rows, and are measured on other rows. Nothing was started. Compare "
+            "whole runs instead: pion status A B --compare."
+        )
+    before, after = job.section(stage), varied.section(stage)
+    lengths = {
+        f"{stage}.steps": (before.steps, after.steps),
+        f"{stage}.global_batch": (before.global_batch, after.global_batch),
+        "seed": (job.seed, varied.seed),
+        "name or store": ((job.name, job.store), (varied.name, varied.store)),
+    }
+    for field, (old, new) in lengths.items():
+        if old != new:
+            raise BadInput(
+                f"--vary {name}: runs of another {field} are not paired step by step. Nothing was "
+                "started. Give it as an override instead, the same for all runs."
+            )
+
+
+def refuse_same(settings: Sequence[Setting], digests: Sequence[Digests], stage: str) -> None:
+    """Raise BadInput if two settings give the same result, such as fields of hardware."""
+    first: dict[str, Setting] = {}
+    for setting, own in zip(settings, digests):
+        same = first.setdefault(own.stages[stage], setting)
+        if same is not setting:
+            raise BadInput(
+                f"--vary: {same.name} and {setting.name} train the same: they change nothing that "
+                f"{stage} learns. Nothing was started."
+            )
+
+
+def run_name(job: str, setting: Setting, seed: int, digest: str) -> str:
+    """Return the name of a run of a search: readable, and of its own for each `digest`."""
+    label = re.sub(r"[^A-Za-z0-9_.+=@-]+", "_", setting.name.replace(" ", "+"))[:LONGEST_LABEL]
+    own = hashlib.sha256(f"{digest} {seed}".encode()).hexdigest()[:8]
+    return f"{job}-try-{label}-{own}"

@@ -1,0 +1,131 @@
+"""Runs that take no time: what `pion run` leaves in a store, with a loss by a made-up law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from pion.errors import Stopped
+from pion.model.params_and_flops import cost_of
+from pipeline.base.read_job import read_job
+from pipeline.cost.budget import over_budget, price_per_hour
+from pipeline.job import Job
+from pipeline.job.digest import digest_job
+from pipeline.ladder.law import Law
+from pipeline.state.claim import Claim, claim_run
+from pipeline.state.head import SkippedRows, Spent, data_key
+from pipeline.state.owner import Owner
+from pipeline.state.rows.metrics import MetricsLog
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import open_store
+from tests.support.jobs import tiny_dict
+
+LAW = Law(E=1.0, A=40.0, alpha=0.35, B=30.0, beta=0.3)
+# A fake run takes so many hours, and so many more for each FLOP.
+START_HOURS, HOURS_PER_FLOP = 0.01, 1e-10
+DATA = "ab" * 32
+
+
+class Killed(BaseException):
+    """This process was killed."""
+
+
+def write_job(folder: Path, **changes: object) -> str:
+    """Write a tiny job whose store is `folder/runs`, and return its path."""
+    changes = {"store": str(folder / "runs"), "model__d_model": 64, **changes}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_dict(**changes)))
+    return str(path)
+
+
+@dataclass
+class FakeRuns:
+    """`pion run` without training. Its calls are in `started`.
+
+    Attributes:
+        diverge: which runs go wrong, by name.
+        meddle: called with the number of the call and the moment ("before" or "after").
+        loss: the held-out loss of a job at a step, for a search.
+        data: the fingerprint of the data that runs prepare.
+    """
+
+    diverge: Callable[[str], bool] = lambda name: False
+    meddle: Callable[[int, str], None] = lambda number, moment: None
+    loss: Callable[[Job, int], float] = lambda job, step: 1.0
+    data: str = DATA
+    started: list[str] = field(default_factory=list)
+    steps: int = 0
+
+    def __call__(self, arguments: Sequence[str]) -> int:
+        """Do what `pion run` does with these arguments, and return its exit code."""
+        path, *overrides = (word for word in arguments if word not in ("--until", "pretrain"))
+        job = read_job(path, overrides)
+        self.started.append(job.name)
+        self.meddle(len(self.started), "before")
+        code = self._run(job)
+        self.meddle(len(self.started), "after")
+        return code
+
+    def _run(self, job: Job) -> int:
+        digests = digest_job(job)
+        run = RunState(open_store(job.store), job.name)
+        claim = claim_run(run, Owner.me(), unattended=True)
+        folder = data_key(self.data, "cd" * 16)
+        claim.commit(lambda head: head.with_data({"pretrain": folder}))
+        try:
+            if self.diverge(job.name):
+                skipped = SkippedRows(
+                    first=0,
+                    stop=4,
+                    step=3,
+                    epoch=claim.epoch,
+                    digest=digests.stages["pretrain"],
+                    why="a loss of nan",
+                    at=1.0,
+                )
+                claim.commit(lambda head: head.with_skipped("pretrain", skipped))
+                return 1
+            return self._train(job, claim, digests.stages)
+        finally:
+            claim.release()
+
+    def _train(self, job: Job, claim: Claim, stages: dict[str, str]) -> int:
+        train = job.section(job.train_stages[0])
+        tokens = train.total_steps * train.global_batch * job.data.seq_len
+        macs = cost_of(job.model_config_resolved()).macs_per_token
+        hours = START_HOURS + HOURS_PER_FLOP * 6 * macs * tokens
+        spent = self._spend(job, claim, hours)
+        if over_budget(job.budget, spent) is not None:
+            return Stopped.exit_code
+        step = min(train.pause_at or train.total_steps, train.total_steps)
+        self._measure(job, claim, step)
+        if step < train.total_steps:
+            return Stopped.exit_code
+        claim.finish_stage("pretrain", stages["pretrain"], {"steps": step})
+        result = {"pretrain": {"bits_per_byte": LAW.loss(macs, tokens), "bits_per_byte_sem": 0.01}}
+        claim.finish_stage("evaluate", stages["evaluate"], result)
+        return 0
+
+    def _spend(self, job: Job, claim: Claim, hours: float) -> Spent:
+        """Count what the run has cost, and at most its budget."""
+        if job.budget.hours is not None:
+            hours = min(hours, job.budget.hours)
+        price = price_per_hour(job.budget) or 0.0
+        if job.budget.dollars is not None and price:
+            hours = min(hours, job.budget.dollars / price)
+        claim._spent = Spent(hours, hours * price, 1.0)
+        claim._started = claim.state.clock.monotonic()
+        claim.commit(lambda head: head)
+        return Spent(hours, hours * price, 1.0)
+
+    def _measure(self, job: Job, claim: Claim, step: int) -> None:
+        """Write the held-out losses of the steps since the last start."""
+        stage = job.train_stages[0]
+        metrics = MetricsLog(claim.store, job.name, stage, claim.epoch)
+        every = job.evaluate.every or step
+        for at in sorted({*range(every, step + 1, every), step}):
+            metrics.append({"step": at, "held_out_loss": self.loss(job, at)})
+        metrics.flush()

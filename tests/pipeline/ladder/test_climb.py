@@ -1,0 +1,284 @@
+"""`pion ladder` as a whole, with runs that take no time: its states are in the store alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput, PionError, Stopped
+from pipeline.ladder.command import LadderOptions, run_ladder
+from pipeline.ladder.record import LadderRecord, ladder_file
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from tests.pipeline.ladder.fake_runs import LAW, FakeRuns, Killed, write_job
+
+SMALL = {"widths": "0.25,0.5,1", "tokens": "0.25,0.5,1"}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def climb(job: str, runs: FakeRuns, *overrides: str, **options: Any) -> int:
+    return run_ladder(job, overrides, LadderOptions(**{**SMALL, **options}), runs)
+
+
+def record_of(folder: Path) -> LadderRecord:
+    record, _ = ladder_file(FileStore(folder / "runs"), "tiny").read()
+    assert record is not None
+    return record
+
+
+def test_the_runs_are_done_from_the_cheapest_and_fitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, runs = write_job(tmp_path), FakeRuns()
+    assert climb(job, runs, as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    flops = [run["flops"] for run in found["runs"]]
+    assert flops == sorted(flops)
+    assert runs.started == [run["run"] for run in found["runs"]]
+    assert len(runs.started) == 9
+    for run in found["runs"]:
+        law = LAW.loss(run["macs_per_token"], run["tokens"])
+        assert run["bits_per_byte"] == pytest.approx(law)
+    assert found["fit"]["law"]["E"] == pytest.approx(LAW.E, rel=0.2)
+    assert Path(found["page"]).read_text().count("<circle") == 9
+
+
+def test_a_finished_ladder_does_nothing_again_and_keeps_its_fit(tmp_path: Path) -> None:
+    job, first, second = write_job(tmp_path), FakeRuns(), FakeRuns()
+    climb(job, first)
+    fit = record_of(tmp_path).fit
+    climb(job, second)
+    assert not second.started
+    assert record_of(tmp_path).fit == fit
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("number", [1, 9, 11])
+def test_a_ladder_that_is_killed_anywhere_ends_with_the_same_fit_and_predictions(
+    tmp_path: Path, number: int, moment: str
+) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    options = {"hold_out": "1.5x1,1.5x2"}
+    climb(write_job(tmp_path / "whole"), FakeRuns(), **options)
+
+    def kill(at: int, when: str) -> None:
+        if (at, when) == (number, moment):
+            raise Killed
+
+    job = write_job(tmp_path / "broken")
+    with pytest.raises(Killed):
+        climb(job, FakeRuns(meddle=kill), **options)
+    rest = FakeRuns()
+    assert climb(job, rest, **options) == 0
+    assert len(rest.started) == 11 - number + (moment == "before")
+    whole, broken = record_of(tmp_path / "whole"), record_of(tmp_path / "broken")
+    assert broken.fit == whole.fit
+    assert [p.bits_per_byte for p in broken.predictions.values()] == [
+        p.bits_per_byte for p in whole.predictions.values()
+    ]
+
+
+def test_held_out_runs_are_predicted_before_they_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, predicted = write_job(tmp_path), []
+
+    def look(number: int, moment: str) -> None:
+        if number > 7 and moment == "before":
+            predicted.append(dict(record_of(tmp_path).predictions))
+
+    runs = FakeRuns(meddle=look)
+    climb(job, runs, hold_out="2", as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    held = [run for run in found["runs"] if run["held_out"]]
+    assert [run["run"] for run in held] == runs.started[7:]
+    assert [set(known) for known in predicted] == [set(runs.started[7:])] * 2
+    assert len(found["fit"]["points"]) == 7
+    for run in held:
+        assert abs(run["error"]) < 0.03
+        assert run["predicted"]["low"] < run["predicted"]["bits_per_byte"]
+
+
+def test_a_run_that_diverges_is_a_result_and_is_left_out_of_the_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, runs = write_job(tmp_path), FakeRuns(diverge=lambda name: "64x2-640" in name)
+    assert climb(job, runs) == 0
+    out = capsys.readouterr().out
+    (name, why), *more = record_of(tmp_path).failed.items()
+    assert not more
+    assert why == "diverged: step 3 gave a loss of nan, after it was rolled back once"
+    assert f"{name} {why}; the fit leaves it out" in out
+    assert len((record_of(tmp_path).fit or {})["points"]) == 8
+    again = FakeRuns()
+    climb(job, again)
+    assert not again.started, "it is not tried again"
+
+
+def test_a_diverged_run_that_a_person_removes_is_tried_again(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    climb(job, FakeRuns(diverge=lambda name: "64x2-640" in name))
+    (name,) = record_of(tmp_path).failed
+    store = FileStore(tmp_path / "runs")
+    for entry in store.list(f"{name}/"):
+        store.delete(entry.key)
+    again = FakeRuns()
+    assert climb(job, again) == 0
+    assert again.started == [name]
+    assert not record_of(tmp_path).failed
+    assert len((record_of(tmp_path).fit or {})["points"]) == 9
+
+
+def test_if_too_many_runs_diverge_there_is_no_fit_and_it_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, runs = write_job(tmp_path), FakeRuns(diverge=lambda name: "64x2" in name)
+    assert climb(job, runs, hold_out="1.5x1") == 1
+    out = capsys.readouterr().out
+    assert "no fit: too few results to fit" in out
+    assert "1 more size" in out
+    assert not any("96x3" in name for name in runs.started), "nothing predicts the held-out run"
+
+
+def test_a_run_that_fails_without_having_diverged_ends_the_ladder(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    with pytest.raises(PionError, match="not because it diverged") as failed:
+        climb(job, lambda arguments: 1)  # type: ignore[arg-type]
+    assert failed.value.exit_code == 1
+    assert not record_of(tmp_path).failed
+
+
+@pytest.mark.parametrize(("code", "kind"), [(2, 2), (3, 3), (74, 74), (75, 75), (130, 75), (-9, 1)])
+def test_any_other_end_of_a_run_is_the_end_of_the_ladder(
+    tmp_path: Path, code: int, kind: int
+) -> None:
+    with pytest.raises(PionError, match="Run the same command again") as ended:
+        climb(write_job(tmp_path), lambda arguments: code)  # type: ignore[arg-type]
+    assert ended.value.exit_code == kind
+
+
+# ---------------------------------------------------------------- the cap
+
+
+def test_it_stops_before_a_run_that_would_exceed_the_cap_and_a_larger_cap_continues(
+    tmp_path: Path,
+) -> None:
+    job, runs = write_job(tmp_path), FakeRuns()
+    with pytest.raises(Stopped, match="would exceed the cap over all runs") as stopped:
+        climb(job, runs, hours=0.06)
+    assert stopped.value.exit_code == 4
+    begun = len(runs.started)
+    assert 0 < begun < 9
+    spent = sum(
+        head.spent.hours
+        for name in runs.started
+        if (head := RunState(FileStore(tmp_path / "runs"), name).read())
+    )
+    assert spent <= 0.06
+    with pytest.raises(Stopped, match="would exceed the cap"):
+        climb(job, runs)  # the store remembers the cap
+    assert len(runs.started) == begun
+    assert climb(job, runs, hours=10) == 0
+    assert len(runs.started) == 9
+
+
+def test_a_cap_in_dollars_needs_a_price_and_counts_all_runs(tmp_path: Path) -> None:
+    job, runs = write_job(tmp_path), FakeRuns()
+    with pytest.raises(BadInput, match="the price of this machine is not known"):
+        climb(job, runs, dollars=1)
+    with pytest.raises(Stopped, match=r"of \$0.1"):
+        climb(job, runs, "budget.dollars_per_hour=2", dollars=0.1)
+    assert 0 < len(runs.started) < 9
+
+
+def test_a_cap_that_buys_less_than_the_smallest_run_is_one_message(tmp_path: Path) -> None:
+    job, runs = write_job(tmp_path), FakeRuns()
+    with pytest.raises(Stopped, match="buys less than the smallest run of the ladder, tiny-ladder"):
+        climb(job, runs, hours=0.001)
+    assert len(runs.started) == 1
+    with pytest.raises(Stopped, match="the cap over all runs is reached"):
+        climb(job, runs)
+    assert len(runs.started) == 1
+
+
+@pytest.mark.parametrize("hours", [0.0, -1.0, float("nan"), 1e9])
+def test_a_cap_out_of_bounds_is_refused(tmp_path: Path, hours: float) -> None:
+    with pytest.raises(BadInput, match="--hours"):
+        climb(write_job(tmp_path), FakeRuns(), hours=hours)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_another_grid_under_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:
+    job, runs = write_job(tmp_path), FakeRuns()
+    climb(job, runs)
+    with pytest.raises(BadInput) as refused:
+        climb(job, FakeRuns(), "data.held_out=0.3", "pretrain.lr=2e-2", tokens="0.25,0.5,2")
+    said = str(refused.value)
+    assert "pretrain.lr: 0.01 → 0.02" in said
+    assert "data.held_out: 0.2 → 0.3" in said
+    assert "no longer: tiny-ladder-16x1-2.56K" in said
+    assert "new: tiny-ladder-16x1-5.12K" in said
+    assert "pion ladder JOB name=NAME" in said
+
+
+def test_a_ladder_with_too_few_points_is_refused_before_it_starts(tmp_path: Path) -> None:
+    runs = FakeRuns()
+    with pytest.raises(BadInput, match="lacks 3 more runs, 1 more size, 1 more length") as refused:
+        climb(write_job(tmp_path), runs, widths="0.5,1", tokens="0.5,1")
+    assert "Nothing was started" in str(refused.value)
+    assert not runs.started
+
+
+def test_runs_on_different_data_are_not_fitted_together(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+
+    def kill(number: int, moment: str) -> None:
+        if (number, moment) == (2, "after"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        climb(job, FakeRuns(meddle=kill))
+    with pytest.raises(BadInput, match="trained on other data than the other 7") as refused:
+        climb(job, FakeRuns(data="ef" * 32))
+    assert "pion rm tiny-ladder-16x1-" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("widths", "a", "--widths: 'a' is not a number"),
+        ("widths", "0.25,100", "a width of 100"),
+        ("widths", "0.25,0.26,1", "would be the same"),
+        ("tokens", "0", "tokens of 0"),
+        ("tokens", ",".join(f"{n}e-2" for n in range(1, 30)), "more than the 64"),
+        ("hold_out", "9", "some must be left"),
+        ("hold_out", "0.7", "--hold-out 0.7"),
+    ],
+)
+def test_a_wrong_grid_is_one_message(tmp_path: Path, option: str, value: str, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        climb(write_job(tmp_path), FakeRuns(), **{option: value})
+
+
+def test_a_job_that_does_not_pretrain_is_refused(tmp_path: Path) -> None:
+    job = write_job(tmp_path, pretrain__init_from="somewhere")
+    with pytest.raises(BadInput, match="starts from a trained model"):
+        climb(job, FakeRuns())
+
+
+def test_a_damaged_record_says_what_to_do(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    climb(job, FakeRuns())
+    (tmp_path / "runs" / "_ladders" / "tiny.json").write_text("{")
+    with pytest.raises(BadInput, match=r"Delete this file\. The runs of the ladder keep"):
+        climb(job, FakeRuns())

@@ -1,0 +1,161 @@
+"""`pion try` as a whole, with runs that take no time: its states are in the store alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput, PionError, Stopped
+from pipeline.job import Job
+from pipeline.ladder.try_command import TryOptions, run_try
+from tests.pipeline.ladder.fake_runs import FakeRuns, Killed, write_job
+
+VARY = ("pretrain.lr=1e-3,2e-3,4e-3,8e-3",)
+STEPS = 40
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def best_at_2e3(job: Job, step: int) -> float:
+    """Return a loss that is lowest for a rate of 2e-3, with a noise of each seed and run."""
+    rate = job.section("pretrain").lr
+    noise = 0.001 * ((job.seed * 7 + round(rate * 1e4) * 3 + step) % 5)
+    return 3.0 + 0.1 * abs(math.log2(rate / 2e-3)) + 0.05 * (job.seed % 3) + noise + 1.0 / step
+
+
+def search(job: str, runs: FakeRuns, *overrides: str, **options: Any) -> int:
+    return run_try(job, overrides, TryOptions(**{"varied": VARY, **options}), runs)
+
+
+def job_in(folder: Path) -> str:
+    folder.mkdir(exist_ok=True)
+    return write_job(folder, pretrain__steps=STEPS, pretrain__warmup_steps=1)
+
+
+def test_the_best_setting_is_found_with_two_fifths_of_the_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = FakeRuns(loss=best_at_2e3)
+    assert search(job_in(tmp_path), runs, as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["choice"] == "pretrain.lr=2e-3"
+    assert found["steps"] <= 0.4 * found["grid_steps"]
+    assert found["grid_steps"] == 4 * 3 * STEPS
+    assert len(runs.started) == 12 + 6
+    assert "pretrain.lr=2e-3 is better than" in found["verdict"]
+    assert {run["seed"] for run in found["runs"]} == {42, 43, 44}
+    winner = next(run for run in found["runs"] if run["setting"] == found["choice"])
+    assert found["command"].endswith(f"seed=42 name={winner['run']}")
+
+
+def test_the_verdict_is_a_sentence_and_says_how_to_continue(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(job_in(tmp_path), FakeRuns(loss=best_at_2e3))
+    out = capsys.readouterr().out
+    assert "pretrain.lr=2e-3 is better than" in out
+    assert "nats per token at step" in out
+    assert "to train it to the end, from its checkpoint: pion run" in out
+
+
+def test_settings_that_differ_by_noise_are_said_to_be_noise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def noise(job: Job, step: int) -> float:
+        return 3.0 + 0.01 * ((job.seed * 31 + round(job.section("pretrain").lr * 1e4)) % 7)
+
+    search(job_in(tmp_path), FakeRuns(loss=noise), varied=("pretrain.lr=1e-3,2e-3",))
+    assert "is noise: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 3), (7, 12), (12, 13), (17, 18)])
+def test_a_search_that_is_killed_twice_makes_the_same_choice(
+    tmp_path: Path, first: int, second: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(job_in(tmp_path / "whole"), FakeRuns(loss=best_at_2e3), as_json=True)
+    whole = json.loads(capsys.readouterr().out)
+    job, done = job_in(tmp_path / "broken"), 0
+    for number in (first, second - first):
+
+        def kill(at: int, moment: str, number: int = number) -> None:
+            if (at, moment) == (number, "after"):
+                raise Killed
+
+        runs = FakeRuns(loss=best_at_2e3, meddle=kill)
+        with pytest.raises(Killed):
+            search(job, runs, as_json=True)
+        done += len(runs.started)
+    rest = FakeRuns(loss=best_at_2e3)
+    search(job, rest, as_json=True)
+    broken = json.loads(capsys.readouterr().out)
+    assert done + len(rest.started) == 18, "nothing is done twice"
+    for key in ("choice", "step", "others", "verdict", "steps"):
+        assert broken[key] == whole[key]
+
+
+def test_a_finished_search_does_nothing_again(tmp_path: Path) -> None:
+    job, again = job_in(tmp_path), FakeRuns(loss=best_at_2e3)
+    search(job, FakeRuns(loss=best_at_2e3))
+    search(job, again)
+    assert not again.started
+
+
+def test_a_setting_that_diverges_comes_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = FakeRuns(loss=best_at_2e3, diverge=lambda name: "lr=2e-3" in name)
+    search(job_in(tmp_path), runs)
+    out = capsys.readouterr().out
+    assert "2e-3 diverged" in out
+    assert "diverged: step 3 gave a loss of nan" in out
+    assert "pretrain.lr=1e-3 is" in out or "pretrain.lr=4e-3 is" in out
+
+
+def test_the_cap_over_all_runs_is_kept_in_the_store(tmp_path: Path) -> None:
+    job, runs = job_in(tmp_path), FakeRuns(loss=best_at_2e3)
+    with pytest.raises(Stopped, match="cap over all runs"):
+        search(job, runs, hours=0.05)
+    begun = len(runs.started)
+    assert 0 < begun < 18
+    with pytest.raises(Stopped, match="cap over all runs"):
+        search(job, runs)
+    assert len(runs.started) == begun
+    assert search(job, runs, hours=100) == 0
+
+
+@pytest.mark.parametrize(("code", "kind"), [(1, 1), (2, 2), (3, 3), (4, 4), (75, 75)])
+def test_a_run_that_ends_without_a_measure_ends_the_search(
+    tmp_path: Path, code: int, kind: int
+) -> None:
+    with pytest.raises(PionError) as ended:
+        search(job_in(tmp_path), lambda arguments: code)  # type: ignore[arg-type]
+    assert ended.value.exit_code == kind
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"varied": ()}, "name what to vary"),
+        ({"varied": ("pretrain.lrr=1,2",)}, "did you mean `pretrain.lr`"),
+        ({"varied": ("data.seq_len=16,32",)}, "changes the data"),
+        ({"varied": ("hardware.micro_batch=1,2",)}, "train the same"),
+        ({"seeds": 0}, "--seeds 0"),
+        ({"seeds": 99}, "--seeds 99"),
+        ({"varied": (f"pretrain.lr={','.join(f'{n}e-3' for n in range(1, 65))}",)}, "too few"),
+        ({"hours": -1.0}, "--hours -1"),
+    ],
+)
+def test_a_wrong_search_is_one_message_and_starts_nothing(
+    tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
+    runs, job = FakeRuns(), write_job(tmp_path, pretrain__steps=20)
+    with pytest.raises(BadInput, match=says):
+        search(job, runs, **options)
+    assert not runs.started

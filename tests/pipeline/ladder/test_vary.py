@@ -1,0 +1,87 @@
+"""What `--vary` takes, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.base.read_job import read_job
+from pipeline.job.digest import digest_job
+from pipeline.ladder.vary import Setting, refuse_same, refuse_unpaired, run_name, settings_of
+from pipeline.state.stores.base import is_run_name
+from tests.pipeline.ladder.fake_runs import write_job
+
+
+def test_every_combination_of_the_values_is_a_setting() -> None:
+    found = settings_of(["pretrain.lr=1e-3, 2e-3", "model.tie_embeddings=true,false"])
+    assert [setting.name for setting in found] == [
+        "pretrain.lr=1e-3 model.tie_embeddings=true",
+        "pretrain.lr=1e-3 model.tie_embeddings=false",
+        "pretrain.lr=2e-3 model.tie_embeddings=true",
+        "pretrain.lr=2e-3 model.tie_embeddings=false",
+    ]
+    assert found[0].values == "1e-3 true"
+
+
+def test_commas_within_brackets_separate_nothing() -> None:
+    found = settings_of(["model.values={layers: [1, 2]},{layers: [3]}"])
+    assert [setting.values for setting in found] == ["{layers: [1, 2]}", "{layers: [3]}"]
+
+
+@pytest.mark.parametrize(
+    ("varied", "says"),
+    [
+        (["pretrain.lr"], "is not key=value,value"),
+        (["=1,2"], "is not key=value,value"),
+        (["pretrain.lr=1,"], "is not key=value,value"),
+        (["pretrain.lr=1e-3"], "one value leaves nothing to compare"),
+        (["pretrain.lr=1e-3,1e-3"], "1e-3 is given twice"),
+        (["pretrain.lr=1,2", "pretrain.lr=3,4"], "is given twice"),
+        ([f"pretrain.lr={','.join(map(str, range(65)))}"], "65 combinations are more than 64"),
+    ],
+)
+def test_texts_that_are_no_choice_are_refused(varied: list[str], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        settings_of(varied)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.seq_len=16", "changes the data, so its runs are not paired"),
+        ("data.held_out=0.1", "changes the data"),
+        ("tokenizer.train.vocab_size=300", "changes the data"),
+        ("pretrain.steps=30", "another pretrain.steps are not paired"),
+        ("pretrain.global_batch=8", "another pretrain.global_batch"),
+        ("seed=7", "another seed"),
+        ("name=other", "another name or store"),
+    ],
+)
+def test_settings_whose_runs_are_not_paired_are_refused(
+    tmp_path: Path, override: str, says: str
+) -> None:
+    path = write_job(tmp_path)
+    job, varied = read_job(path), read_job(path, [override])
+    with pytest.raises(BadInput, match=says) as refused:
+        refuse_unpaired(job, digest_job(job), Setting((override,)), varied, digest_job(varied))
+    assert "Nothing was started" in str(refused.value)
+
+
+def test_settings_that_train_the_same_are_refused(tmp_path: Path) -> None:
+    path = write_job(tmp_path)
+    settings = settings_of(["hardware.micro_batch=1,2"])
+    digests = [digest_job(read_job(path, setting.overrides)) for setting in settings]
+    with pytest.raises(BadInput, match="train the same"):
+        refuse_same(settings, digests, "pretrain")
+
+
+@pytest.mark.parametrize(
+    "override", ["pretrain.lr=1e-3", "model.values={layers: [1]}", "a=é/" * 30]
+)
+def test_names_of_runs_are_legal_and_differ_by_setting_seed_and_content(override: str) -> None:
+    setting = Setting((override,))
+    names = {run_name("tiny", setting, seed, digest) for seed in (1, 2) for digest in ("x", "y")}
+    assert len(names) == 4
+    assert all(is_run_name(name) for name in names)

@@ -1,0 +1,76 @@
+"""A real ladder and a real search that are killed with SIGKILL end like those that are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.waiting import LONG_SECONDS, kill_tree, read_until, rest_of
+from tests.support.whole_runs import write_job
+
+pytestmark = pytest.mark.soak
+
+LADDER = ("ladder", "--widths", "0.5,1,2", "--tokens", "0.5,1,2", "--hold-out", "1")
+SEARCH = ("try", "--vary", "pretrain.lr=2e-3,1e-2,2e-2", "--seeds", "2")
+
+
+def start(folder: Path, command: str, *options: str) -> subprocess.Popen[str]:
+    job = write_job(folder, sft=None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", command, str(job), *options, "--json"],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+
+
+def killed_after(line: str, folder: Path, *command: str) -> None:
+    """Start the command, and kill it with all its processes after it has said `line`."""
+    process = start(folder, *command)
+    read_until(process, line, seconds=LONG_SECONDS)
+    kill_tree(process.pid)
+    process.wait(LONG_SECONDS)
+
+
+def finished(folder: Path, *command: str) -> dict[str, Any]:
+    """Run the command to its end, and return its JSON."""
+    process = start(folder, *command)
+    output = rest_of(process, seconds=LONG_SECONDS)
+    assert process.returncode == 0, output
+    found: dict[str, Any] = json.loads(output[output.rindex("\n{\n") :])
+    return found
+
+
+def test_a_ladder_that_is_killed_twice_ends_with_the_same_results_and_fit(tmp_path: Path) -> None:
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    whole = finished(tmp_path / "whole", *LADDER)
+    killed_after("run 2 of 8", tmp_path / "broken", *LADDER)
+    killed_after("held-out run 1 of 1", tmp_path / "broken", *LADDER)
+    broken = finished(tmp_path / "broken", *LADDER)
+    assert broken["fit"] == whole["fit"]
+    for one, other in zip(whole["runs"], broken["runs"], strict=True):
+        assert other["bits_per_byte"] == one["bits_per_byte"]
+        assert other["error"] == one["error"]
+    assert whole["runs"][-1]["error"] is not None
+
+
+def test_a_search_that_is_killed_twice_makes_the_same_choice(tmp_path: Path) -> None:
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    whole = finished(tmp_path / "whole", *SEARCH)
+    killed_after("seed 43, to step 4", tmp_path / "broken", *SEARCH)
+    killed_after("to step 8: 4 runs", tmp_path / "broken", *SEARCH)
+    broken = finished(tmp_path / "broken", *SEARCH)
+    assert {k: v for k, v in broken.items() if k not in ("hours", "command")} == {
+        k: v for k, v in whole.items() if k not in ("hours", "command")
+    }
