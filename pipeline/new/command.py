@@ -132,7 +132,7 @@ def new_job(options: Options) -> int:
             )
     if options.dry_run:
         show(f"\n--dry-run: {target} would be:\n")
-        print(draft.text, end="")
+        show(draft.text.removesuffix("\n"))
         return 0
     for reading, copy in draft.copies:
         with saying_if_slow(f"writing {copy}"):

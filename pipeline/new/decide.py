@@ -13,6 +13,7 @@ from typing import Any
 
 from pion.errors import BadInput
 from pion.later_fields import shown
+from pipeline.console.formats import show
 from pipeline.new.chats import meaning_of, names_of_roles, unknown_roles
 from pipeline.new.files import Found, Group
 from pipeline.new.layouts import (
@@ -57,9 +58,9 @@ def ask_or_refuse(undecided: Undecided, where: str) -> str:
     options = " or ".join(f"{undecided.option} {answer}" for answer in undecided.answers[:4])
     if not sys.stdin.isatty():
         raise BadInput(f"{where}: {undecided.question} Decide with {options}. Nothing was written.")
-    print(f"{where}: {undecided.question}")
+    show(f"{where}: {undecided.question}")
     for number, answer in enumerate(undecided.answers, 1):
-        print(f"  {number}  {answer}")
+        show(f"  {number}  {answer}")
     try:
         given = input("number: ").strip()
     except EOFError:

@@ -255,7 +255,8 @@ data:
     - {kind: hub, repo: a/b, weight: 5e8, max_documents: 500_000_000_000}
     - {kind: hub-npy, repo: a/b, max_shards: 500_000}
 pretrain: &train
-  {steps: 500_000_000, global_batch: 500_000, lr: 5e5, min_lr: 5e5, warmup_steps: 499_999_999,
+  {steps: 500_000_000, pause_at: 500_000_000, global_batch: 500_000, lr: 5e5, min_lr: 5e5,
+   warmup_steps: 499_999_999,
    decay_fraction: 0.5, muon_lr: 5e5, muon_momentum: 0.5, muon_momentum_start: 0.5,
    embedding_lr: 5e5, head_lr: 5e5, vector_lr: 5e5, weight_decay: 5e5, beta1: 0.5, beta2: 0.5,
    eps: 5e5, clip: 5e8, max_spike: 5e8}
