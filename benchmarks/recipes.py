@@ -1,12 +1,15 @@
 """Race training recipes: bits per byte at equal tokens and at equal FLOPs of matrices.
 
-    uv run python -m benchmarks.recipes [--sizes l …] [--arms B C …] [--seeds 5]
+    uv run python -m benchmarks.recipes [--sizes l …] [--arms B C …] [--seeds 5] [--nanochat PATH]
 
 All arms train on the prose and the source of Python's standard library, with the vocabulary of
-jobs/demo.yaml. For each seed they see the same rows in the same order, in fp32. An arm whose model
+jobs/demo.yaml. For each seed they see the same rows in the same order, in bf16. An arm whose model
 has fewer multiplications a token than the demo's trains for as many more steps in its race at equal
 FLOPs. What is measured is kept in benchmarks/results/recipes.json after each training, so the same
 command continues a race that was cut short; the code must be the same.
+
+With --nanochat, a checkout of karpathy/nanochat, its own model and optimizer race, too, with the
+rates of its rules and with multiples of them.
 
 A rate is a factor of the size: AdamW's rates for embeddings, head and vectors are given for a
 d_model of 768, and grow with (d_model / 768)^-½.
@@ -15,18 +18,19 @@ d_model of 768, and grow with (d_model / 768)^-½.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from benchmarks import nanochat_rival
 from benchmarks.paired_training import paired, train
 from pion.model.params_and_flops import cost_of
 from pion.train.hardware import device_name
@@ -48,7 +52,11 @@ SIZES = {
 }
 # The steps of the demo's model; smaller ones have steps in proportion to their multiplications.
 STEPS = 720
+# As on a GPU; nanochat's code computes in it, too.
+DTYPE: Literal["bfloat16"] = "bfloat16"
 Settings = dict[str, Any]
+Run = tuple[str, str, int, int]  # size, arm, steps and seed
+Measures = dict[str, float]
 
 
 def adamw(lr: float) -> Callable[[int, int], Settings]:
@@ -155,6 +163,14 @@ ARMS: dict[str, Arm] = {
     "D max": (most, pion2(), True),
 }
 FIRST = "B muon"
+# nanochat's own model and optimizer, and the factor of the rates that its rules give.
+RIVALS = {
+    "N nanochat": 1.0,
+    "N nanochat · 2": 2.0,
+    "N nanochat · 4": 4.0,
+    "N nanochat · 8": 8.0,
+    "N nanochat · 16": 16.0,
+}
 
 
 def job_of(size: str, arm: str, steps: int) -> Job:
@@ -172,7 +188,10 @@ def job_of(size: str, arm: str, steps: int) -> Job:
 
 def macs(size: str, arm: str) -> int:
     """Return the multiply-accumulates with weights for a token."""
-    return cost_of(job_of(size, arm, 100).model_config_resolved()).macs_per_token
+    config = job_of(size, FIRST if arm in RIVALS else arm, 100).model_config_resolved()
+    if arm in RIVALS:
+        return nanochat_rival.macs(config.d_model, config.n_layers, config.vocab_size)
+    return cost_of(config).macs_per_token
 
 
 def steps_of(size: str, arm: str, *, equal_flops: bool) -> int:
@@ -181,36 +200,50 @@ def steps_of(size: str, arm: str, *, equal_flops: bool) -> int:
     return round(steps * macs(size, FIRST) / macs(size, arm) if equal_flops else steps)
 
 
-def race(sizes: list[str], arms: list[str], seeds: int) -> dict[str, Any]:
-    """Train what is missing, and return the report."""
+def race(sizes: list[str], arms: list[str], seeds: int, checkout: str | None) -> dict[str, Any]:
+    """Train what is missing, and return the report. `checkout` is nanochat's."""
     report: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
     with tempfile.TemporaryDirectory() as folder:
         prepare_pretrain(job_of("l", FIRST, 100), Path(folder), lambda message: None)
         for seed in range(seeds):
             for size in sizes:
-                for arm in arms:
-                    for steps in sorted(
-                        {steps_of(size, arm, equal_flops=equal) for equal in (False, True)}
-                    ):
-                        key = f"{size}, {arm}, {steps} steps, seed {seed}"
-                        if key in report["runs"]:
-                            continue
-                        command = [sys.executable, "-m", "benchmarks.recipes", "--train", size, arm]
-                        command += [str(steps), str(seed), folder]
-                        done = subprocess.run(
-                            command, stdout=subprocess.PIPE, text=True, check=True
-                        )
-                        report["runs"][key] = json.loads(done.stdout)
-                        print(f"{key}: {done.stdout.strip()}", flush=True)
-                        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+                missing = [
+                    (size, arm, steps, seed)
+                    for arm in arms
+                    for steps in sorted({steps_of(size, arm, equal_flops=e) for e in (False, True)})
+                    if key_of(size, arm, steps, seed) not in report["runs"]
+                ]
+                for run, measures in trained(missing, Path(folder), checkout):
+                    report["runs"][key_of(*run)] = measures
+                    print(f"{key_of(*run)}: {measures}", flush=True)
+                    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
     return report
+
+
+def key_of(size: str, arm: str, steps: int, seed: int | str) -> str:
+    """Return the name of a training in the report."""
+    return f"{size}, {arm}, {steps} steps, seed {seed}"
+
+
+def trained(runs: list[Run], data: Path, checkout: str | None) -> Iterator[tuple[Run, Measures]]:
+    """Yield each run with its measures. All are trained in one other process."""
+    if not runs:
+        return
+    command = [sys.executable, "-m", "benchmarks.recipes", "--train", json.dumps(runs), str(data)]
+    command += ["--nanochat", checkout] if checkout else []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for run, line in zip(runs, process.stdout):
+            yield run, json.loads(line)
+    if process.returncode:
+        raise SystemExit(f"a training ended with {process.returncode}")
 
 
 def summary(runs: Mapping[str, Mapping[str, float]], size: str) -> list[dict[str, Any]]:
     """Return both races of a size: each arm, and its paired difference from the demo's Muon."""
 
     def bits(arm: str, steps: int) -> dict[str, float]:
-        begin = f"{size}, {arm}, {steps} steps, seed "
+        begin = key_of(size, arm, steps, "")
         return {
             key.removeprefix(begin): run["bits_per_byte"]
             for key, run in runs.items()
@@ -219,7 +252,7 @@ def summary(runs: Mapping[str, Mapping[str, float]], size: str) -> list[dict[str
 
     rows = []
     first = bits(FIRST, steps_of(size, FIRST, equal_flops=False))
-    for arm in ARMS:
+    for arm in (*ARMS, *RIVALS):
         for equal, race_of in ((False, "tokens"), (True, "FLOPs")):
             steps = steps_of(size, arm, equal_flops=equal)
             own = bits(arm, steps)
@@ -234,22 +267,36 @@ def summary(runs: Mapping[str, Mapping[str, float]], size: str) -> list[dict[str
     return rows
 
 
+def _train(run: Run, data: Path, checkout: str | None) -> Measures:
+    size, arm, steps, seed = run
+    job = job_of(size, FIRST if arm in RIVALS else arm, steps)
+    config = job.model_config_resolved()
+    if arm in RIVALS:
+        assert checkout is not None
+        with contextlib.redirect_stdout(sys.stderr):  # nanochat prints
+            return nanochat_rival.train(job, config, seed, data, Path(checkout), RIVALS[arm])
+    measures = train(job, config, seed, data, DTYPE)
+    return {name: measures[name] for name in ("bits_per_byte", "bits_per_byte_sem")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["l"])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *RIVALS], default=None)
+    parser.add_argument("--nanochat", metavar="PATH", help="a checkout of karpathy/nanochat")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--train", nargs=5, metavar=("SIZE", "ARM", "STEPS", "SEED", "DATA"))
+    parser.add_argument("--train", nargs=2, metavar=("RUNS", "DATA"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
-        size, arm, steps, seed, data = options.train
-        job = job_of(size, arm, int(steps))
-        config = job.model_config_resolved()
-        print(json.dumps(train(job, config, int(seed), Path(data), "float32")))
+        for run in json.loads(options.train[0]):
+            print(json.dumps(_train(run, Path(options.train[1]), options.nanochat)), flush=True)
         return
-    report = race(options.sizes, options.arms, options.seeds)
+    arms = options.arms or [*ARMS, *(RIVALS if options.nanochat else ())]
+    if set(arms) & RIVALS.keys() and not options.nanochat:
+        parser.error("nanochat's arms need --nanochat PATH, a checkout of karpathy/nanochat")
+    report = race(options.sizes, arms, options.seeds, options.nanochat)
     report["device"] = device_name(torch.device("cpu"))
-    report["load_average_after"] = round(os.getloadavg()[0], 2)
+    report["dtype"] = DTYPE
     report["summary"] = [row for size in SIZES for row in summary(report["runs"], size)]
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report["summary"], indent=1))
