@@ -33,7 +33,16 @@ from pipeline.job.runtime_sections import (
     Price,
     price_of,
 )
-from pipeline.job.section import Section, identity, made, mistakes_of, refuse, runtime
+from pipeline.job.section import (
+    MOST_OF_A_NAME,
+    NAME,
+    Section,
+    identity,
+    made,
+    mistakes_of,
+    refuse,
+    runtime,
+)
 from pipeline.job.sources import Data, Source
 from pipeline.job.train_sections import Pretrain, Sft, Train, phases_of
 from pipeline.machine.folders import expand
@@ -49,8 +58,8 @@ class Job(Section):
     name: str = runtime(
         ...,
         "name of the run in its store",
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]*$",
-        max_length=100,
+        pattern=NAME,
+        max_length=MOST_OF_A_NAME,
     )
     seed: int = identity(42, "seed of the initial weights and of the row order", most=2**63 - 1)
     store: str = runtime(

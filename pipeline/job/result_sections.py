@@ -7,7 +7,16 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from pipeline.job.section import ROWS, STEPS, Section, identity, refuse, runtime
+from pipeline.job.section import (
+    MOST_OF_A_NAME,
+    NAME,
+    ROWS,
+    STEPS,
+    Section,
+    identity,
+    refuse,
+    runtime,
+)
 
 
 class LmEval(Section):
@@ -62,6 +71,13 @@ class Evaluate(Section):
         "with the lowest held-out loss among the evaluations during training; it is kept, and "
         "training waits at each evaluation until its checkpoint is stored",
         before="last",
+    )
+    ladder: str | None = runtime(
+        None,
+        "name of a ladder in the job's store (`pion ladder`). Before pretraining begins, it "
+        "predicts the bits per byte, and report, card and summary show prediction and result",
+        pattern=NAME,
+        max_length=MOST_OF_A_NAME,
     )
 
 

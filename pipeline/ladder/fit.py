@@ -116,9 +116,13 @@ class Fit(_Record):
         macs = min(max(self.law.best_macs(product), 1.0), product)
         return max(1, round(macs)), max(1, round(product / macs))
 
-    def _require_trusted(self, flops: float) -> None:
+    def trusts(self, flops: float) -> bool:
+        """Return whether a run of so many training FLOPs can be predicted."""
         # A rounded split of exactly `trusted_flops` is trusted.
-        if flops > self.trusted_flops * (1 + 1e-6):
+        return flops <= self.trusted_flops * (1 + 1e-6)
+
+    def _require_trusted(self, flops: float) -> None:
+        if not self.trusts(flops):
             raise BadInput(
                 f"{_flops(flops)} FLOPs are {flops / self.largest_flops:,.0f} times those of the "
                 f"ladder's largest run. A ladder is trusted up to {TRUSTED:.0f} times, which is "

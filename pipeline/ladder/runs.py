@@ -79,7 +79,7 @@ class Runs:
         `job` is that of the run, which `overrides` make. `limits` are runtime settings: they change
         no result. Raises the error that `pion run` ended with, for any other end.
         """
-        settings = as_overrides({**_light(job), **limits})
+        settings = as_overrides({**_light(job), **_unpredicted(job), **limits})
         words = [self.job_path, *self.overrides, *overrides, *settings]
         code = self._execute([*words, *([] if until is None else ["--until", until])])
         if code in (0, PionError.exit_code, Stopped.exit_code):
@@ -139,6 +139,11 @@ def result_in(head: Head | None, digests: Digests, where: str) -> Result | None:
 def _light(job: Job) -> dict[str, Any]:
     """Return runtime settings of short runs. Without a GPU, Ray would start for half a minute."""
     return {} if job.hardware.workers is not None or gpu_count() else {"hardware.workers": 0}
+
+
+def _unpredicted(job: Job) -> dict[str, Any]:
+    """Return runtime settings without a ladder: the job may name the one that is being made."""
+    return {} if job.evaluate.ladder is None else {"evaluate.ladder": None}
 
 
 def _ended(name: str, code: int) -> PionError:

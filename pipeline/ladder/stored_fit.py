@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 from pion.errors import BadInput
 from pipeline.ladder.fit import Fit
 from pipeline.state.record_json import damaged, parse_record
@@ -11,34 +15,56 @@ from pipeline.state.stores.base import is_run_name
 LADDERS = "_ladders"
 
 
+@dataclass(frozen=True)
+class Asked:
+    """How a person named the ladder, and a sentence that says what happens without it."""
+
+    key: str = "--ladder"
+    without: str = "Without --ladder, sizes follow a rule, and no loss is predicted."
+
+
+@dataclass(frozen=True)
+class StoredFit:
+    """A fit, and the settings that the runs of its ladder have in common, by dotted key."""
+
+    fit: Fit
+    settings: Mapping[str, Any]
+
+
 def read_fit(store: Store, name: str) -> Fit:
-    """Return the fit of the ladder `name`.
+    """Return the fit of the ladder `name`. Raises as `read_stored_fit` does."""
+    return read_stored_fit(store, name).fit
+
+
+def read_stored_fit(store: Store, name: str, asked: Asked = Asked()) -> StoredFit:
+    """Return the fit of the ladder `name`, and the settings of its runs.
 
     Raises BadInput if there is no such ladder, if it has no fit yet, and for a record that can't be
     read; and StoreError.
     """
     if not is_run_name(name):
-        raise BadInput(f"--ladder {name!r:.200}: a ladder has a name, such as small.")
+        raise BadInput(f"{asked.key} {name!r:.200}: a ladder has a name, such as small.")
     key = f"{LADDERS}/{name}.json"
     try:
         data = store.read(key)
     except Missing:
         raise BadInput(
             f"there is no ladder {name!r} in {store.url}{_those_there(store)} To make one: pion "
-            "ladder JOB, with a job of this name and store. Without --ladder, sizes follow a rule, "
-            "and no loss is predicted."
+            f"ladder JOB, with a job of this name and store. {asked.without}"
         ) from None
     where = f"{store.url}/{key}"
-    found = parse_record(data, where).get("fit")
+    record = parse_record(data, where)
+    found, settings = record.get("fit"), record.get("settings", {})
     if found is None:
         raise BadInput(
             f"the ladder {name!r} in {store.url} is not finished, so it predicts nothing yet. To "
-            "finish it, run the same `pion ladder` command again. Without --ladder, sizes follow a "
-            "rule, and no loss is predicted."
+            f"finish it, run the same `pion ladder` command again. {asked.without}"
         )
     if not isinstance(found, dict):
         raise damaged(where, "fit should be an object")
-    return Fit.from_record(found, where)
+    if not isinstance(settings, dict):
+        raise damaged(where, "settings should be an object")
+    return StoredFit(Fit.from_record(found, where), settings)
 
 
 def _those_there(store: Store) -> str:

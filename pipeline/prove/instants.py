@@ -46,6 +46,7 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
         "evaluate.ngram_order": 0,
         "evaluate.packs": [],
         "evaluate.lm_eval": {},
+        "evaluate.ladder": None,
     }
     for stage, steps in cut_steps(job).items():
         section = job.section(stage)

@@ -21,6 +21,7 @@ from pipeline.report.card_sections import (
     gguf_section,
 )
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
+from pipeline.report.prediction import result_sentence
 from pipeline.report.published_by import run_id
 from pipeline.report.result_tables import result_blocks
 
@@ -233,7 +234,8 @@ def _results(history: RunHistory) -> str:
         block if isinstance(block, str) else table(*block)
         for block in result_blocks(history.job, history.results, code="`{}`")
     ]
-    return "\n\n".join(["## Results", *shown]) if shown else ""
+    predicted = [words for words in [result_sentence(history, history.results)] if words]
+    return "\n\n".join(["## Results", *predicted, *shown]) if shown else ""
 
 
 def _architecture(config: ModelConfig, parameters: int, vocab_size: int, weights: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.console.formats import duration, moment, number_or_dash
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
+from pipeline.report.prediction import result_sentence
 from pipeline.report.recipes import recipe_blocks
 from pipeline.report.result_tables import result_blocks
 
@@ -28,7 +29,8 @@ def measured_sections(history: RunHistory, results: Mapping[str, Any]) -> list[S
     sections = {
         "Evaluation": [
             _text(block) if isinstance(block, str) else _table(*block)
-            for block in result_blocks(history.job, results)
+            for block in [result_sentence(history, results), *result_blocks(history.job, results)]
+            if block
         ],
         "Experts": _experts(history),
         "Recipes": recipe_blocks(history),

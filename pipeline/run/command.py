@@ -20,6 +20,7 @@ from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
 from pipeline.run.journal import Journal
 from pipeline.run.leaving import Leaving
+from pipeline.run.prediction import predict
 from pipeline.run.preflight import preflight, refuse_one_expert
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import WorkLeft, check_until, work_left
@@ -56,9 +57,19 @@ def run_job(job: Job, options: Options, display: Display) -> int:
                 # others. Starts in the same second all get past this.
                 refuse_owned(run, left.head, Owner.me())
             price = _check_before_claiming(job, run, left, options.until, display)
+            predicted = predict(job, run.store, left, options.until)
         with stopping, _watching_for_notices(stopping, display) as leaving:
             start = Start(
-                job, options, left.digests, run, Owner.me(), stopping, started, price, leaving
+                job,
+                options,
+                left.digests,
+                run,
+                Owner.me(),
+                stopping,
+                started,
+                price,
+                leaving,
+                predicted,
             )
             asked = time.monotonic()
             claim = _claim(start, left, display)

@@ -12,6 +12,7 @@ from pipeline.job import Job
 from pipeline.job.digest import Digests
 from pipeline.models.bring import bring_model
 from pipeline.report.calibration import calibration_in_brief
+from pipeline.report.prediction import against_result
 from pipeline.report.published_by import is_still_there
 from pipeline.report.reading import read_history
 from pipeline.report.report_file import REPORT
@@ -96,6 +97,8 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
             rows.append([f"{name} bits per byte", f"{result['bits_per_byte']:.3f}"])
         elif result.get("response_loss") is not None:  # of a run without text
             rows.append([f"{name} response loss", f"{result['response_loss']:.3f}"])
+    if predicted := against_result(history, results):
+        rows.append(["ladder", predicted])
     for name in job.train_stages:
         if calibration := results.get(name, {}).get("calibration"):
             rows.append([f"{name} calibration", calibration_in_brief(calibration)])

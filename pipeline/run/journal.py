@@ -10,6 +10,7 @@ from pipeline.console.display import Display
 from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, Step
 from pipeline.cost.timeline import WAITED
 from pipeline.machine.rented import PAID_TO_FIRST_STEP, claim_event, this_machine
+from pipeline.report.prediction import prediction_in_words
 from pipeline.run.start import Start
 from pipeline.state.claim import Claim
 from pipeline.state.owner import differences
@@ -35,7 +36,8 @@ class Journal:
         self._events = EventLog(start.run.store, start.run.name, claim.epoch)
 
     def introduce(self, waited: float) -> None:
-        """Show and record where the run is now, what the start-up cost so far, and other code.
+        """Show and record where the run is now, what the start-up cost so far, other code, and
+        what is predicted.
 
         `waited` is how many seconds this process waited for another owner.
         """
@@ -58,6 +60,10 @@ class Journal:
             self.note(f"changed since the last start of this run: {change}")
         if changes:
             self._events.append("changed", changes=changes)
+        if self._start.predicted is not None:
+            predicted = dataclasses.asdict(self._start.predicted)
+            self._events.append("predicted", **predicted)
+            self.note(f"predicted {prediction_in_words(predicted)}")
 
     def note(self, text: str) -> None:
         """Show a line."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pipeline.job import Job
 from pipeline.job.digest import Digests
 from pipeline.run.leaving import Leaving
+from pipeline.run.prediction import RunPrediction
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
@@ -36,6 +37,7 @@ class Start:
         at: when the command began, in Unix time.
         price: of this machine, in dollars per hour; None if it is not known.
         leaving: hears what saves take, and that a cloud will take a machine.
+        predicted: what the job's ladder says of the pretraining that begins now, if any.
     """
 
     job: Job
@@ -47,6 +49,7 @@ class Start:
     at: float
     price: float | None
     leaving: Leaving
+    predicted: RunPrediction | None = None
 
     @property
     def workspace(self) -> Workspace:

@@ -1,0 +1,29 @@
+"""`pion check` shows what the job's ladder predicts, and refuses one that can't predict."""
+
+from __future__ import annotations
+
+import json
+
+from pipeline.ladder.fit import fit
+from pipeline.state.stores import FileStore
+from tests.pipeline.ladder.made_up import LAWS, ladder
+from tests.pipeline.rent.check.checked_job import Case, unknown, wrong
+
+SIZES, LENGTHS = (10_000, 20_000, 40_000), (1000, 2000, 4000)
+
+
+def test_a_ladder_that_can_not_predict_is_refused_and_one_that_can_is_shown(case: Case) -> None:
+    wrong(case.rows(evaluate__ladder="small")["evaluate.ladder"], "there is no ladder 'small'")
+    store = FileStore(case.folder / "runs")
+    store.write("_ladders/small.json", b'{"fit": null}')
+    rows = case.rows(evaluate__ladder="small")
+    wrong(rows["evaluate.ladder"], "is not finished", "Nothing was started")
+    assert rows["run"].ok
+    fitted = fit(ladder(LAWS[0], sizes=SIZES, lengths=LENGTHS))
+    store.write("_ladders/small.json", json.dumps({"fit": fitted.record()}).encode())
+    row = case.rows(evaluate__ladder="small")["evaluate.ladder"]
+    assert row.ok
+    assert row.words.startswith("predicted ")
+    assert "by ladder small" in row.words
+    far = case.rows(evaluate__ladder="small", pretrain__steps=10**6)["evaluate.ladder"]
+    unknown(far, "predicted nothing by ladder small", "trusted up to 100 times")
