@@ -52,6 +52,8 @@ SIZES = {
 }
 # The steps of the demo's model; smaller ones have steps in proportion to their multiplications.
 STEPS = 720
+# What `paired` needs to tell a real difference.
+SEEDS = 5
 # As on a GPU; nanochat's code computes in it, too.
 DTYPE: Literal["bfloat16"] = "bfloat16"
 Settings = dict[str, Any]
@@ -263,6 +265,8 @@ def summary(runs: Mapping[str, Mapping[str, float]], size: str) -> list[dict[str
             row |= {"seeds": len(both), "bits_per_byte": round(statistics.mean(own.values()), 4)}
             if len(both) > 1 and arm != FIRST:
                 row |= paired([own[seed] for seed in both], [first[seed] for seed in both])
+                if len(both) < SEEDS:  # so few can't say that a difference is real
+                    del row["real"]
             rows.append(row)
     return rows
 
@@ -284,7 +288,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["l"])
     parser.add_argument("--arms", nargs="+", choices=[*ARMS, *RIVALS], default=None)
     parser.add_argument("--nanochat", metavar="PATH", help="a checkout of karpathy/nanochat")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--train", nargs=2, metavar=("RUNS", "DATA"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
