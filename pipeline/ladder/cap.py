@@ -106,6 +106,19 @@ def refuse_beyond(
         )
 
 
+def why_stopped(cap: Cap, spent: Spent, run: str) -> Stopped:
+    """Return why a run stopped before its end: the cap, or a request."""
+    if reached(cap, spent):
+        return Stopped(
+            f"the cap over all runs is reached in {run}: {describe(spent)} of {cap}. "
+            f"{raise_it(cap)}"
+        )
+    return Stopped(
+        f"run {run} was stopped (see above). Everything that is done is kept. To continue, run "
+        "the same command again."
+    )
+
+
 def raise_it(cap: Cap) -> str:
     """Return what to do when a cap ends the work."""
     option = "--dollars" if cap.dollars is not None else "--hours"

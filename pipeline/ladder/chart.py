@@ -95,10 +95,16 @@ def _names(ladder: Ladder, sizes: Sequence[int], x: _Axis, y: _Axis) -> Iterator
     """Yield the names of the sizes at the ends of their curves, the smallest size at the top."""
     if ladder.fit is None:
         return
-    above = -math.inf
+    places = [y.at(ladder.fit.law.loss(size, x.high)) + 4 for size in sizes]
+    for number in range(1, len(places)):
+        places[number] = max(places[number], places[number - 1] + LINE)
+    # No name is below the axis, where the numbers of tokens are.
+    lowest = float(HEIGHT - BOTTOM)
+    for number in reversed(range(len(places))):
+        lowest = places[number] = min(places[number], lowest)
+        lowest -= LINE
     for number, size in enumerate(sizes):
-        above = max(above + LINE, y.at(ladder.fit.law.loss(size, x.high)) + 4)
-        place = f'x="{WIDTH - RIGHT + 6}" y="{round(above, 1)}"'
+        place = f'x="{WIDTH - RIGHT + 6}" y="{round(places[number], 1)}"'
         yield f'<text class="f{number % COLORS}" {place}>{short_amount(size)}</text>'
 
 

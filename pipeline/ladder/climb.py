@@ -23,6 +23,7 @@ from pipeline.ladder.cap import (
     raise_it,
     reached,
     refuse_beyond,
+    why_stopped,
 )
 from pipeline.ladder.fit import Fit, fit
 from pipeline.ladder.grid import Grid, Rung, rungs_of
@@ -128,22 +129,13 @@ class Climb:
     def _why_stopped(self, rung: Rung) -> Stopped:
         """Return why a run stopped before its end: the cap, or a request."""
         ladder = self.look()
-        spent = describe(ladder.spent)
-        if not reached(self._cap, ladder.spent):
-            return Stopped(
-                f"run {rung.name} was stopped (see above). Every finished run is kept. To "
-                "continue, run the same command again."
-            )
-        if not any(step.done for step in ladder.steps):
+        if reached(self._cap, ladder.spent) and not any(step.done for step in ladder.steps):
             return Stopped(
                 f"the cap of {self._cap} buys less than the smallest run of the ladder, "
-                f"{rung.name}. {spent} are spent, and what it has done is saved. "
+                f"{rung.name}. {describe(ladder.spent)} are spent, and what it has done is saved. "
                 f"{raise_it(self._cap)}"
             )
-        return Stopped(
-            f"the cap over all runs is reached in {rung.name}: {spent} of {self._cap}. "
-            f"{raise_it(self._cap)}"
-        )
+        return why_stopped(self._cap, ladder.spent, rung.name)
 
     def _forget_removed(self) -> None:
         """Forget the failures of runs that a person has removed, to try them again."""

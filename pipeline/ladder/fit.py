@@ -1,9 +1,9 @@
 """Predict the bits per byte of a run from a ladder of smaller runs, with an interval.
 
 The interval has two parts. Other runs of the ladder would have given another law: each *resample*
-fits the law to the curve with the residuals of other runs, drawn at random. And the predicted run
-has noise of its own. Few runs also know little about how large the noise is, so each resample draws
-the noise, too. Together they hold the results of 90 % of runs.
+fits the law to the curve with the residuals of other runs, drawn at random. The predicted run has
+noise, too. A few runs can't say well how large this noise is, so each resample draws its size at
+random. Together they hold the results of 90 % of runs.
 """
 
 from __future__ import annotations

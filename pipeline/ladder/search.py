@@ -22,10 +22,8 @@ from pipeline.ladder.cap import (
     Cap,
     budget_of,
     check_cap,
-    describe,
-    raise_it,
-    reached,
     refuse_beyond,
+    why_stopped,
 )
 from pipeline.ladder.grid import as_overrides
 from pipeline.ladder.halving import Choice, Curves, Round, Wanted, decide, plan_rounds, steps_taken
@@ -159,7 +157,7 @@ class Search:
         if step in self._runs.held_out(name, self._stage):
             return
         if code == Stopped.exit_code:
-            raise self._why_stopped(name)
+            raise why_stopped(self._cap, _spent(self._heads()), name)
         digest = trial.digests.stages[self._stage]
         why = self._runs.trouble(name, self._stage, digest)
         if why is None:
@@ -170,18 +168,6 @@ class Search:
             )
         self._say(f"{name}: {why}. Its setting comes last.")
         self._change(lambda old: dataclasses.replace(old, failed={**old.failed, name: why}))
-
-    def _why_stopped(self, name: str) -> Stopped:
-        spent = _spent(self._heads())
-        if reached(self._cap, spent):
-            return Stopped(
-                f"the cap over all runs is reached in {name}: {describe(spent)} of {self._cap}. "
-                f"{raise_it(self._cap)}"
-            )
-        return Stopped(
-            f"run {name} was stopped (see above). Everything that is done is kept. To continue, "
-            "run the same command again."
-        )
 
     def _heads(self) -> dict[str, Head | None]:
         names = [trial.job.name for trial in self.trials]

@@ -135,7 +135,7 @@ def refuse_same(settings: Sequence[Setting], digests: Sequence[Digests], stage: 
 
 
 def run_name(job: str, setting: Setting, seed: int, digest: str) -> str:
-    """Return the name of a run of a search: readable, and of its own for each `digest`."""
+    """Return the readable name of a run of a search. Each `digest` has another name."""
     label = re.sub(r"[^A-Za-z0-9_.+=@-]+", "_", setting.name.replace(" ", "+"))[:LONGEST_LABEL]
     own = hashlib.sha256(f"{digest} {seed}".encode()).hexdigest()[:8]
     return f"{job}-try-{label}-{own}"

@@ -31,7 +31,7 @@ class LookedUp:
 
     @property
     def has_template(self) -> bool:
-        """Whether it has a chat template of its own. What can't be looked up may have one."""
+        """Whether it has a chat template. What can't be looked up may have one."""
         return self.base is None or self.base.template is not None
 
     def start(self, texts: Sequence[str]) -> Start:

@@ -24,7 +24,7 @@ ANSWERS = (
     *("output", "answer", "response", "completion", "assistant", "bot", "gpt", "reply", "a"),
     *("solution", "target"),
 )
-# What belongs to a question, if the question has a column of its own.
+# Columns with what belongs to a question, next to the question's column.
 CONTEXTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
 # The keys of a turn's role and text, in the order in which they are looked for.

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,20 @@ def finished(folder: Path, *command: str) -> dict[str, Any]:
     return found
 
 
-def test_a_ladder_that_is_killed_twice_ends_with_the_same_results_and_fit(tmp_path: Path) -> None:
+def whole_and_broken(
+    folder: Path, lines: Sequence[str], *command: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the command says without a kill, and after one kill at each of the lines."""
     for name in ("whole", "broken"):
-        (tmp_path / name).mkdir()
-    whole = finished(tmp_path / "whole", *LADDER)
-    killed_after("run 2 of 8", tmp_path / "broken", *LADDER)
-    killed_after("held-out run 1 of 1", tmp_path / "broken", *LADDER)
-    broken = finished(tmp_path / "broken", *LADDER)
+        (folder / name).mkdir()
+    whole = finished(folder / "whole", *command)
+    for line in lines:
+        killed_after(line, folder / "broken", *command)
+    return whole, finished(folder / "broken", *command)
+
+
+def test_a_ladder_that_is_killed_twice_ends_with_the_same_results_and_fit(tmp_path: Path) -> None:
+    whole, broken = whole_and_broken(tmp_path, ("run 2 of 8", "held-out run 1 of 1"), *LADDER)
     assert broken["fit"] == whole["fit"]
     for one, other in zip(whole["runs"], broken["runs"], strict=True):
         assert other["bits_per_byte"] == one["bits_per_byte"]
@@ -65,12 +73,7 @@ def test_a_ladder_that_is_killed_twice_ends_with_the_same_results_and_fit(tmp_pa
 
 
 def test_a_search_that_is_killed_twice_makes_the_same_choice(tmp_path: Path) -> None:
-    for name in ("whole", "broken"):
-        (tmp_path / name).mkdir()
-    whole = finished(tmp_path / "whole", *SEARCH)
-    killed_after("seed 43, to step 4", tmp_path / "broken", *SEARCH)
-    killed_after("to step 8: 4 runs", tmp_path / "broken", *SEARCH)
-    broken = finished(tmp_path / "broken", *SEARCH)
+    whole, broken = whole_and_broken(tmp_path, ("seed 43, to step 4", "to step 8: 4 runs"), *SEARCH)
     assert {k: v for k, v in broken.items() if k not in ("hours", "command")} == {
         k: v for k, v in whole.items() if k not in ("hours", "command")
     }

@@ -39,7 +39,7 @@ def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> Path:
 
 
 def texts_folder(folder: Path, files: int = 12, paragraphs: int = 40) -> Path:
-    """Write a folder of .txt and .md files, one of them in a folder of its own."""
+    """Write a folder of .txt and .md files, one of them in a folder below."""
     place = folder / "my-texts"
     (place / "more").mkdir(parents=True)
     for number in range(files):
