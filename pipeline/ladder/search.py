@@ -18,6 +18,7 @@ from pipeline.console.formats import duration
 from pipeline.cost.budget import price_per_hour
 from pipeline.job import Job
 from pipeline.job.digest import Digests
+from pipeline.ladder.ahead import Ahead
 from pipeline.ladder.cap import (
     Cap,
     budget_of,
@@ -28,7 +29,13 @@ from pipeline.ladder.cap import (
 from pipeline.ladder.grid import as_overrides
 from pipeline.ladder.halving import Choice, Curves, Round, Wanted, decide, plan_rounds, steps_taken
 from pipeline.ladder.runs import Runs
-from pipeline.ladder.search_record import SearchRecord, open_search
+from pipeline.ladder.search_record import (
+    SearchRecord,
+    digest_of_runs,
+    open_search,
+    peek_search,
+    search_file,
+)
 from pipeline.ladder.vary import MOST_SEEDS, Setting, refuse_same, refuse_unpaired, run_name
 from pipeline.state.head import Head, Spent
 
@@ -77,7 +84,7 @@ class Search:
     def __init__(
         self, job: Job, settings: Sequence[Setting], seeds: int, cap: Cap, runs: Runs, say: Say
     ) -> None:
-        check_cap(cap, job.budget)
+        check_cap(cap, job.budget, elsewhere=runs.elsewhere)
         self._job, self._runs, self._say = job, runs, say
         self._stage = job.train_stages[0]
         self.rounds = _rounds(job, self._stage, settings, seeds)
@@ -91,22 +98,30 @@ class Search:
             dollars=cap.dollars,
         )
         names = [trial.job.name for trial in self.trials]
-        self._file, self._record = open_search(runs.store, job.name, names, new)
+        self._file = search_file(runs.store, job.name, names)
+        if runs.elsewhere:
+            self._record = peek_search(self._file, new)
+        else:
+            self._record = open_search(self._file, new)
+            runs.store.flush()
         self._cap = Cap(self._record.hours, self._record.dollars)
-        check_cap(self._cap, job.budget)
+        check_cap(self._cap, job.budget, elsewhere=runs.elsewhere)
 
     def go(self) -> Outcome:
         """Do what is left, and return what was found. Raises Stopped if the cap is reached, and
         what ends a run."""
-        while True:
-            curves = self.curves()
-            decided = decide(curves, self.rounds)
-            if isinstance(decided, Choice):
-                break
-            self._train(decided)
-        if self._record.choice != decided.setting:
-            self._change(lambda old: dataclasses.replace(old, choice=decided.setting))
-        seeds = len(self._record.seeds)
+        while isinstance(found := self.look(), Wanted):
+            self._train(found)
+        if self._record.choice != found.choice.setting:
+            self._change(lambda old: dataclasses.replace(old, choice=found.choice.setting))
+        return found
+
+    def look(self) -> Wanted | Outcome:
+        """Return what has to be trained next, or what was found."""
+        curves = self.curves()
+        decided = decide(curves, self.rounds)
+        if isinstance(decided, Wanted):
+            return decided
         return Outcome(
             choice=decided,
             curves=curves,
@@ -114,8 +129,26 @@ class Search:
             rounds=self.rounds,
             failed=self._record.failed,
             spent=_spent(self._heads()),
-            steps=steps_taken(self.rounds) * seeds,
+            steps=steps_taken(self.rounds) * len(self._record.seeds),
             grid_steps=self._job.section(self._stage).total_steps * len(self.trials),
+        )
+
+    def ahead(self) -> Ahead:
+        """Return what a rented machine would do."""
+        heads, names = self._heads(), [trial.job.name for trial in self.trials]
+        largest = max(self.trials, key=lambda trial: _macs(trial.job))
+        steps = steps_taken(self.rounds) * len(self._record.seeds)
+        done = sum(_reached(head, self._stage) for head in heads.values())
+        return Ahead(
+            run=f"{self._job.name}-try-{digest_of_runs(names)[:8]}",
+            runs=names,
+            left=0 if isinstance(self.look(), Outcome) else len(names),
+            largest=largest.job.name,
+            overrides=largest.overrides,
+            times=max(0, steps - done) / self._job.section(self._stage).total_steps,
+            cap=self._cap,
+            spent=_spent(heads),
+            spent_by_others=_spent({n: h for n, h in heads.items() if n != largest.job.name}),
         )
 
     def curves(self) -> Curves:
@@ -258,6 +291,12 @@ def _common(job: Job, stage: str, every: int) -> dict[str, Any]:
 def _spent(heads: Mapping[str, Head | None]) -> Spent:
     each = [head.spent for head in heads.values() if head is not None]
     return Spent(sum(spent.hours for spent in each), sum(spent.dollars for spent in each))
+
+
+def _macs(job: Job) -> int:
+    from pion.model.params_and_flops import cost_of
+
+    return cost_of(job.model_config_resolved()).macs_per_token
 
 
 def _reached(head: Head | None, stage: str) -> int:

@@ -92,6 +92,12 @@ def hop(
     provider = provider or Provider()
     with before_work("Nothing was rented."):
         state, head = read_run(run)
+        if head.runs is not None:
+            raise BadInput(
+                f"{state.name} stands for the runs of a ladder or a search, which can't be moved. "
+                f"Nothing was rented. Stop them: pion stop {state.url} --wait. Then rent with the "
+                "same command and another --on."
+            )
         if is_finished(state, head):
             show(f"{state.name} is finished: there is nothing to move.")
             return
