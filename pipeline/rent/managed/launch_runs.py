@@ -143,7 +143,9 @@ def _cap(hours: float | None, dollars: float | None, job: Job) -> Cap:
 
 def _launch(many: _Many, renting: Renting, *, as_json: bool) -> int:
     """Rent, follow the rental to its end, and print what was found."""
-    aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    aside: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if as_json and not renting.dry_run:
+        aside = contextlib.redirect_stdout(sys.stderr)
     with aside, before_work("Nothing was rented."):
         ahead = many.look()
     if ahead.left == 0 and not renting.dry_run:
@@ -182,10 +184,10 @@ def _order(many: _Many, ahead: Ahead, state: RunState, renting: Renting) -> Orde
 
     Raises BadInput, and Stopped if the cap is reached.
     """
+    _require_cap(many.what, ahead)
     with saying_if_slow(f"SkyPilot reads {renting.on} and its list of GPUs"):
         sky_yaml = read_sky_yaml(renting.on)
     refuse_one_command_only(sky_yaml, f"pion {many.what}")
-    _require_cap(many.what, ahead)
     with before_work("Nothing was rented."):
         refuse_ordinary(state, state.read())
     runs = many.runs
