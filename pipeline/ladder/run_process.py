@@ -17,6 +17,8 @@ from pion.errors import Interrupted
 from pipeline.machine.rented import PAID_SINCE, is_rented
 
 _PR_SET_PDEATHSIG = 1
+# Loaded here: after a fork, other threads of the parent may have held the loader's lock.
+_LIBC = ctypes.CDLL(None)
 
 
 class RunProcesses:
@@ -74,7 +76,7 @@ class RunProcesses:
 
 def _end_with_parent() -> None:
     """Let the kernel send this process SIGTERM, on which it saves, when its parent is gone."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pion.errors import BadInput, PionError, Stopped
+from pion.errors import PionError, Stopped
 from pipeline.console.formats import duration
 from pipeline.cost.budget import price_per_hour
 from pipeline.job import Job
@@ -27,7 +27,7 @@ from pipeline.ladder.cap import (
     why_stopped,
 )
 from pipeline.ladder.grid import as_overrides
-from pipeline.ladder.halving import Choice, Curves, Round, Wanted, decide, plan_rounds, steps_taken
+from pipeline.ladder.halving import Choice, Curves, Round, Wanted, decide, steps_taken
 from pipeline.ladder.runs import Runs
 from pipeline.ladder.search_record import (
     SearchRecord,
@@ -36,7 +36,7 @@ from pipeline.ladder.search_record import (
     peek_search,
     search_file,
 )
-from pipeline.ladder.vary import MOST_SEEDS, Setting, refuse_same, refuse_unpaired, run_name
+from pipeline.ladder.vary import Setting, refuse_same, refuse_unpaired, rounds_of, run_name
 from pipeline.state.head import Head, Spent
 
 FEW_ROWS = 32
@@ -87,7 +87,7 @@ class Search:
         check_cap(cap, job.budget, elsewhere=runs.elsewhere)
         self._job, self._runs, self._say = job, runs, say
         self._stage = job.train_stages[0]
-        self.rounds = _rounds(job, self._stage, settings, seeds)
+        self.rounds = rounds_of(job, self._stage, settings, seeds)
         self.trials = self._make_trials(settings, seeds)
         new = SearchRecord(
             stage=self._stage,
@@ -249,28 +249,6 @@ class Search:
     def _change(self, change: Callable[[SearchRecord], SearchRecord]) -> None:
         self._record = self._file.change(change, self._record)
         self._runs.store.flush()
-
-
-def _rounds(job: Job, stage: str, settings: Sequence[Setting], seeds: int) -> list[Round]:
-    """Return the rounds. Raises BadInput if the stage's steps are not known, or too few."""
-    section = job.section(stage)
-    if section.steps is None:
-        raise BadInput(
-            f"{stage}.steps: `pion try` stops its runs at shares of the steps, so give steps in "
-            "place of epochs. Nothing was started."
-        )
-    if not 1 <= seeds <= MOST_SEEDS:
-        raise BadInput(
-            f"--seeds {seeds}: give 1 to {MOST_SEEDS}; with 1, nothing tells a difference from "
-            "noise. Nothing was started."
-        )
-    try:
-        return plan_rounds(len(settings), section.steps)
-    except ValueError:
-        raise BadInput(
-            f"{stage}.steps {section.steps:,}: too few to compare {len(settings)} settings in "
-            "rounds. Nothing was started. Give more steps, or fewer values."
-        ) from None
 
 
 def _common(job: Job, stage: str, every: int) -> dict[str, Any]:
