@@ -17,6 +17,8 @@ class Ahead:
         run: the run that a rented machine owns while it works (at_work.py).
         runs: all its runs, by name.
         left: how many of them are not done; 0: nothing is left.
+        next_run, next_hours: the first of those that are left, and how many hours it is expected
+            to take; None if nothing is known.
         largest: the one with the largest model of those that are left.
         overrides: what it changes of the job.
         times: the work that is left, in that of the largest run.
@@ -27,6 +29,8 @@ class Ahead:
     run: str
     runs: Sequence[str]
     left: int
+    next_run: str
+    next_hours: float | None
     largest: str
     overrides: Sequence[str]
     times: float

@@ -79,6 +79,8 @@ class Climb:
             run=f"{self._job.name}-ladder",
             runs=[rung.name for rung in self._rungs],
             left=len(left),
+            next_run=(left or ladder.steps)[0].rung.name,
+            next_hours=ladder.expected_hours(left[0]) if left else None,
             largest=largest.rung.name,
             overrides=largest.rung.overrides,
             times=sum(step.rung.flops for step in left) / largest.rung.flops,

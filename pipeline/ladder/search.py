@@ -139,10 +139,18 @@ class Search:
         largest = max(self.trials, key=lambda trial: _macs(trial.job))
         steps = steps_taken(self.rounds) * len(self._record.seeds)
         done = sum(_reached(head, self._stage) for head in heads.values())
+        found, left, following, hours = self.look(), 0, names[0], None
+        if isinstance(found, Wanted):
+            left, first = len(found.runs), found.runs[0]
+            trials = {(trial.setting.name, trial.seed): trial for trial in self.trials}
+            following = trials[first].job.name
+            hours = self._expected_hours(following, found.step, heads)
         return Ahead(
             run=f"{self._job.name}-try-{digest_of_runs(names)[:8]}",
             runs=names,
-            left=0 if isinstance(self.look(), Outcome) else len(names),
+            left=left,
+            next_run=following,
+            next_hours=hours,
             largest=largest.job.name,
             overrides=largest.overrides,
             times=max(0, steps - done) / self._job.section(self._stage).total_steps,

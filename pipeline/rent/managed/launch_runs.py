@@ -58,7 +58,7 @@ class _Many:
     Attributes:
         what: "ladder" or "try".
         words: the options of the command on the machine, without its cap.
-        look: returns what is left.
+        look: returns what is left, with this cap, or else that of the store.
         finish: prints what was found, if all is done, and returns the exit code; None if it is not.
     """
 
@@ -66,7 +66,7 @@ class _Many:
     job: Job
     runs: Runs
     words: Sequence[str]
-    look: Callable[[], Ahead]
+    look: Callable[[Cap], Ahead]
     finish: Callable[[], int | None]
 
 
@@ -79,9 +79,8 @@ def launch_ladder(
     BadInput if something would fail, and Stopped if the cap is reached: nothing was rented.
     """
     job, runs = _read(job_path, overrides, as_json=options.as_json)
-    cap = _cap(options.hours, options.dollars, job)
 
-    def climb(cap: Cap = cap) -> Climb:
+    def climb(cap: Cap) -> Climb:
         return Climb(job, grid_of(options), cap, runs, lambda text: None)
 
     def finish() -> int | None:
@@ -97,8 +96,8 @@ def launch_ladder(
         "--hold-out": options.hold_out,
     }
     words = [f"{name}={value}" for name, value in given.items() if value is not None]
-    many = _Many("ladder", job, runs, words, lambda: climb().ahead(), finish)
-    return _launch(many, renting, as_json=options.as_json)
+    many = _Many("ladder", job, runs, words, lambda cap: climb(cap).ahead(), finish)
+    return _launch(many, Cap(options.hours, options.dollars), renting, as_json=options.as_json)
 
 
 def launch_try(
@@ -110,9 +109,8 @@ def launch_try(
     """
     settings = settings_to_try(options)
     job, runs = _read(job_path, overrides, as_json=options.as_json)
-    cap = _cap(options.hours, options.dollars, job)
 
-    def search(cap: Cap = cap) -> Search:
+    def search(cap: Cap) -> Search:
         return Search(job, settings, options.seeds, cap, runs, lambda text: None)
 
     def finish() -> int | None:
@@ -124,8 +122,8 @@ def launch_try(
 
     words = [word for text in options.varied for word in ("--vary", text)]
     words += ["--seeds", str(options.seeds)]
-    many = _Many("try", job, runs, words, lambda: search().ahead(), finish)
-    return _launch(many, renting, as_json=options.as_json)
+    many = _Many("try", job, runs, words, lambda cap: search(cap).ahead(), finish)
+    return _launch(many, Cap(options.hours, options.dollars), renting, as_json=options.as_json)
 
 
 def _read(job_path: str, overrides: Sequence[str], *, as_json: bool) -> tuple[Job, Runs]:
@@ -134,20 +132,19 @@ def _read(job_path: str, overrides: Sequence[str], *, as_json: bool) -> tuple[Jo
     return job, Runs(open_store(job.store), job_path, overrides, elsewhere=True)
 
 
-def _cap(hours: float | None, dollars: float | None, job: Job) -> Cap:
-    """Return the cap that was given now, or else the job's budget."""
-    if hours is None and dollars is None:
-        return Cap(job.budget.hours, job.budget.dollars)
-    return Cap(hours, dollars)
+def _launch(many: _Many, cap: Cap, renting: Renting, *, as_json: bool) -> int:
+    """Rent, follow the rental to its end, and print what was found.
 
-
-def _launch(many: _Many, renting: Renting, *, as_json: bool) -> int:
-    """Rent, follow the rental to its end, and print what was found."""
+    `cap` is the one that was given now. Without one, that of the store counts, or else the job's
+    budget.
+    """
     aside: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if as_json and not renting.dry_run:
         aside = contextlib.redirect_stdout(sys.stderr)
     with aside, before_work("Nothing was rented."):
-        ahead = many.look()
+        ahead = many.look(cap)
+        if ahead.cap == Cap():
+            ahead = many.look(Cap(many.job.budget.hours, many.job.budget.dollars))
     if ahead.left == 0 and not renting.dry_run:
         with aside:
             show(f"{many.job.name}: all runs are done, so nothing was rented.")
@@ -208,13 +205,13 @@ def _order(many: _Many, ahead: Ahead, state: RunState, renting: Renting) -> Orde
 
 
 def _require_cap(what: str, ahead: Ahead) -> None:
-    """Raise BadInput without a cap, and Stopped if it is reached."""
+    """Raise BadInput without a cap, and Stopped if the next run would exceed it."""
     if ahead.cap == Cap():
         raise BadInput(
             f"pion {what} --on rents until all {len(ahead.runs)} runs are done, so say what they "
             "may cost together: --dollars D or --hours H. Nothing was rented."
         )
-    refuse_beyond(ahead.cap, ahead.spent, ahead.largest, None, None)
+    refuse_beyond(ahead.cap, ahead.spent, ahead.next_run, ahead.next_hours, None)
 
 
 def _introduction(many: _Many, ahead: Ahead, state: RunState) -> str:

@@ -148,6 +148,10 @@ def test_the_budget_of_the_job_is_the_cap_if_there_is_no_other(
     on = ("--on", str(sky_home.yaml(text=BOOTED)))
     assert main([*LADDER, *on, "budget.hours=7"]) == 130
     assert words_of(submitted[0])[-1] == "--hours=7.0"
+    options = LadderOptions(widths=GRID[1], tokens=GRID[3], hours=0.02)
+    with pytest.raises(Stopped):  # it begins at home, with a cap that the store keeps
+        run_ladder(JOB, [], options, FakeRuns())
+    assert main([*LADDER, *on, "budget.hours=7"]) == 4
 
 
 def test_a_dry_run_shows_the_task_and_writes_nothing(
@@ -233,8 +237,8 @@ def test_a_file_that_does_not_suit_is_refused(
     ("more", "says"),
     [
         (("--hours", "-1"), "--hours -1: give a number above 0"),
-        (("--tokens", "0.5,1"), "lacks 1 more length"),
-        (("--hold-out", "x"), "--hold-out x"),
+        (("--tokens", "0.5,1"), "1 more length"),
+        (("--hold-out", "many"), "--hold-out many"),
         (("model.d_mode=3",), "d_mode"),
     ],
 )
@@ -281,7 +285,7 @@ def test_a_cap_that_is_reached_buys_nothing(
     with pytest.raises(Stopped, match="the cap"):
         run_ladder(JOB, [], options, FakeRuns())
     said = refused(sky_home, capsys, *LADDER, code=4)
-    assert "the cap over all runs is reached" in said
+    assert "would exceed the cap over all runs: 47 s of 0.02 hours are spent" in said
     assert not submitted
 
 
