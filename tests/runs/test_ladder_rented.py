@@ -23,8 +23,6 @@ from tests.support.states import read
 from tests.support.waiting import LONG_SECONDS, kill_tree, read_until, rest_of
 from tests.support.whole_runs import write_job
 
-pytestmark = pytest.mark.soak
-
 # What `pion ladder --on` says, and what sky/boot.sh makes of it.
 LADDER = ("ladder", "--widths=0.5,1,2", "--tokens=0.5,1,2", "--hold-out=1", "--hours=5.0")
 LAUNCH = "a" * 32
@@ -75,6 +73,7 @@ def spent_on_runs(store: str) -> list[Head]:
     return [read(RunState(open_store(store), name)) for name in names]
 
 
+@pytest.mark.soak
 def test_the_next_machine_ends_the_ladder_of_a_killed_one_as_at_home(
     tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +114,7 @@ def test_the_next_machine_ends_the_ladder_of_a_killed_one_as_at_home(
     assert rented["dollars"] == pytest.approx(0.5 * runs)
 
 
+@pytest.mark.soak
 def test_a_request_to_stop_lets_the_run_save_and_ends_the_command_with_4(
     tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
