@@ -1,6 +1,6 @@
 """Parses the `pion` command line and calls the command. Each command does its heavy imports.
 
-The other arguments: cli.py and ladder.py of pipeline/commands, and cli.py of rent and new.
+The other arguments: cli.py of pipeline/commands, rent and new, and ladder.py of rent.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any, NoReturn
 from pion.errors import BadInput, PionError, is_panic
 from pipeline.commands.arguments import Add, Argument, Command, argument, flag
 from pipeline.commands.cli import add_commands
-from pipeline.commands.ladder import add_ladder_commands
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked, refuse_endpoints, refuse_secret_arguments
 from pipeline.machine.refusals import refusal
 from pipeline.new.cli import add_new
 from pipeline.rent.cli import add_rent_commands
+from pipeline.rent.ladder import add_ladder_commands
 from pipeline.run.signals import early_sigterm
 
 OVERRIDES = argument(
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv is None and signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # pipeline/entry.py set it
-        if argv is None and arguments[:1] == ["run"]:
+        if argv is None and _works_unattended(arguments):
             early_sigterm()
         refuse_secret_arguments(arguments)
         args = _parse(arguments)
@@ -84,6 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(refused)
         print(report_bug(error, arguments), file=sys.stderr)
         return 1
+
+
+def _works_unattended(arguments: Sequence[str]) -> bool:
+    """Return whether a SIGTERM without anything to save means that the command begins again
+    elsewhere. Ctrl-C ends a rental's window in another way."""
+    if arguments[:1] in (["ladder"], ["try"]):
+        from pipeline.state.owner import launch_id
+
+        return launch_id() is not None
+    return arguments[:1] == ["run"]
 
 
 def _open_closed_streams() -> None:

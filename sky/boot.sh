@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From a bare rented machine to `pion run`. Every YAML in this folder has this script as its `run:`.
+# From a bare rented machine to `pion run`, or to the `pion ladder …` or `pion try …` that
+# PION_COMMAND names. Every YAML in this folder has this script as its `run:`.
 # SkyPilot recovers a job whose `run:` exits with 75, but never a job whose `setup:` fails. So
 # everything that a bad host can break happens here.
 #
@@ -39,14 +40,21 @@ unset PYTHONDONTWRITEBYTECODE
 
 # Split into shell words without running a shell: an override may contain spaces and quotes.
 words=$(mktemp)
-python3 -c '
+words_of() {
+    python3 -c '
 import os, shlex, sys
+name = sys.argv[1]
 try:
-    print(end="".join(word + "\0" for word in shlex.split(os.environ.get("OVERRIDES", ""))))
+    print(end="".join(word + "\0" for word in shlex.split(os.environ.get(name, ""))))
 except ValueError as error:
-    sys.exit(f"boot: OVERRIDES is not a list of shell words ({error}); nothing was started")' \
-    >"$words" || exit 2
+    sys.exit(f"boot: {name} is not a list of shell words ({error}); nothing was started")' \
+        "$1" >"$words" || exit 2
+}
+words_of OVERRIDES
 mapfile -d '' -t overrides <"$words"
+words_of PION_COMMAND
+mapfile -d '' -t command <"$words"
+[ ${#command[@]} -gt 0 ] || command=(run)
 
 # SkyPilot runs jobs in its own empty virtual environment. Without it, `python3` is the image's.
 if [ -n "${VIRTUAL_ENV:-}" ]; then
@@ -111,4 +119,4 @@ fi
 arguments=("$JOB" "${overrides[@]}" ${PION_UNTIL:+--until "$PION_UNTIL"})
 # `exec` replaces this shell, so that SIGTERM reaches pion, and pion's exit code is the job's.
 [ "${SKYPILOT_NUM_NODES:-1}" = 1 ] || exec bash sky/ray_nodes.sh "${arguments[@]}"
-exec .venv/bin/pion run "${arguments[@]}"
+exec .venv/bin/pion "${command[@]}" "${arguments[@]}"

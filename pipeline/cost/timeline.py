@@ -28,7 +28,15 @@ STEPS, STAGES, BOOT, RESTORE, RECOMPUTE, STALL, IDLE = CAUSES = (
     "idle",
 )
 WAITED = "waited to own the run"
-_PHASES = {"prepare": STAGES, "evaluate": STAGES, "publish": STAGES, WAITED: IDLE}
+# A run of a ladder or of a search, in the events of the run that stands for all of them.
+ONE_RUN = "a run"
+_PHASES = {
+    "prepare": STAGES,
+    "evaluate": STAGES,
+    "publish": STAGES,
+    ONE_RUN: STAGES,
+    WAITED: IDLE,
+}
 # Events that only the run's owner reports, so they are signs of life.
 _OWNERS_EVENTS = (RENTED, AT_HOME, "phase", "training", "hop", "rewound", "changed", "saved")
 

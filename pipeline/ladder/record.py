@@ -155,6 +155,12 @@ def _other_rungs(old: Sequence[RungRecord], new: Sequence[RungRecord]) -> list[s
     return lines
 
 
+def peek_ladder(store: Store, name: str, new: LadderRecord, before: Inputs) -> LadderRecord:
+    """Return the record that `open_ladder` would return, and write nothing. Raises as it does."""
+    old, _ = ladder_file(store, name).read()
+    return _begun(old, new, before, f"the ladder {name!r} in {store.url}")
+
+
 def open_ladder(
     store: Store, name: str, new: LadderRecord, before: Inputs
 ) -> tuple[RecordFile[LadderRecord], LadderRecord]:
@@ -165,14 +171,16 @@ def open_ladder(
     """
     file = ladder_file(store, name)
 
-    def begin(old: LadderRecord | None) -> LadderRecord:
-        if old is None:
-            return new
-        refuse_other(old, new, before, f"the ladder {name!r} in {store.url}")
-        if new.hours is None and new.dollars is None:
-            return old
-        return dataclasses.replace(old, hours=new.hours, dollars=new.dollars)
-
-    record = file.change(begin, None)
+    where = f"the ladder {name!r} in {store.url}"
+    record = file.change(lambda old: _begun(old, new, before, where), None)
     store.flush()
     return file, record
+
+
+def _begun(old: LadderRecord | None, new: LadderRecord, before: Inputs, where: str) -> LadderRecord:
+    if old is None:
+        return new
+    refuse_other(old, new, before, where)
+    if new.hours is None and new.dollars is None:
+        return old
+    return dataclasses.replace(old, hours=new.hours, dollars=new.dollars)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import math
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
 from pipeline.job.digest import Digests, digest_job
+from pipeline.ladder.at_work import Work
 from pipeline.ladder.grid import as_overrides
+from pipeline.ladder.run_process import RunProcesses
 from pipeline.machine.gpus import gpu_count
 from pipeline.report.results import Evaluated, result_of
 from pipeline.state.head import Head
@@ -31,7 +29,6 @@ Execute = Callable[[Sequence[str]], int]
 # The errors that end a ladder as they ended its run. Any other code is a failure of the run.
 _ENDS: tuple[type[PionError], ...] = (BadInput, Fenced, Stopped, NotDurable, Interrupted)
 _INTERRUPTED = 130
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,8 @@ class Runs:
     """Starts runs of a job with overrides, and reads them.
 
     `execute` replaces `pion run` in another process. With `to_stderr`, that process prints nothing
-    to standard output.
+    to standard output. If the runs are done `elsewhere`, this process only reads, and writes no
+    record of the ladder or search.
     """
 
     def __init__(
@@ -57,9 +55,20 @@ class Runs:
         execute: Execute | None = None,
         *,
         to_stderr: bool = False,
+        elsewhere: bool = False,
     ) -> None:
+        self.elsewhere = elsewhere
         self.store, self.job_path, self.overrides = store, job_path, list(overrides)
-        self._execute = execute or (lambda arguments: _pion_run(arguments, to_stderr=to_stderr))
+        self._processes = RunProcesses(to_stderr=to_stderr)
+        self._execute = execute or self._processes
+        self._work: Work | None = None
+
+    def under(self, work: Work | None) -> None:
+        """Let every further run belong to the work of a rented machine; None: not at home."""
+        self._work = work
+        if work is not None:
+            work.interrupt = self._processes.interrupt
+            self._processes.paid_since = work.paid_since
 
     def job(self, overrides: Sequence[str]) -> tuple[Job, Digests]:
         """Return the job of a run, and its digests. Raises BadInput."""
@@ -77,14 +86,22 @@ class Runs:
         """Advance a run, and return 0 if it is done, 1 if it has failed, or 4 if it has stopped.
 
         `job` is that of the run, which `overrides` make. `limits` are runtime settings: they change
-        no result. Raises the error that `pion run` ended with, for any other end.
+        no result. Raises the error that `pion run` ended with, for any other end; and Stopped and
+        Fenced if the work on a rented machine is to end.
         """
         settings = as_overrides({**_light(job), **_unpredicted(job), **limits})
         words = [self.job_path, *self.overrides, *overrides, *settings]
-        code = self._execute([*words, *([] if until is None else ["--until", until])])
-        if code in (0, PionError.exit_code, Stopped.exit_code):
-            return code
-        raise _ended(job.name, code)
+        words += [] if until is None else ["--until", until]
+        with contextlib.nullcontext() if self._work is None else self._work.on(job.name):
+            code = self._execute(words)
+        ended = None
+        if code not in (0, PionError.exit_code, Stopped.exit_code):
+            ended = _ended(job.name, code)
+        if self._work is not None and not isinstance(ended, BadInput | Fenced | NotDurable):
+            self._work.obey()
+        if ended is not None:
+            raise ended
+        return code
 
     def heads(self, names: Sequence[str]) -> list[Head | None]:
         """Return the states of runs; None for one that has not begun. Raises Damaged and
@@ -162,54 +179,3 @@ def _ended(name: str, code: int) -> PionError:
         f"run {name} {how}. Every finished run is kept, and so is every saved step of this run. "
         "Run the same command again to continue."
     )
-
-
-# ---------------------------------------------------------------- the process
-
-
-def _pion_run(arguments: Sequence[str], *, to_stderr: bool) -> int:
-    """Run `pion run` in a process that ends when this process does, and return its exit code.
-
-    A signal to this process goes to that process, which saves. Raises Interrupted if it was done
-    by then.
-    """
-    command = [sys.executable, "-m", "pipeline.cli", "run", *arguments]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr if to_stderr else None,
-        preexec_fn=_end_with_parent,
-    )
-    with _passing_on_signals(process) as passed:
-        code = process.wait()
-    if passed and code == 0:
-        raise Interrupted(
-            "Interrupted between two runs. Every finished run is kept. Run the same command again "
-            "to continue."
-        )
-    return code
-
-
-def _end_with_parent() -> None:
-    """Let the kernel send this process SIGTERM, on which it saves, when its parent is gone."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-@contextmanager
-def _passing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Pass SIGINT and SIGTERM on to `process`, and yield the list of those that came.
-
-    Ctrl-C at a terminal reaches `process` too; it takes the second signal for an echo.
-    """
-    passed: list[int] = []
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        passed.append(number)
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield passed
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pion.errors import BadInput, PionError, Stopped
+from pion.errors import PionError, Stopped
 from pipeline.console.formats import duration
 from pipeline.cost.budget import price_per_hour
 from pipeline.job import Job
 from pipeline.job.digest import Digests
+from pipeline.ladder.ahead import Ahead
 from pipeline.ladder.cap import (
     Cap,
     budget_of,
@@ -26,10 +27,16 @@ from pipeline.ladder.cap import (
     why_stopped,
 )
 from pipeline.ladder.grid import as_overrides
-from pipeline.ladder.halving import Choice, Curves, Round, Wanted, decide, plan_rounds, steps_taken
+from pipeline.ladder.halving import Choice, Curves, Round, Wanted, decide, steps_taken
 from pipeline.ladder.runs import Runs
-from pipeline.ladder.search_record import SearchRecord, open_search
-from pipeline.ladder.vary import MOST_SEEDS, Setting, refuse_same, refuse_unpaired, run_name
+from pipeline.ladder.search_record import (
+    SearchRecord,
+    digest_of_runs,
+    open_search,
+    peek_search,
+    search_file,
+)
+from pipeline.ladder.vary import Setting, refuse_same, refuse_unpaired, rounds_of, run_name
 from pipeline.state.head import Head, Spent
 
 FEW_ROWS = 32
@@ -77,10 +84,10 @@ class Search:
     def __init__(
         self, job: Job, settings: Sequence[Setting], seeds: int, cap: Cap, runs: Runs, say: Say
     ) -> None:
-        check_cap(cap, job.budget)
+        check_cap(cap, job.budget, elsewhere=runs.elsewhere)
         self._job, self._runs, self._say = job, runs, say
         self._stage = job.train_stages[0]
-        self.rounds = _rounds(job, self._stage, settings, seeds)
+        self.rounds = rounds_of(job, self._stage, settings, seeds)
         self.trials = self._make_trials(settings, seeds)
         new = SearchRecord(
             stage=self._stage,
@@ -91,22 +98,30 @@ class Search:
             dollars=cap.dollars,
         )
         names = [trial.job.name for trial in self.trials]
-        self._file, self._record = open_search(runs.store, job.name, names, new)
+        self._file = search_file(runs.store, job.name, names)
+        if runs.elsewhere:
+            self._record = peek_search(self._file, new)
+        else:
+            self._record = open_search(self._file, new)
+            runs.store.flush()
         self._cap = Cap(self._record.hours, self._record.dollars)
-        check_cap(self._cap, job.budget)
+        check_cap(self._cap, job.budget, elsewhere=runs.elsewhere)
 
     def go(self) -> Outcome:
         """Do what is left, and return what was found. Raises Stopped if the cap is reached, and
         what ends a run."""
-        while True:
-            curves = self.curves()
-            decided = decide(curves, self.rounds)
-            if isinstance(decided, Choice):
-                break
-            self._train(decided)
-        if self._record.choice != decided.setting:
-            self._change(lambda old: dataclasses.replace(old, choice=decided.setting))
-        seeds = len(self._record.seeds)
+        while isinstance(found := self.look(), Wanted):
+            self._train(found)
+        if self._record.choice != found.choice.setting:
+            self._change(lambda old: dataclasses.replace(old, choice=found.choice.setting))
+        return found
+
+    def look(self) -> Wanted | Outcome:
+        """Return what has to be trained next, or what was found."""
+        curves = self.curves()
+        decided = decide(curves, self.rounds)
+        if isinstance(decided, Wanted):
+            return decided
         return Outcome(
             choice=decided,
             curves=curves,
@@ -114,8 +129,34 @@ class Search:
             rounds=self.rounds,
             failed=self._record.failed,
             spent=_spent(self._heads()),
-            steps=steps_taken(self.rounds) * seeds,
+            steps=steps_taken(self.rounds) * len(self._record.seeds),
             grid_steps=self._job.section(self._stage).total_steps * len(self.trials),
+        )
+
+    def ahead(self) -> Ahead:
+        """Return what a rented machine would do."""
+        heads, names = self._heads(), [trial.job.name for trial in self.trials]
+        largest = max(self.trials, key=lambda trial: _macs(trial.job))
+        steps = steps_taken(self.rounds) * len(self._record.seeds)
+        done = sum(_reached(head, self._stage) for head in heads.values())
+        found, left, following, hours = self.look(), 0, names[0], None
+        if isinstance(found, Wanted):
+            left, first = len(found.runs), found.runs[0]
+            trials = {(trial.setting.name, trial.seed): trial for trial in self.trials}
+            following = trials[first].job.name
+            hours = self._expected_hours(following, found.step, heads)
+        return Ahead(
+            run=f"{self._job.name}-try-{digest_of_runs(names)[:8]}",
+            runs=names,
+            left=left,
+            next_run=following,
+            next_hours=hours,
+            largest=largest.job.name,
+            overrides=largest.overrides,
+            times=max(0, steps - done) / self._job.section(self._stage).total_steps,
+            cap=self._cap,
+            spent=_spent(heads),
+            spent_by_others=_spent({n: h for n, h in heads.items() if n != largest.job.name}),
         )
 
     def curves(self) -> Curves:
@@ -218,28 +259,6 @@ class Search:
         self._runs.store.flush()
 
 
-def _rounds(job: Job, stage: str, settings: Sequence[Setting], seeds: int) -> list[Round]:
-    """Return the rounds. Raises BadInput if the stage's steps are not known, or too few."""
-    section = job.section(stage)
-    if section.steps is None:
-        raise BadInput(
-            f"{stage}.steps: `pion try` stops its runs at shares of the steps, so give steps in "
-            "place of epochs. Nothing was started."
-        )
-    if not 1 <= seeds <= MOST_SEEDS:
-        raise BadInput(
-            f"--seeds {seeds}: give 1 to {MOST_SEEDS}; with 1, nothing tells a difference from "
-            "noise. Nothing was started."
-        )
-    try:
-        return plan_rounds(len(settings), section.steps)
-    except ValueError:
-        raise BadInput(
-            f"{stage}.steps {section.steps:,}: too few to compare {len(settings)} settings in "
-            "rounds. Nothing was started. Give more steps, or fewer values."
-        ) from None
-
-
 def _common(job: Job, stage: str, every: int) -> dict[str, Any]:
     """Return what all runs of a search change of the job: they measure at the end of each round,
     and do one stage."""
@@ -258,6 +277,12 @@ def _common(job: Job, stage: str, every: int) -> dict[str, Any]:
 def _spent(heads: Mapping[str, Head | None]) -> Spent:
     each = [head.spent for head in heads.values() if head is not None]
     return Spent(sum(spent.hours for spent in each), sum(spent.dollars for spent in each))
+
+
+def _macs(job: Job) -> int:
+    from pion.model.params_and_flops import cost_of
+
+    return cost_of(job.model_config_resolved()).macs_per_token
 
 
 def _reached(head: Head | None, stage: str) -> int:

@@ -34,31 +34,38 @@ class SearchRecord:
     format: int = FORMAT
 
 
-def open_search(
-    store: Store, job: str, runs: Sequence[str], new: SearchRecord
-) -> tuple[RecordFile[SearchRecord], SearchRecord]:
-    """Return the file of the search of a job with these runs, and its record: `new`, if there is
-    none.
+def digest_of_runs(runs: Sequence[str]) -> str:
+    """Return what tells a search from others of its job. The names of runs hold what they are."""
+    return hashlib.sha256("\n".join(sorted(runs)).encode()).hexdigest()[:12]
 
-    A cap that `new` has replaces that of the record. The names of runs hold what they are, so
-    another search has another record. Raises StoreError, and Damaged.
-    """
-    digest = hashlib.sha256("\n".join(sorted(runs)).encode()).hexdigest()[:12]
-    file = RecordFile(
+
+def search_file(store: Store, job: str, runs: Sequence[str]) -> RecordFile[SearchRecord]:
+    """Return the record of the search of a job with these runs."""
+    return RecordFile(
         store,
-        f"{LADDERS}/{job}/try-{digest}.json",
+        f"{LADDERS}/{job}/try-{digest_of_runs(runs)}.json",
         strictly(SearchRecord, FORMAT),
         advice="Delete this file. The runs keep what they measured, and the same command decides "
         "again.",
     )
 
-    def begin(old: SearchRecord | None) -> SearchRecord:
-        if old is None:
-            return new
-        if new.hours is None and new.dollars is None:
-            return old
-        return dataclasses.replace(old, hours=new.hours, dollars=new.dollars)
 
-    record = file.change(begin, None)
-    store.flush()
-    return file, record
+def peek_search(file: RecordFile[SearchRecord], new: SearchRecord) -> SearchRecord:
+    """Return the record that `open_search` would return, and write nothing. Raises as it does."""
+    return _begun(file.read()[0], new)
+
+
+def open_search(file: RecordFile[SearchRecord], new: SearchRecord) -> SearchRecord:
+    """Return the record of a search: `new`, if there is none.
+
+    A cap that `new` has replaces that of the record. Raises StoreError, and Damaged.
+    """
+    return file.change(lambda old: _begun(old, new), None)
+
+
+def _begun(old: SearchRecord | None, new: SearchRecord) -> SearchRecord:
+    if old is None:
+        return new
+    if new.hours is None and new.dollars is None:
+        return old
+    return dataclasses.replace(old, hours=new.hours, dollars=new.dollars)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job.digest import Digests
+from pipeline.ladder.halving import Round, plan_rounds
 
 # The bounds of a search.
 MOST_SETTINGS, MOST_SEEDS = 64, 32
@@ -94,6 +95,28 @@ def _split(text: str) -> list[str]:
         else:
             values[-1] += character
     return [value.strip() for value in values]
+
+
+def rounds_of(job: Job, stage: str, settings: Sequence[Setting], seeds: int) -> list[Round]:
+    """Return the rounds. Raises BadInput if the stage's steps are not known, or too few."""
+    section = job.section(stage)
+    if section.steps is None:
+        raise BadInput(
+            f"{stage}.steps: `pion try` stops its runs at shares of the steps, so give steps in "
+            "place of epochs. Nothing was started."
+        )
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise BadInput(
+            f"--seeds {seeds}: give 1 to {MOST_SEEDS}; with 1, nothing tells a difference from "
+            "noise. Nothing was started."
+        )
+    try:
+        return plan_rounds(len(settings), section.steps)
+    except ValueError:
+        raise BadInput(
+            f"{stage}.steps {section.steps:,}: too few to compare {len(settings)} settings in "
+            "rounds. Nothing was started. Give more steps, or fewer values."
+        ) from None
 
 
 def refuse_unpaired(job: Job, own: Digests, setting: Setting, varied: Job, other: Digests) -> None:

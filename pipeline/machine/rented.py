@@ -9,6 +9,7 @@ Everything comes from variables that SkyPilot, the provider and the rental's run
     PION_BOOT_STARTED, PION_BOOT_CHECKED, PION_BOOT_SYNCED
                                         Unix seconds: at the run script's first line, after its
                                         checks, after installing
+    PION_PAID_SINCE                     Unix seconds: until then, another run paid for this machine
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ PRICES_VARIABLE = "PION_PRICES"
 _AT = " on "
 # What a machine without a GPU is called among prices.
 CPU = "CPU"
+# A ladder sets it for its runs: each pays from the end of the one before.
+PAID_SINCE = "PION_PAID_SINCE"
 # The phases of a boot, in order. Each ends at the time in its variable.
 BOOT_PHASES = (
     ("machine up", "PION_BOOT_STARTED"),
@@ -130,7 +133,11 @@ def rented_since(
 
     This is when process 1 of the container or machine started. But if the machine had been up for
     longer than LONGEST_BOOT, it was rented for something else, and the run pays from its beginning.
+    PAID_SINCE overrides both.
     """
+    told = _amount(environment.get(PAID_SINCE))
+    if told is not None and told <= started:
+        return told
     first_line = _amount(environment.get("PION_BOOT_STARTED"))
     begun = started if first_line is None else min(first_line, started)
     up = _start_of_process_1(proc)

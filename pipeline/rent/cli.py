@@ -8,7 +8,7 @@ from pion.errors import BadInput
 from pipeline.commands.arguments import BENCH, JSON, Add, add_page, argument, flag, one_of
 from pipeline.console.out import saying_if_slow
 
-_LOADING = "loading the code that knows machines: a first start takes longer"
+LOADING = "loading the code that knows machines: a first start takes longer"
 
 RUN_HELP = "STORE/NAME, or a name in runs/"
 ON_HELP = "the SkyPilot file that lists the machines to rent, such as sky/runpod-spot.yaml"
@@ -153,7 +153,7 @@ def _add_replay(add: Add) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    with saying_if_slow(_LOADING, quiet=args.json):
+    with saying_if_slow(LOADING, quiet=args.json):
         from pipeline.rent.check.command import show_check
 
     return show_check(args.job, args.overrides, on=args.on, force=args.force, as_json=args.json)
@@ -167,7 +167,7 @@ def _plan(args: argparse.Namespace) -> int:
             raise BadInput(f"--{option} is for `pion plan --dollars N`. Add --dollars.")
     if args.job is None:
         raise BadInput("name a JOB, or say how much money there is: `pion plan --dollars 20`")
-    with saying_if_slow(_LOADING, quiet=args.json):
+    with saying_if_slow(LOADING, quiet=args.json):
         from pipeline.rent.plan.command import show_plan
 
     return show_plan(
@@ -181,7 +181,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _plan_for_dollars(args: argparse.Namespace) -> int:
-    with saying_if_slow(_LOADING, quiet=args.json):
+    with saying_if_slow(LOADING, quiet=args.json):
         from pipeline.rent.plan.dollars_command import Asked, show_dollars
 
     asked = Asked(
@@ -198,7 +198,7 @@ def _plan_for_dollars(args: argparse.Namespace) -> int:
 
 
 def _launch(args: argparse.Namespace) -> int:
-    with saying_if_slow(_LOADING):
+    with saying_if_slow(LOADING):
         from pipeline.rent.managed.launch import launch
 
     return launch(
@@ -221,7 +221,7 @@ def _watch(args: argparse.Namespace) -> int:
     if page is not None and len(args.runs) != 1:
         raise BadInput("--web shows the page of one run. Name one RUN, or leave out --web")
     refuse_unrented(args.runs)
-    with saying_if_slow(_LOADING):
+    with saying_if_slow(LOADING):
         from pipeline.rent.managed.watch import watch
         from pipeline.rent.managed.watch_many import watch_many
 
@@ -231,14 +231,14 @@ def _watch(args: argparse.Namespace) -> int:
 
 
 def _hop(args: argparse.Namespace) -> None:
-    with saying_if_slow(_LOADING):
+    with saying_if_slow(LOADING):
         from pipeline.rent.managed.hop import hop
 
     hop(args.run, on=args.on, overrides=args.overrides, job=args.job, force=args.force)
 
 
 def _rentals(args: argparse.Namespace) -> int:
-    with saying_if_slow(_LOADING, quiet=args.json):
+    with saying_if_slow(LOADING, quiet=args.json):
         from pipeline.rent.managed.rentals import show_rentals
 
     return show_rentals(args.run, reap=args.reap, as_json=args.json)

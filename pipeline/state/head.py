@@ -41,6 +41,9 @@ HEAD_FORMAT = 4
 # The format of HEAD.json while the run is being removed (removal.py). No pion continues such a run.
 REMOVING_FORMAT = 5
 SHARED = "_data"
+# The only stage of a run that a rented machine owns while it works through the runs of a ladder or
+# of a search. Its result names the run at work; `finished` says that none is left.
+RUNS = "runs"
 _DATA_KEY = re.compile(rf"{SHARED}/[0-9a-f]{{64}}/[0-9a-f]{{32}}")
 
 Key = Annotated[str, Predicate(is_key)]
@@ -184,6 +187,11 @@ class Head:
         """
         claims = [claim for claim in self.claims if claim.epoch > self.committed_epoch]
         return len(claims) - len({claim.owner.session for claim in claims}) - 1
+
+    @property
+    def runs(self) -> StageRecord | None:
+        """What it says of the runs of a ladder or of a search; None for an ordinary run."""
+        return self.stages.get(RUNS)
 
     @property
     def session(self) -> str | None:

@@ -163,6 +163,21 @@ def test_a_stage_to_stop_after_reaches_pion_run(machine: Machine) -> None:
     assert machine.pion() == ["run", "job.yaml", "pretrain.lr=1e-3", "--until", "prepare"]
 
 
+def test_a_ladder_or_a_search_takes_the_place_of_pion_run(machine: Machine) -> None:
+    words = "try --vary 'evaluate.prompts=[a b],[c]' --hours=3.0"
+    code, output = machine.boot(PION_COMMAND=words, OVERRIDES="pretrain.lr=1e-3", PION_EXITS="4")
+    assert code == 4, output
+    arguments = ["try", "--vary", "evaluate.prompts=[a b],[c]", "--hours=3.0"]
+    assert machine.pion() == [*arguments, "job.yaml", "pretrain.lr=1e-3"]
+
+
+def test_a_command_that_is_not_shell_words_starts_nothing(machine: Machine) -> None:
+    code, output = machine.boot(PION_COMMAND="ladder --widths '0.5")
+    assert code == 2
+    assert "PION_COMMAND is not a list of shell words (No closing quotation)" in output
+    assert machine.uv_calls == []
+
+
 def test_overrides_that_are_not_shell_words_start_nothing(machine: Machine) -> None:
     code, output = machine.boot(OVERRIDES="store=s3://bucket/runs evaluate.prompts='[half")
     assert code == 2

@@ -74,13 +74,16 @@ def launch(
         if head is not None and (done := _done(state, head, order)):
             show(done)
             return 0
-        job_id = _rent(order, provider, force=force)
-    _say_rented(order, job_id, provider)
+        job_id = rent_order(order, provider, force=force)
+    say_rented(order, job_id, provider)
     return follow_or_leave(state, order.name, job_id, provider)
 
 
-def _rent(order: Order, provider: Provider, *, force: bool) -> int:
-    """Submit the order and return its managed job, unless the run is already rented or running."""
+def rent_order(order: Order, provider: Provider, *, force: bool) -> int:
+    """Submit the order and return its managed job.
+
+    Raises BadInput if the run is already rented or running.
+    """
     state, secrets = order.state, order.secrets()
     provider.start(show)
     with submitting_alone(order.name):
@@ -110,7 +113,7 @@ def refuse_second(state: RunState, head: Head | None, jobs: Sequence[ManagedJob]
         )
 
 
-def _say_rented(order: Order, job_id: int, provider: Provider) -> None:
+def say_rented(order: Order, job_id: int, provider: Provider) -> None:
     """Print what was rented, how to follow and stop it, and which machine must stay awake."""
     show(f"managed job {job_id} ({order.name}) is submitted; it continues if you close this window")
     show(how_to_come_back(order.state, job_id))

@@ -1,0 +1,101 @@
+"""Run `pion run` for a ladder or a search, one process at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from pion.errors import Interrupted
+from pipeline.machine.rented import PAID_SINCE, is_rented
+
+_PR_SET_PDEATHSIG = 1
+# Loaded here: after a fork, other threads of the parent may have held the loader's lock.
+_LIBC = ctypes.CDLL(None)
+
+
+class RunProcesses:
+    """Runs `pion run`, one process after the other. Each ends when this process does.
+
+    With `to_stderr`, the processes print nothing to standard output. A rented machine is paid for
+    once: the first run pays from the start of the rental, or from `paid_since` (Unix seconds), and
+    each later one from the end of the one before.
+    """
+
+    def __init__(self, *, to_stderr: bool) -> None:
+        self.paid_since: float | None = None
+        self._to_stderr = to_stderr
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, arguments: Sequence[str]) -> int:
+        """Run `pion run` with these arguments, and return its exit code.
+
+        A signal to this process goes to that process, which saves. Raises Interrupted if it was
+        done by then.
+        """
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.cli", "run", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr if self._to_stderr else None,
+            env=os.environ | self._paid(),
+            preexec_fn=_end_with_parent,
+        )
+        with _passing_on_signals(process) as passed:
+            with self._lock:
+                self._process = process
+            code = process.wait()
+            with self._lock:
+                self._process = None
+        if is_rented():
+            self.paid_since = time.time()
+        if passed and code == 0:
+            raise Interrupted(
+                "Interrupted between two runs. Every finished run is kept. Run the same command "
+                "again to continue."
+            )
+        return code
+
+    def interrupt(self) -> None:
+        """Ask the process that runs now to save and end, once; from any thread."""
+        with self._lock:
+            if self._process is not None:
+                self._process.send_signal(signal.SIGINT)
+                self._process = None  # a second signal would end it without a save
+
+    def _paid(self) -> dict[str, str]:
+        return {} if self.paid_since is None else {PAID_SINCE: repr(self.paid_since)}
+
+
+def _end_with_parent() -> None:
+    """Let the kernel send this process SIGTERM, on which it saves, when its parent is gone."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def _passing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Pass SIGINT and SIGTERM on to `process`, and yield the list of those that came.
+
+    Ctrl-C at a terminal reaches `process` too; it takes the second signal for an echo.
+    """
+    passed: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        passed.append(number)
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    woken = signal.set_wakeup_fd(-1)  # it would end this process at once (early_sigterm)
+    try:
+        yield passed
+    finally:
+        signal.set_wakeup_fd(woken)
+        for number, handler in before.items():
+            signal.signal(number, handler)
