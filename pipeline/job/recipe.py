@@ -17,7 +17,7 @@ Recipe = Literal["pion2"]
 # AdamW's rates are for this d_model, and in proportion to d_model^-½.
 _D_MODEL = 768
 # The most steps of the warm-up, and its largest share of a run.
-_WARMUP, _SHARE = 100, 1 / 12
+_WARMUP, _SHARE = 40, 1 / 12
 # The last rate, as a share of the peak.
 _LAST = 0.05
 
@@ -72,4 +72,4 @@ def _number(value: Any) -> float | None:
 
 
 def _rounded(rate: float) -> float:
-    return float(f"{rate:.2g}")
+    return float(f"{rate:.3g}")

@@ -19,7 +19,7 @@ OF_768 = {
     "embedding_lr": 0.1,
     "vector_lr": 0.01,
     "min_lr": 0.00015,
-    "warmup_steps": 100,
+    "warmup_steps": 40,
     "decay_shape": "linear",
     "decay_fraction": 0.65,
     "weight_decay": 0.0,
