@@ -23,6 +23,7 @@ from pion.config.part_fields import FACTOR
 from pion.errors import BadInput
 from pion.train.phases import check_phases_of_model
 from pipeline.job.model_section import Base, Model, TokenizerSection
+from pipeline.job.recipe import with_recipe
 from pipeline.job.result_sections import Evaluate, Publish
 from pipeline.job.runtime_sections import (
     Budget,
@@ -116,6 +117,14 @@ class Job(Section):
         if not isinstance(prices, dict):
             return prices
         return {str(gpu): price_of(str(gpu), value) for gpu, value in prices.items()}
+
+    @field_validator("pretrain", mode="before")
+    @classmethod
+    def _recipe(cls, pretrain: Any, info: ValidationInfo) -> Any:
+        model = info.data.get("model")
+        if model is None or not isinstance(pretrain, dict) or pretrain.get("recipe") != "pion2":
+            return pretrain
+        return with_recipe(pretrain, model)
 
     @model_validator(mode="after")
     def _whole(self, info: ValidationInfo) -> Job:

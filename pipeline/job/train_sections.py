@@ -17,6 +17,7 @@ from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.train.phases import Phase as TrainPhase
 from pion.train.phases import check_phases
+from pipeline.job.recipe import Recipe
 from pipeline.job.section import (
     BATCH,
     STEPS,
@@ -301,6 +302,11 @@ class Train(Section):
 
 
 class Pretrain(Train):
+    recipe: Recipe | None = runtime(
+        None,
+        "pion2: optimizer, rates and schedule of Pion 2 for this width and these steps, where you "
+        "give no others (docs/recipes.md); unset: each field's default",
+    )
     steps: int = scheduled(..., "optimizer steps", gt=0, most=STEPS)
 
 

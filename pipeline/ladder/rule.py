@@ -42,7 +42,8 @@ def settings_by_rule(job: Job, d_model: int, tokens: float) -> dict[str, int | f
     if train.optimizer == "muon":
         settings["muon_lr"] = _rounded(train.muon_lr * by_batch)
     warmup = min(train.total_warmup_steps, int(_WARMUP * steps))
-    if warmup != train.warmup_steps:
+    named = job.pretrain is not None and job.pretrain.recipe is not None
+    if warmup != train.warmup_steps or named:  # a recipe's warm-up would follow the steps
         settings["warmup_steps"] = warmup
     return settings
 

@@ -32,7 +32,9 @@ def in_lines(draft: Draft) -> Iterator[str]:
             ("rows", f"{stage.seq_len:,} tokens", stage.why_rows),
             ("steps", f"{stage.steps:,}", texts.steps_reason(stage)),
             ("batch", f"{stage.global_batch}", texts.batch_reason(stage)),
-            ("rate", f"{stage.lr:g}", texts.rate_reason(stage)),
+            ("rate", f"{stage.lr:g}", texts.LOW_RATE)
+            if stage.lr is not None
+            else ("recipe", "pion2", texts.RECIPE),
             ("held out", f"{stage.held_out:.3g}", texts.HELD_OUT),
         ]
     rows += list(_of_chats(sft)) if sft is not None else []

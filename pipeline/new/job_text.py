@@ -13,13 +13,15 @@ import yaml
 from pipeline.console.formats import short_amount
 from pipeline.new.layouts import TextColumn, is_chat
 from pipeline.new.look import Reading
-from pipeline.new.proposal import FineTuning, Pretraining
+from pipeline.new.proposal import SMALLEST, FineTuning, Pretraining
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@=+ -]*(?<! )")
 # Comments begin in this column, if the line is shorter.
 COLUMN = 34
 # Reasons that no number changes.
 HELD_OUT = "share of the documents that is kept out of training, to measure on"
+RECIPE = "optimizer, rates and schedule of Pion 2: docs/recipes.md"
+LOW_RATE = "low, so that the model forgets little"
 CHAT_ROWS = "nine of ten conversations fit, at most 2,048"
 CHAT_BATCH = "rows in a step: at most 16, and at least 30 steps"
 CHAT_HELD_OUT = "share of the conversations that shows whether the model only repeats"
@@ -111,6 +113,8 @@ def _data(p: Proposal) -> Iterator[tuple[str, str]]:
     if p.pretraining is not None:
         yield f"  seq_len: {p.pretraining.seq_len}", p.pretraining.why_rows
         yield f"  held_out: {p.pretraining.held_out:g}", HELD_OUT
+        if p.base is None:
+            yield "  documents: true", "no token sees the document before its own"
     yield "  sources:", ""
     for source in p.texts:
         yield f"  - {_flow(source)}", ""
@@ -118,12 +122,14 @@ def _data(p: Proposal) -> Iterator[tuple[str, str]]:
 
 def _pretrain(stage: Pretraining) -> Iterator[tuple[str, str]]:
     yield "pretrain:", ""
+    if stage.lr is None:
+        yield "  recipe: pion2", RECIPE
     yield f"  steps: {stage.steps}", steps_reason(stage)
     yield f"  global_batch: {stage.global_batch}", batch_reason(stage)
-    yield f"  lr: {stage.lr:g}", rate_reason(stage)
-    yield f"  min_lr: {stage.lr / 10:g}", ""
-    yield f"  warmup_steps: {max(1, min(1000, stage.steps // 20))}", ""
-    if stage.preset is None:
+    if stage.lr is not None:
+        yield f"  lr: {stage.lr:g}", LOW_RATE
+        yield f"  min_lr: {stage.lr / 10:g}", ""
+        yield f"  warmup_steps: {max(1, min(1000, stage.steps // 20))}", ""
         yield "  schedule: cosine", ""
 
 
@@ -156,7 +162,7 @@ def model_reason(stage: Pretraining) -> str:
 
 
 def _smallest(stage: Pretraining) -> bool:
-    return stage.preset == "pion-nano"
+    return stage.preset == SMALLEST
 
 
 def vocabulary_reason(stage: Pretraining) -> str:
@@ -175,13 +181,6 @@ def steps_reason(stage: Pretraining) -> str:
 def batch_reason(stage: Pretraining) -> str:
     """Return why so many rows."""
     return f"rows in a step: {short_amount(stage.global_batch * stage.seq_len)} tokens"
-
-
-def rate_reason(stage: Pretraining) -> str:
-    """Return why this rate."""
-    if stage.preset is None:
-        return "low, so that the model forgets little"
-    return f"as in jobs/{stage.preset}.yaml"
 
 
 def epochs_reason(stage: FineTuning) -> str:

@@ -15,16 +15,16 @@ TOKENS_PER_PARAMETER = 20
 MOST_EPOCHS = 4.0
 # With fewer tokens of own text, start from a trained model.
 LEAST_TOKENS = 5_000_000
-# The presets, the largest first: their largest vocabulary, tokens in a step, and peak rate (as in
-# jobs/).
-PRESETS: dict[str, tuple[int, int, float]] = {
-    "pion-xl": (32_768, 524_288, 2.5e-4),
-    "pion-large": (32_768, 262_144, 3e-4),
-    "pion-base": (32_768, 131_072, 3e-4),
-    "pion-small": (32_768, 131_072, 3e-4),
-    "pion-micro": (16_384, 131_072, 4e-4),
-    "pion-nano": (8_192, 131_072, 6e-4),
+# The presets, the largest first: their largest vocabulary, and tokens in a step (as in jobs/).
+PRESETS: dict[str, tuple[int, int]] = {
+    "pion2-xl": (32_768, 524_288),
+    "pion2-large": (32_768, 262_144),
+    "pion2-base": (32_768, 131_072),
+    "pion2-small": (32_768, 131_072),
+    "pion2-micro": (32_768, 131_072),
+    "pion2-nano": (16_384, 131_072),
 }
+LARGEST, SMALLEST = "pion2-xl", "pion2-nano"
 # By bytes of text, the size of a vocabulary; and by vocabulary, the bytes of a token (measured).
 VOCABULARIES = ((10**9, 32_768), (10**8, 16_384), (10**7, 8_192), (10**6, 4_096), (0, 2_048))
 BYTES_PER_TOKEN = {2_048: 3.0, 4_096: 3.4, 8_192: 3.75, 16_384: 3.95, 32_768: 4.05}
@@ -77,7 +77,10 @@ class Start:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A pretraining stage. `preset` and `vocab_size` are None if it starts from a base."""
+    """A pretraining stage. `preset` and `vocab_size` are None if it starts from a base.
+
+    A preset is trained by the recipe of Pion 2, and a base with the rate `lr`.
+    """
 
     preset: str | None
     vocab_size: int | None
@@ -86,7 +89,7 @@ class Pretraining:
     tokens: int
     seq_len: int
     global_batch: int
-    lr: float
+    lr: float | None
     held_out: float
     why_rows: str  # why `seq_len`
 
@@ -127,7 +130,7 @@ def default_base(amount: Amount, *, english: bool) -> str | None:
     instruct, base = ENGLISH_BASES if english else OTHER_BASES
     if not amount.text_bytes:
         return instruct
-    own = amount.text_bytes / BYTES_PER_TOKEN[vocabulary(amount.text_bytes, "pion-xl")]
+    own = amount.text_bytes / BYTES_PER_TOKEN[vocabulary(amount.text_bytes, LARGEST)]
     return None if own >= LEAST_TOKENS else (instruct if amount.conversations else base)
 
 
@@ -145,19 +148,18 @@ def pretrainings(amount: Amount) -> Iterator[Pretraining]:
     from pion.config.model_config import ModelConfig
     from pion.model.params_and_flops import cost_of
 
-    smallest = list(PRESETS)[-1]
-    for preset, (_, batch_tokens, lr) in PRESETS.items():
+    for preset, (_, batch_tokens) in PRESETS.items():
         vocab_size = vocabulary(amount.text_bytes, preset)
         parameters = cost_of(ModelConfig.preset(preset, vocab_size=vocab_size)).all_params
         own = int(amount.text_bytes / BYTES_PER_TOKEN[vocab_size])
         wanted, most = TOKENS_PER_PARAMETER * parameters, int(MOST_EPOCHS * own)
-        if wanted <= most or preset == smallest:
+        if wanted <= most or preset == SMALLEST:
             held_out, seq_len, why_rows = _text_rows(amount, own)
             tokens = min(wanted, most)
             batch = _batch(tokens, seq_len, batch_tokens // seq_len, own * (1 - held_out))
             yield Pretraining(
                 *(preset, vocab_size, parameters, own, tokens),
-                *(seq_len, batch, lr, held_out, why_rows),
+                *(seq_len, batch, None, held_out, why_rows),
             )
 
 

@@ -8,6 +8,7 @@ from pion.model.decoder import Decoder
 from pion.train.schedule import lr_at
 from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.job.file import load_job
+from pipeline.job.recipe import pion2
 from pipeline.job.train_sections import settings_of
 from tests.paths import JOBS
 from tests.support.published_models import load_shipped
@@ -19,6 +20,16 @@ PARAMETERS = {
     "pion-base": 164_461_312,
     "pion-large": 322_050_048,
     "pion-xl": 770_922_240,
+}
+
+
+PION2 = {
+    "pion2-nano": 22_026_624,
+    "pion2-micro": 67_386_880,
+    "pion2-small": 112_747_136,
+    "pion2-base": 176_197_376,
+    "pion2-large": 337_697_792,
+    "pion2-xl": 794_391_040,
 }
 
 
@@ -41,7 +52,7 @@ def test_the_tokenizer_a_job_names_is_there_and_fits_its_model(path):
         assert tokenizer.vocab_size == 50_000
 
 
-@pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items())
+@pytest.mark.parametrize(("name", "parameters"), (PARAMETERS | PION2).items())
 def test_each_size_has_exactly_its_published_number_of_parameters(name, parameters):
     config = load_job(JOBS / f"{name}.yaml").model_config_resolved()
     with torch.device("meta"):
@@ -55,6 +66,25 @@ def test_each_size_sees_as_many_tokens_per_parameter_as_the_published_recipe(nam
     job = load_job(JOBS / f"{name}.yaml")
     tokens = job.pretrain.steps * job.pretrain.global_batch * job.data.seq_len
     assert tokens / PARAMETERS[name] == pytest.approx(28.6, rel=0.01)
+
+
+@pytest.mark.parametrize("name", PION2)
+def test_each_size_of_pion_2_has_its_recipe_and_twenty_tokens_per_parameter(name):
+    job = load_job(JOBS / f"{name}.yaml")
+    tokens = job.pretrain.steps * job.pretrain.global_batch * job.data.seq_len
+    assert tokens / PION2[name] == pytest.approx(20, rel=0.01)
+    assert job.pretrain.recipe == "pion2"
+    assert job.pretrain.model_fields_set >= pion2(1024, 1000).keys()
+    assert job.data.documents
+
+
+@pytest.mark.parametrize("name", PION2)
+def test_no_document_of_pion_2s_data_has_to_be_read_twice(name):
+    job = load_job(JOBS / f"{name}.yaml")
+    tokens = job.pretrain.steps * job.pretrain.global_batch * job.data.seq_len
+    (source,) = job.data.sources
+    # FineWeb-Edu has about 1,030 of GPT-2's tokens in a document, and ours are about as long.
+    assert source.max_documents * 1000 > tokens
 
 
 def test_pion_small_reads_the_published_data_at_a_constant_batch(small):

@@ -54,6 +54,15 @@ def test_a_short_run_warms_up_for_a_tenth_of_its_steps() -> None:
     assert "warmup_steps" not in few
 
 
+def test_a_run_of_a_recipe_has_the_settings_by_rule_and_not_those_of_the_recipe() -> None:
+    path = JOBS / "pion2-small.yaml"
+    by_rule = settings_by_rule(load_job(path), 256, 10**8)
+    changes = [f"pretrain.{name}={value}" for name, value in by_rule.items()]
+    run = load_job(path, ["model.d_model=256", *changes]).pretrain
+    assert {name: getattr(run, name) for name in by_rule} == by_rule
+    assert by_rule.keys() >= {"lr", "min_lr", "embedding_lr", "vector_lr", "warmup_steps"}
+
+
 @pytest.mark.parametrize(
     ("batch", "rounded"),
     [(0.2, 1), (1.4, 1), (3.6, 4), (6.6, 7), (9.1, 10), (57, 56), (61, 64), (155, 160), (300, 320)],

@@ -35,13 +35,13 @@ def text(megabytes: float) -> Amount:
 @pytest.mark.parametrize(
     ("megabytes", "largest"),
     [
-        (1, "pion-nano"),
-        (200, "pion-nano"),
-        (300, "pion-nano"),
-        (900, "pion-micro"),
-        (2_500, "pion-small"),
-        (7_000, "pion-large"),
-        (20_000, "pion-xl"),
+        (1, "pion2-nano"),
+        (200, "pion2-nano"),
+        (300, "pion2-nano"),
+        (1_500, "pion2-micro"),
+        (2_500, "pion2-small"),
+        (7_000, "pion2-large"),
+        (20_000, "pion2-xl"),
     ],
 )
 def test_the_largest_preset_has_twenty_tokens_for_each_parameter_in_four_passes(
@@ -49,12 +49,12 @@ def test_the_largest_preset_has_twenty_tokens_for_each_parameter_in_four_passes(
 ) -> None:
     found = list(pretrainings(text(megabytes)))
     assert found[0].preset == largest
-    assert found[-1].preset == "pion-nano"
+    assert found[-1].preset == "pion2-nano"
     for stage in found:
         assert stage.parameters is not None
         assert stage.epochs <= MOST_EPOCHS * 1.001
         wanted = TOKENS_PER_PARAMETER * stage.parameters
-        assert stage.tokens == wanted or (stage.preset == "pion-nano" and stage.tokens < wanted)
+        assert stage.tokens == wanted or (stage.preset == "pion2-nano" and stage.tokens < wanted)
 
 
 def test_a_smaller_preset_always_costs_less() -> None:
@@ -67,8 +67,8 @@ def test_a_smaller_preset_always_costs_less() -> None:
     ("megabytes", "size"), [(0.5, 2048), (5, 4096), (50, 8192), (500, 16384), (5000, 32768)]
 )
 def test_the_vocabulary_follows_from_the_text(megabytes: float, size: int) -> None:
-    assert vocabulary(int(megabytes * 1e6), "pion-xl") == size
-    assert vocabulary(int(megabytes * 1e6), "pion-nano") == min(size, 8192)
+    assert vocabulary(int(megabytes * 1e6), "pion2-xl") == size
+    assert vocabulary(int(megabytes * 1e6), "pion2-nano") == min(size, 16384)
 
 
 def test_there_are_a_thousand_steps_unless_the_batch_is_at_its_smallest() -> None:
@@ -134,7 +134,7 @@ def test_less_money_buys_fewer_tokens_and_passes() -> None:
 
 def test_the_page_about_them_has_their_numbers() -> None:
     page = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8")
-    for preset, (size, _, rate) in PRESETS.items():
-        assert f"| `{preset}` | {size:,} | {rate:g} |" in page
+    for preset, (size, tokens) in PRESETS.items():
+        assert f"| `{preset}` | {size:,} | {tokens:,} |" in page
     for source in (*ENGLISH_BASES, *OTHER_BASES):
         assert source in page

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pion.config.presets import PRESETS
 from pion.errors import BadInput
 from pipeline.job.file import load_job
 from pipeline.rent.plan.sizes import Size, presets_of, sizes_of
 from tests.paths import JOBS, REPOSITORY
 
 PION = ["pion-nano", "pion-micro", "pion-small", "pion-base", "pion-large", "pion-xl"]
+PION2 = [name.replace("pion", "pion2") for name in PION]
 SMALL, DEMO = str(JOBS / "pion-small.yaml"), str(JOBS / "demo.yaml")
 
 
@@ -21,28 +21,26 @@ def names(sizes: list[Size]) -> list[str]:
     return [size.name for size in sizes]
 
 
-def test_without_a_job_each_preset_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_job_each_preset_of_pion_2_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     sizes = sizes_of(None, ["store=elsewhere"])
-    assert names(sizes) == PION
-    assert [size.path for size in sizes] == [f"jobs/{name}.yaml" for name in PION]
+    assert names(sizes) == PION2
+    assert [size.path for size in sizes] == [f"jobs/{name}.yaml" for name in PION2]
     assert {size.job.store for size in sizes} == {"elsewhere"}
     assert all(size.reference is size.job for size in sizes)
     params = [size.cost.all_params for size in sizes]
     assert params == sorted(params)
 
 
-def test_presets_of_pion_2_are_taken_where_they_have_jobs(
+def test_where_pion_2_has_no_jobs_those_of_pion_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(PRESETS, "pion2-small", PRESETS["pion-small"])
     (tmp_path / "jobs").mkdir()
     for name in ("pile_tokenizer.json", "pion-small.yaml"):
         shutil.copy(JOBS / name, tmp_path / "jobs")
     assert names(sizes_of(None, [])) == ["pion-small"]
-    text = (JOBS / "pion-small.yaml").read_text().replace("pion-small", "pion2-small")
-    (tmp_path / "jobs/pion2-small.yaml").write_text(text)
+    shutil.copy(JOBS / "pion2-small.yaml", tmp_path / "jobs")
     assert names(sizes_of(None, [])) == ["pion2-small"]
 
 
@@ -81,6 +79,13 @@ def test_other_fields_of_the_model_stay_and_its_shape_does_not() -> None:
     base = next(s for s in sizes_of(SMALL, [given]) if s.name == "pion-base")
     config = base.job.model_config_resolved()
     assert (config.n_heads, config.head_dim, config.norm_eps) == (12, 64, 1e-5)
+
+
+def test_a_pion_2_max_has_sizes_of_its_own() -> None:
+    small = str(JOBS / "pion2-small.yaml")
+    assert names(sizes_of(small, [])) == PION2
+    of_max = names(sizes_of(small, ["model=pion2-max-small"]))
+    assert of_max == [name.replace("pion2", "pion2-max") for name in PION2]
 
 
 def test_variants_of_a_preset_are_no_sizes() -> None:
