@@ -106,7 +106,6 @@ class Search:
             self._train(decided)
         if self._record.choice != decided.setting:
             self._change(lambda old: dataclasses.replace(old, choice=decided.setting))
-        seeds = len(self._record.seeds)
         return Outcome(
             choice=decided,
             curves=curves,
@@ -114,7 +113,7 @@ class Search:
             rounds=self.rounds,
             failed=self._record.failed,
             spent=_spent(self._heads()),
-            steps=steps_taken(self.rounds) * seeds,
+            steps=steps_taken(self.rounds),
             grid_steps=self._job.section(self._stage).total_steps * len(self.trials),
         )
 
@@ -191,7 +190,7 @@ class Search:
     # ------------------------------------------------------------ the record
 
     def _make_trials(self, settings: Sequence[Setting], seeds: int) -> list[Trial]:
-        common = as_overrides(_common(self._job, self._stage, self.rounds[0].step))
+        common = as_overrides(_common(self._job, self._stage))
         _, own = self._runs.job(common)
         trials, digests = [], []
         for setting in settings:
@@ -232,7 +231,7 @@ def _rounds(job: Job, stage: str, settings: Sequence[Setting], seeds: int) -> li
             "noise. Nothing was started."
         )
     try:
-        return plan_rounds(len(settings), section.steps)
+        return plan_rounds(len(settings), section.steps, seeds)
     except ValueError:
         raise BadInput(
             f"{stage}.steps {section.steps:,}: too few to compare {len(settings)} settings in "
@@ -240,13 +239,13 @@ def _rounds(job: Job, stage: str, settings: Sequence[Setting], seeds: int) -> li
         ) from None
 
 
-def _common(job: Job, stage: str, every: int) -> dict[str, Any]:
-    """Return what all runs of a search change of the job: they measure at the end of each round,
-    and do one stage."""
+def _common(job: Job, stage: str) -> dict[str, Any]:
+    """Return what all runs of a search change of the job: they do one stage, and measure only where
+    they pause and at the end."""
     changes: dict[str, Any] = {
         "publish": None,
         "deadline": None,
-        "evaluate.every": every,
+        "evaluate.every": job.section(stage).total_steps,
         "evaluate.prompts": [],
         "evaluate.checkpoint": "last",
         # Of a model to start from, which every run measures before it trains.
