@@ -23,7 +23,7 @@ from pion.evaluation.held_out import HeldOut, Scorer, held_out
 from pion.model.decoder import Decoder
 from pion.train.settings import ComputePlan
 from pion.train.trainer import Trainer
-from pipeline.data.prepared import open_data
+from pipeline.data.prepared import PreparedData, open_data
 from pipeline.job import Job
 from pipeline.job.train_sections import settings_of
 
@@ -36,34 +36,41 @@ SCORED_AT_ONCE = 16  # rows
 def train(job: Job, config: ModelConfig, seed: int, data: Path, dtype: Dtype) -> dict[str, Any]:
     """Train a job's model of the shape `config` on the prepared `data`; return its measures."""
     before = resident("VmRSS")
-    assert job.pretrain is not None
     opened = open_data(data)
-
-    def stream(split: str) -> RowStream:
-        window, documents = job.data.window, job.within_documents
-        return opened.stream(split, seed=seed, window=window, documents=documents)
-
-    settings = settings_of(job.pretrain)
-    torch.manual_seed(seed)
-    plan = ComputePlan(
-        dtype=dtype, micro_batch=settings.global_batch, threads=torch.get_num_threads()
-    )
-    trainer = Trainer(Decoder(config), stream("train"), settings, plan)
+    trainer = trainer_of(job, config, seed, opened, dtype)
     speeds = []
-    for _ in range(settings.steps):
+    for _ in range(trainer.settings.steps):
         trainer.train_step()
         speeds.append(trainer.drain_metrics()[-1]["tokens_per_second"])
     peak = resident("VmHWM") - before
     trainer.close()
-    scored = score(
-        trainer.model, stream("held_out"), job.evaluate.final_rows, opened.tokenizer_path
-    )
+    rows = rows_of(job, seed, opened, "held_out")
+    scored = score(trainer.model, rows, job.evaluate.final_rows, opened.tokenizer_path)
     return {
         "bits_per_byte": scored.bits_per_byte,
         "bits_per_byte_sem": scored.bits_per_byte_sem,
         "tokens_per_second": statistics.median(speeds[WARMUP_STEPS:]),
         "peak_mib": peak / 2**20,
     }
+
+
+def trainer_of(
+    job: Job, config: ModelConfig, seed: int, opened: PreparedData, dtype: Dtype
+) -> Trainer:
+    """Return the trainer of a job's model of the shape `config`, before its first step."""
+    assert job.pretrain is not None
+    settings = settings_of(job.pretrain)
+    torch.manual_seed(seed)
+    plan = ComputePlan(
+        dtype=dtype, micro_batch=settings.global_batch, threads=torch.get_num_threads()
+    )
+    return Trainer(Decoder(config), rows_of(job, seed, opened, "train"), settings, plan)
+
+
+def rows_of(job: Job, seed: int, opened: PreparedData, split: str) -> RowStream:
+    """Return the rows of a split of prepared data, as a run of the job with this seed sees them."""
+    window, documents = job.data.window, job.within_documents
+    return opened.stream(split, seed=seed, window=window, documents=documents)
 
 
 def score(model: Decoder, rows: RowStream, count: int, tokenizer_file: Path) -> HeldOut:

@@ -37,6 +37,10 @@ class Stopped(PionError):
     exit_code = 4
 
 
+class Paused(Stopped):
+    """Stopped where the job's `pause_at` says, with state saved: nothing went wrong."""
+
+
 class Trouble(PionError):
     """A training step went wrong numerically; the weights from that step on must not be saved.
 

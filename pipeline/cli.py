@@ -6,7 +6,6 @@ The other arguments: cli.py of pipeline/commands, rent and new, and ladder.py of
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shlex
 import shutil
@@ -14,11 +13,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from pion.errors import BadInput, PionError, is_panic
+from pion.errors import BadInput, Paused, PionError, is_panic
 from pipeline.commands.arguments import Add, Argument, Command, argument, flag
 from pipeline.commands.cli import add_commands
+from pipeline.commands.parser import OVERRIDES, Parser, Version, without_overrides
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked, refuse_endpoints, refuse_secret_arguments
@@ -28,9 +28,6 @@ from pipeline.rent.cli import add_rent_commands
 from pipeline.rent.ladder import add_ladder_commands
 from pipeline.run.signals import early_sigterm
 
-OVERRIDES = argument(
-    "overrides", metavar="key=value", nargs="*", help="fields to change, such as sft.lr=1e-4"
-)
 LONGEST_ERROR = 20_000
 EXIT_CODES = """\
 exit codes:
@@ -111,8 +108,9 @@ def _open_closed_streams() -> None:
 
 def _fail(error: PionError) -> int:
     """Print the error with which the command ends, without secrets and control characters; return
-    its exit code."""
-    print(f"error: {printable(masked(str(error)))[:LONGEST_ERROR]}", file=sys.stderr)
+    its exit code. A pause that the job asks for is called a pause."""
+    kind = "paused" if isinstance(error, Paused) else "error"
+    print(f"{kind}: {printable(masked(str(error)))[:LONGEST_ERROR]}", file=sys.stderr)
     return error.exit_code
 
 
@@ -133,50 +131,8 @@ def _ending(error: PionError, arguments: Sequence[str]) -> PionError:
 # ---------------------------------------------------------------- arguments
 
 
-class _Parser(argparse.ArgumentParser):
-    """Exits with code 2 and a short message that suggests the nearest command."""
-
-    commands: Sequence[str] = ()
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        first = next((a for a in args or () if not a.startswith("-")), None)
-        if self.commands and first is not None and first not in self.commands:
-            close = difflib.get_close_matches(first, self.commands, 1, 0.4)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            self.error(f"there is no command {first!r}{hint} (pion --help lists them)")
-        found, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            of_command = _Parser(prog=f"{self.prog} {first}") if first in self.commands else self
-            of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return found
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {printable(masked(message))}\n(see {self.prog} --help)\n")
-
-
-class _Version(argparse.Action):
-    """Prints the version. It is only looked up when needed."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(version_line())
-        parser.exit()
-
-
-def version_line() -> str:
-    """Return `pion 0.1.0 (c28abf5, changed since)`; without a known commit, only the version."""
-    import importlib.metadata
-
-    from pipeline.state.owner import code_version
-
-    version = f"pion {importlib.metadata.version('pion')}"
-    code = code_version()
-    if code.commit is None:
-        return version
-    return f"{version} ({code.commit[:7]}{', changed since' if code.dirty else ''})"
-
-
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="pion",
         description="Train, evaluate, publish and use small language models.",
         epilog=EXIT_CODES,
@@ -185,18 +141,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--version",
-        action=_Version,
+        action=Version,
         nargs=0,
         default=argparse.SUPPRESS,
         help="print the version and exit",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    take_overrides: dict[str, _Parser] = {}
+    take_overrides: dict[str, Parser] = {}
 
     def add(
         name: str, command: Command, help: str, *arguments: Argument, overrides: bool = False
     ) -> None:
-        sub: _Parser = commands.add_parser(
+        sub: Parser = commands.add_parser(
             name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False
         )
         sub.set_defaults(command=command)
@@ -218,7 +174,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     # argparse accepts no overrides after an option: `pion run JOB --redo sft sft.lr=1e-4`.
     overrides: list[str] = []
     if argv and argv[0] in take_overrides:
-        overrides, argv = _without_overrides(argv)
+        overrides, argv = without_overrides(argv)
     args = parser.parse_args(argv)
     if overrides:
         args.overrides = [*overrides, *args.overrides]
@@ -263,19 +219,6 @@ def _add_prove(add: Add) -> None:
         flag("--keep", "leave the runs in the store"),
         overrides=True,
     )
-
-
-def _without_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides in `argv`, and the rest. The value of `--vary` looks like one."""
-    found: tuple[list[str], list[str]] = ([], [])
-    for before, word in zip(["", *argv], argv):
-        found[before == "--vary" or not _is_override(word)].append(word)
-    return found
-
-
-def _is_override(argument: str) -> bool:
-    key, equals, _ = argument.partition("=")
-    return bool(equals) and not argument.startswith("-") and "/" not in key
 
 
 # ---------------------------------------------------------------- run and prove

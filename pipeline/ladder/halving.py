@@ -1,12 +1,16 @@
 """Successive halving over settings, as a pure function of what their runs have measured.
 
-All settings train with the same seeds, on the same rows, to the step of the first round. The better
-half continues to the step of the next round, from its checkpoints. The last round has two settings.
-Each round is twice as long as the one before (Jamieson and Talwalkar 2016, arXiv 1502.07943).
+All settings train with the first seeds, on the same rows, to half of their steps. The better half
+of the settings continues to the end, from its checkpoints. Most seeds train only to a tenth of the
+steps: they tell how much of a difference is noise, and who diverges.
+
+So a few seeds decide at the end, in place of all seeds long before. On recorded curves
+(benchmarks/halving.py), a paused run misleads more than a single seed does: a setting that starts
+fast looks better than it ends, and while rates fall, the lower rate does.
 
 A choice between two settings is made by the mean of their paired differences. Their standard error
-comes from the differences of all settings of the round, with a common variance: three seeds of two
-settings alone know too little about it.
+comes from the differences of all settings and all seeds at a tenth of the steps, with a common
+variance: a few seeds of two settings alone know too little about it.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ import numpy as np
 
 # The most of the grid's steps that a search takes: all settings, all seeds, all steps.
 SHARE = 0.4
+# Of so many seeds, one decides. The others train to the first of so many parts of the steps.
+SEEDS_FOR_ONE = 3
+PARTS = 10
 # Two settings differ if their paired difference is further from 0 than this share of such
 # differences would be if there was none.
 SURE = 0.95
@@ -31,11 +38,13 @@ Losses = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Round:
-    """All settings that are left train to `step`; then the best `keep` are left."""
+    """The settings that are left train to `step` with the first `seeds`; then the best `keep` are
+    left. A round that keeps all measures the noise."""
 
     step: int
     settings: int
     keep: int
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -77,62 +86,74 @@ class Choice:
     others: tuple[Difference, ...]
 
 
-def plan_rounds(settings: int, steps: int, share: float = SHARE) -> list[Round]:
-    """Return the rounds for so many settings, which take at most `share` of the grid's steps.
+def plan_rounds(settings: int, steps: int, seeds: int) -> list[Round]:
+    """Return the rounds for so many settings, which take at most `SHARE` of the grid's steps.
 
-    The last round ends at the last step, or earlier if the share does not allow that. Raises
-    ValueError for fewer than two settings, or too few steps for a round.
+    The last round ends at the last step, or earlier if the share does not allow that: with one or
+    two seeds. Raises ValueError for fewer than two settings, or too few steps for a round.
     """
     if settings < 2:
         raise ValueError("halving needs two settings")
-    counts = [settings]
-    while counts[-1] > 2:
-        counts.append(math.ceil(counts[-1] / 2))
-    # Round j ends at first · 2^j. In steps of one seed, the rounds take
-    doublings = len(counts) - 1
-    cost_of_first = counts[0] + sum(n * 2.0 ** (j - 1) for j, n in enumerate(counts) if j)
-    first = math.floor(min(share * settings * steps / cost_of_first, steps / 2**doublings))
-    if first < 1:
+    deciding = max(1, seeds // SEEDS_FOR_ONE)
+    others = settings * (seeds - deciding)
+    noise = steps // PARTS if others else 0
+    left = math.floor(SHARE * settings * seeds * steps) - others * noise
+    better = math.ceil(settings / 2)
+    counts, halves = ([2], [2]) if settings == 2 else ([settings, better], [1, 2])
+    # The rounds of a seed take so many halves of a run.
+    taken = 2 * settings if settings == 2 else settings + better
+    last = min(steps, 2 * left // (taken * deciding))
+    ends = [last * part // 2 for part in halves]
+    if ends[0] <= noise or (others and not noise):
         raise ValueError("too few steps")
     kept = [*counts[1:], 1]
-    return [Round(first * 2**j, n, keep) for j, (n, keep) in enumerate(zip(counts, kept))]
+    first = [Round(noise, settings, settings, seeds)] if others else []
+    return [*first, *(Round(*one, deciding) for one in zip(ends, counts, kept))]
 
 
 def steps_taken(rounds: Sequence[Round]) -> int:
-    """Return the steps of one seed that the rounds take together."""
-    before = [0, *(one.step for one in rounds)]
-    return sum(one.settings * (one.step - start) for one, start in zip(rounds, before))
+    """Return the steps of all runs that the rounds take together, if no setting diverges."""
+    taken = 0
+    for number in range(max(one.seeds for one in rounds)):
+        own = [one for one in rounds if one.seeds > number]
+        before = [0, *(one.step for one in own)]
+        taken += sum(one.settings * (one.step - start) for one, start in zip(own, before))
+    return taken
 
 
 def decide(curves: Curves, rounds: Sequence[Round]) -> Wanted | Choice:
     """Return what has to be trained next, or the choice if all rounds are over.
 
-    It depends on nothing but the curves: on no order, and on nothing measured later than a round.
+    A setting that diverges is left out of later rounds. The result depends on nothing but the
+    curves: on no order, and on nothing measured later than a round.
     """
-    left = sorted(curves)
+    left, step = sorted(curves), 0
+    noise: Losses | None = None
     over: list[tuple[str, int, Losses]] = []
     for one in rounds:
-        missing = [
-            (setting, seed)
-            for setting in left
-            for seed in sorted(curves[setting])
-            if one.step not in curves[setting][seed]
-        ]
+        if len(left) == 1:
+            break
+        seeds = {setting: sorted(curves[setting])[: one.seeds] for setting in left}
+        missing = [(s, seed) for s in left for seed in seeds[s] if one.step not in curves[s][seed]]
         if missing:
             return Wanted(one.step, tuple(missing))
-        losses = losses_at(curves, left, one.step)
+        losses, step = losses_at(curves, left, one), one.step
+        if one.keep == one.settings:
+            noise = losses
         ranked = rank(losses)
-        left, dropped = ranked[: one.keep], ranked[one.keep :]
+        finite = [setting for setting in ranked if np.isfinite(losses[setting]).all()]
+        left = (finite or ranked)[: one.keep]
+        dropped = [setting for setting in ranked if setting not in left]
         over = [*((setting, one.step, losses) for setting in dropped), *over]
     chosen = left[0]
-    others = tuple(compare(losses, chosen, setting, step) for setting, step, losses in over)
-    return Choice(chosen, rounds[-1].step, others)
+    others = (compare(losses, chosen, setting, at, noise) for setting, at, losses in over)
+    return Choice(chosen, step, tuple(others))
 
 
-def losses_at(curves: Curves, settings: Sequence[str], step: int) -> Losses:
-    """Return the losses of settings at a step, in the order of their seeds."""
+def losses_at(curves: Curves, settings: Sequence[str], one: Round) -> Losses:
+    """Return the losses of settings at the step of a round, in the order of its seeds."""
     return {
-        setting: [curves[setting][seed][step] for seed in sorted(curves[setting])]
+        setting: [curves[setting][seed][one.step] for seed in sorted(curves[setting])[: one.seeds]]
         for setting in settings
     }
 
@@ -143,12 +164,17 @@ def rank(losses: Losses) -> list[str]:
     return sorted(losses, key=lambda setting: (_or_infinite(means[setting]), setting))
 
 
-def compare(losses: Losses, chosen: str, other: str, step: int) -> Difference:
-    """Return how `other` compares with `chosen` at a step at which `losses` were measured."""
+def compare(
+    losses: Losses, chosen: str, other: str, step: int, noise: Losses | None = None
+) -> Difference:
+    """Return how `other` compares with `chosen` at a step at which `losses` were measured.
+
+    The noise is that of the losses `noise`; None: of `losses`.
+    """
     differences = np.array(losses[chosen]) - np.array(losses[other])
     if not np.isfinite(differences).all():
         return Difference(other, step, -math.inf, math.inf, sure=True, diverged=True)
-    variance, freedom = _pooled_variance(losses)
+    variance, freedom = _pooled_variance(losses if noise is None else noise)
     mean = float(differences.mean())
     sem = math.sqrt(2 * variance / len(differences)) if freedom else math.inf
     return Difference(

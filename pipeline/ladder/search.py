@@ -129,7 +129,7 @@ class Search:
             rounds=self.rounds,
             failed=self._record.failed,
             spent=_spent(self._heads()),
-            steps=steps_taken(self.rounds) * len(self._record.seeds),
+            steps=steps_taken(self.rounds),
             grid_steps=self._job.section(self._stage).total_steps * len(self.trials),
         )
 
@@ -137,7 +137,7 @@ class Search:
         """Return what a rented machine would do."""
         heads, names = self._heads(), [trial.job.name for trial in self.trials]
         largest = max(self.trials, key=lambda trial: _macs(trial.job))
-        steps = steps_taken(self.rounds) * len(self._record.seeds)
+        steps = steps_taken(self.rounds)
         done = sum(_reached(head, self._stage) for head in heads.values())
         found, left, following, hours = self.look(), 0, names[0], None
         if isinstance(found, Wanted):
@@ -232,7 +232,7 @@ class Search:
     # ------------------------------------------------------------ the record
 
     def _make_trials(self, settings: Sequence[Setting], seeds: int) -> list[Trial]:
-        common = as_overrides(_common(self._job, self._stage, self.rounds[0].step))
+        common = as_overrides(_common(self._job, self._stage))
         _, own = self._runs.job(common)
         trials, digests = [], []
         for setting in settings:
@@ -259,13 +259,13 @@ class Search:
         self._runs.store.flush()
 
 
-def _common(job: Job, stage: str, every: int) -> dict[str, Any]:
-    """Return what all runs of a search change of the job: they measure at the end of each round,
-    and do one stage."""
+def _common(job: Job, stage: str) -> dict[str, Any]:
+    """Return what all runs of a search change of the job: they do one stage, and measure only where
+    they pause and at the end."""
     changes: dict[str, Any] = {
         "publish": None,
         "deadline": None,
-        "evaluate.every": every,
+        "evaluate.every": job.section(stage).total_steps,
         "evaluate.prompts": [],
         "evaluate.checkpoint": "last",
         # Of a model to start from, which every run measures before it trains.

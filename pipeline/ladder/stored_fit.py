@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from pion.errors import BadInput
+from pipeline.job.digest import Difference, Digests, differences
 from pipeline.ladder.fit import Fit
 from pipeline.state.record_json import damaged, parse_record
 from pipeline.state.stores import Missing, Store
 from pipeline.state.stores.base import is_run_name
 
 LADDERS = "_ladders"
+# Settings that decide which text is predicted and how it is counted, but for those that decide only
+# the order of its rows.
+_OF_THE_TEXT = ("data.", "tokenizer.")
+_ORDER = ("data.window", "data.shard_rows")
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,16 @@ class StoredFit:
     fit: Fit
     settings: Mapping[str, Any]
 
-
-def read_fit(store: Store, name: str) -> Fit:
-    """Return the fit of the ladder `name`. Raises as `read_stored_fit` does."""
-    return read_stored_fit(store, name).fit
+    def other_text(self, digests: Digests) -> list[Difference]:
+        """Return the settings of the data and the tokenizer in which the ladder's runs differ from
+        a job with these digests: bits per byte of other text are not comparable."""
+        if not self.settings:  # a record that does not say
+            return []
+        own = digests.inputs["data.pretrain"] | digests.inputs["pretrain"]
+        found = differences(dict(self.settings), own, digests.before)
+        return [
+            one for one in found if one.path.startswith(_OF_THE_TEXT) and one.path not in _ORDER
+        ]
 
 
 def read_stored_fit(store: Store, name: str, asked: Asked = Asked()) -> StoredFit:

@@ -21,7 +21,7 @@ from pipeline.console.out import show_table
 from pipeline.ladder.at_work import at_work
 from pipeline.ladder.cap import Cap, describe
 from pipeline.ladder.command import say_line
-from pipeline.ladder.halving import steps_taken
+from pipeline.ladder.halving import Round, steps_taken
 from pipeline.ladder.runs import Execute, Runs
 from pipeline.ladder.search import Outcome, Search
 from pipeline.ladder.vary import Setting, settings_of
@@ -61,7 +61,7 @@ def run_try(
         cap = Cap(options.hours, options.dollars)
         search = Search(job, settings, options.seeds, cap, runs, say)
         ahead = search.ahead()
-    steps = steps_taken(search.rounds) * options.seeds
+    steps = steps_taken(search.rounds)
     grid = job.section(job.train_stages[0]).total_steps * len(search.trials)
     say(
         f"{counted(len(settings), 'setting')}, {counted(options.seeds, 'seed')} each, in "
@@ -102,7 +102,7 @@ def settings_to_try(options: TryOptions) -> list[Setting]:
 
 
 def _continue(found: Outcome, job_path: str, overrides: Sequence[str]) -> str:
-    """Return the command that trains the chosen setting to the end, from its checkpoint."""
+    """Return the command that finishes a run of the chosen setting, from its checkpoint."""
     first = next(t for t in found.trials if t.setting.name == found.choice.setting)
     words = [job_path, *overrides, *first.setting.overrides, f"seed={first.seed}"]
     return f"pion run {shlex.join([*words, f'name={first.job.name}'])}"
@@ -110,11 +110,12 @@ def _continue(found: Outcome, job_path: str, overrides: Sequence[str]) -> str:
 
 def _show(found: Outcome, said: str, command: str) -> None:
     table = Table(box=None, pad_edge=False)
-    for name in ("setting", *(f"step {one.step:,}" for one in found.rounds)):
-        table.add_column(name, justify="left" if name == "setting" else "right")
+    table.add_column("setting")
+    for one in found.rounds:
+        table.add_column(f"step {one.step:,}, {counted(one.seeds, 'seed')}", justify="right")
     order = [found.choice.setting, *(d.setting for d in found.choice.others)]
     for setting in order:
-        cells = [setting, *(_mean(found, setting, one.step) for one in found.rounds)]
+        cells = [setting, *(_mean(found, setting, one) for one in found.rounds)]
         table.add_row(*(Text(printable(cell)) for cell in cells))
     show("")
     show(f"mean held-out loss ({UNIT}):")
@@ -124,14 +125,17 @@ def _show(found: Outcome, said: str, command: str) -> None:
     for name, why in found.failed.items():
         show(f"{name} {why}")
     show(said)
-    show(f"to train it to the end, from its checkpoint: {command}")
+    show(f"to finish its run, from its checkpoint: {command}")
 
 
-def _mean(found: Outcome, setting: str, step: int) -> str:
-    values = [curve[step] for curve in found.curves[setting].values() if step in curve]
-    if len(values) < len(found.curves[setting]):
+def _mean(found: Outcome, setting: str, one: Round) -> str:
+    """Return the mean loss of a setting at the end of a round; empty if it was not in the round."""
+    curves = found.curves[setting]
+    values = [curves[seed].get(one.step) for seed in sorted(curves)[: one.seeds]]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return ""
-    mean = float(np.mean(values))
+    mean = float(np.mean(known))
     return f"{mean:.4f}" if math.isfinite(mean) else "diverged"
 
 

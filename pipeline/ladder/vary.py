@@ -111,7 +111,7 @@ def rounds_of(job: Job, stage: str, settings: Sequence[Setting], seeds: int) -> 
             "noise. Nothing was started."
         )
     try:
-        return plan_rounds(len(settings), section.steps)
+        return plan_rounds(len(settings), section.steps, seeds)
     except ValueError:
         raise BadInput(
             f"{stage}.steps {section.steps:,}: too few to compare {len(settings)} settings in "

@@ -97,7 +97,8 @@ def _add_try(add: Add) -> None:
             metavar="N",
             type=int,
             default=3,
-            help="runs of each setting, the first with the job's seed; default: 3",
+            help="runs of each setting, the first with the job's seed; default: 3. A third of them "
+            "(at least one) decides at the end; the others tell how large the noise is",
         ),
         _HOURS,
         _DOLLARS,

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.job.digest import Digests, Inputs, differences
 from pipeline.run.stage_plan import WorkLeft, stages_until
 from pipeline.state.stores import Store
 
 KEY = "evaluate.ladder"
-# Settings that decide which text is predicted and how it is counted.
-_OF_THE_TEXT = ("data.", "tokenizer.")
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def predict(
         bits_per_byte=None if said is None else said.bits_per_byte,
         low=None if said is None else said.low,
         high=None if said is None else said.high,
-        other=_other_text(dict(stored.settings), left.digests),
+        other=tuple(one.path for one in stored.other_text(left.digests)),
     )
 
 
@@ -93,12 +90,3 @@ def _begins(job: Job, left: WorkLeft, until: str | None) -> bool:
         return False
     state = next(plan.state for plan in left.plans if plan.stage == "pretrain")
     return left.redo in ("prepare", "pretrain") or state not in ("done", "resume")
-
-
-def _other_text(ladder: Inputs, digests: Digests) -> tuple[str, ...]:
-    """Return the settings of the text in which a ladder's runs differ from the job."""
-    if not ladder:
-        return ()
-    own = digests.inputs["data.pretrain"] | digests.inputs["pretrain"]
-    found = differences(ladder, own, digests.before)
-    return tuple(one.path for one in found if one.path.startswith(_OF_THE_TEXT))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pion.errors import PionError, PlanFailed, Stopped, Trouble
+from pion.errors import Paused, PionError, PlanFailed, Stopped, Trouble
 from pipeline.console.messages import Note, Phase, StageState
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
@@ -101,7 +101,7 @@ def train_stage(
     """Train until the stage is finished (True) or somebody asks for a stop (False).
 
     `claim` is rank 0's, and None on other ranks. Raises `Stopped` if the stop comes from a request
-    in the store or the budget.
+    in the store or the budget, and `Paused` if the job pauses the stage here.
     """
     started = time.monotonic()
     context.watchdog.restart()
@@ -126,9 +126,10 @@ def train_stage(
             rank.finish()
             return True
         rank.stop()
-        reason = context.stop_reason or training.pause_reason
-        if claim is not None and reason is not None:
-            raise Stopped(reason)
+        if claim is not None and context.stop_reason is not None:
+            raise Stopped(context.stop_reason)
+        if claim is not None and training.pause_reason is not None:
+            raise Paused(training.pause_reason)
         return False
 
 

@@ -28,7 +28,8 @@ def test_a_paused_stage_is_measured_and_continues_to_the_same_weights(
 ) -> None:
     job = write_job(tmp_path)
     output = ends_with(4, start(job, "pretrain.pause_at=7"))
-    assert "pretrain.pause_at is 7, and step 7 of 20 is done" in output
+    assert "paused: pretrain.pause_at is 7, and step 7 of 20 is done" in output
+    assert "error" not in output
     assert newest(tmp_path).step == 7
     assert measured(tmp_path) == [7]
     ends_with(4, start(job, "pretrain.pause_at=13"))

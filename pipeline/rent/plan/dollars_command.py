@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pion.errors import BadInput
 from pipeline.console.formats import show
 from pipeline.console.out import saying_if_slow
+from pipeline.job.digest import Difference, digest_job
 from pipeline.job.section import DOLLARS, HOURS
 from pipeline.ladder.fit import Fit
-from pipeline.ladder.stored_fit import read_fit
+from pipeline.ladder.record import SHOWN
+from pipeline.ladder.stored_fit import read_stored_fit
 from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
 from pipeline.rent.plan.conversations import expect_rows
 from pipeline.rent.plan.dollars import Market, Money, Option, options_for
@@ -44,12 +46,13 @@ def show_dollars(asked: Asked, *, as_json: bool) -> int:
     """Print what to train for the money on each card, the best first.
 
     Raises BadInput for a job with mistakes, for money that buys too little or more than the ladder
-    is trusted for, for a ladder that does not exist or has no fit, and if no machine has a price.
+    is trusted for, for a ladder that does not exist, has no fit or is of other text, and if no
+    machine has a price.
     """
     _check(asked)
     with saying_if_slow("reading jobs and the speeds of earlier runs", quiet=as_json):
         sizes = sizes_of(asked.job, asked.overrides)
-        fit = _fit_of(asked, sizes[0])
+        fit, sizes, left_out = _by_ladder(asked, sizes)
         known = _known_speeds(sizes, asked.bench)
         uncertain = dict.fromkeys(filter(None, [expect_rows(size.job) for size in sizes]))
     words = "asking SkyPilot for the prices of machines, which it fetches every few hours"
@@ -65,6 +68,7 @@ def show_dollars(asked: Asked, *, as_json: bool) -> int:
         double=_another(money.times(2), options[0], sizes, market, fit),
         ladder=asked.ladder,
         fit=fit,
+        left_out=left_out,
         on=asked.on,
     )
     if as_json:
@@ -85,12 +89,40 @@ def _check(asked: Asked) -> None:
             raise BadInput(f"{option} {value:g}: give a number above 0, at most {most:,}.")
 
 
-def _fit_of(asked: Asked, size: Size) -> Fit | None:
-    """Return the fit of the ladder in the job's store; None if none is asked for."""
+def _by_ladder(asked: Asked, sizes: Sequence[Size]) -> tuple[Fit | None, list[Size], list[str]]:
+    """Return the fit of the ladder in the job's store, the models whose jobs have its text, and the
+    names of the others. Without a ladder, these are None, all models and none.
+
+    Raises BadInput if no model has the ladder's text.
+    """
     if asked.ladder is None:
-        return None
+        return None, list(sizes), []
     with before_work("Nothing was started."):
-        return read_fit(open_store(size.job.store), asked.ladder)
+        stored = read_stored_fit(open_store(sizes[0].job.store), asked.ladder)
+    others = {size.name: stored.other_text(digest_job(size.job)) for size in sizes}
+    same = [size for size in sizes if not others[size.name]]
+    if not same:
+        raise _of_other_text(asked.ladder, sizes[0], others[sizes[0].name])
+    return stored.fit, same, [size.name for size in sizes if others[size.name]]
+
+
+def _of_other_text(ladder: str, size: Size, other: Sequence[Difference]) -> BadInput:
+    """Return the error for a ladder whose runs learned another text than the job has."""
+    more = [f"    and {len(other) - SHOWN} more"] if len(other) > SHOWN else []
+    return BadInput(
+        "\n".join(
+            [
+                f"the ladder {ladder!r} has other data or another tokenizer than {size.path}, so "
+                "its bits per byte say nothing of this job:",
+                *(f"    {one}" for one in other[:SHOWN]),
+                *more,
+                "Nothing was started. Your options:",
+                "  name the job of the ladder, or give these settings the ladder's values;",
+                f"  pion ladder {size.path} name=NAME    a ladder of this job;",
+                "  leave out --ladder: then sizes follow a rule, and no loss is predicted.",
+            ]
+        )
+    )
 
 
 def _known_speeds(sizes: Sequence[Size], bench: Sequence[str]) -> Mapping[str, Known]:

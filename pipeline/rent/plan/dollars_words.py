@@ -32,7 +32,8 @@ ONE_CARD = {"A40": "sky/runpod-a40.yaml", "RTXA4000": "sky/runpod-a4000.yaml"}
 @dataclass(frozen=True)
 class Answer:
     """What the money buys. `half` and `double` are what other money would buy on the first option's
-    machine, or why that is not known. `on` is the rental that the person named."""
+    machine, or why that is not known. `left_out` are models that the ladder says nothing of: their
+    jobs have other text. `on` is the rental that the person named."""
 
     money: Money
     options: Sequence[Option]
@@ -40,6 +41,7 @@ class Answer:
     double: Option | str
     ladder: str | None = None
     fit: Fit | None = None
+    left_out: Sequence[str] = ()
     on: str | None = None
 
     @property
@@ -73,7 +75,11 @@ def as_json(answer: Answer, notes: Sequence[str]) -> dict[str, Any]:
     """Return all of the answer as plain JSON."""
     ladder = None
     if answer.fit is not None:
-        ladder = {"name": answer.ladder, "trusted_flops": answer.fit.trusted_flops}
+        ladder = {
+            "name": answer.ladder,
+            "trusted_flops": answer.fit.trusted_flops,
+            "left_out": list(answer.left_out),
+        }
     return {
         "dollars": answer.money.dollars,
         "hours": answer.money.hours,
@@ -146,8 +152,10 @@ def _title(answer: Answer) -> str:
     words = f"What to train for ${answer.money.dollars:,.2f}{limit}"
     if answer.fit is None:
         return f"{words}, by rule (no loss is predicted without --ladder)"
-    trusted = f"trusted up to {answer.fit.trusted_flops:.2g} FLOPs"
-    return f"{words}, by the ladder {answer.ladder} ({trusted})"
+    about = f"trusted up to {answer.fit.trusted_flops:.2g} FLOPs"
+    if answer.left_out:
+        about += f"; it has other data or another tokenizer than {', '.join(answer.left_out)}"
+    return f"{words}, by the ladder {answer.ladder} ({about})"
 
 
 def _table(answer: Answer) -> list[str]:

@@ -13,6 +13,7 @@ from pipeline.ladder.halving import (
     SHARE,
     Choice,
     Curves,
+    Round,
     Wanted,
     compare,
     decide,
@@ -52,24 +53,50 @@ def recorded(
 
 @pytest.mark.parametrize("settings", [2, 3, 4, 5, 6, 9, 12, 16, 33, 64])
 @pytest.mark.parametrize("steps", [60, 480, 100_001])
-def test_the_rounds_take_at_most_two_fifths_of_the_grid(settings: int, steps: int) -> None:
-    rounds = plan_rounds(settings, steps)
-    assert steps_taken(rounds) <= SHARE * settings * steps
+@pytest.mark.parametrize("seeds", [1, 2, 3, 4, 10])
+def test_the_rounds_take_at_most_two_fifths_of_the_grid(
+    settings: int, steps: int, seeds: int
+) -> None:
+    rounds = plan_rounds(settings, steps, seeds)
+    assert steps_taken(rounds) <= SHARE * settings * seeds * steps
     assert rounds[0].settings == settings
-    assert (rounds[-1].settings, rounds[-1].keep) == (2, 1)
-    assert all(b.step == 2 * a.step for a, b in itertools.pairwise(rounds))
+    assert rounds[-1].keep == 1
+    assert all(a.step < b.step for a, b in itertools.pairwise(rounds))
     assert all(b.settings == a.keep for a, b in itertools.pairwise(rounds))
-    assert rounds[-1].step <= steps
+    if seeds > 2:
+        assert rounds[-1].step == steps
 
 
-def test_with_many_settings_the_last_two_train_to_the_end() -> None:
-    assert plan_rounds(12, 480)[-1].step == 480
+@pytest.mark.parametrize(
+    ("settings", "seeds", "rounds"),
+    [
+        (2, 3, [Round(48, 2, 2, 3), Round(480, 2, 1, 1)]),
+        (3, 3, [Round(48, 3, 3, 3), Round(240, 3, 2, 1), Round(480, 2, 1, 1)]),
+        (6, 3, [Round(48, 6, 6, 3), Round(240, 6, 3, 1), Round(480, 3, 1, 1)]),
+        (6, 10, [Round(48, 6, 6, 10), Round(240, 6, 3, 3), Round(480, 3, 1, 3)]),
+        (6, 1, [Round(128, 6, 3, 1), Round(256, 3, 1, 1)]),
+    ],
+)
+def test_a_third_of_the_seeds_decides_at_half_and_at_the_end(
+    settings: int, seeds: int, rounds: list[Round]
+) -> None:
+    assert plan_rounds(settings, 480, seeds) == rounds
 
 
-@pytest.mark.parametrize(("settings", "steps"), [(1, 480), (2, 1), (64, 5)])
-def test_too_few_settings_or_steps_have_no_rounds(settings: int, steps: int) -> None:
+def test_more_seeds_continue_the_runs_of_fewer() -> None:
+    steps = [[one.step for one in plan_rounds(6, 480, seeds)] for seeds in (3, 6, 10)]
+    assert steps[0] == steps[1] == steps[2]
+
+
+def test_what_the_rounds_take_is_what_their_runs_take() -> None:
+    # Two more seeds of 6 settings to 48; the first seed of 6 to 240, and of 3 to 480.
+    assert steps_taken(plan_rounds(6, 480, 3)) == 2 * 6 * 48 + 6 * 240 + 3 * 240
+
+
+@pytest.mark.parametrize(("settings", "steps", "seeds"), [(1, 480, 3), (2, 9, 3), (64, 1, 1)])
+def test_too_few_settings_or_steps_have_no_rounds(settings: int, steps: int, seeds: int) -> None:
     with pytest.raises(ValueError, match=r"few|two"):
-        plan_rounds(settings, steps)
+        plan_rounds(settings, steps, seeds)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +113,7 @@ def test_the_choice_is_as_good_as_the_grids_best_in_nine_of_ten_repetitions(
     final: Mapping[str, float],
 ) -> None:
     good, repetitions = 0, 60
-    rounds = plan_rounds(len(final), STEPS)
+    rounds = plan_rounds(len(final), STEPS, 3)
     for repetition in range(repetitions):
         curves = recorded(final, 3, np.random.default_rng(repetition))
         chosen = decide(curves, rounds)
@@ -101,23 +128,64 @@ def test_the_choice_is_as_good_as_the_grids_best_in_nine_of_ten_repetitions(
     assert good >= 0.9 * repetitions
 
 
+def at(
+    one: Round, losses: Mapping[str, float], seeds: int
+) -> dict[str, dict[int, dict[int, float]]]:
+    return {s: {n: {one.step: loss + n} for n in range(seeds)} for s, loss in losses.items()}
+
+
 def test_what_is_wanted_is_what_the_round_lacks_and_nothing_that_was_dropped() -> None:
-    rounds = plan_rounds(4, 480)
-    first, last = (one.step for one in rounds)
-    losses = {"a": 3.0, "b": 2.0, "c": 4.0, "d": 2.5}
-    curves: dict[str, dict[int, dict[int, float]]] = {s: {0: {}, 1: {}} for s in losses}
-    assert decide(curves, rounds) == Wanted(first, tuple((s, n) for s in "abcd" for n in (0, 1)))
-    for setting, loss in losses.items():
-        curves[setting] = {0: {first: loss}, 1: {first: loss}}
-    del curves["c"][1][first]
-    assert decide(curves, rounds) == Wanted(first, (("c", 1),))
-    curves["c"][1][first] = 4.0
-    assert decide(curves, rounds) == Wanted(last, (("b", 0), ("b", 1), ("d", 0), ("d", 1)))
+    rounds = noise, half, end = plan_rounds(4, 480, 3)
+    nothing: dict[str, dict[int, dict[int, float]]] = {s: {n: {} for n in range(3)} for s in "abcd"}
+    every = tuple((s, n) for s in "abcd" for n in range(3))
+    assert decide(nothing, rounds) == Wanted(noise.step, every)
+    curves = at(noise, {"a": 3.0, "b": 2.0, "c": 4.0, "d": 2.5}, 3)
+    del curves["c"][1][noise.step]
+    assert decide(curves, rounds) == Wanted(noise.step, (("c", 1),))
+    curves["c"][1][noise.step] = 5.0
+    assert decide(curves, rounds) == Wanted(half.step, tuple((s, 0) for s in "bdac"))
+    for setting, loss in {"a": 1.0, "b": 1.3, "c": 1.1, "d": 1.2}.items():
+        curves[setting][0][half.step] = loss
+    assert decide(curves, rounds) == Wanted(end.step, (("a", 0), ("c", 0)))
+    curves["a"][0][end.step], curves["c"][0][end.step] = 0.9, 0.8
+    decided = decide(curves, rounds)
+    assert isinstance(decided, Choice)
+    assert (decided.setting, decided.step) == ("c", end.step)
+    assert [(d.setting, d.step) for d in decided.others] == [
+        ("a", end.step),
+        ("d", half.step),
+        ("b", half.step),
+    ]
+
+
+def test_a_setting_that_diverges_with_any_seed_trains_no_further() -> None:
+    rounds = noise, half, _ = plan_rounds(4, 480, 3)
+    curves = at(noise, {"a": 3.0, "b": 2.0, "c": 4.0, "d": 2.5}, 3)
+    curves["b"][2][noise.step] = math.inf
+    assert decide(curves, rounds) == Wanted(half.step, (("d", 0), ("a", 0), ("c", 0)))
+    for setting in "ac":
+        curves[setting][0][noise.step] = math.nan
+    alone = decide(curves, rounds)
+    assert isinstance(alone, Choice)
+    assert (alone.setting, alone.step) == ("d", noise.step)
+    assert all(other.diverged for other in alone.others)
+
+
+def test_the_noise_is_that_of_all_seeds_at_a_tenth_of_the_steps() -> None:
+    rounds = plan_rounds(3, 480, 3)
+    curves = recorded({"a": 3.0, "b": 3.2, "c": 3.4}, 3, np.random.default_rng(0))
+    decided = decide(curves, rounds)
+    assert isinstance(decided, Choice)
+    early = {
+        s: [curve[rounds[0].step] for curve in by_seed.values()] for s, by_seed in curves.items()
+    }
+    sem = compare(early, "a", "b", 1).sem * math.sqrt(3)  # of one seed in place of three
+    assert [d.sem for d in decided.others] == pytest.approx([sem, sem])
 
 
 def test_the_order_of_settings_and_later_measures_change_nothing() -> None:
     curves = recorded({"a": 3.3, "b": 3.2, "c": 3.25}, 3, np.random.default_rng(0))
-    rounds = plan_rounds(3, STEPS)
+    rounds = plan_rounds(3, STEPS, 3)
     kept = {one.step for one in rounds}
     cut = {
         setting: {

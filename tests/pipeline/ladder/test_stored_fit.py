@@ -10,7 +10,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.ladder.fit import Fit, fit
-from pipeline.ladder.stored_fit import read_fit
+from pipeline.ladder.stored_fit import read_stored_fit
 from pipeline.state.stores import FileStore
 from tests.pipeline.ladder.made_up import LAWS, ladder
 
@@ -31,33 +31,33 @@ def write(store: FileStore, name: str, record: Any) -> None:
 
 def test_the_fit_comes_back(store: FileStore, fitted: Fit) -> None:
     write(store, "small", {"format": 1, "fit": fitted.record(), "rungs": []})
-    assert read_fit(store, "small") == fitted
+    assert read_stored_fit(store, "small").fit == fitted
 
 
 def test_a_ladder_that_is_not_there_says_which_are(store: FileStore) -> None:
     with pytest.raises(BadInput, match=r"there is no ladder 'tall' in .*runs\. To make one: pion"):
-        read_fit(store, "tall")
+        read_stored_fit(store, "tall")
     write(store, "small", {"fit": None})
     write(store, "wide", {"fit": None})
     with pytest.raises(BadInput, match=r"no ladder 'tall' in .*runs, which has small, wide"):
-        read_fit(store, "tall")
+        read_stored_fit(store, "tall")
 
 
 @pytest.mark.parametrize("record", [{}, {"fit": None}])
 def test_a_ladder_without_a_fit_is_said_to_be_unfinished(store: FileStore, record: Any) -> None:
     write(store, "small", record)
     with pytest.raises(BadInput, match=r"the ladder 'small' in .* is not finished"):
-        read_fit(store, "small")
+        read_stored_fit(store, "small")
 
 
 @pytest.mark.parametrize("record", [[], {"fit": 5}, {"fit": []}, {"fit": {}}])
 def test_what_is_no_record_is_said_to_be_damaged(store: FileStore, record: Any) -> None:
     write(store, "small", record)
     with pytest.raises(BadInput, match=r"_ladders/small\.json is damaged"):
-        read_fit(store, "small")
+        read_stored_fit(store, "small")
 
 
 @pytest.mark.parametrize("name", ["", "../demo/HEAD", "a/b", "-x"])
 def test_a_name_that_no_ladder_has_is_refused(store: FileStore, name: str) -> None:
     with pytest.raises(BadInput, match="--ladder"):
-        read_fit(store, name)
+        read_stored_fit(store, name)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pion.errors import BadInput
+from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.ladder.fit import Fit, fit
 from pipeline.rent.plan.dollars_command import Asked, show_dollars
@@ -45,9 +49,21 @@ def store(tmp_path: Path) -> str:
     return str(tmp_path / "runs")
 
 
-def with_ladder(store: str, fitted: Fit | None) -> None:
-    record = {"format": 1, "fit": None if fitted is None else fitted.record()}
+def with_ladder(store: str, fitted: Fit | None, settings: Mapping[str, Any] | None = None) -> None:
+    """Keep a ladder of `settings`, by default those of the presets' jobs."""
+    if settings is None:
+        settings = text_of(SMALL)
+    record = {
+        "format": 1,
+        "fit": None if fitted is None else fitted.record(),
+        "settings": dict(settings),
+    }
     FileStore(Path(store)).write("_ladders/small.json", json.dumps(record).encode())
+
+
+def text_of(job: str, *overrides: str) -> dict[str, Any]:
+    """Return the settings of a job's data and tokenizer, as a ladder of it records them."""
+    return digest_job(load_job(job, list(overrides))).inputs["data.pretrain"]
 
 
 def asked_of(store: str, dollars: float = 20.0, **more: Any) -> Asked:
@@ -181,6 +197,45 @@ def test_a_ladder_that_is_not_there_or_has_no_fit_is_refused(store: str) -> None
     with_ladder(store, None)
     with pytest.raises(BadInput, match="it predicts nothing yet"):
         show_dollars(asked_of(store, ladder="small"), as_json=False)
+
+
+def test_a_ladder_of_other_text_is_refused_with_the_difference(store: str, fitted: Fit) -> None:
+    other = text_of(SMALL, "data.seq_len=256", "tokenizer.file=mine.json")
+    with_ladder(store, fitted, other)
+    for job in (SMALL, None):
+        with pytest.raises(BadInput, match="its bits per byte say nothing of this job") as refused:
+            show_dollars(asked_of(store, 5, ladder="small", job=job), as_json=False)
+        lines = [line.strip() for line in str(refused.value).splitlines()]
+        assert "data.seq_len: 256 → 2048" in lines
+        assert 'tokenizer.file: "mine.json" → "pile_tokenizer.json"' in lines
+        assert lines[-3].startswith("name the job of the ladder")
+    overrides = ["data.seq_len=256", "tokenizer.file=mine.json", f"store={store}"]
+    assert show_dollars(Asked(SMALL, overrides, 5, ladder="small"), as_json=True) == 0
+
+
+def test_another_order_of_the_rows_is_no_other_text(store: str, fitted: Fit) -> None:
+    with_ladder(store, fitted, text_of(SMALL, "data.shard_rows=100", "data.window=3"))
+    assert show_dollars(asked_of(store, 5, ladder="small"), as_json=True) == 0
+
+
+def test_models_whose_jobs_have_other_text_are_left_out_and_named(
+    store: str,
+    fitted: Fit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(JOBS, tmp_path / "jobs")
+    file = tmp_path / "jobs" / "pion-nano.yaml"
+    job = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**job, "tokenizer": {"file": "mine.json"}}))
+    monkeypatch.chdir(tmp_path)
+    with_ladder(store, fitted)
+    lines = lines_of(asked_of(store, 5, ladder="small", job=None), capsys)
+    assert "; it has other data or another tokenizer than pion-nano)" in lines[0]
+    assert len(lines) <= 15
+    found = json_of(asked_of(store, 5, ladder="small", job=None), capsys)
+    assert found["ladder"]["left_out"] == ["pion-nano"]
 
 
 @pytest.mark.parametrize("value", [0.0, -5.0, float("nan"), float("inf"), 1e12])

@@ -1,0 +1,71 @@
+"""The parser of `pion`'s command line: short messages, key=value anywhere, and the version."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pipeline.commands.arguments import argument
+from pipeline.console.formats import printable
+from pipeline.console.masking import masked
+
+OVERRIDES = argument(
+    "overrides", metavar="key=value", nargs="*", help="fields to change, such as sft.lr=1e-4"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Exits with code 2 and a short message that suggests the nearest command."""
+
+    commands: Sequence[str] = ()
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        first = next((a for a in args or () if not a.startswith("-")), None)
+        if self.commands and first is not None and first not in self.commands:
+            close = difflib.get_close_matches(first, self.commands, 1, 0.4)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"there is no command {first!r}{hint} (pion --help lists them)")
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            of_command = Parser(prog=f"{self.prog} {first}") if first in self.commands else self
+            of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {printable(masked(message))}\n(see {self.prog} --help)\n")
+
+
+class Version(argparse.Action):
+    """Prints the version. It is only looked up when needed."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(version_line())
+        parser.exit()
+
+
+def version_line() -> str:
+    """Return `pion 0.1.0 (c28abf5, changed since)`; without a known commit, only the version."""
+    import importlib.metadata
+
+    from pipeline.state.owner import code_version
+
+    version = f"pion {importlib.metadata.version('pion')}"
+    code = code_version()
+    if code.commit is None:
+        return version
+    return f"{version} ({code.commit[:7]}{', changed since' if code.dirty else ''})"
+
+
+def without_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Return the overrides in `argv`, and the rest. The value of `--vary` looks like one."""
+    found: tuple[list[str], list[str]] = ([], [])
+    for before, word in zip(["", *argv], argv):
+        found[before == "--vary" or not _is_override(word)].append(word)
+    return found
+
+
+def _is_override(argument: str) -> bool:
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and not argument.startswith("-") and "/" not in key
