@@ -152,7 +152,9 @@ def _known(targets: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def score(model: Any, rows: RowStream, count: int, tokenizer_file: Path) -> HeldOut:
-    """Return how well the model predicts the first `count` rows, as the evaluate stage counts."""
+    """Return how well the model predicts the first `count` rows, or all, as the evaluate stage
+    counts."""
+    count = min(count, rows.total_rows)
     tokenizer = Tokenizer.from_file(tokenizer_file)
     nll, targets = [], []
     for start in range(0, count, SCORED_AT_ONCE):

@@ -74,7 +74,8 @@ def rows_of(job: Job, seed: int, opened: PreparedData, split: str) -> RowStream:
 
 
 def score(model: Decoder, rows: RowStream, count: int, tokenizer_file: Path) -> HeldOut:
-    """Return how well `model` predicts the first `count` held-out rows, in fp32."""
+    """Return how well `model` predicts the first `count` held-out rows, or all, in fp32."""
+    count = min(count, rows.total_rows)
     tokenizer = Tokenizer.from_file(tokenizer_file)
     scorer = Scorer(model.eval(), tokenizer.vocab_size, SCORED_AT_ONCE)
     with torch.inference_mode():

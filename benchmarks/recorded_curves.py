@@ -1,7 +1,8 @@
 """Train the settings of some grids once, and record their held-out loss at the steps where a search
 would pause them. benchmarks/halving.py replays searches on these curves.
 
-The model is the smallest of benchmarks/recipes.py, on the same data, in bf16. A loss is that of the
+The model is the smallest of benchmarks/recipes.py, on the prose and the source of Python's standard
+library, in bf16. A loss is that of the
 rows that a search looks at, measured as a run measures it while it trains.
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.paired_training import rows_of, score, trainer_of
-from benchmarks.recipes import JOB, SIZES, TEXT, muon
+from benchmarks.recipe_arms import JOB, SIZES, muon
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.model.decoder import Decoder
 from pipeline.data.prepared import PreparedData, open_data
@@ -27,7 +28,8 @@ from pipeline.stages.prepare import prepare_pretrain
 STEPS = 64
 SHAPE = dict(zip(("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"), SIZES["xs"]))
 # Such a small model wants a larger rate of AdamW than the demo's 5e-3.
-FIELDS = {"steps": STEPS, "lr": 1.5e-2} | muon(0.02)(SHAPE["d_model"], STEPS)
+FIELDS = {"steps": STEPS, "lr": 1.5e-2} | dict(muon(0.02).training(SHAPE["d_model"], STEPS))
+TEXT = ["data.sources=[{kind: python-docs, code: true}]", "sft=null", "evaluate.final_rows=400"]
 SMALL = [
     *TEXT,
     *(f"model.{name}={value}" for name, value in SHAPE.items()),

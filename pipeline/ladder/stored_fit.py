@@ -15,9 +15,9 @@ from pipeline.state.stores.base import is_run_name
 
 LADDERS = "_ladders"
 # Settings that decide which text is predicted and how it is counted, but for those that decide only
-# the order of its rows.
+# the order of its rows, or how much of it there is.
 _OF_THE_TEXT = ("data.", "tokenizer.")
-_ORDER = ("data.window", "data.shard_rows")
+_ORDER_OR_AMOUNT = ("data.window", "data.shard_rows", ".max_documents")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class StoredFit:
         own = digests.inputs["data.pretrain"] | digests.inputs["pretrain"]
         found = differences(dict(self.settings), own, digests.before)
         return [
-            one for one in found if one.path.startswith(_OF_THE_TEXT) and one.path not in _ORDER
+            one
+            for one in found
+            if one.path.startswith(_OF_THE_TEXT) and not one.path.endswith(_ORDER_OR_AMOUNT)
         ]
 
 

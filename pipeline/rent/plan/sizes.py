@@ -17,7 +17,6 @@ from pipeline.job import Job
 
 # The family that is used where no job names one: the first that has jobs in this folder.
 FAMILIES = ("pion2", "pion")
-_MAX = "pion2-max"
 JOBS = Path("jobs")
 # What makes a model larger. All other fields of a job's model hold for each size.
 _SHAPE = ("preset", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "values")
@@ -78,7 +77,7 @@ def _of_job(path: str, overrides: Sequence[str]) -> list[Size]:
             f"by money. `pion plan {path}` says what it costs."
         )
     preset = job.model.preset
-    families = FAMILIES if preset is None else (_family(preset),)
+    families = FAMILIES if preset is None else (preset.split("-")[0],)
     names = next(filter(None, map(presets_of, families)), [])
     own = _size(preset or f"the model of {Path(path).name}", path, overrides)
     others = [
@@ -87,11 +86,6 @@ def _of_job(path: str, overrides: Sequence[str]) -> list[Size]:
         if other != preset
     ]
     return [own, *others]
-
-
-def _family(preset: str) -> str:
-    """Return the family of a preset, of those that have more than one size."""
-    return _MAX if preset.startswith(f"{_MAX}-") else preset.split("-")[0]
 
 
 def presets_of(family: str) -> list[str]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from pion.errors import BadInput
 from pipeline.job.digest import digest_job
@@ -95,10 +93,10 @@ def test_without_a_job_and_a_ladder_it_says_what_to_run(
     text = "\n".join(lines)
     assert "the largest model that gets 10 tokens for each parameter" in text
     assert "estimated: 15% MFU assumed" in text
-    assert "$10.00 would give pion-" in text
-    assert "$40.00 would give pion-" in text
+    assert "$10.00 would give pion2-" in text
+    assert "$40.00 would give pion2-" in text
     assert " in bf16; a laptop" in text
-    assert lines[-1].startswith("  pion launch jobs/pion-")
+    assert lines[-1].startswith("  pion launch jobs/pion2-")
 
 
 def test_with_a_ladder_it_predicts_with_an_interval(
@@ -202,13 +200,14 @@ def test_a_ladder_that_is_not_there_or_has_no_fit_is_refused(store: str) -> None
 def test_a_ladder_of_other_text_is_refused_with_the_difference(store: str, fitted: Fit) -> None:
     other = text_of(SMALL, "data.seq_len=256", "tokenizer.file=mine.json")
     with_ladder(store, fitted, other)
-    for job in (SMALL, None):
-        with pytest.raises(BadInput, match="its bits per byte say nothing of this job") as refused:
-            show_dollars(asked_of(store, 5, ladder="small", job=job), as_json=False)
-        lines = [line.strip() for line in str(refused.value).splitlines()]
-        assert "data.seq_len: 256 → 2048" in lines
-        assert 'tokenizer.file: "mine.json" → "pile_tokenizer.json"' in lines
-        assert lines[-3].startswith("name the job of the ladder")
+    with pytest.raises(BadInput, match="its bits per byte say nothing of this job") as refused:
+        show_dollars(asked_of(store, 5, ladder="small"), as_json=False)
+    lines = [line.strip() for line in str(refused.value).splitlines()]
+    assert "data.seq_len: 256 → 2048" in lines
+    assert 'tokenizer.file: "mine.json" → "pile_tokenizer.json"' in lines
+    assert lines[-3].startswith("name the job of the ladder")
+    with pytest.raises(BadInput, match=r"than jobs/pion2-nano\.yaml, so its bits per byte"):
+        show_dollars(asked_of(store, 5, ladder="small", job=None), as_json=False)
     overrides = ["data.seq_len=256", "tokenizer.file=mine.json", f"store={store}"]
     assert show_dollars(Asked(SMALL, overrides, 5, ladder="small"), as_json=True) == 0
 
@@ -221,21 +220,18 @@ def test_another_order_of_the_rows_is_no_other_text(store: str, fitted: Fit) -> 
 def test_models_whose_jobs_have_other_text_are_left_out_and_named(
     store: str,
     fitted: Fit,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shutil.copytree(JOBS, tmp_path / "jobs")
-    file = tmp_path / "jobs" / "pion-nano.yaml"
-    job = yaml.safe_load(file.read_text())
-    file.write_text(yaml.safe_dump({**job, "tokenizer": {"file": "mine.json"}}))
-    monkeypatch.chdir(tmp_path)
-    with_ladder(store, fitted)
+    # Of the six, pion2-nano has a smaller vocabulary, and pion2-xl a larger sample of the text.
+    # That each reads another number of documents makes no other text.
+    monkeypatch.chdir(REPOSITORY)
+    with_ladder(store, fitted, text_of(str(JOBS / "pion2-small.yaml")))
     lines = lines_of(asked_of(store, 5, ladder="small", job=None), capsys)
-    assert "; it has other data or another tokenizer than pion-nano)" in lines[0]
+    assert "; it has other data or another tokenizer than pion2-nano, pion2-xl)" in lines[0]
     assert len(lines) <= 15
     found = json_of(asked_of(store, 5, ladder="small", job=None), capsys)
-    assert found["ladder"]["left_out"] == ["pion-nano"]
+    assert found["ladder"]["left_out"] == ["pion2-nano", "pion2-xl"]
 
 
 @pytest.mark.parametrize("value", [0.0, -5.0, float("nan"), float("inf"), 1e12])

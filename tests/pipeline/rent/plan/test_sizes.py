@@ -81,13 +81,6 @@ def test_other_fields_of_the_model_stay_and_its_shape_does_not() -> None:
     assert (config.n_heads, config.head_dim, config.norm_eps) == (12, 64, 1e-5)
 
 
-def test_a_pion_2_max_has_sizes_of_its_own() -> None:
-    small = str(JOBS / "pion2-small.yaml")
-    assert names(sizes_of(small, [])) == PION2
-    of_max = names(sizes_of(small, ["model=pion2-max-small"]))
-    assert of_max == [name.replace("pion2", "pion2-max") for name in PION2]
-
-
 def test_variants_of_a_preset_are_no_sizes() -> None:
     assert "daisy-pico" in presets_of("daisy")
     assert "daisy-pico-tied" not in presets_of("daisy")
