@@ -8,19 +8,30 @@ vectors are given for a d_model of 768, and grow with (d_model / 768)^-½.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import nanochat_rival
+from pion.data.documents.python_docs import source_files
 from pion.model.params_and_flops import cost_of
 from pipeline.job import Job, recipe
 from pipeline.job.file import load_job
 
 JOB = Path(__file__).parent.parent / "jobs" / "demo.yaml"
-# The demo's text. With its source code, copies of the held-out prose would be in the training data.
-TEXT = ["sft=null", "data.held_out=0.1", "evaluate.final_rows=10000"]
+# The source of Python's standard library: code with its docstrings and comments. Its prose alone is
+# too little for one pass, and prose next to source would have copies of the held-out text. Tables
+# of encodings and the topics of pydoc repeat each other or the docstrings.
+TEXT_FILE = Path(tempfile.gettempdir()) / "pion-recipes.jsonl"
+NO_TEXT = ("encodings/", "pydoc_data/")
+TEXT = [
+    f"data.sources=[{{kind: jsonl, path: {TEXT_FILE}}}]",
+    "data.window=1000",  # all shards are mixed: a seed does not decide what a short run is about
+    "sft=null",
+    "evaluate.final_rows=10000",
+]
 
 # By name, d_model, n_layers, n_heads, n_kv_heads and d_ff of the demo's model and of smaller ones:
 # 0.6, 1.0, 2.4 and 5.0 million multiplications a token.
@@ -172,6 +183,13 @@ ARMS: dict[str, Arm] = {
 FIRST = "B muon"
 # nanochat's own model and optimizer, and the factor of the rates that its rules give.
 RIVALS = {f"N nanochat · {factor}": float(factor) for factor in (4, 8, 16, 32)}
+
+
+def write_text() -> None:
+    """Write the text of the races, where the jobs read it."""
+    kept = (file for file in source_files() if not file.origin.startswith(NO_TEXT))
+    lines = [json.dumps({"text": file.text, "id": file.origin}) for file in kept]
+    TEXT_FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def job_of(size: str, arm: str, steps: int) -> Job:

@@ -36,6 +36,8 @@ def _difference(row: dict[str, Any] | None) -> str:
     if "difference" not in row:
         return f"{row['bits_per_byte']:.3f} ({row['seeds']})"
     words = f"{row['difference']:+.3f}".replace("-", "−")
+    if "t" not in row:
+        return f"{words} ({row['seeds']})"
     t = f"{row['t']:.1f}".replace("-", "−")
     return f"{words} (t = {t}, {row['seeds']})"
 

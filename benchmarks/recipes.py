@@ -2,8 +2,8 @@
 
     uv run python -m benchmarks.recipes [--sizes l …] [--arms B C …] [--seeds 5] [--nanochat PATH]
 
-All arms train on the text of jobs/demo.yaml, the prose of Python's standard library, and with its
-vocabulary. For each seed they see the same rows in the same order, in bf16, and all held-out rows
+All arms train on the source files of Python's standard library, less than once, with a vocabulary
+of their own. For each seed they see the same rows in the same order, in bf16, and all held-out rows
 are scored. An arm whose model has fewer multiplications a token than the demo's trains for as many
 more steps in its race at equal FLOPs. What is measured is kept in benchmarks/results/recipes.json
 after each training, so the same command continues a race that was cut short; the code must be the
@@ -26,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ from benchmarks.recipe_arms import (
     job_of,
     macs,
     steps_of,
+    write_text,
 )
 from benchmarks.recipe_scaling import scaling
 from pion.train.hardware import device_name
@@ -67,6 +68,7 @@ def race(
 ) -> None:
     """Train what is missing, and keep each result. `checkout` is nanochat's."""
     with tempfile.TemporaryDirectory() as folder:
+        write_text()
         prepare_pretrain(job_of("l", FIRST, 100), Path(folder), lambda message: None)
         for seed, size in itertools.product(range(seeds), sizes):
             done = read()["runs"]
@@ -156,12 +158,20 @@ def summary(runs: Mapping[str, Mapping[str, float]], size: str) -> list[dict[str
                 continue
             row: dict[str, Any] = {"size": size, "arm": arm, "equal": equal, "steps": steps}
             row |= {"seeds": len(both), "bits_per_byte": round(statistics.mean(own.values()), 4)}
-            if len(both) > 1 and arm != FIRST:
-                row |= paired([own[seed] for seed in both], [first[seed] for seed in both])
-                if len(both) < SEEDS:  # so few can't say that a difference is real
-                    del row["real"]
+            if arm != FIRST:
+                row |= _compared([own[seed] for seed in both], [first[seed] for seed in both])
             rows.append(row)
     return rows
+
+
+def _compared(these: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Return the mean difference, and what the seeds suffice to say about its noise."""
+    if len(these) == 1:
+        return {"difference": round(these[0] - others[0], 4)}
+    found = paired(these, others)
+    if len(these) < SEEDS:  # so few can't say that a difference is real
+        del found["real"]
+    return found
 
 
 def scaling_of(runs: Mapping[str, Mapping[str, float]]) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pipeline.commands.arguments import argument
-from pipeline.console.formats import printable
+from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked
 
 OVERRIDES = argument(
@@ -41,7 +41,7 @@ class Version(argparse.Action):
     """Prints the version. It is only looked up when needed."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(version_line())
+        show(version_line())
         parser.exit()
 
 
