@@ -9,6 +9,7 @@ import pytest
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.rental.rented import JOB, OVERRIDES, Rented, wait_until
+from tests.rental.skypilot_home import REPOSITORY
 from tests.rental.window import window
 
 pytestmark = pytest.mark.rental
@@ -25,8 +26,10 @@ def test_a_lost_machine_is_replaced_and_the_ladder_is_shown_at_its_end(rented: R
         wait_until(lambda: "run 2 of 9" in pod.job_log(), "the second run")
         rented.loopback.runpod.preempt(pod, notice=0.0, leaves="gone")
         ladder.ends_with(0)
-        assert "recovered 1 time" in ladder.text
-    found = json.loads(ladder.text[ladder.text.rindex("\n{\n") :])
+        text = ladder.text
+    assert "recovered 1 time" in text
+    found = json.loads(text[text.rindex("\n{\n") :])
+    (REPOSITORY / found["page"]).unlink()  # it was written where the command ran
     assert found["fit"] is not None
     assert all(run["bits_per_byte"] for run in found["runs"])
     assert len(rented.machines) == 2
