@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import nanochat_rival
+from pion.data.arrays import write_atomically
 from pion.data.documents.python_docs import source_files
 from pion.model.params_and_flops import cost_of
 from pipeline.job import Job, recipe
@@ -186,10 +187,12 @@ RIVALS = {f"N nanochat · {factor}": float(factor) for factor in (4, 8, 16, 32)}
 
 
 def write_text() -> None:
-    """Write the text of the races, where the jobs read it."""
+    """Write the text of the races where the jobs read it, if it is not there."""
     kept = (file for file in source_files() if not file.origin.startswith(NO_TEXT))
     lines = [json.dumps({"text": file.text, "id": file.origin}) for file in kept]
-    TEXT_FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = "\n".join(lines) + "\n"
+    if not TEXT_FILE.exists() or TEXT_FILE.read_text(encoding="utf-8") != text:
+        write_atomically(TEXT_FILE, text.encode())
 
 
 def job_of(size: str, arm: str, steps: int) -> Job:
