@@ -1,4 +1,4 @@
-"""The tables of docs/recipes.md, from benchmarks/results/recipes.json.
+"""The table of docs/recipes.md, from benchmarks/results/recipes.json.
 
 uv run python -m benchmarks.recipe_tables
 """
@@ -15,13 +15,15 @@ from benchmarks.recipes import RESULTS
 Rows = list[dict[str, Any]]
 
 
-def main_table(rows: Rows, arms: list[str]) -> Iterator[str]:
-    """Yield a table of arms by size: bits per byte at equal FLOPs less those of the first arm."""
+def table(rows: Rows) -> Iterator[str]:
+    """Yield the lines of a table of the arms that have raced: for each size, bits per byte at equal
+    FLOPs, less those of the demo's Muon."""
     yield f"| | {' | '.join(SIZES)} |"
     yield f"|---|{'---:|' * len(SIZES)}"
-    for arm in arms:
-        cells = [_difference(_find(rows, size, arm)) for size in SIZES]
-        yield f"| {arm} | {' | '.join(cells)} |"
+    for arm in (*ARMS, *RIVALS):
+        found = [_find(rows, size, arm) for size in SIZES]
+        if any(found):
+            yield f"| {arm} | {' | '.join(map(_difference, found))} |"
 
 
 def _find(rows: Rows, size: str, arm: str) -> dict[str, Any] | None:
@@ -30,23 +32,20 @@ def _find(rows: Rows, size: str, arm: str) -> dict[str, Any] | None:
 
 
 def _difference(row: dict[str, Any] | None) -> str:
-    """Return a difference with its t, or the bits per byte of the first arm, and the seeds."""
+    """Return a difference, or the bits per byte of the first arm, and the seeds. With few seeds, t
+    says nothing."""
     if row is None:
         return "–"
     if "difference" not in row:
         return f"{row['bits_per_byte']:.3f} ({row['seeds']})"
-    words = f"{row['difference']:+.3f}".replace("-", "−")
-    if "t" not in row:
-        return f"{words} ({row['seeds']})"
-    t = f"{row['t']:.1f}".replace("-", "−")
-    return f"{words} (t = {t}, {row['seeds']})"
+    t = f", t = {row['t']:.1f}" if "real" in row else ""
+    return f"{row['difference']:+.3f} ({row['seeds']}{t})".replace("-", "−")
 
 
-def tables() -> list[str]:
-    """Return the lines of all tables."""
-    rows = json.loads(RESULTS.read_text())["summary"]
-    return list(main_table(rows, [*ARMS, *RIVALS]))
+def table_of_results() -> list[str]:
+    """Return the lines of the table."""
+    return list(table(json.loads(RESULTS.read_text())["summary"]))
 
 
 if __name__ == "__main__":
-    print("\n".join(tables()))
+    print("\n".join(table_of_results()))

@@ -25,7 +25,7 @@ def _pion(d_model: int, n_layers: int, n_heads: int, n_kv_heads: int, d_ff: int)
 
 
 def _pion2(d_model: int, n_layers: int, n_kv_heads: int, d_ff: int, vocab_size: int) -> Preset:
-    """Return a Pion 2 (docs/recipes.md): few wide heads, and a head for the ids of its own."""
+    """Return a Pion 2 (docs/recipes.md): few wide heads, and an output head that is not tied."""
     return _pion(d_model, n_layers, d_model // 128, n_kv_heads, d_ff) | {
         "vocab_size": vocab_size,
         "head_dim": 128,

@@ -36,6 +36,7 @@ _FORCE = flag(
     "--force",
     f"with --on: {DEAR_SPOT_HELP}, and rent even if a machine for these runs is already starting",
 )
+_OF_BOTH = (_HOURS, _DOLLARS, _ON, _DRY_RUN, _FORCE, JSON)
 
 
 def add_ladder_commands(add: Add) -> None:
@@ -68,12 +69,7 @@ def _add_ladder(add: Add) -> None:
             help="leave the N largest runs out of the fit, and predict them before they start; or "
             "more runs as shares of width and tokens, such as 0.7x0.5,0.9x0.5",
         ),
-        _HOURS,
-        _DOLLARS,
-        _ON,
-        _DRY_RUN,
-        _FORCE,
-        JSON,
+        *_OF_BOTH,
         overrides=True,
     )
 
@@ -100,12 +96,7 @@ def _add_try(add: Add) -> None:
             help="runs of each setting, the first with the job's seed; default: 3. A third of them "
             "(at least one) decides at the end; the others tell how large the noise is",
         ),
-        _HOURS,
-        _DOLLARS,
-        _ON,
-        _DRY_RUN,
-        _FORCE,
-        JSON,
+        *_OF_BOTH,
         overrides=True,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,6 +14,12 @@ from tests.support.fake_provider import FakeProvider
 @pytest.fixture
 def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let every check pass, and collect the tasks. The window is closed at once."""
+    monkeypatch.setattr(launching, "require_checks", lambda order, **more: None)
+    return tasks_of(launching, monkeypatch)
+
+
+def tasks_of(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return the list to which each task is added that `module` submits. Nothing is rented."""
     tasks: list[Any] = []
 
     def submit(task: Any, name: str) -> int:
@@ -21,6 +28,5 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     provider = FakeProvider()
     provider.submit = submit
-    monkeypatch.setattr(launching, "Provider", lambda: provider)
-    monkeypatch.setattr(launching, "require_checks", lambda order, **more: None)
+    monkeypatch.setattr(module, "Provider", lambda: provider)
     return tasks

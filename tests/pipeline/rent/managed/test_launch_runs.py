@@ -22,8 +22,8 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.pipeline.ladder.fake_runs import FakeRuns
 from tests.pipeline.rent.conftest import YAML, SkyHome
+from tests.pipeline.rent.managed.conftest import tasks_of
 from tests.pipeline.rent.managed.test_launch_until import BOOTED
-from tests.support.fake_provider import FakeProvider
 from tests.support.jobs import tiny_dict
 from tests.support.states import someone
 
@@ -48,22 +48,8 @@ def store(sky_home: SkyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let every check pass, and collect the tasks. The window is closed at once."""
-    tasks = rents(monkeypatch)
     monkeypatch.setattr(launch_runs, "require_checks", lambda order, **more: None)
-    return tasks
-
-
-def rents(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    tasks: list[Any] = []
-
-    def submit(task: Any, name: str) -> int:
-        tasks.append(task)
-        raise KeyboardInterrupt
-
-    provider = FakeProvider()
-    provider.submit = submit
-    monkeypatch.setattr(launch_runs, "Provider", lambda: provider)
-    return tasks
+    return tasks_of(launch_runs, monkeypatch)
 
 
 def words_of(task: Any) -> list[str]:
@@ -325,7 +311,7 @@ def checked(
     """What the checks say of a ladder that is not rented for."""
 
     def check(*words: str, resources: str = "accelerators: A40") -> str:
-        tasks = rents(monkeypatch)
+        tasks = tasks_of(launch_runs, monkeypatch)
         on = str(sky_home.yaml(resources, text=BOOTED))
         assert main([*LADDER, *words, "--on", on]) == 2
         assert not tasks
