@@ -1,6 +1,6 @@
 """The recipe of `pretrain: {recipe: pion2}`: its settings, by the width of the model and the steps.
 
-The numbers were raced on a CPU, in models of 1M to 8M parameters (docs/recipes.md). Nobody has
+The numbers were raced on a CPU, in models of 1M to 6M parameters (docs/recipes.md). Nobody has
 trained a larger one with them here. Once they are released, they never change: finished runs
 have recorded them. A better recipe gets another name.
 """
