@@ -34,6 +34,28 @@ def _pion2(d_model: int, n_layers: int, n_kv_heads: int, d_ff: int, vocab_size: 
     }
 
 
+def _pion2_max(size: Preset) -> Preset:
+    """Return a Pion 2 with what no stock architecture computes (docs/recipes.md)."""
+    return size | {
+        "activation": "relu2",
+        "norm_gain": False,
+        "logit_cap": 15.0,
+        "heads": {"scale": 0.1273},
+        "wiring": {"embed_norm": True, "input_mix": True},
+        "values": {"layers": list(range(1, size["n_layers"], 2))},
+    }
+
+
+_PION2 = {
+    "nano": _pion2(384, 6, n_kv_heads=1, d_ff=1024, vocab_size=16_384),
+    "micro": _pion2(512, 12, n_kv_heads=1, d_ff=1408, vocab_size=32_768),
+    "small": _pion2(640, 16, n_kv_heads=1, d_ff=1792, vocab_size=32_768),
+    "base": _pion2(768, 20, n_kv_heads=2, d_ff=2048, vocab_size=32_768),
+    "large": _pion2(1024, 24, n_kv_heads=2, d_ff=2816, vocab_size=32_768),
+    "xl": _pion2(1536, 28, n_kv_heads=3, d_ff=4096, vocab_size=32_768),
+}
+
+
 def _tachyon(
     d_model: int, n_layers: int, n_heads: int, d_ff: int, d_shared: int, n_experts: int
 ) -> Preset:
@@ -155,12 +177,8 @@ PRESETS: dict[str, Preset] = {
     "pion-base": _pion(d_model=768, n_layers=20, n_heads=12, n_kv_heads=4, d_ff=2048),
     "pion-large": _pion(d_model=1024, n_layers=24, n_heads=16, n_kv_heads=4, d_ff=2816),
     "pion-xl": _pion(d_model=1536, n_layers=28, n_heads=16, n_kv_heads=4, d_ff=4096),
-    "pion2-nano": _pion2(384, 6, n_kv_heads=1, d_ff=1024, vocab_size=16_384),
-    "pion2-micro": _pion2(512, 12, n_kv_heads=1, d_ff=1408, vocab_size=32_768),
-    "pion2-small": _pion2(640, 16, n_kv_heads=1, d_ff=1792, vocab_size=32_768),
-    "pion2-base": _pion2(768, 20, n_kv_heads=2, d_ff=2048, vocab_size=32_768),
-    "pion2-large": _pion2(1024, 24, n_kv_heads=2, d_ff=2816, vocab_size=32_768),
-    "pion2-xl": _pion2(1536, 28, n_kv_heads=3, d_ff=4096, vocab_size=32_768),
+    **{f"pion2-{name}": size for name, size in _PION2.items()},
+    **{f"pion2-max-{name}": _pion2_max(size) for name, size in _PION2.items()},
     "tachyon-tiny": _tachyon(512, 8, 8, d_ff=1408, d_shared=704, n_experts=4),
     "tachyon-small": _tachyon(1024, 16, 16, d_ff=2816, d_shared=1408, n_experts=8),
     "tachyon-medium": _tachyon(1536, 20, 16, d_ff=4096, d_shared=2048, n_experts=8),

@@ -21,6 +21,7 @@ COLUMN = 34
 # Reasons that no number changes.
 HELD_OUT = "share of the documents that is kept out of training, to measure on"
 RECIPE = "optimizer, rates and schedule of Pion 2: docs/recipes.md"
+MODEL = "needs Pion's modelling files; without -max, llama.cpp and vLLM run it"
 LOW_RATE = "low, so that the model forgets little"
 CHAT_ROWS = "nine of ten conversations fit, at most 2,048"
 CHAT_BATCH = "rows in a step: at most 16, and at least 30 steps"
@@ -101,7 +102,7 @@ def _model(p: Proposal) -> Iterator[tuple[str, str]]:
         return
     assert p.pretraining is not None
     vocab_size = p.pretraining.vocab_size
-    yield "model:", ""
+    yield "model:", MODEL
     yield f"  preset: {p.pretraining.preset}", model_reason(p.pretraining)
     yield f"  vocab_size: {vocab_size}", ""
     yield "tokenizer:", ""

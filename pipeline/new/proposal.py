@@ -17,14 +17,14 @@ MOST_EPOCHS = 4.0
 LEAST_TOKENS = 5_000_000
 # The presets, the largest first: their largest vocabulary, and tokens in a step (as in jobs/).
 PRESETS: dict[str, tuple[int, int]] = {
-    "pion2-xl": (32_768, 524_288),
-    "pion2-large": (32_768, 262_144),
-    "pion2-base": (32_768, 131_072),
-    "pion2-small": (32_768, 131_072),
-    "pion2-micro": (32_768, 131_072),
-    "pion2-nano": (16_384, 131_072),
+    "pion2-max-xl": (32_768, 524_288),
+    "pion2-max-large": (32_768, 262_144),
+    "pion2-max-base": (32_768, 131_072),
+    "pion2-max-small": (32_768, 131_072),
+    "pion2-max-micro": (32_768, 131_072),
+    "pion2-max-nano": (16_384, 131_072),
 }
-LARGEST, SMALLEST = "pion2-xl", "pion2-nano"
+LARGEST, SMALLEST = "pion2-max-xl", "pion2-max-nano"
 # By bytes of text, the size of a vocabulary; and by vocabulary, the bytes of a token (measured).
 VOCABULARIES = ((10**9, 32_768), (10**8, 16_384), (10**7, 8_192), (10**6, 4_096), (0, 2_048))
 BYTES_PER_TOKEN = {2_048: 3.0, 4_096: 3.4, 8_192: 3.75, 16_384: 3.95, 32_768: 4.05}

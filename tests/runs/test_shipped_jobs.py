@@ -30,6 +30,12 @@ PION2 = {
     "pion2-base": 176_197_376,
     "pion2-large": 337_697_792,
     "pion2-xl": 794_391_040,
+    "pion2-max-nano": 25_952_280,
+    "pion2-max-micro": 83_886_128,
+    "pion2-max-small": 127_926_336,
+    "pion2-max-base": 228_589_648,
+    "pion2-max-large": 369_098_848,
+    "pion2-max-xl": 794_296_432,
 }
 
 

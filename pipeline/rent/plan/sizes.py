@@ -15,8 +15,11 @@ from pion.model.params_and_flops import ModelCost, cost_of
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
 
-# The family that is used where no job names one: the first that has jobs in this folder.
-FAMILIES = ("pion2", "pion")
+# The family that is used without a job: the first that has jobs in this folder.
+_MAX = "pion2-max"
+FAMILIES = (_MAX, "pion2", "pion")
+# That of a job whose model has no preset. It has what a model has by default: no wiring, no tables.
+_OF_OWN_MODELS = "pion2"
 JOBS = Path("jobs")
 # What makes a model larger. All other fields of a job's model hold for each size.
 _SHAPE = ("preset", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "values")
@@ -47,7 +50,7 @@ class Size:
 def sizes_of(path: str | None, overrides: Sequence[str]) -> list[Size]:
     """Return the models that a job can train, the smallest first.
 
-    With `path`, they are the presets of the family of the job's model, or of Pion, and the job's
+    With `path`, they are the presets of the family of the job's model, or of Pion 2, and the job's
     own model. Without, each preset has the job of its name in `jobs/`. Raises BadInput for a job
     that can't be read or does not pretrain, and if there is none.
     """
@@ -77,8 +80,7 @@ def _of_job(path: str, overrides: Sequence[str]) -> list[Size]:
             f"by money. `pion plan {path}` says what it costs."
         )
     preset = job.model.preset
-    families = FAMILIES if preset is None else (preset.split("-")[0],)
-    names = next(filter(None, map(presets_of, families)), [])
+    names = presets_of(_OF_OWN_MODELS if preset is None else _family(preset))
     own = _size(preset or f"the model of {Path(path).name}", path, overrides)
     others = [
         _size(other, path, [*overrides, _as_preset(job, other)], own.job)
@@ -86,6 +88,11 @@ def _of_job(path: str, overrides: Sequence[str]) -> list[Size]:
         if other != preset
     ]
     return [own, *others]
+
+
+def _family(preset: str) -> str:
+    """Return the family of a preset, of those that have more than one size."""
+    return _MAX if preset.startswith(f"{_MAX}-") else preset.split("-")[0]
 
 
 def presets_of(family: str) -> list[str]:

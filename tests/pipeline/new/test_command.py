@@ -176,7 +176,7 @@ def test_200_gigabytes_are_looked_at_in_part_and_sized_by_the_money(
     assert "would cost $" in printed
     assert "% of the text, but all of it is prepared first" in printed
     less, printed = made_again(pion, data, "--dollars", "0.5")
-    assert less.model.preset == "pion2-nano"
+    assert less.model.preset == "pion2-max-nano"
     assert float(printed.partition("about $")[2].partition(":")[0]) <= 0.5
 
 

@@ -35,13 +35,13 @@ def text(megabytes: float) -> Amount:
 @pytest.mark.parametrize(
     ("megabytes", "largest"),
     [
-        (1, "pion2-nano"),
-        (200, "pion2-nano"),
-        (300, "pion2-nano"),
-        (1_500, "pion2-micro"),
-        (2_500, "pion2-small"),
-        (7_000, "pion2-large"),
-        (20_000, "pion2-xl"),
+        (1, "pion2-max-nano"),
+        (200, "pion2-max-nano"),
+        (300, "pion2-max-nano"),
+        (1_800, "pion2-max-micro"),
+        (2_700, "pion2-max-small"),
+        (7_500, "pion2-max-large"),
+        (20_000, "pion2-max-xl"),
     ],
 )
 def test_the_largest_preset_has_twenty_tokens_for_each_parameter_in_four_passes(
@@ -49,12 +49,14 @@ def test_the_largest_preset_has_twenty_tokens_for_each_parameter_in_four_passes(
 ) -> None:
     found = list(pretrainings(text(megabytes)))
     assert found[0].preset == largest
-    assert found[-1].preset == "pion2-nano"
+    assert found[-1].preset == "pion2-max-nano"
     for stage in found:
         assert stage.parameters is not None
         assert stage.epochs <= MOST_EPOCHS * 1.001
         wanted = TOKENS_PER_PARAMETER * stage.parameters
-        assert stage.tokens == wanted or (stage.preset == "pion2-nano" and stage.tokens < wanted)
+        assert stage.tokens == wanted or (
+            stage.preset == "pion2-max-nano" and stage.tokens < wanted
+        )
 
 
 def test_a_smaller_preset_always_costs_less() -> None:
@@ -67,8 +69,8 @@ def test_a_smaller_preset_always_costs_less() -> None:
     ("megabytes", "size"), [(0.5, 2048), (5, 4096), (50, 8192), (500, 16384), (5000, 32768)]
 )
 def test_the_vocabulary_follows_from_the_text(megabytes: float, size: int) -> None:
-    assert vocabulary(int(megabytes * 1e6), "pion2-xl") == size
-    assert vocabulary(int(megabytes * 1e6), "pion2-nano") == min(size, 16384)
+    assert vocabulary(int(megabytes * 1e6), "pion2-max-xl") == size
+    assert vocabulary(int(megabytes * 1e6), "pion2-max-nano") == min(size, 16384)
 
 
 def test_there_are_a_thousand_steps_unless_the_batch_is_at_its_smallest() -> None:

@@ -27,6 +27,7 @@ TOKENS = torch.randint(0, 250, (2, 64), generator=torch.Generator().manual_seed(
     [
         ("pion-nano", "Qwen3ForCausalLM"),
         ("pion2-nano", "Qwen3ForCausalLM"),
+        ("pion2-max-nano", "PionForCausalLM"),
         ("tachyon-tiny", "Qwen3MoeForCausalLM"),
         ("daisy-pico", "PionForCausalLM"),
         ("daisy-350m", "PionForCausalLM"),

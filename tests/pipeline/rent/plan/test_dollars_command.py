@@ -93,10 +93,10 @@ def test_without_a_job_and_a_ladder_it_says_what_to_run(
     text = "\n".join(lines)
     assert "the largest model that gets 10 tokens for each parameter" in text
     assert "estimated: 15% MFU assumed" in text
-    assert "$10.00 would give pion2-" in text
-    assert "$40.00 would give pion2-" in text
+    assert "$10.00 would give pion2-max-" in text
+    assert "$40.00 would give pion2-max-" in text
     assert " in bf16; a laptop" in text
-    assert lines[-1].startswith("  pion launch jobs/pion2-")
+    assert lines[-1].startswith("  pion launch jobs/pion2-max-")
 
 
 def test_with_a_ladder_it_predicts_with_an_interval(
@@ -206,7 +206,7 @@ def test_a_ladder_of_other_text_is_refused_with_the_difference(store: str, fitte
     assert "data.seq_len: 256 → 2048" in lines
     assert 'tokenizer.file: "mine.json" → "pile_tokenizer.json"' in lines
     assert lines[-3].startswith("name the job of the ladder")
-    with pytest.raises(BadInput, match=r"than jobs/pion2-nano\.yaml, so its bits per byte"):
+    with pytest.raises(BadInput, match=r"than jobs/pion2-max-nano\.yaml, so its bits per byte"):
         show_dollars(asked_of(store, 5, ladder="small", job=None), as_json=False)
     overrides = ["data.seq_len=256", "tokenizer.file=mine.json", f"store={store}"]
     assert show_dollars(Asked(SMALL, overrides, 5, ladder="small"), as_json=True) == 0
@@ -223,15 +223,15 @@ def test_models_whose_jobs_have_other_text_are_left_out_and_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Of the six, pion2-nano has a smaller vocabulary, and pion2-xl a larger sample of the text.
-    # That each reads another number of documents makes no other text.
+    # Of the six, pion2-max-nano has a smaller vocabulary, and pion2-max-xl a larger sample of the
+    # text. That each reads another number of documents makes no other text.
     monkeypatch.chdir(REPOSITORY)
-    with_ladder(store, fitted, text_of(str(JOBS / "pion2-small.yaml")))
+    with_ladder(store, fitted, text_of(str(JOBS / "pion2-max-small.yaml")))
     lines = lines_of(asked_of(store, 5, ladder="small", job=None), capsys)
-    assert "; it has other data or another tokenizer than pion2-nano, pion2-xl)" in lines[0]
+    assert "; it has other data or another tokenizer than pion2-max-nano, pion2-max-xl)" in lines[0]
     assert len(lines) <= 15
     found = json_of(asked_of(store, 5, ladder="small", job=None), capsys)
-    assert found["ladder"]["left_out"] == ["pion2-nano", "pion2-xl"]
+    assert found["ladder"]["left_out"] == ["pion2-max-nano", "pion2-max-xl"]
 
 
 @pytest.mark.parametrize("value", [0.0, -5.0, float("nan"), float("inf"), 1e12])

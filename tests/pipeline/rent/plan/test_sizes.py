@@ -14,6 +14,7 @@ from tests.paths import JOBS, REPOSITORY
 
 PION = ["pion-nano", "pion-micro", "pion-small", "pion-base", "pion-large", "pion-xl"]
 PION2 = [name.replace("pion", "pion2") for name in PION]
+MAX = [name.replace("pion", "pion2-max") for name in PION]
 SMALL, DEMO = str(JOBS / "pion-small.yaml"), str(JOBS / "demo.yaml")
 
 
@@ -21,11 +22,11 @@ def names(sizes: list[Size]) -> list[str]:
     return [size.name for size in sizes]
 
 
-def test_without_a_job_each_preset_of_pion_2_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_job_each_preset_of_max_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     sizes = sizes_of(None, ["store=elsewhere"])
-    assert names(sizes) == PION2
-    assert [size.path for size in sizes] == [f"jobs/{name}.yaml" for name in PION2]
+    assert names(sizes) == MAX
+    assert [size.path for size in sizes] == [f"jobs/{name}.yaml" for name in MAX]
     assert {size.job.store for size in sizes} == {"elsewhere"}
     assert all(size.reference is size.job for size in sizes)
     params = [size.cost.all_params for size in sizes]
@@ -40,8 +41,9 @@ def test_where_pion_2_has_no_jobs_those_of_pion_are_taken(
     for name in ("pile_tokenizer.json", "pion-small.yaml"):
         shutil.copy(JOBS / name, tmp_path / "jobs")
     assert names(sizes_of(None, [])) == ["pion-small"]
-    shutil.copy(JOBS / "pion2-small.yaml", tmp_path / "jobs")
-    assert names(sizes_of(None, [])) == ["pion2-small"]
+    for name in ("pion2-small", "pion2-max-small"):
+        shutil.copy(JOBS / f"{name}.yaml", tmp_path / "jobs")
+        assert names(sizes_of(None, [])) == [name]
 
 
 def test_a_folder_without_jobs_says_where_to_run_the_command(
@@ -71,6 +73,7 @@ def test_the_vocabulary_and_the_context_of_the_job_stay() -> None:
     nano = next(size for size in sizes if size.name.endswith("-nano"))
     config = load_job(DEMO, nano.overrides).model_config_resolved()
     assert (config.vocab_size, config.seq_len, config.d_model) == (2048, 256, 384)
+    assert config.values is None
     assert nano.job.data == own.job.data
 
 
@@ -79,6 +82,12 @@ def test_other_fields_of_the_model_stay_and_its_shape_does_not() -> None:
     base = next(s for s in sizes_of(SMALL, [given]) if s.name == "pion-base")
     config = base.job.model_config_resolved()
     assert (config.n_heads, config.head_dim, config.norm_eps) == (12, 64, 1e-5)
+
+
+def test_a_pion_2_max_has_sizes_of_its_own() -> None:
+    small = str(JOBS / "pion2-small.yaml")
+    assert names(sizes_of(small, [])) == PION2
+    assert names(sizes_of(small, ["model=pion2-max-small"])) == MAX
 
 
 def test_variants_of_a_preset_are_no_sizes() -> None:
