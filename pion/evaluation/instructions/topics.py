@@ -69,4 +69,4 @@ OPTIONS = (
 # What a text to repeat is made of.
 WHO = ("My sister", "The baker", "An old man", "Our teacher", "The young farmer")
 DID = ("bought", "found", "carried", "lost", "painted", "described")
-WHEN = ("on Monday", "after lunch", "last winter", "before the storm", "at seven o'clock")
+WHEN = ("on Monday", "after lunch", "last winter", "before the storm", "at noon")

