@@ -54,6 +54,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add_options(parser, MODEL_OR_LATEST)
 
 
+def _add_instructions(parser: argparse.ArgumentParser) -> None:
+    from pipeline.commands.eval_instructions import add_instructions
+
+    add_instructions(parser)
+
+
 # ---------------------------------------------------------------- arguments
 
 
@@ -109,15 +115,16 @@ def _add_model_files(add: Add) -> None:
     add(
         "eval",
         _eval,
-        "measure a model on your own files",
+        "measure a model on your own files, or on built-in instructions",
         argument("model", metavar="MODEL", help=MODEL_HELP),
         argument(
             "files",
             metavar="FILE",
-            nargs="+",
+            nargs="*",
             help="a text file (prints loss and bits per byte), or a .jsonl file of multiple-choice "
             "questions {context, choices, answer} (prints accuracy)",
         ),
+        _add_instructions,
         JSON,
         GATES,
     )
@@ -291,11 +298,21 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from pipeline.commands.eval import eval_files
+    from pipeline.commands.eval import Part, eval_parts, file_part
 
-    _, model, chat_format = _load(args.model, args.skip_above)
+    if not args.files and args.instructions is None:
+        raise BadInput("nothing to measure was named. Name a FILE, or add --instructions")
     files = [Path(file) for file in args.files]
-    eval_files(model, chat_format.tokenizer, files, as_json=args.json)
+    if args.instructions is not None and Path("instructions") in files:
+        raise BadInput("rename the file instructions: results of --instructions have this name")
+    found, model, chat_format = _load(args.model, args.skip_above)
+    parts: dict[str, Part] = {}
+    if args.instructions is not None:
+        from pipeline.commands.eval_instructions import instructions_part
+
+        parts["instructions"] = instructions_part(found, model, chat_format, args.instructions)
+    parts |= {str(file): file_part(model, chat_format.tokenizer, file) for file in files}
+    eval_parts(parts, as_json=args.json)
 
 
 def _export(args: argparse.Namespace) -> None:

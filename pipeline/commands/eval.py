@@ -1,9 +1,9 @@
-"""`pion eval`: measure a model on the user's own text files and multiple-choice packs."""
+"""`pion eval`: measure the parts that a command line names, such as the user's own files."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,34 @@ TOKENS_AT_ONCE = 8192
 # Of a text, which is tokenized as a whole.
 LARGEST_TEXT = 1 << 30
 
+# Measures one thing, and returns the result, and the result in words.
+Part = Callable[[], tuple[dict[str, Any], str]]
 
-def eval_files(
-    model: Decoder, tokenizer: Tokenizer, files: Sequence[Path], *, as_json: bool
-) -> None:
-    """Print each file's results: the accuracy on questions, the loss on text.
 
-    What was measured is printed also if a later file can't be.
+def eval_parts(parts: Mapping[str, Part], *, as_json: bool) -> None:
+    """Measure each part, by its name, and print its results.
+
+    What was measured is printed also if a later part can't be.
     """
     results = {}
     try:
-        for path in files:
-            found = results[str(path)] = _eval_file(model, tokenizer, path)
+        for name, part in parts.items():
+            results[name], in_words = part()
             if not as_json:
-                show(f"{path}: {_in_words(found)}")
+                show(f"{name}: {in_words}")
     finally:
         if as_json and results:
             print(finite_json(results, indent=1))
+
+
+def file_part(model: Decoder, tokenizer: Tokenizer, path: Path) -> Part:
+    """Return what measures a file: the accuracy on questions, the loss on text."""
+
+    def part() -> tuple[dict[str, Any], str]:
+        found = _eval_file(model, tokenizer, path)
+        return found, _in_words(found)
+
+    return part
 
 
 def _in_words(found: dict[str, Any]) -> str:
