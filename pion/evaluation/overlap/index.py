@@ -1,0 +1,132 @@
+"""Find the n-grams of all sets in words: exactly, by sorted hashes behind a bitmap.
+
+Two different runs of words have the same 64-bit hash with a chance of 5e-20. So in 10¹⁰ words and
+3.5 million n-grams, 0.002 wrong hits are expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pion.evaluation.overlap.items import LEAST_WORDS, ItemSet, digest_of_sets
+from pion.evaluation.overlap.ngrams import ngrams_of
+from pion.evaluation.overlap.words import Words
+
+# The bitmap has 2**27 bits: 16 MB. Four million n-grams set up to 6 % of them.
+BITMAP_BITS = 27
+_SHIFT = np.uint64(64 - BITMAP_BITS)
+
+
+@dataclass(frozen=True)
+class Index:
+    """The n-grams of all sets. Items are numbered through: a set's items, then its control.
+
+    Attributes:
+        digest: of all that is looked for (`items.digest_of_sets`).
+        sets: the sets.
+        firsts: the number of the first item of each set, of its control, of the next set, …, and
+            at last the number of all items.
+        hashes: (G,) uint64, sorted, each once.
+        offsets: (G + 1,): the items of n-gram g are `items[offsets[g] : offsets[g + 1]]`.
+        items: (P,) int32 item numbers.
+        in_answer: (P,) whether the n-gram reaches into the item's answer.
+        sizes: (items,) int32: how many n-grams each item has; 0: it can't be judged.
+        lengths: the numbers of words that n-grams have.
+        bitmap: bits of the hashes, and of the hashes of the first LEAST_WORDS words.
+    """
+
+    digest: str
+    sets: tuple[ItemSet, ...]
+    firsts: tuple[int, ...]
+    hashes: np.ndarray
+    offsets: np.ndarray
+    items: np.ndarray
+    in_answer: np.ndarray
+    sizes: np.ndarray
+    lengths: tuple[int, ...]
+    bitmap: np.ndarray
+
+    def find(self, words: Words, row_starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the n-grams that the words hold, and in which row each begins.
+
+        `row_starts` is where each row begins, in bytes, in order. No n-gram spans two rows. An
+        n-gram that is there twice is returned twice.
+        """
+        count = len(words.starts)
+        places = np.zeros(0, dtype=np.int64)
+        if count >= LEAST_WORDS:
+            places = np.flatnonzero(self._may_have(words.run_hashes(slice(None), LEAST_WORDS)))
+        rows, grams = [places[:0]], [places[:0]]
+        for length in self.lengths:
+            first = places[places + length <= count]
+            hashes = words.run_hashes(first, length)
+            likely = self._may_have(hashes)
+            first, hashes = first[likely], hashes[likely]
+            found = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+            own = _row_of(words.starts[first], row_starts)
+            end = _row_of(words.starts[first + length - 1], row_starts)
+            held = (self.hashes[found] == hashes) & (own == end)
+            rows.append(own[held])
+            grams.append(found[held])
+        return np.concatenate(rows), np.concatenate(grams)
+
+    def _may_have(self, hashes: np.ndarray) -> np.ndarray:
+        """Return whether each hash may be one of the index. False is certain."""
+        places = hashes >> _SHIFT
+        bits = (places & np.uint64(7)).astype(np.uint8)
+        held: np.ndarray = (self.bitmap[places >> np.uint64(3)] >> bits) & np.uint8(1)
+        return held.astype(bool)
+
+
+def build_index(sets: Sequence[ItemSet]) -> Index:
+    """Return the index of the items and controls of all sets, which may be none."""
+    bitmap = np.zeros(2 ** (BITMAP_BITS - 3), dtype=np.uint8)
+    firsts, lengths, parts = [0], set[int](), []
+    for items in (group for s in sets for group in (s.items, s.control)):
+        own = ngrams_of(items)
+        _mark(bitmap, own.hashes)
+        _mark(bitmap, own.prefixes)
+        lengths |= own.lengths
+        parts.append((own.hashes, own.items + np.int32(firsts[-1]), own.in_answer))
+        firsts.append(firsts[-1] + len(items))
+    hashes, owners, in_answer = _joined(parts)
+    begins = np.ones(len(hashes), dtype=bool)
+    begins[1:] = hashes[1:] != hashes[:-1]
+    return Index(
+        digest=digest_of_sets(sets),
+        sets=tuple(sets),
+        firsts=tuple(firsts),
+        hashes=hashes[begins],
+        offsets=np.append(np.flatnonzero(begins), len(begins)),
+        items=owners,
+        in_answer=in_answer,
+        sizes=np.bincount(owners, minlength=firsts[-1]).astype(np.int32),
+        lengths=tuple(sorted(lengths)),
+        bitmap=bitmap,
+    )
+
+
+def _joined(
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return hashes, items and in_answer of all parts by hash, then item; `parts` is emptied."""
+    parts.append((np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, bool)))
+    hashes, items, in_answer = (np.concatenate(part) for part in zip(*parts))
+    parts.clear()  # before the copies in order are made: these arrays are the largest
+    order = np.argsort(hashes, kind="stable")
+    return hashes[order], items[order], in_answer[order]
+
+
+def _mark(bitmap: np.ndarray, hashes: np.ndarray) -> None:
+    """Set the bit of each hash."""
+    places = hashes >> _SHIFT
+    for bit in range(8):  # of several hashes in one byte, each sets the same bit
+        bitmap[places[places & np.uint64(7) == bit] >> np.uint64(3)] |= np.uint8(1 << bit)
+
+
+def _row_of(places: np.ndarray, row_starts: np.ndarray) -> np.ndarray:
+    """Return the number of the row of each place in bytes."""
+    return np.searchsorted(row_starts, places, side="right") - 1
