@@ -32,7 +32,7 @@ class Share:
 
     @property
     def sem(self) -> float:
-        """The standard error that belongs to the interval. Unlike the binomial one, it is never 0."""
+        """The standard error that belongs to the interval; never 0, as the binomial one can be."""
         return (self.high - self.low) / (2 * _Z)
 
 

@@ -28,8 +28,8 @@ class Found:
     Attributes:
         digest: of all that is looked for (`Index.digest`).
         threshold: the share of an item's n-grams that one row must hold.
-        rows: how many rows were searched, and how many
-        bytes: of text they have.
+        rows: how many rows were searched.
+        text_bytes: how many bytes of text these have.
         held: (items,) int32: the most n-grams of each item that one row holds.
         row: (items,) int64: the first row that holds so many; -1: none holds any.
         with_answer: (items,) whether a row at the threshold holds an n-gram that reaches into the
@@ -39,7 +39,7 @@ class Found:
     digest: str
     threshold: float
     rows: int
-    bytes: int
+    text_bytes: int
     held: np.ndarray
     row: np.ndarray
     with_answer: np.ndarray
@@ -58,7 +58,7 @@ class Found:
             "digest": self.digest,
             "threshold": self.threshold,
             "rows": self.rows,
-            "bytes": self.bytes,
+            "bytes": self.text_bytes,
             "items": [list(item) for item in zip(*(part.tolist() for part in parts))],
         }
         return json.dumps(record).encode() + b"\n"
@@ -77,7 +77,7 @@ def nothing_found(index: Index, threshold: float = THRESHOLD) -> Found:
         digest=index.digest,
         threshold=threshold,
         rows=0,
-        bytes=0,
+        text_bytes=0,
         held=np.zeros(items, dtype=np.int32),
         row=np.full(items, -1, dtype=np.int64),
         with_answer=np.zeros(items, dtype=bool),
@@ -96,11 +96,12 @@ def read_found(data: bytes, index: Index, threshold: float, where: str) -> Found
     for key, value in expected.items():
         if record.get(key) != value:
             raise BadInput(
-                f"{where}: key {key} is {record.get(key)!r:.80}, but this search has {value!r:.80}. "
-                "Hits of another search can't be continued: delete this file, and search again"
+                f"{where}: key {key} is {record.get(key)!r:.80}, but this search has "
+                f"{value!r:.80}. Hits of another search can't be continued: delete this file, and "
+                "search again"
             )
     try:
-        found.rows, found.bytes = _count(record["rows"]), _count(record["bytes"])
+        found.rows, found.text_bytes = _count(record["rows"]), _count(record["bytes"])
         for item, held, row, answered in record["items"]:
             if not 0 < _count(held) <= index.sizes[_count(item)] or answered not in (0, 1):
                 raise ValueError(f"item {item!r:.20} has {held!r:.20} n-grams")

@@ -23,14 +23,14 @@ def search(
     """Add to `found` what the rows hold: pairs of a row's number (from 0) and its text in UTF-8.
 
     A text may begin or end inside a character, and have any length. `on_rows` is called after some
-    rows, about every 256 KB; `found.rows` and `found.bytes` then say how many were searched. If
+    rows, about every 256 KB; `found.rows` and `found.text_bytes` then say how much was searched. If
     this raises, `found` has a part of the rows: continue from a state that was kept before.
     """
     for some in _together(rows):
         for row, grams in _held(index, some):
             settle(found, index, row, grams)
         found.rows += len(some)
-        found.bytes += sum(len(text) for _, text in some)
+        found.text_bytes += sum(len(text) for _, text in some)
         on_rows()
 
 

@@ -19,9 +19,9 @@ def token_texts(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def row_texts(rows: np.ndarray, texts: Sequence[bytes], where: str = "rows") -> Iterator[bytes]:
-    """Yield the text of each of `rows` (R, T), whole numbers; `texts` is what `token_texts` returns.
+    """Yield the text of each of `rows` (R, T), whole numbers.
 
-    Errors call the rows `where`.
+    `texts` is what `token_texts` returns. Errors call the rows `where`.
 
     Raises:
         BadInput: an id is none of the tokenizer's.
