@@ -116,7 +116,7 @@ def read_found(data: bytes, index: Index, threshold: float, where: str) -> Found
 
 def settle(found: Found, index: Index, row: int, grams: np.ndarray) -> None:
     """Note what one row holds: `grams` are the numbers of n-grams, each once."""
-    begins = index.offsets[grams]
+    begins = index.offsets[grams].astype(np.int64)
     counts = index.offsets[grams + 1] - begins
     places = np.repeat(begins - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
     items, which, held = np.unique(index.items[places], return_inverse=True, return_counts=True)

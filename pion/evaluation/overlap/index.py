@@ -30,7 +30,7 @@ class Index:
         firsts: the number of the first item of each set, of its control, of the next set, …, and
             at last the number of all items.
         hashes: (G,) uint64, sorted, each once.
-        offsets: (G + 1,): the items of n-gram g are `items[offsets[g] : offsets[g + 1]]`.
+        offsets: (G + 1,) int32: the items of n-gram g are `items[offsets[g] : offsets[g + 1]]`.
         items: (P,) int32 item numbers.
         in_answer: (P,) whether the n-gram reaches into the item's answer.
         sizes: (items,) int32: how many n-grams each item has; 0: it can't be judged.
@@ -84,13 +84,15 @@ class Index:
 def build_index(sets: Sequence[ItemSet]) -> Index:
     """Return the index of the items and controls of all sets, which may be none."""
     bitmap = np.zeros(2 ** (BITMAP_BITS - 3), dtype=np.uint8)
-    firsts, lengths, parts = [0], set[int](), []
+    firsts, lengths, parts = [0], set[int](), _Parts([], [], [])
     for items in (group for s in sets for group in (s.items, s.control)):
         own = ngrams_of(items)
         _mark(bitmap, own.hashes)
         _mark(bitmap, own.prefixes)
         lengths |= own.lengths
-        parts.append((own.hashes, own.items + np.int32(firsts[-1]), own.in_answer))
+        parts.hashes.append(own.hashes)
+        parts.items.append(own.items + np.int32(firsts[-1]))
+        parts.in_answer.append(own.in_answer)
         firsts.append(firsts[-1] + len(items))
     hashes, owners, in_answer = _joined(parts)
     begins = np.ones(len(hashes), dtype=bool)
@@ -100,7 +102,7 @@ def build_index(sets: Sequence[ItemSet]) -> Index:
         sets=tuple(sets),
         firsts=tuple(firsts),
         hashes=hashes[begins],
-        offsets=np.append(np.flatnonzero(begins), len(begins)),
+        offsets=np.append(np.flatnonzero(begins), len(begins)).astype(np.int32),
         items=owners,
         in_answer=in_answer,
         sizes=np.bincount(owners, minlength=firsts[-1]).astype(np.int32),
@@ -109,15 +111,31 @@ def build_index(sets: Sequence[ItemSet]) -> Index:
     )
 
 
-def _joined(
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return hashes, items and in_answer of all parts by hash, then item; `parts` is emptied."""
-    parts.append((np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, bool)))
-    hashes, items, in_answer = (np.concatenate(part) for part in zip(*parts))
-    parts.clear()  # before the copies in order are made: these arrays are the largest
-    order = np.argsort(hashes, kind="stable")
-    return hashes[order], items[order], in_answer[order]
+@dataclass(frozen=True)
+class _Parts:
+    """What `NGrams` of the same names have, of each set and each control."""
+
+    hashes: list[np.ndarray]
+    items: list[np.ndarray]
+    in_answer: list[np.ndarray]
+
+
+def _joined(parts: _Parts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the parts as one, by hash. The lists are emptied, one after the other.
+
+    At CORE's size, the largest of these arrays has 28 MB. No more of them exist than must.
+    """
+    hashes = _concatenated(parts.hashes, np.uint64)
+    order = np.argsort(hashes).astype(np.uint32)
+    hashes.sort()
+    items = _concatenated(parts.items, np.int32)[order]
+    return hashes, items, _concatenated(parts.in_answer, np.bool_)[order]
+
+
+def _concatenated(parts: list[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
+    joined = np.concatenate([np.zeros(0, dtype), *parts])
+    parts.clear()
+    return joined
 
 
 def _mark(bitmap: np.ndarray, hashes: np.ndarray) -> None:

@@ -16,7 +16,7 @@ LAST_WORDS = 40
 LEAST_WORDS = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """A question and its right answer.
 

@@ -43,7 +43,10 @@ class NGrams:
 
 def ngrams_of(items: Sequence[Item]) -> NGrams:
     """Return the n-grams of the items of one set, without templates."""
-    found = [_ngrams(block) for block in _blocks(items)]
+    found, lengths = [], set[int]()
+    for block in _blocks(items):
+        found.append(_ngrams(block))
+        lengths |= {min(len(words), NGRAM_WORDS) for words in block.texts}
     if not found:
         none = np.zeros(0, dtype=np.uint64)
         return NGrams(none, none, none.astype(np.int32), none.astype(bool), frozenset())
@@ -56,13 +59,12 @@ def ngrams_of(items: Sequence[Item]) -> NGrams:
     _, which, counts = np.unique(hashes[once], return_inverse=True, return_counts=True)
     places = np.flatnonzero(once)[counts[which] < TEMPLATE_ITEMS]
     chosen = order[places]
-    lengths = {min(len(words), NGRAM_WORDS) for words, _ in map(counted_words, items)}
     return NGrams(
         hashes[places],
         prefixes[chosen],
         owners[places],
         in_answer[chosen],
-        frozenset(length for length in lengths if length >= LEAST_WORDS),
+        frozenset(lengths),
     )
 
 
