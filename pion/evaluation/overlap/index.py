@@ -84,58 +84,61 @@ class Index:
 def build_index(sets: Sequence[ItemSet]) -> Index:
     """Return the index of the items and controls of all sets, which may be none."""
     bitmap = np.zeros(2 ** (BITMAP_BITS - 3), dtype=np.uint8)
-    firsts, lengths, parts = [0], set[int](), _Parts([], [], [])
+    firsts, lengths = [0], set[int]()
+    hashes, owners = np.zeros(0, np.uint64), np.zeros(0, np.int32)
+    in_answer = np.zeros(0, np.bool_)
     for items in (group for s in sets for group in (s.items, s.control)):
         own = ngrams_of(items)
         _mark(bitmap, own.hashes)
         _mark(bitmap, own.prefixes)
         lengths |= own.lengths
-        parts.hashes.append(own.hashes)
-        parts.items.append(own.items + np.int32(firsts[-1]))
-        parts.in_answer.append(own.in_answer)
+        _append(hashes, own.hashes)
+        _append(owners, own.items + np.int32(firsts[-1]))
+        _append(in_answer, own.in_answer)
         firsts.append(firsts[-1] + len(items))
-    hashes, owners, in_answer = _joined(parts)
-    begins = np.ones(len(hashes), dtype=bool)
-    begins[1:] = hashes[1:] != hashes[:-1]
+    order = np.argsort(hashes)
+    hashes.sort()
+    owners, in_answer = owners[order], in_answer[order]
+    del order
+    hashes, offsets = _once(hashes)
     return Index(
         digest=digest_of_sets(sets),
         sets=tuple(sets),
         firsts=tuple(firsts),
-        hashes=hashes[begins],
-        offsets=np.append(np.flatnonzero(begins), len(begins)).astype(np.int32),
+        hashes=hashes,
+        offsets=offsets,
         items=owners,
         in_answer=in_answer,
-        sizes=np.bincount(owners, minlength=firsts[-1]).astype(np.int32),
+        sizes=_counts(owners, firsts[-1]),
         lengths=tuple(sorted(lengths)),
         bitmap=bitmap,
     )
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What `NGrams` of the same names have, of each set and each control."""
+def _append(array: np.ndarray, part: np.ndarray) -> None:
+    """Lengthen an array that only the caller holds.
 
-    hashes: list[np.ndarray]
-    items: list[np.ndarray]
-    in_answer: list[np.ndarray]
-
-
-def _joined(parts: _Parts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the parts as one, by hash. The lists are emptied, one after the other.
-
-    At CORE's size, the largest of these arrays has 28 MB. No more of them exist than must.
+    At CORE's size the arrays have up to 28 MB: joined from parts, they would be there twice.
     """
-    hashes = _concatenated(parts.hashes, np.uint64)
-    order = np.argsort(hashes).astype(np.uint32)
-    hashes.sort()
-    items = _concatenated(parts.items, np.int32)[order]
-    return hashes, items, _concatenated(parts.in_answer, np.bool_)[order]
+    size = len(array)
+    array.resize(size + len(part), refcheck=False)
+    array[size:] = part
 
 
-def _concatenated(parts: list[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
-    joined = np.concatenate([np.zeros(0, dtype), *parts])
-    parts.clear()
-    return joined
+def _once(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each of the sorted hashes once, and where its first is; at last how many they were."""
+    begins = np.ones(len(hashes) + 1, dtype=bool)
+    np.not_equal(hashes[1:], hashes[:-1], out=begins[1:-1])
+    offsets = np.flatnonzero(begins).astype(np.int32)
+    return hashes[offsets[:-1]], offsets
+
+
+def _counts(items: np.ndarray, count: int) -> np.ndarray:
+    """Return how often each of `count` numbers is in `items`, int32."""
+    counts = np.zeros(count, dtype=np.int32)
+    for first in range(0, len(items), 2**18):  # bincount copies its input to int64
+        counts += np.bincount(items[first : first + 2**18], minlength=count).astype(np.int32)
+    return counts
 
 
 def _mark(bitmap: np.ndarray, hashes: np.ndarray) -> None:
