@@ -36,7 +36,7 @@ from torch import Tensor, nn
 import pion
 from pion.data.documents.python_docs import documents, is_held_out
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.evaluation.held_out import ratio
+from pion.evaluation.shares import ratio
 from pion.model.decoder import Decoder
 
 RESULT = Path(__file__).parent / "results" / "uncertainty_head.json"

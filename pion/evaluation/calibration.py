@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pion.data.shards import IGNORED
-from pion.evaluation.held_out import Scores, by_document, ratio
+from pion.evaluation.held_out import Scores, by_document
+from pion.evaluation.shares import ratio
 
 BINS = 15
 # The bin of the example: with 15 bins, its middle is 70 %.

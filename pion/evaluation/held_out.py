@@ -23,6 +23,7 @@ from torch import Tensor
 from pion.data.shards import IGNORED
 from pion.data.stream import Batch, to_device
 from pion.errors import BadInput, PionError
+from pion.evaluation.shares import ratio
 from pion.model.decoder import Decoder
 
 # Elements in a chunk of logits: 128 MiB in fp32.
@@ -174,22 +175,6 @@ def by_document(
     if len(found) < 2:
         return [np.where(counted, amount, 0).sum(axis=1) for amount in amounts]
     return [np.bincount(places.ravel(), amount[counted]) for amount in amounts]
-
-
-def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """Return Σ amounts / Σ sizes over documents, and its standard error (NaN for a single one).
-
-    The documents are a sample of clusters of unequal size, so this is the ratio estimator and its
-    linearised variance (Cochran, Sampling Techniques, 3rd ed., eq. 2.45 and 6.13).
-    """
-    total, units = float(sizes.sum()), len(sizes)
-    if total == 0:
-        return math.nan, math.nan
-    value = float(amounts.sum()) / total
-    if units < 2:
-        return value, math.nan
-    residuals = amounts - value * sizes
-    return value, math.sqrt(units / (units - 1) * float((residuals**2).sum())) / total
 
 
 def responses(scorer: Scorer, stream: Batches, rows: Sequence[int], end_of_turn: int) -> Responses:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pion.evaluation.shares import wilson
 from pipeline.console.formats import measured
 
 
@@ -37,10 +38,3 @@ def share_with_interval(result: Mapping[str, Any], name: str, count: str) -> str
         return percent_with_error(result, name)
     low, high = wilson(share, n)
     return f"{100 * share:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
-
-
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's interval of a share of `n` cases (Wilson 1927, JASA 22)."""
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)

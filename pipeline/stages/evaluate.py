@@ -244,7 +244,7 @@ def _change(name: str, nats: float, before: Result, after: Result) -> Result:
     """Return the change of a measure in units of `nats`, and its standard error."""
     import numpy as np
 
-    from pion.evaluation.held_out import ratio
+    from pion.evaluation.shares import ratio
 
     if before[SUMS]["sizes"] != after[SUMS]["sizes"]:
         raise BadInput(

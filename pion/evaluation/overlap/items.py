@@ -1,0 +1,68 @@
+"""What is looked for: the items of evaluation sets, and the words of an item that count."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pion.evaluation.overlap.words import split_words
+
+# Only the last words of an item count: a passage before the question is public text, and often in
+# the training data without any leak.
+LAST_WORDS = 40
+# An item with fewer words can't be judged.
+LEAST_WORDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A question and its right answer.
+
+    Attributes:
+        passage: what several items share, such as the name of their passage. Items with the same
+            passage are not independent, so errors count passages. "" if the item stands alone.
+    """
+
+    question: str
+    answer: str
+    passage: str = ""
+
+
+@dataclass(frozen=True)
+class ItemSet:
+    """The items of one evaluation set, and the excerpts of held-out text to compare them with.
+
+    `control` comes from `control.draw_control`. Without one, no verdict is possible.
+    """
+
+    name: str
+    items: Sequence[Item]
+    control: Sequence[Item] = ()
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the texts of all items, in their order."""
+        return _digest(self.items)
+
+
+def counted_words(item: Item) -> tuple[list[bytes], int]:
+    """Return the last words of question and answer, and how many of these are the answer's."""
+    answer = split_words(item.answer.encode(errors="replace"))[-LAST_WORDS:]
+    question = split_words(item.question.encode(errors="replace"))
+    return [*question, *answer][-LAST_WORDS:], len(answer)
+
+
+def digest_of_sets(sets: Sequence[ItemSet]) -> str:
+    """Return the sha256 of all that is looked for: names, items and controls."""
+    parts = [[s.name, s.digest, _digest(s.control)] for s in sets]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _digest(items: Sequence[Item]) -> str:
+    digest = hashlib.sha256()
+    for item in items:
+        line = json.dumps([item.question, item.answer, item.passage])
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""A share of cases, with an interval that also holds where none or all of few cases agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_Z = 1.96
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of `n` cases agree, with Wilson's interval.
+
+    Attributes:
+        low: the interval of 95 % begins here, and
+        high: ends here.
+    """
+
+    hits: int
+    n: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        """The share."""
+        return self.hits / self.n
+
+    @property
+    def sem(self) -> float:
+        """The standard error that belongs to the interval; never 0, as the binomial one can be."""
+        return (self.high - self.low) / (2 * _Z)
+
+
+def share_of(agrees: np.ndarray, clusters: Sequence[str] = ()) -> Share | None:
+    """Return the share of cases that agree; None if there is no case.
+
+    Cases with the same cluster ("" is none) are not independent: then the interval is that of so
+    many independent cases as have the standard error of the ratio over clusters (Cochran, Sampling
+    Techniques, 3rd ed., eq. 2.45; Korn and Graubard 1998). If no or every case agrees, the clusters
+    are the cases.
+    """
+    n, hits = len(agrees), int(np.count_nonzero(agrees))
+    if n == 0:
+        return None
+    low, high = wilson(hits / n, _independent(np.asarray(agrees, dtype=float), clusters))
+    return Share(hits, n, low, high)
+
+
+def wilson(share: float, n: float, z: float = _Z) -> tuple[float, float]:
+    """Return Wilson's interval of a share of `n` cases (Wilson 1927, JASA 22)."""
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Return Σ amounts / Σ sizes over documents, and its standard error (NaN for a single one).
+
+    The documents are a sample of clusters of unequal size, so this is the ratio estimator and its
+    linearised variance (Cochran, Sampling Techniques, 3rd ed., eq. 2.45 and 6.13).
+    """
+    total, units = float(sizes.sum()), len(sizes)
+    if total == 0:
+        return math.nan, math.nan
+    value = float(amounts.sum()) / total
+    if units < 2:
+        return value, math.nan
+    residuals = amounts - value * sizes
+    return value, math.sqrt(units / (units - 1) * float((residuals**2).sum())) / total
+
+
+def _independent(agrees: np.ndarray, clusters: Sequence[str]) -> float:
+    """Return how many independent cases say as much as these."""
+    n = len(agrees)
+    if not any(clusters):
+        return n
+    names = [cluster or f"\0{place}" for place, cluster in enumerate(clusters)]
+    _, which = np.unique(names, return_inverse=True)
+    sizes = np.bincount(which)
+    share, error = ratio(np.bincount(which, agrees), sizes)
+    if not error > 0:  # no or every case agrees, or there is one cluster
+        return len(sizes)
+    return min(n, max(1.0, share * (1 - share) / error**2))

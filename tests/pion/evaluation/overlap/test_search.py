@@ -1,0 +1,261 @@
+"""What is found, and what is not: planted items, quotes, boilerplate, and a plain second search."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from pion.evaluation.overlap.found import nothing_found
+from pion.evaluation.overlap.index import build_index
+from pion.evaluation.overlap.items import Item, ItemSet, counted_words
+from pion.evaluation.overlap.search import pieces, search
+from pion.evaluation.overlap.words import MOST_BYTES, split_words
+from tests.support.overlap_texts import (
+    DECLARATION,
+    GETTYSBURG,
+    LICENCE,
+    TEMPLATE,
+    Prose,
+    found_items,
+    searched,
+    text_of,
+)
+
+PLANTED, OTHERS = 200, 300
+
+
+def fragments(text: str, words: int, step: int) -> list[str]:
+    split = text.split()
+    return [" ".join(split[n : n + words]) for n in range(0, len(split) - words + 1, step)]
+
+
+@pytest.fixture(scope="module")
+def prose() -> Prose:
+    return Prose(seed=1)
+
+
+def test_planted_items_are_found_and_no_other(prose: Prose) -> None:
+    items = [prose.item() for _ in range(PLANTED + OTHERS)]
+    rows = [prose.row(text_of(item)) for item in items[:PLANTED]]
+    found = found_items(items, [*rows, *(prose.row() for _ in range(1000))])
+    assert sum(found[:PLANTED]) >= 0.99 * PLANTED
+    assert not any(found[PLANTED:])
+
+
+def test_planted_items_are_found_in_other_case_punctuation_and_line_breaks(prose: Prose) -> None:
+    items = [prose.item() for _ in range(PLANTED)]
+    rows = [prose.row(prose.disguised(text_of(item))) for item in items]
+    assert all(text_of(item) not in row for item, row in zip(items, rows))
+    assert sum(found_items(items, rows)) >= 0.95 * PLANTED
+
+
+def test_a_quote_whose_parts_are_in_different_rows_is_not_found(prose: Prose) -> None:
+    quotes = [*fragments(GETTYSBURG, 26, 11), *fragments(DECLARATION, 26, 9)][:40]
+    items = [Item(f"Who wrote this? {quote}", "An American president") for quote in quotes]
+    assert len(items) == 40
+    pieces_of = [*fragments(GETTYSBURG, 19, 1), *fragments(DECLARATION, 19, 1)]
+    rows = [prose.row(piece) for piece in pieces_of]
+    assert found_items(items, rows).count(True) == 0
+    # The rows together hold enough of every quote.
+    assert all(found_items(items, [" ".join(rows)]))
+
+
+def with_licence(prose: Prose, number: int) -> Item:
+    return Item(f"{LICENCE}\ndef {prose.text(4)}{number}(self): return what?", prose.text(3))
+
+
+def test_a_licence_header_before_each_item_is_not_found(prose: Prose) -> None:
+    items = [with_licence(prose, number) for number in range(40)]
+    rows = [prose.row(LICENCE) for _ in range(200)]
+    assert found_items(items, rows).count(True) == 0
+    # Below ten items, nothing tells the header from a question: the rule has this limit.
+    assert all(found_items(items[:9], rows))
+
+
+def test_an_instruction_template_is_not_found(prose: Prose) -> None:
+    items = [Item(f"{TEMPLATE} {prose.text(12)} ### Response:", prose.text(2)) for _ in range(40)]
+    rows = [f"{TEMPLATE} {prose.text(30)} ### Response: {prose.text(20)}" for _ in range(500)]
+    assert found_items(items, rows).count(True) == 0
+
+
+def test_halves_in_two_rows_do_not_add_up() -> None:
+    words = [f"w{n}" for n in range(40)]
+    item = Item(" ".join(words), "")
+    halves = [" ".join(words[:25]), " ".join(words[15:])]  # 13 of 28 n-grams each
+    assert found_items([item], halves) == [False]
+    assert found_items([item], [" ".join(words[:26])]) == [True]  # 14 of 28
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [(0.2, [True] * 4), (0.5, [False, True, True, True]), (0.8, [False, False, True, True])],
+)
+def test_the_threshold_changes_the_result(threshold: float, expected: list[bool]) -> None:
+    items = [Item(" ".join(f"i{k}w{n}" for n in range(40)), "") for k in range(4)]
+    held = (10, 15, 23, 28)  # n-grams of 28
+    rows = [" ".join(item.question.split()[: n + 12]) for item, n in zip(items, held)]
+    assert found_items(items, rows, threshold) == expected
+
+
+def test_exactly_the_threshold_is_enough() -> None:
+    words = [f"w{n}" for n in range(22)]  # 10 n-grams; 0.7 · 10 is 7.000000000000001
+    item = Item(" ".join(words), "")
+    assert found_items([item], [" ".join(words[:19])], threshold=0.7) == [True]
+    assert found_items([item], [" ".join(words[:18])], threshold=0.7) == [False]
+
+
+def test_a_row_with_the_answer_is_told_from_one_without() -> None:
+    question = " ".join(f"q{n}" for n in range(36))
+    items = [Item(question, "the right answer"), Item(question.replace("q", "p"), "yes")]
+    rows = [f"{question} the wrong answer", f"{items[1].question} yes"]
+    index, found = searched([ItemSet("set", items)], rows)
+    assert found.overlapped(index).tolist() == [True, True]
+    # The n-gram that ends in "the" reaches into the answer.
+    assert found.with_answer.tolist() == [True, True]
+    index, found = searched([ItemSet("set", items)], [f"{question} a wrong answer"])
+    assert found.overlapped(index).tolist() == [True, False]
+    assert found.with_answer.tolist() == [False, False]
+
+
+def test_an_answer_in_a_row_below_the_threshold_says_nothing() -> None:
+    words = [f"w{n}" for n in range(40)]
+    item = Item(" ".join(words[:39]), words[39])
+    rows = [" ".join(words[:30]), " ".join(words[25:])]  # 18 without, 3 with the answer
+    index, found = searched([ItemSet("set", [item])], rows)
+    assert found.overlapped(index).tolist() == [True]
+    assert found.with_answer.tolist() == [False]
+
+
+def plainly_held(items: list[Item], rows: list[str]) -> list[list[int]]:
+    """Return how many n-grams of each item each row holds, by sets of words."""
+    wanted = []
+    for item in items:
+        words, _ = counted_words(item)
+        length = min(len(words), 13)
+        runs = {tuple(words[n : n + length]) for n in range(len(words) - length + 1)}
+        wanted.append(runs if length >= 8 else set())
+    owners: dict[tuple[bytes, ...], int] = {}
+    for runs in wanted:
+        for run in runs:
+            owners[run] = owners.get(run, 0) + 1
+    wanted = [{run for run in runs if owners[run] < 10} for runs in wanted]
+    table = []
+    for row in rows:
+        words = split_words(row.encode())
+        own = {tuple(words[n : n + k]) for k in range(8, 14) for n in range(len(words) - k + 1)}
+        table.append([len(runs & own) for runs in wanted])
+    return table
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_plain_search_finds_the_same(seed: int) -> None:
+    """Rows and items are cut from one text of few words, so that n-grams repeat and are shared."""
+    chance = Random(seed)
+    source = chance.choices(["ab", "Ab", "c", "dé", "e’f", "g,"], k=300)
+
+    def cut(least: int, most: int) -> str:
+        first = chance.randrange(280)
+        return " ".join(source[first : first + chance.randint(least, most)])
+
+    items = [Item(cut(0, 40), cut(0, 5)) for _ in range(60)]
+    rows = [chance.choice(["", " ", "\n"]).join(cut(0, 30) for _ in range(4)) for _ in range(40)]
+    _, found = searched([ItemSet("set", items)], rows)
+    held = np.array(plainly_held(items, rows))
+    assert found.held.tolist() == held.max(axis=0).tolist()
+    first = np.where(held.max(axis=0) > 0, held.argmax(axis=0), -1)
+    assert found.row.tolist() == first.tolist()
+
+
+@pytest.mark.parametrize("shift", range(-60, 61, 10))
+def test_an_item_at_the_border_of_two_reads_is_found(shift: int) -> None:
+    """The rows before it fill a read up to the border, or nearly."""
+    item = Item(" ".join(f"w{n}" for n in range(24)), "end")
+    filler = "fill " * ((MOST_BYTES - 200) // 5)
+    rows = [filler, "x" * (200 - len(filler) % 5 + shift), text_of(item), filler]
+    assert found_items([item], rows) == [True]
+
+
+@pytest.mark.parametrize("shift", range(0, 140, 7))
+def test_an_item_anywhere_in_a_row_longer_than_a_read_is_found_whole(shift: int) -> None:
+    item = Item(" ".join(f"w{n}" for n in range(24)), "end")
+    filler = "fill " * (MOST_BYTES // 5)
+    row = filler[: MOST_BYTES - 100 + shift] + " " + text_of(item) + " " + filler * 2
+    index, found = searched([ItemSet("set", [item])], ["", row])
+    assert found.held.tolist() == index.sizes.tolist() == [13]
+    assert found.row.tolist() == [1]
+
+
+def test_the_parts_of_a_long_text_have_all_its_runs_of_words_and_no_other() -> None:
+    chance = Random(3)
+    text = " ".join("x" * chance.randint(1, 40) + str(n) for n in range(30_000)).encode()
+    words = split_words(text)
+    parts = [split_words(part) for part in pieces(text)]
+    assert len(parts) > 2
+    runs = {tuple(part[n : n + 13]) for part in parts for n in range(len(part) - 12)}
+    assert runs == {tuple(words[n : n + 13]) for n in range(len(words) - 12)}
+
+
+def test_a_word_longer_than_a_read_does_not_stop_the_search() -> None:
+    item = Item(" ".join(f"w{n}" for n in range(24)), "end")
+    endless = "A" * (3 * MOST_BYTES + 17)
+    assert found_items([item], [f"{endless} {text_of(item)} {endless}"]) == [True]
+
+
+def test_an_ngram_does_not_span_two_rows() -> None:
+    item = Item("one two three four five six seven eight", "")
+    assert found_items([item], ["one two three four", "five six seven eight"]) == [False]
+    assert found_items([item], ["one two three four five six seven eight"]) == [True]
+
+
+def test_unicode_text_is_found() -> None:
+    text = "Я помню чудное мгновенье передо мной явилась ты как мимолётное виденье"
+    greek = "Άνδρα μοι έννεπε μούσα πολύτροπον ος μάλα πολλά πλάγχθη επεί Τροίης"
+    items = [Item(text, "как гений"), Item(greek, "ιερόν")]
+    rows = [f"… {text} — как гений «чистой красоты»", f"“{greek.replace(' ', ', ')},\nιερόν”"]
+    assert found_items(items, rows) == [True, True]
+    # Only ASCII has a lower case here.
+    assert found_items(items, [text.upper(), greek.upper()]) == [False, False]
+
+
+def test_a_row_that_begins_and_ends_inside_a_character_is_searched() -> None:
+    item = Item("eins zwei drei vier fünf sechs sieben acht", "neun")
+    index = build_index([ItemSet("set", [item])])
+    found = nothing_found(index)
+    inside = "é".encode()[1:] + b" " + text_of(item).encode() + b" \xe2\x80"
+    search(index, [(7, inside), (8, b"\x9c")], found)
+    assert found.row.tolist() == [7]
+
+
+@pytest.mark.parametrize("sets", [[], [ItemSet("empty", [])], [ItemSet("blank", [Item("", "")])]])
+def test_without_anything_to_look_for_nothing_is_found(sets: list[ItemSet]) -> None:
+    index, found = searched(sets, ["some words " * 50, ""])
+    assert not found.overlapped(index).any()
+    assert found.rows == 2
+
+
+@pytest.mark.parametrize("rows", [[], [""], ["", "", " \n"], ["one"]])
+def test_rows_without_words_hold_nothing(rows: list[str], prose: Prose) -> None:
+    index, found = searched([ItemSet("set", [prose.item()])], rows)
+    assert not found.overlapped(index).any()
+    assert (found.rows, found.text_bytes) == (len(rows), sum(map(len, rows)))
+
+
+def test_several_sets_share_the_words_and_keep_their_own_templates(prose: Prose) -> None:
+    """What is a template in one set may be a question in another."""
+    shared = prose.text(20)
+    many = ItemSet("many", [Item(shared, f"answer{n}") for n in range(12)])
+    few = ItemSet("few", [Item(shared, "")])
+    index, found = searched([many, few], [prose.row(shared)])
+    assert found.overlapped(index).tolist() == [False] * 12 + [True]
+
+
+def test_the_caller_hears_of_progress_and_may_end_the_search(prose: Prose) -> None:
+    index = build_index([ItemSet("set", [prose.item()])])
+    found = nothing_found(index)
+    rows = ((number, b"word " * 20_000) for number in range(20))
+    seen: list[int] = []
+    search(index, rows, found, on_rows=lambda: seen.append(found.rows))
+    assert seen == list(range(2, 21, 2))
+    assert found.text_bytes == 20 * 100_000
