@@ -24,7 +24,6 @@ _LOWER = bytes(byte if byte in _WORD else 0 for byte in (bytes([b]).lower()[0] f
 _BASE = 0x9E3779B97F4A7C13
 _INVERSE = pow(_BASE, -1, 2**64)
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
-_SALT = 0xD6E8FEB86659FD93
 _HALF = np.uint64(32)
 
 
@@ -47,9 +46,7 @@ class Words:
         No run may reach beyond the last word. Equal runs have equal hashes in all texts.
         """
         first, last = self.sums[:-length], self.sums[length:]
-        runs = (last[places] - first[places]) * _powers(_INVERSE)[: len(first)][places]
-        runs += np.uint64(_SALT * length % 2**64)
-        return _mixed(runs)
+        return _mixed((last[places] - first[places]) * _powers(_INVERSE)[: len(first)][places])
 
 
 def words_of(text: bytes) -> Words:
