@@ -114,10 +114,22 @@ def _add_model_files(add: Add) -> None:
         argument(
             "files",
             metavar="FILE",
-            nargs="+",
+            nargs="*",
             help="a text file (prints loss and bits per byte), or a .jsonl file of multiple-choice "
             "questions {context, choices, answer} (prints accuracy)",
         ),
+        argument(
+            "--core",
+            metavar="PATH",
+            help="the bundle of the CORE benchmark, a folder or .zip (prints CORE by nanochat's "
+            "rules)",
+        ),
+        argument(
+            "--core-items",
+            metavar="N",
+            help="ask N items of each task at most, or `all`; default: 500",
+        ),
+        flag("--core-cropped", "measure CORE also of a model with a context below 256 tokens"),
         JSON,
         GATES,
     )
@@ -292,10 +304,15 @@ def _serve(args: argparse.Namespace) -> None:
 
 def _eval(args: argparse.Namespace) -> None:
     from pipeline.commands.eval import eval_files
+    from pipeline.commands.eval_core import asked_core
 
-    _, model, chat_format = _load(args.model, args.skip_above)
+    # The bundle is read before the model: a mistake in the bundle is told at once.
+    core = asked_core(args.core, args.core_items, cropped=args.core_cropped)
     files = [Path(file) for file in args.files]
-    eval_files(model, chat_format.tokenizer, files, as_json=args.json)
+    if core is None and not files:
+        raise BadInput("nothing to measure was given. Name files, or use --core PATH")
+    _, model, chat_format = _load(args.model, args.skip_above)
+    eval_files(model, chat_format.tokenizer, files, core, as_json=args.json)
 
 
 def _export(args: argparse.Namespace) -> None:

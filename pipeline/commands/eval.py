@@ -1,4 +1,4 @@
-"""`pion eval`: measure a model on the user's own text files and multiple-choice packs."""
+"""`pion eval`: measure a model on the user's own text files, multiple-choice packs, and CORE."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pion.evaluation.one_text_per_row import own_rows
 from pion.model.decoder import Decoder
 from pion.untrusted import read_file
 from pipeline.commands.chat import tell_replaced
+from pipeline.commands.eval_core import AskedCore, check_context, eval_core
 from pipeline.console.formats import measured, show
 from pipeline.report.calibration import calibration_in_brief
 from pipeline.state.record_json import finite_json
@@ -27,18 +28,27 @@ LARGEST_TEXT = 1 << 30
 
 
 def eval_files(
-    model: Decoder, tokenizer: Tokenizer, files: Sequence[Path], *, as_json: bool
+    model: Decoder,
+    tokenizer: Tokenizer,
+    files: Sequence[Path],
+    core: AskedCore | None = None,
+    *,
+    as_json: bool,
 ) -> None:
-    """Print each file's results: the accuracy on questions, the loss on text.
+    """Print each file's results: the accuracy on questions, the loss on text; and CORE if asked.
 
     What was measured is printed also if a later file can't be.
     """
+    if core is not None:
+        check_context(model.config.seq_len, cropped=core.cropped)
     results = {}
     try:
         for path in files:
             found = results[str(path)] = _eval_file(model, tokenizer, path)
             if not as_json:
                 show(f"{path}: {_in_words(found)}")
+        if core is not None:
+            results[str(core.bundle.path)] = eval_core(model, tokenizer, core, as_json=as_json)
     finally:
         if as_json and results:
             print(finite_json(results, indent=1))
