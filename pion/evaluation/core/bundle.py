@@ -211,7 +211,7 @@ def _baselines(files: BundleFiles, tasks: Sequence[_Described]) -> dict[str, flo
             if found.setdefault(label, baseline) != baseline:
                 raise BadInput(f"{where}: {label} has another baseline in an earlier line")
     except csv.Error as error:
-        raise BadInput(f"{file}:{reader.line_num}: not CSV: {error}") from None
+        raise BadInput(f"{file}:{reader.line_num + 1}: not CSV: {error}") from None
     for task in tasks:
         if task.label not in found:
             raise BadInput(f"{task.where}: the label {task.label} has no baseline in {file}")
