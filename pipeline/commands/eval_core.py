@@ -17,6 +17,7 @@ from pion.evaluation.core.bundle import Bundle, Task, read_bundle
 from pion.evaluation.core.measure import DEFAULT_ITEMS, Watcher, measure_core
 from pion.evaluation.core.measure import check_context as check_length
 from pion.evaluation.core.result import CoreResult, TaskResult
+from pion.evaluation.core.scoring import USUAL_ROW
 from pion.evaluation.held_out import Scorer
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
@@ -83,7 +84,8 @@ def eval_core(
     """
     device = next(model.parameters()).device.type
     tokens = TOKENS_ON_CPU if device == "cpu" else TOKENS_ON_GPU
-    scorer = Scorer(model, tokenizer.vocab_size, max(1, tokens // model.config.seq_len))
+    rows = max(1, tokens // min(model.config.seq_len, USUAL_ROW))
+    scorer = Scorer(model, tokenizer.vocab_size, rows)
     watcher = Watcher(_Progress(), (lambda _: None) if as_json else _show_task)
     result = measure_core(scorer, tokenizer, core.bundle, core.limit, watcher)
     if not as_json:

@@ -23,6 +23,8 @@ from pion.evaluation.multiple_choice import TOKENS_AT_ONCE
 
 # Enough to fill a GPU with rows of similar length.
 ITEMS_AT_ONCE = 512
+# Few items of CORE are longer. A batch for a context of 131,072 tokens would not fit many machines.
+USUAL_ROW = 2048
 # What `Answer.choice` is where several options tie, or none was scored.
 NO_CHOICE = -1
 
@@ -67,8 +69,9 @@ def answer_task(
     """Return the answers to the first `count` items of a task.
 
     `on_items` is called with the number of items that are answered. The scorer's `micro_batch`
-    counts rows of the model's full context; more of the shorter rows are computed at once, and
-    fewer after running out of CUDA memory. `shared` as in `ask`.
+    counts rows of the model's full context, or of USUAL_ROW tokens if the context is longer. More
+    of the shorter rows are computed at once, and fewer after running out of CUDA memory. `shared`
+    as in `ask`.
 
     Raises PionError if not even one row fits in the GPU's memory.
     """
@@ -132,7 +135,8 @@ def _in_batches(
         places = longest_first[part.start : part.stop]
         scores.update(zip(places, compute(scorer, [rows[i] for i in places]), strict=True))
 
-    tokens = min(scorer.micro_batch * scorer.model.config.seq_len, TOKENS_AT_ONCE)
+    row = min(scorer.model.config.seq_len, USUAL_ROW)
+    tokens = min(scorer.micro_batch * row, TOKENS_AT_ONCE)
     at_once = max(1, tokens // len(rows[longest_first[0]].ids))
     in_batches(len(longest_first), at_once, score, scorer.on_batch)
 

@@ -13,6 +13,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.evaluation.core import scoring
 from pion.evaluation.core.bundle import Bundle, Task
 from pion.evaluation.core.items import Item
+from pion.evaluation.core.prompts import prompts_of
 from pion.evaluation.core.scoring import NO_CHOICE, Answered, answer_task
 from pion.evaluation.held_out import Scorer
 from pion.model.decoder import Decoder
@@ -231,3 +232,11 @@ def test_progress_counts_the_items(made_up: Bundle, monkeypatch: pytest.MonkeyPa
     task = dataclasses.replace(made_up.tasks[0])
     answer_task(scorer, tokenizer, task, 12, seen.append)
     assert seen == [5, 10, 12]
+
+
+def test_a_long_context_does_not_make_large_batches(made_up: Bundle) -> None:
+    tokenizer = tokenizer_of("gpt2")
+    model = PrefixModel.of(tokenizer, 131_072)
+    answers(model, tokenizer, made_up.tasks[0], micro_batch=1)
+    longest = max(len(tokenizer.encode(text)) for text in prompts_of(made_up.tasks[0], 0).whole)
+    assert 1 < max(model.rows_seen) < 4 * scoring.USUAL_ROW / longest
