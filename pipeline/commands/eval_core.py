@@ -142,6 +142,8 @@ def core_in_words(result: CoreResult) -> str:
     each = "all items" if result.limit is None else f"{counted(result.limit, 'item')} per task"
     cropped = len(result.cropped_tasks)
     details = [f"rule {result.rule}, baselines v1", each, f"bundle {result.bundle_digest[:12]}"]
+    if result.dtype != "float32":
+        details.append(result.dtype)
     if cropped:
         details.append(f"context {result.context:,}: {counted(cropped, 'task')} cropped")
     if math.isnan(result.value):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.evaluation.core.bundle import Bundle, Task
-from pion.evaluation.core.result import CoreResult, TaskResult, core_result, task_result
+from pion.evaluation.core.result import Conditions, CoreResult, TaskResult, core_result, task_result
 from pion.evaluation.core.scoring import answer_task
 from pion.evaluation.held_out import Scorer
 
@@ -47,7 +47,9 @@ def measure_core(
     for task in bundle.tasks:
         results.append(measure_task(scorer, tokenizer, task, limit, watcher))
         watcher.on_task(results[-1])
-    return core_result(bundle, results, limit, scorer.model.config.seq_len)
+    dtype = str(scorer.dtype).removeprefix("torch.")
+    conditions = Conditions(limit, scorer.model.config.seq_len, dtype)
+    return core_result(bundle, results, conditions)
 
 
 def measure_task(

@@ -80,6 +80,15 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """How CORE was measured: see the fields of `CoreResult`."""
+
+    limit: int | None
+    context: int
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
 class CoreResult:
     """The mean of the centred accuracies of all tasks of a bundle.
 
@@ -90,6 +99,7 @@ class CoreResult:
         limit: how many items of each task were asked at most; None: all.
         context: the model's, in tokens. `cropped_tasks` lost more than a tenth of their rows'
             beginnings to it.
+        dtype: of the model's products, such as `float32`. Logits are always fp32.
         bundle_digest: sha256 of the bundle's files.
     """
 
@@ -102,6 +112,7 @@ class CoreResult:
     sem_v2: float
     limit: int | None
     context: int
+    dtype: str
     cropped_tasks: tuple[str, ...]
     bundle_digest: str
     tasks: tuple[TaskResult, ...]
@@ -149,9 +160,7 @@ def task_result(task: Task, answers: Sequence[Answered]) -> TaskResult:
     )
 
 
-def core_result(
-    bundle: Bundle, tasks: Sequence[TaskResult], limit: int | None, context: int
-) -> CoreResult:
+def core_result(bundle: Bundle, tasks: Sequence[TaskResult], conditions: Conditions) -> CoreResult:
     """Return the mean of the results of all tasks of a bundle."""
     not_core = tuple(_differences(bundle))
     return CoreResult(
@@ -162,8 +171,9 @@ def core_result(
         sem=_mean_sem(tasks, "v1"),
         value_v2=math.fsum(one.centred_v2 for one in tasks) / len(tasks),
         sem_v2=_mean_sem(tasks, "v2"),
-        limit=limit,
-        context=context,
+        limit=conditions.limit,
+        context=conditions.context,
+        dtype=conditions.dtype,
         cropped_tasks=tuple(one.label for one in tasks if one.cropped > MUCH_CROPPED),
         bundle_digest=bundle.digest,
         tasks=tuple(tasks),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
 from pion.errors import BadInput
-from pion.evaluation.core.bundle import Bundle, Task
+from pion.evaluation.core.bundle import Bundle, Task, read_bundle
 from pion.evaluation.core.measure import Watcher, check_context, measure_core
 from pion.evaluation.core.result import CoreResult, TaskResult
 from pion.evaluation.held_out import Scorer
+from tests.support.core_bundle import TASKS, Line, write_bundle
 from tests.support.prefix_model import PrefixModel
 from tests.support.tokenizer_kinds import tokenizer_of
 
@@ -27,7 +29,8 @@ def test_fewer_items_are_the_first_items_of_all(made_up: Bundle) -> None:
         assert (of_all.items, of_few.items, of_few.of_items) == (12, 5, 12)
         assert of_few.credits == of_all.credits[:5]
         assert of_few.choices == of_all.choices[:5]
-    assert (whole.limit, part.limit) == (None, 5)
+    assert (whole.limit, part.limit, whole.context) == (None, 5, 512)
+    assert whole.dtype == "float32"
 
 
 def test_more_items_than_there_are_is_all(made_up: Bundle) -> None:
@@ -44,6 +47,42 @@ def test_the_result_names_its_bundle_and_is_never_core_with_three_tasks(made_up:
     assert (result.name, result.bundle_digest) == ("mean of 3 tasks", made_up.digest)
     assert result.not_core[0] == "22 of CORE's 22 tasks are missing"
     json.dumps([task.credits for task in result.tasks])
+
+
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A made-up bundle of 400 items a task, with each place of the right answer equally often."""
+    rng = random.Random(0)
+
+    def word() -> str:
+        return "".join(rng.choices("abcdefgh", k=5))
+
+    lines: list[list[Line]] = [
+        [
+            {"query": word(), "choices": [f"{word()} {word()}" for _ in range(4)], "gold": n % 4}
+            for n in range(400)
+        ],
+        [
+            {"context_options": [word(), word()], "continuation": word(), "gold": n % 2}
+            for n in range(400)
+        ],
+        [{"context": word(), "continuation": word()} for _ in range(400)],
+    ]
+    named = {task["dataset_uri"]: own for task, own in zip(TASKS, lines, strict=True)}
+    return read_bundle(write_bundle(tmp_path_factory.mktemp("balanced"), lines=named))
+
+
+def test_a_model_that_knows_nothing_has_a_core_of_nothing(balanced: Bundle) -> None:
+    result = measure(balanced, None)
+    assert abs(result.value) < 2 * result.sem < 0.06
+    for task in result.tasks:
+        assert task.commonest is None or task.commonest < 0.35
+
+
+def test_a_sample_of_the_items_is_within_its_error_of_all(balanced: Bundle) -> None:
+    whole, part = measure(balanced, None), measure(balanced, 100)
+    assert abs(part.value - whole.value) < 2 * part.sem
+    assert 1.5 < part.sem / whole.sem < 2.5
 
 
 def test_a_watcher_sees_each_task(made_up: Bundle) -> None:
