@@ -22,7 +22,7 @@ from pion.later_fields import shown
 from pion.untrusted import LARGEST_RECORD, open_file, read_file, too_large
 from pion.untrusted_zip import find_directory
 
-# Bytes of the files that are read. The files of CORE have far fewer.
+# Bytes of a file, and of all files that are read. The files of CORE have far fewer.
 LARGEST_BUNDLE = 1 << 30
 MOST_FILES = 10_000
 # The published archive has its files in a folder of this name.
@@ -51,10 +51,11 @@ class BundleFiles:
         `limit` bytes, or that the bundle may not contain."""
         if not is_plain(name):
             raise BadInput(f"{self.path}: the file name {shown(name)} leaves the bundle")
-        content = self._fetch(name, min(limit, self._left))
-        if name not in self._digests:
-            self._left -= len(content)
-            self._digests[name] = hashlib.sha256(content).hexdigest()
+        content = self._fetch(name, limit)
+        self._left -= len(content)
+        if self._left < 0:
+            raise too_large(f"the bundle {self.path}", LARGEST_BUNDLE)
+        self._digests[name] = hashlib.sha256(content).hexdigest()
         return content
 
     def digest(self) -> str:

@@ -139,22 +139,34 @@ def test_a_damaged_file_in_an_archive(packed: Path) -> None:
     assert message.endswith("Download it again")
 
 
-def test_a_small_archive_of_large_files_is_not_unpacked(
-    packed: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def bytes_read(made_up_folder: Path) -> int:
+    return sum(path.stat().st_size for path in made_up_folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+def test_a_bundle_of_too_many_bytes_is_not_read(
+    kind: str,
+    made_up_folder: Path,
+    packed: Path,
+    bytes_read: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bundle_files, "LARGEST_BUNDLE", 20_000)
+    path = packed if kind == "archive" else made_up_folder
+    monkeypatch.setattr(bundle_files, "LARGEST_BUNDLE", bytes_read)
+    read_bundle(path)
+    monkeypatch.setattr(bundle_files, "LARGEST_BUNDLE", bytes_read - 1)
+    expected = f"the bundle BUNDLE has more than {bytes_read - 1:,} bytes, so it was not read"
+    assert refused(path) == expected
+
+
+def test_what_is_not_asked_for_is_not_unpacked(packed: Path, bytes_read: int) -> None:
     with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as file:
         file.writestr("eval_bundle/eval_data/unread.jsonl", "\n" * 10_000_000)
-    read_bundle(packed)
-    monkeypatch.setattr(bundle_files, "LARGEST_BUNDLE", 1_000)
-    assert "bytes, so it was not read" in refused(packed)
-
-
-def test_a_folder_of_large_files_is_not_read(
-    made_up_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bundle_files, "LARGEST_BUNDLE", 1_000)
-    assert "bytes, so it was not read" in refused(made_up_folder)
+    with bundle_files.open_bundle(packed) as files:
+        assert len(files.read("core.yaml")) < bytes_read
+        with pytest.raises(BadInput, match=r"unread\.jsonl has more than 1,000,000 bytes"):
+            files.read("eval_data/unread.jsonl", 1_000_000)
 
 
 def test_an_archive_of_very_many_files(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
