@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
+from pion.bounded_yaml import BoundedLoader
 from pion.errors import BadInput
 from pion.formats.weights import is_legal
 from pion.untrusted import read_file
-from pipeline.job.bounded_yaml import BoundedLoader
 
 # Each line break may match in one place alone: with `\s`, a page of line breaks takes hours.
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|\Z)", re.DOTALL)

@@ -125,6 +125,18 @@ def _add_model_files(add: Add) -> None:
             "questions {context, choices, answer} (prints accuracy)",
         ),
         _add_instructions,
+        argument(
+            "--core",
+            metavar="PATH",
+            help="the bundle of the CORE benchmark, a folder or .zip (prints CORE by nanochat's "
+            "rules)",
+        ),
+        argument(
+            "--core-items",
+            metavar="N",
+            help="ask N items of each task at most, or `all`; default: 500",
+        ),
+        flag("--core-cropped", "measure CORE also of a model with a context below 256 tokens"),
         JSON,
         GATES,
     )
@@ -299,9 +311,14 @@ def _serve(args: argparse.Namespace) -> None:
 
 def _eval(args: argparse.Namespace) -> None:
     from pipeline.commands.eval import Part, eval_parts, file_part
+    from pipeline.commands.eval_core import asked_core, core_part
 
-    if not args.files and args.instructions is None:
-        raise BadInput("nothing to measure was named. Name a FILE, or add --instructions")
+    # The bundle is read before the model: a mistake in the bundle is told at once.
+    core = asked_core(args.core, args.core_items, cropped=args.core_cropped)
+    if not args.files and args.instructions is None and core is None:
+        raise BadInput(
+            "nothing to measure was named. Name a FILE, or add --instructions or --core PATH"
+        )
     files = [Path(file) for file in args.files]
     if args.instructions is not None and Path("instructions") in files:
         raise BadInput("rename the file instructions: results of --instructions have this name")
@@ -312,6 +329,9 @@ def _eval(args: argparse.Namespace) -> None:
 
         parts["instructions"] = instructions_part(found, model, chat_format, args.instructions)
     parts |= {str(file): file_part(model, chat_format.tokenizer, file) for file in files}
+    if core is not None:
+        part = core_part(model, chat_format.tokenizer, core, as_json=args.json)
+        parts[str(core.bundle.path)] = part
     eval_parts(parts, as_json=args.json)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pion.bounded_yaml import BoundedLoader, read_yaml, unreadable
 from pion.errors import BadInput
 from pion.untrusted import DEEPEST, LARGEST_JOB, too_large
 from pipeline.console.masking import refuse_in_values
 from pipeline.job import Job
-from pipeline.job.bounded_yaml import BoundedLoader, read_yaml, unreadable
 from pipeline.job.mistakes import (
     Document,
     Mistake,

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from pion.bounded_yaml import check_yaml, read_yaml
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.job.bounded_yaml import check_yaml, read_yaml
 from pipeline.rent.credentials import refuse_recorded_secrets, secrets_written
 from pipeline.rent.skypilot import did_you_mean, known_clouds, quiet, sky_module
 from pipeline.run.stage_plan import check_until, stages_until

@@ -14,9 +14,9 @@ import yaml
 from annotated_types import Le, Lt
 from pydantic.fields import FieldInfo
 
+from pion.bounded_yaml import MOST_NODES, check_yaml
 from pion.errors import BadInput
 from pipeline.job import Job, Price
-from pipeline.job.bounded_yaml import MOST_NODES, check_yaml
 from pipeline.job.digest import digest_job
 from pipeline.job.every_field import sections_of
 from pipeline.job.file import JobLoader, load_job, parse_job

@@ -24,6 +24,7 @@ from torch import Tensor
 from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.untrusted import LARGEST_RECORD, open_file
+from pion.untrusted_zip import find_directory
 
 # The most tensors that an archive may have, and the most bytes of its pickle. A tensor takes 300.
 MOST_FILES, LARGEST_PICKLE = 1 << 15, 4 << 20
@@ -44,12 +45,6 @@ PLAIN = frozenset(
     )
 )
 
-# What follows the files of a zip archive: the directory, then these records. The last two are in
-# large archives and in those of torch.
-_END = struct.Struct("<4s4H2LH")
-_LARGE_END = struct.Struct("<4sQ2H2L4Q")
-_LOCATOR = struct.Struct("<4sLQL")
-_END_MARK, _LARGE_END_MARK, _LOCATOR_MARK = b"PK\5\6", b"PK\6\6", b"PK\6\7"
 # A pickle begins with this byte, and older versions of PyTorch wrote only pickles.
 _PICKLE = b"\x80"
 
@@ -226,7 +221,7 @@ def check_archive(path: Path, stand_ins: frozenset[str]) -> int:
 
 
 def _check_files(path: Path, file: BinaryIO, size: int, stand_ins: frozenset[str]) -> None:
-    start, length, stop = _directory(file, size)
+    start, length, stop = find_directory(file, size)
     if start + length != stop:
         raise zipfile.BadZipFile
     if length > LARGEST_RECORD:
@@ -250,34 +245,6 @@ def _check_files(path: Path, file: BinaryIO, size: int, stand_ins: frozenset[str
                 if entry.file_size > LARGEST_PICKLE:
                     raise BadInput(f"{path}: its pickle has more than {LARGEST_PICKLE:,} bytes")
                 _check_pickle(archive.read(entry), PLAIN | stand_ins)
-
-
-def _directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
-    """Return where the archive's directory starts, how long it is, and where it must stop.
-
-    The archive has no comment and nothing else after its directory. So Python's zip reader and
-    torch's find the same directory. Raises BadZipFile or struct.error.
-    """
-    stop = size - _END.size
-    mark, *_, length, start, comment = _END.unpack(_read(file, stop, _END.size))
-    if mark != _END_MARK or comment:
-        raise zipfile.BadZipFile
-    where = stop - _LOCATOR.size
-    if where >= 0:
-        mark, _, large, _ = _LOCATOR.unpack(_read(file, where, _LOCATOR.size))
-        if mark == _LOCATOR_MARK:
-            if large != where - _LARGE_END.size:
-                raise zipfile.BadZipFile
-            mark, *_, length, start = _LARGE_END.unpack(_read(file, large, _LARGE_END.size))
-            if mark != _LARGE_END_MARK:
-                raise zipfile.BadZipFile
-            stop = large
-    return start, length, stop
-
-
-def _read(file: BinaryIO, start: int, length: int) -> bytes:
-    file.seek(max(start, 0))
-    return file.read(length)
 
 
 def _check_pickle(data: bytes, allowed: frozenset[str]) -> None:

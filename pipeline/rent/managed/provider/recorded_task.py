@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from pion.bounded_yaml import check_yaml
 from pion.errors import BadInput
-from pipeline.job.bounded_yaml import check_yaml
 from pipeline.rent.credentials import secrets_for
 from pipeline.rent.deadline.policy import Market
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place

@@ -1,0 +1,231 @@
+"""Read a bundle of CORE: which tasks it has, how they are asked, and their items."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from pion.bounded_yaml import BoundedLoader, unreadable
+from pion.data.documents.file_to_documents import decoded, json_of_line, numbered_lines
+from pion.errors import BadInput
+from pion.evaluation.core.bundle_files import CONFIG, BundleFiles, open_bundle
+from pion.evaluation.core.items import Item, item_of
+from pion.evaluation.core.published import TASK_TYPES, TaskType
+from pion.later_fields import closest, shown
+from pion.untrusted import LARGEST_JOB, LARGEST_RECORD
+
+BASELINES = "eval_meta_data.csv"
+LABEL, BASELINE = "Eval Task", "Random baseline"
+DATA = "eval_data"
+MOST_SHOTS, MOST_TASKS = 64, 200
+LONGEST_NAME = 200
+# nanochat's. It decides which items a smaller measurement asks, and the number of each item.
+ORDER_SEED = 1337
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with all its items, in the order in which they are numbered.
+
+    Attributes:
+        shots: how many answered items come before each question.
+        delimiter: what is between a context and its continuation.
+        baseline: the share of right answers by guessing, from the bundle; 0 to 1.
+        data_digest: sha256 of the file of its items.
+    """
+
+    label: str
+    task_type: TaskType
+    shots: int
+    delimiter: str
+    baseline: float
+    items: tuple[Item, ...]
+    data_digest: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The tasks of a bundle, in the order of core.yaml.
+
+    `digest` is the sha256 of the names and contents of the files that were read.
+    """
+
+    path: Path
+    tasks: tuple[Task, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A task as core.yaml describes it; `where` is its file and line."""
+
+    where: str
+    label: str
+    task_type: TaskType
+    data: str
+    shots: int
+    delimiter: str
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Return the bundle in a folder or zip archive.
+
+    Raises BadInput that names the file and line of whatever is wrong, and OSError never.
+    """
+    with open_bundle(path) as files:
+        described = _described(files)
+        baselines = _baselines(files, described)
+        tasks = tuple(_task(files, one, baselines[one.label]) for one in described)
+        return Bundle(path, tasks, files.digest())
+
+
+def _task(files: BundleFiles, of: _Described, baseline: float) -> Task:
+    name = f"{DATA}/{of.data}"
+    content = files.read(name)
+    items = _items(content, files.where(name), of.task_type)
+    if len(items) <= of.shots:
+        raise BadInput(
+            f"{of.where}: {of.label} asks with {of.shots} examples, so it needs {of.shots + 1} "
+            f"items or more. {files.where(name)} has {len(items)}"
+        )
+    random.Random(ORDER_SEED).shuffle(items)
+    digest = hashlib.sha256(content).hexdigest()
+    return Task(of.label, of.task_type, of.shots, of.delimiter, baseline, tuple(items), digest)
+
+
+def _items(content: bytes, file: Path, task_type: TaskType) -> list[Item]:
+    items = []
+    for where, line in numbered_lines(io.BytesIO(content), file):
+        raw = json_of_line(line, where)
+        try:
+            items.append(item_of(raw, task_type))
+        except ValueError as error:
+            raise BadInput(f"{where}: not an item of {task_type}: {error}") from None
+    return items
+
+
+# ---------------------------------------------------------------- core.yaml
+
+
+def _described(files: BundleFiles) -> list[_Described]:
+    """Return the tasks that core.yaml lists."""
+    where = files.where(CONFIG)
+    tasks: list[_Described] = []
+    by_label: dict[str, _Described] = {}
+    for line, raw in _listed(decoded(files.read(CONFIG, LARGEST_JOB), str(where)), where):
+        try:
+            one = _describe(raw, f"{where}:{line}")
+        except ValueError as error:
+            raise BadInput(f"{where}:{line}: {error}") from None
+        if one.label in by_label:
+            raise BadInput(
+                f"{one.where}: the label {one.label} is also at {by_label[one.label].where}"
+            )
+        by_label[one.label] = one
+        tasks.append(one)
+    return tasks
+
+
+def _listed(text: str, where: Path) -> list[tuple[int, Any]]:
+    """Return each entry of `icl_tasks`, and its line."""
+    loader = BoundedLoader(text)
+    try:
+        root = loader.get_single_node()
+        pairs = root.value if isinstance(root, yaml.MappingNode) else []
+        listed = next((value for key, value in pairs if key.value == "icl_tasks"), None)
+        if not isinstance(listed, yaml.SequenceNode) or not listed.value:
+            raise BadInput(f"{where}: no tasks: expected a list under the key icl_tasks")
+        if len(listed.value) > MOST_TASKS:
+            raise BadInput(f"{where}: {len(listed.value)} tasks; at most {MOST_TASKS} are read")
+        return [
+            (node.start_mark.line + 1, loader.construct_object(node, deep=True))
+            for node in listed.value
+        ]
+    except (yaml.YAMLError, ValueError) as error:
+        raise unreadable(error, str(where)) from None
+    finally:
+        loader.dispose()
+
+
+def _describe(raw: Any, where: str) -> _Described:
+    """Return the task of an entry. Raises ValueError that says what is wrong with it."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"expected a task with label and icl_task_type, found {shown(raw)}")
+    label = _name(raw, "label")
+    kind = raw.get("icl_task_type")
+    if kind not in TASK_TYPES:
+        raise ValueError(
+            f"{label}: icl_task_type is {shown(kind)}; expected one of {', '.join(TASK_TYPES)}"
+            f"{closest(kind, TASK_TYPES)}"
+        )
+    shots = raw.get("num_fewshot")
+    first = shots[0] if isinstance(shots, list) and shots else None
+    if type(first) is not int or not 0 <= first <= MOST_SHOTS:
+        raise ValueError(
+            f"{label}: num_fewshot is {shown(shots)}; expected a list with a whole number from 0 "
+            f"to {MOST_SHOTS}"
+        )
+    delimiter = raw.get("continuation_delimiter", " ")
+    if not isinstance(delimiter, str) or len(delimiter) > LONGEST_NAME:
+        raise ValueError(f"{label}: continuation_delimiter is {shown(delimiter)}; expected text")
+    task_type = cast(TaskType, kind)
+    return _Described(where, label, task_type, _name(raw, "dataset_uri"), first, delimiter)
+
+
+def _name(raw: dict[Any, Any], key: str) -> str:
+    value = raw.get(key)
+    if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_NAME:
+        raise ValueError(f"{key} is {shown(value)}; expected a name")
+    if not value.isprintable():
+        raise ValueError(f"{key} is {shown(value)}; it has characters that can't be shown")
+    return value
+
+
+# ---------------------------------------------------------------- baselines
+
+
+def _baselines(files: BundleFiles, tasks: Sequence[_Described]) -> dict[str, float]:
+    """Return the baseline of each task, as a share."""
+    file = files.where(BASELINES)
+    text = decoded(files.read(BASELINES, LARGEST_RECORD), str(file))
+    wanted = {task.label for task in tasks}
+    found: dict[str, float] = {}
+    reader = csv.DictReader(io.StringIO(text))
+    try:
+        if not {LABEL, BASELINE} <= set(reader.fieldnames or ()):
+            raise BadInput(f"{file}:1: no column {LABEL!r} or no column {BASELINE!r}")
+        for row in reader:
+            label, where = row[LABEL], f"{file}:{reader.line_num}"
+            if label not in wanted:
+                continue
+            baseline = _baseline(row[BASELINE], label, where)
+            if found.setdefault(label, baseline) != baseline:
+                raise BadInput(f"{where}: {label} has another baseline in an earlier line")
+    except csv.Error as error:
+        raise BadInput(f"{file}:{reader.line_num + 1}: not CSV: {error}") from None
+    for task in tasks:
+        if task.label not in found:
+            raise BadInput(f"{task.where}: the label {task.label} has no baseline in {file}")
+    return found
+
+
+def _baseline(text: str | None, label: str, where: str) -> float:
+    try:
+        percent = float(text or "")
+    except ValueError:
+        percent = math.nan
+    if not 0 <= percent < 100:
+        raise BadInput(
+            f"{where}: the baseline of {label} is {shown(text)}; expected a number of percent from "
+            "0 to below 100"
+        )
+    return 0.01 * percent

@@ -1,0 +1,151 @@
+"""From the texts of an item to the rows of tokens that a model computes.
+
+The places where nanochat's code fails or lets the first answer win are counted: see `Asked`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.evaluation.core.bundle import Task
+from pion.evaluation.core.prompts import prompts_of
+from pion.evaluation.core.published import TaskType
+
+Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of tokens, and what is scored in it: its tokens from `start` on.
+
+    Where `candidates` are given, each is scored as the token after the row, and `start` is the
+    row's length. `start` is 1 or more: the row's first token can't be predicted.
+    """
+
+    ids: np.ndarray
+    start: int
+    candidates: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An item as rows.
+
+    Attributes:
+        rows: the different rows.
+        place: for each option, its row and its candidate in the row.
+        cropped: how many options lost the beginning of their text to the context.
+        unscored: the context does not hold an answer and the token before it, or the answer has no
+            tokens. The item counts as wrong.
+        odd: one option's tokens begin with all tokens of another option, so no first different
+            token exists for both. They are scored from the end of the context.
+        joined: a token spans the border between context and answer. The answer is scored from this
+            token on.
+    """
+
+    rows: tuple[Row, ...]
+    place: tuple[tuple[int, int], ...]
+    cropped: int
+    unscored: bool
+    odd: bool
+    joined: bool
+
+
+def ask(
+    task: Task, numbers: Sequence[int], tokenizer: Tokenizer, context: int, *, shared: bool = True
+) -> list[Asked]:
+    """Return the rows of the items `numbers`, each of at most `context` tokens.
+
+    Without `shared`, each option has a row for itself, as in nanochat.
+    """
+    prompts = [prompts_of(task, number) for number in numbers]
+    start = tokenizer.before_document
+    encoded = iter(tokenizer.encode_batch([text for one in prompts for text in one.whole]))
+    whole = [[[start, *next(encoded)] for _ in one.whole] for one in prompts]
+    # Few items need the text before the answer as tokens.
+    needing = [i for i, ids in enumerate(whole) if _needs_before(task, ids)]
+    encoded = iter(tokenizer.encode_batch([prompts[i].before for i in needing]))
+    before = {i: [start, *next(encoded)] for i in needing}
+    return [
+        _asked(_Tokens(task.task_type, ids, before.get(i, [])), context, shared=shared)
+        for i, ids in enumerate(whole)
+    ]
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The tokens of an item: the whole text of each option, and the text before the answer."""
+
+    task_type: TaskType
+    whole: list[Ids]
+    before: Ids
+
+
+def _needs_before(task: Task, whole: list[Ids]) -> bool:
+    if task.task_type == "multiple_choice":
+        return common_prefix(whole) == min(map(len, whole))
+    return task.task_type == "language_modeling"
+
+
+def _asked(tokens: _Tokens, context: int, *, shared: bool) -> Asked:
+    whole = tokens.whole
+    starts, odd, joined = _starts(tokens)
+    crops = [max(0, len(ids) - context) for ids in whole]
+    cropped = sum(crop > 0 for crop in crops)
+    spans = zip(starts, crops, map(len, whole), strict=True)
+    if not all(crop < start < length for start, crop, length in spans):
+        return Asked((), (), cropped, unscored=True, odd=odd, joined=joined)
+    if shared and tokens.task_type == "multiple_choice" and _ends_at(whole, starts[0] + 1):
+        # One row gives the scores of all options: they differ in the token after it alone.
+        candidates = tuple(ids[-1] for ids in whole)
+        ids = whole[0][crops[0] : -1]
+        rows = (Row(np.array(ids, np.int32), len(ids), candidates),)
+        place = tuple((0, option) for option in range(len(whole)))
+        return Asked(rows, place, cropped, unscored=False, odd=odd, joined=joined)
+    # Equal options have one row, so that they tie.
+    numbers: dict[tuple[int, ...], int] = {}
+    different: list[Row] = []
+    for ids, start, crop in zip(whole, starts, crops, strict=True):
+        if numbers.setdefault(tuple(ids), len(different)) == len(different):
+            different.append(Row(np.array(ids[crop:], np.int32), start - crop))
+    place = tuple((numbers[tuple(ids)], 0) for ids in whole)
+    return Asked(tuple(different), place, cropped, unscored=False, odd=odd, joined=joined)
+
+
+def _ends_at(whole: list[Ids], length: int) -> bool:
+    return all(len(ids) == length for ids in whole)
+
+
+def _starts(tokens: _Tokens) -> tuple[list[int], bool, bool]:
+    """Return where each option's scored tokens start, and whether the item is odd or joined."""
+    whole, before = tokens.whole, tokens.before
+    shortest = min(map(len, whole))
+    if tokens.task_type == "language_modeling":
+        start = common_prefix([whole[0], before])
+        return [_inside(start, shortest)], False, start < len(before)
+    if tokens.task_type == "schema":
+        suffix = common_prefix([ids[::-1] for ids in whole])
+        # Of equal contexts, all tokens are common, and the first can't be predicted.
+        return [max(1, len(ids) - suffix) for ids in whole], suffix == shortest, False
+    start = common_prefix(whole)
+    if start < shortest:
+        return [start] * len(whole), False, False
+    end = min(common_prefix([ids, before]) for ids in whole)
+    return [_inside(end, shortest)] * len(whole), True, False
+
+
+def _inside(start: int, length: int) -> int:
+    """Return a start with a token before it, and at least one token to score."""
+    return max(1, min(start, length - 1))
+
+
+def common_prefix(sequences: Sequence[Ids] | Sequence[str]) -> int:
+    """Return how many tokens, or characters, all sequences begin with."""
+    # What the first and the last in order have in common, all have.
+    first, last = min(sequences), max(sequences)
+    differ = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return next(differ, len(first))

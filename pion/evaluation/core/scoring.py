@@ -1,0 +1,190 @@
+"""Compute a model's answers to the items of a task.
+
+The rows of up to ITEMS_AT_ONCE items are computed together, from the longest to the shortest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pion.data.shards import IGNORED
+from pion.data.stream import Batch
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.evaluation.core.bundle import Task
+from pion.evaluation.core.rows import Asked, Row, ask
+from pion.evaluation.held_out import LOGITS_AT_ONCE, Scorer, evaluating, in_batches, token_nll
+from pion.evaluation.multiple_choice import TOKENS_AT_ONCE
+
+# Enough to fill a GPU with rows of similar length.
+ITEMS_AT_ONCE = 512
+# Few items of CORE are longer. A batch for a context of 131,072 tokens would not fit many machines.
+USUAL_ROW = 2048
+# What `Answer.choice` is where several options tie, or none was scored.
+NO_CHOICE = -1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to an item.
+
+    Attributes:
+        nats: the mean negative log-likelihood of each option's scored tokens; () if unscored.
+        choice: the option with the fewest nats, or NO_CHOICE. In language_modeling, 0 if the model
+            would write the whole continuation, or NO_CHOICE.
+        credit: 1 for the right answer, 1/k if k options tie and one of them is right, otherwise 0.
+        tied: whether several options have the fewest nats.
+        finite: whether all nats are finite. If not, `credit` means nothing.
+    """
+
+    nats: tuple[float, ...]
+    choice: int
+    credit: float
+    tied: bool = False
+    finite: bool = True
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An item as rows, and the answer."""
+
+    asked: Asked
+    answer: Answer
+
+
+def answer_task(
+    scorer: Scorer,
+    tokenizer: Tokenizer,
+    task: Task,
+    count: int,
+    on_items: Callable[[int], None] = lambda _: None,
+    *,
+    shared: bool = True,
+) -> list[Answered]:
+    """Return the answers to the first `count` items of a task.
+
+    `on_items` is called with the number of items that are answered. The scorer's `micro_batch`
+    counts rows of the model's full context, or of USUAL_ROW tokens if the context is longer. More
+    of the shorter rows are computed at once, and fewer after running out of CUDA memory. `shared`
+    as in `ask`.
+
+    Raises PionError if not even one row fits in the GPU's memory.
+    """
+    found: list[Answered] = []
+    with evaluating(scorer.model):
+        for first in range(0, count, ITEMS_AT_ONCE):
+            numbers = range(first, min(first + ITEMS_AT_ONCE, count))
+            asked = ask(task, numbers, tokenizer, scorer.model.config.seq_len, shared=shared)
+            scores = iter(_score_rows(scorer, [row for one in asked for row in one.rows]))
+            for number, one in zip(numbers, asked, strict=True):
+                own = [next(scores) for _ in one.rows]
+                found.append(Answered(one, _answer(task, number, one, own)))
+            on_items(len(found))
+    return found
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Mean nats of a row's tokens, or of each candidate, and whether all its tokens are greedy."""
+
+    nats: tuple[float, ...]
+    greedy: bool
+
+
+def _answer(task: Task, number: int, asked: Asked, rows: Sequence[_Scored]) -> Answer:
+    if asked.unscored:
+        return Answer((), NO_CHOICE, 0.0)
+    nats = tuple(rows[row].nats[candidate] for row, candidate in asked.place)
+    finite = bool(np.isfinite(nats).all())
+    if task.task_type == "language_modeling":
+        right = finite and rows[0].greedy
+        return Answer(nats, 0 if right else NO_CHOICE, float(right), finite=finite)
+    if not finite:
+        return Answer(nats, NO_CHOICE, 0.0, finite=False)
+    best = [option for option, own in enumerate(nats) if own == min(nats)]
+    credit = 1 / len(best) if task.items[number].gold in best else 0.0
+    tied = len(best) > 1
+    return Answer(nats, NO_CHOICE if tied else best[0], credit, tied=tied)
+
+
+def _score_rows(scorer: Scorer, rows: Sequence[Row]) -> list[_Scored]:
+    """Return the scores of the rows, in their order."""
+    scores: dict[int, _Scored] = {}
+    for compute in (_continuations, _candidates):
+        with_candidates = compute is _candidates
+        places = [i for i, row in enumerate(rows) if bool(row.candidates) == with_candidates]
+        places.sort(key=lambda i: -len(rows[i].ids))
+        if places:
+            _in_batches(scorer, rows, places, compute, scores)
+    return [scores[i] for i in range(len(rows))]
+
+
+def _in_batches(
+    scorer: Scorer,
+    rows: Sequence[Row],
+    longest_first: Sequence[int],
+    compute: Callable[[Scorer, Sequence[Row]], list[_Scored]],
+    scores: dict[int, _Scored],
+) -> None:
+    def score(part: range) -> None:
+        places = longest_first[part.start : part.stop]
+        scores.update(zip(places, compute(scorer, [rows[i] for i in places]), strict=True))
+
+    row = min(scorer.model.config.seq_len, USUAL_ROW)
+    tokens = min(scorer.micro_batch * row, TOKENS_AT_ONCE)
+    at_once = max(1, tokens // len(rows[longest_first[0]].ids))
+    in_batches(len(longest_first), at_once, score, scorer.on_batch)
+
+
+def _continuations(scorer: Scorer, rows: Sequence[Row]) -> list[_Scored]:
+    """Return the mean nats of each row's tokens from its start on."""
+    inputs = _padded([row.ids[:-1] for row in rows])
+    targets = torch.full_like(inputs, IGNORED)
+    for i, row in enumerate(rows):
+        scored = torch.from_numpy(row.ids[row.start :])
+        targets[i, row.start - 1 : len(row.ids) - 1] = scored
+    batch = Batch(inputs, targets, None, None)
+    found = token_nll(scorer.model, batch, scorer.vocab_size, scorer.dtype)
+    # In one copy, so that we wait for the GPU only once. Ids below 2**24 are exact in fp32.
+    nll, likeliest = torch.stack([each.float() for each in found[:2]]).cpu()
+    # Sums in fp64 do not depend on the padding of a row.
+    means = nll.double().sum(dim=1).numpy() / [len(row.ids) - row.start for row in rows]
+    greedy = (likeliest.long() == targets).logical_or(targets == IGNORED).all(dim=1)
+    return [
+        _Scored((float(mean),), bool(own)) for mean, own in zip(means, greedy.tolist(), strict=True)
+    ]
+
+
+def _candidates(scorer: Scorer, rows: Sequence[Row]) -> list[_Scored]:
+    """Return the nats of each row's candidates as the token after the row."""
+    model = scorer.model
+    device = next(model.parameters()).device
+    tokens = _padded([row.ids for row in rows]).to(device)
+    last = torch.tensor([len(row.ids) - 1 for row in rows], device=device)
+    with torch.autocast(device.type, dtype=scorer.dtype, enabled=scorer.dtype != torch.float32):
+        hidden = model.hidden(tokens)
+    states = hidden[torch.arange(len(rows), device=device), last]
+    owners = [i for i, row in enumerate(rows) for _ in row.candidates]
+    of_row = torch.tensor(owners, device=device)
+    every = torch.tensor([each for row in rows for each in row.candidates], device=device)
+    nats: list[Tensor] = []
+    # Each chunk of logits has a copy for each candidate.
+    chunk = max(1, LOGITS_AT_ONCE // scorer.vocab_size)
+    for own, wanted in zip(of_row.split(chunk), every.split(chunk), strict=True):
+        logits = model.logits_in_fp32(states[own], scorer.vocab_size)
+        nats.append(F.cross_entropy(logits, wanted, reduction="none"))
+    scores = iter(torch.cat(nats).double().tolist())
+    return [_Scored(tuple(next(scores) for _ in row.candidates), greedy=False) for row in rows]
+
+
+def _padded(rows: Sequence[np.ndarray]) -> Tensor:
+    """Return rows of ids as one tensor, padded on the right, so that no token sees padding."""
+    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    for i, ids in enumerate(rows):
+        tokens[i, : len(ids)] = torch.from_numpy(ids)
+    return tokens

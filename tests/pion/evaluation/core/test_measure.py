@@ -1,0 +1,107 @@
+"""CORE of a whole bundle: a subset is a sample of the full measurement."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from pion.errors import BadInput
+from pion.evaluation.core.bundle import Bundle, Task, read_bundle
+from pion.evaluation.core.measure import Watcher, check_context, measure_core
+from pion.evaluation.core.result import CoreResult, TaskResult
+from pion.evaluation.held_out import Scorer
+from tests.support.core_bundle import TASKS, Line, write_bundle
+from tests.support.prefix_model import PrefixModel
+from tests.support.tokenizer_kinds import tokenizer_of
+
+
+def measure(bundle: Bundle, limit: int | None, watcher: Watcher | None = None) -> CoreResult:
+    tokenizer = tokenizer_of("gpt2")
+    scorer = Scorer(PrefixModel.of(tokenizer, 512).decoder(), tokenizer.vocab_size, 4)
+    return measure_core(scorer, tokenizer, bundle, limit, watcher or Watcher())
+
+
+def test_fewer_items_are_the_first_items_of_all(made_up: Bundle) -> None:
+    whole, part = measure(made_up, None), measure(made_up, 5)
+    for of_all, of_few in zip(whole.tasks, part.tasks, strict=True):
+        assert (of_all.items, of_few.items, of_few.of_items) == (12, 5, 12)
+        assert of_few.credits == of_all.credits[:5]
+        assert of_few.choices == of_all.choices[:5]
+    assert (whole.limit, part.limit, whole.context) == (None, 5, 512)
+    assert whole.dtype == "float32"
+
+
+def test_more_items_than_there_are_is_all(made_up: Bundle) -> None:
+    assert measure(made_up, 500).tasks == measure(made_up, None).tasks
+
+
+def test_fewer_items_than_examples_are_asked_too(made_up: Bundle) -> None:
+    """nanochat's code fails there, because it draws the examples from these items."""
+    assert [task.items for task in measure(made_up, 1).tasks] == [1, 1, 1]
+
+
+def test_the_result_names_its_bundle_and_is_never_core_with_three_tasks(made_up: Bundle) -> None:
+    result = measure(made_up, None)
+    assert (result.name, result.bundle_digest) == ("mean of 3 tasks", made_up.digest)
+    assert result.not_core[0] == "22 of CORE's 22 tasks are missing"
+    json.dumps([task.credits for task in result.tasks])
+
+
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A made-up bundle of 400 items a task, with each place of the right answer equally often."""
+    rng = random.Random(0)
+
+    def word() -> str:
+        return "".join(rng.choices("abcdefgh", k=5))
+
+    lines: list[list[Line]] = [
+        [
+            {"query": word(), "choices": [f"{word()} {word()}" for _ in range(4)], "gold": n % 4}
+            for n in range(400)
+        ],
+        [
+            {"context_options": [word(), word()], "continuation": word(), "gold": n % 2}
+            for n in range(400)
+        ],
+        [{"context": word(), "continuation": word()} for _ in range(400)],
+    ]
+    named = {task["dataset_uri"]: own for task, own in zip(TASKS, lines, strict=True)}
+    return read_bundle(write_bundle(tmp_path_factory.mktemp("balanced"), lines=named))
+
+
+def test_a_model_that_knows_nothing_has_a_core_of_nothing(balanced: Bundle) -> None:
+    result = measure(balanced, None)
+    assert abs(result.value) < 2 * result.sem < 0.06
+    for task in result.tasks:
+        assert task.commonest is None or task.commonest < 0.35
+
+
+def test_a_sample_of_the_items_is_within_its_error_of_all(balanced: Bundle) -> None:
+    whole, part = measure(balanced, None), measure(balanced, 100)
+    assert abs(part.value - whole.value) < 2 * part.sem
+    assert 1.5 < part.sem / whole.sem < 2.5
+
+
+def test_a_watcher_sees_each_task(made_up: Bundle) -> None:
+    tasks: list[str] = []
+    items: list[tuple[str, int, int]] = []
+
+    def on_items(task: Task, done: int, count: int) -> None:
+        items.append((task.label, done, count))
+
+    def on_task(task: TaskResult) -> None:
+        tasks.append(task.label)
+
+    measure(made_up, 5, Watcher(on_items, on_task))
+    assert tasks == ["made_up_choice", "made_up_schema", "made_up_words"]
+    assert items == [(label, 5, 5) for label in tasks]
+
+
+def test_a_context_too_short_for_the_questions_is_refused_unless_allowed() -> None:
+    with pytest.raises(BadInput, match=r"context has 255 tokens\. CORE needs 256 or more"):
+        check_context(255)
+    check_context(255, cropped=True)
+    check_context(256)

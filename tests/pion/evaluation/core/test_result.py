@@ -1,0 +1,228 @@
+"""Accuracies, their centring and errors, and what may be called CORE."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pion.evaluation.core.bundle import Bundle, Task
+from pion.evaluation.core.items import Item
+from pion.evaluation.core.published import CORE_TASKS
+from pion.evaluation.core.result import Conditions, CoreResult, TaskResult, core_result, task_result
+from pion.evaluation.core.rows import Asked
+from pion.evaluation.core.scoring import NO_CHOICE, Answer, Answered
+
+
+def task_of(label: str = "some", items: int = 100, baseline: float = 0.25, data: str = "") -> Task:
+    published = CORE_TASKS.get(label)
+    kind = "multiple_choice" if published is None else published.task_type
+    shots = 0 if published is None else published.shots
+    item = {
+        "multiple_choice": Item(("Q",), ("a", "b", "c", "d"), 0),
+        "schema": Item(("a", "b"), ("c",), 0),
+        "language_modeling": Item(("Q",), ("a",), 0),
+    }[kind]
+    return Task(label, kind, shots, " ", baseline, (item,) * items, data or label)
+
+
+def answered(
+    credits: Sequence[float], *, finite: bool = True, cropped: int = 0, **counts: bool
+) -> list[Answered]:
+    flags = {"unscored": False, "odd": False, "joined": False} | counts
+    return [
+        Answered(
+            Asked((), (), cropped, **flags),
+            Answer((), NO_CHOICE if credit == 0.5 else int(1 - credit), credit, finite=finite),
+        )
+        for credit in credits
+    ]
+
+
+def some(right: int, of: int, label: str = "some", baseline: float = 0.25) -> TaskResult:
+    return task_result(task_of(label, of, baseline), answered([1.0] * right + [0.0] * (of - right)))
+
+
+def of_core(shares: float = 0.5, items: int = 100, **baselines: float) -> CoreResult:
+    tasks = [
+        task_of(label, items, baselines.get(label, 0.01 * published.v1))
+        for label, published in CORE_TASKS.items()
+    ]
+    bundle = Bundle(Path("bundle"), tuple(tasks), "digest")
+    right = round(shares * items)
+    results = [
+        task_result(task, answered([1.0] * right + [0.0] * (items - right))) for task in tasks
+    ]
+    return core_result(bundle, results, Conditions(None, 2048))
+
+
+def test_accuracy_is_centred_on_guessing() -> None:
+    found = some(70, 100)
+    assert (found.accuracy, found.baseline) == (0.7, 0.25)
+    assert found.centred == pytest.approx(0.45 / 0.75)
+    assert found.sem == pytest.approx(math.sqrt(0.7 * 0.3 / 100))
+    assert found.centred_sem == pytest.approx(found.sem / 0.75)
+    assert some(10, 100).centred < 0
+
+
+@pytest.mark.parametrize("right", [0, 32])
+def test_none_or_all_of_a_few_right_is_not_without_error(right: int) -> None:
+    assert some(right, 32).sem == pytest.approx(0.5 / 33)
+
+
+def test_what_is_odd_is_counted() -> None:
+    task = task_of(items=4)
+    found = task_result(
+        task,
+        [
+            *answered([1.0], odd=True),
+            *answered([0.0], unscored=True, cropped=4),
+            *answered([0.0], joined=True, cropped=3),
+            *answered([0.5]),
+        ],
+    )
+    assert (found.odd_items, found.unscored, found.joined_tokens) == (1, 1, 1)
+    assert found.cropped == 7 / 16
+    assert found.credits == (1.0, 0.0, 0.0, 0.5)
+    assert found.choices == (0, 1, 1, NO_CHOICE)
+
+
+def test_the_commonest_answer_shows_a_model_that_does_not_read() -> None:
+    found = some(80, 100)
+    assert (found.commonest, found.commonest_place) == (0.8, 0)
+    assert some(20, 100).commonest_place == 1
+    assert task_result(task_of(items=2), answered([0.5, 0.5])).commonest is None
+    assert some(80, 100, "lambada_openai", 0).commonest is None
+
+
+def test_one_item_that_is_not_finite_makes_its_task_not_finite() -> None:
+    answers = answered([1.0] * 9) + answered([0.0], finite=False)
+    found = task_result(task_of(items=10), answers)
+    assert found.not_finite == 1
+    assert all(map(math.isnan, (found.accuracy, found.sem, found.centred, found.centred_v2)))
+    bundle = Bundle(Path("b"), (task_of(items=10), task_of("other", 10)), "d")
+    result = core_result(bundle, [found, some(5, 10, "other")], Conditions(None, 512))
+    assert math.isnan(result.value)
+    assert math.isnan(result.sem)
+
+
+@pytest.mark.parametrize("label", ["squad", "coqa"])
+def test_questions_about_one_passage_are_one_observation(label: str) -> None:
+    """In the worst case, all answers about a passage are equal."""
+    rng = np.random.default_rng(0)
+    passages = [f"Story: {n} {'word ' * 30}" for n in range(50)]
+    items = tuple(
+        Item((f"{text} Question {n}?",), ("a",), 0) for text in passages for n in range(8)
+    )
+    task = dataclasses.replace(task_of(label, baseline=0), items=items)
+    right = [float(one) for one in rng.random(50) < 0.4 for _ in range(8)]
+    found = task_result(task, answered(right))
+    assert found.passages == 50
+    assert found.sem == pytest.approx(
+        math.sqrt(found.accuracy * (1 - found.accuracy) / 49), rel=1e-6
+    )
+    apart = dataclasses.replace(task, label="lambada_openai")
+    assert task_result(apart, answered(right)).sem < found.sem / 2
+    assert task_result(apart, answered(right)).passages is None
+    few = task_result(task, answered(right[:8]))
+    assert (few.passages, few.accuracy in (0, 1)) == (1, True)
+    assert few.sem == 0.25
+
+
+def test_the_published_numbers_of_both_baselines() -> None:
+    """nanochat's log of a d20: these accuracies were centred on v1."""
+    for label, accuracy, centred in (
+        ("bigbench_language_identification", 0.2523, 0.1774),
+        ("commonsense_qa", 0.2696, 0.0870),
+        ("agi_eval_lsat_ar", 0.2850, 0.1063),
+    ):
+        baseline = 0.01 * CORE_TASKS[label].v1
+        found = some(round(10_000 * accuracy), 10_000, label, baseline)
+        assert found.centred == pytest.approx(centred, abs=1e-4)
+        assert found.centred_v2 < found.centred
+
+
+def test_core_is_the_mean_of_22_centred_tasks() -> None:
+    assert len(CORE_TASKS) == 22
+    result = of_core(0.5)
+    assert (result.name, result.not_core, result.rule) == ("CORE", (), "core/nanochat-1")
+    expected = [(0.5 - 0.01 * one.v1) / (1 - 0.01 * one.v1) for one in CORE_TASKS.values()]
+    assert result.value == pytest.approx(np.mean(expected))
+    expected = [(0.5 - 0.01 * one.v2) / (1 - 0.01 * one.v2) for one in CORE_TASKS.values()]
+    assert result.value_v2 == pytest.approx(np.mean(expected))
+    assert result.value_v2 < result.value
+    sems = [one.centred_sem for one in result.tasks]
+    assert result.sem == pytest.approx(math.sqrt(math.fsum(sem**2 for sem in sems)) / 22)
+
+
+def test_a_bundle_with_the_corrected_baselines_gives_the_same_two_numbers() -> None:
+    v2 = {label: 0.01 * published.v2 for label, published in CORE_TASKS.items()}
+    corrected, published = of_core(**v2), of_core()
+    assert corrected.name == "CORE"
+    assert (corrected.value, corrected.value_v2) == (published.value, published.value_v2)
+
+
+def test_other_baselines_shots_or_tasks_are_not_called_core() -> None:
+    other = of_core(piqa=0.3)
+    assert other.name == "mean of 22 tasks"
+    assert other.not_core == ("piqa has the baseline 30 %, and CORE's is 50 % (v1) or 50 % (v2)",)
+    tasks = tuple(
+        task_of(label, 4, 0.01 * one.v1) for label, one in CORE_TASKS.items() if label != "copa"
+    )
+    few = dataclasses.replace(tasks[0], shots=5)
+    bundle = Bundle(Path("b"), (few, *tasks[1:], task_of("mine", 4)), "digest")
+    results = [task_result(task, answered([1.0, 0.0, 0.0, 0.0])) for task in bundle.tasks]
+    found = core_result(bundle, results, Conditions(4, 1024))
+    assert found.name == "mean of 22 tasks"
+    assert found.not_core == (
+        "1 of CORE's 22 tasks are missing",
+        "1 tasks are not CORE's, such as mine",
+        "hellaswag_zeroshot is multiple_choice with 5 examples, and CORE's is multiple_choice with "
+        "0",
+    )
+    alone = core_result(Bundle(Path("b"), (tasks[0],), "d"), results[:1], Conditions(4, 1024))
+    assert alone.name == "mean of 1 task"
+
+
+def test_two_tasks_with_the_same_items_share_their_luck() -> None:
+    rng = np.random.default_rng(1)
+    credits = [float(one) for one in rng.random(400) < 0.5]
+    one, again = (task_of(label, 400, 0.25, "same file") for label in ("with", "without"))
+    alone = task_of("another", 400, 0.25)
+    same = [task_result(task, answered(credits)) for task in (one, again)]
+    apart = [task_result(task, answered(credits)) for task in (one, alone)]
+    bundle = Bundle(Path("b"), (one, again), "d")
+    shared, separate = (
+        core_result(bundle, tasks, Conditions(None, 512)) for tasks in (same, apart)
+    )
+    assert shared.sem == pytest.approx(same[0].centred_sem, rel=0.01)
+    assert separate.sem == pytest.approx(same[0].centred_sem / math.sqrt(2))
+
+
+def test_the_error_is_what_other_items_would_change() -> None:
+    """Over 400 draws of the items, the means spread as the error says."""
+    rng = np.random.default_rng(2)
+    tasks = [task_of("a", 50, 0.25), task_of("b", 200, 0.5)]
+    bundle = Bundle(Path("b"), tuple(tasks), "d")
+    found = []
+    for _ in range(400):
+        drawn = [
+            answered([float(x) for x in rng.random(len(task.items)) < share])
+            for task, share in zip(tasks, (0.4, 0.7), strict=True)
+        ]
+        results = [task_result(task, own) for task, own in zip(tasks, drawn, strict=True)]
+        found.append(core_result(bundle, results, Conditions(None, 512)))
+    spread = np.std([one.value for one in found])
+    assert np.mean([one.sem for one in found]) == pytest.approx(spread, rel=0.1)
+
+
+def test_many_cropped_rows_are_named_next_to_the_number() -> None:
+    tasks = (task_of("a", 10), task_of("b", 10))
+    one = task_result(tasks[0], answered([1.0] * 10, cropped=1))
+    two = task_result(tasks[1], answered([1.0] * 10))
+    result = core_result(Bundle(Path("b"), tasks, "d"), [one, two], Conditions(None, 1024))
+    assert (one.cropped, result.cropped_tasks, result.context) == (0.25, ("a",), 1024)
