@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import nanochat_rival
+from pion.config.presets import max_parts
 from pion.data.arrays import write_atomically
 from pion.data.documents.python_docs import source_files
 from pion.model.params_and_flops import cost_of
@@ -128,14 +129,7 @@ def pion2(
 
 def most(model: Settings | None = None, *without: str, **changes: Any) -> Arm:
     """Return Pion 2 Max, which needs modelling files, with changes as in `pion2`."""
-    own: Settings = {
-        "activation": "relu2",
-        "norm_gain": False,
-        "logit_cap": 15,
-        "heads": {"scale": 0.1273},
-        "wiring": {"embed_norm": True, "input_mix": True},
-        "values": {"layers": [1, 3, 5]},
-    }
+    own = max_parts(SIZES["l"][1])  # `job_of` leaves out the layers that a smaller one has not
     kept = {name: value for name, value in own.items() if name not in without}
     return pion2(kept | dict(model or {}), **changes)
 

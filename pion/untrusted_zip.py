@@ -1,10 +1,18 @@
-"""Find the directory of a zip archive before a reader loads the directory into memory."""
+"""Open zip archives that others made: their directory is measured before it is read."""
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
+from pathlib import Path
 from typing import BinaryIO
+
+from pion.errors import BadInput
+from pion.untrusted import LARGEST_RECORD
+
+# What an archive raises that is damaged, or none.
+DAMAGED = (zipfile.BadZipFile, struct.error, ValueError, EOFError, NotImplementedError)
 
 # What follows the files of a zip archive: the directory, then these records. The last two are in
 # large archives and in those of torch.
@@ -14,7 +22,26 @@ _LOCATOR = struct.Struct("<4sLQL")
 _END_MARK, _LARGE_END_MARK, _LOCATOR_MARK = b"PK\5\6", b"PK\6\6", b"PK\6\7"
 
 
-def find_directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
+def open_archive(path: Path, file: BinaryIO, most_files: int) -> zipfile.ZipFile:
+    """Return the archive in an open file; errors call it `path`.
+
+    The archive has no comment, and nothing is between its directory and its end.
+
+    Raises BadInput for a directory that is too large, and DAMAGED for anything else.
+    """
+    start, length, stop = _find_directory(file, os.fstat(file.fileno()).st_size)
+    if start + length != stop:
+        raise zipfile.BadZipFile
+    if length > LARGEST_RECORD:
+        raise BadInput(f"{path} has a directory of {length:,} bytes: too many files")
+    archive = zipfile.ZipFile(file)
+    count = len(archive.infolist())
+    if count > most_files:
+        raise BadInput(f"{path} has {count:,} files; at most {most_files:,} are read")
+    return archive
+
+
+def _find_directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
     """Return where the archive's directory starts, how long it is, and where it must stop.
 
     `size` is the archive's, in bytes. The archive has no comment and nothing else after its

@@ -34,15 +34,15 @@ def _pion2(d_model: int, n_layers: int, n_kv_heads: int, d_ff: int, vocab_size: 
     }
 
 
-def _pion2_max(size: Preset) -> Preset:
-    """Return a Pion 2 with what no stock architecture computes (docs/recipes.md)."""
-    return size | {
+def max_parts(n_layers: int) -> Preset:
+    """Return what Pion 2 Max has besides a Pion 2, and no stock architecture computes."""
+    return {
         "activation": "relu2",
         "norm_gain": False,
         "logit_cap": 15.0,
         "heads": {"scale": 0.1273},
         "wiring": {"embed_norm": True, "input_mix": True},
-        "values": {"layers": list(range(1, size["n_layers"], 2))},
+        "values": {"layers": list(range(1, n_layers, 2))},
     }
 
 
@@ -178,7 +178,7 @@ PRESETS: dict[str, Preset] = {
     "pion-large": _pion(d_model=1024, n_layers=24, n_heads=16, n_kv_heads=4, d_ff=2816),
     "pion-xl": _pion(d_model=1536, n_layers=28, n_heads=16, n_kv_heads=4, d_ff=4096),
     **{f"pion2-{name}": size for name, size in _PION2.items()},
-    **{f"pion2-max-{name}": _pion2_max(size) for name, size in _PION2.items()},
+    **{f"pion2-max-{name}": size | max_parts(size["n_layers"]) for name, size in _PION2.items()},
     "tachyon-tiny": _tachyon(512, 8, 8, d_ff=1408, d_shared=704, n_experts=4),
     "tachyon-small": _tachyon(1024, 16, 16, d_ff=2816, d_shared=1408, n_experts=8),
     "tachyon-medium": _tachyon(1536, 20, 16, d_ff=4096, d_shared=2048, n_experts=8),

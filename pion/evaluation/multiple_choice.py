@@ -89,9 +89,8 @@ def multiple_choice(
 
     def compute(part: range) -> None:
         places = longest_first[part.start : part.stop]
-        nll, *_ = token_nll(
-            model, _padded([choices[i] for i in places]), scorer.vocab_size, scorer.dtype
-        )
+        batch = scored_ends([(choices[i].ids, choices[i].learned) for i in places])
+        nll, *_ = token_nll(model, batch, scorer.vocab_size, scorer.dtype)
         scores[places] = -nll.sum(dim=1).cpu().numpy() / [choices[i].bytes for i in places]
 
     with evaluating(model):
@@ -130,14 +129,17 @@ class _ScoredChoice:
         return cls(ids[-(seq_len + 1) :], learned, len(choice.encode()))
 
 
-def _padded(choices: Sequence[_ScoredChoice]) -> Batch:
-    """Return the choices as one batch, padded on the right, so that no token sees padding."""
-    tokens = torch.zeros(len(choices), max(len(c.ids) for c in choices) - 1, dtype=torch.int64)
+def scored_ends(rows: Sequence[tuple[Sequence[int] | np.ndarray, int]]) -> Batch:
+    """Return rows of ids as one batch, padded on the right, so that no token sees padding.
+
+    Of each row, only its last tokens are targets: as many as the number next to its ids.
+    """
+    tokens = torch.zeros(len(rows), max(len(ids) for ids, _ in rows) - 1, dtype=torch.int64)
     targets = torch.full_like(tokens, IGNORED)
-    for i, choice in enumerate(choices):
-        end = len(choice.ids) - 1
-        tokens[i, :end] = torch.tensor(choice.ids[:-1])
-        targets[i, end - choice.learned : end] = torch.tensor(choice.ids[-choice.learned :])
+    for i, (ids, scored) in enumerate(rows):
+        row, end = torch.as_tensor(ids), len(ids) - 1
+        tokens[i, :end] = row[:-1]
+        targets[i, end - scored : end] = row[-scored:]
     return Batch(tokens, targets, None, None)
 
 

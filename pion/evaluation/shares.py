@@ -58,6 +58,15 @@ def wilson(share: float, n: float, z: float = _Z) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def share_sem(share: float, n: int) -> float:
+    """Return the binomial standard error of a share of `n` cases.
+
+    Where none or all agree, that would be 0; it is half of Wilson's interval (z = 1) instead: none
+    of 32 does not mean that none ever is.
+    """
+    return 0.5 / (n + 1) if share in (0, 1) else math.sqrt(share * (1 - share) / n)
+
+
 def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     """Return Σ amounts / Σ sizes over documents, and its standard error (NaN for a single one).
 

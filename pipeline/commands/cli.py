@@ -115,7 +115,7 @@ def _add_model_files(add: Add) -> None:
     add(
         "eval",
         _eval,
-        "measure a model on your own files, or on built-in instructions",
+        "measure a model on your own files, on built-in instructions, or on CORE",
         argument("model", metavar="MODEL", help=MODEL_HELP),
         argument(
             "files",

@@ -16,7 +16,7 @@ from pipeline.console.formats import duration
 
 if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
-    from pion.evaluation.instructions.score import Met, Score, Share
+    from pion.evaluation.instructions.score import Met, Score, ShareOfPrompts
     from pion.model.decoder import Decoder
     from pipeline.commands.eval import Part
     from pipeline.models.find import FoundModel
@@ -95,7 +95,7 @@ def _line(kind: str, met: Met) -> str:
     )
 
 
-def _percent(share: Share) -> str:
+def _percent(share: ShareOfPrompts) -> str:
     return f"{share.share:.1%} ± {share.sem:.1%}"
 
 

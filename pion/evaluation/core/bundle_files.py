@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,8 +18,8 @@ from typing import BinaryIO
 
 from pion.errors import BadInput
 from pion.later_fields import shown
-from pion.untrusted import LARGEST_RECORD, open_file, read_file, too_large
-from pion.untrusted_zip import find_directory
+from pion.untrusted import open_file, read_file, too_large
+from pion.untrusted_zip import DAMAGED, open_archive
 
 # Bytes of a file, and of all files that are read. The files of CORE have far fewer.
 LARGEST_BUNDLE = 1 << 30
@@ -116,7 +115,7 @@ def _from_archive(path: Path, archive: zipfile.ZipFile) -> Fetch:
         try:
             with archive.open(entry) as file:
                 return file.read(limit)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except (*DAMAGED, zlib.error) as error:
             raise BadInput(f"{path}: {name} is damaged ({error}). Download it again") from None
 
     return fetch
@@ -129,24 +128,15 @@ def _opened(path: Path, file: BinaryIO) -> zipfile.ZipFile:
         "archive, unpack it and name the folder"
     )
     try:
-        size = os.fstat(file.fileno()).st_size
-        start, length, stop = find_directory(file, size)
-        if start + length != stop:
-            raise zipfile.BadZipFile
-        if length > LARGEST_RECORD:
-            raise BadInput(f"{path} has a directory of {length:,} bytes: too many files")
-        return zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError):
+        return open_archive(path, file, MOST_FILES)
+    except DAMAGED:
         raise BadInput(f"{path} {problem}") from None
 
 
 def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """Return the archive's files by name. Raises BadInput for what no honest archive contains."""
-    listed = archive.infolist()
-    if len(listed) > MOST_FILES:
-        raise BadInput(f"{path} has {len(listed):,} files; at most {MOST_FILES:,} are read")
     found: dict[str, zipfile.ZipInfo] = {}
-    for entry in listed:
+    for entry in archive.infolist():
         problem = _problem(entry, again=entry.filename in found)
         if problem is not None:
             raise BadInput(f"{path}: {shown(entry.filename)} in it {problem}, so it was not read")

@@ -19,7 +19,7 @@ from pion.evaluation.core.bundle import Bundle, Task
 from pion.evaluation.core.published import CORE_TASKS, WITH_PASSAGES, TaskType
 from pion.evaluation.core.rows import common_prefix
 from pion.evaluation.core.scoring import NO_CHOICE, Answered
-from pion.evaluation.held_out import ratio
+from pion.evaluation.shares import ratio, share_sem
 
 RULE = "core/nanochat-1"
 # A passage is known by so many characters, after those with which all contexts of a task begin.
@@ -240,12 +240,11 @@ def _accuracy(credits: np.ndarray, passages: Sequence[str] | None) -> tuple[floa
     accuracy = float(credits.mean())
     units = len(credits) if passages is None else len(set(passages))
     if accuracy in (0, 1):
-        # Half the width of Wilson's interval: none of 32 right does not mean that none ever is.
-        return accuracy, 0.5 / (units + 1)
-    if passages is not None and units > 1:
-        _, place = np.unique(passages, return_inverse=True)
-        return ratio(np.bincount(place, credits), np.bincount(place))
-    return accuracy, math.sqrt(accuracy * (1 - accuracy) / len(credits))
+        return accuracy, share_sem(accuracy, units)
+    if passages is None or units < 2:
+        return accuracy, share_sem(accuracy, len(credits))
+    _, place = np.unique(passages, return_inverse=True)
+    return ratio(np.bincount(place, credits), np.bincount(place))
 
 
 def _mean_sem(tasks: Sequence[TaskResult], baselines: Baselines) -> float:

@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pion.data.shards import IGNORED
-from pion.data.stream import Batch
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.evaluation.core.bundle import Task
 from pion.evaluation.core.rows import Asked, Row, ask
 from pion.evaluation.held_out import LOGITS_AT_ONCE, Scorer, evaluating, in_batches, token_nll
-from pion.evaluation.multiple_choice import TOKENS_AT_ONCE
+from pion.evaluation.multiple_choice import TOKENS_AT_ONCE, scored_ends
 
 # Enough to fill a GPU with rows of similar length.
 ITEMS_AT_ONCE = 512
@@ -143,18 +142,13 @@ def _in_batches(
 
 def _continuations(scorer: Scorer, rows: Sequence[Row]) -> list[_Scored]:
     """Return the mean nats of each row's tokens from its start on."""
-    inputs = _padded([row.ids[:-1] for row in rows])
-    targets = torch.full_like(inputs, IGNORED)
-    for i, row in enumerate(rows):
-        scored = torch.from_numpy(row.ids[row.start :])
-        targets[i, row.start - 1 : len(row.ids) - 1] = scored
-    batch = Batch(inputs, targets, None, None)
+    batch = scored_ends([(row.ids, len(row.ids) - row.start) for row in rows])
     found = token_nll(scorer.model, batch, scorer.vocab_size, scorer.dtype)
     # In one copy, so that we wait for the GPU only once. Ids below 2**24 are exact in fp32.
     nll, likeliest = torch.stack([each.float() for each in found[:2]]).cpu()
     # Sums in fp64 do not depend on the padding of a row.
     means = nll.double().sum(dim=1).numpy() / [len(row.ids) - row.start for row in rows]
-    greedy = (likeliest.long() == targets).logical_or(targets == IGNORED).all(dim=1)
+    greedy = (likeliest.long() == batch.targets).logical_or(batch.targets == IGNORED).all(dim=1)
     return [
         _Scored((float(mean),), bool(own)) for mean, own in zip(means, greedy.tolist(), strict=True)
     ]

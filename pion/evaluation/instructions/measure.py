@@ -22,7 +22,7 @@ def measure(
     asked: Sequence[Instruction],
     on_answer: Callable[[int], None],
 ) -> Score:
-    """Return the score of the model's answers. Each prompt is a conversation of its own.
+    """Return the score of the model's answers. Each prompt is a separate conversation.
 
     An answer takes the likeliest tokens, and has at most as many as `room` returns.
     `on_answer` is called after each answer, with the number of answers so far.

@@ -12,6 +12,7 @@ from pion.errors import BadInput
 from pion.evaluation.instructions.checks import loose_forms
 from pion.evaluation.instructions.prompts import RULE, Instruction, digest, donors
 from pion.evaluation.instructions.units import has_words, one_line_ends
+from pion.evaluation.shares import share_sem
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Share:
+class ShareOfPrompts:
     """A share of prompts, with its standard error."""
 
     share: float
@@ -59,9 +60,9 @@ class Met:
     """The shares of some prompts that are met, and the share of unfinished answers."""
 
     prompts: int
-    strict: Share
-    loose: Share
-    accident: Share
+    strict: ShareOfPrompts
+    loose: ShareOfPrompts
+    accident: ShareOfPrompts
     unfinished: float
 
 
@@ -127,17 +128,6 @@ def at_chance(items: Sequence[Item]) -> bool:
     return bool(differences.mean() <= 2 * error)
 
 
-def share_of(cases: Sequence[bool]) -> Share:
-    """Return the share of true cases with its binomial standard error.
-
-    Where all or none are true, that error would be 0; it is half of Wilson's interval instead.
-    """
-    count, share = len(cases), sum(cases) / len(cases)
-    if share in (0, 1):
-        return Share(share, 1 / (2 * (count + 1)))
-    return Share(share, math.sqrt(share * (1 - share) / count))
-
-
 def _item(one: Instruction, answer: Answer, other: Answer) -> Item:
     return Item(
         kind=one.kind,
@@ -157,8 +147,13 @@ def _strict(one: Instruction, answer: Answer) -> bool:
 def _met(items: Sequence[Item]) -> Met:
     return Met(
         prompts=len(items),
-        strict=share_of([item.strict for item in items]),
-        loose=share_of([item.loose for item in items]),
-        accident=share_of([item.accident for item in items]),
+        strict=_share([item.strict for item in items]),
+        loose=_share([item.loose for item in items]),
+        accident=_share([item.accident for item in items]),
         unfinished=sum(not item.finished for item in items) / len(items),
     )
+
+
+def _share(cases: Sequence[bool]) -> ShareOfPrompts:
+    share = sum(cases) / len(cases)
+    return ShareOfPrompts(share, share_sem(share, len(cases)))

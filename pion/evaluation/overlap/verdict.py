@@ -104,7 +104,7 @@ def verdict(overlapped: Share | None, control: Share | None, rows: int, searched
     if rows == 0:
         return "not searched"
     if overlapped is None:
-        return "can't be judged: no item has enough words of its own"
+        return "can't be judged: no item has enough words besides templates"
     if control is None:
         return "no verdict: there is no held-out text to compare with"
     part = f" in the {100 * searched:.2g} % of the rows that were searched" if searched < 1 else ""

@@ -11,8 +11,6 @@ import os
 import pickle
 import pickletools
 import re
-import struct
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +21,8 @@ from torch import Tensor
 
 from pion.errors import BadInput
 from pion.later_fields import shown
-from pion.untrusted import LARGEST_RECORD, open_file
-from pion.untrusted_zip import find_directory
+from pion.untrusted import open_file
+from pion.untrusted_zip import DAMAGED, open_archive
 
 # The most tensors that an archive may have, and the most bytes of its pickle. A tensor takes 300.
 MOST_FILES, LARGEST_PICKLE = 1 << 15, 4 << 20
@@ -215,21 +213,14 @@ def check_archive(path: Path, stand_ins: frozenset[str]) -> int:
             )
         try:
             _check_files(path, file, size, stand_ins)
-        except (zipfile.BadZipFile, struct.error, ValueError, EOFError, NotImplementedError):
+        except DAMAGED:
             raise BadInput(f"{path} is not a PyTorch checkpoint, or is damaged") from None
     return size
 
 
 def _check_files(path: Path, file: BinaryIO, size: int, stand_ins: frozenset[str]) -> None:
-    start, length, stop = find_directory(file, size)
-    if start + length != stop:
-        raise zipfile.BadZipFile
-    if length > LARGEST_RECORD:
-        raise BadInput(f"{path} has a directory of {length:,} bytes: too many files")
-    with zipfile.ZipFile(file) as archive:
+    with open_archive(path, file, MOST_FILES) as archive:
         files = archive.infolist()
-        if len(files) > MOST_FILES:
-            raise BadInput(f"{path} has {len(files):,} files; at most {MOST_FILES:,} are read")
         packed = next(
             (entry for entry in files if entry.compress_type or entry.flag_bits & 1), None
         )

@@ -1,7 +1,9 @@
+import math
+
 import numpy as np
 import pytest
 
-from pion.evaluation.shares import share_of, wilson
+from pion.evaluation.shares import share_of, share_sem, wilson
 
 
 def bits(hits: int, n: int) -> np.ndarray:
@@ -58,3 +60,9 @@ def test_cases_without_a_passage_stand_alone() -> None:
     assert mixed is not None
     assert alone is not None
     assert mixed.sem == pytest.approx(alone.sem, rel=0.01)
+
+
+def test_errors_are_binomial_and_never_zero() -> None:
+    assert share_sem(0.25, 4) == pytest.approx(math.sqrt(3 / 64))
+    # Half of Wilson's interval for z = 1.
+    assert share_sem(0, 20) == share_sem(1, 20) == pytest.approx(1 / 42)

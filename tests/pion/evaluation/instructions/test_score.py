@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 
 from pion.errors import BadInput
 from pion.evaluation.instructions.prompts import KINDS, Instruction, instructions
-from pion.evaluation.instructions.score import Answer, Item, at_chance, score, share_of
+from pion.evaluation.instructions.score import Answer, Item, at_chance, score
 from pion.evaluation.instructions.topics import TOPICS
 from tests.support.instruction_writers import perfect
 
@@ -127,9 +126,3 @@ def test_no_claim_is_made_within_two_standard_errors(right: int, expected: bool)
 def test_a_score_below_the_accident_is_no_claim() -> None:
     assert at_chance([item(False, True)] * 20)
     assert at_chance([item(True, False)])  # one prompt has no error
-
-
-def test_errors_are_binomial_and_never_zero() -> None:
-    assert share_of([True, False, False, False]).sem == pytest.approx(math.sqrt(3 / 64))
-    # Half of Wilson's interval for z = 1.
-    assert share_of([False] * 20).sem == share_of([True] * 20).sem == pytest.approx(1 / 42)

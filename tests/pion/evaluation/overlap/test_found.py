@@ -47,7 +47,7 @@ def whole(index: Index, rows: Iterable[tuple[int, bytes]]) -> Found:
 def test_continued_after_each_shard_is_the_same_as_whole(
     sets: list[ItemSet], shards: list[Shard]
 ) -> None:
-    """Each shard is searched by another process would: with an index built anew."""
+    """Each shard is searched by another process would: with an index that it has built again."""
     kept = nothing_found(build_index(sets)).to_bytes()
     for shard in shards:
         again = build_index(sets)
