@@ -125,6 +125,10 @@ ONE_ENDLESS_BATCH = "time.sleep(1000)"
 
 def wait_for_the_midst_of_a_part(process: Process, meddling: Meddling) -> None:
     wait_for(process, ONE_PART)
+    wait_for_a_measured_batch(meddling)
+
+
+def wait_for_a_measured_batch(meddling: Meddling) -> None:
     measuring = meddling.folder / "measuring"
     wait_until(measuring.exists, "the first batch to be measured")
 
@@ -213,6 +217,7 @@ def test_a_run_taken_over_while_training_measures_the_model_ends_with_exit_3(
         """
         def wrapper(token_nll, *arguments):
             if import_module("torch").is_inference_mode_enabled():  # as training measures
+                (HERE / "measuring").touch()
                 time.sleep(0.5)
             return token_nll(*arguments)
         """,
@@ -221,6 +226,7 @@ def test_a_run_taken_over_while_training_measures_the_model_ends_with_exit_3(
     job = write_job(tmp_path, sft=None, log__every=1, hardware__hang_seconds=5, **by_row)
     first = start(job, "evaluate.rows=100000", env=meddling.environment())
     wait_for(first, "pretrain step 4/")
+    wait_for_a_measured_batch(meddling)
     second = start(job, "--take-over")
     output = ends_with(3, first)
     assert f"taken over by pid {second.pid}" in output
