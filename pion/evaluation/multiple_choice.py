@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +26,22 @@ TOKENS_AT_ONCE = 2**17
 
 @dataclass(frozen=True)
 class MultipleChoice:
-    """The share of questions answered correctly; `chance` is the share by guessing."""
+    """The share of questions answered correctly; `chance` is the share by guessing.
+
+    `credits` has 1 for each question answered right, 1/k for a tie of k, and 0 for the others.
+    """
 
     accuracy: float
     accuracy_sem: float
     chance: float
     questions: int
+    credits: tuple[float, ...] = field(repr=False)
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the result without single questions."""
+        whole = dataclasses.asdict(self)
+        del whole["credits"]
+        return whole
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,14 @@ def multiple_choice(
         accuracy_sem=math.sqrt(accuracy * (1 - accuracy) / len(questions)),
         chance=float(np.mean([1 / len(q.choices) for q in questions])),
         questions=len(questions),
+        credits=tuple(credit),
     )
+
+
+def digest_of_questions(questions: Sequence[Question]) -> str:
+    """Return the sha256 of questions, with their choices and answers, in their order."""
+    texts = [[each.context, *each.choices, each.answer] for each in questions]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

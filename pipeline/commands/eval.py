@@ -84,7 +84,7 @@ def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, An
         return _measured(model, tokenizer, texts, rows_at_once)
     if path.suffix == ".jsonl":
         scorer = Scorer(model, tokenizer.vocab_size, rows_at_once)
-        return dataclasses.asdict(multiple_choice(scorer, tokenizer, read_questions(path)))
+        return multiple_choice(scorer, tokenizer, read_questions(path)).to_dict()
     try:
         text = read_file(path, LARGEST_TEXT).decode()
         text = text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -14,6 +14,7 @@ from pipeline.job.section import (
     STEPS,
     Section,
     identity,
+    made,
     refuse,
     runtime,
 )
@@ -29,6 +30,33 @@ class LmEval(Section):
     limit: int | None = identity(
         None, "maximum number of documents per task; unset: all", gt=0, most=10**9
     )
+
+
+class Core(Section):
+    """The CORE benchmark by nanochat's rules, on a bundle of questions that you have."""
+
+    path: str = identity(
+        ...,
+        "the bundle of questions: a folder or a zip archive with core.yaml, eval_meta_data.csv and "
+        "eval_data/",
+    )
+    items: int | Literal["all"] = identity(
+        500,
+        "how many items of each task each model is asked, or all. They are the same in every run",
+        most=10**7,
+    )
+    core_cropped: bool = identity(
+        False, "measure a model whose context is too short for most questions all the same"
+    )
+
+    @field_validator("items", mode="before")
+    @classmethod
+    def _countable(cls, items: Any) -> Any:
+        counted = type(items) is int and items > 0
+        return refuse(
+            items,
+            made({f"{items!r:.100} is no number of items, or all": not counted and items != "all"}),
+        )
 
 
 class Evaluate(Section):
@@ -56,6 +84,9 @@ class Evaluate(Section):
     )
     packs: list[str] = identity(
         [], "JSONL files of multiple-choice questions {context, choices, answer}"
+    )
+    core: Core | None = identity(
+        None, "the CORE benchmark, on a bundle of questions that you have", before=None
     )
     lm_eval: LmEval = identity(LmEval(), "tasks of lm-evaluation-harness")
     text: str | None = identity(

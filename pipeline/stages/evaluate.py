@@ -12,17 +12,20 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
 from pipeline.job import Job
+from pipeline.stages.core import core_of, read_core
 from pipeline.stages.measures import (
+    ITEMS,
     SUMS,
     Kind,
     Measures,
+    Part,
     Parts,
     Result,
     TrainedRun,
@@ -30,6 +33,7 @@ from pipeline.stages.measures import (
 )
 
 if TYPE_CHECKING:
+    from pion.evaluation.core.bundle import Bundle
     from pion.evaluation.multiple_choice import Question
 
 
@@ -44,8 +48,9 @@ def evaluate_run(
 
     `start` is what was measured of the model that the run started from; the last model is compared
     with it. `sleep` is called between batches and while another process works. An error that
-    `sleep` raises ends the evaluation; the unfinished part is done again next time. Raises
-    BadInput, before anything is computed, for a pack that can't be used.
+    `sleep` raises ends the evaluation; the unfinished part is done again next time. The last part,
+    `items`, has the scores of single questions and documents, by which two runs are compared.
+    Raises BadInput, before anything is computed, for questions that can't be used.
     """
     with closing(Measures(job, trained, on_batch=lambda: sleep(0.0))) as measures:
         return _Evaluation(measures, parts, sleep, start).results()
@@ -69,18 +74,56 @@ def read_packs(job: Job) -> dict[str, list[Question]]:
 
 
 @dataclass(frozen=True)
+class Questions:
+    """The questions that a job names: multiple-choice packs by name, and a bundle of CORE."""
+
+    packs: Mapping[str, list[Question]]
+    core: Bundle | None
+
+
+def read_questions_of(job: Job) -> Questions:
+    """Return the questions that the job names.
+
+    Raises BadInput as `read_packs` and `read_core` do.
+    """
+    return Questions(read_packs(job), read_core(job))
+
+
+@dataclass(frozen=True)
 class _Evaluation:
-    """Which parts there are, and in which order."""
+    """Which parts there are, and in which order.
+
+    `items` has the scores of single questions and documents, by model and by what they are of.
+    """
 
     measures: Measures
-    part: Parts
+    parts: Parts
     sleep: Callable[[float], None]
     start: Start | None
+    items: Result = field(default_factory=dict)
 
     def results(self) -> Result:
+        results = self._results()
+        if self.items and self.parts.load(ITEMS) is None:
+            self.parts.save(ITEMS, self.items)
+        return results
+
+    def part(self, name: str, label: str, compute: Callable[[], Result]) -> Result:
+        """Return a part without the scores of its single questions and documents."""
+        whole = self._whole(name, label, compute)
+        return {key: value for key, value in whole.items() if key != ITEMS}
+
+    def _whole(self, name: str, label: str, compute: Callable[[], Result]) -> Result:
+        """Return a part, and keep the scores of its single questions and documents in `items`."""
+        result = self.parts(name, label, compute)
+        model = name.partition(".")[0]
+        self.items.update({f"{model}.{of}": kept for of, kept in result.get(ITEMS, {}).items()})
+        return result
+
+    def _results(self) -> Result:
         measures, trained = self.measures, self.measures.trained
-        section, packs = measures.job.evaluate, read_packs(measures.job)
-        results: Result = {stage: self._model(stage, packs) for stage in trained.models}
+        section, questions = measures.job.evaluate, read_questions_of(measures.job)
+        results: Result = {stage: self._model(stage, questions) for stage in trained.models}
         if self.start is not None:
             results |= self._compared(results, self.start)
         if trained.pretrain_data is not None:
@@ -99,10 +142,13 @@ class _Evaluation:
     def _compared(self, results: Result, start: Start) -> Result:
         """Return the results of the start, of the last model on the same rows, and the change."""
         final = list(self.measures.trained.models)[-1]
-        after = measure_each(self.measures, final, start.names, self.part)
+        after = measure_each(self.measures, final, start.names, self.parts)
+        for kind, measured in after.items():
+            found = self.measures.by_document(measured, kind)
+            self.items.update({f"{final}.{of}": kept for of, kept in found.items()})
         return compare(start, after) | {final: results[final] | as_results(after)}
 
-    def _model(self, stage: str, packs: dict[str, list[Question]]) -> Result:
+    def _model(self, stage: str, questions: Questions) -> Result:
         """Return all measures of the model of `stage`."""
         measures, trained = self.measures, self.measures.trained
         result = Result()
@@ -117,21 +163,23 @@ class _Evaluation:
         if stage == "sft" and trained.sft_data is not None and not compared:
             label = "sft model on held-out conversations"
             result |= self.part("sft.responses", label, measures.responses)
-        if measures.job.evaluate.continuations and (questions := measures.continuations()):
+        if measures.job.evaluate.continuations and (cut := measures.continuations()):
             result["continuations"] = self.part(
                 f"{stage}.continuations",
-                f"{stage} model on {len(questions)} true continuations",
-                partial(measures.multiple_choice, stage, questions),
+                f"{stage} model on {len(cut)} true continuations",
+                partial(measures.multiple_choice, stage, "continuations", cut),
             )
-        if packs:
+        if questions.packs:
             result["packs"] = {
                 name: self.part(
                     f"{stage}.packs.{name}",
                     f"{stage} model on pack {name}",
-                    partial(measures.multiple_choice, stage, questions),
+                    partial(measures.multiple_choice, stage, f"packs.{name}", pack),
                 )
-                for name, questions in packs.items()
+                for name, pack in questions.packs.items()
             }
+        if questions.core is not None:
+            result["core"] = core_of(measures, stage, questions.core, self._whole)
         return result
 
     def _lm_eval(self) -> Result:
@@ -202,7 +250,7 @@ class Start:
 
 
 def measure_each(
-    measures: Measures, model: str, names: Mapping[Kind, str], part: Parts
+    measures: Measures, model: str, names: Mapping[Kind, str], part: Part
 ) -> dict[Kind, Result]:
     """Return the measures of `model`, with the sums of each document, in parts of these names."""
     return {

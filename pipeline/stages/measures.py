@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 
 Result = dict[str, Any]
+# Returns the part of a name, computed unless it is kept: (name, label, compute).
+Part = Callable[[str, str, Callable[[], Result]], Result]
 # What is measured before and after training: held-out conversations and text of the run, and a text
 # that has nothing to do with the run.
 Kind = Literal["conversations", "held_out", "text"]
@@ -36,6 +39,16 @@ Kind = Literal["conversations", "held_out", "text"]
 CHOICES = "choices.jsonl"
 # The result that compares two models.
 SUMS = "by_document"
+# Of a part, the scores of single questions and documents, by what they are of. They are kept apart.
+ITEMS = "items"
+# What the sums of documents are of.
+BY_DOCUMENT: Mapping[Kind, str] = {
+    "conversations": "response_loss",
+    "held_out": "bits_per_byte",
+    "text": "text.bits_per_byte",
+}
+# Of more documents, only the sums over all are kept.
+MOST_DOCUMENTS = 100_000
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32_768}  # of a batch; halved when memory runs out
 NGRAM_WINDOW = 1  # shards shuffled together: few remote shards are fetched for the baseline
 
@@ -82,11 +95,42 @@ class Measures:
 
     def held_out(self, stage: str) -> Result:
         """Measure the model of `stage` on held-out text."""
-        return without_sums(self.with_sums(stage, "held_out"))
+        return self._with_items(stage, "held_out")
 
     def responses(self) -> Result:
         """Measure the fine-tuned model on held-out conversations."""
-        return without_sums(self.with_sums("sft", "conversations"))
+        return self._with_items("sft", "conversations")
+
+    def _with_items(self, stage: str, kind: Kind) -> Result:
+        result = self.with_sums(stage, kind)
+        return without_sums(result) | {ITEMS: self.by_document(result, kind)}
+
+    def by_document(self, result: Result, kind: Kind) -> Result:
+        """Return the sums of documents that `with_sums` has measured, packed to be compared with
+        those of another run; {} for very many documents."""
+        import numpy as np
+
+        from pion.evaluation.item_scores import ItemScores, pack
+
+        sums = result[SUMS]
+        if len(sums["sizes"]) > MOST_DOCUMENTS:
+            return {}
+        unit = 1.0 if kind == "conversations" else math.log(2)
+        # A sum that is not finite is kept as null.
+        scores = np.array(sums["nats"], dtype=np.float64) / unit
+        items = ItemScores(scores, sizes=np.array(sums["sizes"], dtype=np.int64))
+        return {BY_DOCUMENT[kind]: {"key": self._same_documents(kind), **pack(items)}}
+
+    def _same_documents(self, kind: Kind) -> Result:
+        """Return what two runs have in common if they are measured on the same documents."""
+        from pipeline.job.digest import digest_job
+
+        rows = {"rows": self.job.evaluate.final_rows}
+        if kind == "text":
+            return rows | {"text": find_text(self.job).sha256}
+        part = "sft" if kind == "conversations" else "pretrain"
+        order = {"seed": self.job.seed, "window": self.job.data.window}
+        return rows | order | {"data": digest_job(self.job).data[part]}
 
     def with_sums(self, stage: str, kind: Kind) -> Result:
         """Measure the model of `stage`, and keep the sums of each document.
@@ -144,13 +188,24 @@ class Measures:
         texts, most = find_text(self.job).texts(), self.job.evaluate.final_rows
         return own_rows(self.tokenizer, texts, self.job.data.seq_len, most), self.job.data.seq_len
 
-    def multiple_choice(self, stage: str, questions: list[Question]) -> Result:
-        """Put `questions` to the model of `stage`."""
-        from pion.evaluation.multiple_choice import multiple_choice
+    def multiple_choice(self, stage: str, name: str, questions: list[Question]) -> Result:
+        """Put `questions` to the model of `stage`. `name` says what the answers are of."""
+        from pion.evaluation.item_scores import item_scores, pack
+        from pion.evaluation.multiple_choice import digest_of_questions, multiple_choice
 
         model = self._decoder(stage)
         scorer = self._scorer(model, model.config.seq_len)
-        return dataclasses.asdict(multiple_choice(scorer, self.tokenizer, questions))
+        found = multiple_choice(scorer, self.tokenizer, questions)
+        key = {"questions": digest_of_questions(questions)}
+        items = {name: {"key": key, **pack(item_scores(found.credits))}}
+        return {**found.to_dict(), ITEMS: items}
+
+    def core_scorer(self, stage: str) -> Scorer:
+        """Return how the model of `stage` is measured on CORE, whose rows are of many lengths."""
+        from pion.evaluation.core.scoring import USUAL_ROW
+
+        model = self._decoder(stage)
+        return self._scorer(model, min(USUAL_ROW, model.config.seq_len))
 
     def drafts(self, stage: str) -> Result:
         """Count the passes that the draft block of `stage` saves, after held-out beginnings.

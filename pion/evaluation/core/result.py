@@ -124,7 +124,7 @@ def task_result(task: Task, answers: Sequence[Answered]) -> TaskResult:
     credits = np.array([one.answer.credit for one in answers])
     choices = [one.answer.choice for one in answers]
     not_finite = sum(not one.answer.finite for one in answers)
-    passages = _passages(task, len(answers))
+    passages = passages_of(task, len(answers))
     accuracy, sem = _accuracy(credits, passages)
     if not_finite:
         accuracy = sem = math.nan
@@ -226,8 +226,8 @@ def _rows(task: Task, count: int) -> int:
 # ---------------------------------------------------------------- errors
 
 
-def _passages(task: Task, count: int) -> list[str] | None:
-    """Return the passage of each item, or None for a task whose items are independent."""
+def passages_of(task: Task, count: int) -> list[str] | None:
+    """Return the passage of each of the first `count` items; None if they are independent."""
     if task.label not in WITH_PASSAGES:
         return None
     contexts = [item.contexts[0] for item in task.items]

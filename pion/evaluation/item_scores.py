@@ -1,0 +1,123 @@
+"""The scores of single questions or documents, in few bytes, and the difference between two models
+on the same ones.
+
+Two models that answer the same questions agree on most. So the error of the difference by question
+is far smaller than the errors of the two sides.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pion.evaluation.shares import ratio
+
+# Of one task. The largest task of CORE has 20,321 questions.
+MOST_ITEMS = 10_000_000
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """The scores of questions, or of documents, in their order.
+
+    Attributes:
+        scores: (n,), of questions, most of them 0 or 1; of documents, the bits.
+        clusters: (n,), the number of the passage that each question is about; None if questions are
+            independent.
+        sizes: (n,), the bytes of documents; None for questions, which all weigh the same.
+    """
+
+    scores: np.ndarray
+    clusters: np.ndarray | None = None
+    sizes: np.ndarray | None = None
+
+
+def item_scores(scores: Sequence[float], clusters: Sequence[str] | None = None) -> ItemScores:
+    """Return the scores of questions; questions with equal `clusters` are about one passage."""
+    known = None if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    return ItemScores(np.asarray(scores, dtype=np.float64), known)
+
+
+def pack(items: ItemScores) -> dict[str, Any]:
+    """Return scores as a JSON object: a bit for each question, and apart what is not 0 or 1."""
+    right = items.scores == 1
+    places = np.flatnonzero(~right & (items.scores != 0))
+    packed: dict[str, Any] = {"n": len(items.scores), "right": _text(np.packbits(right))}
+    if len(places):
+        packed |= {
+            "places": _text(places.astype("<i4")),
+            "scores": _text(items.scores[places].astype("<f8")),
+        }
+    if items.clusters is not None:
+        packed["clusters"] = _text(items.clusters.astype("<i4"))
+    if items.sizes is not None:
+        packed["sizes"] = _text(items.sizes.astype("<i8"))
+    return packed
+
+
+def unpack(packed: Mapping[str, Any]) -> ItemScores:
+    """Return the scores that `pack` has written. Raises ValueError for anything else."""
+    n = packed.get("n")
+    if type(n) is not int or not 0 <= n <= MOST_ITEMS:
+        raise ValueError("the number of questions is missing")
+    bits = _array(packed, "right", "u1")
+    if len(bits) != -(-n // 8):
+        raise ValueError(f"{n} questions have other bits")
+    scores = np.unpackbits(bits, count=n).astype(np.float64)
+    if "places" in packed:
+        places, others = _array(packed, "places", "<i4"), _array(packed, "scores", "<f8")
+        if len(places) != len(others) or np.any((places < 0) | (places >= n)):
+            raise ValueError("scores are at places that no question has")
+        scores[places] = others
+    clusters = _array(packed, "clusters", "<i4") if "clusters" in packed else None
+    if clusters is not None and (len(clusters) != n or np.any((clusters < 0) | (clusters >= n))):
+        raise ValueError("not every question has a passage")
+    sizes = _array(packed, "sizes", "<i8") if "sizes" in packed else None
+    if sizes is not None and (len(sizes) != n or np.any(sizes < 0)):
+        raise ValueError("not every document has a size")
+    return ItemScores(scores, clusters, sizes)
+
+
+def difference(before: ItemScores, after: ItemScores) -> tuple[float, float]:
+    """Return the mean of `after` - `before` by question, or by byte of documents, and its standard
+    error (NaN for a single one).
+
+    Questions about one passage count together; see `ratio`. Raises ValueError if the two were not
+    measured on the same.
+    """
+    if len(before.scores) != len(after.scores) or not (
+        np.array_equal(_or_none(before.sizes), _or_none(after.sizes))
+        and np.array_equal(_or_none(before.clusters), _or_none(after.clusters))
+    ):
+        raise ValueError("the two were not measured on the same")
+    change = after.scores - before.scores
+    if not np.isfinite(change).all() or not len(change):
+        return math.nan, math.nan
+    sizes = np.ones(len(change)) if before.sizes is None else before.sizes
+    if before.clusters is None:
+        return ratio(change, sizes)
+    return ratio(np.bincount(before.clusters, change), np.bincount(before.clusters, sizes))
+
+
+def _or_none(array: np.ndarray | None) -> np.ndarray:
+    return np.zeros(0) if array is None else array
+
+
+def _text(array: np.ndarray) -> str:
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def _array(packed: Mapping[str, Any], name: str, dtype: str) -> np.ndarray:
+    text = packed.get(name)
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is missing")
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), dtype=dtype)
+    except (ValueError, binascii.Error) as error:
+        raise ValueError(f"{name} can't be read ({error})") from None

@@ -1,0 +1,130 @@
+"""CORE in the evaluate stage: each task is a part, so an interrupted run repeats one at most."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pipeline.console.formats import counted
+from pipeline.job import Job
+from pipeline.job.digest import Inputs, digest_of
+from pipeline.stages.measures import ITEMS, Measures, Part, Result
+
+if TYPE_CHECKING:
+    from pion.evaluation.core.bundle import Bundle, Task
+    from pion.evaluation.core.result import TaskResult
+
+# Of a task's result, what the results of a run leave out: the answers to single items.
+OF_ITEMS = ("credits", "choices")
+DTYPE = "dtype"
+
+
+def read_core(job: Job) -> Bundle | None:
+    """Return the bundle of questions that the job names; None if it names none.
+
+    Raises BadInput for a bundle that can't be read, with file and line, and for a model whose
+    context is too short.
+    """
+    from pion.errors import BadInput
+    from pion.evaluation.core.bundle import read_bundle
+    from pion.evaluation.core.measure import check_context
+
+    section = job.evaluate.core
+    if section is None:
+        return None
+    try:
+        check_context(job.model_config_resolved().seq_len, cropped=section.core_cropped)
+    except BadInput as error:
+        raise BadInput(
+            f"evaluate.core: {error}. Set evaluate.core.core_cropped: true to measure it all the "
+            "same"
+        ) from None
+    return read_bundle(job.input_path(section.path))
+
+
+def core_of(measures: Measures, stage: str, bundle: Bundle, part: Part) -> Result:
+    """Return the CORE of the model of `stage`, without the answers to single items."""
+    from pion.evaluation.core.result import Conditions, core_result
+
+    limit = items_asked(measures.job)
+    parts = [
+        part(
+            _name(stage, task, limit),
+            f"{stage} model on {counted(_count(task, limit), 'item')} of {task.label}",
+            partial(_measure, measures, stage, task, limit),
+        )
+        for task in bundle.tasks
+    ]
+    context = measures.job.model_config_resolved().seq_len
+    # A run may continue on a machine that computes in another dtype.
+    dtypes = " and ".join(sorted({one[DTYPE] for one in parts}))
+    result = core_result(bundle, list(map(_task_from, parts)), Conditions(limit, context, dtypes))
+    return without_items(dataclasses.asdict(result))
+
+
+def items_asked(job: Job) -> int | None:
+    """Return how many items of each task the job asks at most; None: all."""
+    assert job.evaluate.core is not None
+    items = job.evaluate.core.items
+    return None if items == "all" else items
+
+
+def without_items(result: Result) -> Result:
+    """Return the result of CORE without the answers to single items."""
+    tasks = [
+        {key: value for key, value in task.items() if key not in OF_ITEMS}
+        for task in result["tasks"]
+    ]
+    return {**result, "tasks": tasks}
+
+
+def _task_from(stored: Result) -> TaskResult:
+    """Return a task's result as it was before it was kept. NaN was kept as null."""
+    from pion.evaluation.core.result import TaskResult
+    from pion.evaluation.item_scores import unpack
+
+    (packed,) = stored[ITEMS].values()
+    credits = tuple(unpack(packed).scores.tolist())
+    nan = {
+        field.name: math.nan
+        for field in dataclasses.fields(TaskResult)
+        if field.type == "float" and stored.get(field.name) is None
+    }
+    values = {key: value for key, value in stored.items() if key not in (ITEMS, DTYPE)}
+    return TaskResult(**values | nan, credits=credits, choices=())
+
+
+def _measure(measures: Measures, stage: str, task: Task, limit: int | None) -> Result:
+    """Measure one task. Its result has the credits of single items, packed."""
+    from pion.evaluation.core.measure import UNWATCHED, measure_task
+    from pion.evaluation.core.result import passages_of
+    from pion.evaluation.item_scores import item_scores, pack
+
+    scorer = measures.core_scorer(stage)
+    found = measure_task(scorer, measures.tokenizer, task, limit, UNWATCHED)
+    packed = pack(item_scores(found.credits, passages_of(task, found.items)))
+    items = {f"core.{task.label}": {"key": _key(task, limit), **packed}}
+    result = {k: v for k, v in dataclasses.asdict(found).items() if k not in OF_ITEMS}
+    return {**result, DTYPE: str(scorer.dtype).removeprefix("torch."), ITEMS: items}
+
+
+def _key(task: Task, limit: int | None) -> Inputs:
+    """Return what two models must have in common for their answers to be compared."""
+    from pion.evaluation.core.result import RULE
+
+    form = {"shots": task.shots, "type": task.task_type, "delimiter": task.delimiter}
+    return {"rule": RULE, "questions": task.data_digest, "items": _count(task, limit), **form}
+
+
+def _name(stage: str, task: Task, limit: int | None) -> str:
+    """Return the name of a part. A changed bundle has other names, so CORE starts again."""
+    words = re.sub(r"[^a-z0-9]+", "-", task.label.lower())[:40].strip("-")
+    decides = {"label": task.label, "baseline": task.baseline, **_key(task, limit)}
+    return f"{stage}.core.{words}.{digest_of(decides)}"
+
+
+def _count(task: Task, limit: int | None) -> int:
+    return len(task.items) if limit is None else min(limit, len(task.items))
