@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import sys
 import time
@@ -16,12 +15,14 @@ from pion.errors import BadInput
 from pion.evaluation.core.bundle import Bundle, Task, read_bundle
 from pion.evaluation.core.measure import DEFAULT_ITEMS, Watcher, measure_core
 from pion.evaluation.core.measure import check_context as check_length
-from pion.evaluation.core.result import CoreResult, TaskResult
+from pion.evaluation.core.result import TaskResult
 from pion.evaluation.core.scoring import USUAL_ROW
 from pion.evaluation.held_out import Scorer
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
-from pipeline.console.formats import counted, measured, printable, show
+from pipeline.console.formats import counted, printable, show
+from pipeline.report.core import core_in_words, task_in_words
+from pipeline.stages.core import without_items
 
 if TYPE_CHECKING:
     from pipeline.commands.eval import Part
@@ -92,8 +93,9 @@ def core_part(model: Decoder, tokenizer: Tokenizer, core: AskedCore, *, as_json:
     def part() -> tuple[dict[str, Any], str]:
         scorer = Scorer(model, tokenizer.vocab_size, rows)
         watcher = Watcher(_Progress(), (lambda _: None) if as_json else _show_task)
-        result = measure_core(scorer, tokenizer, core.bundle, core.limit, watcher)
-        return _without_items(result), core_in_words(result)
+        found = measure_core(scorer, tokenizer, core.bundle, core.limit, watcher)
+        result = without_items(dataclasses.asdict(found))
+        return result, core_in_words(result)
 
     return part
 
@@ -112,57 +114,4 @@ class _Progress:
 
 
 def _show_task(task: TaskResult) -> None:
-    show(task_in_words(task))
-
-
-def task_in_words(task: TaskResult) -> str:
-    """Return a line about a task: how many answers are right, and what to know about them."""
-    asked = f"{task.items:,} of {counted(task.of_items, 'item')}"
-    if task.not_finite:
-        odd = counted(task.not_finite, "item")
-        return f"{task.label}: not finite: the model's logits of {odd} are not numbers ({asked})"
-    guessing = f"guessing {task.baseline:.1%}, "
-    if abs(task.accuracy - task.baseline) <= 2 * task.sem:
-        guessing = f"at chance, {task.baseline:.1%}; "
-    words = [
-        f"{task.label}: {task.accuracy:.1%} ± {task.sem:.1%} right ({guessing}{asked}), "
-        f"centred {measured(task.centred, task.centred_sem)}"
-    ]
-    if task.cropped:
-        words.append(f"{task.cropped:.0%} of rows cropped")
-    if task.commonest is not None and task.commonest_place is not None:
-        words.append(f"choice {task.commonest_place + 1} in {task.commonest:.0%}")
-    counts = {
-        "did not fit": task.unscored,
-        "odd": task.odd_items,
-        "with a joined token": task.joined_tokens,
-        "tied": task.ties,
-    }
-    words += [f"{count:,} {what}" for what, count in counts.items() if count]
-    return "; ".join(words)
-
-
-def core_in_words(result: CoreResult) -> str:
-    """Return the result in one or two sentences, with its rule, baselines and bundle."""
-    each = "all items" if result.limit is None else f"{counted(result.limit, 'item')} per task"
-    cropped = len(result.cropped_tasks)
-    details = [f"rule {result.rule}, baselines v1", each, f"bundle {result.bundle_digest[:12]}"]
-    if result.dtype != "float32":
-        details.append(result.dtype)
-    if cropped:
-        details.append(f"context {result.context:,}: {counted(cropped, 'task')} cropped")
-    if math.isnan(result.value):
-        return f"{result.name}: not finite ({'; '.join(details)})"
-    text = (
-        f"{result.name} {measured(result.value, result.sem, 4)} ({'; '.join(details)}). With "
-        f"baselines v2: {measured(result.value_v2, result.sem_v2, 4)}. 0 is guessing, 1 is every "
-        "answer right"
-    )
-    return f"{text}. Not CORE: {'; '.join(result.not_core)}" if result.not_core else text
-
-
-def _without_items(result: CoreResult) -> dict[str, Any]:
-    found = dataclasses.asdict(result)
-    for task in found["tasks"]:
-        del task["credits"], task["choices"]
-    return found
+    show(task_in_words(dataclasses.asdict(task)))

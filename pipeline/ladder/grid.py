@@ -249,6 +249,7 @@ def _only_pretraining() -> dict[str, Any]:
         "evaluate.ngram_order": 0,
         "evaluate.continuations": 0,
         "evaluate.packs": [],
+        "evaluate.core": None,
         "evaluate.lm_eval": {},
         "evaluate.checkpoint": "last",
     }

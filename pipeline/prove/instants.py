@@ -45,6 +45,7 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
         "evaluate.continuations": min(4, job.evaluate.continuations),
         "evaluate.ngram_order": 0,
         "evaluate.packs": [],
+        "evaluate.core": None,
         "evaluate.lm_eval": {},
         "evaluate.ladder": None,
     }

@@ -23,12 +23,15 @@ from pipeline.report.card_sections import (
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.prediction import result_sentence
 from pipeline.report.published_by import run_id
-from pipeline.report.result_tables import result_blocks
+from pipeline.report.result_tables import Block, Table, result_blocks
 
 if TYPE_CHECKING:
     from pion.config.lora import Adapter
     from pion.formats.export import RoundingCost
     from pipeline.base.licence import Terms
+
+# The longest bar of a drawing, in characters, and the character.
+BAR_CHARACTERS, FULL = 30, "█"
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: in
     """Return a Markdown table. Columns from `numbers_from` are aligned right."""
     rule = ["---" if i < numbers_from else "---:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+def _markdown(block: Block) -> str:
+    """Return a sentence, a table or bars as Markdown. A bar is drawn with block characters."""
+    if isinstance(block, str):
+        return block
+    if isinstance(block, Table):
+        return table(*block)
+    longest = max((bar.value for bar in block.bars), default=0.0)
+    rows = [
+        (bar.name, bar.words, FULL * max(1, round(BAR_CHARACTERS * bar.value / longest)))
+        if longest > 0 and bar.value > 0
+        else (bar.name, bar.words, "")
+        for bar in block.bars
+    ]
+    return table((block.names, "value", ""), rows)
 
 
 def hardware_lines(attempts: Sequence[Row]) -> list[str]:
@@ -230,10 +249,8 @@ def _prompt(job: Job, default: str) -> str:
 
 
 def _results(history: RunHistory) -> str:
-    shown = [
-        block if isinstance(block, str) else table(*block)
-        for block in result_blocks(history.job, history.results, code="`{}`")
-    ]
+    blocks = result_blocks(history.job, history.results, code="`{}`", brief=True)
+    shown = [_markdown(block) for block in blocks]
     predicted = [words for words in [result_sentence(history, history.results)] if words]
     return "\n\n".join(["## Results", *predicted, *shown]) if shown else ""
 

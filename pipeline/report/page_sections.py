@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.console.formats import duration, moment, number_or_dash
+from pipeline.report import result_tables
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.prediction import result_sentence
 from pipeline.report.recipes import recipe_blocks
@@ -28,7 +29,7 @@ def measured_sections(history: RunHistory, results: Mapping[str, Any]) -> list[S
         return []
     sections = {
         "Evaluation": [
-            _text(block) if isinstance(block, str) else _table(*block)
+            _drawn(block)
             for block in [result_sentence(history, results), *result_blocks(history.job, results)]
             if block
         ],
@@ -61,6 +62,15 @@ def record_sections(history: RunHistory, published: Mapping[str, Any]) -> list[S
 
 def _with_content(sections: Mapping[str, Sequence[Block]]) -> list[Section]:
     return [{"title": title, "blocks": blocks} for title, blocks in sections.items() if blocks]
+
+
+def _drawn(block: result_tables.Block) -> Block:
+    """Return what the page draws of a sentence, a table or bars."""
+    if isinstance(block, str):
+        return _text(block)
+    if isinstance(block, result_tables.Table):
+        return _table(*block)
+    return {"bars": [(bar.name, bar.words, max(0.0, bar.value)) for bar in block.bars]}
 
 
 def _text(words: str, *, faint: bool = False) -> Block:

@@ -20,9 +20,12 @@ from pipeline.report.calibration import (
     calibration_in_words,
     calibration_rows,
 )
+from pipeline.report.core import COLUMNS, core_blocks, core_tables
+from pipeline.report.known_models import Bars, sources_in_words, task_bars
 from pipeline.report.values import percent_with_error, share_with_interval, value_with_error
 
-MODELS = (("sft", "fine-tuned"), ("pretrain", "base"), ("untrained", "untrained"))
+TRAINED = (("sft", "fine-tuned"), ("pretrain", "base"))
+MODELS = (*TRAINED, ("untrained", "untrained"))
 
 
 class Table(NamedTuple):
@@ -33,12 +36,17 @@ class Table(NamedTuple):
     numbers_from: int = 1
 
 
-def result_blocks(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> list[str | Table]:
-    """Return the sentences and tables that say what was measured; empty if nothing was.
+Block = str | Table | Bars
 
-    `code` is the format of names and hashes.
+
+def result_blocks(
+    job: Job, results: Mapping[str, Any], *, code: str = "{}", brief: bool = False
+) -> list[Block]:
+    """Return the sentences, tables and drawings that say what was measured; empty if nothing was.
+
+    `code` is the format of names and hashes. `brief` leaves out the single tasks of CORE.
     """
-    blocks: list[str | Table] = [chosen_checkpoint(results)]
+    blocks: list[Block] = [chosen_checkpoint(results)]
     if compared := before_after_rows(job, results):
         blocks.append("Before and after training (lower is better):")
         blocks.append(Table(("", "before", "after", "difference"), compared))
@@ -70,8 +78,12 @@ def result_blocks(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> 
     if choices := choice_rows(results):
         asked = ("task", "model", "accuracy", "chance", "questions")
         blocks += ["Multiple choice by likelihood:", Table(asked, choices, 2)]
+    blocks += core_blocks(results, TRAINED)
+    for title, rows in () if brief else core_tables(results, TRAINED):
+        blocks += [title, Table(COLUMNS, rows, 2)]
     if lm_eval := lm_eval_rows(results):
         blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
+        blocks += known_tasks(results)
     shown = [block for block in blocks if block]
     return [*shown, "± is one standard error."] if shown else []
 
@@ -88,7 +100,7 @@ def draft_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return (model, tokens, tokens a pass, right) of each model with a draft block."""
     drawn = {"greedy": "the likeliest", "drawn": "drawn at a temperature of 0.8"}
     rows: list[tuple[str, ...]] = []
-    for stage, title in (("sft", "fine-tuned"), ("pretrain", "base")):
+    for stage, title in TRAINED:
         drafts = (results.get(stage) or {}).get("drafts") or {}
         for name, words in drawn.items():
             if found := drafts.get(name):
@@ -174,6 +186,22 @@ def lm_eval_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
                 known = error if isinstance(error, int | float) else None
                 rows.append((task, name.removesuffix(",none"), measured(value, known)))
     return rows
+
+
+def known_tasks(results: Mapping[str, Any]) -> list[Block]:
+    """Return, for the tasks of lm-evaluation-harness that known models have done, a drawing."""
+    blocks: list[Block] = []
+    for task, metrics in (results.get("lm_eval") or {}).items():
+        value, error = (metrics.get(name) for name in ("acc,none", "acc_stderr,none"))
+        if not isinstance(value, int | float):
+            continue
+        own = measured(value, error if isinstance(error, int | float) else None)
+        bars = task_bars(task, {"this run (lm-eval, acc)": (value, own)})
+        if bars is not None:
+            known = sources_in_words("lm_eval", task)
+            blocks += [f"{task} next to known models, each by the tool and form named:", bars]
+            blocks.append(f"Their numbers are from: {known}.")
+    return blocks
 
 
 # Standard errors from which on a difference is not put down to chance.

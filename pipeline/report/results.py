@@ -5,7 +5,7 @@ A store may hold what others wrote, so a number that is not a number is damaged 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypeVar
 
 from typing_extensions import TypedDict
@@ -63,6 +63,46 @@ class Drafts(TypedDict):
     drawn: NotRequired[DraftedTexts]
 
 
+class CoreTask(TypedDict):
+    """How a model answered a task of CORE; see `TaskResult` in pion/evaluation/core/result.py."""
+
+    label: str
+    task_type: str
+    items: Count
+    of_items: Count
+    accuracy: Number
+    sem: Number
+    baseline: float
+    centred: Number
+    centred_sem: Number
+    cropped: float
+    unscored: Count
+    odd_items: Count
+    joined_tokens: Count
+    ties: Count
+    commonest: Number
+    commonest_place: Count | None
+    not_finite: Count
+
+
+class Core(TypedDict):
+    """The CORE of a model; see `CoreResult` in pion/evaluation/core/result.py."""
+
+    rule: str
+    name: str
+    not_core: Sequence[str]
+    value: Number
+    sem: Number
+    value_v2: Number
+    sem_v2: Number
+    limit: Count | None
+    context: Count
+    dtype: str
+    cropped_tasks: Sequence[str]
+    bundle_digest: Sha256
+    tasks: Sequence[CoreTask]
+
+
 class OfText(TypedDict):
     """What was measured on the text that has nothing to do with the run."""
 
@@ -88,6 +128,7 @@ class Measured(TypedDict):
     others: NotRequired[Count]
     continuations: NotRequired[Choices | None]
     packs: NotRequired[Mapping[str, Choices | None]]
+    core: NotRequired[Core]
     text: NotRequired[OfText]
     calibration: NotRequired[Calibrated]
     drafts: NotRequired[Drafts]

@@ -12,6 +12,7 @@ from pipeline.job import Job
 from pipeline.job.digest import Digests
 from pipeline.models.bring import bring_model
 from pipeline.report.calibration import calibration_in_brief
+from pipeline.report.core import core_in_brief
 from pipeline.report.prediction import against_result
 from pipeline.report.published_by import is_still_there
 from pipeline.report.reading import read_history
@@ -102,6 +103,8 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     for name in job.train_stages:
         if calibration := results.get(name, {}).get("calibration"):
             rows.append([f"{name} calibration", calibration_in_brief(calibration)])
+        if core := results.get(name, {}).get("core"):
+            rows.append([f"{name} CORE", core_in_brief(core)])
         if drafts := results.get(name, {}).get("drafts"):
             rows.append([f"{name} drafts", drafts_in_brief(drafts)])
     costs = history.costs

@@ -59,10 +59,10 @@ def preflight(job: Job) -> list[str]:
 
             found = find_model(job.model_name(source))
             check_start(found, source, lora=job.lora(stage) is not None)
-    if job.evaluate.packs:
-        from pipeline.stages.evaluate import read_packs
+    if job.evaluate.packs or job.evaluate.core:
+        from pipeline.stages.evaluate import read_questions_of
 
-        read_packs(job)
+        read_questions_of(job)
     if job.evaluate.text is not None:
         check_text(job)
     notes = store_that_goes_with_the_machine(job.store)

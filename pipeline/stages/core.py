@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.console.formats import counted
 from pipeline.job import Job
 from pipeline.job.digest import Inputs, digest_of
-from pipeline.stages.measures import ITEMS, Measures, Part, Result
+from pipeline.stages.measures import BY_ITEM, Measures, Part, Result
 
 if TYPE_CHECKING:
     from pion.evaluation.core.bundle import Bundle, Task
@@ -86,14 +86,14 @@ def _task_from(stored: Result) -> TaskResult:
     from pion.evaluation.core.result import TaskResult
     from pion.evaluation.item_scores import unpack
 
-    (packed,) = stored[ITEMS].values()
+    (packed,) = stored[BY_ITEM].values()
     credits = tuple(unpack(packed).scores.tolist())
     nan = {
         field.name: math.nan
         for field in dataclasses.fields(TaskResult)
         if field.type == "float" and stored.get(field.name) is None
     }
-    values = {key: value for key, value in stored.items() if key not in (ITEMS, DTYPE)}
+    values = {key: value for key, value in stored.items() if key not in (BY_ITEM, DTYPE)}
     return TaskResult(**values | nan, credits=credits, choices=())
 
 
@@ -108,7 +108,7 @@ def _measure(measures: Measures, stage: str, task: Task, limit: int | None) -> R
     packed = pack(item_scores(found.credits, passages_of(task, found.items)))
     items = {f"core.{task.label}": {"key": _key(task, limit), **packed}}
     result = {k: v for k, v in dataclasses.asdict(found).items() if k not in OF_ITEMS}
-    return {**result, DTYPE: str(scorer.dtype).removeprefix("torch."), ITEMS: items}
+    return {**result, DTYPE: str(scorer.dtype).removeprefix("torch."), BY_ITEM: items}
 
 
 def _key(task: Task, limit: int | None) -> Inputs:

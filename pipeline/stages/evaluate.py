@@ -21,7 +21,7 @@ from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.stages.core import core_of, read_core
 from pipeline.stages.measures import (
-    ITEMS,
+    BY_ITEM,
     SUMS,
     Kind,
     Measures,
@@ -49,7 +49,7 @@ def evaluate_run(
     `start` is what was measured of the model that the run started from; the last model is compared
     with it. `sleep` is called between batches and while another process works. An error that
     `sleep` raises ends the evaluation; the unfinished part is done again next time. The last part,
-    `items`, has the scores of single questions and documents, by which two runs are compared.
+    `by_item`, has the scores of single questions and documents, by which two runs are compared.
     Raises BadInput, before anything is computed, for questions that can't be used.
     """
     with closing(Measures(job, trained, on_batch=lambda: sleep(0.0))) as measures:
@@ -104,20 +104,20 @@ class _Evaluation:
 
     def results(self) -> Result:
         results = self._results()
-        if self.items and self.parts.load(ITEMS) is None:
-            self.parts.save(ITEMS, self.items)
+        if self.items and self.parts.load(BY_ITEM) is None:
+            self.parts.save(BY_ITEM, self.items)
         return results
 
     def part(self, name: str, label: str, compute: Callable[[], Result]) -> Result:
         """Return a part without the scores of its single questions and documents."""
         whole = self._whole(name, label, compute)
-        return {key: value for key, value in whole.items() if key != ITEMS}
+        return {key: value for key, value in whole.items() if key != BY_ITEM}
 
     def _whole(self, name: str, label: str, compute: Callable[[], Result]) -> Result:
         """Return a part, and keep the scores of its single questions and documents in `items`."""
         result = self.parts(name, label, compute)
         model = name.partition(".")[0]
-        self.items.update({f"{model}.{of}": kept for of, kept in result.get(ITEMS, {}).items()})
+        self.items.update({f"{model}.{of}": kept for of, kept in result.get(BY_ITEM, {}).items()})
         return result
 
     def _results(self) -> Result:

@@ -39,8 +39,9 @@ Kind = Literal["conversations", "held_out", "text"]
 CHOICES = "choices.jsonl"
 # The result that compares two models.
 SUMS = "by_document"
-# Of a part, the scores of single questions and documents, by what they are of. They are kept apart.
-ITEMS = "items"
+# Of a part, the scores of single questions and documents, by what they are of. All are kept together
+# in a part of this name.
+BY_ITEM = "by_item"
 # What the sums of documents are of.
 BY_DOCUMENT: Mapping[Kind, str] = {
     "conversations": "response_loss",
@@ -103,7 +104,7 @@ class Measures:
 
     def _with_items(self, stage: str, kind: Kind) -> Result:
         result = self.with_sums(stage, kind)
-        return without_sums(result) | {ITEMS: self.by_document(result, kind)}
+        return without_sums(result) | {BY_ITEM: self.by_document(result, kind)}
 
     def by_document(self, result: Result, kind: Kind) -> Result:
         """Return the sums of documents that `with_sums` has measured, packed to be compared with
@@ -198,7 +199,7 @@ class Measures:
         found = multiple_choice(scorer, self.tokenizer, questions)
         key = {"questions": digest_of_questions(questions)}
         items = {name: {"key": key, **pack(item_scores(found.credits))}}
-        return {**found.to_dict(), ITEMS: items}
+        return {**found.to_dict(), BY_ITEM: items}
 
     def core_scorer(self, stage: str) -> Scorer:
         """Return how the model of `stage` is measured on CORE, whose rows are of many lengths."""

@@ -48,6 +48,7 @@ MEASURES = (
     "drafts",
     "continuations",
     "packs",
+    "core",
 )
 SFT_MEASURES = ("response_loss", "stop_accuracy", "false_stop_rate")
 

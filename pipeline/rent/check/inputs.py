@@ -23,8 +23,8 @@ from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
 
-# The files in a folder that a run may read: of a model, of a run or of a task.
-READ_SUFFIXES = (".safetensors", ".json", ".yaml")
+# The files in a folder that a run may read: of a model, of a run, of a task or of CORE's questions.
+READ_SUFFIXES = (".safetensors", ".json", ".jsonl", ".yaml", ".csv")
 
 
 # ---------------------------------------------------------------- the model to start from
@@ -156,6 +156,7 @@ def local_inputs(job: Job, *, prepared: bool) -> list[LocalInput]:
         **{f"evaluate.packs.{n}": pack for n, pack in enumerate(job.evaluate.packs)},
         "evaluate.text": job.evaluate.text,
         "evaluate.lm_eval.include_path": job.evaluate.lm_eval.include_path,
+        "evaluate.core.path": None if job.evaluate.core is None else job.evaluate.core.path,
     }
     for stage in job.train_stages:
         weights = job.section(stage).init_from

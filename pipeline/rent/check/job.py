@@ -304,19 +304,23 @@ def _left(job: Job, left: WorkLeft) -> str:
 
 
 def check_evaluate(job: Job, *, rented: bool = False) -> list[CheckRow]:
-    """Check that packs of questions and the text to compare on can be read, and that the job's
-    metric trackers are installed and keep what they write."""
-    from pipeline.stages.evaluate import read_packs
+    """Check that questions and the text to compare on can be read, and that the job's metric
+    trackers are installed and keep what they write."""
+    from pipeline.stages.evaluate import read_questions_of
     from pipeline.training.stage_metrics import check_trackers
 
     check_trackers(job, rented=rented)
     rows = []
     if job.evaluate.text is not None:
         rows = [CheckRow("evaluate.text", True, f"{check_text(job).path} can be read")]
-    if not job.evaluate.packs:
-        return rows
-    read_packs(job)
-    return [*rows, CheckRow("evaluate.packs", True, f"{len(job.evaluate.packs)} can be read")]
+    questions = read_questions_of(job)
+    if questions.packs:
+        rows.append(CheckRow("evaluate.packs", True, f"{len(questions.packs)} can be read"))
+    if questions.core is not None:
+        tasks = counted(len(questions.core.tasks), "task")
+        words = f"{tasks} can be read, bundle {questions.core.digest[:12]}"
+        rows.append(CheckRow("evaluate.core", True, words))
+    return rows
 
 
 def check_publish(job: Job) -> list[CheckRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from pion.formats.export import export_model
 from pion.model.decoder import Decoder
 from pipeline.commands import eval_core
-from pipeline.commands.eval_core import core_in_words
+from pipeline.report.core import core_in_words
 from tests.pipeline.conftest import Pion
 from tests.support.core_bundle import write_bundle, zip_bundle
 from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
@@ -151,7 +152,7 @@ def test_long_work_says_how_far_it_is(
 def test_core_is_called_by_its_rule_and_baselines() -> None:
     from tests.pion.evaluation.core.test_result import of_core
 
-    words = core_in_words(of_core())
+    words = core_in_words(dataclasses.asdict(of_core()))
     assert words.startswith("CORE 0.")
     assert "(rule core/nanochat-1, baselines v1; all items; bundle digest). With baselines" in words
     assert "Not CORE" not in words

@@ -1,0 +1,164 @@
+"""What the CORE benchmark says of a model, for readers who have never heard of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.console.formats import counted, measured
+from pipeline.report.known_models import core_bars, sources_in_words
+
+# A result so many standard errors from guessing, or fewer, is not told from guessing.
+ERRORS_OF_CHANCE = 2.0
+# What the tasks of CORE ask.
+ASKS = {
+    "hellaswag_zeroshot": "how an everyday scene goes on; no example before it",
+    "jeopardy": "answers of a quiz show, word for word",
+    "bigbench_qa_wikidata": "facts about people and places, word for word",
+    "arc_easy": "easy school questions on science",
+    "arc_challenge": "hard school questions on science",
+    "copa": "which cause or effect is the likelier one",
+    "commonsense_qa": "everyday knowledge, by letter",
+    "piqa": "how to do things with household objects",
+    "openbook_qa": "elementary science",
+    "lambada_openai": "the last word of a passage",
+    "hellaswag": "how an everyday scene goes on",
+    "winograd": "whom a pronoun stands for",
+    "winogrande": "whom a pronoun stands for, harder",
+    "bigbench_dyck_languages": "which brackets close a sequence",
+    "agi_eval_lsat_ar": "puzzles of a law school exam, by letter",
+    "bigbench_cs_algorithms": "simple algorithms, step by step",
+    "bigbench_operators": "made-up arithmetic operators",
+    "bigbench_repeat_copy_logic": "to repeat words as told",
+    "squad": "an answer from a passage, word for word",
+    "coqa": "a conversation about a passage, word for word",
+    "boolq": "yes or no, from a passage",
+    "bigbench_language_identification": "which language a sentence is in, by letter",
+}
+COLUMNS = ("task", "asks", "right", "by guessing", "from guessing (0) to all right (1)", "note")
+# Twenty trainings of one recipe that differ in their seed: karpathy/nanochat, issue 807.
+SEED = (
+    "Two trainings with other seeds differ in CORE by about 0.009, so below 0.018, one run each "
+    "says nothing about a recipe. Bits per byte resolve far smaller differences."
+)
+
+
+def core_blocks(results: Mapping[str, Any], models: Sequence[tuple[str, str]]) -> list[Any]:
+    """Return the sentences, the drawing and the tables of a run's models; empty if CORE was not
+    measured. `models` has the results' names and what they are called."""
+    found = {title: results.get(name, {}).get("core") for name, title in models}
+    cores = {title: core for title, core in found.items() if core}
+    if not cores:
+        return []
+    blocks: list[Any] = [f"{title} model: {core_in_words(core)}" for title, core in cores.items()]
+    own = {f"this run, {title}": _bar(core) for title, core in cores.items() if _is_core(core)}
+    if own:
+        known = sources_in_words("core")
+        blocks += [core_bars(own), f"CORE of the other models: {known}. {SEED}"]
+    return blocks
+
+
+def core_tables(
+    results: Mapping[str, Any], models: Sequence[tuple[str, str]]
+) -> list[tuple[str, Sequence[Sequence[str]]]]:
+    """Return a title and the rows of COLUMNS for each model that was asked CORE's questions."""
+    return [
+        (f"What the {title} model answers to the questions of CORE:", _rows(core))
+        for name, title in models
+        if (core := results.get(name, {}).get("core"))
+    ]
+
+
+def core_in_words(core: Mapping[str, Any]) -> str:
+    """Return the result in one or two sentences, with its rule, baselines and bundle."""
+    limit, cropped = core["limit"], len(core["cropped_tasks"])
+    each = "all items" if limit is None else f"{counted(limit, 'item')} per task"
+    details = [f"rule {core['rule']}, baselines v1", each, f"bundle {core['bundle_digest'][:12]}"]
+    if core["dtype"] != "float32":
+        details.append(core["dtype"])
+    if cropped:
+        details.append(f"context {core['context']:,}: {counted(cropped, 'task')} cropped")
+    if not _is_finite(core["value"]):
+        return f"{core['name']}: not finite ({'; '.join(details)})"
+    text = (
+        f"{core['name']} {measured(core['value'], core['sem'], 4)} ({'; '.join(details)}). With "
+        f"baselines v2: {measured(core['value_v2'], core['sem_v2'], 4)}. 0 is guessing, 1 is every "
+        "answer right"
+    )
+    not_core = core["not_core"]
+    return f"{text}. Not CORE: {'; '.join(not_core)}" if not_core else text
+
+
+def core_in_brief(core: Mapping[str, Any]) -> str:
+    """Return the number alone, as `CORE 0.0213 ± 0.0041`."""
+    value = measured(core["value"], core["sem"], 4) if _is_finite(core["value"]) else "not finite"
+    return f"{core['name']} {value}"
+
+
+def task_in_words(task: Mapping[str, Any]) -> str:
+    """Return a line about a task: how many answers are right, and what to know about them."""
+    asked = f"{task['items']:,} of {counted(task['of_items'], 'item')}"
+    if task["not_finite"]:
+        odd = counted(task["not_finite"], "item")
+        return f"{task['label']}: not finite: the model's logits of {odd} are not numbers ({asked})"
+    guessing = f"guessing {task['baseline']:.1%}, "
+    if _at_chance(task):
+        guessing = f"at chance, {task['baseline']:.1%}; "
+    words = [
+        f"{task['label']}: {task['accuracy']:.1%} ± {task['sem']:.1%} right ({guessing}{asked}), "
+        f"centred {measured(task['centred'], task['centred_sem'])}"
+    ]
+    return "; ".join([*words, *_notes(task)])
+
+
+def _rows(core: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for task in core["tasks"]:
+        label, asks = task["label"], ASKS.get(task["label"], task["task_type"].replace("_", " "))
+        if task["not_finite"]:
+            rows.append((label, asks, "–", "–", "–", "the model's logits are not numbers"))
+            continue
+        notes = ["at chance"] * _at_chance(task) + _notes(task)
+        rows.append(
+            (
+                label,
+                asks,
+                f"{100 * task['accuracy']:.1f} % ± {100 * task['sem']:.1f}",
+                f"{100 * task['baseline']:.1f} %",
+                measured(task["centred"], task["centred_sem"]),
+                "; ".join(notes),
+            )
+        )
+    return rows
+
+
+def _notes(task: Mapping[str, Any]) -> list[str]:
+    words = []
+    if task["cropped"]:
+        words.append(f"{task['cropped']:.0%} of rows cropped")
+    if task["commonest"] is not None and task["commonest_place"] is not None:
+        words.append(f"choice {task['commonest_place'] + 1} in {task['commonest']:.0%}")
+    counts = {
+        "did not fit": task["unscored"],
+        "odd": task["odd_items"],
+        "with a joined token": task["joined_tokens"],
+        "tied": task["ties"],
+    }
+    return words + [f"{count:,} {what}" for what, count in counts.items() if count]
+
+
+def _at_chance(task: Mapping[str, Any]) -> bool:
+    return bool(abs(task["accuracy"] - task["baseline"]) <= ERRORS_OF_CHANCE * task["sem"])
+
+
+def _bar(core: Mapping[str, Any]) -> tuple[float, str]:
+    return core["value"], measured(core["value"], core["sem"], 4)
+
+
+def _is_core(core: Mapping[str, Any]) -> bool:
+    return not core["not_core"] and _is_finite(core["value"])
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,150 @@
+"""CORE in the evaluate stage: a part for each task, and the answers by which runs are compared."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pion.errors import BadInput
+from pion.evaluation.item_scores import difference, unpack
+from pipeline.job import Job
+from pipeline.report.core import core_in_words
+from pipeline.state.record_json import finite_json
+from tests.pipeline.stages.test_evaluate import Folder, World
+from tests.support.core_bundle import items, write_bundle
+
+TASKS = ["made_up_choice", "made_up_schema", "made_up_words"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    made = World(tmp_path_factory.mktemp("world"))
+    write_bundle(made.root / "bundle")
+    return made
+
+
+class Stored(Folder):
+    """Parts as a store keeps them: NaN is null."""
+
+    def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+        return super().save(name, json.loads(finite_json(result)))
+
+
+def job(world: World, **core: Any) -> Job:
+    asked = {"path": "bundle", "items": 7, "core_cropped": True, **core}
+    return world.job(core=asked, ngram_order=0, continuations=0)
+
+
+def test_every_model_is_asked_and_the_answers_are_kept_apart(world: World) -> None:
+    parts = Folder()
+    results, said = world.run(job(world), parts)
+    for stage in ("pretrain", "sft"):
+        core = results[stage]["core"]
+        assert [task["label"] for task in core["tasks"]] == TASKS
+        assert (core["limit"], core["context"], core["dtype"]) == (7, 64, "float32")
+        assert not {"credits", "choices"} & core["tasks"][0].keys()
+        kept = json.loads(parts.kept["by_item"])
+        credits = unpack(kept[f"{stage}.core.made_up_choice"]).scores
+        assert credits.mean() == pytest.approx(core["tasks"][0]["accuracy"])
+    assert "evaluate: pretrain model on 7 items of made_up_choice" in said
+    assert results["pretrain"]["core"] != results["sft"]["core"]
+    assert core_in_words(results["sft"]["core"]).startswith("mean of 3 tasks ")
+
+
+def test_all_asks_every_item(world: World) -> None:
+    core = world.run(job(world, items="all"), Folder())[0]["sft"]["core"]
+    assert [task["items"] for task in core["tasks"]] == [12, 12, 12]
+    assert core["limit"] is None
+
+
+@pytest.mark.parametrize("room", [2, 3, 7])
+def test_an_interruption_at_a_task_gives_the_same_bytes(world: World, room: int) -> None:
+    whole, parts = Folder(), Folder(room)
+    expected, every = world.run(job(world), whole)
+    with pytest.raises(KeyboardInterrupt):
+        world.run(job(world), parts)
+    parts.room = 1000
+    results, said = world.run(job(world), parts)
+    assert (results, parts.kept) == (expected, whole.kept)
+    assert said == every[room:]
+
+
+def test_changed_questions_are_asked_again_and_no_others(world: World, tmp_path: Path) -> None:
+    write_bundle(tmp_path)
+    parts, changed = Folder(), job(world, path=str(tmp_path))
+    world.run(changed, parts)
+    lines = items()
+    lines["schema/pronouns.jsonl"][0]["continuation"] = "was another one."
+    write_bundle(tmp_path, lines=lines)
+    _, said = world.run(changed, parts)
+    assert said == [
+        f"evaluate: {model} model on 7 items of made_up_schema" for model in ("pretrain", "sft")
+    ]
+
+
+def test_two_models_are_compared_by_item(world: World) -> None:
+    parts = Folder()
+    results, _ = world.run(job(world, items="all"), parts)
+    kept = json.loads(parts.kept["by_item"])
+    for number, name in enumerate(f"core.{label}" for label in TASKS):
+        assert kept[f"pretrain.{name}"]["key"] == kept[f"sft.{name}"]["key"]
+        sides = [unpack(kept[f"{model}.{name}"]) for model in ("pretrain", "sft")]
+        change, error = difference(*sides)
+        before, after = (results[m]["core"]["tasks"][number] for m in ("pretrain", "sft"))
+        assert change == pytest.approx(after["accuracy"] - before["accuracy"])
+        by_hand = np.std(sides[1].scores - sides[0].scores, ddof=1) / math.sqrt(12)
+        assert error == pytest.approx(by_hand)
+
+
+def test_held_out_documents_and_conversations_are_kept_too(world: World) -> None:
+    parts = Folder()
+    results, _ = world.run(job(world), parts)
+    kept = json.loads(parts.kept["by_item"])
+    text, talk = (unpack(kept[f"sft.{name}"]) for name in ("bits_per_byte", "response_loss"))
+    for found, name in ((text, "bits_per_byte"), (talk, "response_loss")):
+        assert found.sizes is not None
+        value = found.scores.sum() / found.sizes.sum()
+        assert value == pytest.approx(results["sft"][name])
+    assert kept["sft.bits_per_byte"]["key"] == kept["pretrain.bits_per_byte"]["key"]
+
+
+def test_logits_that_are_not_numbers_are_no_wrong_answers(world: World, tmp_path: Path) -> None:
+    config = (world.models["pretrain"] / "config.json").read_text()
+    weights = load_file(world.models["pretrain"] / "model.safetensors")
+    save_file({k: torch.full_like(w, math.nan) for k, w in weights.items()}, tmp_path / "m")
+    (tmp_path / "m").rename(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(config)
+    parts, broken = Stored(), {"pretrain": tmp_path}
+    results, _ = world.run(job(world), parts, models=broken)
+    again, said = world.run(job(world), parts, models=broken)
+    for core in (results["pretrain"]["core"], again["pretrain"]["core"]):
+        assert math.isnan(core["value"])
+        assert core["tasks"][0]["not_finite"] == 7
+        assert "not finite" in core_in_words(core)
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("core", "message"),
+    [
+        ({"core_cropped": False}, "evaluate.core: the model's context has 64 tokens. CORE needs"),
+        ({"path": "nowhere"}, "can't read"),
+        ({"path": "tokenizer.json"}, "can't read"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(
+    world: World, core: dict[str, Any], message: str
+) -> None:
+    parts = Folder()
+    with pytest.raises(BadInput, match=message) as refused:
+        world.run(job(world, **core), parts)
+    assert not parts.kept
+    if "core_cropped" in core:
+        assert "Set evaluate.core.core_cropped: true" in str(refused.value)
