@@ -1,7 +1,9 @@
-"""`pion status A B --compare`: runs side by side: settings that differ, data, loss and dollars."""
+"""`pion status A B --compare`: runs side by side: settings that differ, data, loss, what was
+measured of the final models by question and document, and dollars."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from pion.errors import BadInput
-from pipeline.console.formats import amount, duration, printable
+from pipeline.console.formats import amount, duration, measured, printable
 from pipeline.console.masking import masked
 from pipeline.console.out import show_table
 from pipeline.report.history import RunHistory, differing
+from pipeline.report.paired import Compared, Measure, compare, read_measures
 from pipeline.report.reading import read_history
 from pipeline.state.find_run import read_run
+from pipeline.state.record_json import finite_json
+from pipeline.state.run_state import RunState
 
 UNKNOWN = "–"
 
@@ -32,13 +37,26 @@ def show_comparison(runs: Sequence[str], *, as_json: bool) -> None:
     states = [read_run(run)[0] for run in runs]  # a missing run is found before long reads
     found = [read_history(state) for state in states]
     settings = differing([history.known_job for history in found])
+    measures = [_measures(state, history) for state, history in zip(states, found)]
+    changes = [compare(measures[0], other) for other in measures[1:]]
     if as_json:
-        print(json.dumps(_as_json(found, settings), indent=1))
+        print(finite_json(_as_json(found, settings, changes), indent=1))
     else:
-        show_table(_table(found, settings))
+        show_table(_table(found, settings, changes))
 
 
-def _as_json(runs: Sequence[RunHistory], settings: dict[str, list[Any]] | None) -> dict[str, Any]:
+def _measures(state: RunState, run: RunHistory) -> dict[str, Measure]:
+    """Return what was measured of a run's final model; {} if its job can't be read."""
+    job = run.known_job
+    return {} if job is None else read_measures(state, run.head, job.train_stages[-1])
+
+
+def _as_json(
+    runs: Sequence[RunHistory],
+    settings: dict[str, list[Any]] | None,
+    changes: Sequence[Sequence[Compared]],
+) -> dict[str, Any]:
+    """`changes` compares the first run with each of the others."""
     return {
         "runs": [
             {
@@ -52,10 +70,22 @@ def _as_json(runs: Sequence[RunHistory], settings: dict[str, list[Any]] | None) 
             for run in runs
         ],
         "settings": settings,
+        "measured": [
+            {
+                "run": run.name,
+                "less": runs[0].name,
+                "measures": [{**dataclasses.asdict(row), "z": row.z} for row in rows],
+            }
+            for run, rows in zip(runs[1:], changes)
+        ],
     }
 
 
-def _table(runs: Sequence[RunHistory], settings: dict[str, list[Any]] | None) -> Table:
+def _table(
+    runs: Sequence[RunHistory],
+    settings: dict[str, list[Any]] | None,
+    changes: Sequence[Sequence[Compared]],
+) -> Table:
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [run.url for run in runs]
@@ -83,6 +113,9 @@ def _table(runs: Sequence[RunHistory], settings: dict[str, list[Any]] | None) ->
         title(name)
         for row, values in cells.items():
             add(row, values)
+    title(f"final model; in parentheses less {names[0]}")
+    for row, values in _measured_rows(changes).items():
+        add(row, values)
     title("cost")
     add("time", [duration(3600 * run.costs.hours) for run in runs])
     add("dollars", [_dollars(run) for run in runs])
@@ -141,6 +174,31 @@ def _loss_rows(runs: Sequence[RunHistory]) -> dict[str, list[str]]:
                     for f in found
                 ]
     return rows or {"no step was trained": []}
+
+
+def _measured_rows(changes: Sequence[Sequence[Compared]]) -> dict[str, list[str]]:
+    """Return the values of each measure, with the differences from the first run."""
+    by_name = [{row.name: row for row in rows} for rows in changes]
+    cells: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for one in by_name for name in one):
+        rows = [one.get(name) for one in by_name]
+        first = next(row.values[0] for row in rows if row is not None)
+        cells[name] = [_number(first), *("" if row is None else _change(row) for row in rows)]
+    return cells or {"not evaluated, or by a Pion that kept no single answers": []}
+
+
+def _change(row: Compared) -> str:
+    value = _number(row.values[1])
+    if row.change is None:
+        return f"{value} (not compared: {row.why_not})"
+    signed = f"{'+' if row.change >= 0 else ''}{measured(row.change, row.sem, 4)}"
+    z = "" if row.z is None else f", z = {row.z:+.1f}"
+    verdict = {True: ", more than chance", False: ", within chance", None: ""}[row.real]
+    return f"{value} ({signed}{z}{verdict})".replace("-", "−")
+
+
+def _number(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.4f}"
 
 
 def _dollars(run: RunHistory) -> str:

@@ -24,7 +24,7 @@ from pipeline.state.claim import taken_over
 from pipeline.state.head import Head
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import finite_json, parse_record
-from pipeline.state.run_state import RunState
+from pipeline.state.run_state import RunState, part_path
 from pipeline.state.shared.bases import bring_base
 from pipeline.state.shared.folder import bring_data
 from pipeline.state.stores import Missing
@@ -75,7 +75,7 @@ class StoredParts(Parts):
         return parse_record(data, f"{self.run.store.url}/{self._key(name)}")
 
     def _key(self, name: str) -> str:
-        return self.run.key(f"stages/evaluate/{self.digest}-parts/{name}.json")
+        return self.run.key(part_path(self.digest, name))
 
 
 def measure_start(

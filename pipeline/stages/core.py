@@ -106,7 +106,8 @@ def _measure(measures: Measures, stage: str, task: Task, limit: int | None) -> R
     scorer = measures.core_scorer(stage)
     found = measure_task(scorer, measures.tokenizer, task, limit, UNWATCHED)
     packed = pack(item_scores(found.credits, passages_of(task, found.items)))
-    items = {f"core.{task.label}": {"key": _key(task, limit), **packed}}
+    form = _key(task, limit) | {"baseline": found.baseline}
+    items = {f"core.{task.label}": {"key": form, **packed}}
     result = {k: v for k, v in dataclasses.asdict(found).items() if k not in OF_ITEMS}
     return {**result, DTYPE: str(scorer.dtype).removeprefix("torch."), BY_ITEM: items}
 

@@ -39,8 +39,8 @@ Kind = Literal["conversations", "held_out", "text"]
 CHOICES = "choices.jsonl"
 # The result that compares two models.
 SUMS = "by_document"
-# Of a part, the scores of single questions and documents, by what they are of. All are kept together
-# in a part of this name.
+# Of a part, the scores of single questions and documents, by what they are of. All are kept in one
+# more part of this name.
 BY_ITEM = "by_item"
 # What the sums of documents are of.
 BY_DOCUMENT: Mapping[Kind, str] = {

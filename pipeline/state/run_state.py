@@ -169,3 +169,9 @@ class RunState:
 def heartbeat_path(epoch: int) -> str:
     """Return where the owner of that epoch writes its heartbeat, relative to the run."""
     return f"owner/{epoch}.json"
+
+
+def part_path(digest: str, name: str) -> str:
+    """Return where a part of an evaluation is kept, relative to the run. `digest` is that of the
+    evaluate stage."""
+    return f"stages/evaluate/{digest}-parts/{name}.json"
