@@ -128,6 +128,7 @@ sft:
 evaluate:
   prompts: ["The meaning of life is", "Once upon a time"]
   packs: [questions.jsonl]
+  core: {path: eval_bundle.zip, items: 500}
   lm_eval: {tasks: [arc_easy, hellaswag], limit: 500}
 """,
     "publish": """\

@@ -51,7 +51,10 @@ def core_blocks(results: Mapping[str, Any], models: Sequence[tuple[str, str]]) -
     cores = {title: core for title, core in found.items() if core}
     if not cores:
         return []
-    blocks: list[Any] = [f"{title} model: {core_in_words(core)}" for title, core in cores.items()]
+    blocks: list[Any] = [
+        f"The {title} model answers questions of other people's benchmarks: {core_in_words(core)}."
+        for title, core in cores.items()
+    ]
     own = {f"this run, {title}": _bar(core) for title, core in cores.items() if _is_core(core)}
     if own:
         known = sources_in_words("core")
@@ -86,6 +89,8 @@ def core_in_words(core: Mapping[str, Any]) -> str:
         f"baselines v2: {measured(core['value_v2'], core['sem_v2'], 4)}. 0 is guessing, 1 is every "
         "answer right"
     )
+    if abs(core["value"]) <= ERRORS_OF_CHANCE * core["sem"]:
+        text = f"{text}. At chance: it can't be told from guessing"
     not_core = core["not_core"]
     return f"{text}. Not CORE: {'; '.join(not_core)}" if not_core else text
 

@@ -17,6 +17,7 @@ from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import Job
 from pipeline.rent.plan.compared import of_rental, on_the_market
 from pipeline.rent.plan.conversations import expect_rows
+from pipeline.rent.plan.core_minutes import core_minutes
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.prices import RESTART_SECONDS
 from pipeline.rent.plan.speeds import known_speeds
@@ -57,7 +58,7 @@ def show_plan(
         lines += [f"  {reason}" for reason in _why_unfit(estimates)]
         raise BadInput("\n".join([*lines, what_would_fit(plan), *changes]))
     notes = [*compared.notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
-    notes += compared.warning(plan, estimates)
+    notes += [*core_minutes(plan, estimates), *compared.warning(plan, estimates)]
     if as_json:
         print(json.dumps(_as_json(plan, estimates, notes), indent=1))
         return 0

@@ -1,0 +1,104 @@
+"""CORE in card, report and page: what each task asks, what the number means, and known models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from pion.evaluation.core.published import CORE_TASKS
+from pipeline.report.core import (
+    ASKS,
+    COLUMNS,
+    core_blocks,
+    core_in_brief,
+    core_in_words,
+    core_tables,
+)
+from pipeline.report.known_models import FACTS, Bars, task_bars
+from pipeline.report.model_card import _markdown
+from pipeline.report.result_tables import TRAINED, Table
+from tests.pion.evaluation.core.test_result import of_core
+
+CORE: dict[str, Any] = dataclasses.asdict(of_core())
+RESULTS = {"sft": {"core": CORE}}
+
+
+def changed(task: int, **values: Any) -> dict[str, Any]:
+    tasks = [{**one, **values} if n == task else one for n, one in enumerate(CORE["tasks"])]
+    return {"sft": {"core": {**CORE, "tasks": tasks}}}
+
+
+def row(results: dict[str, Any], task: int = 0) -> list[str]:
+    ((_, rows),) = core_tables(results, TRAINED)
+    return list(rows[task])
+
+
+def test_every_task_of_core_is_explained() -> None:
+    assert ASKS.keys() == CORE_TASKS.keys()
+
+
+def test_a_reader_who_knows_nothing_of_centring_can_read_the_table() -> None:
+    found = dict(zip(COLUMNS, row(RESULTS)))
+    task = CORE["tasks"][0]
+    assert found["task"] == task["label"]
+    assert found["asks"] == ASKS[task["label"]]
+    assert found["right"].startswith(f"{100 * task['accuracy']:.1f} % ± ")
+    assert found["by guessing"] == f"{100 * task['baseline']:.1f} %"
+    assert "from guessing (0) to all right (1)" in found
+
+
+def test_an_accuracy_that_guessing_gives_is_at_chance() -> None:
+    assert "at chance" not in row(changed(0, accuracy=0.9, sem=0.01))[-1]
+    assert row(changed(0, accuracy=0.26, baseline=0.25, sem=0.01))[-1].startswith("at chance")
+
+
+def test_a_mean_that_guessing_gives_is_at_chance() -> None:
+    assert "At chance" not in core_in_words(CORE)
+    assert "At chance: it can't be told" in core_in_words({**CORE, "value": 0.01, "sem": 0.006})
+
+
+def test_logits_that_are_not_numbers_are_no_accuracy() -> None:
+    broken = changed(0, not_finite=3, accuracy=None, sem=None, centred=None, centred_sem=None)
+    assert row(broken)[2:] == ["–", "–", "–", "the model's logits are not numbers"]
+    assert core_in_brief({**CORE, "value": None}) == "CORE not finite"
+
+
+def test_core_is_drawn_among_known_models_and_a_part_of_it_is_not() -> None:
+    bars = next(block for block in core_blocks(RESULTS, TRAINED) if isinstance(block, Bars))
+    names = [bar.name for bar in bars.bars]
+    assert names[0] == "GPT-2 124M"
+    assert "this run, fine-tuned" in names
+    assert [bar.value for bar in bars.bars] == sorted(bar.value for bar in bars.bars)
+    few = {"sft": {"core": {**CORE, "name": "mean of 3 tasks", "not_core": ["19 are missing"]}}}
+    (words,) = core_blocks(few, TRAINED)
+    assert words.startswith("The fine-tuned model answers questions of other people's benchmarks: ")
+    assert ": mean of 3 tasks 0." in words
+    assert words.endswith("Not CORE: 19 are missing.")
+
+
+def test_a_card_draws_bars_as_long_as_the_numbers() -> None:
+    bars = next(block for block in core_blocks(RESULTS, TRAINED) if isinstance(block, Bars))
+    lines = _markdown(bars).splitlines()[2:]
+    lengths = [line.count("█") for line in lines]
+    assert max(lengths) == 30
+    assert lengths == [round(30 * bar.value / bars.bars[-1].value) for bar in bars.bars]
+    assert "█" not in _markdown(Table(("a",), [("b",)]))
+
+
+def test_a_model_worse_than_guessing_has_no_bar() -> None:
+    worse = {"sft": {"core": {**CORE, "value": -0.01}}}
+    bars = next(block for block in core_blocks(worse, TRAINED) if isinstance(block, Bars))
+    assert "this run" in _markdown(bars).splitlines()[2]
+    assert "█" not in _markdown(bars).splitlines()[2]
+
+
+def test_every_known_number_names_its_source_and_its_tool() -> None:
+    facts = json.loads(FACTS.read_text())
+    assert all(one["source"] for one in facts["core"])
+    for task, known in facts["lm_eval"].items():
+        assert all(one["source"] and one["how"] for one in known)
+        bars = task_bars(task, {"this run": (0.5, "0.500")})
+        assert bars is not None
+        assert any("(lm-eval" in bar.name or "(lighteval" in bar.name for bar in bars.bars)
+    assert task_bars("nobody_knows", {}) is None
