@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pion.evaluation.shares import ratio
+from pion.evaluation.shares import ratio, share_sem
 
 # Of one task. The largest task of CORE has 20,321 questions.
 MOST_ITEMS = 10_000_000
@@ -100,9 +100,11 @@ def difference(before: ItemScores, after: ItemScores) -> tuple[float, float]:
     if not np.isfinite(change).all() or not len(change):
         return math.nan, math.nan
     sizes = np.ones(len(change)) if before.sizes is None else before.sizes
-    if before.clusters is None:
-        return ratio(change, sizes)
-    return ratio(np.bincount(before.clusters, change), np.bincount(before.clusters, sizes))
+    of = np.arange(len(change)) if before.clusters is None else before.clusters
+    value, error = ratio(np.bincount(of, change), np.bincount(of, sizes))
+    if error == 0 and before.sizes is None:  # no answer of n differs: that is no certainty
+        error = share_sem(0, len(np.unique(of)))
+    return value, error
 
 
 def _or_none(array: np.ndarray | None) -> np.ndarray:

@@ -36,7 +36,13 @@ ASKS = {
     "boolq": "yes or no, from a passage",
     "bigbench_language_identification": "which language a sentence is in, by letter",
 }
-COLUMNS = ("task", "asks", "right", "by guessing", "from guessing (0) to all right (1)", "note")
+COLUMNS = (
+    "task, and what it asks",
+    "right",
+    "by guessing",
+    "from guessing (0) to all right (1)",
+    "note",
+)
 # Twenty trainings of one recipe that differ in their seed: karpathy/nanochat, issue 807.
 SEED = (
     "Two trainings with other seeds differ in CORE by about 0.009, so below 0.018, one run each "
@@ -120,15 +126,15 @@ def task_in_words(task: Mapping[str, Any]) -> str:
 def _rows(core: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for task in core["tasks"]:
-        label, asks = task["label"], ASKS.get(task["label"], task["task_type"].replace("_", " "))
+        asks = ASKS.get(task["label"], task["task_type"].replace("_", " "))
+        name = f"{task['label']}: {asks}"
         if task["not_finite"]:
-            rows.append((label, asks, "–", "–", "–", "the model's logits are not numbers"))
+            rows.append((name, "–", "–", "–", "the model's logits are not numbers"))
             continue
         notes = ["at chance"] * _at_chance(task) + _notes(task)
         rows.append(
             (
-                label,
-                asks,
+                name,
                 f"{100 * task['accuracy']:.1f} % ± {100 * task['sem']:.1f}",
                 f"{100 * task['baseline']:.1f} %",
                 measured(task["centred"], task["centred_sem"]),

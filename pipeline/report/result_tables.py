@@ -80,7 +80,7 @@ def result_blocks(
         blocks += ["Multiple choice by likelihood:", Table(asked, choices, 2)]
     blocks += core_blocks(results, TRAINED)
     for title, rows in () if brief else core_tables(results, TRAINED):
-        blocks += [title, Table(COLUMNS, rows, 2)]
+        blocks += [title, Table(COLUMNS, rows)]
     if lm_eval := lm_eval_rows(results):
         blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
         blocks += known_tasks(results)

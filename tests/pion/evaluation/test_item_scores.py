@@ -55,6 +55,12 @@ def test_questions_about_one_passage_are_one_sample() -> None:
     assert together > 3 * alone
 
 
+def test_equal_answers_to_few_questions_are_no_certainty() -> None:
+    few, many = (item_scores(np.ones(n)) for n in (12, 12_000))
+    assert difference(few, few) == (0, pytest.approx(0.5 / 13))
+    assert difference(many, many)[1] < 1e-4
+
+
 def test_documents_weigh_as_much_as_their_bytes() -> None:
     sizes = np.array([100, 300])
     before, after = (ItemScores(np.array(bits), sizes=sizes) for bits in ([50, 90], [40, 80]))
