@@ -13,10 +13,10 @@ from pion.errors import BadInput
 from pion.evaluation.instructions.prompts import KINDS, LEAST, MOST, instructions
 from pipeline.commands.chat import tell_replaced
 from pipeline.console.formats import duration
+from pipeline.report.instructions import instructions_in_words, kinds_in_words
 
 if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
-    from pion.evaluation.instructions.score import Met, Score, ShareOfPrompts
     from pion.model.decoder import Decoder
     from pipeline.commands.eval import Part
     from pipeline.models.find import FoundModel
@@ -70,33 +70,10 @@ def instructions_part(
 
         with closing(chat_format):
             scored = measure(model.joined(), chat_format, asked, progress)
-        return dataclasses.asdict(scored), in_words(scored)
+        result = dataclasses.asdict(scored)
+        return result, "\n".join([instructions_in_words(result), *kinds_in_words(result)])
 
     return part
-
-
-def in_words(scored: Score) -> str:
-    """Return the score, and a line for each kind."""
-    of = scored.met
-    verdict = "no more than by accident: at chance, no claim. " if scored.at_chance else ""
-    head = (
-        f"{verdict}met {_percent(of.strict)}, by accident {_percent(of.accident)}, loosely "
-        f"{_percent(of.loose)} ({of.prompts} prompts, {of.unfinished:.1%} of the answers "
-        f"unfinished after {scored.most_tokens} tokens)"
-    )
-    width = max(map(len, scored.kinds))
-    return "\n".join([head, *(_line(kind.ljust(width), met) for kind, met in scored.kinds.items())])
-
-
-def _line(kind: str, met: Met) -> str:
-    return (
-        f"  {kind}  met {_percent(met.strict)}, by accident {_percent(met.accident)}, loosely "
-        f"{_percent(met.loose)}, unfinished {met.unfinished:.0%}"
-    )
-
-
-def _percent(share: ShareOfPrompts) -> str:
-    return f"{share.share:.1%} ± {share.sem:.1%}"
 
 
 def _count(text: str) -> int:

@@ -21,6 +21,8 @@ from pipeline.report.calibration import (
     calibration_rows,
 )
 from pipeline.report.core import COLUMNS, core_blocks, core_tables
+from pipeline.report.instructions import COLUMNS as INSTRUCTIONS
+from pipeline.report.instructions import instruction_rows, instructions_in_words
 from pipeline.report.known_models import Bars, sources_in_words, task_bars
 from pipeline.report.values import percent_with_error, share_with_interval, value_with_error
 
@@ -75,6 +77,10 @@ def result_blocks(
             f"the model predicts the end of a response where it belongs in {stops} of the cases, "
             f"and in {early} of the other places."
         )
+    if asked := response.get("instructions"):
+        blocks.append(f"Of built-in instructions, it has {instructions_in_words(asked)}.")
+        if not brief:
+            blocks.append(Table(INSTRUCTIONS, instruction_rows(asked)))
     if choices := choice_rows(results):
         asked = ("task", "model", "accuracy", "chance", "questions")
         blocks += ["Multiple choice by likelihood:", Table(asked, choices, 2)]

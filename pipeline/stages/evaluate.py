@@ -84,9 +84,27 @@ class Questions:
 def read_questions_of(job: Job) -> Questions:
     """Return the questions that the job names.
 
-    Raises BadInput as `read_packs` and `read_core` do.
+    Raises BadInput as `read_packs` and `read_core` do, and for instructions that can't be asked.
     """
+    if job.evaluate.instructions:
+        check_instructions(job)
     return Questions(read_packs(job), read_core(job))
+
+
+def check_instructions(job: Job) -> None:
+    """Raise BadInput for a number of instructions that is none, and for a job whose final model was
+    not fine-tuned on conversations."""
+    from pion.evaluation.instructions.prompts import instructions
+
+    if job.sft is None:
+        raise BadInput(
+            "evaluate.instructions: the job has no `sft` section, so its model has no chat format "
+            "to be asked in. Nothing was started. Remove evaluate.instructions, or add `sft`"
+        )
+    try:
+        instructions(job.evaluate.instructions)
+    except BadInput as error:
+        raise BadInput(f"evaluate.instructions: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -163,6 +181,10 @@ class _Evaluation:
         if stage == "sft" and trained.sft_data is not None and not compared:
             label = "sft model on held-out conversations"
             result |= self.part("sft.responses", label, measures.responses)
+        if stage == "sft" and measures.job.evaluate.instructions:
+            label = f"sft model on {measures.job.evaluate.instructions} instructions"
+            compute = partial(measures.instructions, stage)
+            result["instructions"] = self.part("sft.instructions", label, compute)
         if measures.job.evaluate.continuations and (cut := measures.continuations()):
             result["continuations"] = self.part(
                 f"{stage}.continuations",

@@ -50,7 +50,7 @@ MEASURES = (
     "packs",
     "core",
 )
-SFT_MEASURES = ("response_loss", "stop_accuracy", "false_stop_rate")
+SFT_MEASURES = ("response_loss", "stop_accuracy", "false_stop_rate", "instructions")
 
 
 def check_target(job: Job) -> list[str]:
