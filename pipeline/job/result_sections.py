@@ -96,6 +96,12 @@ class Evaluate(Section):
     core: Core | None = identity(
         None, "the CORE benchmark, on a bundle of questions that you have", before=None
     )
+    overlap: Literal["auto", "all", "off"] | None = identity(
+        None,
+        "look for the questions of `packs` and `core` in the rows that the run has trained on. "
+        "auto: in the first 2 billion tokens. Unset: off",
+        before=None,
+    )
     lm_eval: LmEval = identity(LmEval(), "tasks of lm-evaluation-harness")
     text: str | None = identity(
         None,

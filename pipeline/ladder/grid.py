@@ -250,6 +250,7 @@ def _only_pretraining() -> dict[str, Any]:
         "evaluate.continuations": 0,
         "evaluate.packs": [],
         "evaluate.core": None,
+        "evaluate.overlap": None,
         "evaluate.instructions": 0,
         "evaluate.lm_eval": {},
         "evaluate.checkpoint": "last",

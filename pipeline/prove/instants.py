@@ -46,6 +46,7 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
         "evaluate.ngram_order": 0,
         "evaluate.packs": [],
         "evaluate.core": None,
+        "evaluate.overlap": None,
         "evaluate.instructions": 0,
         "evaluate.lm_eval": {},
         "evaluate.ladder": None,

@@ -24,6 +24,15 @@ from pipeline.report.core import COLUMNS, core_blocks, core_tables
 from pipeline.report.instructions import COLUMNS as INSTRUCTIONS
 from pipeline.report.instructions import instruction_rows, instructions_in_words
 from pipeline.report.known_models import Bars, sources_in_words, task_bars
+from pipeline.report.overlap import (
+    ACCURACIES,
+    MEANS,
+    accuracy_rows,
+    examples_in_words,
+    overlap_in_words,
+    overlap_rows,
+)
+from pipeline.report.overlap import COLUMNS as OVERLAP
 from pipeline.report.values import percent_with_error, share_with_interval, value_with_error
 
 TRAINED = (("sft", "fine-tuned"), ("pretrain", "base"))
@@ -87,11 +96,25 @@ def result_blocks(
     blocks += core_blocks(results, TRAINED)
     for title, rows in () if brief else core_tables(results, TRAINED):
         blocks += [title, Table(COLUMNS, rows)]
+    blocks += _overlap_blocks(job, results, brief=brief)
     if lm_eval := lm_eval_rows(results):
         blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
         blocks += known_tasks(results)
     shown = [block for block in blocks if block]
     return [*shown, "± is one standard error."] if shown else []
+
+
+def _overlap_blocks(job: Job, results: Mapping[str, Any], *, brief: bool) -> list[Block]:
+    """Return whether the questions are in the training rows: in brief a sentence."""
+    asked = bool(job.evaluate.packs or job.evaluate.core)
+    blocks: list[Block] = [overlap_in_words(results, asked=asked)]
+    overlap = results.get("overlap")
+    if overlap is None or brief:
+        return blocks
+    blocks += [MEANS, Table(OVERLAP, overlap_rows(overlap))]
+    if accuracies := accuracy_rows(overlap):
+        blocks.append(Table(ACCURACIES, accuracies, 2))
+    return [*blocks, *examples_in_words(overlap)]
 
 
 DRAFTS = (

@@ -170,6 +170,49 @@ class Counted(Measured):
     train_tokens: NotRequired[Count | None]
 
 
+class Wilson(TypedDict):
+    """A share, with Wilson's interval of 95 %."""
+
+    share: float
+    low: float
+    high: float
+
+
+class OverlapExample(TypedDict):
+    """An item, and the row that has most of its n-grams."""
+
+    item: str
+    row_has: str
+    source: str
+    row: Count
+    held: Count
+    ngrams: Count
+
+
+class OverlapOfSet(TypedDict):
+    """How much of a set is in the training rows; see pion/evaluation/overlap/verdict.py."""
+
+    name: str
+    items: Count
+    unjudged: Count
+    overlapped: Wilson | None
+    with_answer: Wilson | None
+    control: Wilson | None
+    verdict: str
+    examples: Sequence[OverlapExample]
+    accuracy: Mapping[str, Mapping[str, Number]]
+
+
+class Overlap(TypedDict):
+    """Whether evaluation sets are in the training rows."""
+
+    rule: str
+    tokens: Count
+    of_tokens: Count
+    start_unknown: bool
+    sets: Sequence[OverlapOfSet]
+
+
 class ComparedText(TypedDict):
     """The text that has nothing to do with the run."""
 
@@ -197,6 +240,7 @@ class Evaluated(TypedDict):
     checkpoint: NotRequired[Checkpoint]
     untrained: NotRequired[Measured]
     ngram: NotRequired[Counted]
+    overlap: NotRequired[Overlap]
     lm_eval: NotRequired[Mapping[str, Mapping[str, Any]]]
     normalization: NotRequired[str]  # how the tokenizer changes a text before it is encoded
 

@@ -31,6 +31,7 @@ from pipeline.stages.measures import (
     TrainedRun,
     without_sums,
 )
+from pipeline.stages.overlap import overlap_of
 
 if TYPE_CHECKING:
     from pion.evaluation.core.bundle import Bundle
@@ -152,6 +153,8 @@ class _Evaluation:
                 results["ngram"] = self.part("ngram", "n-gram baseline", measures.ngram)
         if measures.tokenizer.normalization is not None:
             results["normalization"] = measures.tokenizer.normalization
+        if section.overlap in ("auto", "all") and (questions.packs or questions.core):
+            results["overlap"] = overlap_of(measures, questions, self.items, self.part)
         measures.close()
         if section.lm_eval.tasks:
             results["lm_eval"] = self._lm_eval()

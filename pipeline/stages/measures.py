@@ -343,6 +343,16 @@ class Measures:
 
         return torch_dtype(pick_dtype(self.job.hardware.dtype, self.device))
 
+    def rows_of(self, split: str, part: str | None = None) -> RowStream:
+        """Return the rows of "train" or "held_out": text of "pretrain", or conversations of "sft".
+        Without a part, the text if there is any."""
+        part = part or ("sft" if self.text is None else "pretrain")
+        return self._stream(self.conversations if part == "sft" else self.text, split)
+
+    def on_batch(self) -> None:
+        """Call what is called after each batch; it may end the measure."""
+        self._on_batch()
+
     def _stream(
         self, data: PreparedData | None, split: str, window: int | None = None
     ) -> RowStream:
