@@ -57,11 +57,37 @@ def result_blocks(
 
     `code` is the format of names and hashes. `brief` leaves out the single tasks of CORE.
     """
-    blocks: list[Block] = [chosen_checkpoint(results)]
-    if compared := before_after_rows(job, results):
-        blocks.append("Before and after training (lower is better):")
-        blocks.append(Table(("", "before", "after", "difference"), compared))
-        blocks.append(what_it_forgot(job, results, code=code))
+    blocks = [
+        chosen_checkpoint(results),
+        *_compared_blocks(job, results, code=code),
+        *_language_blocks(results),
+        *_answer_blocks(results, brief=brief),
+        *core_blocks(results, TRAINED),
+        *([] if brief else _core_tables(results)),
+        *_overlap_blocks(job, results, brief=brief),
+    ]
+    if lm_eval := lm_eval_rows(results):
+        blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
+        blocks += known_tasks(results)
+    shown = [block for block in blocks if block]
+    return [*shown, "± is one standard error."] if shown else []
+
+
+def _compared_blocks(job: Job, results: Mapping[str, Any], *, code: str) -> list[Block]:
+    """Return what was measured before and after training, if the run started from a model."""
+    compared = before_after_rows(job, results)
+    if not compared:
+        return []
+    return [
+        "Before and after training (lower is better):",
+        Table(("", "before", "after", "difference"), compared),
+        what_it_forgot(job, results, code=code),
+    ]
+
+
+def _language_blocks(results: Mapping[str, Any]) -> list[Block]:
+    """Return what was measured on held-out text."""
+    blocks: list[Block] = []
     if language := language_rows(results):
         note = "On text held out of training (lower is better)"
         baseline = results.get("ngram")
@@ -76,6 +102,12 @@ def result_blocks(
         blocks.append(calibration_in_words(results))
     if drafts := draft_rows(results):
         blocks += [DRAFTS, Table(("model", "tokens", "tokens a pass", "right"), drafts, 2)]
+    return blocks
+
+
+def _answer_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
+    """Return how the models answer: conversations, built-in instructions and multiple choice."""
+    blocks: list[Block] = []
     response = results.get("sft") or {}
     if "response_loss" in response:
         loss = value_with_error(response, "response_loss")
@@ -91,17 +123,17 @@ def result_blocks(
         if not brief:
             blocks.append(Table(INSTRUCTIONS, instruction_rows(asked)))
     if choices := choice_rows(results):
-        asked = ("task", "model", "accuracy", "chance", "questions")
-        blocks += ["Multiple choice by likelihood:", Table(asked, choices, 2)]
-    blocks += core_blocks(results, TRAINED)
-    for title, rows in () if brief else core_tables(results, TRAINED):
+        columns = ("task", "model", "accuracy", "chance", "questions")
+        blocks += ["Multiple choice by likelihood:", Table(columns, choices, 2)]
+    return blocks
+
+
+def _core_tables(results: Mapping[str, Any]) -> list[Block]:
+    """Return the tables of CORE's tasks, each with its title."""
+    blocks: list[Block] = []
+    for title, rows in core_tables(results, TRAINED):
         blocks += [title, Table(COLUMNS, rows)]
-    blocks += _overlap_blocks(job, results, brief=brief)
-    if lm_eval := lm_eval_rows(results):
-        blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
-        blocks += known_tasks(results)
-    shown = [block for block in blocks if block]
-    return [*shown, "± is one standard error."] if shown else []
+    return blocks
 
 
 def _overlap_blocks(job: Job, results: Mapping[str, Any], *, brief: bool) -> list[Block]:

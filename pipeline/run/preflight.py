@@ -60,7 +60,7 @@ def preflight(job: Job) -> list[str]:
             found = find_model(job.model_name(source))
             check_start(found, source, lora=job.lora(stage) is not None)
     if job.evaluate.packs or job.evaluate.core or job.evaluate.instructions:
-        from pipeline.stages.evaluate import read_questions_of
+        from pipeline.stages.questions import read_questions_of
 
         read_questions_of(job)
     if job.evaluate.text is not None:

@@ -15,11 +15,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.stages.core import core_of, read_core
+from pipeline.stages.core import core_of
 from pipeline.stages.measures import (
     BY_ITEM,
     SUMS,
@@ -32,10 +31,7 @@ from pipeline.stages.measures import (
     without_sums,
 )
 from pipeline.stages.overlap import overlap_of
-
-if TYPE_CHECKING:
-    from pion.evaluation.core.bundle import Bundle
-    from pion.evaluation.multiple_choice import Question
+from pipeline.stages.questions import Questions, read_questions_of
 
 
 def evaluate_run(
@@ -55,57 +51,6 @@ def evaluate_run(
     """
     with closing(Measures(job, trained, on_batch=lambda: sleep(0.0))) as measures:
         return _Evaluation(measures, parts, sleep, start).results()
-
-
-def read_packs(job: Job) -> dict[str, list[Question]]:
-    """Return the job's multiple-choice packs by file stem.
-
-    Raises BadInput for a line that is not a question, with file and line, and for two packs of
-    the same name.
-    """
-    from pion.evaluation.multiple_choice import read_questions
-
-    packs: dict[str, list[Question]] = {}
-    for pack in job.evaluate.packs:
-        path = job.input_path(pack)
-        if path.stem in packs:
-            raise BadInput(f"evaluate.packs: two packs are called {path.stem!r}: rename one")
-        packs[path.stem] = read_questions(path)
-    return packs
-
-
-@dataclass(frozen=True)
-class Questions:
-    """The questions that a job names: multiple-choice packs by name, and a bundle of CORE."""
-
-    packs: Mapping[str, list[Question]]
-    core: Bundle | None
-
-
-def read_questions_of(job: Job) -> Questions:
-    """Return the questions that the job names.
-
-    Raises BadInput as `read_packs` and `read_core` do, and for instructions that can't be asked.
-    """
-    if job.evaluate.instructions:
-        check_instructions(job)
-    return Questions(read_packs(job), read_core(job))
-
-
-def check_instructions(job: Job) -> None:
-    """Raise BadInput for a number of instructions that is none, and for a job whose final model was
-    not fine-tuned on conversations."""
-    from pion.evaluation.instructions.prompts import instructions
-
-    if job.sft is None:
-        raise BadInput(
-            "evaluate.instructions: the job has no `sft` section, so its model has no chat format "
-            "to be asked in. Nothing was started. Remove evaluate.instructions, or add `sft`"
-        )
-    try:
-        instructions(job.evaluate.instructions)
-    except BadInput as error:
-        raise BadInput(f"evaluate.instructions: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pion.evaluation.overlap.index import Index
     from pion.evaluation.overlap.items import ItemSet
     from pion.evaluation.overlap.verdict import Overlap
-    from pipeline.stages.evaluate import Questions
+    from pipeline.stages.questions import Questions
 
 # `auto` searches the rows that were read first, up to so many tokens: some minutes.
 AUTO_TOKENS = 2_000_000_000
