@@ -12,13 +12,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from pipeline.console.formats import measured, short_amount
+from pipeline.console.formats import short_amount
 from pipeline.job import Job
 from pipeline.report.calibration import (
     CALIBRATION,
     CALIBRATION_COLUMNS,
     calibration_in_words,
     calibration_rows,
+)
+from pipeline.report.lm_eval_rows import (
+    ASKED_COLUMNS,
+    ASKED_NUMBERS_FROM,
+    LM_EVAL_COLUMNS,
+    asked_in_words,
+    asked_rows,
+    lm_eval_rows,
 )
 from pipeline.report.values import percent_with_error, share_with_interval, value_with_error
 
@@ -68,10 +76,12 @@ def result_blocks(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> 
             f"and in {early} of the other places."
         )
     if choices := choice_rows(results):
-        asked = ("task", "model", "accuracy", "chance", "questions")
-        blocks += ["Multiple choice by likelihood:", Table(asked, choices, 2)]
+        columns = ("task", "model", "accuracy", "chance", "questions")
+        blocks += ["Multiple choice by likelihood:", Table(columns, choices, 2)]
     if lm_eval := lm_eval_rows(results):
-        blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
+        blocks += ["lm-evaluation-harness:", Table(LM_EVAL_COLUMNS, lm_eval, 2)]
+    if asked := asked_rows(results, code=code):
+        blocks += [asked_in_words(results), Table(ASKED_COLUMNS, asked, ASKED_NUMBERS_FROM)]
     shown = [block for block in blocks if block]
     return [*shown, "± is one standard error."] if shown else []
 
@@ -156,23 +166,6 @@ def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
             if result:
                 shares = [percent_with_error(result, name) for name in ("accuracy", "chance")]
                 rows.append((task, title, *shares, f"{result['questions']:,}"))
-    return rows
-
-
-def lm_eval_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (task, metric, value) of lm-evaluation-harness; for a skipped task, the reason."""
-    rows = []
-    for task, metrics in (results.get("lm_eval") or {}).items():
-        if "skipped" in metrics:
-            rows.append((task, "skipped", str(metrics["skipped"])))
-            continue
-        for name, value in metrics.items():
-            metric, comma, filter_name = name.partition(",")
-            # The error of `acc,none` is `acc_stderr,none`.
-            error = metrics.get(f"{metric}_stderr{comma}{filter_name}")
-            if isinstance(value, int | float) and "_stderr" not in name:
-                known = error if isinstance(error, int | float) else None
-                rows.append((task, name.removesuffix(",none"), measured(value, known)))
     return rows
 
 

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from pion.evaluation.multiple_choice import Question
 
 
+# What the name of a part ends with that has the score of each question. It is kept before the part
+# itself, so a part that is there has its items.
+ITEMS = ".items"
+
+
 def evaluate_run(
     job: Job,
     trained: TrainedRun,
@@ -148,6 +153,9 @@ class _Evaluation:
             working_folder=job.folder,
             limit=section.limit,
             device=measures.device.type,
+            chat=section.chat,
+            tuned=job.sft is not None,
+            tokenizer=measures.chat_path,
         )
         with tempfile.TemporaryDirectory(prefix="pion-export-") as folder:
             exported = Path(folder) / "model"
@@ -159,7 +167,12 @@ class _Evaluation:
                         measures.chat_path, imported=final.config.imported
                     )
                     export_model(final, tokenizer, exported)
-                return run_task(task, exported, options, self.sleep)
+                score = run_task(task, exported, options, self.sleep)
+                items = f"lm_eval.{task}{ITEMS}"
+                # The process that owned the run before may have kept them, and no more.
+                if score.items and self.part.load(items) is None:
+                    self.part.save(items, score.items)
+                return score.result
 
             return {
                 task: self.part(f"lm_eval.{task}", f"lm-eval task {task}", partial(run, task))
