@@ -23,8 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pion.data.tokens.special_tokens import GENERATION_CONFIG
-from pion.data.tokens.token_names import read_optional
 from pion.errors import Interrupted
 from pion.formats.huggingface.tokenizer_files import TOKENIZER_FILE
 from pipeline.machine.child_process import HUB, without_secrets
@@ -122,7 +120,7 @@ def _command(task: str, model: Path, options: TaskOptions, out: Path) -> list[st
     tokenizer = options.tokenizer or model / TOKENIZER_FILE
     request = TaskRequest(
         task=task,
-        model=str(_without_length(model.resolve(), out)),
+        model=str(model.resolve()),
         trusted=runs_only_our_code(model),
         tokenizer=str(tokenizer.resolve()),
         include_path=None if options.include_path is None else str(options.include_path.resolve()),
@@ -135,24 +133,6 @@ def _command(task: str, model: Path, options: TaskOptions, out: Path) -> list[st
     )
     # -P: modules in the working folder, which is the user's, must not replace others.
     return [PYTHON, "-P", "-m", "pipeline.stages.lm_eval_driver", request.to_json()]
-
-
-def _without_length(model: Path, out: Path) -> Path:
-    """Return the model's folder, or one in `out` with links to its files.
-
-    transformers prefers the `max_new_tokens` that was published with a model to the length that
-    lm-eval asks for, so the answers would not be as long as the task says.
-    """
-    generation = read_optional(model / GENERATION_CONFIG)
-    if generation.pop("max_new_tokens", None) is None:
-        return model
-    folder = out / "model"
-    folder.mkdir()
-    for path in model.iterdir():
-        (folder / path.name).symlink_to(path)
-    (folder / GENERATION_CONFIG).unlink()
-    (folder / GENERATION_CONFIG).write_text(json.dumps(generation))
-    return folder
 
 
 @contextmanager

@@ -60,6 +60,9 @@ class CheckedModel(HFLM):  # type: ignore[misc, unused-ignore]
         self._talks = ChatFormat(tokenizer, Tokenizer.from_file(tokenizer))
         self._checked = False
         self._ends = _end_ids(self.model.generation_config.eos_token_id)
+        # transformers prefers this to the length that lm-eval asks for, so answers would not be as
+        # long as the task says.
+        self.model.generation_config.max_new_tokens = None
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True

@@ -34,7 +34,7 @@ num_fewshot: 2
 output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: "{{choices[0]}}"
-generation_kwargs: {until: ["\\n\\n", "</s>"], max_gen_toks: 6}
+generation_kwargs: {until: ["Question:", "</s>"], max_gen_toks: 6}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 SCORES_TEXTS = """
@@ -48,6 +48,8 @@ TASKS = {
     "local_answers": HEAD + WRITES_ANSWERS,
     "local_begun": HEAD + WRITES_ANSWERS + 'gen_prefix: "The sum is"',
     "local_described": HEAD + WRITES_ANSWERS + 'description: "Add the numbers."',
+    # The untrained model repeats the line's end, so its answers have this stop.
+    "local_lines": (HEAD + WRITES_ANSWERS).replace("Question:", "\\n\\n"),
     "local_texts": HEAD + SCORES_TEXTS,
 }
 GROUPS = {

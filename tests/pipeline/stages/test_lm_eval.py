@@ -112,27 +112,6 @@ def test_a_folder_with_code_that_pion_did_not_write_is_not_trusted(
     assert (request.model, request.trusted) == (str(tmp_path), False)
 
 
-@pytest.mark.usefixtures("offline")
-def test_the_published_length_of_answers_does_not_replace_that_of_a_task(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """transformers prefers a model's `max_new_tokens` to the length that lm-eval asks for."""
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "model.safetensors").write_text("weights")
-    (model / "generation_config.json").write_text('{"max_new_tokens": 128, "eos_token_id": 0}')
-    shows = (
-        "import json; from pathlib import Path; "
-        "folder = Path(json.loads(sys.argv[-1])['model']); "
-        "read = {path.name: path.read_text() for path in folder.iterdir()}; "
-        "print(sorted(read.items()), file=sys.stderr); sys.exit(1)"
-    )
-    monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(shows, tmp_path))
-    read = [("generation_config.json", '{"eos_token_id": 0}'), ("model.safetensors", "weights")]
-    assert run_task("gsm8k", model) == TaskScore({"skipped": str(read)})
-    assert "128" in (model / "generation_config.json").read_text()
-
-
 HOLDS_THE_CARD = """
 import subprocess, time
 subprocess.Popen(["sleep", "1000"], start_new_session=True)
