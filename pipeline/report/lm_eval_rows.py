@@ -35,7 +35,7 @@ def lm_eval_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             metric, comma, filter_name = name.partition(",")
             # The error of `acc,none` is `acc_stderr,none`.
             error = metrics.get(f"{metric}_stderr{comma}{filter_name}")
-            if isinstance(value, int | float) and "_stderr" not in name:
+            if isinstance(value, int | float) and "_stderr" not in name and name != ASKED:
                 known = error if isinstance(error, int | float) else None
                 rows.append((shown, name.removesuffix(",none"), measured(value, known)))
     return rows

@@ -21,6 +21,7 @@ from pion.model.decoder import Decoder
 from pipeline.job import Job
 from pipeline.stages.evaluate import Start, evaluate_run
 from pipeline.stages.measures import Parts, TrainedRun
+from tests.support.scripts import python_that
 
 SEQ_LEN = 64
 TEXT = ["the cat sat on the mat. ", "a dog ate the bone. ", "return a new list of the items. "]
@@ -367,3 +368,66 @@ def test_an_lm_eval_task_that_can_not_run_is_listed_with_its_reason_and_not_trie
     assert results["lm_eval"]["arc_easy"]["skipped"].startswith("lm-eval is not installed here")
     again, said = world.run(job, parts)
     assert (again, said) == (results, [])
+
+
+# Writes what lm-eval gives, and how often it was asked.
+ANSWERS = """
+import json
+request = json.loads(sys.argv[-1])
+with open("asked.jsonl", "a") as file:
+    file.write(json.dumps(request) + chr(10))
+items = {"sums acc": {"rule": "r", "key": ["a"], "values": [1]}}
+answer = {"result": {"acc": 1.0, "asked": {"form": "chat"}}, "items": items}
+open(request["out"] + "/answer.json", "w").write(json.dumps(answer))
+"""
+
+
+@pytest.fixture
+def answering(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
+    """Let a program answer in place of lm-eval. Return what returns all requests so far."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(ANSWERS, world.root))
+    asked = world.root / "asked.jsonl"
+    asked.unlink(missing_ok=True)
+    return lambda: [json.loads(line) for line in asked.read_text().splitlines()]
+
+
+def test_the_score_of_each_question_is_kept_next_to_a_part_and_before_it(
+    world: World, answering: Callable[[], list[dict[str, Any]]]
+) -> None:
+    job, parts = world.job(lm_eval={"tasks": ["sums"]}, continuations=0), Folder()
+    results, _ = world.run(job, parts)
+    assert results["lm_eval"] == {"sums": {"acc": 1.0, "asked": {"form": "chat"}}}
+    assert json.loads(parts.kept["lm_eval.sums.items"]) == {
+        "sums acc": {"rule": "r", "key": ["a"], "values": [1]}
+    }
+    assert list(parts.kept)[-2:] == ["lm_eval.sums.items", "lm_eval.sums"]
+    world.run(job, parts)
+    assert len(answering()) == 1
+
+
+def test_a_machine_that_goes_away_between_the_two_keeps_the_first_scores(
+    world: World, answering: Callable[[], list[dict[str, Any]]]
+) -> None:
+    job, whole = world.job(lm_eval={"tasks": ["sums"]}, continuations=0), Folder()
+    world.run(job, whole)
+    parts = Folder(room=len(whole.kept) - 1)
+    with pytest.raises(KeyboardInterrupt):
+        world.run(job, parts)
+    assert "lm_eval.sums.items" in parts.kept
+    parts.room = 1000
+    world.run(job, parts)
+    assert parts.kept == whole.kept
+    assert len(answering()) == 3
+
+
+@pytest.mark.parametrize("chat", ["auto", True, False])
+def test_the_model_of_a_job_with_sft_is_asked_in_the_form_that_the_job_names(
+    chat: Any, world: World, answering: Callable[[], list[dict[str, Any]]]
+) -> None:
+    lm_eval = {"tasks": ["sums"], "chat": chat, "limit": 3}
+    world.run(world.job(lm_eval=lm_eval, continuations=0), Folder())
+    (request,) = answering()
+    assert (request["chat"], request["tuned"], request["limit"]) == (chat, True, 3)
+    assert request["tokenizer"] == str(world.sft_data / "tokenizer.json")

@@ -15,15 +15,8 @@ from pion.formats.export import export_model
 from pipeline.stages.lm_eval import TaskOptions, TaskScore, hub_is_reachable, run_task
 from pipeline.stages.lm_eval_request import TaskRequest
 from tests.support.lm_eval_tasks import QUESTIONS, own_model, write_tasks
+from tests.support.scripts import python_that
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
-
-
-def python_that(does: str, folder: Path) -> str:
-    """Write an interpreter that runs `does` instead of lm-eval."""
-    script = folder / "python"
-    script.write_text(f"#!{sys.executable}\nimport os, signal, sys\n{does}\n")
-    script.chmod(0o755)
-    return str(script)
 
 
 # With a cap, the export has modelling files.
