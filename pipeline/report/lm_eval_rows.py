@@ -82,17 +82,17 @@ def _asked(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _form(asked: Mapping[str, Any]) -> str:
     """Return ` (chat, 5 turns)` or ` (text, 5 shots)`; empty if the form is not known."""
-    form, shots = asked.get("form"), asked.get("shots")
+    form, shots = asked.get("form"), _count(asked.get("shots"))
     if form not in ("chat", "text"):
         return ""
-    if not _is_count(shots) or shots == 0:
+    if not shots:
         return f" ({form})"
     return f" ({form}, {counted(shots, 'turn' if form == 'chat' else 'shot')})"
 
 
 def _questions(asked: Mapping[str, Any]) -> str:
-    questions, of = asked.get("questions"), asked.get("of")
-    if not _is_count(questions) or not _is_count(of):
+    questions, of = _count(asked.get("questions")), _count(asked.get("of"))
+    if questions is None or of is None:
         return "–"
     return f"{questions:,}" if questions == of else f"{questions:,} of {of:,}"
 
@@ -103,8 +103,9 @@ def _stops(stops: Any, code: str) -> str:
     return ", ".join(code.format(text.replace("`", "'")) for text in quoted) or "–"
 
 
-def _tokens(count: Any) -> str:
-    return f"{count:,}" if _is_count(count) else "–"
+def _tokens(value: Any) -> str:
+    count = _count(value)
+    return "–" if count is None else f"{count:,}"
 
 
 def _share(share: Any) -> str:
@@ -116,5 +117,6 @@ def _text(value: Any) -> str:
     return printable(str(value)) if isinstance(value, str | int) else "–"
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _count(value: Any) -> int | None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if is_count else None

@@ -76,12 +76,12 @@ def result_blocks(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> 
             f"and in {early} of the other places."
         )
     if choices := choice_rows(results):
-        columns = ("task", "model", "accuracy", "chance", "questions")
-        blocks += ["Multiple choice by likelihood:", Table(columns, choices, 2)]
+        asked = ("task", "model", "accuracy", "chance", "questions")
+        blocks += ["Multiple choice by likelihood:", Table(asked, choices, 2)]
     if lm_eval := lm_eval_rows(results):
         blocks += ["lm-evaluation-harness:", Table(LM_EVAL_COLUMNS, lm_eval, 2)]
-    if asked := asked_rows(results, code=code):
-        blocks += [asked_in_words(results), Table(ASKED_COLUMNS, asked, ASKED_NUMBERS_FROM)]
+    if forms := asked_rows(results, code=code):
+        blocks += [asked_in_words(results), Table(ASKED_COLUMNS, forms, ASKED_NUMBERS_FROM)]
     shown = [block for block in blocks if block]
     return [*shown, "± is one standard error."] if shown else []
 

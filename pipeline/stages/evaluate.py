@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
+from pipeline.console.messages import Note
 from pipeline.job import Job
 from pipeline.stages.measures import (
     SUMS,
@@ -167,7 +168,11 @@ class _Evaluation:
                         measures.chat_path, imported=final.config.imported
                     )
                     export_model(final, tokenizer, exported)
-                score = run_task(task, exported, options, self.sleep)
+                label = f"evaluate: lm-eval task {task}"
+                score = run_task(
+                    *(task, exported, options, self.sleep),
+                    say=lambda progress: self.part.say(Note(f"{label}: {progress}")),
+                )
                 items = f"lm_eval.{task}{ITEMS}"
                 # The process that owned the run before may have kept them, and no more.
                 if score.items and self.part.load(items) is None:

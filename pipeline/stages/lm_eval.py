@@ -26,6 +26,7 @@ from typing import Any
 from pion.errors import Interrupted
 from pion.formats.huggingface.tokenizer_files import TOKENIZER_FILE
 from pipeline.machine.child_process import HUB, without_secrets
+from pipeline.stages.lm_eval_progress import Progress
 from pipeline.stages.lm_eval_request import ANSWER, Chat, TaskRequest
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
@@ -80,12 +81,14 @@ def run_task(
     model: Path,
     options: TaskOptions = TaskOptions(),
     sleep: Callable[[float], None] = time.sleep,
+    say: Callable[[str], None] = lambda progress: None,
 ) -> TaskScore:
     """Return what one task gives for the exported model `model`.
 
     lm-eval runs the model's modelling files only if they are exactly those that this version of
     Pion writes. `sleep` is called while the task runs. If it raises, or this process ends for any
-    reason, all processes of the task are killed. Raises Interrupted if a signal ended the task.
+    reason, all processes of the task are killed. `say` gets each half minute how many requests of
+    the task are answered. Raises Interrupted if a signal ended the task.
     """
     if importlib.util.find_spec("lm_eval") is None:
         return TaskScore({"skipped": f"lm-eval is not installed here: {INSTALL}"})
@@ -101,9 +104,11 @@ def run_task(
                 stderr=stderr,
                 start_new_session=True,  # so that a Ctrl-C reaches only this process
             )
+        progress = Progress(errors, say)
         try:
             while process.poll() is None:
                 sleep(POLL_SECONDS)
+                progress.look()
         finally:
             process.kill()  # does nothing if the process has ended
             process.wait()

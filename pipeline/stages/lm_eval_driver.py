@@ -16,6 +16,7 @@ from typing import Any
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
+from pion.data.chat.template_source import find_template
 from pion.errors import BadInput
 from pipeline.stages.lm_eval_model import CheckedModel, Counts
 from pipeline.stages.lm_eval_request import Chat, TaskRequest
@@ -63,6 +64,8 @@ def run(request: TaskRequest) -> dict[str, Any]:
             f"evaluate.lm_eval.tasks: {', '.join(tasks):.300}"
         )
     form = form_of(request.task, _kinds(tasks), request.chat, request.tuned)
+    if form == "chat":
+        _require_chat_format(request)
     places = {name: drawn(len(task.eval_docs), request.limit) for name, task in tasks.items()}
     samples = {name: found for name, found in places.items() if found is not None}
     about = {
@@ -108,6 +111,15 @@ def form_of(task: str, kinds: Mapping[str, str], chat: Chat, tuned: bool) -> For
             "evaluate.lm_eval.tasks, or set evaluate.lm_eval.chat to true or false"
         )
     return "chat" if writes else "text"
+
+
+def _require_chat_format(request: TaskRequest) -> None:
+    """Raise BadInput if the model has not learned a chat format, in this run or before."""
+    if not request.tuned and find_template(Path(request.tokenizer).parent) is None:
+        raise BadInput(
+            f"{request.task} can't be asked as a chat: the model has no chat template, and the job "
+            "has no sft. Set evaluate.lm_eval.chat: false"
+        )
 
 
 def _manager(request: TaskRequest) -> TaskManager:

@@ -59,8 +59,8 @@ def require_form(talks: ChatFormat, sent: Sequence[int], learned: Form) -> None:
     raise BadInput(
         f"lm-eval would ask the model in another form than it learned. Its prompt ({learned.by}) "
         f"{where} with {_shown(talks, sent, same)}; the model learned {_shown(talks, ids, same)}. "
-        "The model is safe, and no score was computed. Look at the chat template and at the first "
-        "token in the model's tokenizer_config.json, or choose the form: evaluate.lm_eval.chat"
+        "The model is safe, and no score was computed. Look at the chat template, the first token "
+        "and the tokenizer_class of the tokenizer_config.json, or set evaluate.lm_eval.chat"
     )
 
 

@@ -137,13 +137,10 @@ def test_a_group_with_tasks_of_both_forms_is_refused_before_the_model_is_loaded(
         run(both)
 
 
-def test_a_model_without_a_chat_format_can_not_be_asked_as_a_chat(
-    world: Path, tmp_path: Path
-) -> None:
-    model, _ = own_model()
-    export_model(model, world / "tokenizer.json", tmp_path / "base", chat=False)
-    with pytest.raises(ValueError, match="chat_template"):
-        run(asking(world, "local_answers", model=str(tmp_path / "base"), chat=True))
+def test_a_model_without_a_chat_format_can_not_be_asked_as_a_chat(world: Path) -> None:
+    base = asking(world, "local_answers", chat=True, tuned=False, model="nowhere")
+    with pytest.raises(BadInput, match="can't be asked as a chat: the model has no chat template"):
+        run(base)
 
 
 def test_a_model_that_learned_another_template_gets_no_score(world: Path, tmp_path: Path) -> None:
