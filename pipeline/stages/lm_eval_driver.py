@@ -18,6 +18,7 @@ from lm_eval.tasks import TaskManager
 
 from pion.data.chat.template_source import find_template
 from pion.errors import BadInput
+from pion.later_fields import closest
 from pipeline.stages.lm_eval_model import CheckedModel, Counts
 from pipeline.stages.lm_eval_request import Chat, TaskRequest
 from pipeline.stages.lm_eval_results import (
@@ -56,6 +57,9 @@ def run(request: TaskRequest) -> dict[str, Any]:
     Raises BadInput for a task that can't be asked in the wanted form, and what lm-eval raises.
     """
     manager = _manager(request)
+    if request.task not in manager.all_tasks:
+        near = closest(request.task, manager.all_tasks)
+        raise BadInput(f"evaluate.lm_eval.tasks: lm-eval has no task {request.task!r}{near}")
     loaded = manager.load([request.task])
     tasks, group = loaded["tasks"], loaded["groups"].get(request.task)
     if request.task not in tasks and (group is None or not group.has_aggregation):

@@ -161,6 +161,12 @@ def test_a_model_that_learned_another_template_gets_no_score(world: Path, tmp_pa
     assert answer["result"]["skipped"].startswith("lm-eval would ask the model in another form")
 
 
+@pytest.mark.usefixtures("own_tasks_only")
+def test_a_task_that_there_is_not_is_named_with_the_nearest(world: Path) -> None:
+    with pytest.raises(BadInput, match="no task 'local_answer'; did you mean 'local_answers'"):
+        run(asking(world, "local_answer"))
+
+
 # ---------------------------------------------------------------- which questions
 
 
