@@ -239,11 +239,16 @@ class Job(Section):
         return made(mistakes)
 
     def _mistakes_of_options(self) -> list[str]:
-        """Return the options of an adapter and of a chat template that have no effect."""
+        """Return the options of an adapter and of a chat format that have no effect."""
         publish, sft = self.publish, self.sft
-        mistakes: dict[str, object] = {}
+        mistakes: dict[str, object] = {
+            "evaluate.lm_eval.chat: true, but the model learns no chat format: the job has no sft "
+            "and no model.from. Remove it, or add sft": (
+                self.evaluate.lm_eval.chat is True and sft is None and self.model.base is None
+            )
+        }
         if publish is not None and publish.adapter:
-            mistakes = {
+            mistakes |= {
                 f"publish.{name}: an adapter is published in float32": value != "float32"
                 for name, value in (("dtype", publish.dtype), ("embeddings", publish.embeddings))
             }

@@ -28,7 +28,17 @@ class LmEval(Section):
     )
     include_path: str | None = identity(None, "folder with your own task definitions")
     limit: int | None = identity(
-        None, "maximum number of documents per task; unset: all", gt=0, most=10**9
+        None,
+        "number of questions per task, drawn with a seed: every run is asked the same; unset: all",
+        gt=0,
+        most=10**9,
+    )
+    chat: Literal["auto", True, False] = identity(
+        "auto",
+        "ask the model in its chat format, examples as turns. auto: only tasks that write answers "
+        "(generate_until), and only a job with sft; true: all tasks; false: none",
+        # Jobs of 0.1.0 have no chat. Evaluations that they finished stay finished.
+        before="auto",
     )
 
 

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.console.formats import measured
+
 FACTS = Path(__file__).with_name("known_models.json")
 
 
@@ -50,6 +52,22 @@ def task_bars(task: str, own: Mapping[str, tuple[float, str]]) -> Bars | None:
         for one in _facts()["lm_eval"].get(task, [])
     }
     return _bars(known | dict(own)) if known else None
+
+
+def known_tasks(results: Mapping[str, Any]) -> list[str | Bars]:
+    """Return, for the tasks of lm-eval that known models have done, a sentence and a drawing."""
+    blocks: list[str | Bars] = []
+    for task, metrics in (results.get("lm_eval") or {}).items():
+        value, error = metrics.get("acc"), metrics.get("acc_stderr")
+        if not isinstance(value, int | float):
+            continue
+        own = measured(value, error if isinstance(error, int | float) else None)
+        shots = (metrics.get("asked") or {}).get("shots")
+        how = f"lm-eval, {shots} shots, acc" if isinstance(shots, int) else "lm-eval, acc"
+        if bars := task_bars(task, {f"this run ({how})": (value, own)}):
+            blocks += [f"{task} next to known models, each by the tool and form named:", bars]
+            blocks.append(f"Their numbers are from: {sources_in_words('lm_eval', task)}.")
+    return blocks
 
 
 def sources_in_words(facts: str, task: str | None = None) -> str:

@@ -111,7 +111,8 @@ def trained_tokens(job: Job, stage: str) -> int:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
     """Return a Markdown table. Columns from `numbers_from` are aligned right."""
     rule = ["---" if i < numbers_from else "---:" for i in range(len(header))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+    shown = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *shown))
 
 
 def _markdown(block: Block) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from pipeline.console.formats import measured, short_amount
+from pipeline.console.formats import short_amount
 from pipeline.job import Job
 from pipeline.report.calibration import (
     CALIBRATION,
@@ -23,7 +23,15 @@ from pipeline.report.calibration import (
 from pipeline.report.core import COLUMNS, core_blocks, core_tables
 from pipeline.report.instructions import COLUMNS as INSTRUCTIONS
 from pipeline.report.instructions import instruction_rows, instructions_in_words
-from pipeline.report.known_models import Bars, sources_in_words, task_bars
+from pipeline.report.known_models import Bars, known_tasks
+from pipeline.report.lm_eval_rows import (
+    ASKED_COLUMNS,
+    ASKED_NUMBERS_FROM,
+    LM_EVAL_COLUMNS,
+    asked_in_words,
+    asked_rows,
+    lm_eval_rows,
+)
 from pipeline.report.overlap import (
     ACCURACIES,
     MEANS,
@@ -66,9 +74,7 @@ def result_blocks(
         *([] if brief else _core_tables(results)),
         *_overlap_blocks(job, results, brief=brief),
     ]
-    if lm_eval := lm_eval_rows(results):
-        blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
-        blocks += known_tasks(results)
+    blocks += _lm_eval_blocks(results, code=code)
     shown = [block for block in blocks if block]
     return [*shown, "± is one standard error."] if shown else []
 
@@ -147,6 +153,16 @@ def _overlap_blocks(job: Job, results: Mapping[str, Any], *, brief: bool) -> lis
     if accuracies := accuracy_rows(overlap):
         blocks.append(Table(ACCURACIES, accuracies, 2))
     return [*blocks, *examples_in_words(overlap)]
+
+
+def _lm_eval_blocks(results: Mapping[str, Any], *, code: str) -> list[Block]:
+    """Return what lm-evaluation-harness measured, how it asked, and the known models."""
+    blocks: list[Block] = []
+    if lm_eval := lm_eval_rows(results):
+        blocks += ["lm-evaluation-harness:", Table(LM_EVAL_COLUMNS, lm_eval, 2)]
+    if forms := asked_rows(results, code=code):
+        blocks += [asked_in_words(results), Table(ASKED_COLUMNS, forms, ASKED_NUMBERS_FROM)]
+    return [*blocks, *known_tasks(results)]
 
 
 DRAFTS = (
@@ -230,39 +246,6 @@ def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 shares = [percent_with_error(result, name) for name in ("accuracy", "chance")]
                 rows.append((task, title, *shares, f"{result['questions']:,}"))
     return rows
-
-
-def lm_eval_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (task, metric, value) of lm-evaluation-harness; for a skipped task, the reason."""
-    rows = []
-    for task, metrics in (results.get("lm_eval") or {}).items():
-        if "skipped" in metrics:
-            rows.append((task, "skipped", str(metrics["skipped"])))
-            continue
-        for name, value in metrics.items():
-            metric, comma, filter_name = name.partition(",")
-            # The error of `acc,none` is `acc_stderr,none`.
-            error = metrics.get(f"{metric}_stderr{comma}{filter_name}")
-            if isinstance(value, int | float) and "_stderr" not in name:
-                known = error if isinstance(error, int | float) else None
-                rows.append((task, name.removesuffix(",none"), measured(value, known)))
-    return rows
-
-
-def known_tasks(results: Mapping[str, Any]) -> list[Block]:
-    """Return, for the tasks of lm-evaluation-harness that known models have done, a drawing."""
-    blocks: list[Block] = []
-    for task, metrics in (results.get("lm_eval") or {}).items():
-        value, error = (metrics.get(name) for name in ("acc,none", "acc_stderr,none"))
-        if not isinstance(value, int | float):
-            continue
-        own = measured(value, error if isinstance(error, int | float) else None)
-        bars = task_bars(task, {"this run (lm-eval, acc)": (value, own)})
-        if bars is not None:
-            known = sources_in_words("lm_eval", task)
-            blocks += [f"{task} next to known models, each by the tool and form named:", bars]
-            blocks.append(f"Their numbers are from: {known}.")
-    return blocks
 
 
 # Standard errors from which on a difference is not put down to chance.

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from pion.errors import BadInput
+from pipeline.console.messages import Note
 from pipeline.job import Job
 from pipeline.stages.core import core_of
 from pipeline.stages.measures import (
@@ -72,16 +73,24 @@ class _Evaluation:
             self.parts.save(BY_ITEM, self.items)
         return results
 
-    def part(self, name: str, label: str, compute: Callable[[], Result]) -> Result:
-        """Return a part without the scores of its single questions and documents."""
-        whole = self._whole(name, label, compute)
+    def part(
+        self, name: str, label: str, compute: Callable[[], Result], of: str | None = None
+    ) -> Result:
+        """Return a part without the scores of its single questions and documents.
+
+        `of` is the model that was measured, if the name does not begin with it.
+        """
+        whole = self._whole(name, label, compute, of)
         return {key: value for key, value in whole.items() if key != BY_ITEM}
 
-    def _whole(self, name: str, label: str, compute: Callable[[], Result]) -> Result:
+    def _whole(
+        self, name: str, label: str, compute: Callable[[], Result], of: str | None = None
+    ) -> Result:
         """Return a part, and keep the scores of its single questions and documents in `items`."""
         result = self.parts(name, label, compute)
-        model = name.partition(".")[0]
-        self.items.update({f"{model}.{of}": kept for of, kept in result.get(BY_ITEM, {}).items()})
+        model = of or name.partition(".")[0]
+        by_item = result.get(BY_ITEM, {})
+        self.items.update({f"{model}.{measure}": kept for measure, kept in by_item.items()})
         return result
 
     def _results(self) -> Result:
@@ -166,6 +175,9 @@ class _Evaluation:
             working_folder=job.folder,
             limit=section.limit,
             device=measures.device.type,
+            chat=section.chat,
+            tuned=job.sft is not None,
+            tokenizer=measures.chat_path,
         )
         with tempfile.TemporaryDirectory(prefix="pion-export-") as folder:
             exported = Path(folder) / "model"
@@ -177,10 +189,18 @@ class _Evaluation:
                         measures.chat_path, imported=final.config.imported
                     )
                     export_model(final, tokenizer, exported)
-                return run_task(task, exported, options, self.sleep)
+                label = f"evaluate: lm-eval task {task}"
+                score = run_task(
+                    *(task, exported, options, self.sleep),
+                    say=lambda progress: self.parts.say(Note(f"{label}: {progress}")),
+                )
+                return {**score.result, BY_ITEM: score.items}
 
+            final = list(measures.trained.models)[-1]
             return {
-                task: self.part(f"lm_eval.{task}", f"lm-eval task {task}", partial(run, task))
+                task: self.part(
+                    f"lm_eval.{task}", f"lm-eval task {task}", partial(run, task), of=final
+                )
                 for task in section.tasks
             }
 

@@ -7,7 +7,6 @@ little memory in that process must not fail the run.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 import os
 import shutil
@@ -20,14 +19,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pion.data.tokens.special_tokens import GENERATION_CONFIG
-from pion.data.tokens.token_names import read_optional
 from pion.errors import Interrupted
+from pion.formats.huggingface.tokenizer_files import TOKENIZER_FILE
 from pipeline.machine.child_process import HUB, without_secrets
+from pipeline.stages.lm_eval_progress import Progress
+from pipeline.stages.lm_eval_request import ANSWER, Chat, TaskRequest
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
 HUB_TIMEOUT = 5.0  # seconds
@@ -44,14 +44,36 @@ class TaskOptions:
     Attributes:
         include_path: a folder of the user's own task definitions.
         working_folder: where lm-eval looks for the files that these definitions name.
-        limit: the largest number of questions per task; None for all.
+        limit: the number of questions per task; None for all.
         device: cpu or cuda.
+        chat: which tasks are asked in the model's chat format: `evaluate.lm_eval.chat`.
+        tuned: whether the model was trained on conversations.
+        tokenizer: the tokenizer.json next to the chat format that the model learned. None: the
+            exported model's.
     """
 
     include_path: Path | None = None
     working_folder: Path | None = None
     limit: int | None = None
     device: str = "cpu"
+    chat: Chat = "auto"
+    tuned: bool = False
+    tokenizer: Path | None = None
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """What a task gave.
+
+    Attributes:
+        result: its metrics by lm-eval's names ("acc", "acc_stderr", …; "exact_match,strict-match"
+            where a task filters answers), and under "asked" how the model was asked; or
+            {"skipped": reason}.
+        items: the score of each question; see `lm_eval_results.items_of`.
+    """
+
+    result: dict[str, Any]
+    items: dict[str, Any] = field(default_factory=dict)
 
 
 def run_task(
@@ -59,17 +81,17 @@ def run_task(
     model: Path,
     options: TaskOptions = TaskOptions(),
     sleep: Callable[[float], None] = time.sleep,
-) -> dict[str, Any]:
-    """Return one task's metrics of the exported model `model`, or {"skipped": reason}.
+    say: Callable[[str], None] = lambda progress: None,
+) -> TaskScore:
+    """Return what one task gives for the exported model `model`.
 
-    Metrics have lm-eval's names ("acc", "acc_stderr", …; "exact_match,strict-match" where a task
-    filters answers). lm-eval runs the model's modelling files only if they are exactly those that
-    this version of Pion writes. `sleep` is called while the task runs. If it raises, or this
-    process ends for any reason, all processes of the task are killed. Raises Interrupted if a
-    signal ended the task.
+    lm-eval runs the model's modelling files only if they are exactly those that this version of
+    Pion writes. `sleep` is called while the task runs. If it raises, or this process ends for any
+    reason, all processes of the task are killed. `say` gets each half minute how many requests of
+    the task are answered. Raises Interrupted if a signal ended the task.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        return {"skipped": f"lm-eval is not installed here: {INSTALL}"}
+        return TaskScore({"skipped": f"lm-eval is not installed here: {INSTALL}"})
     with _reaped_folder() as out:
         errors = out / "stderr"  # a file, because an unread pipe fills up
         with errors.open("wb") as stderr:
@@ -82,59 +104,40 @@ def run_task(
                 stderr=stderr,
                 start_new_session=True,  # so that a Ctrl-C reaches only this process
             )
+        progress = Progress(errors, say)
         try:
             while process.poll() is None:
                 sleep(POLL_SECONDS)
+                progress.look()
         finally:
             process.kill()  # does nothing if the process has ended
             process.wait()
-        results = sorted(out.rglob("results_*.json"))
-        if process.returncode or not results:
-            return {"skipped": _reason(errors.read_text(errors="replace"), process.returncode)}
-        return _metrics(json.loads(results[-1].read_text())["results"].get(task, {}))
+        answer = out / ANSWER
+        if process.returncode or not answer.exists():
+            said = errors.read_text(errors="replace")
+            return TaskScore({"skipped": _reason(said, process.returncode)})
+        return TaskScore(**json.loads(answer.read_text(encoding="utf-8")))
 
 
 def _command(task: str, model: Path, options: TaskOptions, out: Path) -> list[str]:
-    arguments: dict[str, object] = {
-        "model": "hf",
-        "model_args": _model_args(model, out),
-        "tasks": task,
-        "device": options.device,
-        "batch_size": BATCH_SIZE,
-        "output_path": out,
-        "include_path": options.include_path,
-        "limit": options.limit,
-    }
-    given = ((f"--{name}", str(value)) for name, value in arguments.items() if value is not None)
-    return [PYTHON, "-m", "lm_eval", "run", *itertools.chain.from_iterable(given)]
-
-
-def _model_args(model: Path, out: Path) -> str:
-    """Return the model's arguments as JSON: in a list `key=value,…`, a comma in the path would add
-    arguments."""
     from pion.formats.huggingface.bundled_code import runs_only_our_code
 
-    pretrained = {"pretrained": str(_without_length(model.resolve(), out))}
-    ours = {"trust_remote_code": True} if runs_only_our_code(model) else {}
-    return json.dumps(pretrained | ours)
-
-
-def _without_length(model: Path, out: Path) -> Path:
-    """Return the model's folder, or one in `out` with links to its files.
-
-    transformers prefers the `max_new_tokens` that was published with a model to the length that
-    lm-eval asks for, so the answers would not be as long as the task says.
-    """
-    generation = read_optional(model / GENERATION_CONFIG)
-    if generation.pop("max_new_tokens", None) is None:
-        return model
-    folder = out / "model"
-    folder.mkdir()
-    for path in model.iterdir():
-        (folder / path.name).symlink_to(path)
-    (folder / GENERATION_CONFIG).unlink()
-    (folder / GENERATION_CONFIG).write_text(json.dumps(generation))
-    return folder
+    tokenizer = options.tokenizer or model / TOKENIZER_FILE
+    request = TaskRequest(
+        task=task,
+        model=str(model.resolve()),
+        trusted=runs_only_our_code(model),
+        tokenizer=str(tokenizer.resolve()),
+        include_path=None if options.include_path is None else str(options.include_path.resolve()),
+        limit=options.limit,
+        device=options.device,
+        batch_size=BATCH_SIZE,
+        chat=options.chat,
+        tuned=options.tuned,
+        out=str(out),
+    )
+    # -P: modules in the working folder, which is the user's, must not replace others.
+    return [PYTHON, "-P", "-m", "pipeline.stages.lm_eval_driver", request.to_json()]
 
 
 @contextmanager
@@ -176,15 +179,6 @@ def _environment() -> dict[str, str]:
     if environment.get("HF_HUB_OFFLINE", "0") != "0":
         environment["HF_DATASETS_OFFLINE"] = "1"
     return environment
-
-
-def _metrics(result: dict[str, Any]) -> dict[str, Any]:
-    metrics = {
-        name.removesuffix(",none"): value
-        for name, value in result.items()
-        if isinstance(value, int | float) and name != "sample_len"
-    }
-    return metrics or {"skipped": "lm-eval reported no metric for it"}
 
 
 def _reason(stderr: str, returncode: int) -> str:

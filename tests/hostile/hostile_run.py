@@ -48,6 +48,19 @@ CALIBRATION: dict[str, Any] = {
     "near_70": {"confidence": 0.7, "accuracy": 0.62, "accuracy_sem": 0.01, "tokens": 812},
     "tokens": 37485,
 }
+ASKED = {
+    "form": "chat",
+    "shots": 5,
+    "version": "1.0",
+    "lm_eval": "0.4.13",
+    "fewshot_seed": 1234,
+    "questions": 20,
+    "of": 40,
+    "cropped": 0.5,
+    "until": ["Question:"],
+    "max_gen_toks": 256,
+    "cut_off": 0.25,
+}
 EVALUATED: dict[str, Any] = {
     "pretrain": {
         "loss": 2.5,
@@ -68,7 +81,7 @@ EVALUATED: dict[str, Any] = {
     },
     "untrained": {"loss": 5.5},
     "ngram": {"order": 3, "loss": 3.5, "train_tokens": 5888},
-    "lm_eval": {"arc_easy": {"acc,none": 0.3, "acc_stderr,none": 0.01}},
+    "lm_eval": {"arc_easy": {"acc,none": 0.3, "acc_stderr,none": 0.01, "asked": ASKED}},
     "base": {"response_loss": 2.5, "text": {"bits_per_byte": 1.0, "bits_per_byte_sem": 0.1}},
     "change": {"response_loss": -0.5, "response_loss_sem": 0.1, "text": {"bits_per_byte": 0.1}},
     "compared_text": {"sha256": "e" * 64},

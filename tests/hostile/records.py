@@ -15,11 +15,11 @@ from typing import Any, get_args, get_origin
 
 from pion.errors import BadInput
 from pipeline.models.find import find_model
+from pipeline.report.lm_eval_rows import asked_in_words, asked_rows, lm_eval_rows
 from pipeline.report.result_tables import (
     choice_rows,
     chosen_checkpoint,
     language_rows,
-    lm_eval_rows,
     whose_bytes,
 )
 from pipeline.report.results import Evaluated, Published, result_of
@@ -234,7 +234,8 @@ def with_result(stage: str, data: bytes) -> Head:
 def read_evaluated(run: RunState, data: bytes) -> bool:
     """Return True if the evaluation can be shown, as text."""
     results: Any = result_of(Evaluated, with_result("evaluate", data), "evaluate", "store/demo")
-    for row in (*language_rows(results), *choice_rows(results), *lm_eval_rows(results)):
+    asked = [*lm_eval_rows(results), *asked_rows(results), (asked_in_words(results),)]
+    for row in (*language_rows(results), *choice_rows(results), *asked):
         assert all(isinstance(cell, str) for cell in row)
     assert isinstance(chosen_checkpoint(results) + whose_bytes(results), str)
     return True
@@ -248,14 +249,14 @@ def evaluated_may(case: Attack) -> bool:
     name = case.place[-1]
     if case.what in ("deep", "NaN"):
         return False
+    if case.place[:2] == ("lm_eval", "arc_easy") and len(case.place) >= 3:
+        return True  # lm-eval's own values may be anything
     if case.what == "missing":
         whole = case.place[0] in ("checkpoint", "compared_text") and len(case.place) == 2
         inside = "calibration" in case.place[:-1]
         return not (name in ("questions", "order") or whole or inside)
     if case.what == "escape" and name == "normalization":
         return True
-    if case.place[:2] == ("lm_eval", "arc_easy") and len(case.place) == 3:
-        return True  # lm-eval's own values may be anything
     if case.what == "null":
         return isinstance(case.good, float) or name in MAY_BE_NULL
     return case.what in ("1e300", "-1") and isinstance(case.good, float)

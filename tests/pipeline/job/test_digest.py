@@ -41,6 +41,11 @@ def test_runtime_fields_invalidate_nothing(change: dict[str, object]) -> None:
     assert changed(**change) == set()
 
 
+def test_the_form_in_which_lm_eval_asks_counts_unless_it_is_the_default() -> None:
+    assert changed(evaluate__lm_eval={"chat": False}) == {"evaluate", "publish"}
+    assert changed(evaluate__lm_eval={"chat": "auto"}) == set()
+
+
 def test_an_sft_field_invalidates_sft_and_what_follows_but_keeps_pretraining() -> None:
     assert changed(sft__lr=2e-3) == {"sft", "evaluate", "publish"}
 

@@ -69,6 +69,14 @@ def test_the_mistakes_in_a_misspelled_section_are_reported_too(job_file):
             "hardware.compile=maybe",
             "hardware.compile: unknown value 'maybe'; did you mean false? (expected auto, true, ",
         ),
+        (
+            "evaluate.lm_eval.chat=maybe",
+            "evaluate.lm_eval.chat: unknown value 'maybe'; did you mean false? (expected auto, ",
+        ),
+        (
+            "evaluate.lm_eval.chat=true",
+            "evaluate.lm_eval.chat: true, but the model learns no chat format: the job has no sft",
+        ),
         ("hardware.deterministic=maybe", "'maybe' should be true or false"),
         ("pretrain.schedule=wds", "unknown value 'wds'; did you mean wsd? (expected wsd, cosine"),
         ("model=pion-smal", "unknown model preset 'pion-smal'; did you mean 'pion-small'?"),

@@ -75,6 +75,7 @@ RESULTS: dict[str, Any] = {
     "lm_eval": {
         "local_mc": {"acc,none": 0.41, "acc_stderr,none": 0.05},
         "hellaswag": {"skipped": "its data can't be had: no network"},
+        "sums": {"exact_match,strict": 0.5, "asked": {"form": "chat", "shots": 2, "until": ["|"]}},
     },
 }
 # (device, workers, seconds) of each pretraining attempt.
@@ -131,6 +132,8 @@ def test_results_stand_next_to_the_baselines_with_their_standard_errors() -> Non
     ]
     assert "| true continuation | base | 63.5 % ± 3.4 | 25.0 % | 200 |" in lines
     assert "| local_mc | acc | 0.410 ± 0.050 |" in lines
+    assert "| sums (chat, 2 turns) | exact_match,strict | 0.500 |" in lines
+    assert '| sums | – | `"\\|"` | – | – | – | – |' in lines
     assert "| hellaswag | skipped | its data can't be had: no network |" in lines
 
 

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, pad
 from pion.data.tokens.tokenizer import train_bpe
 from pion.formats.export import export_model
 from pion.model.decoder import Decoder
-from pipeline.stages.lm_eval import TaskOptions, _command
+from pipeline.stages.lm_eval import BATCH_SIZE
 from tests.support.tiny_config import tiny_config
 from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, read_until, run_to_end
 
@@ -145,12 +145,30 @@ def run(command: list[str], folder: Path, out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def staged(folder: Path) -> dict[str, Any]:
-    """What the evaluate stage's own command finds."""
-    options = TaskOptions(include_path=folder / "tasks", working_folder=folder)
-    out = folder / "staged"
-    out.mkdir()
-    return run(_command(",".join(TASKS), folder / "model", options, out), folder, out)
+def staged(folder: Path) -> Iterator[dict[str, Any]]:
+    """What the evaluate stage's own model finds."""
+    pytest.importorskip("lm_eval")
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import sanitize_list
+
+    from pipeline.stages.lm_eval_model import CheckedModel
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+        about = {"device": "cpu", "batch_size": BATCH_SIZE}
+        model = CheckedModel(str(folder / "model"), folder / "tokenizer.json", about)
+        manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+        evaluated = simple_evaluate(model, tasks=[*TASKS], task_manager=manager)
+        found: dict[str, Any] = {"metrics": evaluated["results"]}
+        for task, rows in evaluated["samples"].items():
+            rows.sort(key=lambda row: row["doc_id"])
+            # As lm-eval's command writes them.
+            resps = [sanitize_list(row["resps"]) for row in rows]
+            found[task] = [answer for row in resps for (answer,) in row]
+        yield found
 
 
 @pytest.mark.soak

@@ -17,10 +17,12 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput, Interrupted
+from pion.evaluation.item_scores import unpack
 from pion.model.decoder import Decoder
 from pipeline.job import Job
 from pipeline.stages.evaluate import Start, evaluate_run
 from pipeline.stages.measures import Parts, TrainedRun
+from tests.support.scripts import python_that
 
 SEQ_LEN = 64
 TEXT = ["the cat sat on the mat. ", "a dog ate the bone. ", "return a new list of the items. "]
@@ -367,3 +369,50 @@ def test_an_lm_eval_task_that_can_not_run_is_listed_with_its_reason_and_not_trie
     assert results["lm_eval"]["arc_easy"]["skipped"].startswith("lm-eval is not installed here")
     again, said = world.run(job, parts)
     assert (again, said) == (results, [])
+
+
+# Writes what lm-eval gives, and how often it was asked.
+ANSWERS = """
+import json
+request = json.loads(sys.argv[-1])
+with open("asked.jsonl", "a") as file:
+    file.write(json.dumps(request) + chr(10))
+items = {"lm_eval.sums acc": {"key": {"rule": "r"}, "n": 1, "right": "gA=="}}
+answer = {"result": {"acc": 1.0, "asked": {"form": "chat"}}, "items": items}
+open(request["out"] + "/answer.json", "w").write(json.dumps(answer))
+"""
+
+
+@pytest.fixture
+def answering(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
+    """Let a program answer in place of lm-eval. Return what returns all requests so far."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(ANSWERS, world.root))
+    asked = world.root / "asked.jsonl"
+    asked.unlink(missing_ok=True)
+    return lambda: [json.loads(line) for line in asked.read_text().splitlines()]
+
+
+def test_the_score_of_each_question_is_kept_with_those_of_all_measures(
+    world: World, answering: Callable[[], list[dict[str, Any]]]
+) -> None:
+    job, parts = world.job(lm_eval={"tasks": ["sums"]}, continuations=0), Folder()
+    results, _ = world.run(job, parts)
+    assert results["lm_eval"] == {"sums": {"acc": 1.0, "asked": {"form": "chat"}}}
+    kept = json.loads(parts.kept["by_item"])
+    assert unpack(kept["sft.lm_eval.sums acc"]).scores.tolist() == [1]
+    assert "sft.bits_per_byte" in kept
+    world.run(job, parts)
+    assert len(answering()) == 1
+
+
+@pytest.mark.parametrize("chat", ["auto", True, False])
+def test_the_model_of_a_job_with_sft_is_asked_in_the_form_that_the_job_names(
+    chat: Any, world: World, answering: Callable[[], list[dict[str, Any]]]
+) -> None:
+    lm_eval = {"tasks": ["sums"], "chat": chat, "limit": 3}
+    world.run(world.job(lm_eval=lm_eval, continuations=0), Folder())
+    (request,) = answering()
+    assert (request["chat"], request["tuned"], request["limit"]) == (chat, True, 3)
+    assert request["tokenizer"] == str(world.sft_data / "tokenizer.json")

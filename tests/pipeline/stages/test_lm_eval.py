@@ -9,92 +9,41 @@ from threading import Thread
 
 import psutil
 import pytest
-import torch
 
-from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import Interrupted
+from pion.evaluation.item_scores import unpack
 from pion.formats.export import export_model
-from pion.model.decoder import Decoder
-from pipeline.stages.lm_eval import TaskOptions, hub_is_reachable, run_task
-from tests.support.tiny_config import tiny_config
+from pipeline.stages.lm_eval import TaskOptions, TaskScore, hub_is_reachable, run_task
+from pipeline.stages.lm_eval_request import TaskRequest
+from tests.support.lm_eval_tasks import QUESTIONS, own_model, write_tasks
+from tests.support.scripts import python_that
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
-
-LOCAL_TASK = """
-task: local_sums
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: questions.jsonl
-test_split: test
-output_type: multiple_choice
-doc_to_text: "Question: {{question}}\\nAnswer:"
-doc_to_choice: "{{choices}}"
-doc_to_target: "{{answer}}"
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-metadata:
-  version: 1
-"""
-
-
-def python_that(does: str, folder: Path) -> str:
-    """Write an interpreter that runs `does` instead of lm-eval."""
-    script = folder / "python"
-    script.write_text(f"#!{sys.executable}\nimport os, signal, sys\n{does}\n")
-    script.chmod(0o755)
-    return str(script)
-
-
-# lm-eval's own tasks are 14,000 YAML files. Reading them takes more than everything else it does.
-WITHOUT_ITS_TASKS = """
-import functools, runpy
-from lm_eval.tasks import TaskManager
-read = functools.partialmethod(TaskManager.__init__, include_defaults=False)
-TaskManager.__init__ = read
-del sys.argv[:2]  # the script, and -m
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
 
 
 # With a cap, the export has modelling files.
-@pytest.mark.parametrize(
-    ("softcap", "its_tasks"),
-    [
-        (30.0, False),
-        pytest.param(30.0, True, marks=pytest.mark.soak),
-        pytest.param(None, True, marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.parametrize("softcap", [30.0, pytest.param(None, marks=pytest.mark.soak)])
 def test_a_task_of_ones_own_runs_offline_on_an_exported_model(
-    softcap: float | None, its_tasks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    softcap: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
-    if not its_tasks:
-        python = python_that(WITHOUT_ITS_TASKS, tmp_path)
-        monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "local_sums.yaml").write_text(LOCAL_TASK)
-    questions = [
-        {"question": f"{i} + 1 =", "choices": [str(i + 1), str(i + 2)], "answer": 0}
-        for i in range(6)
-    ]
-    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
-    tokenizer = train_bpe(["Question: 1 + 1 =\nAnswer: 2"], 280)
-    tokenizer.save(tmp_path / "tokenizer.json")
-    torch.manual_seed(0)
-    model = Decoder(tiny_config(vocab_size=tokenizer.vocab_size, seq_len=64, softcap=softcap))
+    write_tasks(tmp_path)
+    (tmp_path / "torch.py").write_text("raise SystemExit('a file next to the job replaced torch')")
+    model, tokenizer = own_model(softcap=softcap)
     # A path that would be several arguments in a list `key=value,…`.
     folder = tmp_path / "a model,dtype=float16,x={1}"
+    tokenizer.save(tmp_path / "tokenizer.json")
     export_model(model, tmp_path / "tokenizer.json", folder)
 
     options = TaskOptions(include_path=tmp_path / "tasks", working_folder=tmp_path, limit=4)
-    metrics = run_task("local_sums", folder, options)
+    score = run_task("local_choices", folder, options)
+    metrics = dict(score.result)
+    asked = metrics.pop("asked")
     assert set(metrics) == {"acc", "acc_stderr"}
     assert metrics["acc"] in (0, 0.25, 0.5, 0.75, 1)
+    assert (asked["form"], asked["questions"], asked["of"]) == ("text", 4, QUESTIONS)
+    assert unpack(score.items["lm_eval.local_choices acc"]).scores.mean() == metrics["acc"]
 
 
 # ---------------------------------------------------------------- tasks that can't run
@@ -126,7 +75,7 @@ def test_a_task_that_fails_is_skipped_with_the_reason_it_gave(
     does: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
-    assert run_task("arc_easy", tmp_path) == {"skipped": reason}
+    assert run_task("arc_easy", tmp_path) == TaskScore({"skipped": reason})
 
 
 @pytest.mark.usefixtures("offline")
@@ -149,32 +98,11 @@ def test_a_folder_with_code_that_pion_did_not_write_is_not_trusted(
     config = {"model_type": "pion", "auto_map": {"AutoConfig": "modeling_pion.PionConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "modeling_pion.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')")
-    reports = "print(sys.argv, file=sys.stderr); sys.exit(1)"
+    reports = f"open({str(tmp_path / 'request')!r}, 'w').write(sys.argv[-1])"
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(reports, tmp_path))
-    command = run_task("arc_easy", tmp_path)["skipped"]
-    assert json.dumps({"pretrained": str(tmp_path)}) in command
-    assert "trust" not in command
-
-
-@pytest.mark.usefixtures("offline")
-def test_the_published_length_of_answers_does_not_replace_that_of_a_task(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """transformers prefers a model's `max_new_tokens` to the length that lm-eval asks for."""
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "model.safetensors").write_text("weights")
-    (model / "generation_config.json").write_text('{"max_new_tokens": 128, "eos_token_id": 0}')
-    shows = (
-        "import json; from pathlib import Path; "
-        "folder = Path(json.loads(sys.argv[sys.argv.index('--model_args') + 1])['pretrained']); "
-        "read = {path.name: path.read_text() for path in folder.iterdir()}; "
-        "print(sorted(read.items()), file=sys.stderr); sys.exit(1)"
-    )
-    monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(shows, tmp_path))
-    read = [("generation_config.json", '{"eos_token_id": 0}'), ("model.safetensors", "weights")]
-    assert run_task("gsm8k", model) == {"skipped": str(read)}
-    assert "128" in (model / "generation_config.json").read_text()
+    run_task("arc_easy", tmp_path)
+    request = TaskRequest.from_json((tmp_path / "request").read_text())
+    assert (request.model, request.trusted) == (str(tmp_path), False)
 
 
 HOLDS_THE_CARD = """
@@ -236,7 +164,7 @@ def test_without_lm_eval_tasks_are_skipped_naming_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    skipped = run_task("arc_easy", tmp_path)["skipped"]
+    skipped = run_task("arc_easy", tmp_path).result["skipped"]
     assert skipped == "lm-eval is not installed here: uv sync --group evaluate"
 
 
@@ -275,7 +203,7 @@ def test_lm_eval_is_told_to_stay_offline_only_where_the_hub_does_not_answer(
     names = "os.environ.get('HF_HUB_OFFLINE'), os.environ.get('HF_DATASETS_OFFLINE')"
     does = f"print({names}, file=sys.stderr); sys.exit(1)"
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
-    assert run_task("arc_easy", tmp_path) == {"skipped": expected}
+    assert run_task("arc_easy", tmp_path) == TaskScore({"skipped": expected})
 
 
 def test_an_offline_wish_is_obeyed_without_asking_the_network(
@@ -286,4 +214,4 @@ def test_an_offline_wish_is_obeyed_without_asking_the_network(
     monkeypatch.setattr("pipeline.stages.lm_eval.hub_is_reachable", lambda: pytest.fail("asked"))
     does = "print(os.environ['HF_DATASETS_OFFLINE'], file=sys.stderr); sys.exit(1)"
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
-    assert run_task("arc_easy", tmp_path) == {"skipped": "1"}
+    assert run_task("arc_easy", tmp_path) == TaskScore({"skipped": "1"})

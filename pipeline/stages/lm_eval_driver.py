@@ -1,0 +1,163 @@
+"""The process that runs one task of lm-eval: `python -m pipeline.stages.lm_eval_driver REQUEST`.
+
+It writes the answer into the folder that the request names. What a person should read of a failure
+is the answer's `skipped`, or the last line of the standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from pion.data.chat.template_source import find_template
+from pion.errors import BadInput
+from pion.later_fields import closest
+from pipeline.stages.lm_eval_model import CheckedModel, Counts
+from pipeline.stages.lm_eval_request import Chat, TaskRequest
+from pipeline.stages.lm_eval_results import (
+    ASKED,
+    FEWSHOT_SEED,
+    Asked,
+    Form,
+    asked_of,
+    items_of,
+    metrics_of,
+)
+from pipeline.stages.lm_eval_sample import drawn
+from pipeline.state.record_json import finite_json
+
+WRITES = "generate_until"
+# Scores whole texts, so there is nothing to ask.
+WHOLE_TEXTS = "loglikelihood_rolling"
+
+
+def main() -> None:
+    """Run the task of the request, and write the answer."""
+    request = TaskRequest.from_json(sys.argv[1])
+    # A task's own Python code may import modules next to the job. They come last, so that they
+    # can't replace others.
+    sys.path.append(str(Path.cwd()))
+    try:
+        answer = run(request)
+    except BadInput as error:
+        answer = {"result": {"skipped": str(error)}, "items": {}}
+    request.answer.write_text(finite_json(answer), encoding="utf-8")
+
+
+def run(request: TaskRequest) -> dict[str, Any]:
+    """Return the answer: the metrics and how the model was asked, and the score of each question.
+
+    Raises BadInput for a task that can't be asked in the wanted form, and what lm-eval raises.
+    """
+    manager = _manager(request)
+    if request.task not in manager.all_tasks:
+        near = closest(request.task, manager.all_tasks)
+        raise BadInput(f"evaluate.lm_eval.tasks: lm-eval has no task {request.task!r}{near}")
+    loaded = manager.load([request.task])
+    tasks, group = loaded["tasks"], loaded["groups"].get(request.task)
+    if request.task not in tasks and (group is None or not group.has_aggregation):
+        raise BadInput(
+            f"lm-eval has no score for {request.task} as a whole. Name its tasks in "
+            f"evaluate.lm_eval.tasks: {', '.join(tasks):.300}"
+        )
+    form = form_of(request.task, _kinds(tasks), request.chat, request.tuned)
+    if form == "chat":
+        _require_chat_format(request)
+    places = {name: drawn(len(task.eval_docs), request.limit) for name, task in tasks.items()}
+    samples = {name: found for name, found in places.items() if found is not None}
+    about = {
+        "device": request.device,
+        "batch_size": request.batch_size,
+        "trust_remote_code": request.trusted,
+    }
+    with closing(CheckedModel(request.model, Path(request.tokenizer), about)) as model:
+        found = simple_evaluate(
+            model,
+            tasks=list(tasks.values()) if group is None else [group],
+            samples=samples or None,
+            apply_chat_template=form == "chat",
+            fewshot_as_multiturn=form == "chat",
+            fewshot_random_seed=FEWSHOT_SEED,
+            task_manager=manager,
+        )
+        asked = _asked(form, model.counts)
+    return _answer(found, request.task, asked, bool(samples))
+
+
+def form_of(task: str, kinds: Mapping[str, str], chat: Chat, tuned: bool) -> Form:
+    """Return in which form a model is asked `task`.
+
+    `kinds` has the output type of the task, or of each task of the group. Raises BadInput for a
+    task that can't be asked as a chat, and for a group that has tasks of both forms.
+    """
+    if chat is True:
+        if whole := [name for name, kind in kinds.items() if kind == WHOLE_TEXTS]:
+            raise BadInput(
+                f"{whole[0]} can't be asked as a chat: it scores whole texts ({WHOLE_TEXTS}). "
+                "Remove it from evaluate.lm_eval.tasks, or set evaluate.lm_eval.chat: auto"
+            )
+        return "chat"
+    if chat is False or not tuned:
+        return "text"
+    writes = [name for name, kind in kinds.items() if kind == WRITES]
+    if writes and len(writes) < len(kinds):
+        scores = next(name for name in kinds if name not in writes)
+        raise BadInput(
+            f"the group {task} has tasks of both forms: {writes[0]} writes answers and is asked as "
+            f"a chat, {scores} scores given ones and is asked as plain text. Name the tasks in "
+            "evaluate.lm_eval.tasks, or set evaluate.lm_eval.chat to true or false"
+        )
+    return "chat" if writes else "text"
+
+
+def _require_chat_format(request: TaskRequest) -> None:
+    """Raise BadInput if the model has not learned a chat format, in this run or before."""
+    if not request.tuned and find_template(Path(request.tokenizer).parent) is None:
+        raise BadInput(
+            f"{request.task} can't be asked as a chat: the model has no chat template, and the job "
+            "has no sft. Set evaluate.lm_eval.chat: false"
+        )
+
+
+def _manager(request: TaskRequest) -> TaskManager:
+    """Return what finds tasks. For a task of the user's own, lm-eval's own files are not read."""
+    if request.include_path is not None:
+        own = TaskManager(include_path=request.include_path, include_defaults=False)
+        if request.task in own.all_subtasks:
+            return own
+    metadata = {"pretrained": request.model}
+    return TaskManager(include_path=request.include_path, metadata=metadata)
+
+
+def _kinds(tasks: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(task.get_config("output_type")) for name, task in tasks.items()}
+
+
+def _asked(form: Form, counts: Counts) -> Asked:
+    return Asked(
+        form=form,
+        lm_eval=version("lm_eval"),
+        prompts=counts.prompts,
+        cropped=counts.cropped / max(1, counts.prompts),
+        longest=counts.longest,
+        cut_off=counts.cut_off / max(1, counts.answers),
+    )
+
+
+def _answer(found: Mapping[str, Any], task: str, asked: Asked, some: bool) -> dict[str, Any]:
+    metrics = metrics_of(found["results"][task])
+    if not metrics:
+        raise BadInput(f"lm-eval reported no metric for {task}")
+    result = metrics | {ASKED: asked_of(found, task, asked, some)}
+    return {"result": result, "items": items_of(found, asked)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Results of lm-evaluation-harness as rows of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.report.lm_eval_rows import ASKED_COLUMNS, asked_in_words, asked_rows, lm_eval_rows
+
+ASKED: dict[str, Any] = {
+    "form": "chat",
+    "shots": 5,
+    "version": "3.0",
+    "lm_eval": "0.4.13",
+    "fewshot_seed": 1234,
+    "questions": 500,
+    "of": 1319,
+    "sample_seed": 1234,
+    "cropped": 0.0,
+    "until": ["Question:", "\n\n", "</s>"],
+    "max_gen_toks": 1024,
+    "cut_off": 0.124,
+}
+
+
+def results(asked: Any, **metrics: Any) -> dict[str, Any]:
+    return {"lm_eval": {"gsm8k": {**metrics, "asked": asked}}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        (ASKED, "gsm8k (chat, 5 turns)"),
+        (ASKED | {"shots": 1}, "gsm8k (chat, 1 turn)"),
+        (ASKED | {"shots": 0}, "gsm8k (chat)"),
+        (ASKED | {"shots": None}, "gsm8k (chat)"),
+        (ASKED | {"form": "text"}, "gsm8k (text, 5 shots)"),
+        (ASKED | {"form": "text", "shots": 0}, "gsm8k (text)"),
+        (ASKED | {"form": "song"}, "gsm8k"),
+        (ASKED | {"form": [], "shots": {}}, "gsm8k"),
+        ({}, "gsm8k"),
+        (5, "gsm8k"),
+    ],
+)
+def test_a_row_names_the_form_and_the_number_of_examples(asked: Any, shown: str) -> None:
+    measured = {"exact_match,strict": 0.02, "exact_match_stderr,strict": 0.004}
+    (row,) = lm_eval_rows(results(asked, **measured))
+    assert row == (shown, "exact_match,strict", "0.020 ± 0.004")
+
+
+def test_results_of_before_and_skipped_tasks_are_shown_as_ever() -> None:
+    old = {"lm_eval": {"piqa": {"acc,none": 0.5}, "ifeval": {"skipped": "no network"}}}
+    assert lm_eval_rows(old) == [("piqa", "acc", "0.500"), ("ifeval", "skipped", "no network")]
+    assert asked_rows(old) == []
+
+
+def test_how_a_task_was_asked_has_a_row() -> None:
+    (row,) = asked_rows(results(ASKED), code="`{}`")
+    assert dict(zip(ASKED_COLUMNS, row, strict=True)) == {
+        "task": "gsm8k",
+        "version": "3.0",
+        "stop texts": '`"Question:"`, `"\\n\\n"`, `"</s>"`',
+        "questions": "500 of 1,319",
+        "longest answer": "1,024",
+        "cut off": "12.4 %",
+        "cropped": "0.0 %",
+    }
+    words = asked_in_words(results(ASKED))
+    assert words.startswith("lm-evaluation-harness 0.4.13 asked as follows.")
+    assert "seed 1234" in words
+
+
+def test_a_task_that_writes_no_answers_has_dashes_and_all_questions_are_one_number() -> None:
+    scored = {name: ASKED[name] for name in ("form", "shots", "version", "lm_eval")}
+    (row,) = asked_rows(results(scored | {"questions": 40, "of": 40}))
+    assert row == ("gsm8k", "3.0", "–", "40", "–", "–", "–")
+
+
+def test_what_a_damaged_record_says_is_not_shown() -> None:
+    damaged = {name: ["\x1b[31m", {}] for name in ASKED}
+    (row,) = asked_rows(results(damaged))
+    assert row[1:2] + row[3:] == ("–",) * 5
+    hostile = ASKED | {"until": ["\x1b[31m`", 7], "cut_off": float("inf"), "version": "\x1b"}
+    ((_, version, stops, *_, cut_off, _),) = asked_rows(results(hostile), code="`{}`")
+    assert "\x1b" not in version + stops
+    assert stops.count("`") == 4
+    assert cut_off == "–"
