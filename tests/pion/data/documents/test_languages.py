@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline.new.languages import OTHER, in_words, language_of
+from pion.data.documents.languages import OTHER, in_words, language_of
 
 
 @pytest.mark.parametrize(
