@@ -1,0 +1,78 @@
+"""The evaluation sets that data.clean.decontaminate means, and the control of the search."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from pion.errors import BadInput
+from pion.evaluation.overlap.control import draw_control
+from pion.evaluation.overlap.items import Item, ItemSet
+from pipeline.data.sources import Input, documents, is_held_out
+from pipeline.job import Job
+
+# The control is cut from the first held-out documents of each source: at most so many, and among
+# the first so many documents.
+CONTROL_DOCUMENTS = 200
+CONTROL_READ = 20_000
+
+
+def read_sets(job: Job) -> list[ItemSet]:
+    """Return the evaluation sets that the job's text is cleaned of: one for each pack, and one for
+    each task of a CORE bundle.
+
+    Raises BadInput for a set that can't be read, with the job's key, and the file and line.
+    """
+    sets: list[ItemSet] = []
+    for key, name in job.removed_sets:
+        try:
+            sets += _of_file(job.input_path(name))
+        except BadInput as error:
+            raise BadInput(f"{key}: {error}") from None
+    return sets
+
+
+def digests_of_sets(job: Job) -> list[list[str]]:
+    """Return the name of each set and the sha256 of its texts. Raises BadInput as `read_sets`."""
+    return [[one.name, one.digest] for one in read_sets(job)]
+
+
+def with_control(job: Job, sets: Sequence[ItemSet], inputs: Sequence[Input]) -> list[ItemSet]:
+    """Return the sets, each with excerpts of held-out documents of its items' lengths.
+
+    No model trains on held-out documents, so these excerpts are in the other documents only as
+    often as the text repeats itself. Raises BadInput as reading the inputs does.
+    """
+    held_out = [
+        document.text.encode()
+        for found in inputs
+        for document in islice(
+            (
+                document
+                for document in islice(documents(job, found), CONTROL_READ)
+                if is_held_out(job, found, document)
+            ),
+            CONTROL_DOCUMENTS,
+        )
+    ]
+    return [
+        dataclasses.replace(one, control=draw_control(one.items, held_out, seed=job.seed))
+        for one in sets
+    ]
+
+
+def _of_file(path: Path) -> list[ItemSet]:
+    if path.is_dir() or path.suffix == ".zip":
+        from pion.evaluation.core.bundle import read_bundle
+
+        bundle = read_bundle(path)
+        return [
+            ItemSet(task.label, [Item(*item.pair(item.gold)) for item in task.items])
+            for task in bundle.tasks
+        ]
+    from pion.evaluation.multiple_choice import read_questions
+
+    questions = read_questions(path)
+    return [ItemSet(path.stem, [Item(q.context, q.choices[q.answer]) for q in questions])]
