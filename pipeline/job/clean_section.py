@@ -62,8 +62,7 @@ class Clean(Section):
         return refuse(
             languages,
             [
-                f"{shown(name)} is no language that can be recognized{closest(name, LANGUAGES)}. "
-                f"Known: {', '.join(LANGUAGES)}"
+                f"{shown(name)} is none of {', '.join(LANGUAGES)}{closest(name, LANGUAGES)}"
                 for name in languages
                 if name not in LANGUAGES
             ],

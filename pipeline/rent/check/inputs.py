@@ -23,8 +23,8 @@ from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
 
-# The files in a folder that a run may read: of a model, of a run or of a task.
-READ_SUFFIXES = (".safetensors", ".json", ".yaml")
+# The files in a folder that a run may read: of a model, of a run, of a task or of a CORE bundle.
+READ_SUFFIXES = (".safetensors", ".json", ".yaml", ".jsonl", ".csv")
 
 
 # ---------------------------------------------------------------- the model to start from
@@ -166,6 +166,8 @@ def local_inputs(job: Job, *, prepared: bool) -> list[LocalInput]:
         asked["model.from"] = base.source
     if not prepared and job.tokenizer is not None:
         asked["tokenizer.file"] = job.tokenizer.file
+    if not prepared:
+        asked |= dict(job.removed_sets)
     found = [
         LocalInput(key, path, job.input_path(path))
         for key, path in asked.items()
