@@ -10,6 +10,7 @@ from pathlib import Path
 from pion.errors import BadInput
 from pion.evaluation.overlap.control import draw_control
 from pion.evaluation.overlap.items import Item, ItemSet
+from pion.evaluation.questions import read_questions
 from pipeline.data.sources import Input, documents, is_held_out
 from pipeline.job import Job
 
@@ -72,7 +73,5 @@ def _of_file(path: Path) -> list[ItemSet]:
             ItemSet(task.label, [Item(*item.pair(item.gold)) for item in task.items])
             for task in bundle.tasks
         ]
-    from pion.evaluation.multiple_choice import read_questions
-
     questions = read_questions(path)
     return [ItemSet(path.stem, [Item(q.context, q.choices[q.answer]) for q in questions])]
