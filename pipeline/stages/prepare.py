@@ -20,6 +20,7 @@ from typing import Any
 from pion.data.arrays import make_folder, sha256_file, write_atomically
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.template_source import DATE_FILE, TEMPLATE_FILE
+from pion.data.documents.file_to_documents import Document
 from pion.data.shards import Rows, Shard
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
@@ -35,7 +36,6 @@ from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
 from pipeline.data.sources import (
     Input,
-    Keep,
     Remarks,
     conversations,
     find_input,
@@ -178,11 +178,12 @@ def _prepare(job: Job, part: _Part, inputs: list[Input], by_job: bool) -> None:
     )
     if texts_only and job.within_documents:
         check_documents(inputs, tokenizer, seq_len)
-    write = partial(_write_text, keep) if texts_only else _write_conversations
+    write = _write_text if texts_only else _write_conversations
     reports = []
     for number, found in enumerate(inputs):
         rows = _row_format(found, folder, seq_len, job.data.shard_rows)
-        report = write(job, found, tokenizer, folder / str(number), rows, part.say)
+        reading = _Reading(job, found, keep(number))
+        report = write(reading, tokenizer, folder / str(number), rows, part.say)
         check_splits(report, found, seq_len, part.section.held_out)
         reports.append({"name": _name(found.source)} | report)
     sources = tuple(
@@ -198,30 +199,35 @@ def _prepare(job: Job, part: _Part, inputs: list[Input], by_job: bool) -> None:
     _finish(job, inputs, data, part.say)
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """A source that is read, and which of its documents to keep."""
+
+    job: Job
+    found: Input
+    kept: Callable[[Document], bool]
+
+
 def _write_text(
-    keep: Keep,
-    job: Job,
-    found: Input,
-    tokenizer: Tokenizer,
-    place: Path,
-    rows: RowFormat,
-    say: Say,
+    reading: _Reading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
-    """Write the rows of the documents to `keep` of a source of text, and return its report."""
+    """Write the rows of a source of text, and return its report."""
+    found = reading.found
     if isinstance(found.source, NpyShards | BinShards):
         return take_local_shards(found.files, tokenizer, place, rows, say)
     if isinstance(found.source, HubNpyShards):
         return take_hub_shards(found, tokenizer, place, rows, say)
     remarks = Remarks(tokenizer.replaced(), found.left_out)
-    kept, what = keep(int(place.name)), f"tokenise {_name(found.source)}"
-    read = texts(job, found, remarks, kept)
+    read = texts(reading.job, found, remarks, reading.kept)
+    what = f"tokenise {_name(found.source)}"
     return write_text_rows(read, tokenizer, place, rows, what, say) | _noted(remarks)
 
 
 def _write_conversations(
-    job: Job, found: Input, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+    reading: _Reading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of conversations, and return its report."""
+    job, found = reading.job, reading.found
     remarks, what = Remarks(tokenizer.replaced(), found.left_out), f"pack {_name(found.source)}"
     with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
         if written.own:

@@ -37,6 +37,7 @@ from pipeline.data.cleaning.sets import read_sets, with_control
 from pipeline.data.sources import Input
 from pipeline.job import Job
 from pipeline.machine.kill_points import mark
+from pipeline.machine.time_limit import attended
 
 VERDICTS, DECIDED = "verdicts.npy", "decided.json"
 
@@ -151,8 +152,7 @@ def clean(job: Job, inputs: Sequence[Input], folder: Path, say: Say) -> Cleaned:
     cleaned = _decided(inputs, folder)
     if cleaned is None:
         started = time.monotonic()
-        sets = read_sets(job)
-        index = build_index(with_control(job, sets, inputs) if sets else [])
+        index = _index(job, inputs, say)
         judged = judge_documents(job, inputs, folder, index, say)
         cleaned = _decide(job, inputs, judged, index, say)
         cleaned.record["seconds"] = round(time.monotonic() - started, 1)
@@ -162,6 +162,17 @@ def clean(job: Job, inputs: Sequence[Input], folder: Path, say: Say) -> Cleaned:
     kept = np.count_nonzero(cleaned.verdicts == Verdict.KEPT)
     say(Note(f"data.clean keeps {kept:,} of {len(cleaned.verdicts):,} documents"))
     return cleaned
+
+
+def _index(job: Job, inputs: Sequence[Input], say: Say) -> Index:
+    """Return what is looked for: the evaluation sets with their controls. A stop is heard."""
+    started = time.monotonic()
+
+    def look() -> None:
+        say(PrepareProgress("read the evaluation sets", time.monotonic() - started, "s"))
+
+    sets = attended(lambda: with_control(job, read_sets(job), inputs), look)
+    return attended(lambda: build_index(sets), look)
 
 
 def _decide(job: Job, inputs: Sequence[Input], judged: Judged, index: Index, say: Say) -> Cleaned:

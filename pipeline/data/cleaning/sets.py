@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pion.errors import BadInput
@@ -14,10 +13,10 @@ from pion.evaluation.questions import read_questions
 from pipeline.data.sources import Input, documents, is_held_out
 from pipeline.job import Job
 
-# The control is cut from the first held-out documents of each source: at most so many, and among
-# the first so many documents.
+# The control is cut from the first held-out documents of each source: at most so many, and from the
+# first so many characters.
 CONTROL_DOCUMENTS = 200
-CONTROL_READ = 20_000
+CONTROL_CHARS = 64 << 20
 
 
 def read_sets(job: Job) -> list[ItemSet]:
@@ -46,22 +45,25 @@ def with_control(job: Job, sets: Sequence[ItemSet], inputs: Sequence[Input]) -> 
     No model trains on held-out documents, so these excerpts are in the other documents only as
     often as the text repeats itself. Raises BadInput as reading the inputs does.
     """
-    held_out = [
-        document.text.encode()
-        for found in inputs
-        for document in islice(
-            (
-                document
-                for document in islice(documents(job, found), CONTROL_READ)
-                if is_held_out(job, found, document)
-            ),
-            CONTROL_DOCUMENTS,
-        )
-    ]
+    if not sets:
+        return []
+    held_out = [text for found in inputs for text in _held_out_texts(job, found)]
     return [
         dataclasses.replace(one, control=draw_control(one.items, held_out, seed=job.seed))
         for one in sets
     ]
+
+
+def _held_out_texts(job: Job, found: Input) -> Iterator[bytes]:
+    """Yield the first held-out documents of a source."""
+    read = count = 0
+    for document in documents(job, found):
+        read += len(document.text)
+        if is_held_out(job, found, document):
+            count += 1
+            yield document.text.encode()
+        if read >= CONTROL_CHARS or count >= CONTROL_DOCUMENTS:
+            return
 
 
 def _of_file(path: Path) -> list[ItemSet]:
