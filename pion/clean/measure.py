@@ -135,7 +135,8 @@ def _parts(text: bytes) -> Iterator[bytes]:
 
 def _numbers(runs: _Runs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     hashes, counts = runs.runs[SHINGLE_WORDS]
-    enough = runs.words >= LEAST_WORDS
+    # A long text of which each part is one word has words, and no pairs.
+    enough = (runs.words >= LEAST_WORDS) & (counts > 0)
     own = np.zeros((len(counts), HASHES), dtype=np.uint16)
     if enough.any():
         own[enough] = signatures(hashes[np.repeat(enough, counts)], counts[enough])

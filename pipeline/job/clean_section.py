@@ -19,9 +19,9 @@ class Clean(Section):
 
     exact: bool = identity(
         True,
-        "only in a job with the section `clean`, which may be `{}` (docs/clean-data.md): leave out a "
-        "document with the same text as an earlier document of any source. Case and the amount of "
-        "white space don't count",
+        "only in a job with the section `clean`, which may be `{}` (docs/clean-data.md): leave out "
+        "a document with the same text as an earlier document of any source. Case and the amount "
+        "of white space don't count",
     )
     near: float | None = identity(
         0.6,

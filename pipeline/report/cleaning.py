@@ -148,9 +148,9 @@ def _examples(names: Sequence[str], dropped: Sequence[Dropped]) -> dict[str, Any
             lines.append(f"{_where(names, example)}: {example['text']}")
             if "like" in example:
                 like = example["like"]
-                lines.append(f"  is like {_where(names, like)}: {like['text']}")
+                lines.append(f"↳ is like {_where(names, like)}: {like['text']}")
             if "item" in example:
-                lines.append(f"  holds {example['item']}")
+                lines.append(f"↳ holds {example['item']}")
         entries.append((f"{one['rule']}: {one['documents']:,}", lines))
     return {"entries": entries}
 

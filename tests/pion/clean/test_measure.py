@@ -42,6 +42,9 @@ def test_a_text_of_any_length_has_the_same_signature_in_another_case() -> None:
 def test_a_text_without_any_space_is_measured_in_bounded_parts() -> None:
     measured = measure(["x" * (3 * MOST_BYTES), "漢" * MOST_BYTES])
     assert measured.words.tolist() == [3, 3]
+    endless = measure(["x" * (10 * MOST_BYTES), "one two"])
+    assert endless.words.tolist() == [10, 2]
+    assert not endless.signatures.any()
 
 
 @pytest.mark.parametrize(
