@@ -27,7 +27,7 @@ class Clean(Section):
         0.6,
         "leave out a document that is at least so similar to an earlier document of any source: "
         "the share of the pairs of neighbouring words that both have, among those that either has. "
-        "1: the same pairs. Documents of fewer than 8 words are not compared; unset: keep "
+        "1: the same pairs. Documents of fewer than 8 words are not compared; null: keep "
         "near-copies",
         ge=0.3,
         le=1,
