@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from pion.data.documents.file_to_documents import json_lines, whole_characters
 from pion.data.shards import IGNORED
 from pion.data.stream import Batch
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.evaluation.held_out import Scorer, evaluating, in_batches, token_nll
+from pion.evaluation.questions import Question
 
 # The most tokens computed at once, whatever context the model claims: twice a full GPU's.
 TOKENS_AT_ONCE = 2**17
@@ -42,35 +39,6 @@ class MultipleChoice:
         whole = dataclasses.asdict(self)
         del whole["credits"]
         return whole
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question. Each of the `choices` directly continues `context`."""
-
-    context: str
-    choices: tuple[str, ...]
-    answer: int
-
-
-def read_questions(path: Path) -> list[Question]:
-    """Return the questions of a JSON Lines file.
-
-    Each line is {"context": str, "choices": [str, …], "answer": index}. Raises BadInput for a line
-    that is not a question, naming the file and line, and for a file without questions.
-    """
-    questions = []
-    try:
-        for where, value in json_lines(path):
-            try:
-                questions.append(_question(value))
-            except ValueError as error:
-                raise BadInput(f"{where}: not a question: {error}") from None
-    except OSError as error:
-        raise BadInput(f"{path}: can't read these questions ({error.strerror})") from None
-    if not questions:
-        raise BadInput(f"{path}: the file has no question")
-    return questions
 
 
 def multiple_choice(
@@ -123,12 +91,6 @@ def multiple_choice(
     )
 
 
-def digest_of_questions(questions: Sequence[Question]) -> str:
-    """Return the sha256 of questions, with their choices and answers, in their order."""
-    texts = [[each.context, *each.choices, each.answer] for each in questions]
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-
 @dataclass(frozen=True)
 class _ScoredChoice:
     ids: list[int]
@@ -161,24 +123,3 @@ def scored_ends(rows: Sequence[tuple[Sequence[int] | np.ndarray, int]]) -> Batch
         tokens[i, :end] = row[:-1]
         targets[i, end - scored : end] = row[-scored:]
     return Batch(tokens, targets, None, None)
-
-
-def _question(raw: object) -> Question:
-    """Return `raw` as a question. Raises ValueError saying what is wrong."""
-    if not isinstance(raw, dict):
-        raise ValueError('expected {"context", "choices", "answer"}')
-    missing = [key for key in ("context", "choices", "answer") if key not in raw]
-    if missing:
-        raise ValueError(f"{', '.join(missing)} missing")
-    context, choices, answer = raw["context"], raw["choices"], raw["answer"]
-    if not isinstance(context, str):
-        raise ValueError(f"context is {context!r:.200}; expected text")
-    if not isinstance(choices, list) or len(choices) < 2:
-        raise ValueError(f"choices is {choices!r:.200}; expected a list of two or more texts")
-    if not all(isinstance(choice, str) and choice for choice in choices):
-        raise ValueError(f"choices is {choices!r:.200}; every choice must be a non-empty text")
-    if type(answer) is not int or not 0 <= answer < len(choices):
-        raise ValueError(
-            f"answer is {answer!r:.200}; expected an index from 0 to {len(choices) - 1}"
-        )
-    return Question(whole_characters(context), tuple(map(whole_characters, choices)), answer)

@@ -12,8 +12,9 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.evaluation.calibration import Calibration, calibrate
 from pion.evaluation.held_out import HeldOut, Scorer, score, summarize
-from pion.evaluation.multiple_choice import multiple_choice, read_questions
+from pion.evaluation.multiple_choice import multiple_choice
 from pion.evaluation.one_text_per_row import own_rows
+from pion.evaluation.questions import read_questions
 from pion.model.decoder import Decoder
 from pion.untrusted import read_file
 from pipeline.commands.chat import tell_replaced

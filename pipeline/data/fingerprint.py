@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pion.data.arrays import sha256_file
 from pion.errors import BadInput
 from pipeline.console.messages import PrepareProgress, Say
+from pipeline.data.cleaning.sets import digests_of_sets
 from pipeline.data.sources import Input, find_input
 from pipeline.job import Job, TextFiles
 from pipeline.job.digest import conversation_inputs, covered_fields
@@ -35,6 +36,8 @@ NOT_CONTENT = ("dataset.json", "choices.jsonl", "commit.json")
 _WHERE = ("path", "revision")
 # Raise this when only text files would make other rows. Before 2, a last paragraph was a document.
 TEXT_FORMAT = 2
+# Raise this when the rules of data.clean would leave out other documents.
+CLEAN_RULES = 1
 
 
 def fingerprint_of(
@@ -53,6 +56,8 @@ def fingerprint_of(
         "sources": [_of_source(found, say) for found in inputs],
         "tokenizer": _of_tokenizer(job, folder, trains),
     }
+    if part == "pretrain" and job.data.clean is not None:
+        content["clean"] = {"rules": CLEAN_RULES, "sets": digests_of_sets(job)}
     if apart := os.environ.get(APART):
         content["apart"] = apart
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -71,13 +76,12 @@ def check_unchanged(job: Job, inputs: Sequence[Input]) -> None:
 
 def _settings(job: Job, part: Part) -> dict[str, Any]:
     if part == "pretrain":
-        text = job.data.model_copy(update={"documents": job.within_documents})
-        fields = covered_fields(text, "data")
+        fields = covered_fields(job.text_settings, "data")
     else:
         assert job.sft is not None
         fields = conversation_inputs(job, job.sft) | {"data.shard_rows": job.data.shard_rows}
     # The window only decides in which order training reads the rows.
-    elsewhere = ("data.sources.", "sft.sources.", "data.window")
+    elsewhere = ("data.sources.", "sft.sources.", "data.window", "data.clean.decontaminate")
     return {path: value for path, value in fields.items() if not path.startswith(elsewhere)}
 
 

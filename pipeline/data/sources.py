@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ from pipeline.job import (
     TextFiles,
 )
 
+# Given the number of a source, returns a function that says of each of its documents, in order,
+# whether to keep it.
+Keep = Callable[[int], Callable[[Document], bool]]
 # What is counted of system messages; `Remarks` has attributes of these names.
 SYSTEMS = ("systems", "lost_systems")
 LONG_CHARS = 1 << 16
@@ -162,28 +165,56 @@ def find_input(job: Job, source: Source, key: str, commit: str | None = None) ->
     return Input(source, key, sys.version)
 
 
-def texts(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tuple[bool, str]]:
+def keep_all(source: int) -> Callable[[Document], bool]:
+    """Keep every document."""
+    return lambda document: True
+
+
+def texts(
+    job: Job,
+    found: Input,
+    remarks: Remarks | None = None,
+    kept: Callable[[Document], bool] = lambda document: True,
+) -> Iterator[tuple[bool, str]]:
     """Yield (held out?, text) of every document of a text source, and note it in `remarks`.
 
-    If a document is longer than 64K characters, only its end is held out, so a corpus of one long
-    file has both parts. Raises BadInput for a file that can't be read and for an empty corpus.
+    `kept` is asked about every document, in their order: others are left out. If a document is
+    longer than 64K characters, only its end is held out, so a corpus of one long file has both
+    parts. Raises BadInput for a file that can't be read and for an empty corpus.
     """
-    share = job.data.held_out
-    if isinstance(found.source, PythonDocs):
-        for document in python_docs.documents(found.source.code):
-            yield python_docs.is_held_out(document.origin, share), document.text
-        return
-    for document in _documents(job, found):
-        text = whole_characters(document.text)
-        if remarks is not None:
+    for document in filter(kept, documents(job, found)):
+        text = document.text
+        if remarks is not None and not isinstance(found.source, PythonDocs):
             remarks.replaced.look(text, document.origin)
-        if len(text) <= LONG_CHARS:
-            yield python_docs.is_held_out(text, share), text
+        if not _has_both_parts(found, document):
+            yield is_held_out(job, found, document), text
             continue
-        cut = text.find("\n", int(len(text) * (1 - share))) + 1 or len(text)
+        cut = text.find("\n", int(len(text) * (1 - job.data.held_out))) + 1 or len(text)
         yield False, text[:cut]
         if text[cut:].strip():
             yield True, text[cut:]
+
+
+def documents(job: Job, found: Input) -> Iterator[Document]:
+    """Yield every document of a text source, in order. Raises BadInput as `texts` does."""
+    if isinstance(found.source, PythonDocs):
+        yield from python_docs.documents(found.source.code)
+        return
+    for document in _documents(job, found):
+        yield Document(whole_characters(document.text), document.origin)
+
+
+def is_held_out(job: Job, found: Input, document: Document) -> bool:
+    """Return whether a document is held out as a whole."""
+    if _has_both_parts(found, document):
+        return False
+    what = document.origin if isinstance(found.source, PythonDocs) else document.text
+    return python_docs.is_held_out(what, job.data.held_out)
+
+
+def _has_both_parts(found: Input, document: Document) -> bool:
+    """Return whether a document is so long that only its end is held out."""
+    return len(document.text) > LONG_CHARS and not isinstance(found.source, PythonDocs)
 
 
 def conversations(

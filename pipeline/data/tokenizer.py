@@ -31,7 +31,7 @@ from pion.formats.huggingface.tokenizer_files import copy_tokenizer
 from pion.untrusted import LARGEST_TOKENIZER, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.hub import hub_tokenizer
-from pipeline.data.sources import Input, texts
+from pipeline.data.sources import Input, Keep, keep_all, texts
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards
 from pipeline.job.model_section import TrainTokenizer
 from pipeline.machine.time_limit import attended
@@ -114,9 +114,9 @@ def check_fits(job: Job, tokenizer: Tokenizer, path: Path, by_job: bool) -> None
 
 
 def ready_tokenizer(
-    job: Job, inputs: list[Input], folder: Path, by_job: bool, say: Say
+    job: Job, inputs: list[Input], folder: Path, *, by_job: bool, say: Say, keep: Keep = keep_all
 ) -> tuple[Tokenizer, dict[str, Any]]:
-    """Return the tokenizer in the folder; train it if the job says so.
+    """Return the tokenizer in the folder; train it on the documents to `keep` if the job says so.
 
     Raises BadInput if one that the job names doesn't fit the model.
     """
@@ -124,7 +124,7 @@ def ready_tokenizer(
     train = job.tokenizer.train if by_job and job.tokenizer is not None else None
     if train is not None and not path.exists():
         say(Note(f"training a BPE of {train.vocab_size:,} entries"))
-        _trained(job, inputs, train, say).save(path)
+        _trained(job, inputs, train, say, keep).save(path)
     tokenizer = Tokenizer.from_file(path)
     check_fits(job, tokenizer, path, by_job)
     if train is not None:
@@ -151,7 +151,9 @@ def origin(job: Job) -> str:
     return job.tokenizer.file or f"{job.tokenizer.hub}/{job.tokenizer.hub_file}"
 
 
-def _trained(job: Job, inputs: list[Input], train: TrainTokenizer, say: Say) -> Tokenizer:
+def _trained(
+    job: Job, inputs: list[Input], train: TrainTokenizer, say: Say, keep: Keep
+) -> Tokenizer:
     """Return a tokenizer trained on the inputs. A stop is heard meanwhile: `say` raises it."""
     read, started = _Read(), time.monotonic()
 
@@ -161,7 +163,7 @@ def _trained(job: Job, inputs: list[Input], train: TrainTokenizer, say: Say) -> 
         else:
             say(PrepareProgress("read text for the tokenizer", read.bytes / 1e6, "MB"))
 
-    texts_read = _training_texts(job, inputs, train.max_mb, read)
+    texts_read = _training_texts(job, inputs, train.max_mb, read, keep)
     return attended(partial(train_bpe, texts_read, train.vocab_size), look)
 
 
@@ -173,18 +175,21 @@ class _Read:
     complete: bool = False
 
 
-def _training_texts(job: Job, inputs: list[Input], max_mb: float, progress: _Read) -> Iterator[str]:
+def _training_texts(
+    job: Job, inputs: list[Input], max_mb: float, progress: _Read, keep: Keep
+) -> Iterator[str]:
     """Yield training documents to learn merges from, the same amount from every source."""
-    readable = [i for i in inputs if not isinstance(i.source, NpyShards | BinShards | HubNpyShards)]
+    tokenized = NpyShards | BinShards | HubNpyShards
+    readable = [(n, i) for n, i in enumerate(inputs) if not isinstance(i.source, tokenized)]
     if not readable:
         raise BadInput(
             "tokenizer.train: every data source is already tokenized, so there is no text to train "
             "on. Set tokenizer.file or tokenizer.hub to the tokenizer of these sources"
         )
     share = max_mb * 1e6 / len(readable)
-    for found in readable:
+    for number, found in readable:
         read = 0
-        for held_out, text in texts(job, found):
+        for held_out, text in texts(job, found, kept=keep(number)):
             if held_out:
                 continue
             yield text

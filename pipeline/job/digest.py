@@ -89,9 +89,7 @@ def digest_job(job: Job) -> Digests:
     inputs: dict[str, Inputs] = {}
 
     if job.data.sources:
-        # A job may leave `documents` to the model. The digest covers what the job then does.
-        text = job.data.model_copy(update={"documents": job.within_documents})
-        inputs["data.pretrain"] = covered_fields(text, "data") | tokenizer
+        inputs["data.pretrain"] = covered_fields(job.text_settings, "data") | tokenizer
         data["pretrain"] = digest_of(inputs["data.pretrain"])
     if job.sft is not None:
         # A trained tokenizer comes from the pretraining text, so its data decides the ids.

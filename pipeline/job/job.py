@@ -22,6 +22,7 @@ from pion.config.model_config import OPTIONAL, ModelConfig
 from pion.config.part_fields import FACTOR
 from pion.errors import BadInput
 from pion.train.phases import check_phases_of_model
+from pipeline.job.clean_section import OF_EVALUATE
 from pipeline.job.model_section import Base, Model, TokenizerSection
 from pipeline.job.recipe import with_recipe
 from pipeline.job.result_sections import Evaluate, Publish
@@ -262,6 +263,11 @@ class Job(Section):
                 "uses Pion's own, which writes only what is in the data": is_given
                 for name, is_given in given.items()
             }
+        if (clean := self.data.clean) is not None:
+            mistakes[
+                f"data.clean.decontaminate: `{OF_EVALUATE}` means the sets of the section "
+                "`evaluate`, and evaluate.packs is empty"
+            ] = OF_EVALUATE in clean.decontaminate and not self.evaluate.packs
         return made(mistakes)
 
     @property
@@ -322,6 +328,29 @@ class Job(Section):
             "sft.sources": self.sft.sources if self.sft else [],
         }
         return [(f"{key}.{n}", s) for key, found in lists.items() for n, s in enumerate(found)]
+
+    @property
+    def text_settings(self) -> Data:
+        """The section `data` with what it leaves to other sections: whether documents are apart,
+        and which evaluation sets the text is cleaned of."""
+        clean = self.data.clean
+        if clean is not None:
+            sets = [path for _, path in self.removed_sets]
+            clean = clean.model_copy(update={"decontaminate": sets})
+        return self.data.model_copy(update={"documents": self.within_documents, "clean": clean})
+
+    @property
+    def removed_sets(self) -> list[tuple[str, str]]:
+        """The key and the path of each evaluation set that data.clean.decontaminate means."""
+        sets: list[tuple[str, str]] = []
+        for number, name in enumerate(self.data.clean.decontaminate if self.data.clean else []):
+            if name == OF_EVALUATE:
+                sets += [(f"evaluate.packs.{n}", p) for n, p in enumerate(self.evaluate.packs)]
+                if self.evaluate.core is not None:
+                    sets.append(("evaluate.core.path", self.evaluate.core.path))
+            else:
+                sets.append((f"data.clean.decontaminate.{number}", name))
+        return sets
 
     def section(self, stage: str) -> Train:
         """Return the section of a training stage."""

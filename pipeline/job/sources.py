@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pion.config.part_fields import SEQ_LEN
-from pipeline.job.section import ROWS, Section, identity, runtime
+from pipeline.job.clean_section import Clean
+from pipeline.job.section import ROWS, Section, identity, made, refuse, runtime
 
 
 class Source(Section):
@@ -164,3 +165,25 @@ class Data(Section):
         "document, and the segments of slots count from its start",
         before=False,
     )
+    clean: Clean | None = identity(
+        None,
+        "leave out copies and bad documents before anything is learned from them "
+        "(docs/clean-data.md); unset: every document is kept",
+        before=None,
+    )
+
+    @model_validator(mode="after")
+    def _can_be_cleaned(self) -> Data:
+        if self.clean is None:
+            return self
+        mistakes: dict[str, object] = {
+            "clean: there are no data.sources to clean": not self.sources,
+        }
+        mistakes |= {
+            f"clean: data.sources.{number} (kind {source.kind}) is tokenized already, so its "
+            "documents can't be cleaned. Use its text, or remove `clean`": isinstance(
+                source, NpyShards | BinShards | HubNpyShards
+            )
+            for number, source in enumerate(self.sources)
+        }
+        return refuse(self, made(mistakes))

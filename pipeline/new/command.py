@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pion.data.documents.languages import ENGLISH
 from pion.errors import BadInput
 from pipeline.console.formats import counted, show
 from pipeline.console.masking import masked
@@ -22,7 +23,6 @@ from pipeline.new.draft import Wanted, amount_of, draft_of
 from pipeline.new.draft_in_words import in_lines, notes
 from pipeline.new.examples import chat_examples, text_examples
 from pipeline.new.files import find_data
-from pipeline.new.languages import ENGLISH
 from pipeline.new.look import Look, look_at
 from pipeline.new.write_copy import write_copy
 

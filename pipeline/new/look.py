@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from pion.data.documents import languages
 from pion.data.documents.file_to_documents import whole_characters
 from pipeline.console.formats import amount, counted, size
-from pipeline.new import languages
 from pipeline.new import sample as bounds
 from pipeline.new.chats import (
     as_conversation,

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.console.formats import moment, printable
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import STAGES, Job
+from pipeline.report.cleaning import Text, text_of
 from pipeline.report.results import Evaluated, Published, result_of
 from pipeline.state.head import Head
 from pipeline.state.notes.stop_requests import describe_stop
@@ -83,6 +84,11 @@ class RunHistory:
     def published(self) -> Published:
         """What the publish stage reported; empty before it is done. Raises Damaged."""
         return result_of(Published, self.head, "publish", self.url)
+
+    @property
+    def text(self) -> Text:
+        """What the prepare stage reported of the text; empty before it is done. Raises Damaged."""
+        return text_of(self.head, self.url)
 
     @property
     def finished_at(self) -> float | None:

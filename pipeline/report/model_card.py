@@ -20,6 +20,7 @@ from pipeline.report.card_sections import (
     base_section,
     gguf_section,
 )
+from pipeline.report.cleaning import cleaning_in_words
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.prediction import result_sentence
 from pipeline.report.published_by import run_id
@@ -396,9 +397,11 @@ def _training(history: RunHistory) -> str:
     hardware = "; ".join(hardware_lines(history.attempts()))
     left_out = "; ".join(words for _, words in history.left_out())
     cost = history.costs.describe()
+    cleaned = cleaning_in_words(history.text)
     parts = [
         "## Training",
         "Data:\n\n" + "\n".join(f"- {line}" for line in source_lines(job)),
+        f"The text was cleaned before training: {cleaned}." if cleaned else "",
         table(header, rows),
         f"Trained on {hardware}. Seed {job.seed}." if hardware else "",
         f"Left out, because steps on them went wrong: {left_out}." if left_out else "",

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.console.formats import duration, printable, short_amount
 from pipeline.console.masking import known_secrets, masked
 from pipeline.cost.costs import USEFUL, Costs
+from pipeline.report.cleaning import Text, cleaning_sections
 from pipeline.report.curves import attempts, names_of
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.page_sections import measured_sections, record_sections
@@ -43,9 +44,10 @@ def page_data(history: RunHistory) -> dict[str, Any]:
     """
     results: Mapping[str, Any] = {}
     published: Mapping[str, Any] = {}
+    text = Text()
     notes: list[str] = []
     try:
-        results, published = history.results, history.published
+        results, published, text = history.results, history.published, history.text
     except Damaged as error:
         notes.append(str(error))
     parts = {
@@ -57,7 +59,7 @@ def page_data(history: RunHistory) -> dict[str, Any]:
         "attempts": {stage: attempts(rows) for stage, rows in history.metrics.items() if rows},
         "tokens_per_step": _tokens_per_step(history),
         "paid": [(time.begin, time.end, time.price) for time in history.costs.paid],
-        "measured": measured_sections(history, results),
+        "measured": [*measured_sections(history, results), *cleaning_sections(text)],
         "samples": _samples(history.samples()),
         "cost": _cost(history.costs),
         "machines": _machines(history.costs),

@@ -70,7 +70,7 @@ def write_report(path: Path, history: RunHistory) -> None:
 
 def report_html(history: RunHistory) -> bytes:
     """Return the page with the data inside. Raises Damaged for a damaged result."""
-    _ = history.published, history.results
+    _ = history.published, history.results, history.text
     curves = {stage: curves_of(rows) for stage, rows in history.metrics.items()}
     run, page = page_data(history) | {"curves": curves}, read_page(PAGE)
     # A file sends no requests, and a browser takes `frame-ancestors` from a server alone.

@@ -12,6 +12,7 @@ from pipeline.job import Job
 from pipeline.job.digest import Digests
 from pipeline.models.bring import bring_model
 from pipeline.report.calibration import calibration_in_brief
+from pipeline.report.cleaning import cleaning_in_words
 from pipeline.report.core import core_in_brief
 from pipeline.report.prediction import against_result
 from pipeline.report.published_by import is_still_there
@@ -92,6 +93,8 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     if run.store.list(run.key(REPORT)):
         rows.append(["report", _shown(local) if local else f"{run.store.url}/{run.key(REPORT)}"])
     results, published = history.results, history.published
+    if cleaned := cleaning_in_words(history.text):
+        rows.append(["cleaning", cleaned])
     for name in (*job.train_stages, "base", "ngram", "untrained"):
         result = results.get(name, {})
         if result.get("bits_per_byte") is not None:

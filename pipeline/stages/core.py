@@ -100,7 +100,7 @@ def _task_from(stored: Result) -> TaskResult:
 def _measure(measures: Measures, stage: str, task: Task, limit: int | None) -> Result:
     """Measure one task. Its result has the credits of single items, packed."""
     from pion.evaluation.core.measure import UNWATCHED, measure_task
-    from pion.evaluation.core.result import passages_of
+    from pion.evaluation.core.passages import passages_of
     from pion.evaluation.item_scores import item_scores, pack
 
     scorer = measures.core_scorer(stage)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.evaluation.held_out import HeldOut, Responses, Scorer
-    from pion.evaluation.multiple_choice import Question
     from pion.evaluation.one_text_per_row import OwnRows
+    from pion.evaluation.questions import Question
     from pion.model.decoder import Decoder
     from pipeline.data.prepared import PreparedData
     from pipeline.data.shard_cache import Fetch, ShardCache
@@ -192,7 +192,8 @@ class Measures:
     def multiple_choice(self, stage: str, name: str, questions: list[Question]) -> Result:
         """Put `questions` to the model of `stage`. `name` says what the answers are of."""
         from pion.evaluation.item_scores import item_scores, pack
-        from pion.evaluation.multiple_choice import digest_of_questions, multiple_choice
+        from pion.evaluation.multiple_choice import multiple_choice
+        from pion.evaluation.questions import digest_of_questions
 
         model = self._decoder(stage)
         scorer = self._scorer(model, model.config.seq_len)
@@ -243,7 +244,7 @@ class Measures:
 
     def continuations(self) -> list[Question]:
         """Return the questions that prepare cut from held-out text; none if there was no text."""
-        from pion.evaluation.multiple_choice import read_questions
+        from pion.evaluation.questions import read_questions
 
         folder = self.trained.pretrain_data
         if folder is None or not (folder / CHOICES).exists():

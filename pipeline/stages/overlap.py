@@ -20,7 +20,6 @@ from pipeline.stages.measures import Measures, Part, Result
 
 if TYPE_CHECKING:
     from pion.data.stream import RowStream
-    from pion.evaluation.core.bundle import Task
     from pion.evaluation.overlap.found import Found
     from pion.evaluation.overlap.index import Index
     from pion.evaluation.overlap.items import ItemSet
@@ -89,25 +88,14 @@ def overlap_of(measures: Measures, questions: Questions, items: Result, part: Pa
 def _sets(measures: Measures, questions: Questions) -> list[ItemSet]:
     """Return every set that the job evaluates on, with excerpts of held-out rows."""
     from pion.evaluation.overlap.control import draw_control
-    from pion.evaluation.overlap.items import Item, ItemSet
+    from pion.evaluation.overlap.items import ItemSet
+    from pion.evaluation.overlap.sets import items_of_questions, items_of_task
 
-    named: dict[str, list[Item]] = {
-        f"packs.{name}": [Item(one.context, one.choices[one.answer]) for one in pack]
-        for name, pack in questions.packs.items()
-    }
+    named = {f"packs.{name}": items_of_questions(pack) for name, pack in questions.packs.items()}
     if questions.core is not None:
-        named |= {f"core.{task.label}": _items(task) for task in questions.core.tasks}
+        named |= {f"core.{task.label}": items_of_task(task) for task in questions.core.tasks}
     held_out = _held_out(measures)
     return [ItemSet(name, own, draw_control(own, held_out)) for name, own in named.items()]
-
-
-def _items(task: Task) -> list[Any]:
-    from pion.evaluation.core.result import passages_of
-    from pion.evaluation.overlap.items import Item
-
-    passages = passages_of(task, len(task.items)) or [""] * len(task.items)
-    pairs = (item.pair(item.gold) for item in task.items)
-    return [Item(*pair, passage) for pair, passage in zip(pairs, passages)]
 
 
 def _held_out(measures: Measures) -> list[bytes]:

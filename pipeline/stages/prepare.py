@@ -20,19 +20,29 @@ from typing import Any
 from pion.data.arrays import make_folder, sha256_file, write_atomically
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.template_source import DATE_FILE, TEMPLATE_FILE
+from pion.data.documents.file_to_documents import Document
 from pion.data.shards import Rows, Shard
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, Say
+from pipeline.data.cleaning.decided import clean
 from pipeline.data.continuations import continuation_questions
 from pipeline.data.conversations_to_rows import in_own_format, in_template, write_conversation_rows
 from pipeline.data.documents_to_rows import RowFormat, write_text_rows
 from pipeline.data.fingerprint import Part, check_unchanged, fingerprint_of
 from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
-from pipeline.data.sources import Input, Remarks, conversations, find_input, talks, texts
+from pipeline.data.sources import (
+    Input,
+    Remarks,
+    conversations,
+    find_input,
+    keep_all,
+    talks,
+    texts,
+)
 from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.digest import covered_fields
@@ -42,6 +52,8 @@ from pipeline.job.train_sections import Sft
 __all__ = ["PreparedData", "open_data", "prepare_pretrain", "prepare_sft"]
 
 CHOICES = "choices.jsonl"
+# What is known of the documents while they are cleaned.
+CLEANING = "clean"
 PINNED = "commit.json"
 # What was prepared here so far was made from this content. A hidden file is not part of the data.
 FINGERPRINT = ".fingerprint"
@@ -156,15 +168,22 @@ def _prepare(job: Job, part: _Part, inputs: list[Input], by_job: bool) -> None:
     """Write the rows of every source, then what `open_data` reads."""
     started = time.monotonic()
     folder, seq_len = part.folder, job.seq_len(part.name)
-    tokenizer, tokenizer_report = ready_tokenizer(job, inputs, folder, by_job, part.say)
     texts_only = part.name == "pretrain"
+    cleaned = None
+    if texts_only and job.data.clean is not None:
+        cleaned = clean(job, inputs, folder / CLEANING, part.say)
+    keep = keep_all if cleaned is None else cleaned.keep
+    tokenizer, tokenizer_report = ready_tokenizer(
+        job, inputs, folder, by_job=by_job, say=part.say, keep=keep
+    )
     if texts_only and job.within_documents:
         check_documents(inputs, tokenizer, seq_len)
     write = _write_text if texts_only else _write_conversations
     reports = []
     for number, found in enumerate(inputs):
         rows = _row_format(found, folder, seq_len, job.data.shard_rows)
-        report = write(job, found, tokenizer, folder / str(number), rows, part.say)
+        reading = _Reading(job, found, keep(number))
+        report = write(reading, tokenizer, folder / str(number), rows, part.say)
         check_splits(report, found, seq_len, part.section.held_out)
         reports.append({"name": _name(found.source)} | report)
     sources = tuple(
@@ -172,29 +191,43 @@ def _prepare(job: Job, part: _Part, inputs: list[Input], by_job: bool) -> None:
         for number, source in enumerate(part.section.sources)
     )
     report = _totals(reports, tokenizer_report, started)
+    if cleaned is not None:
+        report["cleaned"] = cleaned.receipt()
     data = PreparedData(folder, part.name, sources, report)
     if texts_only:
         _write_choices(data, tokenizer, job.seed)
     _finish(job, inputs, data, part.say)
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """A source that is read, and which of its documents to keep."""
+
+    job: Job
+    found: Input
+    kept: Callable[[Document], bool]
+
+
 def _write_text(
-    job: Job, found: Input, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+    reading: _Reading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of text, and return its report."""
+    found = reading.found
     if isinstance(found.source, NpyShards | BinShards):
         return take_local_shards(found.files, tokenizer, place, rows, say)
     if isinstance(found.source, HubNpyShards):
         return take_hub_shards(found, tokenizer, place, rows, say)
     remarks = Remarks(tokenizer.replaced(), found.left_out)
-    read, what = texts(job, found, remarks), f"tokenise {_name(found.source)}"
+    read = texts(reading.job, found, remarks, reading.kept)
+    what = f"tokenise {_name(found.source)}"
     return write_text_rows(read, tokenizer, place, rows, what, say) | _noted(remarks)
 
 
 def _write_conversations(
-    job: Job, found: Input, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+    reading: _Reading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of conversations, and return its report."""
+    job, found = reading.job, reading.found
     remarks, what = Remarks(tokenizer.replaced(), found.left_out), f"pack {_name(found.source)}"
     with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
         if written.own:
@@ -311,6 +344,7 @@ def _finish(job: Job, inputs: list[Input], data: PreparedData, say: Say) -> None
         # The rows are of no content that has this fingerprint, also if it is restored.
         (data.folder / FINGERPRINT).unlink(missing_ok=True)
         raise
+    shutil.rmtree(data.folder / CLEANING, ignore_errors=True)
     described = {
         "part": data.part,
         "sources": [vars(source) for source in data.sources],

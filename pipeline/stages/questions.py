@@ -12,7 +12,7 @@ from pipeline.stages.core import read_core
 
 if TYPE_CHECKING:
     from pion.evaluation.core.bundle import Bundle
-    from pion.evaluation.multiple_choice import Question
+    from pion.evaluation.questions import Question
 
 
 def read_packs(job: Job) -> dict[str, list[Question]]:
@@ -21,7 +21,7 @@ def read_packs(job: Job) -> dict[str, list[Question]]:
     Raises BadInput for a line that is not a question, with file and line, and for two packs of
     the same name.
     """
-    from pion.evaluation.multiple_choice import read_questions
+    from pion.evaluation.questions import read_questions
 
     packs: dict[str, list[Question]] = {}
     for pack in job.evaluate.packs:

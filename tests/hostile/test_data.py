@@ -23,7 +23,7 @@ from pion.data.documents.file_to_documents import (
     text_documents,
 )
 from pion.errors import BadInput
-from pion.evaluation.multiple_choice import read_questions
+from pion.evaluation.questions import read_questions
 from pipeline.job import Job
 from pipeline.stages.prepare import prepare_pretrain
 from tests.hostile.in_process import MEMORY, ended, little_memory, refusal

@@ -13,7 +13,8 @@ from pion.config.model_config import PARTS as KINDS
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.evaluation.held_out import Scorer
-from pion.evaluation.multiple_choice import Question, multiple_choice
+from pion.evaluation.multiple_choice import multiple_choice
+from pion.evaluation.questions import Question
 from pion.formats.load import load, load_decoder
 from pion.generation.generate import generate
 from pion.model.parameters import MOST_LAYERS, require_possible

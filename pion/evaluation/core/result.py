@@ -16,14 +16,12 @@ from typing import Literal
 import numpy as np
 
 from pion.evaluation.core.bundle import Bundle, Task
-from pion.evaluation.core.published import CORE_TASKS, WITH_PASSAGES, TaskType
-from pion.evaluation.core.rows import common_prefix
+from pion.evaluation.core.passages import passages_of
+from pion.evaluation.core.published import CORE_TASKS, TaskType
 from pion.evaluation.core.scoring import NO_CHOICE, Answered
 from pion.evaluation.shares import ratio, share_sem
 
 RULE = "core/nanochat-1"
-# A passage is known by so many characters, after those with which all contexts of a task begin.
-PASSAGE_CHARS = 100
 # If more of a task's rows are cropped, the result says so next to its number.
 MUCH_CROPPED = 0.1
 
@@ -224,15 +222,6 @@ def _rows(task: Task, count: int) -> int:
 
 
 # ---------------------------------------------------------------- errors
-
-
-def passages_of(task: Task, count: int) -> list[str] | None:
-    """Return the passage of each of the first `count` items; None if they are independent."""
-    if task.label not in WITH_PASSAGES:
-        return None
-    contexts = [item.contexts[0] for item in task.items]
-    start = common_prefix(contexts)
-    return [context[start : start + PASSAGE_CHARS] for context in contexts[:count]]
 
 
 def _accuracy(credits: np.ndarray, passages: Sequence[str] | None) -> tuple[float, float]:

@@ -114,8 +114,11 @@ def read_found(data: bytes, index: Index, threshold: float, where: str) -> Found
     return found
 
 
-def settle(found: Found, index: Index, row: int, grams: np.ndarray) -> None:
-    """Note what one row holds: `grams` are the numbers of n-grams, each once."""
+def settle(found: Found, index: Index, row: int, grams: np.ndarray) -> np.ndarray:
+    """Note what one row holds: `grams` are the numbers of n-grams, each once.
+
+    Return the numbers of the items with which the row overlaps.
+    """
     begins = index.offsets[grams].astype(np.int64)
     counts = index.offsets[grams + 1] - begins
     places = np.repeat(begins - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
@@ -126,6 +129,8 @@ def settle(found: Found, index: Index, row: int, grams: np.ndarray) -> None:
     enough = held >= least_held(index, found.threshold, items)
     answered = np.bincount(which, index.in_answer[places], len(items)) > 0
     found.with_answer[items[enough & answered]] = True
+    overlapping: np.ndarray = items[enough]
+    return overlapping
 
 
 def least_held(

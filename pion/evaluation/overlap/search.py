@@ -19,8 +19,11 @@ def search(
     rows: Iterable[tuple[int, bytes]],
     found: Found,
     on_rows: Callable[[], None] = lambda: None,
+    on_overlap: Callable[[int, np.ndarray], None] = lambda row, items: None,
 ) -> None:
     """Add to `found` what the rows hold: pairs of a row's number (from 0) and its text in UTF-8.
+
+    `on_overlap` is called with each row that overlaps with items, and the numbers of these items.
 
     A text may begin or end inside a character, and have any length. `on_rows` is called after some
     rows, about every 256 KB; `found.rows` and `found.text_bytes` then say how much was searched. If
@@ -28,7 +31,9 @@ def search(
     """
     for some in _together(rows):
         for row, grams in _held(index, some):
-            settle(found, index, row, grams)
+            items = settle(found, index, row, grams)
+            if len(items):
+                on_overlap(row, items)
         found.rows += len(some)
         found.text_bytes += sum(len(text) for _, text in some)
         on_rows()

@@ -19,6 +19,7 @@ from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import HubDataset, Job
 from pipeline.machine.time_limit import begin, within
 from pipeline.rent.check import CheckRow
+from pipeline.rent.check.clean import check_clean
 from pipeline.rent.check.deadline import check_deadline
 from pipeline.rent.check.inputs import check_base, check_files
 from pipeline.rent.check.job import (
@@ -171,6 +172,7 @@ def _checks(
         ("model.from", partial(check_base, job, sky_yaml)),
         ("tokenizer", partial(check_tokenizer, job)),
         ("data", partial(check_data, job)),
+        ("data.clean", partial(check_clean, job)),
         ("corpus", partial(check_corpus, job)),
         ("vocabulary", partial(check_vocabulary, job)),
         ("store", partial(check_store, job)),

@@ -167,6 +167,8 @@ def local_inputs(job: Job, *, prepared: bool) -> list[LocalInput]:
         asked["model.from"] = base.source
     if not prepared and job.tokenizer is not None:
         asked["tokenizer.file"] = job.tokenizer.file
+    if not prepared:
+        asked |= dict(job.removed_sets)
     found = [
         LocalInput(key, path, job.input_path(path))
         for key, path in asked.items()

@@ -147,6 +147,9 @@ def _read_until_enough(job: Job, tokenizer: Path | None) -> list[CheckRow]:
         least, most = least + counted.train[0], most + counted.train[1]
     if known:
         require_a_batch(most, batch, "pretrain", seq_len)
+    if job.data.clean is not None:
+        words = f"rows were counted before data.clean leaves out documents. {_EXACT}"
+        rows.append(CheckRow("corpus", None, words))
     if least < batch and not rows and not on_hub:
         words = (
             f"it was not found out whether the corpus fills a batch of {batch:,} rows of "

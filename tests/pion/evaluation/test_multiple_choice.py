@@ -12,11 +12,10 @@ from pion.errors import BadInput
 from pion.evaluation.held_out import Scorer
 from pion.evaluation.multiple_choice import (
     MultipleChoice,
-    Question,
     _ScoredChoice,
     multiple_choice,
-    read_questions,
 )
+from pion.evaluation.questions import Question, read_questions
 from pion.model.decoder import Decoder
 from tests.support.known_models import OnSmallGpu, constant, decoder
 from tests.support.tokenizer_kinds import tokenizer_of

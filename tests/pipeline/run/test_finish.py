@@ -12,6 +12,7 @@ from pipeline.run.finish import summary_rows
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from tests.hostile.hostile_run import CALIBRATION
+from tests.pipeline.report.test_cleaning import REPORT
 from tests.support.finished_run import make_run
 from tests.support.jobs import tiny_dict
 
@@ -44,3 +45,12 @@ def test_the_summary_says_where_the_published_model_is_and_that_it_is_still_ther
     assert (rows["model"], rows["card"]) == ("model", "model/README.md")
     weights.write_bytes(b"other weights")
     assert "no longer has this run's model" in dict(map(tuple, summary_rows(job, run)))["model"]
+
+
+def test_the_summary_says_how_much_of_the_text_was_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs")
+    job = Job.model_validate(tiny_dict())
+    assert "cleaning" not in dict(map(tuple, summary_rows(job, run)))
+    claim_run(run, Owner.me()).finish_stage("prepare", "d", {"pretrain": REPORT})
+    rows = dict(map(tuple, summary_rows(job, run)))
+    assert rows["cleaning"].startswith("200 of 1,200 documents were left out (16.7 %): near-copy")

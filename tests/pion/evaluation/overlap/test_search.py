@@ -259,3 +259,20 @@ def test_the_caller_hears_of_progress_and_may_end_the_search(prose: Prose) -> No
     search(index, rows, found, on_rows=lambda: seen.append(found.rows))
     assert seen == list(range(2, 21, 2))
     assert found.text_bytes == 20 * 100_000
+
+
+def test_each_row_that_overlaps_is_told_with_its_items(prose: Prose) -> None:
+    items = [prose.item(20) for _ in range(40)]
+    # The last row alone is longer than what is searched at once.
+    rows = [prose.row(), prose.row(text_of(items[3])), prose.row()]
+    rows.append(prose.row(f"{text_of(items[7])}\n{text_of(items[5])}", words=60_000))
+    index = build_index([ItemSet("set", items)])
+    told: dict[int, list[int]] = {}
+    search(
+        index,
+        ((number, row.encode()) for number, row in enumerate(rows)),
+        nothing_found(index),
+        on_overlap=lambda row, found: told.update({row: found.tolist()}),
+    )
+    assert len(rows[3]) > MOST_BYTES
+    assert told == {1: [3], 3: [5, 7]}

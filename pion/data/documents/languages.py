@@ -39,6 +39,8 @@ SCRIPTS = {
 }
 ENGLISH = "English"
 OTHER = "another or none (code, tables)"
+# What `language_of` may return, apart from OTHER.
+LANGUAGES = (*FREQUENT, *dict.fromkeys(SCRIPTS.values()))
 _WORDS = re.compile(r"[^\W\d_]+")
 # Single letters are also names in code.
 _BY_WORD = {

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline.new.languages import OTHER, in_words, language_of
+from pion.data.documents.languages import LANGUAGES, OTHER, in_words, language_of
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,9 @@ def test_it_is_guessed_from_letters_and_frequent_words(text: str, language: str)
 
 def test_shares_are_in_words_the_most_frequent_first() -> None:
     assert in_words(Counter(English=92, German=7, French=1)) == "English 92%, German 7%, French 1%"
+
+
+def test_every_language_that_is_returned_can_be_named_and_others_cannot() -> None:
+    assert {"English", "Korean", "Arabic or Persian"} <= set(LANGUAGES)
+    assert OTHER not in LANGUAGES
+    assert len(set(LANGUAGES)) == len(LANGUAGES)

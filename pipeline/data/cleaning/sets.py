@@ -1,0 +1,76 @@
+"""The evaluation sets that data.clean.decontaminate means, and the control of the search."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pion.errors import BadInput
+from pion.evaluation.overlap.control import draw_control
+from pion.evaluation.overlap.items import ItemSet
+from pion.evaluation.overlap.sets import items_of_questions, items_of_task
+from pion.evaluation.questions import read_questions
+from pipeline.data.sources import Input, documents, is_held_out
+from pipeline.job import Job
+
+# The control is cut from the first held-out documents of each source: at most so many, and from the
+# first so many characters.
+CONTROL_DOCUMENTS = 200
+CONTROL_CHARS = 64 << 20
+
+
+def read_sets(job: Job) -> list[ItemSet]:
+    """Return the evaluation sets that the job's text is cleaned of: one for each pack, and one for
+    each task of a CORE bundle.
+
+    Raises BadInput for a set that can't be read, with the job's key, and the file and line.
+    """
+    sets: list[ItemSet] = []
+    for key, name in job.removed_sets:
+        try:
+            sets += _of_file(job.input_path(name))
+        except BadInput as error:
+            raise BadInput(f"{key}: {error}") from None
+    return sets
+
+
+def digests_of_sets(job: Job) -> list[list[str]]:
+    """Return the name of each set and the sha256 of its texts. Raises BadInput as `read_sets`."""
+    return [[one.name, one.digest] for one in read_sets(job)]
+
+
+def with_control(job: Job, sets: Sequence[ItemSet], inputs: Sequence[Input]) -> list[ItemSet]:
+    """Return the sets, each with excerpts of held-out documents of its items' lengths.
+
+    No model trains on held-out documents, so these excerpts are in the other documents only as
+    often as the text repeats itself. Raises BadInput as reading the inputs does.
+    """
+    if not sets:
+        return []
+    held_out = [text for found in inputs for text in _held_out_texts(job, found)]
+    return [
+        dataclasses.replace(one, control=draw_control(one.items, held_out, seed=job.seed))
+        for one in sets
+    ]
+
+
+def _held_out_texts(job: Job, found: Input) -> Iterator[bytes]:
+    """Yield the first held-out documents of a source."""
+    read = count = 0
+    for document in documents(job, found):
+        read += len(document.text)
+        if is_held_out(job, found, document):
+            count += 1
+            yield document.text.encode()
+        if read >= CONTROL_CHARS or count >= CONTROL_DOCUMENTS:
+            return
+
+
+def _of_file(path: Path) -> list[ItemSet]:
+    if path.is_dir() or path.suffix == ".zip":
+        from pion.evaluation.core.bundle import read_bundle
+
+        bundle = read_bundle(path)
+        return [ItemSet(task.label, items_of_task(task)) for task in bundle.tasks]
+    return [ItemSet(path.stem, items_of_questions(read_questions(path)))]

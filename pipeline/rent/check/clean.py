@@ -1,0 +1,61 @@
+"""Check that the job's text can be cleaned as `data.clean` says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.console.formats import counted
+from pipeline.data.cleaning.sets import read_sets
+from pipeline.job import Job
+from pipeline.job.clean_section import OF_EVALUATE, Clean
+from pipeline.rent.check import CheckRow
+from pipeline.rent.check.job import is_prepared
+
+NAME = "data.clean"
+
+
+def check_clean(job: Job) -> list[CheckRow]:
+    """Say what is left out of the text, and warn of evaluation sets that may be in it.
+
+    Raises BadInput for an evaluation set that can't be read.
+    """
+    clean = job.data.clean
+    if clean is None or is_prepared(job):
+        return []
+    sets = read_sets(job)
+    rules = list(_in_words(clean))
+    if sets:
+        items = counted(sum(len(one.items) for one in sets), "item")
+        rules.append(f"text with any of {items} of {counted(len(sets), 'evaluation set')}")
+    rows = [CheckRow(NAME, True, f"leaves out {', '.join(rules)}")]
+    if missing := _not_removed(job):
+        words = (
+            f"{', '.join(missing)}: not in data.clean.decontaminate, so their items may be in the "
+            f"text. To leave such text out, set data.clean.decontaminate=[{OF_EVALUATE}]"
+        )
+        rows.append(CheckRow(NAME, None, words))
+    return rows
+
+
+def _in_words(clean: Clean) -> Iterator[str]:
+    if clean.exact:
+        yield "exact copies"
+    if clean.near is not None:
+        yield f"near-copies (similarity {clean.near:g})"
+    if clean.min_words is not None:
+        yield f"documents of fewer than {counted(clean.min_words, 'word')}"
+    if clean.max_words is not None:
+        yield f"documents of more than {counted(clean.max_words, 'word')}"
+    if clean.max_repetition is not None:
+        yield f"documents of which more than {100 * clean.max_repetition:g} % is repeated"
+    if clean.languages:
+        yield f"documents that are not in {' or '.join(clean.languages)}"
+
+
+def _not_removed(job: Job) -> list[str]:
+    """Return the keys of the sets that the evaluation asks and the text is not cleaned of."""
+    removed = {job.input_path(path) for _, path in job.removed_sets}
+    asked = {f"evaluate.packs.{n}": pack for n, pack in enumerate(job.evaluate.packs)}
+    if job.evaluate.core is not None:
+        asked["evaluate.core.path"] = job.evaluate.core.path
+    return [key for key, path in asked.items() if job.input_path(path) not in removed]

@@ -1,0 +1,196 @@
+"""What `data.clean` left out of the text of a run: in a sentence, and as a section of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+from pipeline.console.formats import duration, size
+from pipeline.report.values import percent_with_error
+from pipeline.state.head import Head
+from pipeline.state.record_json import Amount, Count, Number, Sha256, build, open_record
+
+TITLE = "Cleaning"
+NO_NAME = "a source"
+
+
+class Shown(TypedDict):
+    """A document: the number of its source, where it is there, and the beginning of its text."""
+
+    source: Count
+    document: str
+    text: str
+
+
+class Example(Shown):
+    """A document that was left out: the document that it is like, the item that it holds."""
+
+    like: NotRequired[Shown]
+    item: NotRequired[str]
+
+
+class Dropped(TypedDict):
+    """The documents that a rule left out."""
+
+    rule: str
+    documents: Count
+    examples: list[Example]
+
+
+class OfSource(TypedDict):
+    """How many documents a source has, and how many of them are kept."""
+
+    documents: Count
+    kept: Count
+
+
+class Searched(TypedDict):
+    """An evaluation set and its control. Shares have standard errors."""
+
+    name: str
+    digest: Sha256
+    items: Count
+    unjudged: Count
+    overlapped: list[Number] | None
+    control: list[Number] | None
+    verdict: str
+
+
+class Cleaned(TypedDict):
+    """What was kept of all documents, and what was left out."""
+
+    documents: Count
+    kept: Count
+    bytes: Count
+    sources: list[OfSource]
+    dropped: list[Dropped]
+    sets: list[Searched]
+    seconds: Amount
+
+
+class NamedSource(TypedDict):
+    """A source of the data."""
+
+    name: NotRequired[str]
+
+
+@open_record
+class Text(TypedDict):
+    """What prepare reported of the text."""
+
+    sources: NotRequired[list[NamedSource]]
+    cleaned: NotRequired[Cleaned]
+
+
+@open_record
+class Prepared(TypedDict):
+    """The result of the prepare stage."""
+
+    pretrain: NotRequired[Text]
+
+
+def text_of(head: Head, run: str) -> Text:
+    """Return what the run at the address `run` reported of its text; empty before it is prepared.
+
+    Raises Damaged.
+    """
+    record = head.stages.get("prepare")
+    found = {} if record is None else record.result
+    where = f"{run}/HEAD.json"
+    return build(Prepared, found, where, under="stages.prepare.result").get("pretrain", {})
+
+
+def cleaning_in_words(text: Text) -> str:
+    """Return in a sentence what was left out; "" if the text was not cleaned."""
+    cleaned = text.get("cleaned")
+    if cleaned is None:
+        return ""
+    documents, left_out = cleaned["documents"], cleaned["documents"] - cleaned["kept"]
+    rules = ", ".join(f"{one['rule']} {one['documents']:,}" for one in cleaned["dropped"])
+    share = f"{100 * left_out / max(documents, 1):.1f} %"
+    return f"{left_out:,} of {documents:,} documents were left out ({share})" + (
+        f": {rules}" if rules else ""
+    )
+
+
+def cleaning_sections(text: Text) -> list[dict[str, Any]]:
+    """Return the page's section about cleaning, if the text was cleaned."""
+    cleaned = text.get("cleaned")
+    if cleaned is None:
+        return []
+    names = [one.get("name", NO_NAME) for one in text.get("sources", [])]
+    read = f"{size(cleaned['bytes'])} of text were read in {duration(cleaned['seconds'])}."
+    blocks: list[dict[str, Any]] = [
+        {"text": f"{cleaning_in_words(text)}. {read}", "faint": False},
+        _table(
+            ("source", "documents", "kept"),
+            [
+                (_name(names, number), f"{one['documents']:,}", f"{one['kept']:,}")
+                for number, one in enumerate(cleaned["sources"])
+            ],
+        ),
+    ]
+    if cleaned["dropped"]:
+        blocks.append(_examples(names, cleaned["dropped"]))
+    if cleaned["sets"]:
+        blocks += _searched(cleaned["sets"])
+    return [{"title": TITLE, "blocks": blocks}]
+
+
+def _examples(names: Sequence[str], dropped: Sequence[Dropped]) -> dict[str, Any]:
+    """Return a list: under each rule, some of the documents that it left out."""
+    entries = []
+    for one in dropped:
+        lines = []
+        for example in one["examples"]:
+            lines.append(f"{_where(names, example)}: {example['text']}")
+            if "like" in example:
+                like = example["like"]
+                lines.append(f"↳ is like {_where(names, like)}: {like['text']}")
+            if "item" in example:
+                lines.append(f"↳ holds {example['item']}")
+        entries.append((f"{one['rule']}: {one['documents']:,}", lines))
+    return {"entries": entries}
+
+
+def _searched(sets: Sequence[Searched]) -> list[dict[str, Any]]:
+    """Return what is in the text of the evaluation sets, and what that means."""
+    note = (
+        "Evaluation sets: how many of their items are in documents to train on, before these "
+        "documents were left out. The control is excerpts of held-out text: as much is found "
+        "without any leak."
+    )
+    rows = [
+        (
+            one["name"],
+            f"{one['items']:,}",
+            f"{one['unjudged']:,}",
+            _share(one["overlapped"]),
+            _share(one["control"]),
+            one["verdict"],
+        )
+        for one in sets
+    ]
+    header = ("set", "items", "can't be judged", "found", "control", "verdict")
+    return [{"text": note, "faint": True}, _table(header, rows)]
+
+
+def _share(share: Sequence[Number] | None) -> str:
+    if share is None or len(share) != 2:
+        return "–"
+    named: Mapping[str, Any] = {"share": share[0], "share_sem": share[1]}
+    return percent_with_error(named, "share")
+
+
+def _where(names: Sequence[str], shown: Shown) -> str:
+    return f"{_name(names, shown['source'])}, {shown['document']}"
+
+
+def _name(names: Sequence[str], source: int) -> str:
+    return names[source] if source < len(names) else NO_NAME
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
+    return {"header": list(header), "rows": rows, "numbers_from": 1}

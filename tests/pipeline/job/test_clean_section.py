@@ -1,0 +1,85 @@
+"""data.clean: its mistakes, each in a line with its key, and what its digest covers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.job.digest import digest_job
+from tests.support.jobs import refusal, tiny_job
+
+AFTER_PREPARE = {"prepare", "pretrain", "sft", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("clean", "message"),
+    [
+        ({"near": 0.2}, "data.clean.near: 0.2 should be greater than or equal to 0.3"),
+        ({"near": 1.5}, "data.clean.near: 1.5 should be less than or equal to 1"),
+        ({"min_words": 0}, "data.clean.min_words: 0 should be greater than 0"),
+        ({"min_words": True}, "data.clean.min_words: true should be a number"),
+        ({"min_words": 10**10}, "data.clean.min_words: "),
+        ({"min_words": 9, "max_words": 3}, "data.clean.max_words: 3 is less than min_words, 9"),
+        ({"max_repetition": 1}, "data.clean.max_repetition: 1 should be less than 1"),
+        ({"languages": ["Englsh"]}, "data.clean.languages: 'Englsh' is none of English, German"),
+        ({"languages": ["Englsh"]}, "did you mean 'English'?"),
+        ({"decontaminate": ["a", "a"]}, "data.clean.decontaminate: a set is named twice"),
+        ({"decontaminate": ["evaluate"]}, "data.clean.decontaminate: `evaluate` means the sets of"),
+        ({"exact": False, "near": None}, "data.clean.exact: no rule is left"),
+        ({"nearly": 0.5}, "data.clean.nearly: unknown key"),
+        (True, "data.clean"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(clean: Any, message: str, tmp_path: Path) -> None:
+    words = refusal(tmp_path, data__clean=clean)
+    assert message in words
+    assert "1 mistake" in words
+
+
+def test_text_that_is_tokenized_already_cannot_be_cleaned(tmp_path: Path) -> None:
+    words = refusal(
+        tmp_path, data__sources=[{"kind": "npy", "path": "shards"}], data__clean={"min_words": 3}
+    )
+    assert "data.clean: data.sources.0 (kind npy) is tokenized already" in words
+
+
+def changed(before: Any, after: Any, **others: Any) -> set[str]:
+    """Return the stages whose digest differs between two values of data.clean."""
+    one, two = (digest_job(tiny_job(data__clean=c, **others)).stages for c in (before, after))
+    return {stage for stage in one if one[stage] != two[stage]}
+
+
+def test_without_the_section_every_digest_is_as_before_the_section_existed() -> None:
+    assert digest_job(tiny_job(data__clean=None)) == digest_job(tiny_job())
+    assert not any("clean" in path for path in digest_job(tiny_job()).inputs["data.pretrain"])
+
+
+@pytest.mark.parametrize(
+    "clean",
+    [{}, {"near": 0.7}, {"near": None}, {"min_words": 3}, {"decontaminate": ["a.jsonl"]}],
+    ids=str,
+)
+def test_each_rule_is_part_of_the_digest_of_prepare(clean: dict[str, Any]) -> None:
+    assert changed(None, clean) == AFTER_PREPARE
+    other = {"max_words": 10**6}
+    assert changed(other, clean | other) == (AFTER_PREPARE if clean else set())
+
+
+def test_evaluate_means_the_packs_so_another_pack_is_another_text() -> None:
+    sections = {"evaluate__packs": ["a.jsonl"]}
+    by_name, by_path = {"decontaminate": ["evaluate"]}, {"decontaminate": ["a.jsonl"]}
+    assert changed(by_name, by_path, **sections) == set()
+    one, two = (
+        digest_job(tiny_job(data__clean=by_name, evaluate__packs=packs)).data["pretrain"]
+        for packs in (["a.jsonl"], ["a.jsonl", "b.jsonl"])
+    )
+    assert one != two
+
+
+def test_conversations_alone_do_not_depend_on_it() -> None:
+    tokenizer = {"tokenizer": {"file": "tokenizer.json"}, "model__vocab_size": 320}
+    one, two = (digest_job(tiny_job(data__clean=c, **tokenizer)).data for c in (None, {}))
+    assert one["sft"] == two["sft"]
+    assert one["pretrain"] != two["pretrain"]

@@ -1,0 +1,330 @@
+"""prepare with data.clean: what is left out, the receipt, and the same bytes after kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.data.documents.python_docs import is_held_out
+from pion.errors import BadInput
+from pipeline.job import Job
+from pipeline.job.file import load_job
+from pipeline.machine.kill_points import HALT_AT
+from pipeline.stages.prepare import PreparedData, prepare_pretrain
+from tests.support.core_bundle import write_bundle
+from tests.support.corpora import (
+    files_of,
+    make_job,
+    model_of,
+    prepared,
+    save_tokenizer,
+    sentences,
+    texts_of,
+)
+from tests.support.planted_copies import near_copy, plant
+from tests.support.waiting import wait_until
+
+ITEM = "which of the old ships carried winter bread and letters under the green stone house"
+ANSWER = "the small ship with many windows that sings"
+AGAIN = "the ship and the winter map " * 30
+
+
+def texts(count: int = 200, first: int = 0) -> list[str]:
+    return [sentences(first + n, 6) for n in range(count)]
+
+
+def write(folder: Path, *sources: Sequence[str]) -> list[dict[str, Any]]:
+    """Write each source's texts as a JSON Lines file; return the sources of a job."""
+    named = []
+    for number, source in enumerate(sources):
+        path = folder / f"texts{number}.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in source))
+        named.append({"kind": "jsonl", "path": path.name})
+    return named
+
+
+def job_of(folder: Path, *sources: Sequence[str], clean: Any, **sections: Any) -> Job:
+    """Return a job that cleans the sources. Its tokenizer is given."""
+    save_tokenizer(folder / "tokenizer.json")
+    usual: dict[str, Any] = {"tokenizer": {"file": "tokenizer.json"}, "model": model_of(400)}
+    data = {"sources": write(folder, *sources), "clean": clean}
+    return make_job(folder, data=data, **(usual | sections))
+
+
+def kept(data: PreparedData) -> set[str]:
+    """Return the texts of both splits. The last of a source and split may be cut."""
+    return {text for split in ("train", "held_out") for text in texts_of(data, split)}
+
+
+def dropped(data: PreparedData) -> dict[str, int]:
+    return {one["rule"]: one["documents"] for one in data.report["cleaned"]["dropped"]}
+
+
+# ---------------------------------------------------------------- what is left out
+
+
+def test_cleaned_text_gives_the_rows_and_the_vocabulary_of_text_without_what_is_left_out(
+    tmp_path: Path,
+) -> None:
+    good = texts()
+    bad = ["too short", AGAIN, good[3].upper()]
+    bad.append(near_copy(f"{good[5]} {good[6]}", "all four", random.Random(0), ["ships"]))
+    mixed = [*good[:100], *bad[:2], f"{good[5]} {good[6]}", *good[100:], *bad[2:]]
+    clean = {"min_words": 5, "max_repetition": 0.5}
+    train = {"tokenizer": {"train": {"vocab_size": 400}}}
+    cleaned = prepared(job_of(tmp_path, mixed, clean=clean, **train), tmp_path / "one")
+    by_hand = [*good[:100], f"{good[5]} {good[6]}", *good[100:]]
+    job = job_of(tmp_path, by_hand, clean=None, **train)
+    expected = prepared(job, tmp_path / "two")
+    assert dropped(cleaned) == {
+        "too short": 1,
+        "repeats itself": 1,
+        "exact copy": 1,
+        "near-copy": 1,
+    }
+    assert kept(cleaned) == kept(expected)
+    assert cleaned.tokenizer_path.read_bytes() == expected.tokenizer_path.read_bytes()
+    names = ("documents", "bytes", "train_rows", "held_out_rows")
+    assert [cleaned.report[n] for n in names] == [expected.report[n] for n in names]
+
+
+def test_of_copies_in_several_sources_that_of_the_first_source_is_kept(tmp_path: Path) -> None:
+    first, second = texts(100), texts(100, 1000)
+    copies = [near_copy(text, "other case", random.Random(0), []) for text in first[:40]]
+    data = prepared(job_of(tmp_path, first, [*copies, *second], clean={}), tmp_path / "one")
+    own = data.report["cleaned"]["sources"]
+    assert [(one["documents"], one["kept"]) for one in own] == [(100, 100), (140, 100)]
+    turned = prepared(job_of(tmp_path, [*copies, *second], first, clean={}), tmp_path / "two")
+    own = turned.report["cleaned"]["sources"]
+    assert [(one["documents"], one["kept"]) for one in own] == [(140, 140), (100, 60)]
+
+
+def test_the_threshold_changes_the_result(tmp_path: Path) -> None:
+    mixed = [text for text, _ in plant(texts(), 0.3, "5 % of the words replaced")]
+    found = {}
+    for near in (None, 0.8, 0.6):
+        data = prepared(job_of(tmp_path, mixed, clean={"near": near}), tmp_path / str(near))
+        found[near] = dropped(data).get("near-copy", 0)
+    assert found[None] == 0
+    assert 0 < found[0.8] < found[0.6]
+    assert 58 <= found[0.6] <= 62
+
+
+def test_no_copy_of_a_held_out_document_is_trained_on(tmp_path: Path) -> None:
+    # A near-copy has its own hash, so without cleaning it may be on the other side.
+    mixed = [text for text, _ in plant(texts(), 0.5, "other white space")]
+    data = prepared(job_of(tmp_path, mixed, clean={}), tmp_path / "data")
+    train, held_out = (
+        {" ".join(text.split()) for text in texts_of(data, split)[:-1]}
+        for split in ("train", "held_out")
+    )
+    assert held_out
+    assert not train & held_out
+
+
+# ---------------------------------------------------------------- evaluation sets
+
+
+def pack(folder: Path, *items: tuple[str, str]) -> None:
+    lines = ({"context": f"{q} ", "choices": ["no", a], "answer": 1} for q, a in items)
+    (folder / "pack.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def with_item(side: bool) -> str:
+    """Return a text with the item, which is held out or not."""
+    variants = (
+        f"{sentences(n, 3)} {ITEM.upper()},  {ANSWER}! {sentences(n, 3)}" for n in range(99)
+    )
+    return next(text for text in variants if is_held_out(text, 0.1) is side)
+
+
+@pytest.mark.parametrize("named", ["evaluate", "pack.jsonl"])
+def test_a_document_to_train_on_that_holds_an_item_is_left_out(named: str, tmp_path: Path) -> None:
+    other = ("what sings quietly in the winter house", "an old map of bread")
+    pack(tmp_path, (ITEM, ANSWER), other)
+    leak, harmless = with_item(False), with_item(True)
+    sections = {"evaluate": {"packs": ["pack.jsonl"]}}
+    clean = {"decontaminate": [named]}
+    job = job_of(tmp_path, [*texts(), leak, harmless, *texts(50, 500)], clean=clean, **sections)
+    data = prepared(job, tmp_path / "data")
+    assert dropped(data) == {"holds an evaluation item": 1}
+    assert leak not in kept(data)
+    assert harmless in kept(data)
+    (example,) = data.report["cleaned"]["dropped"][0]["examples"]
+    assert example["item"] == f"pack: {ITEM} {ANSWER}"
+    assert example["document"] == "texts0.jsonl:201"
+    (found,) = data.report["cleaned"]["sets"]
+    assert (found["items"], found["unjudged"]) == (2, 0)
+    assert found["overlapped"][0] == 0.5
+    # Excerpts of the harmless text are in the other text, too.
+    assert 0 < found["control"][0] < 0.1
+
+
+def test_a_made_up_core_bundle_is_read_task_by_task(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle")
+    job = job_of(tmp_path, texts(), clean={"decontaminate": ["bundle"]})
+    found = prepared(job, tmp_path / "data").report["cleaned"]["sets"]
+    assert [one["name"] for one in found] == ["made_up_choice", "made_up_schema", "made_up_words"]
+    assert all(one["items"] == 12 for one in found)
+
+
+def test_other_items_in_the_same_file_are_other_data(tmp_path: Path) -> None:
+    pack(tmp_path, (ITEM, ANSWER))
+    job = job_of(tmp_path, texts(), clean={"decontaminate": ["pack.jsonl"]})
+    first = prepare_pretrain(job, tmp_path / "one", lambda message: None)
+    pack(tmp_path, (ITEM, f"{ANSWER} or not"))
+    second = prepare_pretrain(job, tmp_path / "two", lambda message: None)
+    assert first.fingerprint != second.fingerprint
+
+
+# ---------------------------------------------------------------- the receipt
+
+
+def test_the_receipt_has_three_examples_of_each_rule_cut_short_and_names_no_folder(
+    tmp_path: Path,
+) -> None:
+    good = texts()
+    copies = [f"{text} {sentences(n, 1)}" for n, text in enumerate(good[:30])]
+    second = [*copies, *texts(100, 1000)]
+    job = job_of(tmp_path, [*good, *["x y"] * 2, "z"], second, clean={"min_words": 3})
+    cleaned = prepared(job, tmp_path / "data").report["cleaned"]
+    assert (cleaned["documents"], cleaned["kept"]) == (333, 300)
+    assert cleaned["seconds"] > 0
+    short, near = cleaned["dropped"]
+    assert [one["text"] for one in short["examples"]] == ["x y", "x y", "z"]
+    assert [one["document"] for one in near["examples"]] == [
+        "texts1.jsonl:1",
+        "texts1.jsonl:15",
+        "texts1.jsonl:30",
+    ]
+    assert [one["like"]["document"] for one in near["examples"]] == [
+        "texts0.jsonl:1",
+        "texts0.jsonl:15",
+        "texts0.jsonl:30",
+    ]
+    assert all(len(one["text"]) <= 201 for one in near["examples"])
+    assert str(tmp_path) not in json.dumps(cleaned)
+
+
+def test_prepare_says_how_many_documents_are_kept_and_leaves_no_other_file(tmp_path: Path) -> None:
+    said: list[str] = []
+    good = texts()
+    job = job_of(tmp_path, [*good, *good[:10]], clean={})
+    prepare_pretrain(job, tmp_path / "data", lambda m: said.append(getattr(m, "text", "")))
+    assert "data.clean keeps 200 of 210 documents" in said
+    assert not (tmp_path / "data" / "clean").exists()
+
+
+# ---------------------------------------------------------------- interruptions
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from pipeline.job.file import load_job
+from pipeline.stages.prepare import prepare_pretrain
+from pipeline.data.cleaning import judged
+judged.BATCH_CHARS, judged.SAVED_BYTES = 10_000, 60_000
+prepare_pretrain(load_job(sys.argv[1]), Path(sys.argv[2]), lambda message: None)
+"""
+
+
+def killed(folder: Path, number: int) -> bool:
+    """Prepare in another process, and kill it at its mark of this number.
+
+    Return whether it came so far.
+    """
+    reached = folder / "reached"
+    reached.unlink(missing_ok=True)
+    environment = os.environ | {HALT_AT: f"shard:{number}:{reached}"}
+    command = [sys.executable, "-c", SCRIPT, str(folder / "job.yaml"), str(folder / "data")]
+    process = subprocess.Popen(command, env=environment)
+    wait_until(lambda: reached.exists() or process.poll() is not None, "a mark of prepare")
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    return reached.exists()
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes_and_the_same_receipt(
+    tmp_path: Path,
+) -> None:
+    pack(tmp_path, (ITEM, ANSWER))
+    mixed = [text for text, _ in plant(texts(1000), 0.2, "all four")]
+    clean = {"decontaminate": ["pack.jsonl"]}
+    job = job_of(tmp_path, [*mixed[:700], with_item(False)], mixed[700:], clean=clean)
+    folder = tmp_path / "data" / "clean"
+    progress = []
+    # The first processes die while they judge documents, at different points; the last ones after
+    # the decision is written, but not its record, and while rows are written.
+    for number in (2, 3, 2, 1):
+        assert killed(tmp_path, number)
+        names = {path.name for path in folder.iterdir()}
+        assert "decided.json" not in names
+        progress.append(sum(json.loads((folder / "progress.json").read_text())["counts"]))
+    assert killed(tmp_path, 2)
+    assert (folder / "verdicts.npy").exists()
+    assert not (folder / "decided.json").exists()
+    assert killed(tmp_path, 5)
+    assert (folder / "decided.json").exists()
+    assert progress == sorted(progress)
+    assert progress[0] < progress[1] < progress[2]
+
+    resumed = prepare_pretrain(job, tmp_path / "data", lambda message: None).report["cleaned"]
+    unbroken = prepare_pretrain(job, tmp_path / "unbroken", lambda message: None).report["cleaned"]
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
+    assert resumed | {"seconds": 0} == unbroken | {"seconds": 0}
+    assert len(unbroken["dropped"]) == 2
+
+
+def test_the_number_of_workers_changes_neither_the_data_nor_its_fingerprint(tmp_path: Path) -> None:
+    mixed = [text for text, _ in plant(texts(), 0.2, "all four")]
+    job_of(tmp_path, mixed, clean={})
+    found = []
+    for workers in (1, 4):
+        job = load_job(tmp_path / "job.yaml", [f"hardware.workers={workers}"])
+        folder = tmp_path / str(workers)
+        data = prepare_pretrain(job, folder, lambda message: None)
+        found.append((data.fingerprint, files_of(folder)))
+    assert found[0] == found[1]
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("clean", "words"),
+    [
+        (
+            {"min_words": 10**6},
+            r"data\.sources\.0: data\.clean leaves out all of its 200 documents",
+        ),
+        ({"decontaminate": ["none.jsonl"]}, r"data\.clean\.decontaminate\.0: .*none\.jsonl: can't"),
+        (
+            {"decontaminate": ["texts0.jsonl"]},
+            r"data\.clean\.decontaminate\.0: .*jsonl:1: not a qu",
+        ),
+        ({"decontaminate": ["."]}, r"data\.clean\.decontaminate\.0: .*core\.yaml"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_key(
+    clean: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    job = job_of(tmp_path, texts(), clean=clean)
+    with pytest.raises(BadInput, match=words):
+        prepare_pretrain(job, tmp_path / "data", lambda message: None)
+
+
+def test_a_damaged_file_of_an_interrupted_start_is_named_with_the_way_out(tmp_path: Path) -> None:
+    job = job_of(tmp_path, texts(1000), clean={})
+    assert killed(tmp_path, 2)
+    (tmp_path / "data" / "clean" / "signatures").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"signatures is shorter than progress.*--redo prepare"):
+        prepare_pretrain(job, tmp_path / "data", lambda message: None)
