@@ -116,7 +116,7 @@ def _key(task: Task, limit: int | None) -> Inputs:
     """Return what two models must have in common for their answers to be compared."""
     from pion.evaluation.core.result import RULE
 
-    form = {"shots": task.shots, "type": task.task_type, "delimiter": task.delimiter}
+    form = {"shots": task.shots, "task_type": task.task_type, "delimiter": task.delimiter}
     return {"rule": RULE, "questions": task.data_digest, "items": _count(task, limit), **form}
 
 

@@ -265,7 +265,8 @@ sft:
    sources: [{kind: hub, repo: a/b, weight: 5e8, max_documents: 500_000_000_000}]}
 evaluate:
   {every: 500_000_000, rows: 50_000_000, final_rows: 50_000_000, ngram_order: 3,
-   ngram_tokens: 500_000_000, continuations: 500_000, lm_eval: {limit: 500_000_000}}
+   ngram_tokens: 500_000_000, continuations: 500_000, lm_eval: {limit: 500_000_000},
+   instructions: 120, core: {path: bundle.zip, items: 5_000_000}}
 checkpoint:
   {every_steps: 500_000_000, every_seconds: 5e7, preemption_hours: 15000, grace: 5e7,
    max_undurable: 5e7, linger: 5e7, max_rewinds: 500_000, keep: {last: 5000, every: 500_000_000}}
@@ -335,7 +336,8 @@ def with_primitives(half: str) -> str:
 
 
 def with_lora(half: str) -> str:
-    """Return the job with scaled positions and slots, passes in place of steps, and LoRA."""
+    """Return the job with scaled positions and slots, clean text, passes in place of steps, and
+    LoRA."""
     job = yaml.load(half, JobLoader)  # noqa: S506
     for part in ("experts", "windows", "values", "wiring"):  # slots exclude them
         del job["model"][part]
@@ -345,6 +347,13 @@ def with_lora(half: str) -> str:
         "original_max_position_embeddings": 2**19,
         "low_freq_factor": 1,
         "high_freq_factor": 5e5,
+    }
+    del job["data"]["sources"][1]  # shards, which can't be cleaned
+    job["data"]["clean"] = {
+        "near": 0.5,
+        "min_words": 500_000_000,
+        "max_words": 500_000_000,
+        "max_repetition": 0.5,
     }
     job["sft"] = {
         "epochs": 5000,
@@ -377,7 +386,7 @@ def test_jobs_with_every_number_at_half_of_its_limit_are_accepted(halves: dict[s
 @pytest.mark.parametrize("field", LIMITS)
 def test_a_number_beyond_its_limit_is_a_mistake(halves: dict[str, Job], field: str) -> None:
     shape = "primitives" if "primitive" in field or "phases" in field else "experts"
-    if any(name in field for name in ("lora", "rope_scaling", "epochs", "slots")):
+    if any(name in field for name in ("lora", "rope_scaling", "epochs", "slots", "clean")):
         shape = "additions"
     job = halves[shape].model_copy(deep=True)
     *parents, name = field.split(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from pion.evaluation.instructions.prompts import KINDS, instructions
 from pion.evaluation.instructions.score import Answer, score
-from pipeline.commands.eval_instructions import in_words
+from pipeline.report.instructions import instructions_in_words, kinds_in_words
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
 from tests.support.instruction_writers import perfect
@@ -105,8 +106,9 @@ def test_a_file_with_the_name_of_the_result_is_refused(here: Path, pion: Pion) -
 
 def test_a_score_above_the_accident_is_claimed_with_its_errors() -> None:
     asked = instructions(24)
-    lines = in_words(score(asked, [Answer(perfect(one.prompt), True) for one in asked], 256))
-    head, *kinds = lines.split("\n")
+    found = score(asked, [Answer(perfect(one.prompt), True) for one in asked], 256)
+    scored = dataclasses.asdict(found)
+    head, kinds = instructions_in_words(scored), kinds_in_words(scored)
     assert head.startswith("met 100.0% ± 2.0%, by accident ")
     assert head.endswith("(24 prompts, 0.0% of the answers unfinished after 256 tokens)")
     assert len(kinds) == 12

@@ -143,6 +143,12 @@ def evaluated(store: Path, name: str, measures: dict[str, Measure] = MEASURED) -
     return run
 
 
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # no cell is broken into lines
+
+
+@pytest.mark.usefixtures("wide")
 def test_status_compares_what_was_measured_of_the_final_models(here: Path, pion: Pion) -> None:
     better = MEASURED | {"pretrain.core.piqa": task(np.array([1, 1, 1, 1.0]))}
     evaluated(here / "runs", "a")
@@ -160,6 +166,7 @@ def test_status_compares_what_was_measured_of_the_final_models(here: Path, pion:
     assert found[0]["measures"][0]["change"] == 0.0
 
 
+@pytest.mark.usefixtures("wide")
 def test_a_run_that_kept_no_answers_is_compared_by_the_rest(here: Path, pion: Pion) -> None:
     evaluated(here / "runs", "a")
     rented = RentedRun(FileStore(here / "runs"), "b")
