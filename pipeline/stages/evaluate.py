@@ -19,6 +19,7 @@ from pathlib import Path
 from pion.errors import BadInput
 from pipeline.console.messages import Note
 from pipeline.job import Job
+from pipeline.stages.by_document import by_document, with_items
 from pipeline.stages.core import core_of
 from pipeline.stages.measures import (
     BY_ITEM,
@@ -119,7 +120,7 @@ class _Evaluation:
         final = list(self.measures.trained.models)[-1]
         after = measure_each(self.measures, final, start.names, self.parts)
         for kind, measured in after.items():
-            found = self.measures.by_document(measured, kind)
+            found = by_document(self.measures.job, measured, kind)
             self.items.update({f"{final}.{of}": kept for of, kept in found.items()})
         return compare(start, after) | {final: results[final] | as_results(after)}
 
@@ -130,14 +131,18 @@ class _Evaluation:
         compared = self.start is not None and stage == list(trained.models)[-1]
         if trained.pretrain_data is not None and not compared:
             label = f"{stage} model on held-out text"
-            result |= self.part(f"{stage}.held_out", label, partial(measures.held_out, stage))
+            result |= self.part(
+                f"{stage}.held_out", label, partial(with_items, measures, stage, "held_out")
+            )
         has_block = measures.job.model_config_resolved().draft is not None
         if trained.pretrain_data is not None and has_block:
             label = f"drafts of the {stage} model"
             result["drafts"] = self.part(f"{stage}.drafts", label, partial(measures.drafts, stage))
         if stage == "sft" and trained.sft_data is not None and not compared:
             label = "sft model on held-out conversations"
-            result |= self.part("sft.responses", label, measures.responses)
+            result |= self.part(
+                "sft.responses", label, partial(with_items, measures, "sft", "conversations")
+            )
         if stage == "sft" and measures.job.evaluate.instructions:
             label = f"sft model on {measures.job.evaluate.instructions} instructions"
             compute = partial(measures.instructions, stage)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -42,14 +41,6 @@ SUMS = "by_document"
 # Of a part, the scores of single questions and documents, by what they are of. All are kept in one
 # more part of this name.
 BY_ITEM = "by_item"
-# What the sums of documents are of.
-BY_DOCUMENT: Mapping[Kind, str] = {
-    "conversations": "response_loss",
-    "held_out": "bits_per_byte",
-    "text": "text.bits_per_byte",
-}
-# Of more documents, only the sums over all are kept.
-MOST_DOCUMENTS = 100_000
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32_768}  # of a batch; halved when memory runs out
 NGRAM_WINDOW = 1  # shards shuffled together: few remote shards are fetched for the baseline
 
@@ -93,45 +84,6 @@ class Measures:
             self._cache.close()
 
     # ------------------------------------------------------------ models
-
-    def held_out(self, stage: str) -> Result:
-        """Measure the model of `stage` on held-out text."""
-        return self._with_items(stage, "held_out")
-
-    def responses(self) -> Result:
-        """Measure the fine-tuned model on held-out conversations."""
-        return self._with_items("sft", "conversations")
-
-    def _with_items(self, stage: str, kind: Kind) -> Result:
-        result = self.with_sums(stage, kind)
-        return without_sums(result) | {BY_ITEM: self.by_document(result, kind)}
-
-    def by_document(self, result: Result, kind: Kind) -> Result:
-        """Return the sums of documents that `with_sums` has measured, packed to be compared with
-        those of another run; {} for very many documents."""
-        import numpy as np
-
-        from pion.evaluation.item_scores import ItemScores, pack
-
-        sums = result[SUMS]
-        if len(sums["sizes"]) > MOST_DOCUMENTS:
-            return {}
-        unit = 1.0 if kind == "conversations" else math.log(2)
-        # A sum that is not finite is kept as null.
-        scores = np.array(sums["nats"], dtype=np.float64) / unit
-        items = ItemScores(scores, sizes=np.array(sums["sizes"], dtype=np.int64))
-        return {BY_DOCUMENT[kind]: {"key": self._same_documents(kind), **pack(items)}}
-
-    def _same_documents(self, kind: Kind) -> Result:
-        """Return what two runs have in common if they are measured on the same documents."""
-        from pipeline.job.digest import digest_job
-
-        rows = {"rows": self.job.evaluate.final_rows}
-        if kind == "text":
-            return rows | {"text": find_text(self.job).sha256}
-        part = "sft" if kind == "conversations" else "pretrain"
-        order = {"seed": self.job.seed, "window": self.job.data.window}
-        return rows | order | {"data": digest_job(self.job).data[part]}
 
     def with_sums(self, stage: str, kind: Kind) -> Result:
         """Measure the model of `stage`, and keep the sums of each document.
@@ -278,7 +230,7 @@ class Measures:
         self._loaded = None  # free it before the next model
         torch.manual_seed(self.job.seed)
         self._loaded = "untrained", Decoder(self.job.model_config_resolved()).to(self.device)
-        result = self.held_out("untrained")
+        result = without_sums(self.with_sums("untrained", "held_out"))
         self._loaded = None  # the n-gram model is next, and takes much memory, too
         return result
 
