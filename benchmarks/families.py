@@ -52,7 +52,7 @@ FLOAT = ["model.primitives.ternary=false", "model.primitives.activation_bits=0"]
 # with.
 GROUPS: dict[str, dict[str, tuple[str, list[str]]]] = {
     "families": {
-        "dense": ("demo.yaml", []),
+        "dense": ("../benchmarks/demo_muon.yaml", []),
         "tachyon": ("demo-tachyon.yaml", []),
         "tachyon, balance per step": ("demo-tachyon.yaml", []),
         "daisy": ("demo-daisy.yaml", ["model.d_ff=1096"]),

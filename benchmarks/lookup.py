@@ -9,7 +9,7 @@ the model draws without drafts. This counts them in such texts.
 The texts continue held-out prose of Python's standard library, and answer questions about it, as
 the demo is used. The model is the demo's:
 
-    pion run jobs/demo.yaml && python -m benchmarks.lookup MODEL_FOLDER
+    pion run benchmarks/demo_muon.yaml && python -m benchmarks.lookup MODEL_FOLDER
 
 The counts are written to benchmarks/results/lookup.json.
 """
@@ -88,7 +88,7 @@ def main() -> None:
     model, tokenizer = pion.load(options.model)
     assert tokenizer is not None
     report: dict[str, Any] = {
-        "model": "jobs/demo.yaml",
+        "model": "benchmarks/demo_muon.yaml",
         "texts": TEXTS,
         "new_tokens_at_most": NEW_TOKENS,
         "accepted_per_step": {},

@@ -1,6 +1,6 @@
 """The arms of the races of recipes (benchmarks/recipes.py): for each a model and its training.
 
-A is the recipe of pion-*, B that of the demo, C Pion 2, D Pion 2 Max, and N nanochat. What follows
+A is the recipe of pion-*, B the older Muon of the demo, C Pion 2, D Pion 2 Max, and N nanochat. What follows
 a letter is one change of it. A rate is a factor of the size: AdamW's rates for embeddings, head and
 vectors are given for a d_model of 768, and grow with (d_model / 768)^-½.
 """
@@ -22,7 +22,8 @@ from pion.model.params_and_flops import cost_of
 from pipeline.job import Job, recipe
 from pipeline.job.file import load_job
 
-JOB = Path(__file__).parent.parent / "jobs" / "demo.yaml"
+# What jobs/demo.yaml was before Pion 2.
+JOB = Path(__file__).parent / "demo_muon.yaml"
 # The source of Python's standard library: code with its docstrings and comments. Its prose alone is
 # too little for one pass, and prose next to source would have copies of the held-out text. Tables
 # of encodings and the topics of pydoc repeat each other or the docstrings.
@@ -85,7 +86,7 @@ def adamw(lr: float) -> Arm:
 
 
 def muon(muon_lr: float) -> Arm:
-    """Return the recipe of jobs/demo.yaml, which the base of all jobs here has, with a rate."""
+    """Return the recipe of demo_muon.yaml, which the base of all jobs here has, with a rate."""
 
     def training(d_model: int, steps: int) -> Settings:
         return {"muon_lr": muon_lr, "warmup_steps": max(1, steps // 48)}

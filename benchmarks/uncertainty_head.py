@@ -11,7 +11,7 @@ that are fitted on the same training rows:
 
 The text is the prose of Python's standard library, split as in jobs/demo.yaml:
 
-    pion run jobs/demo.yaml
+    pion run benchmarks/demo_muon.yaml
     python -m benchmarks.uncertainty_head base=runs/demo/checkpoints/pretrain/STEP \
         fine-tuned=models/demo
 
