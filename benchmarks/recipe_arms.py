@@ -85,6 +85,21 @@ def adamw(lr: float) -> Arm:
     return Arm(demo, training, documents=False)
 
 
+def tuned_adamw(lr: float, embedding_lr: float = 5e-3) -> Arm:
+    """Return the recipe of demo_muon.yaml with AdamW for the matrices, too."""
+
+    def training(d_model: int, steps: int) -> Settings:
+        return {
+            "optimizer": "adamw",
+            "lr": lr,
+            "min_lr": lr / 50,
+            "embedding_lr": embedding_lr,
+            "warmup_steps": max(1, steps // 48),
+        }
+
+    return Arm(demo, training, documents=False)
+
+
 def muon(muon_lr: float) -> Arm:
     """Return the recipe of demo_muon.yaml, which the base of all jobs here has, with a rate."""
 
@@ -143,6 +158,19 @@ ARMS: dict[str, Arm] = {
     "A adamw 2e-3": adamw(2e-3),
     "A adamw 3e-3": adamw(3e-3),
     "A adamw 1e-2": adamw(1e-2),
+    "A tuned, lr 2.5e-4": tuned_adamw(2.5e-4),
+    "A tuned, lr 5e-4": tuned_adamw(5e-4),
+    "A tuned, lr 1e-3": tuned_adamw(1e-3),
+    "A tuned, lr 2e-3": tuned_adamw(2e-3),
+    "A tuned, lr 4e-3": tuned_adamw(4e-3),
+    "A tuned, lr 8e-3": tuned_adamw(8e-3),
+    "A tuned, lr 2e-3, embedding_lr 2e-3": tuned_adamw(2e-3, 2e-3),
+    "A tuned, lr 2e-3, embedding_lr 1.5e-2": tuned_adamw(2e-3, 1.5e-2),
+    "A tuned, lr 1e-3, embedding_lr 1.5e-2": tuned_adamw(1e-3, 1.5e-2),
+    "A tuned, lr 2.5e-4, embedding_lr 1.5e-2": tuned_adamw(2.5e-4, 1.5e-2),
+    "A tuned, lr 5e-4, embedding_lr 1.5e-2": tuned_adamw(5e-4, 1.5e-2),
+    "A tuned, lr 5e-4, embedding_lr 4e-2": tuned_adamw(5e-4, 4e-2),
+    "A tuned, lr 1e-3, embedding_lr 4e-2": tuned_adamw(1e-3, 4e-2),
     "B muon": muon(0.02),
     "B muon 0.005": muon(0.005),
     "B muon 0.01": muon(0.01),
@@ -155,6 +183,8 @@ ARMS: dict[str, Arm] = {
     "C lr, head_lr, vector_lr / 2": pion2(times={"lr": 0.5, "head_lr": 0.5, "vector_lr": 0.5}),
     "C lr, head_lr, vector_lr · 2": pion2(times={"lr": 2, "head_lr": 2, "vector_lr": 2}),
     "C adamw": pion2(optimizer="adamw"),
+    "C adamw, lr / 3": pion2(optimizer="adamw", times={"lr": 1 / 3}),
+    "C adamw, lr / 10": pion2(optimizer="adamw", times={"lr": 1 / 10}),
     "C zero outputs": pion2({"init": "zero_outputs"}),
     "C zero outputs, muon_lr · 2": pion2({"init": "zero_outputs"}, times={"muon_lr": 2}),
     "C tied head": pion2(None, "tie_embeddings"),
@@ -179,7 +209,7 @@ ARMS: dict[str, Arm] = {
 }
 FIRST = "B muon"
 # nanochat's own model and optimizer, and the factor of the rates that its rules give.
-RIVALS = {f"N nanochat · {factor}": float(factor) for factor in (4, 8, 16, 32)}
+RIVALS = {f"N nanochat · {factor}": float(factor) for factor in (4, 8, 16, 32, 64)}
 
 
 def write_text() -> None:
