@@ -1,8 +1,8 @@
 """The arms of the races of recipes (benchmarks/recipes.py): for each a model and its training.
 
-A is the recipe of pion-*, B the older Muon of the demo, C Pion 2, D Pion 2 Max, and N nanochat. What follows
-a letter is one change of it. A rate is a factor of the size: AdamW's rates for embeddings, head and
-vectors are given for a d_model of 768, and grow with (d_model / 768)^-½.
+A is the recipe of pion-*, B the older Muon of the demo, C Pion 2, D Pion 2 Max, and N nanochat.
+What follows a letter is one change of it. A rate is a factor of the size: AdamW's rates for
+embeddings, head and vectors are given for a d_model of 768, and grow with (d_model / 768)^-½.
 """
 
 from __future__ import annotations
