@@ -198,7 +198,7 @@ def test_the_receipt_has_three_examples_of_each_rule_cut_short_and_names_no_fold
     job = job_of(tmp_path, [*good, *["x y"] * 2, "z"], second, clean={"min_words": 3})
     cleaned = prepared(job, tmp_path / "data").report["cleaned"]
     assert (cleaned["documents"], cleaned["kept"]) == (333, 300)
-    assert cleaned["seconds"] > 0
+    assert cleaned["seconds"] >= 0
     short, near = cleaned["dropped"]
     assert [one["text"] for one in short["examples"]] == ["x y", "x y", "z"]
     assert [one["document"] for one in near["examples"]] == [
