@@ -242,11 +242,16 @@ class Job(Section):
     def _mistakes_of_options(self) -> list[str]:
         """Return the options of an adapter and of a chat format that have no effect."""
         publish, sft = self.publish, self.sft
+        overlap = self.evaluate.overlap
         mistakes: dict[str, object] = {
+            f"evaluate.overlap: {overlap}, but `evaluate` has neither packs nor core, so there are "
+            "no questions to look for. Name some, or remove it": (
+                overlap in ("auto", "all") and not self.evaluate.has_questions
+            ),
             "evaluate.lm_eval.chat: true, but the model learns no chat format: the job has no sft "
             "and no model.from. Remove it, or add sft": (
                 self.evaluate.lm_eval.chat is True and sft is None and self.model.base is None
-            )
+            ),
         }
         if publish is not None and publish.adapter:
             mistakes |= {
@@ -266,8 +271,8 @@ class Job(Section):
         if (clean := self.data.clean) is not None:
             mistakes[
                 f"data.clean.decontaminate: `{OF_EVALUATE}` means the sets of the section "
-                "`evaluate`, and evaluate.packs is empty"
-            ] = OF_EVALUATE in clean.decontaminate and not self.evaluate.packs
+                "`evaluate`, which has neither packs nor core"
+            ] = OF_EVALUATE in clean.decontaminate and not self.evaluate.has_questions
         return made(mistakes)
 
     @property

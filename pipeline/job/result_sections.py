@@ -135,6 +135,11 @@ class Evaluate(Section):
         max_length=MOST_OF_A_NAME,
     )
 
+    @property
+    def has_questions(self) -> bool:
+        """Whether the job names questions of its own: packs, or a bundle of CORE."""
+        return bool(self.packs) or self.core is not None
+
 
 REQUIREMENT = re.compile(r"^\s*([a-z_]\w*(?:\.\w+)*)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*$")
 

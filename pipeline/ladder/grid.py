@@ -18,6 +18,7 @@ from pion.config.parts import NUMBERED_LAYERS
 from pion.errors import BadInput
 from pipeline.console.formats import short_amount
 from pipeline.job import Job
+from pipeline.job.without_questions import without_questions
 from pipeline.ladder.points import training_flops
 from pipeline.ladder.rule import settings_by_rule
 
@@ -159,7 +160,7 @@ def _rung(job: Job, pair: tuple[float, float], *, held_out: bool) -> Rung:
     return Rung(
         name=f"{job.name}-ladder-{shape}-{short_amount(tokens)}",
         shape=shape,
-        changes={**model, **training, **_only_pretraining()},
+        changes={**model, **training, **_only_pretraining(job)},
         macs_per_token=cost_of(small).macs_per_token,
         tokens=tokens,
         held_out=held_out,
@@ -238,7 +239,7 @@ def _training_changes(job: Job, d_model: int, length: float) -> dict[str, Any]:
     return {f"pretrain.{name}": value for name, value in settings.items()}
 
 
-def _only_pretraining() -> dict[str, Any]:
+def _only_pretraining(job: Job) -> dict[str, Any]:
     """Return what leaves out of a job all but pretraining and its held-out loss."""
     return {
         "sft": None,
@@ -248,10 +249,6 @@ def _only_pretraining() -> dict[str, Any]:
         "evaluate.prompts": [],
         "evaluate.ngram_order": 0,
         "evaluate.continuations": 0,
-        "evaluate.packs": [],
-        "evaluate.core": None,
-        "evaluate.overlap": None,
-        "evaluate.instructions": 0,
-        "evaluate.lm_eval": {},
+        **without_questions(job),
         "evaluate.checkpoint": "last",
     }

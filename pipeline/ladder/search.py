@@ -18,6 +18,7 @@ from pipeline.console.formats import duration
 from pipeline.cost.budget import price_per_hour
 from pipeline.job import Job
 from pipeline.job.digest import Digests
+from pipeline.job.without_questions import without_questions
 from pipeline.ladder.ahead import Ahead
 from pipeline.ladder.cap import (
     Cap,
@@ -268,6 +269,7 @@ def _common(job: Job, stage: str) -> dict[str, Any]:
         "evaluate.every": job.section(stage).total_steps,
         "evaluate.prompts": [],
         "evaluate.checkpoint": "last",
+        **without_questions(job),
         # Of a model to start from, which every run measures before it trains.
         "evaluate.final_rows": min(job.evaluate.final_rows, FEW_ROWS),
     }

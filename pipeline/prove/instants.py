@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.job import HubDataset, Job, Source
+from pipeline.job.without_questions import without_questions
 from pipeline.machine.gpus import gpu_count
 from pipeline.machine.kill_points import POINTS
 from pipeline.prove.attempt import Attempt, Instant
@@ -44,11 +45,7 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
         "evaluate.final_rows": min(8, job.evaluate.final_rows),
         "evaluate.continuations": min(4, job.evaluate.continuations),
         "evaluate.ngram_order": 0,
-        "evaluate.packs": [],
-        "evaluate.core": None,
-        "evaluate.overlap": None,
-        "evaluate.instructions": 0,
-        "evaluate.lm_eval": {},
+        **without_questions(job),
         "evaluate.ladder": None,
     }
     for stage, steps in cut_steps(job).items():

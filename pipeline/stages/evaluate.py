@@ -108,7 +108,7 @@ class _Evaluation:
                 results["ngram"] = self.part("ngram", "n-gram baseline", measures.ngram)
         if measures.tokenizer.normalization is not None:
             results["normalization"] = measures.tokenizer.normalization
-        if section.overlap in ("auto", "all") and (questions.packs or questions.core):
+        if section.overlap in ("auto", "all"):
             results["overlap"] = overlap_of(measures, questions, self.items, self.part)
         measures.close()
         if section.lm_eval.tasks:

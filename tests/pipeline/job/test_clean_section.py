@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline.job.digest import digest_job
+from pipeline.job.file import load_job
+from pipeline.job.without_questions import without_questions
 from tests.support.jobs import refusal, tiny_job
 
 AFTER_PREPARE = {"prepare", "pretrain", "sft", "evaluate"}
@@ -83,3 +87,22 @@ def test_conversations_alone_do_not_depend_on_it() -> None:
     one, two = (digest_job(tiny_job(data__clean=c, **tokenizer)).data for c in (None, {}))
     assert one["sft"] == two["sft"]
     assert one["pretrain"] != two["pretrain"]
+
+
+def test_evaluate_means_a_bundle_of_core_alone_too() -> None:
+    job = tiny_job(data__clean={"decontaminate": ["evaluate"]}, evaluate__core={"path": "b.zip"})
+    assert job.removed_sets == [("evaluate.core.path", "b.zip")]
+    with pytest.raises(ValueError, match="which has neither packs nor core"):
+        tiny_job(data__clean={"decontaminate": ["evaluate"]})
+
+
+def test_a_job_that_only_trains_has_the_same_text(tmp_path: Path) -> None:
+    questions = {"packs": ["a.jsonl"], "core": {"path": "b.zip"}, "overlap": "auto"}
+    given = {f"evaluate__{name}": value for name, value in questions.items()}
+    job = tiny_job(data__clean={"decontaminate": ["evaluate"]}, **given)
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True)))
+    changes = [f"{key}={json.dumps(value)}" for key, value in without_questions(job).items()]
+    alone = load_job(path, changes)
+    assert not alone.evaluate.has_questions
+    assert digest_job(alone).data == digest_job(job).data

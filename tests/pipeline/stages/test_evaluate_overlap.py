@@ -140,4 +140,8 @@ def test_a_job_that_does_not_ask_gets_no_search(world: World) -> None:
         results, said = world.run(job(world, overlap=value), Folder())
         assert "overlap" not in results
         assert not any("overlap" in line for line in said)
-    assert "overlap" not in world.run(job(world, packs=[]), Folder())[0]
+
+
+def test_a_search_without_questions_is_a_mistake_of_the_job(world: World) -> None:
+    with pytest.raises(ValueError, match="neither packs nor core, so there are no questions"):
+        job(world, packs=[])
