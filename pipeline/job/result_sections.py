@@ -55,7 +55,7 @@ class Core(Section):
         "how many items of each task each model is asked, or all. They are the same in every run",
         most=10**7,
     )
-    core_cropped: bool = identity(
+    cropped: bool = identity(
         False, "measure a model whose context is too short for most questions all the same"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.console.formats import short_amount
+from pipeline.console.formats import number_or_dash, short_amount
 from pipeline.report.values import percent_with_error
 
 COLUMNS = (
@@ -58,6 +58,28 @@ def overlap_rows(overlap: Mapping[str, Any]) -> Sequence[Sequence[str]]:
         )
         for one in overlap["sets"]
     ]
+
+
+def clean_core_in_words(results: Mapping[str, Any], models: Sequence[tuple[str, str]]) -> str:
+    """Return CORE over the questions that are not in the training rows; "" if it is not known."""
+    clean = (results.get("overlap") or {}).get("clean_core") or {}
+    known = []
+    for name, title in models:
+        core = (results.get(name) or {}).get("core")
+        if core and clean.get(name) is not None:
+            whole = number_or_dash(core["value"], 4)
+            known.append(f"{title} {clean[name]:.4f} (all questions: {whole})")
+    if not known:
+        return ""
+    return f"{_core_name(results, models)} over the questions that are not in them: " + (
+        f"{', '.join(known)}."
+    )
+
+
+def _core_name(results: Mapping[str, Any], models: Sequence[tuple[str, str]]) -> str:
+    """Return what the mean of the tasks is called: CORE, or `mean of 3 tasks`."""
+    cores = ((results.get(name) or {}).get("core") for name, _ in models)
+    return next(core["name"] for core in cores if core)
 
 
 def accuracy_rows(overlap: Mapping[str, Any]) -> Sequence[Sequence[str]]:

@@ -36,6 +36,7 @@ from pipeline.report.overlap import (
     ACCURACIES,
     MEANS,
     accuracy_rows,
+    clean_core_in_words,
     examples_in_words,
     overlap_in_words,
     overlap_rows,
@@ -152,6 +153,7 @@ def _overlap_blocks(job: Job, results: Mapping[str, Any], *, brief: bool) -> lis
     blocks += [MEANS, Table(OVERLAP, overlap_rows(overlap))]
     if accuracies := accuracy_rows(overlap):
         blocks.append(Table(ACCURACIES, accuracies, 2))
+    blocks.append(clean_core_in_words(results, TRAINED))
     return [*blocks, *examples_in_words(overlap)]
 
 

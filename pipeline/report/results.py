@@ -210,6 +210,7 @@ class Overlap(TypedDict):
     tokens: Count
     of_tokens: Count
     start_unknown: bool
+    clean_core: NotRequired[Mapping[str, Number]]
     sets: Sequence[OverlapOfSet]
 
 

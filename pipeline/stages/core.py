@@ -36,11 +36,10 @@ def read_core(job: Job) -> Bundle | None:
     if section is None:
         return None
     try:
-        check_context(job.model_config_resolved().seq_len, cropped=section.core_cropped)
+        check_context(job.model_config_resolved().seq_len, cropped=section.cropped)
     except BadInput as error:
         raise BadInput(
-            f"evaluate.core: {error}. Set evaluate.core.core_cropped: true to measure it all the "
-            "same"
+            f"evaluate.core: {error}. Set evaluate.core.cropped: true to measure it all the same"
         ) from None
     return read_bundle(job.input_path(section.path))
 

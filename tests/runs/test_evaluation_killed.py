@@ -25,7 +25,7 @@ def parts_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.soak
 def test_core_and_the_search_killed_at_three_parts_end_with_the_same_bytes(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
-    core = {"path": str(bundle), "items": "all", "core_cropped": True}
+    core = {"path": str(bundle), "items": "all", "cropped": True}
     job = write_job(tmp_path, evaluate__core=core, evaluate__overlap="all")
     for place, part in enumerate(KILLED_IN):
         meddling = Meddling(tmp_path)

@@ -38,7 +38,7 @@ class Stored(Folder):
 
 
 def job(world: World, **core: Any) -> Job:
-    asked = {"path": "bundle", "items": 7, "core_cropped": True, **core}
+    asked = {"path": "bundle", "items": 7, "cropped": True, **core}
     return world.job(core=asked, ngram_order=0, continuations=0)
 
 
@@ -134,7 +134,7 @@ def test_logits_that_are_not_numbers_are_no_wrong_answers(world: World, tmp_path
 @pytest.mark.parametrize(
     ("core", "message"),
     [
-        ({"core_cropped": False}, "evaluate.core: the model's context has 64 tokens. CORE needs"),
+        ({"cropped": False}, "evaluate.core: the model's context has 64 tokens. CORE needs"),
         ({"path": "nowhere"}, "can't read"),
         ({"path": "tokenizer.json"}, "can't read"),
     ],
@@ -146,5 +146,5 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(
     with pytest.raises(BadInput, match=message) as refused:
         world.run(job(world, **core), parts)
     assert not parts.kept
-    if "core_cropped" in core:
-        assert "Set evaluate.core.core_cropped: true" in str(refused.value)
+    if "cropped" in core:
+        assert "Set evaluate.core.cropped: true" in str(refused.value)

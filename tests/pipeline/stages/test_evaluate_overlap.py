@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from pipeline.report.overlap import NOT_MEASURED
 from pipeline.report.result_tables import Table, result_blocks
 from pipeline.stages import overlap
 from tests.pipeline.stages.test_evaluate import SEQ_LEN, Folder, World
+from tests.support.core_bundle import write_bundle
 
 LEAKED = [
     f"the cat {n} sat on a mat number {n} and then it ate the bone {n} of the dog"
@@ -95,6 +97,22 @@ def test_report_and_card_say_what_was_found(world: World) -> None:
     assert words in brief
     assert not any(isinstance(b, Table) and b.header[0] == "questions" for b in brief)
     assert NOT_MEASURED in result_blocks(job(world, overlap=None), {"sft": results["sft"]})
+
+
+def test_core_over_the_questions_that_are_not_in_the_rows_is_shown(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = {"path": str(write_bundle(tmp_path)), "items": "all", "cropped": True}
+    asked = job(world, packs=[], core=core)
+    few = world.run(asked, Folder())[0]
+    assert few["overlap"]["clean_core"] == {}  # 12 items of a task say too little
+    monkeypatch.setattr(overlap, "LEAST_CLEAN", 1)
+    results, _ = world.run(asked, Folder())
+    clean = results["overlap"]["clean_core"]["sft"]
+    assert clean == pytest.approx(results["sft"]["core"]["value"])  # none is in the rows
+    (words,) = [b for b in result_blocks(asked, results) if "that are not in them" in str(b)]
+    assert words.startswith("mean of 3 tasks over the questions that are not in them: fine-tuned ")
+    assert f"{clean:.4f} (all questions: {clean:.4f})" in words
 
 
 @pytest.mark.parametrize("room", [1, 3])
