@@ -15,7 +15,7 @@ import numpy as np
 from pion.clean.signature import HASHES, SHINGLE_WORDS, signatures
 from pion.evaluation.overlap.items import LEAST_WORDS
 from pion.evaluation.overlap.ngrams import NGRAM_WORDS
-from pion.evaluation.overlap.words import MOST_BYTES, Words, words_of
+from pion.evaluation.overlap.words import MOST_BYTES, Words, together, words_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def measure(texts: Sequence[str]) -> Measured:
 
     The numbers of a document don't depend on the other documents.
     """
-    parts = [_numbers(_together(some)) for some in _groups([text.encode() for text in texts])]
+    parts = [_numbers(_runs_of(some)) for some in together(text.encode() for text in texts)]
     hashes = np.array([_hash_of(text) for text in texts], dtype=np.uint64)
     if not parts:
         none, no_signatures = np.zeros(0), np.zeros((0, HASHES), dtype=np.uint16)
@@ -74,21 +74,7 @@ class _Runs:
 _LENGTHS = (SHINGLE_WORDS, NGRAM_WORDS)
 
 
-def _groups(texts: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """Yield as many documents as `words_of` takes at once, or a single one that is longer."""
-    some: list[bytes] = []
-    size = 0
-    for text in texts:
-        if some and size + len(text) + 1 > MOST_BYTES:
-            yield some
-            some, size = [], 0
-        some.append(text)
-        size += len(text) + 1
-    if some:
-        yield some
-
-
-def _together(texts: list[bytes]) -> _Runs:
+def _runs_of(texts: list[bytes]) -> _Runs:
     if len(texts) == 1 and len(texts[0]) > MOST_BYTES:
         return _of_parts([words_of(part) for part in _parts(texts[0])])
     sizes = np.array([len(text) + 1 for text in texts])

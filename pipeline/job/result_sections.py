@@ -137,7 +137,7 @@ class Evaluate(Section):
 
     @property
     def has_questions(self) -> bool:
-        """Whether the job names questions of its own: packs, or a bundle of CORE."""
+        """Whether the job names questions: packs, or a bundle of CORE."""
         return bool(self.packs) or self.core is not None
 
 

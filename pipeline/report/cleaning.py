@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
 from pipeline.console.formats import duration, size
-from pipeline.report.values import percent_with_error
+from pipeline.report.overlap import COLUMNS, set_rows
+from pipeline.report.results import SearchedSet
 from pipeline.state.head import Head
-from pipeline.state.record_json import Amount, Count, Number, Sha256, build, open_record
+from pipeline.state.record_json import Amount, Count, build, open_record
 
 TITLE = "Cleaning"
 NO_NAME = "a source"
@@ -46,18 +47,6 @@ class OfSource(TypedDict):
     kept: Count
 
 
-class Searched(TypedDict):
-    """An evaluation set and its control. Shares have standard errors."""
-
-    name: str
-    digest: Sha256
-    items: Count
-    unjudged: Count
-    overlapped: list[Number] | None
-    control: list[Number] | None
-    verdict: str
-
-
 class Cleaned(TypedDict):
     """What was kept of all documents, and what was left out."""
 
@@ -66,7 +55,7 @@ class Cleaned(TypedDict):
     bytes: Count
     sources: list[OfSource]
     dropped: list[Dropped]
-    sets: list[Searched]
+    sets: list[SearchedSet]
     seconds: Amount
 
 
@@ -155,33 +144,14 @@ def _examples(names: Sequence[str], dropped: Sequence[Dropped]) -> dict[str, Any
     return {"entries": entries}
 
 
-def _searched(sets: Sequence[Searched]) -> list[dict[str, Any]]:
+def _searched(sets: Sequence[SearchedSet]) -> list[dict[str, Any]]:
     """Return what is in the text of the evaluation sets, and what that means."""
     note = (
         "Evaluation sets: how many of their items are in documents to train on, before these "
         "documents were left out. The control is excerpts of held-out text: as much is found "
         "without any leak."
     )
-    rows = [
-        (
-            one["name"],
-            f"{one['items']:,}",
-            f"{one['unjudged']:,}",
-            _share(one["overlapped"]),
-            _share(one["control"]),
-            one["verdict"],
-        )
-        for one in sets
-    ]
-    header = ("set", "items", "can't be judged", "found", "control", "verdict")
-    return [{"text": note, "faint": True}, _table(header, rows)]
-
-
-def _share(share: Sequence[Number] | None) -> str:
-    if share is None or len(share) != 2:
-        return "–"
-    named: Mapping[str, Any] = {"share": share[0], "share_sem": share[1]}
-    return percent_with_error(named, "share")
+    return [{"text": note, "faint": True}, _table(COLUMNS, set_rows(sets))]
 
 
 def _where(names: Sequence[str], shown: Shown) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.console.formats import number_or_dash, short_amount
+from pipeline.report.results import SearchedSet, Wilson
 from pipeline.report.values import percent_with_error
 
 COLUMNS = (
@@ -46,17 +47,17 @@ def overlap_in_words(results: Mapping[str, Any], *, asked: bool) -> str:
     return words
 
 
-def overlap_rows(overlap: Mapping[str, Any]) -> Sequence[Sequence[str]]:
+def set_rows(sets: Sequence[SearchedSet]) -> Sequence[Sequence[str]]:
     """Return the rows of COLUMNS."""
     return [
         (
             one["name"],
             f"{one['items']:,}",
             f"{one['unjudged']:,}",
-            *(_share(one[name]) for name in ("overlapped", "with_answer", "control")),
+            *map(_share, (one["overlapped"], one["with_answer"], one["control"])),
             one["verdict"],
         )
-        for one in overlap["sets"]
+        for one in sets
     ]
 
 
@@ -117,7 +118,7 @@ def _searched(overlap: Mapping[str, Any]) -> str:
     return f"{short_amount(tokens)} of {short_amount(total)} tokens searched, {share}"
 
 
-def _share(found: Mapping[str, float] | None) -> str:
+def _share(found: Wilson | None) -> str:
     if found is None:
         return "–"
     low, high = 100 * found["low"], 100 * found["high"]

@@ -9,19 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from pion.evaluation.core.mean import Scored, mean_sem
 from pion.evaluation.item_scores import ItemScores, difference, unpack
 from pion.evaluation.shares import ratio
 from pipeline.state.head import Head
 from pipeline.state.record_json import damaged, parse_record
-from pipeline.state.run_state import RunState, part_path
+from pipeline.state.run_state import BY_ITEM, RunState, part_path
 from pipeline.state.stores import Missing
 
-BY_ITEM = "by_item"
 CORE = "core"
 # What the keys of a measure's form are called where two runs differ in them.
 FORM = {
@@ -141,16 +140,14 @@ def _mean(
     if left := [row for row in tasks if row.change is None or row.sem is None]:
         why = f"{len(left)} of {len(tasks)} tasks can't be compared, such as {left[0].name}"
         return [Compared(CORE, values, why_not=f"{why}: {left[0].why_not}")]
-    slopes = {row.name: 1 / (1 - before[row.name][0]["baseline"]) for row in tasks}
-    change = math.fsum(slopes[row.name] * (row.change or 0.0) for row in tasks) / len(tasks)
-    variance = math.fsum((slopes[row.name] * (row.sem or 0.0)) ** 2 for row in tasks)
-    for a, b in combinations([row.name for row in tasks], 2):
-        if before[a][0]["questions"] == before[b][0]["questions"]:  # asked twice, as hellaswag
-            each = [after[name][1].scores - before[name][1].scores for name in (a, b)]
-            if len(each[0]) == len(each[1]) > 1:
-                shared = float(np.cov(*each)[0, 1]) / len(each[0])
-                variance += 2 * slopes[a] * slopes[b] * shared
-    return [Compared(CORE, values, change, math.sqrt(max(0.0, variance)) / len(tasks))]
+    baselines = {row.name: before[row.name][0]["baseline"] for row in tasks}
+    change = math.fsum((row.change or 0.0) / (1 - baselines[row.name]) for row in tasks)
+    scored = [
+        Scored(row.sem or 0.0, baselines[row.name], before[row.name][0]["questions"])
+        for row in tasks
+    ]
+    changes = [after[row.name][1].scores - before[row.name][1].scores for row in tasks]
+    return [Compared(CORE, values, change / len(tasks), mean_sem(scored, changes))]
 
 
 def _core_of(measures: Mapping[str, Measure]) -> float | None:

@@ -39,7 +39,7 @@ from pipeline.report.overlap import (
     clean_core_in_words,
     examples_in_words,
     overlap_in_words,
-    overlap_rows,
+    set_rows,
 )
 from pipeline.report.overlap import COLUMNS as OVERLAP
 from pipeline.report.values import percent_with_error, share_with_interval, value_with_error
@@ -150,7 +150,7 @@ def _overlap_blocks(job: Job, results: Mapping[str, Any], *, brief: bool) -> lis
     overlap = results.get("overlap")
     if overlap is None or brief:
         return blocks
-    blocks += [MEANS, Table(OVERLAP, overlap_rows(overlap))]
+    blocks += [MEANS, Table(OVERLAP, set_rows(overlap["sets"]))]
     if accuracies := accuracy_rows(overlap):
         blocks.append(Table(ACCURACIES, accuracies, 2))
     blocks.append(clean_core_in_words(results, TRAINED))

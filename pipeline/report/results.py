@@ -189,16 +189,22 @@ class OverlapExample(TypedDict):
     ngrams: Count
 
 
-class OverlapOfSet(TypedDict):
-    """How much of a set is in the training rows; see pion/evaluation/overlap/verdict.py."""
+class SearchedSet(TypedDict):
+    """How much of an evaluation set is in a text; see pion/evaluation/overlap/verdict.py."""
 
     name: str
+    digest: Sha256
     items: Count
     unjudged: Count
     overlapped: Wilson | None
     with_answer: Wilson | None
     control: Wilson | None
     verdict: str
+
+
+class OverlapOfSet(SearchedSet):
+    """How much of a set is in the training rows."""
+
     examples: Sequence[OverlapExample]
     accuracy: Mapping[str, Mapping[str, Number]]
 

@@ -11,7 +11,8 @@ from pion.evaluation.item_scores import ItemScores, pack
 from pipeline.data.compared_text import find_text
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
-from pipeline.stages.measures import BY_ITEM, SUMS, Kind, Measures, Result, without_sums
+from pipeline.stages.measures import SUMS, Kind, Measures, Result, without_sums
+from pipeline.state.run_state import BY_ITEM
 
 # What the sums are of.
 NAMES: Mapping[Kind, str] = {

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from pipeline.console.formats import counted
 from pipeline.job import Job
 from pipeline.job.digest import Inputs, digest_of
-from pipeline.stages.measures import BY_ITEM, Measures, Part, Result
+from pipeline.stages.measures import Measures, Part, Result
+from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
     from pion.evaluation.core.bundle import Bundle, Task

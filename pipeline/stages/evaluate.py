@@ -22,7 +22,6 @@ from pipeline.job import Job
 from pipeline.stages.by_document import by_document, with_items
 from pipeline.stages.core import core_of
 from pipeline.stages.measures import (
-    BY_ITEM,
     SUMS,
     Kind,
     Measures,
@@ -34,6 +33,7 @@ from pipeline.stages.measures import (
 )
 from pipeline.stages.overlap import overlap_of
 from pipeline.stages.questions import Questions, read_questions_of
+from pipeline.state.run_state import BY_ITEM
 
 
 def evaluate_run(

@@ -23,7 +23,7 @@ class Form:
     """The ids of a prompt in the form that the model learned.
 
     Attributes:
-        ids: the whole prompt, or its begin.
+        ids: the whole prompt, or its beginning.
         whole: whether nothing may follow.
         by: "chat" or "text".
     """
@@ -36,7 +36,7 @@ class Form:
 def chat_form(talks: ChatFormat, messages: Sequence[Message]) -> Form:
     """Return the form in which the model learned to be asked `messages`.
 
-    The text of an assistant at the end is the begin of the answer: it is not in the ids.
+    The text of an assistant at the end is the beginning of the answer: it is not in the ids.
     Raises BadInput if the chat template refuses the messages, or can't be used.
     """
     begun = bool(messages) and messages[-1]["role"] == "assistant"
@@ -55,7 +55,7 @@ def require_form(talks: ChatFormat, sent: Sequence[int], learned: Form) -> None:
     if list(compared) == ids:
         return
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(sent, ids, strict=False))))
-    where = "begins" if same <= BEFORE else f"goes on after {same - BEFORE} equal tokens"
+    where = "begins" if same <= BEFORE else f"continues after {same - BEFORE} equal tokens"
     raise BadInput(
         f"lm-eval would ask the model in another form than it learned. Its prompt ({learned.by}) "
         f"{where} with {_shown(talks, sent, same)}; the model learned {_shown(talks, ids, same)}. "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
 from pipeline.job import Job
+from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +39,6 @@ Kind = Literal["conversations", "held_out", "text"]
 CHOICES = "choices.jsonl"
 # The result that compares two models.
 SUMS = "by_document"
-# Of a part, the scores of single questions and documents, by what they are of. All are kept in one
-# more part of this name.
-BY_ITEM = "by_item"
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32_768}  # of a batch; halved when memory runs out
 NGRAM_WINDOW = 1  # shards shuffled together: few remote shards are fetched for the baseline
 

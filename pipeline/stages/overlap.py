@@ -65,7 +65,7 @@ def overlap_of(measures: Measures, questions: Questions, items: Result, part: Pa
     verdicts = judge(index, found, searched / total if total else 0.0)
     sets = [
         {
-            **_shares(verdict),
+            **verdict.to_dict(),
             "examples": _examples(measures, index, number, verdict, read),
             "accuracy": _accuracies(index, found, number, items),
         }
@@ -173,22 +173,6 @@ def _texts(measures: Measures, of: _Read, rows: range) -> Iterator[tuple[int, by
 
 
 # ---------------------------------------------------------------- what it means
-
-
-def _shares(verdict: Overlap) -> Result:
-    def share(of: Any) -> Result | None:
-        return None if of is None else {"share": of.value, "low": of.low, "high": of.high}
-
-    return {
-        "name": verdict.name,
-        "digest": verdict.digest,
-        "items": verdict.items,
-        "unjudged": verdict.unjudged,
-        "overlapped": share(verdict.overlapped),
-        "with_answer": share(verdict.with_answer),
-        "control": share(verdict.control),
-        "verdict": verdict.verdict,
-    }
 
 
 def _examples(

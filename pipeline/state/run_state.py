@@ -171,6 +171,10 @@ def heartbeat_path(epoch: int) -> str:
     return f"owner/{epoch}.json"
 
 
+# The part of an evaluation with the scores of single questions and documents.
+BY_ITEM = "by_item"
+
+
 def part_path(digest: str, name: str) -> str:
     """Return where a part of an evaluation is kept, relative to the run. `digest` is that of the
     evaluate stage."""

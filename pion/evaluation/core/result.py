@@ -10,12 +10,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
 
 import numpy as np
 
 from pion.evaluation.core.bundle import Bundle, Task
+from pion.evaluation.core.mean import Scored, mean_sem
 from pion.evaluation.core.passages import passages_of
 from pion.evaluation.core.published import CORE_TASKS, TaskType
 from pion.evaluation.core.scoring import NO_CHOICE, Answered
@@ -238,14 +238,10 @@ def _accuracy(credits: np.ndarray, passages: Sequence[str] | None) -> tuple[floa
 
 def _mean_sem(tasks: Sequence[TaskResult], baselines: Baselines) -> float:
     """Return the standard error of the mean of the centred accuracies."""
-    sems = [one.centred_sem if baselines == "v1" else one.centred_v2_sem for one in tasks]
-    variance = math.fsum(sem**2 for sem in sems)
-    for a, b in combinations(tasks, 2):
-        # Tasks that ask the same items in another way, as hellaswag with and without examples.
-        if a.data_digest == b.data_digest and a.items == b.items > 1:
-            slopes = [
-                1 / (1 - (one.baseline if baselines == "v1" else one.baseline_v2)) for one in (a, b)
-            ]
-            shared = float(np.cov(a.credits, b.credits)[0, 1]) / a.items
-            variance += 2 * slopes[0] * slopes[1] * shared
-    return math.sqrt(max(variance, 0.0)) / len(tasks)
+    return mean_sem(
+        [
+            Scored(one.sem, one.baseline if baselines == "v1" else one.baseline_v2, one.data_digest)
+            for one in tasks
+        ],
+        [one.credits for one in tasks],
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from pion.evaluation.overlap.found import Found, settle
 from pion.evaluation.overlap.index import Index
 from pion.evaluation.overlap.ngrams import NGRAM_WORDS
-from pion.evaluation.overlap.words import MOST_BYTES, words_of
+from pion.evaluation.overlap.words import MOST_BYTES, together, words_of
 
 Rows = list[tuple[int, bytes]]
 
@@ -29,7 +29,7 @@ def search(
     rows, about every 256 KB; `found.rows` and `found.text_bytes` then say how much was searched. If
     this raises, `found` has a part of the rows: continue from a state that was kept before.
     """
-    for some in _together(rows):
+    for some in together(rows, lambda row: row[1]):
         for row, grams in _held(index, some):
             items = settle(found, index, row, grams)
             if len(items):
@@ -37,20 +37,6 @@ def search(
         found.rows += len(some)
         found.text_bytes += sum(len(text) for _, text in some)
         on_rows()
-
-
-def _together(rows: Iterable[tuple[int, bytes]]) -> Iterator[Rows]:
-    """Yield as many rows as `words_of` takes at once, or a single row that is longer."""
-    some: Rows = []
-    size = 0
-    for row, text in rows:
-        if some and size + len(text) + 1 > MOST_BYTES:
-            yield some
-            some, size = [], 0
-        some.append((row, text))
-        size += len(text) + 1
-    if some:
-        yield some
 
 
 def _held(index: Index, some: Rows) -> Iterator[tuple[int, np.ndarray]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,26 @@ class Overlap:
     control: Share | None
     verdict: str
     examples: tuple[Example, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the examples as plain JSON; a share has its interval."""
+        shares = {
+            "overlapped": self.overlapped,
+            "with_answer": self.with_answer,
+            "control": self.control,
+        }
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "items": self.items,
+            "unjudged": self.unjudged,
+            **{name: None if of is None else _interval(of) for name, of in shares.items()},
+            "verdict": self.verdict,
+        }
+
+
+def _interval(share: Share) -> dict[str, float]:
+    return {"share": share.value, "low": share.low, "high": share.high}
 
 
 def judge(index: Index, found: Found, searched: float = 1.0) -> list[Overlap]:

@@ -9,10 +9,14 @@ words, and few of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar, cast
 
 import numpy as np
+
+T = TypeVar("T")
 
 # The most bytes whose words are hashed at once. Arrays of this many uint64 fit a core's cache.
 MOST_BYTES = 2**18
@@ -25,6 +29,24 @@ _BASE = 0x9E3779B97F4A7C13
 _INVERSE = pow(_BASE, -1, 2**64)
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _HALF = np.uint64(32)
+
+
+def together(
+    texts: Iterable[T], bytes_of: Callable[[T], bytes] = lambda text: cast(bytes, text)
+) -> Iterator[list[T]]:
+    """Yield as many texts as `words_of` takes at once, with a byte between two of them, or a single
+    text that is longer. `bytes_of` returns the bytes of a text."""
+    some: list[T] = []
+    size = 0
+    for text in texts:
+        own = len(bytes_of(text))
+        if some and size + own + 1 > MOST_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(text)
+        size += own + 1
+    if some:
+        yield some
 
 
 @dataclass(frozen=True)

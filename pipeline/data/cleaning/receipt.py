@@ -12,7 +12,6 @@ from pion.clean.rules import Verdict
 from pion.evaluation.overlap.found import Found
 from pion.evaluation.overlap.index import Index
 from pion.evaluation.overlap.verdict import judge
-from pion.evaluation.shares import Share
 from pipeline.data.sources import Input
 
 # So many documents are shown of each rule.
@@ -55,23 +54,7 @@ def _item_in_words(index: Index, item: int) -> str:
 
 def sets_of(index: Index, found: Found) -> list[dict[str, Any]]:
     """Return what the search for each evaluation set has found, next to its control."""
-    return [
-        {
-            "name": one.name,
-            "digest": one.digest,
-            "items": one.items,
-            "unjudged": one.unjudged,
-            "overlapped": _share(one.overlapped),
-            "control": _share(one.control),
-            "verdict": one.verdict,
-        }
-        for one in (judge(index, found) if index.sets else [])
-    ]
-
-
-def _share(share: Share | None) -> list[float] | None:
-    """Return a share and its standard error."""
-    return None if share is None else [share.value, share.sem]
+    return [one.to_dict() for one in (judge(index, found) if index.sets else [])]
 
 
 def place_of(found: Input, origin: str) -> str:

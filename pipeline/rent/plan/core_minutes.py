@@ -47,7 +47,7 @@ def core_minutes(job: Job, estimates: Sequence[Estimate]) -> list[str]:
 
 
 def core_tokens(bundle: Bundle, limit: int | None, context: int) -> int:
-    """Return about how many tokens a model reads, where every option is a row of its own."""
+    """Return about how many tokens a model reads, where each option is a separate row."""
     return round(sum(_tokens(task, limit, context) for task in bundle.tasks))
 
 

@@ -46,7 +46,8 @@ CLEANED: dict[str, Any] = {
             "digest": "ab" * 32,
             "items": 40,
             "unjudged": 3,
-            "overlapped": [0.25, 0.07],
+            "overlapped": {"share": 0.25, "low": 0.14, "high": 0.4},
+            "with_answer": None,
             "control": None,
             "verdict": "no verdict: there is no held-out text to compare with",
         }
@@ -71,7 +72,7 @@ def test_the_page_shows_counts_examples_and_evaluation_sets_as_safe_text() -> No
     assert "b.jsonl, b.jsonl:7: A text" in shown
     assert "is like a.txt, a.txt#1: A text" in shown
     assert "holds pack: What? This" in shown
-    assert "25.0 % ± 7.0" in shown
+    assert "25.0 % (95 %: 14.0 to 40.0)" in shown
     assert "\\u001b" not in shown
 
 

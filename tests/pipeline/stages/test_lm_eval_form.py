@@ -133,7 +133,7 @@ def test_a_difference_far_behind_is_shown_where_it_is(tmp_path: Path) -> None:
     prompts = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>bot\n'")
     assert prompts != CHATML
     words = refusal(write_instruct_model(tmp_path / "model", "smollm2", prompts), learned)
-    assert "Its prompt (chat) goes on after " in words
+    assert "Its prompt (chat) continues after " in words
     assert "bot" in words
     assert "assistant" in words
 
