@@ -164,9 +164,9 @@ def test_a_document_to_train_on_that_holds_an_item_is_left_out(named: str, tmp_p
     assert example["document"] == "texts0.jsonl:201"
     (found,) = data.report["cleaned"]["sets"]
     assert (found["items"], found["unjudged"]) == (2, 0)
-    assert found["overlapped"][0] == 0.5
+    assert found["overlapped"]["share"] == 0.5
     # Excerpts of the harmless text are in the other text, too.
-    assert 0 < found["control"][0] < 0.1
+    assert 0 < found["control"]["share"] < 0.1
 
 
 def test_a_made_up_core_bundle_is_read_task_by_task(tmp_path: Path) -> None:
