@@ -135,6 +135,12 @@ class Evaluate(Section):
         max_length=MOST_OF_A_NAME,
     )
 
+    @field_validator("overlap", mode="before")
+    @classmethod
+    def _off(cls, overlap: Any) -> Any:
+        """Return what was meant: in YAML 1.1, `off` without quotes is the boolean false."""
+        return "off" if overlap is False else overlap
+
     @property
     def has_questions(self) -> bool:
         """Whether the job names questions: packs, or a bundle of CORE."""
