@@ -79,16 +79,17 @@ CASES = {
         steps=1000,
         text=tuple(TEXT),
     ),
-    # Rows so short that there is little to copy, and 500 to 2,000 steps in each fitted run.
-    "short-rows": Case(
-        d_model=64,
-        n_layers=3,
-        d_ff=176,
+    # Models of one layer, on short rows: they can't learn to copy, so longer runs learn nothing
+    # that shorter ones have not begun. Each fitted run has 650 steps or more.
+    "one-layer": Case(
+        d_model=128,
+        n_layers=1,
+        d_ff=352,
         seq_len=32,
-        tokens="0.18,0.3,0.5,0.83",
-        within="0.5x0.4,0.625x0.23,0.625x0.65,0.75x0.4,1x0.23,1x0.65",
-        beyond="1.25x1.75,1.5x1.55,1.5x2.1,1.5x2.9",
-        steps=2200,  # two passes at a share of three
+        tokens="0.135,0.225,0.375,0.625",
+        within="0.25x0.3,0.375x0.175,0.375x0.5,0.5x0.3,0.625x0.175,0.625x0.5",
+        beyond="0.875x1.5,1x1.4,1.25x1.12,1.25x1.5",
+        steps=2200,
         text=(
             f"data.sources=[{{kind: jsonl, path: {CODE_FILE}}}]",
             "data.window=1000",
@@ -98,7 +99,7 @@ CASES = {
             "evaluate.final_rows=20000",
             "hardware.workers=0",
         ),
-        widths="0.5,0.625,0.75,1",
+        widths="0.25,0.375,0.5,0.625",
         head_dim=16,
         batch_tokens=4096,
         documents=False,
