@@ -96,7 +96,7 @@ CASES = {
             "tokenizer.train.vocab_size=512",
             "sft=null",
             "evaluate.every=5000",
-            "evaluate.final_rows=20000",
+            "evaluate.final_rows=5000",
             "hardware.workers=0",
         ),
         widths="0.25,0.375,0.5,0.625",
