@@ -22,8 +22,8 @@ from pion.model.attention.masks import (
     Mask,
     block_mask,
     build_masks,
+    to_block_mask,
     visited_blocks,
-    window_block_mask,
 )
 from pion.model.feedforward.expert_products import mix_experts
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
@@ -267,7 +267,7 @@ def _on_card(device: torch.device, tokens: int, reach: str, documents: Tensor | 
     count = WINDOW // BLOCK // (1 if reach == "long" else 2)
     numbers = torch.zeros(1, tokens, dtype=torch.int64, device=device) if there is None else there
     full, partial = visited_blocks(numbers, count, BLOCK)
-    return window_block_mask(full, partial, there, tokens, BLOCK)
+    return to_block_mask(full, partial, there, tokens, BLOCK)
 
 
 def _shown(mask: Any, tokens: int) -> Tensor:

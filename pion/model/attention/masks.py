@@ -163,11 +163,20 @@ def build_mask(
 
 
 def block_mask(tokens: int, documents: Tensor | None, device: torch.device) -> Any:
-    """Return the causal mask, within documents (B, T) if given, as flex attention's BlockMask."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """Return the causal mask, within documents (B, T) if given, as flex attention's BlockMask.
 
-    batch = None if documents is None else documents.shape[0]
-    return create_block_mask(_visible(documents), batch, None, tokens, tokens, device=device)
+    It is the one that `create_block_mask` makes from booleans for each pair of tokens, which take
+    12 GB for a row of 65,536 tokens. This one is made from the documents in each block.
+    """
+    if documents is None:
+        numbers = torch.zeros(1, tokens, dtype=torch.int64, device=device)
+    else:
+        # Padding stands at the end. With the highest number there, numbers rise along the row, and
+        # a block that begins the padding shares nothing with blocks further back.
+        numbers = documents.where(documents >= 0, torch.iinfo(documents.dtype).max)
+    every = -(-tokens // FLEX_BLOCK)
+    full, partial = visited_blocks(numbers, every, FLEX_BLOCK)
+    return to_block_mask(full, partial, documents, tokens, FLEX_BLOCK)
 
 
 def _visible(documents: Tensor | None) -> Any:
@@ -206,7 +215,7 @@ def _window_mask(
     numbers = one if documents is None else documents
     full, partial = visited_blocks(numbers, count, block)
     if flex:
-        return Mask(blocks=window_block_mask(full, partial, documents, keys, block))
+        return Mask(blocks=to_block_mask(full, partial, documents, keys, block))
     return Mask(allowed=expand(full | partial, numbers, block))
 
 
@@ -243,16 +252,19 @@ def expand(visited: Tensor, documents: Tensor, block: int) -> Tensor:
     return (per_token[:, :tokens, :tokens] & same).tril()[:, None]
 
 
-def window_block_mask(
+def to_block_mask(
     full: Tensor, partial: Tensor, documents: Tensor | None, tokens: int, block: int
 ) -> Any:
     """Return the visited blocks as flex attention's BlockMask.
 
     The rows have `tokens` tokens of documents (B, T), or are one document each, with one table for
-    all of them.
+    all of them. The kernel asks `mask_mod` about tokens in partial blocks only.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
+    if tokens % block:  # the last queries do not fill a block, so none of their blocks is full
+        last = torch.arange(full.shape[1], device=full.device)[:, None] == full.shape[1] - 1
+        full, partial = full & ~last, partial | (full & last)
     return BlockMask.from_kv_blocks(
         *listed_blocks(partial),
         *listed_blocks(full),
