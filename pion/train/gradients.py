@@ -60,7 +60,7 @@ class Gradients:
     def _forward(
         self, batch: Batch, scale: Tensor, options: StepOptions
     ) -> tuple[Tensor, Tensor, Stats]:
-        """Return the sum of the losses, each times its factor; the scaled cross-entropy; reports."""
+        """Return the sum of the scaled losses, the scaled cross-entropy, and the reports."""
         batch = to_device(batch, self._device)
         bf16 = self._dtype == torch.bfloat16
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
