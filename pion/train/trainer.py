@@ -112,8 +112,10 @@ class Trainer:
             settings.max_spike,
         )
         self._ranks = Ranks(plan.world_size)
-        # DDP averages over ranks, but the auxiliary losses are means over the rows of all ranks.
-        aux_scale = plan.world_size / settings.global_batch
+        # Whatever the other ranks drew, all begin with the weights of rank 0.
+        self._ranks.copy_from_rank_0(self.model.state_dict().values())
+        # The auxiliary losses are means over the rows of all ranks.
+        aux_scale = 1 / settings.global_batch
         self._gradients = Gradients(self.model, self.dtype, plan.world_size, aux_scale=aux_scale)
 
     @property
@@ -197,13 +199,12 @@ class Trainer:
         Return the cross-entropy per target and the mean report of its rows; or None if a rank wants
         to stop.
         """
-        # DDP averages over ranks, but the gradient of the global batch is the sum.
-        scale = self.plan.world_size / targets.clamp(min=1.0)
+        scale = 1 / targets.clamp(min=1.0)
         loss = torch.zeros((), device=self.device)
         stats: dict[str, Tensor] = {}
         self.model.train()
         options = StepOptions(plan.parts, self.plan.recompute, self.plan.compile)
-        self._gradients.prime(batch.micro_batches[0], options)
+        self._gradients.begin()
         # A rank with fewer micro-batches skips the first round, so that all ranks end together.
         for i in range(len(batch.micro_batches) - self.grad_accum, len(batch.micro_batches)):
             if self._ranks.any(should_stop()):
@@ -211,13 +212,14 @@ class Trainer:
             if i >= 0:
                 last = i == len(batch.micro_batches) - 1
                 micro_batch = batch.micro_batches[i]
-                ce, reports = self._gradients.add(micro_batch, scale, options, synchronise=last)
+                ce, reports = self._gradients.add(micro_batch, scale, options, last=last)
                 loss = loss + ce
                 share = len(micro_batch.tokens) / self.settings.global_batch
                 for name, value in reports.items():
                     stats[name] = stats.get(name, 0.0) + value * share
+        self._gradients.sum_over_ranks()
         of_all_ranks = {name: self._ranks.sum(value) for name, value in stats.items()}
-        return self._ranks.sum(loss) / self.plan.world_size, of_all_ranks
+        return self._ranks.sum(loss), of_all_ranks
 
     def _clip_gradients(self, plan: StepPlan) -> Tensor:
         """Scale the gradients down to the norm `settings.clip`; return their norm before that.

@@ -57,6 +57,8 @@ PRODUCTS = {
 # The first argument of these is added to the product.
 ADDING = {aten.addmm, aten.baddbmm}
 DOUBLE = (torch.float64, torch.complex128)
+# The namespace of the operations that ranks do together.
+COLLECTIVES = "c10d"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def ones(source: Tensor, dtype: torch.dtype) -> Tensor:
 class Watch(TorchDispatchMode):
     """Sends operations on the card to fake tensors and all others to the CPU, and keeps findings.
 
-    Enter it after a FakeTensorMode. `seen`, if set, is called with each operation on the card.
+    Enter it after a FakeTensorMode. `seen`, if set, is called with each operation on the card, and
+    with each communication between ranks, on the host too.
     `values_of` makes up the values that the host copies from the card.
     """
 
@@ -149,7 +152,10 @@ class Watch(TorchDispatchMode):
         leaves = arg_tree_leaves(*args, **kwargs)
         if not any(_is_on_card(leaf) for leaf in leaves):
             with unset_fake_temporarily():
-                return func(*args, **kwargs)
+                result = func(*args, **kwargs)
+            if func.namespace == COLLECTIVES:
+                self._tell(func, args, kwargs, result)
+            return result
         if func.namespace.startswith("pion"):
             self._opened = func
             try:
