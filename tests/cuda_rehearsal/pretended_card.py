@@ -112,6 +112,12 @@ def _answers(watch: Watch) -> dict[str, Any]:
         "Event": always(stream),
         "stream": lambda stream: contextlib.nullcontext(),
         "is_current_stream_capturing": always(False),
+        "cudart": always(
+            SimpleNamespace(
+                cudaHostRegister=lambda *memory: watch.register(*memory),
+                cudaHostUnregister=lambda address: watch.unregister(address),
+            )
+        ),
         "max_memory_allocated": always(0),
         "empty_cache": always(None),
         "get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),

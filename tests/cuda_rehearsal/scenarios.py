@@ -29,8 +29,10 @@ from pion.model.loss import IGNORED
 from pion.train.phases import Phase
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
+from pipeline.state.checkpoints.snapshot import Snapshot
+from tests.cuda_rehearsal.pretended_card import PretendedStream
 from tests.cuda_rehearsal.report import Report
-from tests.cuda_rehearsal.watch import Watch
+from tests.cuda_rehearsal.watch import Operation, Watch
 
 # Two layers of the smallest preset show what more layers would show. With these numbers, the logits
 # of a micro-batch have several chunks, in the loss and in the evaluation.
@@ -142,6 +144,44 @@ def drain(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
         return 1, trainer
 
 
+def train_while_saving(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
+    """Train a step next to which the state is copied, from the call that begins to copy it.
+
+    The update must wait for the copies, on the card.
+    """
+    order = list[str]()
+
+    def wait(*event: Any) -> None:
+        order.append("wait")
+
+    def seen(operation: Operation) -> None:
+        if operation.func is torch.ops.aten.copy_.default and operation.result.device.type == "cpu":
+            order.append("copy")
+
+    with (
+        contextlib.closing(_trainer(config, dtype)) as trainer,
+        contextlib.closing(Snapshot()) as memory,
+        mock.patch.object(PretendedStream, "wait_event", wait),
+    ):
+        trainer.train_step()
+        state, update = trainer.state(), trainer.optimizer.step
+        memory.reserve(state.model, state.optimizer)
+        watch.start()
+        with (
+            mock.patch.object(watch, "seen", seen),
+            mock.patch.object(
+                trainer.optimizer, "step", lambda plan: (order.append("update"), update(plan))
+            ),
+        ):
+            memory.take(state.model, state.optimizer, state.meta, state.side_copy)
+            trainer.train_step()
+        watch_findings = list(watch.findings)
+        copies = len(state.model) + len(state.optimizer)
+        assert order == ["copy"] * copies + ["wait", "update"]
+    watch.findings = watch_findings  # the end of the memory waits for the copies
+    return 1, trainer
+
+
 def _scorer(config: ModelConfig, dtype: Dtype) -> Scorer:
     return Scorer(Decoder(config).to("cuda"), TOKENIZER_IDS, ROWS_AT_ONCE, DTYPES[dtype])
 
@@ -251,6 +291,7 @@ SCENARIOS: dict[str, Scenario] = {
     "generate float32": generate,
     "generate together float32": generate_together,
     "guess float32": guess,
+    "train saving bfloat16": functools.partial(train_while_saving, dtype="bfloat16"),
 }
 
 
