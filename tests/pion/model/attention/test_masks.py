@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
+from pion.bench.correctness.kernels import shown_by_blocks
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Windows
 from pion.model.attention.masks import (
@@ -89,26 +90,11 @@ def test_every_window_visits_what_the_seeds_block_tables_say() -> None:
 
 
 def test_a_block_mask_shows_the_kernel_what_the_boolean_mask_shows_a_cpu() -> None:
-    """The kernel needs a GPU. Here its tables are expanded: partial blocks by mask_mod, full ones
-    as they are."""
+    """The kernel needs a GPU. Here its tables are expanded, as `pion bench` expands them there."""
     for name, _, documents in tables():
         full, partial = visited(name, documents)
         mask = window_block_mask(full, partial, documents, documents.shape[1], 128)
-        tokens = documents.shape[1]
-        shown = torch.zeros(tokens, tokens, dtype=torch.bool)
-        position = torch.arange(tokens)
-        judged = mask.mask_mod(torch.tensor(0), torch.tensor(0), position[:, None], position)
-        for counts, numbers, inside in (
-            (mask.kv_num_blocks, mask.kv_indices, judged),
-            (mask.full_kv_num_blocks, mask.full_kv_indices, torch.ones_like(judged)),
-        ):
-            for row, count in enumerate(counts[0, 0].tolist()):
-                for column in numbers[0, 0, row, :count].tolist():
-                    block = (
-                        slice(128 * row, 128 * row + 128),
-                        slice(128 * column, 128 * column + 128),
-                    )
-                    shown[block] = inside[block]
+        shown = shown_by_blocks(mask, documents.shape[1])[0]
         assert torch.equal(shown, expand(full | partial, documents, 128)[0, 0]), name
 
 
