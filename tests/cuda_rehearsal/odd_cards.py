@@ -9,7 +9,6 @@ CUDA gives a process one slice, and what an Xid leaves of other processes, is no
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +24,7 @@ from pipeline.training.compute_plan import choose_plan
 from pipeline.training.train_request import Group
 from tests.cuda_rehearsal.pretended_card import PretendedStream, insert_card, pretended_card
 from tests.cuda_rehearsal.report import hand_back
-from tests.cuda_rehearsal.scenarios import MODELS, _trainer
+from tests.cuda_rehearsal.scenarios import MODELS, make_trainer
 from tests.cuda_rehearsal.watch import Operation, Watch
 from tests.support.jobs import tiny_job
 
@@ -68,11 +67,11 @@ def fail_in_a_step(watch: Watch) -> dict[str, Any]:
         raise RuntimeError(XID)
 
     def end_driver(operation: Operation) -> None:
-        if operation.func is torch.ops.aten._scaled_dot_product_flash_attention.default:
+        if operation.func is torch.ops.aten.mm.default:
             fail()
 
     failures = []
-    trainer, memory = _trainer(MODELS["dense"], "bfloat16"), Snapshot()
+    trainer, memory = make_trainer(MODELS["dense"], "bfloat16"), Snapshot()
     trainer.train_step()
     state = trainer.state()
     memory.take(state.model, state.optimizer, state.meta, state.side_copy)
@@ -92,7 +91,7 @@ def fail_in_a_step(watch: Watch) -> dict[str, Any]:
 
 def main() -> None:
     said: dict[str, dict[str, Any]] = {}
-    with pretended_card() as watch, contextlib.suppress(KeyboardInterrupt):
+    with pretended_card() as watch:
         insert_card("V100")
         said["no kernels"] = refused(pick_device)
         insert_card("T4")
@@ -100,7 +99,7 @@ def main() -> None:
         said["no bf16, asked for"] = plan("pion-nano", hardware__dtype="bfloat16")
         insert_card("RTX 2060")
         said["6 GB, small model"] = plan("pion-nano")
-        said["6 GB, large model"] = plan("pion-large")
+        said["6 GB, large model"] = plan("pion-xl")
         insert_card("A100 slice")
         said["slice"] = plan("pion-small", pretrain__global_batch=64)
         said["slice"]["peak"] = gpu_flops(torch.cuda.get_device_name(), "bfloat16")

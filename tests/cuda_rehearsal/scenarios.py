@@ -93,7 +93,7 @@ class Zeros:
         return np.zeros((len(indices), self.seq_len), dtype=np.int64)
 
 
-def _trainer(
+def make_trainer(
     config: ModelConfig,
     dtype: Dtype,
     *,
@@ -115,7 +115,7 @@ def train(
     watch: Watch, config: ModelConfig, dtype: Dtype, steps: int = 1, **how: Any
 ) -> tuple[int, Any]:
     """Train `steps` of several micro-batches; count the steps."""
-    with contextlib.closing(_trainer(config, dtype, **how)) as trainer:
+    with contextlib.closing(make_trainer(config, dtype, **how)) as trainer:
         watch.start()
         for _ in range(steps):
             trainer.train_step()
@@ -136,7 +136,7 @@ def train_draft(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, A
 
 def drain(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
     """Train two steps, and read their losses at once; count the calls that read."""
-    with contextlib.closing(_trainer(config, dtype)) as trainer:
+    with contextlib.closing(make_trainer(config, dtype)) as trainer:
         trainer.train_step()
         trainer.train_step()
         watch.start()
@@ -159,7 +159,7 @@ def train_while_saving(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple
             order.append("copy")
 
     with (
-        contextlib.closing(_trainer(config, dtype)) as trainer,
+        contextlib.closing(make_trainer(config, dtype)) as trainer,
         contextlib.closing(Snapshot()) as memory,
         mock.patch.object(PretendedStream, "wait_event", wait),
     ):
