@@ -71,7 +71,7 @@ def pick_device(name: str = "auto") -> torch.device:
             f"device {name!r}: torch {torch.__version__} sees no CUDA device on this machine: "
             f"{why_no_cuda()}. Check `nvidia-smi`, or use device auto"
         )
-    if device.type == "cuda":
+    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
         require_kernels(device)
     return device
 

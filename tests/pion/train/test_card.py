@@ -18,6 +18,7 @@ BUILT = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 def pretend(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int]) -> None:
     answers: dict[str, Any] = {
         "is_available": lambda: True,
+        "device_count": lambda: 1,
         "get_device_name": lambda device=None: name,
         "get_device_capability": lambda device=None: capability,
         "get_arch_list": lambda: list(BUILT),
