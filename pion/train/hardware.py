@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from pion.errors import BadInput
+from pion.train.card import require_kernels, why_no_cuda
 from pion.train.settings import ComputePlan
 
 # Dense TFLOP/s from NVIDIA's data sheets and architecture white papers: in bf16 on tensor cores
@@ -57,18 +58,21 @@ MOST_COMPILATIONS = 128
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device to train on; for "auto", CUDA if there is a CUDA device.
 
-    Raises BadInput if the named device does not exist or can't train.
+    Raises BadInput if the named device does not exist or can't train, or if torch has no kernels
+    for it.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type not in ("cpu", "cuda"):
         raise BadInput(f"device {name!r}: training runs on cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInput(
-            f"device {name!r}: torch {torch.__version__} sees no CUDA device on this machine; "
-            "check `nvidia-smi`, or use device auto"
+            f"device {name!r}: torch {torch.__version__} sees no CUDA device on this machine: "
+            f"{why_no_cuda()}. Check `nvidia-smi`, or use device auto"
         )
+    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
+        require_kernels(device)
     return device
 
 
@@ -208,7 +212,12 @@ def peak_flops(device: torch.device, dtype: str, reached: float = 0.0) -> float:
 
 
 def gpu_flops(name: str, dtype: str) -> float | None:
-    """Return the peak FLOP/s of the GPU that CUDA calls `name`; None if the GPU is unknown."""
+    """Return the peak FLOP/s of the GPU that CUDA calls `name`; None if the GPU is unknown.
+
+    A MIG slice has the name of its GPU, but only a share of its peak.
+    """
+    if " MIG " in name:
+        return None
     for words, bf16, fp32 in GPU_TFLOPS:
         if re.search(rf"\b{words}\b", name):
             tflops = bf16 if dtype == "bfloat16" else fp32

@@ -10,7 +10,7 @@ import base64
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ from pion.train.optimizer import Optimizer, check_tensors, copy_tensors
 from pion.train.phases import only_draft
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
+from pion.train.side_copy import SideCopy
 from pion.train.smaller_plan import StepDown, free_memory, step_down
 
 __all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"]
@@ -43,15 +44,17 @@ __all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"
 class TrainState:
     """Everything that a stage resumes from.
 
-    The tensors are live: copy them before the next step changes them. `model` has no parameters
-    that needed no gradient when the trainer got them: whoever resumes brings them. `meta` is JSON:
-    step, next_row, skipped, the recent losses that define a spike, optimizer counters, RNG states
-    and the plan.
+    The tensors are live: copy them before the next step changes them. What `side_copy` begins to
+    copy before the next step is copied in time, and on a card next to this step. `model` has no
+    parameters that needed no gradient when the trainer got them: whoever resumes brings them.
+    `meta` is JSON: step, next_row, skipped, the recent losses that define a spike, optimizer
+    counters, RNG states and the plan.
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     meta: dict[str, Any]
+    side_copy: SideCopy = field(default_factory=SideCopy, compare=False)
 
 
 class Trainer:
@@ -95,6 +98,7 @@ class Trainer:
         self.next_row = 0
         self.skipped: list[RowRange] = []
         self.on_step_down: Callable[[StepDown], None] = lambda change: None
+        self.side_copy = SideCopy(torch.cuda if self.device.type == "cuda" else None)
         self._updating = False
         self._feed = BatchFeed(
             stream,
@@ -171,6 +175,7 @@ class Trainer:
         loss, stats = measured
         grad_norm = self._clip_gradients(plan)
         self._updating = True
+        self.side_copy.before_update()
         self.optimizer.step(plan)
         self._updating = False
         self.optimizer.zero_grad()
@@ -288,8 +293,11 @@ class Trainer:
         trouble = self.trouble()
         if trouble is not None:
             raise trouble
+        model = self._learned()
+        for name in model.keys() & dict(self.model.named_buffers()).keys():
+            model[name] = model[name].clone()  # a forward pass may change a buffer
         return TrainState(
-            model=self._learned(),
+            model=model,
             optimizer=self.optimizer.state_tensors(),
             meta={
                 "step": self.step,
@@ -300,6 +308,7 @@ class Trainer:
                 "rng": rng_states(self.device),
                 "plan": self.plan.to_dict(),
             },
+            side_copy=self.side_copy,
         )
 
     def load(self, state: TrainState | None) -> None:
@@ -320,6 +329,7 @@ class Trainer:
         meta, refusal = self._ranks.from_rank_0((state.meta if state else {}, refusal))
         if refusal is not None:
             raise BadInput(refusal)
+        self.side_copy.before_update()
         if state is not None:
             copy_tensors(state.model, self._learned())
             copy_tensors(state.optimizer, self.optimizer.state_tensors())
@@ -338,6 +348,7 @@ class Trainer:
     def close(self) -> None:
         """End the background thread."""
         self._feed.close()
+        self.side_copy.before_update()  # the memory of the tensors may be used again
 
 
 def rng_states(device: torch.device) -> dict[str, str]:

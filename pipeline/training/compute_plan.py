@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pion.config.lora import Lora
 from pion.data.order import rows_per_rank
@@ -13,6 +13,8 @@ from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job.train_sections import HOW_TO_USE, phases_of
 from pipeline.training.train_request import Group
+
+Dtype = Literal["bfloat16", "float32"]
 
 if TYPE_CHECKING:
     import torch
@@ -28,13 +30,20 @@ def choose_plan(
     recorded: dict[str, Any] | None,
     at_most: dict[str, Any] | None = None,
 ) -> ComputePlan:
-    """Return the plan of `stage` on this machine; all ranks get the same micro-batch.
+    """Return the plan of `stage` on this machine. All ranks compute alike, although their cards may
+    differ: with the micro-batch of the smallest, and in a dtype that all of them have.
 
     The plan `recorded` in the checkpoint is used again where hardware and job allow: only then is
     the resumed run bit-identical to an unbroken one. `at_most` is the record of the plan to try
     after a larger one has failed here.
     """
-    plan = _choose_alone(job, stage, group.world_size, recorded)
+    from pion.train.hardware import pick_device, pick_dtype
+
+    device = pick_device()
+    dtypes = group.of_all_ranks(pick_dtype(job.hardware.dtype, device))
+    slowest: Dtype = "float32" if "float32" in dtypes else "bfloat16"
+    asked = _asked_plan(job, stage, group.world_size, device, slowest)
+    plan = _choose_alone(job, stage, asked, device, recorded)
     if at_most is not None:
         plan = dataclasses.replace(
             plan,
@@ -42,21 +51,25 @@ def choose_plan(
             recompute=plan.recompute or at_most["recompute"],
             compile=plan.compile and at_most["compile"],
         )
-    # The machines of a cluster may differ, and all ranks must compute alike.
-    micro_batch, recompute, compiled = group.from_rank_0(
-        (plan.micro_batch, plan.recompute, plan.compile)
+    plans = group.of_all_ranks((plan.micro_batch, plan.recompute, plan.compile))
+    micro_batches, recomputes, compiles = zip(*plans, strict=True)
+    return dataclasses.replace(
+        plan,
+        micro_batch=min(micro_batches),
+        recompute=any(recomputes),
+        compile=all(compiles),
     )
-    return dataclasses.replace(plan, micro_batch=micro_batch, recompute=recompute, compile=compiled)
 
 
 def _choose_alone(
-    job: Job, stage: str, world_size: int, recorded: dict[str, Any] | None
+    job: Job,
+    stage: str,
+    asked: ComputePlan,
+    device: torch.device,
+    recorded: dict[str, Any] | None,
 ) -> ComputePlan:
-    from pion.train.hardware import pick_device
     from pion.train.settings import ComputePlan
 
-    device = pick_device()
-    asked = _asked_plan(job, stage, world_size, device)
     before = ComputePlan.from_dict(recorded) if recorded is not None else None
     if before is not None and before == _left_open_as_in(before, asked, job):
         return before
@@ -66,18 +79,20 @@ def _choose_alone(
     return dataclasses.replace(asked, recompute=recompute)
 
 
-def _asked_plan(job: Job, stage: str, world_size: int, device: torch.device) -> ComputePlan:
+def _asked_plan(
+    job: Job, stage: str, world_size: int, device: torch.device, dtype: Dtype
+) -> ComputePlan:
     """Return the plan that job and hardware ask for, with guesses for what they leave open."""
     import torch
 
-    from pion.train.hardware import pick_compile, pick_dtype
+    from pion.train.hardware import pick_compile
     from pion.train.settings import ComputePlan
 
     hardware = job.hardware
     rows = rows_per_rank(job.section(stage).global_batch, world_size)
     return ComputePlan(
         device=str(device),
-        dtype=pick_dtype(hardware.dtype, device),
+        dtype=dtype,
         world_size=world_size,
         compile=pick_compile(hardware.compile, device, deterministic=hardware.deterministic),
         threads=torch.get_num_threads(),

@@ -11,9 +11,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from pion.errors import Interrupted, PionError, PlanFailed, Stopped, Trouble
+from pion.errors import BadInput, CardFailed, Interrupted, PionError, PlanFailed, Stopped, Trouble
 from pipeline.console.messages import Note, Phase, Say
 from pipeline.cost.budget import over_budget
+from pipeline.machine.gpus import gpu_count
 from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
 from pipeline.state.checkpoints.snapshot import Snapshot
@@ -89,8 +90,33 @@ class TrainingContext:
         import torch
 
         self.report(phase("torch imported", started))
+        if self.request.gpus:
+            self._require_cuda()
         cores = max(1, (os.cpu_count() or 1) // self.group.world_size)
         torch.set_num_threads(self.job.hardware.threads or cores)
+
+    def _require_cuda(self) -> None:
+        """Raise CardFailed if the GPUs that the driver process counted are gone, and BadInput if
+        torch can't use them: training must not continue on the CPU."""
+        import torch
+
+        if torch.cuda.is_available():
+            return
+        from pion.train.card import why_no_cuda
+
+        if gpu_count() == 0:
+            raise CardFailed(
+                f"this machine had {self.request.gpus} GPU(s) when the run began, and the driver "
+                "no longer lists any. Everything committed is safe. Look at `nvidia-smi` and "
+                "`dmesg | grep -i xid`. To resume, run the same command again, on another machine "
+                "or after a restart of this machine"
+            )
+        raise BadInput(
+            f"this machine has a GPU, but torch {torch.__version__} can't use it: "
+            f"{why_no_cuda()}. Nothing was changed, and everything committed is safe. Install a "
+            "torch for this driver (`nvidia-smi` shows its version), or set CUDA_VISIBLE_DEVICES= "
+            "to train on the CPU"
+        )
 
     def should_stop(self) -> bool:
         """Return whether the driver, a request or the budget asks this rank to stop."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pion.errors import Paused, PionError, PlanFailed, Stopped, Trouble
+from pion.errors import CardFailed, Paused, PionError, PlanFailed, Stopped, Trouble
 from pipeline.console.messages import Note, Phase, StageState
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
@@ -30,8 +30,9 @@ StartStage = Callable[[TrainingContext, str], Setup]
 def train_stages(context: TrainingContext, start: StartStage = start_stage) -> str:
     """Advance the training stages; return "done", or "stopped" if somebody asked for a stop.
 
-    Raises `Stopped` if a request in the store or the budget asks for the stop, and PionError if a
-    person must decide. Nothing committed is lost then. `start` sets a stage up.
+    Raises `Stopped` if a request in the store or the budget asks for the stop, `CardFailed` if a
+    GPU or its driver failed, and PionError if a person must decide. Nothing committed is lost then.
+    `start` sets a stage up.
     """
     group, started = context.group, time.monotonic()
     try:
@@ -48,6 +49,18 @@ def train_stages(context: TrainingContext, start: StartStage = start_stage) -> s
                 attempt.continues = True
                 return "done"
             context.free_memory()  # of the old trainer: another attempt begins
+    except RuntimeError as error:
+        from pion.train.card import card_failure
+
+        failure = card_failure(error)
+        if failure is None:
+            raise
+        raise CardFailed(
+            f"the GPU or its driver failed: {failure}. Everything committed is safe, and steps "
+            "after the last checkpoint will be repeated. `dmesg | grep -i xid` names the driver's "
+            "reason. To resume, run the same command again; if the GPU fails again, on another "
+            "machine"
+        ) from error
     finally:
         context.watchdog.close()
 

@@ -224,6 +224,9 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     Raises BadInput when the weights to start from do not fit the job, and PionError when nothing
     good is left of what was committed.
     """
+    import torch
+
+    from pion.train.card import words_about_bf16
     from pion.train.trainer import Trainer, TrainState
     from pipeline.data.shard_cache import fetching_from
 
@@ -239,6 +242,9 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     saved = restored.saved
     recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])
     plan = choose_plan(context.job, stage, context.group, recorded, context.at_most)
+    about_bf16 = words_about_bf16(torch.device(plan.device), context.job.hardware.dtype)
+    if about_bf16 is not None:
+        context.report(Note(about_bf16))
     if plan.compile:
         use_private_compile_cache()
     model, why, adapter = _model(context, stage, data, plan, saved)

@@ -29,8 +29,10 @@ from pion.model.loss import IGNORED
 from pion.train.phases import Phase
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
+from pipeline.state.checkpoints.snapshot import Snapshot
+from tests.cuda_rehearsal.pretended_card import PretendedStream
 from tests.cuda_rehearsal.report import Report
-from tests.cuda_rehearsal.watch import Watch
+from tests.cuda_rehearsal.watch import Operation, Watch
 
 # Two layers of the smallest preset show what more layers would show. With these numbers, the logits
 # of a micro-batch have several chunks, in the loss and in the evaluation.
@@ -91,7 +93,7 @@ class Zeros:
         return np.zeros((len(indices), self.seq_len), dtype=np.int64)
 
 
-def _trainer(
+def make_trainer(
     config: ModelConfig,
     dtype: Dtype,
     *,
@@ -113,7 +115,7 @@ def train(
     watch: Watch, config: ModelConfig, dtype: Dtype, steps: int = 1, **how: Any
 ) -> tuple[int, Any]:
     """Train `steps` of several micro-batches; count the steps."""
-    with contextlib.closing(_trainer(config, dtype, **how)) as trainer:
+    with contextlib.closing(make_trainer(config, dtype, **how)) as trainer:
         watch.start()
         for _ in range(steps):
             trainer.train_step()
@@ -134,12 +136,50 @@ def train_draft(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, A
 
 def drain(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
     """Train two steps, and read their losses at once; count the calls that read."""
-    with contextlib.closing(_trainer(config, dtype)) as trainer:
+    with contextlib.closing(make_trainer(config, dtype)) as trainer:
         trainer.train_step()
         trainer.train_step()
         watch.start()
         assert len(trainer.drain_metrics()) == 2
         return 1, trainer
+
+
+def train_while_saving(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
+    """Train a step next to which the state is copied, from the call that begins to copy it.
+
+    The update must wait for the copies, on the card.
+    """
+    order = list[str]()
+
+    def wait(*event: Any) -> None:
+        order.append("wait")
+
+    def seen(operation: Operation) -> None:
+        if operation.func is torch.ops.aten.copy_.default and operation.result.device.type == "cpu":
+            order.append("copy")
+
+    with (
+        contextlib.closing(make_trainer(config, dtype)) as trainer,
+        contextlib.closing(Snapshot()) as memory,
+        mock.patch.object(PretendedStream, "wait_event", wait),
+    ):
+        trainer.train_step()
+        state, update = trainer.state(), trainer.optimizer.step
+        memory.reserve(state.model, state.optimizer)
+        watch.start()
+        with (
+            mock.patch.object(watch, "seen", seen),
+            mock.patch.object(
+                trainer.optimizer, "step", lambda plan: (order.append("update"), update(plan))
+            ),
+        ):
+            memory.take(state.model, state.optimizer, state.meta, state.side_copy)
+            trainer.train_step()
+        watch_findings = list(watch.findings)
+        copies = len(state.model) + len(state.optimizer)
+        assert order == ["copy"] * copies + ["wait", "update"]
+    watch.findings = watch_findings  # the end of the memory waits for the copies
+    return 1, trainer
 
 
 def _scorer(config: ModelConfig, dtype: Dtype) -> Scorer:
@@ -251,6 +291,7 @@ SCENARIOS: dict[str, Scenario] = {
     "generate float32": generate,
     "generate together float32": generate_together,
     "guess float32": guess,
+    "train saving bfloat16": functools.partial(train_while_saving, dtype="bfloat16"),
 }
 
 

@@ -232,7 +232,7 @@ def check_masks(bench: Bench) -> Outcome:
         ("windows and documents", True, documents),
     ):
         for reach, expected in _on_cpu(tokens, windowed, numbers).items():
-            shown = _shown(_on_card(bench.device, tokens, reach, numbers), tokens)
+            shown = shown_by_blocks(_on_card(bench.device, tokens, reach, numbers), tokens)
             found, expected = torch.broadcast_tensors(shown, expected)
             compared += found.numel()
             if not torch.equal(found, expected):
@@ -270,8 +270,11 @@ def _on_card(device: torch.device, tokens: int, reach: str, documents: Tensor | 
     return to_block_mask(full, partial, there, tokens, BLOCK)
 
 
-def _shown(mask: Any, tokens: int) -> Tensor:
-    """Return what a BlockMask shows the kernel: partial blocks by its function, full ones whole."""
+def shown_by_blocks(mask: Any, tokens: int) -> Tensor:
+    """Return what a BlockMask with blocks of BLOCK tokens shows the kernel: (B, tokens, tokens).
+
+    Partial blocks are judged by its function, full ones are shown whole.
+    """
     position = torch.arange(tokens, device=mask.kv_indices.device)
     inside = torch.stack(
         [

@@ -173,6 +173,17 @@ def test_a_resume_one_bit_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_wrong(recovery.compare_resume(TINY, "pion"))
 
 
+def test_one_process_compares_the_resumes_of_several_families() -> None:
+    companion = recovery.Companion(TINY)  # on a card, to be deterministic
+    try:
+        for family in ("pion", "pilon"):
+            assert companion.ask(family).verdict == "right"
+        with pytest.raises(RuntimeError, match="ended with 1: KeyError: 'nobody'"):
+            companion.ask("nobody")
+    finally:
+        companion.end()
+
+
 # ---------------------------------------------------------------- step-down
 
 

@@ -70,6 +70,27 @@ def test_lora_is_not_offered_where_it_does_not_fit_either(
     assert "LoRA" not in str(refused.value)
 
 
+class OtherCard(Group):
+    """A group whose other rank has another card: `dtype`, and a `plan` that fits it."""
+
+    dtype, plan = "bfloat16", (1, True, False)
+
+    def of_all_ranks(self, value: Any) -> list[Any]:
+        return [value, self.dtype if isinstance(value, str) else self.plan]
+
+
+def test_ranks_of_different_cards_compute_as_the_weakest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "pick_dtype", lambda asked, device: "bfloat16")
+    group = OtherCard(0, 2)
+    plan = choose_plan(tiny_job(), "pretrain", group, None)
+    assert (plan.dtype, plan.micro_batch, plan.recompute) == ("bfloat16", 1, True)
+    monkeypatch.setattr(OtherCard, "dtype", "float32")
+    monkeypatch.setattr(OtherCard, "plan", (99, False, False))
+    plan = choose_plan(tiny_job(), "pretrain", group, None)
+    alone = choose_plan(tiny_job(hardware__dtype="float32"), "pretrain", Group(0, 2), None)
+    assert (plan.dtype, plan.micro_batch) == ("float32", alone.micro_batch)
+
+
 # ---------------------------------------------------------------- torch.compile
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
+from pion.bench.correctness.kernels import shown_by_blocks
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Windows
 from pion.model.attention.masks import (
@@ -89,36 +90,14 @@ def test_every_window_visits_what_the_seeds_block_tables_say() -> None:
         assert hashlib.sha256(mask.numpy().tobytes()).hexdigest() == table["sha256"], name
 
 
-def shown(mask: Any, tokens: int) -> Tensor:
-    """Return what a BlockMask shows the kernel of its first row: (tokens, tokens) boolean.
-
-    The kernel needs a GPU. Here the mask's tables are expanded: partial blocks by mask_mod, full
-    ones as they are.
-    """
-    found = torch.zeros(tokens, tokens, dtype=torch.bool)
-    position = torch.arange(tokens)
-    judged = mask.mask_mod(torch.tensor(0), torch.tensor(0), position[:, None], position)
-    for counts, numbers, inside in (
-        (mask.kv_num_blocks, mask.kv_indices, judged),
-        (mask.full_kv_num_blocks, mask.full_kv_indices, torch.ones_like(judged)),
-    ):
-        for row, count in enumerate(counts[0, 0].tolist()):
-            for column in numbers[0, 0, row, :count].tolist():
-                block = (
-                    slice(128 * row, 128 * row + 128),
-                    slice(128 * column, 128 * column + 128),
-                )
-                found[block] = inside[block]
-    return found
-
-
 def test_a_block_mask_shows_the_kernel_what_the_boolean_mask_shows_a_cpu() -> None:
+    """The kernel needs a GPU. Here its tables are expanded, as `pion bench` expands them there."""
     for name, _, documents in tables():
         full, partial = visited(name, documents)
         tokens = documents.shape[1]
         mask = to_block_mask(full, partial, documents, tokens, 128)
         expected = expand(full | partial, documents, 128)[0, 0]
-        assert torch.equal(shown(mask, tokens), expected), name
+        assert torch.equal(shown_by_blocks(mask, tokens)[0], expected), name
 
 
 def rising(rows: int, tokens: int, chance: float, padding: int = 0) -> Tensor:
@@ -166,7 +145,9 @@ def test_a_block_mask_hides_nothing_of_a_document_whose_number_comes_again() -> 
     """Rows do not have such documents. If one had, more blocks would be visited, and none less."""
     documents = torch.tensor([[0] * 200 + [1] * 300 + [0] * 268])
     same = (documents[0][:, None] == documents[0]).tril()
-    assert torch.equal(shown(block_mask(768, documents, torch.device("cpu")), 768), same)
+    assert torch.equal(
+        shown_by_blocks(block_mask(768, documents, torch.device("cpu")), 768)[0], same
+    )
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
