@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from pion.bench.correctness.compiler import check_compiler
 from pion.bench.correctness.kernels import (
     check_compiled_loss,
     check_experts,
@@ -70,6 +71,7 @@ def _is_under(row: str, name: str) -> bool:
 
 def _checks(bench: Bench) -> dict[str, Callable[[], Outcome]]:
     return {
+        "compiler": partial(check_compiler, bench),
         **{f"logits/{family}": partial(check_logits, bench, family) for family in FAMILIES},
         **{
             f"losses/{family}/{dtype}": partial(check_losses, bench, family, dtype)

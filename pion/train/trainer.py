@@ -21,6 +21,7 @@ from pion.data.order import rows_per_rank
 from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed, Trouble
 from pion.evaluation.held_out import Evaluation, Scorer, evaluate
+from pion.model.attention.masks import flexible, needs_masks
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import count_additions
@@ -34,7 +35,7 @@ from pion.train.optimizer import Optimizer, check_tensors, copy_tensors
 from pion.train.phases import only_draft
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
-from pion.train.smaller_plan import StepDown, free_memory, step_down
+from pion.train.smaller_plan import StepDown, apply_smaller, free_memory, step_down
 
 __all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"]
 
@@ -95,7 +96,7 @@ class Trainer:
         self.next_row = 0
         self.skipped: list[RowRange] = []
         self.on_step_down: Callable[[StepDown], None] = lambda change: None
-        self._updating = False
+        self._updating = self._uses_flex = False
         self._feed = BatchFeed(
             stream,
             global_batch=settings.global_batch,
@@ -142,7 +143,7 @@ class Trainer:
             try:
                 return self._train_step(should_stop)
             except Exception as error:
-                change = step_down(self.plan, error)
+                change = step_down(self.plan, error, uses_flex=self._uses_flex)
                 if change is None:
                     raise
                 if self.plan.world_size > 1 or self._updating:
@@ -151,12 +152,16 @@ class Trainer:
             self.optimizer.zero_grad()
             free_memory(self.device)
             self.plan = change.plan
+            apply_smaller(change)
             self._feed.micro_batch = self.plan.micro_batch
             self.on_step_down(change)
 
     def _train_step(self, should_stop: Callable[[], bool]) -> bool:
         self._metrics.begin_step()
         batch = self._feed.take(self.next_row, self.skipped)
+        documents = batch.micro_batches[0].documents is not None
+        masked = needs_masks(self.model.config, documents=documents)
+        self._uses_flex = masked and flexible(self.model.config, self.device.type)
         if self.step + 1 < self.settings.steps:
             self._feed.prepare(batch.rows[1], self.skipped)
 

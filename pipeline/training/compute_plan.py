@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from pion.train.settings import ComputePlan
 
 
+# What a compiler that fails gives up, one after the other (pion/train/smaller_plan.py). A record
+# leaves out a field that is true.
+COMPILED = ("compile", "combo_kernels", "flex_attention")
+
+
 def choose_plan(
     job: Job,
     stage: str,
@@ -40,13 +45,12 @@ def choose_plan(
             plan,
             micro_batch=min(plan.micro_batch, at_most["micro_batch"]),
             recompute=plan.recompute or at_most["recompute"],
-            compile=plan.compile and at_most["compile"],
+            **{name: getattr(plan, name) and at_most.get(name, True) for name in COMPILED},
         )
     # The machines of a cluster may differ, and all ranks must compute alike.
-    micro_batch, recompute, compiled = group.from_rank_0(
-        (plan.micro_batch, plan.recompute, plan.compile)
-    )
-    return dataclasses.replace(plan, micro_batch=micro_batch, recompute=recompute, compile=compiled)
+    alike = ("micro_batch", "recompute", *COMPILED)
+    values = group.from_rank_0([getattr(plan, name) for name in alike])
+    return dataclasses.replace(plan, **dict(zip(alike, values)))
 
 
 def _choose_alone(
@@ -94,6 +98,9 @@ def _left_open_as_in(before: ComputePlan, asked: ComputePlan, job: Job) -> Compu
         "micro_batch": job.hardware.micro_batch,
         "recompute": job.hardware.recompute,
         "compile": None if compiled == "auto" else compiled,
+        # With `compile: true`, everything that once failed is tried again.
+        "combo_kernels": True if compiled is True else None,
+        "flex_attention": True if compiled is True else None,
     }
     left_open = {name: getattr(before, name) for name, value in in_job.items() if value is None}
     return dataclasses.replace(asked, **left_open)
