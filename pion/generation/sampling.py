@@ -173,7 +173,7 @@ def draw_among(
     weights = np.exp(ordered)
     weights *= ordered >= least[:, None]
     mass = weights.sum(axis=1)
-    total = np.where(decided, mass, found.totals)
+    total = np.where(decided, mass, np.where(open_, found.totals, 1.0))
     if (top_p < 1).any():
         _leave_out(weights, found, total[:, None], top_p[:, None])
         decided |= open_ & (top_p < 1) & (mass >= top_p * total)
