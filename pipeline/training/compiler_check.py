@@ -6,6 +6,7 @@ found here, in seconds, and the stages train by a plan that works.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,10 @@ def check_compiler(context: TrainingContext) -> None:
     from pion.train.compile_trial import try_compiler
 
     started = time.monotonic()
+    # A rank that has nothing to compile must not keep the others waiting.
+    alone = dataclasses.replace(context.group, distributed=False)
     try:
-        plan = choose_plan(job, stages[0], context.group, None, context.at_most)
+        plan = choose_plan(job, stages[0], alone, None, context.at_most)
     except BadInput:
         return  # the stage itself reports what does not fit
     if not plan.compile:

@@ -20,7 +20,9 @@ from pipeline.training.train_request import Group, TrainRequest
 from tests.support.jobs import tiny_job
 
 
-def context_of(folder: Path, said: list[Any], **changes: Any) -> TrainingContext:
+def context_of(
+    folder: Path, said: list[Any], group: Group | None = None, **changes: Any
+) -> TrainingContext:
     request = TrainRequest(
         job=tiny_job(**changes).model_dump(mode="json"),
         job_folder=str(folder),
@@ -29,7 +31,7 @@ def context_of(folder: Path, said: list[Any], **changes: Any) -> TrainingContext
         stages=["pretrain", "sft"],
         digests={"pretrain": "d1", "sft": "d2"},
     )
-    context = TrainingContext(request, Group(), said.append, lambda: False)
+    context = TrainingContext(request, group or Group(), said.append, lambda: False)
     context.watchdog.close()
     return context
 
@@ -63,6 +65,15 @@ def test_a_compiler_that_works_leaves_the_plan_as_it_is(
     assert plan == choose_plan(context.job, "pretrain", Group(), None)
     assert [type(message) for message in said] == [Phase]
     assert context.at_most is None
+
+
+def test_a_rank_waits_for_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[ComputePlan] = []
+    monkeypatch.setattr(compile_trial, "try_compiler", lambda _, plan: tried.append(plan) or [])
+    # There is no process group here, so every exchange between ranks would fail.
+    second = Group(rank=1, world_size=2, distributed=True)
+    check_compiler(context_of(tmp_path, [], second, hardware__compile=True))
+    assert [plan.world_size for plan in tried] == [2]
 
 
 def test_what_fails_is_reported_and_no_stage_tries_it_again(
