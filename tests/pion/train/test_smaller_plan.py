@@ -164,7 +164,6 @@ def test_combo_kernels_are_given_up_first_and_compiling_only_if_this_does_not_he
 
     for module in (hardware, smaller_plan):
         monkeypatch.setattr(module, "combines_kernels", lambda plan: plan.combo_kernels)
-    pytest.importorskip("torch._inductor.config")
     compiled = torch.compile(decoder._run_block, backend=compiler, dynamic=False)
     monkeypatch.setattr(decoder, "_compiled_block", lambda: compiled)
     changes: list[StepDown] = []
