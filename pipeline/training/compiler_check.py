@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pion.errors import BadInput
 from pipeline.console.messages import Note
 from pipeline.machine.folders import use_private_compile_cache
+from pipeline.machine.gpus import gpu_count
 from pipeline.training.compute_plan import COMPILED, choose_plan
 from pipeline.training.context import phase
 
@@ -31,14 +32,10 @@ def check_compiler(context: TrainingContext) -> None:
 
     Raises what compiling raises if no smaller plan helps.
     """
-    from pion.train.hardware import pick_compile, pick_device
-
-    job = context.job
-    hardware, stages = job.hardware, context.request.stages
-    device = pick_device()
-    if not stages or not pick_compile(
-        hardware.compile, device, deterministic=hardware.deterministic
-    ):
+    job, stages = context.job, context.request.stages
+    if not stages or job.hardware.compile is False:
+        return
+    if job.hardware.compile == "auto" and gpu_count() == 0:  # known without torch
         return
     from pion.train.compile_trial import try_compiler
 
