@@ -16,7 +16,7 @@ from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.train.hardware import configure, torch_dtype
 from pion.train.settings import ComputePlan
-from pion.train.smaller_plan import StepDown, apply_smaller, free_memory, step_down
+from pion.train.smaller_plan import StepDown, free_memory, step_down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ def try_compiler(trial: Trial, plan: ComputePlan) -> list[StepDown]:
     """Compile a block forward and backward by the plan, and by the next smaller plan while this
     fails. Return the changes of the plan, in their order; none if nothing failed or is compiled.
 
-    Raises what compiling raises if no smaller plan helps; StepTooLarge if memory ran out.
+    Raises what compiling raises if no smaller plan helps.
     """
     changes: list[StepDown] = []
     device = torch.device(plan.device)
@@ -46,6 +46,8 @@ def try_compiler(trial: Trial, plan: ComputePlan) -> list[StepDown]:
         try:
             compile_block(trial, plan)
             break
+        except torch.OutOfMemoryError:
+            break  # a training finds the rows that fit
         except Exception as error:
             change = step_down(plan, error, uses_flex=flex)
             if change is None:
@@ -53,7 +55,7 @@ def try_compiler(trial: Trial, plan: ComputePlan) -> list[StepDown]:
         # Here the error is gone, and with its traceback the tensors of the block.
         free_memory(device)
         plan = change.plan
-        apply_smaller(change)
+        configure(plan)
         changes.append(change)
     free_memory(device)
     return changes

@@ -160,7 +160,10 @@ def _configure_compiler(plan: ComputePlan) -> None:
     inductor.shape_padding = False
     # Each weight of a block is cast for itself. One kernel for several casts starts faster.
     if hasattr(inductor, "combo_kernels_pointwise_only"):
-        inductor.combo_kernels = combines_kernels(plan)
+        combined = combines_kernels(plan)
+        if inductor.combo_kernels != combined:
+            torch.compiler.reset()  # what was compiled otherwise in this process
+        inductor.combo_kernels = combined
         inductor.combo_kernels_pointwise_only = True
 
 

@@ -14,7 +14,7 @@ import gc
 import torch
 
 from pion.errors import BadInput
-from pion.train.hardware import combines_kernels, configure
+from pion.train.hardware import combines_kernels
 from pion.train.settings import ComputePlan
 
 # Errors of the compiler come from these packages: while it traces, makes code or loads a kernel.
@@ -78,14 +78,6 @@ def _compiling_less(plan: ComputePlan, uses_flex: bool) -> ComputePlan | None:
     if uses_flex and plan.flex_attention:
         return dataclasses.replace(plan, flex_attention=False)
     return dataclasses.replace(plan, compile=False) if plan.compile else None
-
-
-def apply_smaller(change: StepDown) -> None:
-    """Let this process compute by the smaller plan, with nothing that was compiled before."""
-    names = ("compile", "combo_kernels", "flex_attention")
-    if any(getattr(change.before, name) != getattr(change.plan, name) for name in names):
-        torch.compiler.reset()
-        configure(change.plan)
 
 
 def free_memory(device: torch.device) -> None:

@@ -35,7 +35,7 @@ from pion.train.optimizer import Optimizer, check_tensors, copy_tensors
 from pion.train.phases import only_draft
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
-from pion.train.smaller_plan import StepDown, apply_smaller, free_memory, step_down
+from pion.train.smaller_plan import StepDown, free_memory, step_down
 
 __all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"]
 
@@ -152,7 +152,7 @@ class Trainer:
             self.optimizer.zero_grad()
             free_memory(self.device)
             self.plan = change.plan
-            apply_smaller(change)
+            hardware.configure(self.plan)
             self._feed.micro_batch = self.plan.micro_batch
             self.on_step_down(change)
 
