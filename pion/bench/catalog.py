@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 
+from pion.bench.correctness.compiler import check_compiler
 from pion.bench.correctness.kernels import (
     check_compiled_loss,
     check_experts,
@@ -95,6 +96,7 @@ def _is_under(row: str, name: str) -> bool:
 
 def _checks(bench: Bench) -> dict[str, Callable[[], Outcome]]:
     return {
+        "compiler": partial(check_compiler, bench),
         **{f"logits/{family}": partial(check_logits, bench, family) for family in FAMILIES},
         **{
             f"losses/{family}/{dtype}": partial(check_losses, bench, family, dtype)

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from pion.errors import BadInput
+from pion.model.attention.masks import use_flex
 from pion.train.card import require_kernels, why_no_cuda
 from pion.train.settings import ComputePlan
 
@@ -22,12 +23,16 @@ from pion.train.settings import ComputePlan
 # twice the dense figure, for 2:4 sparsity. The first entry whose words are in the device's name is
 # used.
 GPU_TFLOPS: tuple[tuple[str, float | None, float], ...] = (
+    ("B300", 2250.0, 75.0),
+    ("GB200", 2500.0, 80.0),
     ("B200", 2250.0, 75.0),
+    ("GH200", 989.4, 66.9),
     ("H200 NVL", 835.0, 60.0),
     ("H200", 989.4, 66.9),
     ("H100 NVL", 835.0, 60.0),
     ("H100 PCIe", 756.4, 51.2),
     ("H100", 989.4, 66.9),
+    ("H20", 148.0, 44.0),
     ("A100", 311.9, 19.5),
     ("A10G", 70.0, 35.0),
     ("RTX A6000", 154.8, 38.7),
@@ -41,6 +46,10 @@ GPU_TFLOPS: tuple[tuple[str, float | None, float], ...] = (
     ("L40", 181.1, 90.5),
     ("L4", 121.0, 30.3),
     ("RTX 6000 Ada", 364.2, 91.1),
+    ("RTX PRO 6000 Blackwell Max-Q", 438.9, 109.7),
+    # Its data sheet rounds bf16 to 1 PFLOP/s with sparsity. On this chip, bf16 is 4 × fp32.
+    ("RTX PRO 6000 Blackwell Server", 480.0, 120.0),
+    ("RTX PRO 6000", 503.8, 126.0),
     ("RTX 5090", 209.5, 104.8),
     ("RTX 4090", 165.2, 82.6),
     ("RTX 3090", 71.0, 35.6),
@@ -125,7 +134,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def configure(plan: ComputePlan) -> None:
-    """Apply the plan's choices for the whole process: thread count and determinism."""
+    """Apply the plan's choices for the whole process: threads, determinism, and what compiles."""
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
     if plan.deterministic:
@@ -136,6 +145,7 @@ def configure(plan: ComputePlan) -> None:
         torch.use_deterministic_algorithms(plan.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    use_flex(plan.flex_attention)
     if plan.compile:
         _configure_compiler(plan)
 
@@ -154,8 +164,19 @@ def _configure_compiler(plan: ComputePlan) -> None:
     inductor.shape_padding = False
     # Each weight of a block is cast for itself. One kernel for several casts starts faster.
     if hasattr(inductor, "combo_kernels_pointwise_only"):
-        inductor.combo_kernels = plan.device.startswith("cuda")
+        combined = combines_kernels(plan)
+        if inductor.combo_kernels != combined:
+            torch.compiler.reset()  # what was compiled otherwise in this process
+        inductor.combo_kernels = combined
         inductor.combo_kernels_pointwise_only = True
+
+
+def combines_kernels(plan: ComputePlan) -> bool:
+    """Return whether this torch's compiler makes combo kernels for the plan."""
+    from torch._inductor import config as inductor
+
+    known = hasattr(inductor, "combo_kernels_pointwise_only")
+    return known and plan.combo_kernels and plan.device.startswith("cuda")
 
 
 def compiles_deterministically() -> bool:
@@ -274,7 +295,9 @@ def _measured_flops(device: torch.device, dtype: str) -> float:
     of 1,024² reached 21 GFLOP/s, and the best of 64 of 512² reached 174.
     """
     size, most = (4096, 8) if device.type == "cuda" else (512, 64)
-    a = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
+    # A GPU that multiplies ones switches few transistors, so its clock is higher than in training.
+    a = torch.empty(size, size, device=device)
+    a = a.normal_(generator=torch.Generator(device).manual_seed(0)).to(torch_dtype(dtype))
     a @ a
     best, began = float("inf"), time.perf_counter()
     for number in range(most):

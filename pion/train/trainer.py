@@ -21,6 +21,7 @@ from pion.data.order import rows_per_rank
 from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed, Trouble
 from pion.evaluation.held_out import Evaluation, Scorer, evaluate
+from pion.model.attention.masks import flexible, needs_masks
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import count_additions
@@ -99,7 +100,7 @@ class Trainer:
         self.skipped: list[RowRange] = []
         self.on_step_down: Callable[[StepDown], None] = lambda change: None
         self.side_copy = SideCopy(torch.cuda if self.device.type == "cuda" else None)
-        self._updating = False
+        self._updating = self._uses_flex = False
         self._feed = BatchFeed(
             stream,
             global_batch=settings.global_batch,
@@ -148,7 +149,7 @@ class Trainer:
             try:
                 return self._train_step(should_stop)
             except Exception as error:
-                change = step_down(self.plan, error)
+                change = step_down(self.plan, error, uses_flex=self._uses_flex)
                 if change is None:
                     raise
                 if self.plan.world_size > 1 or self._updating:
@@ -157,12 +158,16 @@ class Trainer:
             self.optimizer.zero_grad()
             free_memory(self.device)
             self.plan = change.plan
+            hardware.configure(self.plan)
             self._feed.micro_batch = self.plan.micro_batch
             self.on_step_down(change)
 
     def _train_step(self, should_stop: Callable[[], bool]) -> bool:
         self._metrics.begin_step()
         batch = self._feed.take(self.next_row, self.skipped)
+        documents = batch.micro_batches[0].documents is not None
+        masked = needs_masks(self.model.config, documents=documents)
+        self._uses_flex = masked and flexible(self.model.config, self.device.type)
         if self.step + 1 < self.settings.steps:
             self._feed.prepare(batch.rows[1], self.skipped)
 

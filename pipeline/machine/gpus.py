@@ -104,6 +104,7 @@ _NAMES = {
     "V100-SXM2-16GB": ("V100-16GB-SXM2", "V100"),
     "V100-SXM2-32GB": ("V100-32GB-SXM2", "V100-32GB"),
     "RTX PRO 6000 Blackwell Workstation Edition": ("RTXPRO6000-WK", "RTXPRO6000"),
+    "RTX PRO 6000 Blackwell Max-Q Workstation Edition": ("RTXPRO6000-MaxQ", "RTXPRO6000"),
 }
 
 

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from pion.train.settings import ComputePlan
 
 
+# What a compiler that fails gives up, one after the other (pion/train/smaller_plan.py). A record
+# leaves out a field that is true.
+COMPILED = ("compile", "combo_kernels", "flex_attention")
+
+
 def choose_plan(
     job: Job,
     stage: str,
@@ -49,15 +54,17 @@ def choose_plan(
             plan,
             micro_batch=min(plan.micro_batch, at_most["micro_batch"]),
             recompute=plan.recompute or at_most["recompute"],
-            compile=plan.compile and at_most["compile"],
+            **{name: getattr(plan, name) and at_most.get(name, True) for name in COMPILED},
         )
-    plans = group.of_all_ranks((plan.micro_batch, plan.recompute, plan.compile))
-    micro_batches, recomputes, compiles = zip(*plans, strict=True)
+    plans = group.of_all_ranks(
+        [getattr(plan, name) for name in ("micro_batch", "recompute", *COMPILED)]
+    )
+    micro_batches, recomputes, *compiled = zip(*plans, strict=True)
     return dataclasses.replace(
         plan,
         micro_batch=min(micro_batches),
         recompute=any(recomputes),
-        compile=all(compiles),
+        **{name: all(values) for name, values in zip(COMPILED, compiled, strict=True)},
     )
 
 
@@ -109,6 +116,9 @@ def _left_open_as_in(before: ComputePlan, asked: ComputePlan, job: Job) -> Compu
         "micro_batch": job.hardware.micro_batch,
         "recompute": job.hardware.recompute,
         "compile": None if compiled == "auto" else compiled,
+        # With `compile: true`, everything that once failed is tried again.
+        "combo_kernels": True if compiled is True else None,
+        "flex_attention": True if compiled is True else None,
     }
     left_open = {name: getattr(before, name) for name, value in in_job.items() if value is None}
     return dataclasses.replace(asked, **left_open)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pion.errors import BadInput, CardFailed, Interrupted, PionError, PlanFailed, Stopped, Trouble
 from pipeline.console.messages import Note, Phase, Say
@@ -32,6 +32,9 @@ from pipeline.training.rewind import plan_rewind
 from pipeline.training.saving import linger_seconds
 from pipeline.training.train_request import Group, TrainRequest
 from pipeline.training.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from pion.train.smaller_plan import StepDown
 
 MAX_ATTEMPTS = 5
 POLL_SECONDS, REMOTE_POLL_SECONDS = 0.1, 2.0
@@ -68,6 +71,8 @@ class TrainingContext:
         self.first_step_seen = False
         # The record of the plan to try after a larger one has failed on this machine.
         self.at_most = request.at_most
+        # How the compiler failed before training, until this is recorded.
+        self.compiler_changes: list[StepDown] = []
         limit = self.job.hardware.hang_seconds
         self.watchdog = (
             Watchdog(self._end_hang, factor=0.0, at_least=limit)
@@ -266,6 +271,9 @@ def smaller_plan_note(failed: PlanFailed) -> str:
     plan = failed.plan
     words = [f"micro_batch {plan['micro_batch']}"]
     words += [word for word in ("recompute", "compile") if plan[word]]
+    # A record leaves out a field that is true.
+    without = ("combo_kernels", "flex_attention") if plan["compile"] else ("flex_attention",)
+    words += [f"no {name.replace('_', ' ')}" for name in without if not plan.get(name, True)]
     return f"{failed.why}. Starting again from the last checkpoint with {', '.join(words)}"
 
 

@@ -17,6 +17,7 @@ from pion.errors import CardFailed, Paused, PionError, PlanFailed, Stopped, Trou
 from pipeline.console.messages import Note, Phase, StageState
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
+from pipeline.training.compiler_check import check_compiler
 from pipeline.training.context import TrainingContext, phase
 from pipeline.training.rank_zero import Rank, RankZero
 from pipeline.training.setup import Setup, Trains, start_stage
@@ -36,6 +37,7 @@ def train_stages(context: TrainingContext, start: StartStage = start_stage) -> s
     """
     group, started = context.group, time.monotonic()
     try:
+        check_compiler(context)
         if not group.from_rank_0(context.wait_for_prepare() if group.rank == 0 else None):
             return "stopped"
         context.report(phase("waited for data", started))

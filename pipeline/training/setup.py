@@ -191,7 +191,8 @@ class Setup:
         """Record the machine and the plan of an attempt, or a `change` of its plan; return the
         receipt."""
         if change is None:
-            return record_machine(self.context, epoch, self.stage, self.trainer)
+            changes, self.context.compiler_changes = self.context.compiler_changes, []
+            return record_machine(self.context, epoch, self.stage, self.trainer, changes)
         return record_step_down(self.context, epoch, self.stage, self.trainer, change)
 
     def keep_speed(self, tokens_per_second: float) -> None:
@@ -384,6 +385,8 @@ class _Plan(TypedDict):
     compile: NotRequired[bool]
     threads: NotRequired[Count | None]
     deterministic: NotRequired[bool]
+    combo_kernels: NotRequired[bool]
+    flex_attention: NotRequired[bool]
 
 
 @open_record

@@ -21,6 +21,7 @@ from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
 from pion.data.stream import Batch
 from pion.evaluation.held_out import Scorer, evaluate, held_out, responses
+from pion.generation.candidates import FEW
 from pion.model.attention import attention
 from pion.model.attention.cache import KVCache
 from pion.model.attention.rope import rotary_table
@@ -66,6 +67,8 @@ MODELS: dict[str, ModelConfig] = {
 DRAFT = Draft(steps=2, ids=1000)
 # The prompt is longer than the window.
 MICRO_BATCHES, PROMPT_TOKENS, NEW_TOKENS = 2, 300, 4
+# Of a text's logits, the host copies the likeliest and their ids, and a few numbers more.
+LIKELIEST = 2 * FEW + 4
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 Dtype = Literal["bfloat16", "float32"]
 
@@ -212,6 +215,30 @@ def evaluate_responses(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple
     return MICRO_BATCHES, scorer
 
 
+def falling(source: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return made-up values for a copy of logits: no two of a row are equal. Ids are 1."""
+    values = torch.ones(source.shape, dtype=dtype)
+    if dtype.is_floating_point and source.ndim > 0:
+        values *= torch.arange(source.shape[-1], 0, -1)
+    return values
+
+
+@contextlib.contextmanager
+def few_copied(watch: Watch, most: int) -> Iterator[None]:
+    """Let logits that the host copies be `falling`. Raise AssertionError if a copy of a text's
+    has more than `most` numbers."""
+    widest = 0
+
+    def copied(source: Tensor, dtype: torch.dtype) -> Tensor:
+        nonlocal widest
+        widest = max(widest, *source.shape, 0)
+        return falling(source, dtype)
+
+    with mock.patch.object(watch, "values_of", copied):
+        yield
+    assert 0 < widest <= most
+
+
 def generate(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     """Continue a prompt with a cache; count the new tokens."""
     model = Decoder(config).to("cuda")
@@ -224,7 +251,7 @@ def generate(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     module = import_module("pion.generation.generate")
     where = import_module("pion.generation.decoding")
     watch.start()
-    with mock.patch.object(where, "KVCache", keep):
+    with mock.patch.object(where, "KVCache", keep), few_copied(watch, LIKELIEST):
         prompt = list(range(PROMPT_TOKENS))
         new = list(module.generate(model, prompt, max_tokens=NEW_TOKENS, stop_ids=(), seed=0))
     assert len(new) == NEW_TOKENS
@@ -244,7 +271,7 @@ def generate_together(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     module = import_module("pion.generation.generate")
     where = import_module("pion.generation.decoding")
     watch.start()
-    with mock.patch.object(where, "KVCache", keep):
+    with mock.patch.object(where, "KVCache", keep), few_copied(watch, LIKELIEST):
         prompts = [list(range(PROMPT_TOKENS)), list(range(PROMPT_TOKENS // 2))]
         settings = {"max_tokens": NEW_TOKENS, "stop_ids": (), "seed": 0}
         new = [token for _, token in module.generate_batch(model, prompts, **settings)]
@@ -260,10 +287,11 @@ def guess(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     guesses = mock.patch.object(where, "guessed_ids", wraps=where.guessed_ids)
     passes = mock.patch.object(where, "cache_tokens", wraps=where.cache_tokens)
     watch.start()
-    with guesses as guessed, passes as passed:
+    made_up = mock.patch.object(watch, "values_of", falling)
+    with guesses as guessed, passes as passed, made_up:
         prompt = list(range(PROMPT_TOKENS))
         settings: dict[str, Any] = {"max_tokens": NEW_TOKENS, "stop_ids": (), "temperature": 0}
-        # The card has no values: each id that the host reads from it is 1.
+        # The card has no values: each id that a block guesses is 1.
         settings["logit_bias"] = {1: 100.0}
         new = list(pion.generate(model, prompt, drafts=DRAFT.steps, **settings))
     assert len(new) == NEW_TOKENS

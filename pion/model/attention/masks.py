@@ -22,6 +22,16 @@ from pion.model.attention.reach import Reach, reaches, window_blocks
 from pion.model.pass_kind import PassKind
 
 Masks = dict[Reach, "Mask"]
+
+
+@dataclass
+class _Flex:
+    """Whether this process uses flex attention. Its kernels are compiled, which can fail."""
+
+    used: bool = True
+
+
+_flex = _Flex()
 Kernel = Literal["dense", "flex", "documents"]
 # The row, the first token and the end of each document, in this order.
 Spans = list[tuple[int, int, int]]
@@ -110,7 +120,19 @@ def _mask_by_positions(config: ModelConfig, reach: Reach, place: Place, key: Ten
 def flexible(config: ModelConfig, device: str) -> bool:
     """Return whether flex attention can mask whole rows on a device."""
     aligned = config.windows is None or config.windows.block % FLEX_BLOCK == 0
-    return device == "cuda" and aligned and config.head_dim >= FLEX_MIN_HEAD_DIM
+    wide = config.head_dim >= FLEX_MIN_HEAD_DIM
+    return _flex.used and device == "cuda" and aligned and wide
+
+
+def use_flex(used: bool) -> None:
+    """Let this process mask whole rows by flex attention where it can, or never."""
+    _flex.used = used
+
+
+def needs_masks(config: ModelConfig, *, documents: bool) -> bool:
+    """Return whether whole rows are masked by more than causality."""
+    partly = config.windows is not None or config.slots is not None
+    return documents or partly or config.softcap is not None
 
 
 def attends_by_document(config: ModelConfig, device: str, tokens: int, *, compiled: bool) -> bool:
@@ -336,8 +358,7 @@ def mask_bytes(config: ModelConfig, at: PassKind, rows: int) -> int:
     keys: full and partial ones, or those that slots see something of. `at.tokens` counts slots,
     too, and each of these entries has five numbers (slot_entries.py).
     """
-    partly = config.windows is not None or config.slots is not None
-    if not (at.documents or partly or config.softcap is not None):
+    if not needs_masks(config, documents=at.documents):
         return 0
     if attends_by_document(config, at.device, at.tokens, compiled=at.compiled):
         return 0

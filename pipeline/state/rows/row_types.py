@@ -211,6 +211,8 @@ class _Training(_Event):
     grad_accum: NotRequired[Count]
     recompute: NotRequired[bool]
     compile: NotRequired[bool]
+    combo_kernels: NotRequired[bool]
+    flex_attention: NotRequired[bool]
     torch: NotRequired[str]
     seq_len: NotRequired[Count]
     global_batch: NotRequired[Count]
@@ -230,6 +232,8 @@ class _Plan(TypedDict):
     grad_accum: Count
     recompute: bool
     compile: bool
+    combo_kernels: NotRequired[bool]
+    flex_attention: NotRequired[bool]
 
 
 @open_record

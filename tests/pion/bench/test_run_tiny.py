@@ -42,7 +42,7 @@ LEFT_OUT = {
 }
 # A row of each kind.
 SOME = (
-    *("logits/tachyon", "losses/pion/float32", "losses/pilon/bfloat16", "masks"),
+    *("compiler", "logits/tachyon", "losses/pion/float32", "losses/pilon/bfloat16", "masks"),
     *("generation/windowed", "generation/slots", "resume/daisy", "kernels", "step-down"),
     *("train/tiny-pion", "save", "decode/tiny-pion/16", "decode/tiny-pion/16-padded"),
     *(name for name in LEFT_OUT if name != "kernels/flex"),

@@ -135,6 +135,28 @@ def test_the_job_decides_whether_a_resumed_run_is_compiled() -> None:
     assert not choose_plan(job, "pretrain", Group(), recorded(compile=True)).compile
 
 
+LEVELS = [{"combo_kernels": False}, {"flex_attention": False}, {"compile": False}]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_the_compiler_gave_up_stays_given_up_in_a_resumed_run(level: dict[str, bool]) -> None:
+    before = recorded(**{"compile": True, "micro_batch": 1} | level)
+    assert choose_plan(tiny_job(), "pretrain", Group(), before).to_dict() == before
+    again = choose_plan(tiny_job(hardware__compile=True), "pretrain", Group(), before)
+    assert again.compile
+    assert again.combo_kernels
+    assert again.flex_attention
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_the_compiler_gave_up_here_is_not_tried_again(level: dict[str, bool]) -> None:
+    job = tiny_job(hardware__compile=True)
+    failed = recorded(**{"compile": True} | level)
+    plan = choose_plan(job, "pretrain", Group(), None, at_most=failed)
+    names = ("compile", "combo_kernels", "flex_attention")
+    assert {name: getattr(plan, name) for name in names} == dict.fromkeys(names, True) | level
+
+
 def test_after_a_plan_has_failed_here_nothing_larger_is_chosen() -> None:
     job = tiny_job(hardware__micro_batch=4, hardware__compile=True)
     failed = recorded(micro_batch=2, recompute=True, compile=False)
