@@ -65,12 +65,14 @@ def find_candidates(
     *,
     count: int,
     temperatures: Sequence[float],
-    needs_best: bool,
-    needs_likeliest: bool,
+    greedy: Sequence[bool],
     needs_totals: bool,
 ) -> Candidates:
     """Return what a draw needs of the logits (B, vocab) of a model, and of the same as `changed` by
-    a text's settings, whose temperatures are above 0."""
+    a text's settings: the best id if any text is `greedy`, and the likeliest if any is not.
+    Temperatures are above 0.
+    """
+    needs_best, needs_likeliest = any(greedy), not all(greedy)
     best = likeliest = ids = totals = changed[:, :0]
     if needs_best:
         highest, places = changed.max(dim=1, keepdim=True)

@@ -116,8 +116,7 @@ def sample_rows(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         changed,
         count=FEW if few else CANDIDATES,
         temperatures=[1.0 if each.greedy else each.temperature for each in samplings],
-        needs_best=any(greedy),
-        needs_likeliest=not all(greedy),
+        greedy=greedy,
         needs_totals=not few and any(map(_is_open, samplings)),
     )
     drawn: list[int | None] = [None] * len(draws)

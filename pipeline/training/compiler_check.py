@@ -28,13 +28,15 @@ UNLIMITED = {"micro_batch": 2**31, "recompute": False, "compile": True}
 
 def check_compiler(context: TrainingContext) -> None:
     """Compile a block of the model of the first stage, if this machine compiles; let `context`
-    train without what fails, and report it. Every rank calls this. Nothing is read from the store.
+    train without what fails, and report it. Every rank calls this. Nothing is read from the store,
+    and a second call does nothing.
 
     Raises what compiling raises if no smaller plan helps.
     """
     job, stages = context.job, context.request.stages
-    if not stages or job.hardware.compile is False:
+    if context.compiler_checked or not stages or job.hardware.compile is False:
         return
+    context.compiler_checked = True
     if job.hardware.compile == "auto" and gpu_count() == 0:  # known without torch
         return
     from pion.train.compile_trial import try_compiler

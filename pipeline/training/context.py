@@ -71,7 +71,8 @@ class TrainingContext:
         self.first_step_seen = False
         # The record of the plan to try after a larger one has failed on this machine.
         self.at_most = request.at_most
-        # How the compiler failed before training, until this is recorded.
+        # Whether the compiler was tried, and how it failed, until this is recorded.
+        self.compiler_checked = False
         self.compiler_changes: list[StepDown] = []
         limit = self.job.hardware.hang_seconds
         self.watchdog = (

@@ -65,6 +65,8 @@ def test_a_compiler_that_works_leaves_the_plan_as_it_is(
     assert plan == choose_plan(context.job, "pretrain", Group(), None)
     assert [type(message) for message in said] == [Phase]
     assert context.at_most is None
+    check_compiler(context)
+    assert len(tried) == 1
 
 
 def test_a_rank_waits_for_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
