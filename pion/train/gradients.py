@@ -20,14 +20,14 @@ from pion.train.buckets import Buckets, in_order_of_backward
 class Gradients:
     """Computes the gradients of `model`'s losses, in `dtype`, on the device of its weights.
 
-    The auxiliary losses of each row are multiplied by `aux_scale`. Every rank calls the same
-    methods in the same order, except that ranks may add different numbers of micro-batches.
+    The auxiliary losses are means over the `global_batch` rows of a step, of all ranks. Every rank
+    calls the same methods in the same order, but ranks may add different numbers of micro-batches.
     """
 
     def __init__(
-        self, model: Decoder, dtype: torch.dtype, world_size: int, *, aux_scale: float
+        self, model: Decoder, dtype: torch.dtype, world_size: int, global_batch: int
     ) -> None:
-        self._model, self._dtype, self._aux_scale = model, dtype, aux_scale
+        self._model, self._dtype, self._aux_scale = model, dtype, 1 / global_batch
         self._device = model.embed.weight.device
         # Alone, a rank has no buckets: its first micro-batch makes the gradients.
         self.buckets = Buckets(in_order_of_backward(model)) if world_size > 1 else None

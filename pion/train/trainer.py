@@ -119,9 +119,7 @@ class Trainer:
         self._ranks = Ranks(plan.world_size)
         # Whatever the other ranks drew, all begin with the weights of rank 0.
         self._ranks.copy_from_rank_0(self.model.state_dict().values())
-        # The auxiliary losses are means over the rows of all ranks.
-        aux_scale = 1 / settings.global_batch
-        self._gradients = Gradients(self.model, self.dtype, plan.world_size, aux_scale=aux_scale)
+        self._gradients = Gradients(self.model, self.dtype, plan.world_size, settings.global_batch)
 
     @property
     def grad_accum(self) -> int:
