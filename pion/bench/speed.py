@@ -229,7 +229,7 @@ def measure_padded_decoding(bench: Bench, config: ModelConfig, texts: int) -> Ou
 
     def generate(tokens: int) -> float:
         started = time.perf_counter()
-        settings = {"max_tokens": tokens, "stop_ids": (), "temperature": 0}
+        settings: dict[str, Any] = {"max_tokens": tokens, "stop_ids": (), "temperature": 0}
         found = list(generate_batch(model, prompts, rows=texts, **settings))
         drawn = sum(token is not None for _, token in found)
         return drawn / (time.perf_counter() - started)

@@ -10,10 +10,11 @@ import torch
 
 from pion.errors import BadInput
 
-# What torch says when the card or its driver no longer answers. A device-side assert is not among
-# them: a program caused it.
+# What torch says when the card or its driver no longer answers. Not among them is what a program
+# causes, such as a device-side assert.
 _FAILED = re.compile(
-    r"CUDA error: (?!out of memory|device-side assert|invalid argument)|CUDA driver error"
+    r"CUDA error: (?!out of memory|device-side assert|invalid argument|no kernel image|\w+_ALLOC_)"
+    r"|CUDA driver error"
     r"|CUBLAS_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|NOT_INITIALIZED)"
     r"|CUDNN_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)"
 )
@@ -51,18 +52,18 @@ def has_kernels(capability: tuple[int, int], built: Sequence[str]) -> bool:
     """Return whether a card can run code that was `built` for these architectures, such as sm_86.
 
     Machine code (sm) runs on cards of the same major capability that are not older. What is not
-    compiled to machine code (compute) is compiled for any newer card.
+    compiled to machine code (compute) is compiled for any newer card. Code for one architecture
+    alone ends with an a, code for its family with an f.
     """
     known = [re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name) for name in built]
     targets = [match.groups() for match in known if match]
     if not targets:
         return True  # a torch that does not say
-    for kind, major, minor, only in targets:
+    for kind, major, minor, suffix in targets:
         target = (int(major), int(minor))
-        if target == capability:
-            return True
-        newer = target <= capability and not only
-        if newer and (kind == "compute" or target[0] == capability[0]):
+        anywhere = kind == "compute" and not suffix
+        same_family = target[0] == capability[0] and suffix != "a"
+        if target == capability or (target <= capability and (anywhere or same_family)):
             return True
     return False
 

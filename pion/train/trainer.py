@@ -95,8 +95,7 @@ class Trainer:
             for name, role in parameter_roles(model).items():
                 model.get_parameter(name).requires_grad_(role == "draft")
         self.optimizer = Optimizer(self.model, settings, self.dtype)
-        self.step = 0
-        self.next_row = 0
+        self.step = self.next_row = 0
         self.skipped: list[RowRange] = []
         self.on_step_down: Callable[[StepDown], None] = lambda change: None
         self.side_copy = SideCopy(torch.cuda if self.device.type == "cuda" else None)

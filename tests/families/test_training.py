@@ -84,6 +84,7 @@ def unbroken(folder: Path, selected: dict[str, list[str]]) -> dict[str, Weights]
         train(training, STEPS)
         for file, content in map_extents(memory.fd, memory.extents).items():
             (folder / "before" / name / f"next-to-a-step-{file}").write_bytes(content)
+        memory.close()
         weights[name] = dict(training.model.state_dict())
         training.close()
     return weights

@@ -304,7 +304,7 @@ class _Trainer:
     def state(self) -> Any:
         meta = {"step": self.step, "next_row": self.next_row, "skipped": self.skipped}
         optimizer = {"step": self.step, "epoch": self._epoch}
-        return SimpleNamespace(model=self.weights, optimizer=optimizer, meta=meta)
+        return SimpleNamespace(model=self.weights, optimizer=optimizer, meta=meta, side_copy=None)
 
     def close(self) -> None:
         """Do nothing: there is no thread."""

@@ -40,7 +40,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, i
         ((13, 0), (*BUILT, "compute_120"), True),
         ((9, 0), ("sm_90a",), True),
         ((12, 0), ("sm_90a", "compute_90a"), False),
-        ((10, 3), ("sm_100f",), False),
+        ((10, 3), ("sm_100f",), True),
+        ((12, 0), ("sm_100f", "compute_100f"), False),
         ((7, 0), (), True),  # torch does not say
     ],
 )
@@ -126,6 +127,8 @@ def test_a_card_that_failed_is_known_by_what_the_driver_says(said: str) -> None:
         RuntimeError("CUDA error: device-side assert triggered"),
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: no kernel image is available for execution on the device"),
         RuntimeError("CUDA error: invalid argument"),
     ],
 )

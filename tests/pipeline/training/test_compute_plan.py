@@ -80,7 +80,8 @@ class OtherCard(Group):
 
 
 def test_ranks_of_different_cards_compute_as_the_weakest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "pick_dtype", lambda asked, device: "bfloat16")
+    picked = {"auto": "bfloat16", "float32": "float32"}
+    monkeypatch.setattr(hardware, "pick_dtype", lambda asked, device: picked[asked])
     group = OtherCard(0, 2)
     plan = choose_plan(tiny_job(), "pretrain", group, None)
     assert (plan.dtype, plan.micro_batch, plan.recompute) == ("bfloat16", 1, True)

@@ -84,7 +84,7 @@ def test_a_card_that_fails_during_a_copy_leaves_the_last_checkpoint(
     with pytest.raises(RuntimeError, match="launch failure"):
         checkpointer.wait()
     assert newest(claim)[0].step == 10
-    assert not claim.store.list("demo/checkpoints/pretrain/20-1/")
+    assert list(claim.store.list("demo/checkpoints/pretrain/20-1/")) == []
     checkpointer.close()
 
 
