@@ -60,11 +60,9 @@ def choose_plan(
         [getattr(plan, name) for name in ("micro_batch", "recompute", *COMPILED)]
     )
     micro_batches, recomputes, *compiled = zip(*plans, strict=True)
+    alike: dict[str, Any] = {n: all(values) for n, values in zip(COMPILED, compiled, strict=True)}
     return dataclasses.replace(
-        plan,
-        micro_batch=min(micro_batches),
-        recompute=any(recomputes),
-        **{name: all(values) for name, values in zip(COMPILED, compiled, strict=True)},
+        plan, micro_batch=min(micro_batches), recompute=any(recomputes), **alike
     )
 
 
