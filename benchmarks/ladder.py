@@ -7,8 +7,8 @@ held out: six within the grid, and four with 4 to 10 times the FLOPs of the larg
 fitted. The command predicts all ten before the first of them starts. The same command continues a
 measurement that was cut short. The result is kept in benchmarks/results/ladder-<case>.json.
 
-What the cases say of runs beyond the grid depends on how long the fitted runs are
-(docs/ladder.md).
+Whether the four beyond the grid are predicted well depends on what the fitted runs have begun to
+learn (docs/ladder.md).
 """
 
 from __future__ import annotations
@@ -196,6 +196,7 @@ def main() -> None:
     write_text()
     write_code()
     ladder = climb(options.case, options.store)
+    del ladder["page"]  # a path of this machine
     report = {"summary": summary(ladder), "ladder": ladder}
     path = RESULTS / f"ladder-{options.case}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
