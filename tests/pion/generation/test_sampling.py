@@ -114,7 +114,7 @@ def test_a_nucleus_beyond_the_candidates_has_all_its_ids() -> None:
 
 def test_forbidden_ids_are_not_drawn_also_where_fewer_are_allowed_than_top_k() -> None:
     allowed = torch.zeros(VOCABULARY, dtype=torch.bool)
-    allowed[[5, 9000]] = True
+    allowed[[5, 4000]] = True
     logits = some_logits(2, VOCABULARY, 3.0, rounded=False)
     for sampling in (Sampling(), PLAIN, Sampling(temperature=0.0)):
         changes = Changes.of(sampling, (), 0, VOCABULARY, None, allowed)
@@ -122,7 +122,7 @@ def test_forbidden_ids_are_not_drawn_also_where_fewer_are_allowed_than_top_k() -
         for seed in range(10):
             draws = [Draw(sampling, each, numbers(seed)) for each in (changes, free)]
             bound, other = sample_rows(logits, draws)
-            assert bound in (5, 9000)
+            assert bound in (5, 4000)
             assert other == sample_rows(logits[1:], draws[1:])[0] or not sampling.greedy
 
 

@@ -73,7 +73,7 @@ def test_lora_is_not_offered_where_it_does_not_fit_either(
 class OtherCard(Group):
     """A group whose other rank has another card: `dtype`, and a `plan` that fits it."""
 
-    dtype, plan = "bfloat16", (1, True, False)
+    dtype, plan = "bfloat16", (1, True, False, True, True)
 
     def of_all_ranks(self, value: Any) -> list[Any]:
         return [value, self.dtype if isinstance(value, str) else self.plan]
@@ -86,7 +86,7 @@ def test_ranks_of_different_cards_compute_as_the_weakest(monkeypatch: pytest.Mon
     plan = choose_plan(tiny_job(), "pretrain", group, None)
     assert (plan.dtype, plan.micro_batch, plan.recompute) == ("bfloat16", 1, True)
     monkeypatch.setattr(OtherCard, "dtype", "float32")
-    monkeypatch.setattr(OtherCard, "plan", (99, False, False))
+    monkeypatch.setattr(OtherCard, "plan", (99, False, False, True, True))
     plan = choose_plan(tiny_job(), "pretrain", group, None)
     alone = choose_plan(tiny_job(hardware__dtype="float32"), "pretrain", Group(0, 2), None)
     assert (plan.dtype, plan.micro_batch) == ("float32", alone.micro_batch)
