@@ -31,7 +31,7 @@ def numbers(seed: int) -> torch.Generator:
 
 
 def draw(logits: Tensor, samplings: Sequence[Sampling], seed: int = 0) -> list[int | None]:
-    """Draw an id of each row, which has a generator of its own and 20 ids of which it drew 10."""
+    """Draw an id of each row. Each text has 20 ids, of which it drew 10, and its own generator."""
     draws = [
         Draw(each, Changes.of(each, present(row), 10, logits.shape[1]), numbers(seed + row))
         for row, each in enumerate(samplings)
