@@ -1,0 +1,341 @@
+"""The memory of a training step: the real model runs on fake tensors, with blocks that stand in.
+
+Each different block of the model is measured by itself, at two numbers of rows (block_memory.py).
+Then a forward and a backward pass of the model run at the rows that are asked for. In this pass,
+a block only takes and frees the bytes that were measured. So a pass costs little, however many
+layers there are, and all that is around the blocks is there as autograd keeps it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from pion.config.lora import Lora
+from pion.config.model_config import ModelConfig
+from pion.model import decoder
+from pion.model.block import Block
+from pion.model.decoder import Decoder
+from pion.model.draft_block import PREFIX
+from pion.model.forward_pass import BlockInputs, StepOptions
+from pion.model.lora_projections import add_lora
+from pion.train.memory_trace.backward import root_of, run_backward
+from pion.train.memory_trace.block_memory import (
+    ROWS,
+    BlockMemory,
+    Measured,
+    at,
+    measure_block,
+    most,
+)
+from pion.train.memory_trace.compiled_block import measure_compiled_block
+from pion.train.memory_trace.live_bytes import LiveBytes
+from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What is trained, and how it is computed, as far as memory depends on it."""
+
+    config: ModelConfig
+    seq_len: int
+    bf16: bool
+    device: str  # "cpu" or "cuda"
+    documents: bool
+    compiled: bool
+    lora: Lora | None
+    only_draft: bool
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The bytes of one micro-batch, besides weights, their gradients and the optimizer's state.
+
+    Attributes:
+        activations: kept for the backward pass, before the loss.
+        forward: the most in the forward pass, which includes the loss.
+        backward: the most in the backward pass.
+    """
+
+    activations: int
+    forward: int
+    backward: int
+
+
+@dataclass
+class _Kind:
+    """One structure of block. Its results: shape at the two ROWS, dtype, whether differentiable."""
+
+    memory: BlockMemory
+    results: list[tuple[torch.Size, torch.Size, torch.dtype, bool]]
+    spec: TreeSpec
+
+
+@dataclass
+class _Pass:
+    """A pass over the model, in which blocks are measured, or stand in."""
+
+    live: LiveBytes
+    rows: int
+    recompute: bool = False
+    copies: list[Tensor] = field(default_factory=list)
+    layer: int = 0
+    activations: int = 0
+
+
+class StepTrace:
+    """Traces the steps of one model. Raises what the model raises for its configuration."""
+
+    def __init__(self, what: Traced) -> None:
+        self._what = what
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._live = LiveBytes(what.device, OPENED)
+        with self._on_paper(), _without_collection():
+            self._model = _model(what)
+            self._kinds, self._kind_of = self._measured()
+
+    def peaks(self, rows: int, *, recompute: bool) -> Peaks:
+        """Return what a micro-batch of so many rows needs."""
+        now = _Pass(self._live, rows, recompute)
+        with self._on_paper(), _without_collection():
+            start, self._live.history = self._live.live, []
+            total = self._loss(rows, partial(self._stand_in, now), now)
+            forward = max(self._live.history)
+            self._live.history = []
+            roots = [root_of(total, torch.ones_like(total))]
+            del total
+            run_backward(roots)
+            backward = max(self._live.history)
+        return Peaks(now.activations - start, forward - start, backward - start)
+
+    @contextlib.contextmanager
+    def _on_paper(self) -> Iterator[None]:
+        device, bf16 = self._what.device, self._what.bf16
+        before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        with self._mode, self._live, stand_ins(device, self._what.capability):
+            # torch.autocast would turn itself off on a card that is not there.
+            torch.set_autocast_enabled(device, bf16)
+            torch.set_autocast_dtype(device, torch.bfloat16)
+            torch.autocast_increment_nesting()
+            try:
+                with torch.enable_grad():
+                    yield
+            finally:
+                torch.clear_autocast_cache()
+                torch.autocast_decrement_nesting()
+                torch.set_autocast_enabled(device, before[0])
+                torch.set_autocast_dtype(device, before[1])
+
+    def _loss(self, rows: int, run: Callable[..., Any], now: _Pass) -> Tensor:
+        """Return the loss of a micro-batch, in a pass whose blocks are run by `run`."""
+        what, of_head = self._what, decoder.linear_cross_entropy
+
+        def loss(*arguments: Any, **options: Any) -> Tensor:
+            now.activations = now.activations or self._live.live
+            return of_head(*arguments, **options)
+
+        with torch.device(what.device):
+            tokens = torch.zeros(rows, what.seq_len, dtype=torch.int64)
+            targets = torch.zeros_like(tokens)
+            given = [torch.zeros_like(tokens) if what.documents else None for _ in range(2)]
+            scale = torch.ones(())
+        with (
+            replaced(decoder, "_run_block", run),
+            replaced(decoder, "_compiled_block", lambda: run),
+            replaced(decoder, "linear_cross_entropy", loss),
+        ):
+            losses = self._model.losses(
+                tokens,
+                targets,
+                positions=given[0],
+                documents=given[1],
+                options=StepOptions(compiled=what.compiled),
+            )
+        total: Tensor = losses.ce * scale + losses.aux * 0.1
+        now.copies.clear()
+        torch.clear_autocast_cache()
+        return total
+
+    def _measured(self) -> tuple[list[_Kind], list[int]]:
+        """Return the kinds of blocks, and the kind of each layer."""
+        found: list[dict[Any, tuple[Measured, list[Tensor], TreeSpec]]] = []
+        order: list[Any] = []
+        for rows in ROWS:
+            own: dict[Any, tuple[Measured, list[Tensor], TreeSpec]] = {}
+            kinds: list[Any] = []
+
+            def measure(block: Block, x: Tensor, inputs: BlockInputs) -> Any:
+                tensors, rebuild = _taken_apart(x, inputs)
+                key = _structure(block, tensors, inputs)
+                kinds.append(key)
+                if key not in own:
+                    own[key] = self._measure(block, tensors, rebuild)
+                _, results, spec = own[key]
+                fresh = [torch.empty_like(r).requires_grad_(r.requires_grad) for r in results]
+                return tree_unflatten(fresh, spec)
+
+            self._loss(rows, measure, _Pass(self._live, rows))
+            found.append(own)
+            order = [list(own).index(key) for key in kinds]
+        both = zip(found[0].values(), found[1].values(), strict=True)
+        return [_kind(few, many) for few, many in both], order
+
+    def _measure(
+        self, block: Block, tensors: list[Tensor], rebuild: Callable[..., Any]
+    ) -> tuple[Measured, list[Tensor], TreeSpec]:
+        with torch.no_grad():
+            leaves, spec = tree_flatten(block(*rebuild(tensors)))
+        torch.clear_autocast_cache()
+        if self._what.compiled:
+            names, weights = zip(*block.named_parameters(), strict=True)
+
+            def run(own: list[Tensor], some: list[Tensor]) -> Any:
+                named = dict(zip(names, own, strict=True))
+                return torch.func.functional_call(block, named, rebuild(some))
+
+            measured = measure_compiled_block(self._live, run, list(weights), tensors)
+        else:
+            measured = measure_block(self._live, lambda some: block(*rebuild(some)), tensors)
+        learns = any(t.requires_grad for t in (*tensors, *block.parameters()))
+        leaves = [leaf.detach() for leaf in leaves]
+        leaves[0].requires_grad_(learns)
+        return measured, leaves, spec
+
+    def _stand_in(self, now: _Pass, block: Block, x: Tensor, inputs: BlockInputs) -> Any:
+        kind = self._kinds[self._kind_of[now.layer]]
+        now.layer += 1
+        tensors, _ = _taken_apart(x, inputs)
+        trigger = torch.zeros((), device=x.device, requires_grad=kind.results[0][3])
+        results = _StandIn.apply(*tensors, trigger, kind, now)
+        return tree_unflatten(list(results), kind.spec)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep garbage: to free it in the middle of a pass would look as if the pass freed it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _StandIn(torch.autograd.Function):
+    """Takes and frees the bytes of a block."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        *tensors, _, kind, now = arguments
+        memory, device = kind.memory, tensors[0].device
+        _take(most(memory.forward, now.rows), device)
+        kept = at(memory.kept, now.rows)
+        ctx.memory, ctx.rows, ctx.recompute = memory, now.rows, now.recompute
+        ctx.save_for_backward(
+            *(
+                tensor
+                for tensor, is_kept in zip(tensors, memory.inputs_kept, strict=True)
+                if is_kept or now.recompute
+            )
+        )
+        if now.recompute:
+            if memory.copies:
+                now.copies.append(_room(memory.copies, device))
+            ctx.kept = None
+        else:
+            ctx.kept = _room(kept, device)
+        ctx.gradients = [tensor.shape for tensor in tensors], [t.dtype for t in tensors]
+        ctx.device = device
+        results = [
+            torch.empty(_shape(few, many, now.rows), dtype=dtype, device=device)
+            for few, many, dtype, _ in kind.results
+        ]
+        without = [r for r, (*_, learns) in zip(results, kind.results, strict=True) if not learns]
+        ctx.mark_non_differentiable(*without)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        memory, rows = ctx.memory, ctx.rows
+        needed = most(memory.backward, rows)
+        if ctx.recompute:
+            needed = max(most(memory.again, rows), at(memory.kept, rows) + needed)
+        _take(needed, ctx.device)
+        ctx.kept = None
+        found = [
+            torch.empty(shape, dtype=dtype, device=ctx.device) if needs else None
+            for shape, dtype, needs in zip(*ctx.gradients, ctx.needs_input_grad, strict=False)
+        ]
+        return *found, None, None, None
+
+
+def _take(size: int, device: torch.device) -> None:
+    _room(size, device)
+
+
+def _room(size: int, device: torch.device) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def _shape(few: torch.Size, many: torch.Size, rows: int) -> list[int]:
+    """Return the shape at so many rows of a tensor with these shapes at the two ROWS."""
+    return [a + (rows - ROWS[0]) * (b - a) // (ROWS[1] - ROWS[0]) for a, b in zip(few, many)]
+
+
+def _kind(
+    few: tuple[Measured, list[Tensor], TreeSpec], many: tuple[Measured, list[Tensor], TreeSpec]
+) -> _Kind:
+    results = [
+        (a.shape, b.shape, a.dtype, a.requires_grad) for a, b in zip(few[1], many[1], strict=True)
+    ]
+    return _Kind(BlockMemory.between(few[0], many[0]), results, few[2])
+
+
+def _taken_apart(x: Tensor, inputs: BlockInputs) -> tuple[list[Tensor], Callable[..., Any]]:
+    """Return the tensors of a block's inputs, and what builds the inputs of such tensors."""
+    leaves, spec = tree_flatten((x, inputs))
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+    def rebuild(tensors: list[Tensor]) -> Any:
+        filled = list(rest)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        return tree_unflatten(filled, spec)
+
+    return [leaves[place] for place in places], rebuild
+
+
+def _structure(block: Block, tensors: list[Tensor], inputs: BlockInputs) -> Any:
+    """Return what equal blocks have in common."""
+    weights = tuple((n, p.shape, p.dtype, p.requires_grad) for n, p in block.named_parameters())
+    given = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in tensors)
+    return repr(block), weights, given, str(tree_flatten(inputs)[1])
+
+
+def _model(what: Traced) -> Decoder:
+    """Return the model, with the gradients that an earlier micro-batch of the step has left."""
+    with torch.device(what.device), replaced(decoder, "draw_weights", lambda *a, **k: None):
+        model = Decoder(what.config)
+        if what.lora is not None:
+            if what.lora.base_dtype == "bfloat16" and what.bf16:
+                model = Decoder.from_state(what.config, model.state_dict(), torch.bfloat16)
+            add_lora(model, what.lora, seed=0)
+        if what.only_draft:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.startswith(PREFIX))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+    return model
