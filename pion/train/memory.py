@@ -21,9 +21,9 @@ from pion.train.muon import step_bytes
 # buffers. On a CPU: the libraries.
 RUNTIME_BYTES = 600 * 2**20
 
-# A trace does not see all of a few small tensors, such as tables of masks. It was at most 0.1 % under
-# the steps that it was compared with.
-MARGIN = 1.002
+# A trace rounds, and misses a few small tensors, such as the maxima of flex attention's scores. It
+# was at most 0.2 % under the steps that it was compared with.
+MARGIN = 1.005
 
 # What a GPU of unknown capability is taken for: its kernels for experts need the most.
 MOST_CAPABLE = (9, 0)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 # A node of the graph that autograd makes. Torch has no common type for them.
 Node = Any
@@ -42,16 +43,23 @@ def run_backward(roots: list[Root], into: Callable[[Tensor, Tensor], None] | Non
         own[slot] = _sum(own[slot], gradient)
         del own, gradient
     waiting = _count_uses(list(gradients))
+    parents: dict[Node, list[Node]] = {}
     numbers = itertools.count()
     ready = [(-_order(node), next(numbers), node) for node in gradients if node not in waiting]
     heapq.heapify(ready)
     node = None
     while ready:
         _, _, node = heapq.heappop(ready)
+        held = parents.pop(node, None)
         given = gradients.pop(node, None)
         edges = node.next_functions
         results = [None] * len(edges) if given is None else _apply(node, given, into)
-        node = given = None
+        given = None
+        # Torch 2.11 does not let us hold a node that is written in Python: its parent does.
+        for user, _ in edges:
+            if isinstance(user, BackwardCFunction):
+                parents.setdefault(user, []).append(node)
+        node = None
         for place, (user, slot) in enumerate(edges):
             if user is None:
                 continue
@@ -66,7 +74,7 @@ def run_backward(roots: list[Root], into: Callable[[Tensor, Tensor], None] | Non
                 del waiting[user]
                 heapq.heappush(ready, (-_order(user), next(numbers), user))
         user = None
-        del edges, results
+        del edges, results, held
 
 
 def _count_uses(roots: list[Node]) -> dict[Node, int]:
@@ -92,7 +100,7 @@ def _apply(
             into(node.variable, given[0])
         return []
     # A function that is written in Python can't be called like the others.
-    in_python = isinstance(node, torch.autograd.function.BackwardCFunction)
+    in_python = isinstance(node, BackwardCFunction)
     result = node.apply(*given) if in_python else node(*given)
     results = result if isinstance(result, tuple) else (result,)
     return [one for some in results for one in (some if isinstance(some, list) else [some])]
@@ -111,4 +119,3 @@ def _sum(before: Tensor | None, more: Tensor) -> Tensor:
 def _order(node: Node) -> int:
     """Torch runs what was made last first, and gradients of weights before everything else."""
     return 2**63 if node.name() == ACCUMULATE else int(node._sequence_nr())
-

@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
-from pion.model.attention import attention
 from pion.train.memory_trace.backward import root_of, run_backward
 from pion.train.memory_trace.block_memory import Measured
 from pion.train.memory_trace.live_bytes import ROUNDED_TO, LiveBytes
-from pion.train.memory_trace.stand_ins import OPENED, flex_inside_a_compiled_block, replaced
-
+from pion.train.memory_trace.stand_ins import OPENED, replaced
 
 
 def measure_compiled_block(
@@ -81,10 +80,9 @@ def _partitioned(
         return detached, own, list(found.values())
 
     primals = [t.detach().requires_grad_(t.requires_grad) for t in (*weights, *given)]
-    with replaced(attention, "_flex_attention", lambda: flex_inside_a_compiled_block):
-        shapes = results_of(primals)
-        tangents = [torch.ones_like(result) for result in shapes if result.requires_grad]
-        graph = make_fx(joint, decomposition_table=select_decomp_table())(primals, tangents)
+    shapes = results_of(primals)
+    tangents = [torch.ones_like(result) for result in shapes if result.requires_grad]
+    graph = make_fx(joint, decomposition_table=select_decomp_table())(primals, tangents)
     for node in graph.graph.nodes:
         _write_elsewhere(node)
     return *min_cut_rematerialization_partition(
@@ -97,7 +95,9 @@ def _partitioned(
 
 def _write_elsewhere(node: fx.Node) -> None:
     """Let an operation that writes into its argument return its result, as compiled code does."""
-    name = node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else ""
+    if not isinstance(node.target, OpOverload):
+        return
+    name = node.target._schema.name
     if name.startswith("aten::") and name.endswith("_") and not name.endswith("__"):
         packet = getattr(torch.ops.aten, name.removeprefix("aten::")[:-1])
         node.target = getattr(packet, node.target._overloadname)
@@ -129,8 +129,8 @@ def _buffers(live: LiveBytes, graph: fx.GraphModule, elsewhere: set[fx.Node]) ->
             frees.setdefault(place, []).append(node)
     now = 0
     for place, node in enumerate(nodes):
-        if node.target in OPENED:
-            yield now + _inside(live, node)
+        if isinstance(node.target, OpOverload) and node.target in OPENED:
+            yield now + _inside(live, OPENED[node.target], node)
         if node in stored and node.op != "placeholder":
             now += _bytes(node)
             yield now
@@ -176,9 +176,9 @@ def _bytes(node: fx.Node) -> int:
     return -(-size // ROUNDED_TO) * ROUNDED_TO
 
 
-def _inside(live: LiveBytes, node: fx.Node) -> int:
+def _inside(live: LiveBytes, body: Callable[..., Any], node: fx.Node) -> int:
     """Return the most bytes at once inside an opened operation, with its results."""
     values = fx.map_arg(node.args, lambda argument: torch.empty_like(argument.meta["val"]))
     start, live.history = live.live, []
-    OPENED[node.target](*values)
+    body(*values)
     return max(live.history) - start

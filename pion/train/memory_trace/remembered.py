@@ -33,6 +33,12 @@ def remembered_peaks(what: Traced, rows: int, *, recompute: bool) -> Peaks:
     return known[key]
 
 
+def forget() -> None:
+    """Forget what this process remembers. Files stay."""
+    for function in (_trace, _known, _file):
+        function.cache_clear()
+
+
 @lru_cache(maxsize=4)
 def _trace(what: Traced) -> StepTrace:
     return StepTrace(what)

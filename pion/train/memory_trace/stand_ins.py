@@ -34,7 +34,7 @@ def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
             (torch.cuda, "get_device_capability", lambda device=None: capability),
-            (attention, "_flex_attention", lambda: _flex_eager),
+            (attention, "_flex_attention", lambda: _flex_attention),
             (masks, "document_spans", _one_document_a_row),
             (expert_products, "_slices", _full_slices),
             (expert_products, "_zeros_if_idle", lambda matrix, ends: torch.empty_like(matrix)),
@@ -44,6 +44,7 @@ def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
             stack.enter_context(replaced(owner, name, value))
         if device_type == "cuda":
             stack.enter_context(FusedAttention())
+            stack.enter_context(replaced(loss, "product_in_fp32", _product_in_fp32))
         stack.callback(rotary_table.cache_clear)
         yield
 
@@ -98,53 +99,9 @@ def _fused_attention(
     return computed
 
 
-# ---------------------------------------------------------------- flex attention
-
-
-@torch.library.custom_op("pion_memory_trace::flex", mutates_args=())
-def _flex(query: Tensor, key: Tensor, value: Tensor, maximum: bool) -> tuple[Tensor, Tensor]:
-    raise NotImplementedError("only the shapes are known")
-
-
-@_flex.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, maximum: bool) -> tuple[Tensor, Tensor]:
-    numbers = 2 if maximum else 1  # the logsumexp of the scores, and uncompiled their maximum
-    of_scores = query.new_empty(numbers, *query.shape[:-1], dtype=torch.float32)
-    return torch.empty_like(query), of_scores
-
-
-@torch.library.custom_op("pion_memory_trace::flex_backward", mutates_args=())
-def _flex_backward(gradient: Tensor, kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    raise NotImplementedError("only the shapes are known")
-
-
-@_flex_backward.register_fake
-def _(gradient: Tensor, kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value, *_ = kept
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:3], *output)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
-    return *_flex_backward(gradient, list(ctx.saved_tensors)), None
-
-
-_flex.register_autograd(_differentiate, setup_context=_keep)
-
-
-def _flex_eager(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
-    result: Tensor = _flex(query, key, value, True)[0]
-    return result
-
-
-def flex_inside_a_compiled_block(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
-    """Return what flex attention returns, with what it keeps if it is compiled with its block."""
-    result: Tensor = _flex(query, key, value, False)[0]
-    return result
+def _flex_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+    """Flex attention keeps what fused attention keeps: its arguments, the result and logsumexps."""
+    return _fused_attention(query, key, value, is_causal=True)
 
 
 # ---------------------------------------------------------------- values
@@ -174,3 +131,10 @@ def _gradient_of_logits(
 ) -> tuple[Tensor, Tensor]:
     """Compiled kernels allocate only their results."""
     return logits.new_zeros(()), torch.empty_like(logits, dtype=dtype)
+
+
+def _product_in_fp32(
+    a: Tensor, b: Tensor, *, added: Tensor | None = None, into: Tensor | None = None
+) -> Tensor:
+    """Torch 2.11 does not know the shapes of products of bf16 that write fp32."""
+    return a.new_empty(len(a), b.shape[1], dtype=torch.float32) if into is None else into

@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
@@ -29,14 +29,8 @@ from pion.model.draft_block import PREFIX
 from pion.model.forward_pass import BlockInputs, StepOptions
 from pion.model.lora_projections import add_lora
 from pion.train.memory_trace.backward import root_of, run_backward
-from pion.train.memory_trace.block_memory import (
-    ROWS,
-    BlockMemory,
-    Measured,
-    at,
-    measure_block,
-    most,
-)
+from pion.train.memory_trace.block_memory import ROWS, BlockMemory, measure_block
+from pion.train.memory_trace.block_stand_in import Kind, Pass, Sample, kind_of, stand_in
 from pion.train.memory_trace.compiled_block import measure_compiled_block
 from pion.train.memory_trace.live_bytes import LiveBytes
 from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins
@@ -72,27 +66,6 @@ class Peaks:
     backward: int
 
 
-@dataclass
-class _Kind:
-    """One structure of block. Its results: shape at the two ROWS, dtype, whether differentiable."""
-
-    memory: BlockMemory
-    results: list[tuple[torch.Size, torch.Size, torch.dtype, bool]]
-    spec: TreeSpec
-
-
-@dataclass
-class _Pass:
-    """A pass over the model, in which blocks are measured, or stand in."""
-
-    live: LiveBytes
-    rows: int
-    recompute: bool = False
-    copies: list[Tensor] = field(default_factory=list)
-    layer: int = 0
-    activations: int = 0
-
-
 class StepTrace:
     """Traces the steps of one model. Raises what the model raises for its configuration."""
 
@@ -104,12 +77,17 @@ class StepTrace:
             self._model = _model(what)
             self._kinds, self._kind_of = self._measured()
 
+    @property
+    def blocks(self) -> list[BlockMemory]:
+        """What each layer's block needs."""
+        return [self._kinds[kind].memory for kind in self._kind_of]
+
     def peaks(self, rows: int, *, recompute: bool) -> Peaks:
         """Return what a micro-batch of so many rows needs."""
-        now = _Pass(self._live, rows, recompute)
+        now = Pass(rows, recompute)
         with self._on_paper(), _without_collection():
             start, self._live.history = self._live.live, []
-            total = self._loss(rows, partial(self._stand_in, now), now)
+            total = self._loss(partial(self._stand_in, now), now)
             forward = max(self._live.history)
             self._live.history = []
             roots = [root_of(total, torch.ones_like(total))]
@@ -136,7 +114,7 @@ class StepTrace:
                 torch.set_autocast_enabled(device, before[0])
                 torch.set_autocast_dtype(device, before[1])
 
-    def _loss(self, rows: int, run: Callable[..., Any], now: _Pass) -> Tensor:
+    def _loss(self, run: Callable[..., Any], now: Pass) -> Tensor:
         """Return the loss of a micro-batch, in a pass whose blocks are run by `run`."""
         what, of_head = self._what, decoder.linear_cross_entropy
 
@@ -145,7 +123,7 @@ class StepTrace:
             return of_head(*arguments, **options)
 
         with torch.device(what.device):
-            tokens = torch.zeros(rows, what.seq_len, dtype=torch.int64)
+            tokens = torch.zeros(now.rows, what.seq_len, dtype=torch.int64)
             targets = torch.zeros_like(tokens)
             given = [torch.zeros_like(tokens) if what.documents else None for _ in range(2)]
             scale = torch.ones(())
@@ -166,33 +144,32 @@ class StepTrace:
         torch.clear_autocast_cache()
         return total
 
-    def _measured(self) -> tuple[list[_Kind], list[int]]:
+    def _measured(self) -> tuple[list[Kind], list[int]]:
         """Return the kinds of blocks, and the kind of each layer."""
-        found: list[dict[Any, tuple[Measured, list[Tensor], TreeSpec]]] = []
+        (few, order), (many, _) = (self._samples(rows) for rows in ROWS)
+        kinds = [kind_of(*both) for both in zip(few.values(), many.values(), strict=True)]
+        numbers = {key: number for number, key in enumerate(few)}
+        return kinds, [numbers[key] for key in order]
+
+    def _samples(self, rows: int) -> tuple[dict[Any, Sample], list[Any]]:
+        """Return a sample of each structure of blocks, and the structure of each layer."""
+        samples: dict[Any, Sample] = {}
         order: list[Any] = []
-        for rows in ROWS:
-            own: dict[Any, tuple[Measured, list[Tensor], TreeSpec]] = {}
-            kinds: list[Any] = []
 
-            def measure(block: Block, x: Tensor, inputs: BlockInputs) -> Any:
-                tensors, rebuild = _taken_apart(x, inputs)
-                key = _structure(block, tensors, inputs)
-                kinds.append(key)
-                if key not in own:
-                    own[key] = self._measure(block, tensors, rebuild)
-                _, results, spec = own[key]
-                fresh = [torch.empty_like(r).requires_grad_(r.requires_grad) for r in results]
-                return tree_unflatten(fresh, spec)
+        def measure(block: Block, x: Tensor, inputs: BlockInputs) -> Any:
+            tensors, rebuild = _taken_apart(x, inputs)
+            key = _structure(block, tensors, inputs)
+            order.append(key)
+            if key not in samples:
+                samples[key] = self._measure(block, tensors, rebuild)
+            sample = samples[key]
+            fresh = [torch.empty_like(r).requires_grad_(r.requires_grad) for r in sample.results]
+            return tree_unflatten(fresh, sample.spec)
 
-            self._loss(rows, measure, _Pass(self._live, rows))
-            found.append(own)
-            order = [list(own).index(key) for key in kinds]
-        both = zip(found[0].values(), found[1].values(), strict=True)
-        return [_kind(few, many) for few, many in both], order
+        self._loss(measure, Pass(rows))
+        return samples, order
 
-    def _measure(
-        self, block: Block, tensors: list[Tensor], rebuild: Callable[..., Any]
-    ) -> tuple[Measured, list[Tensor], TreeSpec]:
+    def _measure(self, block: Block, tensors: list[Tensor], rebuild: Callable[..., Any]) -> Sample:
         with torch.no_grad():
             leaves, spec = tree_flatten(block(*rebuild(tensors)))
         torch.clear_autocast_cache()
@@ -209,15 +186,12 @@ class StepTrace:
         learns = any(t.requires_grad for t in (*tensors, *block.parameters()))
         leaves = [leaf.detach() for leaf in leaves]
         leaves[0].requires_grad_(learns)
-        return measured, leaves, spec
+        return Sample(measured, leaves, spec)
 
-    def _stand_in(self, now: _Pass, block: Block, x: Tensor, inputs: BlockInputs) -> Any:
+    def _stand_in(self, now: Pass, block: Block, x: Tensor, inputs: BlockInputs) -> Any:
         kind = self._kinds[self._kind_of[now.layer]]
         now.layer += 1
-        tensors, _ = _taken_apart(x, inputs)
-        trigger = torch.zeros((), device=x.device, requires_grad=kind.results[0][3])
-        results = _StandIn.apply(*tensors, trigger, kind, now)
-        return tree_unflatten(list(results), kind.spec)
+        return stand_in(kind, now, _taken_apart(x, inputs)[0])
 
 
 @contextlib.contextmanager
@@ -230,76 +204,6 @@ def _without_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-class _StandIn(torch.autograd.Function):
-    """Takes and frees the bytes of a block."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        *tensors, _, kind, now = arguments
-        memory, device = kind.memory, tensors[0].device
-        _take(most(memory.forward, now.rows), device)
-        kept = at(memory.kept, now.rows)
-        ctx.memory, ctx.rows, ctx.recompute = memory, now.rows, now.recompute
-        ctx.save_for_backward(
-            *(
-                tensor
-                for tensor, is_kept in zip(tensors, memory.inputs_kept, strict=True)
-                if is_kept or now.recompute
-            )
-        )
-        if now.recompute:
-            if memory.copies:
-                now.copies.append(_room(memory.copies, device))
-            ctx.kept = None
-        else:
-            ctx.kept = _room(kept, device)
-        ctx.gradients = [tensor.shape for tensor in tensors], [t.dtype for t in tensors]
-        ctx.device = device
-        results = [
-            torch.empty(_shape(few, many, now.rows), dtype=dtype, device=device)
-            for few, many, dtype, _ in kind.results
-        ]
-        without = [r for r, (*_, learns) in zip(results, kind.results, strict=True) if not learns]
-        ctx.mark_non_differentiable(*without)
-        return tuple(results)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        memory, rows = ctx.memory, ctx.rows
-        needed = most(memory.backward, rows)
-        if ctx.recompute:
-            needed = max(most(memory.again, rows), at(memory.kept, rows) + needed)
-        _take(needed, ctx.device)
-        ctx.kept = None
-        found = [
-            torch.empty(shape, dtype=dtype, device=ctx.device) if needs else None
-            for shape, dtype, needs in zip(*ctx.gradients, ctx.needs_input_grad, strict=False)
-        ]
-        return *found, None, None, None
-
-
-def _take(size: int, device: torch.device) -> None:
-    _room(size, device)
-
-
-def _room(size: int, device: torch.device) -> Tensor:
-    return torch.empty(size, dtype=torch.uint8, device=device)
-
-
-def _shape(few: torch.Size, many: torch.Size, rows: int) -> list[int]:
-    """Return the shape at so many rows of a tensor with these shapes at the two ROWS."""
-    return [a + (rows - ROWS[0]) * (b - a) // (ROWS[1] - ROWS[0]) for a, b in zip(few, many)]
-
-
-def _kind(
-    few: tuple[Measured, list[Tensor], TreeSpec], many: tuple[Measured, list[Tensor], TreeSpec]
-) -> _Kind:
-    results = [
-        (a.shape, b.shape, a.dtype, a.requires_grad) for a, b in zip(few[1], many[1], strict=True)
-    ]
-    return _Kind(BlockMemory.between(few[0], many[0]), results, few[2])
 
 
 def _taken_apart(x: Tensor, inputs: BlockInputs) -> tuple[list[Tensor], Callable[..., Any]]:
