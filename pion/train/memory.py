@@ -11,7 +11,9 @@ from typing import Literal
 
 from pion.config.lora import Lora, lora_cost
 from pion.config.model_config import ModelConfig
+from pion.model.feedforward.expert_products import product_path
 from pion.model.params_and_flops import TokenFlops, cost_of, matrix_shapes, token_flops
+from pion.train.hardware import torch_dtype
 from pion.train.memory_trace.live_bytes import ROUNDED_TO
 from pion.train.memory_trace.remembered import remembered_peaks
 from pion.train.memory_trace.step import Traced
@@ -25,8 +27,9 @@ RUNTIME_BYTES = 600 * 2**20
 # was at most 0.2 % under the steps that it was compared with.
 MARGIN = 1.005
 
-# What a GPU of unknown capability is taken for: its kernels for experts need the most.
-MOST_CAPABLE = (9, 0)
+# GPUs with and without kernels for grouped products of experts. Nothing else of a GPU decides what
+# a step needs. An unknown GPU counts as one with them, because they need more.
+WITH_GROUPED, WITHOUT_GROUPED = (9, 0), (8, 6)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class Workload:
 
     def traced(self) -> Traced:
         """Return what decides the memory of a micro-batch."""
+        capability = self.capability or WITH_GROUPED
+        path = product_path(self.device, capability, torch_dtype(self.dtype))
+        grouped = self.config.experts is not None and path == "grouped"
         return Traced(
             self.config,
             self.seq_len,
@@ -80,7 +86,7 @@ class Workload:
             compiled=self.compile and self.device == "cuda",
             lora=self.lora,
             only_draft=self.only_draft,
-            capability=self.capability or MOST_CAPABLE,
+            capability=WITH_GROUPED if grouped else WITHOUT_GROUPED,
         )
 
 

@@ -7,6 +7,7 @@ decompositions of inductor, and the partitioner that inductor uses cuts it in tw
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,54 +23,62 @@ from pion.train.memory_trace.live_bytes import ROUNDED_TO, LiveBytes
 from pion.train.memory_trace.stand_ins import OPENED, replaced
 
 
+@dataclass(frozen=True)
+class Cut:
+    """The graph of a block, cut into its forward and its backward pass."""
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+
+
 def measure_compiled_block(
     live: LiveBytes,
-    run: Callable[[list[Tensor], list[Tensor]], Any],
+    run: Callable[[list[Tensor], list[Tensor]], list[Tensor]],
     weights: list[Tensor],
     given: list[Tensor],
-) -> Measured:
-    """Return what `run(weights, given)` needs if it is compiled, forward and backward."""
+    results: list[Tensor],
+    cut: Cut | None = None,
+) -> tuple[Measured, Cut]:
+    """Return what `run(weights, given)` needs if it is compiled, forward and backward, and its cut.
+
+    `results` are like those of `run`. Cutting takes time, so other rows of the same block use the
+    `cut` of the first.
+    """
     history, live.history = live.history, []
+    primals = [t.detach().requires_grad_(t.requires_grad) for t in (*weights, *given)]
+    tangents = [torch.empty_like(result) for result in results if result.requires_grad]
     with replaced(live, "opened", {}):  # a graph has them closed
-        forward, backward, results = _partitioned(run, weights, given)
-    output = next(node for node in forward.graph.nodes if node.op == "output")
-    returned = [_stored(node) for node in tree_leaves(output.args[0]) if isinstance(node, fx.Node)]
-    kept = dict.fromkeys(returned[results:])
-    primals = [node for node in forward.graph.nodes if node.op == "placeholder"]
-    inputs = primals[len(weights) :]
-    apart = {*primals, *returned[:results]}
-    sizes = sum(_bytes(node) for node in kept if node not in apart)
-    run_forward = tuple(_buffers(live, forward, set(primals)))
-    tangents = {
-        node
-        for node in backward.graph.nodes
-        if node.op == "placeholder" and node.name in {primal.name for primal in primals}
-    }
-    run_back = tuple(_buffers(live, backward, tangents))
+        graph = _joint(run, len(weights), primals, tangents)
+    if cut is None:
+        from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+        passes = min_cut_rematerialization_partition(
+            graph,
+            [*primals, *tangents],
+            num_fwd_outputs=len(results),
+            static_lifetime_input_indices=list(range(len(weights))),
+        )
+        cut = Cut(*passes)
+    else:
+        values = {node.name: node.meta.get("val") for node in graph.graph.nodes}
+        for node in (*cut.forward.graph.nodes, *cut.backward.graph.nodes):
+            node.meta["val"] = values.get(node.name, node.meta.get("val"))
+    measured = _measured(live, cut, len(weights), len(results))
     live.history = history
-    return Measured(
-        kept=sizes,
-        copies=0,
-        inputs_kept=tuple(node in kept for node in inputs),
-        forward=run_forward,
-        again=run_forward,
-        backward=run_back,
-    )
+    return measured, cut
 
 
-def _partitioned(
-    run: Callable[[list[Tensor], list[Tensor]], Any], weights: list[Tensor], given: list[Tensor]
-) -> tuple[fx.GraphModule, fx.GraphModule, int]:
-    """Return the graphs of both passes, and how many results the forward pass has."""
-    from torch._functorch.partitioners import min_cut_rematerialization_partition
+def _joint(
+    run: Callable[[list[Tensor], list[Tensor]], list[Tensor]],
+    weights: int,
+    primals: list[Tensor],
+    tangents: list[Tensor],
+) -> fx.GraphModule:
+    """Return the graph of both passes, in the form that torch's partitioner takes."""
     from torch._inductor.decomposition import select_decomp_table
 
-    def results_of(primals: list[Tensor]) -> list[Tensor]:
-        found = tree_leaves(run(primals[: len(weights)], primals[len(weights) :]))
-        return [leaf for leaf in found if isinstance(leaf, Tensor)]
-
     def joint(primals: list[Tensor], tangents: list[Tensor]) -> Any:
-        results = results_of(primals)
+        results = run(primals[:weights], primals[weights:])
         learned = [result for result in results if result.requires_grad]
         roots = [root_of(r, tangent) for r, tangent in zip(learned, tangents, strict=True)]
         found: dict[int, Tensor] = {}
@@ -79,18 +88,31 @@ def _partitioned(
         own = [found.pop(id(primal), None) for primal in primals]
         return detached, own, list(found.values())
 
-    primals = [t.detach().requires_grad_(t.requires_grad) for t in (*weights, *given)]
-    shapes = results_of(primals)
-    tangents = [torch.ones_like(result) for result in shapes if result.requires_grad]
     graph = make_fx(joint, decomposition_table=select_decomp_table())(primals, tangents)
     for node in graph.graph.nodes:
         _write_elsewhere(node)
-    return *min_cut_rematerialization_partition(
-        graph,
-        [*primals, *tangents],
-        num_fwd_outputs=len(shapes),
-        static_lifetime_input_indices=list(range(len(weights))),
-    ), len(shapes)
+    return graph
+
+
+def _measured(live: LiveBytes, cut: Cut, weights: int, results: int) -> Measured:
+    output = next(node for node in cut.forward.graph.nodes if node.op == "output")
+    returned = [_stored(node) for node in tree_leaves(output.args[0]) if isinstance(node, fx.Node)]
+    kept = dict.fromkeys(returned[results:])
+    primals = [node for node in cut.forward.graph.nodes if node.op == "placeholder"]
+    apart = {*primals, *returned[:results]}
+    names = {primal.name for primal in primals}
+    saved_inputs = {
+        node for node in cut.backward.graph.nodes if node.op == "placeholder" and node.name in names
+    }
+    forward = tuple(_buffers(live, cut.forward, set(primals)))
+    return Measured(
+        kept=sum(_bytes(node) for node in kept if node not in apart),
+        copies=0,
+        inputs_kept=tuple(node in kept for node in primals[weights:]),
+        forward=forward,
+        again=forward,
+        backward=tuple(_buffers(live, cut.backward, saved_inputs)),
+    )
 
 
 def _write_elsewhere(node: fx.Node) -> None:

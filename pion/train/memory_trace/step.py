@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
@@ -31,7 +31,7 @@ from pion.model.lora_projections import add_lora
 from pion.train.memory_trace.backward import root_of, run_backward
 from pion.train.memory_trace.block_memory import ROWS, BlockMemory, measure_block
 from pion.train.memory_trace.block_stand_in import Kind, Pass, Sample, kind_of, stand_in
-from pion.train.memory_trace.compiled_block import measure_compiled_block
+from pion.train.memory_trace.compiled_block import Cut, measure_compiled_block
 from pion.train.memory_trace.live_bytes import LiveBytes
 from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins
 
@@ -75,7 +75,9 @@ class StepTrace:
         self._live = LiveBytes(what.device, OPENED)
         with self._on_paper(), _without_collection():
             self._model = _model(what)
+            self._cuts: dict[int, Cut] = {}  # by the number of a kind
             self._kinds, self._kind_of = self._measured()
+            self._cuts.clear()
 
     @property
     def blocks(self) -> list[BlockMemory]:
@@ -161,7 +163,7 @@ class StepTrace:
             key = _structure(block, tensors, inputs)
             order.append(key)
             if key not in samples:
-                samples[key] = self._measure(block, tensors, rebuild)
+                samples[key] = self._measure(len(samples), block, tensors, rebuild)
             sample = samples[key]
             fresh = [torch.empty_like(r).requires_grad_(r.requires_grad) for r in sample.results]
             return tree_unflatten(fresh, sample.spec)
@@ -169,24 +171,26 @@ class StepTrace:
         self._loss(measure, Pass(rows))
         return samples, order
 
-    def _measure(self, block: Block, tensors: list[Tensor], rebuild: Callable[..., Any]) -> Sample:
-        with torch.no_grad():
-            leaves, spec = tree_flatten(block(*rebuild(tensors)))
+    def _measure(
+        self, key: int, block: Block, tensors: list[Tensor], rebuild: Callable[..., Any]
+    ) -> Sample:
+        leaves, spec = tree_flatten(block(*rebuild(tensors)))
         torch.clear_autocast_cache()
+        results = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in leaves]
+        del leaves
         if self._what.compiled:
             names, weights = zip(*block.named_parameters(), strict=True)
 
-            def run(own: list[Tensor], some: list[Tensor]) -> Any:
+            def run(own: list[Tensor], some: list[Tensor]) -> list[Tensor]:
                 named = dict(zip(names, own, strict=True))
-                return torch.func.functional_call(block, named, rebuild(some))
+                return tree_leaves(torch.func.functional_call(block, named, rebuild(some)))
 
-            measured = measure_compiled_block(self._live, run, list(weights), tensors)
+            measured, self._cuts[key] = measure_compiled_block(
+                self._live, run, list(weights), tensors, results, self._cuts.get(key)
+            )
         else:
             measured = measure_block(self._live, lambda some: block(*rebuild(some)), tensors)
-        learns = any(t.requires_grad for t in (*tensors, *block.parameters()))
-        leaves = [leaf.detach() for leaf in leaves]
-        leaves[0].requires_grad_(learns)
-        return Sample(measured, leaves, spec)
+        return Sample(measured, results, spec)
 
     def _stand_in(self, now: Pass, block: Block, x: Tensor, inputs: BlockInputs) -> Any:
         kind = self._kinds[self._kind_of[now.layer]]
