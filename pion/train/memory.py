@@ -16,7 +16,7 @@ from pion.model.params_and_flops import TokenFlops, cost_of, matrix_shapes, toke
 from pion.train.hardware import torch_dtype
 from pion.train.memory_trace.live_bytes import ROUNDED_TO
 from pion.train.memory_trace.remembered import remembered_peaks
-from pion.train.memory_trace.step import Traced
+from pion.train.memory_trace.request import Traced
 from pion.train.muon import step_bytes
 
 # The memory of a process without a model. On a GPU: the CUDA context, cuBLAS' workspaces and NCCL's

@@ -9,12 +9,16 @@ import json
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from pion.data.arrays import make_folder, write_atomically
 from pion.errors import BadInput
-from pion.train.memory_trace.step import Peaks, StepTrace, Traced
+from pion.train.memory_trace.request import Peaks, Traced
+
+if TYPE_CHECKING:
+    from pion.train.memory_trace.step import StepTrace
 
 # The sources that decide what a step needs, below the package.
 SOURCES = ("config", "model", "train/memory_trace")
@@ -41,6 +45,8 @@ def forget() -> None:
 
 @lru_cache(maxsize=4)
 def _trace(what: Traced) -> StepTrace:
+    from pion.train.memory_trace.step import StepTrace  # imports much of torch
+
     return StepTrace(what)
 
 

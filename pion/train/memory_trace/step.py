@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,8 +19,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from pion.config.lora import Lora
-from pion.config.model_config import ModelConfig
 from pion.model import decoder
 from pion.model.block import Block
 from pion.model.decoder import Decoder
@@ -33,37 +30,8 @@ from pion.train.memory_trace.block_memory import ROWS, BlockMemory, measure_bloc
 from pion.train.memory_trace.block_stand_in import Kind, Pass, Sample, kind_of, stand_in
 from pion.train.memory_trace.compiled_block import Cut, measure_compiled_block
 from pion.train.memory_trace.live_bytes import LiveBytes
+from pion.train.memory_trace.request import Peaks, Traced
 from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins
-
-
-@dataclass(frozen=True)
-class Traced:
-    """What is trained, and how it is computed, as far as memory depends on it."""
-
-    config: ModelConfig
-    seq_len: int
-    bf16: bool
-    device: str  # "cpu" or "cuda"
-    documents: bool
-    compiled: bool
-    lora: Lora | None
-    only_draft: bool
-    capability: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Peaks:
-    """The bytes of one micro-batch, besides weights, their gradients and the optimizer's state.
-
-    Attributes:
-        activations: kept for the backward pass, before the loss.
-        forward: the most in the forward pass, which includes the loss.
-        backward: the most in the backward pass.
-    """
-
-    activations: int
-    forward: int
-    backward: int
 
 
 class StepTrace:

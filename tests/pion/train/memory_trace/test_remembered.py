@@ -11,7 +11,7 @@ from pion.config.model_config import ModelConfig
 from pion.train.memory import Workload
 from pion.train.memory_trace import remembered
 from pion.train.memory_trace.remembered import remembered_peaks
-from pion.train.memory_trace.step import Traced
+from pion.train.memory_trace.request import Traced
 
 TINY = ModelConfig(
     d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=160, vocab_size=512, seq_len=64
@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     remembered.forget()
     yield tmp_path / "pion" / "step-memory"
+    monkeypatch.undo()
     remembered.forget()
 
 
@@ -35,7 +36,7 @@ def nothing_may_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"{what} is traced again")
 
     remembered.forget()
-    monkeypatch.setattr(remembered, "StepTrace", fail)
+    monkeypatch.setattr(remembered, "_trace", fail)
 
 
 def test_what_was_traced_is_read_from_the_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ import torch
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
 from pion.train.memory import Workload
-from pion.train.memory_trace.step import StepTrace, Traced
+from pion.train.memory_trace.request import Traced
+from pion.train.memory_trace.step import StepTrace
 
 TINY = ModelConfig(
     d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=160, vocab_size=512, seq_len=256
