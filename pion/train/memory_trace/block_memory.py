@@ -28,6 +28,7 @@ class Measured:
             also in `kept`.
         inputs_kept: which of the input tensors are kept.
         forward: what was there after each allocation of the forward pass, besides the inputs.
+        passing: the same of a forward pass that keeps nothing, as of a block to be recomputed.
         again: the same up to the last tensor that is kept, where recomputation stops, and with what
             the backward pass has made before it asks for one.
         backward: after each allocation of the backward pass, besides what was there at its start.
@@ -37,6 +38,7 @@ class Measured:
     copies: int
     inputs_kept: tuple[bool, ...]
     forward: tuple[int, ...]
+    passing: tuple[int, ...]
     again: tuple[int, ...]
     backward: tuple[int, ...]
 
@@ -58,7 +60,7 @@ def measure_block(
 ) -> Measured:
     """Return what `run(given)` needs forward and backward. The weights have gradients already."""
     history, live.history = live.history, []
-    copies = _copies(live, run, given)
+    copies, passing = _keeping_nothing(live, run, given)
     trigger = torch.zeros((), device=given[0].device, requires_grad=True)
     before = live.live
     inputs = [_Source.apply(trigger, t) if t.requires_grad else torch.empty_like(t) for t in given]
@@ -91,16 +93,22 @@ def measure_block(
     # Recomputation begins when the backward pass asks for the first tensor that is kept.
     lead = leads[0] - start if leads else 0
     again = tuple(lead + now for now in forward[: max(stops)])
-    return Measured(kept, copies, inputs_kept, forward, again, backward)
+    return Measured(kept, copies, inputs_kept, forward, passing, again, backward)
 
 
-def _copies(live: LiveBytes, run: Callable[[list[Tensor]], Any], given: list[Tensor]) -> int:
-    before = live.live
+def _keeping_nothing(
+    live: LiveBytes, run: Callable[[list[Tensor]], Any], given: list[Tensor]
+) -> tuple[int, tuple[int, ...]]:
+    """Return autocast's copies, and what was there after each allocation, keeping nothing.
+
+    The copies are there until the pass ends.
+    """
+    before, live.history = live.live, []
     with torch.no_grad():
         run(given)
     copies = live.live - before
     torch.clear_autocast_cache()
-    return copies
+    return copies, tuple(now - before for now in live.history)
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,7 @@ class BlockMemory:
     copies: int
     inputs_kept: tuple[bool, ...]
     forward: tuple[tuple[int, int], ...]
+    passing: tuple[tuple[int, int], ...]
     again: tuple[tuple[int, int], ...]
     backward: tuple[tuple[int, int], ...]
 
@@ -122,6 +131,7 @@ class BlockMemory:
             copies=max(few.copies, many.copies),
             inputs_kept=tuple(map(max, few.inputs_kept, many.inputs_kept)),
             forward=_highest(few.forward, many.forward),
+            passing=_highest(few.passing, many.passing),
             again=_highest(few.again, many.again),
             backward=_highest(few.backward, many.backward),
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from pion.train.memory_trace.block_memory import ROWS, BlockMemory, Measured, at, most
+from pion.train.memory_trace.live_bytes import size_of
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ class Pass:
     activations: int = 0
 
 
-def stand_in(kind: Kind, now: Pass, tensors: list[Tensor]) -> Any:
-    """Return the results of a block of this kind for these inputs."""
+def stand_in(kind: Kind, now: Pass, tensors: list[Tensor], shared: list[Tensor]) -> Any:
+    """Return the results of a block of this kind for its inputs and the weights that it shares."""
     # Weights may need a gradient where no input does.
     trigger = tensors[0].new_zeros((), dtype=torch.float32)
     trigger.requires_grad_(any(result.differentiable for result in kind.results))
-    results = _StandIn.apply(*tensors, trigger, kind, now)
+    results = _StandIn.apply(*tensors, *shared, trigger, kind, now)
     # Between two nodes that are written in Python there is one that is not (backward.py).
     apart = [result.view_as(result) for result in results]
     return tree_unflatten(apart, kind.spec)
@@ -85,13 +86,15 @@ def stand_in(kind: Kind, now: Pass, tensors: list[Tensor]) -> Any:
 class _StandIn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        *tensors, _, kind, now = arguments
+        *tensors, _, kind, now = arguments  # the weights that are shared come last
         memory: BlockMemory = kind.memory
         ctx.memory, ctx.rows, ctx.recompute = memory, now.rows, now.recompute
         ctx.inputs = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        shared = tensors[len(memory.inputs_kept) :]
+        ctx.sum = max(map(size_of, shared), default=0)
         ctx.device = tensors[0].device
-        _room(ctx, most(memory.forward, now.rows))
-        keeps = zip(tensors, memory.inputs_kept, strict=True)
+        _room(ctx, most(memory.passing if now.recompute else memory.forward, now.rows))
+        keeps = zip(tensors, memory.inputs_kept, strict=False)
         ctx.save_for_backward(*(tensor for tensor, kept in keeps if kept or now.recompute))
         ctx.kept = None if now.recompute else _room(ctx, at(memory.kept, now.rows))
         if now.recompute and memory.copies:
@@ -111,7 +114,8 @@ class _StandIn(torch.autograd.Function):
         if ctx.recompute:
             kept = at(ctx.memory.kept, ctx.rows)
             needed = max(most(ctx.memory.again, ctx.rows), kept + needed)
-        _room(ctx, needed)
+        # A gradient of a shared weight is added to that of other blocks before all is free.
+        _room(ctx, needed + ctx.sum)
         ctx.kept = None
         found = [
             torch.empty(shape, dtype=dtype, device=ctx.device) if needs else None

@@ -110,6 +110,7 @@ def _measured(live: LiveBytes, cut: Cut, weights: int, results: int) -> Measured
         copies=0,
         inputs_kept=tuple(node in kept for node in primals[weights:]),
         forward=forward,
+        passing=forward,
         again=forward,
         backward=tuple(_buffers(live, cut.backward, saved_inputs)),
     )

@@ -77,7 +77,7 @@ def _fused_attention(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
-    enable_gqa: bool = False,
+    **_: Any,
 ) -> Tensor:
     aten = torch.ops.aten
     if attn_mask is None and query.dtype == torch.bfloat16:

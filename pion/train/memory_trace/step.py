@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
@@ -163,7 +163,7 @@ class StepTrace:
     def _stand_in(self, now: Pass, block: Block, x: Tensor, inputs: BlockInputs) -> Any:
         kind = self._kinds[self._kind_of[now.layer]]
         now.layer += 1
-        return stand_in(kind, now, _taken_apart(x, inputs)[0])
+        return stand_in(kind, now, _taken_apart(x, inputs)[0], _shared_weights(inputs))
 
 
 @contextlib.contextmanager
@@ -191,6 +191,15 @@ def _taken_apart(x: Tensor, inputs: BlockInputs) -> tuple[list[Tensor], Callable
         return tree_unflatten(filled, spec)
 
     return [leaves[place] for place in places], rebuild
+
+
+def _shared_weights(inputs: BlockInputs) -> list[Tensor]:
+    """Return the learned weights that a block gets: their gradients wait for those of other blocks.
+
+    A value table or a gate comes as a tensor, and is an input like others.
+    """
+    parts = (leaf for leaf in tree_leaves(inputs) if isinstance(leaf, nn.Module))
+    return [weight for part in parts for weight in part.parameters() if weight.requires_grad]
 
 
 def _structure(block: Block, tensors: list[Tensor], inputs: BlockInputs) -> Any:
