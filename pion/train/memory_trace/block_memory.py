@@ -66,7 +66,8 @@ def measure_block(
     inputs = [_Source.apply(trigger, t) if t.requires_grad else torch.empty_like(t) for t in given]
     storages = [weakref.ref(tensor.untyped_storage()) for tensor in inputs]
     sizes = [size_of(tensor) for tensor in inputs]
-    start, live.history, stops, leads = live.live, [], [0], []
+    stops, leads = [0], list[int]()
+    start, live.history = live.live, []
 
     def pack(tensor: Tensor) -> Tensor:
         stops.append(len(live.history))
