@@ -36,8 +36,12 @@ def kept_by_autograd(model: Decoder, rows: int, seq_len: int, *, bf16: bool, man
 @each_family
 @pytest.mark.parametrize(
     ("seq_len", "dtype", "documents"),
-    [(SEQ_LEN, "bfloat16", False), (CPU_BF16_TOKENS + 64, "float32", True)],
-    ids=["short", "long, documents"],
+    [
+        pytest.param(SEQ_LEN, "bfloat16", False, id="short"),
+        pytest.param(
+            CPU_BF16_TOKENS + 64, "float32", True, id="long, documents", marks=pytest.mark.soak
+        ),
+    ],
 )
 def test_a_trace_keeps_what_autograd_keeps(
     family: Family, seq_len: int, dtype: str, documents: bool
@@ -51,4 +55,4 @@ def test_a_trace_keeps_what_autograd_keeps(
     less, kept = (
         kept_by_autograd(model, rows, seq_len, bf16=bf16, many=documents) for rows in (2, 4)
     )
-    assert kept - less <= more - few <= 1.1 * (kept - less)
+    assert kept - less <= more - few <= 1.15 * (kept - less)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
+from pion.model.attention.masks import Mask
 from pion.train.memory_trace.block_memory import ROWS, BlockMemory, Measured, at, most
 from pion.train.memory_trace.live_bytes import size_of
 
@@ -72,12 +73,15 @@ class Pass:
     activations: int = 0
 
 
-def stand_in(kind: Kind, now: Pass, tensors: list[Tensor], shared: list[Tensor]) -> Any:
-    """Return the results of a block of this kind for its inputs and the weights that it shares."""
+def stand_in(kind: Kind, now: Pass, tensors: list[Tensor], shared: list[Tensor], mask: Mask) -> Any:
+    """Return the results of a block of this kind for its inputs and the weights that it shares.
+
+    The mask is there until the block's backward pass.
+    """
     # Weights may need a gradient where no input does.
     trigger = tensors[0].new_zeros((), dtype=torch.float32)
     trigger.requires_grad_(any(result.differentiable for result in kind.results))
-    results = _StandIn.apply(*tensors, *shared, trigger, kind, now)
+    results = _StandIn.apply(*tensors, *shared, trigger, kind, now, mask)
     # Between two nodes that are written in Python there is one that is not (backward.py).
     apart = [result.view_as(result) for result in results]
     return tree_unflatten(apart, kind.spec)
@@ -86,7 +90,7 @@ def stand_in(kind: Kind, now: Pass, tensors: list[Tensor], shared: list[Tensor])
 class _StandIn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        *tensors, _, kind, now = arguments  # the weights that are shared come last
+        *tensors, _, kind, now, ctx.mask = arguments  # the weights that are shared come last
         memory: BlockMemory = kind.memory
         ctx.memory, ctx.rows, ctx.recompute = memory, now.rows, now.recompute
         ctx.inputs = [(tensor.shape, tensor.dtype) for tensor in tensors]
@@ -116,12 +120,12 @@ class _StandIn(torch.autograd.Function):
             needed = max(most(ctx.memory.again, ctx.rows), kept + needed)
         # A gradient of a shared weight is added to that of other blocks before all is free.
         _room(ctx, needed + ctx.sum)
-        ctx.kept = None
+        ctx.kept = ctx.mask = None
         found = [
             torch.empty(shape, dtype=dtype, device=ctx.device) if needs else None
             for (shape, dtype), needs in zip(ctx.inputs, ctx.needs_input_grad, strict=False)
         ]
-        return *found, None, None, None
+        return *found, None, None, None, None
 
 
 def _room(ctx: Any, size: int) -> Tensor:

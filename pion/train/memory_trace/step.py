@@ -163,7 +163,8 @@ class StepTrace:
     def _stand_in(self, now: Pass, block: Block, x: Tensor, inputs: BlockInputs) -> Any:
         kind = self._kinds[self._kind_of[now.layer]]
         now.layer += 1
-        return stand_in(kind, now, _taken_apart(x, inputs)[0], _shared_weights(inputs))
+        tensors, shared = _taken_apart(x, inputs)[0], _shared_weights(inputs)
+        return stand_in(kind, now, tensors, shared, inputs.attention.mask)
 
 
 @contextlib.contextmanager
