@@ -14,14 +14,12 @@ from pion.model.feedforward.dense import (
     FeedForward,
     FeedForwardInputs,
     Stats,
-    copied_by_products,
     dense_layer,
 )
 from pion.model.feedforward.experts import Experts
 from pion.model.feedforward.gates import GATE, SEEN_BY_GATE, Gate, apply_to_others
 from pion.model.forward_pass import BlockInputs, Pass
 from pion.model.norm_and_projection import RMSNorm
-from pion.model.pass_kind import PassKind, gradient_bytes
 from pion.model.pilon.layers import layer_of_primitives
 
 # What computes the feed-forward layers of a model: see FEEDFORWARD in pion/config/parts.py.
@@ -81,43 +79,3 @@ class Block(nn.Module):
     def macs_per_key(self) -> int:
         """Return the multiply-accumulates for one token and one key that it sees."""
         return 0 if self.attention is None else self.attention.macs_per_key()
-
-    def kept_bytes_per_token(self, at: PassKind) -> int:
-        """Return the bytes kept for the backward pass: by its parts, and the inputs of products.
-
-        Compiled code adds the result of attention to the block's input again, unless the input
-        itself is a sum.
-        """
-        given = at.width * self.feedforward_norm.width
-        again = self.attention_norm is not None
-        kept = self.feedforward_norm.kept_bytes(at, of_product=again) + given
-        kept += self.feedforward.kept_bytes_per_token(at)
-        if self.attention is not None:
-            kept += given + self.attention.kept_bytes_per_token(at)
-        if self.attention_norm is not None:
-            kept += self.attention_norm.kept_bytes(at)
-        if self.gate is not None:  # its logit, its target and their loss
-            kept += 3 * 4
-            # Compiled code keeps the norm's input as a product. The gate's input is in fp32.
-            kept += 4 * self.feedforward_norm.width if at.compiled else 0
-        return kept
-
-    def copied_bytes(self, at: PassKind) -> int:
-        """Return the bytes of the weights' copies that products read: in bf16, or mixed."""
-        attention = 0 if self.attention is None else copied_by_products(self.attention, at)
-        return attention + self.feedforward.copied_bytes(at)
-
-    def backward_bytes(self, at: PassKind, tokens: int) -> int:
-        """Return the most bytes that the backward pass adds to what is kept.
-
-        The gradient of the result is there all the time. What the feed-forward layer keeps is free
-        before the backward pass of attention begins. Compiled code returns the gradients of all
-        weights at its end.
-        """
-        most = self.feedforward.backward_bytes(at, tokens)
-        if self.attention is not None:
-            freed = tokens * self.feedforward.kept_bytes_per_token(at)
-            most = max(most, self.attention.backward_bytes(at, tokens) - freed)
-        if at.compiled:
-            most += gradient_bytes(at, sum(weight.numel() for weight in self.parameters()))
-        return most + 4 * self.feedforward_norm.width * tokens

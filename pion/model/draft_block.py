@@ -29,7 +29,6 @@ from pion.model.feedforward.dense import Stats, SwiGLU
 from pion.model.forward_pass import Given
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
 from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, project
-from pion.model.pass_kind import PassKind
 
 # What the model reports of its block: the loss of each step, in nats for each guessed token.
 DRAFT_LOSS = "draft_loss"
@@ -129,18 +128,6 @@ class DraftBlock(nn.Module):
         weights = sum(weight.numel() for weight in self.parameters())
         ids = vocab_size if self.ids is None else len(self.ids)
         return self.steps * (weights + ids * self._width)
-
-    def kept_bytes_per_token(self, at: PassKind) -> int:
-        """Return the bytes of a token that all steps keep for the backward pass.
-
-        Of each step, these are the inputs of three norms (that of the embeddings needs none) and of
-        the last one, the inputs of the products, what SwiGLU keeps, z, and the gradient of the
-        loss by the head's input.
-        """
-        wide = 4 * self._width
-        products = at.width * 3 * self._width if at.width == 2 else wide * 3
-        own = 5 * wide + products + self.feedforward.kept_bytes_per_token(at)
-        return self.steps * own
 
 
 def draft_loss(

@@ -27,7 +27,6 @@ from pion.model.attention.rope import Rotation, rotations
 from pion.model.attention.slot_entries import entries_of
 from pion.model.attention.slot_masks import mask_of_pass, mask_of_rows
 from pion.model.feedforward.dense import FeedForwardInputs, Stats
-from pion.model.pass_kind import PassKind
 
 State = dict[str, Tensor]
 
@@ -245,18 +244,6 @@ class SharedPart(nn.Module):
     ) -> tuple[ModelConfig, State]:
         """Return the model with dense feed-forward layers that compute the same."""
         return config, state
-
-    def kept_bytes_per_token(self, layer: int, at: PassKind) -> int:
-        """Return the bytes of a token that a layer keeps for the backward pass because of this."""
-        return 0
-
-    def kept_if_recomputed(self, layer: int, at: PassKind) -> int:
-        """Return the bytes of a token that are kept even if the layer is recomputed."""
-        return 0
-
-    def shared_gradient_bytes(self) -> int:
-        """Return the most bytes of gradients that wait for other layers."""
-        return 0
 
 
 def group_of_parameter(model: nn.Module, name: str) -> int | None:

@@ -1,20 +1,18 @@
-"""The parameters of a model, its arithmetic and its memory, as its parts state them.
+"""The parameters of a model and its arithmetic, as its parts state them.
 
 Each part states these numbers next to its maths:
 
   * `macs_per_token()`: multiply-accumulates with the part's weights, for one token;
-  * `macs_per_key()`: multiply-accumulates for one token and one key that the token sees;
-  * `kept_bytes_per_token(at)`: what a forward pass keeps of a token for the backward pass. This
-    depends on the kernels, so it depends on how the pass is computed (pass_kind.py);
-  * `backward_bytes(at, tokens)`: the most that the part's backward pass adds to what is kept.
+  * `macs_per_key()`: multiply-accumulates for one token and one key that the token sees.
 
-Nothing else in Pion derives these numbers from a shape.
+Nothing else in Pion derives these numbers from a shape. No part states its memory: that is traced
+(pion/train/memory_trace).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import get_args
 
@@ -27,7 +25,6 @@ from pion.model.attention.masks import mean_keys
 from pion.model.attention.reach import Reach
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
-from pion.model.pass_kind import PassKind
 
 
 @dataclass(frozen=True)
@@ -91,68 +88,6 @@ def guess_share(config: ModelConfig) -> float:
         raise BadInput("the model has no draft block")
     cost = cost_of(config)
     return cost.draft_macs / config.draft.steps / cost.macs_per_token
-
-
-@lru_cache(maxsize=64)
-def kept_bytes_per_token(config: ModelConfig, at: PassKind) -> tuple[int, ...]:
-    """Return the bytes of a token that each block keeps, with what the block reads."""
-    model = _without_weights(config)
-    parts = model.shared_parts()
-    return tuple(
-        block.kept_bytes_per_token(at) + sum(p.kept_bytes_per_token(layer, at) for p in parts)
-        for layer, block in enumerate(model.layers)
-    )
-
-
-@lru_cache(maxsize=64)
-def kept_if_recomputed(config: ModelConfig, at: PassKind) -> tuple[int, ...]:
-    """Return the bytes of a token that each block keeps if all blocks are recomputed.
-
-    A block then keeps only what it reads: the result of the block before, which later blocks read
-    too, and the vectors of its value table. What its gate sees is kept for the loss.
-    """
-    parts = _without_weights(config).shared_parts()
-    given = 4 * config.d_model * (2 if config.gates else 1)
-    return tuple(
-        given + sum(part.kept_if_recomputed(layer, at) for part in parts)
-        for layer in range(config.n_layers)
-    )
-
-
-@lru_cache(maxsize=64)
-def kept_around_blocks(config: ModelConfig, at: PassKind) -> int:
-    """Return the bytes of a token that are kept outside the blocks: its ids and the norms."""
-    model, at = _without_weights(config), replace(at, compiled=False)  # only blocks are compiled
-    norms = model.norm.kept_bytes(at)
-    if model.embed_norm is not None:
-        norms += model.embed_norm.kept_bytes(at)
-    ids = 8 * (4 if at.documents else 2)  # with documents, also their numbers and positions
-    return norms + ids
-
-
-@lru_cache(maxsize=64)
-def kept_by_draft(config: ModelConfig, at: PassKind) -> int:
-    """Return the bytes of a token that a draft block keeps for the backward pass."""
-    block = _without_weights(config).draft
-    return 0 if block is None else block.kept_bytes_per_token(at)
-
-
-@lru_cache(maxsize=64)
-def copied_bytes(config: ModelConfig, at: PassKind) -> tuple[int, ...]:
-    """Return the bytes of the copies of each block's weights that bf16 products read."""
-    return tuple(block.copied_bytes(at) for block in _without_weights(config).layers)
-
-
-@lru_cache(maxsize=64)
-def backward_bytes(config: ModelConfig, at: PassKind, tokens: int) -> tuple[int, ...]:
-    """Return the most bytes that each block's backward pass adds to what is kept."""
-    return tuple(block.backward_bytes(at, tokens) for block in _without_weights(config).layers)
-
-
-@lru_cache(maxsize=16)
-def shared_table_bytes(config: ModelConfig) -> int:
-    """Return the bytes of gradients of shared tables that wait for other layers."""
-    return sum(part.shared_gradient_bytes() for part in _without_weights(config).shared_parts())
 
 
 @lru_cache(maxsize=16)

@@ -5,7 +5,6 @@ From Daisy-Wee, which has them from modded-nanogpt. All weights of these sums ar
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -16,7 +15,6 @@ from pion.config.parts import Role
 from pion.model.attention.attention import ValueMix
 from pion.model.forward_pass import EMBEDDED, BlockInputs, LayerInput, Pass, SharedPart
 from pion.model.norm_and_projection import RMSNorm
-from pion.model.pass_kind import PassKind
 
 
 class Wiring(SharedPart):
@@ -38,22 +36,6 @@ class Wiring(SharedPart):
         self.gates = nn.Parameter(torch.ones(config.n_layers)) if self.source else None
         mix = torch.tensor([1.0, 0.0]).repeat(config.n_layers, 1)
         self.mix = nn.Parameter(mix) if config.wiring.input_mix else None
-
-    def kept_bytes_per_token(self, layer: int, at: PassKind) -> int:
-        """Return the bytes of a token that the sums of a layer's input keep, in fp32.
-
-        The mix keeps the layer's input. A skip keeps what it reads, unless the mix of the next
-        layer keeps the same states. Compiled code computes the sums again: it keeps the result of
-        the layer before, which is also what a skip reads. In a layer without attention it has this
-        result in place of the input of the norm.
-        """
-        if at.compiled and self.mix is not None:
-            return 4 * self.d_model if layer in self.attention_layers else 0
-        states = 0 if self.mix is None else 1
-        if layer in self.source:
-            after = self.source[layer] + 1
-            states += int(self.mix is None or after in self.source)
-        return 4 * self.d_model * states
 
     def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
         """Return what a layer gets, with what it reads besides the layer before."""
@@ -86,32 +68,6 @@ class ValueTables(SharedPart):
         self.mix = nn.Parameter(torch.full((config.n_layers, 2), 0.5))
         norm = RMSNorm(width, config.norm_eps, config.norm_gain)
         self.norm = norm if config.values.normed else None
-
-    def kept_bytes_per_token(self, layer: int, at: PassKind) -> int:
-        """Return the bytes of a token that a layer's sum of values keeps, in fp32.
-
-        These are the values of attention, and the vectors of the table, with what their norm keeps.
-        Compiled code keeps the values in the dtype of the product that made them.
-        """
-        if layer not in self.attention_layers:
-            return 0
-        return (at.width if at.compiled else 4) * self.width + self.kept_if_recomputed(layer, at)
-
-    def kept_if_recomputed(self, layer: int, at: PassKind) -> int:
-        """Return the bytes of a token that are kept even if the layer is recomputed, in fp32."""
-        if layer not in self.table_of:
-            return 0
-        return 4 * self.width + (
-            0 if self.norm is None else self.norm.kept_bytes(replace(at, compiled=False))
-        )
-
-    def shared_gradient_bytes(self) -> int:
-        """Return the most bytes of the tables' gradients, before they are added to the sums.
-
-        The gradient of a table that several layers share waits for the last of these layers.
-        """
-        shared = len(self.table_of) - len(self.tables)
-        return 4 * sum(weight.numel() for weight in self.tables.parameters()) if shared else 0
 
     def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
         """Return what a layer gets, with what joins the values of its attention."""

@@ -90,8 +90,8 @@ DECODED = {
 }
 
 
-def built(live: LiveBytes, how: Rows) -> tuple[int, int]:
-    """Return the most bytes at once while the masks are built, and the bytes that stay."""
+def built(live: LiveBytes, how: Rows) -> int:
+    """Return the most bytes at once while the masks are built."""
     with torch.device("cuda"):
         tokens = torch.zeros(how.rows, how.tokens, dtype=torch.int64)
         documents = torch.zeros_like(tokens) if how.documents else None
@@ -105,10 +105,8 @@ def built(live: LiveBytes, how: Rows) -> tuple[int, int]:
         masks = mask_of_rows(slots, entries, flex=True)
     else:
         masks = _masks(how.config, Given(tokens, documents=documents), AS_THE_MODEL)
-    gc.collect()
-    stays = live.live - given
     del masks
-    return live.peak - given, stays
+    return live.peak - given
 
 
 def largest_made(watch: Watch, how: Decoded) -> int:
@@ -147,13 +145,10 @@ def main() -> None:
         hand_back([masks, [largest_made(watch, how) for how in DECODED.values()]])
 
 
-def read_attention_peaks(output: str) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+def read_attention_peaks(output: str) -> tuple[dict[str, int], dict[str, int]]:
     """Return what the program printed: `built` by name in BUILT, `largest_made` in DECODED."""
     masks, largest = handed_back(output)
-    return (
-        {name: (peak, stays) for name, (peak, stays) in zip(BUILT, masks, strict=True)},
-        dict(zip(DECODED, largest, strict=True)),
-    )
+    return dict(zip(BUILT, masks, strict=True)), dict(zip(DECODED, largest, strict=True))
 
 
 if __name__ == "__main__":

@@ -6,22 +6,14 @@ allocate nothing inside themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-from unittest import mock
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from pion.config.presets import PRESETS
-from pion.model import params_and_flops as cost
-from pion.model.attention.attention import Attention
-from pion.model.feedforward.dense import SwiGLU
-from pion.model.feedforward.experts import Experts
-from pion.model.norm_and_projection import RMSNorm
-from pion.model.skips_and_value_tables import ValueTables, Wiring
-from pion.train import memory
 from pion.train.memory import Memory, Workload, predict_memory
+from pion.train.memory_trace import block_stand_in, remembered
 from tests.cuda_rehearsal.memory_traces import MICRO_BATCHES, SUITE, Peak, Trace, read_peaks
 from tests.cuda_rehearsal.pretended_card import CARDS
 
@@ -67,22 +59,6 @@ def wrong(peaks: Peaks) -> str:
     return text
 
 
-@contextmanager
-def planted(owner: Any, name: str, change: Callable[[int], int]) -> Iterator[None]:
-    """Change what a part states as its cost."""
-    stated = getattr(owner, name)
-    remembered = [f for f in vars(cost).values() if hasattr(f, "cache_clear")]
-
-    def forget() -> None:
-        for function in remembered:
-            function.cache_clear()
-
-    forget()
-    with mock.patch.object(owner, name, lambda *a, **k: change(stated(*a, **k))):
-        yield
-    forget()
-
-
 def test_the_prediction_is_never_under_the_peak_and_at_most_15_percent_over(suite: Peaks) -> None:
     assert not wrong(suite), wrong(suite)
     assert len(suite) == len(SUITE) == 34
@@ -97,27 +73,16 @@ def test_each_phase_of_a_step_is_the_largest_in_some_trace() -> None:
     assert largest == {"loss", "backward", "update"}
 
 
-# What each of these states is needed, so a part that forgets tensors shows.
-STATED = [
-    (RMSNorm, "kept_bytes"),
-    (SwiGLU, "kept_bytes_per_token"),
-    (SwiGLU, "backward_bytes"),
-    (Attention, "kept_bytes_per_token"),
-    (Experts, "kept_bytes_per_token"),
-    (Experts, "backward_bytes"),
-    (Wiring, "kept_bytes_per_token"),
-    (ValueTables, "kept_bytes_per_token"),
-    (memory, "loss_bytes"),
-    (memory, "step_bytes"),
-]
-
-
-@pytest.mark.parametrize(
-    ("owner", "name"), STATED, ids=[f"{o.__name__}.{name}" for o, name in STATED]
-)
-def test_a_part_that_forgets_half_is_found(suite: Peaks, owner: Any, name: str) -> None:
-    with planted(owner, name, lambda size: size // 2):
-        assert any(ratio(trace, peak) < 1 for trace, peak in suite.items())
+def test_a_block_that_forgets_half_is_found(
+    suite: Peaks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    remembered.forget()
+    real = block_stand_in.at
+    monkeypatch.setattr(block_stand_in, "at", lambda line, rows: real(line, rows) // 2)
+    trace = SUITE[0]
+    assert ratio(trace, suite[trace]) < 1
+    remembered.forget()
 
 
 @pytest.mark.soak

@@ -9,7 +9,7 @@ line of the table, so a new family is one new line. The tests use only the publi
     one worker, then two, then one: the same rows and weights  test_training.py
     documents packed into one row do not see each other        test_documents.py
     generation with a cache is the whole forward pass          test_generation.py
-    what a forward pass keeps is what its parts say            test_kept_bytes.py
+    a trace keeps what a forward pass keeps                    test_kept_bytes.py
     an export computes what the trained model computes         test_publish.py
     evaluation uses the softmax over the tokenizer's ids       test_evaluation.py
     `pion prove` finds no difference                           test_prove.py (-m soak)

@@ -27,10 +27,9 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Heads
 from pion.model.attention.cache import LayerCache, Place
-from pion.model.attention.masks import Mask, Spans, attends_by_document, flexible
+from pion.model.attention.masks import Mask, Spans
 from pion.model.attention.rope import Rotation, rotate
 from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, join, project
-from pion.model.pass_kind import PassKind, gradient_bytes
 
 # In bf16 on a CPU, plain matrix products attend to sequences of up to this many tokens. At 256
 # tokens they take 7 ms forward and backward; PyTorch's fused kernel takes 17.
@@ -90,51 +89,6 @@ def kernels_of_any_length(device: torch.device) -> AbstractContextManager[None]:
     kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     without_plans: AbstractContextManager[None] = sdpa_kernel(kernels)
     return without_plans
-
-
-def kept_by_attend(at: PassKind, config: ModelConfig) -> int:
-    """Return the bytes per token that `attend` keeps for the backward pass.
-
-    All kernels keep queries, keys, values and the result. The fused kernels also keep the logsumexp
-    of the scores (fp32), and flex attention their maximum unless it is compiled with its block. The
-    other two keep numbers for each head and each key:
-
-      * `attend_softcapped`: the capped scores and the weights in fp32, the weights in bf16 if
-        products are in bf16, and the mask.
-      * `attend_short`: the weights.
-
-    A mask that all rows share is not counted here, but by `dense_mask_bytes`.
-    """
-    query, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    scores = config.n_heads * at.tokens
-    fused = 2 * at.width * (query + kv) + 4 * config.n_heads
-    partly = config.windows is not None or config.slots is not None
-    masked = config.softcap is not None or at.documents or config.slots is not None
-    if (masked or partly) and flexible(config, at.device):
-        return fused + (0 if at.compiled else 4 * config.n_heads)
-    if config.softcap is not None:
-        weights = 4 if at.width == 4 else 4 + at.width
-        mask = at.tokens if at.documents else 0
-        return 2 * at.width * (query + kv) + (4 + weights) * scores + mask
-    if at.device == "cpu" and at.width == 2 and at.tokens <= CPU_BF16_TOKENS:
-        return 2 * at.width * (query + kv) + at.width * scores
-    if not at.documents:
-        return fused
-    if attends_by_document(config, at.device, at.tokens, compiled=at.compiled):
-        return fused + at.width * query  # the results of documents, and all of them in one tensor
-    # PyTorch turns the mask into numbers to add to the scores, in each layer again.
-    return fused + at.width * at.tokens
-
-
-def inside_kernels(at: PassKind, config: ModelConfig) -> int:
-    """Return the bytes per token that a fused kernel on CUDA allocates inside its backward pass.
-
-    Read in the source of flash attention, which allocates the most, and not measured: the gradient
-    of queries and a sum for each head in fp32, and the gradients of keys and values for each query
-    head.
-    """
-    query = config.n_heads * config.head_dim
-    return 4 * (query + config.n_heads) + 2 * at.width * query if at.device == "cuda" else 0
 
 
 def attend_softcapped(
@@ -399,25 +353,3 @@ class Attention(nn.Module):
     def macs_per_key(self) -> int:
         """Return the multiply-accumulates for one token and one key: its score and its value."""
         return 2 * self.q_proj.out_features
-
-    def kept_bytes_per_token(self, at: PassKind) -> int:
-        """Return the bytes kept for the backward pass: by the norms, and by `attend`."""
-        config = self.config
-        norms = 0
-        if self.q_norm is not None and self.k_norm is not None:
-            norms += config.n_heads * self.q_norm.kept_bytes(at, of_product=True)
-            norms += config.n_kv_heads * self.k_norm.kept_bytes(at, of_product=True)
-        if self.v_norm is not None:
-            norms += config.n_kv_heads * self.v_norm.kept_bytes(at, of_product=True)
-        return norms + kept_by_attend(at, config)
-
-    def backward_bytes(self, at: PassKind, tokens: int) -> int:
-        """Return the most bytes that the backward pass adds to what is kept.
-
-        These are the gradients of queries, keys and values in the dtype of products, and in fp32
-        what the rotation's backward pass has at once of the gradients of queries.
-        """
-        query, kv = self.q_proj.out_features, self.k_proj.out_features
-        gradients = at.width * (query + 2 * kv) + 16 * query
-        weights = sum(weight.numel() for weight in self.q_proj.parameters())
-        return gradients * tokens + gradient_bytes(at, weights)

@@ -19,7 +19,6 @@ from pion.config.model_config import ModelConfig
 from pion.config.slots import Slots
 from pion.model.attention.cache import KVCache, Place
 from pion.model.attention.reach import Reach, reaches, window_blocks
-from pion.model.pass_kind import PassKind
 
 Masks = dict[Reach, "Mask"]
 
@@ -348,30 +347,3 @@ def keys_of_slots(slots: Slots, seq_len: int) -> float:
         if tokens == size:
             seen += each * (before + size + each / 2)
     return seen / seq_len
-
-
-def mask_bytes(config: ModelConfig, at: PassKind, rows: int) -> int:
-    """Return the bytes of the masks of a pass over `rows` rows.
-
-    Without documents, all rows share the masks, and so they share the numbers that PyTorch makes of
-    a window's mask in each layer. A mask of flex attention lists blocks as int32, by queries and by
-    keys: full and partial ones, or those that slots see something of. `at.tokens` counts slots,
-    too, and each of these entries has five numbers (slot_entries.py).
-    """
-    if not needs_masks(config, documents=at.documents):
-        return 0
-    if attends_by_document(config, at.device, at.tokens, compiled=at.compiled):
-        return 0
-    numbers_of_slots = 0 if config.slots is None else 5 * 8 * at.tokens
-    if flexible(config, at.device):
-        size = FLEX_BLOCK if config.windows is None else config.windows.block
-        blocks = -(-at.tokens // size)
-        lists = 4 * 4 * blocks * (blocks + 1) * len(reaches(config))
-        if config.slots is not None:
-            lists = lists // 2 + numbers_of_slots
-        return lists * (rows if at.documents else 1)
-    booleans = at.tokens * at.tokens * len(reaches(config))
-    if at.documents:
-        return rows * booleans
-    numbers = 0 if config.softcap is not None else at.width * at.tokens * at.tokens
-    return booleans + config.n_layers * numbers

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import RopeScaling
-from pion.model.pass_kind import PassKind
 
 # Cosines and sines of the tokens' positions, fp32, each (B or 1, T, 1, head_dim / 2).
 Rotation = tuple[Tensor, Tensor]
@@ -106,21 +105,6 @@ def rotations(
         here = slice(past, past + length)
         return cos[None, here, None], sin[None, here, None]
     return cos[positions][:, :, None], sin[positions][:, :, None]
-
-
-def rotation_bytes(config: ModelConfig, at: PassKind, rows: int) -> int:
-    """Return the bytes of the rotations of a pass over `rows` rows, with the table if there is one.
-
-    Rows of documents have their own positions, and slots those of their segments. Learned positions
-    have no rotations.
-    """
-    if config.positions == "learned":
-        return 0
-    each = 4 * config.head_dim * at.tokens
-    if config.seq_len * config.head_dim > LARGEST_TABLE:
-        return each * (rows if at.documents else 1)
-    placed = rows if at.documents else int(config.slots is not None)
-    return 4 * config.head_dim * config.seq_len + each * placed
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

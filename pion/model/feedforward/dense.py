@@ -12,7 +12,6 @@ from torch.nn.functional import gelu, relu, silu
 
 from pion.config.model_config import ModelConfig
 from pion.model.norm_and_projection import Projection, compute_dtype, join, project
-from pion.model.pass_kind import PassKind, gradient_bytes
 
 # What a layer reports, without gradient unless it is a loss, by name.
 Stats = dict[str, Tensor]
@@ -47,18 +46,6 @@ class FeedForward(nn.Module):
         """Return the number of parameters that a token does not use."""
         return 0
 
-    @abstractmethod
-    def kept_bytes_per_token(self, at: PassKind) -> int:
-        """Return the bytes kept for the backward pass."""
-
-    def copied_bytes(self, at: PassKind) -> int:
-        """Return the bytes of the weights' copies that products read."""
-        return copied_by_products(self, at)
-
-    @abstractmethod
-    def backward_bytes(self, at: PassKind, tokens: int) -> int:
-        """Return the most bytes that the backward pass adds to what is kept."""
-
 
 def params_of_products(part: nn.Module, *, biases: bool = False) -> int:
     """Return the number of weights of a part's projections; with `biases`, of these too."""
@@ -68,11 +55,6 @@ def params_of_products(part: nn.Module, *, biases: bool = False) -> int:
         if isinstance(module, nn.Linear)
         for weight in (module.parameters() if biases else [module.weight])
     )
-
-
-def copied_by_products(part: nn.Module, at: PassKind) -> int:
-    """Return the bytes of the copies of a part's projections that bf16 products read."""
-    return 0 if at.width == 4 else at.width * params_of_products(part, biases=True)
 
 
 class SwiGLU(FeedForward):
@@ -96,23 +78,6 @@ class SwiGLU(FeedForward):
             gate, up = project(x, self._joined).chunk(2, dim=-1)
             return self.down_proj(silu(gate) * up), {}
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x)), {}
-
-    def kept_bytes_per_token(self, at: PassKind) -> int:
-        """Return the bytes kept for the backward pass: gate, up, silu(gate) and their product.
-
-        Compiled code computes silu(gate) again.
-        """
-        return (3 if at.compiled else 4) * at.width * self.down_proj.in_features
-
-    def backward_bytes(self, at: PassKind, tokens: int) -> int:
-        """Return the most bytes that the backward pass adds to what is kept.
-
-        These are the gradient of the product, which takes the place of the product, and the
-        gradients of up and silu(gate). A weight's gradient is made in the dtype of the product.
-        """
-        return 2 * at.width * self.down_proj.in_features * tokens + gradient_bytes(
-            at, self.down_proj.weight.numel()
-        )
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -145,32 +110,6 @@ class TwoMatrices(FeedForward):
         if self.down_bias is not None:
             result = result + self.down_bias.to(result.dtype)
         return result, {}
-
-    def kept_bytes_per_token(self, at: PassKind) -> int:
-        """Return the bytes kept for the backward pass: relu(up) and its square, or up and its GELU.
-
-        Where the square is in fp32, so is its input.
-        """
-        in_fp32 = self.activate is relu_squared and squares_in_fp32(at)
-        return (2 * at.width + 4 * in_fp32) * self.down_proj.in_features
-
-    def backward_bytes(self, at: PassKind, tokens: int) -> int:
-        """Return the most bytes that the backward pass adds to what is kept.
-
-        The gradient of the square takes the place of the square. Then come relu(up), twice relu(up)
-        and the gradient of relu(up). All four are in fp32 where the square is. GELU adds only the
-        gradient of up.
-        """
-        new = at.width
-        if self.activate is relu_squared:
-            new = 4 * 4 - at.width if squares_in_fp32(at) else 3 * at.width
-        weight = gradient_bytes(at, self.down_proj.weight.numel())
-        return new * self.down_proj.in_features * tokens + weight
-
-
-def squares_in_fp32(at: PassKind) -> bool:
-    """Return whether autocast squares bf16 in fp32, as on CUDA, and the result is kept."""
-    return at.device == "cuda" and at.width == 2 and not at.compiled
 
 
 def dense_layer(config: ModelConfig) -> FeedForward:

@@ -27,7 +27,6 @@ from pion.model.feedforward.dense import (
 from pion.model.feedforward.expert_products import mix_experts
 from pion.model.norm_and_projection import compute_dtype
 from pion.model.parameters import draw_matrix
-from pion.model.pass_kind import PassKind, gradient_bytes
 
 # Names of what a layer with a router reports: see `routing_report`.
 AUX, LOAD, ENTROPY = "aux", "load", "entropy"
@@ -99,21 +98,6 @@ def stack_reports(reports: Sequence[Stats], without: Collection[str]) -> Stats:
     }
 
 
-def kept_by_router(settings: Settings, d_model: int, at: PassKind) -> int:
-    """Return the bytes of a token kept for the backward pass of routing and auxiliary losses.
-
-    In fp32: the input, if the block keeps it only in bf16; logits and probabilities; the top-k
-    probabilities and their sum; the logsumexp of the logits, and whether the token counts. In
-    int64: the chosen experts, and the order of the rows. For each row of tokens: its mean
-    probabilities and its number of tokens.
-    """
-    n, top_k = settings.n, settings.top_k
-    given = 4 * d_model if at.width == 2 else 0
-    per_row = 4 * (n + 1)
-    numbers = 2 * 8 * top_k
-    return given + 4 * (2 * n + top_k + 3) + numbers + -(-per_row // at.tokens)
-
-
 # ---------------------------------------------------------------- the layer
 
 
@@ -177,48 +161,3 @@ class Experts(FeedForward):
     def stacked_params(self) -> int:
         """Return the number of parameters of the routed experts."""
         return sum(weight.numel() for weight in (self.gate_proj, self.up_proj, self.down_proj))
-
-    def kept_bytes_per_token(self, at: PassKind) -> int:
-        """Return the bytes kept for the backward pass.
-
-        For each chosen expert: the products with gate and up, and its weight. Grouped products also
-        keep its input, silu(gate), the product with up, and its result in the tokens' order.
-        Compiled code computes silu(gate) again.
-        """
-        _, d_ff, d_model = self.gate_proj.shape
-        chosen = 2 * d_ff + 1
-        if at.grouped:
-            chosen += 2 * d_model + (1 if at.compiled else 2) * d_ff
-        shared = sum(p.kept_bytes_per_token(at) for p in self.shared if isinstance(p, SwiGLU))
-        routed = self.settings.top_k * at.width * chosen
-        return routed + shared + kept_by_router(self.settings, d_model, at)
-
-    def copied_bytes(self, at: PassKind) -> int:
-        """Return the bytes of the weights' copies that bf16 products read.
-
-        Sliced products copy one expert at a time.
-        """
-        stacked = at.width * self.stacked_params() if at.grouped and at.width != 4 else 0
-        return super().copied_bytes(at) + stacked
-
-    def backward_bytes(self, at: PassKind, tokens: int) -> int:
-        """Return the most bytes that the backward pass adds to what is kept.
-
-        Grouped products: for each chosen expert, three gradients of its result, or those of
-        silu(gate) and of the product with up; and the gradient of one of the three stacks. What
-        shared experts keep is free before.
-
-        Sliced products, if all tokens choose the same experts: the gradient of each choice's input,
-        for the tokens of one expert the input, the gradient of the result and six tensors of the
-        width d_ff; then one expert's matrices and their gradients, and the stacks' gradients.
-        """
-        n, d_ff, d_model = self.gate_proj.shape
-        top_k, expert = self.settings.top_k, d_ff * d_model
-        if at.grouped:
-            shared = [part for part in self.shared if isinstance(part, SwiGLU)]
-            freed = sum(part.kept_bytes_per_token(at) for part in shared)
-            own = top_k * at.width * max(3 * d_model, 2 * d_ff) - freed
-            most = own * tokens + gradient_bytes(at, n * expert)
-            return max([most, *(part.backward_bytes(at, tokens) for part in shared)])
-        own = (top_k + 2) * d_model + 6 * d_ff
-        return at.width * (own * tokens + 5 * expert) + 3 * 4 * n * expert

@@ -22,8 +22,7 @@ from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
 from pion.config.primitives import Primitives
 from pion.errors import BadInput
-from pion.model.norm_and_projection import RMSNorm, compute_dtype, kept_by_norm
-from pion.model.pass_kind import PassKind
+from pion.model.norm_and_projection import RMSNorm, compute_dtype
 from pion.model.pilon.ternary import (
     activation_scales,
     packed_bytes,
@@ -192,20 +191,6 @@ class Bank(nn.Module):
         basis, _ = torch.linalg.qr(drawn.T if wide else drawn)
         ins.copy_((basis.T if wide else basis).view(d_in, n, rank).permute(1, 2, 0))
         outs.copy_(torch.randn(outs.shape) / math.sqrt(rank))
-
-
-def kept_by_mixture(settings: Primitives, d_in: int, at: PassKind) -> int:
-    """Return the bytes of a token that a mixture keeps for the backward pass.
-
-    These are the inputs of the two products, and the hidden states before their gain and bias;
-    these are in fp32 if the input was rounded. A ternary bank also keeps what its norm keeps, and
-    the scale of the rounding. Compiled code computes the norm's input again.
-    """
-    ranks = settings.top_k * settings.rank
-    kept = at.width * (d_in + ranks) + (4 if settings.levels else at.width) * ranks
-    if settings.ternary:
-        kept += 4 if at.compiled else kept_by_norm(d_in, at, gain=True)
-    return kept + (4 if settings.levels else 0)
 
 
 class Band(nn.Module):

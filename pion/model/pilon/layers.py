@@ -15,13 +15,10 @@ from pion.model.feedforward.dense import (
     FeedForward,
     FeedForwardInputs,
     Stats,
-    relu_squared,
-    squares_in_fp32,
 )
-from pion.model.feedforward.experts import kept_by_router, route, routing_report
+from pion.model.feedforward.experts import route, routing_report
 from pion.model.norm_and_projection import RMSNorm
-from pion.model.pass_kind import PassKind, gradient_bytes
-from pion.model.pilon.banks import Mixing, Mixture, kept_by_mixture, recipe_of
+from pion.model.pilon.banks import Mixing, Mixture, recipe_of
 
 RECIPE_STD = 0.01
 
@@ -70,44 +67,6 @@ class Composed(FeedForward):
             band.down.mixture(recipe_of(self.down_recipe.float(), top_k), rank),
         )
 
-    def kept_bytes_per_token(self, at: PassKind) -> int:
-        """Return the bytes kept for the backward pass: by both mixtures, but the block counts the
-        first one's input; by the activation, and by the sub-norm.
-
-        A square keeps its input, which is in fp32 where the square is. GELU keeps its input too.
-        """
-        kept = kept_by_mixture(self.settings, self.d_model, at) - at.width * self.d_model
-        kept += kept_by_mixture(self.settings, self.d_ff, at) + at.width * self.d_ff
-        if self.activate is relu_squared and squares_in_fp32(at):
-            kept += 4 * self.d_ff
-        if self.sub_norm is not None:
-            kept += self.sub_norm.kept_bytes(at, of_product=True)
-        return kept
-
-    def copied_bytes(self, at: PassKind) -> int:
-        """Return the bytes of the chosen primitives, which are copied next to each other."""
-        return at.width * self.macs_per_token()
-
-    def backward_bytes(self, at: PassKind, tokens: int) -> int:
-        """Return the most bytes that the backward pass adds to what is kept.
-
-        The gradients of both banks wait until all layers of the band have theirs. In addition,
-        there are those around the activation, and of the chosen primitives of one bank; or a new
-        gradient of this bank, for which autograd needs twice its size.
-
-        What the second mixture keeps is free before the activation's backward pass begins. A square
-        has the gradient of its result, relu(x), twice relu(x) and its own gradient, in fp32 if a
-        norm reads the result. GELU and compiled code have the first and the last.
-        """
-        row = self.settings.rank * (self.d_model + self.d_ff)
-        bank = 4 * self.settings.n * row
-        chosen = gradient_bytes(at, self.settings.top_k * row)
-        in_fp32 = self.settings.ternary or squares_in_fp32(at)
-        each = (4 if in_fp32 else at.width) * self.d_ff
-        around = (4 if self.activate is relu_squared and not at.compiled else 2) * each
-        around -= kept_by_mixture(self.settings, self.d_ff, at)
-        return 2 * bank + max(around * tokens + chosen, 2 * bank)
-
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""
         ranks = self.settings.top_k * self.settings.rank
@@ -151,20 +110,6 @@ class RoutedRecipes(FeedForward):
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""
         return self.router.numel() + sum(recipe.macs_per_token() for recipe in self._each())
-
-    def kept_bytes_per_token(self, at: PassKind) -> int:
-        """Return the bytes kept for the backward pass: by recipes, their results and the router."""
-        recipes = sum(recipe.kept_bytes_per_token(at) for recipe in self._each())
-        results = len(self.recipes) * 4 * (self.d_model + 1)
-        return recipes + results + kept_by_router(self.settings, self.d_model, at)
-
-    def copied_bytes(self, at: PassKind) -> int:
-        """Return the bytes of the chosen primitives, which are copied next to each other."""
-        return sum(recipe.copied_bytes(at) for recipe in self._each())
-
-    def backward_bytes(self, at: PassKind, tokens: int) -> int:
-        """Return the most bytes that the backward pass adds to what is kept: of one recipe."""
-        return max(recipe.backward_bytes(at, tokens) for recipe in self._each())
 
     def _each(self) -> list[Composed]:
         return [recipe for recipe in self.recipes if isinstance(recipe, Composed)]

@@ -1,0 +1,84 @@
+"""Remember what was traced: in this process, and on disk by a digest of all that decides it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pion.data.arrays import make_folder, write_atomically
+from pion.errors import BadInput
+from pion.train.memory_trace.request import Peaks, Traced
+
+if TYPE_CHECKING:
+    from pion.train.memory_trace.step import StepTrace
+
+# The sources that decide what a step needs, below the package.
+SOURCES = ("config", "model", "train/memory_trace")
+
+
+def remembered_peaks(what: Traced, rows: int, *, recompute: bool) -> Peaks:
+    """Return what a micro-batch of so many rows needs. It is traced only if nobody has traced it.
+
+    A file that can't be read or written costs the time of a trace, and nothing else.
+    """
+    known = _known(what)
+    key = f"{rows} {'recompute' if recompute else 'keep'}"
+    if key not in known:
+        known[key] = _trace(what).peaks(rows, recompute=recompute)
+        _write(_file(what), known)
+    return known[key]
+
+
+def forget() -> None:
+    """Forget what this process remembers. Files stay."""
+    for function in (_trace, _known, _file):
+        function.cache_clear()
+
+
+@lru_cache(maxsize=4)
+def _trace(what: Traced) -> StepTrace:
+    from pion.train.memory_trace.step import StepTrace  # imports much of torch
+
+    return StepTrace(what)
+
+
+@lru_cache(maxsize=256)
+def _known(what: Traced) -> dict[str, Peaks]:
+    try:
+        found = json.loads(_file(what).read_bytes())
+        return {str(key): Peaks(*map(int, numbers)) for key, numbers in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write(file: Path, known: dict[str, Peaks]) -> None:
+    found = {key: dataclasses.astuple(peaks) for key, peaks in known.items()}
+    with contextlib.suppress(BadInput):
+        make_folder(file.parent)
+        write_atomically(file, json.dumps(found).encode())
+
+
+@lru_cache(maxsize=256)
+def _file(what: Traced) -> Path:
+    digest = hashlib.sha256(f"{_code()} {what!r}".encode()).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return cache / "pion" / "step-memory" / f"{digest[:32]}.json"
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Return a digest of torch's version and of the sources."""
+    digest = hashlib.sha256(str(torch.__version__).encode())
+    package = Path(__file__).parents[2]
+    for folder in SOURCES:
+        for file in sorted((package / folder).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

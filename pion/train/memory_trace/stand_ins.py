@@ -1,0 +1,140 @@
+"""What a trace puts in place of code that asks a driver or reads the values of tensors.
+
+A fake tensor has a shape, a dtype and a device, but no values. Each stand-in makes the tensors that
+the original makes, of the largest size that values can lead to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from pion.model import loss
+from pion.model.attention import attention, masks
+from pion.model.attention.rope import rotary_table
+from pion.model.feedforward import expert_products
+
+# Operations that torch sees from outside. A trace runs their bodies, which allocate.
+OPENED = {
+    operation._opoverload: operation._init_fn
+    for operation in (expert_products._sliced_mixture, expert_products._sliced_mixture_backward)
+}
+
+
+@contextlib.contextmanager
+def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
+    """Put all stand-ins in place, for a device of this type and capability."""
+    rotary_table.cache_clear()
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in (
+            (torch.cuda, "get_device_capability", lambda device=None: capability),
+            (attention, "_flex_attention", lambda: _flex_attention),
+            (masks, "document_spans", _one_document_a_row),
+            (expert_products, "_slices", _full_slices),
+            (expert_products, "_zeros_if_idle", lambda matrix, ends: torch.empty_like(matrix)),
+            (loss, "_learned_rows", lambda targets: torch.arange(len(targets))),
+            (loss, "_compiled_gradient_of_logits", lambda: _gradient_of_logits),
+        ):
+            stack.enter_context(replaced(owner, name, value))
+        if device_type == "cuda":
+            stack.enter_context(FusedAttention())
+            stack.enter_context(replaced(loss, "product_in_fp32", _product_in_fp32))
+        stack.callback(rotary_table.cache_clear)
+        yield
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Let `owner.name` be another value inside the `with` block."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+class FusedAttention(TorchFunctionMode):
+    """Calls the kernel that torch chooses for attention on a card, without asking the driver."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        attends = func is scaled_dot_product_attention
+        return (_fused_attention if attends else func)(*args, **(kwargs or {}))
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **_: Any,
+) -> Tensor:
+    aten = torch.ops.aten
+    if attn_mask is None and query.dtype == torch.bfloat16:
+        width = query.shape[-1]
+        padding = -width % 8
+        if padding:
+            query, key, value = (pad(each, (0, padding)) for each in (query, key, value))
+        result: Tensor = aten._scaled_dot_product_flash_attention(
+            query, key, value, 0.0, is_causal, False, scale=scale
+        )[0]
+        return result[..., :width] if padding else result
+    bias = None
+    if attn_mask is not None:  # torch turns the mask into numbers to add to the scores
+        bias = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
+        bias = bias.expand(*query.shape[:3], key.shape[2])
+    computed: Tensor = aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, True, 0.0, is_causal, scale=scale
+    )[0]
+    return computed
+
+
+def _flex_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+    """Flex attention keeps what fused attention keeps: its arguments, the result and logsumexps."""
+    return _fused_attention(query, key, value, is_causal=True)
+
+
+# ---------------------------------------------------------------- values
+
+
+def _one_document_a_row(documents: Tensor) -> masks.Spans:
+    rows, tokens = documents.shape
+    return [(row, 0, tokens) for row in range(rows)]
+
+
+def _full_slices(
+    x: Tensor, weights: Tensor, order: Tensor, ends: Tensor
+) -> Iterator[expert_products._Slice]:
+    """Let all tokens choose the same experts."""
+    tokens, top_k = weights.shape
+    flat = weights.flatten()
+    for expert in range(top_k):
+        rows = slice(expert * tokens, (expert + 1) * tokens)
+        choices = order[rows]
+        yield expert_products._Slice(
+            expert, choices, rows, choices // top_k, flat[choices][:, None]
+        )
+
+
+def _gradient_of_logits(
+    logits: Tensor, targets: Tensor, vocab: int, cap: float | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Compiled kernels allocate only their results."""
+    return logits.new_zeros(()), torch.empty_like(logits, dtype=dtype)
+
+
+def _product_in_fp32(
+    a: Tensor, b: Tensor, *, added: Tensor | None = None, into: Tensor | None = None
+) -> Tensor:
+    """Torch 2.11 does not know the shapes of products of bf16 that write fp32."""
+    return a.new_empty(len(a), b.shape[1], dtype=torch.float32) if into is None else into

@@ -1,0 +1,227 @@
+"""The memory of a training step: the real model runs on fake tensors, with blocks that stand in.
+
+Each different block of the model is measured by itself, at two numbers of rows (block_memory.py).
+Then a forward and a backward pass of the model run at the rows that are asked for. In this pass,
+a block only takes and frees the bytes that were measured. So a pass costs little, however many
+layers there are, and all that is around the blocks is there as autograd keeps it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from pion.model import decoder
+from pion.model.block import Block
+from pion.model.decoder import Decoder
+from pion.model.draft_block import PREFIX
+from pion.model.forward_pass import BlockInputs, StepOptions
+from pion.model.lora_projections import add_lora
+from pion.train.memory_trace.backward import root_of, run_backward
+from pion.train.memory_trace.block_memory import ROWS, BlockMemory, measure_block
+from pion.train.memory_trace.block_stand_in import Kind, Pass, Sample, kind_of, stand_in
+from pion.train.memory_trace.compiled_block import Cut, measure_compiled_block
+from pion.train.memory_trace.live_bytes import LiveBytes
+from pion.train.memory_trace.request import Peaks, Traced
+from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins
+
+
+class StepTrace:
+    """Traces the steps of one model. Raises what the model raises for its configuration."""
+
+    def __init__(self, what: Traced) -> None:
+        self._what = what
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._live = LiveBytes(what.device, OPENED)
+        with self._on_paper(), _without_collection():
+            self._model = _model(what)
+            self._cuts: dict[int, Cut] = {}  # by the number of a kind
+            self._kinds, self._kind_of = self._measured()
+            self._cuts.clear()
+
+    @property
+    def blocks(self) -> list[BlockMemory]:
+        """What each layer's block needs."""
+        return [self._kinds[kind].memory for kind in self._kind_of]
+
+    def peaks(self, rows: int, *, recompute: bool) -> Peaks:
+        """Return what a micro-batch of so many rows needs."""
+        now = Pass(rows, recompute)
+        with self._on_paper(), _without_collection():
+            start, self._live.history = self._live.live, []
+            total = self._loss(partial(self._stand_in, now), now)
+            forward = max(self._live.history)
+            self._live.history = []
+            roots = [root_of(total, torch.ones_like(total))]
+            del total
+            run_backward(roots)
+            backward = max(self._live.history)
+        return Peaks(now.activations - start, forward - start, backward - start)
+
+    @contextlib.contextmanager
+    def _on_paper(self) -> Iterator[None]:
+        device, bf16 = self._what.device, self._what.bf16
+        before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        with self._mode, self._live, stand_ins(device, self._what.capability):
+            # torch.autocast would turn itself off on a card that is not there.
+            torch.set_autocast_enabled(device, bf16)
+            torch.set_autocast_dtype(device, torch.bfloat16)
+            torch.autocast_increment_nesting()
+            try:
+                with torch.enable_grad():
+                    yield
+            finally:
+                torch.clear_autocast_cache()
+                torch.autocast_decrement_nesting()
+                torch.set_autocast_enabled(device, before[0])
+                torch.set_autocast_dtype(device, before[1])
+
+    def _loss(self, run: Callable[..., Any], now: Pass) -> Tensor:
+        """Return the loss of a micro-batch, in a pass whose blocks are run by `run`."""
+        what, of_head = self._what, decoder.linear_cross_entropy
+
+        def loss(*arguments: Any, **options: Any) -> Tensor:
+            now.activations = now.activations or self._live.live
+            return of_head(*arguments, **options)
+
+        with torch.device(what.device):
+            tokens = torch.zeros(now.rows, what.seq_len, dtype=torch.int64)
+            targets = torch.zeros_like(tokens)
+            given = [torch.zeros_like(tokens) if what.documents else None for _ in range(2)]
+            scale = torch.ones(())
+        with (
+            replaced(decoder, "_run_block", run),
+            replaced(decoder, "_compiled_block", lambda: run),
+            replaced(decoder, "linear_cross_entropy", loss),
+        ):
+            losses = self._model.losses(
+                tokens,
+                targets,
+                positions=given[0],
+                documents=given[1],
+                options=StepOptions(compiled=what.compiled),
+            )
+        total: Tensor = losses.ce * scale + losses.aux * 0.1
+        now.copies.clear()
+        torch.clear_autocast_cache()
+        return total
+
+    def _measured(self) -> tuple[list[Kind], list[int]]:
+        """Return the kinds of blocks, and the kind of each layer."""
+        (few, order), (many, _) = (self._samples(rows) for rows in ROWS)
+        kinds = [kind_of(*both) for both in zip(few.values(), many.values(), strict=True)]
+        numbers = {key: number for number, key in enumerate(few)}
+        return kinds, [numbers[key] for key in order]
+
+    def _samples(self, rows: int) -> tuple[dict[Any, Sample], list[Any]]:
+        """Return a sample of each structure of blocks, and the structure of each layer."""
+        samples: dict[Any, Sample] = {}
+        order: list[Any] = []
+
+        def measure(block: Block, x: Tensor, inputs: BlockInputs) -> Any:
+            tensors, rebuild = _taken_apart(x, inputs)
+            key = _structure(block, tensors, inputs)
+            order.append(key)
+            if key not in samples:
+                samples[key] = self._measure(len(samples), block, tensors, rebuild)
+            sample = samples[key]
+            fresh = [torch.empty_like(r).requires_grad_(r.requires_grad) for r in sample.results]
+            return tree_unflatten(fresh, sample.spec)
+
+        self._loss(measure, Pass(rows))
+        return samples, order
+
+    def _measure(
+        self, key: int, block: Block, tensors: list[Tensor], rebuild: Callable[..., Any]
+    ) -> Sample:
+        leaves, spec = tree_flatten(block(*rebuild(tensors)))
+        torch.clear_autocast_cache()
+        results = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in leaves]
+        del leaves
+        if self._what.compiled:
+            names, weights = zip(*block.named_parameters(), strict=True)
+
+            def run(own: list[Tensor], some: list[Tensor]) -> list[Tensor]:
+                named = dict(zip(names, own, strict=True))
+                return tree_leaves(torch.func.functional_call(block, named, rebuild(some)))
+
+            measured, self._cuts[key] = measure_compiled_block(
+                self._live, run, list(weights), tensors, results, self._cuts.get(key)
+            )
+        else:
+            measured = measure_block(self._live, lambda some: block(*rebuild(some)), tensors)
+        return Sample(measured, results, spec)
+
+    def _stand_in(self, now: Pass, block: Block, x: Tensor, inputs: BlockInputs) -> Any:
+        kind = self._kinds[self._kind_of[now.layer]]
+        now.layer += 1
+        tensors, shared = _taken_apart(x, inputs)[0], _shared_weights(inputs)
+        return stand_in(kind, now, tensors, shared, inputs.attention.mask)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep garbage: to free it in the middle of a pass would look as if the pass freed it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _taken_apart(x: Tensor, inputs: BlockInputs) -> tuple[list[Tensor], Callable[..., Any]]:
+    """Return the tensors of a block's inputs, and what builds the inputs of such tensors."""
+    leaves, spec = tree_flatten((x, inputs))
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+    def rebuild(tensors: list[Tensor]) -> Any:
+        filled = list(rest)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        return tree_unflatten(filled, spec)
+
+    return [leaves[place] for place in places], rebuild
+
+
+def _shared_weights(inputs: BlockInputs) -> list[Tensor]:
+    """Return the learned weights that a block gets: their gradients wait for those of other blocks.
+
+    A value table or a gate comes as a tensor, and is an input like others.
+    """
+    parts = (leaf for leaf in tree_leaves(inputs) if isinstance(leaf, nn.Module))
+    return [weight for part in parts for weight in part.parameters() if weight.requires_grad]
+
+
+def _structure(block: Block, tensors: list[Tensor], inputs: BlockInputs) -> Any:
+    """Return what equal blocks have in common."""
+    weights = tuple((n, p.shape, p.dtype, p.requires_grad) for n, p in block.named_parameters())
+    given = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in tensors)
+    return repr(block), weights, given, str(tree_flatten(inputs)[1])
+
+
+def _model(what: Traced) -> Decoder:
+    """Return the model, with the gradients that an earlier micro-batch of the step has left."""
+    with torch.device(what.device), replaced(decoder, "draw_weights", lambda *a, **k: None):
+        model = Decoder(what.config)
+        if what.lora is not None:
+            if what.lora.base_dtype == "bfloat16" and what.bf16:
+                model = Decoder.from_state(what.config, model.state_dict(), torch.bfloat16)
+            add_lora(model, what.lora, seed=0)
+        if what.only_draft:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.startswith(PREFIX))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+    return model

@@ -1,0 +1,78 @@
+"""What is remembered of traces: a second process, and other code, do not trace in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pion.config.model_config import ModelConfig
+from pion.train.memory import Workload
+from pion.train.memory_trace import remembered
+from pion.train.memory_trace.remembered import remembered_peaks
+from pion.train.memory_trace.request import Traced
+
+TINY = ModelConfig(
+    d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=160, vocab_size=512, seq_len=64
+)
+
+
+def traced(config: ModelConfig = TINY) -> Traced:
+    return Workload(config, config.seq_len, "float32", "adamw", "cuda", False).traced()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    remembered.forget()
+    yield tmp_path / "pion" / "step-memory"
+    monkeypatch.undo()
+    remembered.forget()
+
+
+def nothing_may_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(what: Traced) -> None:
+        raise AssertionError(f"{what} is traced again")
+
+    remembered.forget()
+    monkeypatch.setattr(remembered, "_trace", fail)
+
+
+def test_what_was_traced_is_read_from_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = remembered_peaks(traced(), 2, recompute=False)
+    nothing_may_be_traced(monkeypatch)
+    assert remembered_peaks(traced(), 2, recompute=False) == first
+    with pytest.raises(AssertionError, match="traced again"):
+        remembered_peaks(traced(), 2, recompute=True)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'{"2 keep": [1]}', b'{"2 keep": ["x", 1, 2]}']
+)
+def test_a_damaged_file_costs_only_the_time_of_a_trace(folder: Path, content: bytes) -> None:
+    first = remembered_peaks(traced(), 2, recompute=False)
+    (file,) = folder.iterdir()
+    file.write_bytes(content)
+    remembered.forget()
+    assert remembered_peaks(traced(), 2, recompute=False) == first
+
+
+def test_a_folder_that_cant_be_written_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert remembered_peaks(traced(), 2, recompute=False).activations > 0
+
+
+def test_other_code_and_other_models_have_files_of_their_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered_peaks(traced(), 2, recompute=False)
+    remembered_peaks(traced(ModelConfig.of(TINY.to_dict() | {"d_ff": 96})), 2, recompute=False)
+    assert len(list(folder.iterdir())) == 2
+    remembered.forget()
+    monkeypatch.setattr(remembered, "_code", lambda: "changed")
+    remembered_peaks(traced(), 2, recompute=False)
+    assert len(list(folder.iterdir())) == 3
