@@ -107,7 +107,7 @@ def _apply(
 
 
 def _fitted(gradient: Tensor, expected: Any) -> Tensor:
-    if gradient.shape != expected.shape:
+    if gradient.shape != torch.Size(expected.shape):
         gradient = gradient.sum_to_size(expected.shape)
     return gradient if gradient.dtype == expected.dtype else gradient.to(expected.dtype)
 

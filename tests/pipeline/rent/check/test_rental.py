@@ -287,7 +287,7 @@ def test_machines_of_which_none_will_do_are_all_wrong(
     three = "any_of: [{accelerators: L4}, {accelerators: RTXA4000}, {accelerators: A30}]"
     rows = with_bucket(three, model=LARGE)
     for gpu in ("L4", "RTXA4000"):
-        wrong(rows[f"1 × {gpu} on demand on RunPod"], "does not fit", "It fits on A40, L40")
+        wrong(rows[f"1 × {gpu} on demand on RunPod"], "does not fit", "It fits on A100, A40")
     wrong(rows["1 × A30 on demand on RunPod"], "RunPod has no A30")
     job, on = case.folder / "job.yaml", sky_home.folder / "rental.yaml"
     assert show_check(str(job), [], on=str(on), force=False, as_json=False) == 2
