@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from pion.errors import BadInput
+from pion.train.flash_attention import use_newest_flash_attention
 from pion.train.settings import ComputePlan
 
 # Dense TFLOP/s from NVIDIA's data sheets and architecture white papers: in bf16 on tensor cores
@@ -132,6 +133,7 @@ def configure(plan: ComputePlan) -> None:
         torch.use_deterministic_algorithms(plan.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    use_newest_flash_attention(torch.device(plan.device), deterministic=plan.deterministic)
     if plan.compile:
         _configure_compiler(plan)
 

@@ -224,6 +224,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     Raises BadInput when the weights to start from do not fit the job, and PionError when nothing
     good is left of what was committed.
     """
+    from pion.train.flash_attention import use_newest_flash_attention
     from pion.train.trainer import Trainer, TrainState
     from pipeline.data.shard_cache import fetching_from
 
@@ -244,6 +245,9 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     model, why, adapter = _model(context, stage, data, plan, saved)
     settings = settings_of(context.job.section(stage))
     trainer = Trainer(model, data.train, settings, plan, rank=context.group.rank)
+    if context.group.rank == 0 and trainer.device.type == "cuda":
+        how = use_newest_flash_attention(trainer.device, deterministic=plan.deterministic)
+        context.report(Note(how))
     if recorded is not None:
         # Rank 0 has the state, and sends it to the others.
         own = None if saved is None else TrainState(saved.model, saved.optimizer, saved.state)
