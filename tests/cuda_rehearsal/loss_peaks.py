@@ -60,9 +60,11 @@ def peak(live: LiveBytes, how: Loss) -> int:
 
 
 def _results(
-    logits: Tensor, targets: Tensor, vocab: int, cap: float | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    return logits.new_zeros(()), torch.empty_like(logits, dtype=dtype)
+    logits: Tensor, states: Tensor, targets: Tensor, vocab: int, cap: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gradient = torch.empty_like(logits, dtype=states.dtype)
+    factors = logits.new_ones(len(logits), 1)
+    return logits.new_zeros(()), gradient, factors.to(states.dtype), factors, states.clone()
 
 
 def main() -> None:
