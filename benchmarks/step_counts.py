@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ from tests.cuda_rehearsal.scenarios import Zeros
 from tests.cuda_rehearsal.watch import Operation, Watch
 
 aten = torch.ops.aten
+Residual = Literal["float32", "bfloat16"]
 
 # These make a tensor or name one, without a kernel.
 NO_KERNEL = {
@@ -93,6 +94,7 @@ class Step:
     seq_len: int
     card: str
     compiled: bool
+    residual: Residual = "float32"
 
 
 def count_step(watch: Watch, step: Step) -> list[Counted]:
@@ -100,7 +102,7 @@ def count_step(watch: Watch, step: Step) -> list[Counted]:
     insert_card(step.card)
     rotary_table.cache_clear()
     settings = TrainSettings(steps=10, global_batch=step.rows, lr=1e-3)
-    plan = ComputePlan("cuda", "bfloat16", step.rows, compile=step.compiled)
+    plan = ComputePlan("cuda", "bfloat16", step.rows, compile=step.compiled, residual=step.residual)
     # Flex attention is compiled in an eager step, too.
     with lowering() as lowered:
         rows: Any = Zeros(step.seq_len)

@@ -116,6 +116,16 @@ def pick_dtype(
     return "bfloat16" if faster else "float32"
 
 
+def pick_residual(
+    name: Literal["auto", "bfloat16", "float32"], dtype: Literal["bfloat16", "float32"]
+) -> Literal["bfloat16", "float32"]:
+    """Return the precision of the hidden states between blocks, for that of the computation.
+
+    auto is float32 until benchmarks/residual.py has shown that bfloat16 learns as well.
+    """
+    return "bfloat16" if name == dtype == "bfloat16" else "float32"
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """Return the dtype that a plan calls "bfloat16" or "float32"."""
     return torch.bfloat16 if name == "bfloat16" else torch.float32

@@ -70,14 +70,16 @@ def _asked_plan(job: Job, stage: str, world_size: int, device: torch.device) -> 
     """Return the plan that job and hardware ask for, with guesses for what they leave open."""
     import torch
 
-    from pion.train.hardware import pick_compile, pick_dtype
+    from pion.train.hardware import pick_compile, pick_dtype, pick_residual
     from pion.train.settings import ComputePlan
 
     hardware = job.hardware
     rows = rows_per_rank(job.section(stage).global_batch, world_size)
+    dtype = pick_dtype(hardware.dtype, device)
     return ComputePlan(
         device=str(device),
-        dtype=pick_dtype(hardware.dtype, device),
+        dtype=dtype,
+        residual=pick_residual(hardware.residual, dtype),
         world_size=world_size,
         compile=pick_compile(hardware.compile, device, deterministic=hardware.deterministic),
         threads=torch.get_num_threads(),
@@ -90,11 +92,13 @@ def _asked_plan(job: Job, stage: str, world_size: int, device: torch.device) -> 
 def _left_open_as_in(before: ComputePlan, asked: ComputePlan, job: Job) -> ComputePlan:
     """Return `asked` with what the job leaves open as it was `before`."""
     compiled = job.hardware.compile
-    in_job = {
+    in_job: dict[str, object] = {
         "micro_batch": job.hardware.micro_batch,
         "recompute": job.hardware.recompute,
         "compile": None if compiled == "auto" else compiled,
     }
+    if before.dtype == asked.dtype:
+        in_job["residual"] = None if job.hardware.residual == "auto" else asked.residual
     left_open = {name: getattr(before, name) for name, value in in_job.items() if value is None}
     return dataclasses.replace(asked, **left_open)
 

@@ -59,7 +59,7 @@ def hop_receipt(run: RunState, epoch: int, now: Row) -> list[str]:
 
 def plan_changed(before: Row, now: Row) -> bool:
     """Return whether the machine changed, or how it computes."""
-    later = (*SWITCHES, "torch", "threads")
+    later = (*SWITCHES, "residual", "torch", "threads")
     return any(before.get(name) != now.get(name) for name in PLAN) or any(
         _differs(before, now, name) for name in later
     )
@@ -87,6 +87,8 @@ def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
         for field, name in (("dtype", "dtype"), ("python", "Python"))
         if before.get(field) != now.get(field)
     ]
+    if _differs(before, now, "residual"):
+        lines.append(f"residual {before['residual']} → {now['residual']}")
     lines += [
         f"{name} {_yes_or_no(before[name])} → {_yes_or_no(now[name])}"
         for name in SWITCHES
@@ -242,6 +244,7 @@ def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Tr
         "micro_batch": plan.micro_batch,
         "grad_accum": trainer.grad_accum,
         "dtype": plan.dtype,
+        "residual": plan.residual,
         "recompute": plan.recompute,
         "compile": plan.compile,
         "torch": str(torch.__version__),

@@ -376,6 +376,7 @@ class _Optimizer(TypedDict):
 class _Plan(TypedDict):
     device: NotRequired[str]
     dtype: NotRequired[str]
+    residual: NotRequired[str]
     micro_batch: NotRequired[Count]
     world_size: NotRequired[Count]
     recompute: NotRequired[bool]

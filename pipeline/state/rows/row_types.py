@@ -211,6 +211,7 @@ class _Training(_Event):
     grad_accum: NotRequired[Count]
     recompute: NotRequired[bool]
     compile: NotRequired[bool]
+    residual: NotRequired[str]
     torch: NotRequired[str]
     seq_len: NotRequired[Count]
     global_batch: NotRequired[Count]

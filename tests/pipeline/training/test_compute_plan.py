@@ -70,6 +70,40 @@ def test_lora_is_not_offered_where_it_does_not_fit_either(
     assert "LoRA" not in str(refused.value)
 
 
+# ---------------------------------------------------------------- the residual stream
+
+
+@pytest.mark.parametrize(
+    ("setting", "dtype", "residual"),
+    [
+        ("auto", "bfloat16", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("float32", "bfloat16", "float32"),
+        ("bfloat16", "float32", "float32"),
+    ],
+)
+def test_the_residual_stream_is_in_bfloat16_where_job_and_computation_are(
+    setting: str, dtype: str, residual: str
+) -> None:
+    job = tiny_job(hardware__residual=setting, hardware__dtype=dtype)
+    assert choose_plan(job, "pretrain", Group(), None).residual == residual
+
+
+def test_a_residual_stream_that_the_job_leaves_open_stays_as_recorded() -> None:
+    job = tiny_job(hardware__dtype="bfloat16")
+    before = recorded(dtype="bfloat16", residual="bfloat16", micro_batch=1)
+    plan = choose_plan(job, "pretrain", Group(), before)
+    assert (plan.residual, plan.micro_batch) == ("bfloat16", 1)
+    asked = tiny_job(hardware__dtype="bfloat16", hardware__residual="float32")
+    assert choose_plan(asked, "pretrain", Group(), before).residual == "float32"
+
+
+def test_on_hardware_without_bfloat16_a_recorded_residual_stream_is_float32_again() -> None:
+    before = recorded(dtype="bfloat16", residual="bfloat16")
+    plan = choose_plan(tiny_job(hardware__dtype="float32"), "pretrain", Group(), before)
+    assert (plan.dtype, plan.residual) == ("float32", "float32")
+
+
 # ---------------------------------------------------------------- torch.compile
 
 
