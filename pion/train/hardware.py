@@ -160,6 +160,10 @@ def _configure_compiler(plan: ComputePlan) -> None:
     # Whether to pad the operands of a product is found out by timing, so the next attempt might
     # compute another way.
     inductor.shape_padding = False
+    # A result that several kernels use is computed again in each of them if it needs at most so
+    # many reads, and written once otherwise. The backward pass of queries and keys needs more reads
+    # than torch's 4, and would take three kernels.
+    inductor.realize_reads_threshold = 8
     # Each weight of a block is cast for itself. One kernel for several casts starts faster.
     if hasattr(inductor, "combo_kernels_pointwise_only"):
         inductor.combo_kernels = plan.device.startswith("cuda")

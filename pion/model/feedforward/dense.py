@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
 from pion.config.model_config import ModelConfig
-from pion.model.norm_and_projection import Projection, compute_dtype, join, project
+from pion.model.norm_and_projection import (
+    Projection,
+    compute_dtype,
+    join,
+    project,
+    project_together,
+)
 from pion.model.pass_kind import PassKind, gradient_bytes
 
 # What a layer reports, without gradient unless it is a loss, by name.
@@ -95,7 +101,8 @@ class SwiGLU(FeedForward):
         if self._joined is not None:
             gate, up = project(x, self._joined).chunk(2, dim=-1)
             return self.down_proj(silu(gate) * up), {}
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x)), {}
+        gate, up = project_together(x, (self.gate_proj, self.up_proj))
+        return self.down_proj(silu(gate) * up), {}
 
     def kept_bytes_per_token(self, at: PassKind) -> int:
         """Return the bytes kept for the backward pass: gate, up, silu(gate) and their product.
