@@ -221,11 +221,14 @@ def _compiled(
         for first in range(0, rows, chunk):
             part = slice(first, first + chunk)
             logits = product_in_fp32(x[part], head.T)
-            chunk_loss, grad_logits, of_target, factor, states = gradient_of_logits(
-                logits, x[part], targets[part], vocab, cap
+            # Reading and writing at the targets costs nothing here. In the compiled kernels, either
+            # could become a pass through all logits.
+            target = targets[part].clamp(min=0)[:, None]
+            of_target = logits.gather(1, target)
+            chunk_loss, grad_logits, own, factor, states = gradient_of_logits(
+                logits, of_target, x[part], targets[part], vocab, cap
             )
-            # As a part of the kernel, this would become a copy of the whole gradient.
-            grad_logits.scatter_(1, targets[part].clamp(min=0)[:, None], of_target)
+            grad_logits.scatter_(1, target, own)
             losses.append(chunk_loss)
             factors.append(factor)
             del logits
@@ -253,9 +256,16 @@ def _compiled_gradient_of_logits() -> Callable[..., tuple[Tensor, ...]]:
 
 
 def _gradient_of_logits(
-    logits: Tensor, states: Tensor, targets: Tensor, vocab: int, cap: float | None
+    logits: Tensor,
+    of_target: Tensor,
+    states: Tensor,
+    targets: Tensor,
+    vocab: int,
+    cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the loss of logits (N, columns), summed, and what the gradients are made of.
+
+    `of_target` (N, 1) are the targets' logits.
 
     This is the gradient by the logits, without a factor of each row, as if no row had a target;
     what the gradient is at the targets, (N, 1); the factors, (N, 1) in fp32; and `states` (N,
@@ -268,12 +278,10 @@ def _gradient_of_logits(
     The columns from `vocab` on are padding. Their gradient is 0.
     """
     column = torch.arange(logits.shape[1], device=logits.device)
-    target = targets.clamp(min=0)[:, None]
-    of_target = logits.gather(1, target)
     slope = slope_of_target = torch.ones((), device=logits.device)
     if cap is not None:
-        slope, slope_of_target = _slope_of_cap(logits, cap), _slope_of_cap(of_target, cap)
-        logits, of_target = cap_logits(logits, cap), cap_logits(of_target, cap)
+        logits, slope = _capped_with_slope(logits, cap)
+        of_target, slope_of_target = _capped_with_slope(of_target, cap)
     above = logits - of_target
     # An infinite logit is a mistake, and has to be seen in the loss.
     above = torch.where(above < float("inf"), above.clamp(max=MOST_ABOVE), float("nan"))
@@ -286,9 +294,10 @@ def _gradient_of_logits(
     return loss, gradient.to(dtype), own.to(dtype), factors, (states * factors).to(dtype)
 
 
-def _slope_of_cap(logits: Tensor, cap: float) -> Tensor:
-    """Return the derivative of the cap, (cap² / (z² + cap²))^1.5."""
-    return (cap * torch.rsqrt(logits.square() + cap * cap)).pow(3)
+def _capped_with_slope(logits: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """Return the capped logits z, and the derivative of the cap, (cap² / (z² + cap²))^1.5."""
+    inverse = cap * torch.rsqrt(logits.square() + cap * cap)
+    return logits * inverse, inverse * inverse * inverse
 
 
 def product_in_fp32(
@@ -407,5 +416,6 @@ def _compiled_bytes(shape: LossShape, at: PassKind) -> int:
     in_chunk = 4 * logits + at.width * logits + before + sums + states
     in_product = at.width * logits + gradient + sums + states
     sums_of_chunks = SCALAR_BYTES * (2 + -(-shape.rows // chunk))
-    factors = 8 * shape.rows  # of each chunk, and of all chunks
-    return copy + sums_of_chunks + factors + max(in_chunk, in_product)
+    # Of each row: its factor, in its chunk and in all. Of a chunk's rows: what is at the target.
+    numbers = 8 * shape.rows + 16 * chunk
+    return copy + sums_of_chunks + numbers + max(in_chunk, in_product)

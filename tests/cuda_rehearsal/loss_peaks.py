@@ -60,7 +60,12 @@ def peak(live: LiveBytes, how: Loss) -> int:
 
 
 def _results(
-    logits: Tensor, states: Tensor, targets: Tensor, vocab: int, cap: float | None
+    logits: Tensor,
+    of_target: Tensor,
+    states: Tensor,
+    targets: Tensor,
+    vocab: int,
+    cap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     gradient = torch.empty_like(logits, dtype=states.dtype)
     factors = logits.new_ones(len(logits), 1)
