@@ -136,7 +136,7 @@ def write(out: Path, content: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=STEPS, help="more than 5, which warm up")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--train", nargs=3, metavar=("RESIDUAL", "SEED", "DATA"))
     options = parser.parse_args()
