@@ -18,8 +18,8 @@ The model is the shape of pion-xl with 37 layers. pion-xl itself is the preset t
 1B parameters, and is estimated from the same counts. All layers are alike, so the operations are
 counted with COUNTED_LAYERS, and each further layer adds their difference.
 
-A card's gradients are summed once a step. DDP sums them while the backward pass of the last
-micro-batch still computes. The estimates have both bounds: all of the sum is hidden that this
+A card's gradients are summed once a step, while the backward pass of the last micro-batch still
+computes. The estimates have both bounds: all of the sum is hidden that this
 backward pass is long enough for, or none of it is. In a ring, a card sends and receives
 2 × (n − 1) / n times its gradients (Patarasuk and Yuan 2009).
 

@@ -95,6 +95,10 @@ class Interrupted(PionError):
     exit_code = 75
 
 
+class CardFailed(Interrupted):
+    """The GPU or its driver failed. The same command resumes from the last checkpoint."""
+
+
 def no_room(error: OSError, path: Path, needs: int = 0) -> str | None:
     """Return what is used up on the disk of `path`, a file that could not be written; None if
     `error` has another cause. `needs` is the file's size in bytes, 0: not known."""

@@ -1,11 +1,13 @@
-"""The rows of the bench, in the order in which they run: first whether it is right, then speed."""
+"""The rows of the bench, in the order of their worth: a bench may end before it reaches all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 
+from pion.bench.correctness.compiler import check_compiler
 from pion.bench.correctness.kernels import (
     check_compiled_loss,
     check_experts,
@@ -21,14 +23,32 @@ from pion.bench.correctness.outputs import (
     check_losses,
 )
 from pion.bench.correctness.recovery import check_resume, check_step_down
+from pion.bench.kernel_speed import measure_slots
 from pion.bench.models import FAMILIES, Bench, measured_presets
 from pion.bench.results import SAVE, TRAIN, Outcome
-from pion.bench.speed import measure_decoding, measure_saving, measure_training
+from pion.bench.speed import (
+    measure_decoding,
+    measure_padded_decoding,
+    measure_saving,
+    measure_training,
+)
 from pion.errors import BadInput
 from pion.later_fields import closest
 
 # How many texts are decoded at once.
 TEXTS = (1, 16)
+# What is worth the most comes first: whether each family computes right at all, then the numbers
+# that people ask for, then the other checks, and last the speed of every preset. Presets are in
+# the order of `measured_presets`. On an H200, all rows before `resume` took 5 minutes.
+WORTH = (
+    *("logits/*", "masks", "generation/*", "kernels/loss", "losses/pion/bfloat16"),
+    *("train/pion-small/compiled", "train/tiny-pion/compiled", "decode/*", "save/*"),
+    *("kernels/flex", "attention/*", "kernels/*", "losses/*/bfloat16", "step-down", "losses/*"),
+    # Next to each other, because one process computes them.
+    "resume/*",
+    *(f"train/{name}/compiled" for name in ("tachyon-tiny", "daisy-280m", "pilon-360m")),
+    *("train/lepton-small/compiled", "train/pion-small/eager", "*"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +62,16 @@ class Task:
 
 def every_task(bench: Bench) -> list[Task]:
     """Return all rows in their order."""
-    return [
+    tasks = [
         *(Task(name, run, check=True) for name, run in _checks(bench).items()),
         *(Task(name, run, check=False) for name, run in _measurements(bench).items()),
     ]
+    return sorted(tasks, key=lambda task: _place(task.name))
+
+
+def _place(name: str) -> int:
+    """Return the first place in WORTH that the row has."""
+    return next(place for place, rows in enumerate(WORTH) if fnmatchcase(name, rows))
 
 
 def chosen_tasks(bench: Bench, only: Sequence[str]) -> list[Task]:
@@ -70,6 +96,7 @@ def _is_under(row: str, name: str) -> bool:
 
 def _checks(bench: Bench) -> dict[str, Callable[[], Outcome]]:
     return {
+        "compiler": partial(check_compiler, bench),
         **{f"logits/{family}": partial(check_logits, bench, family) for family in FAMILIES},
         **{
             f"losses/{family}/{dtype}": partial(check_losses, bench, family, dtype)
@@ -99,4 +126,9 @@ def _measurements(bench: Bench) -> dict[str, Callable[[], Outcome]]:
             found |= {
                 f"decode/{name}/{n}": partial(measure_decoding, bench, config, n) for n in TEXTS
             }
+            most = max(TEXTS)
+            found[f"decode/{name}/{most}-padded"] = partial(
+                measure_padded_decoding, bench, config, most
+            )
+    found["attention/slots"] = partial(measure_slots, bench)
     return found

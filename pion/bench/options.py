@@ -6,8 +6,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-# No measurement of the default set begins after this many minutes of measuring.
-MINUTES = 5.0
+# No row of the default set begins that would probably end after this many minutes.
+MINUTES = 7.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,6 @@ def add_options(parser: argparse.ArgumentParser, folder: str) -> None:
         metavar="N",
         type=float,
         default=MINUTES,
-        help="begin no measurement of the default set after N minutes of measuring; default: "
+        help="begin no row of the default set that would probably end after N minutes; default: "
         "%(default)g",
     )

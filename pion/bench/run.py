@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import math
 import os
 import re
 import tempfile
@@ -19,8 +20,9 @@ from pathlib import Path
 
 import torch
 
-from pion.bench.card import Card, describe, file_name, require_torch
+from pion.bench.card import Card, describe, file_name, require_torch, shipped_results
 from pion.bench.catalog import Task, chosen_tasks
+from pion.bench.correctness.recovery import RESUME, end_companion
 from pion.bench.models import Bench, temporarily
 from pion.bench.options import Options
 from pion.bench.results import Outcome, Results, Row, Verdict, read_results, write_results
@@ -31,6 +33,8 @@ Say = Callable[[str], None]
 # Paths in the message of an exception, which a result must not have.
 _PATH = re.compile(r"(?<![\w.])~?(?:/[^\s/:'\"]+)+/?")
 _LONGEST_WORDS = 300
+# The seconds that a row probably takes if no card has measured it.
+UNKNOWN = 15.0
 # Where torch's compiler keeps what it has compiled, for later processes.
 _COMPILED_FILES = "TORCHINDUCTOR_CACHE_DIR"
 _SIGNS: dict[Verdict, str] = {"right": "✓", "wrong": "✗", "measured": "·", "left out": "-"}
@@ -128,19 +132,21 @@ def _run(
     """Add the rows of `tasks` to `results` and to the file, row by row, and return all rows."""
     width = max((len(task.name) for task in tasks), default=0)
     kept = {row.name: row for row in results.rows}
-    started: float | None = None  # when the first measurement of the default set began
-    late = 0
+    limit = math.inf if options.only else 60 * options.minutes
+    usual = {} if options.tiny else usual_seconds(shipped_results())
+    started, spent, late = time.monotonic(), Counter[str](), list[str]()
     for task in tasks:
         if task.name in kept:
             say(_line(kept[task.name], width, kept=True))
             continue
-        if not (task.check or options.only):
-            now = time.monotonic()
-            started = now if started is None else started
-            if now - started >= 60 * options.minutes:
-                late += 1
-                continue
+        end = time.monotonic() - started + usual.get(task.name, 0.0 if options.tiny else UNKNOWN)
+        if end >= limit:
+            late.append(task.name)
+            continue
+        if not task.name.startswith(RESUME):
+            end_companion()  # its memory on the card is needed
         row = _row_of(task)
+        spent["checks" if task.check else "measurements"] += round(row.seconds)
         others = (r for r in results.rows if r.name != row.name)
         results = dataclasses.replace(results, rows=(*others, row))
         write_results(path, results)
@@ -151,12 +157,24 @@ def _run(
                 f"after {task.name} the card answers nothing more ({problem}). The rows so far "
                 f"are in {path}. Restart the process: python -m pion.bench --resume {path}"
             )
+    end_companion()
+    if spent:
+        say(f"took {', '.join(f'{seconds:,} s for {what}' for what, seconds in spent.items())}")
     if late:
         say(
-            f"{late} rows were left out after {options.minutes:g} minutes of measuring. To add "
-            f"them, run the same command with --resume {path}"
+            f"{len(late)} rows were not reached in {options.minutes:g} minutes: {', '.join(late)}. "
+            f"To add them, run the same command with --resume {path}"
         )
     return results
+
+
+def usual_seconds(paths: Sequence[Path]) -> dict[str, float]:
+    """Return the seconds that each row has taken at most on a card that was measured."""
+    found: dict[str, float] = {}
+    for path in paths:
+        for row in read_results(path).rows:
+            found[row.name] = max(found.get(row.name, 0.0), row.seconds)
+    return found
 
 
 def _row_of(task: Task) -> Row:

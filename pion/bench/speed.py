@@ -14,6 +14,7 @@ from torch import Tensor
 from pion.bench.models import STEP_TOKENS, Bench, Rows, counting_trainer, row_tokens
 from pion.bench.results import Measures, Outcome, SaveSpeed, TrainSpeed
 from pion.config.model_config import ModelConfig
+from pion.generation.generate import generate_batch
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.params_and_flops import cost_of, flops_per_token
@@ -142,9 +143,9 @@ def _words(speed: TrainSpeed, timed: Timed, predicted: int) -> str:
 
 
 def measure_saving(bench: Bench, config: ModelConfig) -> Outcome:
-    """Train a step, then copy weights and optimizer state several times."""
+    """Train steps of one row, and copy weights and optimizer state: alone, and next to a step."""
     dtype = pick_dtype("auto", bench.device)
-    settings = TrainSettings(steps=2, global_batch=1, lr=1e-4, optimizer="muon")
+    settings = TrainSettings(steps=10**6, global_batch=1, lr=1e-4, optimizer="muon")
     with torch.device(bench.device):
         model = Decoder(config)
     stream: Any = Rows(config.vocab_size, row_tokens(config))
@@ -152,27 +153,43 @@ def measure_saving(bench: Bench, config: ModelConfig) -> Outcome:
     with contextlib.closing(trainer):
         trainer.train_step()
         state = trainer.state()
-    tensors = [
-        tensor.detach() for part in (state.model, state.optimizer) for tensor in part.values()
-    ]
-    room = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
-    if bench.on_cuda:
-        room = [tensor.pin_memory() for tensor in room]
-    seconds = [_copy(bench, tensors, room) for _ in range(COPIES + 1)][1:]
+        tensors = [
+            tensor.detach() for part in (state.model, state.optimizer) for tensor in part.values()
+        ]
+        room = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
+        if bench.on_cuda:
+            room = [tensor.pin_memory() for tensor in room]
+        pairs = list(zip(room, tensors, strict=True))
+        seconds = [_copy(bench, pairs) for _ in range(COPIES + 1)][1:]
+        alone, next_to_a_copy = None, None
+        if bench.on_cuda:
+            alone = statistics.median(_step(trainer)[0] for _ in range(COPIES))
+            next_to_a_copy = statistics.median(_saved_step(trainer, pairs) for _ in range(COPIES))
     stall, count = statistics.median(seconds), sum(t.nbytes for t in tensors)
     speed = SaveSpeed(bytes=count, stall_seconds=stall, bytes_per_second=count / stall)
-    return Outcome(
-        "measured",
-        f"training stops for {stall:.3f} s; {count / 1e9:.3g} GB, copied at "
-        f"{speed.bytes_per_second / 1e9:.3g} GB/s",
-        dataclasses.asdict(speed),
-    )
+    copied = f"{count / 1e9:.3g} GB, copied at {speed.bytes_per_second / 1e9:.3g} GB/s"
+    words = f"training stops for {stall:.3f} s; {copied}"
+    if alone is not None and next_to_a_copy is not None:
+        words = (
+            f"{copied} in {stall:.3f} s; a step of one row takes {alone:.3f} s, and next to a copy "
+            f"{next_to_a_copy:.3f} s"
+        )
+    steps: Measures = {"step_seconds": alone, "step_seconds_next_to_a_copy": next_to_a_copy}
+    return Outcome("measured", words, dataclasses.asdict(speed) | steps)
 
 
-def _copy(bench: Bench, tensors: list[Tensor], room: list[Tensor]) -> float:
+def _saved_step(trainer: Trainer, pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """Return the seconds of a step next to which the state is copied."""
+    start = time.perf_counter()
+    trainer.side_copy.begin(pairs)
+    _step(trainer)
+    return time.perf_counter() - start
+
+
+def _copy(bench: Bench, pairs: list[tuple[Tensor, Tensor]]) -> float:
     """Return the seconds of one copy, as a checkpoint makes it."""
     started = time.perf_counter()
-    for place, tensor in zip(room, tensors, strict=True):
+    for place, tensor in pairs:
         place.copy_(tensor, non_blocking=True)
     if bench.on_cuda:
         torch.cuda.synchronize(bench.device)
@@ -182,11 +199,7 @@ def _copy(bench: Bench, tensors: list[Tensor], room: list[Tensor]) -> float:
 def measure_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
     """Decode `texts` texts in step, as `pion generate` does, with the likeliest ids."""
     prompt, new = (16, 8) if bench.tiny else (PROMPT_TOKENS, NEW_TOKENS)
-    torch.manual_seed(0)
-    dtype = pick_dtype("auto", bench.device, generating=True)
-    weights = Decoder(config).state_dict()
-    model = Decoder.from_state(config, weights, torch_dtype(dtype)).to(bench.device).eval()
-    model = model.joined()
+    model, dtype = _generating(bench, config)
     ids = torch.randint(config.vocab_size, (texts, prompt)).to(bench.device)
     cache = KVCache(config, max_tokens=prompt + WARMUP_TOKENS + new)
     with torch.inference_mode():
@@ -204,6 +217,39 @@ def measure_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
             "dtype": dtype,
         },
     )
+
+
+def measure_padded_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
+    """Continue `texts` prompts of different lengths together, as `pion generate` does: each token
+    is masked for its own text."""
+    prompt, new = (16, 8) if bench.tiny else (PROMPT_TOKENS, NEW_TOKENS)
+    model, dtype = _generating(bench, config)
+    lengths = [prompt - prompt * row // (2 * texts) for row in range(texts)]
+    prompts = [torch.randint(config.vocab_size, (length,)).tolist() for length in lengths]
+
+    def generate(tokens: int) -> float:
+        started = time.perf_counter()
+        settings: dict[str, Any] = {"max_tokens": tokens, "stop_ids": (), "temperature": 0}
+        found = list(generate_batch(model, prompts, rows=texts, **settings))
+        drawn = sum(token is not None for _, token in found)
+        return drawn / (time.perf_counter() - started)
+
+    generate(WARMUP_TOKENS)
+    speed = generate(new)
+    return Outcome(
+        "measured",
+        f"{speed:,.0f} tokens/s with the prompts, {dtype}",
+        {"texts": texts, "tokens_per_second": speed, "dtype": dtype},
+    )
+
+
+def _generating(bench: Bench, config: ModelConfig) -> tuple[Decoder, str]:
+    """Return a model to generate with, and its dtype."""
+    torch.manual_seed(0)
+    dtype = pick_dtype("auto", bench.device, generating=True)
+    weights = Decoder(config).state_dict()
+    model = Decoder.from_state(config, weights, torch_dtype(dtype)).to(bench.device).eval()
+    return model.joined(), dtype
 
 
 def _decoded(

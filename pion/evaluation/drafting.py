@@ -74,8 +74,8 @@ def drafted(
 def _passes(decoding: Decoding, text: Text, on_pass: Callable[[], None]) -> int:
     """Continue a text to its end; return how many passes this took."""
 
-    def draw(row: int, logits: Tensor) -> int | None:
-        return None if text.ended else text.draw(logits)
+    def draw(rows: Sequence[int], logits: Tensor) -> list[int | None]:
+        return [None if text.ended else text.draw(logits[0])]
 
     passes = 0
     while not text.ended:

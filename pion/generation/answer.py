@@ -105,7 +105,7 @@ class Logprobs:
 
 def logprobs_of(logits: Tensor, token: int, count: int) -> Logprobs:
     """Return the log-probability of `token` and of the `count` likeliest ids, from (vocab,)."""
-    return _of_rows(logits[None], [token], count)[0]
+    return _of_rows(logits[None].cpu(), [token], count)[0]
 
 
 @torch.inference_mode()

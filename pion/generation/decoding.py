@@ -21,6 +21,9 @@ from pion.model.decoder import Decoder
 from pion.model.draft_block import DraftBlock, Trunk
 from pion.model.params_and_flops import guess_share
 
+# What draws the next tokens of some rows; see `Decoding.step`.
+DrawRows = Callable[[Sequence[int], Tensor], Sequence[int | None]]
+
 # A shorter beginning is read again.
 LEAST_REUSED = 16
 # Where masks are dense, a prompt is read in pieces of this many tokens. Otherwise memory would be
@@ -79,7 +82,7 @@ class Decoding:
         return max((self._common(row, text.ids) for row in range(len(self._read))), default=0)
 
     def read_together(self, texts: Sequence[Text]) -> Tensor:
-        """Read the prompts in one pass; return the fp32 logits (B, vocab) after each, on the CPU.
+        """Read the prompts in one pass; return the fp32 logits (B, vocab) after each.
 
         The shorter ones are filled up at their end: attention is causal, so no token of a prompt
         sees what fills it up.
@@ -122,7 +125,7 @@ class Decoding:
         return common
 
     def read_alone(self, text: Text) -> Tensor:
-        """Read a whole prompt; return the fp32 logits (1, vocab) after it, on the CPU."""
+        """Read a whole prompt; return the fp32 logits (1, vocab) after it."""
         self.begin(text, reuse=False)
         config = self.model.config
         # Such a model's attention has scores for each pair of tokens of a prompt at once.
@@ -149,11 +152,13 @@ class Decoding:
 
     # ------------------------------------------------------------ new tokens
 
-    def step(self, draw: Callable[[int, Tensor], int | None]) -> None:
+    def step(self, draw: DrawRows) -> None:
         """Continue each text by one token, and by those that were drafted right.
 
-        `draw` gets a row and the fp32 logits (vocab,) after its text, on the CPU. It draws the next
-        token and adds it to the text, and returns None if no more follow.
+        `draw` gets rows, and the fp32 logits (len(rows), vocab) after their texts. It draws the
+        next token of each text and adds it to the text. In its result, None says that no more
+        tokens follow. If tokens were drafted, `draw` is called again for the texts whose drafts
+        were right so far.
         """
         starts = self._cache.lengths[: len(self.texts)]
         most = min(self._drafts, self._cache.max_tokens - 1 - max(starts))
@@ -163,18 +168,14 @@ class Decoding:
         filled = [ids + [0] * (width - len(ids)) for ids in rows]
         hidden = cache_tokens(self.model, filled, self._cache)
         logits = every_logits(self.model, hidden)
+        right = _draw_in_turns(draw, logits, guesses)
         for row, guess in enumerate(guesses):
-            right = 0
-            while (token := draw(row, logits[row, right])) is not None:
-                if right == len(guess) or guess[right] != token:
-                    break
-                right += 1
-            self._read[row] += rows[row][: right + 1]
-            self._cache.cut(row, starts[row] + right + 1)
+            self._read[row] += rows[row][: right[row] + 1]
+            self._cache.cut(row, starts[row] + right[row] + 1)
             if self._block is not None:
-                self._drafting(self.texts[row]).known = hidden, row, right
+                self._drafting(self.texts[row]).known = hidden, row, right[row]
             if guess:
-                self._drafting(self.texts[row]).count(right)
+                self._drafting(self.texts[row]).count(right[row])
 
     def drafted(self, text: Text) -> tuple[int, int]:
         """Return how many tokens of a text that has not left were drafted, and how many right."""
@@ -277,6 +278,23 @@ class Decoding:
         self._used[one], self._used[other] = self._used[other], self._used[one]
 
 
+def _draw_in_turns(draw: DrawRows, logits: Tensor, guesses: Sequence[Sequence[int]]) -> list[int]:
+    """Draw from logits (B, T, vocab) while drafts are right; return how many are, of each row."""
+    right, rows = [0] * len(guesses), list(range(len(guesses)))
+    turn = 0
+    while rows:
+        of_turn = logits[:, turn]
+        if len(rows) < len(of_turn):
+            of_turn = torch.stack([of_turn[row] for row in rows])
+        drawn = zip(rows, draw(rows, of_turn), strict=True)
+        # `None` is never a draft.
+        rows = [row for row, token in drawn if token in guesses[row][turn : turn + 1]]
+        turn += 1
+        for row in rows:
+            right[row] = turn
+    return right
+
+
 # These are separate functions because a generator that is suspended inside inference mode would
 # leave its caller in inference mode.
 @torch.inference_mode()
@@ -291,21 +309,26 @@ def cache_tokens(
 
 @torch.inference_mode()
 def last_logits(model: Decoder, hidden: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-    """Return the fp32 logits after hidden states (B, T, d_model), (B, vocab) on the CPU.
+    """Return the fp32 logits after hidden states (B, T, d_model), (B, vocab).
 
     With `lengths`, only so many tokens of each row count.
     """
     if lengths is None:
-        return model.logits(hidden[:, -1]).float().cpu()
+        return model.logits(hidden[:, -1]).float()
     last = torch.tensor([length - 1 for length in lengths]).to(hidden.device, non_blocking=True)
     every = torch.arange(len(lengths), device=hidden.device)
-    return model.logits(hidden[every, last]).float().cpu()
+    return model.logits(hidden[every, last]).float()
 
 
 @torch.inference_mode()
 def every_logits(model: Decoder, hidden: Tensor) -> Tensor:
-    """Return the fp32 logits after hidden states (B, T, d_model), (B, T, vocab) on the CPU."""
-    return model.logits(hidden).float().cpu()
+    """Return the fp32 logits after hidden states (B, T, d_model), (B, T, vocab).
+
+    With drafts (T > 1) they are on the CPU: the host draws several times, and must not wait for the
+    GPU each time.
+    """
+    logits = model.logits(hidden).float()
+    return logits if logits.shape[1] == 1 else logits.cpu()
 
 
 @torch.inference_mode()

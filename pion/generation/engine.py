@@ -31,6 +31,7 @@ from pion.generation.answer import (
     logprobs_of_prompt,
 )
 from pion.generation.decoding import Decoding, last_logits
+from pion.generation.text import draw_together
 from pion.model.decoder import Decoder
 
 # The most tokens of prompts that are read between two steps.
@@ -172,8 +173,7 @@ class Engine:
             logits = self._decoding.read_together([answer.text for answer in group])
             self._in_slots += group
             self._arriving = []
-            for row, answer in enumerate(group):
-                self._draw(answer, logits[row])
+            self._draw(group, logits)
             self._free_slots()
 
     def _read_piece(self, reading: _Reading) -> None:
@@ -192,27 +192,31 @@ class Engine:
         if answer.text.ended:  # only its prompt was to be scored
             self._events.append((answer, Ended(stopped=False)))
         else:
-            self._draw(answer, last_logits(self._model, hidden)[0])
+            self._draw([answer], last_logits(self._model, hidden))
         self._free_slots()
 
-    def _draw_in(self, row: int, logits: Tensor) -> int | None:
-        """Draw the next token of a slot's answer; return it, or None if the answer is over."""
-        answer = self._in_slots[row]
-        self._draw(answer, logits)
-        return None if answer.over else answer.text.ids[-1]
+    def _draw_in(self, rows: Sequence[int], logits: Tensor) -> list[int | None]:
+        """Draw the next tokens of slots' answers; return them, and None where an answer is over."""
+        answers = [self._in_slots[row] for row in rows]
+        self._draw(answers, logits)
+        return [None if answer.over else answer.text.ids[-1] for answer in answers]
 
-    def _draw(self, answer: Answer, logits: Tensor) -> None:
-        """Draw an answer's next token."""
+    def _draw(self, answers: Sequence[Answer], logits: Tensor) -> None:
+        """Draw the next token of each answer, from logits (B, vocab)."""
+        drawn = draw_together([answer.text for answer in answers], logits)
+        for row, (answer, token) in enumerate(zip(answers, drawn, strict=True)):
+            if isinstance(token, Exception):  # the other answers are sound
+                bug = f"no token could be drawn: {type(token).__name__}: {token}"
+                self._fail(answer, str(token) if isinstance(token, BadInput) else bug)
+            else:
+                self._report(answer, token, logits[row])
+
+    def _report(self, answer: Answer, token: int | None, logits: Tensor) -> None:
+        """Report an answer's drawn token, or its end, with the probabilities it asks for."""
         text, found = answer.text, None
-        try:
-            token = text.draw(logits)
-            drawn = text.stop_id if token is None and answer.scores_prompt else token
-            if drawn is not None and answer.top_logprobs is not None:
-                found = logprobs_of(logits[: text.vocab_size], drawn, answer.top_logprobs)
-        except Exception as error:  # the other answers are sound
-            bug = f"no token could be drawn: {type(error).__name__}: {error}"
-            self._fail(answer, str(error) if isinstance(error, BadInput) else bug)
-            return
+        drawn = text.stop_id if token is None and answer.scores_prompt else token
+        if drawn is not None and answer.top_logprobs is not None:
+            found = logprobs_of(logits[: text.vocab_size], drawn, answer.top_logprobs)
         if token is not None:
             self._events.append((answer, Drawn(token, found)))
         if text.ended:

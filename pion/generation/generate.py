@@ -9,12 +9,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.generation.decoding import PROMPT_PIECE, Decoding
-from pion.generation.text import Settings, Text
+from pion.generation.text import Settings, Text, draw_together
 from pion.generation.text_stream import TextStream
 from pion.model.decoder import Decoder
 
@@ -79,19 +80,19 @@ def _continued(model: Decoder, text: Text, drafts: int) -> Iterator[int]:
     decoding = Decoding(model, 1, text.room, drafts)
     new: list[int] = []
 
-    def draw(row: int, logits: Tensor) -> int | None:
-        token = text.draw(logits)
+    def draw_row(rows: Sequence[int], logits: Tensor) -> list[int | None]:
+        token = text.draw(logits[0])
         if token is not None:
             new.append(token)
-        return None if text.ended else token
+        return [None if text.ended else token]
 
-    draw(0, decoding.read_alone(text)[0])
+    draw_row([0], decoding.read_alone(text))
     while True:
         yield from new
         new.clear()
         if text.ended:
             return
-        decoding.step(draw)
+        decoding.step(draw_row)
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
@@ -139,12 +140,14 @@ def _continued_batch(
     numbers: list[int] = []  # of the texts in the rows
     new: list[tuple[int, int | None]] = []
 
-    def draw(row: int, logits: Tensor) -> int | None:
-        text = decoding.texts[row]
-        token = None if text.ended else text.draw(logits)
-        new.extend([] if token is None else [(numbers[row], token)])
-        new.extend([(numbers[row], None)] if text.ended else [])
-        return None if text.ended else token
+    def draw_rows(rows: Sequence[int], logits: Tensor) -> list[int | None]:
+        together = [decoding.texts[row] for row in rows]
+        found: list[int | None] = []
+        for row, text, token in zip(rows, together, _drawn(together, logits)):
+            new.extend([] if token is None else [(numbers[row], token)])
+            new.extend([(numbers[row], None)] if text.ended else [])
+            found.append(None if text.ended else token)
+        return found
 
     while waiting or numbers:
         if waiting and decoding.free:
@@ -154,10 +157,9 @@ def _continued_batch(
             logits = decoding.read_alone(together[0]) if one else decoding.read_together(together)
             first = len(numbers)
             numbers += [number for number, _ in group]
-            for row in range(first, len(numbers)):
-                draw(row, logits[row - first])
+            draw_rows(range(first, len(numbers)), logits)
         else:
-            decoding.step(draw)
+            decoding.step(draw_rows)
         yield from new
         new.clear()
         # The last text takes the row of a text that has ended, so later rows leave first.
@@ -166,6 +168,20 @@ def _continued_batch(
                 decoding.leave(row)
                 numbers[row] = numbers[-1]
                 numbers.pop()
+
+
+def _drawn(texts: Sequence[Text], logits: Tensor) -> list[int | None]:
+    """Draw the next id of each text that has not ended. Raises what `Text.draw` raises."""
+    going = [row for row, text in enumerate(texts) if not text.ended]
+    found: list[int | None] = [None] * len(texts)
+    if not going:
+        return found
+    chosen = logits if len(going) == len(texts) else torch.stack([logits[row] for row in going])
+    for row, token in zip(going, draw_together([texts[row] for row in going], chosen)):
+        if isinstance(token, Exception):
+            raise token
+        found[row] = token
+    return found
 
 
 def _next_group(waiting: deque[tuple[int, Text]], decoding: Decoding) -> list[tuple[int, Text]]:

@@ -1,16 +1,26 @@
-"""Draw the next token of a text from the model's predictions."""
+"""Draw the next tokens of several texts from the model's predictions, all texts at once.
+
+The device of the predictions does what reads the whole vocabulary (candidates.py). The host draws
+among the likeliest ids, in fp64. A draw that these don't decide is made from the whole vocabulary
+(`draw_from_all`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pion.generation.bounds import check
+from pion.generation.candidates import CANDIDATES, FEW, Array, Candidates, find_candidates
+from pion.generation.logit_changes import Changes, change_logits
+
+# Below every finite logit, and above those of ids that may not be drawn: they are −∞.
+LOWEST = float(np.finfo(np.float64).min)
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,25 @@ class Sampling:
         for field in fields(Sampling):
             value = getattr(self, field.name)
             check(field.name, max(value, 0) if field.name == "temperature" else value)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest id is taken."""
+        return self.temperature <= 0
+
+    @property
+    def cuts(self) -> bool:
+        """Whether unlikely ids are left out."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The next draw of one text: its settings, what changes its logits, and its random numbers."""
+
+    sampling: Sampling
+    changes: Changes
+    randomness: torch.Generator
 
 
 def sample(
@@ -57,18 +86,120 @@ def sample(
        that crosses it remains (Holtzman et al. 2020, "The curious case of neural text
        degeneration").
     7. One uniform number is taken from `randomness`, and the id is where the cumulative probability
-       reaches it. A text so takes as many numbers as it has drawn ids, alone or in a batch.
+       reaches it. A text so takes as many numbers as it has drawn ids, alone or in a batch. The
+       ids are in the order of their numbers. If 4 to 6 leave out none, the ids that are likelier
+       than the CANDIDATES-th come before the others.
+
+    Raises ValueError if the logits are not finite.
     """
-    logits = _penalized(logits, sampling, present, given)
-    if sampling.temperature <= 0:
-        return int(logits.argmax())
+    changes = Changes.of(sampling, present, given, len(logits))
+    (token,) = sample_rows(logits[None], [Draw(sampling, changes, randomness)])
+    if token is None:
+        raise ValueError("the logits are not finite")
+    return token
+
+
+def sample_rows(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+    """Draw one id from each row of fp32 logits (B, vocab), as `sample` does; None for a row whose
+    logits are not all finite.
+
+    The host waits once for the device of the logits. It waits once more if the likeliest ids do
+    not decide every draw. No row has an influence on the draws of another.
+    """
+    logits = logits.detach()
+    changed = change_logits(logits, [draw.changes for draw in draws])
+    samplings = [draw.sampling for draw in draws]
+    greedy = [sampling.greedy for sampling in samplings]
+    few = all(alone or 0 < s.top_k < FEW for s, alone in zip(samplings, greedy))
+    found = find_candidates(
+        logits,
+        changed,
+        count=FEW if few else CANDIDATES,
+        temperatures=[1.0 if each.greedy else each.temperature for each in samplings],
+        greedy=greedy,
+        needs_totals=not few and any(map(_is_open, samplings)),
+    )
+    drawn: list[int | None] = [None] * len(draws)
+    finite = found.finite.tolist()
+    random = [row for row in range(len(draws)) if finite[row] and not greedy[row]]
+    for row in range(len(draws)):
+        if finite[row] and greedy[row]:
+            drawn[row] = int(found.best[row])
+    if not random:
+        return drawn
+    numbers = [_uniform(draws[row].randomness) for row in random]
+    of_random = found if len(random) == len(draws) else found.rows(random)
+    among = draw_among(of_random, [samplings[row] for row in random], numbers)
+    undecided = [place for place, token in enumerate(among) if token is None]
+    if undecided:
+        whole = torch.stack([changed[random[place]] for place in undecided]).cpu()
+        for place, values in zip(undecided, whole):
+            sampling = samplings[random[place]]
+            floor = float(of_random.likeliest[place, -1])
+            among[place] = draw_from_all(values, sampling, numbers[place], floor)
+    for row, token in zip(random, among):
+        drawn[row] = token
+    return drawn
+
+
+def draw_among(
+    found: Candidates, samplings: Sequence[Sampling], numbers: Sequence[float]
+) -> list[int | None]:
+    """Draw an id of each row among its candidates; None: they don't decide the draw.
+
+    `numbers` are uniform, one for each row.
+    """
+    settings = np.array(
+        [
+            (s.temperature, s.top_k, s.top_p, _least_of_min_p(s.min_p), _is_open(s))
+            for s in samplings
+        ]
+    )
+    temperature, top_k, top_p, least, open_ = settings.T
+    open_ = open_ > 0
     # With a maximum of 0, logits stay finite at any small temperature.
-    logits = (logits - logits.max()).double() / sampling.temperature
-    count = sampling.top_k if 0 < sampling.top_k < len(logits) else len(logits)
-    # Ids that a grammar forbids have -inf. They are left out, also if fewer than `top_k` remain.
-    least = logits.topk(count).values[-1].clamp(min=torch.finfo(logits.dtype).min)
-    if sampling.min_p > 0:
-        least = max(least, torch.tensor(math.log(sampling.min_p)))
+    ordered = (found.likeliest - found.likeliest[:, :1]).astype(np.float64) / temperature[:, None]
+    rows, width = np.arange(len(samplings)), ordered.shape[1]
+    has_kth = (top_k > 0) & (top_k <= width)
+    kth = ordered[rows, np.where(has_kth, top_k - 1, 0).astype(int)]
+    # Ids that a grammar forbids have −∞. They are left out, also if fewer than `top_k` remain.
+    least = np.maximum(least, np.where(has_kth, kth, LOWEST))
+    # Ids that are no candidates are at most as likely as the last candidate.
+    floor = np.full(len(samplings), -np.inf) if found.complete else ordered[:, -1]
+    decided = least > floor
+    least = np.where(decided, least, np.nextafter(floor, np.inf))
+
+    weights = np.exp(ordered)
+    weights *= ordered >= least[:, None]
+    mass = weights.sum(axis=1)
+    total = np.where(decided, mass, np.where(open_, found.totals, 1.0))
+    if (top_p < 1).any():
+        _leave_out(weights, found, total[:, None], top_p[:, None])
+        decided |= open_ & (top_p < 1) & (mass >= top_p * total)
+    by_id = np.argsort(found.ids, axis=1)
+    weights = np.take_along_axis(weights, by_id, axis=1)
+    cumulative = weights.cumsum(axis=1)
+    end = cumulative[:, -1]
+    # Without a cut, the other ids follow after the candidates.
+    target = np.array(numbers) * np.where(decided, end, total)
+    decided |= open_ & (top_p == 1) & (target < end)
+    last = width - 1 - (weights > 0)[:, ::-1].argmax(axis=1)
+    place = np.minimum((cumulative <= target[:, None]).sum(axis=1), last)
+    ids = found.ids[rows, by_id[rows, place]]
+    return [int(token) if known else None for token, known in zip(ids, decided)]
+
+
+def draw_from_all(logits: Tensor, sampling: Sampling, number: float, floor: float) -> int:
+    """Draw an id from the logits (vocab,) of the whole vocabulary, after steps 1 and 2 of `sample`.
+
+    `floor` is the logit of the last candidate.
+    """
+    best = logits.max()
+    logits = (logits - best).double() / sampling.temperature
+    least = torch.tensor(LOWEST, dtype=torch.float64)
+    if 0 < sampling.top_k < len(logits):
+        least = logits.topk(sampling.top_k).values[-1].clamp(min=LOWEST)
+    least = least.clamp(min=_least_of_min_p(sampling.min_p))
     kept = (logits >= least).nonzero().squeeze(1)
     probabilities = logits[kept].softmax(dim=0)
     if sampling.top_p < 1:
@@ -77,24 +208,42 @@ def sample(
         # In the order of the ids: rounding exchanges the places of ids that are as likely.
         within = order[before < sampling.top_p].sort().values
         kept, probabilities = kept[within], probabilities[within]
+    elif not sampling.cuts:
+        limit = (torch.tensor(floor) - best).double() / sampling.temperature
+        candidate = logits[kept] > limit
+        order = torch.cat((candidate.nonzero(), (~candidate).nonzero())).squeeze(1)
+        kept, probabilities = kept[order], probabilities[order]
     cumulative = probabilities.cumsum(dim=0)
-    number = torch.rand((), dtype=torch.float64, generator=randomness) * cumulative[-1]
-    place = torch.searchsorted(cumulative, number, right=True)
+    place = torch.searchsorted(cumulative, number * cumulative[-1], right=True)
     return int(kept[place.clamp(max=len(kept) - 1)])
 
 
-def _penalized(logits: Tensor, sampling: Sampling, present: Sequence[int], given: int) -> Tensor:
-    """Return the logits with steps 1 and 2 of `sample`."""
-    if sampling.repetition_penalty != 1:
-        seen = torch.tensor(list({token for token in present if token < len(logits)})).long()
-        values = logits[seen]
-        penalty = torch.tensor(sampling.repetition_penalty)
-        logits = logits.clone()
-        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
-    if sampling.presence_penalty != 0 or sampling.frequency_penalty != 0:
-        drawn = Counter(present[given:])
-        ids = torch.tensor(list(drawn)).long()
-        times = torch.tensor(list(drawn.values()), dtype=torch.float32)
-        logits = logits.clone()
-        logits[ids] -= sampling.presence_penalty + sampling.frequency_penalty * times
-    return logits
+def _is_open(sampling: Sampling) -> bool:
+    """Return whether the probabilities depend on the logits of all ids, or of all but a few."""
+    return not sampling.greedy and sampling.top_k == 0 and sampling.min_p == 0
+
+
+def _uniform(randomness: torch.Generator) -> float:
+    return torch.rand((), dtype=torch.float64, generator=randomness).item()
+
+
+def _least_of_min_p(min_p: float) -> float:
+    """Return the least logit that `min_p` keeps, if the likeliest id has 0."""
+    return LOWEST if min_p == 0 else float(np.float32(math.log(min_p)))
+
+
+def _leave_out(weights: Array, found: Candidates, total: Array, top_p: Array) -> None:
+    """Set to 0 what `top_p` leaves out of the candidates' weights (B, count), the highest first.
+
+    Of ids that are as likely, those with the lowest numbers remain.
+    """
+    shares = weights / total
+    kept = (shares.cumsum(axis=1) - shares < top_p) | (top_p == 1)
+    # The last id that remains is as likely as the first that does not.
+    tied = kept[:, :-1] & ~kept[:, 1:] & (weights[:, :-1] == weights[:, 1:]) & (weights[:, 1:] > 0)
+    for row, place in zip(*tied.nonzero()):
+        group = np.flatnonzero(weights[row] == weights[row, place])
+        remaining = kept[row, group].sum()
+        kept[row, group] = False
+        kept[row, group[np.argsort(found.ids[row, group])][:remaining]] = True
+    weights *= kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,8 @@ from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.generation.bounds import check
 from pion.generation.grammar import Grammar
-from pion.generation.sampling import Sampling, sample
+from pion.generation.logit_changes import ById, Changes
+from pion.generation.sampling import Draw, Sampling, sample_rows
 from pion.model.decoder import Decoder
 
 
@@ -83,20 +83,30 @@ class Text:
     def draw(self, logits: Tensor) -> int | None:
         """Draw the next id from fp32 logits (vocab,), and add it; None: the text ends before it.
 
-        Raises BadInput if the logits are not finite.
+        Raises BadInput if the logits are not finite, or if the grammar allows no id.
         """
-        # A tenth of the time of `isfinite`. NaN is never between two numbers.
-        low, high = logits.aminmax()
-        if not -math.inf < low <= high < math.inf:
-            raise BadInput(
-                "the model predicts NaN or infinity: its weights or settings are damaged"
-            )
-        logits = logits[: self.vocab_size]
-        if self._bias is not None:
-            logits = logits.index_add(0, *self._bias)
-        if self._grammar is not None:
-            logits = logits.masked_fill(~self._allowed(self._grammar), -math.inf)
-        token = sample(logits, self._sampling, self.ids, self._randomness, self._given)
+        (drawn,) = draw_together([self], logits[None])
+        if isinstance(drawn, Exception):
+            raise drawn
+        return drawn
+
+    def next_draw(self) -> Draw:
+        """Return what decides the next id. Raises BadInput if the grammar allows none."""
+        changes = Changes.of(
+            self._sampling,
+            self.ids,
+            self._given,
+            self.vocab_size,
+            self._bias,
+            None if self._grammar is None else self._allowed(self._grammar),
+        )
+        return Draw(self._sampling, changes, self._randomness)
+
+    def take(self, token: int) -> int | None:
+        """Add an id that was drawn, and return it; None: the text ends before it.
+
+        Raises BadInput if the grammar does not allow the id.
+        """
         if token in self._stop_ids:
             self.stop_id = token
             return None
@@ -114,7 +124,7 @@ class Text:
             raise BadInput("the schema allows no token here")
         return found
 
-    def _bias_of(self, bias: Mapping[int, float] | None) -> tuple[Tensor, Tensor] | None:
+    def _bias_of(self, bias: Mapping[int, float] | None) -> ById | None:
         """Return the ids and what is added to their logits. Raises BadInput for other ids."""
         if not bias:
             return None
@@ -122,7 +132,38 @@ class Text:
         wrong = next((token for token in ids if not 0 <= token <= last), None)
         if wrong is not None:
             raise BadInput(f"logit_bias has the id {wrong}; the tokenizer's are from 0 to {last}")
-        return torch.tensor(ids), torch.tensor(list(bias.values()), dtype=torch.float32)
+        return ids, list(bias.values())
+
+
+def draw_together(texts: Sequence[Text], logits: Tensor) -> list[int | Exception | None]:
+    """Draw the next id of each text from its row of fp32 logits (B, vocab), and add it.
+
+    None: the text ends before this id. Of a text whose id can't be drawn, return why instead of
+    raising it, because the other texts are sound: BadInput if the logits are not finite or the
+    grammar allows no id.
+    """
+    found: list[int | Exception | None] = [None] * len(texts)
+    draws: dict[int, Draw] = {}
+    for row, text in enumerate(texts):
+        try:
+            draws[row] = text.next_draw()
+        except Exception as error:
+            found[row] = error
+    if not draws:
+        return found
+    chosen = logits if len(draws) == len(texts) else torch.stack([logits[row] for row in draws])
+    for row, token in zip(draws, sample_rows(chosen, list(draws.values())), strict=True):
+        try:
+            found[row] = texts[row].take(_checked(token))
+        except Exception as error:
+            found[row] = error
+    return found
+
+
+def _checked(token: int | None) -> int:
+    if token is None:
+        raise BadInput("the model predicts NaN or infinity: its weights or settings are damaged")
+    return token
 
 
 def checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:

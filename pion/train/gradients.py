@@ -8,97 +8,71 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from pion.data.stream import Batch, to_device
 from pion.model.decoder import Decoder
 from pion.model.feedforward.dense import Stats
 from pion.model.forward_pass import StepOptions
-
-
-class _ScaledLoss(nn.Module):
-    """The sum of the decoder's losses, each times its factor. DDP wraps the forward of a module."""
-
-    def __init__(self, model: Decoder) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, batch: Batch, scale: Tensor, aux_scale: float, options: StepOptions
-    ) -> tuple[Tensor, Tensor, Stats]:
-        losses = self.model.losses(
-            batch.tokens,
-            batch.targets,
-            positions=batch.positions,
-            documents=batch.documents,
-            options=options,
-        )
-        ce = losses.ce * scale
-        return ce + losses.aux * aux_scale, ce, losses.stats
+from pion.train.buckets import Buckets, in_order_of_backward
 
 
 class Gradients:
     """Computes the gradients of `model`'s losses, in `dtype`, on the device of its weights.
 
-    The auxiliary losses of each row are multiplied by `aux_scale`.
+    The auxiliary losses are means over the `global_batch` rows of a step, of all ranks. Every rank
+    calls the same methods in the same order, but ranks may add different numbers of micro-batches.
     """
 
     def __init__(
-        self, model: Decoder, dtype: torch.dtype, world_size: int, *, aux_scale: float
+        self, model: Decoder, dtype: torch.dtype, world_size: int, global_batch: int
     ) -> None:
-        self._model, self._dtype, self._aux_scale = model, dtype, aux_scale
+        self._model, self._dtype, self._aux_scale = model, dtype, 1 / global_batch
         self._device = model.embed.weight.device
-        loss = _ScaledLoss(model)
-        alone = world_size == 1
-        self._ddp = None if alone else DistributedDataParallel(loss, gradient_as_bucket_view=True)
-        self._loss = loss if self._ddp is None else self._ddp
-        self._primed = False
+        # Alone, a rank has no buckets: its first micro-batch makes the gradients.
+        self.buckets = Buckets(in_order_of_backward(model)) if world_size > 1 else None
+
+    def begin(self) -> None:
+        """Begin a step, which has no gradients yet."""
+        if self.buckets is not None:
+            self.buckets.clear()
 
     def add(
-        self, batch: Batch, scale: Tensor, options: StepOptions, *, synchronise: bool
+        self, batch: Batch, scale: Tensor, options: StepOptions, *, last: bool
     ) -> tuple[Tensor, Stats]:
         """Add the gradients of the cross-entropy times `scale` and of the auxiliary losses.
 
-        Return the scaled cross-entropy, without gradient, and the reports.
+        `last` says whether this is the rank's last micro-batch of the step.
 
-        With `synchronise`, average the gradients added since the last synchronization over ranks.
+        Return the scaled cross-entropy, without gradient, and the reports.
         """
-        alone = nullcontext() if self._ddp is None or synchronise else self._ddp.no_sync()
-        with alone:
-            total, ce, stats = self._forward(batch, scale, options)
+        total, ce, stats = self._forward(batch, scale, options)
+        summing = self.buckets.summing() if self.buckets is not None and last else nullcontext()
+        with summing:
             total.backward()
         return ce.detach(), stats
 
-    def prime(self, batch: Batch, options: StepOptions) -> None:
-        """Let DDP arrange its buckets. Call this before the first step, with any micro-batch.
-
-        DDP arranges its buckets once: in the forward pass after the first synchronized backward.
-        The arrangement decides the order in which the gradients of three or more ranks are added.
-        If this happens before the first step, a resumed run and an unbroken run have the same
-        arrangement. All ranks do this at once, although not all of them begin a step with a
-        micro-batch.
-        """
-        if self._ddp is None or self._primed:
-            return
-        nothing = torch.zeros((), device=self._device)
-        options = options._replace(parts={})
-        self._forward(batch, nothing, options)[0].backward()
-        with self._ddp.no_sync():
-            self._forward(batch, nothing, options)
-        self._model.zero_grad()
-        self._primed = True
+    def sum_over_ranks(self) -> None:
+        """Replace the gradients by their sums over ranks. A rank may have added none."""
+        if self.buckets is not None:
+            self.buckets.finish()
 
     def _forward(
         self, batch: Batch, scale: Tensor, options: StepOptions
     ) -> tuple[Tensor, Tensor, Stats]:
+        """Return the sum of the scaled losses, the scaled cross-entropy, and the reports."""
         batch = to_device(batch, self._device)
         bf16 = self._dtype == torch.bfloat16
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            result: tuple[Tensor, Tensor, Stats] = self._loss(
-                batch, scale, self._aux_scale, options
+            losses = self._model.losses(
+                batch.tokens,
+                batch.targets,
+                positions=batch.positions,
+                documents=batch.documents,
+                options=options,
             )
-        return result
+            ce = losses.ce * scale
+            return ce + losses.aux * self._aux_scale, ce, losses.stats
 
 
 class Ranks:

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 
 from pion.errors import BadInput
+from pion.model.attention.masks import use_flex
+from pion.train.card import require_kernels, why_no_cuda
 from pion.train.flash_attention import use_newest_flash_attention
 from pion.train.settings import ComputePlan
 
@@ -22,12 +24,16 @@ from pion.train.settings import ComputePlan
 # twice the dense figure, for 2:4 sparsity. The first entry whose words are in the device's name is
 # used.
 GPU_TFLOPS: tuple[tuple[str, float | None, float], ...] = (
+    ("B300", 2250.0, 75.0),
+    ("GB200", 2500.0, 80.0),
     ("B200", 2250.0, 75.0),
+    ("GH200", 989.4, 66.9),
     ("H200 NVL", 835.0, 60.0),
     ("H200", 989.4, 66.9),
     ("H100 NVL", 835.0, 60.0),
     ("H100 PCIe", 756.4, 51.2),
     ("H100", 989.4, 66.9),
+    ("H20", 148.0, 44.0),
     ("A100", 311.9, 19.5),
     ("A10G", 70.0, 35.0),
     ("RTX A6000", 154.8, 38.7),
@@ -41,6 +47,10 @@ GPU_TFLOPS: tuple[tuple[str, float | None, float], ...] = (
     ("L40", 181.1, 90.5),
     ("L4", 121.0, 30.3),
     ("RTX 6000 Ada", 364.2, 91.1),
+    ("RTX PRO 6000 Blackwell Max-Q", 438.9, 109.7),
+    # Its data sheet rounds bf16 to 1 PFLOP/s with sparsity. On this chip, bf16 is 4 × fp32.
+    ("RTX PRO 6000 Blackwell Server", 480.0, 120.0),
+    ("RTX PRO 6000", 503.8, 126.0),
     ("RTX 5090", 209.5, 104.8),
     ("RTX 4090", 165.2, 82.6),
     ("RTX 3090", 71.0, 35.6),
@@ -58,18 +68,21 @@ MOST_COMPILATIONS = 128
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device to train on; for "auto", CUDA if there is a CUDA device.
 
-    Raises BadInput if the named device does not exist or can't train.
+    Raises BadInput if the named device does not exist or can't train, or if torch has no kernels
+    for it.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type not in ("cpu", "cuda"):
         raise BadInput(f"device {name!r}: training runs on cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInput(
-            f"device {name!r}: torch {torch.__version__} sees no CUDA device on this machine; "
-            "check `nvidia-smi`, or use device auto"
+            f"device {name!r}: torch {torch.__version__} sees no CUDA device on this machine: "
+            f"{why_no_cuda()}. Check `nvidia-smi`, or use device auto"
         )
+    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
+        require_kernels(device)
     return device
 
 
@@ -132,7 +145,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def configure(plan: ComputePlan) -> None:
-    """Apply the plan's choices for the whole process: thread count and determinism."""
+    """Apply the plan's choices for the whole process: threads, determinism, and what compiles."""
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
     if plan.deterministic:
@@ -144,6 +157,7 @@ def configure(plan: ComputePlan) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     use_newest_flash_attention(torch.device(plan.device), deterministic=plan.deterministic)
+    use_flex(plan.flex_attention)
     if plan.compile:
         _configure_compiler(plan)
 
@@ -166,8 +180,19 @@ def _configure_compiler(plan: ComputePlan) -> None:
     inductor.realize_reads_threshold = 8
     # Each weight of a block is cast for itself. One kernel for several casts starts faster.
     if hasattr(inductor, "combo_kernels_pointwise_only"):
-        inductor.combo_kernels = plan.device.startswith("cuda")
+        combined = combines_kernels(plan)
+        if inductor.combo_kernels != combined:
+            torch.compiler.reset()  # what was compiled otherwise in this process
+        inductor.combo_kernels = combined
         inductor.combo_kernels_pointwise_only = True
+
+
+def combines_kernels(plan: ComputePlan) -> bool:
+    """Return whether this torch's compiler makes combo kernels for the plan."""
+    from torch._inductor import config as inductor
+
+    known = hasattr(inductor, "combo_kernels_pointwise_only")
+    return known and plan.combo_kernels and plan.device.startswith("cuda")
 
 
 def compiles_deterministically() -> bool:
@@ -224,7 +249,12 @@ def peak_flops(device: torch.device, dtype: str, reached: float = 0.0) -> float:
 
 
 def gpu_flops(name: str, dtype: str) -> float | None:
-    """Return the peak FLOP/s of the GPU that CUDA calls `name`; None if the GPU is unknown."""
+    """Return the peak FLOP/s of the GPU that CUDA calls `name`; None if the GPU is unknown.
+
+    A MIG slice has the name of its GPU, but only a share of its peak.
+    """
+    if " MIG " in name:
+        return None
     for words, bf16, fp32 in GPU_TFLOPS:
         if re.search(rf"\b{words}\b", name):
             tflops = bf16 if dtype == "bfloat16" else fp32
@@ -281,7 +311,9 @@ def _measured_flops(device: torch.device, dtype: str) -> float:
     of 1,024² reached 21 GFLOP/s, and the best of 64 of 512² reached 174.
     """
     size, most = (4096, 8) if device.type == "cuda" else (512, 64)
-    a = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
+    # A GPU that multiplies ones switches few transistors, so its clock is higher than in training.
+    a = torch.empty(size, size, device=device)
+    a = a.normal_(generator=torch.Generator(device).manual_seed(0)).to(torch_dtype(dtype))
     a @ a
     best, began = float("inf"), time.perf_counter()
     for number in range(most):

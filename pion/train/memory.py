@@ -100,7 +100,9 @@ class Memory:
     step needs in addition. Phases follow each other, so the largest one counts.
     """
 
-    weights: int  # in float32 unless they are frozen, and the gradients of the learned ones
+    # In float32 unless they are frozen, and the gradients of the learned ones: one set, also with
+    # several ranks, whose buckets (buckets.py) are these gradients.
+    weights: int
     optimizer: int  # the moments, and AdamW's counts of steps
     activations: int  # what the forward pass keeps for the backward pass
     loss: int  # the end of the forward pass: activations, copies of weights, and the loss

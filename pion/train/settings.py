@@ -95,6 +95,9 @@ class ComputePlan:
     compile: bool = False
     threads: int | None = None  # CPU threads of a rank; None leaves torch's default
     deterministic: bool = False  # bit-identical on CUDA too; a CPU always is
+    # What a compiler that fails gives up before compiling. A CPU has neither.
+    combo_kernels: bool = later_field(True, before=True)  # one compiled kernel for several casts
+    flex_attention: bool = later_field(True, before=True)  # for masks that SDPA has no kernel for
     # Of the hidden states between the blocks. bfloat16 only where the computation has it too.
     residual: Literal["float32", "bfloat16"] = later_field("float32", before="float32")
 

@@ -1,8 +1,9 @@
 """What to try when a step can't be computed as planned: the next smaller plan, or none.
 
 Running out of GPU memory halves the micro-batch, down to one row, and then recomputes activations.
-A compilation that fails gives way to eager computation. All these plans learn the same, up to
-rounding.
+A compilation that fails is tried again without combo kernels, then without flex attention, which
+lacks kernels on some cards. Then it gives way to eager computation. All these plans learn the same,
+up to rounding.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gc
 import torch
 
 from pion.errors import BadInput
+from pion.train.hardware import combines_kernels
 from pion.train.settings import ComputePlan
 
 # Errors of the compiler come from these packages: while it traces, makes code or loads a kernel.
@@ -42,10 +44,13 @@ class StepTooLarge(BadInput):
     """Not even one row fits into the GPU's memory, although activations are recomputed."""
 
 
-def step_down(plan: ComputePlan, error: BaseException) -> StepDown | None:
+def step_down(
+    plan: ComputePlan, error: BaseException, *, uses_flex: bool = False
+) -> StepDown | None:
     """Return the plan to try after `error` ended a step; None if another plan can't help.
 
-    Raises StepTooLarge if memory ran out and there is no smaller plan.
+    `uses_flex` says whether the step attends by flex attention, which is compiled even in an eager
+    step. Raises StepTooLarge if memory ran out and there is no smaller plan.
     """
     if isinstance(error, torch.OutOfMemoryError):
         why = "the GPU's memory ran out"
@@ -59,10 +64,20 @@ def step_down(plan: ComputePlan, error: BaseException) -> StepDown | None:
             f"the GPU's memory{_numbers(plan)}. Everything committed is safe. Use a larger GPU, a "
             f"smaller model or a shorter data.seq_len. The GPU's error: {_first_lines(error)}"
         ) from None
-    if plan.compile and _is_compilers(error):
+    smaller = _compiling_less(plan, uses_flex) if _is_compilers(error) else None
+    if smaller is not None:
         why = f"torch.compile failed ({type(error).__name__}: {_first_lines(error)})"
-        return StepDown(plan, dataclasses.replace(plan, compile=False), why)
+        return StepDown(plan, smaller, why)
     return None
+
+
+def _compiling_less(plan: ComputePlan, uses_flex: bool) -> ComputePlan | None:
+    """Return the plan that leaves out the next thing to compile; None if nothing is compiled."""
+    if plan.compile and combines_kernels(plan):
+        return dataclasses.replace(plan, combo_kernels=False)
+    if uses_flex and plan.flex_attention:
+        return dataclasses.replace(plan, flex_attention=False)
+    return dataclasses.replace(plan, compile=False) if plan.compile else None
 
 
 def free_memory(device: torch.device) -> None:

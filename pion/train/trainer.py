@@ -10,7 +10,7 @@ import base64
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from pion.data.order import rows_per_rank
 from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed, Trouble
 from pion.evaluation.held_out import Evaluation, Scorer, evaluate
+from pion.model.attention.masks import flexible, needs_masks
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import count_additions
@@ -34,6 +35,7 @@ from pion.train.optimizer import Optimizer, check_tensors, copy_tensors
 from pion.train.phases import only_draft
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
+from pion.train.side_copy import SideCopy
 from pion.train.smaller_plan import StepDown, free_memory, step_down
 
 __all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"]
@@ -43,15 +45,17 @@ __all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"
 class TrainState:
     """Everything that a stage resumes from.
 
-    The tensors are live: copy them before the next step changes them. `model` has no parameters
-    that needed no gradient when the trainer got them: whoever resumes brings them. `meta` is JSON:
-    step, next_row, skipped, the recent losses that define a spike, optimizer counters, RNG states
-    and the plan.
+    The tensors are live: copy them before the next step changes them. What `side_copy` begins to
+    copy before the next step is copied in time, and on a card next to this step. `model` has no
+    parameters that needed no gradient when the trainer got them: whoever resumes brings them.
+    `meta` is JSON: step, next_row, skipped, the recent losses that define a spike, optimizer
+    counters, RNG states and the plan.
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     meta: dict[str, Any]
+    side_copy: SideCopy = field(default_factory=SideCopy, compare=False)
 
 
 class Trainer:
@@ -91,11 +95,11 @@ class Trainer:
             for name, role in parameter_roles(model).items():
                 model.get_parameter(name).requires_grad_(role == "draft")
         self.optimizer = Optimizer(self.model, settings, self.dtype)
-        self.step = 0
-        self.next_row = 0
+        self.step = self.next_row = 0
         self.skipped: list[RowRange] = []
         self.on_step_down: Callable[[StepDown], None] = lambda change: None
-        self._updating = False
+        self.side_copy = SideCopy(torch.cuda if self.device.type == "cuda" else None)
+        self._updating = self._uses_flex = False
         self._feed = BatchFeed(
             stream,
             global_batch=settings.global_batch,
@@ -112,9 +116,9 @@ class Trainer:
             settings.max_spike,
         )
         self._ranks = Ranks(plan.world_size)
-        # DDP averages over ranks, but the auxiliary losses are means over the rows of all ranks.
-        aux_scale = plan.world_size / settings.global_batch
-        self._gradients = Gradients(self.model, self.dtype, plan.world_size, aux_scale=aux_scale)
+        # Whatever the other ranks drew, all begin with the weights of rank 0.
+        self._ranks.copy_from_rank_0(self.model.state_dict().values())
+        self._gradients = Gradients(self.model, self.dtype, plan.world_size, settings.global_batch)
 
     @property
     def grad_accum(self) -> int:
@@ -142,7 +146,7 @@ class Trainer:
             try:
                 return self._train_step(should_stop)
             except Exception as error:
-                change = step_down(self.plan, error)
+                change = step_down(self.plan, error, uses_flex=self._uses_flex)
                 if change is None:
                     raise
                 if self.plan.world_size > 1 or self._updating:
@@ -151,12 +155,16 @@ class Trainer:
             self.optimizer.zero_grad()
             free_memory(self.device)
             self.plan = change.plan
+            hardware.configure(self.plan)
             self._feed.micro_batch = self.plan.micro_batch
             self.on_step_down(change)
 
     def _train_step(self, should_stop: Callable[[], bool]) -> bool:
         self._metrics.begin_step()
         batch = self._feed.take(self.next_row, self.skipped)
+        documents = batch.micro_batches[0].documents is not None
+        masked = needs_masks(self.model.config, documents=documents)
+        self._uses_flex = masked and flexible(self.model.config, self.device.type)
         if self.step + 1 < self.settings.steps:
             self._feed.prepare(batch.rows[1], self.skipped)
 
@@ -169,6 +177,7 @@ class Trainer:
         loss, stats = measured
         grad_norm = self._clip_gradients(plan)
         self._updating = True
+        self.side_copy.before_update()
         self.optimizer.step(plan)
         self._updating = False
         self.optimizer.zero_grad()
@@ -197,8 +206,7 @@ class Trainer:
         Return the cross-entropy per target and the mean report of its rows; or None if a rank wants
         to stop.
         """
-        # DDP averages over ranks, but the gradient of the global batch is the sum.
-        scale = self.plan.world_size / targets.clamp(min=1.0)
+        scale = 1 / targets.clamp(min=1.0)
         loss = torch.zeros((), device=self.device)
         stats: dict[str, Tensor] = {}
         self.model.train()
@@ -208,7 +216,7 @@ class Trainer:
             self.plan.compile,
             hardware.torch_dtype(self.plan.residual),
         )
-        self._gradients.prime(batch.micro_batches[0], options)
+        self._gradients.begin()
         # A rank with fewer micro-batches skips the first round, so that all ranks end together.
         for i in range(len(batch.micro_batches) - self.grad_accum, len(batch.micro_batches)):
             if self._ranks.any(should_stop()):
@@ -216,13 +224,14 @@ class Trainer:
             if i >= 0:
                 last = i == len(batch.micro_batches) - 1
                 micro_batch = batch.micro_batches[i]
-                ce, reports = self._gradients.add(micro_batch, scale, options, synchronise=last)
+                ce, reports = self._gradients.add(micro_batch, scale, options, last=last)
                 loss = loss + ce
                 share = len(micro_batch.tokens) / self.settings.global_batch
                 for name, value in reports.items():
                     stats[name] = stats.get(name, 0.0) + value * share
+        self._gradients.sum_over_ranks()
         of_all_ranks = {name: self._ranks.sum(value) for name, value in stats.items()}
-        return self._ranks.sum(loss) / self.plan.world_size, of_all_ranks
+        return self._ranks.sum(loss), of_all_ranks
 
     def _clip_gradients(self, plan: StepPlan) -> Tensor:
         """Scale the gradients down to the norm `settings.clip`; return their norm before that.
@@ -291,8 +300,11 @@ class Trainer:
         trouble = self.trouble()
         if trouble is not None:
             raise trouble
+        model = self._learned()
+        for name in model.keys() & dict(self.model.named_buffers()).keys():
+            model[name] = model[name].clone()  # a forward pass may change a buffer
         return TrainState(
-            model=self._learned(),
+            model=model,
             optimizer=self.optimizer.state_tensors(),
             meta={
                 "step": self.step,
@@ -303,6 +315,7 @@ class Trainer:
                 "rng": rng_states(self.device),
                 "plan": self.plan.to_dict(),
             },
+            side_copy=self.side_copy,
         )
 
     def load(self, state: TrainState | None) -> None:
@@ -323,6 +336,7 @@ class Trainer:
         meta, refusal = self._ranks.from_rank_0((state.meta if state else {}, refusal))
         if refusal is not None:
             raise BadInput(refusal)
+        self.side_copy.before_update()
         if state is not None:
             copy_tensors(state.model, self._learned())
             copy_tensors(state.optimizer, self.optimizer.state_tensors())
@@ -341,6 +355,7 @@ class Trainer:
     def close(self) -> None:
         """End the background thread."""
         self._feed.close()
+        self.side_copy.before_update()  # the memory of the tensors may be used again
 
 
 def rng_states(device: torch.device) -> dict[str, str]:

@@ -97,14 +97,16 @@ class Sample:
 class CheckpointSaved:
     """The checkpoint of `step` is durable, the `saved`-th of this process.
 
-    Training waited `stall` seconds; writing took `write` seconds. `interval` is the number of
-    seconds between saves, or None if the job counts steps.
+    Training waited `stall` seconds. Copying took `copy` seconds, on a card next to a step. Writing
+    took `write` seconds. `interval` is the number of seconds between saves, or None if the job
+    counts steps.
     """
 
     stage: str
     step: int
     saved: int
     stall: float | None = None
+    copy: float | None = None
     write: float | None = None
     interval: float | None = None
 

@@ -17,6 +17,7 @@ from pipeline.base.read_job import read_job
 from pipeline.console.formats import counted, measured, printable, short_amount, show
 from pipeline.console.out import show_table
 from pipeline.ladder.at_work import at_work
+from pipeline.ladder.backtest import FAR, backtest
 from pipeline.ladder.cap import Cap, describe
 from pipeline.ladder.climb import Climb
 from pipeline.ladder.fit import Fit
@@ -212,8 +213,29 @@ def fit_lines(fit: Fit | None) -> list[str]:
         f"D^-{law.beta:.3f}",
         "    N: multiplications per token, D: tokens; a run is "
         f"{100 * fit.noise:.2f} % from it. Trusted up to {fit.trusted_flops:.2g} FLOPs.",
+        *_backtest_lines(fit),
         *(no_floor if NO_FLOOR * least > law.E else []),
     ]
+
+
+def _backtest_lines(fit: Fit) -> list[str]:
+    """Return how well the small runs would have predicted the large ones."""
+    found = backtest(fit.points)
+    if found is None:
+        return []
+    large = counted(len(found.errors), "larger run")
+    low, high = min(found.errors), max(found.errors)
+    lines = [
+        f"    A law of the {found.small} smallest runs misses the {large} by {100 * low:+.1f} to "
+        f"{100 * high:+.1f} %."
+    ]
+    if abs(found.worst) > FAR:
+        better = "better" if found.worst < 0 else "worse"
+        lines.append(
+            f"    Warning: larger runs end {better} than smaller ones say, so don't rely on "
+            "predictions far beyond. Add longer runs (--tokens)."
+        )
+    return lines
 
 
 def _as_json(ladder: Ladder, page: str) -> dict[str, Any]:

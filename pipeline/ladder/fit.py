@@ -162,6 +162,14 @@ def fit(points: Sequence[Point], *, seed: int = 0) -> Fit:
     return Fit(tuple(points), at.law(found), noise, tuple(resamples), seed)
 
 
+def law_of(points: Sequence[Point]) -> Law:
+    """Return the law that fits the points best. Raises BadInput as `fit` does."""
+    check_points(points)
+    at = Measured.of(*np.array([_numbers(point) for point in points]).T)
+    found, _ = best_of_starts(at)
+    return at.law(found)
+
+
 def _resample(
     curve: Vector, residuals: Vector, noise: float, rng: np.random.Generator
 ) -> Iterator[tuple[Vector, float]]:

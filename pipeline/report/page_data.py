@@ -208,7 +208,7 @@ def _in_words(event: Row) -> str:
             continue
         if isinstance(value, bool):
             value = "yes" if value else "no"
-        elif key in ("stall", "write") and isinstance(value, int | float):
+        elif key in ("stall", "copy", "write") and isinstance(value, int | float):
             value = duration(value)
         elif isinstance(value, float):
             value = f"{value:.6g}"

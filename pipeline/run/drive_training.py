@@ -65,11 +65,13 @@ def training_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -
     ahead = threading.Thread(target=fetch_ahead, args=(start, claim, stages[0], say), daemon=True)
     if start.workspace.remote:
         ahead.start()  # while torch is imported
+    from pipeline.training.compiler_check import check_compiler
     from pipeline.training.context import TrainingContext
 
     request = _request(start, stages, gpu_count())
     context = TrainingContext(request, Group(), say, lambda: start.stopping.asked)
     context.import_torch()
+    check_compiler(context)
     with context.watchdog.paused():  # a download may take hours
         while ahead.is_alive() and not start.stopping.asked:
             ahead.join(0.1)

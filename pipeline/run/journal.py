@@ -83,7 +83,7 @@ class Journal:
         elif isinstance(message, CheckpointSaved):
             self._start.leaving.saved(message.stall, message.write)
             if message.saved == TYPICAL_SAVE:
-                took = {"stall": message.stall, "write": message.write}
+                took = {"stall": message.stall, "copy": message.copy, "write": message.write}
                 self._events.append("saved", stage=message.stage, step=message.step, **took)
 
     def flush(self) -> None:

@@ -11,7 +11,7 @@ from pion.errors import BadInput
 from pipeline.data.compared_text import check_text
 from pipeline.job import Job
 from pipeline.machine.folders import COMPILE_CACHE, compile_cache_folder
-from pipeline.machine.gpus import gpu_count
+from pipeline.machine.gpus import VISIBLE, gpu_count, listed_gpus, named_gpus, names_no_gpu
 from pipeline.machine.rented import is_rented
 from pipeline.state.stores import FileStore, open_store
 from pipeline.workers.ray_workers import RAY_ADDRESS
@@ -38,6 +38,7 @@ def preflight(job: Job) -> list[str]:
     from pipeline.training.stage_metrics import check_trackers
 
     check_trackers(job)
+    notes = what_gpus_are_used(job)
     workers = worker_count(job)
     gpus = gpu_count()
     if 0 < gpus < workers and RAY_ADDRESS not in os.environ:  # its nodes have GPUs
@@ -65,12 +66,49 @@ def preflight(job: Job) -> list[str]:
         read_questions_of(job)
     if job.evaluate.text is not None:
         check_text(job)
-    notes = store_that_goes_with_the_machine(job.store)
+    notes += store_that_goes_with_the_machine(job.store)
     if job.publish is not None:
         from pipeline.stages.publish import check_target
 
         notes += check_target(job)
     return notes
+
+
+def what_gpus_are_used(job: Job) -> list[str]:
+    """Return what is surprising about the GPUs that this run will use.
+
+    Raises BadInput if CUDA_VISIBLE_DEVICES names a GPU that this machine does not have.
+    """
+    visible, listed = os.environ.get(VISIBLE), listed_gpus()
+    if not listed or RAY_ADDRESS in os.environ:  # its nodes have GPUs of their own
+        return []
+    if visible is not None:
+        wrong = names_no_gpu(visible, listed)
+        if wrong is not None:
+            raise BadInput(
+                f"{VISIBLE} is {visible!r}, and {wrong!r} names no GPU of this machine, or names "
+                f"it twice: `nvidia-smi -L` lists {len(listed)}, from 0. Nothing was started. "
+                f"Correct {VISIBLE}, or unset it to use all GPUs."
+            )
+        if not named_gpus(visible):
+            return [
+                f"{VISIBLE} is {visible!r}, so this run uses the CPU, although this machine has "
+                f"{len(listed)} × {listed[0].name}. To use them, unset {VISIBLE}"
+            ]
+    named = named_gpus(visible or "")
+    if any(n.startswith("MIG-") for n in named) or (not named and any(g.slices for g in listed)):
+        return [
+            f"the {listed[0].name} is split into MIG slices. CUDA gives a process one slice, and "
+            "slices can't train together: this run uses one"
+        ]
+    names = list(dict.fromkeys(gpu.name for gpu in listed))
+    if visible is None and len(names) > 1 and worker_count(job) > 1:
+        return [
+            f"this machine has different GPUs ({', '.join(names)}). All of them train with the "
+            "rows and the precision of the weakest, and the others wait for it. To use GPUs of one "
+            f"kind, set {VISIBLE} to their ids (`nvidia-smi -L`)"
+        ]
+    return []
 
 
 def require_a_row_each(job: Job, workers: int) -> None:

@@ -26,11 +26,11 @@ LEAST_SAVE = 4.0
 class SaveCadence:
     """Decides when the next checkpoint is due. Clock readings are passed in, in seconds.
 
-    If a save stalls training for C seconds and machines last M seconds on average, the best
-    interval is √(2·C·M) (Young 1974, Daly 2006). It is at least MIN_SECONDS, and at least as long
-    as the previous save took to become durable. A job with `every_steps` or `every_seconds` gets
-    that instead. No interval is shorter than the store allows (`floor_seconds`). `on_cpu`: training
-    and the uploader share their cores.
+    If a save costs C seconds (its copy, which stops training or runs next to it) and machines last
+    M seconds on average, the best interval is √(2·C·M) (Young 1974, Daly 2006). It is at least
+    MIN_SECONDS, and at least as long as the previous save took to become durable. A job with
+    `every_steps` or `every_seconds` gets that instead. No interval is shorter than the store allows
+    (`floor_seconds`). `on_cpu`: training and the uploader share their cores.
     """
 
     every_steps: int | None
@@ -84,8 +84,8 @@ class SaveCadence:
         return now - self.last_save < self.floor_seconds
 
     def saved(self, now: float, stall: float, write_seconds: float) -> None:
-        """Note a save that began at `now`: its `stall` of training, and how long the previous save
-        took to become durable."""
+        """Note a save that began at `now`: what its copy costs, and how long the previous save took
+        to become durable."""
         # On a CPU, writing takes cores from training: half of its time, as measured.
         slowed = write_seconds / 2 if self.on_cpu else 0.0
         self.last_save, self.stall, self.write_seconds = now, stall + slowed, write_seconds

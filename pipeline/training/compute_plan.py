@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pion.config.lora import Lora
 from pion.data.order import rows_per_rank
@@ -14,11 +14,18 @@ from pipeline.job import Job
 from pipeline.job.train_sections import HOW_TO_USE, phases_of
 from pipeline.training.train_request import Group
 
+Dtype = Literal["bfloat16", "float32"]
+
 if TYPE_CHECKING:
     import torch
 
     from pion.train.memory import Workload
     from pion.train.settings import ComputePlan
+
+
+# What a compiler that fails gives up, one after the other (pion/train/smaller_plan.py). A record
+# leaves out a field that is true.
+COMPILED = ("compile", "combo_kernels", "flex_attention")
 
 
 def choose_plan(
@@ -28,35 +35,47 @@ def choose_plan(
     recorded: dict[str, Any] | None,
     at_most: dict[str, Any] | None = None,
 ) -> ComputePlan:
-    """Return the plan of `stage` on this machine; all ranks get the same micro-batch.
+    """Return the plan of `stage` on this machine. All ranks compute alike, although their cards may
+    differ: with the micro-batch of the smallest, and in a dtype that all of them have.
 
     The plan `recorded` in the checkpoint is used again where hardware and job allow: only then is
     the resumed run bit-identical to an unbroken one. `at_most` is the record of the plan to try
     after a larger one has failed here.
     """
-    plan = _choose_alone(job, stage, group.world_size, recorded)
+    from pion.train.hardware import pick_device, pick_dtype
+
+    device = pick_device()
+    dtypes = group.of_all_ranks(pick_dtype(job.hardware.dtype, device))
+    slowest: Dtype = "float32" if "float32" in dtypes else "bfloat16"
+    asked = _asked_plan(job, stage, group.world_size, device, slowest)
+    plan = _choose_alone(job, stage, asked, device, recorded)
     if at_most is not None:
         plan = dataclasses.replace(
             plan,
             micro_batch=min(plan.micro_batch, at_most["micro_batch"]),
             recompute=plan.recompute or at_most["recompute"],
-            compile=plan.compile and at_most["compile"],
+            **{name: getattr(plan, name) and at_most.get(name, True) for name in COMPILED},
         )
-    # The machines of a cluster may differ, and all ranks must compute alike.
-    micro_batch, recompute, compiled = group.from_rank_0(
-        (plan.micro_batch, plan.recompute, plan.compile)
+    plans = group.of_all_ranks(
+        [getattr(plan, name) for name in ("micro_batch", "recompute", "residual", *COMPILED)]
     )
-    return dataclasses.replace(plan, micro_batch=micro_batch, recompute=recompute, compile=compiled)
+    micro_batches, recomputes, residuals, *compiled = zip(*plans, strict=True)
+    alike: dict[str, Any] = {n: all(values) for n, values in zip(COMPILED, compiled, strict=True)}
+    alike["residual"] = "float32" if "float32" in residuals else "bfloat16"
+    return dataclasses.replace(
+        plan, micro_batch=min(micro_batches), recompute=any(recomputes), **alike
+    )
 
 
 def _choose_alone(
-    job: Job, stage: str, world_size: int, recorded: dict[str, Any] | None
+    job: Job,
+    stage: str,
+    asked: ComputePlan,
+    device: torch.device,
+    recorded: dict[str, Any] | None,
 ) -> ComputePlan:
-    from pion.train.hardware import pick_device
     from pion.train.settings import ComputePlan
 
-    device = pick_device()
-    asked = _asked_plan(job, stage, world_size, device)
     before = ComputePlan.from_dict(recorded) if recorded is not None else None
     if before is not None and before == _left_open_as_in(before, asked, job):
         return before
@@ -66,16 +85,17 @@ def _choose_alone(
     return dataclasses.replace(asked, recompute=recompute)
 
 
-def _asked_plan(job: Job, stage: str, world_size: int, device: torch.device) -> ComputePlan:
+def _asked_plan(
+    job: Job, stage: str, world_size: int, device: torch.device, dtype: Dtype
+) -> ComputePlan:
     """Return the plan that job and hardware ask for, with guesses for what they leave open."""
     import torch
 
-    from pion.train.hardware import pick_compile, pick_dtype, pick_residual
+    from pion.train.hardware import pick_compile, pick_residual
     from pion.train.settings import ComputePlan
 
     hardware = job.hardware
     rows = rows_per_rank(job.section(stage).global_batch, world_size)
-    dtype = pick_dtype(hardware.dtype, device)
     return ComputePlan(
         device=str(device),
         dtype=dtype,
@@ -96,6 +116,9 @@ def _left_open_as_in(before: ComputePlan, asked: ComputePlan, job: Job) -> Compu
         "micro_batch": job.hardware.micro_batch,
         "recompute": job.hardware.recompute,
         "compile": None if compiled == "auto" else compiled,
+        # With `compile: true`, everything that once failed is tried again.
+        "combo_kernels": True if compiled is True else None,
+        "flex_attention": True if compiled is True else None,
     }
     if before.dtype == asked.dtype:
         in_job["residual"] = None if job.hardware.residual == "auto" else asked.residual

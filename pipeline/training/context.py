@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from pion.errors import Interrupted, PionError, PlanFailed, Stopped, Trouble
+from pion.errors import BadInput, CardFailed, Interrupted, PionError, PlanFailed, Stopped, Trouble
 from pion.train.allocator import let_segments_grow
 from pipeline.console.messages import Note, Phase, Say
 from pipeline.cost.budget import over_budget
+from pipeline.machine.gpus import gpu_count
 from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.retention import sweep, sweep_abandoned
 from pipeline.state.checkpoints.snapshot import Snapshot
@@ -32,6 +33,9 @@ from pipeline.training.rewind import plan_rewind
 from pipeline.training.saving import linger_seconds
 from pipeline.training.train_request import Group, TrainRequest
 from pipeline.training.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from pion.train.smaller_plan import StepDown
 
 MAX_ATTEMPTS = 5
 POLL_SECONDS, REMOTE_POLL_SECONDS = 0.1, 2.0
@@ -68,6 +72,9 @@ class TrainingContext:
         self.first_step_seen = False
         # The record of the plan to try after a larger one has failed on this machine.
         self.at_most = request.at_most
+        # Whether the compiler was tried, and how it failed, until this is recorded.
+        self.compiler_checked = False
+        self.compiler_changes: list[StepDown] = []
         limit = self.job.hardware.hang_seconds
         self.watchdog = (
             Watchdog(self._end_hang, factor=0.0, at_least=limit)
@@ -91,8 +98,33 @@ class TrainingContext:
         import torch
 
         self.report(phase("torch imported", started))
+        if self.request.gpus:
+            self._require_cuda()
         cores = max(1, (os.cpu_count() or 1) // self.group.world_size)
         torch.set_num_threads(self.job.hardware.threads or cores)
+
+    def _require_cuda(self) -> None:
+        """Raise CardFailed if the GPUs that the driver process counted are gone, and BadInput if
+        torch can't use them: training must not continue on the CPU."""
+        import torch
+
+        if torch.cuda.is_available():
+            return
+        from pion.train.card import why_no_cuda
+
+        if gpu_count() == 0:
+            raise CardFailed(
+                f"this machine had {self.request.gpus} GPU(s) when the run began, and the driver "
+                "no longer lists any. Everything committed is safe. Look at `nvidia-smi` and "
+                "`dmesg | grep -i xid`. To resume, run the same command again, on another machine "
+                "or after a restart of this machine"
+            )
+        raise BadInput(
+            f"this machine has a GPU, but torch {torch.__version__} can't use it: "
+            f"{why_no_cuda()}. Nothing was changed, and everything committed is safe. Install a "
+            "torch for this driver (`nvidia-smi` shows its version), or set CUDA_VISIBLE_DEVICES= "
+            "to train on the CPU"
+        )
 
     def should_stop(self) -> bool:
         """Return whether the driver, a request or the budget asks this rank to stop."""
@@ -242,6 +274,9 @@ def smaller_plan_note(failed: PlanFailed) -> str:
     plan = failed.plan
     words = [f"micro_batch {plan['micro_batch']}"]
     words += [word for word in ("recompute", "compile") if plan[word]]
+    # A record leaves out a field that is true.
+    without = ("combo_kernels", "flex_attention") if plan["compile"] else ("flex_attention",)
+    words += [f"no {name.replace('_', ' ')}" for name in without if not plan.get(name, True)]
     return f"{failed.why}. Starting again from the last checkpoint with {', '.join(words)}"
 
 

@@ -2,9 +2,9 @@
 
 An attempt records its machine and its plan as a "training" event when it begins. The receipt
 compares two such events. Of their fields it uses: stage, from_step, host, device, workers,
-micro_batch, grad_accum, dtype, recompute, compile, torch, threads (only on a CPU), python, seq_len,
-global_batch, lr (the schedule's rate for step `from_step`, the last finished step) and next_row
-(the first row that this attempt trains on).
+micro_batch, grad_accum, dtype, residual, recompute, compile, combo_kernels, flex_attention, torch,
+threads (only on a CPU), python, seq_len, global_batch, lr (the schedule's rate for step
+`from_step`, the last finished step) and next_row (the first row that this attempt trains on).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import platform
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.console.formats import printable
@@ -20,6 +20,7 @@ from pipeline.state.rows.metrics import EventLog
 from pipeline.state.rows.row_types import Unreadable, event_row, metrics_row
 from pipeline.state.rows.segments import Segment, lines_of, segments
 from pipeline.state.run_state import RunState
+from pipeline.training.compute_plan import COMPILED
 
 if TYPE_CHECKING:
     from pion.train.smaller_plan import StepDown
@@ -36,7 +37,7 @@ NOT_IDENTICAL = (
 )
 LR_TOLERANCE = 1e-12
 PLAN = ("host", "device", "workers", "micro_batch", "grad_accum", "dtype", "python")
-SWITCHES = ("recompute", "compile")
+SWITCHES = ("recompute", *COMPILED)
 # What a receipt needs to know about an attempt.
 COMPARED = {"from_step", "host", "device", "workers", "micro_batch", "grad_accum", "seq_len"} | {
     "global_batch"
@@ -90,7 +91,7 @@ def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
     if _differs(before, now, "residual"):
         lines.append(f"residual {before['residual']} → {now['residual']}")
     lines += [
-        f"{name} {_yes_or_no(before[name])} → {_yes_or_no(now[name])}"
+        f"{name.replace('_', ' ')} {_yes_or_no(before[name])} → {_yes_or_no(now[name])}"
         for name in SWITCHES
         if _differs(before, now, name)
     ]
@@ -99,7 +100,7 @@ def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
         for name in ("torch", "threads")
         if _differs(before, now, name)
     ]
-    if continues and _differs(before, now, "compile"):
+    if continues and any(_differs(before, now, name) for name in COMPILED):
         lines.append(NOT_IDENTICAL)
     if same_stage:
         lines += [_learning_rate(before, now, last), _first_row(now, last)]
@@ -222,11 +223,18 @@ def _rows_backwards(run: RunState, key: str, parse: Callable[[bytes], Row | None
     return (row for row in parsed if row is not None)
 
 
-def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Trainer) -> list[str]:
+def record_machine(
+    context: TrainingContext,
+    epoch: int,
+    stage: str,
+    trainer: Trainer,
+    found: Sequence[StepDown] = (),
+) -> list[str]:
     """Append the "training" event of the attempt that begins under `epoch`, and return its receipt.
 
     The receipt is empty if machine and plan are the same as in the previous attempt. It is also
-    kept as an event.
+    kept as an event. `found` are the changes of a compiler that failed before training: an event
+    keeps each, and they have been reported already.
     """
     import torch
 
@@ -243,10 +251,7 @@ def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Tr
         "workers": plan.world_size,
         "micro_batch": plan.micro_batch,
         "grad_accum": trainer.grad_accum,
-        "dtype": plan.dtype,
-        "residual": plan.residual,
-        "recompute": plan.recompute,
-        "compile": plan.compile,
+        **{name: getattr(plan, name) for name in ("dtype", "residual", *SWITCHES)},
         "torch": str(torch.__version__),
         "seq_len": job.seq_len(stage),
         "global_batch": settings.global_batch,
@@ -259,6 +264,9 @@ def record_machine(context: TrainingContext, epoch: int, stage: str, trainer: Tr
     receipt = context.patiently(lambda: hop_receipt(run, epoch, now))
     events = EventLog(run.store, run.name, epoch)
     events.append("training", **now)
+    for change in found:
+        words = f"before {stage}: {printable(change.why)}. Training uses {change.changes}"
+        events.append("hop", stage=stage, receipt=[words])
     if receipt:
         events.append("hop", stage=stage, receipt=receipt)
     context.patiently(events.flush)
@@ -281,8 +289,7 @@ def record_step_down(
     now = {
         "micro_batch": plan.micro_batch,
         "grad_accum": trainer.grad_accum,
-        "recompute": plan.recompute,
-        "compile": plan.compile,
+        **{name: getattr(plan, name) for name in SWITCHES},
     }
     events = EventLog(context.run.store, context.run.name, epoch)
     events.append("hop", stage=stage, receipt=receipt, plan=now)

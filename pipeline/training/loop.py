@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pion.errors import Paused, PionError, PlanFailed, Stopped, Trouble
+from pion.errors import CardFailed, Paused, PionError, PlanFailed, Stopped, Trouble
 from pipeline.console.messages import Note, Phase, StageState
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
+from pipeline.training.compiler_check import check_compiler
 from pipeline.training.context import TrainingContext, phase
 from pipeline.training.rank_zero import Rank, RankZero
 from pipeline.training.setup import Setup, Trains, start_stage
@@ -30,11 +31,13 @@ StartStage = Callable[[TrainingContext, str], Setup]
 def train_stages(context: TrainingContext, start: StartStage = start_stage) -> str:
     """Advance the training stages; return "done", or "stopped" if somebody asked for a stop.
 
-    Raises `Stopped` if a request in the store or the budget asks for the stop, and PionError if a
-    person must decide. Nothing committed is lost then. `start` sets a stage up.
+    Raises `Stopped` if a request in the store or the budget asks for the stop, `CardFailed` if a
+    GPU or its driver failed, and PionError if a person must decide. Nothing committed is lost then.
+    `start` sets a stage up.
     """
     group, started = context.group, time.monotonic()
     try:
+        check_compiler(context)
         if not group.from_rank_0(context.wait_for_prepare() if group.rank == 0 else None):
             return "stopped"
         context.report(phase("waited for data", started))
@@ -48,6 +51,18 @@ def train_stages(context: TrainingContext, start: StartStage = start_stage) -> s
                 attempt.continues = True
                 return "done"
             context.free_memory()  # of the old trainer: another attempt begins
+    except RuntimeError as error:
+        from pion.train.card import card_failure
+
+        failure = card_failure(error)
+        if failure is None:
+            raise
+        raise CardFailed(
+            f"the GPU or its driver failed: {failure}. Everything committed is safe, and steps "
+            "after the last checkpoint will be repeated. `dmesg | grep -i xid` names the driver's "
+            "reason. To resume, run the same command again; if the GPU fails again, on another "
+            "machine"
+        ) from error
     finally:
         context.watchdog.close()
 

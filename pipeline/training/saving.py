@@ -73,10 +73,15 @@ class Saving:
         before for good, and names the copy on this machine."""
         started = self._clock.monotonic()
         with self._naming_the_copy():
-            begun = self.checkpointer.save(state.model, state.optimizer, state.meta)
+            begun = self.checkpointer.save(
+                state.model, state.optimizer, state.meta, state.side_copy
+            )
         if begun:
             stats = self.checkpointer.stats
-            self.cadence.saved(started, stats.stall_seconds, stats.write_seconds)
+            # Next to a step, a copy takes bandwidth, and each save takes room and traffic. So a
+            # copy counts in full, although training does not wait for it.
+            copied = self.cadence.stall if stats.copy_seconds is None else stats.copy_seconds
+            self.cadence.saved(started, copied, stats.write_seconds)
 
     def complete(
         self,
@@ -139,6 +144,7 @@ class Saving:
                     step=stats.durable_step,
                     saved=stats.saved,
                     stall=stats.stall_seconds,
+                    copy=stats.copy_seconds,
                     write=stats.write_seconds,
                     interval=None if self.cadence.by_steps_alone else self.cadence.interval,
                 )

@@ -191,7 +191,8 @@ class Setup:
         """Record the machine and the plan of an attempt, or a `change` of its plan; return the
         receipt."""
         if change is None:
-            return record_machine(self.context, epoch, self.stage, self.trainer)
+            changes, self.context.compiler_changes = self.context.compiler_changes, []
+            return record_machine(self.context, epoch, self.stage, self.trainer, changes)
         return record_step_down(self.context, epoch, self.stage, self.trainer, change)
 
     def keep_speed(self, tokens_per_second: float) -> None:
@@ -224,6 +225,9 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     Raises BadInput when the weights to start from do not fit the job, and PionError when nothing
     good is left of what was committed.
     """
+    import torch
+
+    from pion.train.card import words_about_bf16
     from pion.train.flash_attention import use_newest_flash_attention
     from pion.train.trainer import Trainer, TrainState
     from pipeline.data.shard_cache import fetching_from
@@ -240,6 +244,9 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     saved = restored.saved
     recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])
     plan = choose_plan(context.job, stage, context.group, recorded, context.at_most)
+    about_bf16 = words_about_bf16(torch.device(plan.device), context.job.hardware.dtype)
+    if about_bf16 is not None:
+        context.report(Note(about_bf16))
     if plan.compile:
         use_private_compile_cache()
     model, why, adapter = _model(context, stage, data, plan, saved)
@@ -383,6 +390,8 @@ class _Plan(TypedDict):
     compile: NotRequired[bool]
     threads: NotRequired[Count | None]
     deterministic: NotRequired[bool]
+    combo_kernels: NotRequired[bool]
+    flex_attention: NotRequired[bool]
 
 
 @open_record

@@ -89,6 +89,16 @@ class Group:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def of_all_ranks(self, value: Any) -> list[Any]:
+        """Return the value of each rank, on every rank."""
+        if not self.distributed:
+            return [value]
+        import torch.distributed as dist
+
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def wait_for_all(self) -> None:
         """Block until every rank is here."""
         if self.distributed:

@@ -99,7 +99,7 @@ def worker_loop(config: dict[str, Any]) -> None:
     import ray.util
     import torch.distributed as dist
 
-    from pion.errors import PionError
+    from pion.errors import CardFailed, PionError
     from pipeline.console.messages import Note, Trained, WorkerFailed, WorkerStarted
     from pipeline.state.stores.errors import error_to_json
     from pipeline.training.context import TrainingContext
@@ -123,6 +123,9 @@ def worker_loop(config: dict[str, Any]) -> None:
         training = TrainingContext(request, group, line.send, lambda: line.stop_requested)
         training.import_torch()
         line.send(Trained(train_stages(training)))
+    except CardFailed as error:
+        line.send(Note(f"worker {rank}: {error}"))
+        raise  # Ray restarts the workers: in a new process, the card may work
     except PionError as error:
         # Not raised: Ray would restart the workers, and they would fail again.
         line.send(WorkerFailed(error_to_json(error)))

@@ -26,6 +26,7 @@ from pion.model.lora_projections import add_lora
 from pion.train.phases import Phase
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
+from tests.cuda_rehearsal.fake_group import fake_group
 from tests.cuda_rehearsal.live_bytes import LiveBytes
 from tests.cuda_rehearsal.pretended_card import insert_card, pretended_card
 from tests.cuda_rehearsal.report import hand_back, handed_back
@@ -50,6 +51,7 @@ class Trace:
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
     lora: Lora | None = None
     only_draft: bool = False
+    ranks: int = 1  # of which one is traced
 
     @property
     def config(self) -> ModelConfig:
@@ -59,6 +61,7 @@ class Trace:
         words = [self.preset, f"{self.micro_batch} rows", self.optimizer, self.dtype, self.card]
         words += [name for name in ("recompute", "documents", "only_draft") if getattr(self, name)]
         words += [str(self.lora)] if self.lora else []
+        words += [f"{self.ranks} ranks"] if self.ranks > 1 else []
         return " ".join(words + [f"{name}={value}" for name, value in self.changes.items()])
 
 
@@ -121,6 +124,11 @@ SUITE = [
     Trace("lepton-small", 1, changes=_DRAFT, only_draft=True),
     Trace("pion-small", changes=_DRAFT),
     Trace("lepton-small", dtype="float32", changes=_DRAFT),
+    Trace("pion-small", changes=_CUT, ranks=2),
+    Trace("pilon-360m", 1, dtype="float32", optimizer="muon", changes=_PILON_CUT, ranks=2),
+    Trace("pion-xl", 1, optimizer="muon", changes=_FEW, ranks=2),
+    Trace("pion-small", 1, changes=_CUT, lora=Lora(), ranks=2),
+    Trace("pion-small", changes=_DRAFT, only_draft=True, ranks=2),
 ]
 MICRO_BATCHES = (1, 8, 32)
 
@@ -145,7 +153,7 @@ def named(name: str) -> list[Trace]:
 
 def main() -> None:
     peaks = []
-    with pretended_card() as watch:
+    with fake_group(2), pretended_card() as watch:
         live = LiveBytes(watch, explain=True)
         for trace in named(sys.argv[1]):
             trace_peak(watch, live, trace)
@@ -175,12 +183,14 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
             model = with_additions(model, trace.lora, trace.dtype)
     settings = TrainSettings(
         steps=10,
-        global_batch=trace.micro_batch,
+        global_batch=trace.micro_batch * trace.ranks,
         lr=1e-3,
         optimizer=trace.optimizer,
         phases=(Phase(rates={"draft": 1, "others": 0}),) if trace.only_draft else (),
     )
-    plan = ComputePlan("cuda", trace.dtype, trace.micro_batch, recompute=trace.recompute)
+    plan = ComputePlan(
+        "cuda", trace.dtype, trace.micro_batch, recompute=trace.recompute, world_size=trace.ranks
+    )
     stream = Zeros(config.seq_len, trace.documents)
     with (
         mock.patch.object(Decoder, "to", lambda self, device: self),  # it is already there
@@ -188,8 +198,9 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
         flex_attention_without_compiler(),
         all_tokens_choose_the_first_experts(),
     ):
-        for parameter in trainer.optimizer.params:  # as after an earlier micro-batch of the step
-            parameter.grad = torch.zeros_like(parameter)
+        if trace.ranks == 1:  # several ranks have their gradients from the start
+            for parameter in trainer.optimizer.params:  # as after an earlier micro-batch
+                parameter.grad = torch.zeros_like(parameter)
         live.start()
         trainer.train_step()
 

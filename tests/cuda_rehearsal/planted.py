@@ -29,9 +29,11 @@ from pion.model.loss import IGNORED
 from pion.model.norm_and_projection import RMSNorm
 from pion.train import gradients, optimizer
 from pion.train.muon import Muon
+from pion.train.side_copy import SideCopy
 from tests.cuda_rehearsal.pretended_card import pretended_card
 from tests.cuda_rehearsal.report import print_reports
 from tests.cuda_rehearsal.scenarios import MODELS, SCENARIOS, rehearse
+from tests.cuda_rehearsal.watch import Watch
 
 CPU = torch.device("cpu")
 
@@ -139,6 +141,13 @@ def do_not_pin(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return leave_as_it_is
 
 
+def do_not_register(right: Callable[..., int]) -> Callable[..., int]:
+    def refuse(self: Watch, address: int, size: int, flags: int) -> int:
+        return 1  # as where a process may lock little memory
+
+    return refuse
+
+
 def multiply_in_fp32(right: Callable[..., Any]) -> Callable[..., Any]:
     def product_without_autocast(self: Any, x: Tensor, inputs: Any) -> Any:
         with torch.autocast("cuda", enabled=False):
@@ -242,6 +251,10 @@ PLANTED: dict[str, Planted] = {
     ),
     "Muon reads a norm": Planted(Muon, "step", read_update_norm, "train muon bfloat16"),
     "the optimizer waits for the card": Planted(optimizer.Optimizer, "step", wait_after),
+    "a save waits for its copies": Planted(SideCopy, "begin", wait_after, "train saving bfloat16"),
+    "a save is not page-locked": Planted(
+        Watch, "register", do_not_register, "train saving bfloat16"
+    ),
     "the copy of a batch blocks": Planted(gradients, "to_device", copy_and_wait),
     "batches are not page-locked": Planted(Tensor, "pin_memory", do_not_pin),
     "a layer multiplies in fp32": Planted(SwiGLU, "forward", multiply_in_fp32),

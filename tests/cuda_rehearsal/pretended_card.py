@@ -30,6 +30,7 @@ class CardModel:
     gib: int  # memory
     shared_kib: int  # shared memory that one block of threads can have
     threads: int = 1536  # that one multiprocessor can hold
+    name: str | None = None  # what the driver says, if it is not "NVIDIA" and the name here
 
     @property
     def architecture(self) -> int:
@@ -45,6 +46,19 @@ CARDS = {
     "H100": CardModel((9, 0), processors=132, gib=80, shared_kib=227, threads=2048),
     "H200": CardModel((9, 0), processors=132, gib=141, shared_kib=227, threads=2048),
     "RTX 5090": CardModel((12, 0), processors=170, gib=32, shared_kib=99),
+    "V100": CardModel(
+        (7, 0), processors=80, gib=16, shared_kib=96, threads=2048, name="Tesla V100-SXM2-16GB"
+    ),
+    "T4": CardModel((7, 5), processors=40, gib=15, shared_kib=64, threads=1024, name="Tesla T4"),
+    "RTX 2060": CardModel((7, 5), processors=30, gib=6, shared_kib=64, threads=1024),
+    "A100 slice": CardModel(
+        (8, 0),
+        processors=14,
+        gib=10,
+        shared_kib=163,
+        threads=2048,
+        name="NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+    ),
 }
 
 # What `torch.cuda.get_device_properties` says. `insert_card` fills in the rest.
@@ -104,7 +118,7 @@ def _answers(watch: Watch) -> dict[str, Any]:
         "get_device_properties": always(CARD),
         "get_device_name": lambda device=None: CARD.name,
         "get_device_capability": lambda device=None: (CARD.major, CARD.minor),
-        "is_bf16_supported": always(True),
+        "is_bf16_supported": lambda including_emulation=True: including_emulation or CARD.major > 7,
         "synchronize": synchronize,
         "current_stream": always(stream),
         "default_stream": always(stream),
@@ -112,6 +126,12 @@ def _answers(watch: Watch) -> dict[str, Any]:
         "Event": always(stream),
         "stream": lambda stream: contextlib.nullcontext(),
         "is_current_stream_capturing": always(False),
+        "cudart": always(
+            SimpleNamespace(
+                cudaHostRegister=lambda *memory: watch.register(*memory),
+                cudaHostUnregister=lambda address: watch.unregister(address),
+            )
+        ),
         "max_memory_allocated": always(0),
         "empty_cache": always(None),
         "get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),
@@ -154,7 +174,7 @@ def pretended_card() -> Iterator[Watch]:
 def insert_card(name: str) -> None:
     """Make the pretended card the one of this name in CARDS."""
     model = CARDS[name]
-    CARD.name = f"NVIDIA {name}"
+    CARD.name = model.name or f"NVIDIA {name}"
     CARD.major, CARD.minor = model.capability
     CARD.multi_processor_count = model.processors
     CARD.max_threads_per_multi_processor = model.threads

@@ -21,6 +21,7 @@ from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
 from pion.data.stream import Batch
 from pion.evaluation.held_out import Scorer, evaluate, held_out, responses
+from pion.generation.candidates import FEW
 from pion.model.attention import attention
 from pion.model.attention.cache import KVCache
 from pion.model.attention.rope import rotary_table
@@ -29,8 +30,10 @@ from pion.model.loss import IGNORED
 from pion.train.phases import Phase
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
+from pipeline.state.checkpoints.snapshot import Snapshot
+from tests.cuda_rehearsal.pretended_card import PretendedStream
 from tests.cuda_rehearsal.report import Report
-from tests.cuda_rehearsal.watch import Watch
+from tests.cuda_rehearsal.watch import Operation, Watch
 
 # Two layers of the smallest preset show what more layers would show. With these numbers, the logits
 # of a micro-batch have several chunks, in the loss and in the evaluation.
@@ -64,6 +67,8 @@ MODELS: dict[str, ModelConfig] = {
 DRAFT = Draft(steps=2, ids=1000)
 # The prompt is longer than the window.
 MICRO_BATCHES, PROMPT_TOKENS, NEW_TOKENS = 2, 300, 4
+# Of a text's logits, the host copies the likeliest and their ids, and a few numbers more.
+LIKELIEST = 2 * FEW + 4
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 Dtype = Literal["bfloat16", "float32"]
 
@@ -91,7 +96,7 @@ class Zeros:
         return np.zeros((len(indices), self.seq_len), dtype=np.int64)
 
 
-def _trainer(
+def make_trainer(
     config: ModelConfig,
     dtype: Dtype,
     *,
@@ -116,7 +121,7 @@ def train(
     watch: Watch, config: ModelConfig, dtype: Dtype, steps: int = 1, **how: Any
 ) -> tuple[int, Any]:
     """Train `steps` of several micro-batches; count the steps."""
-    with contextlib.closing(_trainer(config, dtype, **how)) as trainer:
+    with contextlib.closing(make_trainer(config, dtype, **how)) as trainer:
         watch.start()
         for _ in range(steps):
             trainer.train_step()
@@ -137,12 +142,50 @@ def train_draft(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, A
 
 def drain(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
     """Train two steps, and read their losses at once; count the calls that read."""
-    with contextlib.closing(_trainer(config, dtype)) as trainer:
+    with contextlib.closing(make_trainer(config, dtype)) as trainer:
         trainer.train_step()
         trainer.train_step()
         watch.start()
         assert len(trainer.drain_metrics()) == 2
         return 1, trainer
+
+
+def train_while_saving(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
+    """Train a step next to which the state is copied, from the call that begins to copy it.
+
+    The update must wait for the copies, on the card.
+    """
+    order = list[str]()
+
+    def wait(*event: Any) -> None:
+        order.append("wait")
+
+    def seen(operation: Operation) -> None:
+        if operation.func is torch.ops.aten.copy_.default and operation.result.device.type == "cpu":
+            order.append("copy")
+
+    with (
+        contextlib.closing(make_trainer(config, dtype)) as trainer,
+        contextlib.closing(Snapshot()) as memory,
+        mock.patch.object(PretendedStream, "wait_event", wait),
+    ):
+        trainer.train_step()
+        state, update = trainer.state(), trainer.optimizer.step
+        memory.reserve(state.model, state.optimizer)
+        watch.start()
+        with (
+            mock.patch.object(watch, "seen", seen),
+            mock.patch.object(
+                trainer.optimizer, "step", lambda plan: (order.append("update"), update(plan))
+            ),
+        ):
+            memory.take(state.model, state.optimizer, state.meta, state.side_copy)
+            trainer.train_step()
+        watch_findings = list(watch.findings)
+        copies = len(state.model) + len(state.optimizer)
+        assert order == ["copy"] * copies + ["wait", "update"]
+    watch.findings = watch_findings  # the end of the memory waits for the copies
+    return 1, trainer
 
 
 def _scorer(config: ModelConfig, dtype: Dtype) -> Scorer:
@@ -175,6 +218,30 @@ def evaluate_responses(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple
     return MICRO_BATCHES, scorer
 
 
+def falling(source: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return made-up values for a copy of logits: no two of a row are equal. Ids are 1."""
+    values = torch.ones(source.shape, dtype=dtype)
+    if dtype.is_floating_point and source.ndim > 0:
+        values *= torch.arange(source.shape[-1], 0, -1)
+    return values
+
+
+@contextlib.contextmanager
+def few_copied(watch: Watch, most: int) -> Iterator[None]:
+    """Let logits that the host copies be `falling`. Raise AssertionError if a copy of a text's
+    has more than `most` numbers."""
+    widest = 0
+
+    def copied(source: Tensor, dtype: torch.dtype) -> Tensor:
+        nonlocal widest
+        widest = max(widest, *source.shape, 0)
+        return falling(source, dtype)
+
+    with mock.patch.object(watch, "values_of", copied):
+        yield
+    assert 0 < widest <= most
+
+
 def generate(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     """Continue a prompt with a cache; count the new tokens."""
     model = Decoder(config).to("cuda")
@@ -187,7 +254,7 @@ def generate(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     module = import_module("pion.generation.generate")
     where = import_module("pion.generation.decoding")
     watch.start()
-    with mock.patch.object(where, "KVCache", keep):
+    with mock.patch.object(where, "KVCache", keep), few_copied(watch, LIKELIEST):
         prompt = list(range(PROMPT_TOKENS))
         new = list(module.generate(model, prompt, max_tokens=NEW_TOKENS, stop_ids=(), seed=0))
     assert len(new) == NEW_TOKENS
@@ -207,7 +274,7 @@ def generate_together(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     module = import_module("pion.generation.generate")
     where = import_module("pion.generation.decoding")
     watch.start()
-    with mock.patch.object(where, "KVCache", keep):
+    with mock.patch.object(where, "KVCache", keep), few_copied(watch, LIKELIEST):
         prompts = [list(range(PROMPT_TOKENS)), list(range(PROMPT_TOKENS // 2))]
         settings = {"max_tokens": NEW_TOKENS, "stop_ids": (), "seed": 0}
         new = [token for _, token in module.generate_batch(model, prompts, **settings)]
@@ -223,10 +290,11 @@ def guess(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     guesses = mock.patch.object(where, "guessed_ids", wraps=where.guessed_ids)
     passes = mock.patch.object(where, "cache_tokens", wraps=where.cache_tokens)
     watch.start()
-    with guesses as guessed, passes as passed:
+    made_up = mock.patch.object(watch, "values_of", falling)
+    with guesses as guessed, passes as passed, made_up:
         prompt = list(range(PROMPT_TOKENS))
         settings: dict[str, Any] = {"max_tokens": NEW_TOKENS, "stop_ids": (), "temperature": 0}
-        # The card has no values: each id that the host reads from it is 1.
+        # The card has no values: each id that a block guesses is 1.
         settings["logit_bias"] = {1: 100.0}
         new = list(pion.generate(model, prompt, drafts=DRAFT.steps, **settings))
     assert len(new) == NEW_TOKENS
@@ -255,6 +323,7 @@ SCENARIOS: dict[str, Scenario] = {
     "generate float32": generate,
     "generate together float32": generate_together,
     "guess float32": guess,
+    "train saving bfloat16": functools.partial(train_while_saving, dtype="bfloat16"),
 }
 
 

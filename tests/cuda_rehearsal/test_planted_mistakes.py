@@ -27,6 +27,8 @@ FOUND_AS: dict[str, tuple[Kind, str, str]] = {
     "AdamW has a moment on the host": ("wrong_device", "_fused_adamw_", "optimizer.py"),
     "Muon reads a norm": ("host_sync", "_local_scalar_dense", "step_that_reads"),
     "the optimizer waits for the card": ("host_sync", "synchronize", "step_that_waits"),
+    "a save waits for its copies": ("host_sync", "synchronize", "step_that_waits"),
+    "a save is not page-locked": ("host_sync", "not page-locked", "pion/train/side_copy.py"),
     "the copy of a batch blocks": ("host_sync", "_to_copy", "planted.py"),
     "batches are not page-locked": ("unpinned_copy", "_to_copy", "pion/data/stream.py"),
     "experts group products where torch has no kernel": (

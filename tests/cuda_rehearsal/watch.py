@@ -9,7 +9,7 @@ The kinds of findings:
     reports all but the last.
   * `unpinned_copy`: a copy to the card does not block, but its source is not page-locked memory.
     The program waits while the driver copies the source to page-locked memory, but it does not
-    wait for the card.
+    wait for the card. A copy from the card to such memory does wait for the card.
   * `wrong_device`: one operation gets tensors of the card and of the host.
   * `fp64`: an operation on the card reads or writes 64-bit floats, which are slow there.
 
@@ -57,6 +57,8 @@ PRODUCTS = {
 # The first argument of these is added to the product.
 ADDING = {aten.addmm, aten.baddbmm}
 DOUBLE = (torch.float64, torch.complex128)
+# The namespace of the operations that ranks do together.
+COLLECTIVES = "c10d"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def ones(source: Tensor, dtype: torch.dtype) -> Tensor:
 class Watch(TorchDispatchMode):
     """Sends operations on the card to fake tensors and all others to the CPU, and keeps findings.
 
-    Enter it after a FakeTensorMode. `seen`, if set, is called with each operation on the card.
+    Enter it after a FakeTensorMode. `seen`, if set, is called with each operation on the card, and
+    with each communication between ranks, on the host too.
     `values_of` makes up the values that the host copies from the card.
     """
 
@@ -112,6 +115,7 @@ class Watch(TorchDispatchMode):
         self._opened: OpOverload | None = None
         # By address. The tensors are kept so that nothing else gets their address.
         self._page_locked: dict[int, Tensor] = {}
+        self._registered: set[int] = set()
 
     def start(self) -> None:
         """Forget the findings and products so far. What comes now counts."""
@@ -131,9 +135,20 @@ class Watch(TorchDispatchMode):
         self._page_locked[copy.untyped_storage().data_ptr()] = copy
         return copy
 
+    def register(self, address: int, size: int, flags: int) -> int:
+        """Count the memory at `address` as page-locked. This replaces `cudaHostRegister`."""
+        self._registered.add(address)
+        return 0
+
+    def unregister(self, address: int) -> int:
+        """Count the memory as page-locked no more. This replaces `cudaHostUnregister`."""
+        self._registered.remove(address)
+        return 0
+
     def is_page_locked(self, tensor: Tensor) -> bool:
-        """Return whether the tensor lies in memory from `page_locked`."""
-        return tensor.untyped_storage().data_ptr() in self._page_locked
+        """Return whether the tensor lies in memory from `page_locked`, or that is registered."""
+        address = tensor.untyped_storage().data_ptr()
+        return address in self._page_locked or address in self._registered
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -149,7 +164,10 @@ class Watch(TorchDispatchMode):
         leaves = arg_tree_leaves(*args, **kwargs)
         if not any(_is_on_card(leaf) for leaf in leaves):
             with unset_fake_temporarily():
-                return func(*args, **kwargs)
+                result = func(*args, **kwargs)
+            if func.namespace == COLLECTIVES:
+                self._tell(func, args, kwargs, result)
+            return result
         if func.namespace.startswith("pion"):
             self._opened = func
             try:
@@ -209,6 +227,8 @@ class Watch(TorchDispatchMode):
             self.note("host_sync", str(call.func))
         elif device.type == "cuda" and not self.is_page_locked(source):
             self.note("unpinned_copy", str(call.func))
+        elif in_place and device.type == "cpu" and not self.is_page_locked(args[0]):
+            self.note("host_sync", f"{call.func} to memory that is not page-locked")
         if device.type == "cuda":
             return call.run()
         if in_place:

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.fx import GraphModule
 
 from pion.model import decoder
 from pion.model.forward_pass import StepOptions
+from pion.train.side_copy import SideCopy
 from pion.train.trainer import TrainState
 from pipeline.state.checkpoints.restore import load_folder, newest_good
+from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
@@ -35,6 +38,7 @@ from tests.families.training import (
     write_state,
 )
 from tests.paths import REPOSITORY
+from tests.support.late_streams import LateStreams
 from tests.support.whole_runs import RUN_SECONDS
 
 Weights = dict[str, Tensor]
@@ -70,11 +74,17 @@ def unbroken(folder: Path, selected: dict[str, list[str]]) -> dict[str, Weights]
     `folder` then has the state that the pair of processes continues from.
     """
     weights = {}
-    for name in dict.fromkeys(selected[BY_KILL] + selected[BY_PAIR]):
+    for name in dict.fromkeys(selected[BY_KILL] + selected[BY_PAIR] + selected[BY_COPY]):
         training = trainer(FAMILIES[name], folder)
+        training.side_copy = SideCopy(LateStreams())
         train(training, TWO_WORKERS[0])
-        write_state(training.state(), folder / "before" / name)
+        state, memory = training.state(), Snapshot()
+        write_state(state, folder / "before" / name)
+        memory.take(state.model, state.optimizer, state.meta, state.side_copy)
         train(training, STEPS)
+        for file, content in map_extents(memory.fd, memory.extents).items():
+            (folder / "before" / name / f"next-to-a-step-{file}").write_bytes(content)
+        memory.close()
         weights[name] = dict(training.model.state_dict())
         training.close()
     return weights
@@ -112,6 +122,19 @@ def test_a_process_killed_with_sigkill_is_continued_to_the_same_bits(
         assert torch.equal(tensor, unbroken[name][weight]), weight
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_save_that_copies_next_to_a_step_has_the_bits_from_before_it(
+    name: str, unbroken: dict[str, Weights], folder: Path
+) -> None:
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        before = load_file(folder / "before" / name / file)
+        copied = load_file(folder / "before" / name / f"next-to-a-step-{file}")
+        assert before.keys() == copied.keys()
+        for tensor, value in before.items():
+            assert torch.equal(copied[tensor], value), tensor
+            assert copied[tensor].dtype == value.dtype
+
+
 @pytest.mark.parametrize("name", in_soak(KILLED))
 def test_one_worker_then_two_then_one_train_on_the_same_rows_to_the_same_weights(
     name: str, unbroken: dict[str, Weights], others: Path
@@ -129,6 +152,7 @@ def test_one_worker_then_two_then_one_train_on_the_same_rows_to_the_same_weights
 
 
 BY_KILL = test_a_process_killed_with_sigkill_is_continued_to_the_same_bits.__name__
+BY_COPY = test_a_save_that_copies_next_to_a_step_has_the_bits_from_before_it.__name__
 BY_PAIR = test_one_worker_then_two_then_one_train_on_the_same_rows_to_the_same_weights.__name__
 
 

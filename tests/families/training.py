@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from pion.train.side_copy import SideCopy
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.claim import claim_run
@@ -30,6 +31,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.families.families import FAMILIES, Family
 from tests.pion.train.conftest import open_stream
+from tests.support.late_streams import LateStreams
 
 STEPS, KILLED_AFTER = 8, 5
 TWO_WORKERS = (3, 6)  # they train the steps after the first number, up to the second
@@ -77,11 +79,12 @@ def train_and_die(name: str, folder: Path) -> None:
     claim = claim_run(RunState(FileStore(folder / "runs"), name), Owner.me())
     checkpointer = Checkpointer(claim, CheckpointSeries(STAGE, DIGEST, {}))
     training = trainer(FAMILIES[name], folder)
+    training.side_copy = SideCopy(LateStreams())  # as on a card
     while training.step < KILLED_AFTER:
         train(training, training.step + 1)
         if training.step % 2 == 0:
             state = training.state()
-            assert checkpointer.save(state.model, state.optimizer, state.meta)
+            assert checkpointer.save(state.model, state.optimizer, state.meta, state.side_copy)
         if training.step == 2:
             checkpointer.wait()
     os.kill(os.getpid(), signal.SIGKILL)

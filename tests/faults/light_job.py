@@ -195,7 +195,9 @@ class _Request(TrainRequest):
 class _Rows(Snapshot):
     """A snapshot without tensors, with JSON instead of the safetensors files."""
 
-    def take(self, model: Any, optimizer: Any, state: Mapping[str, Any]) -> None:
+    def take(
+        self, model: Any, optimizer: Any, state: Mapping[str, Any], side_copy: Any = None
+    ) -> None:
         contents = {
             MODEL: json.dumps(model).encode(),
             OPTIMIZER: json.dumps(optimizer).encode(),
@@ -232,8 +234,10 @@ class _Uploader:
 class _Checkpointer(Checkpointer):
     """Ends each save before the next step, so that operations have an order."""
 
-    def save(self, model: Any, optimizer: Any, state: Mapping[str, Any]) -> bool:
-        begun = super().save(model, optimizer, state)
+    def save(
+        self, model: Any, optimizer: Any, state: Mapping[str, Any], side_copy: Any = None
+    ) -> bool:
+        begun = super().save(model, optimizer, state, side_copy)
         if self._thread is not None:
             self._thread.join()
         return begun
@@ -300,7 +304,7 @@ class _Trainer:
     def state(self) -> Any:
         meta = {"step": self.step, "next_row": self.next_row, "skipped": self.skipped}
         optimizer = {"step": self.step, "epoch": self._epoch}
-        return SimpleNamespace(model=self.weights, optimizer=optimizer, meta=meta)
+        return SimpleNamespace(model=self.weights, optimizer=optimizer, meta=meta, side_copy=None)
 
     def close(self) -> None:
         """Do nothing: there is no thread."""

@@ -22,8 +22,8 @@ from pion.model.attention.masks import (
     Mask,
     block_mask,
     build_masks,
+    to_block_mask,
     visited_blocks,
-    window_block_mask,
 )
 from pion.model.feedforward.expert_products import mix_experts
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
@@ -232,7 +232,7 @@ def check_masks(bench: Bench) -> Outcome:
         ("windows and documents", True, documents),
     ):
         for reach, expected in _on_cpu(tokens, windowed, numbers).items():
-            shown = _shown(_on_card(bench.device, tokens, reach, numbers), tokens)
+            shown = shown_by_blocks(_on_card(bench.device, tokens, reach, numbers), tokens)
             found, expected = torch.broadcast_tensors(shown, expected)
             compared += found.numel()
             if not torch.equal(found, expected):
@@ -267,11 +267,14 @@ def _on_card(device: torch.device, tokens: int, reach: str, documents: Tensor | 
     count = WINDOW // BLOCK // (1 if reach == "long" else 2)
     numbers = torch.zeros(1, tokens, dtype=torch.int64, device=device) if there is None else there
     full, partial = visited_blocks(numbers, count, BLOCK)
-    return window_block_mask(full, partial, there, tokens, BLOCK)
+    return to_block_mask(full, partial, there, tokens, BLOCK)
 
 
-def _shown(mask: Any, tokens: int) -> Tensor:
-    """Return what a BlockMask shows the kernel: partial blocks by its function, full ones whole."""
+def shown_by_blocks(mask: Any, tokens: int) -> Tensor:
+    """Return what a BlockMask with blocks of BLOCK tokens shows the kernel: (B, tokens, tokens).
+
+    Partial blocks are judged by its function, full ones are shown whole.
+    """
     position = torch.arange(tokens, device=mask.kv_indices.device)
     inside = torch.stack(
         [

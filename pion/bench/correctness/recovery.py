@@ -1,9 +1,11 @@
 """Check that training continues exactly: after a resume, and after a step that ran out of memory.
 
-    python -m pion.bench.correctness.recovery cuda:0 pion      prints the outcome as JSON
+    python -m pion.bench.correctness.recovery cuda:0     for each family that it reads from its
+                                                         input, prints the outcome as JSON
 
 On CUDA a resume needs deterministic kernels, and cuBLAS reads whether to be deterministic only once
-in a process. So on CUDA the check of a resume runs in a separate process.
+in a process. So on CUDA the checks of resumes run in a separate process, the companion. All
+families share it: to import torch and its compiler, and to start CUDA, takes most of such a check.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import queue
 import subprocess
 import sys
-from typing import Any
+import tempfile
+import threading
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load, save
@@ -38,6 +43,7 @@ from pion.train.trainer import Trainer, TrainState
 
 RESUMED_STEPS, SAVED_AT, BATCH = 6, 3, 4
 SECONDS = 300.0
+RESUME = "resume/"
 SHRUNK_STEPS = 3
 # The most that a loss or a gradient's norm may differ, as a share. Both runs are on one device.
 LIMIT = 1e-4
@@ -49,19 +55,68 @@ def check_resume(bench: Bench, family: str) -> Outcome:
     """Train, save to bytes, and train on from these bytes; compare with an unbroken run."""
     if not bench.on_cuda:
         return compare_resume(bench, family)
-    tiny = ["tiny"] if bench.tiny else []
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, str(bench.device), family, *tiny],
-        cwd=PACKAGE.parent,
-        env=without_secret_names(),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"the process of this check ended with {done.returncode}: {last}")
-    return Outcome(**json.loads(done.stdout.splitlines()[-1]))
+    if not _companions:
+        _companions.append(Companion(bench))
+    try:
+        return _companions[0].ask(family)
+    except RuntimeError:
+        end_companion()  # the next family gets a new one
+        raise
+
+
+def end_companion() -> None:
+    """End the companion, if there is one, and free its memory on the card."""
+    while _companions:
+        _companions.pop().end()
+
+
+class Companion:
+    """The process that compares resumes on a card."""
+
+    def __init__(self, bench: Bench) -> None:
+        tiny = ["tiny"] if bench.tiny else []
+        self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  (`end` closes it)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(bench.device), *tiny],
+            cwd=PACKAGE.parent,
+            env=without_secret_names(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def ask(self, family: str) -> Outcome:
+        """Return the outcome of a family. Raises RuntimeError if the process ends or hangs."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(f"{family}\n")
+            process.stdin.flush()
+        answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        read = process.stdout.readline
+        threading.Thread(target=lambda: answers.put(read()), daemon=True).start()
+        try:
+            line = answers.get(timeout=SECONDS)
+        except queue.Empty:
+            raise RuntimeError(f"the process of this check took {SECONDS:g} s") from None
+        if line:
+            return Outcome(**json.loads(line))
+        code = process.wait(SECONDS)
+        self._errors.seek(0)
+        last = (self._errors.read().strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"the process of this check ended with {code}: {last}")
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(SECONDS)
+        self._errors.close()
+
+
+_companions: list[Companion] = []  # one or none
 
 
 def compare_resume(bench: Bench, family: str) -> Outcome:
@@ -193,9 +248,12 @@ def _run_out(device: torch.device) -> None:
 
 
 def main() -> None:
-    device, family, *tiny = sys.argv[1:]
-    outcome = compare_resume(Bench(torch.device(device), bool(tiny)), family)
-    print(json.dumps(dataclasses.asdict(outcome)))
+    device, *tiny = sys.argv[1:]
+    bench = Bench(torch.device(device), bool(tiny))
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
+    for line in sys.stdin:
+        outcome = compare_resume(bench, line.strip())
+        print(json.dumps(dataclasses.asdict(outcome)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

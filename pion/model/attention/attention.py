@@ -3,7 +3,8 @@
 All kernels compute the same attention (Vaswani et al. 2017, "Attention is all you need"; Ainslie et
 al. 2023, "GQA"). `attend` picks the right kernel:
 
-  * PyTorch's scaled_dot_product_attention if scores are not capped;
+  * PyTorch's scaled_dot_product_attention if scores are not capped; on CUDA, the query heads of a
+    group are folded where a few new tokens attend to a cache;
   * flex attention on CUDA for whole sequences with a softcap, documents or windows; it skips the
     blocks that documents and windows exclude;
   * PyTorch's kernel for one document after another, in long rows of documents on a CPU;
@@ -42,6 +43,11 @@ from pion.model.pass_kind import PassKind, gradient_bytes
 # tokens they take 7 ms forward and backward; PyTorch's fused kernel takes 17.
 CPU_BF16_TOKENS = 512
 
+# On a GPU, up to this many new tokens of each text attend to a cache with their query heads folded.
+# Folding repeats the mask for each query head of a group. With more tokens, the mask would soon be
+# larger than the keys that it saves.
+FOLDED_TOKENS = 64
+
 
 def attend(
     query: Tensor,
@@ -62,7 +68,10 @@ def attend(
         return attend_flex(query, key, value, mask.blocks, softcap, scale)
     if softcap is not None:
         return attend_softcapped(query, key, value, mask.allowed, softcap, scale)
-    short = query.shape[2] == key.shape[2] <= CPU_BF16_TOKENS
+    tokens, keys = query.shape[2], key.shape[2]
+    if query.is_cuda and tokens < keys and tokens <= FOLDED_TOKENS:
+        return attend_folded(query, key, value, mask.allowed, scale)
+    short = tokens == keys <= CPU_BF16_TOKENS
     if short and query.dtype == torch.bfloat16 and query.device.type == "cpu":
         return attend_short(query, key, value, mask, scale)
     return scaled_dot_product_attention(
@@ -98,7 +107,7 @@ def kept_by_attend(at: PassKind, config: ModelConfig) -> int:
     other two keep numbers for each head and each key:
 
       * `attend_softcapped`: the capped scores and the weights in fp32, the weights in bf16 if
-        products are in bf16, and the mask. It repeats keys and values for each query head.
+        products are in bf16, and the mask.
       * `attend_short`: the weights.
 
     A mask that all rows share is not counted here, but by `dense_mask_bytes`.
@@ -113,7 +122,7 @@ def kept_by_attend(at: PassKind, config: ModelConfig) -> int:
     if config.softcap is not None:
         weights = 4 if at.width == 4 else 4 + at.width
         mask = at.tokens if at.documents else 0
-        return 4 * at.width * query + (4 + weights) * scores + mask
+        return 2 * at.width * (query + kv) + (4 + weights) * scores + mask
     if at.device == "cpu" and at.width == 2 and at.tokens <= CPU_BF16_TOKENS:
         return 2 * at.width * (query + kv) + at.width * scores
     if not at.documents:
@@ -148,14 +157,39 @@ def attend_softcapped(
     The cap is from Gemma 2 (Gemma Team 2024). Shapes are as in `attend`.
     """
     batch, heads, tokens, head_dim = query.shape
-    grouped = query.reshape(batch, key.shape[1], -1, tokens, head_dim)
-    scores = (grouped @ key[:, :, None].transpose(-1, -2)).float() * (scale or head_dim**-0.5)
+    kv_heads = key.shape[1]
+    folded = query.reshape(batch, kv_heads, -1, head_dim)
+    scores = (folded @ key.transpose(-1, -2)).float() * (scale or head_dim**-0.5)
     scores = softcap * torch.tanh(scores / softcap)
     if allowed is not None:
         allowed = allowed.view(-1, 1, 1, *allowed.shape[-2:])
-        scores = scores.masked_fill(~allowed, float("-inf"))
+        apart = scores.view(batch, kv_heads, -1, tokens, key.shape[2])
+        scores = apart.masked_fill(~allowed, float("-inf")).view(scores.shape)
     weights = scores.softmax(dim=-1).to(value.dtype)
-    return (weights @ value[:, :, None]).reshape(batch, heads, tokens, head_dim)
+    return (weights @ value).view(batch, heads, tokens, head_dim)
+
+
+def attend_folded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor | None,
+    scale: float | None = None,
+) -> Tensor:
+    """Return the attention of the next tokens of texts to the keys of a cache.
+
+    The query heads of a group are folded into one longer query, so that no kernel repeats keys for
+    each of them. Before torch 2.15, each kernel on CUDA that takes a mask would. Without `allowed`,
+    each token sees every key. Shapes are as in `attend`.
+    """
+    batch, heads, tokens, head_dim = query.shape
+    kv_heads = key.shape[1]
+    if allowed is not None and tokens > 1:
+        of_token = allowed.view(-1, 1, 1, *allowed.shape[-2:])
+        allowed = of_token.expand(-1, -1, heads // kv_heads, -1, -1).flatten(2, 3)
+    folded = query.reshape(batch, kv_heads, -1, head_dim)
+    result = scaled_dot_product_attention(folded, key, value, attn_mask=allowed, scale=scale)
+    return result.reshape(batch, heads, tokens, head_dim)
 
 
 def attend_short(

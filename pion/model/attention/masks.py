@@ -22,6 +22,16 @@ from pion.model.attention.reach import Reach, reaches, window_blocks
 from pion.model.pass_kind import PassKind
 
 Masks = dict[Reach, "Mask"]
+
+
+@dataclass
+class _Flex:
+    """Whether this process uses flex attention. Its kernels are compiled, which can fail."""
+
+    used: bool = True
+
+
+_flex = _Flex()
 Kernel = Literal["dense", "flex", "documents"]
 # The row, the first token and the end of each document, in this order.
 Spans = list[tuple[int, int, int]]
@@ -110,7 +120,19 @@ def _mask_by_positions(config: ModelConfig, reach: Reach, place: Place, key: Ten
 def flexible(config: ModelConfig, device: str) -> bool:
     """Return whether flex attention can mask whole rows on a device."""
     aligned = config.windows is None or config.windows.block % FLEX_BLOCK == 0
-    return device == "cuda" and aligned and config.head_dim >= FLEX_MIN_HEAD_DIM
+    wide = config.head_dim >= FLEX_MIN_HEAD_DIM
+    return _flex.used and device == "cuda" and aligned and wide
+
+
+def use_flex(used: bool) -> None:
+    """Let this process mask whole rows by flex attention where it can, or never."""
+    _flex.used = used
+
+
+def needs_masks(config: ModelConfig, *, documents: bool) -> bool:
+    """Return whether whole rows are masked by more than causality."""
+    partly = config.windows is not None or config.slots is not None
+    return documents or partly or config.softcap is not None
 
 
 def attends_by_document(config: ModelConfig, device: str, tokens: int, *, compiled: bool) -> bool:
@@ -163,11 +185,20 @@ def build_mask(
 
 
 def block_mask(tokens: int, documents: Tensor | None, device: torch.device) -> Any:
-    """Return the causal mask, within documents (B, T) if given, as flex attention's BlockMask."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """Return the causal mask, within documents (B, T) if given, as flex attention's BlockMask.
 
-    batch = None if documents is None else documents.shape[0]
-    return create_block_mask(_visible(documents), batch, None, tokens, tokens, device=device)
+    It is the one that `create_block_mask` makes from booleans for each pair of tokens, which take
+    12 GB for a row of 65,536 tokens. This one is made from the documents in each block.
+    """
+    if documents is None:
+        numbers = torch.zeros(1, tokens, dtype=torch.int64, device=device)
+    else:
+        # Padding stands at the end. With the highest number there, numbers rise along the row, and
+        # a block that begins the padding shares nothing with blocks further back.
+        numbers = documents.where(documents >= 0, torch.iinfo(documents.dtype).max)
+    every = -(-tokens // FLEX_BLOCK)
+    full, partial = visited_blocks(numbers, every, FLEX_BLOCK)
+    return to_block_mask(full, partial, documents, tokens, FLEX_BLOCK)
 
 
 def _visible(documents: Tensor | None) -> Any:
@@ -206,7 +237,7 @@ def _window_mask(
     numbers = one if documents is None else documents
     full, partial = visited_blocks(numbers, count, block)
     if flex:
-        return Mask(blocks=window_block_mask(full, partial, documents, keys, block))
+        return Mask(blocks=to_block_mask(full, partial, documents, keys, block))
     return Mask(allowed=expand(full | partial, numbers, block))
 
 
@@ -243,16 +274,19 @@ def expand(visited: Tensor, documents: Tensor, block: int) -> Tensor:
     return (per_token[:, :tokens, :tokens] & same).tril()[:, None]
 
 
-def window_block_mask(
+def to_block_mask(
     full: Tensor, partial: Tensor, documents: Tensor | None, tokens: int, block: int
 ) -> Any:
     """Return the visited blocks as flex attention's BlockMask.
 
     The rows have `tokens` tokens of documents (B, T), or are one document each, with one table for
-    all of them.
+    all of them. The kernel asks `mask_mod` about tokens in partial blocks only.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
+    if tokens % block:  # the last queries do not fill a block, so none of their blocks is full
+        last = torch.arange(full.shape[1], device=full.device)[:, None] == full.shape[1] - 1
+        full, partial = full & ~last, partial | (full & last)
     return BlockMask.from_kv_blocks(
         *listed_blocks(partial),
         *listed_blocks(full),
@@ -324,8 +358,7 @@ def mask_bytes(config: ModelConfig, at: PassKind, rows: int) -> int:
     keys: full and partial ones, or those that slots see something of. `at.tokens` counts slots,
     too, and each of these entries has five numbers (slot_entries.py).
     """
-    partly = config.windows is not None or config.slots is not None
-    if not (at.documents or partly or config.softcap is not None):
+    if not needs_masks(config, documents=at.documents):
         return 0
     if attends_by_document(config, at.device, at.tokens, compiled=at.compiled):
         return 0

@@ -64,15 +64,65 @@ def mix_experts(
 def _grouped_mixture(
     x: Tensor, matrices: list[Tensor], weights: Tensor, order: Tensor, ends: Tensor
 ) -> Tensor:
-    rows = x[order // weights.shape[1]]
+    rows = _rows_of_choices(x, order, weights.shape[1])
     gate, up, down = (matrix.to(x.dtype) for matrix in matrices)
     gated = _grouped_mm(rows, gate.mT, offs=ends)
     raised = _grouped_mm(rows, up.mT, offs=ends)
     parts = _grouped_mm(silu(gated) * raised, down.mT, offs=ends)
-    # Bring the rows back into the order of the tokens: adding them up where they belong would not
-    # be deterministic on a GPU.
-    parts = parts[order.argsort()].view(*weights.shape, -1)
+    parts = _in_order_of_tokens(parts, order).view(*weights.shape, -1)
     return (parts * weights[..., None]).sum(dim=1)
+
+
+class _RowsOfChoices(torch.autograd.Function):
+    """Takes the token of each choice in `order`.
+
+    The gradient of a token is the sum over its choices, whose rows are known. Autograd would add
+    each row up where it belongs, which is slow on a GPU and not deterministic.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(order)
+        ctx.top_k = top_k
+        return x.index_select(0, order // top_k)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (order,) = ctx.saved_tensors
+        return _sum_of_choices(grad, order, ctx.top_k), None, None
+
+
+class _InOrderOfTokens(torch.autograd.Function):
+    """Brings the rows of `order` back into the order of the tokens; the gradient goes to `order`.
+
+    Both are gathers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return parts.index_select(0, _row_of(order))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        return grad.index_select(0, order), None
+
+
+def _rows_of_choices(x: Tensor, order: Tensor, top_k: int) -> Tensor:
+    rows: Tensor = _RowsOfChoices.apply(x, order, top_k)
+    return rows
+
+
+def _in_order_of_tokens(parts: Tensor, order: Tensor) -> Tensor:
+    result: Tensor = _InOrderOfTokens.apply(parts, order)
+    return result
+
+
+def _row_of(order: Tensor) -> Tensor:
+    """Return the place in `order` of each choice."""
+    places = torch.arange(len(order), device=order.device)
+    return torch.empty_like(order).index_put_((order,), places)
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::sliced_mixture", mutates_args=())
@@ -195,9 +245,7 @@ def _sum_of_choices(parts: Tensor, order: Tensor, top_k: int) -> Tensor:
 
     Adding rows up where they belong would not be deterministic on a GPU.
     """
-    row_of = torch.empty_like(order)
-    row_of[order] = torch.arange(len(order), device=order.device)
-    first, *others = row_of.view(-1, top_k).unbind(dim=1)
+    first, *others = _row_of(order).view(-1, top_k).unbind(dim=1)
     total = parts.index_select(0, first)
     for rows in others:
         total += parts.index_select(0, rows)

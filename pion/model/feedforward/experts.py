@@ -104,13 +104,13 @@ def kept_by_router(settings: Settings, d_model: int, at: PassKind) -> int:
 
     In fp32: the input, if the block keeps it only in bf16; logits and probabilities; the top-k
     probabilities and their sum; the logsumexp of the logits, and whether the token counts. In
-    int64: the chosen experts, and the order of the rows, in both directions if products are
-    grouped. For each row of tokens: its mean probabilities and its number of tokens.
+    int64: the chosen experts, and the order of the rows. For each row of tokens: its mean
+    probabilities and its number of tokens.
     """
     n, top_k = settings.n, settings.top_k
     given = 4 * d_model if at.width == 2 else 0
     per_row = 4 * (n + 1)
-    numbers = 8 * top_k * (4 if at.grouped else 2)
+    numbers = 2 * 8 * top_k
     return given + 4 * (2 * n + top_k + 3) + numbers + -(-per_row // at.tokens)
 
 

@@ -50,7 +50,7 @@ def measured_in(events: list[Row]) -> Measured:
     saves = [event for event in events if event["event"] == "saved"]
     return Measured(
         boot=_median(boots),
-        stall=_median([e["stall"] for e in saves if e["stall"] is not None]),
+        stall=_median([e.get("copy") or e["stall"] for e in saves if e["stall"] is not None]),
         write=_median([e["write"] for e in saves if e["write"] is not None]),
     )
 

@@ -157,7 +157,8 @@ def _phases_in_words(starts: Sequence[Mapping[str, float]]) -> str:
 def _save(job: Job, given: Given, measured: MeasuredRun) -> tuple[Number, Number]:
     """Return the seconds that a save stalls training, and those from then until its commit."""
     if measured.saves and given.upload_mb_per_second is None:
-        stalls = [float(save["stall"]) for save in measured.saves]
+        # What the cadence counts as the cost of a save. An older version recorded no copy.
+        stalls = [float(save.get("copy") or save["stall"]) for save in measured.saves]
         writes = [float(save["write"]) for save in measured.saves]
         return _median(stalls, "attempt"), _median(writes, "attempt")
     count = measured.checkpoint_bytes or _state_bytes(job)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pion.train.side_copy import SideCopy
 from pipeline.state.checkpoints.layout import (
     MANIFEST,
     METRICS,
@@ -54,11 +55,14 @@ class CheckpointSeries:
 class SaveStats:
     """The cost and progress of saving. Times are in seconds.
 
+    Training waited `stall_seconds` for the last save. Copying the state took `copy_seconds`: on a
+    card, most of this runs next to the following step. None: no copy has ended yet.
     `write_seconds` is the time from the snapshot to the commit. `outage` says why the last save is
     not durable, if another try may succeed. `deaths` counts the saves in a row whose uploader died.
     """
 
     stall_seconds: float = 0.0
+    copy_seconds: float | None = None
     write_seconds: float = 0.0
     saved: int = 0
     durable_step: int | None = None
@@ -192,11 +196,18 @@ class Checkpointer:
         self._reserving = threading.Thread(target=reserve, daemon=True)
         self._reserving.start()
 
-    def save(self, model: Tensors, optimizer: Tensors, state: Mapping[str, Any]) -> bool:
+    def save(
+        self,
+        model: Tensors,
+        optimizer: Tensors,
+        state: Mapping[str, Any],
+        side_copy: SideCopy | None = None,
+    ) -> bool:
         """Take a snapshot now and write it in the background. While the previous save is still
         being written, take no snapshot and return False.
 
-        `state` is JSON and has `step`. Raises the previous save's error, as `wait` does.
+        The tensors are copied before this returns, or by `side_copy`. `state` is JSON and has
+        `step`. Raises the previous save's error, as `wait` does.
         """
         if self.busy:
             return False
@@ -211,9 +222,15 @@ class Checkpointer:
             model,
             optimizer,
             {**state, "stage": self.series.stage, "digest": self.series.digest},
+            side_copy,
         )
         self.stats.stall_seconds = time.perf_counter() - started
-        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+        deferred = side_copy is not None and side_copy.deferred
+        if not deferred:
+            self.stats.copy_seconds = self.stats.stall_seconds
+        self._thread = threading.Thread(
+            target=self._run, args=(started if deferred else None,), name="checkpoint", daemon=True
+        )
         self._thread.start()
         return True
 
@@ -271,10 +288,13 @@ class Checkpointer:
                 self.wait()
             self._uploader.snapshot.close()
 
-    def _run(self) -> None:
+    def _run(self, copy_begun: float | None) -> None:
         started = time.perf_counter()
         stats = self.stats
         try:
+            self._uploader.snapshot.wait()
+            if copy_begun is not None:
+                stats.copy_seconds = time.perf_counter() - copy_begun
             entry, head = self._save()
         except UploaderDied as error:
             stats.deaths += 1

@@ -4,6 +4,7 @@ The memory is an anonymous file (memfd). Another process can map it and write it
 no copy, no fork, and no space in /dev/shm, which is tiny in containers.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pion.train.side_copy import SideCopy
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
 from pipeline.state.stores.local import explained
 
@@ -28,7 +30,8 @@ class Snapshot:
     """Model and optimizer tensors as two safetensors images, with the JSON state.
 
     `reserve` or the first `take` allocates the memory. Each later `take` of the same names, shapes
-    and dtypes reuses the memory, so a snapshot is one copy and memory does not grow.
+    and dtypes reuses the memory, so a snapshot is one copy and memory does not grow. No `take` may
+    begin before the memory of the previous one was read.
     """
 
     def __init__(self) -> None:
@@ -38,17 +41,30 @@ class Snapshot:
         self._layout: object = None
         self._views: list[torch.Tensor] = []
         self._pinned: int | None = None  # address of page-locked memory
+        self._copying = SideCopy()  # may still write into the memory
 
-    def take(self, model: Tensors, optimizer: Tensors, state: Mapping[str, Any]) -> None:
-        """Copy the tensors and the state. After this returns, the tensors may change again."""
-        import torch
+    def take(
+        self,
+        model: Tensors,
+        optimizer: Tensors,
+        state: Mapping[str, Any],
+        side_copy: SideCopy | None = None,
+    ) -> None:
+        """Begin to copy the tensors, by `side_copy` or at once, and copy the state.
 
+        The memory has the tensors after `wait`. Raises `StoreError` like `reserve`.
+        """
         tensors = self.reserve(model, optimizer)
-        for view, tensor in zip(self._views, tensors, strict=True):
-            view.copy_(tensor.detach(), non_blocking=True)
+        self._copying = side_copy or SideCopy()
+        self._copying.begin(zip(self._views, tensors, strict=True))
         self.state = json.loads(json.dumps(state))
-        if any(tensor.is_cuda for tensor in tensors):
-            torch.cuda.synchronize()
+
+    def wait(self) -> None:
+        """Block until the memory has all tensors of the last `take`.
+
+        Raises RuntimeError if the card failed first.
+        """
+        self._copying.wait()
 
     def reserve(self, model: Tensors, optimizer: Tensors) -> list["torch.Tensor"]:
         """Allocate memory for tensors of these shapes, and return the tensors in memory order.
@@ -64,7 +80,9 @@ class Snapshot:
         return tensors
 
     def close(self) -> None:
-        """Free the memory."""
+        """Free the memory, after the last copy into it."""
+        with contextlib.suppress(RuntimeError):  # a card that failed copies no more
+            self.wait()
         self._unpin()
         self._views = []
         if self.fd >= 0:
@@ -75,6 +93,7 @@ class Snapshot:
         import torch
 
         headers = {name: _header(image) for name, image in images.items()}
+        self.wait()
         self._unpin()
         self._views, self.extents = [], {}  # free the old memory first
         offset = 0

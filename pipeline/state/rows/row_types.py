@@ -211,6 +211,8 @@ class _Training(_Event):
     grad_accum: NotRequired[Count]
     recompute: NotRequired[bool]
     compile: NotRequired[bool]
+    combo_kernels: NotRequired[bool]
+    flex_attention: NotRequired[bool]
     residual: NotRequired[str]
     torch: NotRequired[str]
     seq_len: NotRequired[Count]
@@ -231,6 +233,8 @@ class _Plan(TypedDict):
     grad_accum: Count
     recompute: bool
     compile: bool
+    combo_kernels: NotRequired[bool]
+    flex_attention: NotRequired[bool]
 
 
 @open_record

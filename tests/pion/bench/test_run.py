@@ -16,7 +16,7 @@ from pion.bench.__main__ import main
 from pion.bench.card import OLDEST_TORCH, describe, file_name
 from pion.bench.catalog import Task, chosen_tasks, every_task
 from pion.bench.models import Bench
-from pion.bench.options import Options
+from pion.bench.options import MINUTES, Options
 from pion.bench.results import Outcome, read_results, write_results
 from pion.errors import BadInput
 from tests.paths import REPOSITORY
@@ -41,7 +41,8 @@ class Bench3:
             Task(name, self._running(name, do), "fast" not in name) for name, do in tasks.items()
         ]
         self._monkeypatch.setattr(run, "chosen_tasks", lambda place, only: made)
-        return run.bench(Options(tiny=True, **options), self.folder, self.said.append)
+        chosen = Options(**{"tiny": True, **options})
+        return run.bench(chosen, self.folder, self.said.append)
 
     def _running(self, name: str, do: Any) -> Callable[[], Outcome]:
         def runs() -> Outcome:
@@ -204,12 +205,59 @@ def test_a_name_that_no_row_has_is_refused_with_the_nearest() -> None:
         names("logits/poin")
 
 
-def test_the_default_set_begins_no_measurement_after_its_minutes(bench: Bench3) -> None:
-    assert bench({"a": RIGHT, "fast": SPEED, "b": RIGHT}, minutes=0) == 0
-    assert bench.ran == ["a", "b"], "checks are never left out"
-    assert "1 rows were left out after 0 minutes of measuring" in bench.text
-    bench({"a": RIGHT, "fast": SPEED}, minutes=0, only=("fast",), resume=bench.path)
-    assert bench.ran == ["a", "b", "fast"], "a row that was asked for runs"
+def test_the_default_set_begins_no_row_after_its_minutes_and_names_what_is_left(
+    bench: Bench3,
+) -> None:
+    assert bench({"a": RIGHT, "fast": SPEED}, minutes=0) == 0
+    assert bench.ran == []
+    assert "2 rows were not reached in 0 minutes: a, fast. To add them, run the" in bench.text
+    assert f"--resume {bench.path}" in bench.text
+    bench({"fast": SPEED}, minutes=0, only=("fast",), resume=bench.path)
+    assert bench.ran == ["fast"], "a row that was asked for runs"
+
+
+def test_a_row_that_would_end_too_late_gives_way_to_the_rows_after_it(
+    bench: Bench3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "usual_seconds", lambda paths: {"slow": 500.0, "a": 1.0, "fast": 1.0})
+    card = {"tiny": False, "device": "cpu"}
+    assert bench({"a": RIGHT, "slow": RIGHT, "fast": SPEED}, **card) == 0
+    assert bench.ran == ["a", "fast"]
+    assert "1 rows were not reached in 7 minutes: slow." in bench.text
+    assert "took 0 s for checks, 0 s for measurements" in bench.text
+    monkeypatch.setattr(run, "usual_seconds", lambda paths: {})
+    bench({"unknown": RIGHT}, minutes=0.2, **card)
+    assert "unknown" not in bench.ran, "a row takes 15 s if nobody knows"
+
+
+H200 = REPOSITORY / "benchmarks/results/bench/nvidia-h200.json"
+
+
+def test_the_rows_that_are_worth_the_most_fit_into_the_minutes_of_an_h200() -> None:
+    seconds = run.usual_seconds([H200])
+    tasks = every_task(Bench(torch.device("cuda", 0), tiny=False))
+    ends, end = {}, 0.0
+    for task in tasks:
+        end += seconds.get(task.name, run.UNKNOWN)
+        ends[task.name] = end
+    first = [name for name, seconds in ends.items() if seconds < 200]
+    for family in ("pion", "tachyon", "daisy", "pilon", "lepton"):
+        assert f"logits/{family}" in first
+        assert ends[f"losses/{family}/float32"] < 60 * MINUTES
+    for row in ("masks", "generation/slots", "kernels/loss", "kernels/flex", "attention/slots"):
+        assert row in first
+    for row in ("train/pion-small/compiled", "decode/pion-small/16-padded", "save/pion-small"):
+        assert row in first
+    assert ends["resume/tachyon"] < 60 * MINUTES
+
+
+def test_a_row_takes_as_long_as_on_the_slowest_card_that_was_measured(tmp_path: Path) -> None:
+    found = read_results(H200)
+    (row,) = (row for row in found.rows if row.name == "masks")
+    slow = dataclasses.replace(found, rows=(dataclasses.replace(row, seconds=9.0),))
+    write_results(tmp_path / "slow.json", slow)
+    assert run.usual_seconds([H200])["masks"] < 9.0
+    assert run.usual_seconds([tmp_path / "slow.json", H200])["masks"] == 9.0
 
 
 def test_every_family_has_every_kind_of_check() -> None:
@@ -257,8 +305,8 @@ def test_an_invalid_request_is_exit_code_2(
 def test_names_are_listed_without_a_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--names", "--only", "train/pion-small"]) == 0
     assert capsys.readouterr().out.split() == [
-        "train/pion-small/eager",
         "train/pion-small/compiled",
+        "train/pion-small/eager",
     ]
 
 

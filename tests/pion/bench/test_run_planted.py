@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pion.bench import speed
-from pion.bench.correctness import kernels, outputs, recovery
+from pion.bench.correctness import compiler, kernels, outputs, recovery
 from pion.bench.models import Bench, PlanChanged, check_model
 from pion.bench.models import twin as true_twin
 from pion.bench.results import Outcome
-from pion.model import loss
+from pion.model import decoder, loss
 from pion.model.attention.cache import LayerCache, Place
 from pion.model.decoder import Decoder
 from pion.train import trainer
@@ -56,6 +56,20 @@ def nan_after(model: Decoder) -> None:
 
 def is_wrong(outcome: Outcome) -> bool:
     return outcome.verdict == "wrong"
+
+
+# ---------------------------------------------------------------- the compiler
+
+
+def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_kernel(*_: Any) -> Any:
+        raise torch._dynamo.exc.BackendCompilerFailed(no_kernel, RuntimeError("no kernel"), [])
+
+    monkeypatch.setattr(decoder, "_compiled_block", lambda: no_kernel)
+    found = compiler.check_compiler(TINY)
+    assert is_wrong(found)
+    assert "no kernel" in found.words
+    assert "training uses compile true → false" in found.words
 
 
 # ---------------------------------------------------------------- logits and losses
@@ -173,6 +187,17 @@ def test_a_resume_one_bit_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_wrong(recovery.compare_resume(TINY, "pion"))
 
 
+def test_one_process_compares_the_resumes_of_several_families() -> None:
+    companion = recovery.Companion(TINY)  # on a card, to be deterministic
+    try:
+        for family in ("pion", "pilon"):
+            assert companion.ask(family).verdict == "right"
+        with pytest.raises(RuntimeError, match="ended with 1: KeyError: 'nobody'"):
+            companion.ask("nobody")
+    finally:
+        companion.end()
+
+
 # ---------------------------------------------------------------- step-down
 
 
@@ -186,7 +211,7 @@ def test_a_step_down_that_keeps_the_gradients_of_the_failed_step(
 def test_a_step_down_that_skips_a_rung(monkeypatch: pytest.MonkeyPatch) -> None:
     true_step_down = trainer.step_down
 
-    def hasty(plan: ComputePlan, error: BaseException) -> StepDown | None:
+    def hasty(plan: ComputePlan, error: BaseException, **_: bool) -> StepDown | None:
         return true_step_down(dataclasses.replace(plan, micro_batch=1), error)
 
     monkeypatch.setattr(trainer, "step_down", hasty)

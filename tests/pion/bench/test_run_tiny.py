@@ -33,6 +33,7 @@ TINY = Bench(torch.device("cpu"), tiny=True)
 # What --tiny leaves out, with a word of the reason.
 LEFT_OUT = {
     "kernels/flex": "CUDA",
+    "attention/slots": "CUDA",
     "train/tiny-pion/compiled": "compiles nothing",
     "train/tiny-tachyon/compiled": "compiles nothing",
     "train/tiny-daisy/compiled": "compiles nothing",
@@ -41,9 +42,9 @@ LEFT_OUT = {
 }
 # A row of each kind.
 SOME = (
-    *("logits/tachyon", "losses/pion/float32", "losses/pilon/bfloat16", "masks"),
+    *("compiler", "logits/tachyon", "losses/pion/float32", "losses/pilon/bfloat16", "masks"),
     *("generation/windowed", "generation/slots", "resume/daisy", "kernels", "step-down"),
-    *("train/tiny-pion", "save", "decode/tiny-pion/16"),
+    *("train/tiny-pion", "save", "decode/tiny-pion/16", "decode/tiny-pion/16-padded"),
     *(name for name in LEFT_OUT if name != "kernels/flex"),
 )
 

@@ -223,7 +223,7 @@ def test_an_answer_that_can_t_be_drawn_ends_alone(
     def fail(*_: object) -> None:
         raise RuntimeError("no such probability")
 
-    monkeypatch.setattr(broken.answer.text, "draw", fail)
+    monkeypatch.setattr(broken.answer.text, "next_draw", fail)
     start(engines, model).submit([broken.answer, sound.answer])
     assert broken.wait() == Failed("no token could be drawn: RuntimeError: no such probability")
     assert isinstance(sound.wait(), Ended)

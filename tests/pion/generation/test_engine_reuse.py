@@ -156,7 +156,7 @@ def test_what_a_text_that_failed_has_read_is_not_used_again(
     def fail(*_: object) -> None:
         raise RuntimeError("no such probability")
 
-    monkeypatch.setattr(broken.answer.text, "draw", fail)
+    monkeypatch.setattr(broken.answer.text, "next_draw", fail)
     engine = start(engines, model, slots=1)
     engine.submit([broken.answer])
     assert isinstance(broken.wait(), Failed)

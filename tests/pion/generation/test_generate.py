@@ -16,7 +16,8 @@ from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.generation import decoding
 from pion.generation.generate import stream_text
-from pion.generation.sampling import Sampling, sample
+from pion.generation.logit_changes import Changes
+from pion.generation.sampling import Draw, Sampling, sample, sample_rows
 from pion.model.decoder import Decoder
 from tests.support.tiny_config import tiny_config
 
@@ -196,9 +197,12 @@ def test_only_top_k_then_top_p_tokens_are_drawn(logits, top_k, top_p, temperatur
 @pytest.mark.parametrize("number", [0.0, 1.0])  # which `rand` may return after rounding
 def test_a_forbidden_id_is_never_drawn(top_k, number, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(number, dtype=torch.float64))
-    logits = torch.tensor([-math.inf, 1.0, -math.inf, 0.0, -math.inf])
+    logits = torch.tensor([[2.0, 1.0, 3.0, 0.0, 1.0]])
+    allowed = torch.tensor([False, True, False, True, False])
     for top_p in (0.99, 1.0):
-        token = sample(logits, Sampling(1.0, top_k, top_p), (), torch.Generator())
+        sampling = Sampling(1.0, top_k, top_p)
+        changes = Changes.of(sampling, (), 0, 5, None, allowed)
+        (token,) = sample_rows(logits, [Draw(sampling, changes, torch.Generator())])
         assert token == (1 if number == 0 else 3)
 
 

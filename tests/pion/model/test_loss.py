@@ -8,6 +8,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import cross_entropy, linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pion.bench.correctness.kernels import check_compiled_loss
+from pion.bench.models import Bench
 from pion.model import loss as loss_module
 from pion.model.loss import IGNORED, ROW_MULTIPLE, _learned_rows, linear_cross_entropy
 
@@ -220,14 +222,9 @@ def test_compiled_gradients_are_those_of_the_plain_loss(
         assert (mine - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
-def test_in_bf16_compiled_gradients_are_no_further_from_fp32(without_compiler, small_chunks):
-    hidden, weight, targets = problem(512, 1000)
-    exact = gradients(whole, hidden, weight, targets)
-    with torch.autocast("cpu", torch.bfloat16):
-        plain = gradients(linear_cross_entropy, hidden, weight, targets)
-        compiled = gradients(compiled_loss, hidden, weight, targets)
-    for ours, theirs, reference in zip(compiled[1:], plain[1:], exact[1:], strict=True):
-        assert (ours - reference).norm() <= (theirs - reference).norm()
+def test_compiled_gradients_pass_the_check_that_a_card_has_to_pass(small_chunks):
+    """In fp32 they are those of the plain loss; in bf16 they are no further from fp32."""
+    assert check_compiled_loss(Bench(torch.device("cpu"), tiny=True)).verdict == "right"
 
 
 @pytest.mark.parametrize("cap", [None, 300.0])

@@ -1,5 +1,7 @@
 """What Pion detects about a machine."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -24,6 +26,16 @@ CPU = torch.device("cpu")
         ("NVIDIA H100 80GB HBM3", 989.4),
         ("NVIDIA H100 PCIe", 756.4),
         ("NVIDIA H200", 989.4),
+        ("NVIDIA GH200 480GB", 989.4),
+        ("NVIDIA H20", 148.0),
+        ("NVIDIA H20-3e", 148.0),
+        ("NVIDIA B200", 2250.0),
+        ("NVIDIA B300 SXM6 AC", 2250.0),
+        ("NVIDIA GB200", 2500.0),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 503.8),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 438.9),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 480.0),
+        ("NVIDIA RTX 6000 Ada Generation", 364.2),
     ],
 )
 def test_a_gpu_is_known_by_the_name_cuda_gives_it(name: str, tflops: float) -> None:
@@ -47,6 +59,26 @@ def test_a_peak_that_was_measured_while_the_cpu_was_busy_is_measured_again(
     assert hardware.peak_flops(CPU, "float32", reached=2.9e9) == 3e9
     assert hardware.peak_flops(CPU, "float32", reached=3.5e9) == 3.5e9  # never above 100 % MFU
     assert hardware.peak_flops(CPU, "float32") == 3.5e9
+
+
+def test_the_peak_is_measured_with_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU multiplies ones faster than the numbers of a training."""
+    factors: list[torch.Tensor] = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            if func in (torch.Tensor.matmul, torch.Tensor.__matmul__):
+                factors.extend(args)
+            return func(*args, **(kwargs or {}))
+
+    before = torch.get_rng_state()
+    with Watch():
+        assert hardware._measured_flops(CPU, "float32") > 0
+    assert factors
+    assert all(factor.std() > 0.5 for factor in factors)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_cpus_peak_is_measured_once() -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 from pion.config.lora import Lora
 from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed
+from pion.model.attention import masks
 from pion.model.decoder import Decoder, Losses
 from pion.model.lora_projections import add_lora
+from pion.train import hardware, smaller_plan
 from pion.train.smaller_plan import StepDown, StepTooLarge, step_down
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import CONFIG
@@ -137,6 +139,89 @@ def test_a_compilation_that_fails_gives_way_to_eager_computation(
     assert "many more" not in change.why
     expected, _ = trained(trainer(text, PLAN))
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def fails_with_combo_kernels(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+    from torch._inductor import config
+
+    if config.combo_kernels:
+        raise RuntimeError("a combo kernel has too many arguments")
+    return graph.forward
+
+
+@pytest.mark.parametrize(
+    ("compiler", "expected"),
+    [
+        (fails_with_combo_kernels, ["combo_kernels true → false"]),
+        (compiler_that_fails, ["combo_kernels true → false", "compile true → false"]),
+    ],
+)
+def test_combo_kernels_are_given_up_first_and_compiling_only_if_this_does_not_help(
+    compiler: Any, expected: list[str], text: RowStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card. Here, a CPU passes for a card that has them."""
+    from pion.model import decoder
+
+    for module in (hardware, smaller_plan):
+        monkeypatch.setattr(module, "combines_kernels", lambda plan: plan.combo_kernels)
+    compiled = torch.compile(decoder._run_block, backend=compiler, dynamic=False)
+    monkeypatch.setattr(decoder, "_compiled_block", lambda: compiled)
+    changes: list[StepDown] = []
+    training = trainer(text, dataclasses.replace(PLAN, compile=True))
+    training.on_step_down = changes.append
+    tensors, _ = trained(training)
+    assert [change.changes for change in changes] == expected
+    assert training.plan.compile == (len(expected) == 1)
+    assert training.state().meta["plan"] == training.plan.to_dict()
+    assert ComputePlan.from_dict(training.plan.to_dict()) == training.plan
+    eager, _ = trained(trainer(text, PLAN))
+    assert all(torch.allclose(tensors[name], eager[name], atol=1e-6) for name in eager)
+
+
+def failed_compilation() -> Exception:
+    return torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no kernel"), [])
+
+
+@pytest.mark.parametrize(("uses_flex", "before_eager"), [(False, []), (True, ["flex_attention"])])
+def test_on_a_card_a_compiler_that_always_fails_gives_up_one_thing_after_the_other(
+    uses_flex: bool, before_eager: list[str]
+) -> None:
+    plan = ComputePlan("cuda", compile=True)
+    given_up: list[str] = []
+    while (change := step_down(plan, failed_compilation(), uses_flex=uses_flex)) is not None:
+        assert "no kernel" in change.why
+        given_up.append(change.changes)
+        plan = change.plan
+    order = ["combo_kernels", *before_eager, "compile"]
+    assert given_up == [f"{name} true → false" for name in order]
+
+
+def test_an_eager_step_whose_flex_attention_does_not_compile_attends_without_it() -> None:
+    change = step_down(ComputePlan("cuda"), failed_compilation(), uses_flex=True)
+    assert change is not None
+    assert change.changes == "flex_attention true → false"
+    assert step_down(change.plan, failed_compilation(), uses_flex=True) is None
+
+
+def test_a_plan_without_flex_attention_masks_rows_by_booleans() -> None:
+    config = dataclasses.replace(CONFIG, softcap=30.0, head_dim=32)
+    tokens = torch.zeros(1, 8, dtype=torch.int64)
+    try:
+        for flex in (True, False):
+            hardware.configure(dataclasses.replace(PLAN, flex_attention=flex))
+            assert masks.flexible(config, "cuda") == flex
+    finally:
+        hardware.configure(PLAN)
+    assert masks.build_masks(config, tokens, 8, None)["full"].allowed is not None
+
+
+def test_a_plan_from_before_these_steps_is_recorded_as_it_was() -> None:
+    record = ComputePlan("cuda", compile=True).to_dict()
+    assert not {"combo_kernels", "flex_attention"} & record.keys()
+    plan = ComputePlan.from_dict(record)
+    assert plan is not None
+    assert plan.combo_kernels
+    assert plan.flex_attention
 
 
 def test_weights_that_are_partly_updated_are_not_updated_again(

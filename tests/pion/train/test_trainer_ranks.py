@@ -95,6 +95,32 @@ def resume_from_rank_0(streams: dict[str, RowStream], world_size: int, rank: int
     return {"unbroken": digest(trainer), "resumed": digest(resumed), "refused": refused}
 
 
+def where_gradients_are(
+    streams: dict[str, RowStream], world_size: int, rank: int
+) -> dict[str, Any]:
+    """Train two steps of several micro-batches; return where gradients were after each."""
+    # What one rank drew counts for all.
+    trainer = make(streams["text"], world_size, rank, seed=60 + rank)
+    params, add = trainer.optimizer.params, trainer._gradients.add
+    places: list[dict[int, int]] = []
+
+    def add_and_look(*arguments: Any, **settings: Any) -> Any:
+        result = add(*arguments, **settings)
+        storages = [p.grad.untyped_storage() for p in params if p.grad is not None]
+        places.append({storage.data_ptr(): storage.nbytes() for storage in storages})
+        return result
+
+    trainer._gradients.add = add_and_look  # type: ignore[method-assign]
+    curve(trainer, 2)
+    return {
+        "micro_batches": len(places),
+        "moved": any(place != places[0] for place in places),
+        "bytes": sum(places[0].values()),
+        "expected": 4 * sum(param.numel() for param in params),
+        "digest": digest(trainer),
+    }
+
+
 def open_both(folder: Path) -> dict[str, RowStream]:
     return {
         kind: open_stream(folder / kind, conversations=kind == "conversations")
@@ -114,6 +140,7 @@ def work(rank: int, folder: Path) -> None:
                 "training": train_both_kinds(streams, world_size, rank),
                 "stop": stop_on_one_rank(streams, world_size, rank),
                 "resume": resume_from_rank_0(streams, world_size, rank),
+                "gradients": where_gradients_are(streams, world_size, rank),
                 "deterministic": torch.are_deterministic_algorithms_enabled(),
             }
             dist.destroy_process_group()
@@ -188,3 +215,19 @@ def test_a_state_rank_0_refuses_is_refused_on_all(ranks: list[dict[str, Any]]) -
 
 def test_a_deterministic_plan_is_in_force_on_every_rank(ranks: list[dict[str, Any]]) -> None:
     assert all(rank["deterministic"] for rank in ranks)
+
+
+def test_a_rank_has_one_set_of_gradients_in_one_place_for_all_micro_batches_and_steps(
+    ranks: list[dict[str, Any]],
+) -> None:
+    found = [rank["gradients"] for rank in ranks]
+    assert len({each["micro_batches"] for each in found}) == 2  # 7 rows cannot be shared equally
+    for each in found:
+        assert not each["moved"]
+        assert each["bytes"] == each["expected"]
+
+
+def test_ranks_that_drew_different_weights_train_those_of_rank_0(
+    ranks: list[dict[str, Any]],
+) -> None:
+    assert len({rank["gradients"]["digest"] for rank in ranks}) == 1

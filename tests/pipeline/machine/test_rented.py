@@ -298,6 +298,11 @@ def test_prices_that_are_no_amounts_by_gpu_are_refused(proc: Path, text: str) ->
         ("NVIDIA RTX 6000 Ada Generation", "RTX6000-Ada", "RTX6000-Ada"),
         ("NVIDIA RTX 4000 SFF Ada Generation", "RTX4000-Ada-SFF", "RTX4000-Ada-SFF"),
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTXPRO6000", "RTXPRO6000"),
+        (
+            "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+            "RTXPRO6000-MaxQ",
+            "RTXPRO6000",
+        ),
         ("NVIDIA A100 80GB PCIe", "A100-80GB", "A100-80GB"),
         ("NVIDIA A100-SXM4-80GB", "A100-80GB-SXM", "A100-80GB"),
         ("NVIDIA A100-SXM4-40GB", "A100", "A100"),

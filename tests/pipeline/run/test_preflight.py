@@ -9,7 +9,13 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.run.preflight import preflight, refuse_one_expert, store_that_goes_with_the_machine
+from pipeline.machine.gpus import ListedGpu
+from pipeline.run.preflight import (
+    preflight,
+    refuse_one_expert,
+    store_that_goes_with_the_machine,
+    what_gpus_are_used,
+)
 from tests.support.jobs import tiny_dict, tiny_job, write_tiny_data
 
 RENTED = {"RUNPOD_POD_ID": "pod1"}
@@ -88,3 +94,46 @@ def test_a_router_that_would_learn_nothing_is_refused() -> None:
     with pytest.raises(BadInput, match=r"model\.experts\.top_k: 1"):
         refuse_one_expert(with_top_k(1))
     refuse_one_expert(with_top_k(2))
+
+
+A100, T4 = ListedGpu("NVIDIA A100", "GPU-c7"), ListedGpu("Tesla T4", "GPU-11")
+SPLIT = ListedGpu("NVIDIA A100", "GPU-c7", ("MIG-1f", "MIG-2f"))
+
+
+@pytest.mark.parametrize(
+    ("listed", "visible", "note"),
+    [
+        ([], "7", None),  # nobody can tell
+        ([A100, A100], None, None),
+        ([A100, T4], "GPU-c7", None),
+        ([A100, T4], None, "this machine has different GPUs (NVIDIA A100, Tesla T4)"),
+        ([A100], "", "CUDA_VISIBLE_DEVICES is '', so this run uses the CPU, although"),
+        ([A100], "-1", "CUDA_VISIBLE_DEVICES is '-1', so this run uses the CPU, although"),
+        ([SPLIT], None, "the NVIDIA A100 is split into MIG slices. CUDA gives a process one"),
+        ([SPLIT], "MIG-2f", "the NVIDIA A100 is split into MIG slices. CUDA gives a process one"),
+    ],
+)
+def test_what_is_surprising_about_the_gpus_is_said(
+    monkeypatch: pytest.MonkeyPatch, listed: list[ListedGpu], visible: str | None, note: str | None
+) -> None:
+    see(monkeypatch, listed, visible)
+    notes = what_gpus_are_used(tiny_job(hardware__workers=2))
+    assert [found[: len(note or "")] for found in notes] == ([] if note is None else [note])
+
+
+@pytest.mark.parametrize("visible", ["2", "0,0", "GPU-ff", "0;1"])
+def test_a_variable_that_names_no_gpu_is_refused(
+    monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    see(monkeypatch, [A100, T4], visible)
+    with pytest.raises(BadInput, match=r"names no GPU of this machine.*Nothing was started"):
+        what_gpus_are_used(tiny_job())
+
+
+def see(monkeypatch: pytest.MonkeyPatch, listed: list[ListedGpu], visible: str | None) -> None:
+    """Let the driver list these GPUs, and let the user name some of them."""
+    monkeypatch.setattr("pipeline.run.preflight.listed_gpus", lambda: listed)
+    monkeypatch.delenv("PION_RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

@@ -70,6 +70,29 @@ def test_lora_is_not_offered_where_it_does_not_fit_either(
     assert "LoRA" not in str(refused.value)
 
 
+class OtherCard(Group):
+    """A group whose other rank has another card: `dtype`, and a `plan` that fits it."""
+
+    dtype, plan = "bfloat16", (1, True, "float32", False, True, True)
+
+    def of_all_ranks(self, value: Any) -> list[Any]:
+        return [value, self.dtype if isinstance(value, str) else self.plan]
+
+
+def test_ranks_of_different_cards_compute_as_the_weakest(monkeypatch: pytest.MonkeyPatch) -> None:
+    picked = {"auto": "bfloat16", "float32": "float32"}
+    monkeypatch.setattr(hardware, "pick_dtype", lambda asked, device: picked[asked])
+    group = OtherCard(0, 2)
+    plan = choose_plan(tiny_job(hardware__residual="bfloat16"), "pretrain", group, None)
+    assert (plan.dtype, plan.micro_batch, plan.recompute) == ("bfloat16", 1, True)
+    assert plan.residual == "float32"
+    monkeypatch.setattr(OtherCard, "dtype", "float32")
+    monkeypatch.setattr(OtherCard, "plan", (99, False, "float32", False, True, True))
+    plan = choose_plan(tiny_job(), "pretrain", group, None)
+    alone = choose_plan(tiny_job(hardware__dtype="float32"), "pretrain", Group(0, 2), None)
+    assert (plan.dtype, plan.micro_batch) == ("float32", alone.micro_batch)
+
+
 # ---------------------------------------------------------------- the residual stream
 
 
@@ -146,6 +169,28 @@ def test_auto_stays_as_the_checkpoint_recorded_it(compiled: bool) -> None:
 def test_the_job_decides_whether_a_resumed_run_is_compiled() -> None:
     job = tiny_job(hardware__compile=False)
     assert not choose_plan(job, "pretrain", Group(), recorded(compile=True)).compile
+
+
+LEVELS = [{"combo_kernels": False}, {"flex_attention": False}, {"compile": False}]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_the_compiler_gave_up_stays_given_up_in_a_resumed_run(level: dict[str, bool]) -> None:
+    before = recorded(**{"compile": True, "micro_batch": 1} | level)
+    assert choose_plan(tiny_job(), "pretrain", Group(), before).to_dict() == before
+    again = choose_plan(tiny_job(hardware__compile=True), "pretrain", Group(), before)
+    assert again.compile
+    assert again.combo_kernels
+    assert again.flex_attention
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_the_compiler_gave_up_here_is_not_tried_again(level: dict[str, bool]) -> None:
+    job = tiny_job(hardware__compile=True)
+    failed = recorded(**{"compile": True} | level)
+    plan = choose_plan(job, "pretrain", Group(), None, at_most=failed)
+    names = ("compile", "combo_kernels", "flex_attention")
+    assert {name: getattr(plan, name) for name in names} == dict.fromkeys(names, True) | level
 
 
 def test_after_a_plan_has_failed_here_nothing_larger_is_chosen() -> None:

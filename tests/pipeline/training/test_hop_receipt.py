@@ -68,6 +68,16 @@ def test_a_step_that_is_compiled_no_more_is_not_bit_identical() -> None:
     assert any(line.startswith("not bit-identical") for line in lines)
 
 
+@pytest.mark.parametrize("name", ["combo_kernels", "flex_attention"])
+def test_a_step_that_is_compiled_in_another_way_is_not_bit_identical(name: str) -> None:
+    now = A40 | {"from_step": 10, "next_row": 640, "compile": True, name: False}
+    lines = receipt(A40 | {"compile": True, name: True}, now, None)
+    assert f"{name.replace('_', ' ')} yes → no" in lines
+    assert any(line.startswith("not bit-identical") for line in lines)
+    without = {key: value for key, value in now.items() if key != name}
+    assert not plan_changed(without, now)  # an attempt of an earlier version
+
+
 def test_another_torch_is_shown_as_equal_up_to_rounding() -> None:
     now = A40 | {"from_step": 10, "next_row": 640, "torch": "2.15.0+cu132"}
     lines = receipt(A40 | {"torch": "2.11.0+cu128"}, now, None)

@@ -1,7 +1,12 @@
 """All kernels compute the same attention as the reference in this file."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pion.config.model_config import ModelConfig
 from pion.model import decoder
@@ -9,6 +14,7 @@ from pion.model.attention import masks
 from pion.model.attention.attention import (
     attend,
     attend_flex,
+    attend_folded,
     attend_short,
     attend_softcapped,
     kernels_of_any_length,
@@ -108,6 +114,65 @@ def test_long_rows_of_documents_attend_one_after_another(monkeypatch):
     model.loss(tokens, tokens, documents=DOCUMENTS).backward()
     alone = [weight.grad for weight in model.parameters()]
     torch.testing.assert_close(alone, masked, rtol=1e-5, atol=1e-6)
+
+
+EARLIER = torch.tensor([T - 3, 4])  # how many tokens each row of a cache has
+
+
+def of_cached(new):
+    """Return which keys the next tokens of the rows see, (B, 1, new, T)."""
+    return (torch.arange(T) <= (EARLIER[:, None] + torch.arange(new))[:, :, None])[:, None]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Has the elements of the largest tensor that was made."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                stored = leaf.untyped_storage().nbytes() // leaf.element_size()
+                self.elements = max(self.elements, min(stored, leaf.numel()))
+        return result
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("new", [1, 3])
+def test_folded_query_heads_attend_as_each_for_itself(qkv, new, softcap):
+    query, key, value = qkv
+    query, allowed = query[:, :, :new], of_cached(new)
+    expected = torch.empty_like(query)
+    for head in range(H):
+        group = slice(head // (H // K), head // (H // K) + 1)
+        own = query[:, head : head + 1], key[:, group], value[:, group]
+        expected[:, head : head + 1] = attend(*own, Mask(allowed=allowed), softcap)
+    attend_together = attend_folded if softcap is None else partial(attend_softcapped, softcap=1.5)
+    found = attend_together(query, key, value, allowed)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_that_rows_share_and_no_mask_are_folded_too(qkv):
+    query, key, value = qkv
+    shared = build_mask(config(), row(3), T, None).allowed
+    assert shared.dim() == 2
+    found = attend_folded(query[:, :, -3:], key, value, shared)
+    torch.testing.assert_close(found, written_out(*qkv)[:, :, -3:], rtol=1e-5, atol=1e-5)
+    found = attend_folded(query[:, :, -1:], key, value, None)
+    torch.testing.assert_close(found, written_out(*qkv)[:, :, -1:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_folded_query_heads_need_no_keys_of_their_own(qkv, softcap):
+    """Even the kernel that torch falls back to, which repeats the keys of groups."""
+    query, key, value = qkv
+    given = query[:, :, :1], key, value, of_cached(1)
+    with sdpa_kernel(SDPBackend.MATH), LargestTensor() as made:
+        attend_folded(*given) if softcap is None else attend_softcapped(*given, softcap)
+    assert made.elements <= key.numel() < B * H * T * D
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

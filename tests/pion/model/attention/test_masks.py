@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
+from pion.bench.correctness.kernels import shown_by_blocks
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Windows
 from pion.model.attention.masks import (
+    block_mask,
     build_masks,
     expand,
     mean_keys,
+    to_block_mask,
     visited_blocks,
-    window_block_mask,
 )
 from pion.model.attention.reach import reach_of
 from tests.paths import SEEDS
@@ -89,27 +91,63 @@ def test_every_window_visits_what_the_seeds_block_tables_say() -> None:
 
 
 def test_a_block_mask_shows_the_kernel_what_the_boolean_mask_shows_a_cpu() -> None:
-    """The kernel needs a GPU. Here its tables are expanded: partial blocks by mask_mod, full ones
-    as they are."""
+    """The kernel needs a GPU. Here its tables are expanded, as `pion bench` expands them there."""
     for name, _, documents in tables():
         full, partial = visited(name, documents)
-        mask = window_block_mask(full, partial, documents, documents.shape[1], 128)
         tokens = documents.shape[1]
-        shown = torch.zeros(tokens, tokens, dtype=torch.bool)
-        position = torch.arange(tokens)
-        judged = mask.mask_mod(torch.tensor(0), torch.tensor(0), position[:, None], position)
-        for counts, numbers, inside in (
-            (mask.kv_num_blocks, mask.kv_indices, judged),
-            (mask.full_kv_num_blocks, mask.full_kv_indices, torch.ones_like(judged)),
-        ):
-            for row, count in enumerate(counts[0, 0].tolist()):
-                for column in numbers[0, 0, row, :count].tolist():
-                    block = (
-                        slice(128 * row, 128 * row + 128),
-                        slice(128 * column, 128 * column + 128),
-                    )
-                    shown[block] = inside[block]
-        assert torch.equal(shown, expand(full | partial, documents, 128)[0, 0]), name
+        mask = to_block_mask(full, partial, documents, tokens, 128)
+        expected = expand(full | partial, documents, 128)[0, 0]
+        assert torch.equal(shown_by_blocks(mask, tokens)[0], expected), name
+
+
+def rising(rows: int, tokens: int, chance: float, padding: int = 0) -> Tensor:
+    """Return documents of random lengths, each token beginning one with this chance."""
+    begins = torch.rand(rows, tokens, generator=torch.Generator().manual_seed(tokens)) < chance
+    documents = begins.long().cumsum(dim=1)
+    documents[0, tokens - padding :] = -1
+    return documents
+
+
+CASES = {
+    "one document": (1024, None),
+    "one document, and a last block that is not full": (1000, None),
+    "less than a block": (20, None),
+    "a document": (512, torch.zeros(2, 512, dtype=torch.int64)),
+    "long documents": (2048, rising(4, 2048, 1 / 300)),
+    "long documents that end inside a block": (2000, rising(3, 2000, 1 / 300)),
+    "short documents": (640, rising(3, 640, 1 / 5)),
+    "a document for each token": (300, torch.arange(300)[None]),
+    "documents that begin with their blocks": (1024, torch.arange(1024)[None] // 256),
+    "padding": (1024, rising(3, 1024, 1 / 200, padding=200)),
+    "blocks of padding": (900, rising(2, 900, 1 / 200, padding=500)),
+    "nothing but padding": (300, rising(2, 300, 1 / 200, padding=300)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_block_mask_has_the_tables_that_torch_makes_of_each_pair_of_tokens(name: str) -> None:
+    tokens, documents = CASES[name]
+    ours = block_mask(tokens, documents, torch.device("cpu"))
+    rows = None if documents is None else len(documents)
+    theirs = create_block_mask(ours.mask_mod, rows, None, tokens, tokens, device="cpu")
+    for table in (
+        *("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"),
+        *("q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices"),
+    ):
+        found, expected = getattr(ours, table), getattr(theirs, table)
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected), table
+    assert ours.seq_lengths == theirs.seq_lengths == (tokens, tokens)
+    assert ours.BLOCK_SIZE == theirs.BLOCK_SIZE
+
+
+def test_a_block_mask_hides_nothing_of_a_document_whose_number_comes_again() -> None:
+    """Rows do not have such documents. If one had, more blocks would be visited, and none less."""
+    documents = torch.tensor([[0] * 200 + [1] * 300 + [0] * 268])
+    same = (documents[0][:, None] == documents[0]).tril()
+    assert torch.equal(
+        shown_by_blocks(block_mask(768, documents, torch.device("cpu")), 768)[0], same
+    )
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -117,14 +155,14 @@ def test_a_block_mask_shows_the_kernel_what_the_boolean_mask_shows_a_cpu() -> No
 def test_flex_attention_judges_each_token_of_several_rows(separate: bool) -> None:
     """Without torch.compile, flex attention asks mask_mod about every pair of tokens, in each row.
 
-    It then ignores the tables, which the test before expands.
+    It then ignores the tables, which the tests before expand.
     """
     torch.manual_seed(0)
     rows, tokens, block = 3, 512, 128
     own = torch.arange(tokens) * torch.arange(1, rows + 1)[:, None] // tokens
     documents = own if separate else None
     numbers = torch.zeros(1, tokens, dtype=torch.int64) if documents is None else documents
-    mask = window_block_mask(*visited_blocks(numbers, 2, block), documents, tokens, block)
+    mask = to_block_mask(*visited_blocks(numbers, 2, block), documents, tokens, block)
     same = (numbers[:, :, None] == numbers[:, None]).tril()[:, None]
     query, key, value = torch.randn(3, rows, 2, tokens, 16)
     expected = scaled_dot_product_attention(query, key, value, attn_mask=same)

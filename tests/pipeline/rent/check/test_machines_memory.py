@@ -17,8 +17,10 @@ def test_a_job_that_fits_everywhere_lists_the_smallest_gpus() -> None:
 def test_the_largest_gpu_that_is_too_small_is_named_with_what_it_lacks() -> None:
     (row,) = check_memory(load_job(JOBS / "tachyon-large.yaml"))
     assert row.ok
-    assert row.words.startswith("It fits on H200, H200-SXM, B200. H100-NVL: the model does not fit")
-    assert "needs 115.0 GiB, and 83.8 of this machine's 93.1 GiB can be used" in row.words
+    assert row.words.startswith(
+        "It fits on H200, H200-SXM, B200. RTXPRO6000-WK: the model does not fit"
+    )
+    assert "needs 115.1 GiB, and 85.4 of this machine's 94.9 GiB can be used" in row.words
 
 
 def test_a_job_too_large_for_every_gpu_is_refused() -> None:

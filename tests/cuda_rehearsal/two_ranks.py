@@ -1,0 +1,189 @@
+"""Train a step as each of two ranks, on a pretended card, and print what the rank did.
+
+Torch's fake group answers for the other rank, and nothing is sent. So each rank is rehearsed alone,
+and the test compares what the two would send. The ranks have different numbers of micro-batches.
+
+environment.py starts this program: `python -m tests.cuda_rehearsal.two_ranks suite`, or `all`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._inductor import compile_fx
+from torch.utils._pytree import tree_leaves
+
+from pion.config.lora import Lora
+from pion.config.model_config import ModelConfig
+from pion.model.attention.rope import rotary_table
+from pion.model.decoder import Decoder, _run_block
+from pion.model.lora_projections import add_lora
+from pion.train.settings import ComputePlan, TrainSettings
+from pion.train.trainer import Trainer
+from tests.cuda_rehearsal.compiled import SOAK, refuse
+from tests.cuda_rehearsal.fake_group import fake_group
+from tests.cuda_rehearsal.lowering import lowering
+from tests.cuda_rehearsal.our_code import where
+from tests.cuda_rehearsal.pretended_card import insert_card, pretended_card
+from tests.cuda_rehearsal.report import hand_back, handed_back
+from tests.cuda_rehearsal.scenarios import DRAFT, Zeros
+from tests.cuda_rehearsal.watch import COLLECTIVES, Operation, Watch
+
+WORLD_SIZE = 2
+# Rank 0 has one row, and rank 1 has two. One row at a time, all micro-batches have one shape.
+GLOBAL_BATCH, MICRO_BATCHES = 3, (1, 2)
+
+# Models of real widths, so that a block has more bytes than a bucket.
+_DENSE = ModelConfig.preset("pion-small", n_layers=2, vocab_size=4096)
+FAMILIES = SOAK | {"draft": replace(_DENSE, draft=DRAFT), "lora": _DENSE}
+# These are in every run of the tests; soak has all.
+SUITE = ("dense", "tachyon", "lora")
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A communication with the other rank."""
+
+    operation: str  # such as "allreduce_"
+    bytes: int
+    device: str  # "cuda" or "cpu"
+    where: str  # the line of our code, such as `pion/train/gradients.py:80 in sum`
+    in_backward: bool  # whether a backward pass still computes
+
+
+@dataclass
+class Rank:
+    """What a rank did in a step.
+
+    `compiles` counts the compilations by function, and `graphs` what the compiler made of them.
+    `storages` has, after each micro-batch, the bytes of each storage that gradients are in, by its
+    address. `gradients` are the bytes of the gradients alone.
+    """
+
+    sent: list[Sent] = field(default_factory=list)
+    graphs: int = 0
+    compiles: dict[str, int] = field(default_factory=dict)
+    storages: list[dict[str, int]] = field(default_factory=list)
+    gradients: int = 0
+    findings: list[str] = field(default_factory=list)
+
+    def block_compiles(self) -> int:
+        """Return how often the blocks' function was compiled."""
+        code = _run_block.__code__
+        return self.compiles.get(f"{code.co_filename}:{code.co_name}", 0)
+
+    def of_gradients(self) -> list[Sent]:
+        """Return the communications of gradients, as opposed to those of small numbers."""
+        return [sent for sent in self.sent if "pion/train/buckets.py" in sent.where]
+
+
+def rehearse(watch: Watch, family: str, number: int) -> Rank:
+    """Train a step as this rank, with compiled blocks."""
+    rank = Rank()
+    insert_card("A40")
+    rotary_table.cache_clear()
+    with _compiling(rank), _trainer(family, number) as trainer:
+        add = trainer._gradients.add
+
+        def see(operation: Operation) -> None:
+            if operation.func.namespace == COLLECTIVES:
+                rank.sent.append(_sent(operation))
+
+        def add_and_look(*arguments: Any, **settings: Any) -> Any:
+            result = add(*arguments, **settings)
+            rank.storages.append(_storages(trainer.optimizer.params))
+            return result
+
+        trainer._gradients.add = add_and_look  # type: ignore[method-assign]
+        watch.start()
+        watch.seen = see
+        try:
+            trainer.train_step()
+        finally:
+            watch.seen = None
+        rank.gradients = sum(4 * param.numel() for param in trainer.optimizer.params)
+        rank.findings = [str(finding) for finding in watch.findings]
+    return rank
+
+
+@contextlib.contextmanager
+def _trainer(family: str, number: int) -> Iterator[Trainer]:
+    """Yield the trainer of this rank. Its model is made on the card."""
+    config = FAMILIES[family]
+    settings = TrainSettings(steps=10, global_batch=GLOBAL_BATCH, lr=1e-3)
+    plan = ComputePlan("cuda", "bfloat16", 1, world_size=WORLD_SIZE, compile=True)
+    with torch.device("cuda"):  # drawing weights on the host would take gigabytes and seconds
+        model = Decoder(config)
+        if family == "lora":
+            add_lora(model, Lora(), seed=0)
+    rows: Any = Zeros(config.seq_len)
+    with (
+        mock.patch.object(Decoder, "to", lambda self, device: self),  # it is already there
+        contextlib.closing(Trainer(model, rows, settings, plan, rank=number)) as trainer,
+    ):
+        trainer.on_step_down = refuse
+        yield trainer
+
+
+@contextlib.contextmanager
+def _compiling(rank: Rank) -> Iterator[None]:
+    """Let blocks become graphs, which run on fake tensors; count them in `rank`."""
+
+    def count(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
+        rank.graphs += 1
+        return graph.forward
+
+    with lowering(trace_only=True) as lowered:
+        with mock.patch.object(compile_fx, "compile_fx", count):
+            yield
+        rank.compiles = {name: len(reasons) for name, reasons in lowered.compiles().items()}
+
+
+def _sent(operation: Operation) -> Sent:
+    tensors = [leaf for leaf in tree_leaves(operation.args) if isinstance(leaf, Tensor)]
+    return Sent(
+        operation.func.overloadpacket.__name__,
+        sum(tensor.nbytes for tensor in tensors),
+        tensors[0].device.type,
+        where(),
+        torch._C._current_graph_task_id() != -1,
+    )
+
+
+def _storages(params: Iterable[Tensor]) -> dict[str, int]:
+    storages = [param.grad.untyped_storage() for param in params if param.grad is not None]
+    return {str(storage._cdata): storage.nbytes() for storage in storages}
+
+
+def named(name: str) -> list[str]:
+    """Return the families that are rehearsed: of "suite", or of "all"."""
+    return list(SUITE if name == "suite" else FAMILIES)
+
+
+def main() -> None:
+    with fake_group(WORLD_SIZE), pretended_card() as watch:
+        hand_back(
+            {
+                family: [asdict(rehearse(watch, family, number)) for number in range(WORLD_SIZE)]
+                for family in named(sys.argv[1])
+            }
+        )
+
+
+def read_ranks(output: str) -> dict[str, list[Rank]]:
+    """Return what the program printed: both ranks of each family."""
+    return {
+        family: [Rank(**each | {"sent": [Sent(**sent) for sent in each["sent"]]}) for each in ranks]
+        for family, ranks in handed_back(output).items()
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""All rows are drawn at once, and each as if it were alone: exactly, whatever its settings are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pion
+from benchmarks.sampling import sample_before
+from pion.generation.candidates import BLOCK, CANDIDATES, FEW, find_likeliest
+from pion.generation.logit_changes import Changes
+from pion.generation.sampling import Draw, Sampling, sample_rows
+from pion.model.decoder import Decoder
+from tests.support.tiny_config import tiny_config
+
+# More ids than candidates, and enough that these are looked for in blocks.
+VOCABULARY = 2 * CANDIDATES * BLOCK + 50
+PLAIN = Sampling(temperature=1.0, top_k=0, top_p=1.0)
+
+
+def numbers(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(logits: Tensor, samplings: Sequence[Sampling], seed: int = 0) -> list[int | None]:
+    """Draw an id of each row. Each text has 20 ids, of which it drew 10, and its own generator."""
+    draws = [
+        Draw(each, Changes.of(each, present(row), 10, logits.shape[1]), numbers(seed + row))
+        for row, each in enumerate(samplings)
+    ]
+    return sample_rows(logits, draws)
+
+
+def present(row: int) -> list[int]:
+    return [(7 * row + 3 * n) % 17 for n in range(20)]
+
+
+def some_logits(rows: int, vocabulary: int, spread: float, *, rounded: bool) -> Tensor:
+    logits = spread * torch.randn(rows, vocabulary, generator=numbers(1))
+    return logits.bfloat16().float() if rounded else logits
+
+
+SAMPLINGS = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 1, 50, FEW - 1, FEW, CANDIDATES, 300]),
+    top_p=st.sampled_from([0.3, 0.9, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    min_p=st.sampled_from([0.0, 0.01, 0.3]),
+    presence_penalty=st.sampled_from([0.0, 0.5]),
+    frequency_penalty=st.sampled_from([0.0, 0.2]),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    samplings=st.lists(SAMPLINGS, min_size=1, max_size=4),
+    vocabulary=st.sampled_from([20, CANDIDATES + 40, VOCABULARY]),
+    spread=st.sampled_from([0.5, 3.0]),
+    rounded=st.booleans(),  # then many ids are equally likely
+    seed=st.integers(0, 999),
+)
+def test_each_row_draws_what_it_would_draw_alone_from_the_whole_vocabulary(
+    samplings: list[Sampling], vocabulary: int, spread: float, rounded: bool, seed: int
+) -> None:
+    logits = some_logits(len(samplings), vocabulary, spread, rounded=rounded)
+    before = logits.clone()
+    found = draw(logits, samplings, seed)
+    assert torch.equal(logits, before)
+    for row, each in enumerate(samplings):
+        assert found[row] == draw_alone(logits[row], each, row, seed)
+        if each.cuts or each.greedy or vocabulary <= CANDIDATES:
+            expected = sample_before(logits[row], each, present(row), numbers(seed + row), 10)
+            assert found[row] == expected
+
+
+def draw_alone(logits: Tensor, sampling: Sampling, row: int, seed: int) -> int | None:
+    changes = Changes.of(sampling, present(row), 10, len(logits))
+    return sample_rows(logits[None], [Draw(sampling, changes, numbers(seed + row))])[0]
+
+
+@pytest.mark.parametrize("spread", [0.5, 4.0])  # nearly all draws are beyond the candidates; few
+def test_without_a_cut_draws_follow_the_softmax_over_the_whole_vocabulary(spread: float) -> None:
+    logits = spread * torch.randn(1, 2000, generator=numbers(1))
+    randomness, times = numbers(2), 4000
+    changes = Changes.of(PLAIN, (), 0, 2000)
+    rows, one = logits.expand(50, -1).contiguous(), Draw(PLAIN, changes, randomness)
+    found = [token for _ in range(times // 50) for token in sample_rows(rows, [one] * 50)]
+    counts = torch.bincount(torch.tensor(found), minlength=2000).double()
+    # Groups of ids, the likeliest first, so that each is drawn often.
+    order = logits[0].argsort(descending=True)
+    expected = logits[0].double().softmax(dim=0)[order].split(125)
+    for group, share in zip(counts[order].split(125), expected, strict=True):
+        mean = times * share.sum()
+        assert abs(group.sum() - mean) <= 4 * math.sqrt(mean) + 3
+
+
+def test_a_nucleus_beyond_the_candidates_has_all_its_ids() -> None:
+    sampling = Sampling(temperature=1.0, top_k=0, top_p=0.5)
+    logits = torch.zeros(1, 4000)
+    logits[0, ::2] = 1e-3  # these are the nucleus, and seven in eight are no candidates
+    found = {draw(logits, [sampling], seed)[0] for seed in range(60)}
+    assert len(found) > 50
+    assert all(token is not None and token % 2 == 0 for token in found)
+
+
+def test_forbidden_ids_are_not_drawn_also_where_fewer_are_allowed_than_top_k() -> None:
+    allowed = torch.zeros(VOCABULARY, dtype=torch.bool)
+    allowed[[5, 4000]] = True
+    logits = some_logits(2, VOCABULARY, 3.0, rounded=False)
+    for sampling in (Sampling(), PLAIN, Sampling(temperature=0.0)):
+        changes = Changes.of(sampling, (), 0, VOCABULARY, None, allowed)
+        free = Changes.of(sampling, (), 0, VOCABULARY - 100)
+        for seed in range(10):
+            draws = [Draw(sampling, each, numbers(seed)) for each in (changes, free)]
+            bound, other = sample_rows(logits, draws)
+            assert bound in (5, 4000)
+            assert other == sample_rows(logits[1:], draws[1:])[0] or not sampling.greedy
+
+
+def test_a_row_that_is_not_finite_is_told_and_the_others_are_drawn() -> None:
+    logits = some_logits(4, VOCABULARY, 3.0, rounded=False)
+    expected = draw(logits, [Sampling()] * 4)
+    logits[1, 7], logits[2, 900], logits[3, -1] = math.nan, math.inf, -math.inf
+    for sampling in (Sampling(), Sampling(temperature=0.0)):
+        found = draw(logits, [Sampling(), sampling, sampling, sampling])
+        assert found == [expected[0], None, None, None]
+
+
+def test_the_likeliest_ids_are_found_in_blocks() -> None:
+    logits = some_logits(3, VOCABULARY, 1.0, rounded=False)
+    logits[0, -1] = logits[1, 0] = 50.0  # in the rest behind the last block, and in the first one
+    values, ids = find_likeliest(logits, CANDIDATES)
+    expected = logits.topk(CANDIDATES, dim=1)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(ids, expected.indices)
+
+
+class CountLarge(TorchDispatchMode):
+    """Counts the operations on tensors with a dimension of at least so many."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least, self.count = least, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [value for value in (*args, result) if isinstance(value, Tensor)]
+        sizes = [size for tensor in tensors for size in tensor.shape]
+        self.count += max(sizes, default=0) >= self.least
+        return result
+
+
+def test_more_texts_take_no_more_operations_on_the_vocabulary() -> None:
+    model = Decoder(tiny_config(vocab_size=3000)).eval()
+
+    def operations(texts: int) -> int:
+        with CountLarge(3000) as large:
+            new = list(pion.generate_batch(model, [[5, 6]] * texts, max_tokens=4, stop_ids=()))
+        assert len(new) == 5 * texts
+        return large.count
+
+    assert operations(2) == operations(8)

@@ -1,0 +1,91 @@
+"""A broken compiler is found before a training needs it, and named with what is given up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pion.bench.models import Rows
+from pion.config.model_config import PRESETS, ModelConfig
+from pion.model import decoder
+from pion.model.decoder import Decoder
+from pion.train import hardware, smaller_plan
+from pion.train.compile_trial import Trial, compile_block, try_compiler
+from pion.train.settings import ComputePlan, TrainSettings
+from pion.train.trainer import Trainer
+from tests.support.tiny_config import tiny_config
+
+PLAN = ComputePlan(micro_batch=2, threads=1, compile=True)
+TRIAL = Trial(tiny_config(), 16, documents=False)
+FAMILIES = ("pion-nano", "tachyon-tiny", "daisy-pico", "pilon-48m", "lepton-nano", "pion2-nano")
+
+
+def compile_with(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    compiled = torch.compile(decoder._run_block, backend=backend, dynamic=False, fullgraph=True)
+    monkeypatch.setattr(decoder, "_compiled_block", lambda: compiled)
+
+
+def broken(*_: object) -> Callable[..., Any]:
+    raise RuntimeError("no C compiler")
+
+
+def test_a_compiler_that_works_changes_nothing_and_compiles_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_with(monkeypatch, count)
+    assert try_compiler(TRIAL, PLAN) == []
+    assert len(graphs) == 1
+    settings = TrainSettings(steps=3, global_batch=4, lr=1e-3)
+    rows: Any = Rows(TRIAL.config.vocab_size, TRIAL.seq_len)
+    with contextlib.closing(Trainer(Decoder(TRIAL.config), rows, settings, PLAN)) as trainer:
+        assert trainer.train_step()
+    assert len(graphs) == 1  # the step uses what the trial compiled
+
+
+def test_a_compiler_that_fails_is_named_with_what_training_does_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (hardware, smaller_plan):
+        monkeypatch.setattr(module, "combines_kernels", lambda plan: plan.combo_kernels)
+    compile_with(monkeypatch, broken)
+    changes = try_compiler(TRIAL, PLAN)
+    assert [change.changes for change in changes] == [
+        "combo_kernels true → false",
+        "compile true → false",
+    ]
+    assert all("no C compiler" in change.why for change in changes)
+
+
+def test_an_error_that_is_not_the_compilers_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object) -> None:
+        raise ZeroDivisionError("a bug of ours")
+
+    monkeypatch.setattr(decoder, "_compiled_block", lambda: wrong)
+    with pytest.raises(ZeroDivisionError, match="a bug of ours"):
+        try_compiler(TRIAL, PLAN)
+
+
+def test_a_plan_that_compiles_nothing_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Decoder, "__init__", broken)
+    assert try_compiler(TRIAL, dataclasses.replace(PLAN, compile=False)) == []
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name in PRESETS])
+def test_the_first_block_of_each_family_runs_forward_and_backward(
+    name: str, documents: bool
+) -> None:
+    config = ModelConfig.preset(name, vocab_size=512)
+    with torch.compiler.set_stance("force_eager"):
+        compile_block(Trial(config, 256, documents=documents), PLAN)

@@ -1,0 +1,104 @@
+"""Before the data arrives, a machine that compiles finds out whether its compiler works."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.train import compile_trial
+from pion.train.settings import ComputePlan
+from pion.train.smaller_plan import StepDown
+from pipeline.console.messages import Note, Phase
+from pipeline.state.owner import Owner
+from pipeline.training.compiler_check import check_compiler
+from pipeline.training.compute_plan import choose_plan
+from pipeline.training.context import TrainingContext
+from pipeline.training.train_request import Group, TrainRequest
+from tests.support.jobs import tiny_job
+
+
+def context_of(
+    folder: Path, said: list[Any], group: Group | None = None, **changes: Any
+) -> TrainingContext:
+    request = TrainRequest(
+        job=tiny_job(**changes).model_dump(mode="json"),
+        job_folder=str(folder),
+        store=str(folder / "runs"),
+        owner=dataclasses.asdict(Owner.me()),
+        stages=["pretrain", "sft"],
+        digests={"pretrain": "d1", "sft": "d2"},
+    )
+    context = TrainingContext(request, group or Group(), said.append, lambda: False)
+    context.watchdog.close()
+    return context
+
+
+def test_a_job_that_compiles_nothing_here_is_not_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(compile_trial, "try_compiler")
+    said: list[Any] = []
+    context = context_of(tmp_path, said)  # `auto` compiles nothing on a CPU
+    check_compiler(context)
+    assert said == []
+    assert context.at_most is None
+
+
+def test_a_compiler_that_works_leaves_the_plan_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Any] = []
+
+    def works(trial: compile_trial.Trial, plan: ComputePlan) -> list[StepDown]:
+        tried.append((trial, plan))
+        return []
+
+    monkeypatch.setattr(compile_trial, "try_compiler", works)
+    said: list[Any] = []
+    context = context_of(tmp_path, said, hardware__compile=True)
+    check_compiler(context)
+    ((trial, plan),) = tried
+    assert trial.seq_len == context.job.seq_len("pretrain")
+    assert plan == choose_plan(context.job, "pretrain", Group(), None)
+    assert [type(message) for message in said] == [Phase]
+    assert context.at_most is None
+    check_compiler(context)
+    assert len(tried) == 1
+
+
+def test_a_rank_waits_for_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[ComputePlan] = []
+
+    def works(trial: compile_trial.Trial, plan: ComputePlan) -> list[StepDown]:
+        tried.append(plan)
+        return []
+
+    monkeypatch.setattr(compile_trial, "try_compiler", works)
+    # There is no process group here, so every exchange between ranks would fail.
+    second = Group(rank=1, world_size=2, distributed=True)
+    check_compiler(context_of(tmp_path, [], second, hardware__compile=True))
+    assert [plan.world_size for plan in tried] == [2]
+
+
+def test_what_fails_is_reported_and_no_stage_tries_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(trial: compile_trial.Trial, plan: ComputePlan) -> list[StepDown]:
+        less = dataclasses.replace(plan, combo_kernels=False)
+        return [StepDown(plan, less, "torch.compile failed (no kernel)")]
+
+    monkeypatch.setattr(compile_trial, "try_compiler", fails)
+    said: list[Any] = []
+    context = context_of(tmp_path, said, hardware__compile=True)
+    full = choose_plan(context.job, "sft", Group(), None)
+    check_compiler(context)
+    notes = [message for message in said if isinstance(message, Note)]
+    assert [note.text for note in notes] == [
+        "torch.compile failed (no kernel). Training uses combo_kernels true → false"
+    ]
+    assert [change.changes for change in context.compiler_changes] == ["combo_kernels true → false"]
+    plan = choose_plan(context.job, "sft", Group(), None, context.at_most)
+    assert plan == dataclasses.replace(full, combo_kernels=False)
