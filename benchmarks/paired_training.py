@@ -33,11 +33,18 @@ WARMUP_STEPS = 5  # not timed
 SCORED_AT_ONCE = 16  # rows
 
 
-def train(job: Job, config: ModelConfig, seed: int, data: Path, dtype: Dtype) -> dict[str, Any]:
+def train(
+    job: Job,
+    config: ModelConfig,
+    seed: int,
+    data: Path,
+    dtype: Dtype,
+    residual: Dtype = "float32",
+) -> dict[str, Any]:
     """Train a job's model of the shape `config` on the prepared `data`; return its measures."""
     before = resident("VmRSS")
     opened = open_data(data)
-    trainer = trainer_of(job, config, seed, opened, dtype)
+    trainer = trainer_of(job, config, seed, opened, dtype, residual)
     speeds = []
     for _ in range(trainer.settings.steps):
         trainer.train_step()
@@ -55,14 +62,22 @@ def train(job: Job, config: ModelConfig, seed: int, data: Path, dtype: Dtype) ->
 
 
 def trainer_of(
-    job: Job, config: ModelConfig, seed: int, opened: PreparedData, dtype: Dtype
+    job: Job,
+    config: ModelConfig,
+    seed: int,
+    opened: PreparedData,
+    dtype: Dtype,
+    residual: Dtype = "float32",
 ) -> Trainer:
     """Return the trainer of a job's model of the shape `config`, before its first step."""
     assert job.pretrain is not None
     settings = settings_of(job.pretrain)
     torch.manual_seed(seed)
     plan = ComputePlan(
-        dtype=dtype, micro_batch=settings.global_batch, threads=torch.get_num_threads()
+        dtype=dtype,
+        micro_batch=settings.global_batch,
+        threads=torch.get_num_threads(),
+        residual=residual,
     )
     return Trainer(Decoder(config), rows_of(job, seed, opened, "train"), settings, plan)
 

@@ -8,11 +8,12 @@ its bytes at REACHED_BANDWIDTH of the GPU's bandwidth. Both shares are assumptio
 kernel takes no time here, so launches are a separate number. Counts (bytes, launches) follow from
 the code and from inductor's graphs, and do not depend on the two shares.
 
-For each family and GPU, the step is counted as it runs eagerly and with compiled blocks. MFU is the
-model's useful FLOPs over the estimated time and the GPU's bf16 peak. `least_milliseconds` is the
-time of products and attention alone: no better fusion can make the step faster than this.
+For each family and GPU, the step is counted as it runs eagerly, with compiled blocks, and with a
+residual stream in bf16. MFU is the model's useful FLOPs over the estimated time and the GPU's bf16
+peak. `least_milliseconds` is the time of products and attention alone: no better fusion can make
+the step faster than this.
 
-`checked` has two smaller counts. A test repeats them, and fails if one is more than 5 % worse.
+`checked` has smaller counts. A test repeats them, and fails if one is more than 5 % worse.
 Writes benchmarks/results/roofline.json.
 """
 
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.pretended import counted_by
-from benchmarks.step_counts import Counted, Step, count_step
+from benchmarks.step_counts import Counted, Residual, Step, count_step
 from pion.config.model_config import ModelConfig
 from pion.model.params_and_flops import flops_per_token
 from pion.train.hardware import gpu_flops
@@ -43,6 +44,7 @@ BANDWIDTH = {"A40": 696e9, "H100": 3.35e12, "H200": 4.8e12}
 REACHED_FLOPS, REACHED_BANDWIDTH = 0.75, 0.85
 # What `checked` of the result has.
 EAGER, COMPILED = "pion-small, eager", "one block of pion-small, compiled"
+IN_BF16 = "residual in bf16"
 MOST_WORSE = 1.05
 NOTE = (
     "estimates: nothing ran on a GPU; each operation takes the longer of its FLOPs at "
@@ -50,9 +52,12 @@ NOTE = (
 )
 
 
-def engine(compiled: bool) -> str:
-    """Return the name of how blocks run."""
-    return "compiled" if compiled else "eager"
+# How blocks run, by name: whether they are compiled, and the precision of the residual stream.
+ENGINES: dict[str, tuple[bool, Residual]] = {
+    "eager": (False, "float32"),
+    "compiled": (True, "float32"),
+    f"compiled, {IN_BF16}": (True, "bfloat16"),
+}
 
 
 # ---------------------------------------------------------------- estimates
@@ -101,10 +106,10 @@ def count_all(watch: Watch, presets: list[str]) -> dict[str, Any]:
     for preset in presets:
         config = ModelConfig.preset(preset)
         for card in CARDS:
-            for compiled in (False, True):
-                step = Step(config, ROWS, SEQ_LEN, card, compiled)
+            for name, (compiled, residual) in ENGINES.items():
+                step = Step(config, ROWS, SEQ_LEN, card, compiled, residual)
                 found = estimate(step, count_step(watch, step))
-                models.setdefault(preset, {}).setdefault(card, {})[engine(compiled)] = found
+                models.setdefault(preset, {}).setdefault(card, {})[name] = found
     return models
 
 
@@ -114,6 +119,7 @@ def checked_steps() -> dict[str, Step]:
     return {
         EAGER: Step(whole, ROWS, SEQ_LEN, "A40", compiled=False),
         COMPILED: Step(one, ROWS, SEQ_LEN, "A40", compiled=True),
+        f"{COMPILED}, {IN_BF16}": Step(one, ROWS, SEQ_LEN, "A40", True, "bfloat16"),
     }
 
 
@@ -140,12 +146,12 @@ def worse(now: dict[str, Any], committed: dict[str, Any]) -> list[str]:
 def print_table(models: dict[str, Any]) -> None:
     """Print the estimates, one line for each."""
     print(NOTE)
-    print("                               GB outside products   launches   estimated ms   est. MFU")
+    print(f"{'':45} GB outside products   launches   estimated ms   est. MFU")
     for preset, cards in models.items():
         for card, engines in cards.items():
             for name, found in engines.items():
                 print(
-                    f"{preset:12} {card:5} {name:8} {found['gigabytes_outside_products']:24} "
+                    f"{preset:12} {card:5} {name:26} {found['gigabytes_outside_products']:6} "
                     f"{found['launches']:10} {found['estimated_milliseconds']:14} "
                     f"{found['estimated_mfu']:10.1%}"
                 )

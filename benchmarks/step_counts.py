@@ -6,8 +6,8 @@ what a GPU keeps in its caches between two operations is not known here.
   * Products (matrix products and attention) have FLOPs by torch's own formulas. Attention counts
     only the keys that a token sees.
   * All other operations have bytes alone. If they are compiled, their bytes are inductor's own
-    count for the graph (`GraphLowering.count_bytes`) minus the bytes of its products, and with the
-    second read of the logits in the loss, which inductor does not count.
+    count for the graph (`GraphLowering.count_bytes`) minus the bytes of its products. The kernel of
+    the loss reads each logit once, as inductor counts (tests/cuda_rehearsal/test_roofline.py).
   * A launch is one operation or, in a compiled graph, one kernel. Operations on lists of tensors
     count once. Operations without a kernel, such as views, do not count.
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ from tests.cuda_rehearsal.scenarios import Zeros
 from tests.cuda_rehearsal.watch import Operation, Watch
 
 aten = torch.ops.aten
+Residual = Literal["float32", "bfloat16"]
 
 # These make a tensor or name one, without a kernel.
 NO_KERNEL = {
@@ -58,9 +59,6 @@ NO_KERNEL = {
 }
 # These read as much of their first input as they write.
 LOOKUPS = {"embedding", "gather", "index", "index_select"}
-# The kernel of the loss reads each fp32 logit twice, for the sums and for the gradient, and writes
-# bf16: 10 bytes. A row of logits is too long for the caches. Inductor counts one read: 6 bytes.
-LOSS_READS_AGAIN = 10 / 6
 # These write without reading what was there.
 OVERWRITING = {"copy_", "fill_", "zero_"}
 # Which argument is the first factor. A row of a grouped product meets one matrix of the second.
@@ -96,6 +94,7 @@ class Step:
     seq_len: int
     card: str
     compiled: bool
+    residual: Residual = "float32"
 
 
 def count_step(watch: Watch, step: Step) -> list[Counted]:
@@ -103,7 +102,7 @@ def count_step(watch: Watch, step: Step) -> list[Counted]:
     insert_card(step.card)
     rotary_table.cache_clear()
     settings = TrainSettings(steps=10, global_batch=step.rows, lr=1e-3)
-    plan = ComputePlan("cuda", "bfloat16", step.rows, compile=step.compiled)
+    plan = ComputePlan("cuda", "bfloat16", step.rows, compile=step.compiled, residual=step.residual)
     # Flex attention is compiled in an eager step, too.
     with lowering() as lowered:
         rows: Any = Zeros(step.seq_len)
@@ -203,8 +202,6 @@ class Counter:
     def _leave(self, graph: Graph) -> None:
         part, self._graph_part = self._graph_part, None
         moved = max(0.0, graph.bytes_moved - self._elsewhere)
-        if part == "loss":
-            moved *= LOSS_READS_AGAIN
         launches = graph.launches - self._opened
         self.counted.append(Counted(part or "", "compiled", 0.0, moved, False, launches))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pion.bench.options import Options, add_options
 from pion.errors import PionError
+from pion.train.allocator import let_segments_grow
 
 EPILOG = """\
 exit codes:
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_options(parser, "the current folder")
     options = Options.of(parser.parse_args(argv))
+    let_segments_grow()  # as training does
     try:
         from pion.bench.run import bench  # imports torch, which takes seconds
 

@@ -31,7 +31,10 @@ FEEDFORWARD: dict[str, Callable[[ModelConfig], FeedForward]] = {
 
 
 class Block(nn.Module):
-    """Computes x + attention(norm(x)), then x + feedforward(norm(x)): (B, T, d_model) in fp32."""
+    """Computes x + attention(norm(x)), then x + feedforward(norm(x)): (B, T, d_model).
+
+    The result has the dtype of x.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -50,17 +53,17 @@ class Block(nn.Module):
         x = inputs.before.into(x)
         if self.attention is not None:
             seen = x if self.attention_norm is None else self.attention_norm(x)
-            x = x + self.attention(seen, inputs.attention)
+            x = (x + self.attention(seen, inputs.attention)).to(x.dtype)
         normed = self.feedforward_norm(x)
         if self.gate is not None and self.gate.skip_above is not None and not inputs.trained:
             alone = inputs.feedforward._replace(real=None)  # nobody reads the report
             skipped = self.gate(x).sigmoid() > self.gate.skip_above
             result = apply_to_others(lambda some: self.feedforward(some, alone)[0], normed, skipped)
-            return x + result, {}
+            return (x + result).to(x.dtype), {}
         result, stats = self.feedforward(normed, inputs.feedforward)
         if self.gate is not None and inputs.trained:
             stats = stats | {GATE: self.gate(x), SEEN_BY_GATE: x.detach()}
-        return x + result, stats
+        return (x + result).to(x.dtype), stats
 
     def inputs(self, layer: int, now: Pass) -> BlockInputs:
         """Return what this block, of this number, gets of a pass; shared parts give it the rest."""

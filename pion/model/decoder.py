@@ -63,6 +63,15 @@ def _compiled_block() -> Callable[[Block, Tensor, BlockInputs], tuple[Tensor, St
     return torch.compile(_run_block, dynamic=False, fullgraph=True)
 
 
+def _normed(norm: RMSNorm, x: Tensor) -> Tensor:
+    return norm(x).to(x.dtype)
+
+
+@lru_cache(maxsize=1)
+def _compiled_norm() -> Callable[[RMSNorm, Tensor], Tensor]:
+    return torch.compile(_normed, dynamic=False, fullgraph=True)
+
+
 class Losses(NamedTuple):
     """What a training step needs of one forward pass.
 
@@ -334,7 +343,10 @@ class Decoder(nn.Module):
         return self._run(Given(tokens, positions, documents, cache, row), options)[0]
 
     def _run(self, given: Given, options: StepOptions) -> tuple[Tensor, list[Stats]]:
-        """Return what `hidden` returns, and the report of each layer."""
+        """Return what `hidden` returns, and the report of each layer.
+
+        In a compiled step, hidden states have the dtype of the residual stream.
+        """
         trained = given.cache is None and torch.is_grad_enabled()
         if not trained:
             options = StepOptions(options.parts)
@@ -361,7 +373,11 @@ class Decoder(nn.Module):
                 if layer in kept:
                     now.results[layer] = x
                 reports.append(report)
-        return self.norm(x[:, : given.tokens.shape[1]]), reports
+        x = x[:, : given.tokens.shape[1]]
+        if options.compiled and x.is_cuda and options.residual != torch.float32:
+            # The head would round the result anyway.
+            return _compiled_norm()(self.norm, x), reports
+        return self.norm(x), reports
 
     def num_params(self, active: bool = False) -> int:
         """Return the number of weights; with `active`, the number that one token uses.
@@ -385,7 +401,7 @@ class Decoder(nn.Module):
         return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight
 
     def _embedded(self, now: Pass) -> Tensor:
-        """Return what the first block gets: (B, T, d_model) in fp32."""
+        """Return what the first block gets: (B, T, d_model) in the dtype of the residual stream."""
         (tokens, positions, *_), past = now.given, now.past
         x = embedding(tokens, self.embed.weight).float()
         if self.positions is not None:
@@ -395,4 +411,5 @@ class Decoder(nn.Module):
             x = x + here.float()
         if self.slots is not None:
             x = torch.cat([x, self.slots(len(tokens), now.slot_groups)], dim=1)
-        return x if self.embed_norm is None else self.embed_norm(x)
+        x = x if self.embed_norm is None else self.embed_norm(x)
+        return x.to(now.options.residual)

@@ -146,13 +146,14 @@ def draft_loss(
     the number of steps. A target of another document, or one that is not guessed, does not count.
     The report has "draft_loss" (steps,), the mean of each step.
     """
-    total, length = states.new_zeros(()), targets.shape[1]
+    zero, length = states.new_zeros((), dtype=torch.float32), targets.shape[1]
+    total = zero
     means = []
     g = states.detach()
     for step in range(1, block.steps + 1):
         wanted = targets[:, step:]
         if not wanted.numel():  # the row is too short
-            means.append(states.new_zeros(()))
+            means.append(zero)
             continue
         g = block(g[:, : length - step], given.tokens[:, step:], trunk)
         if given.documents is not None:

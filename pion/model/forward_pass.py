@@ -43,11 +43,14 @@ class StepOptions(NamedTuple):
         recompute: keep only each block's input for the backward pass, and recompute the rest.
         compiled: compute blocks and loss by torch.compile. All blocks of one structure share a
             compilation.
+        residual: the dtype of the hidden states between blocks, the residual stream. Norms and sums
+            compute in fp32 and round their results once.
     """
 
     parts: Mapping[str, Any] = MappingProxyType({})
     recompute: bool = False
     compiled: bool = False
+    residual: torch.dtype = torch.float32
 
 
 # What evaluation, generation and export use. They meet many shapes, so they are never compiled.
@@ -83,14 +86,18 @@ class LayerInput(NamedTuple):
     mix: tuple[Tensor, Tensor, Tensor] | None = None
 
     def into(self, x: Tensor) -> Tensor:
-        """Return the layer's input, for the result x of the layer before: (B, T, d_model)."""
+        """Return the layer's input, for the result x of the layer before: (B, T, d_model).
+
+        The sums are in fp32, and the input is rounded once to the dtype of x.
+        """
+        residual = x.dtype
         if self.skip is not None:
             gate, skipped = self.skip
-            x = x + gate * skipped
+            x = x.float() + gate * skipped.float()
         if self.mix is not None:
             kept, start, x0 = self.mix
-            x = kept * x + start * x0
-        return x
+            x = kept * x.float() + start * x0.float()
+        return x.to(residual)
 
 
 class BlockInputs(NamedTuple):

@@ -2,12 +2,13 @@
 
 There are two ways, with the same result up to rounding. `_plain` works in place on one buffer of
 logits; this is the reference, and the fast way on a CPU. `_compiled` leaves what lies between the
-matrix products to torch.compile: the products write fp32 logits once, and the compiled kernels read
-them twice, once for the sums and once for the gradient. It is the fast way on a GPU.
+matrix products to torch.compile: the products write fp32 logits once, and one compiled kernel reads
+them once, for the sums and for the gradient. It is the fast way on a GPU.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
@@ -15,7 +16,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
 
 from pion.model.norm_and_projection import compute_dtype
 
@@ -35,6 +35,11 @@ COMPILED_CHUNK_BYTES = 2**30
 # Vocabulary columns per matrix product on a CPU. With this few columns, the data to cast or to add
 # to the weight's gradient is still in the CPU's cache; in bf16 the gradient takes half as long.
 CPU_TILE = 4096
+
+# Compiled, exponentials are of a logit minus the target's, lowered by this. A logit counts as at
+# most MOST_ABOVE above the target's: the loss of a token, in nats, is right up to there, and a
+# larger loss counts as about this much. Sums over all columns then fit into fp32 and bf16.
+LOWERED_BY, MOST_ABOVE = 30.0, 100.0
 
 # On a CPU the number of computed rows is rounded up to a multiple of this. oneDNN compiles and
 # keeps code for every shape. Conversations have many lengths, so without rounding memory would grow
@@ -87,8 +92,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         compiled: bool,
     ) -> Tensor:
         learned_head = ctx.needs_input_grad[1]
+        ctx.factors = None  # of each row of the gradient of the hidden states
         if compiled:
-            loss, *ctx.gradients = _compiled(hidden, weight, targets, cap, learned_head)
+            result = _compiled(hidden, weight, targets, cap, learned_head)
+            loss, ctx.factors, *ctx.gradients = result
         else:
             wanted: Gradients = "both" if learned_head else "of states"
             loss, *ctx.gradients = _plain(hidden, weight, targets, cap, wanted=wanted)
@@ -103,8 +110,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Dropping our references lets autograd keep these tensors as .grad without a copy.
         (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
         hidden_dtype, weight_dtype = ctx.dtypes
+        of_rows = grad_loss if ctx.factors is None else ctx.factors * grad_loss
+        if hidden_dtype == torch.float32:
+            grad_hidden.mul_(of_rows)
+        else:  # rounded as it is written
+            rounded = torch.empty_like(grad_hidden, dtype=hidden_dtype)
+            grad_hidden = torch.mul(grad_hidden, of_rows, out=rounded)
         return (
-            grad_hidden.mul_(grad_loss).to(hidden_dtype),
+            grad_hidden,
             None if grad_weight is None else grad_weight.mul_(grad_loss).to(weight_dtype),
             None,
             None,
@@ -185,8 +198,9 @@ def _learned_rows(targets: Tensor) -> Tensor:
 
 def _compiled(
     hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None, learned_head: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the summed loss and its fp32 gradients by `hidden` and, if learned, by `weight`.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the summed loss, and its fp32 gradient by `hidden` in two parts: factors of the rows,
+    (N, 1), and what they multiply. Last, the fp32 gradient by `weight`, if it is learned.
 
     The products write fp32 although they read bf16, so the logits are not rounded.
     """
@@ -196,56 +210,92 @@ def _compiled(
     limit = CPU_CHUNK_BYTES if hidden.device.type == "cpu" else COMPILED_CHUNK_BYTES
     chunk = divisor_near(rows, rows_per_chunk(rows, columns, limit))
     gradient_of_logits = _compiled_gradient_of_logits()
-    losses = []
+    losses, factors = [], []
     grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
     grad_weight: Tensor | None = None
     with torch.autocast(hidden.device.type, enabled=False):
         x = hidden.to(dtype)
-        head = weight.to(dtype)
-        if columns > vocab:
-            head = pad(head, (0, 0, 0, columns - vocab))
+        head = weight.to(dtype) if columns == vocab else _padded(weight, columns, dtype)
         for first in range(0, rows, chunk):
             part = slice(first, first + chunk)
             logits = product_in_fp32(x[part], head.T)
-            chunk_loss, grad_logits = gradient_of_logits(logits, targets[part], vocab, cap, dtype)
+            # Reading and writing at the targets costs nothing here. In the compiled kernels, either
+            # could become a pass through all logits.
+            target = targets[part].clamp(min=0)[:, None]
+            of_target = logits.gather(1, target)
+            chunk_loss, grad_logits, own, factor, states = gradient_of_logits(
+                logits, of_target, x[part], targets[part], vocab, cap
+            )
+            grad_logits.scatter_(1, target, own)
             losses.append(chunk_loss)
+            factors.append(factor)
             del logits
             product_in_fp32(grad_logits, head, into=grad_hidden[part])
             if learned_head:
-                grad_weight = product_in_fp32(grad_logits.T, x[part], added=grad_weight)
-    loss = torch.stack(losses).sum()
-    return loss, grad_hidden, None if grad_weight is None else grad_weight[:vocab]
+                grad_weight = product_in_fp32(grad_logits.T, states, added=grad_weight)
+            del states
+    grad_weight = None if grad_weight is None else grad_weight[:vocab]
+    return torch.stack(losses).sum(), torch.cat(factors), grad_hidden, grad_weight
+
+
+def _padded(weight: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """Return the weight (vocab, d_model) in `dtype`, with rows of zeros at its end."""
+    padded = weight.new_empty((rows, weight.shape[1]), dtype=dtype)
+    padded[: len(weight)].copy_(weight)
+    padded[len(weight) :].zero_()
+    return padded
 
 
 @lru_cache(maxsize=1)
-def _compiled_gradient_of_logits() -> Callable[..., tuple[Tensor, Tensor]]:
+def _compiled_gradient_of_logits() -> Callable[..., tuple[Tensor, ...]]:
     # Each shape has kernels for itself. With kernels for all shapes, the kernels of a resumed run
     # could differ from those of the unbroken run, which met the shapes in another order.
     return torch.compile(_gradient_of_logits, dynamic=False, fullgraph=True)
 
 
 def _gradient_of_logits(
-    logits: Tensor, targets: Tensor, vocab: int, cap: float | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return the loss of logits (N, columns), summed, and its gradient by the logits in `dtype`.
+    logits: Tensor,
+    of_target: Tensor,
+    states: Tensor,
+    targets: Tensor,
+    vocab: int,
+    cap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the loss of logits (N, columns), summed, and what the gradients are made of.
+
+    `of_target` (N, 1) are the targets' logits.
+
+    This is the gradient by the logits, without a factor of each row, as if no row had a target;
+    what the gradient is at the targets, (N, 1); the factors, (N, 1) in fp32; and `states` (N,
+    d_model) times the factors. The others have the dtype of `states`. As in `_plain`, the d_model
+    side of both products has the factors, where they are cheap.
+
+    A softmax needs the largest logit of a row before it can add up. Here the target's logit is in
+    its place, which is known before, so each logit is read once.
 
     The columns from `vocab` on are padding. Their gradient is 0.
     """
     column = torch.arange(logits.shape[1], device=logits.device)
-    slope: Tensor | float = 1.0
+    slope = slope_of_target = torch.ones((), device=logits.device)
     if cap is not None:
-        # The derivative of the cap is (cap² / (z² + cap²))^1.5.
-        slope = (cap * torch.rsqrt(logits.square() + cap * cap)).pow(3)
-        logits = cap_logits(logits, cap)
-    logits = torch.where(column < vocab, logits, float("-inf"))
-    top = logits.amax(dim=1, keepdim=True)
-    total = (logits - top).exp().sum(dim=1, keepdim=True)
+        logits, slope = _capped_with_slope(logits, cap)
+        of_target, slope_of_target = _capped_with_slope(of_target, cap)
+    above = logits - of_target
+    # An infinite logit is a mistake, and has to be seen in the loss.
+    above = torch.where(above < float("inf"), above.clamp(max=MOST_ABOVE), float("nan"))
+    exp = torch.where(column < vocab, (above - LOWERED_BY).exp(), 0.0)
+    total = exp.sum(dim=1, keepdim=True)
     valid = (targets != IGNORED)[:, None]
-    target = targets.clamp(min=0)[:, None]
-    loss = ((top + total.log() - logits.gather(1, target)) * valid).sum()
-    softmax = (logits - top).exp() / total
-    gradient = (softmax - (column == target).float()) * slope * valid
-    return loss, gradient.to(dtype)
+    loss = ((total.log() + LOWERED_BY) * valid).sum()
+    own = (math.exp(-LOWERED_BY) - total) * slope_of_target
+    gradient, factors, dtype = exp * slope, valid / total, states.dtype
+    return loss, gradient.to(dtype), own.to(dtype), factors, (states * factors).to(dtype)
+
+
+def _capped_with_slope(logits: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """Return the capped logits z, and the derivative of the cap, (cap² / (z² + cap²))^1.5."""
+    inverse = cap * torch.rsqrt(logits.square() + cap * cap)
+    return logits * inverse, inverse * inverse * inverse
 
 
 def product_in_fp32(

@@ -68,6 +68,28 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return linear(x, weight, None if bias is None else bias.to(weight.dtype))
 
 
+def project_together(x: Tensor, projections: Sequence[nn.Linear]) -> Sequence[Tensor]:
+    """Return the result of each projection of x.
+
+    In a compiled block on CUDA one product computes all of them, and one product makes the gradient
+    of x, which is then written and read once. Each of the gradients is still that of its own
+    weight. Projections that compute more than x · weightᵀ + bias are computed one by one.
+    """
+    plain = all(type(projection).forward is Projection.forward for projection in projections)
+    if plain and x.is_cuda and torch.compiler.is_compiling():
+        return in_one_product(x, projections)
+    return [projection(x) for projection in projections]
+
+
+def in_one_product(x: Tensor, projections: Sequence[nn.Linear]) -> Sequence[Tensor]:
+    """Return x · weightᵀ + bias of each projection, as parts of one product."""
+    dtype = compute_dtype(x, projections[0].weight)
+    weight = torch.cat([projection.weight.to(dtype) for projection in projections])
+    biases: list[Tensor] = [each.bias for each in projections if each.bias is not None]
+    result = project(x, weight, torch.cat(biases) if biases else None)
+    return result.split([projection.out_features for projection in projections], dim=-1)
+
+
 def join(projections: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     """Return projections of one input as one weight (sum of outs, in), and one bias or None.
 

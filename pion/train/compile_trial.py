@@ -71,7 +71,9 @@ def compile_block(trial: Trial, plan: ComputePlan) -> None:
     tokens = torch.zeros(plan.micro_batch, trial.seq_len, dtype=torch.int64, device=device)
     numbers = torch.zeros_like(tokens) if trial.documents else None
     bf16 = torch_dtype(plan.dtype) == torch.bfloat16
-    options = StepOptions(recompute=plan.recompute, compiled=plan.compile)
+    options = StepOptions(
+        recompute=plan.recompute, compiled=plan.compile, residual=torch_dtype(plan.residual)
+    )
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         hidden = model.hidden(tokens, positions=numbers, documents=numbers, options=options)
         hidden.sum().backward()

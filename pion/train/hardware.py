@@ -16,6 +16,7 @@ import torch
 from pion.errors import BadInput
 from pion.model.attention.masks import use_flex
 from pion.train.card import require_kernels, why_no_cuda
+from pion.train.flash_attention import use_newest_flash_attention
 from pion.train.settings import ComputePlan
 
 # Dense TFLOP/s from NVIDIA's data sheets and architecture white papers: in bf16 on tensor cores
@@ -128,6 +129,16 @@ def pick_dtype(
     return "bfloat16" if faster else "float32"
 
 
+def pick_residual(
+    name: Literal["auto", "bfloat16", "float32"], dtype: Literal["bfloat16", "float32"]
+) -> Literal["bfloat16", "float32"]:
+    """Return the precision of the hidden states between blocks, for that of the computation.
+
+    auto is float32 until benchmarks/residual.py has shown that bfloat16 learns as well.
+    """
+    return "bfloat16" if name == dtype == "bfloat16" else "float32"
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """Return the dtype that a plan calls "bfloat16" or "float32"."""
     return torch.bfloat16 if name == "bfloat16" else torch.float32
@@ -145,6 +156,7 @@ def configure(plan: ComputePlan) -> None:
         torch.use_deterministic_algorithms(plan.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    use_newest_flash_attention(torch.device(plan.device), deterministic=plan.deterministic)
     use_flex(plan.flex_attention)
     if plan.compile:
         _configure_compiler(plan)
@@ -162,6 +174,10 @@ def _configure_compiler(plan: ComputePlan) -> None:
     # Whether to pad the operands of a product is found out by timing, so the next attempt might
     # compute another way.
     inductor.shape_padding = False
+    # A result that several kernels use is computed again in each of them if it needs at most so
+    # many reads, and written once otherwise. The backward pass of queries and keys needs more reads
+    # than torch's 4, and would take three kernels.
+    inductor.realize_reads_threshold = 8
     # Each weight of a block is cast for itself. One kernel for several casts starts faster.
     if hasattr(inductor, "combo_kernels_pointwise_only"):
         combined = combines_kernels(plan)

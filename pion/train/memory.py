@@ -43,6 +43,7 @@ class Workload:
     device: str  # "cpu" or "cuda"; they differ in their kernels and in the chunks of the loss
     documents: bool  # whether rows hold several documents, as those of conversations do
     compile: bool = False  # whether the blocks are compiled
+    residual: Literal["float32", "bfloat16"] = "float32"  # of the hidden states between blocks
     lora: Lora | None = None  # what LoRA adds to a frozen model; None: all weights are trained
     only_draft: bool = False  # whether the draft block is all that is trained
     # Of the GPU. It decides how experts are computed; None: unknown, so the way that needs more.
@@ -81,6 +82,7 @@ class Workload:
             self.config,
             self.seq_len,
             bf16=self.dtype == "bfloat16",
+            bf16_residual=self.residual == "bfloat16",
             device=self.device,
             documents=self.documents,
             compiled=self.compile and self.device == "cuda",

@@ -98,12 +98,17 @@ class ComputePlan:
     # What a compiler that fails gives up before compiling. A CPU has neither.
     combo_kernels: bool = later_field(True, before=True)  # one compiled kernel for several casts
     flex_attention: bool = later_field(True, before=True)  # for masks that SDPA has no kernel for
+    # Of the hidden states between the blocks. bfloat16 only where the computation has it too.
+    residual: Literal["float32", "bfloat16"] = later_field("float32", before="float32")
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "world_size"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
-        known = self.dtype in ("float32", "bfloat16")
-        _require(known, "dtype", self.dtype, "must be one of float32, bfloat16")
+        for name in ("dtype", "residual"):
+            known = getattr(self, name) in ("float32", "bfloat16")
+            _require(known, name, getattr(self, name), "must be one of float32, bfloat16")
+        fits = self.residual in ("float32", self.dtype)
+        _require(fits, "residual", self.residual, "must be float32 if dtype is")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as a checkpoint records it; see later_fields.py."""

@@ -210,7 +210,12 @@ class Trainer:
         loss = torch.zeros((), device=self.device)
         stats: dict[str, Tensor] = {}
         self.model.train()
-        options = StepOptions(plan.parts, self.plan.recompute, self.plan.compile)
+        options = StepOptions(
+            plan.parts,
+            self.plan.recompute,
+            self.plan.compile,
+            hardware.torch_dtype(self.plan.residual),
+        )
         self._gradients.begin()
         # A rank with fewer micro-batches skips the first round, so that all ranks end together.
         for i in range(len(batch.micro_batches) - self.grad_accum, len(batch.micro_batches)):

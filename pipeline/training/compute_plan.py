@@ -57,10 +57,11 @@ def choose_plan(
             **{name: getattr(plan, name) and at_most.get(name, True) for name in COMPILED},
         )
     plans = group.of_all_ranks(
-        [getattr(plan, name) for name in ("micro_batch", "recompute", *COMPILED)]
+        [getattr(plan, name) for name in ("micro_batch", "recompute", "residual", *COMPILED)]
     )
-    micro_batches, recomputes, *compiled = zip(*plans, strict=True)
+    micro_batches, recomputes, residuals, *compiled = zip(*plans, strict=True)
     alike: dict[str, Any] = {n: all(values) for n, values in zip(COMPILED, compiled, strict=True)}
+    alike["residual"] = "float32" if "float32" in residuals else "bfloat16"
     return dataclasses.replace(
         plan, micro_batch=min(micro_batches), recompute=any(recomputes), **alike
     )
@@ -90,7 +91,7 @@ def _asked_plan(
     """Return the plan that job and hardware ask for, with guesses for what they leave open."""
     import torch
 
-    from pion.train.hardware import pick_compile
+    from pion.train.hardware import pick_compile, pick_residual
     from pion.train.settings import ComputePlan
 
     hardware = job.hardware
@@ -98,6 +99,7 @@ def _asked_plan(
     return ComputePlan(
         device=str(device),
         dtype=dtype,
+        residual=pick_residual(hardware.residual, dtype),
         world_size=world_size,
         compile=pick_compile(hardware.compile, device, deterministic=hardware.deterministic),
         threads=torch.get_num_threads(),
@@ -110,7 +112,7 @@ def _asked_plan(
 def _left_open_as_in(before: ComputePlan, asked: ComputePlan, job: Job) -> ComputePlan:
     """Return `asked` with what the job leaves open as it was `before`."""
     compiled = job.hardware.compile
-    in_job = {
+    in_job: dict[str, object] = {
         "micro_batch": job.hardware.micro_batch,
         "recompute": job.hardware.recompute,
         "compile": None if compiled == "auto" else compiled,
@@ -118,6 +120,8 @@ def _left_open_as_in(before: ComputePlan, asked: ComputePlan, job: Job) -> Compu
         "combo_kernels": True if compiled is True else None,
         "flex_attention": True if compiled is True else None,
     }
+    if before.dtype == asked.dtype:
+        in_job["residual"] = None if job.hardware.residual == "auto" else asked.residual
     left_open = {name: getattr(before, name) for name, value in in_job.items() if value is None}
     return dataclasses.replace(asked, **left_open)
 
@@ -140,6 +144,7 @@ def _fitting_micro_batch(
         device=device.type,
         documents=stage == "sft" or job.within_documents,
         compile=plan.compile,
+        residual=plan.residual,
         lora=job.lora(stage),
         only_draft=only_draft(phases_of(section.phases), job.model_config_resolved()),
         capability=cuda_capability(device),

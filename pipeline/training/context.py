@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pion.errors import BadInput, CardFailed, Interrupted, PionError, PlanFailed, Stopped, Trouble
+from pion.train.allocator import let_segments_grow
 from pipeline.console.messages import Note, Phase, Say
 from pipeline.cost.budget import over_budget
 from pipeline.machine.gpus import gpu_count
@@ -93,6 +94,7 @@ class TrainingContext:
     def import_torch(self) -> None:
         """Import torch, which takes seconds, and let it use this process's share of the cores."""
         started = time.monotonic()
+        let_segments_grow()
         import torch
 
         self.report(phase("torch imported", started))

@@ -2,9 +2,9 @@
 
 An attempt records its machine and its plan as a "training" event when it begins. The receipt
 compares two such events. Of their fields it uses: stage, from_step, host, device, workers,
-micro_batch, grad_accum, dtype, recompute, compile, combo_kernels, flex_attention, torch, threads
-(only on a CPU), python, seq_len, global_batch, lr (the schedule's rate for step `from_step`, the
-last finished step) and next_row (the first row that this attempt trains on).
+micro_batch, grad_accum, dtype, residual, recompute, compile, combo_kernels, flex_attention, torch,
+threads (only on a CPU), python, seq_len, global_batch, lr (the schedule's rate for step
+`from_step`, the last finished step) and next_row (the first row that this attempt trains on).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def hop_receipt(run: RunState, epoch: int, now: Row) -> list[str]:
 
 def plan_changed(before: Row, now: Row) -> bool:
     """Return whether the machine changed, or how it computes."""
-    later = (*SWITCHES, "torch", "threads")
+    later = (*SWITCHES, "residual", "torch", "threads")
     return any(before.get(name) != now.get(name) for name in PLAN) or any(
         _differs(before, now, name) for name in later
     )
@@ -88,6 +88,8 @@ def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
         for field, name in (("dtype", "dtype"), ("python", "Python"))
         if before.get(field) != now.get(field)
     ]
+    if _differs(before, now, "residual"):
+        lines.append(f"residual {before['residual']} → {now['residual']}")
     lines += [
         f"{name.replace('_', ' ')} {_yes_or_no(before[name])} → {_yes_or_no(now[name])}"
         for name in SWITCHES
@@ -249,9 +251,7 @@ def record_machine(
         "workers": plan.world_size,
         "micro_batch": plan.micro_batch,
         "grad_accum": trainer.grad_accum,
-        "dtype": plan.dtype,
-        "recompute": plan.recompute,
-        **{name: getattr(plan, name) for name in COMPILED},
+        **{name: getattr(plan, name) for name in ("dtype", "residual", *SWITCHES)},
         "torch": str(torch.__version__),
         "seq_len": job.seq_len(stage),
         "global_batch": settings.global_batch,

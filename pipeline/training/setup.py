@@ -228,6 +228,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     import torch
 
     from pion.train.card import words_about_bf16
+    from pion.train.flash_attention import use_newest_flash_attention
     from pion.train.trainer import Trainer, TrainState
     from pipeline.data.shard_cache import fetching_from
 
@@ -251,6 +252,9 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     model, why, adapter = _model(context, stage, data, plan, saved)
     settings = settings_of(context.job.section(stage))
     trainer = Trainer(model, data.train, settings, plan, rank=context.group.rank)
+    if context.group.rank == 0 and trainer.device.type == "cuda":
+        how = use_newest_flash_attention(trainer.device, deterministic=plan.deterministic)
+        context.report(Note(how))
     if recorded is not None:
         # Rank 0 has the state, and sends it to the others.
         own = None if saved is None else TrainState(saved.model, saved.optimizer, saved.state)
@@ -379,6 +383,7 @@ class _Optimizer(TypedDict):
 class _Plan(TypedDict):
     device: NotRequired[str]
     dtype: NotRequired[str]
+    residual: NotRequired[str]
     micro_batch: NotRequired[Count]
     world_size: NotRequired[Count]
     recompute: NotRequired[bool]

@@ -27,9 +27,10 @@ from tests.cuda_rehearsal.watch import Watch
 
 Optimizer = Literal["adamw", "muon"]
 Dtype = Literal["bfloat16", "float32"]
-Kind = Literal["plain", "recompute", "documents", "softcap"]
+Kind = Literal["plain", "recompute", "documents", "softcap", "residual"]
 DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
-KINDS: tuple[Kind, ...] = ("plain", "recompute", "documents", "softcap")
+# The last has a residual stream in the dtype of the computation.
+KINDS: tuple[Kind, ...] = ("plain", "recompute", "documents", "softcap", "residual")
 
 ROWS, SEQ_LEN = 2, 2048
 # With few ids, the loss is quick.
@@ -179,7 +180,10 @@ def run(watch: Watch, case: Case, assembler: Assembler) -> Outcome:
 def _train_step(watch: Watch, case: Case, optimizer: Optimizer) -> None:
     settings = TrainSettings(steps=10, global_batch=ROWS, lr=1e-3, optimizer=optimizer)
     recompute = case.kind == "recompute"
-    plan = ComputePlan("cuda", case.dtype, ROWS, recompute=recompute, compile=True)
+    residual: Dtype = case.dtype if case.kind == "residual" else "float32"
+    plan = ComputePlan(
+        "cuda", case.dtype, ROWS, recompute=recompute, compile=True, residual=residual
+    )
     rows: Any = Zeros(case.row_tokens, documents=case.kind == "documents")
     with torch.device("cuda"):  # drawing weights on the host would take gigabytes and seconds
         model = Decoder(case.config)

@@ -24,6 +24,7 @@ from pion.model import decoder
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
+from pion.train.hardware import torch_dtype
 from tests.cuda_rehearsal.live_bytes import LiveBytes
 from tests.cuda_rehearsal.lowering import lowering
 from tests.cuda_rehearsal.memory_traces import all_tokens_choose_the_first_experts
@@ -39,6 +40,7 @@ class Compiled:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     documents: bool = False
     card: str = "A40"
+    residual: Literal["bfloat16", "float32"] = "float32"
 
     @property
     def config(self) -> ModelConfig:
@@ -59,6 +61,7 @@ def named(preset: str) -> list[Compiled]:
     if preset == "suite":
         return [Compiled("pion-nano")]
     ways = [Compiled(preset), Compiled(preset, "float32"), Compiled(preset, documents=True)]
+    ways.append(Compiled(preset, residual="bfloat16"))
     if ModelConfig.preset(preset).experts is not None:
         ways.append(Compiled(preset, card="H100"))
     return ways
@@ -94,9 +97,9 @@ def _live_after_blocks(live: LiveBytes, how: Compiled, rows: int) -> list[int]:
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=how.dtype == "bfloat16")
     compiled = mock.patch.object(decoder, "_compiled_block", return_value=watched)
     with compiled, lowering(), all_tokens_choose_the_first_experts(), autocast:
-        hidden = model.hidden(
-            tokens, documents=tokens if how.documents else None, options=StepOptions(compiled=True)
-        )
+        options = StepOptions(compiled=True, residual=torch_dtype(how.residual))
+        documents = tokens if how.documents else None
+        hidden = model.hidden(tokens, documents=documents, options=options)
     assert hidden.requires_grad  # as long as this is alive, so is what the blocks keep
     return found
 

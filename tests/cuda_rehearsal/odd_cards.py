@@ -35,7 +35,8 @@ class WithT4(Group):
     """A group whose other rank has a T4 that takes one row."""
 
     def of_all_ranks(self, value: Any) -> list[Any]:
-        return [value, "float32" if isinstance(value, str) else [1, False, True, True, True]]
+        plan = [1, False, "float32", True, True, True]
+        return [value, "float32" if isinstance(value, str) else plan]
 
 
 def plan(model: str, group: Group | None = None, **changes: Any) -> dict[str, Any]:

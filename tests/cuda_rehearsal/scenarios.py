@@ -105,12 +105,15 @@ def make_trainer(
     documents: bool = False,
     compiled: bool = False,
     phases: tuple[Phase, ...] = (),
+    residual: Dtype = "float32",
 ) -> Trainer:
     rows = ROWS_AT_ONCE * MICRO_BATCHES
     settings = TrainSettings(
         steps=10, global_batch=rows, lr=1e-3, optimizer=optimizer, phases=phases
     )
-    plan = ComputePlan("cuda", dtype, ROWS_AT_ONCE, recompute=recompute, compile=compiled)
+    plan = ComputePlan(
+        "cuda", dtype, ROWS_AT_ONCE, recompute=recompute, compile=compiled, residual=residual
+    )
     return Trainer(Decoder(config), Zeros(config.seq_len, documents), settings, plan)
 
 
@@ -311,6 +314,7 @@ SCENARIOS: dict[str, Scenario] = {
     "train documents bfloat16": functools.partial(train, dtype="bfloat16", documents=True),
     "train compiled bfloat16": functools.partial(train_as_written, dtype="bfloat16"),
     "train compiled float32": functools.partial(train_as_written, dtype="float32"),
+    "train residual bfloat16": functools.partial(train, dtype="bfloat16", residual="bfloat16"),
     "train draft bfloat16": functools.partial(train_draft, dtype="bfloat16"),
     "drain bfloat16": functools.partial(drain, dtype="bfloat16"),
     "evaluate in training bfloat16": functools.partial(evaluate_in_training, dtype="bfloat16"),

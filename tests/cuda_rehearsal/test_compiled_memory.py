@@ -28,9 +28,10 @@ def traced(how: Compiled) -> list[float]:
         "cuda",
         how.documents,
         compile=True,
+        residual=how.residual,
         capability=CARDS[how.card].capability,
     )
-    result = 4 * config.d_model
+    result = (4 if how.residual == "float32" else 2) * config.d_model
     kept = [block.kept[1] for block in StepTrace(work.traced()).blocks]
     return [each / config.entries(config.seq_len) + result for each in kept]
 

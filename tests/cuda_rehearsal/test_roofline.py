@@ -44,6 +44,12 @@ def test_a_step_with_one_more_copy_in_each_layer_is_worse(counts: dict[str, Any]
     assert counts["worse"][EAGER][moved] > counts["now"][EAGER][moved]
 
 
+@pytest.mark.soak
+def test_the_loss_reads_each_logit_once(counts: dict[str, Any]) -> None:
+    # Inductor counts one read however often a kernel passes through a row.
+    assert counts["passes"] == [1, 1]
+
+
 @pytest.mark.parametrize("key", next(iter(CHECKED.values())))
 @pytest.mark.parametrize("name", CHECKED)
 def test_each_count_that_grows_by_more_than_five_percent_is_reported(name: str, key: str) -> None:

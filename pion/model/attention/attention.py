@@ -29,7 +29,14 @@ from pion.config.parts import Heads
 from pion.model.attention.cache import LayerCache, Place
 from pion.model.attention.masks import Mask, Spans
 from pion.model.attention.rope import Rotation, rotate
-from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, join, project
+from pion.model.norm_and_projection import (
+    Projection,
+    RMSNorm,
+    compute_dtype,
+    join,
+    project,
+    project_together,
+)
 
 # In bf16 on a CPU, plain matrix products attend to sequences of up to this many tokens. At 256
 # tokens they take 7 ms forward and backward; PyTorch's fused kernel takes 17.
@@ -305,9 +312,10 @@ class Attention(nn.Module):
         dtype = compute_dtype(x, self.q_proj.weight)
         x = x.to(dtype)
         if self._joined is None:
-            query = self.q_proj(x).view(batch, tokens, -1, self.config.head_dim)
-            key = self.k_proj(x).view(batch, tokens, -1, self.config.head_dim)
-            value = self.v_proj(x).view(batch, tokens, -1, self.config.head_dim)
+            three = project_together(x, (self.q_proj, self.k_proj, self.v_proj))
+            query, key, value = (
+                each.view(batch, tokens, -1, self.config.head_dim) for each in three
+            )
             if self.q_norm is not None and self.k_norm is not None:
                 query, key = self.q_norm(query), self.k_norm(key)
             if rotation is not None:

@@ -110,5 +110,19 @@ def rotations(
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate x (B, T, heads, head_dim), fp32, to its positions."""
     cos, sin = rotation
+    if torch.compiler.is_compiling():
+        return _rotate_by_flipping(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _rotate_by_flipping(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return what `rotate` does, without a concatenation.
+
+    The compiler computes the backward pass of a concatenation in a kernel for itself. A flip is
+    only another way to read, so the kernel of the norm before can do it.
+    """
+    halves = x.unflatten(-1, (2, x.shape[-1] // 2))
+    signs = (torch.arange(2, device=x.device) * 2 - 1)[:, None]  # −1, 1
+    turned = halves * cos[..., None, :] + halves.flip(-2) * (sin[..., None, :] * signs)
+    return turned.flatten(-2)

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
 from pion.config.model_config import ModelConfig
-from pion.model.norm_and_projection import Projection, compute_dtype, join, project
+from pion.model.norm_and_projection import (
+    Projection,
+    compute_dtype,
+    join,
+    project,
+    project_together,
+)
 
 # What a layer reports, without gradient unless it is a loss, by name.
 Stats = dict[str, Tensor]
@@ -77,7 +83,8 @@ class SwiGLU(FeedForward):
         if self._joined is not None:
             gate, up = project(x, self._joined).chunk(2, dim=-1)
             return self.down_proj(silu(gate) * up), {}
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x)), {}
+        gate, up = project_together(x, (self.gate_proj, self.up_proj))
+        return self.down_proj(silu(gate) * up), {}
 
 
 def relu_squared(x: Tensor) -> Tensor:

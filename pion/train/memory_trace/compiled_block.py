@@ -6,6 +6,7 @@ decompositions of inductor, and the partitioner that inductor uses cuts it in tw
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,9 @@ from pion.train.memory_trace.backward import root_of, run_backward
 from pion.train.memory_trace.block_memory import Measured
 from pion.train.memory_trace.live_bytes import ROUNDED_TO, LiveBytes
 from pion.train.memory_trace.stand_ins import OPENED, replaced
+
+# Their results are views, which torch's partitioner does not say of all.
+SPLITS = (torch.ops.aten.split.Tensor, torch.ops.aten.split_with_sizes.default)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def _joint(
     from torch._inductor.decomposition import select_decomp_table
 
     def joint(primals: list[Tensor], tangents: list[Tensor]) -> Any:
-        results = run(primals[:weights], primals[weights:])
+        with replaced(torch.compiler, "is_compiling", lambda: True):
+            results = run(primals[:weights], primals[weights:])
         learned = [result for result in results if result.requires_grad]
         roots = [root_of(r, tangent) for r, tangent in zip(learned, tangents, strict=True)]
         found: dict[int, Tensor] = {}
@@ -174,7 +179,11 @@ def _fuses(node: fx.Node) -> bool:
 
 
 def _view(node: fx.Node) -> bool:
-    return node.op == "call_function" and bool(_kinds().is_view(node))
+    if node.op != "call_function":
+        return False
+    if node.target is operator.getitem:
+        return _view(node.all_input_nodes[0])
+    return node.target in SPLITS or bool(_kinds().is_view(node))
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ class Traced:
     config: ModelConfig
     seq_len: int
     bf16: bool
+    bf16_residual: bool
     device: str  # "cpu" or "cuda"
     documents: bool
     compiled: bool

@@ -127,10 +127,18 @@ def _full_slices(
 
 
 def _gradient_of_logits(
-    logits: Tensor, targets: Tensor, vocab: int, cap: float | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, of_target: Tensor, states: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compiled kernels allocate only their results."""
-    return logits.new_zeros(()), torch.empty_like(logits, dtype=dtype)
+    dtype = states.dtype
+    gradient, own = (torch.empty_like(like, dtype=dtype) for like in (logits, of_target))
+    return (
+        logits.new_zeros(()),
+        gradient,
+        own,
+        torch.empty_like(of_target),
+        torch.empty_like(states),
+    )
 
 
 def _product_in_fp32(

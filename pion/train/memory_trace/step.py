@@ -25,6 +25,7 @@ from pion.model.decoder import Decoder
 from pion.model.draft_block import PREFIX
 from pion.model.forward_pass import BlockInputs, StepOptions
 from pion.model.lora_projections import add_lora
+from pion.model.norm_and_projection import RMSNorm
 from pion.train.memory_trace.backward import root_of, run_backward
 from pion.train.memory_trace.block_memory import ROWS, BlockMemory, measure_block
 from pion.train.memory_trace.block_stand_in import Kind, Pass, Sample, kind_of, stand_in
@@ -97,9 +98,11 @@ class StepTrace:
             targets = torch.zeros_like(tokens)
             given = [torch.zeros_like(tokens) if what.documents else None for _ in range(2)]
             scale = torch.ones(())
+        residual = torch.bfloat16 if what.bf16_residual else torch.float32
         with (
             replaced(decoder, "_run_block", run),
             replaced(decoder, "_compiled_block", lambda: run),
+            replaced(decoder, "_compiled_norm", lambda: _FusedNorm.apply),
             replaced(decoder, "linear_cross_entropy", loss),
         ):
             losses = self._model.losses(
@@ -107,7 +110,7 @@ class StepTrace:
                 targets,
                 positions=given[0],
                 documents=given[1],
-                options=StepOptions(compiled=what.compiled),
+                options=StepOptions(compiled=what.compiled, residual=residual),
             )
         total: Tensor = losses.ce * scale + losses.aux * 0.1
         now.copies.clear()
@@ -165,6 +168,19 @@ class StepTrace:
         now.layer += 1
         tensors, shared = _taken_apart(x, inputs)[0], _shared_weights(inputs)
         return stand_in(kind, now, tensors, shared, inputs.attention.mask)
+
+
+class _FusedNorm(torch.autograd.Function):
+    """A compiled norm reads and writes hidden states in their dtype, and keeps its input."""
+
+    @staticmethod
+    def forward(ctx: Any, norm: RMSNorm, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, torch.empty_like(gradient)
 
 
 @contextlib.contextmanager

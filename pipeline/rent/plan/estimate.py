@@ -12,9 +12,11 @@ publishing are extra.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from pion.data.order import rows_per_rank
 from pion.errors import BadInput
+from pion.train.hardware import pick_residual
 from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
 from pion.train.phases import config_of_largest_phase, only_draft
@@ -180,14 +182,16 @@ def workload_on(gpu: str, job: Job, stage: str) -> Workload:
     """Return what one GPU of this type computes in a stage."""
     kind, hardware = GPU_TYPES.get(gpu), job.hardware
     config = job.model_config_resolved()
+    dtype: Literal["bfloat16", "float32"] = kind.dtype(hardware.dtype) if kind else "bfloat16"
     return Workload(
         config,
         job.seq_len(stage),
-        kind.dtype(hardware.dtype) if kind else "bfloat16",
+        dtype,
         job.section(stage).optimizer,
         "cuda",
         documents=stage == "sft" or job.within_documents,
         compile=hardware.compile is not False,
+        residual=pick_residual(hardware.residual, dtype),
         lora=job.lora(stage),
         only_draft=only_draft(phases_of(job.section(stage).phases), config),
         capability=kind.capability if kind else None,

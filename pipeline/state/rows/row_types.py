@@ -213,6 +213,7 @@ class _Training(_Event):
     compile: NotRequired[bool]
     combo_kernels: NotRequired[bool]
     flex_attention: NotRequired[bool]
+    residual: NotRequired[str]
     torch: NotRequired[str]
     seq_len: NotRequired[Count]
     global_batch: NotRequired[Count]

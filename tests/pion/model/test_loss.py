@@ -227,6 +227,42 @@ def test_compiled_gradients_pass_the_check_that_a_card_has_to_pass(small_chunks)
     assert check_compiled_loss(Bench(torch.device("cpu"), tiny=True)).verdict == "right"
 
 
+@pytest.mark.parametrize("cap", [None, 300.0])
+@pytest.mark.parametrize("above", [0.0, 30.0, 95.0, -40.0])
+def test_a_compiled_loss_is_right_for_hopeless_and_for_certain_predictions(
+    without_compiler, above, cap
+):
+    # The target's logit is `above` below the largest one, or above all others.
+    hidden = torch.tensor([[above], [1.0]], requires_grad=True)
+    weight = torch.tensor([[0.0], [1.0], [0.5]], requires_grad=True)
+    arguments = hidden, weight, torch.tensor([0, 2]), cap
+    results = []
+    for loss in (linear_cross_entropy, compiled_loss):
+        value = loss(*arguments)
+        results.append((value, *torch.autograd.grad(value, (hidden, weight))))
+    for mine, exact in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_compiled_loss_beyond_its_range_counts_as_its_most_and_still_teaches(without_compiler):
+    hidden = torch.tensor([[1000.0]], requires_grad=True)
+    weight = torch.tensor([[0.0], [1.0]], requires_grad=True)
+    value = compiled_loss(hidden, weight, torch.tensor([0]))
+    assert value.item() == pytest.approx(loss_module.MOST_ABOVE)
+    grad_hidden, grad_weight = torch.autograd.grad(value, (hidden, weight))
+    torch.testing.assert_close(grad_hidden, torch.tensor([[1.0]]))
+    torch.testing.assert_close(grad_weight, torch.tensor([[-1000.0], [1000.0]]))
+
+
+@pytest.mark.parametrize("broken", [float("inf"), float("nan")])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_compiled_loss_shows_a_logit_that_is_no_number(without_compiler, broken, place):
+    weight = torch.ones(3, 1)
+    weight[place] = broken
+    hidden = torch.ones(1, 1, requires_grad=True)
+    assert not compiled_loss(hidden, weight, torch.tensor([0])).isfinite()
+
+
 def test_the_compiler_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/tmp")  # the C++ compiler fails at a path with a space
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", f"/tmp/{tmp_path.parent.name}")

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pion.model.norm_and_projection import FEW_TOKENS, Projection, join, project
+from pion.model.norm_and_projection import (
+    FEW_TOKENS,
+    Projection,
+    in_one_product,
+    join,
+    project,
+    project_together,
+)
 
 
 def drawn(outputs: int, *, bias: bool = True) -> Projection:
@@ -41,3 +48,27 @@ def test_joined_projections_have_the_biases_of_all() -> None:
     assert bias is not None
     torch.testing.assert_close(project(x, weight, bias), expected)
     assert join([drawn(16, bias=False), drawn(8, bias=False)])[1] is None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_projections_in_one_product_have_their_own_results_and_gradients(bias: bool) -> None:
+    torch.manual_seed(0)
+    parts = [drawn(16, bias=bias), drawn(8, bias=bias), drawn(8, bias=bias)]
+    weights = [weight for part in parts for weight in part.parameters()]
+    x = torch.randn(2, 5, 24, requires_grad=True)
+    factors = [torch.randn(2, 5, part.out_features) for part in parts]
+    found = []
+    for compute in (project_together, in_one_product):
+        results = compute(x, parts)
+        pairs = zip(results, factors, strict=True)
+        total = sum((result * factor).sum() for result, factor in pairs)
+        found.append([*results, *torch.autograd.grad(total, [x, *weights])])
+    for separate, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, separate, rtol=1e-5, atol=1e-5)
+
+
+def test_one_product_has_the_dtype_of_autocast() -> None:
+    parts = [drawn(16), drawn(8)]
+    with torch.autocast("cpu", torch.bfloat16):
+        results = in_one_product(torch.randn(2, 24), parts)
+    assert [result.dtype for result in results] == [torch.bfloat16] * 2

@@ -73,7 +73,7 @@ def test_lora_is_not_offered_where_it_does_not_fit_either(
 class OtherCard(Group):
     """A group whose other rank has another card: `dtype`, and a `plan` that fits it."""
 
-    dtype, plan = "bfloat16", (1, True, False, True, True)
+    dtype, plan = "bfloat16", (1, True, "float32", False, True, True)
 
     def of_all_ranks(self, value: Any) -> list[Any]:
         return [value, self.dtype if isinstance(value, str) else self.plan]
@@ -83,13 +83,48 @@ def test_ranks_of_different_cards_compute_as_the_weakest(monkeypatch: pytest.Mon
     picked = {"auto": "bfloat16", "float32": "float32"}
     monkeypatch.setattr(hardware, "pick_dtype", lambda asked, device: picked[asked])
     group = OtherCard(0, 2)
-    plan = choose_plan(tiny_job(), "pretrain", group, None)
+    plan = choose_plan(tiny_job(hardware__residual="bfloat16"), "pretrain", group, None)
     assert (plan.dtype, plan.micro_batch, plan.recompute) == ("bfloat16", 1, True)
+    assert plan.residual == "float32"
     monkeypatch.setattr(OtherCard, "dtype", "float32")
-    monkeypatch.setattr(OtherCard, "plan", (99, False, False, True, True))
+    monkeypatch.setattr(OtherCard, "plan", (99, False, "float32", False, True, True))
     plan = choose_plan(tiny_job(), "pretrain", group, None)
     alone = choose_plan(tiny_job(hardware__dtype="float32"), "pretrain", Group(0, 2), None)
     assert (plan.dtype, plan.micro_batch) == ("float32", alone.micro_batch)
+
+
+# ---------------------------------------------------------------- the residual stream
+
+
+@pytest.mark.parametrize(
+    ("setting", "dtype", "residual"),
+    [
+        ("auto", "bfloat16", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("float32", "bfloat16", "float32"),
+        ("bfloat16", "float32", "float32"),
+    ],
+)
+def test_the_residual_stream_is_in_bfloat16_where_job_and_computation_are(
+    setting: str, dtype: str, residual: str
+) -> None:
+    job = tiny_job(hardware__residual=setting, hardware__dtype=dtype)
+    assert choose_plan(job, "pretrain", Group(), None).residual == residual
+
+
+def test_a_residual_stream_that_the_job_leaves_open_stays_as_recorded() -> None:
+    job = tiny_job(hardware__dtype="bfloat16")
+    before = recorded(dtype="bfloat16", residual="bfloat16", micro_batch=1)
+    plan = choose_plan(job, "pretrain", Group(), before)
+    assert (plan.residual, plan.micro_batch) == ("bfloat16", 1)
+    asked = tiny_job(hardware__dtype="bfloat16", hardware__residual="float32")
+    assert choose_plan(asked, "pretrain", Group(), before).residual == "float32"
+
+
+def test_on_hardware_without_bfloat16_a_recorded_residual_stream_is_float32_again() -> None:
+    before = recorded(dtype="bfloat16", residual="bfloat16")
+    plan = choose_plan(tiny_job(hardware__dtype="float32"), "pretrain", Group(), before)
+    assert (plan.dtype, plan.residual) == ("float32", "float32")
 
 
 # ---------------------------------------------------------------- torch.compile

@@ -53,6 +53,13 @@ def test_a_hop_shows_both_machines_and_that_the_run_is_the_same() -> None:
     ]
 
 
+def test_another_residual_stream_is_shown() -> None:
+    before, now = A40 | {"residual": "float32"}, A40 | {"residual": "bfloat16"}
+    assert plan_changed(before, now)
+    assert "residual float32 → bfloat16" in receipt(before, now, None)
+    assert not plan_changed(A40, now)  # an attempt from before the field existed
+
+
 def test_a_step_that_is_compiled_no_more_is_not_bit_identical() -> None:
     now = A40 | {"from_step": 10, "next_row": 640, "compile": False, "recompute": False}
     before = A40 | {"compile": True, "recompute": False}

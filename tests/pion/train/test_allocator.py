@@ -1,0 +1,30 @@
+"""CUDA's allocator is told to let its segments grow, unless the user has said something."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pion.train.allocator import EXPANDABLE, OLD_VARIABLE, VARIABLE, let_segments_grow
+
+
+def test_segments_grow_where_the_user_has_said_nothing() -> None:
+    environment = {"HOME": "/"}
+    let_segments_grow(environment)
+    assert environment == {"HOME": "/", VARIABLE: EXPANDABLE}
+
+
+@pytest.mark.parametrize("name", [VARIABLE, OLD_VARIABLE])
+@pytest.mark.parametrize("value", ["max_split_size_mb:64", ""])
+def test_what_the_user_has_set_stays(name: str, value: str) -> None:
+    environment = {name: value}
+    let_segments_grow(environment)
+    assert environment == {name: value}
+
+
+def test_the_module_does_not_import_torch() -> None:
+    # It is called before torch is imported.
+    code = "import sys, pion.train.allocator; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
