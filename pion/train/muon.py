@@ -46,16 +46,10 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tens
     return x.mT if tall else x
 
 
-def newton_schulz_flops(shape: torch.Size) -> int:
-    """Return the FLOPs of orthogonalizing a matrix, or each matrix of a stack.
-
-    An iteration has three products. With m the smaller side and k the larger: xxᵀ takes 2m²k, its
-    square 2m³, and the product of both with x 2m²k.
-    """
-    rows, cols = shape[-2:]
-    m, k = min(rows, cols), max(rows, cols)
-    matrices = shape.numel() // (rows * cols)
-    return matrices * len(NEWTON_SCHULZ) * (4 * m * m * k + 2 * m**3)
+def newton_schulz_flops(rows: int, cols: int) -> int:
+    """Return the FLOPs of the products in `orthogonalize`, for one matrix."""
+    small, large = sorted((rows, cols))
+    return len(NEWTON_SCHULZ) * 2 * (2 * small**2 * large + small**3)
 
 
 def step_bytes(shapes: Iterable[torch.Size], width: int) -> int:

@@ -14,7 +14,7 @@ from pipeline.job import Job
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, workers_on, workload_on
 from pipeline.rent.plan.links import Link, link_of
 from pipeline.rent.plan.step_seconds import StepSeconds, step_seconds
-from pipeline.rent.plan.step_work import step_work
+from pipeline.rent.plan.step_work import moment_bytes, step_work
 from pipeline.run.preflight import require_a_row_each
 
 CARDS = (1, 2, 4, 8)
@@ -29,6 +29,7 @@ class CardsRow:
     Attributes:
         cost: the price of a token, where one card's is 1, if n cards cost n times as much as one.
         asked: whether the job or the rental asks for this number.
+        moment_bytes: of the optimizer's moments, on the card that has the most of them.
     """
 
     cards: int
@@ -37,6 +38,7 @@ class CardsRow:
     why_not: str | None
     cost: float | None
     asked: bool
+    moment_bytes: int
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ def on_cards(job: Job, guess: Estimate, num_nodes: int = 1) -> OnCards | None:
     if offer.gpu is None or not guess.fits or longest is None:
         return None
     asked = workers_on(job, offer, num_nodes)
+    workload = workload_on(offer.gpu, job, longest.stage)
     work = step_work(
-        workload_on(offer.gpu, job, longest.stage),
+        workload,
         job.section(longest.stage).global_batch,
         longest.micro_batch,
         recompute=longest.recompute,
@@ -87,7 +90,8 @@ def on_cards(job: Job, guess: Estimate, num_nodes: int = 1) -> OnCards | None:
             alone = step if not rows else rows[0].step
             assert alone is not None
             cost = cards * step.seconds / alone.seconds
-        rows.append(CardsRow(cards, link, step, why_not, cost, asked > 1 and cards == asked))
+        mark, moments = asked > 1 and cards == asked, moment_bytes(workload, cards)
+        rows.append(CardsRow(cards, link, step, why_not, cost, mark, moments))
     return OnCards(offer.gpu, longest.stage, work.gradient_bytes, tuple(rows))
 
 

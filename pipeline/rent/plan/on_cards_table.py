@@ -59,6 +59,7 @@ def _row_as_json(row: CardsRow) -> dict[str, Any]:
         "step_seconds": None if step is None else step.seconds,
         "tokens_per_second": None if step is None else step.tokens_per_second,
         "relative_cost_of_a_token": row.cost,
+        "moment_bytes": row.moment_bytes,
         "parts": None if step is None else dataclasses.asdict(step),
     }
 
@@ -72,7 +73,7 @@ def _one_type(found: OnCards) -> Table:
     )
     table.add_column("cards", style="bold", no_wrap=True)
     parts = ("compute", "sum", "Muon", "gather") if found.one.muon else ("compute", "sum", "gather")
-    for name in ("s/step", "tokens/s", "$/token", *parts):
+    for name in ("s/step", "tokens/s", "$/token", *parts, "moments"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in found.rows:
         step, cards = row.step, f"{row.cards}{' (asked)' if row.asked else ''}"
@@ -87,6 +88,7 @@ def _one_type(found: OnCards) -> Table:
             f"{step.tokens_per_second:,.0f}",
             f"×{row.cost:.2f}",
             *(f"{each:.3f}" for each in seconds),
+            f"{row.moment_bytes / 2**30:.2f} GiB",
         )
     return table
 

@@ -15,18 +15,20 @@ gathering take more.
 
 FLOP/s is what makes a step on one card as fast as that card is known or assumed to be. A card is
 assumed to compute as fast in small micro-batches as in large ones, next to a sum as without it, and
-in Newton–Schulz as in training. The sum is hidden as well as it can be. Starting kernels and
-messages takes no time here. So the estimate of several cards is rather too fast.
+in Newton–Schulz as in training. The sum is hidden as well as it can be, and the gathering not at
+all, although the next matrices are orthogonalized meanwhile. Starting kernels and messages takes no
+time here.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pion.data.order import rows_per_rank
+from pion.train.muon import newton_schulz_flops
+from pion.train.ownership import Shape, deal_matrices
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class StepWork:
         gradient_bytes: of all gradients, which are summed over ranks in fp32.
         last_bucket_bytes: of the gradients that are sent when the backward pass has ended.
         update_bytes: of all updates, which the ranks that own them send to the others.
-        muon_flops: FLOPs of Newton–Schulz for each parameter that Muon updates.
+        matrices: the shapes of the matrices that Muon updates.
     """
 
     global_batch: int
@@ -53,7 +55,7 @@ class StepWork:
     gradient_bytes: int
     last_bucket_bytes: int
     update_bytes: int
-    muon_flops: tuple[float, ...] = ()
+    matrices: tuple[Shape, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -63,7 +65,7 @@ class StepWork:
     def flops_per_second(self, tokens_per_second: float) -> float:
         """Return the FLOP/s at which one card alone trains so many tokens per second, with Muon."""
         training = self.tokens * (self.forward_flops + self.backward_flops)
-        return (training + sum(self.muon_flops)) * tokens_per_second / self.tokens
+        return (training + busiest_flops(self.matrices, 1)) * tokens_per_second / self.tokens
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,15 @@ def step_seconds(
         tokens=work.tokens,
         computing=rows * of_row / flops_per_second,
         summing=summing,
-        muon=busiest(work.muon_flops, owners) / flops_per_second,
+        muon=busiest_flops(work.matrices, owners) / flops_per_second,
         gathering=gathered * work.update_bytes if sharded else 0.0,
     )
 
 
-def busiest(amounts: Iterable[float], ranks: int) -> float:
-    """Return the most that a rank has if the largest amounts are given away first, each to the rank
-    that has the least."""
-    loads = [0.0] * ranks
-    for amount in sorted(amounts, reverse=True):
-        heapq.heapreplace(loads, loads[0] + amount)
-    return max(loads)
+@lru_cache(maxsize=64)
+def busiest_flops(matrices: tuple[Shape, ...], ranks: int) -> int:
+    """Return the FLOPs of Newton–Schulz on the rank that has the most of them."""
+    return max(
+        sum(newton_schulz_flops(*matrices[number]) for number in owned)
+        for owned in deal_matrices(matrices, ranks)
+    )

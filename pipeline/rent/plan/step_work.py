@@ -1,7 +1,8 @@
-"""What a training step of a job computes and sends, as its model and optimizer say."""
+"""What a training step of a job computes, sends and keeps, as its model and optimizer say."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -12,7 +13,7 @@ from pion.model.decoder import Decoder
 from pion.model.params_and_flops import cost_of, matrix_shapes
 from pion.train.buckets import BUCKET_BYTES, bucket_sizes, in_order_of_backward
 from pion.train.memory import Workload
-from pion.train.muon import newton_schulz_flops
+from pion.train.ownership import Shape, deal_matrices
 from pipeline.rent.plan.step_seconds import StepWork
 
 # Gradients are summed in fp32, and AdamW's updates are in fp32.
@@ -27,8 +28,8 @@ def step_work(work: Workload, global_batch: int, micro_batch: int, *, recompute:
     """
     flops = work.flops()
     gradients, last_bucket = _gradient_bytes(work)
-    shapes = matrix_shapes(work.config) if _has_muon(work) else ()
-    by_muon = sum(shape.numel() for shape in shapes)
+    matrices = _matrices(work)
+    by_muon = _elements(matrices)
     return StepWork(
         global_batch=global_batch,
         seq_len=work.seq_len,
@@ -38,12 +39,36 @@ def step_work(work: Workload, global_batch: int, micro_batch: int, *, recompute:
         gradient_bytes=gradients,
         last_bucket_bytes=last_bucket,
         update_bytes=FP32 * (_learned(work) - by_muon) + work.width * by_muon,
-        muon_flops=tuple(float(newton_schulz_flops(shape)) for shape in shapes),
+        matrices=matrices,
     )
 
 
-def _has_muon(work: Workload) -> bool:
-    return work.optimizer == "muon" and work.lora is None and not work.only_draft
+def moment_bytes(work: Workload, ranks: int) -> int:
+    """Return the bytes of the moments on the rank that has the most of them.
+
+    AdamW has 8 bytes for each number that it updates, and they are divided evenly. Muon has 4 for
+    each element of a matrix, which its owner keeps.
+    """
+    matrices = _matrices(work)
+    by_adamw = _learned(work) - _elements(matrices)
+    owned = deal_matrices(matrices, ranks)
+    most = max(_elements([matrices[number] for number in numbers]) for numbers in owned)
+    return 2 * FP32 * -(-by_adamw // ranks) + FP32 * most
+
+
+def _matrices(work: Workload) -> tuple[Shape, ...]:
+    """Return the shapes of the matrices that Muon updates, those of stacks each for itself."""
+    if work.optimizer != "muon" or work.lora is not None or work.only_draft:
+        return ()
+    return tuple(
+        (shape[-2], shape[-1])
+        for shape in matrix_shapes(work.config)
+        for _ in range(shape.numel() // (shape[-2] * shape[-1]))
+    )
+
+
+def _elements(matrices: Sequence[Shape]) -> int:
+    return sum(rows * cols for rows, cols in matrices)
 
 
 def _learned(work: Workload) -> int:

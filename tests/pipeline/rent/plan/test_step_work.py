@@ -8,10 +8,10 @@ import pytest
 
 from pion.config.lora import Lora, lora_cost
 from pion.config.model_config import ModelConfig
-from pion.model.params_and_flops import flops_per_token
-from pion.train.memory import Workload
+from pion.model.params_and_flops import flops_per_token, matrix_shapes
+from pion.train.memory import Workload, predict_memory
 from pipeline.rent.plan.step_seconds import step_seconds
-from pipeline.rent.plan.step_work import step_work
+from pipeline.rent.plan.step_work import moment_bytes, step_work
 
 SMALL = ModelConfig.preset("pion-small")
 WORK = Workload(SMALL, 2048, "bfloat16", "muon", "cuda", False)
@@ -27,7 +27,7 @@ def test_a_step_of_pion_small_by_hand() -> None:
     # The gradient of the embedding is complete last. It has a bucket for itself.
     assert found.last_bucket_bytes == 4 * EMBEDDING
     assert found.update_bytes == 4 * (ALL - MATRICES) + 2 * MATRICES
-    assert len(found.muon_flops) == 112
+    assert len(found.matrices) == 112
 
 
 def test_fp32_updates_are_sent_in_fp32_and_adamw_has_no_matrices_to_divide() -> None:
@@ -35,7 +35,7 @@ def test_fp32_updates_are_sent_in_fp32_and_adamw_has_no_matrices_to_divide() -> 
     assert step_work(precise, 64, 16, recompute=False).update_bytes == 4 * ALL
     adamw = step_work(dataclasses.replace(WORK, optimizer="adamw"), 64, 16, recompute=False)
     assert adamw.update_bytes == 4 * ALL
-    assert adamw.muon_flops == ()
+    assert adamw.matrices == ()
 
 
 def test_recomputing_adds_a_forward_pass_to_the_backward_pass() -> None:
@@ -48,7 +48,31 @@ def test_lora_sums_and_sends_its_additions_only() -> None:
     lora = Lora()
     found = step_work(dataclasses.replace(WORK, lora=lora), 64, 16, recompute=False)
     assert found.gradient_bytes == found.update_bytes == 4 * lora_cost(SMALL, lora).params
-    assert found.muon_flops == ()
+    assert found.matrices == ()
+
+
+def test_experts_are_divided_one_by_one() -> None:
+    experts = ModelConfig.preset("tachyon-tiny")
+    found = step_work(dataclasses.replace(WORK, config=experts), 64, 16, recompute=False)
+    stacks = [shape for shape in matrix_shapes(experts) if len(shape) == 3]
+    assert stacks
+    assert len(found.matrices) > len(matrix_shapes(experts))
+    assert sum(rows * cols for rows, cols in found.matrices) == sum(
+        shape.numel() for shape in matrix_shapes(experts)
+    )
+
+
+def test_the_moments_are_held_once_over_all_ranks() -> None:
+    alone = moment_bytes(WORK, 1)
+    assert alone == 8 * (ALL - MATRICES) + 4 * MATRICES
+    predicted = predict_memory(WORK, micro_batch=1, recompute=False).optimizer
+    assert alone == pytest.approx(predicted, rel=0.001), "but for rounding of small tensors"
+    # 112 matrices of few shapes are divided evenly.
+    assert moment_bytes(WORK, 8) == pytest.approx(alone / 8, rel=0.01)
+    adamw = dataclasses.replace(WORK, optimizer="adamw")
+    assert moment_bytes(adamw, 8) == 8 * ALL / 8
+    # More ranks than matrices: some ranks have one, and some have none.
+    assert moment_bytes(WORK, 200) > alone / 200
 
 
 @pytest.mark.parametrize(
