@@ -14,7 +14,7 @@ from pipeline.job import Job
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, workers_on, workload_on
 from pipeline.rent.plan.links import Link, link_of
 from pipeline.rent.plan.step_seconds import StepSeconds, step_seconds
-from pipeline.rent.plan.step_work import moment_bytes, step_work
+from pipeline.rent.plan.step_work import moments_on, step_work
 from pipeline.run.preflight import require_a_row_each
 
 CARDS = (1, 2, 4, 8)
@@ -90,7 +90,7 @@ def on_cards(job: Job, guess: Estimate, num_nodes: int = 1) -> OnCards | None:
             alone = step if not rows else rows[0].step
             assert alone is not None
             cost = cards * step.seconds / alone.seconds
-        mark, moments = asked > 1 and cards == asked, moment_bytes(workload, cards)
+        mark, moments = asked > 1 and cards == asked, moments_on(workload, cards)
         rows.append(CardsRow(cards, link, step, why_not, cost, mark, moments))
     return OnCards(offer.gpu, longest.stage, work.gradient_bytes, tuple(rows))
 

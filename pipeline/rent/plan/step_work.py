@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -13,7 +12,8 @@ from pion.model.decoder import Decoder
 from pion.model.params_and_flops import cost_of, matrix_shapes
 from pion.train.buckets import BUCKET_BYTES, bucket_sizes, in_order_of_backward
 from pion.train.memory import Workload
-from pion.train.ownership import Shape, deal_matrices
+from pion.train.moments import each_matrix, elements, moment_bytes
+from pion.train.ownership import Shape
 from pipeline.rent.plan.step_seconds import StepWork
 
 # Gradients are summed in fp32, and AdamW's updates are in fp32.
@@ -29,7 +29,7 @@ def step_work(work: Workload, global_batch: int, micro_batch: int, *, recompute:
     flops = work.flops()
     gradients, last_bucket = _gradient_bytes(work)
     matrices = _matrices(work)
-    by_muon = _elements(matrices)
+    by_muon = elements(matrices)
     return StepWork(
         global_batch=global_batch,
         seq_len=work.seq_len,
@@ -43,32 +43,17 @@ def step_work(work: Workload, global_batch: int, micro_batch: int, *, recompute:
     )
 
 
-def moment_bytes(work: Workload, ranks: int) -> int:
-    """Return the bytes of the moments on the rank that has the most of them.
-
-    AdamW has 8 bytes for each number that it updates, and they are divided evenly. Muon has 4 for
-    each element of a matrix, which its owner keeps.
-    """
+def moments_on(work: Workload, ranks: int) -> int:
+    """Return the bytes of the optimizer's moments on the rank that has the most of them."""
     matrices = _matrices(work)
-    by_adamw = _learned(work) - _elements(matrices)
-    owned = deal_matrices(matrices, ranks)
-    most = max(_elements([matrices[number] for number in numbers]) for numbers in owned)
-    return 2 * FP32 * -(-by_adamw // ranks) + FP32 * most
+    return moment_bytes(_learned(work) - elements(matrices), matrices, ranks)
 
 
 def _matrices(work: Workload) -> tuple[Shape, ...]:
     """Return the shapes of the matrices that Muon updates, those of stacks each for itself."""
     if work.optimizer != "muon" or work.lora is not None or work.only_draft:
         return ()
-    return tuple(
-        (shape[-2], shape[-1])
-        for shape in matrix_shapes(work.config)
-        for _ in range(shape.numel() // (shape[-2] * shape[-1]))
-    )
-
-
-def _elements(matrices: Sequence[Shape]) -> int:
-    return sum(rows * cols for rows, cols in matrices)
+    return each_matrix(matrix_shapes(work.config))
 
 
 def _learned(work: Workload) -> int:

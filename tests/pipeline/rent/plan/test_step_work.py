@@ -11,7 +11,7 @@ from pion.config.model_config import ModelConfig
 from pion.model.params_and_flops import flops_per_token, matrix_shapes
 from pion.train.memory import Workload, predict_memory
 from pipeline.rent.plan.step_seconds import step_seconds
-from pipeline.rent.plan.step_work import moment_bytes, step_work
+from pipeline.rent.plan.step_work import moments_on, step_work
 
 SMALL = ModelConfig.preset("pion-small")
 WORK = Workload(SMALL, 2048, "bfloat16", "muon", "cuda", False)
@@ -63,16 +63,16 @@ def test_experts_are_divided_one_by_one() -> None:
 
 
 def test_the_moments_are_held_once_over_all_ranks() -> None:
-    alone = moment_bytes(WORK, 1)
+    alone = moments_on(WORK, 1)
     assert alone == 8 * (ALL - MATRICES) + 4 * MATRICES
     predicted = predict_memory(WORK, micro_batch=1, recompute=False).optimizer
     assert alone == pytest.approx(predicted, rel=0.001), "but for rounding of small tensors"
     # 112 matrices of few shapes are divided evenly.
-    assert moment_bytes(WORK, 8) == pytest.approx(alone / 8, rel=0.01)
+    assert moments_on(WORK, 8) == pytest.approx(alone / 8, rel=0.01)
     adamw = dataclasses.replace(WORK, optimizer="adamw")
-    assert moment_bytes(adamw, 8) == 8 * ALL / 8
+    assert moments_on(adamw, 8) == 8 * ALL / 8
     # More ranks than matrices: some ranks have one, and some have none.
-    assert moment_bytes(WORK, 200) > alone / 200
+    assert moments_on(WORK, 200) > alone / 200
 
 
 @pytest.mark.parametrize(
