@@ -28,7 +28,7 @@ from pion.model.params_and_flops import (
 )
 from pion.model.pass_kind import PassKind
 from pion.train.hardware import torch_dtype
-from pion.train.moments import each_matrix, exchange_bytes, moment_bytes
+from pion.train.moments import each_matrix, moment_bytes
 from pion.train.muon import step_bytes
 
 # The memory of a process without a model. On a GPU: the CUDA context, cuBLAS' workspaces and NCCL's
@@ -202,10 +202,9 @@ def _state(work: Workload) -> tuple[int, int, int]:
     if work.optimizer != "muon":
         return weights, moment_bytes(cost.all_params, (), ranks) + 3 * rounding, 0
     shapes = matrix_shapes(work.config)
-    matrices = each_matrix(shapes)
     by_adamw = cost.all_params - cost.params["matrix"]
-    update = max(step_bytes(shapes, work.width), exchange_bytes(matrices, ranks, work.width))
-    return weights, moment_bytes(by_adamw, matrices, ranks) + 3 * rounding, update
+    moments = moment_bytes(by_adamw, each_matrix(shapes), ranks) + 3 * rounding
+    return weights, moments, step_bytes(shapes, work.width)
 
 
 def _reserve(work: Workload, micro_batch: int) -> int:

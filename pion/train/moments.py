@@ -1,10 +1,9 @@
-"""What the optimizer keeps and needs on the rank that has the most, if ranks divide its work."""
+"""The optimizer's moments on the rank that has the most of them, if ranks divide its work."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pion.train.muon import BATCH_ELEMENTS
 from pion.train.ownership import Shape, deal_matrices
 
 
@@ -17,19 +16,6 @@ def moment_bytes(by_adamw: int, matrices: Sequence[Shape], ranks: int) -> int:
     owned = deal_matrices(matrices, ranks)
     most = max(elements([matrices[number] for number in numbers]) for numbers in owned)
     return 8 * -(-by_adamw // ranks) + 4 * most
-
-
-def exchange_bytes(matrices: Sequence[Shape], ranks: int, width: int) -> int:
-    """Return the most bytes at once while several ranks exchange the updates of matrices.
-
-    `width` is the bytes of an element of these updates. Each rank sends a part of BATCH_ELEMENTS,
-    or one matrix. It has what two such rounds send and get, and in fp32 what it applies.
-    """
-    if ranks == 1 or not matrices:
-        return 0
-    sent = max(BATCH_ELEMENTS // ranks, *(rows * cols for rows, cols in matrices))
-    applied = 0 if width == 4 else 4 * ranks * sent
-    return 2 * (ranks + 1) * sent * width + applied
 
 
 def elements(matrices: Sequence[Shape]) -> int:

@@ -9,8 +9,7 @@ import pytest
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
 from pion.train.memory import Workload, predict_memory
-from pion.train.moments import each_matrix, exchange_bytes, moment_bytes
-from pion.train.muon import BATCH_ELEMENTS
+from pion.train.moments import each_matrix, moment_bytes
 
 MUON = Workload(ModelConfig.preset("pion-small"), 2048, "bfloat16", "muon", "cuda", False)
 
@@ -26,15 +25,6 @@ def test_a_lone_rank_has_all_moments_and_several_divide_them() -> None:
 
 def test_the_matrices_of_a_stack_count_one_by_one() -> None:
     assert each_matrix([(4, 2, 3), (5, 6)]) == ((2, 3), (2, 3), (2, 3), (2, 3), (5, 6))
-
-
-def test_ranks_exchange_a_part_of_a_batch_or_one_matrix() -> None:
-    small, large = [(8, 8)] * 4, [(2**13, 2**13)]
-    assert exchange_bytes(small, 1, 2) == 0
-    part = BATCH_ELEMENTS // 4
-    assert exchange_bytes(small, 4, 2) == 2 * 5 * part * 2 + 4 * 4 * part
-    assert exchange_bytes(small, 4, 4) == 2 * 5 * part * 4, "fp32 is applied as it came"
-    assert exchange_bytes(large, 4, 2) == 2 * 5 * 2**26 * 2 + 4 * 4 * 2**26
 
 
 @pytest.mark.parametrize(
