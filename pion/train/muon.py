@@ -46,6 +46,12 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tens
     return x.mT if tall else x
 
 
+def newton_schulz_flops(rows: int, cols: int) -> int:
+    """Return the FLOPs of the products in `orthogonalize`, for one matrix."""
+    small, large = sorted((rows, cols))
+    return len(NEWTON_SCHULZ) * 2 * (2 * small**2 * large + small**3)
+
+
 def step_bytes(shapes: Iterable[torch.Size], width: int) -> int:
     """Return the most bytes at once of a step over parameters of these shapes, besides its state.
 

@@ -20,6 +20,7 @@ from pipeline.machine.time_limit import within_or
 from pipeline.rent.check import CheckRow
 from pipeline.rent.plan.compared import narrow_spot
 from pipeline.rent.plan.estimate import Estimate, estimate
+from pipeline.rent.plan.on_cards import on_cards, warnings_about
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, SECONDS, Known, past_speeds
 from pipeline.rent.plan.what_fits import on_each_gpu, ways_on, what_to_change, what_would_fit
@@ -150,8 +151,8 @@ def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
 
 def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow]:
     """Check each candidate (is it offered, at what price, does the model fit), the credentials and
-    the budget. A candidate that will not do is only a warning if another one will, and so is spot
-    in one region or on one type of GPU."""
+    the budget. A candidate that will not do is only a warning if another one will. Spot in one
+    region or on one type of GPU, and several cards that are not worth their money, are warnings."""
     verdicts = judge(job, sky_yaml, Known(past_speeds(job)), force=force)
     others = any(verdict.will_do for verdict in verdicts)
     stay = staying(verdicts)
@@ -164,6 +165,9 @@ def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
     narrow = narrow_spot(job, sky_yaml, [verdict.candidate for verdict in stay])
     if narrow is not None:
         rows.append(CheckRow("spot", None, narrow))
+    by_gpu = {v.candidate.gpu: on_cards(job, v.guess, sky_yaml.num_nodes) for v in stay}
+    several = [found for found in by_gpu.values() if found is not None]
+    rows += [CheckRow("cards", None, line) for line in warnings_about(several, only_asked=True)]
     return rows + _budget(job, sky_yaml, offered)
 
 

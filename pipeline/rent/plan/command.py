@@ -19,6 +19,10 @@ from pipeline.rent.plan.compared import of_rental, on_the_market
 from pipeline.rent.plan.conversations import expect_rows
 from pipeline.rent.plan.core_minutes import core_minutes
 from pipeline.rent.plan.estimate import Estimate, estimate
+from pipeline.rent.plan.on_cards import OnCards, on_cards, warnings_about
+from pipeline.rent.plan.on_cards_table import as_json as cards_as_json
+from pipeline.rent.plan.on_cards_table import notes as notes_on_cards
+from pipeline.rent.plan.on_cards_table import tables as tables_of_cards
 from pipeline.rent.plan.prices import RESTART_SECONDS
 from pipeline.rent.plan.speeds import known_speeds
 from pipeline.rent.plan.what_fits import GIB, Way, Ways, ways_on, what_to_change, what_would_fit
@@ -59,10 +63,16 @@ def show_plan(
         raise BadInput("\n".join([*lines, what_would_fit(plan), *changes]))
     notes = [*compared.notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
     notes += [*core_minutes(plan, estimates), *compared.warning(plan, estimates)]
+    by_gpu = {e.offer.gpu: on_cards(plan, e, nodes) for e in reversed(estimates)}
+    several = [found for e in estimates if (found := by_gpu.pop(e.offer.gpu, None)) is not None]
+    notes += notes_on_cards(several)
+    notes += [f"warning: {words}" for words in warnings_about(several)]
     if as_json:
-        print(json.dumps(_as_json(plan, estimates, notes), indent=1))
+        print(json.dumps(_as_json(plan, estimates, notes, several), indent=1))
         return 0
     show_table(_table(plan, estimates))
+    for table in tables_of_cards(several):
+        show_table(table)
     ways = {e.offer.gpu: ways_on(plan, e.offer) for e in estimates}
     if any(ways.values()):
         show_table(_ways_table(plan, ways))
@@ -208,7 +218,9 @@ def _number(value: float | None, form: str) -> str:
     return "?" if value is None else format(value, form)
 
 
-def _as_json(job: Job, estimates: Sequence[Estimate], notes: Sequence[str]) -> dict[str, Any]:
+def _as_json(
+    job: Job, estimates: Sequence[Estimate], notes: Sequence[str], several: Sequence[OnCards]
+) -> dict[str, Any]:
     ways = [ways_on(job, e.offer) for e in estimates]
     rows = [
         {
@@ -227,4 +239,5 @@ def _as_json(job: Job, estimates: Sequence[Estimate], notes: Sequence[str]) -> d
         }
         for e, on_it in zip(estimates, ways, strict=True)
     ]
-    return {"run": job.name, "estimates": rows, "notes": list(notes)}
+    cards = {found.gpu: cards_as_json(found) for found in several}
+    return {"run": job.name, "estimates": rows, "several_cards": cards, "notes": list(notes)}

@@ -1,7 +1,8 @@
 """What a job takes on a machine: memory, micro-batch, speed, hours, dollars, and preemptions.
 
-    tokens/s = measured by earlier runs of the model or by `pion bench`,
-               or estimated: peak FLOP/s × MFU / FLOPs per token
+    tokens/s of one GPU = measured by earlier runs of the model or by `pion bench`,
+                          or estimated: peak FLOP/s × MFU / FLOPs per token
+    tokens/s of several = tokens of a step / seconds of a step (step_seconds.py), an estimate
     loss per preemption L = RESTART_SECONDS + half the interval between saves
     hours on spot = (RESTART_SECONDS + training) × M / (M − L), one preemption every M seconds
 
@@ -23,14 +24,18 @@ from pion.train.phases import config_of_largest_phase, only_draft
 from pipeline.job import Job
 from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
+from pipeline.rent.plan.links import link_of
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, speed_on
+from pipeline.rent.plan.step_seconds import step_seconds
+from pipeline.rent.plan.step_work import step_work
 from pipeline.training.cadence import SaveCadence
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One training stage on a machine. `tokens_per_second` is the sum of all GPUs.
+    """One training stage on a machine. `tokens_per_second` is of all GPUs together, with the time
+    for their links, and `one_gpu` is of one GPU alone.
 
     `tokens` is None while the steps are not known: they may follow from data to be prepared.
     `measured` is whether this model's speed was measured on such a GPU, and not estimated.
@@ -45,6 +50,7 @@ class StageEstimate:
     tokens_per_second: float | None
     speed_from: str
     measured: bool = False
+    one_gpu: float | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -109,9 +115,8 @@ def estimate(
         return Estimate(offer, (), why)
     if offer.gpu_memory is None:
         return Estimate(offer, (), f"the memory of a {offer.gpu} is unknown")
-    workers = workers_on(job, offer, num_nodes)
     try:
-        stages = tuple(_stage(job, stage, offer, workers, known) for stage in job.train_stages)
+        stages = tuple(_stage(job, stage, offer, num_nodes, known) for stage in job.train_stages)
     except DoesNotFit as error:
         return Estimate(offer, (), str(error), lacks=error)
     except BadInput as error:
@@ -141,11 +146,12 @@ def _priced(unpriced: Estimate, paid: float, lost: float, num_nodes: int) -> Est
     return replace(unpriced, hours=hours, lost_hours=lost / 3600, dollars=dollars)
 
 
-def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> StageEstimate:
+def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> StageEstimate:
     """Return a stage's plan, as its workers will choose it. Raises BadInput if it does not fit."""
     assert offer.gpu is not None
     assert offer.gpu_memory is not None
     section, hardware = job.section(stage), job.hardware
+    workers = workers_on(job, offer, num_nodes)
     rows = rows_per_rank(section.global_batch, workers)
     work = workload_on(offer.gpu, job, stage)
     in_memory = largest_phase(work, job, stage)
@@ -161,6 +167,16 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
             f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
         )
     speed = speed_on(offer.gpu, work, known, recompute=recompute)
+    together = speed.tokens_per_second
+    if together is not None and workers > 1:
+        step = step_work(work, section.global_batch, micro_batch, recompute=recompute)
+        link = link_of(offer.gpu, between_machines=num_nodes > 1)
+        together = step_seconds(
+            step,
+            workers,
+            flops_per_second=step.flops_per_second(together),
+            bytes_per_second=link.bytes_per_second,
+        ).tokens_per_second
     return StageEstimate(
         stage=stage,
         micro_batch=micro_batch,
@@ -170,11 +186,10 @@ def _stage(job: Job, stage: str, offer: Offer, workers: int, known: Known) -> St
         tokens=section.total_steps * section.global_batch * work.seq_len
         if section.steps_are_known
         else None,
-        tokens_per_second=None
-        if speed.tokens_per_second is None
-        else speed.tokens_per_second * workers,
+        tokens_per_second=together,
         speed_from=speed.words,
         measured=speed.measured,
+        one_gpu=speed.tokens_per_second,
     )
 
 

@@ -86,3 +86,14 @@ def test_a_small_update_is_not_lost_to_bf16_when_the_weights_are_fp32() -> None:
     before = named["w0"].detach().clone()
     Muon(named, weight_decay=0.0, dtype=torch.bfloat16).step(1e-5, 0.95)
     assert (named["w0"].detach() != before).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
+def test_the_flops_of_an_orthogonalization_are_those_that_torch_counts(
+    shape: tuple[int, int],
+) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        orthogonalize(torch.randn(1, *shape), torch.float32)
+    assert muon.newton_schulz_flops(*shape) == counter.get_total_flops()

@@ -179,7 +179,7 @@ def test_as_many_gpus_are_paid_for_as_the_job_has_workers(sky_home: SkyHome, pla
     found = plan(SMALL, "hardware.workers=4", gpus=("A40",))
     four = found["estimates"][-1]
     assert (four["count"], four["use_spot"], four["price"]) == (4, False, 1.5)
-    assert four["tokens_per_second"] == pytest.approx(4 * one["tokens_per_second"])
+    assert 3.8 < four["tokens_per_second"] / one["tokens_per_second"] < 4, "links take time"
     assert four["dollars"] == pytest.approx(1.5 * four["hours"])
     assert any("a machine's 4 GPUs" in note for note in found["notes"])
     own = plan(SMALL, "hardware.workers=4", "prices={A40: 0.4}", gpus=("A40",))["estimates"]

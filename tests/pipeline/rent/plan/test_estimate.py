@@ -135,10 +135,11 @@ def test_a_machine_that_is_lost_before_it_has_restarted_never_finishes() -> None
 def test_more_gpus_share_the_step_and_more_machines_cost_more() -> None:
     one, two = on("A40"), on("A40", count=2)
     assert two.stages[0].micro_batch * two.stages[0].grad_accum == 32
-    assert two.tokens_per_second == pytest.approx(2 * (one.tokens_per_second or 0))
+    assert 1.9 < (two.tokens_per_second or 0) / (one.tokens_per_second or 1) < 2, "links take time"
+    assert [stage.one_gpu for stage in two.stages] == [stage.one_gpu for stage in one.stages]
     nodes = estimate(small(), offer("A40"), num_nodes=2)
-    assert nodes.hours == two.hours
-    assert nodes.dollars == pytest.approx(2 * (two.dollars or 0))
+    assert (nodes.hours or 0) > 1.05 * (two.hours or math.inf), "a slow network between them"
+    assert nodes.dollars == pytest.approx(2 * 0.4 * (nodes.hours or 0))
 
 
 def test_an_unknown_price_leaves_the_hours_known() -> None:

@@ -235,7 +235,8 @@ def test_a_measured_speed_is_that_of_one_gpu(tmp_path: Path) -> None:
     job = tiny_job(store=str(tmp_path))
     train_somewhere(job, 2500.0)
     found = estimate(job, offer("A40", count=4), Known(past_speeds(job)))
-    assert found.stages[0].tokens_per_second == 10_000.0
+    assert found.stages[0].one_gpu == 2500.0
+    assert 9900.0 < (found.stages[0].tokens_per_second or 0) < 10_000.0, "links take time"
 
 
 def test_the_newest_run_counts(tmp_path: Path) -> None:

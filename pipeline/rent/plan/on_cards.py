@@ -1,0 +1,161 @@
+"""How long a step of a job takes on 1, 2, 4 and 8 cards of a type, and what a token costs there.
+
+A number of cards that is not worth its money is warned about: before anything is rented, nobody has
+measured the links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pion.errors import BadInput
+from pipeline.job import Job
+from pipeline.rent.plan.estimate import Estimate, StageEstimate, workers_on, workload_on
+from pipeline.rent.plan.links import Link, link_of
+from pipeline.rent.plan.step_seconds import StepSeconds, step_seconds
+from pipeline.rent.plan.step_work import moments_on, step_work
+from pipeline.run.preflight import require_a_row_each
+
+CARDS = (1, 2, 4, 8)
+# A token may cost so many times what it costs on one card, before a warning.
+DEAR = 1.10
+
+
+@dataclass(frozen=True)
+class CardsRow:
+    """A number of cards: a step on them, or `why_not` the job can't use them.
+
+    Attributes:
+        cost: the price of a token, where one card's is 1, if n cards cost n times as much as one.
+        asked: whether the job or the rental asks for this number.
+        moment_bytes: of the optimizer's moments, on the card that has the most of them.
+    """
+
+    cards: int
+    link: Link
+    step: StepSeconds | None
+    why_not: str | None
+    cost: float | None
+    asked: bool
+    moment_bytes: int
+
+
+@dataclass(frozen=True)
+class OnCards:
+    """The longest training stage of a job on different numbers of cards of one type."""
+
+    gpu: str
+    stage: str
+    gradient_bytes: int
+    rows: tuple[CardsRow, ...]
+
+    @property
+    def one(self) -> StepSeconds:
+        """The step on one card, which every job can use."""
+        step = self.rows[0].step
+        assert step is not None
+        return step
+
+
+def on_cards(job: Job, guess: Estimate, num_nodes: int = 1) -> OnCards | None:
+    """Return what a step takes on different numbers of cards of an estimate's type.
+
+    The speed of one card, and its micro-batch, are the estimate's. None if the job does not fit on
+    this type, or if its speed is unknown.
+    """
+    offer = guess.offer
+    longest = _longest(guess)
+    if offer.gpu is None or not guess.fits or longest is None:
+        return None
+    asked = workers_on(job, offer, num_nodes)
+    workload = workload_on(offer.gpu, job, longest.stage)
+    work = step_work(
+        workload,
+        job.section(longest.stage).global_batch,
+        longest.micro_batch,
+        recompute=longest.recompute,
+    )
+    assert longest.one_gpu is not None
+    reached = work.flops_per_second(longest.one_gpu)
+    rows: list[CardsRow] = []
+    for cards in sorted({*CARDS, asked}):
+        link = link_of(offer.gpu, between_machines=num_nodes > 1 and cards > offer.count)
+        why_not = _why_not(job, cards)
+        step = cost = None
+        if why_not is None:
+            step = step_seconds(
+                work, cards, flops_per_second=reached, bytes_per_second=link.bytes_per_second
+            )
+            alone = step if not rows else rows[0].step
+            assert alone is not None
+            cost = cards * step.seconds / alone.seconds
+        mark, moments = asked > 1 and cards == asked, moments_on(workload, cards)
+        rows.append(CardsRow(cards, link, step, why_not, cost, mark, moments))
+    return OnCards(offer.gpu, longest.stage, work.gradient_bytes, tuple(rows))
+
+
+def _longest(guess: Estimate) -> StageEstimate | None:
+    """Return the stage that trains longest; the first one while nobody knows."""
+    known = [stage for stage in guess.stages if stage.one_gpu is not None]
+    return max(known, key=lambda stage: stage.seconds or 0.0, default=None)
+
+
+def _why_not(job: Job, cards: int) -> str | None:
+    """Return why the job can't use so many cards; None if it can."""
+    try:
+        require_a_row_each(job, cards)
+    except BadInput as error:
+        return str(error).partition(". Nothing was started")[0]
+    return None
+
+
+# ---------------------------------------------------------------- warnings
+
+
+def warnings_about(found: Sequence[OnCards], *, only_asked: bool = False) -> list[str]:
+    """Return at most two lines: on which types two cards are slower than one (or as many as are
+    asked for), and on which types more cards make a token dear.
+
+    `only_asked` leaves out numbers of cards that neither the job nor the rental asks for.
+    """
+    slow, dear = [], []
+    for each in found:
+        rows = [row for row in each.rows if row.cards > 1 and row.step is not None]
+        if only_asked:
+            rows = [row for row in rows if row.asked]
+        slower = [row for row in rows if (row.cost or 0.0) > row.cards]
+        if only_asked or any(row.cards == 2 for row in slower):
+            slow += [_slower(each, row) for row in slower[:1]]
+        if not slower:
+            dear += [_dearer(each, row) for row in rows if (row.cost or 0.0) > DEAR][:1]
+    if not found:
+        return []
+    gradients = f"A step sums {found[0].gradient_bytes / 1e9:.2f} GB of gradients over the link"
+    lines = []
+    if slow:
+        lines.append(f"slower than one card: {'; '.join(slow)}. {gradients}")
+    if dear:
+        lines.append(
+            f"a token costs over {DEAR - 1:.0%} more than on one card: {'; '.join(dear)}. "
+            f"{gradients}"
+        )
+    return lines
+
+
+def _slower(each: OnCards, row: CardsRow) -> str:
+    assert row.step is not None
+    return (
+        f"{row.cards} × {each.gpu}, {row.step.seconds:.3g} s a step instead of "
+        f"{each.one.seconds:.3g} ({link_in_words(row.link)})"
+    )
+
+
+def _dearer(each: OnCards, row: CardsRow) -> str:
+    assert row.cost is not None
+    return f"{row.cards} × {each.gpu}, {row.cost - 1:.0%} more ({link_in_words(row.link)})"
+
+
+def link_in_words(link: Link) -> str:
+    """Return a link and its speed: `PCI Express 4.0 x16, 18 GB/s`."""
+    return f"{link.name}, {link.gb_per_second:g} GB/s"

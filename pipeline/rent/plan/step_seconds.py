@@ -1,0 +1,135 @@
+"""How many seconds an optimizer step takes on several cards: an estimate, from counts alone.
+
+    step      = computing + summing + Muon + gathering
+    computing = rows of the rank that has the most × FLOPs of a row / FLOP/s
+    summing   = max(S − B, L)
+                S = 2 (n − 1)/n × bytes of all gradients / bus bandwidth
+                B = the backward pass of the rank's last micro-batch
+                L = as S, of the bucket that is complete last
+    Muon      = FLOPs of Newton–Schulz on the busiest rank / FLOP/s
+    gathering = (n − 1)/n × bytes of all updates / bus bandwidth
+
+Each matrix is updated whole by one rank, which owns it, and the other ranks get the update. AdamW's
+parameters are divided alike. With more cards, computing and Muon take less time, and summing and
+gathering take more.
+
+FLOP/s is what makes a step on one card as fast as that card is known or assumed to be. A card is
+assumed to compute as fast in small micro-batches as in large ones, next to a sum as without it, and
+in Newton–Schulz as in training. The sum is hidden as well as it can be, and the gathering not at
+all, although the next matrices are orthogonalized meanwhile. Starting kernels and messages takes no
+time here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pion.data.order import rows_per_rank
+from pion.train.muon import newton_schulz_flops
+from pion.train.ownership import Shape, deal_matrices
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What an optimizer step computes and sends, on any number of cards.
+
+    Attributes:
+        global_batch: rows of a step, of all ranks.
+        seq_len: tokens of a row.
+        forward_flops: FLOPs of a token in the forward pass.
+        backward_flops: FLOPs of a token in the backward pass, with what it recomputes.
+        micro_batch: the most rows that a rank computes at once.
+        gradient_bytes: of all gradients, which are summed over ranks in fp32.
+        last_bucket_bytes: of the gradients that are sent when the backward pass has ended.
+        update_bytes: of all updates, which the ranks that own them send to the others.
+        matrices: the shapes of the matrices that Muon updates.
+    """
+
+    global_batch: int
+    seq_len: int
+    forward_flops: float
+    backward_flops: float
+    micro_batch: int
+    gradient_bytes: int
+    last_bucket_bytes: int
+    update_bytes: int
+    matrices: tuple[Shape, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of a step."""
+        return self.global_batch * self.seq_len
+
+    def flops_per_second(self, tokens_per_second: float) -> float:
+        """Return the FLOP/s at which one card alone trains so many tokens per second, with Muon."""
+        training = self.tokens * (self.forward_flops + self.backward_flops)
+        return (training + busiest_flops(self.matrices, 1)) * tokens_per_second / self.tokens
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """The estimated seconds of a step on `cards` cards, by what takes them."""
+
+    cards: int
+    tokens: int  # of a step, of all cards
+    computing: float
+    summing: float  # the gradients, as far as the backward pass does not hide it
+    muon: float  # Newton–Schulz, on the busiest rank
+    gathering: float
+
+    @property
+    def seconds(self) -> float:
+        return self.computing + self.summing + self.muon + self.gathering
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The tokens per second of all cards together."""
+        return self.tokens / self.seconds
+
+    @property
+    def muon_share(self) -> float:
+        """The share of Muon's arithmetic in a step."""
+        return self.muon / self.seconds
+
+
+def step_seconds(
+    work: StepWork,
+    cards: int,
+    *,
+    flops_per_second: float,
+    bytes_per_second: float,
+    sharded: bool = True,
+) -> StepSeconds:
+    """Return the seconds of a step on `cards` cards, by the formulas above.
+
+    `flops_per_second` is what one card reaches, and `bytes_per_second` the bus bandwidth of the
+    links. If `sharded` is False, every rank updates all parameters and gathers nothing.
+    """
+    rows = rows_per_rank(work.global_batch, cards)
+    last = rows - work.micro_batch * (math.ceil(rows / work.micro_batch) - 1)
+    of_row = work.seq_len * (work.forward_flops + work.backward_flops)
+    backward = last * work.seq_len * work.backward_flops / flops_per_second
+    gathered = (cards - 1) / cards / bytes_per_second  # seconds for each byte of all ranks
+    summing = max(
+        2 * gathered * work.gradient_bytes - backward, 2 * gathered * work.last_bucket_bytes
+    )
+    owners = cards if sharded else 1
+    return StepSeconds(
+        cards=cards,
+        tokens=work.tokens,
+        computing=rows * of_row / flops_per_second,
+        summing=summing,
+        muon=busiest_flops(work.matrices, owners) / flops_per_second,
+        gathering=gathered * work.update_bytes if sharded else 0.0,
+    )
+
+
+@lru_cache(maxsize=64)
+def busiest_flops(matrices: tuple[Shape, ...], ranks: int) -> int:
+    """Return the FLOPs of Newton–Schulz on the rank that has the most of them."""
+    return max(
+        sum(newton_schulz_flops(*matrices[number]) for number in owned)
+        for owned in deal_matrices(matrices, ranks)
+    )
