@@ -76,7 +76,7 @@ def test_what_does_not_fit_comes_last_with_the_reason(plan: Any) -> None:
     (note,) = [note for note in found["notes"] if note.startswith("T4")]
     assert note == (
         "T4 (13.1 GiB usable): the model does not fit: training on one row of 2048 tokens needs "
-        "13.5 GiB"
+        "13.6 GiB"
     )
 
 
