@@ -102,6 +102,20 @@ class KVCache:
 
         Raises ValueError if there is no such row, or not so much room.
         """
+        starts = self.grow(first, batch, count)
+        positions = None
+        if len(set(starts)) > 1:
+            begins = torch.tensor(starts).to(device, non_blocking=True)
+            positions = begins[:, None] + torch.arange(count, device=device)
+        slots = self._slots
+        of_slots = None if slots is None else slot_place(slots, starts, count, device)
+        return Place(first, starts, count, positions, of_slots)
+
+    def grow(self, first: int, batch: int, count: int) -> tuple[int, ...]:
+        """Count `count` more tokens of each of `batch` rows; return how many each had before.
+
+        Raises what `place` raises.
+        """
         rows = range(first, first + batch)
         if self.rows is not None and rows.stop > self.rows:
             raise ValueError(f"there is no row {rows.stop - 1} in a cache of {self.rows}")
@@ -115,13 +129,7 @@ class KVCache:
         for row, start in zip(rows, starts):
             self.lengths[row] = start + count
             self._reached[row] = max(self._reached[row], start + count)
-        positions = None
-        if len(set(starts)) > 1:
-            begins = torch.tensor(starts).to(device, non_blocking=True)
-            positions = begins[:, None] + torch.arange(count, device=device)
-        slots = self._slots
-        of_slots = None if slots is None else slot_place(slots, starts, count, device)
-        return Place(first, starts, count, positions, of_slots)
+        return starts
 
     def key_positions(self, reach: Reach, place: Place, device: torch.device) -> Tensor | None:
         """Return the positions (1 or B, keys) of the keys that layers of a reach show to a pass.
