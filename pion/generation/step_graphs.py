@@ -79,15 +79,15 @@ def _say(why: str, level: int) -> None:
 
 
 class StepGraphs:
-    """The graphs for steps of one model and one cache.
+    """The graphs for steps of one model and one cache. A shape is captured in step `captured_step`.
 
     Attributes:
         refused: why no graph is used; None: graphs are used.
         captures, replays: how many there have been.
     """
 
-    def __init__(self, model: Decoder, cache: KVCache) -> None:
-        self._model, self._cache = model, cache
+    def __init__(self, model: Decoder, cache: KVCache, captured_step: int = CAPTURED_STEP) -> None:
+        self._model, self._cache, self._captured_step = model, cache, captured_step
         self.refused = why_without(model)
         self.captures = self.replays = 0
         self._seen = Counter[Shape]()
@@ -107,7 +107,7 @@ class StepGraphs:
             return None
         shape = shape_of(self._model, self._cache, len(tokens))
         self._seen[shape] += 1
-        if self._seen[shape] < CAPTURED_STEP:
+        if self._seen[shape] < self._captured_step:
             return None
         try:
             results = self._computed(shape, tokens)

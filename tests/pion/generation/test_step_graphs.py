@@ -153,11 +153,10 @@ def test_the_graph_that_was_not_used_for_the_longest_time_makes_room(
     model: Decoder, graphs: type[StandIn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step_graphs, "MOST_GRAPHS", 2)
-    monkeypatch.setattr(step_graphs, "CAPTURED_STEP", 1)
     cache = KVCache(model.config, model.config.seq_len, 3)
     with torch.inference_mode():
         model.hidden(torch.ones(3, 4, dtype=torch.int64), cache=cache)
-    found = StepGraphs(model, cache)
+    found = StepGraphs(model, cache, captured_step=1)
     for rows in (1, 2, 1, 3, 1, 2):
         assert found.step([1] * rows) is not None
     # Two rows made room for three, which then made room for two.
