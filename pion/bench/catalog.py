@@ -19,10 +19,12 @@ from pion.bench.correctness.outputs import (
     KINDS,
     LIMITS,
     check_generation,
+    check_graphs,
     check_logits,
     check_losses,
 )
 from pion.bench.correctness.recovery import check_resume, check_step_down
+from pion.bench.graph_speed import measure_graphs
 from pion.bench.kernel_speed import measure_slots
 from pion.bench.models import FAMILIES, Bench, measured_presets
 from pion.bench.results import SAVE, TRAIN, Outcome
@@ -41,7 +43,7 @@ TEXTS = (1, 16)
 # that people ask for, then the other checks, and last the speed of every preset. Presets are in
 # the order of `measured_presets`. On an H200, all rows before `resume` took 5 minutes.
 WORTH = (
-    *("logits/*", "masks", "generation/*", "kernels/loss", "losses/pion/bfloat16"),
+    *("logits/*", "masks", "generation/*", "graphs", "kernels/loss", "losses/pion/bfloat16"),
     *("train/pion-small/compiled", "train/tiny-pion/compiled", "decode/*", "save/*"),
     *("kernels/flex", "attention/*", "kernels/*", "losses/*/bfloat16", "step-down", "losses/*"),
     # Next to each other, because one process computes them.
@@ -105,6 +107,7 @@ def _checks(bench: Bench) -> dict[str, Callable[[], Outcome]]:
         },
         "masks": partial(check_masks, bench),
         **{f"generation/{kind}": partial(check_generation, bench, kind) for kind in KINDS},
+        "graphs": partial(check_graphs, bench),
         **{f"resume/{family}": partial(check_resume, bench, family) for family in FAMILIES},
         "kernels/loss": partial(check_loss, bench),
         "kernels/compiled-loss": partial(check_compiled_loss, bench),
@@ -126,6 +129,7 @@ def _measurements(bench: Bench) -> dict[str, Callable[[], Outcome]]:
             found |= {
                 f"decode/{name}/{n}": partial(measure_decoding, bench, config, n) for n in TEXTS
             }
+            found[f"decode/{name}/graphs"] = partial(measure_graphs, bench, config, TEXTS)
             most = max(TEXTS)
             found[f"decode/{name}/{most}-padded"] = partial(
                 measure_padded_decoding, bench, config, most

@@ -199,7 +199,7 @@ def _copy(bench: Bench, pairs: list[tuple[Tensor, Tensor]]) -> float:
 def measure_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
     """Decode `texts` texts in step, as `pion generate` does, with the likeliest ids."""
     prompt, new = (16, 8) if bench.tiny else (PROMPT_TOKENS, NEW_TOKENS)
-    model, dtype = _generating(bench, config)
+    model, dtype = generating_model(bench, config)
     ids = torch.randint(config.vocab_size, (texts, prompt)).to(bench.device)
     cache = KVCache(config, max_tokens=prompt + WARMUP_TOKENS + new)
     with torch.inference_mode():
@@ -223,7 +223,7 @@ def measure_padded_decoding(bench: Bench, config: ModelConfig, texts: int) -> Ou
     """Continue `texts` prompts of different lengths together, as `pion generate` does: each token
     is masked for its own text."""
     prompt, new = (16, 8) if bench.tiny else (PROMPT_TOKENS, NEW_TOKENS)
-    model, dtype = _generating(bench, config)
+    model, dtype = generating_model(bench, config)
     lengths = [prompt - prompt * row // (2 * texts) for row in range(texts)]
     prompts = [torch.randint(config.vocab_size, (length,)).tolist() for length in lengths]
 
@@ -243,7 +243,7 @@ def measure_padded_decoding(bench: Bench, config: ModelConfig, texts: int) -> Ou
     )
 
 
-def _generating(bench: Bench, config: ModelConfig) -> tuple[Decoder, str]:
+def generating_model(bench: Bench, config: ModelConfig) -> tuple[Decoder, str]:
     """Return a model to generate with, and its dtype."""
     torch.manual_seed(0)
     dtype = pick_dtype("auto", bench.device, generating=True)

@@ -22,7 +22,7 @@ CANDIDATES = 256
 # So many are enough if all texts are drawn with a smaller `top_k`.
 FEW = 64
 # The likeliest ids are looked for in blocks of so many ids.
-BLOCK = 8
+BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,19 @@ def find_candidates(
     needs_best, needs_likeliest = any(greedy), not all(greedy)
     best = likeliest = ids = totals = changed[:, :0]
     if needs_best:
-        highest, places = changed.max(dim=1, keepdim=True)
-        best = places.float()
+        places = _likeliest_id(changed)
+        highest, best = changed.gather(1, places), places.float()
     if needs_likeliest:
         likeliest, places = find_likeliest(changed, min(count, changed.shape[1]))
         # Whole numbers of fp32 are exact up to 2^24, and no vocabulary is so large.
         highest, ids = likeliest[:, :1], places.float()
     if needs_totals:
-        # `torch.tensor(…, device=…)` would wait for the GPU.
-        divisors = torch.tensor(temperatures)[:, None].to(logits.device, non_blocking=True)
-        totals = ((changed - likeliest[:, :1]) / divisors).exp_().sum(dim=1, keepdim=True)
+        weights = changed - likeliest[:, :1]
+        if any(temperature != 1 for temperature in temperatures):
+            # `torch.tensor(…, device=…)` would wait for the GPU.
+            divisors = torch.tensor(temperatures)[:, None].to(logits.device, non_blocking=True)
+            weights.div_(divisors)
+        totals = weights.exp_().sum(dim=1, keepdim=True)
     # NaN counts as the least and as the greatest of all.
     if changed is not logits:
         highest = logits.amax(dim=1, keepdim=True)
@@ -101,25 +104,46 @@ def find_candidates(
     )
 
 
-def find_likeliest(logits: Tensor, count: int, *, in_order: bool = True) -> tuple[Tensor, Tensor]:
-    """Return the `count` highest of logits (B, vocab) and their ids, the highest first if wanted
-    `in_order`.
+def find_likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` highest of logits (B, vocab) and their ids, the highest first.
 
-    They are in the `count` blocks of ids with the highest maxima, which are found in the same way.
-    So the logits are read once, and few numbers are sorted. The ids of a block are equally far
-    apart: maxima of such blocks are fast on a CPU.
+    They are in the `count` blocks of ids with the highest maxima. So the logits are read once. The
+    ids of a block are equally far apart: maxima of such blocks are fast on a CPU.
     """
     blocks = logits.shape[1] // BLOCK
     if blocks <= 2 * count:
-        values, ids = logits.topk(count, dim=1, sorted=in_order)
-        return values, ids
-    maxima = logits[:, : blocks * BLOCK].unflatten(1, (BLOCK, blocks)).amax(dim=1)
-    chosen = find_likeliest(maxima, count, in_order=False)[1]
+        return _highest(logits, count, in_order=True)
+    maxima = logits[:, : blocks * BLOCK].view(-1, BLOCK, blocks).amax(dim=1)
+    chosen = _highest(maxima, count, in_order=False)[1]
     # The ids of a block, and those that are in no block.
     apart = torch.arange(0, blocks * BLOCK, blocks, device=logits.device)
     ids = (chosen[:, None] + apart[:, None]).flatten(1)
     if blocks * BLOCK < logits.shape[1]:
         rest = torch.arange(blocks * BLOCK, logits.shape[1], device=logits.device)
         ids = torch.cat((ids, rest.expand(len(logits), -1)), dim=1)
-    values, places = logits.gather(1, ids).topk(count, dim=1, sorted=in_order)
+    values, places = _highest(logits.gather(1, ids), count, in_order=True)
     return values, ids.gather(1, places)
+
+
+# On a CPU, torch's `argmax` and `topk` look at one number after the other, and numpy's at many.
+
+
+def _likeliest_id(logits: Tensor) -> Tensor:
+    """Return the id with the highest of logits (B, vocab), of equals the lowest: (B, 1)."""
+    if logits.device.type != "cpu":
+        return logits.max(dim=1, keepdim=True).indices
+    return torch.from_numpy(logits.numpy().argmax(axis=1, keepdims=True))
+
+
+def _highest(values: Tensor, count: int, *, in_order: bool) -> tuple[Tensor, Tensor]:
+    """Return the `count` highest of values (B, n), and their places."""
+    if values.device.type != "cpu":
+        highest, places = values.topk(count, dim=1, sorted=in_order)
+        return highest, places
+    array = values.numpy()
+    found = array.argpartition(array.shape[1] - count, axis=1)[:, array.shape[1] - count :]
+    if in_order:
+        order = np.take_along_axis(array, found, axis=1).argsort(axis=1)[:, ::-1]
+        found = np.take_along_axis(found, order, axis=1)
+    places = torch.from_numpy(found)
+    return values.gather(1, places), places

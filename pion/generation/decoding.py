@@ -15,6 +15,7 @@ from torch import Tensor
 from pion.errors import BadInput
 from pion.generation.bounds import MOST_DRAFTS
 from pion.generation.drafts import TOKEN_SHARE, Drafting, Possible, Records, best_number
+from pion.generation.step_graphs import StepGraphs
 from pion.generation.text import Text
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
@@ -39,6 +40,7 @@ class Decoding:
     Attributes:
         texts: those whose prompts have been read, by their rows.
         reading: the text whose prompt is being read. It has the row after them.
+        graphs: the CUDA graphs of steps without drafts.
     """
 
     def __init__(self, model: Decoder, rows: int, max_tokens: int, drafts: int = 0) -> None:
@@ -55,6 +57,7 @@ class Decoding:
         self.texts: list[Text] = []
         self.reading: Text | None = None
         self._cache = KVCache(model.config, min(max_tokens, model.config.seq_len), rows)
+        self.graphs = StepGraphs(model, self._cache)
         # Of each row, the ids that it has keys and values of; and when it was used last.
         self._read: list[list[int]] = [[] for _ in range(rows)]
         self._used = [0] * rows
@@ -166,8 +169,7 @@ class Decoding:
         width = 1 + max(map(len, guesses))
         rows = [[text.ids[-1], *guess] for text, guess in zip(self.texts, guesses)]
         filled = [ids + [0] * (width - len(ids)) for ids in rows]
-        hidden = cache_tokens(self.model, filled, self._cache)
-        logits = every_logits(self.model, hidden)
+        hidden, logits = self._pass(filled)
         right = _draw_in_turns(draw, logits, guesses)
         for row, guess in enumerate(guesses):
             self._read[row] += rows[row][: right[row] + 1]
@@ -176,6 +178,16 @@ class Decoding:
                 self._drafting(self.texts[row]).known = hidden, row, right[row]
             if guess:
                 self._drafting(self.texts[row]).count(right[row])
+
+    def _pass(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Read the next tokens of all texts; return hidden states and logits, each (B, T, …)."""
+        found = self.graphs.step([ids[0] for ids in rows]) if len(rows[0]) == 1 else None
+        if found is None:
+            hidden = cache_tokens(self.model, rows, self._cache)
+            return hidden, every_logits(self.model, hidden)
+        hidden, logits = found
+        # A block reads the states in the next step.
+        return (hidden if self._block is None else hidden.clone()), logits
 
     def drafted(self, text: Text) -> tuple[int, int]:
         """Return how many tokens of a text that has not left were drafted, and how many right."""

@@ -17,7 +17,7 @@ from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
 from pion.errors import BadInput
 from pion.model.attention.attention import Attention, kernels_of_any_length
-from pion.model.attention.cache import KVCache
+from pion.model.attention.cache import KVCache, Place
 from pion.model.block import Block
 from pion.model.draft_block import PREFIX, DraftBlock, Trunk, draft_loss
 from pion.model.feedforward.dense import Stats, SwiGLU
@@ -341,6 +341,10 @@ class Decoder(nn.Module):
         tokens than the context, ValueError for a cache with documents and for a full row.
         """
         return self._run(Given(tokens, positions, documents, cache, row), options)[0]
+
+    def hidden_at(self, tokens: Tensor, cache: KVCache, place: Place) -> Tensor:
+        """Return what `hidden` returns, of tokens (B, T) at a place of the cache."""
+        return self._run(Given(tokens, cache=cache, row=place.first, place=place), AS_THE_MODEL)[0]
 
     def _run(self, given: Given, options: StepOptions) -> tuple[Tensor, list[Stats]]:
         """Return what `hidden` returns, and the report of each layer.

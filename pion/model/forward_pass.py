@@ -60,7 +60,8 @@ AS_THE_MODEL = StepOptions()
 class Given(NamedTuple):
     """The tokens of a forward pass, where they are, and what came before them; see Decoder.
 
-    With a cache, the tokens follow those of its rows from `row` on.
+    With a cache, the tokens follow those of its rows from `row` on, or are at `place`, which was
+    made before.
     """
 
     tokens: Tensor
@@ -68,6 +69,7 @@ class Given(NamedTuple):
     documents: Tensor | None = None
     cache: KVCache | None = None
     row: int = 0
+    place: Place | None = None
 
     @property
     def real(self) -> Tensor | None:
@@ -143,12 +145,11 @@ class Pass:
         and for a full row.
         """
         cache, (batch, count), device = given.cache, given.tokens.shape, given.tokens.device
-        past = 0 if cache is None else max(cache.lengths[given.row : given.row + batch], default=0)
+        past, place = _past(given), given.place
         if past + count > config.seq_len:
             raise BadInput(
                 f"{past + count} tokens are more than the model's context of {config.seq_len}"
             )
-        place = None
         if config.slots is not None and cache is None:
             entries = entries_of(config.slots, given.positions, given.documents, given.tokens)
             flex = flexible(config, device.type)
@@ -159,7 +160,7 @@ class Pass:
         elif given.documents is not None:
             raise ValueError("a cache has one document per row, so documents can't be given")
         else:
-            place = cache.place(given.row, batch, count, device)
+            place = place or cache.place(given.row, batch, count, device)
             if place.positions is not None:
                 given = given._replace(positions=place.positions)
             if config.slots is None:
@@ -183,6 +184,15 @@ class Pass:
     def past(self) -> int:
         """The number of cached tokens; of several texts, that of the longest."""
         return 0 if self.place is None else max(self.place.starts)
+
+
+def _past(given: Given) -> int:
+    """Return the number of tokens before those of a pass; of several texts, that of the longest."""
+    if given.place is not None:
+        return max(given.place.starts)
+    if given.cache is None:
+        return 0
+    return max(given.cache.lengths[given.row : given.row + len(given.tokens)], default=0)
 
 
 def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:

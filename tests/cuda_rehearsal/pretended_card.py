@@ -99,6 +99,25 @@ class PretendedStream:
     wait_stream = wait_event = wait
 
 
+class PretendedGraph:
+    """A CUDA graph. What runs while it is captured is computed on fake tensors, as always."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def capture_begin(self, *pool: Any, **how: Any) -> None:
+        self._watch.captures = True
+
+    def capture_end(self) -> None:
+        self._watch.captures = False
+
+    def pool(self) -> tuple[int, int]:
+        return (0, 1)
+
+    def replay(self) -> None:
+        self._watch.replays += 1
+
+
 def _answers(watch: Watch) -> dict[str, Any]:
     """Return what replaces the functions of torch.cuda, by name."""
     stream = PretendedStream(watch)
@@ -125,7 +144,9 @@ def _answers(watch: Watch) -> dict[str, Any]:
         "Stream": always(stream),
         "Event": always(stream),
         "stream": lambda stream: contextlib.nullcontext(),
-        "is_current_stream_capturing": always(False),
+        "device": lambda device: contextlib.nullcontext(),
+        "CUDAGraph": lambda: PretendedGraph(watch),
+        "is_current_stream_capturing": lambda: watch.captures,
         "cudart": always(
             SimpleNamespace(
                 cudaHostRegister=lambda *memory: watch.register(*memory),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -21,7 +22,11 @@ from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
 from pion.data.stream import Batch
 from pion.evaluation.held_out import Scorer, evaluate, held_out, responses
+from pion.generation import step_graphs
 from pion.generation.candidates import FEW
+from pion.generation.decoding import Decoding
+from pion.generation.step_graphs import CAPTURED_STEP
+from pion.generation.text import Settings, Text, draw_together
 from pion.model.attention import attention
 from pion.model.attention.cache import KVCache
 from pion.model.attention.rope import rotary_table
@@ -31,7 +36,7 @@ from pion.train.phases import Phase
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from pipeline.state.checkpoints.snapshot import Snapshot
-from tests.cuda_rehearsal.pretended_card import PretendedStream
+from tests.cuda_rehearsal.pretended_card import PretendedGraph, PretendedStream
 from tests.cuda_rehearsal.report import Report
 from tests.cuda_rehearsal.watch import Operation, Watch
 
@@ -283,6 +288,77 @@ def generate_together(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     return NEW_TOKENS, (model, caches)
 
 
+@dataclass(frozen=True)
+class _Continued:
+    """Two texts of different lengths, which are continued together."""
+
+    model: Decoder
+    decoding: Decoding
+
+    @classmethod
+    def of(cls, config: ModelConfig, dtype: Dtype) -> _Continued:
+        """Read the texts, and draw the first token of each."""
+        weights = Decoder(config).state_dict()
+        model = Decoder.from_state(config, weights, DTYPES[dtype]).to("cuda")
+        settings = Settings(max_tokens=CAPTURED_STEP + 2 * NEW_TOKENS, stop_ids=(), seed=0)
+        prompts = [list(range(count)) for count in (PROMPT_TOKENS, PROMPT_TOKENS // 2)]
+        texts = [Text(model, prompt, settings) for prompt in prompts]
+        decoding = Decoding(model, len(texts), texts[0].room)
+        for text in texts:
+            text.draw(decoding.read_alone(text)[0])
+        return cls(model, decoding)
+
+    def step(self, times: int) -> None:
+        """Draw the next tokens so many times."""
+
+        def draw(rows: Sequence[int], logits: Tensor) -> list[int | None]:
+            drawn = draw_together([self.decoding.texts[row] for row in rows], logits)
+            return [token if isinstance(token, int) else None for token in drawn]
+
+        for _ in range(times):
+            self.decoding.step(draw)
+
+
+def replay(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
+    """Continue two texts by a captured step; count the steps after the graph was compared."""
+    # The card has no values to compare.
+    compared = mock.patch.object(step_graphs, "_largest_share", return_value=0.0)
+    with compared as compare, few_copied(watch, LIKELIEST):
+        texts = _Continued.of(config, dtype)
+        texts.step(CAPTURED_STEP + 1)
+        watch.start()
+        texts.step(NEW_TOKENS)
+    graphs = texts.decoding.graphs
+    if step_graphs.why_without(texts.model) is None:
+        assert graphs.refused is None
+        assert (graphs.captures, compare.call_count) == (1, 1)
+        # One launch for each token, and no product is computed outside.
+        assert (watch.replays, watch.matmuls) == (NEW_TOKENS, Counter())
+    else:
+        assert config.experts is not None
+        assert (graphs.captures, watch.replays) == (0, 0)
+    return NEW_TOKENS, (texts.model, texts.decoding) if dtype == "float32" else None
+
+
+def replay_nothing(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
+    """Continue two texts where capturing fails, for want of memory; count all steps."""
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    failing = mock.patch.object(PretendedGraph, "capture_begin", side_effect=full)
+    with failing as begin, few_copied(watch, LIKELIEST):
+        texts = _Continued.of(config, "float32")
+        watch.start()
+        texts.step(CAPTURED_STEP + NEW_TOKENS)
+    graphs = texts.decoding.graphs
+    if step_graphs.why_without(texts.model) is None:
+        assert begin.call_count == 1
+        assert str(full) in str(graphs.refused)
+    assert (graphs.captures, watch.replays) == (0, 0)
+    lengths = [len(text.ids) for text in texts.decoding.texts]
+    steps = CAPTURED_STEP + NEW_TOKENS
+    assert lengths == [PROMPT_TOKENS + 1 + steps, PROMPT_TOKENS // 2 + 1 + steps]
+    return steps, (texts.model, texts.decoding)
+
+
 def guess(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     """Continue a prompt by tokens that a draft block guesses, all right; count the passes."""
     model = Decoder(replace(config, draft=DRAFT)).to("cuda")
@@ -324,6 +400,9 @@ SCENARIOS: dict[str, Scenario] = {
     "generate together float32": generate_together,
     "guess float32": guess,
     "train saving bfloat16": functools.partial(train_while_saving, dtype="bfloat16"),
+    "replay float32": functools.partial(replay, dtype="float32"),
+    "replay bfloat16": functools.partial(replay, dtype="bfloat16"),
+    "fail to replay float32": replay_nothing,
 }
 
 
@@ -340,9 +419,10 @@ class Rehearsal:
 
 
 # Experts compute in another way on a card with kernels for grouped products, in bf16. An RTX 5090
-# is newer than an H100 but has no such kernels.
+# is newer than an H100 but has no such kernels. The suite has the first two.
 ON_OTHER_CARDS = [
     Rehearsal("experts", "train adamw bfloat16", "H100"),
+    Rehearsal("experts", "replay bfloat16", "H100"),
     Rehearsal("experts", "train recompute bfloat16", "H100"),
     Rehearsal("experts", "train adamw float32", "H100"),
     Rehearsal("experts", "evaluate in training bfloat16", "H100"),
@@ -361,7 +441,7 @@ def _everywhere() -> Iterator[tuple[Rehearsal, bool]]:
 
 
 REHEARSALS = {
-    "suite": [*(each for each, in_suite in _everywhere() if in_suite), ON_OTHER_CARDS[0]],
+    "suite": [*(each for each, in_suite in _everywhere() if in_suite), *ON_OTHER_CARDS[:2]],
     "all": [*(each for each, _ in _everywhere()), *ON_OTHER_CARDS],
 }
 

@@ -13,13 +13,17 @@ Reports = dict[str, Report]
 
 # How often the host may wait for the card: in a training step, in a call that reads the losses, in
 # a micro-batch of an evaluation, for a new token, and for a pass that reads what a block guesses.
-MOST_HOST_SYNCS = {"train": 0, "drain": 1, "evaluate": 1, "generate": 1, "guess": 2}
+# Of the steps of "fail", one waits once more, before it captures.
+MOST_HOST_SYNCS = {
+    **{"train": 0, "drain": 1, "evaluate": 1, "generate": 1, "guess": 2},
+    **{"replay": 1, "fail": 2},
+}
 # How often each of these passes through the layers; recomputing activations is one more pass.
-PASSES = {"train": MICRO_BATCHES, "drain": 0, "evaluate": 1, "generate": 1, "guess": 1}
+PASSES = MOST_HOST_SYNCS | {"train": MICRO_BATCHES, "drain": 0, "guess": 1, "fail": 1}
 # Where sliced products of experts copy to the host where the slices end.
 SLICES = "pion/model/feedforward/expert_products.py"
-# What else may be there: counts, places, and the ids that a draft block guesses.
-WHOLE_NUMBERS = (".positions", ".counts", "draft._buffers.ids")
+# What else may be there: counts, places, ids, and the ids that a draft block guesses.
+WHOLE_NUMBERS = (".positions", ".counts", "._given", "draft._buffers.ids")
 BY_NAME = {str(rehearsal): rehearsal for rehearsal in REHEARSALS["all"]}
 
 
@@ -116,6 +120,7 @@ def test_weights_states_and_caches_are_on_the_card_in_fp32(reports: Reports) -> 
         ("evaluate text float32", ("embed._parameters.weight",)),
         ("generate float32", ("layers.0.keys", "layers.0.values")),
         ("generate together float32", ("layers.0.keys", "_joined")),
+        ("replay float32", ("layers.0.keys", "._given", "._results")),
         ("train draft bfloat16", ("draft._buffers.ids", "exp_avgs")),
     ],
 )

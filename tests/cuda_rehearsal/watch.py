@@ -101,6 +101,9 @@ class Watch(TorchDispatchMode):
     Enter it after a FakeTensorMode. `seen`, if set, is called with each operation on the card, and
     with each communication between ranks, on the host too.
     `values_of` makes up the values that the host copies from the card.
+    While a CUDA graph `captures` what runs, waiting for the card raises RuntimeError, and so does a
+    copy between host and card: each replay would read the host's memory again. `replays` counts the
+    launches of graphs.
     """
 
     # Without this, torch refuses flex attention while the mode is on.
@@ -112,14 +115,16 @@ class Watch(TorchDispatchMode):
         self.matmuls: Counter[str] = Counter()  # by the dtypes of their inputs
         self.seen: Callable[[Operation], None] | None = None
         self.values_of: Callable[[Tensor, torch.dtype], Tensor] = ones
+        self.captures = False
+        self.replays = 0
         self._opened: OpOverload | None = None
         # By address. The tensors are kept so that nothing else gets their address.
         self._page_locked: dict[int, Tensor] = {}
         self._registered: set[int] = set()
 
     def start(self) -> None:
-        """Forget the findings and products so far. What comes now counts."""
-        self.findings, self.matmuls = [], Counter()
+        """Forget the findings, products and replays so far. What comes now counts."""
+        self.findings, self.matmuls, self.replays = [], Counter(), 0
 
     def free_page_locked(self) -> None:
         """Free the memory from `page_locked`, once nothing uses it any more."""
@@ -127,6 +132,8 @@ class Watch(TorchDispatchMode):
 
     def note(self, kind: Kind, operation: str) -> None:
         """Write down a finding in the line of our code that now runs."""
+        if self.captures and kind in ("host_sync", "unpinned_copy"):
+            raise RuntimeError(f"{operation}: operation not permitted when stream is capturing")
         self.findings.append(Finding(kind, operation, where()))
 
     def page_locked(self, tensor: Tensor) -> Tensor:

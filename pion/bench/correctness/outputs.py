@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pion.bench.models import (
+    FAMILIES,
     Bench,
     check_model,
     counting_trainer,
@@ -23,7 +24,10 @@ from pion.bench.models import (
 )
 from pion.bench.results import Outcome, judged
 from pion.config.model_config import ModelConfig
+from pion.generation.decoding import cache_tokens
+from pion.generation.fixed_step import FixedStep, shape_of
 from pion.generation.generate import generate
+from pion.generation.step_graphs import StepGraphs, why_without
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.train.settings import ComputePlan, TrainSettings
@@ -113,6 +117,63 @@ def _cached_logits(model: Decoder, ids: Tensor, prompt: int) -> Tensor:
     there = ids.to(model.embed.weight.device)
     pieces = [there[:, :prompt], *there[:, prompt:-1].split(1, dim=1)]
     return torch.stack([model(piece, cache=cache)[0, -1] for piece in pieces])
+
+
+def check_graphs(bench: Bench) -> Outcome:
+    """Continue two texts of each family by CUDA graphs; compare the logits of each step.
+
+    The texts have different lengths, and one is longer than the window. Where a family can have no
+    graph, as on a CPU, the operations that a graph would have are computed one by one.
+    """
+    differences: dict[str, float] = {}
+    without: dict[str, str] = {}
+    for family in FAMILIES:
+        model = scrambled(_without_rounding(check_model(family, bench.tiny)))
+        differences[family], refused = _graph_difference(model, twin(model, bench.device))
+        if refused is not None:
+            without[family] = refused
+    worst = largest(differences.values())
+    said = "".join(f"; {family} has none: {why}" for family, why in without.items())
+    return judged(
+        worst <= LIMIT,
+        f"largest difference {worst:.1e}, at most {LIMIT:.0e}{said if bench.on_cuda else ''}",
+        **differences,
+        limit=LIMIT,
+        graphs=", ".join(family for family in FAMILIES if family not in without),
+    )
+
+
+def _graph_difference(model: Decoder, copy: Decoder) -> tuple[float, str | None]:
+    """Return how much logits of steps by graphs differ from the model's, and why there is none.
+
+    The difference is infinite if a graph should be possible and is not.
+    """
+    size = model.config.seq_len
+    ids, lengths = torch.randint(model.config.vocab_size, (2, size)), (size * 5 // 8, size // 5)
+    cache = KVCache(model.config, size, rows=2)
+    graphs, differences = StepGraphs(copy, cache, captured_step=1), [0.0]
+    with exact_float32(), torch.no_grad():
+        expected = model(ids)
+        for row, length in enumerate(lengths):
+            cache_tokens(copy, [ids[row, :length].tolist()], cache, row)
+        for step in range(NEW_TOKENS):
+            at = [length + step for length in lengths]
+            tokens = [int(ids[row, place]) for row, place in enumerate(at)]
+            found = graphs.step(tokens) or _fixed_step(copy, cache, tokens)
+            wanted = torch.stack([expected[row, place] for row, place in enumerate(at)])
+            differences.append(largest_difference(found[1][:, 0], wanted))
+    if graphs.refused != why_without(copy):
+        differences.append(float("inf"))
+    return largest(differences), graphs.refused
+
+
+def _fixed_step(model: Decoder, cache: KVCache, tokens: list[int]) -> tuple[Tensor, Tensor]:
+    """Compute a step as a graph would, but without the graph."""
+    step = FixedStep(model, cache, shape_of(model, cache, len(tokens)))
+    step.write(tokens)
+    results = step.compute()
+    cache.grow(0, len(tokens), 1)
+    return results
 
 
 def check_losses(bench: Bench, family: str, dtype: Dtype) -> Outcome:

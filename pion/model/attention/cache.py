@@ -11,7 +11,7 @@ position p has the entry p mod `room`. Masks are made of positions, never of ent
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -42,6 +42,9 @@ class Place:
     count: int
     positions: Tensor | None
     slots: SlotPlace | None = None
+    _entries: dict[int, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @cached_property
     def end(self) -> int:
@@ -57,6 +60,17 @@ class Place:
     @cached_property
     def rows(self) -> slice:
         return slice(self.first, self.first + len(self.starts))
+
+    def entries(self, room: int) -> tuple[Tensor, Tensor]:
+        """Return the rows (B, 1) of the pass, and the entries (B, T) of its tokens in each.
+
+        Layers with as many entries share these. Only for rows of different lengths.
+        """
+        assert self.positions is not None
+        if room not in self._entries:
+            rows = torch.arange(self.rows.start, self.rows.stop, device=self.positions.device)
+            self._entries[room] = rows[:, None], self.positions % room
+        return self._entries[room]
 
 
 class KVCache:
@@ -102,6 +116,20 @@ class KVCache:
 
         Raises ValueError if there is no such row, or not so much room.
         """
+        starts = self.grow(first, batch, count)
+        positions = None
+        if len(set(starts)) > 1:
+            begins = torch.tensor(starts).to(device, non_blocking=True)
+            positions = begins[:, None] + torch.arange(count, device=device)
+        slots = self._slots
+        of_slots = None if slots is None else slot_place(slots, starts, count, device)
+        return Place(first, starts, count, positions, of_slots)
+
+    def grow(self, first: int, batch: int, count: int) -> tuple[int, ...]:
+        """Count `count` more tokens of each of `batch` rows; return how many each had before.
+
+        Raises what `place` raises.
+        """
         rows = range(first, first + batch)
         if self.rows is not None and rows.stop > self.rows:
             raise ValueError(f"there is no row {rows.stop - 1} in a cache of {self.rows}")
@@ -115,13 +143,7 @@ class KVCache:
         for row, start in zip(rows, starts):
             self.lengths[row] = start + count
             self._reached[row] = max(self._reached[row], start + count)
-        positions = None
-        if len(set(starts)) > 1:
-            begins = torch.tensor(starts).to(device, non_blocking=True)
-            positions = begins[:, None] + torch.arange(count, device=device)
-        slots = self._slots
-        of_slots = None if slots is None else slot_place(slots, starts, count, device)
-        return Place(first, starts, count, positions, of_slots)
+        return starts
 
     def key_positions(self, reach: Reach, place: Place, device: torch.device) -> Tensor | None:
         """Return the positions (1 or B, keys) of the keys that layers of a reach show to a pass.
@@ -324,9 +346,8 @@ def _write(buffer: Tensor, new: Tensor, place: Place, room: int) -> None:
     new = new[:, :, -room:]
     count = new.shape[2]
     if place.positions is not None:
-        entries = place.positions[:, -count:] % room
-        rows = torch.arange(place.rows.start, place.rows.stop, device=new.device)
-        buffer[rows[:, None], :, entries] = new.transpose(1, 2)
+        rows, entries = place.entries(room)
+        buffer[rows, :, entries[:, -count:]] = new.transpose(1, 2)
         return
     begin = (place.end - count) % room
     first = min(count, room - begin)

@@ -95,16 +95,23 @@ def rotations(
     """
     if config.positions == "learned":
         return None
-    frequencies = frequencies_of(config)
-    if config.seq_len * config.head_dim > LARGEST_TABLE:
+    table = table_of(config, device)
+    if table is None:
         if positions is None:
             positions = torch.arange(past, past + length, device=device)[None]
-        return rotation_at(positions, frequencies)
-    cos, sin = rotary_table(config.seq_len, frequencies, device)
+        return rotation_at(positions, frequencies_of(config))
+    cos, sin = table
     if positions is None:
         here = slice(past, past + length)
         return cos[None, here, None], sin[None, here, None]
     return cos[positions][:, :, None], sin[positions][:, :, None]
+
+
+def table_of(config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Return the table of a model's context; None: positions are learned, or there are too many."""
+    if config.positions == "learned" or config.seq_len * config.head_dim > LARGEST_TABLE:
+        return None
+    return rotary_table(config.seq_len, frequencies_of(config), device)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

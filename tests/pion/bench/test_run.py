@@ -244,7 +244,14 @@ def test_the_rows_that_are_worth_the_most_fit_into_the_minutes_of_an_h200() -> N
     for family in ("pion", "tachyon", "daisy", "pilon", "lepton"):
         assert f"logits/{family}" in first
         assert ends[f"losses/{family}/float32"] < 60 * MINUTES
-    for row in ("masks", "generation/slots", "kernels/loss", "kernels/flex", "attention/slots"):
+    for row in (
+        "masks",
+        "generation/slots",
+        "graphs",
+        "kernels/loss",
+        "kernels/flex",
+        "attention/slots",
+    ):
         assert row in first
     for row in ("train/pion-small/compiled", "decode/pion-small/16-padded", "save/pion-small"):
         assert row in first

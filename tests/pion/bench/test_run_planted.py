@@ -15,7 +15,9 @@ from pion.bench.correctness import compiler, kernels, outputs, recovery
 from pion.bench.models import Bench, PlanChanged, check_model
 from pion.bench.models import twin as true_twin
 from pion.bench.results import Outcome
+from pion.generation.fixed_step import FixedStep
 from pion.model import decoder, loss
+from pion.model.attention import masks
 from pion.model.attention.cache import LayerCache, Place
 from pion.model.decoder import Decoder
 from pion.train import trainer
@@ -155,6 +157,37 @@ def test_generation_with_a_cache_that_loses_a_key(
 
     monkeypatch.setattr(LayerCache, "extend", forgetful)
     assert is_wrong(outputs.check_generation(TINY, kind))
+
+
+def in_a_wrong_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = FixedStep.compute
+
+    def moved(self: FixedStep) -> tuple[Tensor, Tensor]:
+        self._given = self._given + torch.tensor([[0], [1]])
+        return compute(self)
+
+    monkeypatch.setattr(FixedStep, "compute", moved)
+
+
+def with_all_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attend to entries that no text has, too."""
+    monkeypatch.setattr(masks, "_mask_by_positions", lambda *_: masks.Mask())
+
+
+@pytest.mark.parametrize("mistake", [in_a_wrong_position, with_all_entries])
+def test_graphs(
+    monkeypatch: pytest.MonkeyPatch, mistake: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    monkeypatch.setattr(outputs, "FAMILIES", ["pion"])
+    assert outputs.check_graphs(TINY).verdict == "right"
+    mistake(monkeypatch)
+    assert is_wrong(outputs.check_graphs(TINY))
+
+
+def test_a_card_that_refuses_graphs_that_it_should_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "FAMILIES", ["pion"])
+    monkeypatch.setattr(outputs, "why_without", lambda model: None)
+    assert is_wrong(outputs.check_graphs(TINY))
 
 
 # ---------------------------------------------------------------- resume

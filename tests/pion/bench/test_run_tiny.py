@@ -34,6 +34,7 @@ TINY = Bench(torch.device("cpu"), tiny=True)
 LEFT_OUT = {
     "kernels/flex": "CUDA",
     "attention/slots": "CUDA",
+    "decode/tiny-pion/graphs": "CUDA",
     "train/tiny-pion/compiled": "compiles nothing",
     "train/tiny-tachyon/compiled": "compiles nothing",
     "train/tiny-daisy/compiled": "compiles nothing",
@@ -43,7 +44,7 @@ LEFT_OUT = {
 # A row of each kind.
 SOME = (
     *("compiler", "logits/tachyon", "losses/pion/float32", "losses/pilon/bfloat16", "masks"),
-    *("generation/windowed", "generation/slots", "resume/daisy", "kernels", "step-down"),
+    *("generation/windowed", "generation/slots", "resume/daisy", "kernels", "step-down", "graphs"),
     *("train/tiny-pion", "save", "decode/tiny-pion/16", "decode/tiny-pion/16-padded"),
     *(name for name in LEFT_OUT if name != "kernels/flex"),
 )

@@ -139,9 +139,15 @@ def test_the_likeliest_ids_are_found_in_blocks() -> None:
     logits = some_logits(3, VOCABULARY, 1.0, rounded=False)
     logits[0, -1] = logits[1, 0] = 50.0  # in the rest behind the last block, and in the first one
     values, ids = find_likeliest(logits, CANDIDATES)
-    expected = logits.topk(CANDIDATES, dim=1)
-    assert torch.equal(values, expected.values)
-    assert torch.equal(ids, expected.indices)
+    assert torch.equal(values, logits.topk(CANDIDATES, dim=1).values)
+    assert torch.equal(logits.gather(1, ids), values)
+    assert all(len(set(row)) == CANDIDATES for row in ids.tolist())
+
+
+def test_the_likeliest_id_is_the_lowest_of_equals() -> None:
+    logits = torch.zeros(2, VOCABULARY)
+    logits[0, 700:900] = logits[1, -1] = 3.0
+    assert draw(logits, [Sampling(temperature=0.0)] * 2) == [700, VOCABULARY - 1]
 
 
 class CountLarge(TorchDispatchMode):

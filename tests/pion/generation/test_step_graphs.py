@@ -1,0 +1,212 @@
+"""Texts are the same with CUDA graphs, and with graphs that can't be captured or are wrong.
+
+There is no GPU here: a stand-in computes what a graph would replay. tests/cuda_rehearsal captures
+real steps, on a card that is pretended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from pion.bench.models import FAMILIES, check_model, scrambled
+from pion.generation import step_graphs
+from pion.generation.decoding import Decoding
+from pion.generation.fixed_step import FixedStep, Shape
+from pion.generation.generate import generate, generate_batch
+from pion.generation.step_graphs import CAPTURED_STEP, StepGraphs, use_step_graphs, why_without
+from pion.model.attention.cache import KVCache
+from pion.model.decoder import Decoder
+
+NEW_TOKENS, PROMPTS = 20, ([5, 6, 7, 8] * 4, [9, 3], [1] * 9)
+SETTINGS: dict[str, Any] = {"max_tokens": NEW_TOKENS, "stop_ids": (), "seed": 0}
+
+
+class StandIn:
+    """What a graph does, on a CPU. `wrong` is added to the logits of each replay."""
+
+    made: list[StandIn]
+    wrong, fails_at = 0.0, -1
+
+    def __init__(self, model: Decoder, cache: KVCache, shape: Shape) -> None:
+        self.step, self.shape, self.proven = FixedStep(model, cache, shape), shape, False
+        self.replays = 0
+        self.made.append(self)
+
+    def capture(self, tokens: Sequence[int], other: StandIn | None) -> step_graphs.Results:
+        if self.fails_at == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 MiB")
+        self.step.write(tokens)
+        return self.step.compute()
+
+    def replay(self, tokens: Sequence[int]) -> step_graphs.Results:
+        self.replays += 1
+        if self.replays == self.fails_at:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        self.step.write(tokens)
+        hidden, logits = self.step.compute()
+        return hidden, logits + self.wrong
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    """The stand-in, which is used instead of graphs."""
+
+    class Fresh(StandIn):
+        made: list[StandIn] = []  # noqa: RUF012
+
+    monkeypatch.setattr(step_graphs, "_StepGraph", Fresh)
+    monkeypatch.setattr(step_graphs, "why_without", lambda model: None)
+    step_graphs._say.cache_clear()
+    return Fresh
+
+
+@pytest.fixture(scope="module")
+def model() -> Decoder:
+    return scrambled(check_model("pion", tiny=True)).joined()
+
+
+def continued(model: Decoder, *, drafts: int = 0) -> list[list[int]]:
+    """Return the new ids of all prompts, of which two are continued at once."""
+    new: list[list[int]] = [[] for _ in PROMPTS]
+    for number, token in generate_batch(model, PROMPTS, rows=2, drafts=drafts, **SETTINGS):
+        new[number] += [] if token is None else [token]
+    return new
+
+
+def without_graphs(work: Callable[[], Any]) -> Any:
+    use_step_graphs(False)
+    try:
+        return work()
+    finally:
+        use_step_graphs(True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_are_the_same_with_graphs(family: str, graphs: type[StandIn]) -> None:
+    model = scrambled(check_model(family, tiny=True)).joined()
+    expected = without_graphs(lambda: continued(model))
+    assert graphs.made == []
+    assert continued(model) == expected
+    assert list(generate(model, PROMPTS[0], **SETTINGS)) == expected[0]
+    # Two texts together, one alone, and again one alone in a cache of its own.
+    assert [made.shape.rows for made in graphs.made if not made.shape.slots] == [2, 1, 1]
+    assert sum(made.replays for made in graphs.made) > NEW_TOKENS
+
+
+def test_texts_with_drafts_are_the_same(model: Decoder, graphs: type[StandIn]) -> None:
+    repeating = {"logit_bias": {5: 4.0, 6: 4.0}, **SETTINGS}
+    expected = list(generate(model, PROMPTS[0], **repeating))
+    assert list(generate(model, PROMPTS[0], drafts=3, **repeating)) == expected
+    assert graphs.made[-1].replays > 0
+
+
+def test_a_shape_is_captured_once_and_replayed_once_for_each_token(
+    model: Decoder, graphs: type[StandIn]
+) -> None:
+    list(generate(model, PROMPTS[0], **SETTINGS))
+    (made,) = graphs.made
+    # The prompt gives the first token, and the capture itself gives one.
+    assert made.replays == NEW_TOKENS - 1 - CAPTURED_STEP
+    assert made.proven
+
+
+def test_short_texts_capture_nothing(model: Decoder, graphs: type[StandIn]) -> None:
+    list(generate(model, PROMPTS[0], **SETTINGS | {"max_tokens": CAPTURED_STEP}))
+    assert graphs.made == []
+
+
+@pytest.mark.parametrize(
+    ("mistake", "why"),
+    [
+        ({"fails_at": 0}, "OutOfMemoryError: CUDA out of memory."),
+        ({"fails_at": 1}, "RuntimeError: CUDA error: an illegal memory access was encountered"),
+        ({"fails_at": 4}, "RuntimeError: CUDA error: an illegal memory access was encountered"),
+        ({"wrong": 0.1}, "a replayed step differs from the same step without a graph"),
+        ({"wrong": float("nan")}, "a replayed step differs from the same step without a graph"),
+    ],
+)
+def test_a_graph_that_fails_or_is_wrong_changes_no_text_and_is_logged_once(
+    mistake: dict[str, float],
+    why: str,
+    model: Decoder,
+    graphs: type[StandIn],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = without_graphs(lambda: continued(model))
+    for name, value in mistake.items():
+        monkeypatch.setattr(graphs, name, value)
+    assert continued(model) == expected
+    assert continued(model) == expected
+    (record,) = caplog.records
+    assert record.getMessage() == f"texts are continued without CUDA graphs: {why}"
+    assert record.levelno == logging.WARNING
+    assert len(graphs.made) == 2  # each cache has tried once
+
+
+def test_the_graph_that_was_not_used_for_the_longest_time_makes_room(
+    model: Decoder, graphs: type[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_graphs, "MOST_GRAPHS", 2)
+    cache = KVCache(model.config, model.config.seq_len, 3)
+    with torch.inference_mode():
+        model.hidden(torch.ones(3, 4, dtype=torch.int64), cache=cache)
+    found = StepGraphs(model, cache, captured_step=1)
+    for rows in (1, 2, 1, 3, 1, 2):
+        assert found.step([1] * rows) is not None
+    # Two rows made room for three, which then made room for two.
+    assert [made.shape.rows for made in graphs.made] == [1, 2, 3, 2]
+
+
+def test_nothing_is_captured_under_autocast(model: Decoder, graphs: type[StandIn]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        list(generate(model, PROMPTS[0], **SETTINGS))
+    assert graphs.made == []
+
+
+# ---------------------------------------------------------------- why there are no graphs
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[Decoder, int], str | None]:
+    """`card(model, major)`: why steps on a card of this capability can't be graphs."""
+
+    def why(model: Decoder, major: int) -> str | None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+        model.embed.weight = FakeWeight()  # type: ignore[assignment]
+        return why_without(model)
+
+    class FakeWeight(torch.nn.Parameter):
+        device = torch.device("cuda")  # type: ignore[assignment]
+
+    return why
+
+
+def test_a_cpu_has_none_and_says_nothing(model: Decoder, caplog: pytest.LogCaptureFixture) -> None:
+    decoding = Decoding(model, 1, 20)
+    assert decoding.graphs.refused == "a cpu has no CUDA graphs"
+    assert caplog.records == []
+
+
+def test_experts_have_none_where_the_host_cuts_them_into_slices(
+    card: Callable[[Decoder, int], str | None],
+) -> None:
+    config = check_model("tachyon", tiny=True)
+    in_bf16 = Decoder.from_state(config, Decoder(config).state_dict(), torch.bfloat16)
+    assert card(in_bf16, 9) is None
+    assert card(in_bf16, 8) == (
+        "in bfloat16 on this card, the host must know how many tokens each expert has"
+    )
+    assert "in float32 on this card" in str(card(Decoder(config), 9))
+    assert card(Decoder(check_model("pion", tiny=True)), 8) is None
+
+
+def test_gates_that_skip_layers_have_none(card: Callable[[Decoder, int], str | None]) -> None:
+    gated = Decoder(check_model("pion", tiny=True, gates=True))
+    assert card(gated.twin(), 9) is None
+    assert card(gated.with_gates(0.5), 9) == "the host counts the tokens that skip a layer"
