@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pion.errors import BadInput
+from pipeline.console.formats import counted
 from pipeline.job import Job
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, workers_on, workload_on
 from pipeline.rent.plan.links import Link, link_of
@@ -20,6 +21,8 @@ from pipeline.run.preflight import require_a_row_each
 CARDS = (1, 2, 4, 8)
 # A token may cost so many times what it costs on one card, before a warning.
 DEAR = 1.10
+# How many types of GPU a warning names, those that the job is cheapest on first.
+NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -134,13 +137,17 @@ def warnings_about(found: Sequence[OnCards], *, only_asked: bool = False) -> lis
     gradients = f"A step sums {found[0].gradient_bytes / 1e9:.2f} GB of gradients over the link"
     lines = []
     if slow:
-        lines.append(f"slower than one card: {'; '.join(slow)}. {gradients}")
+        lines.append(f"slower than one card: {_listed(slow)}. {gradients}")
     if dear:
         lines.append(
-            f"a token costs over {DEAR - 1:.0%} more than on one card: {'; '.join(dear)}. "
-            f"{gradients}"
+            f"a token costs over {DEAR - 1:.0%} more than on one card: {_listed(dear)}. {gradients}"
         )
     return lines
+
+
+def _listed(types: Sequence[str]) -> str:
+    more = len(types) - NAMED
+    return "; ".join([*types[:NAMED], *([counted(more, "more type")] if more > 0 else [])])
 
 
 def _slower(each: OnCards, row: CardsRow) -> str:

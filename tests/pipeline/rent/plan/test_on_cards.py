@@ -118,6 +118,14 @@ def test_several_types_share_a_line() -> None:
     assert "2 × RTX4090" in line
 
 
+def test_a_warning_names_a_few_of_many_types() -> None:
+    types = ("RTXA4000", "RTX4090", "A40", "L4", "A30", "RTXA5000")
+    (line,) = warnings_about([of(gpu, *FEW) for gpu in types])
+    assert "2 × L4" in line
+    assert "A30" not in line
+    assert "; 2 more types. A step sums" in line
+
+
 def test_a_rental_is_warned_about_the_number_that_it_asks_for_and_about_no_other() -> None:
     assert warnings_about([of("RTXA4000", *FEW)], only_asked=True) == []
     (line,) = warnings_about([of("RTXA4000", *FEW, count=2)], only_asked=True)
