@@ -82,6 +82,17 @@ def test_a_card_that_the_job_does_not_fit_on_or_of_unknown_speed_has_no_rows() -
     assert on_cards(small(), estimate(small(), without_gpu)) is None
 
 
+def test_a_model_may_fit_on_eight_cards_that_does_not_fit_on_one() -> None:
+    """Each of eight cards has an eighth of the moments."""
+    job = load_job(JOBS / "pion-xl.yaml", ("sft=null",))
+    found = on_cards(job, estimate(job, offer("T4", count=8)))
+    assert found is not None
+    assert found.rows[0].step is None
+    assert (found.rows[0].why_not or "").startswith("1 × T4: the model does not fit: ")
+    assert found.rows[3].step is not None
+    assert 1 < (found.rows[3].cost or 0) < 2, "next to one card that would have the memory"
+
+
 # ---------------------------------------------------------------- warnings
 
 
