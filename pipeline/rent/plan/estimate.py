@@ -153,7 +153,7 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     section, hardware = job.section(stage), job.hardware
     workers = workers_on(job, offer, num_nodes)
     rows = rows_per_rank(section.global_batch, workers)
-    work = workload_on(offer.gpu, job, stage)
+    work = workload_on(offer.gpu, job, stage, workers)
     in_memory = largest_phase(work, job, stage)
     derived, recompute = choose_micro_batch(
         in_memory, rows_per_rank=rows, memory_bytes=offer.gpu_memory, recompute=hardware.recompute
@@ -193,8 +193,8 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     )
 
 
-def workload_on(gpu: str, job: Job, stage: str) -> Workload:
-    """Return what one GPU of this type computes in a stage."""
+def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
+    """Return what one of the GPUs of this type computes in a stage."""
     kind, hardware = GPU_TYPES.get(gpu), job.hardware
     config = job.model_config_resolved()
     dtype: Literal["bfloat16", "float32"] = kind.dtype(hardware.dtype) if kind else "bfloat16"
@@ -210,6 +210,7 @@ def workload_on(gpu: str, job: Job, stage: str) -> Workload:
         lora=job.lora(stage),
         only_draft=only_draft(phases_of(job.section(stage).phases), config),
         capability=kind.capability if kind else None,
+        ranks=workers,
     )
 
 

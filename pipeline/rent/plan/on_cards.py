@@ -7,19 +7,28 @@ measured the links.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pion.errors import BadInput
+from pipeline.console.formats import counted
 from pipeline.job import Job
-from pipeline.rent.plan.estimate import Estimate, StageEstimate, workers_on, workload_on
+from pipeline.rent.plan.estimate import (
+    Estimate,
+    StageEstimate,
+    estimate,
+    workers_on,
+    workload_on,
+)
 from pipeline.rent.plan.links import Link, link_of
-from pipeline.rent.plan.step_seconds import StepSeconds, step_seconds
+from pipeline.rent.plan.step_seconds import StepSeconds, StepWork, step_seconds
 from pipeline.rent.plan.step_work import moments_on, step_work
 from pipeline.run.preflight import require_a_row_each
 
 CARDS = (1, 2, 4, 8)
 # A token may cost so many times what it costs on one card, before a warning.
 DEAR = 1.10
+# How many types of GPU a warning names, those that the job is cheapest on first.
+NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -43,19 +52,16 @@ class CardsRow:
 
 @dataclass(frozen=True)
 class OnCards:
-    """The longest training stage of a job on different numbers of cards of one type."""
+    """The longest training stage of a job on different numbers of cards of one type.
+
+    `one` is the step on one card, also if one card has too little memory for it.
+    """
 
     gpu: str
     stage: str
     gradient_bytes: int
+    one: StepSeconds
     rows: tuple[CardsRow, ...]
-
-    @property
-    def one(self) -> StepSeconds:
-        """The step on one card, which every job can use."""
-        step = self.rows[0].step
-        assert step is not None
-        return step
 
 
 def on_cards(job: Job, guess: Estimate, num_nodes: int = 1) -> OnCards | None:
@@ -69,30 +75,50 @@ def on_cards(job: Job, guess: Estimate, num_nodes: int = 1) -> OnCards | None:
     if offer.gpu is None or not guess.fits or longest is None:
         return None
     asked = workers_on(job, offer, num_nodes)
-    workload = workload_on(offer.gpu, job, longest.stage)
-    work = step_work(
-        workload,
-        job.section(longest.stage).global_batch,
-        longest.micro_batch,
-        recompute=longest.recompute,
-    )
     assert longest.one_gpu is not None
+    work = _work(job, offer.gpu, longest)
     reached = work.flops_per_second(longest.one_gpu)
+    one = _step(work, 1, link_of(offer.gpu), reached)
     rows: list[CardsRow] = []
     for cards in sorted({*CARDS, asked}):
         link = link_of(offer.gpu, between_machines=num_nodes > 1 and cards > offer.count)
-        why_not = _why_not(job, cards)
-        step = cost = None
-        if why_not is None:
-            step = step_seconds(
-                work, cards, flops_per_second=reached, bytes_per_second=link.bytes_per_second
-            )
-            alone = step if not rows else rows[0].step
-            assert alone is not None
-            cost = cards * step.seconds / alone.seconds
-        mark, moments = asked > 1 and cards == asked, moments_on(workload, cards)
+        # Fewer cards have more of the moments each, so they may have too little memory.
+        mine = guess if cards >= asked else _on_fewer(job, guess, cards)
+        stage = next((s for s in mine.stages if s.stage == longest.stage), longest)
+        why_not = _why_not(job, mine, cards)
+        step = None if why_not else _step(_work(job, offer.gpu, stage), cards, link, reached)
+        if step is not None and cards == 1:
+            one = step
+        cost = None if step is None else cards * step.seconds / one.seconds
+        moments = moments_on(workload_on(offer.gpu, job, longest.stage), cards)
+        mark = asked > 1 and cards == asked
         rows.append(CardsRow(cards, link, step, why_not, cost, mark, moments))
-    return OnCards(offer.gpu, longest.stage, work.gradient_bytes, tuple(rows))
+    return OnCards(offer.gpu, longest.stage, work.gradient_bytes, one, tuple(rows))
+
+
+def _work(job: Job, gpu: str, stage: StageEstimate) -> StepWork:
+    return step_work(
+        workload_on(gpu, job, stage.stage),
+        job.section(stage.stage).global_batch,
+        stage.micro_batch,
+        recompute=stage.recompute,
+    )
+
+
+def _step(work: StepWork, cards: int, link: Link, flops_per_second: float) -> StepSeconds:
+    return step_seconds(
+        work,
+        cards,
+        flops_per_second=flops_per_second,
+        bytes_per_second=link.bytes_per_second,
+    )
+
+
+def _on_fewer(job: Job, guess: Estimate, cards: int) -> Estimate:
+    """Return what the job takes on fewer cards than those of an estimate."""
+    hardware = job.hardware.model_copy(update={"workers": cards})
+    fewer = job.model_copy(update={"hardware": hardware})
+    return estimate(fewer, replace(guess.offer, count=cards))
 
 
 def _longest(guess: Estimate) -> StageEstimate | None:
@@ -101,13 +127,13 @@ def _longest(guess: Estimate) -> StageEstimate | None:
     return max(known, key=lambda stage: stage.seconds or 0.0, default=None)
 
 
-def _why_not(job: Job, cards: int) -> str | None:
+def _why_not(job: Job, guess: Estimate, cards: int) -> str | None:
     """Return why the job can't use so many cards; None if it can."""
     try:
         require_a_row_each(job, cards)
     except BadInput as error:
         return str(error).partition(". Nothing was started")[0]
-    return None
+    return None if guess.problem is None else f"{cards} × {guess.offer.gpu}: {guess.problem}"
 
 
 # ---------------------------------------------------------------- warnings
@@ -134,13 +160,17 @@ def warnings_about(found: Sequence[OnCards], *, only_asked: bool = False) -> lis
     gradients = f"A step sums {found[0].gradient_bytes / 1e9:.2f} GB of gradients over the link"
     lines = []
     if slow:
-        lines.append(f"slower than one card: {'; '.join(slow)}. {gradients}")
+        lines.append(f"slower than one card: {_listed(slow)}. {gradients}")
     if dear:
         lines.append(
-            f"a token costs over {DEAR - 1:.0%} more than on one card: {'; '.join(dear)}. "
-            f"{gradients}"
+            f"a token costs over {DEAR - 1:.0%} more than on one card: {_listed(dear)}. {gradients}"
         )
     return lines
+
+
+def _listed(types: Sequence[str]) -> str:
+    more = len(types) - NAMED
+    return "; ".join([*types[:NAMED], *([counted(more, "more type")] if more > 0 else [])])
 
 
 def _slower(each: OnCards, row: CardsRow) -> str:

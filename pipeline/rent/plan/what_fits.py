@@ -78,8 +78,9 @@ def ways_on(job: Job, offer: Offer, num_nodes: int = 1) -> Ways | None:
     if job.sft is None or offer.gpu is None or memory is None:
         return None
     usable = int(memory * (1 - HEADROOM))
-    work = largest_phase(workload_on(offer.gpu, job, "sft"), job, "sft")
-    rows = rows_per_rank(job.sft.global_batch, workers_on(job, offer, num_nodes))
+    workers = workers_on(job, offer, num_nodes)
+    work = largest_phase(workload_on(offer.gpu, job, "sft", workers), job, "sft")
+    rows = rows_per_rank(job.sft.global_batch, workers)
     asked, lora = job.hardware, work.lora or Lora()
 
     def way(changed: Workload, recompute: bool | None) -> Way:

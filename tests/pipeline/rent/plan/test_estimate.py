@@ -142,6 +142,13 @@ def test_more_gpus_share_the_step_and_more_machines_cost_more() -> None:
     assert nodes.dollars == pytest.approx(2 * 0.4 * (nodes.hours or 0))
 
 
+def test_each_of_several_gpus_has_a_part_of_the_moments() -> None:
+    few = ("hardware.micro_batch=1", "sft=null")
+    one, eight = on("A40", *few), on("A40", *few, count=8)
+    adamw = 8 * 102_967_168
+    assert one.peak_bytes - eight.peak_bytes == pytest.approx(adamw * 7 / 8, rel=0.01)
+
+
 def test_an_unknown_price_leaves_the_hours_known() -> None:
     found = on("A40", spot=None, on_demand=None)
     assert found.dollars is None

@@ -82,6 +82,17 @@ def test_a_card_that_the_job_does_not_fit_on_or_of_unknown_speed_has_no_rows() -
     assert on_cards(small(), estimate(small(), without_gpu)) is None
 
 
+def test_a_model_may_fit_on_eight_cards_that_does_not_fit_on_one() -> None:
+    """Each of eight cards has an eighth of the moments."""
+    job = load_job(JOBS / "pion-xl.yaml", ("sft=null",))
+    found = on_cards(job, estimate(job, offer("T4", count=8)))
+    assert found is not None
+    assert found.rows[0].step is None
+    assert (found.rows[0].why_not or "").startswith("1 × T4: the model does not fit: ")
+    assert found.rows[3].step is not None
+    assert 1 < (found.rows[3].cost or 0) < 2, "next to one card that would have the memory"
+
+
 # ---------------------------------------------------------------- warnings
 
 
@@ -116,6 +127,14 @@ def test_several_types_share_a_line() -> None:
     (line,) = warnings_about([of("RTXA4000", *FEW), of("RTX4090", *FEW)])
     assert "2 × RTXA4000" in line
     assert "2 × RTX4090" in line
+
+
+def test_a_warning_names_a_few_of_many_types() -> None:
+    types = ("RTXA4000", "RTX4090", "A40", "L4", "A30", "RTXA5000")
+    (line,) = warnings_about([of(gpu, *FEW) for gpu in types])
+    assert "2 × L4" in line
+    assert "A30" not in line
+    assert "; 2 more types. A step sums" in line
 
 
 def test_a_rental_is_warned_about_the_number_that_it_asks_for_and_about_no_other() -> None:
