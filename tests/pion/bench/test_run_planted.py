@@ -21,6 +21,7 @@ from pion.model.attention import masks
 from pion.model.attention.cache import LayerCache, Place
 from pion.model.decoder import Decoder
 from pion.train import trainer
+from pion.train.gradients import Gradients
 from pion.train.optimizer import Optimizer
 from pion.train.smaller_plan import StepDown
 from pion.train.trainer import ComputePlan, Trainer, TrainState
@@ -256,10 +257,10 @@ def test_a_step_down_that_skips_a_rung(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_row_does_not_measure_a_smaller_plan_than_it_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def too_large(self: Decoder, tokens: Tensor, targets: Tensor, **rest: Any) -> Any:
+    def too_large(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(Decoder, "losses", too_large)
+    monkeypatch.setattr(Gradients, "add", too_large)
     config = check_model("pion", tiny=True)
     with pytest.raises(PlanChanged, match=r"memory ran out.* micro_batch 4 → 2"):
         speed.measure_training(TINY, "tiny-pion", config, compiled=False)
@@ -282,9 +283,9 @@ def test_a_loss_whose_gradient_is_a_little_off(monkeypatch: pytest.MonkeyPatch) 
 def test_a_compiled_loss_whose_gradient_is_a_little_off(monkeypatch: pytest.MonkeyPatch) -> None:
     true_gradient = loss._gradient_of_logits
 
-    def careless(*arguments: Any) -> tuple[Tensor, Tensor]:
-        total, gradient = true_gradient(*arguments)
-        return total, gradient * 1.0001
+    def careless(*arguments: Any) -> tuple[Tensor, ...]:
+        total, gradient, *rest = true_gradient(*arguments)
+        return total, gradient * 1.0001, *rest
 
     monkeypatch.setattr(loss, "_compiled_gradient_of_logits", lambda: careless)
     assert is_wrong(kernels.check_compiled_loss(TINY))
