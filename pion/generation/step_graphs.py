@@ -32,6 +32,9 @@ MOST_GRAPHS = 32
 # The most that a logit of a replay may differ, as a share of the largest. The kernels are the same,
 # but a library may split a product in another way while a graph is captured.
 LIMIT = 1e-3
+# Nothing is captured if less of the GPU's memory is free: prompts need it more. How much memory a
+# graph takes was not measured.
+LEAST_FREE = 512 * 2**20
 # Two threads that captured at the same time would disturb each other.
 _capturing = threading.Lock()
 
@@ -167,6 +170,7 @@ class _StepGraph:
 
         Graphs whose replays follow each other share the memory of the `other` one.
         """
+        check_memory(self._device)
         with _capturing, torch.cuda.device(self._device):
             here = torch.cuda.current_stream()
             beside = torch.cuda.Stream() if other is None else other._stream
@@ -195,6 +199,17 @@ class _StepGraph:
         self.step.write(tokens)
         self._graph.replay()
         return self._results
+
+
+def check_memory(device: torch.device) -> None:
+    """Raise torch.OutOfMemoryError if too little memory is free to capture a graph."""
+    free = torch.cuda.mem_get_info(device)[0]
+    # What torch keeps for later tensors is given back when a capture begins.
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if free < LEAST_FREE:
+        raise torch.OutOfMemoryError(
+            f"{free >> 20} MiB of the GPU's memory are free, less than {LEAST_FREE >> 20}"
+        )
 
 
 def _largest_share(found: Tensor, expected: Tensor) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pion.data.stream import Batch, map_batch
 from pion.evaluation import held_out
+from pion.generation.fixed_step import FixedStep
 from pion.model import forward_pass
 from pion.model.attention import attention, masks
 from pion.model.attention.cache import LayerCache
@@ -203,6 +204,14 @@ def cache_on_host(right: Callable[..., Any]) -> Callable[..., Any]:
     return extend_on_host
 
 
+def copy_in_each_step(right: Callable[..., Any]) -> Callable[..., Any]:
+    def step_that_copies(self: FixedStep) -> Any:
+        torch.zeros(1).to("cuda", non_blocking=True)
+        return right(self)
+
+    return step_that_copies
+
+
 def group_on_any_card(right: Callable[..., str]) -> Callable[..., str]:
     def grouped_path(device_type: str, capability: Any, dtype: torch.dtype) -> str:
         return "grouped"
@@ -282,6 +291,10 @@ PLANTED: dict[str, Planted] = {
         "cache_tokens",
         tokens_by_tensor,
         "generate float32",
+    ),
+    "a captured step reads a value": Planted(RMSNorm, "forward", read_a_value, "replay float32"),
+    "a captured step copies from the host": Planted(
+        FixedStep, "compute", copy_in_each_step, "replay float32"
     ),
     "the cache is on the host": Planted(LayerCache, "extend", cache_on_host, "generate float32"),
 }

@@ -154,6 +154,9 @@ def _answers(watch: Watch) -> dict[str, Any]:
             )
         ),
         "max_memory_allocated": always(0),
+        "memory_allocated": always(0),
+        "memory_reserved": always(0),
+        "mem_get_info": lambda device=None: (CARD.total_memory, CARD.total_memory),
         "empty_cache": always(None),
         "get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),
         "set_rng_state": always(None),

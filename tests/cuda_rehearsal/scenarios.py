@@ -330,7 +330,7 @@ def replay(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
         texts.step(NEW_TOKENS)
     graphs = texts.decoding.graphs
     if step_graphs.why_without(texts.model) is None:
-        assert graphs.refused is None
+        assert graphs.refused is None, graphs.refused
         assert (graphs.captures, compare.call_count) == (1, 1)
         # One launch for each token, and no product is computed outside.
         assert (watch.replays, watch.matmuls) == (NEW_TOKENS, Counter())

@@ -55,6 +55,11 @@ ON_THE_HOST = {
     "a layer keeps a tensor on the host": "scale",
 }
 IN_FP32 = {"a layer multiplies in fp32"}
+# By the mistake's name: why the step is no graph.
+NOT_CAPTURED = {
+    "a captured step reads a value": "_local_scalar_dense",
+    "a captured step copies from the host": "_to_copy",
+}
 
 
 pytestmark = pytest.mark.soak
@@ -88,5 +93,13 @@ def test_a_product_in_the_wrong_dtype_is_found(reports: Reports, name: str) -> N
     assert "torch.float32" in reports[name].matmuls
 
 
+@pytest.mark.parametrize("name", NOT_CAPTURED)
+def test_a_step_that_is_no_graph_is_found(reports: Reports, name: str) -> None:
+    error = str(reports[name].error)
+    assert "operation not permitted when stream is capturing" in error
+    assert NOT_CAPTURED[name] in error
+
+
 def test_every_mistake_is_checked() -> None:
-    assert PLANTED.keys() == FOUND_AS.keys() | ON_THE_HOST.keys() | IN_FP32
+    checked = FOUND_AS.keys() | ON_THE_HOST.keys() | NOT_CAPTURED.keys() | IN_FP32
+    assert PLANTED.keys() == checked

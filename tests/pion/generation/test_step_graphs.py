@@ -18,7 +18,13 @@ from pion.generation import step_graphs
 from pion.generation.decoding import Decoding
 from pion.generation.fixed_step import FixedStep, Shape
 from pion.generation.generate import generate, generate_batch
-from pion.generation.step_graphs import CAPTURED_STEP, StepGraphs, use_step_graphs, why_without
+from pion.generation.step_graphs import (
+    CAPTURED_STEP,
+    StepGraphs,
+    check_memory,
+    use_step_graphs,
+    why_without,
+)
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 
@@ -167,6 +173,21 @@ def test_nothing_is_captured_under_autocast(model: Decoder, graphs: type[StandIn
     with torch.autocast("cpu", torch.bfloat16):
         list(generate(model, PROMPTS[0], **SETTINGS))
     assert graphs.made == []
+
+
+@pytest.mark.parametrize(("free", "kept"), [(511, 0), (100, 411), (0, 0)])
+def test_a_capture_leaves_memory_to_prompts(
+    free: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch keeps without using it counts as free."""
+    mib = 2**20
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * mib, 8000 * mib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: (3000 + kept) * mib)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3000 * mib)
+    with pytest.raises(torch.OutOfMemoryError, match=f"^{free + kept} MiB .* less than 512$"):
+        check_memory(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3512 * mib)
+    check_memory(torch.device("cuda"))
 
 
 # ---------------------------------------------------------------- why there are no graphs
