@@ -1,6 +1,6 @@
 """Does a residual stream in bfloat16 learn as well as one in float32? Paired seeds decide.
 
-    uv run python -m benchmarks.residual [--seeds 10] [--steps 480] [--out FILE]
+    uv run python -m benchmarks.residual [--seeds 10] [--steps 160] [--out FILE]
 
 The model is the demo's Pion 2 (jobs/demo.yaml), on the demo's text, computed in bf16 on this CPU.
 For each seed, two models train on the same rows in the same order from the same weights, each in
@@ -43,7 +43,7 @@ from pipeline.stages.prepare import prepare_pretrain
 RESULT = Path(__file__).parent / "results" / "residual.json"
 JOB = Path(__file__).parent.parent / "jobs" / "demo.yaml"
 RESIDUALS: tuple[Dtype, ...] = get_args(Dtype)  # float32 first
-SEEDS, STEPS = 10, 480
+SEEDS, STEPS = 10, 160
 # In bits per byte.
 MOST_WORSE = 0.010
 SHARE = 0.95

@@ -82,7 +82,7 @@ class Hardware(Section):
     residual: Literal["auto", "bfloat16", "float32"] = runtime(
         "auto",
         "precision of the hidden states between blocks. bfloat16 moves fewer bytes, and is used "
-        "only where the computation is in bfloat16; auto: float32",
+        "only where the computation is in bfloat16; auto: bfloat16 on a GPU",
     )
     threads: int | None = runtime(
         None, "CPU threads of a worker; unset: the cores divided by the workers", gt=0, most=4096

@@ -99,7 +99,7 @@ def _asked_plan(
     return ComputePlan(
         device=str(device),
         dtype=dtype,
-        residual=pick_residual(hardware.residual, dtype),
+        residual=pick_residual(hardware.residual, dtype, device),
         world_size=world_size,
         compile=pick_compile(hardware.compile, device, deterministic=hardware.deterministic),
         threads=torch.get_num_threads(),

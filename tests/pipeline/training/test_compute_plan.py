@@ -1,7 +1,7 @@
 """How a machine computes a stage: what the job says, what fits, and what a checkpoint recorded."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -110,6 +110,20 @@ def test_the_residual_stream_is_in_bfloat16_where_job_and_computation_are(
 ) -> None:
     job = tiny_job(hardware__residual=setting, hardware__dtype=dtype)
     assert choose_plan(job, "pretrain", Group(), None).residual == residual
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "residual"),
+    [
+        ("cuda", "bfloat16", "bfloat16"),
+        ("cuda", "float32", "float32"),
+        ("cpu", "bfloat16", "float32"),
+    ],
+)
+def test_a_residual_stream_that_the_job_leaves_open_is_in_bfloat16_on_a_gpu(
+    device: str, dtype: Literal["bfloat16", "float32"], residual: str
+) -> None:
+    assert hardware.pick_residual("auto", dtype, torch.device(device)) == residual
 
 
 def test_a_residual_stream_that_the_job_leaves_open_stays_as_recorded() -> None:
