@@ -46,6 +46,21 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tens
     return x.mT if tall else x
 
 
+def newton_schulz_flops(rows: int, cols: int) -> int:
+    """Return the FLOPs of the products in `orthogonalize`, for one matrix."""
+    small, large = sorted((rows, cols))
+    return len(NEWTON_SCHULZ) * 2 * (2 * small**2 * large + small**3)
+
+
+def apply_update(
+    matrices: list[Tensor], updates: list[Tensor], lr: float, weight_decay: float
+) -> None:
+    """Decay matrices of one shape, and change them by their orthogonalized updates in fp32."""
+    rows, cols = matrices[0].shape
+    torch._foreach_mul_(matrices, 1 - lr * weight_decay)
+    torch._foreach_add_(matrices, updates, alpha=-lr * math.sqrt(max(1.0, rows / cols)))
+
+
 def step_bytes(shapes: Iterable[torch.Size], width: int) -> int:
     """Return the most bytes at once of a step over parameters of these shapes, besides its state.
 
@@ -140,8 +155,4 @@ class Muon:
             grads = batch.gradients()
             batch.momentum.lerp_(grads, 1 - beta)
             update = orthogonalize(grads.lerp_(batch.momentum, beta), self.dtype).float()
-            rows, cols = update.shape[-2:]
-            torch._foreach_mul_(batch.matrices, 1 - lr * self.weight_decay)
-            torch._foreach_add_(
-                batch.matrices, list(update.unbind()), alpha=-lr * math.sqrt(max(1.0, rows / cols))
-            )
+            apply_update(batch.matrices, list(update.unbind()), lr, self.weight_decay)
