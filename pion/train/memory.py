@@ -28,7 +28,10 @@ from pion.model.params_and_flops import (
 )
 from pion.model.pass_kind import PassKind
 from pion.train.hardware import torch_dtype
+from pion.train.moments import each_matrix, moment_bytes
 from pion.train.muon import step_bytes
+from pion.train.shared_muon import shared_step_bytes
+from pion.train.shared_weights import exchange_bytes
 
 # The memory of a process without a model. On a GPU: the CUDA context, cuBLAS' workspaces and NCCL's
 # buffers. On a CPU: the libraries.
@@ -53,6 +56,7 @@ class Workload:
     only_draft: bool = False  # whether the draft block is all that is trained
     # Of the GPU. It decides how experts are computed; None: unknown, so the way that needs more.
     capability: tuple[int, int] | None = None
+    ranks: int = 1  # that divide the moments and Muon's arithmetic (pion/train/ownership.py)
 
     @property
     def entries(self) -> int:
@@ -183,22 +187,31 @@ def _draft_gradients(config: ModelConfig) -> int:
 
 def _state(work: Workload) -> tuple[int, int, int]:
     """Return the bytes of the weights with their gradients, of the moments, and of an update."""
-    cost = cost_of(work.config)
+    cost, ranks = cost_of(work.config), work.ranks
     rounding = ROUNDED_TO * cost.tensors
     if work.lora is not None:
         additions = lora_cost(work.config, work.lora)
         in_products = sum(cost.params[role] for role in ("matrix", "embedding", "head"))
         frozen = work.stored_width * in_products + 4 * (cost.all_params - in_products) + rounding
         each = ROUNDED_TO * additions.tensors
-        return frozen + 8 * additions.params + 2 * each, 8 * additions.params + 3 * each, 0
+        moments = moment_bytes(additions.params, (), ranks) + 3 * each
+        update = exchange_bytes(additions.params, ranks)
+        return frozen + 8 * additions.params + 2 * each, moments, update
     if work.only_draft:
         learned = cost.params["draft"]
-        return 4 * (cost.all_params + learned) + 2 * rounding, 8 * learned + 3 * rounding, 0
-    weights, moments = 8 * cost.all_params + 2 * rounding, 8 * cost.all_params + 3 * rounding
+        moments = moment_bytes(learned, (), ranks) + 3 * rounding
+        return 4 * (cost.all_params + learned) + 2 * rounding, moments, 0
+    weights = 8 * cost.all_params + 2 * rounding
     if work.optimizer != "muon":
-        return weights, moments, 0
-    update = step_bytes(matrix_shapes(work.config), work.width)
-    return weights, moments - 4 * cost.params["matrix"], update
+        moments = moment_bytes(cost.all_params, (), ranks) + 3 * rounding
+        return weights, moments, exchange_bytes(cost.all_params, ranks)
+    shapes = matrix_shapes(work.config)
+    by_adamw = cost.all_params - cost.params["matrix"]
+    moments = moment_bytes(by_adamw, each_matrix(shapes), ranks) + 3 * rounding
+    if ranks == 1:
+        return weights, moments, step_bytes(shapes, work.width)
+    by_muon = shared_step_bytes(each_matrix(shapes), work.width, ranks)
+    return weights, moments, max(by_muon, exchange_bytes(by_adamw, ranks))
 
 
 def _reserve(work: Workload, micro_batch: int) -> int:

@@ -65,27 +65,31 @@ def step_bytes(shapes: Iterable[torch.Size], width: int) -> int:
     """Return the most bytes at once of a step over parameters of these shapes, besides its state.
 
     `width` is the bytes of an element in the iterations. There are the gradients of a batch in
-    fp32, what orthogonalizing them needs (see `_orthogonalize_bytes`), and the last batch's update.
+    fp32, what orthogonalizing them needs (see `orthogonalize_bytes`), and the last batch's update.
     """
     most = before = 0
     for shape, count in Counter(shapes).items():
         while count:
             size = min(count, _batch_size(shape))
             elements = size * shape.numel()
-            most = max(most, before + 4 * elements + _orthogonalize_bytes(shape, elements, width))
+            rows, cols = shape[-2:]
+            matrices = elements // (rows * cols)
+            needed = 4 * elements + orthogonalize_bytes((rows, cols), matrices, width)
+            most = max(most, before + needed)
             before = 4 * elements
             count -= size
     return most
 
 
-def _orthogonalize_bytes(shape: torch.Size, elements: int, width: int) -> int:
-    """Return the most bytes at once in `orthogonalize`, and in the cast of its result to fp32.
+def orthogonalize_bytes(shape: tuple[int, int], count: int, width: int) -> int:
+    """Return the most bytes at once in `orthogonalize` of so many matrices, and in the cast of its
+    result to fp32.
 
     First the quotient in fp32 and its cast. Then the matrices before and after a product, and one
     Gram matrix; or the matrices and two Gram matrices. At last the result and its cast to fp32.
     """
-    rows, cols = shape[-2:]
-    gram = width * (elements // (rows * cols)) * min(rows, cols) ** 2
+    rows, cols = shape
+    elements, gram = count * rows * cols, width * count * min(shape) ** 2
     cast = 0 if width == 4 else width * elements
     return max(
         4 * elements + cast,  # the quotient, or the result in fp32

@@ -10,6 +10,7 @@ exchange the updates of a round while they compute the next one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pion.train.muon import BATCH_ELEMENTS, apply_update, orthogonalize
+from pion.train.muon import BATCH_ELEMENTS, apply_update, orthogonalize, orthogonalize_bytes
 from pion.train.ownership import Shape, deal_matrices, muon_rounds
 from pion.train.state_pieces import Piece
 
@@ -109,11 +110,9 @@ class SharedMuon:
             for name, param in params.items()
             for place in range(param.numel() // (param.shape[-2] * param.shape[-1]))
         ]
-        owned = deal_matrices([matrix.shape for matrix in matrices], world_size)
-        most = BATCH_ELEMENTS // world_size
         self._rounds = [
             self._round([[matrices[number] for number in numbers] for numbers in by_rank])
-            for by_rank in muon_rounds(owned, [matrix.size for matrix in matrices], most)
+            for by_rank in _rounds([matrix.shape for matrix in matrices], world_size)
         ]
 
     def _round(self, by_rank: Sequence[Sequence[_Matrix]]) -> _Round:
@@ -183,6 +182,54 @@ class SharedMuon:
                 updates.setdefault(run.shape, []).extend(run.among(by_rank[rank]).unbind())
         for shape, changed in weights.items():
             apply_update(changed, updates[shape], lr, self.weight_decay)
+
+
+def shared_step_bytes(shapes: Sequence[Shape], width: int, ranks: int) -> int:
+    """Return the most bytes at once of a step over matrices of these shapes, besides its state, on
+    the rank that has the most.
+
+    `width` is the bytes of an element in the iterations. While a round is orthogonalized, what the
+    ranks have exchanged of the round before is there, too.
+    """
+    most = before = before_in_fp32 = 0
+    for by_rank in _rounds(shapes, ranks):
+        elements = max(sum(rows * cols for rows, cols in _of(shapes, own)) for own in by_rank)
+        runs = [Counter(_of(shapes, own)) for own in by_rank]
+        computing = max(
+            4 * count * rows * cols + orthogonalize_bytes((rows, cols), count, width)
+            for run in runs
+            for (rows, cols), count in run.items()
+        )
+        exchanged = width * (ranks + 1) * elements
+        most = max(
+            most,
+            before + width * elements + computing,
+            before + exchanged + before_in_fp32,
+        )
+        before, before_in_fp32 = exchanged, 0 if width == 4 else 4 * ranks * elements
+    return max(most, before + before_in_fp32)
+
+
+def exchanged_bytes(shapes: Sequence[Shape], width: int, ranks: int) -> int:
+    """Return the bytes of updates that each rank gets in a step from all ranks, itself included."""
+    return (
+        width
+        * ranks
+        * sum(
+            max(sum(rows * cols for rows, cols in _of(shapes, own)) for own in by_rank)
+            for by_rank in _rounds(shapes, ranks)
+        )
+    )
+
+
+def _rounds(shapes: Sequence[Shape], ranks: int) -> list[list[list[int]]]:
+    """Return the numbers of the matrices of each rank in each round."""
+    sizes = [rows * cols for rows, cols in shapes]
+    return muon_rounds(deal_matrices(shapes, ranks), sizes, BATCH_ELEMENTS // ranks)
+
+
+def _of(shapes: Sequence[Shape], numbers: Sequence[int]) -> list[Shape]:
+    return [shapes[number] for number in numbers]
 
 
 def _gradient(param: nn.Parameter) -> Tensor:

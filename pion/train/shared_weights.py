@@ -76,7 +76,7 @@ class SharedWeights:
 
     def _cut(self, groups: Sequence[Hashable]) -> list[_Window]:
         """Return the windows, of which a rank gets at most `GATHERED_BYTES` each."""
-        most = GATHERED_BYTES // (4 * self._world_size)
+        most = _most(self._world_size)
         by_rank = [
             _windows([part for group in groups for part in self._parts[group][rank]], most)
             for rank in range(self._world_size)
@@ -86,6 +86,17 @@ class SharedWeights:
             parts = [cut[number] if number < len(cut) else [] for cut in by_rank]
             windows.append(_Window(parts, max(sum(p.numel() for p in each) for each in parts)))
         return windows
+
+
+def exchange_bytes(params: int, ranks: int) -> int:
+    """Return the most bytes at once while ranks exchange so many parameters."""
+    owned = -(-params // ranks)
+    return 4 * (ranks + 1) * min(owned, _most(ranks)) if ranks > 1 else 0
+
+
+def _most(ranks: int) -> int:
+    """Return the most elements that a rank sends at once."""
+    return GATHERED_BYTES // (4 * ranks)
 
 
 def _windows(parts: Sequence[Tensor], most: int) -> list[list[Tensor]]:

@@ -1,0 +1,42 @@
+"""The moments of a lone rank, and those of each of several ranks, which divide them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pion.config.lora import Lora
+from pion.config.model_config import ModelConfig
+from pion.train.memory import Workload, predict_memory
+from pion.train.moments import each_matrix, moment_bytes
+
+MUON = Workload(ModelConfig.preset("pion-small"), 2048, "bfloat16", "muon", "cuda", False)
+
+
+def test_a_lone_rank_has_all_moments_and_several_divide_them() -> None:
+    # 1,000 numbers of AdamW and four matrices of 6 elements.
+    matrices = [(2, 3)] * 4
+    assert moment_bytes(1000, matrices, 1) == 8 * 1000 + 4 * 24
+    assert moment_bytes(1000, matrices, 2) == 8 * 500 + 4 * 12
+    assert moment_bytes(1000, matrices, 3) == 8 * 334 + 4 * 12, "one rank has two matrices"
+    assert moment_bytes(0, [], 8) == 0
+
+
+def test_the_matrices_of_a_stack_count_one_by_one() -> None:
+    assert each_matrix([(4, 2, 3), (5, 6)]) == ((2, 3), (2, 3), (2, 3), (2, 3), (5, 6))
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"optimizer": "adamw"}, {"lora": Lora(), "optimizer": "adamw"}]
+)
+def test_the_memory_of_a_rank_has_its_share_of_the_moments(changed: dict[str, object]) -> None:
+    work = dataclasses.replace(MUON, **changed)  # type: ignore[arg-type]
+    alone, one_of_8 = (
+        predict_memory(dataclasses.replace(work, ranks=ranks), micro_batch=4, recompute=False)
+        for ranks in (1, 8)
+    )
+    # Each tensor is rounded up, and LoRA has many small ones.
+    assert one_of_8.optimizer == pytest.approx(alone.optimizer / 8, rel=0.15)
+    assert one_of_8.weights == alone.weights, "every rank has all weights and gradients"
+    assert one_of_8.total < alone.total
