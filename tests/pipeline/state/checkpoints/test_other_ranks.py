@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -24,7 +27,7 @@ from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore
+from pipeline.state.stores import FileStore, StoreError
 from pipeline.state.workspace import Workspace
 from tests.pion.train.conftest import open_stream, tiny_decoder
 from tests.support.in_process_uploader import InProcessUploader
@@ -46,6 +49,7 @@ class Saver:
             micro_batch=1, world_size=world_size, threads=1, deterministic=world_size > 1
         )
         settings = TrainSettings(steps=50, global_batch=6, lr=1e-2, optimizer="muon")
+        folder.mkdir(exist_ok=True)
         stream = open_stream(folder / f"data-{os.getpid()}-{world_size}")
         self.trainer = Trainer(tiny_decoder(rank), stream, settings, plan, rank=rank)
         self.trainer.side_copy = SideCopy(LateStreams())  # as on a card
@@ -84,6 +88,14 @@ class Saver:
         else:
             with self.others.listening():
                 self._save()
+
+    def save(self) -> None:
+        """Save, and wait until rank 0 has listed the checkpoint."""
+        self.begin_save()
+        if self.rank == 0:
+            self.checkpointer.wait()
+            assert self.checkpointer.last is not None
+            assert self.checkpointer.last.step == self.trainer.step
 
     def _save(self) -> None:
         state = self.trainer.state()
@@ -148,11 +160,11 @@ def hop(folder: Path, rank: int, world_size: int, number: int) -> dict[str, Any]
 
 
 @contextmanager
-def group(folder: Path, rank: int, world_size: int) -> Iterator[None]:
+def group(folder: Path, rank: int, world_size: int, name: str = "") -> Iterator[None]:
     if world_size == 1:
         yield
         return
-    meet = f"file://{folder}/meet{world_size}"
+    meet = f"file://{folder}/meet{world_size}{name}"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world_size)
     yield
     dist.destroy_process_group()
@@ -198,3 +210,103 @@ def test_training_waits_only_until_the_copies_have_begun(seen: list[dict[str, An
     for hop in seen[0].values():
         assert hop["stall"] > 0
         assert hop["copied later"]
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def train_to_the_end(folder: Path, rank: int, name: str, *, resume: bool) -> None:
+    """Train up to step 6, with a save after step 2, and write what rank 0 ends with."""
+    with group(folder, rank, 2, name), closing(Saver(folder / name, rank, 2)) as saver:
+        if resume:
+            saver.load()
+            assert saver.trainer.step == 2
+        else:
+            saver.train(2)
+        saver.save()
+        saver.train(6 - saver.trainer.step)
+        state = whole_state(saver.trainer)
+        if rank == 0:
+            torch.save(state, folder / f"{name}.pt")
+
+
+def die_while_saving(rank: int, folder: Path) -> None:
+    """Save after step 2. Rank 1 is killed once rank 0 asks it to copy the state after step 4."""
+    with group(folder, rank, 2, "dies"), closing(Saver(folder / "run", rank, 2)) as saver:
+        saver.train(2)
+        saver.save()
+        saver.train(2)
+        if saver.copies is not None:
+            saver.copies._copy = lambda: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        saver.begin_save()
+        saver.checkpointer.wait()
+
+
+def unbroken(rank: int, folder: Path) -> None:
+    train_to_the_end(folder, rank, "unbroken", resume=False)
+
+
+def resumed(rank: int, folder: Path) -> None:
+    train_to_the_end(folder, rank, "run", resume=True)
+
+
+def test_after_sigkill_in_a_save_two_ranks_end_with_the_bits_of_an_unbroken_run(
+    tmp_path: Path,
+) -> None:
+    run_ranks(unbroken, tmp_path, 2)
+    with pytest.raises(AssertionError) as died:
+        run_ranks(die_while_saving, tmp_path, 2)
+    assert "{0: 1, 1: -9}" in str(died.value)
+    assert "RuntimeError" in str(died.value)  # of rank 0, which did not wait forever
+    run_ranks(resumed, tmp_path, 2)
+    one, other = (torch.load(tmp_path / f"{n}.pt", weights_only=False) for n in ("unbroken", "run"))
+    assert one.meta["step"] == other.meta["step"] == 6
+    assert same(one, other)
+
+
+class BrokenCard(LateStreams):
+    def synchronize(self) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+
+def a_card_fails(rank: int, folder: Path) -> None:
+    """The card of rank 1 fails while it copies. A later save finds a card that works."""
+    with group(folder, rank, 2, "card"), closing(Saver(folder / "run", rank, 2)) as saver:
+        saver.train(1)
+        if rank == 1:
+            saver.trainer.side_copy._streams = BrokenCard()
+        saver.begin_save()
+        if rank == 0:
+            with pytest.raises(RuntimeError, match="worker 1 could not copy its part"):
+                saver.checkpointer.wait()
+            assert saver.checkpointer.last is None
+        if rank == 1:
+            saver.trainer.side_copy = saver.copies._side_copy = SideCopy(LateStreams())  # type: ignore[union-attr]
+        saver.train(1)
+        saver.save()
+
+
+def test_a_save_without_the_part_of_a_rank_is_never_listed(tmp_path: Path) -> None:
+    run_ranks(a_card_fails, tmp_path, 2)
+
+
+def no_memory_to_save(rank: int, folder: Path) -> None:
+    """Rank 0 gets no memory for its first save."""
+    with group(folder, rank, 2, "memory"), closing(Saver(folder / "run", rank, 2)) as saver:
+        saver.train(1)
+        if rank == 0:
+            refusing = mock.patch.object(os, "posix_fallocate", refuse)
+            with refusing, pytest.raises(StoreError):
+                saver.begin_save()
+        else:
+            saver.begin_save()  # returns: rank 0 goes on
+        saver.train(1)
+        saver.save()
+
+
+def refuse(*arguments: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_ranks_go_on_if_rank_0_can_not_save(tmp_path: Path) -> None:
+    run_ranks(no_memory_to_save, tmp_path, 2)
