@@ -16,7 +16,6 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pipeline.state.checkpoints.memory_file import MemoryFile
@@ -33,9 +32,6 @@ GO_ON, USE_MEMORY, COPY = range(3)
 # What another rank says when its copies are done.
 COPIED, SENDS, FAILED = range(3)
 
-# Rank 0 may wait for its store for so long.
-LONGEST = timedelta(hours=24)
-
 # The name, the first element and the number of elements of a piece.
 Place = tuple[str, int, int]
 
@@ -49,6 +45,8 @@ class _Channel:
 
     def __init__(self) -> None:
         import torch.distributed as dist
+
+        from pion.train.gradients import LONGEST
 
         self.said: Any = dist.new_group(backend="gloo", timeout=LONGEST)  # process groups
         self.done: Any = dist.new_group(backend="gloo", timeout=LONGEST)
