@@ -99,7 +99,7 @@ class Optimizer:
         self._own_rules: dict[Group, list[tuple[nn.Parameter, range, PrimitiveWise]]] = {}
         self._muon: dict[Group, Muon | SharedMuon] = {}
         self._weights = SharedWeights(rank, world_size)
-        self._layout: dict[str, Tensor] = {}  # of all state, without values
+        self._layout: dict[str, tuple[torch.Size, torch.dtype]] = {}  # of the state of all ranks
         self._pieces: list[Piece] = []
         roles = parameter_roles(model)
         for name, param in learned.items():
@@ -144,8 +144,8 @@ class Optimizer:
             for key, tensor in rule.state.items():
                 start = rows.start * (tensor.numel() // max(len(tensor), 1))
                 self._pieces.append(Piece(f"{name}.{key}", start, tensor.view(-1)))
-                shape = (len(param), *tensor.shape[1:])
-                self._layout[f"{name}.{key}"] = tensor.new_empty(shape, device="meta")
+                shape = torch.Size((len(param), *tensor.shape[1:]))
+                self._layout[f"{name}.{key}"] = shape, tensor.dtype
 
     def _add_muon(self, group: Group, params: dict[str, nn.Parameter]) -> None:
         decay = self.settings.weight_decay
@@ -167,7 +167,7 @@ class Optimizer:
 
     def _lay_out(self, name: str, param: Tensor, keys: tuple[str, ...]) -> None:
         for key in keys:
-            self._layout[f"{name}.{key}"] = torch.empty_like(param, device="meta")
+            self._layout[f"{name}.{key}"] = param.shape, torch.float32
 
     def _decay(self, role: Role) -> float:
         if role == "primitive":
@@ -239,8 +239,11 @@ class Optimizer:
         and these tensors are on the device `meta`, without values.
         """
         if self._world_size > 1:
-            return dict(self._layout)
-        return {p.name: p.values.view(self._layout[p.name].shape) for p in self._pieces}
+            return {
+                name: torch.empty(shape, dtype=dtype, device="meta")
+                for name, (shape, dtype) in self._layout.items()
+            }
+        return {p.name: p.values.view(self._layout[p.name][0]) for p in self._pieces}
 
     def pieces(self) -> list[Piece]:
         """Return this rank's pieces of the state tensors, as live references."""
