@@ -22,6 +22,7 @@ from pion.train.hardware import (
     cuda_capability,
     memory_in_use,
     pick_dtype,
+    pick_residual,
     torch_dtype,
     total_memory,
 )
@@ -45,6 +46,7 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: boo
         return Outcome("left out", "--tiny compiles nothing, because compiling takes a minute")
     seq_len = row_tokens(config)
     dtype = pick_dtype("auto", bench.device)
+    residual = pick_residual("auto", dtype, bench.device)
     work = Workload(
         config,
         seq_len,
@@ -53,6 +55,7 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: boo
         bench.device.type,
         documents=False,
         compile=compiled,
+        residual=residual,
         capability=cuda_capability(bench.device),
     )
     rows = 4 if bench.tiny else max(1, STEP_TOKENS // seq_len)
@@ -61,7 +64,14 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: boo
         micro_batch, recompute = choose_micro_batch(work, rows_per_rank=rows, memory_bytes=memory)
     except DoesNotFit as error:
         return Outcome("left out", error.what)
-    plan = ComputePlan(str(bench.device), dtype, micro_batch, recompute=recompute, compile=compiled)
+    plan = ComputePlan(
+        str(bench.device),
+        dtype,
+        micro_batch,
+        recompute=recompute,
+        compile=compiled,
+        residual=residual,
+    )
     # RUNTIME_BYTES are outside of what torch counts.
     memory_of_step = predict_memory(work, micro_batch=micro_batch, recompute=recompute)
     predicted = memory_of_step.total - RUNTIME_BYTES

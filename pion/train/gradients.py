@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from pion.model.decoder import Decoder
 from pion.model.feedforward.dense import Stats
 from pion.model.forward_pass import StepOptions
 from pion.train.buckets import Buckets, in_order_of_backward
+
+# Rank 0 may wait for its store for so long, and the other ranks for rank 0.
+LONGEST = timedelta(hours=24)
 
 
 class Gradients:
@@ -84,7 +88,9 @@ class Ranks:
         if world_size > 1:
             # Ranks agree to stop over gloo, because gloo never waits for the GPU.
             gloo = dist.get_backend() == "gloo"
-            self._control = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
+            self._control = (
+                dist.group.WORLD if gloo else dist.new_group(backend="gloo", timeout=LONGEST)
+            )
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the tensor summed over ranks, on its device and in place."""

@@ -19,6 +19,8 @@ from pion.train.memory_trace.remembered import remembered_peaks
 from pion.train.memory_trace.request import Traced
 from pion.train.moments import each_matrix, moment_bytes
 from pion.train.muon import step_bytes
+from pion.train.shared_muon import shared_step_bytes
+from pion.train.shared_weights import exchange_bytes
 
 # The memory of a process without a model. On a GPU: the CUDA context, cuBLAS' workspaces and NCCL's
 # buffers. On a CPU: the libraries.
@@ -153,18 +155,23 @@ def _state(work: Workload) -> tuple[int, int, int]:
         frozen = work.stored_width * in_products + 4 * (cost.all_params - in_products) + rounding
         each = ROUNDED_TO * additions.tensors
         moments = moment_bytes(additions.params, (), ranks) + 3 * each
-        return frozen + 8 * additions.params + 2 * each, moments, 0
+        update = exchange_bytes(additions.params, ranks)
+        return frozen + 8 * additions.params + 2 * each, moments, update
     if work.only_draft:
         learned = cost.params["draft"]
         moments = moment_bytes(learned, (), ranks) + 3 * rounding
         return 4 * (cost.all_params + learned) + 2 * rounding, moments, 0
     weights = 8 * cost.all_params + 2 * rounding
     if work.optimizer != "muon":
-        return weights, moment_bytes(cost.all_params, (), ranks) + 3 * rounding, 0
+        moments = moment_bytes(cost.all_params, (), ranks) + 3 * rounding
+        return weights, moments, exchange_bytes(cost.all_params, ranks)
     shapes = matrix_shapes(work.config)
     by_adamw = cost.all_params - cost.params["matrix"]
     moments = moment_bytes(by_adamw, each_matrix(shapes), ranks) + 3 * rounding
-    return weights, moments, step_bytes(shapes, work.width)
+    if ranks == 1:
+        return weights, moments, step_bytes(shapes, work.width)
+    by_muon = shared_step_bytes(each_matrix(shapes), work.width, ranks)
+    return weights, moments, max(by_muon, exchange_bytes(by_adamw, ranks))
 
 
 def _reserve(work: Workload, micro_batch: int) -> int:

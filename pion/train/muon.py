@@ -52,31 +52,44 @@ def newton_schulz_flops(rows: int, cols: int) -> int:
     return len(NEWTON_SCHULZ) * 2 * (2 * small**2 * large + small**3)
 
 
+def apply_update(
+    matrices: list[Tensor], updates: list[Tensor], lr: float, weight_decay: float
+) -> None:
+    """Decay matrices of one shape, and change them by their orthogonalized updates in fp32."""
+    rows, cols = matrices[0].shape
+    torch._foreach_mul_(matrices, 1 - lr * weight_decay)
+    torch._foreach_add_(matrices, updates, alpha=-lr * math.sqrt(max(1.0, rows / cols)))
+
+
 def step_bytes(shapes: Iterable[torch.Size], width: int) -> int:
     """Return the most bytes at once of a step over parameters of these shapes, besides its state.
 
     `width` is the bytes of an element in the iterations. There are the gradients of a batch in
-    fp32, what orthogonalizing them needs (see `_orthogonalize_bytes`), and the last batch's update.
+    fp32, what orthogonalizing them needs (see `orthogonalize_bytes`), and the last batch's update.
     """
     most = before = 0
     for shape, count in Counter(shapes).items():
         while count:
             size = min(count, _batch_size(shape))
             elements = size * shape.numel()
-            most = max(most, before + 4 * elements + _orthogonalize_bytes(shape, elements, width))
+            rows, cols = shape[-2:]
+            matrices = elements // (rows * cols)
+            needed = 4 * elements + orthogonalize_bytes((rows, cols), matrices, width)
+            most = max(most, before + needed)
             before = 4 * elements
             count -= size
     return most
 
 
-def _orthogonalize_bytes(shape: torch.Size, elements: int, width: int) -> int:
-    """Return the most bytes at once in `orthogonalize`, and in the cast of its result to fp32.
+def orthogonalize_bytes(shape: tuple[int, int], count: int, width: int) -> int:
+    """Return the most bytes at once in `orthogonalize` of so many matrices, and in the cast of its
+    result to fp32.
 
     First the quotient in fp32 and its cast. Then the matrices before and after a product, and one
     Gram matrix; or the matrices and two Gram matrices. At last the result and its cast to fp32.
     """
-    rows, cols = shape[-2:]
-    gram = width * (elements // (rows * cols)) * min(rows, cols) ** 2
+    rows, cols = shape
+    elements, gram = count * rows * cols, width * count * min(shape) ** 2
     cast = 0 if width == 4 else width * elements
     return max(
         4 * elements + cast,  # the quotient, or the result in fp32
@@ -146,8 +159,4 @@ class Muon:
             grads = batch.gradients()
             batch.momentum.lerp_(grads, 1 - beta)
             update = orthogonalize(grads.lerp_(batch.momentum, beta), self.dtype).float()
-            rows, cols = update.shape[-2:]
-            torch._foreach_mul_(batch.matrices, 1 - lr * self.weight_decay)
-            torch._foreach_add_(
-                batch.matrices, list(update.unbind()), alpha=-lr * math.sqrt(max(1.0, rows / cols))
-            )
+            apply_update(batch.matrices, list(update.unbind()), lr, self.weight_decay)

@@ -19,32 +19,54 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from pion.config.parts import Role
-from pion.errors import BadInput
 from pion.model.forward_pass import group_of_parameter
 from pion.model.parameters import parameter_roles
 from pion.train.muon import Muon
+from pion.train.ownership import even_parts, even_rows
+from pion.train.primitive_wise import PrimitiveWise
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
+from pion.train.shared_muon import SharedMuon
+from pion.train.shared_weights import SharedWeights
+from pion.train.state_pieces import Piece
 
-# After so many updates, the corrections are 1 in fp32, for every β up to 0.99998.
-MOST_COUNTED = 1_000_000
+# The roles whose stacks of matrices have another rule than AdamW and Muon, and the rule.
+OWN_RULES = {"primitive": PrimitiveWise}
+
+
+@dataclass(frozen=True)
+class _Owned:
+    """Elements [start, stop) of the flattened `param`: `weights` is a flat view of them."""
+
+    param: nn.Parameter
+    start: int
+    stop: int
+
+    @property
+    def weights(self) -> Tensor:
+        return self.param.detach().view(-1)[self.start : self.stop]
+
+    @property
+    def gradient(self) -> Tensor:
+        assert self.param.grad is not None
+        return self.param.grad.view(-1)[self.start : self.stop]
 
 
 @dataclass(frozen=True)
 class _AdamWGroup:
-    """The parameters of a role that AdamW updates; the lists have the same order."""
+    """What AdamW updates of a role: parameters, or parts of them; the lists have the same order."""
 
     weight_decay: float
-    params: list[nn.Parameter] = field(default_factory=list)
+    owned: list[_Owned] = field(default_factory=list)
     exp_avgs: list[Tensor] = field(default_factory=list)
     exp_avg_sqs: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)  # the kernel needs its count on the device
 
-    def add(self, param: nn.Parameter) -> None:
-        self.params.append(param)
-        self.exp_avgs.append(torch.zeros_like(param))
-        self.exp_avg_sqs.append(torch.zeros_like(param))
-        self.steps.append(torch.zeros((), dtype=torch.float32, device=param.device))
+    def add(self, owned: _Owned) -> None:
+        self.owned.append(owned)
+        self.exp_avgs.append(torch.zeros_like(owned.weights))
+        self.exp_avg_sqs.append(torch.zeros_like(owned.weights))
+        self.steps.append(torch.zeros((), dtype=torch.float32, device=owned.weights.device))
 
 
 # A role of parameters, and the band that they belong to, if any.
@@ -55,43 +77,97 @@ class Optimizer:
     """AdamW, or Muon and AdamW, over the float32 parameters that a model learns.
 
     `dtype` is the precision of Muon's iterations. All state exists from the start, so that memory
-    for a snapshot can be reserved before the first step. None of it depends on the world size.
+    for a snapshot can be reserved before the first step. Of several ranks, this one has the state
+    of what it owns (pion/train/ownership.py). All ranks together have the state of one.
     """
 
     def __init__(
-        self, model: nn.Module, settings: TrainSettings, dtype: torch.dtype = torch.float32
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        dtype: torch.dtype = torch.float32,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.settings = settings
+        self._dtype, self._rank, self._world_size = dtype, rank, world_size
         learned = {n: param for n, param in model.named_parameters() if param.requires_grad}
         self.params = list(learned.values())
-        self._groups: dict[Group, list[nn.Parameter]] = {}
+        self._groups: dict[Group, dict[str, nn.Parameter]] = {}
         self._adamw: dict[Group, _AdamWGroup] = {}
-        self._own_rules: dict[Group, list[tuple[nn.Parameter, PrimitiveWise]]] = {}
-        self._muon: dict[Group, Muon] = {}
-        self._moments: dict[str, Tensor] = {}
-        matrices: dict[Group, dict[str, nn.Parameter]] = {}
+        self._own_rules: dict[Group, list[tuple[nn.Parameter, range, PrimitiveWise]]] = {}
+        self._muon: dict[Group, Muon | SharedMuon] = {}
+        self._weights = SharedWeights(rank, world_size)
+        self._layout: dict[str, tuple[torch.Size, torch.dtype]] = {}  # of the state of all ranks
+        self._pieces: list[Piece] = []
         roles = parameter_roles(model)
         for name, param in learned.items():
             group = roles[name], group_of_parameter(model, name)
-            self._groups.setdefault(group, []).append(param)
-            if settings.optimizer == "muon" and roles[name] == "matrix":
-                matrices.setdefault(group, {})[name] = param
-            elif roles[name] in OWN_RULES and param.ndim == 3:
-                rule = OWN_RULES[roles[name]](param, settings)
-                self._own_rules.setdefault(group, []).append((param, rule))
-                self._moments |= {f"{name}.{key}": t for key, t in rule.state.items()}
+            self._groups.setdefault(group, {})[name] = param
+        for group, params in self._groups.items():
+            role, stacks = group[0], {n: param for n, param in params.items() if param.ndim == 3}
+            if role == "matrix" and settings.optimizer == "muon":
+                self._add_muon(group, params)
+            elif role in OWN_RULES:
+                self._add_own_rule(group, stacks)
+                self._add_adamw(group, {n: p for n, p in params.items() if n not in stacks})
             else:
-                adamw = self._adamw.setdefault(group, _AdamWGroup(self._decay(roles[name])))
-                adamw.add(param)
-                self._moments[f"{name}.exp_avg"] = adamw.exp_avgs[-1]
-                self._moments[f"{name}.exp_avg_sq"] = adamw.exp_avg_sqs[-1]
-        for group, params in matrices.items():
-            muon = Muon(params, weight_decay=settings.weight_decay, dtype=dtype)
-            self._muon[group] = muon
-            self._moments |= {f"{name}.momentum": m for name, m in muon.momentum.items()}
+                self._add_adamw(group, params)
         self.steps = 0  # updates made
         # AdamW's bias correction counts the updates of each group.
         self._updates = dict.fromkeys(self._groups, 0)
+
+    def _add_adamw(self, group: Group, params: dict[str, nn.Parameter]) -> None:
+        if not params:
+            return
+        adamw = self._adamw[group] = _AdamWGroup(self._decay(group[0]))
+        names, every = list(params), list(params.values())
+        by_rank = even_parts([param.numel() for param in every], self._world_size)
+        owned = [[_Owned(every[p.index], p.start, p.stop) for p in parts] for parts in by_rank]
+        self._weights.add(group, [[part.weights for part in parts] for parts in owned])
+        for part, mine in zip(by_rank[self._rank], owned[self._rank], strict=True):
+            adamw.add(mine)
+            for key, moments in (("exp_avg", adamw.exp_avgs), ("exp_avg_sq", adamw.exp_avg_sqs)):
+                self._pieces.append(Piece(f"{names[part.index]}.{key}", part.start, moments[-1]))
+        for name, param in params.items():
+            self._lay_out(name, param, ("exp_avg", "exp_avg_sq"))
+
+    def _add_own_rule(self, group: Group, params: dict[str, nn.Parameter]) -> None:
+        for name, param in params.items():
+            by_rank = even_rows(len(param), self._world_size)
+            every = [param.detach()[rows.start : rows.stop] for rows in by_rank]
+            self._weights.add(group, [[weights.view(-1)] for weights in every])
+            rows = by_rank[self._rank]
+            rule = OWN_RULES[group[0]](every[self._rank], self.settings)
+            self._own_rules.setdefault(group, []).append((param, rows, rule))
+            for key, tensor in rule.state.items():
+                start = rows.start * (tensor.numel() // max(len(tensor), 1))
+                self._pieces.append(Piece(f"{name}.{key}", start, tensor.view(-1)))
+                shape = torch.Size((len(param), *tensor.shape[1:]))
+                self._layout[f"{name}.{key}"] = shape, tensor.dtype
+
+    def _add_muon(self, group: Group, params: dict[str, nn.Parameter]) -> None:
+        decay = self.settings.weight_decay
+        if self._world_size == 1:
+            alone = self._muon[group] = Muon(params, weight_decay=decay, dtype=self._dtype)
+            pieces = [Piece(f"{n}.momentum", 0, m.view(-1)) for n, m in alone.momentum.items()]
+        else:
+            shared = self._muon[group] = SharedMuon(
+                params,
+                weight_decay=decay,
+                dtype=self._dtype,
+                rank=self._rank,
+                world_size=self._world_size,
+            )
+            pieces = shared.pieces
+        self._pieces += pieces
+        for name, param in params.items():
+            self._lay_out(name, param, ("momentum",))
+
+    def _lay_out(self, name: str, param: Tensor, keys: tuple[str, ...]) -> None:
+        for key in keys:
+            self._layout[f"{name}.{key}"] = param.shape, torch.float32
 
     def _decay(self, role: Role) -> float:
         if role == "primitive":
@@ -104,20 +180,25 @@ class Optimizer:
             id(param)
             for group, params in self._groups.items()
             if _frozen(group, plan)
-            for param in params
+            for param in params.values()
         }
         return [param for param in self.params if id(param) not in frozen]
 
     @torch.no_grad()
     def step(self, plan: StepPlan) -> None:
-        """Update all parameters from their gradients, at the rates of `plan`."""
+        """Update all parameters from their gradients, at the rates of `plan`.
+
+        Of several ranks, each has the same gradients, and gives the others what it updates.
+        """
         trained = [group for group in self._groups if not _frozen(group, plan)]
         for group in trained:
             if group in self._adamw:
                 self._step_adamw(self._adamw[group], plan.rates[group[0]])
-            for param, rule in self._own_rules.get(group, ()):
+            for param, rows, rule in self._own_rules.get(group, ()):
                 assert param.grad is not None
-                rule.step(param.grad, plan.rates[group[0]])
+                rule.step(param.grad[rows.start : rows.stop], plan.rates[group[0]])
+        if self._world_size > 1:
+            self._weights.exchange(trained)
         for group in trained:
             if group in self._muon:
                 self._muon[group].step(plan.rates["matrix"], plan.momentum)
@@ -129,8 +210,8 @@ class Optimizer:
         # The functional form is used because constructing an optimizer object imports torch's
         # compiler, which would delay every start by seconds.
         adamw(
-            group.params,  # type: ignore[arg-type]
-            [param.grad for param in group.params],  # type: ignore[misc]
+            [owned.weights for owned in group.owned],
+            [owned.gradient for owned in group.owned],
             group.exp_avgs,
             group.exp_avg_sqs,
             [],
@@ -151,12 +232,22 @@ class Optimizer:
             param.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return live references to all state, by the parameter's name and what it is.
+        """Return all state, by the parameter's name and what it is.
 
         AdamW has `{name}.exp_avg` and `.exp_avg_sq`, for primitives also `.counts`; Muon has
-        `{name}.momentum`.
+        `{name}.momentum`. Alone, a rank has live references. Of several ranks, each has `pieces`,
+        and these tensors are on the device `meta`, without values.
         """
-        return dict(self._moments)
+        if self._world_size > 1:
+            return {
+                name: torch.empty(shape, dtype=dtype, device="meta")
+                for name, (shape, dtype) in self._layout.items()
+            }
+        return {p.name: p.values.view(self._layout[p.name][0]) for p in self._pieces}
+
+    def pieces(self) -> list[Piece]:
+        """Return this rank's pieces of the state tensors, as live references."""
+        return list(self._pieces)
 
     def counts(self) -> dict[str, Any]:
         """Return the updates that led to the state tensors, as a checkpoint records them.
@@ -190,72 +281,3 @@ def _frozen(group: Group, plan: StepPlan) -> bool:
 def _name(group: Group) -> str:
     role, band = group
     return role if band is None else f"{role}.{band}"
-
-
-def check_tensors(source: dict[str, Tensor], target: dict[str, Tensor], what: str) -> None:
-    """Raise BadInput unless both have tensors of the same names and shapes."""
-    for kind, names in (
-        ("has no tensor", target.keys() - source.keys()),
-        ("has the unexpected tensor", source.keys() - target.keys()),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise BadInput(f"the {what} {kind} {min(names)}{more}: it belongs to a different model")
-    for name, tensor in source.items():
-        if tensor.shape != target[name].shape:
-            raise BadInput(
-                f"the {what}'s {name} has shape {tuple(tensor.shape)} instead of "
-                f"{tuple(target[name].shape)}: it belongs to a different model"
-            )
-
-
-@torch.no_grad()
-def copy_tensors(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    """Copy tensors by name into existing ones."""
-    for name, tensor in source.items():
-        target[name].copy_(tensor)
-
-
-class PrimitiveWise:
-    """AdamW for one parameter `factors` (n, rank, width), with a count of updates per primitive.
-
-    `state` has exp_avg and exp_avg_sq like the parameter, and counts (n,) int64.
-    """
-
-    def __init__(self, factors: Tensor, settings: TrainSettings) -> None:
-        self._factors, self._settings = factors, settings
-        device = factors.device
-        self.state = {
-            "exp_avg": torch.zeros_like(factors),
-            "exp_avg_sq": torch.zeros_like(factors),
-            "counts": torch.zeros(len(factors), dtype=torch.int64, device=device),
-        }
-        # By count: 1 / (1 − β1^count) and 1 / √(1 − β2^count). A count never exceeds the steps.
-        self._last = min(settings.steps, MOST_COUNTED)
-        count = torch.arange(self._last + 1, dtype=torch.float64).clamp(min=1)
-        first, second = (1 - beta**count for beta in (settings.beta1, settings.beta2))
-        self._corrections = torch.stack((1 / first, second.rsqrt())).float().to(device)
-        self._shares = torch.tensor([[1 - settings.beta1], [1 - settings.beta2]]).to(device)
-        self._eps = torch.tensor(settings.eps, device=device)
-
-    def step(self, gradient: Tensor, lr: float) -> None:
-        """Update the primitives that have a gradient. The gradient is overwritten."""
-        chosen = gradient.flatten(1).any(dim=1)  # (n,)
-        exp_avg, exp_avg_sq, counts = self.state.values()
-        counts.add_(chosen)
-        first, second = (self._shares * chosen)[..., None, None]
-        exp_avg.lerp_(gradient, first)
-        exp_avg_sq.lerp_(gradient.square_(), second)
-        if self._last < self._settings.steps:
-            counts = counts.clamp(max=self._last)
-        scale, root = (self._corrections[:, counts] * chosen)[..., None, None]
-        decay = self._settings.primitive_weight_decay
-        if decay:
-            self._factors.mul_(1 - lr * decay * chosen[:, None, None])
-        # For an unchosen primitive, 0 is divided by eps.
-        size = torch.addcmul(self._eps, exp_avg_sq.sqrt(), root)
-        self._factors.addcdiv_(exp_avg * scale, size, value=-lr)
-
-
-# The roles whose stacks of matrices have another rule than AdamW and Muon, and the rule.
-OWN_RULES = {"primitive": PrimitiveWise}

@@ -1,17 +1,63 @@
 """Who owns what: which rank updates which part of a model, and so has its moments.
 
+All ranks have all weights and the sum of all gradients. Each part of the model is updated by one of
+them, its owner, and the others get the result. So the arithmetic and the moments are there once,
+whatever the number of ranks.
+
 The owner follows from the model and the number of ranks alone: a resumed run has the same owners.
-Muon's matrices are always updated whole.
+How many ranks there are changes no bit of what AdamW computes, because every element is computed
+for itself. Muon's matrices are always updated whole.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from pion.train.muon import newton_schulz_flops
 
+# A tensor is cut at multiples of so many elements. Kernels compute elements in groups, and the last
+# few one by one, which may round in another way. So no group is cut.
+ALIGNED_TO = 64
+
 Shape = tuple[int, int]  # (rows, cols)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Elements [start, stop) of a flattened tensor, which is number `index` in some list."""
+
+    index: int
+    start: int
+    stop: int
+
+
+def even_parts(sizes: Sequence[int], ranks: int) -> list[list[Part]]:
+    """Return the parts of tensors with so many elements that each rank owns, in order.
+
+    The tensors lie one behind the other, each beginning at a multiple of `ALIGNED_TO`, and are cut
+    into `ranks` equal lengths.
+    """
+    begins, end = [], 0
+    for size in sizes:
+        begins.append(end)
+        end += _aligned(size)
+    length = _aligned(-(-end // ranks))
+    owned: list[list[Part]] = []
+    for rank in range(ranks):
+        first, last = rank * length, (rank + 1) * length
+        parts = [
+            Part(index, max(first - begin, 0), min(last - begin, size))
+            for index, (begin, size) in enumerate(zip(begins, sizes, strict=True))
+        ]
+        owned.append([part for part in parts if part.start < part.stop])
+    return owned
+
+
+def even_rows(rows: int, ranks: int) -> list[range]:
+    """Return the rows that each rank owns of a tensor whose rows stay whole."""
+    return [range(rows * rank // ranks, rows * (rank + 1) // ranks) for rank in range(ranks)]
 
 
 def deal_matrices(shapes: Sequence[Shape], ranks: int) -> list[list[int]]:
@@ -30,5 +76,43 @@ def deal_matrices(shapes: Sequence[Shape], ranks: int) -> list[list[int]]:
     return owned
 
 
+def muon_rounds(
+    owned: Sequence[Sequence[int]], sizes: Sequence[int], most: int
+) -> list[list[list[int]]]:
+    """Return what each rank orthogonalizes in each round, before the ranks exchange the results.
+
+    A rank takes the next ones of its matrices: as many as have `most` elements, or one. `sizes` has
+    the elements of each matrix.
+    """
+    by_rank = [_filled(numbers, sizes, most) for numbers in owned]
+    count = max(map(len, by_rank), default=0)
+    return [
+        [rounds[number] if number < len(rounds) else [] for rounds in by_rank]
+        for number in range(count)
+    ]
+
+
+def _filled(numbers: Iterable[int], sizes: Sequence[int], most: int) -> list[list[int]]:
+    rounds: list[list[int]] = []
+    filled = most
+    for number in numbers:
+        if not rounds or filled + sizes[number] > most:
+            rounds.append([])
+            filled = 0
+        rounds[-1].append(number)
+        filled += sizes[number]
+    return rounds
+
+
+def busiest_share(shapes: Sequence[Shape], ranks: int) -> float:
+    """Return the share of Muon's arithmetic that the busiest rank has."""
+    loads = [sum(_flops(shapes[n]) for n in numbers) for numbers in deal_matrices(shapes, ranks)]
+    return max(loads) / sum(loads) if shapes else 0.0
+
+
 def _flops(shape: Shape) -> int:
     return newton_schulz_flops(*shape)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNED_TO) * ALIGNED_TO

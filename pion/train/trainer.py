@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,12 +31,13 @@ from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients, Ranks
 from pion.train.metrics import StepMetrics, StepRecord
-from pion.train.optimizer import Optimizer, check_tensors, copy_tensors
+from pion.train.optimizer import Optimizer
 from pion.train.phases import only_draft
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.side_copy import SideCopy
 from pion.train.smaller_plan import StepDown, free_memory, step_down
+from pion.train.state_pieces import Piece, check_tensors, copy_tensors, hand_out
 
 __all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"]
 
@@ -50,12 +51,17 @@ class TrainState:
     parameters that needed no gradient when the trainer got them: whoever resumes brings them.
     `meta` is JSON: step, next_row, skipped, the recent losses that define a spike, optimizer
     counters, RNG states and the plan.
+
+    Of several ranks, each has `pieces` of the optimizer's tensors. Then the tensors in `optimizer`
+    have no values (their device is `meta`) until whoever saves has copied the pieces of all ranks
+    together. What is loaded is always whole.
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     meta: dict[str, Any]
     side_copy: SideCopy = field(default_factory=SideCopy, compare=False)
+    pieces: Sequence[Piece] = ()
 
 
 class Trainer:
@@ -94,20 +100,15 @@ class Trainer:
         if freezes:
             for name, role in parameter_roles(model).items():
                 model.get_parameter(name).requires_grad_(role == "draft")
-        self.optimizer = Optimizer(self.model, settings, self.dtype)
+        self.optimizer = Optimizer(
+            self.model, settings, self.dtype, rank=rank, world_size=plan.world_size
+        )
         self.step = self.next_row = 0
         self.skipped: list[RowRange] = []
         self.on_step_down: Callable[[StepDown], None] = lambda change: None
         self.side_copy = SideCopy(torch.cuda if self.device.type == "cuda" else None)
         self._updating = self._uses_flex = False
-        self._feed = BatchFeed(
-            stream,
-            global_batch=settings.global_batch,
-            micro_batch=plan.micro_batch,
-            rank=rank,
-            world_size=plan.world_size,
-            pin=self.device.type == "cuda",
-        )
+        self._feed = self._feed_from(stream)
         additions = count_additions(model)
         self._metrics = StepMetrics(
             partial(token_flops, model.config, additions=additions, only_draft=freezes),
@@ -125,6 +126,16 @@ class Trainer:
         """The number of micro-batches in an optimizer step, on the rank that has the most."""
         rows = rows_per_rank(self.settings.global_batch, self.plan.world_size)
         return math.ceil(rows / self.plan.micro_batch)
+
+    def _feed_from(self, stream: RowStream) -> BatchFeed:
+        return BatchFeed(
+            stream,
+            global_batch=self.settings.global_batch,
+            micro_batch=self.plan.micro_batch,
+            rank=self.rank,
+            world_size=self.plan.world_size,
+            pin=self.device.type == "cuda",
+        )
 
     # ------------------------------------------------------------ one step
 
@@ -316,7 +327,15 @@ class Trainer:
                 "plan": self.plan.to_dict(),
             },
             side_copy=self.side_copy,
+            pieces=self.pieces(),
         )
+
+    def pieces(self) -> Sequence[Piece]:
+        """Return what this rank has of the optimizer's tensors; nothing if it has them whole.
+
+        The values are live, as those of `state`.
+        """
+        return self.optimizer.pieces() if self.plan.world_size > 1 else ()
 
     def load(self, state: TrainState | None) -> None:
         """Continue from `state`. Every rank gets rank 0's state; the others may pass None.
@@ -339,9 +358,13 @@ class Trainer:
         self.side_copy.before_update()
         if state is not None:
             copy_tensors(state.model, self._learned())
-            copy_tensors(state.optimizer, self.optimizer.state_tensors())
         self._ranks.copy_from_rank_0(self._learned().values())
-        self._ranks.copy_from_rank_0(self.optimizer.state_tensors().values())
+        moments = self.optimizer.state_tensors()
+        saved = None if state is None else state.optimizer
+        if self.plan.world_size > 1:
+            hand_out(saved, moments, self.optimizer.pieces(), self.device)
+        elif saved is not None:
+            copy_tensors(saved, moments)
         self.optimizer.set_counts(meta["optimizer"])
         self.step, self.next_row = meta["step"], meta["next_row"]
         self.skipped = [(first, stop) for first, stop in meta["skipped"]]

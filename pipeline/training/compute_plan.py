@@ -148,6 +148,7 @@ def _fitting_micro_batch(
         lora=job.lora(stage),
         only_draft=only_draft(phases_of(section.phases), job.model_config_resolved()),
         capability=cuda_capability(device),
+        ranks=plan.world_size,
     )
     sharing = 1 if device.type == "cuda" else plan.world_size  # ranks share a machine's memory
     choose = partial(

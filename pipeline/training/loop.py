@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pion.errors import CardFailed, Paused, PionError, PlanFailed, Stopped, Trouble
 from pipeline.console.messages import Note, Phase, StageState
+from pipeline.state.checkpoints.other_ranks import CopiesForRankZero, OtherRanks
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
 from pipeline.training.compiler_check import check_compiler
@@ -129,11 +130,11 @@ def train_stage(
         context.report(StageState(stage, "started", setup.why, steps=steps))
         how = "restored" if setup.trainer.step else "built"
         context.report(phase(f"{stage} {how}", started))
-        rank = Rank(setup.trainer)
         if claim is not None:
             context.patiently(partial(claim.set_restore, stage, setup.trainer.step))
-            rank = RankZero(claim, setup)
-            closing.callback(rank.close)
+        rank = _rank(claim, setup)
+        closing.callback(rank.close)
+        if claim is not None:
             for line in setup.record_machine(claim.epoch):
                 context.report(Note(line))
         training = StageTraining(setup, rank)
@@ -146,6 +147,16 @@ def train_stage(
         if claim is not None and training.pause_reason is not None:
             raise Paused(training.pause_reason)
         return False
+
+
+def _rank(claim: Claim | None, setup: Setup) -> Rank:
+    """Return what this rank does in addition to computing. Every rank calls this at the same
+    time."""
+    trainer, several = setup.trainer, setup.context.group.distributed
+    if claim is not None:
+        return RankZero(claim, setup, OtherRanks(trainer.pieces()) if several else None)
+    copies = CopiesForRankZero(trainer.pieces(), trainer.side_copy) if several else None
+    return Rank(trainer, copies)
 
 
 class StageTraining:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from pipeline.console.messages import Evaluation, Note, Sample, StageState, Step
 from pipeline.machine.kill_points import mark
 from pipeline.models.bring import run_reference
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
+from pipeline.state.checkpoints.other_ranks import CopiesForRankZero, OtherRanks
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS, Keep
 from pipeline.state.claim import Claim
 from pipeline.training.advice import Advice
@@ -28,16 +29,19 @@ if TYPE_CHECKING:
 
 
 class Rank:
-    """A rank that only computes: every rank but rank 0."""
+    """A rank that only computes: every rank but rank 0.
 
-    def __init__(self, trainer: Trains) -> None:
-        self._trainer = trainer
+    `copies` are what rank 0 saves of this rank; None if rank 0 has all state.
+    """
+
+    def __init__(self, trainer: Trains, copies: CopiesForRankZero | None = None) -> None:
+        self._trainer, self._copies = trainer, copies
 
     def check(self) -> None:
         """Raise `Fenced` if another process owns the run now."""
 
     def before_step(self) -> None:
-        """Check on the saves; pause training if nothing could be saved for too long."""
+        """Check on the saves."""
 
     def log(self) -> None:
         """Keep and report the steps since the last call. Every rank calls it at the same steps.
@@ -50,32 +54,45 @@ class Rank:
         """Record and report that this attempt continues by a smaller plan."""
 
     def save_if_due(self) -> None:
-        """Begin a save if it is due."""
+        """Begin a save if it is due; pause training if nothing could be saved for too long."""
+        self._follow()
 
     def save_before_evaluating(self, *, last: bool) -> None:
         """Save before an evaluation, because it may run out of memory."""
+        self._follow()
 
     def evaluated(self, result: HeldOutLoss, on_token: Callable[[], None]) -> None:
         """Keep and report the held-out loss, and what the model writes after the job's prompts.
 
         `on_token` is called after each token that the model writes.
         """
+        self._follow()
 
     def finish(self) -> None:
         """Make the last step durable and record the stage as finished."""
+        self._follow()
 
     def stop(self) -> None:
         """Make the last finished step durable, unless a step went wrong."""
+        self._follow()
 
     def close(self) -> None:
         """End the uploader, and write the remaining metrics."""
+        if self._copies is not None:
+            self._copies.close()
+
+    def _follow(self) -> None:
+        """Copy what rank 0 saves meanwhile."""
+        if self._copies is not None:
+            self._copies.follow()
 
 
 class RankZero(Rank):
     """Rank 0, which owns the run under `claim`."""
 
-    def __init__(self, claim: Claim, setup: Setup) -> None:
+    def __init__(self, claim: Claim, setup: Setup, others: OtherRanks | None = None) -> None:
         super().__init__(setup.trainer)
+        self._others = others
         context, stage = setup.context, setup.stage
         self._context, self._claim, self._stage = context, claim, stage
         self._steps = context.job.section(stage).total_steps
@@ -84,7 +101,7 @@ class RankZero(Rank):
         self._selects_best = context.job.selects_best(stage)
         self._metrics = StageMetrics(claim, stage, Trackers(context.job, stage), setup.keep_speed)
         self._metrics.log.adopt(setup.restored.unwritten_metrics)
-        self._checkpointer = _open_checkpointer(claim, setup, self._metrics)
+        self._checkpointer = _open_checkpointer(claim, setup, self._metrics, others)
         state = setup.trainer.state()
         self._checkpointer.reserve(state.model, state.optimizer)
         run = run_reference(claim.store, claim.state.name)
@@ -110,9 +127,6 @@ class RankZero(Rank):
         self._claim.check()
         if self._saving.follow() and (saved := self._checkpointer.last) is not None:
             self._advice.saved(saved, self._claim.head, self._context.workspace)
-        if self._saving.too_long_undurable() and self._sound:
-            with self._context.watchdog.paused():
-                self._saving.hold(self._state(), self._context.should_stop)
 
     def log(self) -> None:
         try:
@@ -133,11 +147,15 @@ class RankZero(Rank):
             self._context.report(Note(line))
 
     def save_if_due(self) -> None:
-        if self._saving.due(self._trainer.step):
-            self._save()
+        with self._listening():
+            if self._saving.too_long_undurable() and self._sound:
+                with self._context.watchdog.paused():
+                    self._saving.hold(self._state(), self._context.should_stop)
+            if self._saving.due(self._trainer.step):
+                self._save()
 
     def save_before_evaluating(self, *, last: bool) -> None:
-        with self._context.watchdog.paused():
+        with self._listening(), self._context.watchdog.paused():
             if last or self._selects_best:
                 self._saving.complete(self._state())
             elif self._saving.due_before_evaluating():
@@ -146,11 +164,13 @@ class RankZero(Rank):
     def evaluated(self, result: HeldOutLoss, on_token: Callable[[], None]) -> None:
         step = self._trainer.step
         self._held_out_loss = result.loss
-        if self._selects_best:
-            self._record_loss(result.loss)
-        elif self._context.job.checkpoint.keep.best:
-            # Works before and after the step's checkpoint is committed, so training does not wait.
-            self._checkpointer.note(step, {HELD_OUT_LOSS: result.loss})
+        with self._listening():
+            if self._selects_best:
+                self._record_loss(result.loss)
+            elif self._context.job.checkpoint.keep.best:
+                # Works before and after the step's checkpoint is committed, so training does not
+                # wait.
+                self._checkpointer.note(step, {HELD_OUT_LOSS: result.loss})
         self._metrics.append(
             [{"step": step, "held_out_loss": result.loss, "held_out_loss_sem": result.sem}]
         )
@@ -163,7 +183,7 @@ class RankZero(Rank):
             self._context.report(found)
 
     def finish(self) -> None:
-        with self._context.watchdog.paused():
+        with self._listening(), self._context.watchdog.paused():
             self._saving.complete(self._state())
             self._metrics.flush()  # the stage's last commit carries them
         saved = self._checkpointer.last
@@ -179,16 +199,22 @@ class RankZero(Rank):
         mark("boundary")
 
     def stop(self) -> None:
-        with self._context.watchdog.paused():
+        with self._listening(), self._context.watchdog.paused():
             if self._sound:
                 self._saving.complete(self._state())
 
     def close(self) -> None:
-        with ExitStack() as closing:  # closes both, even if the first raises
+        with ExitStack() as closing:  # closes each, whatever closing another raises
+            if self._others is not None:
+                closing.callback(self._others.close)
             closing.callback(self._metrics.close)
             closing.callback(self._checkpointer.close)
 
     # ------------------------------------------------------------
+
+    def _listening(self) -> AbstractContextManager[None]:
+        """Let the other ranks listen while this one may save."""
+        return nullcontext() if self._others is None else self._others.listening()
 
     @property
     def _sound(self) -> bool:
@@ -230,17 +256,21 @@ class RankZero(Rank):
         self._claim.heartbeat.report(**status)
 
 
-def _open_checkpointer(claim: Claim, setup: Setup, metrics: StageMetrics) -> Checkpointer:
+def _open_checkpointer(
+    claim: Claim, setup: Setup, metrics: StageMetrics, others: OtherRanks | None
+) -> Checkpointer:
     context, stage = setup.context, setup.stage
     kept = context.job.checkpoint.keep
     best = HELD_OUT_LOSS if kept.best or context.job.selects_best(stage) else None
     keep = Keep(last=kept.last, every=kept.every, best=best)
+    uploader = context.uploader()
+    uploader.snapshot.others = others
     return context.checkpointer(
         claim,
         CheckpointSeries(stage, context.request.digests[stage], setup.files(), keep),
         resumed=setup.restored.found,
         metrics=metrics.log,
-        uploader=context.uploader(),
+        uploader=uploader,
         workspace=context.workspace,
     )
 

@@ -74,7 +74,7 @@ class Saving:
         started = self._clock.monotonic()
         with self._naming_the_copy():
             begun = self.checkpointer.save(
-                state.model, state.optimizer, state.meta, state.side_copy
+                state.model, state.optimizer, state.meta, state.side_copy, state.pieces
             )
         if begun:
             stats = self.checkpointer.stats

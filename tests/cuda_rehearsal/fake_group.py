@@ -17,7 +17,7 @@ def fake_group(world_size: int) -> Iterator[None]:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     new_group = dist.new_group
 
-    def fake_instead(backend: str) -> Any:
+    def fake_instead(backend: str, timeout: Any) -> Any:
         return new_group(backend="fake")  # gloo would look for the other ranks
 
     try:

@@ -39,6 +39,7 @@ def predicted(trace: Trace) -> Memory:
         lora=trace.lora,
         only_draft=trace.only_draft,
         capability=CARDS[trace.card].capability,
+        ranks=trace.ranks,
     )
     return predict_memory(work, micro_batch=trace.micro_batch, recompute=trace.recompute)
 

@@ -25,6 +25,7 @@ from pion.config.model_config import ModelConfig
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder, _run_block
 from pion.model.lora_projections import add_lora
+from pion.train.optimizer import Optimizer
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from tests.cuda_rehearsal.compiled import SOAK, refuse
@@ -45,6 +46,8 @@ _DENSE = ModelConfig.preset("pion-small", n_layers=2, vocab_size=4096)
 FAMILIES = SOAK | {"draft": replace(_DENSE, draft=DRAFT), "lora": _DENSE}
 # These are in every run of the tests; soak has all.
 SUITE = ("dense", "tachyon", "lora")
+# Muon updates their matrices. AdamW updates all else.
+BY_MUON = ("dense", "tachyon", "daisy", "pilon")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class Rank:
 
     `compiles` counts the compilations by function, and `graphs` what the compiler made of them.
     `storages` has, after each micro-batch, the bytes of each storage that gradients are in, by its
-    address. `gradients` are the bytes of the gradients alone.
+    address. `gradients` are the bytes of the gradients alone. `weights` are the bytes of what AdamW
+    updates, and `updates` of what Muon updates, in bf16. `moments` are the bytes that this rank has
+    of the optimizer's state, and `all_moments` those of all ranks.
     """
 
     sent: list[Sent] = field(default_factory=list)
@@ -72,6 +77,10 @@ class Rank:
     compiles: dict[str, int] = field(default_factory=dict)
     storages: list[dict[str, int]] = field(default_factory=list)
     gradients: int = 0
+    weights: int = 0
+    updates: int = 0
+    moments: int = 0
+    all_moments: int = 0
     findings: list[str] = field(default_factory=list)
 
     def block_compiles(self) -> int:
@@ -81,7 +90,19 @@ class Rank:
 
     def of_gradients(self) -> list[Sent]:
         """Return the communications of gradients, as opposed to those of small numbers."""
-        return [sent for sent in self.sent if "pion/train/buckets.py" in sent.where]
+        return self.sent_from("pion/train/buckets.py")
+
+    def of_weights(self) -> list[Sent]:
+        """Return the exchanges of what AdamW has updated."""
+        return self.sent_from("pion/train/shared_weights.py")
+
+    def of_updates(self) -> list[Sent]:
+        """Return the exchanges of what Muon has orthogonalized."""
+        return self.sent_from("pion/train/shared_muon.py")
+
+    def sent_from(self, module: str) -> list[Sent]:
+        """Return the communications that this module began."""
+        return [sent for sent in self.sent if module in sent.where]
 
 
 def rehearse(watch: Watch, family: str, number: int) -> Rank:
@@ -108,16 +129,31 @@ def rehearse(watch: Watch, family: str, number: int) -> Rank:
             trainer.train_step()
         finally:
             watch.seen = None
-        rank.gradients = sum(4 * param.numel() for param in trainer.optimizer.params)
+        _count(rank, trainer.optimizer)
         rank.findings = [str(finding) for finding in watch.findings]
     return rank
+
+
+def _count(rank: Rank, optimizer: Optimizer) -> None:
+    """Count the bytes of what is learned, and of the optimizer's state."""
+    layout = optimizer.state_tensors()
+    by_muon = [t.numel() for name, t in layout.items() if name.endswith(".momentum")]
+    rank.gradients = sum(4 * param.numel() for param in optimizer.params)
+    rank.weights, rank.updates = rank.gradients - 4 * sum(by_muon), 2 * sum(by_muon)
+    rank.moments = sum(piece.values.nbytes for piece in optimizer.pieces())
+    rank.all_moments = sum(tensor.nbytes for tensor in layout.values())
 
 
 @contextlib.contextmanager
 def _trainer(family: str, number: int) -> Iterator[Trainer]:
     """Yield the trainer of this rank. Its model is made on the card."""
     config = FAMILIES[family]
-    settings = TrainSettings(steps=10, global_batch=GLOBAL_BATCH, lr=1e-3)
+    settings = TrainSettings(
+        steps=10,
+        global_batch=GLOBAL_BATCH,
+        lr=1e-3,
+        optimizer="muon" if family in BY_MUON else "adamw",
+    )
     plan = ComputePlan("cuda", "bfloat16", 1, world_size=WORLD_SIZE, compile=True)
     with torch.device("cuda"):  # drawing weights on the host would take gigabytes and seconds
         model = Decoder(config)

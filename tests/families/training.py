@@ -32,6 +32,7 @@ from pipeline.state.stores import FileStore
 from tests.families.families import FAMILIES, Family
 from tests.pion.train.conftest import open_stream
 from tests.support.late_streams import LateStreams
+from tests.support.whole_state import whole_state
 
 STEPS, KILLED_AFTER = 8, 5
 TWO_WORKERS = (3, 6)  # they train the steps after the first number, up to the second
@@ -97,8 +98,9 @@ def train_as_one_of_two(rank: int, names: list[str], folder: Path) -> None:
         training = trainer(FAMILIES[name], folder, world_size=2, rank=rank)
         training.load(read_state(folder / "before" / name) if rank == 0 else None)
         rows = train(training, TWO_WORKERS[1])
+        state = whole_state(training)
         if rank == 0:
-            write_state(training.state(), folder / "after" / name)
+            write_state(state, folder / "after" / name)
             (folder / "after" / name / "rows.json").write_text(json.dumps(rows))
     dist.destroy_process_group()
 

@@ -195,9 +195,7 @@ class _Request(TrainRequest):
 class _Rows(Snapshot):
     """A snapshot without tensors, with JSON instead of the safetensors files."""
 
-    def take(
-        self, model: Any, optimizer: Any, state: Mapping[str, Any], side_copy: Any = None
-    ) -> None:
+    def take(self, model: Any, optimizer: Any, state: Mapping[str, Any], *rest: Any) -> None:
         contents = {
             MODEL: json.dumps(model).encode(),
             OPTIMIZER: json.dumps(optimizer).encode(),
@@ -210,8 +208,8 @@ class _Rows(Snapshot):
             offset += len(content)
         self.state = json.loads(json.dumps(state))
 
-    def reserve(self, model: Any, optimizer: Any) -> list[Any]:
-        return []
+    def reserve(self, model: Any, optimizer: Any) -> None:
+        """Do nothing: `take` writes as much as there is."""
 
     def close(self) -> None:
         os.close(self.fd)
@@ -234,10 +232,8 @@ class _Uploader:
 class _Checkpointer(Checkpointer):
     """Ends each save before the next step, so that operations have an order."""
 
-    def save(
-        self, model: Any, optimizer: Any, state: Mapping[str, Any], side_copy: Any = None
-    ) -> bool:
-        begun = super().save(model, optimizer, state, side_copy)
+    def save(self, model: Any, optimizer: Any, state: Mapping[str, Any], *rest: Any) -> bool:
+        begun = super().save(model, optimizer, state, *rest)
         if self._thread is not None:
             self._thread.join()
         return begun
@@ -304,7 +300,9 @@ class _Trainer:
     def state(self) -> Any:
         meta = {"step": self.step, "next_row": self.next_row, "skipped": self.skipped}
         optimizer = {"step": self.step, "epoch": self._epoch}
-        return SimpleNamespace(model=self.weights, optimizer=optimizer, meta=meta, side_copy=None)
+        return SimpleNamespace(
+            model=self.weights, optimizer=optimizer, meta=meta, side_copy=None, pieces=()
+        )
 
     def close(self) -> None:
         """Do nothing: there is no thread."""

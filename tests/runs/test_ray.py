@@ -128,6 +128,23 @@ def test_workers_that_hang_are_replaced_and_no_bit_of_the_weights_changes(
     assert final_weights(tmp_path) == final_weights(unbroken)
 
 
+@pytest.mark.usefixtures("on_shared_ray")
+def test_two_workers_that_are_killed_end_with_the_same_weights(tmp_path: Path) -> None:
+    """Each has half of the moments, and both halves are in the checkpoint."""
+    changes = {"sft": None, "log__every": 1, "checkpoint__every_steps": 4, "hardware__workers": 2}
+    changes |= {"hardware__deterministic": True, "pretrain__optimizer": "muon"}
+    folders = [tmp_path / "unbroken", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+    finish(write_job(folders[0], **changes))
+    process = start(write_job(folders[1], **changes))
+    wait_for(process, "pretrain step 10/")
+    workers_of(process.pid, folders[1])[-1].kill()
+    output = ends_with(0, process)
+    assert "continues after step" in output
+    assert final_weights(folders[1]) == final_weights(folders[0])
+
+
 def workers_of(driver: int, folder: Path) -> list[psutil.Process]:
     """Return Ray Train's worker processes: those connected to the lifeline of process `driver`."""
     ports = {c.laddr.port for c in psutil.Process(driver).net_connections() if c.status == "LISTEN"}

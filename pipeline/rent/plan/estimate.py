@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from pion.data.order import rows_per_rank
 from pion.errors import BadInput
 from pion.train.hardware import pick_residual
@@ -206,7 +208,7 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
         "cuda",
         documents=stage == "sft" or job.within_documents,
         compile=hardware.compile is not False,
-        residual=pick_residual(hardware.residual, dtype),
+        residual=pick_residual(hardware.residual, dtype, torch.device("cuda")),
         lora=job.lora(stage),
         only_draft=only_draft(phases_of(job.section(stage).phases), config),
         capability=kind.capability if kind else None,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pion.train.side_copy import SideCopy
 from pipeline.state.checkpoints.layout import (
@@ -31,6 +31,9 @@ from pipeline.state.record_json import to_json
 from pipeline.state.rows.metrics import MetricsLog
 from pipeline.state.stores import StoreError
 from pipeline.state.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pion.train.state_pieces import Piece
 
 SAVES_PER_SWEEP = 20
 # Training stops when the uploader has died in this many saves in a row.
@@ -202,12 +205,14 @@ class Checkpointer:
         optimizer: Tensors,
         state: Mapping[str, Any],
         side_copy: SideCopy | None = None,
+        pieces: Sequence[Piece] = (),
     ) -> bool:
         """Take a snapshot now and write it in the background. While the previous save is still
         being written, take no snapshot and return False.
 
         The tensors are copied before this returns, or by `side_copy`. `state` is JSON and has
-        `step`. Raises the previous save's error, as `wait` does.
+        `step`. Of several ranks, this one has `pieces` of `optimizer` (see `Snapshot`). Raises the
+        previous save's error, as `wait` does.
         """
         if self.busy:
             return False
@@ -223,6 +228,7 @@ class Checkpointer:
             optimizer,
             {**state, "stage": self.series.stage, "digest": self.series.digest},
             side_copy,
+            pieces,
         )
         self.stats.stall_seconds = time.perf_counter() - started
         deferred = side_copy is not None and side_copy.deferred

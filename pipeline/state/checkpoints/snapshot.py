@@ -8,16 +8,20 @@ import contextlib
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.train.side_copy import SideCopy
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
+from pipeline.state.checkpoints.other_ranks import OtherRanks
+from pipeline.state.checkpoints.page_locks import PageLocks
 from pipeline.state.stores.local import explained
 
 if TYPE_CHECKING:
     import torch
+
+    from pion.train.state_pieces import Piece
 
 Tensors = Mapping[str, "torch.Tensor"]
 # The place of a file's content in the memory: offset and size in bytes.
@@ -32,15 +36,20 @@ class Snapshot:
     `reserve` or the first `take` allocates the memory. Each later `take` of the same names, shapes
     and dtypes reuses the memory, so a snapshot is one copy and memory does not grow. No `take` may
     begin before the memory of the previous one was read.
+
+    Of several ranks, `others` copy their pieces of the optimizer's tensors into the same memory.
     """
 
     def __init__(self) -> None:
+        self.others: OtherRanks | None = None
         self.fd = os.memfd_create("pion-snapshot")
         self.state: dict[str, Any] = {}
         self.extents: dict[str, Extent] = {}
         self._layout: object = None
-        self._views: list[torch.Tensor] = []
-        self._pinned: int | None = None  # address of page-locked memory
+        # By file and name. A place is the first byte in the memory.
+        self._views: dict[str, dict[str, torch.Tensor]] = {}
+        self._places: dict[str, dict[str, int]] = {}
+        self._locks = PageLocks()
         self._copying = SideCopy()  # may still write into the memory
 
     def take(
@@ -49,42 +58,51 @@ class Snapshot:
         optimizer: Tensors,
         state: Mapping[str, Any],
         side_copy: SideCopy | None = None,
+        pieces: Sequence["Piece"] = (),
     ) -> None:
         """Begin to copy the tensors, by `side_copy` or at once, and copy the state.
 
-        The memory has the tensors after `wait`. Raises `StoreError` like `reserve`.
+        Optimizer tensors on the device `meta` have no values: this rank has `pieces` of them, and
+        `others` have the rest. The memory has all tensors after `wait`. Raises `StoreError` like
+        `reserve`.
         """
-        tensors = self.reserve(model, optimizer)
+        self.reserve(model, optimizer)
+        moments = self._views[OPTIMIZER]
+        copies = [(self._views[MODEL][name], tensor) for name, tensor in model.items()]
+        copies += [(moments[n], tensor) for n, tensor in optimizer.items() if not tensor.is_meta]
+        copies += [(piece.within(moments[piece.name]), piece.values) for piece in pieces]
+        if self.others is not None:
+            self.others.begin(self.fd, self._places[OPTIMIZER])
         self._copying = side_copy or SideCopy()
-        self._copying.begin(zip(self._views, tensors, strict=True))
+        self._copying.begin(copies)
         self.state = json.loads(json.dumps(state))
 
     def wait(self) -> None:
         """Block until the memory has all tensors of the last `take`.
 
-        Raises RuntimeError if the card failed first.
+        Raises RuntimeError if the card failed first, or another rank.
         """
         self._copying.wait()
+        if self.others is not None:
+            self.others.wait(self._views.get(OPTIMIZER, {}))
 
-    def reserve(self, model: Tensors, optimizer: Tensors) -> list["torch.Tensor"]:
-        """Allocate memory for tensors of these shapes, and return the tensors in memory order.
+    def reserve(self, model: Tensors, optimizer: Tensors) -> None:
+        """Allocate memory for tensors of these shapes.
 
         Raises `StoreError` if the machine does not have enough memory.
         """
         images = {MODEL: _ordered(model), OPTIMIZER: _ordered(optimizer)}
-        tensors = [tensor for image in images.values() for tensor in image.values()]
         layout = [[(n, t.dtype, t.shape) for n, t in image.items()] for image in images.values()]
         if layout != self._layout:
-            self._allocate(images, pinned=any(tensor.is_cuda for tensor in tensors))
+            self._allocate(images, pinned=any(tensor.is_cuda for tensor in model.values()))
             self._layout = layout
-        return tensors
 
     def close(self) -> None:
         """Free the memory, after the last copy into it."""
         with contextlib.suppress(RuntimeError):  # a card that failed copies no more
             self.wait()
-        self._unpin()
-        self._views = []
+        self._locks.unlock()
+        self._views = {}
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -94,8 +112,8 @@ class Snapshot:
 
         headers = {name: _header(image) for name, image in images.items()}
         self.wait()
-        self._unpin()
-        self._views, self.extents = [], {}  # free the old memory first
+        self._locks.unlock()
+        self._views, self.extents = {}, {}  # free the old memory first
         offset = 0
         for name, (header, size) in headers.items():
             self.extents[name] = (offset, len(header) + size)
@@ -106,29 +124,19 @@ class Snapshot:
             os.posix_fallocate(self.fd, 0, offset)
         memory = mmap.mmap(self.fd, offset)
         buffer = torch.frombuffer(memory, dtype=torch.uint8)
-        # A GPU copies into locked pages directly, several times as fast. If the system refuses
-        # (locked memory is limited), copies are only slower.
-        address = buffer.data_ptr()
-        if pinned and int(torch.cuda.cudart().cudaHostRegister(address, buffer.numel(), 0)) == 0:
-            self._pinned = address
+        if pinned:
+            self._locks.lock([(buffer.data_ptr(), buffer.numel())])
         for name, image in images.items():
             header, _ = headers[name]
             start = self.extents[name][0]
             memory[start : start + len(header)] = header
             begin = start + len(header)
-            for tensor in image.values():
+            self._views[name], self._places[name] = {}, {}
+            for key, tensor in image.items():
                 end = begin + tensor.numel() * tensor.element_size()
-                self._views.append(buffer[begin:end].view(tensor.dtype).view(tensor.shape))
+                self._views[name][key] = buffer[begin:end].view(tensor.dtype).view(tensor.shape)
+                self._places[name][key] = begin
                 begin = end
-
-    def _unpin(self) -> None:
-        """Unlock the pages before the memory is freed. Otherwise CUDA would treat new memory at the
-        same address as locked."""
-        import torch
-
-        if self._pinned is not None:
-            torch.cuda.cudart().cudaHostUnregister(self._pinned)
-            self._pinned = None
 
 
 def map_extents(fd: int, extents: Mapping[str, Extent]) -> dict[str, memoryview]:

@@ -1,9 +1,39 @@
-"""Who owns what: each matrix has one owner, and the arithmetic is divided evenly."""
+"""Who owns what: each matrix and each element has one owner, and the work is divided evenly."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import pytest
+
+from pion.config.model_config import ModelConfig
+from pion.config.presets import PRESETS
+from pion.model.params_and_flops import matrix_shapes, token_flops
+from pion.train.moments import each_matrix
 from pion.train.muon import newton_schulz_flops
-from pion.train.ownership import deal_matrices
+from pion.train.ownership import (
+    ALIGNED_TO,
+    Shape,
+    busiest_share,
+    deal_matrices,
+    even_parts,
+    even_rows,
+    muon_rounds,
+)
+
+# What is done on 8 cards: tokens of a step.
+TOKENS = 131_072
+
+
+def matrices(preset: str) -> tuple[Shape, ...]:
+    return each_matrix(matrix_shapes(ModelConfig.preset(preset)))
+
+
+def share_of_a_step(preset: str, ranks: int) -> float:
+    """Return Muon's arithmetic on the busiest of 8 cards, relative to a step's training."""
+    config, shapes = ModelConfig.preset(preset), matrices(preset)
+    by_muon = sum(newton_schulz_flops(*shape) for shape in shapes) * busiest_share(shapes, ranks)
+    return by_muon / (TOKENS / 8 * token_flops(config, config.seq_len).total)
 
 
 def test_every_matrix_has_one_owner_and_the_largest_are_dealt_first() -> None:
@@ -18,3 +48,63 @@ def test_every_matrix_has_one_owner_and_the_largest_are_dealt_first() -> None:
 def test_more_ranks_than_matrices_leave_some_without_any() -> None:
     assert sorted(map(len, deal_matrices([(2, 2)], 3))) == [0, 0, 1]
     assert deal_matrices([], 2) == [[], []]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_busiest_of_8_cards_has_at_most_a_sixth_of_muons_arithmetic(preset: str) -> None:
+    assert busiest_share(matrices(preset), 8) <= 1 / 6
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_on_64_cards_no_card_has_more_than_its_share_and_one_matrix(preset: str) -> None:
+    shapes = matrices(preset)
+    flops = [newton_schulz_flops(*shape) for shape in shapes]
+    assert busiest_share(shapes, 64) * sum(flops) <= sum(flops) / 64 + max(flops)
+
+
+@pytest.mark.parametrize(
+    ("preset", "before", "after"),
+    [
+        ("pion-small", 0.09, 0.017),
+        ("pion-large", 0.18, 0.036),
+        ("pion-xl", 0.30, 0.068),
+        ("pion2-small", 0.10, 0.017),
+        ("pion2-large", 0.19, 0.036),
+        ("pion2-xl", 0.31, 0.068),
+    ],
+)
+def test_muon_takes_little_of_a_step_on_8_cards(preset: str, before: float, after: float) -> None:
+    assert share_of_a_step(preset, 1) == pytest.approx(before, abs=0.005)
+    assert share_of_a_step(preset, 8) <= after
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 64])
+def test_every_element_has_one_owner_and_parts_begin_where_kernels_do(ranks: int) -> None:
+    sizes = [1000, 7, 64, 1, 4097]
+    owned = even_parts(sizes, ranks)
+    assert len(owned) == ranks
+    for index, size in enumerate(sizes):
+        parts = [part for parts in owned for part in parts if part.index == index]
+        assert parts[0].start == 0
+        assert parts[-1].stop == size
+        assert all(one.stop == other.start for one, other in pairwise(parts))
+        assert all(part.start % ALIGNED_TO == 0 for part in parts)
+    most = max(sum(part.stop - part.start for part in parts) for parts in owned)
+    assert most <= sum(sizes) / ranks + ALIGNED_TO * (len(sizes) + 1)
+
+
+def test_one_rank_owns_every_tensor_whole() -> None:
+    (parts,) = even_parts([1000, 7], 1)
+    assert [(part.start, part.stop) for part in parts] == [(0, 1000), (0, 7)]
+
+
+def test_rows_stay_whole() -> None:
+    assert even_rows(5, 3) == [range(1), range(1, 3), range(3, 5)]
+    assert [len(rows) for rows in even_rows(2, 3)] == [0, 1, 1]
+
+
+def test_a_round_has_no_more_elements_than_it_may_have_or_one_matrix() -> None:
+    owned, sizes = [[0, 1, 2], [3]], [10, 4, 4, 8]
+    assert muon_rounds(owned, sizes, most=8) == [[[0], [3]], [[1, 2], []]]
+    assert muon_rounds(owned, sizes, most=18) == [[[0, 1, 2], [3]]]
+    assert muon_rounds([[], []], [], most=8) == []

@@ -21,6 +21,7 @@ from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import open_stream
 from tests.support.ranks import run_ranks
 from tests.support.tiny_config import tiny_config
+from tests.support.whole_state import whole_state
 
 CONFIG = tiny_config(draft={"steps": 2, "ids": 30})
 STEPS = 8
@@ -177,7 +178,7 @@ def work(rank: int, folder: Path) -> None:
     stream = open_stream(folder / f"data{rank}")
     trainer = make(stream, rank=rank, world_size=2)
     found: dict[str, Any] = {"norms": norms(steps(trainer, 3))}
-    saved = copied(trainer.state())
+    saved = whole_state(trainer)
     found["norms"] += norms(steps(trainer, STEPS - 3))
     resumed = make(stream, seed=5 + rank, rank=rank, world_size=2)
     resumed.load(saved if rank == 0 else None)
@@ -185,7 +186,7 @@ def work(rank: int, folder: Path) -> None:
     buckets = trainer._gradients.buckets
     assert buckets is not None
     found["exchanged"] = buckets.nbytes == 4 * cost_of(CONFIG).params["draft"]
-    found["same"] = same(trainer.state(), resumed.state())
+    found["same"] = same(whole_state(trainer), whole_state(resumed))
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

@@ -20,6 +20,7 @@ from pion.model.lora_projections import adapted, additions
 from pion.model.params_and_flops import flops_per_token, token_flops
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import open_stream, tiny_decoder
+from tests.support.whole_state import whole_state
 
 STEPS = 8
 SETTINGS: dict[str, Any] = {"steps": STEPS, "global_batch": 6, "lr": 1e-2, "weight_decay": 0.0}
@@ -129,7 +130,7 @@ def work(rank: int, folder: Path) -> None:
     stream = open_stream(folder / f"data{rank}")
     trainer = make(stream, rank=rank, world_size=2)
     losses = steps(trainer, 3)
-    saved = copied(trainer.state())
+    saved = whole_state(trainer)
     losses += steps(trainer, STEPS - 3)
     resumed = make(stream, seed=5 + rank, rank=rank, world_size=2)
     resumed.load(saved if rank == 0 else None)

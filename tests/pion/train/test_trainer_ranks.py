@@ -12,9 +12,10 @@ import torch.distributed as dist
 
 from pion.data.stream import RowStream
 from pion.errors import BadInput
-from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream, tiny_decoder
 from tests.support.ranks import run_ranks
+from tests.support.whole_state import whole_state
 
 WORLD_SIZES = (2, 3)
 STEPS = 10  # more than all rows, of which there are 40
@@ -40,7 +41,7 @@ def curve(trainer: Trainer, steps: int = STEPS) -> list[dict[str, Any]]:
 
 
 def digest(trainer: Trainer) -> str:
-    state = trainer.state()
+    state = whole_state(trainer)
     tensors = state.model | state.optimizer
     data = b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))
     return hashlib.sha256(data).hexdigest() + f" step {trainer.step} row {trainer.next_row}"
@@ -77,12 +78,7 @@ def stop_on_one_rank(streams: dict[str, RowStream], world_size: int, rank: int) 
 def resume_from_rank_0(streams: dict[str, RowStream], world_size: int, rank: int) -> dict[str, Any]:
     trainer = make(streams["text"], world_size, rank)
     curve(trainer, 2)
-    live = trainer.state()
-    saved = TrainState(
-        model={name: tensor.clone() for name, tensor in live.model.items()},
-        optimizer={name: tensor.clone() for name, tensor in live.optimizer.items()},
-        meta=json.loads(json.dumps(live.meta)),
-    )
+    saved = whole_state(trainer)
     curve(trainer, 3)
     resumed = make(streams["text"], world_size, rank, seed=50 + rank)
     resumed.load(saved if rank == 0 else None)

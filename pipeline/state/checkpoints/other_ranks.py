@@ -1,0 +1,223 @@
+"""Bring what other ranks have of the optimizer's state into the memory of rank 0's snapshot.
+
+Only rank 0 saves, and only rank 0 decides when. Each rank has pieces of the moments
+(pion/train/ownership.py). At every point where rank 0 may save, the other ranks listen: rank 0 asks
+them to copy, or tells them to go on. So ranks never disagree about what is saved.
+
+A rank on rank 0's machine copies its pieces into rank 0's memory. Any other rank copies them into
+memory of its own, and sends them from there. On a card, both happen next to the next step. A thread
+of each rank tells rank 0's thread when its pieces are there, and only then rank 0 writes files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.state.checkpoints.memory_file import MemoryFile
+from pipeline.state.checkpoints.page_locks import PageLocks
+
+if TYPE_CHECKING:
+    import torch
+
+    from pion.train.side_copy import SideCopy
+    from pion.train.state_pieces import Piece
+
+# What rank 0 says.
+GO_ON, USE_MEMORY, COPY = range(3)
+# What another rank says when its copies are done.
+COPIED, SENDS, FAILED = range(3)
+
+# The name, the first element and the number of elements of a piece.
+Place = tuple[str, int, int]
+
+
+class _Channel:
+    """Two groups of all ranks over gloo, which never waits for a card.
+
+    In one group, rank 0 talks to the other ranks. In the other group, threads wait for copies.
+    Every rank makes its channel at the same time.
+    """
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+
+        from pion.train.gradients import LONGEST
+
+        self.said: Any = dist.new_group(backend="gloo", timeout=LONGEST)  # process groups
+        self.done: Any = dist.new_group(backend="gloo", timeout=LONGEST)
+
+    def say(self, word: int) -> int:
+        """Return what rank 0 says."""
+        import torch
+        import torch.distributed as dist
+
+        said = torch.tensor(word)
+        dist.broadcast(said, src=0, group=self.said)
+        return int(said)
+
+    def tell(self, about: Any) -> Any:
+        """Return what rank 0 tells."""
+        import torch.distributed as dist
+
+        told = [about]
+        dist.broadcast_object_list(told, src=0, group=self.said)
+        return told[0]
+
+    def places(self, pieces: Sequence[Piece]) -> list[list[Place]]:
+        """Return what each rank has of which tensors."""
+        import torch.distributed as dist
+
+        every: list[list[Place]] = [[] for _ in range(dist.get_world_size())]
+        mine = [(piece.name, piece.start, piece.values.numel()) for piece in pieces]
+        dist.all_gather_object(every, mine, group=self.said)
+        return every
+
+    def close(self) -> None:
+        import torch.distributed as dist
+
+        for group in (self.said, self.done):
+            dist.destroy_process_group(group)
+
+
+class OtherRanks:
+    """The other ranks, as rank 0 sees them. Every rank makes one of the two classes, at once.
+
+    `pieces` are those of rank 0.
+    """
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._channel = _Channel()
+        self._places = self._channel.places(pieces)
+        self._known: tuple[MemoryFile, Mapping[str, int]] | None = None
+        self._copying = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Let the other ranks listen while the block may save. They call `follow` meanwhile."""
+        try:
+            yield
+        finally:
+            self._channel.say(GO_ON)
+
+    def begin(self, fd: int, offsets: Mapping[str, int]) -> None:
+        """Let each rank begin to copy its pieces into the memory behind `fd`.
+
+        `offsets` has the first byte of each tensor.
+        """
+        memory = (MemoryFile.of(fd), dict(offsets))
+        if memory != self._known:
+            self._channel.say(USE_MEMORY)
+            self._channel.tell(memory)
+            self._known = memory
+        self._channel.say(COPY)
+        self._copying = True
+
+    def wait(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Block until the pieces of all ranks are in `tensors`, which are in that memory.
+
+        Raises RuntimeError if a rank is gone, or could not copy.
+        """
+        import torch
+        import torch.distributed as dist
+
+        if not self._copying:
+            return
+        self._copying = False
+        for rank in range(1, len(self._places)):
+            answer = torch.zeros((), dtype=torch.int64)
+            dist.recv(answer, src=rank, group=self._channel.done)
+            if int(answer) == FAILED:
+                raise RuntimeError(f"worker {rank} could not copy its part of the training state")
+            if int(answer) == SENDS:
+                for name, start, count in self._places[rank]:
+                    part = tensors[name].view(-1)[start : start + count]
+                    dist.recv(part, src=rank, group=self._channel.done)
+
+    def close(self) -> None:
+        """Leave the groups."""
+        self._channel.close()
+
+
+class CopiesForRankZero:
+    """The copies that another rank than rank 0 makes of its `pieces`, by `side_copy`."""
+
+    def __init__(self, pieces: Sequence[Piece], side_copy: SideCopy) -> None:
+        self._pieces, self._side_copy = pieces, side_copy
+        self._channel = _Channel()
+        self._channel.places(pieces)
+        self._targets: list[torch.Tensor] = []
+        self.in_rank_0 = False
+        self._locks = PageLocks()
+        self._thread: threading.Thread | None = None
+
+    def follow(self) -> None:
+        """Copy whenever rank 0 asks, until rank 0 goes on."""
+        while (said := self._channel.say(GO_ON)) != GO_ON:
+            if said == USE_MEMORY:
+                self._use(*self._channel.tell(None))
+            else:
+                self._copy()
+
+    def close(self) -> None:
+        """Wait for the last copies, and let go of the memory."""
+        self._join()
+        self._locks.unlock()
+        self._targets = []
+        self._channel.close()
+
+    def _use(self, memory: MemoryFile, offsets: Mapping[str, int]) -> None:
+        """Copy into this memory from now on, or else into memory of this process."""
+        import torch
+
+        self._join()
+        self._locks.unlock()
+        fd = memory.open()
+        self.in_rank_0 = fd is not None
+        if fd is None:
+            self._targets = [torch.empty_like(each.values, device="cpu") for each in self._pieces]
+        else:
+            buffer = torch.frombuffer(mmap.mmap(fd, memory.size), dtype=torch.uint8)
+            os.close(fd)
+            self._targets = [_place(buffer, offsets[piece.name], piece) for piece in self._pieces]
+        if any(piece.values.is_cuda for piece in self._pieces):
+            self._locks.lock((target.data_ptr(), target.nbytes) for target in self._targets)
+
+    def _copy(self) -> None:
+        self._join()
+        sources = [piece.values for piece in self._pieces]
+        self._side_copy.begin(zip(self._targets, sources, strict=True))
+        self._thread = threading.Thread(target=self._tell, name="copy for rank 0", daemon=True)
+        self._thread.start()
+
+    def _tell(self) -> None:
+        """Tell rank 0 that the copies are done, and send them if rank 0's memory is elsewhere."""
+        import torch
+        import torch.distributed as dist
+
+        answer = COPIED if self.in_rank_0 else SENDS
+        try:
+            self._side_copy.wait()
+        except RuntimeError:  # the card failed, which the next step says
+            answer = FAILED
+        with contextlib.suppress(RuntimeError):  # rank 0 is gone, which the next step says
+            dist.send(torch.tensor(answer), dst=0, group=self._channel.done)
+            for target in self._targets if answer == SENDS else ():
+                dist.send(target, dst=0, group=self._channel.done)
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+
+def _place(buffer: torch.Tensor, offset: int, piece: Piece) -> torch.Tensor:
+    """Return the elements of the memory that are those of the piece."""
+    width = piece.values.element_size()
+    begin = offset + piece.start * width
+    flat = buffer[begin : begin + piece.values.nbytes].view(piece.values.dtype)
+    return flat.view(piece.values.shape)

@@ -1,0 +1,141 @@
+"""An optimizer over several ranks: the bits of one rank, and each moment once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pion.config.lora import Lora
+from pion.config.model_config import ModelConfig
+from pion.model.decoder import Decoder
+from pion.model.lora_projections import add_lora
+from pion.train import shared_muon, shared_weights
+from pion.train.optimizer import Optimizer
+from pion.train.phases import Phase
+from pion.train.schedule import plan_at
+from pion.train.settings import TrainSettings
+from tests.families.families import FAMILIES
+from tests.support.ranks import run_ranks
+from tests.support.tiny_config import tiny_config
+
+WORLD_SIZES = (2, 3)
+STEPS = 4
+MUON: dict[str, Any] = {"optimizer": "muon"}
+# The last band and the embedding stand still at first, and then everything learns.
+PHASES = (Phase(until=2, rates={"embedding": 0.0}, only_bands=(0,)), Phase())
+
+
+CASES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
+    "adamw": (tiny_config(), {}),
+    "muon": (tiny_config(), MUON),
+    "muon, bf16": (tiny_config(), MUON),
+    "experts": (FAMILIES["tachyon"].config(), MUON),
+    "primitives": (FAMILIES["pilon"].config(), MUON),
+    "phases": (FAMILIES["pilon"].config(), {**MUON, "phases": PHASES}),
+    "lora": (tiny_config(), {}),
+}
+
+
+def run(case: str, rank: int = 0, world_size: int = 1) -> tuple[dict[str, Tensor], Optimizer]:
+    """Take some steps with gradients that are equal on all ranks; return the weights."""
+    config, given = CASES[case]
+    torch.manual_seed(0)
+    model = Decoder(config)
+    if case == "lora":
+        add_lora(model, Lora(rank=4), seed=0)
+    settings = TrainSettings(**{"steps": STEPS, "global_batch": 4, "lr": 1e-2} | given)
+    dtype = torch.bfloat16 if "bf16" in case else torch.float32
+    optimizer = Optimizer(model, settings, dtype, rank=rank, world_size=world_size)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(STEPS):
+        for param in optimizer.params:
+            param.grad = torch.randn(param.shape, generator=generator) / 100
+        optimizer.step(plan_at(settings, step, config))
+    return {name: param.detach() for name, param in model.named_parameters()}, optimizer
+
+
+def compare(rank: int, world_size: int) -> dict[str, Any]:
+    """Return what differs from a process that does all, by case."""
+    differs: dict[str, Any] = {}
+    for case in CASES:
+        ours, optimizer = run(case, rank, world_size)
+        alone, whole = run(case)
+        names = [name for name in alone if not torch.equal(ours[name], alone[name])]
+        state = whole.state_tensors()
+        pieces = optimizer.pieces()
+        names += [p.name for p in pieces if not torch.equal(p.within(state[p.name]), p.values)]
+        differs[case] = {
+            "names": names,
+            "layout": shapes(state) != shapes(optimizer.state_tensors()),
+            "counts": optimizer.counts() != whole.counts(),
+            "moments": sum(piece.values.numel() for piece in pieces),
+            "all": sum(tensor.numel() for tensor in state.values()),
+        }
+    return differs
+
+
+def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    found = {}
+    for world_size in WORLD_SIZES:
+        if rank < world_size:
+            meet = f"file://{folder}/meet{world_size}"
+            dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world_size)
+            found[world_size] = compare(rank, world_size)
+            # Once more in many small rounds.
+            with (
+                mock.patch.object(shared_muon, "BATCH_ELEMENTS", 20_000),
+                mock.patch.object(shared_weights, "GATHERED_BYTES", 4 * 1000),
+            ):
+                found[f"{world_size} in rounds"] = compare(rank, world_size)
+            dist.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("optimizers")
+    run_ranks(work, folder, max(WORLD_SIZES))
+    return [json.loads((folder / f"{r}.json").read_text()) for r in range(max(WORLD_SIZES))]
+
+
+@pytest.fixture(
+    params=[str(size) for size in WORLD_SIZES] + [f"{s} in rounds" for s in WORLD_SIZES]
+)
+def ranks(request: pytest.FixtureRequest, seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each rank of one world size has seen."""
+    return [rank[request.param] for rank in seen if request.param in rank]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_and_moments_have_the_bits_of_one_rank(
+    ranks: list[dict[str, Any]], case: str
+) -> None:
+    """AdamW computes each element for itself. Muon's matrices are orthogonalized whole: the
+    products of a batch do not depend on the others in the batch."""
+    assert [rank[case]["names"] for rank in ranks] == [[] for _ in ranks]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_has_the_tensors_of_one_rank(ranks: list[dict[str, Any]], case: str) -> None:
+    assert not any(rank[case]["layout"] or rank[case]["counts"] for rank in ranks)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_moment_is_on_one_rank_and_no_rank_has_many_more_than_its_share(
+    ranks: list[dict[str, Any]], case: str
+) -> None:
+    moments, whole = [rank[case]["moments"] for rank in ranks], ranks[0][case]["all"]
+    assert sum(moments) == whole
+    assert max(moments) <= 1.3 * whole / len(ranks)

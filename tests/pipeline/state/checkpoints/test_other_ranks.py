@@ -1,0 +1,317 @@
+"""Several ranks save together what one rank would save, and any number of ranks resumes from it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pion.train.side_copy import SideCopy
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
+from pipeline.state.checkpoints import memory_file
+from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
+from pipeline.state.checkpoints.layout import OPTIMIZER
+from pipeline.state.checkpoints.other_ranks import CopiesForRankZero, OtherRanks
+from pipeline.state.checkpoints.restore import load_folder, newest_good
+from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
+from pipeline.state.claim import claim_run
+from pipeline.state.owner import Owner
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, StoreError
+from pipeline.state.workspace import Workspace
+from tests.pion.train.conftest import open_stream, tiny_decoder
+from tests.support.in_process_uploader import InProcessUploader
+from tests.support.late_streams import LateStreams
+from tests.support.ranks import run_ranks
+from tests.support.whole_state import whole_state
+
+# How many processes continue the run, one group after the other. The first is a process alone.
+HOPS = (1, 3, 2, 1)
+MANY_HOPS = (1, 8, 2)
+STEPS_BETWEEN = 2
+
+
+class Saver:
+    """One rank that trains and saves. `save` is called by all ranks at once."""
+
+    def __init__(self, folder: Path, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        plan = ComputePlan(
+            micro_batch=1, world_size=world_size, threads=1, deterministic=world_size > 1
+        )
+        settings = TrainSettings(steps=50, global_batch=9, lr=1e-2, optimizer="muon")
+        folder.mkdir(exist_ok=True)
+        stream = open_stream(folder / f"data-{os.getpid()}-{world_size}")
+        self.trainer = Trainer(tiny_decoder(rank), stream, settings, plan, rank=rank)
+        self.trainer.side_copy = SideCopy(LateStreams())  # as on a card
+        pieces = self.trainer.pieces()
+        self.others = OtherRanks(pieces) if rank == 0 and world_size > 1 else None
+        self.copies = CopiesForRankZero(pieces, self.trainer.side_copy) if rank else None
+        if rank == 0:
+            self.run = RunState(FileStore(folder / "runs"), "run")
+            self.claim = claim_run(self.run, Owner.me())
+            uploader: Any = InProcessUploader(self.claim.store)
+            uploader.snapshot.others = self.others
+            series = CheckpointSeries("pretrain", "d1", {})
+            self.checkpointer = Checkpointer(self.claim, series, uploader=uploader)
+
+    def load(self) -> None:
+        """Continue from the newest checkpoint."""
+        state = None
+        if self.rank == 0:
+            head = self.run.read()
+            assert head is not None
+            found = newest_good(Workspace(self.claim.store, "run"), head, "pretrain", "d1")
+            assert found.folder is not None
+            saved = load_folder(found.folder)
+            state = TrainState(saved.model, saved.optimizer, saved.state)
+        self.trainer.load(state)
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            assert self.trainer.train_step()
+
+    def begin_save(self) -> None:
+        if self.copies is not None:
+            self.copies.follow()
+        elif self.others is None:
+            self._save()
+        else:
+            with self.others.listening():
+                self._save()
+
+    def save(self) -> None:
+        """Save, and wait until rank 0 has listed the checkpoint."""
+        self.begin_save()
+        if self.rank == 0:
+            self.checkpointer.wait()
+            assert self.checkpointer.last is not None
+            assert self.checkpointer.last.step == self.trainer.step
+
+    def _save(self) -> None:
+        state = self.trainer.state()
+        assert self.checkpointer.save(
+            state.model, state.optimizer, state.meta, state.side_copy, state.pieces
+        )
+
+    def close(self) -> None:
+        if self.copies is not None:
+            self.copies.close()
+        else:
+            self.checkpointer.close()
+            self.claim.release()
+        if self.others is not None:
+            self.others.close()
+        self.trainer.close()
+
+
+def contents(state: TrainState) -> bytes:
+    """Return the optimizer's file of a process that has all of the state."""
+    memory = Snapshot()
+    memory.take(state.model, state.optimizer, {})
+    content = bytes(map_extents(memory.fd, memory.extents)[OPTIMIZER])
+    memory.close()
+    return content
+
+
+def same(one: TrainState, other: TrainState) -> bool:
+    return all(
+        mine.keys() == others.keys() and all(torch.equal(mine[n], others[n]) for n in mine)
+        for mine, others in ((one.model, other.model), (one.optimizer, other.optimizer))
+    )
+
+
+def hop(folder: Path, rank: int, world_size: int, number: int) -> dict[str, Any]:
+    """Continue from the newest checkpoint, train, and save next to the following step."""
+    with closing(Saver(folder, rank, world_size)) as saver:
+        found: dict[str, Any] = {}
+        if number:
+            saver.load()
+            before = whole_state(saver.trainer)
+            if rank == 0:
+                found["resumed"] = same(before, torch.load(folder / "state.pt", weights_only=False))
+        saver.train(STEPS_BETWEEN)
+        state = whole_state(saver.trainer)
+        saver.begin_save()
+        saver.train(1)  # what is saved must not have this step
+        if rank == 0:
+            torch.save(state, folder / "state.pt")
+            saver.checkpointer.wait()
+            entry = saver.checkpointer.last
+            assert entry is not None
+            saved = (folder / "runs" / "run" / entry.key / OPTIMIZER).read_bytes()
+            stats = saver.checkpointer.stats
+            found["as one rank"] = saved == contents(state)
+            found["stall"] = stats.stall_seconds
+            found["copied later"] = (stats.copy_seconds or 0) > stats.stall_seconds
+        else:
+            assert saver.copies is not None
+            found["in rank 0's memory"] = saver.copies.in_rank_0
+        return found
+
+
+@contextmanager
+def group(folder: Path, rank: int, world_size: int, name: str = "") -> Iterator[None]:
+    if world_size == 1:
+        yield
+        return
+    meet = f"file://{folder}/meet{world_size}{name}"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world_size)
+    yield
+    dist.destroy_process_group()
+
+
+def hops(rank: int, folder: Path) -> None:
+    """Run one process, as a rank of all groups that have so many ranks. Rank 2 is elsewhere."""
+    if rank == 2:
+        memory_file._machine = lambda: "another machine"
+    results = {}
+    for number, world_size in enumerate(json.loads((folder / "hops.json").read_text())):
+        if rank < world_size:
+            with group(folder, rank, world_size):
+                results[number] = hop(folder, rank, world_size, number)
+    (folder / f"{rank}.json").write_text(json.dumps(results))
+
+
+@pytest.fixture(scope="module", params=[HOPS, pytest.param(MANY_HOPS, marks=pytest.mark.soak)])
+def seen(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """What each process has seen, by hop."""
+    folder = tmp_path_factory.mktemp("hops")
+    (folder / "hops.json").write_text(json.dumps(request.param))
+    run_ranks(hops, folder, max(request.param))
+    return [json.loads((folder / f"{r}.json").read_text()) for r in range(max(request.param))]
+
+
+def test_any_number_of_ranks_resumes_the_exact_state(seen: list[dict[str, Any]]) -> None:
+    assert [hop["resumed"] for hop in list(seen[0].values())[1:]] == [True] * (len(seen[0]) - 1)
+
+
+def test_the_file_has_the_bytes_of_one_rank(seen: list[dict[str, Any]]) -> None:
+    assert all(hop["as one rank"] for hop in seen[0].values())
+
+
+def test_a_rank_of_the_same_machine_copies_into_rank_0s_memory(seen: list[dict[str, Any]]) -> None:
+    assert [hop["in rank 0's memory"] for hop in seen[1].values()] == [True, True]
+    assert all(hop["in rank 0's memory"] for rank in seen[3:] for hop in rank.values())
+
+
+def test_a_rank_of_another_machine_sends_its_pieces(seen: list[dict[str, Any]]) -> None:
+    assert [hop["in rank 0's memory"] for hop in seen[2].values()] == [False]
+
+
+def test_training_waits_only_until_the_copies_have_begun(seen: list[dict[str, Any]]) -> None:
+    for hop in seen[0].values():
+        assert hop["stall"] > 0
+        assert hop["copied later"]
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def train_to_the_end(folder: Path, rank: int, name: str, *, resume: bool) -> None:
+    """Train up to step 6, with a save after step 2, and write what rank 0 ends with."""
+    with group(folder, rank, 2, name), closing(Saver(folder / name, rank, 2)) as saver:
+        if resume:
+            saver.load()
+            assert saver.trainer.step == 2
+        else:
+            saver.train(2)
+        saver.save()
+        saver.train(6 - saver.trainer.step)
+        state = whole_state(saver.trainer)
+        if rank == 0:
+            torch.save(state, folder / f"{name}.pt")
+
+
+def die_while_saving(rank: int, folder: Path) -> None:
+    """Save after step 2. Rank 1 is killed once rank 0 asks it to copy the state after step 4."""
+    with group(folder, rank, 2, "dies"), closing(Saver(folder / "run", rank, 2)) as saver:
+        saver.train(2)
+        saver.save()
+        saver.train(2)
+        if saver.copies is not None:
+            saver.copies._copy = lambda: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        saver.begin_save()
+        saver.checkpointer.wait()
+
+
+def unbroken(rank: int, folder: Path) -> None:
+    train_to_the_end(folder, rank, "unbroken", resume=False)
+
+
+def resumed(rank: int, folder: Path) -> None:
+    train_to_the_end(folder, rank, "run", resume=True)
+
+
+def test_after_sigkill_in_a_save_two_ranks_end_with_the_bits_of_an_unbroken_run(
+    tmp_path: Path,
+) -> None:
+    run_ranks(unbroken, tmp_path, 2)
+    with pytest.raises(AssertionError) as died:
+        run_ranks(die_while_saving, tmp_path, 2)
+    assert "{0: 1, 1: -9}" in str(died.value)
+    assert "RuntimeError" in str(died.value)  # of rank 0, which did not wait forever
+    run_ranks(resumed, tmp_path, 2)
+    one, other = (torch.load(tmp_path / f"{n}.pt", weights_only=False) for n in ("unbroken", "run"))
+    assert one.meta["step"] == other.meta["step"] == 6
+    assert same(one, other)
+
+
+class BrokenCard(LateStreams):
+    def synchronize(self) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+
+def a_card_fails(rank: int, folder: Path) -> None:
+    """The card of rank 1 fails while it copies. A later save finds a card that works."""
+    with group(folder, rank, 2, "card"), closing(Saver(folder / "run", rank, 2)) as saver:
+        saver.train(1)
+        if rank == 1:
+            saver.trainer.side_copy._streams = BrokenCard()
+        saver.begin_save()
+        if rank == 0:
+            with pytest.raises(RuntimeError, match="worker 1 could not copy its part"):
+                saver.checkpointer.wait()
+            assert saver.checkpointer.last is None
+        if rank == 1:
+            saver.trainer.side_copy = saver.copies._side_copy = SideCopy(LateStreams())  # type: ignore[union-attr]
+        saver.train(1)
+        saver.save()
+
+
+def test_a_save_without_the_part_of_a_rank_is_never_listed(tmp_path: Path) -> None:
+    run_ranks(a_card_fails, tmp_path, 2)
+
+
+def no_memory_to_save(rank: int, folder: Path) -> None:
+    """Rank 0 gets no memory for its first save."""
+    with group(folder, rank, 2, "memory"), closing(Saver(folder / "run", rank, 2)) as saver:
+        saver.train(1)
+        if rank == 0:
+            refusing = mock.patch.object(os, "posix_fallocate", refuse)
+            with refusing, pytest.raises(StoreError):
+                saver.begin_save()
+        else:
+            saver.begin_save()  # returns: rank 0 goes on
+        saver.train(1)
+        saver.save()
+
+
+def refuse(*arguments: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_ranks_go_on_if_rank_0_can_not_save(tmp_path: Path) -> None:
+    run_ranks(no_memory_to_save, tmp_path, 2)
