@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from unittest import mock
@@ -28,6 +28,10 @@ from pion.model.lora_projections import add_lora
 from pion.train.optimizer import Optimizer
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
+from pipeline.state.checkpoints import other_ranks
+from pipeline.state.checkpoints.memory_file import MemoryFile
+from pipeline.state.checkpoints.other_ranks import CopiesForRankZero
+from pipeline.state.checkpoints.snapshot import Snapshot
 from tests.cuda_rehearsal.compiled import SOAK, refuse
 from tests.cuda_rehearsal.fake_group import fake_group
 from tests.cuda_rehearsal.lowering import lowering
@@ -110,7 +114,7 @@ def rehearse(watch: Watch, family: str, number: int) -> Rank:
     rank = Rank()
     insert_card("A40")
     rotary_table.cache_clear()
-    with _compiling(rank), _trainer(family, number) as trainer:
+    with _compiling(rank), _trainer(family, number) as trainer, _saving(trainer) as begin_to_save:
         add = trainer._gradients.add
 
         def see(operation: Operation) -> None:
@@ -126,12 +130,32 @@ def rehearse(watch: Watch, family: str, number: int) -> Rank:
         watch.start()
         watch.seen = see
         try:
+            begin_to_save()
             trainer.train_step()
         finally:
             watch.seen = None
         _count(rank, trainer.optimizer)
         rank.findings = [str(finding) for finding in watch.findings]
     return rank
+
+
+@contextlib.contextmanager
+def _saving(trainer: Trainer) -> Iterator[Callable[[], None]]:
+    """Yield what begins the copies of this rank's pieces into the memory of rank 0's snapshot.
+
+    Here, one process is both. What the two say to each other is left out.
+    """
+    state = trainer.state()
+    with (
+        mock.patch.object(other_ranks, "_Channel"),
+        mock.patch.object(CopiesForRankZero, "_tell"),
+        contextlib.closing(Snapshot()) as memory,
+        contextlib.closing(CopiesForRankZero(state.pieces, trainer.side_copy)) as copies,
+    ):
+        memory.reserve(state.model, state.optimizer)
+        copies._use(MemoryFile.of(memory.fd), memory.places)
+        assert copies.in_rank_0
+        yield copies._copy
 
 
 def _count(rank: Rank, optimizer: Optimizer) -> None:

@@ -120,7 +120,7 @@ class Watch(TorchDispatchMode):
         self._opened: OpOverload | None = None
         # By address. The tensors are kept so that nothing else gets their address.
         self._page_locked: dict[int, Tensor] = {}
-        self._registered: set[int] = set()
+        self._registered: dict[int, int] = {}  # bytes by address
 
     def start(self) -> None:
         """Forget the findings, products and replays so far. What comes now counts."""
@@ -144,18 +144,20 @@ class Watch(TorchDispatchMode):
 
     def register(self, address: int, size: int, flags: int) -> int:
         """Count the memory at `address` as page-locked. This replaces `cudaHostRegister`."""
-        self._registered.add(address)
+        self._registered[address] = size
         return 0
 
     def unregister(self, address: int) -> int:
         """Count the memory as page-locked no more. This replaces `cudaHostUnregister`."""
-        self._registered.remove(address)
+        del self._registered[address]
         return 0
 
     def is_page_locked(self, tensor: Tensor) -> bool:
         """Return whether the tensor lies in memory from `page_locked`, or that is registered."""
-        address = tensor.untyped_storage().data_ptr()
-        return address in self._page_locked or address in self._registered
+        if tensor.untyped_storage().data_ptr() in self._page_locked:
+            return True
+        first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        return any(begin <= first and last <= begin + n for begin, n in self._registered.items())
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -101,8 +101,11 @@ class OtherRanks:
         """Let the other ranks listen while the block may save. They call `follow` meanwhile."""
         try:
             yield
-        finally:
-            self._channel.say(GO_ON)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # a rank may be gone, which is not the news
+                self._channel.say(GO_ON)
+            raise
+        self._channel.say(GO_ON)
 
     def begin(self, fd: int, offsets: Mapping[str, int]) -> None:
         """Let each rank begin to copy its pieces into the memory behind `fd`.

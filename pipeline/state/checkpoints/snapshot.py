@@ -46,9 +46,8 @@ class Snapshot:
         self.state: dict[str, Any] = {}
         self.extents: dict[str, Extent] = {}
         self._layout: object = None
-        # By file and name. A place is the first byte in the memory.
-        self._views: dict[str, dict[str, torch.Tensor]] = {}
-        self._places: dict[str, dict[str, int]] = {}
+        self._views: dict[str, dict[str, torch.Tensor]] = {}  # by file and name
+        self.places: dict[str, int] = {}  # the first byte of each optimizer tensor in the memory
         self._locks = PageLocks()
         self._copying = SideCopy()  # may still write into the memory
 
@@ -72,7 +71,7 @@ class Snapshot:
         copies += [(moments[n], tensor) for n, tensor in optimizer.items() if not tensor.is_meta]
         copies += [(piece.within(moments[piece.name]), piece.values) for piece in pieces]
         if self.others is not None:
-            self.others.begin(self.fd, self._places[OPTIMIZER])
+            self.others.begin(self.fd, self.places)
         self._copying = side_copy or SideCopy()
         self._copying.begin(copies)
         self.state = json.loads(json.dumps(state))
@@ -113,7 +112,7 @@ class Snapshot:
         headers = {name: _header(image) for name, image in images.items()}
         self.wait()
         self._locks.unlock()
-        self._views, self.extents = {}, {}  # free the old memory first
+        self._views, self.places, self.extents = {}, {}, {}  # free the old memory first
         offset = 0
         for name, (header, size) in headers.items():
             self.extents[name] = (offset, len(header) + size)
@@ -131,11 +130,12 @@ class Snapshot:
             start = self.extents[name][0]
             memory[start : start + len(header)] = header
             begin = start + len(header)
-            self._views[name], self._places[name] = {}, {}
+            self._views[name] = {}
             for key, tensor in image.items():
                 end = begin + tensor.numel() * tensor.element_size()
                 self._views[name][key] = buffer[begin:end].view(tensor.dtype).view(tensor.shape)
-                self._places[name][key] = begin
+                if name == OPTIMIZER:
+                    self.places[key] = begin
                 begin = end
 
 

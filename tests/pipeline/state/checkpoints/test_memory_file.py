@@ -1,0 +1,51 @@
+"""Another process opens the memory of a snapshot only if it is this memory, on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.state.checkpoints.memory_file import MemoryFile
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    memory = os.memfd_create("test")
+    os.ftruncate(memory, 100)
+    yield memory
+    os.close(memory)
+
+
+def test_a_process_of_the_same_machine_writes_into_the_memory(fd: int) -> None:
+    child = os.fork()
+    where = MemoryFile.of(fd)
+    if child == 0:
+        os.close(fd)  # it has to find the memory by itself
+        opened = dataclasses.replace(where, pid=os.getppid()).open()
+        os._exit(9 if opened is None else os.pwrite(opened, b"moments", 10) - 7)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.pread(fd, 7, 10) == b"moments"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"machine": "another machine"},
+        {"machine": ""},
+        {"pid": 2**22 + 1},  # there is none
+        {"fd": 10**6},
+        {"inode": -1},
+        {"device": -1},
+        {"size": 99},
+    ],
+)
+def test_what_is_not_this_memory_is_not_opened(fd: int, changed: dict[str, Any]) -> None:
+    here = MemoryFile.of(fd)
+    opened = here.open()
+    assert opened is not None
+    os.close(opened)
+    assert dataclasses.replace(here, **changed).open() is None
