@@ -45,19 +45,7 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: boo
     if compiled and bench.tiny:
         return Outcome("left out", "--tiny compiles nothing, because compiling takes a minute")
     seq_len = row_tokens(config)
-    dtype = pick_dtype("auto", bench.device)
-    residual = pick_residual("auto", dtype, bench.device)
-    work = Workload(
-        config,
-        seq_len,
-        dtype,
-        "muon",
-        bench.device.type,
-        documents=False,
-        compile=compiled,
-        residual=residual,
-        capability=cuda_capability(bench.device),
-    )
+    work = _workload(bench, config, compiled)
     rows = 4 if bench.tiny else max(1, STEP_TOKENS // seq_len)
     memory = total_memory(bench.device)
     try:
@@ -66,11 +54,11 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: boo
         return Outcome("left out", error.what)
     plan = ComputePlan(
         str(bench.device),
-        dtype,
+        work.dtype,
         micro_batch,
         recompute=recompute,
         compile=compiled,
-        residual=residual,
+        residual=work.residual,
     )
     # RUNTIME_BYTES are outside of what torch counts.
     memory_of_step = predict_memory(work, micro_batch=micro_batch, recompute=recompute)
@@ -81,7 +69,7 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: boo
         params=cost_of(config).all_params,
         flops_per_token=flops_per_token(config, seq_len),
         seq_len=seq_len,
-        dtype=dtype,
+        dtype=work.dtype,
         compiled=compiled,
         recompute=recompute,
         micro_batch=micro_batch,
@@ -96,6 +84,22 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: boo
         "measured_bytes": timed.peak_bytes,
     }
     return Outcome("measured", _words(speed, timed, predicted), measures)
+
+
+def _workload(bench: Bench, config: ModelConfig, compiled: bool) -> Workload:
+    """Return what a run would train here, in the precisions that a run chooses."""
+    dtype = pick_dtype("auto", bench.device)
+    return Workload(
+        config,
+        row_tokens(config),
+        dtype,
+        "muon",
+        bench.device.type,
+        documents=False,
+        compile=compiled,
+        residual=pick_residual("auto", dtype, bench.device),
+        capability=cuda_capability(bench.device),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
