@@ -99,6 +99,10 @@ class PretendedStream:
     wait_stream = wait_event = wait
 
 
+class PretendedDevice(contextlib.nullcontext[None]):
+    """What `with torch.cuda.device(…)` enters. Torch asks whether a device is one of this class."""
+
+
 class PretendedGraph:
     """A CUDA graph. What runs while it is captured is computed on fake tensors, as always."""
 
@@ -144,7 +148,7 @@ def _answers(watch: Watch) -> dict[str, Any]:
         "Stream": always(stream),
         "Event": always(stream),
         "stream": lambda stream: contextlib.nullcontext(),
-        "device": lambda device: contextlib.nullcontext(),
+        "device": PretendedDevice,
         "CUDAGraph": lambda: PretendedGraph(watch),
         "is_current_stream_capturing": lambda: watch.captures,
         "cudart": always(

@@ -101,10 +101,10 @@ def _joint(
 
 def _measured(live: LiveBytes, cut: Cut, weights: int, results: int) -> Measured:
     output = next(node for node in cut.forward.graph.nodes if node.op == "output")
-    returned = [_stored(node) for node in tree_leaves(output.args[0]) if isinstance(node, fx.Node)]
-    kept = dict.fromkeys(returned[results:])
+    returned = [node for node in tree_leaves(output.args[0]) if isinstance(node, fx.Node)]
+    kept = _buffers_of(returned[results:])
     primals = [node for node in cut.forward.graph.nodes if node.op == "placeholder"]
-    apart = {*primals, *returned[:results]}
+    apart = {*primals, *map(_stored, returned[:results])}
     names = {primal.name for primal in primals}
     saved_inputs = {
         node for node in cut.backward.graph.nodes if node.op == "placeholder" and node.name in names
@@ -119,6 +119,36 @@ def _measured(live: LiveBytes, cut: Cut, weights: int, results: int) -> Measured
         again=forward,
         backward=tuple(_buffers(live, cut.backward, saved_inputs)),
     )
+
+
+def _buffers_of(returned: list[fx.Node]) -> dict[fx.Node, None]:
+    """Return the nodes in whose memory the results of a graph are.
+
+    A part of a split is copied, unless a call that is not fused reads a part where it is: then all
+    of it is kept.
+    """
+    parts = {node: _part(node) for node in returned}
+    whole = {_stored(node) for node in returned if parts[node] is None}
+    whole |= {_stored(part) for part in parts.values() if part is not None and _in_place(part)}
+    return {
+        _stored(node) if part is None or _stored(part) in whole else part: None
+        for node, part in parts.items()
+    }
+
+
+def _part(node: fx.Node) -> fx.Node | None:
+    """Return the part of a split that a node is a view of."""
+    while _view(node):
+        if node.target is operator.getitem:
+            return node
+        node = node.all_input_nodes[0]
+    return None
+
+
+def _in_place(part: fx.Node) -> bool:
+    """Return whether a call that is not fused reads a node, or a view of it."""
+    users = (user for user in part.users if user.op != "output")
+    return any(_in_place(user) if _view(user) else not _fuses(user) for user in users)
 
 
 def _write_elsewhere(node: fx.Node) -> None:
