@@ -157,7 +157,8 @@ def _write_elsewhere(node: fx.Node) -> None:
         return
     name = node.target._schema.name
     if name.startswith("aten::") and name.endswith("_") and not name.endswith("__"):
-        packet = getattr(torch.ops.aten, name.removeprefix("aten::")[:-1])
+        elsewhere = name.removeprefix("aten::")[:-1]
+        packet = getattr(torch.ops.aten, elsewhere)
         node.target = getattr(packet, node.target._overloadname)
 
 

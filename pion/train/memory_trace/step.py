@@ -40,6 +40,7 @@ class StepTrace:
 
     def __init__(self, what: Traced) -> None:
         self._what = what
+        _let_the_engine_count_devices()
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._live = LiveBytes(what.device, OPENED)
         with self._on_paper(), _without_collection():
@@ -181,6 +182,16 @@ class _FusedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         return None, torch.empty_like(gradient)
+
+
+def _let_the_engine_count_devices() -> None:
+    """Let torch's engine start the threads that it needs on this machine.
+
+    It counts the devices before its first backward pass. Fake tensors make eight cards of none: the
+    engine would start a thread for each, and then no process that is forked could train.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.zeros((), requires_grad=True).clone().backward()  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

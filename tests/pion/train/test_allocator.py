@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 
 from pion.train.allocator import EXPANDABLE, OLD_VARIABLE, VARIABLE, let_segments_grow
+from tests.support.waiting import run_to_end
 
 
 def test_segments_grow_where_the_user_has_said_nothing() -> None:
@@ -27,4 +27,4 @@ def test_what_the_user_has_set_stays(name: str, value: str) -> None:
 def test_the_module_does_not_import_torch() -> None:
     # It is called before torch is imported.
     code = "import sys, pion.train.allocator; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert run_to_end([sys.executable, "-c", code]).returncode == 0

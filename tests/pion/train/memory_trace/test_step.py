@@ -5,6 +5,7 @@ tests/cuda_rehearsal/test_memory.py compares traces with whole steps on a preten
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from pion.config.model_config import ModelConfig
 from pion.train.memory import Workload
 from pion.train.memory_trace.request import Traced
 from pion.train.memory_trace.step import StepTrace
+from tests.support.waiting import run_to_end
 
 TINY = ModelConfig(
     d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=160, vocab_size=512, seq_len=256
@@ -60,3 +62,20 @@ def test_a_trace_leaves_torch_as_it_was() -> None:
     weight.sum().backward()
     assert weight.grad is not None
     assert type(weight.grad) is torch.Tensor
+
+
+FORKS_AFTER_A_TRACE = """
+import os, torch
+from tests.pion.train.memory_trace.test_step import StepTrace, traced
+StepTrace(traced())
+torch.ones(1, requires_grad=True).sum().backward()
+child = os.fork()
+if not child:
+    torch.ones(1, requires_grad=True).sum().backward()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_process_that_is_forked_after_a_trace_can_train() -> None:
+    run_to_end([sys.executable, "-c", FORKS_AFTER_A_TRACE], check=True)
