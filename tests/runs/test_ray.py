@@ -128,6 +128,7 @@ def test_workers_that_hang_are_replaced_and_no_bit_of_the_weights_changes(
     assert final_weights(tmp_path) == final_weights(unbroken)
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("on_shared_ray")
 def test_two_workers_that_are_killed_end_with_the_same_weights(tmp_path: Path) -> None:
     """Each has half of the moments, and both halves are in the checkpoint."""
