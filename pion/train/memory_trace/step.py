@@ -191,7 +191,7 @@ def _let_the_engine_count_devices() -> None:
     engine would start a thread for each, and then no process that is forked could train.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        torch.zeros((), requires_grad=True).clone().backward()  # type: ignore[no-untyped-call]
+        torch.zeros((), requires_grad=True).clone().backward()
 
 
 @contextlib.contextmanager
