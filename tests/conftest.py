@@ -22,6 +22,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from pion.train.memory_trace import remembered
 from pipeline.workers.ray_workers import RAY_ADDRESS, private_environment
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 from tests.paths import REPOSITORY
@@ -150,13 +151,25 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_memory_of_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trace each step once for all tests, though tests have cache folders of their own."""
+    folder = _of_the_session(tmp_path_factory) / "step-memory"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remembered, "_folder", lambda: folder)
+        yield
+
+
+def _of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    temporary = tmp_path_factory.getbasetemp()
+    # Each of xdist's processes has its own folder in the folder of the session.
+    return temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary
+
+
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`whole(**changes)`: the folder of a finished tiny job, with these changes to its fields."""
-    temporary = tmp_path_factory.getbasetemp()
-    # Each of xdist's processes has its own folder in the folder of the session.
-    session = temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary
-    return functools.partial(whole_run, session / "whole_runs")
+    return functools.partial(whole_run, _of_the_session(tmp_path_factory) / "whole_runs")
 
 
 @pytest.fixture(autouse=True)

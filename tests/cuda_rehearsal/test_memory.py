@@ -77,7 +77,7 @@ def test_each_phase_of_a_step_is_the_largest_in_some_trace() -> None:
 def test_a_block_that_forgets_half_is_found(
     suite: Peaks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(remembered, "_folder", lambda: tmp_path)
     remembered.forget()
     real = block_stand_in.at
     monkeypatch.setattr(block_stand_in, "at", lambda line, rows: real(line, rows) // 2)

@@ -11,8 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from pion.data.arrays import make_folder, write_atomically
 from pion.errors import BadInput
 from pion.train.memory_trace.request import Peaks, Traced
@@ -69,13 +67,19 @@ def _write(file: Path, known: dict[str, Peaks]) -> None:
 @lru_cache(maxsize=256)
 def _file(what: Traced) -> Path:
     digest = hashlib.sha256(f"{_code()} {what!r}".encode()).hexdigest()
+    return _folder() / f"{digest[:32]}.json"
+
+
+def _folder() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "pion" / "step-memory" / f"{digest[:32]}.json"
+    return cache / "pion" / "step-memory"
 
 
 @lru_cache(maxsize=1)
 def _code() -> str:
     """Return a digest of torch's version and of the sources."""
+    import torch  # takes seconds
+
     digest = hashlib.sha256(str(torch.__version__).encode())
     package = Path(__file__).parents[2]
     for folder in SOURCES:

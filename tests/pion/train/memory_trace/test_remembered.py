@@ -24,7 +24,7 @@ def traced(config: ModelConfig = TINY) -> Traced:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(remembered, "_folder", lambda: tmp_path / "pion" / "step-memory")
     remembered.forget()
     yield tmp_path / "pion" / "step-memory"
     monkeypatch.undo()
@@ -62,7 +62,7 @@ def test_a_folder_that_cant_be_written_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(remembered, "_folder", lambda: tmp_path / "file" / "folder")
     assert remembered_peaks(traced(), 2, recompute=False).activations > 0
 
 
