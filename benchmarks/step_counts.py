@@ -5,9 +5,10 @@ what a GPU keeps in its caches between two operations is not known here.
 
   * Products (matrix products and attention) have FLOPs by torch's own formulas. Attention counts
     only the keys that a token sees.
-  * All other operations have bytes alone. If they are compiled, their bytes are inductor's own
-    count for the graph (`GraphLowering.count_bytes`) minus the bytes of its products. The kernel of
-    the loss reads each logit once, as inductor counts (tests/cuda_rehearsal/test_roofline.py).
+  * All other operations have bytes alone. If they are compiled, their bytes are those that the
+    graph's kernels touch (tests/cuda_rehearsal/kernel_bytes.py) minus the bytes of its products.
+    A kernel counts what it reads once, and the kernel of the loss does read each logit once
+    (tests/cuda_rehearsal/test_roofline.py).
   * A launch is one operation or, in a compiled graph, one kernel. Operations on lists of tensors
     count once. Operations without a kernel, such as views, do not count.
 
