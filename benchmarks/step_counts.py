@@ -62,6 +62,8 @@ NO_KERNEL = {
 LOOKUPS = {"embedding", "gather", "index", "index_select"}
 # These write without reading what was there.
 OVERWRITING = {"copy_", "fill_", "zero_"}
+# So do these overloads, whose results get the memory that they are written to.
+OUT = {"out", "grad_input"}
 # Which argument is the first factor. A row of a grouped product meets one matrix of the second.
 PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten._grouped_mm: 0, aten.addmm: 1, aten.baddbmm: 1}
 ATTENTION = {flex_attention, flex_attention_backward}
@@ -265,7 +267,7 @@ def _moved(operation: Operation) -> float:
     if name in ("index_put_", "scatter_add_", "scatter_"):
         return 2 * _size(operation.args[2:]) + _size(operation.args[1])
     read = _size(given)
-    if changed and (name in OVERWRITING or func._overloadname == "out"):
+    if changed and (name in OVERWRITING or func._overloadname in OUT):
         read -= written
     if name.startswith("_fused_adamw"):  # it reads the gradients, and does not write them
         written -= _size(operation.args[1])
