@@ -5,9 +5,10 @@ what a GPU keeps in its caches between two operations is not known here.
 
   * Products (matrix products and attention) have FLOPs by torch's own formulas. Attention counts
     only the keys that a token sees.
-  * All other operations have bytes alone. If they are compiled, their bytes are inductor's own
-    count for the graph (`GraphLowering.count_bytes`) minus the bytes of its products. The kernel of
-    the loss reads each logit once, as inductor counts (tests/cuda_rehearsal/test_roofline.py).
+  * All other operations have bytes alone. If they are compiled, their bytes are those that the
+    graph's kernels touch (tests/cuda_rehearsal/kernel_bytes.py) minus the bytes of its products.
+    A kernel counts what it reads once, and the kernel of the loss does read each logit once
+    (tests/cuda_rehearsal/test_roofline.py).
   * A launch is one operation or, in a compiled graph, one kernel. Operations on lists of tensors
     count once. Operations without a kernel, such as views, do not count.
 
@@ -61,6 +62,8 @@ NO_KERNEL = {
 LOOKUPS = {"embedding", "gather", "index", "index_select"}
 # These write without reading what was there.
 OVERWRITING = {"copy_", "fill_", "zero_"}
+# So do these overloads, whose results get the memory that they are written to.
+OUT = {"out", "grad_input"}
 # Which argument is the first factor. A row of a grouped product meets one matrix of the second.
 PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten._grouped_mm: 0, aten.addmm: 1, aten.baddbmm: 1}
 ATTENTION = {flex_attention, flex_attention_backward}
@@ -264,7 +267,7 @@ def _moved(operation: Operation) -> float:
     if name in ("index_put_", "scatter_add_", "scatter_"):
         return 2 * _size(operation.args[2:]) + _size(operation.args[1])
     read = _size(given)
-    if changed and (name in OVERWRITING or func._overloadname == "out"):
+    if changed and (name in OVERWRITING or func._overloadname in OUT):
         read -= written
     if name.startswith("_fused_adamw"):  # it reads the gradients, and does not write them
         written -= _size(operation.args[1])

@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from triton.backends.compiler import GPUTarget
 
+from tests.cuda_rehearsal.kernel_bytes import bytes_of
 from tests.cuda_rehearsal.pretended_card import CARD
 from tests.cuda_rehearsal.watch import Watch
 
@@ -55,8 +56,8 @@ SETTINGS: dict[str, Any] = {
 class Graph:
     """A forward or a backward pass that inductor lowered.
 
-    `bytes_moved` is inductor's own count of what the graph's kernels read and write, and `launches`
-    counts the kernels, those of libraries included.
+    `bytes_moved` is what the graph's kernels read and write (kernel_bytes.py). `launches` counts
+    the kernels, those of libraries included.
     """
 
     source: str
@@ -153,7 +154,7 @@ class _Driver:
 def _keep(graph: GraphLowering, lowered: Lowered) -> Any:
     """Lower the graph; return what inductor takes for the module of its code."""
     code, _ = graph.codegen()
-    kept = Graph(code.value, graph.count_bytes()[0], _launches(graph))
+    kept = Graph(code.value, bytes_of(graph), _launches(graph))
     lowered.graphs.append(kept)
 
     def call(inputs: list[Any]) -> list[Any]:

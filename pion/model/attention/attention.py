@@ -312,7 +312,11 @@ class Attention(nn.Module):
         dtype = compute_dtype(x, self.q_proj.weight)
         x = x.to(dtype)
         if self._joined is None:
-            three = project_together(x, (self.q_proj, self.k_proj, self.v_proj))
+            projections = (self.q_proj, self.k_proj, self.v_proj)
+            # Attention writes the gradients of plain heads one by one. To join them is a copy.
+            additions = (rotation, self.q_norm, self.v_norm, values)
+            plain = all(addition is None for addition in additions)
+            three = [p(x) for p in projections] if plain else project_together(x, projections)
             query, key, value = (
                 each.view(batch, tokens, -1, self.config.head_dim) for each in three
             )

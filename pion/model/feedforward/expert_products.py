@@ -137,8 +137,8 @@ def _sliced_mixture(
         gate_up, down = _matrices(matrices, own.expert, x.dtype)
         # Padding is written where the next expert's rows will be.
         both = torch.mm(x.index_select(0, own.tokens), gate_up.T, out=products[own.rows])
-        hidden = silu(both[:, :d_ff]).mul_(both[:, d_ff:]).mul_(own.weights)
-        torch.mm(hidden, down.T, out=parts[own.rows])
+        hidden = silu(both[:, :d_ff]).mul_(both[:, d_ff:])
+        torch.mm(hidden, down.T, out=parts[own.rows]).mul_(own.weights)
     return _sum_of_choices(parts, order, weights.shape[1]), products, on_host
 
 
@@ -171,11 +171,14 @@ def _sliced_mixture_backward(
         grad_hidden = own_grad @ down  # of the hidden states times their weights
         by_choice = (grad_hidden * hidden).sum(dim=1)
         grad_weights.view(-1)[own.choices] = by_choice[: len(own.choices)]
-        grad_down[own.expert] = own_grad.T @ hidden.mul_(own.weights)
+        # Weights are multiplied into rows of d_model where possible: they are the shorter ones.
+        grad_down[own.expert] = own_grad.mul_(own.weights).T @ hidden
         grad_hidden.mul_(own.weights)
         grad_both = torch.empty_like(products[own.rows])
         torch.mul(activated, grad_hidden, out=grad_both[:, d_ff:])
-        grad_both[:, :d_ff] = torch.ops.aten.silu_backward(grad_hidden.mul_(raised), gated)
+        torch.ops.aten.silu_backward.grad_input(
+            grad_hidden.mul_(raised), gated, grad_input=grad_both[:, :d_ff]
+        )
         grad_gate_up = grad_both.T @ given
         grad_gate[own.expert], grad_up[own.expert] = grad_gate_up[:d_ff], grad_gate_up[d_ff:]
         torch.mm(grad_both, gate_up, out=parts[own.rows])

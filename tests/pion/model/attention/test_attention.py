@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pion.config.model_config import ModelConfig
+from pion.config.parts import Heads
 from pion.model import decoder
-from pion.model.attention import masks
+from pion.model.attention import attention, masks
 from pion.model.attention.attention import (
     attend,
     attend_flex,
@@ -303,3 +304,26 @@ def test_only_training_on_a_gpu_uses_attention_that_makes_plans_for_a_length(mon
         model(row(8), cache=KVCache(model.config, max_tokens=8))
     assert allowed == [True, False]
     assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize(
+    ("settings", "joined"),
+    [
+        ({}, [3]),
+        ({"heads": Heads(qk_norm=False)}, [3]),
+        ({"positions": "learned"}, [3]),
+        ({"positions": "learned", "heads": Heads(qk_norm=False)}, []),
+        ({"positions": "learned", "heads": Heads(qk_norm=False, value_norm=True)}, [3]),
+    ],
+)
+def test_heads_that_go_to_attention_as_they_are_are_not_joined(monkeypatch, settings, joined):
+    """Their gradients come from attention one by one, and joining them would be a copy."""
+    seen = []
+
+    def together(x, projections):
+        seen.append(len(projections))
+        return [projection(x) for projection in projections]
+
+    monkeypatch.setattr(attention, "project_together", together)
+    Decoder(config(**settings))(row(4))
+    assert seen == joined
