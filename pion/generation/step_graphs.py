@@ -173,21 +173,21 @@ class _StepGraph:
         check_memory(self._device)
         with _capturing, torch.cuda.device(self._device):
             here = torch.cuda.current_stream()
-            beside = torch.cuda.Stream() if other is None else other._stream
-            assert beside is not None
-            self._stream = beside
+            side = torch.cuda.Stream() if other is None else other._stream
+            assert side is not None
+            self._stream = side
             with torch.cuda.stream(here):  # a capture that fails may leave the other stream
                 self.step.write(tokens)
-                beside.wait_stream(here)
+                side.wait_stream(here)
                 # Kernels are loaded and tables are made now. A capture may do neither.
-                with torch.cuda.stream(beside):
+                with torch.cuda.stream(side):
                     results = self.step.compute()
-                here.wait_stream(beside)
+                here.wait_stream(side)
                 # "thread_local": other threads, such as those of another model, may use the GPU.
                 with torch.cuda.graph(
                     self._graph,
                     pool=None if other is None else other._graph.pool(),
-                    stream=beside,
+                    stream=side,
                     capture_error_mode="thread_local",
                 ):
                     self._results = self.step.compute()

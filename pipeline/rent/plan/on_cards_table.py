@@ -64,14 +64,14 @@ def _row_as_json(row: CardsRow) -> dict[str, Any]:
     }
 
 
-def _one_type(found: OnCards) -> Table:
-    table = Table(
-        title=f"a step of {found.stage} on several {found.gpu}, estimated",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
+def _by_cards(title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("cards", style="bold", no_wrap=True)
+    return table
+
+
+def _one_type(found: OnCards) -> Table:
+    table = _by_cards(f"a step of {found.stage} on several {found.gpu}, estimated")
     parts = ("compute", "sum", "Muon", "gather") if found.one.muon else ("compute", "sum", "gather")
     for name in ("s/step", "tokens/s", "$/token", *parts, "moments"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -94,13 +94,7 @@ def _one_type(found: OnCards) -> Table:
 
 
 def _many_types(found: Sequence[OnCards]) -> Table:
-    table = Table(
-        title=f"seconds of a step of {found[0].stage} (× $/token), estimated",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    table.add_column("cards", style="bold", no_wrap=True)
+    table = _by_cards(f"seconds of a step of {found[0].stage} (× $/token), estimated")
     table.add_column("GB/s", justify="right", no_wrap=True)
     counts = [row.cards for row in found[0].rows]
     asked = {row.cards for each in found for row in each.rows if row.asked}
