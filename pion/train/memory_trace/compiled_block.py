@@ -51,8 +51,9 @@ def measure_compiled_block(
     history, live.history = live.history, []
     primals = [t.detach().requires_grad_(t.requires_grad) for t in (*weights, *given)]
     tangents = [torch.empty_like(result) for result in results if result.requires_grad]
-    with replaced(live, "opened", {}):  # a graph has them closed
-        graph = _joint(run, len(weights), primals, tangents)
+    opened, live.opened = live.opened, {}  # a graph has them closed
+    graph = _joint(run, len(weights), primals, tangents)
+    live.opened = opened
     if cut is None:
         from torch._functorch.partitioners import min_cut_rematerialization_partition
 

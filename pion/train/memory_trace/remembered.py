@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,18 +22,24 @@ if TYPE_CHECKING:
 # The sources that decide what a step needs, below the package.
 SOURCES = ("config", "model", "train/memory_trace")
 
+# Threads that want the same trace, such as the checks of a job, wait for the first. And two traces
+# can't run at the same time: what stands in for the model's functions is there for one.
+_ONE_TRACE = threading.Lock()
+
 
 def remembered_peaks(what: Traced, rows: int, *, recompute: bool) -> Peaks:
     """Return what a micro-batch of so many rows needs. It is traced only if nobody has traced it.
 
-    A file that can't be read or written costs the time of a trace, and nothing else.
+    A file that can't be read or written costs the time of a trace, and nothing else. Threads may
+    share the function.
     """
-    known = _known(what)
     key = f"{rows} {'recompute' if recompute else 'keep'}"
-    if key not in known:
-        known[key] = _trace(what).peaks(rows, recompute=recompute)
-        _write(_file(what), known)
-    return known[key]
+    with _ONE_TRACE:
+        known = _known(what)
+        if key not in known:
+            known[key] = _trace(what).peaks(rows, recompute=recompute)
+            _write(_file(what), known)
+        return known[key]
 
 
 def forget() -> None:

@@ -7,7 +7,9 @@ the original makes, of the largest size that values can lead to.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,8 +18,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from pion.model import loss
-from pion.model.attention import attention, masks
-from pion.model.attention.rope import rotary_table
+from pion.model.attention import attention, masks, rope
 from pion.model.feedforward import expert_products
 
 # Operations that torch sees from outside. A trace runs their bodies, which allocate.
@@ -30,11 +31,13 @@ OPENED = {
 @contextlib.contextmanager
 def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
     """Put all stand-ins in place, for a device of this type and capability."""
-    rotary_table.cache_clear()
+    # A table of fake tensors must not get into the cache of the others.
+    table_of_its_own = lru_cache(maxsize=8)(rope.rotary_table.__wrapped__)
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
             (torch.cuda, "get_device_capability", lambda device=None: capability),
             (attention, "_flex_attention", lambda: _flex_attention),
+            (rope, "rotary_table", table_of_its_own),
             (masks, "document_spans", _one_document_a_row),
             (expert_products, "_slices", _full_slices),
             (expert_products, "_zeros_if_idle", lambda matrix, ends: torch.empty_like(matrix)),
@@ -45,15 +48,23 @@ def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
         if device_type == "cuda":
             stack.enter_context(FusedAttention())
             stack.enter_context(replaced(loss, "product_in_fp32", _product_in_fp32))
-        stack.callback(rotary_table.cache_clear)
         yield
 
 
 @contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Let `owner.name` be another value inside the `with` block."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
+def replaced(owner: Any, name: str, stand_in: Callable[..., Any]) -> Iterator[None]:
+    """Let the function `owner.name` be another one inside the `with` block, for this thread.
+
+    Other threads, which may train or generate, call the original. Only one thread may do this at a
+    time: the second would keep the stand-in of the first.
+    """
+    before, traces = getattr(owner, name), threading.get_ident()
+
+    def chosen(*arguments: Any, **options: Any) -> Any:
+        here = threading.get_ident() == traces
+        return (stand_in if here else before)(*arguments, **options)
+
+    setattr(owner, name, chosen)
     try:
         yield
     finally:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from pion.config.model_config import ModelConfig
+from pion.model import decoder
+from pion.model.decoder import Decoder
 from pion.train.memory import Workload
 from pion.train.memory_trace import remembered
 from pion.train.memory_trace.remembered import remembered_peaks
 from pion.train.memory_trace.request import Traced
+from pion.train.memory_trace.stand_ins import replaced, stand_ins
 
 TINY = ModelConfig(
     d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=160, vocab_size=512, seq_len=64
@@ -76,3 +83,34 @@ def test_other_code_and_other_models_have_files_of_their_own(
     monkeypatch.setattr(remembered, "_code", lambda: "changed")
     remembered_peaks(traced(), 2, recompute=False)
     assert len(list(folder.iterdir())) == 3
+
+
+def test_threads_that_want_traces_at_the_same_time_leave_the_model_as_it_was() -> None:
+    before = vars(decoder).copy()
+    configs = [ModelConfig.of(TINY.to_dict() | {"d_ff": 96 + 32 * more}) for more in range(3)]
+    ask = partial(remembered_peaks, rows=2, recompute=False)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(ask, [traced(config) for config in configs * 2]))
+    assert vars(decoder) == before
+    remembered.forget()
+    assert found == [ask(traced(config)) for config in configs] * 2
+
+
+def test_a_model_of_another_thread_computes_as_usual_during_a_trace() -> None:
+    def fail(*arguments: Any) -> None:
+        raise AssertionError("a stand-in was called by another thread")
+
+    def loss() -> float:
+        torch.manual_seed(0)
+        tokens = torch.zeros(1, 8, dtype=torch.int64)
+        losses = Decoder(TINY).losses(tokens, tokens)
+        losses.ce.backward()  # type: ignore[no-untyped-call]
+        return losses.ce.item()
+
+    usual = loss()
+    with (
+        stand_ins("cuda", (8, 0)),
+        replaced(decoder, "_run_block", fail),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert pool.submit(loss).result() == usual
