@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from functools import partial
@@ -21,7 +22,8 @@ FOREVER = "work that may take forever"
 def within(seconds: float, work: Callable[[], Result]) -> Result:
     """Return what `work` returns. Raises TimeoutError if it takes longer; `work` then keeps
     running."""
-    return begin(work)(seconds)
+    end = time.monotonic() + seconds
+    return begin(work)(lambda: end - time.monotonic())
 
 
 def within_or(otherwise: Result, seconds: float, work: Callable[[], Result]) -> Result:
@@ -52,14 +54,16 @@ def left_behind() -> bool:
     return any(FOREVER in thread.name for thread in threading.enumerate())
 
 
-def begin(work: Callable[[], Result]) -> Callable[[float], Result]:
-    """Start `work` in another thread. Return a function that waits that many seconds for its
-    result, and raises its exception, or TimeoutError."""
+def begin(work: Callable[[], Result]) -> Callable[[Callable[[], float]], Result]:
+    """Start `work` in another thread. Return a function that waits for its result while there are
+    seconds left by the function that it is given. It raises the exception of the work, or
+    TimeoutError."""
     future = _started(work)
 
-    def result(seconds: float) -> Result:
-        if not wait([future], max(0.0, seconds)).done:
-            raise TimeoutError(f"no answer within {seconds:.0f} s")
+    def result(seconds_left: Callable[[], float]) -> Result:
+        while not wait([future], max(0.0, seconds_left())).done:
+            if seconds_left() <= 0:
+                raise TimeoutError("no answer in time")
         return future.result()
 
     return result

@@ -8,6 +8,9 @@ import hashlib
 import json
 import os
 import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +30,17 @@ SOURCES = ("config", "model", "train/memory_trace")
 _ONE_TRACE = threading.Lock()
 
 
+@dataclass
+class _Clock:
+    """How long this process has traced. Times are of the monotonic clock."""
+
+    seconds: float = 0.0
+    since: float | None = None  # when the trace of now began
+
+
+_CLOCK = _Clock()
+
+
 def remembered_peaks(what: Traced, rows: int, *, recompute: bool) -> Peaks:
     """Return what a micro-batch of so many rows needs. It is traced only if nobody has traced it.
 
@@ -37,15 +51,32 @@ def remembered_peaks(what: Traced, rows: int, *, recompute: bool) -> Peaks:
     with _ONE_TRACE:
         known = _known(what)
         if key not in known:
-            known[key] = _trace(what).peaks(rows, recompute=recompute)
+            with _timed():
+                known[key] = _trace(what).peaks(rows, recompute=recompute)
             _write(_file(what), known)
         return known[key]
+
+
+def traced_seconds() -> float:
+    """Return how long this process has traced until now. Who waits for a network does not count
+    these seconds."""
+    since = _CLOCK.since
+    return _CLOCK.seconds + (0.0 if since is None else time.monotonic() - since)
 
 
 def forget() -> None:
     """Forget what this process remembers. Files stay."""
     for function in (_trace, _known, _file):
         function.cache_clear()
+
+
+@contextlib.contextmanager
+def _timed() -> Iterator[None]:
+    _CLOCK.since = time.monotonic()
+    try:
+        yield
+    finally:
+        _CLOCK.seconds, _CLOCK.since = traced_seconds(), None
 
 
 @lru_cache(maxsize=4)

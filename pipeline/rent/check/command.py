@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pion.errors import BadInput, PionError
+from pion.train.memory_trace.remembered import traced_seconds
 from pipeline.base.read_job import read_job
 from pipeline.console.formats import printable
 from pipeline.console.out import saying_if_slow, show_table
@@ -131,6 +132,7 @@ def run_checks(
     the on-demand price. `end`, a time of the monotonic clock, is when waiting ends.
     """
     end = time.monotonic() + SECONDS if end is None else end
+    traced = traced_seconds()
     try:
         within(end - time.monotonic(), partial(_import_first, job, sky_yaml))
     except TimeoutError:
@@ -146,14 +148,15 @@ def run_checks(
     if not all(job.section(stage).steps_are_known for stage in job.train_stages):
         # What a machine costs follows from the steps, and these from the conversations.
         soon = time.monotonic() + CONVERSATION_SECONDS
-        rows += _outcome(*talks, soon + LOCAL_SECONDS if _is_local(job) else min(end, soon))
+        soon = soon + LOCAL_SECONDS if _is_local(job) else min(end, soon)
+        rows += _outcome(*talks, soon, traced)
         waiting = []
     else:
         waiting = [talks]
     waiting += [(name, begin(check)) for name, check in checks]
     for name, wait in waiting:
         more = LOCAL_SECONDS if name == "conversations" and _is_local(job) else 0.0
-        rows += _outcome(name, wait, end + more)
+        rows += _outcome(name, wait, end + more, traced)
     return rows
 
 
@@ -225,10 +228,16 @@ def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:
         import sky.server.common  # noqa: F401
 
 
-def _outcome(name: str, wait: Callable[[float], list[CheckRow]], end: float) -> list[CheckRow]:
-    """Return a check's rows, or one row that says why it failed."""
+def _outcome(
+    name: str, wait: Callable[[Callable[[], float]], list[CheckRow]], end: float, traced: float
+) -> list[CheckRow]:
+    """Return a check's rows, or one row that says why it failed.
+
+    What this machine computes ends by itself, so seconds of traces are not counted: the process had
+    traced for `traced` seconds when the checks began.
+    """
     try:
-        return wait(end - time.monotonic())
+        return wait(lambda: end + traced_seconds() - traced - time.monotonic())
     except BadInput as error:
         return [CheckRow(name, False, str(error))]
     except TimeoutError:

@@ -293,6 +293,15 @@ def test_conversations_in_files_have_the_time_that_a_first_start_takes(
     assert CheckRow("conversations", True, "counted") in rows
 
 
+def test_time_to_trace_a_model_is_not_counted(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "SECONDS", 0.01)
+    monkeypatch.setattr(command, "within", lambda seconds, work: work())
+    monkeypatch.setattr(command, "traced_seconds", time.monotonic)  # it traces all the time
+    traced = [CheckRow("model", True, "traced")]
+    monkeypatch.setattr(command, "check_model", lambda job, rented: time.sleep(0.3) or traced)
+    assert traced[0] in command.run_checks(case.job(), None)
+
+
 def test_a_store_that_can_not_even_be_opened_in_time_is_not_waited_for(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
