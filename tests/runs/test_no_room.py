@@ -33,8 +33,9 @@ from tests.support.hard_places import (
 from tests.support.light_run import light_run
 from tests.support.whole_runs import ends_with, head_of, start, write_job
 
-# Somebody else. The number needs no name.
-ANOTHER_USER = 54321
+# Somebody else, who needs no name. A limit of processes counts all that a user has on the machine,
+# so tests that run next to these have another number.
+ANOTHER_USER = 50_000 + os.getpid() % 10_000
 
 
 def write_small_job(folder: Path, **changes: Any) -> Path:
@@ -202,11 +203,13 @@ def test_few_open_files(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_few_processes_of_another_user(place: Path) -> None:
     job = write_small_job(place, publish=None)
-    limits = {resource.RLIMIT_NPROC: 4}
-    ended = limited(place, limits, "run", str(job), user=ANOTHER_USER)
+    run = functools.partial(limited, place, user=ANOTHER_USER)
+    assert run({}, "run", str(job), "--until", "prepare").code == 0
+    ended = run({resource.RLIMIT_NPROC: 4}, "run", str(job))
     assert ended.code == 1, ended.output
     assert "ulimit -u" in ended.output
     assert "Everything that was committed is safe" in ended.output
+    assert "prepare" in head_of(place).stages
     assert limited(place, {}, "status", "runs/tiny").code == 0
 
 
