@@ -81,7 +81,7 @@ def test_what_does_not_fit_comes_last_with_the_reason(plan: Any) -> None:
 
 
 # A first plan of a job traces its steps, which takes seconds, so most are soak.
-SOME_JOBS = ("demo", "pion2-max-nano", "tachyon-large")
+SOME_JOBS = ("demo", "tachyon-large")
 
 
 @pytest.mark.parametrize(
