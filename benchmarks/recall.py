@@ -27,7 +27,7 @@ from pion.config.model_config import ModelConfig
 from pion.model.attention import slot_masks
 from pion.model.attention.slot_entries import Entries, visible
 from pion.model.decoder import Decoder
-from pion.train.optimizer import Optimizer
+from pion.train.optimizer.optimizer import Optimizer
 from pion.train.schedule import plan_at
 from pion.train.settings import TrainSettings
 

@@ -35,7 +35,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.params_and_flops import flops_per_token
-from pion.train.optimizer import Optimizer
+from pion.train.optimizer.optimizer import Optimizer
 from pion.train.schedule import plan_at
 from pion.train.settings import TrainSettings
 

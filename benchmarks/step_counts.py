@@ -70,8 +70,8 @@ ATTENTION = {flex_attention, flex_attention_backward}
 # Parts of a step by the file that starts their operations. The backward pass has no file.
 PARTS = {
     "pion/model/loss.py": "loss",
-    "pion/train/optimizer.py": "optimizer",
-    "pion/train/muon.py": "optimizer",
+    "pion/train/optimizer/optimizer.py": "optimizer",
+    "pion/train/optimizer/muon.py": "optimizer",
     "pion/train/trainer.py": "optimizer",  # it clips
 }
 

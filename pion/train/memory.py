@@ -17,10 +17,10 @@ from pion.train.hardware import torch_dtype
 from pion.train.memory_trace.live_bytes import ROUNDED_TO
 from pion.train.memory_trace.remembered import remembered_peaks
 from pion.train.memory_trace.request import Traced
-from pion.train.moments import each_matrix, moment_bytes
-from pion.train.muon import step_bytes
-from pion.train.shared_muon import shared_step_bytes
-from pion.train.shared_weights import exchange_bytes
+from pion.train.optimizer.moments import each_matrix, moment_bytes
+from pion.train.optimizer.muon import step_bytes
+from pion.train.optimizer.shared_muon import shared_step_bytes
+from pion.train.optimizer.shared_weights import exchange_bytes
 
 # The memory of a process without a model. On a GPU: the CUDA context, cuBLAS' workspaces and NCCL's
 # buffers. On a CPU: the libraries.
@@ -51,7 +51,8 @@ class Workload:
     only_draft: bool = False  # whether the draft block is all that is trained
     # Of the GPU. It decides how experts are computed; None: unknown, so the way that needs more.
     capability: tuple[int, int] | None = None
-    ranks: int = 1  # that divide the moments and Muon's arithmetic (pion/train/ownership.py)
+    # Ranks divide the moments and Muon's arithmetic (pion/train/optimizer/ownership.py).
+    ranks: int = 1
 
     @property
     def entries(self) -> int:

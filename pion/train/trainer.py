@@ -31,13 +31,13 @@ from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients, Ranks
 from pion.train.metrics import StepMetrics, StepRecord
-from pion.train.optimizer import Optimizer
+from pion.train.optimizer.optimizer import Optimizer
+from pion.train.optimizer.state_pieces import Piece, check_tensors, copy_tensors, hand_out
 from pion.train.phases import only_draft
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.side_copy import SideCopy
 from pion.train.smaller_plan import StepDown, free_memory, step_down
-from pion.train.state_pieces import Piece, check_tensors, copy_tensors, hand_out
 
 __all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"]
 

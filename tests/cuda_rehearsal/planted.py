@@ -28,8 +28,9 @@ from pion.model.feedforward import expert_products, experts
 from pion.model.feedforward.dense import SwiGLU
 from pion.model.loss import IGNORED
 from pion.model.norm_and_projection import RMSNorm
-from pion.train import gradients, optimizer
-from pion.train.muon import Muon
+from pion.train import gradients
+from pion.train.optimizer import optimizer
+from pion.train.optimizer.muon import Muon
 from pion.train.side_copy import SideCopy
 from tests.cuda_rehearsal.pretended_card import pretended_card
 from tests.cuda_rehearsal.report import print_reports

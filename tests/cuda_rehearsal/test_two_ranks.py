@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pion.train.muon import BATCH_ELEMENTS
-from pion.train.shared_weights import GATHERED_BYTES
+from pion.train.optimizer.muon import BATCH_ELEMENTS
+from pion.train.optimizer.shared_weights import GATHERED_BYTES
 from tests.cuda_rehearsal.compiled import structures
 from tests.cuda_rehearsal.two_ranks import (
     BY_MUON,

@@ -25,7 +25,7 @@ from pion.config.model_config import ModelConfig
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder, _run_block
 from pion.model.lora_projections import add_lora
-from pion.train.optimizer import Optimizer
+from pion.train.optimizer.optimizer import Optimizer
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from pipeline.state.checkpoints import other_ranks
@@ -98,11 +98,11 @@ class Rank:
 
     def of_weights(self) -> list[Sent]:
         """Return the exchanges of what AdamW has updated."""
-        return self.sent_from("pion/train/shared_weights.py")
+        return self.sent_from("pion/train/optimizer/shared_weights.py")
 
     def of_updates(self) -> list[Sent]:
         """Return the exchanges of what Muon has orthogonalized."""
-        return self.sent_from("pion/train/shared_muon.py")
+        return self.sent_from("pion/train/optimizer/shared_muon.py")
 
     def sent_from(self, module: str) -> list[Sent]:
         """Return the communications that this module began."""

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pion.train.state_pieces import Piece
+from pion.train.optimizer.state_pieces import Piece
 from pion.train.trainer import Trainer, TrainState
 
 

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pion.data.order import rows_per_rank
-from pion.train.muon import newton_schulz_flops
-from pion.train.ownership import Shape, deal_matrices
+from pion.train.optimizer.muon import newton_schulz_flops
+from pion.train.optimizer.ownership import Shape, deal_matrices
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pion.model.decoder import Decoder
 from pion.model.params_and_flops import cost_of, matrix_shapes
 from pion.train.buckets import BUCKET_BYTES, bucket_sizes, in_order_of_backward
 from pion.train.memory import Workload
-from pion.train.moments import each_matrix, elements, moment_bytes
-from pion.train.ownership import Shape
+from pion.train.optimizer.moments import each_matrix, elements, moment_bytes
+from pion.train.optimizer.ownership import Shape
 from pipeline.rent.plan.step_seconds import StepWork
 
 # Gradients are summed in fp32, and AdamW's updates are in fp32.

@@ -33,7 +33,7 @@ from pipeline.state.stores import StoreError
 from pipeline.state.workspace import Workspace
 
 if TYPE_CHECKING:
-    from pion.train.state_pieces import Piece
+    from pion.train.optimizer.state_pieces import Piece
 
 SAVES_PER_SWEEP = 20
 # Training stops when the uploader has died in this many saves in a row.

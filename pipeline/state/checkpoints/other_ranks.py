@@ -1,8 +1,8 @@
 """Bring what other ranks have of the optimizer's state into the memory of rank 0's snapshot.
 
 Only rank 0 saves, and only rank 0 decides when. Each rank has pieces of the moments
-(pion/train/ownership.py). At every point where rank 0 may save, the other ranks listen: rank 0 asks
-them to copy, or tells them to go on. So ranks never disagree about what is saved.
+(pion/train/optimizer/ownership.py). At every point where rank 0 may save, the other ranks listen:
+rank 0 asks them to copy, or tells them to go on. So ranks never disagree about what is saved.
 
 A rank on rank 0's machine copies its pieces into rank 0's memory. Any other rank copies them into
 memory of its own, and sends them from there. On a card, both happen next to the next step. A thread
@@ -24,8 +24,8 @@ from pipeline.state.checkpoints.page_locks import PageLocks
 if TYPE_CHECKING:
     import torch
 
+    from pion.train.optimizer.state_pieces import Piece
     from pion.train.side_copy import SideCopy
-    from pion.train.state_pieces import Piece
 
 # What rank 0 says.
 GO_ON, USE_MEMORY, COPY = range(3)

@@ -21,7 +21,7 @@ from pipeline.state.stores.local import explained
 if TYPE_CHECKING:
     import torch
 
-    from pion.train.state_pieces import Piece
+    from pion.train.optimizer.state_pieces import Piece
 
 Tensors = Mapping[str, "torch.Tensor"]
 # The place of a file's content in the memory: offset and size in bytes.

@@ -22,7 +22,7 @@ from pion.model.attention.cache import LayerCache, Place
 from pion.model.decoder import Decoder
 from pion.train import trainer
 from pion.train.gradients import Gradients
-from pion.train.optimizer import Optimizer
+from pion.train.optimizer.optimizer import Optimizer
 from pion.train.smaller_plan import StepDown
 from pion.train.trainer import ComputePlan, Trainer, TrainState
 

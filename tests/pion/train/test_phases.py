@@ -13,7 +13,7 @@ import torch
 from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
-from pion.train.optimizer import Optimizer
+from pion.train.optimizer.optimizer import Optimizer
 from pion.train.phases import Phase, check_phases_of_model, config_of_largest_phase
 from pion.train.schedule import StepPlan, fixed_until, plan_at
 from pion.train.settings import TrainSettings

@@ -8,7 +8,7 @@ import pytest
 
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
-from pion.train.optimizer import Optimizer
+from pion.train.optimizer.optimizer import Optimizer
 from pipeline.job import Job
 from pipeline.job.train_sections import settings_of
 from pipeline.run.command import run_job

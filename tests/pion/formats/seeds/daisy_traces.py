@@ -12,7 +12,7 @@ from torch import Tensor
 from pion.formats.seeds.daisy import turned
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
-from pion.train.optimizer import Optimizer
+from pion.train.optimizer.optimizer import Optimizer
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
 

@@ -18,7 +18,7 @@ from pion.model.parameters import parameter_roles
 from pion.model.pilon import layers as composed
 from pion.model.pilon.banks import Bank, Recipe, recipe_of
 from pion.model.pilon.ternary import ScaleOf
-from pion.train.optimizer import Optimizer
+from pion.train.optimizer.optimizer import Optimizer
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
 

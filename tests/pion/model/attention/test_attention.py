@@ -24,7 +24,7 @@ from pion.model.attention.cache import KVCache
 from pion.model.attention.masks import Mask, block_mask, build_mask, document_spans
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
-from pion.train.optimizer import Optimizer
+from pion.train.optimizer.optimizer import Optimizer
 from pion.train.schedule import plan_at
 from pion.train.settings import TrainSettings
 

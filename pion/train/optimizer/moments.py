@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pion.train.ownership import Shape, deal_matrices
+from pion.train.optimizer.ownership import Shape, deal_matrices
 
 
 def moment_bytes(by_adamw: int, matrices: Sequence[Shape], ranks: int) -> int:

@@ -1,7 +1,7 @@
 """Give all ranks the weights that each of them has updated.
 
-A rank sends the elements that it owns (pion/train/ownership.py), in fp32, and gets those of all
-other ranks. So all ranks have the bits that one rank would have.
+A rank sends the elements that it owns (ownership.py), in fp32, and gets those of all other ranks.
+So all ranks have the bits that one rank would have.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ import pytest
 from pion.config.model_config import ModelConfig
 from pion.config.presets import PRESETS
 from pion.model.params_and_flops import matrix_shapes, token_flops
-from pion.train.moments import each_matrix
-from pion.train.muon import newton_schulz_flops
-from pion.train.ownership import (
+from pion.train.optimizer.moments import each_matrix
+from pion.train.optimizer.muon import newton_schulz_flops
+from pion.train.optimizer.ownership import (
     ALIGNED_TO,
     Shape,
     busiest_share,

@@ -15,7 +15,7 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pion.train.muon import newton_schulz_flops
+from pion.train.optimizer.muon import newton_schulz_flops
 
 # A tensor is cut at multiples of so many elements. Kernels compute elements in groups, and the last
 # few one by one, which may round in another way. So no group is cut.

@@ -9,7 +9,7 @@ import pytest
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
 from pion.train.memory import Workload, predict_memory
-from pion.train.moments import each_matrix, moment_bytes
+from pion.train.optimizer.moments import each_matrix, moment_bytes
 
 MUON = Workload(ModelConfig.preset("pion-small"), 2048, "bfloat16", "muon", "cuda", False)
 

@@ -16,8 +16,8 @@ from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import add_lora
-from pion.train import shared_muon, shared_weights
-from pion.train.optimizer import Optimizer
+from pion.train.optimizer import shared_muon, shared_weights
+from pion.train.optimizer.optimizer import Optimizer
 from pion.train.phases import Phase
 from pion.train.schedule import plan_at
 from pion.train.settings import TrainSettings

@@ -21,14 +21,14 @@ from torch.optim.adamw import adamw
 from pion.config.parts import Role
 from pion.model.forward_pass import group_of_parameter
 from pion.model.parameters import parameter_roles
-from pion.train.muon import Muon
-from pion.train.ownership import even_parts, even_rows
-from pion.train.primitive_wise import PrimitiveWise
+from pion.train.optimizer.muon import Muon
+from pion.train.optimizer.ownership import even_parts, even_rows
+from pion.train.optimizer.primitive_wise import PrimitiveWise
+from pion.train.optimizer.shared_muon import SharedMuon
+from pion.train.optimizer.shared_weights import SharedWeights
+from pion.train.optimizer.state_pieces import Piece
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
-from pion.train.shared_muon import SharedMuon
-from pion.train.shared_weights import SharedWeights
-from pion.train.state_pieces import Piece
 
 # The roles whose stacks of matrices have another rule than AdamW and Muon, and the rule.
 OWN_RULES = {"primitive": PrimitiveWise}
@@ -78,7 +78,7 @@ class Optimizer:
 
     `dtype` is the precision of Muon's iterations. All state exists from the start, so that memory
     for a snapshot can be reserved before the first step. Of several ranks, this one has the state
-    of what it owns (pion/train/ownership.py). All ranks together have the state of one.
+    of what it owns (pion/train/optimizer/ownership.py). All ranks together have the state of one.
     """
 
     def __init__(

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pion.train import muon
-from pion.train.muon import Muon, orthogonalize
+from pion.train.optimizer import muon
+from pion.train.optimizer.muon import Muon, orthogonalize
 from tests.paths import SEEDS
 
 DTYPES = (torch.float32, torch.bfloat16)

@@ -8,10 +8,10 @@ import torch
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
-from pion.train.optimizer import Optimizer
+from pion.train.optimizer.optimizer import Optimizer
+from pion.train.optimizer.state_pieces import check_tensors, copy_tensors
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import TrainSettings
-from pion.train.state_pieces import check_tensors, copy_tensors
 
 TINY = ModelConfig(
     d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=24, vocab_size=32, seq_len=16

@@ -19,9 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pion.train.muon import BATCH_ELEMENTS, apply_update, orthogonalize, orthogonalize_bytes
-from pion.train.ownership import Shape, deal_matrices, muon_rounds
-from pion.train.state_pieces import Piece
+from pion.train.optimizer.muon import (
+    BATCH_ELEMENTS,
+    apply_update,
+    orthogonalize,
+    orthogonalize_bytes,
+)
+from pion.train.optimizer.ownership import Shape, deal_matrices, muon_rounds
+from pion.train.optimizer.state_pieces import Piece
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class _Round:
 
 
 class SharedMuon:
-    """Muon over named parameters, as `pion.train.muon.Muon`, on the rank `rank` of several.
+    """Muon over named parameters, as muon.py's `Muon`, on the rank `rank` of several.
 
     `pieces` are this rank's momentum.
     """

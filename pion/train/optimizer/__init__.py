@@ -1,0 +1,1 @@
+"""Muon and AdamW: the update of the weights, also divided between ranks."""
