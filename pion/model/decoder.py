@@ -369,7 +369,7 @@ class Decoder(nn.Module):
             for layer, block in enumerate(self.layers):
                 inputs = block.inputs(layer, now)
                 for part in parts:
-                    inputs = part.give(inputs, layer, now)
+                    inputs = part.give(inputs, block, layer, now)
                 if options.recompute:
                     x, report = checkpoint(run, block, x, inputs, use_reentrant=False)
                 else:

@@ -125,6 +125,7 @@ class Pass:
         options: how the pass is computed.
         slots: the model's slots.
         results: the results of the layers that later layers read, by their numbers.
+        carried: what shared parts need again at a later layer, by a name.
     """
 
     given: Given
@@ -136,6 +137,7 @@ class Pass:
     options: StepOptions
     slots: Slots | None = None
     results: dict[int, Tensor] = field(default_factory=dict)
+    carried: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ModelConfig, given: Given, options: StepOptions, *, trained: bool) -> Pass:
@@ -230,8 +232,8 @@ class SharedPart(nn.Module):
         """
         return config, state
 
-    def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
-        """Return what a layer gets, with what it gets of this part."""
+    def give(self, inputs: BlockInputs, block: nn.Module, layer: int, now: Pass) -> BlockInputs:
+        """Return what a layer and its block get, with what they get of this part."""
         return inputs
 
     def losses(

@@ -37,7 +37,7 @@ class Wiring(SharedPart):
         mix = torch.tensor([1.0, 0.0]).repeat(config.n_layers, 1)
         self.mix = nn.Parameter(mix) if config.wiring.input_mix else None
 
-    def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
+    def give(self, inputs: BlockInputs, block: nn.Module, layer: int, now: Pass) -> BlockInputs:
         """Return what a layer gets, with what it reads besides the layer before."""
         skip: tuple[Tensor, Tensor] | None = None
         if self.gates is not None and layer in self.source:
@@ -69,7 +69,7 @@ class ValueTables(SharedPart):
         norm = RMSNorm(width, config.norm_eps, config.norm_gain)
         self.norm = norm if config.values.normed else None
 
-    def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
+    def give(self, inputs: BlockInputs, block: nn.Module, layer: int, now: Pass) -> BlockInputs:
         """Return what a layer gets, with what joins the values of its attention."""
         vectors: Tensor | None = None
         if layer in self.table_of:

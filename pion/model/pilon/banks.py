@@ -23,6 +23,7 @@ from pion.config.parts import Role
 from pion.config.primitives import Primitives
 from pion.errors import BadInput
 from pion.model.norm_and_projection import RMSNorm, compute_dtype
+from pion.model.pilon.bank_gradients import looked_up
 from pion.model.pilon.ternary import (
     activation_scales,
     packed_bytes,
@@ -36,10 +37,15 @@ TINY = 1e-8
 
 
 class Recipe(NamedTuple):
-    """What a mixture uses: primitives `chosen` (k,), with `weights` (k,) that add up to 1."""
+    """What a mixture uses: primitives `chosen` (k,), with `weights` (k,) that add up to 1.
+
+    In a pass that is trained, the gradient of the chosen primitives goes to `outlet` (k, rank,
+    d_in + d_out): see bank_gradients.py.
+    """
 
     chosen: Tensor
     weights: Tensor
+    outlet: Tensor | None = None
 
 
 def recipe_of(logits: Tensor, top_k: int) -> Recipe:
@@ -102,7 +108,7 @@ class Bank(nn.Module):
 
     def mixture(self, recipe: Recipe, rank: int | None = None) -> Mixture:
         """Return the mixture of a recipe; with `rank`, of the first ranks only."""
-        ins, outs, in_scale, out_scale = self._chosen(recipe.chosen)
+        ins, outs, in_scale, out_scale = self._chosen(recipe)
         weights = shifted = recipe.weights[:, None]
         if self.settings.bias_weight == "root":
             weights, shifted = weights + TINY, (weights + TINY).sqrt()
@@ -113,18 +119,22 @@ class Bank(nn.Module):
             scale, shift = scale[:, :rank], shift[:, :rank]
         return Mixture(ins.flatten(0, 1), scale.flatten(), shift.flatten(), outs.flatten(0, 1))
 
-    def _chosen(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _chosen(self, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the factors of the chosen primitives (k, rank, width), A's and B's.
 
         Also return the scales of both factors, (k, 1) or (1, 1). They are 1 if the bank is not
         ternary; else the factors are trits.
         """
         if self.stored is not None:
-            where = torch.searchsorted(self.numbers, chosen)
+            where = torch.searchsorted(self.numbers, recipe.chosen)
             scales = self.scales[where].float()
             trits = self.trits()[where].to(scales.dtype)
             return *trits.split(self.widths, dim=-1), *scales.split(1, dim=-1)
-        ins, outs = self.factors[chosen].split(self.widths, dim=-1)
+        if recipe.outlet is None:
+            factors = self.factors[recipe.chosen]
+        else:
+            factors = looked_up(self.factors, recipe.chosen, recipe.outlet)
+        ins, outs = factors.split(self.widths, dim=-1)
         if not self.settings.ternary:
             one = ins.new_ones(1, 1)
             return ins, outs, one, one
@@ -208,9 +218,11 @@ class Band(nn.Module):
 class Mixing(NamedTuple):
     """What a layer mixes: the banks of its band, of which it uses `top_k` primitives.
 
-    `rank` is how many ranks of each primitive it uses, if not all.
+    `rank` is how many ranks of each primitive it uses, if not all. `recipes` has what each
+    `Composed` of the layer uses, up and down, if that is known before the layer.
     """
 
     band: Band
     top_k: int
     rank: int | None = None
+    recipes: tuple[tuple[Recipe, Recipe], ...] = ()

@@ -18,7 +18,7 @@ from pion.model.feedforward.dense import (
 )
 from pion.model.feedforward.experts import route, routing_report
 from pion.model.norm_and_projection import RMSNorm
-from pion.model.pilon.banks import Mixing, Mixture, recipe_of
+from pion.model.pilon.banks import Mixing, Mixture, Recipe, recipe_of
 
 RECIPE_STD = 0.01
 
@@ -61,11 +61,17 @@ class Composed(FeedForward):
 
     def mixtures(self, mixing: Mixing) -> tuple[Mixture, Mixture]:
         """Return the mixtures of the layer's two recipes."""
-        band, top_k, rank = mixing
-        return (
-            band.up.mixture(recipe_of(self.up_recipe.float(), top_k), rank),
-            band.down.mixture(recipe_of(self.down_recipe.float(), top_k), rank),
-        )
+        band, top_k, rank, known = mixing
+        (up, down), *_ = known or (self.both_recipes(top_k),)
+        return band.up.mixture(up, rank), band.down.mixture(down, rank)
+
+    def both_recipes(self, top_k: int) -> tuple[Recipe, Recipe]:
+        """Return the recipes up and down."""
+        return recipe_of(self.up_recipe.float(), top_k), recipe_of(self.down_recipe.float(), top_k)
+
+    def each(self) -> list[Composed]:
+        """Return the layer itself."""
+        return [self]
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""
@@ -95,23 +101,27 @@ class RoutedRecipes(FeedForward):
 
     def join_projections(self, mixing: Mixing, dtype: torch.dtype) -> None:
         """Mix the primitives once, for all tokens from now on; see Decoder."""
-        for recipe in self._each():
+        for recipe in self.each():
             recipe.join_projections(mixing, dtype)
 
     def forward(self, x: Tensor, inputs: FeedForwardInputs = NOTHING_ELSE) -> tuple[Tensor, Stats]:
         """Map (B, T, d_model) to (B, T, d_model), and report on the router: see routing_report."""
         routed = route(x, self.router, self.settings.top_k)
         shares = torch.zeros_like(routed.probabilities).scatter(2, routed.chosen, routed.weights)
+        mixing: Mixing = inputs.shared
         mixed = torch.zeros_like(x)
-        for recipe, share in zip(self._each(), shares.split(1, dim=-1), strict=True):
-            mixed = mixed + share * recipe(x, inputs)[0]
+        for number, share in enumerate(shares.split(1, dim=-1)):
+            of_expert = mixing._replace(recipes=mixing.recipes[number : number + 1])
+            result, _ = self.recipes[number](x, inputs._replace(shared=of_expert))
+            mixed = mixed + share * result
         return mixed, routing_report(routed, self.settings, inputs.real)
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""
-        return self.router.numel() + sum(recipe.macs_per_token() for recipe in self._each())
+        return self.router.numel() + sum(recipe.macs_per_token() for recipe in self.each())
 
-    def _each(self) -> list[Composed]:
+    def each(self) -> list[Composed]:
+        """Return the layers of the experts."""
         return [recipe for recipe in self.recipes if isinstance(recipe, Composed)]
 
 

@@ -19,7 +19,8 @@ from pion.model.forward_pass import (
     State,
     StepOptions,
 )
-from pion.model.pilon.banks import Band, Mixing, recipe_of
+from pion.model.pilon.bank_gradients import outlet_of
+from pion.model.pilon.banks import Band, Bank, Mixing, Recipe, recipe_of
 from pion.model.pilon.layers import Composed, RoutedRecipes
 from pion.model.pilon.packed import packed, unpacked
 
@@ -37,9 +38,14 @@ class SharedBanks(SharedPart, nn.ModuleList):
         self.band_of = config.primitives.band_of()
         self._rows_in_layer = 1 if config.experts is None else config.experts.n
 
-    def give(self, inputs: BlockInputs, layer: int, now: Pass) -> BlockInputs:
+    def give(self, inputs: BlockInputs, block: nn.Module, layer: int, now: Pass) -> BlockInputs:
         """Return what a layer gets, with what it mixes."""
         mixing = self.mixing(layer, now.options)
+        if now.trained and self.settings.stored is None:
+            assert isinstance(block.feedforward, Composed | RoutedRecipes)
+            each = block.feedforward.each()
+            recipes = tuple(self._with_outlets(one, layer, mixing, now) for one in each)
+            mixing = mixing._replace(recipes=recipes)
         return inputs._replace(feedforward=inputs.feedforward._replace(shared=mixing))
 
     def mixing(self, layer: int, options: StepOptions) -> Mixing:
@@ -48,6 +54,17 @@ class SharedBanks(SharedPart, nn.ModuleList):
         assert isinstance(band, Band)
         sizes: Primitives = options.parts.get("primitives", self.settings)
         return Mixing(band, sizes.top_k, None if sizes.rank == self.settings.rank else sizes.rank)
+
+    def _with_outlets(
+        self, composed: Composed, layer: int, mixing: Mixing, now: Pass
+    ) -> tuple[Recipe, Recipe]:
+        """Return the recipes up and down, each with an outlet for the gradient of its bank."""
+        up, down = composed.both_recipes(mixing.top_k)
+        of_band = f"bands.{self.band_of[layer]}."
+        return (
+            _with_outlet(up, mixing.band.up, now.carried, f"{of_band}up"),
+            _with_outlet(down, mixing.band.down, now.carried, f"{of_band}down"),
+        )
 
     def losses(
         self, blocks: nn.ModuleList, rows: int, options: StepOptions
@@ -143,6 +160,11 @@ class SharedBanks(SharedPart, nn.ModuleList):
         if part == "bands":
             return int(number)
         return self.band_of[int(number)] if part == "blocks" else None
+
+
+def _with_outlet(recipe: Recipe, bank: Bank, carried: dict[str, Tensor], name: str) -> Recipe:
+    outlet, carried[name] = outlet_of(carried.get(name, bank.factors), recipe.chosen)
+    return recipe._replace(outlet=outlet)
 
 
 def diversity_loss(recipes: Tensor, bands: tuple[tuple[int, ...], ...]) -> Tensor:
