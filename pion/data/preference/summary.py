@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pion.data.preference.rendering import LONGER_THAN_ROW, REASONS
+from pion.data.preference.rendering import LONGER_THAN_CONTEXT, LONGER_THAN_ROW, REASONS
 from pion.data.preference.tally import BUCKET, Tally
 from pion.data.row_flags import Sequences, sequences_of
 from pion.errors import BadInput
@@ -93,7 +93,7 @@ class Summary:
         if dropped > MOST_DROPPED * tally.read:
             raise BadInput(
                 f"{where}: {dropped:,} of {tally.read:,} {what} are left out, more than "
-                f"{MOST_DROPPED:.0%}: {self._reasons}. Nothing was trained. {self._advice}".rstrip()
+                f"{MOST_DROPPED:.0%}: {self._reasons}. Nothing was trained. {self._advice}"
             )
         if not self.train.items:
             raise BadInput(
@@ -109,8 +109,7 @@ class Summary:
         if self._dropped > MANY_DROPPED * self.tally.read:
             share = self._dropped / self.tally.read
             found.append(
-                f"{share:.1%} of the {self._what} are left out: {self._reasons}. "
-                f"{self._advice}".rstrip()
+                f"{share:.1%} of the {self._what} are left out: {self._reasons}. {self._advice}"
             )
         longer = self.train.chosen_longer
         if longer is not None and longer > MANY_LONGER and self.train.items >= FEWEST_COMPARED:
@@ -176,10 +175,15 @@ class Summary:
 
     @property
     def _advice(self) -> str:
-        """The row length that helps, if one does."""
-        if self.tally.dropped.get(LONGER_THAN_ROW, 0) <= (1 - KEPT) * self.tally.read:
-            return ""
-        return f"prefer.seq_len={self.keeps_most} keeps {KEPT:.0%} of those that fit the context"
+        """What would keep more of them: a longer row, a longer context, other data."""
+        few = (1 - KEPT) * self.tally.read
+        if self.tally.dropped.get(LONGER_THAN_ROW, 0) > few:
+            return (
+                f"prefer.seq_len={self.keeps_most} keeps {KEPT:.0%} of those that fit the context"
+            )
+        if self.tally.dropped.get(LONGER_THAN_CONTEXT, 0) > few:
+            return "No prefer.seq_len keeps these: use a model with a longer context, or other data"
+        return "Correct them, or use other data"
 
 
 def summarize(

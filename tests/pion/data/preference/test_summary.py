@@ -130,7 +130,7 @@ def test_no_longer_row_is_advised_where_it_would_not_help() -> None:
     summary = of_pairs([(1, 2)] * 90, dropped={LONGER_THAN_CONTEXT: 10})
     (warning,) = summary.warnings()
     assert "10, because a sequence is longer than the model's context" in warning
-    assert "seq_len" not in warning
+    assert "No prefer.seq_len keeps these: use a model with a longer context" in warning
     assert summary.keeps_most == SEQ_LEN
 
 
