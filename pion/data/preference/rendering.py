@@ -35,6 +35,8 @@ LONGER_THAN_CONTEXT = "a sequence is longer than the model's context"
 LONGER_THAN_ROW = "longer than a row"
 REASONS = (EMPTY, IDENTICAL, TIE, REWRITTEN, ENDLESS, LONGER_THAN_CONTEXT, LONGER_THAN_ROW)
 
+# Normalizers can make a text shorter, but not to so small a part of its bytes.
+_SHORTEST = 4
 # Renders and encodes conversations.
 Encode = Callable[[list[Conversation]], list[Examples]]
 
@@ -85,12 +87,14 @@ class PreferenceFormat:
         stops: the ids at which the model stops.
         seq_len: the most tokens of a preference: a row.
         context: the most tokens of each of its sequences.
+        longest_token: bytes of the longest token.
     """
 
     encode: Encode
     stops: Collection[int]
     seq_len: int
     context: int
+    longest_token: int
 
     def outcomes(self, preferences: Sequence[Preference]) -> list[Outcome]:
         """Return what becomes of each preference.
@@ -98,15 +102,26 @@ class PreferenceFormat:
         Raises:
             BadInput: the chat template can't be used at all.
         """
-        full = [p for p in preferences if not any(map(is_empty, p.conversations))]
-        encoded = iter(self.encode([one for p in full for one in p.conversations]))
-        written = iter([[next(encoded) for _ in p.conversations] for p in full])
+        early = [self._before_encoding(preference) for preference in preferences]
+        rest = [one for one, dropped in zip(preferences, early) if dropped is None]
+        encoded = iter(self.encode([side for one in rest for side in one.conversations]))
+        written = iter([[next(encoded) for _ in one.conversations] for one in rest])
         return [
-            Dropped(EMPTY, None)
-            if any(map(is_empty, preference.conversations))
-            else self._outcome(preference, next(written))
-            for preference in preferences
+            self._outcome(preference, next(written)) if dropped is None else dropped
+            for preference, dropped in zip(preferences, early)
         ]
+
+    def _before_encoding(self, preference: Preference) -> Dropped | None:
+        """Return why a preference is left out that is not worth encoding, or None.
+
+        To encode a text of many megabytes takes gigabytes of memory.
+        """
+        if any(map(is_empty, preference.conversations)):
+            return Dropped(EMPTY, None)
+        most = _SHORTEST * self.context * self.longest_token
+        if any(_bytes_of(side) > most for side in preference.conversations):
+            return Dropped(LONGER_THAN_CONTEXT, None)
+        return None
 
     def _outcome(self, preference: Preference, examples: Sequence[Examples]) -> Outcome:
         for example in examples:
@@ -154,7 +169,8 @@ def preference_format(written: ChatFormat, seq_len: int, context: int) -> Prefer
         encode: Encode = _own_encode(written.tokenizer)
     else:
         encode = written.template.tokenize_batch
-    return PreferenceFormat(encode, frozenset(written.stop_ids), seq_len, context)
+    longest = int(written.tokenizer.token_bytes().max())
+    return PreferenceFormat(encode, frozenset(written.stop_ids), seq_len, context, longest)
 
 
 def ends_once(side: Tokenized, stops: Collection[int]) -> bool:
@@ -184,6 +200,13 @@ def _own_encode(tokenizer: Tokenizer) -> Encode:
         ]
 
     return encode
+
+
+def _bytes_of(conversation: Conversation) -> int:
+    """Return the bytes of texts that every template writes: questions and the last answer."""
+    last = conversation.messages[-1]
+    texts = [m["content"] for m in conversation.messages if m["role"] == "user" or m is last]
+    return sum(len((text or "").strip().encode("utf-8", "replace")) for text in texts)
 
 
 def _turns(conversation: Conversation, end: int) -> list[Turn]:

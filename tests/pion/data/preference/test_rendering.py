@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from pion.data.preference.rendering import (
     TIE,
     Dropped,
     Outcome,
-    PreferenceFormat,
     Refused,
     Usable,
     ends_once,
@@ -57,9 +57,7 @@ class Written:
 
     def outcome(self, record: dict[str, Any], **bounds: int) -> Outcome:
         """Return what becomes of a record; `bounds` are `seq_len` and `context`."""
-        written = PreferenceFormat(
-            self.format.encode, self.format.stops, **{"seq_len": 1000, "context": 500} | bounds
-        )
+        written = replace(self.format, **bounds)
         (found,) = written.outcomes([parse_preference(record, "f:1")])
         return found
 
@@ -372,6 +370,16 @@ def test_each_sequence_must_fit_the_context_but_the_pair_need_not(
     assert isinstance(written.outcome(plain(), context=max(lengths)), Usable)
     found = written.outcome(plain(), context=max(lengths) - 1)
     assert found == Dropped(LONGER_THAN_CONTEXT, sum(lengths))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("key", ["prompt", "chosen", "rejected"])
+def test_a_text_of_more_bytes_than_the_context_can_hold_is_never_encoded(
+    models: dict[str, Written], name: str, key: str
+) -> None:
+    record = {"prompt": "Hi", "chosen": "a", "rejected": "b", key: "items " * 100_000}
+    found = models[name].outcome(record, context=20)
+    assert found == Dropped(LONGER_THAN_CONTEXT, None)
 
 
 def test_what_the_template_refuses_says_where(models: dict[str, Written]) -> None:
