@@ -40,7 +40,8 @@ from pipeline.data.preferences import Kind, Read
 from pipeline.data.prepared import SPLITS
 from pipeline.machine.kill_points import mark
 
-BUFFER = 16_384
+# Preferences that are encoded and packed together: as many sequences as of conversations.
+BUFFER = 8192
 # int32 (rows + 1): how many sequences come before each row of a split, and in all.
 SEQUENCES = "sequences.npy"
 
