@@ -2,7 +2,8 @@
 
 A shard is an ``.npy`` array ``(rows, seq_len)`` of unsigned token ids. A shard of conversations has
 a second array of the same shape next to it, ``<name>.flags.npy`` (uint8). Its flags mark the
-learned tokens, the starts of conversations and the padding. Shards of other programs are read as
+learned tokens, the starts of conversations and the padding (`pion.data.row_flags`). So has a shard
+of preferences, whose flags also mark the preferred sequences. Shards of other programs are read as
 they are: ``.npy`` of any integer type, and Daisy's ``.bin``. Manifests may come from others.
 """
 
@@ -15,11 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from pion.data.arrays import open_npy, open_shard, sha256_file, write_atomically
+from pion.data.row_flags import LEARNED, PADDING, STARTS, require_pairs, sides_of
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_LISTING, parse_object, read_file
 
@@ -30,10 +32,10 @@ _DTYPE = re.compile(r"u?int(8|16|32|64)")
 # A target that is not learned.
 IGNORED = -100
 
-# Flags of a token: learned as a target, starts a conversation, only fills the row.
-LEARNED = 1
-STARTS = 2
-PADDING = 4
+Kind = Literal["tokens", "conversations", "pairs", "labels"]
+KINDS = get_args(Kind)
+# The kinds whose sequences have a side: preferred, or not.
+PREFERENCES = ("pairs", "labels")
 
 # The version of manifest.json that this version of Pion writes and reads.
 MANIFEST_FORMAT = 1
@@ -108,8 +110,9 @@ class Manifest:
     """The contents of a data set. Two data sets with equal fingerprints train alike.
 
     Attributes:
-        kind: "tokens" (documents joined by end-of-text and cut into rows) or "conversations"
-            (packed, with flags).
+        kind: "tokens" (documents joined by end-of-text and cut into rows), or packed, with flags:
+            "conversations", "pairs" (of a chosen and a rejected sequence) or "labels" (sequences
+            that are desired or not).
         seq_len: ids in a row.
         vocab_size: every id is below it.
         pad: id that is never learned in rows of kind "tokens"; None if nothing is padded.
@@ -119,7 +122,7 @@ class Manifest:
         ValueError: a field is not of its type, or there are more shards than MOST_SHARDS.
     """
 
-    kind: Literal["tokens", "conversations"]
+    kind: Kind
     seq_len: int
     vocab_size: int
     shards: tuple[Shard, ...]
@@ -127,8 +130,8 @@ class Manifest:
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in ("tokens", "conversations"):
-            raise ValueError(f"kind is {self.kind!r:.200}; it must be tokens or conversations")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r:.200}; it must be one of {', '.join(KINDS)}")
         for name in ("seq_len", "vocab_size"):
             require_count(name, getattr(self, name), least=1)
         if self.pad is not None:
@@ -247,14 +250,18 @@ class Row:
     Attributes:
         targets: the next token of each; -100 where nothing is learned, and at the end.
         documents: number of the conversation that each token belongs to, -1 for padding; None if
-            the row is not of conversations.
-        positions: position of each token in its conversation; None as for ``documents``.
+            the row is of kind "tokens".
+        positions: position of each token in its conversation; None as for ``documents``. In a row
+            of preferences, 0 for padding: the row may be longer than the model's context.
+        sides: int8 ``(sequences,)``, 1 for a preferred sequence and -1 for another one; None if the
+            row is not of preferences.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
     documents: np.ndarray | None = None
     positions: np.ndarray | None = None
+    sides: np.ndarray | None = None
 
 
 class Rows:
@@ -276,7 +283,8 @@ class Rows:
 
         Raises:
             IndexError: the shard has no such row.
-            BadInput: the shard's file isn't what the manifest says (see ``open_npy``).
+            BadInput: the shard's file isn't what the manifest says (see ``open_npy``), or a row of
+                pairs has other sequences.
         """
         described = self.manifest.shards[shard]
         if not 0 <= row < described.rows:
@@ -289,7 +297,12 @@ class Rows:
             if self.manifest.pad is not None:
                 targets[targets == self.manifest.pad] = IGNORED
             return Row(tokens, targets)
-        return _conversation_row(tokens, targets, flags[described.start + row])
+        marked = flags[described.start + row]
+        if self.manifest.kind not in PREFERENCES:
+            return _conversation_row(tokens, targets, marked)
+        if self.manifest.kind == "pairs":
+            require_pairs(marked, f"{described.name} row {described.start + row}")
+        return _preference_row(tokens, targets, marked)
 
     def release(self) -> None:
         """Unmap all shards, so that the disk space of one whose file will be deleted is freed.
@@ -306,7 +319,7 @@ def _mapped(
     shard = manifest.shards[number]
     path = path_of(shard)
     ids = open_shard(path, manifest.seq_len)
-    has_flags = manifest.kind == "conversations"
+    has_flags = manifest.kind != "tokens"
     flags = open_npy(flags_path(path), manifest.seq_len) if has_flags else None
     needed = shard.start + shard.rows
     if len(ids) < needed or (flags is not None and len(flags) != len(ids)):
@@ -318,7 +331,7 @@ def _mapped(
 
 
 def flags_path(path: Path) -> Path:
-    """Return where the flags of the conversations in shard ``path`` are."""
+    """Return where the flags of the rows in shard ``path`` are."""
     return path.with_name(f"{path.stem}.flags.npy")
 
 
@@ -330,3 +343,11 @@ def _conversation_row(tokens: np.ndarray, targets: np.ndarray, flags: np.ndarray
     index = np.arange(len(tokens))
     positions = index - np.maximum.accumulate(np.where(begins, index, 0))
     return Row(tokens, targets, documents, positions)
+
+
+def _preference_row(tokens: np.ndarray, targets: np.ndarray, flags: np.ndarray) -> Row:
+    row = _conversation_row(tokens, targets, flags)
+    assert row.positions is not None
+    # Positions are looked up in tables as long as the model's context, also those of padding.
+    row.positions[(flags & PADDING) != 0] = 0
+    return replace(row, sides=sides_of(flags[None])[0])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pion.data.order import MixtureOrder, RowOrder
-from pion.data.shards import Row, Rows
+from pion.data.shards import PREFERENCES, Row, Rows
 from pion.errors import BadInput
 
 
@@ -65,8 +65,8 @@ class RowStream:
             are.
 
     Raises:
-        BadInput: there is no source, sources have rows of different length, or ``MixtureOrder``
-            refuses the weights.
+        BadInput: there is no source, sources have rows of different length, preferences are mixed
+            with rows of another kind, or ``MixtureOrder`` refuses the weights.
     """
 
     def __init__(
@@ -87,12 +87,18 @@ class RowStream:
                 if lengths
                 else "there is no data source."
             )
+        kinds = sorted({manifest.kind for manifest in manifests})
+        if len(kinds) > 1 and set(kinds) & set(PREFERENCES):
+            raise BadInput(
+                f"the data sources have rows of {' and of '.join(kinds)}; rows of preferences "
+                "can't be mixed with rows of another kind."
+            )
         mixed = len(orders) > 1
         shares = [1.0] * len(orders) if weights is None else [float(w) for w in weights]
         self._order = MixtureOrder(orders, shares, seed) if mixed else orders[0]
         # All batches have the same structure, so rows of text have positions and documents too if
         # they are mixed with conversations.
-        self._has_conversations = any(manifest.kind == "conversations" for manifest in manifests)
+        self._has_conversations = kinds != ["tokens"]
         self._end_of_text = documents
         self.total_rows = self._order.total_rows
         identity: list[object] = [

@@ -89,9 +89,12 @@ class Remarks:
         """Note the other names of roles in a conversation that could be parsed."""
         shared = "conversations" in record
         for turn in record["conversations" if shared else "messages"]:
-            name = turn["from" if shared else "role"]
-            if name not in ROLES and name not in KNOWN_ROLES and (role := role_of(name)):
-                self.roles[name] = role
+            self.note_role(turn["from" if shared else "role"])
+
+    def note_role(self, name: str) -> None:
+        """Note a role if it has another name."""
+        if name not in ROLES and name not in KNOWN_ROLES and (role := role_of(name)):
+            self.roles[name] = role
 
     def note_systems(self, report: dict[str, Any]) -> None:
         """Note the system messages that were counted while the rows were written."""
@@ -230,7 +233,7 @@ def conversations(
         for dialogue in python_qa.dialogues():
             yield python_docs.is_held_out(dialogue.origin, job.data.held_out), list(dialogue.turns)
         return
-    for record in _records(job, found, CONVERSATION_KEYS):
+    for record in records(job, found, CONVERSATION_KEYS):
         turns = parse_conversation(record.value, record.origin)
         turns = [Turn(turn.role, whole_characters(turn.text)) for turn in turns]
         text = "\n".join(turn.text for turn in turns)
@@ -254,7 +257,7 @@ def talks(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tu
             yield held_out, Talk(Conversation(messages, None, dialogue.origin), required=True)
         return
     on_hub = isinstance(found.source, HubDataset)
-    for number, record in enumerate(_records(job, found, (*CONVERSATION_KEYS, "tools"))):
+    for number, record in enumerate(records(job, found, (*CONVERSATION_KEYS, "tools"))):
         required = not on_hub or number < SAMPLED
         try:
             talk = parse_messages(with_texts(record.value, whole_characters), record.origin)
@@ -277,11 +280,14 @@ def _documents(job: Job, found: Input) -> Iterator[Document]:
             job.input_path(source.path), source.split, found.key, _longest_line(job)
         )
     assert isinstance(source, JsonlTexts | ParquetTexts | HubTexts)
-    return record_documents(_records(job, found, (source.field,)), source.field, found.key)
+    return record_documents(records(job, found, (source.field,)), source.field, found.key)
 
 
-def _records(job: Job, found: Input, columns: tuple[str, ...]) -> Iterator[Record]:
-    """Yield the records of a source. Of tables, only these `columns` are read."""
+def records(job: Job, found: Input, columns: tuple[str, ...]) -> Iterator[Record]:
+    """Yield the records of a source. Of tables, only these `columns` are read.
+
+    Raises BadInput for a file or a repository that can't be read, and for a source without records.
+    """
     source, longest = found.source, _longest_line(job)
     if isinstance(source, JsonlFiles):
         return jsonl_records(job.input_path(source.path), found.key, longest)

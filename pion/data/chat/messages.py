@@ -26,12 +26,16 @@ Message = dict[str, Any]
 class Conversation:
     """Messages and the tools that they may call, as a template gets them.
 
-    `where` is the record's file and line, for errors.
+    Attributes:
+        where: the record's file and line, for errors.
+        context: of so many leading messages nothing is learned: both sides of a preference share
+            them.
     """
 
     messages: Sequence[Message]
     tools: Sequence[dict[str, Any]] | None
     where: str
+    context: int = 0
 
 
 def parse_messages(record: Any, where: str) -> Conversation:
@@ -58,7 +62,7 @@ def parse_messages(record: Any, where: str) -> Conversation:
             f"([{{from, value}}]) or 'messages' ([{{role, content}}]), found {shown(record)}"
         )
     messages = [
-        _message(turn, role_key, text_key, f"{where}: turn {number}")
+        parse_message(turn, role_key, text_key, f"{where}: turn {number}")
         for number, turn in enumerate(turns, 1)
     ]
     answers = sum(message["role"] == "assistant" for message in messages)
@@ -67,7 +71,7 @@ def parse_messages(record: Any, where: str) -> Conversation:
         messages.pop()
     if not messages:
         raise nothing_to_learn(answers, where)
-    return Conversation(messages, _tools(record.get("tools"), where), where)
+    return Conversation(messages, parse_tools(record.get("tools"), where), where)
 
 
 def harmless(conversation: Conversation, specials: Iterable[str]) -> Conversation:
@@ -88,7 +92,8 @@ def harmless(conversation: Conversation, specials: Iterable[str]) -> Conversatio
     )
 
 
-def _message(turn: Any, role_key: str, text_key: str, where: str) -> Message:
+def parse_message(turn: Any, role_key: str, text_key: str, where: str) -> Message:
+    """Return one message, as `parse_messages` does. Raises BadInput, naming `where`."""
     if not isinstance(turn, dict) or not isinstance(turn.get(role_key), str):
         raise BadInput(f"{where} must be an object with text under {role_key!r}: {shown(turn)}")
     named = turn[role_key].strip().lower()
@@ -117,7 +122,8 @@ def system_texts(conversation: Conversation) -> list[str]:
     return [message["content"] or "" for message in systems]
 
 
-def _tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
+def parse_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
+    """Return the tools of a record, if it has any. Raises BadInput unless they are objects."""
     if not tools:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -137,8 +143,12 @@ def with_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def answers_in(conversation: Conversation) -> list[int]:
-    """Return the numbers of the assistant's messages, counted from 0."""
-    return [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+    """Return the numbers of the assistant's messages after the context, counted from 0."""
+    return [
+        i
+        for i, message in enumerate(conversation.messages)
+        if message["role"] == "assistant" and i >= conversation.context
+    ]
 
 
 def forms_of(conversation: Conversation) -> Iterator[Conversation]:
@@ -175,9 +185,17 @@ def _with_json(call: Any) -> Any:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def lost_call(conversation: Conversation, texts: Iterable[str]) -> str | None:
-    """Return why a conversation is refused: `texts`, one of each answer, lack a call of its."""
-    for number, (answer, text) in enumerate(zip(answers_in(conversation), texts), 1):
+def calls_before(conversation: Conversation) -> list[int]:
+    """Return the numbers of the assistant's messages with calls in the context."""
+    leading = conversation.messages[: conversation.context]
+    return [i for i, m in enumerate(leading) if m["role"] == "assistant" and m.get("tool_calls")]
+
+
+def lost_call(
+    conversation: Conversation, answers: Iterable[int], texts: Iterable[str]
+) -> str | None:
+    """Return why a conversation is refused: `texts`, one of each of `answers`, lack its calls."""
+    for number, (answer, text) in enumerate(zip(answers, texts), 1):
         message = conversation.messages[answer]
         for name in _names_of(message):
             null = message.get("content") is None and text.lstrip().startswith("None")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pion.data.chat.conversation import Tokenized
-from pion.data.shards import LEARNED, PADDING, STARTS
+from pion.data.row_flags import LEARNED, PADDING, STARTS
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from pion.data.chat.messages import (
     Conversation,
     Message,
     answers_in,
+    calls_before,
     endless_call,
     forms_of,
     harmless,
@@ -142,16 +143,17 @@ class ChatTemplate:
                 f"{conversation.where}: the conversation has {len(answers):,} answers; a chat "
                 f"template is used for at most {MOST_ANSWERS}"
             )
+        before = calls_before(conversation)
         refusals: list[str] = []
         for form in forms_of(conversation):
             try:
-                rendered = self._renderer.conversation(form, answers)
+                rendered = self._renderer.conversation(form, [*before, *answers])
             except Refused as error:
                 refusals.append(_refusal(conversation, error))
                 continue
             texts = [_joined(rendered.text, t.turn)[t.prompt[0] :] for t in rendered.turns]
-            if (lost := lost_call(form, texts)) is None:
-                return form, rendered
+            if (lost := lost_call(form, [*before, *answers], texts)) is None:
+                return form, replace(rendered, turns=rendered.turns[len(before) :])
             refusals.insert(0, lost)  # it says more than a template's own error
         return conversation, refusals[0]
 
@@ -163,7 +165,8 @@ class ChatTemplate:
             except Refused as error:
                 refusals.append(_refusal(conversation, error))
                 continue
-            if (lost := lost_call(form, [text] * len(conversation.messages))) is None:
+            answers = answers_in(form)
+            if (lost := lost_call(form, answers, [text] * len(answers))) is None:
                 return text
             refusals.insert(0, lost)
         raise BadInput(refusals[0])

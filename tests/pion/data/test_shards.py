@@ -2,18 +2,17 @@ import json
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pion.data.row_flags import LEARNED, PADDING, PREFERRED, STARTS
 from pion.data.shards import (
-    LEARNED,
-    PADDING,
-    STARTS,
+    Kind,
     Manifest,
+    Row,
     Rows,
     Shard,
     describe,
@@ -32,7 +31,7 @@ def on_disk(
     folder: Path,
     ids: np.ndarray,
     flags: np.ndarray | None = None,
-    kind: Literal["tokens", "conversations"] = "tokens",
+    kind: Kind = "tokens",
     **changes: object,
 ) -> Rows:
     """Return the rows of one shard with ``ids``."""
@@ -186,6 +185,55 @@ def test_the_first_token_of_a_conversation_is_never_the_target_of_the_one_before
     flags = np.array([[STARTS | LEARNED, LEARNED, STARTS | LEARNED, LEARNED]], dtype=np.uint8)
     rows = on_disk(tmp_path, np.array([[1, 2, 3, 4]]), flags, kind="conversations")
     assert rows.row(0, 0).targets.tolist() == [2, -100, 4, -100]
+
+
+PAIR = [STARTS | PREFERRED, LEARNED, STARTS, 0, LEARNED, PADDING, PADDING, PADDING]
+
+
+def preferences(tmp_path: Path, flags: list[int], kind: Kind = "pairs") -> Row:
+    ids = np.arange(len(flags), dtype=np.uint16)[None]
+    return on_disk(tmp_path, ids, np.array([flags], np.uint8), kind=kind).row(0, 0)
+
+
+def test_a_pair_is_two_documents_and_its_sides_are_known(tmp_path: Path) -> None:
+    row = preferences(tmp_path, PAIR)
+    assert row.sides is not None
+    assert row.documents is not None
+    assert row.sides.tolist() == [1, -1]
+    assert row.documents.tolist() == [0, 0, 1, 1, 1, -1, -1, -1]
+    assert row.targets.tolist() == [1, -100, -100, 4, -100, -100, -100, -100]
+
+
+def test_the_padding_of_preferences_has_position_0_so_rows_may_be_longer_than_the_context(
+    tmp_path: Path,
+) -> None:
+    row = preferences(tmp_path, PAIR)
+    assert row.positions is not None
+    assert row.positions.tolist() == [0, 1, 0, 1, 2, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "preferred", [[], [0, 2], [2], [0, 2, 5]], ids=["none", "both", "last", "three"]
+)
+def test_a_row_whose_sequences_are_not_pairs_is_refused(
+    tmp_path: Path, preferred: list[int]
+) -> None:
+    flags = [STARTS, LEARNED, STARTS, 0, LEARNED, STARTS if len(preferred) == 3 else 0, LEARNED, 0]
+    for place in preferred:
+        flags[place] |= PREFERRED
+    with pytest.raises(BadInput, match=r"shard_00000\.npy row 0: its sequences are not pairs"):
+        preferences(tmp_path, flags)
+
+
+def test_labels_may_come_in_any_order(tmp_path: Path) -> None:
+    flags = [STARTS, LEARNED, STARTS | PREFERRED, LEARNED, STARTS | PREFERRED, LEARNED]
+    row = preferences(tmp_path, flags, "labels")
+    assert row.sides is not None
+    assert row.sides.tolist() == [-1, 1, 1]
+
+
+def test_conversations_have_no_sides(tmp_path: Path) -> None:
+    assert preferences(tmp_path, [STARTS, LEARNED], "conversations").sides is None
 
 
 def test_a_shard_shorter_than_its_manifest_says_is_refused(tmp_path: Path) -> None:

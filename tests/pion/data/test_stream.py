@@ -1,14 +1,16 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 from pion.data.order import RowOrder, rank_rows, step_rows
+from pion.data.row_flags import LEARNED, PADDING, PREFERRED, STARTS
 from pion.data.shard_writer import ShardWriter
-from pion.data.shards import LEARNED, PADDING, STARTS, Manifest, Rows
+from pion.data.shards import Manifest, Rows
 from pion.data.stream import RowStream
 from pion.errors import BadInput
 
@@ -133,3 +135,35 @@ def test_sources_of_different_row_length_are_refused(tmp_path: Path) -> None:
 def test_a_stream_without_a_source_is_refused() -> None:
     with pytest.raises(BadInput, match="no data source"):
         stream()
+
+
+def preferences(folder: Path, kind: Literal["pairs", "labels"]) -> Rows:
+    ids = np.array([[5000, 5001, 5002, 1]] * 4)
+    flags = np.array([[STARTS | PREFERRED, LEARNED, STARTS, LEARNED]] * 4, dtype=np.uint8)
+    writer = ShardWriter(
+        folder, seq_len=SEQ_LEN, vocab_size=10_000, rows_per_shard=3, conversations=True
+    )
+    writer.append_rows(ids, flags)
+    manifest = Manifest(kind, SEQ_LEN, 10_000, writer.finish())
+    return Rows(manifest, lambda shard: folder / shard.name)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "labels"])
+def test_the_sides_of_preferences_are_separate_documents(
+    tmp_path: Path, kind: Literal["pairs", "labels"]
+) -> None:
+    batch = stream(preferences(tmp_path, kind)).batch([0, 1])
+    assert batch.documents is not None
+    assert batch.positions is not None
+    assert batch.documents.tolist() == [[0, 0, 1, 1]] * 2
+    assert batch.positions.tolist() == [[0, 1, 0, 1]] * 2
+    assert batch.targets.tolist() == [[5001, -100, 1, -100]] * 2
+
+
+def test_preferences_are_not_mixed_with_rows_of_another_kind(tmp_path: Path) -> None:
+    pairs, labels = (preferences(tmp_path / kind, kind) for kind in ("pairs", "labels"))  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="rows of labels and of pairs"):
+        stream(pairs, labels)
+    with pytest.raises(BadInput, match="rows of pairs and of tokens"):
+        stream(pairs, text(tmp_path / "text", 0, 4))
+    assert stream(pairs, preferences(tmp_path / "more", "pairs")).total_rows == 8

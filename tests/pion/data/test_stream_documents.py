@@ -10,8 +10,9 @@ import torch
 
 from pion.config.model_config import ModelConfig
 from pion.data.order import RowOrder
+from pion.data.row_flags import LEARNED, PADDING, STARTS
 from pion.data.shard_writer import ShardWriter
-from pion.data.shards import LEARNED, PADDING, STARTS, Manifest, Rows
+from pion.data.shards import Manifest, Rows
 from pion.data.stream import RowStream
 from pion.model.decoder import Decoder
 

@@ -8,8 +8,9 @@ import torch
 
 from pion.config.model_config import ModelConfig
 from pion.data.order import RowOrder
+from pion.data.row_flags import LEARNED, STARTS
 from pion.data.shard_writer import ShardWriter
-from pion.data.shards import LEARNED, STARTS, Manifest, Rows
+from pion.data.shards import Manifest, Rows
 from pion.data.stream import RowStream
 from pion.model.decoder import Decoder
 from tests.support.tiny_config import tiny_config

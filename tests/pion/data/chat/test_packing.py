@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pion.data.chat.conversation import Tokenized
 from pion.data.chat.packing import Packed, best_fit_decreasing, pack
-from pion.data.shards import LEARNED, PADDING, STARTS
+from pion.data.row_flags import LEARNED, PADDING, STARTS
 
 PAD = 1
 SEQ_LEN = 16

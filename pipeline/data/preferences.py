@@ -1,0 +1,87 @@
+"""The job's sources of preferences: pairs, or answers with a label, from the files of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pion.data.chat.messages import with_texts
+from pion.data.documents.file_to_documents import whole_characters
+from pion.data.preference.layouts import PREFERENCE_KEYS, Pair, Preference, parse_preference
+from pion.errors import BadInput
+from pipeline.data.sources import SAMPLED, Input, Remarks, records
+from pipeline.job import HubDataset, Job
+
+Kind = Literal["pairs", "labels"]
+_IN_WORDS = {"pairs": "a pair", "labels": "an answer with a label"}
+
+
+@dataclass(frozen=True)
+class Read:
+    """A record of a source.
+
+    Attributes:
+        preference: what it says; a text says why it can't be used, with its file and line.
+        required: whether it must be usable: it was looked at before anything was rented.
+    """
+
+    preference: Preference | str
+    required: bool
+
+    @property
+    def kind(self) -> Kind | None:
+        """Which kind of rows it makes; None if it can't be used."""
+        return None if isinstance(self.preference, str) else kind_of(self.preference)
+
+
+def kind_of(preference: Preference) -> Kind:
+    """Return which kind of rows a preference makes."""
+    return "pairs" if isinstance(preference, Pair) else "labels"
+
+
+def preferences(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[Read]:
+    """Yield every preference of a source, and note it in `remarks`.
+
+    All of them are of the kind of the first. Of a data set on the Hub, records after the first
+    SAMPLED may be unusable.
+
+    Raises BadInput for a source that can't be read, and for other records that are no preferences.
+    """
+    on_hub = isinstance(found.source, HubDataset)
+    first: tuple[Kind, str] | None = None
+    for number, record in enumerate(records(job, found, PREFERENCE_KEYS)):
+        required = not on_hub or number < SAMPLED
+        try:
+            preference = parse_preference(with_texts(record.value, whole_characters), record.origin)
+            first = first or (kind_of(preference), record.origin)
+            _require_kind(preference, first, record.origin)
+        except BadInput as error:
+            if required:
+                raise
+            yield Read(str(error), required)
+            continue
+        if remarks is not None:
+            said = [[c.messages, c.tools] for c in preference.conversations]
+            remarks.replaced.look(said, record.origin)
+            _note_roles(record.value, remarks)
+        yield Read(preference, required)
+
+
+def _require_kind(preference: Preference, first: tuple[Kind, str], where: str) -> None:
+    kind, origin = first
+    if (ours := kind_of(preference)) != kind:
+        raise BadInput(
+            f"{where}: found {_IN_WORDS[ours]}, but {origin} has {_IN_WORDS[kind]}. A source has "
+            "one kind of preferences: use two files"
+        )
+
+
+def _note_roles(record: dict[str, Any], remarks: Remarks) -> None:
+    """Note the other names of roles in the lists of messages of a record."""
+    given = record.get("input")
+    lists = [*record.values(), given.get("messages") if isinstance(given, dict) else None]
+    for messages in lists:
+        for message in messages if isinstance(messages, list) else [messages]:
+            if isinstance(message, dict) and isinstance(message.get("role"), str):
+                remarks.note_role(message["role"])

@@ -1,0 +1,315 @@
+"""Files of preferences as they should not be: refused with one message, or left out and counted.
+
+Each file has 40 good pairs and, in line 21, one that is not. A refusal names the file and the line.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.data.preference.rendering import (
+    EMPTY,
+    IDENTICAL,
+    LONGER_THAN_CONTEXT,
+    LONGER_THAN_ROW,
+    TIE,
+)
+from pion.data.preference.summary import Summary
+from pion.errors import BadInput
+from pipeline.job import JsonlFiles, ParquetFiles
+from tests.hostile.in_process import little_memory
+from tests.support.chat_templates import CHATML
+from tests.support.in_process_renderer import InProcessRenderer
+from tests.support.preference_files import (
+    label_of,
+    pair_of,
+    sequences_in,
+    write_jsonl,
+    write_rows,
+)
+
+GOOD = 40
+LINE = 21
+FORMATS = [None, ("smollm2", CHATML)]
+USER = {"role": "user", "content": "Hi"}
+
+
+@pytest.fixture(autouse=True)
+def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+
+
+def said(text: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def line(record: Any) -> bytes:
+    return json.dumps(record).encode()
+
+
+def odd(**changes: Any) -> bytes:
+    """Return a good pair's line with some keys replaced."""
+    return line(pair_of(999, **changes))
+
+
+def without(key: str) -> bytes:
+    return line({k: v for k, v in pair_of(999).items() if k != key})
+
+
+def write_with(folder: Path, odd_line: bytes, good: Callable[[int], Any] = pair_of) -> None:
+    """Write the good lines, and the odd one as line 21."""
+    lines = [line(good(n)) for n in range(GOOD)]
+    lines.insert(LINE - 1, odd_line)
+    (folder / "prefs.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+
+
+def rows_of(folder: Path, template: tuple[str, str] | None = None, **how: Any) -> Summary:
+    with little_memory():
+        return write_rows(folder, template=template, **{"seq_len": 512, "context": 256} | how)
+
+
+# ---------------------------------------------------------------- refused
+
+REFUSED: dict[str, bytes] = {
+    "no JSON": b"{'prompt': 'single quotes'}",
+    "half a line": odd()[:40],
+    "a list": line([pair_of(1)]),
+    "null": b"null",
+    "not UTF-8": b'{"prompt": "\xff\xfe", "chosen": "a", "rejected": "b"}',
+    "nested 100,000 deep": b'{"chosen": ' + b"[" * 100_000,
+    "5,000 digits": b'{"prompt": "a", "chosen": "b", "rejected": ' + b"9" * 5000 + b"}",
+    "one key twice": b'{"prompt": "a", "chosen": "b", "chosen": 5, "rejected": "b"}',
+    "other keys": line({"messages": [USER, said("a")]}),
+    "no keys": b"{}",
+    "no prompt": without("prompt"),
+    "no chosen": without("chosen"),
+    "no rejected": without("rejected"),
+    "chosen is null": odd(chosen=None),
+    "rejected is null": odd(rejected=None),
+    "a number": odd(rejected=1e308),
+    "a truth": odd(rejected=True),
+    "nested lists": odd(chosen=[[said("a")]]),
+    "an empty list": odd(chosen=[]),
+    "a list of null": odd(chosen=[None]),
+    "a message without a role": odd(chosen=[{"content": "a"}]),
+    "a message with a list as role": odd(chosen=[{"role": ["assistant"], "content": "a"}]),
+    "an unknown role": odd(chosen=[{"role": "robot\u001b[2J", "content": "a"}]),
+    "content of another type": odd(chosen=[said({"text": "a"})]),
+    "only the user": odd(chosen=[USER], rejected=[USER]),
+    "an empty prompt": odd(prompt=" \n "),
+    "a prompt of null without lists": odd(prompt=None),
+    "a prompt of another type": odd(prompt={"text": "a"}),
+    "an empty list as prompt": odd(prompt=[]),
+    "unequal prompts": odd(
+        prompt=None,
+        chosen=[USER, said("a")],
+        rejected=[{"role": "user", "content": "Bye"}, said("b")],
+    ),
+    "unequal system messages": odd(
+        prompt="Hi",
+        chosen=[{"role": "system", "content": "x"}, USER, said("a")],
+        rejected=[USER, said("b")],
+    ),
+    "lists that disagree with the prompt": odd(
+        prompt="Bye", chosen=[USER, said("a")], rejected=[USER, said("b")]
+    ),
+    "one side goes on after the other": odd(
+        prompt="Hi", chosen=[USER, said("a")], rejected=[USER, said("a"), USER, said("b")]
+    ),
+    "transcripts without Assistant": odd(
+        prompt=None, chosen="\n\nHuman: Hi", rejected="\n\nHuman: Hi"
+    ),
+    "a transcript with two turns of Human": odd(
+        prompt=None, chosen="\n\nHuman: Hi\n\nHuman: Hi\n\nAssistant: a", rejected="b"
+    ),
+    "a transcript that begins with Assistant": odd(
+        prompt=None, chosen="\n\nAssistant: a", rejected="\n\nAssistant: b"
+    ),
+    "a score of NaN": odd(score_chosen=float("nan"), score_rejected=1),
+    "an infinite score": odd(score_chosen=1, score_rejected=float("inf")),
+    "a score of text": odd(score_chosen="9", score_rejected="2"),
+    "a system of another type": odd(system=5),
+    "tools of text": odd(tools="now()"),
+    "OpenAI without messages": line(
+        {"input": {}, "preferred_output": 1, "non_preferred_output": 2}
+    ),
+    "an answer with a label among pairs": line(label_of(1)),
+    "a huge line": b'{"prompt": "' + b"x" * 17_000_000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_line_that_is_no_pair_ends_the_preparation_with_its_place(
+    tmp_path: Path, name: str
+) -> None:
+    write_with(tmp_path, REFUSED[name])
+    with pytest.raises(BadInput) as error:
+        rows_of(tmp_path)
+    message = str(error.value)
+    assert message.count(f"{tmp_path}/prefs.jsonl:{LINE}") == 1
+    assert len(message) < 1000
+    assert message.isprintable()
+
+
+LABELS: dict[str, bytes] = {
+    "text": line({**label_of(1), "label": "true"}),
+    "1": line({**label_of(1), "label": 1}),
+    "yes": line({**label_of(1), "label": "yes"}),
+    "null": line({**label_of(1), "label": None}),
+    "a list": line({**label_of(1), "label": [True]}),
+    "no completion": line({"prompt": "Hi", "label": True}),
+    "nobody asked": line({**label_of(1), "prompt": [said("a")]}),
+    "a pair": line(pair_of(1)),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_a_line_that_has_no_label_ends_the_preparation_with_its_place(
+    tmp_path: Path, name: str
+) -> None:
+    write_with(tmp_path, LABELS[name], label_of)
+    with pytest.raises(BadInput) as error:
+        rows_of(tmp_path)
+    assert str(error.value).count(f"{tmp_path}/prefs.jsonl:{LINE}") == 1
+    assert str(error.value).isprintable()
+
+
+# ---------------------------------------------------------------- left out and counted
+
+WORD = pair_of(7)["chosen"].split()[0]
+DROPPED: dict[str, tuple[bytes, str]] = {
+    "an empty answer": (odd(chosen=""), EMPTY),
+    "a blank answer": (odd(rejected=" \t\n\u3000"), EMPTY),
+    "an answer of null": (odd(chosen=[said(None)]), EMPTY),
+    "equal answers": (odd(chosen="a", rejected="a"), IDENTICAL),
+    "answers equal up to space": (odd(chosen=" a", rejected="a \n"), IDENTICAL),
+    "equal scores": (odd(score_chosen=7, score_rejected=7.0), TIE),
+    "a status of tie": (odd(status="tie"), TIE),
+    "a long answer": (odd(rejected=f"{WORD} " * 2000), LONGER_THAN_CONTEXT),
+    "10 MB without a space": (odd(chosen="x" * 10_000_000), LONGER_THAN_CONTEXT),
+    "10 MB of spaces within": (odd(chosen="a" + " " * 10_000_000 + "b"), LONGER_THAN_CONTEXT),
+    "both answers a bit too long": (
+        odd(chosen=" ".join("0123456789" * 18), rejected=" ".join("9876543210" * 18)),
+        LONGER_THAN_ROW,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_a_pair_that_teaches_nothing_is_left_out_and_counted(tmp_path: Path, name: str) -> None:
+    odd_line, reason = DROPPED[name]
+    write_with(tmp_path, odd_line)
+    context = 512 if reason == LONGER_THAN_ROW else 256
+    summary = rows_of(tmp_path, seq_len=512, context=context)
+    assert summary.tally.dropped == {reason: 1}
+    assert summary.tally.read == GOOD + 1
+    assert summary.train.items + summary.held_out.items == GOOD
+
+
+# ---------------------------------------------------------------- used
+
+USED: dict[str, dict[str, Any]] = {
+    "chosen begins rejected": {"chosen": "a", "rejected": "a b"},
+    "rejected begins chosen": {"chosen": "a b", "rejected": "a"},
+    "they differ in one character": {"chosen": "Yes.", "rejected": "Yes!"},
+    "half a character": {"chosen": "a \ud83d", "rejected": "b"},
+    "NUL": {"chosen": "a\u0000b", "rejected": "b"},
+    "a terminal escape": {"chosen": "\u001b[2J", "rejected": "b"},
+    "right to left": {"chosen": "\u202eabc", "rejected": "b"},
+    "combining characters": {"chosen": "e\u0301" * 9, "rejected": "\u0301"},
+    "the end of a text, spelled out in rejected": {"rejected": "b<|endoftext|>c"},
+    "the end of a turn, spelled out in rejected": {"rejected": "b<|im_end|>\n<|im_start|>user\nc"},
+    "the end of a turn, spelled out in the prompt": {"prompt": "Hi<|im_end|>", "chosen": "a"},
+    "marks of Pion's own format": {"rejected": "b\n<|assistant|>\nc"},
+    "a huge score": {"score_chosen": 10**400, "score_rejected": -1},
+    "scores of null": {"score_chosen": None, "score_rejected": None},
+    "other keys": {"messages": 5, "label_": [], "": None, "chosen_": {}},
+    "a template": {"chosen": "{{ raise_exception('no') }}", "rejected": "{% for %}"},
+    "Human and Assistant within": {"chosen": "a\n\nHuman: b\n\nAssistant: c"},
+}
+
+
+@pytest.mark.parametrize("template", FORMATS, ids=["own", "template"])
+@pytest.mark.parametrize("name", USED)
+def test_odd_pairs_are_used_and_no_text_ends_a_turn(
+    tmp_path: Path, name: str, template: tuple[str, str] | None
+) -> None:
+    write_with(tmp_path, odd(**USED[name]))
+    summary = rows_of(tmp_path, template, seq_len=1024, context=512)
+    assert summary.tally.dropped == {}
+    assert summary.train.items + summary.held_out.items == GOOD + 1
+    end = "<|endoftext|>" if template is None else "<|im_end|>"
+    for split in ("train", "held_out"):
+        for prompt, answer, _ in sequences_in(tmp_path, split):
+            assert answer.count(end) == 1
+            assert answer.endswith(end)
+            assert not (template is None and end in prompt)
+
+
+# ---------------------------------------------------------------- whole files
+
+
+def test_swapped_keys_are_found_by_their_scores(tmp_path: Path) -> None:
+    records = [pair_of(n, score_chosen=1, score_rejected=2) for n in range(GOOD)]
+    write_jsonl(tmp_path / "prefs.jsonl", records)
+    with pytest.raises(BadInput) as error:
+        rows_of(tmp_path)
+    assert "in 40 of 40 pairs with scores, the chosen answer has the lower" in str(error.value)
+    assert f"(the first: {tmp_path}/prefs.jsonl:1)" in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"status": "tie"}, {"chosen": ""}, {"rejected": "x" * 9000}])
+def test_a_file_of_which_nothing_is_left_is_refused_with_the_reason(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n, **change) for n in range(3)])
+    with pytest.raises(BadInput, match="3 of 3 pairs are left out, more than 50%: 3, because"):
+        rows_of(tmp_path)
+
+
+def test_one_pair_is_trained_on_or_refused(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(1)])
+    assert rows_of(tmp_path, held_out=0.0).train.items == 1
+    with pytest.raises(BadInput, match="none of 1 pairs is left to train on: 1 are held out"):
+        rows_of(tmp_path, held_out=1.0, out="held_out")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n  \n"])
+def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "prefs.jsonl").write_bytes(content)
+    with pytest.raises(BadInput, match=r"prefer\.sources\.0: the corpus is empty"):
+        rows_of(tmp_path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"prefer\.sources\.0\.path: no such file or folder"):
+        rows_of(tmp_path)
+
+
+def test_a_bomb_of_gzip_is_refused(tmp_path: Path) -> None:
+    bomb = gzip.compress(b'{"prompt": "' + b"x" * 200_000_000)
+    (tmp_path / "prefs.jsonl.gz").write_bytes(bomb)
+    with pytest.raises(BadInput, match="the line has more than 16,000,000 bytes"):
+        rows_of(tmp_path, source=JsonlFiles(kind="jsonl", path="prefs.jsonl.gz"))
+
+
+def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "prefs.parquet").write_bytes(b"PAR1" * 9)
+    with pytest.raises(BadInput, match="not a readable parquet file"):
+        rows_of(tmp_path, source=ParquetFiles(kind="parquet", path="prefs.parquet"))
+
+
+def test_a_table_without_the_columns_is_refused_with_their_names(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"text": ["a"], "better": ["b"]})
+    pyarrow.parquet.write_table(table, tmp_path / "prefs.parquet")
+    with pytest.raises(BadInput, match=r"row 1: not a preference.*found 'text', 'better'"):
+        rows_of(tmp_path, source=ParquetFiles(kind="parquet", path="prefs.parquet"))

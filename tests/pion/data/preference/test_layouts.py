@@ -1,0 +1,357 @@
+"""Each layout, as the data sets that have it write it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pion.data.preference.layouts import (
+    Labelled,
+    Pair,
+    differs_early,
+    is_empty,
+    parse_preference,
+)
+from pion.errors import BadInput
+
+ASKED = "Which planet is the largest?"
+GOOD, BAD = "Jupiter.", "It depends on what you mean by large."
+USER = {"role": "user", "content": ASKED}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def answer(text: str | None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
+
+
+def pair(record: dict[str, Any]) -> Pair:
+    found = parse_preference(record, "prefs.jsonl:7")
+    assert isinstance(found, Pair)
+    assert found.chosen.context == found.rejected.context
+    context = found.chosen.context
+    said = [
+        [(m["role"], (m["content"] or "").strip()) for m in side.messages[:context]]
+        for side in found.conversations
+    ]
+    assert said[0] == said[1]
+    return found
+
+
+def texts(found: Pair) -> tuple[list[str], list[str], list[str]]:
+    """Return the shared messages, the chosen answer and the rejected one, as "role: text"."""
+    context = found.chosen.context
+    sides = [[f"{m['role']}: {m['content']}" for m in c.messages] for c in found.conversations]
+    return sides[0][:context], sides[0][context:], sides[1][context:]
+
+
+PLAIN = ([f"user: {ASKED}"], [f"assistant: {GOOD}"], [f"assistant: {BAD}"])
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "explicit, texts": {"prompt": ASKED, "chosen": GOOD, "rejected": BAD},
+    "explicit, lists that hold the prompt (UltraFeedback, Tulu 3)": {
+        "prompt": ASKED,
+        "prompt_id": "4f8c",
+        "chosen": [USER, answer(GOOD)],
+        "rejected": [USER, answer(BAD)],
+        "score_chosen": 8.5,
+        "score_rejected": 6.0,
+    },
+    "explicit, prompt and answers as lists (trl)": {
+        "prompt": [USER],
+        "chosen": [answer(GOOD)],
+        "rejected": [answer(BAD)],
+    },
+    "explicit, answers as messages": {
+        "prompt": [USER],
+        "chosen": answer(GOOD),
+        "rejected": answer(BAD),
+    },
+    "explicit with system, which is empty (orca_dpo_pairs)": {
+        "system": "",
+        "question": ASKED,
+        "chosen": GOOD,
+        "rejected": BAD,
+    },
+    "distilabel": {
+        "system": None,
+        "input": ASKED,
+        "chosen": GOOD,
+        "rejected": BAD,
+        "chosen_score": 9,
+        "rejected_score": 4,
+        "rating": [9.0, 4.0],
+        "status": "unchanged",
+    },
+    "implicit": {"chosen": [USER, answer(GOOD)], "rejected": [USER, answer(BAD)]},
+    "implicit, with a prompt of null (a table)": {
+        "prompt": None,
+        "chosen": [USER, answer(GOOD)],
+        "rejected": [USER, answer(BAD)],
+    },
+    "OpenAI": {
+        "input": {"messages": [USER], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [answer(GOOD)],
+        "non_preferred_output": [answer(BAD)],
+    },
+    "transcripts (hh-rlhf)": {
+        "chosen": f"\n\nHuman: {ASKED}\n\nAssistant: {GOOD}",
+        "rejected": f"\n\nHuman: {ASKED}\n\nAssistant: {BAD}",
+    },
+    "transcripts with a prompt": {
+        "prompt": f"\n\nHuman: {ASKED}\n\nAssistant:",
+        "chosen": f" {GOOD}".strip(),
+        "rejected": BAD,
+    },
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_layout_gives_the_same_pair(name: str) -> None:
+    assert texts(pair(LAYOUTS[name])) == PLAIN
+
+
+@pytest.mark.parametrize("label", [True, False])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": ASKED, "completion": GOOD},
+        {"prompt": [USER], "completion": [answer(GOOD)]},
+        {"prompt": [USER], "completion": answer(GOOD)},
+        {"prompt": ASKED, "completion": [USER, answer(GOOD)]},
+        {"completion": [USER, answer(GOOD)]},
+    ],
+    ids=["texts", "lists", "a message", "a list with the prompt", "only a list"],
+)
+def test_an_unpaired_answer_has_a_label(record: dict[str, Any], label: bool) -> None:
+    found = parse_preference({**record, "label": label}, "kto.jsonl:1")
+    assert isinstance(found, Labelled)
+    assert found.desired is label
+    assert found.answer.context == 1
+    assert [m["content"] for m in found.answer.messages] == [ASKED, GOOD]
+
+
+def test_the_system_message_comes_first() -> None:
+    record = {"system": "Be brief.", "question": ASKED, "chosen": GOOD, "rejected": BAD}
+    assert texts(pair(record))[0] == ["system: Be brief.", f"user: {ASKED}"]
+    labelled = parse_preference(
+        {"system": "Be brief.", "prompt": ASKED, "completion": GOOD, "label": True}, "f:1"
+    )
+    assert isinstance(labelled, Labelled)
+    assert labelled.answer.context == 2
+
+
+def test_lists_win_over_the_prompt_because_they_may_have_a_system_message() -> None:
+    lists = {"chosen": [SYSTEM, USER, answer(GOOD)], "rejected": [SYSTEM, USER, answer(BAD)]}
+    for prompt in (ASKED, [USER], f"  {ASKED}\n"):
+        found = pair({"prompt": prompt, **lists})
+        assert texts(found)[0] == ["system: Be brief.", f"user: {ASKED}"]
+    # A system key does not add a second one.
+    assert len(texts(pair({"system": "Be long.", **lists}))[0]) == 2
+
+
+def test_earlier_answers_that_both_sides_share_belong_to_the_prompt() -> None:
+    shared = [USER, answer(GOOD), {"role": "user", "content": "And the smallest?"}]
+    chosen, rejected = [*shared, answer("Mercury.")], [*shared, answer("Pluto.")]
+    for prompt in (None, ASKED, "And the smallest?", shared, [USER]):
+        found = pair({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        assert found.chosen.context == 3
+        assert not differs_early(found)
+
+
+def test_sides_may_differ_from_an_earlier_answer_on() -> None:
+    more = {"role": "user", "content": "And then?"}
+    found = pair(
+        {
+            "chosen": [USER, answer("a"), more, answer("b")],
+            "rejected": [USER, answer("c"), {"role": "user", "content": "What?"}, answer("d")],
+        }
+    )
+    assert found.chosen.context == 1
+    assert differs_early(found)
+
+
+def test_calls_and_results_of_tools_stay_with_the_tools() -> None:
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    call = answer(None, tool_calls=[{"function": {"name": "now", "arguments": {}}}])
+    result = {"role": "tool", "content": "12:00"}
+    found = pair(
+        {
+            "input": {"messages": [USER, call, result], "tools": tools},
+            "preferred_output": [answer("Noon.")],
+            "non_preferred_output": [call, result, answer("Night.")],
+        }
+    )
+    assert found.chosen.context == 3
+    assert found.chosen.tools == found.rejected.tools == tools
+    assert found.chosen.messages[1]["tool_calls"] == call["tool_calls"]
+    assert not differs_early(found)
+    labelled = parse_preference(
+        {"prompt": [USER, call, result], "completion": "Noon.", "label": True}, "f:1"
+    )
+    assert isinstance(labelled, Labelled)
+    assert labelled.answer.context == 3  # the call is not learned
+
+
+def test_a_prefix_is_an_answer_like_another() -> None:
+    found = pair({"prompt": ASKED, "chosen": "Jupiter", "rejected": "Jupiter is the largest"})
+    assert texts(found)[1:] == (["assistant: Jupiter"], ["assistant: Jupiter is the largest"])
+
+
+def test_equal_answers_are_a_pair_that_is_dropped_later() -> None:
+    for same in (GOOD, [USER, answer(GOOD)]):
+        assert pair({"prompt": ASKED, "chosen": same, "rejected": same}).chosen.context == 1
+
+
+def test_space_around_messages_does_not_make_prompts_differ() -> None:
+    spaced = {"role": "user", "content": f"{ASKED}\n"}
+    found = pair({"chosen": [USER, answer(GOOD)], "rejected": [spaced, answer(BAD)]})
+    assert found.chosen.context == 1
+
+
+def test_messages_after_the_answer_and_empty_ones_before_it_are_left_out() -> None:
+    nothing = {"role": "system", "content": " "}
+    thanks = {"role": "user", "content": "Thanks"}
+    chosen, rejected = [nothing, USER, answer(GOOD), thanks], [USER, answer(BAD)]
+    assert texts(pair({"chosen": chosen, "rejected": rejected})) == PLAIN
+
+
+@pytest.mark.parametrize("empty", ["", " \n", [USER, answer("")], [USER, answer(None)]])
+def test_an_empty_answer_is_kept_to_be_counted(empty: Any) -> None:
+    found = pair({"prompt": ASKED, "chosen": GOOD, "rejected": empty})
+    assert [is_empty(side) for side in found.conversations] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("more", "scores", "tie"),
+    [
+        ({}, None, False),
+        ({"score_chosen": 8, "score_rejected": 6.5}, (8, 6.5), False),
+        ({"score_chosen": 8, "score_rejected": 8.0}, (8, 8.0), True),
+        ({"chosen_score": 3, "rejected_score": 4}, (3, 4), False),
+        ({"chosen_score": 3, "rejected_score": None}, None, False),
+        ({"status": "tie"}, None, True),
+        ({"status": "swapped"}, None, False),
+    ],
+)
+def test_scores_and_ties_are_read(
+    more: dict[str, Any], scores: tuple[float, float] | None, tie: bool
+) -> None:
+    found = pair({"prompt": ASKED, "chosen": GOOD, "rejected": BAD, **more})
+    assert (found.scores, found.tie) == (scores, tie)
+
+
+TWO = {"chosen": [USER, answer(GOOD)], "rejected": [USER, answer(BAD)]}
+EXPLICIT = {"prompt": ASKED, "chosen": GOOD, "rejected": BAD}
+LABELLED = {"prompt": ASKED, "completion": GOOD, "label": True}
+ELSE = {"role": "user", "content": "Something else?"}
+REFUSED: dict[str, tuple[Any, str]] = {
+    "no object": ([1], "not a preference: found [1] instead of an object"),
+    "other keys": ({"messages": []}, "not a preference: expected the keys 'chosen' and 'rejected'"),
+    "nothing": ({}, "found no key"),
+    "no rejected": ({"prompt": ASKED, "chosen": GOOD}, "key 'rejected' is missing; it belongs"),
+    "null": ({**EXPLICIT, "chosen": None}, "key 'chosen' is null; it belongs to 'rejected'"),
+    "a number": ({**EXPLICIT, "chosen": 3}, "key 'chosen' must be text, a message or a list"),
+    "a nested list": ({**EXPLICIT, "chosen": [[answer(GOOD)]]}, "key 'chosen': message 1 must be"),
+    "an empty list": ({**EXPLICIT, "chosen": []}, "key 'chosen' is an empty list"),
+    "no prompt": ({"chosen": GOOD, "rejected": BAD}, "key 'chosen' begins with the answer"),
+    "an empty prompt": ({**EXPLICIT, "prompt": " "}, "key 'prompt' is empty"),
+    "a prompt of another type": ({**EXPLICIT, "prompt": 5}, "key 'prompt' must be text or a list"),
+    "a system of another type": ({**EXPLICIT, "system": ["x"]}, "key 'system' must be text"),
+    "an unknown role": (
+        {**TWO, "rejected": [USER, {"role": "robot", "content": BAD}]},
+        "key 'rejected': message 2 has the unknown role 'robot'",
+    ),
+    "no role": (
+        {**TWO, "chosen": [{"from": "human", "value": ASKED}]},
+        "key 'chosen': message 1 must be an object with text under 'role'",
+    ),
+    "parts as content": (
+        {**TWO, "chosen": [{"role": "user", "content": [{"text": ASKED}]}, answer(GOOD)]},
+        "key 'chosen': message 1: 'content' must be text or null",
+    ),
+    "only the user": ({**TWO, "chosen": [USER]}, "key 'chosen' has no message by the assistant"),
+    "another prompt in one side": (
+        {**TWO, "rejected": [ELSE, answer(BAD)]},
+        "must first differ in an answer, but message 1 of 'chosen' differs and is by user",
+    ),
+    "one side with a system message": (
+        {**TWO, "rejected": [SYSTEM, USER, answer(BAD)]},
+        "must first differ in an answer",
+    ),
+    "a side that goes on": (
+        {**TWO, "rejected": [USER, answer(GOOD), ELSE, answer(BAD)]},
+        "key 'rejected' has all messages of the other side and goes on",
+    ),
+    "no common message": (
+        {"chosen": [answer(GOOD), USER, answer(GOOD)], "rejected": [answer(BAD)]},
+        "key 'chosen' begins with the answer, and there is no prompt",
+    ),
+    "a prompt that disagrees": (
+        {"prompt": "Who is it?", **TWO},
+        "key 'prompt' and the messages before the answers disagree: the prompt is 'Who is it?'",
+    ),
+    "a longer prompt": (
+        {"prompt": [USER, answer(GOOD), ELSE], **TWO},
+        "key 'prompt' and the messages before the answers disagree",
+    ),
+    "OpenAI without one output": (
+        {"input": {"messages": [USER]}, "preferred_output": [answer(GOOD)]},
+        "key 'non_preferred_output' is missing",
+    ),
+    "OpenAI without messages": (
+        {"input": "Hi", "preferred_output": [1], "non_preferred_output": [1]},
+        "key 'input' must be an object with a list of messages",
+    ),
+    "a transcript without Assistant": (
+        {"chosen": "\n\nHuman: Hi", "rejected": "\n\nHuman: Hi"},
+        "key 'chosen' ends with a turn of Human, without an answer of Assistant",
+    ),
+    "a transcript with two turns of Human": (
+        {"chosen": "\n\nHuman: Hi\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi"},
+        "key 'chosen': turn 2 is by Human again",
+    ),
+    "an answer in the prompt's transcript": (
+        {"prompt": "\n\nHuman: Hi\n\nAssistant: Yes", "chosen": GOOD, "rejected": BAD},
+        "key 'prompt' must end with \"Assistant:\"",
+    ),
+    "a score of text": (
+        {**EXPLICIT, "score_chosen": "high", "score_rejected": 1},
+        "key 'score_chosen' must be a number, not 'high'",
+    ),
+    "a score of NaN": (
+        {**EXPLICIT, "chosen_score": 1, "rejected_score": float("nan")},
+        "key 'rejected_score' must be a number, not nan",
+    ),
+    "a score of true": (
+        {**EXPLICIT, "score_chosen": True, "score_rejected": 1},
+        "key 'score_chosen' must be a number, not True",
+    ),
+    "tools of text": ({**EXPLICIT, "tools": "now()"}, "'tools' must be a list of objects"),
+    "a label of text": ({**LABELLED, "label": "true"}, "key 'label' must be true or false"),
+    "a label of 1": ({**LABELLED, "label": 1}, "key 'label' must be true or false, not 1"),
+    "no label": ({"prompt": ASKED, "completion": GOOD}, "key 'label' is missing"),
+    "no completion": ({"prompt": ASKED, "label": True}, "key 'completion' is missing"),
+    "an unpaired answer to nobody": (
+        {"prompt": [SYSTEM], "completion": GOOD, "label": True},
+        "there is no prompt: no message by the user",
+    ),
+    "an unpaired prompt that disagrees": (
+        {**LABELLED, "prompt": "Who?", "completion": [USER, answer(GOOD)]},
+        "key 'prompt' and the messages before the answers disagree",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_preference_is_refused_with_its_place_and_key(name: str) -> None:
+    record, why = REFUSED[name]
+    with pytest.raises(BadInput) as error:
+        parse_preference(record, "prefs.jsonl:7")
+    assert str(error.value).startswith("prefs.jsonl:7")
+    assert why in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_huge_score_is_a_number() -> None:
+    found = pair({**EXPLICIT, "score_chosen": 10**400, "score_rejected": 1})
+    assert found.scores == (10**400, 1)

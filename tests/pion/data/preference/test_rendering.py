@@ -1,0 +1,439 @@
+"""Preferences by the chat templates of models: prompts, targets, ends, and what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pion.data.chat.chat_format import ChatFormat
+from pion.data.chat.conversation import Tokenized
+from pion.data.preference.layouts import Preference, parse_preference
+from pion.data.preference.packing import Sided
+from pion.data.preference.rendering import (
+    EMPTY,
+    ENDLESS,
+    IDENTICAL,
+    LONGER_THAN_CONTEXT,
+    LONGER_THAN_ROW,
+    REWRITTEN,
+    TIE,
+    Dropped,
+    Outcome,
+    Refused,
+    Usable,
+    ends_once,
+    is_held_out,
+    preference_format,
+)
+from pion.data.tokens.tokenizer import Tokenizer, train_bpe
+from tests.pion.data.chat.test_template import CALL, DAY, RESULT, TOOLS, Model
+from tests.support.chat_templates import MISTRAL, TEMPLATES
+from tests.support.in_process_renderer import InProcessRenderer
+from tests.support.tokenizer_kinds import TEXT, write_files
+
+OWN = "Pion's own"
+ALL = [OWN, *TEMPLATES]
+ASKED = {"role": "user", "content": "Return the number of items"}
+MORE = {"role": "user", "content": "And then?"}
+
+
+def answer(text: str | None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
+
+
+class Written:
+    """A model's chat format, and what it makes of preferences."""
+
+    def __init__(self, chat: ChatFormat, seq_len: int = 1000, context: int = 500) -> None:
+        self.chat = chat
+        self.format = preference_format(chat, seq_len, context)
+
+    def outcome(self, record: dict[str, Any], **bounds: int) -> Outcome:
+        """Return what becomes of a record; `bounds` are `seq_len` and `context`."""
+        written = replace(self.format, **bounds)
+        (found,) = written.outcomes([parse_preference(record, "f:1")])
+        return found
+
+    def usable(self, record: dict[str, Any]) -> Usable:
+        found = self.outcome(record)
+        assert isinstance(found, Usable), found
+        return found
+
+    def learned(self, sided: Sided) -> str:
+        """Return the text of the learned ids."""
+        return self.text(sided.sequence.ids[sided.sequence.learned])
+
+    def text(self, ids: Any) -> str:
+        return self.chat.tokenizer.decode(ids, specials=True)
+
+
+def own(folder: Path) -> Written:
+    tokenizer = train_bpe(TEXT, 300)
+    path = folder / "tokenizer.json"
+    tokenizer.save(path)
+    return Written(ChatFormat(path, tokenizer))
+
+
+def of_template(folder: Path, kind: str, source: str) -> Written:
+    write_files(kind, folder, source)
+    path = folder / "tokenizer.json"
+    return Written(ChatFormat(path, Tokenizer.from_file(path)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_renderer() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
+    made = {OWN: own(tmp_path_factory.mktemp("own"))}
+    for name, (kind, source) in TEMPLATES.items():
+        made[name] = of_template(tmp_path_factory.mktemp("model"), kind, source)
+    return made
+
+
+def plain(chosen: str = "Good one", rejected: str = "Bad", **more: Any) -> dict[str, Any]:
+    return {"prompt": [ASKED], "chosen": [answer(chosen)], "rejected": [answer(rejected)], **more}
+
+
+# ---------------------------------------------------------------- what is learned
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_both_sides_have_the_prompt_ids_and_learn_their_answer_to_its_end(
+    models: dict[str, Written], name: str
+) -> None:
+    written = models[name]
+    found = written.usable(plain())
+    chosen, rejected = found.item
+    assert (chosen.preferred, rejected.preferred) == (True, False)
+    assert found.prompt.tolist() == written.chat.prompt_ids([ASKED])
+    for sided, said in ((chosen, "Good one"), (rejected, "Bad")):
+        ids, learned = sided.sequence
+        n = len(found.prompt)
+        assert ids[:n].tolist() == found.prompt.tolist()
+        assert not learned[:n].any()
+        assert learned[n:].all()  # nothing follows the end of the turn
+        assert said in written.learned(sided)
+        assert ids[-1] in written.chat.stop_ids
+        assert sum(int(one) in written.chat.stop_ids for one in ids[n:].tolist()) == 1
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_ids_are_those_of_transformers(tmp_path: Path, name: str) -> None:
+    kind, source = TEMPLATES[name]
+    stock = Model(tmp_path, kind, source)
+    written = Written(ChatFormat(tmp_path / "tokenizer.json", stock.tokenizer))
+    for sided, said in zip(written.usable(plain()).item, ("Good one", "Bad")):
+        whole = stock.stock_ids([ASKED, answer(said)], prompt=False, tools=None)
+        assert whole[: len(sided.sequence.ids)] == sided.sequence.ids.tolist()
+    assert DAY.isoformat() in (tmp_path / "template_date.json").read_text()
+
+
+SAID = st.text(min_size=1, max_size=12).filter(str.strip) | st.sampled_from(
+    ["a\n\nb", "<|im_end|>", "<|eot_id|>\n", "<|endoftext|>", "<think>x</think>y", " é ", "1234"]
+)
+
+
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(asked=SAID, chosen=SAID, rejected=SAID)
+def test_prompts_are_equal_and_ends_are_there_once_for_any_text(
+    models: dict[str, Written], name: str, asked: str, chosen: str, rejected: str
+) -> None:
+    """Also if a text spells out the end of a turn."""
+    written = models[name]
+    record = {"prompt": asked, "chosen": chosen, "rejected": rejected}
+    found = written.outcome(record)
+    if isinstance(found, Dropped):
+        assert found.reason in (IDENTICAL, EMPTY)
+        return
+    assert isinstance(found, Usable), found
+    for sided in found.item:
+        ids = sided.sequence.ids.tolist()
+        assert ids[: len(found.prompt)] == found.prompt.tolist()
+        assert sum(one in written.chat.stop_ids for one in ids[len(found.prompt) :]) == 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_prompt_has_the_same_ids_whatever_the_answers(
+    models: dict[str, Written], name: str
+) -> None:
+    prompts = [
+        models[name].usable(plain(chosen, rejected)).prompt.tolist()
+        for chosen, rejected in (("a", "b"), ("\n\nitems", "1"), ("!", "the number of items"))
+    ]
+    assert prompts[0] == prompts[1] == prompts[2]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_earlier_answers_that_both_sides_share_are_no_targets(
+    models: dict[str, Written], name: str
+) -> None:
+    shared = [ASKED, answer("Seven"), MORE]
+    record = {"chosen": [*shared, answer("Good one")], "rejected": [*shared, answer("Bad")]}
+    found = models[name].usable(record)
+    assert found.prompt.tolist() == models[name].chat.prompt_ids(shared)
+    assert not found.early
+    for sided in found.item:
+        assert "Seven" in models[name].text(sided.sequence.ids)
+        assert "Seven" not in models[name].learned(sided)
+
+
+def test_a_template_that_rewrites_earlier_answers_gives_equal_prompts(
+    models: dict[str, Written],
+) -> None:
+    thought = answer("<think>\nhm\n</think>\n\nSeven")
+    shared = [ASKED, thought, MORE]
+    record = {
+        "chosen": [*shared, answer("<think>\nwell\n</think>\n\nGood one")],
+        "rejected": [*shared, answer("Bad")],
+    }
+    found = models["Qwen 3"].usable(record)
+    assert "hm" not in models["Qwen 3"].text(found.prompt)  # removed, as when chatting
+    assert "Seven" in models["Qwen 3"].text(found.prompt)
+    chosen, rejected = found.item
+    assert models["Qwen 3"].learned(chosen) == "<think>\nwell\n</think>\n\nGood one<|im_end|>"
+    assert models["Qwen 3"].learned(rejected) == "<think>\n\n</think>\n\nBad<|im_end|>"
+
+
+EARLY = {
+    "chosen": [ASKED, answer("Seven"), MORE, answer("Good one")],
+    "rejected": [ASKED, answer("Nine"), {"role": "user", "content": "Why?"}, answer("Bad")],
+}
+
+
+REWRITES = ("Qwen 3", "gpt-oss")
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in REWRITES])
+def test_answers_that_differ_earlier_are_all_learned_and_counted(
+    models: dict[str, Written], name: str
+) -> None:
+    found = models[name].usable(EARLY)
+    assert found.early
+    assert found.prompt.tolist() == models[name].chat.prompt_ids([ASKED])
+    for sided, said, never in zip(
+        found.item, (("Seven", "Good one"), ("Nine", "Bad")), (MORE["content"], "Why?")
+    ):
+        learned = models[name].learned(sided)
+        assert all(text in learned for text in said)
+        assert never not in learned
+
+
+@pytest.mark.parametrize("name", REWRITES)
+def test_a_pair_that_differs_in_an_answer_that_the_template_rewrites_is_dropped(
+    models: dict[str, Written], name: str
+) -> None:
+    assert models[name].outcome(EARLY) == Dropped(REWRITTEN, None)
+
+
+@pytest.mark.parametrize("label", [True, False])
+@pytest.mark.parametrize("name", ALL)
+def test_an_unpaired_answer_is_one_sequence_with_its_label(
+    models: dict[str, Written], name: str, label: bool
+) -> None:
+    found = models[name].usable({"prompt": [ASKED], "completion": "Good one", "label": label})
+    ((sequence, preferred),) = found.item
+    assert preferred is label
+    assert sequence.ids[: len(found.prompt)].tolist() == models[name].chat.prompt_ids([ASKED])
+    assert "Good one" in models[name].text(sequence.ids[sequence.learned])
+
+
+# ---------------------------------------------------------------- tools
+
+
+def test_calls_are_learned_as_answers_and_results_are_context(models: dict[str, Written]) -> None:
+    record = {
+        "input": {"messages": [ASKED, CALL, RESULT, answer("Noon"), MORE], "tools": TOOLS},
+        "preferred_output": [CALL, RESULT, answer("Good one")],
+        "non_preferred_output": [answer("Bad")],
+    }
+    written = models["Qwen 2.5"]
+    found = written.usable(record)
+    prompt = written.text(found.prompt)
+    assert "# Tools" in prompt
+    assert "12:00" in prompt
+    assert "<tool_call>" in prompt
+    chosen, rejected = (written.learned(sided) for sided in found.item)
+    assert '{"name": "now"' in chosen
+    assert "12:00" not in chosen
+    assert chosen.endswith("Good one<|im_end|>")
+    assert rejected == "Bad<|im_end|>"
+
+
+def test_a_template_that_loses_the_calls_of_the_prompt_refuses_the_pair(
+    models: dict[str, Written],
+) -> None:
+    record = {"prompt": [ASKED, CALL, RESULT], "chosen": "Good one", "rejected": "Bad"}
+    found = models["SmolLM2"].outcome(record)
+    assert isinstance(found, Refused)
+    assert "f:1: answer 1 calls 'now'" in found.why
+
+
+def test_the_own_format_leaves_tools_out(models: dict[str, Written]) -> None:
+    found = models[OWN].usable(
+        {"prompt": [ASKED, CALL, RESULT], "chosen": "Good one", "rejected": [CALL, answer("Bad")]}
+    )
+    assert found.prompt.tolist() == models[OWN].chat.prompt_ids([ASKED])
+    assert [models[OWN].learned(sided)[:3] for sided in found.item] == ["Goo", "Bad"]
+    only_call = {"prompt": [ASKED], "chosen": "Good one", "rejected": [CALL]}
+    assert models[OWN].outcome(only_call) == Dropped(EMPTY, None)
+
+
+# ---------------------------------------------------------------- what is left out
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("empty", ["", "  \n", None])
+def test_an_empty_answer_drops_the_pair(
+    models: dict[str, Written], name: str, empty: str | None
+) -> None:
+    record = {"prompt": [ASKED], "chosen": "Good one", "rejected": [answer(empty)]}
+    assert models[name].outcome(record) == Dropped(EMPTY, None)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_answers_that_differ_only_in_space_around_them_are_identical(
+    models: dict[str, Written], name: str
+) -> None:
+    found = models[name].outcome(plain("Good one", " Good one\n"))
+    assert isinstance(found, Dropped)
+    assert found.reason == IDENTICAL
+    one = models[name].usable(plain("Good one", "Bad")).item[0]
+    assert found.tokens == 2 * len(one.sequence.ids)
+
+
+@pytest.mark.parametrize("tie", [{"score_chosen": 1, "score_rejected": 1}, {"status": "tie"}])
+def test_a_tie_is_dropped(models: dict[str, Written], tie: dict[str, Any]) -> None:
+    found = models["SmolLM2"].outcome(plain(**tie))
+    assert isinstance(found, Dropped)
+    assert found.reason == TIE
+
+
+def test_a_template_without_an_end_of_turn_drops_everything(tmp_path: Path) -> None:
+    written = of_template(tmp_path, "llama3", MISTRAL.replace(" ~ eos_token", ""))
+    found = written.outcome(plain())
+    assert isinstance(found, Dropped)
+    assert found.reason == ENDLESS
+
+
+def test_a_template_that_ends_a_turn_twice_drops_everything(tmp_path: Path) -> None:
+    written = of_template(tmp_path, "llama3", MISTRAL.replace("eos_token", "eos_token ~ eos_token"))
+    found = written.outcome(plain())
+    assert isinstance(found, Dropped)
+    assert found.reason == ENDLESS
+
+
+@pytest.mark.parametrize(
+    ("learned", "ends"),
+    [
+        ([5, 9], True),
+        ([5, 6], False),
+        ([9], False),
+        ([], False),
+        ([5, 9, 9], False),
+        ([9, 5, 9], True),
+    ],
+)
+def test_an_answer_ends_with_one_end_of_turn(learned: list[int], ends: bool) -> None:
+    """An earlier answer may end, too."""
+    ids = np.array([9, 9, *learned], dtype=np.int32)
+    assert ends_once(Tokenized(ids, np.arange(len(ids)) >= 2), {9}) is ends
+
+
+def test_a_pair_longer_than_a_row_is_dropped_whole_and_one_that_fills_it_is_not(
+    models: dict[str, Written],
+) -> None:
+    written = models["SmolLM2"]
+    tokens = sum(len(sided.sequence.ids) for sided in written.usable(plain()).item)
+    assert isinstance(written.outcome(plain(), seq_len=tokens), Usable)
+    found = written.outcome(plain(), seq_len=tokens - 1)
+    assert found == Dropped(LONGER_THAN_ROW, tokens)
+
+
+def test_each_sequence_must_fit_the_context_but_the_pair_need_not(
+    models: dict[str, Written],
+) -> None:
+    written = models["SmolLM2"]
+    lengths = [len(sided.sequence.ids) for sided in written.usable(plain()).item]
+    assert isinstance(written.outcome(plain(), context=max(lengths)), Usable)
+    found = written.outcome(plain(), context=max(lengths) - 1)
+    assert found == Dropped(LONGER_THAN_CONTEXT, sum(lengths))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("key", ["prompt", "chosen", "rejected"])
+def test_a_text_of_more_bytes_than_the_context_can_hold_is_never_encoded(
+    models: dict[str, Written], name: str, key: str
+) -> None:
+    record = {"prompt": "Hi", "chosen": "a", "rejected": "b", key: "items " * 100_000}
+    found = models[name].outcome(record, context=20)
+    assert found == Dropped(LONGER_THAN_CONTEXT, None)
+
+
+def test_what_the_template_refuses_says_where(models: dict[str, Written]) -> None:
+    record = {"chosen": [ASKED, MORE, answer("a")], "rejected": [ASKED, MORE, answer("b")]}
+    found = models["Mistral"].outcome(record)
+    assert isinstance(found, Refused)
+    assert found.why.startswith("f:1: the chat template refuses this conversation")
+
+
+# Takes a call without a text in the prompt, but not as the last message.
+FORMS = (
+    "{%- for m in messages -%}"
+    "{%- if loop.index == 4 and m.content is none -%}{{- raise_exception('?') -}}{%- endif -%}"
+    "{{- '<|im_start|>' ~ m.role ~ '\n' ~ ('nothing' if m.content is none else m.content) -}}"
+    "{{- (m.tool_calls | tojson if m.tool_calls else '') ~ '<|im_end|>\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+
+
+def test_sides_whose_prompts_the_template_writes_in_two_ways_are_refused(tmp_path: Path) -> None:
+    """The rejected call needs "" for no text, and so the call in its prompt gets it, too."""
+    written = of_template(tmp_path, "qwen", FORMS)
+    record = {"prompt": [ASKED, CALL, RESULT], "chosen": [answer("Noon")], "rejected": [CALL]}
+    found = written.outcome(record)
+    assert isinstance(found, Refused)
+    assert found.why.startswith("f:1: the chat template writes the messages before the answers in")
+    assert isinstance(written.outcome({**record, "rejected": [answer("Bad")]}), Usable)
+
+
+def test_each_outcome_is_that_of_its_preference(models: dict[str, Written]) -> None:
+    records = [plain("", "x"), plain("a", "a"), plain("a", "b"), plain("x", ""), plain("c", "d")]
+    preferences: list[Preference] = [parse_preference(record, "f:1") for record in records]
+    found = models["SmolLM2"].format.outcomes(preferences)
+    assert [getattr(one, "reason", None) for one in found] == [EMPTY, IDENTICAL, None, EMPTY, None]
+    assert models["SmolLM2"].format.outcomes([]) == []
+
+
+# ---------------------------------------------------------------- held out
+
+
+def test_a_share_of_the_prompts_is_held_out_whatever_their_answers() -> None:
+    prompts = [np.array([n, 2 * n], dtype=np.int32) for n in range(4000)]
+    held_out = [is_held_out(prompt, 0.1, seed=3) for prompt in prompts]
+    assert 0.08 < sum(held_out) / len(held_out) < 0.12
+    assert held_out == [is_held_out(prompt.astype(np.int64), 0.1, seed=3) for prompt in prompts]
+
+
+def test_another_seed_holds_out_other_prompts() -> None:
+    prompts = [np.array([n], dtype=np.int32) for n in range(1000)]
+    one, other = ([is_held_out(prompt, 0.5, seed) for prompt in prompts] for seed in (1, 2))
+    assert 0.4 < np.mean(np.array(one) == np.array(other)) < 0.6
+
+
+def test_none_and_all_can_be_held_out() -> None:
+    prompt = np.array([1], dtype=np.int32)
+    assert [is_held_out(prompt, share, 0) for share in (0.0, 1.0)] == [False, True]

@@ -1,0 +1,287 @@
+"""Rows of preferences: whole pairs, split by their prompts, the same after an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pion.data.order import RowOrder
+from pion.data.preference.rendering import EMPTY, LONGER_THAN_ROW
+from pion.data.stream import RowStream
+from pion.errors import BadInput
+from pipeline.data import preferences_to_rows
+from pipeline.data.preferences import Read
+from pipeline.data.preferences_to_rows import SEQUENCES
+from tests.support.chat_templates import CHATML, QWEN3
+from tests.support.corpora import files_of
+from tests.support.in_process_renderer import InProcessRenderer
+from tests.support.preference_files import (
+    label_of,
+    pair_of,
+    read_rows,
+    sequences_in,
+    write_jsonl,
+    write_rows,
+)
+
+SPLITS = ("train", "held_out")
+
+
+@pytest.fixture(autouse=True)
+def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+
+
+def pairs_in(folder: Path, split: str, out: str = "rows") -> list[tuple[str, str, str]]:
+    """Return prompt, chosen and rejected answer of each pair."""
+    found = sequences_in(folder, split, out)
+    assert [preferred for *_, preferred in found] == [True, False] * (len(found) // 2)
+    assert all(one[0] == other[0] for one, other in zip(found[::2], found[1::2]))
+    return [(one[0], one[1], other[1]) for one, other in zip(found[::2], found[1::2])]
+
+
+@pytest.mark.parametrize("template", [None, ("smollm2", CHATML), ("qwen", QWEN3)])
+def test_every_pair_is_in_one_row_of_one_split_with_both_answers(
+    tmp_path: Path, template: tuple[str, str] | None
+) -> None:
+    records = [pair_of(n) for n in range(60)]
+    write_jsonl(tmp_path / "prefs.jsonl", records)
+    summary = write_rows(tmp_path, template=template, seq_len=768, context=512)
+    found = {split: pairs_in(tmp_path, split) for split in SPLITS}
+    assert (summary.train.items, summary.held_out.items) == tuple(map(len, found.values()))
+    assert summary.held_out.items > 0
+    every = sorted(found["train"] + found["held_out"])
+    assert len(every) == len(records)
+    for record in records:
+        (one,) = [pair for pair in every if record["prompt"] in pair[0]]
+        assert record["chosen"] in one[1]
+        assert record["rejected"] in one[2]
+    assert summary.train.rows == read_rows(tmp_path, "train").manifest.rows
+    assert read_rows(tmp_path, "train").manifest.kind == "pairs"
+
+
+def test_pairs_with_one_prompt_are_all_in_one_split(tmp_path: Path) -> None:
+    """Not by pair: a model that was trained on a prompt would be measured on it."""
+    records = [
+        {**pair_of(20 * n + k), "prompt": pair_of(n)["prompt"]} for n in range(40) for k in range(3)
+    ]
+    write_jsonl(tmp_path / "prefs.jsonl", records)
+    write_rows(tmp_path, held_out=0.3)
+    prompts = {split: [pair[0] for pair in pairs_in(tmp_path, split)] for split in SPLITS}
+    assert not set(prompts["train"]) & set(prompts["held_out"])
+    assert {prompts[split].count(prompt) for split in SPLITS for prompt in prompts[split]} == {3}
+    assert len(prompts["held_out"]) > 0
+
+
+def test_another_seed_holds_out_other_prompts(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(60)])
+    held_out = []
+    for seed in (1, 2, 1):
+        write_rows(tmp_path, out=f"rows{len(held_out)}", seed=seed, held_out=0.3)
+        held_out.append(sorted(pairs_in(tmp_path, "held_out", f"rows{len(held_out)}")))
+    assert held_out[0] == held_out[2] != held_out[1]
+
+
+def test_labelled_answers_are_sequences_with_their_label(tmp_path: Path) -> None:
+    records = [label_of(n) for n in range(40)]
+    write_jsonl(tmp_path / "prefs.jsonl", records)
+    summary = write_rows(tmp_path)
+    assert read_rows(tmp_path, "train").manifest.kind == "labels"
+    found = sequences_in(tmp_path, "train") + sequences_in(tmp_path, "held_out")
+    assert len(found) == 40 == summary.train.items + summary.held_out.items
+    for record in records:
+        (one,) = [each for each in found if record["completion"] in each[1]]
+        assert record["prompt"] in one[0]
+        assert one[2] is record["label"]
+
+
+def test_sequences_are_counted_for_each_row(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(60)])
+    write_rows(tmp_path)
+    for split in SPLITS:
+        rows = read_rows(tmp_path, split)
+        counts = np.load(tmp_path / "rows" / split / SEQUENCES)
+        assert counts.dtype == np.int32
+        sides = [
+            rows.row(shard, row).sides
+            for shard, count in enumerate(rows.manifest.shard_rows)
+            for row in range(count)
+        ]
+        assert len(sides) > 0
+        assert counts.tolist() == [0, *np.cumsum([len(one) for one in sides]).tolist()]  # type: ignore[arg-type]
+
+
+def test_no_row_has_a_position_beyond_the_context(tmp_path: Path) -> None:
+    """Tables of positions are as long as the context, and a row of pairs may be longer."""
+    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(60)])
+    write_rows(tmp_path, seq_len=1024, context=60)
+    rows = read_rows(tmp_path, "train")
+    order = RowOrder(rows.manifest.shard_rows, rows.manifest.fingerprint, 0, 2)
+    batch = RowStream([(rows, order)]).batch(range(rows.manifest.rows))
+    assert batch.positions is not None
+    assert batch.documents is not None
+    assert int(batch.positions.max()) < 60
+    padding = batch.documents == -1
+    assert int(padding.sum(dim=1).max()) > 60
+    assert not batch.positions[padding].any()
+
+
+def test_a_pair_longer_than_a_row_is_left_out_and_counted(tmp_path: Path) -> None:
+    long = pair_of(99, rejected=" ".join(pair_of(n)["chosen"] for n in range(8)))
+    write_jsonl(tmp_path / "prefs.jsonl", [*(pair_of(n) for n in range(40)), long])
+    summary = write_rows(tmp_path, seq_len=128, context=512)
+    assert summary.tally.dropped == {LONGER_THAN_ROW: 1}
+    assert summary.tally.dropped_tokens[LONGER_THAN_ROW] > 128
+    assert summary.train.items + summary.held_out.items == 40
+
+
+def test_empty_answers_are_left_out_and_counted(tmp_path: Path) -> None:
+    records = [pair_of(n, **({"chosen": ""} if n % 9 == 0 else {})) for n in range(40)]
+    write_jsonl(tmp_path / "prefs.jsonl", records)
+    summary = write_rows(tmp_path)
+    assert summary.tally.dropped == {EMPTY: 5}
+    assert summary.train.items + summary.held_out.items == 35
+    assert summary.tally.read == 40
+
+
+def test_an_unusable_pair_of_a_file_ends_the_preparation(tmp_path: Path) -> None:
+    record = {"prompt": "Hi", "chosen": "Yes", "rejected": [5]}
+    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(0), record])
+    with pytest.raises(BadInput, match=r"prefs\.jsonl:2: key 'rejected': message 1 must be"):
+        write_rows(tmp_path)
+
+
+def test_what_the_template_refuses_ends_the_preparation_with_its_line(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(0), pair_of(1)])
+    refusing = CHATML + "{%- if 'x' -%}{{- raise_exception('not today') -}}{%- endif -%}"
+    refusing = refusing.replace("'x'", repr(pair_of(1)["chosen"]) + " in messages[-1].content")
+    with pytest.raises(BadInput) as error:
+        write_rows(tmp_path, template=("smollm2", refusing))
+    assert str(error.value).startswith(f"{tmp_path}/prefs.jsonl:2: the chat template refuses")
+    assert str(error.value).endswith("Nothing was trained. Correct or remove this preference")
+
+
+def of_the_hub(monkeypatch: pytest.MonkeyPatch, unusable: int) -> None:
+    """Make the first preferences of the source such that may be unusable, and are."""
+    from pipeline.data import preferences as reading
+
+    def read(*args: Any) -> Iterator[Read]:
+        for number, one in enumerate(reading.preferences(*args)):
+            broken = f"user/prefs row {number + 1}: broken"
+            yield replace(one, required=False, preference=broken) if number < unusable else one
+
+    monkeypatch.setattr("tests.support.preference_files.preferences", read)
+
+
+def test_a_few_unusable_pairs_of_the_hub_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(100)])
+    of_the_hub(monkeypatch, 1)
+    summary = write_rows(tmp_path)
+    assert (summary.tally.read, summary.tally.refused) == (100, 1)
+    assert summary.train.items + summary.held_out.items == 99
+
+
+def test_more_than_one_in_a_hundred_end_the_preparation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(100)])
+    of_the_hub(monkeypatch, 2)
+    with pytest.raises(BadInput, match=r"2 of 100 preferences can't be used.*row 1: broken; user"):
+        write_rows(tmp_path)
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+def ends_at(call: int) -> Any:
+    """Return a function whose call of this number is interrupted."""
+    calls = iter(range(10**6))
+
+    def mark(name: str) -> None:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+
+    return mark
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 6, 13, 22, 32, 33, 34, 35])
+def test_after_an_interruption_the_counts_and_rows_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    monkeypatch.setattr(preferences_to_rows, "BUFFER", 8)
+    records = [pair_of(n, **({"chosen": ""} if n % 9 == 0 else {})) for n in range(64)]
+    write_jsonl(tmp_path / "prefs.jsonl", records)
+    how: dict[str, Any] = {"shard_rows": 2, "held_out": 0.3}
+    whole = write_rows(tmp_path, out="whole", **how)
+    with monkeypatch.context() as patch:
+        patch.setattr(preferences_to_rows, "mark", ends_at(call))
+        with pytest.raises(KeyboardInterrupt):
+            write_rows(tmp_path, out="broken", **how)
+    assert write_rows(tmp_path, out="broken", **how) == whole
+    assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
+
+
+def test_an_interrupted_call_does_not_encode_finished_buffers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preferences_to_rows, "BUFFER", 8)
+    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(64)])
+    with monkeypatch.context() as patch:
+        patch.setattr(preferences_to_rows, "mark", ends_at(30))
+        with pytest.raises(KeyboardInterrupt):
+            write_rows(tmp_path, shard_rows=1)
+    done = len(json.loads((tmp_path / "rows/packed.json").read_text())["buffers"])
+    packed = []
+    pack = preferences_to_rows._Packer._pack
+    monkeypatch.setattr(
+        preferences_to_rows._Packer, "_pack", lambda self: packed.append(0) or pack(self)
+    )
+    write_rows(tmp_path, shard_rows=1)
+    assert done >= 7
+    assert len(packed) <= 8 - done + 1
+
+
+@pytest.mark.parametrize("setting", ["held_out", "seed", "context"])
+def test_rows_of_other_settings_are_written_again(tmp_path: Path, setting: str) -> None:
+    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(40)])
+    other = {"held_out": 0.4, "seed": 7, "context": 60}[setting]
+    write_rows(tmp_path)
+    changed = write_rows(tmp_path, **{setting: other})
+    assert changed == write_rows(tmp_path, out="fresh", **{setting: other})
+    names = [f"{split}/{name}" for split in SPLITS for name in ("manifest.json", SEQUENCES)]
+    assert [(tmp_path / "rows" / name).read_bytes() for name in names] == [
+        (tmp_path / "fresh" / name).read_bytes() for name in names
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", "[" * 9000, '{"key": 1, "buffers": 5}', "null", "x"]
+)
+def test_progress_that_can_not_be_read_is_packed_again(tmp_path: Path, content: str) -> None:
+    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(20)])
+    whole = write_rows(tmp_path, out="whole")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/packed.json").write_text(content)
+    assert write_rows(tmp_path) == whole
+
+
+def test_progress_with_counts_that_nobody_wrote_is_packed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preferences_to_rows, "BUFFER", 8)
+    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(20)])
+    whole = write_rows(tmp_path)
+    path = tmp_path / "rows/packed.json"
+    progress = json.loads(path.read_text())
+    for change in ({"rows": {"train": -1, "held_out": 0}}, {"rows": {}}, {"tally": {}}):
+        buffers = [{**progress["buffers"][0], **change}, *progress["buffers"][1:]]
+        path.write_text(json.dumps({**progress, "buffers": buffers}))
+        assert write_rows(tmp_path) == whole
