@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from pion.model import loss
+from pion.model import chunks_of_logits, loss
 from pion.model.attention import attention, masks, rope
 from pion.model.feedforward import expert_products
 
@@ -41,13 +41,13 @@ def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
             (masks, "document_spans", _one_document_a_row),
             (expert_products, "_slices", _full_slices),
             (expert_products, "_zeros_if_idle", lambda matrix, ends: torch.empty_like(matrix)),
-            (loss, "_learned_rows", lambda targets: torch.arange(len(targets))),
+            (chunks_of_logits, "_learned_rows", lambda targets: torch.arange(len(targets))),
             (loss, "_compiled_gradient_of_logits", lambda: _gradient_of_logits),
         ):
             stack.enter_context(replaced(owner, name, value))
         if device_type == "cuda":
             stack.enter_context(FusedAttention())
-            stack.enter_context(replaced(loss, "product_in_fp32", _product_in_fp32))
+            stack.enter_context(replaced(chunks_of_logits, "product_in_fp32", _product_in_fp32))
         yield
 
 
