@@ -69,6 +69,8 @@ PRODUCTS = {aten.mm: 0, aten.bmm: 0, aten._grouped_mm: 0, aten.addmm: 1, aten.ba
 ATTENTION = {flex_attention, flex_attention_backward}
 # Parts of a step by the file that starts their operations. The backward pass has no file.
 PARTS = {
+    "pion/model/chunks_of_logits.py": "loss",
+    "pion/model/log_probs.py": "loss",
     "pion/model/loss.py": "loss",
     "pion/train/optimizer/optimizer.py": "optimizer",
     "pion/train/optimizer/muon.py": "optimizer",

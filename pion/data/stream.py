@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pion.data.order import MixtureOrder, RowOrder
+from pion.data.sequences import Sequences
 from pion.data.shards import PREFERENCES, Row, Rows
 from pion.errors import BadInput
 
@@ -25,21 +26,24 @@ class Batch:
         documents: number of each token's conversation or document, which rises along the row; -1
             for the padding of conversations, at its end. Tokens attend only within their document.
             None if every row is a single document.
+        sequences: the answers in rows of preferences; None for rows of other kinds.
     """
 
     tokens: Tensor
     targets: Tensor
     positions: Tensor | None
     documents: Tensor | None
+    sequences: Sequences | None = None
 
 
 def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """Return the batch with ``function`` applied to each of its tensors."""
+    """Return the batch with ``function`` applied to each of its tensors, those of sequences too."""
     return Batch(
         function(batch.tokens),
         function(batch.targets),
         None if batch.positions is None else function(batch.positions),
         None if batch.documents is None else function(batch.documents),
+        None if batch.sequences is None else batch.sequences.mapped(function),
     )
 
 

@@ -19,6 +19,7 @@ from pion.errors import BadInput
 from pion.model.attention.attention import Attention, kernels_of_any_length
 from pion.model.attention.cache import KVCache, Place
 from pion.model.block import Block
+from pion.model.chunks_of_logits import product_in_fp32
 from pion.model.draft_block import PREFIX, DraftBlock, Trunk, draft_loss
 from pion.model.feedforward.dense import Stats, SwiGLU
 from pion.model.feedforward.experts import AUX, stack_reports
@@ -32,7 +33,8 @@ from pion.model.forward_pass import (
     SharedPart,
     StepOptions,
 )
-from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy, product_in_fp32
+from pion.model.log_probs import linear_log_probs
+from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
 from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, project
 from pion.model.parameters import draw_weights, parameter_roles
 from pion.model.pilon.shared_banks import SharedBanks
@@ -85,6 +87,22 @@ class Losses(NamedTuple):
     stats: Stats
 
 
+class LogProbs(NamedTuple):
+    """What a training step of preferences needs of one forward pass.
+
+    `log_probs` (B, T) in fp32 are those of the targets, in nats. The rest is as in `Losses`.
+    """
+
+    log_probs: Tensor
+    aux: Tensor
+    stats: Stats
+
+
+def _compiles_loss(hidden: Tensor, options: StepOptions) -> bool:
+    # On a CPU, the plain loss is as fast.
+    return options.compiled and hidden.is_cuda
+
+
 class Decoder(nn.Module):
     """A causal language model. The same forward pass serves training, evaluation and generation.
 
@@ -92,6 +110,9 @@ class Decoder(nn.Module):
     attend only within their own document. `positions` (B, T) int64 replaces 0 … T − 1, so that
     each packed document starts at 0. With a `cache`, the tokens continue the cached tokens and are
     added to the cache.
+
+    A row of several documents may be longer than the context, if its `positions` are given, and
+    are all below the context.
     """
 
     roles: ClassVar[dict[str, Role]] = {
@@ -299,12 +320,49 @@ class Decoder(nn.Module):
         """
         given = Given(tokens, positions, documents)
         hidden, reports = self._run(given, options)
-        states, flat = hidden.flatten(0, 1), targets.reshape(-1)
-        # On a CPU, the plain loss is as fast.
-        compiled = options.compiled and states.is_cuda
         ce = linear_cross_entropy(
-            states, self._head(), flat, self.config.logit_cap, compiled=compiled
+            hidden.flatten(0, 1),
+            self._head(),
+            targets.reshape(-1),
+            self.config.logit_cap,
+            compiled=_compiles_loss(hidden, options),
         )
+        return Losses(ce, *self._auxiliary(given, targets, hidden, reports, options))
+
+    def log_probs(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        options: StepOptions = AS_THE_MODEL,
+    ) -> LogProbs:
+        """Return the log-probabilities of targets (B, T), and what else `losses` returns.
+
+        A target of −100 has 0. Raises BadInput for more tokens than the context.
+        """
+        given = Given(tokens, positions, documents)
+        hidden, reports = self._run(given, options)
+        flat = linear_log_probs(
+            hidden.flatten(0, 1),
+            self._head(),
+            targets.reshape(-1),
+            self.config.logit_cap,
+            compiled=_compiles_loss(hidden, options),
+        )
+        rest = self._auxiliary(given, targets, hidden, reports, options)
+        return LogProbs(flat.view(targets.shape), *rest)
+
+    def _auxiliary(
+        self,
+        given: Given,
+        targets: Tensor,
+        hidden: Tensor,
+        reports: list[Stats],
+        options: StepOptions,
+    ) -> tuple[Tensor, Stats]:
+        """Return the auxiliary losses of a pass, summed, and what its layers and parts report."""
         aux = [report[AUX] for report in reports if AUX in report]
         stats = stack_reports(reports, without=(AUX, GATE, SEEN_BY_GATE))
         if GATE in reports[0]:
@@ -314,16 +372,18 @@ class Decoder(nn.Module):
             stats |= report
         if self.draft is not None and self.draft.learns:
             trunk = self.draft_trunk()
+            compiled = _compiles_loss(hidden, options)
             of_draft, report = draft_loss(
                 self.draft, hidden, given, targets, trunk, compiled=compiled
             )
             aux.append(of_draft)
             stats |= report
         for part in self.shared_parts():
-            of_part, report = part.losses(self.blocks, len(tokens), options)
+            of_part, report = part.losses(self.blocks, len(given.tokens), options)
             aux += of_part
             stats |= report
-        return Losses(ce, torch.stack(aux).sum() if aux else torch.zeros_like(ce), stats)
+        none = torch.zeros((), device=hidden.device)
+        return torch.stack(aux).sum() if aux else none, stats
 
     def hidden(
         self,

@@ -143,12 +143,15 @@ class Pass:
     def of(cls, config: ModelConfig, given: Given, options: StepOptions, *, trained: bool) -> Pass:
         """Return the pass of a model over `given`. A cache makes room for its tokens.
 
-        Raises BadInput for more tokens than the context, and ValueError for a cache with documents
-        and for a full row.
+        Raises BadInput for more tokens than the context, except in rows of documents with positions
+        of their own, which have to be below the context. Raises ValueError for a cache with
+        documents and for a full row.
         """
         cache, (batch, count), device = given.cache, given.tokens.shape, given.tokens.device
         past, place = _past(given), given.place
-        if past + count > config.seq_len:
+        # To look at the positions would make us wait for a GPU.
+        packed = given.documents is not None and given.positions is not None
+        if past + count > config.seq_len and not packed:
             raise BadInput(
                 f"{past + count} tokens are more than the model's context of {config.seq_len}"
             )

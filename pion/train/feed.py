@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pion.data.order import rank_rows, step_rows
 from pion.data.stream import Batch, RowStream, map_batch
+from pion.errors import BadInput
 from pion.model.loss import IGNORED
 
 RowRange = tuple[int, int]  # [first, stop)
@@ -26,6 +27,24 @@ class StepBatch:
     rows: RowRange  # of the whole step, over all ranks, including skipped rows
     micro_batches: list[Batch]
     targets: int  # target tokens in this rank's micro-batches
+
+    def answers(self) -> tuple[int, int, int]:
+        """Return how many chosen and rejected answers this rank has, and the tokens of the chosen.
+
+        Raises BadInput for rows that are not of preferences.
+        """
+        chosen = rejected = tokens = 0
+        for batch in self.micro_batches:
+            if batch.sequences is None:
+                raise BadInput(
+                    "the stage learns from preferences, but its rows have no chosen and rejected "
+                    "answers. Prepare its data as preferences"
+                )
+            side = batch.sequences.side
+            chosen += int((side > 0).sum())
+            rejected += int((side < 0).sum())
+            tokens += int((batch.sequences.tokens * (side > 0)).sum())
+        return chosen, rejected, tokens
 
 
 # What decides a step's batch: the next row, the skipped rows, and the micro-batch.

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from pion.data.stream import Batch, to_device
 from pion.model.decoder import Decoder
-from pion.model.feedforward.dense import Stats
 from pion.model.forward_pass import StepOptions
 from pion.train.buckets import Buckets, in_order_of_backward
+from pion.train.objective import Measured, Objective
 
 # Rank 0 may wait for its store for so long, and the other ranks for rank 0.
 LONGEST = timedelta(hours=24)
 
 
 class Gradients:
-    """Computes the gradients of `model`'s losses, in `dtype`, on the device of its weights.
+    """Computes the gradients of an objective, in `dtype`, on the device of `model`.
 
     The auxiliary losses are means over the `global_batch` rows of a step, of all ranks. Every rank
     calls the same methods in the same order, but ranks may add different numbers of micro-batches.
@@ -42,19 +42,19 @@ class Gradients:
             self.buckets.clear()
 
     def add(
-        self, batch: Batch, scale: Tensor, options: StepOptions, *, last: bool
-    ) -> tuple[Tensor, Stats]:
-        """Add the gradients of the cross-entropy times `scale` and of the auxiliary losses.
+        self, batch: Batch, objective: Objective, options: StepOptions, *, last: bool
+    ) -> Measured:
+        """Add the gradients of the objective and of the auxiliary losses.
 
         `last` says whether this is the rank's last micro-batch of the step.
 
-        Return the scaled cross-entropy, without gradient, and the reports.
+        Return what the micro-batch adds to the step, without gradient.
         """
-        total, ce, stats = self._forward(batch, scale, options)
+        total, measured = self._forward(batch, objective, options)
         summing = self.buckets.summing() if self.buckets is not None and last else nullcontext()
         with summing:
             total.backward()
-        return ce.detach(), stats
+        return measured
 
     def sum_over_ranks(self) -> None:
         """Replace the gradients by their sums over ranks. A rank may have added none."""
@@ -62,21 +62,16 @@ class Gradients:
             self.buckets.finish()
 
     def _forward(
-        self, batch: Batch, scale: Tensor, options: StepOptions
-    ) -> tuple[Tensor, Tensor, Stats]:
-        """Return the sum of the scaled losses, the scaled cross-entropy, and the reports."""
+        self, batch: Batch, objective: Objective, options: StepOptions
+    ) -> tuple[Tensor, Measured]:
+        """Return the sum of the scaled losses, and what `add` returns."""
         batch = to_device(batch, self._device)
         bf16 = self._dtype == torch.bfloat16
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            losses = self._model.losses(
-                batch.tokens,
-                batch.targets,
-                positions=batch.positions,
-                documents=batch.documents,
-                options=options,
-            )
-            ce = losses.ce * scale
-            return ce + losses.aux * self._aux_scale, ce, losses.stats
+            measured = objective.measured(self._model, batch, options)
+            loss, aux, stats, measures = measured
+            total = loss + aux * self._aux_scale
+            return total, Measured(loss.detach(), aux.detach(), stats, measures)
 
 
 class Ranks:

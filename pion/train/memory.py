@@ -51,6 +51,8 @@ class Workload:
     only_draft: bool = False  # whether the draft block is all that is trained
     # Of the GPU. It decides how experts are computed; None: unknown, so the way that needs more.
     capability: tuple[int, int] | None = None
+    # The most answers in a row of preferences; 0: each target token is learned.
+    sequences: int = 0
     # Ranks divide the moments and Muon's arithmetic (pion/train/optimizer/ownership.py).
     ranks: int = 1
 
@@ -94,6 +96,7 @@ class Workload:
             lora=self.lora,
             only_draft=self.only_draft,
             capability=WITH_GROUPED if grouped else WITHOUT_GROUPED,
+            sequences=self.sequences,
         )
 
 

@@ -38,6 +38,7 @@ class StepRecord:
     global_batch: int
     seq_len: int  # of its rows
     stats: Mapping[str, Tensor] = field(default_factory=dict)
+    measures: Mapping[str, Tensor] = field(default_factory=dict)  # scalars, of preferences
 
 
 class StepMetrics:
@@ -151,7 +152,8 @@ class StepMetrics:
                     "grad_norm": grad_norm,
                     "tokens": int(targets),
                     "rows": list(record.rows),
-                    **_reported(record, reported),
+                    **dict(zip(record.measures, reported)),
+                    **_reported(record, reported[len(record.measures) :]),
                 }
             )
 
@@ -163,7 +165,8 @@ def _numbers(record: StepRecord) -> Tensor:
         value.amax(dim=1) * value.shape[1] if name == LOAD else value
         for name, value in record.stats.items()
     ]
-    return torch.cat([torch.stack((record.loss, record.grad_norm, record.targets)), *reported])
+    scalars = record.loss, record.grad_norm, record.targets, *record.measures.values()
+    return torch.cat([torch.stack(scalars), *reported])
 
 
 def _reported(record: StepRecord, numbers: list[float]) -> dict[str, list[float]]:

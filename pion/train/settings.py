@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pion.errors import BadInput
 from pion.later_fields import later_field, to_record, values_before
 from pion.train.phases import Phase, check_phases
+from pion.train.preference import Preference
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class TrainSettings:
     window_schedule: Literal["constant", "cubic"] = later_field("constant", before="constant")
     primitive_weight_decay: float = later_field(0.0, before=0.0)
     phases: tuple[Phase, ...] = later_field((), before=())
+    # How the stage learns from pairs of answers; None: it learns each target token.
+    preference: Preference | None = later_field(None, before=None)
     max_spike: float | None = None  # limit of a step's loss over the recent median; None = none
 
     def __post_init__(self) -> None:

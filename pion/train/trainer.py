@@ -31,6 +31,7 @@ from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients, Ranks
 from pion.train.metrics import StepMetrics, StepRecord
+from pion.train.objective import Measures, Objective, check_preference, objective_of
 from pion.train.optimizer.optimizer import Optimizer
 from pion.train.optimizer.state_pieces import Piece, check_tensors, copy_tensors, hand_out
 from pion.train.phases import only_draft
@@ -72,7 +73,7 @@ class Trainer:
     `on_step_down` is called when a step could not be computed as planned, and the plan has changed.
     Every rank constructs a trainer and calls the same methods in the same order.
 
-    Raises BadInput for a model whose banks are packed.
+    Raises BadInput for a model whose banks are packed, and for a loss that it can't compute.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class Trainer:
     ) -> None:
         if model.config.packed:
             raise BadInput("a published model with packed banks can't be trained: unpack it first")
+        if settings.preference is not None:
+            check_preference(settings.preference)
         hardware.configure(plan)
         self.settings, self.plan, self.rank = settings, plan, rank
         self.device = torch.device(plan.device)
@@ -149,9 +152,9 @@ class Trainer:
         If the memory runs out or the compilation fails, the step begins again from its first row,
         and this and all later steps use a smaller plan (smaller_plan.py).
 
-        Raises BadInput if the global batch is smaller than the world size, or if not even one row
-        fits into memory; PlanFailed if the plan has to change but not in place: other ranks wait
-        for this one, or the weights are partly updated.
+        Raises BadInput if the global batch is smaller than the world size, if not even one row fits
+        into memory, or if a stage of preferences has other rows; PlanFailed if the plan has to
+        change but not in place: other ranks wait for this one, or the weights are partly updated.
         """
         while True:
             try:
@@ -181,11 +184,12 @@ class Trainer:
 
         targets = self._ranks.sum(torch.full((), float(batch.targets), device=self.device))
         plan = plan_at(self.settings, self.step, self.model.config)
-        measured = self._add_gradients(batch, targets, plan, should_stop)
+        objective = objective_of(self.settings.preference, batch, targets, self._ranks.sum)
+        measured = self._add_gradients(batch, objective, plan, should_stop)
         if measured is None:
             self.optimizer.zero_grad()
             return False
-        loss, stats = measured
+        loss, stats, measures = measured
         grad_norm = self._clip_gradients(plan)
         self._updating = True
         self.side_copy.before_update()
@@ -201,6 +205,7 @@ class Trainer:
                 lr=plan.lr,
                 loss=loss,
                 stats=stats,
+                measures=measures,
                 grad_norm=grad_norm,
                 targets=targets,
                 global_batch=self.settings.global_batch,
@@ -210,16 +215,20 @@ class Trainer:
         return True
 
     def _add_gradients(
-        self, batch: StepBatch, targets: Tensor, plan: StepPlan, should_stop: Callable[[], bool]
-    ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """Compute the gradients of the global batch, which has `targets` target tokens.
+        self,
+        batch: StepBatch,
+        objective: Objective,
+        plan: StepPlan,
+        should_stop: Callable[[], bool],
+    ) -> tuple[Tensor, dict[str, Tensor], Measures] | None:
+        """Compute the gradients of the global batch.
 
-        Return the cross-entropy per target and the mean report of its rows; or None if a rank wants
-        to stop.
+        Return the loss, the mean report of the rows, and what the objective measured; or None if a
+        rank wants to stop.
         """
-        scale = 1 / targets.clamp(min=1.0)
         loss = torch.zeros((), device=self.device)
         stats: dict[str, Tensor] = {}
+        measures: Measures = {}
         self.model.train()
         options = StepOptions(
             plan.parts,
@@ -235,14 +244,19 @@ class Trainer:
             if i >= 0:
                 last = i == len(batch.micro_batches) - 1
                 micro_batch = batch.micro_batches[i]
-                ce, reports = self._gradients.add(micro_batch, scale, options, last=last)
-                loss = loss + ce
+                found = self._gradients.add(micro_batch, objective, options, last=last)
+                loss = loss + found.loss
                 share = len(micro_batch.tokens) / self.settings.global_batch
-                for name, value in reports.items():
+                for name, value in found.stats.items():
                     stats[name] = stats.get(name, 0.0) + value * share
+                for name, value in found.measures.items():
+                    measures[name] = measures.get(name, 0.0) + value
         self._gradients.sum_over_ranks()
-        of_all_ranks = {name: self._ranks.sum(value) for name, value in stats.items()}
-        return self._ranks.sum(loss), of_all_ranks
+        of_all_ranks, measures = (
+            {name: self._ranks.sum(value) for name, value in own.items()}
+            for own in (stats, measures)
+        )
+        return self._ranks.sum(loss), of_all_ranks, measures
 
     def _clip_gradients(self, plan: StepPlan) -> Tensor:
         """Scale the gradients down to the norm `settings.clip`; return their norm before that.
@@ -261,9 +275,10 @@ class Trainer:
     def drain_metrics(self) -> list[dict[str, Any]]:
         """Return one dict for each step since the last call. This waits for the device once.
 
-        Keys of a step: step (finished steps, including this one), loss (nats per target token), lr,
-        grad_norm (before clipping), tokens (targets), rows ([first, stop)). Keys of the whole
-        interval: tokens_per_second (input tokens, all ranks), mfu and memory (bytes, this rank).
+        Keys of a step: step (finished steps, including this one), loss (nats per target token, or
+        the mean loss of pairs), lr, grad_norm (before clipping), tokens (targets), rows ([first,
+        stop)); of preferences also METRICS (preference_losses.py). Keys of the whole interval:
+        tokens_per_second (input tokens, all ranks), mfu and memory (bytes, this rank).
 
         Raises Trouble once a step has gone wrong: its loss or gradient was not finite, or its loss
         exceeded `settings.max_spike`. The error has the metrics of the good steps before that step.

@@ -24,6 +24,7 @@ from pion.model.decoder import Decoder
 from pion.model.feedforward import expert_products
 from pion.model.lora_projections import add_lora
 from pion.train.phases import Phase
+from pion.train.preference import Preference
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from tests.cuda_rehearsal.fake_group import fake_group
@@ -52,6 +53,7 @@ class Trace:
     lora: Lora | None = None
     only_draft: bool = False
     ranks: int = 1  # of which one is traced
+    sequences: int = 0  # in a row of preferences; 0: no preferences
 
     @property
     def config(self) -> ModelConfig:
@@ -62,6 +64,7 @@ class Trace:
         words += [name for name in ("recompute", "documents", "only_draft") if getattr(self, name)]
         words += [str(self.lora)] if self.lora else []
         words += [f"{self.ranks} ranks"] if self.ranks > 1 else []
+        words += [f"{self.sequences} answers"] if self.sequences else []
         return " ".join(words + [f"{name}={value}" for name, value in self.changes.items()])
 
 
@@ -132,6 +135,11 @@ MORE = [
     Trace("lepton-small", dtype="float32", changes=_DRAFT),
     Trace("pion-small", 1, changes=_CUT, lora=Lora(), ranks=2),
     Trace("pion-small", changes=_DRAFT, only_draft=True, ranks=2),
+    Trace("pion-small", documents=True, sequences=8, changes=_CUT),
+    Trace("pion-small", 2, dtype="float32", documents=True, sequences=4, changes=_CUT),
+    Trace("pion-small", documents=True, sequences=8, changes=_CUT, lora=Lora()),
+    Trace("tachyon-tiny", 32, recompute=True, documents=True, sequences=8, changes=_CUT),
+    Trace("daisy-280m", 1, documents=True, sequences=16, changes=_DAISY_CUT),
 ]
 MICRO_BATCHES = (1, 8, 32)
 
@@ -191,11 +199,12 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
         lr=1e-3,
         optimizer=trace.optimizer,
         phases=(Phase(rates={"draft": 1, "others": 0}),) if trace.only_draft else (),
+        preference=Preference() if trace.sequences else None,
     )
     plan = ComputePlan(
         "cuda", trace.dtype, trace.micro_batch, recompute=trace.recompute, world_size=trace.ranks
     )
-    stream = Zeros(config.seq_len, trace.documents)
+    stream = Zeros(config.seq_len, trace.documents, trace.sequences)
     with (
         mock.patch.object(Decoder, "to", lambda self, device: self),  # it is already there
         contextlib.closing(Trainer(model, stream, settings, plan)) as trainer,

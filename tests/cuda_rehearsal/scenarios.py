@@ -20,6 +20,7 @@ from torch.nn.attention import flex_attention
 import pion
 from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
+from pion.data.sequences import Sequences
 from pion.data.stream import Batch
 from pion.evaluation.held_out import Scorer, evaluate, held_out, responses
 from pion.generation import step_graphs
@@ -33,6 +34,7 @@ from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
 from pion.model.loss import IGNORED
 from pion.train.phases import Phase
+from pion.train.preference import Preference
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from pipeline.state.checkpoints.snapshot import Snapshot
@@ -72,6 +74,7 @@ MODELS: dict[str, ModelConfig] = {
 DRAFT = Draft(steps=2, ids=1000)
 # The prompt is longer than the window.
 MICRO_BATCHES, PROMPT_TOKENS, NEW_TOKENS = 2, 300, 4
+ANSWERS = 4  # in a row of preferences
 # Of a text's logits, the host copies the likeliest and their ids, and a few numbers more.
 LIKELIEST = 2 * FEW + 4
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -84,10 +87,13 @@ Scenario = Callable[[Watch, ModelConfig], tuple[int, Any]]
 
 
 class Zeros:
-    """A stream of rows of zeros; with `documents`, each row is a packed conversation."""
+    """A stream of rows of zeros; with `documents`, each row is a packed conversation.
 
-    def __init__(self, seq_len: int, documents: bool = False) -> None:
-        self.seq_len, self.documents = seq_len, documents
+    With `sequences`, each row has so many answers.
+    """
+
+    def __init__(self, seq_len: int, documents: bool = False, sequences: int = 0) -> None:
+        self.seq_len, self.documents, self.sequences = seq_len, documents, sequences
 
     def batch(self, indices: Sequence[int]) -> Batch:
         zeros = torch.zeros(len(indices), self.seq_len, dtype=torch.int64)
@@ -95,7 +101,12 @@ class Zeros:
         if not self.documents:
             return Batch(zeros, targets, None, None)
         targets[:, ::2] = IGNORED  # in conversations, only the responses are learned
-        return Batch(zeros, targets, zeros.clone(), zeros.clone())
+        answers = None
+        if self.sequences:
+            sums = torch.zeros(len(indices), self.sequences, dtype=torch.float64)
+            side = torch.tensor([1, -1], dtype=torch.int8).repeat(self.sequences // 2)
+            answers = Sequences(sums, sums.long() + 1, side.expand(sums.shape).contiguous())
+        return Batch(zeros, targets, zeros.clone(), zeros.clone(), answers)
 
     def document_numbers(self, indices: Sequence[int], end_of_text: int) -> np.ndarray:
         return np.zeros((len(indices), self.seq_len), dtype=np.int64)
@@ -111,15 +122,22 @@ def make_trainer(
     compiled: bool = False,
     phases: tuple[Phase, ...] = (),
     residual: Dtype = "float32",
+    preference: Preference | None = None,
 ) -> Trainer:
     rows = ROWS_AT_ONCE * MICRO_BATCHES
     settings = TrainSettings(
-        steps=10, global_batch=rows, lr=1e-3, optimizer=optimizer, phases=phases
+        steps=10,
+        global_batch=rows,
+        lr=1e-3,
+        optimizer=optimizer,
+        phases=phases,
+        preference=preference,
     )
     plan = ComputePlan(
         "cuda", dtype, ROWS_AT_ONCE, recompute=recompute, compile=compiled, residual=residual
     )
-    return Trainer(Decoder(config), Zeros(config.seq_len, documents), settings, plan)
+    stream = Zeros(config.seq_len, documents, ANSWERS if preference is not None else 0)
+    return Trainer(Decoder(config), stream, settings, plan)
 
 
 def train(
@@ -137,6 +155,11 @@ def train_as_written(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[i
     """Train a step by the functions that a real card would compile."""
     with torch.compiler.set_stance("force_eager"):
         return train(watch, config, dtype, compiled=True)
+
+
+def train_preference(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
+    """Train a step of pairs of answers."""
+    return train(watch, config, dtype, documents=True, preference=Preference(sft_weight=0.1))
 
 
 def train_draft(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
@@ -392,6 +415,7 @@ SCENARIOS: dict[str, Scenario] = {
     "train compiled float32": functools.partial(train_as_written, dtype="float32"),
     "train residual bfloat16": functools.partial(train, dtype="bfloat16", residual="bfloat16"),
     "train draft bfloat16": functools.partial(train_draft, dtype="bfloat16"),
+    "train preference bfloat16": functools.partial(train_preference, dtype="bfloat16"),
     "drain bfloat16": functools.partial(drain, dtype="bfloat16"),
     "evaluate in training bfloat16": functools.partial(evaluate_in_training, dtype="bfloat16"),
     "evaluate text float32": functools.partial(evaluate_text, dtype="float32"),

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
 from pion.config.parts import Role
+from pion.model.chunks_of_logits import CPU_CHUNK_BYTES, CUDA_CHUNK_BYTES, rows_per_chunk
 from pion.model.feedforward.dense import Stats
-from pion.model.loss import CPU_CHUNK_BYTES, CUDA_CHUNK_BYTES, rows_per_chunk
 
 # Names of what a block with a gate returns for `gate_loss`, and of what the model reports of it.
 GATE, SEEN_BY_GATE, GATE_LOSS = "gate", "seen_by_gate", "gate_loss"

@@ -22,8 +22,15 @@ from pion.train.memory_trace.request import Peaks, Traced
 if TYPE_CHECKING:
     from pion.train.memory_trace.step import StepTrace
 
-# The sources that decide what a step needs, below the package.
-SOURCES = ("config", "model", "train/memory_trace")
+# The sources that decide what a step needs, below the package: folders and files.
+SOURCES = (
+    "config",
+    "data/sequences.py",
+    "model",
+    "train/memory_trace",
+    "train/objective.py",
+    "train/preference_losses.py",
+)
 
 # Threads that want the same trace, such as the checks of a job, wait for the first. And two traces
 # can't run at the same time: what stands in for the model's functions is there for one.
@@ -120,7 +127,7 @@ def _code() -> str:
 
     digest = hashlib.sha256(str(torch.__version__).encode())
     package = Path(__file__).parents[2]
-    for folder in SOURCES:
-        for file in sorted((package / folder).rglob("*.py")):
+    for source in (package / name for name in SOURCES):
+        for file in [source] if source.is_file() else sorted(source.rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()

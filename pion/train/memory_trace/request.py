@@ -22,6 +22,7 @@ class Traced:
     lora: Lora | None
     only_draft: bool
     capability: tuple[int, int]
+    sequences: int = 0  # in a row of preferences; 0: no preferences
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from pion.model import loss
+from pion.model import chunks_of_logits, log_probs, loss
 from pion.model.attention import attention, masks, rope
 from pion.model.feedforward import expert_products
 
@@ -41,13 +41,15 @@ def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
             (masks, "document_spans", _one_document_a_row),
             (expert_products, "_slices", _full_slices),
             (expert_products, "_zeros_if_idle", lambda matrix, ends: torch.empty_like(matrix)),
-            (loss, "_learned_rows", lambda targets: torch.arange(len(targets))),
+            (chunks_of_logits, "_learned_rows", lambda targets: torch.arange(len(targets))),
             (loss, "_compiled_gradient_of_logits", lambda: _gradient_of_logits),
+            (log_probs, "_compiled_log_probs_of_logits", lambda: _log_probs_of_logits),
+            (log_probs, "_compiled_gradient_of_log_probs", lambda: _gradient_of_log_probs),
         ):
             stack.enter_context(replaced(owner, name, value))
         if device_type == "cuda":
             stack.enter_context(FusedAttention())
-            stack.enter_context(replaced(loss, "product_in_fp32", _product_in_fp32))
+            stack.enter_context(replaced(chunks_of_logits, "product_in_fp32", _product_in_fp32))
         yield
 
 
@@ -150,6 +152,17 @@ def _gradient_of_logits(
         torch.empty_like(of_target),
         torch.empty_like(states),
     )
+
+
+def _log_probs_of_logits(logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(len(logits))
+
+
+def _gradient_of_log_probs(
+    logits: Tensor, row_values: tuple[Tensor, Tensor, Tensor], states: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    of_loss = _gradient_of_logits(logits, row_values[0], states)
+    return _log_probs_of_logits(logits), *of_loss[1:]
 
 
 def _product_in_fp32(

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from pion.data.sequences import Sequences
+from pion.data.stream import Batch
 from pion.model import decoder
 from pion.model.block import Block
 from pion.model.decoder import Decoder
@@ -34,6 +36,9 @@ from pion.train.memory_trace.compiled_block import Cut, measure_compiled_block
 from pion.train.memory_trace.live_bytes import LiveBytes
 from pion.train.memory_trace.request import Peaks, Traced
 from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins
+from pion.train.objective import CrossEntropy, Objective, OfPreferences
+from pion.train.preference import Preference
+from pion.train.preference_losses import METRICS
 
 
 class StepTrace:
@@ -89,32 +94,27 @@ class StepTrace:
 
     def _loss(self, run: Callable[..., Any], now: Pass) -> Tensor:
         """Return the loss of a micro-batch, in a pass whose blocks are run by `run`."""
-        what, of_head = self._what, decoder.linear_cross_entropy
+        what = self._what
+        head = "linear_log_probs" if what.sequences else "linear_cross_entropy"
+        of_head = getattr(decoder, head)
 
         def loss(*arguments: Any, **options: Any) -> Tensor:
             now.activations = now.activations or self._live.live
-            return of_head(*arguments, **options)
+            result: Tensor = of_head(*arguments, **options)
+            return result
 
         with torch.device(what.device):
-            tokens = torch.zeros(now.rows, what.seq_len, dtype=torch.int64)
-            targets = torch.zeros_like(tokens)
-            given = [torch.zeros_like(tokens) if what.documents else None for _ in range(2)]
-            scale = torch.ones(())
+            batch, objective = _batch(what, now.rows), _objective(what)
         residual = torch.bfloat16 if what.bf16_residual else torch.float32
         with (
             replaced(decoder, "_run_block", run),
             replaced(decoder, "_compiled_block", lambda: run),
             replaced(decoder, "_compiled_norm", lambda: _FusedNorm.apply),
-            replaced(decoder, "linear_cross_entropy", loss),
+            replaced(decoder, head, loss),
         ):
-            losses = self._model.losses(
-                tokens,
-                targets,
-                positions=given[0],
-                documents=given[1],
-                options=StepOptions(compiled=what.compiled, residual=residual),
-            )
-        total: Tensor = losses.ce * scale + losses.aux * 0.1
+            options = StepOptions(compiled=what.compiled, residual=residual)
+            measured = objective.measured(self._model, batch, options)
+        total: Tensor = measured.loss + measured.aux * 0.1
         now.copies.clear()
         torch.clear_autocast_cache()
         return total
@@ -240,6 +240,27 @@ def _structure(block: Block, tensors: list[Tensor], inputs: BlockInputs) -> Any:
     weights = tuple((n, p.shape, p.dtype, p.requires_grad) for n, p in block.named_parameters())
     given = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in tensors)
     return repr(block), weights, given, str(tree_flatten(inputs)[1])
+
+
+def _batch(what: Traced, rows: int) -> Batch:
+    """Return rows of zeros."""
+    tokens = torch.zeros(rows, what.seq_len, dtype=torch.int64)
+    given = [torch.zeros_like(tokens) if what.documents else None for _ in range(2)]
+    sequences = None
+    if what.sequences:
+        numbers = torch.zeros(rows, what.sequences, dtype=torch.float64)
+        sequences = Sequences(numbers, numbers.long(), numbers.to(torch.int8))
+    return Batch(tokens, torch.zeros_like(tokens), given[0], given[1], sequences)
+
+
+def _objective(what: Traced) -> Objective:
+    """Return what the step minimizes. All losses of preferences need about the same."""
+    if not what.sequences:
+        return CrossEntropy(torch.ones(()))
+    counts: dict[str, Tensor] = {
+        name: torch.ones((), dtype=torch.float64) for name in set(METRICS.values())
+    }
+    return OfPreferences(Preference(), counts)
 
 
 def _model(what: Traced) -> Decoder:

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from pion.config.model_config import ModelConfig
 from pion.config.presets import PRESETS
 from pion.errors import BadInput
+from pion.model.attention import rope
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from tests.support.tiny_config import tiny_config
@@ -223,6 +224,41 @@ def test_the_first_forward_may_be_in_inference_mode(tokens, targets):
 def test_more_tokens_than_the_context_are_refused(decoder):
     with pytest.raises(BadInput, match="25 tokens are more than the model's context of 24"):
         decoder(torch.zeros(1, CONTEXT + 1, dtype=torch.int64))
+
+
+PARTS = {
+    "rotary": {},
+    "learned positions": {"positions": "learned"},
+    "no table": {"rope_theta": 500.0},
+    "slots": {"slots": {"per_segment": 2, "segment": 4, "window": 2}},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_row_of_documents_may_be_longer_than_the_context(monkeypatch, name):
+    if name == "no table":
+        monkeypatch.setattr(rope, "LARGEST_TABLE", 1)
+    model = Decoder(tiny_config(vocab_size=VOCAB, seq_len=CONTEXT, init_std=0.2, **PARTS[name]))
+    lengths = (CONTEXT, 10, CONTEXT - 1)
+    row = torch.randint(0, VOCAB, (1, sum(lengths)))
+    documents = torch.repeat_interleave(torch.tensor(lengths))[None]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    together = model(row, positions=positions, documents=documents)
+    alone = torch.cat([model(piece) for piece in row.split(lengths, dim=1)], dim=1)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    for given in ({"documents": documents}, {"positions": positions}):
+        with pytest.raises(BadInput, match="more than the model's context"):
+            model(row, **given)
+
+
+def test_log_probs_are_those_of_the_logits_and_sum_up_to_the_loss(decoder, tokens, targets):
+    found = decoder.log_probs(tokens, targets)
+    chosen = decoder(tokens).log_softmax(dim=-1).gather(2, targets.clamp(min=0)[..., None])
+    expected = chosen[..., 0] * (targets != -100)
+    torch.testing.assert_close(found.log_probs, expected, rtol=1e-5, atol=1e-5)
+    losses = decoder.losses(tokens, targets)
+    torch.testing.assert_close(-found.log_probs.sum(), losses.ce)
+    assert found.aux == losses.aux == 0
 
 
 def test_weights_come_back_from_a_state_dict_in_fp32(decoder, tokens):

@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pion.bench.correctness.kernels import check_compiled_loss
 from pion.bench.models import Bench
-from pion.model import loss as loss_module
-from pion.model.loss import IGNORED, ROW_MULTIPLE, _learned_rows, linear_cross_entropy
+from pion.model import chunks_of_logits
+from pion.model.chunks_of_logits import ROW_MULTIPLE, _learned_rows
+from pion.model.loss import IGNORED, linear_cross_entropy
 
 D_MODEL = 8
 
@@ -38,8 +39,8 @@ def gradients(loss, hidden, weight, targets, scale=1.0):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Use chunks of 16 rows of 1,000 logits, in tiles of 96 columns."""
-    monkeypatch.setattr(loss_module, "CPU_CHUNK_BYTES", 16 * 1000 * 4)
-    monkeypatch.setattr(loss_module, "CPU_TILE", 96)
+    monkeypatch.setattr(chunks_of_logits, "CPU_CHUNK_BYTES", 16 * 1000 * 4)
+    monkeypatch.setattr(chunks_of_logits, "CPU_TILE", 96)
 
 
 @settings(max_examples=40, deadline=None)
@@ -56,8 +57,8 @@ def test_loss_and_gradients_are_cross_entropys_however_it_is_cut(
 ):
     arguments = problem(rows, vocab, ignored)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_module, "CPU_CHUNK_BYTES", chunk_rows * vocab * 4)
-        patch.setattr(loss_module, "CPU_TILE", tile)
+        patch.setattr(chunks_of_logits, "CPU_CHUNK_BYTES", chunk_rows * vocab * 4)
+        patch.setattr(chunks_of_logits, "CPU_TILE", tile)
         ours = gradients(linear_cross_entropy, *arguments, scale=scale)
     for mine, exact in zip(ours, gradients(whole, *arguments, scale=scale), strict=True):
         torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-5)
@@ -248,7 +249,7 @@ def test_a_compiled_loss_beyond_its_range_counts_as_its_most_and_still_teaches(w
     hidden = torch.tensor([[1000.0]], requires_grad=True)
     weight = torch.tensor([[0.0], [1.0]], requires_grad=True)
     value = compiled_loss(hidden, weight, torch.tensor([0]))
-    assert value.item() == pytest.approx(loss_module.MOST_ABOVE)
+    assert value.item() == pytest.approx(chunks_of_logits.MOST_ABOVE)
     grad_hidden, grad_weight = torch.autograd.grad(value, (hidden, weight))
     torch.testing.assert_close(grad_hidden, torch.tensor([[1.0]]))
     torch.testing.assert_close(grad_weight, torch.tensor([[-1000.0], [1000.0]]))

@@ -24,10 +24,22 @@ TINY = ModelConfig(
 
 
 def traced(
-    config: ModelConfig = TINY, *, compiled: bool = False, lora: Lora | None = None
+    config: ModelConfig = TINY,
+    *,
+    compiled: bool = False,
+    lora: Lora | None = None,
+    sequences: int | None = None,
 ) -> Traced:
     work = Workload(
-        config, config.seq_len, "bfloat16", "adamw", "cuda", False, compile=compiled, lora=lora
+        config,
+        config.seq_len,
+        "bfloat16",
+        "adamw",
+        "cuda",
+        documents=sequences is not None,
+        compile=compiled,
+        lora=lora,
+        sequences=sequences or 0,
     )
     return work.traced()
 
@@ -52,6 +64,32 @@ def test_recomputed_blocks_keep_less_and_compiled_ones_too() -> None:
 def test_lora_keeps_no_gradients_of_frozen_weights() -> None:
     trace = StepTrace(traced(lora=Lora(rank=4)))
     assert trace.peaks(4, recompute=False).activations > 0
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)])
+def test_a_step_of_preferences_needs_no_more_than_one_of_conversations(
+    compiled: bool, lora: Lora | None
+) -> None:
+    """Its gradients by the head are made in the backward pass, instead of the forward pass."""
+    large = replace(TINY, vocab_size=8192)
+    usual, ours = (
+        StepTrace(traced(large, compiled=compiled, lora=lora, sequences=sequences)).peaks(
+            8, recompute=False
+        )
+        for sequences in (0, 8)
+    )
+    most = max(usual.forward, usual.backward)
+    assert 0.9 * most < max(ours.forward, ours.backward) < 1.02 * most
+    assert (ours.backward > ours.forward) == (lora is None)
+
+
+def test_more_answers_in_a_row_need_the_memory_of_their_sums() -> None:
+    few, many = (
+        StepTrace(traced(sequences=count)).peaks(8, recompute=False) for count in (1024, 2048)
+    )
+    # Each product of a token and a mask is there in fp32 and in fp64.
+    assert many.forward - few.forward >= 1024 * 8 * TINY.seq_len * (4 + 8)
 
 
 def test_a_trace_leaves_torch_as_it_was() -> None:

@@ -1,0 +1,138 @@
+"""What a step minimizes: the cross-entropy of its targets, or a loss of preferences.
+
+Both are means over the step of all ranks. So the sums of micro-batches are divided by numbers of
+the whole step, and the result does not depend on how rows are divided into micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pion.data.sequences import Sequences, sequence_sums
+from pion.data.stream import Batch
+from pion.errors import BadInput
+from pion.model.decoder import Decoder
+from pion.model.feedforward.dense import Stats
+from pion.model.forward_pass import StepOptions
+from pion.train.feed import StepBatch
+from pion.train.preference import Preference
+from pion.train.preference_losses import METRICS, example_losses, metrics, sft_loss
+
+# A rank's part of the numbers that a step reports, by name: scalars that add up over micro-batches
+# and ranks.
+Measures = dict[str, Tensor]
+
+
+class Measured(NamedTuple):
+    """What a micro-batch adds to the loss of a step, and what it reports.
+
+    `loss` and `aux` are scalars in fp32; `aux` is summed over rows.
+    """
+
+    loss: Tensor
+    aux: Tensor
+    stats: Stats
+    measures: Measures
+
+
+class Objective(Protocol):
+    """What a step minimizes."""
+
+    def measured(self, model: Decoder, batch: Batch, options: StepOptions) -> Measured:
+        """Return what a micro-batch on the model's device adds to the step."""
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The mean cross-entropy per target. `scale` is one by the step's number of targets."""
+
+    scale: Tensor
+
+    def measured(self, model: Decoder, batch: Batch, options: StepOptions) -> Measured:
+        """Return what a micro-batch on the model's device adds to the step."""
+        losses = model.losses(
+            batch.tokens,
+            batch.targets,
+            positions=batch.positions,
+            documents=batch.documents,
+            options=options,
+        )
+        return Measured(losses.ce * self.scale, losses.aux, losses.stats, {})
+
+
+@dataclass(frozen=True)
+class OfPreferences:
+    """The mean loss per pair or per single answer; see preference_losses.py.
+
+    `counts` has the numbers of a step that METRICS names, fp64 scalars of at least 1.
+    """
+
+    preference: Preference
+    counts: dict[str, Tensor]
+
+    def measured(self, model: Decoder, batch: Batch, options: StepOptions) -> Measured:
+        """Return what a micro-batch on the model's device adds to the step."""
+        assert batch.sequences is not None
+        assert batch.documents is not None
+        found = model.log_probs(
+            batch.tokens,
+            batch.targets,
+            positions=batch.positions,
+            documents=batch.documents,
+            options=options,
+        )
+        count = batch.sequences.side.shape[1]
+        sums = sequence_sums(found.log_probs, batch.documents, count)
+        loss, measures = self._of_sums(sums, batch.sequences)
+        return Measured(loss.float(), found.aux, found.stats, measures)
+
+    def _of_sums(self, sums: Tensor, sequences: Sequences) -> tuple[Tensor, Measures]:
+        losses = example_losses(self.preference, sums, sequences)
+        loss = losses.sum() / self.counts["examples"]
+        if self.preference.sft_weight:
+            per_token = sft_loss(sums, sequences) / self.counts["chosen_tokens"]
+            loss = loss + self.preference.sft_weight * per_token
+        found = metrics(self.preference, sums.detach(), sequences)
+        measures = {
+            name: (value / self.counts[METRICS[name]]).float() for name, value in found.items()
+        }
+        return loss, measures
+
+
+def check_preference(preference: Preference) -> None:
+    """Raise BadInput for a loss that the trainer does not compute."""
+    if preference.loss == "kto":
+        raise BadInput(
+            "loss = 'kto': kto needs the distance from the reference over the whole step before "
+            "it can compute a gradient, and the trainer can't give it. Use apo-zero with "
+            "unpaired: it learns from the same single answers"
+        )
+
+
+def objective_of(
+    preference: Preference | None,
+    batch: StepBatch,
+    targets: Tensor,
+    over_ranks: Callable[[Tensor], Tensor],
+) -> Objective:
+    """Return what the step of this batch minimizes. `targets` is the step's number of targets.
+
+    Every rank calls this function, and `over_ranks` returns the sum of all ranks' tensors.
+    Raises BadInput for rows that are not of preferences.
+    """
+    if preference is None:
+        return CrossEntropy(1 / targets.clamp(min=1.0))
+    own = [torch.full((), n, device=targets.device, dtype=torch.float64) for n in batch.answers()]
+    chosen, rejected, tokens = over_ranks(torch.stack(own)).unbind()
+    counts = {
+        "examples": chosen if preference.paired else chosen + rejected,
+        "chosen": chosen,
+        "rejected": rejected,
+        "chosen_tokens": tokens,
+    }
+    return OfPreferences(preference, {name: n.clamp(min=1) for name, n in counts.items()})

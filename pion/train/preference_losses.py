@@ -1,0 +1,209 @@
+"""Losses of preferences: of two answers to a prompt, one is chosen and one is rejected.
+
+For the answers y_w (chosen) and y_l (rejected), a and b are their summed log-probabilities, u and v
+the same minus those of the reference model, n_w and n_l the numbers of their tokens, and σ is the
+logistic function. All numbers here are fp64: a sum over 2,000 tokens has only 4 digits after its
+point in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pion.data.sequences import Sequences
+from pion.train.preference import OF_MEANS, WITHOUT_REFERENCE, Loss, Preference
+
+# orpo needs probabilities below 1. This is the most of a mean log-probability.
+MOST_MEAN = -1e-6
+# A pair with σ(−z) below this teaches almost nothing any more.
+SATURATED = 0.02
+
+# ---------------------------------------------------------------- pairs
+
+
+class Pairs(NamedTuple):
+    """The pairs of some rows, each (B, S / 2) in fp64; see this module. `real` is bool.
+
+    Without a reference, u is a and v is b. What is no pair has zeros, and one token.
+    """
+
+    a: Tensor
+    b: Tensor
+    u: Tensor
+    v: Tensor
+    n_w: Tensor
+    n_l: Tensor
+    real: Tensor
+
+
+def _pairs(preference: Preference, sums: Tensor, sequences: Sequences) -> Pairs:
+    apart = _apart(preference, sums, sequences)
+    tokens = sequences.tokens.clamp(min=1).double()
+    (a, b), (u, v), (n_w, n_l) = (_columns(each) for each in (sums, apart, tokens))
+    return Pairs(a, b, u, v, n_w, n_l, sequences.side[:, 0::2] > 0)
+
+
+def _columns(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what belongs to the chosen and to the rejected answers."""
+    return values[:, 0::2], values[:, 1::2]
+
+
+def _apart(preference: Preference, sums: Tensor, sequences: Sequences) -> Tensor:
+    """Return how far the model is from the reference, in nats (B, S)."""
+    return sums if preference.loss in WITHOUT_REFERENCE else sums - sequences.reference
+
+
+def _advantage(preference: Preference, p: Pairs) -> Tensor:
+    """Return by how much the chosen answer is ahead: of sums, or of means over tokens."""
+    return p.u / p.n_w - p.v / p.n_l if preference.loss in OF_MEANS else p.u - p.v
+
+
+def _margins(preference: Preference, p: Pairs) -> Tensor:
+    return preference.strength * _advantage(preference, p) - preference.least_margin
+
+
+def _logistic(preference: Preference, p: Pairs) -> Tensor:
+    """−(1 − ε) log σ(z) − ε log σ(−z): dpo (Rafailov et al. 2023) with z = β(u − v), dpo-norm with
+    z = β(u / n_w − v / n_l) (Lambert et al. 2024, "Tulu 3"), simpo with a and b for u and v, minus
+    γ (Meng et al. 2024). ε as in Mitchell 2023, "A note on DPO with noisy preferences"."""
+    z, smoothing = _margins(preference, p), preference.label_smoothing
+    return -(1 - smoothing) * logsigmoid(z) - smoothing * logsigmoid(-z)
+
+
+def _ipo(preference: Preference, p: Pairs) -> Tensor:
+    """(u / n_w − v / n_l − 1 / 2β)² (Azar et al. 2023)."""
+    return (_advantage(preference, p) - 1 / (2 * preference.strength)) ** 2
+
+
+def _apo_zero(preference: Preference, p: Pairs) -> Tensor:
+    """1 − σ(βu) + σ(βv) (D'Oosterlinck et al. 2024)."""
+    beta = preference.strength
+    return torch.sigmoid(-beta * p.u) + torch.sigmoid(beta * p.v)
+
+
+def _apo_down(preference: Preference, p: Pairs) -> Tensor:
+    """σ(βu) + 1 − σ(β(u − v)) (D'Oosterlinck et al. 2024). It lowers the chosen answer, too."""
+    beta = preference.strength
+    return torch.sigmoid(beta * p.u) + torch.sigmoid(-beta * (p.u - p.v))
+
+
+def _orpo(preference: Preference, p: Pairs) -> Tensor:
+    """−a / n_w − λ log σ(o), with o the log of the ratio of the odds (Hong et al. 2024)."""
+    mean_w, mean_l = p.a / p.n_w, p.b / p.n_l
+    odds = _log_odds(mean_w) - _log_odds(mean_l)
+    return -mean_w - preference.strength * logsigmoid(odds)
+
+
+def _log_odds(mean: Tensor) -> Tensor:
+    """Return log(p / (1 − p)) of the probability exp(mean), which is taken to be below 1."""
+    below = mean.clamp(max=MOST_MEAN)
+    return below - torch.log(-torch.expm1(below))
+
+
+_OF_PAIRS: dict[Loss, Callable[[Preference, Pairs], Tensor]] = {
+    "dpo": _logistic,
+    "dpo-norm": _logistic,
+    "ipo": _ipo,
+    "apo-zero": _apo_zero,
+    "apo-down": _apo_down,
+    "simpo": _logistic,
+    "orpo": _orpo,
+}
+
+
+# ---------------------------------------------------------------- losses
+
+
+def example_losses(
+    preference: Preference, sums: Tensor, sequences: Sequences, z0: Tensor | None = None
+) -> Tensor:
+    """Return the loss of each pair (B, S / 2), or of each single answer (B, S), in nats, fp64.
+
+    `sums` (B, S) in fp64 are those of the model (`sequence_sums`). What is no pair or no answer has
+    a loss of 0. `z0`, a scalar for kto, is the mean over all ranks and micro-batches of a step of
+    the model's distance from the reference, for prompts with the answers of others; at least 0, and
+    without gradient. The term of `sft_weight` is not in it: see `sft_loss`.
+
+    Raises ValueError for kto without z0.
+    """
+    if preference.paired:
+        pairs = _pairs(preference, sums, sequences)
+        losses = _OF_PAIRS[preference.loss](preference, pairs)
+        return torch.where(pairs.real, losses, 0.0)
+    z = _single_margins(preference, sums, sequences, z0)
+    weights = torch.where(
+        sequences.side > 0, preference.desirable_weight, preference.undesirable_weight
+    )
+    return torch.where(sequences.side == 0, 0.0, weights.double() * torch.sigmoid(-z))
+
+
+def _single_margins(
+    preference: Preference, sums: Tensor, sequences: Sequences, z0: Tensor | None
+) -> Tensor:
+    """Return β(u − z0) of a desired answer, and β(z0 − u) of an undesired one (Ethayarajh et al.
+    2024, "KTO"). In apo-zero, z0 is 0."""
+    apart = _apart(preference, sums, sequences)
+    if preference.loss == "kto":
+        if z0 is None:
+            raise ValueError("the loss kto needs z0")
+        apart = apart - z0.detach().double().clamp(min=0)
+    return preference.strength * sequences.side * apart
+
+
+def sft_loss(sums: Tensor, sequences: Sequences) -> Tensor:
+    """Return the cross-entropy of the chosen or desired answers, summed over tokens, fp64."""
+    return -(sums * (sequences.side > 0)).sum()
+
+
+# ---------------------------------------------------------------- metrics
+
+# What `metrics` returns, each a sum over this number of a step: examples (pairs or single answers),
+# chosen or rejected answers, or tokens of the chosen answers.
+METRICS: dict[str, Literal["examples", "chosen", "rejected", "chosen_tokens"]] = {
+    "margin": "examples",
+    "accuracy": "examples",
+    "saturated": "examples",
+    "chosen": "chosen",
+    "rejected": "rejected",
+    "chosen_nll": "chosen_tokens",
+    "drift": "chosen",
+}
+
+
+@torch.no_grad()
+def metrics(
+    preference: Preference, sums: Tensor, sequences: Sequences, z0: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return sums over examples, fp64 scalars: a step divides them by the numbers in METRICS.
+
+    The margin is z of the loss, by which the chosen answer is ahead: β(u − v) or, if the loss
+    compares means, β(u / n_w − v / n_l) − γ; of single answers, ±β(u − z0). The accuracy is the
+    share of examples that are ahead of no difference (without γ), where a tie counts ½. saturated
+    is the share with σ(−z) < 0.02. chosen and rejected are u and v. chosen_nll is the cross-entropy
+    of the chosen answers per token. drift is −u / n_w of the chosen answers: how much less likely a
+    token is than in the reference, 0 for a loss without one.
+    """
+    apart, side = _apart(preference, sums, sequences), sequences.side
+    tokens = sequences.tokens.clamp(min=1)
+    if preference.paired:
+        pairs = _pairs(preference, sums, sequences)
+        real, z, ahead = pairs.real, _margins(preference, pairs), _advantage(preference, pairs)
+    else:
+        real = side != 0
+        ahead = z = _single_margins(preference, sums, sequences, z0)
+    moved = torch.zeros_like(apart) if preference.loss in WITHOUT_REFERENCE else apart
+    right = (ahead > 0).double() + 0.5 * (ahead == 0)
+    return {
+        "margin": (z * real).sum(),
+        "accuracy": (right * real).sum(),
+        "saturated": ((torch.sigmoid(-z) < SATURATED) & real).sum().double(),
+        "chosen": (apart * (side > 0)).sum(),
+        "rejected": (apart * (side < 0)).sum(),
+        "chosen_nll": sft_loss(sums, sequences),
+        "drift": -(moved / tokens * (side > 0)).sum(),
+    }

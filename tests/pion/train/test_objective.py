@@ -1,0 +1,278 @@
+"""A step of preferences in the trainer: what its loss is, and what it must not depend on."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from pion.config.lora import Lora
+from pion.data.stream import Batch
+from pion.errors import BadInput
+from pion.model.decoder import Decoder
+from pion.model.lora_projections import add_lora
+from pion.train import objective
+from pion.train.objective import OfPreferences, objective_of
+from pion.train.preference import Preference
+from pion.train.preference_losses import METRICS, example_losses, metrics
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings
+from tests.pion.train.conftest import open_stream
+from tests.support.pair_rows import CONFIG, Pair, PairRows, random_pairs
+
+ROWS = 8
+LOSSES = [
+    Preference("dpo"),
+    Preference("dpo-norm", sft_weight=0.3),
+    Preference("apo-zero", unpaired=True, undesirable_weight=2.0),
+]
+
+
+def decoder(**changes: Any) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(replace(CONFIG, **changes))
+
+
+def trainer(
+    rows: PairRows,
+    preference: Preference,
+    *,
+    micro_batch: int = 3,
+    dtype: Any = "float32",
+    model: Decoder | None = None,
+) -> Trainer:
+    settings = TrainSettings(
+        steps=4,
+        global_batch=ROWS,
+        lr=1e-2,
+        schedule="constant",
+        weight_decay=0.0,
+        preference=preference,
+    )
+    plan = ComputePlan(micro_batch=micro_batch, threads=1, dtype=dtype)
+    return Trainer(model or decoder(), rows.as_stream(), settings, plan)
+
+
+def one_step(
+    rows: PairRows, preference: Preference, **options: Any
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the metrics of a step, and the gradients, which are clipped to a norm of 1."""
+    made = trainer(rows, preference, **options)
+    found: dict[str, torch.Tensor] = {}
+    update = made.optimizer.step
+
+    def look(plan: Any) -> None:
+        found.update(
+            {n: p.grad.clone() for n, p in made.model.named_parameters() if p.grad is not None}
+        )
+        update(plan)
+
+    made.optimizer.step = look  # type: ignore[method-assign]
+    made.train_step()
+    (measured,) = made.drain_metrics()
+    made.close()
+    return measured, found
+
+
+def assert_equal(one: tuple[Any, Any], other: tuple[Any, Any], tolerance: float) -> None:
+    for name in ("loss", "grad_norm", *METRICS):
+        assert one[0][name] == pytest.approx(other[0][name], rel=tolerance, abs=tolerance), name
+    for name, gradient in one[1].items():
+        torch.testing.assert_close(gradient, other[1][name], rtol=10 * tolerance, atol=tolerance)
+
+
+def single(preference: Preference) -> bool:
+    return not preference.paired
+
+
+# ---------------------------------------------------------------- what a step is
+
+
+@pytest.mark.parametrize("preference", LOSSES, ids=str)
+def test_a_step_is_the_mean_over_all_examples_however_it_is_cut(preference: Preference) -> None:
+    """Rows have between 1 and 3 pairs, so a mean of means would differ."""
+    rows = PairRows(random_pairs(ROWS), single=single(preference))
+    assert len({len(row) for row in rows.rows}) > 1
+    whole = one_step(rows, preference, micro_batch=ROWS)
+    for micro_batch in (1, 2, 3, 4):
+        assert_equal(one_step(rows, preference, micro_batch=micro_batch), whole, 1e-6)
+
+
+@pytest.mark.parametrize("preference", LOSSES, ids=str)
+def test_the_order_of_rows_in_a_step_changes_nothing(preference: Preference) -> None:
+    pairs = random_pairs(ROWS)
+    order = random.Random(0).sample(range(ROWS), ROWS)
+    found = [
+        one_step(PairRows(pairs, single=single(preference), order=each), preference)
+        for each in (None, order)
+    ]
+    assert_equal(*found, 1e-6)
+
+
+@pytest.mark.parametrize("preference", LOSSES, ids=str)
+def test_the_ids_of_padding_change_no_bit(preference: Preference) -> None:
+    pairs = random_pairs(ROWS)
+    (one, gradients), (other, changed) = (
+        one_step(PairRows(pairs, single=single(preference), pad=pad), preference) for pad in (0, 9)
+    )
+    assert {n: one[n] for n in ("loss", *METRICS)} == {n: other[n] for n in ("loss", *METRICS)}
+    assert all(torch.equal(gradients[name], changed[name]) for name in gradients)
+
+
+def test_metrics_are_means_over_the_step() -> None:
+    rows = PairRows(random_pairs(ROWS))
+    measured, _ = one_step(rows, Preference("dpo"))
+    batch = rows.batch(range(ROWS))
+    assert batch.sequences is not None
+    assert batch.documents is not None
+    with torch.no_grad():
+        found = decoder().log_probs(
+            batch.tokens, batch.targets, positions=batch.positions, documents=batch.documents
+        )
+    sums = objective.sequence_sums(found.log_probs, batch.documents, 8)
+    every = [len(row) for row in rows.rows]
+    numbers = metrics(Preference("dpo"), sums, batch.sequences)
+    tokens = sum(len(pair.chosen) for row in rows.rows for pair in row)
+    for name, value in numbers.items():
+        count = tokens if name == "chosen_nll" else sum(every)
+        assert measured[name] == pytest.approx(value.item() / count, rel=1e-5), name
+    losses = example_losses(Preference("dpo"), sums, batch.sequences)
+    assert measured["loss"] == pytest.approx(losses.sum().item() / sum(every), rel=1e-6)
+    assert measured["tokens"] == int((batch.targets != -100).sum())
+
+
+def test_training_prefers_the_chosen_answers() -> None:
+    made = trainer(PairRows(random_pairs(ROWS)), Preference("dpo"))
+    for _ in range(4):
+        assert made.train_step()
+    first, *_, last = made.drain_metrics()
+    made.close()
+    assert last["loss"] < first["loss"]
+    assert last["margin"] > first["margin"]
+    assert last["accuracy"] >= first["accuracy"]
+
+
+def test_a_pair_of_the_same_answer_has_no_gradient_in_dpo() -> None:
+    same = [[Pair([1, 2], [3, 4, 5], [3, 4, 5], (-9.0, -9.0))] for _ in range(ROWS)]
+    measured, gradients = one_step(PairRows(same), Preference("dpo"))
+    assert measured["accuracy"] == 0.5
+    assert measured["grad_norm"] < 1e-6
+    assert gradients
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_the_other_answer_changes_no_bit_of_a_sum(side: str) -> None:
+    other = "rejected" if side == "chosen" else "chosen"
+    pairs = random_pairs(ROWS, each=2)
+    changed = [
+        [pair._replace(**{other: [(n + 1) % 60 for n in getattr(pair, other)]}) for pair in row]
+        for row in pairs
+    ]
+    one, two = (one_step(PairRows(each), Preference("dpo"))[0] for each in (pairs, changed))
+    assert one[side] == two[side]
+    assert one[other] != two[other]
+
+
+def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one() -> None:
+    rows = PairRows(random_pairs(40))
+    unbroken, first, second = (trainer(rows, Preference()) for _ in range(3))
+    for made, steps in ((unbroken, 4), (first, 2)):
+        for _ in range(steps):
+            assert made.train_step()
+    second.load(first.state())
+    for _ in range(2):
+        assert second.train_step()
+    ours, theirs = second.state(), unbroken.state()
+    assert all(torch.equal(ours.model[name], theirs.model[name]) for name in ours.model)
+    for made in (unbroken, first, second):
+        made.close()
+
+
+# ---------------------------------------------------------------- other models and plans
+
+
+def test_bf16_is_near_fp32() -> None:
+    rows = PairRows(random_pairs(ROWS))
+    exact, rounded = (
+        one_step(rows, Preference("dpo"), dtype=dtype)[0] for dtype in ("float32", "bfloat16")
+    )
+    assert rounded["loss"] == pytest.approx(exact["loss"], rel=2e-2)
+    assert rounded["loss"] != exact["loss"]
+
+
+def test_lora_has_the_loss_of_its_base_and_learns() -> None:
+    rows = PairRows(random_pairs(ROWS))
+    model = decoder()
+    add_lora(model, Lora(rank=4), seed=1)
+    made = trainer(rows, Preference("dpo"), model=model)
+    for _ in range(4):
+        assert made.train_step()
+    losses = [step["loss"] for step in made.drain_metrics()]
+    made.close()
+    assert losses[0] == pytest.approx(one_step(rows, Preference("dpo"))[0]["loss"], rel=1e-6)
+    assert losses[-1] < losses[0]
+
+
+def test_auxiliary_losses_are_those_of_a_step_without_preferences() -> None:
+    model = decoder(gates=True)
+    batch = PairRows(random_pairs(ROWS)).batch(range(ROWS))
+    given = {"positions": batch.positions, "documents": batch.documents}
+    usual = model.losses(batch.tokens, batch.targets, **given)
+    ours = model.log_probs(batch.tokens, batch.targets, **given)
+    assert usual.aux > 0
+    assert torch.equal(ours.aux, usual.aux)
+    assert ours.stats.keys() == usual.stats.keys()
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_rows_without_answers_are_refused(tmp_path: Any) -> None:
+    settings = TrainSettings(steps=2, global_batch=4, lr=1e-3, preference=Preference())
+    stream = open_stream(tmp_path, conversations=True, config=CONFIG)
+    made = Trainer(decoder(), stream, settings, ComputePlan(micro_batch=2, threads=1))
+    with pytest.raises(BadInput, match="rows have no chosen and rejected answers"):
+        made.train_step()
+    made.close()
+
+
+def test_kto_is_refused_with_what_trains_the_same_answers() -> None:
+    with pytest.raises(BadInput, match="Use apo-zero with unpaired"):
+        trainer(PairRows(random_pairs(ROWS)), Preference("kto"))
+
+
+# ---------------------------------------------------------------- planted mistakes
+
+
+def test_a_mean_per_micro_batch_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many trainers have made this mistake."""
+    right = OfPreferences.measured
+
+    def measured(self: OfPreferences, model: Decoder, batch: Batch, options: Any) -> Any:
+        assert batch.sequences is not None
+        pairs = (batch.sequences.side > 0).sum().double()
+        own = OfPreferences(self.preference, dict.fromkeys(self.counts, pairs))
+        return right(own, model, batch, options)
+
+    monkeypatch.setattr(OfPreferences, "measured", measured)
+    with pytest.raises(AssertionError):
+        test_a_step_is_the_mean_over_all_examples_however_it_is_cut(Preference("dpo"))
+
+
+def test_numbers_of_a_step_are_those_of_all_ranks() -> None:
+    asked = []
+
+    def of_three_ranks(own: torch.Tensor) -> torch.Tensor:
+        asked.append(own)
+        return 3 * own
+
+    made = trainer(PairRows(random_pairs(ROWS)), Preference("dpo"))
+    batch = made._feed.take(0, [])
+    made.close()
+    found = objective_of(Preference("dpo"), batch, torch.ones(()), of_three_ranks)
+    assert isinstance(found, OfPreferences)
+    pairs = sum(len(row) for row in random_pairs(ROWS))
+    assert found.counts["examples"] == found.counts["chosen"] == 3 * pairs
+    assert len(asked) == 1
