@@ -119,6 +119,8 @@ SUITE = [
     Trace("pion-small", changes=_CUT, ranks=2),
     Trace("pilon-360m", 1, dtype="float32", optimizer="muon", changes=_PILON_CUT, ranks=2),
     Trace("pion-xl", 1, optimizer="muon", changes=_FEW, ranks=2),
+    Trace("pion-small", documents=True, sequences=8, changes=_CUT),
+    Trace("pion-small", 2, dtype="float32", documents=True, sequences=4, changes=_CUT),
 ]
 # More steps, of which another in the suite has each part.
 MORE = [
@@ -135,8 +137,6 @@ MORE = [
     Trace("lepton-small", dtype="float32", changes=_DRAFT),
     Trace("pion-small", 1, changes=_CUT, lora=Lora(), ranks=2),
     Trace("pion-small", changes=_DRAFT, only_draft=True, ranks=2),
-    Trace("pion-small", documents=True, sequences=8, changes=_CUT),
-    Trace("pion-small", 2, dtype="float32", documents=True, sequences=4, changes=_CUT),
     Trace("pion-small", documents=True, sequences=8, changes=_CUT, lora=Lora()),
     Trace("tachyon-tiny", 32, recompute=True, documents=True, sequences=8, changes=_CUT),
     Trace("daisy-280m", 1, documents=True, sequences=16, changes=_DAISY_CUT),
