@@ -1,0 +1,167 @@
+"""Twenty losses of each kind that TRL has are TRL's, to 1e-5."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from pion.data.tokens.tokenizer import Tokenizer, train_bpe
+from pion.formats.export import export_model
+from pion.model.decoder import Decoder
+from pion.train.preference import Preference
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings
+from tests.support.pair_rows import CONFIG, Pair, PairRows, PlainModel, random_pairs
+from tests.support.waiting import run_to_end
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("trl") is None,
+    reason="trl is not installed: uv sync --group trl brings it",
+)
+
+STEPS, BATCH, LR = 20, 4, 1e-3
+# As many as the tokenizer that is exported with the model has: an export leaves other rows out, and
+# the softmax would be over fewer.
+MODEL = replace(CONFIG, vocab_size=264)
+
+# By name: our settings, which trainer of TRL, and its settings.
+VARIANTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "dpo 0.1": ({"loss": "dpo"}, "dpo", {"beta": 0.1}),
+    "dpo 0.5": ({"loss": "dpo", "beta": 0.5}, "dpo", {"beta": 0.5}),
+    "dpo 0.01": ({"loss": "dpo", "beta": 0.01}, "dpo", {"beta": 0.01}),
+    "dpo-norm": ({"loss": "dpo-norm"}, "dpo", {"beta": 5.0, "loss_type": ["sigmoid_norm"]}),
+    "dpo-norm 2": (
+        {"loss": "dpo-norm", "beta": 2.0},
+        "dpo",
+        {"beta": 2.0, "loss_type": ["sigmoid_norm"]},
+    ),
+    "ipo": ({"loss": "ipo"}, "dpo", {"beta": 1.0, "loss_type": ["ipo"]}),
+    "ipo 0.5": ({"loss": "ipo", "beta": 0.5}, "dpo", {"beta": 0.5, "loss_type": ["ipo"]}),
+    "apo-zero": ({"loss": "apo-zero"}, "dpo", {"beta": 0.1, "loss_type": ["apo_zero"]}),
+    "apo-down": ({"loss": "apo-down"}, "dpo", {"beta": 0.1, "loss_type": ["apo_down"]}),
+    "dpo and sft": (
+        {"loss": "dpo", "sft_weight": 0.2},
+        "dpo",
+        {"beta": 0.1, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2]},
+    ),
+    "apo-zero single": (
+        {"loss": "apo-zero", "unpaired": True},
+        "kto",
+        {"beta": 0.1, "loss_type": "apo_zero_unpaired"},
+    ),
+    "apo-zero single, weighted": (
+        {"loss": "apo-zero", "unpaired": True, "undesirable_weight": 2.0},
+        "kto",
+        {"beta": 0.1, "loss_type": "apo_zero_unpaired", "undesirable_weight": 2.0},
+    ),
+}
+
+
+def decoder(seed: int) -> Decoder:
+    torch.manual_seed(seed)
+    return Decoder(MODEL)
+
+
+def rows_of_pairs() -> list[list[Pair]]:
+    """Return two pairs in each row, as TRL's batches have equally many, and their references."""
+    reference = PlainModel(decoder(7), LR)
+    rows = random_pairs(STEPS * BATCH, each=2)
+    with torch.no_grad():
+        for row in rows:
+            sums = reference.sums(row)
+            both = zip(row, sums.a.tolist(), sums.b.tolist(), strict=True)
+            row[:] = [pair._replace(reference=(w, other)) for pair, w, other in both]
+    return rows
+
+
+def examples(row: list[Pair], kind: str) -> list[dict[str, Any]]:
+    """Return the examples of a row, as TRL wants them."""
+    if kind == "dpo":
+        return [
+            {"prompt_ids": p.prompt, "chosen_ids": p.chosen, "rejected_ids": p.rejected}
+            for p in row
+        ]
+    return [
+        {"prompt_ids": p.prompt, "completion_ids": ids, "label": label}
+        for p in row
+        for ids, label in ((p.chosen, True), (p.rejected, False))
+    ]
+
+
+@pytest.fixture(scope="module")
+def trls_losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    folder = tmp_path_factory.mktemp("trl")
+    tokenizer = folder / "tokenizer.json"
+    train_bpe(["the quick brown fox " * 9], MODEL.vocab_size).save(tokenizer)
+    assert Tokenizer.from_file(tokenizer).vocab_size == MODEL.vocab_size
+    for name, seed in (("model", 0), ("reference", 7)):
+        export_model(decoder(seed), tokenizer, folder / name)
+    rows, asked = rows_of_pairs(), []
+    for _, kind, fields in VARIANTS.values():
+        steps = [rows[step * BATCH : (step + 1) * BATCH] for step in range(STEPS)]
+        made = [[one for row in step for one in examples(row, kind)] for step in steps]
+        asked.append([kind, {"learning_rate": LR, **fields}, made])
+    (folder / "asked.json").write_text(json.dumps(asked))
+    run_to_end([sys.executable, "-m", "tests.pion.train.trl_losses", str(folder)], check=True)
+    found = json.loads((folder / "losses.json").read_text())
+    return dict(zip(VARIANTS, found, strict=True))
+
+
+def our_losses(fields: dict[str, Any]) -> list[float]:
+    rows = PairRows(rows_of_pairs(), single="unpaired" in fields)
+    settings = TrainSettings(
+        steps=STEPS,
+        global_batch=BATCH,
+        lr=LR,
+        schedule="constant",
+        weight_decay=0.0,
+        preference=Preference(**fields),
+    )
+    trainer = Trainer(decoder(0), rows.as_stream(), settings, ComputePlan(micro_batch=3, threads=1))
+    for _ in range(STEPS):
+        assert trainer.train_step()
+    losses = [step["loss"] for step in trainer.drain_metrics()]
+    trainer.close()
+    return losses
+
+
+def worst_difference(ours: list[float], theirs: list[float]) -> float:
+    """Return the largest difference, relative to losses above 1."""
+    return max(abs(x - y) / max(1.0, abs(y)) for x, y in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_twenty_losses_are_trls(name: str, trls_losses: dict[str, list[float]]) -> None:
+    ours, theirs = our_losses(VARIANTS[name][0]), trls_losses[name]
+    worst = worst_difference(ours, theirs)
+    print(f"{name}: {worst:.1e}")
+    assert worst < 1e-5
+
+
+def swapped(row: list[Pair]) -> list[Pair]:
+    """Return the pairs with the reference's sums of the other answer."""
+    return [pair._replace(reference=pair.reference[::-1]) for pair in row]
+
+
+@pytest.mark.parametrize(
+    "mistake", [lambda rows: rows[1:] + rows[:1], lambda rows: [swapped(row) for row in rows]]
+)
+def test_a_reference_of_other_answers_is_told_apart(
+    trls_losses: dict[str, list[float]],
+    monkeypatch: pytest.MonkeyPatch,
+    mistake: Callable[[list[list[Pair]]], list[list[Pair]]],
+) -> None:
+    right = rows_of_pairs()
+    references = [[pair.reference for pair in row] for row in mistake(right)]
+    wrong = [
+        [pair._replace(reference=own) for pair, own in zip(row, given, strict=True)]
+        for row, given in zip(right, references, strict=True)
+    ]
+    monkeypatch.setattr(sys.modules[__name__], "rows_of_pairs", lambda: wrong)
+    assert worst_difference(our_losses({"loss": "dpo"}), trls_losses["dpo 0.1"]) > 1e-3

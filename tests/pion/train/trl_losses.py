@@ -1,0 +1,90 @@
+"""Train pairs with TRL, and print the losses of each step as JSON.
+
+`python -m tests.pion.train.trl_losses FOLDER`: the folder has the model (`model`), the reference
+(`reference`), both as Hugging Face loads them, and `asked.json`: a list of [kind, settings, steps],
+where each step is a list of examples. Importing TRL takes up to a minute, so one process serves
+all.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+
+STEADY = {
+    "max_length": None,
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "use_cpu": True,
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.0,
+    "adam_beta2": 0.95,
+    "max_grad_norm": 1.0,
+    "logging_steps": 1,
+    "num_train_epochs": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+
+
+class OfIds(DPOTrainer):
+    """Takes ids instead of texts."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+class OfSingleIds(KTOTrainer):
+    """Takes ids instead of texts."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+def losses(folder: Path, kind: str, fields: dict[str, Any], steps: list[list[Any]]) -> list[float]:
+    """Return the loss of each step."""
+    model, reference = (
+        AutoModelForCausalLM.from_pretrained(folder / name, dtype="float32")
+        for name in ("model", "reference")
+    )
+    # torch learns nothing where the id of padding is looked up, and here this id has a meaning.
+    for each in (model, reference):
+        each.get_input_embeddings().padding_idx = None
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "model" / "tokenizer.json"))
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    tokenizer.eos_token = tokenizer.pad_token
+    config, trainer = (KTOConfig, OfSingleIds) if kind == "kto" else (DPOConfig, OfIds)
+    args = config(
+        output_dir=str(folder / "out"),
+        per_device_train_batch_size=len(steps[0]),
+        train_sampling_strategy="sequential",
+        **STEADY,
+        **fields,
+    )
+    made = trainer(
+        model=model,
+        ref_model=reference,
+        args=args,
+        train_dataset=Dataset.from_list([example for step in steps for example in step]),
+        processing_class=tokenizer,
+    )
+    made.train()
+    return [row["loss"] for row in made.state.log_history if "loss" in row]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    asked = json.loads((folder / "asked.json").read_text())
+    found = [losses(folder, *each) for each in asked]
+    (folder / "losses.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
