@@ -8,6 +8,7 @@ write fp32 logits once, and one compiled kernel reads them once. It is the fast 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -136,6 +137,11 @@ def _learned_rows(targets: Tensor) -> Tensor:
 # ---------------------------------------------------------------- compiled
 
 
+# Of a part, its products (n, columns) and those of the targets (n, 1), a kernel returns a result,
+# and what gradients are made of: see `_gradient_of_logits` in loss.py.
+Kernel = Callable[[slice, Tensor, Tensor], tuple[Tensor, ...]]
+
+
 class CompiledChunks:
     """All rows, `hidden` (N, d_model), cut into `parts` of one size if that is possible.
 
@@ -157,13 +163,32 @@ class CompiledChunks:
         """Return the products of a part, (n, columns) in fp32. The last columns are padding."""
         return product_in_fp32(self.states[part], self._head.T)
 
-    def by_states(self, grad_logits: Tensor, into: Tensor) -> None:
-        """Write the gradient by the states of a part, without its factors."""
-        product_in_fp32(grad_logits, self._head, into=into)
-
-    def by_weight(self, grad_logits: Tensor, states: Tensor, added: Tensor | None) -> Tensor:
-        """Return the gradient by the weight (columns, d_model), plus `added` if given."""
-        return product_in_fp32(grad_logits.T, states, added=added)
+    def gradients(
+        self, targets: Tensor, kernel: Kernel, *, learned_head: bool
+    ) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None]:
+        """Return the results of the parts, and their gradient by `hidden` in two parts: factors of
+        the rows (N, 1), and what they multiply, fp32 (N, d_model). Last, the fp32 gradient by the
+        weight (vocab, d_model), if it is learned. `targets` are (N,)."""
+        results, factors = [], []
+        grad_hidden = torch.empty_like(self.states, dtype=torch.float32)
+        grad_weight: Tensor | None = None
+        for part in self.parts:
+            logits = self.logits(part)
+            # Reading and writing at the targets costs nothing here. In the compiled kernels, either
+            # could become a pass through all logits.
+            target = targets[part].clamp(min=0)[:, None]
+            of_target = logits.gather(1, target)
+            result, grad_logits, own, factor, states = kernel(part, logits, of_target)
+            grad_logits.scatter_(1, target, own)
+            results.append(result)
+            factors.append(factor)
+            del logits
+            product_in_fp32(grad_logits, self._head, into=grad_hidden[part])
+            if learned_head:
+                grad_weight = product_in_fp32(grad_logits.T, states, added=grad_weight)
+            del states
+        grad_weight = None if grad_weight is None else grad_weight[: self._vocab]
+        return results, torch.cat(factors), grad_hidden, grad_weight
 
 
 def relative_softmax(

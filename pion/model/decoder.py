@@ -319,15 +319,7 @@ class Decoder(nn.Module):
         Raises BadInput for more tokens than the context.
         """
         given = Given(tokens, positions, documents)
-        hidden, reports = self._run(given, options)
-        ce = linear_cross_entropy(
-            hidden.flatten(0, 1),
-            self._head(),
-            targets.reshape(-1),
-            self.config.logit_cap,
-            compiled=_compiles_loss(hidden, options),
-        )
-        return Losses(ce, *self._auxiliary(given, targets, hidden, reports, options))
+        return Losses(*self._of_targets(linear_cross_entropy, given, targets, options))
 
     def log_probs(
         self,
@@ -343,16 +335,22 @@ class Decoder(nn.Module):
         A target of −100 has 0. Raises BadInput for more tokens than the context.
         """
         given = Given(tokens, positions, documents)
+        flat, aux, stats = self._of_targets(linear_log_probs, given, targets, options)
+        return LogProbs(flat.view(targets.shape), aux, stats)
+
+    def _of_targets(
+        self, of_head: Callable[..., Tensor], given: Given, targets: Tensor, options: StepOptions
+    ) -> tuple[Tensor, Tensor, Stats]:
+        """Return what `of_head` makes of a pass and its targets, and what `_auxiliary` returns."""
         hidden, reports = self._run(given, options)
-        flat = linear_log_probs(
+        result = of_head(
             hidden.flatten(0, 1),
             self._head(),
             targets.reshape(-1),
             self.config.logit_cap,
             compiled=_compiles_loss(hidden, options),
         )
-        rest = self._auxiliary(given, targets, hidden, reports, options)
-        return LogProbs(flat.view(targets.shape), *rest)
+        return result, *self._auxiliary(given, targets, hidden, reports, options)
 
     def _auxiliary(
         self,

@@ -193,7 +193,7 @@ def _compiled_forward(
 
 def _compiled_backward(given: _Given, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Return the fp32 gradients by `hidden` and by `weight`, of weighted log-probabilities."""
-    _, grad_hidden, factors, grad_weight = _compiled_gradients(given, grad, learned_head=True)
+    _, factors, grad_hidden, grad_weight = _compiled_gradients(given, grad, learned_head=True)
     assert grad_weight is not None
     return grad_hidden.mul_(factors), grad_weight
 
@@ -201,7 +201,7 @@ def _compiled_backward(given: _Given, grad: Tensor) -> tuple[Tensor, Tensor]:
 def _compiled_with_gradient(given: _Given) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `_plain_with_gradient` returns."""
     equal = torch.ones(len(given[0]), device=given[0].device)
-    log_probs, grad_hidden, factors, _ = _compiled_gradients(given, equal, learned_head=False)
+    log_probs, factors, grad_hidden, _ = _compiled_gradients(given, equal, learned_head=False)
     return log_probs, grad_hidden, factors
 
 
@@ -209,33 +209,19 @@ def _compiled_gradients(
     given: _Given, grad: Tensor, *, learned_head: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the log-probabilities (N,), and the gradient by `hidden` of their sum weighted by
-    `grad` (N,), in two parts: fp32 (N, d_model), and factors of the rows (N, 1). Last, the fp32
+    `grad` (N,), in two parts: factors of the rows (N, 1), and fp32 (N, d_model). Last, the fp32
     gradient by `weight`, if it is learned."""
     hidden, weight, targets, cap, dtype = given
-    gradient_of_log_probs, vocab = _compiled_gradient_of_log_probs(), len(weight)
-    results, factors = [], []
-    grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
-    grad_weight: Tensor | None = None
+    gradient_of_log_probs = _compiled_gradient_of_log_probs()
     with torch.autocast(hidden.device.type, enabled=False):
         chunks = CompiledChunks(hidden, weight, dtype)
-        for part in chunks.parts:
-            logits = chunks.logits(part)
-            # Reading and writing at the targets costs nothing here; see loss.py.
-            target = targets[part].clamp(min=0)[:, None]
-            row_values = logits.gather(1, target), targets[part], grad[part]
-            log_probs, grad_logits, own, factor, states = gradient_of_log_probs(
-                logits, row_values, chunks.states[part], vocab, cap
-            )
-            grad_logits.scatter_(1, target, own)
-            results.append(log_probs)
-            factors.append(factor)
-            del logits
-            chunks.by_states(grad_logits, grad_hidden[part])
-            if learned_head:
-                grad_weight = chunks.by_weight(grad_logits, states, grad_weight)
-            del states
-    grad_weight = None if grad_weight is None else grad_weight[:vocab]
-    return torch.cat(results), grad_hidden, torch.cat(factors), grad_weight
+
+        def kernel(part: slice, logits: Tensor, of_target: Tensor) -> tuple[Tensor, ...]:
+            row_values = of_target, targets[part], grad[part]
+            return gradient_of_log_probs(logits, row_values, chunks.states[part], len(weight), cap)
+
+        gradients = chunks.gradients(targets, kernel, learned_head=learned_head)
+    return torch.cat(gradients[0]), *gradients[1:]
 
 
 # Each shape has kernels for itself; see loss.py.

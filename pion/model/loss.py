@@ -141,32 +141,16 @@ def _compiled(
     """Return the summed loss, and its fp32 gradient by `hidden` in two parts: factors of the rows,
     (N, 1), and what they multiply. Last, the fp32 gradient by `weight`, if it is learned.
     """
-    dtype, vocab = compute_dtype(hidden, weight), len(weight)
     gradient_of_logits = _compiled_gradient_of_logits()
-    losses, factors = [], []
-    grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
-    grad_weight: Tensor | None = None
     with torch.autocast(hidden.device.type, enabled=False):
-        chunks = CompiledChunks(hidden, weight, dtype)
-        for part in chunks.parts:
-            logits = chunks.logits(part)
-            # Reading and writing at the targets costs nothing here. In the compiled kernels, either
-            # could become a pass through all logits.
-            target = targets[part].clamp(min=0)[:, None]
-            of_target = logits.gather(1, target)
-            chunk_loss, grad_logits, own, factor, states = gradient_of_logits(
-                logits, of_target, chunks.states[part], targets[part], vocab, cap
-            )
-            grad_logits.scatter_(1, target, own)
-            losses.append(chunk_loss)
-            factors.append(factor)
-            del logits
-            chunks.by_states(grad_logits, grad_hidden[part])
-            if learned_head:
-                grad_weight = chunks.by_weight(grad_logits, states, grad_weight)
-            del states
-    grad_weight = None if grad_weight is None else grad_weight[:vocab]
-    return torch.stack(losses).sum(), torch.cat(factors), grad_hidden, grad_weight
+        chunks = CompiledChunks(hidden, weight, compute_dtype(hidden, weight))
+
+        def kernel(part: slice, logits: Tensor, of_target: Tensor) -> tuple[Tensor, ...]:
+            states = chunks.states[part]
+            return gradient_of_logits(logits, of_target, states, targets[part], len(weight), cap)
+
+        gradients = chunks.gradients(targets, kernel, learned_head=learned_head)
+    return torch.stack(gradients[0]).sum(), *gradients[1:]
 
 
 @lru_cache(maxsize=1)

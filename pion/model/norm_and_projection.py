@@ -72,7 +72,7 @@ def project_together(x: Tensor, projections: Sequence[nn.Linear]) -> Sequence[Te
     """Return the result of each projection of x.
 
     In a compiled block on CUDA one product computes all of them, and one product makes the gradient
-    of x, which is then written and read once. Each weight still has a gradient of its own.
+    of x, which is then written and read once. Each weight still has its gradient.
     Projections that compute more than x · weightᵀ + bias are computed one by one.
     """
     plain = all(type(projection).forward is Projection.forward for projection in projections)

@@ -57,7 +57,7 @@ def random_pairs(rows: int, *, each: int | None = None, seed: int = 0) -> list[l
 
 @dataclass
 class PairRows:
-    """A stream of rows of pairs. `single` makes every answer an example of its own.
+    """A stream of rows of pairs. `single` makes every answer an example.
 
     `pad` is the id of padding. Rows that follow the last one begin again.
     """

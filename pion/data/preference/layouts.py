@@ -192,7 +192,7 @@ def _side(
 
 
 def _prompt(record: Mapping[str, Any], where: str) -> list[Message]:
-    """Return the messages of the record's prompt; none if it has no prompt of its own."""
+    """Return the messages of the record's prompt; none if the record has no key for it."""
     for key in _PROMPTS:
         if record.get(key) is None:
             continue

@@ -3,7 +3,7 @@
 Both sides are rendered as conversations are (`pion.data.chat`): the same template, the same ids.
 What is learned of a side: its answers after the last message that both sides share, each up to and
 including the end of the turn. So the ids before the first learned one are the prompt. They are the
-same on both sides, because the prompt is a text of its own when it is encoded. We check each pair.
+same on both sides, because the prompt is encoded alone, without an answer. We check each pair.
 
 An answer is never cut: a model that does not see the end of an answer learns not to end, and
 a pair of which one side is cut teaches the length of a row.
