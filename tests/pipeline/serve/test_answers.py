@@ -43,13 +43,17 @@ def test_more_requests_than_the_queue_are_refused(run_folder: Path) -> None:
         )
 
 
+# Other code of this process may open a file meanwhile. Clients that leave one would leave a hundred.
+FEW = 5
+
+
 def test_a_hundred_clients_that_vanish_leave_nothing(
     served: Served, capfd: pytest.CaptureFixture[str]
 ) -> None:
     vanish(served, 20)  # what is loaded once
     before = settled(served)
     vanish(served, 100)
-    assert settled(served) <= before
+    assert settled(served) < before + FEW
     assert "bug" not in capfd.readouterr().out
 
 
@@ -61,7 +65,7 @@ def test_a_thousand_clients_that_vanish_take_no_memory(
     gc.collect()
     before, resident = settled(served), psutil.Process().memory_info().rss
     vanish(served, 900)
-    assert settled(served) <= before
+    assert settled(served) < before + FEW
     assert "bug" not in capfd.readouterr().out
     gc.collect()
     assert psutil.Process().memory_info().rss - resident < 32 << 20
