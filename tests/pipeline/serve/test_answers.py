@@ -43,7 +43,7 @@ def test_more_requests_than_the_queue_are_refused(run_folder: Path) -> None:
         )
 
 
-# Other code of this process may open a file meanwhile. Clients that leave one would leave a hundred.
+# Other code of this process may open a file meanwhile. Clients would leave a hundred.
 FEW = 5
 
 
