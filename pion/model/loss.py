@@ -141,9 +141,9 @@ def _compiled(
     """Return the summed loss, and its fp32 gradient by `hidden` in two parts: factors of the rows,
     (N, 1), and what they multiply. Last, the fp32 gradient by `weight`, if it is learned.
     """
-    gradient_of_logits = _compiled_gradient_of_logits()
+    gradient_of_logits, dtype = _compiled_gradient_of_logits(), compute_dtype(hidden, weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        chunks = CompiledChunks(hidden, weight, compute_dtype(hidden, weight))
+        chunks = CompiledChunks(hidden, weight, dtype)
 
         def kernel(part: slice, logits: Tensor, of_target: Tensor) -> tuple[Tensor, ...]:
             states = chunks.states[part]
