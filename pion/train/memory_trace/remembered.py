@@ -86,7 +86,7 @@ def _timed() -> Iterator[None]:
         _CLOCK.seconds, _CLOCK.since = traced_seconds(), None
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _trace(what: Traced) -> StepTrace:
     from pion.train.memory_trace.step import StepTrace  # imports much of torch
 
