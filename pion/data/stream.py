@@ -1,17 +1,19 @@
 """The training rows of a stage: one endless, randomly accessible stream over all its sources."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pion.data.order import MixtureOrder, RowOrder
-from pion.data.sequences import Sequences
-from pion.data.shards import PREFERENCES, Row, Rows
+from pion.data.sequences import Sequences, sequences_of_rows
+from pion.data.shards import IGNORED, PREFERENCES, Row, Rows
 from pion.errors import BadInput
 
 
@@ -50,6 +52,12 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch on ``device``. Copies from page-locked memory don't block."""
     return map_batch(lambda tensor: tensor.to(device, non_blocking=True), batch)
+
+
+# Where a row is: the place of its source, the number of its shard, and the row in this shard.
+Place = tuple[int, int, int]
+# Returns what the reference model gives for each sequence of a row, in nats.
+References = Callable[[Place], Sequence[float]]
 
 
 class RowStream:
@@ -103,6 +111,8 @@ class RowStream:
         # All batches have the same structure, so rows of text have positions and documents too if
         # they are mixed with conversations.
         self._has_conversations = kinds != ["tokens"]
+        self._paired = kinds == ["pairs"]
+        self._references: References | None = None
         self._end_of_text = documents
         self.total_rows = self._order.total_rows
         identity: list[object] = [
@@ -122,13 +132,33 @@ class RowStream:
         source, shard, row = self._locate(i)
         return self._rows[source].row(shard, row)
 
+    def with_references(self, references: References) -> Self:
+        """Return the same stream, whose sequences have the numbers of a reference model."""
+        stream = copy.copy(self)
+        stream._references = references
+        return stream
+
+    def places(self) -> Iterator[Place]:
+        """Yield the place of each row, by source, shard and row: not in training order."""
+        for source, rows in enumerate(self._rows):
+            for shard, count in enumerate(rows.manifest.shard_rows):
+                yield from ((source, shard, row) for row in range(count))
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the rows with these numbers, in this order.
 
         Raises:
             BadInput: a shard can't be read.
         """
-        rows = [self.row(i) for i in indices]
+        return self.batch_at([self._locate(i) for i in indices])
+
+    def batch_at(self, places: Sequence[Place]) -> Batch:
+        """Return the rows at these places, in this order.
+
+        Raises:
+            BadInput: a shard can't be read, or the reference's numbers don't fit the rows.
+        """
+        rows = [self._rows[source].row(shard, row) for source, shard, row in places]
         tokens = torch.from_numpy(np.stack([row.tokens for row in rows]))
         targets = torch.from_numpy(np.stack([row.targets for row in rows]))
         positions = documents = None
@@ -138,7 +168,19 @@ class RowStream:
             positions = torch.from_numpy(np.stack(placed))
         if self._has_conversations or self._end_of_text is not None:
             documents = torch.from_numpy(np.stack([self._documents(row) for row in rows]))
-        return Batch(tokens, targets, positions, documents)
+        batch = Batch(tokens, targets, positions, documents)
+        sides = [row.sides.tolist() for row in rows if row.sides is not None]
+        return batch if not sides else replace(batch, sequences=self._of(batch, sides, places))
+
+    def _of(
+        self, batch: Batch, sides: Sequence[Sequence[int]], places: Sequence[Place]
+    ) -> Sequences:
+        """Return the sequences of a batch of preferences."""
+        assert batch.documents is not None
+        references = None if self._references is None else [*map(self._references, places)]
+        return sequences_of_rows(
+            sides, batch.documents, batch.targets != IGNORED, references, paired=self._paired
+        )
 
     def document_numbers(self, indices: Sequence[int], end_of_text: int) -> np.ndarray:
         """Return which document each target of these rows belongs to, int64 ``(R, T)``.
@@ -195,7 +237,7 @@ class RowStream:
         """Return the place of the source that training row ``i`` is from."""
         return self._locate(i)[0]
 
-    def _locate(self, i: int) -> tuple[int, int, int]:
+    def _locate(self, i: int) -> Place:
         if isinstance(self._order, MixtureOrder):
             return self._order.locate(i)
         return 0, *self._order.locate(i)

@@ -167,3 +167,42 @@ def test_preferences_are_not_mixed_with_rows_of_another_kind(tmp_path: Path) -> 
     with pytest.raises(BadInput, match="rows of pairs and of tokens"):
         stream(pairs, text(tmp_path / "text", 0, 4))
     assert stream(pairs, preferences(tmp_path / "more", "pairs")).total_rows == 8
+
+
+def test_a_batch_of_pairs_has_its_sides_and_counts_the_tokens_of_each_answer(
+    tmp_path: Path,
+) -> None:
+    batch = stream(preferences(tmp_path, "pairs")).batch([0, 1])
+    assert batch.sequences is not None
+    assert batch.sequences.side.tolist() == [[1, -1]] * 2
+    assert batch.sequences.tokens.tolist() == [[1, 1]] * 2
+    assert not batch.sequences.reference.any()
+
+
+def test_rows_of_labels_need_no_partner(tmp_path: Path) -> None:
+    batch = stream(preferences(tmp_path, "labels")).batch([0])
+    assert batch.sequences is not None
+    assert batch.sequences.side.shape == (1, 2)
+
+
+def test_numbers_of_a_reference_follow_their_row_in_any_order(tmp_path: Path) -> None:
+    plain = stream(preferences(tmp_path, "pairs"))
+    places = list(plain.places())
+    assert len(places) == plain.total_rows == len(set(places))
+    numbers = {place: [-1.0 - n, -100.0 - n] for n, place in enumerate(places)}
+    one = plain.with_references(numbers.__getitem__)
+    in_order, by_place = one.batch(range(one.total_rows)), one.batch_at(places)
+    assert in_order.sequences is not None
+    assert by_place.sequences is not None
+    assert by_place.sequences.reference.tolist() == [numbers[place] for place in places]
+    assert sorted(in_order.sequences.reference.tolist()) == sorted(numbers.values())
+    assert torch.equal(one.batch_at(places).tokens, plain.batch_at(places).tokens)
+    before = plain.batch([0]).sequences
+    assert before is not None
+    assert not before.reference.any()
+
+
+def test_numbers_of_a_reference_for_other_sequences_are_refused(tmp_path: Path) -> None:
+    one = stream(preferences(tmp_path, "pairs")).with_references(lambda place: [-1.0])
+    with pytest.raises(BadInput, match="has 2 sequences, and numbers of the reference for 1"):
+        one.batch([0])
