@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pion.data.sequences import Sequences, sequence_sums
 from pion.data.stream import Batch
-from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.feedforward.dense import Stats
 from pion.model.forward_pass import StepOptions
@@ -102,16 +101,6 @@ class OfPreferences:
             name: (value / self.counts[METRICS[name]]).float() for name, value in found.items()
         }
         return loss, measures
-
-
-def check_preference(preference: Preference) -> None:
-    """Raise BadInput for a loss that the trainer does not compute."""
-    if preference.loss == "kto":
-        raise BadInput(
-            "loss = 'kto': kto needs the distance from the reference over the whole step before "
-            "it can compute a gradient, and the trainer can't give it. Use apo-zero with "
-            "unpaired: it learns from the same single answers"
-        )
 
 
 def objective_of(

@@ -28,6 +28,8 @@ WITHOUT_REFERENCE = ("simpo", "orpo")
 # These compare means over tokens, the others sums.
 OF_MEANS = ("dpo-norm", "ipo", "simpo", "orpo")
 SMOOTHED = ("dpo", "dpo-norm", "simpo")
+# These make sense without a reference too, whose sums are then 0.
+REFERENCE_CAN_BE_NONE = ("dpo", "dpo-norm", "ipo")
 
 
 @dataclass(frozen=True)
@@ -101,3 +103,13 @@ class Preference:
         if self.loss != "simpo":
             return 0.0
         return MARGIN * self.strength if self.margin is None else self.margin
+
+
+def check_preference(preference: Preference) -> None:
+    """Raise BadInput for a loss that the trainer does not compute."""
+    if preference.loss == "kto":
+        raise BadInput(
+            "loss: kto needs the distance from the reference over the whole step before it can "
+            "compute a gradient, and the trainer can't give it. Use apo-zero: it learns from the "
+            "same single answers"
+        )

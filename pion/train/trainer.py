@@ -31,10 +31,11 @@ from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients, Ranks
 from pion.train.metrics import StepMetrics, StepRecord
-from pion.train.objective import Measures, Objective, check_preference, objective_of
+from pion.train.objective import Measures, Objective, objective_of
 from pion.train.optimizer.optimizer import Optimizer
 from pion.train.optimizer.state_pieces import Piece, check_tensors, copy_tensors, hand_out
 from pion.train.phases import only_draft
+from pion.train.preference import check_preference
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.side_copy import SideCopy

@@ -10,6 +10,7 @@ from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.job.model_section import Base
+from pipeline.job.stages import TRAINING
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import read_pin
 from pipeline.state.stores import DEFAULT_STORE, open_store
@@ -26,7 +27,8 @@ def read_job(path: str | Path, overrides: Sequence[str] = (), redo: str | None =
 
     def find(values: dict[str, Any]) -> Base:
         source = str(values["model"]["from"])
-        again = redo in ("prepare", "pretrain" if "pretrain" in values else "sft")
+        first = next((stage for stage in TRAINING if stage in values), "sft")
+        again = redo in ("prepare", first)
         pinned = _pinned(values, source)
         if pinned is not None and not again:
             return pinned

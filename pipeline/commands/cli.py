@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pion.errors import BadInput
 from pipeline.commands.arguments import JSON, Add, add_page, argument, flag, one_of
 from pipeline.console.formats import show
+from pipeline.job.stages import TRAINING
 
 if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
@@ -174,7 +175,7 @@ def _add_export(add: Add) -> None:
         ),
         argument(
             "--stage",
-            choices=("pretrain", "sft"),
+            choices=TRAINING,
             help="which stage's model to export from a run; default: the latest stage",
         ),
         argument(
@@ -227,7 +228,7 @@ def _add_run_commands(add: Add) -> None:
         ),
         argument(
             "--stage",
-            choices=("pretrain", "sft"),
+            choices=TRAINING,
             help="the stage of the checkpoint; default: the current stage",
         ),
     )

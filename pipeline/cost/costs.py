@@ -45,6 +45,7 @@ from pipeline.cost.timeline import (
     attempts_of,
     processes_of,
 )
+from pipeline.job.stages import TRAINING
 from pipeline.machine.rented import RENTED
 from pipeline.state.head import Head
 from pipeline.state.rows.metrics import read_events
@@ -248,9 +249,6 @@ class Costs:
         }
 
 
-TRAINED = ("pretrain", "sft")
-
-
 def costs_of(run: RunState, head: Head, now: float, log: RunLog | None = None) -> Costs:
     """Return what `run` has cost until `now`; without a `log`, read it from the store.
 
@@ -285,7 +283,7 @@ def read_log(run: RunState) -> RunLog:
         read_events(run.store, run.name, unreadable),
         {
             stage: ThinReader(run.store, run.key(f"metrics/{stage}/"), unreadable).read()
-            for stage in TRAINED
+            for stage in TRAINING
         },
         unreadable,
     )

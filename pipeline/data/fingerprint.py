@@ -23,7 +23,7 @@ from pipeline.job import Job, TextFiles
 from pipeline.job.digest import conversation_inputs, covered_fields
 from pipeline.machine.verified import hashed_once
 
-Part = Literal["pretrain", "sft"]
+Part = Literal["pretrain", "sft", "prefer"]
 
 # Raise this when prepare would make other rows from the same content.
 FORMAT = 1
@@ -78,10 +78,10 @@ def _settings(job: Job, part: Part) -> dict[str, Any]:
     if part == "pretrain":
         fields = covered_fields(job.text_settings, "data")
     else:
-        assert job.sft is not None
-        fields = conversation_inputs(job, job.sft) | {"data.shard_rows": job.data.shard_rows}
+        fields = conversation_inputs(job, part) | {"data.shard_rows": job.data.shard_rows}
     # The window only decides in which order training reads the rows.
-    elsewhere = ("data.sources.", "sft.sources.", "data.window", "data.clean.decontaminate")
+    sources = "data.sources." if part == "pretrain" else f"{part}.sources."
+    elsewhere = (sources, "data.window", "data.clean.decontaminate")
     return {path: value for path, value in fields.items() if not path.startswith(elsewhere)}
 
 

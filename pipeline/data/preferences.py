@@ -40,6 +40,17 @@ def kind_of(preference: Preference) -> Kind:
     return "pairs" if isinstance(preference, Pair) else "labels"
 
 
+def kind_of_source(job: Job, found: Input) -> Kind:
+    """Return which kind of rows a source makes, by its first record that can be used.
+
+    Raises BadInput as `preferences` does, and if none can be used.
+    """
+    for read in preferences(job, found):
+        if read.kind is not None:
+            return read.kind
+    raise BadInput(f"{found.key}: none of its records is a preference. Use another data set")
+
+
 def preferences(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[Read]:
     """Yield every preference of a source, and note it in `remarks`.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pion.data.shards import Manifest, Rows, Shard
 from pion.errors import BadInput
 from pion.untrusted import parse_object, read_file
+from pipeline.job.stages import TRAINING
 from pipeline.state.stores.base import check_key
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class PreparedSource:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A finished data folder. `part` is "pretrain" or "sft"; `report` is what prepare measured."""
+    """A finished data folder. `part` is the training stage that it is for; `report` is what prepare
+    measured."""
 
     folder: Path
     part: str
@@ -57,14 +59,20 @@ class PreparedData:
     report: dict[str, Any]
 
     def __post_init__(self) -> None:
-        if self.part not in ("pretrain", "sft"):
-            raise ValueError(f"part is {self.part!r:.200}; it must be pretrain or sft")
+        if self.part not in TRAINING:
+            known = ", ".join(TRAINING)
+            raise ValueError(f"part is {self.part!r:.200}; it must be one of {known}")
         if not isinstance(self.report, dict):
             raise ValueError(f"report is {self.report!r:.200}; it must be an object")
 
     @property
     def tokenizer_path(self) -> Path:
         return self.folder / "tokenizer.json"
+
+    @property
+    def kind(self) -> str:
+        """Which kind of rows it has; of a mixture, the kind of the first source."""
+        return self.manifest(self.sources[0], "train").kind
 
     def manifest(self, source: PreparedSource, split: str) -> Manifest:
         """Return the shards of a source's "train" or "held_out" split.

@@ -59,12 +59,13 @@ def bring_tokenizer(job: Job, source: Path, folder: Path, *, conversations: bool
 
 def _template(job: Job, source: Path, tokenizer: Tokenizer) -> str | None:
     """Return the template of conversations; None if it is the model's own as it is."""
-    assert job.sft is not None
+    assert job.template_stage is not None
+    section = job.conversations(job.template_stage)
     if not job.uses_model_template:
         return chat_template(tokenizer)
     template = find_template(source)
     assert template is not None  # the base has one
-    whole = with_settings(template, job.sft.system, job.sft.template_options, tokenizer.specials)
+    whole = with_settings(template, section.system, section.template_options, tokenizer.specials)
     return None if whole == template else whole
 
 

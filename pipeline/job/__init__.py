@@ -1,6 +1,6 @@
 """The job file: its fields, how it is read, its mistakes, its digests."""
 
-from pipeline.job.job import STAGES, Job
+from pipeline.job.job import Job
 from pipeline.job.result_sections import REQUIREMENT, Publish
 from pipeline.job.runtime_sections import Budget, Checkpoint, Deadline, Price
 from pipeline.job.section import Section
@@ -19,6 +19,7 @@ from pipeline.job.sources import (
     Source,
     TextFiles,
 )
+from pipeline.job.stages import STAGES
 from pipeline.job.train_sections import Train
 
 __all__ = [

@@ -17,7 +17,7 @@ from pion.config.model_config import ModelConfig
 from pion.later_fields import values_before
 from pipeline.job import Job, Section
 from pipeline.job.section import ALWAYS_THERE, join, part_of, value_before
-from pipeline.job.train_sections import Sft
+from pipeline.job.stages import CONVERSING
 
 # Dotted path → value. Paths that start with `input.` are digests of earlier stages and of data.
 Inputs = dict[str, Any]
@@ -91,12 +91,13 @@ def digest_job(job: Job) -> Digests:
     if job.data.sources:
         inputs["data.pretrain"] = covered_fields(job.text_settings, "data") | tokenizer
         data["pretrain"] = digest_of(inputs["data.pretrain"])
-    if job.sft is not None:
-        # A trained tokenizer comes from the pretraining text, so its data decides the ids.
-        trained = job.tokenizer is not None and job.tokenizer.train is not None
-        ids = {"input.data.pretrain": data["pretrain"]} if trained else tokenizer
-        inputs["data.sft"] = conversation_inputs(job, job.sft) | ids
-        data["sft"] = digest_of(inputs["data.sft"])
+    # A trained tokenizer comes from the pretraining text, so its data decides the ids.
+    trained = job.tokenizer is not None and job.tokenizer.train is not None
+    for stage in job.train_stages:
+        if stage in CONVERSING:
+            ids = {"input.data.pretrain": data["pretrain"]} if trained else tokenizer
+            inputs[f"data.{stage}"] = conversation_inputs(job, stage) | ids
+            data[stage] = digest_of(inputs[f"data.{stage}"])
 
     inputs["prepare"] = {f"input.data.{part}": digest for part, digest in data.items()}
     stages = {"prepare": digest_of(inputs["prepare"])}
@@ -130,17 +131,29 @@ def digest_job(job: Job) -> Digests:
     return Digests(data, stages, inputs, before | fields_before(job))
 
 
-def conversation_inputs(job: Job, sft: Sft) -> Inputs:
-    """Return what decides the rows of conversations, apart from the tokenizer."""
-    inputs = {
-        path: value
-        for path, value in covered_fields(sft, "sft").items()
-        if path.startswith(("sft.sources", "sft.held_out", "sft.template", "sft.system"))
-    } | {"sft.seq_len": job.sft_seq_len, "data.held_out": job.data.held_out}
+def conversation_inputs(job: Job, stage: str) -> Inputs:
+    """Return what decides the rows of a stage's conversations, apart from the tokenizer."""
+    inputs = _fields_of_rows(job, stage) | {f"{stage}.seq_len": job.seq_len(stage)}
+    if stage == "sft":  # some questions are held out with the text that they are about
+        inputs["data.held_out"] = job.data.held_out
+    else:
+        inputs["model.seq_len"] = job.model_config_resolved().seq_len  # no answer is longer
+    template = job.template_stage
+    if template is not None and template != stage:
+        written = _fields_of_rows(job, template).items()
+        rows = (f"{template}.sources", f"{template}.held_out")
+        inputs |= {path: value for path, value in written if not path.startswith(rows)}
     if job.base is not None and job.uses_model_template:
-        day = {} if job.base.date is None else {"sft.template.date": job.base.date}
-        inputs |= {"sft.template.from": job.base.template, **day}
+        day = {} if job.base.date is None else {f"{template}.template.date": job.base.date}
+        inputs |= {f"{template}.template.from": job.base.template, **day}
     return inputs
+
+
+def _fields_of_rows(job: Job, stage: str) -> Inputs:
+    """Return the fields of a stage that decide its rows of conversations."""
+    names = tuple(f"{stage}.{name}" for name in ("sources", "held_out", "template", "system"))
+    fields = covered_fields(job.section(stage), stage)
+    return {path: value for path, value in fields.items() if path.startswith(names)}
 
 
 def tokenizer_inputs(job: Job) -> Inputs:

@@ -2,8 +2,8 @@
 
 How a field is declared, and what it means for finished stages: section.py. The fields of the model
 and its tokenizer: model_section.py; of the data: sources.py; of the training stages:
-train_sections.py; of evaluation and publication: result_sections.py; of saving, machines, money and
-time: runtime_sections.py.
+train_sections.py and tuning_sections.py; of evaluation and publication: result_sections.py; of
+saving, machines, money and time: runtime_sections.py.
 Paths of inputs are relative to the job file, paths of outputs to the working directory.
 """
 
@@ -46,10 +46,11 @@ from pipeline.job.section import (
     runtime,
 )
 from pipeline.job.sources import Data, Source
-from pipeline.job.train_sections import Pretrain, Sft, Train, phases_of
+from pipeline.job.stages import CONVERSING, TRAINING
+from pipeline.job.train_sections import Pretrain, Train, phases_of
+from pipeline.job.tuning_sections import Conversations, Prefer, Sft
 from pipeline.machine.folders import expand
 
-STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 # Defaults of `sft` where the run starts from a trained model.
 EPOCHS_FROM_BASE, BATCH_FROM_BASE = 3.0, 16
 
@@ -80,6 +81,9 @@ class Job(Section):
     data: Data = identity(Data(), "the pretraining text")
     pretrain: Pretrain | None = identity(None, "the pretraining stage")
     sft: Sft | None = identity(None, "the fine-tuning stage")
+    prefer: Prefer | None = identity(
+        None, "the stage that learns which of two answers is better, or which answers are good"
+    )
     evaluate: Evaluate = identity(Evaluate(), "evaluation during training and at the end")
     publish: Publish | None = identity(None, "where the finished model goes")
     checkpoint: Checkpoint = runtime(
@@ -148,8 +152,9 @@ class Job(Section):
             if seq_len > config.seq_len
         ]
         mistakes += self._too_short_for_slots(config)
-        from_base = self._base if self.train_stages[:1] == ["sft"] else None
-        if from_base is not None and self.lora("sft") is not None:
+        first = next(iter(self.train_stages), "")
+        from_base = self._base if first in CONVERSING else None
+        if from_base is not None and self.lora(first) is not None:
             learned = from_base.model_config.draft
             mistakes += mistakes_of(require_learned, config.draft, learned, config.vocab_size)
         for stage in self.train_stages:
@@ -164,9 +169,11 @@ class Job(Section):
 
     def _too_short_for_slots(self, config: ModelConfig) -> list[str]:
         """Return the fields by which training rows are shorter than the segments of slots."""
-        own = self.sft is not None and self.sft.seq_len
-        fields = {"pretrain": "data.seq_len", "sft": "sft.seq_len" if own else "data.seq_len"}
-        lengths = {fields[stage]: self.seq_len(stage) for stage in self.train_stages}
+        lengths = {}
+        for stage in self.train_stages:
+            section = self.section(stage)
+            own = isinstance(section, Conversations) and section.seq_len is not None
+            lengths[f"{stage if own else 'data'}.seq_len"] = self.seq_len(stage)
         return [
             f"{field}: rows of {tokens} tokens are shorter than the model's segments of "
             f"{config.slots.segment}, so no slot would ever be trained. Give longer rows, or a "
@@ -218,16 +225,20 @@ class Job(Section):
 
     def _missing(self) -> list[str]:
         """Return what the job lacks."""
-        pretrain, sft, base = self.pretrain, self.sft, self.model.base
+        pretrain, sft, prefer, base = self.pretrain, self.sft, self.prefer, self.model.base
         trains_tokenizer = self.tokenizer is not None and self.tokenizer.train is not None
         no_text = not self.data.sources
         mistakes = {
-            "nothing to train: give `pretrain`, `sft` or both": pretrain is None and sft is None,
+            "nothing to train: give `pretrain`, `sft` or `prefer`": not self.train_stages,
             "data.sources: empty, but `pretrain` needs text": pretrain is not None and no_text,
             "data.sources: empty, but tokenizer.train learns from it": (
                 pretrain is None and trains_tokenizer and no_text
             ),
         }
+        if prefer is not None:
+            mistakes["prefer.init_from: without `sft` it must name a model to start from"] = (
+                pretrain is None and sft is None and not base and not prefer.init_from
+            )
         if sft is not None:
             mistakes |= {
                 "sft.init_from: without `pretrain` it must name a model to start from": (
@@ -241,7 +252,7 @@ class Job(Section):
 
     def _mistakes_of_options(self) -> list[str]:
         """Return the options of an adapter and of a chat format that have no effect."""
-        publish, sft = self.publish, self.sft
+        publish, last = self.publish, next(reversed(self.train_stages), "")
         overlap = self.evaluate.overlap
         mistakes: dict[str, object] = {
             f"evaluate.overlap: {overlap}, but `evaluate` has neither packs nor core, so there are "
@@ -250,7 +261,9 @@ class Job(Section):
             ),
             "evaluate.lm_eval.chat: true, but the model learns no chat format: the job has no sft "
             "and no model.from. Remove it, or add sft": (
-                self.evaluate.lm_eval.chat is True and sft is None and self.model.base is None
+                self.evaluate.lm_eval.chat is True
+                and not self.converses
+                and self.model.base is None
             ),
         }
         if publish is not None and publish.adapter:
@@ -258,22 +271,40 @@ class Job(Section):
                 f"publish.{name}: an adapter is published in float32": value != "float32"
                 for name, value in (("dtype", publish.dtype), ("embeddings", publish.embeddings))
             }
-            mistakes["publish.adapter: only a job with sft.lora trains an adapter"] = (
-                sft is None or sft.lora is None
-            )
-        if sft is not None and not self.uses_model_template:
-            given = {"system": sft.system is not None, "template_options": sft.template_options}
-            mistakes |= {
-                f"sft.{name}: it is for the chat template of a model (model.from), and this job "
-                "uses Pion's own, which writes only what is in the data": is_given
-                for name, is_given in given.items()
-            }
+            mistakes[
+                f"publish.adapter: only a job with {last if self.converses else 'sft'}.lora trains "
+                "an adapter"
+            ] = self.lora(last) is None
+        mistakes |= self._mistakes_of_templates()
         if (clean := self.data.clean) is not None:
             mistakes[
                 f"data.clean.decontaminate: `{OF_EVALUATE}` means the sets of the section "
                 "`evaluate`, which has neither packs nor core"
             ] = OF_EVALUATE in clean.decontaminate and not self.evaluate.has_questions
         return made(mistakes)
+
+    def _mistakes_of_templates(self) -> dict[str, object]:
+        """Return what may be wrong with the template of conversations, and whether it is."""
+        mistakes: dict[str, object] = {}
+        decides = self.template_stage
+        if self.sft is not None and self.prefer is not None:
+            mistakes |= {
+                f"prefer.{name}: preferences are written as the conversations of sft are. Set "
+                f"sft.{name} in its place": name in self.prefer.model_fields_set
+                for name in ("template", "system", "template_options")
+            }
+        if decides is not None and not self.uses_model_template:
+            section = self.conversations(decides)
+            given = {
+                "system": section.system is not None,
+                "template_options": section.template_options,
+            }
+            mistakes |= {
+                f"{decides}.{name}: it is for the chat template of a model (model.from), and this "
+                "job uses Pion's own, which writes only what is in the data": is_given
+                for name, is_given in given.items()
+            }
+        return mistakes
 
     @property
     def base(self) -> Base | None:
@@ -284,7 +315,18 @@ class Job(Section):
     def uses_model_template(self) -> bool:
         """Whether conversations are written by the chat template of `model.from`."""
         has_one = self._base is not None and self._base.template is not None
-        return has_one and self.sft is not None and self.sft.template == "auto"
+        decides = self.template_stage
+        return has_one and decides is not None and self.conversations(decides).template == "auto"
+
+    @property
+    def template_stage(self) -> str | None:
+        """The stage whose fields decide how conversations are written; None: there are none."""
+        return next((stage for stage in self.train_stages if stage in CONVERSING), None)
+
+    @property
+    def converses(self) -> bool:
+        """Whether the model learns from conversations, so that people can talk to it."""
+        return self.template_stage is not None
 
     @property
     def folder(self) -> Path:
@@ -314,12 +356,18 @@ class Job(Section):
 
     @property
     def sft_seq_len(self) -> int:
+        """The tokens in a row of conversations, also where the job has none."""
         return self.sft.seq_len if self.sft and self.sft.seq_len else self.data.seq_len
 
     @property
     def train_stages(self) -> list[str]:
         """The training stages this job has, in order."""
-        return [s for s in ("pretrain", "sft") if getattr(self, s) is not None]
+        return [stage for stage in TRAINING if getattr(self, stage) is not None]
+
+    def stage_before(self, stage: str) -> str | None:
+        """Return the training stage before a training stage; None: it is the first."""
+        number = self.train_stages.index(stage)
+        return self.train_stages[number - 1] if number else None
 
     @property
     def stages(self) -> list[str]:
@@ -331,6 +379,7 @@ class Job(Section):
         lists: dict[str, Sequence[Source]] = {
             "data.sources": self.data.sources,
             "sft.sources": self.sft.sources if self.sft else [],
+            "prefer.sources": self.prefer.sources if self.prefer else [],
         }
         return [(f"{key}.{n}", s) for key, found in lists.items() for n, s in enumerate(found)]
 
@@ -363,18 +412,30 @@ class Job(Section):
         assert isinstance(section, Train)
         return section
 
+    def conversations(self, stage: str) -> Conversations:
+        """Return the section of a stage that learns from conversations."""
+        section = getattr(self, stage)
+        assert isinstance(section, Conversations)
+        return section
+
     def selects_best(self, stage: str) -> bool:
         """Whether the checkpoint of `stage` with the lowest held-out loss is what is published."""
         return self.evaluate.checkpoint == "best" and stage == self.train_stages[-1]
 
     def lora(self, stage: str) -> LoraSettings | None:
         """Return LoRA's settings in a training stage; None: the stage trains all weights."""
-        lora = self.sft.lora if stage == "sft" and self.sft is not None else None
-        return None if lora is None else lora.settings()
+        section = getattr(self, stage) if stage in CONVERSING else None
+        return None if section is None or section.lora is None else section.lora.settings()
 
     def seq_len(self, stage: str) -> int:
         """Return the tokens in a row of a training stage."""
+        if stage == "prefer" and self.prefer is not None:
+            return self.prefer.seq_len or 2 * self.sft_seq_len
         return self.sft_seq_len if stage == "sft" else self.data.seq_len
+
+    def has_documents(self, stage: str) -> bool:
+        """Return whether a row of a training stage has several documents."""
+        return stage in CONVERSING or self.within_documents
 
     @property
     def within_documents(self) -> bool:

@@ -124,6 +124,16 @@ sft:
     "sft.sources/jsonl": "{kind: jsonl, path: talks/*.jsonl, weight: 2}",
     "sft.sources/parquet": "{kind: parquet, path: talks.parquet}",
     "sft.sources/hub": "{kind: hub, repo: teknium/OpenHermes-2.5, revision: main}",
+    "prefer": """\
+prefer:
+  loss: dpo-norm
+  epochs: 1
+  sources: [{kind: jsonl, path: pairs.jsonl}]
+""",
+    "prefer.sources/jsonl": "{kind: jsonl, path: pairs/*.jsonl}",
+    "prefer.sources/parquet": "{kind: parquet, path: pairs.parquet}",
+    "prefer.sources/hub": "{kind: hub, repo: HuggingFaceH4/ultrafeedback_binarized, "
+    "split: train_prefs}",
     "evaluate": """\
 evaluate:
   prompts: ["The meaning of life is", "Once upon a time"]

@@ -39,7 +39,7 @@ class TextFiles(Source):
 
 
 class JsonlFiles(Source):
-    """JSON Lines (.gz too). Each line is a conversation."""
+    """JSON Lines (.gz too). Each line is a conversation; in `prefer`, a preference."""
 
     kind: Literal["jsonl"]
     path: str = identity(..., "a file, a folder or a glob")
@@ -52,7 +52,7 @@ class JsonlTexts(JsonlFiles):
 
 
 class ParquetFiles(Source):
-    """Parquet files. Each row is a conversation."""
+    """Parquet files. Each row is a conversation; in `prefer`, a preference."""
 
     kind: Literal["parquet"]
     path: str = identity(..., "a file, a folder or a glob")
@@ -79,7 +79,7 @@ class BinShards(Source):
 
 
 class HubDataset(Source):
-    """A Hub data set, streamed through `datasets`. Each row is a conversation."""
+    """A Hub data set, streamed. Each row is a conversation; in `prefer`, a preference."""
 
     kind: Literal["hub"]
     repo: str = identity(..., "the data set on the Hub, user/name")
@@ -134,6 +134,7 @@ DataSource = Annotated[
 ConversationSource = Annotated[
     PythonDocsQA | JsonlFiles | ParquetFiles | HubDataset, Field(discriminator="kind")
 ]
+PreferenceSource = Annotated[JsonlFiles | ParquetFiles | HubDataset, Field(discriminator="kind")]
 
 
 class Data(Section):

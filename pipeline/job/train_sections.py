@@ -1,22 +1,19 @@
-"""The job file: the two training stages, and the settings of the trainer that follow."""
+"""The job file: what all training stages have, pretraining, and the settings that follow."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import PrivateAttr, field_validator, model_validator
+from pydantic import PrivateAttr, model_validator
 
-from pion.config.lora import ALL_LINEAR
-from pion.config.lora import Lora as LoraSettings
-from pion.config.part_fields import FACTOR, LAYERS, SEQ_LEN, WIDTH
-from pion.data.chat.template_source import with_settings
+from pion.config.part_fields import FACTOR, LAYERS, WIDTH
 from pion.errors import BadInput
-from pion.later_fields import shown
 from pion.train.phases import Phase as TrainPhase
 from pion.train.phases import check_phases
+from pion.train.preference import Preference
 from pipeline.job.recipe import Recipe
 from pipeline.job.section import (
     BATCH,
@@ -29,69 +26,9 @@ from pipeline.job.section import (
     runtime,
     scheduled,
 )
-from pipeline.job.sources import ConversationSource
 
 if TYPE_CHECKING:
     from pion.train.settings import TrainSettings
-
-
-# What fine-tuning uses with LoRA where the job says nothing. Few weights are trained, from 0, so
-# the rates are ten times those of full fine-tuning.
-DEFAULTS = {"lr": 2e-4, "min_lr": 2e-5, "weight_decay": 0.0}
-# What to write in a job to use LoRA.
-HOW_TO_USE = (
-    "write `sft: {lora: {rank: 16}}` next to the other fields of sft, or add sft.lora.rank=16 to "
-    "the command"
-)
-
-
-class Lora(Section):
-    """Fine-tuning of low-rank additions to a frozen base."""
-
-    rank: int = identity(16, "rank of the additions", gt=0, most=WIDTH)
-    alpha: float = identity(32.0, "the additions are scaled by alpha / rank", gt=0, most=FACTOR)
-    targets: Literal["all-linear"] | list[str] = identity(
-        "all-linear",
-        "all-linear: every projection of attention and of feed-forward layers, without the head; "
-        "or a list of projections, such as [q_proj, v_proj]",
-    )
-    base_dtype: Literal["bfloat16"] | None = identity(
-        None,
-        "bfloat16: round the frozen base, which then takes half the memory; unset: its own values, "
-        "stored in bfloat16 where that changes none",
-    )
-    dropout: float = identity(
-        0.0,
-        "dropout before the additions; only 0, because a resumed run could not draw the same for "
-        "any number of workers",
-        before=0.0,
-        most=1,
-    )
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _names(cls, targets: Any) -> Any:
-        if targets == ALL_LINEAR:
-            return targets
-        if isinstance(targets, list) and targets and all(isinstance(n, str) for n in targets):
-            return targets
-        raise ValueError(f"{shown(targets)} should be all-linear or a list of projections")
-
-    @field_validator("dropout")
-    @classmethod
-    def _no_dropout(cls, dropout: float) -> float:
-        if dropout != 0:
-            raise ValueError("LoRA trains without dropout here; remove `dropout`")
-        return dropout
-
-    @model_validator(mode="after")
-    def _fits(self) -> Lora:
-        return refuse(self, mistakes_of(self.settings))
-
-    def settings(self) -> LoraSettings:
-        """Return the library's settings. Raises BadInput for values that make no sense."""
-        targets = self.targets if self.targets == ALL_LINEAR else tuple(self.targets)
-        return LoraSettings(self.rank, self.alpha, targets, self.base_dtype)
 
 
 class Phase(Section):
@@ -136,13 +73,13 @@ def phases_of(phases: Sequence[Phase]) -> tuple[TrainPhase, ...]:
     )
 
 
-_WARMUP = (
+WARMUP = (
     "steps of linear warm-up; unset: the default, or a tenth of the steps where these are fewer"
 )
 
 
 class Train(Section):
-    """The fields that both training stages have."""
+    """The fields that all training stages have."""
 
     steps: int | None = scheduled(..., "optimizer steps", gt=0, most=STEPS)
     global_batch: int = identity(
@@ -150,7 +87,7 @@ class Train(Section):
     )
     lr: float = scheduled(3e-4, "peak learning rate of AdamW", gt=0, most=FACTOR)
     min_lr: float = scheduled(3e-5, "learning rate at the end of the schedule", ge=0, most=FACTOR)
-    warmup_steps: int = scheduled(1000, _WARMUP, ge=0, most=STEPS)
+    warmup_steps: int | None = scheduled(1000, WARMUP, ge=0, most=STEPS)
     schedule: Literal["wsd", "cosine", "constant"] = scheduled(
         "wsd", "after the warm-up: wsd (stable, then decay), cosine, or constant"
     )
@@ -228,7 +165,8 @@ class Train(Section):
     init_from: str | None = identity(
         None,
         "start from a run, checkpoint, exported folder, Hub repository or .pt file; unset: "
-        "pretrain starts from random weights, and sft from the pretrained model",
+        "pretrain starts from random weights, and each other stage from the model of the stage "
+        "before it",
     )
 
     _warmup_given: bool = PrivateAttr(default=True)
@@ -249,11 +187,12 @@ class Train(Section):
 
     def _fit_steps(self, steps: int) -> list[str]:
         """Shorten the default warm-up if need be; return what does not fit into `steps`."""
-        if not self._warmup_given and self.warmup_steps >= steps:
-            self.warmup_steps = steps // 10
+        warmup = self.warmup_steps
+        if warmup is None or (not self._warmup_given and warmup >= steps):
+            self.warmup_steps = warmup = steps // 10
         mistakes = []
-        if self.warmup_steps >= steps:
-            mistakes.append(f"warmup_steps: {self.warmup_steps} must be below steps {steps}")
+        if warmup >= steps:
+            mistakes.append(f"warmup_steps: {warmup} must be below steps {steps}")
         return mistakes + mistakes_of(check_phases, phases_of(self.phases), steps)
 
     def know_rows(self, rows: int) -> None:
@@ -291,14 +230,20 @@ class Train(Section):
     @property
     def total_warmup_steps(self) -> int:
         """The steps of the warm-up, at most a tenth of all steps unless the job names them."""
-        if self._warmup_given or self.warmup_steps < self.total_steps:
-            return self.warmup_steps
-        return self.total_steps // 10
+        warmup, steps = self.warmup_steps, self.total_steps
+        if warmup is None or (not self._warmup_given and warmup >= steps):
+            return steps // 10
+        return warmup
 
     @property
     def warmup_given(self) -> bool:
         """Whether the job names the steps of its warm-up."""
         return self._warmup_given
+
+    @property
+    def preference(self) -> Preference | None:
+        """How the stage learns from preferences; None: it learns each target token."""
+        return None
 
 
 class Pretrain(Train):
@@ -308,92 +253,7 @@ class Pretrain(Train):
         "give no others (docs/recipes.md); unset: each field's default",
     )
     steps: int = scheduled(..., "optimizer steps", gt=0, most=STEPS)
-
-
-class Sft(Train):
-    steps: int | None = scheduled(None, "optimizer steps; unset: epochs decides", gt=0, most=STEPS)
-    epochs: float | None = scheduled(
-        None,
-        "passes over the conversations, in place of steps; with model.from and without steps: 3",
-        before=None,
-        gt=0,
-        most=10_000,
-    )
-    lr: float = scheduled(2e-5, "peak learning rate of AdamW", gt=0, most=FACTOR)
-    min_lr: float = scheduled(2e-6, "learning rate at the end of the schedule", ge=0, most=FACTOR)
-    warmup_steps: int = scheduled(100, _WARMUP, ge=0, most=STEPS)
-    schedule: Literal["wsd", "cosine", "constant"] = scheduled(
-        "cosine", "after the warm-up: wsd (stable, then decay), cosine, or constant"
-    )
-    weight_decay: float = scheduled(
-        0.01, "decoupled weight decay of matrices and embeddings", ge=0, most=FACTOR
-    )
-    sources: list[ConversationSource] = identity(..., "where the conversations come from")
-    held_out: float = identity(
-        0.01, "share of the conversations reserved for evaluation", gt=0, lt=0.5
-    )
-    seq_len: int | None = identity(
-        None, "tokens in a packed row; unset: data.seq_len", ge=8, most=SEQ_LEN
-    )
-    lora: Lora | None = identity(
-        None,
-        "train low-rank additions to the frozen model; then lr is 2e-4, min_lr 2e-5 and "
-        "weight_decay 0 unless given",
-        before=None,
-    )
-
-    template: Literal["auto", "pion"] = identity(
-        "auto",
-        "chat template. auto: that of model.from, if it has one, else Pion's own; pion: Pion's own",
-        before="auto",
-    )
-    system: str | None = identity(
-        None,
-        "system message of conversations without one, in place of what the model's chat template "
-        "writes; unset: whatever it writes",
-        before=None,
-    )
-    template_options: dict[str, bool | int | float | str] = identity(
-        {},
-        "variables of the model's chat template, such as {enable_thinking: false}",
-        before={},
-    )
-
-    @field_validator("template_options")
-    @classmethod
-    def _options_fit(cls, options: dict[str, Any]) -> dict[str, Any]:
-        return refuse(options, mistakes_of(with_settings, "", None, options, ()))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _rates_of_lora(cls, section: Any) -> Any:
-        has_lora = isinstance(section, dict) and section.get("lora") is not None
-        return DEFAULTS | section if has_lora else section
-
-    @model_validator(mode="after")
-    def _lora_fits(self) -> Sft:
-        if self.lora is None:
-            return self
-        frozen = {
-            f"{name}: LoRA trains only its additions; remove `{name}`": getattr(self, name)
-            for name in ("embedding_lr", "head_lr", "vector_lr", "phases", "primitive_weight_decay")
-        }
-        frozen["optimizer: LoRA trains with adamw; remove `optimizer`"] = self.optimizer == "muon"
-        return refuse(self, made(frozen))
-
-    @property
-    def passes(self) -> float:
-        """The passes over the conversations, where the job gives them in place of steps."""
-        assert self.epochs is not None
-        return self.epochs
-
-    @model_validator(mode="after")
-    def _steps_or_epochs(self) -> Sft:
-        if self.steps is not None and self.epochs is not None:
-            return refuse(self, ["epochs: steps is given too; remove one of the two"])
-        if self.epochs is not None and self.phases:
-            return refuse(self, ["epochs: phases need steps; give steps in place of epochs"])
-        return self
+    warmup_steps: int = scheduled(1000, WARMUP, ge=0, most=STEPS)
 
 
 def settings_of(section: Train) -> TrainSettings:
@@ -407,5 +267,6 @@ def settings_of(section: Train) -> TrainSettings:
             "steps": section.total_steps,
             "warmup_steps": section.total_warmup_steps,
             "phases": phases_of(section.phases),
+            "preference": section.preference,
         }
     )

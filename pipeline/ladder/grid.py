@@ -243,6 +243,7 @@ def _only_pretraining(job: Job) -> dict[str, Any]:
     """Return what leaves out of a job all but pretraining and its held-out loss."""
     return {
         "sft": None,
+        "prefer": None,
         "publish": None,
         "deadline": None,
         "evaluate.every": None,

@@ -273,7 +273,8 @@ def _common(job: Job, stage: str) -> dict[str, Any]:
         # Of a model to start from, which every run measures before it trains.
         "evaluate.final_rows": min(job.evaluate.final_rows, FEW_ROWS),
     }
-    return changes | ({"sft": None} if stage == "pretrain" and job.sft is not None else {})
+    later = job.train_stages[job.train_stages.index(stage) + 1 :]
+    return changes | dict.fromkeys(later)
 
 
 def _spent(heads: Mapping[str, Head | None]) -> Spent:

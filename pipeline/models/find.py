@@ -19,6 +19,7 @@ from pion.formats.weights import INDEX, WEIGHTS
 from pion.later_fields import shown
 from pion.untrusted import read_file
 from pipeline.console.formats import printable
+from pipeline.job.stages import CONVERSING, TRAINING
 from pipeline.machine.folders import expand
 from pipeline.models.bring import bring_model
 from pipeline.state.find_run import known_runs, no_such_run, open_run, runs_in
@@ -177,7 +178,7 @@ def _listed(state: RunState, head: Head, which: str | None) -> Listed:
     entries = list(head.checkpoints)  # newest first
     if which is None:
         # Of evaluate, it is the best one where the job asked for that.
-        stages = ("evaluate", "sft", "pretrain")
+        stages = ("evaluate", *reversed(TRAINING))
         last = [head.stages[stage].checkpoint for stage in stages if stage in head.stages]
         entries.sort(key=lambda e: last.index(e.key) if e.key in last else len(last))
     elif which.isdecimal():
@@ -255,7 +256,7 @@ def _from_folder(folder: Path, label: str | None = None) -> FoundModel:
         chat = find_template(folder) is not None
     else:
         state = _read_state(folder)
-        kind, chat, key = "checkpoint", state.get("stage") == "sft", state.get("tokenizer")
+        kind, chat, key = "checkpoint", state.get("stage") in CONVERSING, state.get("tokenizer")
         if key and not tokenizer.is_file():
             # A key in the run's folder; `folder` is checkpoints/<stage>/<step>-<epoch> in it.
             tokenizer = folder.absolute().parents[2] / key

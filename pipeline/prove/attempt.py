@@ -23,9 +23,9 @@ from pipeline.workers.reaper import children_of, session_processes
 POLL_SECONDS = 0.01
 # Of the log of a run that has ended.
 LAST_LINES = 12
-PLAN_LINE = re.compile(r"(prepare|pretrain|sft|evaluate|publish): (starts|to do|done)\b")
-STEP_LINE = re.compile(r"(pretrain|sft) step ([\d,]+)/")
-SAVED_LINE = re.compile(r"(?:pretrain|sft) step [\d,]+: saved")
+PLAN_LINE = re.compile(r"(prepare|pretrain|sft|prefer|evaluate|publish): (starts|to do|done)\b")
+STEP_LINE = re.compile(r"(pretrain|sft|prefer) step ([\d,]+)/")
+SAVED_LINE = re.compile(r"(?:pretrain|sft|prefer) step [\d,]+: saved")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Attempt:
 
     Attributes:
         at: the mark at which the run was halted and killed.
-        during: the part of the run, from its log: start-up, prepare, pretrain, sft or evaluate.
+        during: the part of the run, from its log: start-up, or a stage.
         steps: stage → the last step that was reported.
         line_times: when each line of the log came.
         step_times: when each line about a step came.

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.job import HubDataset, Job, Source
+from pipeline.job import HubDataset, Job
 from pipeline.job.without_questions import without_questions
 from pipeline.machine.gpus import gpu_count
 from pipeline.machine.kill_points import POINTS
@@ -56,12 +56,10 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
         else:
             warmup, changes[f"{stage}.epochs"] = steps // 10, None
         changes[f"{stage}.warmup_steps"] = warmup
-    sft: Sequence[Source] = () if job.sft is None else job.sft.sources
-    for section_name, named in (("data", job.data.sources), ("sft", sft)):
-        for number, source in enumerate(named):
-            if isinstance(source, HubDataset):
-                most = min(HUB_DOCUMENTS, source.max_documents or HUB_DOCUMENTS)
-                changes[f"{section_name}.sources.{number}.max_documents"] = most
+    for key, source in job.sources():
+        if isinstance(source, HubDataset):
+            most = min(HUB_DOCUMENTS, source.max_documents or HUB_DOCUMENTS)
+            changes[f"{key}.max_documents"] = most
     if gpu_count() > 0:  # without it, results on a GPU are not bit-identical
         changes["hardware.deterministic"] = True
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]

@@ -20,8 +20,8 @@ def base_on_hub(job: Job) -> str | None:
     """Return the Hub repository of the model that the run started from; None for any other."""
     if job.base is not None and job.base.commit is not None:
         return hub_name(job.base.source)
-    if job.publish is not None and job.publish.adapter and job.sft is not None:
-        return hub_name(job.sft.init_from)
+    if job.publish is not None and job.publish.adapter:
+        return hub_name(job.section(job.train_stages[-1]).init_from)
     return None
 
 
@@ -46,12 +46,13 @@ def unknown_licence(job: Job) -> str:
 
 def _template(job: Job) -> list[str]:
     """Return sentences on the chat template that the conversations of training were written in."""
-    if job.sft is None or job.base is None:
+    if job.template_stage is None or job.base is None:
         return []
     if not job.uses_model_template:
         return ["Conversations are written in Pion's own chat template."]
-    told = [] if job.sft.system is None else [f"the system message “{job.sft.system.strip()}”"]
-    told += [f"`{name}: {json.dumps(value)}`" for name, value in job.sft.template_options.items()]
+    section = job.conversations(job.template_stage)
+    told = [] if section.system is None else [f"the system message “{section.system.strip()}”"]
+    told += [f"`{name}: {json.dumps(value)}`" for name, value in section.template_options.items()]
     settings = f", with {' and '.join(told)} unless a caller gives another" if told else ""
     day = f" In training, its date was {job.base.date}." if job.base.date else ""
     return [f"Its chat template is that of the base model{settings}.{day}"]
@@ -127,7 +128,7 @@ def gguf_section(job: Job) -> str:
     repo = target.removeprefix("hf://") if target.startswith("hf://") else None
     ollama = re.sub(r"[^a-z0-9_.-]", "-", job.name.lower())
     model = f"-hf {repo}" if repo else f"-m {GGUF_FILE}"
-    how = "-cnv --jinja" if job.sft else '-no-cnv -p "Once upon a time"'
+    how = "-cnv --jinja" if job.converses else '-no-cnv -p "Once upon a time"'
     fetch = f"hf download {repo} --local-dir {ollama} && cd {ollama}" if repo else f"cd {target}"
     return f"""## In llama.cpp, LM Studio and Ollama
 

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.console.formats import moment, printable
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import STAGES, Job
+from pipeline.job.stages import CONVERSING
 from pipeline.report.cleaning import Text, text_of
 from pipeline.report.results import Evaluated, Published, result_of
 from pipeline.state.head import Head
@@ -18,7 +19,7 @@ from pipeline.state.run_state import SILENCE_SECONDS
 
 Row = Mapping[str, Any]
 
-STAGE_NAMES = {"pretrain": "pretraining", "sft": "fine-tuning"}
+STAGE_NAMES = {"pretrain": "pretraining", "sft": "fine-tuning", "prefer": "preference tuning"}
 # These settings always differ, and say nothing about the training.
 _NAMES = ("name", "store")
 
@@ -116,7 +117,7 @@ class RunHistory:
         """
         return [
             {"stage": stage, "step": row["step"], "prompt": row["sample"]["prompt"]}
-            | {"text": "\n" * (stage == "sft") + row["sample"]["text"]}
+            | {"text": "\n" * (stage in CONVERSING) + row["sample"]["text"]}
             for stage, rows in self.metrics.items()
             for row in rows
             if "sample" in row

@@ -88,6 +88,8 @@ def source_lines(job: Job) -> list[str]:
         sources += [("pretraining", source) for source in job.data.sources]
     if job.sft:
         sources += [("fine-tuning", source) for source in job.sft.sources]
+    if job.prefer:
+        sources += [("preferences", source) for source in job.prefer.sources]
     for stage, source in sources:
         if source.kind == "python-docs":
             what = "Docstrings, comments and `pydoc` topics of Python's standard library"
@@ -157,7 +159,7 @@ def front_matter(job: Job, terms: Terms | None = None) -> str:
         library_name="peft" if job.publish.adapter else "transformers",
         base_model=base_on_hub(job),
         pipeline_tag="text-generation",
-        tags=["pion", *(["conversational"] if job.sft else [])],
+        tags=["pion", *(["conversational"] if job.converses else [])],
         datasets=datasets or None,
         model_name=job.name,
         pion_run=run_id(job),
@@ -169,7 +171,7 @@ def _introduction(job: Job, config: ModelConfig, parameters: int, extra: CardExt
     assert job.publish is not None
     origin = job.section(job.train_stages[0]).init_from or job.model.base
     start = f"from {_origin(job, origin)}" if origin else "from random weights"
-    what = "A conversational" if job.sft else "A base"
+    what = "A conversational" if job.converses else "A base"
     steps = " and ".join(f"{STAGE_NAMES[stage]}" for stage in job.train_stages)
     tokens = short_amount(sum(trained_tokens(job, stage) for stage in job.train_stages))
     sentence = (
@@ -219,7 +221,7 @@ def _usage(job: Job, config: ModelConfig) -> str:
     assert job.publish is not None
     trust = "" if architecture_of(config).stock else ", trust_remote_code=True"
     target = job.publish.to.removeprefix("hf://")
-    if job.sft:
+    if job.converses:
         prompt = (
             f'messages = [{{"role": "user", "content": {_prompt(job, "What can you do?")}}}]\n'
             "inputs = tokenizer.apply_chat_template(\n"
@@ -228,7 +230,7 @@ def _usage(job: Job, config: ModelConfig) -> str:
         )
     else:
         prompt = f'inputs = tokenizer({_prompt(job, "Once upon a time")}, return_tensors="pt")'
-    command = "chat" if job.sft else "generate"
+    command = "chat" if job.converses else "generate"
     return f"""## How to use it
 
 ```python
@@ -427,6 +429,6 @@ def _limitations(job: Job, config: ModelConfig) -> str:
             f"It only knows the language and subjects of its training data, and sees at most "
             f"{config.seq_len:,} tokens of context.",
         ]
-    if not job.sft:
+    if not job.converses:
         items.insert(1, "It is a base model: it continues text and does not follow instructions.")
     return "## Limitations\n\n" + "\n".join(f"- {item}" for item in items)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pion.errors import BadInput
-from pipeline.cost.costs import TRAINED, costs
+from pipeline.cost.costs import costs
 from pipeline.cost.timeline import processes_of
 from pipeline.job import Job
+from pipeline.job.stages import TRAINING
 from pipeline.report.history import RunHistory
 from pipeline.state.find_run import no_such_run
 from pipeline.state.head import Head
@@ -46,7 +47,8 @@ class HistoryReader:
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._new_events = events_reader(state.store, state.name, bad)
         self._readers = {
-            stage: ThinReader(state.store, state.key(f"metrics/{stage}/"), bad) for stage in TRAINED
+            stage: ThinReader(state.store, state.key(f"metrics/{stage}/"), bad)
+            for stage in TRAINING
         }
         # The last heartbeat under each epoch that is over, and whose epoch it was.
         self._beats: dict[int, float | None] = {}

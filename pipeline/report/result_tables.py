@@ -44,7 +44,7 @@ from pipeline.report.overlap import (
 from pipeline.report.overlap import COLUMNS as OVERLAP
 from pipeline.report.values import percent_with_error, share_with_interval, value_with_error
 
-TRAINED = (("sft", "fine-tuned"), ("pretrain", "base"))
+TRAINED = (("prefer", "preference-tuned"), ("sft", "fine-tuned"), ("pretrain", "base"))
 MODELS = (*TRAINED, ("untrained", "untrained"))
 
 
@@ -115,7 +115,7 @@ def _language_blocks(results: Mapping[str, Any]) -> list[Block]:
 def _answer_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
     """Return how the models answer: conversations, built-in instructions and multiple choice."""
     blocks: list[Block] = []
-    response = results.get("sft") or {}
+    response = results.get("prefer") or results.get("sft") or {}
     if "response_loss" in response:
         loss = value_with_error(response, "response_loss")
         stops = share_with_interval(response, "stop_accuracy", "ends")

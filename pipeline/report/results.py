@@ -241,6 +241,7 @@ class Evaluated(TypedDict):
 
     pretrain: NotRequired[Measured]
     sft: NotRequired[Measured]
+    prefer: NotRequired[Measured]
     base: NotRequired[Measured]  # the model that the run started from
     change: NotRequired[Measured]  # from `base` to the last model
     compared_text: NotRequired[ComparedText]

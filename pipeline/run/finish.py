@@ -43,9 +43,8 @@ def finish_evaluate(
 ) -> Row:
     """Measure the models of the finished training stages."""
     from pipeline.data.shard_cache import fetching_from
-    from pipeline.run.measured_start import StoredParts, bring_all_data, measure_start
+    from pipeline.run.measured_start import StoredParts, bring_all_data, measure_start, trained_run
     from pipeline.stages.evaluate import evaluate_run
-    from pipeline.stages.measures import TrainedRun
 
     head = patiently(run.read)
     assert head is not None
@@ -56,7 +55,7 @@ def finish_evaluate(
     models = patiently(lambda: {stage: bring_model(run, head, key) for stage, key in keys.items()})
     data = patiently(lambda: bring_all_data(run, head, digests))
     fetch = fetching_from(run.store, head.data.get("pretrain", ""), patiently)
-    trained = TrainedRun(models, data.get("pretrain"), data.get("sft"), fetch)
+    trained = trained_run(models, data, fetch)
     parts = StoredParts(say, run, digests.stages["evaluate"], Owner.me().session, patiently)
     start = measure_start(job, run, digests, say, patiently)
     results = evaluate_run(job, trained, parts, run.clock.sleep, start)
@@ -140,7 +139,7 @@ def _held_out_texts(job: Job, run: RunState, head: Head, digests: Digests) -> li
     from pion.data.tokens.tokenizer import Tokenizer
     from pipeline.data.prepared import open_data
 
-    part = "pretrain" if "pretrain" in digests.data else "sft"
+    part = next(iter(digests.data))
     data = open_data(bring_data(run, head, part))
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     stream = data.stream("held_out", seed=job.seed, window=job.data.window)

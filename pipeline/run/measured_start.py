@@ -6,11 +6,12 @@ a restart finds it again, and so does a run whose training or evaluation is redo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
@@ -29,6 +30,9 @@ from pipeline.state.shared.bases import bring_base
 from pipeline.state.shared.folder import bring_data
 from pipeline.state.stores import Missing
 from pipeline.state.stores.retry import Patience
+
+if TYPE_CHECKING:
+    from pipeline.data.shard_cache import Fetch
 
 Row = dict[str, Any]
 MODEL = "base"
@@ -120,7 +124,15 @@ def _folders(base: Base, run: RunState, digests: Digests) -> TrainedRun:
     assert head is not None
     data = bring_all_data(run, head, digests)
     model = {MODEL: bring_base(run.store, base.hash)}
-    return TrainedRun(model, data.get("pretrain"), data.get("sft"))
+    return trained_run(model, data)
+
+
+def trained_run(
+    models: Mapping[str, Path], data: Mapping[str, Path], fetch: Fetch | None = None
+) -> TrainedRun:
+    """Return the models of a run with the folders of its data, by part."""
+    texts, talks, preferences = map(data.get, ("pretrain", "sft", "prefer"))
+    return TrainedRun(models, texts, talks, fetch, preferences)
 
 
 def bring_all_data(run: RunState, head: Head, digests: Digests) -> dict[str, Path]:

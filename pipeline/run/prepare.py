@@ -20,7 +20,7 @@ from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.fingerprint import Part
 from pipeline.run.start import Start
 from pipeline.state.claim import Claim
-from pipeline.state.head import SHARED, data_key
+from pipeline.state.head import REFERENCE, SHARED, data_key
 from pipeline.state.shared.bases import bring_base
 from pipeline.state.shared.begin import begin, confirm
 from pipeline.state.shared.folder import Overtaken, complete, own_key
@@ -44,6 +44,8 @@ def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> d
         _delete(own.values())
     ready = _Preparing(start, claim, say, patiently, again).all_parts(own)
     keys = {part: claim.head.data[part] for part in ready}
+    if "prefer" in keys and REFERENCE in claim.head.data:
+        keys[REFERENCE] = claim.head.data[REFERENCE]  # nobody prepares it here
     if claim.head.data != keys:  # it still lists parts that the job no longer has
         patiently(partial(claim.commit, lambda head: head.with_data(keys)))
     _delete(own.values())
@@ -70,7 +72,7 @@ class _Preparing:
 
         HEAD lists each part by then, and its folder is on this machine.
         """
-        from pipeline.stages.prepare import prepare_pretrain, prepare_sft
+        from pipeline.stages.prepare import prepare_prefer, prepare_pretrain, prepare_sft
 
         job, ready = self.start.job, {}
         tokenizer: Path | None = None
@@ -86,6 +88,11 @@ class _Preparing:
         if "sft" in own:
             ready["sft"] = self._part(
                 lambda find: prepare_sft(job, own["sft"], tokenizer, self.say, find), "sft"
+            )
+        if "prefer" in own:
+            ready["prefer"] = self._part(
+                lambda find: prepare_prefer(job, own["prefer"], tokenizer, self.say, find),
+                "prefer",
             )
         return ready
 

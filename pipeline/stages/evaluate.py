@@ -19,6 +19,7 @@ from pathlib import Path
 from pion.errors import BadInput
 from pipeline.console.messages import Note
 from pipeline.job import Job
+from pipeline.job.stages import CONVERSING
 from pipeline.stages.by_document import by_document, with_items
 from pipeline.stages.core import core_of
 from pipeline.stages.measures import (
@@ -138,15 +139,15 @@ class _Evaluation:
         if trained.pretrain_data is not None and has_block:
             label = f"drafts of the {stage} model"
             result["drafts"] = self.part(f"{stage}.drafts", label, partial(measures.drafts, stage))
-        if stage == "sft" and trained.sft_data is not None and not compared:
-            label = "sft model on held-out conversations"
-            result |= self.part(
-                "sft.responses", label, partial(with_items, measures, "sft", "conversations")
-            )
-        if stage == "sft" and measures.job.evaluate.instructions:
-            label = f"sft model on {measures.job.evaluate.instructions} instructions"
+        converses = stage in CONVERSING
+        if converses and trained.sft_data is not None and not compared:
+            label = f"{stage} model on held-out conversations"
+            compute = partial(with_items, measures, stage, "conversations")
+            result |= self.part(f"{stage}.responses", label, compute)
+        if converses and measures.job.evaluate.instructions:
+            label = f"{stage} model on {measures.job.evaluate.instructions} instructions"
             compute = partial(measures.instructions, stage)
-            result["instructions"] = self.part("sft.instructions", label, compute)
+            result["instructions"] = self.part(f"{stage}.instructions", label, compute)
         if measures.job.evaluate.continuations and (cut := measures.continuations()):
             result["continuations"] = self.part(
                 f"{stage}.continuations",
@@ -181,7 +182,7 @@ class _Evaluation:
             limit=section.limit,
             device=measures.device.type,
             chat=section.chat,
-            tuned=job.sft is not None,
+            tuned=job.converses,
             tokenizer=measures.chat_path,
         )
         with tempfile.TemporaryDirectory(prefix="pion-export-") as folder:

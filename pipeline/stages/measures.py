@@ -51,6 +51,7 @@ class TrainedRun:
         models: training stage → checkpoint folder, in the order of the stages.
         pretrain_data: the prepared text; None if the run has none.
         sft_data: the prepared conversations; None if the run has none.
+        prefer_data: the prepared preferences; None if the run has none.
         fetch: downloads a shard of the text that is not on this machine.
     """
 
@@ -58,6 +59,7 @@ class TrainedRun:
     pretrain_data: Path | None
     sft_data: Path | None
     fetch: Fetch | None = None
+    prefer_data: Path | None = None
 
 
 class Measures:
@@ -267,10 +269,14 @@ class Measures:
     def conversations(self) -> PreparedData | None:
         return _open(self.trained.sft_data)
 
+    @cached_property
+    def preferences(self) -> PreparedData | None:
+        return _open(self.trained.prefer_data)
+
     @property
     def chat_path(self) -> Path:
         """The tokenizer.json of the final model, next to the chat format that the model learned."""
-        data = self.conversations or self.text
+        data = self.conversations or self.preferences or self.text
         assert data is not None
         return data.tokenizer_path
 
@@ -278,7 +284,7 @@ class Measures:
     def tokenizer(self) -> Tokenizer:
         from pion.data.tokens.tokenizer import Tokenizer
 
-        data = self.text or self.conversations
+        data = self.text or self.conversations or self.preferences
         assert data is not None
         return Tokenizer.from_file(data.tokenizer_path)
 
@@ -295,10 +301,11 @@ class Measures:
         return torch_dtype(pick_dtype(self.job.hardware.dtype, self.device))
 
     def rows_of(self, split: str, part: str | None = None) -> RowStream:
-        """Return the rows of "train" or "held_out": text of "pretrain", or conversations of "sft".
-        Without a part, the text if there is any."""
-        part = part or ("sft" if self.text is None else "pretrain")
-        return self._stream(self.conversations if part == "sft" else self.text, split)
+        """Return the rows of "train" or "held_out" of a training stage; without a stage, of the
+        first part of the data that there is."""
+        parts = {"pretrain": self.text, "sft": self.conversations, "prefer": self.preferences}
+        first = next(name for name, data in parts.items() if data is not None)
+        return self._stream(parts[part or first], split)
 
     def on_batch(self) -> None:
         """Call what is called after each batch; it may end the measure."""

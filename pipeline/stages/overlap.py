@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.job.digest import digest_of
+from pipeline.job.stages import CONVERSING, TRAINING
 from pipeline.stages.measures import Measures, Part, Result
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def _held_out(measures: Measures) -> list[bytes]:
 
 def _rows_read(measures: Measures) -> list[_Read]:
     job, read = measures.job, []
-    for part, first in (("pretrain", 0), ("sft", CONVERSATIONS_FROM)):
+    for part in TRAINING:
+        first = CONVERSATIONS_FROM if part in CONVERSING else 0
         if part not in job.train_stages or part not in measures.trained.models:
             continue
         stream = measures.rows_of("train", part)
@@ -204,7 +206,8 @@ def _examples(
 
 def _source(measures: Measures, of: _Read, place: int) -> str:
     job = measures.job
-    sources = job.data.sources if of.part == "pretrain" or job.sft is None else job.sft.sources
+    text = of.part not in CONVERSING
+    sources: list[Any] = job.data.sources if text else job.conversations(of.part).sources
     source: Any = sources[of.stream.source_of(place)]
     named = getattr(source, "repo", None) or PurePath(getattr(source, "path", "")).name
     return f"{of.part}, {source.kind} {named}".strip()

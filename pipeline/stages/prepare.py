@@ -47,9 +47,11 @@ from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tok
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.digest import covered_fields
 from pipeline.job.sources import Data
-from pipeline.job.train_sections import Sft
+from pipeline.job.stages import CONVERSING
+from pipeline.job.tuning_sections import Prefer, Sft
+from pipeline.stages.prepare_preferences import check_kinds, write_preferences
 
-__all__ = ["PreparedData", "open_data", "prepare_pretrain", "prepare_sft"]
+__all__ = ["PreparedData", "open_data", "prepare_prefer", "prepare_pretrain", "prepare_sft"]
 
 CHOICES = "choices.jsonl"
 # What is known of the documents while they are cleaned.
@@ -115,12 +117,27 @@ def prepare_sft(
     return _prepared(job, _Part("sft", job.sft, folder, say), tokenizer, find)
 
 
+def prepare_prefer(
+    job: Job,
+    folder: Path,
+    tokenizer: Path | None,
+    say: Say,
+    find: Find = lambda fingerprint: None,
+) -> Prepared:
+    """Prepare the preferences in `folder`, as `prepare_sft` does conversations.
+
+    Raises BadInput as `prepare_pretrain` does, and for preferences that the loss can't learn from.
+    """
+    assert job.prefer is not None
+    return _prepared(job, _Part("prefer", job.prefer, folder, say), tokenizer, find)
+
+
 @dataclass(frozen=True)
 class _Part:
     """A part of the data: its section in the job, its folder, and who hears how it proceeds."""
 
     name: Part
-    section: Data | Sft
+    section: Data | Sft | Prefer
     folder: Path
     say: Say
 
@@ -130,7 +147,9 @@ def _prepared(job: Job, part: _Part, tokenizer: Path | None, find: Find) -> Prep
     folder, by_job = part.folder, tokenizer is None
     with _writing(folder):
         inputs = _find_inputs(job, part)
-        put_tokenizer(job, folder, tokenizer, conversations=part.name == "sft")
+        if part.name == "prefer":
+            check_kinds(job, inputs)
+        put_tokenizer(job, folder, tokenizer, conversations=part.name in CONVERSING)
         trains = by_job and job.tokenizer is not None and job.tokenizer.train is not None
         fingerprint = fingerprint_of(job, part.name, inputs, folder, part.say, trains=trains)
         _forget_other_content(folder, fingerprint, trains=trains)
@@ -178,7 +197,7 @@ def _prepare(job: Job, part: _Part, inputs: list[Input], by_job: bool) -> None:
     )
     if texts_only and job.within_documents:
         check_documents(inputs, tokenizer, seq_len)
-    write = _write_text if texts_only else _write_conversations
+    write = _WRITE[part.name]
     reports = []
     for number, found in enumerate(inputs):
         rows = _row_format(found, folder, seq_len, job.data.shard_rows)
@@ -240,6 +259,21 @@ def _write_conversations(
     return report | _noted(remarks)
 
 
+def _write_preferences(
+    reading: _Reading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+) -> dict[str, Any]:
+    """Write the rows of a source of preferences, and return its report."""
+    return write_preferences(reading.job, reading.found, tokenizer, place, rows, say)
+
+
+# By the part of the data.
+_WRITE: dict[Part, Callable[..., dict[str, Any]]] = {
+    "pretrain": _write_text,
+    "sft": _write_conversations,
+    "prefer": _write_preferences,
+}
+
+
 def _noted(remarks: Remarks) -> dict[str, Any]:
     """Return the part of a source's report with remarks about its texts, if there are any."""
     words = remarks.in_words()
@@ -251,7 +285,7 @@ def _noted(remarks: Remarks) -> dict[str, Any]:
 
 def _find_inputs(job: Job, part: _Part) -> list[Input]:
     """Find all sources, before any other work; pin Hub commits in the folder."""
-    path, section = part.folder / PINNED, "sft" if part.name == "sft" else "data"
+    path, section = part.folder / PINNED, "data" if part.name == "pretrain" else part.name
     pinned = parse_object(read_file(path), str(path)) if path.exists() else {}
     inputs = [
         find_input(job, source, f"{section}.sources.{number}", pinned.get(str(number)))
@@ -375,7 +409,7 @@ def _about(data: PreparedData) -> Iterator[str]:
         if source.get("refusals"):
             refused = source["train_refused"] + source["held_out_refused"]
             first = "; ".join(source["refusals"])
-            yield f"{name}: {refused:,} conversations can't be used: {first}"
+            yield f"{name}: {refused:,} records can't be used: {first}"
 
 
 @contextmanager

@@ -38,15 +38,17 @@ def check_adapter(job: Job, *, to_hub: bool) -> None:
     """
     from pion.formats.peft_folder import require_adaptable
 
-    assert job.sft is not None
-    lora, source = job.lora("sft"), job.sft.init_from or job.model.base
+    last = job.train_stages[-1]
+    lora, source = job.lora(last), job.section(last).init_from
+    if job.stage_before(last) is None:
+        source = source or job.model.base
     assert lora is not None
     try:
         require_adaptable(job.model_config_resolved(), lora)
     except BadInput as error:
         raise BadInput(f"publish.adapter: {error}. Nothing was started.") from None
     if to_hub and not (source and _is_on_hub(job, source)):
-        base = source or "the pretrained model of this run"
+        base = source or "an earlier model of this run"
         raise BadInput(
             f"publish.adapter: the base of the adapter, {base}, exists only here, so an adapter on "
             "the Hub would be of no use. Nothing was started. Publish the merged model, or publish "
@@ -75,7 +77,8 @@ def _write_adapter(model: Finished, folder: Path) -> tuple[Adapter, int]:
     assert record is not None
     base, start = record.base, job.base
     if base.name.startswith("checkpoints/"):
-        base = dataclasses.replace(base, name=f"{model.history.url}@pretrain")
+        stage = base.name.split("/")[1]
+        base = dataclasses.replace(base, name=f"{model.history.url}@{stage}")
     elif start is not None and base.name.startswith(f"{BASES}/"):
         name = job.model_name(start.source, start.commit)
         base = dataclasses.replace(base, name=name, commit=start.commit)
@@ -199,7 +202,7 @@ def _export(model: Finished, folder: Path) -> dict[str, Any]:
     if publish.dtype == "bfloat16":
         decoder, written, cost = _rounded(decoder, tokenizer, model.texts)
     try:
-        export_model(written, model.tokenizer, folder, chat=job.sft is not None)
+        export_model(written, model.tokenizer, folder, chat=job.converses)
     except BadInput as error:
         if not isinstance(error.__cause__, OSError):
             raise

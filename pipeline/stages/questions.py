@@ -55,7 +55,7 @@ def check_instructions(job: Job) -> None:
     not fine-tuned on conversations."""
     from pion.evaluation.instructions.prompts import instructions
 
-    if job.sft is None:
+    if not job.converses:
         raise BadInput(
             "evaluate.instructions: the job has no `sft` section, so its model has no chat format "
             "to be asked in. Nothing was started. Remove evaluate.instructions, or add `sft`"

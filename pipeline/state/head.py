@@ -41,6 +41,8 @@ HEAD_FORMAT = 4
 # The format of HEAD.json while the run is being removed (removal.py). No pion continues such a run.
 REMOVING_FORMAT = 5
 SHARED = "_data"
+# The part of the shared data with the numbers of a reference model. The training workers make it.
+REFERENCE = "reference"
 # The only stage of a run that a rented machine owns while it works through the runs of a ladder or
 # of a search. Its result names the run at work; `finished` says that none is left.
 RUNS = "runs"
@@ -159,8 +161,8 @@ class Head:
         spent: what owning the run has cost on all machines, as of the last commit.
         forked: if this run is a fork, the key of the last checkpoint that was copied.
         skipped: each stage's rows to leave out, oldest first.
-        data: by part of the data ("pretrain", "sft"), the key of the shared folder with it,
-            relative to the store.
+        data: by part of the data (a training stage, or REFERENCE), the key of the shared folder
+            with it, relative to the store.
     """
 
     epoch: Epoch = 0

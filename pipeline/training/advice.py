@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pipeline.console.formats import duration, size
 from pipeline.console.messages import Note, Say
 from pipeline.job import Job
-from pipeline.job.train_sections import Sft
+from pipeline.job.tuning_sections import Conversations
 from pipeline.machine.core_waits import Times, core_times, waited_share
 from pipeline.state.checkpoints.hold import STAYS, deletes_early
 from pipeline.state.head import TRASH_SECONDS, CheckpointEntry, Head
@@ -56,7 +56,7 @@ class Advice:
         best, lowest = min(self._losses, key=lambda found: found[1])
         shown = " → ".join(f"{loss:.4f} (step {at:,})" for at, loss in self._losses[-RISES - 1 :])
         fewer = f"{stage}.steps={best}"
-        if isinstance(section, Sft) and section.epochs is not None:
+        if isinstance(section, Conversations) and section.epochs is not None:
             fewer = f"{stage}.epochs={section.epochs * best / section.total_steps:.2g}"
         text = (
             f"warning: {stage}: the held-out loss has risen {RISES} times in a row: {shown}. If "

@@ -74,5 +74,5 @@ def _trial(context: TrainingContext, stage: str) -> Trial:
     return Trial(
         job.model_config_resolved(),
         job.seq_len(stage),
-        documents=stage == "sft" or job.within_documents,
+        documents=job.has_documents(stage),
     )

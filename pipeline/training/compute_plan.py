@@ -11,7 +11,9 @@ from pion.config.lora import Lora
 from pion.data.order import rows_per_rank
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.job.train_sections import HOW_TO_USE, phases_of
+from pipeline.job.stages import CONVERSING
+from pipeline.job.train_sections import phases_of
+from pipeline.job.tuning_sections import how_to_use_lora
 from pipeline.training.train_request import Group
 
 Dtype = Literal["bfloat16", "float32"]
@@ -142,7 +144,7 @@ def _fitting_micro_batch(
         dtype=plan.dtype,
         optimizer=section.optimizer,
         device=device.type,
-        documents=stage == "sft" or job.within_documents,
+        documents=job.has_documents(stage),
         compile=plan.compile,
         residual=plan.residual,
         lora=job.lora(stage),
@@ -161,9 +163,9 @@ def _fitting_micro_batch(
         return choose(work)
     except DoesNotFit as error:
         by_lora = dataclasses.replace(work, lora=Lora(), optimizer="adamw")
-        if stage != "sft" or work.lora is not None or not _can_be_chosen(choose, by_lora):
+        if stage not in CONVERSING or work.lora is not None or not _can_be_chosen(choose, by_lora):
             raise
-        raise BadInput(f"{error}. By LoRA, it fits here: {HOW_TO_USE}") from None
+        raise BadInput(f"{error}. By LoRA, it fits here: {how_to_use_lora(stage)}") from None
 
 
 def _can_be_chosen(choose: Callable[[Workload], object], work: Workload) -> bool:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pipeline.training.context import TrainingContext
 
 
+# What a model is called after a stage.
+AFTER = {"pretrain": "pretrained", "sft": "fine-tuned", "prefer": "preference-tuned"}
+
+
 def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
     """Return the model that `stage` starts from, the same on every rank, and its origin in words.
 
@@ -43,11 +47,12 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
         found = _brought_base(context, job.base)
         model = fitted(job.model_config_resolved(), found, job.base.source, job.seed)
         return model, f"starts from {job.base}"
-    if stage == "sft":
-        from pion.formats.load import load_decoder
+    before = job.stage_before(stage)
+    if before is not None:
+        from pipeline.models.load import load_model_in
 
-        _, folder = context.fetch(lambda: _bring_pretrained(context.run))
-        return load_decoder(folder), "starts from the pretrained model"
+        _, folder = context.fetch(lambda: _bring_trained(context.run, before))
+        return load_model_in(folder), f"starts from the {AFTER[before]} model"
     torch.manual_seed(job.seed)
     return Decoder(job.model_config_resolved()), "starts from random weights"
 
@@ -73,10 +78,12 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
         whole = _brought_base(context, job.base)
         identity = identify(whole, f"{BASES}/{job.base.hash}")
         return fitted(job.model_config_resolved(), whole, job.base.source), identity
-    if source is None:
-        key, folder = context.fetch(lambda: _bring_pretrained(context.run))
+    before = job.stage_before(stage)
+    if source is None and before is not None:
+        key, folder = context.fetch(lambda: _bring_trained(context.run, before))
         pretrained = load_decoder(folder)
         return pretrained, identify(pretrained, key)
+    assert source is not None  # the first stage with LoRA starts from something
     found = context.fetch(lambda: find_model(job.model_name(source)))
     check_start(found, source, lora=True)
     model = load_model(found)
@@ -86,11 +93,11 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
     return fitted(config, model, source), base
 
 
-def _bring_pretrained(run: RunState) -> tuple[str, Path]:
-    """Return the key and the folder of the final checkpoint of pretraining."""
+def _bring_trained(run: RunState, stage: str) -> tuple[str, Path]:
+    """Return the key and the folder of the final checkpoint of a finished stage."""
     head = run.read()
     assert head is not None
-    key = head.stages["pretrain"].checkpoint
+    key = head.stages[stage].checkpoint
     assert key is not None
     return key, bring_model(run, head, key)
 

@@ -23,6 +23,7 @@ from pipeline.data.fingerprint import APART
 from pipeline.data.tokenizer import needed_files
 from pipeline.job import Job
 from pipeline.job.digest import model_inputs
+from pipeline.job.stages import CONVERSING
 from pipeline.job.train_sections import settings_of
 from pipeline.machine.folders import use_private_compile_cache
 from pipeline.state.checkpoints.layout import METRICS, STATE
@@ -96,6 +97,7 @@ class StageData:
     tokenizer: Tokenizer
     chat_format: ChatFormat
     folder: Path
+    kind: str
     close: Callable[[], None]
 
 
@@ -162,7 +164,7 @@ class Setup:
     def samples(self, prompts: Sequence[str], on_token: Callable[[], None]) -> list[Sample | Note]:
         """Return what the model writes after each prompt, or why it can't."""
         model, chat_format = self.trainer.model, self.data.chat_format
-        step, chat = self.trainer.step, self.stage == "sft"
+        step, chat = self.trainer.step, self.stage in CONVERSING
         notes: list[Sample | Note] = []
         readable: list[tuple[str, list[int]]] = []
         for prompt in prompts:
@@ -240,6 +242,10 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
 
     folder, key, restored = context.fetch(bring)
     data = _open(context.job, folder, fetching_from(context.run.store, key, context.patiently))
+    if context.job.prefer is not None and stage == "prefer":
+        context.job.prefer.know_kind(data.kind, str(folder))
+        if context.job.prefer.needs_reference:
+            raise BadInput("prefer.reference: start: the reference can't be computed yet")
     context.job.section(stage).know_rows(data.train.total_rows)
     saved = restored.saved
     recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])
@@ -304,6 +310,7 @@ def _open(job: Job, folder: Path, fetch: Fetch) -> StageData:
         tokenizer=tokenizer,
         chat_format=chat_format,
         folder=folder,
+        kind=data.kind,
         close=closing.close,
     )
 

@@ -263,6 +263,10 @@ pretrain: &train
 sft:
   {<<: *train, held_out: 0.25, seq_len: 524288,
    sources: [{kind: hub, repo: a/b, weight: 5e8, max_documents: 500_000_000_000}]}
+prefer:
+  {<<: *train, loss: simpo, beta: 5e5, margin: 5e5, label_smoothing: 0.25, sft_weight: 5e5,
+   held_out: 0.25, seq_len: 524288,
+   sources: [{kind: hub, repo: a/b, weight: 5e8, max_documents: 500_000_000_000}]}
 evaluate:
   {every: 500_000_000, rows: 50_000_000, final_rows: 50_000_000, ngram_order: 3,
    ngram_tokens: 500_000_000, continuations: 500_000, lm_eval: {limit: 500_000_000},
@@ -305,7 +309,9 @@ def test_the_limits_are_those_of_the_last_version() -> None:
 
 
 def test_every_number_of_a_job_has_a_limit() -> None:
-    values_of_templates = {"sft.template_options"}  # Pion passes them on, and counts nothing
+    values_of_templates = {
+        f"{stage}.template_options" for stage in ("sft", "prefer")
+    }  # Pion passes them on, and counts nothing
     without = {path for path, field in number_fields(Job) if not refused_by_pydantic(field)}
     assert without == set(LIMITS) | values_of_templates
 
@@ -330,7 +336,7 @@ def with_primitives(half: str) -> str:
         {"until": 0.5, "rates": {"matrix": 5e5}},
         {"top_k": 2048, "rank": 2**15, "unfreeze": [0]},
     ]
-    for stage in ("pretrain", "sft"):
+    for stage in ("pretrain", "sft", "prefer"):
         job[stage] |= {"primitive_weight_decay": 5e5, "phases": phases}
     return yaml.safe_dump(job)
 
@@ -355,12 +361,15 @@ def with_lora(half: str) -> str:
         "max_words": 500_000_000,
         "max_repetition": 0.5,
     }
-    job["sft"] = {
-        "epochs": 5000,
-        "sources": job["sft"]["sources"],
-        # All other dropout is a mistake.
-        "lora": {"rank": 2**14, "alpha": 5e5, "dropout": 0},
-    }
+    for stage in ("sft", "prefer"):
+        job[stage] = {
+            "epochs": 5000,
+            "sources": job[stage]["sources"],
+            # All other dropout is a mistake.
+            "lora": {"rank": 2**14, "alpha": 5e5, "dropout": 0},
+        }
+    weights = {"desirable_weight": 5e5, "undesirable_weight": 5e5}
+    job["prefer"] |= {"loss": "apo-zero", **weights}
     return yaml.safe_dump(job)
 
 

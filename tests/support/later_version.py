@@ -19,7 +19,8 @@ from pipeline.job.model_section import Model
 from pipeline.job.result_sections import Evaluate, Publish
 from pipeline.job.section import identity, scheduled
 from pipeline.job.sources import Data, TextFiles
-from pipeline.job.train_sections import Pretrain, Sft
+from pipeline.job.train_sections import Pretrain
+from pipeline.job.tuning_sections import Sft
 
 
 @dataclass(frozen=True, kw_only=True)

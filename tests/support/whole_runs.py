@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.job.stages import TRAINING
 from pipeline.state.head import CheckpointEntry, Head
 from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
@@ -187,7 +188,7 @@ def final_weights(where: Path | str) -> dict[str, str]:
     """Return the sha256 of the final weights of each finished training stage."""
     head = head_of(where)
     shas = {entry.key: entry.model_sha256 for entry in head.checkpoints}
-    stages = [stage for stage in ("pretrain", "sft") if stage in head.stages]
+    stages = [stage for stage in TRAINING if stage in head.stages]
     return {stage: shas[head.stages[stage].checkpoint or ""] for stage in stages}
 
 

@@ -206,7 +206,7 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
         dtype,
         job.section(stage).optimizer,
         "cuda",
-        documents=stage == "sft" or job.within_documents,
+        documents=job.has_documents(stage),
         compile=hardware.compile is not False,
         residual=pick_residual(hardware.residual, dtype, torch.device("cuda")),
         lora=job.lora(stage),

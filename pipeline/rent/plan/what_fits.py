@@ -13,8 +13,8 @@ from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
 from pipeline.console.formats import counted
 from pipeline.job import Job
-from pipeline.job.train_sections import HOW_TO_USE
-from pipeline.job.train_sections import Lora as LoraSection
+from pipeline.job.tuning_sections import Lora as LoraSection
+from pipeline.job.tuning_sections import how_to_use_lora
 from pipeline.rent.plan.estimate import Estimate, estimate, largest_phase, workers_on, workload_on
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import Offer
@@ -149,7 +149,7 @@ def _changes(job: Job) -> Iterator[tuple[str, Job, str]]:
         yield "With recomputed activations", changed, "remove hardware.recompute: false"
     if job.sft is not None and job.sft.lora is None:
         sft = job.sft.model_copy(update={"lora": LoraSection(), "optimizer": "adamw"})
-        yield "By LoRA", job.model_copy(update={"sft": sft}), HOW_TO_USE
+        yield "By LoRA", job.model_copy(update={"sft": sft}), how_to_use_lora("sft")
 
 
 def _listed(names: list[str]) -> str:

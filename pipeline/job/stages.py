@@ -1,0 +1,9 @@
+"""The names of a run's stages, in order, and what they have in common."""
+
+from __future__ import annotations
+
+STAGES = ("prepare", "pretrain", "sft", "prefer", "evaluate", "publish")
+# These train. Each starts from the model of the one before it.
+TRAINING = ("pretrain", "sft", "prefer")
+# These train on conversations, so what they leave can be talked to.
+CONVERSING = ("sft", "prefer")

@@ -1,0 +1,177 @@
+"""`prefer` in the job file: its defaults, and what is refused before anything is spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput
+from pion.train.preference import BETA, WITHOUT_REFERENCE, Preference
+from pipeline.job import Job
+from pipeline.job.digest import digest_job
+from pipeline.job.train_sections import settings_of
+from pipeline.job.tuning_sections import Prefer
+from pipeline.training.train_request import TrainRequest
+from tests.support.jobs import refusal, tiny_job
+
+SOURCES = [{"kind": "jsonl", "path": "pairs.jsonl"}]
+
+
+def prefer_job(**fields: Any) -> Job:
+    return tiny_job(prefer={"sources": SOURCES, **fields})
+
+
+def prefer(**fields: Any) -> Prefer:
+    section = prefer_job(**fields).prefer
+    assert section is not None
+    return section
+
+
+def refused(folder: Path, **fields: Any) -> str:
+    return refusal(folder, prefer={"sources": SOURCES, **fields})
+
+
+# ---------------------------------------------------------------- defaults
+
+
+def test_the_defaults_are_those_of_the_recipes_that_worked() -> None:
+    section = prefer()
+    assert (section.loss, section.beta, section.reference) == ("dpo-norm", 5.0, "start")
+    assert (section.lr, section.min_lr, section.weight_decay) == (2e-6, 2e-7, 0.0)
+    assert (section.epochs, section.global_batch, section.clip) == (1.0, 32, 1.0)
+    assert (prefer(lora={}).lr, prefer(lora={}).min_lr) == (2e-5, 2e-6)
+
+
+@pytest.mark.parametrize("loss", [loss for loss in BETA if loss != "kto"])
+def test_what_a_loss_needs_is_filled_in(loss: Any) -> None:
+    section = prefer(loss=loss)
+    assert section.preference.strength == section.beta == BETA[loss]
+    assert section.margin == (1.25 if loss == "simpo" else None)
+    assert section.needs_reference == (loss not in WITHOUT_REFERENCE)
+
+
+def test_the_warm_up_is_a_tenth_of_the_steps_however_these_are_given() -> None:
+    assert settings_of(prefer(steps=2000)).warmup_steps == 200
+    section = prefer(epochs=2)
+    section.know_rows(16_000)
+    assert (section.total_steps, section.total_warmup_steps) == (1000, 100)
+    assert settings_of(prefer(steps=2000, warmup_steps=7)).warmup_steps == 7
+
+
+def test_rows_take_both_answers() -> None:
+    assert prefer_job().seq_len("prefer") == 2 * 96
+    assert tiny_job(prefer={"sources": SOURCES}, sft=None).seq_len("prefer") == 2 * 32
+    assert prefer_job(seq_len=100).seq_len("prefer") == 100
+
+
+def test_the_trainer_gets_the_loss() -> None:
+    job = prefer_job(loss="dpo", beta=0.3, label_smoothing=0.1, sft_weight=0.2, steps=10)
+    expected = Preference("dpo", 0.3, label_smoothing=0.1, sft_weight=0.2)
+    assert settings_of(job.section("prefer")).preference == expected
+    assert settings_of(job.section("sft")).preference is None
+
+
+def test_workers_read_the_job_as_it_was_checked() -> None:
+    for fields in ({}, {"loss": "simpo"}, {"loss": "apo-zero", "undesirable_weight": 2.0}):
+        job = prefer_job(**fields)
+        sent = job.model_dump(mode="json", exclude_unset=True)
+        again = TrainRequest(sent, ".", "runs", {}, [], {}).load_job()
+        assert digest_job(again) == digest_job(job)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"loss": "hinge"}, "prefer.loss: unknown value 'hinge'"),
+        ({"loss": "kto"}, "prefer.loss: kto needs the distance"),
+        ({"margin": 1}, "prefer.margin: the loss dpo-norm ignores it. It is for simpo"),
+        ({"loss": "ipo", "label_smoothing": 0.1}, "prefer.label_smoothing: the loss ipo ignores"),
+        ({"label_smoothing": 0.5}, "prefer.label_smoothing: 0.5 should be less than 0.5"),
+        ({"undesirable_weight": 2}, "The loss dpo-norm compares pairs, and ignores them"),
+        ({"beta": 0}, "prefer.beta: 0 should be greater than 0"),
+        ({"sft_weight": -1}, "prefer.sft_weight: -1 should be greater than or equal to 0"),
+        ({"loss": "simpo", "reference": "start"}, "prefer.reference: the loss simpo has none"),
+        ({"loss": "orpo", "reference": "none"}, "prefer.reference: the loss orpo has none"),
+        ({"loss": "apo-zero", "reference": "none"}, "the loss apo-zero needs one; remove"),
+        ({"steps": 5, "epochs": 1}, "prefer.epochs: steps is given too"),
+        ({"sources": []}, "prefer.sources: "),
+        ({"template": "pion"}, "prefer.template: preferences are written as the conversations"),
+        ({"lora": {}, "optimizer": "muon"}, "prefer.optimizer: LoRA trains with adamw"),
+        ({"sources": [{"kind": "python-docs-qa"}]}, "unknown kind 'python-docs-qa'"),
+    ],
+)
+def test_a_field_that_makes_no_sense_is_refused_with_its_key(
+    tmp_path: Path, fields: dict[str, Any], expected: str
+) -> None:
+    found = refused(tmp_path, **fields)
+    assert expected in found
+    assert "nothing was started" in found
+
+
+def test_a_stage_of_preferences_needs_a_model_to_start_from(tmp_path: Path) -> None:
+    changes = {"pretrain": None, "sft": None, "prefer": {"sources": SOURCES}}
+    assert "prefer.init_from: without `sft` it must name a model" in refusal(tmp_path, **changes)
+
+
+def test_the_data_decides_between_pairs_and_single_answers() -> None:
+    section = prefer(loss="apo-zero")
+    section.know_kind("labels", "here")
+    assert not section.preference.paired
+    section.know_kind("pairs", "here")
+    assert section.preference.paired
+    with pytest.raises(BadInput, match=r"here: these are single answers .* prefer.loss=apo-zero"):
+        prefer(loss="dpo").know_kind("labels", "here")
+    weighted = prefer(loss="apo-zero", desirable_weight=2)
+    with pytest.raises(BadInput, match=r"here: these are pairs .* compares pairs"):
+        weighted.know_kind("pairs", "here")
+    weighted.know_kind("labels", "here")
+
+
+# ---------------------------------------------------------------- digests
+
+
+def test_every_field_of_the_loss_moves_the_digest_of_the_stage_and_not_of_its_data() -> None:
+    jobs = [
+        prefer_job(**fields)
+        for fields in (
+            {},
+            {"beta": 2.0},
+            {"loss": "dpo"},
+            {"sft_weight": 0.1},
+            {"reference": "none"},
+            {"lora": {}},
+            {"epochs": 2},
+        )
+    ]
+    digests = [digest_job(job) for job in jobs]
+    assert len({found.stages["prefer"] for found in digests}) == len(jobs)
+    assert len({found.data["prefer"] for found in digests}) == 1
+    assert len({found.stages["sft"] for found in digests}) == 1
+
+
+def test_what_decides_the_rows_moves_the_digest_of_the_data() -> None:
+    plain = digest_job(prefer_job())
+    for fields in ({"held_out": 0.3}, {"seq_len": 64}):
+        assert digest_job(prefer_job(**fields)).data["prefer"] != plain.data["prefer"]
+    longer = tiny_job(prefer={"sources": SOURCES}, model__seq_len=128)
+    assert digest_job(longer).data["prefer"] != plain.data["prefer"]
+    assert digest_job(prefer_job(loss="dpo")).data == plain.data
+
+
+def test_a_stage_of_preferences_follows_from_the_stage_before_it() -> None:
+    digests = digest_job(prefer_job())
+    assert digests.inputs["prefer"]["input.sft"] == digests.stages["sft"]
+    other = digest_job(tiny_job(prefer={"sources": SOURCES}, sft__steps=11))
+    assert other.stages["prefer"] != digests.stages["prefer"]
+
+
+def test_a_job_without_preferences_keeps_its_digests() -> None:
+    without, there = digest_job(tiny_job()), digest_job(prefer_job())
+    for stage in ("pretrain", "sft"):
+        assert there.stages[stage] == without.stages[stage]
+        assert there.data[stage] == without.data[stage]

@@ -1,0 +1,49 @@
+"""Tiny jobs with the stage `prefer`, and their pairs."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from tests.support.whole_runs import write_job
+
+PAIRS = 120
+# Two answers of some 25 tokens fit into a row several times.
+PREFER: dict[str, Any] = {
+    "loss": "dpo",
+    "steps": 8,
+    "global_batch": 4,
+    "lr": 1e-3,
+    "min_lr": 1e-4,
+    "held_out": 0.2,
+    "seq_len": 160,
+    "sources": [{"kind": "jsonl", "path": "pairs.jsonl"}],
+}
+WORDS = ["the", "a", "cat", "birds", "sat", "saw", "flew", "over", "two", "red", "houses"]
+
+
+def write_pairs(folder: Path, pairs: int = PAIRS) -> None:
+    """Write pairs.jsonl: every prompt is another one, and so are its answers."""
+    draw = random.Random(1)
+
+    def words(count: int) -> str:
+        return " ".join(draw.choices(WORDS, k=count)) + "."
+
+    lines = (
+        {"prompt": f"What did {number} see?", "chosen": words(4), "rejected": words(6)}
+        for number in range(pairs)
+    )
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def prefer_job(folder: Path, **changes: Any) -> Path:
+    """Write a tiny job of three training stages, few steps each, and its data into `folder`.
+
+    `changes` are as in `write_job`, such as `prefer__loss="simpo"`.
+    """
+    write_pairs(folder)
+    short = {"pretrain__steps": 6, "sft__steps": 4, "sft__warmup_steps": 1}
+    prefer = {f"prefer__{name}": value for name, value in PREFER.items()}
+    return write_job(folder, **{**short, **prefer, **changes})
