@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 from typing import Self
 
 import numpy as np
@@ -73,6 +74,7 @@ class RowStream:
 
     Attributes:
         total_rows: number of rows in one epoch of all sources.
+        contents: the fingerprint of each source's rows, whatever their order.
         fingerprint: sha256 of everything that decides which row ``i`` is and what its documents
             are.
 
@@ -112,6 +114,11 @@ class RowStream:
         # they are mixed with conversations.
         self._has_conversations = kinds != ["tokens"]
         self._paired = kinds == ["pairs"]
+        counts = [manifest.shard_rows for manifest in manifests]
+        ends = accumulate((n for rows in counts for n in rows), initial=0)
+        # Of each source, the number of the first row of each shard.
+        self._first_rows = [list(islice(ends, len(rows))) for rows in counts]
+        self.contents = [manifest.fingerprint for manifest in manifests]
         self._references: References | None = None
         self._end_of_text = documents
         self.total_rows = self._order.total_rows
@@ -143,6 +150,11 @@ class RowStream:
         for source, rows in enumerate(self._rows):
             for shard, count in enumerate(rows.manifest.shard_rows):
                 yield from ((source, shard, row) for row in range(count))
+
+    def number_of(self, place: Place) -> int:
+        """Return the number of a row among `places`, from 0."""
+        source, shard, row = place
+        return self._first_rows[source][shard] + row
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the rows with these numbers, in this order.

@@ -29,7 +29,7 @@ from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import copy_bases
 from pipeline.state.shared.begin import begin, is_there
-from pipeline.state.shared.folder import Overtaken, complete
+from pipeline.state.shared.folder import REFERENCE_FILE, Overtaken, complete
 from pipeline.state.shared.records import Writer, read_state
 from pipeline.state.stores import Missing, StoreError
 from pipeline.state.stores.errors import before_work, verdict
@@ -232,7 +232,7 @@ class _Copy:
             if not isinstance(begun, Writer):
                 return data_key(fingerprint, begun)
             files = Workspace(self.source.store, SHARED).bring(f"{fingerprint}/{folder}")
-            if not (files / "dataset.json").is_file():
+            if not any((files / name).is_file() for name in ("dataset.json", REFERENCE_FILE)):
                 raise PionError(
                     f"The prepared data in {files} is not complete. Nothing was forked. Prepare it "
                     f"again first: pion run JOB name={self.source.name} --redo prepare."

@@ -433,6 +433,10 @@ class Job(Section):
             return self.prefer.seq_len or 2 * self.sft_seq_len
         return self.sft_seq_len if stage == "sft" else self.data.seq_len
 
+    def needs_reference(self, stage: str) -> bool:
+        """Return whether a training stage compares its model with the one that it starts from."""
+        return stage == "prefer" and self.prefer is not None and self.prefer.needs_reference
+
     def has_documents(self, stage: str) -> bool:
         """Return whether a row of a training stage has several documents."""
         return stage in CONVERSING or self.within_documents

@@ -5,6 +5,7 @@ Rank 0 chooses the checkpoint; the other ranks get what they need of it from ran
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,7 +31,7 @@ from pipeline.state.checkpoints.layout import METRICS, STATE
 from pipeline.state.checkpoints.restore import Found, Loaded, load_folder, newest_good
 from pipeline.state.head import Head
 from pipeline.state.record_json import Count, build, open_record, to_json
-from pipeline.state.shared.folder import bring_data
+from pipeline.state.shared.folder import REFERENCE_FILE, bring_data
 from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
 from pipeline.training.advice import BusyCores, Work
 from pipeline.training.compute_plan import choose_plan
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from pion.train.trainer import Trainer, TrainState
     from pipeline.data.shard_cache import Fetch, ShardCache
     from pipeline.training.context import TrainingContext
+    from pipeline.training.reference.compute import StartingModel
+    from pipeline.training.reference.share import Bound
 
 
 # Tokens of a sample, at most.
@@ -126,6 +129,7 @@ class Setup:
     """A stage ready for its next step, and all that the loop and rank 0 ask of it.
 
     `why` says where it starts. `adapter` is what LoRA trains; None: the whole model is trained.
+    `reference` has the numbers of the model that this one is compared with; None: there is none.
     """
 
     context: TrainingContext
@@ -135,6 +139,7 @@ class Setup:
     restored: Restored
     why: str
     adapter: Adapter | None = None
+    reference: Bound | None = None
 
     @property
     def on_cpu(self) -> bool:
@@ -147,6 +152,8 @@ class Setup:
             "config.json": to_json(self.trainer.model.config.to_dict()).encode(),
             **needed_files(self.data.folder),
         }
+        if self.reference is not None:
+            files[REFERENCE_FILE] = self.reference.record
         return files if self.adapter is None else files | {RECORD: self.adapter.to_json()}
 
     def evaluate(self, on_batch: Callable[[], None]) -> Evaluation:
@@ -231,7 +238,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
 
     from pion.train.card import words_about_bf16
     from pion.train.flash_attention import use_newest_flash_attention
-    from pion.train.trainer import Trainer, TrainState
+    from pion.train.trainer import Trainer
     from pipeline.data.shard_cache import fetching_from
 
     def bring() -> tuple[Path, str, Restored]:
@@ -244,8 +251,6 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     data = _open(context.job, folder, fetching_from(context.run.store, key, context.patiently))
     if context.job.prefer is not None and stage == "prefer":
         context.job.prefer.know_kind(data.kind, str(folder))
-        if context.job.prefer.needs_reference:
-            raise BadInput("prefer.reference: start: the reference can't be computed yet")
     context.job.section(stage).know_rows(data.train.total_rows)
     saved = restored.saved
     recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])
@@ -256,21 +261,74 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     if plan.compile:
         use_private_compile_cache()
     model, why, adapter = _model(context, stage, data, plan, saved)
+    reference = None
+    if context.job.needs_reference(stage):
+        started = None if recorded is not None else _starting(model, adapter, plan)
+        data, reference = _with_reference(context, data, started, saved)
     settings = settings_of(context.job.section(stage))
     trainer = Trainer(model, data.train, settings, plan, rank=context.group.rank)
     if context.group.rank == 0 and trainer.device.type == "cuda":
         how = use_newest_flash_attention(trainer.device, deterministic=plan.deterministic)
         context.report(Note(how))
     if recorded is not None:
-        # Rank 0 has the state, and sends it to the others.
-        own = None if saved is None else TrainState(saved.model, saved.optimizer, saved.state)
-        trainer.load(own)
-        why = f"continues after step {trainer.step:,}"
+        why = _resume(trainer, saved)
     digest = context.request.digests[stage]
     trainer.skipped = context.group.from_rank_0(
         rows_to_skip(restored.head, stage, digest, trainer.next_row, trainer.skipped)
     )
-    return Setup(context, stage, trainer, data, restored, why, adapter)
+    return Setup(context, stage, trainer, data, restored, why, adapter, reference)
+
+
+def _resume(trainer: Trainer, saved: Loaded | None) -> str:
+    """Let the trainer continue from a checkpoint, and say where. Rank 0 has the state, and sends it
+    to the others."""
+    from pion.train.trainer import TrainState
+
+    trainer.load(None if saved is None else TrainState(saved.model, saved.optimizer, saved.state))
+    return f"continues after step {trainer.step:,}"
+
+
+def _starting(model: Decoder, adapter: Adapter | None, plan: ComputePlan) -> StartingModel:
+    """Return the model that a stage starts from. LoRA's additions are 0 then, so it is the base."""
+    from pion.model.parameters import tensors_sha256
+    from pipeline.training.reference.compute import StartingModel
+
+    if adapter is None:
+        return StartingModel(model, tensors_sha256(model.state_dict()), plan)
+    rounded = adapter.lora.base_dtype
+    weights = str(adapter.base.sha256) + ("" if rounded is None else f" in {rounded}")
+    return StartingModel(model, weights, plan)
+
+
+def _with_reference(
+    context: TrainingContext,
+    data: StageData,
+    start: StartingModel | None,
+    saved: Loaded | None,
+) -> tuple[StageData, Bound]:
+    """Return the data with the numbers of the reference, and these numbers.
+
+    They are computed, or found, with the model that the stage starts from, and only then. A stage
+    that resumes (`start` is None) has the numbers that HEAD and its checkpoint name.
+    """
+    from pipeline.training.reference.compute import (
+        bound_reference,
+        check_start,
+        make_reference,
+        require_same,
+    )
+
+    streams = {"train": data.train, "held_out": data.held_out}
+    if start is None:
+        bound = bound_reference(context, streams)
+        if saved is not None:
+            require_same(bound, saved.folder)
+    else:
+        bound = make_reference(context, streams, start)
+    train, held_out = (bound.splits[split].in_stream(stream) for split, stream in streams.items())
+    if start is not None:
+        check_start(start, train)
+    return dataclasses.replace(data, train=train, held_out=held_out), bound
 
 
 def _find(context: TrainingContext, stage: str, head: Head) -> Restored:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.meddling import with_slow_steps
+from pipeline.cli import main
+from pipeline.machine.kill_points import HALT_AT
+from pipeline.state.head import REFERENCE
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import open_store
+from tests.support.meddling import Meddling, with_slow_steps
 from tests.support.preference_runs import PREFER, prefer_job
+from tests.support.waiting import wait_until
 from tests.support.whole_runs import (
     ends_with,
     final_weights,
     finish,
     head_of,
     kill,
+    losses,
     rows_trained,
     start,
     wait_for,
@@ -29,18 +38,29 @@ EACH_STEP = {"checkpoint__every_steps": 1, "log__every": 1}
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
-    finish(prefer_job(folder, **SIMPO, publish={"to": "model"}))
+    finish(prefer_job(folder, publish={"to": "model"}))
     return folder
+
+
+def reference_of(folder: Path) -> str:
+    """Return what the last checkpoint says of its reference: the key, and the hashes."""
+    key = head_of(folder).stages["prefer"].checkpoint
+    assert key is not None
+    record = (folder / "runs/tiny" / key / "reference.json").read_text()
+    assert json.loads(record)["key"] == head_of(folder).data[REFERENCE].split("/")[1]
+    return record
 
 
 def test_a_job_learns_from_pairs_after_fine_tuning_and_publishes_the_result(
     unbroken: Path,
 ) -> None:
     head = head_of(unbroken)
-    assert list(head.data) == ["pretrain", "sft", "prefer"]
+    assert list(head.data) == ["pretrain", "sft", "prefer", REFERENCE]
     weights = final_weights(unbroken)
     assert len(set(weights.values())) == len(weights) == 3
     results = head.stages["evaluate"].result
+    first, *_ = losses(unbroken, "prefer")
+    assert first == pytest.approx(math.log(2), abs=1e-5)  # the model is its own reference
     assert results["prefer"]["response_loss"] != results["sft"]["response_loss"]
     assert (unbroken / "model/model.safetensors").is_file()
     assert (
@@ -57,7 +77,7 @@ def test_every_row_of_pairs_is_trained_once_in_order(unbroken: Path) -> None:
 
 
 def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -> None:
-    job = prefer_job(tmp_path, **SIMPO, **EACH_STEP)
+    job = prefer_job(tmp_path, **EACH_STEP)
     slow = with_slow_steps(tmp_path)
     for _ in range(2):
         process = start(job, env=slow.environment())
@@ -69,6 +89,54 @@ def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -
     assert "prefer: starts (continues after step" in output, output
     assert final_weights(tmp_path) == final_weights(unbroken)
     assert rows_trained(tmp_path, "prefer") == rows_trained(unbroken, "prefer")
+    assert reference_of(tmp_path) == reference_of(unbroken)
+
+
+def killed_in_the_pass(folder: Path, job: Path, arrival: int) -> str:
+    """Kill a run with SIGKILL at its `arrival` at a chunk of the reference; return its output."""
+    chunks = Meddling(folder)
+    chunks.run("import_module('pipeline.training.reference.compute').CHUNK_SECONDS = 0.0")
+    halted = folder / f"halted-{arrival}"
+    process = start(job, env=chunks.environment() | {HALT_AT: f"reference:{arrival}:{halted}"})
+    wait_until(lambda: halted.exists() or process.poll() is not None, "the run to reach a chunk")
+    assert halted.exists()
+    return kill(process)
+
+
+def test_sigkills_in_the_pass_of_the_reference_change_no_bit(
+    tmp_path: Path, unbroken: Path
+) -> None:
+    job = prefer_job(tmp_path)
+    killed_in_the_pass(tmp_path, job, 1)  # before the first chunk
+    killed_in_the_pass(tmp_path, job, 6)  # after the third one
+    output = finish(job)
+    assert "reference: continuing train after row 12" in output, output
+    assert final_weights(tmp_path) == final_weights(unbroken)
+    assert reference_of(tmp_path) == reference_of(unbroken)
+
+
+@pytest.mark.soak
+def test_a_sigkill_at_any_chunk_changes_no_bit(tmp_path: Path, unbroken: Path) -> None:
+    job = prefer_job(tmp_path)
+    for arrival in range(1, 40, 3):
+        killed_in_the_pass(tmp_path, job, 1 + arrival % 3)
+    finish(job)
+    assert final_weights(tmp_path) == final_weights(unbroken)
+    assert reference_of(tmp_path) == reference_of(unbroken)
+
+
+def test_a_fork_with_another_beta_needs_no_second_pass(tmp_path: Path, unbroken: Path) -> None:
+    shutil.copytree(unbroken / "runs", tmp_path / "runs")
+    fork = ["fork", f"{tmp_path}/runs/tiny", f"{tmp_path}/runs/other", "--stage", "sft"]
+    assert main(fork) == 0
+    output = finish(prefer_job(tmp_path, name="other"), "prefer.beta=0.5")
+    assert "sft: done" in output
+    assert "prefer step 8" in output
+    assert "reference: " not in output
+    heads = [RunState(open_store(str(tmp_path / "runs")), n).read() for n in ("tiny", "other")]
+    used = [head.data[REFERENCE] for head in heads if head is not None]
+    assert len(used) == 2
+    assert used[0] == used[1]
 
 
 def test_another_loss_needs_a_redo_of_its_stage_alone(tmp_path: Path) -> None:

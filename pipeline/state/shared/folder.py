@@ -20,6 +20,9 @@ from pipeline.state.stores import Store
 from pipeline.state.stores.local import sync_folder
 from pipeline.state.workspace import Progress, Workspace, files_below, link_or_copy
 
+# What shared data of a reference model is described by. Other data has dataset.json.
+REFERENCE_FILE = "reference.json"
+
 
 class Overtaken(PionError):
     """The folder was to be deleted, because this process showed no sign of life. Begin again."""

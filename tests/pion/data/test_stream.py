@@ -189,6 +189,7 @@ def test_numbers_of_a_reference_follow_their_row_in_any_order(tmp_path: Path) ->
     plain = stream(preferences(tmp_path, "pairs"))
     places = list(plain.places())
     assert len(places) == plain.total_rows == len(set(places))
+    assert [plain.number_of(place) for place in places] == list(range(len(places)))
     numbers = {place: [-1.0 - n, -100.0 - n] for n, place in enumerate(places)}
     one = plain.with_references(numbers.__getitem__)
     in_order, by_place = one.batch(range(one.total_rows)), one.batch_at(places)
@@ -206,3 +207,11 @@ def test_numbers_of_a_reference_for_other_sequences_are_refused(tmp_path: Path) 
     one = stream(preferences(tmp_path, "pairs")).with_references(lambda place: [-1.0])
     with pytest.raises(BadInput, match="has 2 sequences, and numbers of the reference for 1"):
         one.batch([0])
+
+
+def test_rows_are_numbered_through_all_shards_of_all_sources(tmp_path: Path) -> None:
+    pairs = preferences(tmp_path, "pairs")
+    one = stream(pairs, pairs)
+    assert [one.number_of(place) for place in one.places()] == list(range(8))
+    assert one.number_of((1, 1, 0)) == 7
+    assert one.contents == [pairs.manifest.fingerprint] * 2

@@ -16,7 +16,7 @@ from pipeline.run.prepare import prepare_data
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.start import Options, Start
 from pipeline.state.claim import claim_run
-from pipeline.state.head import SHARED, TRASH_SECONDS
+from pipeline.state.head import REFERENCE, SHARED, TRASH_SECONDS, data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.stores import FileStore
@@ -24,6 +24,7 @@ from pipeline.state.stores.retry import Patience
 from pipeline.state.workspace import FILES
 from tests.support.clock import FakeClock
 from tests.support.jobs import SilentDisplay
+from tests.support.preference_runs import prefer_job
 from tests.support.states import read, someone
 from tests.support.whole_runs import write_job
 
@@ -143,3 +144,18 @@ def test_a_part_that_the_job_no_longer_has_is_no_longer_listed(
     both = prepare(store, "demo", time)
     assert both.keys() == {"pretrain", "sft"}
     assert prepare(store, "demo", time, "sft=null") == {"pretrain": both["pretrain"]}
+
+
+def test_the_numbers_of_a_reference_stay_listed_while_the_job_has_preferences(
+    store: FarAway, tmp_path: Path, time: FakeClock
+) -> None:
+    prefer_job(tmp_path)
+    prepared = prepare(store, "tiny", time)
+    run = RunState(store, "tiny", time.clock())
+    claim = claim_run(run, someone(), take_over=True)
+    bound = data_key("a" * 64, "b" * 32)
+    claim.commit(lambda head: head.with_data({**head.data, REFERENCE: bound}))
+    claim.release()
+    assert prepare(store, "tiny", time) == prepared | {REFERENCE: bound}
+    without = prepare(store, "tiny", time, "prefer=null")
+    assert without.keys() == {"pretrain", "sft"}

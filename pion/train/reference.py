@@ -1,0 +1,140 @@
+"""What a reference model gives for the answers of preferences: sums of log-probabilities.
+
+They are computed once, before a stage's first step, by the code that trains: so the model and its
+reference are equal at the first step, but for rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pion.data.sequences import sequence_sums
+from pion.data.stream import Batch, Place, RowStream, to_device
+from pion.errors import BadInput
+from pion.model.decoder import Decoder
+from pion.model.forward_pass import StepOptions
+from pion.train.hardware import torch_dtype
+from pion.train.settings import ComputePlan
+
+# How far two computations of a sum of n log-probabilities may be apart, in nats per √n.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
+# A log-probability is at most 0, and so far above it by rounding.
+MOST = 1e-3
+
+
+@dataclass(frozen=True)
+class ReferenceSums:
+    """The numbers of a reference for the rows of a split, by the number of the row.
+
+    Attributes:
+        sums: what the reference gives for each sequence, in nats, fp64 ``(sequences,)``.
+        starts: how many sequences come before each row, and in all, int64 ``(rows + 1,)``.
+    """
+
+    sums: np.ndarray
+    starts: np.ndarray
+
+    def check(self, rows: int, where: str) -> None:
+        """Raise BadInput, naming `where`, unless these are numbers for so many rows."""
+        fits = len(self.starts) == rows + 1 and self.starts[0] == 0
+        if not fits or (np.diff(self.starts) < 1).any() or self.starts[-1] != len(self.sums):
+            raise BadInput(
+                f"{where}: has {len(self.sums):,} numbers for {len(self.starts) - 1:,} rows, and "
+                f"the data has {rows:,} rows"
+            )
+        check_sums(self.sums, where)
+
+    def of(self, number: int) -> list[float]:
+        """Return the numbers of a row, one for each of its sequences."""
+        found: list[float] = self.sums[self.starts[number] : self.starts[number + 1]].tolist()
+        return found
+
+    def in_stream(self, stream: RowStream) -> RowStream:
+        """Return the stream with these numbers."""
+
+        def of_row(place: Place) -> Sequence[float]:
+            return self.of(stream.number_of(place))
+
+        return stream.with_references(of_row)
+
+
+def check_sums(sums: np.ndarray, where: str) -> None:
+    """Raise BadInput, naming `where`, for what is no sum of log-probabilities."""
+    wrong = ~np.isfinite(sums) | (sums > MOST)
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise BadInput(
+            f"{where}: number {place:,} is {sums[place]}; a sum of log-probabilities is finite, "
+            "and at most 0"
+        )
+
+
+def sums_of(model: Decoder, batch: Batch, plan: ComputePlan) -> list[list[float]]:
+    """Return the sum of log-probabilities of each sequence in each row of a batch, in nats.
+
+    The forward pass is that of a training step by `plan`, on the model's device. It keeps what a
+    backward pass would need until it returns.
+    """
+    assert batch.sequences is not None
+    device = model.embed.weight.device
+    there = to_device(batch, device)
+    assert there.documents is not None
+    options = StepOptions({}, plan.recompute, plan.compile, torch_dtype(plan.residual))
+    with torch.autocast(device.type, torch.bfloat16, enabled=plan.dtype == "bfloat16"):
+        found = model.log_probs(
+            there.tokens,
+            there.targets,
+            positions=there.positions,
+            documents=there.documents,
+            options=options,
+        )
+    count = batch.sequences.side.shape[1]
+    sums = sequence_sums(found.log_probs.detach(), there.documents, count).cpu()
+    return [row[side != 0].tolist() for row, side in zip(sums, batch.sequences.side, strict=True)]
+
+
+@contextmanager
+def unchanged(model: Decoder) -> Iterator[None]:
+    """Put the model into training mode for the block, and its buffers back afterwards."""
+    before: Mapping[str, Tensor] = {name: b.clone() for name, b in model.named_buffers()}
+    was_training = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+
+
+def check_reference(model: Decoder, batch: Batch, plan: ComputePlan, where: str) -> float:
+    """Raise BadInput, naming `where`, if the numbers of a batch are not those of this model.
+
+    Return how far the worst one is off, as a share of what it may be.
+    """
+    assert batch.sequences is not None
+    with unchanged(model):
+        found = sums_of(model, batch, plan)
+    worst = 0.0
+    for row, sums in enumerate(found):
+        stored = batch.sequences.reference[row].tolist()
+        tokens = batch.sequences.tokens[row].tolist()
+        for number, ours in enumerate(sums):
+            allowed = TOLERANCE[plan.dtype] * math.sqrt(tokens[number])
+            apart = abs(ours - stored[number])
+            if not apart <= allowed:  # not `>`: a NaN must not pass
+                raise BadInput(
+                    f"{where}: these reference numbers are not of these weights: for sequence "
+                    f"{number} in row {row} of the first batch, they say {stored[number]:.6f}, and "
+                    f"the model that the stage starts from gives {ours:.6f} (allowed: "
+                    f"{allowed:.2g} apart)"
+                )
+            worst = max(worst, apart / allowed)
+    return worst

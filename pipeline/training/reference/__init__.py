@@ -1,0 +1,1 @@
+"""The numbers of a reference model: computed once before a stage, kept, and bound to the run."""

@@ -1,0 +1,148 @@
+"""The finished numbers of a reference, as data that all runs of a store share.
+
+They are found by what decides them: the weights, the rows and the dtype. So another β, another loss
+or another rate needs no second pass. HEAD names the folder that the run uses from then on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pion.data.arrays import make_folder, sha256_file, write_atomically
+from pion.errors import BadInput
+from pion.train.reference import ReferenceSums
+from pion.untrusted import parse_object, read_file
+from pipeline.console.messages import Note, PrepareProgress, Say
+from pipeline.data.prepared import SPLITS
+from pipeline.state.claim import Claim
+from pipeline.state.head import REFERENCE, data_key
+from pipeline.state.owner import Owner
+from pipeline.state.run_state import RunState
+from pipeline.state.shared.begin import begin, confirm
+from pipeline.state.shared.folder import REFERENCE_FILE, Overtaken, complete
+from pipeline.state.shared.records import Writer, read_state
+
+FORMAT = 1
+
+
+def key_of(weights: str, contents: Mapping[str, list[str]], dtype: str) -> str:
+    """Return what names the numbers of a reference: 64 hexadecimal digits.
+
+    `weights` is the hash of the reference's weights, and `contents` has the fingerprints of the
+    rows of each split. Nothing else decides the numbers, but for rounding.
+    """
+    content = {"format": FORMAT, "weights": weights, "rows": contents, "dtype": dtype}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The numbers of a reference that a stage learns with, and the record by which each checkpoint
+    names them."""
+
+    splits: Mapping[str, ReferenceSums]
+    record: bytes
+
+
+def write_reference(
+    folder: Path, key: str, splits: Mapping[str, ReferenceSums], about: Mapping[str, Any]
+) -> None:
+    """Write the numbers of all splits into a folder; REFERENCE_FILE, which names them, last.
+
+    Raises BadInput if they can't be written.
+    """
+    make_folder(folder)
+    for split, reference in splits.items():
+        for name in ("sums", "starts"):
+            path = folder / f"{split}.{name}.npy"
+            with path.open("wb") as file:
+                np.save(file, getattr(reference, name), allow_pickle=False)
+    files = {path.name: sha256_file(path) for path in sorted(folder.glob("*.npy"))}
+    described = {"format": FORMAT, "key": key, "files": files, **about}
+    write_atomically(folder / REFERENCE_FILE, json.dumps(described, indent=1).encode())
+
+
+def read_reference(folder: Path, rows: Mapping[str, int]) -> Bound:
+    """Return the numbers in a folder, for so many rows of each split. Raises BadInput for files
+    that can't be read or don't fit the rows."""
+    try:
+        described = parse_object(read_file(folder / REFERENCE_FILE), str(folder / REFERENCE_FILE))
+        splits = {}
+        for split in SPLITS:
+            arrays = (np.load(folder / f"{split}.{n}.npy") for n in ("sums", "starts"))
+            splits[split] = ReferenceSums(*arrays)
+            splits[split].check(rows[split], f"{folder} ({split})")
+        record = {name: described[name] for name in ("format", "key", "files")}
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise BadInput(f"{folder}: these numbers of a reference can't be read: {error!r}") from None
+    return Bound(splits, json.dumps(record, sort_keys=True).encode())
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Shares a reference in the store of the run that `claim` owns, and binds it to the run."""
+
+    claim: Claim
+    owner: Owner
+    key: str
+    say: Say
+    patiently: Callable[[Callable[[], Any]], Any]
+
+    def use_what_is_there(self) -> bool:
+        """Bind the reference if a run of the store has computed it. Raises StoreError."""
+        bound = self.claim.head.data.get(REFERENCE, "")
+        if bound.split("/")[1:2] == [self.key]:
+            return True
+        folder = self.patiently(lambda: read_state(self._run.store, self.key)[0].folder)
+        return folder is not None and self._bind(folder)
+
+    def share(self, folder: Path, sources: tuple[str, ...]) -> None:
+        """Share the files in `folder`, or use what another run has shared meanwhile, and bind them.
+
+        Raises StoreError.
+        """
+        while True:
+            begun = self.patiently(self._begin)
+            if isinstance(begun, Writer):
+                writer = begun
+                try:
+                    begun = self.patiently(
+                        partial(complete, self._run, self.key, writer, folder, sources)
+                    )
+                except Overtaken as overtaken:
+                    self.say(Note(f"{overtaken}; sharing it again"))
+                    continue
+            if self._bind(begun):
+                return
+
+    @property
+    def _run(self) -> RunState:
+        return self.claim.state
+
+    def _begin(self) -> str | Writer:
+        me = self.owner
+        writer = Writer(
+            self._run.name, self.claim.epoch, me.session, me.host, "", self._run.clock.now()
+        )
+
+        def waiting(other: Writer, seconds: float) -> None:
+            what = f"wait for run {other.run} on {other.host}, which shares the same reference"
+            self.say(PrepareProgress(what, seconds, "s"))
+
+        return begin(self._run, self.key, writer, me, waiting)
+
+    def _bind(self, folder: str) -> bool:
+        """Let HEAD list the folder; return whether this run may use it."""
+        key = data_key(self.key, folder)
+        self.patiently(
+            partial(self.claim.commit, lambda head: head.with_data({**head.data, REFERENCE: key}))
+        )
+        return bool(self.patiently(partial(confirm, self._run.store, self.key, folder)))

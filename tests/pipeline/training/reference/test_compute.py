@@ -1,0 +1,332 @@
+"""The pass that computes a reference loses a chunk at most, and never has trained weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pion.data.stream import RowStream
+from pion.errors import BadInput, Interrupted, PionError
+from pipeline.state.head import REFERENCE
+from pipeline.state.record_json import Damaged
+from pipeline.training.reference import compute
+from pipeline.training.reference.chunks import Chunks
+from pipeline.training.reference.compute import (
+    bound_reference,
+    check_start,
+    make_reference,
+    require_same,
+)
+from pipeline.training.reference.share import Bound
+from tests.support.reference_world import World, make_world, model_of_the_world
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    make_world(folder)
+    return folder
+
+
+@pytest.fixture
+def world(rows: Path, tmp_path: Path) -> World:
+    (tmp_path / "rows").symlink_to(rows / "rows")
+    return World(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _chunks_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "CHUNK_SECONDS", 0.0)
+
+
+def make(world: World, name: str = "tiny", **plan: Any) -> Bound:
+    with world.context(name) as context:
+        return make_reference(context, world.streams(), world.start(**plan))
+
+
+def bits(bound: Bound) -> dict[str, bytes]:
+    return {split: found.sums.tobytes() for split, found in bound.splits.items()}
+
+
+class Died(BaseException):
+    """The process was killed here."""
+
+
+def dies_at(monkeypatch: pytest.MonkeyPatch, write: int, *, after: bool) -> None:
+    """Let the process die at its chunk number `write`, before or after this is durable."""
+    real, seen = Chunks.write, [0]
+
+    def dying(self: Chunks, split: str, rows: Any) -> None:
+        seen[0] += 1
+        if seen[0] == write and not after:
+            raise Died
+        real(self, split, rows)
+        if seen[0] == write:
+            raise Died
+
+    monkeypatch.setattr(Chunks, "write", dying)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the rows of each batch that is computed from now on."""
+    computed: list[int] = []
+    real = compute.sums_of
+
+    def counting(model: Any, batch: Any, plan: Any) -> list[list[float]]:
+        computed.append(len(batch.tokens))
+        return real(model, batch, plan)
+
+    monkeypatch.setattr(compute, "sums_of", counting)
+    return computed
+
+
+# ---------------------------------------------------------------- what it computes
+
+
+def test_the_numbers_are_sums_of_log_probabilities_of_each_answer(world: World) -> None:
+    bound, model = make(world), model_of_the_world()
+    for split, stream in world.streams().items():
+        places = list(stream.places())
+        for number, place in enumerate(places):
+            batch = stream.batch_at([place])
+            assert batch.documents is not None
+            expected = []
+            for document in range(int(batch.documents.max()) + 1):
+                inside = batch.documents[0] == document
+                ids, targets = batch.tokens[0][inside], batch.targets[0][inside]
+                found = model(ids[None])[0].double().log_softmax(dim=-1)
+                learned = (targets >= 0).nonzero().flatten()
+                expected.append(float(found[learned, targets[learned]].detach().sum()))
+            assert bound.splits[split].of(number) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_model_is_as_before(world: World) -> None:
+    start = world.start()
+    before = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
+    start.model.eval()
+    with world.context() as context:
+        make_reference(context, world.streams(), start)
+    assert not start.model.training
+    for name, tensor in start.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(param.grad is None for param in start.model.parameters())
+
+
+def test_head_names_the_numbers_and_no_chunk_is_left(world: World) -> None:
+    with world.context() as context:
+        make_reference(context, world.streams(), world.start())
+        head = context.run.read()
+        assert head is not None
+        _, key, folder = head.data[REFERENCE].split("/")
+        assert not context.run.store.list("tiny/reference/")
+    described = json.loads((world.folder / f"runs/_data/{key}/{folder}/reference.json").read_text())
+    assert described["key"] == key
+    assert described["dtype"] == "float32"
+    assert described["weights"] == world.start().weights
+
+
+# ---------------------------------------------------------------- kills and stops
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_kill_at_any_chunk_changes_no_bit_and_loses_one_chunk_at_most(
+    world: World, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    unbroken = bits(make(world, "unbroken"))
+    # Another store, which has no numbers yet, for each kill.
+    chunks = 5 + 2
+    for write in range(1, chunks + 1):
+        other = World(world.folder / f"{after}-{write}")
+        other.folder.mkdir()
+        (other.folder / "rows").symlink_to(world.folder / "rows")
+        with monkeypatch.context() as dying:
+            dies_at(dying, write, after=after)
+            with pytest.raises(Died):
+                make(other)
+        with monkeypatch.context() as counting:
+            computed = counted(counting)
+            assert bits(make(other)) == unbroken
+        assert sum(computed) == 14 - 2 * (write - 1 + after)
+
+
+def test_many_kills_change_no_bit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken = bits(make(world, "unbroken"))
+    other = World(world.folder / "other")
+    other.folder.mkdir()
+    (other.folder / "rows").symlink_to(world.folder / "rows")
+    for _ in range(6):
+        with monkeypatch.context() as dying:
+            dies_at(dying, 2, after=False)
+            with pytest.raises(Died):
+                make(other)
+    assert bits(make(other)) == unbroken
+
+
+def test_a_stop_keeps_what_is_computed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "CHUNK_SECONDS", 3600.0)
+    real = compute.sums_of
+
+    def asked_meanwhile(*arguments: Any) -> list[list[float]]:
+        world.asked = True
+        return real(*arguments)
+
+    with monkeypatch.context() as asking:
+        asking.setattr(compute, "sums_of", asked_meanwhile)
+        with pytest.raises(Interrupted, match="Its numbers so far are safe"):
+            make(world)
+    world.asked = False
+    computed = counted(monkeypatch)
+    make(world)
+    assert sum(computed) == 14 - 2
+
+
+# ---------------------------------------------------------------- one pass for many runs
+
+
+def test_another_run_of_the_store_needs_no_second_pass(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make(world, "first")
+    computed = counted(monkeypatch)
+    second = make(world, "second")
+    assert bits(second) == bits(first)
+    assert second.record == first.record
+    assert not computed
+
+
+def test_other_weights_and_another_dtype_need_their_own_numbers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make(world, "first")
+    computed = counted(monkeypatch)
+    with world.context("second") as context:
+        other = make_reference(context, world.streams(), world.start(model_of_the_world(1)))
+    assert bits(other) != bits(first)
+    assert sum(computed) == 14
+    computed.clear()
+    rounded = make(world, "third", dtype="bfloat16")
+    assert rounded.record != first.record
+    assert sum(computed) == 14
+
+
+def test_a_run_that_starts_again_with_other_weights_gets_their_numbers(world: World) -> None:
+    first = make(world)
+    with world.context() as context:
+        again = make_reference(context, world.streams(), world.start(model_of_the_world(1)))
+        assert bits(bound_reference(context, world.streams())) == bits(again) != bits(first)
+
+
+# ---------------------------------------------------------------- what is bound
+
+
+def test_a_stage_that_resumes_computes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make(world)
+    computed = counted(monkeypatch)
+    with world.context() as context:
+        found = bound_reference(context, world.streams())
+    assert bits(found) == bits(first)
+    assert not computed
+
+
+def test_a_stage_that_resumes_without_numbers_is_refused(world: World) -> None:
+    with (
+        world.context() as context,
+        pytest.raises(Damaged, match="not computed again from trained weights"),
+    ):
+        bound_reference(context, world.streams())
+
+
+def test_a_checkpoint_of_other_numbers_is_refused(world: World) -> None:
+    bound = make(world)
+    folder = world.folder / "checkpoint"
+    folder.mkdir()
+    (folder / "reference.json").write_bytes(bound.record)
+    require_same(bound, folder)
+    with world.context("second") as context:
+        other = make_reference(context, world.streams(), world.start(model_of_the_world(1)))
+    with pytest.raises(PionError, match=r"other numbers of a reference .* --redo prefer"):
+        require_same(other, folder)
+    (folder / "reference.json").unlink()
+    with pytest.raises(PionError, match="other numbers"):
+        require_same(bound, folder)
+
+
+@pytest.mark.parametrize("wrong", ["flipped", "shorter"])
+def test_numbers_that_changed_in_the_store_are_refused(world: World, wrong: str) -> None:
+    make(world)
+    (path,) = (world.folder / "runs/_data").glob("*/*/train.sums.npy")
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.unlink()  # other names may be links to the same file
+    path.write_bytes(data if wrong == "flipped" else data[:-8])
+    with world.context() as context, pytest.raises(PionError, match="can't be used"):
+        bound_reference(context, world.streams())
+
+
+# ---------------------------------------------------------------- the first step
+
+
+def test_the_stored_numbers_are_those_of_the_first_step(world: World) -> None:
+    bound = make(world)
+    check_start(world.start(), bound.splits["train"].in_stream(world.streams()["train"]))
+
+
+def shifted(bound: Bound, streams: dict[str, RowStream]) -> RowStream:
+    """Each row has the numbers of the next one, as far as it has as many."""
+    train, found = streams["train"], bound.splits["train"]
+    rows = [found.of(number) for number in range(train.total_rows)]
+
+    def of(place: Any) -> list[float]:
+        number = train.number_of(place)
+        same = [row for row in rows[number + 1 :] + rows[:number] if len(row) == len(rows[number])]
+        return same[0]
+
+    return train.with_references(of)
+
+
+def of_the_other_side(bound: Bound, streams: dict[str, RowStream]) -> RowStream:
+    train, found = streams["train"], bound.splits["train"]
+
+    def of(place: Any) -> list[float]:
+        pairs = np.array(found.of(train.number_of(place))).reshape(-1, 2)
+        return pairs[:, ::-1].flatten().tolist()  # type: ignore[no-any-return]
+
+    return train.with_references(of)
+
+
+@pytest.mark.parametrize("mistake", [shifted, of_the_other_side])
+def test_numbers_of_other_sequences_are_refused_before_the_first_step(
+    world: World, mistake: Any
+) -> None:
+    with pytest.raises(BadInput, match="these reference numbers are not of these weights"):
+        check_start(world.start(), mistake(make(world), world.streams()))
+
+
+def test_numbers_of_other_weights_are_refused_before_the_first_step(world: World) -> None:
+    bound, trained = make(world), model_of_the_world()
+    with torch.no_grad():
+        trained.blocks[0].attention.q_proj.weight += 0.01
+    stream = bound.splits["train"].in_stream(world.streams()["train"])
+    with pytest.raises(BadInput, match=r"are not of these weights.*Nothing was trained"):
+        check_start(world.start(trained), stream)
+
+
+def test_the_numbers_of_held_out_rows_do_not_fit_training_rows(world: World) -> None:
+    bound, train = make(world), world.streams()["train"]
+    with pytest.raises(BadInput, match="numbers for 4 rows, and the data has 10 rows"):
+        bound.splits["held_out"].check(train.total_rows, "here")
+
+
+def test_a_model_that_predicts_nan_is_no_reference(world: World) -> None:
+    broken = model_of_the_world()
+    with torch.no_grad():
+        broken.norm.weight.fill_(float("nan"))
+    with world.context() as context, pytest.raises(BadInput, match=r"can't be a reference.*nan"):
+        make_reference(context, world.streams(), world.start(broken))

@@ -1,0 +1,93 @@
+"""A run in a folder, rows of pairs, and a tiny model that they are compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pion.config.model_config import ModelConfig
+from pion.data.order import RowOrder
+from pion.data.stream import RowStream
+from pion.model.decoder import Decoder
+from pion.model.parameters import tensors_sha256
+from pion.train.settings import ComputePlan
+from pipeline.state.claim import claim_run
+from pipeline.state.owner import Owner
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from pipeline.training.context import TrainingContext
+from pipeline.training.reference.compute import StartingModel
+from pipeline.training.train_request import Group, TrainRequest
+from tests.support.jobs import tiny_job
+from tests.support.preference_files import pair_of, read_rows, write_jsonl, write_rows
+from tests.support.tiny_config import tiny_config
+
+
+@dataclass
+class World:
+    """The rows below `folder`, and the run `tiny` in the store `folder`/runs."""
+
+    folder: Path
+    micro_batch: int = 2
+    asked: bool = False
+    said: list[Any] = field(default_factory=list)
+
+    def streams(self, out: str = "rows") -> dict[str, RowStream]:
+        """Return the rows of both splits."""
+        return {split: _stream(self.folder, split, out) for split in ("train", "held_out")}
+
+    def start(self, model: Decoder | None = None, **plan: Any) -> StartingModel:
+        """Return the model that the stage starts from: always the same, unless one is given."""
+        model = model or model_of_the_world()
+        settings = {"micro_batch": self.micro_batch, "threads": 1} | plan
+        return StartingModel(model, tensors_sha256(model.state_dict()), ComputePlan(**settings))
+
+    @contextmanager
+    def context(self, name: str = "tiny") -> Iterator[TrainingContext]:
+        """Yield what a training process has that owns the run `name`."""
+        job = tiny_job(sft=None, name=name)
+        request = TrainRequest(
+            job=job.model_dump(mode="json"),
+            job_folder=str(self.folder),
+            store=str(self.folder / "runs"),
+            owner=dataclasses.asdict(Owner.me()),
+            stages=["pretrain"],
+            digests={},
+        )
+        context = TrainingContext(request, Group(), self.said.append, lambda: self.asked)
+        claim = claim_run(RunState(FileStore(self.folder / "runs"), name), Owner.me())
+        context.owned = claim
+        try:
+            yield context
+        finally:
+            context.watchdog.close()
+            claim.heartbeat.stop()
+            claim.release()
+
+
+def model_of_the_world(seed: int = 0) -> Decoder:
+    torch.manual_seed(seed)
+    return Decoder(config_of_the_world())
+
+
+def config_of_the_world() -> ModelConfig:
+    return tiny_config(vocab_size=512, seq_len=128, init_std=0.3)
+
+
+def make_world(folder: Path, pairs: int = 30) -> World:
+    """Write the rows of so many pairs below `folder`."""
+    write_jsonl(folder / "prefs.jsonl", map(pair_of, range(pairs)))
+    write_rows(folder, held_out=0.25)
+    return World(folder)
+
+
+def _stream(folder: Path, split: str, out: str) -> RowStream:
+    rows = read_rows(folder, split, out)
+    manifest = rows.manifest
+    return RowStream([(rows, RowOrder(manifest.shard_rows, manifest.fingerprint, 0, 2))])
