@@ -236,6 +236,11 @@ class Job(Section):
             ),
         }
         if prefer is not None:
+            mistakes[
+                "prefer.lora: sft.lora trains an adapter, and an adapter of an adapter can't be "
+                "loaded. Remove one of the two, or publish the model after sft, and name it in "
+                "model.from of another job"
+            ] = bool(prefer.lora and not prefer.init_from and sft and sft.lora)
             mistakes["prefer.init_from: without `sft` it must name a model to start from"] = (
                 pretrain is None and sft is None and not base and not prefer.init_from
             )

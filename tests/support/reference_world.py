@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,8 +50,9 @@ class World:
         return StartingModel(model, tensors_sha256(model.state_dict()), ComputePlan(**settings))
 
     @contextmanager
-    def context(self, name: str = "tiny") -> Iterator[TrainingContext]:
-        """Yield what a training process has that owns the run `name`."""
+    def context(self, name: str = "tiny", group: Group | None = None) -> Iterator[TrainingContext]:
+        """Yield what a training process has that owns the run `name`, if it is rank 0."""
+        group = group or Group()
         job = tiny_job(sft=None, name=name)
         request = TrainRequest(
             job=job.model_dump(mode="json"),
@@ -60,15 +62,47 @@ class World:
             stages=["pretrain"],
             digests={},
         )
-        context = TrainingContext(request, Group(), self.said.append, lambda: self.asked)
-        claim = claim_run(RunState(FileStore(self.folder / "runs"), name), Owner.me())
-        context.owned = claim
+        context = TrainingContext(request, group, self.said.append, lambda: self.asked)
+        run = RunState(FileStore(self.folder / "runs"), name)
+        context.owned = claim_run(run, Owner.me()) if group.rank == 0 else None
         try:
             yield context
         finally:
             context.watchdog.close()
-            claim.heartbeat.stop()
-            claim.release()
+            if context.owned is not None:
+                context.owned.heartbeat.stop()
+                context.owned.release()
+
+
+class Threads:
+    """Ranks that are threads of this process: what `group` returns is a rank's `Group`."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.barrier = threading.Barrier(count)
+        self.values: list[Any] = [None] * count
+
+    def group(self, rank: int) -> Group:
+        """Return the group that a rank sees."""
+        return _ThreadGroup(rank, self.count, True, self)
+
+
+@dataclass(frozen=True)
+class _ThreadGroup(Group):
+    threads: Threads = field(default_factory=lambda: Threads(1))
+
+    def from_rank_0(self, value: Any) -> Any:
+        return self.of_all_ranks(value)[0]
+
+    def of_all_ranks(self, value: Any) -> list[Any]:
+        self.threads.values[self.rank] = value
+        self.threads.barrier.wait(60)
+        values = list(self.threads.values)
+        self.threads.barrier.wait(60)
+        return values
+
+    def wait_for_all(self) -> None:
+        self.of_all_ranks(None)
 
 
 def model_of_the_world(seed: int = 0) -> Decoder:

@@ -87,6 +87,7 @@ def make_reference(context: TrainingContext, streams: Streams, start: StartingMo
                 write_reference(Path(folder), key, splits, about)
                 sharing.share(Path(folder), (f"the reference of run {context.run.name}",))
             context.patiently(chunks.delete)
+        context.group.wait_for_all()  # until HEAD names the numbers
     return bound_reference(context, streams)
 
 

@@ -118,6 +118,13 @@ def test_a_stage_of_preferences_needs_a_model_to_start_from(tmp_path: Path) -> N
     assert "prefer.init_from: without `sft` it must name a model" in refusal(tmp_path, **changes)
 
 
+def test_an_adapter_of_an_adapter_is_refused(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"prefer": {"sources": SOURCES, "lora": {}}, "sft__lora": {}}
+    assert "prefer.lora: sft.lora trains an adapter" in refusal(tmp_path, **changes)
+    changes["prefer"]["init_from"] = "elsewhere"
+    assert tiny_job(**changes).lora("prefer") is not None
+
+
 def test_the_data_decides_between_pairs_and_single_answers() -> None:
     section = prefer(loss="apo-zero")
     section.know_kind("labels", "here")

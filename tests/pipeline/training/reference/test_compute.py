@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from pipeline.training.reference.compute import (
     make_reference,
     require_same,
 )
-from pipeline.training.reference.share import Bound
-from tests.support.reference_world import World, make_world, model_of_the_world
+from pipeline.training.reference.share import Bound, Sharing
+from tests.support.reference_world import Threads, World, make_world, model_of_the_world
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,45 @@ def test_a_stop_keeps_what_is_computed(world: World, monkeypatch: pytest.MonkeyP
     computed = counted(monkeypatch)
     make(world)
     assert sum(computed) == 14 - 2
+
+
+# ---------------------------------------------------------------- several ranks
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_divide_the_rows_and_all_get_all_numbers(
+    world: World, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    alone = make(world, "alone")
+    other = World(world.folder / "other")
+    other.folder.mkdir()
+    (other.folder / "rows").symlink_to(world.folder / "rows")
+    threads, computed = Threads(ranks), counted(monkeypatch)
+    starts = [other.start() for _ in range(ranks)]
+    share = Sharing.share
+
+    def slow_share(self: Sharing, *arguments: Any) -> None:
+        """Share when the other ranks wait for it, or have given up."""
+        wait_until(
+            lambda: threads.barrier.n_waiting == ranks - 1 or threads.barrier.broken,
+            "the other ranks to wait",
+        )
+        share(self, *arguments)
+
+    monkeypatch.setattr(Sharing, "share", slow_share)
+
+    def one(rank: int) -> Bound:
+        try:
+            with other.context(group=threads.group(rank)) as context:
+                return make_reference(context, other.streams(), starts[rank])
+        except BaseException:
+            threads.barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(ranks) as pool:
+        found = list(pool.map(one, range(ranks)))
+    assert [bits(bound) for bound in found] == [bits(alone)] * ranks
+    assert sum(computed) == 14
 
 
 # ---------------------------------------------------------------- one pass for many runs
