@@ -37,13 +37,11 @@ from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.conversations_to_rows import MOST_REFUSED, NAMED, PROGRESS
 from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.preferences import Kind, Read
-from pipeline.data.prepared import SPLITS
+from pipeline.data.prepared import SEQUENCES, SPLITS
 from pipeline.machine.kill_points import mark
 
 # Preferences that are encoded and packed together: as many sequences as of conversations.
 BUFFER = 8192
-# int32 (rows + 1): how many sequences come before each row of a split, and in all.
-SEQUENCES = "sequences.npy"
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ choices.jsonl                 "true continuation" questions from the held-out te
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pion.data.shards import Manifest, Rows, Shard
 from pion.errors import BadInput
@@ -28,6 +31,8 @@ DATASET = "dataset.json"
 # No weight of a source is larger.
 HEAVIEST = 1e100
 SPLITS = ("train", "held_out")
+# Of preferences, int32 (rows + 1): how many sequences come before each row of a split, and in all.
+SEQUENCES = "sequences.npy"
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,20 @@ class PreparedData:
     def kind(self) -> str:
         """Which kind of rows it has; of a mixture, the kind of the first source."""
         return self.manifest(self.sources[0], "train").kind
+
+    def most_sequences(self) -> int:
+        """Return how many answers the fullest row of preferences has. Raises BadInput."""
+        most = 0
+        for source, split in itertools.product(self.sources, SPLITS):
+            path = self.folder / source.folder / split / SEQUENCES
+            try:
+                counts = np.diff(np.load(path))
+            except (OSError, ValueError, EOFError) as error:
+                raise BadInput(
+                    f"{path}: can't be read ({error!r}). Prepare the data again"
+                ) from None
+            most = max(most, int(counts.max(initial=0)))
+        return most
 
     def manifest(self, source: PreparedSource, split: str) -> Manifest:
         """Return the shards of a source's "train" or "held_out" split.

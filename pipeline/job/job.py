@@ -442,6 +442,12 @@ class Job(Section):
         """Return whether a training stage compares its model with the one that it starts from."""
         return stage == "prefer" and self.prefer is not None and self.prefer.needs_reference
 
+    def most_sequences(self, stage: str) -> int:
+        """Return the most answers in a row of preferences; 0 for a stage of another kind."""
+        if stage != "prefer" or self.prefer is None:
+            return 0
+        return self.prefer.most_sequences(self.seq_len(stage))
+
     def has_documents(self, stage: str) -> bool:
         """Return whether a row of a training stage has several documents."""
         return stage in CONVERSING or self.within_documents

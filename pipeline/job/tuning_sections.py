@@ -270,6 +270,7 @@ class Prefer(Conversations):
     )
 
     _unpaired: bool = PrivateAttr(default=False)
+    _most_sequences: int | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _is_whole(self) -> Prefer:
@@ -318,6 +319,15 @@ class Prefer(Conversations):
         """Whether the model is compared with the one that the stage starts from."""
         return self.reference == "start"
 
+    def know_most_sequences(self, count: int) -> None:
+        """Learn how many answers the fullest row of the data has."""
+        self._most_sequences = count
+
+    def most_sequences(self, seq_len: int) -> int:
+        """Return the most answers in a row of so many tokens: a guess before the data is there."""
+        guess = max(2, seq_len // _USUAL_SEQUENCE)
+        return guess if self._most_sequences is None else self._most_sequences
+
     def know_kind(self, kind: str, where: str) -> None:
         """Learn whether the data has "pairs" or "labels"; `where` names it in errors.
 
@@ -331,6 +341,8 @@ class Prefer(Conversations):
             raise BadInput(f"{where}: {_OTHER_KIND[kind]}. {error}. Nothing was trained") from None
 
 
+# Few sets of preferences have shorter prompts with their answers.
+_USUAL_SEQUENCE = 64
 _OTHER_KIND = {
     "pairs": "these are pairs of a chosen and a rejected answer",
     "labels": "these are single answers with labels, and not pairs. To learn from them, set "

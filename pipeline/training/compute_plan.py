@@ -145,6 +145,7 @@ def _fitting_micro_batch(
         optimizer=section.optimizer,
         device=device.type,
         documents=job.has_documents(stage),
+        sequences=job.most_sequences(stage),
         compile=plan.compile,
         residual=plan.residual,
         lora=job.lora(stage),

@@ -101,6 +101,7 @@ class StageData:
     chat_format: ChatFormat
     folder: Path
     kind: str
+    most_sequences: int
     close: Callable[[], None]
 
 
@@ -251,6 +252,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     data = _open(context.job, folder, fetching_from(context.run.store, key, context.patiently))
     if context.job.prefer is not None and stage == "prefer":
         context.job.prefer.know_kind(data.kind, str(folder))
+        context.job.prefer.know_most_sequences(data.most_sequences)
     context.job.section(stage).know_rows(data.train.total_rows)
     saved = restored.saved
     recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])
@@ -344,6 +346,7 @@ def _find(context: TrainingContext, stage: str, head: Head) -> Restored:
 
 def _open(job: Job, folder: Path, fetch: Fetch) -> StageData:
     from pion.data.chat.chat_format import ChatFormat
+    from pion.data.shards import PREFERENCES
     from pion.data.tokens.tokenizer import Tokenizer
     from pipeline.data.prepared import open_data
 
@@ -369,6 +372,7 @@ def _open(job: Job, folder: Path, fetch: Fetch) -> StageData:
         chat_format=chat_format,
         folder=folder,
         kind=data.kind,
+        most_sequences=data.most_sequences() if data.kind in PREFERENCES else 0,
         close=closing.close,
     )
 

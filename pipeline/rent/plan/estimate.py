@@ -207,6 +207,7 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
         job.section(stage).optimizer,
         "cuda",
         documents=job.has_documents(stage),
+        sequences=job.most_sequences(stage),
         compile=hardware.compile is not False,
         residual=pick_residual(hardware.residual, dtype, torch.device("cuda")),
         lora=job.lora(stage),

@@ -66,6 +66,14 @@ def test_rows_take_both_answers() -> None:
     assert prefer_job(seq_len=100).seq_len("prefer") == 100
 
 
+def test_the_memory_of_a_step_depends_on_the_answers_in_a_row() -> None:
+    job = prefer_job(seq_len=640)
+    assert (job.most_sequences("prefer"), job.most_sequences("sft")) == (10, 0)
+    assert job.prefer is not None
+    job.prefer.know_most_sequences(4)
+    assert job.most_sequences("prefer") == 4
+
+
 def test_the_trainer_gets_the_loss() -> None:
     job = prefer_job(loss="dpo", beta=0.3, label_smoothing=0.1, sft_weight=0.2, steps=10)
     expected = Preference("dpo", 0.3, label_smoothing=0.1, sft_weight=0.2)
