@@ -9,9 +9,9 @@ Where there is only one document, its rows are the units.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -85,12 +85,14 @@ class HeldOut:
 @dataclass(frozen=True)
 class Evaluation:
     """A mean over target tokens. Tokens and rows of one document are not independent, so documents
-    are the sample, or the rows of a single document."""
+    are the sample, or the rows of a single document. Of preferences, it is a mean over pairs or
+    single answers, and `measures` has their accuracy and margin."""
 
-    loss: float  # nats per target token
+    loss: float  # nats per target token, or the mean loss of preferences
     sem: float  # standard error of `loss`; NaN for a single row
     tokens: int  # target tokens
     rows: int
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from pion.model.params_and_flops import token_flops
 from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients, Ranks
+from pion.train.held_out_preferences import PreferenceScorer, evaluate_preferences
 from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.objective import Measures, Objective, objective_of
 from pion.train.optimizer.optimizer import Optimizer
@@ -309,8 +310,15 @@ class Trainer:
 
         `end_of_text` is the id that ends a document. The softmax is over the first `vocab_size`
         ids, the ids that the tokenizer produces; by default over all ids. `on_batch` is called
-        after each micro-batch. Raises BadInput if the rows have no target.
+        after each micro-batch. Of preferences, the loss is that of training, over all ids. Raises
+        BadInput if the rows have no target.
         """
+        preference = self.settings.preference
+        if preference is not None:
+            of = PreferenceScorer(self.model, preference, micro_batch, self.dtype, on_batch)
+            return evaluate_preferences(
+                of, stream, rows, rank=self.rank, world_size=self.plan.world_size
+            )
         ids = vocab_size or self.model.config.vocab_size
         scorer = Scorer(self.model, ids, micro_batch, self.dtype, on_batch)
         return evaluate(

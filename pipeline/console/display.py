@@ -99,8 +99,10 @@ class Display:
                     self._show_stage(message)
                 case Step():
                     self._show_step(message)
-                case Evaluation(stage, step, loss, sem):
+                case Evaluation(stage, step, loss, sem, accuracy):
                     words = f"held-out loss {measured(loss, sem, 4)}"
+                    if accuracy is not None:
+                        words += f", {100 * accuracy:.1f} % right"
                     self._line(f"{stage} step {step:,}: {words}", style="green")
                 case Sample(stage, step, prompt, text):
                     self._line(f"{stage} step {step:,}: sample for {prompt!r}")
@@ -190,6 +192,8 @@ class Display:
         facts = [
             f"loss {step.loss:.4f}",
             f"lr {step.lr:.2e}",
+            "" if step.accuracy is None else f"{100 * step.accuracy:.1f} % right",
+            "" if step.margin is None else f"margin {step.margin:.3f}",
             "" if step.grad_norm is None else f"grad norm {step.grad_norm:.3f}",
             f"{step.tokens_per_second:,.0f} tokens/s",
             "" if step.mfu is None else f"MFU {100 * step.mfu:.1f} %",

@@ -56,7 +56,7 @@ class Step:
     """The newest training step, once per log interval.
 
     `memory` is in bytes, `eta` in seconds. `dollars` is what the run has cost so far,
-    `dollars_per_hour` the price of this machine.
+    `dollars_per_hour` the price of this machine. `accuracy` and `margin` are of preferences.
     """
 
     stage: str
@@ -71,16 +71,22 @@ class Step:
     eta: float | None = None
     dollars: float | None = None
     dollars_per_hour: float | None = None
+    accuracy: float | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The loss on held-out text after `step`, and its standard error."""
+    """The loss on held-out text after `step`, and its standard error.
+
+    `accuracy` is the share of held-out preferences that the model gets right; None for text.
+    """
 
     stage: str
     step: int
     loss: float
     loss_sem: float
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True)

@@ -171,10 +171,11 @@ class RankZero(Rank):
                 # Works before and after the step's checkpoint is committed, so training does not
                 # wait.
                 self._checkpointer.note(step, {HELD_OUT_LOSS: result.loss})
-        self._metrics.append(
-            [{"step": step, "held_out_loss": result.loss, "held_out_loss_sem": result.sem}]
-        )
-        self._context.report(Evaluation(self._stage, step, result.loss, result.sem))
+        row = {"step": step, "held_out_loss": result.loss, "held_out_loss_sem": result.sem}
+        more = {f"held_out_{name}": value for name, value in result.measures.items()}
+        self._metrics.append([row | more])
+        accuracy = result.measures.get("accuracy")
+        self._context.report(Evaluation(self._stage, step, result.loss, result.sem, accuracy))
         self._advice.evaluated(step, result.loss)
         for found in self._setup.samples(self._context.job.evaluate.prompts, on_token):
             if isinstance(found, Sample):
@@ -289,4 +290,6 @@ def step_message(status: dict[str, Any], dollars: float | None) -> Step:
         memory=status["memory"],
         eta=status["eta"],
         dollars=dollars,
+        accuracy=status.get("accuracy"),
+        margin=status.get("margin"),
     )

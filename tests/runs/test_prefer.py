@@ -13,6 +13,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.machine.kill_points import HALT_AT
 from pipeline.state.head import REFERENCE
+from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.support.meddling import Meddling, with_slow_steps
@@ -70,6 +71,17 @@ def test_a_job_learns_from_pairs_after_fine_tuning_and_publishes_the_result(
     card = (unbroken / "model/README.md").read_text()
     assert "`pairs.jsonl` (jsonl files) (preferences)" in card
     assert "preference tuning" in card
+
+
+def test_each_step_and_evaluation_says_how_many_pairs_are_right(unbroken: Path) -> None:
+    rows = read_metrics(open_store(str(unbroken / "runs")), "tiny", head_of(unbroken), "prefer")
+    steps = [row for row in rows if "loss" in row]
+    assert len(steps) == STEPS
+    assert all(0 <= row["accuracy"] <= 1 for row in steps)
+    assert {"margin", "chosen", "rejected", "chosen_nll", "drift", "saturated"} <= steps[0].keys()
+    (held_out,) = [row for row in rows if "held_out_loss" in row]
+    assert 0 <= held_out["held_out_accuracy"] <= 1
+    assert held_out["held_out_loss"] < 2  # of pairs: a token's loss is larger in this model
 
 
 def test_every_row_of_pairs_is_trained_once_in_order(unbroken: Path) -> None:

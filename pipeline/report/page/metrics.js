@@ -7,6 +7,15 @@ const METRICS = {
   __proto__: null,
   loss: ["Loss in nats per token, and on held-out text (dashed)", decimals(4)],
   held_out_loss: ["Loss on held-out text, in nats per token", decimals(4)],
+  accuracy: ["Preferences that the model gets right, in training", percent, (part) => `${short(100 * part)} %`],
+  held_out_accuracy: ["Held-out preferences that the model gets right", percent, (part) => `${short(100 * part)} %`],
+  margin: ["Margin of the preferences", decimals(3)],
+  held_out_margin: ["Margin of the held-out preferences", decimals(3)],
+  chosen: ["Chosen answers: nats above the reference", decimals(3)],
+  rejected: ["Rejected answers: nats above the reference", decimals(3)],
+  chosen_nll: ["Chosen answers: loss in nats per token", decimals(4)],
+  drift: ["Chosen answers: nats per token below the reference", decimals(4)],
+  saturated: ["Preferences that teach nothing any more", percent, (part) => `${short(100 * part)} %`],
   lr: ["Learning rate", (value) => value.toExponential(3)],
   grad_norm: ["Norm of the gradients", decimals(4)],
   tokens_per_second: ["Tokens per second", whole],
@@ -22,7 +31,7 @@ const METRICS = {
 // A chart for each of these is there at first.
 const USUAL = ["loss", "tokens_per_second", "lr"];
 // These are drawn as they were measured.
-const UNSMOOTHED = ["lr", "held_out_loss"];
+const UNSMOOTHED = ["lr", "held_out_loss", "held_out_accuracy", "held_out_margin"];
 
 function titleOf(name) {
   if (METRICS[name]) return METRICS[name][0];

@@ -1,0 +1,94 @@
+"""The held-out loss of preferences is that of training, whatever the batches."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pion.data.sequences import sequence_sums
+from pion.errors import BadInput
+from pion.model.decoder import Decoder
+from pion.train.held_out_preferences import PreferenceScorer, evaluate_preferences
+from pion.train.preference import Preference
+from pion.train.settings import ComputePlan, TrainSettings
+from pion.train.trainer import Trainer
+from tests.support.pair_rows import CONFIG, PairRows, Sums, random_pairs
+
+ROWS = random_pairs(7, seed=3)
+
+
+def model() -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(CONFIG)
+
+
+def sums_of_all() -> Sums:
+    """Return the model's and the reference's sums of every pair."""
+    batch = PairRows(ROWS).batch(range(len(ROWS)))
+    assert batch.documents is not None
+    assert batch.sequences is not None
+    with torch.no_grad():
+        found = model().log_probs(
+            batch.tokens, batch.targets, positions=batch.positions, documents=batch.documents
+        )
+    side = batch.sequences.side
+    sums = sequence_sums(found.log_probs, batch.documents, side.shape[1])
+    both = [sums, batch.sequences.reference, batch.sequences.tokens.double()]
+    (a, b), (r_w, r_l), (n_w, n_l) = ((each[side > 0], each[side < 0]) for each in both)
+    return Sums(a, b, r_w, r_l, n_w, n_l)
+
+
+def scorer(preference: Preference, micro_batch: int) -> PreferenceScorer:
+    return PreferenceScorer(model(), preference, micro_batch, torch.float32)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 16])
+def test_the_loss_and_the_accuracy_are_means_over_pairs(micro_batch: int) -> None:
+    s = sums_of_all()
+    margins = 0.3 * ((s.a - s.r_w) - (s.b - s.r_l))
+    losses = -torch.nn.functional.logsigmoid(margins)
+    found = evaluate_preferences(
+        scorer(Preference("dpo", beta=0.3), micro_batch), PairRows(ROWS).as_stream(), range(7)
+    )
+    assert found.loss == pytest.approx(float(losses.mean()), rel=1e-6)
+    assert found.sem == pytest.approx(float(losses.std()) / math.sqrt(len(losses)), rel=1e-6)
+    assert found.measures["accuracy"] == pytest.approx(float((margins > 0).double().mean()))
+    assert found.measures["margin"] == pytest.approx(float(margins.mean()), rel=1e-6)
+    assert found.rows == 7
+    assert found.tokens == int(s.n_w.sum() + s.n_l.sum())
+
+
+def test_the_cross_entropy_that_training_adds_counts() -> None:
+    s, stream = sums_of_all(), PairRows(ROWS).as_stream()
+    plain, more = (
+        evaluate_preferences(scorer(Preference("dpo", sft_weight=w), 4), stream, range(7))
+        for w in (0.0, 0.5)
+    )
+    assert more.loss - plain.loss == pytest.approx(0.5 * float(-s.a.sum() / s.n_w.sum()), rel=1e-6)
+
+
+def test_a_tie_counts_half() -> None:
+    stream = PairRows(ROWS, single=False).as_stream()
+    start = model()
+    rows = [[pair._replace(chosen=[5], rejected=[5], reference=(-1.0, -1.0)) for pair in ROWS[0]]]
+    found = evaluate_preferences(
+        PreferenceScorer(start, Preference("dpo"), 1, torch.float32),
+        PairRows(rows).as_stream(),
+        range(1),
+    )
+    assert found.measures == {"accuracy": 0.5, "margin": 0.0}
+    assert found.loss == pytest.approx(math.log(2))
+    with pytest.raises(BadInput, match=r"raise prefer\.held_out"):
+        evaluate_preferences(scorer(Preference(), 1), stream, range(0))
+
+
+def test_a_trainer_of_preferences_measures_preferences() -> None:
+    settings = TrainSettings(4, 2, 1e-3, preference=Preference("dpo", beta=0.3))
+    stream = PairRows(ROWS).as_stream()
+    trainer = Trainer(model(), stream, settings, ComputePlan())
+    found = trainer.evaluate(stream, range(7), 2, end_of_text=0)
+    expected = evaluate_preferences(scorer(Preference("dpo", beta=0.3), 2), stream, range(7))
+    assert found == expected
+    trainer.close()
