@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pion.data.chat.messages import with_texts
+from pion.data.documents import python_docs
 from pion.data.documents.file_to_documents import whole_characters
+from pion.data.documents.python_preferences import docs_pairs
 from pion.data.preference.layouts import PREFERENCE_KEYS, Pair, Preference, parse_preference
 from pion.errors import BadInput
 from pipeline.data.sources import SAMPLED, Input, Remarks, records
-from pipeline.job import HubDataset, Job
+from pipeline.job import HubDataset, Job, PythonDocsPrefer
 
 Kind = Literal["pairs", "labels"]
 _IN_WORDS = {"pairs": "a pair", "labels": "an answer with a label"}
@@ -24,10 +26,12 @@ class Read:
     Attributes:
         preference: what it says; a text says why it can't be used, with its file and line.
         required: whether it must be usable: it was looked at before anything was rented.
+        held_out: whether it is held out; None: its prompt decides.
     """
 
     preference: Preference | str
     required: bool
+    held_out: bool | None = None
 
     @property
     def kind(self) -> Kind | None:
@@ -57,8 +61,14 @@ def preferences(job: Job, found: Input, remarks: Remarks | None = None) -> Itera
     All of them are of the kind of the first. Of a data set on the Hub, records after the first
     SAMPLED may be unusable.
 
+    Pairs about the standard library are held out with the files that pretraining holds out.
     Raises BadInput for a source that can't be read, and for other records that are no preferences.
     """
+    if isinstance(found.source, PythonDocsPrefer):
+        for made in docs_pairs(found.source.better):
+            held_out = python_docs.is_held_out(made.origin, job.data.held_out)
+            yield Read(made.pair, required=True, held_out=held_out)
+        return
     on_hub = isinstance(found.source, HubDataset)
     first: tuple[Kind, str] | None = None
     for number, record in enumerate(records(job, found, PREFERENCE_KEYS)):

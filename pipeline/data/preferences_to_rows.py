@@ -166,7 +166,11 @@ class _Packer:
         buffer, self._buffer = self._buffer, []
         outcomes, tally = self._outcomes(buffer)
         usable = [one for one in outcomes if isinstance(one, Usable)]
-        held_out = [is_held_out(one.prompt, self._how.held_out, self._how.seed) for one in usable]
+        held_out = [
+            self._is_held_out(one, read)
+            for one, read in zip(outcomes, buffer, strict=True)
+            if isinstance(one, Usable)
+        ]
         rows = {
             split: self._append(
                 split, [one for one, out in zip(usable, held_out) if out == (split == "held_out")]
@@ -180,6 +184,11 @@ class _Packer:
         buffers = [{"rows": rows, "tally": asdict(counts)} for rows, counts in self._done]
         progress = {"key": self._how.key, "buffers": buffers, "refusals": self.refusals}
         write_atomically(self._progress, json.dumps(progress).encode())
+
+    def _is_held_out(self, one: Usable, read: Read) -> bool:
+        if read.held_out is not None:
+            return read.held_out
+        return is_held_out(one.prompt, self._how.held_out, self._how.seed)
 
     def _outcomes(self, buffer: Sequence[Read]) -> tuple[list[Outcome], Tally]:
         """Return what becomes of each record, and the counts of it."""

@@ -130,6 +130,7 @@ prefer:
   epochs: 1
   sources: [{kind: jsonl, path: pairs.jsonl}]
 """,
+    "prefer.sources/python-docs-prefer": "{kind: python-docs-prefer, better: right}",
     "prefer.sources/jsonl": "{kind: jsonl, path: pairs/*.jsonl}",
     "prefer.sources/parquet": "{kind: parquet, path: pairs.parquet}",
     "prefer.sources/hub": "{kind: hub, repo: HuggingFaceH4/ultrafeedback_binarized, "

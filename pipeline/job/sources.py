@@ -120,6 +120,18 @@ class PythonDocsQA(Source):
     kind: Literal["python-docs-qa"]
 
 
+class PythonDocsPrefer(Source):
+    """Pairs of answers to questions about the standard library. They are held out by file, as a
+    share `data.held_out`."""
+
+    kind: Literal["python-docs-prefer"]
+    better: Literal["short", "right"] = identity(
+        "short",
+        "which answer is chosen. short: a docstring's first sentence, not its first paragraphs; "
+        "right: this sentence, not that of another definition in the module",
+    )
+
+
 DataSource = Annotated[
     PythonDocs
     | TextFiles
@@ -134,7 +146,9 @@ DataSource = Annotated[
 ConversationSource = Annotated[
     PythonDocsQA | JsonlFiles | ParquetFiles | HubDataset, Field(discriminator="kind")
 ]
-PreferenceSource = Annotated[JsonlFiles | ParquetFiles | HubDataset, Field(discriminator="kind")]
+PreferenceSource = Annotated[
+    PythonDocsPrefer | JsonlFiles | ParquetFiles | HubDataset, Field(discriminator="kind")
+]
 
 
 class Data(Section):

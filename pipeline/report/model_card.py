@@ -95,6 +95,8 @@ def source_lines(job: Job) -> list[str]:
             what = "Docstrings, comments and `pydoc` topics of Python's standard library"
         elif source.kind == "python-docs-qa":
             what = "Questions about Python's standard library, answered by its docstrings"
+        elif source.kind == "python-docs-prefer":
+            what = "Pairs of answers to questions about Python's standard library"
         elif source.kind in ("hub", "hub-npy"):
             subset = f", {source.subset}" if getattr(source, "subset", None) else ""
             what = f"[{source.repo}](https://huggingface.co/datasets/{source.repo}){subset}"

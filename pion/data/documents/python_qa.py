@@ -33,11 +33,9 @@ class Dialogue:
 def dialogues() -> Iterator[Dialogue]:
     """Yield all dialogues, file by file; no question is asked twice."""
     topics = [topic for definition in definitions() if (topic := topic_of(definition))]
-    named = Counter(topic.full for topic in topics)
     described = Counter((topic.module, topic.summary) for topic in topics)
     asked: set[str] = set()
-    named_once = [topic for topic in topics if named[topic.full] == 1]
-    for topic in named_once:
+    for topic in named_once(topics):
         rng = random.Random(topic.full)
         candidates = [_about(topic, rng)]
         unique = described[topic.module, topic.summary] == 1
@@ -51,12 +49,23 @@ def dialogues() -> Iterator[Dialogue]:
     yield from _methods(topics)
 
 
+def named_once(topics: list[Topic]) -> list[Topic]:
+    """Return the topics whose name no other topic has."""
+    named = Counter(topic.full for topic in topics)
+    return [topic for topic in topics if named[topic.full] == 1]
+
+
+def question_about(topic: Topic, rng: random.Random) -> str:
+    """Return a question of what the topic is or does."""
+    return topic.ask(rng, wording.ABOUT.get(topic.kind, wording.ABOUT["callable"]))
+
+
 # ---------------------------------------------------------------- what is asked
 
 
 def _about(topic: Topic, rng: random.Random) -> list[Turn]:
     """Ask what the topic is, and sometimes ask a second question about it."""
-    question = topic.ask(rng, wording.ABOUT.get(topic.kind, wording.ABOUT["callable"]))
+    question = question_about(topic, rng)
     turns = _pair(question, topic.answer)
     if rng.random() < 0.25:
         follow_ups = []
@@ -90,7 +99,7 @@ def _brief(topic: Topic, rng: random.Random) -> list[Turn]:
 def _docstring(topic: Topic, rng: random.Random) -> list[Turn]:
     if topic.kind not in ("function", "method") or not topic.definition.signature:
         return []
-    text = _whole_paragraphs(prose(topic.definition.docstring), DOCSTRING_CHARS)
+    text = whole_paragraphs(prose(topic.definition.docstring), DOCSTRING_CHARS)
     return _pair(topic.ask(rng, wording.ASK["docstring"]), text) if text else []
 
 
@@ -194,7 +203,7 @@ def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _whole_paragraphs(text: str, limit: int) -> str:
+def whole_paragraphs(text: str, limit: int) -> str:
     """Return as many whole paragraphs as fit into `limit` characters."""
     kept = ""
     for paragraph in text.split("\n\n"):

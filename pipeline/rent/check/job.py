@@ -19,6 +19,7 @@ from pipeline.job import (
     Job,
     NpyShards,
     PythonDocs,
+    PythonDocsPrefer,
     PythonDocsQA,
     Source,
 )
@@ -215,7 +216,7 @@ def _first_record(job: Job, source: Source, key: str) -> str:
     from pipeline.data.hub import hub_shards
     from pipeline.data.sources import conversations, find_input, texts
 
-    if isinstance(source, PythonDocs | PythonDocsQA):
+    if isinstance(source, PythonDocs | PythonDocsQA | PythonDocsPrefer):
         return f"{source.kind}: the standard library of the machine"
     found = find_input(job, source, key)
     if isinstance(source, NpyShards | BinShards):

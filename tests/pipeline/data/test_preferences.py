@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from pion.data.documents.file_to_documents import Record
+from pion.data.documents.python_docs import is_held_out
 from pion.data.preference.layouts import Labelled, Pair
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.errors import BadInput
 from pipeline.data import preferences as module
 from pipeline.data.preferences import Read, preferences
 from pipeline.data.sources import Input, Remarks, find_input
-from pipeline.job import HubDataset, JsonlFiles, ParquetFiles
+from pipeline.job import HubDataset, JsonlFiles, ParquetFiles, PythonDocsPrefer
 from tests.support.corpora import make_job, write_corpus
 from tests.support.preference_files import KEY, label_of, pair_of, write_jsonl
 
@@ -37,6 +38,17 @@ def test_json_lines_give_pairs_with_their_line(tmp_path: Path) -> None:
     assert isinstance(second, Pair)
     assert second.chosen.where == f"{tmp_path}/prefs.jsonl:2"
     assert second.chosen.messages[0]["content"] == pair_of(2)["prompt"]
+
+
+def test_pairs_about_the_library_are_held_out_with_the_files_that_pretraining_holds_out(
+    tmp_path: Path,
+) -> None:
+    found = read(tmp_path, PythonDocsPrefer(kind="python-docs-prefer"))
+    job = make_job(tmp_path)
+    for one in found:
+        assert isinstance(one.preference, Pair)
+        assert one.held_out is is_held_out(one.preference.chosen.where, job.data.held_out)
+    assert {one.held_out for one in found} == {True, False}
 
 
 def test_parquet_gives_pairs_of_lists_whose_other_keys_are_null(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pion.data.documents.python_docs import is_held_out as in_held_out_file
+from pion.data.documents.python_preferences import docs_pairs
 from pion.data.order import RowOrder
 from pion.data.preference.rendering import EMPTY, LONGER_THAN_ROW
 from pion.data.stream import RowStream
@@ -18,8 +21,9 @@ from pion.errors import BadInput
 from pipeline.data import preferences_to_rows
 from pipeline.data.preferences import Read
 from pipeline.data.preferences_to_rows import SEQUENCES
+from pipeline.job import PythonDocsPrefer
 from tests.support.chat_templates import CHATML, QWEN3
-from tests.support.corpora import files_of
+from tests.support.corpora import files_of, make_job
 from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.preference_files import (
     label_of,
@@ -64,6 +68,23 @@ def test_every_pair_is_in_one_row_of_one_split_with_both_answers(
         assert record["rejected"] in one[2]
     assert summary.train.rows == read_rows(tmp_path, "train").manifest.rows
     assert read_rows(tmp_path, "train").manifest.kind == "pairs"
+
+
+def test_a_source_may_say_itself_what_is_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = list(islice(docs_pairs("right"), 0, None, 40))
+    monkeypatch.setattr("pipeline.data.preferences.docs_pairs", lambda better: some)
+    write_rows(tmp_path, source=PythonDocsPrefer(kind="python-docs-prefer"), seq_len=768)
+    share = make_job(tmp_path).data.held_out
+    for split in SPLITS:
+        prompts = [prompt for prompt, _, _ in pairs_in(tmp_path, split)]
+        assert len(prompts) > 5
+        for prompt in prompts:
+            (origin,) = [
+                m.origin for m in some if str(m.pair.chosen.messages[0]["content"]) in prompt
+            ]
+            assert in_held_out_file(origin, share) is (split == "held_out")
 
 
 def test_pairs_with_one_prompt_are_all_in_one_split(tmp_path: Path) -> None:
