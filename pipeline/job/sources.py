@@ -121,8 +121,7 @@ class PythonDocsQA(Source):
 
 
 class PythonDocsPrefer(Source):
-    """Pairs of answers to questions about the standard library. They are held out by file, as a
-    share `data.held_out`."""
+    """Pairs of answers to questions about the standard library, held out by `data.held_out`."""
 
     kind: Literal["python-docs-prefer"]
     better: Literal["short", "right"] = identity(

@@ -41,7 +41,7 @@ def test_each_example_is_valid(name: str) -> None:
     path, _, kind = name.partition("/")
     example = read(EXAMPLES[name])
     if kind:
-        section = "sft" if path.startswith("sft") else "data"
+        section = path.partition(".")[0]
         base = read(EXAMPLES[section])
         base[section]["sources"] = [example]
         example = base
