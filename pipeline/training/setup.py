@@ -313,23 +313,15 @@ def _with_reference(
     They are computed, or found, with the model that the stage starts from, and only then. A stage
     that resumes (`start` is None) has the numbers that HEAD and its checkpoint name.
     """
-    from pipeline.training.reference.compute import (
-        bound_reference,
-        check_start,
-        make_reference,
-        require_same,
-    )
+    from pipeline.training.reference.compute import bound_reference, make_reference, require_same
 
     streams = {"train": data.train, "held_out": data.held_out}
     if start is None:
         bound = bound_reference(context, streams)
-        if saved is not None:
-            require_same(bound, saved.folder)
+        require_same(context, bound, None if saved is None else saved.folder)
     else:
         bound = make_reference(context, streams, start)
     train, held_out = (bound.splits[split].in_stream(stream) for split, stream in streams.items())
-    if start is not None:
-        check_start(start, train)
     return dataclasses.replace(data, train=train, held_out=held_out), bound
 
 

@@ -87,9 +87,9 @@ class Chunks:
         self._run.store.flush()
         mark("reference")
 
-    def delete(self) -> None:
-        """Delete all chunks: the whole is shared. Raises StoreError."""
-        for entry in self._run.store.list(self._folder):
+    def delete_all(self) -> None:
+        """Delete the run's chunks of every reference: HEAD names the whole. Raises StoreError."""
+        for entry in self._run.store.list(self._run.key("reference/")):
             self._run.store.delete(entry.key)
 
     def _parsed(self, split: str, data: bytes, where: str) -> Rows:

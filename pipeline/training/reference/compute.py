@@ -4,7 +4,8 @@ step, on all ranks."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pion.errors import BadInput, Interrupted, PionError, Stopped
+from pion.errors import BadInput, Interrupted, PionError, PlanFailed, Stopped
+from pion.model.attention.masks import flexible
 from pion.model.decoder import Decoder
 from pion.train.reference import ReferenceSums, check_reference, check_sums, sums_of, unchanged
 from pion.train.settings import ComputePlan
+from pion.train.smaller_plan import step_down
 from pipeline.console.messages import Note, PrepareProgress
 from pipeline.data.prepared import SPLITS
+from pipeline.job.digest import model_inputs
 from pipeline.state.head import REFERENCE
 from pipeline.state.owner import Owner
-from pipeline.state.record_json import damaged
 from pipeline.state.shared.folder import REFERENCE_FILE, bring_data
+from pipeline.state.stores.errors import StoreError
 from pipeline.training.reference.chunks import Chunks, Rows, batches
 from pipeline.training.reference.share import (
     Bound,
@@ -33,7 +37,7 @@ from pipeline.training.reference.share import (
 )
 
 if TYPE_CHECKING:
-    from pion.data.stream import RowStream
+    from pion.data.stream import Batch, RowStream
     from pipeline.training.context import TrainingContext
 
 # A chunk is written as soon as so many seconds are over: a killed process loses no more. On a store
@@ -54,86 +58,167 @@ class StartingModel:
     weights: str
     plan: ComputePlan
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else decides its numbers, but for rounding."""
+        return {
+            "model": model_inputs(self.model.config),
+            "dtype": self.plan.dtype,
+            "residual": self.plan.residual,
+        }
+
 
 def make_reference(context: TrainingContext, streams: Streams, start: StartingModel) -> Bound:
     """Return the numbers of the model that a stage starts from, computed unless the store has them.
 
-    `streams` has the rows of each split. HEAD names the numbers from then on. Every rank calls
-    this. Raises Interrupted or Stopped if asked to stop, and BadInput for a model that predicts
-    NaN or infinity.
+    Numbers that are damaged, missing or not of this model are computed again: no step has learned
+    with them. `streams` has the rows of each split. HEAD names the numbers from then on. Every rank
+    calls this. Raises Interrupted or Stopped if asked to stop, PlanFailed if this machine needs a
+    smaller plan, and BadInput for a model that predicts NaN or infinity.
     """
     from pion.train.hardware import configure
 
     configure(start.plan)
     start.model.to(torch.device(start.plan.device))
     contents = {split: stream.contents for split, stream in streams.items()}
-    key = key_of(start.weights, contents, start.plan.dtype)
-    rank_0 = context.group.rank == 0
-    sharing = _sharing(context, key) if rank_0 else None
-    if not context.group.from_rank_0(sharing.use_what_is_there() if sharing else None):
-        chunks = Chunks(context.run, key)
-        computing = _Pass(context, start, chunks if rank_0 else None)
-        with unchanged(start.model):
-            splits = {split: computing.of(split, streams[split]) for split in SPLITS}
-        if sharing is not None:
-            with tempfile.TemporaryDirectory(prefix="pion-reference-") as folder:
-                about = {
-                    "weights": start.weights,
-                    "rows": contents,
-                    "dtype": start.plan.dtype,
-                    "micro_batch": start.plan.micro_batch,
-                    "device": start.plan.device,
-                }
-                write_reference(Path(folder), key, splits, about)
-                sharing.share(Path(folder), (f"the reference of run {context.run.name}",))
-            context.patiently(chunks.delete)
-        context.group.wait_for_all()  # until HEAD names the numbers
-    return bound_reference(context, streams)
+    key = key_of(start.weights, start.settings, contents)
+    sharing = _sharing(context, key) if context.group.rank == 0 else None
+    there = context.group.from_rank_0(sharing.use_what_is_there() if sharing else None)
+    bound, wrong = _usable(context, streams, start) if there else (None, "")
+    if bound is None:
+        if there:
+            context.report(Note(f"{wrong}. No step has learned with it: it is computed again"))
+        _compute(context, streams, start, sharing, again=there)
+    if sharing is not None:  # HEAD names the whole now
+        context.patiently(Chunks(context.run, key).delete_all)
+    if bound is None:
+        bound, wrong = _usable(context, streams, start)
+    if bound is None:
+        raise BadInput(
+            f"{wrong}. Nothing was trained. These numbers were computed just now, so this machine "
+            "does not compute the same twice. Set hardware.compile=false, or use another machine, "
+            "and run the same command again"
+        )
+    return bound
+
+
+def _compute(
+    context: TrainingContext,
+    streams: Streams,
+    start: StartingModel,
+    sharing: Sharing | None,
+    *,
+    again: bool,
+) -> None:
+    """Compute the numbers of all splits, and let HEAD name them. `sharing` is rank 0's."""
+    chunks = Chunks(context.run, sharing.key) if sharing is not None else None
+    computing = _Pass(context, start, chunks)
+    with unchanged(start.model), _smaller_plans(start):
+        splits = {split: computing.of(split, streams[split]) for split in SPLITS}
+    if sharing is not None:
+        with tempfile.TemporaryDirectory(prefix="pion-reference-") as folder:
+            about = {
+                "weights": start.weights,
+                "rows": {split: stream.contents for split, stream in streams.items()},
+                "micro_batch": start.plan.micro_batch,
+                "device": start.plan.device,
+                **start.settings,
+            }
+            write_reference(Path(folder), sharing.key, splits, about)
+            sources = (f"the reference of run {context.run.name}",)
+            sharing.share(Path(folder), sources, again=again)
+    context.group.wait_for_all()  # until HEAD names the numbers
+
+
+def _usable(
+    context: TrainingContext, streams: Streams, start: StartingModel
+) -> tuple[Bound | None, str]:
+    """Return the numbers that HEAD names, or why a rank can't use them."""
+
+    def checked() -> Bound:
+        bound = _named_by_head(context, streams)
+        with _smaller_plans(start):
+            for split, stream in streams.items():
+                check_start(start, bound.splits[split].in_stream(stream))
+        return bound
+
+    return _of_all_ranks(context, checked)
+
+
+def _of_all_ranks(context: TrainingContext, work: Callable[[], Bound]) -> tuple[Bound | None, str]:
+    """Return what `work` returns, or why it fails on one of the ranks."""
+    bound, wrong = None, None
+    try:
+        bound = work()
+    except (StoreError, PlanFailed):
+        raise
+    except PionError as error:
+        wrong = str(error)
+    refused = [one for one in context.group.of_all_ranks(wrong) if one is not None]
+    return (None, refused[0]) if refused else (bound, "")
 
 
 def bound_reference(context: TrainingContext, streams: Streams) -> Bound:
-    """Return the numbers that HEAD names. Every rank calls this.
+    """Return the numbers that HEAD names, for a stage that has learned with them. Every rank calls
+    this.
 
-    Raises PionError if the store's copy is missing or damaged, and `Damaged` if HEAD names none.
+    Raises PionError if they are missing or damaged.
     """
+    bound, wrong = _of_all_ranks(context, lambda: _named_by_head(context, streams))
+    if bound is None:
+        raise PionError(
+            f"the numbers of the reference can't be used: {wrong}. The checkpoints are safe, but "
+            "prefer can't continue with other numbers. To train it again from its start, use "
+            "--redo prefer: then they are computed again"
+        )
+    return bound
 
+
+def _named_by_head(context: TrainingContext, streams: Streams) -> Bound:
     def bring() -> Path:
         head = context.run.read()
         assert head is not None
-        if REFERENCE not in head.data:
-            raise damaged(
-                f"{context.run.url}/HEAD.json",
-                "it has a checkpoint of prefer, and no reference. Its numbers are not computed "
-                "again from trained weights. To train the stage again, use --redo prefer",
-            )
         return bring_data(context.run, head, REFERENCE)
 
     rows = {split: stream.total_rows for split, stream in streams.items()}
-    return read_reference(context.fetch(bring), rows)
+    return read_reference(context.patiently(bring), rows)
 
 
-def require_same(bound: Bound, folder: Path) -> None:
-    """Raise PionError if the checkpoint in `folder` was trained with other numbers than HEAD's."""
-    path = folder / REFERENCE_FILE
-    recorded = path.read_bytes() if path.is_file() else b""
-    if recorded != bound.record:
-        raise PionError(
-            f"{path}: this checkpoint was trained with other numbers of a reference than those "
-            "that HEAD names. Nothing was changed. To train the stage again from its start, use "
-            "--redo prefer"
-        )
+def require_same(context: TrainingContext, bound: Bound, folder: Path | None) -> None:
+    """Raise PionError if the checkpoint in rank 0's `folder` was trained with other numbers than
+    HEAD's. Every rank calls this."""
+    wrong = None
+    if folder is not None:
+        path = folder / REFERENCE_FILE
+        if (path.read_bytes() if path.is_file() else b"") != bound.record:
+            wrong = (
+                f"{path}: this checkpoint was trained with other numbers of a reference than those "
+                "that HEAD names. Nothing was changed. To train the stage again from its start, "
+                "use --redo prefer"
+            )
+    wrong = context.group.from_rank_0(wrong)
+    if wrong is not None:
+        raise PionError(wrong)
 
 
 def check_start(start: StartingModel, stream: RowStream) -> None:
     """Raise BadInput if the stored numbers of the first rows are not those of this model."""
     batch = stream.batch(range(min(start.plan.micro_batch, stream.total_rows)))
+    check_reference(start.model, batch, start.plan, "prefer")
+
+
+@contextmanager
+def _smaller_plans(start: StartingModel) -> Iterator[None]:
+    """Raise PlanFailed, as a training step does, if memory runs out or the compiler fails."""
+    plan, config = start.plan, start.model.config
+    flex = flexible(config, torch.device(plan.device).type)  # rows of answers have documents
     try:
-        check_reference(start.model, batch, start.plan, "prefer")
-    except BadInput as error:
-        raise BadInput(
-            f"{error}. Nothing was trained. Delete this data (its folder is in HEAD.json, "
-            f"data.{REFERENCE}), or report this"
-        ) from None
+        yield
+    except Exception as error:
+        change = step_down(plan, error, uses_flex=flex)
+        if change is None:
+            raise
+        raise PlanFailed(change.plan.to_dict(), change.why) from None
 
 
 @dataclass(frozen=True)
@@ -156,9 +241,16 @@ class _Pass:
         size = self.start.plan.micro_batch
         for parts in batches(first, len(places), size, group.world_size):
             mine = [places[row] for row in parts[group.rank]]
-            found = self._sums(stream, mine)
+            found = (
+                sums_of(self.start.model, stream.batch_at(mine), self.start.plan) if mine else []
+            )
             answers = group.of_all_ranks((found, context.should_stop()))
-            for row in (row for rows, _ in answers for row in rows):
+            rows = [row for found, _ in answers for row in found]
+            check_sums(
+                np.array([number for row in rows for number in row]),
+                "the model that prefer starts from can't be a reference",
+            )
+            for row in rows:
                 new.add(row)
             stop = any(asked for _, asked in answers)
             if stop or (context.run.clock.monotonic() - since >= self._seconds):
@@ -171,22 +263,18 @@ class _Pass:
         self._write(split, new, done)
         return done.whole()
 
-    def _sums(self, stream: RowStream, places: list[Any]) -> list[list[float]]:
-        if not places:
-            return []
-        found = sums_of(self.start.model, stream.batch_at(places), self.start.plan)
-        check_sums(
-            np.array([number for row in found for number in row]),
-            "the model that prefer starts from can't be a reference",
-        )
-        return found
+    def _sums(self, batch: Batch) -> list[list[float]]:
+        return sums_of(self.start.model, batch, self.start.plan)
 
     def _write(self, split: str, new: Rows, done: Rows) -> None:
         if self.chunks is None or not new.counts:
             return
-        if self.context.owned is not None:
-            self.context.owned.check()
+        owned = self.context.owned
+        if owned is not None:
+            owned.check()
         self.context.patiently(partial(self.chunks.write, split, new))
+        if owned is not None and owned.head.failed_attempts:
+            self.context.patiently(owned.forget_attempts)  # this one has made progress
         done.counts += new.counts
         done.sums += new.sums
 

@@ -1,6 +1,6 @@
 """The finished numbers of a reference, as data that all runs of a store share.
 
-They are found by what decides them: the weights, the rows and the dtype. So another β, another loss
+They are found by what decides them: the model, the rows and the dtypes. So another β, another loss
 or another rate needs no second pass. HEAD names the folder that the run uses from then on.
 """
 
@@ -33,13 +33,14 @@ from pipeline.state.shared.records import Writer, read_state
 FORMAT = 1
 
 
-def key_of(weights: str, contents: Mapping[str, list[str]], dtype: str) -> str:
+def key_of(weights: str, settings: Mapping[str, Any], contents: Mapping[str, list[str]]) -> str:
     """Return what names the numbers of a reference: 64 hexadecimal digits.
 
-    `weights` is the hash of the reference's weights, and `contents` has the fingerprints of the
-    rows of each split. Nothing else decides the numbers, but for rounding.
+    `weights` is the hash of the reference's weights, `settings` are those of the model and how it
+    computes, and `contents` has the fingerprints of the rows of each split. Nothing else decides
+    the numbers, but for rounding.
     """
-    content = {"format": FORMAT, "weights": weights, "rows": contents, "dtype": dtype}
+    content = {"format": FORMAT, "weights": weights, "rows": contents, **settings}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -99,18 +100,18 @@ class Sharing:
     def use_what_is_there(self) -> bool:
         """Bind the reference if a run of the store has computed it. Raises StoreError."""
         bound = self.claim.head.data.get(REFERENCE, "")
-        if bound.split("/")[1:2] == [self.key]:
-            return True
         folder = self.patiently(lambda: read_state(self._run.store, self.key)[0].folder)
-        return folder is not None and self._bind(folder)
+        if folder is None or bound == data_key(self.key, folder):
+            return bound.split("/")[1:2] == [self.key]
+        return self._bind(folder)
 
-    def share(self, folder: Path, sources: tuple[str, ...]) -> None:
+    def share(self, folder: Path, sources: tuple[str, ...], *, again: bool) -> None:
         """Share the files in `folder`, or use what another run has shared meanwhile, and bind them.
 
-        Raises StoreError.
+        `again`: also if the store has such files, which are no good. Raises StoreError.
         """
         while True:
-            begun = self.patiently(self._begin)
+            begun = self.patiently(partial(self._begin, again))
             if isinstance(begun, Writer):
                 writer = begun
                 try:
@@ -127,7 +128,7 @@ class Sharing:
     def _run(self) -> RunState:
         return self.claim.state
 
-    def _begin(self) -> str | Writer:
+    def _begin(self, again: bool) -> str | Writer:
         me = self.owner
         writer = Writer(
             self._run.name, self.claim.epoch, me.session, me.host, "", self._run.clock.now()
@@ -137,7 +138,7 @@ class Sharing:
             what = f"wait for run {other.run} on {other.host}, which shares the same reference"
             self.say(PrepareProgress(what, seconds, "s"))
 
-        return begin(self._run, self.key, writer, me, waiting)
+        return begin(self._run, self.key, writer, me, waiting, again=again)
 
     def _bind(self, folder: str) -> bool:
         """Let HEAD list the folder; return whether this run may use it."""

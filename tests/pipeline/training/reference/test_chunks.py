@@ -69,7 +69,7 @@ def test_numbers_keep_every_bit(tmp_path: Path) -> None:
 def test_chunks_of_other_weights_are_not_found(tmp_path: Path) -> None:
     chunks(tmp_path).write("train", rows(0, [-1.0]))
     assert chunks(tmp_path, "cd" * 32).read("train").stop == 0
-    chunks(tmp_path).delete()
+    chunks(tmp_path).delete_all()
     assert not list((tmp_path / "tiny").rglob("*.bin"))
 
 

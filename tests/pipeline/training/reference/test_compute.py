@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ import pytest
 import torch
 
 from pion.data.stream import RowStream
-from pion.errors import BadInput, Interrupted, PionError
+from pion.errors import BadInput, Interrupted, PionError, PlanFailed
+from pion.model.decoder import Decoder
+from pion.train.reference import sums_of
+from pipeline.state.claim import claim_again
 from pipeline.state.head import REFERENCE
-from pipeline.state.record_json import Damaged
+from pipeline.training.context import MAX_ATTEMPTS
 from pipeline.training.reference import compute
 from pipeline.training.reference.chunks import Chunks
 from pipeline.training.reference.compute import (
@@ -23,7 +28,7 @@ from pipeline.training.reference.compute import (
     make_reference,
     require_same,
 )
-from pipeline.training.reference.share import Bound, Sharing
+from pipeline.training.reference.share import Bound, Sharing, key_of
 from tests.support.reference_world import Threads, World, make_world, model_of_the_world
 from tests.support.waiting import wait_until
 
@@ -202,13 +207,13 @@ def test_ranks_divide_the_rows_and_all_get_all_numbers(
     starts = [other.start() for _ in range(ranks)]
     share = Sharing.share
 
-    def slow_share(self: Sharing, *arguments: Any) -> None:
+    def slow_share(self: Sharing, *arguments: Any, **options: Any) -> None:
         """Share when the other ranks wait for it, or have given up."""
         wait_until(
             lambda: threads.barrier.n_waiting == ranks - 1 or threads.barrier.broken,
             "the other ranks to wait",
         )
-        share(self, *arguments)
+        share(self, *arguments, **options)
 
     monkeypatch.setattr(Sharing, "share", slow_share)
 
@@ -255,6 +260,19 @@ def test_other_weights_and_another_dtype_need_their_own_numbers(
     assert sum(computed) == 14
 
 
+def test_other_settings_of_the_model_and_another_residual_need_their_own_numbers(
+    world: World,
+) -> None:
+    start = world.start()
+    rotated = Decoder(dataclasses.replace(start.model.config, rope_theta=5000.0))
+    rotated.load_state_dict(start.model.state_dict())
+    others = world.start(rotated), world.start(residual="bfloat16", dtype="bfloat16")
+    assert others[0].weights == start.weights
+    keys = {key_of(one.weights, one.settings, {}) for one in (start, *others)}
+    keys.add(key_of(start.weights, world.start(dtype="bfloat16").settings, {}))
+    assert len(keys) == 4
+
+
 def test_a_run_that_starts_again_with_other_weights_gets_their_numbers(world: World) -> None:
     first = make(world)
     with world.context() as context:
@@ -277,11 +295,10 @@ def test_a_stage_that_resumes_computes_nothing(
 
 
 def test_a_stage_that_resumes_without_numbers_is_refused(world: World) -> None:
-    with (
-        world.context() as context,
-        pytest.raises(Damaged, match="not computed again from trained weights"),
-    ):
+    with world.context() as context, pytest.raises(PionError, match="no reference data") as refused:
         bound_reference(context, world.streams())
+    assert "can't continue with other numbers" in str(refused.value)
+    assert "--redo prefer" in str(refused.value)
 
 
 def test_a_checkpoint_of_other_numbers_is_refused(world: World) -> None:
@@ -289,26 +306,115 @@ def test_a_checkpoint_of_other_numbers_is_refused(world: World) -> None:
     folder = world.folder / "checkpoint"
     folder.mkdir()
     (folder / "reference.json").write_bytes(bound.record)
-    require_same(bound, folder)
     with world.context("second") as context:
+        require_same(context, bound, folder)
+        require_same(context, bound, None)  # a stage without a checkpoint
         other = make_reference(context, world.streams(), world.start(model_of_the_world(1)))
-    with pytest.raises(PionError, match=r"other numbers of a reference .* --redo prefer"):
-        require_same(other, folder)
-    (folder / "reference.json").unlink()
-    with pytest.raises(PionError, match="other numbers"):
-        require_same(bound, folder)
+        with pytest.raises(PionError, match=r"other numbers of a reference .* --redo prefer"):
+            require_same(context, other, folder)
+        (folder / "reference.json").unlink()
+        with pytest.raises(PionError, match="other numbers"):
+            require_same(context, bound, folder)
 
 
-@pytest.mark.parametrize("wrong", ["flipped", "shorter"])
-def test_numbers_that_changed_in_the_store_are_refused(world: World, wrong: str) -> None:
-    make(world)
+def damage(world: World, wrong: str) -> None:
+    """Damage the numbers of training rows in the store."""
     (path,) = (world.folder / "runs/_data").glob("*/*/train.sums.npy")
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.unlink()  # other names may be links to the same file
-    path.write_bytes(data if wrong == "flipped" else data[:-8])
-    with world.context() as context, pytest.raises(PionError, match="can't be used"):
+    if wrong == "gone":
+        shutil.rmtree(path.parent)
+    elif wrong != "missing":
+        path.write_bytes(data if wrong == "flipped" else data[:-8])
+
+
+DAMAGES = ("flipped", "shorter", "missing", "gone")
+
+
+@pytest.mark.parametrize("wrong", DAMAGES)
+def test_a_stage_does_not_resume_with_numbers_that_changed_in_the_store(
+    world: World, wrong: str
+) -> None:
+    make(world)
+    damage(world, wrong)
+    with world.context() as context, pytest.raises(PionError, match="--redo prefer"):
         bound_reference(context, world.streams())
+
+
+@pytest.mark.parametrize("name", ["tiny", "another"])
+@pytest.mark.parametrize("wrong", DAMAGES)
+def test_damaged_numbers_are_computed_again_before_a_step_has_learned_with_them(
+    world: World, monkeypatch: pytest.MonkeyPatch, wrong: str, name: str
+) -> None:
+    first = make(world)
+    damage(world, wrong)
+    computed = counted(monkeypatch)
+    assert bits(make(world, name)) == bits(first)
+    assert sum(computed) == 14
+    assert any("computed again" in str(said) for said in world.said)
+    computed.clear()
+    assert bits(make(world, "third")) == bits(first)  # the store has good ones now
+    assert not computed
+
+
+def test_numbers_of_another_model_are_computed_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hash of weights can't tell everything: a card may compute otherwise."""
+    right = bits(make(world, "right"))
+    other = World(world.folder / "other")
+    other.folder.mkdir()
+    (other.folder / "rows").symlink_to(world.folder / "rows")
+    with monkeypatch.context() as wrong:
+        wrong.setattr(compute, "sums_of", lambda *given: [[-3.0] * len(r) for r in sums_of(*given)])
+        with pytest.raises(
+            BadInput, match=r"not of these weights.*does not compute the same twice"
+        ):
+            make(other)
+    assert bits(make(other)) == right
+
+
+def test_each_start_that_computes_a_part_is_progress(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines vanish: many starts may be needed for a long pass."""
+    for _ in range(MAX_ATTEMPTS + 1):
+        with monkeypatch.context() as dying:
+            dies_at(dying, 2, after=False)
+            with world.context() as context:
+                claim = context.owned
+                assert claim is not None
+                assert claim.head.owner is not None
+                context.owned = claim_again(claim.state, claim.head.owner)
+                assert context.owned.head.failed_attempts < MAX_ATTEMPTS
+                with pytest.raises(Died):
+                    make_reference(context, world.streams(), world.start())
+
+
+def test_too_little_memory_asks_for_a_smaller_plan_as_a_step_does(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_little(*given: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(compute, "sums_of", too_little)
+    with pytest.raises(PlanFailed) as failed:
+        make(world)
+    assert failed.value.plan["micro_batch"] == 1
+
+
+def test_no_chunk_of_an_earlier_reference_is_left(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as dying:
+        dies_at(dying, 2, after=True)
+        with pytest.raises(Died):
+            make(world)
+    with world.context() as context:
+        assert context.run.store.list("tiny/reference/")
+        make_reference(context, world.streams(), world.start(model_of_the_world(1)))
+        assert not context.run.store.list("tiny/reference/")
 
 
 # ---------------------------------------------------------------- the first step
@@ -355,7 +461,7 @@ def test_numbers_of_other_weights_are_refused_before_the_first_step(world: World
     with torch.no_grad():
         trained.blocks[0].attention.q_proj.weight += 0.01
     stream = bound.splits["train"].in_stream(world.streams()["train"])
-    with pytest.raises(BadInput, match=r"are not of these weights.*Nothing was trained"):
+    with pytest.raises(BadInput, match="are not of these weights"):
         check_start(world.start(trained), stream)
 
 
