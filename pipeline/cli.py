@@ -190,8 +190,8 @@ def _add_run(add: Add) -> None:
         argument(
             "--redo",
             metavar="STAGE",
-            help="redo this stage and all later stages: prepare, pretrain, sft, evaluate or "
-            "publish",
+            help="redo this stage and all later stages: prepare, pretrain, sft, prefer, "
+            "evaluate or publish",
         ),
         argument(
             "--until",

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 RUN_HELP = "a name in runs/, or STORE/NAME"
 MODEL_HELP = (
-    "a run (demo, STORE/demo, demo@pretrain, demo@sft or demo@250), the folder of a checkpoint, "
-    "the folder of an exported model, a .pt file that `pion import-seed` reads, or a Hub "
-    "repository (user/name)"
+    "a run (demo, STORE/demo, demo@pretrain, demo@sft, demo@prefer or demo@250), the folder of a "
+    "checkpoint, the folder of an exported model, a .pt file that `pion import-seed` reads, or a "
+    "Hub repository (user/name)"
 )
 MODEL_OR_LATEST = f"{MODEL_HELP}; default: the latest run"
 RUN = argument("run", metavar="RUN", help=RUN_HELP)

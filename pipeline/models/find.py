@@ -71,8 +71,8 @@ def find_model(text: str | None) -> FoundModel:
     """Return the model called `text`; None is the final model of the latest run in `runs/`.
 
     `text` is one of these:
-      * a run: `demo` or `<store>/demo`, with `@pretrain`, `@sft` or `@STEP` for another checkpoint
-        than its last. The weights of a run in a remote store (`s3://bucket/prefix/demo`,
+      * a run: `demo` or `<store>/demo`, with `@pretrain`, `@sft`, `@prefer` or `@STEP` for another
+        checkpoint than its last. The weights of a run in a remote store (`s3://bucket/prefix/demo`,
         `hf://user/name/demo`) are downloaded unless this machine has them.
       * the folder of a checkpoint or of an exported model, or a seed's `.pt` file.
       * a Hub repository: `user/name` or `hf://user/name`, with `@REVISION`.

@@ -40,6 +40,9 @@ UNCOUNTED_SECONDS = 3600.0
 HEAD_FORMAT = 4
 # The format of HEAD.json while the run is being removed (removal.py). No pion continues such a run.
 REMOVING_FORMAT = 5
+# The format of HEAD.json of a run that learns from preferences. Versions that do not know the stage
+# would take the fine-tuned model for the last one. In memory, such a HEAD has HEAD_FORMAT, too.
+PREFER_FORMAT = 6
 SHARED = "_data"
 # The part of the shared data with the numbers of a reference model. The training workers make it.
 REFERENCE = "reference"
@@ -333,7 +336,10 @@ class Head:
 
     def to_json(self) -> bytes:
         """Return HEAD.json."""
-        return (finite_json(dataclasses.asdict(self), indent=1) + "\n").encode()
+        content = dataclasses.asdict(self)
+        if self.format == HEAD_FORMAT and "prefer" in self.data:
+            content["format"] = PREFER_FORMAT
+        return (finite_json(content, indent=1) + "\n").encode()
 
     def refuse_unreadable(self, where: str, share: float = 1.0) -> None:
         """Raise `BadInput` if HEAD.json would have more than this share of what readers accept."""
@@ -350,12 +356,14 @@ class Head:
     def from_json(cls, data: bytes, where: str) -> "Head":
         """Read HEAD.json. Raises `BadInput` if it is damaged or of another format version, and
         `BeingRemoved`."""
-        raw = parse(data, where, (HEAD_FORMAT, REMOVING_FORMAT))
+        raw = parse(data, where, (HEAD_FORMAT, REMOVING_FORMAT, PREFER_FORMAT))
         if raw["format"] == REMOVING_FORMAT:
             run = where.removesuffix("/HEAD.json")
             raise BeingRemoved(
                 f"{run} is being removed. Nothing was started. To finish: pion rm {run}"
             )
+        if raw["format"] == PREFER_FORMAT:
+            raw["format"] = HEAD_FORMAT
         head = build(cls, raw, where)
         if head.owner is not None and not head.claims:
             raise damaged(where, "it has an owner, but no claims")

@@ -8,7 +8,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.state.claim import claim_run
-from pipeline.state.head import Head
+from pipeline.state.head import PREFER_FORMAT, Head, data_key
 from pipeline.state.record_json import BEFORE_0_1_0, MOST_VALUES, count_values
 from pipeline.state.run_state import RunState
 from tests.support.states import an_entry, list_checkpoint, read, someone
@@ -60,9 +60,9 @@ def test_head_survives_a_round_trip_through_json(run: RunState) -> None:
 def test_a_head_of_a_newer_format_is_refused_with_its_version(run: RunState) -> None:
     claim_run(run, someone()).release()
     raw = json.loads(run.store.read("demo/HEAD.json"))
-    run.store.write("demo/HEAD.json", json.dumps({**raw, "format": 6}).encode())
+    run.store.write("demo/HEAD.json", json.dumps({**raw, "format": PREFER_FORMAT + 1}).encode())
     with pytest.raises(
-        BadInput, match=r"HEAD.json has format version 6, but this pion reads version 4 and 5"
+        BadInput, match=r"HEAD.json has format version 7, but this pion reads version 4 and 5 and 6"
     ):
         claim_run(run, someone())
 
@@ -163,3 +163,13 @@ def test_a_head_that_nobody_could_read_is_not_written_and_fewer_checkpoints_are(
     claim = claim_run(run, someone(), take_over=True)  # there is room for claims
     with_checkpoints(2)
     assert len(read(run).checkpoints) == 2
+
+
+def test_a_head_of_a_run_with_preferences_is_refused_by_versions_that_do_not_know_them() -> None:
+    """They would take the fine-tuned model for the last one."""
+    key = data_key("a" * 64, "b" * 32)
+    plain = dataclasses.replace(Head(), data={"sft": key})
+    prefers = dataclasses.replace(Head(), data={"sft": key, "prefer": key})
+    assert [json.loads(head.to_json())["format"] for head in (plain, prefers)] == [4, 6]
+    for head in (plain, prefers):
+        assert Head.from_json(head.to_json(), "HEAD.json") == head
