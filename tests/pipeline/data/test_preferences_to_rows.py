@@ -13,11 +13,11 @@ import pytest
 
 from pion.data.order import RowOrder
 from pion.data.preference.rendering import EMPTY, LONGER_THAN_ROW
+from pion.data.row_flags import SEQUENCES
 from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pipeline.data import preferences_to_rows
 from pipeline.data.preferences import Read
-from pipeline.data.preferences_to_rows import SEQUENCES
 from tests.support.chat_templates import CHATML, QWEN3
 from tests.support.corpora import files_of
 from tests.support.in_process_renderer import InProcessRenderer
