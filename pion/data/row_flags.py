@@ -20,6 +20,9 @@ PADDING = 4
 # it: a pair is two sequences next to each other, first the chosen one.
 PREFERRED = 8
 
+# The file next to the shards of preferences with their `sequence_counts`.
+SEQUENCES = "sequences.npy"
+
 
 @dataclass(frozen=True)
 class Sequences:

@@ -27,7 +27,7 @@ from pion.data.preference.rendering import (
 )
 from pion.data.preference.summary import Summary, summarize
 from pion.data.preference.tally import Tally, tally_of, total
-from pion.data.row_flags import sequence_counts
+from pion.data.row_flags import SEQUENCES, sequence_counts
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, flags_path
 from pion.data.tokens.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.conversations_to_rows import MOST_REFUSED, NAMED, PROGRESS
 from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.preferences import Kind, Read
-from pipeline.data.prepared import SEQUENCES, SPLITS
+from pipeline.data.prepared import SPLITS
 from pipeline.machine.kill_points import mark
 
 # Preferences that are encoded and packed together: as many sequences as of conversations.

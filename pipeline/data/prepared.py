@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pion.data.row_flags import SEQUENCES
 from pion.data.shards import Manifest, Rows, Shard
 from pion.errors import BadInput
 from pion.untrusted import parse_object, read_file
@@ -31,8 +32,6 @@ DATASET = "dataset.json"
 # No weight of a source is larger.
 HEAVIEST = 1e100
 SPLITS = ("train", "held_out")
-# Of preferences, int32 (rows + 1): how many sequences come before each row of a split, and in all.
-SEQUENCES = "sequences.npy"
 
 
 @dataclass(frozen=True)

@@ -7,3 +7,5 @@ STAGES = ("prepare", "pretrain", "sft", "prefer", "evaluate", "publish")
 TRAINING = ("pretrain", "sft", "prefer")
 # These train on conversations, so what they leave can be talked to.
 CONVERSING = ("sft", "prefer")
+# What a model is called after a stage.
+AFTER = {"pretrain": "pretrained", "sft": "fine-tuned", "prefer": "preference-tuned"}

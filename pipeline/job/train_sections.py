@@ -210,6 +210,11 @@ class Train(Section):
             )
 
     @property
+    def rows(self) -> int | None:
+        """The rows that `know_rows` gave; None before."""
+        return self._rows
+
+    @property
     def total_steps(self) -> int:
         """The optimizer steps: as given, or for the passes over the rows that `know_rows` gave."""
         if self.steps is not None:

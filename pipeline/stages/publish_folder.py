@@ -16,6 +16,7 @@ from pion.formats.weights import GGUF_FILE, MODELFILE
 from pipeline.base.licence import Terms, terms_of
 from pipeline.console.messages import Note, Say
 from pipeline.job import Job, Publish
+from pipeline.job.stages import AFTER
 from pipeline.models.find import HUB_REPO, found_in, locate_model
 from pipeline.models.load import load_model
 from pipeline.report.history import RunHistory
@@ -40,7 +41,8 @@ def check_adapter(job: Job, *, to_hub: bool) -> None:
 
     last = job.train_stages[-1]
     lora, source = job.lora(last), job.section(last).init_from
-    if job.stage_before(last) is None:
+    before = job.stage_before(last)
+    if before is None:
         source = source or job.model.base
     assert lora is not None
     try:
@@ -48,7 +50,7 @@ def check_adapter(job: Job, *, to_hub: bool) -> None:
     except BadInput as error:
         raise BadInput(f"publish.adapter: {error}. Nothing was started.") from None
     if to_hub and not (source and _is_on_hub(job, source)):
-        base = source or "an earlier model of this run"
+        base = source or f"the {AFTER[before or last]} model of this run"
         raise BadInput(
             f"publish.adapter: the base of the adapter, {base}, exists only here, so an adapter on "
             "the Hub would be of no use. Nothing was started. Publish the merged model, or publish "

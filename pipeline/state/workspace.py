@@ -407,10 +407,12 @@ def _is_of_shard(name: str, files: Files) -> bool:
 def _is_text_shard(name: str, files: Files) -> bool:
     """Return whether prepared data has a shard of text to train on under this name. A shard of
     conversations has a second file."""
+    from pion.data.row_flags import SEQUENCES
     from pion.data.shards import flags_path
 
     path = PurePosixPath(name)
-    shard = path.suffix in (".npy", ".bin") and not name.endswith(".flags.npy")
+    other = path.name == SEQUENCES or name.endswith(".flags.npy")
+    shard = path.suffix in (".npy", ".bin") and not other
     return (
         shard
         and len(path.parts) == 3

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pion.config.draft import require_learned
 from pipeline.job.model_section import Base
+from pipeline.job.stages import AFTER
 from pipeline.models.bring import bring_model
 from pipeline.models.find import find_model
 from pipeline.models.load import fitted
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from pion.model.decoder import Decoder
     from pion.train.settings import ComputePlan
     from pipeline.training.context import TrainingContext
-
-
-# What a model is called after a stage.
-AFTER = {"pretrain": "pretrained", "sft": "fine-tuned", "prefer": "preference-tuned"}
 
 
 def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:

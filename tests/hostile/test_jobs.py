@@ -369,7 +369,8 @@ def with_lora(half: str) -> str:
             "lora": {"rank": 2**14, "alpha": 5e5, "dropout": 0},
         }
     weights = {"desirable_weight": 5e5, "undesirable_weight": 5e5}
-    job["prefer"] |= {"loss": "apo-zero", **weights}
+    # An adapter of sft can't be adapted again.
+    job["prefer"] |= {"loss": "apo-zero", "init_from": "a/b", **weights}
     return yaml.safe_dump(job)
 
 

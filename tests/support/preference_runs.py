@@ -10,7 +10,7 @@ from typing import Any
 from tests.support.whole_runs import write_job
 
 PAIRS = 120
-# Two answers of some 25 tokens fit into a row several times.
+# Two pairs of answers fit into most rows.
 PREFER: dict[str, Any] = {
     "loss": "dpo",
     "steps": 8,
@@ -18,7 +18,7 @@ PREFER: dict[str, Any] = {
     "lr": 1e-3,
     "min_lr": 1e-4,
     "held_out": 0.2,
-    "seq_len": 160,
+    "seq_len": 320,
     "sources": [{"kind": "jsonl", "path": "pairs.jsonl"}],
 }
 WORDS = ["the", "a", "cat", "birds", "sat", "saw", "flew", "over", "two", "red", "houses"]

@@ -81,6 +81,17 @@ class Summary:
         """Return the summary as JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Summary:
+        """Return what `record` made.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no such record.
+        """
+        parts = {name: _read_part(record[name]) for name in ("train", "held_out")}
+        tally = Tally.from_record(record["tally"])
+        return cls(**{**record, **parts, "tally": tally})
+
     def check(self, where: str) -> None:
         """Raise BadInput if nobody should train on these; `where` names the data."""
         tally, dropped, what = self.tally, self._dropped, self._what
@@ -184,6 +195,11 @@ class Summary:
         if self.tally.dropped.get(LONGER_THAN_CONTEXT, 0) > few:
             return "No prefer.seq_len keeps these: use a model with a longer context, or other data"
         return "Correct them, or use other data"
+
+
+def _read_part(record: Mapping[str, Any]) -> Part:
+    sides = {name: record[name] and Targets(**record[name]) for name in ("preferred", "other")}
+    return Part(**{**record, **sides})
 
 
 def summarize(

@@ -42,7 +42,12 @@ from pipeline.rent.check.rental import (
     check_reach,
     check_recovery,
 )
-from pipeline.rent.check.texts import check_conversations, check_corpus, check_vocabulary
+from pipeline.rent.check.texts import (
+    check_conversations,
+    check_corpus,
+    check_preferences,
+    check_vocabulary,
+)
 from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.at_launch import refuse_past
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until
@@ -144,7 +149,7 @@ def run_checks(
     checks = _checks(job, sky_yaml, path, force=force)
     words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
     rows = [CheckRow("job", True, words)]
-    talks = ("conversations", begin(partial(check_conversations, job)))
+    talks = ("conversations", begin(partial(_check_talks, job)))
     if not all(job.section(stage).steps_are_known for stage in job.train_stages):
         # What a machine costs follows from the steps, and these from the conversations.
         soon = time.monotonic() + CONVERSATION_SECONDS
@@ -158,6 +163,12 @@ def run_checks(
         more = LOCAL_SECONDS if name == "conversations" and _is_local(job) else 0.0
         rows += _outcome(name, wait, end + more, traced)
     return rows
+
+
+def _check_talks(job: Job) -> list[CheckRow]:
+    """Show what the conversations and the preferences give. Raises BadInput if they can't be
+    used."""
+    return [*check_conversations(job), *check_preferences(job)]
 
 
 def _is_local(job: Job) -> bool:

@@ -214,6 +214,7 @@ def _first_record(job: Job, source: Source, key: str) -> str:
     fails."""
     from pion.data.shards import open_shard
     from pipeline.data.hub import hub_shards
+    from pipeline.data.preferences import preferences
     from pipeline.data.sources import conversations, find_input, texts
 
     if isinstance(source, PythonDocs | PythonDocsQA | PythonDocsPrefer):
@@ -228,7 +229,8 @@ def _first_record(job: Job, source: Source, key: str) -> str:
         return f"{source.repo} at {found.commit[:12]}: {len(shards)} shards, {rows:,} rows"
     else:
         read: Iterable[object]
-        read = conversations(job, found) if key.startswith("sft.") else texts(job, found)
+        readers = {"sft": conversations, "prefer": preferences}
+        read = readers.get(key.partition(".")[0], texts)(job, found)
         if next(iter(read), None) is None:
             raise BadInput(f"{key}: it has no records")
     if isinstance(source, HubDataset):

@@ -124,7 +124,7 @@ class _Found(Exception):
 
 
 def _fingerprint(job: Job, part: str, folder: Path) -> str:
-    from pipeline.stages.prepare import prepare_pretrain, prepare_sft
+    from pipeline.stages.prepare import prepare_prefer, prepare_pretrain, prepare_sft
 
     def stop(fingerprint: str) -> None:
         raise _Found(fingerprint)
@@ -133,7 +133,8 @@ def _fingerprint(job: Job, part: str, folder: Path) -> str:
         if part == "pretrain":
             prepare_pretrain(job, folder, lambda message: None, find=stop)
         else:
-            prepare_sft(job, folder, None, lambda message: None, find=stop)
+            prepare = prepare_sft if part == "sft" else prepare_prefer
+            prepare(job, folder, None, lambda message: None, find=stop)
     except _Found as found:
         return str(found)
     raise AssertionError("prepare did not look for finished data")

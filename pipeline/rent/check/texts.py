@@ -43,7 +43,15 @@ from pipeline.rent.plan.conversations import (
     too_few_steps,
     too_many_passes,
 )
-from pipeline.stages.prepare import check_splits, prepare_pretrain, prepare_sft, require_a_batch
+from pipeline.rent.plan.preferences import count_preferences, first_in_words, warnings_about
+from pipeline.rent.plan.preferences import in_words as in_words_of_preferences
+from pipeline.stages.prepare import (
+    check_splits,
+    prepare_prefer,
+    prepare_pretrain,
+    prepare_sft,
+    require_a_batch,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,8 +88,8 @@ def check_corpus(job: Job) -> list[CheckRow]:
 
 
 def text_bytes(job: Job, section: str) -> int | None:
-    """Return the size of the texts of `data` or `sft`; None if they are not all in uncompressed
-    files."""
+    """Return the size of the texts of `data`, `sft` or `prefer`; None if they are not all in
+    uncompressed files."""
     sources = [(key, source) for key, source in job.sources() if key.startswith(f"{section}.")]
     if not all(isinstance(s, TextFiles | JsonlFiles | ParquetFiles) for _, s in sources):
         return None
@@ -94,12 +102,14 @@ def text_bytes(job: Job, section: str) -> int | None:
 def _prepare(job: Job, folder: Path, tokenizer: Path | None) -> None:
     """Prepare the corpus, and a few conversations whose vocabulary is trained on it."""
     prepare_pretrain(job, folder / "pretrain", lambda message: None, tokenizer)
-    if job.sft is None or job.tokenizer is None or job.tokenizer.train is None:
-        return  # the check of conversations counts them
-    talks = text_bytes(job, "sft")
-    if talks is not None and talks <= PREPARED_BYTES:
-        tokenizer = folder / "pretrain" / "tokenizer.json"
-        prepare_sft(job, folder / "sft", tokenizer, lambda message: None)
+    if job.tokenizer is None or job.tokenizer.train is None:
+        return  # the checks of conversations and preferences count them
+    tokenizer = folder / "pretrain" / "tokenizer.json"
+    for stage, prepare in (("sft", prepare_sft), ("prefer", prepare_prefer)):
+        if stage in job.train_stages:
+            talks = text_bytes(job, stage)
+            if talks is not None and talks <= PREPARED_BYTES:
+                prepare(job, folder / stage, tokenizer, lambda message: None)
 
 
 # ---------------------------------------------------------------- a larger corpus
@@ -257,6 +267,22 @@ def check_conversations(job: Job) -> list[CheckRow]:
         *(CheckRow(name, None, words) for name, words in warnings.items() if words),
         CheckRow("the first", True, learned),
         *_untrained(job, counted),
+    ]
+
+
+def check_preferences(job: Job) -> list[CheckRow]:
+    """Show what the preferences give. Raises BadInput for preferences that can't be used."""
+    if job.prefer is None or is_prepared(job):
+        return []
+    counted = count_preferences(job)
+    if counted is None:
+        return []
+    job.section("prefer").know_rows(counted.rows)
+    return [
+        CheckRow("preferences", True, "\n".join(in_words_of_preferences(job, counted))),
+        *(CheckRow("preferences", None, words) for words in counted.remarks),
+        *(CheckRow(name, None, words) for name, words in warnings_about(job, counted).items()),
+        CheckRow("the first", True, first_in_words(counted)),
     ]
 
 

@@ -21,6 +21,7 @@ from pipeline.console.formats import amount
 from pipeline.data.conversations_to_rows import in_own_format, in_template
 from pipeline.data.sources import SAMPLED, conversations, find_input, talks
 from pipeline.job import HubDataset, Job
+from pipeline.rent.plan.preferences import require_known
 from pipeline.stages.prepare import prepare_sft
 from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import know_rows
@@ -127,8 +128,14 @@ def expect_rows(job: Job) -> str | None:
     head = RunState(open_store(job.store), job.name).read()
     if head is not None:
         know_rows(job, head)
-    section = job.section("sft")
-    if section.steps_are_known:
+    unsure = [_expect_rows(job), require_known(job) if job.prefer is not None else None]
+    return "; ".join(filter(None, unsure)) or None
+
+
+def _expect_rows(job: Job) -> str | None:
+    """Return what `expect_rows` does, of conversations alone."""
+    section = job.sft
+    if section is None or section.steps_are_known:
         return None
     counted = count_conversations(job)
     if counted is None:

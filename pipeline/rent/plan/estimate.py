@@ -41,6 +41,7 @@ class StageEstimate:
 
     `tokens` is None while the steps are not known: they may follow from data to be prepared.
     `measured` is whether this model's speed was measured on such a GPU, and not estimated.
+    Training on `reference_tokens` would take as long as computing the reference of preferences.
     """
 
     stage: str
@@ -53,12 +54,13 @@ class StageEstimate:
     speed_from: str
     measured: bool = False
     one_gpu: float | None = None
+    reference_tokens: int = 0
 
     @property
     def seconds(self) -> float | None:
         if self.tokens_per_second is None or self.tokens is None:
             return None
-        return self.tokens / self.tokens_per_second
+        return (self.tokens + self.reference_tokens) / self.tokens_per_second
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,15 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         speed_from=speed.words,
         measured=speed.measured,
         one_gpu=speed.tokens_per_second,
+        reference_tokens=_reference_tokens(job, stage),
     )
+
+
+def _reference_tokens(job: Job, stage: str) -> int:
+    """Return how many trained tokens take as long as the reference of a stage: a forward pass over
+    its rows, as far as these are known. The backward pass takes twice as long."""
+    rows = job.section(stage).rows if job.needs_reference(stage) else None
+    return 0 if rows is None else rows * job.seq_len(stage) // 3
 
 
 def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:

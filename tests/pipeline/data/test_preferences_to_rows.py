@@ -16,11 +16,11 @@ from pion.data.documents.python_docs import is_held_out as in_held_out_file
 from pion.data.documents.python_preferences import docs_pairs
 from pion.data.order import RowOrder
 from pion.data.preference.rendering import EMPTY, LONGER_THAN_ROW
+from pion.data.row_flags import SEQUENCES
 from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pipeline.data import preferences_to_rows
 from pipeline.data.preferences import Read
-from pipeline.data.preferences_to_rows import SEQUENCES
 from pipeline.job import PythonDocsPrefer
 from tests.support.chat_templates import CHATML, QWEN3
 from tests.support.corpora import files_of, make_job

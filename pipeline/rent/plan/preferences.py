@@ -1,0 +1,193 @@
+"""What a job's preferences give, prepared in a temporary folder before anything is rented.
+
+Of a data set on the Hub, only the first SAMPLED preferences are read.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from pion.data.chat.chat_format import ChatFormat
+from pion.data.preference.rendering import Usable, preference_format
+from pion.data.preference.summary import Summary
+from pion.data.preference.view import marked_preference
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pipeline.base.keep import tokenizer_of_base
+from pipeline.console.formats import amount
+from pipeline.data.preferences import preferences
+from pipeline.data.sources import SAMPLED, find_input
+from pipeline.job import HubDataset, Job
+from pipeline.stages.prepare import prepare_prefer
+
+# Outside of these pairs per step, recipes that worked are rare.
+FEWEST_PAIRS, MOST_PAIRS = 32, 512
+# With higher rates, models that learn from preferences begin to repeat themselves.
+HIGHEST_LR, HIGHEST_LR_OF_LORA = 1e-5, 1e-4
+# More passes over the same preferences rarely help.
+MOST_PASSES = 3
+# The first preference that can be used is looked for in so many.
+LOOKED_AT = 64
+
+
+@dataclass(frozen=True)
+class CountedPreferences:
+    """What was counted, by source. `whole` is False if only the first preferences were read.
+
+    `first` shows the first usable preference, with the learned tokens between ⟦ and ⟧.
+    """
+
+    summaries: dict[str, Summary]
+    rows: int
+    whole: bool
+    first: list[str]
+    remarks: tuple[str, ...]
+
+    @property
+    def items(self) -> int:
+        """The pairs, or single answers, to train on."""
+        return sum(summary.train.items for summary in self.summaries.values())
+
+
+def count_preferences(job: Job) -> CountedPreferences | None:
+    """Return what the preferences of `prefer` give; None if their ids are not known yet.
+
+    Raises BadInput for preferences that can't be used, and for too few to fill one batch.
+    """
+    assert job.prefer is not None
+    if job.tokenizer is not None and job.tokenizer.train is not None:
+        return None
+    counted = job.model_copy(deep=True)
+    assert counted.prefer is not None
+    whole = True
+    for source in counted.prefer.sources:
+        if isinstance(source, HubDataset):
+            most = source.max_documents
+            whole = whole and most is not None and most <= SAMPLED
+            source.max_documents = SAMPLED if most is None else min(most, SAMPLED)
+    if not whole:
+        counted.prefer.global_batch = 1
+    with tempfile.TemporaryDirectory(prefix="pion-count-") as place:
+        folder = Path(place)
+        tokenizer = tokenizer_of_base(job, folder / "base")
+        report = prepare_prefer(counted, folder / "rows", tokenizer, lambda message: None).report
+        first = _first(counted, folder / "rows")
+    summaries = {
+        f"prefer.sources.{number}": Summary.from_record(source["preferences"])
+        for number, source in enumerate(report["sources"])
+    }
+    remarks = (remark for source in report["sources"] for remark in source.get("remarks", ()))
+    return CountedPreferences(summaries, report["train_rows"], whole, first, tuple(remarks))
+
+
+def _first(job: Job, folder: Path) -> list[str]:
+    """Return the first usable preference as the model will see it."""
+    assert job.prefer is not None
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    found = find_input(job, job.prefer.sources[0], "prefer.sources.0")
+    context = job.model_config_resolved().seq_len
+    with closing(ChatFormat(folder / "tokenizer.json", tokenizer)) as written:
+        how = preference_format(written, job.seq_len("prefer"), context)
+        for _, read in zip(range(LOOKED_AT), preferences(job, found)):
+            if isinstance(read.preference, str):
+                continue
+            (outcome,) = how.outcomes([read.preference])
+            if isinstance(outcome, Usable):
+                return marked_preference(tokenizer, outcome)
+    return []
+
+
+def in_words(job: Job, counted: CountedPreferences) -> list[str]:
+    """Return lines on each source, and on the steps of the stage, whose rows the job knows."""
+    section = job.section("prefer")
+    lines = []
+    for key, summary in counted.summaries.items():
+        first, *more = summary.in_words()
+        lines += [f"{key}: {first}" if len(counted.summaries) > 1 else first, *more]
+    tokens = section.total_steps * section.global_batch * job.seq_len("prefer")
+    lines.append(
+        f"{passes_over(job, counted):.3g} passes in {section.total_steps:,} steps of about "
+        f"{per_step(job, counted):,.0f} {_what(counted)}: {amount(tokens)} tokens"
+    )
+    if job.needs_reference("prefer"):
+        lines.append(
+            "before the first step, the reference is computed once: it takes a third of the time "
+            "of a pass, and another beta or loss does not need it again"
+        )
+    if not counted.whole:
+        lines[0] = f"of the first {SAMPLED:,}: {lines[0]}"
+    return lines
+
+
+def warnings_about(job: Job, counted: CountedPreferences) -> dict[str, str]:
+    """Return what will probably disappoint, by a short name."""
+    section, batch = job.prefer, per_step(job, counted)
+    assert section is not None
+    found = {}
+    if not FEWEST_PAIRS <= batch <= MOST_PAIRS and counted.items >= FEWEST_PAIRS:
+        found["batch"] = (
+            f"a step has about {batch:,.0f} {_what(counted)}; {FEWEST_PAIRS} to {MOST_PAIRS} are "
+            "usual. Change prefer.global_batch"
+        )
+    highest = HIGHEST_LR if section.lora is None else HIGHEST_LR_OF_LORA
+    if section.lr > highest:
+        found["rate"] = (
+            f"prefer.lr {section.lr:g} is above {highest:g}: models then often begin to repeat "
+            "themselves. Lower it"
+        )
+    if counted.whole and (passes := passes_over(job, counted)) > MOST_PASSES:
+        found["passes"] = (
+            f"{passes:.3g} passes over the same {_what(counted)}: beyond {MOST_PASSES}, little is "
+            "left to learn. Lower prefer.epochs or prefer.steps"
+        )
+    return found
+
+
+def per_step(job: Job, counted: CountedPreferences) -> float:
+    """Return how many pairs, or single answers, a step learns from on average."""
+    return job.section("prefer").global_batch * counted.items / counted.rows
+
+
+def passes_over(job: Job, counted: CountedPreferences) -> float:
+    """Return how often the stage trains on each of these rows."""
+    section = job.section("prefer")
+    if section.steps is None:
+        return section.passes
+    return section.steps * section.global_batch / counted.rows
+
+
+def _what(counted: CountedPreferences) -> str:
+    kinds = {summary.kind for summary in counted.summaries.values()}
+    return "pairs" if kinds == {"pairs"} else "labelled answers"
+
+
+def require_known(job: Job) -> str | None:
+    """Tell the job how many rows its preferences give, where its steps depend on them.
+
+    Returns what is not certain about it, as a sentence; None if everything is. Raises BadInput for
+    preferences that can't be used.
+    """
+    section = job.section("prefer")
+    if section.steps_are_known:
+        return None
+    counted = count_preferences(job)
+    if counted is None:
+        return "the steps of prefer follow from its rows, which are not known before prepare"
+    section.know_rows(counted.rows)
+    if counted.whole:
+        return None
+    return (
+        f"the steps of prefer are of the first {SAMPLED:,} preferences of a data set: all of them "
+        "take as many times longer as there are more"
+    )
+
+
+def first_in_words(counted: CountedPreferences) -> str:
+    """Return the first preference, with what is learned of it marked. Raises BadInput if none of
+    the first can be used."""
+    if not counted.first:
+        raise BadInput(f"none of the first {LOOKED_AT} preferences can be used")
+    return "\n".join(["what the model learns is between ⟦ and ⟧:", *counted.first])

@@ -1,0 +1,100 @@
+"""Preferences are counted and shown before anything is rented, and what is wrong with them said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pion.errors import BadInput
+from pipeline.job import Job
+from pipeline.job.file import load_job
+from pipeline.rent.check.texts import check_preferences
+from pipeline.rent.plan.conversations import expect_rows
+from pipeline.rent.plan.preferences import count_preferences
+from tests.support.corpora import save_tokenizer
+from tests.support.jobs import tiny_dict
+from tests.support.preference_runs import PREFER, write_pairs
+
+
+def job_in(folder: Path, **fields: Any) -> Job:
+    """Return a job that only learns from pairs, with a tokenizer that is there."""
+    save_tokenizer(folder / "tokenizer.json")
+    if not (folder / "pairs.jsonl").exists():
+        write_pairs(folder)
+    changes: dict[str, Any] = {
+        "pretrain": None,
+        "sft": None,
+        "data": {"seq_len": 96},
+        "tokenizer": {"file": "tokenizer.json"},
+        "model__vocab_size": 512,
+        "store": str(folder / "runs"),
+    }
+    prefer = {key: value for key, value in PREFER.items() if key != "steps"}
+    prefer |= {"init_from": "elsewhere", **fields}
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(tiny_dict(**changes, prefer=prefer)))
+    return load_job(path)
+
+
+def words_of(job: Job) -> dict[str, str]:
+    return {row.name: row.words for row in check_preferences(job)}
+
+
+def test_check_shows_rows_lengths_steps_and_the_first_pair(tmp_path: Path) -> None:
+    words = words_of(job_in(tmp_path, lr=1e-6, min_lr=1e-7, global_batch=16))
+    said = words["preferences"]
+    assert "pairs in" in said
+    assert "held out" in said
+    assert "1 passes in" in said
+    assert "the reference is computed once" in said
+    assert "⟦" in words["the first"]
+    assert {"prompt:", "chosen:", "rejected:"} <= set(words["the first"].split())
+    assert set(words) == {"preferences", "the first"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "expected"),
+    [
+        ({"global_batch": 2}, "batch", "32 to 512 are usual"),
+        ({"lr": 1e-3}, "rate", "prefer.lr 0.001 is above 1e-05"),
+        (
+            {"lr": 5e-5, "min_lr": 5e-6, "lora": {}, "epochs": 9},
+            "passes",
+            "9 passes over the same pairs",
+        ),
+    ],
+)
+def test_check_warns_of_what_will_disappoint(
+    tmp_path: Path, fields: dict[str, Any], name: str, expected: str
+) -> None:
+    assert expected in words_of(job_in(tmp_path, **fields))[name]
+
+
+def test_a_loss_without_a_reference_has_no_pass(tmp_path: Path) -> None:
+    assert "reference" not in words_of(job_in(tmp_path, loss="simpo"))["preferences"]
+
+
+def test_the_steps_of_a_job_of_preferences_alone_are_known_before_renting(tmp_path: Path) -> None:
+    job = job_in(tmp_path, epochs=2)
+    assert expect_rows(job) is None
+    counted = count_preferences(job)
+    assert counted is not None
+    assert job.section("prefer").total_steps == -(-2 * counted.rows // 4)
+
+
+def test_swapped_pairs_are_refused_before_renting(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    scored = [line | {"score_chosen": 1, "score_rejected": 2} for line in lines]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scored))
+    with pytest.raises(BadInput, match="chosen and rejected seem to be swapped"):
+        check_preferences(job)
+
+
+def test_too_few_pairs_for_a_batch_are_refused_before_renting(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"prefer\.global_batch needs 1,000"):
+        check_preferences(job_in(tmp_path, global_batch=1000))
