@@ -48,6 +48,7 @@ WORTH = (
     *("kernels/flex", "attention/*", "kernels/*", "losses/*/bfloat16", "step-down", "losses/*"),
     # Next to each other, because one process computes them.
     "resume/*",
+    "compiler/*",
     *(f"train/{name}/compiled" for name in ("tachyon-tiny", "daisy-280m", "pilon-360m")),
     *("train/lepton-small/compiled", "train/pion-small/eager", "*"),
 )
@@ -98,7 +99,7 @@ def _is_under(row: str, name: str) -> bool:
 
 def _checks(bench: Bench) -> dict[str, Callable[[], Outcome]]:
     return {
-        "compiler": partial(check_compiler, bench),
+        **{f"compiler/{family}": partial(check_compiler, bench, family) for family in FAMILIES},
         **{f"logits/{family}": partial(check_logits, bench, family) for family in FAMILIES},
         **{
             f"losses/{family}/{dtype}": partial(check_losses, bench, family, dtype)

@@ -144,7 +144,7 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
         activations=round(MARGIN * traced.activations),
         loss=round(MARGIN * traced.forward) + left,
         backward=round(MARGIN * traced.backward) + left,
-        update=update,
+        update=round(MARGIN * update),
         reserve=_reserve(work, micro_batch),
     )
 

@@ -1,9 +1,9 @@
 """What to try when a step can't be computed as planned: the next smaller plan, or none.
 
 Running out of GPU memory halves the micro-batch, down to one row, and then recomputes activations.
-A compilation that fails is tried again without combo kernels, then without flex attention, which
-lacks kernels on some cards. Then it gives way to eager computation. All these plans learn the same,
-up to rounding.
+A compilation that fails, or computes wrong gradients, is tried again without combo kernels, then
+without flex attention, which lacks kernels on some cards. Then it gives way to eager computation.
+All these plans learn the same, up to rounding.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class StepDown:
         )
 
 
+class WrongGradients(RuntimeError):
+    """A compiled block computes other gradients than the block as it is written."""
+
+
 class StepTooLarge(BadInput):
     """Not even one row fits into the GPU's memory, although activations are recomputed."""
 
@@ -64,11 +68,12 @@ def step_down(
             f"the GPU's memory{_numbers(plan)}. Everything committed is safe. Use a larger GPU, a "
             f"smaller model or a shorter data.seq_len. The GPU's error: {_first_lines(error)}"
         ) from None
-    smaller = _compiling_less(plan, uses_flex) if _is_compilers(error) else None
-    if smaller is not None:
-        why = f"torch.compile failed ({type(error).__name__}: {_first_lines(error)})"
-        return StepDown(plan, smaller, why)
-    return None
+    wrong = isinstance(error, WrongGradients)
+    smaller = _compiling_less(plan, uses_flex) if wrong or _is_compilers(error) else None
+    if smaller is None:
+        return None
+    failed = f"torch.compile failed ({type(error).__name__}: {_first_lines(error)})"
+    return StepDown(plan, smaller, str(error) if wrong else failed)
 
 
 def _compiling_less(plan: ComputePlan, uses_flex: bool) -> ComputePlan | None:

@@ -23,7 +23,8 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, most: int) -> Tensor:
-        return (x / scale).round_().clamp_(-most, most)
+        # Not in place: torch 2.11's compiler would lose the gradient, and say nothing.
+        return (x / scale).round().clamp(-most, most)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:

@@ -102,6 +102,11 @@ def _fused_attention(
             query, key, value, 0.0, is_causal, False, scale=scale
         )[0]
         return result[..., :width] if padding else result
+    if query.shape[1] != key.shape[1] and not _efficient_takes_fewer_keys():
+        plain: Tensor = aten._scaled_dot_product_attention_math(
+            query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=True
+        )[0]
+        return plain
     bias = None
     if attn_mask is not None:  # torch turns the mask into numbers to add to the scores
         bias = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
@@ -110,6 +115,22 @@ def _fused_attention(
         query, key, value, bias, True, 0.0, is_causal, scale=scale
     )[0]
     return computed
+
+
+@lru_cache(maxsize=1)
+def _efficient_takes_fewer_keys() -> bool:
+    """Return whether torch's memory-efficient kernel takes fewer heads of keys than of queries.
+    Torch 2.11's does not: it computes all scores, which needs more memory."""
+    with torch.device("meta"):
+        query, *pair = (torch.empty(1, heads, 8, 8, requires_grad=True) for heads in (4, 2, 2))
+    aten = torch.ops.aten
+    kernel = aten._scaled_dot_product_efficient_attention
+    result = kernel(query, *pair, None, True, 0.0, True)
+    try:
+        torch.autograd.grad(result[0].sum(), pair)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _flex_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:

@@ -19,6 +19,7 @@ from pion.generation.fixed_step import FixedStep
 from pion.model import decoder, loss
 from pion.model.attention import masks
 from pion.model.attention.cache import LayerCache, Place
+from pion.model.block import Block
 from pion.model.decoder import Decoder
 from pion.train import trainer
 from pion.train.gradients import Gradients
@@ -69,10 +70,30 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch._dynamo.exc.BackendCompilerFailed(no_kernel, RuntimeError("no kernel"), [])
 
     monkeypatch.setattr(decoder, "_compiled_block", lambda: no_kernel)
-    found = compiler.check_compiler(TINY)
+    found = compiler.check_compiler(TINY, "pion")
     assert is_wrong(found)
     assert "no kernel" in found.words
     assert "training uses compile true → false" in found.words
+
+
+@pytest.mark.parametrize(
+    ("family", "weight", "factor"),
+    [
+        ("pion", "feedforward.down_proj", 0.0),
+        ("pion", "attention.q_proj", 1.01),
+        ("pilon", "attention.q_proj", 0.0),
+        ("pilon", "attention.q_proj", 1.1),
+    ],
+)
+def test_a_compiler_that_computes_wrong_gradients(
+    monkeypatch: pytest.MonkeyPatch, family: str, weight: str, factor: float
+) -> None:
+    def run(block: Block, *rest: Any) -> Any:
+        block.get_submodule(weight).weight.register_hook(lambda gradient: gradient * factor)
+        return decoder._run_block(block, *rest)
+
+    monkeypatch.setattr(decoder, "_compiled_block", lambda: run)
+    assert is_wrong(compiler.check_compiler(TINY, family))
 
 
 # ---------------------------------------------------------------- logits and losses

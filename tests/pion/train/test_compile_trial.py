@@ -13,9 +13,10 @@ import torch
 from pion.bench.models import Rows
 from pion.config.model_config import PRESETS, ModelConfig
 from pion.model import decoder
+from pion.model.block import Block
 from pion.model.decoder import Decoder
 from pion.train import hardware, smaller_plan
-from pion.train.compile_trial import Trial, compile_block, try_compiler
+from pion.train.compile_trial import Trial, compile_block, difference, try_compiler
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from tests.support.tiny_config import tiny_config
@@ -67,6 +68,50 @@ def test_a_compiler_that_fails_is_named_with_what_training_does_without_it(
     assert all("no C compiler" in change.why for change in changes)
 
 
+def compile_wrong(
+    monkeypatch: pytest.MonkeyPatch, factor: float, of: str = "feedforward.down_proj"
+) -> None:
+    """Let compiled blocks compute a multiple of the gradient by one weight."""
+
+    def run(block: Block, *rest: Any) -> Any:
+        block.get_submodule(of).weight.register_hook(lambda gradient: gradient * factor)
+        return decoder._run_block(block, *rest)
+
+    monkeypatch.setattr(decoder, "_compiled_block", lambda: run)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, 0.4, 2.0, float("nan")])
+def test_a_compiler_that_computes_wrong_gradients_is_named_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    compile_wrong(monkeypatch, factor)
+    (change,) = try_compiler(TRIAL, PLAN)
+    assert change.changes == "compile true → false"
+    assert change.why.startswith(f"the compiler of torch {torch.__version__} computes wrong")
+    assert "blocks.0.feedforward.down_proj.weight differs by" in change.why
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.9, 1.1])
+def test_gradients_that_differ_as_rounding_may_are_taken(
+    monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    compile_wrong(monkeypatch, factor)
+    assert try_compiler(TRIAL, PLAN) == []
+
+
+def test_the_gradient_of_a_few_numbers_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a sum over all tokens, of which rounding may leave nothing."""
+    compile_wrong(monkeypatch, 0.0, of="attention.q_norm")
+    assert try_compiler(TRIAL, PLAN) == []
+
+
+def test_a_gradient_that_is_missing_is_wrong() -> None:
+    large, small = torch.ones(64), torch.ones(63)
+    assert difference({}, {"a": large, "b": small}) == (1.0, "a")
+    assert difference({"a": torch.zeros(64)}, {"a": torch.zeros(64)}) == (0.0, "a")
+    assert difference({"a": large}, {"a": torch.zeros(64)})[0] > 1e9
+
+
 def test_an_error_that_is_not_the_compilers_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*_: object) -> None:
         raise ZeroDivisionError("a bug of ours")
@@ -89,3 +134,15 @@ def test_the_first_block_of_each_family_runs_forward_and_backward(
     config = ModelConfig.preset(name, vocab_size=512)
     with torch.compiler.set_stance("force_eager"):
         compile_block(Trial(config, 256, documents=documents), PLAN)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_compiled_block_of_each_family_learns_what_it_learns_as_written(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Torch 2.11 lost gradients of operations in place inside an autograd function: a PILON's
+    primitives learned nothing."""
+    compile_with(monkeypatch, "aot_eager")
+    trial = Trial(ModelConfig.preset(name, vocab_size=64), 16, documents=True)
+    written = compile_block(trial, dataclasses.replace(PLAN, compile=False))
+    assert difference(compile_block(trial, PLAN), written)[0] < 1e-2
