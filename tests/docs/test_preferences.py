@@ -1,0 +1,44 @@
+"""What docs/preferences.md shows is read as it stands there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from pion.data.preference.layouts import Pair, parse_preference
+from pion.train.preference import BETA, WITHOUT_REFERENCE
+from pipeline.training.reference.compute import CHUNK_SECONDS
+from tests.paths import REPOSITORY
+from tests.support.published_models import load_shipped
+
+TEXT = (REPOSITORY / "docs" / "preferences.md").read_text()
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", TEXT, re.S)
+
+
+def test_its_job_is_valid(tmp_path: Path) -> None:
+    (job,) = blocks("yaml")
+    path = tmp_path / "job.yaml"
+    path.write_text(job)
+    loaded = load_shipped(path)
+    assert loaded.stages == ["prepare", "prefer", "evaluate", "publish"]
+    assert loaded.needs_reference("prefer")
+
+
+def test_its_line_is_a_pair() -> None:
+    (line,) = blocks("json")
+    assert isinstance(parse_preference(json.loads(line), "here"), Pair)
+
+
+def test_its_table_has_every_loss_that_can_be_trained() -> None:
+    rows = re.findall(r"^\| (`.+?) \| (yes|no) \|", TEXT, re.M)
+    needed = {loss: answer for cell, answer in rows for loss in re.findall(r"`([^`]+)`", cell)}
+    assert needed.keys() == BETA.keys() - {"kto"}
+    assert {loss for loss, answer in needed.items() if answer == "no"} == set(WITHOUT_REFERENCE)
+
+
+def test_what_a_death_costs_is_what_the_code_says() -> None:
+    assert f"loses at most {CHUNK_SECONDS:.0f} seconds" in TEXT
