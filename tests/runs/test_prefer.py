@@ -81,6 +81,9 @@ def test_each_step_and_evaluation_says_how_many_pairs_are_right(unbroken: Path) 
     assert {"margin", "chosen", "rejected", "chosen_nll", "drift", "saturated"} <= steps[0].keys()
     (held_out,) = [row for row in rows if "held_out_loss" in row]
     assert 0 <= held_out["held_out_accuracy"] <= 1
+    result = head_of(unbroken).stages["prefer"].result
+    assert result["held_out_accuracy"] == held_out["held_out_accuracy"]
+    assert result["held_out_loss"] == held_out["held_out_loss"]
     assert held_out["held_out_loss"] < 2  # of pairs: a token's loss is larger in this model
 
 
