@@ -100,6 +100,10 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
             rows.append([f"{name} bits per byte", f"{result['bits_per_byte']:.3f}"])
         elif result.get("response_loss") is not None:  # of a run without text
             rows.append([f"{name} response loss", f"{result['response_loss']:.3f}"])
+    prefer = history.head.stages.get("prefer")
+    accuracy = None if prefer is None else prefer.result.get("held_out_accuracy")
+    if isinstance(accuracy, float):
+        rows.append(["held-out pairs", f"{100 * accuracy:.1f} % right"])
     if predicted := against_result(history, results):
         rows.append(["ladder", predicted])
     for name in job.train_stages:

@@ -97,7 +97,8 @@ class RankZero(Rank):
         self._context, self._claim, self._stage = context, claim, stage
         self._steps = context.job.section(stage).total_steps
         self._setup = setup
-        self._held_out_loss: float | None = None
+        # What the last evaluation has measured, as the stage's result has it.
+        self._held_out: dict[str, float] = {}
         self._selects_best = context.job.selects_best(stage)
         self._metrics = StageMetrics(claim, stage, Trackers(context.job, stage), setup.keep_speed)
         self._metrics.log.adopt(setup.restored.unwritten_metrics)
@@ -163,7 +164,8 @@ class RankZero(Rank):
 
     def evaluated(self, result: HeldOutLoss, on_token: Callable[[], None]) -> None:
         step = self._trainer.step
-        self._held_out_loss = result.loss
+        measures = {f"held_out_{name}": value for name, value in result.measures.items()}
+        self._held_out = {HELD_OUT_LOSS: result.loss, **measures}
         with self._listening():
             if self._selects_best:
                 self._record_loss(result.loss)
@@ -172,8 +174,7 @@ class RankZero(Rank):
                 # wait.
                 self._checkpointer.note(step, {HELD_OUT_LOSS: result.loss})
         row = {"step": step, "held_out_loss": result.loss, "held_out_loss_sem": result.sem}
-        more = {f"held_out_{name}": value for name, value in result.measures.items()}
-        self._metrics.append([row | more])
+        self._metrics.append([row | measures])
         accuracy = result.measures.get("accuracy")
         self._context.report(Evaluation(self._stage, step, result.loss, result.sem, accuracy))
         self._advice.evaluated(step, result.loss)
@@ -189,9 +190,8 @@ class RankZero(Rank):
             self._metrics.flush()  # the stage's last commit carries them
         saved = self._checkpointer.last
         assert saved is not None
-        result: dict[str, Any] = {"steps": self._trainer.step, "rows": self._trainer.next_row}
-        if self._held_out_loss is not None:
-            result["held_out_loss"] = self._held_out_loss
+        steps = {"steps": self._trainer.step, "rows": self._trainer.next_row}
+        result: dict[str, Any] = steps | self._held_out
         digest = self._context.request.digests[self._stage]
         self._context.patiently(
             partial(self._claim.finish_stage, self._stage, digest, result, saved.key)
