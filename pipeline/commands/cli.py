@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 from pion.errors import BadInput
 from pipeline.commands.arguments import JSON, Add, add_page, argument, flag, one_of
 from pipeline.console.formats import show
-from pipeline.job.stages import TRAINING
 
 if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
     from pion.model.decoder import Decoder
     from pipeline.models.find import FoundModel
 
+# As in pipeline.job.stages, whose import takes a second.
+TRAINING = ("pretrain", "sft", "prefer")
 RUN_HELP = "a name in runs/, or STORE/NAME"
 MODEL_HELP = (
     "a run (demo, STORE/demo, demo@pretrain, demo@sft, demo@prefer or demo@250), the folder of a "

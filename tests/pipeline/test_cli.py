@@ -14,6 +14,7 @@ import pipeline.commands.cli
 from pion.errors import Fenced, NotDurable, PionError
 from pipeline.cli import main
 from pipeline.job import STAGES
+from pipeline.job.stages import TRAINING
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
 from tests.support.waiting import run_to_end
@@ -30,6 +31,7 @@ def test_starting_the_command_imports_nothing_heavy() -> None:
     loaded = run_to_end([sys.executable, "-c", code]).stdout
     heavy = {"torch", "ray", "transformers", "pydantic", "numpy", "rich", "huggingface_hub"}
     assert not heavy & set(loaded.split())
+    assert pipeline.commands.cli.TRAINING == TRAINING
 
 
 def test_ctrl_c_while_the_command_is_imported_leaves_no_traceback() -> None:

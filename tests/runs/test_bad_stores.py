@@ -123,9 +123,9 @@ def test_a_job_that_contradicts_the_stored_one_shows_the_difference_and_the_fork
 def test_a_run_of_a_newer_format_is_left_alone(tmp_path: Path, whole: Whole) -> None:
     copy_run(whole(sft=None), tmp_path)
     head = tmp_path / "runs/tiny/HEAD.json"
-    head.write_text(head.read_text().replace('"format": 4', '"format": 6'))
+    head.write_text(head.read_text().replace('"format": 4', '"format": 7'))
     before = head.read_bytes()
-    assert "format version 6" in refusal(tmp_path, str(tmp_path / "runs"))
+    assert "format version 7" in refusal(tmp_path, str(tmp_path / "runs"))
     assert head.read_bytes() == before
 
 

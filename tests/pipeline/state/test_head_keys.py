@@ -12,7 +12,7 @@ import pytest
 from pion.errors import BadInput
 from pipeline.state.claim import claim_run
 from pipeline.state.head import (
-    REMOVING_FORMAT,
+    PREFER_FORMAT,
     CheckpointEntry,
     SkippedRows,
 )
@@ -121,7 +121,7 @@ def test_no_key_is_added_to_the_note_of_a_rental_or_taken_from_it(written: RunSt
     assert set(read(written, NOTE)) == RENTAL, RULE
 
 
-@pytest.mark.parametrize("change", [{"format": REMOVING_FORMAT + 1}, {"colour": "red"}])
+@pytest.mark.parametrize("change", [{"format": PREFER_FORMAT + 1}, {"colour": "red"}])
 def test_an_owner_commits_nothing_on_a_head_from_a_newer_version(
     run: RunState, change: dict[str, Any]
 ) -> None:
