@@ -245,7 +245,8 @@ class TimedRun:
     def stint(self, place: Place, seconds: float, life: float, warning: float = 0.0) -> Stint:
         """Return what a machine achieves that trains for `seconds` from `place`, and is told of its
         end `warning` seconds before. `life` is the mean life of machines, in seconds."""
-        left, used = seconds, 0.0
+        # Differences of times carry rounding errors, and one of them could decide about a save.
+        left, used = round(seconds, 6), 0.0
         spent: list[tuple[float, float, float]] = []
         while place.stage < len(self.work):
             training = self._training(place, life, warning)
