@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pion.data.sequences import sequence_sums
 from pion.data.stream import Batch, RowStream, to_device
 from pion.errors import BadInput
 from pion.evaluation.held_out import Evaluation, evaluating, in_batches
 from pion.model.decoder import Decoder
+from pion.train.answer_sums import answer_sums
 from pion.train.preference import Preference
 from pion.train.preference_losses import METRICS, example_losses, metrics, sft_loss
 
@@ -100,15 +100,11 @@ class _Totals:
 def _totals_of(scorer: PreferenceScorer, batch: Batch) -> Tensor:
     """Return the totals of a batch, in the order of `_Totals`, on the model's device."""
     there = to_device(batch, scorer.model.embed.weight.device)
-    assert there.documents is not None
     assert there.sequences is not None
     bf16 = scorer.dtype == torch.bfloat16
     with torch.autocast(there.tokens.device.type, torch.bfloat16, enabled=bf16):
-        found = scorer.model.log_probs(
-            there.tokens, there.targets, positions=there.positions, documents=there.documents
-        )
+        sums, _ = answer_sums(scorer.model, there)
     side = there.sequences.side
-    sums = sequence_sums(found.log_probs, there.documents, side.shape[1])
     losses = example_losses(scorer.preference, sums, there.sequences)
     measured = metrics(scorer.preference, sums, there.sequences)
     assert all(METRICS[name] == "examples" for name in SHOWN)

@@ -13,11 +13,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pion.data.sequences import Sequences, sequence_sums
+from pion.data.sequences import Sequences
 from pion.data.stream import Batch
 from pion.model.decoder import Decoder
 from pion.model.feedforward.dense import Stats
 from pion.model.forward_pass import StepOptions
+from pion.train.answer_sums import answer_sums
 from pion.train.feed import StepBatch
 from pion.train.preference import Preference
 from pion.train.preference_losses import METRICS, example_losses, metrics, sft_loss
@@ -77,16 +78,7 @@ class OfPreferences:
     def measured(self, model: Decoder, batch: Batch, options: StepOptions) -> Measured:
         """Return what a micro-batch on the model's device adds to the step."""
         assert batch.sequences is not None
-        assert batch.documents is not None
-        found = model.log_probs(
-            batch.tokens,
-            batch.targets,
-            positions=batch.positions,
-            documents=batch.documents,
-            options=options,
-        )
-        count = batch.sequences.side.shape[1]
-        sums = sequence_sums(found.log_probs, batch.documents, count)
+        sums, found = answer_sums(model, batch, options)
         loss, measures = self._of_sums(sums, batch.sequences)
         return Measured(loss.float(), found.aux, found.stats, measures)
 

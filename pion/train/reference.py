@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pion.data.sequences import sequence_sums
 from pion.data.stream import Batch, Place, RowStream, to_device
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
+from pion.train.answer_sums import answer_sums
 from pion.train.hardware import torch_dtype
 from pion.train.settings import ComputePlan
 
@@ -87,19 +87,10 @@ def sums_of(model: Decoder, batch: Batch, plan: ComputePlan) -> list[list[float]
     """
     assert batch.sequences is not None
     device = model.embed.weight.device
-    there = to_device(batch, device)
-    assert there.documents is not None
     options = StepOptions({}, plan.recompute, plan.compile, torch_dtype(plan.residual))
     with torch.autocast(device.type, torch.bfloat16, enabled=plan.dtype == "bfloat16"):
-        found = model.log_probs(
-            there.tokens,
-            there.targets,
-            positions=there.positions,
-            documents=there.documents,
-            options=options,
-        )
-    count = batch.sequences.side.shape[1]
-    sums = sequence_sums(found.log_probs.detach(), there.documents, count).cpu()
+        sums, _ = answer_sums(model, to_device(batch, device), options)
+    sums = sums.detach().cpu()
     return [row[side != 0].tolist() for row, side in zip(sums, batch.sequences.side, strict=True)]
 
 

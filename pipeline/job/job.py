@@ -24,6 +24,7 @@ from pion.errors import BadInput
 from pion.train.phases import check_phases_of_model
 from pipeline.job.clean_section import OF_EVALUATE
 from pipeline.job.model_section import Base, Model, TokenizerSection
+from pipeline.job.prefer_section import Prefer
 from pipeline.job.recipe import with_recipe
 from pipeline.job.result_sections import Evaluate, Publish
 from pipeline.job.runtime_sections import (
@@ -48,7 +49,7 @@ from pipeline.job.section import (
 from pipeline.job.sources import Data, Source
 from pipeline.job.stages import CONVERSING, TRAINING
 from pipeline.job.train_sections import Pretrain, Train, phases_of
-from pipeline.job.tuning_sections import Conversations, Prefer, Sft
+from pipeline.job.tuning_sections import Conversations, Sft
 from pipeline.machine.folders import expand
 
 # Defaults of `sft` where the run starts from a trained model.

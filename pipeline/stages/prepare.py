@@ -46,9 +46,10 @@ from pipeline.data.sources import (
 from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.digest import covered_fields
+from pipeline.job.prefer_section import Prefer
 from pipeline.job.sources import Data
 from pipeline.job.stages import CONVERSING
-from pipeline.job.tuning_sections import Prefer, Sft
+from pipeline.job.tuning_sections import Sft
 from pipeline.stages.prepare_preferences import check_kinds, write_preferences
 
 __all__ = ["PreparedData", "open_data", "prepare_prefer", "prepare_pretrain", "prepare_sft"]

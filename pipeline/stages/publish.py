@@ -228,11 +228,7 @@ def _numbers(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 def _check_names(job: Job, publish: Publish) -> None:
     """Raise BadInput before training for a name in publish.require that will not exist after it."""
-    measures = [
-        *MEASURES,
-        *(SFT_MEASURES if job.sft else ()),
-        *(["text"] if job.base else ()),
-    ]
+    measures = [*MEASURES, *(SFT_MEASURES if job.sft else ()), *(["text"] if job.base else ())]
     before = ("untrained",) if job.base is None else ("base", "change")
     others = [*job.train_stages, *before, "ngram", "lm_eval"]
     names = [*measures, *(f"{name}_sem" for name in measures), *others]

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pion.train.trainer import Trainer, TrainState
     from pipeline.data.shard_cache import Fetch, ShardCache
     from pipeline.training.context import TrainingContext
-    from pipeline.training.reference.compute import StartingModel
+    from pipeline.training.reference.of_stage import Start
     from pipeline.training.reference.share import Bound
 
 
@@ -265,8 +265,8 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     model, why, adapter = _model(context, stage, data, plan, saved)
     reference = None
     if context.job.needs_reference(stage):
-        started = None if recorded is not None else _starting(model, adapter, plan)
-        data, reference = _with_reference(context, data, started, saved)
+        start = None if recorded is not None else (model, adapter, plan)
+        data, reference = _with_reference(context, data, start, saved)
     settings = settings_of(context.job.section(stage))
     trainer = Trainer(model, data.train, settings, plan, rank=context.group.rank)
     if context.group.rank == 0 and trainer.device.type == "cuda":
@@ -290,39 +290,14 @@ def _resume(trainer: Trainer, saved: Loaded | None) -> str:
     return f"continues after step {trainer.step:,}"
 
 
-def _starting(model: Decoder, adapter: Adapter | None, plan: ComputePlan) -> StartingModel:
-    """Return the model that a stage starts from. LoRA's additions are 0 then, so it is the base."""
-    from pion.model.parameters import tensors_sha256
-    from pipeline.training.reference.compute import StartingModel
-
-    if adapter is None:
-        return StartingModel(model, tensors_sha256(model.state_dict()), plan)
-    rounded = adapter.lora.base_dtype
-    weights = str(adapter.base.sha256) + ("" if rounded is None else f" in {rounded}")
-    return StartingModel(model, weights, plan)
-
-
 def _with_reference(
-    context: TrainingContext,
-    data: StageData,
-    start: StartingModel | None,
-    saved: Loaded | None,
+    context: TrainingContext, data: StageData, start: Start | None, saved: Loaded | None
 ) -> tuple[StageData, Bound]:
-    """Return the data with the numbers of the reference, and these numbers.
-
-    They are computed, or found, with the model that the stage starts from, and only then. A stage
-    that resumes (`start` is None) has the numbers that HEAD and its checkpoint name.
-    """
-    from pipeline.training.reference.compute import bound_reference, make_reference, require_same
+    from pipeline.training.reference.of_stage import with_reference
 
     streams = {"train": data.train, "held_out": data.held_out}
-    if start is None:
-        bound = bound_reference(context, streams)
-        require_same(context, bound, None if saved is None else saved.folder)
-    else:
-        bound = make_reference(context, streams, start)
-    train, held_out = (bound.splits[split].in_stream(stream) for split, stream in streams.items())
-    return dataclasses.replace(data, train=train, held_out=held_out), bound
+    found, bound = with_reference(context, streams, start, saved)
+    return dataclasses.replace(data, train=found["train"], held_out=found["held_out"]), bound
 
 
 def _find(context: TrainingContext, stage: str, head: Head) -> Restored:

@@ -20,7 +20,8 @@ from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import amount
 from pipeline.data.conversations_to_rows import in_own_format, in_template
 from pipeline.data.sources import SAMPLED, conversations, find_input, talks
-from pipeline.job import HubDataset, Job
+from pipeline.job import Job
+from pipeline.rent.plan.first_records import keep_first_records
 from pipeline.rent.plan.preferences import require_known
 from pipeline.stages.prepare import prepare_sft
 from pipeline.state.run_state import RunState
@@ -65,12 +66,7 @@ def count_conversations(job: Job) -> Counted | None:
         return None
     counted = job.model_copy(deep=True)
     assert counted.sft is not None
-    whole = True
-    for source in counted.sft.sources:
-        if isinstance(source, HubDataset):
-            most = source.max_documents
-            whole = whole and most is not None and most <= SAMPLED
-            source.max_documents = SAMPLED if most is None else min(most, SAMPLED)
+    whole = keep_first_records(counted.sft.sources)
     counted.sft.global_batch = 1  # too little data is refused below, with what would do
     with tempfile.TemporaryDirectory(prefix="pion-count-") as place:
         folder = Path(place)

@@ -20,7 +20,8 @@ from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import amount
 from pipeline.data.preferences import preferences
 from pipeline.data.sources import SAMPLED, find_input
-from pipeline.job import HubDataset, Job
+from pipeline.job import Job
+from pipeline.rent.plan.first_records import keep_first_records
 from pipeline.stages.prepare import prepare_prefer
 
 # Outside of these pairs per step, recipes that worked are rare.
@@ -62,12 +63,7 @@ def count_preferences(job: Job) -> CountedPreferences | None:
         return None
     counted = job.model_copy(deep=True)
     assert counted.prefer is not None
-    whole = True
-    for source in counted.prefer.sources:
-        if isinstance(source, HubDataset):
-            most = source.max_documents
-            whole = whole and most is not None and most <= SAMPLED
-            source.max_documents = SAMPLED if most is None else min(most, SAMPLED)
+    whole = keep_first_records(counted.prefer.sources)
     if not whole:
         counted.prefer.global_batch = 1
     with tempfile.TemporaryDirectory(prefix="pion-count-") as place:

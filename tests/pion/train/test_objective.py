@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from pion.config.lora import Lora
+from pion.data.sequences import sequence_sums
 from pion.data.stream import Batch
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import add_lora
-from pion.train import objective
 from pion.train.objective import OfPreferences, objective_of
 from pion.train.preference import Preference
 from pion.train.preference_losses import METRICS, example_losses, metrics
@@ -131,7 +131,7 @@ def test_metrics_are_means_over_the_step() -> None:
         found = decoder().log_probs(
             batch.tokens, batch.targets, positions=batch.positions, documents=batch.documents
         )
-    sums = objective.sequence_sums(found.log_probs, batch.documents, 8)
+    sums = sequence_sums(found.log_probs, batch.documents, 8)
     every = [len(row) for row in rows.rows]
     numbers = metrics(Preference("dpo"), sums, batch.sequences)
     tokens = sum(len(pair.chosen) for row in rows.rows for pair in row)

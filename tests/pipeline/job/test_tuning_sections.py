@@ -11,8 +11,8 @@ from pion.errors import BadInput
 from pion.train.preference import BETA, WITHOUT_REFERENCE, Preference
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
+from pipeline.job.prefer_section import Prefer
 from pipeline.job.train_sections import settings_of
-from pipeline.job.tuning_sections import Prefer
 from pipeline.training.train_request import TrainRequest
 from tests.support.jobs import refusal, tiny_job
 
