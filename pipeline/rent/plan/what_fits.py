@@ -72,10 +72,11 @@ class Ways:
 def ways_on(job: Job, offer: Offer, num_nodes: int = 1) -> Ways | None:
     """Return what `sft` needs on one GPU of the offer, for each way to train it.
 
-    None without `sft`, without a GPU, and for a GPU whose memory is not known.
+    None without `sft`, without a GPU, and for a GPU whose memory is not known. A job that pretrains
+    has no choice to make: a GPU that pretrains the model also trains all its weights in `sft`.
     """
     memory = offer.gpu_memory
-    if job.sft is None or offer.gpu is None or memory is None:
+    if job.sft is None or job.pretrain is not None or offer.gpu is None or memory is None:
         return None
     usable = int(memory * (1 - HEADROOM))
     workers = workers_on(job, offer, num_nodes)

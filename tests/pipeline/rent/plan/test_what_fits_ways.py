@@ -80,11 +80,16 @@ def test_the_rank_is_that_of_the_job_or_the_default(tmp_path: Path) -> None:
 
 
 def test_a_model_of_experts_has_no_way_by_lora() -> None:
-    ways = ways_on(load_job(JOBS / "pion-small.yaml", ["model=tachyon-tiny"]), A4000)
+    tuned = ["model=tachyon-tiny", "pretrain=null", "sft.init_from=runs/other"]
+    ways = ways_on(load_job(JOBS / "pion-small.yaml", tuned), A4000)
     assert ways is not None
     assert ways.full.fits
     assert ways.lora is None
     assert "LoRA" not in str(ways)
+
+
+def test_a_job_that_pretrains_has_no_choice_to_make() -> None:
+    assert ways_on(load_job(JOBS / "pion-small.yaml", []), A4000) is None
 
 
 def test_without_conversations_or_a_known_gpu_there_is_nothing_to_say(tmp_path: Path) -> None:
