@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def finish_evaluate(
     """Measure the models of the finished training stages."""
     from pipeline.data.shard_cache import fetching_from
     from pipeline.run.measured_start import StoredParts, bring_all_data, measure_start, trained_run
+    from pipeline.run.preference_start import preference_start
     from pipeline.stages.evaluate import evaluate_run
 
     head = patiently(run.read)
@@ -56,6 +58,9 @@ def finish_evaluate(
     data = patiently(lambda: bring_all_data(run, head, digests))
     fetch = fetching_from(run.store, head.data.get("pretrain", ""), patiently)
     trained = trained_run(models, data, fetch)
+    if job.prefer is not None:
+        began = preference_start(job, run, head, models, say, patiently)
+        trained = replace(trained, prefer_start=began)
     parts = StoredParts(say, run, digests.stages["evaluate"], Owner.me().session, patiently)
     start = measure_start(job, run, digests, say, patiently)
     results = evaluate_run(job, trained, parts, run.clock.sleep, start)
