@@ -242,6 +242,7 @@ class Preferences(TypedDict):
     items: Count
     prompts: Count
     of_means: bool
+    with_reference: bool
     before: Agreements
     after: Agreements
     change: Agreements

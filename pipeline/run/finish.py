@@ -16,6 +16,7 @@ from pipeline.report.calibration import calibration_in_brief
 from pipeline.report.cleaning import cleaning_in_words
 from pipeline.report.core import core_in_brief
 from pipeline.report.prediction import against_result
+from pipeline.report.preferences import preferences_in_brief
 from pipeline.report.published_by import is_still_there
 from pipeline.report.reading import read_history
 from pipeline.report.report_file import REPORT
@@ -107,7 +108,9 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
             rows.append([f"{name} response loss", f"{result['response_loss']:.3f}"])
     prefer = history.head.stages.get("prefer")
     accuracy = None if prefer is None else prefer.result.get("held_out_accuracy")
-    if isinstance(accuracy, float):
+    if preferred := preferences_in_brief(results.get("prefer", {})):
+        rows.append(["held-out pairs", preferred])
+    elif isinstance(accuracy, float):
         rows.append(["held-out pairs", f"{100 * accuracy:.1f} % right"])
     if predicted := against_result(history, results):
         rows.append(["ladder", predicted])

@@ -46,6 +46,7 @@ def agreement_results(
         "items": labels.items,
         "prompts": len(np.unique(labels.prompts)),
         "of_means": of_means,
+        "with_reference": with_reference,
         "before": {},
         "after": {"margin": agreement(labels, margin)},
         "change": {},
