@@ -10,11 +10,11 @@ import dataclasses
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pion.errors import PionError
+from pion.errors import BadInput, PionError
 from pion.evaluation.item_scores import ItemScores, difference, mean, pack
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, Say
@@ -169,7 +169,9 @@ def _written(
         for model in (STAGE, start.name)
         if model == STAGE or start.load is not None
     ]
-    sides = [sides[-1] if len(sides) > 1 else _nothing(sides[0]), sides[0]]
+    if len(sides) == 1:
+        sides.append(_unknown(len(asked), [prompt for prompt, _ in sides[0]["texts"]]))
+    sides.reverse()
     scores = [{name: _scores(side[name], name) for name in _OF_ANSWERS} for side in sides]
     before, after = ({n: mean(one) for n, one in side.items()} for side in scores)
     change = {name: difference(scores[0][name], scores[1][name]) for name in _OF_ANSWERS}
@@ -193,15 +195,19 @@ def _answer(measures: Measures, model: str, asked: list[list[int]], most: int) -
 
     decoder = measures.row_scorer(model, measures.job.seq_len(STAGE)).model.joined()
     with closing(ChatFormat(measures.chat_path, measures.tokenizer)) as chat_format:
-        found = greedy_answers(decoder, chat_format, asked, most, measures.on_batch)
-    result: dict[str, Any] = dataclasses.asdict(found)
+        try:
+            found = greedy_answers(decoder, chat_format, asked, most, measures.on_batch)
+        except BadInput:  # it predicts NaN or infinity, and its other results say so
+            texts = [chat_format.tokenizer.decode(ids) for ids in asked[:SHOWN]]
+            return _unknown(len(asked), texts)
+    result: Result = dataclasses.asdict(found)
     return result | {"texts": found.texts[:SHOWN]}
 
 
-def _nothing(like: Result) -> Result:
-    """Return answers of as many prompts of which nothing is known."""
-    unknown = {name: [None] * len(like[name]) for name in _OF_ANSWERS}
-    return {**unknown, "texts": [(prompt, "–") for prompt, _ in like["texts"]]}
+def _unknown(count: int, shown: list[str]) -> Result:
+    """Return answers to so many prompts, of which nothing is known."""
+    unknown = {name: [None] * count for name in _OF_ANSWERS}
+    return {**unknown, "texts": [(prompt, "–") for prompt in shown]}
 
 
 def _scores(values: list[float | None], name: str) -> ItemScores:
