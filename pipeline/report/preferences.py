@@ -56,7 +56,7 @@ def preference_parts(results: Mapping[str, Any], *, brief: bool) -> list[Part]:
     if answers := found.get("answers"):
         parts += [_answers_in_words(answers), Found(COMPARED, answer_rows(answers))]
         if not brief:
-            parts.append(Found(SHOWN, _shown_rows(answers), 3))
+            parts += ["The first of these answers:", Found(SHOWN, _shown_rows(answers), len(SHOWN))]
     return [part for part in parts if part]
 
 
