@@ -107,6 +107,22 @@ def difference(before: ItemScores, after: ItemScores) -> tuple[float, float]:
     return value, error
 
 
+def mean(items: ItemScores) -> tuple[float, float]:
+    """Return the mean score of questions, and its standard error (NaN for a single passage).
+
+    Questions about one passage count together; see `ratio`. Where all scores are 0 or all are 1,
+    the error is not 0: see `share_sem`.
+    """
+    if not len(items.scores):
+        return math.nan, math.nan
+    sizes = np.ones(len(items.scores)) if items.sizes is None else items.sizes
+    of = np.arange(len(sizes)) if items.clusters is None else items.clusters
+    value, error = ratio(np.bincount(of, items.scores), np.bincount(of, sizes))
+    if items.sizes is None and value in (0, 1):
+        error = share_sem(value, len(np.unique(of)))
+    return value, error
+
+
 def _or_none(array: np.ndarray | None) -> np.ndarray:
     return np.zeros(0) if array is None else array
 

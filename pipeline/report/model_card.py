@@ -23,6 +23,7 @@ from pipeline.report.card_sections import (
 from pipeline.report.cleaning import cleaning_in_words
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.prediction import result_sentence
+from pipeline.report.preferences import preference_training
 from pipeline.report.published_by import run_id
 from pipeline.report.result_tables import Block, Table, result_blocks
 
@@ -407,6 +408,7 @@ def _training(history: RunHistory) -> str:
         "Data:\n\n" + "\n".join(f"- {line}" for line in source_lines(job)),
         f"The text was cleaned before training: {cleaned}." if cleaned else "",
         table(header, rows),
+        preference_training(job, history.results, history.head, history.url),
         f"Trained on {hardware}. Seed {job.seed}." if hardware else "",
         f"Left out, because steps on them went wrong: {left_out}." if left_out else "",
         f"All machines together, from boot to publishing: {cost}." if job.publish.cost else "",

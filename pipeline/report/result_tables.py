@@ -42,7 +42,13 @@ from pipeline.report.overlap import (
     set_rows,
 )
 from pipeline.report.overlap import COLUMNS as OVERLAP
-from pipeline.report.values import percent_with_error, share_with_interval, value_with_error
+from pipeline.report.preferences import preference_parts
+from pipeline.report.values import (
+    percent_with_error,
+    share_with_interval,
+    signed,
+    value_with_error,
+)
 
 TRAINED = (("prefer", "preference-tuned"), ("sft", "fine-tuned"), ("pretrain", "base"))
 MODELS = (*TRAINED, ("untrained", "untrained"))
@@ -69,6 +75,7 @@ def result_blocks(
     blocks = [
         chosen_checkpoint(results),
         *_compared_blocks(job, results, code=code),
+        *_preference_blocks(results, brief=brief),
         *_language_blocks(results),
         *_answer_blocks(results, brief=brief),
         *core_blocks(results, TRAINED),
@@ -90,6 +97,12 @@ def _compared_blocks(job: Job, results: Mapping[str, Any], *, code: str) -> list
         Table(("", "before", "after", "difference"), compared),
         what_it_forgot(job, results, code=code),
     ]
+
+
+def _preference_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
+    """Return what learning from preferences has changed."""
+    parts = preference_parts(results, brief=brief)
+    return [part if isinstance(part, str) else Table(*part) for part in parts]
 
 
 def _language_blocks(results: Mapping[str, Any]) -> list[Block]:
@@ -269,7 +282,7 @@ def before_after_rows(job: Job, results: Mapping[str, Any]) -> list[tuple[str, s
         before, after, change = (side.get(where) or {} if where else side for side in sides)
         if measure in before:
             shown = [value_with_error(side, measure) for side in (before, after, change)]
-            rows.append((title, shown[0], shown[1], _signed(shown[2])))
+            rows.append((title, shown[0], shown[1], signed(shown[2])))
     return rows
 
 
@@ -317,10 +330,3 @@ def _meaning(before: float, change: Mapping[str, Any]) -> str:
     if more > 0:
         return f"Training made the model forget: it needs {share} more bits for the same text."
     return f"The model forgot nothing of it: it needs {share} fewer bits for the same text."
-
-
-def _signed(text: str) -> str:
-    """Return a difference with its sign; a minus sign is as wide as a plus sign."""
-    if text == "–":
-        return text
-    return text.replace("-", "−", 1) if text.startswith("-") else f"+{text}"

@@ -163,6 +163,108 @@ class Measured(TypedDict):
     drafts: NotRequired[Drafts]
 
 
+class Agreement(TypedDict):
+    """How often the chosen answer is ahead, in all pairs and by which answer is longer."""
+
+    accuracy: NotRequired[Number]
+    accuracy_sem: NotRequired[Number]
+    where_longer: NotRequired[Number]
+    where_longer_sem: NotRequired[Number]
+    where_shorter: NotRequired[Number]
+    where_shorter_sem: NotRequired[Number]
+    length_bias: NotRequired[Number]
+    length_bias_sem: NotRequired[Number]
+
+
+class Agreements(TypedDict):
+    """By the sums of answers, by their means over tokens, and by what the loss compares."""
+
+    raw: NotRequired[Agreement]
+    normalized: NotRequired[Agreement]
+    margin: NotRequired[Agreement]
+
+
+class Moved(TypedDict):
+    """How much likelier a token of the answers of a side has become, in nats."""
+
+    chosen: NotRequired[Number]
+    chosen_sem: NotRequired[Number]
+    rejected: NotRequired[Number]
+    rejected_sem: NotRequired[Number]
+
+
+class Rules(TypedDict):
+    """How right it is to take the longer answer of a pair, and how many pairs have one."""
+
+    longer_wins: Number
+    longer_wins_sem: Number
+    shorter_wins: Number
+    shorter_wins_sem: Number
+    longer: Count
+    shorter: Count
+
+
+class AnswersOf(TypedDict):
+    """What the answers of a model are like; see pion/evaluation/greedy_answers.py."""
+
+    tokens: Number
+    tokens_sem: Number
+    stopped: Number
+    stopped_sem: Number
+    distinct: Number
+    distinct_sem: Number
+
+
+class ShownAnswer(TypedDict):
+    """A held-out prompt, and its answers before and after training."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+class Answers(TypedDict):
+    """What the answers to held-out prompts are like, before and after training."""
+
+    prompts: Count
+    most_tokens: Count
+    before: AnswersOf
+    after: AnswersOf
+    change: AnswersOf
+    shown: Sequence[ShownAnswer]
+
+
+class Preferences(TypedDict):
+    """What learning from preferences has changed; see pipeline/stages/preferences.py."""
+
+    start: str
+    kind: str
+    items: Count
+    prompts: Count
+    of_means: bool
+    with_reference: bool
+    before: Agreements
+    after: Agreements
+    change: Agreements
+    moved: Moved
+    reference: NotRequired[str]
+    rules: NotRequired[Rules]
+    desired: NotRequired[Number]
+    answers: NotRequired[Answers]
+
+
+class Preferred(Measured):
+    """What was measured of a model that has learned from preferences."""
+
+    accuracy: NotRequired[Number]
+    accuracy_sem: NotRequired[Number]
+    text_change: NotRequired[Number]
+    text_change_sem: NotRequired[Number]
+    response_change: NotRequired[Number]
+    response_change_sem: NotRequired[Number]
+    preferences: NotRequired[Preferences]
+
+
 class Counted(Measured):
     """What was measured of the n-gram baseline, with n and the tokens that it counted."""
 
@@ -241,7 +343,7 @@ class Evaluated(TypedDict):
 
     pretrain: NotRequired[Measured]
     sft: NotRequired[Measured]
-    prefer: NotRequired[Measured]
+    prefer: NotRequired[Preferred]
     base: NotRequired[Measured]  # the model that the run started from
     change: NotRequired[Measured]  # from `base` to the last model
     compared_text: NotRequired[ComparedText]

@@ -38,3 +38,10 @@ def share_with_interval(result: Mapping[str, Any], name: str, count: str) -> str
         return percent_with_error(result, name)
     low, high = wilson(share, n)
     return f"{100 * share:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
+
+
+def signed(text: str) -> str:
+    """Return a difference with its sign; a minus sign is as wide as a plus sign."""
+    if text == "–":
+        return text
+    return text.replace("-", "−", 1) if text.startswith("-") else f"+{text}"

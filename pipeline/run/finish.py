@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pipeline.report.calibration import calibration_in_brief
 from pipeline.report.cleaning import cleaning_in_words
 from pipeline.report.core import core_in_brief
 from pipeline.report.prediction import against_result
+from pipeline.report.preferences import preferences_in_brief
 from pipeline.report.published_by import is_still_there
 from pipeline.report.reading import read_history
 from pipeline.report.report_file import REPORT
@@ -44,6 +46,7 @@ def finish_evaluate(
     """Measure the models of the finished training stages."""
     from pipeline.data.shard_cache import fetching_from
     from pipeline.run.measured_start import StoredParts, bring_all_data, measure_start, trained_run
+    from pipeline.run.preference_start import preference_start
     from pipeline.stages.evaluate import evaluate_run
 
     head = patiently(run.read)
@@ -56,6 +59,9 @@ def finish_evaluate(
     data = patiently(lambda: bring_all_data(run, head, digests))
     fetch = fetching_from(run.store, head.data.get("pretrain", ""), patiently)
     trained = trained_run(models, data, fetch)
+    if job.prefer is not None:
+        began = preference_start(job, run, head, models, say, patiently)
+        trained = replace(trained, prefer_start=began)
     parts = StoredParts(say, run, digests.stages["evaluate"], Owner.me().session, patiently)
     start = measure_start(job, run, digests, say, patiently)
     results = evaluate_run(job, trained, parts, run.clock.sleep, start)
@@ -102,7 +108,9 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
             rows.append([f"{name} response loss", f"{result['response_loss']:.3f}"])
     prefer = history.head.stages.get("prefer")
     accuracy = None if prefer is None else prefer.result.get("held_out_accuracy")
-    if isinstance(accuracy, float):
+    if preferred := preferences_in_brief(results.get("prefer", {})):
+        rows.append(["held-out pairs", preferred])
+    elif isinstance(accuracy, float):
         rows.append(["held-out pairs", f"{100 * accuracy:.1f} % right"])
     if predicted := against_result(history, results):
         rows.append(["ladder", predicted])

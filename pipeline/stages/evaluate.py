@@ -33,7 +33,9 @@ from pipeline.stages.measures import (
     without_sums,
 )
 from pipeline.stages.overlap import overlap_of
+from pipeline.stages.preferences import STAGE, preferences_of
 from pipeline.stages.questions import Questions, read_questions_of
+from pipeline.stages.text_change import text_change
 from pipeline.state.run_state import BY_ITEM
 
 
@@ -101,6 +103,8 @@ class _Evaluation:
         results: Result = {stage: self._model(stage, questions) for stage in trained.models}
         if self.start is not None:
             results |= self._compared(results, self.start)
+        if trained.prefer_start is not None:
+            results[STAGE] = results[STAGE] | self._preferences()
         if trained.pretrain_data is not None:
             if self.start is None:  # else the weights before training are those of the start
                 label = "untrained model on held-out text"
@@ -166,6 +170,14 @@ class _Evaluation:
         if questions.core is not None:
             result["core"] = core_of(measures, stage, questions.core, self._whole)
         return result
+
+    def _preferences(self) -> Result:
+        """Return what learning from preferences has changed."""
+        found = preferences_of(self.measures, self.part, self.parts.say)
+        by_item = found.pop(BY_ITEM)
+        self.items.update({f"{STAGE}.{name}": kept for name, kept in by_item.items()})
+        base = {} if self.start is None else self.start.measured
+        return found | text_change(self.measures, base, self.items, self._whole)
 
     def _lm_eval(self) -> Result:
         """Run each task on the final model. It is exported once, if any task is left."""

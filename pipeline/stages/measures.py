@@ -44,6 +44,22 @@ NGRAM_WINDOW = 1  # shards shuffled together: few remote shards are fetched for 
 
 
 @dataclass(frozen=True)
+class PreferenceStart:
+    """The model that `prefer` starts from.
+
+    Attributes:
+        name: that of its results: a training stage, `base` or `start`.
+        load: returns the model; None if it is not to be found any more.
+        reference: the folder with what it gives for the answers; None if there is none that can be
+            used, or if the loss needs none.
+    """
+
+    name: str
+    load: Callable[[], Decoder] | None
+    reference: Path | None = None
+
+
+@dataclass(frozen=True)
 class TrainedRun:
     """The models that a run has trained, and their data.
 
@@ -53,6 +69,7 @@ class TrainedRun:
         sft_data: the prepared conversations; None if the run has none.
         prefer_data: the prepared preferences; None if the run has none.
         fetch: downloads a shard of the text that is not on this machine.
+        prefer_start: the model that `prefer` starts from; None without this stage.
     """
 
     models: Mapping[str, Path]
@@ -60,6 +77,7 @@ class TrainedRun:
     sft_data: Path | None
     fetch: Fetch | None = None
     prefer_data: Path | None = None
+    prefer_start: PreferenceStart | None = None
 
 
 class Measures:
@@ -161,6 +179,10 @@ class Measures:
         model = self._decoder(stage)
         return self._scorer(model, min(USUAL_ROW, model.config.seq_len))
 
+    def row_scorer(self, stage: str, seq_len: int) -> Scorer:
+        """Return how the model of `stage` is measured on rows of `seq_len` tokens."""
+        return self._scorer(self._decoder(stage), seq_len)
+
     def instructions(self, stage: str) -> Result:
         """Ask the model of `stage` the job's built-in instructions, in its chat format."""
         from pion.data.chat.chat_format import ChatFormat
@@ -216,7 +238,12 @@ class Measures:
 
         if self._loaded is None or self._loaded[0] != stage:
             self._loaded = None  # free it before loading the next model
-            self._loaded = stage, load_model_in(self.trained.models[stage]).to(self.device)
+            start = self.trained.prefer_start
+            if stage in self.trained.models or start is None or start.load is None:
+                model = load_model_in(self.trained.models[stage])
+            else:
+                model = start.load()
+            self._loaded = stage, model.to(self.device)
         return self._loaded[1]
 
     # ------------------------------------------------------------ baselines

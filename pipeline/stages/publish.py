@@ -5,23 +5,20 @@ Nothing reaches the target before the exported folder has been verified.
 
 from __future__ import annotations
 
-import math
-import operator
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pion.config.model_config import closest
 from pion.errors import BadInput, no_room
 from pion.formats.target_folder import check_replaceable, replace_folder
 from pipeline.base.licence import Terms
 from pipeline.console.messages import Note, Say
-from pipeline.job import REQUIREMENT, Job, Publish
+from pipeline.job import Job, Publish
 from pipeline.machine.folders import expand
 from pipeline.report.card_sections import unknown_licence
 from pipeline.report.history import RunHistory
@@ -29,28 +26,7 @@ from pipeline.report.model_card import front_matter
 from pipeline.report.published_by import card_in, other_run, weights_sha256
 from pipeline.stages.publish_folder import Finished, check_adapter, write_published
 from pipeline.stages.publish_hub import Unreachable, card_of, check_repo, push, repo_of
-
-COMPARE: dict[str, Callable[[float, float], bool]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
-# Names in publish.require without a model: results of the published model.
-MEASURES = (
-    "loss",
-    "perplexity",
-    "bits_per_byte",
-    "tokens",
-    "bytes",
-    "rows",
-    "calibration",
-    "drafts",
-    "continuations",
-    "packs",
-    "core",
-)
-SFT_MEASURES = ("response_loss", "stop_accuracy", "false_stop_rate", "instructions")
+from pipeline.stages.requirements import check_names, check_requirements
 
 
 def check_target(job: Job) -> list[str]:
@@ -62,7 +38,7 @@ def check_target(job: Job) -> list[str]:
     publish = job.publish
     if publish is None:
         return []
-    _check_names(job, publish)
+    check_names(job, publish)
     repo = repo_of(publish.to)
     _check_form(job, publish, to_hub=repo is not None)
     try:
@@ -133,7 +109,7 @@ def publish_run(
     assert publish is not None
     repo = repo_of(publish.to)
     safe = f"The trained model is safe in {model}."
-    _check_requirements(job, publish, history.results, safe)
+    check_requirements(job, publish, history.results, safe)
     _check_ours(job, publish.to, repo, f"Nothing was published. {safe}")
     finished = Finished(history, publish, model, load_model_in(model), texts, base)
     if repo is not None and _needs_licence(publish, finished.terms):
@@ -176,70 +152,6 @@ def _needs_licence(publish: Publish, terms: Terms | None) -> bool:
     """Return whether a public model is trained from one whose licence nobody names."""
     named = terms is None or terms.known or publish.license is not None
     return not publish.private and not named
-
-
-def _check_requirements(job: Job, publish: Publish, results: Mapping[str, Any], safe: str) -> None:
-    """Raise BadInput unless every condition of publish.require is met.
-
-    A name is looked up first in the published model's results, then in all results
-    (`ngram.bits_per_byte`). `safe` says what is not lost.
-    """
-    measured = _numbers(results) | _numbers(results.get(job.train_stages[-1], {}))
-    missed = []
-    for condition in publish.require:
-        name, comparison, limit = _parse(condition)
-        if name not in measured:
-            raise BadInput(
-                f"publish.require: {condition!r}: there is no result {name!r}"
-                f"{closest(name, measured)}; there are {', '.join(sorted(measured))}. {safe} "
-                "Nothing was published. Correct publish.require and run the same command again."
-            )
-        if not COMPARE[comparison](measured[name], limit):
-            missed.append(f"{condition.strip()} (measured: {measured[name]:.4g})")
-    if missed:
-        raise BadInput(
-            f"publish.require is not met: {'; '.join(missed)}. Nothing was published, and "
-            f"{publish.to} was not changed. {safe} Train longer or change publish.require, "
-            "then run the same command again."
-        )
-
-
-def _parse(condition: str) -> tuple[str, str, float]:
-    match = REQUIREMENT.match(condition)
-    assert match is not None  # the job's validator has checked it
-    try:
-        return match[1], match[2], float(match[3])
-    except ValueError:
-        raise BadInput(f"publish.require: {condition!r}: {match[3]} is not a number.") from None
-
-
-def _numbers(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return dotted name → value of every number in nested results."""
-    found: dict[str, float] = {}
-    for key, value in results.items():
-        if isinstance(value, Mapping):
-            found |= _numbers(value, f"{prefix}{key}.")
-        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            # None: it was measured, and was not finite.
-            number = math.nan if value is None else float(value)
-            found[f"{prefix}{key}"] = number if math.isfinite(number) else math.nan
-    return found
-
-
-def _check_names(job: Job, publish: Publish) -> None:
-    """Raise BadInput before training for a name in publish.require that will not exist after it."""
-    measures = [*MEASURES, *(SFT_MEASURES if job.sft else ()), *(["text"] if job.base else ())]
-    before = ("untrained",) if job.base is None else ("base", "change")
-    others = [*job.train_stages, *before, "ngram", "lm_eval"]
-    names = [*measures, *(f"{name}_sem" for name in measures), *others]
-    for condition in publish.require:
-        name = _parse(condition)[0].split(".")[0]
-        if name not in names:
-            raise BadInput(
-                f"publish.require: {condition!r}: nothing called {name!r} will be measured"
-                f"{closest(name, names)}; there are {', '.join(measures)} of the published model, "
-                f"and the results of {', '.join(others)} (ngram.loss). Nothing was started."
-            )
 
 
 def _check_folder(to: str) -> None:

@@ -75,4 +75,4 @@ def _said(origin: str, question: str, answer: str) -> Conversation:
         {"role": "user", "content": question},
         {"role": "assistant", "content": answer},
     ]
-    return Conversation(messages, None, origin)
+    return Conversation(messages, None, origin, context=1)

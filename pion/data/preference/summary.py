@@ -164,6 +164,10 @@ class Summary:
             lines.append(f"left out: {self._reasons}")
         return lines
 
+    def left_out_in_words(self) -> str:
+        """Return how many are left out, and why; empty if none are."""
+        return self._reasons
+
     @property
     def _what(self) -> str:
         return "pairs" if self.kind == "pairs" else "labelled answers"

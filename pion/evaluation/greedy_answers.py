@@ -1,0 +1,86 @@
+"""What a model writes after held-out prompts: how long its answers are, and whether they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pion.data.chat.chat_format import ChatFormat
+from pion.generation.generate import generate_batch
+from pion.model.decoder import Decoder
+
+# Prompts that are answered, and the most tokens of an answer.
+PROMPTS, MOST_TOKENS = 64, 256
+# A loop repeats sequences of so many tokens.
+LONG = 4
+
+
+@dataclass(frozen=True)
+class GreedyAnswers:
+    """The likeliest answers to some prompts, in the order of the prompts.
+
+    Attributes:
+        most_tokens: of an answer.
+        tokens: of each, without the end of the turn.
+        stopped: whether each ended by itself.
+        distinct: of the sequences of 4 tokens in each, the share of different ones; 1 for an answer
+            that is too short for one.
+        texts: prompt and answer.
+    """
+
+    most_tokens: int
+    tokens: list[int]
+    stopped: list[bool]
+    distinct: list[float]
+    texts: list[tuple[str, str]]
+
+
+def askable(prompts: Sequence[Sequence[int]], context: int) -> tuple[list[list[int]], int]:
+    """Return the first prompts with room for an answer, and the most tokens of an answer.
+
+    All answers have the same room: at most half of the context of so many tokens.
+    """
+    most = min(MOST_TOKENS, context // 2)
+    fitting = [list(ids) for ids in prompts if len(ids) <= context - most]
+    return fitting[:PROMPTS], most
+
+
+def greedy_answers(
+    model: Decoder,
+    chat_format: ChatFormat,
+    asked: Sequence[Sequence[int]],
+    most: int,
+    on_answer: Callable[[], None],
+) -> GreedyAnswers:
+    """Let the model answer prompts (of ids) by its likeliest tokens, `most` at most; see `askable`.
+
+    `on_answer` is called after each answer, and may end the measurement. Raises BadInput if the
+    model predicts NaN or infinity.
+    """
+    new: list[list[int]] = [[] for _ in asked]
+    for number, token in generate_batch(
+        model,
+        asked,
+        stop_ids=chat_format.stop_ids,
+        vocab_size=chat_format.tokenizer.vocab_size,
+        max_tokens=most,
+        temperature=0,
+    ):
+        if token is not None:
+            new[number].append(token)
+        else:
+            on_answer()
+    decode = chat_format.tokenizer.decode
+    return GreedyAnswers(
+        most,
+        [len(ids) for ids in new],
+        [len(ids) < most for ids in new],  # an answer that a stop id has ended is shorter
+        [distinct_share(ids) for ids in new],
+        [(decode(prompt), decode(ids)) for prompt, ids in zip(asked, new, strict=True)],
+    )
+
+
+def distinct_share(ids: Sequence[int]) -> float:
+    """Return the share of different ones among the sequences of 4 ids: near 0 in a loop."""
+    long = [tuple(ids[i : i + LONG]) for i in range(len(ids) - LONG + 1)]
+    return len(set(long)) / len(long) if long else 1.0

@@ -1,0 +1,300 @@
+"""What learning from preferences has changed, in sentences and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pion.data.preference.summary import Summary
+from pipeline.job import Job
+from pipeline.job.prefer_section import Prefer
+from pipeline.job.stages import AFTER
+from pipeline.report.values import percent_with_error, signed, value_with_error
+from pipeline.state.head import Head
+from pipeline.state.record_json import damaged
+
+LABELS_ONLY = "This is agreement with these labels, and not with people."
+COMPARED = ("", "before", "after", "difference")
+LENGTHS = (
+    "share of pairs that are right",
+    "where the chosen answer is longer",
+    "where it is shorter",
+    "difference",
+)
+SHOWN = ("prompt", "before", "after")
+# A text in a table.
+MOST_CHARACTERS = 400
+
+Result = Mapping[str, Any]
+
+
+class Found(NamedTuple):
+    """A table of texts. Columns from `numbers_from` are numbers."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers_from: int = 1
+
+
+Part = str | Found
+
+
+def preference_parts(results: Mapping[str, Any], *, brief: bool) -> list[Part]:
+    """Return what the evaluation says of preferences; empty if it measured none.
+
+    `brief` leaves out the texts of answers.
+    """
+    tuned: Result = results.get("prefer") or {}
+    found: Result | None = tuned.get("preferences")
+    if found is None:
+        return []
+    parts: list[Part] = [_agreement_in_words(found)]
+    if found["kind"] == "pairs":
+        parts += [Found(COMPARED, _agreement_rows(found)), rules_in_words(found)]
+        parts += _length_parts(found)
+    parts += [_moved_in_words(found), text_change_in_words(tuned)]
+    if answers := found.get("answers"):
+        parts += [_answers_in_words(answers), Found(COMPARED, answer_rows(answers))]
+        if not brief:
+            parts += ["The first of these answers:", Found(SHOWN, _shown_rows(answers), len(SHOWN))]
+    return [part for part in parts if part]
+
+
+def preferences_in_brief(tuned: Result) -> str:
+    """Return a line for the summary of a run; empty if there is nothing to say."""
+    found = tuned.get("preferences")
+    if found is None:
+        return ""
+    line = f"{percent_with_error(tuned, 'accuracy')} right of {found['items']:,}"
+    if answers := found.get("answers"):
+        before, after = (value_with_error(answers[s], "tokens", 1) for s in ("before", "after"))
+        line += f"; answers {before} → {after} tokens"
+    return line
+
+
+# ---------------------------------------------------------------- agreement
+
+
+def _agreement_in_words(found: Result) -> str:
+    margin = percent_with_error(found["after"]["margin"], "accuracy")
+    of = f"{found['items']:,} held-out {_what(found)} to {found['prompts']:,} prompts"
+    if found["kind"] == "pairs":
+        return f"Of {of}, the model has {margin} right by what it was trained for. {LABELS_ONLY}"
+    return (
+        f"Of {of}, {margin} have become likelier if they are desired, and less likely if they are "
+        f"not; {100 * found['desired']:.1f} % are desired. {LABELS_ONLY}"
+    )
+
+
+def _what(found: Result) -> str:
+    return "pairs" if found["kind"] == "pairs" else "single answers"
+
+
+def _agreement_rows(found: Result) -> list[tuple[str, ...]]:
+    """Return (what is compared, before, after, difference) of the chosen answer being ahead."""
+    rows = []
+    for name, title in (
+        ("normalized", "the chosen answer is likelier, by the mean over its tokens"),
+        ("raw", "the chosen answer is likelier, by the sum over its tokens"),
+    ):
+        sides = [found[side].get(name) or {} for side in ("before", "after", "change")]
+        rows.append((title, *_compared(sides, percent_with_error, "accuracy")))
+    after = percent_with_error(found["after"]["margin"], "accuracy")
+    return [
+        *rows,
+        (f"it is ahead by what the loss compares ({_loss_compares(found)})", "–", after, "–"),
+    ]
+
+
+def _loss_compares(found: Result) -> str:
+    means = "means" if found["of_means"] else "sums"
+    return f"{means}, less those of the reference" if found["with_reference"] else means
+
+
+def rules_in_words(found: Result) -> str:
+    """Return in a sentence how good the rules of length are; empty without pairs."""
+    rules = found.get("rules")
+    if rules is None:
+        return ""
+    longer, shorter = (
+        percent_with_error(rules, f"{which}_wins") for which in ("longer", "shorter")
+    )
+    return (
+        f'Of the same pairs, the rule "the longer answer is better" has {longer} right, and "the '
+        f'shorter answer is better" {shorter}. A model has to do better.'
+    )
+
+
+def _length_parts(found: Result) -> list[Part]:
+    """Return how much the length of answers decides."""
+    rules = found["rules"]
+    if not rules["longer"] or not rules["shorter"]:
+        which = "longer" if rules["longer"] else "shorter"
+        return [
+            f"In no pair the chosen answer is the {'shorter' if rules['longer'] else 'longer'} one "
+            f"({rules[which]:,} times it is the {which} one), so nobody can tell whether the model "
+            "judges answers or their lengths."
+        ]
+    by = "normalized" if found["of_means"] else "raw"
+    sides = [
+        (
+            f"before training, by the {'mean' if found['of_means'] else 'sum'}",
+            found["before"].get(by),
+        ),
+        (
+            f"after training, by the {'mean' if found['of_means'] else 'sum'}",
+            found["after"].get(by),
+        ),
+        ("after training, by what the loss compares", found["after"]["margin"]),
+    ]
+    rows = [
+        (
+            title,
+            percent_with_error(side, "where_longer"),
+            percent_with_error(side, "where_shorter"),
+            signed(percent_with_error(side, "length_bias")),
+        )
+        for title, side in sides
+        if side
+    ]
+    return [
+        f"The chosen answer is longer in {rules['longer']:,} of the pairs, and shorter in "
+        f"{rules['shorter']:,}. The difference says how much length decides:",
+        Found(LENGTHS, rows),
+    ]
+
+
+def _moved_in_words(found: Result) -> str:
+    """Return in a sentence how much likelier the answers have become."""
+    moved, names = found["moved"], ("chosen", "rejected")
+    if found["kind"] != "pairs":
+        names = ("desired", "undesired")
+    said = [
+        f"of the {name} answers by {signed(value_with_error(moved, side))}"
+        for name, side in zip(names, ("chosen", "rejected"))
+        if moved.get(side) is not None
+    ]
+    if not said:
+        return ""
+    return f"Training changed the log-probability of a token {' and '.join(said)} nats on average."
+
+
+# ---------------------------------------------------------------- answers and text
+
+
+def text_change_in_words(tuned: Result) -> str:
+    """Return in a sentence what the preferences have cost elsewhere; empty if it is not known."""
+    said = []
+    if tuned.get("text_change") is not None:
+        said.append(f"text by {signed(value_with_error(tuned, 'text_change'))} bits per byte")
+    if tuned.get("response_change") is not None:
+        change = signed(value_with_error(tuned, "response_change"))
+        said.append(f"responses in held-out conversations by {change} nats per token")
+    if not said:
+        return ""
+    return f"Its loss on other things changed, too: of {' and of '.join(said)} (less is better)."
+
+
+def _answers_in_words(answers: Result) -> str:
+    return (
+        f"Answers to {answers['prompts']:,} held-out prompts, of the likeliest tokens and at most "
+        f"{answers['most_tokens']:,} of them, before and after training:"
+    )
+
+
+def answer_rows(answers: Result) -> list[tuple[str, ...]]:
+    """Return (what, before, after, difference) of written answers."""
+    sides = [answers[side] for side in ("before", "after", "change")]
+    return [
+        ("tokens of an answer", *_compared(sides, _tokens, "tokens")),
+        ("answers that end by themselves", *_compared(sides, percent_with_error, "stopped")),
+        (
+            "different ones among the sequences of 4 tokens of an answer",
+            *_compared(sides, percent_with_error, "distinct"),
+        ),
+    ]
+
+
+def _tokens(result: Result, name: str) -> str:
+    return value_with_error(result, name, 1)
+
+
+def _compared(sides: Sequence[Result], words: Any, name: str) -> tuple[str, str, str]:
+    before, after, change = (words(side, name) for side in sides)
+    return before, after, signed(change)
+
+
+def _shown_rows(answers: Result) -> list[tuple[str, ...]]:
+    return [
+        tuple(_short(one[name]) for name in ("prompt", "before", "after"))
+        for one in answers["shown"]
+    ]
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
+
+
+# ---------------------------------------------------------------- how it was trained
+
+
+def preference_training(job: Job, results: Mapping[str, Any], head: Head, url: str) -> str:
+    """Return how the stage was trained, for the card: loss, reference, and which data were used.
+
+    Raises Damaged if what prepare reported can't be read.
+    """
+    section = job.prefer
+    if section is None:
+        return ""
+    sentences = [f"Preferences: the loss is {_loss_in_words(section)}, {_reference(job, results)}."]
+    for summary in _summaries(head, url):
+        what = "pairs" if summary.kind == "pairs" else "single answers"
+        sentences.append(
+            f"{summary.train.items:,} {what} were trained on, and {summary.held_out.items:,} held "
+            f"out{_left_out(summary)}."
+        )
+    return " ".join(sentences)
+
+
+def _left_out(summary: Summary) -> str:
+    reasons = summary.left_out_in_words()
+    return f"; left out: {reasons}" if reasons else ""
+
+
+def _loss_in_words(section: Prefer) -> str:
+    name = "λ" if section.loss == "orpo" else "β"
+    words = f"`{section.loss}` with {name} {section.preference.strength:g}"
+    if section.preference.least_margin:
+        words += f" and γ {section.preference.least_margin:g}"
+    if section.label_smoothing:
+        words += f", label smoothing {section.label_smoothing:g}"
+    if section.sft_weight:
+        words += f", plus {section.sft_weight:g} × the cross-entropy of the chosen answers"
+    return words
+
+
+def _reference(job: Job, results: Mapping[str, Any]) -> str:
+    assert job.prefer is not None
+    if not job.prefer.needs_reference:
+        return "without a reference"
+    before = job.stage_before("prefer")
+    whose = "the model that it starts from"
+    if job.prefer.init_from is None and before is not None:
+        whose = f"the {AFTER[before]} model"
+    tuned: Result = results.get("prefer") or {}
+    sha256 = (tuned.get("preferences") or {}).get("reference")
+    hashed = "" if sha256 is None else f", whose tensors have the SHA-256 `{sha256}`"
+    return f"and the reference is {whose}{hashed}"
+
+
+def _summaries(head: Head, url: str) -> list[Summary]:
+    """Return what prepare reported of each source of preferences."""
+    record = head.stages.get("prepare")
+    report = {} if record is None else record.result.get("prefer", {})
+    try:
+        sources = [source["preferences"] for source in report.get("sources", [])]
+        return [Summary.from_record(source) for source in sources]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        where = f"{url}/HEAD.json"
+        raise damaged(where, f"stages.prepare.result.prefer can't be read ({error!r})") from None

@@ -1,0 +1,79 @@
+"""The model that `prefer` has started from, for the evaluation after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pion.errors import BadInput, PionError
+from pipeline.console.messages import Note, Say
+from pipeline.job import Job
+from pipeline.stages.measures import PreferenceStart
+from pipeline.state.head import REFERENCE, Head
+from pipeline.state.run_state import RunState
+from pipeline.state.shared.bases import bring_base
+from pipeline.state.shared.folder import bring_data
+from pipeline.state.stores.errors import StoreError
+from pipeline.state.stores.retry import Patience
+
+if TYPE_CHECKING:
+    from pion.model.decoder import Decoder
+
+
+def preference_start(
+    job: Job,
+    run: RunState,
+    head: Head,
+    models: Mapping[str, Path],
+    say: Say,
+    patiently: Patience,
+) -> PreferenceStart:
+    """Return the model that the job's `prefer` starts from; `models` are those of the run's stages.
+
+    If it is not to be found any more, or its numbers are damaged, `say` gets a note. Raises
+    StoreError.
+    """
+    assert job.prefer is not None
+    source, before = job.prefer.init_from, job.stage_before("prefer")
+    reference = patiently(partial(_reference, job, run, head, say))
+    if source is not None:
+        return PreferenceStart("start", _named(job, source, say), reference)
+    if before is not None:
+        return PreferenceStart(before, partial(_in_folder, models[before]), reference)
+    assert job.base is not None  # a first stage starts from something
+    folder = patiently(partial(bring_base, run.store, job.base.hash))
+    return PreferenceStart("base", partial(_in_folder, folder), reference)
+
+
+def _in_folder(folder: Path) -> Decoder:
+    from pipeline.models.load import load_model_in
+
+    return load_model_in(folder)
+
+
+def _named(job: Job, source: str, say: Say) -> Callable[[], Decoder] | None:
+    """Return what loads the model of `prefer.init_from`; None if it is gone since."""
+    from pipeline.models.find import find_model
+    from pipeline.models.load import fitted, load_model
+
+    try:
+        found = find_model(job.model_name(source))
+    except BadInput as error:
+        say(Note(f"prefer.init_from: {error}. What this model was like before is not measured"))
+        return None
+    return lambda: fitted(job.model_config_resolved(), load_model(found), source, job.seed)
+
+
+def _reference(job: Job, run: RunState, head: Head, say: Say) -> Path | None:
+    """Return the folder with the numbers of the reference; None if there are none to be used."""
+    if not job.needs_reference("prefer") or REFERENCE not in head.data:
+        return None
+    try:
+        return bring_data(run, head, REFERENCE)
+    except StoreError:
+        raise
+    except PionError as error:
+        say(Note(f"the numbers of the reference are not used: {error}"))
+        return None

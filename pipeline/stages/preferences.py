@@ -1,0 +1,224 @@
+"""What learning from preferences has done: to the agreement with held-out labels, and to answers.
+
+The model that the stage starts from is measured, too. Where the stage has a reference, its stored
+numbers say what that model gives for the answers, so no model computes them again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pion.errors import BadInput, PionError
+from pion.evaluation.item_scores import ItemScores, difference, mean, pack
+from pion.untrusted import parse_object, read_file
+from pipeline.console.messages import Note, Say
+from pipeline.data.prepared import SPLITS
+from pipeline.job.digest import digest_job
+from pipeline.stages.agreement_results import Sums, agreement_results
+from pipeline.state.run_state import BY_ITEM
+from pipeline.state.shared.folder import REFERENCE_FILE
+
+if TYPE_CHECKING:
+    from pion.data.stream import RowStream
+    from pion.train.held_out_answers import HeldOutAnswers
+    from pipeline.stages.measures import Measures, Part, PreferenceStart, Result
+
+STAGE = "prefer"
+# Prompts whose answers are kept as texts.
+SHOWN = 4
+
+
+def preferences_of(measures: Measures, part: Part, say: Say) -> Result:
+    """Return what is measured of the model after `prefer`, and of the one that it started from.
+
+    Under BY_ITEM are the scores of single pairs and prompts, by which runs are compared. Raises
+    BadInput if there are no held-out preferences, and what an evaluation raises.
+    """
+    from pion.train.preference import OF_MEANS
+
+    data, section = measures.preferences, measures.job.prefer
+    start = measures.trained.prefer_start
+    assert data is not None
+    assert section is not None
+    assert start is not None
+    read, sums, about = _Answers(measures, start, part, say).read()
+    found = agreement_results(
+        read.labels,
+        sums,
+        of_means=section.loss in OF_MEANS,
+        with_reference=section.needs_reference,
+    )
+    result, items = found.result, found.items
+    written, more = _written(measures, start, read.prompts, part)
+    detail = {"start": start.name, **about, **result, **written}
+    key = _same(measures)
+    by_item = {name: {"key": key, **pack(scores)} for name, scores in (items | more).items()}
+    accuracy = result["after"]["margin"]
+    flat = {name: accuracy[name] for name in ("accuracy", "accuracy_sem")}
+    return {**flat, "preferences": detail, BY_ITEM: by_item}
+
+
+def _same(measures: Measures) -> Result:
+    """Return what two runs have in common if they are measured on the same preferences."""
+    job = measures.job
+    rows = {"rows": job.evaluate.final_rows, "seed": job.seed, "window": job.data.window}
+    return rows | {"data": digest_job(job).data[STAGE]}
+
+
+# ---------------------------------------------------------------- the given answers
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Reads the held-out answers, and what the two models give for them."""
+
+    measures: Measures
+    start: PreferenceStart
+    part: Part
+    say: Say
+
+    def read(self) -> tuple[HeldOutAnswers, Sums, Result]:
+        """Return the answers, the sums before and after, and what is known of the reference."""
+        from pion.train.held_out_answers import read_answers
+
+        stream, about = self._with_reference(self.measures.rows_of("held_out", STAGE))
+        rows = range(min(self.measures.job.evaluate.final_rows, stream.total_rows))
+        data = self.measures.preferences
+        assert data is not None
+        read = read_answers(stream, rows, paired=data.kind == "pairs")
+        after = self._sums(STAGE, stream, rows)
+        if about:
+            before = read.reference
+        elif self.start.load is not None:
+            before = self._sums(self.start.name, stream, rows)
+        else:  # nobody knows
+            before = np.full(len(after), np.nan)
+        return read, Sums(before, after), about
+
+    def _sums(self, model: str, stream: RowStream, rows: range) -> np.ndarray:
+        """Return what a model gives for the answers, fp64 (n,), kept as a part."""
+
+        def compute() -> Result:
+            from pion.train.held_out_answers import sums_of_answers
+
+            scorer = self.measures.row_scorer(model, self.measures.job.seq_len(STAGE))
+            found = sums_of_answers(
+                *(scorer.model, stream, rows, scorer.micro_batch, scorer.dtype),
+                on_batch=scorer.on_batch,
+            )
+            return {"sums": found.tolist()}
+
+        label = f"{model} model on held-out preferences"
+        kept = self.part(f"{model}.preferences", label, compute)
+        # A sum that is not finite is kept as null.
+        return np.array(kept["sums"], dtype=np.float64)
+
+    def _with_reference(self, stream: RowStream) -> tuple[RowStream, Result]:
+        """Return the rows with the stored numbers, and the sha256 of the model that they are of.
+
+        Numbers of another precision than the evaluation's, and damaged ones, are not used. Then the
+        model is measured.
+        """
+        from pipeline.training.reference.share import read_reference
+
+        folder = self.start.reference
+        if folder is None:
+            return stream, {}
+        rows = {split: self.measures.rows_of(split, STAGE).total_rows for split in SPLITS}
+        try:
+            bound = read_reference(folder, rows)
+            where = folder / REFERENCE_FILE
+            described = parse_object(read_file(where), str(where))
+            weights, dtype = str(described["weights"]), described["dtype"]
+        except (PionError, OSError, KeyError) as error:
+            self.say(Note(f"the numbers of the reference are not used: {error}"))
+            return stream, {}
+        if dtype != str(self.measures.dtype).removeprefix("torch."):
+            return stream, {}
+        return bound.splits["held_out"].in_stream(stream), {"reference": weights}
+
+
+# ---------------------------------------------------------------- written answers
+
+# What is measured of written answers: its name among the results, and among the items.
+_OF_ANSWERS = {"tokens": "answer_tokens", "stopped": "answers_stopped", "distinct": "distinct_4"}
+
+
+def _written(
+    measures: Measures, start: PreferenceStart, prompts: list[list[int]], part: Part
+) -> tuple[Result, dict[str, ItemScores]]:
+    """Return what the answers of both models are like, and the scores of the trained one's."""
+    from pion.evaluation.greedy_answers import askable
+
+    context = measures.job.model_config_resolved().seq_len
+    asked, most = askable(prompts, context)
+    if not asked:
+        return {}, {}
+    sides = [
+        part(
+            f"{model}.answers",
+            f"answers of the {model} model to {len(asked)} held-out prompts",
+            partial(_answer, measures, model, asked, most),
+        )
+        for model in (STAGE, start.name)
+        if model == STAGE or start.load is not None
+    ]
+    if len(sides) == 1:
+        sides.append(_unknown(len(asked), [prompt for prompt, _ in sides[0]["texts"]]))
+    sides.reverse()
+    scores = [{name: _scores(side[name], name) for name in _OF_ANSWERS} for side in sides]
+    before, after = ({n: mean(one) for n, one in side.items()} for side in scores)
+    change = {name: difference(scores[0][name], scores[1][name]) for name in _OF_ANSWERS}
+    answers = {
+        "prompts": len(asked),
+        "most_tokens": most,
+        "before": _with_errors(before),
+        "after": _with_errors(after),
+        "change": _with_errors(change),
+        "shown": [
+            {"prompt": prompt, "before": old, "after": new}
+            for (prompt, old), (_, new) in zip(*(side["texts"] for side in sides), strict=True)
+        ],
+    }
+    return {"answers": answers}, {new: scores[1][name] for name, new in _OF_ANSWERS.items()}
+
+
+def _answer(measures: Measures, model: str, asked: list[list[int]], most: int) -> Result:
+    from pion.data.chat.chat_format import ChatFormat
+    from pion.evaluation.greedy_answers import greedy_answers
+
+    decoder = measures.row_scorer(model, measures.job.seq_len(STAGE)).model.joined()
+    with closing(ChatFormat(measures.chat_path, measures.tokenizer)) as chat_format:
+        try:
+            found = greedy_answers(decoder, chat_format, asked, most, measures.on_batch)
+        except BadInput:  # it predicts NaN or infinity, and its other results say so
+            texts = [chat_format.tokenizer.decode(ids) for ids in asked[:SHOWN]]
+            return _unknown(len(asked), texts)
+    result: Result = dataclasses.asdict(found)
+    return result | {"texts": found.texts[:SHOWN]}
+
+
+def _unknown(count: int, shown: list[str]) -> Result:
+    """Return answers to so many prompts, of which nothing is known."""
+    unknown = {name: [None] * count for name in _OF_ANSWERS}
+    return {**unknown, "texts": [(prompt, "–") for prompt in shown]}
+
+
+def _scores(values: list[float | None], name: str) -> ItemScores:
+    """Return the numbers of answers as scores. Each counts once: it is no share, but of those that
+    stop."""
+    scores = np.array(values, dtype=np.float64)
+    return ItemScores(scores, sizes=None if name == "stopped" else np.ones(len(scores), np.int64))
+
+
+def _with_errors(numbers: dict[str, tuple[float, float]]) -> Result:
+    found: Result = {}
+    for name, (value, error) in numbers.items():
+        found |= {name: value, f"{name}_sem": error}
+    return found

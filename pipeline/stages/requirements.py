@@ -1,0 +1,131 @@
+"""The conditions of publish.require: which names there are, and whether they are met."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from typing_extensions import get_type_hints, is_typeddict
+
+from pion.config.model_config import closest
+from pion.errors import BadInput
+from pipeline.job import REQUIREMENT, Job, Publish
+from pipeline.report.results import Preferences
+
+COMPARE: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+# Names in publish.require without a model: results of the published model.
+MEASURES = (
+    "loss",
+    "perplexity",
+    "bits_per_byte",
+    "tokens",
+    "bytes",
+    "rows",
+    "calibration",
+    "drafts",
+    "continuations",
+    "packs",
+    "core",
+)
+SFT_MEASURES = ("response_loss", "stop_accuracy", "false_stop_rate", "instructions")
+# Numbers of ends of turns, and of other learned tokens.
+COUNTS = ("ends", "others")
+PREFER_MEASURES = ("accuracy", "text_change", "preferences")
+
+
+def check_requirements(job: Job, publish: Publish, results: Mapping[str, Any], safe: str) -> None:
+    """Raise BadInput unless every condition of publish.require is met.
+
+    A name is looked up first in the published model's results, then in all results
+    (`ngram.bits_per_byte`). `safe` says what is not lost.
+    """
+    measured = _numbers(results) | _numbers(results.get(job.train_stages[-1], {}))
+    missed = []
+    for condition in publish.require:
+        name, comparison, limit = _parse(condition)
+        if name not in measured:
+            raise BadInput(
+                f"publish.require: {condition!r}: there is no result {name!r}"
+                f"{closest(name, measured)}; there are {', '.join(sorted(measured))}. {safe} "
+                "Nothing was published. Correct publish.require and run the same command again."
+            )
+        if not COMPARE[comparison](measured[name], limit):
+            missed.append(f"{condition.strip()} (measured: {measured[name]:.4g})")
+    if missed:
+        raise BadInput(
+            f"publish.require is not met: {'; '.join(missed)}. Nothing was published, and "
+            f"{publish.to} was not changed. {safe} Train longer or change publish.require, "
+            "then run the same command again."
+        )
+
+
+def _parse(condition: str) -> tuple[str, str, float]:
+    match = REQUIREMENT.match(condition)
+    assert match is not None  # the job's validator has checked it
+    try:
+        return match[1], match[2], float(match[3])
+    except ValueError:
+        raise BadInput(f"publish.require: {condition!r}: {match[3]} is not a number.") from None
+
+
+def _numbers(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return dotted name → value of every number in nested results."""
+    found: dict[str, float] = {}
+    for key, value in results.items():
+        if isinstance(value, Mapping):
+            found |= _numbers(value, f"{prefix}{key}.")
+        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            # None: it was measured, and was not finite.
+            number = math.nan if value is None else float(value)
+            found[f"{prefix}{key}"] = number if math.isfinite(number) else math.nan
+    return found
+
+
+def check_names(job: Job, publish: Publish) -> None:
+    """Raise BadInput before training for a name in publish.require that will not exist after it."""
+    measures = _measures(job)
+    before = ("untrained",) if job.base is None else ("base", "change")
+    others = [*job.train_stages, *before, "ngram", "lm_eval"]
+    for condition in publish.require:
+        path = _parse(condition)[0].split(".")
+        names = [*measures, *others]
+        # What is measured after other stages depends on more, and older jobs name it.
+        if path[0] == "prefer" and job.prefer is not None and len(path) > 1:
+            path, names = path[1:], [*measures, *COUNTS]
+        wrong = path[0] if path[0] not in names else None
+        if path[0] == "preferences" and wrong is None:
+            wrong, names = _unknown(Preferences, path[1:])
+        if wrong is not None:
+            raise BadInput(
+                f"publish.require: {condition!r}: nothing called {wrong!r} will be measured"
+                f"{closest(wrong, names)}; there are "
+                f"{', '.join(n for n in measures if not n.endswith('_sem'))} of the published "
+                f"model, and the results of {', '.join(others)} (ngram.loss). Nothing was started."
+            )
+
+
+def _unknown(kind: Any, path: list[str]) -> tuple[str | None, list[str]]:
+    """Return the first name of a path that the record `kind` does not have, or None, and the names
+    that it has."""
+    fields = get_type_hints(kind)
+    if not path or path[0] not in fields:
+        return path[0] if path else "preferences", list(fields)
+    inner = fields[path[0]]
+    return _unknown(inner, path[1:]) if is_typeddict(inner) else (None, [])
+
+
+def _measures(job: Job) -> list[str]:
+    """Return the names of what is measured of the published model, and of their errors."""
+    found = [*MEASURES, *(SFT_MEASURES if job.sft else ()), *(["text"] if job.base else ())]
+    if job.prefer is not None:
+        found += PREFER_MEASURES
+        if job.stage_before("prefer") == "sft" and job.prefer.init_from is None:
+            found.append("response_change")
+    return [*found, *(f"{name}_sem" for name in found)]

@@ -1,0 +1,235 @@
+"""The card, the page and the summary say what preferences changed, and how they were learned."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from pion.data.preference.summary import Part, Summary, Targets
+from pion.data.preference.tally import Tally
+from pipeline.job import Job
+from pipeline.report.history import RunHistory
+from pipeline.report.page_sections import measured_sections
+from pipeline.report.preferences import (
+    LABELS_ONLY,
+    Found,
+    preference_parts,
+    preferences_in_brief,
+)
+from pipeline.state.head import Head, StageRecord
+from pipeline.state.record_json import Damaged
+from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
+
+SHA = "0123456789abcdef" * 4
+AGREES = {"accuracy": 0.8, "accuracy_sem": 0.04, "where_longer": 0.9, "where_longer_sem": 0.03}
+AGREES |= {"where_shorter": 0.6, "where_shorter_sem": 0.06}
+AGREES |= {"length_bias": 0.3, "length_bias_sem": 0.07}
+ANSWERS = {"tokens": 30.0, "tokens_sem": 2.0, "stopped": 0.95, "stopped_sem": 0.02}
+ANSWERS |= {"distinct": 0.9, "distinct_sem": 0.01}
+FOUND: dict[str, Any] = {
+    "start": "sft",
+    "kind": "pairs",
+    "items": 1234,
+    "prompts": 1200,
+    "of_means": True,
+    "with_reference": True,
+    "before": {"raw": AGREES, "normalized": {**AGREES, "accuracy": 0.7}},
+    "after": {"raw": AGREES, "normalized": AGREES, "margin": {**AGREES, "accuracy": 0.91}},
+    "change": {
+        "raw": {"accuracy": -0.02, "accuracy_sem": 0.01},
+        "normalized": {"accuracy": 0.1, "accuracy_sem": 0.02},
+    },
+    "moved": {"chosen": 0.05, "chosen_sem": 0.01, "rejected": -0.2, "rejected_sem": 0.02},
+    "reference": SHA,
+    "rules": {
+        "longer_wins": 0.62,
+        "longer_wins_sem": 0.01,
+        "shorter_wins": 0.38,
+        "shorter_wins_sem": 0.01,
+        "longer": 700,
+        "shorter": 400,
+    },
+    "answers": {
+        "prompts": 64,
+        "most_tokens": 256,
+        "before": ANSWERS,
+        "after": {**ANSWERS, "tokens": 20.0},
+        "change": {**ANSWERS, "tokens": -10.0, "stopped": 0.0, "distinct": 0.0},
+        "shown": [{"prompt": "What is\n x?", "before": "It | is.", "after": "A name."}],
+    },
+}
+TUNED: dict[str, Any] = {
+    "accuracy": 0.91,
+    "accuracy_sem": 0.04,
+    "text_change": 0.012,
+    "text_change_sem": 0.003,
+    "response_change": -0.02,
+    "response_change_sem": 0.01,
+    "preferences": FOUND,
+}
+SUMMARY = Summary(
+    "pairs",
+    2048,
+    Part(20_000, 9000, 10**6, Targets(100, 90), Targets(120, 100), 0.6, 0.62),
+    Part(1234, 500, 10**5, Targets(100, 90), Targets(120, 100), 0.6, 0.62),
+    Tally(
+        read=21_300,
+        dropped={"longer than a row": 66},
+        dropped_encoded={"longer than a row": 66},
+        dropped_tokens={"longer than a row": 66 * 3000},
+    ),
+    2048,
+)
+
+
+def job(**prefer: Any) -> Job:
+    fields = copy.deepcopy(JOB)
+    source = {"kind": "hub", "repo": "org/pairs"}
+    fields["prefer"] = {"steps": 60, "sources": [source], **prefer}
+    return Job.model_validate(fields)
+
+
+def prepared(*summaries: Summary) -> Head:
+    sources = [{"preferences": one.record()} for one in summaries]
+    report = {"prefer": {"sources": json.loads(json.dumps(sources))}}
+    return Head().with_stage("prepare", StageRecord("d", 0.0, result=report))
+
+
+def history(tuned: dict[str, Any] = TUNED, **prefer: Any) -> RunHistory:
+    return history_of(job(**prefer), results={"prefer": tuned}, head=prepared(SUMMARY))
+
+
+def without(*names: str) -> dict[str, Any]:
+    """Return TUNED whose preferences lack what is named."""
+    return {**TUNED, "preferences": {k: v for k, v in FOUND.items() if k not in names}}
+
+
+def test_the_card_has_both_sides_their_difference_and_whose_agreement_it_is() -> None:
+    card = card_of_history(history())
+    assert "Of 1,234 held-out pairs to 1,200 prompts, the model has 91.0 % ± 4.0 right" in card
+    assert "agreement with these labels, and not with people." in card
+    lines = card.splitlines()
+    assert (
+        "| the chosen answer is likelier, by the mean over its tokens | 70.0 % ± 4.0 | "
+        "80.0 % ± 4.0 | +10.0 % ± 2.0 |" in lines
+    )
+    assert any("by the sum" in line and "−2.0 % ± 1.0" in line for line in lines)
+    assert (
+        "| it is ahead by what the loss compares (means, less those of the reference) | – | "
+        "91.0 % ± 4.0 | – |" in lines
+    )
+    assert '"the longer answer is better" has 62.0 % ± 1.0 right' in card
+    assert "win rate" not in card.lower()
+
+
+def test_the_card_has_the_table_of_lengths_and_what_was_forgotten() -> None:
+    card = card_of_history(history())
+    assert "longer in 700 of the pairs, and shorter in 400" in card
+    shares = "90.0 % ± 3.0 | 60.0 % ± 6.0 | +30.0 % ± 7.0"
+    assert f"| after training, by what the loss compares | {shares} |" in card.splitlines()
+    assert "of text by +0.012 ± 0.003 bits per byte and of responses" in card
+    assert "by −0.020 ± 0.010 nats per token" in card
+    assert "| tokens of an answer | 30.0 ± 2.0 | 20.0 ± 2.0 | −10.0 ± 2.0 |" in card.splitlines()
+
+
+def test_the_card_says_how_it_was_trained_and_on_which_pairs() -> None:
+    card = card_of_history(history(sft_weight=0.2))
+    assert "the loss is `dpo-norm` with β 5, plus 0.2 × the cross-entropy of the chosen" in card
+    assert f"the reference is the fine-tuned model, whose tensors have the SHA-256 `{SHA}`" in card
+    assert (
+        "20,000 pairs were trained on, and 1,234 held out; left out: 66, because they are longer "
+        "than a row (on average 3,000 tokens)." in card
+    )
+    assert "[org/pairs](https://huggingface.co/datasets/org/pairs) (preferences)" in card
+    simpo = card_of_history(history(loss="simpo"))
+    assert "`simpo` with β 2.5 and γ 1.25, without a reference." in simpo
+
+
+def test_the_card_names_each_source_that_left_something_out() -> None:
+    two = history_of(job(), results={"prefer": TUNED}, head=prepared(SUMMARY, SUMMARY))
+    assert card_of_history(two).count("20,000 pairs were trained on") == 2
+
+
+def test_a_run_that_was_evaluated_before_this_existed_has_no_such_tables() -> None:
+    card = card_of_history(history({"loss": 3.0}))
+    assert "held-out pairs" not in card
+    assert "the loss is `dpo-norm`" in card
+    assert preference_parts({}, brief=False) == []
+    assert preferences_in_brief({"loss": 3.0}) == ""
+
+
+def test_where_all_chosen_answers_are_longer_nobody_can_tell_what_is_judged() -> None:
+    rules = {**FOUND["rules"], "shorter": 0}
+    parts = preference_parts(
+        {"prefer": {**TUNED, "preferences": FOUND | {"rules": rules}}}, brief=True
+    )
+    said = " ".join(part for part in parts if isinstance(part, str))
+    assert (
+        "In no pair the chosen answer is the shorter one (700 times it is the longer one)" in said
+    )
+    tables = [part for part in parts if isinstance(part, Found)]
+    assert all("where it is shorter" not in table.header for table in tables)
+
+
+def test_single_answers_have_no_tables_of_pairs() -> None:
+    labels = {**FOUND, "kind": "labels", "before": {}, "change": {}, "desired": 0.55}
+    labels["after"] = {"margin": {"accuracy": 0.7, "accuracy_sem": 0.01}}
+    labels = {name: value for name, value in labels.items() if name != "rules"}
+    parts = preference_parts({"prefer": {**TUNED, "preferences": labels}}, brief=True)
+    assert isinstance(parts[0], str)
+    assert parts[0].startswith("Of 1,234 held-out single answers to 1,200 prompts, 70.0 % ± 1.0")
+    assert "55.0 % are desired" in parts[0]
+    assert parts[0].endswith(LABELS_ONLY)
+    assert len([part for part in parts if isinstance(part, Found)]) == 1  # the written answers
+    assert any(
+        "of the desired answers by +0.050" in part for part in parts if isinstance(part, str)
+    )
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    unknown = {"raw": {"accuracy": None, "accuracy_sem": None}, "normalized": {}}
+    found = {**FOUND, "before": unknown, "change": unknown, "moved": {"chosen": None}}
+    parts = preference_parts({"prefer": {"preferences": found}}, brief=True)
+    table = next(part for part in parts if isinstance(part, Found))
+    assert [row[1:] for row in table.rows] == [
+        ("–", "80.0 % ± 4.0", "–"),
+        ("–", "80.0 % ± 4.0", "–"),
+        ("–", "91.0 % ± 4.0", "–"),
+    ]
+
+
+def test_only_the_page_shows_answers_in_words() -> None:
+    (section,) = [
+        one
+        for one in measured_sections(history(), {"prefer": TUNED})
+        if one["title"] == "Evaluation"
+    ]
+    shown = next(block for block in section["blocks"] if block.get("header", [""])[0] == "prompt")
+    assert [list(row) for row in shown["rows"]] == [["What is x?", "It | is.", "A name."]]
+    assert shown["numbers_from"] == 3
+    assert "What is" not in card_of_history(history())
+
+
+def test_the_summary_has_a_line() -> None:
+    assert preferences_in_brief(TUNED) == (
+        "91.0 % ± 4.0 right of 1,234; answers 30.0 ± 2.0 → 20.0 ± 2.0 tokens"
+    )
+    assert preferences_in_brief(without("answers")) == "91.0 % ± 4.0 right of 1,234"
+
+
+@pytest.mark.parametrize(
+    "damage", [{"sources": [{}]}, {"sources": 3}, {"sources": [{"preferences": 1}]}]
+)
+def test_a_damaged_report_of_prepare_names_its_place(damage: dict[str, Any]) -> None:
+    head = Head().with_stage("prepare", StageRecord("d", 0.0, result={"prefer": damage}))
+    with pytest.raises(Damaged, match=r"HEAD\.json is damaged: stages\.prepare\.result\.prefer"):
+        card_of_history(history_of(job(), results={"prefer": TUNED}, head=head))
+
+
+def test_a_result_that_is_no_number_is_damage() -> None:
+    wrong = {**TUNED, "accuracy": "all"}
+    with pytest.raises(Damaged, match=r"prefer\.accuracy"):
+        card_of_history(history(wrong))

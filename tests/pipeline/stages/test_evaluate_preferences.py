@@ -1,0 +1,327 @@
+"""What preferences changed is measured before and after, in parts, from stored numbers if any."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pion.data.chat.conversation import Turn, tokenize
+from pion.data.preference.packing import Sided, pack_preferences
+from pion.data.shard_writer import ShardWriter
+from pion.data.shards import Manifest
+from pion.data.stream import RowStream
+from pion.evaluation.item_scores import difference, mean, unpack
+from pion.train.reference import ReferenceSums
+from pipeline.data.prepared import SPLITS, open_data
+from pipeline.job import Job
+from pipeline.models.load import load_model_in
+from pipeline.stages.measures import PreferenceStart
+from pipeline.training.reference.share import write_reference
+from tests.pipeline.stages.test_evaluate import SEQ_LEN, Folder, World
+
+ROW = 2 * SEQ_LEN
+WORDS = ["on the mat.", "the dog ate.", "a bone.", "return a new list.", "of items."]
+
+
+class PreferWorld(World):
+    """A job with preferences, whose checkpoints are of all three training stages."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.models["prefer"] = self._checkpoint(root / "checkpoints" / "prefer", 3)
+        self.prefer_data = self._pairs(root / "pairs")
+
+    def job(self, **prefer: Any) -> Job:
+        job = super().job(continuations=0, ngram_order=0)
+        settings = {"steps": 4, "sources": [{"kind": "jsonl", "path": "pairs.jsonl"}], **prefer}
+        dumped = job.model_dump(mode="json", by_alias=True) | {"prefer": settings}
+        found = Job.model_validate(dumped)
+        found._folder = self.root
+        return found
+
+    def evaluated(
+        self,
+        job: Job,
+        parts: Folder | None = None,
+        start: PreferenceStart | None = None,
+        **changed: Any,
+    ) -> tuple[dict[str, Any], list[str], Folder]:
+        """Return the results after `prefer`, the computed parts in words, and the kept parts."""
+        kept = Folder() if parts is None else parts
+        load = partial(load_model_in, self.models["sft"])
+        began = PreferenceStart("sft", load) if start is None else start
+        fields = {"prefer_data": self.prefer_data, "prefer_start": began} | changed
+        results, said = self.run(job, kept, **fields)
+        return results["prefer"], said, kept
+
+    def reference(self, folder: Path, sums: Callable[[int], np.ndarray], dtype: str) -> Path:
+        """Write the stored numbers of a reference for as many answers as each split has."""
+        data = open_data(self.prefer_data)
+        splits = {}
+        for split in SPLITS:
+            stream = data.stream(split, 0, 1)
+            sides = [stream.batch_at([place]).sequences for place in stream.places()]
+            counts = [int((one.side != 0).sum()) for one in sides if one is not None]
+            starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+            splits[split] = ReferenceSums(sums(int(starts[-1])), starts)
+        write_reference(folder, "k" * 64, splits, {"weights": "5" * 64, "dtype": dtype})
+        return folder
+
+    def _pairs(self, folder: Path) -> Path:
+        draw = np.random.default_rng(4)
+        for split, count in (("train", 6), ("held_out", 30)):
+            where = folder / "0" / split
+            items = [self._pair(number // 2, draw) for number in range(count)]
+            ids, flags = pack_preferences(items, ROW, self.tokenizer.pad)
+            writer = ShardWriter(
+                where,
+                seq_len=ROW,
+                vocab_size=self.tokenizer.vocab_size,
+                rows_per_shard=4,
+                conversations=True,
+            )
+            writer.append_rows(ids, flags)
+            manifest = Manifest("pairs", ROW, self.tokenizer.vocab_size, writer.finish())
+            manifest.write(where / "manifest.json")
+        return self._dataset("prefer", folder)
+
+    def held_out(self) -> RowStream:
+        """Return the held-out rows in the order of the evaluation."""
+        job = self.job()
+        return open_data(self.prefer_data).stream("held_out", job.seed, job.data.window)
+
+    def _pair(self, prompt: int, draw: np.random.Generator) -> tuple[Sided, ...]:
+        question = Turn("user", f"what is {prompt}?")
+        texts = draw.choice(WORDS, 2, replace=False)
+        sides = [tokenize(self.tokenizer, [question, Turn("assistant", text)]) for text in texts]
+        return Sided(sides[0], True), Sided(sides[1], False)
+
+
+def sides_of(rows: RowStream, row: int) -> np.ndarray:
+    """Return the lengths of the answers in a row."""
+    sequences = rows.batch([row]).sequences
+    assert sequences is not None
+    return sequences.tokens[0][sequences.side[0] != 0].numpy()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> PreferWorld:
+    return PreferWorld(tmp_path_factory.mktemp("world"))
+
+
+Evaluated = tuple[dict[str, Any], list[str], Folder]
+
+
+@pytest.fixture(scope="module")
+def unbroken(world: PreferWorld) -> Evaluated:
+    return world.evaluated(world.job())
+
+
+def test_both_models_are_measured_on_the_same_pairs(unbroken: Evaluated) -> None:
+    result, said, _ = unbroken
+    found = result["preferences"]
+    assert (found["start"], found["kind"], found["items"]) == ("sft", "pairs", 30)
+    assert found["prompts"] == 15  # two pairs have the same question
+    assert {"raw", "normalized"} == found["before"].keys() == found["change"].keys()
+    assert found["after"].keys() == {"raw", "normalized", "margin"}
+    for name in ("raw", "normalized"):
+        before, after, change = (found[side][name] for side in ("before", "after", "change"))
+        for number in ("accuracy", "length_bias"):
+            assert change[number] == pytest.approx(after[number] - before[number])
+            assert change[f"{number}_sem"] > 0
+    assert result["accuracy"] == found["after"]["margin"]["accuracy"]
+    rules = found["rules"]
+    assert rules["longer_wins"] + rules["shorter_wins"] == pytest.approx(1)
+    assert rules["longer"] + rules["shorter"] <= 30
+    assert [words for words in said if "preferences" in words or "answers of" in words] == [
+        "evaluate: prefer model on held-out preferences",
+        "evaluate: sft model on held-out preferences",
+        "evaluate: answers of the prefer model to 15 held-out prompts",
+        "evaluate: answers of the sft model to 15 held-out prompts",
+    ]
+
+
+def test_a_model_that_has_not_moved_has_changed_nothing(world: PreferWorld) -> None:
+    models = {**world.models, "prefer": world.models["sft"]}
+    result, _, _ = world.evaluated(world.job(), models=models)
+    found = result["preferences"]
+    assert result["accuracy"] == 0.5  # ties
+    assert found["before"]["raw"] == found["after"]["raw"]
+    assert found["change"]["normalized"]["accuracy"] == 0
+    assert found["moved"]["chosen"] == found["moved"]["rejected"] == 0
+    answers = found["answers"]
+    assert answers["before"] == answers["after"]
+    assert answers["change"]["tokens"] == 0
+    assert result["text_change"] == result["response_change"] == 0
+    assert all(one["before"] == one["after"] for one in answers["shown"])
+
+
+def test_the_change_of_text_is_that_of_the_two_models_on_held_out_text(
+    world: PreferWorld, unbroken: Evaluated
+) -> None:
+    result, _, kept = unbroken
+    before = kept.load("sft.held_out")
+    assert before is not None
+    assert result["text_change"] == pytest.approx(result["bits_per_byte"] - before["bits_per_byte"])
+    responses = kept.load("sft.responses")
+    assert responses is not None
+    assert result["response_change"] == pytest.approx(
+        result["response_loss"] - responses["response_loss"]
+    )
+    assert 0 < result["text_change_sem"] < result["bits_per_byte_sem"]
+
+
+def test_without_text_of_its_own_the_other_text_is_measured_with_both(world: PreferWorld) -> None:
+    models = {stage: world.models[stage] for stage in ("sft", "prefer")}
+    result, said, _ = world.evaluated(world.job(), models=models, pretrain_data=None)
+    assert [words for words in said if "other text" in words] == [
+        "evaluate: sft model on other text",
+        "evaluate: prefer model on other text",
+    ]
+    assert result["text_change"] != 0
+
+
+def test_stored_numbers_of_the_reference_say_what_the_start_gives(
+    world: PreferWorld, unbroken: Evaluated, tmp_path: Path
+) -> None:
+    kept = unbroken[2].load("sft.preferences")
+    assert kept is not None
+
+    def by_number(count: int) -> np.ndarray:
+        """Return the sums in the order of the rows' numbers; `kept` has them in training order."""
+        rows = world.held_out()
+        if count != len(kept["sums"]):
+            return np.full(count, -7.0)  # of the other split
+        numbers = [rows.number_of(rows._locate(i)) for i in range(rows.total_rows)]
+        sizes = [len(sides_of(rows, i)) for i in range(rows.total_rows)]
+        of_rows = np.split(np.array(kept["sums"]), np.cumsum(sizes)[:-1])
+        return np.concatenate([of_rows[i] for i in np.argsort(numbers)])
+
+    folder = world.reference(tmp_path / "reference", by_number, "float32")
+    load = partial(load_model_in, world.models["sft"])
+    start = PreferenceStart("sft", load, folder)
+    result, said, parts = world.evaluated(world.job(), start=start)
+    assert not any("sft model on held-out preferences" in words for words in said)
+    assert parts.load("sft.preferences") is None
+    expected = unbroken[0]["preferences"]
+    assert result["preferences"] == expected | {"reference": "5" * 64}
+
+
+@pytest.mark.parametrize("wrong", ["dtype", "damaged"])
+def test_numbers_that_do_not_fit_are_not_used_and_the_start_is_measured(
+    world: PreferWorld, unbroken: Evaluated, tmp_path: Path, wrong: str
+) -> None:
+    dtype = "bfloat16" if wrong == "dtype" else "float32"
+    folder = world.reference(tmp_path / "reference", lambda n: np.full(n, -3.0), dtype)
+    if wrong == "damaged":
+        (folder / "held_out.sums.npy").write_bytes(b"no numbers")
+    load = partial(load_model_in, world.models["sft"])
+    result, said, _ = world.evaluated(world.job(), start=PreferenceStart("sft", load, folder))
+    assert result["preferences"] == unbroken[0]["preferences"]
+    assert any("the numbers of the reference are not used" in w for w in said) == (
+        wrong == "damaged"
+    )
+
+
+def test_a_start_that_is_gone_leaves_what_it_was_like_unknown(world: PreferWorld) -> None:
+    result, _, _ = world.evaluated(world.job(loss="simpo"), start=PreferenceStart("start", None))
+    found = result["preferences"]
+    assert np.isnan(found["before"]["raw"]["accuracy"])
+    assert 0 <= result["accuracy"] <= 1  # simpo compares no reference
+    assert np.isnan(found["answers"]["before"]["tokens"])
+    assert found["answers"]["after"]["tokens"] >= 0
+    assert found["answers"]["shown"][0]["before"] == "–"
+    assert "text_change" not in result
+
+
+def test_what_the_loss_compares_decides_the_accuracy(world: PreferWorld) -> None:
+    """Sums less those of the reference, means less those of it, or means alone."""
+    parts = Folder()
+    by_loss = {
+        loss: world.evaluated(world.job(loss=loss), parts)[0]
+        for loss in ("dpo", "dpo-norm", "simpo")
+    }
+    read = [np.array((parts.load(f"{m}.preferences") or {})["sums"]) for m in ("sft", "prefer")]
+    rows = world.held_out()
+    before, after, n = *read, np.concatenate([sides_of(rows, i) for i in range(rows.total_rows)])
+    values = {"dpo": after - before, "dpo-norm": (after - before) / n, "simpo": after / n}
+    for loss, of in values.items():
+        expected = float((of[0::2] > of[1::2]).mean())
+        assert by_loss[loss]["accuracy"] == pytest.approx(expected)
+    assert len({result["accuracy"] for result in by_loss.values()}) > 1
+
+
+def test_an_interrupted_evaluation_does_only_the_rest(
+    world: PreferWorld, unbroken: Evaluated
+) -> None:
+    whole, said, everything = unbroken
+    for room in range(len(everything.kept)):
+        parts = Folder(room)
+        with pytest.raises(KeyboardInterrupt):
+            world.evaluated(world.job(), parts)
+        parts.room = 1000
+        result, rest, _ = world.evaluated(world.job(), parts)
+        assert result == whole
+        assert parts.kept == everything.kept
+        assert rest == said[room:]
+
+
+def test_scores_of_single_pairs_and_answers_are_kept_to_compare_runs(
+    world: PreferWorld, unbroken: Evaluated
+) -> None:
+    result, _, kept = unbroken
+    items = kept.load("by_item")
+    assert items is not None
+    found = result["preferences"]
+    of = {name: unpack(items[f"prefer.{name}"]) for name in ("accuracy", "raw_accuracy")}
+    assert mean(of["accuracy"])[0] == pytest.approx(result["accuracy"])
+    assert mean(of["accuracy"])[1] == pytest.approx(result["accuracy_sem"])
+    assert mean(of["raw_accuracy"])[0] == pytest.approx(found["after"]["raw"]["accuracy"])
+    tokens = unpack(items["prefer.answer_tokens"])
+    assert mean(tokens)[0] == pytest.approx(found["answers"]["after"]["tokens"])
+    assert difference(tokens, tokens)[0] == 0
+    assert items["prefer.accuracy"]["key"].keys() == {"rows", "seed", "window", "data"}
+
+
+def test_single_answers_have_an_accuracy_by_where_they_moved(world: PreferWorld) -> None:
+    job = world.job(loss="apo-zero")
+    result, _, _ = world.evaluated(job, prefer_data=labels_of(world))
+    found = result["preferences"]
+    assert (found["kind"], found["items"], found["desired"]) == ("labels", 60, 0.5)
+    assert found["before"] == found["change"] == {}
+    assert found["after"].keys() == {"margin"}
+    assert "rules" not in found
+    assert found["answers"]["prompts"] == 15
+
+
+def labels_of(world: PreferWorld) -> Path:
+    """Return the folder of the same answers as data with labels."""
+    folder = world.root / "labels"
+    shutil.copytree(world.prefer_data, folder)
+    for path in folder.rglob("manifest.json"):
+        dataclasses.replace(Manifest.read(path), kind="labels").write(path)
+    return folder
+
+
+def test_a_model_that_predicts_nan_has_no_accuracy_and_writes_no_answer(
+    world: PreferWorld, tmp_path: Path
+) -> None:
+    model = load_model_in(world.models["prefer"])
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+    folder = tmp_path / "broken"
+    shutil.copytree(world.models["prefer"], folder)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    result, _, _ = world.evaluated(world.job(), models={**world.models, "prefer": folder})
+    assert np.isnan(result["accuracy"])
+    assert np.isnan(result["preferences"]["answers"]["after"]["stopped"])
+    assert 0 <= result["preferences"]["before"]["raw"]["accuracy"] <= 1

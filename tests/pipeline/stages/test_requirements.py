@@ -1,0 +1,103 @@
+"""Conditions of publish.require name what will be measured, or nothing is started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.job import Job
+from pipeline.stages.requirements import check_names, check_requirements
+from tests.support.jobs import tiny_job
+
+RESULTS: dict[str, Any] = {
+    "sft": {"bits_per_byte": 2.0},
+    "prefer": {
+        "accuracy": 0.7,
+        "text_change": 0.01,
+        "bits_per_byte": 2.01,
+        "preferences": {"after": {"normalized": {"accuracy": 0.55}}, "before": {}},
+    },
+}
+
+
+def job(*conditions: str, **changes: Any) -> Job:
+    """Return a job with `prefer`, which is published on these conditions."""
+    prefer = {"steps": 5, "sources": [{"kind": "jsonl", "path": "pairs.jsonl"}]}
+    return tiny_job(prefer=prefer, publish={"to": "model", "require": list(conditions)}, **changes)
+
+
+def check(*conditions: str, **changes: Any) -> None:
+    made = job(*conditions, **changes)
+    assert made.publish is not None
+    check_names(made, made.publish)
+
+
+def decide(*conditions: str) -> None:
+    made = job(*conditions)
+    assert made.publish is not None
+    check_requirements(made, made.publish, RESULTS, "It is safe.")
+
+
+def test_what_is_measured_of_preferences_can_be_required() -> None:
+    conditions = (
+        "prefer.accuracy > 0.6",
+        "accuracy > 0.6",
+        "prefer.accuracy_sem < 0.05",
+        "prefer.text_change < 0.02",
+        "prefer.response_change < 0.1",
+        "prefer.preferences.after.normalized.accuracy > 0.5",
+        "prefer.preferences.change.raw.length_bias < 0.1",
+        "prefer.preferences.answers.after.stopped > 0.9",
+        "prefer.preferences.rules.longer_wins < 0.7",
+        "prefer.bits_per_byte < 3",
+        "prefer.ends > 3",
+        "sft.response_loss < 9",
+    )
+    check(*conditions)
+    decide(*(one for one in conditions if "_sem" not in one and one.startswith("prefer.acc")))
+    decide("prefer.text_change < 0.02", "prefer.preferences.after.normalized.accuracy > 0.5")
+
+
+def test_a_condition_on_preferences_that_is_not_met_blocks_the_model() -> None:
+    with pytest.raises(BadInput, match=r"prefer\.accuracy > 0\.8 \(measured: 0\.7\).*It is safe"):
+        decide("prefer.accuracy > 0.8", "prefer.text_change < 0.02")
+    with pytest.raises(BadInput, match=r"prefer\.text_change < 0\.005 \(measured: 0\.01\)"):
+        decide("prefer.text_change < 0.005")
+
+
+@pytest.mark.parametrize(
+    ("condition", "meant"),
+    [
+        ("prefer.acuracy > 0.6", "accuracy"),
+        ("acuracy > 0.6", "accuracy"),
+        ("prefer.text_chance < 0.02", "text_change"),
+        ("prefer.preferences.aftr.raw.accuracy > 0.6", "after"),
+        ("prefer.preferences.after.normalised.accuracy > 0.6", "normalized"),
+        ("prefer.preferences.after.raw.acuracy > 0.6", "accuracy"),
+        ("prefer.preferences.answers.after.stoped > 0.6", "stopped"),
+    ],
+)
+def test_a_misspelt_name_is_found_before_anything_is_started(condition: str, meant: str) -> None:
+    with pytest.raises(BadInput, match=rf"did you mean '{meant}'.*Nothing was started"):
+        check(condition)
+
+
+@pytest.mark.parametrize("condition", ["prefer.preferences > 1", "preferences.after.raw > 0.5"])
+def test_a_table_is_no_number(condition: str) -> None:
+    with pytest.raises(BadInput, match="Nothing was started"):
+        check(condition)
+
+
+def test_without_preferences_nothing_of_them_is_measured() -> None:
+    publish = {"to": "model", "require": ["accuracy > 0.6"]}
+    made = tiny_job(publish=publish)
+    assert made.publish is not None
+    with pytest.raises(BadInput, match="nothing called 'accuracy'"):
+        check_names(made, made.publish)
+
+
+def test_responses_have_not_changed_where_no_conversations_were_learned_before() -> None:
+    with pytest.raises(BadInput, match="nothing called 'response_change'"):
+        check("prefer.response_change < 1", sft=None)
