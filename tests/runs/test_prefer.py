@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pion.train.preference_losses import METRICS
 from pipeline.cli import main
 from pipeline.machine.kill_points import HALT_AT
 from pipeline.state.head import REFERENCE
@@ -78,7 +79,9 @@ def test_each_step_and_evaluation_says_how_many_pairs_are_right(unbroken: Path) 
     steps = [row for row in rows if "loss" in row]
     assert len(steps) == STEPS
     assert all(0 <= row["accuracy"] <= 1 for row in steps)
-    assert {"margin", "chosen", "rejected", "chosen_nll", "drift", "saturated"} <= steps[0].keys()
+    assert steps[0].keys() >= METRICS.keys()
+    assert sum(row["pairs"] for row in steps) > STEPS  # two in most rows
+    assert steps[0]["moved"] < 1e-3 < steps[-1]["moved"]
     (held_out,) = [row for row in rows if "held_out_loss" in row]
     assert 0 <= held_out["held_out_accuracy"] <= 1
     result = head_of(unbroken).stages["prefer"].result

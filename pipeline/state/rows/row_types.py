@@ -127,6 +127,8 @@ class _Metrics(TypedDict):
     rejected: NotRequired[Number]
     chosen_nll: NotRequired[Number]
     drift: NotRequired[Number]
+    pairs: NotRequired[Number]
+    moved: NotRequired[Number]
     held_out_accuracy: NotRequired[Number]
     held_out_margin: NotRequired[Number]
     tokens_per_second: NotRequired[Speed]
