@@ -104,6 +104,11 @@ class _Sample(TypedDict):
     text: str
 
 
+class _Warning(TypedDict):
+    name: str
+    text: str
+
+
 class _StandsFor(TypedDict):
     steps: Annotated[int, Ge(0), Lt(2**31)]
     from_step: Count
@@ -139,6 +144,7 @@ class _Metrics(TypedDict):
     primitives_used: NotRequired[list[Number]]
     gate_loss: NotRequired[list[Number]]
     sample: NotRequired[_Sample]
+    warning: NotRequired[_Warning]
     stands_for: NotRequired[_StandsFor]
 
 
