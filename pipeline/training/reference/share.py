@@ -136,7 +136,7 @@ class Sharing:
 
         def waiting(other: Writer, seconds: float) -> None:
             what = f"wait for run {other.run} on {other.host}, which shares the same reference"
-            self.say(PrepareProgress(what, seconds, "s"))
+            self.say(PrepareProgress(what, seconds, "s", stage="prefer"))
 
         return begin(self._run, self.key, writer, me, waiting, again=again)
 
