@@ -25,6 +25,7 @@ from pipeline.console.messages import Note, Phase
 from pipeline.cost.timeline import REFERENCE_PASS
 from pipeline.data.prepared import SPLITS
 from pipeline.job.digest import model_inputs
+from pipeline.machine.kill_points import mark
 from pipeline.state.head import REFERENCE
 from pipeline.state.owner import Owner
 from pipeline.state.shared.folder import REFERENCE_FILE, bring_data
@@ -131,8 +132,10 @@ def _compute(
                 **start.settings,
             }
             write_reference(Path(folder), sharing.key, splits, about)
+            mark("reference")
             sources = (f"the reference of run {context.run.name}",)
             sharing.share(Path(folder), sources, again=again)
+            mark("reference")
     context.group.wait_for_all()  # until HEAD names the numbers
 
 

@@ -19,6 +19,7 @@ from pion.model.decoder import Decoder
 from pion.train.reference import sums_of
 from pipeline.console.messages import Note, Phase, PrepareProgress
 from pipeline.cost.timeline import REFERENCE_PASS
+from pipeline.data.fingerprint import APART
 from pipeline.state.claim import claim_again
 from pipeline.state.head import REFERENCE
 from pipeline.training.context import MAX_ATTEMPTS
@@ -168,6 +169,14 @@ def test_a_pass_that_continues_counts_what_is_done(
     assert note.text == "prefer: reference pass: continuing train after row 6"
     said = [message.done for message in world.said if isinstance(message, PrepareProgress)]
     assert said == [8, 10, 12, 14]
+
+
+def test_a_run_of_a_proof_shares_no_numbers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = bits(make(world))
+    monkeypatch.setenv(APART, "a proof")
+    computed = counted(monkeypatch)
+    assert bits(make(world, "proof")) == shared
+    assert sum(computed) == 14
 
 
 # ---------------------------------------------------------------- kills and stops
