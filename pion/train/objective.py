@@ -111,6 +111,7 @@ def objective_of(
     own = [torch.full((), n, device=targets.device, dtype=torch.float64) for n in batch.answers()]
     chosen, rejected, tokens = over_ranks(torch.stack(own)).unbind()
     counts = {
+        "step": torch.ones_like(chosen),
         "examples": chosen if preference.paired else chosen + rejected,
         "chosen": chosen,
         "rejected": rejected,

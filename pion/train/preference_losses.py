@@ -163,8 +163,9 @@ def sft_loss(sums: Tensor, sequences: Sequences) -> Tensor:
 # ---------------------------------------------------------------- metrics
 
 # What `metrics` returns, each a sum over this number of a step: examples (pairs or single answers),
-# chosen or rejected answers, or tokens of the chosen answers.
-METRICS: dict[str, Literal["examples", "chosen", "rejected", "chosen_tokens"]] = {
+# chosen or rejected answers, or tokens of the chosen answers; or, of pairs, over nothing.
+METRICS: dict[str, Literal["step", "examples", "chosen", "rejected", "chosen_tokens"]] = {
+    "pairs": "step",
     "margin": "examples",
     "accuracy": "examples",
     "saturated": "examples",
@@ -172,6 +173,7 @@ METRICS: dict[str, Literal["examples", "chosen", "rejected", "chosen_tokens"]] =
     "rejected": "rejected",
     "chosen_nll": "chosen_tokens",
     "drift": "chosen",
+    "moved": "examples",
 }
 
 
@@ -186,7 +188,8 @@ def metrics(
     share of examples that are ahead of no difference (without γ), where a tie counts ½. saturated
     is the share with σ(−z) < 0.02. chosen and rejected are u and v. chosen_nll is the cross-entropy
     of the chosen answers per token. drift is −u / n_w of the chosen answers: how much less likely a
-    token is than in the reference, 0 for a loss without one.
+    token is than in the reference, 0 for a loss without one. pairs is the number of pairs, or of
+    single answers. moved is |u| + |v|: 0 of a model that is its reference.
     """
     apart, side = _apart(preference, sums, sequences), sequences.side
     tokens = sequences.tokens.clamp(min=1)
@@ -199,6 +202,7 @@ def metrics(
     moved = torch.zeros_like(apart) if preference.loss in WITHOUT_REFERENCE else apart
     right = (ahead > 0).double() + 0.5 * (ahead == 0)
     return {
+        "pairs": real.sum().double(),
         "margin": (z * real).sum(),
         "accuracy": (right * real).sum(),
         "saturated": ((torch.sigmoid(-z) < SATURATED) & real).sum().double(),
@@ -206,4 +210,5 @@ def metrics(
         "rejected": (apart * (side < 0)).sum(),
         "chosen_nll": sft_loss(sums, sequences),
         "drift": -(moved / tokens * (side > 0)).sum(),
+        "moved": (apart.abs() * (side != 0)).sum(),
     }

@@ -140,7 +140,7 @@ class Display:
         due = last is None or finished or self._now() - last >= PREPARE_SECONDS
         if self._live is None and due:
             self._prepare_shown[progress.what] = self._now()
-            self._line(f"prepare: {progress.what} {_amount(progress)}")
+            self._line(f"{progress.stage}: {progress.what} {_amount(progress)}")
 
     def _show_stage(self, stage: StageState) -> None:
         started = stage.state == "started"
@@ -227,7 +227,7 @@ class Display:
                     facts = " · ".join(self._facts(step))
                 case PrepareProgress() as progress:
                     done, total = progress.done, progress.total or 0.0
-                    title = printable(f"prepare: {progress.what}")
+                    title = printable(f"{progress.stage}: {progress.what}")
                     count = _amount(progress)
                     facts = ""
         bar = Table.grid("", Column(ratio=1), "", padding=(0, 1), expand=True)
@@ -244,7 +244,8 @@ def _amount(progress: PrepareProgress) -> str:
     done, total = progress.done, progress.total
     amounts = [done] if total is None else [done, total]
     shown = (f"{a:,}" if isinstance(a, int) else f"{a:,.1f}" for a in amounts)
-    return f"{'/'.join(shown)} {progress.unit}"
+    eta = "" if progress.eta is None else f", ETA {duration(progress.eta)}"
+    return f"{'/'.join(shown)} {progress.unit}{eta}"
 
 
 def is_terminal(file: TextIO) -> bool:

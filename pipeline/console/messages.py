@@ -30,12 +30,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """How much of `what` the stage `prepare` has done, in `unit` (documents, MB, shards …)."""
+    """How much of `what` a stage has done, in `unit` (documents, MB, shards …): `prepare`, or what
+    another one prepares before its first step. `eta` is in seconds.
+    """
 
     what: str
     done: float
     unit: str
     total: float | None = None
+    stage: str = "prepare"
+    eta: float | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ Each second counts once, as one of CAUSES:
 
     steps      optimizer steps that were kept
     stages     other work of the job: prepare, evaluations, publishing
+    reference  what the model gives for preferences before it learns from them, computed once
     boot       from the start of the rental until the first step begins: the machine, installing,
                imports, workers; and the extra time of the first step (compiling)
     restore    reading a checkpoint back, and everything else between two attempts of one process
@@ -20,7 +21,7 @@ Each second counts once, as one of CAUSES:
     stall      training waited between two steps, or for the last save
     idle       a rented machine did nothing: between two processes, or waiting for the run
 
-Steps and stages are useful; the other five are badput.
+Steps, stages and reference are useful; the other five are badput.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from pipeline.console.formats import duration
 from pipeline.cost.timeline import (
     BOOT,
     CAUSES,
+    REFERENCE,
     STAGES,
     STEPS,
     Process,
@@ -106,7 +108,7 @@ def _work_of_lost(machine: LostMachine) -> list[tuple[Process, list[Span]]]:
     return [(process, [Span(machine.begin, max(machine.begin, machine.end), BOOT)])]
 
 
-USEFUL = (STEPS, STAGES)
+USEFUL = (STEPS, STAGES, REFERENCE)
 
 
 @dataclass(frozen=True)

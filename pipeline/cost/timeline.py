@@ -18,9 +18,10 @@ from pipeline.state.owner import RELEASED
 from pipeline.state.rows.metrics import last_kept_step
 from pipeline.state.rows.thin import TOGETHER, kept_steps, row_seconds, step_count
 
-STEPS, STAGES, BOOT, RESTORE, RECOMPUTE, STALL, IDLE = CAUSES = (
+STEPS, STAGES, REFERENCE, BOOT, RESTORE, RECOMPUTE, STALL, IDLE = CAUSES = (
     "steps",
     "stages",
+    "reference",
     "boot",
     "restore",
     "recompute",
@@ -28,6 +29,8 @@ STEPS, STAGES, BOOT, RESTORE, RECOMPUTE, STALL, IDLE = CAUSES = (
     "idle",
 )
 WAITED = "waited to own the run"
+# Before a stage learns from preferences.
+REFERENCE_PASS = "reference pass"
 # A run of a ladder or of a search, in the events of the run that stands for all of them.
 ONE_RUN = "a run"
 _PHASES = {
@@ -35,6 +38,7 @@ _PHASES = {
     "evaluate": STAGES,
     "publish": STAGES,
     ONE_RUN: STAGES,
+    REFERENCE_PASS: REFERENCE,
     WAITED: IDLE,
 }
 # Events that only the run's owner reports, so they are signs of life.

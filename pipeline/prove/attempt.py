@@ -193,7 +193,7 @@ class _Watch:
         self._log, self._started, self._instant = log, started, instant
         self._rest = b""
         self._committed_at_line: int | None = None
-        self._prepared = False
+        self._prepared = self._compared = False
         self._die_at: float | None = None
         self.during = "start-up"
         self.steps: dict[str, int] = {}
@@ -213,6 +213,8 @@ class _Watch:
         return self._die_at is not None and time.monotonic() >= self._die_at
 
     def _counted(self, instant: Instant) -> bool:
+        if instant.point == "reference":  # an earlier attempt has written some chunks
+            return self._compared
         if instant.point is not None:  # no shards are written once the data is there
             return instant.point == "shard" and self._prepared
         since = self._committed_at_line if instant.after_commit else 0
@@ -235,6 +237,7 @@ class _Watch:
                 self.during = "start-up" if self._prepared else "prepare"
             elif stage[2] == "starts":
                 self.during = stage[1]
+                self._compared = stage[1] == "prefer"
         elif SAVED_LINE.search(line) and self._committed_at_line is None:
             self._committed_at_line = len(self.line_times)
 

@@ -18,7 +18,7 @@ from pipeline.job.without_questions import without_questions
 from pipeline.machine.gpus import gpu_count
 from pipeline.machine.kill_points import POINTS
 from pipeline.prove.attempt import Attempt, Instant
-from pipeline.state.head import Head
+from pipeline.state.head import REFERENCE, Head
 
 MAX_STEPS, MIN_STAGE_STEPS = 60, 6
 SAVE_EVERY, EVALUATE_EVERY = 3, 10
@@ -89,6 +89,8 @@ FAILURES_BEFORE_COMMIT = 3
 # A checkpoint has this many files, written and uploaded one after the other.
 MARKS_PER_SAVE = 5
 COMMITS_PER_START = 6
+# Before and after a chunk of each split, and when the whole is written and when it is bound.
+MARKS_OF_REFERENCE = 6
 # The share of the random kills that land before the first step.
 START_SHARE = 0.3
 # Kills of a run that has only its evaluation left. Without a limit, it would never end.
@@ -96,12 +98,22 @@ AFTER_TRAINING = 1
 
 
 class Instants:
-    """Draws the next instant, in proportion to the times of `whole`, the unbroken run."""
+    """Draws the next instant, in proportion to the times of `whole`, the unbroken run.
+
+    `reference`: whether a stage computes a reference before its first step.
+    """
 
     def __init__(
-        self, draw: random.Random, whole: Attempt, stages: Sequence[str], *, remote: bool
+        self,
+        draw: random.Random,
+        whole: Attempt,
+        stages: Sequence[str],
+        *,
+        remote: bool,
+        reference: bool = False,
     ) -> None:
         self._draw, self._stages, self._remote = draw, list(stages), remote
+        self._reference = reference
         self._lines = max(4, len(whole.line_times) // 3)
         self._start_seconds = whole.first_step_seconds or whole.seconds
         gaps = [b - a for a, b in zip(whole.step_times, whole.step_times[1:])]
@@ -145,9 +157,11 @@ class Instants:
 
     def _at_mark(self, head: Head, trained: bool, saves_left: int) -> Instant:
         """Return an instant at the least used mark that can still be reached."""
+        unbound = REFERENCE not in head.data
         # How often the next attempt will certainly reach each of the marks; 0: never.
         most = {
             "shard": 0 if "prepare" in head.stages else 6,
+            "reference": MARKS_OF_REFERENCE if self._reference and unbound else 0,
             "save": min(12, MARKS_PER_SAVE * saves_left),
             "upload": min(12, MARKS_PER_SAVE * saves_left) if self._remote else 0,
             "commit": COMMITS_PER_START + 2 * saves_left,

@@ -155,7 +155,11 @@ class _Proof:
                 raise PionError(f"The unbroken run itself is wrong: {stage}: {trained.problem}")
         self.say(f"unbroken run: {duration(whole.seconds)}")
         instants = Instants(
-            random.Random(self.seed), whole, self.cut.train_stages, remote=self.remote
+            random.Random(self.seed),
+            whole,
+            self.cut.train_stages,
+            remote=self.remote,
+            reference=any(map(self.cut.needs_reference, self.cut.train_stages)),
         )
         self.started = time.monotonic()
         while len(self.kills) < self.wanted and self._round(instants):

@@ -159,11 +159,21 @@ class RunHistory:
             for left in skipped
         ]
 
+    def warnings(self) -> list[str]:
+        """Return what the training stages warned of, in order."""
+        return [
+            printable(row["warning"]["text"])
+            for rows in self.metrics.values()
+            for row in rows
+            if "warning" in row
+        ]
+
     def remarks(self) -> list[str]:
         """Return a request to stop, the rows left out, and what else a person should know."""
         stop, missing = self.status["stop"], self.unreadable.describe()
         return [
             *([f"asked to stop: {describe_stop(stop)}"] if stop else []),
+            *self.warnings(),
             *(f"left out: {words}" for _, words in self.left_out()),
             *self.status["notes"],
             *([missing] if missing else []),

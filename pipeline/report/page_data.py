@@ -29,6 +29,7 @@ _NOT_IN_WORDS = ("event", "epoch", "at", "session", "started_at", "rented_at")
 MEANS = {
     "steps": "training steps that were kept",
     "stages": "preparing, evaluating, publishing",
+    "reference": "what the model gives for preferences before it learns from them",
     "boot": "until the first step",
     "restore": "reading a checkpoint back",
     "recompute": "repeated steps",

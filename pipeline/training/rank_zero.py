@@ -18,6 +18,7 @@ from pipeline.state.checkpoints.retention import HELD_OUT_LOSS, Keep
 from pipeline.state.claim import Claim
 from pipeline.training.advice import Advice
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
+from pipeline.training.preference_advice import advice_on, require_learning
 from pipeline.training.saving import Saving
 from pipeline.training.stage_metrics import StageMetrics, Trackers
 
@@ -102,6 +103,7 @@ class RankZero(Rank):
         self._selects_best = context.job.selects_best(stage)
         self._metrics = StageMetrics(claim, stage, Trackers(context.job, stage), setup.keep_speed)
         self._metrics.log.adopt(setup.restored.unwritten_metrics)
+        self._preferences = advice_on(setup, claim, self._metrics.log)
         self._checkpointer = _open_checkpointer(claim, setup, self._metrics, others)
         state = setup.trainer.state()
         self._checkpointer.reserve(state.model, state.optimizer)
@@ -139,6 +141,8 @@ class RankZero(Rank):
         if rows:
             self._metrics.append(rows)
             self._report_step(rows[-1])
+            self._preferences.trained(rows)
+            require_learning(rows)
             if self._cores is not None:
                 self._cores.look()
             self._metrics.flush_if_due()

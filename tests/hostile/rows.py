@@ -22,6 +22,7 @@ METRICS: dict[str, Any] = {
     "expert_load": [1.5],
     "router_entropy": [0.9],
     "sample": {"prompt": "a", "text": "b"},
+    "warning": {"name": "drift", "text": "a"},
 }
 MACHINE = RentedMachine(
     "pod",

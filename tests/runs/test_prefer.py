@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pion.train.preference_losses import METRICS
 from pipeline.cli import main
 from pipeline.machine.kill_points import HALT_AT
 from pipeline.state.head import REFERENCE
@@ -78,7 +79,9 @@ def test_each_step_and_evaluation_says_how_many_pairs_are_right(unbroken: Path) 
     steps = [row for row in rows if "loss" in row]
     assert len(steps) == STEPS
     assert all(0 <= row["accuracy"] <= 1 for row in steps)
-    assert {"margin", "chosen", "rejected", "chosen_nll", "drift", "saturated"} <= steps[0].keys()
+    assert steps[0].keys() >= METRICS.keys()
+    assert sum(row["pairs"] for row in steps) > STEPS  # two in most rows
+    assert steps[0]["moved"] < 1e-3 < steps[-1]["moved"]
     (held_out,) = [row for row in rows if "held_out_loss" in row]
     assert 0 <= held_out["held_out_accuracy"] <= 1
     result = head_of(unbroken).stages["prefer"].result
@@ -125,7 +128,7 @@ def test_sigkills_in_the_pass_of_the_reference_change_no_bit(
     killed_in_the_pass(tmp_path, job, 1)  # before the first chunk
     killed_in_the_pass(tmp_path, job, 6)  # after the third one
     output = finish(job)
-    assert "reference: continuing train after row 12" in output, output
+    assert "reference pass: continuing train after row 12" in output, output
     assert final_weights(tmp_path) == final_weights(unbroken)
     assert reference_of(tmp_path) == reference_of(unbroken)
 
@@ -139,7 +142,7 @@ def test_the_pass_continues_on_another_machine(
         if number == 0:
             killed_in_the_pass(tmp_path, job, 6)
     output = finish(job)
-    assert "reference: continuing train after row 12" in output, output
+    assert "reference pass: continuing train after row 12" in output, output
     assert final_weights(s3_store) == final_weights(unbroken)
 
 
@@ -160,7 +163,7 @@ def test_a_fork_with_another_beta_needs_no_second_pass(tmp_path: Path, unbroken:
     output = finish(prefer_job(tmp_path, name="other"), "prefer.beta=0.5")
     assert "sft: done" in output
     assert "prefer step 8" in output
-    assert "reference: " not in output
+    assert "reference pass" not in output
     heads = [RunState(open_store(str(tmp_path / "runs")), n).read() for n in ("tiny", "other")]
     used = [head.data[REFERENCE] for head in heads if head is not None]
     assert len(used) == 2

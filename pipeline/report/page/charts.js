@@ -54,18 +54,19 @@ columnsOf.known = new WeakMap();
 
 function seriesOf(name, stage) {
   const several = known.runs.length > 1, series = [], now = JSON.stringify(wanted());
-  const smoothing = UNSMOOTHED.includes(name) ? 0 : view.smoothing;
+  const smoothingOf = (name) => (UNSMOOTHED.includes(name) ? 0 : view.smoothing);
+  const smoothing = smoothingOf(name), second = SECOND[name];
   known.runs.forEach((run, i) => {
     const of = AXES[view.x].of(run, stage);
     if (!run.summary || !of || view.hidden.includes(i)) return;
     // The finer points count if they are of what is shown.
     const { curves } = run.detail && JSON.stringify(run.detail.asked) === now ? run.detail : run;
     const add = (curve, part, look) => series.push(lineOf(i, curves?.[stage], of, curve, part, { color: i, ...look }));
-    const label = several ? run.name : { loss: "training" }[name] ?? titleOf(name);
+    const label = several ? run.name : second?.[1] ?? titleOf(name);
     const layers = run.metrics[stage]?.includes(`${name}.lowest`);
     if (smoothing && !layers) add(name, 0, { label: "", kind: "raw" });
     add(name, smoothing, { label: layers ? `${several ? `${run.name}, ` : ""}mean of the layers` : label, kind: "line" });
-    if (name === "loss") add("held_out_loss", 0, { label: several ? `${run.name}, held-out` : "held-out", kind: "held", color: several ? i : 1 });
+    if (second) add(second[0], smoothingOf(second[0]), { label: several ? `${run.name}, ${second[2]}` : second[2], kind: "held", color: several ? i : 1 });
     for (const edge of layers ? ["lowest", "highest"] : [])
       add(`${name}.${edge}`, smoothing, { label: `${several ? `${run.name}, ` : ""}${edge}`, kind: "edge" });
   });

@@ -11,10 +11,11 @@ const METRICS = {
   held_out_accuracy: ["Held-out preferences that the model gets right", percent, (part) => `${short(100 * part)} %`],
   margin: ["Margin of the preferences", decimals(3)],
   held_out_margin: ["Margin of the held-out preferences", decimals(3)],
-  chosen: ["Chosen answers: nats above the reference", decimals(3)],
-  rejected: ["Rejected answers: nats above the reference", decimals(3)],
+  chosen: ["Chosen and rejected (dashed) answers: nats above the reference", decimals(3)],
   chosen_nll: ["Chosen answers: loss in nats per token", decimals(4)],
   drift: ["Chosen answers: nats per token below the reference", decimals(4)],
+  moved: ["Nats between a preference and the reference", decimals(3)],
+  pairs: ["Preferences in a step", whole],
   saturated: ["Preferences that teach nothing any more", percent, (part) => `${short(100 * part)} %`],
   lr: ["Learning rate", (value) => value.toExponential(3)],
   grad_norm: ["Norm of the gradients", decimals(4)],
@@ -29,7 +30,9 @@ const METRICS = {
   gate_loss: ["Loss of the gates, in nats", decimals(4)],
 };
 // A chart for each of these is there at first.
-const USUAL = ["loss", "tokens_per_second", "lr"];
+const USUAL = ["loss", "accuracy", "chosen", "tokens_per_second", "lr"];
+// The charts with a second, dashed line: its metric, and what both lines are called.
+const SECOND = { __proto__: null, loss: ["held_out_loss", "training", "held-out"], chosen: ["rejected", "chosen", "rejected"] };
 // These are drawn as they were measured.
 const UNSMOOTHED = ["lr", "held_out_loss", "held_out_accuracy", "held_out_margin"];
 
@@ -45,9 +48,10 @@ const tickOf = (name) => METRICS[name]?.[2] ?? short;
 // The names of the charts that runs can have in a stage. The layers' lowest and highest are in the mean's chart.
 function chartNames(runs, stage) {
   const names = new Set(runs.flatMap((run) => run.metrics?.[stage] ?? []).filter((name) => !name.includes(".")));
+  if (names.has("chosen")) names.delete("rejected");
   const order = Object.keys(METRICS).filter((name) => names.has(name));
   return [...order, ...[...names].filter((name) => !METRICS[name])];
 }
 
 // The curves that a chart draws.
-const curvesIn = (name) => (name === "loss" ? ["loss", "held_out_loss"] : [name, `${name}.lowest`, `${name}.highest`]);
+const curvesIn = (name) => (SECOND[name] ? [name, SECOND[name][0]] : [name, `${name}.lowest`, `${name}.highest`]);

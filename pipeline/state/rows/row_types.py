@@ -104,6 +104,11 @@ class _Sample(TypedDict):
     text: str
 
 
+class _Warning(TypedDict):
+    name: str
+    text: str
+
+
 class _StandsFor(TypedDict):
     steps: Annotated[int, Ge(0), Lt(2**31)]
     from_step: Count
@@ -127,6 +132,8 @@ class _Metrics(TypedDict):
     rejected: NotRequired[Number]
     chosen_nll: NotRequired[Number]
     drift: NotRequired[Number]
+    pairs: NotRequired[Number]
+    moved: NotRequired[Number]
     held_out_accuracy: NotRequired[Number]
     held_out_margin: NotRequired[Number]
     tokens_per_second: NotRequired[Speed]
@@ -137,6 +144,7 @@ class _Metrics(TypedDict):
     primitives_used: NotRequired[list[Number]]
     gate_loss: NotRequired[list[Number]]
     sample: NotRequired[_Sample]
+    warning: NotRequired[_Warning]
     stands_for: NotRequired[_StandsFor]
 
 

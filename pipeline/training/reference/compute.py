@@ -4,6 +4,7 @@ step, on all ranks."""
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,14 +21,17 @@ from pion.model.decoder import Decoder
 from pion.train.reference import ReferenceSums, check_reference, check_sums, sums_of, unchanged
 from pion.train.settings import ComputePlan
 from pion.train.smaller_plan import step_down
-from pipeline.console.messages import Note, PrepareProgress
+from pipeline.console.messages import Note, Phase
+from pipeline.cost.timeline import REFERENCE_PASS
 from pipeline.data.prepared import SPLITS
 from pipeline.job.digest import model_inputs
+from pipeline.machine.kill_points import mark
 from pipeline.state.head import REFERENCE
 from pipeline.state.owner import Owner
 from pipeline.state.shared.folder import REFERENCE_FILE, bring_data
 from pipeline.state.stores.errors import StoreError
 from pipeline.training.reference.chunks import Chunks, Rows, batches
+from pipeline.training.reference.progress import PassProgress
 from pipeline.training.reference.share import (
     Bound,
     Sharing,
@@ -37,7 +41,7 @@ from pipeline.training.reference.share import (
 )
 
 if TYPE_CHECKING:
-    from pion.data.stream import Batch, RowStream
+    from pion.data.stream import RowStream
     from pipeline.training.context import TrainingContext
 
 # A chunk is written as soon as so many seconds are over: a killed process loses no more. On a store
@@ -88,7 +92,9 @@ def make_reference(context: TrainingContext, streams: Streams, start: StartingMo
     if bound is None:
         if there:
             context.report(Note(f"{wrong}. No step has learned with it: it is computed again"))
+        began = time.monotonic()
         _compute(context, streams, start, sharing, again=there)
+        context.report(Phase(REFERENCE_PASS, time.monotonic() - began))
     if sharing is not None:  # HEAD names the whole now
         context.patiently(Chunks(context.run, key).delete_all)
     if bound is None:
@@ -112,7 +118,8 @@ def _compute(
 ) -> None:
     """Compute the numbers of all splits, and let HEAD name them. `sharing` is rank 0's."""
     chunks = Chunks(context.run, sharing.key) if sharing is not None else None
-    computing = _Pass(context, start, chunks)
+    total = sum(streams[split].total_rows for split in SPLITS)
+    computing = _Pass(context, start, chunks, PassProgress(context, total))
     with unchanged(start.model), _smaller_plans(start):
         splits = {split: computing.of(split, streams[split]) for split in SPLITS}
     if sharing is not None:
@@ -125,8 +132,10 @@ def _compute(
                 **start.settings,
             }
             write_reference(Path(folder), sharing.key, splits, about)
+            mark("reference")
             sources = (f"the reference of run {context.run.name}",)
             sharing.share(Path(folder), sources, again=again)
+            mark("reference")
     context.group.wait_for_all()  # until HEAD names the numbers
 
 
@@ -228,6 +237,7 @@ class _Pass:
     context: TrainingContext
     start: StartingModel
     chunks: Chunks | None
+    progress: PassProgress
 
     def of(self, split: str, stream: RowStream) -> ReferenceSums:
         """Return the numbers of a split; on other ranks than 0, none."""
@@ -235,7 +245,9 @@ class _Pass:
         done = context.patiently(partial(self.chunks.read, split)) if self.chunks else Rows()
         first = group.from_rank_0(done.stop)
         if first:
-            context.report(Note(f"reference: continuing {split} after row {first:,}"))
+            self.progress.found(first)
+            words = f"prefer: {REFERENCE_PASS}: continuing {split} after row {first:,}"
+            context.report(Note(words))
         new, since = Rows(first), context.run.clock.monotonic()
         places = list(stream.places())
         size = self.start.plan.micro_batch
@@ -256,15 +268,11 @@ class _Pass:
             if stop or (context.run.clock.monotonic() - since >= self._seconds):
                 self._write(split, new, done)
                 new, since = Rows(new.stop), context.run.clock.monotonic()
-            context.watchdog.progress()
-            context.report(PrepareProgress(f"reference: {split}", new.stop, "rows", len(places)))
+            self.progress.add(len(rows))
             if stop:
                 raise self._stopped()
         self._write(split, new, done)
         return done.whole()
-
-    def _sums(self, batch: Batch) -> list[list[float]]:
-        return sums_of(self.start.model, batch, self.start.plan)
 
     def _write(self, split: str, new: Rows, done: Rows) -> None:
         if self.chunks is None or not new.counts:

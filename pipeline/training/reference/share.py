@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from pion.errors import BadInput
 from pion.train.reference import ReferenceSums
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
+from pipeline.data.fingerprint import APART
 from pipeline.data.prepared import SPLITS
 from pipeline.state.claim import Claim
 from pipeline.state.head import REFERENCE, data_key
@@ -38,9 +40,11 @@ def key_of(weights: str, settings: Mapping[str, Any], contents: Mapping[str, lis
 
     `weights` is the hash of the reference's weights, `settings` are those of the model and how it
     computes, and `contents` has the fingerprints of the rows of each split. Nothing else decides
-    the numbers, but for rounding.
+    the numbers, but for rounding. With APART, as with prepared data, no other run has the same key.
     """
     content = {"format": FORMAT, "weights": weights, "rows": contents, **settings}
+    if apart := os.environ.get(APART):
+        content["apart"] = apart
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -136,7 +140,7 @@ class Sharing:
 
         def waiting(other: Writer, seconds: float) -> None:
             what = f"wait for run {other.run} on {other.host}, which shares the same reference"
-            self.say(PrepareProgress(what, seconds, "s"))
+            self.say(PrepareProgress(what, seconds, "s", stage="prefer"))
 
         return begin(self._run, self.key, writer, me, waiting, again=again)
 

@@ -136,8 +136,9 @@ def test_metrics_are_means_over_the_step() -> None:
     numbers = metrics(Preference("dpo"), sums, batch.sequences)
     tokens = sum(len(pair.chosen) for row in rows.rows for pair in row)
     for name, value in numbers.items():
-        count = tokens if name == "chosen_nll" else sum(every)
+        count = {"chosen_nll": tokens, "pairs": 1}.get(name, sum(every))
         assert measured[name] == pytest.approx(value.item() / count, rel=1e-5), name
+    assert measured["pairs"] == sum(every)
     losses = example_losses(Preference("dpo"), sums, batch.sequences)
     assert measured["loss"] == pytest.approx(losses.sum().item() / sum(every), rel=1e-6)
     assert measured["tokens"] == int((batch.targets != -100).sum())

@@ -290,6 +290,7 @@ def test_metrics_are_sums_over_the_pairs() -> None:
     found = measured(Preference("dpo", beta=0.1), sums, sequences)
     assert found == pytest.approx(
         {
+            "pairs": 3,
             "margin": 0.1 * -(5 + 3 + 3),
             "accuracy": 0,
             "saturated": 0,
@@ -297,6 +298,7 @@ def test_metrics_are_sums_over_the_pairs() -> None:
             "rejected": 1.5 + 2 + 2.5,
             "chosen_nll": 9 + 3 + 2,
             "drift": 3 * 0.5,
+            "moved": 5 + 6,
         }
     )
 
@@ -316,6 +318,13 @@ def test_a_tie_is_half_right() -> None:
     assert found["accuracy"] == 0.5
     found = measured(Preference("dpo-norm"), AT_THE_REFERENCE.sums, AT_THE_REFERENCE.sequences)
     assert found["accuracy"] == 0.5
+
+
+def test_only_a_model_that_is_its_reference_has_not_moved() -> None:
+    found = measured(Preference("dpo"), AT_THE_REFERENCE.sums, AT_THE_REFERENCE.sequences)
+    assert found["moved"] == 0
+    point = Point(-9.0, -4.0, -8.0, -5.0)  # u = −1 and v = 1: their sum is 0
+    assert measured(Preference("dpo"), point.sums, point.sequences)["moved"] == 2
 
 
 def test_a_pair_with_nothing_left_to_learn_is_saturated() -> None:

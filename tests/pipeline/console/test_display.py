@@ -173,6 +173,14 @@ def test_prepare_gets_a_line_every_few_seconds_and_one_when_done():
     assert lines[-1].endswith("prepare: tokenising 100/100 MB")
 
 
+def test_another_stage_names_what_it_prepares_and_how_long_that_takes():
+    file = io.StringIO()
+    Display(file, now=Clock()).say(
+        PrepareProgress("reference pass", 30, "rows", total=90, stage="prefer", eta=125.0)
+    )
+    assert file.getvalue().rstrip().endswith("prefer: reference pass 30/90 rows, ETA 2 min 05 s")
+
+
 def test_the_summary_lines_up():
     rows = [["model", "models/demo"], ["report", "runs/demo/report.html"]]
     assert log_of(Summary(rows)) == [

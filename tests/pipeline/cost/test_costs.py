@@ -133,6 +133,28 @@ def test_a_first_step_that_compiles_is_boot_but_for_a_usual_steps_time() -> None
     assert seconds(costs(events, {"pretrain": rows}, head, T + 124)) == {"steps": 32, "boot": 92}
 
 
+def test_the_reference_of_preferences_is_work_and_a_cause_of_its_own() -> None:
+    events = [
+        rental(1, T, T),
+        training(2, T + 10, "sft"),
+        phase(1, "reference pass", at=T + 70, seconds=30),
+        training(2, T + 80, "prefer"),
+    ]
+    rows = {"sft": steps(1, 2, 2, at=T + 18), "prefer": steps(1, 2, 2, at=T + 88)}
+    head = owned(2, stages={"prepare": StageRecord("d", T), "sft": StageRecord("d", T + 30)})
+    found = costs(events, rows, head, T + 96)
+    assert seconds(found) == {
+        "steps": 32,
+        "reference": 30,
+        "boot": 10,
+        "restore": 10 + 10,  # from the last save of sft until the pass, and from it on
+        "stall": 4,
+    }
+    assert found.goodput == pytest.approx(62 / 96)
+    without = costs([e for e in events if e["event"] != "phase"], rows, head, T + 96)
+    assert seconds(without) == {"steps": 32, "boot": 10, "restore": 50, "stall": 4}
+
+
 def test_what_is_between_two_steps_is_stall_and_an_evaluation_is_not() -> None:
     rows = [*steps(1, 2, epoch=1, at=T + 18), step(3, 1, T + 40)]  # 14 s between them, 8 s of work
     rows.append({"step": 3, "epoch": 1, "at": T + 50, "held_out_loss": 3.0})

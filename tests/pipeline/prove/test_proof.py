@@ -28,7 +28,7 @@ from pipeline.prove.instants import (
     cut_steps,
 )
 from pipeline.prove.proof import ProofOptions, prove, verdict_lines
-from pipeline.state.head import Head, StageRecord
+from pipeline.state.head import REFERENCE, Head, StageRecord
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, open_store
@@ -215,13 +215,14 @@ def head_after(failures: int, *stages: str) -> Head:
 
 
 def draws(head: Head, number: int, *, remote: bool = True) -> list[Instant | None]:
-    instants = Instants(random.Random(0), WHOLE, ["pretrain", "sft"], remote=remote)
+    stages = ["pretrain", "sft", "prefer"]
+    instants = Instants(random.Random(0), WHOLE, stages, remote=remote, reference=True)
     return [instants.next(head, saves_left=5) for _ in range(number)]
 
 
 def test_half_of_the_kills_are_at_marks_and_every_mark_comes_up_equally_often() -> None:
-    points = [instant.point for instant in draws(Head(), 100) if instant is not None]
-    assert points.count(None) == 50
+    points = [instant.point for instant in draws(Head(), 120) if instant is not None]
+    assert points.count(None) == 60
     assert {points.count(point) for point in POINTS} == {10}
 
 
@@ -251,8 +252,20 @@ def test_the_verdict_says_how_many_kills_hit_training(during: str, words: str) -
 
 
 def test_no_kill_waits_for_a_mark_that_will_not_come() -> None:
-    points = {i.point for i in draws(head_after(0, "prepare"), 100, remote=False) if i is not None}
+    bound = head_after(0, "prepare").with_data({REFERENCE: "_data/key/folder"})
+    points = {i.point for i in draws(bound, 100, remote=False) if i is not None}
     assert points == {None, "save", "commit", "boundary"}
+
+
+def test_only_a_job_that_computes_a_reference_is_killed_there() -> None:
+    instants = Instants(random.Random(0), WHOLE, ["pretrain", "sft"], remote=True)
+    points = {i.point for _ in range(100) if (i := instants.next(Head(), 5)) is not None}
+    assert points == {None, *POINTS} - {"reference"}
+
+
+def test_kills_in_the_pass_of_a_reference_land_before_and_after_everything_it_writes() -> None:
+    found = {i.arrival for i in draws(Head(), 2000) if i is not None and i.point == "reference"}
+    assert found == set(range(1, 7))
 
 
 def test_after_kills_without_a_commit_the_next_one_waits_for_a_commit() -> None:
@@ -263,7 +276,7 @@ def test_after_kills_without_a_commit_the_next_one_waits_for_a_commit() -> None:
 
 
 def test_a_run_that_has_trained_everything_is_soon_let_finish() -> None:
-    assert None in draws(head_after(0, "prepare", "pretrain", "sft"), 3)
+    assert None in draws(head_after(0, "prepare", "pretrain", "sft", "prefer"), 3)
 
 
 # ---------------------------------------------------------------- cutting the job

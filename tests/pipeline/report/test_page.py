@@ -3,6 +3,7 @@ where scripts are off."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -184,4 +185,27 @@ def test_axe_finds_nothing(scheme: str, browser: Any, report: str) -> None:
     tab.page.evaluate(Path(str(AXE)).read_text(encoding="utf-8"))
     found = tab.page.evaluate("axe.run().then((result) => result.violations.map((one) => one.id))")
     assert found == []
+    tab.close()
+
+
+def test_chosen_and_rejected_answers_are_drawn_in_one_chart(browser: Any, tmp_path: Path) -> None:
+    answers = [
+        {"step": step, "epoch": 1, "at": 0.1 * step, "loss": 0.6, "accuracy": 0.7}
+        | {"chosen": 0.01 * step, "rejected": -0.02 * step}
+        for step in range(1, 41)
+    ]
+    shown = history()
+    path = tmp_path / "report.html"
+    write_report(path, dataclasses.replace(shown, metrics={**shown.metrics, "prefer": answers}))
+    tab = Tab(browser, path.as_uri())
+    tab.page.click("[data-stage=prefer]")
+    tab.page.wait_for_selector("[data-metric=chosen] path.held", state="attached")
+    assert tab.page.locator("[data-metric=rejected]").count() == 0
+    tab.page.focus("[data-metric=chosen] .plot")
+    tab.page.keyboard.press("End")
+    said = tab.page.inner_text("[data-metric=chosen] .readout")
+    assert "chosen\n0.4" in said
+    assert "rejected\n-0.8" in said
+    assert "choose-rejected" not in tab.page.content()
+    assert tab.wrong == []
     tab.close()

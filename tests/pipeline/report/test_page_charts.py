@@ -188,7 +188,8 @@ def test_a_link_restores_the_view_and_nonsense_in_it_is_left_out(tab: Tab, brows
     page.click("#closer")
     state = page.evaluate("JSON.stringify(view)")
     address = page.evaluate("location.href")
-    assert "#x=dollars&charts=loss,tokens_per_second,lr,grad_norm&log=1&zoom=" in address
+    charts = "loss,accuracy,chosen,tokens_per_second,lr,grad_norm"
+    assert f"#x=dollars&charts={charts}&log=1&zoom=" in address
     other = Tab(browser, address)
     other.page.wait_for_selector("[data-metric=grad_norm] path")
     assert other.page.evaluate("JSON.stringify(view)") == state

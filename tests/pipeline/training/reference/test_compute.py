@@ -17,6 +17,9 @@ from pion.data.stream import RowStream
 from pion.errors import BadInput, Interrupted, PionError, PlanFailed
 from pion.model.decoder import Decoder
 from pion.train.reference import sums_of
+from pipeline.console.messages import Note, Phase, PrepareProgress
+from pipeline.cost.timeline import REFERENCE_PASS
+from pipeline.data.fingerprint import APART
 from pipeline.state.claim import claim_again
 from pipeline.state.head import REFERENCE
 from pipeline.training.context import MAX_ATTEMPTS
@@ -135,6 +138,45 @@ def test_head_names_the_numbers_and_no_chunk_is_left(world: World) -> None:
     assert described["key"] == key
     assert described["dtype"] == "float32"
     assert described["weights"] == world.start().weights
+
+
+def test_the_pass_says_how_far_it_is_and_what_it_took(world: World) -> None:
+    make(world)
+    said = [message for message in world.said if isinstance(message, PrepareProgress)]
+    assert [message.done for message in said] == [2, 4, 6, 8, 10, 12, 14]  # of both splits
+    assert {(m.stage, m.what, m.unit, m.total) for m in said} == {
+        ("prefer", "reference pass", "rows", 14)
+    }
+    assert all(message.eta is not None for message in said)
+    assert said[-1].eta == 0
+    (took,) = [message for message in world.said if isinstance(message, Phase)]
+    assert took.name == REFERENCE_PASS
+    world.said.clear()
+    make(world, "other")  # which finds the numbers
+    assert not [m for m in world.said if isinstance(m, Phase | PrepareProgress)]
+
+
+def test_a_pass_that_continues_counts_what_is_done(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as dying:
+        dies_at(dying, 3, after=True)
+        with pytest.raises(Died):
+            make(world)
+    world.said.clear()
+    make(world)
+    note, *_ = [message for message in world.said if isinstance(message, Note)]
+    assert note.text == "prefer: reference pass: continuing train after row 6"
+    said = [message.done for message in world.said if isinstance(message, PrepareProgress)]
+    assert said == [8, 10, 12, 14]
+
+
+def test_a_run_of_a_proof_shares_no_numbers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = bits(make(world))
+    monkeypatch.setenv(APART, "a proof")
+    computed = counted(monkeypatch)
+    assert bits(make(world, "proof")) == shared
+    assert sum(computed) == 14
 
 
 # ---------------------------------------------------------------- kills and stops
