@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.core_bundle import write_bundle
 from tests.support.meddling import Meddling
+from tests.support.preference_runs import prefer_job
 from tests.support.waiting import wait_until
 from tests.support.whole_runs import ends_with, kill, start, write_job
 
@@ -22,27 +23,32 @@ def parts_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in found}
 
 
+def killed_in_the_midst(folder: Path, job: Path, number: int, part: str) -> None:
+    """Run the job until it has computed a part whose name begins with `part`, and kill it."""
+    meddling = Meddling(folder)
+    meddling.wrap(
+        "pipeline.run.measured_start:StoredParts.save",
+        f"""
+        def wrapper(save, self, name, result):
+            if name.startswith({part!r}):  # it is computed, and not kept
+                (HERE / "midst {number}").touch()
+                time.sleep(1000)
+            return save(self, name, result)
+        """,
+    )
+    process = start(job, env=meddling.environment())
+    wait_until((folder / f"midst {number}").exists, f"the part {part}")
+    kill(process)
+    assert not any(name.startswith(part) for name in parts_of(folder))
+
+
 @pytest.mark.soak
 def test_core_and_the_search_killed_at_three_parts_end_with_the_same_bytes(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     core = {"path": str(bundle), "items": "all", "cropped": True}
     job = write_job(tmp_path, evaluate__core=core, evaluate__overlap="all")
-    for place, part in enumerate(KILLED_IN):
-        meddling = Meddling(tmp_path)
-        meddling.wrap(
-            "pipeline.run.measured_start:StoredParts.save",
-            f"""
-            def wrapper(save, self, name, result):
-                if name.startswith({part!r}):  # it is computed, and not kept
-                    (HERE / "midst {place}").touch()
-                    time.sleep(1000)
-                return save(self, name, result)
-            """,
-        )
-        process = start(job, env=meddling.environment())
-        wait_until((tmp_path / f"midst {place}").exists, f"the part {part}")
-        kill(process)
-        assert not any(name.startswith(part) for name in parts_of(tmp_path))
+    for number, part in enumerate(KILLED_IN):
+        killed_in_the_midst(tmp_path, job, number, part)
     ends_with(0, start(job, "--take-over"))
     killed = parts_of(tmp_path)
     assert {"by_item.json"} < killed.keys()
@@ -52,3 +58,19 @@ def test_core_and_the_search_killed_at_three_parts_end_with_the_same_bytes(tmp_p
     whole = parts_of(tmp_path)
     assert killed == whole
     assert "sft.core.made_up_schema" in json.loads(whole["by_item.json"])
+
+
+def test_preferences_killed_at_three_parts_end_with_the_same_bytes(tmp_path: Path) -> None:
+    """simpo has no reference, so the model before it is measured, too."""
+    job = prefer_job(tmp_path, prefer__loss="simpo")
+    for number, part in enumerate(("prefer.preferences", "sft.preferences", "sft.answers")):
+        killed_in_the_midst(tmp_path, job, number, part)
+    output = ends_with(0, start(job, "--take-over"))
+    assert "answers of the sft model" in output
+    assert "answers of the prefer model" not in output  # they were kept
+    killed = parts_of(tmp_path)
+    for folder in (tmp_path / "runs" / "tiny" / "stages" / "evaluate").glob("*-parts"):
+        shutil.rmtree(folder)
+    ends_with(0, start(job, "--redo", "evaluate"))
+    assert killed == parts_of(tmp_path)
+    assert "prefer.accuracy" in json.loads(killed["by_item.json"])

@@ -74,6 +74,29 @@ def test_a_job_learns_from_pairs_after_fine_tuning_and_publishes_the_result(
     assert "preference tuning" in card
 
 
+def test_the_evaluation_says_what_changed_and_measures_the_start_by_its_stored_numbers(
+    unbroken: Path,
+) -> None:
+    head = head_of(unbroken)
+    tuned = head.stages["evaluate"].result["prefer"]
+    found = tuned["preferences"]
+    assert (found["start"], found["kind"], found["with_reference"]) == ("sft", "pairs", True)
+    assert tuned["accuracy"] == found["after"]["margin"]["accuracy"]
+    folder = unbroken / "runs" / head.data[REFERENCE] / "reference.json"
+    assert json.loads(folder.read_text())["weights"] == found["reference"]
+    (parts,) = (unbroken / "runs/tiny/stages/evaluate").glob("*-parts")
+    assert (parts / "prefer.preferences.json").is_file()
+    assert not (parts / "sft.preferences.json").exists()
+    results = head.stages["evaluate"].result
+    change = tuned["bits_per_byte"] - results["sft"]["bits_per_byte"]
+    assert tuned["text_change"] == pytest.approx(change)
+    card = (unbroken / "model/README.md").read_text()
+    assert "agreement with these labels, and not with people" in card
+    assert f"the SHA-256 `{found['reference']}`" in card
+    page = (unbroken / "runs/tiny/report.html").read_text()
+    assert "the chosen answer is likelier, by the mean over its tokens" in page
+
+
 def test_each_step_and_evaluation_says_how_many_pairs_are_right(unbroken: Path) -> None:
     rows = read_metrics(open_store(str(unbroken / "runs")), "tiny", head_of(unbroken), "prefer")
     steps = [row for row in rows if "loss" in row]

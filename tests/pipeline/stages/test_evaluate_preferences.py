@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pion.data.chat.conversation import Turn, tokenize
 from pion.data.preference.packing import Sided, pack_preferences
@@ -20,6 +20,7 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.data.stream import RowStream
 from pion.evaluation.item_scores import difference, mean, unpack
+from pion.generation.generate import generate
 from pion.train.reference import ReferenceSums
 from pipeline.data.prepared import SPLITS, open_data
 from pipeline.job import Job
@@ -38,6 +39,7 @@ class PreferWorld(World):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.models["prefer"] = self._checkpoint(root / "checkpoints" / "prefer", 3)
+        _turn_around(self.models["prefer"])
         self.prefer_data = self._pairs(root / "pairs")
 
     def job(self, **prefer: Any) -> Job:
@@ -106,6 +108,12 @@ class PreferWorld(World):
         return Sided(sides[0], True), Sided(sides[1], False)
 
 
+def _turn_around(checkpoint: Path) -> None:
+    """Let the likeliest token be the least likely one: untrained models all repeat the last one."""
+    state = load_file(checkpoint / "model.safetensors")
+    save_file({**state, "norm.weight": -state["norm.weight"]}, checkpoint / "model.safetensors")
+
+
 def sides_of(rows: RowStream, row: int) -> np.ndarray:
     """Return the lengths of the answers in a row."""
     sequences = rows.batch([row]).sequences
@@ -163,6 +171,24 @@ def test_a_model_that_has_not_moved_has_changed_nothing(world: PreferWorld) -> N
     assert answers["change"]["tokens"] == 0
     assert result["text_change"] == result["response_change"] == 0
     assert all(one["before"] == one["after"] for one in answers["shown"])
+
+
+def test_each_side_has_the_answers_of_its_model(world: PreferWorld, unbroken: Evaluated) -> None:
+    shown = unbroken[0]["preferences"]["answers"]["shown"]
+    tokenizer = world.tokenizer
+    for side, stage in (("before", "sft"), ("after", "prefer")):
+        model = load_model_in(world.models[stage])
+        for one in shown:
+            ids = generate(
+                model,
+                tokenizer.encode(one["prompt"]),
+                stop_ids=[tokenizer.end_of_text],
+                vocab_size=tokenizer.vocab_size,
+                max_tokens=SEQ_LEN // 2,
+                temperature=0,
+            )
+            assert one[side] == tokenizer.decode([*ids])
+    assert any(one["before"] != one["after"] for one in shown)
 
 
 def test_the_change_of_text_is_that_of_the_two_models_on_held_out_text(
@@ -245,19 +271,22 @@ def test_a_start_that_is_gone_leaves_what_it_was_like_unknown(world: PreferWorld
 
 def test_what_the_loss_compares_decides_the_accuracy(world: PreferWorld) -> None:
     """Sums less those of the reference, means less those of it, or means alone."""
-    parts = Folder()
-    by_loss = {
-        loss: world.evaluated(world.job(loss=loss), parts)[0]
-        for loss in ("dpo", "dpo-norm", "simpo")
-    }
-    read = [np.array((parts.load(f"{m}.preferences") or {})["sums"]) for m in ("sft", "prefer")]
-    rows = world.held_out()
-    before, after, n = *read, np.concatenate([sides_of(rows, i) for i in range(rows.total_rows)])
+    draw, rows, parts = np.random.default_rng(0), world.held_out(), Folder()
+    n = np.concatenate([sides_of(rows, i) for i in range(rows.total_rows)])
+    before, after = (-draw.uniform(1, 3, len(n)) * n for _ in range(2))
+    for model, sums in (("sft", before), ("prefer", after)):
+        parts.save(f"{model}.preferences", {"sums": sums.tolist()})
+    losses = ("dpo", "dpo-norm", "simpo")
+    by_loss = {loss: world.evaluated(world.job(loss=loss), parts)[0] for loss in losses}
+    means = by_loss["dpo"]["preferences"]
+    for side, of in (("before", before / n), ("after", after / n)):
+        accuracy = means[side]["normalized"]["accuracy"]
+        assert accuracy == pytest.approx(float((of[0::2] > of[1::2]).mean()))
     values = {"dpo": after - before, "dpo-norm": (after - before) / n, "simpo": after / n}
     for loss, of in values.items():
         expected = float((of[0::2] > of[1::2]).mean())
         assert by_loss[loss]["accuracy"] == pytest.approx(expected)
-    assert len({result["accuracy"] for result in by_loss.values()}) > 1
+    assert len({result["accuracy"] for result in by_loss.values()}) == 3
 
 
 def test_an_interrupted_evaluation_does_only_the_rest(

@@ -1,0 +1,92 @@
+"""The model that prefer started from is found again, or it is said that it is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.console.messages import Note
+from pipeline.job import Job
+from pipeline.run.preference_start import preference_start
+from pipeline.stages.measures import PreferenceStart
+from pipeline.state.head import REFERENCE, Head
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import open_store
+from pipeline.state.stores.errors import StoreError
+from tests.support.jobs import tiny_job
+
+
+def job(**prefer: Any) -> Job:
+    section = {"steps": 5, "sources": [{"kind": "jsonl", "path": "pairs.jsonl"}], **prefer}
+    return tiny_job(prefer=section)
+
+
+def at_once(call: Callable[[], Any]) -> Any:
+    return call()
+
+
+def started(
+    found: Job, folder: Path, head: Head | None = None
+) -> tuple[PreferenceStart, list[str]]:
+    said: list[str] = []
+    run = RunState(open_store(str(folder / "runs")), "tiny")
+    models = {stage: folder / stage for stage in ("pretrain", "sft", "prefer")}
+
+    def say(note: Any) -> None:
+        assert isinstance(note, Note)
+        said.append(note.text)
+
+    return preference_start(found, run, head or Head(), models, say, at_once), said
+
+
+def test_it_is_the_stage_before(tmp_path: Path) -> None:
+    start, said = started(job(), tmp_path)
+    assert (start.name, start.reference, said) == ("sft", None, [])
+    assert start.load is not None
+
+
+def test_a_model_that_is_gone_is_a_note_and_not_an_error(tmp_path: Path) -> None:
+    start, said = started(job(init_from=str(tmp_path / "gone")), tmp_path)
+    assert (start.name, start.load) == ("start", None)
+    (note,) = said
+    assert note.startswith("prefer.init_from: ")
+    assert "What this model was like before is not measured" in note
+
+
+def test_numbers_that_are_missing_are_a_note_and_the_model_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any) -> Path:
+        raise BadInput("they are missing")
+
+    monkeypatch.setattr("pipeline.run.preference_start.bring_data", missing)
+    head = Head(data={REFERENCE: "_data/" + "a" * 64 + "/b"})
+    start, said = started(job(), tmp_path, head)
+    assert start.reference is None
+    assert start.load is not None
+    assert said == ["the numbers of the reference are not used: they are missing"]
+
+
+def test_a_store_that_is_down_is_no_missing_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: Any) -> Path:
+        raise StoreError("Cannot read", "a folder", "the service is down")
+
+    monkeypatch.setattr("pipeline.run.preference_start.bring_data", down)
+    head = Head(data={REFERENCE: "_data/" + "a" * 64 + "/b"})
+    with pytest.raises(StoreError):
+        started(job(), tmp_path, head)
+
+
+def test_a_loss_without_a_reference_asks_for_no_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.run.preference_start.bring_data", None)
+    head = Head(data={REFERENCE: "_data/" + "a" * 64 + "/b"})  # of an earlier loss
+    start, said = started(job(loss="simpo"), tmp_path, head)
+    assert (start.reference, said) == (None, [])
