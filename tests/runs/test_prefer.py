@@ -110,6 +110,24 @@ def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -
     assert reference_of(tmp_path) == reference_of(unbroken)
 
 
+def test_a_stage_with_lora_resumes_on_its_base_and_changes_no_bit(tmp_path: Path) -> None:
+    """Its reference is the fine-tuned model, which each attempt finds again."""
+    lora = {"prefer__lora": {"rank": 4}, **EACH_STEP}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    finish(prefer_job(whole, **lora))
+    job = prefer_job(killed, **lora)
+    process = start(job, env=with_slow_steps(killed).environment())
+    wait_for(process, "prefer: starts")
+    wait_for(process, ": saved")
+    kill(process)
+    output = finish(job)
+    assert "prefer: starts (continues after step" in output, output
+    assert "warning: prefer resumes" not in output
+    assert final_weights(killed) == final_weights(whole)
+
+
 def killed_in_the_pass(folder: Path, job: Path, arrival: int) -> str:
     """Kill a run with SIGKILL at its `arrival` at a chunk of the reference; return its output."""
     chunks = Meddling(folder)
