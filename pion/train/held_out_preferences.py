@@ -12,11 +12,12 @@ from torch import Tensor
 
 from pion.data.stream import Batch, RowStream, to_device
 from pion.errors import BadInput
-from pion.evaluation.held_out import Evaluation, evaluating, in_batches
+from pion.evaluation.held_out import Evaluation, in_batches
 from pion.model.decoder import Decoder
-from pion.train.answer_sums import answer_sums
 from pion.train.preference import Preference
 from pion.train.preference_losses import METRICS, example_losses, metrics, sft_loss
+from pion.train.reference import sums_as_trained, unchanged
+from pion.train.settings import ComputePlan
 
 # What is reported of METRICS: the others say little of rows that are not trained on.
 SHOWN = ("accuracy", "margin")
@@ -26,13 +27,14 @@ SHOWN = ("accuracy", "margin")
 class PreferenceScorer:
     """A model to measure on preferences, and how to compute it.
 
-    `on_batch` is called after each batch, and may end the measurement.
+    The forward pass is that of training by `plan`, as the reference's was. `on_batch` is called
+    after each batch, and may end the measurement.
     """
 
     model: Decoder
     preference: Preference
     micro_batch: int
-    dtype: torch.dtype
+    plan: ComputePlan
     on_batch: Callable[[], None] = lambda: None
 
 
@@ -59,7 +61,7 @@ def evaluate_preferences(
     def compute(part: range) -> None:
         totals.add_(_totals_of(scorer, stream.batch([mine[i] for i in part])))
 
-    with evaluating(scorer.model):
+    with unchanged(scorer.model), torch.no_grad():
         in_batches(len(mine), scorer.micro_batch, compute, scorer.on_batch)
     if world_size > 1:
         dist.all_reduce(totals)
@@ -101,9 +103,7 @@ def _totals_of(scorer: PreferenceScorer, batch: Batch) -> Tensor:
     """Return the totals of a batch, in the order of `_Totals`, on the model's device."""
     there = to_device(batch, scorer.model.embed.weight.device)
     assert there.sequences is not None
-    bf16 = scorer.dtype == torch.bfloat16
-    with torch.autocast(there.tokens.device.type, torch.bfloat16, enabled=bf16):
-        sums, _ = answer_sums(scorer.model, there)
+    sums = sums_as_trained(scorer.model, there, scorer.plan)
     side = there.sequences.side
     losses = example_losses(scorer.preference, sums, there.sequences)
     measured = metrics(scorer.preference, sums, there.sequences)

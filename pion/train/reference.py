@@ -79,18 +79,28 @@ def check_sums(sums: np.ndarray, where: str) -> None:
         )
 
 
-def sums_of(model: Decoder, batch: Batch, plan: ComputePlan) -> list[list[float]]:
-    """Return the sum of log-probabilities of each sequence in each row of a batch, in nats.
+def sums_as_trained(model: Decoder, batch: Batch, plan: ComputePlan) -> Tensor:
+    """Return the sum of log-probabilities of each sequence, fp64 (B, S) in nats.
 
-    The forward pass is that of a training step by `plan`, on the model's device. It keeps what a
-    backward pass would need until it returns.
+    The batch is on the model's device. The forward pass is that of a training step by `plan`, so
+    that a model and its reference differ by nothing. It keeps what a backward pass would need until
+    it returns.
     """
-    assert batch.sequences is not None
-    device = model.embed.weight.device
     options = StepOptions({}, plan.recompute, plan.compile, torch_dtype(plan.residual))
-    with torch.autocast(device.type, torch.bfloat16, enabled=plan.dtype == "bfloat16"):
-        sums, _ = answer_sums(model, to_device(batch, device), options)
-    sums = sums.detach().cpu()
+    device = batch.tokens.device.type
+    with (
+        torch.enable_grad(),
+        torch.autocast(device, torch.bfloat16, enabled=plan.dtype == "bfloat16"),
+    ):
+        sums, _ = answer_sums(model, batch, options)
+    return sums.detach()
+
+
+def sums_of(model: Decoder, batch: Batch, plan: ComputePlan) -> list[list[float]]:
+    """Return the sum of log-probabilities of each sequence in each row of a batch, in nats: see
+    `sums_as_trained`."""
+    assert batch.sequences is not None
+    sums = sums_as_trained(model, to_device(batch, model.embed.weight.device), plan).cpu()
     return [row[side != 0].tolist() for row, side in zip(sums, batch.sequences.side, strict=True)]
 
 
@@ -108,11 +118,15 @@ def unchanged(model: Decoder) -> Iterator[None]:
             buffer.copy_(before[name])
 
 
-def check_reference(model: Decoder, batch: Batch, plan: ComputePlan, where: str) -> float:
+def check_reference(
+    model: Decoder, batch: Batch, plan: ComputePlan, where: str, *, computed_in: str | None = None
+) -> float:
     """Raise BadInput, naming `where`, if the numbers of a batch are not those of this model.
 
-    Return how far the worst one is off, as a share of what it may be.
+    Return how far the worst one is off, as a share of what it may be. `computed_in`
+    is the dtype in which the numbers were computed; None: that of the plan.
     """
+    dtype = max(plan.dtype, computed_in or plan.dtype, key=lambda name: TOLERANCE[name])
     assert batch.sequences is not None
     with unchanged(model):
         found = sums_of(model, batch, plan)
@@ -121,8 +135,8 @@ def check_reference(model: Decoder, batch: Batch, plan: ComputePlan, where: str)
         stored = batch.sequences.reference[row].tolist()
         tokens = batch.sequences.tokens[row].tolist()
         for number, ours in enumerate(sums):
-            tolerance = TOLERANCE[plan.dtype] * math.sqrt(tokens[number])
-            allowed = max(AT_LEAST[plan.dtype], tolerance)
+            tolerance = TOLERANCE[dtype] * math.sqrt(tokens[number])
+            allowed = max(AT_LEAST[dtype], tolerance)
             apart = abs(ours - stored[number])
             if not apart <= allowed:  # not `>`: a NaN must not pass
                 raise BadInput(

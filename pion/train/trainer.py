@@ -315,7 +315,7 @@ class Trainer:
         """
         preference = self.settings.preference
         if preference is not None:
-            of = PreferenceScorer(self.model, preference, micro_batch, self.dtype, on_batch)
+            of = PreferenceScorer(self.model, preference, micro_batch, self.plan, on_batch)
             return evaluate_preferences(
                 of, stream, rows, rank=self.rank, world_size=self.plan.world_size
             )

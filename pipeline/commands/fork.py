@@ -228,7 +228,8 @@ class _Copy:
             self.say(f"waiting for run {writer.run} on {writer.host}, which makes the same data")
 
         while True:
-            begun = begin(self.target, fingerprint, me, there, waiting)
+            again = self._has_other_sums(key)
+            begun = begin(self.target, fingerprint, me, there, waiting, again=again)
             if not isinstance(begun, Writer):
                 return data_key(fingerprint, begun)
             files = Workspace(self.source.store, SHARED).bring(f"{fingerprint}/{folder}")
@@ -240,7 +241,18 @@ class _Copy:
             self.say(f"copying prepared data {fingerprint[:12]}")
             with contextlib.suppress(Overtaken):
                 done = complete(self.target, fingerprint, begun, files, made_by)
-                return data_key(fingerprint, done)
+                if not self._has_other_sums(key):
+                    return data_key(fingerprint, done)
+
+    def _has_other_sums(self, key: str) -> bool:
+        """Return whether the target's store has a reference by the same fingerprint, but with other
+        sums, as another machine computes them. The checkpoint belongs to the source's."""
+        _, fingerprint, _ = key.split("/")
+        folder = read_state(self.target.store, fingerprint)[0].folder
+        if folder is None:
+            return False
+        ours = _sums_in(self.source, key)
+        return ours is not None and ours != _sums_in(self.target, data_key(fingerprint, folder))
 
     def _copy_descriptions(self) -> None:
         """Copy the job files, and the inputs from which the stages' digests were computed."""
@@ -309,3 +321,12 @@ class _Copy:
             some = rows[start : start + ROWS_PER_SEGMENT]
             data = "".join(finite_json({**row, "epoch": EPOCH}) + "\n" for row in some).encode()
             self.target.store.write(self.target.key(f"{log}/{EPOCH}/{number:06d}.jsonl"), data)
+
+
+def _sums_in(run: RunState, key: str) -> Any:
+    """Return the hashes of the sums in a shared folder; None if it has no reference."""
+    where = f"{key}/{REFERENCE_FILE}"
+    try:
+        return parse(run.store.read(where), f"{run.store.url}/{where}").get("files")
+    except Missing:
+        return None

@@ -265,8 +265,8 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     model, why, adapter = _model(context, stage, data, plan, saved)
     reference = None
     if context.job.needs_reference(stage):
-        start = None if recorded is not None else (model, adapter, plan)
-        data, reference = _with_reference(context, data, start, saved)
+        start, resumes = (model, adapter, plan), recorded is not None
+        data, reference = _with_reference(context, data, start, saved, resumes=resumes)
     settings = settings_of(context.job.section(stage))
     trainer = Trainer(model, data.train, settings, plan, rank=context.group.rank)
     if context.group.rank == 0 and trainer.device.type == "cuda":
@@ -291,12 +291,17 @@ def _resume(trainer: Trainer, saved: Loaded | None) -> str:
 
 
 def _with_reference(
-    context: TrainingContext, data: StageData, start: Start | None, saved: Loaded | None
+    context: TrainingContext,
+    data: StageData,
+    start: Start,
+    saved: Loaded | None,
+    *,
+    resumes: bool,
 ) -> tuple[StageData, Bound]:
     from pipeline.training.reference.of_stage import with_reference
 
     streams = {"train": data.train, "held_out": data.held_out}
-    found, bound = with_reference(context, streams, start, saved)
+    found, bound = with_reference(context, streams, start, saved, resumes=resumes)
     return dataclasses.replace(data, train=found["train"], held_out=found["held_out"]), bound
 
 

@@ -8,15 +8,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from pion.data.arrays import sha256_file
 from pion.train.preference_losses import METRICS
 from pipeline.cli import main
+from pipeline.data.prepared import SPLITS
 from pipeline.machine.kill_points import HALT_AT
 from pipeline.state.head import REFERENCE
+from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import open_store
+from pipeline.state.shared.begin import begin
+from pipeline.state.shared.folder import complete
+from pipeline.state.shared.records import Writer
+from pipeline.state.stores import FileStore, open_store
 from tests.support.meddling import Meddling, with_slow_steps
 from tests.support.preference_runs import PREFER, prefer_job
 from tests.support.waiting import wait_until
@@ -133,6 +140,24 @@ def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -
     assert reference_of(tmp_path) == reference_of(unbroken)
 
 
+def test_a_stage_with_lora_resumes_on_its_base_and_changes_no_bit(tmp_path: Path) -> None:
+    """Its reference is the fine-tuned model, which each attempt finds again."""
+    lora = {"prefer__lora": {"rank": 4}, **EACH_STEP}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    finish(prefer_job(whole, **lora))
+    job = prefer_job(killed, **lora)
+    process = start(job, env=with_slow_steps(killed).environment())
+    wait_for(process, "prefer: starts")
+    wait_for(process, ": saved")
+    kill(process)
+    output = finish(job)
+    assert "prefer: starts (continues after step" in output, output
+    assert "warning: prefer resumes" not in output
+    assert final_weights(killed) == final_weights(whole)
+
+
 def killed_in_the_pass(folder: Path, job: Path, arrival: int) -> str:
     """Kill a run with SIGKILL at its `arrival` at a chunk of the reference; return its output."""
     chunks = Meddling(folder)
@@ -191,6 +216,48 @@ def test_a_fork_with_another_beta_needs_no_second_pass(tmp_path: Path, unbroken:
     used = [head.data[REFERENCE] for head in heads if head is not None]
     assert len(used) == 2
     assert used[0] == used[1]
+
+
+def with_other_sums(source: Path, target: Path) -> Path:
+    """Let the store `target` have the reference of a run of `source`, computed on another machine:
+    with the same key, and sums that differ by rounding. Return its folder."""
+    _, key, name = head_of(source.parent).data[REFERENCE].split("/")
+    files = target.parent / "theirs"
+    shutil.copytree(source / "_data" / key / name, files)
+    described = json.loads((files / "reference.json").read_text())
+    for split in SPLITS:
+        path = files / f"{split}.sums.npy"
+        np.save(path, np.load(path) - 1e-6)
+        described["files"][path.name] = sha256_file(path)
+    (files / "reference.json").write_text(json.dumps(described))
+    run, me = RunState(FileStore(target), "theirs"), Owner.me()
+    begun = begin(
+        run, key, Writer("theirs", 1, me.session, me.host, "", 0.0), me, lambda *waits: None
+    )
+    assert isinstance(begun, Writer)
+    return target / "_data" / key / complete(run, key, begun, files, ())
+
+
+def test_a_fork_to_a_store_with_other_sums_of_the_same_key_continues_with_its_own(
+    tmp_path: Path, unbroken: Path
+) -> None:
+    """A checkpoint was trained with its sums, and no others."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    ends_with(4, start(prefer_job(first, **EACH_STEP), "prefer.pause_at=4"))
+    theirs = with_other_sums(first / "runs", second / "runs")
+    before = (theirs / "train.sums.npy").read_bytes()
+    for name in ("tiny", "again"):
+        assert main(["fork", f"{first}/runs/tiny", f"{second}/runs/{name}"]) == 0
+    heads = [RunState(open_store(f"{second}/runs"), n).read() for n in ("tiny", "again")]
+    used = {head.data[REFERENCE] for head in heads if head is not None}
+    assert len(used) == 1  # the second fork finds the copy of the first
+    output = finish(prefer_job(second, **EACH_STEP))
+    assert "prefer: starts (continues after step 4" in output, output
+    assert "reference pass" not in output
+    assert final_weights(second) == final_weights(unbroken)
+    assert (theirs / "train.sums.npy").read_bytes() == before  # runs of that store still have it
 
 
 def test_another_loss_needs_a_redo_of_its_stage_alone(tmp_path: Path) -> None:

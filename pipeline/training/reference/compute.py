@@ -80,10 +80,7 @@ def make_reference(context: TrainingContext, streams: Streams, start: StartingMo
     calls this. Raises Interrupted or Stopped if asked to stop, PlanFailed if this machine needs a
     smaller plan, and BadInput for a model that predicts NaN or infinity.
     """
-    from pion.train.hardware import configure
-
-    configure(start.plan)
-    start.model.to(torch.device(start.plan.device))
+    ready(start)
     contents = {split: stream.contents for split, stream in streams.items()}
     key = key_of(start.weights, start.settings, contents)
     sharing = _sharing(context, key) if context.group.rank == 0 else None
@@ -146,9 +143,7 @@ def _usable(
 
     def checked() -> Bound:
         bound = _named_by_head(context, streams)
-        with _smaller_plans(start):
-            for split, stream in streams.items():
-                check_start(start, bound.splits[split].in_stream(stream))
+        check_bound(start, streams, bound)
         return bound
 
     return _of_all_ranks(context, checked)
@@ -210,10 +205,46 @@ def require_same(context: TrainingContext, bound: Bound, folder: Path | None) ->
         raise PionError(wrong)
 
 
-def check_start(start: StartingModel, stream: RowStream) -> None:
-    """Raise BadInput if the stored numbers of the first rows are not those of this model."""
+def check_bound(start: StartingModel, streams: Streams, bound: Bound) -> None:
+    """Raise BadInput if numbers of the first rows of a split are not those of this model."""
+    with _smaller_plans(start):
+        for split, stream in streams.items():
+            check_start(start, bound.splits[split].in_stream(stream), bound.dtype)
+
+
+def check_start(start: StartingModel, stream: RowStream, stored: str | None = None) -> None:
+    """Raise BadInput if the stored numbers of the first rows are not those of this model. `stored`
+    is the dtype in which they were computed; None: that of the plan."""
     batch = stream.batch(range(min(start.plan.micro_batch, stream.total_rows)))
-    check_reference(start.model, batch, start.plan, "prefer")
+    check_reference(start.model, batch, start.plan, "prefer", computed_in=stored)
+
+
+def require_base(
+    context: TrainingContext, streams: Streams, start: StartingModel, bound: Bound
+) -> None:
+    """Raise PionError if a stage with LoRA would resume with numbers that are not of its base,
+    which `start` has. Every rank calls this."""
+
+    def checked() -> Bound:
+        ready(start)
+        check_bound(start, streams, bound)
+        return bound
+
+    found, wrong = _of_all_ranks(context, checked)
+    if found is None:
+        raise PionError(
+            f"{wrong}. The checkpoints are safe, but prefer would learn with wrong numbers on this "
+            "machine. Run the same command on a machine that computes as before, or train the "
+            "stage again with --redo prefer"
+        )
+
+
+def ready(start: StartingModel) -> None:
+    """Put the model where it is computed."""
+    from pion.train.hardware import configure
+
+    configure(start.plan)
+    start.model.to(torch.device(start.plan.device))
 
 
 @contextmanager

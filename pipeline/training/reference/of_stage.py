@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pion.model.parameters import tensors_sha256
+from pipeline.console.messages import Note
 from pipeline.training.reference.compute import (
     StartingModel,
     bound_reference,
     make_reference,
+    require_base,
     require_same,
 )
 
@@ -38,17 +40,43 @@ def _starting(model: Decoder, adapter: Adapter | None, plan: ComputePlan) -> Sta
 def with_reference(
     context: TrainingContext,
     streams: Mapping[str, RowStream],
-    start: Start | None,
+    start: Start,
     saved: Loaded | None,
+    *,
+    resumes: bool,
 ) -> tuple[dict[str, RowStream], Bound]:
     """Return the streams of both splits with the numbers of the reference, and these numbers.
 
     They are computed, or found, with the model that the stage starts from, and only then. A stage
-    that resumes (`start` is None) has the numbers that HEAD and its checkpoint name.
+    that `resumes` has the numbers that HEAD and its checkpoint name. Rank 0 has the checkpoint, and
+    the weights of `start` are then of no use, but for a base of LoRA.
     """
-    if start is None:
+    if resumes:
         bound = bound_reference(context, streams)
         require_same(context, bound, None if saved is None else saved.folder)
+        _, adapter, plan = start
+        if (note := _other_dtype(bound, plan)) is not None:
+            context.report(Note(note))
+        if adapter is not None:  # what LoRA adds is still 0, so the model is the reference
+            require_base(context, streams, _starting(*start), bound)
     else:
         bound = make_reference(context, streams, _starting(*start))
     return {split: bound.splits[split].in_stream(one) for split, one in streams.items()}, bound
+
+
+def _other_dtype(bound: Bound, plan: ComputePlan) -> str | None:
+    """Return what to say if this machine computes the model otherwise than the reference was."""
+    settings = (
+        ("hardware.dtype", bound.dtype, plan.dtype),
+        ("hardware.residual", bound.residual, plan.residual),
+    )
+    other = [(name, before, now) for name, before, now in settings if before != now]
+    if not other:
+        return None
+    words = ", ".join(f"{name} was {before} and is {now}" for name, before, now in other)
+    back = " ".join(f"{name}={before}" for name, before, _ in other)
+    return (
+        f"warning: prefer resumes with a reference that was computed otherwise: {words}. The model "
+        "and its reference now differ by rounding, too, so the loss jumps a little. The numbers of "
+        f"the reference stay as they are. To train as before, stop and continue with {back}"
+    )

@@ -19,7 +19,7 @@ import numpy as np
 
 from pion.data.arrays import make_folder, sha256_file, write_atomically
 from pion.errors import BadInput
-from pion.train.reference import ReferenceSums
+from pion.train.reference import TOLERANCE, ReferenceSums
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.fingerprint import APART
@@ -51,10 +51,12 @@ def key_of(weights: str, settings: Mapping[str, Any], contents: Mapping[str, lis
 @dataclass(frozen=True)
 class Bound:
     """The numbers of a reference that a stage learns with, and the record by which each checkpoint
-    names them."""
+    names them. `dtype` and `residual` are those of the computation."""
 
     splits: Mapping[str, ReferenceSums]
     record: bytes
+    dtype: str
+    residual: str
 
 
 def write_reference(
@@ -86,9 +88,12 @@ def read_reference(folder: Path, rows: Mapping[str, int]) -> Bound:
             splits[split] = ReferenceSums(*arrays)
             splits[split].check(rows[split], f"{folder} ({split})")
         record = {name: described[name] for name in ("format", "key", "files")}
+        dtype, residual = (str(described[name]) for name in ("dtype", "residual"))
+        if dtype not in TOLERANCE:
+            raise ValueError(f"dtype {dtype!r:.80}")
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise BadInput(f"{folder}: these numbers of a reference can't be read: {error!r}") from None
-    return Bound(splits, json.dumps(record, sort_keys=True).encode())
+    return Bound(splits, json.dumps(record, sort_keys=True).encode(), dtype, residual)
 
 
 @dataclass(frozen=True)

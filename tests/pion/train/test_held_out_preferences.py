@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train.held_out_preferences import PreferenceScorer, evaluate_preferences
 from pion.train.preference import Preference
+from pion.train.reference import sums_of
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from tests.support.pair_rows import CONFIG, PairRows, Sums, random_pairs
@@ -41,7 +43,7 @@ def sums_of_all() -> Sums:
 
 
 def scorer(preference: Preference, micro_batch: int) -> PreferenceScorer:
-    return PreferenceScorer(model(), preference, micro_batch, torch.float32)
+    return PreferenceScorer(model(), preference, micro_batch, ComputePlan())
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 16])
@@ -74,7 +76,7 @@ def test_a_tie_counts_half() -> None:
     start = model()
     rows = [[pair._replace(chosen=[5], rejected=[5], reference=(-1.0, -1.0)) for pair in ROWS[0]]]
     found = evaluate_preferences(
-        PreferenceScorer(start, Preference("dpo"), 1, torch.float32),
+        PreferenceScorer(start, Preference("dpo"), 1, ComputePlan()),
         PairRows(rows).as_stream(),
         range(1),
     )
@@ -84,10 +86,45 @@ def test_a_tie_counts_half() -> None:
         evaluate_preferences(scorer(Preference(), 1), stream, range(0))
 
 
+@pytest.mark.parametrize("preference", [Preference("dpo"), Preference("dpo-norm")], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "residual": "bfloat16"},
+        {"dtype": "bfloat16", "residual": "bfloat16", "recompute": True},
+    ],
+    ids=str,
+)
+def test_a_model_that_is_its_reference_has_the_loss_of_a_coin_exactly(
+    changes: dict[str, Any], preference: Preference
+) -> None:
+    plan = ComputePlan(threads=1, **changes)
+    start, rows = model(), PairRows(ROWS)
+    numbers = sums_of(start, rows.batch(range(len(ROWS))), plan)
+    own = [
+        [
+            pair._replace(reference=(numbers[row][2 * n], numbers[row][2 * n + 1]))
+            for n, pair in enumerate(pairs)
+        ]
+        for row, pairs in enumerate(ROWS)
+    ]
+    stream = PairRows(own).as_stream()
+    settings = TrainSettings(4, 2, 1e-3, preference=preference)
+    trainer = Trainer(start, stream, settings, plan)
+    for micro_batch in (7, 2):
+        found = trainer.evaluate(stream, range(7), micro_batch, end_of_text=0)
+        assert found.loss == pytest.approx(math.log(2), abs=1e-15)
+        assert found.measures == {"accuracy": 0.5, "margin": 0.0}
+    assert not any(param.grad is not None for param in start.parameters())
+    trainer.close()
+
+
 def test_a_trainer_of_preferences_measures_preferences() -> None:
     settings = TrainSettings(4, 2, 1e-3, preference=Preference("dpo", beta=0.3))
     stream = PairRows(ROWS).as_stream()
-    trainer = Trainer(model(), stream, settings, ComputePlan())
+    trainer = Trainer(model(), stream, settings, torch.float32)
     found = trainer.evaluate(stream, range(7), 2, end_of_text=0)
     expected = evaluate_preferences(scorer(Preference("dpo", beta=0.3), 2), stream, range(7))
     assert found == expected
