@@ -15,6 +15,8 @@ const METRICS = {
   rejected: ["Rejected answers: nats above the reference", decimals(3)],
   chosen_nll: ["Chosen answers: loss in nats per token", decimals(4)],
   drift: ["Chosen answers: nats per token below the reference", decimals(4)],
+  z0: ["Distance from the reference, in nats per answer", decimals(3)],
+  held_out_z0: ["Distance from the reference on held-out prompts, in nats per answer", decimals(3)],
   saturated: ["Preferences that teach nothing any more", percent, (part) => `${short(100 * part)} %`],
   lr: ["Learning rate", (value) => value.toExponential(3)],
   grad_norm: ["Norm of the gradients", decimals(4)],
@@ -31,7 +33,7 @@ const METRICS = {
 // A chart for each of these is there at first.
 const USUAL = ["loss", "tokens_per_second", "lr"];
 // These are drawn as they were measured.
-const UNSMOOTHED = ["lr", "held_out_loss", "held_out_accuracy", "held_out_margin"];
+const UNSMOOTHED = ["lr", "held_out_loss", "held_out_accuracy", "held_out_margin", "held_out_z0"];
 
 function titleOf(name) {
   if (METRICS[name]) return METRICS[name][0];

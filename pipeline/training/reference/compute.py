@@ -21,7 +21,6 @@ from pion.train.reference import ReferenceSums, check_reference, check_sums, sum
 from pion.train.settings import ComputePlan
 from pion.train.smaller_plan import step_down
 from pipeline.console.messages import Note, PrepareProgress
-from pipeline.data.prepared import SPLITS
 from pipeline.job.digest import model_inputs
 from pipeline.state.head import REFERENCE
 from pipeline.state.owner import Owner
@@ -114,7 +113,7 @@ def _compute(
     chunks = Chunks(context.run, sharing.key) if sharing is not None else None
     computing = _Pass(context, start, chunks)
     with unchanged(start.model), _smaller_plans(start):
-        splits = {split: computing.of(split, streams[split]) for split in SPLITS}
+        splits = {split: computing.of(split, stream) for split, stream in streams.items()}
     if sharing is not None:
         with tempfile.TemporaryDirectory(prefix="pion-reference-") as folder:
             about = {

@@ -12,6 +12,7 @@ from pipeline.training.reference.compute import (
     make_reference,
     require_same,
 )
+from pipeline.training.reference.share import MISMATCHED
 
 if TYPE_CHECKING:
     from pion.config.lora import Adapter
@@ -43,6 +44,8 @@ def with_reference(
 ) -> tuple[dict[str, RowStream], Bound]:
     """Return the streams of both splits with the numbers of the reference, and these numbers.
 
+    If there are streams of mismatched rows, named as in MISMATCHED, they are those of the splits.
+
     They are computed, or found, with the model that the stage starts from, and only then. A stage
     that resumes (`start` is None) has the numbers that HEAD and its checkpoint name.
     """
@@ -51,4 +54,7 @@ def with_reference(
         require_same(context, bound, None if saved is None else saved.folder)
     else:
         bound = make_reference(context, streams, _starting(*start))
-    return {split: bound.splits[split].in_stream(one) for split, one in streams.items()}, bound
+    found = {split: bound.splits[split].in_stream(one) for split, one in streams.items()}
+    return {
+        split: found[split].with_mismatched(found.get(name)) for split, name in MISMATCHED.items()
+    }, bound
