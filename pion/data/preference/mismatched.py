@@ -8,7 +8,7 @@ rows that are skipped, and the reference's numbers can be kept by row, as those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,11 +16,14 @@ import numpy as np
 
 from pion.data.row_flags import LEARNED, PADDING, PREFERRED, STARTS
 from pion.data.shards import Row, Rows, preference_row
+from pion.errors import BadInput
 
 # The rule by which answers are chosen. Another rule needs other numbers of a reference.
 RULE = "mismatched 1"
 # An answer to another prompt is looked for in so many rows, the row itself included.
 LOOKED_AT = 64
+# With more prompts without an answer of others, what is measured is of too few of them.
+MOST_WITHOUT = 0.5
 
 
 class Part(NamedTuple):
@@ -64,6 +67,30 @@ class MismatchedRows(Rows):
     def release(self) -> None:
         """Unmap all shards."""
         self._matched.release()
+
+
+def count_mismatched(sources: Iterable[Rows], context: int) -> int:
+    """Return how many sequences the rows have with the answers of others. Raises BadInput."""
+    count = 0
+    for rows in sources:
+        others = MismatchedRows(rows, context)
+        for shard, own in enumerate(rows.manifest.shard_rows):
+            for row in map(others.row, [shard] * own, range(own)):
+                assert row.sides is not None
+                count += len(row.sides)
+    return count
+
+
+def require_mismatched(count: int, answers: int, where: str) -> None:
+    """Raise BadInput, naming `where`, if too few of the answers' prompts have those of others."""
+    if answers - count > MOST_WITHOUT * answers:
+        raise BadInput(
+            f"{where}: kto measures how far the model is from its reference on prompts with the "
+            f"answers of others, and {answers - count:,} of {answers:,} prompts have none: their "
+            "neighbors have the same prompt, or answers with which they are longer than the "
+            "model's context. Nothing was trained. Give preferences with more prompts, or use "
+            "prefer.loss=apo-zero, which needs no such answers"
+        )
 
 
 def parts_of(ids: np.ndarray, flags: np.ndarray) -> list[Part]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from pion.data.preference.mismatched import require_mismatched
 from pion.model.parameters import tensors_sha256
 from pipeline.training.reference.compute import (
     StartingModel,
@@ -45,6 +46,7 @@ def with_reference(
     """Return the streams of both splits with the numbers of the reference, and these numbers.
 
     If there are streams of mismatched rows, named as in MISMATCHED, they are those of the splits.
+    Raises BadInput if these have too few sequences.
 
     They are computed, or found, with the model that the stage starts from, and only then. A stage
     that resumes (`start` is None) has the numbers that HEAD and its checkpoint name.
@@ -54,6 +56,8 @@ def with_reference(
         require_same(context, bound, None if saved is None else saved.folder)
     else:
         bound = make_reference(context, streams, _starting(*start))
+    if (others := bound.splits.get(MISMATCHED["train"])) is not None:
+        require_mismatched(len(others.sums), len(bound.splits["train"].sums), "prefer")
     found = {split: bound.splits[split].in_stream(one) for split, one in streams.items()}
     return {
         split: found[split].with_mismatched(found.get(name)) for split, name in MISMATCHED.items()

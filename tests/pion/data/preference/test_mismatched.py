@@ -13,10 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pion.data.order import RowOrder
-from pion.data.preference.mismatched import LOOKED_AT, MismatchedRows, Part, mismatched, parts_of
+from pion.data.preference.mismatched import (
+    LOOKED_AT,
+    MismatchedRows,
+    Part,
+    count_mismatched,
+    mismatched,
+    parts_of,
+    require_mismatched,
+)
 from pion.data.row_flags import sequences_of
 from pion.data.shards import IGNORED, Rows
 from pion.data.stream import RowStream
+from pion.errors import BadInput
 from tests.support.preference_files import (
     label_of,
     pair_of,
@@ -188,6 +197,16 @@ def test_a_search_for_another_prompt_ends(tmp_path: Path) -> None:
     assert len(read_parts) <= LOOKED_AT + 1
     others = MismatchedRows(rows, 128)
     assert all(row == [] for row in read(others))
+    assert count_mismatched([rows], 128) == 0
+
+
+def test_preferences_with_few_answers_of_others_are_refused(folder: Path) -> None:
+    rows = read_rows(folder, "train")
+    count = sum(map(len, read(MismatchedRows(rows, 128))))
+    assert count_mismatched([rows, rows], 128) == 2 * count > 0
+    require_mismatched(50, 100, "here")
+    with pytest.raises(BadInput, match=r"here: kto measures.*51 of 100 prompts have none"):
+        require_mismatched(49, 100, "here")
 
 
 def test_a_shard_of_one_prompt_has_no_answers_of_others(tmp_path: Path) -> None:
