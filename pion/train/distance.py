@@ -8,6 +8,8 @@ sequences of the whole step: that of a micro-batch would let the machine decide 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,11 @@ def distance(
     return torch.stack([apart.sum(), real.sum().double()])
 
 
+def together(parts: Sequence[Tensor]) -> Tensor:
+    """Return the sum of what `distance` has returned for one or more batches."""
+    return torch.stack([*parts]).sum(dim=0)
+
+
 def z0_of(total: Tensor) -> Tensor:
     """Return z0 in nats, an fp64 scalar: the mean distance, or 0 if that is below 0.
 
@@ -48,3 +55,8 @@ def z0_of(total: Tensor) -> Tensor:
     """
     apart, count = total.unbind()
     return (apart / count.clamp(min=1)).clamp(min=0)
+
+
+def reported(z0: Tensor) -> dict[str, Tensor]:
+    """Return what a step reports of z0, as a scalar in fp32."""
+    return {"z0": z0.float()}

@@ -28,7 +28,7 @@ from pion.model.lora_projections import count_additions
 from pion.model.parameters import parameter_roles
 from pion.model.params_and_flops import token_flops
 from pion.train import hardware
-from pion.train.distance import NO_MISMATCHED, distance, z0_of
+from pion.train.distance import NO_MISMATCHED, distance, reported, together, z0_of
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients, Ranks
 from pion.train.held_out_preferences import PreferenceScorer, evaluate_preferences
@@ -242,20 +242,20 @@ class Trainer:
         objective = objective_of(preference, batch, targets, self._ranks.sum, z0)
         found = self._add_gradients(batch, objective, options, should_stop)
         if found is not None and z0 is not None:
-            found[2]["z0"] = z0.float()
+            found[2].update(reported(z0))
         return found
 
     def _distance(
         self, batch: StepBatch, options: StepOptions, should_stop: Callable[[], bool]
     ) -> Tensor | None:
         """Return z0 of the global batch; None if a rank wants to stop. Every rank calls this."""
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        parts = []
         with unchanged(self.model):
             for i in self._rounds(batch, should_stop):
                 if i is None:
                     return None
-                total = total + distance(self.model, batch.mismatched[i], self.dtype, options)
-        return z0_of(self._ranks.sum(total))
+                parts.append(distance(self.model, batch.mismatched[i], self.dtype, options))
+        return z0_of(self._ranks.sum(together(parts)))
 
     def _rounds(self, batch: StepBatch, should_stop: Callable[[], bool]) -> Iterator[int | None]:
         """Yield the number of each micro-batch; yield None, and end, if a rank wants to stop.
