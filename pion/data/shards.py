@@ -291,18 +291,28 @@ class Rows:
             raise IndexError(f"{described.name} has {described.rows} rows and no row {row}")
         ids, flags = self._arrays(shard)
         tokens = ids[described.start + row].astype(np.int64)
-        targets = np.full_like(tokens, IGNORED)
-        targets[:-1] = tokens[1:]
         if flags is None:
+            targets = _next_tokens(tokens)
             if self.manifest.pad is not None:
                 targets[targets == self.manifest.pad] = IGNORED
             return Row(tokens, targets)
         marked = flags[described.start + row]
         if self.manifest.kind not in PREFERENCES:
-            return _conversation_row(tokens, targets, marked)
+            return _conversation_row(tokens, marked)
         if self.manifest.kind == "pairs":
             require_pairs(marked, f"{described.name} row {described.start + row}")
-        return _preference_row(tokens, targets, marked)
+        return preference_row(tokens, marked)
+
+    def arrays(self, shard: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the ids of a shard's rows, and their flags if rows of its kind have any.
+
+        Raises:
+            BadInput: as for `row`.
+        """
+        described = self.manifest.shards[shard]
+        ids, flags = self._arrays(shard)
+        here = slice(described.start, described.start + described.rows)
+        return ids[here], None if flags is None else flags[here]
 
     def release(self) -> None:
         """Unmap all shards, so that the disk space of one whose file will be deleted is freed.
@@ -335,7 +345,15 @@ def flags_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.flags.npy")
 
 
-def _conversation_row(tokens: np.ndarray, targets: np.ndarray, flags: np.ndarray) -> Row:
+def _next_tokens(tokens: np.ndarray) -> np.ndarray:
+    """Return the next token of each; nothing follows the last one."""
+    targets = np.full_like(tokens, IGNORED)
+    targets[:-1] = tokens[1:]
+    return targets
+
+
+def _conversation_row(tokens: np.ndarray, flags: np.ndarray) -> Row:
+    targets = _next_tokens(tokens)
     documents = np.where(flags & PADDING, -1, np.cumsum((flags & STARTS) != 0) - 1)
     begins = np.concatenate(([True], documents[1:] != documents[:-1]))
     # The first token of a conversation can't be predicted from the conversation before it.
@@ -345,8 +363,9 @@ def _conversation_row(tokens: np.ndarray, targets: np.ndarray, flags: np.ndarray
     return Row(tokens, targets, documents, positions)
 
 
-def _preference_row(tokens: np.ndarray, targets: np.ndarray, flags: np.ndarray) -> Row:
-    row = _conversation_row(tokens, targets, flags)
+def preference_row(tokens: np.ndarray, flags: np.ndarray) -> Row:
+    """Return a row of preferences; `tokens` are int64 and `flags` uint8, both ``(seq_len,)``."""
+    row = _conversation_row(tokens, flags)
     assert row.positions is not None
     # Positions are looked up in tables as long as the model's context, also those of padding.
     row.positions[(flags & PADDING) != 0] = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from pion.data.stream import Batch, RowStream, to_device
 from pion.errors import BadInput
 from pion.evaluation.held_out import Evaluation, in_batches
 from pion.model.decoder import Decoder
+from pion.train.distance import NO_MISMATCHED, apart, z0_of
 from pion.train.preference import Preference
 from pion.train.preference_losses import METRICS, example_losses, metrics, sft_loss
 from pion.train.reference import sums_as_trained, unchanged
@@ -49,7 +50,8 @@ def evaluate_preferences(
     """Return the mean loss on held-out rows, with what else is measured; split over ranks.
 
     The rows have the numbers of the reference, if the loss needs one. The loss is that of training,
-    so its `sft_weight` counts. The standard error takes each pair as independent. Raises BadInput
+    so its `sft_weight` counts. In kto, z0 is that of all these rows together, as if they were one
+    step. The standard error takes each pair as independent, and z0 as known. Raises BadInput
     without rows, and PionError if a single row does not fit into memory.
     """
     if not rows:
@@ -58,14 +60,37 @@ def evaluate_preferences(
     device = scorer.model.embed.weight.device
     totals = torch.zeros(len(_Totals.names()), dtype=torch.float64, device=device)
 
-    def compute(part: range) -> None:
-        totals.add_(_totals_of(scorer, stream.batch([mine[i] for i in part])))
-
     with unchanged(scorer.model), torch.no_grad():
+        z0 = _z0(scorer, stream, mine, world_size) if scorer.preference.needs_distance else None
+
+        def compute(part: range) -> None:
+            totals.add_(_totals_of(scorer, stream.batch([mine[i] for i in part]), z0))
+
         in_batches(len(mine), scorer.micro_batch, compute, scorer.on_batch)
     if world_size > 1:
         dist.all_reduce(totals)
-    return _Totals(*totals.tolist()).evaluation(scorer.preference, len(rows))
+    found = _Totals(*totals.tolist()).evaluation(scorer.preference, len(rows))
+    return found if z0 is None else replace(found, measures={**found.measures, "z0": z0.item()})
+
+
+def _z0(
+    scorer: PreferenceScorer, stream: RowStream, mine: Sequence[int], world_size: int
+) -> Tensor:
+    """Return z0 of the held-out rows of all ranks, of which this one has `mine`."""
+    mismatched = stream.mismatched
+    if mismatched is None:
+        raise BadInput(NO_MISMATCHED)
+    total = torch.zeros(2, dtype=torch.float64, device=scorer.model.embed.weight.device)
+
+    def compute(part: range) -> None:
+        batch = to_device(mismatched.batch([mine[i] for i in part]), total.device)
+        assert batch.sequences is not None
+        total.add_(apart(sums_as_trained(scorer.model, batch, scorer.plan), batch.sequences))
+
+    in_batches(len(mine), scorer.micro_batch, compute, scorer.on_batch)
+    if world_size > 1:
+        dist.all_reduce(total)
+    return z0_of(total)
 
 
 @dataclass(frozen=True)
@@ -99,14 +124,14 @@ class _Totals:
         )
 
 
-def _totals_of(scorer: PreferenceScorer, batch: Batch) -> Tensor:
+def _totals_of(scorer: PreferenceScorer, batch: Batch, z0: Tensor | None) -> Tensor:
     """Return the totals of a batch, in the order of `_Totals`, on the model's device."""
     there = to_device(batch, scorer.model.embed.weight.device)
     assert there.sequences is not None
     sums = sums_as_trained(scorer.model, there, scorer.plan)
     side = there.sequences.side
-    losses = example_losses(scorer.preference, sums, there.sequences)
-    measured = metrics(scorer.preference, sums, there.sequences)
+    losses = example_losses(scorer.preference, sums, there.sequences, z0)
+    measured = metrics(scorer.preference, sums, there.sequences, z0)
     assert all(METRICS[name] == "examples" for name in SHOWN)
     examples = side > 0 if scorer.preference.paired else side != 0
     numbers = (

@@ -93,6 +93,11 @@ class Preference:
         return self.loss != "kto" and not self.unpaired
 
     @property
+    def needs_distance(self) -> bool:
+        """Whether a step needs the distance from the reference before its loss (distance.py)."""
+        return self.loss == "kto"
+
+    @property
     def strength(self) -> float:
         """β."""
         return BETA[self.loss] if self.beta is None else self.beta
@@ -103,13 +108,3 @@ class Preference:
         if self.loss != "simpo":
             return 0.0
         return MARGIN * self.strength if self.margin is None else self.margin
-
-
-def check_preference(preference: Preference) -> None:
-    """Raise BadInput for a loss that the trainer does not compute."""
-    if preference.loss == "kto":
-        raise BadInput(
-            "loss: kto needs the distance from the reference over the whole step before it can "
-            "compute a gradient, and the trainer can't give it. Use apo-zero: it learns from the "
-            "same single answers"
-        )

@@ -44,10 +44,11 @@ class ReferenceSums:
     sums: np.ndarray
     starts: np.ndarray
 
-    def check(self, rows: int, where: str) -> None:
-        """Raise BadInput, naming `where`, unless these are numbers for so many rows."""
+    def check(self, rows: int, where: str, *, least: int = 1) -> None:
+        """Raise BadInput, naming `where`, unless these are numbers for so many rows, each of which
+        has at least so many sequences."""
         fits = len(self.starts) == rows + 1 and self.starts[0] == 0
-        if not fits or (np.diff(self.starts) < 1).any() or self.starts[-1] != len(self.sums):
+        if not fits or (np.diff(self.starts) < least).any() or self.starts[-1] != len(self.sums):
             raise BadInput(
                 f"{where}: has {len(self.sums):,} numbers for {len(self.starts) - 1:,} rows, and "
                 f"the data has {rows:,} rows"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from pion.model.lora_projections import count_additions
 from pion.model.parameters import parameter_roles
 from pion.model.params_and_flops import token_flops
 from pion.train import hardware
+from pion.train.distance import NO_MISMATCHED, distance, reported, together, z0_of
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients, Ranks
 from pion.train.held_out_preferences import PreferenceScorer, evaluate_preferences
@@ -36,7 +37,7 @@ from pion.train.objective import Measures, Objective, objective_of
 from pion.train.optimizer.optimizer import Optimizer
 from pion.train.optimizer.state_pieces import Piece, check_tensors, copy_tensors, hand_out
 from pion.train.phases import only_draft
-from pion.train.preference import check_preference
+from pion.train.reference import unchanged
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.side_copy import SideCopy
@@ -75,7 +76,8 @@ class Trainer:
     `on_step_down` is called when a step could not be computed as planned, and the plan has changed.
     Every rank constructs a trainer and calls the same methods in the same order.
 
-    Raises BadInput for a model whose banks are packed, and for a loss that it can't compute.
+    Raises BadInput for a model whose banks are packed, and for a stream without the rows that the
+    loss needs.
     """
 
     def __init__(
@@ -90,8 +92,6 @@ class Trainer:
     ) -> None:
         if model.config.packed:
             raise BadInput("a published model with packed banks can't be trained: unpack it first")
-        if settings.preference is not None:
-            check_preference(settings.preference)
         hardware.configure(plan)
         self.settings, self.plan, self.rank = settings, plan, rank
         self.device = torch.device(plan.device)
@@ -133,7 +133,7 @@ class Trainer:
         return math.ceil(rows / self.plan.micro_batch)
 
     def _feed_from(self, stream: RowStream) -> BatchFeed:
-        return BatchFeed(
+        feed = BatchFeed(
             stream,
             global_batch=self.settings.global_batch,
             micro_batch=self.plan.micro_batch,
@@ -141,6 +141,11 @@ class Trainer:
             world_size=self.plan.world_size,
             pin=self.device.type == "cuda",
         )
+        if self.settings.preference is not None and self.settings.preference.needs_distance:
+            feed.mismatched = stream.mismatched
+            if feed.mismatched is None:
+                raise BadInput(NO_MISMATCHED)
+        return feed
 
     # ------------------------------------------------------------ one step
 
@@ -186,8 +191,7 @@ class Trainer:
 
         targets = self._ranks.sum(torch.full((), float(batch.targets), device=self.device))
         plan = plan_at(self.settings, self.step, self.model.config)
-        objective = objective_of(self.settings.preference, batch, targets, self._ranks.sum)
-        measured = self._add_gradients(batch, objective, plan, should_stop)
+        measured = self._measured(batch, targets, plan, should_stop)
         if measured is None:
             self.optimizer.zero_grad()
             return False
@@ -216,11 +220,61 @@ class Trainer:
         )
         return True
 
+    def _measured(
+        self, batch: StepBatch, targets: Tensor, plan: StepPlan, should_stop: Callable[[], bool]
+    ) -> tuple[Tensor, dict[str, Tensor], Measures] | None:
+        """Compute the gradients of the global batch, and before them what its loss needs.
+
+        Return as `_add_gradients`.
+        """
+        preference = self.settings.preference
+        options = StepOptions(
+            plan.parts,
+            self.plan.recompute,
+            self.plan.compile,
+            hardware.torch_dtype(self.plan.residual),
+        )
+        z0 = None
+        if preference is not None and preference.needs_distance:
+            z0 = self._distance(batch, options, should_stop)
+            if z0 is None:
+                return None
+        objective = objective_of(preference, batch, targets, self._ranks.sum, z0)
+        found = self._add_gradients(batch, objective, options, should_stop)
+        if found is not None and z0 is not None:
+            found[2].update(reported(z0))
+        return found
+
+    def _distance(
+        self, batch: StepBatch, options: StepOptions, should_stop: Callable[[], bool]
+    ) -> Tensor | None:
+        """Return z0 of the global batch; None if a rank wants to stop. Every rank calls this."""
+        parts = []
+        with unchanged(self.model):
+            for i in self._rounds(batch, should_stop):
+                if i is None:
+                    return None
+                parts.append(distance(self.model, batch.mismatched[i], self.dtype, options))
+        return z0_of(self._ranks.sum(together(parts)))
+
+    def _rounds(self, batch: StepBatch, should_stop: Callable[[], bool]) -> Iterator[int | None]:
+        """Yield the number of each micro-batch; yield None, and end, if a rank wants to stop.
+
+        A rank with fewer micro-batches skips the first round, so that all ranks end together.
+        """
+        count = len(batch.micro_batches)
+        for i in range(count - self.grad_accum, count):
+            if self._ranks.any(should_stop()):
+                yield None
+                return
+            if i >= 0:
+                yield i
+
     def _add_gradients(
         self,
         batch: StepBatch,
         objective: Objective,
-        plan: StepPlan,
+        options: StepOptions,
         should_stop: Callable[[], bool],
     ) -> tuple[Tensor, dict[str, Tensor], Measures] | None:
         """Compute the gradients of the global batch.
@@ -232,27 +286,19 @@ class Trainer:
         stats: dict[str, Tensor] = {}
         measures: Measures = {}
         self.model.train()
-        options = StepOptions(
-            plan.parts,
-            self.plan.recompute,
-            self.plan.compile,
-            hardware.torch_dtype(self.plan.residual),
-        )
         self._gradients.begin()
-        # A rank with fewer micro-batches skips the first round, so that all ranks end together.
-        for i in range(len(batch.micro_batches) - self.grad_accum, len(batch.micro_batches)):
-            if self._ranks.any(should_stop()):
+        for i in self._rounds(batch, should_stop):
+            if i is None:
                 return None
-            if i >= 0:
-                last = i == len(batch.micro_batches) - 1
-                micro_batch = batch.micro_batches[i]
-                found = self._gradients.add(micro_batch, objective, options, last=last)
-                loss = loss + found.loss
-                share = len(micro_batch.tokens) / self.settings.global_batch
-                for name, value in found.stats.items():
-                    stats[name] = stats.get(name, 0.0) + value * share
-                for name, value in found.measures.items():
-                    measures[name] = measures.get(name, 0.0) + value
+            last = i == len(batch.micro_batches) - 1
+            micro_batch = batch.micro_batches[i]
+            found = self._gradients.add(micro_batch, objective, options, last=last)
+            loss = loss + found.loss
+            share = len(micro_batch.tokens) / self.settings.global_batch
+            for name, value in found.stats.items():
+                stats[name] = stats.get(name, 0.0) + value * share
+            for name, value in found.measures.items():
+                measures[name] = measures.get(name, 0.0) + value
         self._gradients.sum_over_ranks()
         of_all_ranks, measures = (
             {name: self._ranks.sum(value) for name, value in own.items()}
@@ -279,8 +325,9 @@ class Trainer:
 
         Keys of a step: step (finished steps, including this one), loss (nats per target token, or
         the mean loss of pairs), lr, grad_norm (before clipping), tokens (targets), rows ([first,
-        stop)); of preferences also METRICS (preference_losses.py). Keys of the whole interval:
-        tokens_per_second (input tokens, all ranks), mfu and memory (bytes, this rank).
+        stop)); of preferences also METRICS (preference_losses.py), and of kto z0 (nats). Keys of
+        the whole interval: tokens_per_second (input tokens, all ranks), mfu and memory (bytes, this
+        rank).
 
         Raises Trouble once a step has gone wrong: its loss or gradient was not finite, or its loss
         exceeded `settings.max_spike`. The error has the metrics of the good steps before that step.

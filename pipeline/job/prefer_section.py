@@ -13,7 +13,6 @@ from pion.train.preference import (
     WITHOUT_REFERENCE,
     Loss,
     Preference,
-    check_preference,
 )
 from pipeline.job.section import BATCH, STEPS, identity, mistakes_of, refuse, scheduled
 from pipeline.job.sources import PreferenceSource
@@ -26,7 +25,8 @@ class Prefer(Conversations):
     loss: Loss = identity(
         "dpo-norm",
         "what is learned from an answer that is better than another. dpo-norm compares means over "
-        "tokens, dpo sums. orpo and simpo need no reference model. kto: not yet, use apo-zero",
+        "tokens, dpo sums. orpo and simpo need no reference model. kto and apo-zero also learn "
+        "from single answers",
     )
     beta: float | None = identity(
         None,
@@ -54,10 +54,10 @@ class Prefer(Conversations):
         most=FACTOR,
     )
     desirable_weight: float = identity(
-        1.0, "weight of desired answers, in data with labels", ge=0, most=FACTOR
+        1.0, "weight of desired answers (kto, or data with labels)", ge=0, most=FACTOR
     )
     undesirable_weight: float = identity(
-        1.0, "weight of undesired answers, in data with labels", ge=0, most=FACTOR
+        1.0, "weight of undesired answers (kto, or data with labels)", ge=0, most=FACTOR
     )
     reference: Literal["start", "none"] | None = identity(
         None,
@@ -104,7 +104,7 @@ class Prefer(Conversations):
         weighted = self.desirable_weight != 1 or self.undesirable_weight != 1
         # Whether the data has labels is seen when it is read.
         self._unpaired = weighted and self.loss == "apo-zero"
-        mistakes = mistakes_of(self._settings) or mistakes_of(check_preference, self._settings())
+        mistakes = mistakes_of(self._settings)
         needed = self.loss not in WITHOUT_REFERENCE
         if self.reference is not None and not needed:
             mistakes.append(f"reference: the loss {self.loss} has none; remove `reference`")
@@ -145,6 +145,11 @@ class Prefer(Conversations):
         """Whether the model is compared with the one that the stage starts from."""
         return self.reference == "start"
 
+    @property
+    def needs_distance(self) -> bool:
+        """Whether each step computes its rows with the answers of others, too."""
+        return self.preference.needs_distance
+
     def know_most_sequences(self, count: int) -> None:
         """Learn how many answers the fullest row of the data has."""
         self._most_sequences = count
@@ -159,7 +164,8 @@ class Prefer(Conversations):
 
         Raises BadInput if the loss can't learn from these.
         """
-        before, self._unpaired = self._unpaired, kind == "labels"
+        # kto takes each answer by itself, whether it has a label or is one of a pair.
+        before, self._unpaired = self._unpaired, kind == "labels" and self.loss != "kto"
         try:
             self._settings()
         except BadInput as error:
@@ -172,5 +178,5 @@ _USUAL_SEQUENCE = 64
 _OTHER_KIND = {
     "pairs": "these are pairs of a chosen and a rejected answer",
     "labels": "these are single answers with labels, and not pairs. To learn from them, set "
-    "prefer.loss=apo-zero",
+    "prefer.loss=apo-zero or prefer.loss=kto",
 }

@@ -54,6 +54,7 @@ class Trace:
     only_draft: bool = False
     ranks: int = 1  # of which one is traced
     sequences: int = 0  # in a row of preferences; 0: no preferences
+    kto: bool = False  # whether a step first measures the distance from the reference
 
     @property
     def config(self) -> ModelConfig:
@@ -61,7 +62,9 @@ class Trace:
 
     def __str__(self) -> str:
         words = [self.preset, f"{self.micro_batch} rows", self.optimizer, self.dtype, self.card]
-        words += [name for name in ("recompute", "documents", "only_draft") if getattr(self, name)]
+        words += [
+            name for name in ("recompute", "documents", "only_draft", "kto") if getattr(self, name)
+        ]
         words += [str(self.lora)] if self.lora else []
         words += [f"{self.ranks} ranks"] if self.ranks > 1 else []
         words += [f"{self.sequences} answers"] if self.sequences else []
@@ -121,6 +124,7 @@ SUITE = [
     Trace("pion-xl", 1, optimizer="muon", changes=_FEW, ranks=2),
     Trace("pion-small", documents=True, sequences=8, changes=_CUT),
     Trace("pion-small", 2, dtype="float32", documents=True, sequences=4, changes=_CUT),
+    Trace("pion-small", documents=True, sequences=8, kto=True, changes=_CUT),
 ]
 # More steps, of which another in the suite has each part.
 MORE = [
@@ -199,12 +203,13 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
         lr=1e-3,
         optimizer=trace.optimizer,
         phases=(Phase(rates={"draft": 1, "others": 0}),) if trace.only_draft else (),
-        preference=Preference() if trace.sequences else None,
+        preference=Preference("kto" if trace.kto else "dpo-norm") if trace.sequences else None,
     )
     plan = ComputePlan(
         "cuda", trace.dtype, trace.micro_batch, recompute=trace.recompute, world_size=trace.ranks
     )
     stream = Zeros(config.seq_len, trace.documents, trace.sequences)
+    stream.mismatched = stream
     with (
         mock.patch.object(Decoder, "to", lambda self, device: self),  # it is already there
         contextlib.closing(Trainer(model, stream, settings, plan)) as trainer,

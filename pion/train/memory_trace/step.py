@@ -248,7 +248,9 @@ def _batch(what: Traced, rows: int) -> Batch:
     given = [torch.zeros_like(tokens) if what.documents else None for _ in range(2)]
     sequences = None
     if what.sequences:
-        numbers = torch.zeros(rows, what.sequences, dtype=torch.float64)
+        # A batch has a power of two of answers (`sequences_of_rows`), in pairs.
+        count = 1 << max(what.sequences - 1, 1).bit_length()
+        numbers = torch.zeros(rows, count, dtype=torch.float64)
         sequences = Sequences(numbers, numbers.long(), numbers.to(torch.int8))
     return Batch(tokens, torch.zeros_like(tokens), given[0], given[1], sequences)
 

@@ -33,6 +33,9 @@ from pipeline.rent.plan.step_seconds import step_seconds
 from pipeline.rent.plan.step_work import step_work
 from pipeline.training.cadence import SaveCadence
 
+# Training takes so many times as long as a forward pass: the backward pass takes twice as long.
+FORWARD = 3
+
 
 @dataclass(frozen=True)
 class StageEstimate:
@@ -41,7 +44,8 @@ class StageEstimate:
 
     `tokens` is None while the steps are not known: they may follow from data to be prepared.
     `measured` is whether this model's speed was measured on such a GPU, and not estimated.
-    Training on `reference_tokens` would take as long as computing the reference of preferences.
+    Training on `reference_tokens` would take as long as computing the reference of preferences, and
+    on `distance_tokens` as long as what kto computes before the gradients of each step.
     """
 
     stage: str
@@ -55,12 +59,14 @@ class StageEstimate:
     measured: bool = False
     one_gpu: float | None = None
     reference_tokens: int = 0
+    distance_tokens: int = 0
 
     @property
     def seconds(self) -> float | None:
         if self.tokens_per_second is None or self.tokens is None:
             return None
-        return (self.tokens + self.reference_tokens) / self.tokens_per_second
+        tokens = self.tokens + self.reference_tokens + self.distance_tokens
+        return tokens / self.tokens_per_second
 
 
 @dataclass(frozen=True)
@@ -181,28 +187,31 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
             flops_per_second=step.flops_per_second(together),
             bytes_per_second=link.bytes_per_second,
         ).tokens_per_second
+    tokens = None
+    if section.steps_are_known:
+        tokens = section.total_steps * section.global_batch * work.seq_len
     return StageEstimate(
         stage=stage,
         micro_batch=micro_batch,
         grad_accum=-(-rows // micro_batch),
         recompute=recompute,
         peak_bytes=peak,
-        tokens=section.total_steps * section.global_batch * work.seq_len
-        if section.steps_are_known
-        else None,
+        tokens=tokens,
         tokens_per_second=together,
         speed_from=speed.words,
         measured=speed.measured,
         one_gpu=speed.tokens_per_second,
         reference_tokens=_reference_tokens(job, stage),
+        distance_tokens=(tokens or 0) // FORWARD if job.needs_distance(stage) else 0,
     )
 
 
 def _reference_tokens(job: Job, stage: str) -> int:
     """Return how many trained tokens take as long as the reference of a stage: a forward pass over
-    its rows, as far as these are known. The backward pass takes twice as long."""
+    its rows, as far as these are known. kto needs its rows with the answers of others, too."""
     rows = job.section(stage).rows if job.needs_reference(stage) else None
-    return 0 if rows is None else rows * job.seq_len(stage) // 3
+    passes = 2 if job.needs_distance(stage) else 1
+    return 0 if rows is None else passes * rows * job.seq_len(stage) // FORWARD
 
 
 def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:

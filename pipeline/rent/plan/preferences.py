@@ -8,17 +8,21 @@ from __future__ import annotations
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pion.data.chat.chat_format import ChatFormat
+from pion.data.preference.mismatched import count_mismatched, require_mismatched
 from pion.data.preference.rendering import Usable, preference_format
 from pion.data.preference.summary import Summary
 from pion.data.preference.view import marked_preference
+from pion.data.shards import Rows, Shard
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import amount
 from pipeline.data.preferences import preferences
+from pipeline.data.prepared import open_data
 from pipeline.data.sources import SAMPLED, find_input
 from pipeline.job import Job
 from pipeline.rent.plan.first_records import keep_first_records
@@ -38,7 +42,8 @@ LOOKED_AT = 64
 class CountedPreferences:
     """What was counted, by source. `whole` is False if only the first preferences were read.
 
-    `first` shows the first usable preference, with the learned tokens between ⟦ and ⟧.
+    `first` shows the first usable preference, with the learned tokens between ⟦ and ⟧. Of kto,
+    `mismatched` is how many answers to train on have a prompt with the answer of another one.
     """
 
     summaries: dict[str, Summary]
@@ -46,11 +51,18 @@ class CountedPreferences:
     whole: bool
     first: list[str]
     remarks: tuple[str, ...]
+    mismatched: int | None = None
 
     @property
     def items(self) -> int:
         """The pairs, or single answers, to train on."""
         return sum(summary.train.items for summary in self.summaries.values())
+
+    @property
+    def answers(self) -> int:
+        """The answers to train on: a pair has two."""
+        parts = self.summaries.values()
+        return sum(part.train.items * (2 if part.kind == "pairs" else 1) for part in parts)
 
 
 def count_preferences(job: Job) -> CountedPreferences | None:
@@ -71,12 +83,31 @@ def count_preferences(job: Job) -> CountedPreferences | None:
         tokenizer = tokenizer_of_base(job, folder / "base")
         report = prepare_prefer(counted, folder / "rows", tokenizer, lambda message: None).report
         first = _first(counted, folder / "rows")
+        mismatched = _mismatched(job, folder / "rows") if job.needs_distance("prefer") else None
     summaries = {
         f"prefer.sources.{number}": Summary.from_record(source["preferences"])
         for number, source in enumerate(report["sources"])
     }
     remarks = (remark for source in report["sources"] for remark in source.get("remarks", ()))
-    return CountedPreferences(summaries, report["train_rows"], whole, first, tuple(remarks))
+    rows = report["train_rows"]
+    found = CountedPreferences(summaries, rows, whole, first, tuple(remarks), mismatched)
+    if mismatched is not None:
+        require_mismatched(mismatched, found.answers, "prefer.sources")
+    return found
+
+
+def _mismatched(job: Job, folder: Path) -> int:
+    """Return how many sequences the prepared training rows have with the answers of others."""
+    data = open_data(folder)
+    sources = (
+        Rows(data.manifest(source, "train"), partial(_path_of, folder / source.folder / "train"))
+        for source in data.sources
+    )
+    return count_mismatched(sources, job.model_config_resolved().seq_len)
+
+
+def _path_of(folder: Path, shard: Shard) -> Path:
+    return folder / shard.name
 
 
 def _first(job: Job, folder: Path) -> list[str]:
@@ -108,7 +139,15 @@ def in_words(job: Job, counted: CountedPreferences) -> list[str]:
         f"{passes_over(job, counted):.3g} passes in {section.total_steps:,} steps of about "
         f"{per_step(job, counted):,.0f} {_what(counted)}: {amount(tokens)} tokens"
     )
-    if job.needs_reference("prefer"):
+    if job.needs_distance("prefer"):
+        without = counted.answers - (counted.mismatched or 0)
+        lines += [
+            "before the first step, the reference is computed once: it takes two thirds of the "
+            "time of a pass, and another beta does not need it again",
+            "each step first measures the distance from the reference, on prompts with the answers "
+            f"of others: it takes a third longer. {without:,} prompts have no such answer",
+        ]
+    elif job.needs_reference("prefer"):
         lines.append(
             "before the first step, the reference is computed once: it takes a third of the time "
             "of a pass, and another beta or loss does not need it again"

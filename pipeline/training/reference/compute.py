@@ -23,7 +23,6 @@ from pion.train.settings import ComputePlan
 from pion.train.smaller_plan import step_down
 from pipeline.console.messages import Note, Phase
 from pipeline.cost.timeline import REFERENCE_PASS
-from pipeline.data.prepared import SPLITS
 from pipeline.job.digest import model_inputs
 from pipeline.machine.kill_points import mark
 from pipeline.state.head import REFERENCE
@@ -115,10 +114,10 @@ def _compute(
 ) -> None:
     """Compute the numbers of all splits, and let HEAD name them. `sharing` is rank 0's."""
     chunks = Chunks(context.run, sharing.key) if sharing is not None else None
-    total = sum(streams[split].total_rows for split in SPLITS)
+    total = sum(stream.total_rows for stream in streams.values())
     computing = _Pass(context, start, chunks, PassProgress(context, total))
     with unchanged(start.model), _smaller_plans(start):
-        splits = {split: computing.of(split, streams[split]) for split in SPLITS}
+        splits = {split: computing.of(split, stream) for split, stream in streams.items()}
     if sharing is not None:
         with tempfile.TemporaryDirectory(prefix="pion-reference-") as folder:
             about = {

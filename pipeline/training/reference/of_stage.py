@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from pion.data.preference.mismatched import require_mismatched
 from pion.model.parameters import tensors_sha256
 from pipeline.console.messages import Note
 from pipeline.training.reference.compute import (
@@ -14,12 +15,14 @@ from pipeline.training.reference.compute import (
     require_base,
     require_same,
 )
+from pipeline.training.reference.share import MISMATCHED
 
 if TYPE_CHECKING:
     from pion.config.lora import Adapter
     from pion.data.stream import RowStream
     from pion.model.decoder import Decoder
     from pion.train.settings import ComputePlan
+    from pipeline.job import Job
     from pipeline.state.checkpoints.restore import Loaded
     from pipeline.training.context import TrainingContext
     from pipeline.training.reference.share import Bound
@@ -37,6 +40,17 @@ def _starting(model: Decoder, adapter: Adapter | None, plan: ComputePlan) -> Sta
     return StartingModel(model, weights, plan)
 
 
+def streams_of(job: Job, train: RowStream, held_out: RowStream) -> dict[str, RowStream]:
+    """Return the streams of the splits; for kto also those of mismatched rows, named as in
+    MISMATCHED."""
+    streams = {"train": train, "held_out": held_out}
+    if not job.needs_distance("prefer"):
+        return streams
+    longest = job.model_config_resolved().seq_len
+    others = {MISMATCHED[split]: each.of_mismatched(longest) for split, each in streams.items()}
+    return streams | others
+
+
 def with_reference(
     context: TrainingContext,
     streams: Mapping[str, RowStream],
@@ -46,6 +60,9 @@ def with_reference(
     resumes: bool,
 ) -> tuple[dict[str, RowStream], Bound]:
     """Return the streams of both splits with the numbers of the reference, and these numbers.
+
+    If there are streams of mismatched rows, named as in MISMATCHED, they are those of the splits.
+    Raises BadInput if these have too few sequences.
 
     They are computed, or found, with the model that the stage starts from, and only then. A stage
     that `resumes` has the numbers that HEAD and its checkpoint name. Rank 0 has the checkpoint, and
@@ -61,7 +78,12 @@ def with_reference(
             require_base(context, streams, _starting(*start), bound)
     else:
         bound = make_reference(context, streams, _starting(*start))
-    return {split: bound.splits[split].in_stream(one) for split, one in streams.items()}, bound
+    if (others := bound.splits.get(MISMATCHED["train"])) is not None:
+        require_mismatched(len(others.sums), len(bound.splits["train"].sums), "prefer")
+    found = {split: bound.splits[split].in_stream(one) for split, one in streams.items()}
+    return {
+        split: found[split].with_mismatched(found.get(name)) for split, name in MISMATCHED.items()
+    }, bound
 
 
 def _other_dtype(bound: Bound, plan: ComputePlan) -> str | None:

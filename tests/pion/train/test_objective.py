@@ -239,11 +239,6 @@ def test_rows_without_answers_are_refused(tmp_path: Any) -> None:
     made.close()
 
 
-def test_kto_is_refused_with_what_trains_the_same_answers() -> None:
-    with pytest.raises(BadInput, match="Use apo-zero: it learns"):
-        trainer(PairRows(random_pairs(ROWS)), Preference("kto"))
-
-
 # ---------------------------------------------------------------- planted mistakes
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,21 +97,26 @@ def examples(row: list[Pair], kind: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def trls_losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
-    folder = tmp_path_factory.mktemp("trl")
-    tokenizer = folder / "tokenizer.json"
-    train_bpe(["the quick brown fox " * 9], MODEL.vocab_size).save(tokenizer)
-    assert Tokenizer.from_file(tokenizer).vocab_size == MODEL.vocab_size
-    for name, seed in (("model", 0), ("reference", 7)):
-        export_model(decoder(seed), tokenizer, folder / name)
     rows, asked = rows_of_pairs(), []
     for _, kind, fields in VARIANTS.values():
         steps = [rows[step * BATCH : (step + 1) * BATCH] for step in range(STEPS)]
         made = [[one for row in step for one in examples(row, kind)] for step in steps]
         asked.append([kind, {"learning_rate": LR, **fields}, made])
-    (folder / "asked.json").write_text(json.dumps(asked))
-    run_to_end([sys.executable, "-m", "tests.pion.train.trl_losses", str(folder)], check=True)
+    folder = tmp_path_factory.mktemp("trl")
+    train_by_trl(folder, asked)
     found = json.loads((folder / "losses.json").read_text())
     return dict(zip(VARIANTS, found, strict=True))
+
+
+def train_by_trl(folder: Path, asked: list[Any]) -> None:
+    """Let TRL train what is asked (trl_losses.py), from our weights; it writes into the folder."""
+    tokenizer = folder / "tokenizer.json"
+    train_bpe(["the quick brown fox " * 9], MODEL.vocab_size).save(tokenizer)
+    assert Tokenizer.from_file(tokenizer).vocab_size == MODEL.vocab_size
+    for name, seed in (("model", 0), ("reference", 7)):
+        export_model(decoder(seed), tokenizer, folder / name)
+    (folder / "asked.json").write_text(json.dumps(asked))
+    run_to_end([sys.executable, "-m", "tests.pion.train.trl_losses", str(folder)], check=True)
 
 
 def our_losses(fields: dict[str, Any]) -> list[float]:

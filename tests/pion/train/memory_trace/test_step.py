@@ -92,6 +92,12 @@ def test_more_answers_in_a_row_need_the_memory_of_their_sums() -> None:
     assert many.forward - few.forward >= 1024 * 8 * TINY.seq_len * (4 + 8)
 
 
+def test_a_row_may_have_any_number_of_answers() -> None:
+    """Labels come one by one, and a batch has room for a power of two."""
+    odd, even = (StepTrace(traced(sequences=n)).peaks(8, recompute=False) for n in (3, 4))
+    assert odd == even
+
+
 def test_a_trace_leaves_torch_as_it_was() -> None:
     autocast = torch.is_autocast_enabled("cuda")
     StepTrace(traced()).peaks(2, recompute=True)

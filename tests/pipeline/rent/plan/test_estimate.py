@@ -12,7 +12,7 @@ import torch
 from pion.train.micro_batch import HEADROOM
 from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.rent.plan.estimate import Estimate, estimate
+from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.what_fits import gpus_that_fit
@@ -51,6 +51,25 @@ def test_both_training_stages_count() -> None:
     assert found.tokens == 22_500 * 64 * 2048 + 3000 * 16 * 2048
     assert found.hours is not None
     assert found.hours > (on("A40", "sft=null").hours or math.inf)
+
+
+def preferring(loss: str) -> StageEstimate:
+    """Return the estimate of a stage of 1,000 rows, of which each step has 10."""
+    source = '{"kind": "jsonl", "path": "/pairs.jsonl"}'
+    job = small(
+        f'prefer={{"loss": "{loss}", "seq_len": 2048, "global_batch": 10, "sources": [{source}]}}'
+    )
+    job.section("prefer").know_rows(1000)
+    return estimate(job, offer("A40")).stages[-1]
+
+
+def test_a_reference_takes_a_forward_pass_and_kto_two_and_one_in_each_step() -> None:
+    """A forward pass takes a third of the time of training on its rows."""
+    alone, compared, kto = map(preferring, ("simpo", "dpo", "kto"))
+    assert alone.tokens == compared.tokens == kto.tokens == 1000 * 2048
+    assert alone.seconds is not None
+    assert compared.seconds == pytest.approx(alone.seconds * (1 + 1 / 3), rel=1e-3)
+    assert kto.seconds == pytest.approx(alone.seconds * (1 + 2 / 3 + 1 / 3), rel=1e-3)
 
 
 def test_a_model_too_big_says_what_is_needed_and_what_there_is() -> None:
