@@ -210,7 +210,7 @@ def test_the_held_out_loss_has_the_distance_of_all_held_out_rows(micro_batch: in
     desired = 1.5 * torch.sigmoid(-0.2 * (sums.a - sums.r_w - z0))
     undesired = torch.sigmoid(-0.2 * (z0 - (sums.b - sums.r_l)))
     losses = torch.cat([desired, undesired])
-    scorer = PreferenceScorer(decoder(), KTO, micro_batch, torch.float32)
+    scorer = PreferenceScorer(decoder(), KTO, micro_batch, ComputePlan())
     found = evaluate_preferences(scorer, given.as_stream(), range(ROWS))
     assert found.measures["z0"] == pytest.approx(z0, rel=1e-5)
     assert found.loss == pytest.approx(float(losses.mean()), rel=1e-5)
@@ -224,7 +224,7 @@ def test_rows_without_answers_of_others_are_refused() -> None:
     alone = PairRows(PAIRS, single=True)
     with pytest.raises(BadInput, match="needs each row with the answers of others"):
         trainer(alone)
-    scorer = PreferenceScorer(decoder(), KTO, 4, torch.float32)
+    scorer = PreferenceScorer(decoder(), KTO, 4, ComputePlan())
     with pytest.raises(BadInput, match="needs each row with the answers of others"):
         evaluate_preferences(scorer, alone.as_stream(), range(ROWS))
 
