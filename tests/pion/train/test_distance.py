@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pion.config.lora import Lora
 from pion.data.sequences import Sequences
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
+from pion.model.lora_projections import add_lora
 from pion.train import distance as distance_module
 from pion.train import preference_losses
 from pion.train import trainer as trainer_module
@@ -61,13 +63,17 @@ def expected_z0(given: PairRows, seed: int = 0) -> float:
 
 
 def trainer(
-    given: PairRows, *, micro_batch: int = 3, steps: int = 4, dtype: Any = "float32"
+    given: PairRows,
+    *,
+    micro_batch: int = 3,
+    dtype: Any = "float32",
+    model: Decoder | None = None,
 ) -> Trainer:
     settings = TrainSettings(
-        steps=steps, global_batch=ROWS, lr=1e-2, schedule="constant", preference=KTO
+        steps=4, global_batch=ROWS, lr=1e-2, schedule="constant", preference=KTO
     )
     plan = ComputePlan(micro_batch=micro_batch, threads=1, dtype=dtype)
-    return Trainer(decoder(), given.as_stream(), settings, plan)
+    return Trainer(model or decoder(), given.as_stream(), settings, plan)
 
 
 def one_step(given: PairRows, **options: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -196,6 +202,39 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one() -> None:
     assert all(torch.equal(ours.model[name], theirs.model[name]) for name in ours.model)
     for made in (unbroken, first, second):
         made.close()
+
+
+def test_too_little_memory_for_the_pass_makes_micro_batches_smaller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right, _ = one_step(rows(), micro_batch=2)
+
+    def too_large(model: Any, batch: Any, *given: Any) -> Tensor:
+        if len(batch.tokens) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return distance(model, batch, *given)
+
+    monkeypatch.setattr(trainer_module, "distance", too_large)
+    made = trainer(rows(), micro_batch=ROWS)
+    changes: list[Any] = []
+    made.on_step_down = changes.append
+    assert made.train_step()
+    assert [change.plan.micro_batch for change in changes] == [4, 2]
+    (measured,) = made.drain_metrics()
+    made.close()
+    assert (measured["z0"], measured["loss"]) == (right["z0"], right["loss"])
+
+
+def test_lora_has_the_distance_of_its_base_and_learns() -> None:
+    model = decoder()
+    add_lora(model, Lora(rank=4), seed=1)
+    made = trainer(rows(), model=model)
+    for _ in range(4):
+        assert made.train_step()
+    first, *_, last = made.drain_metrics()
+    made.close()
+    assert first["z0"] == pytest.approx(one_step(rows())[0]["z0"], rel=1e-6)
+    assert last["loss"] < first["loss"]
 
 
 # ---------------------------------------------------------------- held-out rows
