@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 # The longest bar of a drawing, in characters, and the character.
 BAR_CHARACTERS, FULL = 30, "█"
 
+# Data sets whose terms limit what may be done with a model that is trained on them.
+TERMS = {
+    "allenai/llama-3.1-tulu-3-8b-preference-mixture": "parts of it are for non-commercial use only",
+}
+
 
 @dataclass(frozen=True)
 class CardExtras:
@@ -101,6 +106,7 @@ def source_lines(job: Job) -> list[str]:
         elif source.kind in ("hub", "hub-npy"):
             subset = f", {source.subset}" if getattr(source, "subset", None) else ""
             what = f"[{source.repo}](https://huggingface.co/datasets/{source.repo}){subset}"
+            what += f" ({TERMS[source.repo]})" if source.repo in TERMS else ""
         else:
             what = f"`{PurePath(source.path).name}` ({source.kind} files)"
         share = f", weight {source.weight:g}" if source.weight != 1 else ""

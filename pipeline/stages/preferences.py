@@ -211,8 +211,7 @@ def _unknown(count: int, shown: list[str]) -> Result:
 
 
 def _scores(values: list[float | None], name: str) -> ItemScores:
-    """Return the numbers of answers as scores. Each counts once: it is no share, but of those that
-    stop."""
+    """Return the numbers of answers as scores. Whether they stop is a share; others are means."""
     scores = np.array(values, dtype=np.float64)
     return ItemScores(scores, sizes=None if name == "stopped" else np.ones(len(scores), np.int64))
 

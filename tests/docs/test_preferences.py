@@ -6,10 +6,14 @@ import json
 import re
 from pathlib import Path
 
+import yaml
+
 from pion.data.preference.layouts import Pair, parse_preference
 from pion.train.preference import BETA, WITHOUT_REFERENCE
+from pipeline.stages.requirements import check_names
 from pipeline.training.reference.compute import CHUNK_SECONDS
 from tests.paths import REPOSITORY
+from tests.support.jobs import tiny_job
 from tests.support.published_models import load_shipped
 
 TEXT = (REPOSITORY / "docs" / "preferences.md").read_text()
@@ -20,12 +24,25 @@ def blocks(kind: str) -> list[str]:
 
 
 def test_its_job_is_valid(tmp_path: Path) -> None:
-    (job,) = blocks("yaml")
+    job, _ = blocks("yaml")
     path = tmp_path / "job.yaml"
     path.write_text(job)
     loaded = load_shipped(path)
     assert loaded.stages == ["prepare", "prefer", "evaluate", "publish"]
     assert loaded.needs_reference("prefer")
+
+
+def test_its_conditions_name_what_is_measured() -> None:
+    _, conditions = blocks("yaml")
+    required = yaml.safe_load(conditions)["publish"]["require"]
+    said = TEXT.partition("Other names are")[2].partition("Forks with")[0]
+    measured = set(re.findall(r"`(prefer\.[a-z_.]+)`", said)) - {"prefer.preferences"}
+    assert len(measured) > 4
+    prefer = {"steps": 5, "sources": [{"kind": "jsonl", "path": "pairs.jsonl"}]}
+    require = [*required, *(f"{name} > 0" for name in measured)]
+    job = tiny_job(prefer=prefer, publish={"to": "model", "require": require})
+    assert job.publish is not None
+    check_names(job, job.publish)
 
 
 def test_its_line_is_a_pair() -> None:

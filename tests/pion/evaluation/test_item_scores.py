@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pion.evaluation.item_scores import ItemScores, difference, item_scores, pack, unpack
+from pion.evaluation.item_scores import ItemScores, difference, item_scores, mean, pack, unpack
+from pion.evaluation.shares import share_sem
 
 RANDOM = np.random.default_rng(0)
 
@@ -107,3 +108,16 @@ def test_damaged_scores_are_refused(damage: dict[str, Any]) -> None:
     unpack(GOOD)
     with pytest.raises(ValueError, match=r"\w"):
         unpack({**GOOD, **damage})
+
+
+def test_the_mean_of_questions_about_one_passage_has_the_error_of_passages() -> None:
+    scores, passages = [1.0, 0.0, 1.0, 1.0], ["a", "b", "c", "d"]
+    alone = mean(item_scores(scores, passages))
+    assert alone == (0.75, pytest.approx(0.25))  # the standard error of four numbers
+    assert mean(item_scores(scores * 3, passages * 3)) == (0.75, pytest.approx(alone[1]))
+
+
+def test_a_mean_of_only_right_answers_is_no_certainty() -> None:
+    assert mean(item_scores([1.0] * 9))[1] == share_sem(1, 9)
+    assert mean(item_scores([0.0] * 9))[1] == share_sem(0, 9)
+    assert all(map(math.isnan, mean(item_scores([]))))

@@ -148,6 +148,13 @@ def test_the_card_says_how_it_was_trained_and_on_which_pairs() -> None:
     assert "`simpo` with β 2.5 and γ 1.25, without a reference." in simpo
 
 
+def test_the_card_warns_of_data_that_are_not_for_every_use() -> None:
+    mixture = {"kind": "hub", "repo": "allenai/llama-3.1-tulu-3-8b-preference-mixture"}
+    card = card_of_history(history(sources=[mixture]))
+    assert "(parts of it are for non-commercial use only) (preferences)" in card
+    assert "non-commercial" not in card_of_history(history())
+
+
 def test_the_card_names_each_source_that_left_something_out() -> None:
     two = history_of(job(), results={"prefer": TUNED}, head=prepared(SUMMARY, SUMMARY))
     assert card_of_history(two).count("20,000 pairs were trained on") == 2
