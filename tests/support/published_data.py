@@ -46,7 +46,7 @@ def conversation(number: int) -> list[dict[str, str]]:
 
 
 def rated_pair(number: int) -> dict[str, Any]:
-    """Return a pair with the columns of UltraFeedback. In every second one, the chosen is longer."""
+    """Return a pair with the columns of UltraFeedback. Every second time, the chosen is longer."""
     question, answer = conversation(number)
     rambling = "Well, that depends. " * (20 if number % 2 else 2)
     worse = {"role": "assistant", "content": f"{number} eggs? {rambling}"}
