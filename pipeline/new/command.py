@@ -117,8 +117,14 @@ def new_job(options: Options) -> int:
         raise BadInput(f"--out {target}: its folder does not exist. Nothing was written.")
     found = find_data(options.data)
     if not options.wishes.columns.says_anything and has_preferences(found):
-        command = PairsWanted(name_of(target), target, options.command, options.dollars)
-        return new_pairs_job(found, PairsOptions(command, options.base, options.dry_run, _write))
+        wanted = PairsWanted(name_of(target), target, options.command, options.dollars)
+        return new_pairs_job(found, PairsOptions(wanted, options.base, options.dry_run, _write))
+    return _new_job(options, found)
+
+
+def _new_job(options: Options, found: Found) -> int:
+    """Do what `new_job` does for text and conversations."""
+    target = options.target
     looks, base = _looks(options, target, found)
     for one in looks:
         _show_look(one)
