@@ -22,8 +22,11 @@ from pipeline.new.decide import Wishes, decide
 from pipeline.new.draft import Wanted, amount_of, draft_of
 from pipeline.new.draft_in_words import in_lines, notes
 from pipeline.new.examples import chat_examples, text_examples
-from pipeline.new.files import find_data
+from pipeline.new.files import Found, find_data
 from pipeline.new.look import Look, look_at
+from pipeline.new.pairs import PairsWanted
+from pipeline.new.pairs_command import PairsOptions, new_pairs_job
+from pipeline.new.pairs_look import has_preferences
 from pipeline.new.write_copy import write_copy
 
 
@@ -112,7 +115,17 @@ def new_job(options: Options) -> int:
         ) from None
     if not target.absolute().parent.is_dir():
         raise BadInput(f"--out {target}: its folder does not exist. Nothing was written.")
-    looks, base = _looks(options, target)
+    found = find_data(options.data)
+    if not options.wishes.columns.says_anything and has_preferences(found):
+        wanted = PairsWanted(name_of(target), target, options.command, options.dollars)
+        return new_pairs_job(found, PairsOptions(wanted, options.base, options.dry_run, _write))
+    return _new_job(options, found)
+
+
+def _new_job(options: Options, found: Found) -> int:
+    """Do what `new_job` does for text and conversations."""
+    target = options.target
+    looks, base = _looks(options, target, found)
     for one in looks:
         _show_look(one)
     _refuse_problems(looks, options)
@@ -157,9 +170,8 @@ def _write(target: Path, text: str) -> None:
 # ---------------------------------------------------------------- looking
 
 
-def _looks(options: Options, target: Path) -> tuple[list[Look], LookedUp | None]:
+def _looks(options: Options, target: Path, found: Found) -> tuple[list[Look], LookedUp | None]:
     """Return what the data shows, and the model to start from; None: random weights."""
-    found = find_data(options.data)
     for words in found.left_out:
         show(words)
     readings = decide(found, options.wishes)

@@ -43,14 +43,18 @@ class Proposal:
     dollars: float
 
 
+def path_in_job(path: Path, job_folder: Path) -> str:
+    """Return what a job in this folder calls a file or a folder."""
+    relative = os.path.relpath(path.absolute(), job_folder.absolute())
+    return str(path.absolute()) if relative.startswith("../..") else relative
+
+
 def source_of(
     reading: Reading, path: Path, job_folder: Path, split: str = "file"
 ) -> dict[str, object]:
     """Return the source of a job that reads `path`: the files themselves, or a copy of them."""
     kind = reading.group.kind if reading.direct else "jsonl"
-    relative = os.path.relpath(path.absolute(), job_folder.absolute())
-    named = str(path.absolute()) if relative.startswith("../..") else relative
-    source: dict[str, object] = {"kind": kind, "path": named}
+    source: dict[str, object] = {"kind": kind, "path": path_in_job(path, job_folder)}
     if kind == "text" and split != "file":
         source["split"] = split
     column = reading.layout.column if isinstance(reading.layout, TextColumn) else "text"
@@ -118,7 +122,7 @@ def _data(p: Proposal) -> Iterator[tuple[str, str]]:
             yield "  documents: true", "no token sees the document before its own"
     yield "  sources:", ""
     for source in p.texts:
-        yield f"  - {_flow(source)}", ""
+        yield f"  - {flow(source)}", ""
 
 
 def _pretrain(stage: Pretraining) -> Iterator[tuple[str, str]]:
@@ -147,7 +151,7 @@ def _sft(p: Proposal, stage: FineTuning) -> Iterator[tuple[str, str]]:
         yield f"  min_lr: {stage.lr / 10:g}", ""
     yield "  sources:", ""
     for source in p.chats:
-        yield f"  - {_flow(source)}", ""
+        yield f"  - {flow(source)}", ""
 
 
 # ---------------------------------------------------------------- reasons, one line each
@@ -204,5 +208,6 @@ def scalar(text: str) -> str:
     return quoted(text)
 
 
-def _flow(source: dict[str, object]) -> str:
+def flow(source: dict[str, object]) -> str:
+    """Return a source as YAML in a line."""
     return "{" + ", ".join(f"{key}: {scalar(str(value))}" for key, value in source.items()) + "}"

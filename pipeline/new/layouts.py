@@ -94,6 +94,11 @@ class Asked:
     answer: str | None = None
 
     @property
+    def says_anything(self) -> bool:
+        """Whether the person said how to read the data."""
+        return self.use is not None or self.names_a_column
+
+    @property
     def names_a_column(self) -> bool:
         """Whether the person named any column."""
         return any((self.text, self.turns, self.question, self.answer))

@@ -10,7 +10,7 @@ import contextlib
 import gc
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from unittest import mock
 
@@ -147,15 +147,38 @@ MORE = [
 ]
 MICRO_BATCHES = (1, 8, 32)
 
+_SMOLLM2 = {"d_model": 576, "n_heads": 9, "n_kv_heads": 3, "head_dim": 64, "d_ff": 1536}
+_OF_SMOLLM2 = _CUT | _SMOLLM2 | {"vocab_size": 49_152, "heads": {"qk_norm": False}}
+
+
+def _both(micro_batch: int = 8, /, **how: Any) -> tuple[Trace, Trace]:
+    """Return a step on conversations, and one on preferences of as many tokens: rows of `prefer`
+    are twice as long, and half as many."""
+    changes = how.pop("changes")
+    usual = Trace("pion-small", micro_batch, documents=True, changes=changes, **how)
+    longer = changes | {"seq_len": 4096}
+    return usual, replace(usual, micro_batch=micro_batch // 2, sequences=32, changes=longer)
+
+
+BOTH_STAGES = [
+    _both(changes=_CUT),
+    _both(dtype="float32", recompute=True, changes=_CUT),
+    _both(changes=_OF_SMOLLM2),
+    _both(changes=_OF_SMOLLM2, lora=Lora()),
+    _both(2, dtype="float32", changes=_OF_SMOLLM2),
+]
+
 
 def named(name: str) -> list[Trace]:
-    """Return the traces of this name: "suite", "more", or all of a preset with so many rows
-    ("pion-xl 8").
+    """Return the traces of this name: "suite", "more", "both stages", or all of a preset with so
+    many rows ("pion-xl 8").
 
     Experts are traced on a card with kernels for grouped products, too.
     """
     if name in ("suite", "more"):
         return SUITE if name == "suite" else MORE
+    if name == "both stages":
+        return [trace for both in BOTH_STAGES for trace in both]
     preset, rows = name.split()
     cards = ["A40"] if ModelConfig.preset(preset).experts is None else ["A40", "H100"]
     return [

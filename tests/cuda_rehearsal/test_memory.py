@@ -14,7 +14,14 @@ import pytest
 from pion.config.presets import PRESETS
 from pion.train.memory import Memory, Workload, predict_memory
 from pion.train.memory_trace import block_stand_in, remembered
-from tests.cuda_rehearsal.memory_traces import MICRO_BATCHES, SUITE, Peak, Trace, read_peaks
+from tests.cuda_rehearsal.memory_traces import (
+    BOTH_STAGES,
+    MICRO_BATCHES,
+    SUITE,
+    Peak,
+    Trace,
+    read_peaks,
+)
 from tests.cuda_rehearsal.pretended_card import CARDS
 
 PROGRAM = "tests.cuda_rehearsal.memory_traces"
@@ -71,6 +78,17 @@ def test_the_prediction_holds_for_more_steps(run_on_pretended_card: Callable[...
     peaks = read_peaks("more", run_on_pretended_card(PROGRAM, "more"))
     assert not wrong(peaks), wrong(peaks)
     assert len(peaks) == 16
+
+
+def test_preferences_need_no_more_than_conversations_of_as_many_tokens(
+    run_on_pretended_card: Callable[..., str],
+) -> None:
+    """The reference is numbers, and no second model is in memory."""
+    peaks = read_peaks("both stages", run_on_pretended_card(PROGRAM, "both stages"))
+    assert not wrong(peaks), wrong(peaks)
+    for usual, ours in BOTH_STAGES:
+        assert 0.8 < peaks[ours].size / peaks[usual].size <= 1.02, ours
+        assert ratio(ours, peaks[ours]) <= 1.1, ours
 
 
 def test_each_phase_of_a_step_is_the_largest_in_some_trace() -> None:

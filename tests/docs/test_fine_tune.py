@@ -12,6 +12,9 @@ import yaml
 
 from pion.data.chat.conversation import parse_conversation
 from pion.data.chat.messages import parse_messages
+from pion.data.preference.layouts import Pair, parse_preference
+from pion.train.preference_losses import METRICS
+from pipeline.job.prefer_section import Prefer
 from tests.paths import REPOSITORY
 from tests.support.published_models import load_shipped
 
@@ -23,20 +26,22 @@ def blocks(kind: str) -> list[str]:
 
 
 def test_its_job_is_valid_and_may_have_each_of_its_sources(tmp_path: Path) -> None:
-    job, sources, measured = blocks("yaml")
+    job, sources, measured, preferring = blocks("yaml")
     path = tmp_path / "job.yaml"
     for source in yaml.safe_load(sources)["sources"]:
         content = yaml.safe_load(job)
         content["sft"]["sources"] = [source]
         path.write_text(yaml.safe_dump(content))
         assert load_shipped(path).stages == ["prepare", "sft", "evaluate", "publish"]
+    path.write_text(yaml.safe_dump(yaml.safe_load(job) | yaml.safe_load(preferring)))
+    assert load_shipped(path).stages == ["prepare", "sft", "prefer", "evaluate", "publish"]
     # Its folder is not here; a model of the same settings stands for it.
     path.write_text(yaml.safe_dump(yaml.safe_load(measured) | {"model": content["model"]}))
     assert load_shipped(path).stages == ["prepare", "sft", "evaluate", "publish"]
 
 
 def test_its_conversations_have_the_layouts_that_are_read() -> None:
-    plain, with_tools, openhermes = map(json.loads, blocks("json"))
+    plain, with_tools, openhermes, _ = map(json.loads, blocks("json"))
     roles = [[m["role"] for m in parse_messages(c, "here").messages] for c in (plain, openhermes)]
     assert roles == [["system", "user", "assistant"], ["user", "assistant"]]
     for record in (plain, openhermes):
@@ -50,6 +55,23 @@ def test_its_conversations_have_the_layouts_that_are_read() -> None:
     ]
     assert found.tools is not None
     assert found.messages[1]["tool_calls"]
+
+
+def test_its_pair_is_read_and_its_losses_and_numbers_are_pions() -> None:
+    *_, pair = map(json.loads, blocks("json"))
+    assert isinstance(parse_preference(pair, "here"), Pair)
+    chapter = TEXT.partition("## Preferences")[2].partition("\n## ")[0]
+    defaults = re.search(r"`(\S+)`, β (\d+), `lr: (\S+)` \((\S+) with LoRA\)", chapter)
+    assert defaults is not None
+    loss, beta, lr, lr_of_lora = defaults.groups()
+    usual, adapted = (
+        Prefer.model_validate({"sources": [{"kind": "jsonl", "path": "pairs.jsonl"}], **more})
+        for more in ({}, {"lora": {}})
+    )
+    assert (usual.loss, usual.beta, usual.lr) == (loss, float(beta), float(lr))
+    assert adapted.lr == float(lr_of_lora)
+    assert set(re.findall(r"^\| `(\w+)`", chapter, re.M)) <= METRICS.keys()
+    assert set(re.findall(r"`(\w+): [\w.-]+`", chapter)) <= {*Prefer.model_fields, "checkpoint"}
 
 
 def test_its_program_writes_a_table_as_conversations(

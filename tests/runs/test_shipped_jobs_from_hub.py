@@ -20,11 +20,12 @@ from tests.support.published_data import publish_data
 from tests.support.published_models import PUBLISHED, REPOSITORIES, base_of, load_shipped, publish
 from tests.support.waiting import LONG_SECONDS
 
-# By job: the model that it starts from, and the training stage.
+# By job: the model that it starts from, and the training stages.
 STARTS = {
-    "qwen3-0.6b-lora": ("Qwen/Qwen3-0.6B", "sft"),
-    "smollm2-135m-continue": ("HuggingFaceTB/SmolLM2-135M", "pretrain"),
-    "smollm2-360m-sft": ("HuggingFaceTB/SmolLM2-360M-Instruct", "sft"),
+    "qwen3-0.6b-lora": ("Qwen/Qwen3-0.6B", ["sft"]),
+    "smollm2-135m-continue": ("HuggingFaceTB/SmolLM2-135M", ["pretrain"]),
+    "smollm2-360m-prefer": ("HuggingFaceTB/SmolLM2-360M", ["sft", "prefer"]),
+    "smollm2-360m-sft": ("HuggingFaceTB/SmolLM2-360M-Instruct", ["sft"]),
 }
 Printed = Callable[..., Any]
 
@@ -70,19 +71,36 @@ def test_every_job_that_starts_from_a_model_is_tried_here() -> None:
 
 @pytest.mark.parametrize("job", STARTS)
 def test_it_passes_its_check_without_a_token(job: str, printed: Printed) -> None:
-    repo, stage = STARTS[job]
+    repo, stages = STARTS[job]
     rows = {row["name"]: row for row in printed("check", job)}
     assert all(row["ok"] is not False for row in rows.values())
     parameters = PUBLISHED[REPOSITORIES[repo][0]][2]
     assert rows["model"]["words"] == f"{repo}: {parameters / 1e6:,.1f} million parameters"
-    source = "sft.sources.0" if stage == "sft" else "data.sources.0"
-    assert "the first record can be read" in rows[source]["words"]
-    if stage == "sft":
-        assert "3 passes" in rows["conversations"]["words"]
-        assert "of the first" not in rows["conversations"]["words"], "all of them are counted"
-        first = rows["the first"]["words"]
-        assert "<|im_start|>user\nHow long do I boil 0 eggs?<|im_end|>" in first
-        assert "⟦Boil 0 eggs" in first, "of Qwen3, no thoughts are learned"
+    for stage in stages:
+        source = "data.sources.0" if stage == "pretrain" else f"{stage}.sources.0"
+        assert "the first record can be read" in rows[source]["words"]
+
+
+@pytest.mark.parametrize("job", ["qwen3-0.6b-lora", "smollm2-360m-sft"])
+def test_its_check_counts_the_conversations_and_shows_the_first(job: str, printed: Printed) -> None:
+    rows = {row["name"]: row for row in printed("check", job)}
+    assert "3 passes" in rows["conversations"]["words"]
+    assert "of the first" not in rows["conversations"]["words"], "all of them are counted"
+    first = rows["the first"]["words"]
+    assert "<|im_start|>user\nHow long do I boil 0 eggs?<|im_end|>" in first
+    assert "⟦Boil 0 eggs" in first, "of Qwen3, no thoughts are learned"
+
+
+def test_the_check_of_preferences_counts_pairs_and_shows_both_answers(printed: Printed) -> None:
+    rows = printed("check", "smollm2-360m-prefer")
+    (counted,) = [row["words"] for row in rows if row["name"] == "preferences"]
+    assert "of the first 1,000: 195 pairs" in counted
+    assert "2 passes" in counted
+    assert "before the first step, the reference is computed once" in counted
+    _, first = [row["words"] for row in rows if row["name"] == "the first"]
+    assert "prompt: <|user|>\nHow long do I boil 0 eggs?\n<|assistant|>" in first
+    assert "chosen: ⟦Boil 0 eggs" in first
+    assert "rejected: ⟦0 eggs?" in first
 
 
 @pytest.mark.parametrize("job", STARTS)
@@ -93,8 +111,9 @@ def test_its_plan_prices_the_whole_job_on_a_small_card(
     (row, *_) = plan["estimates"]
     assert row["fits"]
     assert 0 < row["dollars"] < 1
-    assert [stage["stage"] for stage in row["stages"]] == [STARTS[job][1]]
-    assert not any("take as many times longer" in note for note in plan["notes"])
+    assert [stage["stage"] for stage in row["stages"]] == STARTS[job][1]
+    partly = any("take as many times longer" in note for note in plan["notes"])
+    assert partly == (job == "smollm2-360m-prefer"), "the others read 1,000 conversations or none"
     assert not (tmp_path / "runs").exists()
 
 

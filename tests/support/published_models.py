@@ -72,6 +72,7 @@ PUBLISHED: dict[str, tuple[str, Fields, int]] = {
 # By repository: the published sizes, the kind of tokenizer, and its template.
 REPOSITORIES: dict[str, tuple[str, str, str | None]] = {
     "HuggingFaceTB/SmolLM2-135M": ("SmolLM2-135M", "smollm2", None),
+    "HuggingFaceTB/SmolLM2-360M": ("SmolLM2-360M", "smollm2", None),
     "HuggingFaceTB/SmolLM2-360M-Instruct": ("SmolLM2-360M", "smollm2", CHATML),
     "Qwen/Qwen3-0.6B": ("Qwen3-0.6B", "qwen", QWEN3),
 }

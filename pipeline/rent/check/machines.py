@@ -23,7 +23,13 @@ from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.on_cards import on_cards, warnings_about
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, SECONDS, Known, past_speeds
-from pipeline.rent.plan.what_fits import on_each_gpu, ways_on, what_to_change, what_would_fit
+from pipeline.rent.plan.what_fits import (
+    fine_tuning_stages,
+    on_each_gpu,
+    ways_on,
+    what_to_change,
+    what_would_fit,
+)
 from pipeline.rent.sky_yaml import Candidate, SkyYaml, trains
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
 from pipeline.run.preflight import require_a_row_each
@@ -221,8 +227,8 @@ def _candidate_row(
         return CheckRow(title, True, f"no GPU, and the rental does not train{_cost(guess, nodes)}")
     if found.gpu_memory is None:
         return CheckRow(title, None, found.note or guess.problem or "")
-    ways = ways_on(job, found, nodes)
-    words = f"{_memory(guess)}{_cost(guess, nodes)}{'' if ways is None else f'. {ways}'}"
+    ways = [ways_on(job, stage, found, nodes) for stage in fine_tuning_stages(job)]
+    words = ". ".join([_memory(guess) + _cost(guess, nodes), *map(str, filter(None, ways))])
     dear = dear_spot(found, nodes)
     if dear is not None:
         return CheckRow(title, True, f"{words}; {dear}")

@@ -25,7 +25,15 @@ from pipeline.rent.plan.on_cards_table import notes as notes_on_cards
 from pipeline.rent.plan.on_cards_table import tables as tables_of_cards
 from pipeline.rent.plan.prices import RESTART_SECONDS
 from pipeline.rent.plan.speeds import known_speeds
-from pipeline.rent.plan.what_fits import GIB, Way, Ways, ways_on, what_to_change, what_would_fit
+from pipeline.rent.plan.what_fits import (
+    GIB,
+    Way,
+    Ways,
+    fine_tuning_stages,
+    ways_on,
+    what_to_change,
+    what_would_fit,
+)
 
 # With less than so many seconds of training, the boot decides how long a job takes.
 BRIEF = 60.0
@@ -73,9 +81,10 @@ def show_plan(
     show_table(_table(plan, estimates))
     for table in tables_of_cards(several):
         show_table(table)
-    ways = {e.offer.gpu: ways_on(plan, e.offer) for e in estimates}
-    if any(ways.values()):
-        show_table(_ways_table(plan, ways))
+    for stage in fine_tuning_stages(plan):
+        ways = {e.offer.gpu: ways_on(plan, stage, e.offer) for e in estimates}
+        if any(ways.values()):
+            show_table(_ways_table(plan, stage, ways))
     for note in notes:
         style = "yellow" if note.startswith("warning: ") else "dim"
         show_table(Text(f"· {printable(note)}"), style)
@@ -131,7 +140,7 @@ def _assumptions(job: Job, estimates: Sequence[Estimate], changes: Sequence[str]
             f"(checkpoint.preemption_hours) costs a restart of {RESTART_SECONDS:.0f} s and half "
             "the time between two saves"
         )
-    ways = (ways_on(job, e.offer) for e in estimates)
+    ways = (ways_on(job, s, e.offer) for s in fine_tuning_stages(job) for e in estimates)
     by_lora = [way.lora for way in ways if way is not None and way.lora is not None]
     if any(part.recompute for part in [s for e in estimates for s in e.stages] + by_lora):
         notes.append("* activations are recomputed to fit")
@@ -180,10 +189,12 @@ def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
     return table
 
 
-def _ways_table(job: Job, ways: Mapping[str | None, Ways | None]) -> Table:
-    """Return what fine-tuning needs on each type of GPU: all weights, recomputed, and by LoRA."""
+def _ways_table(job: Job, stage: str, ways: Mapping[str | None, Ways | None]) -> Table:
+    """Return what a stage of fine-tuning needs on each type of GPU: all weights, recomputed, and by
+    LoRA."""
     rank = next(found.rank for found in ways.values() if found is not None)
-    title = f"sft on one GPU: GiB (with so many rows of {job.sft_seq_len:,} tokens at once)"
+    length = job.seq_len(stage)
+    title = f"{stage} on one GPU: GiB (with so many rows of {length:,} tokens at once)"
     table = _empty_table(title, ("usable", "in full", "recomputed", f"LoRA of rank {rank}"))
     for gpu, found in ways.items():
         if found is not None:
@@ -218,10 +229,15 @@ def _number(value: float | None, form: str) -> str:
     return "?" if value is None else format(value, form)
 
 
+def _ways_as_json(ways: Mapping[str, Ways | None]) -> dict[str, Any]:
+    return {s: None if found is None else dataclasses.asdict(found) for s, found in ways.items()}
+
+
 def _as_json(
     job: Job, estimates: Sequence[Estimate], notes: Sequence[str], several: Sequence[OnCards]
 ) -> dict[str, Any]:
-    ways = [ways_on(job, e.offer) for e in estimates]
+    stages = fine_tuning_stages(job)
+    ways = [{stage: ways_on(job, stage, e.offer) for stage in stages} for e in estimates]
     rows = [
         {
             **dataclasses.asdict(e.offer),
@@ -235,7 +251,9 @@ def _as_json(
             "dollars": e.dollars,
             "dollars_per_billion_tokens": e.dollars_per_billion_tokens,
             "preemption_loss_hours": e.lost_hours,
-            "ways": None if on_it is None else dataclasses.asdict(on_it),
+            # Of the first of these stages, as before there was `prefer`; and of all of them.
+            "ways": next(iter(_ways_as_json(on_it).values()), None),
+            "ways_by_stage": _ways_as_json(on_it),
         }
         for e, on_it in zip(estimates, ways, strict=True)
     ]

@@ -13,6 +13,7 @@ from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
 from pipeline.console.formats import counted
 from pipeline.job import Job
+from pipeline.job.stages import CONVERSING
 from pipeline.job.tuning_sections import Lora as LoraSection
 from pipeline.job.tuning_sections import how_to_use_lora
 from pipeline.rent.plan.estimate import Estimate, estimate, largest_phase, workers_on, workload_on
@@ -46,9 +47,10 @@ class Way:
 
 @dataclass(frozen=True)
 class Ways:
-    """What fine-tuning needs on one GPU.
+    """What a stage of fine-tuning needs on one GPU.
 
     Attributes:
+        stage: `sft` or `prefer`.
         usable: the bytes of a GPU that training may use.
         full: all weights are trained, and all activations are kept.
         recomputed: all weights are trained, and activations are recomputed.
@@ -56,6 +58,7 @@ class Ways:
         rank: LoRA's rank, the job's or the default.
     """
 
+    stage: str
     usable: int
     full: Way
     recomputed: Way
@@ -63,25 +66,36 @@ class Ways:
     rank: int
 
     def __str__(self) -> str:
-        cells = {"sft in full": self.full, "recomputed": self.recomputed}
+        cells = {f"{self.stage} in full": self.full, "recomputed": self.recomputed}
         if self.lora is not None:
             cells[f"by LoRA of rank {self.rank}"] = self.lora
         return "; ".join(f"{name}: {way}" for name, way in cells.items())
 
 
-def ways_on(job: Job, offer: Offer, num_nodes: int = 1) -> Ways | None:
-    """Return what `sft` needs on one GPU of the offer, for each way to train it.
+def fine_tuning_stages(job: Job) -> list[str]:
+    """Return the stages of a job that have more than one way to train: on conversations or
+    preferences, from a model of others.
 
-    None without `sft`, without a GPU, and for a GPU whose memory is not known. A job that pretrains
-    has no choice to make: a GPU that pretrains the model also trains all its weights in `sft`.
+    A job that pretrains has no choice to make: a GPU that pretrains a model also trains all its
+    weights afterwards.
+    """
+    if job.pretrain is not None:
+        return []
+    return [stage for stage in job.train_stages if stage in CONVERSING]
+
+
+def ways_on(job: Job, stage: str, offer: Offer, num_nodes: int = 1) -> Ways | None:
+    """Return what a stage of fine-tuning needs on one GPU of the offer, for each way to train it.
+
+    None without a GPU, and for a GPU whose memory is not known.
     """
     memory = offer.gpu_memory
-    if job.sft is None or job.pretrain is not None or offer.gpu is None or memory is None:
+    if offer.gpu is None or memory is None:
         return None
     usable = int(memory * (1 - HEADROOM))
     workers = workers_on(job, offer, num_nodes)
-    work = largest_phase(workload_on(offer.gpu, job, "sft", workers), job, "sft")
-    rows = rows_per_rank(job.sft.global_batch, workers)
+    work = largest_phase(workload_on(offer.gpu, job, stage, workers), job, stage)
+    rows = rows_per_rank(job.section(stage).global_batch, workers)
     asked, lora = job.hardware, work.lora or Lora()
 
     def way(changed: Workload, recompute: bool | None) -> Way:
@@ -100,7 +114,7 @@ def ways_on(job: Job, offer: Offer, num_nodes: int = 1) -> Ways | None:
         by_lora = way(replace(work, lora=lora, optimizer="adamw"), asked.recompute)
     except BadInput:  # it has no projections that LoRA can adapt
         by_lora = None
-    return Ways(usable, way(full, False), way(full, True), by_lora, lora.rank)
+    return Ways(stage, usable, way(full, False), way(full, True), by_lora, lora.rank)
 
 
 # ---------------------------------------------------------------- GPUs that fit
@@ -148,9 +162,11 @@ def _changes(job: Job) -> Iterator[tuple[str, Job, str]]:
         hardware = job.hardware.model_copy(update={"recompute": None})
         changed = job.model_copy(update={"hardware": hardware})
         yield "With recomputed activations", changed, "remove hardware.recompute: false"
-    if job.sft is not None and job.sft.lora is None:
-        sft = job.sft.model_copy(update={"lora": LoraSection(), "optimizer": "adamw"})
-        yield "By LoRA", job.model_copy(update={"sft": sft}), how_to_use_lora("sft")
+    for stage in fine_tuning_stages(job):
+        if job.lora(stage) is None and not (stage == "prefer" and job.lora("sft")):
+            changes = {"lora": LoraSection(), "optimizer": "adamw"}
+            section = job.section(stage).model_copy(update=changes)
+            yield "By LoRA", job.model_copy(update={stage: section}), how_to_use_lora(stage)
 
 
 def _listed(names: list[str]) -> str:

@@ -13,9 +13,12 @@ from pipeline.rent.plan.prices import Offer
 from tests.support.jobs import write_tiny_data
 from tests.support.published_models import write_published
 
+# Makes the job learn from pairs, too.
+PREFER = ["prefer.sources=[{kind: jsonl, path: pairs.jsonl}]"]
+
 
 def write_fine_tuning(folder: Path, name: str) -> Path:
-    """Write the shortest job that fine-tunes this model, with the model and conversations."""
+    """Write the shortest job that fine-tunes this model, with the model and all its data."""
     write_published(folder / name, name)
     write_tiny_data(folder)
     talks = folder / "talks.jsonl"
@@ -23,6 +26,10 @@ def write_fine_tuning(folder: Path, name: str) -> Path:
     # Enough for a batch of rows of 2,048 tokens.
     questions = ({"role": "user", "content": f"Who is {number}?"} for number in range(400))
     talks.write_text("".join(json.dumps({"messages": [q, long]}) + "\n" for q in questions))
+    short = {"role": "assistant", "content": "the cat saw two red birds"}
+    pairs = [[{"role": "user", "content": f"Who is {number}?"}, long] for number in range(400)]
+    lines = [{"chosen": pair, "rejected": [pair[0], short]} for pair in pairs]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     job = {
         "name": "mine",
         "model": {"from": name},

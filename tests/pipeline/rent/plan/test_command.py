@@ -140,6 +140,7 @@ def test_each_card_says_what_each_way_to_fine_tune_needs(
         for row in rows
     }
     assert fits == {"RTXA4000": [False, True, True], "A40": [True, True, True]}
+    assert all(row["ways_by_stage"] == {"sft": row["ways"]} for row in rows)
     settings = [f"store={tmp_path / 'runs'}", "prices={RTXA4000: 0.25}"]
     assert show_plan(job, settings, gpus=("RTXA4000",), as_json=False) == 0
     printed = capsys.readouterr().out

@@ -12,7 +12,7 @@ from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.what_fits import gpus_that_fit, what_to_change
 from tests.paths import JOBS
-from tests.pipeline.rent.fine_tuning import one, read_fine_tuning
+from tests.pipeline.rent.fine_tuning import PREFER, one, read_fine_tuning
 
 A4000 = one("RTXA4000")
 
@@ -38,6 +38,21 @@ def test_lora_is_offered_with_what_to_write_where_all_weights_do_not_fit(tmp_pat
         f"By LoRA, it fits on RTXA4000 ({changed.peak_bytes / 2**30:.1f} GiB): write `sft: {{lora: "
         "{rank: 16}}` next to the other fields of sft, or add sft.lora.rank=16 to the command."
     )
+
+
+def test_lora_is_offered_to_the_stage_of_preferences(tmp_path: Path) -> None:
+    job = read_fine_tuning(tmp_path, "Qwen3-1.7B", "sft=null", *PREFER)
+    (offered,) = what_to_change(job, [on_a4000(job)])
+    changed = read_fine_tuning(tmp_path, "Qwen3-1.7B", "sft=null", *PREFER, "prefer.lora.rank=16")
+    assert on_a4000(changed).fits, "the offer holds"
+    assert offered.endswith("or add prefer.lora.rank=16 to the command.")
+
+
+def test_no_adapter_of_an_adapter_is_offered(tmp_path: Path) -> None:
+    """A job can't have both, so prefer has to fit in full, or sft."""
+    job = read_fine_tuning(tmp_path, "Qwen3-1.7B", *PREFER, "sft.lora.rank=16")
+    assert on_a4000(job).lacks is not None
+    assert what_to_change(job, [on_a4000(job)]) == []
 
 
 def test_recomputation_is_offered_before_lora_to_a_job_that_forbids_it(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.job.file import load_job
 from pipeline.rent.plan.estimate import estimate
-from pipeline.rent.plan.what_fits import GIB, Way, ways_on
+from pipeline.rent.plan.what_fits import GIB, Way, fine_tuning_stages, ways_on
 from tests.paths import JOBS
-from tests.pipeline.rent.fine_tuning import one, read_fine_tuning
+from tests.pipeline.rent.fine_tuning import PREFER, one, read_fine_tuning
 from tests.support.published_models import PUBLISHED
 
 A4000 = one("RTXA4000")
@@ -30,13 +30,13 @@ def test_what_a_published_model_needs_on_a_card_of_16_gb(
     tmp_path: Path, name: str, fits: tuple[bool, ...], gib: tuple[float, ...]
 ) -> None:
     """With a job that says nothing but the model and the conversations."""
-    ways = ways_on(read_fine_tuning(tmp_path, name), A4000)
+    ways = ways_on(read_fine_tuning(tmp_path, name), "sft", A4000)
     assert ways is not None
     assert ways.lora is not None
     found = (ways.full, ways.recomputed, ways.lora)
     assert tuple(way.fits for way in found) == fits
     assert all((way.peak_bytes <= ways.usable) == way.fits for way in found)
-    smallest = ways_on(read_fine_tuning(tmp_path, name, "hardware.micro_batch=1"), A4000)
+    smallest = ways_on(read_fine_tuning(tmp_path, name, "hardware.micro_batch=1"), "sft", A4000)
     assert smallest is not None
     assert smallest.lora is not None
     least = (smallest.full, smallest.recomputed, smallest.lora)
@@ -66,12 +66,12 @@ def test_each_way_is_what_the_job_takes_if_it_asks_for_it(
     job = read_fine_tuning(tmp_path, "SmolLM2-360M", *overrides)
     (stage,) = estimate(job, A4000).stages
     taken = Way(stage.micro_batch, stage.recompute, stage.peak_bytes, True)
-    assert getattr(ways_on(job, A4000), name) == taken
+    assert getattr(ways_on(job, "sft", A4000), name) == taken
 
 
 def test_the_rank_is_that_of_the_job_or_the_default(tmp_path: Path) -> None:
     ways = [
-        ways_on(read_fine_tuning(tmp_path, "SmolLM2-360M", *asked), A4000)
+        ways_on(read_fine_tuning(tmp_path, "SmolLM2-360M", *asked), "sft", A4000)
         for asked in ([], ["sft.lora.rank=128", "hardware.micro_batch=4"])
     ]
     assert [way and way.rank for way in ways] == [16, 128]
@@ -81,7 +81,7 @@ def test_the_rank_is_that_of_the_job_or_the_default(tmp_path: Path) -> None:
 
 def test_a_model_of_experts_has_no_way_by_lora() -> None:
     tuned = ["model=tachyon-tiny", "pretrain=null", "sft.init_from=runs/other"]
-    ways = ways_on(load_job(JOBS / "pion-small.yaml", tuned), A4000)
+    ways = ways_on(load_job(JOBS / "pion-small.yaml", tuned), "sft", A4000)
     assert ways is not None
     assert ways.full.fits
     assert ways.lora is None
@@ -89,11 +89,30 @@ def test_a_model_of_experts_has_no_way_by_lora() -> None:
 
 
 def test_a_job_that_pretrains_has_no_choice_to_make() -> None:
-    assert ways_on(load_job(JOBS / "pion-small.yaml", []), A4000) is None
+    """A GPU that pretrains the model also trains all its weights afterwards."""
+    assert fine_tuning_stages(load_job(JOBS / "pion-small.yaml", [])) == []
 
 
-def test_without_conversations_or_a_known_gpu_there_is_nothing_to_say(tmp_path: Path) -> None:
-    assert ways_on(load_job(JOBS / "pion-small.yaml", ["sft=null"]), A4000) is None
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["hardware.recompute=false"], "full"),
+        (["hardware.recompute=true"], "recomputed"),
+        (["prefer.lora.rank=16"], "lora"),
+    ],
+)
+def test_each_way_to_learn_preferences_is_what_the_job_takes_if_it_asks_for_it(
+    tmp_path: Path, overrides: list[str], name: str
+) -> None:
+    job = read_fine_tuning(tmp_path, "SmolLM2-360M", *PREFER, *overrides)
+    assert fine_tuning_stages(job) == ["sft", "prefer"]
+    _, stage = estimate(job, A4000).stages
+    ways = ways_on(job, "prefer", A4000)
+    assert getattr(ways, name) == Way(stage.micro_batch, stage.recompute, stage.peak_bytes, True)
+    assert str(ways).startswith("prefer in full: ")
+
+
+def test_without_a_known_gpu_there_is_nothing_to_say(tmp_path: Path) -> None:
     job = read_fine_tuning(tmp_path, "SmolLM2-360M")
-    assert ways_on(job, dataclasses.replace(A4000, gpu=None)) is None
-    assert ways_on(job, dataclasses.replace(A4000, gpu_memory=None)) is None
+    assert ways_on(job, "sft", dataclasses.replace(A4000, gpu=None)) is None
+    assert ways_on(job, "sft", dataclasses.replace(A4000, gpu_memory=None)) is None

@@ -1,0 +1,139 @@
+"""`pion check` on files of preferences as they should not be: one message, or a count.
+
+The files are those of test_preferences.py. Of the checks, only those that read the file run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.rent.check.job import check_data
+from tests.hostile.in_process import ended
+from tests.hostile.test_preferences import (
+    DROPPED,
+    GOOD,
+    LABELS,
+    LINE,
+    REFUSED,
+    USED,
+    line,
+    odd,
+    write_with,
+)
+from tests.support.chat_templates import CHATML
+from tests.support.in_process_renderer import InProcessRenderer
+from tests.support.preference_files import label_of, pair_of, write_jsonl
+from tests.support.stock_models import saved, stock_model
+from tests.support.tokenizer_kinds import write_files
+from tests.support.waiting import LONG_SECONDS
+
+# `checked(**fields)`: the exit code of `pion check` on the file in the folder, with these fields of
+# `prefer`, and what it printed in one line.
+Checked = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of SmolLM2's shape, with a chat template."""
+    folder = tmp_path_factory.mktemp("published") / "model"
+    saved(stock_model("SmolLM2", vocab_size=384), folder)
+    return write_files("smollm2", folder, CHATML)
+
+
+@pytest.fixture
+def checked(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Checked:
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+    command = "pipeline.rent.check.command"
+    monkeypatch.setattr(
+        f"{command}._checks", lambda job, *_, **__: [("data", partial(check_data, job))]
+    )
+    for limit in ("SECONDS", "CONVERSATION_SECONDS"):  # a busy machine may need longer
+        monkeypatch.setattr(f"{command}.{limit}", LONG_SECONDS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100000")
+
+    def run(**fields: Any) -> tuple[int, str]:
+        prefer = {"global_batch": 1, "held_out": 0.2, "seq_len": 1024, **fields}
+        prefer["sources"] = [{"kind": "jsonl", "path": "prefs.jsonl"}]
+        job = {
+            "name": "odd",
+            "store": str(tmp_path / "runs"),
+            "model": {"from": str(model), "seq_len": 512},
+            "prefer": prefer,
+        }
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+        code, printed = ended(capsys, "check", "job.yaml")
+        assert re.sub(r"[\n\t]", "", printed).isprintable(), "a terminal would obey it"
+        return code, " ".join(printed.split())
+
+    return run
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_check_names_the_line_that_is_no_pair(name: str, tmp_path: Path, checked: Checked) -> None:
+    write_with(tmp_path, REFUSED[name])
+    code, printed = checked()
+    assert code == 2
+    assert f"prefs.jsonl:{LINE}" in printed
+    assert len(printed) < 3000
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_check_names_the_line_that_has_no_label(
+    name: str, tmp_path: Path, checked: Checked
+) -> None:
+    write_with(tmp_path, LABELS[name], label_of)
+    code, printed = checked(loss="apo-zero")
+    assert code == 2
+    assert f"prefs.jsonl:{LINE}" in printed
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_check_says_why_a_pair_is_left_out(name: str, tmp_path: Path, checked: Checked) -> None:
+    odd_line, reason = DROPPED[name]
+    write_with(tmp_path, odd_line)
+    code, printed = checked(seq_len=512)
+    assert code == 0
+    assert re.search(f"left out: 1, because (they are )?{reason}", printed)
+
+
+@pytest.mark.parametrize("name", USED)
+def test_check_shows_an_odd_pair_as_the_first(name: str, tmp_path: Path, checked: Checked) -> None:
+    """What is printed has no control character, whatever the pair has."""
+    lines = [odd(**USED[name]), *(line(pair_of(number)) for number in range(GOOD))]
+    (tmp_path / "prefs.jsonl").write_bytes(b"\n".join(lines))
+    code, printed = checked()
+    assert code == 0
+    assert printed.count("rejected: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        ([pair_of(n, score_chosen=1, score_rejected=2) for n in range(GOOD)], "to be swapped"),
+        ([pair_of(n, status="tie") for n in range(GOOD)], "40 of 40 pairs are left out"),
+        ([pair_of(n, chosen="") for n in range(3)], "3 of 3 pairs are left out"),
+        ([pair_of(1)], "prefs.jsonl"),
+        ([], "the corpus is empty"),
+    ],
+    ids=["swapped", "all ties", "none after drops", "one pair", "no pair"],
+)
+def test_check_refuses_a_file_from_which_nothing_can_be_learned(
+    records: list[dict[str, Any]], expected: str, tmp_path: Path, checked: Checked
+) -> None:
+    write_jsonl(tmp_path / "prefs.jsonl", records)
+    code, printed = checked()
+    assert code == 2
+    assert expected in printed

@@ -1,0 +1,171 @@
+"""`pion new` on preferences: the job that it writes, what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.base.read_job import read_job
+from pipeline.rent.check.texts import check_preferences
+from tests.pipeline.conftest import Pion
+from tests.pipeline.rent.conftest import SkyHome
+from tests.support.chat_templates import CHATML
+from tests.support.in_process_renderer import InProcessRenderer
+from tests.support.instruct_model import write_instruct_model
+from tests.support.preference_files import label_of, pair_of, write_jsonl
+
+
+@pytest.fixture(autouse=True)
+def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+
+
+@pytest.fixture(scope="module")
+def chat_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a chat template."""
+    return write_instruct_model(tmp_path_factory.mktemp("chat") / "base", "smollm2", CHATML)
+
+
+def messages_of(number: int) -> dict[str, Any]:
+    pair = pair_of(number)
+    prompt = {"role": "user", "content": pair["prompt"]}
+    return {
+        side: [prompt, {"role": "assistant", "content": pair[side]}]
+        for side in ("chosen", "rejected")
+    }
+
+
+def openai_of(number: int) -> dict[str, Any]:
+    pair = messages_of(number)
+    return {
+        "input": {"messages": pair["chosen"][:1]},
+        "preferred_output": pair["chosen"][1:],
+        "non_preferred_output": pair["rejected"][1:],
+    }
+
+
+LAYOUTS: dict[str, tuple[Callable[[int], dict[str, Any]], str]] = {
+    "explicit": (pair_of, "dpo-norm"),
+    "implicit": (messages_of, "dpo-norm"),
+    "OpenAI": (openai_of, "dpo-norm"),
+    "labels": (label_of, "apo-zero"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_job_for_each_layout_passes_the_check_of_its_preferences(
+    layout: str, here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+) -> None:
+    record_of, loss = LAYOUTS[layout]
+    write_jsonl(here / "prefs.jsonl", [record_of(number) for number in range(200)])
+    code, printed, errors = pion("new", "prefs.jsonl", "--from", str(chat_base))
+    assert code == 0, errors
+    job = read_job(here / "prefs.yaml")
+    assert job.train_stages == ["prefer"]
+    assert job.prefer is not None
+    assert job.prefer.loss == loss
+    rows = {row.name: row.words for row in check_preferences(job)}
+    assert "left out" not in rows["preferences"], "every pair fits into a row"
+    assert "batch" not in rows or "512 are usual" in rows["batch"]
+    assert printed.count("⟦") == (3 if loss == "dpo-norm" else 2)
+    assert "price          about $" in printed
+    assert "note: read when this is not worth it" in printed
+
+
+def test_it_says_what_the_pairs_will_teach(
+    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+) -> None:
+    longer = [pair_of(n, chosen="a much longer answer " * 9) for n in range(40)]
+    odd = [
+        pair_of(41, chosen="same", rejected=" same "),
+        pair_of(42, score_chosen=1, score_rejected=1),
+    ]
+    write_jsonl(here / "prefs.jsonl", [*longer, *odd])
+    code, printed, _ = pion("new", "prefs.jsonl", "--from", str(chat_base), "--dry-run")
+    assert code == 0
+    assert not (here / "prefs.yaml").exists()
+    assert "40 pairs, " in printed
+    assert "the chosen answer is the longer one in 100%" in printed
+    assert "left out: 1, because chosen and rejected are the same tokens" in printed
+    assert "left out: 1, because chosen and rejected are equally good" in printed
+    assert "note: the chosen answers are mostly the longer ones" in printed
+    assert "note: 40 pairs are few" in printed
+
+
+def test_swapped_pairs_are_noticed(
+    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+) -> None:
+    records = [pair_of(n, score_chosen=1, score_rejected=2) for n in range(40)]
+    write_jsonl(here / "prefs.jsonl", records)
+    _, printed, _ = pion("new", "prefs.jsonl", "--from", str(chat_base), "--dry-run")
+    assert "in 40 pairs, the chosen answer has the lower score" in printed
+
+
+def test_less_money_buys_fewer_passes(
+    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+) -> None:
+    write_jsonl(here / "prefs.jsonl", [pair_of(number) for number in range(400)])
+    assert pion("new", "prefs.jsonl", "--from", str(chat_base), "--dollars", "1e-6")[0] == 0
+    job = read_job(here / "prefs.yaml")
+    assert job.prefer is not None
+    assert job.prefer.epochs is not None
+    assert job.prefer.epochs < 1
+
+
+@pytest.mark.parametrize(
+    ("records", "options", "expected"),
+    [
+        ([pair_of(1), pair_of(2, chosen=None)], (), "prefs.jsonl:2: key 'chosen' is null"),
+        ([pair_of(1), label_of(2)], (), "prefs.jsonl:2: pairs and single answers are mixed"),
+        ([pair_of(n, chosen="") for n in range(3)], (), "no preferences that can be learned"),
+        ([pair_of(1)], ("--from", "none"), "they need a model that answers"),
+    ],
+)
+def test_what_can_not_be_used_is_refused_and_nothing_is_written(
+    records: list[dict[str, Any]], options: tuple[str, ...], expected: str, here: Path, pion: Pion
+) -> None:
+    write_jsonl(here / "prefs.jsonl", records)
+    code, _, errors = pion("new", "prefs.jsonl", *options)
+    assert code == 2
+    assert expected in errors
+    assert "Nothing was written" in errors
+    assert [path.name for path in here.iterdir()] == ["prefs.jsonl"]
+
+
+def test_pairs_next_to_text_are_refused(here: Path, pion: Pion) -> None:
+    folder = here / "data"
+    folder.mkdir()
+    write_jsonl(folder / "pairs.jsonl", [pair_of(1)])
+    write_jsonl(folder / "texts.jsonl", [{"text": "A text, and no pair."}])
+    code, _, errors = pion("new", "data")
+    assert code == 2
+    assert "preferences and other data are mixed: data/pairs.jsonl" in errors
+
+
+def test_the_command_that_converts_json_makes_what_a_job_reads(
+    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+) -> None:
+    records = [pair_of(number) for number in range(40)]
+    (here / "prefs.json").write_text(json.dumps(records))
+    code, _, errors = pion("new", "prefs.json")
+    assert code == 2
+    command = errors.partition("Convert it first: ")[2].partition(". Nothing was written")[0]
+    subprocess.run(["sh", "-c", command], check=True, cwd=here)
+    lines = (here / "pairs.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == records
+
+
+def test_a_person_may_read_pairs_as_conversations(
+    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+) -> None:
+    """With an option that names columns, the chosen answers are the conversations."""
+    write_jsonl(here / "prefs.jsonl", [pair_of(number) for number in range(40)])
+    columns = ("--question-column", "prompt", "--answer-column", "chosen")
+    code, _, errors = pion("new", "prefs.jsonl", "--from", str(chat_base), *columns)
+    assert code == 0, errors
+    assert read_job(here / "prefs.yaml").train_stages == ["sft"]
