@@ -15,7 +15,7 @@ from pion.data.preference.rendering import Usable, preference_format
 from pion.data.preference.summary import Summary
 from pion.data.preference.view import marked_preference
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import amount
 from pipeline.data.preferences import preferences
@@ -160,24 +160,51 @@ def _what(counted: CountedPreferences) -> str:
     return "pairs" if kinds == {"pairs"} else "labelled answers"
 
 
+def lacks_rows(job: Job) -> bool:
+    """Return whether it depends on the rows of preferences, which are not known, how long the stage
+    takes: its steps do, or the pass of its reference."""
+    if job.prefer is None:
+        return False
+    return not job.prefer.steps_are_known or (
+        job.needs_reference("prefer") and job.prefer.rows is None
+    )
+
+
 def require_known(job: Job) -> str | None:
-    """Tell the job how many rows its preferences give, where its steps depend on them.
+    """Tell the job how many rows its preferences give, where its steps or the pass of its reference
+    depend on them.
 
     Returns what is not certain about it, as a sentence; None if everything is. Raises BadInput for
-    preferences that can't be used.
+    preferences that can't be used, unless only the pass depends on them.
     """
+    if not lacks_rows(job):
+        return None
     section = job.section("prefer")
     if section.steps_are_known:
-        return None
+        return _know_pass(job)
     counted = count_preferences(job)
     if counted is None:
         return "the steps of prefer follow from its rows, which are not known before prepare"
     section.know_rows(counted.rows)
-    if counted.whole:
-        return None
+    return None if counted.whole else _of_the_first("the steps of prefer are")
+
+
+def _know_pass(job: Job) -> str | None:
+    """Tell a job whose steps are given how many rows the pass of its reference has."""
+    try:
+        counted = count_preferences(job)
+    except PionError as error:  # the checks say it, and the steps are known
+        return f"the reference pass of prefer is left out: {error}"
+    if counted is None:
+        return "the reference pass of prefer is left out: its rows are not known before prepare"
+    job.section("prefer").know_rows(counted.rows)
+    return None if counted.whole else _of_the_first("the reference pass of prefer is")
+
+
+def _of_the_first(what: str) -> str:
     return (
-        f"the steps of prefer are of the first {SAMPLED:,} preferences of a data set: all of them "
-        "take as many times longer as there are more"
+        f"{what} of the first {SAMPLED:,} preferences of a data set: all of them take as many "
+        "times longer as there are more"
     )
 
 

@@ -14,7 +14,9 @@ from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.check.texts import check_preferences
 from pipeline.rent.plan.conversations import expect_rows
+from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.preferences import count_preferences
+from pipeline.rent.plan.prices import Offer
 from tests.support.corpora import save_tokenizer
 from tests.support.jobs import tiny_dict
 from tests.support.preference_runs import PREFER, write_pairs
@@ -38,6 +40,10 @@ def job_in(folder: Path, **fields: Any) -> Job:
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(tiny_dict(**changes, prefer=prefer)))
     return load_job(path)
+
+
+def an_a40() -> Offer:
+    return Offer("A40", 1, "RunPod", "CA", False, 0.4, 0.4, 48 * 2**30, 60)
 
 
 def words_of(job: Job) -> dict[str, str]:
@@ -84,6 +90,35 @@ def test_the_steps_of_a_job_of_preferences_alone_are_known_before_renting(tmp_pa
     counted = count_preferences(job)
     assert counted is not None
     assert job.section("prefer").total_steps == -(-2 * counted.rows // 4)
+
+
+def test_the_reference_pass_is_planned_if_the_steps_are_given(tmp_path: Path) -> None:
+    job = job_in(tmp_path, steps=8)
+    assert expect_rows(job) is None
+    counted = count_preferences(job)
+    assert counted is not None
+    (stage,) = estimate(job, an_a40()).stages
+    assert stage.reference_tokens == counted.rows * 320 // 3
+    assert stage.reference_seconds == stage.reference_tokens / (stage.tokens_per_second or 0)
+    assert stage.seconds == pytest.approx(
+        8 * 4 * 320 / (stage.tokens_per_second or 0) + stage.reference_seconds
+    )
+
+
+def test_a_loss_without_a_reference_is_planned_without_reading_its_pairs(tmp_path: Path) -> None:
+    job = job_in(tmp_path, steps=8, loss="simpo")
+    (tmp_path / "pairs.jsonl").unlink()
+    assert expect_rows(job) is None
+    (stage,) = estimate(job, an_a40()).stages
+    assert (stage.reference_tokens, stage.reference_seconds) == (0, None)
+
+
+def test_a_plan_says_if_it_can_not_count_the_pass(tmp_path: Path) -> None:
+    job = job_in(tmp_path, steps=8)
+    (tmp_path / "pairs.jsonl").unlink()
+    said = expect_rows(job)
+    assert said is not None
+    assert said.startswith("the reference pass of prefer is left out: prefer.sources.0")
 
 
 def test_swapped_pairs_are_refused_before_renting(tmp_path: Path) -> None:
