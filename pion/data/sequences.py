@@ -35,6 +35,11 @@ class Sequences:
         return Sequences(function(self.reference), function(self.tokens), function(self.side))
 
 
+def columns_for(most: int, *, paired: bool) -> int:
+    """Return S for rows with at most so many sequences: a power of two, and even for pairs."""
+    return 1 << max(most - 1, 1 if paired else 0).bit_length()
+
+
 def sequences_of_rows(
     sides: Sequence[Sequence[int]],
     documents: Tensor,
@@ -53,7 +58,7 @@ def sequences_of_rows(
     the rows are `paired` and a chosen sequence is not followed by its rejected one.
     """
     longest = max((len(row) for row in sides), default=0)
-    size = 1 << max(longest - 1, 1 if paired else 0).bit_length()
+    size = columns_for(longest, paired=paired)
     shape = len(sides), size
     side = torch.zeros(shape, dtype=torch.int8)
     sums = torch.zeros(shape, dtype=torch.float64)

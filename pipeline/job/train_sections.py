@@ -203,10 +203,10 @@ class Train(Section):
         self._rows = rows
         steps, warmup = self.total_steps, self.total_warmup_steps
         if warmup >= steps:
+            key = f"{type(self).__name__.lower()}.warmup_steps"
             raise BadInput(
-                f"warmup_steps: {warmup} must be below the {steps} steps that the data gives "
-                f"({rows:,} rows). Nothing was lost. Lower warmup_steps, or give more data "
-                "or epochs"
+                f"{key}: {warmup} must be below the {steps} steps that the data gives "
+                f"({rows:,} rows). Nothing was lost. Lower {key}, or give more data or epochs"
             )
 
     @property

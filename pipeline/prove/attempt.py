@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.cost.timeline import REFERENCE_PASS
 from pipeline.data.fingerprint import APART
 from pipeline.machine.folders import expand, private_cache_folder
 from pipeline.machine.kill_points import HALT_AT
@@ -238,6 +239,8 @@ class _Watch:
             elif stage[2] == "starts":
                 self.during = stage[1]
                 self._compared = stage[1] == "prefer"
+        elif f": {REFERENCE_PASS} " in line:
+            self.during = "reference"
         elif SAVED_LINE.search(line) and self._committed_at_line is None:
             self._committed_at_line = len(self.line_times)
 

@@ -316,12 +316,21 @@ def _name(source: Source) -> str:
 
 def check_splits(report: dict[str, Any], found: Input, seq_len: int, share: float) -> None:
     """Raise BadInput if there is nothing to train or to evaluate on."""
-    for split, wish in (("train", "lower held_out"), ("held_out", "raise held_out")):
-        if not report[f"{split}_rows"]:
+    section, name = found.key.partition(".")[0], _name(found.source)
+    for split, wish in (("train", "lower"), ("held_out", "raise")):
+        if report[f"{split}_rows"]:
+            continue
+        wish = f"{wish} {section}.held_out (now {share})"
+        if section == "prefer":
+            words = "is held out" if split == "held_out" else "is left to train on"
             raise BadInput(
-                f"{found.key} ({_name(found.source)}): too little text: the {split} split does not "
-                f"fill a row of {seq_len:,} ids. Add text, lower seq_len, or {wish} (now {share})."
+                f"{found.key} ({name}): too few preferences: no prompt {words}. Add preferences, "
+                f"or {wish}."
             )
+        raise BadInput(
+            f"{found.key} ({name}): too little text: the {split} split does not fill a row of "
+            f"{seq_len:,} ids. Add text, lower {section}.seq_len, or {wish}."
+        )
 
 
 def _check_rows(job: Job, data: Prepared, stage: str) -> None:
@@ -337,8 +346,10 @@ def _check_rows(job: Job, data: Prepared, stage: str) -> None:
 def require_a_batch(rows: int, global_batch: int, stage: str, seq_len: int) -> None:
     """Raise BadInput if a stage's rows do not fill a batch."""
     if rows < global_batch:
+        has = "the preferences are fewer than one batch: they have"
+        has = has if stage == "prefer" else "the corpus is smaller than one batch: it has"
         raise BadInput(
-            f"{stage}: the corpus is smaller than one batch: it has {rows:,} rows of {seq_len:,} "
+            f"{stage}: {has} {rows:,} rows of {seq_len:,} "
             f"ids, but {stage}.global_batch needs {global_batch:,}. Add data, or lower "
             f"{stage}.global_batch or seq_len."
         )

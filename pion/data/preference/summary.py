@@ -160,9 +160,11 @@ class Summary:
                 f"{self.tally.early:,} pairs differ from an earlier answer on; their later "
                 "questions are only read"
             )
-        if self._dropped:
-            lines.append(f"left out: {self._reasons}")
-        return lines
+        return lines + self.left_out()
+
+    def left_out(self) -> list[str]:
+        """Return a line on how many are left out, and why; none if all are used."""
+        return [f"left out: {self._reasons}"] if self._dropped else []
 
     def left_out_in_words(self) -> str:
         """Return how many are left out, and why; empty if none are."""

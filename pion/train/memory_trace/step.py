@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from pion.data.sequences import Sequences
+from pion.data.sequences import Sequences, columns_for
 from pion.data.stream import Batch
 from pion.model import decoder
 from pion.model.block import Block
@@ -248,9 +248,8 @@ def _batch(what: Traced, rows: int) -> Batch:
     given = [torch.zeros_like(tokens) if what.documents else None for _ in range(2)]
     sequences = None
     if what.sequences:
-        # A batch has a power of two of answers (`sequences_of_rows`), in pairs.
-        count = 1 << max(what.sequences - 1, 1).bit_length()
-        numbers = torch.zeros(rows, count, dtype=torch.float64)
+        columns = columns_for(what.sequences, paired=True)
+        numbers = torch.zeros(rows, columns, dtype=torch.float64)
         sequences = Sequences(numbers, numbers.long(), numbers.to(torch.int8))
     return Batch(tokens, torch.zeros_like(tokens), given[0], given[1], sequences)
 

@@ -50,6 +50,7 @@ from pipeline.rent.check.texts import (
 )
 from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.at_launch import refuse_past
+from pipeline.rent.plan.preferences import lacks_rows
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until
 from pipeline.state.stores import open_store
 
@@ -150,8 +151,10 @@ def run_checks(
     words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
     rows = [CheckRow("job", True, words)]
     talks = ("conversations", begin(partial(_check_talks, job)))
-    if not all(job.section(stage).steps_are_known for stage in job.train_stages):
-        # What a machine costs follows from the steps, and these from the conversations.
+    known = all(job.section(stage).steps_are_known for stage in job.train_stages)
+    if not known or (sky_yaml is not None and lacks_rows(job)):
+        # What a machine costs follows from the steps and from the reference of preferences, and
+        # these from the data.
         soon = time.monotonic() + CONVERSATION_SECONDS
         soon = soon + LOCAL_SECONDS if _is_local(job) else min(end, soon)
         rows += _outcome(*talks, soon, traced)

@@ -43,8 +43,14 @@ from pipeline.rent.plan.conversations import (
     too_few_steps,
     too_many_passes,
 )
-from pipeline.rent.plan.preferences import count_preferences, first_in_words, warnings_about
+from pipeline.rent.plan.preferences import (
+    count_preferences,
+    first_in_words,
+    high_rate,
+    warnings_about,
+)
 from pipeline.rent.plan.preferences import in_words as in_words_of_preferences
+from pipeline.rent.plan.unencoded_preferences import unencoded_in_words
 from pipeline.stages.prepare import (
     check_splits,
     prepare_prefer,
@@ -276,7 +282,8 @@ def check_preferences(job: Job) -> list[CheckRow]:
         return []
     counted = count_preferences(job)
     if counted is None:
-        return []
+        said = "\n".join(unencoded_in_words(job))
+        return [CheckRow("preferences", True, said), *_rate(job)]
     job.section("prefer").know_rows(counted.rows)
     return [
         CheckRow("preferences", True, "\n".join(in_words_of_preferences(job, counted))),
@@ -284,6 +291,12 @@ def check_preferences(job: Job) -> list[CheckRow]:
         *(CheckRow(name, None, words) for name, words in warnings_about(job, counted).items()),
         CheckRow("the first", True, first_in_words(counted)),
     ]
+
+
+def _rate(job: Job) -> list[CheckRow]:
+    """Return a warning of a rate that is too high for preferences."""
+    words = high_rate(job)
+    return [] if words is None else [CheckRow("rate", None, words)]
 
 
 def _untrained(job: Job, counted: Counted) -> list[CheckRow]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
-from pipeline.console.formats import amount, printable
+from pipeline.console.formats import amount, duration, printable
 from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import Job
 from pipeline.rent.plan.compared import of_rental, on_the_market
@@ -71,6 +71,7 @@ def show_plan(
         raise BadInput("\n".join([*lines, what_would_fit(plan), *changes]))
     notes = [*compared.notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
     notes += [*core_minutes(plan, estimates), *compared.warning(plan, estimates)]
+    notes += _passes(estimates, nodes)
     by_gpu = {e.offer.gpu: on_cards(plan, e, nodes) for e in reversed(estimates)}
     several = [found for e in estimates if (found := by_gpu.pop(e.offer.gpu, None)) is not None]
     notes += notes_on_cards(several)
@@ -148,6 +149,26 @@ def _assumptions(job: Job, estimates: Sequence[Estimate], changes: Sequence[str]
         "training only: booting the machine, preparing data, evaluation and publishing are extra"
     )
     return notes
+
+
+def _passes(estimates: Sequence[Estimate], nodes: int) -> list[str]:
+    """Return a line on the pass that computes a reference: what it takes on each type of GPU, by
+    its cheapest machine."""
+    found: dict[str, str] = {}
+    for e in estimates:
+        seconds = [s.reference_seconds for s in e.stages if s.reference_seconds is not None]
+        gpu = e.offer.gpu or "CPU"
+        if not e.fits or not seconds or gpu in found:
+            continue
+        price = e.offer.price
+        dollars = "" if price is None else f", ${sum(seconds) / 3600 * price * nodes:.2f}"
+        found[gpu] = f"{gpu} {duration(sum(seconds))}{dollars}"
+    if not found:
+        return []
+    return [
+        "of it, the reference pass of prefer, once before its first step: "
+        f"{'; '.join(found.values())}"
+    ]
 
 
 def _why_unfit(estimates: Sequence[Estimate]) -> list[str]:
@@ -244,7 +265,10 @@ def _as_json(
             "price": e.offer.price,
             "fits": e.fits,
             "problem": e.problem,
-            "stages": [dataclasses.asdict(stage) for stage in e.stages],
+            "stages": [
+                dataclasses.asdict(stage) | {"reference_seconds": stage.reference_seconds}
+                for stage in e.stages
+            ],
             "peak_bytes": e.peak_bytes,
             "tokens_per_second": e.tokens_per_second,
             "hours": e.hours,

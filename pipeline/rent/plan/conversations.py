@@ -22,7 +22,7 @@ from pipeline.data.conversations_to_rows import in_own_format, in_template
 from pipeline.data.sources import SAMPLED, conversations, find_input, talks
 from pipeline.job import Job
 from pipeline.rent.plan.first_records import keep_first_records
-from pipeline.rent.plan.preferences import require_known
+from pipeline.rent.plan.preferences import lacks_rows, require_known
 from pipeline.stages.prepare import prepare_sft
 from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import know_rows
@@ -114,17 +114,19 @@ def _first(job: Job, folder: Path) -> tuple[str, dict[int, str]]:
 
 
 def expect_rows(job: Job) -> str | None:
-    """Tell the job how many rows its conversations give, where its steps depend on them.
+    """Tell the job how many rows its conversations and preferences give, where the time that it
+    takes depends on them.
 
     Returns what is not certain about it, as a sentence; None if everything is. Raises StoreError,
     and BadInput for conversations that can't be used.
     """
-    if all(job.section(stage).steps_are_known for stage in job.train_stages):
+    known = all(job.section(stage).steps_are_known for stage in job.train_stages)
+    if known and not lacks_rows(job):
         return None
     head = RunState(open_store(job.store), job.name).read()
     if head is not None:
         know_rows(job, head)
-    unsure = [_expect_rows(job), require_known(job) if job.prefer is not None else None]
+    unsure = [_expect_rows(job), require_known(job)]
     return "; ".join(filter(None, unsure)) or None
 
 

@@ -68,6 +68,14 @@ class StageEstimate:
         tokens = self.tokens + self.reference_tokens + self.distance_tokens
         return tokens / self.tokens_per_second
 
+    @property
+    def reference_seconds(self) -> float | None:
+        """The seconds of the pass that computes a reference, which are in `seconds`; None if there
+        is no pass, or its time is not known."""
+        if self.tokens_per_second is None or not self.reference_tokens:
+            return None
+        return self.reference_tokens / self.tokens_per_second
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -18,7 +18,7 @@ from pion.data.preference.summary import Summary
 from pion.data.preference.view import marked_preference
 from pion.data.shards import Rows, Shard
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import amount
 from pipeline.data.preferences import preferences
@@ -32,6 +32,8 @@ from pipeline.stages.prepare import prepare_prefer
 FEWEST_PAIRS, MOST_PAIRS = 32, 512
 # With higher rates, models that learn from preferences begin to repeat themselves.
 HIGHEST_LR, HIGHEST_LR_OF_LORA = 1e-5, 1e-4
+# For simpo, this share of these: Meng et al. saw answers that only repeat at 1e-5.
+SIMPO_SHARE = 0.5
 # More passes over the same preferences rarely help.
 MOST_PASSES = 3
 # The first preference that can be used is looked for in so many.
@@ -167,18 +169,31 @@ def warnings_about(job: Job, counted: CountedPreferences) -> dict[str, str]:
             f"a step has about {batch:,.0f} {_what(counted)}; {FEWEST_PAIRS} to {MOST_PAIRS} are "
             "usual. Change prefer.global_batch"
         )
-    highest = HIGHEST_LR if section.lora is None else HIGHEST_LR_OF_LORA
-    if section.lr > highest:
-        found["rate"] = (
-            f"prefer.lr {section.lr:g} is above {highest:g}: models then often begin to repeat "
-            "themselves. Lower it"
-        )
+    if (rate := high_rate(job)) is not None:
+        found["rate"] = rate
     if counted.whole and (passes := passes_over(job, counted)) > MOST_PASSES:
         found["passes"] = (
             f"{passes:.3g} passes over the same {_what(counted)}: beyond {MOST_PASSES}, little is "
             "left to learn. Lower prefer.epochs or prefer.steps"
         )
     return found
+
+
+def high_rate(job: Job) -> str | None:
+    """Return a warning of a rate at which models that learn from preferences are often spoiled."""
+    section = job.prefer
+    assert section is not None
+    highest = HIGHEST_LR if section.lora is None else HIGHEST_LR_OF_LORA
+    anchor = ""
+    if section.loss == "simpo":
+        highest *= SIMPO_SHARE
+        anchor = "simpo has no reference that holds the model back, and "
+    if section.lr <= highest:
+        return None
+    return (
+        f"prefer.lr {section.lr:g} is above {highest:g}: {anchor}models then often begin to "
+        "repeat themselves. Lower it"
+    )
 
 
 def per_step(job: Job, counted: CountedPreferences) -> float:
@@ -199,24 +214,51 @@ def _what(counted: CountedPreferences) -> str:
     return "pairs" if kinds == {"pairs"} else "labelled answers"
 
 
+def lacks_rows(job: Job) -> bool:
+    """Return whether it depends on the rows of preferences, which are not known, how long the stage
+    takes: its steps do, or the pass of its reference."""
+    if job.prefer is None:
+        return False
+    return not job.prefer.steps_are_known or (
+        job.needs_reference("prefer") and job.prefer.rows is None
+    )
+
+
 def require_known(job: Job) -> str | None:
-    """Tell the job how many rows its preferences give, where its steps depend on them.
+    """Tell the job how many rows its preferences give, where its steps or the pass of its reference
+    depend on them.
 
     Returns what is not certain about it, as a sentence; None if everything is. Raises BadInput for
-    preferences that can't be used.
+    preferences that can't be used, unless only the pass depends on them.
     """
+    if not lacks_rows(job):
+        return None
     section = job.section("prefer")
     if section.steps_are_known:
-        return None
+        return _know_pass(job)
     counted = count_preferences(job)
     if counted is None:
         return "the steps of prefer follow from its rows, which are not known before prepare"
     section.know_rows(counted.rows)
-    if counted.whole:
-        return None
+    return None if counted.whole else _of_the_first("the steps of prefer are")
+
+
+def _know_pass(job: Job) -> str | None:
+    """Tell a job whose steps are given how many rows the pass of its reference has."""
+    try:
+        counted = count_preferences(job)
+    except PionError as error:  # the checks say it, and the steps are known
+        return f"the reference pass of prefer is left out: {error}"
+    if counted is None:
+        return "the reference pass of prefer is left out: its rows are not known before prepare"
+    job.section("prefer").know_rows(counted.rows)
+    return None if counted.whole else _of_the_first("the reference pass of prefer is")
+
+
+def _of_the_first(what: str) -> str:
     return (
-        f"the steps of prefer are of the first {SAMPLED:,} preferences of a data set: all of them "
-        "take as many times longer as there are more"
+        f"{what} of the first {SAMPLED:,} preferences of a data set: all of them take as many "
+        "times longer as there are more"
     )
 
 

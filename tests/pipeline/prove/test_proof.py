@@ -36,6 +36,7 @@ from pipeline.workers.reaper import session_processes
 from tests.paths import JOBS
 from tests.support.forked import ForkedRun
 from tests.support.jobs import tiny_dict, tiny_job, write_tiny_data
+from tests.support.preference_runs import prefer_job
 from tests.support.published_models import load_shipped
 
 SHORT: dict[str, Any] = {
@@ -196,6 +197,17 @@ def test_a_mark_that_can_not_be_come_to_any_more_is_no_reason_to_miss_a_kill(her
     with Place() as place:
         done = attempt(command, place, "tiny", Instant("shard", arrival=1000))
     assert (done.killed, done.at, done.during) == (True, None, "start-up"), done.last_lines
+
+
+@pytest.mark.usefixtures("in_forks")
+def test_a_kill_in_the_pass_of_a_reference_says_so(here: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(prefer_job(here))]
+    with Place() as place:
+        done = attempt(command, place, "tiny", Instant("reference", arrival=2))
+        assert (done.killed, done.at, done.during) == (True, "reference", "reference")
+        # Most of it is done by now, so this arrival never comes.
+        later = attempt(command, place, "tiny", Instant("reference", arrival=1000))
+    assert (later.killed, later.at, later.during) == (True, None, "prefer"), later.last_lines
 
 
 # ---------------------------------------------------------------- choosing instants

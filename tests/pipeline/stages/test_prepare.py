@@ -390,7 +390,9 @@ def test_it_is_refused_again_when_only_the_batch_was_raised_since(tmp_path: Path
 def test_too_little_text_to_hold_any_out_is_refused(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl", documents=20)
     job = make_job(tmp_path, data={"held_out": 0.0001})
-    with pytest.raises(BadInput, match=r"held_out split does not fill a row of 32 ids.*raise held"):
+    with pytest.raises(
+        BadInput, match=r"held_out split does not fill a row of 32 ids.*raise data\.held_out"
+    ):
         prepared(job, tmp_path / "data")
 
 

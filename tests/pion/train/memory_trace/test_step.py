@@ -123,3 +123,9 @@ assert os.waitpid(child, 0)[1] == 0
 
 def test_a_process_that_is_forked_after_a_trace_can_train() -> None:
     run_to_end([sys.executable, "-c", FORKS_AFTER_A_TRACE], check=True)
+
+
+def test_rows_have_columns_for_whole_pairs() -> None:
+    """A step pads the most sequences of a row to a power of two, and so does the trace."""
+    five, eight = (StepTrace(traced(sequences=count)).peaks(8, recompute=False) for count in (5, 8))
+    assert five == eight

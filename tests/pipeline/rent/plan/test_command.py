@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.rent.plan.gpus import GPU_TYPES
 from tests.paths import JOBS, OWN_JOBS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.fine_tuning import write_fine_tuning
+from tests.pipeline.rent.plan.test_preferences import job_in
 from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.support.sky_catalog import PRICES, Price
 
@@ -66,6 +68,18 @@ def test_what_is_assumed_is_said(plan: Any) -> None:
     assert "a preemption every 2 h" in notes
     assert "a restart of 120 s" in notes
     assert "training only" in notes
+
+
+def test_the_pass_of_a_reference_has_its_own_line(plan: Any, tmp_path: Path) -> None:
+    job_in(tmp_path, steps=8)
+    found = plan(str(tmp_path / "job.yaml"), gpus=("A40",))
+    (note,) = [note for note in found["notes"] if "reference pass" in note]
+    assert re.fullmatch(
+        r"of it, the reference pass of prefer, once before its first step: A40 .+, \$0\.00", note
+    )
+    for row in found["estimates"]:
+        (stage,) = row["stages"]
+        assert stage["reference_seconds"] > 0
 
 
 def test_what_does_not_fit_comes_last_with_the_reason(plan: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.check.texts import check_preferences
 from pipeline.rent.plan.conversations import expect_rows
+from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.preferences import count_preferences
+from pipeline.rent.plan.prices import Offer
 from tests.support.corpora import save_tokenizer
 from tests.support.jobs import tiny_dict
 from tests.support.preference_runs import PREFER, write_pairs
@@ -38,6 +41,10 @@ def job_in(folder: Path, **fields: Any) -> Job:
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(tiny_dict(**changes, prefer=prefer)))
     return load_job(path)
+
+
+def an_a40() -> Offer:
+    return Offer("A40", 1, "RunPod", "CA", False, 0.4, 0.4, 48 * 2**30, 60)
 
 
 def words_of(job: Job) -> dict[str, str]:
@@ -74,6 +81,82 @@ def test_check_warns_of_what_will_disappoint(
     assert expected in words_of(job_in(tmp_path, **fields))[name]
 
 
+def test_simpo_has_no_anchor_so_half_of_that_rate_is_high(tmp_path: Path) -> None:
+    given = {"lr": 6e-6, "min_lr": 1e-6, "global_batch": 16}
+    assert "rate" not in words_of(job_in(tmp_path, **given))
+    said = words_of(job_in(tmp_path, loss="simpo", **given))["rate"]
+    assert "6e-06 is above 5e-06: simpo has no reference that holds the model back" in said
+
+
+def with_a_tokenizer_to_train(folder: Path, **fields: Any) -> Job:
+    job_in(folder, **fields)
+    raw = yaml.safe_load((folder / "job.yaml").read_text())
+    raw |= {
+        "tokenizer": {"train": {"vocab_size": 512}},
+        "data": {"seq_len": 96, "sources": [{"kind": "text", "path": "*.txt"}]},
+        "pretrain": {"steps": 8, "warmup_steps": 1},
+    }
+    del raw["prefer"]["init_from"]
+    (folder / "job.yaml").write_text(yaml.safe_dump(raw))
+    return load_job(folder / "job.yaml")
+
+
+def rewrite(folder: Path, change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> None:
+    lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    changed = (json.dumps(change(number, line)) + "\n" for number, line in enumerate(lines))
+    (folder / "pairs.jsonl").write_text("".join(changed))
+
+
+def test_without_a_tokenizer_what_needs_none_is_counted(tmp_path: Path) -> None:
+    job = with_a_tokenizer_to_train(tmp_path, lr=1e-3)
+
+    def change(number: int, line: dict[str, Any]) -> dict[str, Any]:
+        if number < 3:
+            return line | {"rejected": line["chosen"]}
+        return line | ({"chosen": " "} if number == 3 else {})
+
+    rewrite(tmp_path, change)
+    words = words_of(job)
+    said = words["preferences"].splitlines()
+    assert said[0] == "prefer.sources.0: 116 pairs can be used, before lengths"
+    assert "1, because an answer is empty" in said[1]
+    assert "3, because chosen and rejected are the same tokens" in said[1]
+    assert "known once the tokenizer is trained" in said[2]
+    assert "prefer.lr 0.001 is above 1e-05" in words["rate"]
+
+
+def test_without_a_tokenizer_mistakes_are_found_too(tmp_path: Path) -> None:
+    job = with_a_tokenizer_to_train(tmp_path)
+    rewrite(tmp_path, lambda number, line: line | {"score_chosen": 1, "score_rejected": 2})
+    with pytest.raises(BadInput, match="chosen and rejected seem to be swapped"):
+        check_preferences(job)
+    same = {"chosen": "a", "rejected": "a"}
+    rewrite(tmp_path, lambda number, line: {"prompt": line["prompt"], **same})
+    with pytest.raises(BadInput, match="120 of 120 pairs are left out"):
+        check_preferences(job)
+    rewrite(tmp_path, lambda number, line: {"prompt": line["prompt"]})
+    with pytest.raises(BadInput, match=r"pairs\.jsonl"):
+        check_preferences(job)
+
+
+def test_too_few_prompts_to_hold_any_out_are_refused_in_the_words_of_the_stage(
+    tmp_path: Path,
+) -> None:
+    job = job_in(tmp_path, held_out=1e-6)
+    with pytest.raises(BadInput) as refused:
+        check_preferences(job)
+    said = str(refused.value)
+    assert "too few preferences: no prompt is held out" in said
+    assert "raise prefer.held_out (now 1e-06)" in said
+    assert "text" not in said
+
+
+def test_a_warm_up_that_is_too_long_is_named_with_its_section(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"^prefer\.warmup_steps: 500 must be below the") as refused:
+        expect_rows(job_in(tmp_path, warmup_steps=500))
+    assert "Lower prefer.warmup_steps" in str(refused.value)
+
+
 def test_a_loss_without_a_reference_has_no_pass(tmp_path: Path) -> None:
     assert "reference" not in words_of(job_in(tmp_path, loss="simpo"))["preferences"]
 
@@ -101,6 +184,35 @@ def test_the_steps_of_a_job_of_preferences_alone_are_known_before_renting(tmp_pa
     assert job.section("prefer").total_steps == -(-2 * counted.rows // 4)
 
 
+def test_the_reference_pass_is_planned_if_the_steps_are_given(tmp_path: Path) -> None:
+    job = job_in(tmp_path, steps=8)
+    assert expect_rows(job) is None
+    counted = count_preferences(job)
+    assert counted is not None
+    (stage,) = estimate(job, an_a40()).stages
+    assert stage.reference_tokens == counted.rows * 320 // 3
+    assert stage.reference_seconds == stage.reference_tokens / (stage.tokens_per_second or 0)
+    assert stage.seconds == pytest.approx(
+        8 * 4 * 320 / (stage.tokens_per_second or 0) + stage.reference_seconds
+    )
+
+
+def test_a_loss_without_a_reference_is_planned_without_reading_its_pairs(tmp_path: Path) -> None:
+    job = job_in(tmp_path, steps=8, loss="simpo")
+    (tmp_path / "pairs.jsonl").unlink()
+    assert expect_rows(job) is None
+    (stage,) = estimate(job, an_a40()).stages
+    assert (stage.reference_tokens, stage.reference_seconds) == (0, None)
+
+
+def test_a_plan_says_if_it_can_not_count_the_pass(tmp_path: Path) -> None:
+    job = job_in(tmp_path, steps=8)
+    (tmp_path / "pairs.jsonl").unlink()
+    said = expect_rows(job)
+    assert said is not None
+    assert said.startswith("the reference pass of prefer is left out: prefer.sources.0")
+
+
 def test_swapped_pairs_are_refused_before_renting(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
@@ -111,5 +223,5 @@ def test_swapped_pairs_are_refused_before_renting(tmp_path: Path) -> None:
 
 
 def test_too_few_pairs_for_a_batch_are_refused_before_renting(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"prefer\.global_batch needs 1,000"):
+    with pytest.raises(BadInput, match=r"fewer than one batch.*prefer\.global_batch needs 1,000"):
         check_preferences(job_in(tmp_path, global_batch=1000))
