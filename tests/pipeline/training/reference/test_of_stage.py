@@ -1,0 +1,78 @@
+"""A stage computes its reference with the model that it starts from, and never when it resumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pion.model.decoder import Decoder
+from pion.model.parameters import tensors_sha256
+from pion.train.settings import ComputePlan
+from pipeline.training.reference import of_stage
+from pipeline.training.reference.compute import StartingModel
+from pipeline.training.reference.of_stage import with_reference
+from tests.support.tiny_config import tiny_config
+
+STREAMS: Any = {split: f"rows of {split}" for split in ("train", "held_out")}
+
+
+def numbers(name: str) -> Any:
+    """Return the bound numbers of this name; their streams say which numbers they have."""
+    splits = {
+        split: SimpleNamespace(in_stream=lambda rows, split=split: f"{rows} with {name} {split}")
+        for split in STREAMS
+    }
+    return SimpleNamespace(splits=splits, record=name.encode())
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was asked for, in order: a pass with a model, the bound numbers, a comparison."""
+    asked: list[Any] = []
+
+    def make(context: Any, streams: Any, start: StartingModel) -> Any:
+        asked.append(start)
+        return numbers("new")
+
+    def bound(context: Any, streams: Any) -> Any:
+        asked.append("bound")
+        return numbers("bound")
+
+    def same(context: Any, bound: Any, folder: Path | None) -> None:
+        asked.append((bound.record, folder))
+
+    monkeypatch.setattr(of_stage, "make_reference", make)
+    monkeypatch.setattr(of_stage, "bound_reference", bound)
+    monkeypatch.setattr(of_stage, "require_same", same)
+    return asked
+
+
+def test_a_stage_that_begins_makes_the_numbers_with_its_first_weights(asked: list[Any]) -> None:
+    torch.manual_seed(0)
+    model, plan = Decoder(tiny_config()), ComputePlan()
+    streams, found = with_reference(SimpleNamespace(), STREAMS, (model, None, plan), None)
+    (start,) = asked
+    assert (start.model, start.plan) == (model, plan)
+    assert start.weights == tensors_sha256(model.state_dict())
+    assert found.record == b"new"
+    assert streams == {
+        "train": "rows of train with new train",
+        "held_out": "rows of held_out with new held_out",
+    }
+
+
+def test_a_stage_that_resumes_has_the_numbers_of_its_checkpoint(asked: list[Any]) -> None:
+    """Else its trained weights would become its reference."""
+    saved: Any = SimpleNamespace(folder=Path("checkpoint"))
+    streams, _ = with_reference(SimpleNamespace(), STREAMS, None, saved)
+    assert asked == ["bound", (b"bound", Path("checkpoint"))]
+    assert streams["train"] == "rows of train with bound train"
+
+
+def test_a_rank_without_the_checkpoint_compares_nothing(asked: list[Any]) -> None:
+    with_reference(SimpleNamespace(), STREAMS, None, None)
+    assert asked == ["bound", (b"bound", None)]
