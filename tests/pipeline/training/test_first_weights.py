@@ -10,15 +10,22 @@ import pytest
 import torch
 
 import pion
+from pion.config.lora import Adapter, Lora
 from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.formats.export import export_model
 from pion.formats.seeds import import_seed
 from pion.model.decoder import Decoder
-from pipeline.training.first_weights import first_model
+from pion.model.parameters import tensors_sha256
+from pion.train.settings import ComputePlan
+from pipeline.job import Job
+from pipeline.job.model_section import Base
+from pipeline.training.first_weights import first_model, frozen_base
+from pipeline.training.reference.of_stage import _starting
 from tests.paths import SEEDS
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_dict, tiny_job
+from tests.support.tiny_config import tiny_config
 
 TACHYON = SEEDS / "tachyon_moe_ckpt.pt"
 CORE = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "seq_len")
@@ -146,3 +153,43 @@ def test_learned_gates_are_continued_or_left_out(tmp_path: Path) -> None:
     assert torch.equal(again["blocks.1.gate.weight"], model.state_dict()["blocks.1.gate.weight"])
     without = first(ternary(), tmp_path / "export").state_dict()
     assert not any(".gate." in name for name in without)
+
+
+# ---------------------------------------------------------------- preferences after fine-tuning
+
+
+@pytest.fixture
+def after_sft(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Decoder], Any]:
+    """The start of a run and its model after `sft`, and the context of a stage that follows."""
+    models = {}
+    for seed, name in enumerate(("start", "after sft")):
+        torch.manual_seed(seed)
+        models[name] = Decoder(tiny_config(seq_len=96))
+    module = "pipeline.training.first_weights"
+    monkeypatch.setattr(f"{module}._brought_base", lambda *_: models["start"])
+    monkeypatch.setattr(f"{module}._bring_trained", lambda run, stage: (stage, Path(stage)))
+    for load in ("pion.formats.load.load_decoder", "pipeline.models.load.load_model_in"):
+        monkeypatch.setattr(load, lambda folder: {Path("sft"): models["after sft"]}[folder])
+    base = Base("base", "a" * 64, "b" * 64, tiny_config(seq_len=96).to_dict())
+    prefer = {"sources": [{"kind": "jsonl", "path": "pairs.jsonl"}], "lora": {"rank": 2}}
+    values = tiny_dict(model={"from": "base"}, pretrain=None, prefer=prefer)
+    del values["tokenizer"]
+    job = Job.model_validate(values, context={"base": base})
+    assert job.train_stages == ["sft", "prefer"]
+    return models, SimpleNamespace(job=job, run=None, fetch=lambda bring: bring())
+
+
+def test_preferences_after_fine_tuning_start_from_the_fine_tuned_model(
+    after_sft: tuple[dict[str, Decoder], Any],
+) -> None:
+    """Also with LoRA: the base of the job is not what the additions, or the reference, are of."""
+    models, context = after_sft
+    assert first_model(context, "prefer")[0] is models["after sft"]
+    base, identity = frozen_base(context, "prefer")
+    assert base is models["after sft"]
+    assert identity.sha256 == tensors_sha256(base.state_dict())
+    plan = ComputePlan()
+    named = _starting(base, Adapter(Lora(rank=2), identity), plan).weights
+    assert (
+        named == _starting(base, None, plan).weights != tensors_sha256(models["start"].state_dict())
+    )

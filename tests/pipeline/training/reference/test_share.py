@@ -1,0 +1,76 @@
+"""What names the numbers of a reference: all that decides them, and nothing of what is learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pion.model.decoder import Decoder
+from pion.train.settings import ComputePlan
+from pipeline.training.reference import compute
+from pipeline.training.reference.compute import StartingModel, make_reference
+from pipeline.training.reference.share import key_of
+from tests.support.tiny_config import tiny_config
+
+ROWS = {"train": ["a" * 64], "held_out": ["b" * 64]}
+
+
+def start_of(weights: str = "w", layers: int = 2, **plan: Any) -> StartingModel:
+    with torch.device("meta"):
+        model = Decoder(tiny_config(n_layers=layers))
+    return StartingModel(model, weights, ComputePlan(**plan))
+
+
+def key(start: StartingModel, rows: dict[str, list[str]] = ROWS) -> str:
+    return key_of(start.weights, start.settings, rows)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        key(start_of("other")),
+        key(start_of(layers=3)),
+        key(start_of(dtype="bfloat16")),
+        key(start_of(), ROWS | {"train": ["c" * 64]}),
+        key(start_of(), ROWS | {"held_out": ["c" * 64]}),
+    ],
+    ids=["weights", "model", "dtype", "rows", "held-out rows"],
+)
+def test_what_decides_the_numbers_is_in_their_name(other: str) -> None:
+    assert len(other) == 64
+    assert other != key(start_of())
+
+
+def test_the_dtype_between_blocks_is_in_their_name() -> None:
+    half, less = (start_of(dtype="bfloat16", residual=r) for r in ("float32", "bfloat16"))
+    assert key(half) != key(less)
+
+
+def test_how_a_machine_divides_the_work_is_not() -> None:
+    assert key(start_of(micro_batch=7, recompute=True)) == key(start_of())
+
+
+def test_the_job_is_not_so_that_another_beta_or_loss_finds_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pass gets the name of the model, the rows and the dtypes, whatever the job learns."""
+    named: list[str] = []
+
+    class Named(Exception):
+        pass
+
+    def note(weights: str, settings: Any, contents: Any) -> str:
+        named.append(key_of(weights, settings, contents))
+        raise Named
+
+    monkeypatch.setattr(compute, "key_of", note)
+    start = StartingModel(Decoder(tiny_config()), "w", ComputePlan(threads=1))
+    streams: Any = {split: type("Rows", (), {"contents": rows})() for split, rows in ROWS.items()}
+    for beta in (0.1, 5.0):
+        prefer = type("Prefer", (), {"beta": beta, "loss": "dpo"})()
+        context: Any = type("Context", (), {"job": type("Job", (), {"prefer": prefer})()})()
+        with pytest.raises(Named):
+            make_reference(context, streams, start)
+    assert named == [key(start), key(start)]
