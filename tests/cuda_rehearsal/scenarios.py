@@ -315,8 +315,10 @@ def generate_together(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
         settings = {"max_tokens": NEW_TOKENS, "stop_ids": (), "seed": 0}
         new = [token for _, token in module.generate_batch(model, prompts, **settings)]
     assert sum(token is not None for token in new) == 2 * NEW_TOKENS
-    # Both prompts are read in one pass, which gives the first new tokens.
-    return NEW_TOKENS, (model, caches)
+    # Both prompts are read in one pass, which gives the first new tokens. But one that is longer
+    # than a window is read alone.
+    alone = caches[0].most_together < PROMPT_TOKENS
+    return NEW_TOKENS + alone, (model, caches)
 
 
 @dataclass(frozen=True)

@@ -153,11 +153,15 @@ def test_these_tensors_were_looked_at(
     assert looked_at
     for name in looked_at:
         names = " ".join(reports[name].tensors)
-        assert [part for part in parts if part not in names] == [], name
+        # Where the host has to wait for experts, no step is a graph.
+        no_graph = counted(BY_NAME[name]) == "replay" and waits_in_layers(BY_NAME[name]) > 0
+        expected = parts[:1] if no_graph else parts
+        assert [part for part in expected if part not in names] == [], name
 
 
 def test_matrix_products_of_training_have_the_dtype_of_the_plan(reports: Reports) -> None:
-    """But a router multiplies in fp32: forward, and backward for its input and its weight."""
+    """But a router multiplies in fp32: forward, and backward for its input and its weight. Those of
+    the frozen model in front of a draft block have no backward pass."""
     others = {}
     for name, report in trainings(reports).items():
         counts = dict(report.matmuls)
@@ -167,6 +171,7 @@ def test_matrix_products_of_training_have_the_dtype_of_the_plan(reports: Reports
     for name in others:
         config, units = MODELS[BY_NAME[name].model], reports[name].units
         routed = config.experts is not None and name.endswith("bfloat16")
-        products = config.n_layers * (passes(BY_NAME[name]) + 2 * MICRO_BATCHES) * units
+        backward = 0 if "draft" in name else 2 * MICRO_BATCHES
+        products = config.n_layers * (passes(BY_NAME[name]) + backward) * units
         expected[name] = {"torch.float32": products} if routed else {}
     assert others == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -79,13 +79,10 @@ def show_plan(
     if as_json:
         print(json.dumps(_as_json(plan, estimates, notes, several), indent=1))
         return 0
-    show_table(_table(plan, estimates))
-    for table in tables_of_cards(several):
+    for table in (_table(plan, estimates), *tables_of_cards(several)):
         show_table(table)
-    for stage in fine_tuning_stages(plan):
-        ways = {e.offer.gpu: ways_on(plan, stage, e.offer) for e in estimates}
-        if any(ways.values()):
-            show_table(_ways_table(plan, stage, ways))
+    for table in _ways_tables(plan, estimates):
+        show_table(table)
     for note in notes:
         style = "yellow" if note.startswith("warning: ") else "dim"
         show_table(Text(f"· {printable(note)}"), style)
@@ -208,6 +205,14 @@ def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
             *(cells if e.fits else ["no fit"]),
         )
     return table
+
+
+def _ways_tables(job: Job, estimates: Sequence[Estimate]) -> Iterator[Table]:
+    """Yield a table for each stage that has several ways to train."""
+    for stage in fine_tuning_stages(job):
+        ways = {e.offer.gpu: ways_on(job, stage, e.offer) for e in estimates}
+        if any(ways.values()):
+            yield _ways_table(job, stage, ways)
 
 
 def _ways_table(job: Job, stage: str, ways: Mapping[str | None, Ways | None]) -> Table:
