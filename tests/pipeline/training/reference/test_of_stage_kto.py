@@ -1,105 +1,124 @@
-"""A stage that resumes has the numbers it has learned with, and says what differs."""
+"""A stage gets the numbers of its rows, and for kto of its rows with the answers of others."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from pion.config.lora import Adapter, BaseModel, Lora
-from pion.errors import PionError
-from pion.model.decoder import Decoder
-from pion.model.lora_projections import adapted
-from pion.train.settings import ComputePlan
-from pipeline.console.messages import Note
-from pipeline.training.reference.compute import make_reference
+from pion.data.stream import RowStream
+from pion.errors import BadInput
+from pipeline.training.reference import compute
+from pipeline.training.reference.chunks import Chunks
 from pipeline.training.reference.of_stage import with_reference
-from tests.support.reference_world import World, make_world, model_of_the_world
-
-PLAN = ComputePlan(micro_batch=2, threads=1)
+from pipeline.training.reference.share import MISMATCHED, Bound
+from tests.support.reference_world import (
+    World,
+    config_of_the_world,
+    make_world,
+    model_of_the_world,
+)
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return make_world(tmp_path, pairs=12)
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(compute, "CHUNK_SECONDS", 0.0)
+    return make_world(tmp_path)
 
 
-def resume(world: World, start: Any) -> list[str]:
-    """Resume a stage; return what is said."""
-    world.said.clear()
-    with world.context() as context:
-        with_reference(context, world.streams(), start, None, resumes=True)
-    return [said.text for said in world.said if isinstance(said, Note)]
+def streams(world: World, *, kto: bool) -> Mapping[str, RowStream]:
+    found = world.streams()
+    longest = config_of_the_world().seq_len
+    others = {MISMATCHED[split]: each.of_mismatched(longest) for split, each in found.items()}
+    return {**found, **(others if kto else {})}
 
 
-def bind(world: World, model: Decoder | None = None) -> None:
-    with world.context() as context:
-        make_reference(context, world.streams(), world.start(model))
+def made(world: World, name: str = "tiny", *, kto: bool = True) -> tuple[Any, Bound]:
+    with world.context(name) as context:
+        start = model_of_the_world(), None, world.start().plan
+        return with_reference(context, streams(world, kto=kto), start, None, resumes=False)
 
 
-def by_lora(base: Decoder) -> tuple[Decoder, Adapter, ComputePlan]:
-    lora = Lora(rank=2)
-    model = adapted(base, lora, seed=0, dtype=torch.float32)
-    return model, Adapter(lora, BaseModel("the base", "0" * 64)), PLAN
+def sums(bound: Bound) -> dict[str, list[float]]:
+    return {split: found.sums.tolist() for split, found in bound.splits.items()}
 
 
-def test_the_same_dtype_is_not_worth_a_word(world: World) -> None:
-    bind(world)
-    assert resume(world, (model_of_the_world(), None, PLAN)) == []
+def test_rows_with_the_answers_of_others_have_their_own_numbers(world: World) -> None:
+    found, bound = made(world)
+    assert found.keys() == {"train", "held_out"}
+    model = model_of_the_world()
+    for split, stream in found.items():
+        others = bound.splits[MISMATCHED[split]]
+        own = stream.mismatched.batch(range(stream.total_rows))
+        assert own.sequences is not None
+        for row in range(stream.total_rows):
+            number = stream.number_of(stream._locate(row))
+            stored = own.sequences.reference[row][own.sequences.side[row] != 0].tolist()
+            assert stored == others.of(number)
+            for document, expected in enumerate(stored):
+                inside = own.documents[row] == document  # type: ignore[index]
+                ids, targets = own.tokens[row][inside], own.targets[row][inside]
+                learned = (targets >= 0).nonzero().flatten()
+                scores = model(ids[None])[0].double().log_softmax(dim=-1)
+                ours = float(scores[learned, targets[learned]].detach().sum())
+                assert ours == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words", "back"),
-    [
-        (
-            {"dtype": "bfloat16"},
-            "hardware.dtype was float32 and is bfloat16",
-            "hardware.dtype=float32",
-        ),
-        (
-            {"dtype": "bfloat16", "residual": "bfloat16"},
-            "is bfloat16, hardware.residual was float32 and is bfloat16",
-            "hardware.dtype=float32 hardware.residual=float32",
-        ),
-    ],
-)
-def test_another_dtype_than_that_of_the_reference_is_said(
-    world: World, changes: dict[str, Any], words: str, back: str
+def test_only_kto_needs_them(world: World) -> None:
+    found, bound = made(world, kto=False)
+    assert bound.splits.keys() == {"train", "held_out"}
+    assert found["train"].mismatched is None
+    _, other = made(world, "second")
+    assert other.record != bound.record
+    assert sums(other).items() >= sums(bound).items()
+
+
+def test_a_stage_that_resumes_and_another_run_compute_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bind(world)
-    plan = ComputePlan(micro_batch=2, threads=1, **changes)
-    (said,) = resume(world, (model_of_the_world(), None, plan))
-    assert said.startswith("warning: prefer resumes with a reference")
-    assert words in said
-    assert "stay as they are" in said
-    assert said.endswith(f"continue with {back}")
+    _, first = made(world)
+    monkeypatch.setattr(compute, "sums_of", lambda *given: pytest.fail("computed again"))
+    with world.context() as context:
+        start = model_of_the_world(), None, world.start().plan
+        found, again = with_reference(context, streams(world, kto=True), start, None, resumes=True)
+    assert again.record == first.record
+    assert found["train"].mismatched is not None
+    assert made(world, "second")[1].record == first.record
 
 
-def test_lora_resumes_with_the_numbers_of_its_base(world: World) -> None:
-    bind(world)
-    assert resume(world, by_lora(model_of_the_world())) == []
+class Died(BaseException):
+    """The process was killed here."""
 
 
-def test_lora_does_not_resume_on_another_base(world: World) -> None:
-    bind(world)
-    with pytest.raises(PionError) as refused:
-        resume(world, by_lora(model_of_the_world(1)))
-    said = str(refused.value)
-    assert "these reference numbers are not of these weights" in said
-    assert "The checkpoints are safe" in said
-    assert "--redo prefer" in said
+def test_a_kill_at_any_chunk_changes_no_bit(world: World) -> None:
+    _, unbroken = made(world, "unbroken")
+    chunks = 2 * (5 + 2)
+    for write in range(1, chunks + 1):
+        other = World(world.folder / f"store-{write}")
+        other.folder.mkdir()
+        (other.folder / "rows").symlink_to(world.folder / "rows")
+        real, seen = Chunks.write, [0]
+
+        def dying(
+            self: Chunks, split: str, rows: Any, seen: Any = seen, real: Any = real, at: int = write
+        ) -> None:
+            seen[0] += 1
+            if seen[0] == at:
+                raise Died
+            real(self, split, rows)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Chunks, "write", dying)
+            with pytest.raises(Died):
+                made(other)
+        assert sums(made(other)[1]) == sums(unbroken)
 
 
-def test_lora_in_another_dtype_may_differ_by_more(world: World) -> None:
-    bind(world)
-    model, adapter, _ = by_lora(model_of_the_world())
-    (said,) = resume(world, (model, adapter, ComputePlan(micro_batch=2, dtype="bfloat16")))
-    assert "hardware.dtype was float32" in said
-
-
-def test_weights_that_were_trained_are_not_compared(world: World) -> None:
-    """Without LoRA, nobody has the weights that a stage started from."""
-    bind(world)
-    assert resume(world, (model_of_the_world(1), None, PLAN)) == []
+def test_preferences_with_few_answers_of_others_are_refused_before_training(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pion.data.preference.mismatched.MOST_WITHOUT", -1.0)
+    with pytest.raises(BadInput, match="kto measures how far the model is from its reference"):
+        made(world)

@@ -1,0 +1,105 @@
+"""A stage that resumes has the numbers it has learned with, and says what differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pion.config.lora import Adapter, BaseModel, Lora
+from pion.errors import PionError
+from pion.model.decoder import Decoder
+from pion.model.lora_projections import adapted
+from pion.train.settings import ComputePlan
+from pipeline.console.messages import Note
+from pipeline.training.reference.compute import make_reference
+from pipeline.training.reference.of_stage import with_reference
+from tests.support.reference_world import World, make_world, model_of_the_world
+
+PLAN = ComputePlan(micro_batch=2, threads=1)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path, pairs=12)
+
+
+def resume(world: World, start: Any) -> list[str]:
+    """Resume a stage; return what is said."""
+    world.said.clear()
+    with world.context() as context:
+        with_reference(context, world.streams(), start, None, resumes=True)
+    return [said.text for said in world.said if isinstance(said, Note)]
+
+
+def bind(world: World, model: Decoder | None = None) -> None:
+    with world.context() as context:
+        make_reference(context, world.streams(), world.start(model))
+
+
+def by_lora(base: Decoder) -> tuple[Decoder, Adapter, ComputePlan]:
+    lora = Lora(rank=2)
+    model = adapted(base, lora, seed=0, dtype=torch.float32)
+    return model, Adapter(lora, BaseModel("the base", "0" * 64)), PLAN
+
+
+def test_the_same_dtype_is_not_worth_a_word(world: World) -> None:
+    bind(world)
+    assert resume(world, (model_of_the_world(), None, PLAN)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "back"),
+    [
+        (
+            {"dtype": "bfloat16"},
+            "hardware.dtype was float32 and is bfloat16",
+            "hardware.dtype=float32",
+        ),
+        (
+            {"dtype": "bfloat16", "residual": "bfloat16"},
+            "is bfloat16, hardware.residual was float32 and is bfloat16",
+            "hardware.dtype=float32 hardware.residual=float32",
+        ),
+    ],
+)
+def test_another_dtype_than_that_of_the_reference_is_said(
+    world: World, changes: dict[str, Any], words: str, back: str
+) -> None:
+    bind(world)
+    plan = ComputePlan(micro_batch=2, threads=1, **changes)
+    (said,) = resume(world, (model_of_the_world(), None, plan))
+    assert said.startswith("warning: prefer resumes with a reference")
+    assert words in said
+    assert "stay as they are" in said
+    assert said.endswith(f"continue with {back}")
+
+
+def test_lora_resumes_with_the_numbers_of_its_base(world: World) -> None:
+    bind(world)
+    assert resume(world, by_lora(model_of_the_world())) == []
+
+
+def test_lora_does_not_resume_on_another_base(world: World) -> None:
+    bind(world)
+    with pytest.raises(PionError) as refused:
+        resume(world, by_lora(model_of_the_world(1)))
+    said = str(refused.value)
+    assert "these reference numbers are not of these weights" in said
+    assert "The checkpoints are safe" in said
+    assert "--redo prefer" in said
+
+
+def test_lora_in_another_dtype_may_differ_by_more(world: World) -> None:
+    bind(world)
+    model, adapter, _ = by_lora(model_of_the_world())
+    (said,) = resume(world, (model, adapter, ComputePlan(micro_batch=2, dtype="bfloat16")))
+    assert "hardware.dtype was float32" in said
+
+
+def test_weights_that_were_trained_are_not_compared(world: World) -> None:
+    """Without LoRA, nobody has the weights that a stage started from."""
+    bind(world)
+    assert resume(world, (model_of_the_world(1), None, PLAN)) == []
