@@ -21,6 +21,7 @@ from tests.runs.test_model_from import SFT, write_job
 from tests.support.chat_templates import CHATML, MISTRAL, QWEN3
 from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.instruct_model import write_instruct_model
+from tests.support.preference_runs import write_pairs
 from tests.support.whole_runs import finish, head_of
 
 ASKED = [{"role": "user", "content": "What did the cat see?"}]
@@ -159,6 +160,21 @@ def test_lora_from_a_model_that_never_saw_the_end_of_a_turn_is_warned_about(
         assert main(["check", str(job)]) == 0
         shown = re.sub(r"\s+", " ", capsys.readouterr().out)
         assert (NEVER_SEEN in shown) == warned
+
+
+@pytest.mark.usefixtures("renders_here")
+def test_lora_of_preferences_is_warned_of_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_untrained_end(tmp_path / "base")
+    write_pairs(tmp_path)
+    sources = [{"kind": "jsonl", "path": "pairs.jsonl"}]
+    for lora, warned in (({"rank": 4}, True), (None, False)):
+        prefer = {"sources": sources, "held_out": 0.2, "global_batch": 4, "lora": lora}
+        job = write_job(tmp_path, sft=None, prefer=prefer)
+        code, shown = main(["check", str(job)]), capsys.readouterr().out
+        assert code == 0, shown
+        assert (NEVER_SEEN in re.sub(r"\s+", " ", shown)) == warned
 
 
 @pytest.mark.soak

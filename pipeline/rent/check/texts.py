@@ -37,7 +37,6 @@ from pipeline.job import (
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared, named_tokenizer
 from pipeline.rent.plan.conversations import (
-    Counted,
     count_conversations,
     in_words,
     too_few_steps,
@@ -272,7 +271,7 @@ def check_conversations(job: Job) -> list[CheckRow]:
         CheckRow("conversations", True, in_words(job, counted)),
         *(CheckRow(name, None, words) for name, words in warnings.items() if words),
         CheckRow("the first", True, learned),
-        *_untrained(job, counted),
+        *_untrained(job, counted.specials),
     ]
 
 
@@ -290,6 +289,7 @@ def check_preferences(job: Job) -> list[CheckRow]:
         *(CheckRow("preferences", None, words) for words in counted.remarks),
         *(CheckRow(name, None, words) for name, words in warnings_about(job, counted).items()),
         CheckRow("the first", True, first_in_words(counted)),
+        *([] if job.sft is not None else _untrained(job, counted.specials)),
     ]
 
 
@@ -299,8 +299,8 @@ def _rate(job: Job) -> list[CheckRow]:
     return [] if words is None else [CheckRow("rate", None, words)]
 
 
-def _untrained(job: Job, counted: Counted) -> list[CheckRow]:
-    """Return a warning if LoRA can't teach the model the special tokens of conversations."""
+def _untrained(job: Job, specials: dict[int, str]) -> list[CheckRow]:
+    """Return a warning if LoRA can't teach the model these special tokens."""
     if job.base is None or job.lora(job.train_stages[0]) is None:
         return []
     if job.base.commit is not None or is_pinned(job, job.base):
@@ -309,7 +309,7 @@ def _untrained(job: Job, counted: Counted) -> list[CheckRow]:
 
     found = find_base(job.base.source, job.folder)
     embedding = _embedding([found.bring(n) for n in found.files if n.endswith(".safetensors")])
-    words = None if embedding is None else never_stops(embedding, counted.specials)
+    words = None if embedding is None else never_stops(embedding, specials)
     return [] if words is None else [CheckRow("end of turn", None, words)]
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.preference.mismatched import count_mismatched, require_mismatched
 from pion.data.preference.rendering import Usable, preference_format
@@ -44,14 +46,16 @@ LOOKED_AT = 64
 class CountedPreferences:
     """What was counted, by source. `whole` is False if only the first preferences were read.
 
-    `first` shows the first usable preference, with the learned tokens between ⟦ and ⟧. Of kto,
-    `mismatched` is how many answers to train on have a prompt with the answer of another one.
+    `first` shows the first usable preference, with the learned tokens between ⟦ and ⟧, and
+    `specials` are the special tokens in it, by their ids. Of kto, `mismatched` is how many answers
+    to train on have a prompt with the answer of another one.
     """
 
     summaries: dict[str, Summary]
     rows: int
     whole: bool
     first: list[str]
+    specials: dict[int, str]
     remarks: tuple[str, ...]
     mismatched: int | None = None
 
@@ -84,15 +88,22 @@ def count_preferences(job: Job) -> CountedPreferences | None:
         folder = Path(place)
         tokenizer = tokenizer_of_base(job, folder / "base")
         report = prepare_prefer(counted, folder / "rows", tokenizer, lambda message: None).report
-        first = _first(counted, folder / "rows")
+        first, specials = _first(counted, folder / "rows")
         mismatched = _mismatched(job, folder / "rows") if job.needs_distance("prefer") else None
     summaries = {
         f"prefer.sources.{number}": Summary.from_record(source["preferences"])
         for number, source in enumerate(report["sources"])
     }
-    remarks = (remark for source in report["sources"] for remark in source.get("remarks", ()))
-    rows = report["train_rows"]
-    found = CountedPreferences(summaries, rows, whole, first, tuple(remarks), mismatched)
+    sources = report["sources"]
+    found = CountedPreferences(
+        summaries,
+        rows=report["train_rows"],
+        whole=whole,
+        first=first,
+        specials=specials,
+        remarks=tuple(remark for source in sources for remark in source.get("remarks", ())),
+        mismatched=mismatched,
+    )
     if mismatched is not None:
         require_mismatched(mismatched, found.answers, "prefer.sources")
     return found
@@ -112,8 +123,8 @@ def _path_of(folder: Path, shard: Shard) -> Path:
     return folder / shard.name
 
 
-def _first(job: Job, folder: Path) -> list[str]:
-    """Return the first usable preference as the model will see it."""
+def _first(job: Job, folder: Path) -> tuple[list[str], dict[int, str]]:
+    """Return the first usable preference as the model will see it, and its special tokens."""
     assert job.prefer is not None
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     found = find_input(job, job.prefer.sources[0], "prefer.sources.0")
@@ -125,8 +136,11 @@ def _first(job: Job, folder: Path) -> list[str]:
                 continue
             (outcome,) = how.outcomes([read.preference])
             if isinstance(outcome, Usable):
-                return marked_preference(tokenizer, outcome)
-    return []
+                present = set(np.concatenate([side.sequence.ids for side in outcome.item]).tolist())
+                specials = tokenizer.special_ids.items()
+                found_in = {token: text for text, token in specials if token in present}
+                return marked_preference(tokenizer, outcome), found_in
+    return [], {}
 
 
 def in_words(job: Job, counted: CountedPreferences) -> list[str]:
