@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tests.support.chat_templates import CHATML
 from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.instruct_model import write_instruct_model
 from tests.support.preference_files import label_of, pair_of, write_jsonl
+from tests.support.waiting import run_to_end
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +155,7 @@ def test_the_command_that_converts_json_makes_what_a_job_reads(
     code, _, errors = pion("new", "prefs.json")
     assert code == 2
     command = errors.partition("Convert it first: ")[2].partition(". Nothing was written")[0]
-    subprocess.run(["sh", "-c", command], check=True, cwd=here)
+    run_to_end(["sh", "-c", command], check=True, cwd=here)
     lines = (here / "pairs.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == records
 
