@@ -54,6 +54,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+def passes_in_words(count: float) -> str:
+    """Return `1 pass`, or `2.5 passes`: how often data is trained on."""
+    return f"{count:.3g} pass" + ("" if count == 1 else "es")
+
+
 def size(count: float) -> str:
     """Return bytes as `812 B`, `3.1 MB`, `1.24 GB`."""
     units = ((" TB", 1e12), (" GB", 1e9), (" MB", 1e6), (" kB", 1e3))

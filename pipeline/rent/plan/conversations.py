@@ -17,7 +17,7 @@ from pion.data.chat.conversation import Tokenized, marked_text
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
-from pipeline.console.formats import amount
+from pipeline.console.formats import amount, passes_in_words
 from pipeline.data.conversations_to_rows import in_own_format, in_template
 from pipeline.data.sources import SAMPLED, conversations, find_input, talks
 from pipeline.job import Job
@@ -162,7 +162,7 @@ def in_words(job: Job, counted: Counted) -> str:
     trained = section.total_steps * section.global_batch * job.sft_seq_len
     words = (
         f"{counted.conversations:,} conversations in {counted.rows:,} rows of {job.sft_seq_len:,} "
-        f"tokens; {passes:.3g} passes in {section.total_steps:,} steps of "
+        f"tokens; {passes_in_words(passes)} in {section.total_steps:,} steps of "
         f"{section.global_batch} rows: {amount(trained)} tokens"
     )
     if not counted.whole:

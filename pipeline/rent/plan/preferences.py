@@ -22,7 +22,8 @@ from pion.data.shards import Rows, Shard
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, PionError
 from pipeline.base.keep import tokenizer_of_base
-from pipeline.console.formats import amount
+from pipeline.console.formats import amount, passes_in_words
+from pipeline.console.formats import counted as counted_words
 from pipeline.data.preferences import preferences
 from pipeline.data.prepared import open_data
 from pipeline.data.sources import SAMPLED, find_input
@@ -38,6 +39,8 @@ HIGHEST_LR, HIGHEST_LR_OF_LORA = 1e-5, 1e-4
 SIMPO_SHARE = 0.5
 # More passes over the same preferences rarely help.
 MOST_PASSES = 3
+# In fewer steps, the rate has hardly left its warm-up, and a model hardly changes.
+FEWEST_STEPS = 20
 # The first preference that can be used is looked for in so many.
 LOOKED_AT = 64
 
@@ -151,8 +154,9 @@ def in_words(job: Job, counted: CountedPreferences) -> list[str]:
         first, *more = summary.in_words()
         lines += [f"{key}: {first}" if len(counted.summaries) > 1 else first, *more]
     tokens = section.total_steps * section.global_batch * job.seq_len("prefer")
+    steps = counted_words(section.total_steps, "step")
     lines.append(
-        f"{passes_over(job, counted):.3g} passes in {section.total_steps:,} steps of about "
+        f"{passes_in_words(passes_over(job, counted))} in {steps} of about "
         f"{per_step(job, counted):,.0f} {_what(counted)}: {amount(tokens)} tokens"
     )
     if job.needs_distance("prefer"):
@@ -183,6 +187,8 @@ def warnings_about(job: Job, counted: CountedPreferences) -> dict[str, str]:
             f"a step has about {batch:,.0f} {_what(counted)}; {FEWEST_PAIRS} to {MOST_PAIRS} are "
             "usual. Change prefer.global_batch"
         )
+    if counted.whole and section.total_steps < FEWEST_STEPS:
+        found["steps"] = _few_steps(section.total_steps, section.global_batch)
     if (rate := high_rate(job)) is not None:
         found["rate"] = rate
     if counted.whole and (passes := passes_over(job, counted)) > MOST_PASSES:
@@ -191,6 +197,15 @@ def warnings_about(job: Job, counted: CountedPreferences) -> dict[str, str]:
             "left to learn. Lower prefer.epochs or prefer.steps"
         )
     return found
+
+
+def _few_steps(steps: int, global_batch: int) -> str:
+    words = (
+        f"{counted_words(steps, 'step')}: in fewer than {FEWEST_STEPS}, a model hardly changes. "
+    )
+    fewer = global_batch * steps // FEWEST_STEPS
+    smaller = f"Lower prefer.global_batch ({fewer} instead of {global_batch}), or use"
+    return words + (smaller if fewer else "Use") + " more data or more passes"
 
 
 def high_rate(job: Job) -> str | None:

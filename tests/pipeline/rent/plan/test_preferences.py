@@ -56,17 +56,18 @@ def test_check_shows_rows_lengths_steps_and_the_first_pair(tmp_path: Path) -> No
     said = words["preferences"]
     assert "pairs in" in said
     assert "held out" in said
-    assert "1 passes in" in said
+    assert "1 pass in" in said
     assert "the reference is computed once" in said
     assert "⟦" in words["the first"]
     assert {"prompt:", "chosen:", "rejected:"} <= set(words["the first"].split())
-    assert set(words) == {"preferences", "the first"}
+    assert set(words) == {"preferences", "the first", "steps"}  # so few pairs are few steps
 
 
 @pytest.mark.parametrize(
     ("fields", "name", "expected"),
     [
         ({"global_batch": 2}, "batch", "32 to 512 are usual"),
+        ({"global_batch": 16}, "steps", "in fewer than 20, a model hardly changes. Lower"),
         ({"lr": 1e-3}, "rate", "prefer.lr 0.001 is above 1e-05"),
         (
             {"lr": 5e-5, "min_lr": 5e-6, "lora": {}, "epochs": 9},
