@@ -32,7 +32,8 @@ def distance(
     """Return what z0 is made of, for a batch of mismatched rows: fp64 (2,), on the model's device.
 
     The first number is the sum over sequences of log π − log ref, in nats, and the second is how
-    many sequences there are. Both add up over batches and ranks.
+    many sequences there are. Both add up over batches and ranks. Nothing is kept for a backward
+    pass, so this needs less memory than the step that follows.
     """
     there = to_device(batch, model.embed.weight.device)
     assert there.sequences is not None

@@ -1,7 +1,7 @@
 """The held-out answers of preferences, and what a model gives for each of them.
 
-The numbers are those of training: the same forward pass, with all rows of the head. So they can be
-compared with those of a reference.
+The forward pass is that of an evaluation, with hidden states in fp32 between blocks. Numbers of a
+reference that was computed so differ from these by rounding only.
 """
 
 from __future__ import annotations

@@ -109,9 +109,9 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     prefer = history.head.stages.get("prefer")
     accuracy = None if prefer is None else prefer.result.get("held_out_accuracy")
     if preferred := preferences_in_brief(results.get("prefer", {})):
-        rows.append(["held-out pairs", preferred])
+        rows.append(["held-out preferences", preferred])
     elif isinstance(accuracy, float):
-        rows.append(["held-out pairs", f"{100 * accuracy:.1f} % right"])
+        rows.append(["held-out preferences", f"{100 * accuracy:.1f} % right"])
     if predicted := against_result(history, results):
         rows.append(["ladder", predicted])
     for name in job.train_stages:

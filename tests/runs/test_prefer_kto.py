@@ -105,7 +105,7 @@ def test_sigkills_in_the_pass_over_answers_of_others_change_no_bit(
     chunks = sum(-(-count // 4) for count in rows)
     killed_in_the_pass(tmp_path, job, 2 * chunks + 4)  # after the second chunk of others
     output = finish(job)
-    assert "reference: continuing train_mismatched after row 8" in output, output
+    assert "reference pass: continuing train_mismatched after row 8" in output, output
     assert final_weights(tmp_path) == final_weights(unbroken)
     assert reference_of(tmp_path) == reference_of(unbroken)
 

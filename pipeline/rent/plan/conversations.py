@@ -21,6 +21,7 @@ from pipeline.console.formats import amount, passes_in_words
 from pipeline.data.conversations_to_rows import in_own_format, in_template
 from pipeline.data.sources import SAMPLED, conversations, find_input, talks
 from pipeline.job import Job
+from pipeline.rent.plan.few_steps import FEWEST_STEPS, better_batch
 from pipeline.rent.plan.first_records import keep_first_records
 from pipeline.rent.plan.preferences import lacks_rows, require_known
 from pipeline.stages.prepare import prepare_sft
@@ -30,8 +31,6 @@ from pipeline.state.stores import open_store
 
 # More passes over the same conversations rarely help, and make a model repeat them.
 MOST_PASSES = 5
-# With fewer steps, a model changes little, whatever the rate.
-FEWEST_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -198,10 +197,8 @@ def too_few_steps(job: Job, counted: Counted) -> str | None:
 
 
 def _better_batch(job: Job, counted: Counted) -> int:
-    """Return the largest power of 2 that makes FEWEST_STEPS steps, or 1."""
     passes = job.section("sft").passes if job.section("sft").steps is None else 1.0
-    most = int(passes * counted.rows / FEWEST_STEPS)
-    return 1 << (most.bit_length() - 1) if most else 1
+    return better_batch(passes * counted.rows)
 
 
 def too_many_passes(job: Job, counted: Counted) -> str | None:

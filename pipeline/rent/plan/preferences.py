@@ -5,6 +5,7 @@ Of a data set on the Hub, only the first SAMPLED preferences are read.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from pipeline.data.preferences import preferences
 from pipeline.data.prepared import open_data
 from pipeline.data.sources import SAMPLED, find_input
 from pipeline.job import Job
+from pipeline.rent.plan.few_steps import FEWEST_STEPS, better_batch
 from pipeline.rent.plan.first_records import keep_first_records
 from pipeline.stages.prepare import prepare_prefer
 
@@ -39,8 +41,6 @@ HIGHEST_LR, HIGHEST_LR_OF_LORA = 1e-5, 1e-4
 SIMPO_SHARE = 0.5
 # More passes over the same preferences rarely help.
 MOST_PASSES = 3
-# In fewer steps, the rate has hardly left its warm-up, and a model hardly changes.
-FEWEST_STEPS = 20
 # The first preference that can be used is looked for in so many.
 LOOKED_AT = 64
 
@@ -187,8 +187,8 @@ def warnings_about(job: Job, counted: CountedPreferences) -> dict[str, str]:
             f"a step has about {batch:,.0f} {_what(counted)}; {FEWEST_PAIRS} to {MOST_PAIRS} are "
             "usual. Change prefer.global_batch"
         )
-    if counted.whole and section.total_steps < FEWEST_STEPS:
-        found["steps"] = _few_steps(section.total_steps, section.global_batch)
+    if counted.whole and section.steps is None and section.total_steps < FEWEST_STEPS:
+        found["steps"] = _few_steps(job, counted)
     if (rate := high_rate(job)) is not None:
         found["rate"] = rate
     if counted.whole and (passes := passes_over(job, counted)) > MOST_PASSES:
@@ -199,13 +199,18 @@ def warnings_about(job: Job, counted: CountedPreferences) -> dict[str, str]:
     return found
 
 
-def _few_steps(steps: int, global_batch: int) -> str:
-    words = (
-        f"{counted_words(steps, 'step')}: in fewer than {FEWEST_STEPS}, a model hardly changes. "
+def _few_steps(job: Job, counted: CountedPreferences) -> str:
+    section = job.section("prefer")
+    words = f"{counted_words(section.total_steps, 'step')} change a model little"
+    rows = section.passes * counted.rows
+    # A step needs FEWEST_PAIRS, too.
+    batch = max(better_batch(rows), math.ceil(FEWEST_PAIRS * counted.rows / counted.items))
+    if batch >= section.global_batch:
+        return f"{words}: use more {_what(counted)}, or more passes"
+    return (
+        f"{words}. With prefer.global_batch={batch}, the same {_what(counted)} make "
+        f"{math.ceil(rows / batch):,} steps"
     )
-    fewer = global_batch * steps // FEWEST_STEPS
-    smaller = f"Lower prefer.global_batch ({fewer} instead of {global_batch}), or use"
-    return words + (smaller if fewer else "Use") + " more data or more passes"
 
 
 def high_rate(job: Job) -> str | None:

@@ -124,7 +124,7 @@ def test_a_model_that_is_its_reference_has_the_loss_of_a_coin_exactly(
 def test_a_trainer_of_preferences_measures_preferences() -> None:
     settings = TrainSettings(4, 2, 1e-3, preference=Preference("dpo", beta=0.3))
     stream = PairRows(ROWS).as_stream()
-    trainer = Trainer(model(), stream, settings, torch.float32)
+    trainer = Trainer(model(), stream, settings, ComputePlan())
     found = trainer.evaluate(stream, range(7), 2, end_of_text=0)
     expected = evaluate_preferences(scorer(Preference("dpo", beta=0.3), 2), stream, range(7))
     assert found == expected

@@ -65,7 +65,13 @@ class PreferWorld(World):
         results, said = self.run(job, kept, **fields)
         return results["prefer"], said, kept
 
-    def reference(self, folder: Path, sums: Callable[[int], np.ndarray], dtype: str) -> Path:
+    def reference(
+        self,
+        folder: Path,
+        sums: Callable[[int], np.ndarray],
+        dtype: str,
+        residual: str = "float32",
+    ) -> Path:
         """Write the stored numbers of a reference for as many answers as each split has."""
         data = open_data(self.prefer_data)
         splits = {}
@@ -75,7 +81,9 @@ class PreferWorld(World):
             counts = [int((one.side != 0).sum()) for one in sides if one is not None]
             starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
             splits[split] = ReferenceSums(sums(int(starts[-1])), starts)
-        write_reference(folder, "k" * 64, splits, {"weights": "5" * 64, "dtype": dtype})
+        write_reference(
+            folder, "k" * 64, splits, {"weights": "5" * 64, "dtype": dtype, "residual": residual}
+        )
         return folder
 
     def _pairs(self, folder: Path) -> Path:
@@ -242,12 +250,13 @@ def test_stored_numbers_of_the_reference_say_what_the_start_gives(
     assert result["preferences"] == expected | {"reference": "5" * 64}
 
 
-@pytest.mark.parametrize("wrong", ["dtype", "damaged"])
+@pytest.mark.parametrize("wrong", ["dtype", "residual", "damaged"])
 def test_numbers_that_do_not_fit_are_not_used_and_the_start_is_measured(
     world: PreferWorld, unbroken: Evaluated, tmp_path: Path, wrong: str
 ) -> None:
-    dtype = "bfloat16" if wrong == "dtype" else "float32"
-    folder = world.reference(tmp_path / "reference", lambda n: np.full(n, -3.0), dtype)
+    dtypes = {wrong: "bfloat16"}
+    dtype, residual = (dtypes.get(name, "float32") for name in ("dtype", "residual"))
+    folder = world.reference(tmp_path / "reference", lambda n: np.full(n, -3.0), dtype, residual)
     if wrong == "damaged":
         (folder / "held_out.sums.npy").write_bytes(b"no numbers")
     load = partial(load_model_in, world.models["sft"])

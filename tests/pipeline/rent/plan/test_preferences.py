@@ -67,7 +67,7 @@ def test_check_shows_rows_lengths_steps_and_the_first_pair(tmp_path: Path) -> No
     ("fields", "name", "expected"),
     [
         ({"global_batch": 2}, "batch", "32 to 512 are usual"),
-        ({"global_batch": 16}, "steps", "in fewer than 20, a model hardly changes. Lower"),
+        ({"global_batch": 16}, "steps", "change a model little. With prefer.global_batch="),
         ({"lr": 1e-3}, "rate", "prefer.lr 0.001 is above 1e-05"),
         (
             {"lr": 5e-5, "min_lr": 5e-6, "lora": {}, "epochs": 9},
