@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import secrets
 import shutil
 import socket
@@ -82,6 +83,11 @@ def private_environment(environment: Mapping[str, str] = os.environ) -> dict[str
 # Environment variable: the address (host:port) of a running Ray to use instead of starting one.
 RAY_ADDRESS = "PION_RAY_ADDRESS"
 
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
+# Ray's words: "… node running low on memory. Memory on the node (IP: …, ID: …) was 22.40GB used /
+# 23.54GB limit (0.951391)".
+_MEMORY_FULL = re.compile(r"node running low on memory\..{0,300}? was (\S+ used / \S+ limit)")
+
 
 class RayWorkers:
     """Ray Train workers that advance the training stages of `request`.
@@ -150,8 +156,20 @@ class RayWorkers:
         if self._closing:
             return
         self._ended_by_itself = True
-        lines = self.log.read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
-        self.messages.put((-1, FitEnded(lines[-1])))
+        words = last_words(self.log.read_text(errors="replace")) or f"exit code {code}"
+        self.messages.put((-1, FitEnded(words)))
+
+
+def last_words(log: str) -> str:
+    """Return why the workers ended, by what Ray has written: its last line, unless it says that the
+    machine's memory was full. Ray writes that earlier, and more after it."""
+    log = _COLORS.sub("", log).strip()
+    if (full := _MEMORY_FULL.search(log)) is not None:
+        return (
+            f"this machine's memory was full ({full[1]}), so Ray has ended them. Close other "
+            "programs, lower hardware.micro_batch, or use a machine with more memory"
+        )
+    return log.splitlines()[-1] if log else ""
 
 
 def _own_address(ray: str | None) -> str:
