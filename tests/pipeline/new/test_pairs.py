@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.base.read_job import read_job
+from pipeline.new import to_jsonl
 from pipeline.rent.check.texts import check_preferences
 from tests.pipeline.conftest import Pion
 from tests.pipeline.rent.conftest import SkyHome
@@ -147,17 +150,61 @@ def test_pairs_next_to_text_are_refused(here: Path, pion: Pion) -> None:
     assert "preferences and other data are mixed: data/pairs.jsonl" in errors
 
 
-def test_the_command_that_converts_json_makes_what_a_job_reads(
-    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+def table_of(records: list[dict[str, Any]], delimiter: str) -> str:
+    stream = io.StringIO()
+    table = csv.DictWriter(stream, records[0], delimiter=delimiter)
+    table.writeheader()
+    table.writerows(records)
+    return stream.getvalue()
+
+
+def lines_of(records: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+PAIRS = [pair_of(number, chosen=f"one; two, {number}") for number in range(40)]
+# The path that is given, and the files there.
+NOT_LINES: dict[str, tuple[str, dict[str, str]]] = {
+    "a list": ("prefs.json", {"prefs.json": json.dumps(PAIRS)}),
+    "an object on each line": ("prefs.json", {"prefs.json": lines_of(PAIRS)}),
+    "csv": ("prefs.csv", {"prefs.csv": table_of(PAIRS, ",")}),
+    "tsv": ("prefs.tsv", {"prefs.tsv": table_of(PAIRS, "\t")}),
+    "semicolons": ("prefs.csv", {"prefs.csv": table_of(PAIRS, ";")}),
+    "a byte order mark": ("prefs.csv", {"prefs.csv": "\ufeff" + table_of(PAIRS, ",")}),
+    "a name for a shell": ("my 'prefs'.csv", {"my 'prefs'.csv": table_of(PAIRS, ",")}),
+    "two files": (
+        "prefs",
+        {"prefs/1.csv": table_of(PAIRS[:9], ","), "prefs/2.csv": table_of(PAIRS[9:], ";")},
+    ),
+    "this folder": (".", {"prefs.csv": table_of(PAIRS, ",")}),
+}
+
+
+@pytest.mark.parametrize("case", NOT_LINES)
+def test_the_command_that_converts_makes_what_a_job_reads(
+    case: str, here: Path, pion: Pion
 ) -> None:
-    records = [pair_of(number) for number in range(40)]
-    (here / "prefs.json").write_text(json.dumps(records))
-    code, _, errors = pion("new", "prefs.json")
+    path, files = NOT_LINES[case]
+    for name, text in files.items():
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text(text)
+    code, _, errors = pion("new", path)
     assert code == 2
     command = errors.partition("Convert it first: ")[2].partition(". Nothing was written")[0]
     run_to_end(["sh", "-c", command], check=True, cwd=here)
     lines = (here / "pairs.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == records
+    assert [json.loads(line) for line in lines] == PAIRS
+
+
+def test_a_record_that_can_not_be_converted_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prefs.csv").write_text("prompt,chosen,rejected\nHi,Hello,Go\nHi,Hello\n")
+    assert to_jsonl.main(tmp_path / "prefs.csv") == 2
+    printed, errors = capsys.readouterr()
+    assert printed == '{"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}\n'
+    assert "prefs.csv:3: found 2 columns instead of 3" in errors
+    assert "What was written ends before it" in errors
 
 
 def test_a_person_may_read_pairs_as_conversations(
