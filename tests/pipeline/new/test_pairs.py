@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from pion.data.preference.rendering import IDENTICAL
 from pipeline.base.read_job import read_job
 from pipeline.new import to_jsonl
+from pipeline.new.files import find_data
+from pipeline.new.pairs_look import look_at_pairs
 from pipeline.rent.check.texts import check_preferences
 from tests.pipeline.conftest import Pion
 from tests.pipeline.rent.conftest import SkyHome
@@ -85,7 +88,7 @@ def test_it_says_what_the_pairs_will_teach(
 ) -> None:
     longer = [pair_of(n, chosen="a much longer answer " * 9) for n in range(40)]
     odd = [
-        pair_of(41, chosen="same", rejected=" same "),
+        pair_of(41, chosen="same", rejected="same"),
         pair_of(42, score_chosen=1, score_rejected=1),
     ]
     write_jsonl(here / "prefs.jsonl", [*longer, *odd])
@@ -98,6 +101,28 @@ def test_it_says_what_the_pairs_will_teach(
     assert "left out: 1, because chosen and rejected are equally good" in printed
     assert "note: the chosen answers are mostly the longer ones" in printed
     assert "note: 40 pairs are few" in printed
+
+
+def called(number: int) -> dict[str, Any]:
+    """A call of a tool, without a text."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": number}}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def test_answers_that_may_be_different_tokens_are_counted(tmp_path: Path) -> None:
+    """Some templates keep spaces and write calls. Only the tokens decide, which a look lacks."""
+    prompt = {"role": "user", "content": "Add."}
+    spaces = pair_of(1, chosen="same", rejected=" same ")
+    calls, equal = (
+        {side: [prompt, called(n)] for side, n in (("chosen", 1), ("rejected", other))}
+        for other in (2, 1)
+    )
+    file = write_jsonl(tmp_path / "prefs.jsonl", [spaces, calls, equal])
+    (group,) = find_data(file).groups
+    look = look_at_pairs(group)
+    assert not look.problems
+    assert len(look.lengths) == 2
+    assert look.left_out == {IDENTICAL: 1}
 
 
 def test_swapped_pairs_are_noticed(
