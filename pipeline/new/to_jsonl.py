@@ -6,6 +6,7 @@ the standard output, as `pion new` reads them: the same columns, encodings and l
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -46,4 +47,6 @@ def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(prog="python -m pipeline.new.to_jsonl")
+    parser.add_argument("path", type=Path, help="a .json, .csv or .tsv file, or a folder of these")
+    sys.exit(main(parser.parse_args().path))
