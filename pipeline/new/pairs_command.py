@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +80,10 @@ def _only_group(found: Found) -> Group:
         )
     (group,) = found.groups
     if group.kind not in ("jsonl", "parquet"):
-        read = {"json": "json.load", "csv": "csv.DictReader"}[group.kind]
         raise BadInput(
             f"{group.path}: a job reads preferences as JSON Lines or parquet, and this is "
-            f"{kinds[0]}. Convert it first: python -c 'import csv, json, sys; [print(json.dumps(r))"
-            f" for r in {read}(open(sys.argv[1]))]' {group.files[0]} > pairs.jsonl. Nothing was "
-            "written."
+            f"{kinds[0]}. Convert it first: python -m pipeline.new.to_jsonl "
+            f"{shlex.quote(str(group.path))} > pairs.jsonl. Nothing was written."
         )
     return group
 

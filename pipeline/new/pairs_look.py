@@ -10,8 +10,8 @@ from typing import Any
 from pion.data.chat.messages import Conversation, with_texts
 from pion.data.documents import languages
 from pion.data.documents.file_to_documents import whole_characters
-from pion.data.preference.layouts import Pair, Preference, is_empty, parse_preference
-from pion.data.preference.rendering import EMPTY, IDENTICAL, TIE
+from pion.data.preference.layouts import Pair, Preference, parse_preference
+from pion.data.preference.rendering import reason_without_ids
 from pion.data.preference.summary import MANY_LONGER, MOST_SWAPPED
 from pion.errors import BadInput
 from pipeline.console.formats import counted, size
@@ -129,32 +129,19 @@ def _add(look: PairsLook, found: Preference) -> str | None:
     look.paired = paired
     texts = [*map(_text, found.conversations)]
     look.first = look.first or found
-    if reason := _left_out(found):
+    if reason := reason_without_ids(found):
         look.left_out[reason] += 1
         return None
     answers = [_answer(side) for side in found.conversations]
     look.lengths.append(sum(len(text.encode()) for text in texts))
     if isinstance(found, Pair):
         look.longer += len(answers[0]) > len(answers[1])
-        look.swapped += found.scores is not None and found.scores[0] < found.scores[1]
+        look.swapped += found.swapped
     if sum(look.languages.values()) < GUESSED:
         look.languages[languages.language_of(texts[0])] += 1
     if look._characters <= KEPT_CHARACTERS:
         look.kept.append(texts[0][:KEPT_CHARACTERS])
         look._characters += len(texts[0])
-    return None
-
-
-def _left_out(found: Preference) -> str | None:
-    """Return why `prepare` would leave a preference out, as far as it is seen without a model."""
-    if any(map(is_empty, found.conversations)):
-        return EMPTY
-    if isinstance(found, Pair):
-        chosen, rejected = map(_answer, found.conversations)
-        if chosen.strip() == rejected.strip():
-            return IDENTICAL
-        if found.tie:
-            return TIE
     return None
 
 

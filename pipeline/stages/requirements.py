@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType
+from typing import Any, get_args
 
 from typing_extensions import get_type_hints, is_typeddict
 
@@ -38,6 +39,8 @@ SFT_MEASURES = ("response_loss", "stop_accuracy", "false_stop_rate", "instructio
 # Numbers of ends of turns, and of other learned tokens.
 COUNTS = ("ends", "others")
 PREFER_MEASURES = ("accuracy", "text_change", "preferences")
+# Types of numbers in records of results; None stands for one that is not finite.
+_NUMBERS = {int, float, NoneType}
 
 
 def check_requirements(job: Job, publish: Publish, results: Mapping[str, Any], safe: str) -> None:
@@ -99,26 +102,38 @@ def check_names(job: Job, publish: Publish) -> None:
         # What is measured after other stages depends on more, and older jobs name it.
         if path[0] == "prefer" and job.prefer is not None and len(path) > 1:
             path, names = path[1:], [*measures, *COUNTS]
-        wrong = path[0] if path[0] not in names else None
-        if path[0] == "preferences" and wrong is None:
-            wrong, names = _unknown(Preferences, path[1:])
-        if wrong is not None:
+        if path[0] not in names:
             raise BadInput(
-                f"publish.require: {condition!r}: nothing called {wrong!r} will be measured"
-                f"{closest(wrong, names)}; there are "
+                f"publish.require: {condition!r}: nothing called {path[0]!r} will be measured"
+                f"{closest(path[0], names)}; there are "
                 f"{', '.join(n for n in measures if not n.endswith('_sem'))} of the published "
                 f"model, and the results of {', '.join(others)} (ngram.loss). Nothing was started."
             )
+        problem = _no_number(Preferences, path) if path[0] == "preferences" else None
+        if problem is not None:
+            raise BadInput(f"publish.require: {condition!r}: {problem}. Nothing was started.")
 
 
-def _unknown(kind: Any, path: list[str]) -> tuple[str | None, list[str]]:
-    """Return the first name of a path that the record `kind` does not have, or None, and the names
-    that it has."""
+def _no_number(kind: Any, path: Sequence[str]) -> str | None:
+    """Return why a path is not the name of a number, or None. `kind` is the record that is called
+    `path[0]`."""
+    name, *rest = path
+    if not is_typeddict(kind):
+        if not {*(get_args(kind) or (kind,))} <= _NUMBERS:
+            return f"{name!r} is not a number"
+        return f"{name!r} is a number, and nothing in it has a name" if rest else None
     fields = get_type_hints(kind)
-    if not path or path[0] not in fields:
-        return path[0] if path else "preferences", list(fields)
-    inner = fields[path[0]]
-    return _unknown(inner, path[1:]) if is_typeddict(inner) else (None, [])
+    if rest and rest[0] in fields:
+        return _no_number(fields[rest[0]], rest)
+    numbers = [field for field in fields if not _no_number(fields[field], [field])]
+    tables = [field for field in fields if is_typeddict(fields[field])]
+    kinds = {"numbers": numbers, "tables": tables}
+    has = " and ".join(f"the {what} {', '.join(names)}" for what, names in kinds.items() if names)
+    if not rest:
+        return f"{name!r} is a table: name a number in it. It has {has}"
+    return (
+        f"nothing called {rest[0]!r} will be measured{closest(rest[0], fields)}; {name!r} has {has}"
+    )
 
 
 def _measures(job: Job) -> list[str]:

@@ -70,6 +70,11 @@ class Pair:
         """Whether each conversation is preferred."""
         return True, False
 
+    @property
+    def swapped(self) -> bool:
+        """Whether the chosen answer has the lower score."""
+        return self.scores is not None and self.scores[0] < self.scores[1]
+
 
 @dataclass(frozen=True)
 class Labelled:

@@ -101,7 +101,7 @@ def total(tallies: Iterable[Tally]) -> Tally:
 
 def _tally(preference: Preference, outcome: Outcome) -> Tally:
     scores = preference.scores if isinstance(preference, Pair) else None
-    swapped = scores is not None and scores[0] < scores[1]
+    swapped = isinstance(preference, Pair) and preference.swapped
     counts: dict[str, Any] = {
         "read": 1,
         "scored": int(scores is not None),

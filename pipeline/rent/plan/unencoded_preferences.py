@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pion.data.preference.layouts import Pair, Preference
+from pion.data.preference.layouts import Pair
 from pion.data.preference.rendering import reason_without_ids
 from pion.data.preference.summary import Part, Summary
 from pion.data.preference.tally import Tally
@@ -49,7 +49,7 @@ def _summary(job: Job, key: str, read: list[Read]) -> Summary:
     found = [one.preference for one in read if not isinstance(one.preference, str)]
     dropped = Counter(filter(None, map(reason_without_ids, found)))
     scored = [one for one in found if isinstance(one, Pair) and one.scores is not None]
-    swapped = [one for one in scored if _is_swapped(one)]
+    swapped = [one for one in scored if one.swapped]
     tally = Tally(
         read=len(read),
         refused=len(read) - len(found),
@@ -62,9 +62,3 @@ def _summary(job: Job, key: str, read: list[Read]) -> Summary:
     seq_len = job.seq_len("prefer")
     train, none = (Part(items, 0, 0, None, None) for items in (kept, 0))
     return Summary(kinds[0], seq_len, train, none, tally, seq_len)
-
-
-def _is_swapped(preference: Preference) -> bool:
-    assert isinstance(preference, Pair)
-    assert preference.scores is not None
-    return preference.scores[0] < preference.scores[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,11 @@ from typing import Any
 
 import pytest
 
+from pion.data.preference.rendering import IDENTICAL
 from pipeline.base.read_job import read_job
+from pipeline.new import to_jsonl
+from pipeline.new.files import find_data
+from pipeline.new.pairs_look import look_at_pairs
 from pipeline.rent.check.texts import check_preferences
 from tests.pipeline.conftest import Pion
 from tests.pipeline.rent.conftest import SkyHome
@@ -82,7 +88,7 @@ def test_it_says_what_the_pairs_will_teach(
 ) -> None:
     longer = [pair_of(n, chosen="a much longer answer " * 9) for n in range(40)]
     odd = [
-        pair_of(41, chosen="same", rejected=" same "),
+        pair_of(41, chosen="same", rejected="same"),
         pair_of(42, score_chosen=1, score_rejected=1),
     ]
     write_jsonl(here / "prefs.jsonl", [*longer, *odd])
@@ -95,6 +101,28 @@ def test_it_says_what_the_pairs_will_teach(
     assert "left out: 1, because chosen and rejected are equally good" in printed
     assert "note: the chosen answers are mostly the longer ones" in printed
     assert "note: 40 pairs are few" in printed
+
+
+def called(number: int) -> dict[str, Any]:
+    """A call of a tool, without a text."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": number}}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def test_answers_that_may_be_different_tokens_are_counted(tmp_path: Path) -> None:
+    """Some templates keep spaces and write calls. Only the tokens decide, which a look lacks."""
+    prompt = {"role": "user", "content": "Add."}
+    spaces = pair_of(1, chosen="same", rejected=" same ")
+    calls, equal = (
+        {side: [prompt, called(n)] for side, n in (("chosen", 1), ("rejected", other))}
+        for other in (2, 1)
+    )
+    file = write_jsonl(tmp_path / "prefs.jsonl", [spaces, calls, equal])
+    (group,) = find_data(file).groups
+    look = look_at_pairs(group)
+    assert not look.problems
+    assert len(look.lengths) == 2
+    assert look.left_out == {IDENTICAL: 1}
 
 
 def test_swapped_pairs_are_noticed(
@@ -147,17 +175,61 @@ def test_pairs_next_to_text_are_refused(here: Path, pion: Pion) -> None:
     assert "preferences and other data are mixed: data/pairs.jsonl" in errors
 
 
-def test_the_command_that_converts_json_makes_what_a_job_reads(
-    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+def table_of(records: list[dict[str, Any]], delimiter: str) -> str:
+    stream = io.StringIO()
+    table = csv.DictWriter(stream, records[0], delimiter=delimiter)
+    table.writeheader()
+    table.writerows(records)
+    return stream.getvalue()
+
+
+def lines_of(records: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+PAIRS = [pair_of(number, chosen=f"one; two, {number}") for number in range(40)]
+# The path that is given, and the files there.
+NOT_LINES: dict[str, tuple[str, dict[str, str]]] = {
+    "a list": ("prefs.json", {"prefs.json": json.dumps(PAIRS)}),
+    "an object on each line": ("prefs.json", {"prefs.json": lines_of(PAIRS)}),
+    "csv": ("prefs.csv", {"prefs.csv": table_of(PAIRS, ",")}),
+    "tsv": ("prefs.tsv", {"prefs.tsv": table_of(PAIRS, "\t")}),
+    "semicolons": ("prefs.csv", {"prefs.csv": table_of(PAIRS, ";")}),
+    "a byte order mark": ("prefs.csv", {"prefs.csv": "\ufeff" + table_of(PAIRS, ",")}),
+    "a name for a shell": ("my 'prefs'.csv", {"my 'prefs'.csv": table_of(PAIRS, ",")}),
+    "two files": (
+        "prefs",
+        {"prefs/1.csv": table_of(PAIRS[:9], ","), "prefs/2.csv": table_of(PAIRS[9:], ";")},
+    ),
+    "this folder": (".", {"prefs.csv": table_of(PAIRS, ",")}),
+}
+
+
+@pytest.mark.parametrize("case", NOT_LINES)
+def test_the_command_that_converts_makes_what_a_job_reads(
+    case: str, here: Path, pion: Pion
 ) -> None:
-    records = [pair_of(number) for number in range(40)]
-    (here / "prefs.json").write_text(json.dumps(records))
-    code, _, errors = pion("new", "prefs.json")
+    path, files = NOT_LINES[case]
+    for name, text in files.items():
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text(text)
+    code, _, errors = pion("new", path)
     assert code == 2
     command = errors.partition("Convert it first: ")[2].partition(". Nothing was written")[0]
     run_to_end(["sh", "-c", command], check=True, cwd=here)
     lines = (here / "pairs.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == records
+    assert [json.loads(line) for line in lines] == PAIRS
+
+
+def test_a_record_that_can_not_be_converted_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prefs.csv").write_text("prompt,chosen,rejected\nHi,Hello,Go\nHi,Hello\n")
+    assert to_jsonl.main(tmp_path / "prefs.csv") == 2
+    printed, errors = capsys.readouterr()
+    assert printed == '{"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}\n'
+    assert "prefs.csv:3: found 2 columns instead of 3" in errors
+    assert "What was written ends before it" in errors
 
 
 def test_a_person_may_read_pairs_as_conversations(

@@ -84,10 +84,32 @@ def test_a_misspelt_name_is_found_before_anything_is_started(condition: str, mea
         check(condition)
 
 
-@pytest.mark.parametrize("condition", ["prefer.preferences > 1", "preferences.after.raw > 0.5"])
-def test_a_table_is_no_number(condition: str) -> None:
-    with pytest.raises(BadInput, match="Nothing was started"):
-        check(condition)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("prefer.preferences", "'preferences' is a table: name a number in it. It has the numbers"),
+        ("preferences.after", "'after' is a table: name a number in it. It has the tables raw,"),
+        ("prefer.preferences.after.raw", "'raw' is a table: name a number in it. It has the numb"),
+        ("prefer.preferences.kind", "'kind' is not a number"),
+        ("prefer.preferences.start", "'start' is not a number"),
+        ("prefer.preferences.of_means", "'of_means' is not a number"),
+        ("prefer.preferences.answers.shown", "'shown' is not a number"),
+        ("prefer.preferences.items.x", "'items' is a number, and nothing in it has a name"),
+        ("preferences.after.raw.accuracy.x", "'accuracy' is a number, and nothing in it"),
+        ("preferences.after.rew.accuracy", "did you mean 'raw'?; 'after' has the tables raw,"),
+    ],
+)
+def test_what_is_no_number_is_refused_before_anything_is_started(name: str, words: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        check(f"{name} > 0.5")
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(f"publish.require: '{name} > 0.5': ")
+    assert str(caught.value).endswith(". Nothing was started.")
+
+
+@pytest.mark.parametrize("name", ["items", "rules.longer", "desired", "answers.change.tokens_sem"])
+def test_every_number_of_preferences_can_be_required(name: str) -> None:
+    check(f"prefer.preferences.{name} > 0.5")
 
 
 def test_without_preferences_nothing_of_them_is_measured() -> None:
