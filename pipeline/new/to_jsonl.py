@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput
+from pipeline.console.formats import printable
 from pipeline.new.files import find_data
 from pipeline.new.read import Progress, read_file
 
@@ -41,7 +42,7 @@ def main(path: Path) -> int:
         for record in records_of(path):
             print(json.dumps(record))
     except BadInput as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 2
     return 0
 
