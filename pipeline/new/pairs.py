@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from pipeline.new.proposal import (
     LORA_FROM,
     OTHER_BASES,
     TEMPLATE_BYTES,
+    FineTuning,
+    fewer_passes,
 )
 
 # A row takes both answers of 99 of 100 pairs, with their prompts.
@@ -35,23 +37,6 @@ MOST_ROWS = 32
 FEW_PAIRS = 300
 # A run may cost so much more than its training: boots, preparing, evaluation.
 SPARE = 0.95
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """A stage that learns from preferences. `rows` are about how many there are."""
-
-    rows: int
-    seq_len: int
-    global_batch: int
-    epochs: float
-    held_out: float
-    lora: bool
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps, about."""
-        return max(1, round(self.epochs * self.rows / self.global_batch))
 
 
 @dataclass(frozen=True)
@@ -89,7 +74,7 @@ def start_of(look: PairsLook, asked: str | None, english: str) -> str:
     return (ENGLISH_BASES if look.languages.most_common(1)[0][0] == english else OTHER_BASES)[0]
 
 
-def tuning(look: PairsLook, base: LookedUp) -> Tuning:
+def tuning(look: PairsLook, base: LookedUp) -> FineTuning:
     """Return how the preferences are learned, by the rules of docs/own-data.md."""
     start = base.start(look.kept)
     per_token = start.bytes_per_token or BASE_BYTES_PER_TOKEN
@@ -108,7 +93,8 @@ def tuning(look: PairsLook, base: LookedUp) -> Tuning:
     held_out = 0.02 if look.items >= 5000 else 0.05
     if look.items < 500:
         held_out = min(0.3, max(0.1, 5 / max(1, look.items)))
-    return Tuning(rows, seq_len, batch, 1.0, held_out, (start.parameters or 0) > LORA_FROM)
+    by_lora = (start.parameters or 0) > LORA_FROM
+    return FineTuning(rows, seq_len, batch, 1.0, held_out, by_lora, lr=None)
 
 
 def draft_pairs(look: PairsLook, base: LookedUp, wanted: PairsWanted) -> PairsDraft:
@@ -132,11 +118,11 @@ def draft_pairs(look: PairsLook, base: LookedUp, wanted: PairsWanted) -> PairsDr
 
 
 def _affordable(
-    look: PairsLook, base: LookedUp, stage: Tuning, wanted: PairsWanted
-) -> tuple[Tuning, str]:
+    look: PairsLook, base: LookedUp, stage: FineTuning, wanted: PairsWanted
+) -> tuple[FineTuning, str]:
     """Return the stage, with as many passes as the money buys, and its price in words."""
 
-    def job_of(stage: Tuning) -> Job:
+    def job_of(stage: FineTuning) -> Job:
         job = job_of_text(_text(look, base, stage, wanted), wanted.target, _finds(base))
         job.section("prefer").know_rows(stage.rows)
         return job
@@ -145,7 +131,7 @@ def _affordable(
     best = cheapest(job_of(stage), market, None)
     if best is not None and best.dollars and best.dollars > wanted.dollars:
         share = SPARE * wanted.dollars / best.dollars
-        stage = replace(stage, epochs=max(0.01, round(stage.epochs * share, 2)))
+        stage = fewer_passes(stage, share)
         best = cheapest(job_of(stage), market, None)
     return stage, in_words(best, market)
 
@@ -174,7 +160,7 @@ def _loss(look: PairsLook) -> str:
     return "dpo-norm" if look.paired else "apo-zero"
 
 
-def _reasons(look: PairsLook, stage: Tuning) -> dict[str, str]:
+def _reasons(look: PairsLook, stage: FineTuning) -> dict[str, str]:
     return {
         "loss": (
             "means over tokens, so longer answers have no advantage"
@@ -188,7 +174,7 @@ def _reasons(look: PairsLook, stage: Tuning) -> dict[str, str]:
     }
 
 
-def _text(look: PairsLook, base: LookedUp, stage: Tuning, wanted: PairsWanted) -> str:
+def _text(look: PairsLook, base: LookedUp, stage: FineTuning, wanted: PairsWanted) -> str:
     lines = _lines(look, base, stage, wanted)
     return "".join(
         (f"{line:<{COLUMN}}# {comment}" if comment else line) + "\n" for line, comment in lines
@@ -196,7 +182,7 @@ def _text(look: PairsLook, base: LookedUp, stage: Tuning, wanted: PairsWanted) -
 
 
 def _lines(
-    look: PairsLook, base: LookedUp, stage: Tuning, wanted: PairsWanted
+    look: PairsLook, base: LookedUp, stage: FineTuning, wanted: PairsWanted
 ) -> Iterator[tuple[str, str]]:
     reasons, name = _reasons(look, stage), wanted.name
     yield f"# Written by: {wanted.command}", ""

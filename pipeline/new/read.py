@@ -167,7 +167,6 @@ def _rough_size(value: Any) -> int:
 
 
 def _csv(file: Path, progress: Progress, most: float) -> Iterator[Item]:
-    csv.field_size_limit(LONGEST_LINE)
     with open_file(file) as stream:
         size = 0
 
@@ -187,13 +186,15 @@ def _csv(file: Path, progress: Progress, most: float) -> Iterator[Item]:
         delimiter = max(DELIMITERS, key=header.count)
         if file.suffix == ".tsv":
             delimiter = "\t"
-        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+        names = [
+            name.strip() for name in _next_row(csv.reader([header], delimiter=delimiter)) or []
+        ]
         _refuse_header(file, names)
         table = csv.reader(given, delimiter=delimiter, strict=True)
         while True:
             before, line = size, table.line_num + 2
             try:
-                row = next(table, None)
+                row = _next_row(table)
             except csv.Error as error:
                 raise BadInput(f"{file}:{line}: not a row of a table ({error})") from None
             if row is None:
@@ -201,6 +202,18 @@ def _csv(file: Path, progress: Progress, most: float) -> Iterator[Item]:
             progress.stored = size
             if row:
                 yield _of_row(row, names, f"{file}:{line}", size - before)
+
+
+def _next_row(table: Iterator[list[str]]) -> list[str] | None:
+    """Return the next row, whose fields may be as long as a line; None after the last.
+
+    The limit is one for the whole process, so it is raised for this row alone.
+    """
+    before = csv.field_size_limit(LONGEST_LINE)
+    try:
+        return next(table, None)
+    finally:
+        csv.field_size_limit(before)
 
 
 def _refuse_header(file: Path, names: list[str]) -> None:

@@ -125,8 +125,13 @@ def test_every_row_of_pairs_is_trained_once_in_order(unbroken: Path) -> None:
 
 
 def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -> None:
-    job = prefer_job(tmp_path, **EACH_STEP)
-    slow = with_slow_steps(tmp_path)
+    finish_after_two_kills(tmp_path, prefer_job(tmp_path, **EACH_STEP))
+    assert_same_run(tmp_path, unbroken)
+
+
+def finish_after_two_kills(folder: Path, job: Path) -> None:
+    """Kill a run twice while it learns from preferences, and let it end."""
+    slow = with_slow_steps(folder)
     for _ in range(2):
         process = start(job, env=slow.environment())
         wait_for(process, "prefer: starts")
@@ -135,9 +140,13 @@ def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -
     slow.check()
     output = finish(job)
     assert "prefer: starts (continues after step" in output, output
-    assert final_weights(tmp_path) == final_weights(unbroken)
-    assert rows_trained(tmp_path, "prefer") == rows_trained(unbroken, "prefer")
-    assert reference_of(tmp_path) == reference_of(unbroken)
+
+
+def assert_same_run(folder: Path, unbroken: Path) -> None:
+    """Check that two runs have the same weights, rows and numbers of a reference."""
+    assert final_weights(folder) == final_weights(unbroken)
+    assert rows_trained(folder, "prefer") == rows_trained(unbroken, "prefer")
+    assert reference_of(folder) == reference_of(unbroken)
 
 
 def test_a_stage_with_lora_resumes_on_its_base_and_changes_no_bit(tmp_path: Path) -> None:

@@ -12,18 +12,20 @@ import pytest
 from pipeline.state.head import REFERENCE
 from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.stores import open_store
-from tests.runs.test_prefer import EACH_STEP, STEPS, killed_in_the_pass, reference_of
-from tests.support.meddling import with_slow_steps
+from tests.runs.test_prefer import (
+    EACH_STEP,
+    STEPS,
+    assert_same_run,
+    finish_after_two_kills,
+    killed_in_the_pass,
+    reference_of,
+)
 from tests.support.preference_runs import prefer_job
 from tests.support.whole_runs import (
     final_weights,
     finish,
     head_of,
-    kill,
     losses,
-    rows_trained,
-    start,
-    wait_for,
 )
 
 KTO = {"prefer__loss": "kto", "prefer__undesirable_weight": 1.5}
@@ -80,19 +82,8 @@ def test_the_reference_has_the_numbers_of_the_answers_of_others(unbroken: Path) 
 
 
 def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -> None:
-    job = labels_job(tmp_path, **EACH_STEP)
-    slow = with_slow_steps(tmp_path)
-    for _ in range(2):
-        process = start(job, env=slow.environment())
-        wait_for(process, "prefer: starts")
-        wait_for(process, ": saved")
-        kill(process)
-    slow.check()
-    output = finish(job)
-    assert "prefer: starts (continues after step" in output, output
-    assert final_weights(tmp_path) == final_weights(unbroken)
-    assert rows_trained(tmp_path, "prefer") == rows_trained(unbroken, "prefer")
-    assert reference_of(tmp_path) == reference_of(unbroken)
+    finish_after_two_kills(tmp_path, labels_job(tmp_path, **EACH_STEP))
+    assert_same_run(tmp_path, unbroken)
     assert [s["z0"] for s in steps_of(tmp_path)] == [s["z0"] for s in steps_of(unbroken)]
 
 

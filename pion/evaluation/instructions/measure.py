@@ -8,7 +8,7 @@ from pion.data.chat.chat_format import ChatFormat
 from pion.errors import BadInput
 from pion.evaluation.instructions.prompts import Instruction
 from pion.evaluation.instructions.score import Answer, Score, score
-from pion.generation.generate import generate_batch
+from pion.evaluation.likeliest import likeliest_answers
 from pion.model.decoder import Decoder
 
 MOST_TOKENS = 256
@@ -32,22 +32,7 @@ def measure(
     """
     prompts = [chat_format.prompt_ids([{"role": "user", "content": one.prompt}]) for one in asked]
     most = room(model.config.seq_len, max(map(len, prompts)))
-    new: list[list[int]] = [[] for _ in prompts]
-    answered = 0
-    for number, token in generate_batch(
-        model,
-        prompts,
-        stop_ids=chat_format.stop_ids,
-        vocab_size=chat_format.tokenizer.vocab_size,
-        max_tokens=most,
-        temperature=0,
-    ):
-        if token is not None:
-            new[number].append(token)
-            continue
-        answered += 1
-        on_answer(answered)
-    # An answer that a stop id has ended has fewer tokens.
+    new = likeliest_answers(model, chat_format, prompts, most, on_answer)
     answers = [Answer(chat_format.tokenizer.decode(ids), len(ids) < most) for ids in new]
     return score(asked, answers, most)
 

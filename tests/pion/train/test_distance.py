@@ -23,6 +23,7 @@ from pion.train.preference import Preference
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from tests.support.pair_rows import CONFIG, PairRows, PlainModel, random_pairs, with_others
+from tests.support.resumed_trainers import assert_resumed_equals_unbroken
 
 ROWS = 8
 PAIRS = random_pairs(ROWS, seed=5)
@@ -191,17 +192,7 @@ def test_a_stop_before_the_gradients_abandons_the_step() -> None:
 
 
 def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one() -> None:
-    unbroken, first, second = (trainer(rows()) for _ in range(3))
-    for made, steps in ((unbroken, 4), (first, 2)):
-        for _ in range(steps):
-            assert made.train_step()
-    second.load(first.state())
-    for _ in range(2):
-        assert second.train_step()
-    ours, theirs = second.state(), unbroken.state()
-    assert all(torch.equal(ours.model[name], theirs.model[name]) for name in ours.model)
-    for made in (unbroken, first, second):
-        made.close()
+    assert_resumed_equals_unbroken(lambda: trainer(rows()))
 
 
 def test_too_little_memory_for_the_pass_makes_micro_batches_smaller(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,15 @@ def test_the_delimiter_of_a_table_is_found(tmp_path: Path, delimiter: str) -> No
     file.write_text(delimiter.join(("question", "answer")) + "\n" + delimiter.join("ab") + "\n")
     ((item,), _) = read("csv", file)
     assert item.record == {"question": "a", "answer": "b"}
+
+
+def test_a_long_field_is_read_and_other_readers_of_csv_keep_their_limit(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    file = tmp_path / "long.csv"
+    file.write_text(f"title,body\none,{'x' * (before + 1)}\n")
+    ((item,), _) = read("csv", file)
+    assert len(item.record["body"]) == before + 1
+    assert csv.field_size_limit() == before
 
 
 @pytest.mark.parametrize(

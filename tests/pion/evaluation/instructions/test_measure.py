@@ -125,7 +125,7 @@ def test_the_prompts_are_in_the_form_of_the_models_own_template(
         texts.extend(tokenizer.decode(ids, specials=True) for ids in prompts)
         return ((number, None) for number in range(len(prompts)))
 
-    monkeypatch.setattr("pion.evaluation.instructions.measure.generate_batch", asked_of)
+    monkeypatch.setattr("pion.evaluation.likeliest.generate_batch", asked_of)
     with closing(ChatFormat(tmp_path / "tokenizer.json", tokenizer)) as chat_format:
         model = tiny_model(tokenizer.vocab_size, 256)
         found = measure(model, chat_format, ASKED, lambda _: None)
