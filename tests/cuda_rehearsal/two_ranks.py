@@ -49,7 +49,7 @@ GLOBAL_BATCH, MICRO_BATCHES = 3, (1, 2)
 _DENSE = ModelConfig.preset("pion-small", n_layers=2, vocab_size=4096)
 FAMILIES = SOAK | {"draft": replace(_DENSE, draft=DRAFT), "lora": _DENSE}
 # These are in every run of the tests; soak has all.
-SUITE = ("dense", "tachyon", "lora")
+SUITE = ("dense", "tachyon")
 # Muon updates their matrices. AdamW updates all else.
 BY_MUON = ("dense", "tachyon", "daisy", "pilon")
 

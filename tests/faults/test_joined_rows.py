@@ -122,7 +122,7 @@ def test_an_owner_may_die_at_every_operation(
     counted = FaultyStore(FileStore(tmp_path / "unbroken"))
     write_rows(counted.inner)
     join_all(counted, time)
-    for k in range(1, len(counted.operations) + 1, 3):
+    for k in range(1, len(counted.operations) + 1, 7):
         store = FileStore(tmp_path / str(k))
         write_rows(store)
         with contextlib.suppress(Crash, StoreError):

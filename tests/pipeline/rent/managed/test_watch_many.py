@@ -371,6 +371,7 @@ def task_with_deadline(run: RunState, machines: str, job: str) -> str:
     return task(run, **envs)
 
 
+@pytest.mark.soak
 def test_a_hundred_deadlines_take_less_than_300_mb_and_each_is_timed_once(
     sky_home: SkyHome, tmp_path: Path
 ) -> None:

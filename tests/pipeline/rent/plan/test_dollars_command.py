@@ -208,7 +208,8 @@ def test_a_ladder_of_other_text_is_refused_with_the_difference(store: str, fitte
     assert lines[-3].startswith("name the job of the ladder")
     with pytest.raises(BadInput, match=r"than jobs/pion2-max-nano\.yaml, so its bits per byte"):
         show_dollars(asked_of(store, 5, ladder="small", job=None), as_json=False)
-    overrides = ["data.seq_len=256", "tokenizer.file=mine.json", f"store={store}"]
+    with_ladder(store, fitted, text_of(SMALL, "tokenizer.file=mine.json"))
+    overrides = ["tokenizer.file=mine.json", f"store={store}"]
     assert show_dollars(Asked(SMALL, overrides, 5, ladder="small"), as_json=True) == 0
 
 
