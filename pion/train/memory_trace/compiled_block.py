@@ -7,21 +7,25 @@ decompositions of inductor, and the partitioner that inductor uses cuts it in tw
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pion.train.memory_trace.backward import root_of, run_backward
-from pion.train.memory_trace.block_memory import Measured
+from pion.train.memory_trace.block_memory import ROWS, Measured
 from pion.train.memory_trace.live_bytes import ROUNDED_TO, LiveBytes
 from pion.train.memory_trace.stand_ins import OPENED, replaced
+
+# A prime number of rows that no size of a model reaches: a dimension of `a` times so many and `b`
+# more has `a` elements for each row, and `b` for all.
+MANY_ROWS = 2**27 - 39
 
 # Their results are views, which torch's partitioner does not say of all.
 SPLITS = (torch.ops.aten.split.Tensor, torch.ops.aten.split_with_sizes.default)
@@ -34,6 +38,11 @@ class Cut:
     forward: fx.GraphModule
     backward: fx.GraphModule
 
+    def set_values(self, values: Mapping[str, Any]) -> None:
+        """Give the nodes these values, by name. Nodes that are not of the whole keep theirs."""
+        for node in (*self.forward.graph.nodes, *self.backward.graph.nodes):
+            node.meta["val"] = values.get(node.name, node.meta.get("val"))
+
 
 def measure_compiled_block(
     live: LiveBytes,
@@ -41,36 +50,51 @@ def measure_compiled_block(
     weights: list[Tensor],
     given: list[Tensor],
     results: list[Tensor],
-    cut: Cut | None = None,
-) -> tuple[Measured, Cut]:
-    """Return what `run(weights, given)` needs if it is compiled, forward and backward, and its cut.
+) -> list[Measured]:
+    """Return what `run(weights, given)` needs if it is compiled, at each of ROWS.
 
-    `results` are like those of `run`. Cutting takes time, so other rows of the same block use the
-    `cut` of the first.
+    `given` and `results`, which are like those of `run`, have MANY_ROWS. To make the graph takes
+    most of the time of a trace, and of so many rows it says what any other number needs.
     """
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
     history, live.history = live.history, []
     primals = [t.detach().requires_grad_(t.requires_grad) for t in (*weights, *given)]
     tangents = [torch.empty_like(result) for result in results if result.requires_grad]
     opened, live.opened = live.opened, {}  # a graph has them closed
     graph = _joint(run, len(weights), primals, tangents)
     live.opened = opened
-    if cut is None:
-        from torch._functorch.partitioners import min_cut_rematerialization_partition
-
-        passes = min_cut_rematerialization_partition(
-            graph,
-            [*primals, *tangents],
-            num_fwd_outputs=len(results),
-            static_lifetime_input_indices=list(range(len(weights))),
-        )
-        cut = Cut(*passes)
-    else:
-        values = {node.name: node.meta.get("val") for node in graph.graph.nodes}
-        for node in (*cut.forward.graph.nodes, *cut.backward.graph.nodes):
-            node.meta["val"] = values.get(node.name, node.meta.get("val"))
-    measured = _measured(live, cut, len(weights), len(results))
+    values = {node.name: node.meta.get("val") for node in graph.graph.nodes}
+    cut: Cut | None = None
+    measured = []
+    for rows in ROWS:
+        of_rows = {name: tree_map(partial(with_rows, rows=rows), v) for name, v in values.items()}
+        if cut is None:
+            for node in graph.graph.nodes:
+                node.meta["val"] = of_rows[node.name]
+            passes = min_cut_rematerialization_partition(
+                graph,
+                [],  # it does not read the arguments
+                num_fwd_outputs=len(results),
+                static_lifetime_input_indices=list(range(len(weights))),
+            )
+            cut = Cut(*passes)
+        cut.set_values(of_rows)
+        measured.append(_measured(live, cut, len(weights), len(results)))
     live.history = history
-    return measured, cut
+    return measured
+
+
+def with_rows(value: Any, *, rows: int) -> Any:
+    """Return an empty tensor of the shape that one of MANY_ROWS has at so many rows.
+
+    What is no tensor is returned as it is.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    shape = [size // MANY_ROWS * rows + size % MANY_ROWS for size in value.shape]
+    like = torch.empty(shape, dtype=value.dtype, device=value.device)
+    return like.requires_grad_(value.requires_grad)
 
 
 def _joint(

@@ -7,6 +7,7 @@ the original makes, of the largest size that values can lead to.
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -17,8 +18,9 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from pion.model import chunks_of_logits, log_probs, loss
+from pion.model import chunks_of_logits, decoder, draft_block, log_probs, loss
 from pion.model.attention import attention, masks, rope
+from pion.model.chunks_of_logits import CompiledChunks
 from pion.model.feedforward import expert_products
 
 # Operations that torch sees from outside. A trace runs their bodies, which allocate.
@@ -50,7 +52,30 @@ def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
         if device_type == "cuda":
             stack.enter_context(FusedAttention())
             stack.enter_context(replaced(chunks_of_logits, "product_in_fp32", _product_in_fp32))
+            stack.enter_context(replaced(CompiledChunks, "gradients", _gradients_of_few_parts))
         yield
+
+
+@contextlib.contextmanager
+def without_heads() -> Iterator[None]:
+    """Leave out what a model computes of its logits: it loops over rows, and there are too many."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in (
+            (decoder, "linear_cross_entropy", _no_cross_entropy),
+            (decoder, "linear_log_probs", _no_log_probs),
+            (decoder, "gate_loss", lambda reports, states, *_: (states.sum(), {})),
+            (draft_block, "linear_cross_entropy", _no_cross_entropy),
+        ):
+            stack.enter_context(replaced(owner, name, value))
+        yield
+
+
+def _no_cross_entropy(hidden: Tensor, *_: Any, **options: Any) -> Tensor:
+    return hidden.float().sum()
+
+
+def _no_log_probs(hidden: Tensor, *_: Any, **options: Any) -> Tensor:
+    return hidden.float().sum(dim=-1)
 
 
 @contextlib.contextmanager
@@ -173,6 +198,29 @@ def _gradient_of_logits(
         torch.empty_like(of_target),
         torch.empty_like(states),
     )
+
+
+_gradients_of_parts = CompiledChunks.gradients
+
+
+def _gradients_of_few_parts(
+    chunks: CompiledChunks, targets: Tensor, kernel: chunks_of_logits.Kernel, *, learned_head: bool
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None]:
+    """Compute the first part, the second and the last. Those between need no more, and there may be
+    hundreds: only their results are made."""
+    few, (first, *_) = copy.copy(chunks), chunks.parts
+    few.parts = chunks.parts[:2] + chunks.parts[2:][-1:]
+    left_out = len(chunks.parts) - len(few.parts)
+    if not left_out:
+        return _gradients_of_parts(chunks, targets, kernel, learned_head=learned_head)
+    logits = chunks.logits(first)
+    result, _, _, factor, _ = kernel(first, logits, logits[:, :1])
+    del logits, _
+    results = [torch.empty_like(result) for _ in range(left_out)]
+    factors = [torch.empty_like(factor) for _ in range(left_out)]
+    del result, factor
+    own, some, *rest = _gradients_of_parts(few, targets, kernel, learned_head=learned_head)
+    return [*own, *results], torch.cat([some, *factors]), *rest
 
 
 def _log_probs_of_logits(logits: Tensor, *_: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """The memory of a training step: the real model runs on fake tensors, with blocks that stand in.
 
-Each different block of the model is measured by itself, at two numbers of rows (block_memory.py).
+Each different block of the model is measured by itself (block_memory.py, compiled_block.py).
 Then a forward and a backward pass of the model run at the rows that are asked for. In this pass,
 a block only takes and frees the bytes that were measured. So a pass costs little, however many
 layers there are, and all that is around the blocks is there as autograd keeps it.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from pion.data.sequences import Sequences, columns_for
 from pion.data.stream import Batch
@@ -32,10 +32,14 @@ from pion.model.pilon.banks import Bank
 from pion.train.memory_trace.backward import root_of, run_backward
 from pion.train.memory_trace.block_memory import ROWS, BlockMemory, measure_block
 from pion.train.memory_trace.block_stand_in import Kind, Pass, Sample, kind_of, stand_in
-from pion.train.memory_trace.compiled_block import Cut, measure_compiled_block
+from pion.train.memory_trace.compiled_block import (
+    MANY_ROWS,
+    measure_compiled_block,
+    with_rows,
+)
 from pion.train.memory_trace.live_bytes import LiveBytes
 from pion.train.memory_trace.request import Peaks, Traced
-from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins
+from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins, without_heads
 from pion.train.objective import CrossEntropy, Objective, OfPreferences
 from pion.train.preference import Preference
 from pion.train.preference_losses import METRICS
@@ -51,9 +55,7 @@ class StepTrace:
         self._live = LiveBytes(what.device, OPENED)
         with self._on_paper(), _without_collection():
             self._model = _model(what)
-            self._cuts: dict[int, Cut] = {}  # by the number of a kind
             self._kinds, self._kind_of = self._measured()
-            self._cuts.clear()
 
     @property
     def blocks(self) -> list[BlockMemory]:
@@ -121,14 +123,19 @@ class StepTrace:
 
     def _measured(self) -> tuple[list[Kind], list[int]]:
         """Return the kinds of blocks, and the kind of each layer."""
-        (few, order), (many, _) = (self._samples(rows) for rows in ROWS)
-        kinds = [kind_of(*both) for both in zip(few.values(), many.values(), strict=True)]
-        numbers = {key: number for number, key in enumerate(few)}
-        return kinds, [numbers[key] for key in order]
+        if self._what.compiled:
+            found, order = self._samples(MANY_ROWS)
+        else:
+            (found, order), (many, _) = (self._samples(rows) for rows in ROWS)
+            for own, others in zip(found.values(), many.values(), strict=True):
+                own += others
+        numbers = {key: number for number, key in enumerate(found)}
+        return [kind_of(*both) for both in found.values()], [numbers[key] for key in order]
 
-    def _samples(self, rows: int) -> tuple[dict[Any, Sample], list[Any]]:
-        """Return a sample of each structure of blocks, and the structure of each layer."""
-        samples: dict[Any, Sample] = {}
+    def _samples(self, rows: int) -> tuple[dict[Any, list[Sample]], list[Any]]:
+        """Return samples of each structure of blocks, and the structure of each layer."""
+        samples: dict[Any, list[Sample]] = {}
+        made: dict[Any, tuple[list[Tensor], TreeSpec]] = {}
         order: list[Any] = []
 
         def measure(block: Block, x: Tensor, inputs: BlockInputs) -> Any:
@@ -136,34 +143,42 @@ class StepTrace:
             key = _structure(block, tensors, inputs)
             order.append(key)
             if key not in samples:
-                samples[key] = self._measure(len(samples), block, tensors, rebuild)
-            sample = samples[key]
-            fresh = [torch.empty_like(r).requires_grad_(r.requires_grad) for r in sample.results]
-            return tree_unflatten(fresh, sample.spec)
+                leaves, spec = tree_flatten(block(*rebuild(tensors)))
+                torch.clear_autocast_cache()
+                made[key] = [r.detach().requires_grad_(r.requires_grad) for r in leaves], spec
+                del leaves
+                samples[key] = self._measure(block, tensors, rebuild, *made[key])
+            results, spec = made[key]
+            fresh = [torch.empty_like(r).requires_grad_(r.requires_grad) for r in results]
+            return tree_unflatten(fresh, spec)
 
-        self._loss(measure, Pass(rows))
+        with without_heads():
+            self._loss(measure, Pass(rows))
         return samples, order
 
     def _measure(
-        self, key: int, block: Block, tensors: list[Tensor], rebuild: Callable[..., Any]
-    ) -> Sample:
-        leaves, spec = tree_flatten(block(*rebuild(tensors)))
-        torch.clear_autocast_cache()
-        results = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in leaves]
-        del leaves
-        if self._what.compiled:
-            names, weights = zip(*block.named_parameters(), strict=True)
-
-            def run(own: list[Tensor], some: list[Tensor]) -> list[Tensor]:
-                named = dict(zip(names, own, strict=True))
-                return tree_leaves(torch.func.functional_call(block, named, rebuild(some)))
-
-            measured, self._cuts[key] = measure_compiled_block(
-                self._live, run, list(weights), tensors, results, self._cuts.get(key)
-            )
-        else:
+        self,
+        block: Block,
+        tensors: list[Tensor],
+        rebuild: Callable[..., Any],
+        results: list[Tensor],
+        spec: TreeSpec,
+    ) -> list[Sample]:
+        """Return a sample at the rows of the tensors; of a compiled block one at each of ROWS."""
+        if not self._what.compiled:
             measured = measure_block(self._live, lambda some: block(*rebuild(some)), tensors)
-        return Sample(measured, results, spec)
+            return [Sample(measured, results, spec)]
+        names, weights = zip(*block.named_parameters(), strict=True)
+
+        def run(own: list[Tensor], some: list[Tensor]) -> list[Tensor]:
+            named = dict(zip(names, own, strict=True))
+            return tree_leaves(torch.func.functional_call(block, named, rebuild(some)))
+
+        found = measure_compiled_block(self._live, run, list(weights), tensors, results)
+        return [
+            Sample(measured, [with_rows(result, rows=rows) for result in results], spec)
+            for rows, measured in zip(ROWS, found, strict=True)
+        ]
 
     def _stand_in(self, now: Pass, block: Block, x: Tensor, inputs: BlockInputs) -> Any:
         kind = self._kinds[self._kind_of[now.layer]]

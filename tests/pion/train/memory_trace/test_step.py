@@ -13,7 +13,10 @@ import torch
 
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
+from pion.model import chunks_of_logits
+from pion.model.chunks_of_logits import CompiledChunks
 from pion.train.memory import Workload
+from pion.train.memory_trace import compiled_block, stand_ins, step
 from pion.train.memory_trace.request import Traced
 from pion.train.memory_trace.step import StepTrace
 from tests.support.waiting import run_to_end
@@ -52,6 +55,28 @@ def test_layers_of_one_structure_are_measured_once_and_each_adds_the_same(compil
         assert len(set(trace.blocks)) == 1
         kept.append(trace.peaks(8, recompute=False).activations)
     assert kept[2] - kept[1] == kept[1] - kept[0] > 0
+
+
+def test_what_a_compiled_block_needs_at_a_few_rows_follows_from_its_graph_at_any_large_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for rows in (compiled_block.MANY_ROWS, 1_000_003):
+        for module in (compiled_block, step):
+            monkeypatch.setattr(module, "MANY_ROWS", rows)
+        found.append(StepTrace(traced(compiled=True)).blocks)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("sequences", [None, 4])
+def test_a_loss_needs_what_it_needs_if_each_of_its_parts_is_traced(
+    monkeypatch: pytest.MonkeyPatch, sequences: int | None
+) -> None:
+    monkeypatch.setattr(chunks_of_logits, "COMPILED_CHUNK_BYTES", 2**18)
+    trace = StepTrace(traced(compiled=True, sequences=sequences))
+    fast = trace.peaks(8, recompute=False)
+    monkeypatch.setattr(stand_ins, "_gradients_of_few_parts", CompiledChunks.gradients)
+    assert trace.peaks(8, recompute=False) == fast
 
 
 def test_recomputed_blocks_keep_less_and_compiled_ones_too() -> None:
