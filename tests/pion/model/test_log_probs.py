@@ -224,6 +224,7 @@ def test_a_logit_that_is_no_number_is_seen(function, broken):
     assert not function(hidden, weight, torch.tensor([0])).isfinite().any()
 
 
+@pytest.mark.soak
 def test_the_compiler_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/tmp")  # the C++ compiler fails at a path with a space
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", f"/tmp/{tmp_path.parent.name}")
