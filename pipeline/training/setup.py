@@ -435,6 +435,7 @@ class _Plan(TypedDict):
     deterministic: NotRequired[bool]
     combo_kernels: NotRequired[bool]
     flex_attention: NotRequired[bool]
+    sharded: NotRequired[bool]
 
 
 @open_record
