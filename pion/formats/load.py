@@ -20,9 +20,10 @@ from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import from_transformers
+from pion.formats.model_tensors import read_adapter_tensors, read_model_tensors
 from pion.formats.peft_folder import base_in, our_names, read_adapter_folder
 from pion.formats.seeds import import_seed
-from pion.formats.weights import WEIGHTS, read_model_tensors, read_settings, read_tensors
+from pion.formats.weights import read_settings
 from pion.model.decoder import SHARED_PARTS, Decoder
 from pion.model.forward_pass import State
 from pion.model.lora_projections import with_tensors
@@ -133,8 +134,7 @@ def _read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     """Return an adapter's settings and its tensors, by the names in its file."""
     if is_peft_folder(folder):
         return read_adapter_folder(folder)
-    absent = f"{folder} is not an adapter: it has no {WEIGHTS}"
-    return _record_in(folder), read_tensors(folder / WEIGHTS, absent)
+    return _record_in(folder), read_adapter_tensors(folder)
 
 
 def _record_in(folder: Path) -> Adapter:
