@@ -38,7 +38,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Held:
-    """What a part has of a tensor of this `shape`: ranges [start, stop) of its elements, ascending."""
+    """What a part has of a tensor of this `shape`: ranges [start, stop) of its elements."""
 
     shape: tuple[int, ...]
     ranges: tuple[Range, ...]

@@ -69,7 +69,8 @@ class Provenance:
 
     def manifest(self, files: Files) -> bytes:
         """Return the content of `manifest.json`."""
-        version = FORMAT if MODEL in files else PARTS_FORMAT
+        in_parts = len(parts.files_of(parts.MODEL, files) or ()) > 1
+        version = PARTS_FORMAT if in_parts else FORMAT
         return manifest_of(files, **dataclasses.asdict(self), format=version)
 
     def entry(self, files: Files) -> CheckpointEntry:
