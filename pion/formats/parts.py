@@ -37,14 +37,14 @@ Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Held:
-    """What a part has of a tensor of this `shape`: ranges [start, stop) of its elements."""
+class Elements:
+    """Which elements a part has of a tensor of this `shape`: ranges [start, stop), in order."""
 
     shape: tuple[int, ...]
     ranges: tuple[Range, ...]
 
     @property
-    def elements(self) -> int:
+    def count(self) -> int:
         """How many elements the part has."""
         return sum(stop - start for start, stop in self.ranges)
 
@@ -104,15 +104,15 @@ def files_of(kind: str, names: Collection[str]) -> list[str] | None:
     return expected
 
 
-def part_metadata(rank: int, count: int, held: Mapping[str, Held]) -> dict[str, str]:
+def part_metadata(rank: int, count: int, elements: Mapping[str, Elements]) -> dict[str, str]:
     """Return what the header of a part says of the elements in it, by tensor."""
-    listed = {name: [own.shape, own.ranges] for name, own in sorted(held.items())}
+    listed = {name: [own.shape, own.ranges] for name, own in sorted(elements.items())}
     text = json.dumps(listed, separators=(",", ":"), ensure_ascii=False)
     return {_PART: f"{rank + 1} of {count}", _ELEMENTS: text}
 
 
-def held_in(path: Path, rank: int, count: int) -> dict[str, Held]:
-    """Return what a part has of each tensor, by its header.
+def elements_in(path: Path, rank: int, count: int) -> dict[str, Elements]:
+    """Return which elements of each tensor a part has, by its header.
 
     Raises BadInput that names the file for a header that is damaged or of another part, and for
     elements that are not those of the file's tensors.
@@ -132,30 +132,30 @@ def held_in(path: Path, rank: int, count: int) -> dict[str, Held]:
         raise BadInput(
             f"{path} has {shown(name)} only as a tensor, or only in its list of elements"
         )
-    held = {}
+    elements = {}
     for name, own in listed.items():
-        found = _held(own)
+        found = _elements(own)
         if found is None:
             raise BadInput(
                 f"{path}: of {shown(name)}, it claims the elements {shown(own)}; no tensor has them"
             )
-        if header[name].get("shape") != [found.elements]:
+        if header[name].get("shape") != [found.count]:
             raise BadInput(
-                f"{path}: of {shown(name)}, it should have {found.elements:,} elements, but has "
+                f"{path}: of {shown(name)}, it should have {found.count:,} elements, but has "
                 f"the shape {shown(header[name].get('shape'))}"
             )
-        held[name] = found
-    return held
+        elements[name] = found
+    return elements
 
 
-def _held(listed: Any) -> Held | None:
+def _elements(listed: Any) -> Elements | None:
     """Return what a list of elements means, or None if it means nothing."""
     match listed:
         case [list() as shape, list() as ranges]:
             pairs = [pair for pair in ranges if isinstance(pair, list) and len(pair) == 2]
             numbers = [*shape, *itertools.chain.from_iterable(pairs)]
             if len(pairs) == len(ranges) and all(map(_is_count, numbers)):
-                found = Held(tuple(shape), tuple((start, stop) for start, stop in pairs))
+                found = Elements(tuple(shape), tuple((start, stop) for start, stop in pairs))
                 stops = [0, *(stop for _, stop in found.ranges)]
                 ascend = all(a <= start <= stop for a, (start, stop) in zip(stops, found.ranges))
                 return found if ascend and stops[-1] <= math.prod(shape) else None
@@ -166,15 +166,17 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def sources(where: str | Path, held: Mapping[str, Mapping[str, Held]]) -> dict[str, list[Source]]:
-    """Return where all elements of each tensor are, in order. `held` is by file.
+def sources(
+    where: str | Path, elements: Mapping[str, Mapping[str, Elements]]
+) -> dict[str, list[Source]]:
+    """Return where all elements of each tensor are, in order. `elements` are by file.
 
     Raises BadInput that begins with `where` for elements that no file or two files have, and for
     files that claim different shapes.
     """
     found: dict[str, list[Source]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for file, tensors in held.items():
+    for file, tensors in elements.items():
         for name, own in tensors.items():
             if shapes.setdefault(name, own.shape) != own.shape:
                 raise BadInput(
@@ -261,17 +263,17 @@ def read_saved(folder: Path, kind: str) -> SavedTensors:
     if files == [whole_name(kind)]:
         whole = read_tensors(folder / files[0])
         return SavedTensors({name: (each.shape, [each.view(-1)]) for name, each in whole.items()})
-    held = held_by_file(folder, files)
+    elements = elements_by_file(folder, files)
     tensors = {file: read_tensors(folder / file) for file in files}
     parts = {}
-    for name, found in sources(folder, held).items():
-        having = [file for file in files if name in held[file]]
+    for name, found in sources(folder, elements).items():
+        having = [file for file in files if name in elements[file]]
         kinds = {tensors[file][name].dtype for file in having}
         if len(kinds) > 1:
             some = " and ".join(sorted(map(str, kinds))[:2])
             raise BadInput(f"{folder}: the parts of {shown(name)} have different types: {some}")
         flat = [tensors[s.file][name][s.offset : s.offset + s.of[1] - s.of[0]] for s in found]
-        shape = torch.Size(held[having[0]][name].shape)
+        shape = torch.Size(elements[having[0]][name].shape)
         parts[name] = shape, flat or [tensors[having[0]][name]]
     return SavedTensors(parts)
 
@@ -291,6 +293,6 @@ def saved_files(folder: Path, kind: str) -> list[str]:
     return files
 
 
-def held_by_file(folder: Path, files: list[str]) -> dict[str, dict[str, Held]]:
-    """Return what each of the parts `files`, by rank, has of each tensor. Raises BadInput."""
-    return {file: held_in(folder / file, rank, len(files)) for rank, file in enumerate(files)}
+def elements_by_file(folder: Path, files: list[str]) -> dict[str, dict[str, Elements]]:
+    """Return which elements of each tensor the parts `files`, by rank, have. Raises BadInput."""
+    return {file: elements_in(folder / file, rank, len(files)) for rank, file in enumerate(files)}

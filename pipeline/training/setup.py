@@ -43,6 +43,7 @@ from pipeline.training.first_weights import (
 )
 from pipeline.training.hop_receipt import record_machine, record_step_down
 from pipeline.training.rewind import rows_to_skip
+from pipeline.training.saved_here import saved_here
 
 if TYPE_CHECKING:
     from pion.config.lora import Adapter
@@ -170,7 +171,10 @@ class Setup:
         )
 
     def samples(self, prompts: Sequence[str], on_token: Callable[[], None]) -> list[Sample | Note]:
-        """Return what the model writes after each prompt, or why it can't."""
+        """Return what the model writes after each prompt, or why it can't.
+
+        Every rank of a sharded model calls this.
+        """
         model, chat_format = self.trainer.model, self.data.chat_format
         step, chat = self.trainer.step, self.stage in CONVERSING
         notes: list[Sample | Note] = []
@@ -182,7 +186,8 @@ class Setup:
                 notes.append(Note(f"no sample for {prompt[:40]!r}: {error}"))
         try:
             ids = [ids for _, ids in readable]
-            texts = sample_texts(model, chat_format, ids, chat=chat, on_token=on_token)
+            with self.trainer.measuring():
+                texts = sample_texts(model, chat_format, ids, chat=chat, on_token=on_token)
         except BadInput as error:
             return [*notes, Note(f"no samples after step {step}: {error}")]
         written = zip(readable, texts, strict=True)
@@ -275,7 +280,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
         how = use_newest_flash_attention(trainer.device, deterministic=plan.deterministic)
         context.report(Note(how))
     if recorded is not None:
-        why = _resume(trainer, saved)
+        why = _resume(context, trainer, restored)
     digest = context.request.digests[stage]
     trainer.skipped = context.group.from_rank_0(
         rows_to_skip(restored.head, stage, digest, trainer.next_row, trainer.skipped)
@@ -283,12 +288,20 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     return Setup(context, stage, trainer, data, restored, why, adapter, reference)
 
 
-def _resume(trainer: Trainer, saved: Loaded | None) -> str:
-    """Let the trainer continue from a checkpoint, and say where. Rank 0 has the state, and sends it
-    to the others."""
-    from pion.train.trainer import TrainState
+def _resume(context: TrainingContext, trainer: Trainer, restored: Restored) -> str:
+    """Let the trainer continue from a checkpoint, and say where.
 
-    trainer.load(None if saved is None else TrainState(saved.model, saved.optimizer, saved.state))
+    Rank 0 has the state, and sends it to the others. But of a sharded model, each rank reads its
+    own part.
+    """
+    from pion.train.trainer import SavedState, TrainState
+
+    saved = restored.saved
+    if trainer.plan.sharded:
+        here = saved_here(context, restored)
+        trainer.load(SavedState(here.saved_model, here.saved_optimizer, here.state))
+    else:
+        trainer.load(saved and TrainState(saved.model, saved.optimizer, saved.state))
     return f"continues after step {trainer.step:,}"
 
 

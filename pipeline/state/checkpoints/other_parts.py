@@ -39,6 +39,7 @@ class OtherParts:
     """
 
     def __init__(self, part: Part) -> None:
+        self.part = part
         self._channel = Channel()
         self.on_one_machine = _meet(self._channel, part)
         self._others = range(1, part.count)
@@ -105,6 +106,17 @@ class OwnPart:
         """Copy whenever rank 0 asks, until rank 0 goes on."""
         while self._channel.say(GO_ON) == COPY:
             self._copy()
+
+    def reserve(self) -> None:
+        """Allocate the memory in the background, so that the first save only copies."""
+        state = self._state()
+
+        def reserve() -> None:
+            with contextlib.suppress(StoreError):  # the first save fails too, and reports it
+                self._uploader.snapshot.reserve(state.model, state.optimizer, state.model_pieces)
+
+        self._thread = threading.Thread(target=reserve, daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Wait for what rank 0 still asks for. Then end the uploader and free the memory."""

@@ -14,7 +14,7 @@ from pion.formats.parts import (
     MODEL,
     MOST_PARTS,
     OPTIMIZER,
-    Held,
+    Elements,
     part_metadata,
     part_name,
     sources,
@@ -31,11 +31,11 @@ Tensors = Mapping[str, "Tensor"]
 
 @dataclass(frozen=True)
 class Part:
-    """The part of `rank` of `count` ranks: by kind of file, what it has of each tensor."""
+    """The part of `rank` of `count` ranks: by kind of file, which elements of each tensor."""
 
     rank: int
     count: int
-    held: Mapping[str, Mapping[str, Held]]
+    elements: Mapping[str, Mapping[str, Elements]]
 
     @classmethod
     def of(cls, rank: int, count: int, state: TrainState) -> Part:
@@ -48,8 +48,8 @@ class Part:
                 f"{count:,} workers have the model in parts, but a checkpoint has at most "
                 f"{MOST_PARTS} parts. Nothing was changed. Use fewer workers"
             )
-        model = _held(rank, state.model, state.model_pieces)
-        optimizer = _held(rank, state.optimizer, state.pieces)
+        model = _elements(rank, state.model, state.model_pieces)
+        optimizer = _elements(rank, state.optimizer, state.pieces)
         return cls(rank, count, {MODEL: model, OPTIMIZER: optimizer})
 
     def file(self, kind: str) -> str:
@@ -58,13 +58,13 @@ class Part:
 
     def metadata(self, kind: str) -> dict[str, str]:
         """Return the metadata in the header of this file."""
-        return part_metadata(self.rank, self.count, self.held[kind])
+        return part_metadata(self.rank, self.count, self.elements[kind])
 
     def flat(self, kind: str, whole: Tensors) -> dict[str, Tensor]:
         """Return tensors without values, of the shapes and dtypes in this file."""
         return {
-            name: whole[name].new_empty(own.elements, device="meta")
-            for name, own in self.held[kind].items()
+            name: whole[name].new_empty(own.count, device="meta")
+            for name, own in self.elements[kind].items()
         }
 
     def copies(
@@ -81,17 +81,19 @@ class Part:
 def require_whole(parts: Sequence[Part]) -> None:
     """Raise BadInput unless the parts of all ranks, in order, have each element once."""
     for kind in (MODEL, OPTIMIZER):
-        sources("the checkpoint to save", {part.file(kind): part.held[kind] for part in parts})
+        sources("the checkpoint to save", {part.file(kind): part.elements[kind] for part in parts})
 
 
-def _held(rank: int, whole: Tensors, pieces: Sequence[Piece]) -> dict[str, Held]:
+def _elements(rank: int, whole: Tensors, pieces: Sequence[Piece]) -> dict[str, Elements]:
     ranges: dict[str, list[tuple[int, int]]] = {}
     for piece in _in_order(pieces):
         ranges.setdefault(piece.name, []).append((piece.start, piece.start + piece.values.numel()))
     if rank == 0:  # a tensor without elements is in no rank's pieces
         for name in (name for name, tensor in whole.items() if tensor.numel() == 0):
             ranges.setdefault(name, [])
-    return {name: Held(tuple(whole[name].shape), tuple(found)) for name, found in ranges.items()}
+    return {
+        name: Elements(tuple(whole[name].shape), tuple(found)) for name, found in ranges.items()
+    }
 
 
 def _in_order(pieces: Sequence[Piece]) -> list[Piece]:
