@@ -65,6 +65,21 @@ def _compiled_block() -> Callable[[Block, Tensor, BlockInputs], tuple[Tensor, St
     return torch.compile(_run_block, dynamic=False, fullgraph=True)
 
 
+def _compute_block(block: Block, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
+    return block.computed(x, inputs)
+
+
+@lru_cache(maxsize=1)
+def _compiled_computation() -> Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Stats]]:
+    return torch.compile(_compute_block, dynamic=False, fullgraph=True)
+
+
+def _run_compiled_inside(block: Block, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
+    """Run a block of a sharded model: what gathers its weights around it can't be compiled."""
+    result: tuple[Tensor, Stats] = block(x, inputs, _compiled_computation())
+    return result
+
+
 def _normed(norm: RMSNorm, x: Tensor) -> Tensor:
     return norm(x).to(x.dtype)
 
@@ -119,6 +134,9 @@ class Decoder(nn.Module):
         "lm_head.weight": "head",
         "positions.weight": "vector",
     }
+
+    # Whether each rank has only a part of the weights (pion/train/sharding.py).
+    sharded = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -420,7 +438,9 @@ class Decoder(nn.Module):
             x.requires_grad_(learns)
         # A block that gets one tensor as both inputs would be compiled separately.
         now.results[EMBEDDED] = x.view_as(x) if options.compiled else x
-        run = _compiled_block() if options.compiled else _run_block
+        run = _run_block
+        if options.compiled:
+            run = _run_compiled_inside if self.sharded else _compiled_block()
         parts, reports = self.shared_parts(), []
         kept = {layer for part in parts for layer in part.reads}
         with nullcontext() if trained else kernels_of_any_length(x.device):
