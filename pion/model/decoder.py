@@ -18,7 +18,7 @@ from pion.config.parts import Role
 from pion.errors import BadInput
 from pion.model.attention.attention import Attention, kernels_of_any_length
 from pion.model.attention.cache import KVCache, Place
-from pion.model.block import Block
+from pion.model.block import Block, Compute
 from pion.model.chunks_of_logits import product_in_fp32
 from pion.model.draft_block import PREFIX, DraftBlock, Trunk, draft_loss
 from pion.model.feedforward.dense import Stats, SwiGLU
@@ -59,7 +59,7 @@ def _run_block(block: Block, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, St
 
 
 @lru_cache(maxsize=1)
-def _compiled_block() -> Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Stats]]:
+def _compiled_block() -> Compute:
     # Each shape has kernels for itself. With kernels for all shapes, the kernels of a resumed run
     # could differ from those of the unbroken run, which met the shapes in another order.
     return torch.compile(_run_block, dynamic=False, fullgraph=True)
@@ -70,7 +70,7 @@ def _compute_block(block: Block, x: Tensor, inputs: BlockInputs) -> tuple[Tensor
 
 
 @lru_cache(maxsize=1)
-def _compiled_computation() -> Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Stats]]:
+def _compiled_computation() -> Compute:
     return torch.compile(_compute_block, dynamic=False, fullgraph=True)
 
 
@@ -438,9 +438,7 @@ class Decoder(nn.Module):
             x.requires_grad_(learns)
         # A block that gets one tensor as both inputs would be compiled separately.
         now.results[EMBEDDED] = x.view_as(x) if options.compiled else x
-        run = _run_block
-        if options.compiled:
-            run = _run_compiled_inside if self.sharded else _compiled_block()
+        run = self._runner(options)
         parts, reports = self.shared_parts(), []
         kept = {layer for part in parts for layer in part.reads}
         with nullcontext() if trained else kernels_of_any_length(x.device):
@@ -460,6 +458,12 @@ class Decoder(nn.Module):
             # The head would round the result anyway.
             return _compiled_norm()(self.norm, x), reports
         return self.norm(x), reports
+
+    def _runner(self, options: StepOptions) -> Compute:
+        """Return what runs a block."""
+        if not options.compiled:
+            return _run_block
+        return _run_compiled_inside if self.sharded else _compiled_block()
 
     def num_params(self, active: bool = False) -> int:
         """Return the number of weights; with `active`, the number that one token uses.

@@ -106,7 +106,10 @@ def _z0(
         assert batch.sequences is not None
         return apart(sums_as_trained(scorer.model, batch, scorer.plan), batch.sequences)
 
-    _in_batches(scorer, len(mine), lambda part: total.add_(apart_of([mine[i] for i in part])))
+    def compute(part: range) -> None:
+        total.add_(apart_of([mine[i] for i in part]))
+
+    _in_batches(scorer, len(mine), compute)
     if idle:
         apart_of(idle)
     if world_size > 1:

@@ -150,7 +150,7 @@ class Trainer:
             self.dtype,
             rank=rank,
             world_size=plan.world_size,
-            own=self._shards and self._shards.learned,
+            own=None if self._shards is None else self._shards.learned,
         )
         self.step = self.next_row = 0
         self.skipped: list[RowRange] = []
