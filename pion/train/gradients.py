@@ -72,8 +72,8 @@ class Gradients:
         """
         total, measured = self._forward(batch, objective, options)
         # Of a sharded model, few gradients are in buckets, and FSDP sums the others meanwhile.
-        sends = last and self.buckets is not None and self._shards is None
-        with self.buckets.summing() if sends else nullcontext():
+        buckets = self.buckets if last and self._shards is None else None
+        with nullcontext() if buckets is None else buckets.summing():
             (total if counts else total * 0).backward()
         return measured
 

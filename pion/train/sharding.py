@@ -11,6 +11,7 @@ All ranks call the methods of a sharded model together: each of them gathers wei
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -43,6 +44,9 @@ from pion.train.optimizer.state_pieces import (
 
 # What each rank keeps whole, in fp32. `Decoder` reads recipes outside their blocks.
 KEPT_WHOLE: tuple[Role, ...] = ("vector", "router", "recipe", "gate")
+
+# Gates return a view, which nothing changes in place.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 # The methods of a decoder that compute with its weights, besides `forward`.
 FORWARD_METHODS = ("losses", "log_probs", "hidden", "hidden_at", "logits", "logits_in_fp32")
@@ -136,9 +140,15 @@ class Shards:
         """Free what forward passes without a backward pass have left gathered."""
         cast(FSDPModule, self._model).reshard()
 
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Let FSDP make what it gathers into. In inference mode, it would be of no use later."""
+        with self.measuring():
+            self._model.hidden(torch.zeros(1, 1, dtype=torch.int64, device=self._device))
+
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Let ranks compute without gradients in the block, and free what is gathered afterwards."""
+        """Let ranks compute without gradients in the block; free what is gathered afterwards."""
         try:
             yield
         finally:
@@ -199,6 +209,7 @@ def _shard(
             module.set_force_sum_reduction_for_comms(True)
     for name in FORWARD_METHODS:
         register_fsdp_forward_method(model, name)
+    model.sharded = True
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import base64
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -149,7 +150,7 @@ class Trainer:
             self.dtype,
             rank=rank,
             world_size=plan.world_size,
-            own=self._shards and self._shards.learned,
+            own=None if self._shards is None else self._shards.learned,
         )
         self.step = self.next_row = 0
         self.skipped: list[RowRange] = []
@@ -179,6 +180,7 @@ class Trainer:
         shards = Shards(self.model, self.device, self.dtype, self.rank, self.plan.world_size)
         if weights is not None:
             shards.fill(weights, weights.layout())
+        shards.warm_up()
         return shards
 
     @property
@@ -425,17 +427,23 @@ class Trainer:
         after each micro-batch. Of preferences, the loss is that of training, over all ids. Raises
         BadInput if the rows have no target.
         """
-        preference = self.settings.preference
-        if preference is not None:
-            of = PreferenceScorer(self.model, preference, micro_batch, self.plan, on_batch)
-            return evaluate_preferences(
-                of, stream, rows, rank=self.rank, world_size=self.plan.world_size
+        preference, world_size = self.settings.preference, self.plan.world_size
+        with self.measuring():
+            if preference is not None:
+                of = PreferenceScorer(self.model, preference, micro_batch, self.plan, on_batch)
+                return evaluate_preferences(of, stream, rows, rank=self.rank, world_size=world_size)
+            ids = vocab_size or self.model.config.vocab_size
+            scorer = Scorer(self.model, ids, micro_batch, self.dtype, on_batch)
+            return evaluate(
+                scorer, stream, rows, end_of_text, rank=self.rank, world_size=world_size
             )
-        ids = vocab_size or self.model.config.vocab_size
-        scorer = Scorer(self.model, ids, micro_batch, self.dtype, on_batch)
-        return evaluate(
-            scorer, stream, rows, end_of_text, rank=self.rank, world_size=self.plan.world_size
-        )
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Let the caller compute with `model` in the block, without gradients.
+
+        The ranks of a sharded model compute together: all of them do the same in the block.
+        """
+        return nullcontext() if self._shards is None else self._shards.measuring()
 
     # ------------------------------------------------------------ state
 

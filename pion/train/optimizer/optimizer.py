@@ -24,8 +24,8 @@ from pion.model.parameters import parameter_roles
 from pion.train.optimizer.muon import Muon
 from pion.train.optimizer.ownership import even_parts, even_rows
 from pion.train.optimizer.primitive_wise import PrimitiveWise
-from pion.train.optimizer.shared_muon import SharedMuon
 from pion.train.optimizer.sharded_muon import ShardedMuon
+from pion.train.optimizer.shared_muon import SharedMuon
 from pion.train.optimizer.shared_weights import SharedWeights
 from pion.train.optimizer.state_pieces import (
     Held,

@@ -35,12 +35,12 @@ class Run(NamedTuple):
     Attributes:
         whole: the number of the first of them in the flattened whole tensor.
         own: the number of the first of them in the flattened tensor that the rank has.
-        count: how many there are.
+        size: how many there are.
     """
 
     whole: int
     own: int
-    count: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Held:
     def pieces(self, name: str, own: Tensor) -> list[Piece]:
         """Return what this rank saves of the tensor `name`, of which it has `own`."""
         flat = own.view(-1)
-        return [Piece(name, run.whole, flat[run.own : run.own + run.count]) for run in self.saved]
+        return [Piece(name, run.whole, flat[run.own : run.own + run.size]) for run in self.saved]
 
     def per_row(self) -> Held:
         """Return what the rank has of a tensor with an element for each row of this one."""
         rows, below = self.shape[0], self.shape[1:].numel()
 
         def shorter(runs: tuple[Run, ...]) -> tuple[Run, ...]:
-            return tuple(Run(r.whole // below, r.own // below, r.count // below) for r in runs)
+            return tuple(Run(r.whole // below, r.own // below, r.size // below) for r in runs)
 
         return Held(torch.Size((rows,)), shorter(self.runs), shorter(self.saved))
 
@@ -115,9 +115,7 @@ def read_into(own: Tensor, held: Held, saved: Saved, name: str) -> None:
     """Overwrite what a rank has of the tensor `name` by the saved elements."""
     flat = own.view(-1)
     for run in held.runs:
-        flat[run.own : run.own + run.count].copy_(
-            saved.part(name, run.whole, run.whole + run.count)
-        )
+        flat[run.own : run.own + run.size].copy_(saved.part(name, run.whole, run.whole + run.size))
 
 
 def placeholders(layout: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Tensor]:
