@@ -1,0 +1,79 @@
+"""Two workers that have the model in parts: a whole run, and one that is killed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.formats.load import load_decoder
+from tests.runs.test_ray import workers_of
+from tests.support.meddling import Meddling
+from tests.support.whole_runs import (
+    ends_with,
+    final_weights,
+    head_of,
+    losses,
+    start,
+    wait_for,
+    write_job,
+)
+
+pytestmark = pytest.mark.soak
+
+JOB: dict[str, Any] = {
+    "log__every": 1,
+    "checkpoint__every_steps": 4,
+    "hardware__workers": 2,
+    "hardware__deterministic": True,
+    "evaluate__prompts": ["the cat"],
+}
+
+
+def sharded(folder: Path) -> Mapping[str, str]:
+    """Return the environment of a run whose workers have the model in parts."""
+    meddling = Meddling(folder, inside="ray")
+    meddling.wrap(
+        "pipeline.training.compute_plan:_asked_plan",
+        """
+        def wrapper(asked, *arguments):
+            from dataclasses import replace
+            return replace(asked(*arguments), sharded=True)
+        """,
+    )
+    return meddling.environment()
+
+
+def parts_in(folder: Path) -> set[str]:
+    """Return the names of the large files of the newest checkpoint."""
+    checkpoint = folder / "runs" / "tiny" / head_of(folder).checkpoints[0].key
+    return {path.name for path in checkpoint.glob("*.safetensors")}
+
+
+def test_a_sharded_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """First one worker is killed, then the whole run."""
+    folders = [tmp_path / "unbroken", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+    unbroken, killed = (
+        write_job(folder, **JOB, publish={"to": str(folder / "published")}) for folder in folders
+    )
+    environment = sharded(tmp_path)
+    output = ends_with(0, start(unbroken, env=environment))
+    assert "the cat" in output
+    assert parts_in(folders[0]) == {
+        f"{kind}-{rank}-of-2.safetensors" for kind in ("model", "optimizer") for rank in (1, 2)
+    }
+
+    process = start(killed, env=environment)
+    wait_for(process, "pretrain step 10/")
+    workers_of(process.pid, folders[1])[-1].kill()
+    wait_for(process, "pretrain step 15/")
+    process.kill()
+    output = ends_with(0, start(killed, env=environment))
+    assert "continues after step" in output
+    assert final_weights(folders[1]) == final_weights(folders[0])
+    assert losses(folders[1], "sft") == losses(folders[0], "sft")
+    assert load_decoder(folders[1] / "published").config.d_model == 32
