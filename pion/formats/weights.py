@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # A file begins with the length of its header, in this many bytes.
-_LENGTH_BYTES = 8
+LENGTH_BYTES = 8
 # The numbers that PyTorch can compute with. Others, such as F4, are packed.
 DTYPES = frozenset(
     ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL", "U16", "U32", "U64")
@@ -68,8 +68,8 @@ def read_header(path: Path) -> dict[str, Any]:
     if the file can't be read."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if length > min(LARGEST_RECORD, size - _LENGTH_BYTES):
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if length > min(LARGEST_RECORD, size - LENGTH_BYTES):
             raise BadInput(
                 f"{path} is damaged: its header claims {length:,} bytes, but the file has "
                 f"{size:,}, and a header may have at most {LARGEST_RECORD:,}"

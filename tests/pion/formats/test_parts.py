@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from pion.errors import BadInput
 from pion.formats.model_tensors import read_model_tensors
 from pion.formats.parts import MODEL, Elements, part_metadata, part_name, read_saved
+from pion.formats.tensor_hashes import tensor_hashes
 
 SHAPES = {"w": (6, 4), "stack": (2, 3, 2), "scalar": (), "empty": (0, 3)}
 # The elements that each of two ranks has; of stacks, rows of each matrix.
@@ -72,6 +73,15 @@ def test_a_whole_file_is_read_in_the_same_way(tmp_path: Path) -> None:
     saved = read_saved(tmp_path, MODEL)
     assert torch.equal(saved.part("stack", 3, 8), whole()["stack"].view(-1)[3:8])
     assert torch.equal(saved.tensors()["w"], whole()["w"])
+
+
+def test_a_tensor_has_one_hash_however_many_ranks_saved_it(folder: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    one.mkdir()
+    save_file(whole(), one / "model.safetensors")
+    assert tensor_hashes(folder) == tensor_hashes(one)
+    save_file(whole() | {"w": whole()["w"] + 1}, one / "model.safetensors")
+    assert tensor_hashes(folder)["w"] != tensor_hashes(one)["w"]
 
 
 # ---------------------------------------------------------------- what is wrong
