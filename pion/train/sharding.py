@@ -56,8 +56,8 @@ class Shards:
     """A model that `ranks` keep in parts, on one device each.
 
     `model` becomes sharded in place. All ranks begin with the weights of rank 0; those on the
-    device `meta` have no values before `fill`. The process group of all ranks exists.
-    `held` says what this rank has of each tensor of the state dict.
+    device `meta`, which `without_values` names, have no values before `fill`. The process group of
+    all ranks exists. `held` says what this rank has of each tensor of the state dict.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Shards:
     ) -> None:
         self._model, self._device = model, device
         _copy_from_rank_0(model.state_dict().values(), device)
+        self.without_values = {n for n, tensor in model.state_dict().items() if tensor.is_meta}
         roles = parameter_roles(model)
         whole = [model.get_parameter(name) for name in roles if roles[name] in KEPT_WHOLE]
         _shard(model, whole, device, dtype, ranks)

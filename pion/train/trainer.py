@@ -179,7 +179,10 @@ class Trainer:
 
         shards = Shards(self.model, self.device, self.dtype, self.rank, self.plan.world_size)
         if weights is not None:
-            shards.fill(weights, weights.layout())
+            layout = weights.layout()
+            known = (layout.keys() & shards.held.keys()) | shards.without_values
+            check_tensors(placeholders(layout), shards.placeholders(known), "weights")
+            shards.fill(weights, layout)
         shards.warm_up()
         return shards
 
