@@ -59,17 +59,29 @@ def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Deco
     naming the file, for weights that don't fit the settings, and for an adapter.
     """
     folder = Path(folder)
+    config, state = load_state(folder)
+    try:
+        return Decoder.from_state(config, state, dtype)
+    except BadInput as error:
+        raise BadInput(f"{folder}: {error}") from None
+
+
+def load_state(folder: Path) -> tuple[ModelConfig, State]:
+    """Return settings and weights as `load_decoder` does, without a decoder.
+
+    The weights have the types in the files, from which they are mapped where they are the same
+    there. Nobody has checked whether they fit the settings.
+    """
     if is_adapter(folder):
         raise BadInput(f"{folder} is an adapter: it can only be loaded with its base")
     settings = read_settings(folder / CONFIG, "a model")
     state = read_model_tensors(folder)
     try:
         if "model_type" in settings:
-            config, state = from_transformers(settings, state)
-        else:
-            config = ModelConfig.from_dict(settings)
-            require_possible(config, state)
-        return Decoder.from_state(config, state, dtype)
+            return from_transformers(settings, state)
+        config = ModelConfig.from_dict(settings)
+        require_possible(config, state)
+        return config, state
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
 

@@ -39,7 +39,9 @@ from pipeline.training.first_weights import (
     cost_of_rounding,
     count_draft_ids,
     first_model,
+    first_parts,
     frozen_base,
+    without_values,
 )
 from pipeline.training.hop_receipt import record_machine, record_step_down
 from pipeline.training.rewind import rows_to_skip
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.evaluation.held_out import Evaluation
     from pion.model.decoder import Decoder
+    from pion.train.optimizer.state_pieces import Saved
     from pion.train.settings import ComputePlan
     from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer, TrainState
@@ -269,14 +272,15 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
         context.report(Note(about_bf16))
     if plan.compile:
         use_private_compile_cache()
-    model, why, adapter = _model(context, stage, data, plan, saved)
+    model, weights, why, adapter = _model(context, stage, data, plan, saved)
     reference = None
     if context.job.needs_reference(stage):
         start, resumes = (model, adapter, plan), recorded is not None
         data, reference = _with_reference(context, data, start, saved, resumes=resumes)
     settings = settings_of(context.job.section(stage))
-    trainer = Trainer(model, data.train, settings, plan, rank=context.group.rank)
-    if context.group.rank == 0 and trainer.device.type == "cuda":
+    rank = context.group.rank
+    trainer = Trainer(model, data.train, settings, plan, rank=rank, weights=weights)
+    if rank == 0 and trainer.device.type == "cuda":
         how = use_newest_flash_attention(trainer.device, deterministic=plan.deterministic)
         context.report(Note(how))
     if recorded is not None:
@@ -370,22 +374,31 @@ def _model(
     data: StageData,
     plan: ComputePlan,
     saved: Loaded | None,
-) -> tuple[Decoder, str, Adapter | None]:
-    """Return the model to train, where its weights come from, and what LoRA trains of it.
+) -> tuple[Decoder, Saved | None, str, Adapter | None]:
+    """Return the model to train, its weights if it has none itself, where they come from, and what
+    LoRA trains of it.
 
     Of a stage that resumes, rank 0 has `saved` the checkpoint, and the trainer loads its weights.
     """
     from pion.model.decoder import Decoder
 
     if context.job.lora(stage) is not None:
-        return _with_additions(context, stage, data, plan, saved)
+        model, why, adapter = _with_additions(context, stage, data, plan, saved)
+        return model, None, why, adapter
+    # The reference of preferences is the whole model that the stage starts from.
+    in_parts = plan.sharded and not context.job.needs_reference(stage)
     if not context.group.from_rank_0(saved is not None):
-        model, why = first_model(context, stage)
+        if in_parts:
+            model, weights, why = first_parts(context, stage)
+        else:
+            (model, why), weights = first_model(context, stage), None
         count_draft_ids(model, data.train)
-        return model, why, None
+        return model, weights, why, None
     config = context.job.model_config_resolved()
+    if in_parts:
+        return without_values(config), None, "", None
     model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
-    return model, "", None
+    return model, None, "", None
 
 
 def _with_additions(
