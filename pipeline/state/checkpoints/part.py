@@ -31,11 +31,15 @@ Tensors = Mapping[str, "Tensor"]
 
 @dataclass(frozen=True)
 class Part:
-    """The part of `rank` of `count` ranks: by kind of file, which elements of each tensor."""
+    """The part of `rank` of `count` ranks.
+
+    By kind of file, `elements` says which elements it has, and `names` which tensors there are.
+    """
 
     rank: int
     count: int
     elements: Mapping[str, Mapping[str, Elements]]
+    names: Mapping[str, frozenset[str]]
 
     @classmethod
     def of(cls, rank: int, count: int, state: TrainState) -> Part:
@@ -50,7 +54,8 @@ class Part:
             )
         model = _elements(rank, state.model, state.model_pieces)
         optimizer = _elements(rank, state.optimizer, state.pieces)
-        return cls(rank, count, {MODEL: model, OPTIMIZER: optimizer})
+        names = {MODEL: frozenset(state.model), OPTIMIZER: frozenset(state.optimizer)}
+        return cls(rank, count, {MODEL: model, OPTIMIZER: optimizer}, names)
 
     def file(self, kind: str) -> str:
         """Return the name of the part's file of this kind."""
@@ -80,8 +85,11 @@ class Part:
 
 def require_whole(parts: Sequence[Part]) -> None:
     """Raise BadInput unless the parts of all ranks, in order, have each element once."""
+    where = "the checkpoint to save"
     for kind in (MODEL, OPTIMIZER):
-        sources("the checkpoint to save", {part.file(kind): part.elements[kind] for part in parts})
+        found = sources(where, {part.file(kind): part.elements[kind] for part in parts})
+        if missing := parts[0].names[kind] - found.keys():
+            raise BadInput(f"{where}: {min(missing)} is in no part")
 
 
 def _elements(rank: int, whole: Tensors, pieces: Sequence[Piece]) -> dict[str, Elements]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from pion.errors import BadInput
 from pion.train.optimizer.state_pieces import Piece
 from pion.train.side_copy import SideCopy
-from pion.train.trainer import TrainState
+from pion.train.trainer import Trainer, TrainState
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.layout import MANIFEST
 from pipeline.state.checkpoints.other_parts import OtherParts, OwnPart
@@ -42,17 +43,27 @@ RUN, STAGE, DIGEST = "run", "pretrain", "d1"
 
 
 class Saver:
-    """One rank that saves its part. `save` is called by all ranks at once."""
+    """One rank that saves its part. `save` is called by all ranks at once.
 
-    def __init__(self, folder: Path, rank: int, count: int, uploader: Any = None) -> None:
-        self.rank, self.count, self.step = rank, count, 0
+    Without a `trainer`, the state is that of tests/support/parts.py.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        count: int,
+        uploader: Any = None,
+        trainer: Trainer | None = None,
+    ) -> None:
+        self.rank, self.count, self.step, self.trainer = rank, count, 0, trainer
         self.side_copy = SideCopy()
         store = FileStore(folder / "runs")
         self.uploader = uploader or InProcessUploader(store)
-        part = Part.of(rank, count, state_of(rank, count, 0))
-        self.own = OwnPart(part, self.uploader, self.state) if rank else None
+        part = Part.of(rank, count, self.state()) if count > 1 else None
+        self.own = OwnPart(part, self.uploader, self.state) if part and rank else None
         if rank == 0:
-            self.others = OtherParts(part)
+            self.others = OtherParts(part) if part else None
             self.run = RunState(store, RUN)
             self.claim = claim_run(self.run, Owner.me())
             self.uploader.snapshot.part, self.uploader.snapshot.others = part, self.others
@@ -60,6 +71,8 @@ class Saver:
             self.checkpointer = Checkpointer(self.claim, series, uploader=self.uploader)
 
     def state(self) -> TrainState:
+        if self.trainer is not None:
+            return self.trainer.state()
         state = state_of(self.rank, self.count, self.step)
         return TrainState(
             state.model,
@@ -74,7 +87,7 @@ class Saver:
         self.step = step
         if self.own is not None:
             return self.own.follow()
-        with self.others.listening():
+        with self.others.listening() if self.others else contextlib.nullcontext():
             state = self.state()
             assert self.checkpointer.save(
                 state.model,
@@ -110,7 +123,8 @@ class Saver:
         if self.own is not None:
             return self.own.close()
         self.checkpointer.close()
-        self.others.close()
+        if self.others is not None:
+            self.others.close()
         self.claim.release()
 
 
@@ -388,20 +402,33 @@ def test_a_killed_uploader_of_any_rank_is_replaced(tmp_path: Path) -> None:
 
 
 def both_have_the_same_rows(rank: int, folder: Path) -> None:
+    refused(rank, folder, Part.of(rank, 2, state_of(0, 2, 1)), "are in two parts")
+
+
+def nobody_has_a_tensor(rank: int, folder: Path) -> None:
+    state = state_of(rank, 2, 1)
+    pieces = [piece for piece in state.pieces if piece.name != "exp_avg.gain"]
+    part = Part.of(rank, 2, dataclasses.replace(state, pieces=pieces))
+    refused(rank, folder, part, "exp_avg.gain is in no part")
+
+
+def refused(rank: int, folder: Path, part: Part, why: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    part = Part.of(rank, 2, state_of(0, 2, 1))
     if rank == 0:
-        with pytest.raises(BadInput, match="are in two parts"):
+        with pytest.raises(BadInput, match=why):
             OtherParts(part)
     else:
         uploader: Any = InProcessUploader(FileStore(folder))
-        with pytest.raises(BadInput, match="are in two parts"):
+        with pytest.raises(BadInput, match=why):
             OwnPart(part, uploader, lambda: state_of(0, 2, 1))
     dist.destroy_process_group()
 
 
-def test_parts_that_are_not_the_whole_model_are_never_saved(tmp_path: Path) -> None:
-    run_ranks(both_have_the_same_rows, tmp_path, 2)
+@pytest.mark.parametrize("work", [both_have_the_same_rows, nobody_has_a_tensor])
+def test_parts_that_are_not_the_whole_model_are_never_saved(
+    work: Callable[[int, Path], None], tmp_path: Path
+) -> None:
+    run_ranks(work, tmp_path, 2)
 
 
 def test_more_ranks_than_a_checkpoint_has_files_for_are_refused() -> None:
