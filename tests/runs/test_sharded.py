@@ -21,8 +21,6 @@ from tests.support.whole_runs import (
     write_job,
 )
 
-pytestmark = pytest.mark.soak
-
 JOB: dict[str, Any] = {
     "log__every": 1,
     "checkpoint__every_steps": 4,
@@ -52,6 +50,7 @@ def parts_in(folder: Path) -> set[str]:
     return {path.name for path in checkpoint.glob("*.safetensors")}
 
 
+@pytest.mark.soak
 def test_a_sharded_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
     """First one worker is killed, then the whole run."""
     folders = [tmp_path / "unbroken", tmp_path / "killed"]
