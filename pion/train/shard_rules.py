@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pion.config.parts import Role
@@ -22,3 +23,10 @@ def own_rows(rows: int, rank: int, ranks: int) -> range:
     """Return which rows a rank has, of those of the dimension that is divided."""
     most = -(-rows // ranks)
     return range(min(rank * most, rows), min((rank + 1) * most, rows))
+
+
+def part_of(shape: Sequence[int], ranks: int) -> int:
+    """Return the elements that a rank keeps of a weight: whole rows. The last parts are filled up,
+    so that all are equal."""
+    rows = shape[sharded_dim(shape, ranks)]
+    return -(-rows // ranks) * (math.prod(shape) // rows)
