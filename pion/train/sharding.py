@@ -28,7 +28,6 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, Shard
 
-from pion.config.parts import Role
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
 from pion.model.skips_and_value_tables import ValueTables
@@ -41,9 +40,7 @@ from pion.train.optimizer.state_pieces import (
     placeholders,
     read_into,
 )
-
-# What each rank keeps whole, in fp32. `Decoder` reads recipes outside their blocks.
-KEPT_WHOLE: tuple[Role, ...] = ("vector", "router", "recipe", "gate")
+from pion.train.shard_rules import KEPT_WHOLE, own_rows, sharded_dim
 
 # Gates return a view, which nothing changes in place.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -165,20 +162,6 @@ def _parameter_of(param: nn.Parameter, own: Tensor) -> nn.Parameter:
     return nn.Parameter(own) if isinstance(param, DTensor) else param
 
 
-def sharded_dim(shape: torch.Size, ranks: int) -> int:
-    """Return the dimension in which a parameter is divided: the first, so that rows stay whole.
-
-    With more ranks than experts, the rows of each expert are divided, if they can be evenly.
-    """
-    return 1 if len(shape) == 3 and ranks > shape[0] and shape[1] % ranks == 0 else 0
-
-
-def own_rows(rows: int, rank: int, ranks: int) -> range:
-    """Return which rows a rank has, of those of the dimension that is divided."""
-    most = -(-rows // ranks)
-    return range(min(rank * most, rows), min((rank + 1) * most, rows))
-
-
 def _shard(
     model: Decoder,
     whole: list[nn.Parameter],
@@ -202,6 +185,8 @@ def _shard(
     for part in model.shared_parts():
         for table in part.tables if isinstance(part, ValueTables) else ():
             fully_shard(table, mp_policy=fp32, **settings)
+            # FSDP would gather it for a backward pass that does not read it, until the end.
+            cast(FSDPModule, table).set_unshard_in_backward(False)
     fully_shard(model, mp_policy=fp32, **settings)
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -15,13 +15,17 @@ import torch._inductor
 import torch.distributed as dist
 
 from pion.config.lora import Lora
+from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.generation.generate import generate_batch
+from pion.model.decoder import Decoder
 from pion.model.drawn_later import drawn_later
 from pion.model.lora_projections import adapted
 from pion.train.optimizer.state_pieces import Whole
+from pion.train.preference import Preference
 from pion.train.trainer import ComputePlan, SavedState, Trainer, TrainState
 from tests.families.families import FAMILIES
+from tests.support import pair_rows
 from tests.support.ranks import run_ranks
 from tests.support.sharded_trainers import apart, make, rows_of, same, train
 from tests.support.waiting import wait_until
@@ -40,11 +44,14 @@ class Process:
     world_size: int
     folder: Path
 
-    def stream(self, name: str) -> Any:
+    def stream(self, name: str) -> RowStream:
         return rows_of(name, self.folder / f"data{self.world_size}-{self.rank}")
 
-    def trainer(self, name: str = "pion", **changes: Any) -> Trainer:
-        return make(name, self.stream(name), world_size=self.world_size, rank=self.rank, **changes)
+    def trainer(
+        self, name: str = "pion", *, stream: RowStream | None = None, **changes: Any
+    ) -> Trainer:
+        rows = self.stream(name) if stream is None else stream
+        return make(name, rows, world_size=self.world_size, rank=self.rank, **changes)
 
 
 def follow(process: Process, name: str, optimizer: str) -> dict[str, Any]:
@@ -112,15 +119,15 @@ def begin_without_weights(process: Process) -> dict[str, Any]:
     model, weights = drawn_later(config)
     later = whole_state(process.trainer("tachyon", model=model, weights=weights))
     with torch.device("meta"):
-        empty = type(model)(config)
+        empty = Decoder(config)
     filled = process.trainer("tachyon", model=empty, weights=Whole(later.model))
     torch.manual_seed(5)
-    drawn = type(model)(config).state_dict()
+    drawn = Decoder(config).state_dict()
     refused = ""
     try:
         _, less = drawn_later(config)
         with torch.device("meta"):
-            empty = type(model)(config)
+            empty = Decoder(config)
         process.trainer("tachyon", model=empty, weights=less)
     except BadInput as error:
         refused = str(error)
@@ -136,6 +143,23 @@ def adapt(process: Process) -> dict[str, Any]:
     trainer = process.trainer(model=model, lr=1e-2)
     measured = train(trainer, STEPS)
     return {"measured": measured, "names": sorted(whole_state(trainer).model)}
+
+
+def prefer(process: Process) -> dict[str, Any]:
+    """Learn by kto, which needs the distance from its reference before the gradients."""
+    torch.manual_seed(process.rank)
+    config = pair_rows.CONFIG
+    pairs = pair_rows.random_pairs(20)
+    others = pair_rows.with_others(pairs, [(-30.0, -20.0)] * sum(map(len, pairs)))
+    stream = pair_rows.PairRows(pairs, single=True, others=others).as_stream()
+    trainer = process.trainer(
+        model=Decoder(config), stream=stream, preference=Preference("kto", beta=0.02)
+    )
+    measured = train(trainer, 2)
+    losses = [
+        trainer.evaluate(stream, rows, 2, end_of_text=0).loss for rows in (range(9), range(1))
+    ]
+    return {"measured": measured, "losses": losses}
 
 
 def parts(process: Process) -> dict[str, Any]:
@@ -159,9 +183,10 @@ CHECKS: dict[str, Callable[[Process], dict[str, Any]]] = {
     "measure": measure,
     "begin": begin_without_weights,
     "lora": adapt,
+    "prefer": prefer,
     "parts": parts,
 }
-ALONE = (*COMPARED, "measure", "lora")
+ALONE = (*COMPARED, "measure", "lora", "prefer")
 
 
 def change_the_ranks(rank: int, folder: Path) -> list[bool]:
@@ -310,3 +335,12 @@ def test_ranks_that_share_a_frozen_base_train_its_additions(
     for rank in ranks:
         assert rank["lora"]["names"] == alone["lora"]["names"]
         assert_close(rank["lora"]["measured"], alone["lora"]["measured"])
+
+
+def test_ranks_learn_from_preferences_as_one_process_does(
+    ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    """A pass before the gradients, and held-out rows of which rank 1 has fewer, or none."""
+    for rank in ranks:
+        assert_close(rank["prefer"]["measured"], alone["prefer"]["measured"])
+        assert rank["prefer"]["losses"] == pytest.approx(alone["prefer"]["losses"], abs=1e-5)
