@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pion.formats.load import load_decoder
+from tests.runs.test_hops import JOB as HOPPING
+from tests.runs.test_hops import STEPS
 from tests.runs.test_ray import workers_of
 from tests.support.meddling import Meddling
 from tests.support.whole_runs import (
     ends_with,
     final_weights,
+    finish,
     head_of,
+    interrupt,
     losses,
+    rows_trained,
     start,
     wait_for,
     write_job,
@@ -76,3 +82,25 @@ def test_a_sharded_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path)
     assert final_weights(folders[1]) == final_weights(folders[0])
     assert losses(folders[1], "sft") == losses(folders[0], "sft")
     assert load_decoder(folders[1] / "published").config.d_model == 32
+
+
+@pytest.mark.soak
+def test_a_run_hops_from_one_process_to_a_sharded_model_and_back(
+    tmp_path: Path, whole: Callable[..., Path]
+) -> None:
+    """A process alone reads the parts of two workers, and they read its whole files."""
+    changes = HOPPING | {"hardware__deterministic": True}
+    unbroken = whole(**changes)
+    job, environment = write_job(tmp_path, **changes), sharded(tmp_path)
+    process = start(job)
+    wait_for(process, "pretrain step 4/")
+    interrupt(process, signal.SIGTERM)
+    assert parts_in(tmp_path) == {"model.safetensors", "optimizer.safetensors"}
+    process = start(job, "hardware.workers=2", env=environment)
+    wait_for(process, "pretrain step 8/")
+    interrupt(process, signal.SIGTERM)
+    assert len(parts_in(tmp_path)) == 4
+    output = finish(job)
+    assert "sharded yes → no" in output
+    assert rows_trained(tmp_path, "pretrain") == [[8 * s, 8 * s + 8] for s in range(STEPS)]
+    assert losses(tmp_path) == pytest.approx(losses(unbroken), rel=1e-4)
