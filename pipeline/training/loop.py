@@ -155,18 +155,18 @@ def _rank(claim: Claim | None, setup: Setup) -> Rank:
     """Return what this rank does in addition to computing. Every rank calls this at the same
     time."""
     trainer, context = setup.trainer, setup.context
-    if trainer.plan.sharded:
-        part = Part.of(context.group.rank, context.group.world_size, trainer.state())
+    if not context.group.distributed:
+        return Rank(setup) if claim is None else RankZero(claim, setup)
+    if not trainer.plan.sharded:
         if claim is not None:
-            return RankZero(claim, setup, OtherParts(part))
-        own = OwnPart(part, context.uploader(), trainer.state)
-        own.reserve()
-        return Rank(setup, own)
-    several = context.group.distributed
+            return RankZero(claim, setup, OtherRanks(trainer.pieces()))
+        return Rank(setup, CopiesForRankZero(trainer.pieces(), trainer.side_copy))
+    part = Part.of(context.group.rank, context.group.world_size, trainer.state())
     if claim is not None:
-        return RankZero(claim, setup, OtherRanks(trainer.pieces()) if several else None)
-    copies = CopiesForRankZero(trainer.pieces(), trainer.side_copy) if several else None
-    return Rank(setup, copies)
+        return RankZero(claim, setup, OtherParts(part))
+    own = OwnPart(part, context.uploader(), trainer.state)
+    own.reserve()
+    return Rank(setup, own)
 
 
 class StageTraining:

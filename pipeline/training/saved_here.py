@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 from pion.errors import PionError
 from pipeline.state.checkpoints.memory_file import machine
-from pipeline.state.checkpoints.restore import Loaded, check_entry, load_folder
+from pipeline.state.checkpoints.restore import Found, Loaded, check_entry, load_folder
 
 if TYPE_CHECKING:
     from pipeline.training.context import TrainingContext
-    from pipeline.training.setup import Restored
 
 
-def saved_here(context: TrainingContext, restored: Restored) -> Loaded:
+def saved_here(context: TrainingContext, found: Found, saved: Loaded | None) -> Loaded:
     """Return the content of the checkpoint, mapped from files on this rank's machine.
 
-    Rank 0 has it on its machine. On every other machine, one rank downloads and verifies it. Every
-    rank calls this. Raises PionError on every rank if a machine can't get it.
+    Rank 0 has `found` it, and has its content, `saved`. On every other machine, one rank downloads
+    and verifies it. Every rank calls this. Raises PionError on every rank if a machine can't get
+    it.
     """
-    group, found = context.group, restored.found
+    group = context.group
     entry, folder, listed = group.from_rank_0((found.entry, found.folder, found.listed))
     machines = group.of_all_ranks(machine())
     first = machines.index(machines[group.rank])  # the first rank on this machine
@@ -37,6 +37,6 @@ def saved_here(context: TrainingContext, restored: Restored) -> Loaded:
             "Each worker of a sharded model needs the checkpoint, but not every machine can read "
             f"{entry.key}: {problems[0]}. Nothing was changed."
         )
-    if restored.saved is not None:
-        return restored.saved
+    if saved is not None:
+        return saved
     return load_folder(context.workspace.folder(entry.key) if first > 0 else folder)

@@ -260,10 +260,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
 
     folder, key, restored = context.fetch(bring)
     data = _open(context.job, folder, fetching_from(context.run.store, key, context.patiently))
-    if context.job.prefer is not None and stage == "prefer":
-        context.job.prefer.know_kind(data.kind, str(folder))
-        context.job.prefer.know_most_sequences(data.most_sequences)
-    context.job.section(stage).know_rows(data.train.total_rows)
+    _tell_job(context.job, stage, data)
     saved = restored.saved
     recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])
     plan = choose_plan(context.job, stage, context.group, recorded, context.at_most)
@@ -292,6 +289,14 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     return Setup(context, stage, trainer, data, restored, why, adapter, reference)
 
 
+def _tell_job(job: Job, stage: str, data: StageData) -> None:
+    """Let the job know what the stage's data decide. Raises BadInput if they don't fit it."""
+    if job.prefer is not None and stage == "prefer":
+        job.prefer.know_kind(data.kind, str(data.folder))
+        job.prefer.know_most_sequences(data.most_sequences)
+    job.section(stage).know_rows(data.train.total_rows)
+
+
 def _resume(context: TrainingContext, trainer: Trainer, restored: Restored) -> str:
     """Let the trainer continue from a checkpoint, and say where.
 
@@ -302,7 +307,7 @@ def _resume(context: TrainingContext, trainer: Trainer, restored: Restored) -> s
 
     saved = restored.saved
     if trainer.plan.sharded:
-        here = saved_here(context, restored)
+        here = saved_here(context, restored.found, saved)
         trainer.load(SavedState(here.saved_model, here.saved_optimizer, here.state))
     else:
         trainer.load(saved and TrainState(saved.model, saved.optimizer, saved.state))

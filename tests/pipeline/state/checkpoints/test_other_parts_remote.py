@@ -13,13 +13,11 @@ from pion.errors import PionError
 from pipeline.state.checkpoints import other_parts
 from pipeline.state.checkpoints.layout import MANIFEST
 from pipeline.state.checkpoints.restore import Found, load_folder, newest_good
-from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.workspace import Workspace
 from pipeline.training import saved_here as saved_here_module
 from pipeline.training.saved_here import saved_here
-from pipeline.training.setup import Restored
 from pipeline.training.train_request import Group
 from tests.pipeline.state.checkpoints.test_other_parts import (
     DIGEST,
@@ -48,12 +46,12 @@ def in_bucket(folder: Path) -> Any:
     return InProcessUploader(open_store((folder / "store").read_text()))
 
 
-def found_here(folder: Path) -> tuple[Head, Found]:
+def found_here(folder: Path) -> Found:
     """Return what this machine would resume from."""
     run = RunState(open_store((folder / "store").read_text()), RUN)
     head = run.read()
     assert head is not None
-    return head, newest_good(Workspace(run.store, RUN), head, STAGE, DIGEST)
+    return newest_good(Workspace(run.store, RUN), head, STAGE, DIGEST)
 
 
 # ---------------------------------------------------------------- one machine
@@ -80,12 +78,12 @@ def save_without_commit(rank: int, folder: Path) -> None:
 
 def test_a_restart_on_the_machine_of_all_ranks_continues_from_its_copy(folder: Path) -> None:
     run_ranks(save_without_commit, folder, 2)
-    _, found = found_here(folder)
+    found = found_here(folder)
     assert found.folder is not None
     assert not found.listed
     assert has(load_folder(found.folder), 2)
     (found.folder / "optimizer-2-of-2.safetensors").unlink()
-    _, found = found_here(folder)
+    found = found_here(folder)
     assert found.listed
     assert found.folder is not None
     assert has(load_folder(found.folder), 1)
@@ -111,12 +109,12 @@ def save_on_two_machines(rank: int, folder: Path) -> None:
         one.not_saved(2)
         copies = [path for path in folder.glob("*/pion/runs/**/*") if path.is_file()]
         assert [path for path in copies if path.name == MANIFEST] == []
-        restored = Restored(Head(), Found(None, None, []), None)
+        found, saved = Found(None, None, []), None
         if rank == 0:
-            head, found = found_here(folder)
+            found = found_here(folder)
             assert found.folder is not None
-            restored = Restored(head, found, load_folder(found.folder))
-        loaded = saved_here(context_of(rank, folder), restored)
+            saved = load_folder(found.folder)
+        loaded = saved_here(context_of(rank, folder), found, saved)
         assert has(loaded, 1)
         where = "elsewhere" if rank else "cache"
         assert loaded.folder.is_relative_to(folder / where)
@@ -141,13 +139,10 @@ def resume_what_one_machine_has(rank: int, folder: Path) -> None:
             no_commit(one)
         one.not_saved(2)
         go_elsewhere(rank, folder, 3)
-        restored = Restored(Head(), Found(None, None, []), None)
-        if rank == 0:
-            head, found = found_here(folder)
-            assert not found.listed
-            restored = Restored(head, found, None)
+        found = found_here(folder) if rank == 0 else Found(None, None, [])
+        assert found.listed == (rank > 0)
         with pytest.raises(PionError, match="only the machine of worker 0 has it"):
-            saved_here(context_of(rank, folder), restored)
+            saved_here(context_of(rank, folder), found, None)
 
 
 def test_a_copy_that_another_machine_lacks_is_refused_on_every_rank(folder: Path) -> None:
