@@ -109,12 +109,14 @@ class Shards:
         for param in params:
             if param.grad is not None and param.grad.numel():
                 kinds[id(param) in whole].append(param.grad)
-        squares = [
-            nn.utils.get_total_norm(kinds[kind], foreach=True).square().to(self._device)
-            for kind in (True, False)
-        ]
-        dist.all_reduce(squares[1])
-        return (squares[0] + squares[1]).sqrt()
+        alone, over_ranks = (self._square_norm(kinds[kind]) for kind in (True, False))
+        dist.all_reduce(over_ranks)
+        return (alone + over_ranks).sqrt()
+
+    def _square_norm(self, gradients: list[Tensor]) -> Tensor:
+        if not gradients:  # torch would give a zero of the host
+            return torch.zeros((), device=self._device)
+        return nn.utils.get_total_norm(gradients, foreach=True).square()
 
     def layout(self, names: Iterable[str]) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Return the shapes and dtypes of whole tensors."""
