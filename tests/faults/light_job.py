@@ -301,7 +301,12 @@ class _Trainer:
         meta = {"step": self.step, "next_row": self.next_row, "skipped": self.skipped}
         optimizer = {"step": self.step, "epoch": self._epoch}
         return SimpleNamespace(
-            model=self.weights, optimizer=optimizer, meta=meta, side_copy=None, pieces=()
+            model=self.weights,
+            optimizer=optimizer,
+            meta=meta,
+            side_copy=None,
+            pieces=(),
+            model_pieces=(),
         )
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from pion.formats.load import load_decoder
 from tests.runs.test_hops import JOB as HOPPING
 from tests.runs.test_hops import STEPS
 from tests.runs.test_ray import workers_of
-from tests.support.meddling import Meddling
 from tests.support.whole_runs import (
     ends_with,
     final_weights,
@@ -31,23 +30,10 @@ JOB: dict[str, Any] = {
     "log__every": 1,
     "checkpoint__every_steps": 4,
     "hardware__workers": 2,
+    "hardware__fsdp": True,
     "hardware__deterministic": True,
     "evaluate__prompts": ["the cat"],
 }
-
-
-def sharded(folder: Path) -> Mapping[str, str]:
-    """Return the environment of a run whose workers have the model in parts."""
-    meddling = Meddling(folder, inside="ray")
-    meddling.wrap(
-        "pipeline.training.compute_plan:_asked_plan",
-        """
-        def wrapper(asked, *arguments):
-            from dataclasses import replace
-            return replace(asked(*arguments), sharded=True)
-        """,
-    )
-    return meddling.environment()
 
 
 def parts_in(folder: Path) -> set[str]:
@@ -65,19 +51,18 @@ def test_a_sharded_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path)
     unbroken, killed = (
         write_job(folder, **JOB, publish={"to": str(folder / "published")}) for folder in folders
     )
-    environment = sharded(tmp_path)
-    output = ends_with(0, start(unbroken, env=environment))
+    output = ends_with(0, start(unbroken))
     assert "the cat" in output
     assert parts_in(folders[0]) == {
         f"{kind}-{rank}-of-2.safetensors" for kind in ("model", "optimizer") for rank in (1, 2)
     }
 
-    process = start(killed, env=environment)
+    process = start(killed)
     wait_for(process, "pretrain step 10/")
     workers_of(process.pid, folders[1])[-1].kill()
     wait_for(process, "pretrain step 15/")
     process.kill()
-    output = ends_with(0, start(killed, env=environment))
+    output = ends_with(0, start(killed))
     assert "continues after step" in output
     assert final_weights(folders[1]) == final_weights(folders[0])
     assert losses(folders[1], "sft") == losses(folders[0], "sft")
@@ -91,12 +76,12 @@ def test_a_run_hops_from_one_process_to_a_sharded_model_and_back(
     """A process alone reads the parts of two workers, and they read its whole files."""
     changes = HOPPING | {"hardware__deterministic": True}
     unbroken = whole(**changes)
-    job, environment = write_job(tmp_path, **changes), sharded(tmp_path)
+    job = write_job(tmp_path, **changes)
     process = start(job)
     wait_for(process, "pretrain step 4/")
     interrupt(process, signal.SIGTERM)
     assert parts_in(tmp_path) == {"model.safetensors", "optimizer.safetensors"}
-    process = start(job, "hardware.workers=2", env=environment)
+    process = start(job, "hardware.workers=2", "hardware.fsdp=true")
     wait_for(process, "pretrain step 8/")
     interrupt(process, signal.SIGTERM)
     assert len(parts_in(tmp_path)) == 4
