@@ -74,6 +74,12 @@ def is_of(kind: str, name: str) -> bool:
     return name == whole_name(kind) or (found is not None and found[1] == kind)
 
 
+def is_in_parts(folder: Path) -> bool:
+    """Return whether a folder has no whole weights, but parts of them."""
+    names = {path.name for path in folder.iterdir()}
+    return whole_name(MODEL) not in names and any(is_of(MODEL, name) for name in names)
+
+
 def files_of(kind: str, names: Collection[str]) -> list[str] | None:
     """Return which of the files `names` have the tensors of this kind, by rank; None: none has.
 

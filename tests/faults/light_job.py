@@ -208,7 +208,7 @@ class _Rows(Snapshot):
             offset += len(content)
         self.state = json.loads(json.dumps(state))
 
-    def reserve(self, model: Any, optimizer: Any) -> None:
+    def reserve(self, model: Any, optimizer: Any, *rest: Any) -> None:
         """Do nothing: `take` writes as much as there is."""
 
     def close(self) -> None:

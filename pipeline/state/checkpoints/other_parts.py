@@ -153,8 +153,13 @@ class OwnPart:
             copied = False
         with contextlib.suppress(RuntimeError):  # rank 0 is gone, which the next step says
             text = self._channel.receive(0)
-            if text != DROP:
-                answer = _failed(failure) if failure else self._upload(text) if copied else {}
+            if text == DROP:
+                return
+            answer: dict[str, Any] = {}
+            try:
+                if copied:
+                    answer = _failed(failure) if failure else self._upload(text)
+            finally:  # rank 0 waits for an answer, whatever happened
                 self._channel.send(json.dumps(answer), 0)
 
     def _upload(self, text: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from pipeline.state.checkpoints.uploader import Saved, SaveRequest, Uploader, Up
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, Store, StoreError
+from pipeline.state.stores import FileStore, StoreError, open_store
 from pipeline.state.workspace import Workspace
 from tests.support.in_process_uploader import InProcessUploader
 from tests.support.late_streams import LateStreams
@@ -58,10 +58,9 @@ class Saver:
     ) -> None:
         self.rank, self.count, self.step, self.trainer = rank, count, 0, trainer
         self.side_copy = SideCopy()
-        store: Store = FileStore(folder / "runs")
-        if isinstance(uploader, InProcessUploader):
-            store = uploader.store
-        self.uploader = uploader or InProcessUploader(store)
+        self.uploader = uploader or InProcessUploader(FileStore(folder / "runs"))
+        in_process = isinstance(self.uploader, InProcessUploader)
+        store = self.uploader.store if in_process else open_store(self.uploader._store)
         part = Part.of(rank, count, self.state()) if count > 1 else None
         self.own = OwnPart(part, self.uploader, self.state) if part and rank else None
         if rank == 0:

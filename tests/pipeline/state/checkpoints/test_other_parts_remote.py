@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ from pion.errors import PionError
 from pipeline.state.checkpoints import other_parts
 from pipeline.state.checkpoints.layout import MANIFEST
 from pipeline.state.checkpoints.restore import Found, load_folder, newest_good
+from pipeline.state.checkpoints.snapshot import Snapshot
+from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
 from pipeline.state.workspace import Workspace
@@ -27,6 +30,7 @@ from tests.pipeline.state.checkpoints.test_other_parts import (
     has,
     saver,
 )
+from tests.support.hub_server import USER, hub_server
 from tests.support.in_process_uploader import InProcessUploader
 from tests.support.ranks import run_ranks
 
@@ -87,6 +91,31 @@ def test_a_restart_on_the_machine_of_all_ranks_continues_from_its_copy(folder: P
     assert found.listed
     assert found.folder is not None
     assert has(load_folder(found.folder), 1)
+
+
+# ---------------------------------------------------------------- commits of a repository
+
+
+def save_in_a_repository(rank: int, folder: Path) -> None:
+    uploader = Uploader(Snapshot(), (folder / "store").read_text())
+    with saver(folder, rank, 2, uploader) as one:
+        one.save(1)
+        one.save(2)
+
+
+def test_one_commit_has_the_parts_of_all_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_server() as hub:
+        hub.add_repo(f"{USER}/state")
+        hub.use(monkeypatch, tmp_path / "hf")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        (tmp_path / "store").write_text(f"hf://{USER}/state")
+        run_ranks(save_in_a_repository, tmp_path, 2)
+        shutil.rmtree(tmp_path / "cache")
+        found = found_here(tmp_path)
+        assert found.folder is not None
+        assert has(load_folder(found.folder), 2)
 
 
 # ---------------------------------------------------------------- two machines
