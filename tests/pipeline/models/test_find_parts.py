@@ -49,8 +49,8 @@ def test_commands_read_verify_fork_and_export_parts(
     assert json.loads(out)
     code, _, err = pion("fork", "demo", "twin", "--at", "5")
     assert code == 0, err
-    assert same(load_model(find_model("twin")).state_dict(), weights)
-    code, _, err = pion("export", "twin", str(here / "out"))
+    assert same(load_model(find_model("twin@sft")).state_dict(), weights)
+    code, _, err = pion("export", "demo", str(here / "out"))
     assert code == 0, err
     exported = load_file(here / "out" / "model.safetensors")
     assert sum(each.numel() for each in exported.values()) > 0
