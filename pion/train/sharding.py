@@ -61,6 +61,8 @@ class Shards:
         self, model: Decoder, device: torch.device, dtype: torch.dtype, rank: int, ranks: int
     ) -> None:
         self._model, self._device = model, device
+        # Else, if no other tensor is there yet, DeviceMesh would choose a card by LOCAL_RANK.
+        torch.empty(0, device=device)
         _copy_from_rank_0(model.state_dict().values(), device)
         self.without_values = {n for n, tensor in model.state_dict().items() if tensor.is_meta}
         roles = parameter_roles(model)
