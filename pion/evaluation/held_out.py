@@ -290,6 +290,8 @@ def evaluate(
         by_document.index_add_(1, documents[places].flatten(), found.flatten(1))
 
     _score_batches(scorer, stream, [rows[i] for i in mine], add)
+    if scorer.model.sharded and lacks_a_batch(len(rows), rank, world_size, scorer.micro_batch):
+        _score_batches(scorer, stream, rows[:1], lambda *_: None)
     if world_size > 1:
         sums = torch.cat((by_row, by_document), dim=1).to(next(scorer.model.parameters()).device)
         dist.all_reduce(sums)
@@ -320,16 +322,32 @@ def _score_batches(
         keep(part, nll, batch.targets, ids.long(), confidence)
 
     with evaluating(scorer.model):
-        in_batches(len(rows), scorer.micro_batch, compute, scorer.on_batch)
+        in_batches(
+            len(rows), scorer.micro_batch, compute, scorer.on_batch, fixed=scorer.model.sharded
+        )
+
+
+def lacks_a_batch(rows: int, rank: int, world_size: int, micro_batch: int) -> bool:
+    """Return whether this rank has a batch less than rank 0 of `rows` rows, dealt out in turn.
+
+    The ranks of a sharded model compute together, so it computes one that does not count.
+    """
+    most, own = len(range(0, rows, world_size)), len(range(rank, rows, world_size))
+    return -(-own // micro_batch) < -(-most // micro_batch)
 
 
 def in_batches(
-    count: int, micro_batch: int, compute: Callable[[range], None], on_batch: Callable[[], None]
+    count: int,
+    micro_batch: int,
+    compute: Callable[[range], None],
+    on_batch: Callable[[], None],
+    *,
+    fixed: bool = False,
 ) -> None:
     """Call `compute` on consecutive parts of range(count), and `on_batch` after each.
 
-    Parts become smaller after running out of CUDA memory. Raises PionError if even a single item
-    does not fit.
+    Parts become smaller after running out of CUDA memory, unless they are `fixed`. Raises PionError
+    if even a single item does not fit, or a fixed part.
     """
     done = 0
     while done < count:
@@ -340,9 +358,10 @@ def in_batches(
             on_batch()
             continue
         except torch.cuda.OutOfMemoryError as error:
-            if len(part) == 1:
+            if len(part) == 1 or fixed:
+                what = "a single sequence" if len(part) == 1 else f"{len(part)} sequences"
                 raise PionError(
-                    f"evaluation ran out of GPU memory on a single sequence ({error}). The "
+                    f"evaluation ran out of GPU memory on {what} ({error}). The "
                     "checkpoints are safe. Free GPU memory, or continue on a larger GPU."
                 ) from None
         micro_batch = len(part) // 2  # outside `except`: its traceback keeps the tensors alive

@@ -17,8 +17,9 @@ from torch import Tensor
 from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
+from pion.formats.model_tensors import read_model_tensors
 from pion.formats.target_folder import DRAFT_FILES, DRAFT_FOLDER
-from pion.formats.weights import read_model_tensors, read_settings, read_tensors, write_safetensors
+from pion.formats.weights import read_settings, read_tensors, write_safetensors
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
 from pion.model.draft_block import PREFIX

@@ -20,9 +20,10 @@ from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import from_transformers
+from pion.formats.model_tensors import read_adapter_tensors, read_model_tensors
 from pion.formats.peft_folder import base_in, our_names, read_adapter_folder
 from pion.formats.seeds import import_seed
-from pion.formats.weights import WEIGHTS, read_model_tensors, read_settings, read_tensors
+from pion.formats.weights import read_settings
 from pion.model.decoder import SHARED_PARTS, Decoder
 from pion.model.forward_pass import State
 from pion.model.lora_projections import with_tensors
@@ -58,17 +59,29 @@ def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Deco
     naming the file, for weights that don't fit the settings, and for an adapter.
     """
     folder = Path(folder)
+    config, state = load_state(folder)
+    try:
+        return Decoder.from_state(config, state, dtype)
+    except BadInput as error:
+        raise BadInput(f"{folder}: {error}") from None
+
+
+def load_state(folder: Path) -> tuple[ModelConfig, State]:
+    """Return settings and weights as `load_decoder` does, without a decoder.
+
+    The weights have the types in the files, from which they are mapped where they are the same
+    there. Nobody has checked whether they fit the settings.
+    """
     if is_adapter(folder):
         raise BadInput(f"{folder} is an adapter: it can only be loaded with its base")
     settings = read_settings(folder / CONFIG, "a model")
     state = read_model_tensors(folder)
     try:
         if "model_type" in settings:
-            config, state = from_transformers(settings, state)
-        else:
-            config = ModelConfig.from_dict(settings)
-            require_possible(config, state)
-        return Decoder.from_state(config, state, dtype)
+            return from_transformers(settings, state)
+        config = ModelConfig.from_dict(settings)
+        require_possible(config, state)
+        return config, state
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
 
@@ -133,8 +146,7 @@ def _read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     """Return an adapter's settings and its tensors, by the names in its file."""
     if is_peft_folder(folder):
         return read_adapter_folder(folder)
-    absent = f"{folder} is not an adapter: it has no {WEIGHTS}"
-    return _record_in(folder), read_tensors(folder / WEIGHTS, absent)
+    return _record_in(folder), read_adapter_tensors(folder)
 
 
 def _record_in(folder: Path) -> Adapter:

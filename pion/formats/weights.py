@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # A file begins with the length of its header, in this many bytes.
-_LENGTH_BYTES = 8
+LENGTH_BYTES = 8
 # The numbers that PyTorch can compute with. Others, such as F4, are packed.
 DTYPES = frozenset(
     ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL", "U16", "U32", "U64")
@@ -41,36 +41,6 @@ _SHARD = re.compile(r"[A-Za-z0-9_][\w.-]{0,200}\.safetensors", re.ASCII)
 _PICKLES = ("pytorch_model*.bin", "*.bin.index.json")
 
 
-def read_model_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of a model's folder by their names, on the CPU, mapped from its files.
-
-    If one file has all tensors, an index is not read, as in transformers. Raises BadInput that
-    names the file for a missing or damaged file and for an index that no model has, and BadInput
-    for a folder with pickles only.
-    """
-    try:
-        return read_tensors(folder / WEIGHTS)
-    except FileNotFoundError:
-        pass
-    if not (folder / INDEX).is_file():
-        raise no_weights(folder)
-    shard_of = shards_of(folder / INDEX)
-    tensors = {
-        shard: read_tensors(
-            folder / shard,
-            f"{folder}: {shard} is missing, but {INDEX} names it. Download the model again",
-        )
-        for shard in sorted(set(shard_of.values()))
-    }
-    for name, shard in shard_of.items():
-        if name not in tensors[shard]:
-            raise BadInput(
-                f"{folder}: {shard} has no tensor {shown(name)}, but {INDEX} expects it there. The "
-                "files are of different models: download the model again"
-            )
-    return {name: tensors[shard][name] for name, shard in shard_of.items()}
-
-
 def read_tensors(path: str | Path, absent: str | None = None) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by their names, on the CPU and mapped from the file.
 
@@ -83,7 +53,7 @@ def read_tensors(path: str | Path, absent: str | None = None) -> dict[str, Tenso
     from safetensors.torch import load_file
 
     try:
-        _check_header(Path(path))
+        read_header(Path(path))
         return load_file(path)
     except FileNotFoundError:
         if absent is None:
@@ -93,11 +63,13 @@ def read_tensors(path: str | Path, absent: str | None = None) -> dict[str, Tenso
         raise BadInput(f"{path} is damaged or can't be read ({error})") from None
 
 
-def _check_header(path: Path) -> None:
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file. Raises BadInput as `read_tensors` does, and OSError
+    if the file can't be read."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if length > min(LARGEST_RECORD, size - _LENGTH_BYTES):
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if length > min(LARGEST_RECORD, size - LENGTH_BYTES):
             raise BadInput(
                 f"{path} is damaged: its header claims {length:,} bytes, but the file has "
                 f"{size:,}, and a header may have at most {LARGEST_RECORD:,}"
@@ -109,6 +81,7 @@ def _check_header(path: Path) -> None:
         dtype = entry.get("dtype") if isinstance(entry, dict) else None
         if name != "__metadata__" and str(dtype) not in DTYPES:
             raise BadInput(f"{path}: {shown(name)} has the type {shown(dtype)}, not real numbers")
+    return header
 
 
 def read_settings(path: Path, what: str) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def why_without(model: Decoder) -> str | None:
     device = model.embed.weight.device
     if device.type != "cuda":
         return f"a {device.type} has no CUDA graphs"
+    if model.sharded:
+        return "each step gathers the weights of a sharded model"
     if any(block.gate is not None and block.gate.skip_above is not None for block in model.layers):
         return "the host counts the tokens that skip a layer"
     if model.config.feedforward == "experts":

@@ -29,6 +29,9 @@ FEEDFORWARD: dict[str, Callable[[ModelConfig], FeedForward]] = {
     "primitives": layer_of_primitives,
 }
 
+# Computes a block: its hidden states and its inputs.
+Compute = Callable[["Block", Tensor, BlockInputs], tuple[Tensor, Stats]]
+
 
 class Block(nn.Module):
     """Computes x + attention(norm(x)), then x + feedforward(norm(x)): (B, T, d_model).
@@ -48,8 +51,17 @@ class Block(nn.Module):
         self.feedforward = FEEDFORWARD[config.feedforward](config)
         self.gate = Gate(config.d_model) if config.gates else None
 
-    def forward(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
-        """Return the new hidden states, and what the block's experts and its gate report."""
+    def forward(
+        self, x: Tensor, inputs: BlockInputs, compute: Compute | None = None
+    ) -> tuple[Tensor, Stats]:
+        """Return the new hidden states, and what the block's experts and its gate report.
+
+        `compute` is `computed` in another form, such as compiled.
+        """
+        return self.computed(x, inputs) if compute is None else compute(self, x, inputs)
+
+    def computed(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
+        """Return what `forward` returns."""
         x = inputs.before.into(x)
         if self.attention is not None:
             seen = x if self.attention_norm is None else self.attention_norm(x)

@@ -18,7 +18,7 @@ from pion.config.parts import Role
 from pion.errors import BadInput
 from pion.model.attention.attention import Attention, kernels_of_any_length
 from pion.model.attention.cache import KVCache, Place
-from pion.model.block import Block
+from pion.model.block import Block, Compute
 from pion.model.chunks_of_logits import product_in_fp32
 from pion.model.draft_block import PREFIX, DraftBlock, Trunk, draft_loss
 from pion.model.feedforward.dense import Stats, SwiGLU
@@ -59,10 +59,25 @@ def _run_block(block: Block, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, St
 
 
 @lru_cache(maxsize=1)
-def _compiled_block() -> Callable[[Block, Tensor, BlockInputs], tuple[Tensor, Stats]]:
+def _compiled_block() -> Compute:
     # Each shape has kernels for itself. With kernels for all shapes, the kernels of a resumed run
     # could differ from those of the unbroken run, which met the shapes in another order.
     return torch.compile(_run_block, dynamic=False, fullgraph=True)
+
+
+def _compute_block(block: Block, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
+    return block.computed(x, inputs)
+
+
+@lru_cache(maxsize=1)
+def _compiled_computation() -> Compute:
+    return torch.compile(_compute_block, dynamic=False, fullgraph=True)
+
+
+def _run_compiled_inside(block: Block, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
+    """Run a block of a sharded model: what gathers its weights around it can't be compiled."""
+    result: tuple[Tensor, Stats] = block(x, inputs, _compiled_computation())
+    return result
 
 
 def _normed(norm: RMSNorm, x: Tensor) -> Tensor:
@@ -119,6 +134,9 @@ class Decoder(nn.Module):
         "lm_head.weight": "head",
         "positions.weight": "vector",
     }
+
+    # Whether each rank has only a part of the weights (pion/train/sharding.py).
+    sharded = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -420,7 +438,7 @@ class Decoder(nn.Module):
             x.requires_grad_(learns)
         # A block that gets one tensor as both inputs would be compiled separately.
         now.results[EMBEDDED] = x.view_as(x) if options.compiled else x
-        run = _compiled_block() if options.compiled else _run_block
+        run = self._runner(options)
         parts, reports = self.shared_parts(), []
         kept = {layer for part in parts for layer in part.reads}
         with nullcontext() if trained else kernels_of_any_length(x.device):
@@ -440,6 +458,12 @@ class Decoder(nn.Module):
             # The head would round the result anyway.
             return _compiled_norm()(self.norm, x), reports
         return self.norm(x), reports
+
+    def _runner(self, options: StepOptions) -> Compute:
+        """Return what runs a block."""
+        if not options.compiled:
+            return _run_block
+        return _run_compiled_inside if self.sharded else _compiled_block()
 
     def num_params(self, active: bool = False) -> int:
         """Return the number of weights; with `active`, the number that one token uses.

@@ -69,16 +69,22 @@ def draw_weights(model: nn.Module, init: str, std: float, tied: bool) -> None:
     Gates are not random, and biases are 0.
     """
     for path, module in model.named_modules():
-        name = path.rpartition(".")[2]
-        if hasattr(module, "draw_weights"):
-            module.draw_weights(init, std)
-        elif isinstance(module, nn.Linear):
-            draw_matrix(module.weight, name, init, std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            wide = init == "zero_outputs" and not (tied and path == "embed")
-            nn.init.normal_(module.weight, std=1.0 if wide else std)
+        draw_module(path, module, init, std, tied)
+
+
+def draw_module(path: str, module: nn.Module, init: str, std: float, tied: bool) -> None:
+    """Draw the weights of one module of a model, but not those of its children."""
+    name = path.rpartition(".")[2]
+    draw = getattr(module, "draw_weights", None)
+    if draw is not None:
+        draw(init, std)
+    elif isinstance(module, nn.Linear):
+        draw_matrix(module.weight, name, init, std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        wide = init == "zero_outputs" and not (tied and path == "embed")
+        nn.init.normal_(module.weight, std=1.0 if wide else std)
 
 
 def draw_matrix(weight: Tensor, name: str, init: str, std: float) -> None:

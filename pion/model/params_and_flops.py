@@ -99,6 +99,14 @@ def matrix_shapes(config: ModelConfig) -> tuple[torch.Size, ...]:
 
 
 @lru_cache(maxsize=16)
+def shapes_and_roles(config: ModelConfig) -> tuple[tuple[torch.Size, Role], ...]:
+    """Return the shape and the role of each parameter, in the model's order."""
+    model = _without_weights(config)
+    roles = parameter_roles(model)
+    return tuple((p.shape, roles[name]) for name, p in model.named_parameters())
+
+
+@lru_cache(maxsize=16)
 def _without_weights(config: ModelConfig) -> Decoder:
     with torch.device("meta"):
         return Decoder(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,9 @@ from pion.model.forward_pass import StepOptions
 from pion.train.buckets import Buckets, in_order_of_backward
 from pion.train.objective import Measured, Objective
 
+if TYPE_CHECKING:
+    from pion.train.sharding import Shards
+
 # Rank 0 may wait for its store for so long, and the other ranks for rank 0.
 LONGEST = timedelta(hours=24)
 
@@ -25,41 +28,64 @@ class Gradients:
     """Computes the gradients of an objective, in `dtype`, on the device of `model`.
 
     The auxiliary losses are means over the `global_batch` rows of a step, of all ranks. Every rank
-    calls the same methods in the same order, but ranks may add different numbers of micro-batches.
+    calls the same methods in the same order, but ranks may add different numbers of micro-batches:
+    unless the model is sharded.
     """
 
     def __init__(
-        self, model: Decoder, dtype: torch.dtype, world_size: int, global_batch: int
+        self,
+        model: Decoder,
+        dtype: torch.dtype,
+        world_size: int,
+        global_batch: int,
+        shards: Shards | None = None,
     ) -> None:
         self._model, self._dtype, self._aux_scale = model, dtype, 1 / global_batch
         self._device = model.embed.weight.device
+        self._shards = shards
+        params = in_order_of_backward(model) if shards is None else shards.kept_whole()
         # Alone, a rank has no buckets: its first micro-batch makes the gradients.
-        self.buckets = Buckets(in_order_of_backward(model)) if world_size > 1 else None
+        self.buckets = Buckets(params) if world_size > 1 and params else None
 
     def begin(self) -> None:
         """Begin a step, which has no gradients yet."""
+        if self._shards is not None:
+            self._shards.clear()
         if self.buckets is not None:
             self.buckets.clear()
 
     def add(
-        self, batch: Batch, objective: Objective, options: StepOptions, *, last: bool
+        self,
+        batch: Batch,
+        objective: Objective,
+        options: StepOptions,
+        *,
+        last: bool,
+        counts: bool = True,
     ) -> Measured:
         """Add the gradients of the objective and of the auxiliary losses.
 
-        `last` says whether this is the rank's last micro-batch of the step.
+        `last` says whether this is the rank's last micro-batch of the step. One that does not count
+        adds gradients of 0: the ranks of a sharded model compute together.
 
         Return what the micro-batch adds to the step, without gradient.
         """
         total, measured = self._forward(batch, objective, options)
-        summing = self.buckets.summing() if self.buckets is not None and last else nullcontext()
-        with summing:
-            total.backward()
+        # Of a sharded model, few gradients are in buckets, and FSDP sums the others meanwhile.
+        buckets = self.buckets if last and self._shards is None else None
+        with nullcontext() if buckets is None else buckets.summing():
+            (total if counts else total * 0).backward()
         return measured
 
     def sum_over_ranks(self) -> None:
-        """Replace the gradients by their sums over ranks. A rank may have added none."""
+        """Replace the gradients by their sums over ranks. A rank may have added none.
+
+        Of a sharded model, `Shards.learned` gets the rank's parts of them.
+        """
         if self.buckets is not None:
             self.buckets.finish()
+        if self._shards is not None:
+            self._shards.hand_over_gradients()
 
     def _forward(
         self, batch: Batch, objective: Objective, options: StepOptions

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pion.data.stream import Batch, RowStream, to_device
 from pion.errors import BadInput
-from pion.evaluation.held_out import Evaluation, in_batches
+from pion.evaluation.held_out import Evaluation, in_batches, lacks_a_batch
 from pion.model.decoder import Decoder
 from pion.train.distance import NO_MISMATCHED, apart, z0_of
 from pion.train.preference import Preference
@@ -61,33 +61,57 @@ def evaluate_preferences(
     totals = torch.zeros(len(_Totals.names()), dtype=torch.float64, device=device)
 
     with unchanged(scorer.model), torch.no_grad():
-        z0 = _z0(scorer, stream, mine, world_size) if scorer.preference.needs_distance else None
+        idles = scorer.model.sharded and lacks_a_batch(
+            len(rows), rank, world_size, scorer.micro_batch
+        )
+        idle = rows[:1] if idles else ()
+        z0 = None
+        if scorer.preference.needs_distance:
+            z0 = _z0(scorer, stream, mine, world_size, idle)
 
         def compute(part: range) -> None:
             totals.add_(_totals_of(scorer, stream.batch([mine[i] for i in part]), z0))
 
-        in_batches(len(mine), scorer.micro_batch, compute, scorer.on_batch)
+        _in_batches(scorer, len(mine), compute)
+        if idle:
+            _totals_of(scorer, stream.batch(idle), z0)
     if world_size > 1:
         dist.all_reduce(totals)
     found = _Totals(*totals.tolist()).evaluation(scorer.preference, len(rows))
     return found if z0 is None else replace(found, measures={**found.measures, "z0": z0.item()})
 
 
+def _in_batches(scorer: PreferenceScorer, count: int, compute: Callable[[range], None]) -> None:
+    in_batches(count, scorer.micro_batch, compute, scorer.on_batch, fixed=scorer.model.sharded)
+
+
 def _z0(
-    scorer: PreferenceScorer, stream: RowStream, mine: Sequence[int], world_size: int
+    scorer: PreferenceScorer,
+    stream: RowStream,
+    mine: Sequence[int],
+    world_size: int,
+    idle: Sequence[int],
 ) -> Tensor:
-    """Return z0 of the held-out rows of all ranks, of which this one has `mine`."""
+    """Return z0 of the held-out rows of all ranks, of which this one has `mine`.
+
+    It computes `idle` with the other ranks, and does not count these rows.
+    """
     mismatched = stream.mismatched
     if mismatched is None:
         raise BadInput(NO_MISMATCHED)
     total = torch.zeros(2, dtype=torch.float64, device=scorer.model.embed.weight.device)
 
-    def compute(part: range) -> None:
-        batch = to_device(mismatched.batch([mine[i] for i in part]), total.device)
+    def apart_of(numbers: Sequence[int]) -> Tensor:
+        batch = to_device(mismatched.batch(numbers), total.device)
         assert batch.sequences is not None
-        total.add_(apart(sums_as_trained(scorer.model, batch, scorer.plan), batch.sequences))
+        return apart(sums_as_trained(scorer.model, batch, scorer.plan), batch.sequences)
 
-    in_batches(len(mine), scorer.micro_batch, compute, scorer.on_batch)
+    def compute(part: range) -> None:
+        total.add_(apart_of([mine[i] for i in part]))
+
+    _in_batches(scorer, len(mine), compute)
+    if idle:
+        apart_of(idle)
     if world_size > 1:
         dist.all_reduce(total)
     return z0_of(total)

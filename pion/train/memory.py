@@ -6,21 +6,29 @@ No part of a model states bytes. What a micro-batch needs is traced on fake tens
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from pion.config.lora import Lora, lora_cost
 from pion.config.model_config import ModelConfig
 from pion.model.feedforward.expert_products import product_path
-from pion.model.params_and_flops import TokenFlops, cost_of, matrix_shapes, token_flops
+from pion.model.params_and_flops import (
+    TokenFlops,
+    cost_of,
+    matrix_shapes,
+    shapes_and_roles,
+    token_flops,
+)
 from pion.train.hardware import torch_dtype
 from pion.train.memory_trace.live_bytes import ROUNDED_TO
 from pion.train.memory_trace.remembered import remembered_peaks
 from pion.train.memory_trace.request import Traced
-from pion.train.optimizer.moments import each_matrix, moment_bytes
+from pion.train.optimizer.moments import each_matrix, moment_bytes, sharded_step_bytes
 from pion.train.optimizer.muon import step_bytes
 from pion.train.optimizer.shared_muon import shared_step_bytes
 from pion.train.optimizer.shared_weights import exchange_bytes
+from pion.train.shard_rules import KEPT_WHOLE, part_of
 
 # The memory of a process without a model. On a GPU: the CUDA context, cuBLAS' workspaces and NCCL's
 # buffers. On a CPU: the libraries.
@@ -55,6 +63,8 @@ class Workload:
     sequences: int = 0
     # Ranks divide the moments and Muon's arithmetic (pion/train/optimizer/ownership.py).
     ranks: int = 1
+    # Whether ranks divide the weights and gradients, too (pion/train/sharding.py).
+    sharded: bool = False
 
     @property
     def entries(self) -> int:
@@ -97,6 +107,7 @@ class Workload:
             only_draft=self.only_draft,
             capability=WITH_GROUPED if grouped else WITHOUT_GROUPED,
             sequences=self.sequences,
+            sharded=self.sharded,
         )
 
 
@@ -109,7 +120,7 @@ class Memory:
     """
 
     # In float32 unless they are frozen, and the gradients of the learned ones: one set, also with
-    # several ranks, whose buckets (buckets.py) are these gradients.
+    # several ranks, whose buckets (buckets.py) are these gradients. If ranks divide them: a rank's.
     weights: int
     optimizer: int  # the moments, and AdamW's counts of steps
     activations: int  # what the forward pass keeps for the backward pass
@@ -134,8 +145,8 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
 
     `recompute` keeps only what each block reads for the backward pass.
     """
-    weights, moments, update = _state(work)
-    traced = remembered_peaks(work.traced(), micro_batch, recompute=recompute)
+    weights, moments, update = _sharded_state(work) if work.sharded else _state(work)
+    traced = remembered_peaks(work.traced(), micro_batch, recompute=recompute, ranks=work.ranks)
     # On a CPU, what one phase frees is not all used again by the next.
     left = update if work.device == "cpu" else 0
     return Memory(
@@ -176,6 +187,32 @@ def _state(work: Workload) -> tuple[int, int, int]:
         return weights, moments, step_bytes(shapes, work.width)
     by_muon = shared_step_bytes(each_matrix(shapes), work.width, ranks)
     return weights, moments, max(by_muon, exchange_bytes(by_adamw, ranks))
+
+
+def _sharded_state(work: Workload) -> tuple[int, int, int]:
+    """Return what `_state` does, on the rank that keeps the most, if ranks divide the weights.
+
+    A rank's part of a weight, of its gradient and of its moments have as many elements.
+    """
+    ranks = work.ranks
+    own = {role: 0 for _, role in shapes_and_roles(work.config)}
+    for shape, role in shapes_and_roles(work.config):
+        own[role] += math.prod(shape) if role in KEPT_WHOLE else part_of(shape, ranks)
+    every, rounding = sum(own.values()), ROUNDED_TO * cost_of(work.config).tensors
+    if work.lora is not None:
+        additions = lora_cost(work.config, work.lora)
+        # A part has whole rows, and there may be more ranks than rows.
+        learned = -(-additions.params // min(ranks, work.lora.rank))
+        each = ROUNDED_TO * additions.tensors
+        return 4 * every + rounding + 8 * learned + 2 * each, 8 * learned + 3 * each, 0
+    if work.only_draft:
+        learned = own["draft"]
+        return 4 * (every + learned) + 2 * rounding, 8 * learned + 3 * rounding, 0
+    weights, moments = 8 * every + 2 * rounding, 8 * every + 3 * rounding
+    if work.optimizer != "muon":
+        return weights, moments, 0
+    update = sharded_step_bytes(matrix_shapes(work.config), work.width, ranks)
+    return weights, moments - 4 * own["matrix"], update
 
 
 def _reserve(work: Workload, micro_batch: int) -> int:

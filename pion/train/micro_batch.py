@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pion.errors import BadInput
 from pion.train.memory import Workload, predict_memory
 
@@ -45,12 +47,48 @@ def choose_micro_batch(
         if best:
             micro_batches = -(-rows_per_rank // best)
             return -(-rows_per_rank // micro_batches), again
+    what = (
+        f"the model does not fit: training on one row of {work.seq_len} tokens needs "
+        f"{needed / 2**30:.1f} GiB"
+    )
+    if work.sharded:
+        what += f" on each of {work.ranks} workers that divide the weights"
     raise DoesNotFit(
-        f"the model does not fit: training on one row of {work.seq_len} tokens needs "
-        f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} of this machine's "
-        f"{memory_bytes / 2**30:.1f} GiB can be used. Use a larger machine, a smaller model or a "
-        "shorter data.seq_len" + ("" if recompute in (None, True) else ", or allow recompute"),
-        f"the model does not fit: training on one row of {work.seq_len} tokens needs "
-        f"{needed / 2**30:.1f} GiB",
+        f"{what}, and {available / 2**30:.1f} of this machine's {memory_bytes / 2**30:.1f} GiB can "
+        "be used. Use a larger machine, a smaller model or a shorter data.seq_len"
+        + ("" if recompute in (None, True) else ", or allow recompute"),
+        what,
         available,
     )
+
+
+def choose_sharing(
+    work: Workload,
+    *,
+    sharded: bool | None,
+    rows_per_rank: int,
+    memory_bytes: int,
+    recompute: bool | None = None,
+) -> tuple[Workload, int, bool]:
+    """Return the work as the ranks share it, and what `choose_micro_batch` returns for it.
+
+    Ranks divide the weights (`sharded`) as asked. If that is left open (None), GPUs do only if one
+    row does not fit otherwise, because to gather weights takes time.
+
+    Raises DoesNotFit, a BadInput, if even one row does not fit.
+    """
+    divided = replace(work, sharded=True)
+    ways = [replace(work, sharded=False), divided] if sharded is None else [divided]
+    if sharded is False or work.ranks == 1 or (sharded is None and work.device != "cuda"):
+        ways = [replace(work, sharded=False)]
+    for way in ways:
+        try:
+            chosen = choose_micro_batch(
+                way, rows_per_rank=rows_per_rank, memory_bytes=memory_bytes, recompute=recompute
+            )
+        except DoesNotFit:
+            if way is ways[-1]:
+                raise
+        else:
+            return way, *chosen
+    raise AssertionError("there is a way")

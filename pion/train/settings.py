@@ -103,6 +103,8 @@ class ComputePlan:
     flex_attention: bool = later_field(True, before=True)  # for masks that SDPA has no kernel for
     # Of the hidden states between the blocks. bfloat16 only where the computation has it too.
     residual: Literal["float32", "bfloat16"] = later_field("float32", before="float32")
+    # Each rank keeps only a part of the weights, gradients and moments (pion/train/sharding.py).
+    sharded: bool = later_field(False, before=False)
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "world_size"):
@@ -112,6 +114,8 @@ class ComputePlan:
             _require(known, name, getattr(self, name), "must be one of float32, bfloat16")
         fits = self.residual in ("float32", self.dtype)
         _require(fits, "residual", self.residual, "must be float32 if dtype is")
+        several = not self.sharded or self.world_size > 1
+        _require(several, "sharded", self.sharded, "must be False if world_size is 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as a checkpoint records it; see later_fields.py."""

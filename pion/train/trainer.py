@@ -6,13 +6,12 @@ save and stop. Each rank is a process. With several ranks, initialize torch.dist
 
 from __future__ import annotations
 
-import base64
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,37 +34,34 @@ from pion.train.held_out_preferences import PreferenceScorer, evaluate_preferenc
 from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.objective import Measures, Objective, objective_of
 from pion.train.optimizer.optimizer import Optimizer
-from pion.train.optimizer.state_pieces import Piece, check_tensors, copy_tensors, hand_out
+from pion.train.optimizer.state_pieces import (
+    Piece,
+    Saved,
+    Whole,
+    check_tensors,
+    copy_tensors,
+    hand_out,
+    placeholders,
+)
 from pion.train.phases import only_draft
 from pion.train.reference import unchanged
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.side_copy import SideCopy
 from pion.train.smaller_plan import StepDown, free_memory, step_down
+from pion.train.train_state import SavedState, TrainState, rng_states, set_rng_states
 
-__all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"]
+if TYPE_CHECKING:
+    from pion.train.sharding import Shards
+
+__all__ = ["ComputePlan", "Evaluation", "SavedState", "TrainSettings", "TrainState", "Trainer"]
 
 
-@dataclass(frozen=True)
-class TrainState:
-    """Everything that a stage resumes from.
+class _Turn(NamedTuple):
+    """The micro-batch that a rank computes, and whether it counts."""
 
-    The tensors are live: copy them before the next step changes them. What `side_copy` begins to
-    copy before the next step is copied in time, and on a card next to this step. `model` has no
-    parameters that needed no gradient when the trainer got them: whoever resumes brings them.
-    `meta` is JSON: step, next_row, skipped, the recent losses that define a spike, optimizer
-    counters, RNG states and the plan.
-
-    Of several ranks, each has `pieces` of the optimizer's tensors. Then the tensors in `optimizer`
-    have no values (their device is `meta`) until whoever saves has copied the pieces of all ranks
-    together. What is loaded is always whole.
-    """
-
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    meta: dict[str, Any]
-    side_copy: SideCopy = field(default_factory=SideCopy, compare=False)
-    pieces: Sequence[Piece] = ()
+    number: int
+    counts: bool
 
 
 class Trainer:
@@ -75,6 +71,9 @@ class Trainer:
     `skipped` has the [first, stop) row ranges to leave out. `clock` (seconds) times throughput.
     `on_step_down` is called when a step could not be computed as planned, and the plan has changed.
     Every rank constructs a trainer and calls the same methods in the same order.
+
+    With `plan.sharded`, each rank keeps a part of the model (sharding.py). Then the model may have
+    parameters on the device `meta`. They have the values of `weights`, or none until `load`.
 
     Raises BadInput for a model whose banks are packed, and for a stream without the rows that the
     loss needs.
@@ -89,6 +88,7 @@ class Trainer:
         *,
         rank: int = 0,
         clock: Callable[[], float] = time.perf_counter,
+        weights: Saved | None = None,
     ) -> None:
         if model.config.packed:
             raise BadInput("a published model with packed banks can't be trained: unpack it first")
@@ -96,7 +96,7 @@ class Trainer:
         self.settings, self.plan, self.rank = settings, plan, rank
         self.device = torch.device(plan.device)
         self.dtype = hardware.torch_dtype(plan.dtype)
-        self.model = model.to(self.device)
+        self.model = model if plan.sharded else model.to(self.device)
         # LoRA's base is not in a checkpoint. All else is, although it may not be trained.
         self._brought = {n for n, param in model.named_parameters() if not param.requires_grad}
         if self._brought:
@@ -105,8 +105,15 @@ class Trainer:
         if freezes:
             for name, role in parameter_roles(model).items():
                 model.get_parameter(name).requires_grad_(role == "draft")
+        self._ranks = Ranks(plan.world_size)
+        self._shards = self._sharded(weights) if plan.sharded else None
         self.optimizer = Optimizer(
-            self.model, settings, self.dtype, rank=rank, world_size=plan.world_size
+            self.model,
+            settings,
+            self.dtype,
+            rank=rank,
+            world_size=plan.world_size,
+            own=None if self._shards is None else self._shards.learned,
         )
         self.step = self.next_row = 0
         self.skipped: list[RowRange] = []
@@ -121,10 +128,26 @@ class Trainer:
             clock,
             settings.max_spike,
         )
-        self._ranks = Ranks(plan.world_size)
-        # Whatever the other ranks drew, all begin with the weights of rank 0.
-        self._ranks.copy_from_rank_0(self.model.state_dict().values())
-        self._gradients = Gradients(self.model, self.dtype, plan.world_size, settings.global_batch)
+        if self._shards is None:
+            # Whatever the other ranks drew, all begin with the weights of rank 0.
+            self._ranks.copy_from_rank_0(self.model.state_dict().values())
+        self._gradients = Gradients(
+            self.model, self.dtype, plan.world_size, settings.global_batch, self._shards
+        )
+
+    def _sharded(self, weights: Saved | None) -> Shards:
+        """Shard the model, and give this rank's parts the values of `weights`, if there are any."""
+        # Here, because this imports DTensor, which takes a second.
+        from pion.train.sharding import Shards
+
+        shards = Shards(self.model, self.device, self.dtype, self.rank, self.plan.world_size)
+        if weights is not None:
+            layout = weights.layout()
+            known = (layout.keys() & shards.held.keys()) | shards.without_values
+            check_tensors(placeholders(layout), shards.placeholders(known), "weights")
+            shards.fill(weights, layout)
+        shards.warm_up()
+        return shards
 
     @property
     def grad_accum(self) -> int:
@@ -251,24 +274,27 @@ class Trainer:
         """Return z0 of the global batch; None if a rank wants to stop. Every rank calls this."""
         parts = []
         with unchanged(self.model):
-            for i in self._rounds(batch, should_stop):
-                if i is None:
+            for turn in self._rounds(batch, should_stop):
+                if turn is None:
                     return None
-                parts.append(distance(self.model, batch.mismatched[i], self.dtype, options))
+                found = distance(self.model, batch.mismatched[turn.number], self.dtype, options)
+                if turn.counts:
+                    parts.append(found)
         return z0_of(self._ranks.sum(together(parts)))
 
-    def _rounds(self, batch: StepBatch, should_stop: Callable[[], bool]) -> Iterator[int | None]:
-        """Yield the number of each micro-batch; yield None, and end, if a rank wants to stop.
+    def _rounds(self, batch: StepBatch, should_stop: Callable[[], bool]) -> Iterator[_Turn | None]:
+        """Yield each micro-batch; yield None, and end, if a rank wants to stop.
 
-        A rank with fewer micro-batches skips the first round, so that all ranks end together.
+        A rank with fewer micro-batches skips the first round, so that all ranks end together. But
+        the ranks of a sharded model compute together: there, it has its first micro-batch twice.
         """
         count = len(batch.micro_batches)
         for i in range(count - self.grad_accum, count):
             if self._ranks.any(should_stop()):
                 yield None
                 return
-            if i >= 0:
-                yield i
+            if i >= 0 or self._shards is not None:
+                yield _Turn(max(i, 0), i >= 0)
 
     def _add_gradients(
         self,
@@ -287,12 +313,16 @@ class Trainer:
         measures: Measures = {}
         self.model.train()
         self._gradients.begin()
-        for i in self._rounds(batch, should_stop):
-            if i is None:
+        for turn in self._rounds(batch, should_stop):
+            if turn is None:
                 return None
-            last = i == len(batch.micro_batches) - 1
-            micro_batch = batch.micro_batches[i]
-            found = self._gradients.add(micro_batch, objective, options, last=last)
+            last = turn.number == len(batch.micro_batches) - 1
+            micro_batch = batch.micro_batches[turn.number]
+            found = self._gradients.add(
+                micro_batch, objective, options, last=last, counts=turn.counts
+            )
+            if not turn.counts:
+                continue
             loss = loss + found.loss
             share = len(micro_batch.tokens) / self.settings.global_batch
             for name, value in found.stats.items():
@@ -312,8 +342,11 @@ class Trainer:
         Frozen parameters do not count.
         """
         params, limit = self.optimizer.trained(plan), self.settings.clip
-        grads = [param.grad for param in params if param.grad is not None]
-        norm = nn.utils.get_total_norm(grads, foreach=True)
+        if self._shards is None:
+            grads = [param.grad for param in params if param.grad is not None]
+            norm = nn.utils.get_total_norm(grads, foreach=True)
+        else:
+            norm = self._shards.norm(params)
         if limit > 0:
             nn.utils.clip_grads_with_norm_(params, limit, norm, foreach=True)
         return norm
@@ -360,17 +393,23 @@ class Trainer:
         after each micro-batch. Of preferences, the loss is that of training, over all ids. Raises
         BadInput if the rows have no target.
         """
-        preference = self.settings.preference
-        if preference is not None:
-            of = PreferenceScorer(self.model, preference, micro_batch, self.plan, on_batch)
-            return evaluate_preferences(
-                of, stream, rows, rank=self.rank, world_size=self.plan.world_size
+        preference, world_size = self.settings.preference, self.plan.world_size
+        with self.measuring():
+            if preference is not None:
+                of = PreferenceScorer(self.model, preference, micro_batch, self.plan, on_batch)
+                return evaluate_preferences(of, stream, rows, rank=self.rank, world_size=world_size)
+            ids = vocab_size or self.model.config.vocab_size
+            scorer = Scorer(self.model, ids, micro_batch, self.dtype, on_batch)
+            return evaluate(
+                scorer, stream, rows, end_of_text, rank=self.rank, world_size=world_size
             )
-        ids = vocab_size or self.model.config.vocab_size
-        scorer = Scorer(self.model, ids, micro_batch, self.dtype, on_batch)
-        return evaluate(
-            scorer, stream, rows, end_of_text, rank=self.rank, world_size=self.plan.world_size
-        )
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Let the caller compute with `model` in the block, without gradients.
+
+        The ranks of a sharded model compute together: all of them do the same in the block.
+        """
+        return nullcontext() if self._shards is None else self._shards.measuring()
 
     # ------------------------------------------------------------ state
 
@@ -399,6 +438,7 @@ class Trainer:
             },
             side_copy=self.side_copy,
             pieces=self.pieces(),
+            model_pieces=self.model_pieces(),
         )
 
     def pieces(self) -> Sequence[Piece]:
@@ -408,21 +448,42 @@ class Trainer:
         """
         return self.optimizer.pieces() if self.plan.world_size > 1 else ()
 
-    def load(self, state: TrainState | None) -> None:
+    def model_pieces(self) -> Sequence[Piece]:
+        """Return what this rank saves of the model's tensors; nothing unless they are sharded.
+
+        The values are live, as those of `state`.
+        """
+        return () if self._shards is None else self._shards.pieces(self._learned())
+
+    def load(self, state: TrainState | SavedState | None) -> None:
         """Continue from `state`. Every rank gets rank 0's state; the others may pass None.
+
+        The ranks of a sharded model all pass a state, and each reads its own parts of it.
 
         Raises BadInput on every rank, with nothing changed, if the state belongs to another model
         or optimizer.
         """
+        if self._shards is not None:
+            assert state is not None
+            meta = self._load_parts(state, self._shards)
+        else:
+            assert not isinstance(state, SavedState)
+            meta = self._load_whole(state)
+        self.optimizer.set_counts(meta["optimizer"])
+        self.step, self.next_row = meta["step"], meta["next_row"]
+        self.skipped = [(first, stop) for first, stop in meta["skipped"]]
+        set_rng_states(meta["rng"], self.device)
+        self._metrics.restart(meta.get("recent_losses", ()))
+
+    def _load_whole(self, state: TrainState | None) -> dict[str, Any]:
+        """Copy rank 0's tensors; return its `meta`."""
         refusal = None
         if state is not None:
             try:
-                check_tensors(state.model, self._learned(), "checkpoint")
-                check_tensors(
-                    state.optimizer, self.optimizer.state_tensors(), "checkpoint's optimizer state"
-                )
+                self._check(state.model, state.optimizer)
             except BadInput as error:
                 refusal = str(error)
+        meta: dict[str, Any]
         meta, refusal = self._ranks.from_rank_0((state.meta if state else {}, refusal))
         if refusal is not None:
             raise BadInput(refusal)
@@ -436,43 +497,36 @@ class Trainer:
             hand_out(saved, moments, self.optimizer.pieces(), self.device)
         elif saved is not None:
             copy_tensors(saved, moments)
-        self.optimizer.set_counts(meta["optimizer"])
-        self.step, self.next_row = meta["step"], meta["next_row"]
-        self.skipped = [(first, stop) for first, stop in meta["skipped"]]
-        set_rng_states(meta["rng"], self.device)
-        self._metrics.restart(meta.get("recent_losses", ()))
+        return meta
+
+    def _load_parts(self, state: TrainState | SavedState, shards: Shards) -> dict[str, Any]:
+        """Read this rank's parts; return rank 0's `meta`."""
+        if isinstance(state, TrainState):
+            state = SavedState(Whole(state.model), Whole(state.optimizer), state.meta)
+        # All ranks have the same layout, so all of them refuse it.
+        self._check(placeholders(state.model.layout()), placeholders(state.optimizer.layout()))
+        self.side_copy.before_update()
+        shards.fill(state.model, self._learned())
+        self.optimizer.read(state.optimizer)
+        meta: dict[str, Any] = self._ranks.from_rank_0(state.meta)
+        return meta
+
+    def _check(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+        """Raise BadInput for the tensors of another model or optimizer."""
+        check_tensors(model, self._learned(), "checkpoint")
+        moments = self.optimizer.state_tensors()
+        check_tensors(optimizer, moments, "checkpoint's optimizer state")
 
     def _learned(self) -> dict[str, Tensor]:
-        """Return the model's tensors without LoRA's base, as live references."""
+        """Return the model's tensors without LoRA's base, as live references.
+
+        Those of a sharded model have no values: their device is `meta`.
+        """
+        if self._shards is not None:
+            return self._shards.placeholders(n for n in self._shards.held if n not in self._brought)
         return {n: t for n, t in self.model.state_dict().items() if n not in self._brought}
 
     def close(self) -> None:
         """End the background thread."""
         self._feed.close()
         self.side_copy.before_update()  # the memory of the tensors may be used again
-
-
-def rng_states(device: torch.device) -> dict[str, str]:
-    """Return the states of the CPU's generator and of a CUDA `device`'s, as base64."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return {
-        name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in states.items()
-    }
-
-
-def set_rng_states(states: dict[str, str], device: torch.device) -> None:
-    """Restore the states from `rng_states`, for the generators that this machine has.
-
-    Raises BadInput if a state is not one.
-    """
-    for name, text in states.items():
-        try:
-            state = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-            if name == "cpu":
-                torch.set_rng_state(state)
-            elif name == "cuda" and device.type == "cuda":
-                torch.cuda.set_rng_state(state, device)
-        except (ValueError, RuntimeError) as error:
-            raise BadInput(f"the checkpoint's random state of {name} is damaged: {error}") from None

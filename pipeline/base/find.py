@@ -21,6 +21,7 @@ from pion.data.chat.template_source import ASKS_FOR_DATE, TEMPLATE_FILE, templat
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.formats.parts import is_in_parts
 from pion.formats.weights import INDEX, WEIGHTS, is_legal, shards_of
 from pion.later_fields import shown
 from pion.untrusted import LARGEST_TOKENIZER, parse_object, read_file
@@ -183,7 +184,7 @@ def _described(source: str, files: Files, bring: Callable[[str], Path], commit: 
 
 def _of_model(found: FoundModel) -> tuple[Files, Callable[[str], Path]]:
     """Return the files of a model on this machine."""
-    if found.kind == "seed" or found.base is not None:
+    if found.kind == "seed" or found.base is not None or is_in_parts(found.folder):
         found = find_model(str(_converted(found)))
     paths = {path.name: path for path in sorted(found.folder.iterdir()) if path.is_file()}
     names = _wanted(list(paths), str(found.folder), paths.__getitem__)
@@ -198,7 +199,8 @@ def _of_model(found: FoundModel) -> tuple[Files, Callable[[str], Path]]:
 
 
 def _converted(found: FoundModel) -> Path:
-    """Return a folder with a whole model: of a seed's .pt file, or of an adapter with its base.
+    """Return a folder with a whole model: of a seed's .pt file, of an adapter with its base, or of
+    a checkpoint in parts.
 
     So nothing pickled goes into a store, and a start never depends on another model.
     """
@@ -222,7 +224,7 @@ def _converted(found: FoundModel) -> Path:
         ) from None
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     tokenizer = {TOKENIZER: read_file(found.tokenizer, LARGEST_TOKENIZER)}
-    if found.base is not None:  # an adapter keeps its chat template
+    if found.kind != "seed":  # an adapter or a checkpoint keeps its chat template
         tokenizer |= needed_files(found.tokenizer.parent)
     content = sha256(b"".join(sha256(data).digest() for data in tokenizer.values())).hexdigest()
     folder = private_cache_folder(CONVERTED) / f"{tensors_sha256(state)}-{content}"

@@ -19,7 +19,7 @@ from pipeline.console.formats import show, size
 from pipeline.job import STAGES
 from pipeline.models.bring import refuse_replaced, with_renamed_base
 from pipeline.state.checkpoints.hold import hold
-from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key
+from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key, files_in, parse_manifest
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.find_run import open_run, read_run, refuse_remains
 from pipeline.state.head import SHARED, CheckpointEntry, Head, data_key
@@ -35,7 +35,6 @@ from pipeline.state.stores import Missing, StoreError
 from pipeline.state.stores.errors import before_work, verdict
 from pipeline.state.workspace import (
     Workspace,
-    read_files,
     scratch_workspace,
 )
 
@@ -282,16 +281,17 @@ class _Copy:
                     f"Nothing was forked. Fork at a different checkpoint: `pion checkpoints "
                     f"{self.source.name} --verify` shows which are good."
                 )
-            where = self.source.key(f"{entry.key}/{MANIFEST}")
-            data = self.source.store.read(where)
-            files = read_files(data, f"{self.source.store.url}/{where}")
+            path = self.source.key(f"{entry.key}/{MANIFEST}")
+            where = f"{self.source.store.url}/{path}"
+            described = parse_manifest(self.source.store.read(path), where)
+            files = files_in(described, where)
             key = self.target.key(copied.key)
             files, changed = with_renamed_base(workspace.folder(entry.key), files, keys)
             for name in files:
                 content = changed.get(name, workspace.folder(entry.key) / name)
                 self.target.store.write(f"{key}/{name}", content)
         listed = {name: {"size": length, "sha256": sha} for name, (length, sha) in files.items()}
-        manifest = {**parse(data, where), "epoch": EPOCH, "ancestor": None, "files": listed}
+        manifest = {**described, "epoch": EPOCH, "ancestor": None, "files": listed}
         self.target.store.write(f"{key}/{MANIFEST}", to_json(manifest).encode())
         sizes = {found.key: found.size for found in self.target.store.list(key + "/")}
         wrong = [n for n, (length, _) in files.items() if sizes.get(f"{key}/{n}") != length]

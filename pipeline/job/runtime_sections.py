@@ -21,6 +21,12 @@ from pipeline.job.section import (
     runtime,
 )
 
+# Why a job can't divide a model.
+ALONE = (
+    "fsdp: true divides the model among several workers, and workers is {workers}. Remove fsdp, or "
+    "set workers to at least 2"
+)
+
 
 class Keep(Section):
     last: int = runtime(2, "number of newest checkpoints to keep", ge=2, most=10_000)
@@ -92,6 +98,12 @@ class Hardware(Section):
         "recompute activations to save memory; unset: only if a single sequence would otherwise "
         "not fit into memory",
     )
+    fsdp: Literal["auto", True, False] = runtime(
+        "auto",
+        "let each worker keep only a part of the weights, gradients and moments, and gather the "
+        "weights of a block when it computes; auto: on GPUs, only if a single sequence would "
+        "otherwise not fit into memory",
+    )
     compile: Literal["auto", True, False] = runtime(
         "auto", "compile the training step with torch.compile; auto: on a GPU"
     )
@@ -109,6 +121,17 @@ class Hardware(Section):
         gt=0,
         most=FACTOR,
     )
+
+    @model_validator(mode="after")
+    def _divided_among_several(self) -> Hardware:
+        if self.fsdp is True and self.workers in (0, 1):
+            return refuse(self, [ALONE.format(workers=self.workers)])
+        return self
+
+    @property
+    def sharded(self) -> bool | None:
+        """Whether workers divide the weights; None: if the model does not fit otherwise."""
+        return None if self.fsdp == "auto" else self.fsdp
 
 
 class Budget(Section):

@@ -10,7 +10,7 @@ from pathlib import Path
 from pion.config.lora import RECORD, is_adapter, read_record
 from pion.errors import BadInput
 from pipeline.state.checkpoints.hold import hold
-from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
+from pipeline.state.checkpoints.layout import MODEL
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
@@ -32,7 +32,7 @@ def bring_model(run: RunState, head: Head, key: str) -> Path:
     problem: str | None = f"{MODEL} differs from the file that HEAD lists"
     for entry in head.checkpoints:
         if entry.key == key:
-            problem = check_entry(workspace, entry, but=OPTIMIZER)
+            problem = check_entry(workspace, entry, optimizer=False)
     if problem is not None:
         refuse_replaced(run, key)
         raise BadInput(

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from pion.config.lora import is_adapter
 from pion.data.chat.template_source import find_template
 from pion.errors import BadInput
+from pion.formats.parts import is_in_parts
 from pion.formats.weights import INDEX, WEIGHTS
 from pion.later_fields import shown
 from pion.untrusted import read_file
@@ -206,7 +207,9 @@ def _from_file(path: Path) -> FoundModel:
 
 
 def _has_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (WEIGHTS, INDEX)) or is_adapter(folder)
+    if any((folder / name).is_file() for name in (WEIGHTS, INDEX)) or is_adapter(folder):
+        return True
+    return folder.is_dir() and is_in_parts(folder)
 
 
 def found_in(folder: Path, label: str | None = None, *, whole: bool = False) -> FoundModel:

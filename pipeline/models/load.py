@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
+    from pion.model.forward_pass import State
 
 
 # Settings of a model that decide neither its weights' shapes nor its results: those of a context's
@@ -47,17 +48,28 @@ def fitted(config: ModelConfig, found: Decoder, source: str, seed: int = 0) -> D
     Parts that only `config` has are new, and drawn with the `seed`. Raises BadInput if the two
     models differ in more than `FREE`.
     """
-    from pion.formats.load import unpacked
     from pion.model.decoder import Decoder
 
+    state = fitted_state(config, (found.config, found.state_dict()), source, seed)
+    return Decoder.from_state(config, state)
+
+
+def fitted_state(
+    config: ModelConfig, found: tuple[ModelConfig, State], source: str, seed: int = 0
+) -> State:
+    """Return the weights of `fitted` for a model that was `found` with these settings and weights.
+
+    Those that are as they were found are not copied.
+    """
+    from pion.formats.load import unpacked
+
     try:
-        given, state = unpacked(found.config, found.state_dict())
+        given, state = unpacked(*found)
     except BadInput as error:
         raise BadInput(f"init_from {source}: {error}") from None
     require_same_model(config, given, source)
     state = _with_positions(config, _with_head_rows(config, state), source)
-    state = _with_draft(config, _with_gates(config, state), seed)
-    return Decoder.from_state(config, state)
+    return _with_draft(config, _with_gates(config, state), seed)
 
 
 def _with_positions(

@@ -13,9 +13,10 @@ from typing import Any
 
 from pion.data.order import step_rows
 from pion.errors import PionError
-from pion.untrusted import parse_object
+from pion.formats.parts import MODEL, is_of
+from pion.formats.tensor_hashes import tensor_hashes
 from pipeline.job import Job
-from pipeline.state.checkpoints.layout import MODEL, STATE
+from pipeline.state.checkpoints.layout import STATE
 from pipeline.state.head import Head, SkippedRows
 from pipeline.state.record_json import parse_record
 from pipeline.state.rows.metrics import Row, read_metrics
@@ -23,8 +24,6 @@ from pipeline.state.run_state import RunState
 
 # Differing tensors or settings that a message names; it counts the rest.
 NAMED = 5
-# The most bytes of the header of a safetensors file; safetensors itself has the same limit.
-LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -120,26 +119,16 @@ def differing_tensors(run: RunState, key: str, other: RunState, other_key: str) 
 
 
 def _tensor_hashes(run: RunState, checkpoint: str) -> dict[str, str]:
-    """Return type, shape and hash of each tensor in a checkpoint's weights, read without torch.
-
-    Their file consists of the length of a JSON header, the header, and the bytes of the tensors.
-    """
-    key = run.key(f"{checkpoint}/{MODEL}")
-    with tempfile.TemporaryDirectory(prefix="pion-prove-") as folder:
-        path = run.store.local_path(key) or Path(folder) / MODEL
-        if not path.exists():
-            run.store.download(key, path)
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = parse_object(file.read(min(size, LARGEST_HEADER)), f"the header of {path}")
-            header.pop("__metadata__", None)
-            hashes = {}
-            for name, about in header.items():
-                begin, end = about["data_offsets"]
-                file.seek(8 + size + begin)
-                digest = hashlib.sha256(file.read(end - begin)).hexdigest()
-                hashes[name] = f"{about['dtype']} {about['shape']} {digest}"
-    return hashes
+    """Return type, shape and hash of each tensor in a checkpoint's weights."""
+    key = run.key(checkpoint)
+    with tempfile.TemporaryDirectory(prefix="pion-prove-") as temporary:
+        folder = run.store.local_path(key)
+        if folder is None:
+            folder = Path(temporary)
+            for name in (entry.key.rpartition("/")[2] for entry in run.store.list(f"{key}/")):
+                if is_of(MODEL, name):
+                    run.store.download(f"{key}/{name}", folder / name)
+        return tensor_hashes(folder)
 
 
 def _first_step(wanted: Trained, got: Trained) -> tuple[str, str]:

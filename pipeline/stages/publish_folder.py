@@ -72,8 +72,8 @@ def _write_adapter(model: Finished, folder: Path) -> tuple[Adapter, int]:
     """
     from pion.config.lora import read_record
     from pion.formats.huggingface.tokenizer_files import write_tokenizer
+    from pion.formats.model_tensors import read_adapter_tensors
     from pion.formats.peft_folder import write_adapter_folder
-    from pion.formats.weights import read_tensors
 
     record, job = read_record(model.folder), model.history.job
     assert record is not None
@@ -85,7 +85,7 @@ def _write_adapter(model: Finished, folder: Path) -> tuple[Adapter, int]:
         name = job.model_name(start.source, start.commit)
         base = dataclasses.replace(base, name=name, commit=start.commit)
     record = dataclasses.replace(record, base=base)
-    config, tensors = model.decoder.config, read_tensors(model.folder / "model.safetensors")
+    config, tensors = model.decoder.config, read_adapter_tensors(model.folder)
     folder.mkdir(parents=True)
     write_adapter_folder(folder, config, record, tensors)
     write_tokenizer(folder, model.tokenizer, config.seq_len, chat=True)

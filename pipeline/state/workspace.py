@@ -352,7 +352,11 @@ class _Listing(TypedDict):
 def read_files(data: bytes, where: str, most: int = MOST_FILES) -> Files:
     """Return the `files` of a manifest, at most `most`. Raises `Damaged`, or `BadInput` for another
     format version."""
-    raw = parse(data, where, most=MOST_VALUES + _VALUES_OF_FILE * most)
+    return listed_files(parse(data, where, most=MOST_VALUES + _VALUES_OF_FILE * most), where, most)
+
+
+def listed_files(raw: Mapping[str, Any], where: str, most: int = MOST_FILES) -> Files:
+    """Return the `files` of a manifest that was parsed, at most `most`. Raises `Damaged`."""
     listed = raw.get("files")
     if isinstance(listed, dict) and len(listed) > most:
         raise damaged(where, f"it lists {len(listed):,} files, and {most:,} are possible")
@@ -374,9 +378,12 @@ def _by_turns(listed: Any) -> Iterator[Any]:
 
 
 def manifest_of(files: Files, **more: Any) -> bytes:
-    """Return the content of a manifest, for `read_files`: the files, and what else it says."""
+    """Return the content of a manifest, for `read_files`: the files, and what else it says.
+
+    Its format is FORMAT, unless `more` has another.
+    """
     listed = {name: {"size": size, "sha256": sha} for name, (size, sha) in files.items()}
-    return to_json({**more, "format": FORMAT, "files": listed}).encode()
+    return to_json({"format": FORMAT, **more, "files": listed}).encode()
 
 
 def _hashes_of_shards(folder: Path) -> Files:

@@ -11,6 +11,7 @@ from pion.config.lora import Lora
 from pion.data.order import rows_per_rank
 from pion.errors import BadInput
 from pipeline.job import Job
+from pipeline.job.runtime_sections import ALONE
 from pipeline.job.stages import CONVERSING
 from pipeline.job.train_sections import phases_of
 from pipeline.job.tuning_sections import how_to_use_lora
@@ -51,6 +52,9 @@ def choose_plan(
     slowest: Dtype = "float32" if "float32" in dtypes else "bfloat16"
     asked = _asked_plan(job, stage, group.world_size, device, slowest)
     plan = _choose_alone(job, stage, asked, device, recorded)
+    sharded = any(group.of_all_ranks(plan.sharded))
+    if sharded and not plan.sharded:  # it fits on this card, and not on another rank's
+        plan = _choose_alone(job, stage, dataclasses.replace(asked, sharded=True), device, None)
     if at_most is not None:
         plan = dataclasses.replace(
             plan,
@@ -81,10 +85,10 @@ def _choose_alone(
     before = ComputePlan.from_dict(recorded) if recorded is not None else None
     if before is not None and before == _left_open_as_in(before, asked, job):
         return before
-    micro_batch, recompute = _fitting_micro_batch(job, stage, asked, device)
+    work, micro_batch, recompute = _fitting_work(job, stage, asked, device)
     if job.hardware.micro_batch is None:
         asked = dataclasses.replace(asked, micro_batch=micro_batch)
-    return dataclasses.replace(asked, recompute=recompute)
+    return dataclasses.replace(asked, recompute=recompute, sharded=work.sharded)
 
 
 def _asked_plan(
@@ -97,6 +101,10 @@ def _asked_plan(
     from pion.train.settings import ComputePlan
 
     hardware = job.hardware
+    if hardware.sharded and world_size == 1:
+        raise BadInput(
+            f"hardware.{ALONE.format(workers=1)}. With workers unset, there is one per GPU"
+        )
     rows = rows_per_rank(job.section(stage).global_batch, world_size)
     return ComputePlan(
         device=str(device),
@@ -108,6 +116,7 @@ def _asked_plan(
         deterministic=hardware.deterministic,
         micro_batch=min(hardware.micro_batch or rows, rows),
         recompute=bool(hardware.recompute),
+        sharded=bool(hardware.sharded),
     )
 
 
@@ -124,17 +133,20 @@ def _left_open_as_in(before: ComputePlan, asked: ComputePlan, job: Job) -> Compu
     }
     if before.dtype == asked.dtype:
         in_job["residual"] = None if job.hardware.residual == "auto" else asked.residual
+    if asked.world_size == before.world_size:
+        in_job["sharded"] = job.hardware.sharded
     left_open = {name: getattr(before, name) for name, value in in_job.items() if value is None}
     return dataclasses.replace(asked, **left_open)
 
 
-def _fitting_micro_batch(
+def _fitting_work(
     job: Job, stage: str, plan: ComputePlan, device: torch.device
-) -> tuple[int, bool]:
-    """Return the micro-batch that fits into memory, and whether activations are recomputed."""
+) -> tuple[Workload, int, bool]:
+    """Return the work as ranks share it, the micro-batch that fits into memory, and whether
+    activations are recomputed."""
     from pion.train.hardware import cuda_capability, total_memory
     from pion.train.memory import Workload
-    from pion.train.micro_batch import DoesNotFit, choose_micro_batch
+    from pion.train.micro_batch import DoesNotFit, choose_sharing
     from pion.train.phases import config_of_largest_phase, only_draft
 
     section = job.section(stage)
@@ -155,7 +167,8 @@ def _fitting_micro_batch(
     )
     sharing = 1 if device.type == "cuda" else plan.world_size  # ranks share a machine's memory
     choose = partial(
-        choose_micro_batch,
+        choose_sharing,
+        sharded=plan.sharded or job.hardware.sharded,
         rows_per_rank=rows_per_rank(job.section(stage).global_batch, plan.world_size),
         memory_bytes=total_memory(device) // sharing,
         recompute=job.hardware.recompute,

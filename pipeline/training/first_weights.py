@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.config.draft import require_learned
+from pion.config.lora import is_adapter
 from pipeline.job.model_section import Base
 from pipeline.job.stages import AFTER
 from pipeline.models.bring import bring_model
@@ -16,9 +17,11 @@ from pipeline.state.shared.bases import BASES, bring_base
 
 if TYPE_CHECKING:
     from pion.config.lora import BaseModel
+    from pion.config.model_config import ModelConfig
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
+    from pion.train.optimizer.state_pieces import Saved
     from pion.train.settings import ComputePlan
     from pipeline.training.context import TrainingContext
 
@@ -52,6 +55,70 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
         return load_model_in(folder), f"starts from the {AFTER[before]} model"
     torch.manual_seed(job.seed)
     return Decoder(job.model_config_resolved()), "starts from random weights"
+
+
+def first_parts(context: TrainingContext, stage: str) -> tuple[Decoder, Saved | None, str]:
+    """Return the model that `stage` starts from, for ranks that each keep a part of it.
+
+    As `first_model`, but the weights are read where a rank needs them: parameters of the model are
+    on the device `meta`. None instead of weights: the model has them all, on each rank. So it is if
+    the job sets `init_from`, if the model has a draft block, and if LoRA made the model.
+    """
+    job, before = context.job, context.job.stage_before(stage)
+    section, config = job.section(stage), job.model_config_resolved()
+    from_base = job.base is not None and stage == job.train_stages[0]
+    if section.init_from is None and config.draft is None:
+        if from_base:
+            return _parts_of_base(context, config)
+        if before is None:
+            return _drawn_parts(job.seed, config)
+        _, folder = context.fetch(lambda: _bring_trained(context.run, before))
+        if not is_adapter(folder):
+            return *_parts_in(folder), f"starts from the {AFTER[before]} model"
+    model, why = first_model(context, stage)
+    return model, None, why
+
+
+def _drawn_parts(seed: int, config: ModelConfig) -> tuple[Decoder, Saved, str]:
+    import torch
+
+    from pion.model.drawn_later import drawn_later
+
+    torch.manual_seed(seed)
+    return *drawn_later(config), "starts from random weights"
+
+
+def _parts_of_base(context: TrainingContext, config: ModelConfig) -> tuple[Decoder, Saved, str]:
+    from pion.formats.load import load_state
+    from pion.train.optimizer.state_pieces import Whole
+    from pipeline.models.load import fitted_state
+
+    base = context.job.base
+    assert base is not None
+    found = load_state(context.fetch(lambda: bring_base(context.run.store, base.hash)))
+    state = fitted_state(config, found, base.source, context.job.seed)
+    return without_values(config), Whole(state), f"starts from {base}"
+
+
+def _parts_in(folder: Path) -> tuple[Decoder, Saved]:
+    """Return the model of a checkpoint's folder, and its weights."""
+    from pion.config.model_config import ModelConfig
+    from pion.formats.load import CONFIG
+    from pion.formats.parts import MODEL, read_saved
+    from pion.formats.weights import read_settings
+
+    config = ModelConfig.from_dict(read_settings(folder / CONFIG, "a model"))
+    return without_values(config), read_saved(folder, MODEL)
+
+
+def without_values(config: ModelConfig) -> Decoder:
+    """Return a model whose weights are still to be read: they are on the device `meta`."""
+    import torch
+
+    from pion.model.decoder import Decoder
+
+    with torch.device("meta"):
+        return Decoder(config)
 
 
 def _brought_base(context: TrainingContext, base: Base) -> Decoder:

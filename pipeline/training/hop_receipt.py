@@ -2,9 +2,9 @@
 
 An attempt records its machine and its plan as a "training" event when it begins. The receipt
 compares two such events. Of their fields it uses: stage, from_step, host, device, workers,
-micro_batch, grad_accum, dtype, residual, recompute, compile, combo_kernels, flex_attention, torch,
-threads (only on a CPU), python, seq_len, global_batch, lr (the schedule's rate for step
-`from_step`, the last finished step) and next_row (the first row that this attempt trains on).
+micro_batch, grad_accum, dtype, residual, recompute, compile, combo_kernels, flex_attention,
+sharded, torch, threads (only on a CPU), python, seq_len, global_batch, lr (the schedule's rate for
+step `from_step`, the last finished step) and next_row (the first row that this attempt trains on).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NOT_IDENTICAL = (
 )
 LR_TOLERANCE = 1e-12
 PLAN = ("host", "device", "workers", "micro_batch", "grad_accum", "dtype", "python")
-SWITCHES = ("recompute", *COMPILED)
+SWITCHES = ("recompute", *COMPILED, "sharded")
 # What a receipt needs to know about an attempt.
 COMPARED = {"from_step", "host", "device", "workers", "micro_batch", "grad_accum", "seq_len"} | {
     "global_batch"
@@ -100,7 +100,7 @@ def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
         for name in ("torch", "threads")
         if _differs(before, now, name)
     ]
-    if continues and any(_differs(before, now, name) for name in COMPILED):
+    if continues and any(_differs(before, now, name) for name in (*COMPILED, "sharded")):
         lines.append(NOT_IDENTICAL)
     if same_stage:
         lines += [_learning_rate(before, now, last), _first_row(now, last)]

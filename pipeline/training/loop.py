@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from pion.errors import CardFailed, Paused, PionError, PlanFailed, Stopped, Trouble
 from pipeline.console.messages import Note, Phase, StageState
+from pipeline.state.checkpoints.other_parts import OtherParts, OwnPart
 from pipeline.state.checkpoints.other_ranks import CopiesForRankZero, OtherRanks
+from pipeline.state.checkpoints.part import Part
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
 from pipeline.training.compiler_check import check_compiler
@@ -152,11 +154,19 @@ def train_stage(
 def _rank(claim: Claim | None, setup: Setup) -> Rank:
     """Return what this rank does in addition to computing. Every rank calls this at the same
     time."""
-    trainer, several = setup.trainer, setup.context.group.distributed
+    trainer, context = setup.trainer, setup.context
+    if not context.group.distributed:
+        return Rank(setup) if claim is None else RankZero(claim, setup)
+    if not trainer.plan.sharded:
+        if claim is not None:
+            return RankZero(claim, setup, OtherRanks(trainer.pieces()))
+        return Rank(setup, CopiesForRankZero(trainer.pieces(), trainer.side_copy))
+    part = Part.of(context.group.rank, context.group.world_size, trainer.state())
     if claim is not None:
-        return RankZero(claim, setup, OtherRanks(trainer.pieces()) if several else None)
-    copies = CopiesForRankZero(trainer.pieces(), trainer.side_copy) if several else None
-    return Rank(trainer, copies)
+        return RankZero(claim, setup, OtherParts(part))
+    own = OwnPart(part, context.uploader(), trainer.state)
+    own.reserve()
+    return Rank(setup, own)
 
 
 class StageTraining:

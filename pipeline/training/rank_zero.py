@@ -13,6 +13,7 @@ from pipeline.console.messages import Evaluation, Note, Sample, StageState, Step
 from pipeline.machine.kill_points import mark
 from pipeline.models.bring import run_reference
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
+from pipeline.state.checkpoints.other_parts import OtherParts, OwnPart
 from pipeline.state.checkpoints.other_ranks import CopiesForRankZero, OtherRanks
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS, Keep
 from pipeline.state.claim import Claim
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
 class Rank:
     """A rank that only computes: every rank but rank 0.
 
-    `copies` are what rank 0 saves of this rank; None if rank 0 has all state.
+    `copies` are what rank 0 saves of this rank, or what this rank saves itself; None if rank 0 has
+    all state.
     """
 
-    def __init__(self, trainer: Trains, copies: CopiesForRankZero | None = None) -> None:
-        self._trainer, self._copies = trainer, copies
+    def __init__(self, setup: Setup, copies: CopiesForRankZero | OwnPart | None = None) -> None:
+        self._setup, self._copies = setup, copies
+        self._trainer: Trains = setup.trainer
 
     def check(self) -> None:
         """Raise `Fenced` if another process owns the run now."""
@@ -68,6 +71,8 @@ class Rank:
         `on_token` is called after each token that the model writes.
         """
         self._follow()
+        if self._setup.trainer.plan.sharded:  # ranks compute together with such a model
+            self._setup.samples(self._setup.context.job.evaluate.prompts, on_token)
 
     def finish(self) -> None:
         """Make the last step durable and record the stage as finished."""
@@ -91,13 +96,14 @@ class Rank:
 class RankZero(Rank):
     """Rank 0, which owns the run under `claim`."""
 
-    def __init__(self, claim: Claim, setup: Setup, others: OtherRanks | None = None) -> None:
-        super().__init__(setup.trainer)
+    def __init__(
+        self, claim: Claim, setup: Setup, others: OtherRanks | OtherParts | None = None
+    ) -> None:
+        super().__init__(setup)
         self._others = others
         context, stage = setup.context, setup.stage
         self._context, self._claim, self._stage = context, claim, stage
         self._steps = context.job.section(stage).total_steps
-        self._setup = setup
         # What the last evaluation has measured, as the stage's result has it.
         self._held_out: dict[str, float] = {}
         self._selects_best = context.job.selects_best(stage)
@@ -106,7 +112,7 @@ class RankZero(Rank):
         self._preferences = advice_on(setup, claim, self._metrics.log)
         self._checkpointer = _open_checkpointer(claim, setup, self._metrics, others)
         state = setup.trainer.state()
-        self._checkpointer.reserve(state.model, state.optimizer)
+        self._checkpointer.reserve(state.model, state.optimizer, state.model_pieces)
         run = run_reference(claim.store, claim.state.name)
         self._advice = Advice(context.job, stage, setup.trainer.step, run, context.report)
         self._cores = setup.busy_cores()
@@ -262,7 +268,7 @@ class RankZero(Rank):
 
 
 def _open_checkpointer(
-    claim: Claim, setup: Setup, metrics: StageMetrics, others: OtherRanks | None
+    claim: Claim, setup: Setup, metrics: StageMetrics, others: OtherRanks | OtherParts | None
 ) -> Checkpointer:
     context, stage = setup.context, setup.stage
     kept = context.job.checkpoint.keep
@@ -270,6 +276,8 @@ def _open_checkpointer(
     keep = Keep(last=kept.last, every=kept.every, best=best)
     uploader = context.uploader()
     uploader.snapshot.others = others
+    if isinstance(others, OtherParts):
+        uploader.snapshot.part = others.part
     return context.checkpointer(
         claim,
         CheckpointSeries(stage, context.request.digests[stage], setup.files(), keep),

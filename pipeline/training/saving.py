@@ -74,7 +74,12 @@ class Saving:
         started = self._clock.monotonic()
         with self._naming_the_copy():
             begun = self.checkpointer.save(
-                state.model, state.optimizer, state.meta, state.side_copy, state.pieces
+                state.model,
+                state.optimizer,
+                state.meta,
+                state.side_copy,
+                state.pieces,
+                state.model_pieces,
             )
         if begun:
             stats = self.checkpointer.stats

@@ -39,10 +39,13 @@ from pipeline.training.first_weights import (
     cost_of_rounding,
     count_draft_ids,
     first_model,
+    first_parts,
     frozen_base,
+    without_values,
 )
 from pipeline.training.hop_receipt import record_machine, record_step_down
 from pipeline.training.rewind import rows_to_skip
+from pipeline.training.saved_here import saved_here
 
 if TYPE_CHECKING:
     from pion.config.lora import Adapter
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.evaluation.held_out import Evaluation
     from pion.model.decoder import Decoder
+    from pion.train.optimizer.state_pieces import Saved
     from pion.train.settings import ComputePlan
     from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer, TrainState
@@ -170,7 +174,10 @@ class Setup:
         )
 
     def samples(self, prompts: Sequence[str], on_token: Callable[[], None]) -> list[Sample | Note]:
-        """Return what the model writes after each prompt, or why it can't."""
+        """Return what the model writes after each prompt, or why it can't.
+
+        Every rank of a sharded model calls this.
+        """
         model, chat_format = self.trainer.model, self.data.chat_format
         step, chat = self.trainer.step, self.stage in CONVERSING
         notes: list[Sample | Note] = []
@@ -182,7 +189,8 @@ class Setup:
                 notes.append(Note(f"no sample for {prompt[:40]!r}: {error}"))
         try:
             ids = [ids for _, ids in readable]
-            texts = sample_texts(model, chat_format, ids, chat=chat, on_token=on_token)
+            with self.trainer.measuring():
+                texts = sample_texts(model, chat_format, ids, chat=chat, on_token=on_token)
         except BadInput as error:
             return [*notes, Note(f"no samples after step {step}: {error}")]
         written = zip(readable, texts, strict=True)
@@ -252,10 +260,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
 
     folder, key, restored = context.fetch(bring)
     data = _open(context.job, folder, fetching_from(context.run.store, key, context.patiently))
-    if context.job.prefer is not None and stage == "prefer":
-        context.job.prefer.know_kind(data.kind, str(folder))
-        context.job.prefer.know_most_sequences(data.most_sequences)
-    context.job.section(stage).know_rows(data.train.total_rows)
+    _tell_job(context.job, stage, data)
     saved = restored.saved
     recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])
     plan = choose_plan(context.job, stage, context.group, recorded, context.at_most)
@@ -264,18 +269,19 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
         context.report(Note(about_bf16))
     if plan.compile:
         use_private_compile_cache()
-    model, why, adapter = _model(context, stage, data, plan, saved)
+    model, weights, why, adapter = _model(context, stage, data, plan, saved)
     reference = None
     if context.job.needs_reference(stage):
         start, resumes = (model, adapter, plan), recorded is not None
         data, reference = _with_reference(context, data, start, saved, resumes=resumes)
     settings = settings_of(context.job.section(stage))
-    trainer = Trainer(model, data.train, settings, plan, rank=context.group.rank)
-    if context.group.rank == 0 and trainer.device.type == "cuda":
+    rank = context.group.rank
+    trainer = Trainer(model, data.train, settings, plan, rank=rank, weights=weights)
+    if rank == 0 and trainer.device.type == "cuda":
         how = use_newest_flash_attention(trainer.device, deterministic=plan.deterministic)
         context.report(Note(how))
     if recorded is not None:
-        why = _resume(trainer, saved)
+        why = _resume(context, trainer, restored)
     digest = context.request.digests[stage]
     trainer.skipped = context.group.from_rank_0(
         rows_to_skip(restored.head, stage, digest, trainer.next_row, trainer.skipped)
@@ -283,12 +289,28 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     return Setup(context, stage, trainer, data, restored, why, adapter, reference)
 
 
-def _resume(trainer: Trainer, saved: Loaded | None) -> str:
-    """Let the trainer continue from a checkpoint, and say where. Rank 0 has the state, and sends it
-    to the others."""
-    from pion.train.trainer import TrainState
+def _tell_job(job: Job, stage: str, data: StageData) -> None:
+    """Let the job know what the stage's data decide. Raises BadInput if they don't fit it."""
+    if job.prefer is not None and stage == "prefer":
+        job.prefer.know_kind(data.kind, str(data.folder))
+        job.prefer.know_most_sequences(data.most_sequences)
+    job.section(stage).know_rows(data.train.total_rows)
 
-    trainer.load(None if saved is None else TrainState(saved.model, saved.optimizer, saved.state))
+
+def _resume(context: TrainingContext, trainer: Trainer, restored: Restored) -> str:
+    """Let the trainer continue from a checkpoint, and say where.
+
+    Rank 0 has the state, and sends it to the others. But of a sharded model, each rank reads its
+    own part.
+    """
+    from pion.train.trainer import SavedState, TrainState
+
+    saved = restored.saved
+    if trainer.plan.sharded:
+        here = saved_here(context, restored.found, saved)
+        trainer.load(SavedState(here.saved_model, here.saved_optimizer, here.state))
+    else:
+        trainer.load(saved and TrainState(saved.model, saved.optimizer, saved.state))
     return f"continues after step {trainer.step:,}"
 
 
@@ -357,22 +379,31 @@ def _model(
     data: StageData,
     plan: ComputePlan,
     saved: Loaded | None,
-) -> tuple[Decoder, str, Adapter | None]:
-    """Return the model to train, where its weights come from, and what LoRA trains of it.
+) -> tuple[Decoder, Saved | None, str, Adapter | None]:
+    """Return the model to train, its weights if it has none itself, where they come from, and what
+    LoRA trains of it.
 
     Of a stage that resumes, rank 0 has `saved` the checkpoint, and the trainer loads its weights.
     """
     from pion.model.decoder import Decoder
 
     if context.job.lora(stage) is not None:
-        return _with_additions(context, stage, data, plan, saved)
+        model, why, adapter = _with_additions(context, stage, data, plan, saved)
+        return model, None, why, adapter
+    # The reference of preferences is the whole model that the stage starts from.
+    in_parts = plan.sharded and not context.job.needs_reference(stage)
     if not context.group.from_rank_0(saved is not None):
-        model, why = first_model(context, stage)
+        if in_parts:
+            model, weights, why = first_parts(context, stage)
+        else:
+            (model, why), weights = first_model(context, stage), None
         count_draft_ids(model, data.train)
-        return model, why, None
+        return model, weights, why, None
     config = context.job.model_config_resolved()
+    if in_parts:
+        return without_values(config), None, "", None
     model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
-    return model, "", None
+    return model, None, "", None
 
 
 def _with_additions(
@@ -435,6 +466,7 @@ class _Plan(TypedDict):
     deterministic: NotRequired[bool]
     combo_kernels: NotRequired[bool]
     flex_attention: NotRequired[bool]
+    sharded: NotRequired[bool]
 
 
 @open_record

@@ -208,7 +208,7 @@ class _Rows(Snapshot):
             offset += len(content)
         self.state = json.loads(json.dumps(state))
 
-    def reserve(self, model: Any, optimizer: Any) -> None:
+    def reserve(self, model: Any, optimizer: Any, *rest: Any) -> None:
         """Do nothing: `take` writes as much as there is."""
 
     def close(self) -> None:
@@ -301,7 +301,12 @@ class _Trainer:
         meta = {"step": self.step, "next_row": self.next_row, "skipped": self.skipped}
         optimizer = {"step": self.step, "epoch": self._epoch}
         return SimpleNamespace(
-            model=self.weights, optimizer=optimizer, meta=meta, side_copy=None, pieces=()
+            model=self.weights,
+            optimizer=optimizer,
+            meta=meta,
+            side_copy=None,
+            pieces=(),
+            model_pieces=(),
         )
 
     def close(self) -> None:

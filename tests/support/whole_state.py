@@ -1,8 +1,9 @@
-"""The state of a trainer with the optimizer's tensors whole, whatever the number of ranks."""
+"""The state of a trainer with all tensors whole, whatever the number of ranks."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -15,19 +16,23 @@ from pion.train.trainer import Trainer, TrainState
 def whole_state(trainer: Trainer) -> TrainState:
     """Return a copy of the state after the last step. Every rank of the trainer calls this."""
     live = trainer.state()
-    several = trainer.plan.world_size > 1
-    optimizer = _joined(live) if several else {n: t.clone() for n, t in live.optimizer.items()}
+    model, optimizer = live.model, live.optimizer
+    if trainer.plan.world_size > 1:
+        optimizer = joined(optimizer, live.pieces)
+    if trainer.plan.sharded:
+        model = joined(model, live.model_pieces)
     return TrainState(
-        model={name: tensor.clone() for name, tensor in live.model.items()},
-        optimizer=optimizer,
+        model={name: tensor.clone() for name, tensor in model.items()},
+        optimizer={name: tensor.clone() for name, tensor in optimizer.items()},
         meta=copy.deepcopy(live.meta),
     )
 
 
-def _joined(live: TrainState) -> dict[str, Tensor]:
+def joined(layout: dict[str, Tensor], pieces: Sequence[Piece]) -> dict[str, Tensor]:
+    """Return whole tensors like those of `layout` from the pieces of all ranks."""
     by_rank: list[list[Piece]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(by_rank, list(live.pieces))
-    whole = {name: torch.empty_like(each, device="cpu") for name, each in live.optimizer.items()}
+    dist.all_gather_object(by_rank, list(pieces))
+    whole = {name: torch.empty_like(each, device="cpu") for name, each in layout.items()}
     missing = {name: tensor.numel() for name, tensor in whole.items()}
     for piece in (piece for pieces in by_rank for piece in pieces):
         piece.within(whole[piece.name]).copy_(piece.values)

@@ -77,6 +77,14 @@ def run_backward(roots: list[Root], into: Callable[[Tensor, Tensor], None] | Non
         del edges, results, held
 
 
+def add_gradient(leaf: Tensor, gradient: Tensor) -> None:
+    """Add a gradient to that of a leaf, without a copy of the first one."""
+    if leaf.grad is None:
+        leaf.grad = gradient
+    else:
+        leaf.grad += gradient
+
+
 def _count_uses(roots: list[Node]) -> dict[Node, int]:
     """Return how many nodes give a gradient to each node that can be reached."""
     uses: dict[Node, int] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pion.train.memory_trace.backward import root_of, run_backward
+from pion.train.memory_trace.backward import add_gradient, root_of, run_backward
 from pion.train.memory_trace.live_bytes import LiveBytes, size_of
 
 # A dimension of one row has kernels of its own, so blocks are measured with more.
@@ -58,7 +58,8 @@ class _Source(torch.autograd.Function):
 def measure_block(
     live: LiveBytes, run: Callable[[list[Tensor]], Any], given: list[Tensor]
 ) -> Measured:
-    """Return what `run(given)` needs forward and backward. The weights have gradients already."""
+    """Return what `run(given)` needs forward and backward. Gradients are added to those that the
+    weights have already; those of other weights are there until the end."""
     history, live.history = live.history, []
     copies, passing = _keeping_nothing(live, run, given)
     trigger = torch.zeros((), device=given[0].device, requires_grad=True)
@@ -88,7 +89,7 @@ def measure_block(
     of_inputs = sum(size for size, kept in zip(sizes, inputs_kept, strict=True) if kept)
     kept = live.live - before - gradients - of_inputs
     start, live.history = live.live, []
-    run_backward(roots)
+    run_backward(roots, add_gradient)
     backward = tuple(now - start for now in live.history)
     live.history = history
     # Recomputation begins when the backward pass asks for the first tensor that is kept.

@@ -12,6 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 from pion.model.attention.masks import Mask
 from pion.train.memory_trace.block_memory import ROWS, BlockMemory, Measured, at, most
 from pion.train.memory_trace.live_bytes import size_of
+from pion.train.memory_trace.shards import NOTHING, Shards
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class Pass:
         copies: autocast's copies of the weights of blocks that are recomputed.
         layer: the number of the next block.
         activations: the live bytes before the first loss.
+        shards: the group of each block, if ranks keep parts of the weights.
+        received: the buffer of the group that was gathered last.
+        sent: the buffer of the gradients that were sent last.
+        held: what stays until the end of the backward pass.
     """
 
     rows: int
@@ -71,6 +76,14 @@ class Pass:
     copies: list[Tensor] = field(default_factory=list)
     layer: int = 0
     activations: int = 0
+    shards: list[Shards] = field(default_factory=list)
+    received: Tensor | None = None
+    sent: Tensor | None = None
+    held: list[Tensor] = field(default_factory=list)
+
+    def group(self, layer: int) -> Shards:
+        """Return the group of a layer's block, which is empty outside of the model."""
+        return self.shards[layer] if 0 <= layer < len(self.shards) else NOTHING
 
 
 def stand_in(kind: Kind, now: Pass, tensors: list[Tensor], shared: list[Tensor], mask: Mask) -> Any:
@@ -91,13 +104,20 @@ class _StandIn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         *tensors, _, kind, now, ctx.mask = arguments  # the weights that are shared come last
+        before, group = now.group(now.layer - 2), now.group(now.layer - 1)
         memory: BlockMemory = kind.memory
         ctx.memory, ctx.rows, ctx.recompute = memory, now.rows, now.recompute
         ctx.inputs = [(tensor.shape, tensor.dtype) for tensor in tensors]
         shared = tensors[len(memory.inputs_kept) :]
         ctx.sum = max(map(size_of, shared), default=0)
         ctx.device = tensors[0].device
-        _room(ctx, most(memory.passing if now.recompute else memory.forward, now.rows))
+        ctx.now, ctx.groups = now, (before, group)
+        needed = most(memory.passing if now.recompute else memory.forward, now.rows)
+        if now.shards:
+            _room(ctx, group.arriving)
+            now.received = None
+            needed = max(group.copied_out, 2 * group.gathered + needed)
+        _room(ctx, needed)
         keeps = zip(tensors, memory.inputs_kept, strict=False)
         ctx.save_for_backward(*(tensor for tensor, kept in keeps if kept or now.recompute))
         ctx.kept = None if now.recompute else _room(ctx, at(memory.kept, now.rows))
@@ -110,6 +130,8 @@ class _StandIn(torch.autograd.Function):
             if not result.differentiable:
                 fixed.append(made)
         ctx.mark_non_differentiable(*fixed)
+        if now.shards:
+            now.received = _room(ctx, group.gathered)
         return tuple(results)
 
     @staticmethod
@@ -118,13 +140,23 @@ class _StandIn(torch.autograd.Function):
         if ctx.recompute:
             kept = at(ctx.memory.kept, ctx.rows)
             needed = max(most(ctx.memory.again, ctx.rows), kept + needed)
+        before, group = ctx.groups
         # A gradient of a shared weight is added to that of other blocks before all is free.
-        _room(ctx, needed + ctx.sum)
+        needed += ctx.sum + group.gathered + before.gathered
+        _room(ctx, max(group.copied_out, needed))
         ctx.kept = ctx.mask = None
         found = [
             torch.empty(shape, dtype=dtype, device=ctx.device) if needs else None
             for (shape, dtype), needs in zip(ctx.inputs, ctx.needs_input_grad, strict=False)
         ]
+        if group.summed:
+            ctx.now.sent = None
+            _room(ctx, before.gathered + group.leaving)
+            ctx.now.sent = _room(ctx, group.summed)
+            # Seen with torch's FSDPMemTracker, and not understood: with FSDP2, the gradients of a
+            # block's other inputs stay until the backward pass has ended.
+            others = [gradient for gradient in found[1:] if gradient is not None]
+            ctx.now.held.append(_room(ctx, sum(map(size_of, others))))
         return *found, None, None, None, None
 
 

@@ -48,18 +48,22 @@ class _Clock:
 _CLOCK = _Clock()
 
 
-def remembered_peaks(what: Traced, rows: int, *, recompute: bool) -> Peaks:
+def remembered_peaks(what: Traced, rows: int, *, recompute: bool, ranks: int = 1) -> Peaks:
     """Return what a micro-batch of so many rows needs. It is traced only if nobody has traced it.
+
+    `ranks` is how many keep parts of the weights, if they are sharded.
 
     A file that can't be read or written costs the time of a trace, and nothing else. Threads may
     share the function.
     """
     key = f"{rows} {'recompute' if recompute else 'keep'}"
+    if what.sharded:
+        key += f" {ranks}"
     with _ONE_TRACE:
         known = _known(what)
         if key not in known:
             with _timed():
-                known[key] = _trace(what).peaks(rows, recompute=recompute)
+                known[key] = _trace(what).peaks(rows, recompute=recompute, ranks=ranks)
             _write(_file(what), known)
         return known[key]
 

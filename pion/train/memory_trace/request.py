@@ -23,6 +23,7 @@ class Traced:
     only_draft: bool
     capability: tuple[int, int]
     sequences: int = 0  # in a row of preferences; 0: no preferences
+    sharded: bool = False  # whether ranks keep parts of the weights, and gather them
 
 
 @dataclass(frozen=True)

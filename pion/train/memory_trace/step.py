@@ -19,17 +19,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from pion.data.sequences import Sequences, columns_for
-from pion.data.stream import Batch
 from pion.model import decoder
 from pion.model.block import Block
-from pion.model.decoder import Decoder
-from pion.model.draft_block import PREFIX
 from pion.model.forward_pass import BlockInputs, StepOptions
-from pion.model.lora_projections import add_lora
 from pion.model.norm_and_projection import RMSNorm
 from pion.model.pilon.banks import Bank
-from pion.train.memory_trace.backward import root_of, run_backward
+from pion.train.memory_trace.backward import add_gradient, root_of, run_backward
 from pion.train.memory_trace.block_memory import ROWS, BlockMemory, measure_block
 from pion.train.memory_trace.block_stand_in import Kind, Pass, Sample, kind_of, stand_in
 from pion.train.memory_trace.compiled_block import (
@@ -39,10 +34,14 @@ from pion.train.memory_trace.compiled_block import (
 )
 from pion.train.memory_trace.live_bytes import LiveBytes
 from pion.train.memory_trace.request import Peaks, Traced
+from pion.train.memory_trace.shards import NO_GROUPS, Groups, Shards, groups_of, tables_of
 from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins, without_heads
-from pion.train.objective import CrossEntropy, Objective, OfPreferences
-from pion.train.preference import Preference
-from pion.train.preference_losses import METRICS
+from pion.train.memory_trace.traced_model import (
+    batch_of,
+    drop_gradients,
+    model_of,
+    objective_of,
+)
 
 
 class StepTrace:
@@ -54,7 +53,7 @@ class StepTrace:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._live = LiveBytes(what.device, OPENED)
         with self._on_paper(), _without_collection():
-            self._model = _model(what)
+            self._model = model_of(what)
             self._kinds, self._kind_of = self._measured()
 
     @property
@@ -62,19 +61,55 @@ class StepTrace:
         """What each layer's block needs."""
         return [self._kinds[kind].memory for kind in self._kind_of]
 
-    def peaks(self, rows: int, *, recompute: bool) -> Peaks:
-        """Return what a micro-batch of so many rows needs."""
-        now = Pass(rows, recompute)
-        with self._on_paper(), _without_collection():
+    def peaks(self, rows: int, *, recompute: bool, ranks: int = 1) -> Peaks:
+        """Return what a micro-batch of so many rows needs.
+
+        `ranks` is how many keep parts of the weights, if they are sharded.
+        """
+        now, groups = Pass(rows, recompute), NO_GROUPS
+        if self._what.sharded:
+            groups = groups_of(self._model, ranks)
+            now.shards = groups.blocks
+        rest = groups.rest
+        with self._on_paper(), _without_collection(), self._gathering_tables(now, groups):
+            if self._what.sharded:
+                drop_gradients(self._model, self._model)
             start, self._live.history = self._live.live, []
+            now.received = torch.empty(rest.gathered, dtype=torch.uint8, device=self._what.device)
             total = self._loss(partial(self._stand_in, now), now)
             forward = max(self._live.history)
             self._live.history = []
             roots = [root_of(total, torch.ones_like(total))]
             del total
-            run_backward(roots)
+            run_backward(roots, add_gradient)
             backward = max(self._live.history)
-        return Peaks(now.activations - start, forward - start, backward - start)
+        return Peaks(
+            now.activations + rest.gathered - start,
+            max(forward - start + rest.gathered, rest.copied_out),
+            max(backward - start + rest.gathered, groups.at_the_end),
+        )
+
+    @contextlib.contextmanager
+    def _gathering_tables(self, now: Pass, groups: Groups) -> Iterator[None]:
+        """Let value tables, which are no blocks, be gathered when they are read."""
+        device = self._what.device
+
+        def before(group: Shards, *_: Any) -> None:
+            torch.empty(group.arriving, dtype=torch.uint8, device=device)
+            now.received = None
+            torch.empty(group.copied_out, dtype=torch.uint8, device=device)
+
+        def after(group: Shards, *_: Any) -> None:
+            now.received = torch.empty(group.gathered, dtype=torch.uint8, device=device)
+
+        with contextlib.ExitStack() as hooks:
+            for table, group in zip(tables_of(self._model), groups.tables, strict=False):
+                for hook in (
+                    table.register_forward_pre_hook(partial(before, group)),
+                    table.register_forward_hook(partial(after, group)),
+                ):
+                    hooks.callback(hook.remove)
+            yield
 
     @contextlib.contextmanager
     def _on_paper(self) -> Iterator[None]:
@@ -106,7 +141,7 @@ class StepTrace:
             return result
 
         with torch.device(what.device):
-            batch, objective = _batch(what, now.rows), _objective(what)
+            batch, objective = batch_of(what, now.rows), objective_of(what)
         residual = torch.bfloat16 if what.bf16_residual else torch.float32
         with (
             replaced(decoder, "_run_block", run),
@@ -118,6 +153,7 @@ class StepTrace:
             measured = objective.measured(self._model, batch, options)
         total: Tensor = measured.loss + measured.aux * 0.1
         now.copies.clear()
+        now.received = None
         torch.clear_autocast_cache()
         return total
 
@@ -167,6 +203,8 @@ class StepTrace:
         """Return a sample at the rows of the tensors; of a compiled block one at each of ROWS."""
         if not self._what.compiled:
             measured = measure_block(self._live, lambda some: block(*rebuild(some)), tensors)
+            if self._what.sharded:
+                drop_gradients(block, self._model)
             return [Sample(measured, results, spec)]
         names, weights = zip(*block.named_parameters(), strict=True)
 
@@ -255,42 +293,3 @@ def _structure(block: Block, tensors: list[Tensor], inputs: BlockInputs) -> Any:
     weights = tuple((n, p.shape, p.dtype, p.requires_grad) for n, p in block.named_parameters())
     given = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in tensors)
     return repr(block), weights, given, str(tree_flatten(inputs)[1])
-
-
-def _batch(what: Traced, rows: int) -> Batch:
-    """Return rows of zeros."""
-    tokens = torch.zeros(rows, what.seq_len, dtype=torch.int64)
-    given = [torch.zeros_like(tokens) if what.documents else None for _ in range(2)]
-    sequences = None
-    if what.sequences:
-        columns = columns_for(what.sequences, paired=True)
-        numbers = torch.zeros(rows, columns, dtype=torch.float64)
-        sequences = Sequences(numbers, numbers.long(), numbers.to(torch.int8))
-    return Batch(tokens, torch.zeros_like(tokens), given[0], given[1], sequences)
-
-
-def _objective(what: Traced) -> Objective:
-    """Return what the step minimizes. All losses of preferences need about the same."""
-    if not what.sequences:
-        return CrossEntropy(torch.ones(()))
-    counts: dict[str, Tensor] = {
-        name: torch.ones((), dtype=torch.float64) for name in set(METRICS.values())
-    }
-    return OfPreferences(Preference(), counts)
-
-
-def _model(what: Traced) -> Decoder:
-    """Return the model, with the gradients that an earlier micro-batch of the step has left."""
-    with torch.device(what.device), replaced(decoder, "draw_weights", lambda *a, **k: None):
-        model = Decoder(what.config)
-        if what.lora is not None:
-            if what.lora.base_dtype == "bfloat16" and what.bf16:
-                model = Decoder.from_state(what.config, model.state_dict(), torch.bfloat16)
-            add_lora(model, what.lora, seed=0)
-        if what.only_draft:
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name.startswith(PREFIX))
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.empty_like(parameter)
-    return model

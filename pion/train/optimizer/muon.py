@@ -53,10 +53,17 @@ def newton_schulz_flops(rows: int, cols: int) -> int:
 
 
 def apply_update(
-    matrices: list[Tensor], updates: list[Tensor], lr: float, weight_decay: float
+    matrices: list[Tensor],
+    updates: list[Tensor],
+    lr: float,
+    weight_decay: float,
+    shape: tuple[int, int] | None = None,
 ) -> None:
-    """Decay matrices of one shape, and change them by their orthogonalized updates in fp32."""
-    rows, cols = matrices[0].shape
+    """Decay matrices of one shape, and change them by their orthogonalized updates in fp32.
+
+    `shape` is that of the whole matrices, if these are rows of them.
+    """
+    rows, cols = shape or matrices[0].shape
     torch._foreach_mul_(matrices, 1 - lr * weight_decay)
     torch._foreach_add_(matrices, updates, alpha=-lr * math.sqrt(max(1.0, rows / cols)))
 

@@ -24,9 +24,17 @@ from pion.model.parameters import parameter_roles
 from pion.train.optimizer.muon import Muon
 from pion.train.optimizer.ownership import even_parts, even_rows
 from pion.train.optimizer.primitive_wise import PrimitiveWise
+from pion.train.optimizer.sharded_muon import ShardedMuon
 from pion.train.optimizer.shared_muon import SharedMuon
 from pion.train.optimizer.shared_weights import SharedWeights
-from pion.train.optimizer.state_pieces import Piece
+from pion.train.optimizer.state_pieces import (
+    Held,
+    OwnParts,
+    Piece,
+    Saved,
+    placeholders,
+    read_into,
+)
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
 
@@ -79,6 +87,8 @@ class Optimizer:
     `dtype` is the precision of Muon's iterations. All state exists from the start, so that memory
     for a snapshot can be reserved before the first step. Of several ranks, this one has the state
     of what it owns (pion/train/optimizer/ownership.py). All ranks together have the state of one.
+
+    Of a sharded model, each rank updates its `own` parts, and exchanges only Muon's matrices.
     """
 
     def __init__(
@@ -89,25 +99,32 @@ class Optimizer:
         *,
         rank: int = 0,
         world_size: int = 1,
+        own: OwnParts | None = None,
     ) -> None:
-        self.settings = settings
-        self._dtype, self._rank, self._world_size = dtype, rank, world_size
+        self.settings, self._dtype = settings, dtype
+        self._rank, self._world_size, self._own = rank, world_size, own
         learned = {n: param for n, param in model.named_parameters() if param.requires_grad}
+        if own is not None:
+            learned = own.params
         self.params = list(learned.values())
         self._groups: dict[Group, dict[str, nn.Parameter]] = {}
         self._adamw: dict[Group, _AdamWGroup] = {}
         self._own_rules: dict[Group, list[tuple[nn.Parameter, range, PrimitiveWise]]] = {}
-        self._muon: dict[Group, Muon | SharedMuon] = {}
+        self._muon: dict[Group, Muon | SharedMuon | ShardedMuon] = {}
         self._weights = SharedWeights(rank, world_size)
         self._layout: dict[str, tuple[torch.Size, torch.dtype]] = {}  # of the state of all ranks
         self._pieces: list[Piece] = []
+        # Of a sharded model, by the name of the state: what this rank has, and what that is.
+        self._parts: dict[str, tuple[Tensor, Held]] = {}
         roles = parameter_roles(model)
         for name, param in learned.items():
             group = roles[name], group_of_parameter(model, name)
             self._groups.setdefault(group, {})[name] = param
         for group, params in self._groups.items():
             role, stacks = group[0], {n: param for n, param in params.items() if param.ndim == 3}
-            if role == "matrix" and settings.optimizer == "muon":
+            if own is not None:
+                self._add_own_parts(group, params, own.held)
+            elif role == "matrix" and settings.optimizer == "muon":
                 self._add_muon(group, params)
             elif role in OWN_RULES:
                 self._add_own_rule(group, stacks)
@@ -165,6 +182,47 @@ class Optimizer:
         for name, param in params.items():
             self._lay_out(name, param, ("momentum",))
 
+    def _add_own_parts(
+        self, group: Group, params: dict[str, nn.Parameter], held: dict[str, Held]
+    ) -> None:
+        """Add what this rank has of a group, of which it updates all."""
+        if group[0] == "matrix" and self.settings.optimizer == "muon":
+            muon = self._muon[group] = ShardedMuon(
+                params,
+                held,
+                weight_decay=self.settings.weight_decay,
+                dtype=self._dtype,
+                rank=self._rank,
+                world_size=self._world_size,
+            )
+            for name, momentum in muon.momentum.items():
+                self._add_part(f"{name}.momentum", momentum, held[name])
+            return
+        adamw = _AdamWGroup(self._decay(group[0]))
+        for name, param in params.items():
+            if group[0] in OWN_RULES and param.ndim == 3:
+                rule = OWN_RULES[group[0]](param.detach(), self.settings)
+                every = range(len(param))
+                self._own_rules.setdefault(group, []).append((param, every, rule))
+                for key, own in rule.state.items():
+                    of = held[name] if own.ndim == param.ndim else held[name].per_row()
+                    self._add_part(f"{name}.{key}", own, of)
+                continue
+            adamw.add(_Owned(param, 0, param.numel()))
+            self._adamw[group] = adamw
+            self._add_part(f"{name}.exp_avg", adamw.exp_avgs[-1], held[name])
+            self._add_part(f"{name}.exp_avg_sq", adamw.exp_avg_sqs[-1], held[name])
+
+    def _add_part(self, name: str, own: Tensor, held: Held) -> None:
+        self._layout[name] = held.shape, own.dtype
+        self._pieces += held.pieces(name, own)
+        self._parts[name] = own, held
+
+    def read(self, saved: Saved) -> None:
+        """Overwrite the state of this rank's parts of a sharded model by what is saved."""
+        for name, (own, held) in self._parts.items():
+            read_into(own, held, saved, name)
+
     def _lay_out(self, name: str, param: Tensor, keys: tuple[str, ...]) -> None:
         for key in keys:
             self._layout[f"{name}.{key}"] = param.shape, torch.float32
@@ -197,7 +255,7 @@ class Optimizer:
             for param, rows, rule in self._own_rules.get(group, ()):
                 assert param.grad is not None
                 rule.step(param.grad[rows.start : rows.stop], plan.rates[group[0]])
-        if self._world_size > 1:
+        if self._world_size > 1 and self._own is None:
             self._weights.exchange(trained)
         for group in trained:
             if group in self._muon:
@@ -239,10 +297,7 @@ class Optimizer:
         and these tensors are on the device `meta`, without values.
         """
         if self._world_size > 1:
-            return {
-                name: torch.empty(shape, dtype=dtype, device="meta")
-                for name, (shape, dtype) in self._layout.items()
-            }
+            return placeholders(self._layout)
         return {p.name: p.values.view(self._layout[p.name][0]) for p in self._pieces}
 
     def pieces(self) -> list[Piece]:

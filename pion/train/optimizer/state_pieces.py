@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pion.errors import BadInput
 
@@ -28,7 +29,105 @@ class Piece:
         return whole.view(-1)[self.start : self.start + self.values.numel()]
 
 
-def check_tensors(source: dict[str, Tensor], target: dict[str, Tensor], what: str) -> None:
+class Run(NamedTuple):
+    """Consecutive elements that a rank has of a tensor.
+
+    Attributes:
+        whole: the number of the first of them in the flattened whole tensor.
+        own: the number of the first of them in the flattened tensor that the rank has.
+        size: how many there are.
+    """
+
+    whole: int
+    own: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a rank has of a tensor of this `shape`.
+
+    Attributes:
+        shape: the shape of the whole tensor.
+        runs: all elements that the rank has.
+        saved: those of them that this rank saves. Each element is saved by one rank.
+    """
+
+    shape: torch.Size
+    runs: tuple[Run, ...]
+    saved: tuple[Run, ...]
+
+    def pieces(self, name: str, own: Tensor) -> list[Piece]:
+        """Return what this rank saves of the tensor `name`, of which it has `own`."""
+        flat = own.view(-1)
+        return [
+            Piece(name, run.whole, flat[run.own : run.own + run.size])
+            for run in self.saved
+            if run.size
+        ]
+
+    def per_row(self) -> Held:
+        """Return what the rank has of a tensor with an element for each row of this one."""
+        rows, below = self.shape[0], self.shape[1:].numel()
+
+        def shorter(runs: tuple[Run, ...]) -> tuple[Run, ...]:
+            return tuple(Run(r.whole // below, r.own // below, r.size // below) for r in runs)
+
+        return Held(torch.Size((rows,)), shorter(self.runs), shorter(self.saved))
+
+
+@dataclass(frozen=True)
+class OwnParts:
+    """What a rank has of the parameters that a sharded model learns (pion/train/sharding.py).
+
+    Attributes:
+        params: the rank's part of each parameter, as a parameter with its part of the gradient.
+        held: which elements of the whole parameter these are.
+    """
+
+    params: dict[str, nn.Parameter]
+    held: dict[str, Held]
+
+
+class Saved(Protocol):
+    """Saved tensors, of which a rank reads only the elements that it needs."""
+
+    def layout(self) -> Mapping[str, tuple[torch.Size, torch.dtype]]:
+        """Return the shape and the dtype of each whole tensor, by name."""
+
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Return the elements [start, stop) of a flattened tensor, on any device."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Whole tensors in memory, as `Saved`."""
+
+    tensors: Mapping[str, Tensor]
+
+    def layout(self) -> Mapping[str, tuple[torch.Size, torch.dtype]]:
+        """Return the shape and the dtype of each tensor, by name."""
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
+
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Return the elements [start, stop) of a flattened tensor."""
+        return self.tensors[name].reshape(-1)[start:stop]
+
+
+@torch.no_grad()
+def read_into(own: Tensor, held: Held, saved: Saved, name: str) -> None:
+    """Overwrite what a rank has of the tensor `name` by the saved elements."""
+    flat = own.view(-1)
+    for run in held.runs:
+        flat[run.own : run.own + run.size].copy_(saved.part(name, run.whole, run.whole + run.size))
+
+
+def placeholders(layout: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Tensor]:
+    """Return tensors of this layout without values, on the device `meta`."""
+    return {n: torch.empty(shape, dtype=dt, device="meta") for n, (shape, dt) in layout.items()}
+
+
+def check_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:
     """Raise BadInput unless both have tensors of the same names and shapes."""
     for kind, names in (
         ("has no tensor", target.keys() - source.keys()),

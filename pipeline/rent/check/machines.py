@@ -15,6 +15,7 @@ from pipeline.console.formats import duration
 from pipeline.cost.budget import check_budget, over_budget, price_per_hour
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
+from pipeline.job.runtime_sections import ALONE
 from pipeline.machine.rented import CPU, PRICE_VARIABLE
 from pipeline.machine.time_limit import within_or
 from pipeline.rent.check import CheckRow
@@ -27,6 +28,7 @@ from pipeline.rent.plan.what_fits import (
     fine_tuning_stages,
     on_each_gpu,
     ways_on,
+    what_several_would_fit,
     what_to_change,
     what_would_fit,
 )
@@ -134,6 +136,8 @@ def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> tuple[st
         if guess.stages:
             return guess.problem, ""
         changes = what_to_change(job, [guess], num_nodes)
+        if num_nodes == 1 and guess.lacks is not None and offer.gpu is not None:
+            changes += what_several_would_fit(job, [offer.gpu])
         return guess.problem, " ".join([what_would_fit(job), *changes])
     dear = None if force else dear_spot(offer, num_nodes)
     return dear, "Set use_spot: false, or pass --force" if dear else ""
@@ -145,6 +149,8 @@ def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
     workers = gpus if job.hardware.workers is None else job.hardware.workers
     if gpus and workers > gpus:
         return f"hardware.workers is {workers}, with {gpus} GPU(s); each worker needs one"
+    if gpus and workers == 1 and job.hardware.sharded:
+        return f"hardware.{ALONE.format(workers=1)}, or rent a machine with several GPUs"
     try:
         require_a_row_each(job, workers)
     except BadInput as error:
@@ -242,7 +248,8 @@ def _memory(guess: Estimate) -> str:
     assert guess.offer.gpu_memory is not None
     usable = guess.offer.gpu_memory * (1 - HEADROOM)
     batches = ", ".join(dict.fromkeys(f"{s.micro_batch}×{s.grad_accum}" for s in guess.stages))
-    return f"{batches} sequences, {guess.peak_bytes / 2**30:.1f} of {usable / 2**30:.1f} GiB"
+    words = f"{batches} sequences, {guess.peak_bytes / 2**30:.1f} of {usable / 2**30:.1f} GiB"
+    return f"{words} on each GPU, which divide the weights" if guess.sharded else words
 
 
 def _cost(guess: Estimate, num_nodes: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
@@ -15,7 +16,7 @@ from pipeline.base.read_job import read_job
 from pipeline.console.formats import amount, duration, printable
 from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import Job
-from pipeline.rent.plan.compared import of_rental, on_the_market
+from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
 from pipeline.rent.plan.conversations import expect_rows
 from pipeline.rent.plan.core_minutes import core_minutes
 from pipeline.rent.plan.estimate import Estimate, estimate
@@ -23,14 +24,16 @@ from pipeline.rent.plan.on_cards import OnCards, on_cards, warnings_about
 from pipeline.rent.plan.on_cards_table import as_json as cards_as_json
 from pipeline.rent.plan.on_cards_table import notes as notes_on_cards
 from pipeline.rent.plan.on_cards_table import tables as tables_of_cards
-from pipeline.rent.plan.prices import RESTART_SECONDS
-from pipeline.rent.plan.speeds import known_speeds
+from pipeline.rent.plan.prices import RESTART_SECONDS, market
+from pipeline.rent.plan.speeds import Known, known_speeds
 from pipeline.rent.plan.what_fits import (
     GIB,
     Way,
     Ways,
     fine_tuning_stages,
+    on_several,
     ways_on,
+    what_several_would_fit,
     what_to_change,
     what_would_fit,
 )
@@ -65,10 +68,14 @@ def show_plan(
     nodes = compared.num_nodes
     estimates = ranked([estimate(plan, offer, known, num_nodes=nodes) for offer in compared.offers])
     changes = what_to_change(plan, estimates, nodes)
+    if on is None and estimates and not any(e.fits for e in estimates):
+        estimates, compared = _on_several(plan, estimates, compared, known)
     if estimates and not any(e.fits for e in estimates):
         lines = [f"{plan.name} fits on none of these GPUs."]
         lines += [f"  {reason}" for reason in _why_unfit(estimates)]
-        raise BadInput("\n".join([*lines, what_would_fit(plan), *changes]))
+        lacking = [e.offer.gpu for e in estimates if e.offer.gpu and e.lacks]
+        several = what_several_would_fit(plan, lacking)
+        raise BadInput("\n".join([*lines, what_would_fit(plan), *changes, *several]))
     notes = [*compared.notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
     notes += [*core_minutes(plan, estimates), *compared.warning(plan, estimates)]
     notes += _passes(estimates, nodes)
@@ -87,6 +94,30 @@ def show_plan(
         style = "yellow" if note.startswith("warning: ") else "dim"
         show_table(Text(f"· {printable(note)}"), style)
     return 0
+
+
+def _on_several(
+    job: Job, estimates: Sequence[Estimate], compared: Compared, known: Known
+) -> tuple[list[Estimate], Compared]:
+    """Return the estimates and the machines of a job that fits on no single GPU, with machines that
+    have the fewest GPUs that it fits on."""
+    offers, notes = list(compared.offers), list(compared.notes)
+    lacking = [e.offer.gpu for e in estimates if e.offer.gpu and e.lacks]
+    by_count: dict[int, list[str]] = {}
+    for guess in on_several(job, lacking):
+        by_count.setdefault(guess.offer.count, []).append(str(guess.offer.gpu))
+    found = []
+    for count, gpus in by_count.items():
+        more, about = market(gpus, job.prices, count=count)
+        offers += more
+        notes += [note for note in about if note not in notes]
+        found += [estimate(job, offer, known) for offer in more]
+    if found:
+        notes.append(
+            "the job fits on none of these GPUs alone. Several GPUs of one machine divide its "
+            "weights (hardware.fsdp), or its moments"
+        )
+    return ranked([*estimates, *found]), replace(compared, offers=offers, notes=notes)
 
 
 def ranked(estimates: Sequence[Estimate]) -> list[Estimate]:
@@ -198,8 +229,9 @@ def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
             _number(e.dollars, ",.2f"),
             _number(e.dollars_per_billion_tokens, ",.2f"),
         ]
+        name = f"{e.offer.count} × {gpu}" if e.offer.count > 1 else gpu
         table.add_row(
-            f"{e.offer.count} × {gpu}" if e.offer.count > 1 else gpu,
+            f"{name}, sharded" if e.sharded else name,
             "spot" if e.offer.use_spot else "demand",
             _number(e.offer.price, ".2f"),
             *(cells if e.fits else ["no fit"]),
@@ -275,6 +307,7 @@ def _as_json(
                 for stage in e.stages
             ],
             "peak_bytes": e.peak_bytes,
+            "sharded": e.sharded,
             "tokens_per_second": e.tokens_per_second,
             "hours": e.hours,
             "dollars": e.dollars,

@@ -21,15 +21,15 @@ from pion.data.order import rows_per_rank
 from pion.errors import BadInput
 from pion.train.hardware import pick_residual
 from pion.train.memory import Workload, predict_memory
-from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
+from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_sharing
 from pion.train.phases import config_of_largest_phase, only_draft
 from pipeline.job import Job
 from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
-from pipeline.rent.plan.links import link_of
+from pipeline.rent.plan.links import Link, link_of
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, speed_on
-from pipeline.rent.plan.step_seconds import step_seconds
+from pipeline.rent.plan.step_seconds import StepSeconds, step_seconds
 from pipeline.rent.plan.step_work import step_work
 from pipeline.training.cadence import SaveCadence
 
@@ -60,6 +60,7 @@ class StageEstimate:
     one_gpu: float | None = None
     reference_tokens: int = 0
     distance_tokens: int = 0
+    sharded: bool = False  # whether the GPUs divide the weights (hardware.fsdp)
 
     @property
     def seconds(self) -> float | None:
@@ -118,6 +119,11 @@ class Estimate:
         return max((stage.peak_bytes for stage in self.stages), default=0)
 
     @property
+    def sharded(self) -> bool:
+        """Whether the GPUs divide the weights in some stage."""
+        return any(stage.sharded for stage in self.stages)
+
+    @property
     def dollars_per_billion_tokens(self) -> float | None:
         return None if self.dollars is None else self.dollars / self.tokens * 1e9
 
@@ -172,10 +178,14 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     workers = workers_on(job, offer, num_nodes)
     rows = rows_per_rank(section.global_batch, workers)
     work = workload_on(offer.gpu, job, stage, workers)
-    in_memory = largest_phase(work, job, stage)
-    derived, recompute = choose_micro_batch(
-        in_memory, rows_per_rank=rows, memory_bytes=offer.gpu_memory, recompute=hardware.recompute
+    in_memory, derived, recompute = choose_sharing(
+        largest_phase(work, job, stage),
+        sharded=hardware.sharded,
+        rows_per_rank=rows,
+        memory_bytes=offer.gpu_memory,
+        recompute=hardware.recompute,
     )
+    work = replace(work, sharded=in_memory.sharded)
     micro_batch = min(hardware.micro_batch or derived, rows)
     peak = predict_memory(in_memory, micro_batch=micro_batch, recompute=recompute).total
     usable = int(offer.gpu_memory * (1 - HEADROOM))
@@ -189,12 +199,14 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     if together is not None and workers > 1:
         step = step_work(work, section.global_batch, micro_batch, recompute=recompute)
         link = link_of(offer.gpu, between_machines=num_nodes > 1)
-        together = step_seconds(
+        seconds = step_seconds(
             step,
             workers,
             flops_per_second=step.flops_per_second(together),
             bytes_per_second=link.bytes_per_second,
-        ).tokens_per_second
+        )
+        _refuse_a_slow_link(offer, seconds, link, num_nodes)
+        together = seconds.tokens_per_second
     tokens = None
     if section.steps_are_known:
         tokens = section.total_steps * section.global_batch * work.seq_len
@@ -211,7 +223,19 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         one_gpu=speed.tokens_per_second,
         reference_tokens=_reference_tokens(job, stage),
         distance_tokens=(tokens or 0) // FORWARD if job.needs_distance(stage) else 0,
+        sharded=work.sharded,
     )
+
+
+def _refuse_a_slow_link(offer: Offer, step: StepSeconds, link: Link, num_nodes: int) -> None:
+    """Raise BadInput if machines that divide a model would wait for their link most of the time."""
+    if num_nodes > 1 and step.exchanging > step.computing:
+        raise BadInput(
+            f"the model fits on {num_nodes} machines of {offer.count} × {offer.gpu} only if they "
+            f"divide its weights, and the link is too slow: a step would exchange weights and "
+            f"gradients for {step.exchanging:.1f} s ({link.name}, {link.gb_per_second:g} GB/s) and "
+            f"compute for {step.computing:.1f} s. Use one machine with more or larger GPUs"
+        )
 
 
 def _reference_tokens(job: Job, stage: str) -> int:

@@ -39,6 +39,8 @@ class CardsRow:
         cost: the price of a token, where one card's is 1, if n cards cost n times as much as one.
         asked: whether the job or the rental asks for this number.
         moment_bytes: of the optimizer's moments, on the card that has the most of them.
+        sharded: whether the cards divide the weights.
+        peak_bytes: the memory that a card needs then.
     """
 
     cards: int
@@ -48,6 +50,8 @@ class CardsRow:
     cost: float | None
     asked: bool
     moment_bytes: int
+    sharded: bool = False
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,29 +80,33 @@ def on_cards(job: Job, guess: Estimate, num_nodes: int = 1) -> OnCards | None:
         return None
     asked = workers_on(job, offer, num_nodes)
     assert longest.one_gpu is not None
-    work = _work(job, offer.gpu, longest)
+    work = _work(job, offer.gpu, replace(longest, sharded=False))
     reached = work.flops_per_second(longest.one_gpu)
     one = _step(work, 1, link_of(offer.gpu), reached)
     rows: list[CardsRow] = []
     for cards in sorted({*CARDS, asked}):
         link = link_of(offer.gpu, between_machines=num_nodes > 1 and cards > offer.count)
         # Fewer cards have more of the moments each, so they may have too little memory.
-        mine = guess if cards >= asked else _on_fewer(job, guess, cards)
+        as_asked = cards == asked or (cards > asked and not guess.sharded)
+        mine = guess if as_asked else _on_cards(job, guess, cards)
         stage = next((s for s in mine.stages if s.stage == longest.stage), longest)
         why_not = _why_not(job, mine, cards)
         step = None if why_not else _step(_work(job, offer.gpu, stage), cards, link, reached)
         if step is not None and cards == 1:
             one = step
         cost = None if step is None else cards * step.seconds / one.seconds
-        moments = moments_on(workload_on(offer.gpu, job, longest.stage), cards)
+        divided = stage.sharded and cards > 1
+        alone = replace(workload_on(offer.gpu, job, longest.stage), sharded=divided)
         mark = asked > 1 and cards == asked
-        rows.append(CardsRow(cards, link, step, why_not, cost, mark, moments))
+        peak = stage.peak_bytes if divided and step is not None else None
+        moments = moments_on(alone, cards)
+        rows.append(CardsRow(cards, link, step, why_not, cost, mark, moments, divided, peak))
     return OnCards(offer.gpu, longest.stage, work.gradient_bytes, one, tuple(rows))
 
 
 def _work(job: Job, gpu: str, stage: StageEstimate) -> StepWork:
     return step_work(
-        workload_on(gpu, job, stage.stage),
+        replace(workload_on(gpu, job, stage.stage), sharded=stage.sharded),
         job.section(stage.stage).global_batch,
         stage.micro_batch,
         recompute=stage.recompute,
@@ -114,8 +122,8 @@ def _step(work: StepWork, cards: int, link: Link, flops_per_second: float) -> St
     )
 
 
-def _on_fewer(job: Job, guess: Estimate, cards: int) -> Estimate:
-    """Return what the job takes on fewer cards than those of an estimate."""
+def _on_cards(job: Job, guess: Estimate, cards: int) -> Estimate:
+    """Return what the job takes on another number of cards than those of an estimate."""
     hardware = job.hardware.model_copy(update={"workers": cards})
     fewer = job.model_copy(update={"hardware": hardware})
     return estimate(fewer, replace(guess.offer, count=cards))
@@ -147,7 +155,8 @@ def warnings_about(found: Sequence[OnCards], *, only_asked: bool = False) -> lis
     """
     slow, dear = [], []
     for each in found:
-        rows = [row for row in each.rows if row.cards > 1 and row.step is not None]
+        # One card can't hold what cards divide, so they are not compared with it.
+        rows = [row for row in each.rows if row.cards > 1 and row.step and not row.sharded]
         if only_asked:
             rows = [row for row in rows if row.asked]
         slower = [row for row in rows if (row.cost or 0.0) > row.cards]

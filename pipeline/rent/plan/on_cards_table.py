@@ -36,8 +36,26 @@ def notes(found: Sequence[OnCards]) -> list[str]:
         lines += [f"{link_in_words(link)}: {link.source}" for link in links]
     elif len(found) > LINES:
         lines.append(f"{len(found) - LINES} more types: --gpu NAME, or --json")
+    lines += [f"{each.gpu}: {_exchange(each)}" for each in found if _exchange(each)]
     reasons = dict.fromkeys(row.why_not for each in found for row in each.rows if row.why_not)
     return [*lines, *(reason for reason in reasons if reason is not None)]
+
+
+def _exchange(found: OnCards) -> str:
+    """Return what the cards exchange if they divide the weights, in words; empty if they don't."""
+    rows = [row for row in found.rows if row.sharded and row.step is not None]
+    words = [
+        f"{row.cards} cards {row.step.exchanging:.2f} s of {row.step.seconds:.2f}, "
+        f"{(row.peak_bytes or 0) / 2**30:.1f} GiB each"
+        for row in rows
+        if row.step is not None
+    ]
+    if not words:
+        return ""
+    return (
+        "cards that divide the weights (sharded) gather them and give away gradients in each step, "
+        f"mostly while they compute: {'; '.join(words)}"
+    )
 
 
 def as_json(found: OnCards) -> dict[str, Any]:
@@ -60,6 +78,8 @@ def _row_as_json(row: CardsRow) -> dict[str, Any]:
         "tokens_per_second": None if step is None else step.tokens_per_second,
         "relative_cost_of_a_token": row.cost,
         "moment_bytes": row.moment_bytes,
+        "sharded": row.sharded,
+        "peak_bytes": row.peak_bytes,
         "parts": None if step is None else dataclasses.asdict(step),
     }
 
@@ -77,6 +97,7 @@ def _one_type(found: OnCards) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in found.rows:
         step, cards = row.step, f"{row.cards}{' (asked)' if row.asked else ''}"
+        cards += ", sharded" if row.sharded else ""
         if step is None or row.cost is None:
             table.add_row(cards, "no")
             continue
@@ -112,4 +133,4 @@ def _cell(row: CardsRow) -> str:
     if row.step is None or row.cost is None:
         return "no"
     cost = "" if row.cards == 1 else f" ×{row.cost:.2f}"
-    return f"{row.step.seconds:.3f}{cost}"
+    return f"{row.step.seconds:.3f}{cost}{', sharded' if row.sharded else ''}"

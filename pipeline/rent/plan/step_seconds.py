@@ -13,6 +13,15 @@ Each matrix is updated whole by one rank, which owns it, and the other ranks get
 parameters are divided alike. With more cards, computing and Muon take less time, and summing and
 gathering take more.
 
+If the cards divide the weights (`StepWork.in_parts`), they gather the weights of a block before
+each forward and each backward pass of a micro-batch, and give away their gradients after it:
+
+    summing   = micro-batches × max(G_b − backward pass, 0), and the last group's gradients
+                G_b = (n − 1)/n × (bytes of blocks + bytes of all gradients) / bus bandwidth
+    gathering = micro-batches × max(G_f − forward pass, 0), the first group's weights, and Muon's
+                matrices, to their owners and back
+                G_f = (n − 1)/n × bytes of blocks / bus bandwidth
+
 FLOP/s is what makes a step on one card as fast as that card is known or assumed to be. A card is
 assumed to compute as fast in small micro-batches as in large ones, next to a sum as without it, and
 in Newton–Schulz as in training. The sum is hidden as well as it can be, and the gathering not at
@@ -32,6 +41,23 @@ from pion.train.optimizer.ownership import Shape, deal_matrices
 
 
 @dataclass(frozen=True)
+class InParts:
+    """What cards send each other if they divide the weights, in bytes.
+
+    Attributes:
+        blocks: the weights of all blocks, as they are gathered.
+        rest: all other weights, which are gathered once a micro-batch, before everything else.
+        gradients: of all weights, in fp32.
+        matrices: what Muon's matrices take, to their owners and back.
+    """
+
+    blocks: int
+    rest: int
+    gradients: int
+    matrices: int = 0
+
+
+@dataclass(frozen=True)
 class StepWork:
     """What an optimizer step computes and sends, on any number of cards.
 
@@ -45,6 +71,7 @@ class StepWork:
         last_bucket_bytes: of the gradients that are sent when the backward pass has ended.
         update_bytes: of all updates, which the ranks that own them send to the others.
         matrices: the shapes of the matrices that Muon updates.
+        in_parts: what cards send each other if they divide the weights.
     """
 
     global_batch: int
@@ -56,6 +83,7 @@ class StepWork:
     last_bucket_bytes: int
     update_bytes: int
     matrices: tuple[Shape, ...] = ()
+    in_parts: InParts | None = None  # None: each card has all weights
 
     @property
     def tokens(self) -> int:
@@ -78,6 +106,9 @@ class StepSeconds:
     summing: float  # the gradients, as far as the backward pass does not hide it
     muon: float  # Newton–Schulz, on the busiest rank
     gathering: float
+    # How long the links are busy with weights that the cards divide, and with their gradients: most
+    # of it is hidden. 0: each card has all weights.
+    exchanging: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -108,6 +139,8 @@ def step_seconds(
     links. If `sharded` is False, every rank updates all parameters and gathers nothing.
     """
     rows = rows_per_rank(work.global_batch, cards)
+    if work.in_parts is not None:
+        return _seconds_in_parts(work, work.in_parts, cards, flops_per_second, bytes_per_second)
     last = rows - work.micro_batch * (math.ceil(rows / work.micro_batch) - 1)
     of_row = work.seq_len * (work.forward_flops + work.backward_flops)
     backward = last * work.seq_len * work.backward_flops / flops_per_second
@@ -123,6 +156,31 @@ def step_seconds(
         summing=summing,
         muon=busiest_flops(work.matrices, owners) / flops_per_second,
         gathering=gathered * work.update_bytes if sharded else 0.0,
+    )
+
+
+def _seconds_in_parts(
+    work: StepWork, parts: InParts, cards: int, flops_per_second: float, bytes_per_second: float
+) -> StepSeconds:
+    rows = rows_per_rank(work.global_batch, cards)
+    passes = math.ceil(rows / work.micro_batch)
+    tokens = rows * work.seq_len / passes  # of a pass
+    each = (cards - 1) / cards / bytes_per_second  # seconds for a byte of all ranks
+    last = min(parts.rest, parts.gradients)
+    gathering, summing = each * parts.blocks, each * (parts.blocks + parts.gradients - last)
+    forward, backward = (
+        tokens * flops / flops_per_second for flops in (work.forward_flops, work.backward_flops)
+    )
+    to_owners = each * parts.matrices / cards
+    at_the_ends = each * (parts.rest + last)
+    return StepSeconds(
+        cards=cards,
+        tokens=work.tokens,
+        computing=passes * (forward + backward),
+        summing=passes * (max(summing - backward, 0.0) + each * last),
+        muon=busiest_flops(work.matrices, cards) / flops_per_second,
+        gathering=passes * (max(gathering - forward, 0.0) + each * parts.rest) + to_owners,
+        exchanging=passes * (gathering + summing + at_the_ends) + to_owners,
     )
 
 

@@ -9,12 +9,13 @@ import torch
 from pion.config.lora import lora_cost
 from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
-from pion.model.params_and_flops import cost_of, matrix_shapes
+from pion.model.params_and_flops import cost_of, matrix_shapes, shapes_and_roles
 from pion.train.buckets import BUCKET_BYTES, bucket_sizes, in_order_of_backward
 from pion.train.memory import Workload
 from pion.train.optimizer.moments import each_matrix, elements, moment_bytes
 from pion.train.optimizer.ownership import Shape
-from pipeline.rent.plan.step_seconds import StepWork
+from pion.train.shard_rules import KEPT_WHOLE
+from pipeline.rent.plan.step_seconds import InParts, StepWork
 
 # Gradients are summed in fp32, and AdamW's updates are in fp32.
 FP32 = 4
@@ -40,13 +41,31 @@ def step_work(work: Workload, global_batch: int, micro_batch: int, *, recompute:
         last_bucket_bytes=last_bucket,
         update_bytes=FP32 * (_learned(work) - by_muon) + work.width * by_muon,
         matrices=matrices,
+        in_parts=_in_parts(work) if work.sharded else None,
     )
 
 
 def moments_on(work: Workload, ranks: int) -> int:
     """Return the bytes of the optimizer's moments on the rank that has the most of them."""
     matrices = _matrices(work)
+    if work.sharded:
+        return -(-(8 * _learned(work) - 4 * elements(matrices)) // ranks)
     return moment_bytes(_learned(work) - elements(matrices), matrices, ranks)
+
+
+def _in_parts(work: Workload) -> InParts:
+    """Return what cards send each other if they divide the weights of all blocks, and the rest."""
+    sizes = {True: 0, False: 0}
+    for shape, role in shapes_and_roles(work.config):
+        if role not in KEPT_WHOLE:
+            sizes[role == "matrix"] += shape.numel()
+    by_muon = elements(_matrices(work))
+    return InParts(
+        blocks=work.width * sizes[True],
+        rest=FP32 * sizes[False],
+        gradients=FP32 * _learned(work),
+        matrices=(FP32 + work.width) * by_muon,
+    )
 
 
 def _matrices(work: Workload) -> tuple[Shape, ...]:

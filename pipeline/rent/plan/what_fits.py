@@ -10,7 +10,7 @@ from pion.config.lora import Lora
 from pion.data.order import rows_per_rank
 from pion.errors import BadInput
 from pion.train.memory import Workload, predict_memory
-from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_micro_batch
+from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_sharing
 from pipeline.console.formats import counted
 from pipeline.job import Job
 from pipeline.job.stages import CONVERSING
@@ -100,8 +100,12 @@ def ways_on(job: Job, stage: str, offer: Offer, num_nodes: int = 1) -> Ways | No
 
     def way(changed: Workload, recompute: bool | None) -> Way:
         try:
-            derived, recompute = choose_micro_batch(
-                changed, rows_per_rank=rows, memory_bytes=memory, recompute=recompute
+            changed, derived, recompute = choose_sharing(
+                changed,
+                sharded=asked.sharded,
+                rows_per_rank=rows,
+                memory_bytes=memory,
+                recompute=recompute,
             )
         except DoesNotFit:
             derived, recompute = 1, recompute is not False
@@ -137,6 +141,58 @@ def what_would_fit(job: Job) -> str:
     """Return a sentence that names the GPU types on which a single GPU can train the job."""
     found = gpus_that_fit(job)
     return f"It fits on {_listed(found)}." if found else "It fits on no GPU known here."
+
+
+# ---------------------------------------------------------------- several GPUs
+
+# How many GPUs a machine has.
+COUNTS = (2, 4, 8)
+# A job that fits on a single GPU with this much memory is told about such GPUs. Larger ones are
+# rare and dear, so machines with several GPUs are named, too.
+COMMON = 80 * GIB
+
+
+def fewest_that_fit(job: Job, gpu: str) -> Estimate | None:
+    """Return what the job takes on the fewest GPUs of one machine that it fits on; None if it does
+    not fit on the most of COUNTS, or if the job says how many workers there are."""
+    memory = GPU_TYPES[gpu].memory if gpu in GPU_TYPES else None
+    if job.hardware.workers is not None or memory is None:
+        return None
+    for count in COUNTS:
+        guess = estimate(job, Offer(gpu, count, None, None, False, None, None, memory, 0))
+        if guess.fits:
+            return guess
+    return None
+
+
+def on_several(job: Job, gpus: Sequence[str]) -> list[Estimate]:
+    """Return what the job takes on the fewest GPUs of each type that it fits on, of these types.
+
+    Return nothing for a job that fits on a common GPU alone.
+    """
+    if any(GPU_TYPES[gpu].memory <= COMMON for gpu in gpus_that_fit(job)):
+        return []
+    found = (fewest_that_fit(job, gpu) for gpu in dict.fromkeys(gpus))
+    return [guess for guess in found if guess is not None]
+
+
+def what_several_would_fit(job: Job, gpus: Sequence[str]) -> list[str]:
+    """Return a sentence that names machines with several of these GPUs on which the job fits, and
+    what to write; nothing if there are none."""
+    guesses = on_several(job, gpus)
+    if not guesses:
+        return []
+    names = [
+        f"{e.offer.count} × {e.offer.gpu} ({e.peak_bytes / GIB:.1f} GiB each"
+        f"{', sharded' if e.sharded else ''})"
+        for e in guesses
+    ]
+    first = guesses[0].offer
+    return [
+        f"On several GPUs of one machine, it fits on {_listed(names)}: write accelerators: "
+        f"{first.gpu}:{first.count} in the rental, or hardware.workers={first.count} for "
+        "`pion plan`."
+    ]
 
 
 def what_to_change(job: Job, guesses: Sequence[Estimate], num_nodes: int = 1) -> list[str]:

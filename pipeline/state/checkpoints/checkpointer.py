@@ -6,6 +6,7 @@ layout.py lists the files of a checkpoint.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -21,10 +22,11 @@ from pipeline.state.checkpoints.layout import (
     Provenance,
     checkpoint_key,
 )
+from pipeline.state.checkpoints.other_parts import OtherParts
 from pipeline.state.checkpoints.restore import Found
 from pipeline.state.checkpoints.retention import Keep, delete_due, forget, sweep_unused
 from pipeline.state.checkpoints.snapshot import Snapshot, Tensors
-from pipeline.state.checkpoints.uploader import SaveRequest, Uploader, UploaderDied
+from pipeline.state.checkpoints.uploader import Saved, SaveRequest, Uploader, UploaderDied
 from pipeline.state.claim import Claim
 from pipeline.state.head import CheckpointEntry, Head
 from pipeline.state.record_json import to_json
@@ -177,6 +179,12 @@ class Checkpointer:
         self.stats = SaveStats()
 
     @property
+    def _parts(self) -> OtherParts | None:
+        """The other ranks, if each of them has a part of the model and uploads it."""
+        others = self._uploader.snapshot.others
+        return others if isinstance(others, OtherParts) else None
+
+    @property
     def last(self) -> CheckpointEntry | None:
         """The newest checkpoint that HEAD lists."""
         return self._pending.last
@@ -189,12 +197,14 @@ class Checkpointer:
         folder = self._workspace.folder(self._pending.newest_key)
         return folder if (folder / MANIFEST).exists() else None
 
-    def reserve(self, model: Tensors, optimizer: Tensors) -> None:
+    def reserve(
+        self, model: Tensors, optimizer: Tensors, model_pieces: Sequence[Piece] = ()
+    ) -> None:
         """Allocate the snapshot's memory in the background, so that the first save only copies."""
 
         def reserve() -> None:
             with contextlib.suppress(StoreError):  # the first save fails too, and reports it
-                self._uploader.snapshot.reserve(model, optimizer)
+                self._uploader.snapshot.reserve(model, optimizer, model_pieces)
 
         self._reserving = threading.Thread(target=reserve, daemon=True)
         self._reserving.start()
@@ -206,13 +216,14 @@ class Checkpointer:
         state: Mapping[str, Any],
         side_copy: SideCopy | None = None,
         pieces: Sequence[Piece] = (),
+        model_pieces: Sequence[Piece] = (),
     ) -> bool:
         """Take a snapshot now and write it in the background. While the previous save is still
         being written, take no snapshot and return False.
 
         The tensors are copied before this returns, or by `side_copy`. `state` is JSON and has
-        `step`. Of several ranks, this one has `pieces` of `optimizer` (see `Snapshot`). Raises the
-        previous save's error, as `wait` does.
+        `step`. Of several ranks, this one has `pieces` of `optimizer`, and `model_pieces` if they
+        have the model in parts (see `Snapshot`). Raises the previous save's error, as `wait` does.
         """
         if self.busy:
             return False
@@ -229,6 +240,7 @@ class Checkpointer:
             {**state, "stage": self.series.stage, "digest": self.series.digest},
             side_copy,
             pieces,
+            model_pieces,
         )
         self.stats.stall_seconds = time.perf_counter() - started
         deferred = side_copy is not None and side_copy.deferred
@@ -314,6 +326,10 @@ class Checkpointer:
             else:
                 self._failure = error  # raised to the training thread by `wait`
             return
+        finally:
+            if self._parts is not None:
+                with contextlib.suppress(RuntimeError):  # a rank is gone, which the next step says
+                    self._parts.drop()
         self._pending.acknowledged(entry)
         stats.durable_step = entry.step
         stats.deaths = 0
@@ -385,22 +401,33 @@ class Checkpointer:
         texts = {STATE: to_json(snapshot.state)}
         texts.update((name, data.decode()) for name, data in series.files.items())
         folder = None
-        if self._workspace.remote:
+        # A part on another machine would be missing in the copy on this one.
+        if self._workspace.remote and (self._parts is None or self._parts.on_one_machine):
             folder = str(self._workspace.folder(provenance.key))
             if self._metrics is not None:
                 texts[METRICS] = self._metrics.unwritten()
-        saved = self._uploader.save(
-            SaveRequest(
-                store=claim.store.url,
-                key=claim.state.key(provenance.key),
-                local_folder=folder,
-                extents=snapshot.extents,
-                texts=texts,
-                provenance=provenance,
-            )
+        request = SaveRequest(
+            store=claim.store.url,
+            key=claim.state.key(provenance.key),
+            local_folder=folder,
+            extents=snapshot.extents,
+            texts=texts,
+            provenance=provenance,
         )
-        claim.store.adopt(saved.staged)
-        return provenance.entry(saved.files)
+        saved = self._upload_parts(request) if self._parts else [self._uploader.save(request)]
+        for each in saved:
+            claim.store.adopt(each.staged)
+        return provenance.entry(saved[-1].files)
+
+    def _upload_parts(self, request: SaveRequest) -> list[Saved]:
+        """Let each rank upload its part. Then upload the small files, and the manifest of all."""
+        assert self._parts is not None
+        part = dataclasses.replace(request, texts={}, provenance=None)
+        with self._parts.uploading(dataclasses.replace(part, extents={})) as saved:
+            saved.append(self._uploader.save(part))
+        others = {name: about for each in saved for name, about in each.files.items()}
+        rest = dataclasses.replace(request, extents={}, others=others)
+        return [*saved, self._uploader.save(rest)]
 
     def _forget_copies(self, head: Head) -> None:
         """Delete this machine's copies of checkpoints that a restart here would not need."""

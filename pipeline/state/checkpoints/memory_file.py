@@ -26,7 +26,7 @@ class MemoryFile:
     def of(cls, fd: int) -> MemoryFile:
         """Return where this process has the file."""
         about = os.fstat(fd)
-        return cls(_machine(), os.getpid(), fd, about.st_dev, about.st_ino, about.st_size)
+        return cls(machine(), os.getpid(), fd, about.st_dev, about.st_ino, about.st_size)
 
     def open(self) -> int | None:
         """Return a descriptor that this process can read and write, which the caller closes.
@@ -34,7 +34,7 @@ class MemoryFile:
         Return None if this process can't open the file: on another machine, in another container,
         or where the system forbids it. A file that is not the expected one is not opened either.
         """
-        if not self.machine or self.machine != _machine():
+        if not self.machine or self.machine != machine():
             return None
         try:
             fd = os.open(f"/proc/{self.pid}/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
@@ -48,7 +48,8 @@ class MemoryFile:
         return None
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Return what tells machines and containers apart; nothing if the system does not say it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"

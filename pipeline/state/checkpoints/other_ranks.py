@@ -15,9 +15,11 @@ import contextlib
 import mmap
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
+from pipeline.state.checkpoints.channel import COPY, GO_ON, USE_MEMORY, Channel
 from pipeline.state.checkpoints.memory_file import MemoryFile
 from pipeline.state.checkpoints.page_locks import PageLocks
 
@@ -27,61 +29,11 @@ if TYPE_CHECKING:
     from pion.train.optimizer.state_pieces import Piece
     from pion.train.side_copy import SideCopy
 
-# What rank 0 says.
-GO_ON, USE_MEMORY, COPY = range(3)
 # What another rank says when its copies are done.
 COPIED, SENDS, FAILED = range(3)
 
 # The name, the first element and the number of elements of a piece.
 Place = tuple[str, int, int]
-
-
-class _Channel:
-    """Two groups of all ranks over gloo, which never waits for a card.
-
-    In one group, rank 0 talks to the other ranks. In the other group, threads wait for copies.
-    Every rank makes its channel at the same time.
-    """
-
-    def __init__(self) -> None:
-        import torch.distributed as dist
-
-        from pion.train.gradients import LONGEST
-
-        self.said: Any = dist.new_group(backend="gloo", timeout=LONGEST)  # process groups
-        self.done: Any = dist.new_group(backend="gloo", timeout=LONGEST)
-
-    def say(self, word: int) -> int:
-        """Return what rank 0 says."""
-        import torch
-        import torch.distributed as dist
-
-        said = torch.tensor(word)
-        dist.broadcast(said, src=0, group=self.said)
-        return int(said)
-
-    def tell(self, about: Any) -> Any:
-        """Return what rank 0 tells."""
-        import torch.distributed as dist
-
-        told = [about]
-        dist.broadcast_object_list(told, src=0, group=self.said)
-        return told[0]
-
-    def places(self, pieces: Sequence[Piece]) -> list[list[Place]]:
-        """Return what each rank has of which tensors."""
-        import torch.distributed as dist
-
-        every: list[list[Place]] = [[] for _ in range(dist.get_world_size())]
-        mine = [(piece.name, piece.start, piece.values.numel()) for piece in pieces]
-        dist.all_gather_object(every, mine, group=self.said)
-        return every
-
-    def close(self) -> None:
-        import torch.distributed as dist
-
-        for group in (self.said, self.done):
-            dist.destroy_process_group(group)
 
 
 class OtherRanks:
@@ -91,21 +43,14 @@ class OtherRanks:
     """
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
-        self._channel = _Channel()
-        self._places = self._channel.places(pieces)
+        self._channel = Channel()
+        self._places: list[list[Place]] = self._channel.of_all_ranks(_places(pieces))
         self._known: tuple[MemoryFile, Mapping[str, int]] | None = None
         self._copying = False
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> AbstractContextManager[None]:
         """Let the other ranks listen while the block may save. They call `follow` meanwhile."""
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(RuntimeError):  # a rank may be gone, which is not the news
-                self._channel.say(GO_ON)
-            raise
-        self._channel.say(GO_ON)
+        return self._channel.listening()
 
     def begin(self, fd: int, offsets: Mapping[str, int]) -> None:
         """Let each rank begin to copy its pieces into the memory behind `fd`.
@@ -151,8 +96,8 @@ class CopiesForRankZero:
 
     def __init__(self, pieces: Sequence[Piece], side_copy: SideCopy) -> None:
         self._pieces, self._side_copy = pieces, side_copy
-        self._channel = _Channel()
-        self._channel.places(pieces)
+        self._channel = Channel()
+        self._channel.of_all_ranks(_places(pieces))
         self._targets: list[torch.Tensor] = []
         self.in_rank_0 = False
         self._locks = PageLocks()
@@ -216,6 +161,10 @@ class CopiesForRankZero:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+
+def _places(pieces: Sequence[Piece]) -> list[Place]:
+    return [(piece.name, piece.start, piece.values.numel()) for piece in pieces]
 
 
 def _place(buffer: torch.Tensor, offset: int, piece: Piece) -> torch.Tensor:

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import PionError
+from pion.formats.parts import OPTIMIZER as OPTIMIZER_KIND
+from pion.formats.parts import SavedTensors, is_of, read_saved
 from pion.untrusted import read_file
-from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER, STATE, Provenance
+from pipeline.state.checkpoints.layout import (
+    KINDS,
+    MANIFEST,
+    MODEL,
+    STATE,
+    Provenance,
+    files_in,
+    model_sha256,
+    parse_manifest,
+)
 from pipeline.state.head import CheckpointEntry, Head
-from pipeline.state.record_json import Damaged, build, parse, parse_record
+from pipeline.state.record_json import Damaged, build, parse_record
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing
-from pipeline.state.workspace import Files, Workspace, read_files
+from pipeline.state.workspace import Files, Workspace
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +38,19 @@ class Loaded:
     """A checkpoint's content. Tensors are on the CPU, mapped from the files in `folder`."""
 
     folder: Path
-    model: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
+    saved_model: SavedTensors
+    saved_optimizer: SavedTensors
     state: dict[str, Any]
+
+    @functools.cached_property
+    def model(self) -> dict[str, torch.Tensor]:
+        """The weights whole. Those that are in parts are joined in memory."""
+        return self.saved_model.tensors()
+
+    @functools.cached_property
+    def optimizer(self) -> dict[str, torch.Tensor]:
+        """The optimizer's tensors, as the weights."""
+        return self.saved_optimizer.tensors()
 
 
 @dataclass(frozen=True)
@@ -84,39 +106,40 @@ def refuse_other_formats(run: RunState, head: Head) -> None:
     for entry in head.checkpoints[:1]:
         key = run.key(f"{entry.key}/{MANIFEST}")
         with contextlib.suppress(Missing, Damaged):
-            parse(run.store.read(key), f"{run.store.url}/{key}")
+            parse_manifest(run.store.read(key), f"{run.store.url}/{key}")
 
 
 def check_entry(
-    workspace: Workspace, entry: CheckpointEntry, *, but: str | None = None
+    workspace: Workspace, entry: CheckpointEntry, *, optimizer: bool = True
 ) -> str | None:
     """Return why a listed checkpoint can't be used (a file is missing, cut short or changed).
 
-    Returns None for a good checkpoint. Its files are then in the workspace, all `but` the one of
-    this name. Raises like `newest_good`.
+    Returns None for a good checkpoint. Its files are then in the workspace, those of the optimizer
+    only if asked for. Raises like `newest_good`.
     """
+    where = f"{workspace.run}/{entry.key}/{MANIFEST}"
+    url = f"{workspace.store.url}/{where}"
     try:
-        files = workspace.listed(entry.key, MANIFEST)
+        files = files_in(parse_manifest(workspace.store.read(where), url), url)
     except Missing:
         return f"{MANIFEST} is missing"
     except Damaged:
         return f"{MANIFEST} is damaged"
-    if MODEL not in files:
+    found = model_sha256(files)
+    if found is None:
         return f"{MANIFEST} lists no {MODEL}"
-    if files[MODEL][1] != entry.model_sha256:
+    if found != entry.model_sha256:
         return f"{MODEL} differs from the file that HEAD lists"
-    wanted = {name: about for name, about in files.items() if name != but}
+    wanted = {n: about for n, about in files.items() if optimizer or not is_of(OPTIMIZER_KIND, n)}
     return workspace.fetch(entry.key, wanted)
 
 
 def load_folder(folder: Path) -> Loaded:
     """Read a checkpoint's folder without verifying it. Raises `PionError` if a file can't be
     read."""
-    from pion.formats.weights import read_tensors
-
     try:
         state = parse_record(read_file(folder / STATE), str(folder / STATE))
-        return Loaded(folder, read_tensors(folder / MODEL), read_tensors(folder / OPTIMIZER), state)
+        return Loaded(folder, *(read_saved(folder, kind) for kind in KINDS), state)
     except (OSError, ValueError, PionError) as error:
         raise PionError(f"{folder} is not a complete checkpoint: {error}") from error
 
@@ -132,13 +155,14 @@ def _unlisted(
     for path in workspace.folder(f"checkpoints/{stage}").glob(f"*/{MANIFEST}"):
         try:
             data = read_file(path)
-            save = build(Provenance, parse(data, str(path)), str(path))
-            files = read_files(data, str(path))
+            manifest = parse_manifest(data, str(path))
+            save = build(Provenance, manifest, str(path))
+            files = files_in(manifest, str(path))
         except (OSError, PionError):
             continue
         farther = newest is None or save.step > newest.step
         descends = farther and save.ancestor == (newest.key if newest else None)
-        if save.digest == digest and descends and not _rewound(head, save) and MODEL in files:
+        if save.digest == digest and descends and not _rewound(head, save) and model_sha256(files):
             found.append((save.entry(files), files))
     for entry, files in sorted(found, key=lambda item: -item[0].step):
         if workspace.local_problem(entry.key, files) is None:

@@ -10,12 +10,13 @@ import mmap
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from pion.formats import parts
 from pion.train.side_copy import SideCopy
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
-from pipeline.state.checkpoints.other_ranks import OtherRanks
 from pipeline.state.checkpoints.page_locks import PageLocks
+from pipeline.state.checkpoints.part import Part
 from pipeline.state.stores.local import explained
 
 if TYPE_CHECKING:
@@ -28,6 +29,18 @@ Tensors = Mapping[str, "torch.Tensor"]
 Extent = tuple[int, int]
 
 _PAGE = 4096
+_KINDS = {MODEL: parts.MODEL, OPTIMIZER: parts.OPTIMIZER}
+
+
+class Others(Protocol):
+    """The other ranks of a save, as rank 0 sees them."""
+
+    def begin(self, fd: int, offsets: Mapping[str, int]) -> None:
+        """Let the other ranks begin to copy. `offsets` has the first byte of each optimizer tensor
+        in the memory behind `fd`."""
+
+    def wait(self, tensors: Tensors) -> None:
+        """Block until `tensors`, the optimizer's, have what the other ranks have of them."""
 
 
 class Snapshot:
@@ -37,11 +50,14 @@ class Snapshot:
     and dtypes reuses the memory, so a snapshot is one copy and memory does not grow. No `take` may
     begin before the memory of the previous one was read.
 
-    Of several ranks, `others` copy their pieces of the optimizer's tensors into the same memory.
+    Of several ranks that have the weights whole, `others` copy their pieces of the optimizer's
+    tensors into the same memory. Of ranks that have the model in parts, each has a snapshot of its
+    own `part`.
     """
 
-    def __init__(self) -> None:
-        self.others: OtherRanks | None = None
+    def __init__(self, part: Part | None = None) -> None:
+        self.part = part
+        self.others: Others | None = None
         self.fd = os.memfd_create("pion-snapshot")
         self.state: dict[str, Any] = {}
         self.extents: dict[str, Extent] = {}
@@ -58,18 +74,25 @@ class Snapshot:
         state: Mapping[str, Any],
         side_copy: SideCopy | None = None,
         pieces: Sequence["Piece"] = (),
+        model_pieces: Sequence["Piece"] = (),
     ) -> None:
         """Begin to copy the tensors, by `side_copy` or at once, and copy the state.
 
         Optimizer tensors on the device `meta` have no values: this rank has `pieces` of them, and
-        `others` have the rest. The memory has all tensors after `wait`. Raises `StoreError` like
-        `reserve`.
+        `others` have the rest. Of a part, the same holds for `model` and `model_pieces`. The memory
+        has all tensors after `wait`. Raises `StoreError` like `reserve`.
         """
-        self.reserve(model, optimizer)
-        moments = self._views[OPTIMIZER]
-        copies = [(self._views[MODEL][name], tensor) for name, tensor in model.items()]
-        copies += [(moments[n], tensor) for n, tensor in optimizer.items() if not tensor.is_meta]
-        copies += [(piece.within(moments[piece.name]), piece.values) for piece in pieces]
+        self.reserve(model, optimizer, model_pieces)
+        weights, moments = self._views[MODEL], self._views[OPTIMIZER]
+        if self.part is not None:
+            copies = [
+                *self.part.copies(parts.MODEL, weights, model_pieces),
+                *self.part.copies(parts.OPTIMIZER, moments, pieces),
+            ]
+        else:
+            copies = [(weights[name], tensor) for name, tensor in model.items()]
+            copies += [(moments[n], each) for n, each in optimizer.items() if not each.is_meta]
+            copies += [(piece.within(moments[piece.name]), piece.values) for piece in pieces]
         if self.others is not None:
             self.others.begin(self.fd, self.places)
         self._copying = side_copy or SideCopy()
@@ -85,15 +108,21 @@ class Snapshot:
         if self.others is not None:
             self.others.wait(self._views.get(OPTIMIZER, {}))
 
-    def reserve(self, model: Tensors, optimizer: Tensors) -> None:
-        """Allocate memory for tensors of these shapes.
+    def reserve(
+        self, model: Tensors, optimizer: Tensors, model_pieces: Sequence["Piece"] = ()
+    ) -> None:
+        """Allocate memory for tensors of these shapes, or for this rank's part of them.
 
         Raises `StoreError` if the machine does not have enough memory.
         """
+        weights = [*model.values(), *(piece.values for piece in model_pieces)]
+        if self.part is not None:
+            model = self.part.flat(parts.MODEL, model)
+            optimizer = self.part.flat(parts.OPTIMIZER, optimizer)
         images = {MODEL: _ordered(model), OPTIMIZER: _ordered(optimizer)}
         layout = [[(n, t.dtype, t.shape) for n, t in image.items()] for image in images.values()]
         if layout != self._layout:
-            self._allocate(images, pinned=any(tensor.is_cuda for tensor in model.values()))
+            self._allocate(images, pinned=any(tensor.is_cuda for tensor in weights))
             self._layout = layout
 
     def close(self) -> None:
@@ -109,13 +138,14 @@ class Snapshot:
     def _allocate(self, images: Mapping[str, Tensors], *, pinned: bool) -> None:
         import torch
 
-        headers = {name: _header(image) for name, image in images.items()}
+        headers = {name: _header(image, self._metadata(name)) for name, image in images.items()}
         self.wait()
         self._locks.unlock()
         self._views, self.places, self.extents = {}, {}, {}  # free the old memory first
+        extents: dict[str, Extent] = {}
         offset = 0
         for name, (header, size) in headers.items():
-            self.extents[name] = (offset, len(header) + size)
+            extents[name] = (offset, len(header) + size)
             offset += -(-(len(header) + size) // _PAGE) * _PAGE
         os.ftruncate(self.fd, 0)
         # Reserve the pages now: too little memory is then an error here, not a SIGBUS later.
@@ -127,7 +157,7 @@ class Snapshot:
             self._locks.lock([(buffer.data_ptr(), buffer.numel())])
         for name, image in images.items():
             header, _ = headers[name]
-            start = self.extents[name][0]
+            start = extents[name][0]
             memory[start : start + len(header)] = header
             begin = start + len(header)
             self._views[name] = {}
@@ -137,6 +167,14 @@ class Snapshot:
                 if name == OPTIMIZER:
                     self.places[key] = begin
                 begin = end
+        self.extents = {self._file(name): extent for name, extent in extents.items()}
+
+    def _file(self, name: str) -> str:
+        """Return the name of the file that this rank writes, instead of the whole one."""
+        return name if self.part is None else self.part.file(_KINDS[name])
+
+    def _metadata(self, name: str) -> dict[str, str]:
+        return {} if self.part is None else self.part.metadata(_KINDS[name])
 
 
 def map_extents(fd: int, extents: Mapping[str, Extent]) -> dict[str, memoryview]:
@@ -151,11 +189,11 @@ def _ordered(tensors: Tensors) -> dict[str, "torch.Tensor"]:
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
 
 
-def _header(tensors: Tensors) -> tuple[bytes, int]:
+def _header(tensors: Tensors, metadata: Mapping[str, str]) -> tuple[bytes, int]:
     """Return the header of a safetensors file (names, dtypes, shapes and offsets) and the number of
     bytes after it."""
     names = _dtype_names()
-    header: dict[str, dict[str, Any]] = {}
+    header: dict[str, Mapping[str, Any]] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()

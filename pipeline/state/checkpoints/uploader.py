@@ -23,8 +23,9 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pion.errors import PionError
 from pipeline.console.formats import duration
@@ -54,7 +55,9 @@ class SaveRequest:
             itself is on this machine.
         extents: the places of the large files in the snapshot.
         texts: the small files.
-        provenance: the manifest's fields other than the files.
+        provenance: the manifest's fields other than the files; None for a part of a checkpoint,
+            which gets its manifest later.
+        others: the files that other requests have saved. The manifest lists them, too.
     """
 
     store: str
@@ -62,7 +65,15 @@ class SaveRequest:
     local_folder: str | None
     extents: Mapping[str, Extent]
     texts: Mapping[str, str]
-    provenance: Provenance
+    provenance: Provenance | None
+    others: Files = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, text: str) -> SaveRequest:
+        """Return the request that was written as JSON."""
+        asked = json.loads(text)
+        raw = asked.pop("provenance")
+        return cls(**asked, provenance=None if raw is None else Provenance(**raw))
 
 
 @dataclass(frozen=True)
@@ -72,11 +83,17 @@ class Saved:
     files: Files
     staged: list[Staged]
 
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Saved:
+        """Return what was written as JSON."""
+        files = {name: (size, sha256) for name, (size, sha256) in raw["files"].items()}
+        return cls(files, raw["staged"])
+
 
 def save(store: Store, request: SaveRequest, memory: Mapping[str, Content]) -> Saved:
     """Write a checkpoint's files, the manifest last, and check what the store has then.
 
-    Raises `StoreError`.
+    Of a part of a checkpoint, there is no manifest. Raises `StoreError`.
     """
     contents: dict[str, Content] = {
         **memory,
@@ -93,8 +110,10 @@ def save(store: Store, request: SaveRequest, memory: Mapping[str, Content]) -> S
         files = {
             name: (len(data), sha256) for (name, data), sha256 in zip(contents.items(), hashes)
         }
-    manifest = request.provenance.manifest(files)
-    place.write(prefix + MANIFEST, manifest)
+    files = {**request.others, **files}
+    manifest = None if request.provenance is None else request.provenance.manifest(files)
+    if manifest is not None:
+        place.write(prefix + MANIFEST, manifest)
     if folder is not None:
         local = Path(folder)
 
@@ -104,8 +123,12 @@ def save(store: Store, request: SaveRequest, memory: Mapping[str, Content]) -> S
 
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(upload, contents))
-        store.write(f"{request.key}/{MANIFEST}", manifest)
+        if manifest is not None:
+            store.write(f"{request.key}/{MANIFEST}", manifest)
     _check(store, request.key, contents)
+    if not store.commits:  # else another process has staged them
+        sizes = {name: size for name, (size, _) in request.others.items()}
+        _refuse(store, request.key, _wrong_sizes(store, request.key, sizes))
     return Saved(files, store.staged())
 
 
@@ -120,12 +143,23 @@ def _check(store: Store, key: str, contents: Mapping[str, Content]) -> None:
         differences = (_difference(folder / name, data) for name, data in contents.items())
         wrong = list(filter(None, differences))
     else:
-        sizes = {found.key: found.size for found in store.list(key + "/")}
-        wrong = [
-            f"{name} has {sizes.get(f'{key}/{name}')} bytes instead of {len(data)}"
-            for name, data in contents.items()
-            if sizes.get(f"{key}/{name}") != len(data)
-        ]
+        wrong = _wrong_sizes(store, key, {name: len(data) for name, data in contents.items()})
+    _refuse(store, key, wrong)
+
+
+def _wrong_sizes(store: Store, key: str, sizes: Mapping[str, int]) -> list[str]:
+    """Return which files have another size in the store, in words."""
+    if not sizes:
+        return []
+    found = {entry.key: entry.size for entry in store.list(key + "/")}
+    return [
+        f"{name} has {found.get(f'{key}/{name}')} bytes instead of {size}"
+        for name, size in sizes.items()
+        if found.get(f"{key}/{name}") != size
+    ]
+
+
+def _refuse(store: Store, key: str, wrong: list[str]) -> None:
     if wrong:
         raise StoreError("store", f"{store.url}/{key}", f"when read back, {'; '.join(wrong)}")
 
@@ -200,9 +234,7 @@ class Uploader:
         answer = json.loads(line)
         if "error" in answer:
             raise error_from_json(answer["error"])
-        saved = answer["saved"]
-        files = {name: (size, sha256) for name, (size, sha256) in saved["files"].items()}
-        return Saved(files, saved["staged"])
+        return Saved.from_json(answer["saved"])
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -274,9 +306,7 @@ def main() -> None:
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     store: Store | None = None
     while True:
-        asked = json.loads(requests.get())
-        provenance = Provenance(**asked.pop("provenance"))
-        request = SaveRequest(**asked, provenance=provenance)
+        request = SaveRequest.from_json(requests.get())
         try:
             if store is None or store.commits:  # the parent commits what the old object staged
                 store = open_store(request.store)

@@ -233,6 +233,7 @@ class _Training(_Event):
     compile: NotRequired[bool]
     combo_kernels: NotRequired[bool]
     flex_attention: NotRequired[bool]
+    sharded: NotRequired[bool]
     residual: NotRequired[str]
     torch: NotRequired[str]
     seq_len: NotRequired[Count]
@@ -255,6 +256,7 @@ class _Plan(TypedDict):
     compile: bool
     combo_kernels: NotRequired[bool]
     flex_attention: NotRequired[bool]
+    sharded: NotRequired[bool]
 
 
 @open_record

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from pion.errors import BadInput
 from pion.formats.load import load_decoder
-from pion.formats.weights import INDEX, MOST_SHARDS, WEIGHTS, read_model_tensors
+from pion.formats.model_tensors import read_model_tensors
+from pion.formats.weights import INDEX, MOST_SHARDS, WEIGHTS
 from tests.support.stock_models import apart, saved, stock_model, tokens
 
 NAME = "model.layers.1.self_attn.q_proj.bias"

@@ -75,7 +75,11 @@ class OtherCard(Group):
 
     dtype, plan = "bfloat16", (1, True, "float32", False, True, True)
 
+    sharded = False
+
     def of_all_ranks(self, value: Any) -> list[Any]:
+        if isinstance(value, bool):
+            return [value, self.sharded]
         return [value, self.dtype if isinstance(value, str) else self.plan]
 
 
@@ -91,6 +95,81 @@ def test_ranks_of_different_cards_compute_as_the_weakest(monkeypatch: pytest.Mon
     plan = choose_plan(tiny_job(), "pretrain", group, None)
     alone = choose_plan(tiny_job(hardware__dtype="float32"), "pretrain", Group(0, 2), None)
     assert (plan.dtype, plan.micro_batch) == ("float32", alone.micro_batch)
+
+
+# ---------------------------------------------------------------- a model in parts
+
+
+def card_of(gib: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this machine have GPUs with so much memory."""
+    monkeypatch.setattr(hardware, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(hardware, "pick_dtype", lambda asked, device: "bfloat16")
+    monkeypatch.setattr(hardware, "cuda_capability", lambda device: (8, 6))
+    monkeypatch.setattr(hardware, "total_memory", lambda device: int(gib * 2**30))
+
+
+LARGE = {"model": "pion-small", "data__seq_len": 96}
+# The GiB of a card: four ranks fit there as usual; only if they divide the weights; and not at all.
+WHOLE, PARTS, TOO_SMALL = 4.0, 1.9, 0.9
+
+
+def test_ranks_divide_a_model_only_if_it_does_not_fit_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = tiny_job(**LARGE)
+    card_of(WHOLE, monkeypatch)
+    assert not choose_plan(job, "pretrain", Group(0, 4), None).sharded
+    card_of(PARTS, monkeypatch)
+    plan = choose_plan(job, "pretrain", Group(0, 4), None)
+    assert plan.sharded
+    assert not plan.recompute  # its activations fit, once the weights are divided
+    with pytest.raises(BadInput, match="does not fit"):
+        choose_plan(job, "pretrain", Group(0, 1), None)
+    card_of(TOO_SMALL, monkeypatch)
+    with pytest.raises(BadInput, match="on each of 4 workers that divide the weights"):
+        choose_plan(job, "pretrain", Group(0, 4), None)
+
+
+def test_the_job_decides_whether_ranks_divide_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    card_of(WHOLE, monkeypatch)
+    assert choose_plan(
+        tiny_job(**LARGE, hardware__fsdp=True), "pretrain", Group(0, 4), None
+    ).sharded
+    card_of(PARTS, monkeypatch)
+    with pytest.raises(BadInput, match="does not fit"):
+        choose_plan(tiny_job(**LARGE, hardware__fsdp=False), "pretrain", Group(0, 4), None)
+
+
+def test_the_workers_of_a_cpu_divide_a_model_only_if_they_are_asked_to() -> None:
+    assert choose_plan(tiny_job(hardware__fsdp=True), "pretrain", Group(0, 2), None).sharded
+    assert not choose_plan(tiny_job(), "pretrain", Group(0, 2), None).sharded
+
+
+def test_one_worker_has_nobody_to_divide_a_model_with() -> None:
+    with pytest.raises(BadInput, match=r"hardware\.fsdp: true .* workers is 1"):
+        choose_plan(tiny_job(hardware__fsdp=True), "pretrain", Group(0, 1), None)
+
+
+def test_a_model_stays_divided_as_the_checkpoint_recorded_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card_of(WHOLE, monkeypatch)
+    forced = choose_plan(tiny_job(**LARGE, hardware__fsdp=True), "pretrain", Group(0, 4), None)
+    again = choose_plan(tiny_job(**LARGE), "pretrain", Group(0, 4), forced.to_dict())
+    assert again == forced
+    refused = tiny_job(**LARGE, hardware__fsdp=False)
+    assert not choose_plan(refused, "pretrain", Group(0, 4), forced.to_dict()).sharded
+    for others in (1, 2, 8):  # another machine, which chooses anew
+        plan = choose_plan(tiny_job(**LARGE), "pretrain", Group(0, others), forced.to_dict())
+        assert not plan.sharded
+
+
+def test_all_ranks_divide_a_model_that_does_not_fit_on_one_of_their_cards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card_of(WHOLE, monkeypatch)
+    monkeypatch.setattr(OtherCard, "sharded", True)
+    assert choose_plan(tiny_job(**LARGE), "pretrain", OtherCard(0, 2), None).sharded
 
 
 # ---------------------------------------------------------------- the residual stream

@@ -78,6 +78,13 @@ def test_a_step_that_is_compiled_in_another_way_is_not_bit_identical(name: str) 
     assert not plan_changed(without, now)  # an attempt of an earlier version
 
 
+def test_a_model_that_ranks_now_have_in_parts_is_not_bit_identical() -> None:
+    now = A40 | {"from_step": 10, "next_row": 640, "sharded": True}
+    lines = receipt(A40 | {"sharded": False}, now, None)
+    assert "sharded no → yes" in lines
+    assert any(line.startswith("not bit-identical") for line in lines)
+
+
 def test_another_torch_is_shown_as_equal_up_to_rounding() -> None:
     now = A40 | {"from_step": 10, "next_row": 640, "torch": "2.15.0+cu132"}
     lines = receipt(A40 | {"torch": "2.11.0+cu128"}, now, None)

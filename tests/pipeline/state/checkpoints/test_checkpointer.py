@@ -355,8 +355,8 @@ def test_a_checkpoint_of_a_newer_format_is_an_error_and_not_skipped(claim: Claim
     save(checkpointer, 20)
     key = "demo/checkpoints/pretrain/20-1/manifest.json"
     manifest = json.loads(claim.store.read(key))
-    claim.store.write(key, json.dumps({**manifest, "format": 2}).encode())
-    with pytest.raises(BadInput, match=r"20-1/manifest.json has format version 2"):
+    claim.store.write(key, json.dumps({**manifest, "format": 3}).encode())
+    with pytest.raises(BadInput, match=r"20-1/manifest.json has format version 3"):
         newest(claim)
 
 

@@ -174,7 +174,7 @@ def group(folder: Path, rank: int, world_size: int, name: str = "") -> Iterator[
 def hops(rank: int, folder: Path) -> None:
     """Run one process, as a rank of all groups that have so many ranks. Rank 2 is elsewhere."""
     if rank == 2:
-        memory_file._machine = lambda: "another machine"
+        memory_file.machine = lambda: "another machine"
     results = {}
     for number, world_size in enumerate(json.loads((folder / "hops.json").read_text())):
         if rank < world_size:

@@ -1,0 +1,53 @@
+"""Read the weights in a model's folder: one file, the parts of ranks, or transformers' shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pion.errors import BadInput
+from pion.formats.parts import MODEL, read_saved
+from pion.formats.weights import INDEX, WEIGHTS, no_weights, read_tensors, shards_of
+from pion.later_fields import shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def read_model_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a model's folder by their names, on the CPU.
+
+    They are mapped from its files, but those that several ranks have written in parts are in
+    memory. If one file has all tensors, an index is not read, as in transformers. Raises BadInput
+    that names the file for a missing or damaged file and for an index that no model has, and
+    BadInput for a folder with pickles only.
+    """
+    if not (folder / INDEX).is_file() or (folder / WEIGHTS).is_file():
+        try:
+            return read_saved(folder, MODEL).tensors()
+        except (FileNotFoundError, NotADirectoryError):
+            raise no_weights(folder) from None
+    shard_of = shards_of(folder / INDEX)
+    tensors = {
+        shard: read_tensors(
+            folder / shard,
+            f"{folder}: {shard} is missing, but {INDEX} names it. Download the model again",
+        )
+        for shard in sorted(set(shard_of.values()))
+    }
+    for name, shard in shard_of.items():
+        if name not in tensors[shard]:
+            raise BadInput(
+                f"{folder}: {shard} has no tensor {shown(name)}, but {INDEX} expects it there. The "
+                "files are of different models: download the model again"
+            )
+    return {name: tensors[shard][name] for name, shard in shard_of.items()}
+
+
+def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors that LoRA has trained, in a checkpoint's folder. Raises BadInput as
+    `read_model_tensors` does."""
+    try:
+        return read_saved(folder, MODEL).tensors()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f"{folder} is not an adapter: it has no model.safetensors") from None

@@ -1,0 +1,107 @@
+"""The memory of a sharded step, compared with what torch's FSDPMemTracker counts of FSDP2 itself.
+
+A fake group stands for the other ranks, and fake tensors for the weights. The tracker hooks into
+`forward`, and not into the methods that `register_fsdp_forward_method` registers: so `losses` is
+the model's `forward` here. What follows the passes, such as the optimizer's step, it does not see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed.device_mesh import init_device_mesh
+
+from pion.config.model_config import ModelConfig
+from pion.model import decoder
+from pion.model.decoder import Decoder
+from pion.model.forward_pass import StepOptions
+from pion.train import sharding
+from pion.train.memory import Workload, predict_memory
+from pion.train.memory_trace.stand_ins import replaced, stand_ins
+from pion.train.sharding import Shards
+from tests.cuda_rehearsal.fake_group import fake_group
+
+MOST = 1.15  # a prediction is never under what is counted, and never over by more than this
+
+# A preset of each family. Daisy and PILON name their layers, and can't have fewer.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "pion-small": {"n_layers": 4},
+    "pion2-small": {},
+    "tachyon-tiny": {"n_layers": 4},
+    "lepton-small": {"n_layers": 4},
+    "daisy-pico": {},
+    "pilon-48m": {},
+}
+
+
+def counted(config: ModelConfig, ranks: int, rows: int, dtype: str, *, recompute: bool) -> int:
+    """Return the most bytes at once in a micro-batch, on rank 0 of a fake group. Gradients of an
+    earlier micro-batch are there."""
+    bf16, cpu = dtype == "bfloat16", torch.device("cpu")
+    with (
+        fake_group(ranks),
+        a_mesh_of_numbers(ranks),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        stand_ins("cpu", (8, 6)),
+        replaced(decoder, "draw_weights", lambda *a, **k: None),
+    ):
+        model = Decoder(config)
+        Shards(model, cpu, torch.bfloat16 if bf16 else torch.float32, 0, ranks)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        model.forward = model.losses  # type: ignore[method-assign]
+        tokens = torch.zeros(rows, config.seq_len, dtype=torch.int64)
+        tracker = FSDPMemTracker(model)
+        with tracker, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            losses = model(tokens, tokens, options=StepOptions(recompute=recompute))
+            total = losses.ce + losses.aux * 0.1
+            del losses
+            total.backward()
+        peak = tracker.get_tracker_snapshot("peak")
+        return int(max(kinds["Total"] for kinds in peak.values()))
+
+
+@contextlib.contextmanager
+def a_mesh_of_numbers(ranks: int) -> Iterator[None]:
+    """Let `sharding.py` have a mesh that is made before tensors are fake: it reads its numbers."""
+    mesh = init_device_mesh("cpu", (ranks,))
+    with replaced(sharding, "init_device_mesh", lambda *a: mesh):
+        yield
+
+
+def predicted(config: ModelConfig, ranks: int, rows: int, dtype: Any, *, recompute: bool) -> int:
+    work = Workload(config, config.seq_len, dtype, "adamw", "cpu", False, ranks=ranks, sharded=True)
+    found = predict_memory(work, micro_batch=rows, recompute=recompute)
+    return found.weights + max(found.loss, found.backward)
+
+
+def check(config: ModelConfig, ranks: int, dtype: str, *, recompute: bool) -> None:
+    gc.collect()
+    there = counted(config, ranks, 1, dtype, recompute=recompute)
+    ratio = predicted(config, ranks, 1, dtype, recompute=recompute) / there
+    assert 1 <= ratio <= MOST, f"{ratio:.3f} of {there:,} bytes"
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_prediction_is_never_under_and_at_most_15_percent_over(recompute: bool) -> None:
+    config = ModelConfig.preset("tachyon-tiny", n_layers=3, seq_len=128, vocab_size=4096)
+    check(config, 8, "bfloat16", recompute=recompute)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("ranks", [4, 8, 16, 64])
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_the_prediction_holds_for_each_family(
+    preset: str, ranks: int, dtype: str, recompute: bool
+) -> None:
+    config = ModelConfig.preset(preset, **FAMILIES[preset])
+    check(config, ranks, dtype, recompute=recompute)

@@ -1,0 +1,371 @@
+"""Ranks that keep parts of a model train it as one process does, and skip no collective."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch._inductor
+import torch.distributed as dist
+
+from pion.config.lora import Lora
+from pion.data.stream import RowStream
+from pion.errors import BadInput
+from pion.generation.generate import generate_batch
+from pion.model.decoder import Decoder
+from pion.model.drawn_later import drawn_later
+from pion.model.lora_projections import adapted
+from pion.train.optimizer import sharded_muon
+from pion.train.optimizer.state_pieces import Whole
+from pion.train.preference import Preference
+from pion.train.trainer import ComputePlan, SavedState, Trainer, TrainState
+from tests.families.families import FAMILIES
+from tests.support import pair_rows
+from tests.support.ranks import run_ranks
+from tests.support.sharded_trainers import apart, make, rows_of, same, train
+from tests.support.waiting import wait_until
+from tests.support.whole_state import whole_state
+
+STEPS = 3
+# Experts, routers and Muon; value tables, wiring and windows; banks of primitives and AdamW.
+COMPARED = {"tachyon": "muon", "daisy": "adamw", "pilon": "muon"}
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of the tests: its rank, of how many, and where it has its data."""
+
+    rank: int
+    world_size: int
+    folder: Path
+
+    def stream(self, name: str) -> RowStream:
+        return rows_of(name, self.folder / f"data{self.world_size}-{self.rank}")
+
+    def trainer(
+        self, name: str = "pion", *, stream: RowStream | None = None, **changes: Any
+    ) -> Trainer:
+        rows = self.stream(name) if stream is None else stream
+        return make(name, rows, world_size=self.world_size, rank=self.rank, **changes)
+
+
+def follow(process: Process, name: str, optimizer: str) -> dict[str, Any]:
+    trainer = process.trainer(name, optimizer=optimizer)
+    measured = train(trainer, STEPS)
+    state = whole_state(trainer)
+    if process.rank == 0:
+        torch.save((state.model, state.optimizer), process.folder / f"{name}{process.world_size}")
+    return {"measured": measured}
+
+
+def stop_on_one_rank(process: Process) -> dict[str, Any]:
+    trainer = process.trainer()
+    train(trainer, 1)
+    before, asked = whole_state(trainer), 0
+
+    def only_rank_1_before_the_second_micro_batch() -> bool:
+        nonlocal asked
+        asked += 1
+        return process.rank == 1 and asked == 2
+
+    finished = trainer.train_step(only_rank_1_before_the_second_micro_batch)
+    unchanged = same(before, whole_state(trainer))
+    train(trainer, 1)
+    return {"finished": finished, "unchanged": unchanged, "asked": asked}
+
+
+def resume(process: Process) -> dict[str, Any]:
+    trainer = process.trainer("tachyon", optimizer="muon")
+    train(trainer, 1)
+    saved = whole_state(trainer)
+    train(trainer, 2)
+    resumed = process.trainer("tachyon", optimizer="muon", model=FAMILIES["tachyon"].decoder(9))
+    resumed.load(SavedState(Whole(saved.model), Whole(saved.optimizer), saved.meta))
+    read = same(saved, whole_state(resumed))
+    train(resumed, 2)
+    ends = whole_state(trainer), whole_state(resumed)
+    refused = ""
+    try:
+        resumed.load(TrainState(saved.model, {}, saved.meta))
+    except BadInput as error:
+        refused = str(error)
+    return {"read": read, "same": same(*ends), "step": resumed.step, "refused": refused}
+
+
+def measure(process: Process) -> dict[str, Any]:
+    """Evaluate and write before, between and after steps; return what was found."""
+    trainer, held_out = process.trainer(), process.stream("pion")
+    found: dict[str, Any] = {"losses": [], "texts": []}
+    for rows in (range(3, 12), range(3, 4), range(12, 16)):
+        evaluation = trainer.evaluate(held_out, rows, 2, end_of_text=0)
+        found["losses"].append(evaluation.loss)
+        with trainer.measuring():
+            texts = generate_batch(
+                trainer.model, [[1, 2, 3], [4, 5]], stop_ids=[0], max_tokens=4, seed=0
+            )
+            found["texts"].append(list(texts))
+        train(trainer, 1)
+    return found
+
+
+def begin_without_weights(process: Process) -> dict[str, Any]:
+    config = FAMILIES["tachyon"].config()
+    torch.manual_seed(5)
+    model, weights = drawn_later(config)
+    later = whole_state(process.trainer("tachyon", model=model, weights=weights))
+    with torch.device("meta"):
+        empty = Decoder(config)
+    filled = process.trainer("tachyon", model=empty, weights=Whole(later.model))
+    torch.manual_seed(5)
+    drawn = Decoder(config).state_dict()
+    refused = ""
+    try:
+        _, less = drawn_later(config)
+        with torch.device("meta"):
+            empty = Decoder(config)
+        process.trainer("tachyon", model=empty, weights=less)
+    except BadInput as error:
+        refused = str(error)
+    return {
+        "apart": apart(later.model, drawn),
+        "filled": apart(whole_state(filled).model, drawn),
+        "refused": refused,
+    }
+
+
+def adapt(process: Process) -> dict[str, Any]:
+    model = adapted(FAMILIES["pion"].decoder(0), Lora(rank=4), seed=0, dtype=torch.float32)
+    trainer = process.trainer(model=model, lr=1e-2)
+    measured = train(trainer, STEPS)
+    return {"measured": measured, "names": sorted(whole_state(trainer).model)}
+
+
+def prefer(process: Process) -> dict[str, Any]:
+    """Learn by kto, which needs the distance from its reference before the gradients."""
+    torch.manual_seed(process.rank)
+    config = pair_rows.CONFIG
+    pairs = pair_rows.random_pairs(20)
+    others = pair_rows.with_others(pairs, [(-30.0, -20.0)] * sum(map(len, pairs)))
+    stream = pair_rows.PairRows(pairs, single=True, others=others).as_stream()
+    trainer = process.trainer(
+        model=Decoder(config), stream=stream, preference=Preference("kto", beta=0.02)
+    )
+    measured = train(trainer, 2)
+    losses = [
+        trainer.evaluate(stream, rows, 2, end_of_text=0).loss for rows in (range(9), range(1))
+    ]
+    return {"measured": measured, "losses": losses}
+
+
+def parts(process: Process) -> dict[str, Any]:
+    """Return how much of the weights and moments this rank has."""
+    trainer = process.trainer("tachyon", optimizer="muon")
+    train(trainer, 1)
+    state = trainer.state()
+    in_memory = sum(param.numel() for param in trainer.optimizer.params)
+    return {
+        "saved": sum(piece.values.numel() for piece in (*state.pieces, *state.model_pieces)),
+        "all": sum(tensor.numel() for tensor in (*state.model.values(), *state.optimizer.values())),
+        "in memory": in_memory,
+        "params": trainer.model.num_params(),
+    }
+
+
+CHECKS: dict[str, Callable[[Process], dict[str, Any]]] = {
+    **{name: partial(follow, name=name, optimizer=kind) for name, kind in COMPARED.items()},
+    "stop": stop_on_one_rank,
+    "resume": resume,
+    "measure": measure,
+    "begin": begin_without_weights,
+    "lora": adapt,
+    "prefer": prefer,
+    "parts": parts,
+}
+ALONE = (*COMPARED, "measure", "lora", "prefer")
+
+
+def change_the_ranks(rank: int, folder: Path) -> list[bool]:
+    """Save by 2 ranks, and read by 3 ranks, 1 process, 2 ranks that share all, and 2 again.
+
+    Return whether each has read the same bits.
+    """
+    path, found = folder / "passed on", []
+    for number, (size, sharded) in enumerate([(2, True), (3, True), (1, False), (2, False)] * 2):
+        if rank < size:
+            if size > 1:
+                meet(rank, size, folder / f"meet-{number}")
+            process = Process(rank, size, folder)
+            trainer = process.trainer("tachyon", optimizer="muon", sharded=sharded)
+            if number:
+                state = TrainState(*torch.load(path))
+                trainer.load(state if sharded or rank == 0 else None)
+                found.append(same(state, whole_state(trainer)))
+            else:
+                train(trainer, 1)
+            passed_on = whole_state(trainer)
+            if rank == 0:
+                part = folder / "part"
+                torch.save((passed_on.model, passed_on.optimizer, passed_on.meta), part)
+                part.rename(path)
+                (folder / f"done{number}").touch()
+            if size > 1:
+                dist.destroy_process_group()
+        wait_until((folder / f"done{number}").exists, "the state was passed on")
+    return found
+
+
+def divide_experts(process: Process) -> dict[str, Any]:
+    """Train 2 experts by Muon in many rounds. 3 ranks divide the rows of each expert."""
+    model = FAMILIES["tachyon"].decoder(0, experts={"n": 2, "top_k": 1, "d_shared": 16})
+    with mock.patch.object(sharded_muon, "BATCH_ELEMENTS", 9_000):
+        trainer = process.trainer("tachyon", optimizer="muon", model=model)
+    found = train(trainer, STEPS)
+    stacks = [list(param.shape) for param in trainer.optimizer.params if param.ndim == 3]
+    return {"measured": found, "shape": stacks[0]}
+
+
+def meet(rank: int, size: int, path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=size)
+
+
+def work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {"changed": change_the_ranks(rank, folder)}
+    meet(rank, 3, folder / "meet3")
+    results["experts"] = divide_experts(Process(rank, 3, folder))
+    dist.destroy_process_group()
+    if rank < 2:
+        meet(rank, 2, folder / "meet")
+        process = Process(rank, 2, folder)
+        results |= {name: check(process) for name, check in CHECKS.items()}
+        dist.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps(results))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sharded")
+
+
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> list[dict[str, Any]]:
+    """Return the results of each of three processes. Two of them do all checks."""
+    run_ranks(work, folder, 3)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
+
+
+@pytest.fixture(scope="module")
+def ranks(seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return seen[:2]
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, seen: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the results of one process that keeps the whole model."""
+    process = Process(0, 1, folder)
+    found = {name: CHECKS[name](process) for name in ALONE}
+    return found | {"experts": divide_experts(process)}
+
+
+def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in found] == pytest.approx([row[name] for row in expected])
+    for name in ("tokens", "rows"):
+        assert [row[name] for row in found] == [row[name] for row in expected]
+
+
+def test_one_rank_cannot_keep_a_part() -> None:
+    with pytest.raises(BadInput, match="sharded"):
+        ComputePlan(sharded=True)
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_ranks_follow_one_process(
+    folder: Path, ranks: list[dict[str, Any]], alone: dict[str, Any], name: str
+) -> None:
+    """The last micro-batch of rank 0 has no counterpart on rank 1, which computes with it."""
+    for rank in ranks:
+        assert_close(rank[name]["measured"], alone[name]["measured"])
+    ours, one = (torch.load(folder / f"{name}{size}") for size in (2, 1))
+    assert apart(ours[0], one[0]) <= 2e-6
+    assert apart(ours[1], one[1]) <= 1e-5
+
+
+def test_a_rank_keeps_its_share_and_saves_each_element_once(ranks: list[dict[str, Any]]) -> None:
+    found = [rank["parts"] for rank in ranks]
+    assert sum(part["saved"] for part in found) == found[0]["all"]
+    for part in found:
+        assert part["saved"] <= (1 / 2 + 0.01) * part["all"]
+        # Gains and routers are on every rank.
+        assert part["in memory"] <= (1 / 2 + 0.05) * part["params"]
+
+
+def test_a_stop_that_one_rank_asks_for_abandons_the_step_on_all(
+    ranks: list[dict[str, Any]],
+) -> None:
+    for rank in ranks:
+        assert rank["stop"] == {"finished": False, "unchanged": True, "asked": 2}
+
+
+def test_ranks_resume_bit_for_bit(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["resume"]["read"]
+        assert rank["resume"]["same"]
+        assert rank["resume"]["step"] == 3
+        assert "the checkpoint's optimizer state has no tensor" in rank["resume"]["refused"]
+
+
+def test_any_number_of_ranks_reads_what_any_number_has_saved(seen: list[dict[str, Any]]) -> None:
+    """Sharded by 2, sharded by 3, alone, shared by 2 that keep the whole model, and again."""
+    for process, reads in zip(seen, (7, 5, 2), strict=True):
+        assert process["changed"] == [True] * reads
+
+
+def test_more_ranks_than_experts_divide_each_expert(
+    seen: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    experts, rows, cols = alone["experts"]["shape"]
+    for process in seen:
+        assert process["experts"]["shape"] == [experts, rows // 3, cols]
+        assert_close(process["experts"]["measured"], alone["experts"]["measured"])
+
+
+def test_ranks_measure_and_write_what_one_process_does(
+    ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    """Some rows leave a rank without a batch, and some without a row."""
+    for rank in ranks:
+        assert rank["measure"]["losses"] == pytest.approx(alone["measure"]["losses"], abs=1e-5)
+        assert rank["measure"]["texts"] == json.loads(json.dumps(alone["measure"]["texts"]))
+
+
+def test_ranks_begin_with_weights_that_none_of_them_has_whole(
+    ranks: list[dict[str, Any]],
+) -> None:
+    for rank in ranks:
+        assert rank["begin"]["apart"] == rank["begin"]["filled"] == 0.0
+        assert rank["begin"]["refused"].startswith("the weights has no tensor")
+
+
+def test_ranks_that_share_a_frozen_base_train_its_additions(
+    ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    for rank in ranks:
+        assert rank["lora"]["names"] == alone["lora"]["names"]
+        assert_close(rank["lora"]["measured"], alone["lora"]["measured"])
+
+
+def test_ranks_learn_from_preferences_as_one_process_does(
+    ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    """A pass before the gradients, and held-out rows of which rank 1 has fewer, or none."""
+    for rank in ranks:
+        assert_close(rank["prefer"]["measured"], alone["prefer"]["measured"])
+        assert rank["prefer"]["losses"] == pytest.approx(alone["prefer"]["losses"], abs=1e-5)

@@ -1,0 +1,91 @@
+"""Two workers that have the model in parts: a whole run, and one that is killed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.formats.load import load_decoder
+from tests.runs.test_hops import JOB as HOPPING
+from tests.runs.test_hops import STEPS
+from tests.runs.test_ray import workers_of
+from tests.support.whole_runs import (
+    ends_with,
+    final_weights,
+    finish,
+    head_of,
+    interrupt,
+    losses,
+    rows_trained,
+    start,
+    wait_for,
+    write_job,
+)
+
+JOB: dict[str, Any] = {
+    "log__every": 1,
+    "checkpoint__every_steps": 4,
+    "hardware__workers": 2,
+    "hardware__fsdp": True,
+    "hardware__deterministic": True,
+    "evaluate__prompts": ["the cat"],
+}
+
+
+def parts_in(folder: Path) -> set[str]:
+    """Return the names of the large files of the newest checkpoint."""
+    checkpoint = folder / "runs" / "tiny" / head_of(folder).checkpoints[0].key
+    return {path.name for path in checkpoint.glob("*.safetensors")}
+
+
+@pytest.mark.soak
+def test_a_sharded_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """First one worker is killed, then the whole run."""
+    folders = [tmp_path / "unbroken", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+    unbroken, killed = (
+        write_job(folder, **JOB, publish={"to": str(folder / "published")}) for folder in folders
+    )
+    output = ends_with(0, start(unbroken))
+    assert "the cat" in output
+    assert parts_in(folders[0]) == {
+        f"{kind}-{rank}-of-2.safetensors" for kind in ("model", "optimizer") for rank in (1, 2)
+    }
+
+    process = start(killed)
+    wait_for(process, "pretrain step 10/")
+    workers_of(process.pid, folders[1])[-1].kill()
+    wait_for(process, "pretrain step 15/")
+    process.kill()
+    output = ends_with(0, start(killed))
+    assert "continues after step" in output
+    assert final_weights(folders[1]) == final_weights(folders[0])
+    assert losses(folders[1], "sft") == losses(folders[0], "sft")
+    assert load_decoder(folders[1] / "published").config.d_model == 32
+
+
+@pytest.mark.soak
+def test_a_run_hops_from_one_process_to_a_sharded_model_and_back(
+    tmp_path: Path, whole: Callable[..., Path]
+) -> None:
+    """A process alone reads the parts of two workers, and they read its whole files."""
+    changes = HOPPING | {"hardware__deterministic": True}
+    unbroken = whole(**changes)
+    job = write_job(tmp_path, **changes)
+    process = start(job)
+    wait_for(process, "pretrain step 4/")
+    interrupt(process, signal.SIGTERM)
+    assert parts_in(tmp_path) == {"model.safetensors", "optimizer.safetensors"}
+    process = start(job, "hardware.workers=2", "hardware.fsdp=true")
+    wait_for(process, "pretrain step 8/")
+    interrupt(process, signal.SIGTERM)
+    assert len(parts_in(tmp_path)) == 4
+    output = finish(job)
+    assert "sharded yes → no" in output
+    assert rows_trained(tmp_path, "pretrain") == [[8 * s, 8 * s + 8] for s in range(STEPS)]
+    assert losses(tmp_path) == pytest.approx(losses(unbroken), rel=1e-4)

@@ -1,0 +1,82 @@
+"""Trainers of tiny models whose ranks keep parts of them, and one process that keeps all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pion.data.stream import RowStream
+from pion.model.decoder import Decoder
+from pion.train.optimizer.state_pieces import Saved
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
+from tests.families.families import FAMILIES
+from tests.pion.train.conftest import open_stream
+
+# 5 rows: no world size divides them, so the last ranks have fewer micro-batches than the first.
+GLOBAL_BATCH = 5
+
+
+def rows_of(name: str, folder: Path) -> RowStream:
+    """Return conversations for a family, in a new folder below this one.
+
+    Ranks learn uneven numbers of their tokens.
+    """
+    new = folder / f"{name}-{len(list(folder.glob('*')))}"
+    return open_stream(new, conversations=True, config=FAMILIES[name].config())
+
+
+def make(
+    name: str,
+    stream: RowStream,
+    *,
+    world_size: int = 1,
+    rank: int = 0,
+    model: Decoder | None = None,
+    weights: Saved | None = None,
+    **changes: Any,
+) -> Trainer:
+    """Return a trainer of a family's tiny model. `changes` are of TrainSettings and ComputePlan.
+
+    Several ranks keep parts, unless `sharded` says otherwise.
+    """
+    family = FAMILIES[name]
+    plan = {"micro_batch": 1, "threads": 1, "world_size": world_size, "sharded": world_size > 1}
+    known = ComputePlan.__dataclass_fields__.keys()
+    plan |= {key: value for key, value in changes.items() if key in known}
+    settings = {"steps": 20, "global_batch": GLOBAL_BATCH, "lr": 1e-3, "warmup_steps": 2}
+    settings |= family.settings()
+    settings |= {key: value for key, value in changes.items() if key not in known}
+    return Trainer(
+        # What rank 0 has drawn counts for all.
+        family.decoder(rank) if model is None else model,
+        stream,
+        TrainSettings(**settings),
+        ComputePlan(**plan),
+        rank=rank,
+        weights=weights,
+    )
+
+
+def train(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
+    """Train so many steps; return what each has measured."""
+    for _ in range(steps):
+        assert trainer.train_step()
+    wanted = ("loss", "grad_norm", "tokens", "rows")
+    return [{key: row[key] for key in wanted} for row in trainer.drain_metrics()]
+
+
+def same(one: TrainState, other: TrainState) -> bool:
+    """Return whether two states have the same bits."""
+    pairs = (one.model, other.model), (one.optimizer, other.optimizer)
+    return all(
+        ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+        for ours, theirs in pairs
+    )
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Return the largest difference of two models' weights."""
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
