@@ -75,8 +75,9 @@ def draw_weights(model: nn.Module, init: str, std: float, tied: bool) -> None:
 def draw_module(path: str, module: nn.Module, init: str, std: float, tied: bool) -> None:
     """Draw the weights of one module of a model, but not those of its children."""
     name = path.rpartition(".")[2]
-    if hasattr(module, "draw_weights"):
-        module.draw_weights(init, std)
+    draw = getattr(module, "draw_weights", None)
+    if draw is not None:
+        draw(init, std)
     elif isinstance(module, nn.Linear):
         draw_matrix(module.weight, name, init, std)
         if module.bias is not None:

@@ -61,6 +61,8 @@ class Shards:
         self, model: Decoder, device: torch.device, dtype: torch.dtype, rank: int, ranks: int
     ) -> None:
         self._model, self._device = model, device
+        # Else, if no other tensor is there yet, DeviceMesh would choose a card by LOCAL_RANK.
+        torch.empty(0, device=device)
         _copy_from_rank_0(model.state_dict().values(), device)
         self.without_values = {n for n, tensor in model.state_dict().items() if tensor.is_meta}
         roles = parameter_roles(model)
@@ -109,12 +111,14 @@ class Shards:
         for param in params:
             if param.grad is not None and param.grad.numel():
                 kinds[id(param) in whole].append(param.grad)
-        squares = [
-            nn.utils.get_total_norm(kinds[kind], foreach=True).square().to(self._device)
-            for kind in (True, False)
-        ]
-        dist.all_reduce(squares[1])
-        return (squares[0] + squares[1]).sqrt()
+        alone, over_ranks = (self._square_norm(kinds[kind]) for kind in (True, False))
+        dist.all_reduce(over_ranks)
+        return (alone + over_ranks).sqrt()
+
+    def _square_norm(self, gradients: list[Tensor]) -> Tensor:
+        if not gradients:  # torch would give a zero of the host
+            return torch.zeros((), device=self._device)
+        return nn.utils.get_total_norm(gradients, foreach=True).square()
 
     def layout(self, names: Iterable[str]) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Return the shapes and dtypes of whole tensors."""

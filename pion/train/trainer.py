@@ -6,12 +6,10 @@ save and stop. Each rank is a process. With several ranks, initialize torch.dist
 
 from __future__ import annotations
 
-import base64
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,6 +49,7 @@ from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.side_copy import SideCopy
 from pion.train.smaller_plan import StepDown, free_memory, step_down
+from pion.train.train_state import SavedState, TrainState, rng_states, set_rng_states
 
 if TYPE_CHECKING:
     from pion.train.sharding import Shards
@@ -58,47 +57,11 @@ if TYPE_CHECKING:
 __all__ = ["ComputePlan", "Evaluation", "SavedState", "TrainSettings", "TrainState", "Trainer"]
 
 
-@dataclass(frozen=True)
-class TrainState:
-    """Everything that a stage resumes from.
-
-    The tensors are live: copy them before the next step changes them. What `side_copy` begins to
-    copy before the next step is copied in time, and on a card next to this step. `model` has no
-    parameters that needed no gradient when the trainer got them: whoever resumes brings them.
-    `meta` is JSON: step, next_row, skipped, the recent losses that define a spike, optimizer
-    counters, RNG states and the plan.
-
-    Of several ranks, each has `pieces` of the optimizer's tensors. Then the tensors in `optimizer`
-    have no values (their device is `meta`) until whoever saves has copied the pieces of all ranks
-    together. Of a sharded model, the same is true of `model_pieces` and `model`. What is loaded is
-    always whole.
-    """
-
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    meta: dict[str, Any]
-    side_copy: SideCopy = field(default_factory=SideCopy, compare=False)
-    pieces: Sequence[Piece] = ()
-    model_pieces: Sequence[Piece] = ()
-
-
 class _Turn(NamedTuple):
     """The micro-batch that a rank computes, and whether it counts."""
 
     number: int
     counts: bool
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """A `TrainState` of which each rank of a sharded model reads only what it needs.
-
-    It may have been saved by any number of ranks.
-    """
-
-    model: Saved
-    optimizer: Saved
-    meta: dict[str, Any]
 
 
 class Trainer:
@@ -144,14 +107,7 @@ class Trainer:
                 model.get_parameter(name).requires_grad_(role == "draft")
         self._ranks = Ranks(plan.world_size)
         self._shards = self._sharded(weights) if plan.sharded else None
-        self.optimizer = Optimizer(
-            self.model,
-            settings,
-            self.dtype,
-            rank=rank,
-            world_size=plan.world_size,
-            own=None if self._shards is None else self._shards.learned,
-        )
+        self.optimizer = self._optimizer()
         self.step = self.next_row = 0
         self.skipped: list[RowRange] = []
         self.on_step_down: Callable[[StepDown], None] = lambda change: None
@@ -170,6 +126,16 @@ class Trainer:
             self._ranks.copy_from_rank_0(self.model.state_dict().values())
         self._gradients = Gradients(
             self.model, self.dtype, plan.world_size, settings.global_batch, self._shards
+        )
+
+    def _optimizer(self) -> Optimizer:
+        return Optimizer(
+            self.model,
+            self.settings,
+            self.dtype,
+            rank=self.rank,
+            world_size=self.plan.world_size,
+            own=None if self._shards is None else self._shards.learned,
         )
 
     def _sharded(self, weights: Saved | None) -> Shards:
@@ -567,29 +533,3 @@ class Trainer:
         """End the background thread."""
         self._feed.close()
         self.side_copy.before_update()  # the memory of the tensors may be used again
-
-
-def rng_states(device: torch.device) -> dict[str, str]:
-    """Return the states of the CPU's generator and of a CUDA `device`'s, as base64."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return {
-        name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in states.items()
-    }
-
-
-def set_rng_states(states: dict[str, str], device: torch.device) -> None:
-    """Restore the states from `rng_states`, for the generators that this machine has.
-
-    Raises BadInput if a state is not one.
-    """
-    for name, text in states.items():
-        try:
-            state = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-            if name == "cpu":
-                torch.set_rng_state(state)
-            elif name == "cuda" and device.type == "cuda":
-                torch.cuda.set_rng_state(state, device)
-        except (ValueError, RuntimeError) as error:
-            raise BadInput(f"the checkpoint's random state of {name} is damaged: {error}") from None

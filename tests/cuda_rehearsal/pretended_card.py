@@ -78,6 +78,8 @@ GUARD_CARDS = 64
 class PretendedStream:
     """A stream or an event. Nothing runs on it, but waiting for it is a finding."""
 
+    stream_id, device_index, device_type = 0, 0, 1  # FSDP2 gives these to an operation
+
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
 

@@ -87,9 +87,9 @@ class Rank:
     all_moments: int = 0
     findings: list[str] = field(default_factory=list)
 
-    def block_compiles(self) -> int:
-        """Return how often the blocks' function was compiled."""
-        code = _run_block.__code__
+    def block_compiles(self, run: Callable[..., Any] = _run_block) -> int:
+        """Return how often the function that runs a block was compiled."""
+        code = run.__code__
         return self.compiles.get(f"{code.co_filename}:{code.co_name}", 0)
 
     def of_gradients(self) -> list[Sent]:
@@ -114,12 +114,8 @@ def rehearse(watch: Watch, family: str, number: int) -> Rank:
     rank = Rank()
     insert_card("A40")
     rotary_table.cache_clear()
-    with _compiling(rank), _trainer(family, number) as trainer, _saving(trainer) as begin_to_save:
+    with compiling(rank), trainer_of(family, number) as trainer, _saving(trainer) as begin_to_save:
         add = trainer._gradients.add
-
-        def see(operation: Operation) -> None:
-            if operation.func.namespace == COLLECTIVES:
-                rank.sent.append(_sent(operation))
 
         def add_and_look(*arguments: Any, **settings: Any) -> Any:
             result = add(*arguments, **settings)
@@ -127,16 +123,28 @@ def rehearse(watch: Watch, family: str, number: int) -> Rank:
             return result
 
         trainer._gradients.add = add_and_look  # type: ignore[method-assign]
-        watch.start()
-        watch.seen = see
-        try:
+        with seen_in(watch, rank):
             begin_to_save()
             trainer.train_step()
-        finally:
-            watch.seen = None
         _count(rank, trainer.optimizer)
-        rank.findings = [str(finding) for finding in watch.findings]
     return rank
+
+
+@contextlib.contextmanager
+def seen_in(watch: Watch, rank: Rank) -> Iterator[None]:
+    """Note in `rank` what is sent in the block, and what is found there."""
+
+    def see(operation: Operation) -> None:
+        if operation.func.namespace == COLLECTIVES:
+            rank.sent.append(_sent(operation))
+
+    watch.start()
+    watch.seen = see
+    try:
+        yield
+    finally:
+        watch.seen = None
+    rank.findings = [str(finding) for finding in watch.findings]
 
 
 @contextlib.contextmanager
@@ -169,7 +177,7 @@ def _count(rank: Rank, optimizer: Optimizer) -> None:
 
 
 @contextlib.contextmanager
-def _trainer(family: str, number: int) -> Iterator[Trainer]:
+def trainer_of(family: str, number: int, *, sharded: bool = False) -> Iterator[Trainer]:
     """Yield the trainer of this rank. Its model is made on the card."""
     config = FAMILIES[family]
     settings = TrainSettings(
@@ -178,7 +186,7 @@ def _trainer(family: str, number: int) -> Iterator[Trainer]:
         lr=1e-3,
         optimizer="muon" if family in BY_MUON else "adamw",
     )
-    plan = ComputePlan("cuda", "bfloat16", 1, world_size=WORLD_SIZE, compile=True)
+    plan = ComputePlan("cuda", "bfloat16", 1, world_size=WORLD_SIZE, compile=True, sharded=sharded)
     with torch.device("cuda"):  # drawing weights on the host would take gigabytes and seconds
         model = Decoder(config)
         if family == "lora":
@@ -193,7 +201,7 @@ def _trainer(family: str, number: int) -> Iterator[Trainer]:
 
 
 @contextlib.contextmanager
-def _compiling(rank: Rank) -> Iterator[None]:
+def compiling(rank: Rank) -> Iterator[None]:
     """Let blocks become graphs, which run on fake tensors; count them in `rank`."""
 
     def count(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
@@ -227,12 +235,13 @@ def named(name: str) -> list[str]:
     return list(SUITE if name == "suite" else FAMILIES)
 
 
-def main() -> None:
+def main(rehearsed: Callable[[Watch, str, int], Rank], families: Iterable[str]) -> None:
+    """Rehearse each family as both ranks, and print what they did."""
     with fake_group(WORLD_SIZE), pretended_card() as watch:
         hand_back(
             {
-                family: [asdict(rehearse(watch, family, number)) for number in range(WORLD_SIZE)]
-                for family in named(sys.argv[1])
+                family: [asdict(rehearsed(watch, family, number)) for number in range(WORLD_SIZE)]
+                for family in families
             }
         )
 
@@ -246,4 +255,4 @@ def read_ranks(output: str) -> dict[str, list[Rank]]:
 
 
 if __name__ == "__main__":
-    main()
+    main(rehearse, named(sys.argv[1]))

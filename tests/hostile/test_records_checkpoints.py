@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput
-from pion.train.trainer import rng_states
+from pion.train.train_state import rng_states
 from pipeline.state.checkpoints.layout import MANIFEST, STATE
 from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
@@ -112,7 +112,7 @@ def test_commands_name_a_damaged_manifest(
 def test_a_random_state_that_is_none_is_bad_input() -> None:
     import torch
 
-    from pion.train.trainer import set_rng_states
+    from pion.train.train_state import set_rng_states
 
     device = torch.device("cpu")
     before = rng_states(device)

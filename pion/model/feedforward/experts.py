@@ -151,7 +151,7 @@ class Experts(FeedForward):
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token: only its own experts."""
-        expert = sum(weight[0].numel() for weight in (self.gate_proj, self.up_proj, self.down_proj))
+        expert = self.stacked_params() // self.settings.n
         return self.router.numel() + self.settings.top_k * expert + params_of_products(self)
 
     def idle_params(self) -> int:

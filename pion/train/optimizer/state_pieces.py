@@ -60,7 +60,11 @@ class Held:
     def pieces(self, name: str, own: Tensor) -> list[Piece]:
         """Return what this rank saves of the tensor `name`, of which it has `own`."""
         flat = own.view(-1)
-        return [Piece(name, run.whole, flat[run.own : run.own + run.size]) for run in self.saved]
+        return [
+            Piece(name, run.whole, flat[run.own : run.own + run.size])
+            for run in self.saved
+            if run.size
+        ]
 
     def per_row(self) -> Held:
         """Return what the rank has of a tensor with an element for each row of this one."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from pion.generation.generate import generate_batch
 from pion.model.decoder import Decoder
 from pion.model.drawn_later import drawn_later
 from pion.model.lora_projections import adapted
+from pion.train.optimizer import sharded_muon
 from pion.train.optimizer.state_pieces import Whole
 from pion.train.preference import Preference
 from pion.train.trainer import ComputePlan, SavedState, Trainer, TrainState
@@ -85,6 +87,8 @@ def resume(process: Process) -> dict[str, Any]:
     saved = whole_state(trainer)
     train(trainer, 2)
     resumed = process.trainer("tachyon", optimizer="muon", model=FAMILIES["tachyon"].decoder(9))
+    with torch.no_grad():  # a pass that leaves old weights gathered
+        resumed.model.hidden(torch.zeros(1, 1, dtype=torch.int64))
     resumed.load(SavedState(Whole(saved.model), Whole(saved.optimizer), saved.meta))
     read = same(saved, whole_state(resumed))
     train(resumed, 2)
@@ -219,6 +223,16 @@ def change_the_ranks(rank: int, folder: Path) -> list[bool]:
     return found
 
 
+def divide_experts(process: Process) -> dict[str, Any]:
+    """Train 2 experts by Muon in many rounds. 3 ranks divide the rows of each expert."""
+    model = FAMILIES["tachyon"].decoder(0, experts={"n": 2, "top_k": 1, "d_shared": 16})
+    with mock.patch.object(sharded_muon, "BATCH_ELEMENTS", 9_000):
+        trainer = process.trainer("tachyon", optimizer="muon", model=model)
+    found = train(trainer, STEPS)
+    stacks = [list(param.shape) for param in trainer.optimizer.params if param.ndim == 3]
+    return {"measured": found, "shape": stacks[0]}
+
+
 def meet(rank: int, size: int, path: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=size)
 
@@ -226,6 +240,9 @@ def meet(rank: int, size: int, path: Path) -> None:
 def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {"changed": change_the_ranks(rank, folder)}
+    meet(rank, 3, folder / "meet3")
+    results["experts"] = divide_experts(Process(rank, 3, folder))
+    dist.destroy_process_group()
     if rank < 2:
         meet(rank, 2, folder / "meet")
         process = Process(rank, 2, folder)
@@ -255,7 +272,8 @@ def ranks(seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def alone(folder: Path, seen: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the results of one process that keeps the whole model."""
     process = Process(0, 1, folder)
-    return {name: CHECKS[name](process) for name in ALONE}
+    found = {name: CHECKS[name](process) for name in ALONE}
+    return found | {"experts": divide_experts(process)}
 
 
 def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
@@ -310,6 +328,15 @@ def test_any_number_of_ranks_reads_what_any_number_has_saved(seen: list[dict[str
     """Sharded by 2, sharded by 3, alone, shared by 2 that keep the whole model, and again."""
     for process, reads in zip(seen, (7, 5, 2), strict=True):
         assert process["changed"] == [True] * reads
+
+
+def test_more_ranks_than_experts_divide_each_expert(
+    seen: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    experts, rows, cols = alone["experts"]["shape"]
+    for process in seen:
+        assert process["experts"]["shape"] == [experts, rows // 3, cols]
+        assert_close(process["experts"]["measured"], alone["experts"]["measured"])
 
 
 def test_ranks_measure_and_write_what_one_process_does(
