@@ -13,6 +13,11 @@ HEADROOM = 0.1
 # A micro-batch of more tokens than this is no faster.
 USEFUL_TOKENS = {"cpu": 4096, "cuda": 65_536}
 
+# Ranks that divide the weights gather all of them for each micro-batch. On cards in slots, a
+# micro-batch of fewer tokens than this waits for the weights (estimated: 8 bytes of each of 3
+# parameters of which one is used, at 18 GB/s, next to 6 FLOPs at 22 TFLOP/s: about 5,000).
+GATHERING_TOKENS = 8192
+
 
 class DoesNotFit(BadInput):
     """A training step needs more memory than the `usable` bytes; `what` says how much."""
@@ -30,12 +35,14 @@ def choose_micro_batch(
     The rank's rows of a step are cut into the fewest micro-batches, of a power-of-two size that
     fits and is useful. Then the sizes are evened out. Recomputing activations costs a third more
     arithmetic, so activations are recomputed only if one row does not fit otherwise, or as
-    `recompute` says.
+    `recompute` says. Ranks that divide the weights recompute, too, if they would else gather the
+    weights for few tokens and more rows fit so.
 
     Raises DoesNotFit, a BadInput, if even one row does not fit.
     """
     available = int(memory_bytes * (1 - HEADROOM))
     useful = max(1, USEFUL_TOKENS[work.device] // work.seq_len)
+    found: list[tuple[int, bool]] = []
     needed = 0
     for again in (False, True) if recompute is None else (recompute,):
         best, size = 0, 1
@@ -46,20 +53,31 @@ def choose_micro_batch(
             best, size = size, 2 * size
         if best:
             micro_batches = -(-rows_per_rank // best)
-            return -(-rows_per_rank // micro_batches), again
+            found.append((-(-rows_per_rank // micro_batches), again))
+            if not work.sharded or best * work.seq_len >= GATHERING_TOKENS or micro_batches == 1:
+                break
+    if found:
+        return max(found, key=lambda chosen: chosen[0])  # the first, of equal ones
+    there = f"{available / 2**30:.1f} of this machine's {memory_bytes / 2**30:.1f} GiB can be used"
     what = (
         f"the model does not fit: training on one row of {work.seq_len} tokens needs "
         f"{needed / 2**30:.1f} GiB"
     )
+    message = (
+        f"the model does not fit: training on one row of {work.seq_len} tokens needs "
+        f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} of this machine's "
+        f"{memory_bytes / 2**30:.1f} GiB can be used. Use a larger machine, a smaller model or a "
+        "shorter data.seq_len"
+    )
     if work.sharded:
         what += f" on each of {work.ranks} workers that divide the weights"
-    raise DoesNotFit(
-        f"{what}, and {available / 2**30:.1f} of this machine's {memory_bytes / 2**30:.1f} GiB can "
-        "be used. Use a larger machine, a smaller model or a shorter data.seq_len"
-        + ("" if recompute in (None, True) else ", or allow recompute"),
-        what,
-        available,
-    )
+        message = (
+            f"{what}, and {there}. Use more or larger GPUs, a smaller model or a shorter "
+            "data.seq_len"
+        )
+    if recompute not in (None, True):
+        message += ", or allow recompute"
+    raise DoesNotFit(message, what, available)
 
 
 def choose_sharing(

@@ -107,14 +107,7 @@ class Trainer:
                 model.get_parameter(name).requires_grad_(role == "draft")
         self._ranks = Ranks(plan.world_size)
         self._shards = self._sharded(weights) if plan.sharded else None
-        self.optimizer = Optimizer(
-            self.model,
-            settings,
-            self.dtype,
-            rank=rank,
-            world_size=plan.world_size,
-            own=None if self._shards is None else self._shards.learned,
-        )
+        self.optimizer = self._optimizer()
         self.step = self.next_row = 0
         self.skipped: list[RowRange] = []
         self.on_step_down: Callable[[StepDown], None] = lambda change: None
@@ -133,6 +126,16 @@ class Trainer:
             self._ranks.copy_from_rank_0(self.model.state_dict().values())
         self._gradients = Gradients(
             self.model, self.dtype, plan.world_size, settings.global_batch, self._shards
+        )
+
+    def _optimizer(self) -> Optimizer:
+        return Optimizer(
+            self.model,
+            self.settings,
+            self.dtype,
+            rank=self.rank,
+            world_size=self.plan.world_size,
+            own=None if self._shards is None else self._shards.learned,
         )
 
     def _sharded(self, weights: Saved | None) -> Shards:

@@ -310,7 +310,8 @@ def _resume(context: TrainingContext, trainer: Trainer, restored: Restored) -> s
         here = saved_here(context, restored.found, saved)
         trainer.load(SavedState(here.saved_model, here.saved_optimizer, here.state))
     else:
-        trainer.load(saved and TrainState(saved.model, saved.optimizer, saved.state))
+        whole = None if saved is None else TrainState(saved.model, saved.optimizer, saved.state)
+        trainer.load(whole)
     return f"continues after step {trainer.step:,}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,12 @@ from typing import Any
 import pytest
 
 from pion.formats.load import load_decoder
-from tests.runs.test_hops import JOB as HOPPING
-from tests.runs.test_hops import STEPS
 from tests.runs.test_ray import workers_of
 from tests.support.whole_runs import (
     ends_with,
     final_weights,
     finish,
     head_of,
-    interrupt,
     losses,
     rows_trained,
     start,
@@ -73,19 +69,17 @@ def test_a_sharded_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path)
 def test_a_run_hops_from_one_process_to_a_sharded_model_and_back(
     tmp_path: Path, whole: Callable[..., Path]
 ) -> None:
-    """A process alone reads the parts of two workers, and they read its whole files."""
-    changes = HOPPING | {"hardware__deterministic": True}
+    """Two workers read the whole files of a process alone, and it reads their parts."""
+    changes = {"sft": None, "hardware__dtype": "float32", "pretrain__lr": 1e-3}
     unbroken = whole(**changes)
     job = write_job(tmp_path, **changes)
-    process = start(job)
-    wait_for(process, "pretrain step 4/")
-    interrupt(process, signal.SIGTERM)
+    ends_with(4, start(job, "pretrain.pause_at=7"))
     assert parts_in(tmp_path) == {"model.safetensors", "optimizer.safetensors"}
-    process = start(job, "hardware.workers=2", "hardware.fsdp=true")
-    wait_for(process, "pretrain step 8/")
-    interrupt(process, signal.SIGTERM)
+    workers = ("hardware.workers=2", "hardware.fsdp=true")
+    output = ends_with(4, start(job, "pretrain.pause_at=13", *workers))
+    assert "sharded no → yes" in output
     assert len(parts_in(tmp_path)) == 4
     output = finish(job)
     assert "sharded yes → no" in output
-    assert rows_trained(tmp_path, "pretrain") == [[8 * s, 8 * s + 8] for s in range(STEPS)]
+    assert rows_trained(tmp_path) == rows_trained(unbroken)
     assert losses(tmp_path) == pytest.approx(losses(unbroken), rel=1e-4)

@@ -42,10 +42,20 @@ def make(
     Several ranks keep parts, unless `sharded` says otherwise.
     """
     family = FAMILIES[name]
-    plan = {"micro_batch": 1, "threads": 1, "world_size": world_size, "sharded": world_size > 1}
+    plan: dict[str, Any] = {
+        "micro_batch": 1,
+        "threads": 1,
+        "world_size": world_size,
+        "sharded": world_size > 1,
+    }
     known = ComputePlan.__dataclass_fields__.keys()
     plan |= {key: value for key, value in changes.items() if key in known}
-    settings = {"steps": 20, "global_batch": GLOBAL_BATCH, "lr": 1e-3, "warmup_steps": 2}
+    settings: dict[str, Any] = {
+        "steps": 20,
+        "global_batch": GLOBAL_BATCH,
+        "lr": 1e-3,
+        "warmup_steps": 2,
+    }
     settings |= family.settings()
     settings |= {key: value for key, value in changes.items() if key not in known}
     return Trainer(

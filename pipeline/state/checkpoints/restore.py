@@ -139,7 +139,8 @@ def load_folder(folder: Path) -> Loaded:
     read."""
     try:
         state = parse_record(read_file(folder / STATE), str(folder / STATE))
-        return Loaded(folder, *(read_saved(folder, kind) for kind in KINDS), state)
+        model, optimizer = (read_saved(folder, kind) for kind in KINDS)
+        return Loaded(folder, model, optimizer, state)
     except (OSError, ValueError, PionError) as error:
         raise PionError(f"{folder} is not a complete checkpoint: {error}") from error
 

@@ -1,0 +1,145 @@
+"""Plans for cards that divide a model among them: memory, seconds, and which machines hold it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pipeline.job import Job
+from pipeline.job.file import load_job
+from pipeline.rent.check.machines import _problem, _worker_problem
+from pipeline.rent.plan import what_fits
+from pipeline.rent.plan.estimate import Estimate, estimate
+from pipeline.rent.plan.on_cards import on_cards
+from pipeline.rent.plan.on_cards_table import as_json, notes
+from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.step_seconds import InParts, StepWork, step_seconds
+from pipeline.rent.plan.what_fits import what_several_would_fit
+from tests.paths import JOBS
+from tests.pipeline.rent.plan.test_estimate import offer
+from tests.support.jobs import tiny_job
+
+# Two rows for each of four cards, so that one micro-batch has them all.
+FIELDS = {
+    "model": "pion-small",
+    "data__seq_len": 96,
+    "pretrain__global_batch": 8,
+    "hardware__compile": False,
+}
+GIB = 2**30
+
+
+def small(**fields: object) -> Job:
+    return tiny_job(**{**FIELDS, "sft": None, "prefer": None, **fields})
+
+
+def cards(count: int, gib: float = 1.9) -> Offer:
+    """Return a machine whose cards have so little memory that four must divide the model."""
+    return dataclasses.replace(offer("A40", count=count), gpu_memory=int(gib * GIB))
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_the_cards_of_a_machine_divide_a_model_only_if_it_does_not_fit_otherwise() -> None:
+    divided, whole = estimate(small(), cards(4)), estimate(small(), cards(4, gib=8))
+    assert divided.fits
+    assert divided.sharded
+    assert divided.peak_bytes <= 0.9 * 1.9 * GIB
+    assert not whole.sharded
+    assert estimate(small(hardware__fsdp=True), cards(4, gib=8)).sharded
+
+
+def test_a_machine_whose_cards_are_too_small_says_what_each_would_need() -> None:
+    guess = estimate(small(), cards(4, gib=0.9))
+    assert guess.problem is not None
+    assert "GiB on each of 4 workers that divide the weights, and 0.8 of" in guess.problem
+    alone = estimate(small(hardware__fsdp=False), cards(4))
+    assert alone.problem is not None
+    assert "divide" not in alone.problem
+
+
+@pytest.mark.soak
+def test_the_largest_preset_fits_on_four_a40_and_not_on_eight_a4000() -> None:
+    job = load_job(JOBS / "tachyon-large.yaml", ())
+    fits, too_small = (estimate(job, offer(g, count=n)) for g, n in (("A40", 4), ("RTXA4000", 8)))
+    assert fits.sharded
+    assert "on each of 8 workers that divide the weights, and 14.1 of" in str(too_small.problem)
+    (words,) = what_several_would_fit(job, ["A40"])
+    assert "it fits on 4 × A40 (" in words
+    assert "write accelerators: A40:4 in the rental" in words
+
+
+def test_a_job_that_fits_on_a_common_gpu_is_told_of_no_machine_with_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(what_fits, "gpus_that_fit", lambda job: ["A100-80GB", "H200"])
+    assert what_several_would_fit(small(), ["A40"]) == []
+
+
+# ---------------------------------------------------------------- seconds
+
+# 8 rows of 100 tokens; 12 FLOPs a token on cards of 1,000 FLOP/s. A byte takes 1 ms.
+WORK = StepWork(8, 100, 4.0, 8.0, 2, 400, 100, 400, in_parts=InParts(100, 40, 240))
+
+
+def test_what_is_exchanged_is_hidden_as_far_as_a_micro_batch_computes() -> None:
+    step = step_seconds(WORK, 2, flops_per_second=1000, bytes_per_second=1000)
+    # Each of two micro-batches of 2 rows: 0.05 s to gather the blocks, next to 0.8 s forward.
+    assert step.computing == pytest.approx(4 * 100 * 12 / 1000)
+    assert step.gathering == pytest.approx(2 * 0.5 * 0.040)
+    assert step.summing == pytest.approx(2 * 0.5 * 0.040)
+    assert step.exchanging == pytest.approx(2 * 0.5 * (0.1 + 0.04 + 0.1 + 0.24))
+
+
+def test_what_takes_longer_than_a_micro_batch_computes_is_waited_for() -> None:
+    slow = step_seconds(WORK, 2, flops_per_second=1000, bytes_per_second=10)
+    assert slow.gathering == pytest.approx(2 * ((5.0 - 0.8) + 2.0))
+    assert slow.summing == pytest.approx(2 * ((15.0 - 1.6) + 2.0))
+    larger = dataclasses.replace(WORK, micro_batch=4)
+    assert step_seconds(larger, 2, flops_per_second=1000, bytes_per_second=10).exchanging == (
+        pytest.approx(slow.exchanging / 2)
+    )
+
+
+def test_machines_that_a_slow_link_joins_do_not_divide_a_model() -> None:
+    guess = estimate(small(), cards(2), num_nodes=2)
+    assert guess.problem is not None
+    assert "2 machines of 2 × A40 only if they divide its weights" in guess.problem
+    assert "10 Gb/s between machines, 1.25 GB/s" in guess.problem
+    assert "Use one machine with more or larger GPUs" in guess.problem
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def test_the_table_of_several_cards_says_which_divide_the_model() -> None:
+    guess = estimate(small(), cards(4))
+    found = on_cards(small(), guess)
+    assert found is not None
+    rows = {row.cards: row for row in found.rows}
+    assert rows[1].step is None
+    assert rows[4].sharded
+    assert rows[4].peak_bytes == guess.peak_bytes
+    assert as_json(found)["rows"][2]["sharded"] is True
+    assert any("cards that divide the weights (sharded)" in note for note in notes([found]))
+
+
+def test_a_machine_with_one_gpu_is_refused_if_the_job_divides_the_model() -> None:
+    job = small(hardware__fsdp=True)
+    assert "set workers to at least 2" in str(_worker_problem(job, cards(1), 1))
+    assert _worker_problem(job, cards(2), 1) is None
+
+
+def test_a_machine_that_is_too_small_is_told_of_one_with_several_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(what_fits, "gpus_that_fit", lambda job: [])
+    monkeypatch.setattr(what_fits, "estimate", lambda job, offer: _as_small(job, offer))
+    _, advice = _problem(small(), estimate(small(), cards(1)), 1, force=False)
+    assert "On several GPUs of one machine, it fits on 4 × A40 (" in advice
+
+
+def _as_small(job: Job, machine: Offer) -> Estimate:
+    return estimate(job, dataclasses.replace(machine, gpu_memory=int(1.9 * GIB)))
