@@ -14,7 +14,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.find_run import known_runs, read_run, runs_in
 from pipeline.state.head import data_key
 from pipeline.state.run_state import RunState
-from pipeline.state.shared.prune import delete_due, mark
+from pipeline.state.shared.prune import delete_due, list_shared, mark
 from pipeline.state.shared.records import DataState, swap_state
 from pipeline.state.stores import FileStore, Store, open_store
 from pipeline.state.stores import base as stores_base
@@ -22,6 +22,7 @@ from tests.pipeline.conftest import Pion
 from tests.support.clock import FakeClock
 from tests.support.many_runs import write_runs
 from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.side_by_side import SideBySide
 from tests.support.states import someone
 
 FINGERPRINT = "0f" * 32
@@ -200,3 +201,12 @@ def test_however_much_data_is_marked_and_deleted_each_head_is_read_once_a_step(
     store.heads = 0
     assert delete_due(store, clock) == (names, 5)
     assert store.heads == 2 * 4  # before the data is unusable, and before it is deleted
+
+
+def test_the_states_of_much_data_are_read_side_by_side(tmp_path: Path, time: FakeClock) -> None:
+    fingerprints = [f"{number:x}" * 64 for number in range(5)]
+    for fingerprint in fingerprints:
+        swap_state(FileStore(tmp_path), fingerprint, DataState("ab" * 16, 1, 0.0), None)
+        FileStore(tmp_path).write(f"{data_key(fingerprint, 'ab' * 16)}/shard", b"1")
+    seen = SideBySide(tmp_path, r"_data/.*/state\.json", len(fingerprints))
+    assert [one.fingerprint for one in list_shared(seen, time.clock())] == fingerprints
