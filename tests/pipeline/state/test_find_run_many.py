@@ -10,6 +10,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.commands.status import show_runs, show_statuses
+from pipeline.rent.check.job import check_store
 from pipeline.state.claim import claim_run
 from pipeline.state.find_run import known_runs, read_run, runs_in
 from pipeline.state.head import data_key
@@ -20,6 +21,7 @@ from pipeline.state.stores import FileStore, Store, open_store
 from pipeline.state.stores import base as stores_base
 from tests.pipeline.conftest import Pion
 from tests.support.clock import FakeClock
+from tests.support.jobs import tiny_job
 from tests.support.many_runs import write_runs
 from tests.support.s3_server import FaultProxy, S3Server
 from tests.support.side_by_side import SideBySide
@@ -57,6 +59,16 @@ def test_the_status_of_one_run_asks_for_that_run_only(
     assert proxy.requests
     others = [request for request in proxy.requests if "run-0003" not in request]
     assert all("max-keys=1&" in request for request in others)  # asks for the service's clock
+
+
+def test_a_check_of_a_job_asks_for_none_of_the_other_runs(s3: S3Server, proxy: FaultProxy) -> None:
+    url = f"s3://{s3.bucket()}/runs"
+    write_runs(open_store(url), 5, 3)
+    proxy.requests.clear()
+    rows = check_store(tiny_job(store=url))
+    assert all(row.ok for row in rows), rows
+    assert {prefix.split("%2F")[1] for prefix in listed(proxy)} == {"tiny"}
+    assert not any("/runs/run-0" in request for request in proxy.requests)
 
 
 def test_a_run_whose_head_can_not_be_read_hides_no_other(
