@@ -1,6 +1,7 @@
 """Measure what commands ask of a store with many runs, or with a long one: requests and seconds.
 
-    uv run python -m benchmarks.listing [--runs 10 100 1000] [--rows 10000 … 1000000] [--moves 200]
+    uv run python -m benchmarks.listing [--only runs long moved] [--runs 10 100 1000]
+        [--rows 10000 … 1000000] [--moves 200]
 
 Many runs are in a bucket of many_keys.py, with 10,000 objects in each: ten million keys are more
 than moto holds. Long runs are on moto's server on loopback. If PION_REAL_S3 names a service, all of
@@ -8,7 +9,8 @@ it is there, with 20 objects a run, and for the largest number of runs also with
 a run must cost nothing. A long run has a file for every hundred rows of metrics, which its owner
 joins. A moved run was on so many machines, with 500 steps on each. Both are read by `pion status`
 and by the page of a run, each in a fresh process, whose memory is measured. Writes
-benchmarks/results/listing.json, or listing_real.json for a real service.
+benchmarks/results/listing.json, or listing_real.json for a real service; with --only, the other
+numbers there are kept.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ RESULT = ROOT / "benchmarks" / "results" / f"{NAME}.json"
 JOB = str(ROOT / "jobs" / "pion-small.yaml")
 OBJECTS = 10_000
 STEPS_A_MACHINE = 500
+PARTS = ["runs", "long", "moved"]
 
 
 def measured(url: str, runs: int, objects: int, counted: Counted) -> dict[str, Any]:
@@ -109,29 +112,37 @@ def main() -> None:
     rows_by_default = [10_000, 100_000, 990_000, 1_000_000]
     parser.add_argument("--rows", type=int, nargs="+", default=rows_by_default)
     parser.add_argument("--moves", type=int, nargs="+", default=[200])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     given = parser.parse_args()
+    service = "a real service" if REAL_SERVICE else "many_keys.py, and moto for long runs"
+    kept: dict[str, Any] = {} if given.only == PARTS else json.loads(RESULT.read_text())
+    result = {**kept, "service": service, "cores": os.cpu_count()}
     counted = Counted()
     with s3_server() as s3, pytest.MonkeyPatch.context() as patch, counted.use():
         s3.use(patch)
         url = f"s3://{s3.bucket()}/runs"
-        show_plan(JOB, [f"store={url}"], gpus=["A40"], as_json=True)  # imports
-        runs = [
-            *(
-                measured_real_runs(given.runs, s3, counted)
-                if REAL_SERVICE
-                else measured_runs(given.runs, counted)
-            )
-        ]
-        long = [measured_run(url, partial(write_long_run, steps=rows)) for rows in given.rows]
-        moved = [
+        for part in given.only:
+            result[part] = measured_part(part, given, s3, url, counted)
+        # Before the buckets are deleted, which takes minutes on a real service.
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measured_part(
+    part: str, given: argparse.Namespace, s3: S3Server, url: str, counted: Counted
+) -> list[dict[str, Any]]:
+    """Return the numbers of one of PARTS. Runs are written to the store `url`."""
+    if part == "long":
+        return [measured_run(url, partial(write_long_run, steps=rows)) for rows in given.rows]
+    if part == "moved":
+        return [
             {"moves": moves}
             | measured_run(url, partial(write_moved_run, moves=moves, steps=STEPS_A_MACHINE))
             for moves in given.moves
         ]
-        # Before the buckets are deleted, which takes minutes on a real service.
-        service = "a real service" if REAL_SERVICE else "many_keys.py, and moto for long runs"
-        result = {"service": service, "cores": os.cpu_count(), "runs": runs}
-        RESULT.write_text(json.dumps({**result, "long": long, "moved": moved}, indent=1) + "\n")
+    show_plan(JOB, [f"store={url}"], gpus=["A40"], as_json=True)  # imports
+    if REAL_SERVICE:
+        return list(measured_real_runs(given.runs, s3, counted))
+    return list(measured_runs(given.runs, counted))
 
 
 if __name__ == "__main__":
