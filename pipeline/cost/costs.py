@@ -258,13 +258,13 @@ def costs_of(run: RunState, head: Head, now: float, log: RunLog | None = None) -
     """
     log = log or read_log(run)
     # The owner under a process's last claim sent its last heartbeat.
-    beats = {p.epochs[-1]: run.heartbeat(p.epochs[-1]) for p in processes_of(log.events, head)}
+    beats = run.heartbeats([process.epochs[-1] for process in processes_of(log.events, head)])
     return costs(
         log.events,
         log.metrics,
         head,
         now,
-        heartbeats={epoch: beat["at"] for epoch, beat in beats.items() if beat},
+        heartbeats={epoch: beat["at"] for epoch, beat in beats.items()},
         silence=run.silence,
     )
 

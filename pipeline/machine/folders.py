@@ -89,6 +89,18 @@ def locked(lock: Path) -> Iterator[None]:
         yield
 
 
+def free_bytes(folder: Path) -> int | None:
+    """Return how many bytes this user may write to the disk of `folder`, which may not exist yet.
+
+    None if the file system does not say.
+    """
+    found = os.statvfs(next(path for path in (folder, *folder.parents) if path.exists()))
+    if found.f_blocks == 0:
+        return None
+    blocks = found.f_bfree if os.geteuid() == 0 else found.f_bavail  # root may use the reserve
+    return blocks * found.f_frsize
+
+
 def _user(number: int) -> str:
     try:
         return f"the user {pwd.getpwuid(number).pw_name}"

@@ -126,20 +126,20 @@ class RunHistory:
     def attempts(self) -> list[Row]:
         """Return a row for each attempt that trained: when, where, its price, its steps."""
         rows: list[Row] = []
+        # In one pass: a run on spot machines has hundreds of attempts.
+        last_rows = {
+            (stage, row["epoch"]): row for stage, kept in self.metrics.items() for row in kept
+        }
         for event in self.of_kind("training"):
-            kept = [
-                row
-                for row in self.metrics.get(event["stage"], ())
-                if row["epoch"] == event["epoch"]
-            ]
-            if not kept:
+            last = last_rows.get((event["stage"], event["epoch"]))
+            if last is None:
                 continue
             machine = self.costs.machine_of(event["epoch"])
             price = None if machine is None else machine.price
             rows.append(
                 {"at": moment(event["at"])}
                 | {key: value for key, value in event.items() if key not in _NOT_ABOUT_TRAINING}
-                | {"to_step": kept[-1]["step"], "seconds": kept[-1]["at"] - event["at"]}
+                | {"to_step": last["step"], "seconds": last["at"] - event["at"]}
                 | ({} if price is None else {"dollars_per_hour": price})
             )
         return rows

@@ -140,11 +140,11 @@ class HistoryReader:
 
     def _heartbeats(self, head: Head, status: Mapping[str, Any], now: float) -> dict[int, float]:
         """Return the time of the last heartbeat of each process, by epoch."""
-        for process in processes_of(self._events, head):
-            epoch = process.epochs[-1]
-            if (epoch < head.epoch or head.owner is None) and epoch not in self._beats:
-                beat = self._state.heartbeat(epoch)
-                self._beats[epoch] = beat["at"] if beat else None
+        last = (process.epochs[-1] for process in processes_of(self._events, head))
+        over = (epoch for epoch in last if epoch < head.epoch or head.owner is None)
+        new = [epoch for epoch in over if epoch not in self._beats]
+        beats = self._state.heartbeats(new)
+        self._beats |= {epoch: beats[epoch]["at"] if epoch in beats else None for epoch in new}
         age = status["heartbeat_age"]
         present = {} if age is None else {head.epoch: now - age}
         return {epoch: at for epoch, at in self._beats.items() if at is not None} | present

@@ -9,7 +9,7 @@ from pathlib import Path
 from pion.errors import BadInput
 from pipeline.console.formats import size
 from pipeline.job import Job
-from pipeline.machine.folders import cache_folder
+from pipeline.machine.folders import cache_folder, free_bytes
 from pipeline.run.stage_plan import StagePlan, WorkLeft, stages_until
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -60,18 +60,6 @@ def checkpoint_bytes(job: Job, stage: str) -> tuple[int, int]:
     if job.section(stage).optimizer == "muon":  # it has one moment, AdamW two
         moments -= cost.params["matrix"]
     return FLOAT32 * cost.all_params, FLOAT32 * moments
-
-
-def free_bytes(folder: Path) -> int | None:
-    """Return how many bytes this user may write to the disk of `folder`, which may not exist yet.
-
-    None if the file system does not say.
-    """
-    found = os.statvfs(next(path for path in (folder, *folder.parents) if path.exists()))
-    if found.f_blocks == 0:
-        return None
-    blocks = found.f_bfree if os.geteuid() == 0 else found.f_bavail  # root may use the reserve
-    return blocks * found.f_frsize
 
 
 def _to_save(job: Job, left: WorkLeft, until: str | None) -> list[str]:

@@ -3,7 +3,7 @@
 HEAD.json decides everything, and it changes only by compare-and-swap.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypeVar
 
 from typing_extensions import TypedDict
@@ -25,6 +25,7 @@ from pipeline.state.record_json import (
 from pipeline.state.stores import Missing, Store, write_once
 from pipeline.state.stores.base import check_run_name
 from pipeline.state.stores.clock import Clock
+from pipeline.state.stores.parallel import read_all
 
 T = TypeVar("T")
 
@@ -114,6 +115,12 @@ class RunState:
         command.
         """
         return self._file(heartbeat_path(epoch), Beat).read_if_readable()[0]
+
+    def heartbeats(self, epochs: Sequence[int]) -> dict[int, Beat]:
+        """Return the last heartbeats of the owners of these epochs, without those that `heartbeat`
+        does not return. They are read side by side."""
+        beats = zip(epochs, read_all(self.heartbeat, epochs))
+        return {epoch: beat for epoch, beat in beats if beat is not None}
 
     def write_job(self, digest: str, text: str) -> None:
         """Store the job file under its `digest`."""

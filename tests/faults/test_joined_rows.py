@@ -35,6 +35,7 @@ def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thin, "WORTH", 10)
     monkeypatch.setattr(thin, "RANGES", 1)
     monkeypatch.setattr(thin, "TAIL", 1)
+    monkeypatch.setattr(thin, "MOST_ROWS", 10)
 
 
 def write_rows(store: Store) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.machine.folders import free_bytes
 from pipeline.state.checkpoints.layout import MANIFEST
 from pipeline.state.stores import Store
 
@@ -23,7 +24,7 @@ _OWN_DISKS = frozenset(
     {"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"}
 )
 # So many replaced checkpoints stay there after a save, without those that are held. The older one
-# makes room for the next save.
+# makes room for the next save. If there still is no room, so does the newer one.
 STAYS = 2
 # The manifests that this process holds, by path, and their descriptors.
 _held: dict[Path, int] = {}
@@ -56,6 +57,16 @@ def deletes_early(store: Store, run: str) -> bool:
     kinds = {Path(disk.mountpoint): disk.fstype for disk in psutil.disk_partitions(all=True)}
     here = folder.resolve()
     return next((kinds[p] for p in (here, *here.parents) if p in kinds), None) in _OWN_DISKS
+
+
+def has_room(store: Store, run: str, needed: int) -> bool:
+    """Return whether the disk of `run`, in a folder, has that many bytes free, or does not say."""
+    folder = store.local_path(run)
+    assert folder is not None
+    with contextlib.suppress(OSError):
+        free = free_bytes(folder)
+        return free is None or free >= needed
+    return True
 
 
 @contextlib.contextmanager

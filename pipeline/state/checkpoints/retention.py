@@ -2,8 +2,8 @@
 
 The others are deleted without disturbing readers: a checkpoint is first removed from HEAD's list,
 and its folder is marked as trash. Its files are deleted an hour later. In a store on this machine's
-own disk, only the newest of these folders stays that long, and those that a reader holds. A
-checkpoint that HEAD lists is never deleted.
+own disk, only the newest of these folders stays that long, and those that a reader holds; the
+newest one goes, too, if the next save would not fit. A checkpoint that HEAD lists is never deleted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
-from pipeline.state.checkpoints.hold import deletes_early, unless_held
+from pipeline.state.checkpoints.hold import deletes_early, has_room, unless_held
 from pipeline.state.claim import Claim
 from pipeline.state.head import TRASH_SECONDS, CheckpointEntry, Head
 from pipeline.state.stores import StoreError
@@ -80,8 +80,7 @@ def delete_due(claim: Claim) -> list[str]:
     listed = claim.head.listed()
     trash = [item for item in claim.head.trash if item.key not in listed]
     due = [item.key for item in trash if item.not_before <= now]
-    # The newest one stays: somebody may have read just now that HEAD lists it.
-    replaced = [item for item in trash if item.key.startswith("checkpoints/")][:-1]
+    replaced = [item for item in trash if item.key.startswith("checkpoints/")]
     early = [item.key for item in replaced if item.not_before > now]
     if early and not deletes_early(state.store, state.name):
         early = []
@@ -92,6 +91,10 @@ def delete_due(claim: Claim) -> list[str]:
         for key in due:
             _delete_folder(claim, key)
         for key in early:
+            # The newest one stays: somebody may have read just now that HEAD lists it. But without
+            # room for the next save, the run would end. Whoever reads it is told to read again.
+            if key == replaced[-1].key and _has_room(claim):
+                continue
             with unless_held(state.store, state.key(key)) as free:
                 if free:
                     _delete_folder(claim, key)
@@ -100,6 +103,12 @@ def delete_due(claim: Claim) -> list[str]:
         _log.warning("Old checkpoints were not removed: %s", error)
         return []
     return due
+
+
+def _has_room(claim: Claim) -> bool:
+    """Return whether another checkpoint as large as the newest fits on the disk of the run."""
+    needed = max((entry.bytes for entry in claim.head.checkpoints[:1]), default=0)
+    return has_room(claim.store, claim.state.name, needed)
 
 
 def _delete_folder(claim: Claim, key: str) -> None:

@@ -34,6 +34,9 @@ TAIL = 50
 TOGETHER = 0.01
 # A thinned file that has more than this share of the bytes is not worth a file.
 WORTH = 0.5
+# While a reader has more rows than this, it keeps fewer of each joined object: the page of a run
+# looks at all of them every few seconds. A curve on a page has at most 2,000 points.
+MOST_ROWS = 10_000
 
 
 def thin_key(key: str) -> str:
@@ -70,25 +73,31 @@ def thinned(rows: Sequence[Row]) -> list[Row]:
 
     `rows` may be thinned already.
     """
+    return [*_thinned(rows, RANGES, TAIL).values()]
+
+
+def _thinned(rows: Sequence[Row], ranges: int, tail: int) -> dict[int, Row]:
+    """Return by their numbers the rows that stay: of each of `ranges`, the last `tail`, and those
+    that must."""
     ends = _ends_of_reports(rows)
-    kept = _kept(rows)
+    kept = _kept(rows, ranges, tail)
     kept |= {ends[i] for i in kept}
-    result: list[Row] = []
+    result: dict[int, Row] = {}
     waiting: list[Row] = []
     for i, row in enumerate(rows):
         if "loss" not in row:
-            result.append(row)
+            result[i] = row
             continue
         waiting.append(row)
         if i not in kept:
             continue
         if ends[i] > i:  # the end of its report stands for it
-            result.append({**row, "stands_for": _stands_for([])})
+            result[i] = {**row, "stands_for": _stands_for([])}
         elif len(waiting) == 1:
-            result.append(row)
+            result[i] = row
             waiting = []
         else:
-            result.append({**row, "stands_for": _stands_for(waiting)})
+            result[i] = {**row, "stands_for": _stands_for(waiting)}
             waiting = []
     return result
 
@@ -116,13 +125,13 @@ def _ends_of_reports(rows: Sequence[Row]) -> list[int]:
     return ends
 
 
-def _kept(rows: Sequence[Row]) -> set[int]:
+def _kept(rows: Sequence[Row], ranges: int, tail: int) -> set[int]:
     """Return the numbers of the rows that stay."""
     losses = [i for i, row in enumerate(rows) if "loss" in row]
-    kept = {*losses[:1], *losses[-TAIL:]}
+    kept = {*losses[:1], *losses[-tail:]}
     # The last before a row without a loss, which is an evaluation and takes its own time.
     kept |= {i for i in losses if i + 1 < len(rows) and "loss" not in rows[i + 1]}
-    width = max(1, -(-len(losses) // RANGES))
+    width = max(1, -(-len(losses) // ranges))
     for start in range(0, len(losses), width):
         some = losses[start : start + width]
         if known := [i for i in some if rows[i]["loss"] is not None]:
@@ -168,6 +177,14 @@ def _rows_of(lines: Iterable[bytes]) -> dict[int, Row]:
     return {hash(line): row for line in lines if (row := metrics_row(line)) is not None}
 
 
+def _fewer(rows: Mapping[int, Row | None], ranges: int) -> dict[int, Row | None]:
+    """Return the rows of a file with None in place of those that are left out. Their hashes stay,
+    by which a row that a later file has again is recognized."""
+    lines = [line for line, row in rows.items() if row is not None]
+    kept = _thinned([row for row in rows.values() if row is not None], ranges, tail=1)
+    return {**dict.fromkeys(rows), **{lines[i]: row for i, row in kept.items()}}
+
+
 class ThinReader:
     """Reads the rows of metrics below a folder, thinned where they are, and each file only once.
 
@@ -178,7 +195,11 @@ class ThinReader:
         self._store, self._folder, self._unreadable = store, folder, unreadable
         self._present: dict[str, Segment] = {}
         self._thin: set[str] = set()
-        self._rows: dict[str, dict[int, Row]] = {}
+        # Of each file, by the hash of its line: a row, or None if another row stands for it.
+        self._rows: dict[str, Mapping[int, Row | None]] = {}
+        # In how many ranges an object's rows are divided, if more of them are left out here.
+        self._ranges: dict[str, int] = {}
+        self._most_ranges = RANGES
 
     def read(self, epoch: int | None = None) -> list[Row]:
         """Return all rows there are now, by epoch and file. Reads only files that are new.
@@ -193,10 +214,25 @@ class ThinReader:
         for segment, rows in zip(new, read_all(self._read, new)):
             self._rows[segment.key] = rows
         self._rows = {segment.key: self._rows[segment.key] for segment in wanted}
-        different: dict[int, Row] = {}
-        for rows in self._rows.values():
-            different |= rows
-        return [*different.values()]
+        self._leave_out([segment.key for segment in wanted if segment.level])
+        different: dict[int, Row | None] = {}
+        for of_file in self._rows.values():
+            for line, row in of_file.items():
+                different.setdefault(line, row)
+        return [row for row in different.values() if row is not None]
+
+    def _leave_out(self, joined: Sequence[str]) -> None:
+        """Keep fewer rows of the `joined` objects, but not of the last, while there are more than
+        MOST_ROWS. Each object is thinned a few times in all, and not at each look."""
+        while True:
+            for key in joined[:-1]:
+                if self._ranges.get(key, RANGES) > self._most_ranges:
+                    self._rows[key] = _fewer(self._rows[key], self._most_ranges)
+                    self._ranges[key] = self._most_ranges
+            kept = sum(row is not None for rows in self._rows.values() for row in rows.values())
+            if kept <= MOST_ROWS or self._most_ranges == 1:
+                return
+            self._most_ranges = max(1, self._most_ranges // 2)
 
     def _list(self, epoch: int | None) -> None:
         if epoch is None:

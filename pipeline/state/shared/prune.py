@@ -57,25 +57,25 @@ def list_shared(store: Store, clock: Clock) -> list[Listed]:
     """Return the shared data of a store, the newest last. Raises BadInput for a damaged record."""
     stored = _stored_folders(store)
     users = keys_in_use(runs_in(store))
-    me, found = Owner.me(), []
-    for fingerprint, sizes in stored.items():
+    me = Owner.me()
+
+    def look(item: tuple[str, Mapping[str, int]]) -> Listed | None:
+        fingerprint, sizes = item
         state, _ = read_state(store, fingerprint)
         by_folder = {folder: users.get(data_key(fingerprint, folder), ()) for folder in sizes}
-        runs = sorted({run for using in by_folder.values() for run in using})
         writer = preparing(store, state, me, clock)
-        if sizes or writer is not None:
-            size = sum(sizes.values())
-            unused = sum(sizes[folder] for folder, using in by_folder.items() if not using)
-            found.append(
-                Listed(
-                    fingerprint,
-                    state,
-                    tuple(runs),
-                    bytes=size,
-                    unused=unused,
-                    prepared_by=None if writer is None else writer.run,
-                )
-            )
+        if not sizes and writer is None:
+            return None
+        return Listed(
+            fingerprint,
+            state,
+            tuple(sorted({run for using in by_folder.values() for run in using})),
+            bytes=sum(sizes.values()),
+            unused=sum(sizes[folder] for folder, using in by_folder.items() if not using),
+            prepared_by=None if writer is None else writer.run,
+        )
+
+    found = [one for one in read_all(look, list(stored.items())) if one is not None]
     return sorted(found, key=lambda item: (item.state.at, item.fingerprint))
 
 

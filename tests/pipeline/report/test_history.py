@@ -1,11 +1,14 @@
-"""Several runs are compared by the settings in which they differ."""
+"""Several runs are compared by the settings in which they differ, and a run knows its attempts."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from pipeline.cost.costs import Costs
 from pipeline.job import Job
-from pipeline.report.history import differing
+from pipeline.report.history import RunHistory, differing
+from pipeline.state.head import Head
 from pipeline.state.status.recorded_job import recorded_job
 from pipeline.state.stores import FileStore
 from tests.support.rented_run import RentedRun
@@ -30,3 +33,28 @@ def test_a_run_whose_job_is_not_known_does_not_count(tmp_path: Path) -> None:
     one = job(tmp_path, "one", 1e-4)
     assert differing([one, None]) is None
     assert differing([one, None, one]) == {}
+
+
+class Counted(dict[str, Any]):
+    """A row that counts how often any row is asked for a value."""
+
+    asked = 0
+
+    def __getitem__(self, key: str) -> Any:
+        Counted.asked += 1
+        return super().__getitem__(key)
+
+
+def test_a_run_that_has_moved_often_looks_at_each_of_its_rows_once() -> None:
+    attempts = 50
+    rows = [Counted(step=step, epoch=1 + step // 10, at=float(step)) for step in range(500)]
+    events = [
+        {"event": "training", "stage": "pretrain", "epoch": 1 + number, "at": 10.0 * number}
+        for number in range(attempts)
+    ]
+    history = RunHistory(None, "runs/demo", Head(), events, {"pretrain": rows}, Costs((), {}))
+    Counted.asked = 0
+    found = history.attempts()
+    assert [row["to_step"] for row in found] == [10 * number + 9 for number in range(attempts)]
+    assert [row["seconds"] for row in found] == [9.0] * attempts
+    assert Counted.asked <= 2 * len(rows)

@@ -11,8 +11,9 @@ from pion.model.decoder import Decoder
 from pion.train.optimizer.optimizer import Optimizer
 from pipeline.job import Job
 from pipeline.job.train_sections import settings_of
+from pipeline.machine.folders import free_bytes
 from pipeline.run.command import run_job
-from pipeline.run.disk_room import checkpoint_bytes, free_bytes, require_room
+from pipeline.run.disk_room import checkpoint_bytes, require_room
 from pipeline.run.stage_plan import work_left
 from pipeline.run.start import Options
 from pipeline.state.claim import claim_run

@@ -10,18 +10,21 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.commands.status import show_runs, show_statuses
+from pipeline.rent.check.job import check_store
 from pipeline.state.claim import claim_run
 from pipeline.state.find_run import known_runs, read_run, runs_in
 from pipeline.state.head import data_key
 from pipeline.state.run_state import RunState
-from pipeline.state.shared.prune import delete_due, mark
+from pipeline.state.shared.prune import delete_due, list_shared, mark
 from pipeline.state.shared.records import DataState, swap_state
 from pipeline.state.stores import FileStore, Store, open_store
 from pipeline.state.stores import base as stores_base
 from tests.pipeline.conftest import Pion
 from tests.support.clock import FakeClock
+from tests.support.jobs import tiny_job
 from tests.support.many_runs import write_runs
 from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.side_by_side import SideBySide
 from tests.support.states import someone
 
 FINGERPRINT = "0f" * 32
@@ -56,6 +59,16 @@ def test_the_status_of_one_run_asks_for_that_run_only(
     assert proxy.requests
     others = [request for request in proxy.requests if "run-0003" not in request]
     assert all("max-keys=1&" in request for request in others)  # asks for the service's clock
+
+
+def test_a_check_of_a_job_asks_for_none_of_the_other_runs(s3: S3Server, proxy: FaultProxy) -> None:
+    url = f"s3://{s3.bucket()}/runs"
+    write_runs(open_store(url), 5, 3)
+    proxy.requests.clear()
+    rows = check_store(tiny_job(store=url))
+    assert all(row.ok for row in rows), rows
+    assert {prefix.split("%2F")[1] for prefix in listed(proxy)} == {"tiny"}
+    assert not any("/runs/run-0" in request for request in proxy.requests)
 
 
 def test_a_run_whose_head_can_not_be_read_hides_no_other(
@@ -200,3 +213,12 @@ def test_however_much_data_is_marked_and_deleted_each_head_is_read_once_a_step(
     store.heads = 0
     assert delete_due(store, clock) == (names, 5)
     assert store.heads == 2 * 4  # before the data is unusable, and before it is deleted
+
+
+def test_the_states_of_much_data_are_read_side_by_side(tmp_path: Path, time: FakeClock) -> None:
+    fingerprints = [f"{number:x}" * 64 for number in range(5)]
+    for fingerprint in fingerprints:
+        swap_state(FileStore(tmp_path), fingerprint, DataState("ab" * 16, 1, 0.0), None)
+        FileStore(tmp_path).write(f"{data_key(fingerprint, 'ab' * 16)}/shard", b"1")
+    seen = SideBySide(tmp_path, r"_data/.*/state\.json", len(fingerprints))
+    assert [one.fingerprint for one in list_shared(seen, time.clock())] == fingerprints

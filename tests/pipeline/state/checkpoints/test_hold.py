@@ -121,6 +121,38 @@ def test_a_reader_that_holds_a_checkpoint_for_more_than_its_hour_holds_it_no_lon
     assert steps(store) == [3, 4]
 
 
+def leave_free(monkeypatch: pytest.MonkeyPatch, free: int | None) -> None:
+    """Let every disk have so many bytes free. None: the file system does not say."""
+    monkeypatch.setattr("pipeline.state.checkpoints.hold.free_bytes", lambda folder: free)
+
+
+def test_without_room_for_the_next_save_the_checkpoint_replaced_last_is_deleted_too(
+    claim: Claim, store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(claim, 1, 2, 3)
+    needed = claim.head.checkpoints[0].bytes
+    assert needed > 0
+    for free in (needed, None):
+        leave_free(monkeypatch, free)
+        assert sweep(claim) == []
+    leave_free(monkeypatch, needed - 1)
+    hold(store, "demo/checkpoints/pretrain/1-1")
+    assert sweep(claim) == []
+    saved(claim, 4)
+    assert sweep(claim) == ["checkpoints/pretrain/2-1"]
+    assert steps(store) == [1, 3, 4]
+
+
+def test_without_room_a_disk_that_other_machines_read_keeps_all_for_an_hour(
+    claim: Claim, store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount(monkeypatch, {Path("/"): "nfs4"})
+    saved(claim, 1, 2, 3)
+    leave_free(monkeypatch, 0)
+    assert sweep(claim) == []
+    assert steps(store) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "9p", "cifs", "new"])
 def test_on_a_disk_that_other_machines_read_all_stay_for_an_hour(
     kind: str, claim: Claim, store: FileStore, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -237,3 +238,75 @@ def test_another_run_under_the_name_is_noticed(store: FileStore) -> None:
     store.delete(f"{FOLDER}1/000102.jsonl")
     with pytest.raises(Replaced):
         reader.read()
+
+
+# ---------------------------------------------------------------- many attempts
+
+ATTEMPTS, STEPS = 6, 300
+
+
+def moved_often(folder: Path, time: FakeClock) -> tuple[FileStore, list[Row], list[Row], Head]:
+    """Return the log, events, rows and HEAD of a run on many machines. Each but the last has its
+    rows in one joined object, and trained ten steps that the next one repeated."""
+    store, events, rows = FileStore(folder / "moved"), list[Row](), list[Row]()
+    restores, at = {}, T
+    for epoch in range(1, ATTEMPTS + 1):
+        first = (epoch - 1) * (STEPS - 10)
+        restores[epoch] = {"pretrain": first}
+        about = {"id": f"pod{epoch}", "gpu": "A40", "count": 1, "price": 0.4, "rented_at": at}
+        events.append({"event": "machine", "epoch": epoch, "at": at + 60, "phases": {}, **about})
+        events.append({"event": "training", "epoch": epoch, "at": at + 90, "stage": "pretrain"})
+        events[-1]["seq_len"] = 10
+        mine = steps(range(first + 1, first + STEPS + 1), at + 130, epoch)
+        mine.insert(200, held_out(first + 200, at + 329.5, epoch))
+        for number, start in enumerate(range(0, len(mine), 50)):
+            lines = "".join(json.dumps(row) + "\n" for row in mine[start : start + 50])
+            store.write(f"{FOLDER}{epoch}/{number:06}.jsonl", lines.encode())
+        rows += mine
+        at += 130 + STEPS + 300
+    joiner = Joiner(store, FOLDER, ATTEMPTS, time.clock(), lambda: None)
+    while joiner.step():
+        pass
+    return store, events, rows, Head(epoch=ATTEMPTS, owner=Owner.me(), restores=restores)
+
+
+def test_a_reader_keeps_few_rows_of_a_run_that_has_moved_often(
+    tmp_path: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    store, events, rows, head = moved_often(tmp_path, time)
+    monkeypatch.setattr("pipeline.state.rows.thin.MOST_ROWS", 800)
+    unreadable = Unreadable()
+    reader = ThinReader(store, FOLDER, unreadable)
+    few = reader.read()
+    assert STEPS < len(few) <= 800
+    assert few == reader.read() == reader.read(ATTEMPTS)
+    assert unreadable.count == 0
+    assert sum(map(step_count, few)) == ATTEMPTS * STEPS
+    assert [row for row in few if row["epoch"] == ATTEMPTS] == rows[-STEPS - 1 :]  # not joined yet
+    assert [r for r in few if "loss" not in r] == [r for r in rows if "loss" not in r]
+    for epoch in range(1, ATTEMPTS + 1):
+        all_losses = [row["loss"] for row in rows if row["epoch"] == epoch and "loss" in row]
+        losses = [row["loss"] for row in few if row["epoch"] == epoch and "loss" in row]
+        assert (min(losses), max(losses)) == (min(all_losses), max(all_losses))
+        assert (losses[0], losses[-1]) == (all_losses[0], all_losses[-1])
+    full, thin = cost(events, rows, head), cost(events, few, head)
+    assert full.seconds["recompute"] >= 10 * (ATTEMPTS - 1)
+    for cause in CAUSES:
+        assert thin.seconds[cause] == pytest.approx(full.seconds[cause], rel=0.01), cause
+
+
+def test_a_row_that_was_written_again_counts_once_however_few_rows_are_kept(
+    tmp_path: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    store, _, rows, _ = moved_often(tmp_path, time)
+    monkeypatch.setattr("pipeline.state.rows.thin.MOST_ROWS", 10)
+    reader = ThinReader(store, FOLDER, Unreadable())
+    reader.read()
+    again = MetricsLog(store, "run", "pretrain", ATTEMPTS)  # it was not told that it was written
+    end_of_first = [row for row in rows if row["epoch"] == 1][-30:]
+    again.adopt("".join(json.dumps(row) + "\n" for row in end_of_first))
+    again.flush()
+    for found in (reader.read(), ThinReader(store, FOLDER, Unreadable()).read()):
+        assert sum(map(step_count, found)) == ATTEMPTS * STEPS

@@ -1,0 +1,29 @@
+"""A store that notices whether records are read one after another."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+from pipeline.state.stores import FileStore
+
+# Far more than a thread needs to begin.
+WAIT_SECONDS = 20.0
+
+
+class SideBySide(FileStore):
+    """A folder in which a record whose key matches `pattern` is read only while `count` of them are
+    asked for at once."""
+
+    def __init__(self, folder: Path, pattern: str, count: int) -> None:
+        super().__init__(folder)
+        self._pattern, self._together = re.compile(pattern), threading.Barrier(count)
+
+    def read_versioned(self, key: str) -> tuple[bytes, str]:
+        if self._pattern.fullmatch(key):
+            try:
+                self._together.wait(WAIT_SECONDS)
+            except threading.BrokenBarrierError:
+                raise AssertionError(f"{key} was read alone") from None
+        return super().read_versioned(key)
