@@ -40,9 +40,6 @@ Result = TypeVar("Result")
 class Tasks(Protocol):
     """Does the same work with many items, side by side."""
 
-    # How many items are worked on at once.
-    workers: int
-
     def map(
         self,
         work: Callable[[Shared, Item], Result],
@@ -57,8 +54,6 @@ class Tasks(Protocol):
 
 class InThisProcess:
     """Does the work here, one item after the other."""
-
-    workers = 1
 
     def map(
         self,
