@@ -49,9 +49,8 @@ from pipeline.data.prepared import SPLITS
 from pipeline.data.sources import Remarks
 from pipeline.machine.kill_points import mark
 from pipeline.machine.time_limit import attended_items
+from pipeline.state.shared.unfinished import PIECES
 
-# In the folder of a source, until its data is finished.
-PIECES = "pieces"
 _COUNTED = "counted.json"
 # The counts so far are written this often, in seconds.
 _WRITE_SECONDS = 5.0

@@ -32,7 +32,6 @@ from pipeline.data.conversations_to_rows import in_own_format, in_template, writ
 from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.fingerprint import Part, check_unchanged, fingerprint_of
 from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
-from pipeline.data.pieces_to_rows import PIECES
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
 from pipeline.data.sources import (
     Input,
@@ -50,6 +49,7 @@ from pipeline.job.stages import CONVERSING
 from pipeline.job.tuning_sections import Sft
 from pipeline.stages.prepare_preferences import check_kinds, write_preferences
 from pipeline.stages.prepare_text import InPieces, TextReading, write_text
+from pipeline.state.shared.unfinished import PIECES
 
 __all__ = [
     "InPieces",

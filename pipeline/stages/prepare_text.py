@@ -30,20 +30,21 @@ class InPieces:
     Attributes:
         tasks: starts what does the work, and ends it.
         finished: is told each file of the data that is finished.
-        least: so many bytes of files are prepared in pieces.
-        piece_bytes: about so many bytes are a piece.
+        least: so many bytes of files are prepared in pieces; None: LEAST_BYTES.
+        piece_bytes: about so many bytes are a piece; None: PIECE_BYTES.
     """
 
     tasks: Callable[[], AbstractContextManager[Tasks]] = lambda: nullcontext(InThisProcess())
     finished: Finished = lambda path: None
-    least: int = LEAST_BYTES
-    piece_bytes: int = PIECE_BYTES
+    least: int | None = None
+    piece_bytes: int | None = None
 
     @contextmanager
     def of(self, inputs: Sequence[Input]) -> Iterator[Tasks | None]:
         """Yield what does the work with these sources; None if there is little."""
         files = [path for found in inputs if has_pieces(found.source) for path in found.files]
-        if sum(path.stat().st_size for path in files) < self.least:
+        least = LEAST_BYTES if self.least is None else self.least
+        if sum(path.stat().st_size for path in files) < least:
             yield None
             return
         with self.tasks() as tasks:
@@ -102,7 +103,7 @@ def _pieces(reading: TextReading, tasks: Tasks, folder: Path) -> PieceSource:
             tuple((path.name, read_file(path, LARGEST_TOKENIZER)) for path in files),
         ),
         found.files,
-        how.piece_bytes,
+        PIECE_BYTES if how.piece_bytes is None else how.piece_bytes,
         tasks,
         how.finished,
     )

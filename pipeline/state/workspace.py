@@ -225,6 +225,16 @@ class Workspace:
                 progress(done, total)
         self.store.write(f"{self.run}/{key}/{FILES}", manifest_of(files))
 
+    def record_kept(self, key: str, uploads: Mapping[str, str]) -> None:
+        """Record that files under `key`, with their sha256, were uploaded before `keep`. Raises
+        StoreError."""
+        folder = self.folder(key)
+        with explained("write", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _append_kept(folder / _KEPT) as record:
+            for name, sha256 in uploads.items():
+                record(name, sha256)
+
     def forget(self, keep: Iterable[str], folder: str = "checkpoints") -> None:
         """Delete this machine's copies of checkpoints that are not in `keep`, to free disk
         space."""
