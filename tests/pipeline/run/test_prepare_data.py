@@ -74,13 +74,15 @@ def prepare(
     time: FakeClock,
     *overrides: str,
     say: Say = lambda message: None,
+    price: float | None = None,
 ) -> dict[str, str]:
-    """Do the stage `prepare` of the job as the run `name`; return the keys that its HEAD lists."""
+    """Do the stage `prepare` of the job as the run `name`, on a machine of this price per hour;
+    return the keys that its HEAD lists."""
     job = load_job(store.folder.parent / "tiny.yaml", [f"name={name}", *overrides])
     run, owner, display = RunState(store, name, time.clock()), someone(), SilentDisplay()
     stopping = StoppingOnSignals(display)
     leaving = Leaving(stopping, lambda text: None)
-    start = Start(job, Options(), digest_job(job), run, owner, stopping, 0.0, None, leaving)
+    start = Start(job, Options(), digest_job(job), run, owner, stopping, 0.0, price, leaving)
     claim = claim_run(run, owner, take_over=True)
     prepare_data(start, claim, say, Patience(0.0, lambda text: None, time.sleep))
     claim.release()
