@@ -5,12 +5,12 @@ Pieces of a source are done side by side, and their results are taken in the ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -31,38 +31,6 @@ from pipeline.data.pieces import Piece
 from pipeline.data.prepared import SPLITS
 from pipeline.data.sources import split_text
 from pipeline.job import JsonlTexts, Source, TextFiles
-
-Shared = TypeVar("Shared")
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class Tasks(Protocol):
-    """Does the same work with many items, side by side."""
-
-    def map(
-        self,
-        work: Callable[[Shared, Item], Result],
-        shared: Shared,
-        items: Iterable[Item],
-    ) -> Iterator[Result]:
-        """Yield `work(shared, item)` of each item, in the order of the items.
-
-        `work` is a function of a module. Raises the PionError that `work` raises.
-        """
-
-
-class InThisProcess:
-    """Does the work here, one item after the other."""
-
-    def map(
-        self,
-        work: Callable[[Shared, Item], Result],
-        shared: Shared,
-        items: Iterable[Item],
-    ) -> Iterator[Result]:
-        """See `Tasks`."""
-        return (work(shared, item) for item in items)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pion.data.documents import file_to_documents
 from pion.data.documents.file_to_documents import Span, cut_of
 from pion.errors import BadInput
 from pion.untrusted import open_file
-from pipeline.job import JsonlTexts, ParquetTexts, Source, TextFiles
+from pipeline.job import JsonlFiles, JsonlTexts, ParquetFiles, Source, TextFiles
 
 # About so many bytes of files are a piece.
 PIECE_BYTES = 64 << 20
@@ -33,9 +33,9 @@ class Piece:
 
 
 def has_pieces(source: Source) -> bool:
-    """Return whether a source is cut into pieces. Others have no files, or little text, or are
-    tokenized."""
-    return isinstance(source, TextFiles | JsonlTexts | ParquetTexts)
+    """Return whether a source is prepared in pieces. Others have no files here, or little text, or
+    are tokenized."""
+    return isinstance(source, TextFiles | JsonlFiles | ParquetFiles)
 
 
 def cut_pieces(

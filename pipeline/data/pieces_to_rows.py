@@ -38,7 +38,6 @@ from pipeline.data.encode_piece import (
     Encoded,
     Encoding,
     Reading,
-    Tasks,
     count_numbered,
     count_piece,
     encode_piece,
@@ -47,6 +46,7 @@ from pipeline.data.encode_piece import (
 from pipeline.data.pieces import Piece, cut_pieces
 from pipeline.data.prepared import SPLITS
 from pipeline.data.sources import Remarks
+from pipeline.data.tasks import Tasks
 from pipeline.machine.kill_points import mark
 from pipeline.machine.time_limit import attended_items
 from pipeline.state.shared.unfinished import PIECES

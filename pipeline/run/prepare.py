@@ -33,7 +33,7 @@ from pipeline.state.stores.retry import Patience
 from pipeline.state.workspace import Workspace
 
 if TYPE_CHECKING:
-    from pipeline.data.encode_piece import Tasks
+    from pipeline.data.tasks import Tasks
     from pipeline.stages.prepare import Find, InPieces, Prepared
 
 
@@ -223,7 +223,7 @@ class _Preparing:
 
 def _tasks() -> Callable[[], AbstractContextManager[Tasks]]:
     """Return what prepares pieces: Ray, or this process on a machine with one core."""
-    from pipeline.data.encode_piece import InThisProcess
+    from pipeline.data.tasks import InThisProcess
     from pipeline.workers.ray_tasks import ray_tasks
     from pipeline.workers.ray_workers import RAY_ADDRESS
 

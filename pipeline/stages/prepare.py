@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,16 @@ from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, Say
 from pipeline.data.cleaning.decided import clean
 from pipeline.data.continuations import continuation_questions
-from pipeline.data.conversations_to_rows import in_own_format, in_template, write_conversation_rows
+from pipeline.data.conversations_to_rows import (
+    Elsewhere,
+    in_own_format,
+    in_template,
+    write_conversation_rows,
+)
 from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.fingerprint import Part, check_unchanged, fingerprint_of
 from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
+from pipeline.data.pieces import has_pieces
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
 from pipeline.data.sources import (
     Input,
@@ -48,7 +54,7 @@ from pipeline.job.sources import Data
 from pipeline.job.stages import CONVERSING
 from pipeline.job.tuning_sections import Sft
 from pipeline.stages.prepare_preferences import check_kinds, write_preferences
-from pipeline.stages.prepare_text import InPieces, TextReading, write_text
+from pipeline.stages.prepare_text import InPieces, TextReading, tokenizer_files, write_text
 from pipeline.state.shared.unfinished import PIECES
 
 __all__ = [
@@ -252,12 +258,18 @@ def _write_conversations(
     """Write the rows of a source of conversations, and return its report."""
     job, found = reading.job, reading.found
     remarks, what = Remarks(tokenizer.replaced(), found.left_out), f"pack {_name(found.source)}"
+    elsewhere = None
+    if reading.tasks is not None and has_pieces(found.source):
+        files = tokenizer_files(place.parent)
+        elsewhere = Elsewhere(reading.tasks, files, reading.in_pieces.finished)
     with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
         if written.own:
-            own, turns = in_own_format(tokenizer), conversations(job, found, remarks)
+            own = replace(in_own_format(tokenizer), elsewhere=elsewhere)
+            turns = conversations(job, found, remarks)
             report = write_conversation_rows(turns, own, place, rows, what, say)
         else:
-            theirs, read = in_template(written.template, tokenizer), talks(job, found, remarks)
+            theirs = replace(in_template(written.template, tokenizer), elsewhere=elsewhere)
+            read = talks(job, found, remarks)
             report = write_conversation_rows(read, theirs, place, rows, what, say)
     remarks.note_systems(report)
     return report | _noted(remarks)

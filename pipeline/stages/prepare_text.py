@@ -13,10 +13,11 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.untrusted import LARGEST_TOKENIZER, read_file
 from pipeline.console.messages import Say
 from pipeline.data.documents_to_rows import RowFormat, write_text_rows
-from pipeline.data.encode_piece import Encoding, InThisProcess, Reading, Tasks
+from pipeline.data.encode_piece import Encoding, Reading
 from pipeline.data.pieces import PIECE_BYTES, has_pieces
 from pipeline.data.pieces_to_rows import Finished, PieceSource, write_piece_rows
 from pipeline.data.sources import Input, Remarks, longest_line, texts
+from pipeline.data.tasks import InThisProcess, Tasks
 from pipeline.job import Job
 
 # Less text is prepared in this process: it takes 10 seconds to start others.
@@ -96,14 +97,20 @@ def write_text(
 def _pieces(reading: TextReading, tasks: Tasks, folder: Path) -> PieceSource:
     """Return the pieces of a source; `folder` has the tokenizer."""
     found, job, how = reading.found, reading.job, reading.in_pieces
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
     return PieceSource(
         Encoding(
             Reading(found.source, found.key, longest_line(job), job.data.held_out),
-            tuple((path.name, read_file(path, LARGEST_TOKENIZER)) for path in files),
+            tokenizer_files(folder),
         ),
         found.files,
         PIECE_BYTES if how.piece_bytes is None else how.piece_bytes,
         tasks,
         how.finished,
     )
+
+
+def tokenizer_files(folder: Path) -> tuple[tuple[str, bytes], ...]:
+    """Return the names and contents of the tokenizer.json in a folder and of what is next to it:
+    another process, or machine, may not have the folder."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    return tuple((path.name, read_file(path, LARGEST_TOKENIZER)) for path in files)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.console.messages import Note, PrepareProgress, Shown
-from pipeline.data.encode_piece import InThisProcess
+from pipeline.data.tasks import InThisProcess
 from pipeline.run import prepare as run_prepare
 from pipeline.stages import prepare_text
 from pipeline.state.head import SHARED

@@ -18,12 +18,15 @@ from pion.data.documents import file_to_documents
 from pion.data.documents.python_docs import is_held_out
 from pion.errors import BadInput
 from pipeline.console.messages import PrepareProgress, Shown
-from pipeline.data.encode_piece import InThisProcess
+from pipeline.data import conversations_to_rows
+from pipeline.data.pieces import Piece
+from pipeline.data.tasks import InThisProcess
 from pipeline.job import Job
-from pipeline.stages.prepare import InPieces, open_data, prepare_pretrain
+from pipeline.stages.prepare import InPieces, open_data, prepare_pretrain, prepare_sft
 from pipeline.stages.prepare_text import LEAST_BYTES
 from tests.support.corpora import files_of, make_job, model_of, sentences
 from tests.support.piece_corpora import (
+    BUFFER,
     KINDS,
     PART_BYTES,
     PIECES,
@@ -47,6 +50,19 @@ def test_the_rows_are_those_of_the_code_before_there_were_pieces(
     prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
     assert result_of(job, tmp_path / "data") == GOLDEN[kind]
     assert not list((tmp_path / "data").rglob("pieces"))
+
+
+def test_the_rows_of_conversations_are_those_of_the_code_before_there_were_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations_to_rows, "BUFFER", BUFFER)
+    job = corpus_job("sft", tmp_path, sft=True)
+    tasks, finished = Watched(), list[Path]()
+    in_pieces = InPieces(lambda: nullcontext(tasks), finished.append, least=0)
+    prepare_sft(job, tmp_path / "data", None, lambda message: None, in_pieces=in_pieces)
+    assert result_of(job, tmp_path / "data") == GOLDEN["sft"]
+    assert len(tasks.done) > 150 / BUFFER
+    assert {path.name for path in finished} >= {"packed.json", "shard_00001.flags.npy"}
 
 
 # ---------------------------------------------------------------- bad input
@@ -197,7 +213,8 @@ class Watched(InThisProcess):
 
     def map(self, work: Any, shared: Any, items: Any) -> Iterator[Any]:
         for item in items:
-            self.done.append((work.__name__, item.spans[0].start))
+            start = item.spans[0].start if isinstance(item, Piece) else len(self.done)
+            self.done.append((work.__name__, start))
             yield work(shared, item)
 
 
