@@ -225,6 +225,10 @@ class Workspace:
                 progress(done, total)
         self.store.write(f"{self.run}/{key}/{FILES}", manifest_of(files))
 
+    def kept(self, key: str) -> Mapping[str, str]:
+        """Return the sha256 of each file under `key` that was uploaded, as this machine knows."""
+        return _read_kept(self.folder(key) / _KEPT)
+
     def record_kept(self, key: str, uploads: Mapping[str, str]) -> None:
         """Record that files under `key`, with their sha256, were uploaded before `keep`. Raises
         StoreError."""

@@ -46,15 +46,31 @@ class EarlyUpload:
         self._committed = time.monotonic()
 
     def finished(self, path: Path) -> None:
-        """Upload a file, and before the first one the files in the folder itself: the tokenizer."""
+        """Upload a file. Before the first one, upload what a process before has not uploaded, and
+        the tokenizer."""
         if not self._workspace.remote:
             return
         if self._thread is None:
-            for one in sorted(p for p in self._own.iterdir() if p.is_file() and p.name[0] != "."):
-                self._paths.put(one)
+            kept = self._workspace.kept(self._key)
+            earlier = sorted(files_below(self._own), key=self._order)
+            for one in earlier:
+                if one != path and one.relative_to(self._own).as_posix() not in kept:
+                    self._paths.put(one)
             self._thread = threading.Thread(target=self._upload, name="early upload", daemon=True)
             self._thread.start()
         self._paths.put(path)
+
+    def _order(self, path: Path) -> tuple[object, ...]:
+        """Return what sorts files before those that need them: those of the folder itself, of the
+        pieces, and of the shards, each shard before its record."""
+        name = path.relative_to(self._own)
+        return (
+            len(name.parts) > 1,
+            PIECES not in name.parts,
+            name.parts[:-1],
+            path.name.partition(".")[0],
+            path.suffix == ".json",
+        )
 
     def close(self) -> None:
         """Finish the upload of one file, and leave the others to `complete`."""
