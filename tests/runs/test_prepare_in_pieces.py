@@ -24,21 +24,24 @@ from tests.support.whole_runs import ends_with, start, wait_for, write_job
 
 __all__ = ["cluster"]
 
-MB, PIECES, KILLS = 4, 24, 5
+MB, PIECES, KILLS = 50, 100, 20
 # Text that one shard to train on has, as pieces: it is encoded again, because its end is not known.
 OF_A_SHARD = 2
 
 PROGRAM = """
-import sys
+import sys, time
 from pipeline.data import pieces_to_rows
 from pipeline.stages import prepare_text
 prepare_text.LEAST_BYTES, prepare_text.PIECE_BYTES = 0, %d
-take_over = pieces_to_rows._Joining._take_over
+take_over, append = pieces_to_rows._Joining._take_over, pieces_to_rows._Joining._append
+def slowly(self, number, piece):
+    time.sleep(0.4)  # so that the text lasts for all kills
+    append(self, number, piece)
 def begins(self):
     start = take_over(self)
     print("begins with piece", start, flush=True)
     return start
-pieces_to_rows._Joining._take_over = begins
+pieces_to_rows._Joining._take_over, pieces_to_rows._Joining._append = begins, slowly
 if __name__ == "__main__":
     from pipeline.cli import main
     sys.exit(main(sys.argv[1:]))
@@ -87,10 +90,19 @@ class Machine:
         """Return which pieces were encoded, by the files on this machine."""
         return [int(path.stem) for path in self.cache.rglob("pieces/*.npz")]
 
-    def in_store(self) -> list[int]:
-        """Return which pieces were encoded, by the files in the store."""
-        keys = [entry.key for entry in self.store.list("_data/")]
-        return [int(key[-10:-4]) for key in keys if "/pieces/" in key and key.endswith(".npz")]
+    def in_store(self) -> set[str]:
+        """Return the names of the files of prepared data in the store."""
+        return {
+            entry.key.split("/", 3)[3]
+            for entry in self.store.list("_data/")
+            if entry.key.count("/") > 2
+        }
+
+    def here(self) -> set[str]:
+        """Return the names of the files that are prepared on this machine."""
+        (pieces,) = self.cache.rglob("pieces")
+        paths = pieces.parent.rglob("*.np?")
+        return {f"0/{path.relative_to(pieces.parent)}" for path in paths if path.name[0] != "."}
 
     def shards(self) -> dict[str, str]:
         """Return the sha256 of each shard in the store."""
@@ -151,19 +163,25 @@ def test_killed_and_moved_again_and_again_the_shards_are_the_same(
             wait_until(go_on(machine, process, 3), "pieces after a kill", seconds=LONG_SECONDS)
         if process.poll() is not None:
             break
+        known = max(machine.kept())
+        moves = kill % 3 == 2
+        if moves:  # what is uploaded by now is known to the next machine
+            here = machine.here()
+            wait_until(
+                lambda here=here: here <= machine.in_store() or process.poll() is not None,
+                "the files to be in the store",
+            )
         process.send_signal(signal.SIGKILL)
         process.wait(60)
         ends += 1
-        known = max(machine.kept())
-        if kill % 3 == 2:  # another machine
-            known = max(machine.in_store())
+        if moves:
             shutil.rmtree(machine.cache)
     ends_with(0, machine.start())
     assert machine.shards() == in_one_process(machine, tmp_path / "whole")
     print(f"{ends} kills; repeated pieces: {most_repeated}")
     assert ends >= KILLS // 2
     assert max(most_repeated) <= OF_A_SHARD
-    assert not machine.in_store()
+    assert not [name for name in machine.in_store() if "/pieces/" in name]
 
 
 @pytest.mark.soak

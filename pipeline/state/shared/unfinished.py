@@ -1,13 +1,15 @@
 """Data that is not finished: share what there is of it, and continue it on another machine.
 
 The files are uploaded where the finished data will be, so that they are uploaded once. They are in
-no list there, so nobody takes them for finished data. Which of them can be used together, only
-those who write them know: a file is uploaded after all the files that it needs.
+no list there, so nobody takes them for finished data. Data with one fingerprint has the same files
+wherever it is prepared, so a machine may continue with files of several others. What is missing
+among them is prepared again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 import time
@@ -26,6 +28,8 @@ from pipeline.state.workspace import FILES, Workspace, files_below
 # The folder of what is kept of pieces, of each source.
 PIECES = "pieces"
 _TRANSFERS = 4
+# What is uploaded first: what is finished now, what was finished before, nothing.
+_NEW, _EARLIER, _LAST = range(3)
 
 
 class EarlyUpload:
@@ -38,7 +42,8 @@ class EarlyUpload:
         self._store, self._own = store, own
         self._workspace = Workspace(store, SHARED)
         self._key = f"{fingerprint}/{folder}"
-        self._paths: queue.Queue[Path | None] = queue.Queue()
+        self._paths: queue.PriorityQueue[tuple[int, int, Path | None]] = queue.PriorityQueue()
+        self._order = itertools.count()
         self._closing = False
         self._thread: threading.Thread | None = None
         # Uploads that wait for their commit, if the store has commits, and when the last one was.
@@ -46,41 +51,31 @@ class EarlyUpload:
         self._committed = time.monotonic()
 
     def finished(self, path: Path) -> None:
-        """Upload a file. Before the first one, upload what a process before has not uploaded, and
-        the tokenizer."""
+        """Upload a file; when there is nothing else to do, what an earlier process has finished."""
         if not self._workspace.remote:
             return
         if self._thread is None:
             kept = self._workspace.kept(self._key)
-            earlier = sorted(files_below(self._own), key=self._order)
-            for one in earlier:
-                if one != path and one.relative_to(self._own).as_posix() not in kept:
-                    self._paths.put(one)
+            earlier = (one for one in files_below(self._own) if one != path)
+            for one in sorted(earlier, key=lambda one: one.stat().st_mtime_ns):
+                if one.relative_to(self._own).as_posix() not in kept:
+                    self._put(_EARLIER, one)
             self._thread = threading.Thread(target=self._upload, name="early upload", daemon=True)
             self._thread.start()
-        self._paths.put(path)
+        self._put(_NEW, path)
 
-    def _order(self, path: Path) -> tuple[object, ...]:
-        """Return what sorts files before those that need them: those of the folder itself, of the
-        pieces, and of the shards, each shard before its record."""
-        name = path.relative_to(self._own)
-        return (
-            len(name.parts) > 1,
-            PIECES not in name.parts,
-            name.parts[:-1],
-            path.name.partition(".")[0],
-            path.suffix == ".json",
-        )
+    def _put(self, rank: int, path: Path | None) -> None:
+        self._paths.put((rank, next(self._order), path))
 
     def close(self) -> None:
         """Finish the upload of one file, and leave the others to `complete`."""
         self._closing = True
         if self._thread is not None:
-            self._paths.put(None)
+            self._put(_LAST, None)
             self._thread.join()
 
     def _upload(self) -> None:
-        while (path := self._paths.get()) is not None and not self._closing:
+        while (path := self._paths.get()[2]) is not None and not self._closing:
             with contextlib.suppress(PionError, OSError):
                 name, sha256 = path.relative_to(self._own).as_posix(), sha256_file(path)
                 self._store.write(f"{SHARED}/{self._key}/{name}", path)
@@ -126,17 +121,16 @@ def delete_pieces(store: Store, fingerprint: str, folder: str) -> None:
 
 
 def _unfinished(store: Store, fingerprint: str) -> Sequence[Entry]:
-    """Return the files of the folder that has most of some data, and is not finished."""
-    folders: dict[str, list[Entry]] = {}
+    """Return the files of some data in all folders that are not finished, each file once."""
+    folders: dict[str, dict[str, Entry]] = {}
     for entry in store.list(f"{SHARED}/{fingerprint}/"):
-        if len(parts := entry.key.split("/")) > 3:
-            folders.setdefault(parts[2], []).append(entry)
-    open_ones = [
-        entries
-        for entries in folders.values()
-        if not any(entry.key.endswith(f"/{FILES}") for entry in entries)
-    ]
-    return max(open_ones, key=lambda entries: sum(e.size for e in entries), default=[])
+        if len(parts := entry.key.split("/", 3)) > 3:
+            folders.setdefault(parts[2], {})[parts[3]] = entry
+    found: dict[str, Entry] = {}
+    for files in sorted(folders.values(), key=len):
+        if FILES not in files:
+            found |= files
+    return list(found.values())
 
 
 def _download(store: Store, entry: Entry, own: Path) -> None:
