@@ -217,8 +217,9 @@ class _Preparing:
         return folder
 
     def _bring(self, fingerprint: str, folder: str) -> Path:
+        # Training fetches its shards when it needs them.
         shared = Workspace(self.start.run.store, SHARED)
-        return self.patiently(partial(shared.bring, f"{fingerprint}/{folder}"))
+        return self.patiently(partial(shared.bring, f"{fingerprint}/{folder}", shards=False))
 
 
 def _tasks() -> Callable[[], AbstractContextManager[Tasks]]:

@@ -144,6 +144,12 @@ def go_on(machine: Machine, process: subprocess.Popen[str], pieces: int) -> Call
     return lambda: max(machine.kept(), default=-1) >= wanted or process.poll() is not None
 
 
+def uploaded(machine: Machine, process: subprocess.Popen[str]) -> Callable[[], bool]:
+    """Return what says whether all that is prepared on the machine by now is in the store."""
+    here = machine.here()
+    return lambda: here <= machine.in_store() or process.poll() is not None
+
+
 @pytest.mark.soak
 def test_killed_and_moved_again_and_again_the_shards_are_the_same(
     tmp_path: Path, s3_store: str
@@ -166,11 +172,7 @@ def test_killed_and_moved_again_and_again_the_shards_are_the_same(
         known = max(machine.kept())
         moves = kill % 3 == 2
         if moves:  # what is uploaded by now is known to the next machine
-            here = machine.here()
-            wait_until(
-                lambda here=here: here <= machine.in_store() or process.poll() is not None,
-                "the files to be in the store",
-            )
+            wait_until(uploaded(machine, process), "its files to be in the store")
         process.send_signal(signal.SIGKILL)
         process.wait(60)
         ends += 1

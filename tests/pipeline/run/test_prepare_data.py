@@ -161,3 +161,15 @@ def test_the_numbers_of_a_reference_stay_listed_while_the_job_has_preferences(
     assert prepare(store, "tiny", time) == prepared | {REFERENCE: bound}
     without = prepare(store, "tiny", time, "prefer=null")
     assert without.keys() == {"pretrain", "sft"}
+
+
+def test_shards_to_train_on_that_are_prepared_before_stay_in_the_store(
+    store: FarAway, tmp_path: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = prepare(store, "before", time)
+    on_machine(tmp_path, "second", monkeypatch)
+    assert prepare(store, "later", time) == shared
+    here = {path.parent.name for path in (tmp_path / "second").rglob("0/*/shard_00000.npy")}
+    (text,) = (tmp_path / "second").glob(f"**/{shared['pretrain']}")
+    assert here == {"train", "held_out"}  # of conversations, all shards are here
+    assert not list(text.glob("0/train/*.npy"))
