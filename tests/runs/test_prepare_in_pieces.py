@@ -10,10 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.state.stores import open_store
@@ -30,18 +31,20 @@ OF_A_SHARD = 2
 
 PROGRAM = """
 import sys, time
+from pathlib import Path
 from pipeline.data import pieces_to_rows
 from pipeline.stages import prepare_text
 prepare_text.LEAST_BYTES, prepare_text.PIECE_BYTES = 0, %d
-take_over, append = pieces_to_rows._Joining._take_over, pieces_to_rows._Joining._append
+take_over, keep = pieces_to_rows._Joining._take_over, pieces_to_rows._Joining._keep_held_out
 def slowly(self, number, piece):
-    time.sleep(0.4)  # so that the text lasts for all kills
-    append(self, number, piece)
+    while number > int(Path("most.txt").read_text()):  # so that the text lasts for all kills
+        time.sleep(0.05)
+    keep(self, number, piece)
 def begins(self):
     start = take_over(self)
     print("begins with piece", start, flush=True)
     return start
-pieces_to_rows._Joining._take_over, pieces_to_rows._Joining._append = begins, slowly
+pieces_to_rows._Joining._take_over, pieces_to_rows._Joining._keep_held_out = begins, slowly
 if __name__ == "__main__":
     from pipeline.cli import main
     sys.exit(main(sys.argv[1:]))
@@ -75,7 +78,12 @@ class Machine:
             data__shard_rows=max(8, size // pieces // 400),
             data__held_out=0.02,
         )
-        self.cache, self.store = folder / "cache", open_store(store)
+        self.cache, self.store, self._most = (
+            folder / "cache",
+            open_store(store),
+            folder / "most.txt",
+        )
+        self.let_join(pieces)
         self._program = PROGRAM % (size // pieces)
 
     def start(self, *overrides: str) -> subprocess.Popen[str]:
@@ -85,6 +93,12 @@ class Machine:
         process = start(self.job, *arguments, env=env, program=self._program)
         assert isinstance(process, subprocess.Popen)
         return process
+
+    def let_join(self, number: int) -> None:
+        """Let this be the last piece that is joined, until another is named."""
+        part = self._most.with_suffix(".part")
+        part.write_text(str(number))
+        part.replace(self._most)
 
     def kept(self) -> list[int]:
         """Return which pieces were encoded, by the files on this machine."""
@@ -127,20 +141,26 @@ def in_one_process(machine: Machine, folder: Path) -> dict[str, str]:
     }
 
 
-def task_workers(machine: Machine) -> list[int]:
-    """Return the ids of the processes of this machine's Ray that encode a piece."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        with suppress(OSError):
-            name, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
-            if b"ray::do" in name and str(machine.cache).encode() in environment:
-                found.append(int(folder.name))
-    return found
+def task_at_work(process: subprocess.Popen[str]) -> Iterator[psutil.Process]:
+    """Yield the processes of a run's Ray that encode a piece now."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if child.cmdline()[:1] == ["ray::do"]:
+                yield child
+
+
+def kill_a_task(process: subprocess.Popen[str]) -> bool:
+    """Kill a process that encodes a piece, if there is one now."""
+    for child in task_at_work(process):
+        child.kill()
+        return True
+    return process.poll() is not None
 
 
 def go_on(machine: Machine, process: subprocess.Popen[str], pieces: int) -> Callable[[], bool]:
-    """Return what says whether so many more pieces are encoded, or all."""
+    """Let so many more pieces be joined; return what says whether they are, or it has ended."""
     wanted = max(machine.kept(), default=-1) + pieces
+    machine.let_join(wanted)
     return lambda: max(machine.kept(), default=-1) >= wanted or process.poll() is not None
 
 
@@ -157,16 +177,17 @@ def test_killed_and_moved_again_and_again_the_shards_are_the_same(
     machine = Machine(tmp_path, s3_store, MB, PIECES)
     draw, most_repeated, ends = random.Random(0), [], 0
     known = -1
+    machine.let_join(known)
     for kill in range(KILLS):
         process = machine.start()
         said = wait_for(process, "begins with piece")
         begins = int(said.rsplit("begins with piece", 1)[1])
         most_repeated.append(known + 1 - begins)
-        wait_until(go_on(machine, process, draw.randint(2, 5)), "more pieces", seconds=LONG_SECONDS)
+        wait_until(go_on(machine, process, draw.randint(2, 4)), "more pieces", seconds=LONG_SECONDS)
         if kill % 4 == 3:  # a process that encodes; the driver goes on
-            for pid in task_workers(machine)[:1]:
-                os.kill(pid, signal.SIGKILL)
-            wait_until(go_on(machine, process, 3), "pieces after a kill", seconds=LONG_SECONDS)
+            more = go_on(machine, process, 4)
+            wait_until(lambda process=process: kill_a_task(process), "a task at work", every=0.001)
+            wait_until(more, "pieces after a kill", seconds=LONG_SECONDS)
         if process.poll() is not None:
             break
         known = max(machine.kept())
@@ -178,10 +199,12 @@ def test_killed_and_moved_again_and_again_the_shards_are_the_same(
         ends += 1
         if moves:
             shutil.rmtree(machine.cache)
+        print(f"kill {ends}: began with {begins}, {most_repeated[-1]} repeated", flush=True)
+    machine.let_join(PIECES + 1)
     ends_with(0, machine.start())
     assert machine.shards() == in_one_process(machine, tmp_path / "whole")
     print(f"{ends} kills; repeated pieces: {most_repeated}")
-    assert ends >= KILLS // 2
+    assert ends == KILLS
     assert max(most_repeated) <= OF_A_SHARD
     assert not [name for name in machine.in_store() if "/pieces/" in name]
 
@@ -194,6 +217,7 @@ def test_two_nodes_one_of_which_is_lost_make_the_same_shards(
     process = machine.start()
     wait_for(process, "begins with piece")
     wait_until(go_on(machine, process, 4), "four pieces", seconds=LONG_SECONDS)
+    machine.let_join(PIECES)
     assert cluster.stdin is not None
     cluster.stdin.write("replace\n")
     cluster.stdin.flush()
