@@ -12,6 +12,11 @@ my_ip=$(sed -n "$((SKYPILOT_NODE_RANK + 1))p" <<<"$SKYPILOT_NODE_IPS")
 port=${PION_RAY_PORT:-6399}
 gpus=${SKYPILOT_NUM_GPUS_PER_NODE:-0}
 workers_here=$((gpus > 0 ? gpus : 1))
+# `prepare` uses all cores. Of machines without GPUs that train, each has one worker.
+cpus=$workers_here
+if [ "$gpus" -gt 0 ] || [ "${PION_UNTIL:-}" = prepare ]; then
+    cpus=$(($(nproc) > workers_here ? $(nproc) : workers_here))
+fi
 address=$head_ip:$port
 
 . "$(dirname "$0")/ray_token.sh"
@@ -28,7 +33,7 @@ export PION_RAY_SESSION=$(mktemp -d /tmp/pion-ray-XXXXXX)
 exec 9> >(exec .venv/bin/python -S -I pipeline/workers/reaper.py "$PION_RAY_SESSION")
 
 start_node() {
-    .venv/bin/ray start "$@" --node-ip-address="$my_ip" --num-cpus="$workers_here" \
+    .venv/bin/ray start "$@" --node-ip-address="$my_ip" --num-cpus="$cpus" \
         --num-gpus="$gpus" --dashboard-agent-listen-port=0 --disable-usage-stats \
         --temp-dir="$PION_RAY_SESSION/r" --log-style=record 9>&- >"$PION_RAY_SESSION/start.log" 2>&1
 }

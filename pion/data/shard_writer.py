@@ -86,6 +86,28 @@ class ShardWriter:
                 self._write_shard(self.appended + whole, 0 if whole else used)
         self.appended += 1
 
+    def append_documents(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Append documents that are joined in ``ids``, as `append_document` does one by one.
+
+        Each has its end-of-text. ``lengths`` has the number of ids of each, int64.
+
+        Raises:
+            BadInput: an id is beyond the vocabulary, or the shard can't be written.
+        """
+        if not len(lengths):
+            return
+        self._check(ids)
+        ends = np.cumsum(lengths)
+        used, self._resumed_within = self._resumed_within, 0
+        while used < len(ids):
+            used += self._fill(ids[used:], None)
+            if self._filled == self._ids.size:
+                last = int(np.searchsorted(ends, used))  # the document that the shard ends in
+                whole = bool(ends[last] == used)
+                begins = int(ends[last - 1]) if last else 0
+                self._write_shard(self.appended + last + whole, 0 if whole else used - begins)
+        self.appended += len(lengths)
+
     def append_rows(self, rows: np.ndarray, flags: np.ndarray | None = None) -> None:
         """Append rows ``(n, seq_len)`` and, for conversations, their flags of the same shape.
 

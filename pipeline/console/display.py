@@ -244,8 +244,13 @@ def _amount(progress: PrepareProgress) -> str:
     done, total = progress.done, progress.total
     amounts = [done] if total is None else [done, total]
     shown = (f"{a:,}" if isinstance(a, int) else f"{a:,.1f}" for a in amounts)
-    eta = "" if progress.eta is None else f", ETA {duration(progress.eta)}"
-    return f"{'/'.join(shown)} {progress.unit}{eta}"
+    facts = [
+        f"{'/'.join(shown)} {progress.unit}",
+        progress.detail,
+        "" if progress.eta is None else f"ETA {duration(progress.eta)}",
+        "" if progress.dollars is None else f"${progress.dollars:,.2f} in all",
+    ]
+    return ", ".join(filter(None, facts))
 
 
 def is_terminal(file: TextIO) -> bool:

@@ -31,7 +31,8 @@ class Phase:
 @dataclass(frozen=True)
 class PrepareProgress:
     """How much of `what` a stage has done, in `unit` (documents, MB, shards …): `prepare`, or what
-    another one prepares before its first step. `eta` is in seconds.
+    another one prepares before its first step. `eta` is in seconds, `dollars` is what the whole
+    will have cost, and `detail` says more.
     """
 
     what: str
@@ -40,6 +41,8 @@ class PrepareProgress:
     total: float | None = None
     stage: str = "prepare"
     eta: float | None = None
+    detail: str = ""
+    dollars: float | None = None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def write_text_rows(
     Documents in shards that an interrupted call finished are read but not encoded again.
     Raises BadInput if a shard can't be written.
     """
-    splits = _Splits(tokenizer, folder, rows)
+    splits = Splits(tokenizer.vocab_size, folder, rows)
     encoded_bytes, seconds = 0, 0.0
 
     def look() -> None:
@@ -54,7 +54,7 @@ def write_text_rows(
     for batch, ids, size, took in _encoded(found, tokenizer):
         encoded_bytes, seconds = encoded_bytes + size, seconds + took
         for (split, _), document in zip(batch, ids, strict=True):
-            splits.append(split, document)
+            splits.append(split, document, tokenizer)
         look()
     report = splits.finish()
     if seconds:
@@ -62,17 +62,22 @@ def write_text_rows(
     return report
 
 
-class _Splits:
-    """The shards of the training and held-out rows of one source, and its counts."""
+class Splits:
+    """The shards of the training and held-out rows of one source, and its counts.
 
-    def __init__(self, tokenizer: Tokenizer, folder: Path, rows: RowFormat) -> None:
+    Attributes:
+        documents, bytes: what was counted so far.
+        writers: what writes the shards of each split.
+    """
+
+    def __init__(self, vocab_size: int, folder: Path, rows: RowFormat) -> None:
         self.documents = self.bytes = 0
-        self._tokenizer, self._folder, self._rows = tokenizer, folder, rows
-        self._writers = {
+        self._vocab_size, self._folder, self._rows = vocab_size, folder, rows
+        self.writers = {
             split: ShardWriter(
                 folder / split,
                 seq_len=rows.seq_len,
-                vocab_size=tokenizer.vocab_size,
+                vocab_size=vocab_size,
                 rows_per_shard=rows.shard_rows,
                 key=rows.key,
             )
@@ -81,7 +86,7 @@ class _Splits:
 
     def not_yet_written(self, texts: Iterable[tuple[bool, str]]) -> Iterator[tuple[str, str]]:
         """Count every document; yield the split and text of each that is in no finished shard."""
-        to_skip = {split: writer.appended for split, writer in self._writers.items()}
+        to_skip = {split: writer.appended for split, writer in self.writers.items()}
         for held_out, text in texts:
             split = "held_out" if held_out else "train"
             self.documents += 1
@@ -91,23 +96,23 @@ class _Splits:
             else:
                 yield split, text
 
-    def append(self, split: str, ids: list[int]) -> None:
+    def append(self, split: str, ids: list[int], tokenizer: Tokenizer) -> None:
         """Write a document; a shard is written when it is full."""
-        writer = self._writers[split]
+        writer = self.writers[split]
         finished = len(writer.shards)
-        started = self._tokenizer.start_document(ids) if ids else ids
-        writer.append_document(started, self._tokenizer.end_of_text)
+        started = tokenizer.start_document(ids) if ids else ids
+        writer.append_document(started, tokenizer.end_of_text)
         if len(writer.shards) > finished:
             mark("shard")
 
     def finish(self) -> dict[str, Any]:
         """Write the last shards and the manifests; return what was counted."""
         report: dict[str, Any] = {"documents": self.documents, "bytes": self.bytes}
-        for split, writer in self._writers.items():
+        for split, writer in self.writers.items():
             mark("shard")
             shards = writer.finish()
             mark("shard")
-            manifest = Manifest("tokens", self._rows.seq_len, self._tokenizer.vocab_size, shards)
+            manifest = Manifest("tokens", self._rows.seq_len, self._vocab_size, shards)
             report |= write_manifest(self._folder, split, manifest)
         return report
 

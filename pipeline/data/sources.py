@@ -189,13 +189,21 @@ def texts(
         text = document.text
         if remarks is not None and not isinstance(found.source, PythonDocs):
             remarks.replaced.look(text, document.origin)
-        if not _has_both_parts(found, document):
+        if isinstance(found.source, PythonDocs):
             yield is_held_out(job, found, document), text
-            continue
-        cut = text.find("\n", int(len(text) * (1 - job.data.held_out))) + 1 or len(text)
-        yield False, text[:cut]
-        if text[cut:].strip():
-            yield True, text[cut:]
+        else:
+            yield from split_text(text, job.data.held_out)
+
+
+def split_text(text: str, share: float) -> Iterator[tuple[bool, str]]:
+    """Yield (held out?, text) of a document of which a `share` is held out; see `texts`."""
+    if len(text) <= LONG_CHARS:
+        yield python_docs.is_held_out(text, share), text
+        return
+    cut = text.find("\n", int(len(text) * (1 - share))) + 1 or len(text)
+    yield False, text[:cut]
+    if text[cut:].strip():
+        yield True, text[cut:]
 
 
 def documents(job: Job, found: Input) -> Iterator[Document]:
@@ -277,7 +285,7 @@ def _documents(job: Job, found: Input) -> Iterator[Document]:
     source = found.source
     if isinstance(source, TextFiles):
         return text_documents(
-            job.input_path(source.path), source.split, found.key, _longest_line(job)
+            job.input_path(source.path), source.split, found.key, longest_line(job)
         )
     assert isinstance(source, JsonlTexts | ParquetTexts | HubTexts)
     return record_documents(records(job, found, (source.field,)), source.field, found.key)
@@ -288,7 +296,7 @@ def records(job: Job, found: Input, columns: tuple[str, ...]) -> Iterator[Record
 
     Raises BadInput for a file or a repository that can't be read, and for a source without records.
     """
-    source, longest = found.source, _longest_line(job)
+    source, longest = found.source, longest_line(job)
     if isinstance(source, JsonlFiles):
         return jsonl_records(job.input_path(source.path), found.key, longest)
     if isinstance(source, ParquetFiles):
@@ -300,5 +308,6 @@ def records(job: Job, found: Input, columns: tuple[str, ...]) -> Iterator[Record
     raise BadInput(f"{found.key}: this kind of source has no records")
 
 
-def _longest_line(job: Job) -> int:
+def longest_line(job: Job) -> int:
+    """Return the most bytes of a line that a job reads."""
     return int(job.data.max_line_mb * 1e6)

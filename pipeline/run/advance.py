@@ -42,6 +42,7 @@ from pipeline.state.stores.errors import verdict
 from pipeline.state.stores.retry import Patience
 from pipeline.training.context import smaller_plan_note
 from pipeline.training.saving import linger_seconds
+from pipeline.workers.ray_workers import RAY_ADDRESS
 
 Plans = dict[str, StagePlan]
 
@@ -196,7 +197,8 @@ class Advance:
         sources = (s for report in reports.values() for s in report.get("sources") or ())
         speeds = [s["mb_per_second"] for s in sources if s.get("mb_per_second")]
         if speeds and not os.environ.get(APART):  # `pion prove` leaves nothing behind
-            speed = PastPreparing(run.name, run.clock.now(), min(speeds))
+            cores = 0 if os.environ.get(RAY_ADDRESS) else os.cpu_count() or 0
+            speed = PastPreparing(run.name, run.clock.now(), min(speeds), cores)
             with contextlib.suppress(StoreError):  # a hint, which must not end a run
                 keep_prepare_speed(run.store, speed)
 

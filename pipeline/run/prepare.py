@@ -9,14 +9,17 @@ once `prepare` is finished, so the next machine trains on the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.console.messages import Note, PrepareProgress, Say
+from pipeline.console.messages import Note, PrepareProgress, Say, Shown
 from pipeline.data.fingerprint import Part
 from pipeline.run.start import Start
 from pipeline.state.claim import Claim
@@ -25,11 +28,13 @@ from pipeline.state.shared.bases import bring_base
 from pipeline.state.shared.begin import begin, confirm
 from pipeline.state.shared.folder import Overtaken, complete, own_key
 from pipeline.state.shared.records import Writer
+from pipeline.state.shared.unfinished import EarlyUpload, bring_unfinished, delete_pieces
 from pipeline.state.stores.retry import Patience
 from pipeline.state.workspace import Workspace
 
 if TYPE_CHECKING:
-    from pipeline.stages.prepare import Find, Prepared
+    from pipeline.data.tasks import Tasks
+    from pipeline.stages.prepare import Find, InPieces, Prepared
 
 
 def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> dict[str, Any]:
@@ -66,6 +71,7 @@ class _Preparing:
     say: Say
     patiently: Patience
     again: bool
+    began: float = field(default_factory=time.monotonic)
 
     def all_parts(self, own: dict[str, Path]) -> dict[str, Prepared]:
         """Return every part of the data, each prepared in its folder of `own` if nobody had it.
@@ -81,33 +87,59 @@ class _Preparing:
             tokenizer = self.patiently(bring) / "tokenizer.json"
         if "pretrain" in own:
             ready["pretrain"] = self._part(
-                lambda find: prepare_pretrain(job, own["pretrain"], self.say, tokenizer, find),
+                lambda find, pieces: prepare_pretrain(
+                    job, own["pretrain"], self._say, tokenizer, find, pieces
+                ),
                 "pretrain",
+                own["pretrain"],
             )
             tokenizer = ready["pretrain"].folder / "tokenizer.json"
         if "sft" in own:
             ready["sft"] = self._part(
-                lambda find: prepare_sft(job, own["sft"], tokenizer, self.say, find), "sft"
+                lambda find, pieces: prepare_sft(
+                    job, own["sft"], tokenizer, self._say, find, pieces
+                ),
+                "sft",
+                own["sft"],
             )
         if "prefer" in own:
             ready["prefer"] = self._part(
-                lambda find: prepare_prefer(job, own["prefer"], tokenizer, self.say, find),
+                lambda find, _: prepare_prefer(job, own["prefer"], tokenizer, self.say, find),
                 "prefer",
+                own["prefer"],
             )
         return ready
 
-    def _part(self, prepare: Callable[[Find], Prepared], part: Part) -> Prepared:
-        """Return a part of the data that is in the store by now."""
+    def _part(
+        self, prepare: Callable[[Find, InPieces], Prepared], part: Part, own: Path
+    ) -> Prepared:
+        """Return a part of the data that is in the store by now. It is prepared in `own`."""
+        from pipeline.stages.prepare import InPieces
+
         while True:
             begun: list[str | Writer] = []
+            uploads: list[EarlyUpload] = []
 
-            def find(fingerprint: str, begun: list[str | Writer] = begun) -> Path | None:
+            def find(
+                fingerprint: str,
+                begun: list[str | Writer] = begun,
+                uploads: list[EarlyUpload] = uploads,
+            ) -> Path | None:
                 begun.append(self._begin_or_use(part, fingerprint))
-                return None if isinstance(begun[0], Writer) else self._bring(fingerprint, begun[0])
+                if not isinstance(begun[0], Writer):
+                    return self._bring(fingerprint, begun[0])
+                self._continue(fingerprint, own)
+                store = self.start.run.store
+                uploads.append(EarlyUpload(store, fingerprint, begun[0].folder, own))
+                return None
 
-            prepared = prepare(find)
+            def finished(path: Path, uploads: list[EarlyUpload] = uploads) -> None:
+                uploads[0].finished(path)
+
+            prepared = prepare(find, InPieces(_tasks(), finished))
             folder = begun[0]
             if isinstance(folder, Writer):
+                uploads[0].close()
                 try:
                     folder = self._complete(prepared, folder, part)
                 except Overtaken as overtaken:
@@ -152,11 +184,26 @@ class _Preparing:
 
         return begin(run, fingerprint, me, owner, waiting, again=self.again)
 
+    def _continue(self, fingerprint: str, own: Path) -> None:
+        """Bring what another machine has prepared of the data, unless all is prepared again."""
+        if not self.again:
+            size = self.patiently(partial(bring_unfinished, self.start.run.store, fingerprint, own))
+            if size:
+                self.say(Note(f"continuing with {size / 1e6:,.1f} MB that were prepared before"))
+
+    def _say(self, message: Shown) -> None:
+        """Say a message; of progress, also what all will have cost, if the price is known."""
+        price = self.start.price
+        if isinstance(message, PrepareProgress) and message.eta is not None and price is not None:
+            seconds = time.monotonic() - self.began + message.eta
+            message = dataclasses.replace(message, dollars=price * seconds / 3600)
+        self.say(message)
+
     def _complete(self, prepared: Prepared, writer: Writer, part: Part) -> str:
         def progress(done: int, total: int) -> None:
             self.say(PrepareProgress(f"upload {part} data", done / 1e6, "MB", total=total / 1e6))
 
-        return self.patiently(
+        folder = self.patiently(
             lambda: complete(
                 self.start.run,
                 prepared.fingerprint,
@@ -166,7 +213,20 @@ class _Preparing:
                 progress,
             )
         )
+        self.patiently(partial(delete_pieces, self.start.run.store, prepared.fingerprint, folder))
+        return folder
 
     def _bring(self, fingerprint: str, folder: str) -> Path:
+        # Training fetches its shards when it needs them.
         shared = Workspace(self.start.run.store, SHARED)
-        return self.patiently(partial(shared.bring, f"{fingerprint}/{folder}"))
+        return self.patiently(partial(shared.bring, f"{fingerprint}/{folder}", shards=False))
+
+
+def _tasks() -> Callable[[], AbstractContextManager[Tasks]]:
+    """Return what prepares pieces: Ray, or this process on a machine with one core."""
+    from pipeline.data.tasks import InThisProcess
+    from pipeline.workers.ray_tasks import ray_tasks
+    from pipeline.workers.ray_workers import RAY_ADDRESS
+
+    alone = (os.cpu_count() or 1) == 1 and not os.environ.get(RAY_ADDRESS)
+    return (lambda: nullcontext(InThisProcess())) if alone else ray_tasks

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from typing import Any
 from pion.data.arrays import make_folder, sha256_file, write_atomically
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.template_source import DATE_FILE, TEMPLATE_FILE
-from pion.data.documents.file_to_documents import Document
 from pion.data.shards import Rows, Shard
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
@@ -29,10 +28,16 @@ from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, Say
 from pipeline.data.cleaning.decided import clean
 from pipeline.data.continuations import continuation_questions
-from pipeline.data.conversations_to_rows import in_own_format, in_template, write_conversation_rows
-from pipeline.data.documents_to_rows import RowFormat, write_text_rows
+from pipeline.data.conversations_to_rows import (
+    Elsewhere,
+    in_own_format,
+    in_template,
+    write_conversation_rows,
+)
+from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.fingerprint import Part, check_unchanged, fingerprint_of
 from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
+from pipeline.data.pieces import has_pieces
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
 from pipeline.data.sources import (
     Input,
@@ -41,18 +46,25 @@ from pipeline.data.sources import (
     find_input,
     keep_all,
     talks,
-    texts,
 )
 from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
-from pipeline.job.digest import covered_fields
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.sources import Data
 from pipeline.job.stages import CONVERSING
 from pipeline.job.tuning_sections import Sft
 from pipeline.stages.prepare_preferences import check_kinds, write_preferences
+from pipeline.stages.prepare_text import InPieces, TextReading, tokenizer_files, write_text
+from pipeline.state.shared.unfinished import PIECES
 
-__all__ = ["PreparedData", "open_data", "prepare_prefer", "prepare_pretrain", "prepare_sft"]
+__all__ = [
+    "InPieces",
+    "PreparedData",
+    "open_data",
+    "prepare_prefer",
+    "prepare_pretrain",
+    "prepare_sft",
+]
 
 CHOICES = "choices.jsonl"
 # What is known of the documents while they are cleaned.
@@ -89,15 +101,17 @@ def prepare_pretrain(
     say: Say,
     tokenizer: Path | None = None,
     find: Find = lambda fingerprint: None,
+    in_pieces: InPieces = InPieces(),  # noqa: B008
 ) -> Prepared:
     """Prepare the pretraining data in `folder`, unless `find` finds it.
 
-    `tokenizer` is that of the model to start from; None: the job says which.
+    `tokenizer` is that of the model to start from; None: the job says which. `in_pieces` says how
+    much text is prepared.
 
     Raises BadInput for every input that can't be used, if possible before anything is tokenised,
     and for a corpus smaller than one global batch.
     """
-    return _prepared(job, _Part("pretrain", job.data, folder, say), tokenizer, find)
+    return _prepared(job, _Part("pretrain", job.data, folder, say, in_pieces), tokenizer, find)
 
 
 def prepare_sft(
@@ -106,6 +120,7 @@ def prepare_sft(
     tokenizer: Path | None,
     say: Say,
     find: Find = lambda fingerprint: None,
+    in_pieces: InPieces = InPieces(),  # noqa: B008
 ) -> Prepared:
     """Prepare the conversations in `folder`, unless `find` finds them, with a given tokenizer or
     (None) the job's.
@@ -115,7 +130,7 @@ def prepare_sft(
     Raises BadInput as `prepare_pretrain` does, and for a conversation without an assistant turn.
     """
     assert job.sft is not None
-    return _prepared(job, _Part("sft", job.sft, folder, say), tokenizer, find)
+    return _prepared(job, _Part("sft", job.sft, folder, say, in_pieces), tokenizer, find)
 
 
 def prepare_prefer(
@@ -130,17 +145,19 @@ def prepare_prefer(
     Raises BadInput as `prepare_pretrain` does, and for preferences that the loss can't learn from.
     """
     assert job.prefer is not None
-    return _prepared(job, _Part("prefer", job.prefer, folder, say), tokenizer, find)
+    return _prepared(job, _Part("prefer", job.prefer, folder, say, InPieces()), tokenizer, find)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of the data: its section in the job, its folder, and who hears how it proceeds."""
+    """A part of the data: its section in the job, its folder, who hears how it proceeds, and how it
+    is prepared in pieces."""
 
     name: Part
     section: Data | Sft | Prefer
     folder: Path
     say: Say
+    in_pieces: InPieces
 
 
 def _prepared(job: Job, part: _Part, tokenizer: Path | None, find: Find) -> Prepared:
@@ -156,7 +173,7 @@ def _prepared(job: Job, part: _Part, tokenizer: Path | None, find: Find) -> Prep
         _forget_other_content(folder, fingerprint, trains=trains)
         ready = find(fingerprint) or folder
         if ready == folder and not (folder / DATASET).exists():
-            _prepare(job, part, inputs, by_job)
+            _prepare(job, part, inputs, fingerprint, by_job=by_job)
         data = open_data(ready)
         report = data.report | ({"tokenizer": origin(job)} if by_job else {})
         known = Tokenizer.from_file(data.tokenizer_path)
@@ -184,7 +201,7 @@ def _forget_other_content(folder: Path, fingerprint: str, *, trains: bool) -> No
         write_atomically(known, fingerprint.encode())
 
 
-def _prepare(job: Job, part: _Part, inputs: list[Input], by_job: bool) -> None:
+def _prepare(job: Job, part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool) -> None:
     """Write the rows of every source, then what `open_data` reads."""
     started = time.monotonic()
     folder, seq_len = part.folder, job.seq_len(part.name)
@@ -200,12 +217,15 @@ def _prepare(job: Job, part: _Part, inputs: list[Input], by_job: bool) -> None:
         check_documents(inputs, tokenizer, seq_len)
     write = _WRITE[part.name]
     reports = []
-    for number, found in enumerate(inputs):
-        rows = _row_format(found, folder, seq_len, job.data.shard_rows)
-        reading = _Reading(job, found, keep(number))
-        report = write(reading, tokenizer, folder / str(number), rows, part.say)
-        check_splits(report, found, seq_len, part.section.held_out)
-        reports.append({"name": _name(found.source)} | report)
+    with part.in_pieces.of(inputs) as tasks:
+        for number, found in enumerate(inputs):
+            key = _key(fingerprint, number, folder)
+            kept = None if cleaned is None else cleaned.keep(number)
+            reading = TextReading(job, found, kept, tasks, part.in_pieces)
+            rows = RowFormat(seq_len, job.data.shard_rows, key)
+            report = write(reading, tokenizer, folder / str(number), rows, part.say)
+            check_splits(report, found, seq_len, part.section.held_out)
+            reports.append({"name": _name(found.source)} | report)
     sources = tuple(
         PreparedSource(source.model_dump()["kind"], source.weight, str(number))
         for number, source in enumerate(part.section.sources)
@@ -219,17 +239,8 @@ def _prepare(job: Job, part: _Part, inputs: list[Input], by_job: bool) -> None:
     _finish(job, inputs, data, part.say)
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """A source that is read, and which of its documents to keep."""
-
-    job: Job
-    found: Input
-    kept: Callable[[Document], bool]
-
-
 def _write_text(
-    reading: _Reading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+    reading: TextReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of text, and return its report."""
     found = reading.found
@@ -237,31 +248,35 @@ def _write_text(
         return take_local_shards(found.files, tokenizer, place, rows, say)
     if isinstance(found.source, HubNpyShards):
         return take_hub_shards(found, tokenizer, place, rows, say)
-    remarks = Remarks(tokenizer.replaced(), found.left_out)
-    read = texts(reading.job, found, remarks, reading.kept)
     what = f"tokenise {_name(found.source)}"
-    return write_text_rows(read, tokenizer, place, rows, what, say) | _noted(remarks)
+    return write_text(reading, tokenizer, place, rows, what, say)
 
 
 def _write_conversations(
-    reading: _Reading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+    reading: TextReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of conversations, and return its report."""
     job, found = reading.job, reading.found
     remarks, what = Remarks(tokenizer.replaced(), found.left_out), f"pack {_name(found.source)}"
+    elsewhere = None
+    if reading.tasks is not None and has_pieces(found.source):
+        files = tokenizer_files(place.parent)
+        elsewhere = Elsewhere(reading.tasks, files, reading.in_pieces.finished)
     with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
         if written.own:
-            own, turns = in_own_format(tokenizer), conversations(job, found, remarks)
+            own = replace(in_own_format(tokenizer), elsewhere=elsewhere)
+            turns = conversations(job, found, remarks)
             report = write_conversation_rows(turns, own, place, rows, what, say)
         else:
-            theirs, read = in_template(written.template, tokenizer), talks(job, found, remarks)
+            theirs = replace(in_template(written.template, tokenizer), elsewhere=elsewhere)
+            read = talks(job, found, remarks)
             report = write_conversation_rows(read, theirs, place, rows, what, say)
     remarks.note_systems(report)
     return report | _noted(remarks)
 
 
 def _write_preferences(
-    reading: _Reading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+    reading: TextReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of preferences, and return its report."""
     return write_preferences(reading.job, reading.found, tokenizer, place, rows, say)
@@ -298,12 +313,12 @@ def _find_inputs(job: Job, part: _Part) -> list[Input]:
     return inputs
 
 
-def _row_format(found: Input, folder: Path, seq_len: int, shard_rows: int) -> RowFormat:
+def _key(fingerprint: str, number: int, folder: Path) -> str:
+    """Return the key of the rows of a source: the same on each machine."""
     files = [folder / name for name in (TEMPLATE_FILE, TOKENIZER_CONFIG, DATE_FILE)]
     files = [folder / "tokenizer.json", *(path for path in files if path.is_file())]
-    identity = [covered_fields(found.source), found.state, *map(sha256_file, files)]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    return RowFormat(seq_len, shard_rows, key)
+    identity = [fingerprint, number, *map(sha256_file, files)]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 def _name(source: Source) -> str:
@@ -390,7 +405,9 @@ def _finish(job: Job, inputs: list[Input], data: PreparedData, say: Say) -> None
         # The rows are of no content that has this fingerprint, also if it is restored.
         (data.folder / FINGERPRINT).unlink(missing_ok=True)
         raise
-    shutil.rmtree(data.folder / CLEANING, ignore_errors=True)
+    unfinished = (f"{source.folder}/{PIECES}" for source in data.sources)
+    for name in (CLEANING, *unfinished):
+        shutil.rmtree(data.folder / name, ignore_errors=True)
     described = {
         "part": data.part,
         "sources": [vars(source) for source in data.sources],

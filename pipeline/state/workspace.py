@@ -225,6 +225,20 @@ class Workspace:
                 progress(done, total)
         self.store.write(f"{self.run}/{key}/{FILES}", manifest_of(files))
 
+    def kept(self, key: str) -> Mapping[str, str]:
+        """Return the sha256 of each file under `key` that was uploaded, as this machine knows."""
+        return _read_kept(self.folder(key) / _KEPT)
+
+    def record_kept(self, key: str, uploads: Mapping[str, str]) -> None:
+        """Record that files under `key`, with their sha256, were uploaded before `keep`. Raises
+        StoreError."""
+        folder = self.folder(key)
+        with explained("write", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _append_kept(folder / _KEPT) as record:
+            for name, sha256 in uploads.items():
+                record(name, sha256)
+
     def forget(self, keep: Iterable[str], folder: str = "checkpoints") -> None:
         """Delete this machine's copies of checkpoints that are not in `keep`, to free disk
         space."""

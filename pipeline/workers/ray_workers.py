@@ -160,14 +160,15 @@ class RayWorkers:
         self.messages.put((-1, FitEnded(words)))
 
 
-def last_words(log: str) -> str:
+def last_words(log: str, advice: str = "lower hardware.micro_batch") -> str:
     """Return why the workers ended, by what Ray has written: its last line, unless it says that the
-    machine's memory was full. Ray writes that earlier, and more after it."""
+    machine's memory was full. Ray writes that earlier, and more after it. `advice` is what to do
+    then."""
     log = _COLORS.sub("", log).strip()
     if (full := _MEMORY_FULL.search(log)) is not None:
         return (
             f"this machine's memory was full ({full[1]}), so Ray has ended them. Close other "
-            "programs, lower hardware.micro_batch, or use a machine with more memory"
+            f"programs, {advice}, or use a machine with more memory"
         )
     return log.splitlines()[-1] if log else ""
 

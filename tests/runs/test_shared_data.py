@@ -99,7 +99,8 @@ def test_a_run_leaves_its_speeds_for_the_plans_of_later_jobs(tmp_path: Path, who
     assert {speed.run for speed in speeds} == {"tiny"}
     prepared = prepare_speed(job)
     assert prepared is not None
-    assert prepared[0] > 0
+    assert prepared.mb_per_second > 0
+    assert prepared.cores == os.cpu_count()
 
 
 def test_until_an_unknown_or_an_earlier_stage_than_redo_is_refused(tmp_path: Path) -> None:

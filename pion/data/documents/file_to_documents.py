@@ -52,6 +52,27 @@ class Record:
     origin: str
 
 
+@dataclass(frozen=True)
+class Span:
+    """A part of a file, by default all of it. Spans that join have the documents of the file.
+
+    Attributes:
+        file: the file.
+        first: how many lines, rows or texts of the file come before the span.
+        start: the byte, or the table's group of rows, at which it begins.
+        end: where it ends, by the same measure; None: where the file ends. A line that begins
+            before the end belongs to the span.
+        seen: of a text, the bytes that were read when the part at `start` was cut; `end` is then
+            the bytes that were read when the first part of the next span was cut.
+    """
+
+    file: Path
+    first: int = 0
+    start: int = 0
+    end: int | None = None
+    seen: int = 0
+
+
 def list_files(path: Path, suffixes: tuple[str, ...], key: str) -> list[Path]:
     """Return the files that `path` names, sorted; see `find_files`."""
     return find_files(path, suffixes, key)[0]
@@ -107,18 +128,21 @@ def text_documents(
     UTF-8, a line of more than `longest` bytes, and a corpus without any text.
     """
     found = (
-        Document(text, f"{file}#{number}")
+        document
         for file in list_files(path, TEXT_SUFFIXES, key)
-        for number, text in enumerate(_texts(file, split, longest), 1)
+        for document in texts_in(Span(file), split, longest)
     )
     yield from at_least_one(found, f"{key}: the corpus is empty: no text in {path}")
 
 
-def _texts(file: Path, split: str, longest: int) -> Iterator[str]:
-    for part in _parts(file, longest):
+def texts_in(span: Span, split: str, longest: int = LONGEST_LINE) -> Iterator[Document]:
+    """Yield the documents of a span of a text file. Raises BadInput as `text_documents` does."""
+    number = span.first
+    for part in _parts(span, longest):
         for text in re.split(r"\n\s*\n", part) if split == "paragraph" else [part]:
             if text.strip():
-                yield text
+                number += 1
+                yield Document(text, f"{span.file}#{number}")
 
 
 def jsonl_records(path: Path, key: str, longest: int = LONGEST_LINE) -> Iterator[Record]:
@@ -128,11 +152,22 @@ def jsonl_records(path: Path, key: str, longest: int = LONGEST_LINE) -> Iterator
     the file and line, for a damaged file, and for a corpus without any line.
     """
     found = (
-        _record(value, where)
+        record
         for file in list_files(path, JSONL_SUFFIXES, key)
-        for where, value in json_lines(file, longest, RAISE_IT)
+        for record in lines_in(Span(file), longest)
     )
     yield from at_least_one(found, f"{key}: the corpus is empty: no line in {path}")
+
+
+def lines_in(span: Span, longest: int = LONGEST_LINE) -> Iterator[Record]:
+    """Yield the records of a span of a JSON Lines file. Raises BadInput as `jsonl_records` does."""
+    with opened(span.file) as stream:
+        if span.start:
+            stream.seek(span.start)
+        size = None if span.end is None else span.end - span.start
+        numbered = numbered_lines(stream, span.file, longest, RAISE_IT, span.first, size)
+        for where, line in numbered:
+            yield _record(json_of_line(line, where), where)
 
 
 def _record(value: Any, where: str) -> Record:
@@ -157,15 +192,22 @@ def json_lines(
 
 
 def numbered_lines(
-    stream: BinaryIO, file: Path, longest: int = LONGEST_LINE, advice: str = ""
+    stream: BinaryIO,
+    file: Path,
+    longest: int = LONGEST_LINE,
+    advice: str = "",
+    number: int = 0,
+    size: int | None = None,
 ) -> Iterator[tuple[str, bytes]]:
     """Yield `file:line` and the bytes of each line that is not blank of an `opened` file.
 
-    Raises BadInput as `json_lines` does, except for what is in the lines.
+    There are `number` lines before. No line begins after `size` bytes. Raises BadInput as
+    `json_lines` does, except for what is in the lines.
     """
-    number = blank = 0
-    while line := _line(stream, file, longest):
+    read = blank = 0
+    while (size is None or read < size) and (line := _line(stream, file, longest)):
         number += 1
+        read += len(line)
         where = f"{file}:{number}"
         if len(line) - line.endswith(b"\n") > longest:
             raise BadInput(f"{where}: the line has more than {longest:,} bytes{advice}")
@@ -193,11 +235,18 @@ def parquet_records(
     corpus without any row.
     """
     found = (
-        Record(value, f"{file} row {number}")
+        record
         for file in list_files(path, PARQUET_SUFFIXES, key)
-        for number, value in enumerate(parquet_rows(file, columns, longest), 1)
+        for record in rows_in(Span(file), columns, longest)
     )
     yield from at_least_one(found, f"{key}: the corpus is empty: no row in {path}")
+
+
+def rows_in(span: Span, columns: tuple[str, ...], longest: int = LONGEST_LINE) -> Iterator[Record]:
+    """Yield the records of a span of a parquet file. Raises BadInput as `parquet_records` does."""
+    rows = parquet_rows(span.file, columns, longest, span)
+    for number, value in enumerate(rows, span.first + 1):
+        yield Record(value, f"{span.file} row {number}")
 
 
 def record_documents(records: Iterator[Record], field: str, key: str) -> Iterator[Document]:
@@ -206,9 +255,14 @@ def record_documents(records: Iterator[Record], field: str, key: str) -> Iterato
     Raises BadInput if `field` is missing or is not text, naming the record and its fields, and if
     every text is blank.
     """
-    found = (_document(record, field, key) for record in records)
-    texts = (document for document in found if document.text.strip())
+    texts = texts_under(field, records, key)
     yield from at_least_one(texts, f"{key}: the corpus is empty: every {field!r} is blank")
+
+
+def texts_under(field: str, records: Iterable[Record], key: str) -> Iterator[Document]:
+    """Yield the text under `field` of every record, as `record_documents` does."""
+    found = (_document(record, field, key) for record in records)
+    return (document for document in found if document.text.strip())
 
 
 def _document(record: Record, field: str, key: str) -> Document:
@@ -257,23 +311,35 @@ def _line(stream: BinaryIO, file: Path, longest: int) -> bytes:
         raise BadInput(f"{file}: damaged gzip file: {error}") from None
 
 
-def _parts(file: Path, longest: int) -> Iterator[str]:
-    """Yield the text of a file: whole, or in parts of about PART_BYTES if there is more."""
-    start = lines = 0
-    with open_file(file) as stream:
-        held = stream.read(PART_BYTES)
+def _parts(span: Span, longest: int) -> Iterator[str]:
+    """Yield the text of a span: whole, or in parts of about PART_BYTES if there is more."""
+    start, seen = span.start, span.seen or PART_BYTES
+    with open_file(span.file) as stream:
+        stream.seek(start)
+        held = stream.read(seen - start)
+        if span.seen:
+            _check_line(span.file, held, start, longest)
         while block := stream.read(PART_BYTES):
-            cut = _cut(held)
-            yield decoded(held[:cut], str(file), start)
-            start, lines = start + cut, lines + held.count(b"\n", 0, cut)
-            held = held[cut:] + block
-            if len(held) - held.rfind(b"\n") - 1 > longest:
-                line = lines + held.count(b"\n") + 1
-                raise BadInput(f"{file}:{line}: the line has more than {longest:,} bytes{RAISE_IT}")
-    yield decoded(held, str(file), start)
+            cut = cut_of(held)
+            yield decoded(held[:cut], str(span.file), start)
+            start, seen, held = start + cut, seen + PART_BYTES, held[cut:] + block
+            if seen == span.end:
+                return
+            _check_line(span.file, held, start, longest)
+    yield decoded(held, str(span.file), start)
 
 
-def _cut(held: bytes) -> int:
+def _check_line(file: Path, held: bytes, start: int, longest: int) -> None:
+    """Raise BadInput if the last line of what is held, from the byte `start` on, is too long."""
+    if len(held) - held.rfind(b"\n") - 1 > longest:
+        lines = held.count(b"\n") + 1
+        with open_file(file) as stream:
+            while start > 0 and (before := stream.read(min(start, PART_BYTES))):
+                lines, start = lines + before.count(b"\n"), start - len(before)
+        raise BadInput(f"{file}:{lines}: the line has more than {longest:,} bytes{RAISE_IT}")
+
+
+def cut_of(held: bytes) -> int:
     """Return where the next part begins: after a blank line, or else after a line break.
 
     Only the second half is searched for a blank line: the first may have a title and no other.
@@ -293,8 +359,11 @@ def decoded(content: bytes, where: str, start: int = 0) -> str:
         ) from None
 
 
-def parquet_rows(file: Path, columns: tuple[str, ...], longest: int) -> Iterator[dict[str, Any]]:
-    """Yield each row with those of `columns` that are there, or else one row of all names.
+def parquet_rows(
+    file: Path, columns: tuple[str, ...], longest: int, span: Span | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield each row with those of `columns` that are there, or else one row of all names; of a
+    `span` of the file, or of all.
 
     Raises BadInput for a file that is not parquet, and for a row of more than `longest` bytes.
     """
@@ -309,7 +378,10 @@ def parquet_rows(file: Path, columns: tuple[str, ...], longest: int) -> Iterator
             if not wanted:
                 yield dict.fromkeys(there)
                 return
-            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=wanted):
+            groups = range(table.num_row_groups)
+            if span is not None:
+                groups = groups[span.start : span.end]
+            for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=list(groups), columns=wanted):
                 arrays = {name: batch.column(name) for name in wanted}
                 for name, array in arrays.items():
                     if isinstance(array, pyarrow.DictionaryArray):

@@ -87,6 +87,11 @@ class ReplacedCharacters:
                 self.places.append(f"{where}{within} (U+{ord(found[0]):04X})")
             self.count += len(found)
 
+    def add(self, count: int, places: Collection[str]) -> None:
+        """Add what was counted elsewhere, in later texts."""
+        self.count += count
+        self.places = [*self.places, *places][:MOST_NAMED]
+
     def in_words(self) -> str:
         """Return what was replaced and where, or "" if nothing was."""
         if not self.count:

@@ -88,11 +88,11 @@ def _cost(job: Job, sky_yaml: SkyYaml, text: _Text, force: bool) -> str:
     found = prepare_speed(job)
     if found is None:
         return ", at a speed that was not measured yet"
-    mb_per_second, run = found
-    measured = f"{mb_per_second:g} MB/s (measured in run {run})"
+    on = f" on {found.cores} cores" if found.cores else ""
+    measured = f"{found.mb_per_second:g} MB/s (measured{on} in run {found.run})"
     if not text.known:
         return f", at {measured}"
-    seconds = text.known / 1e6 / mb_per_second
+    seconds = text.known / 1e6 / found.mb_per_second
     price = lowest_price(job, sky_yaml, NOTHING_KNOWN, attrgetter("gpu"), force=force)
     least = "at least " if text.unknown or text.compressed else ""
     words = f": {least}{duration(seconds)} at {measured}"

@@ -30,6 +30,7 @@ from pipeline.machine.time_limit import within_or
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.state.shared.speeds import (
     NOT_ABOUT_SPEED,
+    PastPreparing,
     PastSpeed,
     read_prepare_speed,
     read_train_speeds,
@@ -205,12 +206,11 @@ def _of_peak(gpu: str, work: Workload, recompute: bool) -> Speed:
 # ---------------------------------------------------------------- preparing text
 
 
-def prepare_speed(job: Job) -> tuple[float, str] | None:
-    """Return how many megabytes of text (10^6 bytes) were tokenized per second, and in which run:
-    the newest in the job's store that says it. None if none does.
+def prepare_speed(job: Job) -> PastPreparing | None:
+    """Return how fast text was tokenized by the newest run in the job's store that says it; None if
+    none does.
 
     Of several sources, the slowest counts. The time to download text and to train a tokenizer is
     not in it. Return None, too, if the store can't be read in time.
     """
-    found = within_or(None, SECONDS, lambda: read_prepare_speed(open_store(job.store)))
-    return None if found is None else (found.mb_per_second, found.run)
+    return within_or(None, SECONDS, lambda: read_prepare_speed(open_store(job.store)))

@@ -55,12 +55,14 @@ class PastSpeed:
 class PastPreparing:
     """Megabytes of text (10^6 bytes) that `run` tokenized per second, of its slowest source.
 
-    The time to download text and to train a tokenizer is not in it.
+    The time to download text and to train a tokenizer is not in it. `cores` is how many there were;
+    0: that is not known.
     """
 
     run: RunName
     at: Time
     mb_per_second: PerSecond
+    cores: Count = 0
 
 
 def keep_train_speed(store: Store, model: Mapping[str, Any], speed: PastSpeed) -> None:

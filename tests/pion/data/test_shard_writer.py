@@ -66,6 +66,36 @@ def test_killed_at_any_document_and_started_again_it_writes_the_same_shards(
     assert (shards, again.dropped_tokens) == (expected_shards, expected.dropped_tokens)
 
 
+@settings(max_examples=25, deadline=None)
+@given(DOCUMENTS, st.integers(1, 9), st.lists(st.integers(0, 19), max_size=3))
+def test_joined_documents_give_the_same_files_as_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory,
+    documents: list[list[int]],
+    together: int,
+    kills: list[int],
+) -> None:
+    one_by_one, joined = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("joined")
+    out = writer(one_by_one)
+    for document in documents:
+        out.append_document(document, END)
+    out.finish()
+    ended = [[*document, END] if document else [] for document in documents]
+    for stop in [*kills, None]:
+        out = writer(joined)
+        left = ended[out.appended : stop]
+        while left:
+            some, left = left[:together], left[together:]
+            ids = np.array([i for document in some for i in document], np.uint16)
+            out.append_documents(ids, np.array([len(document) for document in some]))
+        if stop is None:
+            out.finish()
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    assert files(joined) == files(one_by_one)
+
+
 def test_a_resumed_writer_does_not_touch_finished_shards(tmp_path: Path) -> None:
     first = writer(tmp_path)
     first.append_document(list(range(1, 30)), END)

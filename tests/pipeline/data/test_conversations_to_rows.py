@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.data import conversations_to_rows
-from pipeline.data.conversations_to_rows import in_template, write_conversation_rows
+from pipeline.data.conversations_to_rows import Elsewhere, in_template, write_conversation_rows
 from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.sources import Remarks, Talk
+from pipeline.data.tasks import InThisProcess, Tasks
+from pipeline.stages.prepare_text import tokenizer_files
 from tests.support.chat_templates import MISTRAL
 from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.tokenizer_kinds import write_files
@@ -46,10 +49,15 @@ def written(folder: Path, *args: Any) -> dict[str, Any]:
     return rows_of(talks(*args), folder, MISTRAL)
 
 
-def rows_of(read: Iterator[tuple[bool, Talk]], folder: Path, template: str) -> dict[str, Any]:
+def rows_of(
+    read: Iterator[tuple[bool, Talk]], folder: Path, template: str, tasks: Tasks | None = None
+) -> dict[str, Any]:
     model = write_files("llama3", folder / "model", template)
     tokenizer = Tokenizer.from_file(model / "tokenizer.json")
     writing = in_template(ChatTemplate(model, tokenizer), tokenizer)
+    if tasks is not None:
+        elsewhere = Elsewhere(tasks, tokenizer_files(model), lambda path: None)
+        writing = replace(writing, elsewhere=elsewhere)
     for split in ("train", "held_out"):
         (folder / "rows" / split).mkdir(parents=True, exist_ok=True)
     rows = RowFormat(64, 8, "key")
@@ -94,6 +102,22 @@ def test_system_messages_that_the_template_leaves_out_are_said(tmp_path: Path) -
     remarks.note_systems(rows_of(read, tmp_path, drops))
     (words,) = remarks.in_words()
     assert words.startswith("12 of 12 system messages are not in the text")
+
+
+def test_elsewhere_the_template_gives_the_same_rows_and_the_same_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations_to_rows, "BUFFER", 16)
+    here = written(tmp_path / "here", {40, 41, 49})
+    there = rows_of(talks({40, 41, 49}), tmp_path / "there", MISTRAL, InThisProcess())
+    assert there == here
+    paths = sorted((tmp_path / "here/rows").rglob("*.npy"))
+    assert len(paths) > 4
+    for path in paths:
+        again = tmp_path / "there/rows" / path.relative_to(tmp_path / "here/rows")
+        assert again.read_bytes() == path.read_bytes()
+    with pytest.raises(BadInput, match=r"row 40: the chat template refuses.*Nothing was trained"):
+        rows_of(talks({40}, 41), tmp_path / "mistake", MISTRAL, InThisProcess())
 
 
 def test_after_an_interruption_the_counts_and_rows_are_the_same(

@@ -74,13 +74,15 @@ def prepare(
     time: FakeClock,
     *overrides: str,
     say: Say = lambda message: None,
+    price: float | None = None,
 ) -> dict[str, str]:
-    """Do the stage `prepare` of the job as the run `name`; return the keys that its HEAD lists."""
+    """Do the stage `prepare` of the job as the run `name`, on a machine of this price per hour;
+    return the keys that its HEAD lists."""
     job = load_job(store.folder.parent / "tiny.yaml", [f"name={name}", *overrides])
     run, owner, display = RunState(store, name, time.clock()), someone(), SilentDisplay()
     stopping = StoppingOnSignals(display)
     leaving = Leaving(stopping, lambda text: None)
-    start = Start(job, Options(), digest_job(job), run, owner, stopping, 0.0, None, leaving)
+    start = Start(job, Options(), digest_job(job), run, owner, stopping, 0.0, price, leaving)
     claim = claim_run(run, owner, take_over=True)
     prepare_data(start, claim, say, Patience(0.0, lambda text: None, time.sleep))
     claim.release()
@@ -159,3 +161,15 @@ def test_the_numbers_of_a_reference_stay_listed_while_the_job_has_preferences(
     assert prepare(store, "tiny", time) == prepared | {REFERENCE: bound}
     without = prepare(store, "tiny", time, "prefer=null")
     assert without.keys() == {"pretrain", "sft"}
+
+
+def test_shards_to_train_on_that_are_prepared_before_stay_in_the_store(
+    store: FarAway, tmp_path: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = prepare(store, "before", time)
+    on_machine(tmp_path, "second", monkeypatch)
+    assert prepare(store, "later", time) == shared
+    here = {path.parent.name for path in (tmp_path / "second").rglob("0/*/shard_00000.npy")}
+    (text,) = (tmp_path / "second").glob(f"**/{shared['pretrain']}")
+    assert here == {"train", "held_out"}  # of conversations, all shards are here
+    assert not list(text.glob("0/train/*.npy"))

@@ -225,7 +225,7 @@ def test_a_stop_is_heard_while_a_vocabulary_is_learned_or_text_is_read(
         shape = model_of(400)
         job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=shape)
     stand_in = never if endless == "texts" else lambda *_: next(never(), None)
-    module = "pipeline.data.tokenizer" if endless == "train_bpe" else "pipeline.stages.prepare"
+    module = "pipeline.data.tokenizer" if endless == "train_bpe" else "pipeline.stages.prepare_text"
     monkeypatch.setattr(f"{module}.{endless}", stand_in)
     try:
         with pytest.raises(Interrupted):

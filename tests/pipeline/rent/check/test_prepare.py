@@ -60,10 +60,10 @@ def test_the_newest_measured_speed_gives_seconds_and_dollars(case: Case, a40: Sk
     files = [*(case.folder / "text").iterdir(), case.folder / "talks.jsonl"]
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     keep_prepare_speed(
-        FileStore(case.folder / "runs"), PastPreparing("other", 1e9, megabytes / 120)
+        FileStore(case.folder / "runs"), PastPreparing("other", 1e9, megabytes / 120, 16)
     )
     (row,) = rows(case, a40)
-    unknown(row, ": 2 min", "measured in run other", "$120.00 at $3600.00/h")
+    unknown(row, ": 2 min", "measured on 16 cores in run other", "$120.00 at $3600.00/h")
     assert "at least" not in row.words
 
 

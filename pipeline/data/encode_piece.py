@@ -1,0 +1,198 @@
+"""What is done with one piece of text, in any process: count its documents, or encode them.
+
+Pieces of a source are done side by side, and their results are taken in the order of the pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from pion.data.documents.file_to_documents import (
+    Document,
+    Span,
+    lines_in,
+    rows_in,
+    texts_in,
+    texts_under,
+    whole_characters,
+)
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.untrusted import open_file
+from pipeline.data.documents_to_rows import batches
+from pipeline.data.pieces import Piece
+from pipeline.data.prepared import SPLITS
+from pipeline.data.sources import split_text
+from pipeline.job import JsonlTexts, Source, TextFiles
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the pieces of a source are read: the source, its key in the job, the most bytes of a
+    line, and the share of the documents that is held out."""
+
+    source: Source
+    key: str
+    longest: int
+    held_out: float
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the pieces of a source are read and encoded.
+
+    `files` are the tokenizer.json and what is next to it: another machine has no such folder.
+    """
+
+    reading: Reading
+    files: tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a piece has: the documents of each split, the bytes of their texts, and the lines, rows
+    or texts of each span after which the file goes on."""
+
+    documents: Mapping[str, int]
+    bytes: int
+    items: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A piece as ids.
+
+    Attributes:
+        ids: of each split, (n,) uint16 or uint32: its documents, each with its end-of-text.
+        lengths: of each split, (documents,) int64: the ids of each document.
+        replaced: how many characters the vocabulary lacks.
+        places: where the first of them are.
+    """
+
+    ids: Mapping[str, np.ndarray]
+    lengths: Mapping[str, np.ndarray]
+    replaced: int
+    places: tuple[str, ...]
+
+
+def count_piece(reading: Reading, piece: Piece) -> Counted:
+    """Read a piece and count what it has. Raises BadInput for the first mistake in it."""
+    documents, size, items = dict.fromkeys(SPLITS, 0), 0, []
+    for span in piece.spans:
+        last = None
+        for last in documents_in(span, reading):
+            for held_out, text in split_text(last.text, reading.held_out):
+                documents[SPLITS[held_out]] += 1
+                size += len(text.encode())
+        items.append(_items(span, reading.source, last))
+    return Counted(documents, size, tuple(items))
+
+
+def encode_piece(encoding: Encoding, piece: Piece) -> Encoded:
+    """Return a piece as ids. Raises BadInput if it can't be read (any more)."""
+    return encode_with(_tokenizer(encoding.files), encoding.reading, piece)
+
+
+def encode_with(tokenizer: Tokenizer, reading: Reading, piece: Piece) -> Encoded:
+    """Return a piece as ids of a tokenizer. Raises as `encode_piece` does."""
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    ids: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype)] for split in SPLITS}
+    lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
+    replaced = tokenizer.replaced()
+
+    def texts() -> Iterator[tuple[str, str]]:
+        for span in piece.spans:
+            for document in documents_in(span, reading):
+                replaced.look(document.text, document.origin)
+                for held_out, text in split_text(document.text, reading.held_out):
+                    yield SPLITS[held_out], text
+
+    for batch in batches(texts()):
+        encoded = tokenizer.encode_batch([text for _, text in batch])
+        for (split, _), found in zip(batch, encoded, strict=True):
+            document = [*tokenizer.start_document(found), tokenizer.end_of_text] if found else []
+            ids[split].append(np.array(document, dtype))
+            lengths[split].append(len(document))
+    return Encoded(
+        {split: np.concatenate(ids[split]) for split in SPLITS},
+        {split: np.array(lengths[split], np.int64) for split in SPLITS},
+        replaced.count,
+        tuple(replaced.places),
+    )
+
+
+def numbered(pieces: Sequence[Piece], counted: Sequence[Counted]) -> list[Piece]:
+    """Return the pieces that were counted, and one more, with the numbers of their first lines,
+    rows or texts: errors and remarks name them."""
+    after: dict[Path, int] = {}
+    found = []
+    for number, piece in enumerate(pieces[: len(counted) + 1]):
+        spans = tuple(replace(span, first=after.get(span.file, 0)) for span in piece.spans)
+        found.append(replace(piece, spans=spans))
+        if number < len(counted):
+            for span, items in zip(spans, counted[number].items, strict=True):
+                after[span.file] = span.first + items
+    return found
+
+
+def documents_in(span: Span, reading: Reading) -> Iterator[Document]:
+    """Yield the documents of a span, in whole characters. Raises BadInput as `texts` does."""
+    source, longest = reading.source, reading.longest
+    try:
+        for document in _read(span, source, longest, reading.key):
+            yield Document(whole_characters(document.text), document.origin)
+    except FileNotFoundError:
+        raise BadInput(
+            f"{span.file} is gone, or a machine that prepares with others does not have it. "
+            "Nothing was trained. With PION_RAY_ADDRESS, each machine needs the files of the job "
+            "at the same place"
+        ) from None
+    except OSError as error:
+        raise BadInput(f"{span.file} can't be read ({error.strerror or error})") from None
+
+
+def _read(span: Span, source: Source, longest: int, key: str) -> Iterator[Document]:
+    if isinstance(source, TextFiles):
+        return texts_in(span, source.split, longest)
+    field: str = source.field  # type: ignore[attr-defined]
+    if isinstance(source, JsonlTexts):
+        return texts_under(field, lines_in(span, longest), key)
+    return texts_under(field, rows_in(span, (field,), longest), key)
+
+
+def _items(span: Span, source: Source, last: Document | None) -> int:
+    """Return how many lines, rows or texts a span has; 0 for the last span of a file."""
+    if span.end is None:
+        return 0
+    if isinstance(source, TextFiles):
+        return int(last.origin.rpartition("#")[2]) - span.first if last else 0
+    if isinstance(source, JsonlTexts):
+        with open_file(span.file) as stream:
+            stream.seek(span.start)
+            return stream.read(span.end - span.start).count(b"\n")
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(span.file) as table:
+        groups = range(span.start, span.end)
+        return sum(table.metadata.row_group(group).num_rows for group in groups)
+
+
+@lru_cache(1)
+def _tokenizer(files: tuple[tuple[str, bytes], ...]) -> Tokenizer:
+    """Return the tokenizer of these files. A process encodes many pieces with the same one."""
+    with TemporaryDirectory() as folder:
+        for name, content in files:
+            Path(folder, name).write_bytes(content)
+        return Tokenizer.from_file(Path(folder, "tokenizer.json"), "tokenizer.json")
+
+
+def count_numbered(reading: Reading, pieces: Sequence[Piece], counted: Sequence[Counted]) -> Any:
+    """Raise the BadInput of the first piece that was not counted, with the numbers of its lines."""
+    return count_piece(reading, numbered(pieces, counted)[-1])

@@ -1,0 +1,319 @@
+"""Text to training rows in pieces: counted and encoded side by side, joined in order into shards.
+
+The rows are those of documents_to_rows.py. First, each piece is read once to count its documents.
+That takes a fortieth of the time of encoding, finds the mistakes in the text before anything is
+encoded or uploaded, and says which piece an interrupted call goes on with.
+
+Few held-out ids come from a piece, so their shards take long to fill. Those of each piece are kept
+in a file, `pieces/<number>.npz`. So after an interruption, only pieces are encoded again whose ids
+to train on are in no finished shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import time
+import zipfile
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pion.data.arrays import make_folder, write_atomically
+from pion.data.tokens.token_bytes import MOST_NAMED
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.untrusted import LARGEST_LISTING, read_json
+from pipeline.console.messages import PrepareProgress, Say
+from pipeline.data.documents_to_rows import RowFormat, Splits
+from pipeline.data.encode_piece import (
+    Counted,
+    Encoded,
+    Encoding,
+    Reading,
+    count_numbered,
+    count_piece,
+    encode_piece,
+    numbered,
+)
+from pipeline.data.pieces import Piece, cut_pieces
+from pipeline.data.prepared import SPLITS
+from pipeline.data.sources import Remarks
+from pipeline.data.tasks import Tasks
+from pipeline.machine.kill_points import mark
+from pipeline.machine.time_limit import attended_items
+from pipeline.state.shared.unfinished import PIECES
+
+_COUNTED = "counted.json"
+# The counts so far are written this often, in seconds.
+_WRITE_SECONDS = 5.0
+# Returns nothing; is told each file that is finished.
+Finished = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class PieceSource:
+    """A source that is prepared in pieces.
+
+    Attributes:
+        encoding: how its pieces are read and encoded.
+        files: its files, in order.
+        piece_bytes: about so many bytes are a piece.
+        tasks: what does the work.
+        finished: is told each file that is finished, in an order in which each file can be used
+            together with those before.
+    """
+
+    encoding: Encoding
+    files: tuple[Path, ...]
+    piece_bytes: int
+    tasks: Tasks
+    finished: Finished = lambda path: None
+
+    @property
+    def reading(self) -> Reading:
+        """How its pieces are read."""
+        return self.encoding.reading
+
+
+def write_piece_rows(
+    source: PieceSource, tokenizer: Tokenizer, place: Path, rows: RowFormat, remarks: Remarks,
+    progress: tuple[str, Say],
+) -> dict[str, Any] | None:  # fmt: skip
+    """Write the shards of both splits below `place` and return what was counted.
+
+    Characters that the vocabulary lacks are noted in `remarks`. `progress` is what is done, in
+    words, and who hears of it. Returns None if there is no document. Raises BadInput for the first
+    mistake in the text, before any shard is written, and if a shard can't be written.
+    """
+    what, say = progress
+    cut = cut_pieces(source.reading.source, source.files, source.reading.longest,
+                     source.piece_bytes)  # fmt: skip
+    counted = _count(source, cut, place, _key(rows, cut), say)
+    splits = Splits(tokenizer.vocab_size, place, rows)
+    splits.documents = sum(sum(one.documents.values()) for one in counted)
+    splits.bytes = sum(one.bytes for one in counted)
+    if not splits.documents:
+        return None
+    joining = _Joining(source, place, numbered(cut, counted)[: len(cut)], counted, splits)
+    speed = joining.join(what, say)
+    told = {split: len(splits.writers[split].shards) for split in SPLITS}
+    report = splits.finish()
+    for split, first in told.items():
+        _tell_shards(source, place, splits, split, first)
+    if speed:
+        report["mb_per_second"] = round(speed, 2)
+    remarks.replaced.add(joining.replaced, joining.places)
+    return report
+
+
+def _key(rows: RowFormat, pieces: Sequence[Piece]) -> str:
+    """Return what identifies the rows and the pieces, wherever the files are."""
+    cuts = [[[span.start, span.end, span.seen] for span in piece.spans] for piece in pieces]
+    return hashlib.sha256(json.dumps([rows.key, cuts]).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- counting
+
+
+def _count(
+    source: PieceSource, pieces: Sequence[Piece], place: Path, key: str, say: Say
+) -> list[Counted]:
+    """Return what each piece has, as far as it is not in the file with the counts."""
+    path = place / PIECES / _COUNTED
+    counted = _read_counted(path, key, pieces)
+    if not counted:  # what is kept there may be of other pieces
+        shutil.rmtree(path.parent, ignore_errors=True)
+    make_folder(path.parent)
+    if len(counted) == len(pieces):
+        return counted
+    total, written = sum(piece.bytes for piece in pieces), time.monotonic()
+
+    def look() -> None:
+        done = sum(piece.bytes for piece in pieces[: len(counted)])
+        say(PrepareProgress(f"read {source.reading.key} in pieces", done / 1e6, "MB", total / 1e6))
+
+    new = source.tasks.map(count_piece, source.reading, pieces[len(counted) :])
+    try:
+        for one in attended_items(new, look):
+            counted.append(one)
+            look()
+            if time.monotonic() - written > _WRITE_SECONDS:
+                _write_counted(path, key, counted)
+                written = time.monotonic()
+    except BadInput:
+        # Only here it is known how many lines come before those of this piece.
+        count_numbered(source.reading, pieces, counted)
+        raise
+    _write_counted(path, key, counted)
+    source.finished(path)
+    return counted
+
+
+def _write_counted(path: Path, key: str, counted: Sequence[Counted]) -> None:
+    pieces = [[one.documents, one.bytes, one.items] for one in counted]
+    write_atomically(path, json.dumps({"key": key, "pieces": pieces}).encode())
+
+
+def _read_counted(path: Path, key: str, pieces: Sequence[Piece]) -> list[Counted]:
+    """Return the counts of the first pieces; none if the file is missing, or of other pieces.
+
+    What is kept of pieces was written after all counts.
+    """
+    try:
+        found = read_json(path, LARGEST_LISTING)
+        if found["key"] != key:
+            return []
+        counted = [
+            Counted({split: int(d[split]) for split in SPLITS}, int(b), tuple(map(int, items)))
+            for d, b, items in found["pieces"]
+        ]
+    except (OSError, BadInput, KeyError, TypeError, ValueError):
+        return []
+    fits = all(len(one.items) == len(p.spans) for one, p in zip(counted, pieces))
+    return counted if fits and len(counted) <= len(pieces) else []
+
+
+# ---------------------------------------------------------------- encoding
+
+
+class _Joining:
+    """Encodes pieces and joins them into shards.
+
+    Attributes:
+        replaced: how many characters the vocabulary lacks, in the pieces so far.
+        places: where the first of them are.
+    """
+
+    def __init__(
+        self,
+        source: PieceSource,
+        place: Path,
+        pieces: Sequence[Piece],
+        counted: Sequence[Counted],
+        splits: Splits,
+    ) -> None:
+        self._source, self._place = source, place
+        self._pieces, self._counted, self._splits = pieces, counted, splits
+        self.replaced = 0
+        self.places: list[str] = []
+        # Of each split, the documents before each piece, and those in finished shards.
+        self._before = {
+            split: [0, *accumulate(one.documents[split] for one in counted)] for split in SPLITS
+        }
+        self._written = {split: splits.writers[split].appended for split in SPLITS}
+
+    def join(self, what: str, say: Say) -> float:
+        """Encode and join all pieces that are in no finished shard. Return how many MB of text were
+        encoded per second; 0 if none was."""
+        start = self._take_over()
+        started, encoded = time.monotonic(), 0
+        sizes = [0, *accumulate(one.bytes for one in self._counted)]
+
+        def look() -> None:
+            seconds = time.monotonic() - started
+            speed = encoded / seconds if seconds else 0.0
+            left = sizes[-1] - sizes[start] - encoded
+            detail = f"piece {done:,}/{len(self._pieces):,}"
+            say(
+                PrepareProgress(
+                    what,
+                    (sizes[start] + encoded) / 1e6,
+                    "MB",
+                    total=sizes[-1] / 1e6,
+                    eta=left / speed if speed else None,
+                    detail=detail + (f", {speed / 1e6:.1f} MB/s" if speed else ""),
+                )
+            )
+
+        done = start
+        tasks = self._source.tasks.map(encode_piece, self._source.encoding, self._pieces[start:])
+        for one in attended_items(tasks, look):
+            self._keep_held_out(done, one)
+            self._append(done, one)
+            encoded += self._counted[done].bytes
+            done += 1
+            look()
+        return encoded / 1e6 / (time.monotonic() - started) if encoded else 0.0
+
+    def _take_over(self) -> int:
+        """Append what was kept of pieces whose ids to train on are in finished shards. Return the
+        first piece to encode."""
+        first = {split: bisect_right(self._before[split], self._written[split]) - 1
+                 for split in SPLITS}  # fmt: skip
+        start = min(first["train"], len(self._pieces))
+        for number in range(start):
+            kept = self._read_kept(number, ids=number >= first["held_out"])
+            if kept is None:
+                return number
+            self._append(number, kept)
+        return start
+
+    def _append(self, number: int, piece: Encoded) -> None:
+        """Append a piece, but for the documents in finished shards."""
+        for split in SPLITS:
+            lengths = piece.lengths.get(split)
+            if lengths is None:
+                continue
+            if len(lengths) != self._counted[number].documents[split]:
+                raise BadInput(
+                    f"{self._source.reading.key}: the files have changed while they were prepared. "
+                    "Nothing was trained. Wait until they are complete, then run the same command "
+                    "again."
+                )
+            skipped = max(0, min(self._written[split] - self._before[split][number], len(lengths)))
+            writer = self._splits.writers[split]
+            shards = len(writer.shards)
+            mark("shard")
+            begins = int(lengths[:skipped].sum())
+            writer.append_documents(piece.ids[split][begins:], lengths[skipped:])
+            mark("shard")
+            _tell_shards(self._source, self._place, self._splits, split, shards)
+        self.replaced += piece.replaced
+        self.places = [*self.places, *piece.places][:MOST_NAMED]
+
+    def _keep_held_out(self, number: int, piece: Encoded) -> None:
+        """Keep the held-out ids of a piece: they will be in a shard much later."""
+        content = io.BytesIO()
+        np.savez(
+            content,
+            ids=piece.ids["held_out"],
+            lengths=piece.lengths["held_out"],
+            replaced=piece.replaced,
+            places=np.array(piece.places, np.str_),
+        )
+        path = self._path(number)
+        write_atomically(path, content.getvalue())
+        self._source.finished(path)
+
+    def _read_kept(self, number: int, *, ids: bool) -> Encoded | None:
+        """Return what was kept of a piece, without its ids if they are not needed; None if that
+        can't be read."""
+        try:
+            with np.load(self._path(number)) as kept:
+                return Encoded(
+                    {"held_out": kept["ids"]} if ids else {},
+                    {"held_out": kept["lengths"]} if ids else {},
+                    int(kept["replaced"]),
+                    tuple(map(str, kept["places"])),
+                )
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def _path(self, number: int) -> Path:
+        return self._place / PIECES / f"{number:06}.npz"
+
+
+def _tell_shards(source: PieceSource, place: Path, splits: Splits, split: str, first: int) -> None:
+    """Tell of the shards of a split from number `first` on, each before its record."""
+    for shard in splits.writers[split].shards[first:]:
+        path = place / split / shard.name
+        source.finished(path)
+        source.finished(path.with_suffix(".json"))

@@ -1,0 +1,116 @@
+"""prepare: the rows of a source of text, in this process, or in pieces by many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pion.data.documents.file_to_documents import Document
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.untrusted import LARGEST_TOKENIZER, read_file
+from pipeline.console.messages import Say
+from pipeline.data.documents_to_rows import RowFormat, write_text_rows
+from pipeline.data.encode_piece import Encoding, Reading
+from pipeline.data.pieces import PIECE_BYTES, has_pieces
+from pipeline.data.pieces_to_rows import Finished, PieceSource, write_piece_rows
+from pipeline.data.sources import Input, Remarks, longest_line, texts
+from pipeline.data.tasks import InThisProcess, Tasks
+from pipeline.job import Job
+
+# Less text is prepared in this process: it takes 10 seconds to start others.
+LEAST_BYTES = 256_000_000
+
+
+@dataclass(frozen=True)
+class InPieces:
+    """How text is prepared in pieces.
+
+    Attributes:
+        tasks: starts what does the work, and ends it.
+        finished: is told each file of the data that is finished.
+        least: so many bytes of files are prepared in pieces; None: LEAST_BYTES.
+        piece_bytes: about so many bytes are a piece; None: PIECE_BYTES.
+    """
+
+    tasks: Callable[[], AbstractContextManager[Tasks]] = lambda: nullcontext(InThisProcess())
+    finished: Finished = lambda path: None
+    least: int | None = None
+    piece_bytes: int | None = None
+
+    @contextmanager
+    def of(self, inputs: Sequence[Input]) -> Iterator[Tasks | None]:
+        """Yield what does the work with these sources; None if there is little."""
+        files = [path for found in inputs if has_pieces(found.source) for path in found.files]
+        least = LEAST_BYTES if self.least is None else self.least
+        if sum(path.stat().st_size for path in files) < least:
+            yield None
+            return
+        with self.tasks() as tasks:
+            yield tasks
+
+
+@dataclass(frozen=True)
+class TextReading:
+    """A source of text that is read.
+
+    Attributes:
+        job: the job.
+        found: the source.
+        kept: says of each of its documents, in order, whether to keep it; None: all are kept.
+        tasks: what encodes it in pieces; None: this process encodes it.
+        in_pieces: how that is done.
+    """
+
+    job: Job
+    found: Input
+    kept: Callable[[Document], bool] | None
+    tasks: Tasks | None
+    in_pieces: InPieces
+
+
+def write_text(
+    reading: TextReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, what: str, say: Say
+) -> dict[str, Any]:
+    """Write the rows of a source of text into the folder `place`; return its report.
+
+    Which documents are kept is decided by their number, so only a source of which all are kept has
+    pieces. Raises BadInput as `write_text_rows` and `write_piece_rows` do.
+    """
+    found, job = reading.found, reading.job
+    remarks = Remarks(tokenizer.replaced(), found.left_out)
+    report = None
+    if reading.tasks is not None and reading.kept is None and has_pieces(found.source):
+        source = _pieces(reading, reading.tasks, place.parent)
+        report = write_piece_rows(source, tokenizer, place, rows, remarks, (what, say))
+    if report is None:
+        kept = reading.kept or (lambda document: True)
+        report = write_text_rows(
+            texts(job, found, remarks, kept), tokenizer, place, rows, what, say
+        )
+    words = remarks.in_words()
+    return report | ({"remarks": words} if words else {})
+
+
+def _pieces(reading: TextReading, tasks: Tasks, folder: Path) -> PieceSource:
+    """Return the pieces of a source; `folder` has the tokenizer."""
+    found, job, how = reading.found, reading.job, reading.in_pieces
+    return PieceSource(
+        Encoding(
+            Reading(found.source, found.key, longest_line(job), job.data.held_out),
+            tokenizer_files(folder),
+        ),
+        found.files,
+        PIECE_BYTES if how.piece_bytes is None else how.piece_bytes,
+        tasks,
+        how.finished,
+    )
+
+
+def tokenizer_files(folder: Path) -> tuple[tuple[str, bytes], ...]:
+    """Return the names and contents of the tokenizer.json in a folder and of what is next to it:
+    another process, or machine, may not have the folder."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    return tuple((path.name, read_file(path, LARGEST_TOKENIZER)) for path in files)

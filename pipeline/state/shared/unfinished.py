@@ -1,0 +1,157 @@
+"""Data that is not finished: share what there is of it, and continue it on another machine.
+
+The files are uploaded where the finished data will be, so that they are uploaded once. They are in
+no list there, so nobody takes them for finished data. Data with one fingerprint has the same files
+wherever it is prepared, so a machine may continue with files of several others. What is missing
+among them is prepared again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pion.data.arrays import sha256_file
+from pion.errors import BadInput, PionError
+from pion.untrusted import read_json
+from pipeline.state.head import SHARED, data_key
+from pipeline.state.stores import Store, StoreError
+from pipeline.state.stores.base import Entry, check_key
+from pipeline.state.workspace import FILES, Workspace, files_below
+
+# The folder of what is kept of pieces, of each source.
+PIECES = "pieces"
+_TRANSFERS = 4
+# What is uploaded first: what is finished now, what was finished before, nothing.
+_NEW, _EARLIER, _LAST = range(3)
+
+
+class EarlyUpload:
+    """Uploads finished files below `own` while others are prepared, one after the other.
+
+    An upload that fails is no error: `complete` uploads what is missing.
+    """
+
+    def __init__(self, store: Store, fingerprint: str, folder: str, own: Path) -> None:
+        self._store, self._own = store, own
+        self._workspace = Workspace(store, SHARED)
+        self._key = f"{fingerprint}/{folder}"
+        self._paths: queue.PriorityQueue[tuple[int, int, Path | None]] = queue.PriorityQueue()
+        self._order = itertools.count()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        # Uploads that wait for their commit, if the store has commits, and when the last one was.
+        self._uncommitted: dict[str, str] = {}
+        self._committed = time.monotonic()
+
+    def finished(self, path: Path) -> None:
+        """Upload a file; when there is nothing else to do, what an earlier process has finished."""
+        if not self._workspace.remote:
+            return
+        if self._thread is None:
+            kept = self._workspace.kept(self._key)
+            earlier = (one for one in files_below(self._own) if one != path)
+            for one in sorted(earlier, key=lambda one: one.stat().st_mtime_ns):
+                if one.relative_to(self._own).as_posix() not in kept:
+                    self._put(_EARLIER, one)
+            self._thread = threading.Thread(target=self._upload, name="early upload", daemon=True)
+            self._thread.start()
+        self._put(_NEW, path)
+
+    def _put(self, rank: int, path: Path | None) -> None:
+        self._paths.put((rank, next(self._order), path))
+
+    def close(self) -> None:
+        """Finish the upload of one file, and leave the others to `complete`."""
+        self._closing = True
+        if self._thread is not None:
+            self._put(_LAST, None)
+            self._thread.join()
+
+    def _upload(self) -> None:
+        while (path := self._paths.get()[2]) is not None and not self._closing:
+            with contextlib.suppress(PionError, OSError):
+                name, sha256 = path.relative_to(self._own).as_posix(), sha256_file(path)
+                self._store.write(f"{SHARED}/{self._key}/{name}", path)
+                self._uncommitted[name] = sha256
+                self._commit()
+
+    def _commit(self) -> None:
+        """Record what was uploaded, once everybody can see it."""
+        if self._store.commits:
+            if time.monotonic() - self._committed < self._store.save_seconds:
+                return
+            self._store.flush()
+            self._committed = time.monotonic()
+        self._workspace.record_kept(self._key, self._uncommitted)
+        self._uncommitted = {}
+
+
+def bring_unfinished(store: Store, fingerprint: str, own: Path) -> int:
+    """Download what another process has prepared of some data into the folder `own`, if that is
+    more than is there. Return how many bytes that were.
+
+    Shards with another hash than that of their record are left out. Raises StoreError.
+    """
+    if not Workspace(store, SHARED).remote:
+        return 0
+    entries = _unfinished(store, fingerprint)
+    size = sum(entry.size for entry in entries)
+    if size <= sum(path.stat().st_size for path in files_below(own)):
+        return 0
+    records = [entry for entry in entries if entry.key.endswith(".json")]
+    others = [entry for entry in entries if not entry.key.endswith(".json")]
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        for group in (records, others):  # a record has the hash of its shard
+            list(pool.map(lambda entry: _download(store, entry, own), group))
+    return size
+
+
+def delete_pieces(store: Store, fingerprint: str, folder: str) -> None:
+    """Delete what was kept of the pieces of finished data. Raises StoreError."""
+    for entry in store.list(f"{data_key(fingerprint, folder)}/"):
+        if f"/{PIECES}/" in entry.key:
+            store.delete(entry.key)
+
+
+def _unfinished(store: Store, fingerprint: str) -> Sequence[Entry]:
+    """Return the files of some data in all folders that are not finished, each file once."""
+    folders: dict[str, dict[str, Entry]] = {}
+    for entry in store.list(f"{SHARED}/{fingerprint}/"):
+        if len(parts := entry.key.split("/", 3)) > 3:
+            folders.setdefault(parts[2], {})[parts[3]] = entry
+    found: dict[str, Entry] = {}
+    for files in sorted(folders.values(), key=len):
+        if FILES not in files:
+            found |= files
+    return list(found.values())
+
+
+def _download(store: Store, entry: Entry, own: Path) -> None:
+    name = check_key("/".join(entry.key.split("/")[3:]))
+    path = own / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        sha256 = store.download(entry.key, path, limit=entry.size)
+    except StoreError:
+        raise
+    except PionError:  # deleted meanwhile, or replaced
+        return
+    if path.suffix == ".npy" and sha256 != _recorded(path):
+        path.unlink()
+
+
+def _recorded(path: Path) -> str | None:
+    """Return the hash of a shard, or of its flags, by its record; None if there is no record."""
+    shard = path.with_name(path.name.replace(".flags.npy", ".npy"))
+    try:
+        found = read_json(shard.with_suffix(".json"))["shard"]
+        return str(found["sha256" if shard == path else "flags_sha256"])
+    except (OSError, BadInput, KeyError, TypeError):
+        return None

@@ -1,0 +1,127 @@
+"""The same work on many items by Ray's tasks: on all cores of this machine, or of a cluster.
+
+Ray runs in a separate process (ray_task_process.py), for the reasons in ray_workers.py. Work, items
+and results go through a pipe to it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pion.errors import PionError
+from pipeline.machine.child_process import without_secrets
+from pipeline.state.stores.errors import error_from_json
+from pipeline.workers.ray_workers import (
+    RAY_ADDRESS,
+    last_words,
+    private_environment,
+    session_folder,
+)
+from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
+
+Shared = TypeVar("Shared")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class RayTasks:
+    """Tasks of a Ray of our own, or of the one that PION_RAY_ADDRESS names. See `Tasks`.
+
+    Raises BadInput if there is no place for Ray's folder.
+    """
+
+    def __init__(self) -> None:
+        address = os.environ.get(RAY_ADDRESS) or None
+        self._session = session_folder()
+        self._log = Path(tempfile.mkstemp(prefix="pion-tasks-", suffix=".log")[1])
+        self._reaper = start_reaper(self._session)
+        self._pipe, theirs = Pipe()
+        # The token of a Ray that already runs is in this environment.
+        environment = without_secrets("RAY_")
+        if address is None:
+            environment = private_environment(environment)
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "pipeline.workers.ray_task_process"),
+                    *(str(theirs.fileno()), str(self._session), address or ""),
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment | {SESSION_VARIABLE: str(self._session)},
+                start_new_session=True,
+            )
+        theirs.close()  # so that reading fails once the other process has ended
+
+    def map(
+        self,
+        work: Callable[[Shared, Item], Result],
+        shared: Shared,
+        items: Iterable[Item],
+    ) -> Iterator[Result]:
+        """See `Tasks`. A task whose process dies is done again, at most three times.
+
+        Raises PionError if Ray ends.
+        """
+        left = iter(items)
+        self._send((work, shared))
+        while True:
+            said, value = self._receive()
+            if said == "next":
+                self._send(next(([item] for item in left), []))
+            elif said == "result":
+                yield value
+            elif said == "failed":
+                raise error_from_json(value)
+            else:
+                return
+
+    def close(self) -> None:
+        """End the tasks, and all processes of Ray if we started it."""
+        self._pipe.close()
+        self._reaper.communicate()
+        self._process.wait()
+        shutil.rmtree(self._session, ignore_errors=True)
+        self._log.unlink(missing_ok=True)
+
+    def _send(self, value: Any) -> None:
+        try:
+            self._pipe.send(value)
+        except OSError:
+            raise self._ended() from None
+
+    def _receive(self) -> tuple[str, Any]:
+        try:
+            said: tuple[str, Any] = self._pipe.recv()
+        except (EOFError, OSError):
+            raise self._ended() from None
+        return said
+
+    def _ended(self) -> PionError:
+        log = self._log.read_text(errors="replace") if self._log.exists() else ""
+        words = last_words(log, "run it where fewer cores share the memory")
+        return PionError(
+            f"Ray, which prepares the data, has ended: {words or 'it said nothing'}. What is "
+            "finished is safe. Run the same command again to continue"
+        )
+
+
+@contextmanager
+def ray_tasks() -> Iterator[RayTasks]:
+    """Yield tasks of Ray, and end them. Raises as `RayTasks` does."""
+    tasks = RayTasks()
+    try:
+        yield tasks
+    finally:
+        tasks.close()

@@ -1,0 +1,142 @@
+"""prepare in pieces for a run: what is in the store while it works, and who continues it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.console.messages import Note, PrepareProgress, Shown
+from pipeline.data.tasks import InThisProcess
+from pipeline.run import prepare as run_prepare
+from pipeline.stages import prepare_text
+from pipeline.state.head import SHARED
+from tests.pipeline.run.test_prepare_data import FarAway, on_machine, prepare
+from tests.support.clock import FakeClock
+from tests.support.corpora import sentences
+from tests.support.waiting import wait_until
+from tests.support.whole_runs import write_job
+
+PIECES = 15
+
+
+class Stop(Exception):
+    pass
+
+
+class Watched(InThisProcess):
+    """Counts the pieces that are encoded. Before piece number `at`, it calls `then`."""
+
+    def __init__(self, at: int = -1, then: Callable[[], None] = lambda: None) -> None:
+        self.encoded, self._at, self._then = 0, at, then
+
+    def map(self, work: Any, shared: Any, items: Any) -> Iterator[Any]:
+        for item in items:
+            if work.__name__ == "encode_piece":
+                if self.encoded == self._at:
+                    self._then()
+                self.encoded += 1
+            yield work(shared, item)
+
+
+class Machines:
+    """Machines that prepare the same job, each with files of its own, for one store."""
+
+    def __init__(self, folder: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+        texts = (json.dumps({"text": sentences(i, 8)}) + "\n" for i in range(320))
+        (folder / "corpus.jsonl").write_text("".join(texts))
+        sources = [{"kind": "jsonl", "path": "corpus.jsonl"}]
+        write_job(folder, data__sources=sources, data__shard_rows=50, sft=None)
+        size = (folder / "corpus.jsonl").stat().st_size
+        monkeypatch.setattr(prepare_text, "LEAST_BYTES", 0)
+        monkeypatch.setattr(prepare_text, "PIECE_BYTES", size // PIECES)
+        self.store = FarAway(folder / "runs")
+        self.said: list[Shown] = []
+        self._folder, self._time, self._monkeypatch = folder, time, monkeypatch
+
+    def prepare(
+        self, machine: str, tasks: Watched, run: str = "demo", price: float | None = None
+    ) -> dict[str, str]:
+        """Prepare on a machine; return the sha256 of each file in the store, by its name."""
+        on_machine(self._folder, machine, self._monkeypatch)
+        self._monkeypatch.setattr(run_prepare, "_tasks", lambda: lambda: nullcontext(tasks))
+        say = self.said.append
+        key = prepare(self.store, run, self._time, say=say, price=price)["pretrain"]
+        return {
+            entry.key.removeprefix(key): hashlib.sha256(self.store.read(entry.key)).hexdigest()
+            for entry in self.store.list(f"{key}/")
+            if not entry.key.endswith(("dataset.json", "files.json"))
+        }
+
+    def uploaded(self, ending: str) -> list[str]:
+        """Return the keys in the store of prepared data that end like this."""
+        return [e.key for e in self.store.list(f"{SHARED}/") if e.key.endswith(ending)]
+
+
+@pytest.fixture
+def machines(tmp_path: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    return Machines(tmp_path, time, monkeypatch)
+
+
+def test_finished_shards_are_in_the_store_while_later_pieces_are_encoded(
+    machines: Machines,
+) -> None:
+    def look() -> None:
+        shard = "train/shard_00000.json"
+        wait_until(lambda: bool(machines.uploaded(shard)), "the first shard to be in the store")
+
+    files = machines.prepare("first", Watched(8, look))
+    assert "/0/train/shard_00000.npy" in files
+    assert not [name for name in files if "/pieces/" in name]
+
+
+def test_another_machine_continues_with_what_is_in_the_store(machines: Machines) -> None:
+    def lose_the_machine() -> None:
+        last = f"pieces/{11:06}.npz"
+        wait_until(lambda: bool(machines.uploaded(last)), "all pieces to be in the store")
+        raise Stop
+
+    first, second, unbroken = Watched(12, lose_the_machine), Watched(), Watched()
+    with pytest.raises(Stop):
+        machines.prepare("first", first)
+    files = machines.prepare("second", second)
+    assert any(isinstance(m, Note) and "that were prepared before" in m.text for m in machines.said)
+    assert first.encoded + second.encoded <= PIECES + 3
+    for key in machines.uploaded(""):
+        machines.store.delete(key)
+    assert machines.prepare("third", unbroken, "other") == files
+    assert unbroken.encoded == PIECES
+
+
+def test_a_damaged_shard_in_the_store_is_not_continued_with(machines: Machines) -> None:
+    def damage() -> None:
+        last = f"pieces/{11:06}.npz"
+        wait_until(lambda: bool(machines.uploaded(last)), "all pieces to be in the store")
+        (key,) = machines.uploaded("train/shard_00000.npy")
+        size = len(machines.store.read(key))
+        machines.store.write(key, b"x" * size)
+        raise Stop
+
+    with pytest.raises(Stop):
+        machines.prepare("first", Watched(12, damage))
+    files = machines.prepare("second", Watched())
+    for key in machines.uploaded(""):
+        machines.store.delete(key)
+    assert machines.prepare("third", Watched(), "other") == files
+
+
+def test_progress_says_what_all_will_have_cost_if_the_price_is_known(machines: Machines) -> None:
+    machines.prepare("first", Watched(), price=36_000.0)
+    costs = [m.dollars for m in machines.said if isinstance(m, PrepareProgress) and m.eta == 0]
+    assert costs
+    assert all(cost is not None and 0 < cost < 36_000 for cost in costs)
+    machines.said.clear()
+    for key in machines.uploaded(""):
+        machines.store.delete(key)
+    machines.prepare("first", Watched(), "other")
+    assert all(m.dollars is None for m in machines.said if isinstance(m, PrepareProgress))

@@ -1,0 +1,309 @@
+"""prepare in pieces: the rows are those of one process, whatever is cut where."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from pion.data.documents import file_to_documents
+from pion.data.documents.python_docs import is_held_out
+from pion.errors import BadInput
+from pipeline.console.messages import PrepareProgress, Shown
+from pipeline.data import conversations_to_rows
+from pipeline.data.pieces import Piece
+from pipeline.data.tasks import InThisProcess
+from pipeline.job import Job
+from pipeline.stages.prepare import InPieces, open_data, prepare_pretrain, prepare_sft
+from pipeline.stages.prepare_text import LEAST_BYTES
+from tests.support.corpora import files_of, make_job, model_of, sentences
+from tests.support.piece_corpora import (
+    BUFFER,
+    KINDS,
+    PART_BYTES,
+    PIECES,
+    corpus_job,
+    hashes_of,
+    result_of,
+)
+from tests.support.tokenizer_kinds import without_bytes
+
+GOLDEN = json.loads((PIECES / "golden.json").read_text())
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 30_000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_rows_are_those_of_the_code_before_there_were_pieces(
+    kind: str, piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
+    job = corpus_job(kind, tmp_path)
+    in_pieces = InPieces(least=0, piece_bytes=piece_bytes)
+    prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
+    assert result_of(job, tmp_path / "data") == GOLDEN[kind]
+    assert not list((tmp_path / "data").rglob("pieces"))
+
+
+def test_the_rows_of_conversations_are_those_of_the_code_before_there_were_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations_to_rows, "BUFFER", BUFFER)
+    job = corpus_job("sft", tmp_path, sft=True)
+    tasks, finished = Watched(), list[Path]()
+    in_pieces = InPieces(lambda: nullcontext(tasks), finished.append, least=0)
+    prepare_sft(job, tmp_path / "data", None, lambda message: None, in_pieces=in_pieces)
+    assert result_of(job, tmp_path / "data") == GOLDEN["sft"]
+    assert len(tasks.done) > 150 / BUFFER
+    assert {path.name for path in finished} >= {"packed.json", "shard_00001.flags.npy"}
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def lines(texts: list[str]) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+GOOD = lines([sentences(i, 6) for i in range(200)])
+TEXT = "\n\n".join(sentences(i, 6) for i in range(200)).encode()
+BAD: dict[str, tuple[str, dict[str, bytes], str]] = {
+    "cut in the last piece": (
+        "jsonl",
+        {"a.jsonl": GOOD, "b.jsonl": GOOD + b'\n{"text": "cut o'},
+        r"b\.jsonl:202 is not valid JSON",
+    ),
+    "no object": ("jsonl", {"a.jsonl": GOOD + b"[1]\n" + GOOD}, r"a\.jsonl:201: found a list"),
+    "two mistakes": (
+        "jsonl",
+        {"a.jsonl": GOOD + b"1\n" + GOOD + b"2\n"},
+        r"a\.jsonl:201: found a int",
+    ),
+    "no field": ("jsonl", {"a.jsonl": GOOD + b'{"x": 1}\n'}, r"a\.jsonl:201: no field 'text'"),
+    "not UTF-8": ("jsonl", {"a.jsonl": GOOD + b'{"text": "\xff"}\n'}, r"a\.jsonl:201: not UTF-8"),
+    "longer than a piece and than a line may be": (
+        "jsonl",
+        {"a.jsonl": GOOD + lines(["x" * 60_000]) + GOOD},
+        r"a\.jsonl:201: the line has more than 50,000 bytes",
+    ),
+    "endless blank lines": (
+        "jsonl",
+        {"a.jsonl": GOOD + b"\r\n" * 40_000 + GOOD},
+        r"a\.jsonl:\d+: more than 50,000 bytes of blank lines",
+    ),
+    "a damaged .gz": (
+        "jsonl",
+        {"a.jsonl": GOOD, "b.jsonl.gz": gzip.compress(GOOD)[:-30]},
+        r"b\.jsonl\.gz: damaged gzip file",
+    ),
+    "all blank": ("jsonl", {"a.jsonl": b'{"text": " "}\n' * 900}, "every 'text' is blank"),
+    "all empty": ("jsonl", {"a.jsonl": b"", "b.jsonl": b"\n"}, "the corpus is empty: no line"),
+    "empty texts": ("text", {"a.txt": b" \n", "b.txt": b""}, "the corpus is empty: no text"),
+    "text not UTF-8": ("text", {"a.txt": TEXT + b"\xff\n" + TEXT}, "not UTF-8 text at byte "),
+    "a long line of text": (
+        "text",
+        {"a.txt": TEXT + b"\n" + b"x" * 60_000 + b"\n" + TEXT},
+        r"a\.txt:400: the line has more than 50,000 bytes",
+    ),
+    "no table": ("parquet", {"a.parquet": GOOD}, r"a\.parquet: not a readable parquet file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mistake_is_reported_as_one_process_does_before_anything_is_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
+    kind, files, message = BAD[name]
+    (tmp_path / "text").mkdir()
+    for file, content in files.items():
+        (tmp_path / "text" / file).write_bytes(content)
+    data = {"sources": [{"kind": kind, "path": "text"}], "max_line_mb": 0.05}
+    job = job_with_tokenizer(tmp_path, data)
+    finished: list[Path] = []
+    in_pieces = InPieces(finished=finished.append, least=0, piece_bytes=9000)
+    with pytest.raises(BadInput, match=message) as there:
+        prepare_pretrain(job, tmp_path / "pieces", lambda message: None, in_pieces=in_pieces)
+    with pytest.raises(BadInput) as here:
+        prepare_pretrain(job, tmp_path / "whole", lambda message: None)
+    assert str(there.value) == str(here.value)
+    assert not list((tmp_path / "pieces").rglob("*.npy"))
+    assert [path.name for path in finished] in ([], ["counted.json"])
+
+
+def test_a_mistake_in_a_table_names_its_row(tmp_path: Path) -> None:
+    texts: list[str | None] = [sentences(i, 6) for i in range(100)]
+    table = pyarrow.table({"text": [*texts, None]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "parquet", "path": "a.parquet"}]})
+    in_pieces = InPieces(least=0, piece_bytes=2000)
+    with pytest.raises(BadInput, match=r"a\.parquet row 101: field 'text' is not text"):
+        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
+
+
+def test_files_that_change_after_they_were_counted_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+
+    def change(path: Path) -> None:
+        if path.name == "counted.json":
+            (tmp_path / "a.jsonl").write_bytes(lines(["one document"]) + GOOD)
+
+    in_pieces = InPieces(finished=change, least=0, piece_bytes=9000)
+    with pytest.raises(BadInput, match=r"data\.sources\.0: the files have changed while"):
+        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
+
+
+def test_a_file_that_is_gone_is_named_with_what_a_cluster_needs(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+
+    def delete(path: Path) -> None:
+        (tmp_path / "a.jsonl").unlink(missing_ok=True)
+
+    in_pieces = InPieces(finished=delete, least=0, piece_bytes=9000)
+    with pytest.raises(BadInput, match=r"a\.jsonl is gone, or a machine .* same place"):
+        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
+
+
+def test_characters_that_the_vocabulary_lacks_are_named_with_their_line(tmp_path: Path) -> None:
+    bad = lines(["a \x04 b"])
+    (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n" + bad + GOOD + bad)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(without_bytes()))
+    job = make_job(
+        tmp_path,
+        data={"sources": [{"kind": "jsonl", "path": "a.jsonl"}]},
+        tokenizer={"file": "tokenizer.json"},
+        model=model_of(400),
+    )
+    for least in (0, LEAST_BYTES):
+        in_pieces = InPieces(least=least, piece_bytes=9000)
+        data = tmp_path / f"data{least}"
+        prepare_pretrain(job, data, lambda message: None, in_pieces=in_pieces)
+        (source,) = open_data(data).report["sources"]
+        assert f"{tmp_path}/a.jsonl:202 (U+0004); {tmp_path}/a.jsonl:403" in source["remarks"][0]
+
+
+def test_a_piece_may_have_only_documents_that_are_held_out(tmp_path: Path) -> None:
+    texts = [sentences(i, 6) for i in range(900)]
+    texts.sort(key=lambda text: not is_held_out(text, 0.1))
+    (tmp_path / "a.jsonl").write_bytes(lines(texts))
+    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+    for least in (0, LEAST_BYTES):
+        in_pieces = InPieces(least=least, piece_bytes=5000)
+        prepare_pretrain(job, tmp_path / f"{least}", lambda message: None, in_pieces=in_pieces)
+    assert hashes_of(tmp_path / "0") == hashes_of(tmp_path / f"{LEAST_BYTES}")
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+class Watched(InThisProcess):
+    """Notes which pieces are counted and encoded, by their first byte."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, int]] = []
+
+    def map(self, work: Any, shared: Any, items: Any) -> Iterator[Any]:
+        for item in items:
+            start = item.spans[0].start if isinstance(item, Piece) else len(self.done)
+            self.done.append((work.__name__, start))
+            yield work(shared, item)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(count: int) -> Callable[[Path], None]:
+    """Return what raises once it is told of file number `count`."""
+    left = iter(range(count))
+
+    def told(path: Path) -> None:
+        if next(left, None) is None:
+            raise Stop
+
+    return told
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 11, 25])
+def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(
+    count: int, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD + GOOD)
+    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+    first, second, unbroken = Watched(), Watched(), Watched()
+
+    def prepare(folder: str, tasks: Watched, told: Callable[[Path], None]) -> None:
+        how = InPieces(lambda: nullcontext(tasks), told, least=0, piece_bytes=9000)
+        prepare_pretrain(job, tmp_path / folder, lambda message: None, in_pieces=how)
+
+    with pytest.raises(Stop):
+        prepare("data", first, stop_after(count))
+    prepare("data", second, lambda path: None)
+    prepare("unbroken", unbroken, lambda path: None)
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
+    again = set(first.done) & set(second.done)
+    # A shard has the ids of at most three pieces, and one more was at work.
+    assert len(again) <= 4
+    assert "count_piece" not in {work for work, _ in second.done}
+    assert set(first.done) | set(second.done) == set(unbroken.done)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 half of it"])
+def test_what_is_damaged_of_a_piece_is_encoded_again(damage: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD + GOOD)
+    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+    how = InPieces(finished=stop_after(25), least=0, piece_bytes=9000)
+    with pytest.raises(Stop):
+        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=how)
+    (tmp_path / "data" / "0" / "pieces" / "000001.npz").write_bytes(damage)
+    how = InPieces(least=0, piece_bytes=9000)
+    prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=how)
+    prepare_pretrain(job, tmp_path / "unbroken", lambda message: None)
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
+
+
+def test_pieces_of_another_size_are_counted_anew_and_keep_the_shards(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD + GOOD)
+    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+    how = InPieces(finished=stop_after(25), least=0, piece_bytes=9000)
+    with pytest.raises(Stop):
+        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=how)
+    shard = tmp_path / "data" / "0" / "train" / "shard_00000.npy"
+    written = shard.stat().st_mtime_ns
+    how = InPieces(least=0, piece_bytes=14_000)
+    prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=how)
+    prepare_pretrain(job, tmp_path / "unbroken", lambda message: None)
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
+    assert shard.stat().st_mtime_ns == written
+
+
+def test_it_says_which_piece_how_fast_and_how_long(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+    said: list[Shown] = []
+    how = InPieces(least=0, piece_bytes=9000)
+    prepare_pretrain(job, tmp_path / "data", said.append, in_pieces=how)
+    progress = [m for m in said if isinstance(m, PrepareProgress) and m.what.startswith("tok")]
+    assert re.match(r"piece (\d+)/\1, [\d.]+ MB/s", progress[-1].detail), progress[-1]
+    assert progress[-1].done == progress[-1].total
+    assert progress[-1].eta == 0
+
+
+def job_with_tokenizer(folder: Path, data: dict[str, Any]) -> Job:
+    """Return a job with a tokenizer that it has, and small shards."""
+    (folder / "tokenizer.json").write_bytes((PIECES / "tokenizer.json").read_bytes())
+    return make_job(
+        folder,
+        data={"shard_rows": 40} | data,
+        tokenizer={"file": "tokenizer.json"},
+        model=model_of(400),
+    )

@@ -1,0 +1,170 @@
+"""Corpora whose rows are known: each kind of source with what a cut into pieces could get wrong.
+
+`python -m tests.support.piece_corpora` prints the rows' hashes of the code that is installed. Those
+in tests/fixtures/pieces/golden.json are of the code before there were pieces (32edc3ee).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from pion.data.documents import file_to_documents
+from pipeline.data import conversations_to_rows
+from pipeline.job import Job
+from pipeline.stages.prepare import open_data, prepare_pretrain, prepare_sft
+from tests.paths import TESTS
+from tests.support.corpora import make_job, model_of, sentences
+
+PIECES = TESTS / "fixtures" / "pieces"
+# Instead of 4 MiB, so that small files have many parts; and instead of 16,384 conversations.
+PART_BYTES, BUFFER = 4096, 16
+LONG = "\n".join(sentences(9000 + i, 6) for i in range(200))
+BOM = "\ufeff"
+
+
+def _texts(first: int, count: int) -> list[str]:
+    """Return texts of very different lengths: some blank, one longer than 64K characters."""
+    rng = random.Random(first)
+    texts = [sentences(first + i, rng.randint(1, 12)) for i in range(count)]
+    texts[3], texts[5], texts[7] = " \n ", "", "Übergröße – 統一碼 🙂 " * 40
+    texts[count // 2] = LONG
+    return texts
+
+
+def _lines(texts: list[str], end: str = "\n") -> str:
+    return "".join(json.dumps({"n": 1, "text": text}, ensure_ascii=False) + end for text in texts)
+
+
+def jsonl(folder: Path) -> dict[str, Any]:
+    """Lines with and without CR, blank lines, byte order marks, half a character, no last break."""
+    one = BOM + _lines(_texts(0, 40)) + "\n \n\r\n" + _lines(_texts(100, 20), "\r\n")
+    one += '{"text": "broken \\ud83d emoji"}\n' + BOM + _lines(_texts(200, 10))
+    (folder / "a.jsonl").write_text(one)
+    (folder / "b.jsonl").write_text("")
+    (folder / "c.jsonl").write_text(_lines(_texts(300, 60)).rstrip("\n"))
+    return {"kind": "jsonl", "path": "*.jsonl"}
+
+
+def gz(folder: Path) -> dict[str, Any]:
+    """Compressed files: one of a single line, one of many."""
+    for name, texts in (("a", [LONG]), ("b", _texts(400, 80)), ("c", ["x y z"])):
+        with gzip.open(folder / f"{name}.jsonl.gz", "wb") as file:
+            file.write(_lines(texts).encode())
+    return {"kind": "jsonl", "path": "."}
+
+
+def one_file(folder: Path) -> dict[str, Any]:
+    """A text file of many parts: blank lines, CR, and a line longer than a part."""
+    texts = _texts(500, 60)
+    text = BOM + "\n\n".join(texts) + "\r\n\r\n" + "\r\n".join(texts[:20]) + "\n" + "word " * 4000
+    (folder / "book.txt").write_bytes((text + "\n" + "\n".join(texts)).encode())
+    (folder / "exact.txt").write_bytes((b"four and a half\n" * 1024)[: 3 * PART_BYTES])
+    return {"kind": "text", "path": "."}
+
+
+def paragraphs(folder: Path) -> dict[str, Any]:
+    """The same, and each paragraph is a document."""
+    return one_file(folder) | {"split": "paragraph"}
+
+
+def many_files(folder: Path) -> dict[str, Any]:
+    """Small files, some of them empty."""
+    for number, text in enumerate(_texts(600, 90)):
+        (folder / f"{number:03}.md").write_text(text)
+    return {"kind": "text", "path": "."}
+
+
+def parquet(folder: Path) -> dict[str, Any]:
+    """Tables of several groups of rows, one of them empty."""
+    for name, count, rows in (("a", 70, 9), ("b", 30, 1000)):
+        table = pyarrow.table({"n": list(range(count)), "text": _texts(700 + count, count)})
+        pyarrow.parquet.write_table(table, folder / f"{name}.parquet", row_group_size=rows)
+    empty = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
+    pyarrow.parquet.write_table(empty, folder / "ab.parquet")
+    return {"kind": "parquet", "path": "*.parquet"}
+
+
+KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    function.__name__: function
+    for function in (jsonl, gz, one_file, paragraphs, many_files, parquet)
+}
+
+
+def corpus_job(kind: str, folder: Path, *, sft: bool = False) -> Job:
+    """Write the corpus of a kind into `folder` and return its job; or conversations."""
+    (folder / "tokenizer.json").write_bytes((PIECES / "tokenizer.json").read_bytes())
+    shared = {"tokenizer": {"file": "tokenizer.json"}, "model": model_of(400)}
+    if sft:
+        (folder / "talks.jsonl").write_text(_talks(150))
+        sources = [{"kind": "jsonl", "path": "talks.jsonl"}]
+        sft_section = {
+            "sources": sources, "steps": 2, "global_batch": 4, "seq_len": 64, "held_out": 0.2,
+        }  # fmt: skip
+        return make_job(folder, data={"shard_rows": 40}, sft=sft_section, **shared)
+    (folder / "text").mkdir(exist_ok=True)
+    source = KINDS[kind](folder / "text")
+    source["path"] = f"text/{source['path']}"
+    return make_job(folder, data={"sources": [source], "shard_rows": 40}, **shared)
+
+
+def _talks(count: int) -> str:
+    rng = random.Random(1)
+    talks = []
+    for number in range(count):
+        turns = [
+            {"role": role, "content": sentences(5000 + 7 * number + place, rng.randint(1, 5))}
+            for place, role in enumerate(("user", "assistant") * rng.randint(1, 3))
+        ]
+        talks.append(json.dumps({"messages": turns}) + "\n")
+    return "".join(talks)
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """Return the sha256 of all shards, flags and manifests of prepared data."""
+    paths = sorted([*folder.rglob("*.npy"), *folder.rglob("manifest.json")])
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if "pieces" not in path.parts
+    }
+
+
+def result_of(job: Job, folder: Path) -> dict[str, Any]:
+    """Return the hashes of the data that a job has prepared in `folder`, and what was counted."""
+    (source,) = open_data(folder).report["sources"]
+    times = ("mb_per_second", "name")
+    return {
+        "hashes": hashes_of(folder),
+        "counted": {name: value for name, value in source.items() if name not in times},
+    }
+
+
+def main() -> None:
+    """Print what this code makes of each corpus."""
+    file_to_documents.PART_BYTES, conversations_to_rows.BUFFER = PART_BYTES, BUFFER
+    found = {}
+    for kind in (*KINDS, "sft"):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            job = corpus_job(kind, folder, sft=kind == "sft")
+            if kind == "sft":
+                prepare_sft(job, folder / "data", None, lambda message: None)
+            else:
+                prepare_pretrain(job, folder / "data", lambda message: None)
+            found[kind] = result_of(job, folder / "data")
+    json.dump(found, sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()
