@@ -236,7 +236,7 @@ class Trainer:
         )
         z0 = None
         if preference is not None and preference.needs_distance:
-            z0 = self._distance(batch, options, should_stop)
+            z0 = self._distance(batch, plan, should_stop)
             if z0 is None:
                 return None
         objective = objective_of(preference, batch, targets, self._ranks.sum, z0)
@@ -246,7 +246,7 @@ class Trainer:
         return found
 
     def _distance(
-        self, batch: StepBatch, options: StepOptions, should_stop: Callable[[], bool]
+        self, batch: StepBatch, plan: StepPlan, should_stop: Callable[[], bool]
     ) -> Tensor | None:
         """Return z0 of the global batch; None if a rank wants to stop. Every rank calls this."""
         parts = []
@@ -254,7 +254,7 @@ class Trainer:
             for i in self._rounds(batch, should_stop):
                 if i is None:
                     return None
-                parts.append(distance(self.model, batch.mismatched[i], self.dtype, options))
+                parts.append(distance(self.model, batch.mismatched[i], self.plan, plan.parts))
         return z0_of(self._ranks.sum(together(parts)))
 
     def _rounds(self, batch: StepBatch, should_stop: Callable[[], bool]) -> Iterator[int | None]:
