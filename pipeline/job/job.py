@@ -436,6 +436,14 @@ class Job(Section):
         section = getattr(self, stage) if stage in CONVERSING else None
         return None if section is None or section.lora is None else section.lora.settings()
 
+    def lora_beside(self, stage: str) -> str | None:
+        """Return the stage with LoRA whose settings LoRA would need in `stage`, too, because one of
+        the two trains the additions of the other further; None: it may have any."""
+        other = {"sft": "prefer", "prefer": "sft"}.get(stage)
+        if other is None or other not in self.train_stages or self.lora(other) is None:
+            return None
+        return None if self.section("prefer").init_from is not None else other
+
     def lora_before(self, stage: str) -> str | None:
         """Return the stage whose additions LoRA trains further in `stage`; None: it begins with new
         ones, or there are none."""
