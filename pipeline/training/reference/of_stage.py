@@ -9,6 +9,7 @@ from pion.data.preference.mismatched import require_mismatched
 from pion.model.lora_projections import B, additions
 from pion.model.parameters import tensors_sha256
 from pipeline.console.messages import Note
+from pipeline.state.shared.folder import WITH_ADDITIONS
 from pipeline.training.reference.compute import (
     StartingModel,
     bound_reference,
@@ -40,7 +41,7 @@ def _starting(model: Decoder, adapter: Adapter | None, plan: ComputePlan) -> Sta
     weights = str(adapter.base.sha256) + ("" if rounded is None else f" in {rounded}")
     added = additions(model)
     if any(bool(tensor.any()) for name, tensor in added.items() if name.endswith(f".{B}")):
-        weights += f" with additions {tensors_sha256(added)}"
+        weights += f"{WITH_ADDITIONS}{tensors_sha256(added)}"
     return StartingModel(model, weights, plan)
 
 
