@@ -79,10 +79,10 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
     job, source = context.job, context.job.section(stage).init_from
     continued = job.lora_before(stage)
     if continued is not None:
-        base, identity = frozen_base(context, continued)
+        model, identity = frozen_base(context, continued)
         recorded = _adapter_of(context, continued)[0].base
         require_base(recorded, str(identity.sha256), f"the {AFTER[continued]} model")
-        return base, recorded
+        return model, recorded
     if job.base is not None and stage == job.train_stages[0]:
         whole = _brought_base(context, job.base)
         identity = identify(whole, f"{BASES}/{job.base.hash}")

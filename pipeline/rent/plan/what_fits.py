@@ -149,7 +149,7 @@ def what_to_change(job: Job, guesses: Sequence[Estimate], num_nodes: int = 1) ->
     """
     lacking = [guess.offer for guess in guesses if guess.lacks is not None]
     offers = sorted(lacking, key=lambda offer: offer.gpu_memory or 0)
-    sentences = []
+    sentences: list[str] = []
     for how, changed, lines in _changes(job):
         if how == IN_BOTH and any(one.startswith(BY_LORA) for one in sentences):
             continue
@@ -180,8 +180,8 @@ def _by_lora(job: Job, stages: Sequence[str]) -> Job:
     """Return the job with LoRA in these stages, too."""
     sections = {}
     for stage in stages:
-        beside = job.lora_beside(stage)
-        lora = LoraSection() if beside is None else job.section(beside).lora
+        beside = {"sft": job.sft, "prefer": job.prefer}.get(job.lora_beside(stage) or "")
+        lora = LoraSection() if beside is None else beside.lora
         changes = {"lora": lora, "optimizer": "adamw"}
         sections[stage] = job.section(stage).model_copy(update=changes)
     return job.model_copy(update=sections)
