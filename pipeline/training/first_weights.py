@@ -94,7 +94,7 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
         return pretrained, identify(pretrained, key)
     assert source is not None  # the first stage with LoRA starts from something
     found = context.fetch(lambda: find_model(job.model_name(source)))
-    check_start(found, source, lora=True)
+    check_start(found, source, lora_of=stage)
     model = load_model(found)
     config = job.model_config_resolved()
     require_learned(config.draft, model.config.draft, config.vocab_size)
