@@ -52,12 +52,21 @@ class LoraProjection(Projection):
         return torch.where(added == 0, weight, weight + added)
 
 
-def adapted(base: Decoder, lora: Lora, *, seed: int, dtype: torch.dtype) -> Decoder:
+def adapted(
+    base: Decoder,
+    lora: Lora,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> Decoder:
     """Return a decoder that trains LoRA's additions to `base` by products in `dtype`.
 
-    The frozen weights are stored in bfloat16 if products read them in bfloat16 and that has their
-    exact values, and otherwise in fp32. If the settings ask for bfloat16, the values are rounded,
-    whatever the products. `base` may not be used afterwards. Raises BadInput as `add_lora` does.
+    The additions begin as `tensors`; None: as new ones, drawn with the `seed`. The frozen weights
+    are stored in bfloat16 if products read them in bfloat16 and that has their exact values, and
+    otherwise in fp32. If the settings ask for bfloat16, the values are rounded, whatever the
+    products. `base` may not be used afterwards. Raises BadInput as `add_lora` does, and for tensors
+    that are not the additions of these settings.
     """
     lora.targets_of(base.config)  # before weights are copied
     if lora.base_dtype == "bfloat16":
@@ -65,6 +74,8 @@ def adapted(base: Decoder, lora: Lora, *, seed: int, dtype: torch.dtype) -> Deco
     if dtype == torch.bfloat16 and is_bfloat16(base):
         base = Decoder.from_state(base.config, base.state_dict(), torch.bfloat16)
     add_lora(base, lora, seed)
+    if tensors is not None:
+        _copy(tensors, additions(base))
     return base
 
 

@@ -8,7 +8,8 @@ sequences of the whole step: that of a micro-batch would let the machine decide 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from torch import Tensor
 from pion.data.sequences import Sequences
 from pion.data.stream import Batch, to_device
 from pion.model.decoder import Decoder
-from pion.model.forward_pass import AS_THE_MODEL, StepOptions
-from pion.train.answer_sums import answer_sums
+from pion.train.reference import sums_as_trained
+from pion.train.settings import ComputePlan
 
 NO_MISMATCHED = (
     "the loss kto needs each row with the answers of others, and the rows have none: give the "
@@ -25,22 +26,18 @@ NO_MISMATCHED = (
 )
 
 
-@torch.no_grad()
 def distance(
-    model: Decoder, batch: Batch, dtype: torch.dtype, options: StepOptions = AS_THE_MODEL
+    model: Decoder, batch: Batch, plan: ComputePlan, parts: Mapping[str, Any] | None = None
 ) -> Tensor:
     """Return what z0 is made of, for a batch of mismatched rows: fp64 (2,), on the model's device.
 
     The first number is the sum over sequences of log π − log ref, in nats, and the second is how
-    many sequences there are. Both add up over batches and ranks. Nothing is kept for a backward
-    pass, so this needs less memory than the step that follows.
+    many sequences there are. Both add up over batches and ranks. The forward pass is that of the
+    reference, so a model that is its own reference has no distance. `parts` is as in StepOptions.
     """
     there = to_device(batch, model.embed.weight.device)
     assert there.sequences is not None
-    bf16 = dtype == torch.bfloat16
-    with torch.autocast(there.tokens.device.type, torch.bfloat16, enabled=bf16):
-        sums, _ = answer_sums(model, there, options)
-    return apart(sums, there.sequences)
+    return apart(sums_as_trained(model, there, plan, parts), there.sequences)
 
 
 def apart(sums: Tensor, sequences: Sequences) -> Tensor:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,14 +81,17 @@ def check_sums(sums: np.ndarray, where: str) -> None:
         )
 
 
-def sums_as_trained(model: Decoder, batch: Batch, plan: ComputePlan) -> Tensor:
+def sums_as_trained(
+    model: Decoder, batch: Batch, plan: ComputePlan, parts: Mapping[str, Any] | None = None
+) -> Tensor:
     """Return the sum of log-probabilities of each sequence, fp64 (B, S) in nats.
 
     The batch is on the model's device. The forward pass is that of a training step by `plan`, so
-    that a model and its reference differ by nothing. It keeps what a backward pass would need until
-    it returns.
+    that a model and its reference differ by nothing: without gradients, compiled blocks round
+    other numbers to bf16. It keeps what a backward pass would need until it returns. `parts` is
+    as in StepOptions.
     """
-    options = StepOptions({}, plan.recompute, plan.compile, torch_dtype(plan.residual))
+    options = StepOptions(parts or {}, plan.recompute, plan.compile, torch_dtype(plan.residual))
     device = batch.tokens.device.type
     with (
         torch.enable_grad(),

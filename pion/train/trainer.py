@@ -262,7 +262,7 @@ class Trainer:
         )
         z0 = None
         if preference is not None and preference.needs_distance:
-            z0 = self._distance(batch, options, should_stop)
+            z0 = self._distance(batch, plan, should_stop)
             if z0 is None:
                 return None
         objective = objective_of(preference, batch, targets, self._ranks.sum, z0)
@@ -272,7 +272,7 @@ class Trainer:
         return found
 
     def _distance(
-        self, batch: StepBatch, options: StepOptions, should_stop: Callable[[], bool]
+        self, batch: StepBatch, plan: StepPlan, should_stop: Callable[[], bool]
     ) -> Tensor | None:
         """Return z0 of the global batch; None if a rank wants to stop. Every rank calls this."""
         parts = []
@@ -280,7 +280,8 @@ class Trainer:
             for turn in self._rounds(batch, should_stop):
                 if turn is None:
                     return None
-                found = distance(self.model, batch.mismatched[turn.number], self.dtype, options)
+                mismatched = batch.mismatched[turn.number]
+                found = distance(self.model, mismatched, self.plan, plan.parts)
                 if turn.counts:
                     parts.append(found)
         return z0_of(self._ranks.sum(together(parts)))

@@ -237,11 +237,14 @@ class Job(Section):
             ),
         }
         if prefer is not None:
+            before = self.lora_before("prefer")
             mistakes[
-                "prefer.lora: sft.lora trains an adapter, and an adapter of an adapter can't be "
-                "loaded. Remove one of the two, or publish the model after sft, and name it in "
-                "model.from of another job"
-            ] = bool(prefer.lora and not prefer.init_from and sft and sft.lora)
+                "prefer.lora: it trains the additions of sft.lora further, so rank, alpha, targets "
+                "and base_dtype must be those of sft.lora. Write the same in both. Or remove "
+                "prefer.lora: then sft's additions are merged, and all weights are trained. For "
+                "other additions, publish the model after sft, and name it in model.from of "
+                "another job"
+            ] = before is not None and self.lora(before) != self.lora("prefer")
             mistakes["prefer.init_from: without `sft` it must name a model to start from"] = (
                 pretrain is None and sft is None and not base and not prefer.init_from
             )
@@ -432,6 +435,22 @@ class Job(Section):
         """Return LoRA's settings in a training stage; None: the stage trains all weights."""
         section = getattr(self, stage) if stage in CONVERSING else None
         return None if section is None or section.lora is None else section.lora.settings()
+
+    def lora_beside(self, stage: str) -> str | None:
+        """Return the stage with LoRA whose settings LoRA would need in `stage`, too, because one of
+        the two trains the additions of the other further; None: it may have any."""
+        other = {"sft": "prefer", "prefer": "sft"}.get(stage)
+        if other is None or other not in self.train_stages or self.lora(other) is None:
+            return None
+        return None if self.section("prefer").init_from is not None else other
+
+    def lora_before(self, stage: str) -> str | None:
+        """Return the stage whose additions LoRA trains further in `stage`; None: it begins with new
+        ones, or there are none."""
+        before = self.stage_before(stage)
+        if before is None or self.section(stage).init_from is not None:
+            return None
+        return before if self.lora(stage) is not None and self.lora(before) is not None else None
 
     def seq_len(self, stage: str) -> int:
         """Return the tokens in a row of a training stage."""

@@ -92,7 +92,8 @@ class Prefer(Conversations):
     lora: Lora | None = identity(
         None,
         "train low-rank additions to the frozen model; then lr is 2e-5 and min_lr 2e-6 unless "
-        "given",
+        "given. After sft.lora, its additions are trained further, and the settings must be the "
+        "same",
     )
 
     _unpaired: bool = PrivateAttr(default=False)

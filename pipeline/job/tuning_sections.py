@@ -24,8 +24,11 @@ from pipeline.job.sources import ConversationSource, PreferenceSource
 from pipeline.job.train_sections import WARMUP, Train
 
 
-def how_to_use_lora(stage: str) -> str:
-    """Return what to write in a job to use LoRA in a stage."""
+def how_to_use_lora(stage: str, beside: str | None = None) -> str:
+    """Return what to write in a job to use LoRA in a stage, with the settings of the stage `beside`
+    if there is one."""
+    if beside is not None:
+        return f"write the same `lora` below {stage} as below {beside}"
     return (
         f"write `{stage}: {{lora: {{rank: 16}}}}` next to the other fields of {stage}, or add "
         f"{stage}.lora.rank=16 to the command"

@@ -177,16 +177,17 @@ def load_model(found: FoundModel, dtype: torch.dtype | None = None) -> Decoder:
     return load_decoder(found.folder, dtype)
 
 
-def check_start(found: FoundModel, source: str, *, lora: bool) -> None:
+def check_start(found: FoundModel, source: str, *, lora_of: str | None) -> None:
     """Raise BadInput, before training, if `init_from: source` can't be the start of a stage.
 
-    LoRA can't start from an adapter. Other training can, if its base is the right one.
+    `lora_of` is the stage if it has LoRA, and else None. LoRA can't start from an adapter. Other
+    training can, if its base is the right one.
     """
     if found.base is None:
         return
-    if lora:
+    if lora_of is not None:
         raise BadInput(
-            f"sft.init_from {source}: it is an adapter itself, and LoRA needs a whole model. "
+            f"{lora_of}.init_from {source}: it is an adapter itself, and LoRA needs a whole model. "
             f"Nothing was lost. Merge the adapter first: pion export {source} FOLDER"
         )
     load_model(found)

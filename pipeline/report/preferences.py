@@ -12,6 +12,7 @@ from pipeline.job.stages import AFTER
 from pipeline.report.values import percent_with_error, signed, value_with_error
 from pipeline.state.head import Head
 from pipeline.state.record_json import damaged
+from pipeline.state.shared.folder import WITH_ADDITIONS
 
 LABELS_ONLY = "This is agreement with these labels, and not with people."
 COMPARED = ("", "before", "after", "difference")
@@ -284,8 +285,13 @@ def _reference(job: Job, results: Mapping[str, Any]) -> str:
         whose = f"the {AFTER[before]} model"
     tuned: Result = results.get("prefer") or {}
     sha256 = (tuned.get("preferences") or {}).get("reference")
-    hashed = "" if sha256 is None else f", whose tensors have the SHA-256 `{sha256}`"
-    return f"and the reference is {whose}{hashed}"
+    if sha256 is None:
+        return f"and the reference is {whose}"
+    base, _, added = sha256.partition(WITH_ADDITIONS)
+    hashed = f"whose tensors have the SHA-256 `{base}`"
+    if added:  # by LoRA
+        hashed = f"with additions (SHA-256 `{added}`) to a base {hashed}"
+    return f"and the reference is {whose}, {hashed}"
 
 
 def _summaries(head: Head, url: str) -> list[Summary]:

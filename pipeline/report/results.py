@@ -134,8 +134,14 @@ class Instructions(TypedDict):
 class OfText(TypedDict):
     """What was measured on the text that has nothing to do with the run."""
 
+    loss: NotRequired[Number]
+    loss_sem: NotRequired[Number]
+    perplexity: NotRequired[Number]
     bits_per_byte: NotRequired[Number]
     bits_per_byte_sem: NotRequired[Number]
+    tokens: NotRequired[Count]
+    bytes: NotRequired[Count]
+    rows: NotRequired[Count]
     calibration: NotRequired[Calibrated]
 
 
@@ -147,6 +153,9 @@ class Measured(TypedDict):
     perplexity: NotRequired[Number]
     bits_per_byte: NotRequired[Number]
     bits_per_byte_sem: NotRequired[Number]
+    tokens: NotRequired[Count]
+    bytes: NotRequired[Count]
+    rows: NotRequired[Count]
     response_loss: NotRequired[Number]
     response_loss_sem: NotRequired[Number]
     stop_accuracy: NotRequired[Number]

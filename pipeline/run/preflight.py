@@ -59,7 +59,7 @@ def preflight(job: Job) -> list[str]:
             from pipeline.models.load import check_start
 
             found = find_model(job.model_name(source))
-            check_start(found, source, lora=job.lora(stage) is not None)
+            check_start(found, source, lora_of=stage if job.lora(stage) else None)
     if job.evaluate.packs or job.evaluate.core or job.evaluate.instructions:
         from pipeline.stages.questions import read_questions_of
 

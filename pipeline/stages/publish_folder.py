@@ -39,9 +39,11 @@ def check_adapter(job: Job, *, to_hub: bool) -> None:
     """
     from pion.formats.peft_folder import require_adaptable
 
-    last = job.train_stages[-1]
-    lora, source = job.lora(last), job.section(last).init_from
-    before = job.stage_before(last)
+    first = last = job.train_stages[-1]
+    while (continued := job.lora_before(first)) is not None:
+        first = continued
+    lora, source = job.lora(last), job.section(first).init_from
+    before = job.stage_before(first)
     if before is None:
         source = source or job.model.base
     assert lora is not None
@@ -50,7 +52,7 @@ def check_adapter(job: Job, *, to_hub: bool) -> None:
     except BadInput as error:
         raise BadInput(f"publish.adapter: {error}. Nothing was started.") from None
     if to_hub and not (source and _is_on_hub(job, source)):
-        base = source or f"the {AFTER[before or last]} model of this run"
+        base = source or f"the {AFTER[before or first]} model of this run"
         raise BadInput(
             f"publish.adapter: the base of the adapter, {base}, exists only here, so an adapter on "
             "the Hub would be of no use. Nothing was started. Publish the merged model, or publish "

@@ -6,14 +6,14 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from typing_extensions import get_type_hints, is_typeddict
 
 from pion.config.model_config import closest
 from pion.errors import BadInput
 from pipeline.job import REQUIREMENT, Job, Publish
-from pipeline.report.results import Preferences
+from pipeline.report.results import Evaluated
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -99,6 +99,8 @@ def check_names(job: Job, publish: Publish) -> None:
     for condition in publish.require:
         path = _parse(condition)[0].split(".")
         names = [*measures, *others]
+        whole = path if path[0] in others else [job.train_stages[-1], *path]
+        problem = _no_number(get_type_hints(Evaluated)[whole[0]], whole)
         # What is measured after other stages depends on more, and older jobs name it.
         if path[0] == "prefer" and job.prefer is not None and len(path) > 1:
             path, names = path[1:], [*measures, *COUNTS]
@@ -109,7 +111,6 @@ def check_names(job: Job, publish: Publish) -> None:
                 f"{', '.join(n for n in measures if not n.endswith('_sem'))} of the published "
                 f"model, and the results of {', '.join(others)} (ngram.loss). Nothing was started."
             )
-        problem = _no_number(Preferences, path) if path[0] == "preferences" else None
         if problem is not None:
             raise BadInput(f"publish.require: {condition!r}: {problem}. Nothing was started.")
 
@@ -118,22 +119,41 @@ def _no_number(kind: Any, path: Sequence[str]) -> str | None:
     """Return why a path is not the name of a number, or None. `kind` is the record that is called
     `path[0]`."""
     name, *rest = path
+    if kind is Any:
+        return None
+    kind = _table(kind) or kind
+    if get_origin(kind) is Mapping:
+        # A name in a table may have dots, too.
+        below = [_no_number(get_args(kind)[1], rest[dots:]) for dots in range(len(rest))]
+        if not below:
+            return f"{name!r} is a table: name a number in it"
+        return None if None in below else below[0]
     if not is_typeddict(kind):
-        if not {*(get_args(kind) or (kind,))} <= _NUMBERS:
-            return f"{name!r} is not a number"
-        return f"{name!r} is a number, and nothing in it has a name" if rest else None
+        return None if {*(get_args(kind) or (kind,))} <= _NUMBERS else f"{name!r} is not a number"
     fields = get_type_hints(kind)
-    if rest and rest[0] in fields:
-        return _no_number(fields[rest[0]], rest)
-    numbers = [field for field in fields if not _no_number(fields[field], [field])]
-    tables = [field for field in fields if is_typeddict(fields[field])]
-    kinds = {"numbers": numbers, "tables": tables}
-    has = " and ".join(f"the {what} {', '.join(names)}" for what, names in kinds.items() if names)
     if not rest:
-        return f"{name!r} is a table: name a number in it. It has {has}"
-    return (
-        f"nothing called {rest[0]!r} will be measured{closest(rest[0], fields)}; {name!r} has {has}"
-    )
+        return f"{name!r} is a table: name a number in it. It has {_has(fields)}"
+    problem = f"nothing called {rest[0]!r} will be measured{closest(rest[0], fields)}"
+    if rest[0] in fields:
+        below = fields[rest[0]]
+        if len(rest) == 1 or _table(below) or _no_number(below, rest):
+            return _no_number(below, rest)
+        problem = f"{rest[0]!r} is a number, and nothing in it has a name"
+    return f"{problem}; {name!r} has {_has(fields)}"
+
+
+def _has(fields: Mapping[str, Any]) -> str:
+    """Return the names of the numbers and tables of a record, in words."""
+    numbers = [name for name, kind in fields.items() if not _no_number(kind, [name])]
+    tables = [name for name, kind in fields.items() if _table(kind)]
+    kinds = {"numbers": numbers, "tables": tables}
+    return " and ".join(f"the {what} {', '.join(names)}" for what, names in kinds.items() if names)
+
+
+def _table(kind: Any) -> Any | None:
+    """Return the record or the mapping that values of this type are, if not None."""
+    options = get_args(kind) if NoneType in get_args(kind) else (kind,)
+    return next((one for one in options if is_typeddict(one) or get_origin(one) is Mapping), None)
 
 
 def _measures(job: Job) -> list[str]:

@@ -176,10 +176,14 @@ def _fitting_work(
     try:
         return choose(work)
     except DoesNotFit as error:
-        by_lora = dataclasses.replace(work, lora=Lora(), optimizer="adamw")
+        beside = job.lora_beside(stage)
+        lora = Lora() if beside is None else job.lora(beside)
+        by_lora = dataclasses.replace(work, lora=lora, optimizer="adamw")
         if stage not in CONVERSING or work.lora is not None or not _can_be_chosen(choose, by_lora):
             raise
-        raise BadInput(f"{error}. By LoRA, it fits here: {how_to_use_lora(stage)}") from None
+        raise BadInput(
+            f"{error}. By LoRA, it fits here: {how_to_use_lora(stage, beside)}"
+        ) from None
 
 
 def _can_be_chosen(choose: Callable[[Workload], object], work: Workload) -> bool:

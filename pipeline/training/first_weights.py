@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.config.draft import require_learned
-from pion.config.lora import is_adapter
+from pion.config.lora import is_adapter, read_record, require_base
 from pipeline.job.model_section import Base
 from pipeline.job.stages import AFTER
 from pipeline.models.bring import bring_model
 from pipeline.models.find import find_model
 from pipeline.models.load import fitted
+from pipeline.state.checkpoints.layout import MODEL
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import BASES, bring_base
 
 if TYPE_CHECKING:
-    from pion.config.lora import BaseModel
+    from torch import Tensor
+
+    from pion.config.lora import Adapter, BaseModel
     from pion.config.model_config import ModelConfig
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
@@ -131,6 +134,8 @@ def _brought_base(context: TrainingContext, base: Base) -> Decoder:
 def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseModel]:
     """Return the model that LoRA adapts in `stage`, in fp32, and its identity.
 
+    A stage that trains the additions of the one before further has the same base.
+
     Raises BadInput if `init_from` names a model that does not fit the job, or an adapter, and for a
     draft block that this model does not have.
     """
@@ -138,6 +143,12 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
     from pipeline.models.load import check_start, load_model
 
     job, source = context.job, context.job.section(stage).init_from
+    continued = job.lora_before(stage)
+    if continued is not None:
+        model, identity = frozen_base(context, continued)
+        recorded = _adapter_of(context, continued)[0].base
+        require_base(recorded, str(identity.sha256), f"the {AFTER[continued]} model")
+        return model, recorded
     if job.base is not None and stage == job.train_stages[0]:
         whole = _brought_base(context, job.base)
         identity = identify(whole, f"{BASES}/{job.base.hash}")
@@ -149,12 +160,30 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
         return pretrained, identify(pretrained, key)
     assert source is not None  # the first stage with LoRA starts from something
     found = context.fetch(lambda: find_model(job.model_name(source)))
-    check_start(found, source, lora=True)
+    check_start(found, source, lora_of=stage)
     model = load_model(found)
     config = job.model_config_resolved()
     require_learned(config.draft, model.config.draft, config.vocab_size)
     base = identify(model, job.model_name(source, found.commit), found.commit)
     return fitted(config, model, source), base
+
+
+def additions_before(context: TrainingContext, stage: str) -> dict[str, Tensor] | None:
+    """Return the additions that LoRA trains further in `stage`; None if it begins with new ones."""
+    from pion.formats.weights import read_tensors
+
+    continued = context.job.lora_before(stage)
+    if continued is None:
+        return None
+    return read_tensors(_adapter_of(context, continued)[1] / MODEL)
+
+
+def _adapter_of(context: TrainingContext, stage: str) -> tuple[Adapter, Path]:
+    """Return what the final checkpoint of a stage with LoRA says of its adapter, and its folder."""
+    _, folder = context.fetch(lambda: _bring_trained(context.run, stage))
+    recorded = read_record(folder)
+    assert recorded is not None
+    return recorded, folder
 
 
 def _bring_trained(run: RunState, stage: str) -> tuple[str, Path]:

@@ -36,6 +36,7 @@ from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
 from pipeline.training.advice import BusyCores, Work
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.first_weights import (
+    additions_before,
     cost_of_rounding,
     count_draft_ids,
     first_model,
@@ -414,7 +415,8 @@ def _with_additions(
     plan: ComputePlan,
     saved: Loaded | None,
 ) -> tuple[Decoder, str, Adapter]:
-    """Return a frozen base with LoRA's additions. The base is found again for each attempt.
+    """Return a frozen base with LoRA's additions, as the stage starts with them: new ones, or those
+    of the stage before. The base is found again for each attempt.
 
     Raises BadInput on every rank if it is not the base of the checkpoint `saved`.
     """
@@ -429,15 +431,24 @@ def _with_additions(
     if saved is not None:
         recorded = read_record(saved.folder) or Adapter(lora, BaseModel("an unknown base", ""))
     recorded = context.group.from_rank_0(recorded)
+    continued = context.job.lora_before(stage)
     why = f"adds LoRA of rank {lora.rank} to {identity.name}"
     if recorded is not None:
         require_base(recorded.base, str(identity.sha256), f"the newest checkpoint of {stage}")
+    elif continued is not None:
+        why = f"trains LoRA of {continued} further, of rank {lora.rank}, on {identity.name}"
     else:
         if lora.base_dtype is not None:
             why += f", {cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)}"
         warning = _never_stops(base, data)
         why += "" if warning is None else f". Warning: {warning}"
-    model = adapted(base, lora, seed=context.job.seed, dtype=torch_dtype(plan.dtype))
+    model = adapted(
+        base,
+        lora,
+        seed=context.job.seed,
+        dtype=torch_dtype(plan.dtype),
+        tensors=additions_before(context, stage),
+    )
     return model, why, Adapter(lora, identity)
 
 

@@ -34,6 +34,7 @@ SUMS_OF_ANSWERS = (
     "pion/train/gradients.py",
     "pion/train/objective.py",
     "pion/train/preference_losses.py",
+    "pion/train/reference.py",
 )
 # What else may be there: counts, places, ids, and the ids that a draft block guesses.
 WHOLE_NUMBERS = (".positions", ".counts", "._given", "draft._buffers.ids")

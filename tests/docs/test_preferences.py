@@ -24,7 +24,7 @@ def blocks(kind: str) -> list[str]:
 
 
 def test_its_job_is_valid(tmp_path: Path) -> None:
-    job, _ = blocks("yaml")
+    job, *_ = blocks("yaml")
     path = tmp_path / "job.yaml"
     path.write_text(job)
     loaded = load_shipped(path)
@@ -33,7 +33,7 @@ def test_its_job_is_valid(tmp_path: Path) -> None:
 
 
 def test_its_conditions_name_what_is_measured() -> None:
-    _, conditions = blocks("yaml")
+    _, conditions, _ = blocks("yaml")
     required = yaml.safe_load(conditions)["publish"]["require"]
     said = TEXT.partition("Other names are")[2].partition("Forks with")[0]
     measured = set(re.findall(r"`(prefer\.[a-z_.]+)`", said)) - {"prefer.preferences"}
@@ -43,6 +43,13 @@ def test_its_conditions_name_what_is_measured() -> None:
     job = tiny_job(prefer=prefer, publish={"to": "model", "require": require})
     assert job.publish is not None
     check_names(job, job.publish)
+
+
+def test_its_job_with_lora_trains_the_additions_of_sft_further(tmp_path: Path) -> None:
+    first, _, lora = blocks("yaml")
+    path = tmp_path / "job.yaml"
+    path.write_text("\n".join([*first.splitlines()[:2], lora]))
+    assert load_shipped(path).lora_before("prefer") == "sft"
 
 
 def test_its_line_is_a_pair() -> None:

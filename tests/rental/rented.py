@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,10 +110,15 @@ class Rented:
 
 
 @contextmanager
-def unbroken_run(folder: Path, steps: int = STEPS) -> Iterator[Callable[[], str]]:
+def unbroken_run(
+    folder: Path, steps: int = STEPS, more: Sequence[str] | None = None
+) -> Iterator[Callable[[], str]]:
     """Train the job without interruption, in `folder`; yield a function that returns the sha256 of
-    its weights."""
-    overrides = ["store=runs", f"pretrain.steps={steps}", *OVERRIDES]
+    its weights after so many steps of its last stage.
+
+    `more` are overrides; None: those of a job whose only stage is pretrain.
+    """
+    overrides = ["store=runs", *OVERRIDES, *(more or [f"pretrain.steps={steps}"])]
     command = [f"{sys.prefix}/bin/pion", "run", str(REPOSITORY / JOB), *overrides]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)

@@ -15,7 +15,6 @@ from pion.data.arrays import sha256_file
 from pion.train.preference_losses import METRICS
 from pipeline.cli import main
 from pipeline.data.prepared import SPLITS
-from pipeline.machine.kill_points import HALT_AT
 from pipeline.state.head import REFERENCE
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import read_metrics
@@ -24,9 +23,8 @@ from pipeline.state.shared.begin import begin
 from pipeline.state.shared.folder import complete
 from pipeline.state.shared.records import Writer
 from pipeline.state.stores import FileStore, open_store
-from tests.support.meddling import Meddling, with_slow_steps
-from tests.support.preference_runs import PREFER, prefer_job
-from tests.support.waiting import wait_until
+from tests.support.meddling import with_slow_steps
+from tests.support.preference_runs import PREFER, killed_in_the_pass, prefer_job
 from tests.support.whole_runs import (
     ends_with,
     final_weights,
@@ -165,17 +163,6 @@ def test_a_stage_with_lora_resumes_on_its_base_and_changes_no_bit(tmp_path: Path
     assert "prefer: starts (continues after step" in output, output
     assert "warning: prefer resumes" not in output
     assert final_weights(killed) == final_weights(whole)
-
-
-def killed_in_the_pass(folder: Path, job: Path, arrival: int) -> str:
-    """Kill a run with SIGKILL at its `arrival` at a chunk of the reference; return its output."""
-    chunks = Meddling(folder)
-    chunks.run("import_module('pipeline.training.reference.compute').CHUNK_SECONDS = 0.0")
-    halted = folder / f"halted-{arrival}"
-    process = start(job, env=chunks.environment() | {HALT_AT: f"reference:{arrival}:{halted}"})
-    wait_until(lambda: halted.exists() or process.poll() is not None, "the run to reach a chunk")
-    assert halted.exists()
-    return kill(process)
 
 
 def test_sigkills_in_the_pass_of_the_reference_change_no_bit(

@@ -1,4 +1,4 @@
-"""Tiny jobs with the stage `prefer`, and their pairs."""
+"""Tiny jobs with the stage `prefer`, their pairs, and how to kill them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from tests.support.whole_runs import write_job
+from pipeline.machine.kill_points import HALT_AT
+from tests.support.meddling import Meddling
+from tests.support.waiting import wait_until
+from tests.support.whole_runs import kill, start, write_job
 
 PAIRS = 120
 # Two pairs of answers fit into most rows.
@@ -47,3 +50,14 @@ def prefer_job(folder: Path, **changes: Any) -> Path:
     short = {"pretrain__steps": 6, "sft__steps": 4, "sft__warmup_steps": 1}
     prefer = {f"prefer__{name}": value for name, value in PREFER.items()}
     return write_job(folder, **{**short, **prefer, **changes})
+
+
+def killed_in_the_pass(folder: Path, job: Path, arrival: int) -> str:
+    """Kill a run with SIGKILL at its `arrival` at a chunk of the reference; return its output."""
+    chunks = Meddling(folder)
+    chunks.run("import_module('pipeline.training.reference.compute').CHUNK_SECONDS = 0.0")
+    halted = folder / f"halted-{arrival}"
+    process = start(job, env=chunks.environment() | {HALT_AT: f"reference:{arrival}:{halted}"})
+    wait_until(lambda: halted.exists() or process.poll() is not None, "the run to reach a chunk")
+    assert halted.exists()
+    return kill(process)

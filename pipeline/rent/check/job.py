@@ -79,7 +79,8 @@ def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
         found = locate_model(job.model_name(source))
     if rented:
         refuse_only_here(job, source, found, key=key, on_hub="hf://user/name")
-    config, label = _config_of(found, source, lora=job.lora(key.partition(".")[0]) is not None)
+    stage = key.partition(".")[0]
+    config, label = _config_of(found, source, lora_of=stage if job.lora(stage) else None)
     if config is not None:
         require_same_model(job.model_config_resolved(), config, source)
     return label
@@ -105,7 +106,7 @@ def refuse_only_here(
 
 
 def _config_of(
-    found: Path | Listed | str, source: str, *, lora: bool
+    found: Path | Listed | str, source: str, *, lora_of: str | None
 ) -> tuple[ModelConfig | None, str]:
     """Return a model's settings and a label. The settings are None for a seed's .pt file, which
     has them only together with its weights."""
@@ -114,7 +115,7 @@ def _config_of(
 
     if isinstance(found, Path):
         model = find_model(str(found))
-        check_start(model, source, lora=lora)
+        check_start(model, source, lora_of=lora_of)
         label = str(model.folder.resolve())
         if found.is_file():
             return None, label

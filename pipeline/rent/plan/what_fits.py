@@ -23,6 +23,8 @@ from pipeline.rent.plan.prices import Offer
 GIB = 2**30
 # How many GPUs are named, the smallest first.
 LISTED = 6
+# How sentences about LoRA begin.
+BY_LORA, IN_BOTH = "By LoRA", "By LoRA in both stages"
 
 
 # ---------------------------------------------------------------- ways to fine-tune
@@ -203,8 +205,10 @@ def what_to_change(job: Job, guesses: Sequence[Estimate], num_nodes: int = 1) ->
     """
     lacking = [guess.offer for guess in guesses if guess.lacks is not None]
     offers = sorted(lacking, key=lambda offer: offer.gpu_memory or 0)
-    sentences = []
+    sentences: list[str] = []
     for how, changed, lines in _changes(job):
+        if how == IN_BOTH and any(one.startswith(BY_LORA) for one in sentences):
+            continue
         tried = [estimate(changed, offer, num_nodes=num_nodes) for offer in offers]
         names = [f"{e.offer.gpu} ({e.peak_bytes / GIB:.1f} GiB)" for e in tried if e.fits]
         if names:
@@ -218,11 +222,25 @@ def _changes(job: Job) -> Iterator[tuple[str, Job, str]]:
         hardware = job.hardware.model_copy(update={"recompute": None})
         changed = job.model_copy(update={"hardware": hardware})
         yield "With recomputed activations", changed, "remove hardware.recompute: false"
-    for stage in fine_tuning_stages(job):
-        if job.lora(stage) is None and not (stage == "prefer" and job.lora("sft")):
-            changes = {"lora": LoraSection(), "optimizer": "adamw"}
-            section = job.section(stage).model_copy(update=changes)
-            yield "By LoRA", job.model_copy(update={stage: section}), how_to_use_lora(stage)
+    full = [stage for stage in fine_tuning_stages(job) if job.lora(stage) is None]
+    for stage in full:
+        yield BY_LORA, _by_lora(job, [stage]), how_to_use_lora(stage, job.lora_beside(stage))
+    if len(full) > 1:
+        below = " and ".join(f"below {stage}" for stage in full)
+        added = " ".join(f"{stage}.lora.rank=16" for stage in full)
+        how = f"write `lora: {{rank: 16}}` {below}, or add {added} to the command"
+        yield IN_BOTH, _by_lora(job, full), how
+
+
+def _by_lora(job: Job, stages: Sequence[str]) -> Job:
+    """Return the job with LoRA in these stages, too."""
+    sections = {}
+    for stage in stages:
+        beside = {"sft": job.sft, "prefer": job.prefer}.get(job.lora_beside(stage) or "")
+        lora = LoraSection() if beside is None else beside.lora
+        changes = {"lora": lora, "optimizer": "adamw"}
+        sections[stage] = job.section(stage).model_copy(update=changes)
+    return job.model_copy(update=sections)
 
 
 def _listed(names: list[str]) -> str:

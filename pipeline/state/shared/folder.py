@@ -22,6 +22,8 @@ from pipeline.state.workspace import Progress, Workspace, files_below, link_or_c
 
 # What shared data of a reference model is described by. Other data has dataset.json.
 REFERENCE_FILE = "reference.json"
+# In this file, between the hash of a base and that of LoRA's additions to it.
+WITH_ADDITIONS = " with additions "
 
 
 class Overtaken(PionError):

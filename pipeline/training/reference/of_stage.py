@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pion.data.preference.mismatched import require_mismatched
+from pion.model.lora_projections import B, additions
 from pion.model.parameters import tensors_sha256
 from pipeline.console.messages import Note
+from pipeline.state.shared.folder import WITH_ADDITIONS
 from pipeline.training.reference.compute import (
     StartingModel,
     bound_reference,
@@ -32,11 +34,14 @@ Start = tuple["Decoder", "Adapter | None", "ComputePlan"]
 
 
 def _starting(model: Decoder, adapter: Adapter | None, plan: ComputePlan) -> StartingModel:
-    """Return the model that a stage starts from. LoRA's additions are 0 then, so it is the base."""
+    """Return the model that a stage starts from: with LoRA, the base, and what it adds already."""
     if adapter is None:
         return StartingModel(model, tensors_sha256(model.state_dict()), plan)
     rounded = adapter.lora.base_dtype
     weights = str(adapter.base.sha256) + ("" if rounded is None else f" in {rounded}")
+    added = additions(model)
+    if any(bool(tensor.any()) for name, tensor in added.items() if name.endswith(f".{B}")):
+        weights += f"{WITH_ADDITIONS}{tensors_sha256(added)}"
     return StartingModel(model, weights, plan)
 
 
@@ -74,7 +79,7 @@ def with_reference(
         _, adapter, plan = start
         if (note := _other_dtype(bound, plan)) is not None:
             context.report(Note(note))
-        if adapter is not None:  # what LoRA adds is still 0, so the model is the reference
+        if adapter is not None:  # LoRA adds what it does at the start, so this is the reference
             require_base(context, streams, _starting(*start), bound)
     else:
         bound = make_reference(context, streams, _starting(*start))

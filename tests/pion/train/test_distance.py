@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -14,12 +15,13 @@ from pion.data.sequences import Sequences
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import add_lora
-from pion.train import distance as distance_module
 from pion.train import preference_losses
 from pion.train import trainer as trainer_module
-from pion.train.distance import distance, z0_of
+from pion.train.answer_sums import answer_sums
+from pion.train.distance import apart, distance, z0_of
 from pion.train.held_out_preferences import PreferenceScorer, evaluate_preferences
 from pion.train.preference import Preference
+from pion.train.reference import sums_as_trained, sums_of
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
 from tests.support.pair_rows import CONFIG, PairRows, PlainModel, random_pairs, with_others
@@ -133,27 +135,31 @@ def test_the_sum_and_the_count_leave_out_what_is_no_sequence() -> None:
     batch = rows().mismatched.batch(range(ROWS))  # type: ignore[union-attr]
     assert batch.sequences is not None
     assert (batch.sequences.side == 0).any()
-    total = distance(decoder(), batch, torch.float32)
+    total = distance(decoder(), batch, ComputePlan())
     assert total.dtype == torch.float64
     assert float(total[1]) == float((batch.sequences.side != 0).sum())
     changed = torch.where(batch.sequences.side == 0, math.inf, batch.sequences.reference)
     others = Sequences(changed, batch.sequences.tokens, batch.sequences.side)
     again = type(batch)(batch.tokens, batch.targets, batch.positions, batch.documents, others)
-    assert torch.equal(distance(decoder(), again, torch.float32), total)
+    assert torch.equal(distance(decoder(), again, ComputePlan()), total)
 
 
 def test_it_has_no_gradient_and_keeps_nothing_for_one() -> None:
     batch = rows().mismatched.batch(range(ROWS))  # type: ignore[union-attr]
-    kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        total = distance(decoder(), batch, torch.float32)
+    model, kept = decoder(), []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(weakref.ref(other := tensor.detach()))
+        return other
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        total = distance(model, batch, ComputePlan())
     assert not total.requires_grad
-    assert not kept
+    assert kept
+    assert not any(tensor() is not None for tensor in kept)
 
 
 def test_a_model_that_is_its_own_reference_has_no_distance() -> None:
-    from pion.train.reference import sums_of
-
     given = rows()
     assert given.others is not None
     found = sums_of(decoder(), given.mismatched.batch(range(ROWS)), ComputePlan())  # type: ignore[union-attr]
@@ -166,6 +172,18 @@ def test_a_model_that_is_its_own_reference_has_no_distance() -> None:
     ]
     measured, _ = one_step(PairRows(given.rows, single=True, others=own))
     assert measured["z0"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.soak
+def test_a_compiled_model_in_bf16_is_as_far_from_its_reference_as_its_reference_says() -> None:
+    """Without gradients, compiled blocks keep other numbers in fp32."""
+    plan = ComputePlan(micro_batch=ROWS, threads=1, dtype="bfloat16", compile=True)
+    batch = rows().mismatched.batch(range(ROWS))  # type: ignore[union-attr]
+    model = decoder().train()
+    sums = sums_as_trained(model, batch, plan)
+    own = Sequences(sums, batch.sequences.tokens, batch.sequences.side)  # type: ignore[union-attr]
+    given = type(batch)(batch.tokens, batch.targets, batch.positions, batch.documents, own)
+    assert distance(model, given, plan)[0] == 0.0
 
 
 def test_bf16_is_near_fp32() -> None:
@@ -270,7 +288,10 @@ def test_a_distance_with_a_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(preference_losses, "_single_margins", margins)
     assert_same_gradients(one_step(rows(), micro_batch=ROWS), right)  # the same, until here
-    with_gradient = distance_module.distance.__wrapped__  # type: ignore[attr-defined]
+
+    def with_gradient(model: Decoder, batch: Any, plan: Any, parts: Any) -> Tensor:
+        return apart(answer_sums(model, batch)[0], batch.sequences)
+
     monkeypatch.setattr(trainer_module, "distance", with_gradient)
     wrong = one_step(rows(), micro_batch=ROWS)
     assert wrong[0]["loss"] == pytest.approx(right[0]["loss"])
@@ -286,8 +307,8 @@ def assert_same_gradients(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
 def test_a_distance_of_each_micro_batch_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some trainers have made this mistake."""
 
-    def of_the_last(self: Trainer, batch: Any, options: Any, stop: Any) -> Tensor | None:
-        return z0_of(distance(self.model, batch.mismatched[-1], self.dtype, options))
+    def of_the_last(self: Trainer, batch: Any, plan: Any, stop: Any) -> Tensor | None:
+        return z0_of(distance(self.model, batch.mismatched[-1], self.plan, plan.parts))
 
     monkeypatch.setattr(Trainer, "_distance", of_the_last)
     with pytest.raises(AssertionError):

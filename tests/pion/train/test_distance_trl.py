@@ -164,7 +164,7 @@ def test_a_distance_of_each_micro_batch_is_noticed(monkeypatch: pytest.MonkeyPat
         )
         from pion.train.distance import distance
 
-        z0 = z0_of(distance(model, others, torch.float32))
+        z0 = z0_of(distance(model, others, ComputePlan()))
         return right(OfPreferences(self.preference, self.counts, z0), model, batch, options)
 
     monkeypatch.setattr(OfPreferences, "measured", measured)

@@ -127,11 +127,30 @@ def test_a_stage_of_preferences_needs_a_model_to_start_from(tmp_path: Path) -> N
     assert "prefer.init_from: without `sft` it must name a model" in refusal(tmp_path, **changes)
 
 
-def test_an_adapter_of_an_adapter_is_refused(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"prefer": {"sources": SOURCES, "lora": {}}, "sft__lora": {}}
-    assert "prefer.lora: sft.lora trains an adapter" in refusal(tmp_path, **changes)
+@pytest.mark.parametrize(
+    "other", [{"rank": 8}, {"alpha": 8}, {"targets": ["q_proj"]}, {"base_dtype": "bfloat16"}]
+)
+def test_other_additions_than_those_of_sft_are_refused(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    changes: dict[str, Any] = {"prefer": {"sources": SOURCES, "lora": other}, "sft__lora": {}}
+    said = refusal(tmp_path, **changes)
+    assert "prefer.lora: it trains the additions of sft.lora further" in said
+    assert "publish the model after sft" in said
     changes["prefer"]["init_from"] = "elsewhere"
-    assert tiny_job(**changes).lora("prefer") is not None
+    made = tiny_job(**changes)
+    assert made.lora("prefer") is not None
+    assert made.lora_before("prefer") is None
+
+
+def test_the_additions_of_sft_are_trained_further_by_the_same_settings() -> None:
+    lora = {"rank": 4, "targets": ["q_proj"]}
+    made = tiny_job(prefer={"sources": SOURCES, "lora": lora}, sft__lora=lora)
+    assert made.lora_before("prefer") == "sft"
+    assert made.lora_before("sft") is None
+    for changes in ({"sft__lora": None}, {"prefer": {"sources": SOURCES}}):
+        other = {"prefer": {"sources": SOURCES, "lora": lora}, "sft__lora": lora} | changes
+        assert tiny_job(**other).lora_before("prefer") is None
 
 
 def test_the_data_decides_between_pairs_and_single_answers() -> None:

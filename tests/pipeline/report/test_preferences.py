@@ -21,6 +21,7 @@ from pipeline.report.preferences import (
 )
 from pipeline.state.head import Head, StageRecord
 from pipeline.state.record_json import Damaged
+from pipeline.state.shared.folder import WITH_ADDITIONS
 from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
 
 SHA = "0123456789abcdef" * 4
@@ -133,6 +134,14 @@ def test_the_card_has_the_table_of_lengths_and_what_was_forgotten() -> None:
     assert "of text by +0.012 ± 0.003 bits per byte and of responses" in card
     assert "by −0.020 ± 0.010 nats per token" in card
     assert "| tokens of an answer | 30.0 ± 2.0 | 20.0 ± 2.0 | −10.0 ± 2.0 |" in card.splitlines()
+
+
+def test_the_card_says_of_which_base_and_additions_the_reference_is() -> None:
+    found = {**FOUND, "reference": f"{SHA}{WITH_ADDITIONS}{'e' * 64}"}
+    said = "the reference is the fine-tuned model, with additions (SHA-256 `eee"
+    card = card_of_history(history({**TUNED, "preferences": found}))
+    assert said in card
+    assert f"`) to a base whose tensors have the SHA-256 `{SHA}`" in card
 
 
 def test_the_card_says_how_it_was_trained_and_on_which_pairs() -> None:

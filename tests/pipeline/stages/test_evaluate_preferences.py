@@ -22,12 +22,15 @@ from pion.data.stream import RowStream
 from pion.evaluation.item_scores import difference, mean, unpack
 from pion.generation.generate import generate
 from pion.train.reference import ReferenceSums
+from pipeline.data.compared_text import find_text
 from pipeline.data.prepared import SPLITS, open_data
 from pipeline.job import Job
 from pipeline.models.load import load_model_in
+from pipeline.stages.evaluate import Start
 from pipeline.stages.measures import PreferenceStart
 from pipeline.training.reference.share import write_reference
 from tests.pipeline.stages.test_evaluate import SEQ_LEN, Folder, World
+from tests.pipeline.stages.test_evaluate_before_after import start_of
 
 ROW = 2 * SEQ_LEN
 WORDS = ["on the mat.", "the dog ate.", "a bone.", "return a new list.", "of items."]
@@ -222,6 +225,31 @@ def test_without_text_of_its_own_the_other_text_is_measured_with_both(world: Pre
         "evaluate: prefer model on other text",
     ]
     assert result["text_change"] != 0
+
+
+def test_the_change_of_text_from_the_model_of_others_is_the_change_of_the_run(
+    world: PreferWorld,
+) -> None:
+    """Without a stage before `prefer`, that model was measured before training."""
+    folder, job = world.models["sft"], world.job()
+    job.sft = job.pretrain = None
+    results, said = world.run(
+        job,
+        kept := Folder(),
+        models={"prefer": world.models["prefer"]},
+        pretrain_data=None,
+        sft_data=None,
+        prefer_data=world.prefer_data,
+        prefer_start=PreferenceStart("base", partial(load_model_in, folder)),
+        start=Start(start_of(world, folder, "text").measured, find_text(job).sha256),
+    )
+    change = results["change"]["text"]
+    assert results["prefer"]["text_change"] == pytest.approx(change["bits_per_byte"])
+    assert results["prefer"]["text_change_sem"] == pytest.approx(change["bits_per_byte_sem"])
+    assert results["prefer"]["text_change"] != 0
+    assert "response_change" not in results["prefer"]
+    assert [words for words in said if "text" in words] == ["evaluate: prefer model on other text"]
+    assert kept.load("base.text") is None
 
 
 def test_stored_numbers_of_the_reference_say_what_the_start_gives(

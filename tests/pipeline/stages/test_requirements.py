@@ -97,6 +97,18 @@ def test_a_misspelt_name_is_found_before_anything_is_started(condition: str, mea
         ("prefer.preferences.items.x", "'items' is a number, and nothing in it has a name"),
         ("preferences.after.raw.accuracy.x", "'accuracy' is a number, and nothing in it"),
         ("preferences.after.rew.accuracy", "did you mean 'raw'?; 'after' has the tables raw,"),
+        ("prefer.accuracy.x", "'accuracy' is a number, and nothing in it has a name; 'prefer' has"),
+        ("accuracy.x", "'accuracy' is a number, and nothing in it has a name; 'prefer' has the nu"),
+        ("prefer.text_change.text", "'text_change' is a number, and nothing in it has a name"),
+        ("sft.loss.x", "'loss' is a number, and nothing in it has a name; 'sft' has the numbers"),
+        ("prefer.tokens.x", "'tokens' is a number, and nothing in it has a name; 'prefer' has"),
+        ("untrained.bits_per_byte.x", "'bits_per_byte' is a number, and nothing in it has a name"),
+        ("ngram.order.x", "'order' is a number, and nothing in it has a name; 'ngram' has the num"),
+        ("sft", "'sft' is a table: name a number in it. It has the numbers loss,"),
+        ("packs", "'packs' is a table: name a number in it"),
+        ("prefer.calibration", "'calibration' is a table: name a number in it. It has the numbers"),
+        ("sft.calibration.ecce", "did you mean 'ece'?; 'calibration' has the numbers ece,"),
+        ("packs.mine.acuracy", "did you mean 'accuracy'?"),
     ],
 )
 def test_what_is_no_number_is_refused_before_anything_is_started(name: str, words: str) -> None:
@@ -110,6 +122,28 @@ def test_what_is_no_number_is_refused_before_anything_is_started(name: str, word
 @pytest.mark.parametrize("name", ["items", "rules.longer", "desired", "answers.change.tokens_sem"])
 def test_every_number_of_preferences_can_be_required(name: str) -> None:
     check(f"prefer.preferences.{name} > 0.5")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sft.calibration.near_70.accuracy",
+        "calibration.ece",
+        "prefer.tokens",
+        "sft.bytes",
+        "ngram.train_tokens",
+        "untrained.rows",
+        "packs.my.pack.accuracy",
+        "continuations.accuracy_sem",
+        "core.value",
+        "instructions.met.strict.share",
+        "drafts.greedy.tokens_per_pass",
+        "lm_eval.arc_easy.acc",
+        "lm_eval.gsm8k.asked.cut_off",
+    ],
+)
+def test_a_number_in_a_table_of_a_stage_can_be_required(name: str) -> None:
+    check(f"{name} > 0.5")
 
 
 def test_without_preferences_nothing_of_them_is_measured() -> None:

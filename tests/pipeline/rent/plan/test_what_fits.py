@@ -48,11 +48,25 @@ def test_lora_is_offered_to_the_stage_of_preferences(tmp_path: Path) -> None:
     assert offered.endswith("or add prefer.lora.rank=16 to the command.")
 
 
-def test_no_adapter_of_an_adapter_is_offered(tmp_path: Path) -> None:
-    """A job can't have both, so prefer has to fit in full, or sft."""
-    job = read_fine_tuning(tmp_path, "Qwen3-1.7B", *PREFER, "sft.lora.rank=16")
+def test_preferences_after_lora_are_offered_the_same_additions(tmp_path: Path) -> None:
+    sft = "sft.lora.rank=8"
+    job = read_fine_tuning(tmp_path, "Qwen3-1.7B", *PREFER, sft)
     assert on_a4000(job).lacks is not None
-    assert what_to_change(job, [on_a4000(job)]) == []
+    (offered,) = what_to_change(job, [on_a4000(job)])
+    changed = read_fine_tuning(tmp_path, "Qwen3-1.7B", *PREFER, sft, "prefer.lora.rank=8")
+    assert on_a4000(changed).fits, "the offer holds"
+    assert offered.endswith("write the same `lora` below prefer as below sft.")
+
+
+def test_lora_is_offered_to_both_stages_where_neither_fits(tmp_path: Path) -> None:
+    job = read_fine_tuning(tmp_path, "Qwen3-1.7B", *PREFER)
+    (offered,) = what_to_change(job, [on_a4000(job)])
+    both = "sft.lora.rank=16 prefer.lora.rank=16"
+    assert on_a4000(read_fine_tuning(tmp_path, "Qwen3-1.7B", *PREFER, *both.split())).fits
+    assert offered.startswith("By LoRA in both stages, it fits on RTXA4000 (")
+    assert offered.endswith(
+        f"write `lora: {{rank: 16}}` below sft and below prefer, or add {both} to the command."
+    )
 
 
 def test_recomputation_is_offered_before_lora_to_a_job_that_forbids_it(tmp_path: Path) -> None:

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from pion.config.lora import Adapter, BaseModel, Lora
 from pion.errors import PionError
 from pion.model.decoder import Decoder
-from pion.model.lora_projections import adapted
+from pion.model.lora_projections import adapted, additions, with_tensors
 from pion.train.settings import ComputePlan
 from pipeline.console.messages import Note
 from pipeline.training.reference.compute import make_reference
-from pipeline.training.reference.of_stage import with_reference
+from pipeline.training.reference.of_stage import _starting, with_reference
 from tests.support.reference_world import World, make_world, model_of_the_world
 
 PLAN = ComputePlan(micro_batch=2, threads=1)
@@ -39,9 +40,11 @@ def bind(world: World, model: Decoder | None = None) -> None:
         make_reference(context, world.streams(), world.start(model))
 
 
-def by_lora(base: Decoder) -> tuple[Decoder, Adapter, ComputePlan]:
+def by_lora(
+    base: Decoder, tensors: dict[str, Tensor] | None = None
+) -> tuple[Decoder, Adapter, ComputePlan]:
     lora = Lora(rank=2)
-    model = adapted(base, lora, seed=0, dtype=torch.float32)
+    model = adapted(base, lora, seed=0, dtype=torch.float32, tensors=tensors)
     return model, Adapter(lora, BaseModel("the base", "0" * 64)), PLAN
 
 
@@ -90,6 +93,34 @@ def test_lora_does_not_resume_on_another_base(world: World) -> None:
     assert "these reference numbers are not of these weights" in said
     assert "The checkpoints are safe" in said
     assert "--redo prefer" in said
+
+
+def of_sft(base: Decoder) -> dict[str, Tensor]:
+    """Return additions that change the model."""
+    tensors = additions(by_lora(base)[0])
+    draw = torch.Generator().manual_seed(3)
+    return {name: 0.5 * torch.randn(one.shape, generator=draw) for name, one in tensors.items()}
+
+
+def test_lora_that_begins_with_additions_has_their_model_as_its_reference(world: World) -> None:
+    tensors = of_sft(model_of_the_world())
+    model, adapter, _ = by_lora(model_of_the_world(), tensors)
+    with world.context() as context:
+        with_reference(context, world.streams(), (model, adapter, PLAN), None, resumes=False)
+    again = by_lora(model_of_the_world(), tensors)
+    assert resume(world, again) == []
+    with pytest.raises(PionError, match="these reference numbers are not of these weights"):
+        resume(world, by_lora(model_of_the_world()))  # the base alone
+    merged = with_tensors(model_of_the_world(), adapter.lora, tensors)
+    assert resume(world, by_lora(merged)) == []
+
+
+def test_other_additions_have_another_reference(world: World) -> None:
+    model, adapter, _ = by_lora(model_of_the_world(), of_sft(model_of_the_world()))
+    alone, _, _ = by_lora(model_of_the_world())
+    weights = {_starting(one, adapter, PLAN).weights for one in (model, alone)}
+    assert len(weights) == 2
+    assert "0" * 64 in weights  # as before there were such additions
 
 
 def test_lora_in_another_dtype_may_differ_by_more(world: World) -> None:
