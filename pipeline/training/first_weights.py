@@ -12,7 +12,6 @@ from pipeline.job.stages import AFTER
 from pipeline.models.bring import bring_model
 from pipeline.models.find import find_model
 from pipeline.models.load import fitted
-from pipeline.state.checkpoints.layout import MODEL
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import BASES, bring_base
 
@@ -170,12 +169,12 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
 
 def additions_before(context: TrainingContext, stage: str) -> dict[str, Tensor] | None:
     """Return the additions that LoRA trains further in `stage`; None if it begins with new ones."""
-    from pion.formats.weights import read_tensors
+    from pion.formats.model_tensors import read_adapter_tensors
 
     continued = context.job.lora_before(stage)
     if continued is None:
         return None
-    return read_tensors(_adapter_of(context, continued)[1] / MODEL)
+    return read_adapter_tensors(_adapter_of(context, continued)[1])
 
 
 def _adapter_of(context: TrainingContext, stage: str) -> tuple[Adapter, Path]:
