@@ -58,26 +58,32 @@ def choose_micro_batch(
                 break
     if found:
         return max(found, key=lambda chosen: chosen[0])  # the first, of equal ones
-    there = f"{available / 2**30:.1f} of this machine's {memory_bytes / 2**30:.1f} GiB can be used"
+    raise _does_not_fit(work, needed, available, memory_bytes, recompute)
+
+
+def _does_not_fit(
+    work: Workload, needed: int, available: int, memory_bytes: int, recompute: bool | None
+) -> DoesNotFit:
+    usable = available / 2**30
     what = (
         f"the model does not fit: training on one row of {work.seq_len} tokens needs "
         f"{needed / 2**30:.1f} GiB"
     )
     message = (
         f"the model does not fit: training on one row of {work.seq_len} tokens needs "
-        f"{needed / 2**30:.1f} GiB, and {available / 2**30:.1f} of this machine's "
+        f"{needed / 2**30:.1f} GiB, and {usable:.1f} of this machine's "
         f"{memory_bytes / 2**30:.1f} GiB can be used. Use a larger machine, a smaller model or a "
         "shorter data.seq_len"
     )
     if work.sharded:
         what += f" on each of {work.ranks} workers that divide the weights"
         message = (
-            f"{what}, and {there}. Use more or larger GPUs, a smaller model or a shorter "
-            "data.seq_len"
+            f"{what}, and {usable:.1f} of {memory_bytes / 2**30:.1f} GiB can be used. Use more or "
+            "larger GPUs, a smaller model or a shorter data.seq_len"
         )
     if recompute not in (None, True):
         message += ", or allow recompute"
-    raise DoesNotFit(message, what, available)
+    return DoesNotFit(message, what, available)
 
 
 def choose_sharing(

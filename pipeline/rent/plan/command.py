@@ -71,11 +71,7 @@ def show_plan(
     if on is None and estimates and not any(e.fits for e in estimates):
         estimates, compared = _on_several(plan, estimates, compared, known)
     if estimates and not any(e.fits for e in estimates):
-        lines = [f"{plan.name} fits on none of these GPUs."]
-        lines += [f"  {reason}" for reason in _why_unfit(estimates)]
-        lacking = [e.offer.gpu for e in estimates if e.offer.gpu and e.lacks]
-        several = what_several_would_fit(plan, lacking)
-        raise BadInput("\n".join([*lines, what_would_fit(plan), *changes, *several]))
+        raise _fits_nowhere(plan, estimates, changes)
     notes = [*compared.notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
     notes += [*core_minutes(plan, estimates), *compared.warning(plan, estimates)]
     notes += _passes(estimates, nodes)
@@ -94,6 +90,14 @@ def show_plan(
         style = "yellow" if note.startswith("warning: ") else "dim"
         show_table(Text(f"· {printable(note)}"), style)
     return 0
+
+
+def _fits_nowhere(job: Job, estimates: Sequence[Estimate], changes: Sequence[str]) -> BadInput:
+    lines = [f"{job.name} fits on none of these GPUs."]
+    lines += [f"  {reason}" for reason in _why_unfit(estimates)]
+    lacking = [e.offer.gpu for e in estimates if e.offer.gpu and e.lacks]
+    several = what_several_would_fit(job, lacking)
+    return BadInput("\n".join([*lines, what_would_fit(job), *changes, *several]))
 
 
 def _on_several(

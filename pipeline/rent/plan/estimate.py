@@ -26,10 +26,10 @@ from pion.train.phases import config_of_largest_phase, only_draft
 from pipeline.job import Job
 from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
-from pipeline.rent.plan.links import Link, link_of
+from pipeline.rent.plan.links import link_of
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, speed_on
-from pipeline.rent.plan.step_seconds import StepSeconds, step_seconds
+from pipeline.rent.plan.step_seconds import StepWork, step_seconds
 from pipeline.rent.plan.step_work import step_work
 from pipeline.training.cadence import SaveCadence
 
@@ -198,15 +198,7 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     together = speed.tokens_per_second
     if together is not None and workers > 1:
         step = step_work(work, section.global_batch, micro_batch, recompute=recompute)
-        link = link_of(offer.gpu, between_machines=num_nodes > 1)
-        seconds = step_seconds(
-            step,
-            workers,
-            flops_per_second=step.flops_per_second(together),
-            bytes_per_second=link.bytes_per_second,
-        )
-        _refuse_a_slow_link(offer, seconds, link, num_nodes)
-        together = seconds.tokens_per_second
+        together = _of_all(step, workers, together, offer, num_nodes)
     tokens = None
     if section.steps_are_known:
         tokens = section.total_steps * section.global_batch * work.seq_len
@@ -227,8 +219,21 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     )
 
 
-def _refuse_a_slow_link(offer: Offer, step: StepSeconds, link: Link, num_nodes: int) -> None:
-    """Raise BadInput if machines that divide a model would wait for their link most of the time."""
+def _of_all(
+    work: StepWork, workers: int, tokens_per_second: float, offer: Offer, num_nodes: int
+) -> float:
+    """Return the tokens per second of all GPUs, of which one alone would have so many.
+
+    Raises BadInput if machines that divide a model would wait for their link most of the time.
+    """
+    assert offer.gpu is not None
+    link = link_of(offer.gpu, between_machines=num_nodes > 1)
+    step = step_seconds(
+        work,
+        workers,
+        flops_per_second=work.flops_per_second(tokens_per_second),
+        bytes_per_second=link.bytes_per_second,
+    )
     if num_nodes > 1 and step.exchanging > step.computing:
         raise BadInput(
             f"the model fits on {num_nodes} machines of {offer.count} × {offer.gpu} only if they "
@@ -236,6 +241,7 @@ def _refuse_a_slow_link(offer: Offer, step: StepSeconds, link: Link, num_nodes: 
             f"gradients for {step.exchanging:.1f} s ({link.name}, {link.gb_per_second:g} GB/s) and "
             f"compute for {step.computing:.1f} s. Use one machine with more or larger GPUs"
         )
+    return step.tokens_per_second
 
 
 def _reference_tokens(job: Job, stage: str) -> int:

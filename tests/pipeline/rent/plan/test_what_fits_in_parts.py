@@ -54,7 +54,7 @@ def test_the_cards_of_a_machine_divide_a_model_only_if_it_does_not_fit_otherwise
 def test_a_machine_whose_cards_are_too_small_says_what_each_would_need() -> None:
     guess = estimate(small(), cards(4, gib=0.9))
     assert guess.problem is not None
-    assert "GiB on each of 4 workers that divide the weights, and 0.8 of" in guess.problem
+    assert "GiB on each of 4 workers that divide the weights, and 0.8 of 0.9 GiB" in guess.problem
     alone = estimate(small(hardware__fsdp=False), cards(4))
     assert alone.problem is not None
     assert "divide" not in alone.problem
@@ -65,7 +65,9 @@ def test_the_largest_preset_fits_on_four_a40_and_not_on_eight_a4000() -> None:
     job = load_job(JOBS / "tachyon-large.yaml", ())
     fits, too_small = (estimate(job, offer(g, count=n)) for g, n in (("A40", 4), ("RTXA4000", 8)))
     assert fits.sharded
-    assert "on each of 8 workers that divide the weights, and 14.1 of" in str(too_small.problem)
+    assert "on each of 8 workers that divide the weights, and 14.1 of 15.7 GiB" in str(
+        too_small.problem
+    )
     (words,) = what_several_would_fit(job, ["A40"])
     assert "it fits on 4 × A40 (" in words
     assert "write accelerators: A40:4 in the rental" in words
