@@ -219,8 +219,10 @@ def _gradients_of_few_parts(
     results = [torch.empty_like(result) for _ in range(left_out)]
     factors = [torch.empty_like(factor) for _ in range(left_out)]
     del result, factor
-    own, some, *rest = _gradients_of_parts(few, targets, kernel, learned_head=learned_head)
-    return [*own, *results], torch.cat([some, *factors]), *rest
+    own, some, by_hidden, by_weight = _gradients_of_parts(
+        few, targets, kernel, learned_head=learned_head
+    )
+    return [*own, *results], torch.cat([some, *factors]), by_hidden, by_weight
 
 
 def _log_probs_of_logits(logits: Tensor, *_: Any) -> Tensor:
