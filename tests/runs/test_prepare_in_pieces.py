@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -186,7 +187,7 @@ def test_killed_and_moved_again_and_again_the_shards_are_the_same(
         wait_until(go_on(machine, process, draw.randint(2, 4)), "more pieces", seconds=LONG_SECONDS)
         if kill % 4 == 3:  # a process that encodes; the driver goes on
             more = go_on(machine, process, 4)
-            wait_until(lambda process=process: kill_a_task(process), "a task at work", every=0.001)
+            wait_until(partial(kill_a_task, process), "a task at work", every=0.001)
             wait_until(more, "pieces after a kill", seconds=LONG_SECONDS)
         if process.poll() is not None:
             break

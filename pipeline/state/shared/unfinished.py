@@ -27,6 +27,8 @@ from pipeline.state.workspace import FILES, Workspace, files_below
 
 # The folder of what is kept of pieces, of each source.
 PIECES = "pieces"
+# A folder with this file is finished (prepared.py).
+DATASET = "dataset.json"
 _TRANSFERS = 4
 # What is uploaded first: what is finished now, what was finished before, nothing.
 _NEW, _EARLIER, _LAST = range(3)
@@ -121,7 +123,10 @@ def delete_pieces(store: Store, fingerprint: str, folder: str) -> None:
 
 
 def _unfinished(store: Store, fingerprint: str) -> Sequence[Entry]:
-    """Return the files of some data in all folders that are not finished, each file once."""
+    """Return the files of some data in all folders that are not finished, each file once.
+
+    Where a machine was lost while it shared finished data, the file that says so is left out.
+    """
     folders: dict[str, dict[str, Entry]] = {}
     for entry in store.list(f"{SHARED}/{fingerprint}/"):
         if len(parts := entry.key.split("/", 3)) > 3:
@@ -130,6 +135,7 @@ def _unfinished(store: Store, fingerprint: str) -> Sequence[Entry]:
     for files in sorted(folders.values(), key=len):
         if FILES not in files:
             found |= files
+    found.pop(DATASET, None)
     return list(found.values())
 
 

@@ -130,6 +130,18 @@ def test_a_damaged_shard_in_the_store_is_not_continued_with(machines: Machines) 
     assert machines.prepare("third", Watched(), "other") == files
 
 
+def test_a_machine_that_is_lost_while_it_shares_finished_data_leaves_no_finished_data(
+    machines: Machines,
+) -> None:
+    files = machines.prepare("first", Watched())
+    for ending in ("files.json", "state.json", "train/shard_00001.npy"):
+        for key in machines.uploaded(ending):
+            machines.store.delete(key)
+    machines.store.delete("demo/HEAD.json")
+    assert machines.uploaded("dataset.json")
+    assert machines.prepare("second", Watched(), "later") == files
+
+
 def test_progress_says_what_all_will_have_cost_if_the_price_is_known(machines: Machines) -> None:
     machines.prepare("first", Watched(), price=36_000.0)
     costs = [m.dollars for m in machines.said if isinstance(m, PrepareProgress) and m.eta == 0]

@@ -1,0 +1,84 @@
+"""Tasks of a private Ray: results in order, mistakes, a process that dies, and the end of Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pion.errors import BadInput, PionError
+from pipeline.workers.ray_tasks import RayTasks, ray_tasks
+
+
+def times(factor: int, item: int) -> int:
+    """Multiply. There is no result for 7."""
+    if item == 7:
+        raise BadInput("lines.jsonl:7 is not valid")
+    return factor * item
+
+
+def dies_once(folder: str, item: int) -> int:
+    """Kill this process, but not a second time."""
+    seen = Path(folder, str(item))
+    if item == 2 and not seen.exists():
+        seen.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def threads(shared: None, item: int) -> str | None:
+    """Return how many threads the tokenizers may use."""
+    return os.environ.get("RAYON_NUM_THREADS")
+
+
+@pytest.fixture(scope="module")
+def tasks() -> Iterator[RayTasks]:
+    with ray_tasks() as found:
+        yield found
+
+
+@pytest.mark.soak
+def test_results_come_in_order_and_items_are_taken_as_there_is_room(tasks: RayTasks) -> None:
+    taken = iter(range(100, 1000))
+    results = tasks.map(times, 3, taken)
+    assert [next(results) for _ in range(20)] == [3 * item for item in range(100, 120)]
+    assert next(taken) < 500
+    assert list(results)[-1] == 3 * 999
+
+
+@pytest.mark.soak
+def test_a_mistake_is_raised_as_it_is_and_the_next_work_begins_anew(tasks: RayTasks) -> None:
+    results = tasks.map(times, 1, range(50))
+    assert [next(results) for _ in range(7)] == list(range(7))
+    with pytest.raises(BadInput, match=r"^lines\.jsonl:7 is not valid$"):
+        next(results)
+    assert list(tasks.map(times, 2, [1, 2])) == [2, 4]
+
+
+@pytest.mark.soak
+def test_a_task_whose_process_dies_is_done_again(tasks: RayTasks, tmp_path: Path) -> None:
+    assert list(tasks.map(dies_once, str(tmp_path), range(6))) == list(range(6))
+    assert (tmp_path / "2").exists()
+
+
+@pytest.mark.soak
+def test_each_task_has_one_thread(tasks: RayTasks) -> None:
+    assert set(tasks.map(threads, None, range(4))) == {"1"}
+
+
+@pytest.mark.soak
+def test_the_end_of_ray_is_an_error_that_says_what_is_safe() -> None:
+    with ray_tasks() as tasks:
+        results = tasks.map(times, 3, range(8, 10_000))
+        assert next(results) == 24
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if "pipeline.workers.ray_task_process" in child.cmdline():
+                    child.kill()
+        with pytest.raises(PionError, match=r"Ray, which prepares .* Run the same command again"):
+            list(results)
