@@ -26,7 +26,8 @@ CASES = [(name, optimizer) for name in FAMILIES for optimizer in ("adamw", "muon
 # which of a few values a weight is rounded.
 APART = {"daisy": 1e-5, "biased": 1e-5, "routed-recipes": 3e-5, "ternary": 1e-2}
 # In bf16, these families, and how far a step's loss may be apart, if not 2e-4. Rounding decides
-# where a few tokens go. Ranks that keep the whole model are as far apart.
+# where a few tokens go; and a value of Daisy's that is rounded to the other side after 12 steps
+# grows.
 IN_BF16 = ("pion", "tachyon", "daisy", "pilon")
 LOSS_APART = {"tachyon": 1e-2, "daisy": 1e-2}
 # The last bit of the gradients' norm differs between numbers of ranks. Muon's iterations in bf16
