@@ -115,8 +115,8 @@ def test_every_job_of_ours_fits_on_some_gpu(sky_home: SkyHome, plan: Any, job: P
 
 
 def test_a_job_that_fits_on_none_of_the_gpus_is_refused_with_what_would_do(plan: Any) -> None:
+    large = str(JOBS / "tachyon-large.yaml")
     with pytest.raises(BadInput) as refused:
-        large = str(JOBS / "tachyon-large.yaml")
         plan(large, "hardware.workers=1", gpus=("A40", "A100-80GB", "H100"))
     assert str(refused.value).splitlines() == [
         "tachyon-large fits on none of these GPUs.",
