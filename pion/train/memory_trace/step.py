@@ -78,6 +78,7 @@ class StepTrace:
             now.received = torch.empty(rest.gathered, dtype=torch.uint8, device=self._what.device)
             total = self._loss(partial(self._stand_in, now), now)
             forward = max(self._live.history)
+            kept = self._live.live - start
             self._live.history = []
             roots = [root_of(total, torch.ones_like(total))]
             del total
@@ -86,7 +87,8 @@ class StepTrace:
         return Peaks(
             now.activations + rest.gathered - start,
             max(forward - start + rest.gathered, rest.copied_out),
-            max(backward - start + rest.gathered, groups.at_the_end),
+            # FSDP2 frees the rest after the forward pass, and gathers it again.
+            max(backward - start + rest.gathered, kept + rest.copied_out, groups.at_the_end),
         )
 
     @contextlib.contextmanager

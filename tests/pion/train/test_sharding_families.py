@@ -21,13 +21,15 @@ pytestmark = pytest.mark.soak
 
 STEPS, SAVED_AFTER = 20, 12
 CASES = [(name, optimizer) for name in FAMILIES for optimizer in ("adamw", "muon")]
-# In fp32, how far weights may be apart, if not 2e-6. AdamW follows the smallest gradients of value
-# tables, and rounding decides which primitives a recipe chooses, and to which of a few values a
-# weight is rounded. Ranks that keep the whole model are as far apart.
-APART = {"daisy": 1e-5, "routed-recipes": 3e-5, "ternary": 1e-2}
-# In bf16, how far a step's loss may be apart. Rounding decides where a few tokens go: ranks that
-# keep the whole model are as far apart.
-LOSS_APART = {name: 1e-2 for name, family in FAMILIES.items() if "experts" in family.model}
+# In fp32, how far weights may be apart, if not 2e-6. AdamW follows the smallest gradients, those of
+# value tables and of the biases of keys. Rounding decides which primitives a recipe chooses, and to
+# which of a few values a weight is rounded.
+APART = {"daisy": 1e-5, "biased": 1e-5, "routed-recipes": 3e-5, "ternary": 1e-2}
+# In bf16, these families, and how far a step's loss may be apart, if not 2e-4. Rounding decides
+# where a few tokens go; and a value of Daisy's that is rounded to the other side after 12 steps
+# grows.
+IN_BF16 = ("pion", "tachyon", "daisy", "pilon")
+LOSS_APART = {"tachyon": 1e-2, "daisy": 1e-2}
 # The last bit of the gradients' norm differs between numbers of ranks. Muon's iterations in bf16
 # make it large, so nothing is clipped there.
 BF16: dict[str, Any] = {"dtype": "bfloat16", "clip": 0.0}
@@ -38,6 +40,7 @@ class Work:
     """What a process does: train each case; save, and train on; and resume."""
 
     world_size: int
+    cases: list[tuple[str, str]]
     changes: dict[str, Any]
 
     def __call__(self, rank: int, folder: Path) -> None:
@@ -46,7 +49,7 @@ class Work:
             "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=self.world_size
         )
         results = {}
-        for name, optimizer in CASES:
+        for name, optimizer in self.cases:
             losses, saved, ended = self.run(name, optimizer, rank, folder / f"data{rank}")
             resumed = self.trainer(name, optimizer, rank, folder / f"data{rank}")
             resumed.load(saved)
@@ -83,7 +86,7 @@ class Work:
 def test_each_family_trains_as_in_one_process_and_resumes_bit_for_bit(
     tmp_path: Path, world_size: int
 ) -> None:
-    worst = compare(tmp_path, world_size, {})
+    worst = compare(tmp_path, world_size, CASES, {})
     wrong = {
         case: found
         for case, found in worst.items()
@@ -92,8 +95,9 @@ def test_each_family_trains_as_in_one_process_and_resumes_bit_for_bit(
     assert not wrong, wrong
 
 
-def test_in_bfloat16_each_family_trains_as_in_one_process(tmp_path: Path) -> None:
-    worst = compare(tmp_path, 2, BF16)
+def test_in_bfloat16_ranks_train_as_one_process_does(tmp_path: Path) -> None:
+    cases = [case for case in CASES if case[0] in IN_BF16]
+    worst = compare(tmp_path, 2, cases, BF16)
     wrong = {
         case: found
         for case, found in worst.items()
@@ -102,18 +106,19 @@ def test_in_bfloat16_each_family_trains_as_in_one_process(tmp_path: Path) -> Non
     assert not wrong, wrong
 
 
-def compare(folder: Path, world_size: int, changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def compare(
+    folder: Path, world_size: int, cases: list[tuple[str, str]], changes: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Return how far ranks and one process are apart, by case."""
-    run_ranks(Work(world_size, changes), folder, world_size)
+    run_ranks(Work(world_size, cases, changes), folder, world_size)
     found = json.loads((folder / "0.json").read_text())
     worst = {}
-    for name, optimizer in CASES:
+    for name, optimizer in cases:
         case = f"{name} {optimizer}"
-        losses, _, alone = Work(1, changes).run(name, optimizer, 0, folder / "alone")
+        losses, _, alone = Work(1, cases, changes).run(name, optimizer, 0, folder / "alone")
         worst[case] = {
             "loss": max(abs(a - b) for a, b in zip(losses, found[case]["losses"], strict=True)),
             "weights": apart(alone.model, torch.load(folder / case)),
             "resumed": found[case]["resumed"],
         }
-    print(json.dumps(worst, indent=1))
     return worst
