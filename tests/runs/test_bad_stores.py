@@ -138,10 +138,10 @@ def test_a_checkpoint_of_a_newer_format_is_refused_before_anything_is_written(
     run = tmp_path / "runs/tiny"
     # The newest committed checkpoint: a later one may be only partly uploaded.
     manifest = run / newest(tmp_path).key / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 3'))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     output = refusal(tmp_path, str(tmp_path / "runs"), "pretrain.steps=4000")
-    assert "format version 2" in output
+    assert "format version 3" in output
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

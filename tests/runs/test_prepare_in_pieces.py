@@ -21,7 +21,7 @@ import pytest
 from pipeline.state.stores import open_store
 from tests.runs.test_ray_node import cluster
 from tests.support.corpora import WORDS, save_tokenizer
-from tests.support.waiting import LONG_SECONDS, wait_until
+from tests.support.waiting import LONG_SECONDS, run_to_end, wait_until
 from tests.support.whole_runs import ends_with, start, wait_for, write_job
 
 __all__ = ["cluster"]
@@ -135,7 +135,7 @@ def in_one_process(machine: Machine, folder: Path) -> dict[str, str]:
         "from pipeline.stages.prepare import prepare_pretrain; "
         "prepare_pretrain(load_job(sys.argv[1]), Path(sys.argv[2]), lambda message: None)"
     )
-    subprocess.run([sys.executable, "-c", code, machine.job, folder], check=True)
+    run_to_end([sys.executable, "-c", code, str(machine.job), str(folder)], check=True)
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*.npy")

@@ -74,4 +74,4 @@ def test_the_yaml_for_several_nodes_names_the_token() -> None:
     names = {
         path.name for path in RENTALS if RAY_TOKEN in yaml.safe_load(path.read_text())["secrets"]
     }
-    assert names == {"multi-node.yaml"}
+    assert names == {"cpu-prepare.yaml", "multi-node.yaml"}
