@@ -160,25 +160,27 @@ def _both(micro_batch: int = 8, /, **how: Any) -> tuple[Trace, Trace]:
     return usual, replace(usual, micro_batch=micro_batch // 2, sequences=32, changes=longer)
 
 
-BOTH_STAGES = [
-    _both(changes=_CUT),
-    _both(dtype="float32", recompute=True, changes=_CUT),
-    _both(changes=_OF_SMOLLM2),
-    _both(changes=_OF_SMOLLM2, lora=Lora()),
-    _both(2, dtype="float32", changes=_OF_SMOLLM2),
-]
+# By name; the suite has the first.
+BOTH_STAGES = {
+    "both stages": [_both(changes=_CUT), _both(changes=_OF_SMOLLM2, lora=Lora())],
+    "more of both stages": [
+        _both(dtype="float32", recompute=True, changes=_CUT),
+        _both(changes=_OF_SMOLLM2),
+        _both(2, dtype="float32", changes=_OF_SMOLLM2),
+    ],
+}
 
 
 def named(name: str) -> list[Trace]:
-    """Return the traces of this name: "suite", "more", "both stages", or all of a preset with so
-    many rows ("pion-xl 8").
+    """Return the traces of this name: "suite", "more", one of BOTH_STAGES, or all of a preset with
+    so many rows ("pion-xl 8").
 
     Experts are traced on a card with kernels for grouped products, too.
     """
     if name in ("suite", "more"):
         return SUITE if name == "suite" else MORE
-    if name == "both stages":
-        return [trace for both in BOTH_STAGES for trace in both]
+    if name in BOTH_STAGES:
+        return [trace for both in BOTH_STAGES[name] for trace in both]
     preset, rows = name.split()
     cards = ["A40"] if ModelConfig.preset(preset).experts is None else ["A40", "H100"]
     return [

@@ -80,13 +80,16 @@ def test_the_prediction_holds_for_more_steps(run_on_pretended_card: Callable[...
     assert len(peaks) == 25
 
 
+@pytest.mark.parametrize(
+    "name", ["both stages", pytest.param("more of both stages", marks=pytest.mark.soak)]
+)
 def test_preferences_need_no_more_than_conversations_of_as_many_tokens(
-    run_on_pretended_card: Callable[..., str],
+    run_on_pretended_card: Callable[..., str], name: str
 ) -> None:
     """The reference is numbers, and no second model is in memory."""
-    peaks = read_peaks("both stages", run_on_pretended_card(PROGRAM, "both stages"))
+    peaks = read_peaks(name, run_on_pretended_card(PROGRAM, name))
     assert not wrong(peaks), wrong(peaks)
-    for usual, ours in BOTH_STAGES:
+    for usual, ours in BOTH_STAGES[name]:
         assert 0.8 < peaks[ours].size / peaks[usual].size <= 1.02, ours
         assert ratio(ours, peaks[ours]) <= 1.1, ours
 

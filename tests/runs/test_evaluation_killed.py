@@ -60,6 +60,7 @@ def test_core_and_the_search_killed_at_three_parts_end_with_the_same_bytes(tmp_p
     assert "sft.core.made_up_schema" in json.loads(whole["by_item.json"])
 
 
+@pytest.mark.soak
 def test_preferences_killed_at_three_parts_end_with_the_same_bytes(tmp_path: Path) -> None:
     """simpo has no reference, so the model before it is measured, too."""
     job = prefer_job(tmp_path, prefer__loss="simpo")

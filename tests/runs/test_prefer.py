@@ -147,6 +147,7 @@ def assert_same_run(folder: Path, unbroken: Path) -> None:
     assert reference_of(folder) == reference_of(unbroken)
 
 
+@pytest.mark.soak
 def test_a_stage_with_lora_resumes_on_its_base_and_changes_no_bit(tmp_path: Path) -> None:
     """Its reference is the fine-tuned model, which each attempt finds again."""
     lora = {"prefer__lora": {"rank": 4}, **EACH_STEP}

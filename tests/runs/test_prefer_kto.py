@@ -87,6 +87,7 @@ def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -
     assert [s["z0"] for s in steps_of(tmp_path)] == [s["z0"] for s in steps_of(unbroken)]
 
 
+@pytest.mark.soak
 def test_sigkills_in_the_pass_over_answers_of_others_change_no_bit(
     tmp_path: Path, unbroken: Path
 ) -> None:

@@ -18,6 +18,7 @@ EACH_STEP = {"checkpoint__every_steps": 1, "log__every": 1}
 WARNING = "warning: prefer step 8: the model has left its reference"
 
 
+@pytest.mark.soak
 def test_a_warning_is_said_once_by_a_run_that_is_killed_and_its_report_has_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ JOB: dict[str, Any] = {
 }
 
 
+@pytest.mark.soak
 def test_lora_trains_the_projections_and_leaves_the_slots_alone(whole: Whole) -> None:
     folder = whole(**JOB)
     run = f"{folder}/runs/tiny"
@@ -92,6 +93,7 @@ def test_the_folder_has_its_own_code_and_no_gguf_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.soak
 def test_a_whole_row_can_be_one_document(whole: Whole) -> None:
     """Its segments count from its start, so slots learn from other tokens."""
     short: dict[str, Any] = {**JOB, "publish": None, "sft": None, "data__seq_len": 48}
