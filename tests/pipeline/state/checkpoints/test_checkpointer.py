@@ -329,7 +329,7 @@ def test_a_complete_checkpoint_that_is_not_the_listed_one_is_skipped(claim: Clai
     (folders / "10-1").rename(folders / "20-1")
     head = claim.head
     assert check_entry(Workspace(claim.store, "demo"), head.checkpoints[0]) == (
-        "model.safetensors differs from the file that HEAD lists"
+        "its weights differ from those that HEAD lists"
     )
 
 
