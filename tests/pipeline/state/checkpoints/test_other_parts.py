@@ -438,14 +438,22 @@ def test_a_rank_killed_in_a_save_leaves_the_old_checkpoint(
 
 def real_uploaders(rank: int, folder: Path) -> None:
     """Rank 1's uploader, a process, is killed; later the process of rank 0."""
-    uploader = Uploader(Snapshot(), FileStore(folder / "runs").url)
+    uploader: Any = Uploader(Snapshot(), FileStore(folder / "runs").url)
+    ask = uploader._ask
+
+    def killed_when_asked(process: Any, request: SaveRequest) -> str | None:
+        uploader._ask = ask
+        os.kill(process.pid, signal.SIGSTOP)  # it can't answer before its end
+        process.kill()
+        return ask(process, request)
+
     with saver(folder, rank, 2, uploader) as one:
         one.save(1)
         for at, step in ((1, 2), (0, 4)):
             if rank == at:
-                os.kill(uploader._process.pid, signal.SIGSTOP)  # it can't answer before its end
-                uploader._process.kill()
-            assert rank or isinstance(one.not_saved(step), UploaderDied)
+                uploader._ask = killed_when_asked
+            error = one.not_saved(step)
+            assert rank or isinstance(error, UploaderDied)
             one.save(step + 1)
 
 

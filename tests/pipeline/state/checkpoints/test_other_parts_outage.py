@@ -79,9 +79,8 @@ def save_in_an_outage(rank: int, folder: Path) -> None:
         if rank == 1:
             one.uploader.__class__ = DiesWriting
         for step in (3, 4):
-            assert rank or isinstance(one.not_saved(step), UploaderDied)
-            if rank:
-                one.not_saved(step)
+            outage = one.not_saved(step)
+            assert rank or isinstance(outage, UploaderDied)
         if rank == 0:
             copy = one.checkpointer.local_copy()
             assert copy is not None
