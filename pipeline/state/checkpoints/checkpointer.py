@@ -442,6 +442,7 @@ class Checkpointer:
         if request.local_folder is None:
             return self._of_all_ranks(request)
         written = self._of_all_ranks(dataclasses.replace(request, half=WRITE))
+        self._claim.check()  # the other ranks can't tell that another process owns the run by now
         upload = dataclasses.replace(request, half=UPLOAD, others=written[-1].files)
         sent = self._of_all_ranks(upload)
         return [*sent, written[-1]]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pion.errors import Fenced
 from pipeline.state.checkpoints import other_parts
 from pipeline.state.checkpoints.layout import MANIFEST
 from pipeline.state.checkpoints.restore import Found, load_folder, newest_good
@@ -112,6 +113,33 @@ def test_after_an_outage_the_same_step_is_saved_whole(folder: Path) -> None:
     assert found.listed
     assert found.folder is not None
     assert has(load_folder(found.folder), 1)
+
+
+def lose_the_run_while_writing(rank: int, folder: Path) -> None:
+    with saver(folder, rank, 2, InProcessUploader(Remote(folder / "runs"))) as one:
+        one.save(1)
+        upload = one.uploader.save
+
+        def loses(request: SaveRequest) -> Saved:
+            one.claim._fenced = Fenced("another process owns the run")
+            return upload(request)
+
+        if rank == 0:
+            one.uploader.save = loses
+        one.begin(2)
+        if one.own is not None:
+            return one.own._join()
+        with pytest.raises(Fenced):
+            one.checkpointer.wait()
+        one.claim._fenced = None  # else closing raises it again
+
+
+def test_no_rank_uploads_its_part_for_a_run_that_another_process_owns_by_now(folder: Path) -> None:
+    run_ranks(lose_the_run_while_writing, folder, 2)
+    found = {
+        entry.key.split("/")[3] for entry in Remote(folder / "runs").list(f"{RUN}/checkpoints/")
+    }
+    assert found == {"1-1"}
 
 
 # ---------------------------------------------------------------- several machines
