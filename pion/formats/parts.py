@@ -168,8 +168,8 @@ def _header_of(path: Path) -> dict[str, Any]:
 def _vanished(path: Path) -> str:
     """Return what to say of a file that its folder lists, but that is not there."""
     return (
-        f"{path} was deleted while it was read, or is a link to a file that is gone. Run the same "
-        "command again"
+        f"{path} was deleted while it was read, or is a link to a file that is gone. Bring it "
+        "back, or run the same command again"
     )
 
 
