@@ -22,7 +22,11 @@ def read_model_tensors(folder: Path) -> dict[str, Tensor]:
     that names the file for a missing or damaged file and for an index that no model has, and
     BadInput for a folder with pickles only.
     """
-    if not (folder / INDEX).is_file() or (folder / WEIGHTS).is_file():
+    try:
+        in_shards = (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file()
+    except OSError as error:
+        raise BadInput(f"{folder} can't be read ({error.strerror or error})") from None
+    if not in_shards:
         try:
             return read_saved(folder, MODEL).tensors()
         except (FileNotFoundError, NotADirectoryError):

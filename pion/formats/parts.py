@@ -32,6 +32,8 @@ MODEL, OPTIMIZER = "model", "optimizer"
 MOST_PARTS = 500
 _NAME = re.compile(r"(model|optimizer)-(0|[1-9][0-9]*)-of-(0|[1-9][0-9]*)\.safetensors")
 _PART, _ELEMENTS = "part", "elements"
+# The most dimensions of a tensor. Weights and moments have up to three.
+_MOST_DIMENSIONS = 8
 
 Range = tuple[int, int]
 
@@ -75,8 +77,8 @@ def is_of(kind: str, name: str) -> bool:
 
 
 def is_in_parts(folder: Path) -> bool:
-    """Return whether a folder has no whole weights, but parts of them."""
-    names = {path.name for path in folder.iterdir()}
+    """Return whether a folder has no whole weights, but parts of them. Raises as `saved_files`."""
+    names = _names_in(folder)
     return whole_name(MODEL) not in names and any(is_of(MODEL, name) for name in names)
 
 
@@ -121,9 +123,9 @@ def elements_in(path: Path, rank: int, count: int) -> dict[str, Elements]:
     """Return which elements of each tensor a part has, by its header.
 
     Raises BadInput that names the file for a header that is damaged or of another part, and for
-    elements that are not those of the file's tensors.
+    elements that are not those of the file's tensors, and for a file that can't be read.
     """
-    header = read_header(path)
+    header = _header_of(path)
     metadata = header.pop("__metadata__", None)
     metadata = metadata if isinstance(metadata, dict) else {}
     if metadata.get(_PART) != f"{rank + 1} of {count}":
@@ -154,6 +156,23 @@ def elements_in(path: Path, rank: int, count: int) -> dict[str, Elements]:
     return elements
 
 
+def _header_of(path: Path) -> dict[str, Any]:
+    try:
+        return read_header(path)
+    except FileNotFoundError:
+        raise BadInput(_vanished(path)) from None
+    except OSError as error:
+        raise BadInput(f"{path} can't be read ({error.strerror or error})") from None
+
+
+def _vanished(path: Path) -> str:
+    """Return what to say of a file that its folder lists, but that is not there."""
+    return (
+        f"{path} was deleted while it was read, or is a link to a file that is gone. Bring it "
+        "back, or run the same command again"
+    )
+
+
 def _elements(listed: Any) -> Elements | None:
     """Return what a list of elements means, or None if it means nothing."""
     match listed:
@@ -163,9 +182,15 @@ def _elements(listed: Any) -> Elements | None:
             if len(pairs) == len(ranges) and all(map(_is_count, numbers)):
                 found = Elements(tuple(shape), tuple((start, stop) for start, stop in pairs))
                 stops = [0, *(stop for _, stop in found.ranges)]
-                ascend = all(a <= start <= stop for a, (start, stop) in zip(stops, found.ranges))
-                return found if ascend and stops[-1] <= math.prod(shape) else None
+                ascend = all(a <= start < stop for a, (start, stop) in zip(stops, found.ranges))
+                fits = _is_shape(shape) and stops[-1] <= math.prod(shape)
+                return found if ascend and fits else None
     return None
+
+
+def _is_shape(sizes: list[int]) -> bool:
+    """Return whether torch can have a tensor of these sizes, also if one of them is 0."""
+    return len(sizes) <= _MOST_DIMENSIONS and _is_count(math.prod(size or 1 for size in sizes))
 
 
 def _is_count(value: Any) -> bool:
@@ -187,7 +212,7 @@ def sources(
             if shapes.setdefault(name, own.shape) != own.shape:
                 raise BadInput(
                     f"{where}: {file} and another part claim different shapes of {shown(name)}: "
-                    f"{own.shape} and {shapes[name]}"
+                    f"{shown(own.shape)} and {shown(shapes[name])}"
                 )
             before = 0
             for start, stop in own.ranges:
@@ -260,17 +285,17 @@ def read_saved(folder: Path, kind: str) -> SavedTensors:
     """Return the tensors of one kind in a checkpoint's folder, whole or in parts.
 
     Raises FileNotFoundError if the folder has neither, and BadInput that names what is wrong: a
-    file is missing or damaged, an element is in no part or in two, or parts of a tensor have
-    different types.
+    file is missing, damaged or can't be read, an element is in no part or in two, or parts of a
+    tensor have different types.
     """
     import torch
 
     files = saved_files(folder, kind)
     if files == [whole_name(kind)]:
-        whole = read_tensors(folder / files[0])
+        whole = read_tensors(folder / files[0], _vanished(folder / files[0]))
         return SavedTensors({name: (each.shape, [each.view(-1)]) for name, each in whole.items()})
     elements = elements_by_file(folder, files)
-    tensors = {file: read_tensors(folder / file) for file in files}
+    tensors = {file: read_tensors(folder / file, _vanished(folder / file)) for file in files}
     parts = {}
     for name, found in sources(folder, elements).items():
         having = [file for file in files if name in elements[file]]
@@ -287,16 +312,26 @@ def read_saved(folder: Path, kind: str) -> SavedTensors:
 def saved_files(folder: Path, kind: str) -> list[str]:
     """Return the names of the files with the tensors of one kind, by rank.
 
-    Raises FileNotFoundError, and BadInput for parts that are not those of as many ranks as there
-    are.
+    Raises FileNotFoundError, NotADirectoryError, and BadInput for a folder that can't be read, and
+    for parts that are not those of as many ranks as there are.
     """
+    names = _names_in(folder)
     try:
-        files = files_of(kind, [path.name for path in folder.iterdir()])
+        files = files_of(kind, names)
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
     if files is None:
         raise FileNotFoundError(f"{folder} has no {whole_name(kind)}")
     return files
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return {path.name for path in folder.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise BadInput(f"{folder} can't be read ({error.strerror or error})") from None
 
 
 def elements_by_file(folder: Path, files: list[str]) -> dict[str, dict[str, Elements]]:

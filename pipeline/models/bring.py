@@ -10,8 +10,7 @@ from pathlib import Path
 from pion.config.lora import RECORD, is_adapter, read_record
 from pion.errors import BadInput
 from pipeline.state.checkpoints.hold import hold
-from pipeline.state.checkpoints.layout import MODEL
-from pipeline.state.checkpoints.restore import check_entry
+from pipeline.state.checkpoints.restore import OTHER_WEIGHTS, check_entry
 from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import BASES, bring_base
@@ -19,20 +18,21 @@ from pipeline.state.stores import DEFAULT_STORE, Store, open_store
 from pipeline.state.workspace import Files, Workspace
 
 
-def bring_model(run: RunState, head: Head, key: str) -> Path:
+def bring_model(run: RunState, head: Head, key: str, *, once: bool = False) -> Path:
     """Return the verified folder of the checkpoint `key`, which `head` lists; download it unless it
     is here.
 
-    The base of an adapter is brought too if the run's store has it. Raises BadInput if files are
+    The base of an adapter is brought too if the run's store has it. With `once`, files that were
+    right before and have not changed since are not hashed again. Raises BadInput if files are
     missing or damaged, or belong to another checkpoint than the one that `head` lists, and if the
     run has replaced the checkpoint since.
     """
     workspace = Workspace(run.store, run.name)
     hold(run.store, run.key(key))
-    problem: str | None = f"{MODEL} differs from the file that HEAD lists"
+    problem: str | None = OTHER_WEIGHTS
     for entry in head.checkpoints:
         if entry.key == key:
-            problem = check_entry(workspace, entry, optimizer=False)
+            problem = check_entry(workspace, entry, optimizer=False, once=once)
     if problem is not None:
         refuse_replaced(run, key)
         raise BadInput(
@@ -43,7 +43,7 @@ def bring_model(run: RunState, head: Head, key: str) -> Path:
     record = read_record(workspace.folder(key))
     base = "" if record is None else record.base.name
     if base.startswith("checkpoints/"):
-        _bring_base(run, base)
+        _bring_base(run, base, once)
     if base.startswith(f"{BASES}/"):
         bring_base(run.store, base.removeprefix(f"{BASES}/"))
     return workspace.folder(key)
@@ -59,14 +59,14 @@ def refuse_replaced(run: RunState, key: str) -> None:
         )
 
 
-def _bring_base(run: RunState, key: str) -> None:
+def _bring_base(run: RunState, key: str, once: bool) -> None:
     head = run.read()
     if head is None or key not in {entry.key for entry in head.checkpoints}:
         raise BadInput(
             f"Run {run.name} has an adapter of its checkpoint {key}, but does not list it. Bring "
             "back that checkpoint, or redo the stage: pion run JOB --redo sft"
         )
-    folder = bring_model(run, head, key)
+    folder = bring_model(run, head, key, once=once)
     if is_adapter(folder):
         raise BadInput(f"{folder} is an adapter, but should be the base of one")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,10 +131,12 @@ def _brought_base(context: TrainingContext, base: Base) -> Decoder:
     return load_decoder(context.fetch(lambda: bring_base(context.run.store, base.hash)))
 
 
-def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseModel]:
+def frozen_base(
+    context: TrainingContext, stage: str, before: Before | None = None
+) -> tuple[Decoder, BaseModel]:
     """Return the model that LoRA adapts in `stage`, in fp32, and its identity.
 
-    A stage that trains the additions of the one before further has the same base.
+    A stage that trains the additions of the one `before` further has the same base.
 
     Raises BadInput if `init_from` names a model that does not fit the job, or an adapter, and for a
     draft block that this model does not have.
@@ -144,17 +147,18 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
     job, source = context.job, context.job.section(stage).init_from
     continued = job.lora_before(stage)
     if continued is not None:
-        model, identity = frozen_base(context, continued)
-        recorded = _adapter_of(context, continued)[0].base
+        assert before is not None
+        model, identity = frozen_base(context, continued, adapter_before(context, continued))
+        recorded = before.adapter.base
         require_base(recorded, str(identity.sha256), f"the {AFTER[continued]} model")
         return model, recorded
     if job.base is not None and stage == job.train_stages[0]:
         whole = _brought_base(context, job.base)
         identity = identify(whole, f"{BASES}/{job.base.hash}")
         return fitted(job.model_config_resolved(), whole, job.base.source), identity
-    before = job.stage_before(stage)
-    if source is None and before is not None:
-        key, folder = context.fetch(lambda: _bring_trained(context.run, before))
+    trained = job.stage_before(stage)
+    if source is None and trained is not None:
+        key, folder = context.fetch(lambda: _bring_trained(context.run, trained))
         pretrained = load_decoder(folder)
         return pretrained, identify(pretrained, key)
     assert source is not None  # the first stage with LoRA starts from something
@@ -167,31 +171,42 @@ def frozen_base(context: TrainingContext, stage: str) -> tuple[Decoder, BaseMode
     return fitted(config, model, source), base
 
 
-def additions_before(context: TrainingContext, stage: str) -> dict[str, Tensor] | None:
-    """Return the additions that LoRA trains further in `stage`; None if it begins with new ones."""
-    from pion.formats.model_tensors import read_adapter_tensors
+@dataclass(frozen=True)
+class Before:
+    """The final checkpoint of a stage with LoRA: what it says of its adapter, and its folder."""
 
+    adapter: Adapter
+    folder: Path
+
+    def additions(self) -> dict[str, Tensor]:
+        """Return what LoRA adds to the base, mapped from the checkpoint. Raises BadInput."""
+        from pion.formats.model_tensors import read_adapter_tensors
+
+        return read_adapter_tensors(self.folder)
+
+
+def adapter_before(context: TrainingContext, stage: str) -> Before | None:
+    """Return the checkpoint whose additions LoRA trains further in `stage`; None if it begins with
+    new ones. To bring it may hash it and its base, so a start does this once."""
     continued = context.job.lora_before(stage)
     if continued is None:
         return None
-    return read_adapter_tensors(_adapter_of(context, continued)[1])
-
-
-def _adapter_of(context: TrainingContext, stage: str) -> tuple[Adapter, Path]:
-    """Return what the final checkpoint of a stage with LoRA says of its adapter, and its folder."""
-    _, folder = context.fetch(lambda: _bring_trained(context.run, stage))
+    _, folder = context.fetch(lambda: _bring_trained(context.run, continued))
     recorded = read_record(folder)
     assert recorded is not None
-    return recorded, folder
+    return Before(recorded, folder)
 
 
 def _bring_trained(run: RunState, stage: str) -> tuple[str, Path]:
-    """Return the key and the folder of the final checkpoint of a finished stage."""
+    """Return the key and the folder of the final checkpoint of a finished stage.
+
+    Of the ranks on one machine, only the first one hashes its files, and only if they are new.
+    """
     head = run.read()
     assert head is not None
     key = head.stages[stage].checkpoint
     assert key is not None
-    return key, bring_model(run, head, key)
+    return key, bring_model(run, head, key, once=True)
 
 
 # The draft block's ids are those that are most frequent in so many rows of training.

@@ -36,7 +36,7 @@ from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
 from pipeline.training.advice import BusyCores, Work
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.first_weights import (
-    additions_before,
+    adapter_before,
     cost_of_rounding,
     count_draft_ids,
     first_model,
@@ -73,7 +73,7 @@ SAMPLE_TOKENS = 48
 class Restored:
     """What rank 0 has found of a stage, and the content of the checkpoint if there is one.
 
-    Other ranks have found nothing.
+    Other ranks have found nothing. Once the stage is set up, the content is let go.
     """
 
     head: Head
@@ -287,6 +287,8 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     trainer.skipped = context.group.from_rank_0(
         rows_to_skip(restored.head, stage, digest, trainer.next_row, trainer.skipped)
     )
+    # The trainer has copied what it needs. Weights that were in parts may fill much memory.
+    restored = dataclasses.replace(restored, saved=None)
     return Setup(context, stage, trainer, data, restored, why, adapter, reference)
 
 
@@ -426,16 +428,17 @@ def _with_additions(
 
     lora = context.job.lora(stage)
     assert lora is not None
-    base, identity = frozen_base(context, stage)
+    before = adapter_before(context, stage)
+    base, identity = frozen_base(context, stage, before)
     recorded = None
     if saved is not None:
         recorded = read_record(saved.folder) or Adapter(lora, BaseModel("an unknown base", ""))
     recorded = context.group.from_rank_0(recorded)
-    continued = context.job.lora_before(stage)
     why = f"adds LoRA of rank {lora.rank} to {identity.name}"
     if recorded is not None:
         require_base(recorded.base, str(identity.sha256), f"the newest checkpoint of {stage}")
-    elif continued is not None:
+    elif before is not None:
+        continued = context.job.lora_before(stage)
         why = f"trains LoRA of {continued} further, of rank {lora.rank}, on {identity.name}"
     else:
         if lora.base_dtype is not None:
@@ -447,7 +450,7 @@ def _with_additions(
         lora,
         seed=context.job.seed,
         dtype=torch_dtype(plan.dtype),
-        tensors=additions_before(context, stage),
+        tensors=None if before is None else before.additions(),
     )
     return model, why, Adapter(lora, identity)
 

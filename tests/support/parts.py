@@ -60,10 +60,12 @@ def write_parts(folder: Path, kind: str, tensors: Tensors, count: int) -> None:
         elements: dict[str, Elements] = {}
         own: dict[str, list[Tensor]] = {}
         for piece in pieces_of(tensors, rank, count):
-            shape = tuple(tensors[piece.name].shape)
+            shape, size = tuple(tensors[piece.name].shape), piece.values.numel()
+            if size == 0 and (rank > 0 or tensors[piece.name].numel() > 0):
+                continue
             before = elements.get(piece.name, Elements(shape, ())).ranges
-            new = piece.start, piece.start + piece.values.numel()
-            elements[piece.name] = Elements(shape, (*before, new))
+            new = ((piece.start, piece.start + size),) if size else ()
+            elements[piece.name] = Elements(shape, (*before, *new))
             own.setdefault(piece.name, []).append(piece.values)
         save_file(
             {name: torch.cat(values) for name, values in own.items()},

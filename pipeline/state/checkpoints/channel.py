@@ -63,13 +63,16 @@ class Channel:
         return every
 
     def send(self, text: str, rank: int) -> None:
-        """Send a text to a rank that receives. Raises RuntimeError if the rank is gone."""
+        """Send a text that is not empty to a rank that receives. Raises RuntimeError if it is
+        gone."""
         import torch
         import torch.distributed as dist
 
-        data = bytearray(text.encode())
-        dist.send(torch.tensor(len(data)), dst=rank, group=self.done)
-        dist.send(torch.frombuffer(data, dtype=torch.uint8), dst=rank, group=self.done)
+        # Both exist before the size is sent: the other rank then waits for the data.
+        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        size = torch.tensor(data.numel())
+        dist.send(size, dst=rank, group=self.done)
+        dist.send(data, dst=rank, group=self.done)
 
     def receive(self, rank: int) -> str:
         """Return the text that a rank sends. Raises RuntimeError if the rank is gone."""

@@ -26,7 +26,14 @@ from pipeline.state.checkpoints.other_parts import OtherParts
 from pipeline.state.checkpoints.restore import Found
 from pipeline.state.checkpoints.retention import Keep, delete_due, forget, sweep_unused
 from pipeline.state.checkpoints.snapshot import Snapshot, Tensors
-from pipeline.state.checkpoints.uploader import Saved, SaveRequest, Uploader, UploaderDied
+from pipeline.state.checkpoints.uploader import (
+    UPLOAD,
+    WRITE,
+    Saved,
+    SaveRequest,
+    Uploader,
+    UploaderDied,
+)
 from pipeline.state.claim import Claim
 from pipeline.state.head import CheckpointEntry, Head
 from pipeline.state.record_json import to_json
@@ -173,6 +180,7 @@ class Checkpointer:
         self._uploader = uploader or Uploader(Snapshot(), claim.store.url)
         self._workspace = workspace or Workspace(claim.store, claim.state.name)
         self._pending = PendingCommit(resumed)
+        self._copied: str | None = None  # the newest save that this machine had whole when looked
         self._reserving: threading.Thread | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -190,12 +198,13 @@ class Checkpointer:
         return self._pending.last
 
     def local_copy(self) -> Path | None:
-        """Return the folder of this machine's copy of the newest save; None if there is no complete
-        copy, or the store itself is on this machine."""
-        if not self._workspace.remote or self._pending.newest_key is None:
-            return None
-        folder = self._workspace.folder(self._pending.newest_key)
-        return folder if (folder / MANIFEST).exists() else None
+        """Return the folder of this machine's copy of the newest save that HEAD does not list.
+
+        None if there is no whole copy, or the store itself is on this machine.
+        """
+        key = self._newest_copy()
+        listed = self.last is not None and self.last.key == key
+        return self._workspace.folder(key) if key is not None and not listed else None
 
     def reserve(
         self, model: Tensors, optimizer: Tensors, model_pieces: Sequence[Piece] = ()
@@ -328,8 +337,7 @@ class Checkpointer:
             return
         finally:
             if self._parts is not None:
-                with contextlib.suppress(RuntimeError):  # a rank is gone, which the next step says
-                    self._parts.drop()
+                self._drop(self._parts)
         self._pending.acknowledged(entry)
         stats.durable_step = entry.step
         stats.deaths = 0
@@ -339,6 +347,13 @@ class Checkpointer:
         self._forget_copies(head)
         if self._claim.store.commits and stats.saved % SAVES_PER_SWEEP == 0:
             sweep_unused(self._claim)  # the repository keeps the files that commits replaced
+
+    def _drop(self, parts: OtherParts) -> None:
+        """Let the other ranks forget their copies. What was saved counts, whatever fails here."""
+        try:
+            parts.drop()
+        except Exception as error:
+            self._failure = self._failure or error  # raised to the training thread by `wait`
 
     def _save(self) -> tuple[CheckpointEntry, Head]:
         """Upload the snapshot and list it in HEAD."""
@@ -420,17 +435,42 @@ class Checkpointer:
         return provenance.entry(saved[-1].files)
 
     def _upload_parts(self, request: SaveRequest) -> list[Saved]:
-        """Let each rank upload its part. Then upload the small files, and the manifest of all."""
+        """Let each rank save its part, and then save the small files, and the manifest of all.
+
+        The copy on this machine is whole before anything is uploaded, as that of one worker.
+        """
+        if request.local_folder is None:
+            return self._of_all_ranks(request)
+        written = self._of_all_ranks(dataclasses.replace(request, half=WRITE))
+        self._claim.check()  # the other ranks can't tell that another process owns the run by now
+        upload = dataclasses.replace(request, half=UPLOAD, others=written[-1].files)
+        sent = self._of_all_ranks(upload)
+        return [*sent, written[-1]]
+
+    def _of_all_ranks(self, request: SaveRequest) -> list[Saved]:
+        """Do what the request asks with the parts, and then with the other files; return what each
+        rank has saved, and last all files."""
         assert self._parts is not None
-        part = dataclasses.replace(request, texts={}, provenance=None)
-        with self._parts.uploading(dataclasses.replace(part, extents={})) as saved:
+        part = dataclasses.replace(request, texts={}, provenance=None, others={})
+        with self._parts.saving(dataclasses.replace(part, extents={})) as saved:
             saved.append(self._uploader.save(part))
         others = {name: about for each in saved for name, about in each.files.items()}
-        rest = dataclasses.replace(request, extents={}, others=others)
+        rest = dataclasses.replace(request, extents={}, others={**request.others, **others})
         return [*saved, self._uploader.save(rest)]
 
     def _forget_copies(self, head: Head) -> None:
         """Delete this machine's copies of checkpoints that a restart here would not need."""
-        self._workspace.forget(
-            keep=[*(entry.key for entry in head.checkpoints[:2]), self._pending.newest_key or ""]
-        )
+        keys = [entry.key for entry in head.checkpoints[:2]]
+        self._workspace.forget(keep=[*keys, self._newest_copy() or ""])
+
+    def _newest_copy(self) -> str | None:
+        """Return the key of the newest save of which this machine has a whole copy.
+
+        None if there is none, or the store itself is on this machine.
+        """
+        newest = self._pending.newest_key
+        if not self._workspace.remote or newest is None:
+            return None
+        if (self._workspace.folder(newest) / MANIFEST).exists():
+            self._copied = newest
+        return self._copied

@@ -2,8 +2,9 @@
 
 Only rank 0 decides when, at the points where the other ranks listen (channel.py). Each rank copies
 its part into memory of its own, next to the next step on a card. Then a thread of rank 0 asks a
-thread of each other rank to upload the part, or to drop it. Once the store has all parts, rank 0
-writes the manifest and commits. So if a rank dies or can't upload, there is no checkpoint.
+thread of each other rank to write and upload the part, and in the end to drop it. Once the store
+has all parts, rank 0 writes the manifest and commits. So if a rank dies or can't upload, there is
+no checkpoint.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -27,8 +29,10 @@ from pipeline.state.stores.errors import error_from_json, error_to_json
 if TYPE_CHECKING:
     from pion.train.trainer import TrainState
 
-# What rank 0 sends instead of a request, if the part is not to be uploaded.
-DROP = ""
+# What rank 0 sends instead of a request, when it asks for nothing more of a copy.
+DROP = "drop"
+
+_log = logging.getLogger(__name__)
 
 
 class OtherParts:
@@ -43,7 +47,7 @@ class OtherParts:
         self._channel = Channel()
         self.on_one_machine = _meet(self._channel, part)
         self._others = range(1, part.count)
-        self._waiting = False  # the other ranks have a copy, and wait for what rank 0 sends
+        self._waiting = False  # the other ranks have a copy, and wait for what rank 0 asks
 
     def listening(self) -> AbstractContextManager[None]:
         """Let the other ranks listen while the block may save. They call `follow` meanwhile."""
@@ -56,16 +60,18 @@ class OtherParts:
         self._waiting = True
 
     def wait(self, tensors: Mapping[str, Any]) -> None:
-        """Do nothing: `uploading` waits for the other ranks."""
+        """Do nothing: `saving` waits for the other ranks."""
 
     @contextlib.contextmanager
-    def uploading(self, request: SaveRequest) -> Iterator[list[Saved]]:
-        """Let the other ranks upload their parts while the block uploads that of rank 0.
+    def saving(self, request: SaveRequest) -> Iterator[list[Saved]]:
+        """Let the other ranks do what the request asks of their parts, while the block does so with
+        that of rank 0.
 
         Yield the list that gets what they have saved, after the block. Raises RuntimeError if a
-        rank is gone or could not copy, and the error of a rank that could not upload.
+        rank is gone or could not copy, and the error of a rank that could not save.
         """
-        self._send(json.dumps(dataclasses.asdict(request)))
+        for rank in self._others:
+            self._channel.send(json.dumps(dataclasses.asdict(request)), rank)
         saved: list[Saved] = []
         answers: list[Mapping[str, Any]] = []
         try:
@@ -78,18 +84,16 @@ class OtherParts:
             saved.append(Saved.from_json(answer["saved"]))
 
     def drop(self) -> None:
-        """Let the other ranks forget what they have copied and nobody has asked for."""
+        """Let the other ranks forget what they have copied."""
         if self._waiting:
-            self._send(DROP)
+            self._waiting = False
+            for rank in self._others:
+                with contextlib.suppress(RuntimeError):  # it is gone, which the next step says
+                    self._channel.send(DROP, rank)
 
     def close(self) -> None:
         """Leave the groups."""
         self._channel.close()
-
-    def _send(self, text: str) -> None:
-        self._waiting = False
-        for rank in self._others:
-            self._channel.send(text, rank)
 
 
 class OwnPart:
@@ -145,30 +149,32 @@ class OwnPart:
         self._thread.start()
 
     def _answer(self, failure: StoreError | None) -> None:
-        """Upload the part once rank 0 asks for it, and tell how that went."""
+        """Do what rank 0 asks with the part, until it is dropped, and tell how that went."""
         copied = True
         try:
             self._uploader.snapshot.wait()
         except RuntimeError:  # the card failed, which the next step says
             copied = False
         with contextlib.suppress(RuntimeError):  # rank 0 is gone, which the next step says
-            text = self._channel.receive(0)
-            if text == DROP:
-                return
-            answer: dict[str, Any] = {}
-            try:
+            while (text := self._channel.receive(0)) != DROP:
+                answer: dict[str, Any] = {}
                 if copied:
-                    answer = _failed(failure) if failure else self._upload(text)
-            finally:  # rank 0 waits for an answer, whatever happened
+                    answer = _failed(failure) if failure else self._save(text)
                 self._channel.send(json.dumps(answer), 0)
 
-    def _upload(self, text: str) -> dict[str, Any]:
-        extents = self._uploader.snapshot.extents
+    def _save(self, text: str) -> dict[str, Any]:
+        """Do what rank 0 asks. Rank 0 waits for the answer, whatever happens."""
+        snapshot = self._uploader.snapshot
         try:
-            request = dataclasses.replace(SaveRequest.from_json(text), extents=extents)
+            request = dataclasses.replace(SaveRequest.from_json(text), extents=snapshot.extents)
             return {"saved": dataclasses.asdict(self._uploader.save(request))}
         except PionError as error:
             return _failed(error)
+        except BaseException as error:
+            _log.exception("A part of a checkpoint could not be saved")
+            rank = "" if snapshot.part is None else f" {snapshot.part.rank}"
+            why = f"{type(error).__name__}: {error}"
+            return _failed(PionError(f"worker{rank} could not save its part: {why}"))
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -179,7 +185,8 @@ class OwnPart:
 def _meet(channel: Channel, part: Part) -> bool:
     """Raise BadInput unless all ranks together have the whole model; return whether they are on one
     machine."""
-    met = channel.of_all_ranks((part, machine()))
+    # A rank that can't tell its machine counts as alone on one.
+    met = channel.of_all_ranks((part, machine() or f"rank {part.rank}"))
     require_whole([part for part, _ in met])
     return len({where for _, where in met}) == 1
 

@@ -72,16 +72,6 @@ class Part:
             for name, own in self.elements[kind].items()
         }
 
-    def copies(
-        self, kind: str, into: Tensors, pieces: Sequence[Piece]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield, for each piece, its elements of the file's tensors `into`, and its values."""
-        place: dict[str, int] = {}
-        for piece in _in_order(pieces):
-            begin = place.get(piece.name, 0)
-            place[piece.name] = begin + piece.values.numel()
-            yield into[piece.name][begin : place[piece.name]], piece.values
-
 
 def require_whole(parts: Sequence[Part]) -> None:
     """Raise BadInput unless the parts of all ranks, in order, have each element once."""
@@ -90,6 +80,15 @@ def require_whole(parts: Sequence[Part]) -> None:
         found = sources(where, {part.file(kind): part.elements[kind] for part in parts})
         if missing := parts[0].names[kind] - found.keys():
             raise BadInput(f"{where}: {min(missing)} is in no part")
+
+
+def copies(into: Tensors, pieces: Sequence[Piece]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, for each piece, its elements of a part's flat tensors `into`, and its values."""
+    place: dict[str, int] = {}
+    for piece in _in_order(pieces):
+        begin = place.get(piece.name, 0)
+        place[piece.name] = begin + piece.values.numel()
+        yield into[piece.name][begin : place[piece.name]], piece.values
 
 
 def _elements(rank: int, whole: Tensors, pieces: Sequence[Piece]) -> dict[str, Elements]:

@@ -16,7 +16,6 @@ from pion.untrusted import read_file
 from pipeline.state.checkpoints.layout import (
     KINDS,
     MANIFEST,
-    MODEL,
     STATE,
     Provenance,
     files_in,
@@ -31,6 +30,10 @@ from pipeline.state.workspace import Files, Workspace
 
 if TYPE_CHECKING:
     import torch
+
+
+# Why a checkpoint can't be used whose files are those of another one.
+OTHER_WEIGHTS = "its weights differ from those that HEAD lists"
 
 
 @dataclass(frozen=True)
@@ -110,12 +113,13 @@ def refuse_other_formats(run: RunState, head: Head) -> None:
 
 
 def check_entry(
-    workspace: Workspace, entry: CheckpointEntry, *, optimizer: bool = True
+    workspace: Workspace, entry: CheckpointEntry, *, optimizer: bool = True, once: bool = False
 ) -> str | None:
     """Return why a listed checkpoint can't be used (a file is missing, cut short or changed).
 
     Returns None for a good checkpoint. Its files are then in the workspace, those of the optimizer
-    only if asked for. Raises like `newest_good`.
+    only if asked for. With `once`, files that were right before and have not changed since are not
+    hashed again. Raises like `newest_good`.
     """
     where = f"{workspace.run}/{entry.key}/{MANIFEST}"
     url = f"{workspace.store.url}/{where}"
@@ -127,11 +131,11 @@ def check_entry(
         return f"{MANIFEST} is damaged"
     found = model_sha256(files)
     if found is None:
-        return f"{MANIFEST} lists no {MODEL}"
+        return f"{MANIFEST} lists no weights"
     if found != entry.model_sha256:
-        return f"{MODEL} differs from the file that HEAD lists"
+        return OTHER_WEIGHTS
     wanted = {n: about for n, about in files.items() if optimizer or not is_of(OPTIMIZER_KIND, n)}
-    return workspace.fetch(entry.key, wanted)
+    return workspace.fetch(entry.key, wanted, once=once)
 
 
 def load_folder(folder: Path) -> Loaded:

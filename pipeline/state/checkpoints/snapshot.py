@@ -16,7 +16,7 @@ from pion.formats import parts
 from pion.train.side_copy import SideCopy
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
 from pipeline.state.checkpoints.page_locks import PageLocks
-from pipeline.state.checkpoints.part import Part
+from pipeline.state.checkpoints.part import Part, copies
 from pipeline.state.stores.local import explained
 
 if TYPE_CHECKING:
@@ -85,18 +85,15 @@ class Snapshot:
         self.reserve(model, optimizer, model_pieces)
         weights, moments = self._views[MODEL], self._views[OPTIMIZER]
         if self.part is not None:
-            copies = [
-                *self.part.copies(parts.MODEL, weights, model_pieces),
-                *self.part.copies(parts.OPTIMIZER, moments, pieces),
-            ]
+            pairs = [*copies(weights, model_pieces), *copies(moments, pieces)]
         else:
-            copies = [(weights[name], tensor) for name, tensor in model.items()]
-            copies += [(moments[n], each) for n, each in optimizer.items() if not each.is_meta]
-            copies += [(piece.within(moments[piece.name]), piece.values) for piece in pieces]
+            pairs = [(weights[name], tensor) for name, tensor in model.items()]
+            pairs += [(moments[n], each) for n, each in optimizer.items() if not each.is_meta]
+            pairs += [(piece.within(moments[piece.name]), piece.values) for piece in pieces]
         if self.others is not None:
             self.others.begin(self.fd, self.places)
         self._copying = side_copy or SideCopy()
-        self._copying.begin(copies)
+        self._copying.begin(pairs)
         self.state = json.loads(json.dumps(state))
 
     def wait(self) -> None:

@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,8 @@ from pipeline.state.workspace import Files
 KILL_SECONDS = 5.0
 COMPARED_AT_ONCE = 1 << 20
 Content = bytes | memoryview
+# The halves of a save that a request may ask for alone.
+WRITE, UPLOAD = "write", "upload"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class SaveRequest:
         provenance: the manifest's fields other than the files; None for a part of a checkpoint,
             which gets its manifest later.
         others: the files that other requests have saved. The manifest lists them, too.
+        half: WRITE only writes the files to `local_folder`. UPLOAD only uploads the files that such
+            a request has written there.
     """
 
     store: str
@@ -67,6 +71,7 @@ class SaveRequest:
     texts: Mapping[str, str]
     provenance: Provenance | None
     others: Files = field(default_factory=dict)
+    half: str | None = None
 
     @classmethod
     def from_json(cls, text: str) -> SaveRequest:
@@ -78,7 +83,7 @@ class SaveRequest:
 
 @dataclass(frozen=True)
 class Saved:
-    """The files that the store has now, and the writes that wait for the parent's commit."""
+    """The files that were written, and the writes that wait for the parent's commit."""
 
     files: Files
     staged: list[Staged]
@@ -99,6 +104,21 @@ def save(store: Store, request: SaveRequest, memory: Mapping[str, Content]) -> S
         **memory,
         **{name: text.encode() for name, text in request.texts.items()},
     }
+    files = {} if request.half == UPLOAD else _write(store, request, contents)
+    if request.half == WRITE:
+        return Saved(files, [])
+    if request.local_folder is not None:
+        _upload(store, request, contents)
+    _check(store, request.key, contents)
+    if not store.commits:  # else another process has staged them
+        sizes = {name: size for name, (size, _) in request.others.items()}
+        _refuse(store, request.key, _wrong_sizes(store, request.key, sizes))
+    return Saved(files, store.staged())
+
+
+def _write(store: Store, request: SaveRequest, contents: Mapping[str, Content]) -> Files:
+    """Write the files to the folder on this machine, or else to the store; return them and those
+    that other requests have written."""
     folder = request.local_folder
     place: Store = store if folder is None else FileStore(folder)
     prefix = f"{request.key}/" if folder is None else ""
@@ -111,25 +131,26 @@ def save(store: Store, request: SaveRequest, memory: Mapping[str, Content]) -> S
             name: (len(data), sha256) for (name, data), sha256 in zip(contents.items(), hashes)
         }
     files = {**request.others, **files}
-    manifest = None if request.provenance is None else request.provenance.manifest(files)
-    if manifest is not None:
-        place.write(prefix + MANIFEST, manifest)
-    if folder is not None:
-        local = Path(folder)
+    if request.provenance is not None:
+        place.write(prefix + MANIFEST, request.provenance.manifest(files))
+    return files
 
-        def upload(name: str) -> None:
-            mark("upload")
-            store.write(f"{request.key}/{name}", local / name)
 
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(upload, contents))
-        if manifest is not None:
-            store.write(f"{request.key}/{MANIFEST}", manifest)
-    _check(store, request.key, contents)
-    if not store.commits:  # else another process has staged them
-        sizes = {name: size for name, (size, _) in request.others.items()}
-        _refuse(store, request.key, _wrong_sizes(store, request.key, sizes))
-    return Saved(files, store.staged())
+def _upload(store: Store, request: SaveRequest, names: Collection[str]) -> None:
+    """Upload the files of these names that are in the folder on this machine, then the manifest."""
+    assert request.local_folder is not None
+    folder = Path(request.local_folder)
+
+    def upload(name: str) -> None:
+        mark("upload")
+        store.write(f"{request.key}/{name}", folder / name)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(upload, names))
+    if request.provenance is not None:
+        with explained("read", folder / MANIFEST):
+            manifest = (folder / MANIFEST).read_bytes()
+        store.write(f"{request.key}/{MANIFEST}", manifest)
 
 
 def _check(store: Store, key: str, contents: Mapping[str, Content]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,29 @@ def is_cut_short(folder: Path) -> None:
     second(folder).write_bytes(second(folder).read_bytes()[:-4])
 
 
+def is_a_link_to_nothing(folder: Path) -> None:
+    second(folder).unlink()
+    second(folder).symlink_to(folder / "nothing")
+
+
+def is_a_link_to_itself(folder: Path) -> None:
+    second(folder).unlink()
+    second(folder).symlink_to(second(folder))
+
+
+def has_a_range_of_no_elements(folder: Path) -> None:
+    change(second(folder), lambda e: e.update(w=[[6, 4], [[12, 12], [12, 24]]]))
+
+
+def has_nine_dimensions(folder: Path) -> None:
+    change(second(folder), lambda e: e.update(w=[[6, 4, *([1] * 7)], [[12, 24]]]))
+
+
+def has_a_shape_that_no_tensor_has(folder: Path) -> None:
+    first = folder / "model-1-of-2.safetensors"
+    change(first, lambda e: e.update(empty=[[2**62, 2**62, 0], []]))
+
+
 WRONG = {
     is_missing: r"model-2-of-2\.safetensors is missing",
     is_twice: "says that it is part '1 of 2', but should be part 2 of 2",
@@ -207,12 +231,28 @@ WRONG = {
     lists_nonsense: "of 'w', it claims the elements .*; no tensor has them",
     has_a_tensor_that_it_does_not_list: "has 'v' only as a tensor, or only in its list",
     is_cut_short: r"2-of-2\.safetensors is damaged or can't be read",
+    is_a_link_to_nothing: r"2-of-2\.safetensors was deleted while it was read, or is a link to a",
+    is_a_link_to_itself: r"2-of-2\.safetensors can't be read \(Too many levels of symbolic links",
+    has_a_range_of_no_elements: "of 'w', it claims the elements .*; no tensor has them",
+    has_nine_dimensions: "of 'w', it claims the elements .*; no tensor has them",
+    has_a_shape_that_no_tensor_has: "of 'empty', it claims the elements .*; no tensor has them",
 }
 
 
 @pytest.mark.parametrize("part", WRONG, ids=lambda part: part.__name__)
 def test_refuses_if_a_part(part: Callable[[Path], None], folder: Path) -> None:
     part(folder)
-    with pytest.raises(BadInput, match=WRONG[part]) as refused:
-        read_saved(folder, MODEL)
-    assert str(folder) in str(refused.value)
+    for read in (partial(read_saved, kind=MODEL), read_model_tensors):
+        with pytest.raises(BadInput, match=WRONG[part]) as refused:
+            read(folder)
+        assert str(folder) in str(refused.value)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for folder in (loop, tmp_path / ("long" * 100)):
+        for read in (partial(read_saved, kind=MODEL), read_model_tensors):
+            with pytest.raises(BadInput, match="can't be read") as refused:
+                read(folder)
+            assert str(folder) in str(refused.value)

@@ -120,7 +120,7 @@ def test_a_checkpoint_of_another_copy_of_the_run_is_refused(here):
     shutil.rmtree(here / "runs" / where)
     # Whole, and consistent in itself.
     shutil.copytree(here / "other" / where, here / "runs" / where)
-    with pytest.raises(BadInput, match=r"10-1 of run demo .* differs from the file that HEAD"):
+    with pytest.raises(BadInput, match=r"10-1 of run demo .* weights differ from those that HEAD"):
         find_model("demo")
 
 

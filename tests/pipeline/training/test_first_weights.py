@@ -8,21 +8,25 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import pion
-from pion.config.lora import Adapter, Lora
+from pion.config.lora import Adapter, BaseModel, Lora
 from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.formats.export import export_model
 from pion.formats.seeds import import_seed
 from pion.model.decoder import Decoder
+from pion.model.lora_projections import adapted, additions
 from pion.model.parameters import tensors_sha256
 from pion.train.settings import ComputePlan
 from pipeline.job import Job
 from pipeline.job.model_section import Base
 from pipeline.training.first_weights import first_model, frozen_base
 from pipeline.training.reference.of_stage import _starting
+from pipeline.training.setup import _with_additions
+from pipeline.training.train_request import Group
 from tests.paths import SEEDS
 from tests.support.jobs import tiny_dict, tiny_job
 from tests.support.tiny_config import tiny_config
@@ -193,3 +197,34 @@ def test_preferences_after_fine_tuning_start_from_the_fine_tuned_model(
     assert (
         named == _starting(base, None, plan).weights != tensors_sha256(models["start"].state_dict())
     )
+
+
+def test_additions_that_are_trained_further_are_brought_once(
+    after_sft: tuple[dict[str, Decoder], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To bring them may hash the whole base."""
+    models, context = after_sft
+    lora, brought = {"rank": 2}, list[str]()
+    base = Base("base", "a" * 64, "b" * 64, tiny_config(seq_len=96).to_dict())
+    changes = {"sft": context.job.sft.model_dump(exclude_unset=True) | {"lora": lora}}
+    values = context.job.model_dump(mode="json", exclude_unset=True) | changes
+    context.job = Job.model_validate(values, context={"base": base})
+    context.group = Group()
+    identity = BaseModel("_bases/x", tensors_sha256(models["start"].state_dict()))
+    (tmp_path / "adapter.json").write_bytes(Adapter(Lora(rank=2), identity).to_json())
+    trained = adapted(Decoder(tiny_config(seq_len=96)), Lora(rank=2), seed=3, dtype=torch.float32)
+    save_file(additions(trained), tmp_path / "model.safetensors")
+
+    def bring(run: Any, stage: str) -> tuple[str, Path]:
+        brought.append(stage)
+        return stage, tmp_path
+
+    monkeypatch.setattr("pipeline.training.first_weights._bring_trained", bring)
+    data: Any = None
+    model, _, adapter = _with_additions(context, "prefer", data, ComputePlan(), None)
+    assert brought == ["sft"]
+    assert adapter.base.sha256 == identity.sha256
+    found = additions(model)
+    assert all(torch.equal(found[name], tensor) for name, tensor in additions(trained).items())

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from pion.train.settings import ComputePlan
 from pipeline.data.hub import download_shard
 from pipeline.job.digest import digest_job
 from pipeline.stages.prepare import prepare_pretrain
+from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
+from pipeline.state.claim import claim_run
+from pipeline.state.head import data_key
 from pipeline.state.owner import Owner
-from pipeline.training.setup import _open
-from pipeline.training.train_request import TrainRequest
+from pipeline.training.context import TrainingContext
+from pipeline.training.setup import _open, start_stage
+from pipeline.training.train_request import Group, TrainRequest
 from tests.support.corpora import make_job, write_corpus
+from tests.support.in_process_uploader import InProcessUploader
 
 
 @pytest.mark.parametrize("documents", [True, False])
@@ -37,3 +45,33 @@ def test_a_worker_trains_and_evaluates_within_documents_if_the_job_says_so(
         assert begins.any()
         assert batch.documents is not None
         assert torch.equal(batch.documents, begins.cumsum(dim=1))
+
+
+def test_a_stage_that_resumes_lets_the_checkpoint_go_once_the_trainer_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that were in parts are joined in memory, which the stage needs for itself."""
+    write_corpus(tmp_path / "corpus.jsonl", 60)
+    job = make_job(tmp_path, store=str(tmp_path / "runs"))
+    prepare_pretrain(job, tmp_path / "data", lambda message: None)
+    monkeypatch.setattr("pipeline.training.setup.bring_data", lambda *_: tmp_path / "data")
+    # To predict the memory of a step takes longer than all the rest.
+    plan = ComputePlan(threads=1)
+    monkeypatch.setattr("pipeline.training.setup.choose_plan", lambda *_: plan)
+    request = TrainRequest.of(job, digest_job(job), Owner.me(), ["pretrain"])
+    context = TrainingContext(request, Group(), lambda message: None, lambda: False)
+    claim = claim_run(context.run, Owner.me())
+    claim.commit(lambda head: head.with_data({"pretrain": data_key("a" * 64, "b" * 32)}))
+    series = CheckpointSeries("pretrain", request.digests["pretrain"], {})
+    with closing(start_stage(context, "pretrain")) as begun:
+        state = begun.trainer.state()
+        uploader: Any = InProcessUploader(context.run.store)
+        checkpointer = Checkpointer(claim, series, uploader=uploader)
+        assert checkpointer.save(state.model, state.optimizer, state.meta)
+        checkpointer.close()
+    with closing(start_stage(context, "pretrain")) as resumed:
+        assert resumed.why == "continues after step 0"
+        assert resumed.restored.found.folder is not None
+        assert resumed.restored.saved is None
+    context.watchdog.close()
+    claim.release()

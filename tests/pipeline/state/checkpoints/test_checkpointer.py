@@ -329,8 +329,23 @@ def test_a_complete_checkpoint_that_is_not_the_listed_one_is_skipped(claim: Clai
     (folders / "10-1").rename(folders / "20-1")
     head = claim.head
     assert check_entry(Workspace(claim.store, "demo"), head.checkpoints[0]) == (
-        "model.safetensors differs from the file that HEAD lists"
+        "its weights differ from those that HEAD lists"
     )
+
+
+def test_a_check_that_asks_for_it_reads_unchanged_files_once(claim: Claim) -> None:
+    save(checkpointer_in_this_process(claim), 10)
+    (entry,) = claim.head.checkpoints
+    workspace = Workspace(claim.store, "demo")
+    assert check_entry(workspace, entry, once=True) is None
+    path = workspace.folder(entry.key) / MODEL
+    then = path.stat().st_mtime_ns
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    os.utime(path, ns=(then, then))
+    assert check_entry(workspace, entry, once=True) is None
+    assert "altered" in str(check_entry(workspace, entry))
+    os.utime(path, ns=(then, then + 1))
+    assert "altered" in str(check_entry(workspace, entry, once=True))
 
 
 def test_when_no_listed_checkpoint_is_good_starting_over_is_left_to_a_person(claim: Claim) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pion.train.optimizer.state_pieces import Piece
 from pion.train.side_copy import SideCopy
 from pion.train.trainer import Trainer, TrainState
@@ -162,6 +162,17 @@ def has(loaded: Loaded, step: int) -> bool:
     )
 
 
+def no_commit(one: Saver) -> None:
+    """Let the store fail once, between the upload and the commit."""
+    working = one.claim.commit
+
+    def commit(change: Any) -> Any:
+        one.claim.commit = working  # type: ignore[method-assign]
+        raise StoreError("write", "HEAD.json", "no answer", outage=True)
+
+    one.claim.commit = commit  # type: ignore[method-assign]
+
+
 # ---------------------------------------------------------------- a save
 
 
@@ -267,6 +278,51 @@ def test_if_one_part_is_not_uploaded_head_keeps_the_old_checkpoint_and_the_next_
     folders = (tmp_path / "runs" / RUN / "checkpoints" / STAGE).iterdir()
     with_manifest = {path.name.split("-")[0] for path in folders if (path / MANIFEST).exists()}
     assert with_manifest == {"1", "3"}
+
+
+def save_the_same_step_again(rank: int, folder: Path) -> None:
+    with saver(folder, rank, 2) as one:
+        if rank == 0:
+            no_commit(one)
+        one.not_saved(1)
+        if rank == 0:
+            one.uploader.save = mock.Mock(side_effect=AssertionError("it is uploaded already"))
+        one.save(1)
+        if rank == 0:
+            del one.uploader.save
+        one.save(2)
+
+
+def test_only_the_commit_of_parts_is_made_again_and_no_rank_waits_for_an_upload(
+    tmp_path: Path,
+) -> None:
+    run_ranks(save_the_same_step_again, tmp_path, 2)
+    assert has(newest(tmp_path), 2)
+
+
+def a_rank_has_a_defect(rank: int, folder: Path) -> None:
+    with saver(folder, rank, 2) as one:
+        upload = one.uploader.save
+
+        def fails(request: SaveRequest) -> Saved:
+            one.uploader.save = upload
+            raise ValueError("three is not even")
+
+        if rank == 1:
+            one.uploader.save = fails
+        one.begin(1)
+        if one.own is not None:
+            one.own._join()
+        else:
+            expected = "worker 1 could not save its part: ValueError: three is not even"
+            with pytest.raises(PionError, match=expected):
+                one.checkpointer.wait()
+        one.save(2)
+
+
+def test_whatever_fails_while_a_rank_saves_its_part_is_said_by_rank_0(tmp_path: Path) -> None:
+    run_ranks(a_rank_has_a_defect, tmp_path, 2)
+    assert has(newest(tmp_path), 2)
 
 
 class BrokenCard(LateStreams):
@@ -382,14 +438,22 @@ def test_a_rank_killed_in_a_save_leaves_the_old_checkpoint(
 
 def real_uploaders(rank: int, folder: Path) -> None:
     """Rank 1's uploader, a process, is killed; later the process of rank 0."""
-    uploader = Uploader(Snapshot(), FileStore(folder / "runs").url)
+    uploader: Any = Uploader(Snapshot(), FileStore(folder / "runs").url)
+    ask = uploader._ask
+
+    def killed_when_asked(process: Any, request: SaveRequest) -> str | None:
+        uploader._ask = ask
+        os.kill(process.pid, signal.SIGSTOP)  # it can't answer before its end
+        process.kill()
+        return ask(process, request)
+
     with saver(folder, rank, 2, uploader) as one:
         one.save(1)
         for at, step in ((1, 2), (0, 4)):
             if rank == at:
-                os.kill(uploader._process.pid, signal.SIGSTOP)  # it can't answer before its end
-                uploader._process.kill()
-            assert rank or isinstance(one.not_saved(step), UploaderDied)
+                uploader._ask = killed_when_asked
+            error = one.not_saved(step)
+            assert rank or isinstance(error, UploaderDied)
             one.save(step + 1)
 
 

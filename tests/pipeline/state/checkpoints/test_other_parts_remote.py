@@ -17,17 +17,18 @@ from pipeline.state.checkpoints.restore import Found, load_folder, newest_good
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import StoreError, open_store
+from pipeline.state.stores import open_store
 from pipeline.state.workspace import Workspace
 from pipeline.training import saved_here as saved_here_module
 from pipeline.training.saved_here import saved_here
 from pipeline.training.train_request import Group
+from pipeline.training.watchdog import Watchdog
 from tests.pipeline.state.checkpoints.test_other_parts import (
     DIGEST,
     RUN,
     STAGE,
-    Saver,
     has,
+    no_commit,
     saver,
 )
 from tests.support.hub_server import USER, hub_server
@@ -59,17 +60,6 @@ def found_here(folder: Path) -> Found:
 
 
 # ---------------------------------------------------------------- one machine
-
-
-def no_commit(one: Saver) -> None:
-    """Let the store fail once, between the upload and the commit."""
-    working = one.claim.commit
-
-    def commit(change: Any) -> Any:
-        one.claim.commit = working  # type: ignore[method-assign]
-        raise StoreError("write", "HEAD.json", "no answer", outage=True)
-
-    one.claim.commit = commit  # type: ignore[method-assign]
 
 
 def save_without_commit(rank: int, folder: Path) -> None:
@@ -150,9 +140,14 @@ def save_on_two_machines(rank: int, folder: Path) -> None:
 
 
 def context_of(rank: int, folder: Path) -> Any:
-    workspace = Workspace(open_store((folder / "store").read_text()), RUN)
-    group = Group(rank, 3, distributed=True)
-    return SimpleNamespace(group=group, workspace=workspace, patiently=lambda work: work())
+    run = RunState(open_store((folder / "store").read_text()), RUN)
+    return SimpleNamespace(
+        group=Group(rank, 3, distributed=True),
+        run=run,
+        workspace=Workspace(run.store, RUN),
+        watchdog=Watchdog(print),
+        patiently=lambda work: work(),
+    )
 
 
 def test_each_machine_downloads_what_the_store_has_and_keeps_no_copy_of_parts(
