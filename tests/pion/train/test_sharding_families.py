@@ -58,7 +58,7 @@ class Work:
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=self.world_size
         )
-        results = {}
+        results: dict[str, Any] = {}
         for name, optimizer in self.cases:
             if self.from_one:
                 results[f"{name} {optimizer}"] = self.apart_by_step(name, optimizer, rank, folder)

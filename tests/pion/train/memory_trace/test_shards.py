@@ -63,7 +63,7 @@ def counted(config: ModelConfig, ranks: int, rows: int, dtype: str, *, recompute
         Shards(model, cpu, torch.bfloat16 if bf16 else torch.float32, 0, ranks)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        model.forward = partial(Decoder.losses, model)  # type: ignore[method-assign]
+        model.forward = partial(Decoder.losses, model)  # type: ignore[method-assign, assignment]
         tokens = torch.zeros(rows, config.seq_len, dtype=torch.int64)
         tracker = FSDPMemTracker(model)
         with tracker, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
