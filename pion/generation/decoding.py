@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pion.errors import BadInput
@@ -326,10 +327,10 @@ def last_logits(model: Decoder, hidden: Tensor, lengths: Sequence[int] | None = 
     With `lengths`, only so many tokens of each row count.
     """
     if lengths is None:
-        return model.logits(hidden[:, -1]).float()
+        return of_rank_0(model, model.logits(hidden[:, -1]).float())
     last = torch.tensor([length - 1 for length in lengths]).to(hidden.device, non_blocking=True)
     every = torch.arange(len(lengths), device=hidden.device)
-    return model.logits(hidden[every, last]).float()
+    return of_rank_0(model, model.logits(hidden[every, last]).float())
 
 
 @torch.inference_mode()
@@ -339,8 +340,21 @@ def every_logits(model: Decoder, hidden: Tensor) -> Tensor:
     With drafts (T > 1) they are on the CPU: the host draws several times, and must not wait for the
     GPU each time.
     """
-    logits = model.logits(hidden).float()
+    logits = of_rank_0(model, model.logits(hidden).float())
     return logits if logits.shape[1] == 1 else logits.cpu()
+
+
+def of_rank_0(model: Decoder, logits: Tensor) -> Tensor:
+    """Return the logits of rank 0, if ranks compute together with a sharded model.
+
+    GPUs of different types differ in the last bits. All ranks must draw the same ids: a rank that
+    ended a text before the others would leave them waiting.
+    """
+    if not model.sharded:
+        return logits
+    logits = logits.contiguous()
+    dist.broadcast(logits, src=0)
+    return logits
 
 
 @torch.inference_mode()

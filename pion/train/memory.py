@@ -12,6 +12,7 @@ from typing import Literal
 
 from pion.config.lora import Lora, lora_cost
 from pion.config.model_config import ModelConfig
+from pion.config.parts import Role
 from pion.model.feedforward.expert_products import product_path
 from pion.model.params_and_flops import (
     TokenFlops,
@@ -195,16 +196,19 @@ def _sharded_state(work: Workload) -> tuple[int, int, int]:
     A rank's part of a weight, of its gradient and of its moments have as many elements.
     """
     ranks = work.ranks
-    own = {role: 0 for _, role in shapes_and_roles(work.config)}
+    own: dict[Role, int] = {role: 0 for _, role in shapes_and_roles(work.config)}
     for shape, role in shapes_and_roles(work.config):
-        own[role] += math.prod(shape) if role in KEPT_WHOLE else part_of(shape, ranks)
+        own[role] += math.prod(shape) if role in KEPT_WHOLE else part_of(shape, ranks, role)
     every, rounding = sum(own.values()), ROUNDED_TO * cost_of(work.config).tensors
     if work.lora is not None:
         additions = lora_cost(work.config, work.lora)
-        # A part has whole rows, and there may be more ranks than rows.
-        learned = -(-additions.params // min(ranks, work.lora.rank))
+        in_products = sum(own[role] for role in ("matrix", "embedding", "head") if role in own)
+        frozen = work.stored_width * in_products + 4 * (every - in_products) + rounding
+        # A part has whole rows: of the matrices with LoRA's rank of them, so many.
+        rows = -(-work.lora.rank // ranks)
+        learned = -(-additions.params * rows // work.lora.rank)
         each = ROUNDED_TO * additions.tensors
-        return 4 * every + rounding + 8 * learned + 2 * each, 8 * learned + 3 * each, 0
+        return frozen + 8 * learned + 2 * each, 8 * learned + 3 * each, 0
     if work.only_draft:
         learned = own["draft"]
         return 4 * (every + learned) + 2 * rounding, 8 * learned + 3 * rounding, 0

@@ -11,12 +11,14 @@ from pion.config.parts import Role
 KEPT_WHOLE: tuple[Role, ...] = ("vector", "router", "recipe", "gate")
 
 
-def sharded_dim(shape: Sequence[int], ranks: int) -> int:
+def sharded_dim(shape: Sequence[int], ranks: int, role: Role) -> int:
     """Return the dimension in which a parameter is divided: the first, so that rows stay whole.
 
-    With more ranks than experts, the rows of each expert are divided, if they can be evenly.
+    With more ranks than experts, the rows of each expert are divided, if they can be evenly. A bank
+    of primitives is divided between them: its optimizer counts the steps of each.
     """
-    return 1 if len(shape) == 3 and ranks > shape[0] and shape[1] % ranks == 0 else 0
+    experts = role == "matrix" and len(shape) == 3
+    return 1 if experts and ranks > shape[0] and shape[1] % ranks == 0 else 0
 
 
 def own_rows(rows: int, rank: int, ranks: int) -> range:
@@ -25,8 +27,8 @@ def own_rows(rows: int, rank: int, ranks: int) -> range:
     return range(min(rank * most, rows), min((rank + 1) * most, rows))
 
 
-def part_of(shape: Sequence[int], ranks: int) -> int:
+def part_of(shape: Sequence[int], ranks: int, role: Role) -> int:
     """Return the elements that a rank keeps of a weight: whole rows. The last parts are filled up,
     so that all are equal."""
-    rows = shape[sharded_dim(shape, ranks)]
+    rows = shape[sharded_dim(shape, ranks, role)]
     return -(-rows // ranks) * (math.prod(shape) // rows)

@@ -65,9 +65,7 @@ class Shards:
         torch.empty(0, device=device)
         _copy_from_rank_0(model.state_dict().values(), device)
         self.without_values = {n for n, tensor in model.state_dict().items() if tensor.is_meta}
-        roles = parameter_roles(model)
-        whole = [model.get_parameter(name) for name in roles if roles[name] in KEPT_WHOLE]
-        _shard(model, whole, device, dtype, ranks)
+        _shard(model, device, dtype, ranks)
         _give_memory(model, device)
         # FSDP exchanges the parameters of the modules for gathered ones. These are the sharded.
         self._params = dict(model.named_parameters())
@@ -168,11 +166,12 @@ def _parameter_of(param: nn.Parameter, own: Tensor) -> nn.Parameter:
 
 def _shard(
     model: Decoder,
-    whole: list[nn.Parameter],
     device: torch.device,
     dtype: torch.dtype,
     ranks: int,
 ) -> None:
+    roles = {model.get_parameter(name): role for name, role in parameter_roles(model).items()}
+    whole = {param for param, role in roles.items() if role in KEPT_WHOLE}
     for param in whole:
         if not param.is_meta:
             param.data = param.data.to(device)
@@ -181,8 +180,8 @@ def _shard(
     blocks = MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False)
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (ranks,)),
-        "ignored_params": set(whole),
-        "shard_placement_fn": lambda param: Shard(sharded_dim(param.shape, ranks)),
+        "ignored_params": whole,
+        "shard_placement_fn": lambda param: Shard(sharded_dim(param.shape, ranks, roles[param])),
     }
     for block in model.layers:
         fully_shard(block, mp_policy=blocks, **settings)

@@ -63,10 +63,13 @@ def step_down(
             return StepDown(plan, dataclasses.replace(plan, micro_batch=half), why)
         if not plan.recompute:
             return StepDown(plan, dataclasses.replace(plan, recompute=True), why)
+        whole = plan.world_size > 1 and not plan.sharded
+        divide = ", or set hardware.fsdp: true, and the GPUs divide the model" if whole else ""
         raise StepTooLarge(
             "the model does not fit: training on one row with recomputed activations ran out of "
             f"the GPU's memory{_numbers(plan)}. Everything committed is safe. Use a larger GPU, a "
-            f"smaller model or a shorter data.seq_len. The GPU's error: {_first_lines(error)}"
+            f"smaller model or a shorter data.seq_len{divide}. The GPU's error: "
+            f"{_first_lines(error)}"
         ) from None
     wrong = isinstance(error, WrongGradients)
     smaller = _compiling_less(plan, uses_flex) if wrong or _is_compilers(error) else None

@@ -29,7 +29,9 @@ SOURCES = (
     "model",
     "train/memory_trace",
     "train/objective.py",
+    "train/preference.py",
     "train/preference_losses.py",
+    "train/shard_rules.py",
 )
 
 # Threads that want the same trace, such as the checks of a job, wait for the first. And two traces

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from pion.config.parts import Role
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
 from pion.model.skips_and_value_tables import ValueTables
@@ -87,10 +88,11 @@ def groups_of(model: Decoder, ranks: int) -> Groups:
     tables = [list(table.parameters()) for table in tables_of(model)]
     apart = {id(weight) for group in (*blocks, *tables) for weight in group}
     rest = [weight for weight in model.parameters() if id(weight) not in apart]
-    whole = {id(weight) for weight in kept_whole(model)}
+    roles = {model.get_parameter(name): role for name, role in parameter_roles(model).items()}
 
     def of(weights: Iterable[nn.Parameter]) -> Shards:
-        return shards_of([weight for weight in weights if id(weight) not in whole], ranks)
+        found = ((weight, roles[weight]) for weight in weights)
+        return shards_of([each for each in found if each[1] not in KEPT_WHOLE], ranks)
 
     return Groups(list(map(of, blocks)), list(map(of, tables)), of(rest))
 
@@ -111,14 +113,14 @@ def kept_whole(model: Decoder) -> list[nn.Parameter]:
     return [weight for name, weight in model.named_parameters() if roles[name] in KEPT_WHOLE]
 
 
-def shards_of(weights: Iterable[nn.Parameter], ranks: int) -> Shards:
-    """Return what the group of these weights needs."""
+def shards_of(weights: Iterable[tuple[nn.Parameter, Role]], ranks: int) -> Shards:
+    """Return what the group of these weights needs, each of which comes with its role."""
     gathered = given = stacks = gradients = summed = kept = 0
-    for weight in weights:
-        width, part = weight.element_size(), part_of(weight.shape, ranks)
+    for weight, role in weights:
+        width, part = weight.element_size(), part_of(weight.shape, ranks, role)
         gathered += _rounded(width * part * ranks)
         given += 0 if width == 4 else width * part
-        stacks += width * part * ranks if sharded_dim(weight.shape, ranks) else 0
+        stacks += width * part * ranks if sharded_dim(weight.shape, ranks, role) else 0
         if weight.requires_grad:
             gradients += _rounded(width * weight.numel())
             summed += 4 * part * ranks

@@ -84,11 +84,13 @@ class StepTrace:
             del total
             run_backward(roots, add_gradient)
             backward = max(self._live.history)
+        # The loss of gates calls the model's `logits` inside of `losses`. Then FSDP2 frees the rest
+        # after the forward pass, and gathers it again.
+        again = kept + rest.copied_out if self._what.config.gates else 0
         return Peaks(
             now.activations + rest.gathered - start,
             max(forward - start + rest.gathered, rest.copied_out),
-            # FSDP2 frees the rest after the forward pass, and gathers it again.
-            max(backward - start + rest.gathered, kept + rest.copied_out, groups.at_the_end),
+            max(backward - start + rest.gathered, again, groups.at_the_end),
         )
 
     @contextlib.contextmanager

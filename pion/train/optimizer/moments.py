@@ -45,15 +45,17 @@ def sharded_step_bytes(shapes: Sequence[Sequence[int]], width: int, ranks: int) 
     whole = [  # a rank has whole matrices of these stacks
         torch.Size((-(-shape[0] // ranks), *shape[1:]))
         for shape in shapes
-        if len(shape) == 3 and sharded_dim(shape, ranks) == 0
+        if len(shape) == 3 and sharded_dim(shape, ranks, "matrix") == 0
     ]
-    matrices = each_matrix([s for s in shapes if len(s) == 2 or sharded_dim(s, ranks)])
+    matrices = each_matrix([s for s in shapes if len(s) == 2 or sharded_dim(s, ranks, "matrix")])
     most = step_bytes(whole, width) if whole else 0
     sizes = [rows * cols for rows, cols in matrices]
     for by_rank in muon_rounds(deal_matrices(matrices, ranks), sizes, BATCH_ELEMENTS // ranks):
         owned = max(elements([matrices[n] for n in numbers]) for numbers in by_rank)
         # This rank's rows of all matrices of the round.
-        rows = sum(part_of(matrices[number], ranks) for numbers in by_rank for number in numbers)
+        rows = sum(
+            part_of(matrices[number], ranks, "matrix") for numbers in by_rank for number in numbers
+        )
         runs = [Counter(matrices[number] for number in numbers) for numbers in by_rank]
         computing = max(
             4 * count * each[0] * each[1] + orthogonalize_bytes(each, count, width)

@@ -198,7 +198,8 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     together = speed.tokens_per_second
     if together is not None and workers > 1:
         step = step_work(work, section.global_batch, micro_batch, recompute=recompute)
-        together = _of_all(step, workers, together, offer, num_nodes)
+        asked = hardware.sharded is True
+        together = _of_all(step, workers, together, offer, num_nodes, asked=asked)
     tokens = None
     if section.steps_are_known:
         tokens = section.total_steps * section.global_batch * work.seq_len
@@ -220,10 +221,17 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
 
 
 def _of_all(
-    work: StepWork, workers: int, tokens_per_second: float, offer: Offer, num_nodes: int
+    work: StepWork,
+    workers: int,
+    tokens_per_second: float,
+    offer: Offer,
+    num_nodes: int,
+    *,
+    asked: bool,
 ) -> float:
     """Return the tokens per second of all GPUs, of which one alone would have so many.
 
+    `asked` is whether the job says that they divide the model, if they do.
     Raises BadInput if machines that divide a model would wait for their link most of the time.
     """
     assert offer.gpu is not None
@@ -235,11 +243,15 @@ def _of_all(
         bytes_per_second=link.bytes_per_second,
     )
     if num_nodes > 1 and step.exchanging > step.computing:
+        machines = f"{num_nodes} machines of {offer.count} × {offer.gpu}"
+        why = f"the model fits on {machines} only if they divide its weights"
+        if asked:
+            why = f"hardware.fsdp: true divides the model's weights among {machines}"
+        change = "Remove hardware.fsdp, or use" if asked else "Use"
         raise BadInput(
-            f"the model fits on {num_nodes} machines of {offer.count} × {offer.gpu} only if they "
-            f"divide its weights, and the link is too slow: a step would exchange weights and "
+            f"{why}, and the link is too slow: a step would exchange weights and "
             f"gradients for {step.exchanging:.1f} s ({link.name}, {link.gb_per_second:g} GB/s) and "
-            f"compute for {step.computing:.1f} s. Use one machine with more or larger GPUs"
+            f"compute for {step.computing:.1f} s. {change} one machine with more or larger GPUs"
         )
     return step.tokens_per_second
 

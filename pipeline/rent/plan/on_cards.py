@@ -88,7 +88,7 @@ def on_cards(job: Job, guess: Estimate, num_nodes: int = 1) -> OnCards | None:
         link = link_of(offer.gpu, between_machines=num_nodes > 1 and cards > offer.count)
         # Fewer cards have more of the moments each, so they may have too little memory.
         as_asked = cards == asked or (cards > asked and not guess.sharded)
-        mine = guess if as_asked else _on_cards(job, guess, cards)
+        mine = guess if as_asked else _on_cards(job, guess, cards, num_nodes)
         stage = next((s for s in mine.stages if s.stage == longest.stage), longest)
         why_not = _why_not(job, mine, cards)
         step = None if why_not else _step(_work(job, offer.gpu, stage), cards, link, reached)
@@ -122,11 +122,16 @@ def _step(work: StepWork, cards: int, link: Link, flops_per_second: float) -> St
     )
 
 
-def _on_cards(job: Job, guess: Estimate, cards: int) -> Estimate:
-    """Return what the job takes on another number of cards than those of an estimate."""
+def _on_cards(job: Job, guess: Estimate, cards: int, num_nodes: int) -> Estimate:
+    """Return what the job takes on another number of cards than those of an estimate.
+
+    If they are those of several machines, more cards than a machine has are on as many machines as
+    that takes.
+    """
     hardware = job.hardware.model_copy(update={"workers": cards})
-    fewer = job.model_copy(update={"hardware": hardware})
-    return estimate(fewer, replace(guess.offer, count=cards))
+    other = job.model_copy(update={"hardware": hardware})
+    each = min(cards, guess.offer.count) if num_nodes > 1 else cards
+    return estimate(other, replace(guess.offer, count=each), num_nodes=-(-cards // each))
 
 
 def _longest(guess: Estimate) -> StageEstimate | None:

@@ -55,14 +55,17 @@ def moments_on(work: Workload, ranks: int) -> int:
 
 def _in_parts(work: Workload) -> InParts:
     """Return what cards send each other if they divide the weights of all blocks, and the rest."""
-    sizes = {True: 0, False: 0}
+    blocks = rest = 0
     for shape, role in shapes_and_roles(work.config):
-        if role not in KEPT_WHOLE:
-            sizes[role == "matrix"] += shape.numel()
+        if role == "matrix":
+            blocks += work.width * shape.numel()
+        elif role not in KEPT_WHOLE:
+            width = work.stored_width if role in ("embedding", "head") else FP32
+            rest += width * shape.numel()
     by_muon = elements(_matrices(work))
     return InParts(
-        blocks=work.width * sizes[True],
-        rest=FP32 * sizes[False],
+        blocks=blocks,
+        rest=rest,
         gradients=FP32 * _learned(work),
         matrices=(FP32 + work.width) * by_muon,
     )

@@ -156,11 +156,13 @@ COMMON = 80 * GIB
 
 def fewest_that_fit(job: Job, gpu: str) -> Estimate | None:
     """Return what the job takes on the fewest GPUs of one machine that it fits on; None if it does
-    not fit on the most of COUNTS, or if the job says how many workers there are."""
+    not fit on the most of COUNTS, or if the job says how many workers there are. Each GPU needs a
+    row of a step."""
     memory = GPU_TYPES[gpu].memory if gpu in GPU_TYPES else None
     if job.hardware.workers is not None or memory is None:
         return None
-    for count in COUNTS:
+    rows = min(job.section(stage).global_batch for stage in job.train_stages)
+    for count in (count for count in COUNTS if count <= rows):
         guess = estimate(job, Offer(gpu, count, None, None, False, None, None, memory, 0))
         if guess.fits:
             return guess

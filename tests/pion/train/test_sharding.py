@@ -36,6 +36,7 @@ from tests.support.whole_state import whole_state
 STEPS = 3
 # Experts, routers and Muon; value tables, wiring and windows; banks of primitives and AdamW.
 COMPARED = {"tachyon": "muon", "daisy": "adamw", "pilon": "muon"}
+FEW_PRIMITIVES = {"n": 2, "rank": 12, "top_k": 2, "bands": [[0], [1]], "diversity_weight": 0.01}
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,21 @@ def measure(process: Process) -> dict[str, Any]:
     return found
 
 
+def write_with_other_logits(process: Process) -> list[tuple[int, int | None]]:
+    """Let the likeliest id be another one on each rank."""
+    trainer = process.trainer()
+    logits_of = trainer.model.logits
+
+    def changed(hidden: torch.Tensor) -> torch.Tensor:
+        logits = logits_of(hidden).clone()
+        logits[..., 7 + process.rank] += 1000
+        return logits
+
+    with trainer.measuring(), mock.patch.object(trainer.model, "logits", changed):
+        texts = generate_batch(trainer.model, [[1, 2, 3], [4, 5]], stop_ids=[0], max_tokens=3)
+        return list(texts)
+
+
 def begin_without_weights(process: Process) -> dict[str, Any]:
     config = FAMILIES["tachyon"].config()
     torch.manual_seed(5)
@@ -180,11 +196,12 @@ def parts(process: Process) -> dict[str, Any]:
     }
 
 
-CHECKS: dict[str, Callable[[Process], dict[str, Any]]] = {
+CHECKS: dict[str, Callable[[Process], Any]] = {
     **{name: partial(follow, name=name, optimizer=kind) for name, kind in COMPARED.items()},
     "stop": stop_on_one_rank,
     "resume": resume,
     "measure": measure,
+    "logits": write_with_other_logits,
     "begin": begin_without_weights,
     "lora": adapt,
     "prefer": prefer,
@@ -233,6 +250,17 @@ def divide_experts(process: Process) -> dict[str, Any]:
     return {"measured": found, "shape": stacks[0]}
 
 
+def divide_primitives(process: Process) -> dict[str, Any]:
+    """Train banks of 2 primitives, save them and read them. Of 3 ranks, one has none of them."""
+    model = FAMILIES["pilon"].decoder(0, primitives=FEW_PRIMITIVES)
+    trainer = process.trainer("pilon", model=model, phases=())
+    found = train(trainer, STEPS)
+    saved = whole_state(trainer)
+    trainer.load(saved)
+    stacks = [list(param.shape) for param in trainer.optimizer.params if param.ndim == 3]
+    return {"measured": found, "shape": stacks[0], "read": same(saved, whole_state(trainer))}
+
+
 def meet(rank: int, size: int, path: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=size)
 
@@ -242,6 +270,7 @@ def work(rank: int, folder: Path) -> None:
     results: dict[str, Any] = {"changed": change_the_ranks(rank, folder)}
     meet(rank, 3, folder / "meet3")
     results["experts"] = divide_experts(Process(rank, 3, folder))
+    results["primitives"] = divide_primitives(Process(rank, 3, folder))
     dist.destroy_process_group()
     if rank < 2:
         meet(rank, 2, folder / "meet")
@@ -273,7 +302,8 @@ def alone(folder: Path, seen: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the results of one process that keeps the whole model."""
     process = Process(0, 1, folder)
     found = {name: CHECKS[name](process) for name in ALONE}
-    return found | {"experts": divide_experts(process)}
+    more = {"experts": divide_experts(process), "primitives": divide_primitives(process)}
+    return found | more
 
 
 def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
@@ -337,6 +367,24 @@ def test_more_ranks_than_experts_divide_each_expert(
     for process in seen:
         assert process["experts"]["shape"] == [experts, rows // 3, cols]
         assert_close(process["experts"]["measured"], alone["experts"]["measured"])
+
+
+def test_more_ranks_than_primitives_keep_each_primitive_whole(
+    seen: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    """The optimizer counts the steps of each primitive."""
+    _, *whole = alone["primitives"]["shape"]
+    found = [process["primitives"] for process in seen]
+    assert [each["shape"] for each in found] == [[count, *whole] for count in (1, 1, 0)]
+    for each in found:
+        assert_close(each["measured"], alone["primitives"]["measured"])
+        assert each["read"]
+
+
+def test_ranks_whose_logits_differ_write_the_same(ranks: list[dict[str, Any]]) -> None:
+    """Each rank has its own favorite id, as if its GPU rounded otherwise."""
+    assert ranks[0]["logits"] == ranks[1]["logits"]
+    assert {token for _, token in ranks[0]["logits"]} == {7, None}
 
 
 def test_ranks_measure_and_write_what_one_process_does(

@@ -118,6 +118,19 @@ def test_if_even_that_does_not_fit_the_run_ends_with_bad_input(text: RowStream) 
     training.close()
 
 
+@pytest.mark.parametrize(
+    ("several", "advice"),
+    [({}, False), ({"world_size": 2}, True), ({"world_size": 2, "sharded": True}, False)],
+)
+def test_ranks_that_have_the_whole_model_each_may_divide_it(
+    several: dict[str, Any], advice: bool
+) -> None:
+    plan = ComputePlan(micro_batch=1, recompute=True, **several)
+    with pytest.raises(StepTooLarge) as error:
+        step_down(plan, torch.OutOfMemoryError("Tried to allocate 2.00 GiB"))
+    assert ("or set hardware.fsdp: true" in str(error.value)) == advice
+
+
 def compiler_that_fails(*_: object) -> Callable[..., Any]:
     raise RuntimeError("no C compiler\nand many more\nlines")
 

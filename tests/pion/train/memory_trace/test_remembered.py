@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -83,6 +84,19 @@ def test_other_code_and_other_models_have_files_of_their_own(
     monkeypatch.setattr(remembered, "_code", lambda: "changed")
     remembered_peaks(traced(), 2, recompute=False)
     assert len(list(folder.iterdir())) == 3
+
+
+def test_each_module_of_the_trainer_that_a_trace_reads_belongs_to_the_code() -> None:
+    package = Path(remembered.__file__).parents[2]
+    read = {
+        f"{node.module.removeprefix('pion.').replace('.', '/')}.py"
+        for path in Path(remembered.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and "pion.train." in node.module
+    }
+    assert "train/shard_rules.py" in read
+    assert all((package / name).is_file() for name in read)
+    assert {name for name in read if not name.startswith(remembered.SOURCES)} == set()
 
 
 def test_threads_that_want_traces_at_the_same_time_leave_the_model_as_it_was() -> None:

@@ -1,15 +1,18 @@
 """The memory of a sharded step, compared with what torch's FSDPMemTracker counts of FSDP2 itself.
 
 A fake group stands for the other ranks, and fake tensors for the weights. The tracker hooks into
-`forward`, and not into the methods that `register_fsdp_forward_method` registers: so `losses` is
-the model's `forward` here. What follows the passes, such as the optimizer's step, it does not see.
+`forward`, and not into the methods that `register_fsdp_forward_method` registers: so `losses`, as
+it was before, is the model's `forward` here. A registered one would run FSDP's hooks twice. What
+follows the passes, such as the optimizer's step, the tracker does not see.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,13 +21,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.device_mesh import init_device_mesh
 
+from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
 from pion.model import decoder
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
+from pion.model.lora_projections import add_lora, additions
+from pion.model.params_and_flops import shapes_and_roles
 from pion.train import sharding
 from pion.train.memory import Workload, predict_memory
 from pion.train.memory_trace.stand_ins import replaced, stand_ins
+from pion.train.shard_rules import KEPT_WHOLE, part_of
 from pion.train.sharding import Shards
 from tests.cuda_rehearsal.fake_group import fake_group
 
@@ -56,7 +63,7 @@ def counted(config: ModelConfig, ranks: int, rows: int, dtype: str, *, recompute
         Shards(model, cpu, torch.bfloat16 if bf16 else torch.float32, 0, ranks)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        model.forward = model.losses  # type: ignore[method-assign, assignment]
+        model.forward = partial(Decoder.losses, model)  # type: ignore[method-assign, assignment]
         tokens = torch.zeros(rows, config.seq_len, dtype=torch.int64)
         tracker = FSDPMemTracker(model)
         with tracker, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -93,6 +100,46 @@ def check(config: ModelConfig, ranks: int, dtype: str, *, recompute: bool) -> No
 def test_the_prediction_is_never_under_and_at_most_15_percent_over(recompute: bool) -> None:
     config = ModelConfig.preset("tachyon-tiny", n_layers=3, seq_len=128, vocab_size=4096)
     check(config, 8, "bfloat16", recompute=recompute)
+
+
+LORA = Workload(
+    ModelConfig(
+        d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=160, vocab_size=512, seq_len=64
+    ),
+    64,
+    "bfloat16",
+    "adamw",
+    "cpu",
+    False,
+    lora=Lora(rank=4),
+    ranks=3,
+    sharded=True,
+)
+
+
+def test_a_frozen_base_is_counted_in_the_dtype_in_which_it_is_kept() -> None:
+    asked = dataclasses.replace(LORA, lora=Lora(rank=4, base_dtype="bfloat16"))
+    large, small = (
+        predict_memory(work, micro_batch=1, recompute=False).weights for work in (LORA, asked)
+    )
+    frozen = sum(
+        part_of(shape, 3, role)
+        for shape, role in shapes_and_roles(LORA.config)
+        if role not in KEPT_WHOLE
+    )
+    assert large - small == 2 * frozen
+
+
+def test_the_additions_of_the_rank_that_has_the_most_are_counted() -> None:
+    """4 rows over 3 ranks are 2, 2 and none. The model is wide: small tensors are rounded up."""
+    config = dataclasses.replace(LORA.config, d_model=1024, d_ff=2048)
+    with torch.device("meta"):
+        model = Decoder(config)
+        add_lora(model, Lora(rank=4), seed=0)
+    most = sum(part_of(each.shape, 3, "matrix") for each in additions(model).values())
+    work = dataclasses.replace(LORA, config=config)
+    found = predict_memory(work, micro_batch=1, recompute=False)
+    assert found.optimizer >= 8 * most
 
 
 @pytest.mark.soak

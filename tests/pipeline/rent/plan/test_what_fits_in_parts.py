@@ -9,13 +9,14 @@ import pytest
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.check.machines import _problem, _worker_problem
+from pipeline.rent.plan import on_cards as on_cards_of
 from pipeline.rent.plan import what_fits
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.on_cards import on_cards
 from pipeline.rent.plan.on_cards_table import as_json, notes
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.plan.step_seconds import InParts, StepWork, step_seconds
-from pipeline.rent.plan.what_fits import what_several_would_fit
+from pipeline.rent.plan.what_fits import fewest_that_fit, what_several_would_fit
 from tests.paths import JOBS
 from tests.pipeline.rent.plan.test_estimate import offer
 from tests.support.jobs import tiny_job
@@ -73,6 +74,14 @@ def test_the_largest_preset_fits_on_four_a40_and_not_on_eight_a4000() -> None:
     assert "write accelerators: A40:4 in the rental" in words
 
 
+def test_machines_with_more_gpus_than_a_step_has_rows_are_not_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(what_fits, "estimate", lambda job, offer: _as_small(job, offer))
+    """It fits on four; two are too few."""
+    assert fewest_that_fit(small(pretrain__global_batch=3), "A40") is None
+
+
 def test_a_job_that_fits_on_a_common_gpu_is_told_of_no_machine_with_several(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -113,7 +122,31 @@ def test_machines_that_a_slow_link_joins_do_not_divide_a_model() -> None:
     assert "Use one machine with more or larger GPUs" in guess.problem
 
 
+def test_a_job_that_asks_to_divide_the_model_is_told_to_remove_this() -> None:
+    roomy = cards(2, gib=8)
+    guess = estimate(small(hardware__fsdp=True), roomy, num_nodes=2)
+    assert guess.problem is not None
+    assert guess.problem.startswith("hardware.fsdp: true divides the model's weights among 2 mach")
+    assert "Remove hardware.fsdp, or use one machine" in guess.problem
+    assert estimate(small(), roomy, num_nodes=2).fits
+
+
 # ---------------------------------------------------------------- what is shown
+
+
+def test_more_cards_that_divide_a_model_are_on_more_machines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rows of four cards hide what they exchange, and those of eight do not."""
+    monkeypatch.setattr(on_cards_of, "CARDS", (8,))
+    fields = {"hardware__fsdp": True, "hardware__recompute": False}
+    job = small(data__seq_len=1536, pretrain__global_batch=100, **fields)
+    guess = estimate(job, cards(2, gib=44), num_nodes=2)
+    found = on_cards(job, guess, num_nodes=2)
+    assert found is not None
+    rows = {row.cards: row for row in found.rows}
+    assert rows[4].why_not is None
+    assert "4 machines of 2 × A40" in str(rows[8].why_not)
 
 
 def test_the_table_of_several_cards_says_which_divide_the_model() -> None:
