@@ -146,7 +146,7 @@ class _Preparing:
             finally:
                 for upload in uploads:
                     upload.stop()
-            folder = writer = begun[0]
+            writer = begun[0]
             if isinstance(writer, Writer):
                 uploads[0].close()
                 try:
@@ -159,6 +159,7 @@ class _Preparing:
                 with contextlib.suppress(BadInput, StoreError):  # pruning does it later
                     self._mark_left(prepared.fingerprint, folder, writer)
             else:
+                folder = writer
                 where = f"{self.start.run.store.url}/{SHARED}/{prepared.fingerprint[:12]}…"
                 rows = f"{prepared.report['train_rows']:,} rows to train on"
                 self.say(Note(f"{part} data: {rows}, prepared before in {where}"))
